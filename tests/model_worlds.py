@@ -18,8 +18,13 @@ from twotower.features.schema import Schema
 from twotower.model.branches.branch import TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.field_tables import FieldTables
-from twotower.model.inputs.carriers import Bag, Inputs, Padded, Prefixes
+from twotower.model.inputs.bag import Bag
+from twotower.model.inputs.code_layout import CodeLayout
+from twotower.model.inputs.padded import Padded
+from twotower.model.inputs.prefixes import Prefixes
 from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.inputs.tower_inputs import Inputs
+from twotower.model.pooling.pooling import Pooling
 from twotower.model.tables import Table
 from twotower.model.towers import Tower
 from twotower.model.two_tower import ModelConfig, TowerPair, TwoTower
@@ -142,6 +147,12 @@ def bias_of(module: object) -> Tensor:
     assert isinstance(module, nn.Linear | nn.LayerNorm)
     assert module.bias is not None
     return module.bias
+
+
+def pool(table: Tensor, codes: CodeLayout, pooling: Pooling) -> Tensor:
+    """The rows of a table, pooled by a fresh module."""
+    found: Tensor = pooling.build(table.shape[1], "f")(table, codes)
+    return found
 
 
 def bag_of(inputs: Inputs, name: str) -> Bag | Prefixes | Padded:

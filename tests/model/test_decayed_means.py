@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_worlds import bag_of, pair_of
+from model_worlds import bag_of, pair_of, pool
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard
@@ -29,9 +29,11 @@ from twotower.features.multi_hot import MultiHot
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.model.decayed_means import inverse_weight_sum
-from twotower.model.embeddings import pool
-from twotower.model.inputs.carriers import SCAN_CHUNK, Bag, Inputs, Padded, Prefixes
+from twotower.model.inputs.bag import Bag
+from twotower.model.inputs.padded import Padded
+from twotower.model.inputs.prefixes import SCAN_CHUNK, Prefixes
 from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.pooling import POOLINGS
 from twotower.model.pooling.decay import Decay
 from twotower.model.pooling.mean import Mean

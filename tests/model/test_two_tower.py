@@ -22,6 +22,7 @@ from model_worlds import (
     not_none,
     outputs_of,
     pair_of,
+    pool,
     topped,
     tower,
     weight_of,
@@ -33,10 +34,11 @@ from worlds import EVERYTHING_SCHEMA
 
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
-from twotower.model.embeddings import FieldEmbeddings, pool
+from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.field_tables import FieldTables
-from twotower.model.inputs.carriers import Bag, Inputs
+from twotower.model.inputs.bag import Bag
 from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.layers import Dropout, gather
 from twotower.model.pooling import POOLINGS, resolve
 from twotower.model.senet import SenetConfig, SenetGate

@@ -33,10 +33,12 @@ from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.side import SIDES, SideName
 from twotower.features.text import Text
-from twotower.model.attention import AttentionPool, HistoryEncoder, TransformerBlock
 from twotower.model.inputs.feed import feed
-from twotower.model.inputs.gather import padded
+from twotower.model.inputs.padded import pad
 from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.pooling.attention import AttentionPool
+from twotower.model.pooling.history_encoder import HistoryEncoder
+from twotower.model.pooling.transformer import TransformerBlock
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import ModelConfig, TwoTower
 from twotower.onnx.allow_list import ELEMENT_TYPES, MESSAGE_FIELDS, METADATA_KEYS, OPERATORS
@@ -635,7 +637,7 @@ def test_empty_short_and_long_histories_of_one_and_of_many_rows(
             if f.kind == "bag":
                 assert alone[f"bag{number}"].shape[1] == max(1, min(lengths[row], f.limit or 2000))
                 # More than is read may be given, and changes nothing.
-                alone[f"bag{number}"] = padded(columns[f.name], np.array([row]))  # type: ignore[arg-type]
+                alone[f"bag{number}"] = pad(columns[f.name], np.array([row]))  # type: ignore[arg-type]
         np.testing.assert_allclose(tower(alone)[0], together[row], rtol=1e-3, atol=1e-4)
     assert model.user_vectors(SideTensors(side, fields).take(np.zeros(0, np.int64))).shape == (0, tower.width)
     assert tower(feed(fields, columns, np.zeros(0, np.int64))).shape == (0, tower.width)
@@ -649,7 +651,7 @@ import sys
 import numpy as np, polars as pl
 import twotower.features.encoders, twotower.data.tables
 from twotower.model.inputs.feed import feed
-from twotower.model.inputs.gather import padded
+from twotower.model.inputs.padded import pad
 from twotower.features.field import InputField
 from twotower.arrays.ragged import Ragged
 from twotower.onnx.tower import OnnxTower

@@ -17,7 +17,7 @@ from twotower.data.tables import check
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.side import SideName
-from twotower.model.inputs.carriers import Inputs
+from twotower.model.inputs.tower_inputs import Inputs
 from twotower.train.batches import Batcher
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.pair_sampler import PairSampler

@@ -26,7 +26,8 @@ from twotower.data.tables import check
 from twotower.errors import ConfigError, Interrupted, TrainingError
 from twotower.features.categorical import Categorical
 from twotower.features.sequence import Sequence
-from twotower.model.inputs.carriers import Bag, Prefixes
+from twotower.model.inputs.bag import Bag
+from twotower.model.inputs.prefixes import Prefixes
 from twotower.model.pooling.decay import Decay
 from twotower.train.batches import ContrastiveBatch
 from twotower.train.checkpoint import Checkpoint

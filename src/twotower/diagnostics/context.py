@@ -16,8 +16,8 @@ from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST
 from twotower.evaluation.factors import Factors
 from twotower.features.side import SIDES, SideName
-from twotower.model.inputs.carriers import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.inputs.tower_inputs import Inputs
 from twotower.runs import Run
 from twotower.train.contrastive import contrastive_loss
 from twotower.train.losses.loss import PointwiseLoss

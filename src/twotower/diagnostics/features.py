@@ -18,7 +18,7 @@ from twotower.evaluation.metrics.auc import auc
 from twotower.features.side import SIDES, SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.embeddings import FieldEmbeddings
-from twotower.model.inputs.carriers import Inputs
+from twotower.model.inputs.tower_inputs import Inputs
 
 
 def statistics(context: DiagnosisContext) -> Iterator[Finding]:

@@ -12,27 +12,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from twotower.model.inputs.carriers import SCAN_CHUNK, Prefixes
+from twotower.arrays.types import F32, Float, Shaped
+from twotower.model.inputs.prefixes import SCAN_CHUNK, Prefixes
 from twotower.model.layers import gather
 
 
-def decayed_means(table: Tensor, prefixes: Prefixes, rates: tuple[float, ...]) -> Tensor:
-    """Map a table (rows, E) and U prefixes to (U, R E): for each of R rates sum_n rate^n x_n / sum_n rate^n, x_n the
+def decayed_means(
+    table: Float[Tensor, "rows E"], prefixes: Prefixes, rates: tuple[float, ...]
+) -> Float[Tensor, "U RE"]:
+    """Return for U prefixes for each of R rates sum_n rate^n x_n / sum_n rate^n, x_n the
     row of the interaction n steps before the latest; zeros for an empty prefix."""
     sums = decayed_sums(table, prefixes, rates)
     scale = torch.stack([inverse_weight_sum(prefixes.length, r) for r in rates], 1).to(sums.dtype)
     return (sums.view(len(sums), len(rates), -1) * scale[:, :, None]).flatten(1)
 
 
-def inverse_weight_sum(n: Tensor, rate: float) -> Tensor:
-    """Return 1 / (1 + rate + … + rate^(n-1)) for each of n (U,), and 0 where n = 0."""
+def inverse_weight_sum(n: Shaped[Tensor, "U"], rate: float) -> F32[Tensor, "U"]:
+    """Return 1 / (1 + rate + … + rate^(n-1)) for each n, and 0 where n = 0."""
     n = n.float()
     total = n if rate == 1 else (1 - rate**n) / (1 - rate)
     return torch.where(n > 0, 1 / total.clamp(min=1e-12), 0.0)
 
 
-def decayed_sums(table: Tensor, prefixes: Prefixes, rates: tuple[float, ...]) -> Tensor:
-    """Return the sums sum_n rate^n x_n of `decayed_means`, before the division: (U, R E)."""
+def decayed_sums(table: Float[Tensor, "rows E"], prefixes: Prefixes, rates: tuple[float, ...]) -> Float[Tensor, "U RE"]:
+    """Return the sums sum_n rate^n x_n of `decayed_means`, before the division."""
     device = table.device
     x = gather(table, prefixes.codes)  # (K, SCAN_CHUNK, E)
     rate = torch.tensor(rates, device=device)
@@ -56,6 +59,6 @@ def decayed_sums(table: Tensor, prefixes: Prefixes, rates: tuple[float, ...]) ->
     return (sums * (prefixes.length > 0).to(sums.dtype)[:, None, None]).flatten(1)
 
 
-def _shift_chunks(x: Tensor, chunks: int) -> Tensor:
-    """Shift (K, R, E) by `chunks` along the first axis and fill the start with zeros."""
+def _shift_chunks(x: Float[Tensor, "K R E"], chunks: int) -> Float[Tensor, "K R E"]:
+    """Shift by `chunks` along the first axis and fill the start with zeros."""
     return nn.functional.pad(x[:-chunks], (0, 0, 0, 0, chunks, 0))

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from twotower.arrays.types import Float, Int
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
-from twotower.model.inputs.carriers import AnyBag
-from twotower.model.tables import Table, bag_codes
+from twotower.model.inputs.code_layout import CodeLayout
+from twotower.model.tables import Table
 
 
 class TableRows(NamedTuple):
@@ -77,24 +78,24 @@ class FieldTables(nn.ModuleDict):
         assert isinstance(table, Table)
         return table
 
-    def first_rows(self, table: str) -> Tensor:
-        """Return the first row of each lookup field of a table (F,)."""
+    def first_rows(self, table: str) -> Int[Tensor, "F"]:
+        """Return the first row of each lookup field of a table."""
         return torch.tensor([self.place[f.name].first for f in self.lookups[table]])
 
-    def rows_of(self, field: str) -> Tensor:
-        """Return the rows (rows, width) of a field in its table."""
+    def rows_of(self, field: str) -> Float[Tensor, "rows E"]:
+        """Return the rows of a field in its table."""
         table, first, rows, _ = self.place[field]
         return self.table(table).rows(first, rows)
 
-    def for_bag(self, field: str, bag: AnyBag) -> tuple[Tensor, AnyBag]:
+    def for_bag(self, field: str, bag: CodeLayout) -> tuple[Float[Tensor, "rows E"], CodeLayout]:
         """Return the table that holds a field, and a bag of the field's codes in codes of that table."""
         table, first, rows, _ = self.place[field]
         return self.table(table).for_bag(first, rows, bag)
 
-    def codes_of_bag(self, field: str, bag: AnyBag) -> Iterator[tuple[Table, Tensor]]:
+    def codes_of_bag(self, field: str, bag: CodeLayout) -> Iterator[tuple[Table, Int[Tensor, "n"]]]:
         """Yield (table, rows) for the rows that pooling a bag of a field's codes may read."""
         table, first, _, _ = self.place[field]
-        codes = bag_codes(bag) + first
+        codes = bag.flat() + first
         yield self.table(table), torch.cat([codes, codes.new_tensor([first + UNKNOWN])])
 
     def check_shared(self, reader: InputField) -> None:

@@ -9,7 +9,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-from twotower.model.inputs.carriers import AnyBag, Bag
+from twotower.arrays.types import F32, Float, Int
+from twotower.model.inputs.code_layout import CodeLayout
 from twotower.model.layers import gather
 
 NORMAL_BLOCK = 2**20
@@ -51,7 +52,7 @@ class Table(nn.Embedding):
         if zero_row is not None:
             nn.init.zeros_(self.weight[zero_row])
 
-    def initial_rows(self, block: int = NORMAL_BLOCK) -> Iterator[tuple[slice, Tensor]]:
+    def initial_rows(self, block: int = NORMAL_BLOCK) -> Iterator[tuple[slice, F32[Tensor, "n E"]]]:
         """Yield the initial rows of a deferred table and their numbers, about `block` numbers at a time."""
         if self._initial is None:
             raise RuntimeError("a table that holds its rows has no deferred ones")
@@ -67,15 +68,15 @@ class Table(nn.Embedding):
         for _ in _normal(self.num_embeddings, self.embedding_dim, std, NORMAL_BLOCK):
             pass
 
-    def forward(self, codes: Tensor) -> Tensor:
-        """Return the rows at codes (…): (…, width)."""
+    def forward(self, codes: Int[Tensor, "*n"]) -> Float[Tensor, "*n E"]:
+        """Return the rows at codes."""
         return gather(self.weight, codes)
 
-    def rows(self, first: int, rows: int) -> Tensor:
-        """Return `rows` rows from the row `first` on: (rows, width)."""
+    def rows(self, first: int, rows: int) -> Float[Tensor, "n E"]:
+        """Return `rows` rows from the row `first` on."""
         return self.weight if len(self.weight) == rows else self.weight[first : first + rows]
 
-    def for_bag(self, first: int, rows: int, bag: AnyBag) -> tuple[Tensor, AnyBag]:
+    def for_bag(self, first: int, rows: int, bag: CodeLayout) -> tuple[Float[Tensor, "n E"], CodeLayout]:
         """Return a table for `bag`, whose code 0 is the row `first`, and the bag in codes of that table."""
         return self.rows(first, rows), bag
 
@@ -87,12 +88,7 @@ def named_tables(module: nn.Module) -> Iterator[tuple[str, Table]]:
             yield name, submodule
 
 
-def bag_codes(bag: AnyBag) -> Tensor:
-    """Return all codes of a bag, flat (L,) int64; padding becomes 0."""
-    return (bag.values if isinstance(bag, Bag) else bag.codes.flatten().clamp(min=0)).long()
-
-
-def _normal(rows: int, width: int, std: float, block: int) -> Iterator[tuple[slice, Tensor]]:
+def _normal(rows: int, width: int, std: float, block: int) -> Iterator[tuple[slice, F32[Tensor, "n E"]]]:
     """Yield the rows and numbers that `Tensor.normal_` draws for (rows, width), about `block` at a time; none for an `std` of 0.
 
     A CPU draws in groups of 16 and, for a remainder, draws the last 16 numbers again. Therefore every block but the

@@ -18,7 +18,7 @@ from twotower.model.branches.branch import Branch, TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.field_tables import FieldTables
 from twotower.model.head import TowerHead
-from twotower.model.inputs.carriers import Inputs
+from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.layers import Dropout, norm_activation_dropout, normalize_pieces
 from twotower.model.senet import SenetConfig, SenetGate
 from twotower.model.tables import Table

@@ -22,7 +22,7 @@ from twotower.features.field import InputField
 from twotower.features.side import SIDES, SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.field_tables import FieldTables
-from twotower.model.inputs.carriers import Inputs
+from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.tables import Table
 from twotower.model.towers import Tower, TowerConfig, select_fields
 from twotower.section import Section

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
 import numpy as np
 
 from twotower.errors import RunError
 from twotower.features.field import InputField
 from twotower.features.side import SideName
-from twotower.model.attention import HistoryEncoder
 from twotower.model.branches.branch import TowerBranch
-from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.layers import lower_normalized_pieces
 from twotower.model.lowering import lower
 from twotower.model.towers import Tower
 from twotower.model.two_tower import FirstOrder, TwoTower
-from twotower.onnx.attention import history_nodes
 from twotower.onnx.builder import MAX_TABLE_BYTES, GraphBuilder
-from twotower.onnx.pooling import pooling_nodes
 
 _TOWER_MODULES = {"embeddings", "senet", "field_dropout", "branches", "augmented", "layers", "head"}
 """Modules of a tower that the exporter knows."""
@@ -70,7 +64,7 @@ def _tower(g: GraphBuilder, tower: Tower, names: dict[str, str], number: int) ->
         raise RunError(
             f"a tower with the module '{min(unknown)}' cannot be exported; the model is newer than the exporter"
         )
-    joined = _fields(g, tower.embeddings, names, number)
+    joined = tower.embeddings.lower(g, names, number)
     if tower.pieces:
         joined = lower_normalized_pieces(g, joined, tower.pieces)
     if tower.senet is not None:
@@ -88,28 +82,6 @@ def _tower(g: GraphBuilder, tower: Tower, names: dict[str, str], number: int) ->
         rows = g("Gather", g.constant(tower.augmented.table.weight, (number, "augmented")), codes, axis=0)
         parts.append(g.reshape(rows, tower.augmented.width))
     return tower.head.lower(g, lower(tower.layers, g, g.concat(parts)), joined)
-
-
-def _fields(g: GraphBuilder, embeddings: FieldEmbeddings, names: dict[str, str], key: Hashable) -> str:
-    """Build `FieldEmbeddings.forward`; `names` maps a field to its input, `key` tells the pairs' constants apart."""
-    parts = []
-    for table, columns, first_rows in embeddings.lookups():
-        codes = "lookup" if columns is None else g("Gather", "lookup", g.constant(columns), axis=1)
-        weight = g.constant(table.weight, (key, "lookup", table.embedding_dim))
-        rows = g("Gather", weight, g("Add", codes, g.constant(first_rows)), axis=0)
-        parts.append(g.reshape(rows, len(first_rows) * table.embedding_dim))
-    for name, f in embeddings.others.items():
-        if f.kind == "dense":
-            parts.append(lower(embeddings.projections[name], g, names[f.name]))
-            continue
-        table_rows = g.constant(embeddings.rows_of(f.name), (key, "bag", f.share_with, "" if f.share_with else f.name))
-        if name in embeddings.encoders:
-            encoder = embeddings.encoders[name]
-            assert isinstance(encoder, HistoryEncoder)
-            parts.append(history_nodes(g, encoder, table_rows, names[f.name]))
-        else:
-            parts.append(pooling_nodes(g, table_rows, names[f.name], f, embeddings.poolings[f.name]))
-    return g.concat(parts)
 
 
 def _first_order(g: GraphBuilder, linear: FirstOrder, like: str) -> str:

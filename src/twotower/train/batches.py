@@ -15,8 +15,8 @@ from torch import Tensor
 
 from twotower.arrays.sets import DistinctRows
 from twotower.arrays.types import Codes, Ints
-from twotower.model.inputs.carriers import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.inputs.tower_inputs import Inputs
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.evaluation.factors import Factors
 from twotower.features.side import SIDES, SideName
-from twotower.model.inputs.carriers import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.two_tower import TwoTower, evaluation_mode
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from twotower.arrays.ragged import Ragged, row_of
 from twotower.data.dataset import Dataset
 from twotower.features.side import SideName
-from twotower.model.inputs.gather import ColumnRows, OneRow, TowerFields, gather, padded
+from twotower.model.inputs.gather import ColumnRows, OneRow, TowerFields, gather
+from twotower.model.inputs.padded import pad
 
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -49,7 +50,7 @@ def arrays(gathered: tuple[Any, dict[str, Any], dict[str, Any]]) -> list[Any]:
 
 def test_padded_codes_are_the_last_of_each_row_and_an_empty_row_is_padding() -> None:
     ragged = Ragged(np.array([1, 2, 3, 4], np.int32), np.array([0, 3, 3, 4]))
-    assert padded(ragged, np.array([2, 0, 1])).tolist() == [[4, -1, -1], [1, 2, 3], [-1, -1, -1]]
-    assert padded(ragged, np.array([0, 1]), limit=2).tolist() == [[2, 3], [-1, -1]]
-    assert padded(ragged, np.array([1])).tolist() == [[-1]]
-    assert padded(ragged, np.zeros(0, np.int64)).shape == (0, 1)
+    assert pad(ragged, np.array([2, 0, 1])).tolist() == [[4, -1, -1], [1, 2, 3], [-1, -1, -1]]
+    assert pad(ragged, np.array([0, 1]), limit=2).tolist() == [[2, 3], [-1, -1]]
+    assert pad(ragged, np.array([1])).tolist() == [[-1]]
+    assert pad(ragged, np.zeros(0, np.int64)).shape == (0, 1)

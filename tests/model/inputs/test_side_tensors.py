@@ -16,7 +16,7 @@ from twotower.arrays.ragged import Ragged
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TRAIN
 from twotower.features.side import SideName
-from twotower.model.inputs.carriers import Bag
+from twotower.model.inputs.bag import Bag
 
 # The dataset is not changed by a test, so hypothesis may see one for all its examples.
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from twotower.arrays.ragged import Column
 from twotower.features.field import InputField
-from twotower.model.inputs.carriers import Array
+from twotower.model.inputs.code_layout import Array
 from twotower.model.inputs.gather import ColumnRows, R, TowerFields, gather
 
 Feed = dict[str, Array]

@@ -12,9 +12,10 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from twotower.arrays.ragged import Column, Ragged, Values, run_indices
+from twotower.arrays.ragged import Column, Ragged, Values
 from twotower.arrays.types import Codes, Floats, Ints
 from twotower.features.field import InputField
+from twotower.model.inputs.padded import pad
 
 
 class TowerFields:
@@ -42,7 +43,7 @@ class RowSource(Protocol):
         """Return the numbers (U, length) of a field."""
 
     def padded(self, field: InputField) -> Ints:
-        """Return the codes (U, T) of a field of many codes, as `padded` does."""
+        """Return the codes (U, T) of a field of many codes, as `pad` does."""
 
 
 R = TypeVar("R", bound=RowSource)
@@ -88,7 +89,7 @@ class ColumnRows:
         return self._flat(name).astype(np.float32, copy=False)
 
     def padded(self, field: InputField) -> Ints:
-        return padded(self.ragged(field.name), self.numbers, field.limit)
+        return pad(self.ragged(field.name), self.numbers, field.limit)
 
     def ragged(self, name: str) -> Ragged:
         """Return a whole column of many codes."""
@@ -122,17 +123,3 @@ class OneRow:
 
 
 _NO_CODES = np.array([-1], np.int32)
-
-
-def padded(ragged: Ragged, rows: npt.NDArray[np.integer], limit: int = 0) -> Ints:
-    """Return the codes (U, T) of `rows` (U,), -1 after the end of a row; T is the length of the longest, at least 1.
-
-    With `limit`, only the last `limit` codes of each row."""
-    rows = rows.astype(np.int64, copy=False)  # rows + 1 may overflow a narrow type
-    starts = ragged.offsets[rows]
-    lengths = ragged.offsets[rows + 1] - starts
-    if limit:
-        starts, lengths = starts + np.maximum(lengths - limit, 0), np.minimum(lengths, limit)
-    out = np.full((len(rows), max(1, int(lengths.max(initial=0)))), -1, np.int64)
-    out[np.arange(out.shape[1]) < lengths[:, None]] = ragged.values[run_indices(starts, lengths)]
-    return out

@@ -8,16 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.arrays.ragged import Ragged, offsets_of, stable_order
+from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Bools, Ints
 from twotower.data.dataset import Side
 from twotower.features.field import InputField
-from twotower.model.inputs.carriers import AnyBag, Array, Bag, Inputs, Padded
-from twotower.model.inputs.gather import ColumnRows, TowerFields, gather, padded
-from twotower.model.inputs.histories import history_windows, prefixes
+from twotower.model.inputs.bag import Bag, bag_in_both_orders, bag_without_order, without_holes
+from twotower.model.inputs.code_layout import Array, CodeLayout
+from twotower.model.inputs.gather import ColumnRows, TowerFields, gather
+from twotower.model.inputs.padded import Padded, pad
+from twotower.model.inputs.prefixes import take_prefixes
 from twotower.model.inputs.timeline import TimelinePositions
-
-_NO_ORDER = np.zeros(0, np.int32)
+from twotower.model.inputs.tower_inputs import Inputs
+from twotower.model.inputs.windows import take_windows
 
 
 class SideTensors:
@@ -62,7 +64,7 @@ class SideTensors:
                 self._kept[f.name] = np.ones(len(self._sequences[f.name].values), bool)
             kept, holes = self._kept[f.name], self._positions(f.name).find(left_out)
             kept[holes] = False
-            ragged = _without_holes(self._sequences[f.name], selected.numbers, kept)
+            ragged = without_holes(self._sequences[f.name], selected.numbers, kept)
             kept[holes] = True
             return _carry(f, ragged)
 
@@ -73,24 +75,24 @@ class SideTensors:
         row."""
         distinct, which = np.unique(rows, return_inverse=True)
 
-        def carry(selected: ColumnRows, f: InputField) -> AnyBag[Array]:
+        def carry(selected: ColumnRows, f: InputField) -> CodeLayout[Array]:
             if f.name not in self._sequences:
                 return _carry(f, selected.ragged(f.name), selected.numbers)
             length = self._positions(f.name).prefix_lengths(rows, interactions)
             if f.limit:
-                return history_windows(self._sequences[f.name], distinct, which, length, f.limit)
-            return prefixes(self._sequences[f.name], distinct, which, length)
+                return take_windows(self._sequences[f.name], distinct, which, length, f.limit)
+            return take_prefixes(self._sequences[f.name], distinct, which, length)
 
         return self._tensors(rows, carry)
 
-    def _tensors(self, rows: Ints, carry: Callable[[ColumnRows, InputField], AnyBag[Array]]) -> Inputs:
+    def _tensors(self, rows: Ints, carry: Callable[[ColumnRows, InputField], CodeLayout[Array]]) -> Inputs:
         return tensors(self._fields, ColumnRows(self._columns, rows, self._lookup), carry, self.device)
 
 
 def tensors(
     fields: TowerFields,
     rows: ColumnRows,
-    carry: Callable[[ColumnRows, InputField], AnyBag[Array]],
+    carry: Callable[[ColumnRows, InputField], CodeLayout[Array]],
     device: torch.device,
 ) -> Inputs:
     """Return the features of some rows as tensors on a device."""
@@ -109,28 +111,11 @@ def carry_forward(rows: ColumnRows, f: InputField) -> Bag[Array] | Padded[Array]
         return Padded(rows.padded(f))
     ragged = rows.ragged(f.name)
     part = ragged.take(rows.numbers) if rows.slice is None else ragged.part(rows.slice)
-    return Bag(part.values, part.offsets.astype(np.int32), _NO_ORDER, _NO_ORDER)
+    return bag_without_order(part)
 
 
 def _carry(f: InputField, ragged: Ragged, rows: Ints | None = None) -> Bag[Array] | Padded[Array]:
     """Carry the codes of some rows, None for all; for attention only the last `limit` of each row."""
     if f.limit:
-        return Padded(padded(ragged, np.arange(len(ragged)) if rows is None else rows, f.limit))
+        return Padded(pad(ragged, np.arange(len(ragged)) if rows is None else rows, f.limit))
     return bag_in_both_orders(ragged if rows is None else ragged.take(rows), f.rows)
-
-
-def _without_holes(ragged: Ragged, rows: Ints, kept: Bools) -> Ragged:
-    """Return some rows, without the values that are not `kept`."""
-    indices, lengths = ragged.indices(rows)
-    keep = kept[indices]
-    owners = np.repeat(np.arange(len(rows)), lengths)[keep]
-    return Ragged(ragged.values[indices[keep]], offsets_of(np.bincount(owners, minlength=len(rows))))
-
-
-def bag_in_both_orders(ragged: Ragged, table_rows: int) -> Bag[Array]:
-    """Return the bags of all rows, whose codes are below `table_rows`."""
-    order = stable_order(ragged.values)
-    code_offsets = np.zeros(table_rows + 1, np.int32)
-    np.cumsum(np.bincount(ragged.values, minlength=table_rows), out=code_offsets[1:])
-    row = np.repeat(np.arange(len(ragged), dtype=np.int32), ragged.lengths)
-    return Bag(ragged.values, ragged.offsets.astype(np.int32), row[order], code_offsets)

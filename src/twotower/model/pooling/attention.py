@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import TYPE_CHECKING
 
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from twotower.arrays.types import Bool, Float
+from twotower.model.lowering import lower, lower_linear
+from twotower.model.pooling.history_encoder import (
+    HistoryBlock,
+    HistoryEncoder,
+    Queries,
+    apply_rotary,
+    check_heads,
+    lower_attention,
+    lower_heads,
+    lower_rotary,
+)
 from twotower.model.pooling.pooling import Pooling
+
+if TYPE_CHECKING:
+    from twotower.onnx.builder import GraphBuilder
 
 
 class Attention(Pooling):
@@ -23,3 +42,42 @@ class Attention(Pooling):
     input_dropout: float = Field(
         0.2, ge=0, lt=1, description="Dropout rate of the item embeddings that attention reads."
     )
+
+    def build(self, width: int, name: str) -> HistoryEncoder:
+        """Return the encoder. Raises ConfigError if 2 x heads does not divide `width`."""
+        check_heads(width, self.heads, name)
+        return HistoryEncoder(width, self.window, self.input_dropout, [AttentionPool(width, self)])
+
+
+class AttentionPool(HistoryBlock):
+    """Attention with one learned query per head."""
+
+    def __init__(self, width: int, config: Attention) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.query = nn.Parameter(torch.randn(self.heads, 1, width // self.heads))
+        self.norm = nn.LayerNorm(width)
+        self.key_value, self.out = nn.Linear(width, 2 * width), nn.Linear(width, width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "R W E"],
+        mask: Bool[Tensor, "R 1 W W"],
+        cos: Float[Tensor, "W half"],
+        sin: Float[Tensor, "W half"],
+    ) -> Float[Tensor, "R W E"]:
+        r, w, width = x.shape
+        key, value = self.key_value(self.norm(x)).view(r, w, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query = apply_rotary(self.query.to(key.dtype).expand(self.heads, w, -1), cos, sin).expand(r, -1, -1, -1)
+        attended = nn.functional.scaled_dot_product_attention(query, apply_rotary(key, cos, sin), value, attn_mask=mask)
+        out: Tensor = self.out(attended.transpose(1, 2).reshape(r, w, width))
+        return out
+
+    def lower(self, g: GraphBuilder, x: str, queries: Queries, every: Queries) -> str:
+        width = self.out.in_features // self.heads
+        normed = lower(self.norm, g, x)
+        pairs = zip(self.key_value.weight.chunk(2), self.key_value.bias.chunk(2), strict=True)
+        key, value = (lower_heads(g, lower_linear(g, normed, w, b), every.shape, self.heads, width) for w, b in pairs)
+        query = lower_rotary(g, g.constant(self.query[None]), queries.angles)  # (U, heads, Q, width)
+        attended = lower_attention(g, query, lower_rotary(g, key, every.angles), value, queries.mask, width)
+        return lower(self.out, g, attended)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
+import torch
 from pydantic import Field
+from torch import Tensor, nn
 
-from twotower.model.pooling.pooling import Pooling
+from twotower.arrays.types import Bool, Float
+from twotower.model.decayed_means import decayed_means, inverse_weight_sum
+from twotower.model.inputs.bag import Bag
+from twotower.model.inputs.prefixes import Prefixes
+from twotower.model.pooling.pooling import Pooling, PoolingLayer, lower_known
+
+if TYPE_CHECKING:
+    from twotower.onnx.builder import GraphBuilder
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 
@@ -31,3 +42,48 @@ class Decay(Pooling):
     def pieces(self) -> int:
         """Number of rates."""
         return len(self.rates)
+
+    def build(self, width: int, name: str) -> DecayLayer:
+        """Return the means."""
+        return DecayLayer(width, self.rates)
+
+
+class DecayLayer(PoolingLayer):
+    """Decayed means: R rates, (U, R E)."""
+
+    def __init__(self, width: int, rates: tuple[float, ...]) -> None:
+        super().__init__()
+        self.width, self.rates = width, rates
+
+    def pool(self, rows: Float[Tensor, "U T E"], known: Bool[Tensor, "U T"]) -> Float[Tensor, "U RE"]:
+        position = torch.arange(known.shape[1], device=known.device)
+        age = (known.sum(1)[:, None] - 1 - position).clamp(min=0)
+        weights = torch.stack([torch.pow(torch.tensor(r), age) for r in self.rates], 1) * known[:, None]  # (U, R, T)
+        weights = weights / weights.sum(2, keepdim=True).clamp(min=1e-12)
+        return (weights.to(rows.dtype) @ rows).flatten(1)
+
+    def pool_prefixes(self, table: Float[Tensor, "rows E"], prefixes: Prefixes) -> Float[Tensor, "U RE"]:
+        return decayed_means(table, prefixes, self.rates)
+
+    def pool_bag(self, table: Float[Tensor, "rows E"], bag: Bag) -> Float[Tensor, "U RE"]:
+        n = bag.lengths
+        row = torch.repeat_interleave(torch.arange(len(n), device=n.device), n)
+        age = bag.offsets[1:][row] - 1 - torch.arange(len(row), device=n.device)
+        out = []
+        for rate in self.rates:
+            weights = torch.pow(torch.tensor(rate, dtype=table.dtype, device=n.device), age)
+            total = nn.functional.embedding_bag(
+                bag.values, table, bag.offsets, mode="sum", include_last_offset=True, per_sample_weights=weights
+            )
+            out.append(total * inverse_weight_sum(n, rate).to(total.dtype)[:, None])
+        return torch.cat(out, 1)
+
+    def lower(self, g: GraphBuilder, table: str, codes: str) -> str:
+        known = lower_known(g, codes)
+        age = g("Unsqueeze", g("Sub", g.reduce("Sum", known, 1), g("CumSum", known, g.constant(1))), g.constant([1]))
+        # rate^age = exp(age log rate): the Pow of onnxruntime takes twenty times as long. e^-1000 is 0, as is rate 0.
+        rates = g.constant(np.array([math.log(r) if r else -1000.0 for r in self.rates], np.float32)[:, None])
+        weights = g("Mul", g("Exp", g("Mul", rates, age)), g("Unsqueeze", known, g.constant([1])))  # (U, R, T)
+        weights = g("Div", weights, g("Max", g.reduce("Sum", weights, 2), g.constant(1e-12)))
+        rows = g("Gather", table, codes, axis=0)  # (U, T, width); -1 takes a row of weight 0
+        return g.reshape(g("MatMul", weights, rows), self.width * len(self.rates))

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
+from torch import Tensor, nn
 
+from twotower.arrays.types import Bool, Float
 from twotower.kinds import Kind
+from twotower.model.inputs.bag import Bag
+from twotower.model.inputs.code_layout import CodeLayout
+from twotower.model.inputs.padded import Padded
+from twotower.model.inputs.prefixes import Prefixes
+from twotower.model.inputs.windows import HistoryWindows
+from twotower.model.layers import gather
+
+if TYPE_CHECKING:
+    from twotower.onnx.builder import GraphBuilder
 
 
 class Pooling(Kind):
@@ -26,6 +38,11 @@ class Pooling(Kind):
         """Number of vectors of the field's width that the pooling gives side by side."""
         return 1
 
+    @abstractmethod
+    def build(self, width: int, name: str) -> PoolingLayer:
+        """Return a fresh module over embeddings of a width. Raises ConfigError, which names the feature `name`, for options
+        that do not fit it."""
+
     @property
     def in_order(self) -> bool:
         """True if the vector depends on the order of the codes."""
@@ -38,3 +55,44 @@ class Pooling(Kind):
         if self.window and not self.reads_windows:
             raise ValueError(f"pooling '{self.kind}' reads the whole history; leave out window, or set max_length")
         return self
+
+
+class PoolingLayer(nn.Module):
+    """Module of a pooling: the rows of a table (rows, E) at the codes of U bags or histories -> (U, pieces E).
+
+    A layer of one's own has `pool` and `lower`. The other methods, one for each layout of codes, are ways to pool without
+    padding all rows to one length; each gives what `pool` gives."""
+
+    def forward(self, table: Float[Tensor, "rows E"], codes: CodeLayout) -> Float[Tensor, "U O"]:
+        """Return the pooled rows; zeros for a row without codes."""
+        return codes.pooled(self, table)
+
+    def pool(self, rows: Float[Tensor, "U T E"], known: Bool[Tensor, "U T"]) -> Float[Tensor, "U O"]:
+        """Return the pooled `rows`, in order of time, of which those that are not `known` are padding at the end."""
+        raise NotImplementedError
+
+    def lower(self, g: GraphBuilder, table: str, codes: str) -> str:
+        """Build the nodes of `pool` in evaluation mode, of a table (rows, E) at codes (U, T), -1 after the end of a row;
+        return the name of the output."""
+        raise NotImplementedError
+
+    def pool_padded(self, table: Float[Tensor, "rows E"], padded: Padded) -> Float[Tensor, "U O"]:
+        """Pool whole rows, padded."""
+        return self.pool(gather(table, padded.codes.clamp(min=0)), padded.codes >= 0)
+
+    def pool_bag(self, table: Float[Tensor, "rows E"], bag: Bag) -> Float[Tensor, "U O"]:
+        """Pool whole rows."""
+        return self.pool_padded(table, bag.padded())
+
+    def pool_prefixes(self, table: Float[Tensor, "rows E"], prefixes: Prefixes) -> Float[Tensor, "U O"]:
+        """Pool beginnings of sequences."""
+        return self.pool_padded(table, prefixes.padded())
+
+    def pool_windows(self, table: Float[Tensor, "rows E"], windows: HistoryWindows) -> Float[Tensor, "U O"]:
+        """Pool beginnings of sequences, of which only the latest codes are read."""
+        return self.pool_padded(table, windows.padded())
+
+
+def lower_known(g: GraphBuilder, codes: str) -> str:
+    """Build 1.0 for each code, and 0.0 for padding: (U, T)."""
+    return g("Cast", g("GreaterOrEqual", codes, g.constant(0)), to=g.onnx.TensorProto.FLOAT)

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from twotower.arrays.types import Float, Shaped
 from twotower.model.pooling.pooling import Pooling
+from twotower.model.pooling.sum import SumLayer
+
+if TYPE_CHECKING:
+    from twotower.onnx.builder import GraphBuilder
 
 
 class Sqrt(Pooling):
     """Sum of the embeddings divided by sqrt(n): the length of the vector grows slowly with their number n."""
 
     kind = "sqrt"
+
+    def build(self, width: int, name: str) -> SqrtLayer:
+        """Return the scaled sum."""
+        return SqrtLayer(width)
+
+
+class SqrtLayer(SumLayer):
+    """Sum of rows divided by the root of their number."""
+
+    def scaled(self, total: Float[Tensor, "U E"], n: Shaped[Tensor, "U"]) -> Float[Tensor, "U E"]:
+        return total / n.clamp(min=1).to(total.dtype).sqrt()[:, None]
+
+    def lower_scaled(self, g: GraphBuilder, total: str, n: str) -> str:
+        return g("Div", total, g("Sqrt", n))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from twotower.model.inputs.carriers import AnyBag, Bag, HistoryWindows, Padded, Prefixes
+from twotower.model.inputs.code_layout import CodeLayout
 from twotower.model.layers import gather
 from twotower.model.tables import Table
 
@@ -50,24 +50,14 @@ class EmbeddingShard(Table):
         rows, known = self._batch()
         return gather(rows, torch.searchsorted(known, codes))
 
-    def for_bag(self, first: int, rows: int, bag: AnyBag) -> tuple[Tensor, AnyBag]:
+    def for_bag(self, first: int, rows: int, bag: CodeLayout) -> tuple[Tensor, CodeLayout]:
         """Return `batch_rows` as the table and the bag in its codes, as `Table.for_bag`; the codes keep their order."""
         table, known = self._batch()
 
         def renumber(codes: Tensor) -> Tensor:
             return torch.searchsorted(known, codes.long() + first)
 
-        if isinstance(bag, Bag):
-            values = renumber(bag.values).to(bag.values.dtype)
-            ends = torch.bincount(values, minlength=len(known)).cumsum(0)
-            offsets = torch.cat([ends.new_zeros(1), ends]).to(bag.code_offsets.dtype)
-            return table, Bag(values, bag.offsets, bag.rows_by_code, offsets)
-        if isinstance(bag, Prefixes):
-            return table, Prefixes(renumber(bag.codes), bag.number, bag.last, bag.length)
-        codes = torch.where(bag.codes >= 0, renumber(bag.codes.clamp(min=0)), -1)
-        if isinstance(bag, HistoryWindows):
-            return table, HistoryWindows(codes, bag.sequence, bag.place, bag.length)
-        return table, Padded(codes)
+        return table, bag.recoded(renumber, len(known))
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         if self.batch_rows is None or self.batch_codes is None:

@@ -23,11 +23,11 @@ from twotower.features.field import InputField
 from twotower.features.pooling_spec import PoolingSpec
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
-from twotower.model.attention import HistoryEncoder, apply_rotary, keep_latest, rotary_cos_sin
-from twotower.model.inputs.carriers import CONTEXT_DIVISOR, HistoryWindows, Padded
+from twotower.model.inputs.padded import Padded
 from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.inputs.windows import CONTEXT_DIVISOR, HistoryWindows
 from twotower.model.pooling import POOLINGS
-from twotower.model.pooling.attention import Attention
+from twotower.model.pooling.history_encoder import HistoryEncoder, apply_rotary, keep_latest, rotary_cos_sin
 from twotower.model.pooling.transformer import Transformer
 from twotower.train.trainer import Trainer
 
@@ -38,8 +38,9 @@ ATTENDING = ("attention", "transformer")
 def encoder(pooling: str = "transformer", limit: int = 1000, max_tokens: int = 2**14, **config: Any) -> HistoryEncoder:
     torch.manual_seed(0)
     options = POOLINGS.parse({"kind": pooling, "window": limit, "heads": 2} | config)
-    assert isinstance(options, Attention | Transformer)
-    made = HistoryEncoder(WIDTH, options, "history", max_tokens)
+    made = options.build(WIDTH, "history")
+    assert isinstance(made, HistoryEncoder)
+    made.max_tokens = max_tokens
     for p in made.parameters():  # no gate half open, no norm of ones
         p.data.add_(torch.randn_like(p) * 0.2)
     return made.eval()
@@ -328,4 +329,4 @@ def test_attention_needs_a_limit() -> None:
 
 def test_heads_must_share_the_width_in_pairs_of_numbers() -> None:
     with pytest.raises(ConfigError, match=r"width 8, which 3 heads cannot share.*multiple of 6"):
-        HistoryEncoder(8, Transformer(window=5, heads=3), "history")
+        Transformer(window=5, heads=3).build(8, "history")
