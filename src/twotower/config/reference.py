@@ -42,12 +42,10 @@ class OptionTable:
     listed: bool = False
     """True if a config holds any number of them, `[[name]]`."""
     kind: str = ""
-    of_kinds: bool = False
-    """True if its `kind` says which options it takes."""
+    optional: bool = False
+    """True if a config without the table is another one: its options are of a kind, or it adds a kind."""
     same_as: str = ""
     """Name of an earlier table with the same options."""
-    optional: bool = False
-    """True if the table switches on what it names."""
 
 
 def config_tables() -> tuple[OptionTable, ...]:
@@ -70,7 +68,7 @@ def of_tier(tables: Iterable[OptionTable], tier: Tier) -> list[OptionTable]:
         if table.options
         or table.same_as in names
         or ((table.kind or table.optional) and tier == "tune")
-        or (table.listed and any(name.startswith(f"{table.name}.") for name in names))
+        or (table.listed and not table.optional and any(name.startswith(f"{table.name}.") for name in names))
     ]
 
 
@@ -103,26 +101,31 @@ def _content(info: FieldInfo) -> _Content | None:
         return _Content(registry.protocol, {kind.kind: kind for kind in registry}, listed, by_name)
     if held is PoolingSpec:  # the schema stands below the poolings
         return _Content(Pooling, {kind.kind: kind for kind in POOLINGS}, listed)
-    if members := [m for m in get_args(held) if isinstance(m, type) and issubclass(m, Section)]:
-        return _Content(members[0].__mro__[1], {m.model_fields["kind"].default: m for m in members}, listed)
     return _Content(held, listed=listed) if isinstance(held, type) and issubclass(held, Section) else None
 
 
 def _section_tables(
-    name: str, content: _Content, seen: dict[SectionType, str], kind: Option | None = None, about: str = ""
+    name: str,
+    content: _Content,
+    seen: dict[SectionType, str],
+    kind: Option | None = None,
+    about: str = "",
+    optional: bool = False,
 ) -> Iterator[OptionTable]:
     """Yield the table of a section, those of its kinds, and those of the sections in it. `kind` is the option that names a
     kind."""
-    section, kinds = content.section, content.kinds
+    section, kinds, listed = content.section, content.kinds, content.listed
     if (first := seen.setdefault(section, name)) != name:
-        yield OptionTable(name, (), about, content.listed, same_as=first)
+        yield OptionTable(name, (), about, listed, same_as=first)
         return
     options = (*([kind] if kind and kinds else []), *_own_options(section))
-    yield OptionTable(name, options, about or _documentation(section), content.listed, of_kinds=bool(kinds))
+    yield OptionTable(
+        name, options, about or _documentation(section), listed, optional=optional or (bool(kinds) and listed)
+    )
     for word, found in kinds.items():
-        yield OptionTable(name, tuple(_own_options(found, section)), _documentation(found), content.listed, word)
-    own = ((key, info) for kind in kinds.values() for key, info in kind.model_fields.items())
-    nested = [(key, info) for key, info in own if key not in section.model_fields and (c := _content(info)) and c.kinds]
+        yield OptionTable(name, tuple(_own_options(found, section)), _documentation(found), listed, word, optional=True)
+    of_kinds = ((key, info) for kind in kinds.values() for key, info in kind.model_fields.items())
+    nested = [(k, i) for k, i in of_kinds if k not in section.model_fields and (c := _content(i)) and c.kinds]
     for key, info in [*section.model_fields.items(), *nested]:
         path, inner = f"{name}.{key}".strip("."), _content(info)
         if inner and inner.by_name is not None:
@@ -133,7 +136,7 @@ def _section_tables(
             default = str(getattr(info.default, "kind", ""))
             meaning = f"{', '.join(inner.kinds)}, or the import path of another kind, `module:Class`."
             kind = Option("kind", _toml(default) if default else "", meaning, section.tier(key))
-            yield from _section_tables(path, inner, seen, kind, info.description or "")
+            yield from _section_tables(path, inner, seen, kind, info.description or "", (key, info) in nested)
 
 
 def _own_options(section: SectionType, protocol: SectionType | None = None) -> Iterator[Option]:
@@ -190,9 +193,7 @@ def _template_lines(table: OptionTable) -> Iterator[str]:
     about = " ".join(table.about.partition("\n\n")[0].split())
     if table.same_as:
         yield f"\n# {heading}: as [{table.same_as}]"
-    elif (
-        table.kind or table.optional or (table.of_kinds and (table.listed or table.name.startswith("schema.features.")))
-    ):
+    elif table.optional:
         yield f"# kind = {_toml(table.kind)}: {about}" if table.kind else f"\n# {heading}: {about}"
         yield from (f"#   {o.key} = {o.default or '…'}  # {o.meaning}" for o in table.options)
     elif table.options or table.listed:
