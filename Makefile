@@ -102,12 +102,12 @@ bench-env: .venv-bench/.ready
 # Again from where it stopped, or some steps: make bench DATA=… FLAGS=--resume, FLAGS='--only train_speed,export_speed'
 bench: bench-env
 	@test -n "$(DATA)" || { echo "error: name the archive: make bench DATA=path/to/ml-1m.zip"; exit 2; }
-	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python -m benchmarks.suite --date "$(DATE)" $(ORDER) \
+	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python -m benchmarks suite --date "$(DATE)" $(ORDER) \
 	  --run $(if $(QUICK),runs/bench-quick --quick,runs/bench) $(FLAGS)
 
 bench-gpu: bench-env
 	@test -n "$(DATA)" || { echo "error: name the archive: make bench-gpu DATA=path/to/ml-1m.zip"; exit 2; }
-	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python -m benchmarks.speed.gpu --out runs/bench/gpu_speed.json
+	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python -m benchmarks speed.gpu --out runs/bench/gpu_speed.json
 
 clean:
 	rm -rf .venv .venv-bench .venv-audit build dist src/*.egg-info

@@ -1,14 +1,4 @@
-"""Run every benchmark, one after another, and write the tables of the documents: `make bench`.
-
-    TWOTOWER_DATA=path/to/ml-1m.zip .venv-bench/bin/python -m benchmarks.suite --date 2026-01-31 --run runs/bench
-
-Each step of suite.toml writes FOLDER/STEP.json and FOLDER/STEP.log. A step that fails does not stop the others; its rows read "not run" in the
-tables, and the exit code is 1. `--only STEP,STEP` runs some steps and keeps the results of the others, also in tables and sections. `--resume` keeps
-the finished rows of the scripts of quality. `--quick` runs a small version of each step, a test without meaningful numbers, whose tables stay
-in FOLDER.
-
-Run nothing else meanwhile: most numbers are of two cores, and the load generator needs one of them.
-"""
+"""Run every benchmark, one after another, and write the tables of the documents: `make bench`."""
 
 from __future__ import annotations
 
@@ -16,13 +6,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.lib import page
 from benchmarks.lib.machine import Numbers
 from benchmarks.lib.processes import PYTHON, ROOT, TWOTOWER, run
-from benchmarks.lib.report import declared, options, result, save
+from benchmarks.lib.report import Report, declared, result, save
 
 STEPS: dict[str, Numbers] = declared(__file__)["steps"]
 
@@ -34,12 +25,11 @@ def words(step: Numbers, quick: bool, fill: Mapping[str, str]) -> list[str]:
     if program == "twotower":
         return [*TWOTOWER, *given]
     small = ["--quick"] if quick and "quick" not in step else []
-    return [*PYTHON, f"benchmarks.{program}", *(word for word in given if word), *small]
+    return [*PYTHON, "benchmarks", program, *(word for word in given if word), *small]
 
 
-def main(arguments: Sequence[str] | None = None, steps: Mapping[str, Numbers] = STEPS) -> None:
-    """Run the steps of a command line, by default that of this process. Exits with a message if one fails."""
-    chosen = options(__doc__, __file__, arguments)
+def main(chosen: Namespace, report: Report, steps: Mapping[str, Numbers] = STEPS) -> None:
+    """Run the steps of a command line. Exits with a message if one fails."""
     wanted = [name for name in chosen.only if name] or list(steps)
     if strange := sorted(set(wanted) - set(steps)):
         sys.exit(f"--only: no step {strange[0]!r}; choose from {', '.join(steps)}")
@@ -97,7 +87,3 @@ def run_step(name: str, step: Numbers, folder: Path, command: list[str], resume:
         ]
         save(out, found, len(os.sched_getaffinity(0)))
     return True
-
-
-if __name__ == "__main__":
-    main()

@@ -35,12 +35,13 @@ class Ran(NamedTuple):
     said: str
 
 
-def run(words: Words, log: IO[str] | None = None) -> Ran:
+def run(words: Words, log: IO[str] | None = None, environment: Mapping[str, str] | None = None) -> Ran:
     """Run a command in the repository; its output goes to `log`, if given. Raises ChildProcessError if it fails."""
     started = time.perf_counter()
     with log or tempfile.TemporaryFile("w+") as out:
+        command, quiet = [str(word) for word in words], subprocess.DEVNULL
         process = subprocess.Popen(
-            [str(word) for word in words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+            command, cwd=ROOT, env=environment, stdin=quiet, stdout=out, stderr=subprocess.STDOUT
         )
         with Watch(process.pid) as watch:
             _, status, used = os.wait4(process.pid, 0)
@@ -49,16 +50,22 @@ def run(words: Words, log: IO[str] | None = None) -> Ran:
         out.seek(0)
         said = "" if log else out.read()
     if process.returncode:
-        raise ChildProcessError(f"{' '.join(map(str, words))} ended with {process.returncode}:\n{said[-3000:]}")
+        raise ChildProcessError(f"{' '.join(command)} ended with {process.returncode}:\n{said[-3000:]}")
     return Ran(seconds, watch.most, used.ru_maxrss * 1024 / 1e6, said)
 
 
-def call(function: Callable[..., Any], *arguments: Any) -> tuple[Ran, Any]:
+def code(function: Callable[..., Any], *arguments: Any) -> str:
+    """Return a program that calls a function of a module and prints the JSON of its result."""
+    spec = sys.modules[function.__module__].__spec__
+    module = spec.name if spec else function.__module__
+    return f"import json; from {module} import {function.__name__} as f; print(json.dumps(f(*{arguments!r})))"
+
+
+def call(
+    function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None
+) -> tuple[Ran, Any]:
     """Run a function of a module in a new process. Returns what it cost and the JSON of its result."""
-    module = sys.modules[function.__module__]
-    name = module.__spec__.name if module.__spec__ else function.__module__
-    code = f"import json; from {name} import {function.__name__} as f; print(json.dumps(f(*{arguments!r})))"
-    ran = run([sys.executable, "-c", code])
+    ran = run([sys.executable, "-c", code(function, *arguments)], environment=environment)
     return ran, json.loads(ran.said.splitlines()[-1])
 
 
@@ -113,21 +120,13 @@ def usage(pid: int, memory_alone: bool = False) -> dict[str, float]:
     return out
 
 
-# ---- conversations -----------------------------------------------------------------------------------------------
-
-
 class Conversation:
     """A process that answers each line with a line of JSON, within a block."""
 
     def __init__(self, words: Words, environment: Mapping[str, str] | None = None) -> None:
-        self.process = subprocess.Popen(
-            [str(word) for word in words],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        pipe = subprocess.PIPE
+        command = [str(word) for word in words]
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
 
     def hear(self) -> Any:
         """Return its next line; None at its end."""
@@ -149,9 +148,6 @@ class Conversation:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.communicate()
-
-
-# ---- the service -------------------------------------------------------------------------------------------------
 
 
 def free_port() -> int:
@@ -218,9 +214,8 @@ def serving(
                 process.wait(30)
             except subprocess.TimeoutExpired:
                 print("!! the server did not end within 30 s of SIGTERM; killed")
-                for pid in reversed(list(family(process.pid))):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                for pid in reversed([*family(process.pid)]):
+                    os.kill(pid, signal.SIGKILL)
                 process.wait()
             told = Path(log.name).read_text(errors="replace").splitlines()
             if errors := [line for line in told if '"level":"error"' in line.replace(" ", "")]:

@@ -27,13 +27,13 @@ def declared(script: str) -> Numbers:
     return tomllib.loads(Path(script).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
-def options(doc: str | None, script: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def options(script: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of a command line: those declared in `[options]` as [default, help] or [default, help, choices].
 
     `--quick` takes the defaults of `[quick]` in their place.
     """
     words, found = sys.argv[1:] if arguments is None else list(arguments), declared(script)
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=found["about"], formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, (default, text, *choices) in found["options"].items():
         kind: Numbers = {"type": type(default), "choices": choices[0] if choices else None}
         if isinstance(default, bool):
@@ -156,9 +156,7 @@ def command() -> str:
         elif not word.startswith("--out="):
             words.append(Path(word).name if word.startswith("/") else word)
     data = [f"TWOTOWER_DATA={Path(os.environ['TWOTOWER_DATA']).name}"] if os.environ.get("TWOTOWER_DATA") else []
-    parts = Path(sys.argv[0]).with_suffix("").parts
-    module = ".".join(parts[parts.index("benchmarks") if "benchmarks" in parts else -1 :])
-    return " ".join([*data, f"python -m {module}", shlex.join(words)]).strip()
+    return " ".join([*data, "python -m benchmarks", shlex.join(words)])
 
 
 def load(path: Path | None) -> Numbers:

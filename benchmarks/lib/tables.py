@@ -28,9 +28,6 @@ def translate(text: Text, language: str) -> str:
     return text if isinstance(text, str) else text[LANGUAGES.index(language)]
 
 
-# ---- formats -----------------------------------------------------------------------------------------------------
-
-
 def mean(found: Numbers) -> str:
     """Format the mean over seeds and half their range: "0.8267 ± 0.0003"."""
     half = (found["high"] - found["low"]) / 2
@@ -75,9 +72,6 @@ FORMATS: dict[str, Callable[[Numbers, Sequence[str]], str | None]] = {
     "ratio": ratio,
     "best peer": lambda found, _: best_peer(found),
 }
-
-
-# ---- tables ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,10 @@
-"""Baselines of next-film retrieval on MovieLens 1M (protocol P-DSSM), each tuned on validation.
-
-    TWOTOWER_DATA=path/to/ml-1m.zip python -m benchmarks.quality.baselines --sequences path/to/ml-1m-sequences.zip --out rows.json
-
-Per user the last film is the test, the one before it validation, the rest train; every rating counts; all 3,416 films
-with five or more ratings are ranked, the user's history removed; equal scores count against the model (the target
-comes after them). Rows that --out has are kept. Without --sequences the order is that of the
-timestamps, equal ones in the archive's order, which is not the tie order of the published tables.
-Rows `als`, `dssm`, `youtubednn` and `recbole-` need the tools that `make bench-env` installs. Of RecBole only its models
-that have one vector a side are here; its sequence models take hours on a CPU.
-"""
+"""Baselines of next-film retrieval on MovieLens 1M (protocol P-DSSM), each tuned on validation."""
 
 from __future__ import annotations
 
 import importlib
 import itertools
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.lib.report import Report, declared, options
+from benchmarks.lib.report import Report, declared
 from benchmarks.quality.candidates import Candidate, Part, add, best
 from benchmarks.quality.films import Films, Scored
 from twotower.evaluation.factors import Factors
@@ -114,20 +105,13 @@ def candidates(name: str, films: Films) -> Iterator[Candidate]:
         yield settings, lambda part, score=score: films.ranks(score(part), part)  # type: ignore[misc]
 
 
-def main() -> None:
-    chosen = options(__doc__, __file__)
-    torch.set_num_threads(chosen.threads)
+def main(chosen: Namespace, report: Report) -> None:
     films = Films.read(chosen.sequences)
     print(f"{len(films.user_ids)} users, {len(films.item_ids)} items, {len(films.values)} interactions")
-    with Report(chosen, "baselines") as report:
-        for name in chosen.only:
-            row = report.rows().get(f"baselines: {name}")
-            row = row or best(itertools.islice(candidates(name, films), chosen.tries), "NDCG@10")
-            facts = {"settings": {}, "chosen": row["settings"], "tried": row["tried"]}
-            add(report, name, [np.array(row["ranks"])], ["HR@10", "NDCG@10", "HR@100"], **facts)
-            report.add(f"{name}, seconds of all settings", row["seconds"], "s", more=False, **facts)
-            report.write({f"baselines: {name}": row})
-
-
-if __name__ == "__main__":
-    main()
+    for name in chosen.only:
+        row = report.rows().get(f"baselines: {name}")
+        row = row or best(itertools.islice(candidates(name, films), chosen.tries), "NDCG@10")
+        facts = {"settings": {}, "chosen": row["settings"], "tried": row["tried"]}
+        add(report, name, [np.array(row["ranks"])], ["HR@10", "NDCG@10", "HR@100"], **facts)
+        report.add(f"{name}, seconds of all settings", row["seconds"], "s", more=False, **facts)
+        report.write({f"baselines: {name}": row})

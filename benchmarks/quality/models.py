@@ -1,27 +1,13 @@
-"""Measure the quality of this package's models on MovieLens 1M; every row is trained with several seeds, epochs chosen on validation, test reported.
-
-    TWOTOWER_DATA=path/to/ml-1m.zip python -m benchmarks.quality.models --table rank
-    TWOTOWER_DATA=path/to/ml-1m.zip python -m benchmarks.quality.models --table retrieval --sequences path/to/ml-1m-sequences.zip --out rows.json
-
-rank       protocol P-AUC: test AUC and GAUC of the example, plain towers, baselines. Label = rating > 3 on all rows, random 80/20 then 90/10, seed
-           2022; no feature, history or statistic sees validation or test rows
-retrieval  protocol P-DSSM: the next film of each user among all 3,416 films. Per user the last film is the test, the one before it validation, the
-           rest train; every rating counts; all films with five or more ratings are ranked by exact search, the user's history
-           removed; no timestamps, only their order, without --sequences that of the archive
-histories  the same, with other poolings of a history, five epochs each
-
-Seeds that --out already has are kept. baselines.py measures the simple baselines and other tools of retrieval.
-"""
+"""Measure the quality of this package's models on MovieLens 1M; every row is trained with several seeds, epochs chosen on validation, test reported."""
 
 from __future__ import annotations
 
+from argparse import Namespace
 from typing import Any
-
-import torch
 
 from benchmarks.lib.machine import Numbers
 from benchmarks.lib.processes import ROOT
-from benchmarks.lib.report import Report, declared, options
+from benchmarks.lib.report import Report, declared
 from benchmarks.quality.films import Films
 from twotower import api
 from twotower.config.experiment import Config
@@ -32,33 +18,29 @@ from twotower.features.side import SIDES
 TABLES: dict[str, Numbers] = declared(__file__)["tables"]
 
 
-def main() -> None:
-    chosen = options(__doc__, __file__)
-    torch.set_num_threads(chosen.threads)
+def main(chosen: Namespace, report: Report) -> None:
     table = TABLES[chosen.table]
+    report.name = f"{table['name']}: "
     tables = Films.read(chosen.sequences).tables() if table.get("films") else None
     baselines = table.get("baselines", {})
-    with Report(chosen, table["name"]) as report:
-        for name, row in table["rows"].items():
-            if chosen.only not in name:
-                continue
-            schema, config = configured(
-                table, row, [*row.get("set", []), *table["settings"], *filter(None, [chosen.set])]
-            )
-            key = f"{table['name']}: {name}"
-            seeds: dict[str, Numbers] = report.rows().get(key, {})
-            for seed in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
-                seeds[str(seed)] = seeds.get(str(seed)) or train(tables, schema, config, seed)
-                report.write({key: seeds})
-            runs = list(seeds.values())
-            for baseline, metric in baselines.items():
-                report.add(baseline, runs[0][metric])
-            baselines = {}
-            for what, metric in table["metrics"].items():
-                ends = [runs[-1].get(f"{metric}.{end}") for end in ("low", "high")]
-                given: Numbers = {"interval": ends} if None not in ends else {}
-                seconds: Numbers = {"unit": "s", "more": False} if metric == "train.seconds" else {}
-                report.add(f"{name}, {what}", [run[metric] for run in runs], **given, **seconds)
+    for name, row in table["rows"].items():
+        if chosen.only not in name:
+            continue
+        schema, config = configured(table, row, [*row.get("set", []), *table["settings"], *filter(None, [chosen.set])])
+        key = f"{table['name']}: {name}"
+        seeds: dict[str, Numbers] = report.rows().get(key, {})
+        for seed in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
+            seeds[str(seed)] = seeds.get(str(seed)) or train(tables, schema, config, seed)
+            report.write({key: seeds})
+        runs = list(seeds.values())
+        for baseline, metric in baselines.items():
+            report.add(baseline, runs[0][metric])
+        baselines = {}
+        for what, metric in table["metrics"].items():
+            ends = [runs[-1].get(f"{metric}.{end}") for end in ("low", "high")]
+            given: Numbers = {"interval": ends} if None not in ends else {}
+            seconds: Numbers = {"unit": "s", "more": False} if metric == "train.seconds" else {}
+            report.add(f"{name}, {what}", [run[metric] for run in runs], **given, **seconds)
 
 
 def configured(table: Numbers, row: Numbers, settings: list[str]) -> tuple[Schema | None, Config]:
@@ -78,7 +60,3 @@ def train(tables: Any, schema: Schema | None, config: Config, seed: int) -> Numb
         assert schema is not None
         schema = schema.model_copy(update={"time_unit": "order"})
     return dict(api.fit(tables, schema, config).metrics)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,26 +1,17 @@
-"""Measure the retrieval of a film by a query: the table "Search by words" of docs/benchmarks.md.
-
-    TWOTOWER_DATA=path/to/ml-1m.zip python -m benchmarks.quality.titles [--seeds 3] [--only BM25]
-
-The data set is ml-1m-titles: some 36,000 queries made of the films' titles, all 3,883 films are ranked. Two tasks:
-*new queries* (random split 80/20, then 90/10; every film has training queries), and *new films* (split by time; only the
-test queries for films without training queries). Baselines and our epochs are chosen on validation queries; equal scores
-count against the row. 95 % intervals are over queries; ± is half the range over seeds.
-Rows of baselines need `pip install bm25s scikit-learn`.
-"""
+"""Measure the retrieval of a film by a query: the table "Search by words" of docs/benchmarks.md."""
 
 from __future__ import annotations
 
 import itertools
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from benchmarks.lib.processes import ROOT
-from benchmarks.lib.report import Report, declared, options
+from benchmarks.lib.report import Report, declared
 from benchmarks.quality.baselines import need
 from benchmarks.quality.candidates import Part, add, best
 from twotower import api
@@ -41,22 +32,19 @@ Cut = Callable[[list[str]], list[list[str]]]
 DECLARED: dict[str, Any] = declared(__file__)
 
 
-def main() -> None:
-    chosen = options(__doc__, __file__)
-    torch.set_num_threads(chosen.threads)
-    with Report(chosen, "search_quality") as report:
-        for task, name in itertools.product(chosen.tasks, [*BASELINES, *EXAMPLES]):
-            if chosen.only not in name:
-                continue
-            if name in BASELINES:
-                row = baseline(name, DECLARED["splits"][task])
-                seeds, seconds = [np.array(row["ranks"])], row["seconds"]
-            else:
-                found = [trained(name, DECLARED["splits"][task], n + 1, chosen.epochs) for n in range(chosen.seeds)]
-                seeds, seconds, name = [f[0] for f in found], sum(f[1] for f in found) / len(found), f"examples/{name}"
-            add(report, f"{name}, {task}", seeds, MEASURES, queries=len(seeds[0]))
-            report.add(f"{name}, {task}, seconds of training", seconds, "s", more=False)
-            report.write()
+def main(chosen: Namespace, report: Report) -> None:
+    for task, name in itertools.product(chosen.tasks, [*BASELINES, *EXAMPLES]):
+        if chosen.only not in name:
+            continue
+        if name in BASELINES:
+            row = baseline(name, DECLARED["splits"][task])
+            seeds, seconds = [np.array(row["ranks"])], row["seconds"]
+        else:
+            found = [trained(name, DECLARED["splits"][task], n + 1, chosen.epochs) for n in range(chosen.seeds)]
+            seeds, seconds, name = [f[0] for f in found], sum(f[1] for f in found) / len(found), f"examples/{name}"
+        add(report, f"{name}, {task}", seeds, MEASURES, queries=len(seeds[0]))
+        report.add(f"{name}, {task}, seconds of training", seconds, "s", more=False)
+        report.write()
 
 
 def ranks(scores: Floats, target: Ints) -> Ints:
@@ -173,7 +161,3 @@ BASELINES: dict[str, Callable[[list[str]], Iterator[Scorer]]] = {
     "BM25, letter n-grams (bm25s)": lambda titles: bm25(titles, [letters(s) for s in DECLARED["letters"]["sizes"]]),
     "TF-IDF, letters in words (scikit-learn)": tfidf,
 }
-
-
-if __name__ == "__main__":
-    main()

@@ -1,58 +1,50 @@
-"""Measure one run end to end with a catalogue of ten million: users, items and interactions are written as shards; then the commands prepare,
-train, embed (two ranks), publish, serve; each with its time and memory.
-
-    python -m benchmarks.scale.end --items 10000000 --folder runs/scale
-
-Each stage is a process. `memory` is the peak of the private memory of its processes together (RssAnon, sampled ten times a second), without pages of
-mapped files.
-"""
+"""Measure one run end to end with a catalogue of ten million: users, items and interactions are written as shards."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.lib.machine import timed
 from benchmarks.lib.processes import TORCHRUN, TWOTOWER, Server, Watch, Words, run, serving
-from benchmarks.lib.report import Report, options
+from benchmarks.lib.report import Report
 from benchmarks.scale.world import write_world
 
 
-def main() -> None:
-    chosen = options(__doc__, __file__)
+def main(chosen: Namespace, report: Report) -> None:
     folder = Path(chosen.folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    with Report(chosen, "scale") as report:
-        name = f"{chosen.items:,} items end to end"
+    name = f"{chosen.items:,} items end to end"
 
-        def stage(what: str, words: Words) -> None:
-            ran = run(words)
-            report.add(f"{name}, {what}", ran.seconds, "s", more=False)
-            report.add(f"{name}, {what}, memory", ran.memory, "MB", more=False)
+    def stage(what: str, words: Words) -> None:
+        ran = run(words)
+        report.add(f"{name}, {what}", ran.seconds, "s", more=False)
+        report.add(f"{name}, {what}, memory", ran.memory, "MB", more=False)
 
-        config = write_world(folder, chosen.users, chosen.items, chosen.rows)
-        for made in ("prepared", "run", "vectors", "store"):
-            shutil.rmtree(folder / made, ignore_errors=True)
-        stage("prepare", [*TWOTOWER, "prepare", config, "--out", folder / "prepared"])
-        prepared: Words = ["--set", f"data.prepared={folder / 'prepared'}"]
-        stage("train", [*TWOTOWER, "train", config, *prepared, "--run", folder / "run"])
-        embed: Words = ["-m", "twotower", "embed", folder / "run", folder / "items", "--out", folder / "vectors"]
-        stage("embed, two ranks", [*TORCHRUN, 2, *embed])
-        stage("publish", [*TWOTOWER, "publish", folder / "run", "--store", folder / "store"])
-        with serving(folder / "store") as server, Watch(server.pid) as watch:
-            report.add(f"{name}, serve, ready", server.seconds, "s", more=False)
-            answers(report, name, server, chosen.users)
-        report.add(f"{name}, serve, memory", watch.most, "MB", more=False)
-        bundle = json.loads(next((folder / "store" / "bundles").glob("*/MANIFEST.json")).read_text())
-        metrics = json.loads((folder / "run" / "metrics.json").read_text())
-        check, size = bundle["recall_check"], sum(entry["size"] for entry in bundle["files"]) / 1e6
-        report.add(f"{name}, bundle", size, "MB", more=False)
-        report.add(f"{name}, recall check at {check['k']}", check["recall"])
-        report.add(f"{name}, test recall@100 of 300 users", metrics["test.recall@100"])
-        report.add(f"{name}, popularity's", metrics["baseline.popularity.recall@100"])
+    config = write_world(folder, chosen.users, chosen.items, chosen.rows)
+    for made in ("prepared", "run", "vectors", "store"):
+        shutil.rmtree(folder / made, ignore_errors=True)
+    stage("prepare", [*TWOTOWER, "prepare", config, "--out", folder / "prepared"])
+    prepared: Words = ["--set", f"data.prepared={folder / 'prepared'}"]
+    stage("train", [*TWOTOWER, "train", config, *prepared, "--run", folder / "run"])
+    embed: Words = ["-m", "twotower", "embed", folder / "run", folder / "items", "--out", folder / "vectors"]
+    stage("embed, two ranks", [*TORCHRUN, 2, *embed])
+    stage("publish", [*TWOTOWER, "publish", folder / "run", "--store", folder / "store"])
+    with serving(folder / "store") as server, Watch(server.pid) as watch:
+        report.add(f"{name}, serve, ready", server.seconds, "s", more=False)
+        answers(report, name, server, chosen.users)
+    report.add(f"{name}, serve, memory", watch.most, "MB", more=False)
+    bundle = json.loads(next((folder / "store" / "bundles").glob("*/MANIFEST.json")).read_text())
+    metrics = json.loads((folder / "run" / "metrics.json").read_text())
+    check, size = bundle["recall_check"], sum(entry["size"] for entry in bundle["files"]) / 1e6
+    report.add(f"{name}, bundle", size, "MB", more=False)
+    report.add(f"{name}, recall check at {check['k']}", check["recall"])
+    report.add(f"{name}, test recall@100 of 300 users", metrics["test.recall@100"])
+    report.add(f"{name}, popularity's", metrics["baseline.popularity.recall@100"])
 
 
 def answers(report: Report, name: str, server: Server, users: int) -> None:
@@ -68,7 +60,3 @@ def answers(report: Report, name: str, server: Server, users: int) -> None:
         for what, share in (("p50", 0.5), ("p99", 0.99)):
             value = float(np.quantile(times, share)) * 1e3
             report.add(f"{name}, answer by method {method}, {what}", value, "ms", more=False)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,43 +1,36 @@
-"""Measure how cost grows with items: vectors of 64 numbers are indexed by `index.kind = "auto"`, tuned to recall 0.95 and searched.
-
-    python -m benchmarks.scale.items --sizes 1000,10000,100000,1000000,10000000
-
-Items and queries are centres with noise, and no query is an item. `memory` is the private memory of the process. The last lines are the
-exponents e of cost ~ size^e over the sizes within a hundredth of the largest.
-"""
+"""Measure how cost grows with items: vectors of 64 numbers are indexed by `index.kind = "auto"`, tuned to recall 0.95 and searched."""
 
 from __future__ import annotations
 
 import tempfile
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.lib.machine import Numbers, timed
 from benchmarks.lib.processes import call
-from benchmarks.lib.report import Report, exponent, options
+from benchmarks.lib.report import Report, exponent
 from benchmarks.lib.vectors import Clusters
 from twotower.index import build_index, measure_recall, tune_index
 
 WIDTH, K, RECALL = 64, 100, 0.95
 
 
-def main() -> None:
-    chosen = options(__doc__, __file__)
+def main(chosen: Namespace, report: Report) -> None:
     costs: dict[str, list[float]] = {"build": [], "search": [], "memory": []}
-    with Report(chosen, "scale") as report:
-        for items in chosen.sizes:
-            ran, told = call(index_items, items)
-            name = f"{items:,} items ({told['kind']})"
-            for what, cost in (("build", told["build"]), ("search", told["search"]), ("memory", ran.memory)):
-                costs[what].append(cost)
-            report.add(f"{name}, build and tune", told["build"], "s", more=False)
-            report.add(f"{name}, one search at recall {told['recall']:.3f}", told["search"] * 1e3, "ms", more=False)
-            report.add(f"{name}, index on disk", told["bytes"] / 1e6, "MB", more=False)
-            report.add(f"{name}, memory to build", ran.memory, "MB", more=False)
-        for what, found in costs.items():
-            report.add(f"exponent of items, {what}", exponent(chosen.sizes, found), more=False)
+    for items in chosen.sizes:
+        ran, told = call(index_items, items)
+        name = f"{items:,} items ({told['kind']})"
+        for what, cost in (("build", told["build"]), ("search", told["search"]), ("memory", ran.memory)):
+            costs[what].append(cost)
+        report.add(f"{name}, build and tune", told["build"], "s", more=False)
+        report.add(f"{name}, one search at recall {told['recall']:.3f}", told["search"] * 1e3, "ms", more=False)
+        report.add(f"{name}, index on disk", told["bytes"] / 1e6, "MB", more=False)
+        report.add(f"{name}, memory to build", ran.memory, "MB", more=False)
+    for what, found in costs.items():
+        report.add(f"exponent of items, {what}", exponent(chosen.sizes, found), more=False)
 
 
 def index_items(items: int) -> Numbers:
@@ -55,7 +48,3 @@ def index_items(items: int) -> Numbers:
         index.save(Path(folder) / "index")
         size = sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file())
     return {"kind": index.kind, "build": build, "recall": recall, "search": float(np.median(times)), "bytes": size}
-
-
-if __name__ == "__main__":
-    main()

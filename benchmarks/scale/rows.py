@@ -1,46 +1,35 @@
-"""Measure how cost grows with interactions: sharded Parquet is prepared, then trained on for some steps, on one rank and on two.
-
-    python -m benchmarks.scale.rows --sizes 1000000,10000000,100000000
-
-Each stage is a process. `memory` is the peak of the private memory of its processes together (RssAnon, sampled ten times a second), without pages of
-mapped files. The last lines are the exponents e of cost ~ size^e over the sizes within a hundredth of the largest.
-"""
+"""Measure how cost grows with interactions: sharded Parquet is prepared, then trained on for some steps, on one rank and on two."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 from benchmarks.lib.processes import TORCHRUN, TWOTOWER, run
-from benchmarks.lib.report import Report, exponent, options
+from benchmarks.lib.report import Report, exponent
 from benchmarks.scale.world import write_world
 
 
-def main() -> None:
-    chosen = options(__doc__, __file__)
+def main(chosen: Namespace, report: Report) -> None:
     folder = Path(chosen.folder).resolve() / "rows"
     costs: dict[str, list[float]] = {"prepare": [], "memory": []}
-    with Report(chosen, "scale") as report:
-        for rows in chosen.sizes:
-            name, config = f"{rows:,} interactions", write_world(folder, max(1_000, rows // 40), 100_000, rows)
-            ran = run([*TWOTOWER, "prepare", config, "--out", folder / "prepared"])
-            costs["prepare"].append(ran.seconds)
-            costs["memory"].append(ran.memory)
-            report.add(f"{name}, prepare", ran.seconds, "s", more=False)
-            report.add(f"{name}, prepare, memory", ran.memory, "MB", more=False)
-            for ranks in (1, 2):
-                share = max(1, chosen.threads // ranks)
-                script = ["-m", "benchmarks.scale.steps", "--folder", folder, "--threads", share, "--steps", 300]
-                ran = run([*TORCHRUN, ranks, *script])
-                told = json.loads(ran.said[ran.said.index("{") : ran.said.index("}") + 1])
-                what = f"{name}, training, {ranks} rank{'s' if ranks > 1 else ''}"
-                report.add(what, told["rows"], "rows/s")
-                report.add(f"{what}, memory", ran.memory, "MB", more=False)
-            shutil.rmtree(folder)
-        for what, found in costs.items():
-            report.add(f"exponent of interactions, {what}", exponent(chosen.sizes, found), more=False)
-
-
-if __name__ == "__main__":
-    main()
+    for rows in chosen.sizes:
+        name, config = f"{rows:,} interactions", write_world(folder, max(1_000, rows // 40), 100_000, rows)
+        ran = run([*TWOTOWER, "prepare", config, "--out", folder / "prepared"])
+        costs["prepare"].append(ran.seconds)
+        costs["memory"].append(ran.memory)
+        report.add(f"{name}, prepare", ran.seconds, "s", more=False)
+        report.add(f"{name}, prepare, memory", ran.memory, "MB", more=False)
+        for ranks in (1, 2):
+            share = max(1, chosen.threads // ranks)
+            script = ["-m", "benchmarks.scale.steps", "--folder", folder, "--threads", share, "--steps", 300]
+            ran = run([*TORCHRUN, ranks, *script])
+            told = json.loads(ran.said[ran.said.index("{") : ran.said.index("}") + 1])
+            what = f"{name}, training, {ranks} rank{'s' if ranks > 1 else ''}"
+            report.add(what, told["rows"], "rows/s")
+            report.add(f"{what}, memory", ran.memory, "MB", more=False)
+        shutil.rmtree(folder)
+    for what, found in costs.items():
+        report.add(f"exponent of interactions, {what}", exponent(chosen.sizes, found), more=False)

@@ -1,35 +1,23 @@
-"""Make a store with a catalogue of any size from a trained store, for load tests without a long training.
-
-    python -m benchmarks.serving.catalogue --store runs/demo-store --items 100000 --to runs/c100k-store --bundles 2
-
-The first rows are the items of the current bundle of `--store`, the others copies of them in turn: id "<id>-<n>", title
-"<title>, copy n", and the vector of the original with `--noise` deviations of every number added at random (a number that
-all items share, as the bias columns have one, stays as it is). Item ids become text. Users, their vectors, interactions,
-encoders and towers are kept, and so are the rows of the originals, so a known user's answer by the originals alone is
-what it was. The index is chosen, tuned and judged as `twotower publish` does it, with users that have test interactions.
-
-Only items are copied. The number of users stays, so a user id is found faster than among a million.
-
-A copy has no embedding in the tower: in a history it is an unknown item (code 0), at the cost of a known one. `--bundles 2` publishes two
-bundles with different noise, for benchmarks that switch between them; the last is current.
-"""
+"""Make a store with a catalogue of any size from a trained store, for load tests without a long training."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from benchmarks.lib.report import options
+from benchmarks.lib.report import Report
 from twotower import runs
 from twotower.arrays.types import Floats
 from twotower.errors import TwoTowerError
-from twotower.index import Index, build_index, measure_recall, tune_index
-from twotower.publishing.item_index import index_facts
+from twotower.index import Index
+from twotower.index.protocol import Publication
+from twotower.publishing.item_index import build_item_index, index_facts, tune_and_check
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.store.bundle import Bundle
@@ -41,14 +29,13 @@ PIECE = 65_536
 """Rows whose noise is drawn at once."""
 
 
-def main() -> None:
-    chosen = options(__doc__, __file__)
+def main(chosen: Namespace, report: Report) -> None:
     try:
         source = Retriever(Store(Path(chosen.store)).current())
         store = Store.create(Path(chosen.to))
         for seed in range(chosen.bundles):
             started = time.perf_counter()
-            bundle = publish(source, store, chosen.items, chosen.noise, seed, chosen.kind)
+            bundle = publish(source, store, chosen.items, chosen.noise, seed)
             check, index = bundle.manifest.recall_check, bundle.manifest.index
             print(
                 f"{bundle.id}: {chosen.items:,} items, index {index.kind} {index.search_params}, recall@{check.k} "
@@ -58,7 +45,7 @@ def main() -> None:
         sys.exit(f"error: {e}")
 
 
-def publish(source: Retriever, store: Store, n: int, noise: float, seed: int, kind: str) -> Bundle:
+def publish(source: Retriever, store: Store, n: int, noise: float, seed: int) -> Bundle:
     """Publish a bundle of `n` items and make it current once it answers. Raises RunError; on failure nothing changes."""
     known = len(source.item_ids)
     if n < known:
@@ -70,7 +57,7 @@ def publish(source: Retriever, store: Store, n: int, noise: float, seed: int, ki
             if name not in MADE_HERE and "/" not in name:
                 shutil.copyfile(old.folder / name, folder / name)
         items(source, n).write_parquet(folder / "items.parquet")
-        index, check = search(source, vectors(source, n, noise, seed), kind)
+        index, check = search(source, vectors(source, n, noise, seed))
         index.save(folder / "index")
         about = (
             f"{known:,} items of bundle {old.id} and {n - known:,} copies, noise {noise}; metrics are of the former."
@@ -116,19 +103,13 @@ def vectors(source: Retriever, n: int, noise: float, seed: int) -> Floats:
     return out
 
 
-def search(source: Retriever, vectors: Floats, kind: str) -> tuple[Index, RecallCheck]:
-    """Return the index of the vectors and its recall check: tuned with one half of the users, judged with the other."""
+def search(source: Retriever, vectors: Floats) -> tuple[Index, RecallCheck]:
+    """Return the index of the vectors and its recall check, as `twotower publish` makes them."""
     config, metric = runs.read_config(source.bundle.folder)[1].index, source.index.metric
-    index = build_index(kind or "auto", vectors, np.arange(len(vectors)), metric)
     users = np.unique(source.dataset.test.user).astype(np.int64)
     users = np.random.default_rng(0).permutation(users if len(users) > 1 else len(source.user_ids))[: config.queries]
-    queries = np.asarray(source.loaded.user_vectors[users], np.float32)
-    half = len(queries) // 2
-    # As in `twotower publish`: users it was not tuned with find a little less.
-    tune_index(index, queries[:half], config.k, config.min_recall + (1 - config.min_recall) / 5)
-    found = measure_recall(index, queries[half:], config.k)
-    check = RecallCheck(recall=found, threshold=config.min_recall, k=config.k, queries=len(queries) - half)
-    return index, check
+    index = build_item_index(vectors, metric, config, Publication())
+    return index, tune_and_check(index, np.asarray(source.loaded.user_vectors[users], np.float32), config)
 
 
 def answers(bundle: Bundle) -> None:
@@ -138,7 +119,3 @@ def answers(bundle: Bundle) -> None:
         answer = retriever.recommend(Request(retriever.user_ids[0]), 10, method)
         assert answer.source == "model", answer
         assert len(answer.items) == min(10, len(retriever.item_ids)), answer
-
-
-if __name__ == "__main__":
-    main()

@@ -1,35 +1,13 @@
-"""Measure the service under load over HTTP: latency at a rate, swaps of the bundle, overload and recovery, start.
-
-    python -m benchmarks.serving.load --store runs/c100k-store --seconds 60
-    python -m benchmarks.serving.load --store runs/c100k-store --only method2 --rate 400 --extra "--event-store memory"
-    python -m benchmarks.serving.load --store runs/c100k-store --only overload --extra "--max-wait 20"
-
-`benchmarks.serving.catalogue` makes the stores. The script starts `twotower serve` on one core and sends requests from another. Scenarios:
-
-method1   known users at random, ten items from the stored vector
-method2   known users with a history of 50 items at random (of items with interactions), by the user tower
-mixed     70 % method1, 20 % method2, 5 % similar items, 5 % events (which change what their users get)
-swap      method1 without swaps, then while bundles are published and rolled back; memory and files after
-overload  the peak of goodput, then three times that rate, then a normal rate again, without a pause
-cold      seconds from the start of the process to /readyz
-
-The load is an open loop (open_loop.py): a service that pauses is charged for all requests due meanwhile. Latencies are those of
-2xx replies; failures are counted separately. Lag is the delay of the generator itself: where it is not small beside the
-latencies, or other processes used the cores, the line says so and the run must not be used. Goodput counts the 2xx
-replies within the time.
-
-`floor` is the limit of this machine: a bare uvicorn and httptools application that answers a constant of the same size, on
-the same core, with the same generator. Compare numbers of other machines as ratios to it.
-"""
+"""Measure the service under load over HTTP: latency at a rate, swaps of the bundle, overload and recovery, start."""
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import shlex
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -39,7 +17,7 @@ import numpy as np
 
 from benchmarks.lib.machine import Numbers
 from benchmarks.lib.processes import Server, free_port, ready, serving, usage
-from benchmarks.lib.report import Report, declared, options
+from benchmarks.lib.report import Report, declared
 from benchmarks.serving.open_loop import QUANTILES, Generator, Log, recovery, schedule
 from benchmarks.serving.requests import pool, request
 from benchmarks.serving.swaps import store_copy, swapping
@@ -65,7 +43,7 @@ def busy(cores: set[int]) -> float:
 class Bench:
     """The scenarios and their measurements."""
 
-    def __init__(self, chosen: argparse.Namespace) -> None:
+    def __init__(self, chosen: Namespace) -> None:
         self.chosen, self.store = chosen, Path(chosen.store)
         self.server_core, self.generator_core = set(chosen.server_core), set(chosen.generator_core)
         self.found: Numbers = {}
@@ -328,35 +306,28 @@ def tell(report: Report, found: Numbers, doubts: dict[str, str], items: int) -> 
             report.add(name, value, entry.get("unit", "ms"), peers=beside, **given)
 
 
-def main() -> None:
-    chosen = options(__doc__, __file__)
+def main(chosen: Namespace, report: Report) -> None:
     allowed, bench = os.sched_getaffinity(0), Bench(chosen)
     if not bench.server_core | bench.generator_core <= allowed:
         sys.exit(f"error: this process may use the cores {sorted(allowed)}")
     if "swap" in chosen.only and chosen.swaps < 10:
         sys.exit(f"error: --swaps {chosen.swaps}: growth is counted from the fifth on; take at least 10")
     bundle = Store(bench.store).current().manifest
-    with Report(chosen, "serve_load", index=bundle.index.kind) as report:
-        if bench.server_core & bench.generator_core:
-            print("!! INVALID: the server and the generator share a core")
-        os.sched_setaffinity(0, bench.generator_core)
-        counts = " ".join(f"{c:>7}" for c in ("ok", "503", "429", "other", "errors"))
-        latency = " ".join(f"{q:>9}" for q in QUANTILES)
-        print(
-            f"{'':<20} {'offered':>9} {'goodput':>9} {counts} {latency} {'lag p99':>8} {'server':>7}{'gen.':>6}{'MB':>8}"
-        )
-        if not chosen.no_floor:
-            bench.floor()
-        scenarios = {"swap": bench.swap, "overload": bench.overload, "cold": bench.cold}
-        for name in chosen.only:
-            scenarios.get(name, lambda name=name: bench.steady(name))()
-        os.sched_setaffinity(0, allowed)  # the machine's limits are those of all its cores
-        tell(report, bench.found, bench.doubts, bundle.counts.items)
+    report.facts["index"] = bundle.index.kind
+    if bench.server_core & bench.generator_core:
+        print("!! INVALID: the server and the generator share a core")
+    os.sched_setaffinity(0, bench.generator_core)
+    counts = " ".join(f"{c:>7}" for c in ("ok", "503", "429", "other", "errors"))
+    latency = " ".join(f"{q:>9}" for q in QUANTILES)
+    print(f"{'':<20} {'offered':>9} {'goodput':>9} {counts} {latency} {'lag p99':>8} {'server':>7}{'gen.':>6}{'MB':>8}")
+    if not chosen.no_floor:
+        bench.floor()
+    scenarios = {"swap": bench.swap, "overload": bench.overload, "cold": bench.cold}
+    for name in chosen.only:
+        scenarios.get(name, lambda name=name: bench.steady(name))()
+    os.sched_setaffinity(0, allowed)  # the machine's limits are those of all its cores
+    tell(report, bench.found, bench.doubts, bundle.counts.items)
     if bench.doubts:
         print(f"!! {len(bench.doubts)} scenarios are invalid; stop other work on these cores and run again")
     if bench.failed:
         print(f"!! {len(bench.failed)} checks failed: {'; '.join(bench.failed)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -27,14 +27,12 @@ import numpy.typing as npt
 from benchmarks.lib.machine import Numbers
 
 Times = npt.NDArray[np.float64]  # seconds from the start of a run
-
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 IDLE = 2.0
 """Seconds after which an unused connection is not used again: the server may be closing it."""
 PENDING, RESET, TIMEOUT, REFUSED, BROKEN = 0, -1, -2, -3, -4
 """Beside the status of HTTP: no answer, connection lost, none in time, no connection, not HTTP."""
-
-# ---- the schedule
+BUNDLE = re.compile(rb'"bundle_id"\s*:\s*"([^"]*)"')
 
 
 def schedule(pieces: Sequence[tuple[float, float]], seed: int, arrivals: str = "poisson") -> Times:
@@ -49,9 +47,6 @@ def schedule(pieces: Sequence[tuple[float, float]], seed: int, arrivals: str = "
     return np.concatenate(due)
 
 
-# ---- the wire
-
-
 class Reply(NamedTuple):
     """The parts of a reply that the generator reads; `size` counts head and body."""
 
@@ -64,12 +59,10 @@ class Reply(NamedTuple):
 def parse(data: bytes) -> Reply | None:
     """Parse the reply at the start of `data`; None if it is incomplete. Raises ValueError for other bytes."""
     end = data.find(b"\r\n\r\n")
-    if end < 0:
-        if not data.startswith(b"HTTP/1.1 "[: len(data)]) or len(data) > 65_536:
-            raise ValueError("not an answer of HTTP/1.1")
-        return None
-    if not data.startswith(b"HTTP/1.1 "):
+    if not data.startswith(b"HTTP/1.1 "[: len(data)]) or (end < 0 and len(data) > 65_536):
         raise ValueError("not an answer of HTTP/1.1")
+    if end < 0:
+        return None
     head, status, size = data[:end].lower(), int(data[9:12]), end + 4
     if (at := head.find(b"\r\ncontent-length:")) >= 0:
         size += int(head[at + 17 :].split(b"\r\n", 1)[0])
@@ -78,11 +71,6 @@ def parse(data: bytes) -> Reply | None:
     if len(data) < size:
         return None
     return Reply(status, size, b"\r\nretry-after:" in head, b"\r\nconnection: close" in head)
-
-
-_BUNDLE = re.compile(rb'"bundle_id"\s*:\s*"([^"]*)"')
-
-# ---- the generator
 
 
 @dataclass
@@ -97,43 +85,41 @@ class Log:
     retry_after: npt.NDArray[np.bool_]
     bundle: npt.NDArray[np.int16]
     bundles: list[str]
-    connections: int  # most at one time
-    cpu: float  # seconds of the generator
-    wall: float
+    connections: int = 0  # most at one time
+    cpu: float = 0.0  # seconds of the generator
+    wall: float = 0.0
 
     def within(self, start: float, stop: float) -> Numbers:
         """Return counts and latencies of the requests due from `start` to `stop`, and rates of the replies in that time."""
         here = (self.due >= start) & (self.due < stop)
         then = (self.done >= start) & (self.done < stop)
         good = (self.status >= 200) & (self.status < 300)
-        status, seconds = self.status[here], stop - start
+        status, count, ok = self.status[here], int(here.sum()), int((here & good).sum())
+        refused, limited = int((status == 503).sum()), int((status == 429).sum())
         lag = percentiles((self.taken - self.due)[here])
         latency = percentiles((self.done - self.due)[here & good])
-        found: Numbers = {
-            "count": int(here.sum()),
-            "offered": float(here.sum() / seconds),
-            "goodput": float((then & good).sum() / seconds),
-            "ok": int((here & good).sum()),
-            "503": int((status == 503).sum()),
-            "429": int((status == 429).sum()),
-            "other": int(((status > 0) & (status != 503) & (status != 429)).sum() - (here & good).sum()),
+        return {
+            "count": count,
+            "offered": count / (stop - start),
+            "goodput": float((then & good).sum() / (stop - start)),
+            "ok": ok,
+            "unanswered": count - ok,
+            "503": refused,
+            "429": limited,
+            "other": int((status > 0).sum()) - refused - limited - ok,
             "errors": int((status <= 0).sum()),
             "timeouts": int((status == TIMEOUT).sum()),
-            "retry_after_missing": int((((self.status == 503) | (self.status == 429)) & ~self.retry_after)[here].sum()),
+            "retry_after_missing": int((((status == 503) | (status == 429)) & ~self.retry_after[here]).sum()),
             **latency,
             "lag": lag,
+            "lag_ok": lag_is_small(lag["p99"], latency["p99"]),
         }
-        found["unanswered"] = found["count"] - found["ok"]
-        found["lag_ok"] = lag_is_small(lag["p99"], latency["p99"])
-        return found
 
     def windows(self, start: float, stop: float, width: float) -> list[tuple[float, float | None, int]]:
         """Return start, p99 in ms and failures of the requests due in each window of `width` seconds."""
-        out = []
-        for n in range(round((stop - start) / width)):
-            found = self.within(start + n * width, start + (n + 1) * width)
-            out.append((start + n * width, found["p99"], found["unanswered"]))
-        return out
+        starts = [start + n * width for n in range(round((stop - start) / width))]
+        found = [self.within(at, at + width) for at in starts]
+        return [(at, one["p99"], one["unanswered"]) for at, one in zip(starts, found, strict=True)]
 
 
 def percentiles(seconds: Times) -> dict[str, float | None]:
@@ -168,28 +154,21 @@ class Generator:
 
     def __init__(self, port: int, most: int = 512, timeout: float = 10.0, bundles: bool = False) -> None:
         """`timeout`: seconds from the due time of a request. `bundles`: record the bundle of every reply."""
-        self.address = ("127.0.0.1", port)
-        self.most, self.timeout, self.look = most, timeout, bundles
+        self.address, self.most, self.timeout, self.look = ("127.0.0.1", port), most, timeout, bundles
 
     def run(
-        self,
-        due: Times,
-        pool: Sequence[bytes],
-        which: npt.NDArray[np.integer[Any]],
-        stop: Callable[[], bool] = lambda: False,
+        self, due: Times, pool: Sequence[bytes], which: npt.NDArray[np.integer[Any]], stop: Callable[[], bool] = bool
     ) -> Log:
         """Send `pool[which[n]]` at `due[n]` and wait for the last reply; after `stop()` is true, send nothing more."""
-        n = len(due)
+        n, never = len(due), np.full(len(due), np.nan)
+        status, bundle = np.full(n, PENDING, np.int16), np.full(n, -1, np.int16)
+        self._log = log = Log(due, never, never.copy(), status, np.zeros(n, bool), bundle, [])
         self._pool, self._which, self._due = pool, which.tolist(), due.tolist()
-        self._taken, self._done = [float("nan")] * n, [float("nan")] * n
-        self._status, self._retry, self._bundle = [PENDING] * n, [False] * n, [-1] * n
-        self._known: dict[bytes, int] = {}
         self._connections: dict[int, _Connection] = {}
         self._free: list[_Connection] = []
         self._waiting: deque[int] = deque()  # for a connection
         self._asked: deque[tuple[int, _Connection]] = deque()  # in the order of sending; some are answered
         self._left = 0  # taken up and not answered
-        self._peak = 0
         self._epoll = select.epoll()
         gc.collect()
         gc.disable()  # a collection stops the generator for milliseconds
@@ -201,26 +180,17 @@ class Generator:
             for connection in self._connections.values():
                 connection.socket.close()
             self._epoll.close()
-        wall = time.perf_counter() - self._zero
-        return Log(
-            due[:sent],
-            np.array(self._taken[:sent]),
-            np.array(self._done[:sent]),
-            np.array(self._status[:sent], np.int16),
-            np.array(self._retry[:sent], bool),
-            np.array(self._bundle[:sent], np.int16),
-            [name.decode() for name in self._known],
-            self._peak,
-            time.process_time() - cpu,
-            wall,
-        )
+        log.cpu, log.wall = time.process_time() - cpu, self._now()
+        for name in ("due", "taken", "done", "status", "retry_after", "bundle"):
+            setattr(log, name, getattr(log, name)[:sent])
+        return log
 
     def _now(self) -> float:
         return time.perf_counter() - self._zero
 
     def _loop(self, stop: Callable[[], bool]) -> int:
         """Run the event loop. Returns the number of requests sent."""
-        due, taken, poll, epoll = self._due, self._taken, self._epoll.poll, self._epoll.fileno()
+        due, taken, poll, epoll = self._due, self._log.taken, self._epoll.poll, self._epoll.fileno()
         number, last, checked = 0, len(due), 0.0
         while number < last or self._left:
             now = self._now()
@@ -245,34 +215,30 @@ class Generator:
         return number
 
     def _send(self, number: int) -> None:
-        connection = None
-        while self._free and connection is None:  # the last used first, so that those in excess fall idle
+        """Send a request over the connection used last, so that those in excess fall idle, or a new one."""
+        while self._free:
             connection = self._free.pop()
-            if self._now() - connection.since > IDLE:
-                self._close(connection)
-                connection = None
-        if connection is None:
-            if len(self._connections) >= self.most:
-                self._waiting.append(number)
+            if self._now() - connection.since <= IDLE:
+                self._ask(connection, number)
                 return
-            connection = self._connect()
-            if connection is None:
-                self._answer(number, REFUSED)
-                return
-        self._ask(connection, number)
+            self._close(connection)
+        if len(self._connections) >= self.most:
+            self._waiting.append(number)
+        else:
+            self._connect(number)
 
-    def _connect(self) -> _Connection | None:
+    def _connect(self, number: int) -> None:
         sock = socket.socket()
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if sock.connect_ex(self.address) not in (0, errno.EINPROGRESS):
             sock.close()
-            return None
-        connection = _Connection(sock)
-        self._connections[connection.fd] = connection
-        self._peak = max(self._peak, len(self._connections))
+            self._answer(number, REFUSED)
+            return
+        connection = self._connections[sock.fileno()] = _Connection(sock)
+        self._log.connections = max(self._log.connections, len(self._connections))
         self._epoll.register(connection.fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
-        return connection
+        self._ask(connection, number)
 
     def _ask(self, connection: _Connection, number: int) -> None:
         connection.number, connection.out = number, self._pool[self._which[number]]
@@ -294,58 +260,55 @@ class Generator:
             return
         try:
             data = connection.socket.recv(262_144)
-        except BlockingIOError:
-            return
-        except OSError as e:
-            self._fail(connection, REFUSED if isinstance(e, ConnectionRefusedError) else RESET)
-            return
-        if not data:
-            self._fail(connection, RESET)
-            return
-        data = connection.buffer + data
-        try:
+            if not data:
+                raise ConnectionResetError
+            data = connection.buffer + data
             reply = parse(data)
             if reply is not None and (connection.number < 0 or len(data) > reply.size):
                 raise ValueError("more than was asked")
-        except ValueError:
-            self._fail(connection, BROKEN)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError) as e:
+            lost = REFUSED if isinstance(e, ConnectionRefusedError) else RESET
+            self._fail(connection, BROKEN if isinstance(e, ValueError) else lost)
             return
         if reply is None:
             connection.buffer = data
+            self._handle(connection, select.EPOLLIN)  # the epoll tells of new bytes alone
             return
         connection.buffer = b""
         number, connection.number = connection.number, -1
-        if self.look and (found := _BUNDLE.search(data)):
-            self._bundle[number] = self._known.setdefault(found[1], len(self._known))
-        self._retry[number] = reply.retry_after
+        if self.look and (found := BUNDLE.search(data)):
+            name = found[1].decode()
+            if name not in self._log.bundles:
+                self._log.bundles.append(name)
+            self._log.bundle[number] = self._log.bundles.index(name)
+        self._log.retry_after[number] = reply.retry_after
         self._answer(number, reply.status)
         if reply.closes:
             self._close(connection)
-        self._offer(None if reply.closes else connection)
-
-    def _answer(self, number: int, status: int) -> None:
-        self._done[number], self._status[number] = self._now(), status
-        self._left -= 1
-
-    def _offer(self, connection: _Connection | None) -> None:
-        """Give a free connection (None: a new one is possible) to a waiting request, or keep it."""
-        if self._waiting:
-            number = self._waiting.popleft()
-            connection = connection or self._connect()
-            if connection is None:
-                self._answer(number, REFUSED)
-            else:
-                self._ask(connection, number)
-        elif connection is not None:
+            self._next()
+        elif self._waiting:
+            self._ask(connection, self._waiting.popleft())
+        else:
             connection.since = self._now()
             self._free.append(connection)
+
+    def _answer(self, number: int, status: int) -> None:
+        self._log.done[number], self._log.status[number] = self._now(), status
+        self._left -= 1
+
+    def _next(self) -> None:
+        """Send the request that has waited longest over a new connection."""
+        if self._waiting:
+            self._connect(self._waiting.popleft())
 
     def _fail(self, connection: _Connection, status: int) -> None:
         number, connection.number = connection.number, -1
         self._close(connection)
         if number >= 0:
             self._answer(number, status)
-            self._offer(None)
+            self._next()
         else:
             with suppress(ValueError):
                 self._free.remove(connection)

@@ -1,26 +1,18 @@
-"""Measure bulk embedding: rows per second and memory of `embed.embed` over a Parquet table of items.
-
-    python -m benchmarks.speed.embedding --rows 1000000 --threads 2
-
-An item tower over an id (a vocabulary of 200,000 items, or hashed), genres (several of 18, as text) and a year, layers
-128 and 64, with the weights of a fresh model: speed does not depend on them. The table is written first, block by block,
-into a temporary folder. Memory is the growth of resident memory during embedding; its peak counts torch, polars and the run. The
-floor is the time of the tower's matrix products alone, at the rate of a large one with the same threads.
-"""
+"""Measure bulk embedding: rows per second and memory of `embed.embed` over a Parquet table of items."""
 
 from __future__ import annotations
 
 import re
 import tempfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from benchmarks.lib.machine import product_rate, read, timed
-from benchmarks.lib.report import Report, declared, options
+from benchmarks.lib.report import Report, declared
 from benchmarks.lib.worlds import dataset
 from twotower import Categorical, MultiHot, Schema
 from twotower.config.toml import parse_config
@@ -32,10 +24,8 @@ TOWER: dict[str, Any] = declared(__file__)["tower"]
 KNOWN: int = TOWER["known"]
 
 
-def main() -> None:
-    chosen = options(__doc__, __file__)
-    torch.set_num_threads(chosen.threads)
-    with tempfile.TemporaryDirectory() as name, Report(chosen, "embed_speed", table_rows=chosen.rows) as report:
+def main(chosen: Namespace, report: Report) -> None:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         table = write_items(folder, chosen.rows)
         for ids in chosen.ids:
@@ -101,7 +91,3 @@ def resident(reset: bool = False) -> int:
     found = re.search(r"VmHWM:\s+(\d+)", read("/proc/self/status"))
     assert found is not None
     return int(found[1])
-
-
-if __name__ == "__main__":
-    main()

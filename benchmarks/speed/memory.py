@@ -1,44 +1,31 @@
-"""Measure peak memory of training, evaluation and search beside torch-rechub, RecBole and FAISS, each in its own process.
-
-    make bench-env && TWOTOWER_DATA=path/to/ml-1m.zip .venv-bench/bin/python -m benchmarks.speed.memory
-
-The peak of resident memory of a process that does one task, interpreter, libraries and data included (`ru_maxrss`):
-
-training     one epoch of peers.py
-evaluation   all users against the whole catalogue, as in peers.py
-search       the 100 best of `--items` vectors of 64 numbers for 256 queries; beside FAISS's flat index, which
-             torch-rechub searches with. The limit is the vectors themselves
-
-The limit of the first two is a process that has only read and encoded the tables of MovieLens 1M.
-"""
+"""Measure peak memory of training, evaluation and search beside torch-rechub, RecBole and FAISS, each in its own process."""
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from argparse import Namespace
 from pathlib import Path
 
 from benchmarks.lib.machine import tool
 from benchmarks.lib.processes import call
-from benchmarks.lib.report import Report, declared, options
+from benchmarks.lib.report import Report, declared
 
 WIDTH, QUERIES, K = 64, 256, 100
 PACKAGES = {"torch-rechub": "torch-rechub", "RecBole": "recbole", "faiss": "faiss-cpu"}
 
 
-def main() -> None:
-    chosen = options(__doc__, __file__)
+def main(chosen: Namespace, report: Report) -> None:
 
     def peaks(task: str, name: str) -> list[float]:
         return [one for _ in range(chosen.rounds) if (one := peak(task, name, chosen.threads, chosen.items))]
 
     tables = peaks("tables", "twotower")
-    with Report(chosen, "peak_memory") as report:
-        for task in chosen.only:
-            ours, *others = declared(__file__)["tasks"][task]
-            peers = {tool(PACKAGES[name]).replace("recbole", "RecBole"): peaks(task, name) for name in others}
-            floor = chosen.items * WIDTH * 4 / 1e6 if task == "search" else min(tables)
-            report.add(task, peaks(task, ours), "MB", more=False, peers=peers, floor=floor)
+    for task in chosen.only:
+        ours, *others = declared(__file__)["tasks"][task]
+        peers = {tool(PACKAGES[name]).replace("recbole", "RecBole"): peaks(task, name) for name in others}
+        floor = chosen.items * WIDTH * 4 / 1e6 if task == "search" else min(tables)
+        report.add(task, peaks(task, ours), "MB", more=False, peers=peers, floor=floor)
 
 
 def peak(task: str, name: str, threads: int, items: int) -> float | None:
@@ -92,7 +79,3 @@ def search(name: str, threads: int, items: int) -> None:
     del vectors
     ours.threads = threads
     ours.search(queries, K)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,4 @@
-"""Measure one search in Milvus beside FAISS in process: 100,000 vectors of 64 numbers, ten results, each tuned to recall 0.95.
-
-    python -m benchmarks.speed.milvus
-
-The script starts a `milvus-lite server` on loopback and stops it at the end. `--uri http://HOST:19530` measures a cluster instead. Items and
-queries are centres with noise; one half of the queries tunes the search parameters, the other half is measured, one query at a time. `build` is the
-time until the index is saved, or its collection loaded.
-"""
+"""Measure one search in Milvus beside FAISS in process: 100,000 vectors of 64 numbers, ten results, each tuned to recall 0.95."""
 
 from __future__ import annotations
 
@@ -14,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +16,7 @@ import numpy as np
 
 from benchmarks.lib.machine import timed
 from benchmarks.lib.processes import free_port
-from benchmarks.lib.report import Report, options
+from benchmarks.lib.report import Report
 from benchmarks.lib.vectors import Clusters
 from twotower.arrays.types import Vectors
 from twotower.index import load_index, measure_recall, tune_index
@@ -33,15 +27,10 @@ from twotower.index.protocol import IndexConfig
 WIDTH, K, RECALL = 64, 10, 0.95
 
 
-def main() -> None:
-    chosen = options(__doc__, __file__)
+def main(chosen: Namespace, report: Report) -> None:
     made = Clusters(1_000, WIDTH, 1.5)
     items, queries = made.points(chosen.items, 1), made.points(1_000, 2)
-    with (
-        Report(chosen, "milvus_speed") as report,
-        tempfile.TemporaryDirectory() as data,
-        milvus(data, chosen.uri) as uri,
-    ):
+    with tempfile.TemporaryDirectory() as data, milvus(data, chosen.uri) as uri:
         measure(report, "FAISS ivf, in process", items, queries, Ivf())
         for place in (Milvus(uri=uri, prefix="speed", type="IVF_FLAT"), Milvus(uri=uri, prefix="speed", type="HNSW")):
             measure(report, f"Milvus {place.type}", items, queries, place)
@@ -86,7 +75,3 @@ def measure(report: Report, name: str, items: Vectors, queries: Vectors, config:
     name = f"{len(items):,} x {WIDTH}, {name}"
     report.add(f"{name}, one search at recall {recall:.3f}", times[20:], "ms", more=False)
     report.add(f"{name}, build", built, "s", more=False)
-
-
-if __name__ == "__main__":
-    main()

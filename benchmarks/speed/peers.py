@@ -1,22 +1,4 @@
-"""Measure training, evaluation and export beside torch-rechub and RecBole in one process, on MovieLens 1M.
-
-    make bench-env && TWOTOWER_DATA=path/to/ml-1m.zip .venv-bench/bin/python -m benchmarks.speed.peers
-
-Same work for all: four user and three item fields of width 16, towers 64-32, cosine, BCE on the shown pairs of the train part, Adam, batch
-2048, fp32, the same threads. Rounds alternate, so other load slows all tools; the table shows medians and ranges.
-
-training    rows per second of one epoch, from shuffling to the last update, validation excluded. The limit is the time of the towers' matrix
-            products alone, every row through both
-evaluation  every user against the whole catalogue, with fresh weights: time does not depend on them. The time is that from a model to its metrics on the
-            test part: vectors, ranking, metrics. The package takes the ten best of all films without those seen in training or validation; recall,
-            NDCG, MRR, hit rate, coverage; AUC, GAUC and log loss too. The limit is the product of all user and film vectors in blocks, and one
-            pass over the scores
-export      both towers as ONNX, seconds and bytes. The package's time includes writing the file, loading it, and comparing it with the model. The bytes
-            of torch-rechub count the file of weights that it may write beside the graph; the limit is that of the weights alone
-goal        seconds from the archive on disk to a test AUC of 0.80, without the start of the interpreter
-
-tools.py, rechub.py and recbole.py say how the tools are set up.
-"""
+"""Measure training, evaluation and export beside torch-rechub and RecBole in one process, on MovieLens 1M."""
 
 from __future__ import annotations
 
@@ -24,12 +6,11 @@ import statistics
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from pathlib import Path
 
-import torch
-
 from benchmarks.lib.machine import Numbers, product_rate, repeat
-from benchmarks.lib.report import Report, declared, options
+from benchmarks.lib.report import Report, declared
 from benchmarks.lib.worlds import prepare_movielens
 from benchmarks.speed import tools
 from twotower.config.toml import parse_config
@@ -40,19 +21,16 @@ from twotower.train.factors import factors_before
 from twotower.train.trainer import Trainer
 
 
-def main() -> None:
-    chosen = options(__doc__, __file__)
-    torch.set_num_threads(chosen.threads)
+def main(chosen: Namespace, report: Report) -> None:
     dataset = prepare_movielens()
-    with Report(chosen) as report:
-        for task, about in declared(__file__)["tasks"].items():
-            if task in chosen.only:
-                compare(report, task, about, dataset, chosen.rounds)
-        if "goal" in chosen.only:
-            if (took := seconds_to(chosen.goal)) is None:
-                print(f"test AUC {chosen.goal} was not reached", file=sys.stderr)
-            else:
-                report.add(f"train_speed: from the archive to test AUC {chosen.goal:.2f}", took, "s", more=False)
+    for task, about in declared(__file__)["tasks"].items():
+        if task in chosen.only:
+            compare(report, task, about, dataset, chosen.rounds)
+    if "goal" in chosen.only:
+        if (took := seconds_to(chosen.goal)) is None:
+            print(f"test AUC {chosen.goal} was not reached", file=sys.stderr)
+        else:
+            report.add(f"train_speed: from the archive to test AUC {chosen.goal:.2f}", took, "s", more=False)
 
 
 def compare(report: Report, task: str, about: Numbers, dataset: Dataset, rounds: int) -> None:
@@ -122,7 +100,3 @@ def seconds_to(goal: float) -> float | None:
         if found >= goal:
             return round(at, 2)
     return None
-
-
-if __name__ == "__main__":
-    main()

@@ -1,25 +1,10 @@
-"""Measure search speed beside FAISS in one run: milliseconds of a query over a million vectors.
-
-    python -m benchmarks.speed.search
-    python -m benchmarks.speed.search --kinds ivf,hnsw
-    python -m benchmarks.speed.search --run runs/retrieve --metric dot --threads 1
-
-`--run` takes the vectors of a trained run. `--scale` adds copies of the items with a little noise up to that number. Without a run, items and
-queries come from the same clusters.
-
-Exact search: the package and FAISS's flat index, on the same threads, each in its own process (search_worker.py); rounds alternate, and one
-process works at a time. FAISS is measured as shipped and at its best: `distance_compute_blas_threshold` at ten queries, every
-kernel of OPENBLAS_CORETYPE that the processor can run, one index, faiss.knn or, on several threads, IndexShards; the best
-median is the row, for a batch and for one query. The limit is the matrix product alone, by numpy with the fastest of the
-same kernels (a batch), or the fastest of three passes over the vectors (one query).
-Approximate search: one thread, one process; recall against exact search with users as queries.
-"""
+"""Measure search speed beside FAISS in one run: milliseconds of a query over a million vectors."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
+from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,7 +16,7 @@ import numpy as np
 import twotower
 from benchmarks.lib.machine import Numbers, read, timed, tool
 from benchmarks.lib.processes import PYTHON, Conversation
-from benchmarks.lib.report import Report, declared, options
+from benchmarks.lib.report import Report, declared
 from benchmarks.lib.vectors import Clusters
 from benchmarks.speed.search_worker import OURS, QUERIES, SHIPPED
 from twotower.arrays.types import Vectors
@@ -41,17 +26,15 @@ DECLARED = declared(__file__)
 KERNELS: dict[str, list[str]] = DECLARED["kernels"]
 
 
-def main() -> None:
-    chosen = options(__doc__, __file__)
+def main(chosen: Namespace, report: Report) -> None:
     items, users = vectors(chosen)
-    facts = {"items": len(items), "width": items.shape[1], "k": chosen.k, "metric": chosen.metric}
-    with Report(chosen, "search_speed", **facts) as report:
-        exact(report, items, users, chosen)
-        for kind in chosen.kinds:
-            approximate(report, kind, items, users, chosen)
+    report.facts |= {"items": len(items), "width": items.shape[1], "k": chosen.k, "metric": chosen.metric}
+    exact(report, items, users, chosen)
+    for kind in chosen.kinds:
+        approximate(report, kind, items, users, chosen)
 
 
-def vectors(chosen: argparse.Namespace) -> tuple[Vectors, Vectors]:
+def vectors(chosen: Namespace) -> tuple[Vectors, Vectors]:
     """Return items (N, D) and users (M, D)."""
     wanted, rng = 4 * chosen.batch, np.random.default_rng(0)
     if not chosen.run:
@@ -72,7 +55,7 @@ def label(items: Vectors, threads: int) -> str:
     return f"{len(items):,} x {items.shape[1]}, {threads} thread{'s' * (threads > 1)}"
 
 
-def exact(report: Report, items: Vectors, users: Vectors, chosen: argparse.Namespace) -> None:
+def exact(report: Report, items: Vectors, users: Vectors, chosen: Namespace) -> None:
     """Measure a query of a batch and one query alone, in milliseconds."""
     size = min(chosen.batch, len(users))
     flags = set(read("/proc/cpuinfo").split())
@@ -115,7 +98,7 @@ def exact(report: Report, items: Vectors, users: Vectors, chosen: argparse.Names
         )
 
 
-def worker(way: str, folder: Path, chosen: argparse.Namespace) -> Conversation:
+def worker(way: str, folder: Path, chosen: Namespace) -> Conversation:
     """Start the process that searches in a way."""
     environment = dict(os.environ)
     if way != OURS:
@@ -140,7 +123,7 @@ def settings_doubt(told: Mapping[str, Numbers], width: int) -> dict[str, str]:
     return {}
 
 
-def approximate(report: Report, kind: str, items: Vectors, users: Vectors, chosen: argparse.Namespace) -> None:
+def approximate(report: Report, kind: str, items: Vectors, users: Vectors, chosen: Namespace) -> None:
     """Measure an approximate index at the target recall on one thread, tuned with half of the users, measured with the others."""
     built: list[Any] = []
     seconds = timed(lambda: built.append(build_index(kind, items, np.arange(len(items)), chosen.metric)))
@@ -164,7 +147,3 @@ def approximate(report: Report, kind: str, items: Vectors, users: Vectors, chose
     report.add(f"{name}, queries in a batch", rates[half], "queries/s", **facts)
     report.add(f"{name}, recall@{chosen.k}", measure_recall(index, users[half:], chosen.k), **facts)
     report.add(f"{kind}, {label(items, chosen.threads)}, built", seconds, "s", more=False, **facts)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,27 +1,19 @@
-"""Measure the training speed of a transformer over histories, beside the limit of matrix products alone.
-
-    python -m benchmarks.speed.sequence --threads 2
-
-The settings are those of examples/movielens-sequence.toml; the data are made, with the numbers of users, items and
-interactions of MovieLens 1M and similar lengths of histories. A step's floating-point operations are counted as it runs; the limit is the rate
-of a product of two 2,048 x 2,048 matrices in the precision of the training, measured before and after in the same
-process. A profile then shows the share of each operation.
-"""
+"""Measure the training speed of a transformer over histories, beside the limit of matrix products alone."""
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.lib.machine import product_rate, timed
 from benchmarks.lib.processes import ROOT
-from benchmarks.lib.report import Report, declared, options
+from benchmarks.lib.report import Report, declared
 from benchmarks.lib.worlds import dataset
 from twotower.config.toml import load_config
 from twotower.train.trainer import Trainer
@@ -29,9 +21,7 @@ from twotower.train.trainer import Trainer
 DECLARED: dict[str, Any] = declared(__file__)
 
 
-def main() -> None:
-    chosen = options(__doc__, __file__)
-    torch.set_num_threads(chosen.threads)
+def main(chosen: Namespace, report: Report) -> None:
     changed = [*filter(None, [chosen.set]), "train.device='cpu'"]
     schema, config = load_config(ROOT / "examples" / "movielens-sequence.toml", changed)
     assert schema is not None
@@ -63,9 +53,9 @@ def main() -> None:
     shares = {part: micro / sum(spent.values()) for part, micro in sorted(spent.items(), key=lambda e: -e[1])}
     for part, share in shares.items():
         print(f"{share:6.1%}  {part}")
-    with Report(chosen, "sequence_speed", precision=precision, shares=shares) as report:
-        name = f"training, {chosen.threads} thread{'s' * (chosen.threads > 1)}"
-        report.add(name, [size / seconds for seconds in times], "positions/s", floor=size * max(rates) / flops)
+    report.facts |= {"precision": precision, "shares": shares}
+    name = f"training, {chosen.threads} thread{'s' * (chosen.threads > 1)}"
+    report.add(name, [size / seconds for seconds in times], "positions/s", floor=size * max(rates) / flops)
 
 
 def drawn(users: int, items: int, longest: int) -> pl.DataFrame:
@@ -77,7 +67,3 @@ def drawn(users: int, items: int, longest: int) -> pl.DataFrame:
     user = np.repeat(np.arange(users), lengths)
     time = np.concatenate([rng.permutation(n) for n in lengths])
     return pl.DataFrame({"user_id": user, "item_id": np.concatenate(liked), "timestamp": time})
-
-
-if __name__ == "__main__":
-    main()

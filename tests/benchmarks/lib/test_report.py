@@ -46,7 +46,8 @@ def test_without_a_peer_or_a_limit_there_is_no_ratio() -> None:
 
 def test_a_command_can_be_typed_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     words = [
-        "/some/where/benchmarks/speed/peers.py",
+        "/some/where/benchmarks/__main__.py",
+        "speed.peers",
         "--rounds",
         "3",
         "--sequences",
@@ -57,7 +58,7 @@ def test_a_command_can_be_typed_elsewhere(monkeypatch: pytest.MonkeyPatch) -> No
     ]
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setenv("TWOTOWER_DATA", "/data/ml-1m.zip")
-    expected = "TWOTOWER_DATA=ml-1m.zip python -m benchmarks.speed.peers --rounds 3 --sequences s.zip --kinds="
+    expected = "TWOTOWER_DATA=ml-1m.zip python -m benchmarks speed.peers --rounds 3 --sequences s.zip --kinds="
     assert report.command() == expected
 
 
@@ -92,6 +93,7 @@ def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path) -> None:
 
 
 DECLARED = """
+about = "Measure."
 [options]
 items = [1000, "number of items"]
 only = [["rows", "items"], "parts", ["rows", "items"]]
@@ -108,7 +110,7 @@ def test_options_are_those_that_a_script_declares(tmp_path: Path) -> None:
     script.with_suffix(".toml").write_text(DECLARED)
 
     def chosen(*words: str) -> dict[str, object]:
-        return vars(report.options("", str(script), list(words)))
+        return vars(report.options(str(script), list(words)))
 
     assert chosen() == {
         "items": 1000, "only": ["rows", "items"], "resume": False, "sizes": [10, 20], "quick": False, "out": None,

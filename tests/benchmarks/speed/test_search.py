@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "limits", lambda threads: {"threads": threads} | bounds)
 
 
-def test_faiss_runs_with_the_settings_that_its_row_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = "search.py --scale 3000 --width 32 --batch 16 --k 5 --rounds 1 --threads 2 --kinds= --out"
-    monkeypatch.setattr(sys, "argv", [*words.split(), str(tmp_path / "found.json")])
-    search.main()
+def test_faiss_runs_with_the_settings_that_its_row_states(tmp_path: Path) -> None:
+    words = "--scale 3000 --width 32 --batch 16 --k 5 --rounds 1 --threads 2 --kinds= --out"
+    chosen = report.options(search.__file__, [*words.split(), str(tmp_path / "found.json")])
+    with report.Report(chosen, "search_speed") as told:
+        search.main(chosen, told)
     batch, single = json.loads((tmp_path / "found.json").read_text())["results"]
     for found in (batch, single):
         best, shipped = found["peer"]
