@@ -120,6 +120,17 @@ def usage(pid: int, memory_alone: bool = False) -> dict[str, float]:
     return out
 
 
+def busy(cores: set[int]) -> float:
+    """Return the busy seconds of the cores since the machine started, stolen time included."""
+    total = 0.0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name in {f"cpu{core}" for core in cores}:
+            user, nice, system, _, _, irq, soft, steal = map(int, fields[:8])
+            total += user + nice + system + irq + soft + steal
+    return total / os.sysconf("SC_CLK_TCK")
+
+
 class Conversation:
     """A process that answers each line with a line of JSON, within a block."""
 

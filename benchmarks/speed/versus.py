@@ -1,4 +1,4 @@
-"""Compare the speed of this tree with that of a commit: `python -m benchmarks.speed.versus --base main`."""
+"""Compare the speed of this tree with that of a commit: `python -m benchmarks speed.versus --base main`."""
 
 from __future__ import annotations
 
