@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from twotower.arrays.types import F32, I64, Int
 from twotower.model.inputs.code_layout import CodeLayout
 from twotower.model.layers import gather
 from twotower.model.tables import Table
@@ -38,28 +39,29 @@ class EmbeddingShard(Table):
         local = slice(low - self.first_row, high - self.first_row)
         return slice(low - rows.start, high - rows.start), local, slice(self.first_column, self.first_column + wide)
 
-    def copy_rows(self, into: Tensor, rows: slice, values: Tensor) -> None:
-        """Copy this rank's part of the table's `rows`, `values` (rows, width), into a tensor shaped like `weight`."""
+    def copy_rows(self, into: F32[Tensor, "r c"], rows: slice, values: F32[Tensor, "n E"]) -> None:
+        """Copy this rank's part of the table's `rows`, which are `values`, into a tensor shaped like `weight`."""
         selected, local, columns = self.local_slices(rows)
         wide = columns.stop - columns.start
         if selected.start < selected.stop and wide:
             into[local, :wide] = values[selected, columns].to(into.device)
 
-    def forward(self, codes: Tensor) -> Tensor:
-        """Return the rows at codes (…): (…, width)."""
+    def forward(self, codes: Int[Tensor, "*n"]) -> F32[Tensor, "*n E"]:
+        """Return the rows at codes."""
         rows, known = self._batch()
         return gather(rows, torch.searchsorted(known, codes))
 
-    def for_bag(self, first: int, rows: int, bag: CodeLayout) -> tuple[Tensor, CodeLayout]:
+    def for_bag(self, first: int, rows: int, bag: CodeLayout) -> tuple[F32[Tensor, "n E"], CodeLayout]:
         """Return `batch_rows` as the table and the bag in its codes, as `Table.for_bag`; the codes keep their order."""
         table, known = self._batch()
 
-        def renumber(codes: Tensor) -> Tensor:
+        def renumber(codes: Int[Tensor, "*n"]) -> I64[Tensor, "*n"]:
             return torch.searchsorted(known, codes.long() + first)
 
         return table, bag.recoded(renumber, len(known))
 
-    def _batch(self) -> tuple[Tensor, Tensor]:
+    def _batch(self) -> tuple[F32[Tensor, "n E"], I64[Tensor, "n"]]:
+        """Return the table rows of the batch, and their codes."""
         if self.batch_rows is None or self.batch_codes is None:
             raise RuntimeError("this rank holds a shard of the table and no batch rows; use the model of rank 0")
         return self.batch_rows, self.batch_codes
