@@ -272,9 +272,9 @@ def test_fault_G9_runs_and_bundles_of_a_former_format_are_refused_by_name(tmp_pa
         Bundle.open(bundle)
     text = (folder / "config.toml").read_text()
     for form in (1, 99):
-        changed = text.replace("format = 2\n", "" if form == 1 else f"format = {form}\n")
+        changed = text.replace("format = 3\n", "" if form == 1 else f"format = {form}\n")
         (folder / "config.toml").write_text(changed)
-        with pytest.raises(RunError, match=rf"config\.toml: format {form}, this version reads 2; train the run again"):
+        with pytest.raises(RunError, match=rf"config\.toml: format {form}, this version reads 3; train the run again"):
             twotower.load(folder)
     (folder / "config.toml").write_text(text)
     for form in (4, 3, 2, 1, 6):

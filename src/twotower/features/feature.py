@@ -6,6 +6,7 @@ of a feature has a default here.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
@@ -122,7 +123,7 @@ class Feature(Kind):
         yield from ()
 
     def fit(self, series: pl.Series, counts: Ints) -> Encoder:
-        """Return the encoder of a column, learnt from the rows with training interactions, whose `counts` (n,) are above 0."""
+        """Return the encoder of a column. A history has none of its own."""
         raise NotImplementedError(f"{type(self).__name__} has no encoder of its own")
 
     def borrow(self, encoder: Encoder) -> Encoder:
@@ -151,6 +152,10 @@ class ColumnFeature(Feature):
         description="Treatment of nulls. impute: unknown value, training mean, missing-value bucket, empty list or "
         "zeros. error: refuse the table.",
     )
+
+    @abstractmethod
+    def fit(self, series: pl.Series, counts: Ints) -> Encoder:
+        """Return the encoder of a column, learnt from the rows with training interactions: `counts` (n,) above 0."""
 
     @property
     def source(self) -> str:
