@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -114,7 +114,7 @@ class FieldEmbeddings(nn.Module):
             parts.append(self.encoders[name](weights, bag))
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
-    def lower(self, g: GraphBuilder, names: dict[str, str], key: Hashable) -> str:
+    def lower(self, g: GraphBuilder, names: Mapping[str, str], key: Hashable) -> str:
         """Build `forward`; `names` maps a field to its input, `key` tells the pairs' constants apart."""
         parts = []
         for table, columns, first_rows in self.lookups():

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from twotower.arrays.types import Float, Int
-from twotower.errors import ConfigError, did_you_mean
+from twotower.arrays.types import Float
+from twotower.errors import ConfigError, RunError, did_you_mean
 from twotower.features.field import InputField
-from twotower.features.values import UNKNOWN
 from twotower.model.activations import Activation
+from twotower.model.augmented_vectors import AugmentedVectors
 from twotower.model.branches import BRANCHES
 from twotower.model.branches.branch import Branch, TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.field_tables import FieldTables
 from twotower.model.head import TowerHead
 from twotower.model.inputs.tower_inputs import Inputs
-from twotower.model.layers import Dropout, norm_activation_dropout, normalize_pieces
+from twotower.model.layers import Dropout, lower_normalized_pieces, norm_activation_dropout, normalize_pieces
+from twotower.model.lowering import lower
 from twotower.model.senet import SenetConfig, SenetGate
-from twotower.model.tables import Table
 from twotower.section import Positive, Section
+
+if TYPE_CHECKING:
+    from twotower.onnx.builder import GraphBuilder
+
+_MODULES = {"embeddings", "senet", "field_dropout", "branches", "augmented", "layers", "head"}
+"""Modules of a tower that `Tower.lower` knows."""
 
 
 class TowerConfig(Section):
@@ -148,8 +155,8 @@ class Tower(nn.Module):
         found = {} if self.senet is None else {"senet": self.senet(fields)}
         if self.senet is not None:
             fields = self.senet.reweight(fields)
-        for number, branch in enumerate(self.branches):
-            if isinstance(branch, TowerBranch) and branch.senet is not None:
+        for number, branch in enumerate(self._branches()):
+            if branch.senet is not None:
                 found[f"branches.{number}.senet"] = branch.senet(fields)
         return found
 
@@ -177,41 +184,32 @@ class Tower(nn.Module):
         vectors, bias = self.head(hidden, joined)
         return vectors, bias
 
-
-class AugmentedVectors(nn.Module):
-    """Augmented vector per id of a side: a table row trained towards the other side's vectors of the id's positives
-    (DAT, Yu et al. 2021, "A Dual Augmented Two-tower Model for Online Large-scale Recommendation", section 3.2,
-    adaptive-mimic mechanism). Unknown ids read row 0.
-
-    Rows start at zero, so an id without a positive stays at zero.
-    """
-
-    def __init__(self, side_fields: tuple[InputField, ...], width: int) -> None:
-        """Create the table. Raises ConfigError if no field of the side reads its id column without hashing."""
-        super().__init__()
-        lookups = [f for f in side_fields if f.kind == "lookup"]
-        own = [number for number, f in enumerate(lookups) if f.identifies]
-        if not own:
-            raise ConfigError(
-                "augment = true needs a categorical feature over the id column of its side, without hash_buckets; "
-                "add one to schema.features"
+    def lower(self, g: GraphBuilder, inputs: Mapping[str, str], number: int) -> tuple[str, str]:
+        """Build `forward` of the tower of pair `number`, from 0: vectors and biases, "" without. `inputs` maps a field to its
+        input. Raises RunError for a module that this does not know."""
+        if unknown := {name for name, _ in self.named_children()} - _MODULES:
+            raise RunError(
+                f"a tower with the module '{min(unknown)}' cannot be exported; build its nodes in `Tower.lower` first"
             )
-        self.column, self.width = own[0], width
-        self.table: Table = Table(lookups[own[0]].rows, width)
-        self.table.initialize(0)
+        pair, fields = f"pair {number + 1}", self.field_names
+        joined = self.embeddings.lower(g, inputs, number)
+        if self.pieces:
+            joined = lower_normalized_pieces(g, joined, self.pieces)
+        if self.senet is not None:
+            joined = self.senet.lower(g, joined, pair, fields)
+        if self.shift is not None:
+            joined = g.reshape(joined, len(fields), len(self.shift))
+            joined = g("Add", g.reduce("Sum", joined, 1, keep=False), g.constant(self.shift))
+        outputs = [
+            branch.lower(g, joined, f"{pair}, branch {i} ({branch.kind})", fields)
+            for i, branch in enumerate(self._branches(), 1)
+        ] or [joined]
+        if self.augmented is not None:
+            outputs.append(self.augmented.lower(g, number))
+        return self.head.lower(g, lower(self.layers, g, g.concat(outputs)), joined)
 
-    def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Float[Tensor, "U D"]:
-        """Return the vectors; in training a share `unknown_rate` of the rows reads row 0."""
-        codes = inputs.lookup[:, self.column]
-        if self.training and unknown_rate:
-            codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < unknown_rate, UNKNOWN)
-        out: Tensor = self.table(codes)
-        return out
-
-    def codes(self, inputs: Inputs) -> Int[Tensor, "n"]:
-        """Return the table rows that `forward` may read."""
-        codes = inputs.lookup[:, self.column]
-        return torch.cat([codes, codes.new_tensor([UNKNOWN])])
+    def _branches(self) -> list[TowerBranch]:
+        return [branch for branch in self.branches if isinstance(branch, TowerBranch)]
 
 
 def select_fields(fields: tuple[InputField, ...], names: tuple[str, ...]) -> tuple[InputField, ...]:

@@ -7,9 +7,9 @@ vectors, so that an index searches exactly the trained score.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
@@ -20,12 +20,15 @@ from twotower.arrays.types import F32, Float, Int
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
 from twotower.features.side import SIDES, SideName
-from twotower.features.values import UNKNOWN
 from twotower.model.field_tables import FieldTables
+from twotower.model.first_order import FirstOrder
 from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.tables import Table
 from twotower.model.towers import Tower, TowerConfig, select_fields
 from twotower.section import Section
+
+if TYPE_CHECKING:
+    from twotower.onnx.builder import GraphBuilder
 
 
 class PairConfig(Section):
@@ -110,32 +113,6 @@ class TowerPair(nn.Module):
     def tower(self, side: SideName) -> Tower:
         """Return the tower of a side."""
         return self.user if side == "user" else self.item
-
-
-class FirstOrder(nn.Module):
-    """First-order term Σ_f w_f[code_f] over the lookup fields f (factorisation machine, Rendle 2010, equation 1)."""
-
-    first_rows: Tensor
-
-    def __init__(self, fields: tuple[InputField, ...]) -> None:
-        super().__init__()
-        rows = [f.rows for f in fields if f.kind == "lookup"]
-        self.register_buffer("first_rows", torch.tensor([sum(rows[:i]) for i in range(len(rows))]), persistent=False)
-        self.table: Table = Table(max(1, sum(rows)), 1)
-        self.table.initialize(0)
-
-    def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Float[Tensor, "U 1"]:
-        """Return the sums; in training a share `unknown_rate` of the codes is replaced by the unknown code."""
-        codes = inputs.lookup
-        if self.training and unknown_rate:
-            codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < unknown_rate, UNKNOWN)
-        out: Tensor = self.table(codes + self.first_rows.long()).sum(1)
-        return out
-
-    def codes(self, inputs: Inputs) -> Int[Tensor, "n"]:
-        """Return the table rows that `forward` may read."""
-        first_rows = self.first_rows.long()
-        return torch.cat([(inputs.lookup + first_rows).flatten(), first_rows + UNKNOWN])
 
 
 class TwoTower(nn.Module):
@@ -249,6 +226,27 @@ class TwoTower(nn.Module):
         if self.config.similarity == "cosine":
             joined = normalize(joined)
         return joined, bias
+
+    def lower(self, g: GraphBuilder, side: SideName, inputs: Mapping[str, str]) -> tuple[str, int]:
+        """Build `user_vectors` or `item_vectors`, and return the name of the output and its width. `inputs` maps a field that is
+        no lookup to its input."""
+        towers = self.towers(side)
+        vectors, biases = zip(*(tower.lower(g, inputs, number) for number, tower in enumerate(towers)), strict=True)
+        joined, width = g.concat(vectors), sum(tower.size for tower in towers)
+        if self.config.similarity == "cosine":
+            square = g("Max", g.reduce("SumSquare", joined, 1), g.constant(1e-12))
+            joined = g("Div", joined, g("Sqrt", square))
+        if side == "user":
+            joined = g("Div", joined, g.constant(self.temperature.item()))
+        if not self.config.bias:
+            return joined, width
+        bias = self.first_order(side).lower(g, joined)
+        for tower_bias in filter(None, biases):
+            bias = g("Add", bias, tower_bias)
+        if side == "user":
+            bias = g("Add", bias, g.constant(self.global_bias))
+        ones = g.filled(bias, 1.0)
+        return g.concat([joined, bias, ones] if side == "user" else [joined, ones, bias]), width + 2
 
 
 @contextmanager
