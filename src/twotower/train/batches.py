@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from twotower.arrays.sets import DistinctRows
-from twotower.arrays.types import Codes, Ints
+from twotower.arrays.types import F32, I64, Codes, Floats, Ints, Shaped
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.inputs.tower_inputs import Inputs
 
@@ -25,10 +24,10 @@ class Batch:
 
     users: Inputs
     items: Inputs
-    user: Tensor  # (B,) int64 into the U users
-    item: Tensor  # (B,) int64 into the I items
-    label: Tensor  # (B,) float32, 0 or 1
-    weight: Tensor  # (B,) float32
+    user: I64[Tensor, "B"]  # into the U users
+    item: I64[Tensor, "B"]  # into the I items
+    label: F32[Tensor, "B"]  # 0 or 1
+    weight: F32[Tensor, "B"]
 
     def __len__(self) -> int:
         return len(self.label)
@@ -40,7 +39,7 @@ class ContrastiveBatch:
 
     users: Inputs
     items: Inputs
-    user: Tensor | None  # (B,) int64 into the users; None: user b belongs to positive b
+    user: I64[Tensor, "B"] | None  # into the users; None: user b belongs to positive b
 
 
 class Batcher:
@@ -51,7 +50,12 @@ class Batcher:
         self._distinct_users, self._distinct_items = DistinctRows(users.n), DistinctRows(items.n)
 
     def __call__(
-        self, user: Codes, item: Codes, label: npt.NDArray[np.float32], weight: npt.NDArray[np.float32], source: Ints
+        self,
+        user: Shaped[Codes, "B"],
+        item: Shaped[Codes, "B"],
+        label: Shaped[Floats, "B"],
+        weight: Shaped[Floats, "B"],
+        source: Shaped[Ints, "n"],
     ) -> Batch:
         """Return the batch of B labelled pairs. `source` are the indices of all interactions of the batch, -1 for a sampled
         pair; the B pairs may be one rank's part of the batch."""
@@ -69,9 +73,14 @@ class Batcher:
         )
 
     def contrastive_batch(
-        self, user: Codes, source: Ints, items: Ints, earlier: bool, batch: Ints | None = None
+        self,
+        user: Shaped[Codes, "B"],
+        source: Shaped[Ints, "B"],
+        items: Shaped[Ints, "I"],
+        earlier: bool,
+        batch: Shaped[Ints, "n"] | None = None,
     ) -> ContrastiveBatch:
-        """Return the inputs of the positives with the interaction indices `source` (B,), and of the item rows `items` (I,).
+        """Return the inputs of the positives with the interaction indices `source`, and of the item rows `items`.
 
         With `earlier`, user b has the history before interaction b. Otherwise each distinct user is taken once, and no
         sequence holds an interaction of the batch, whose indices are `batch`, or `source` if that is None.

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twotower.arrays.ragged import run_indices
+from twotower.arrays.types import Shaped
 from twotower.data.dataset import Dataset
 from twotower.train.order import Epoch, Examples, Shards, ShuffleSizes, shuffle_windows, window_rng
 
@@ -74,6 +75,6 @@ class PositiveSampler:
 
         return Epoch(lengths, make_window)
 
-    def _examples(self, source: npt.NDArray[Any]) -> Examples:
+    def _examples(self, source: Shaped[npt.NDArray[Any], "n"]) -> Examples:
         one = np.ones(len(source), np.float32)
         return Examples(self._pairs.user[source], self._pairs.item[source], one, one, source.astype(np.int64))

@@ -118,7 +118,7 @@ class CandidateSampler:
     def _rng(self, step: int, shard: int = 0) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[self._seed, 0x6361], counter=[0, 0, shard, step]))
 
-    def _tensor(self, array: Array) -> Tensor:
+    def _tensor(self, array: Shaped[Array, "*_"]) -> Shaped[Tensor, "*_"]:
         return torch.from_numpy(array).to(self._device)
 
     def _exclusions(
