@@ -33,8 +33,8 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everyth
 
 import twotower
 from twotower.config.experiment import Config
-from twotower.data.config import SplitConfig
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence

@@ -25,8 +25,9 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everyth
 
 from twotower.config.experiment import Config
 from twotower.data import prepare
-from twotower.data.config import DataConfig, SplitConfig
+from twotower.data.config import DataConfig
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.distributed import DistributedContext
 from twotower.features.schema import Schema

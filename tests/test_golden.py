@@ -13,7 +13,7 @@ import torch
 from worlds import EVERYTHING_SCHEMA
 
 from twotower import index
-from twotower.data import config
+from twotower.data import split
 from twotower.features import schema
 from twotower.index.protocol import IndexConfig
 from twotower.model import branches, two_tower
@@ -41,7 +41,7 @@ def test_every_kind_has_a_case() -> None:
     for group, found in (
         ("loss", LOSSES.names),
         ("optimizer", OPTIMIZERS.names),
-        ("split", get_args(config.SplitConfig.model_fields["kind"].annotation)),
+        ("split", get_args(split.SplitConfig.model_fields["kind"].annotation)),
         ("similarity", get_args(two_tower.ModelConfig.model_fields["similarity"].annotation)),
         ("branch", branches.BRANCHES.names),
         ("pooling", POOLINGS.names),

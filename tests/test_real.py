@@ -17,6 +17,7 @@ from twotower import api
 from twotower.config.toml import load_config
 from twotower.data.dataset import build_dataset
 from twotower.data.datasets import movielens
+from twotower.data.datasets.ml_1m import MovieLens1M
 from twotower.data.tables import check
 from twotower.retrieval.request import Request
 
@@ -38,7 +39,7 @@ def python(folder: Path, *arguments: str) -> str:
 
 
 def test_the_archive_is_what_the_papers_describe() -> None:
-    raw = movielens.load("ml-1m")
+    raw = MovieLens1M().load()
     tables = check(raw.users, raw.items, raw.interactions, movielens.SCHEMA)
     assert (tables.users.height, tables.items.height, tables.interactions.height) == (6040, 3883, 1_000_209)
     assert 575_279 <= tables.interactions["__positive"].sum() <= 575_281

@@ -26,8 +26,9 @@ from twotower.cli.app import app, run_command
 from twotower.cli.flags import in_flags
 from twotower.config.toml import dump_config, load_config
 from twotower.data import prepare
-from twotower.data.config import DataConfig, SplitConfig
+from twotower.data.config import DataConfig
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import ConfigError, Interrupted, RunError, TwoTowerError
 from twotower.features.categorical import CategoricalEncoder

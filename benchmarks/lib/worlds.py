@@ -7,6 +7,7 @@ import polars as pl
 from twotower import Categorical, Config, Schema
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.datasets import movielens
+from twotower.data.datasets.ml_1m import MovieLens1M
 from twotower.data.tables import check
 
 FIELDS = {"user": ("user_id", "gender", "age", "occupation"), "item": ("item_id", "genre", "year")}
@@ -14,7 +15,7 @@ FIELDS = {"user": ("user_id", "gender", "age", "occupation"), "item": ("item_id"
 
 def prepare_movielens() -> Dataset:
     """Read MovieLens 1M with FIELDS, each categorical."""
-    raw = movielens.load("ml-1m")
+    raw = MovieLens1M().load()
     items = raw.items.with_columns(genre=pl.col("genres").list.first())
     features = tuple(Categorical(name=name, side=side) for side, names in FIELDS.items() for name in names)
     schema = movielens.SCHEMA.model_copy(update={"features": features})

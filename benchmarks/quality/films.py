@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.quality.candidates import Part
 from twotower.arrays.types import Ints
-from twotower.data.datasets import movielens
+from twotower.data.datasets.ml_1m import MovieLens1M
 from twotower.evaluation.factors import Factors
 
 HELD: dict[Part, int] = {"validation": 2, "test": 1}
@@ -42,7 +42,7 @@ class Films:
 
         The archive's are items with five or more interactions; equal timestamps keep the order of its table."""
         if not sequences:
-            ratings = movielens.load("ml-1m").interactions
+            ratings = MovieLens1M().load().interactions
             kept = ratings.filter(pl.len().over("item_id") >= 5).sort("user_id", "timestamp", maintain_order=True)
             return cls.of(kept["user_id"].to_numpy(), kept["item_id"].to_numpy())
         with zipfile.ZipFile(sequences) as archive:
@@ -52,7 +52,7 @@ class Films:
 
     def tables(self) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         """Return users, films and interactions whose time is their position in the user's sequence."""
-        raw, user = movielens.load("ml-1m"), np.repeat(self.user_ids, np.diff(self.offsets))
+        raw, user = MovieLens1M().load(), np.repeat(self.user_ids, np.diff(self.offsets))
         interactions = pl.DataFrame({"user_id": user, "item_id": self.item_ids[self.values]}).with_columns(
             timestamp=pl.int_range(pl.len()).over("user_id")
         )

@@ -19,7 +19,7 @@ from benchmarks.quality.films import HELD, Films
 from benchmarks.speed.recbole import SETTINGS, trained
 from benchmarks.speed.tools import quiet
 from twotower.arrays.types import Ints
-from twotower.data.datasets import movielens
+from twotower.data.datasets.ml_1m import MovieLens1M
 from twotower.evaluation.factors import Factors
 
 USER, ITEM = ("user_id", "gender", "age", "occupation"), ("movie_id", "cate_id")
@@ -157,7 +157,7 @@ def recbole(films: Films, kind: str, epochs: int, rates: list[float]) -> Candida
 
 def side_columns(films: Films) -> dict[str, Ints]:
     """Codes from 1 of the fields USER by user row and ITEM by item row; the category is the first genre."""
-    tables = movielens.load("ml-1m")
+    tables = MovieLens1M().load()
     users = pl.DataFrame({"user_id": films.user_ids}).join(tables.users, "user_id", "left", maintain_order="left")
     items = pl.DataFrame({"item_id": films.item_ids}).join(tables.items, "item_id", "left", maintain_order="left")
     columns = {name: users[name] for name in USER}

@@ -27,7 +27,7 @@ from twotower.features.schema import FEATURES, Schema
 from twotower.features.sequence import Sequence
 from twotower.features.text import Text
 from twotower.features.vector import Vector
-from twotower.kinds import Kind, Kinds
+from twotower.kinds import Kinds
 from twotower.model.branches import BRANCHES
 from twotower.model.pooling import POOLINGS
 from twotower.model.pooling.decay import Decay
@@ -213,8 +213,7 @@ def leaves(prefix: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> s
         elif key == "sources":
             for kind in SOURCES:
                 found |= {(prefix, kind.kind), *((f"{prefix}.{kind.kind}", option) for option in kind.model_fields)}
-        elif isinstance(info.default, Kind):
-            (registry,) = (m for m in info.metadata if isinstance(m, Kinds))
+        elif registry := next((m for m in info.metadata if isinstance(m, Kinds)), None):
             found |= {(path, name) for name in ("kind", *registry.protocol.model_fields)}
         elif isinstance(info.default, BaseModel):
             found |= leaves(path, type(info.default), seen)

@@ -154,7 +154,7 @@ BRANCHES: dict[tuple[str, str], Any] = {
 # checkpoints in train/test_trainer, the timeout of ranks in test_distributed, the placement of tables in train/torchrec, the
 # index of a published model in test_publishing, and in Milvus in index/test_milvus.
 ELSEWHERE = {
-    "data.dataset",
+    "data.dataset.kind",
     "data.archive",
     "data.users",
     "data.items",

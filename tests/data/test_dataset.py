@@ -11,9 +11,9 @@ import pytest
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerboard, everything
 
 from twotower.arrays.ragged import Ragged
-from twotower.data.config import SplitConfig
 from twotower.data.dataset import Dataset, assemble_dataset, build_dataset
 from twotower.data.run_tables import load_tables, save_tables
+from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check
 from twotower.errors import DataError

@@ -21,10 +21,11 @@ from twotower.arrays.ragged import Ragged
 from twotower.config.experiment import Config
 from twotower.config.toml import load_config, parse_config
 from twotower.data import prepare
-from twotower.data.config import DataConfig, SplitConfig
+from twotower.data.config import DataConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
 from twotower.data.prepare import PrepareSizes
+from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check, check_side
 from twotower.errors import ConfigError, DataError, RunError

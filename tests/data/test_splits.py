@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from twotower.data.config import SplitConfig
+from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN, VALIDATION, split_interactions
 from twotower.errors import DataError
 

@@ -19,9 +19,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from worlds import EVERYTHING_SCHEMA, ID_FEATURES, everything
 
-from twotower.data.config import SplitConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.readers import Reading, as_frame, read_file
+from twotower.data.split import SplitConfig
 from twotower.data.summary import describe
 from twotower.data.tables import Tables, check
 from twotower.errors import DataError

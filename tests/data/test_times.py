@@ -24,9 +24,10 @@ from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.config.toml import dump_config, parse_config
 from twotower.data import prepare
-from twotower.data.config import DataConfig, SplitConfig
+from twotower.data.config import DataConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
+from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import BundleError, ConfigError, DataError, RunError
 from twotower.features.schema import Schema

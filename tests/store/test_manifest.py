@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 from worlds import CHECKERBOARD_SCHEMA
 
-from twotower.data.config import SplitConfig
+from twotower.data.split import SplitConfig
 from twotower.store.manifest import BundleFacts, RecallCheck, problem
 
 FACTS: dict[str, Any] = {

@@ -33,7 +33,7 @@ from worlds import CHECKERBOARD_SCHEMA
 
 import twotower.store.bundle
 from twotower import files
-from twotower.data.config import SplitConfig
+from twotower.data.split import SplitConfig
 from twotower.errors import BundleError, ConfigError, Interrupted, RunError
 from twotower.files.layout import MANIFEST
 from twotower.store.bundle import Bundle

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
 
-from twotower.data.config import SplitConfig
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError
 from twotower.features.sequence import Sequence

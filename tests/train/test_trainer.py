@@ -20,8 +20,8 @@ from trainers import contrastive, weights
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
 
 from twotower.config.experiment import Config
-from twotower.data.config import SplitConfig
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import ConfigError, Interrupted, TrainingError
 from twotower.features.categorical import Categorical

@@ -7,25 +7,23 @@ from typing import Annotated
 
 import typer
 
-from twotower.errors import ConfigError, DataError, did_you_mean
+from twotower.errors import DataError
 from twotower.reports.terminal import print_line
 
 
 def fetch(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="ml-1m, ml-100k, ml-1m-titles or ml-100k-titles.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a data set, as of data.dataset in a config.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for users, items and interactions as Parquet.")],
     source: Annotated[str, typer.Option("--source", help="Local archive. Empty: download it.")] = "",
 ) -> None:
-    """Download a MovieLens dataset, verify it, and write three Parquet tables."""
-    from twotower.data.datasets import movielens
-    from twotower.data.tables import check
+    """Fetch a data set, verify it, and write three Parquet tables."""
+    from twotower.data.datasets import DATASETS
+    from twotower.data.tables import check, save
 
-    known = movielens.SCHEMAS
-    if name not in known:
-        raise ConfigError(f"no dataset '{name}'{did_you_mean(name, known)} (allowed: {', '.join(known)})")
-    tables = movielens.load(name, source or None)
-    check(tables.users, tables.items, tables.interactions, known[name])
-    movielens.save(tables, out)
+    dataset = DATASETS.find(name, trust=True)()  # its user typed the name
+    tables = dataset.load(source)
+    check(tables.users, tables.items, tables.interactions, dataset.table_schema)
+    save(tables, out)
     print_line(
         f"{out}: {tables.users.height:,} users, {tables.items.height:,} items, "
         f"{tables.interactions.height:,} interactions"

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TOWER: TomlValue = {"layers": [128, 64], "senet": {"enabled": True}}
+SMALL_ROWS = 500_000
+"""Number of interactions below which a demo trains with smaller batches."""
 SETTINGS: dict[str, TomlValue] = {
     "model": {"width": 32, "pairs": [{"user": _TOWER, "item": _TOWER}]},
     "negatives": {"random": {"n": 5, "share": 0.7}},
@@ -90,26 +92,30 @@ def _train(archive: str, folder: Path, callback: Callback) -> Run:
     from twotower import api
     from twotower.config.toml import parse_config
     from twotower.data.datasets import movielens
+    from twotower.data.datasets.ml_1m import MovieLens1M
+    from twotower.data.datasets.ml_100k import MovieLens100K
     from twotower.data.tables import check
     from twotower.features.sequence import Sequence
 
     archive = archive or os.environ.get(movielens.SOURCE_VARIABLE, "")
     archive = str(Path(archive).resolve()) if archive else ""
-    name: movielens.Name = movielens.archive_name(archive) if archive else "ml-1m"
+    kinds = (MovieLens1M, MovieLens100K)
+    dataset = movielens.kind_of_archive(archive, kinds)() if archive else MovieLens1M()
     try:
-        raw = movielens.load(name, archive or None)
+        raw = dataset.load(archive)
     except DataError as e:
         if archive:
             raise
         log.info(str(e))
         log.info("using MovieLens 100K instead")
-        name, raw = "ml-100k", movielens.load("ml-100k", None)
+        dataset = MovieLens100K()
+        raw = dataset.load()
     # With a history of liked films, so that recent events change the recommendations.
     liked = Sequence(name="liked", side="user", interactions="positive", max_length=50)
     schema = movielens.SCHEMA.model_copy(update={"features": (*movielens.SCHEMA.features, liked)})
     tables = check(raw.users, raw.items, raw.interactions, schema)
-    _, config = parse_config(SETTINGS | {"data": {"dataset": name, "archive": archive}})
-    if name == "ml-100k":  # a tenth of the rows: a smaller batch gives it as many steps
+    _, config = parse_config(SETTINGS | {"data": {"dataset": dataset.kind, "archive": archive}})
+    if raw.interactions.height < SMALL_ROWS:  # a smaller batch gives it as many steps
         config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 1024})})
     return api.fit(tables, schema, config, folder=folder, overwrite=True, callback=callback)
 

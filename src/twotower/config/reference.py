@@ -135,7 +135,8 @@ def _section_tables(
         elif inner and seen.get(inner.section) != path:
             default = str(getattr(info.default, "kind", ""))
             meaning = f"{', '.join(inner.kinds)}, or the import path of another kind, `module:Class`."
-            kind = Option("kind", _toml(default) if default else "", meaning, section.tier(key))
+            shown = _toml(default) if default or info.default == "" else ""  # "": none
+            kind = Option("kind", shown, meaning, section.tier(key))
             yield from _section_tables(path, inner, seen, kind, info.description or "", (key, info) in nested)
 
 

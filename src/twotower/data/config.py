@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    FieldSerializationInfo,
+    JsonValue,
+    ValidatorFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
+from twotower.data.datasets import DATASETS
+from twotower.data.datasets.named_dataset import NamedDataset
+from twotower.data.split import SplitConfig
 from twotower.section import Section
 
 
-class SplitConfig(Section):
-    """Split of the interactions into train, validation and test part."""
-
-    start_here = ("kind",)
-    research = ("seed",)
-
-    kind: Literal["random", "last", "time"] = Field(
-        "random",
-        description="Rule of the split. random: random rows. last: each user's last row tests and the one before "
-        "validates. time: the latest rows.",
-    )
-    test: float = Field(0.2, gt=0, lt=1, description="Share of all rows in the test part (kinds random and time).")
-    validation: float = Field(
-        0.1, gt=0, lt=1, description="Share of the remaining rows in the validation part (kinds random and time)."
-    )
-    seed: int = Field(2022, ge=0, lt=2**32, description="Seed of the random split.")
-
-
 class DataConfig(Section):
-    """Source of the data: tables, a prepared dataset, or a MovieLens by name."""
+    """Source of the data: tables, a prepared dataset, or a data set by name."""
 
     start_here = ("users", "items", "interactions")
 
-    dataset: Literal["", "ml-1m", "ml-100k", "ml-1m-titles", "ml-100k-titles"] = Field(
+    dataset: Annotated[NamedDataset | Literal[""], DATASETS] = Field(
         "",
-        description="Name of a MovieLens, or of queries made from its titles. Brings a [schema] where none is given. "
-        "Empty: your own tables.",
+        description="Data set of a name, or with its options. Brings a [schema] where none is given. Empty: your own tables.",
     )
     archive: str = Field(
-        "", description="Path of the MovieLens zip of `dataset`. Empty: TWOTOWER_DATA, then the network."
+        "", description="Path of a local copy of `dataset`. Empty: of MovieLens, TWOTOWER_DATA, then the network."
     )
     users: str = Field(
         "",
@@ -58,6 +50,17 @@ class DataConfig(Section):
     prepared: str = Field(
         "", description="Folder written by `twotower prepare`, to train on instead of tables. Empty: none."
     )
+
+    @field_validator("dataset", mode="wrap")
+    @classmethod
+    def _none_or_a_kind(cls, value: object, parse: ValidatorFunctionWrapHandler) -> NamedDataset | Literal[""]:
+        found: NamedDataset | Literal[""] = "" if value in ("", {"kind": ""}) else parse(value)
+        return found
+
+    @field_serializer("dataset")
+    def _name_or_options(self, value: NamedDataset | Literal[""], info: FieldSerializationInfo) -> JsonValue:
+        options: dict[str, JsonValue] = value.model_dump(mode=info.mode) if value else {"kind": ""}
+        return options if len(options) > 1 else options["kind"]
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

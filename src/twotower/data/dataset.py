@@ -14,8 +14,8 @@ import polars as pl
 from twotower.arrays.ragged import Column, Ragged, offsets_of
 from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import Bools, Codes, Ints
-from twotower.data.config import SplitConfig
 from twotower.data.pairs import Pairs, counts
+from twotower.data.split import SplitConfig
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, Parts, split_interactions
 from twotower.data.tables import POSITIVE, Tables, averaged_columns, sums_by_row, with_statistics
 from twotower.data.times import TIME

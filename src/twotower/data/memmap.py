@@ -25,10 +25,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from twotower import files
 from twotower.arrays.ragged import Column, Ragged, run_indices
 from twotower.arrays.types import Ints
-from twotower.data.config import SplitConfig
 from twotower.data.dataset import Dataset, Side
 from twotower.data.pairs import Pairs
 from twotower.data.run_tables import load_tables, read_side, save_tables
+from twotower.data.split import SplitConfig
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
 from twotower.errors import ConfigError, RunError
 from twotower.features.encoders import Encoders

@@ -27,9 +27,10 @@ from twotower.arrays.npy_writer import ArrayWriter
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Ints
 from twotower.data import splits
-from twotower.data.config import DataConfig, SplitConfig
+from twotower.data.config import DataConfig
 from twotower.data.memmap import MEMMAP_FORMAT, MemmapDataset
 from twotower.data.readers import Reading, read_file, table_errors, table_files
+from twotower.data.split import SplitConfig
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
 from twotower.data.tables import (
     POSITIVE,

@@ -9,9 +9,9 @@ from pathlib import Path
 import polars as pl
 
 from twotower import files
-from twotower.data.config import SplitConfig
 from twotower.data.dataset import Dataset, assemble_dataset
 from twotower.data.pairs import Pairs
+from twotower.data.split import SplitConfig
 from twotower.data.splits import PART_NAMES
 from twotower.errors import DataError, RunError, first_line
 from twotower.features.encoders import Encoders

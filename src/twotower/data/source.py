@@ -6,7 +6,6 @@ import logging
 
 from twotower.data.config import DatasetConfig
 from twotower.data.dataset import Dataset
-from twotower.data.datasets import movielens
 from twotower.data.memmap import MemmapDataset
 from twotower.data.tables import Tables, check
 from twotower.errors import ConfigError
@@ -26,8 +25,8 @@ def read(config: DatasetConfig, schema: Schema | None) -> tuple[Tables | Dataset
         dataset.check(schema, config.split)
         return dataset.with_schema(schema), schema
     if data.dataset:
-        schema = schema or movielens.SCHEMAS[data.dataset]
-        raw = movielens.load(data.dataset, data.archive or None)
+        schema = schema or data.dataset.table_schema
+        raw = data.dataset.load(data.archive)
         tables = check(raw.users, raw.items, raw.interactions, schema)
     else:
         if not data.interactions:

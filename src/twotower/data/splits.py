@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twotower.arrays.types import Ints
-from twotower.data.config import SplitConfig
+from twotower.data.split import SplitConfig
 from twotower.errors import DataError
 
 Parts = npt.NDArray[np.int8]

@@ -6,6 +6,7 @@ line: what was found, what is allowed and what to do.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from twotower import files
 from twotower.arrays.types import Doubles, Ints
 from twotower.data.readers import Reading, TableLike, as_frame, is_text, table_files
 from twotower.data.times import TIME, Times
@@ -272,3 +274,16 @@ def with_statistics(
         with np.errstate(invalid="ignore"):
             frame = frame.with_columns(pl.Series(s.source, s.value(counts, total / known)))
     return frame
+
+
+def save(tables: Tables, folder: Path) -> None:
+    """Write users.parquet, items.parquet and interactions.parquet into `folder`, each atomically."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise DataError(f"{folder}: cannot be made ({e.strerror}); choose another folder") from None
+    for name in ("users", "items", "interactions"):
+        frame: pl.DataFrame = getattr(tables, name)
+        buffer = io.BytesIO()
+        frame.write_parquet(buffer)
+        files.write(folder / f"{name}.parquet", buffer.getvalue())

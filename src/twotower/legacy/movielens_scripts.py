@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from twotower.data.config import SplitConfig
 from twotower.data.datasets import movielens
+from twotower.data.datasets.ml_1m import MovieLens1M
 from twotower.data.readers import as_frame
+from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN, VALIDATION, split_interactions
-from twotower.data.tables import POSITIVE, check
+from twotower.data.tables import POSITIVE, check, save
 from twotower.data.times import TIME
 from twotower.errors import DataError, TwoTowerError
 from twotower.escaping import escape_controls
@@ -24,8 +25,8 @@ def download(root: Path) -> int:
     """Run `data_download.py`: fetch MovieLens 1M into `root`/dataset/ml-1m. Returns the exit code."""
     try:
         with printed_messages():
-            tables = movielens.load("ml-1m")
-        movielens.save(tables, root / "dataset" / "ml-1m")
+            tables = MovieLens1M().load()
+        save(tables, root / "dataset" / "ml-1m")
     except TwoTowerError as e:
         print(escape_controls(f"error: {e}"), file=sys.stderr)
         return e.exit_code

@@ -27,13 +27,12 @@ from pydantic import (
 from pydantic.types import Strict
 
 from twotower import files
-from twotower.data.config import SplitConfig
+from twotower.data.split import SplitConfig
 from twotower.errors import BundleError
 from twotower.features.schema import Schema
 from twotower.features.side import SideName
 from twotower.files import layout
 from twotower.files.readers import parse_json, read_regular
-from twotower.index import INDEXES
 from twotower.kinds import UntrustedKind, untrusted_kind
 from twotower.section import Section
 
@@ -153,6 +152,8 @@ class Manifest(BundleFacts):
     def read_sections(self) -> tuple[Schema, SplitConfig]:
         """Return the schema and the split. Raises BundleError if these or the index are of a kind of elsewhere that is not
         imported; a bundle makes nobody import it."""
+        from twotower.index import INDEXES  # which imports numpy
+
         try:
             INDEXES.find(self.index.kind)
             return Schema.model_validate(self.table_schema), SplitConfig.model_validate(self.split)

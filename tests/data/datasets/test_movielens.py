@@ -17,23 +17,29 @@ from typing import Any
 
 import polars as pl
 import pytest
+from movielens_archives import ML_1M, ML_100K, zipped
 
 from twotower.data.datasets import archive, movielens
-from twotower.data.datasets.archive import Archive
-from twotower.data.datasets.movielens import Downloads, archive_name, load, parse, save
-from twotower.data.tables import check
+from twotower.data.datasets.archive import MAX_MEMBER_BYTES, Archive
+from twotower.data.datasets.ml_1m import MovieLens1M
+from twotower.data.datasets.ml_100k import WHEEL_FOLDER, WHEEL_SHA256, MovieLens100K
+from twotower.data.datasets.movielens import Downloads, MovieLens, kind_of_archive
+from twotower.data.tables import Tables, check, save
 from twotower.errors import DataError, RunError
 
-ML_1M = {
-    "ml-1m/README": b"read me",
-    "ml-1m/users.dat": b"1::F::1::10::48067\n2::M::56::16::V3N4P\n",
-    "ml-1m/movies.dat": (
-        "1::Toy Story (1995)::Animation|Children's|Comedy\n"
-        "2::L\xe9on: The \x85 Professional (1994)::Drama\n"
-        "5::Nameless::Film-Noir\n"
-    ).encode("latin-1"),
-    "ml-1m/ratings.dat": b"1::1::5::978300760\n1::5::3::978302109\n2::2::4::978301968\n",
-}
+KINDS: dict[str, type[MovieLens]] = {kind.kind: kind for kind in (MovieLens1M, MovieLens100K)}
+
+
+def parse(data: bytes, what: str, name: str, most: int = MAX_MEMBER_BYTES) -> Tables:
+    return KINDS[name]().parse(data, what, most)
+
+
+def load(name: str, source: Path | str = "", downloads: Downloads = Downloads()) -> Tables:
+    return KINDS[name]().load(source, downloads)
+
+
+def archive_name(source: Path | str) -> str:
+    return kind_of_archive(source, [*KINDS.values()]).kind
 
 
 @pytest.fixture(autouse=True)
@@ -42,44 +48,20 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def film(number: int, title: str, *genres: str) -> str:
-    flags = "|".join("01"[g in genres] for g in movielens.GENRES_100K)
-    return f"{number}|{title}|01-Jan-1995||http://us.imdb.com/M?{number}|{flags}\n"
-
-
-ML_100K = {
-    "ml-100k/u.user": b"1|24|M|technician|85711\n2|53|F|other|V3N4P\n",
-    "ml-100k/u.item": (
-        film(1, "Toy Story (1995)", "Animation", "Children's", "Comedy")
-        + film(2, "Mis\xe9rables, Les (1995)", "Drama")
-        + film(3, "unknown")
-    ).encode("latin-1"),
-    "ml-100k/u.data": b"1\t1\t5\t874965758\n1\t3\t3\t876893171\n2\t2\t4\t878542960\n",
-}
-
 WHEEL = {
-    f"{movielens.WHEEL_FOLDER}ml-100k.user": (
+    f"{WHEEL_FOLDER}ml-100k.user": (
         b"user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n"
         b"1\t24\tM\ttechnician\t85711\n2\t53\tF\tother\tV3N4P\n"
     ),
-    f"{movielens.WHEEL_FOLDER}ml-100k.item": (
+    f"{WHEEL_FOLDER}ml-100k.item": (
         "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
         "1\tToy Story\t1995\tAnimation Children's Comedy\n2\tMisérables, Les\t1995\tDrama\n3\tunknown\t\tunknown\n"
     ).encode(),
-    f"{movielens.WHEEL_FOLDER}ml-100k.inter": (
+    f"{WHEEL_FOLDER}ml-100k.inter": (
         b"user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
         b"1\t1\t5\t874965758\n1\t3\t3\t876893171\n2\t2\t4\t878542960\n"
     ),
 }
-
-
-def zipped(members: dict[str, bytes]) -> bytes:
-    """Return a zip whose bytes are those of `members`, whatever the clock says."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
-    return buffer.getvalue()
 
 
 def refused(call: Callable[[], Any], *words: str) -> None:
@@ -337,15 +319,15 @@ def test_a_download_with_the_right_digest_is_taken(
     server: str, pip: list[list[str]], name: Any, messages: list[str]
 ) -> None:
     downloads = served(name, f"{server}/good/{name}")
-    assert load(name, None, downloads).interactions.height == 3
+    assert load(name, "", downloads).interactions.height == 3
     assert messages == [f"downloading {server}/good/{name} (0.0 MB)"]
     assert not pip
     # It is kept; a kept file that was damaged is fetched again.
-    assert load(name, None, downloads).interactions.height == 3
+    assert load(name, "", downloads).interactions.height == 3
     assert "before" in messages[1]
     kept = archive.cache_path(downloads.archives[name])
     kept.write_bytes(kept.read_bytes()[:-1])
-    assert load(name, None, downloads).interactions.height == 3
+    assert load(name, "", downloads).interactions.height == 3
     assert messages[2].startswith("downloading")
     assert [p.name for p in kept.parent.iterdir()] == [kept.name]
 
@@ -373,7 +355,7 @@ def test_a_failed_download_refuses_ml_1m_and_falls_back_to_the_wheel_for_ml_100k
             server = f"http://127.0.0.1:{closed.server_port}"
     downloads = served("ml-1m", f"{server}/{kind}/ml-1m", **wrong)
     refused(
-        lambda: load("ml-1m", None, downloads),
+        lambda: load("ml-1m", "", downloads),
         f"{server}/{kind}/ml-1m",
         words,
         "source='path/to/ml-1m.zip'",
@@ -381,7 +363,7 @@ def test_a_failed_download_refuses_ml_1m_and_falls_back_to_the_wheel_for_ml_100k
     )
     assert not pip
 
-    tables = load("ml-100k", None, served("ml-100k", f"{server}/{kind}/ml-100k", **wrong))
+    tables = load("ml-100k", "", served("ml-100k", f"{server}/{kind}/ml-100k", **wrong))
     assert words in messages[-1]
     assert "out of the PyPI wheel recbole==1.2.1 instead" in messages[-1]
     assert len(pip) == 1
@@ -400,7 +382,7 @@ def test_a_failed_download_refuses_ml_1m_and_falls_back_to_the_wheel_for_ml_100k
 
 def test_another_wheel_than_the_known_one_is_refused(server: str, pip: list[list[str]]) -> None:
     downloads = replace(served("ml-100k", f"{server}/gone/ml-100k"), wheel_sha256="f" * 64)
-    refused(lambda: load("ml-100k", None, downloads), "recbole==1.2.1: the wheel has SHA-256", "expected ffffffffffff…")
+    refused(lambda: load("ml-100k", "", downloads), "recbole==1.2.1: the wheel has SHA-256", "expected ffffffffffff…")
     assert len(pip) == 1
 
 
@@ -410,16 +392,17 @@ def test_without_pip_either_ml_100k_is_refused(server: str, monkeypatch: pytest.
 
     monkeypatch.setattr(subprocess, "run", fail)
     refused(
-        lambda: load("ml-100k", None, served("ml-100k", f"{server}/gone/ml-100k")),
+        lambda: load("ml-100k", "", served("ml-100k", f"{server}/gone/ml-100k")),
         "with pip either (no route to host)",
         "`source`",
     )
 
 
 def test_the_official_archives_are_pinned() -> None:
-    for name, official in movielens.ARCHIVES.items():
+    for name, kind in KINDS.items():
+        official = kind.official
         assert official.url == f"https://files.grouplens.org/datasets/movielens/{name}.zip"
-        assert len(official.sha256) == len(movielens.WHEEL_SHA256) == 64
+        assert len(official.sha256) == len(WHEEL_SHA256) == 64
         assert 4_000_000 < official.size < 6_000_000
 
 

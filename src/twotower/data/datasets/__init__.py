@@ -1,0 +1,19 @@
+"""Data sets by their names, `data.dataset = "ml-1m"`."""
+
+from __future__ import annotations
+
+from twotower.data.datasets.ml_1m import MovieLens1M
+from twotower.data.datasets.ml_1m_titles import MovieLens1MTitles
+from twotower.data.datasets.ml_100k import MovieLens100K
+from twotower.data.datasets.ml_100k_titles import MovieLens100KTitles
+from twotower.data.datasets.named_dataset import NamedDataset
+from twotower.kinds import Kinds
+
+DATASETS = Kinds(
+    "data set",
+    NamedDataset,
+    MovieLens1M,
+    MovieLens100K,
+    MovieLens1MTitles,
+    MovieLens100KTitles,
+)
