@@ -35,6 +35,9 @@ from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import PairConfig
 from twotower.section import Section, Tier
 from twotower.train.negatives.config import SOURCES
+from twotower.train.negatives.full import FullCatalogue
+from twotower.train.negatives.hard import HardNegatives
+from twotower.train.negatives.in_batch import InBatchNegatives
 from twotower.train.optimizers.sgd import Sgd
 
 IDS_TOML = """
@@ -579,6 +582,19 @@ def test_a_source_of_candidates_goes_with_a_contrastive_loss_and_not_with_the_wh
     else:
         refused(path, alone, "loss.kind = 'gbce' has no candidates; switch on one of the sources negatives.in_batch, ")
         load_config(path, [*alone, "negatives.uniform=1"])
+
+
+def test_an_override_of_an_option_switches_its_source_on(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    contrastive = parse_config({"loss": {"kind": "softmax"}})[1]
+    path.write_text(
+        dump_config(Schema(features=ID_FEATURES), contrastive), encoding="utf-8"
+    )  # every source that is off: false
+    negatives = load_config(path, ["negatives.hard.n=2", "negatives.hard.every=3"])[1].negatives
+    assert negatives.sources == (InBatchNegatives(), HardNegatives(n=2, every=3))
+    assert load_config(path, ["negatives.full=true", "negatives.in_batch=false"])[1].negatives.sources == (
+        FullCatalogue(),
+    )
 
 
 @pytest.mark.parametrize("kind", ["softmax", "gbce", "bpr"])
