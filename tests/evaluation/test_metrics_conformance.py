@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from mykinds.metrics import Gini, Novelty
+from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
+from twotower import api
 from twotower.arrays.types import Bools, Ints
+from twotower.evaluation.comparison import Comparison
 from twotower.evaluation.config import EvaluationConfig, MetricSet
 from twotower.evaluation.metrics import METRICS
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
 from twotower.evaluation.metrics.metric import CatalogueMetric, Metric, PairMetric, RankingMetric
+from twotower.reports.compare import compare_runs
+from twotower.reports.metric_tables import columns
 
 ALL: list[Metric] = [*(kind() for kind in METRICS), Novelty(), Gini()]
 PAIRS = [m for m in ALL if isinstance(m, PairMetric)]
@@ -141,3 +148,27 @@ def test_two_metrics_of_one_name_are_refused() -> None:
     for metrics in (["recall"], [Novelty(), Novelty(smoothing=2)]):
         with pytest.raises(ValueError, match="is measured already; leave it out"):
             EvaluationConfig.model_validate({"metrics": metrics})
+
+
+def test_a_metric_of_elsewhere_stands_in_every_report_and_selects_the_epoch(tmp_path: Path) -> None:
+    config = settings(
+        evaluation={"k": [3], "bootstrap": 20, "metrics": ["mykinds.metrics:Novelty", "mykinds.metrics:Gini"]},
+        train={"epochs": 3, "monitor": "validation.gini@3"},
+    )
+    run = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run")
+    curve = [epoch["validation.gini@3"] for epoch in run.history]
+    assert run.metrics["train.best_epoch"] == 1 + curve.index(min(curve))
+    for name in ("test.novelty@3", "test.novelty@3.low", "baseline.popularity.novelty@3", "test.gini@3"):
+        assert name in run.metrics
+    assert {"novelty@3", "gini@3"} < set(columns(run.config.evaluation))
+    bundle = api.publish(run, tmp_path / "store", force=True)
+    assert "\n| gini@3 | " in (bundle.folder / "README.md").read_text(encoding="utf-8")
+    assert "novelty@3" in {c.metric for c in compare_runs(run, run, resamples=10)}
+
+
+def test_the_better_of_two_runs_is_the_lower_one_where_lower_is_better() -> None:
+    higher = Comparison("recall@3", 0.1, 0.3, 0.2, 0.1, 0.3, 0.01, 9)
+    lower = replace(higher, higher_is_better=False)
+    assert (higher.verdict, lower.verdict) == ("B is better", "A is better")
+    assert replace(lower, low=-0.3, high=-0.1).verdict == "B is better"
+    assert replace(lower, low=-0.1).verdict == "no significant difference"
