@@ -227,7 +227,7 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
         sums = {a: sums_by_row(values, rows[train], frame.height) for a, values in averaged.items()}
         frames[name] = with_statistics(frame, schema, name, counts[name], sums)  # type: ignore[index,arg-type]
     encoders = Encoders.fit(schema, frames, counts)
-    return assemble_dataset(encoders, frames["user"], frames["item"], pairs, parts, times, config.kind != "random")
+    return assemble_dataset(encoders, frames["user"], frames["item"], pairs, parts, times, config.follows_time)
 
 
 def assemble_dataset(

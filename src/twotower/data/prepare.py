@@ -107,8 +107,8 @@ def _abandoned(folder: Path) -> bool:
 
 
 def _check(data: DataConfig, schema: Schema, split: SplitConfig, out: Path) -> None:
-    if split.kind == "random":
-        raise ConfigError("split.kind = 'random' draws from all rows at once; to prepare, set 'last' or 'time'")
+    if not split.follows_time:
+        raise ConfigError(f"split.kind = '{split.kind}' draws from all rows at once; to prepare, set 'last' or 'time'")
     if not schema.time:
         raise DataError(f"split.kind = '{split.kind}' needs a time; name its column in schema.time")
     if not data.interactions:
@@ -144,7 +144,7 @@ class _Preparation:
         kept = sum(self._sort_bucket(b) for b in buckets)
         if rows > kept:
             log.info(f"interactions: {rows - kept:,} rows repeated a pair of user and item; the last of each was kept")
-        part_starts = self._part_starts(buckets, kept) if self.split.kind == "time" else None
+        part_starts = self._part_starts(buckets, kept) if self.split.has_boundaries else None
         sizes = np.zeros(3, np.int64)
         counts: dict[SideName, Ints] = {"user": np.zeros(n_users, np.int64), "item": np.zeros(n_items, np.int64)}
         sums = {(s, a): np.zeros((2, len(counts[s]))) for s in SIDES for a in self.averaged}

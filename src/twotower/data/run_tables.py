@@ -53,7 +53,7 @@ def load_tables(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[
         pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
         times = actions["time"].to_numpy() if "time" in actions.columns else None
         return assemble_dataset(
-            encoders, users, items, pairs, actions["part"].to_numpy(), times, split.kind != "random", encode
+            encoders, users, items, pairs, actions["part"].to_numpy(), times, split.follows_time, encode
         )
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, IndexError, DataError) as e:
         raise RunError(f"{folder}: a table or encoders.json is damaged, or of another run ({first_line(e)})") from e

@@ -25,3 +25,13 @@ class SplitConfig(Section):
         0.1, gt=0, lt=1, description="Share of the remaining rows in the validation part (kinds random and time)."
     )
     seed: int = Field(2022, ge=0, lt=2**32, description="Seed of the random split.")
+
+    @property
+    def follows_time(self) -> bool:
+        """True if a validation or test row is later than the training rows of its user."""
+        return self.kind != "random"
+
+    @property
+    def has_boundaries(self) -> bool:
+        """True if two times divide the rows of all users into parts."""
+        return self.kind == "time"

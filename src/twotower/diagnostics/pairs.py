@@ -38,23 +38,23 @@ def _shared_pairs(context: DiagnosisContext) -> Iterator[Finding]:
 
 
 def _split_order(context: DiagnosisContext) -> Iterator[Finding]:
-    data, kind = context.data, context.config.split.kind
-    if kind == "random" or data.times is None:
+    data, split = context.data, context.config.split
+    if not split.follows_time or data.times is None:
         return
     train, test = data.parts == TRAIN, data.parts == TEST
     if not train.any() or not test.any():
         return
     latest = np.full(len(data.users), np.iinfo(np.int64).min)
-    if kind == "last":
+    if not split.has_boundaries:
         np.maximum.at(latest, data.pairs.user[train], data.times[train])
     else:
         latest[:] = data.times[train].max()
     older = data.times[test] < latest[data.pairs.user[test]]
     if older.any():
-        reference = "a training pair of its user" if kind == "last" else "the latest training pair"
+        reference = "the latest training pair" if split.has_boundaries else "a training pair of its user"
         yield Finding(
             "error", "split_order",
-            f"split.kind = '{kind}', but {older.mean():.1%} of the test pairs are older than {reference}: training "
+            f"split.kind = '{split.kind}', but {older.mean():.1%} of the test pairs are older than {reference}: training "
             "uses the future. Check the column schema.time and its schema.time_unit, and split again.",
             {"share": float(older.mean())},
         )  # fmt: skip
