@@ -602,7 +602,7 @@ def test_a_feed_says_what_side_tensors_say(worlds: dict[str, Dataset], side: Sid
                 assert np.array_equal(found[f"dense{number}"], wanted.dense[f.name].numpy())
             elif f.kind == "bag":
                 bag: Any = wanted.bags[f.name]
-                codes = found[f"bag{number}"]
+                codes: Any = found[f"bag{number}"]
                 assert codes.dtype == np.int64
                 lengths = (codes >= 0).sum(1)
                 assert np.array_equal(lengths, np.diff(bag.offsets.numpy()))

@@ -18,6 +18,7 @@ from twotower.evaluation.metrics.auc import auc
 from twotower.features.side import SIDES, SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.embeddings import FieldEmbeddings
+from twotower.model.inputs import carrier, stacked
 from twotower.model.inputs.tower_inputs import Inputs
 
 
@@ -139,7 +140,7 @@ def _shuffle_effects(context: DiagnosisContext, side: SideName) -> dict[str, flo
     gram = others.T @ others / len(others)
     shuffled = rows[np.random.default_rng(0).permutation(len(rows))]
     tower = model.user_vectors if side == "user" else model.item_vectors
-    lookups = [f.name for f in data.encoders.fields(side) if f.kind == "lookup"]
+    lookups = [f.name for f in stacked(data.encoders.fields(side))]
     inputs, permuted = context.inputs(side, rows, shuffled)
     vectors = tower(inputs).double().cpu()
 
@@ -203,7 +204,7 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
 
 def _mean_row_norm(embeddings: FieldEmbeddings, name: str) -> float:
     """Return the mean norm of the rows of the field's table; infinity for a dense field, which has no table."""
-    if next(f for f in embeddings.fields if f.name == name).kind == "dense":
+    if not carrier(next(f for f in embeddings.fields if f.name == name).kind).has_table:
         return math.inf
     return float(embeddings.rows_of(name).detach().norm(dim=1).mean())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from twotower.features.pooling_spec import MEAN, PoolingSpec
 
@@ -13,7 +12,7 @@ class InputField:
     """Description of an encoded column, from which a tower makes its embedding."""
 
     name: str
-    kind: Literal["lookup", "bag", "dense"]  # one code, many codes, or numbers
+    kind: str  # carrier: "lookup" of one code, "bag" of many, "dense" of numbers, or an import path
     rows: int = 0  # embedding rows of a lookup or bag
     length: int = 0  # numbers per row of a dense field
     width: int = 0  # embedding width; 0: the width of the tower

@@ -12,6 +12,7 @@ from twotower.arrays.types import Float, Int
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
+from twotower.model.inputs import stacked
 from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.tables import Table
 
@@ -30,7 +31,7 @@ class AugmentedVectors(nn.Module):
     def __init__(self, side_fields: tuple[InputField, ...], width: int) -> None:
         """Create the table. Raises ConfigError if no field of the side reads its id column without hashing."""
         super().__init__()
-        lookups = [f for f in side_fields if f.kind == "lookup"]
+        lookups = stacked(side_fields)
         own = [number for number, f in enumerate(lookups) if f.identifies]
         if not own:
             raise ConfigError(

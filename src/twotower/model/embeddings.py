@@ -12,6 +12,7 @@ from twotower.arrays.types import Float, Int
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
 from twotower.model.field_tables import FieldTables
+from twotower.model.inputs import carrier, stacked
 from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.lowering import lower
 from twotower.model.pooling import resolve
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 class FieldEmbeddings(nn.Module):
     """Concatenated field embeddings of one tower: (U, sum of the fields' widths), in the order of `fields`.
 
-    A lookup or bag field is a row or pooled rows of its table; a dense field x is W x + b.
+    A field is a row of its table, pooled rows of its table, or what the module of its carrier makes of numbers.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class FieldEmbeddings(nn.Module):
         poolings = {f.name: resolve(f.pooling) for f in tables.fields}
         self._pieces = [poolings[f.name].pieces for f in tables.fields]
         self._lookup_columns: dict[str, list[int] | None] = {}  # by table; None: all
-        columns = [f.name for f in side_fields if f.kind == "lookup"]
+        columns = [f.name for f in stacked(side_fields)]
         for table, group in tables.lookups.items():
             tables.create(table)
             wanted = [columns.index(f.name) for f in group]
@@ -53,8 +54,8 @@ class FieldEmbeddings(nn.Module):
             self.register_buffer(f"first_rows_{table}", tables.first_rows(table), persistent=False)
         self._bag_tables: dict[str, FieldTables] = {}  # by field: the tower that holds its rows
         for name, f in self.others.items():
-            if f.kind == "dense":
-                self.projections[name] = nn.Linear(f.length, f.width)
+            if not carrier(f.kind).has_table:
+                self.projections[name] = carrier(f.kind).build(f)
                 continue
             self.encoders[name] = poolings[f.name].build(f.width, f.name)
             if f.share_with:
@@ -90,7 +91,7 @@ class FieldEmbeddings(nn.Module):
             codes = (inputs.lookup if columns is None else inputs.lookup[:, columns]) + first_rows
             yield table, torch.cat([codes.flatten(), first_rows + UNKNOWN])
         for f in self.others.values():
-            if f.kind == "bag":
+            if f.name in self._bag_tables:
                 yield from self._bag_tables[f.name].codes_of_bag(f.share_with or f.name, inputs.bags[f.name])
 
     def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Float[Tensor, "U N"]:
@@ -107,7 +108,7 @@ class FieldEmbeddings(nn.Module):
                 codes = codes.masked_fill(unknown, UNKNOWN)
             parts.append(table(codes + first_rows).flatten(1))
         for name, f in self.others.items():
-            if f.kind == "dense":
+            if name in self.projections:
                 parts.append(self.projections[name](inputs.dense[f.name]))
                 continue
             weights, bag = self._bag_tables[f.name].for_bag(f.share_with or f.name, inputs.bags[f.name])
@@ -123,7 +124,7 @@ class FieldEmbeddings(nn.Module):
             rows = g("Gather", weight, g("Add", codes, g.constant(first_rows)), axis=0)
             parts.append(g.reshape(rows, len(first_rows) * table.embedding_dim))
         for name, f in self.others.items():
-            if f.kind == "dense":
+            if name in self.projections:
                 parts.append(lower(self.projections[name], g, names[f.name]))
                 continue
             table_rows = g.constant(self.rows_of(f.name), (key, "bag", f.share_with, "" if f.share_with else f.name))

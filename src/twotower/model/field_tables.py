@@ -13,6 +13,7 @@ from twotower.arrays.types import Float, Int
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
+from twotower.model.inputs import carrier
 from twotower.model.inputs.code_layout import CodeLayout
 from twotower.model.tables import Table
 
@@ -41,12 +42,11 @@ class FieldTables(nn.ModuleDict):
         self.lookups: dict[str, list[InputField]] = {}
         """Lookup fields by table."""
         for f in fields:
-            if f.kind == "lookup":
+            if carrier(f.kind).is_stacked:
                 self.lookups.setdefault(f"lookup{f.width}", []).append(f)
-        self.others = {(f"bag{i}" if f.kind == "bag" else f"dense{i}"): f for i, f in enumerate(
-            f for f in fields if f.kind != "lookup"
-        )}  # fmt: skip
-        """Bags and dense fields, by number: the name of a field may hold dots."""
+        others = [f for f in fields if not carrier(f.kind).is_stacked]
+        self.others = {f"{carrier(f.kind).label}{i}": f for i, f in enumerate(others)}
+        """Other fields, by number: the name of a field may hold dots."""
         self.fields = (*(f for group in self.lookups.values() for f in group), *self.others.values())
         self.place: dict[str, TableRows] = {}
         """Rows by field."""
@@ -56,7 +56,7 @@ class FieldTables(nn.ModuleDict):
                 self.place[f.name] = TableRows(table, first, f.rows, f.width)
                 first += f.rows
         for table, f in self.others.items():
-            if f.kind == "bag" and not f.share_with:
+            if carrier(f.kind).has_table and not f.share_with:
                 self.place[f.name] = TableRows(table, 0, f.rows, f.width)
 
     def create(self, name: str) -> None:
@@ -67,7 +67,8 @@ class FieldTables(nn.ModuleDict):
     def initialize(self, std: float) -> None:
         """Initialise the tables, with the standard deviation `std`."""
         # Training may hold no unknown value; then an unknown value in a bag adds zeros.
-        bags = [f for f in self.others.values() if f.kind == "bag" and not f.sequence and not f.share_with]
+        pooled = [f for f in self.others.values() if carrier(f.kind).has_table]
+        bags = [f for f in pooled if not f.sequence and not f.share_with]
         unknown = {self.place[f.name].table: self.place[f.name].first + UNKNOWN for f in bags}
         for name in self:
             self.table(name).initialize(std, unknown.get(name))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from twotower.arrays.types import Float, Int
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
+from twotower.model.inputs import stacked
 from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.tables import Table
 
@@ -24,7 +25,7 @@ class FirstOrder(nn.Module):
 
     def __init__(self, fields: tuple[InputField, ...]) -> None:
         super().__init__()
-        rows = [f.rows for f in fields if f.kind == "lookup"]
+        rows = [f.rows for f in stacked(fields)]
         self.register_buffer("first_rows", torch.tensor([sum(rows[:i]) for i in range(len(rows))]), persistent=False)
         self.table: Table = Table(max(1, sum(rows)), 1)
         self.table.initialize(0)

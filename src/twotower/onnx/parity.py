@@ -7,11 +7,12 @@ import math
 import numpy as np
 import polars as pl
 
-from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Ints
 from twotower.data.dataset import Side
 from twotower.features.field import InputField
 from twotower.features.side import SideName
+from twotower.model.inputs import carrier
 from twotower.model.inputs.feed import feed
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower, evaluation_mode
@@ -54,9 +55,7 @@ def _parity_rows(side: Side, fields: tuple[InputField, ...]) -> Ints:
     """Return the rows with the fewest and the most codes of each bag field, and evenly spaced other rows."""
     extreme: list[int] = []
     for f in fields:
-        if f.kind == "bag" and len(side):
-            bag = side.columns[f.name]
-            assert isinstance(bag, Ragged)
+        if isinstance(bag := side.columns[f.name], Ragged) and len(side):
             lengths = bag.lengths
             extreme += [int(lengths.argmin()), int(lengths.argmax())]
     extreme = extreme[:PARITY_ROWS]
@@ -68,14 +67,5 @@ def random_side(fields: tuple[InputField, ...]) -> Side:
     """Return 96 rows of random features: first and last code of every table, empty bags, bags of one code and long
     bags."""
     rng, n = np.random.default_rng(0), 96
-    columns: dict[str, Column] = {}
-    for f in fields:
-        if f.kind == "dense":
-            columns[f.name] = rng.standard_normal((n, f.length)).astype(np.float32)
-        elif f.kind == "lookup":
-            columns[f.name] = np.r_[0, f.rows - 1, rng.integers(0, f.rows, n - 2)].astype(np.int32)
-        else:
-            lengths = np.r_[0, 1, 300, rng.integers(0, 40, n - 3)]
-            offsets = np.r_[0, np.cumsum(lengths)].astype(np.int64)
-            columns[f.name] = Ragged(rng.integers(0, f.rows, offsets[-1]).astype(np.int32), offsets)
+    columns = {f.name: carrier(f.kind).sample(f, n, rng) for f in fields}
     return Side(pl.DataFrame({"row": np.arange(n)}), columns, "row")

@@ -20,7 +20,7 @@ from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.text import Text
 from twotower.model.inputs.bag import bag_in_both_orders
-from twotower.model.inputs.code_layout import Array, CodeLayout
+from twotower.model.inputs.code_layout import Arrays, CodeLayout
 from twotower.model.inputs.padded import Padded, pad
 from twotower.model.inputs.prefixes import take_prefixes
 from twotower.model.inputs.windows import take_windows
@@ -57,7 +57,7 @@ def histories() -> Ragged:
     return Ragged(np.random.default_rng(2).integers(0, ROWS, offsets[-1]).astype(np.int32), offsets)
 
 
-def tensors(layout: CodeLayout[Array]) -> CodeLayout:
+def tensors(layout: CodeLayout[Arrays]) -> CodeLayout:
     return layout.map(lambda array: torch.from_numpy(np.ascontiguousarray(array)))
 
 

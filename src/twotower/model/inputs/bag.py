@@ -8,14 +8,39 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from twotower.arrays.ragged import Ragged, offsets_of, stable_order
-from twotower.arrays.types import Bools, Float, Rows, Shaped
-from twotower.model.inputs.code_layout import A, Array, CodeLayout, Recode
+from twotower.arrays.types import Bools, Float, Ints, Rows, Shaped
+from twotower.features.field import InputField
+from twotower.model.inputs.carrier import Carrier
+from twotower.model.inputs.code_layout import A, Arrays, CodeLayout, Recode
 from twotower.model.inputs.padded import Padded
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from twotower.model.inputs.gather import RowSource
     from twotower.model.pooling.pooling import PoolingLayer
+    from twotower.onnx.builder import GraphBuilder
+
+
+class BagCarrier(Carrier):
+    """Many codes a row: rows of the embedding table, pooled by the field's pooling."""
+
+    kind = "bag"
+    label = "bag"
+    has_table = True
+
+    def feed(self, rows: RowSource, field: InputField) -> Shaped[Ints, "U T"]:
+        return rows.padded(field)
+
+    def declare(self, g: GraphBuilder, name: str, field: InputField) -> str:
+        return g.input(name, np.int64, ["U", f"T_{name}"])
+
+    def sample(self, field: InputField, n: int, rng: np.random.Generator) -> Ragged:
+        """Return no code, one code, many codes, and random numbers of codes."""
+        lengths = np.r_[0, 1, 300, rng.integers(0, 40, n - 3)]
+        offsets = np.r_[0, np.cumsum(lengths)].astype(np.int64)
+        return Ragged(rng.integers(0, field.rows, offsets[-1]).astype(np.int32), offsets)
+
 
 _NO_ORDER = np.zeros(0, np.int32)
 
@@ -57,7 +82,7 @@ class Bag(CodeLayout[A]):
         return self.offsets[1:] - self.offsets[:-1]
 
 
-def bag_in_both_orders(ragged: Ragged, table_rows: int) -> Bag[Array]:
+def bag_in_both_orders(ragged: Ragged, table_rows: int) -> Bag[Arrays]:
     """Return the bags of all rows, whose codes are below `table_rows`."""
     order = stable_order(ragged.values)
     code_offsets = np.zeros(table_rows + 1, np.int32)
@@ -66,7 +91,7 @@ def bag_in_both_orders(ragged: Ragged, table_rows: int) -> Bag[Array]:
     return Bag(ragged.values, ragged.offsets.astype(np.int32), row[order], code_offsets)
 
 
-def bag_without_order(ragged: Ragged) -> Bag[Array]:
+def bag_without_order(ragged: Ragged) -> Bag[Arrays]:
     """Return the bags of all rows, for a forward pass that no backward pass follows."""
     return Bag(ragged.values, ragged.offsets.astype(np.int32), _NO_ORDER, _NO_ORDER)
 

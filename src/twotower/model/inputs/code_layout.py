@@ -1,4 +1,4 @@
-"""Layout of the codes of U rows, many a row: tensors, or the numpy arrays (`Array`) that are made into tensors."""
+"""Layout of the codes of U rows, many a row: tensors, or the numpy arrays (`Arrays`) that are made into tensors."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Generic
 
-import numpy as np
-import numpy.typing as npt
-
-from twotower.arrays.types import Float, Shaped
+from twotower.arrays.types import Array, Float, Shaped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +23,8 @@ else:
 
     A, B = TypeVar("A"), TypeVar("B")
 
-Array = npt.NDArray[np.number]
+Arrays = Shaped[Array, "*_"]
+"""A numpy array of a layout."""
 Recode = Callable[["Tensor"], "Tensor"]
 """Map from codes (…) of a table to codes (…) of another."""
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from twotower.arrays.ragged import Column
+from twotower.arrays.types import Array, Shaped
 from twotower.features.field import InputField
-from twotower.model.inputs.code_layout import Array
+from twotower.model.inputs import carrier
 from twotower.model.inputs.gather import ColumnRows, R, TowerFields, gather
 
-Feed = dict[str, Array]
+Feed = dict[str, Shaped[Array, "U *_"]]
 
 
 class FeedFields:
@@ -25,18 +25,18 @@ class FeedFields:
     """
 
     def __init__(self, fields: tuple[InputField, ...]) -> None:
-        self._fields = TowerFields(fields, [f"{f.kind}{n}" for n, f in enumerate(fields)])
+        self._fields = TowerFields(fields, [f"{carrier(f.kind).label}{n}" for n, f in enumerate(fields)])
         self._empty: Feed = dict.fromkeys(("lookup", *self._fields.keys), np.zeros(0, np.int64))
 
     def __call__(self, rows: R) -> Feed:
         """Return the features of U rows by input name, in the fields' order."""
         feed = self._empty.copy()
-        feed["lookup"], bags, dense = gather(self._fields, rows, type(rows).padded)
+        feed["lookup"], bags, dense = gather(self._fields, rows, lambda rows, f: carrier(f.kind).feed(rows, f))
         feed.update(bags)
         feed.update(dense)
         return feed
 
 
-def feed(fields: tuple[InputField, ...], columns: dict[str, Column], rows: slice | npt.NDArray[np.integer]) -> Feed:
+def feed(fields: tuple[InputField, ...], columns: dict[str, Column], rows: slice | Shaped[Array, "U"]) -> Feed:
     """Return the features of some rows of encoded columns by input name."""
     return FeedFields(fields)(ColumnRows(columns, rows))

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from twotower.arrays.ragged import Column, Ragged, Values
-from twotower.arrays.types import Codes, Floats, Ints
+from twotower.arrays.types import Array, Codes, Floats, Ints, Shaped
 from twotower.features.field import InputField
+from twotower.model.inputs import carrier, stacked
 from twotower.model.inputs.padded import pad
 
 
@@ -25,10 +25,11 @@ class TowerFields:
         """`keys` are the names of the fields unless given."""
         self.all = tuple(fields)
         keyed = list(zip(keys or [f.name for f in self.all], self.all, strict=True))
-        self.lookups = tuple(f.name for f in self.all if f.kind == "lookup")
-        self.bags = tuple((key, f) for key, f in keyed if f.kind == "bag")
-        self.dense = tuple((key, f.name) for key, f in keyed if f.kind == "dense")
-        self.keys = tuple(key for key, f in keyed if f.kind != "lookup")
+        self.lookups = tuple(f.name for f in stacked(self.all))
+        others = [(key, f, carrier(f.kind)) for key, f in keyed if not carrier(f.kind).is_stacked]
+        self.bags = tuple((key, f) for key, f, of in others if of.has_table)
+        self.dense = tuple((key, f, of) for key, f, of in others if not of.has_table)
+        self.keys = tuple(key for key, _, _ in others)
 
 
 class RowSource(Protocol):
@@ -36,14 +37,14 @@ class RowSource(Protocol):
 
     n: int
 
-    def lookup(self, names: tuple[str, ...]) -> Ints:
-        """Return the codes (U, number of names) of fields of one code."""
+    def lookup(self, names: tuple[str, ...]) -> Shaped[Ints, "U F"]:
+        """Return the codes of fields of one code, one name each."""
 
-    def dense(self, name: str) -> Floats:
-        """Return the numbers (U, length) of a field."""
+    def dense(self, name: str) -> Shaped[Floats, "U n"]:
+        """Return the numbers of a field."""
 
-    def padded(self, field: InputField) -> Ints:
-        """Return the codes (U, T) of a field of many codes, as `pad` does."""
+    def padded(self, field: InputField) -> Shaped[Ints, "U T"]:
+        """Return the codes of a field of many codes, as `pad` does."""
 
 
 R = TypeVar("R", bound=RowSource)
@@ -52,13 +53,13 @@ C = TypeVar("C")
 
 def gather(
     fields: TowerFields, rows: R, carry: Callable[[R, InputField], C]
-) -> tuple[Ints, dict[str, C], dict[str, Floats]]:
+) -> tuple[Shaped[Ints, "U F"], dict[str, C], dict[str, Shaped[Array, "U *_"]]]:
     """Return the codes of lookup fields, and by key what `carry` makes of a field of many codes, and numbers (U, length)."""
     bags, dense = {}, {}
     for key, field in fields.bags:
         bags[key] = carry(rows, field)
-    for key, name in fields.dense:
-        dense[key] = rows.dense(name)
+    for key, field, of in fields.dense:
+        dense[key] = of.feed(rows, field)
     return rows.lookup(fields.lookups), bags, dense
 
 
@@ -66,9 +67,12 @@ class ColumnRows:
     """Some rows of encoded columns, by their numbers (U,) or as a slice."""
 
     def __init__(
-        self, columns: Mapping[str, Column], rows: npt.NDArray[np.integer] | slice, stacked: Ints | None = None
+        self,
+        columns: Mapping[str, Column],
+        rows: Shaped[Array, "U"] | slice,
+        stacked: Shaped[Ints, "n F"] | None = None,
     ) -> None:
-        """`stacked` (n, F) are the codes of all lookup fields side by side, which are quicker to take."""
+        """`stacked` are the codes of all lookup fields side by side, which are quicker to take."""
         self.columns, self.stacked = columns, stacked
         self.slice = rows if isinstance(rows, slice) else None
         length = len(next(iter(columns.values()))) if isinstance(rows, slice) else 0
@@ -77,7 +81,7 @@ class ColumnRows:
         )
         self.n = len(self.numbers)
 
-    def lookup(self, names: tuple[str, ...]) -> Ints:
+    def lookup(self, names: tuple[str, ...]) -> Shaped[Ints, "U F"]:
         if self.stacked is not None:
             return np.take(self.stacked, self.numbers, 0)
         out = np.empty((self.n, len(names)), np.int64)
@@ -85,10 +89,10 @@ class ColumnRows:
             out[:, place] = self._flat(name)
         return out
 
-    def dense(self, name: str) -> Floats:
+    def dense(self, name: str) -> Shaped[Floats, "U n"]:
         return self._flat(name).astype(np.float32, copy=False)
 
-    def padded(self, field: InputField) -> Ints:
+    def padded(self, field: InputField) -> Shaped[Ints, "U T"]:
         return pad(self.ragged(field.name), self.numbers, field.limit)
 
     def ragged(self, name: str) -> Ragged:
@@ -97,7 +101,7 @@ class ColumnRows:
         assert isinstance(column, Ragged)
         return column
 
-    def _flat(self, name: str) -> Codes | Floats:
+    def _flat(self, name: str) -> Shaped[Codes, "U"] | Shaped[Floats, "U n"]:
         column = self.columns[name]
         assert not isinstance(column, Ragged)
         return column[self.numbers if self.slice is None else self.slice]
@@ -111,13 +115,13 @@ class OneRow:
     def __init__(self, values: Mapping[str, Values]) -> None:
         self.values = values
 
-    def lookup(self, names: tuple[str, ...]) -> Ints:
+    def lookup(self, names: tuple[str, ...]) -> Shaped[Ints, "U F"]:
         return np.array([[self.values[name][0] for name in names]], np.int64)
 
-    def dense(self, name: str) -> Floats:
+    def dense(self, name: str) -> Shaped[Floats, "U n"]:
         return self.values[name].astype(np.float32)[None]
 
-    def padded(self, field: InputField) -> Ints:
+    def padded(self, field: InputField) -> Shaped[Ints, "U T"]:
         codes = self.values[field.name][-field.limit :]  # 0: all
         return (codes if len(codes) else _NO_CODES).astype(np.int64)[None]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from twotower.arrays.ragged import Ragged, run_indices
 from twotower.arrays.types import Float, Ints, Shaped
-from twotower.model.inputs.code_layout import A, Array, CodeLayout, Recode
+from twotower.model.inputs.code_layout import A, Arrays, CodeLayout, Recode
 from twotower.model.inputs.padded import Padded
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Prefixes(CodeLayout[A]):
 
 def take_prefixes(
     ragged: Ragged, rows: Shaped[Ints, "S"], which: Shaped[Ints, "U"], length: Shaped[Ints, "U"]
-) -> Prefixes[Array]:
+) -> Prefixes[Arrays]:
     """Return U prefixes: of the sequence `rows[which]`, each of `length`. `rows` are distinct."""
     used = np.zeros(len(rows), np.int64)
     np.maximum.at(used, which, length)

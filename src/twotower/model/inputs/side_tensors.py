@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from twotower.arrays.ragged import Ragged
-from twotower.arrays.types import Bools, Ints
+from twotower.arrays.types import Array, Bools, Ints, Shaped
 from twotower.data.dataset import Side
 from twotower.features.field import InputField
 from twotower.model.inputs.bag import Bag, bag_in_both_orders, bag_without_order, without_holes
-from twotower.model.inputs.code_layout import Array, CodeLayout
+from twotower.model.inputs.code_layout import Arrays, CodeLayout
 from twotower.model.inputs.gather import ColumnRows, TowerFields, gather
 from twotower.model.inputs.padded import Padded, pad
 from twotower.model.inputs.prefixes import take_prefixes
@@ -54,10 +54,10 @@ class SideTensors:
             self._timeline_positions[name] = made
         return self._timeline_positions[name]
 
-    def take(self, rows: Ints, left_out: Ints | None = None) -> Inputs:
-        """Return the features of `rows` (U,). `left_out` are indices of interactions that no sequence may contain."""
+    def take(self, rows: Shaped[Ints, "U"], left_out: Shaped[Ints, "_"] | None = None) -> Inputs:
+        """Return the features of `rows`. `left_out` are indices of interactions that no sequence may contain."""
 
-        def carry(selected: ColumnRows, f: InputField) -> Bag[Array] | Padded[Array]:
+        def carry(selected: ColumnRows, f: InputField) -> Bag[Arrays] | Padded[Arrays]:
             if f.name not in self._sequences or left_out is None or not len(left_out):
                 return _carry(f, selected.ragged(f.name), selected.numbers)
             if f.name not in self._kept:
@@ -70,12 +70,12 @@ class SideTensors:
 
         return self._tensors(rows, carry)
 
-    def take_before(self, rows: Ints, interactions: Ints) -> Inputs:
-        """Return the features of `rows` (U,) before the interactions with the indices `interactions` (U,), one of each
+    def take_before(self, rows: Shaped[Ints, "U"], interactions: Shaped[Ints, "U"]) -> Inputs:
+        """Return the features of `rows` before the interactions with the indices `interactions`, one of each
         row."""
         distinct, which = np.unique(rows, return_inverse=True)
 
-        def carry(selected: ColumnRows, f: InputField) -> CodeLayout[Array]:
+        def carry(selected: ColumnRows, f: InputField) -> CodeLayout[Arrays]:
             if f.name not in self._sequences:
                 return _carry(f, selected.ragged(f.name), selected.numbers)
             length = self._positions(f.name).prefix_lengths(rows, interactions)
@@ -85,19 +85,21 @@ class SideTensors:
 
         return self._tensors(rows, carry)
 
-    def _tensors(self, rows: Ints, carry: Callable[[ColumnRows, InputField], CodeLayout[Array]]) -> Inputs:
+    def _tensors(
+        self, rows: Shaped[Ints, "U"], carry: Callable[[ColumnRows, InputField], CodeLayout[Arrays]]
+    ) -> Inputs:
         return tensors(self._fields, ColumnRows(self._columns, rows, self._lookup), carry, self.device)
 
 
 def tensors(
     fields: TowerFields,
     rows: ColumnRows,
-    carry: Callable[[ColumnRows, InputField], CodeLayout[Array]],
+    carry: Callable[[ColumnRows, InputField], CodeLayout[Arrays]],
     device: torch.device,
 ) -> Inputs:
     """Return the features of some rows as tensors on a device."""
 
-    def tensor(array: Array) -> Tensor:
+    def tensor(array: Shaped[Array, "*n"]) -> Shaped[Tensor, "*n"]:
         return torch.from_numpy(array).to(device)
 
     lookup, bags, dense = gather(fields, rows, carry)
@@ -105,7 +107,7 @@ def tensors(
     return Inputs(rows.n, tensor(lookup), carried, {name: tensor(x) for name, x in dense.items()})
 
 
-def carry_forward(rows: ColumnRows, f: InputField) -> Bag[Array] | Padded[Array]:
+def carry_forward(rows: ColumnRows, f: InputField) -> Bag[Arrays] | Padded[Arrays]:
     """Carry the codes of a field for a forward pass that no backward pass follows."""
     if f.limit:
         return Padded(rows.padded(f))
@@ -114,7 +116,7 @@ def carry_forward(rows: ColumnRows, f: InputField) -> Bag[Array] | Padded[Array]
     return bag_without_order(part)
 
 
-def _carry(f: InputField, ragged: Ragged, rows: Ints | None = None) -> Bag[Array] | Padded[Array]:
+def _carry(f: InputField, ragged: Ragged, rows: Shaped[Ints, "U"] | None = None) -> Bag[Arrays] | Padded[Arrays]:
     """Carry the codes of some rows, None for all; for attention only the last `limit` of each row."""
     if f.limit:
         return Padded(pad(ragged, np.arange(len(ragged)) if rows is None else rows, f.limit))

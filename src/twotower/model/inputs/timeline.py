@@ -6,7 +6,7 @@ import numpy as np
 
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.sets import find_in_sorted
-from twotower.arrays.types import Ints
+from twotower.arrays.types import Ints, Shaped
 
 
 class TimelinePositions:
@@ -24,7 +24,7 @@ class TimelinePositions:
         if timeline is not None:
             self._known = _counts_before(timeline, self._place)
 
-    def find(self, interactions: Ints) -> Ints:
+    def find(self, interactions: Shaped[Ints, "n"]) -> Shaped[Ints, "found"]:
         """Return the positions of those interactions that are in the column."""
         if self._place is None:
             # With two types numpy would convert all sources.
@@ -33,8 +33,8 @@ class TimelinePositions:
         found = self._place[interactions[interactions < len(self._place)]]
         return found[found >= 0]
 
-    def prefix_lengths(self, rows: Ints, interactions: Ints) -> Ints:
-        """Return the number (U,) of values of each row that are older than the interaction (U,) of that row."""
+    def prefix_lengths(self, rows: Shaped[Ints, "U"], interactions: Shaped[Ints, "U"]) -> Shaped[Ints, "U"]:
+        """Return the number of values of each row that are older than the interaction of that row."""
         if self._place is None:
             wanted = interactions.astype(self._source.dtype)
             return np.searchsorted(self._source, wanted) - self._ragged.offsets[rows]
@@ -42,8 +42,8 @@ class TimelinePositions:
         return self._known[interactions]
 
 
-def _counts_before(timeline: Ragged, position: Ints) -> Ints:
-    """Return for each interaction, by index (n,), the number of earlier interactions of its row's timeline that have a
+def _counts_before(timeline: Ragged, position: Shaped[Ints, "_"]) -> Shaped[Ints, "n"]:
+    """Return for each interaction, by index, the number of earlier interactions of its row's timeline that have a
     `position`."""
     numbers = timeline.values
     known = np.zeros(len(numbers), bool)

@@ -9,7 +9,7 @@ import numpy as np
 
 from twotower.arrays.ragged import Ragged, run_indices
 from twotower.arrays.types import Float, Ints, Shaped
-from twotower.model.inputs.code_layout import A, Array, CodeLayout, Recode
+from twotower.model.inputs.code_layout import A, Arrays, CodeLayout, Recode
 from twotower.model.inputs.padded import Padded
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class HistoryWindows(CodeLayout[A]):
 
 def take_windows(
     ragged: Ragged, rows: Shaped[Ints, "S"], which: Shaped[Ints, "U"], length: Shaped[Ints, "U"], limit: int
-) -> HistoryWindows[Array]:
+) -> HistoryWindows[Arrays]:
     """Return the prefixes of `take_prefixes` as windows, cut to the items that attention can reach from their ends."""
     past = max(1, limit // CONTEXT_DIVISOR)
     ends = np.zeros(len(rows), np.int64)
