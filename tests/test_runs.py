@@ -424,8 +424,8 @@ def test_fault_G8_a_run_that_is_replaced_while_it_is_read_or_published_is_not_mi
     replaced(folder, train={"epochs": 1})
     read, calls = runs.read_config, list[Path]()
 
-    def overtaken(place: Path) -> Any:
-        found = read(place)
+    def overtaken(place: Path, trust: bool) -> Any:
+        found = read(place, trust)
         if not calls:
             calls.append(place)
             replaced(folder, train={"epochs": 2})
