@@ -3,6 +3,7 @@
 # make demo SERVE=1   … and open its console   make test-system  heavy ones, with Chromium and Valkey
 # make bench DATA=path/to/ml-1m.zip           every number, hours; QUICK=1 minutes     make bench-gpu   on a GPU
 # make golden BASE=main   every bit of trainings, exports, searches and replies, compared with a commit
+# make changes            seven kinds added to the package for real, tested and counted
 # make versions           what is installed             make audit        its known vulnerabilities; asks pypi.org
 # Every target makes .venv and installs what it needs.
 
@@ -15,7 +16,7 @@ BIN = .venv/bin
 SOURCES = src tests benchmarks examples main.py data_process
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-system test-real check golden docs versions audit bench-env bench bench-gpu clean
+.PHONY: help demo test test-system test-real check golden changes docs versions audit bench-env bench bench-gpu clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -69,6 +70,10 @@ golden: .venv/.test
 	  PYTHONPATH="$$old/tree/src" $(BIN)/python "$$old/tree/tests/golden.py" record "$$old/old.json" --ranks; \
 	  PYTHONPATH=src $(BIN)/python tests/golden.py record "$$old/new.json" --ranks; \
 	  $(BIN)/python tests/golden.py compare "$$old/old.json" "$$old/new.json"
+
+# Is a new kind one file and one registration? Seven are added in scratch worktrees, tested and counted.
+changes: .venv/.test
+	@$(BIN)/python tests/changes.py
 
 docs: .venv/.test
 	$(BIN)/python docs/generate.py

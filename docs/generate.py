@@ -1,8 +1,9 @@
-"""Write docs/configuration.md, cli.md, http.md and openapi.json from the code: `make docs`. A test compares them."""
+"""Write docs/configuration.md, cli.md, http.md, openapi.json and the code in extending.md from the code: `make docs`. A test compares them."""
 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,7 @@ def configuration() -> str:
         NOTE,
         "A config is a TOML file; `twotower config` prints one with the options to start with, `twotower config --all` one with every "
         "option. An unknown key is an error. The command line changes any value: `--set train.epochs=3`, "
-        "`--set model.pairs.0.user.dropout=0.2`.",
+        "`--set model.pairs.0.user.dropout=0.2`. Where a `kind` is named, a kind of your own may be: [extending.md](extending.md).",
         "\n## Start here\n",
         *_rows([(f"{t.name}.{o.key}", o) for t in of_tier(tables, "start here") for o in t.options]),
         "\n## Tune\n\nOptions that decide how good and how fast a model is, by section.",
@@ -210,7 +211,27 @@ def _kind(schema: dict[str, Any]) -> str:
 
 _BOUNDS = {"minimum": "from", "maximum": "to", "minLength": "at least", "maxLength": "at most"}
 
-PAGES = {"configuration.md": configuration, "cli.md": command_line, "http.md": http, "openapi.json": openapi_json}
+# ---- the guide
+
+
+def extending() -> str:
+    """Return extending.md with the present code of its examples."""
+
+    def shown(found: re.Match[str]) -> str:
+        code = (DOCS.parent / found[1]).read_text(encoding="utf-8")
+        return f"<!-- code: {found[1]} -->\n\n```python\n{code}```\n"
+
+    text = (DOCS / "extending.md").read_text(encoding="utf-8")
+    return re.sub(r"<!-- code: (\S+) -->\n(?:\n```python\n.*?```\n)?", shown, text, flags=re.DOTALL)
+
+
+PAGES = {
+    "extending.md": extending,
+    "configuration.md": configuration,
+    "cli.md": command_line,
+    "http.md": http,
+    "openapi.json": openapi_json,
+}
 
 if __name__ == "__main__":
     for page, text in PAGES.items():

@@ -21,7 +21,7 @@ import twotower
 SOURCE = Path(twotower.__file__).parent
 ROOT = SOURCE.parent.parent
 TESTS = ROOT / "tests"
-WHOLE = {"architecture", "docs", "golden", "preloaded", "real"}
+WHOLE = {"architecture", "docs", "extending", "golden", "preloaded", "real"}
 """Tests of the repository as a whole, or of what other tests use."""
 
 

@@ -48,12 +48,10 @@ class Shop(NamedDataset):
         chosen = rng.permuted(np.tile(np.arange(self.products), (self.customers, 1)), axis=1)
         liked = (brand[chosen] == favourite[:, None]) | (rng.random(chosen.shape) < 0.05)
         bought = np.take_along_axis(chosen, np.argsort(~liked, axis=1, kind="stable"), 1)[:, : self.purchases]
-        customers, size = np.arange(self.customers), bought.shape[1]
+        customers, size, price = np.arange(self.customers), bought.shape[1], rng.gamma(2, 10, self.products)
         return Tables(
             pl.DataFrame({"customer": customers}),
-            pl.DataFrame(
-                {"product": np.arange(self.products), "brand": brand, "price": rng.gamma(2, 10, self.products)}
-            ),
+            pl.DataFrame({"product": np.arange(self.products), "brand": brand, "price": price}),
             pl.DataFrame(
                 {"customer": np.repeat(customers, size), "product": bought.ravel(), "at": np.arange(bought.size)}
             ),
