@@ -10,6 +10,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -17,6 +18,7 @@ from statistics import median
 import pytest
 
 import twotower
+from twotower.kinds import Kind
 
 SOURCE = Path(twotower.__file__).parent
 ROOT = SOURCE.parent.parent
@@ -198,3 +200,98 @@ def test_no_file_of_the_repository_names_a_folder_of_one_machine_or_carries_data
             text = path.read_text(encoding="utf-8")
             for folder in ("/work" + "/", "/root" + "/", "/home" + "/"):
                 assert folder not in text, f"{name}: {folder}"
+
+
+SHAPED = ("model", "train", "evaluation", "index")
+SHAPES = {"F32", "F64", "Float", "I32", "I64", "Int", "Bool", "Shaped"}
+ARRAYS = {"Tensor", "NDArray", "ndarray", "Ints", "Codes", "Floats", "Bools", "Doubles", "Vectors", "Rows", "Array"}
+
+
+def has_no_shape(annotation: ast.AST) -> bool:
+    """Whether an annotation names an array that no shape stands around."""
+    if (
+        isinstance(annotation, ast.Subscript)
+        and isinstance(annotation.value, ast.Name)
+        and annotation.value.id in SHAPES
+    ):
+        return False
+    name = getattr(annotation, "id", getattr(annotation, "attr", ""))
+    return name in ARRAYS or any(map(has_no_shape, ast.iter_child_nodes(annotation)))
+
+
+@pytest.mark.parametrize("room", SHAPED)
+def test_every_array_of_a_signature_has_its_shape(room: str) -> None:
+    found = []
+    for path in sorted((SOURCE / room).rglob("*.py")):
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.FunctionDef):
+                given = node.args
+                arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+                annotations = [*(a.annotation for a in arguments if a), node.returns]
+                if any(annotation and has_no_shape(annotation) for annotation in annotations):
+                    found.append(f"{path.relative_to(SOURCE)}:{node.lineno} {node.name}")
+    assert not found
+
+
+ASKED = {"kind", "pooling", "optimizer", "loss", "carrier"}
+"""Names of what holds a kind, or the word for one."""
+SPLIT = {"data/split.py", "data/splits.py"}
+"""The section of the splits and their rules, in two files: a manifest reads the first without numpy."""
+
+
+@cache
+def kinds() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """The modules of the package's kinds: by the name of the class, and by the word in a config."""
+    classes: dict[str, set[str]] = {}
+    words: dict[str, set[str]] = {}
+
+    def collect(protocol: type[Kind]) -> None:
+        for kind in protocol.__subclasses__():
+            if kind.__module__.startswith("twotower.") and ":" not in kind.kind:
+                classes.setdefault(kind.__name__, set()).add(kind.__module__)
+                words.setdefault(kind.kind, set()).add(kind.__module__)
+            collect(kind)
+
+    for path in sources():
+        if path.stem not in ("__main__", "table_group"):  # the latter needs TorchRec
+            import_module(module_of(path))
+    collect(Kind)
+    return classes, words
+
+
+def module_of(path: Path) -> str:
+    return ".".join(["twotower", *path.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__")
+
+
+def ladders(path: Path) -> Iterator[str]:
+    """What tells kinds apart outside their files: types, words, patterns, tables by kind."""
+    classes, words = ({name for name, homes in known.items() if module_of(path) not in homes} for known in kinds())
+
+    def named(node: ast.AST) -> set[str]:
+        dotted = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and getattr(n.value, "id", "") != "pl"}
+        return ({n.id for n in ast.walk(node) if isinstance(n, ast.Name)} | dotted) & classes
+
+    def worded(node: ast.AST) -> set[str]:
+        return {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)} & words
+
+    for node in ast.walk(parsed(path)):
+        found: set[str] = set()
+        line = getattr(node, "lineno", 0)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
+            found = named(node.args[1])
+        elif isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            asked = {getattr(side, "attr", getattr(side, "id", "")) for side in sides} & ASKED
+            found = set().union(*map(named, sides), *(map(worded, sides) if asked else ()))
+        elif isinstance(node, ast.match_case):
+            found, line = named(node.pattern) | worded(node.pattern), node.pattern.lineno
+        elif isinstance(node, ast.Dict) and path.name != "__init__.py":
+            found = set().union(*(named(key) | worded(key) for key in node.keys if key))
+            found = found if len(found) == len(node.keys) > 1 else set()
+        if found:
+            yield f"{path.relative_to(SOURCE)}:{line}: {sorted(found)}"
+
+
+def test_kinds_are_told_apart_in_their_own_files_only() -> None:
+    assert len(kinds()[0]) > 50
+    assert not [at for path in sources() if str(path.relative_to(SOURCE)) not in SPLIT for at in ladders(path)]
