@@ -150,6 +150,8 @@ def test_a_config_names_kinds_of_ones_own_by_import_path(tmp_path: Path) -> None
     answer = json.loads(command(*ask, *needed))
     assert len(answer["items"]) == 10
     assert re.search(f"{untrusted}--kinds mykinds.features$", command("serve", "--store", store, *needed[:2], code=2))
+    assert re.search(f"{untrusted}--kinds mykinds.metrics$", command("evaluate", store, *needed, code=2))
+    assert "novelty@5" in command("evaluate", store, *needed, "--kinds", "mykinds.metrics", "--json")
     service = Served(store, "--workers", "2", *needed, code=CODE)
     try:
         reply = httpx.post(f"{service.wait().url}/v1/recommend", json={"user_id": "3", "k": 10}, timeout=60).json()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 import torch
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 from pydantic_core import to_jsonable_python
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -30,6 +30,7 @@ from safetensors.torch import save as save_tensors
 
 from twotower import files
 from twotower.config.experiment import Config
+from twotower.config.problems import explain
 from twotower.config.toml import CONFIG_FORMAT, TomlValue, dump_config, parse_config
 from twotower.data import memmap
 from twotower.data.dataset import Dataset
@@ -43,6 +44,7 @@ from twotower.features.schema import Schema
 from twotower.features.side import SIDES
 from twotower.files import layout
 from twotower.files.readers import read_checked, read_json, read_text
+from twotower.kinds import untrusted_kind
 from twotower.model.two_tower import TwoTower
 from twotower.runs.folder import is_complete, reading_folder, run_stamp
 from twotower.train.factors import factors_before
@@ -210,10 +212,13 @@ def read_config(folder: Path, trust: bool = False) -> tuple[Schema, Config]:
 
 
 def read_evaluation(folder: Path) -> EvaluationConfig:
-    """Read the settings of the evaluation of a run folder or bundle; kinds of the other sections stay unread. Raises
-    RunError, ConfigError."""
-    settings = {"evaluation": _read_settings(folder).get("evaluation", {})}
-    return parse_config(settings, str(folder / layout.CONFIG))[1].evaluation
+    """Read the settings of the evaluation of a bundle; kinds of the other sections stay unread. Raises RunError."""
+    try:
+        return EvaluationConfig.model_validate(_read_settings(folder).get("evaluation", {}))
+    except ValidationError as e:
+        foreign = untrusted_kind(e)
+        problem = foreign.in_data if foreign else f"evaluation.{explain(e)}"
+        raise RunError(f"{folder / layout.CONFIG}: {problem}") from None
 
 
 def _read_settings(folder: Path) -> dict[str, TomlValue]:
