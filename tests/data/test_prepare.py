@@ -525,6 +525,15 @@ def test_a_schema_of_another_version_is_a_run_error_of_one_line(tmp_path: Path) 
     assert "\n" not in str(raised.value)
 
 
+def test_a_schema_that_names_code_imports_nothing(tmp_path: Path) -> None:
+    prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, checkerboard()[2])
+    facts = json.loads((tmp_path / "out" / "prepared.json").read_text())
+    facts["schema"]["features"][0]["kind"] = "code_of_prepared_data:Mine"
+    (tmp_path / "out" / "prepared.json").write_text(json.dumps(facts))
+    with pytest.raises(RunError, match="is not imported; import it, or pass `kinds='code_of_prepared_data'`$"):
+        MemmapDataset.open(tmp_path / "out")
+
+
 def test_a_preparation_of_another_host_is_left_alone(tmp_path: Path) -> None:
     held = tmp_path / ".out.4194303.tmp" / "work"  # no process of this host has this number
     held.mkdir(parents=True)
