@@ -67,7 +67,7 @@ class EvaluationConfig(Section):
     def _measured_once(cls, metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
         names = [*(kind.name for kind in METRICS), *(m.name for m in metrics)]
         if twice := next((name for name in names if names.count(name) > 1), ""):
-            raise ValueError(f"'{twice}' is measured already; leave it out, or give the class another `name`")
+            raise ValueError(f"'{twice}' is measured already; leave it out, or give the class another name")
         return metrics
 
     @property
