@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import mykinds.metrics  # noqa: F401
+import numpy as np
 import pytest
 from worlds import EVERYTHING_SCHEMA, everything
 
@@ -16,6 +17,7 @@ from twotower.config.toml import parse_config
 from twotower.features.feature import Feature
 from twotower.features.sequence import Sequence
 from twotower.features.text import Text
+from twotower.index import build_index
 from twotower.model import branches
 from twotower.model.pooling import POOLINGS
 from twotower.model.pooling.attention import Attention
@@ -150,9 +152,16 @@ BRANCHES: dict[tuple[str, str], Any] = {
     ("cin", "widths"): [4],
     ("bilinear", "matrices"): "each",
 }
+# Kind of an index and option -> a value that is not the default.
+INDEXES: dict[tuple[str, str], int] = {
+    ("ivf", "nlist"): 3,
+    ("ivfpq", "nlist"): 3,
+    ("hnsw", "m"): 2,
+    ("hnsw", "ef_construction"): 1,
+}
 # Tested elsewhere: the source of the data in test_api and test_cli, a prepared dataset in data/test_prepare, devices and
 # checkpoints in train/test_trainer, the timeout of ranks in test_distributed, the placement of tables in train/torchrec, the
-# index of a published model in test_publishing, and in Milvus in index/test_milvus.
+# index of a published model in test_publishing, and all of Milvus in index/test_milvus.
 ELSEWHERE = {
     "data.dataset.kind",
     "data.archive",
@@ -250,7 +259,22 @@ def test_changing_an_option_of_a_kind_changes_an_output(of: tuple[str, str, str]
 
 def test_every_option_of_a_kind_is_covered() -> None:
     known = {(t.name, t.kind, option.key) for t in config_tables() if t.kind for option in t.options}
-    assert known == OF_KINDS.keys() | {("model.pairs.user.branches", *of) for of in BRANCHES}
+    of_milvus = {of for of in known if of[:2] == ("index", "milvus")}
+    of_branches = {("model.pairs.user.branches", *of) for of in BRANCHES}
+    assert known == OF_KINDS.keys() | of_branches | {("index", *of) for of in INDEXES} | of_milvus
+
+
+@pytest.mark.parametrize(("kind", "option"), INDEXES)
+def test_changing_an_option_of_an_index_changes_what_it_finds(kind: str, option: str) -> None:
+    vectors = np.random.default_rng(0).standard_normal((900, 8)).astype(np.float32)
+
+    def found(**options: int) -> Any:
+        index = build_index(kind, vectors, np.arange(900), "dot", options)
+        index.search_params.update(dict.fromkeys(index.search_params, 1))
+        return index.search(vectors[:50], 10)[0]
+
+    assert (found() == found()).all()
+    assert (found() != found(**{option: INDEXES[kind, option]})).any()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -73,14 +74,24 @@ def run_service(settings: ServeSettings) -> int:
         return supervise_workers(settings, sockets)
 
 
-def refuse_unknown_kinds(store: Store) -> None:
+def refuse_unknown_kinds(store: Store, seconds: float = 5.0) -> None:
     """Raise BundleError if the current bundle names a kind of elsewhere that is not imported: no later bundle of it would
-    load. Anything else that is wrong with it is left to the worker, which loads the next bundle."""
-    try:
-        read_manifest(store.path / layout.BUNDLES / store.current_stamp()[0]).read_sections()
-    except (BundleError, OSError) as e:
-        if isinstance(e, BundleError) and e.reason == "kinds":
-            raise
+    load. Anything else that is wrong with it is left to the worker, which loads the next bundle; and so is a store that does
+    not answer within `seconds`."""
+    refused: list[BundleError] = []
+
+    def look() -> None:
+        try:
+            read_manifest(store.path / layout.BUNDLES / store.current_stamp()[0]).read_sections()
+        except (BundleError, OSError) as e:
+            if isinstance(e, BundleError) and e.reason == "kinds":
+                refused.append(e)
+
+    reading = threading.Thread(target=look, name="kinds", daemon=True)  # a read that hangs cannot be cancelled
+    reading.start()
+    reading.join(seconds)
+    if refused:
+        raise refused[0]
 
 
 @dataclass

@@ -10,7 +10,7 @@ import hashlib
 import json
 import stat
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -21,7 +21,6 @@ from pydantic import (
     StrictInt,
     StrictStr,
     ValidationError,
-    ValidationInfo,
     field_validator,
 )
 from pydantic.types import Strict
@@ -29,12 +28,14 @@ from pydantic.types import Strict
 from twotower import files
 from twotower.data.split import SplitConfig
 from twotower.errors import BundleError
-from twotower.features.schema import Schema
 from twotower.features.side import SideName
 from twotower.files import layout
 from twotower.files.readers import parse_json, read_regular
 from twotower.kinds import UntrustedKind, untrusted_kind
 from twotower.section import Section
+
+if TYPE_CHECKING:
+    from twotower.features.schema import Schema
 
 SCHEMA_VERSION = 5
 """Version of the manifest that is written, and the only one that is read."""
@@ -123,11 +124,19 @@ class BundleFacts(_Facts):
     def _dumped(cls, value: JsonValue | Section) -> JsonValue:
         return value.model_dump(mode="json") if isinstance(value, Section) else value
 
-    @field_validator("table_schema", "split")
+    @field_validator("split")
     @classmethod
-    def _valid(cls, value: JsonObject, info: ValidationInfo) -> JsonObject:
+    def _check_split(cls, value: JsonObject) -> JsonObject:
+        SplitConfig.model_validate(value)
+        return value
+
+    @field_validator("table_schema")
+    @classmethod
+    def _check_schema(cls, value: JsonObject) -> JsonObject:
+        from twotower.features.schema import Schema  # which imports polars
+
         try:
-            (Schema if info.field_name == "table_schema" else SplitConfig).model_validate(value)
+            Schema.model_validate(value)
         except ValidationError as e:
             if untrusted_kind(e) is None:
                 raise
@@ -152,6 +161,7 @@ class Manifest(BundleFacts):
     def read_sections(self) -> tuple[Schema, SplitConfig]:
         """Return the schema and the split. Raises BundleError if these or the index are of a kind of elsewhere that is not
         imported; a bundle makes nobody import it."""
+        from twotower.features.schema import Schema  # which imports polars
         from twotower.index import INDEXES  # which imports numpy
 
         try:
