@@ -4,8 +4,6 @@ A script has a function `main(chosen, report)`. The TOML file beside it declares
 begin; torch has `--threads` threads where the script loads it.
 """
 
-from __future__ import annotations
-
 import sys
 from importlib import import_module
 from pathlib import Path

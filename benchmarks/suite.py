@@ -1,7 +1,3 @@
-"""Run every benchmark, one after another, and write the tables of the documents: `make bench`."""
-
-from __future__ import annotations
-
 import os
 import shutil
 import sys
@@ -21,11 +17,9 @@ STEPS: dict[str, Numbers] = declared(__file__)["steps"]
 def words(step: Numbers, quick: bool, fill: Mapping[str, str]) -> list[str]:
     """Return the command of a step."""
     text = step["quick"] if quick and "quick" in step else step["run"]
-    program, *given = (word.format(**fill) for word in text.split())
-    if program == "twotower":
-        return [*TWOTOWER, *given]
+    program, *given = filter(None, (word.format(**fill) for word in text.split()))
     small = ["--quick"] if quick and "quick" not in step else []
-    return [*PYTHON, "benchmarks", program, *(word for word in given if word), *small]
+    return [*TWOTOWER, *given] if program == "twotower" else [*PYTHON, "benchmarks", program, *given, *small]
 
 
 def main(chosen: Namespace, report: Report, steps: Mapping[str, Numbers] = STEPS) -> None:
@@ -33,25 +27,15 @@ def main(chosen: Namespace, report: Report, steps: Mapping[str, Numbers] = STEPS
     wanted = [name for name in chosen.only if name] or list(steps)
     if strange := sorted(set(wanted) - set(steps)):
         sys.exit(f"--only: no step {strange[0]!r}; choose from {', '.join(steps)}")
-    if not chosen.date:
-        sys.exit("name the date of the run: --date 2026-01-31")
-    if not os.environ.get("TWOTOWER_DATA"):
-        sys.exit("name the archive: export TWOTOWER_DATA=path/to/ml-1m.zip")
+    if not chosen.date or not os.environ.get("TWOTOWER_DATA"):
+        sys.exit("name the date of the run, --date 2026-01-31, and the archive, export TWOTOWER_DATA=path/to/ml-1m.zip")
     folder = Path(chosen.run).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     cores = sorted(os.sched_getaffinity(0))
-    fill = {
-        "run": str(folder),
-        "sequences": f"--sequences={Path(chosen.sequences).resolve()}" if chosen.sequences else "",
-        "server": str(cores[0]),
-        "generator": str(cores[-1]),
-    }
-    failed = []
-    for name in steps:
-        if name in wanted and not run_step(
-            name, steps[name], folder, words(steps[name], chosen.quick, fill), chosen.resume
-        ):
-            failed.append(name)
+    sequences = f"--sequences={Path(chosen.sequences).resolve()}" if chosen.sequences else ""
+    fill = {"run": str(folder), "sequences": sequences, "server": str(cores[0]), "generator": str(cores[-1])}
+    given = {name: words(step, chosen.quick, fill) for name, step in steps.items() if name in wanted}
+    failed = [name for name, w in given.items() if not run_step(name, steps[name], folder, w, chosen.resume)]
     readmes = [] if chosen.quick else [ROOT / "README.md", ROOT / "README.zh-CN.md"]
     to = folder / "benchmarks.md" if chosen.quick else ROOT / "docs" / "benchmarks.md"
     try:
@@ -81,9 +65,7 @@ def run_step(name: str, step: Numbers, folder: Path, command: list[str], resume:
         return False
     print(f"{ran.seconds:,.0f} s", flush=True)
     if step.get("measured"):
-        found = [
-            result("suite: demo, whole run", ran.seconds, "s", more=False),
-            result("suite: demo, peak memory", ran.peak, "MB", more=False),
-        ]
+        costs = {"whole run": (ran.seconds, "s"), "peak memory": (ran.peak, "MB")}
+        found = [result(f"suite: demo, {what}", *cost, more=False) for what, cost in costs.items()]
         save(out, found, len(os.sched_getaffinity(0)))
     return True

@@ -1,54 +1,33 @@
 """The machine of a measurement: its description, its limits, and the time of a call."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform
 import re
 import time
-from collections.abc import Callable, Sequence
+import tomllib
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 Numbers = dict[str, Any]
-PACKAGES = [
-    "twotower",
-    "torch",
-    "numpy",
-    "polars",
-    "faiss-cpu",
-    "onnx",
-    "onnxruntime",
-    "fastapi",
-    "uvicorn",
-    "uvloop",
-    "httptools",
-    "torch-rechub",
-    "recbole",
-    "implicit",
-    "scipy",
-    "scikit-learn",
-    "bm25s",
-]
-ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-"""Variables that change what a number is worth."""
+DECLARED: Numbers = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
 def machine() -> Numbers:
     """Describe the machine and the installed packages."""
     model = re.search(r"model name\s*:\s*(.*)", read("/proc/cpuinfo"))
     memory = re.search(r"MemTotal:\s*(\d+)", read("/proc/meminfo"))
-    return {
+    system = {"system": f"{platform.system()} {platform.release()}", "python": platform.python_version()}
+    environment = {name: os.environ[name] for name in DECLARED["environment"] if name in os.environ}
+    return system | {
         "cpu": model[1].strip() if model else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(int(memory[1]) / 2**20, 1) if memory else None,
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "versions": versions(),
-        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        "versions": {name: given for name in DECLARED["packages"] if (given := installed(name))},
+        "environment": environment,
         "blas": blas(),
     }
 
@@ -74,28 +53,22 @@ def read(path: str) -> str:
     return ""
 
 
-def versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Return the versions of the installed packages."""
-    found = {}
-    for name in names:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+def installed(package: str) -> str:
+    """Return the version of a package; empty if it is not installed."""
+    with suppress(PackageNotFoundError):
+        return version(package)
+    return ""
 
 
 def tool(package: str) -> str:
     """Return a package and its version, the label in the tables."""
-    return f"{package} {versions([package]).get(package, '')}".strip()
+    return f"{package} {installed(package)}".strip()
 
 
 def limits(threads: int) -> Numbers:
     """Measure the limits of the machine: products in both precisions, and reading memory."""
-    return {
-        "threads": threads,
-        "fp32_gflops": product_rate("float32", 0.3) / 1e9,
-        "bf16_gflops": product_rate("bfloat16", 0.3) / 1e9,
-        "read_gb_per_s": read_rate(threads) / 1e9,
-    }
+    fp32, bf16 = (product_rate(dtype, 0.3) / 1e9 for dtype in ("float32", "bfloat16"))
+    return {"threads": threads, "fp32_gflops": fp32, "bf16_gflops": bf16, "read_gb_per_s": read_rate(threads) / 1e9}
 
 
 def product_rate(dtype: str = "float32", seconds: float = 0.5, size: int = 2048, device: str = "cpu") -> float:
@@ -126,8 +99,8 @@ def read_rate(threads: int, megabytes: int = 512, seconds: float = 0.5) -> float
 
 def repeat(work: Callable[[], object], seconds: float) -> list[float]:
     """Return the seconds of each call, until their sum reaches `seconds`; at least two calls."""
-    times: list[float] = []
-    while len(times) < 2 or sum(times) < seconds:
+    times = [timed(work), timed(work)]
+    while sum(times) < seconds:
         times.append(timed(work))
     return times
 

@@ -5,13 +5,10 @@ between the markers of tables.py becomes its table, all other text stays. An exp
 tables and sections without any result stay as they are, with their dates.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.lib.machine import Numbers
 from benchmarks.lib.report import cell, number, times
@@ -24,18 +21,16 @@ MEASUREMENTS = "<!-- measurements -->\n"
 def collect(folder: Path) -> tuple[dict[str, Numbers], Numbers, list[Numbers], list[str]]:
     """Read the files of a run folder. Returns results by name, the machine, its limits, and doubts about the results."""
     results: dict[str, Numbers] = {}
-    machines: list[Numbers] = []
-    bounds: list[Numbers] = []
     doubts: list[str] = []
-    for path in sorted(folder.glob("*.json")):
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-        if path.name == "table.json" or not isinstance(found, dict) or "results" not in found:
-            continue
+    read = {
+        p: json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json")) if p.name != "table.json"
+    }
+    files = {path: found for path, found in read.items() if isinstance(found, dict) and "results" in found}
+    machines, bounds = ([found[of] for found in files.values()] for of in ("machine", "limits"))
+    for path, found in files.items():
         # Not the cores: a script may have been given one of them.
-        if machines and any(found["machine"][of] != machines[0][of] for of in ("cpu", "memory_gb")):
+        if any(found["machine"][of] != machines[0][of] for of in ("cpu", "memory_gb")):
             doubts.append(f"{path.name} is of another machine: {found['machine']['cpu']}")
-        machines.append(found["machine"])
-        bounds.append(found["limits"])
         doubts += [f"{path.name}: {r['name']} is measured twice" for r in found["results"] if r["name"] in results]
         doubts += dict.fromkeys(f"{path.name}: {r['doubt']}" for r in found["results"] if r.get("doubt"))
         results |= {r["name"]: r for r in found["results"]}
@@ -53,22 +48,17 @@ def page(
     before: str = "",
 ) -> str:
     """Return the list of measurements; sections without a result are copied from the list `before`, where it has them."""
-    out = [DECLARED["introduction"]]
+    out, names = [DECLARED["introduction"]], list(dict.fromkeys([*EXPECTED, *sorted(results)]))
     if machine:
-        about = [f"{machine['cpu']}, {machine['cores']} cores", f"{machine['memory_gb']} GB", machine["system"]]
-        out.append(f"On {date}: {', '.join(about)}, Python {machine['python']}.")
+        out.append(DECLARED["machine"].format(date=date, **machine))
         out.append("; ".join(f"{name} {given}" for name, given in machine["versions"].items()) + ".")
         if given := ", ".join(f"`{k}={v}`" for k, v in machine["environment"].items()):
             out.append(f"Set in the environment: {given}.")
     for threads in sorted({bound["threads"] for bound in bounds}):
         of = [bound for bound in bounds if bound["threads"] == threads]
-        best = {name: max(bound[name] for bound in of) for name in ("fp32_gflops", "bf16_gflops", "read_gb_per_s")}
-        out.append(
-            f"Limits with {threads} thread{'s' * (threads > 1)}, the best of {len(of)} scripts: {best['fp32_gflops']:,.0f} GFLOP/s in fp32 and "
-            f"{best['bf16_gflops']:,.0f} in bf16 (products of 2,048 x 2,048), reading {best['read_gb_per_s']:.1f} GB/s."
-        )
+        best = {name: max(bound[name] for bound in of) for name in of[0]}
+        out.append(DECLARED["limits"].format(plural="s" * (threads > 1), scripts=len(of), **best))
     out += [f"**{doubt}**" for doubt in doubts]
-    names = list(dict.fromkeys([*EXPECTED, *sorted(results)]))
     old = _sections(before)
     for group in dict.fromkeys([*(name.partition(":")[0] for name in names), *old]):
         own = [name for name in names if name.partition(":")[0] == group]
@@ -87,12 +77,11 @@ def _sections(page: str) -> dict[str, str]:
 
 
 def _section(group: str, names: list[str], results: Mapping[str, Numbers], date: str) -> str:
-    lines = [["what", "value", "unit", "rounds", "other tools", "times as good", "limit", "times the limit", "command"]]
+    lines: list[list[str]] = [DECLARED["heads"]]
     commands: list[str] = []
     for name in names:
         label = name.partition(": ")[2]
-        found = results.get(name)
-        if found is None:
+        if (found := results.get(name)) is None:
             lines.append([label, translate(NOT_RUN, "en"), *[""] * 7])
             continue
         if found["command"] not in commands:
@@ -117,8 +106,8 @@ def write(folder: Path, date: str, to: Path | None, readmes: Sequence[Path] = ()
     results, machine, bounds, doubts = collect(folder)
     missing = [name for name in EXPECTED if name not in results]
     facts = {"date": date, "machine": machine, "limits": bounds, "results": list(results.values())}
-    told = json.dumps(facts | {"not_run": missing, "doubts": doubts}, indent=1, ensure_ascii=False)
-    (folder / "table.json").write_text(told + "\n", encoding="utf-8")
+    facts |= {"not_run": missing, "doubts": doubts}
+    (folder / "table.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     texts = {
         path: rewrite(path.read_text(encoding="utf-8"), results, "zh" if ".zh" in path.name else "en", keep)
         for path in readmes
@@ -130,8 +119,5 @@ def write(folder: Path, date: str, to: Path | None, readmes: Sequence[Path] = ()
         texts[to] = f"{head}{MEASUREMENTS}\n" + page(results, machine, bounds, doubts, date, before if keep else "")
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
-    for doubt in doubts:
-        print(f"!! {doubt}")
-    print(f"{len(results)} results; {len(missing)} not run{':' if missing else ''}")
-    for name in missing:
-        print(f"   {name}")
+    told = [*(f"!! {doubt}" for doubt in doubts), f"{len(results)} results; {len(missing)} not run"]
+    print("\n   ".join(["\n".join(told), *missing]))

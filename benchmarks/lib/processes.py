@@ -1,10 +1,9 @@
 """Processes of the measurements: commands with their time and memory, conversations with a worker, and the service."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -17,13 +16,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Self
 
 ROOT = Path(__file__).parents[2]
 PYTHON = (sys.executable, "-m")
 TWOTOWER = (*PYTHON, "twotower")
 TORCHRUN = (*PYTHON, "torch.distributed.run", "--standalone", "--nproc-per-node")
 Words = Sequence[str | int | float | Path]
+Environment = Mapping[str, str] | None
 
 
 class Ran(NamedTuple):
@@ -35,14 +35,12 @@ class Ran(NamedTuple):
     said: str
 
 
-def run(words: Words, log: IO[str] | None = None, environment: Mapping[str, str] | None = None) -> Ran:
+def run(words: Words, log: IO[str] | None = None, environment: Environment = None) -> Ran:
     """Run a command in the repository; its output goes to `log`, if given. Raises ChildProcessError if it fails."""
-    started = time.perf_counter()
+    command, started = [str(word) for word in words], time.perf_counter()
     with log or tempfile.TemporaryFile("w+") as out:
-        command, quiet = [str(word) for word in words], subprocess.DEVNULL
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=quiet, stdout=out, stderr=subprocess.STDOUT
-        )
+        given: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, **given)
         with Watch(process.pid) as watch:
             _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -61,9 +59,7 @@ def code(function: Callable[..., Any], *arguments: Any) -> str:
     return f"import json; from {module} import {function.__name__} as f; print(json.dumps(f(*{arguments!r})))"
 
 
-def call(
-    function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None
-) -> tuple[Ran, Any]:
+def call(function: Callable[..., Any], *arguments: Any, environment: Environment = None) -> tuple[Ran, Any]:
     """Run a function of a module in a new process. Returns what it cost and the JSON of its result."""
     ran = run([sys.executable, "-c", code(function, *arguments)], environment=environment)
     return ran, json.loads(ran.said.splitlines()[-1])
@@ -80,7 +76,7 @@ class Watch(threading.Thread):
         while not self.over.wait(0.1):
             self.most = max(self.most, usage(self.pid, memory_alone=True)["anonymous_mb"])
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -122,28 +118,29 @@ def usage(pid: int, memory_alone: bool = False) -> dict[str, float]:
 
 def busy(cores: set[int]) -> float:
     """Return the busy seconds of the cores since the machine started, stolen time included."""
-    total = 0.0
-    for line in Path("/proc/stat").read_text().splitlines():
-        name, *fields = line.split()
-        if name in {f"cpu{core}" for core in cores}:
-            user, nice, system, _, _, irq, soft, steal = map(int, fields[:8])
-            total += user + nice + system + irq + soft + steal
-    return total / os.sysconf("SC_CLK_TCK")
+    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    own = [fields[1:9] for fields in lines if fields[0] in {f"cpu{core}" for core in cores}]
+    return sum(sum(map(int, of)) - int(of[3]) - int(of[4]) for of in own) / os.sysconf("SC_CLK_TCK")  # without idle
 
 
 class Conversation:
-    """A process that answers each line with a line of JSON, within a block."""
+    """A function of a module in a new process, which answers each line with a line of JSON, within a block."""
 
-    def __init__(self, words: Words, environment: Mapping[str, str] | None = None) -> None:
-        pipe = subprocess.PIPE
-        command = [str(word) for word in words]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
+    def __init__(self, function: Callable[..., Any], *arguments: Any, environment: Environment = None) -> None:
+        given: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        command = [sys.executable, "-c", code(function, *arguments)]
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **given)
 
     def hear(self) -> Any:
         """Return its next line; None at its end."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         return json.loads(line) if line else None
+
+    def is_speaking(self) -> bool:
+        """Return True if its next line, or its end, can be heard at once."""
+        assert self.process.stdout is not None
+        return bool(select.select([self.process.stdout], [], [], 0)[0])
 
     def ask(self, line: str) -> Any:
         """Send a line and return the answer; None at its end."""
@@ -153,7 +150,7 @@ class Conversation:
             self.process.stdin.flush()
         return self.hear()
 
-    def __enter__(self) -> Conversation:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -163,8 +160,7 @@ class Conversation:
 
 def free_port() -> int:
     """Return a port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
 
 
@@ -179,26 +175,22 @@ class Server:
     def get(self, path: str, body: Any = None, key: str = "") -> Any:
         """Return the JSON of a reply."""
         data = None if body is None else json.dumps(body).encode()
-        ask = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data)
-        ask.add_header("Content-Type", "application/json")
-        if key:
-            ask.add_header("Authorization", f"Bearer {key}")
+        heads = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        ask = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, heads)
         with urllib.request.urlopen(ask, timeout=60) as reply:
             return json.loads(reply.read() or b"null")
 
 
 def ready(port: int) -> bool:
     """Return True if a service answers that it is ready."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
+    with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as reply:
+        return bool(reply.status == 200)
+    return False
 
 
 @contextmanager
 def serving(
-    store: Path, flags: Words = (), environment: Mapping[str, str] | None = None, cores: set[int] | None = None
+    store: Path, flags: Words = (), environment: Environment = None, cores: set[int] | None = None
 ) -> Iterator[Server]:
     """Run `twotower serve` within the block, on its cores. Exits with its log if it does not start."""
     port = free_port()
@@ -220,7 +212,7 @@ def serving(
             if process.poll() is not None:
                 print(f"!! the server ended unexpectedly, status {process.returncode}")
         finally:
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:

@@ -5,8 +5,6 @@ the limit of the machine. A file of results holds the machine, its limits with t
 other names stay in it, so several scripts may share one. `benchmarks/suite.py` makes the tables of the documents out of such files.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
@@ -36,10 +34,9 @@ def options(script: str, arguments: Sequence[str] | None = None) -> argparse.Nam
     parser = argparse.ArgumentParser(description=found["about"], formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, (default, text, *choices) in found["options"].items():
         kind: Numbers = {"type": type(default), "choices": choices[0] if choices else None}
-        if isinstance(default, bool):
-            kind = {"action": "store_true"}
-        elif isinstance(default, list):
+        if isinstance(default, list):
             kind = {"type": _list(default, choices[0] if choices else [])}
+        kind = {"action": "store_true"} if default is False else kind
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=text, **kind)
     parser.add_argument("--quick", action="store_true", help="run the smallest version; its numbers mean nothing")
     parser.add_argument("--out", type=Path, help="JSON file of results; results with other names stay in it")
@@ -71,13 +68,17 @@ class Report:
 
     def add(self, name: str, values: float | Sequence[float], unit: str = "", **given: Any) -> None:
         """Add a result, whose arguments are those of `result`."""
-        self.results.append(result(self.name + name, values, unit, **self.facts | given))
-        show(self.results[-1])
+        entry = result(self.name + name, values, unit, **self.facts | given)
+        self.results.append(entry)
+        print(f"{entry['name']:<72} {cell(entry)} {unit}", flush=True)
+        for peer, found in entry["peer"].items():
+            print(f"    {peer:<68} {cell(found)}   {times(found['ratio'])}")
+        if entry["floor"] is not None:
+            print(f"    {'the limit':<68} {number(entry['floor'])}   {times(entry['ratio_to_floor'])}")
 
     def rows(self) -> Numbers:
         """Return what earlier runs kept, by name."""
-        found: Numbers = load(self.out)["rows"]
-        return found
+        return dict(load(self.out)["rows"])
 
     def write(self, rows: Mapping[str, Any] | None = None) -> None:
         """Write the results so far; `rows`, by name, are what a script needs to continue."""
@@ -94,28 +95,26 @@ def spread(values: Sequence[float]) -> Numbers:
     """Return median, mean and range over rounds or seeds."""
     if not values:
         raise ValueError("no round was measured")
-    middle = {"median": statistics.median(values), "mean": statistics.fmean(values)}
-    return middle | {"low": min(values), "high": max(values), "rounds": len(values)}
+    middle, rounds = statistics.median(values), len(values)
+    return {
+        "median": middle,
+        "mean": statistics.fmean(values),
+        "low": min(values),
+        "high": max(values),
+        "rounds": rounds,
+    }
 
 
 def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
     """Return e of cost ~ size^e, by least squares over the sizes within a hundredth of the largest."""
-    x, y = zip(
-        *((math.log(n), math.log(c)) for n, c in zip(sizes, costs, strict=True) if 100 * n >= max(sizes)), strict=True
-    )
-    return statistics.linear_regression(x, y).slope if len(x) > 1 else math.nan
+    points = [(math.log(n), math.log(c)) for n, c in zip(sizes, costs, strict=True) if 100 * n >= max(sizes)]
+    return statistics.linear_regression(*zip(*points, strict=True)).slope if len(points) > 1 else math.nan
 
 
 def result(
-    name: str,
-    values: float | Sequence[float],
-    unit: str = "",
-    *,
-    more: bool = True,
-    peers: Mapping[str, Sequence[float]] | None = None,
-    floor: float | None = None,
-    **extra: Any,
-) -> Numbers:
+    name: str, values: float | Sequence[float], unit: str = "", *, more: bool = True,
+    peers: Mapping[str, Sequence[float]] | None = None, floor: float | None = None, **extra: Any,
+) -> Numbers:  # fmt: skip
     """Return one measured number as a result.
 
     `more`: larger is better. `peers`: the rounds of other tools in the same unit and run, by name and version; `ratio_to_peer` is how many times as
@@ -126,20 +125,11 @@ def result(
     beside = {peer: spread(given) for peer, given in (peers or {}).items() if given}
     for found in beside.values():
         found["ratio"] = _better(own["median"], found["median"], more)
-    return {
-        "name": name,
-        "value": own["median"],
-        "unit": unit,
-        "better": "more" if more else "less",
-        **own,
-        "peer": beside,
-        "ratio_to_peer": min((found["ratio"] for found in beside.values()), default=None),
-        "floor": floor,
-        "ratio_to_floor": None if floor is None else _better(floor, own["median"], more),
-        "command": command(),
-        "load": round(os.getloadavg()[0], 2),
-        **extra,
-    }
+    ratio = min((found["ratio"] for found in beside.values()), default=None)
+    limited = {"floor": floor, "ratio_to_floor": None if floor is None else _better(floor, own["median"], more)}
+    about = {"name": name, "value": own["median"], "unit": unit, "better": "more" if more else "less"}
+    place = {"command": command(), "load": round(os.getloadavg()[0], 2)}
+    return about | own | {"peer": beside, "ratio_to_peer": ratio} | limited | place | extra
 
 
 def _better(one: float, other: float, more: bool) -> float | None:
@@ -161,9 +151,8 @@ def command() -> str:
 
 def load(path: Path | None) -> Numbers:
     """Read a file of results; empty if it is missing."""
-    if path is None or not path.exists():
-        return {"results": [], "rows": {}}
-    found: Numbers = json.loads(path.read_text(encoding="utf-8"))
+    there = path is not None and path.exists()
+    found: Numbers = json.loads(path.read_text(encoding="utf-8")) if path and there else {"results": [], "rows": {}}
     if "results" not in found:
         raise SystemExit(f"{path}: no file of results; choose another --out")
     return found
@@ -173,27 +162,15 @@ def save(path: Path | None, results: Sequence[Numbers], threads: int, rows: Mapp
     """Add results to a file."""
     if path is None:
         return
-    old = load(path)
-    names = {entry["name"] for entry in results}
-    found = {
-        "machine": machine(),
-        "limits": old["limits"] if old.get("limits", {}).get("threads") == threads else limits(threads),
-        "results": [*(entry for entry in old["results"] if entry["name"] not in names), *results],
-        "rows": old.get("rows", {}) | dict(rows or {}),
-    }
+    old, names = load(path), {entry["name"] for entry in results}
+    bounds = old["limits"] if old.get("limits", {}).get("threads") == threads else limits(threads)
+    kept = [entry for entry in old["results"] if entry["name"] not in names]
+    found = {"machine": machine(), "limits": bounds, "results": [*kept, *results]}
+    found["rows"] = old.get("rows", {}) | dict(rows or {})
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     part.replace(path)
-
-
-def show(entry: Numbers) -> None:
-    """Print a result, with its peers and limit below."""
-    print(f"{entry['name']:<72} {cell(entry)} {entry['unit']}", flush=True)
-    for peer, found in entry["peer"].items():
-        print(f"    {peer:<68} {cell(found)}   {times(found['ratio'])}")
-    if entry["floor"] is not None:
-        print(f"    {'the limit':<68} {number(entry['floor'])}   {times(entry['ratio_to_floor'])}")
 
 
 def number(value: float | None) -> str:

@@ -5,14 +5,12 @@ heads of the columns that a row has, others stay empty; `cells` of a row replace
 is one for both languages, or [English, Chinese]. `best` are the heads of columns whose highest mean is bold.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from benchmarks.lib.machine import Numbers
 from benchmarks.lib.report import cell, number
@@ -43,11 +41,6 @@ def find_peer(found: Numbers, name: str) -> Numbers | None:
     return None
 
 
-def peer(found: Numbers, names: Sequence[str]) -> str | None:
-    given = find_peer(found, names[0])
-    return cell(given) if given else None
-
-
 def ratio(found: Numbers, names: Sequence[str]) -> str | None:
     """Format how many times as good as the best of these tools the package is."""
     ratios = [given["ratio"] for name in names if (given := find_peer(found, name))]
@@ -68,7 +61,7 @@ FORMATS: dict[str, Callable[[Numbers, Sequence[str]], str | None]] = {
     "whole": lambda found, _: f"{found['mean']:,.0f}",
     "rounds": lambda found, _: str(found["rounds"]),
     "limit": lambda found, _: None if found["floor"] is None else number(found["floor"]),
-    "peer": peer,
+    "peer": lambda found, names: cell(given) if (given := find_peer(found, names[0])) else None,
     "ratio": ratio,
     "best peer": lambda found, _: best_peer(found),
 }
@@ -100,18 +93,15 @@ class Block:
     best: list[int]
 
     @classmethod
-    def of(cls, declared: Numbers) -> Block:
+    def of(cls, declared: Numbers) -> Self:
         """Build a table from its declaration."""
-        columns, rows = declared["columns"], []
+        heads, rows = [column["head"] for column in declared["columns"]], []
         for row in declared["rows"]:
-            own, only = row.get("cells", {}), row.get("only")
             cells: list[Cell | str] = []
-            for column in columns:
-                head = translate(column["head"], "en")
-                given = own.get(head, column if only is None or head in only or head in own else "")
+            for head, column in zip((translate(head, "en") for head in heads), declared["columns"], strict=True):
+                given = row.get("cells", {}).get(head, column if head in row.get("only", [head]) else "")
                 cells.append(given if isinstance(given, str) else _cell(column | given, row))
             rows.append((row["label"], cells))
-        heads = [column["head"] for column in columns]
         return cls([declared["label"], *heads], rows, [n for n, head in enumerate(heads) if head in declared["best"]])
 
     def markdown(self, results: Mapping[str, Numbers], language: str) -> str:
@@ -120,18 +110,14 @@ class Block:
         for row, (label, cells) in enumerate(self.rows):
             texts = [c if isinstance(c, str) else c.text(results, language) for c in cells]
             for column in self.best:
-                if row == self._best(column, results):
+                of = [c[column] for _, c in self.rows]
+                means = {
+                    n: results[c.name]["mean"] for n, c in enumerate(of) if isinstance(c, Cell) and c.name in results
+                }
+                if row == max(means, key=lambda n: means[n], default=None):
                     texts[column] = f"**{texts[column]}**"
             lines.append([translate(label, language), *texts])
         return table(lines)
-
-    def _best(self, column: int, results: Mapping[str, Numbers]) -> int | None:
-        found = {
-            row: results[c.name]["mean"]
-            for row, (_, cells) in enumerate(self.rows)
-            if isinstance(c := cells[column], Cell) and c.name in results
-        }
-        return max(found, key=lambda row: found[row]) if found else None
 
     def names(self) -> list[str]:
         """Return the names of the results that it shows."""

@@ -1,7 +1,5 @@
 """Data sets that several measurements share: the seven plain fields of MovieLens 1M, and tables with a split."""
 
-from __future__ import annotations
-
 import polars as pl
 
 from twotower import Categorical, Config, Schema

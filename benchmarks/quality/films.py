@@ -1,20 +1,19 @@
 """The next film of each user of MovieLens 1M: the split by sequence, and ranks in the whole catalogue."""
 
-from __future__ import annotations
-
 import zipfile
 from dataclasses import dataclass
+from typing import Literal, Self
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
-from benchmarks.quality.candidates import Part
 from twotower.arrays.types import Ints
 from twotower.data.datasets.ml_1m import MovieLens1M
 from twotower.evaluation.factors import Factors
 
+Part = Literal["validation", "test"]
 HELD: dict[Part, int] = {"validation": 2, "test": 1}
 Scored = Factors | Tensor
 """Scores of all users and items: as vectors, or as a block (n_users, n_items)."""
@@ -30,17 +29,16 @@ class Films:
     item_ids: Ints  # ids behind the item rows
 
     @classmethod
-    def of(cls, users: Ints, items: Ints) -> Films:
+    def of(cls, users: Ints, items: Ints) -> Self:
         """Build the split from the ids of all interactions, ordered by user, then by time."""
         begin = np.flatnonzero(np.r_[True, users[1:] != users[:-1]])
         item_ids, values = np.unique(items, return_inverse=True)
         return cls(values.astype(np.int64), np.r_[begin, len(users)].astype(np.int64), users[begin], item_ids)
 
     @classmethod
-    def read(cls, sequences: str) -> Films:
-        """Read the order of a zip with sequences.txt (a user a line, the id, then item ids in time order); "": that of the archive.
-
-        The archive's are items with five or more interactions; equal timestamps keep the order of its table."""
+    def read(cls, sequences: str) -> Self:
+        """Read the order of a zip with sequences.txt (a user a line, the id, then item ids in time order); "": that of the archive,
+        of items with five or more interactions; equal timestamps keep the order of its table."""
         if not sequences:
             ratings = MovieLens1M().load().interactions
             kept = ratings.filter(pl.len().over("item_id") >= 5).sort("user_id", "timestamp", maintain_order=True)
@@ -53,11 +51,9 @@ class Films:
     def tables(self) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
         """Return users, films and interactions whose time is their position in the user's sequence."""
         raw, user = MovieLens1M().load(), np.repeat(self.user_ids, np.diff(self.offsets))
-        interactions = pl.DataFrame({"user_id": user, "item_id": self.item_ids[self.values]}).with_columns(
-            timestamp=pl.int_range(pl.len()).over("user_id")
-        )
-        known = pl.Series("item_id", self.item_ids)
-        return raw.users, raw.items.filter(pl.col("item_id").is_in(known.implode())), interactions
+        order = np.arange(len(user)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
+        interactions = pl.DataFrame({"user_id": user, "item_id": self.item_ids[self.values], "timestamp": order})
+        return raw.users, raw.items.filter(pl.col("item_id").is_in(self.item_ids.tolist())), interactions
 
     def ends(self, part: Part) -> Ints:
         """Return (n_users,) the end of each user's history: train before validation, train and validation before test."""

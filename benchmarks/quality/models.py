@@ -1,7 +1,3 @@
-"""Measure the quality of this package's models on MovieLens 1M; every row is trained with several seeds, epochs chosen on validation, test reported."""
-
-from __future__ import annotations
-
 from argparse import Namespace
 from typing import Any
 
@@ -22,7 +18,7 @@ def main(chosen: Namespace, report: Report) -> None:
     table = TABLES[chosen.table]
     report.name = f"{table['name']}: "
     tables = Films.read(chosen.sequences).tables() if table.get("films") else None
-    baselines = table.get("baselines", {})
+    baselines = dict(table.get("baselines", {}))
     for name, row in table["rows"].items():
         if chosen.only not in name:
             continue
@@ -33,9 +29,9 @@ def main(chosen: Namespace, report: Report) -> None:
             seeds[str(seed)] = seeds.get(str(seed)) or train(tables, schema, config, seed)
             report.write({key: seeds})
         runs = list(seeds.values())
-        for baseline, metric in baselines.items():
-            report.add(baseline, runs[0][metric])
-        baselines = {}
+        while baselines:
+            what, metric = baselines.popitem()
+            report.add(what, runs[0][metric])
         for what, metric in table["metrics"].items():
             ends = [runs[-1].get(f"{metric}.{end}") for end in ("low", "high")]
             given: Numbers = {"interval": ends} if None not in ends else {}

@@ -1,7 +1,3 @@
-"""Measure the retrieval of a film by a query: the table "Search by words" of docs/benchmarks.md."""
-
-from __future__ import annotations
-
 import itertools
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -12,8 +8,8 @@ import polars as pl
 
 from benchmarks.lib.processes import ROOT
 from benchmarks.lib.report import Report, declared
-from benchmarks.quality.baselines import need
-from benchmarks.quality.candidates import Part, add, best
+from benchmarks.quality.baselines import add, best, need
+from benchmarks.quality.films import Part
 from twotower import api
 from twotower.arrays.types import Floats, Ints
 from twotower.config.toml import load_config, override_config
@@ -55,11 +51,9 @@ def ranks(scores: Floats, target: Ints) -> Ints:
 def part_pairs(dataset: Dataset, part: Part, split: str) -> tuple[Ints, Ints]:
     """Return query rows and film rows of a part; of the test of a split by time those of films without a training query."""
     pairs = dataset.part(PARTS[part])
-    user, item = pairs.user.astype(np.int64), pairs.item.astype(np.int64)
-    if part == "test" and split == "time":
-        keep = np.bincount(dataset.train.item, minlength=len(dataset.items))[item] == 0
-        user, item = user[keep], item[keep]
-    return user, item
+    new = np.bincount(dataset.train.item, minlength=len(dataset.items))[pairs.item] == 0
+    keep = new if part == "test" and split == "time" else slice(None)
+    return pairs.user[keep].astype(np.int64), pairs.item[keep].astype(np.int64)
 
 
 def trained(example: str, split: str, seed: int, epochs: int) -> tuple[Ints, float]:
@@ -93,11 +87,9 @@ def baseline(name: str, split: str) -> dict[str, Any]:
 def exact(titles: list[str]) -> Iterator[Scorer]:
     """Yield the baseline of exact titles: 1 where the query's words are those of a name of the film, in any order, with or without its year."""
     known: dict[tuple[str, ...], list[int]] = {}
-    for row, title in enumerate(titles):
-        called, year = title_words(title)
-        for name in called:
-            for extra in ([], [year]):
-                known.setdefault(tuple(sorted(tokens([" ".join(name + extra)])[0])), []).append(row)
+    for row, (called, year) in enumerate(map(title_words, titles)):
+        for name, extra in itertools.product(called, ([], [year])):
+            known.setdefault(tuple(sorted(tokens([" ".join(name + extra)])[0])), []).append(row)
 
     def score(queries: list[str]) -> Floats:
         out = np.zeros((len(queries), len(titles)), np.float32)
@@ -134,7 +126,8 @@ def tfidf(titles: list[str]) -> Iterator[Scorer]:
 
 def tokens(texts: list[str]) -> list[list[str]]:
     """Return the words of texts as a text feature reads them."""
-    return _grouped(*words(pl.Series("text", texts, dtype=pl.String)), len(texts))
+    row, flat = words(pl.Series("text", texts, dtype=pl.String))
+    return _grouped(row, flat, len(texts))
 
 
 def letters(sizes: list[int]) -> Cut:

@@ -1,8 +1,5 @@
 """Baselines that other tools train on the films of films.py."""
 
-from __future__ import annotations
-
-import importlib
 import io
 from collections.abc import Iterator
 from contextlib import redirect_stderr
@@ -14,26 +11,21 @@ import torch
 from torch import Tensor
 
 from benchmarks.quality.baselines import Candidates, need
-from benchmarks.quality.candidates import Part
-from benchmarks.quality.films import HELD, Films
+from benchmarks.quality.films import HELD, Films, Part
 from benchmarks.speed.recbole import SETTINGS, trained
 from benchmarks.speed.tools import quiet
 from twotower.arrays.types import Ints
 from twotower.data.datasets.ml_1m import MovieLens1M
 from twotower.evaluation.factors import Factors
+from twotower.features.side import SIDES
 
 USER, ITEM = ("user_id", "gender", "age", "occupation"), ("movie_id", "cate_id")
 """The fields of torch-rechub's examples."""
 
 
-def rechub(films: Films, kind: str, epochs: int, batch: int, ways: list[tuple[float, float]]) -> Candidates:
-    """torch-rechub's DSSM or YoutubeDNN with each way: a learning rate, and the exponent of the drawing of negatives."""
-    for lr, power in ways:
-        yield from rechub_once(films, kind, epochs, batch, lr, power)
-
-
-def rechub_once(films: Films, kind: str, epochs: int, batch: int, lr: float, power: float) -> Candidates:
-    """torch-rechub's DSSM (BCE) or YoutubeDNN (softmax), three negatives a positive; a candidate after every epoch.
+def rechub(films: Films, kind: str, epochs: int, batch: int, lr: float, power: float) -> Candidates:
+    """torch-rechub's DSSM (BCE) or YoutubeDNN (softmax), three negatives a positive; a candidate after every epoch. `power` is the exponent of
+    the drawing of negatives.
 
     Model, loss, optimiser, trainer, widths and fields are those of its examples/matching/run_ml_*.py, but for the zip
     code; negatives are drawn once, by count^power, as there. The library's loader goes row by row: batches are cut here.
@@ -118,35 +110,24 @@ def recbole(films: Films, kind: str, epochs: int, rates: list[float]) -> Candida
         given = SETTINGS["ranked"] | {"learning_rate": lr}
         with trained(kind, parts, sides, **given) as (trainer, train, _):
             data, model = train._dataset, trainer.model
-
-            def inside(rows: Ints, field: str, data: Any = data) -> Tensor:
-                return torch.from_numpy(data.token2id(field, rows.astype(str)))
-
-            users, items = inside(everyone, "user_id"), inside(np.arange(len(films.item_ids)), "item_id")
+            own = {"user_id": everyone, "item_id": np.arange(len(films.item_ids))}
+            u, i = (torch.from_numpy(data.token2id(field, rows.astype(str))) for field, rows in own.items())
 
             @torch.no_grad()
-            def vectors(
-                part: Part, data: Any = data, model: Any = model, u: Tensor = users, i: Tensor = items
-            ) -> Factors:
+            def vectors(part: Part, data: Any = data, model: Any = model, u: Tensor = u, i: Tensor = i) -> Factors:
                 model.eval()
                 if kind == "BPR":
                     return Factors(model.user_embedding.weight[u], model.item_embedding.weight[i])
                 caught: dict[str, Tensor] = {}
-                hooks = [
-                    getattr(model, f"{side}_mlp_layers").register_forward_hook(
-                        lambda _, __, out, side=side: caught.__setitem__(side, out)
-                    )
-                    for side in ("user", "item")
-                ]
-                n = max(len(u), len(i))
-                padded = (torch.cat([rows, rows[:1].expand(n - len(rows))]) for rows in (u, i))
-                asked = importlib.import_module("recbole.data.interaction").Interaction(
-                    dict(zip(("user_id", "item_id"), padded, strict=True))
-                )
-                model.predict(data.join(asked))
+                layers = {side: getattr(model, f"{side}_mlp_layers") for side in SIDES}
+                keep = {side: lambda _, __, out, side=side: caught.__setitem__(side, out) for side in SIDES}
+                hooks = [layers[side].register_forward_hook(keep[side]) for side in SIDES]
+                n, rows = max(len(u), len(i)), {"user_id": u, "item_id": i}
+                padded = {name: torch.cat([of, of[:1].expand(n - len(of))]) for name, of in rows.items()}
+                model.predict(data.join(need("recbole.data.interaction").Interaction(padded)))
                 for hook in hooks:
                     hook.remove()
-                user, item = (torch.nn.functional.normalize(caught[side], dim=1) for side in ("user", "item"))
+                user, item = (torch.nn.functional.normalize(caught[side], dim=1) for side in SIDES)
                 return Factors(user[: len(u)], item[: len(i)])
 
             for epoch in range(1, epochs + 1):

@@ -1,7 +1,3 @@
-"""Measure one run end to end with a catalogue of ten million: users, items and interactions are written as shards."""
-
-from __future__ import annotations
-
 import json
 import shutil
 from argparse import Namespace
@@ -40,8 +36,8 @@ def main(chosen: Namespace, report: Report) -> None:
     report.add(f"{name}, serve, memory", watch.most, "MB", more=False)
     bundle = json.loads(next((folder / "store" / "bundles").glob("*/MANIFEST.json")).read_text())
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
-    check, size = bundle["recall_check"], sum(entry["size"] for entry in bundle["files"]) / 1e6
-    report.add(f"{name}, bundle", size, "MB", more=False)
+    check = bundle["recall_check"]
+    report.add(f"{name}, bundle", sum(entry["size"] for entry in bundle["files"]) / 1e6, "MB", more=False)
     report.add(f"{name}, recall check at {check['k']}", check["recall"])
     report.add(f"{name}, test recall@100 of 300 users", metrics["test.recall@100"])
     report.add(f"{name}, popularity's", metrics["baseline.popularity.recall@100"])

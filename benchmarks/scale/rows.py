@@ -1,14 +1,10 @@
-"""Measure how cost grows with interactions: sharded Parquet is prepared, then trained on for some steps, on one rank and on two."""
-
-from __future__ import annotations
-
-import json
 import shutil
 from argparse import Namespace
 from pathlib import Path
 
-from benchmarks.lib.processes import TORCHRUN, TWOTOWER, run
+from benchmarks.lib.processes import TWOTOWER, run
 from benchmarks.lib.report import Report, exponent
+from benchmarks.scale.steps import torchrun
 from benchmarks.scale.world import write_world
 
 
@@ -23,10 +19,7 @@ def main(chosen: Namespace, report: Report) -> None:
         report.add(f"{name}, prepare", ran.seconds, "s", more=False)
         report.add(f"{name}, prepare, memory", ran.memory, "MB", more=False)
         for ranks in (1, 2):
-            share = max(1, chosen.threads // ranks)
-            script = ["-m", "benchmarks.scale.steps", "--folder", folder, "--threads", share, "--steps", 300]
-            ran = run([*TORCHRUN, ranks, *script])
-            told = json.loads(ran.said[ran.said.index("{") : ran.said.index("}") + 1])
+            ran, told = torchrun(ranks, threads=max(1, chosen.threads // ranks), steps=300, folder=str(folder))
             what = f"{name}, training, {ranks} rank{'s' if ranks > 1 else ''}"
             report.add(what, told["rows"], "rows/s")
             report.add(f"{what}, memory", ran.memory, "MB", more=False)

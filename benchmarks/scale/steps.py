@@ -1,9 +1,7 @@
-"""Some steps of a training on every rank: what rows.py and tables.py start with torchrun. Rank 0 prints its speed and memory."""
+"""Some steps of a training on every rank, which rows.py and tables.py start with torchrun. Rank 0 prints its speed and memory."""
 
-from __future__ import annotations
-
-import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -11,43 +9,33 @@ import numpy as np
 import polars as pl
 import torch
 
+from benchmarks.lib.machine import Numbers
+from benchmarks.lib.processes import TORCHRUN, Ran, run
 from benchmarks.lib.report import declared
 from benchmarks.lib.worlds import dataset
-from twotower import Categorical, Schema
+from twotower import Categorical, Config, Schema
 from twotower.config.toml import load_config, override_config, parse_config
+from twotower.data.dataset import Dataset
 from twotower.data.memmap import MemmapDataset
 from twotower.distributed import DistributedContext
 from twotower.machine import peak_memory_mb
 from twotower.train.trainer import Trainer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, required=True, help="number of steps")
-    parser.add_argument(
-        "--folder", type=Path, help="folder with config.toml and a prepared dataset; default: the tables"
-    )
-    parser.add_argument("--size", type=int, default=0, help="rows of each of two made tables")
-    parser.add_argument("--set", action="append", default=[], help="option to change, key=value")
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    data: MemmapDataset | object
-    if chosen.folder:
-        _, config = load_config(chosen.folder / "config.toml", chosen.set)
-        data = MemmapDataset.open(chosen.folder / "prepared")
-    else:
-        config = override_config(
-            parse_config(declared(str(Path(__file__).with_name("tables.py")))["config"])[1], chosen.set
-        )
-        rng = np.random.default_rng(0)
-        ids = {f"{side}_id": rng.integers(0, 100_000, 400_000) for side in ("user", "item")}
-        features = tuple(Categorical(name=f"{s}_id", side=s, hash_buckets=chosen.size) for s in ("user", "item"))
-        data = dataset(None, None, pl.DataFrame(ids), Schema(features=features))
+def torchrun(ranks: int, **given: str | int | list[str]) -> tuple[Ran, Numbers]:
+    """Run `measure` on some ranks. Returns its cost, and the speed and memory of rank 0."""
+    ran = run([*TORCHRUN, ranks, "-m", "benchmarks.scale.steps", json.dumps(given)])
+    return ran, json.loads(ran.said[ran.said.index("{") : ran.said.index("}") + 1])
+
+
+def measure(threads: int, steps: int, folder: str = "", size: int = 0, changed: list[str] | None = None) -> None:
+    """Train on the dataset of a folder, which config.toml and prepared data are in, or on two made tables with `size` rows each."""
+    torch.set_num_threads(threads)
+    data, config = prepared(Path(folder)) if folder else made(size, changed or [])
     context = DistributedContext.from_environment()
     with context.process_group(always=config.train.embedding_placement == "torchrec"):
         trainer = Trainer(data, config, context=context)
-        steps, epoch = min(chosen.steps, trainer.objective.steps_per_epoch - 2), trainer.objective.sampler.epoch(0)
+        steps, epoch = min(steps, trainer.objective.steps_per_epoch - 2), trainer.objective.sampler.epoch(0)
         trainer.step(epoch, 0)
         started = time.perf_counter()
         for number in range(1, steps + 1):
@@ -59,5 +47,17 @@ def main() -> None:
         del trainer
 
 
+def prepared(folder: Path) -> tuple[MemmapDataset, Config]:
+    return MemmapDataset.open(folder / "prepared"), load_config(folder / "config.toml")[1]
+
+
+def made(size: int, changed: list[str]) -> tuple[Dataset, Config]:
+    rng = np.random.default_rng(0)
+    ids = {f"{side}_id": rng.integers(0, 100_000, 400_000) for side in ("user", "item")}
+    features = tuple(Categorical(name=f"{s}_id", side=s, hash_buckets=size) for s in ("user", "item"))
+    config = parse_config(declared(str(Path(__file__).with_name("tables.py")))["config"])[1]
+    return dataset(None, None, pl.DataFrame(ids), Schema(features=features)), override_config(config, changed)
+
+
 if __name__ == "__main__":
-    main()
+    measure(**json.loads(sys.argv[1]))

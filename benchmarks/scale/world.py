@@ -1,8 +1,6 @@
 """A made world as shards of Parquet: an item has one of a thousand topics, a user three; four of five interactions are with an item of these
 topics, and within a topic popular items are much more frequent."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

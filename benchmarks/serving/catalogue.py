@@ -1,7 +1,3 @@
-"""Make a store with a catalogue of any size from a trained store, for load tests without a long training."""
-
-from __future__ import annotations
-
 import shutil
 import sys
 import time
@@ -72,14 +68,15 @@ def publish(source: Retriever, store: Store, n: int, noise: float, seed: int) ->
 def items(source: Retriever, n: int) -> pl.DataFrame:
     """Return the table of `n` items: the originals, then copies of them in turn, ids as text."""
     frame, schema = source.dataset.items.frame, source.schema
-    row = pl.Series("row", np.arange(n) % frame.height)
     copy = pl.lit(pl.Series("copy", np.arange(n) // frame.height))
-    key, title = pl.col(schema.item_id).cast(pl.String), schema.title
-    new = [pl.when(copy == 0).then(key).otherwise(pl.format("{}-{}", key, copy)).alias(schema.item_id)]
-    if title and title != schema.item_id:
-        line = pl.col(title).cast(pl.String)
-        new.append(pl.when(copy == 0).then(line).otherwise(pl.format("{}, copy {}", line, copy)).alias(title))
-    table = frame[row].with_columns(new)
+
+    def marked(column: str, mark: str) -> pl.Expr:
+        text = pl.col(column).cast(pl.String)
+        return pl.when(copy == 0).then(text).otherwise(pl.format(mark, text, copy)).alias(column)
+
+    marks = {schema.title: "{}, copy {}"} if schema.title else {}
+    marks[schema.item_id] = "{}-{}"
+    table = frame[pl.Series("row", np.arange(n) % frame.height)].with_columns(marked(*mark) for mark in marks.items())
     if twice := n - table[schema.item_id].n_unique():
         sys.exit(f"error: {twice:,} ids of copies are ids of originals; such a table cannot be copied")
     return table
@@ -87,19 +84,16 @@ def items(source: Retriever, n: int) -> pl.DataFrame:
 
 def vectors(source: Retriever, n: int, noise: float, seed: int) -> Floats:
     """Return (n, D) vectors: originals unchanged, copies with noise, for metric "cosine" at the length of the original."""
-    index, rng = source.index, np.random.default_rng(seed)
-    known = len(source.item_ids)
+    index, rng, known = source.index, np.random.default_rng(seed), len(source.item_ids)
     originals = np.full((known, index.width), np.nan, np.float32)  # a rejected one is rejected again
     originals[index.rows] = index.vectors(index.rows)
-    size = np.float32(noise) * np.nanstd(originals, axis=0)
-    out = np.empty((n, index.width), np.float32)
-    out[:known] = originals
+    out, size = originals[np.arange(n) % known], np.float32(noise) * np.nanstd(originals, axis=0)
     for start in range(known, n, PIECE):
-        own = originals[np.arange(start, min(start + PIECE, n)) % known]
+        own = out[start : start + PIECE].copy()
         copies = own + size * rng.standard_normal(own.shape, dtype=np.float32)
         if index.metric == "cosine":
             copies *= np.linalg.norm(own, axis=1, keepdims=True) / np.linalg.norm(copies, axis=1, keepdims=True)
-        out[start : start + len(own)] = copies
+        out[start : start + PIECE] = copies
     return out
 
 

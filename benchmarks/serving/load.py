@@ -1,22 +1,17 @@
-"""Measure the service under load over HTTP: latency at a rate, swaps of the bundle, overload and recovery, start."""
-
-from __future__ import annotations
-
-import multiprocessing
 import os
 import shlex
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.lib.machine import Numbers
-from benchmarks.lib.processes import Server, busy, free_port, ready, serving, usage
+from benchmarks.lib.processes import Conversation, Server, busy, free_port, ready, serving, usage
 from benchmarks.lib.report import Report, declared, number
 from benchmarks.serving.open_loop import Generator, Log, recovery, schedule
 from benchmarks.serving.requests import pool, request
@@ -40,12 +35,9 @@ def main(chosen: Namespace, report: Report) -> None:
     bundle = Store(bench.store).current().manifest
     report.facts["index"] = bundle.index.kind
     os.sched_setaffinity(0, bench.generator_core)
+    own = {"floor": bench.floor, "swap": bench.swap, "overload": bench.overload, "cold": bench.cold}
     for name in [*([] if chosen.no_floor else ["floor"]), *chosen.only]:
-        own: Callable[[], None] | None = getattr(bench, name, None)
-        if own:
-            own()
-        else:
-            bench.steady(name)
+        bench.found[name] = own[name]() if name in own else bench.steady(name)
     os.sched_setaffinity(0, allowed)  # the machine's limits are those of all its cores
     tell(report, bench.found, bench.doubts, bundle.counts.items)
 
@@ -64,10 +56,16 @@ class Bench:
         environment = os.environ | dict.fromkeys(ONE_THREAD, "1")
         return serving(store, shlex.split(self.chosen.extra), environment, self.server_core)
 
-    def requests(self, kind: str) -> list[bytes]:
-        """Return the requests of a scenario."""
+    @contextmanager
+    def asked(self, store: Path, kind: str) -> Iterator[tuple[Server, list[bytes]]]:
+        """Run the service within the block. Yields it and the requests of a scenario, the first of which it has answered."""
         shares = DECLARED["mixed"] if kind == "mixed" else {kind: 1.0}
-        return pool(shares, self.store, self.chosen.seed, self.chosen.key)
+        requests = pool(shares, self.store, self.chosen.seed, self.chosen.key)
+        with self.serve(store) as server:
+            log = Generator(server.port).run(np.zeros(20), requests, np.arange(20))
+            if bad := sorted({int(s) for s in log.status if not 200 <= s < 300}):
+                sys.exit(f"error: {kind}: the service answers {bad} instead of 200; see its log, or give --key")
+            yield server, requests
 
     def rate(self, scenario: str) -> float:
         return float(self.chosen.rate or DECLARED["rates"][scenario])
@@ -80,15 +78,13 @@ class Bench:
         due = schedule(pieces, self.chosen.seed)
         which = np.random.default_rng(self.chosen.seed + 1).integers(0, len(requests), len(due))
         cores = self.server_core | self.generator_core
+        generator = Generator(server.port, self.chosen.connections, self.chosen.timeout, bundles)
         before, worked = usage(server.pid), busy(cores)
-        log = Generator(server.port, self.chosen.connections, self.chosen.timeout, bundles).run(
-            due, requests, which, stop
-        )
+        log = generator.run(due, requests, which, stop)
         after, worked = usage(server.pid), busy(cores) - worked
-        spent = after["cpu_s"] - before["cpu_s"]
-        others = max(0.0, worked - spent - log.cpu)
-        shares = {"server": spent / log.wall, "generator": log.cpu / log.wall, "others": others / log.wall}
-        return log, shares | {"rss_mb": after["rss_mb"]}
+        spent = {"server": after["cpu_s"] - before["cpu_s"], "generator": log.cpu}
+        spent["others"] = max(0.0, worked - sum(spent.values()))
+        return log, {who: seconds / log.wall for who, seconds in spent.items()} | {"rss_mb": after["rss_mb"]}
 
     def measure(
         self, name: str, server: Server, rate: float, start: float, seconds: float, ask: list[bytes]
@@ -113,60 +109,44 @@ class Bench:
         self.doubts.setdefault(scenario, text)
         print(f"!! {text}", flush=True)
 
-    def steady(self, name: str) -> None:
+    def steady(self, name: str) -> Numbers:
         """Measure a scenario at a rate below saturation."""
-        requests, chosen = self.requests(name), self.chosen
-        with self.serve(self.store) as server:
-            require_answers(server, requests, name)
-            found = self.measure(name, server, self.rate(name), chosen.warm_up, chosen.seconds, requests)
-        self.found[name] = found
+        with self.asked(self.store, name) as (server, requests):
+            return self.measure(name, server, self.rate(name), self.chosen.warm_up, self.chosen.seconds, requests)
 
-    def swap(self) -> None:
+    def swap(self) -> Numbers:
         """Measure the same rate without swaps, then while bundles change."""
-        chosen, rate, requests = self.chosen, self.rate("swap"), self.requests("method1")
-        with store_copy(self.store) as store, self.serve(store) as server:
-            require_answers(server, requests, "method1")
+        chosen, rate = self.chosen, self.rate("swap")
+        with store_copy(self.store) as store, self.asked(store, "method1") as (server, requests):
             quiet = min(30.0, chosen.seconds)
             before = self.measure("swap: none", server, rate, chosen.warm_up, quiet, requests)
-            ours, theirs = multiprocessing.Pipe()
-            given = (
-                theirs,
-                store,
-                server,
-                chosen.swaps,
-                chosen.seconds / chosen.swaps,
-                self.generator_core,
-                chosen.key,
-            )
-            swapper = multiprocessing.get_context("spawn").Process(target=swapping, args=given)
-            swapper.start()
-            assert ours.poll(60), "the process that publishes did not start"
-            ours.recv()
-            # Until it is through: every swap is waited for.
-            limit = 4 * chosen.seconds + 10 * chosen.swaps
-            log, cost = self.load(server, [(rate, limit)], requests, lambda: not swapper.is_alive(), bundles=True)
-            if not ours.poll(1):
-                sys.exit("error: the process that publishes has failed, see above")
-            swaps, spent = ours.recv()
-            swapper.join(10)
+            gap, cores = chosen.seconds / chosen.swaps, sorted(self.generator_core)
+            given = (str(store), server.pid, server.port, chosen.swaps, gap, cores, chosen.key)
+            with Conversation(swapping, *given) as swapper:
+                swapper.hear()  # it begins
+                # Until it is through: every swap is waited for.
+                limit, over = 4 * chosen.seconds + 10 * chosen.swaps, swapper.is_speaking
+                log, cost = self.load(server, [(rate, limit)], requests, over, bundles=True)
+                if not (told := swapper.hear()):
+                    sys.exit("error: the process that publishes has failed, see above")
+            swaps, spent = told
         cost["others"] = max(0.0, cost["others"] - spent / log.wall)
         during = self.line(f"swap: {len(swaps)}", log.within(0.0, float(log.due[-1]) + 1e-9), cost)
         early, late = swaps[4]["usage"], swaps[-1]["usage"]
         taken = [s["seconds"] for s in swaps if s["seconds"] is not None]
-        self.found["swap"] = {
+        return {
             "without": before, "with": during, "swaps": len(swaps), "unserved": len(swaps) - len(taken),
             "bundles": len(log.bundles), "ratio": during["p99"] / before["p99"], "taken": taken,
             "growth": 100 * (late["rss_mb"] / early["rss_mb"] - 1),
             "files": late["files"] - early["files"], "mapped": late["mapped"] - early["mapped"],
         }  # fmt: skip
 
-    def overload(self) -> None:
+    def overload(self) -> Numbers:
         """Measure three times the peak, in one run with normal load before and after."""
-        chosen, normal, requests = self.chosen, self.rate("overload"), self.requests("method1")
+        chosen, normal = self.chosen, self.rate("overload")
         start = 2 + max(5.0, min(20.0, chosen.seconds / 3))  # the first two seconds warm it up
         stop, after = start + chosen.seconds, 15.0
-        with self.serve(self.store) as server:
-            require_answers(server, requests, "method1")
+        with self.asked(self.store, "method1") as (server, requests):
             self.load(server, [(normal, chosen.warm_up)], requests)
             peak = self.peak(server, requests, normal)
             time.sleep(1)
@@ -179,7 +159,7 @@ class Bench:
         if share > 110:
             self.doubt("overload", "INVALID: overload: goodput is above the peak that was found")
         told = {"peak": peak, "over": over, "goodput_of_peak": share, "lost": 100 - share, "broken": broken}
-        self.found["overload"] = told | {"recovered_s": after if recovered is None else recovered}
+        return told | {"recovered_s": after if recovered is None else recovered}
 
     def peak(self, server: Server, requests: list[bytes], rate: float) -> float:
         """Return the best goodput of rising rates, until two bring no more, and of rates near it (a peak that is too low would
@@ -195,24 +175,24 @@ class Bench:
             best = max(best, found)
         return max(best, *(goodput(share * best) for share in (0.9, 1.0, 1.1)))
 
-    def cold(self) -> None:
-        """Measure the time until ready, in three starts."""
-        self.found["cold"] = []
-        for _ in range(3):
-            with self.serve(self.store) as server:
-                self.found["cold"].append(round(server.seconds, 3))
+    def cold(self) -> list[float]:
+        """Return the seconds until ready of three starts."""
 
-    def floor(self) -> None:
+        def start() -> float:
+            with self.serve(self.store) as server:
+                return round(server.seconds, 3)
+
+        return [start() for _ in range(3)]
+
+    def floor(self) -> Numbers:
         """Measure the limit of the machine: a constant reply, at the peak and at the rate of method1."""
         port = free_port()
-        process = multiprocessing.get_context("spawn").Process(target=bare, args=(port, self.server_core))
-        process.start()
-        while not ready(port):
-            if not process.is_alive():
-                sys.exit("error: the bare application does not start")
-            time.sleep(0.01)
-        try:
-            assert process.pid is not None
+        with Conversation(bare, port, sorted(self.server_core)) as application:
+            process = application.process
+            while not ready(port):
+                if process.poll() is not None:
+                    sys.exit("error: the bare application does not start")
+                time.sleep(0.01)
             ask = [request("POST", "/v1/recommend", {"user_id": str(n), "k": 10}) for n in range(1000)]
             most = 5_000.0
             for seconds in (1, 4):  # all are due at once: 32 connections that never rest
@@ -220,20 +200,10 @@ class Bench:
                 busiest = Generator(port, 32, 60.0).run(due, ask, np.arange(len(due)) % len(ask))
                 most = float((busiest.status == 200).sum() / busiest.wall)
             found = self.measure("floor", Server(process.pid, port, 0.0), self.rate("method1"), 1.0, 4.0, ask)
-        finally:
-            process.terminate()
-            process.join(10)
-        self.found["floor"] = {"peak": round(most), "at_rate": found}
+        return {"peak": round(most), "at_rate": found}
 
 
-def require_answers(server: Server, requests: list[bytes], name: str) -> None:
-    """Exit unless the first requests are answered with 200."""
-    log = Generator(server.port).run(np.zeros(20), requests, np.arange(20))
-    if bad := sorted({int(s) for s in log.status if not 200 <= s < 300}):
-        sys.exit(f"error: {name}: the service answers {bad} instead of 200; see its log, or give --key")
-
-
-def bare(port: int, cores: set[int]) -> None:
+def bare(port: int, cores: list[int]) -> None:
     """An ASGI application that reads the body and answers a constant of 1,000 bytes."""
     os.sched_setaffinity(0, cores)
     import uvicorn
@@ -266,11 +236,10 @@ def tell(report: Report, found: Numbers, doubts: dict[str, str], items: int) -> 
             if value is None:
                 continue
             scenario = name.partition(", ")[0]
-            given: Numbers = {"more": entry.get("more", False), "items": items}
-            given |= {"doubt": doubts[scenario]} if scenario in doubts else {}
-            given |= {"floor": at(entry["floor"])} if "floor" in entry else {}
+            doubt = {"doubt": doubts[scenario]} if scenario in doubts else {}
             beside = {peer: [at(path.format(of=of))] for peer, path in entry.get("peer", {}).items()}
-            report.add(name, value, entry.get("unit", "ms"), peers=beside, **given)
+            given: Numbers = {"more": entry.get("more", False), "peers": beside, "floor": at(entry.get("floor", ""))}
+            report.add(name, value, entry.get("unit", "ms"), items=items, **given, **doubt)
     for name, (path, most) in DECLARED["checks"].items():
         if (value := at(path)) is not None and value > most:
             print(f"!! {name}: {number(value)}, wanted at most {most}")

@@ -7,9 +7,6 @@ A service that pauses is charged for all requests due meanwhile (no coordinated 
 counted separately. Lag is the delay of the generator itself; latencies are invalid unless lag is small beside them. Used by load.py.
 """
 
-from __future__ import annotations
-
-import errno
 import gc
 import re
 import select
@@ -17,7 +14,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -95,25 +91,15 @@ class Log:
         then = (self.done >= start) & (self.done < stop)
         good = (self.status >= 200) & (self.status < 300)
         status, count, ok = self.status[here], int(here.sum()), int((here & good).sum())
-        refused, limited = int((status == 503).sum()), int((status == 429).sum())
+        turned_away = {str(code): int((status == code).sum()) for code in (503, 429)}
         lag = percentiles((self.taken - self.due)[here])
         latency = percentiles((self.done - self.due)[here & good])
-        return {
-            "count": count,
-            "offered": count / (stop - start),
-            "goodput": float((then & good).sum() / (stop - start)),
-            "ok": ok,
-            "unanswered": count - ok,
-            "503": refused,
-            "429": limited,
-            "other": int((status > 0).sum()) - refused - limited - ok,
-            "errors": int((status <= 0).sum()),
-            "timeouts": int((status == TIMEOUT).sum()),
-            "retry_after_missing": int((((status == 503) | (status == 429)) & ~self.retry_after[here]).sum()),
-            **latency,
-            "lag": lag,
-            "lag_ok": lag_is_small(lag["p99"], latency["p99"]),
-        }
+        offered, goodput = count / (stop - start), float((then & good).sum() / (stop - start))
+        found: Numbers = {"count": count, "offered": offered, "goodput": goodput, "ok": ok, "unanswered": count - ok}
+        found |= turned_away | {"other": int((status > 0).sum()) - sum(turned_away.values()) - ok}
+        found |= {"errors": int((status <= 0).sum()), "timeouts": int((status == TIMEOUT).sum())}
+        found["retry_after_missing"] = int((np.isin(status, (503, 429)) & ~self.retry_after[here]).sum())
+        return found | latency | {"lag": lag, "lag_ok": lag_is_small(lag["p99"], latency["p99"])}
 
     def windows(self, start: float, stop: float, width: float) -> list[tuple[float, float | None, int]]:
         """Return start, p99 in ms and failures of the requests due in each window of `width` seconds."""
@@ -136,20 +122,18 @@ def lag_is_small(lag: float | None, latency: float | None) -> bool:
 
 
 class _Connection:
-    __slots__ = ("buffer", "fd", "number", "out", "since", "socket")
+    """A kept connection: the request that waits on it (-1: none), the part of its reply that was read, and since when it is idle."""
+
+    __slots__ = ("buffer", "number", "since", "socket")
 
     def __init__(self, sock: socket.socket) -> None:
-        self.socket, self.fd = sock, sock.fileno()
-        self.number = -1  # of the request that waits on it
-        self.out = self.buffer = b""  # not yet sent; read, but not a whole answer
-        self.since = 0.0  # idle
+        self.socket, self.number, self.buffer, self.since = sock, -1, b"", 0.0
 
 
 class Generator:
-    """Sends requests when they are due, over at most `most` kept connections.
+    """Sends requests when they are due, over at most `most` kept connections, on one thread.
 
-    A request that finds all connections busy waits for one; its latency includes the wait. One thread; bodies of
-    replies are not parsed.
+    A request that finds all connections busy waits for one; its latency includes the wait.
     """
 
     def __init__(self, port: int, most: int = 512, timeout: float = 10.0, bundles: bool = False) -> None:
@@ -164,22 +148,21 @@ class Generator:
         status, bundle = np.full(n, PENDING, np.int16), np.full(n, -1, np.int16)
         self._log = log = Log(due, never, never.copy(), status, np.zeros(n, bool), bundle, [])
         self._pool, self._which, self._due = pool, which.tolist(), due.tolist()
-        self._connections: dict[int, _Connection] = {}
+        self._connections: dict[int, _Connection] = {}  # by their file
         self._free: list[_Connection] = []
         self._waiting: deque[int] = deque()  # for a connection
         self._asked: deque[tuple[int, _Connection]] = deque()  # in the order of sending; some are answered
         self._left = 0  # taken up and not answered
-        self._epoll = select.epoll()
         gc.collect()
         gc.disable()  # a collection stops the generator for milliseconds
         cpu, self._zero = time.process_time(), time.perf_counter() + 0.02
-        try:
-            sent = self._loop(stop)
-        finally:
-            gc.enable()
-            for connection in self._connections.values():
-                connection.socket.close()
-            self._epoll.close()
+        with select.epoll() as self._epoll:
+            try:
+                sent = self._loop(stop)
+            finally:
+                gc.enable()
+                for connection in self._connections.values():
+                    connection.socket.close()
         log.cpu, log.wall = time.process_time() - cpu, self._now()
         for name in ("due", "taken", "done", "status", "retry_after", "bundle"):
             setattr(log, name, getattr(log, name)[:sent])
@@ -209,9 +192,9 @@ class Generator:
             wait = min(0.05, due[number] - now) if number < last else 0.05
             if wait > 0:
                 select.select([epoll], [], [], wait)  # to the microsecond; epoll itself waits whole milliseconds
-            for fd, event in poll(0, 64):
-                if (connection := self._connections.get(fd)) is not None:
-                    self._handle(connection, event)
+            for file, _ in poll(0, 64):
+                if (connection := self._connections.get(file)) is not None:
+                    self._read(connection)
         return number
 
     def _send(self, number: int) -> None:
@@ -222,65 +205,53 @@ class Generator:
                 self._ask(connection, number)
                 return
             self._close(connection)
-        if len(self._connections) >= self.most:
-            self._waiting.append(number)
-        else:
+        if len(self._connections) < self.most:
             self._connect(number)
+        else:
+            self._waiting.append(number)
 
     def _connect(self, number: int) -> None:
         sock = socket.socket()
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if sock.connect_ex(self.address) not in (0, errno.EINPROGRESS):
+        sock.settimeout(1)  # at once, on this machine
+        try:
+            sock.connect(self.address)
+        except OSError:
             sock.close()
             self._answer(number, REFUSED)
             return
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = self._connections[sock.fileno()] = _Connection(sock)
         self._log.connections = max(self._log.connections, len(self._connections))
-        self._epoll.register(connection.fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        self._epoll.register(sock, select.EPOLLIN)
         self._ask(connection, number)
 
     def _ask(self, connection: _Connection, number: int) -> None:
-        connection.number, connection.out = number, self._pool[self._which[number]]
+        connection.number = number
         self._asked.append((number, connection))
-        self._flush(connection)
-
-    def _flush(self, connection: _Connection) -> None:
         try:
-            connection.out = connection.out[connection.socket.send(connection.out) :]
-        except BlockingIOError:
-            pass  # the epoll tells when there is room
-        except OSError as e:
-            self._fail(connection, REFUSED if isinstance(e, ConnectionRefusedError) else RESET)
+            connection.socket.sendall(self._pool[self._which[number]])  # less than its buffer
+        except OSError:
+            self._fail(connection, RESET)
 
-    def _handle(self, connection: _Connection, event: int) -> None:
-        if event & select.EPOLLOUT and connection.out:
-            self._flush(connection)
-        if not event & ~select.EPOLLOUT or self._connections.get(connection.fd) is not connection:
-            return
+    def _read(self, connection: _Connection) -> None:
         try:
-            data = connection.socket.recv(262_144)
-            if not data:
+            if not (data := connection.socket.recv(262_144)):
                 raise ConnectionResetError
-            data = connection.buffer + data
-            reply = parse(data)
-            if reply is not None and (connection.number < 0 or len(data) > reply.size):
+            connection.buffer += data
+            reply = parse(connection.buffer)
+            if reply is not None and (connection.number < 0 or len(connection.buffer) > reply.size):
                 raise ValueError("more than was asked")
-        except BlockingIOError:
+        except BlockingIOError:  # the event was of a closed connection with the same number
             return
         except (OSError, ValueError) as e:
-            lost = REFUSED if isinstance(e, ConnectionRefusedError) else RESET
-            self._fail(connection, BROKEN if isinstance(e, ValueError) else lost)
+            self._fail(connection, BROKEN if isinstance(e, ValueError) else RESET)
             return
         if reply is None:
-            connection.buffer = data
-            self._handle(connection, select.EPOLLIN)  # the epoll tells of new bytes alone
             return
-        connection.buffer = b""
-        number, connection.number = connection.number, -1
+        number, connection.number, data, connection.buffer = connection.number, -1, connection.buffer, b""
         if self.look and (found := BUNDLE.search(data)):
-            name = found[1].decode()
-            if name not in self._log.bundles:
+            if (name := found[1].decode()) not in self._log.bundles:
                 self._log.bundles.append(name)
             self._log.bundle[number] = self._log.bundles.index(name)
         self._log.retry_after[number] = reply.retry_after
@@ -304,17 +275,16 @@ class Generator:
             self._connect(self._waiting.popleft())
 
     def _fail(self, connection: _Connection, status: int) -> None:
-        number, connection.number = connection.number, -1
         self._close(connection)
-        if number >= 0:
-            self._answer(number, status)
+        if connection.number >= 0:
+            self._answer(connection.number, status)
+            connection.number = -1
             self._next()
         else:
-            with suppress(ValueError):
-                self._free.remove(connection)
+            self._free.remove(connection)
 
     def _close(self, connection: _Connection) -> None:
-        del self._connections[connection.fd]
+        del self._connections[connection.socket.fileno()]
         connection.socket.close()  # which takes it out of the epoll
 
     def _expire(self, now: float) -> None:
@@ -339,7 +309,5 @@ def recovery(
     """
     bound = 2 * max((p99 for _, p99, _ in usual if p99 is not None), default=0.0)
     normal = [p99 is not None and p99 <= bound and not failed for _, p99, failed in after]
-    for n in range(len(normal) - 1):
-        if normal[n] and normal[n + 1]:
-            return after[n][0] - after[0][0], bound
-    return None, bound
+    first = next((n for n in range(len(normal) - 1) if normal[n] and normal[n + 1]), None)
+    return None if first is None else after[first][0] - after[0][0], bound

@@ -1,7 +1,5 @@
 """The requests of the load tests, of users and items of a store."""
 
-from __future__ import annotations
-
 import json
 import tomllib
 from collections.abc import Mapping

@@ -1,7 +1,3 @@
-"""Measure bulk embedding: rows per second and memory of `embed.embed` over a Parquet table of items."""
-
-from __future__ import annotations
-
 import re
 import tempfile
 from argparse import Namespace
@@ -14,7 +10,7 @@ import polars as pl
 from benchmarks.lib.machine import product_rate, read, timed
 from benchmarks.lib.report import Report, declared
 from benchmarks.lib.worlds import dataset
-from twotower import Categorical, MultiHot, Schema
+from twotower import Schema
 from twotower.config.toml import parse_config
 from twotower.embedding.bulk import embed
 from twotower.model.two_tower import TwoTower
@@ -27,10 +23,10 @@ KNOWN: int = TOWER["known"]
 def main(chosen: Namespace, report: Report) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        table = write_items(folder, chosen.rows)
+        table, few = write_items(folder, chosen.rows), write_items(folder, 10_000, "few")
         for ids in chosen.ids:
             run = fresh_run(ids)
-            embed(run, "item", write_items(folder, 10_000, "few"), folder / "warm")
+            embed(run, "item", few, folder / "warm")
             before = resident(reset=True)
             seconds = timed(lambda run=run: embed(run, "item", table, folder / "vectors"))  # type: ignore[misc]
             peak = resident()
@@ -56,27 +52,20 @@ def items(first: int, n: int) -> pl.DataFrame:
 
 
 def write_items(folder: Path, n: int, name: str = "items", piece: int = 1_000_000) -> Path:
-    parts = []
+    """Write the items as shards of a folder."""
+    path = folder / name
+    path.mkdir()
     for first in range(0, n, piece):
-        parts.append(folder / f"{name}.{first}.parquet")
-        items(first, min(piece, n - first)).write_parquet(parts[-1])
-    path = folder / f"{name}.parquet"
-    pl.scan_parquet(parts).sink_parquet(path)
-    for part in parts:
-        part.unlink()
+        items(first, min(piece, n - first)).write_parquet(path / f"{first:09}.parquet")
     return path
 
 
 def fresh_run(ids: str) -> Run:
     """Return an untrained run over the first items, each with one interaction."""
-    schema = Schema(
-        features=(
-            Categorical(name="user_id", side="user"),
-            Categorical(name="item_id", side="item", hash_buckets=KNOWN if ids == "hash" else 0),
-            MultiHot(name="genres", side="item", separator="|"),
-            Categorical(name="year", side="item"),
-        )
-    )
+    schema = Schema.model_validate({"features": TOWER["features"]})
+    hashed = {"hash_buckets": KNOWN if ids == "hash" else 0}
+    features = [f.model_copy(update=hashed) if f.name == "item_id" else f for f in schema.features]
+    schema = schema.model_copy(update={"features": tuple(features)})
     actions = pl.DataFrame({"user_id": np.arange(KNOWN) % 1000, "item_id": np.arange(KNOWN)})
     config = parse_config(TOWER["config"])[1]
     data = dataset(None, items(0, KNOWN), actions, schema, config)

@@ -1,7 +1,3 @@
-"""Measure training and evaluation on cuda in bf16 beside the CPU, and compare their results."""
-
-from __future__ import annotations
-
 import statistics
 import sys
 from argparse import Namespace
@@ -11,6 +7,7 @@ import torch
 
 from benchmarks.lib.machine import product_rate
 from benchmarks.lib.report import Report
+from benchmarks.lib.rounds import in_turns
 from benchmarks.lib.worlds import prepare_movielens
 from benchmarks.speed import tools
 from twotower.data.dataset import Dataset
@@ -26,21 +23,22 @@ def main(chosen: Namespace, report: Report) -> None:
     losses, difference = parity(dataset)
     if abs(losses[0] - losses[1]) > TOLERANCE or difference > TOLERANCE:
         sys.exit(f"error: one step gives losses {losses} and weights {difference:.1e} apart on cpu and cuda")
-    rates: dict[str, list[float]] = {"cuda": [], "cpu": []}
-    seconds: dict[str, list[float]] = {"cuda": [], "cpu": []}
-    products = []
-    tools.epoch(dataset, nowhere, "cuda", "bf16")  # the first one also loads kernels
-    for _ in range(chosen.rounds):
-        for device, precision in (("cuda", "bf16"), ("cpu", "fp32")):
-            rates[device].append(len(dataset.train) / tools.epoch(dataset, nowhere, device, precision))
-            seconds[device].append(tools.evaluation(dataset, nowhere, device))
-        products.append(product_rate("bfloat16", 0.3, 8192, "cuda"))
-    floor = statistics.median(products) / tools.FLOPS_PER_ROW
+    tools.training(dataset, nowhere, "cuda", "bf16")  # the first one also loads kernels
+    works = {
+        "cuda training": lambda: len(dataset.train) / tools.training(dataset, nowhere, "cuda", "bf16"),
+        "cuda evaluation": lambda: tools.evaluation(dataset, nowhere, "cuda"),
+        "cpu training": lambda: len(dataset.train) / tools.training(dataset, nowhere),
+        "cpu evaluation": lambda: tools.evaluation(dataset, nowhere),
+        "limit": lambda: product_rate("bfloat16", 0.3, 8192, "cuda"),
+    }
+    found = in_turns(works, chosen.rounds)
+    floor = statistics.median(found["limit"]) / tools.FLOPS_PER_ROW
     report.facts["gpu"] = torch.cuda.get_device_name()
     report.add("difference of losses after one step", abs(losses[0] - losses[1]), more=False)
-    report.add("training in bf16", rates["cuda"], "rows/s", peers={"cpu, fp32": rates["cpu"]}, floor=floor)
-    beside = {"cpu, fp32": seconds["cpu"]}
-    report.add("evaluation, all users, whole catalogue", seconds["cuda"], "s", more=False, peers=beside)
+    beside = {part: {"cpu, fp32": found[f"cpu {part}"]} for part in ("training", "evaluation")}
+    report.add("training in bf16", found["cuda training"], "rows/s", peers=beside["training"], floor=floor)
+    seconds, peers = found["cuda evaluation"], beside["evaluation"]
+    report.add("evaluation, all users, whole catalogue", seconds, "s", more=False, peers=peers)
 
 
 def parity(dataset: Dataset) -> tuple[list[float], float]:

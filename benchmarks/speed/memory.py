@@ -1,42 +1,31 @@
-"""Measure peak memory of training, evaluation and search beside torch-rechub, RecBole and FAISS, each in its own process."""
-
-from __future__ import annotations
-
-import sys
 import tempfile
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 from benchmarks.lib.machine import tool
 from benchmarks.lib.processes import call
 from benchmarks.lib.report import Report, declared
+from benchmarks.lib.rounds import in_turns
 
 WIDTH, QUERIES, K = 64, 256, 100
-PACKAGES = {"torch-rechub": "torch-rechub", "RecBole": "recbole", "faiss": "faiss-cpu"}
+LABELS = {"torch-rechub": tool("torch-rechub"), "RecBole": tool("recbole").replace("recbole", "RecBole")}
 
 
 def main(chosen: Namespace, report: Report) -> None:
+    # This process must stay small: the peak of a child begins with its size.
+    def peaks(task: str, names: list[str]) -> dict[str, list[float]]:
+        works = {name: partial(call, work, task, name, chosen.threads, chosen.items) for name in names}
+        found = in_turns(works, chosen.rounds, optional=names[1:])
+        return {name: [ran.peak for ran, _ in costs] for name, costs in found.items()}
 
-    def peaks(task: str, name: str) -> list[float]:
-        return [one for _ in range(chosen.rounds) if (one := peak(task, name, chosen.threads, chosen.items))]
-
-    tables = peaks("tables", "twotower")
+    tables = peaks("tables", ["twotower"])["twotower"]
     for task in chosen.only:
-        ours, *others = declared(__file__)["tasks"][task]
-        peers = {tool(PACKAGES[name]).replace("recbole", "RecBole"): peaks(task, name) for name in others}
+        found = peaks(task, declared(__file__)["tasks"][task])
+        ours = found.pop("twotower")
+        beside = {LABELS.get(name) or tool("faiss-cpu"): values for name, values in found.items()}
         floor = chosen.items * WIDTH * 4 / 1e6 if task == "search" else min(tables)
-        report.add(task, peaks(task, ours), "MB", more=False, peers=peers, floor=floor)
-
-
-def peak(task: str, name: str, threads: int, items: int) -> float | None:
-    """Return the peak in MB of a new process. The parent must stay small: a child's peak begins with its size."""
-    try:
-        return call(work, task, name, threads, items)[0].peak
-    except ChildProcessError as e:
-        if name == "twotower":
-            raise
-        print(f"{name}, {task}: {str(e).strip().splitlines()[-1:]}", file=sys.stderr)
-        return None
+        report.add(task, ours, "MB", more=False, peers=beside, floor=floor)
 
 
 def work(task: str, name: str, threads: int, items: int) -> None:

@@ -1,7 +1,3 @@
-"""Measure one search in Milvus beside FAISS in process: 100,000 vectors of 64 numbers, ten results, each tuned to recall 0.95."""
-
-from __future__ import annotations
-
 import socket
 import subprocess
 import sys
@@ -9,17 +5,13 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
-
-from benchmarks.lib.machine import timed
 from benchmarks.lib.processes import free_port
 from benchmarks.lib.report import Report
-from benchmarks.lib.vectors import Clusters
-from twotower.arrays.types import Vectors
-from twotower.index import load_index, measure_recall, tune_index
+from benchmarks.lib.vectors import Clusters, search_times, tuned
+from twotower.index import load_index
 from twotower.index.faiss.ivf import Ivf
 from twotower.index.milvus.milvus import Milvus
 from twotower.index.protocol import IndexConfig
@@ -31,9 +23,18 @@ def main(chosen: Namespace, report: Report) -> None:
     made = Clusters(1_000, WIDTH, 1.5)
     items, queries = made.points(chosen.items, 1), made.points(1_000, 2)
     with tempfile.TemporaryDirectory() as data, milvus(data, chosen.uri) as uri:
-        measure(report, "FAISS ivf, in process", items, queries, Ivf())
-        for place in (Milvus(uri=uri, prefix="speed", type="IVF_FLAT"), Milvus(uri=uri, prefix="speed", type="HNSW")):
-            measure(report, f"Milvus {place.type}", items, queries, place)
+        kinds: dict[str, IndexConfig] = {"FAISS ivf, in process": Ivf()}
+        kinds |= {f"Milvus {t}": Milvus(uri=uri, prefix="speed", type=t) for t in ("IVF_FLAT", "HNSW")}
+        for name, kind in kinds.items():
+            with tempfile.TemporaryDirectory() as folder:
+                to = Path(folder) / "index"
+                found = tuned(kind, items, queries, "cosine", K, RECALL, save=to)
+                index = load_index(to, verify=False)
+                index.search_params = found.made.search_params
+                times = search_times(index, queries[len(queries) // 2 :], K)[20:]
+            name = f"{len(items):,} x {WIDTH}, {name}"
+            report.add(f"{name}, one search at recall {found.recall:.3f}", times, "ms", more=False)
+            report.add(f"{name}, build", found.built, "s", more=False)
 
 
 @contextmanager
@@ -42,36 +43,15 @@ def milvus(data: str, uri: str) -> Iterator[str]:
     if uri:
         yield uri
         return
-    port = free_port()
-    words = [str(Path(sys.executable).with_name("milvus-lite")), "server", "--data-dir", data,
-             "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+    port, program = free_port(), Path(sys.executable).with_name("milvus-lite")
+    words = [str(program), "server", "--data-dir", data, "--host", "127.0.0.1", "--port", str(port)]
     server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(300):
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
+        while server.poll() is None:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
-            except OSError:
-                time.sleep(0.1)
+            time.sleep(0.05)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.kill()
         server.wait()
-
-
-def measure(report: Report, name: str, items: Vectors, queries: Vectors, config: IndexConfig) -> None:
-    """Measure one search of an index, and its build."""
-    half = len(queries) // 2
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        index = config.build(items, np.arange(len(items)), "cosine")
-        index.save(Path(folder) / "index")
-        built = time.perf_counter() - started
-        tune_index(index, queries[:half], K, RECALL)
-        recall = measure_recall(index, queries[half:], K)
-        asked = load_index(Path(folder) / "index", verify=False)
-        asked.search_params, asked.threads = index.search_params, 1
-        times = [1e3 * timed(lambda query=query: asked.search(query[None], K)) for query in queries[half:]]  # type: ignore[misc]
-    name = f"{len(items):,} x {WIDTH}, {name}"
-    report.add(f"{name}, one search at recall {recall:.3f}", times[20:], "ms", more=False)
-    report.add(f"{name}, build", built, "s", more=False)

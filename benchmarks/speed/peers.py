@@ -1,16 +1,14 @@
-"""Measure training, evaluation and export beside torch-rechub and RecBole in one process, on MovieLens 1M."""
-
-from __future__ import annotations
-
 import statistics
 import sys
 import tempfile
 import time
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 from benchmarks.lib.machine import Numbers, product_rate, repeat
 from benchmarks.lib.report import Report, declared
+from benchmarks.lib.rounds import in_turns
 from benchmarks.lib.worlds import prepare_movielens
 from benchmarks.speed import tools
 from twotower.config.toml import parse_config
@@ -34,44 +32,33 @@ def main(chosen: Namespace, report: Report) -> None:
 
 
 def compare(report: Report, task: str, about: Numbers, dataset: Dataset, rounds: int) -> None:
-    """Measure a task of all tools in turns."""
-    works = tools.works(task)
-    found: dict[str, list[float]] = {name: [] for name in works}
-    sizes: dict[str, list[float]] = {name: [] for name in works}
-    floors = []
-    more = task == "training"
-    for _ in range(rounds):
-        for name, work in works.items():
-            with tempfile.TemporaryDirectory() as folder:
-                try:
-                    seconds = work(dataset, Path(folder))
-                except Exception as e:  # a peer that fails must not take the others' numbers along
-                    if name == "twotower":
-                        raise
-                    print(f"{name} failed: {e}", file=sys.stderr)
-                    continue
-                found[name].append(len(dataset.train) / seconds if more else seconds)
-                sizes[name].append(sum(p.stat().st_size for p in Path(folder).glob("*.onnx*")) / 1e6)
-        floors.append(floor(task, dataset))
-    ours = found.pop("twotower")
-    peers, settings = tools.at_best(found, more)
-    given: Numbers = {"more": more, "peers": peers, "settings": settings}
-    if limits := [one for one in floors if one is not None]:
-        given["floor"] = statistics.median(limits) if more else min(limits)
-    report.add(about["name"], ours, about["unit"], **given)
+    """Measure a task of all tools in turns, beside its limit."""
+    works, more = tools.works(task), task == "training"
+
+    def once(work: tools.Work) -> tuple[float, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = work(dataset, Path(folder))
+            return seconds, sum(p.stat().st_size for p in Path(folder).glob("*.onnx*")) / 1e6
+
+    turns = {name: partial(once, work) for name, work in works.items()} | {"limit": lambda: (floor(task, dataset), 0.0)}
+    found = in_turns(turns, rounds, optional=set(works) - {"twotower"})
+    limits = [limit for limit, _ in found.pop("limit")]
+    speeds = {name: [len(dataset.train) / s if more else s for s, _ in pairs] for name, pairs in found.items()}
+    ours = speeds.pop("twotower")
+    peers, settings = tools.at_best(speeds, more)
+    limit = None if task == "export" else statistics.median(limits) if more else min(limits)
+    report.add(about["name"], ours, about["unit"], more=more, peers=peers, settings=settings, floor=limit)
     if task == "export":
-        weights = sum(p.nbytes for p in tools.trainer(dataset).model.parameters()) / 1e6
-        ours = sizes.pop("twotower")
+        sizes = {name: [size for _, size in pairs] for name, pairs in found.items()}
+        ours, weights = sizes.pop("twotower"), sum(p.nbytes for p in tools.trainer(dataset).model.parameters()) / 1e6
         peers, _ = tools.at_best(sizes, more)
         report.add("export_speed: size of both towers", ours, "MB", more=False, peers=peers, floor=weights)
 
 
-def floor(task: str, dataset: Dataset, block: int = 512) -> float | None:
-    """Measure the limit of a task."""
-    if task == "training":
-        return product_rate() / tools.FLOPS_PER_ROW
-    if task == "export":
-        return None
+def floor(task: str, dataset: Dataset, block: int = 512) -> float:
+    """Measure the limit of a task; 0 for an export."""
+    if task != "evaluation":
+        return product_rate() / tools.FLOPS_PER_ROW if task == "training" else 0.0
     factors = factors_before(tools.trainer(dataset).model, dataset, TEST)
 
     def work() -> None:
@@ -83,8 +70,7 @@ def floor(task: str, dataset: Dataset, block: int = 512) -> float | None:
 
 def seconds_to(goal: float) -> float | None:
     """Return the seconds from the archive to the first epoch whose test AUC reaches `goal`; the time of the test is excluded."""
-    spent = 0.0
-    started = time.perf_counter()
+    spent, started = 0.0, time.perf_counter()
     dataset = prepare_movielens()
     _, config = parse_config(declared(__file__)["goal"])
     trainer = Trainer(dataset, config)
@@ -92,11 +78,9 @@ def seconds_to(goal: float) -> float | None:
         epoch = trainer.objective.sampler.epoch(number)
         for step in range(trainer.objective.steps_per_epoch):
             trainer.step(epoch, step)
-        at = time.perf_counter() - started - spent
         testing = time.perf_counter()
         pairs = dataset.part(TEST)
-        found = auc(trainer.factors().scores(pairs), pairs.positive)
+        if auc(trainer.factors().scores(pairs), pairs.positive) >= goal:
+            return round(testing - started - spent, 2)
         spent += time.perf_counter() - testing
-        if found >= goal:
-            return round(at, 2)
     return None

@@ -9,19 +9,16 @@ It is from 2023 and uses names that numpy 2 removed, and ray, only for tuning; `
 than 3.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
-import os
 import sys
 import tempfile
-import time
 import types
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import polars as pl
@@ -39,11 +36,15 @@ from twotower.features.side import SIDES
 SETTINGS: dict[str, dict[str, Any]] = declared(__file__)
 
 
-def epoch(dataset: Dataset, folder: Path) -> float:
+def need() -> None:
+    """Raise ImportError if it is not installed."""
+    shim()
+    importlib.import_module("recbole")
+
+
+def training(dataset: Dataset, folder: Path) -> float:
     with dssm(dataset) as (trainer, train), quiet():
-        started = time.perf_counter()
-        trainer._train_epoch(train, 0)
-        return time.perf_counter() - started
+        return timed(lambda: trainer._train_epoch(train, 0))
 
 
 def evaluation(dataset: Dataset, folder: Path) -> float:
@@ -57,23 +58,17 @@ def dssm(dataset: Dataset, ranked: bool = False) -> Iterator[tuple[Any, Any]]:
     test, validation = dataset.part(TEST), dataset.validation
     liked = Pairs(test.user[test.positive], test.item[test.positive], test.positive[test.positive])
     parts = {"train": dataset.train, "validation": validation, "test": liked if ranked else test}
-    tables = {name: interactions(pairs, not ranked) for name, pairs in parts.items()}
+    named = {"user_id": "user", "item_id": "item"} | ({} if ranked else {"label": "positive"})
+    tables = {part: pl.DataFrame({c: getattr(pairs, n) for c, n in named.items()}) for part, pairs in parts.items()}
+    tables = {part: table.cast({pl.Boolean: pl.Float32}) for part, table in tables.items()}
     columns = codes(dataset)
-    sides: dict[str, pl.DataFrame] = {
-        side: pl.DataFrame({n: np.arange(len(columns[n])) if n == f"{side}_id" else columns[n] for n in FIELDS[side]})
-        for side in SIDES
-    }
+    columns |= {name: np.arange(len(columns[name])) for name in ("user_id", "item_id")}
+    sides: dict[str, pl.DataFrame] = {side: pl.DataFrame({n: columns[n] for n in FIELDS[side]}) for side in SIDES}
     labelled = SETTINGS["labelled"] | {"train_neg_sample_args": None}
     labelled["eval_args"] = labelled["eval_args"] | {"group_by": None}
     settings = SETTINGS["dssm"] | (SETTINGS["ranked"] | {"eval_batch_size": 2**18} if ranked else labelled)
     with trained("DSSM", tables, sides, **settings) as (trainer, train, rows):
         yield trainer, rows if ranked else train
-
-
-def interactions(pairs: Pairs, label: bool) -> pl.DataFrame:
-    """Return pairs of rows in its columns."""
-    frame = pl.DataFrame({"user_id": pairs.user, "item_id": pairs.item})
-    return frame.with_columns(label=pl.Series(pairs.positive.astype(np.float32))) if label else frame
 
 
 @contextmanager
@@ -85,8 +80,8 @@ def trained(
     `parts` are train, validation and test with user_id, item_id and, for a labelled one, label; `sides` are user and item.
     """
     shim()
-    where, arguments = Path.cwd(), sys.argv
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, chdir(folder), mock.patch.object(sys, "argv", sys.argv[:1]):
+        # It writes logs where it runs, and reads the command line.
         base = Path(folder) / "films"
         base.mkdir()
         for name, frame in ({f"{part}.inter": frame for part, frame in parts.items()} | dict(sides)).items():
@@ -96,23 +91,15 @@ def trained(
         columns = {"inter": next(iter(parts.values())).columns} | {side: f.columns for side, f in sides.items()}
         given: dict[str, Any] = {"data_path": folder, "checkpoint_dir": folder, "benchmark_filename": list(parts)}
         given |= {"load_col": columns, "use_gpu": False, "show_progress": False, "state": "ERROR"} | settings
-        os.chdir(folder)  # it writes logs where it runs
-        sys.argv = arguments[:1]  # which it reads, too
-        try:
-            with quiet():
-                config = importlib.import_module("recbole.config").Config(
-                    model=model, dataset="films", config_dict=given
-                )
-                logging.getLogger().setLevel(logging.ERROR)
-                helpers, data = importlib.import_module("recbole.utils"), importlib.import_module("recbole.data")
-                helpers.init_seed(config["seed"], True)
-                train, _, test = data.data_preparation(config, data.create_dataset(config))
-                made = helpers.get_model(config["model"])(config, train._dataset)
-                trainer = helpers.get_trainer(config["MODEL_TYPE"], config["model"])(config, made)
-            yield trainer, train, test
-        finally:
-            os.chdir(where)
-            sys.argv = arguments
+        with quiet():
+            config, data, helpers = (importlib.import_module(f"recbole.{name}") for name in ("config", "data", "utils"))
+            config = config.Config(model=model, dataset="films", config_dict=given)
+            logging.getLogger().setLevel(logging.ERROR)
+            helpers.init_seed(config["seed"], True)
+            train, _, test = data.data_preparation(config, data.create_dataset(config))
+            made = helpers.get_model(config["model"])(config, train._dataset)
+            trainer = helpers.get_trainer(config["MODEL_TYPE"], config["model"])(config, made)
+        yield trainer, train, test
 
 
 def shim() -> None:

@@ -7,10 +7,7 @@ AUC of the test pairs, read in this process (as shipped) or by another; without 
 with `torch.onnx.export` (opset 18, any batch size) and compares nothing.
 """
 
-from __future__ import annotations
-
 import importlib
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +23,15 @@ from twotower.features.side import SIDES
 from twotower.index.faiss.setup import faiss_settings
 
 
-def epoch(dataset: Dataset, folder: Path, workers: int = 0) -> float:
+def need() -> None:
+    """Raise ImportError if it is not installed."""
+    importlib.import_module("torch_rechub")
+
+
+def training(dataset: Dataset, folder: Path, workers: int = 0) -> float:
     made, rows = trainer(dataset), loader(dataset, workers=workers)
     with quiet():
-        started = time.perf_counter()
-        made.train_one_epoch(rows)
-        return time.perf_counter() - started
+        return timed(lambda: made.train_one_epoch(rows))
 
 
 def evaluation(dataset: Dataset, folder: Path, pairs: bool = True, workers: int = 0) -> float:
@@ -40,20 +40,16 @@ def evaluation(dataset: Dataset, folder: Path, pairs: bool = True, workers: int 
     from torch_rechub.utils.match import Faiss
 
     made, columns, test = trainer(dataset), codes(dataset), dataset.part(TEST)
-    wanted: dict[int, list[int]] = {}
-    for user, item in zip(test.user[test.positive].tolist(), test.item[test.positive].tolist(), strict=True):
-        wanted.setdefault(user, []).append(item)
+    users = np.unique(test.user[test.positive])
+    wanted = {user: test.item[test.positive & (test.user == user)].tolist() for user in users.tolist()}
     tables: dict[str, dict[str, Any]] = {s: {n: columns[n] for n in FIELDS[s]} for s in SIDES}
-    users = np.array(sorted(wanted))
 
     def work() -> None:
         # Its first loader is of training rows, which nobody asks for here.
         generator = MatchDataGenerator(tables["user"], np.zeros(len(columns["user_id"])))
         _, *loaders = generator.generate_dataloader(tables["user"], tables["item"], batch_size=4096, num_workers=0)
-        user, item = (
-            made.inference_embedding(made.model, side, rows, str(folder))
-            for side, rows in zip(SIDES, loaders, strict=True)
-        )
+        sides = zip(SIDES, loaders, strict=True)
+        user, item = (made.inference_embedding(made.model, side, rows, str(folder)) for side, rows in sides)
         index = Faiss(item.shape[1], "flat", metric="ip")
         index.fit(item.numpy())
         with faiss_settings(torch.get_num_threads(), item.shape[1]):
@@ -95,11 +91,8 @@ def trainer(dataset: Dataset) -> Any:
     from torch_rechub.models.matching import DSSM
     from torch_rechub.trainers import MatchTrainer
 
-    columns = codes(dataset)
-    features = {
-        side: [SparseFeature(n, vocab_size=int(columns[n].max()) + 1, embed_dim=WIDTH) for n in FIELDS[side]]
-        for side in SIDES
-    }
+    sizes = {name: int(column.max()) + 1 for name, column in codes(dataset).items()}
+    features = {s: [SparseFeature(n, vocab_size=sizes[n], embed_dim=WIDTH) for n in FIELDS[s]] for s in SIDES}
     params = {"dims": list(LAYERS), "activation": "relu"}
     model = DSSM(features["user"], features["item"], user_params=params, item_params=params, temperature=0.1)
     return MatchTrainer(model, mode=0, optimizer_params={"lr": 1e-3}, n_epoch=1, device="cpu")
@@ -113,7 +106,6 @@ def loader(dataset: Dataset, part: int = TRAIN, workers: int = 0) -> Any:
     x = {name: columns[name][pairs.user] for name in FIELDS["user"]}
     x |= {name: columns[name][pairs.item] for name in FIELDS["item"]}
     y = pairs.positive.astype("float32")
-    shuffled, ordered, _ = DataGenerator(x, y).generate_dataloader(
-        x_val=x, y_val=y, x_test=x, y_test=y, batch_size=BATCH, num_workers=workers
-    )
+    others = {"x_val": x, "y_val": y, "x_test": x, "y_test": y}
+    shuffled, ordered, _ = DataGenerator(x, y).generate_dataloader(**others, batch_size=BATCH, num_workers=workers)
     return shuffled if part == TRAIN else ordered

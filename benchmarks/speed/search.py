@@ -1,12 +1,12 @@
-"""Measure search speed beside FAISS in one run: milliseconds of a query over a million vectors."""
-
-from __future__ import annotations
-
+import json
 import os
+import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,16 +14,22 @@ from typing import Any
 import numpy as np
 
 import twotower
-from benchmarks.lib.machine import Numbers, read, timed, tool
-from benchmarks.lib.processes import PYTHON, Conversation
+from benchmarks.lib.machine import Numbers, blas, read, timed, tool
+from benchmarks.lib.processes import Conversation
 from benchmarks.lib.report import Report, declared
-from benchmarks.lib.vectors import Clusters
-from benchmarks.speed.search_worker import OURS, QUERIES, SHIPPED
+from benchmarks.lib.rounds import in_turns
+from benchmarks.lib.vectors import Clusters, tuned
 from twotower.arrays.types import Vectors
-from twotower.index import build_index, measure_recall, tune_index
+from twotower.index import build_index
+from twotower.index.blas_threads import one_blas_thread
+from twotower.index.vector_store import Metric
 
 DECLARED = declared(__file__)
 KERNELS: dict[str, list[str]] = DECLARED["kernels"]
+SHIPPED, OURS = "as shipped", "ours"
+QUERIES = 10
+"""So many queries at once are a matrix product for FAISS at its best."""
+Works = dict[str, Callable[[], Any]]
 
 
 def main(chosen: Namespace, report: Report) -> None:
@@ -51,73 +57,68 @@ def vectors(chosen: Namespace) -> tuple[Vectors, Vectors]:
     return np.concatenate([items, copies]), users
 
 
-def label(items: Vectors, threads: int) -> str:
-    return f"{len(items):,} x {items.shape[1]}, {threads} thread{'s' * (threads > 1)}"
-
-
 def exact(report: Report, items: Vectors, users: Vectors, chosen: Namespace) -> None:
     """Measure a query of a batch and one query alone, in milliseconds."""
-    size = min(chosen.batch, len(users))
-    flags = set(read("/proc/cpuinfo").split())
+    queries, flags = users[: chosen.batch], set(read("/proc/cpuinfo").split())
     tuned = [core for core, needs in KERNELS.items() if flags.issuperset(needs)] or ["its own kernel"]
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        folder = Path(name)
-        np.save(folder / "items.npy", items)
-        np.save(folder / "queries.npy", users[:size])
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        np.save(Path(folder) / "items.npy", items)
+        np.save(Path(folder) / "queries.npy", queries)
         ways = {way: stack.enter_context(worker(way, folder, chosen)) for way in (SHIPPED, *tuned, OURS)}
-        told = {way: talk.ask("about") for way, talk in ways.items()}
-        times: dict[str, dict[str, list[float]]] = {"batch": {}, "single": {}}
-        for number in range(-1, chosen.rounds):
-            for way, talk in ways.items():
-                for work in told[way]["works"]:
-                    kind, _, what = work.partition(" ")
-                    spent = [s * 1e3 / (size if kind == "batch" else 1) for s in talk.ask(work)]
-                    if number >= 0:
-                        times[kind].setdefault(f"{what}, {way}", []).extend(spent)
-        found = [np.array(talk.ask("results")) for way, talk in ways.items() if way in (SHIPPED, OURS)]
-        agree = float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in zip(*found, strict=True)]))
+        told = {way: talk.hear() for way, talk in ways.items()}
+        works = {f"{task}, {way}": partial(talk.ask, task) for way, talk in ways.items() for task in told[way]["tasks"]}
+        turns: dict[str, list[list[float]]] = in_turns(works, chosen.rounds + 1)
+    found = {name: [seconds for turn in of[1:] for seconds in turn] for name, of in turns.items()}
+    both = zip(told[SHIPPED]["found"], told[OURS]["found"], strict=True)
+    agree = float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in both]))
     beside = f"{tool('faiss-cpu')} flat"
-    for kind, what in (("batch", f"a query of a batch of {size}"), ("single", "one query")):
-        quick = {way: values for way, values in times[kind].items() if way.startswith("faiss")}
-        shipped = quick.pop(f"faiss flat, {SHIPPED}")
-        best = min(quick, key=lambda way: median(quick[way]))
+    for kind, what, size in (
+        ("batch", f"a query of a batch of {len(queries)}", len(queries)),
+        ("single", "one query", 1),
+    ):
+        times = {
+            n.removeprefix(f"{kind} "): [1e3 * s / size for s in v] for n, v in found.items() if n.startswith(kind)
+        }
+        peers = {way: values for way, values in times.items() if way.startswith("faiss")}
+        shipped = peers.pop(f"faiss flat, {SHIPPED}")
+        best = min(peers, key=lambda way: median(peers[way]))
         form, _, core = best.partition(", ")
         settings = f"distance_compute_blas_threshold={told[core]['threshold']}, OPENBLAS_CORETYPE={core}"
         report.add(
-            f"exact, {label(items, chosen.threads)}, {what}",
-            times[kind][f"search, {OURS}"],
+            f"exact, {len(items):,} x {items.shape[1]}, {plural(chosen.threads)}, {what}",
+            times[f"search, {OURS}"],
             "ms",
             more=False,
-            peers={f"{beside}, at its best": quick[best], f"{beside}, as shipped": shipped},
-            floor=min(median(values) for way, values in times[kind].items() if way.startswith("limit")),
+            peers={f"{beside}, at its best": peers[best], f"{beside}, as shipped": shipped},
+            floor=min(median(values) for way, values in times.items() if way.startswith("limit")),
             agreement_with_faiss=round(agree, 5),
             settings={f"{beside}, at its best": settings + DECLARED["forms"].get(form, "")},
-            tried={way: round(median(values), 4) for way, values in times[kind].items()},
+            tried={way: round(median(values), 4) for way, values in times.items()},
             blas={way: given["blas"] for way, given in told.items()},
             **settings_doubt(told, items.shape[1]),
         )
 
 
-def worker(way: str, folder: Path, chosen: Namespace) -> Conversation:
+def plural(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
+def worker(way: str, folder: str, chosen: Namespace) -> Conversation:
     """Start the process that searches in a way."""
     environment = dict(os.environ)
     if way != OURS:
         environment.pop("OPENBLAS_CORETYPE", None)
-    if way in KERNELS:
-        environment["OPENBLAS_CORETYPE"] = way
-        environment["OMP_NUM_THREADS"] = "1"  # of a thread that IndexShards begins: its threads are those of the shards
-    words = [*PYTHON, "benchmarks.speed.search_worker", way, folder, chosen.threads, chosen.k, chosen.metric]
-    return Conversation(words, environment)
+    if way in KERNELS:  # OMP_NUM_THREADS is of a thread that IndexShards begins: its threads are those of the shards
+        environment |= {"OPENBLAS_CORETYPE": way, "OMP_NUM_THREADS": "1"}
+    return Conversation(work, way, folder, chosen.threads, chosen.k, chosen.metric, environment=environment)
 
 
 def settings_doubt(told: Mapping[str, Numbers], width: int) -> dict[str, str]:
     """Return a doubt if FAISS at its best ran without the requested threshold or kernels."""
-    for way, given in told.items():
-        if way in (SHIPPED, OURS):
-            continue
-        if given["threshold"] != QUERIES * width:
-            return {"doubt": f"FAISS's distance_compute_blas_threshold is {given['threshold']}, not {QUERIES * width}"}
-        core = given["blas"].get("faiss", "")
+    for way in set(told) - {SHIPPED, OURS}:
+        threshold, core = told[way]["threshold"], told[way]["blas"].get("faiss", "")
+        if threshold != QUERIES * width:
+            return {"doubt": f"FAISS's distance_compute_blas_threshold is {threshold}, not {QUERIES * width}"}
         if way in KERNELS and core.upper() != way:
             return {"doubt": f"FAISS's OpenBLAS runs {core or 'unknown kernels'}, not those of {way}"}
     return {}
@@ -125,25 +126,93 @@ def settings_doubt(told: Mapping[str, Numbers], width: int) -> dict[str, str]:
 
 def approximate(report: Report, kind: str, items: Vectors, users: Vectors, chosen: Namespace) -> None:
     """Measure an approximate index at the target recall on one thread, tuned with half of the users, measured with the others."""
-    built: list[Any] = []
-    seconds = timed(lambda: built.append(build_index(kind, items, np.arange(len(items)), chosen.metric)))
-    index = built[0]
-    half = len(users) // 2
-    index.threads = chosen.threads
-    tune_index(index, users[:half], chosen.k, chosen.recall)
-    index.threads = 1
-    rates: dict[int, list[float]] = {half: [], 1: []}
-    for _ in range(chosen.rounds):
-        for size, found in rates.items():
+    index, built, _, recall = tuned(kind, items, users, chosen.metric, chosen.k, chosen.recall, chosen.threads)
+    half, index.threads = len(users) // 2, 1
 
-            def ask(size: int = size) -> None:
-                for start in range(half, 2 * half, size):
-                    index.search(users[start : start + size], chosen.k)
+    def rate(size: int) -> float:
+        starts = range(half, 2 * half, size)
+        return half / timed(lambda: [index.search(users[at : at + size], chosen.k) for at in starts])
 
-            found.append(half / timed(ask))
-    name, facts = f"{kind}, {len(items):,} x {items.shape[1]}, one thread", {"setting": str(index.search_params)}
-    report.add(f"{name}, one query", [1e3 / rate for rate in rates[1]], "ms", more=False, **facts)
-    report.add(f"{name}, queries alone", rates[1], "queries/s", **facts)
-    report.add(f"{name}, queries in a batch", rates[half], "queries/s", **facts)
-    report.add(f"{name}, recall@{chosen.k}", measure_recall(index, users[half:], chosen.k), **facts)
-    report.add(f"{kind}, {label(items, chosen.threads)}, built", seconds, "s", more=False, **facts)
+    rates = in_turns({"batch": partial(rate, half), "alone": partial(rate, 1)}, chosen.rounds)
+    size, facts = f"{len(items):,} x {items.shape[1]}", {"setting": str(index.search_params)}
+    name = f"{kind}, {size}, one thread"
+    report.add(f"{name}, one query", [1e3 / rate for rate in rates["alone"]], "ms", more=False, **facts)
+    report.add(f"{name}, queries alone", rates["alone"], "queries/s", **facts)
+    report.add(f"{name}, queries in a batch", rates["batch"], "queries/s", **facts)
+    report.add(f"{name}, recall@{chosen.k}", recall, **facts)
+    report.add(f"{kind}, {size}, {plural(chosen.threads)}, built", built, "s", more=False, **facts)
+
+
+def work(way: str, folder: str, threads: int, k: int, metric: Metric) -> None:
+    """Print the tasks of a way, the results of its first, the threshold and the kernels of BLAS; then run the task that each line names, and
+    print its seconds."""
+    items, queries = np.load(Path(folder) / "items.npy"), np.load(Path(folder) / "queries.npy")
+    about: Numbers = {"threshold": None}
+    if way == OURS:
+        ours = build_index("exact", items, np.arange(len(items)), metric)
+        ours.threads = threads
+        del items
+        works: Works = {f"{n} search": lambda q=q: ours.search(q, k)[0] for n, q in asked(queries).items()}  # type: ignore[misc]
+    else:
+        about["threshold"], works = faiss_works(way, items, queries, threads, k)
+    found = next(iter(works.values()))().tolist()
+    print(json.dumps(about | {"tasks": list(works), "found": found, "blas": blas()}), flush=True)
+    for line in map(str.strip, sys.stdin):
+        print([timed(works[line]) for _ in range(1 if line.startswith("batch") else 5)], flush=True)
+
+
+def asked(queries: Vectors) -> dict[str, Vectors]:
+    return {"batch": queries, "single": queries[:1]}
+
+
+def faiss_works(way: str, items: Vectors, queries: Vectors, threads: int, k: int) -> tuple[int, Works]:
+    """Return FAISS's threshold of matrix products, and its tasks."""
+    import faiss as module
+
+    faiss: Any = module
+    n, width = items.shape
+    if way != SHIPPED:
+        faiss.cvar.distance_compute_blas_threshold = QUERIES * width
+    faiss.omp_set_num_threads(threads)
+
+    def searches(name: str, search: Callable[[Vectors], Any]) -> Works:
+        return {f"{kind} {name}": lambda some=some: search(some)[1] for kind, some in asked(queries).items()}  # type: ignore[misc]
+
+    flat = faiss.IndexFlatIP(width)
+    flat.add(items)
+    works = searches("faiss flat", lambda some: flat.search(some, k))
+    if way != SHIPPED:
+        # numpy asks for huge pages, which FAISS's own store does not.
+        works |= searches("faiss knn", lambda some: faiss.knn(some, items, k, metric=faiss.METRIC_INNER_PRODUCT))
+        works |= limits(items, queries, threads)
+    if way != SHIPPED and threads > 1:
+        shards = faiss.IndexShards(width, True, True)
+        parts = [faiss.IndexFlatIP(width) for _ in range(threads)]
+        for number, part in enumerate(parts):
+            part.add(items[n * number // threads : n * (number + 1) // threads])
+            shards.add_shard(part)
+        works |= searches("faiss shards", lambda some, parts=parts: shards.search(some, k))  # type: ignore[misc]
+    return int(faiss.cvar.distance_compute_blas_threshold), works
+
+
+def limits(items: Vectors, queries: Vectors, threads: int) -> Works:
+    """Return the tasks of the limit: the matrix product alone, and passes over the vectors shared among threads."""
+    n, transposed, one = len(items), np.ascontiguousarray(queries.T), queries[0].copy()
+
+    def share(work: Callable[[int, int], object]) -> None:
+        bounds = [n * t // threads for t in range(threads + 1)]
+        with one_blas_thread, ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, bounds[:-1], bounds[1:]))
+
+    def products(low: int, high: int) -> None:
+        space = np.empty((1024, len(queries)), np.float32)
+        for start in range(low, high, 1024):
+            block = items[start : min(start + 1024, high)]
+            np.matmul(block, transposed, out=space[: len(block)])
+
+    return {
+        "batch limit product": lambda: share(products),
+        "single limit sum": lambda: share(lambda low, high: items[low:high].sum()),
+        "single limit largest": lambda: share(lambda low, high: items[low:high].max()),
+        "single limit gemv": lambda: share(lambda low, high: items[low:high] @ one),
+    }

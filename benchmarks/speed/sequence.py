@@ -1,9 +1,5 @@
-"""Measure the training speed of a transformer over histories, beside the limit of matrix products alone."""
-
-from __future__ import annotations
-
 from argparse import Namespace
-from collections import defaultdict
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -46,13 +42,12 @@ def main(chosen: Namespace, report: Report) -> None:
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(5):
             step()
-    spent: dict[str, float] = defaultdict(float)
+    spent: Counter[str] = Counter()
     for event in profiled.key_averages():
         part = next((p for p, names in DECLARED["parts"].items() if any(n in event.key for n in names)), "other")
-        spent[part] += event.self_cpu_time_total
-    shares = {part: micro / sum(spent.values()) for part, micro in sorted(spent.items(), key=lambda e: -e[1])}
-    for part, share in shares.items():
-        print(f"{share:6.1%}  {part}")
+        spent[part] += int(event.self_cpu_time_total)
+    shares = {part: micro / spent.total() for part, micro in spent.most_common()}
+    print("\n".join(f"{share:6.1%}  {part}" for part, share in shares.items()))
     report.facts |= {"precision": precision, "shares": shares}
     name = f"training, {chosen.threads} thread{'s' * (chosen.threads > 1)}"
     report.add(name, [size / seconds for seconds in times], "positions/s", floor=size * max(rates) / flops)

@@ -1,15 +1,10 @@
 """The tools that peers.py and memory.py compare, and this package beside them: the same rows, fields and widths, each as a function that
-does the work and returns its seconds.
-
-rechub.py and recbole.py set up the other tools. A tool that is not installed is left out.
+does the work and returns its seconds; rechub.py and recbole.py set up the other tools.
 """
-
-from __future__ import annotations
 
 import importlib
 import io
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -20,6 +15,7 @@ from statistics import median
 import torch
 
 from benchmarks.lib.machine import Numbers, timed, tool
+from benchmarks.lib.report import declared
 from twotower.config.toml import parse_config
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST
@@ -45,16 +41,18 @@ def trainer(dataset: Dataset, seed: int = 0, device: str = "cpu", precision: str
     return Trainer(dataset, parse_config({"model": model, "train": train})[1])
 
 
-def epoch(dataset: Dataset, folder: Path, device: str = "cpu", precision: str = "fp32") -> float:
+def training(dataset: Dataset, folder: Path, device: str = "cpu", precision: str = "fp32") -> float:
     """Measure one epoch of the package's trainer, from shuffling to the last update."""
     made = trainer(dataset, device=device, precision=precision)
-    started = time.perf_counter()
-    pairs = made.objective.sampler.epoch(0)
-    for number in range(made.objective.steps_per_epoch):
-        made.step(pairs, number)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+
+    def work() -> None:
+        pairs = made.objective.sampler.epoch(0)
+        for number in range(made.objective.steps_per_epoch):
+            made.step(pairs, number)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return timed(work)
 
 
 def evaluation(dataset: Dataset, folder: Path, device: str = "cpu") -> float:
@@ -77,44 +75,17 @@ def export(dataset: Dataset, folder: Path) -> float:
 
 def works(task: str) -> dict[str, Work]:
     """Return a task of every tool that can be imported, by "TOOL" (as shipped), "TOOL @ SETTING" or "TOOL, VARIANT"."""
-    from benchmarks.speed import recbole, rechub
-
-    rows: dict[str, dict[str, Work]] = {
-        "training": {
-            "twotower": epoch,
-            "torch-rechub": rechub.epoch,
-            "torch-rechub @ num_workers=1": partial(rechub.epoch, workers=1),
-            "RecBole": recbole.epoch,
-        },
-        "evaluation": {
-            "twotower": evaluation,
-            "torch-rechub": rechub.evaluation,
-            "torch-rechub @ num_workers=1": partial(rechub.evaluation, workers=1),
-            "torch-rechub, ten best alone": partial(rechub.evaluation, pairs=False),
-            "RecBole": recbole.evaluation,
-        },
-        "export": {
-            "twotower": export,
-            "torch-rechub": rechub.export,
-            "torch-rechub, dynamo=False": partial(rechub.export, dynamo=False),
-        },
-    }
-    return {name: work for name, work in rows[task].items() if name == "twotower" or is_importable(name)}
-
-
-def is_importable(name: str) -> bool:
-    """Return True if a tool can be imported; print a line if not."""
-    name = name.partition(",")[0].partition(" @ ")[0]
-    try:
-        if name == "RecBole":
-            from benchmarks.speed.recbole import shim
-
-            shim()
-        importlib.import_module(PACKAGES[name].replace("-", "_"))
-    except ImportError as e:
-        print(f"{name} is left out ({e}): make bench-env", file=sys.stderr)
-        return False
-    return True
+    found: dict[str, Work] = {"twotower": globals()[task]}
+    for name, settings in declared(str(Path(__file__).with_name("peers.py")))["works"][task].items():
+        tool = name.partition(",")[0].partition(" @ ")[0]
+        module = importlib.import_module(f"benchmarks.speed.{tool.removeprefix('torch-').lower()}")
+        try:
+            module.need()
+        except ImportError as e:
+            print(f"{name} is left out ({e}): make bench-env", file=sys.stderr)
+        else:
+            found[name] = partial(getattr(module, task), **settings)
+    return found
 
 
 def tool_label(name: str) -> str:
@@ -133,14 +104,11 @@ def at_best(tried: Mapping[str, list[float]], more: bool) -> tuple[dict[str, lis
         base, _, setting = name.partition(" @ ")
         if values:
             ways.setdefault(tool_label(base), {})[setting or "as shipped"] = values
-    peers, settings = {}, {}
-    for label, given in ways.items():
-        best = (max if more else min)(given, key=lambda setting: median(given[setting]))
-        peers[label] = given[best]
-        if len(given) > 1:
-            settings[label] = best
-            peers[f"{label}, as shipped"] = given.get("as shipped", [])
-    return peers, settings
+    settings = {label: (max if more else min)(of, key=lambda way: median(of[way])) for label, of in ways.items()}
+    peers = {label: ways[label][best] for label, best in settings.items()}
+    several = [label for label, of in ways.items() if len(of) > 1]
+    peers |= {f"{label}, as shipped": ways[label].get("as shipped", []) for label in several}
+    return peers, {label: settings[label] for label in several}
 
 
 @contextmanager

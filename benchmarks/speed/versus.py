@@ -1,10 +1,5 @@
-"""Compare the speed of this tree with that of a commit: `python -m benchmarks speed.versus --base main`."""
-
-from __future__ import annotations
-
 import http.client
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -14,17 +9,17 @@ import time
 from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.lib.machine import timed
-from benchmarks.lib.processes import ROOT, Conversation, call, code, serving
+from benchmarks.lib.processes import ROOT, Conversation, call, serving
 from benchmarks.lib.report import Report, declared
+from benchmarks.lib.rounds import in_turns, interval
 
 DECLARED: dict[str, Any] = declared(__file__)
 TURNS: dict[str, tuple[int, int]] = DECLARED["turns"]
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
-"""Two-sided 95 % quantiles of Student's t, from 1 degree of freedom."""
 
 
 def main(chosen: Namespace, report: Report) -> None:
@@ -32,64 +27,44 @@ def main(chosen: Namespace, report: Report) -> None:
         base = Path(temporary) / "base"
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(base), chosen.base], cwd=ROOT, check=True)
         try:
-            compare({"base": base, "this": ROOT}, Path(temporary), chosen.only, chosen.pairs, chosen.rows)
+            compare({"base": base, "this": ROOT}, temporary, chosen.only, chosen.pairs, chosen.rows)
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(base)], cwd=ROOT, check=True)
 
 
-def compare(trees: Mapping[str, Path], temporary: Path, parts: list[str], pairs: int, rows: int) -> None:
+def compare(trees: Mapping[str, Path], temporary: str, parts: list[str], pairs: int, rows: int) -> None:
     """Measure the parts in pairs and print a line for each part."""
-    folders = {name: str(temporary / f"made-{name}") for name in trees}
     of = {name: os.environ | {"PYTHONPATH": f"{tree}/src", "OMP_NUM_THREADS": "2"} for name, tree in trees.items()}
-    speeds: dict[str, dict[str, list[float]]] = {part: {name: [] for name in trees} for part in parts}
+
+    def once(part: str, name: str) -> Any:
+        if part == "serve":
+            return serving_speed(Path(temporary) / name / "store", of[name])
+        return call(measure, part, f"{temporary}/{name}", rows, environment=of[name])[1]
+
     if set(parts) - set(TURNS):
-        for name, folder in folders.items():
-            call(measure, "make", folder, rows, environment=of[name])
-    for part in set(parts) & set(TURNS):
-        training_turns(speeds[part], part, rows, of)
-    for pair in range(pairs):
-        for part in [part for part in parts if part not in TURNS]:
-            for name in list(trees)[:: 1 if pair % 2 else -1]:
-                if part == "serve":
-                    found = serving_speed(Path(folders[name]) / "store", of[name])
-                else:
-                    found = call(measure, part, folders[name], rows, environment=of[name])[1]
-                speeds[part][name].append(found)
+        for name in trees:
+            (Path(temporary) / name).mkdir(exist_ok=True)
+            once("make", name)
     print("part         base a second  this a second   ratio   95 % interval")
-    for part, both in speeds.items():
+    for part in parts:
+        works = {name: partial(once, part, name) for name in trees}
+        both = training_turns(part, rows, of) if part in TURNS else in_turns(works, pairs, reverse=True)
         base, this = (statistics.median(both[name]) for name in ("base", "this"))
         ratio, low, high = interval([a / b for a, b in zip(both["this"], both["base"], strict=True)])
         print(f"{part:12} {base:13,.1f}  {this:13,.1f}  {ratio:6.3f}   {low:.3f} to {high:.3f}")
 
 
-def interval(ratios: list[float]) -> tuple[float, float, float]:
-    """Return the geometric mean of ratios and the bounds of its 95 % interval."""
-    logs = [math.log(r) for r in ratios]
-    mean = statistics.fmean(logs)
-    if len(logs) < 2:
-        return math.exp(mean), 0.0, math.inf
-    half = STUDENT[min(len(logs) - 2, len(STUDENT) - 1)] * statistics.stdev(logs) / math.sqrt(len(logs))
-    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
-
-
-def training_turns(
-    speeds: dict[str, list[float]], part: str, rows: int, environments: Mapping[str, Mapping[str, str]]
-) -> None:
-    """Train in both trees at once, in turns of some steps, and add the turns a second of each tree, turn by turn."""
+def training_turns(part: str, rows: int, of: Mapping[str, Mapping[str, str]]) -> dict[str, list[float]]:
+    """Train in both trees at once, in turns of some steps. Returns the turns a second of each tree, turn by turn."""
+    turns: list[dict[str, Any]] = []
     with ExitStack() as stack:
-        words = [sys.executable, "-c", code(measure, part, "", rows)]
-        talks = {name: stack.enter_context(Conversation(words, given)) for name, given in environments.items()}
+        begun = {name: Conversation(measure, part, "", rows, environment=given) for name, given in of.items()}
+        talks = {name: stack.enter_context(talk) for name, talk in begun.items()}
         for talk in talks.values():
             talk.hear()  # each has done its first step
-        number = 0
-        while True:
-            found = {name: talks[name].ask("go") for name in list(talks)[:: 1 if number % 2 else -1]}
-            if None in found.values():
-                return
-            number += 1
-            if number > 2:  # the first turns fill caches
-                for name, value in found.items():
-                    speeds[name].append(1 / value)
+        while not turns or None not in turns[-1].values():
+            turns.append({name: talks[name].ask("go") for name in list(talks)[:: 1 if len(turns) % 2 else -1]})
+    return {name: [1 / turn[name] for turn in turns[2:-1]] for name in of}  # the first turns fill caches
 
 
 def serving_speed(store: Path, environment: Mapping[str, str]) -> float:
