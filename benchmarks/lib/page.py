@@ -1,8 +1,7 @@
 """The page of all measurements, and table.json, from the results in a run folder.
 
-The page after the line `<!-- measurements -->` becomes the list of all results: range, other tools, limit of the machine, command. Text
-between the markers of tables.py becomes its table, all other text stays. An expected result that is missing reads "not run"; with `keep`,
-tables and sections without any result stay as they are, with their dates.
+After the line `<!-- measurements -->` the page is the list of all results. An expected result that is missing reads "not run"; with `keep`, tables
+and sections without any result stay as they are, with their dates.
 """
 
 import json

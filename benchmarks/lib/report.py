@@ -1,9 +1,4 @@
-"""The command line of a script, and its results: printed, and written to the file of `--out`.
-
-A result holds the name of a measurement, its command, the results of other tools for the same work in the same run, and
-the limit of the machine. A file of results holds the machine, its limits with these threads, and the results by name; results of
-other names stay in it, so several scripts may share one. `benchmarks/suite.py` makes the tables of the documents out of such files.
-"""
+"""The command line of a script, and its results: printed, and written by name to the file of `--out`, which keeps those of other names."""
 
 import argparse
 import json
@@ -35,7 +30,7 @@ def options(script: str, arguments: Sequence[str] | None = None) -> argparse.Nam
     for name, (default, text, *choices) in found["options"].items():
         kind: Numbers = {"type": type(default), "choices": choices[0] if choices else None}
         if isinstance(default, list):
-            kind = {"type": _list(default, choices[0] if choices else [])}
+            kind = {"type": _list(default, *choices)}
         kind = {"action": "store_true"} if default is False else kind
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, help=text, **kind)
     parser.add_argument("--quick", action="store_true", help="run the smallest version; its numbers mean nothing")
@@ -45,7 +40,7 @@ def options(script: str, arguments: Sequence[str] | None = None) -> argparse.Nam
     return parser.parse_args(words)
 
 
-def _list(default: list[Any], choices: list[str]) -> Any:
+def _list(default: list[Any], choices: Sequence[str] = ()) -> Any:
     def words(text: str) -> list[Any]:
         found = [type(default[0])(word) if default else word for word in text.split(",") if word]
         if choices and (strange := sorted(set(found) - set(choices))):
@@ -95,14 +90,8 @@ def spread(values: Sequence[float]) -> Numbers:
     """Return median, mean and range over rounds or seeds."""
     if not values:
         raise ValueError("no round was measured")
-    middle, rounds = statistics.median(values), len(values)
-    return {
-        "median": middle,
-        "mean": statistics.fmean(values),
-        "low": min(values),
-        "high": max(values),
-        "rounds": rounds,
-    }
+    middle = {"median": statistics.median(values), "mean": statistics.fmean(values)}
+    return middle | {"low": min(values), "high": max(values), "rounds": len(values)}
 
 
 def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:

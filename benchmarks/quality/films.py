@@ -100,12 +100,11 @@ class Films:
         for start in range(0, len(self.user_ids), block):
             rows = slice(start, start + block)
             scores = scored.users[rows] @ scored.items.T if isinstance(scored, Factors) else scored[rows].clone()
-            line, aim = torch.arange(len(scores)), target[rows]
-            wanted = scores[line, aim].clone()
+            wanted = scores.gather(1, target[rows, None])
             if not wanted.isfinite().all():
                 raise ValueError("scores that are not finite")
             low, high = np.searchsorted(user, [start, start + len(scores)])
             scores[torch.from_numpy(user[low:high] - start), torch.from_numpy(item[low:high])] = -torch.inf
-            scores[line, aim] = wanted
-            out[rows] = (scores >= wanted[:, None]).sum(1).cpu().numpy()
+            scores.scatter_(1, target[rows, None], wanted)
+            out[rows] = (scores >= wanted).sum(1).numpy()
         return out

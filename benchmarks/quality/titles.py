@@ -135,8 +135,9 @@ def letters(sizes: list[int]) -> Cut:
 
     def cut(texts: list[str]) -> list[list[str]]:
         row, flat = words(pl.Series("text", texts, dtype=pl.String))
-        parts = [_grouped(row[which], gram, len(texts)) for which, gram in (grams(flat, n) for n in sizes)]
-        return [[gram for part in parts for gram in part[q]] for q in range(len(texts))]
+        found = [grams(flat, n) for n in sizes]
+        rows = np.concatenate([row[which] for which, _ in found])
+        return _grouped(rows, pl.concat([gram for _, gram in found]), len(texts))
 
     return cut
 

@@ -24,12 +24,7 @@ USER, ITEM = ("user_id", "gender", "age", "occupation"), ("movie_id", "cate_id")
 
 
 def rechub(films: Films, kind: str, epochs: int, batch: int, lr: float, power: float) -> Candidates:
-    """torch-rechub's DSSM (BCE) or YoutubeDNN (softmax), three negatives a positive; a candidate after every epoch. `power` is the exponent of
-    the drawing of negatives.
-
-    Model, loss, optimiser, trainer, widths and fields are those of its examples/matching/run_ml_*.py, but for the zip
-    code; negatives are drawn once, by count^power, as there. The library's loader goes row by row: batches are cut here.
-    """
+    """torch-rechub's DSSM (BCE) or YoutubeDNN (softmax), three negatives a positive; a candidate after every epoch."""
     features, matching = need("torch_rechub.basic.features"), need("torch_rechub.models.matching")
     trainers, listwise, k, window = need("torch_rechub.trainers"), kind == "YoutubeDNN", 3, 50
     rng = np.random.default_rng(1)
@@ -91,11 +86,7 @@ def rechub(films: Films, kind: str, epochs: int, batch: int, lr: float, power: f
 
 def recbole(films: Films, kind: str, epochs: int, rates: list[float]) -> Candidates:
     """RecBole's BPR (a table of vectors a side) or DSSM (BCE on the cosine), one uniform negative a positive; a candidate
-    after every epoch.
-
-    Model, trainer, loaders and sampler are RecBole's, settings its defaults, for BPR the next learning rate of its
-    documentation's range too. DSSM has torch-rechub's fields but the history, which its DSSM cannot read.
-    """
+    after every epoch."""
     user, item = films.history("validation")
     everyone = np.arange(len(films.user_ids))
     held: dict[str, Ints] = {part: films.target(part) for part in HELD}

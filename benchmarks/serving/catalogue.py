@@ -1,6 +1,5 @@
 import shutil
 import sys
-import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -30,13 +29,10 @@ def main(chosen: Namespace, report: Report) -> None:
         source = Retriever(Store(Path(chosen.store)).current())
         store = Store.create(Path(chosen.to))
         for seed in range(chosen.bundles):
-            started = time.perf_counter()
             bundle = publish(source, store, chosen.items, chosen.noise, seed)
             check, index = bundle.manifest.recall_check, bundle.manifest.index
-            print(
-                f"{bundle.id}: {chosen.items:,} items, index {index.kind} {index.search_params}, recall@{check.k} "
-                f"{check.recall:.4f}, {bundle.size / 1e6:,.0f} MB, {time.perf_counter() - started:.0f} s"
-            )
+            about = f"index {index.kind} {index.search_params}, recall@{check.k} {check.recall:.4f}"
+            print(f"{bundle.id}: {chosen.items:,} items, {about}, {bundle.size / 1e6:,.0f} MB")
     except TwoTowerError as e:
         sys.exit(f"error: {e}")
 
@@ -55,9 +51,7 @@ def publish(source: Retriever, store: Store, n: int, noise: float, seed: int) ->
         items(source, n).write_parquet(folder / "items.parquet")
         index, check = search(source, vectors(source, n, noise, seed))
         index.save(folder / "index")
-        about = (
-            f"{known:,} items of bundle {old.id} and {n - known:,} copies, noise {noise}; metrics are of the former."
-        )
+        about = f"{known:,} items of {old.id} and {n - known:,} copies, noise {noise}; metrics are of the former."
         (folder / "README.md").write_text(f"# A made catalogue\n\n{about}\n", encoding="utf-8")
         counts = Counts(users=len(source.user_ids), items=n)
         return old.manifest.model_copy(update={"counts": counts, "recall_check": check, "index": index_facts(index)})

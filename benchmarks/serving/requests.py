@@ -10,7 +10,6 @@ from urllib.parse import quote
 import numpy as np
 import polars as pl
 
-from twotower.store.bundle import Bundle
 from twotower.store.store import Store
 
 POOL, HISTORY = 20_000, 50
@@ -20,11 +19,8 @@ POOL, HISTORY = 20_000, 50
 def request(method: str, path: str, body: Any = None, key: str = "") -> bytes:
     """Return the bytes of an HTTP/1.1 request."""
     data = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
-    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1"]
-    if key:
-        lines.append(f"Authorization: Bearer {key}")
-    if body is not None:
-        lines += ["Content-Type: application/json", f"Content-Length: {len(data)}"]
+    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", *([f"Authorization: Bearer {key}"] if key else [])]
+    lines += [] if body is None else ["Content-Type: application/json", f"Content-Length: {len(data)}"]
     return "\r\n".join([*lines, "", ""]).encode() + data
 
 
@@ -32,10 +28,15 @@ def pool(shares: Mapping[str, float], store: Path, seed: int, key: str) -> list[
     """Return POOL requests of the kinds of `shares`: method1, method2, similar, events."""
     rng, bundle = np.random.default_rng(seed), Store(store).current()
     schema = tomllib.loads((bundle.folder / "config.toml").read_text(encoding="utf-8"))["schema"]
-    users = ids(bundle, "users", schema["user_id"])
+
+    def ids(table: str) -> list[str]:
+        column = schema[f"{table}_id"]
+        frame = pl.read_parquet(bundle.folder / f"{table}s.parquet", columns=[column])
+        return list(frame[column].cast(pl.String))
+
     met = pl.read_parquet(bundle.folder / "interactions.parquet", columns=["item"])["item"].unique().sort()
-    items = np.array(ids(bundle, "items", schema["item_id"]), object)[met.to_numpy()].tolist()
-    asked = rng.permutation(np.resize(np.array(users, object), POOL)).tolist()
+    items = np.array(ids("item"), object)[met.to_numpy()].tolist()
+    asked = rng.permutation(np.resize(np.array(ids("user"), object), POOL)).tolist()
     kinds = rng.choice(list(shares), len(asked), p=list(shares.values())).tolist()
 
     def one(kind: str, user: str) -> bytes:
@@ -50,9 +51,3 @@ def pool(shares: Mapping[str, float], store: Path, seed: int, key: str) -> list[
         return request("POST", "/v1/events", {"user_id": user, "events": some[:1]}, key)
 
     return [one(kind, user) for kind, user in zip(kinds, asked, strict=True)]
-
-
-def ids(bundle: Bundle, table: str, column: str) -> list[str]:
-    """Return the ids of a table of a bundle as text."""
-    series = pl.read_parquet(bundle.folder / f"{table}.parquet", columns=[column])[column]
-    return series.cast(pl.String).to_list()

@@ -1,13 +1,4 @@
-"""RecBole on the rows of peers.py: its DSSM, Trainer and data loaders.
-
-Its towers are fixed: batch normalisation and tanh after every layer, the last included, and BCE on the cosine itself; dropout is set to 0, as
-ours, and everything else to its defaults (`recbole.properties`, recbole.toml). Evaluation: `Trainer.evaluate` in its mode "full", where what was seen
-is left out; recall, MRR, NDCG, hit rate. DSSM has no vectors there: all pairs go through both towers. `eval_batch_size` is 2^18, not its
-4096, which is slower. It exports no model.
-
-It is from 2023 and uses names that numpy 2 removed, and ray, only for tuning; `shim` provides both and changes nothing else. pandas must be older
-than 3.
-"""
+"""RecBole on the rows of peers.py, as peers.toml describes it."""
 
 import importlib
 import logging

@@ -1,11 +1,4 @@
-"""torch-rechub on the rows of peers.py: its DSSM (temperature 0.1), MatchTrainer and DataGenerator, as its examples use them.
-
-Its loader makes a batch row by row, half of its time, so it is measured as shipped and with a loader process. Adam with `fused` or `foreach` made
-it no faster (docs/log.md). Evaluation: `inference_embedding` of both towers through its loader, its FAISS flat index as this package sets it up, with
-kernels for the processor, `topk_metrics`; what was seen stays in, as in its examples, which is less work. Then `MatchTrainer.evaluate`, its
-AUC of the test pairs, read in this process (as shipped) or by another; without it: "ten best alone". Export: `MatchTrainer.export_onnx`, which traces
-with `torch.onnx.export` (opset 18, any batch size) and compares nothing.
-"""
+"""torch-rechub on the rows of peers.py, as peers.toml describes it."""
 
 import importlib
 from pathlib import Path

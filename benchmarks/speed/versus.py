@@ -2,7 +2,6 @@ import http.client
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -11,10 +10,11 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.lib.machine import timed
-from benchmarks.lib.processes import ROOT, Conversation, call, serving
+from benchmarks.lib.processes import ROOT, Conversation, call, run, serving
 from benchmarks.lib.report import Report, declared
 from benchmarks.lib.rounds import in_turns, interval
 
@@ -25,11 +25,11 @@ TURNS: dict[str, tuple[int, int]] = DECLARED["turns"]
 def main(chosen: Namespace, report: Report) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary) / "base"
-        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(base), chosen.base], cwd=ROOT, check=True)
+        run(["git", "worktree", "add", "--quiet", "--detach", base, chosen.base])
         try:
             compare({"base": base, "this": ROOT}, temporary, chosen.only, chosen.pairs, chosen.rows)
         finally:
-            subprocess.run(["git", "worktree", "remove", "--force", str(base)], cwd=ROOT, check=True)
+            run(["git", "worktree", "remove", "--force", base])
 
 
 def compare(trees: Mapping[str, Path], temporary: str, parts: list[str], pairs: int, rows: int) -> None:
@@ -93,7 +93,7 @@ def measure(part: str, folder: str, rows: int) -> float | None:
 
     if part in TURNS:
         epochs, steps = TURNS[part]
-        fit(part == "contrastive", rows, epochs, callback=TurnTaker(steps))
+        fit(part == "contrastive", rows, epochs, callback=turn_taker(steps))
         return None
     if part == "make":
         twotower.publish(fit(True, rows, 1, folder=f"{folder}/run"), f"{folder}/store")
@@ -112,20 +112,17 @@ def measure(part: str, folder: str, rows: int) -> float | None:
     return len(requests) / min(timed(recommend) for _ in range(8))
 
 
-class TurnTaker:
-    """Callback of a training that writes the seconds of some steps, and then waits for a line before it goes on."""
+def turn_taker(steps: int) -> SimpleNamespace:
+    """Return the callback of a training that writes the seconds of some steps, and then waits for a line before it goes on."""
+    begun = [0.0]
 
-    def __init__(self, steps: int) -> None:
-        self._steps, self._last = steps, 0.0
-
-    def on_step_end(self, done: int, total: int, loss: float) -> None:
-        if done == 1 or done % self._steps == 0:
-            print(time.perf_counter() - self._last, flush=True)
+    def on_step_end(done: int, total: int, loss: float) -> None:
+        if done == 1 or done % steps == 0:
+            print(time.perf_counter() - begun[0], flush=True)
             sys.stdin.readline()
-            self._last = time.perf_counter()
+            begun[0] = time.perf_counter()
 
-    def on_epoch_end(self, history: object) -> None:
-        """Ignore the end of an epoch."""
+    return SimpleNamespace(on_step_end=on_step_end, on_epoch_end=lambda history: None)
 
 
 def fit(contrastive: bool, rows: int, epochs: int, **given: Any) -> Any:
