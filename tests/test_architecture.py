@@ -18,7 +18,7 @@ from statistics import median
 import pytest
 
 import twotower
-from twotower.kinds import Kind
+from twotower.kinds import Kind, Kinds
 
 SOURCE = Path(twotower.__file__).parent
 ROOT = SOURCE.parent.parent
@@ -257,6 +257,23 @@ def kinds() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
             import_module(module_of(path))
     collect(Kind)
     return classes, words
+
+
+def test_every_registry_has_a_suite_over_its_kinds_and_one_from_outside() -> None:
+    """A test module imports it, and holds a list such as `[*LOSSES, Focal]`."""
+    kinds()
+    loaded = [module for name, module in sys.modules.items() if name.split(".")[0] == "twotower"]
+    registries = {name for module in loaded for name, value in vars(module).items() if isinstance(value, Kinds)}
+    run_over = set()
+    for path in TESTS.rglob("test_*.py"):
+        nodes = list(ast.walk(parsed(path)))
+        imported = {a.name for node in nodes if isinstance(node, ast.ImportFrom) for a in node.names}
+        for node in nodes:
+            match node:
+                case ast.List([ast.Starred(all_), ast.Name() | ast.Call(), *_]) | ast.Tuple([ast.Starred(all_), *_]):
+                    run_over |= {n.id for n in ast.walk(all_) if isinstance(n, ast.Name)} & imported
+    assert len(registries) == 10
+    assert not registries - run_over
 
 
 def module_of(path: Path) -> str:

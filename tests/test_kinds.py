@@ -93,6 +93,14 @@ def test_a_field_takes_an_instance_a_name_and_a_section() -> None:
     assert drawing.shapes == (Box(), Box(sides=(3,)), Star(points=6), Circle(scale=2))
 
 
+def test_a_registry_refuses_two_kinds_of_one_name() -> None:
+    class Square(Box):
+        kind = "box"
+
+    with pytest.raises(ValueError, match="Box and .*Square are both a shape of kind 'box'; give one another name"):
+        Kinds("shape", Shape, Circle, Box, Square)
+
+
 def test_a_dump_names_the_kind_and_is_read_back() -> None:
     drawing = Drawing(ground=Box(scale=3), shapes=(Circle(), Star(points=7)))
     dumped = drawing.model_dump(mode="json")

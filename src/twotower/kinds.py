@@ -82,9 +82,15 @@ class Kinds(Generic[K]):
     """
 
     def __init__(self, noun: str, protocol: type[K], *kinds: type[K], default: type[K] | None = None) -> None:
-        """Register `kinds` of the `protocol`. `noun` stands in messages; `default` is the kind of a mapping without one."""
+        """Register `kinds` of the `protocol`. `noun` stands in messages; `default` is the kind of a mapping without one.
+
+        Raises ValueError if two kinds have one name."""
         self.noun, self.protocol, self.default = noun, protocol, default
-        self._by_name = {kind.kind: kind for kind in kinds}
+        self._by_name: dict[str, type[K]] = {}
+        for kind in kinds:
+            if (same := self._by_name.setdefault(kind.kind, kind)) is not kind:
+                names = f"{same.__qualname__} and {kind.__qualname__}"
+                raise ValueError(f"{names} are both a {noun} of kind '{kind.kind}'; give one another name")
 
     def __iter__(self) -> Iterator[type[K]]:
         return iter(self._by_name.values())

@@ -77,6 +77,8 @@ class Feature(Kind):
     """True if the column's values group items, such as by colours on a map."""
     searchable: ClassVar[bool] = False
     """True if a search text can be the value."""
+    of_model: ClassVar[tuple[str, ...]] = ("width",)
+    """Options that a model reads alone: they may change over data prepared before."""
     cuts: ClassVar[tuple[str, ...]] = ()
     """Options that leave rare values out of the vocabulary."""
 

@@ -98,8 +98,8 @@ class Schema(Section):
         return named
 
     def of_data(self) -> dict[str, JsonValue]:
-        """Return the options that the data depend on: all but poolings and widths."""
-        features = [f.model_dump(mode="json", exclude={"pooling", "width"}) for f in self.features]
+        """Return the options that the data depend on: all but those of a model."""
+        features = [f.model_dump(mode="json", exclude=set(f.of_model)) for f in self.features]
         return self.model_dump(mode="json", exclude={"features"}) | {"features": features}
 
     def side(self, side: SideName) -> tuple[Feature, ...]:

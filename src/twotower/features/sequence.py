@@ -25,6 +25,7 @@ class Sequence(Feature):
     """
 
     kind = "sequence"
+    of_model = ("width", "pooling")
 
     interactions: Interactions = Field("all", description="Interactions in the sequence, by label.")
     max_length: int = Field(0, ge=0, description="Maximum length, from the latest interaction. 0: unlimited.")

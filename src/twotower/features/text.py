@@ -202,6 +202,7 @@ class Text(ColumnFeature):
     column_type = "text"
     searchable = True
     cuts = ("min_count", "max_grams")
+    of_model = ("width", "pooling")
 
     n: int = Field(3, ge=2, le=8, description="Letters of a gram, with the word boundaries '#'.")
     max_grams: int = Field(

@@ -24,7 +24,7 @@ from twotower.train.negatives.uniform import UniformNegatives
         ({"mykinds.negatives:Recent": 4, "uniform": 5}, (InBatchNegatives(), UniformNegatives(n=5), Recent(n=4))),
         ({"sources": (Recent(n=4), InBatchNegatives())}, (InBatchNegatives(), Recent(n=4))),
         ({"sources": (Recent(n=4),), "uniform": 5}, (UniformNegatives(n=5), Recent(n=4))),
-        ({"sources": [{"kind": "hard", "n": 2}]}, (HardNegatives(n=2),)),
+        ({"sources": [HardNegatives(n=2)]}, (HardNegatives(n=2),)),
     ],
 )  # fmt: skip
 def test_sources_are_named_by_a_value_by_options_and_by_an_import_path(
@@ -48,7 +48,8 @@ def test_a_dump_lists_every_registered_source() -> None:
         ({"unifrom": 5}, "unknown key 'unifrom'; did you mean 'uniform'?"),
         ({"uniform": {"ranks": [1, 2]}}, "unknown key 'ranks'"),
         ({"in_batch": 5}, "5 is no option; set true or false"),
-        ({"sources": 5}, "expected a kind of source of negatives or a section, got 5"),
+        ({"sources": 5}, "unknown key 'sources' (allowed: in_batch, uniform"),
+        ({"sources": [{"kind": "hard", "n": 2}]}, "unknown key 'sources' (allowed: in_batch, uniform"),
         ({"sources": (Recent(), Recent(n=3))}, "negatives.mykinds.negatives:Recent stands there twice"),
         ({"no.such.module:Source": 5}, "code outside twotower"),
         ({"full": True, "random": 5}, "negatives.full makes every item a candidate, so negatives.random adds none"),

@@ -35,7 +35,7 @@ OPTIONS: dict[str, NegativeSource] = {
     "hard": HardNegatives(n=2, ranks=(1, 20), ratio=1),
     "cross_batch_memory": SOURCES.parse({"kind": "cross_batch_memory", "n": 30}),
 }
-ALL = [OPTIONS.get(kind.kind) or kind() for kind in SOURCES] + [Recent(n=40)]
+ALL = [*(OPTIONS.get(kind.kind) or kind() for kind in SOURCES), Recent(n=40)]
 SHARED = [source for source in ALL if isinstance(source, SharedSource)]
 PER_POSITIVE = [source for source in ALL if isinstance(source, PerPositiveSource)]
 PAIRS = [source for source in ALL if isinstance(source, PairSource)]

@@ -56,6 +56,7 @@ class NegativesConfig(Section):
 
     A key is the name of a source, or its import path; several add up. Its value holds the options of the source, or one of
     them alone: `negatives.uniform = 512`, `negatives.hard = { n = 2, ranks = [101, 500] }`, `negatives.in_batch = false`.
+    In Python `sources` takes instances, in place of the batch's own.
     """
 
     sources: Annotated[tuple[Annotated[NegativeSource, SOURCES], ...], ByName] = (InBatchNegatives(),)
@@ -77,9 +78,12 @@ class NegativesConfig(Section):
         """Turn the keys that name sources into `sources`."""
         if not isinstance(data, Mapping):
             return data
+        listed = data.get("sources", ())
+        listed = listed if isinstance(listed, tuple | list) else (listed,)
         named = {key: value for key, value in data.items() if key not in cls.model_fields}
         known = (*SOURCES.names, "mask_positives")
-        for name in named:
+        in_python = all(isinstance(source, NegativeSource) for source in listed)
+        for name in (*named, *(() if in_python else ("sources",))):
             if name not in SOURCES and ":" not in str(name):
                 hint, allowed = did_you_mean(str(name), known), ", ".join(known)
                 raise PydanticCustomError(
@@ -87,12 +91,11 @@ class NegativesConfig(Section):
                     "unknown key '{key}'{hint} (allowed: {allowed})",
                     {"key": name, "hint": hint, "allowed": allowed},
                 )
-        listed = data.get("sources", ())
         if "sources" not in data:
             named = {source.kind: source for source in cls.model_fields["sources"].default} | named
         on = {name: _with_kind(name, value) for name, value in named.items() if value not in (False, "")}
         found = _BY_NAME.validate_python(on, context=info.context)
-        sources = (*(listed if isinstance(listed, tuple | list) else (listed,)), *found.values())
+        sources = (*listed, *found.values())
         return {key: value for key, value in data.items() if key not in named} | {"sources": sources}
 
     @field_validator("sources")
