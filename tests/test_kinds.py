@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import pytest
@@ -120,7 +121,7 @@ def test_a_dump_names_the_kind_and_is_read_back() -> None:
         (3, "ground: expected a kind of shape or a section, got 3"),
         ("os:system", f"ground.kind: 'os:system' is no shape; make it a subclass of {__name__}.Shape"),
         (f"{__name__}:Sketch", f"ground.kind: '{__name__}:Sketch' is no complete shape; give it area"),
-        ("pathlib:Nothing", "ground.kind: cannot import 'pathlib:Nothing'"),
+        ("pathlib:Nothing", "ground.kind: cannot find 'pathlib:Nothing': pathlib has no class Nothing"),
     ],
 )
 def test_a_wrong_kind_is_refused_with_what_is_allowed(value: object, message: str) -> None:
@@ -153,6 +154,40 @@ def test_a_kind_that_is_imported_from_where_it_is_not_defined_is_written_as_wher
     monkeypatch.setattr(sys.modules[Shape.__module__], "Ring", Star, raising=False)
     found = Drawing.model_validate({"ground": {"kind": f"{__name__}:Ring", "points": 3}})
     assert found.model_dump()["ground"] == {"kind": f"{__name__}:Star", "scale": 1.0, "points": 3}
+
+
+def test_a_name_in_data_runs_no_code_of_a_loaded_module(elsewhere: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package may make an attribute, and import for it, when it is asked for one."""
+    made = ModuleType("makes_attributes")
+    asked: list[str] = []
+    monkeypatch.setattr(made, "__getattr__", asked.append, raising=False)
+    monkeypatch.setitem(sys.modules, "makes_attributes", made)
+    assert "cannot find 'makes_attributes:part.Ring'" in problem("makes_attributes:part.Ring")
+    assert not asked
+    for name in (f".{elsewhere}:Ring", f"{elsewhere}:", ":Ring", f"{elsewhere}:Ring()", "a b:C"):
+        assert f"no shape of kind '{name}'" in problem(name, trust=True)
+
+
+def test_a_kind_of_elsewhere_is_named_by_its_path_alone() -> None:
+    class Named(Circle):
+        kind = "circle"
+
+    class New(Circle):
+        kind = "ring"
+
+    for mine in (Named(), New()):
+        assert f"names itself '{mine.kind}', by which no config finds it; leave kind out" in problem(mine)
+
+
+def test_a_protocol_and_what_is_of_no_family_are_no_kinds() -> None:
+    families = Kinds("shape", Shape, Circle, Box, families=(Circle, Box))
+    for name in ("Shape", "Star"):
+        with pytest.raises(
+            ConfigError, match=f"'{__name__}:{name}' is no shape; make it a subclass of .*Circle or .*Box"
+        ):
+            families.find(f"{__name__}:{name}")
+    with pytest.raises(ConfigError, match="is no shape"):
+        SHAPES.find(f"{__name__}:Shape")
 
 
 def test_find_raises_the_error_of_a_config() -> None:

@@ -7,9 +7,11 @@ says so (`trust`).
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import (
@@ -22,11 +24,14 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from twotower.errors import ConfigError, did_you_mean
+from twotower.errors import ConfigError, did_you_mean, first_line
 from twotower.section import Section
 
 Operators = Mapping[str, Collection[str]]
 """Operators of the default ONNX domain, each with the attributes that are written."""
+
+
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 class Kind(Section):
@@ -81,11 +86,13 @@ class Kinds(Generic[K]):
     Such a field takes an instance, the name of a kind without options, or a mapping of `kind` and options.
     """
 
-    def __init__(self, noun: str, protocol: type[K], *kinds: type[K], default: type[K] | None = None) -> None:
-        """Register `kinds` of the `protocol`. `noun` stands in messages; `default` is the kind of a mapping without one.
-
-        Raises ValueError if two kinds have one name."""
-        self.noun, self.protocol, self.default = noun, protocol, default
+    def __init__(
+        self, noun: str, protocol: type[K], *kinds: type[K], default: type[K] | None = None,
+        families: tuple[type[K], ...] = (),
+    ) -> None:  # fmt: skip
+        """Register `kinds` of the `protocol`. `noun` stands in messages; `default` is the kind of a mapping without one. Every
+        kind is of one of the `families`; without these, of the protocol. Raises ValueError if two kinds have one name."""
+        self.noun, self.protocol, self.default, self.families = noun, protocol, default, families or (protocol,)
         self._by_name: dict[str, type[K]] = {}
         for kind in kinds:
             if (same := self._by_name.setdefault(kind.kind, kind)) is not kind:
@@ -108,18 +115,26 @@ class Kinds(Generic[K]):
         be loaded already. Raises ConfigError."""
         if name in self._by_name:
             return self._by_name[name]
-        if ":" not in name:
+        if not _IMPORT_PATH.fullmatch(name):
             hint = did_you_mean(name, self.names)
             raise ConfigError(f"no {self.noun} of kind '{name}'{hint} (allowed: {', '.join(self.names)})")
         module = name.partition(":")[0]
         if module not in sys.modules and not trust:
             raise UntrustedKind(name)
-        return self._checked(name, load_object(name))
+        return self._checked(name, load_object(name) if trust else _loaded_object(name))
 
     def _checked(self, name: str, found: object) -> type[K]:
-        if not isinstance(found, type) or not issubclass(found, self.protocol):
-            base = f"{self.protocol.__module__}.{self.protocol.__qualname__}"
-            raise ConfigError(f"'{name}' is no {self.noun}; make it a subclass of {base}")
+        if (
+            not isinstance(found, type)
+            or not issubclass(found, self.families)
+            or found in (self.protocol, *self.families)
+        ):
+            bases = " or ".join(f"{base.__module__}.{base.__qualname__}" for base in self.families)
+            raise ConfigError(f"'{name}' is no {self.noun}; make it a subclass of {bases}")
+        if self._by_name.get(found.kind) is not found and ":" not in found.kind:
+            raise ConfigError(
+                f"'{name}' names itself '{found.kind}', by which no config finds it; leave kind out of its class"
+            )
         if missing := sorted(found.__abstractmethods__):
             raise ConfigError(f"'{name}' is no complete {self.noun}; give it {', '.join(missing)}")
         return found
@@ -129,6 +144,10 @@ class Kinds(Generic[K]):
 
         Raises pydantic's ValidationError."""
         if isinstance(value, self.protocol):
+            try:
+                self._checked(f"{type(value).__module__}:{type(value).__qualname__}", type(value))
+            except ConfigError as e:
+                raise self._error("kind", str(e), value) from None
             return value
         if isinstance(value, str):
             value = {"kind": value}
@@ -181,8 +200,9 @@ def import_modules(modules: Iterable[str]) -> None:
     for name in modules:
         try:
             import_module(name)
-        except (ImportError, TypeError, ValueError) as e:
-            raise ConfigError(f"`kinds={name!r}`: {e}; name an installed module, such as mypackage.losses") from None
+        except Exception as e:
+            what = str(e) if isinstance(e, ImportError) else f"{type(e).__name__}: {first_line(e)}"
+            raise ConfigError(f"`kinds={name!r}`: {what}; name an installed module, such as mypackage.losses") from None
 
 
 def load_object(path: str) -> object:
@@ -192,8 +212,22 @@ def load_object(path: str) -> object:
         found: object = import_module(module)
         for step in name.split("."):
             found = getattr(found, step)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise ConfigError(f"cannot import '{path}': {e}; expected module:Class of an installed package") from None
+    except Exception as e:
+        what = str(e) if isinstance(e, ImportError | AttributeError) else f"{type(e).__name__}: {first_line(e)}"
+        raise ConfigError(f"cannot import '{path}': {what}; expected module:Class of an installed package") from None
+    return found
+
+
+def _loaded_object(path: str) -> object:
+    """Return the object of an import path in a loaded module, without running code: an attribute that a module makes when it
+    is asked for is none. Raises ConfigError if there is none."""
+    module, _, name = path.partition(":")
+    found: object = sys.modules[module]
+    for step in name.split("."):
+        names = vars(found) if isinstance(found, type | ModuleType) else {}
+        if step not in names:
+            raise ConfigError(f"cannot find '{path}': {module} has no class {name}")
+        found = names[step]
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import tomli_w
+from mykinds.negatives import Recent
 from pydantic import BaseModel, ValidationError
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES
 
@@ -27,6 +28,7 @@ from twotower.features.schema import FEATURES, Schema
 from twotower.features.sequence import Sequence
 from twotower.features.text import Text
 from twotower.features.vector import Vector
+from twotower.index.faiss.ivf import Ivf
 from twotower.kinds import Kinds
 from twotower.model.branches import BRANCHES
 from twotower.model.pooling import POOLINGS
@@ -34,10 +36,13 @@ from twotower.model.pooling.decay import Decay
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import PairConfig
 from twotower.section import Section, Tier
+from twotower.train.losses.bce import Bce
+from twotower.train.losses.softmax import Softmax
 from twotower.train.negatives.config import SOURCES
 from twotower.train.negatives.full import FullCatalogue
 from twotower.train.negatives.hard import HardNegatives
 from twotower.train.negatives.in_batch import InBatchNegatives
+from twotower.train.optimizers.adamw import AdamW
 from twotower.train.optimizers.sgd import Sgd
 
 IDS_TOML = """
@@ -295,6 +300,23 @@ def test_an_override_names_another_kind_of_a_section() -> None:
     changed = override_config(hnsw, ["index.kind=ivf", "index.nlist=5"]).index
     assert changed.model_dump() == {"kind": "ivf", "min_recall": 0.95, "k": 7, "queries": 1000, "nlist": 5}
     assert override_config(hnsw, ["index.m=4"]).index.params == {"m": 4, "ef_construction": 100}
+
+
+def test_another_kind_meets_no_defaults_of_the_former_one_in_a_written_config(tmp_path: Path) -> None:
+    config = Config(loss=Softmax(mimic=0.0), index=Ivf(nlist=8))
+    path = written(tmp_path, dump_config(EVERYTHING_SCHEMA, config))
+    assert load_config(path, ["loss.kind=bce", "train.optimizer.kind=SGD"])[1].loss == Bce()
+    refused(path, ["index.kind=hnsw"], "unknown key 'index.nlist'")
+    assert override_config(config, ["evaluation.k.0=5"]).evaluation.k == (5, 50)
+
+
+def test_an_override_reaches_into_a_kind_that_is_named_alone_and_into_a_quoted_key(tmp_path: Path) -> None:
+    path = written(tmp_path, 'loss = "softmax"\n[train]\noptimizer = "AdamW"\n')
+    changed = load_config(path, ["train.optimizer.beta2=0.5", 'negatives."mykinds.negatives:Recent".n=3'], trust=True)[
+        1
+    ]
+    assert changed.train.optimizer == AdamW(beta2=0.5)
+    assert changed.negatives.sources[-1] == Recent(n=3)
 
 
 def test_overrides_apply_in_order_to_pairs_features_and_schema(tmp_path: Path) -> None:

@@ -1089,3 +1089,12 @@ def test_fault_A11_a_recall_that_was_not_measured_is_not_published(store: Store,
     with pytest.raises(BundleError, match="not published, CURRENT stays unset: recall_check") as caught:
         store.publish(content("one", recall_check=recall_check), force=True)
     assert caught.value.reason == "recall"
+
+
+@pytest.mark.parametrize("kind", ["nope", "os:path", "numpy:f2py.main"])
+def test_a_manifest_that_names_no_index_is_an_error_of_its_bundle(store: Store, kind: str) -> None:
+    bundle = store.publish(content("a"))
+    manifest = bundle.manifest.model_copy(update={"index": bundle.manifest.index.model_copy(update={"kind": kind})})
+    with pytest.raises(BundleError, match=f"bundle {bundle.id}: .*{re.escape(kind)}") as caught:
+        manifest.read_sections()
+    assert caught.value.reason == "manifest"

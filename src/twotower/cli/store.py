@@ -59,6 +59,7 @@ def rollback(
     store: StoreFolder,
     to: Annotated[str, typer.Option("--to", help="Bundle id. Empty: the bundle that was current before.")] = "",
     reason: Annotated[str, typer.Option("--reason", help="Note for the history.")] = "",
+    kinds: KindModules = None,
 ) -> None:
     """Make an earlier bundle current."""
     from twotower.store import maintenance
@@ -88,6 +89,7 @@ def bundles(
 def gc(
     store: StoreFolder,
     keep: Annotated[int, typer.Option("--keep", help="Number of newest bundles to keep. At least 2.")] = 2,
+    kinds: KindModules = None,
 ) -> None:
     """Remove old bundles, the files of killed publishers, and their Milvus collections."""
     from twotower.store import maintenance

@@ -16,7 +16,9 @@ from twotower.config.experiment import Config
 from twotower.config.problems import explain
 from twotower.errors import ConfigError, did_you_mean
 from twotower.features.schema import Schema
+from twotower.kinds import Kind, Kinds
 from twotower.model.pooling import check_poolings
+from twotower.section import Section
 
 TomlValue: TypeAlias = "str | float | date | time | Sequence[TomlValue] | Mapping[str, TomlValue]"
 """Value of a key in TOML."""
@@ -126,8 +128,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), trust: bool = False) 
 def override_config(config: Config, overrides: Iterable[str], trust: bool = False) -> Config:
     """Return the config with `key=value` overrides applied. With `trust` the kinds of elsewhere that they name are
     imported. Raises ConfigError."""
-    # Without defaults, so that another kind of a section meets no options of the former one.
-    data: Mapping[str, TomlValue] = config.model_dump(mode="json", exclude_defaults=True)
+    data: Mapping[str, TomlValue] = config.model_dump(mode="json")
     for text in overrides:
         data = _override(data, text)
     return parse_config(data, trust=trust)[1]
@@ -187,9 +188,59 @@ def _override(data: Mapping[str, TomlValue], text: str) -> Mapping[str, TomlValu
         parsed = tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
         parsed = value
-    changed = _replace_key(data, [], key.strip().split("."), parsed, text)
+    path = _split_key(key.strip())
+    if path[-1] == "kind" and isinstance(parsed, str):
+        data = _without_options_of_other_kinds(data, path[:-1], parsed)
+    changed = _replace_key(data, [], path, parsed, text)
     refuse_renamed(changed, f"`overrides` {text}")
     return changed
+
+
+def registry_at(path: list[str]) -> Kinds[Kind] | None:
+    """Return the registry of the kinds that a config has at a path of keys; None for any other value."""
+    section: type[Section] = Config
+    for step in path:
+        field = section.model_fields.get(step)
+        if field is None:
+            return None
+        registry = next((m for m in field.metadata if isinstance(m, Kinds)), None)
+        if registry is not None:
+            return registry if step is path[-1] else None
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            return None
+        section = field.annotation
+    return None
+
+
+def _split_key(key: str) -> list[str]:
+    """Return the steps of a dotted key, of which a quoted one may hold dots."""
+    try:
+        node: TomlValue = tomllib.loads(f"{key} = 0")
+    except tomllib.TOMLDecodeError:
+        return key.split(".")
+    path: list[str] = []
+    while isinstance(node, Mapping):
+        ((step, node),) = node.items()
+        path.append(step)
+    return path
+
+
+def _without_options_of_other_kinds(
+    data: Mapping[str, TomlValue], path: list[str], kind: str
+) -> Mapping[str, TomlValue]:
+    """Return `data` without the options at the section `path` that have the defaults of its present kind and that the new
+    `kind` lacks: a written config has every default. Options that somebody has set stay, and are refused."""
+    registry, node = registry_at(path), data
+    for step in path:
+        inner = node.get(step)
+        if not isinstance(inner, Mapping):
+            return data
+        node = inner
+    if registry is None or kind not in registry or node.get("kind") not in registry:
+        return data
+    old, new = registry.find(str(node["kind"])).model_fields, registry.find(kind).model_fields
+    kept = {k: v for k, v in node.items() if k in new or k not in old or old[k].get_default() != v}
+    return _replace_key(data, [], path, kept, "")
 
 
 def _replace_key(
@@ -201,6 +252,8 @@ def _replace_key(
         inner = node.get(step, [{}] if rest[0].isdigit() else {})
         if isinstance(inner, bool):  # a switch takes the options of what it switches
             inner = {}
+        if isinstance(inner, str) and registry_at([*above, step]):  # the name of a kind stands for a section
+            inner = {"kind": inner}
         value = _replace(inner, [*above, step], rest, value, text)
     return {**node, step: value}
 

@@ -27,7 +27,7 @@ from pydantic.types import Strict
 
 from twotower import files
 from twotower.data.split import SplitConfig
-from twotower.errors import BundleError
+from twotower.errors import BundleError, ConfigError
 from twotower.features.side import SideName
 from twotower.files import layout
 from twotower.files.readers import parse_json, read_regular
@@ -169,6 +169,8 @@ class Manifest(BundleFacts):
             return Schema.model_validate(self.table_schema), SplitConfig.model_validate(self.split)
         except UntrustedKind as e:
             raise BundleError(f"bundle {self.bundle}: {e.in_data}", "kinds") from None
+        except ConfigError as e:
+            raise BundleError(f"bundle {self.bundle}: {e}", "manifest") from None
         except ValidationError as e:
             foreign = untrusted_kind(e)
             raise BundleError(f"bundle {self.bundle}: {foreign.in_data if foreign else problem(e)}", "kinds") from None

@@ -22,6 +22,7 @@ from twotower.files.readers import read_json
 from twotower.index import INDEXES
 from twotower.index.deadline import CONNECT_TIMEOUT
 from twotower.index.protocol import CollectionServer
+from twotower.kinds import UntrustedKind
 from twotower.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,11 @@ class RemoteCollections:
                 return f"alias {found.alias}: {found.collection}"
 
     def _connect(self, kind: str, uri: str) -> CollectionServer:
-        return INDEXES.find(kind).connect(uri, self._connect_timeout)
+        try:
+            found = INDEXES.find(kind)
+        except UntrustedKind as e:
+            raise RunError(e.in_data) from None
+        return found.connect(uri, self._connect_timeout)
 
     def _named(self) -> set[str] | None:
         """Return the collections that bundles name, None if the index of a bundle cannot be read."""

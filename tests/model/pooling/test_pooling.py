@@ -164,7 +164,7 @@ def test_a_pooling_comes_back_from_its_choice_in_a_schema(kind: type[Pooling]) -
             assert resolve(PoolingSpec(kind=kind.kind, window=window)).window == window
         else:
             with pytest.raises(
-                ValueError, match="reads a limited history" if kind.reads_windows else "reads the whole"
+                ConfigError, match="reads a limited history" if kind.reads_windows else "reads the whole"
             ):
                 resolve(PoolingSpec(kind=kind.kind, window=window))
 

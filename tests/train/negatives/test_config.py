@@ -59,3 +59,28 @@ def test_a_wrong_source_is_refused_with_what_to_do(named: dict[str, object], wor
     with pytest.raises(ValidationError) as caught:
         NegativesConfig.model_validate(named)
     assert words in caught.value.errors()[0]["msg"]
+
+
+def test_a_dump_without_defaults_leaves_out_sources_that_are_the_default() -> None:
+    config = NegativesConfig(mask_positives=False)
+    assert config.model_dump(exclude_defaults=True) == {"mask_positives": False}
+
+
+class Sized(Recent):
+    """A source with an option."""
+
+
+def test_sources_of_elsewhere_keep_their_order_when_a_config_is_read_back() -> None:
+    """A TOML file has keys with a value before keys with options."""
+    config = NegativesConfig(sources=(Sized(n=3), Recent()))
+    dumped = config.model_dump(mode="json")
+    again = {key: dumped[key] for key in sorted(dumped, key=lambda key: isinstance(dumped[key], dict))}
+    assert (
+        NegativesConfig.model_validate(dict(reversed(again.items()))) == NegativesConfig.model_validate(again) == config
+    )
+
+
+@pytest.mark.parametrize("value", [{"kind": "popularity", "n": 3}, Recent(n=3)])
+def test_a_source_stands_under_its_own_name(value: object) -> None:
+    with pytest.raises(ValidationError, match=r"negatives.uniform is a source of kind '.*'; name it by its kind"):
+        NegativesConfig.model_validate({"uniform": value})

@@ -195,13 +195,14 @@ def test_a_source_trains_and_its_tensors_are_in_the_checkpoint(
     assert source.kind in contrastive(trainer).candidates.samplers
 
 
-def test_sources_of_elsewhere_draw_after_the_registered_ones_in_the_order_given(everything_data: Dataset) -> None:
+def test_sources_of_elsewhere_draw_after_the_registered_ones_by_name(everything_data: Dataset) -> None:
     class Late(Recent):
         """Another source."""
 
     late, recent, uniform = Late(n=5), Recent(n=5), SOURCES.parse({"kind": "uniform", "n": 5})
     config = NegativesConfig(sources=(late, recent, uniform))
-    assert config.sources == (uniform, late, recent)
+    assert config.sources == (uniform, *sorted((late, recent), key=lambda source: source.kind))
+    assert config == NegativesConfig(sources=(recent, uniform, late))
 
 
 def test_the_example_draws_what_was_liked_lately_and_needs_a_time(everything_data: Dataset) -> None:

@@ -21,9 +21,13 @@ POOLINGS = Kinds("pooling", Pooling, Mean, Sqrt, Sum, Decay, Attention, Transfor
 
 
 def resolve(spec: PoolingSpec, trust: bool = False) -> Pooling:
-    """Return the pooling of a choice. With `trust` the module of an import path is imported. Raises pydantic's
-    ValidationError."""
-    return POOLINGS.parse(spec.model_dump(), trust)
+    """Return the pooling of a choice. With `trust` the module of an import path is imported. Raises ConfigError."""
+    try:
+        return POOLINGS.parse(spec.model_dump(), trust)
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_input=False)[0]
+        path = ".".join(["pooling", *map(str, first["loc"])])
+        raise ConfigError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def check_poolings(schema: Schema, trust: bool = False, before: str = "") -> None:
@@ -35,10 +39,8 @@ def check_poolings(schema: Schema, trust: bool = False, before: str = "") -> Non
         where = f"{before}schema.features.{i}.pooling"
         try:
             pooling = resolve(f.pools, trust)
-        except ValidationError as e:
-            first = e.errors(include_url=False, include_input=False)[0]
-            path = ".".join([where, *map(str, first["loc"])])
-            raise ConfigError(f"{path}: {first['msg'].removeprefix('Value error, ')}") from None
+        except ConfigError as e:
+            raise ConfigError(f"{before}schema.features.{i}.{e}") from None
         if pooling.in_order and not f.history:
             free = [kind.kind for kind in POOLINGS if not kind.needs_time_order and not kind.reads_windows]
             raise ConfigError(

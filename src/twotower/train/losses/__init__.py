@@ -6,8 +6,10 @@ from twotower.kinds import Kinds
 from twotower.train.losses.bce import Bce
 from twotower.train.losses.bpr import Bpr
 from twotower.train.losses.gbce import Gbce
-from twotower.train.losses.loss import Loss
+from twotower.train.losses.loss import ContrastiveLoss, Loss, PointwiseLoss
 from twotower.train.losses.softmax import Softmax
 
-LOSSES: Kinds[Loss] = Kinds("loss", Loss, Bce, Softmax, Gbce, Bpr, default=Bce)
+LOSSES: Kinds[Loss] = Kinds(
+    "loss", Loss, Bce, Softmax, Gbce, Bpr, default=Bce, families=(PointwiseLoss, ContrastiveLoss)
+)
 """Losses by the values of `loss.kind`."""

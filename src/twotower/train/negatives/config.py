@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from pydantic import (
     Field,
@@ -42,8 +42,9 @@ SOURCES = Kinds(
     "source of negatives", NegativeSource,
     InBatchNegatives, UniformNegatives, PopularityNegatives, CrossBatchMemory, FullCatalogue,
     RandomNegatives, DislikedNegatives, AttributeNegatives, HardNegatives,
+    families=(SharedSource, PerPositiveSource),
 )  # fmt: skip
-"""Registry. Sources draw in its order, and those of elsewhere after them, so the order decides the numbers drawn."""
+"""Registry. Sources draw in its order, and those of elsewhere after them by name, so the order decides the numbers drawn."""
 
 SourceOptions: TypeAlias = "NegativeSource | Mapping[str, JsonValue] | JsonValue"
 """Value of a source: its options, that of its `shorthand`, or True for its defaults; False, 0 and "" switch it off."""
@@ -101,11 +102,11 @@ class NegativesConfig(Section):
     @field_validator("sources")
     @classmethod
     def _in_order(cls, sources: tuple[NegativeSource, ...]) -> tuple[NegativeSource, ...]:
-        """Put the sources into the order of the registry."""
+        """Put the sources into the order of the registry, and those of elsewhere into that of their names."""
         if repeated := [kind for kind, n in Counter(s.kind for s in sources).items() if n > 1]:
             raise ValueError(f"negatives.{repeated[0]} stands there twice; drop one of the two")
         order = SOURCES.names
-        return tuple(sorted(sources, key=lambda s: order.index(s.kind) if s.kind in order else len(order)))
+        return tuple(sorted(sources, key=lambda s: (order.index(s.kind) if s.kind in order else len(order), s.kind)))
 
     @model_validator(mode="after")
     def _check(self) -> NegativesConfig:
@@ -122,8 +123,10 @@ class NegativesConfig(Section):
 
     @model_serializer(mode="wrap")
     def _by_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
-        dumped = handler(self)
-        sources: list[dict[str, JsonValue]] = dumped.pop("sources")
+        dumped: dict[str, Any] = handler(self)
+        if "sources" not in dumped:  # left out as defaults
+            return dumped
+        sources = dumped.pop("sources")
         on: dict[str, JsonValue] = dict.fromkeys(SOURCES.names, False)
         on |= {str(source.pop("kind")): source or True for source in sources}
         return {**on, **dumped}
@@ -156,6 +159,10 @@ class NegativesConfig(Section):
 
 
 def _with_kind(name: str, value: Value) -> NegativeSource | dict[str, Value]:
+    if isinstance(value, NegativeSource | Mapping):
+        kind = value.kind if isinstance(value, NegativeSource) else value.get("kind", name)
+        if kind != name:
+            raise ValueError(f"negatives.{name} is a source of kind {kind!r}; name it by its kind")
     if isinstance(value, NegativeSource):
         return value
     options = value if isinstance(value, Mapping) else {} if value is True else {BARE_VALUE: value}
