@@ -12,10 +12,11 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib import import_module
 from types import ModuleType
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, LiteralString, TypeVar
 
 from pydantic import (
     GetCoreSchemaHandler,
+    JsonValue,
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
@@ -48,8 +49,8 @@ class Kind(Section):
             cls.kind = f"{cls.__module__}:{cls.__qualname__}"
 
     @model_serializer(mode="wrap")
-    def _with_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        options: dict[str, Any] = handler(self)
+    def _with_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        options: dict[str, JsonValue] = handler(self)
         return {"kind": self.kind} | options
 
     @model_validator(mode="before")
@@ -164,7 +165,7 @@ class Kinds(Generic[K]):
             raise self._error("kind", str(e), value, "kind") from None
         return found.model_validate({**value, "kind": found.kind}, context={"trust": trust})
 
-    def _error(self, type_: Any, message: str, value: object, *where: str, name: str = "") -> ValidationError:
+    def _error(self, type_: LiteralString, message: str, value: object, *where: str, name: str = "") -> ValidationError:
         problem = PydanticCustomError(type_, "{message}", {"message": message, "name": name})
         return ValidationError.from_exception_data(self.noun, [{"type": problem, "loc": where, "input": value}])
 
@@ -172,7 +173,7 @@ class Kinds(Generic[K]):
         def validate(value: object, info: ValidationInfo) -> K:
             return self.parse(value, trusts(info))
 
-        def serialize(value: K, info: core_schema.SerializationInfo) -> dict[str, Any]:
+        def serialize(value: K, info: core_schema.SerializationInfo) -> dict[str, JsonValue]:
             return value.model_dump(mode=info.mode, exclude_defaults=info.exclude_defaults)
 
         return core_schema.with_info_plain_validator_function(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from pydantic import (
     Field,
@@ -123,12 +123,12 @@ class NegativesConfig(Section):
 
     @model_serializer(mode="wrap")
     def _by_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
-        dumped: dict[str, Any] = handler(self)
-        if "sources" not in dumped:  # left out as defaults
+        whole = handler(self)
+        dumped: dict[str, JsonValue] = {key: value for key, value in whole.items() if key != "sources"}
+        if "sources" not in whole:  # left out as defaults
             return dumped
-        sources = dumped.pop("sources")
         on: dict[str, JsonValue] = dict.fromkeys(SOURCES.names, False)
-        on |= {str(source.pop("kind")): source or True for source in sources}
+        on |= {str(source.pop("kind")): source or True for source in whole["sources"]}
         return {**on, **dumped}
 
     @property
