@@ -233,7 +233,7 @@ def test_every_array_of_a_signature_has_its_shape(room: str) -> None:
     assert not found
 
 
-ASKED = {"kind", "pooling", "optimizer", "loss", "carrier"}
+ASKED = {"kind", "pooling", "optimizer", "loss", "carrier", "monitor", "metric", "metrics"}
 """Names of what holds a kind, or the word for one."""
 SPLIT = {"data/split.py", "data/splits.py"}
 """The section of the splits and their rules, in two files: a manifest reads the first without numpy."""
@@ -289,7 +289,8 @@ def ladders(path: Path) -> Iterator[str]:
         return ({n.id for n in ast.walk(node) if isinstance(n, ast.Name)} | dotted) & classes
 
     def worded(node: ast.AST) -> set[str]:
-        return {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)} & words
+        texts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        return {word for text in texts for word in re.split("[.@]", text)} & words  # validation.recall@10
 
     for node in ast.walk(parsed(path)):
         found: set[str] = set()

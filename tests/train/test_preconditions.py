@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
 
@@ -9,6 +11,8 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError
+from twotower.evaluation.metrics.measured import ScoredPairs
+from twotower.evaluation.metrics.metric import PairMetric
 from twotower.features.sequence import Sequence
 from twotower.train.trainer import Trainer
 
@@ -56,3 +60,31 @@ def test_positives_alone_are_enough_for_candidates_and_not_for_pairs() -> None:
     observed = settings(loss={"kind": "softmax"}, train=monitor, negatives={"disliked": 1})
     with pytest.raises(ConfigError, match=r"negatives\.disliked .* every training interaction is a positive; drop it"):
         Trainer(data, observed)
+
+
+class Accuracy(PairMetric):
+    """A metric that is defined for one class."""
+
+    def value(self, pairs: ScoredPairs) -> float:
+        return float(((pairs.scores > 0) == pairs.positive).mean())
+
+
+class Separation(PairMetric):
+    """A metric that is not."""
+
+    def value(self, pairs: ScoredPairs) -> float:
+        liked, disliked = pairs.scores[pairs.positive], pairs.scores[~pairs.positive]
+        return float(liked.mean() - disliked.mean()) if len(liked) and len(disliked) else float("nan")
+
+
+@pytest.mark.parametrize("refused", ["auc", "gauc", "separation", ""])
+def test_a_monitor_says_itself_if_one_class_is_enough(refused: str) -> None:
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"label": ""})
+    data = build_dataset(check(*checkerboard(), schema), schema, SplitConfig())
+    sections: dict[str, dict[str, Any]] = {"loss": {"kind": "softmax"}, "evaluation": {"k": [5], "metrics": [Accuracy(), Separation()]}}
+    if not refused:
+        for name in ("accuracy", "log_loss", "recall@5"):
+            Trainer(data, settings(**sections, train={"monitor": f"validation.{name}"}))
+        return
+    with pytest.raises(ConfigError, match=f"'validation.{refused}' .* one class only; use .* 'validation.recall@5'"):
+        Trainer(data, settings(**sections, train={"monitor": f"validation.{refused}"}))

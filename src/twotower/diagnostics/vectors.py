@@ -15,6 +15,8 @@ from twotower.diagnostics.findings import Finding, Severity
 from twotower.evaluation.baselines import bias_baseline, popularity_baseline
 from twotower.evaluation.comparison import Comparison, ComparisonData, compare_factors, comparison_data
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.metrics.auc import Auc
+from twotower.evaluation.metrics.ndcg import Ndcg
 from twotower.features.side import SIDES
 
 
@@ -114,7 +116,7 @@ def baselines(context: DiagnosisContext) -> Iterator[Finding]:
         other = ", or set loss.kind = 'softmax' with negatives.uniform" if pairs else ""
         remedy = f"See the other findings, and raise train.epochs or train.lr{other}."
         counts = popularity_baseline(data.train, n_users, n_items)
-        for c in _compare_with_baseline(context, counts, users, test_data, [k], f"ndcg@{k}"):
+        for c in _compare_with_baseline(context, counts, users, test_data, [k], f"{Ndcg.name}@{k}"):
             yield _baseline_finding(c, "popularity", "baseline_ranking", "error", remedy)
     if config.loss.pointwise:
         severity: Severity = "warning" if drawn_pairs else "error"
@@ -125,7 +127,7 @@ def baselines(context: DiagnosisContext) -> Iterator[Finding]:
             else "Raise train.epochs, set model.bias = true, and see the other findings."
         )
         fitted = bias_baseline(data.train, n_users, n_items)
-        for c in _compare_with_baseline(context, fitted, users, test_data, [], "auc"):
+        for c in _compare_with_baseline(context, fitted, users, test_data, [], Auc.name):
             yield _baseline_finding(c, "user and item biases", "baseline_pairs", severity, remedy)
 
 

@@ -27,7 +27,14 @@ class MetricSet:
 
     def names(self, k: Iterable[int], prominence: Prominence = Prominence.FILE) -> list[str]:
         """Return the names down to a level of prominence, without the part's name: auc, …, recall@10, …"""
-        shown = [m for m in self._all if m.prominence <= prominence]
+        return self._names(k, [m for m in self._all if m.prominence <= prominence])
+
+    def sliced(self, k: int) -> list[str]:
+        """Return the names of the metrics that are reported by slice, at a cut-off."""
+        return self._names((k,), [m for m in self._all if m.slices])
+
+    @staticmethod
+    def _names(k: Iterable[int], shown: list[Metric]) -> list[str]:
         at_once = [m.name for m in shown if not m.at_cut_offs]
         return at_once + [f"{m.name}@{n}" for n in k for m in shown if m.at_cut_offs]
 

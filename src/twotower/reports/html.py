@@ -77,7 +77,7 @@ def _section(title: str, text: str, figures: list[go.Figure]) -> str:
 
 def _scores_text(run: Run) -> str:
     """Return the paragraph above the score distributions."""
-    if "test.auc" not in run.metrics:
+    if run.dataset.test.positive.all():
         return "Logits of the test pairs. All pairs are positive, so AUC is undefined."
     return "Logits of positive and negative test pairs. The less the distributions overlap, the higher the AUC."
 
@@ -99,14 +99,15 @@ def _summary(run: Run) -> str:
         + "</tr>"
         for name, vs in rows.items()
     )
-    low, high = run.metrics.get("test.gauc.low"), run.metrics.get("test.gauc.high")
-    interval = ""
-    if low is not None:
-        interval = f" 95 % bootstrap interval of GAUC over users: {cell(low)} to {cell(high)}."
+    intervals = "".join(
+        f" 95 % bootstrap interval of {m.name} over users: {cell(low)} to {cell(run.metrics[f'test.{m.name}.high'])}."
+        for m in measured.of_pairs
+        if (low := run.metrics.get(f"test.{m.name}.low")) is not None
+    )
     head = "".join(f"<th>{c}</th>" for c in names)
     return (
         "<h2>Test metrics</h2><p>Ranking metrics are computed by exact search over the whole catalogue "
-        f"without the items that a user has seen. Bold: best value of the column.{interval}</p>"
+        f"without the items that a user has seen. Bold: best value of the column.{intervals}</p>"
         f"<table><tr><th>model</th>{head}</tr>{lines}</table>"
     )
 
@@ -122,25 +123,19 @@ _SLICES = {
 def _slices(run: Run) -> str:
     """Return the table of test metrics by slice."""
     k, m = run.config.evaluation.k[0], run.metrics
-    settings = run.config.evaluation.model_dump()
-    n = len(run.dataset.test)
-    rows = [("all", n, m.get("test.auc"), m.get(f"test.recall@{k}"))]
+    settings, names = run.config.evaluation.model_dump(), run.config.evaluation.metric_set.sliced(k)
+    rows = [("all", len(run.dataset.test), [m.get(f"test.{name}") for name in names])]
     rows += [
-        (
-            text.format(**settings),
-            int(m[f"test.rows.{name}"]),
-            m.get(f"test.auc.{name}"),
-            m.get(f"test.recall@{k}.{name}"),
-        )
-        for name, text in _SLICES.items()
-        if f"test.rows.{name}" in m
+        (text.format(**settings), int(m[f"test.rows.{of}"]), [m.get(f"test.{name}.{of}") for name in names])
+        for of, text in _SLICES.items()
+        if f"test.rows.{of}" in m
     ]
     lines = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{count:,}</td><td>{cell(a)}</td><td>{cell(r)}</td></tr>"
-        for name, count, a, r in rows
+        f"<tr><td>{html.escape(of)}</td><td>{count:,}</td>{''.join(f'<td>{cell(v)}</td>' for v in values)}</tr>"
+        for of, count, values in rows
     )
+    head = "".join(f"<th>{name}</th>" for name in names)
     return (
-        "<h2>Slices of the test part</h2><p>The recall of an item slice is the share of its targets among the "
-        f"{k} best items of the whole catalogue.</p><table><tr><th>slice</th><th>pairs</th><th>AUC</th>"
-        f"<th>recall@{k}</th></tr>{lines}</table>"
+        "<h2>Slices of the test part</h2><p>Of an item slice the ranking metrics look for its targets alone, among the "
+        f"{k} best items of the whole catalogue.</p><table><tr><th>slice</th><th>pairs</th>{head}</tr>{lines}</table>"
     )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
+
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, DataError
+from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.model.pooling import check_poolings, resolve
 from twotower.train.recipe import Recipe
 
@@ -32,11 +35,12 @@ def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
     for source in recipe.negatives.sources:
         source.check(dataset)
     positive, monitor = dataset.validation.positive, recipe.train.monitor
-    k = recipe.evaluation.k[0]
-    if monitor in ("validation.auc", "validation.gauc") and (positive.all() or not positive.any()):
+    scored = ScoredPairs(np.linspace(0, 1, len(positive), dtype=np.float32), positive, dataset.validation.user)
+    one_class = positive.all() or not positive.any()
+    if one_class and not recipe.evaluation.metric_set.find(monitor).is_defined(scored):
         raise ConfigError(
             f"train.monitor '{monitor}' cannot be measured: the validation part has one class only; "
-            f"use train.monitor = 'validation.recall@{k}'"
+            f"use train.monitor = 'validation.recall@{recipe.evaluation.k[0]}'"
         )
 
 

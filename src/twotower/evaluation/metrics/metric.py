@@ -55,6 +55,10 @@ class Metric(Kind):
             word = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
             cls.name = word if ":" in cls.kind else cls.kind
 
+    def is_defined(self, pairs: ScoredPairs) -> bool:
+        """Return True if a part with these pairs has a value of the metric, as far as pairs tell."""
+        return True
+
 
 class PairMetric(Metric):
     """Metric of the scored pairs of a part."""
@@ -66,6 +70,10 @@ class PairMetric(Metric):
     @abstractmethod
     def value(self, pairs: ScoredPairs) -> float:
         """Return the metric; NaN if it is undefined."""
+
+    def is_defined(self, pairs: ScoredPairs) -> bool:
+        value = self.value(pairs)
+        return value == value
 
     def by_user(self, pairs: ScoredPairs) -> UserValues | None:
         """Return the metric by user, for intervals and comparisons; None if it is no mean over users."""
