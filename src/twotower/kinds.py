@@ -210,7 +210,7 @@ def load_object(path: str) -> object:
     """Return the object of an import path `module:name`. Raises ConfigError if there is none."""
     module, _, name = path.partition(":")
     try:
-        found: object = import_module(module)
+        found = import_module(module)
         for step in name.split("."):
             found = getattr(found, step)
     except Exception as e:
@@ -223,7 +223,7 @@ def _loaded_object(path: str) -> object:
     """Return the object of an import path in a loaded module, without running code: an attribute that a module makes when it
     is asked for is none. Raises ConfigError if there is none."""
     module, _, name = path.partition(":")
-    found: object = sys.modules[module]
+    found = sys.modules[module]
     for step in name.split("."):
         names = vars(found) if isinstance(found, type | ModuleType) else {}
         if step not in names:
