@@ -82,6 +82,16 @@ def test_links_between_files_lead_somewhere(page: Path) -> None:
         assert not anchor or other.suffix != ".md" or anchor in anchors(other), f"{target}#{anchor}"
 
 
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name not in ("CHANGELOG.md", "log.md")], ids=lambda p: p.name)
+def test_every_module_that_a_page_names_exists(page: Path) -> None:
+    """A path stands for itself, or is below the package, the tests, the examples, the benchmarks, or the page's own
+    folder; NAME in it stands for any."""
+    roots = (ROOT, ROOT / "src" / "twotower", ROOT / "tests", ROOT / "examples", ROOT / "benchmarks", page.parent)
+    for name in re.findall(r"`([\w./-]+\.py)`", page.read_text(encoding="utf-8")):
+        pattern = re.sub("[A-Z]{4,}", "*", name)
+        assert any(path for root in roots for path in root.glob(pattern)), name
+
+
 TRANSLATED = [("README.md", "README.zh-CN.md"), ("docs/tutorial.md", "docs/tutorial.zh-CN.md")]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import sys
 from abc import abstractmethod
 from pathlib import Path
@@ -14,6 +16,8 @@ from pydantic import Field, ValidationError
 from twotower.errors import ConfigError
 from twotower.kinds import Kind, Kinds, import_modules, outside_operators
 from twotower.section import Section
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Shape(Kind):
@@ -190,6 +194,14 @@ def test_a_protocol_and_what_is_of_no_family_are_no_kinds() -> None:
         SHAPES.find(f"{__name__}:Shape")
 
 
+def test_a_kind_without_options_says_so() -> None:
+    class Plain(Kind):
+        kind = "plain"
+
+    with pytest.raises(ValidationError, match=re.escape("unknown key 'x' (allowed: none; 'plain' has no options)")):
+        Plain.model_validate({"x": 1})
+
+
 def test_find_raises_the_error_of_a_config() -> None:
     with pytest.raises(ConfigError, match="no shape of kind 'x'"):
         SHAPES.find("x")
@@ -197,3 +209,27 @@ def test_find_raises_the_error_of_a_config() -> None:
 
 def test_the_operators_of_kinds_of_elsewhere_are_collected() -> None:
     assert outside_operators(Shape) == {"Mod": {"fmod"}}
+
+
+REGISTRIES = [
+    (path, found[1])
+    for path in sorted((ROOT / "src" / "twotower").rglob("*.py"))
+    for found in re.finditer(r"^([A-Z]+)(?:: .*)? = Kinds\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+]
+"""The modules of the registries, and the names of these there."""
+
+
+@pytest.mark.parametrize(("path", "name"), REGISTRIES, ids=[name for _, name in REGISTRIES])
+def test_a_registry_exports_its_protocol_and_kinds_and_each_kind_says_when_to_use_it(path: Path, name: str) -> None:
+    where = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+    module = importlib.import_module(where)
+    kinds: Kinds[Kind] = getattr(module, name)
+    assert {name, kinds.protocol.__name__, *(kind.__name__ for kind in kinds)} <= set(module.__all__)
+    for kind in kinds:
+        text = kind.__doc__ or ""
+        assert re.search(r"(?:^|\.\s+|\n\n *)Use it\b", text), kind
+        assert max(map(len, text.splitlines())) <= 132, kind
+
+
+def test_all_registries_are_found() -> None:
+    assert len({name for _, name in REGISTRIES}) == 10

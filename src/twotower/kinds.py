@@ -48,6 +48,10 @@ class Kind(Section):
         if "kind" not in cls.__dict__:
             cls.kind = f"{cls.__module__}:{cls.__qualname__}"
 
+    @classmethod
+    def _shown(cls) -> str:
+        return f"'{cls.kind}'"
+
     @model_serializer(mode="wrap")
     def _with_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
         options: dict[str, JsonValue] = handler(self)

@@ -40,13 +40,21 @@ class Section(BaseModel):
     def _refuse_unknown_keys(cls, data: Any) -> Any:
         for key in data if isinstance(data, dict) and cls.model_config["extra"] == "forbid" else ():
             if key not in (known := list(cls.model_fields)):
-                hint, allowed = did_you_mean(str(key), known), ", ".join(known)
+                hint, allowed = (
+                    did_you_mean(str(key), known),
+                    ", ".join(known) or f"none; {cls._shown()} has no options",
+                )
                 raise PydanticCustomError(
                     "unknown_key",
                     "unknown key '{key}'{hint} (allowed: {allowed})",
                     {"key": key, "hint": hint, "allowed": allowed},
                 )
         return data
+
+    @classmethod
+    def _shown(cls) -> str:
+        """Return the name of the section in a message."""
+        return cls.__name__
 
     @classmethod
     def tier(cls, key: str) -> Tier:

@@ -50,6 +50,8 @@ class Numeric(ColumnFeature):
     Use buckets where the effect of a number is no straight line, as that of an age. A missing number is the mean, with
     buckets a row of its own. `statistic = "count"` counts the row's training interactions (as log(1 + n)), `"mean"` averages
     the column named by `statistic_column`. Both see the train part only.
+
+    Use it for amounts, ages, prices and counts.
     """
 
     kind = "numeric"

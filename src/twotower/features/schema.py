@@ -17,6 +17,8 @@ from twotower.features.vector import Vector
 from twotower.kinds import Kinds
 from twotower.section import Section
 
+__all__ = ["FEATURES", "Categorical", "Feature", "MultiHot", "Numeric", "Schema", "Sequence", "Text", "Vector"]
+
 FEATURES = Kinds("feature", Feature, Categorical, Numeric, MultiHot, Vector, Sequence, Text)
 
 

@@ -195,6 +195,8 @@ class Text(ColumnFeature):
     The text is normalised (NFKC, lower case) and split into words, runs of letters and digits of any script; `good`
     gives `#go`, `goo`, `ood` and `od#`. An ideograph is a gram of its own. Row 0 is the *unknown* row, of the grams
     that have none of their own. It is trained on grams that `min_count` and `max_grams` leave out.
+
+    Use it for titles and search queries, whose misspelt and unseen words share grams with known ones.
     """
 
     kind = "text"

@@ -46,7 +46,10 @@ class Vector(ColumnFeature):
     """A precomputed vector, such as an embedding of a text or an image, projected to the field's width.
 
     The vectors are divided by the root mean square of the entries of the training vectors; a missing one is zeros. All
-    have one length."""
+    have one length.
+
+    Use it where another model has described a user or an item already, and for new items, which have no interactions.
+    """
 
     kind = "vector"
     encoder = VectorEncoder

@@ -29,7 +29,10 @@ from twotower.index.vector_store import Metric
 from twotower.kinds import Kinds, UntrustedKind
 from twotower.section import first_problem
 
-__all__ = ["INDEXES", "Index", "Metric", "build_index", "load_index", "measure_recall", "tune_index"]
+__all__ = [
+    "INDEXES", "Auto", "Exact", "Flat", "Hnsw", "Index", "IndexConfig", "Ivf", "IvfPq", "Metric", "Milvus",
+    "build_index", "load_index", "measure_recall", "tune_index",
+]  # fmt: skip
 
 INDEXES = Kinds(
     "index",

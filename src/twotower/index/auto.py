@@ -13,7 +13,10 @@ UNCOMPRESSED_MAX_ITEMS = 2_000_000
 
 
 class Auto(IndexConfig):
-    """`exact` up to 50,000 items, `ivf` up to two million, `ivfpq` beyond. Never a server."""
+    """`exact` up to 50,000 items, `ivf` up to two million, `ivfpq` beyond. Never a server.
+
+    Use it until a measured latency, memory or recall asks for another.
+    """
 
     kind = "auto"
 

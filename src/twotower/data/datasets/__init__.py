@@ -9,6 +9,8 @@ from twotower.data.datasets.ml_100k_titles import MovieLens100KTitles
 from twotower.data.datasets.named_dataset import NamedDataset
 from twotower.kinds import Kinds
 
+__all__ = ["DATASETS", "MovieLens1M", "MovieLens1MTitles", "MovieLens100K", "MovieLens100KTitles", "NamedDataset"]
+
 DATASETS = Kinds(
     "data set",
     NamedDataset,

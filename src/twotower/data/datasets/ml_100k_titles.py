@@ -7,7 +7,10 @@ from twotower.data.datasets.movielens import MovieLensTitles
 
 
 class MovieLens100KTitles(MovieLensTitles):
-    """Search queries made of the titles of MovieLens 100K, as typed by people who remember a title in part."""
+    """Search queries made of the titles of MovieLens 100K, as typed by people who remember a title in part.
+
+    Use it for a quick try of text features and a search.
+    """
 
     kind = "ml-100k-titles"
     films = MovieLens100K

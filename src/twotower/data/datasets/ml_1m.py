@@ -21,7 +21,10 @@ from twotower.errors import DataError
 
 class MovieLens1M(MovieLens):
     """MovieLens 1M (Harper and Konstan 2015): a million ratings of 3,706 films by 6,040 users, with gender, age and
-    occupation, genres and year. A rating above 3 is a positive."""
+    occupation, genres and year. A rating above 3 is a positive.
+
+    Use it to compare models with published results.
+    """
 
     kind = "ml-1m"
     official = Archive(

@@ -11,6 +11,11 @@ from twotower.evaluation.metrics.ndcg import Ndcg
 from twotower.evaluation.metrics.recall import Recall
 from twotower.kinds import Kinds
 
+__all__ = [
+    "METRICS", "Auc", "CatalogueMetric", "Coverage", "Gauc", "HitRate", "LogLoss", "Metric",
+    "Mrr", "Ndcg", "PairMetric", "RankingMetric", "Recall",
+]  # fmt: skip
+
 METRICS = Kinds(
     "metric", Metric, Auc, Gauc, LogLoss, Recall, Ndcg, Mrr, HitRate, Coverage,
     families=(PairMetric, RankingMetric, CatalogueMetric),

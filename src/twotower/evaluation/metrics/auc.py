@@ -13,7 +13,10 @@ from twotower.evaluation.metrics.metric import PairMetric, Prominence
 
 class Auc(PairMetric):
     """Area under the ROC curve: the probability that a positive pair of any user outranks a negative one, ties counting half.
-    Undefined for one class."""
+    Undefined for one class.
+
+    Use it where dislikes are observed, to see if a score tells them from likes.
+    """
 
     kind = "auc"
     prominence = Prominence.EPOCH

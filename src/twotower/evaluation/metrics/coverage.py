@@ -9,7 +9,10 @@ from twotower.evaluation.metrics.metric import CatalogueMetric
 
 
 class Coverage(CatalogueMetric):
-    """Share of the items that are among the first k of at least one user."""
+    """Share of the items that are among the first k of at least one user.
+
+    Use it beside a ranking metric, to see if a model recommends the same few items to all.
+    """
 
     kind = "coverage"
 

@@ -10,7 +10,11 @@ from twotower.evaluation.metrics.metric import Prominence, RankingMetric
 
 
 class HitRate(RankingMetric):
-    """1 with a hit among the first k items, else 0."""
+    """1 with a hit among the first k items, else 0.
+
+    Use it where one hit is enough, and to compare with papers that leave one interaction out, for which it equals
+    recall.
+    """
 
     kind = "hit_rate"
     prominence = Prominence.SERVED

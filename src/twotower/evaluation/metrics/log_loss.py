@@ -10,7 +10,10 @@ from twotower.evaluation.metrics.metric import PairMetric, Prominence
 
 class LogLoss(PairMetric):
     """Mean of -log p(label) over the pairs, p = sigmoid(logit). Comparable between models whose scores are logits of liking,
-    as those of loss.kind = "bce" without random negatives."""
+    as those of loss.kind = "bce" without random negatives.
+
+    Use it where the score is read as a probability.
+    """
 
     kind = "log_loss"
     prominence = Prominence.FILE

@@ -10,7 +10,10 @@ from twotower.evaluation.metrics.metric import RankingMetric
 
 
 class Mrr(RankingMetric):
-    """Reciprocal rank: 1 / rank of the first hit, 0 without a hit among the first k items."""
+    """Reciprocal rank: 1 / rank of the first hit, 0 without a hit among the first k items.
+
+    Use it where a user looks for one item, as in a search.
+    """
 
     kind = "mrr"
 

@@ -8,7 +8,10 @@ from twotower.evaluation.metrics.metric import Prominence, RankingMetric
 
 
 class Recall(RankingMetric):
-    """Hits among the first k items, divided by the number of the user's targets."""
+    """Hits among the first k items, divided by the number of the user's targets.
+
+    Use it to choose a model that retrieves candidates for a ranker, which orders them again.
+    """
 
     kind = "recall"
     prominence = Prominence.EPOCH

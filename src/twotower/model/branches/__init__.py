@@ -9,5 +9,9 @@ from twotower.model.branches.fm import FmBranch
 from twotower.model.branches.identity import IdentityBranch
 from twotower.model.branches.mlp import MlpBranch
 
+__all__ = [
+    "BRANCHES", "BilinearBranch", "Branch", "CinBranch", "CrossBranch", "FmBranch", "IdentityBranch", "MlpBranch",
+]  # fmt: skip
+
 BRANCHES = Kinds("branch", Branch, MlpBranch, CrossBranch, FmBranch, CinBranch, BilinearBranch, IdentityBranch)
 """Kinds of branches, by their names in a config."""

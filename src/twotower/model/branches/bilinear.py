@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class BilinearBranch(ProductBranch):
-    """(v_i W) * v_j for each pair of fields i < j (FiBiNET, Huang et al. 2019, section 3.3). Fields of one width only."""
+    """(v_i W) * v_j for each pair of fields i < j (FiBiNET, Huang et al. 2019, section 3.3). Fields of one width only.
+
+    Use it where few fields meet and each pair of them has a meaning of its own; its width grows with their square.
+    """
 
     kind = "bilinear"
     matrices: Literal["all", "each", "interaction"] = Field(

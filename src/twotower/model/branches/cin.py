@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 class CinBranch(ProductBranch):
     """Compressed interaction network: feature maps X_k[h] = Σ_ij W_k[h, i, j] X_{k-1}[i] * X_0[j], X_0 the fields, each summed
-    over its width (xDeepFM, Lian et al. 2018, equations 6 and 7, without activation). Fields of one width only."""
+    over its width (xDeepFM, Lian et al. 2018, equations 6 and 7, without activation). Fields of one width only.
+
+    Use it where products of three and more fields matter.
+    """
 
     kind = "cin"
     widths: tuple[Positive, ...] = Field((16, 16), min_length=1, description="Number of feature maps of each layer.")

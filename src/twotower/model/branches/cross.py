@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 class CrossBranch(Branch):
     """Cross layers x <- x0 * (W x + b) + x over the joined fields x0 (DCN-v2, Wang et al. 2021, equation 1; W = U V^T of low
-    rank, equation 4)."""
+    rank, equation 4).
+
+    Use it where combinations of features matter, such as a genre for an age; with a `rank` where the fields are wide.
+    """
 
     kind = "cross"
     depth: int = Field(2, ge=1, description="Number of cross layers.")

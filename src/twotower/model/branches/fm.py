@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 class FmBranch(ProductBranch):
     """½((Σv)² - Σv²) over the fields, the sum of v_i * v_j over all i < j: a vector of their width (bi-interaction pooling,
-    NFM, He and Chua 2017, equation 4). Fields of one width only."""
+    NFM, He and Chua 2017, equation 4). Fields of one width only.
+
+    Use it as the cheapest branch of products: it has no weights.
+    """
 
     kind = "fm"
 

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class IdentityBranch(Branch):
-    """The joined fields, unchanged, beside the products of other branches."""
+    """The joined fields, unchanged, beside the products of other branches.
+
+    Use it so that the layers read the fields too, and not only their products.
+    """
 
     kind = "identity"
 

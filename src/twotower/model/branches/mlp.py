@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class MlpBranch(Branch):
-    """Hidden layers with activations: y = act(norm(W x + b)) per layer, dropout after it."""
+    """Hidden layers with activations: y = act(norm(W x + b)) per layer, dropout after it.
+
+    Use it beside products of fields, so that the tower has both (Deep & Cross, xDeepFM).
+    """
 
     kind = "mlp"
     layers: tuple[Positive, ...] = Field(

@@ -12,6 +12,8 @@ from twotower.model.inputs.carrier import Carrier
 from twotower.model.inputs.dense import DenseCarrier
 from twotower.model.inputs.lookup import LookupCarrier
 
+__all__ = ["CARRIERS", "BagCarrier", "Carrier", "DenseCarrier", "LookupCarrier", "carrier", "stacked"]
+
 CARRIERS = Kinds("carrier", Carrier, LookupCarrier, BagCarrier, DenseCarrier)
 """Kinds of carriers, by the names in `InputField.kind`."""
 

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 class BagCarrier(Carrier):
-    """Many codes a row: rows of the embedding table, pooled by the field's pooling."""
+    """Many codes a row: rows of the embedding table, pooled by the field's pooling.
+
+    Use it for an encoder that gives a list of codes a row, such as tags or a history.
+    """
 
     kind = "bag"
     label = "bag"

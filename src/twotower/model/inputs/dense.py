@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class DenseCarrier(Carrier):
-    """Numbers x, projected: W x + b."""
+    """Numbers x, projected: W x + b.
+
+    Use it for an encoder that gives a fixed number of values a row.
+    """
 
     kind = "dense"
     label = "dense"

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class LookupCarrier(Carrier):
-    """One code a row: a row of the embedding table."""
+    """One code a row: a row of the embedding table.
+
+    Use it for an encoder that gives one category a row.
+    """
 
     kind = "lookup"
     label = "lookup"

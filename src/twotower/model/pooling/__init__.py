@@ -16,6 +16,10 @@ from twotower.model.pooling.sqrt import Sqrt
 from twotower.model.pooling.sum import Sum
 from twotower.model.pooling.transformer import Transformer
 
+__all__ = [
+    "POOLINGS", "Attention", "Decay", "Mean", "Pooling", "Sqrt", "Sum", "Transformer", "check_poolings", "resolve",
+]  # fmt: skip
+
 POOLINGS = Kinds("pooling", Pooling, Mean, Sqrt, Sum, Decay, Attention, Transformer)
 """Kinds of poolings, by their names in a config."""
 

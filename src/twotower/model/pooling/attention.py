@@ -30,7 +30,7 @@ class Attention(Pooling):
     """Attention with one learned query q per head: softmax(q K^T / sqrt(d)) V, keys with positions (Lin et al. 2017, "A
     Structured Self-attentive Sentence Embedding", section 2.1, as dot-product attention).
 
-    Use when a few interactions of a long history matter. `window` is needed: the latest interactions are read, and
+    Use it when a few interactions of a long history matter. `window` is needed: the latest interactions are read, and
     training cuts longer histories into windows.
     """
 

@@ -26,7 +26,7 @@ class Decay(Pooling):
     """Exponentially decayed means at several rates, side by side: sum_n r^n x_n / sum_n r^n for each rate r, x_n the
     embedding of the n-th latest interaction.
 
-    Use when recent interactions matter most; an event updates a mean in constant time. Needs
+    Use it when recent interactions matter most; an event updates a mean in constant time. Needs
     `train.history_scope = "causal"`.
     """
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Mean(Pooling):
     """Mean of the embeddings: their sum divided by their number n.
 
-    Use for lasting tastes and short histories."""
+    Use it for lasting tastes and short histories."""
 
     kind = "mean"
 

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class Sqrt(Pooling):
-    """Sum of the embeddings divided by sqrt(n): the length of the vector grows slowly with their number n."""
+    """Sum of the embeddings divided by sqrt(n): the length of the vector grows slowly with their number n.
+
+    Use it when a longer history should say a little more, but not outweigh the other fields.
+    """
 
     kind = "sqrt"
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Sum(Pooling):
     """Sum of the embeddings.
 
-    Use when the number of codes says something too."""
+    Use it when the number of codes says something too."""
 
     kind = "sum"
 

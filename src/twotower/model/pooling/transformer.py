@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Transformer(Pooling):
     """Output of a stack of causal transformer blocks at the latest interaction (SASRec, Kang and McAuley 2018).
 
-    Use when the meaning of an interaction depends on those before it. `window` is needed: the latest interactions are
+    Use it when the meaning of an interaction depends on those before it. `window` is needed: the latest interactions are
     read, and training cuts longer histories into windows.
     """
 

@@ -9,6 +9,8 @@ from twotower.train.losses.gbce import Gbce
 from twotower.train.losses.loss import ContrastiveLoss, Loss, PointwiseLoss
 from twotower.train.losses.softmax import Softmax
 
+__all__ = ["LOSSES", "Bce", "Bpr", "ContrastiveLoss", "Gbce", "Loss", "PointwiseLoss", "Softmax"]
+
 LOSSES: Kinds[Loss] = Kinds(
     "loss", Loss, Bce, Softmax, Gbce, Bpr, default=Bce, families=(PointwiseLoss, ContrastiveLoss)
 )

@@ -38,6 +38,12 @@ from twotower.train.negatives.source import (
 )
 from twotower.train.negatives.uniform import UniformNegatives
 
+__all__ = [
+    "SOURCES", "AttributeNegatives", "CrossBatchMemory", "DislikedNegatives", "FullCatalogue", "HardNegatives",
+    "InBatchNegatives", "NegativeSource", "NegativesConfig", "PopularityNegatives", "RandomNegatives", "SourceOptions",
+    "UniformNegatives", "Value",
+]  # fmt: skip
+
 SOURCES = Kinds(
     "source of negatives", NegativeSource,
     InBatchNegatives, UniformNegatives, PopularityNegatives, CrossBatchMemory, FullCatalogue,

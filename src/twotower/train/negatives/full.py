@@ -14,6 +14,8 @@ class FullCatalogue(SharedSource):
     """All items of the catalogue as candidates. Makes the softmax exact. For catalogues of up to some 10^5 items.
 
     Excludes other sources: `in_batch` has no effect beside it, any other is refused.
+
+    Use it where the catalogue is small enough to be scored for each batch.
     """
 
     kind = "full"

@@ -16,6 +16,8 @@ class PopularityNegatives(SharedSource):
 
     With n_i training positives, item i is expected n n_i^alpha / sum_j n_j^alpha times. alpha = 0.75 is that of word2vec
     (Mikolov et al. 2013, "Distributed Representations of Words and Phrases", section 2.2).
+
+    Use it where popular items crowd out all others, so that the model tells them apart.
     """
 
     kind = "popularity"

@@ -15,8 +15,10 @@ from twotower.train.negatives.source import PairDraws, PairSource, PerPositiveSa
 class RandomNegatives(PairSource):
     """Items that the user has not seen in training, drawn uniformly for each positive.
 
-    As in DSSM (Huang et al. 2013, section 3.3). Pointwise losses: negative pairs, redrawn every epoch. Contrastive losses: per-positive candidates without repeats,
-    redrawn every batch.
+    As in DSSM (Huang et al. 2013, section 3.3). Pointwise losses: negative pairs, redrawn every epoch. Contrastive losses:
+    per-positive candidates without repeats, redrawn every batch.
+
+    Use it with a pointwise loss where only positives, or few dislikes, are observed.
     """
 
     kind = "random"

@@ -9,5 +9,7 @@ from twotower.train.optimizers.adamw import AdamW
 from twotower.train.optimizers.optimizer import Optimizer
 from twotower.train.optimizers.sgd import Sgd
 
+__all__ = ["OPTIMIZERS", "Adagrad", "Adam", "AdamW", "Optimizer", "Sgd"]
+
 OPTIMIZERS: Kinds[Optimizer] = Kinds("optimizer", Optimizer, Adam, AdamW, Sgd, Adagrad, default=Adam)
 """Optimizers by the values of `train.optimizer`."""
