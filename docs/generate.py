@@ -42,6 +42,8 @@ def configuration() -> str:
 def _heading(table: OptionTable) -> list[str]:
     name = f"[[{table.name}]]" if table.listed else f"[{table.name}]"
     same = ["", f"As `[{table.same_as}]`."] if table.same_as else []
+    if table.always:
+        return [f"\n#### {name} {table.kind}, measured always\n"]
     return [f'\n#### {name} kind = "{table.kind}"' if table.kind else f"\n### {name}", *same, ""]
 
 

@@ -189,6 +189,10 @@ class ByName:
     """Mark of a field of several kinds: in a config each stands under its name, in the section that has the field."""
 
 
+class Added:
+    """Mark of a field of kinds in addition to all registered ones, which are no values of it."""
+
+
 def trusts(info: ValidationInfo) -> bool:
     """Return True if a validation may import code of elsewhere: its context is {"trust": True}."""
     return bool((info.context or {}).get("trust"))

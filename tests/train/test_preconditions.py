@@ -81,7 +81,10 @@ class Separation(PairMetric):
 def test_a_monitor_says_itself_if_one_class_is_enough(refused: str) -> None:
     schema = CHECKERBOARD_SCHEMA.model_copy(update={"label": ""})
     data = build_dataset(check(*checkerboard(), schema), schema, SplitConfig())
-    sections: dict[str, dict[str, Any]] = {"loss": {"kind": "softmax"}, "evaluation": {"k": [5], "metrics": [Accuracy(), Separation()]}}
+    sections: dict[str, dict[str, Any]] = {
+        "loss": {"kind": "softmax"},
+        "evaluation": {"k": [5], "metrics": [Accuracy(), Separation()]},
+    }
     if not refused:
         for name in ("accuracy", "log_loss", "recall@5"):
             Trainer(data, settings(**sections, train={"monitor": f"validation.{name}"}))

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from twotower.config.experiment import Config
 from twotower.features.pooling_spec import PoolingSpec
 from twotower.features.schema import Schema
-from twotower.kinds import ByName, Kind, Kinds
+from twotower.kinds import Added, ByName, Kind, Kinds
 from twotower.model.pooling import POOLINGS
 from twotower.model.pooling.pooling import Pooling
 from twotower.section import Section, Tier
@@ -44,6 +44,8 @@ class OptionTable:
     kind: str = ""
     optional: bool = False
     """True if a config without the table is another one: its options are of a kind, or it adds a kind."""
+    always: bool = False
+    """True if `kind` is always on, and no value of a config."""
     same_as: str = ""
     """Name of an earlier table with the same options."""
 
@@ -62,12 +64,13 @@ def of_tier(tables: Iterable[OptionTable], tier: Tier) -> list[OptionTable]:
     """Return the tables that have options of a tier, with these alone. The documentation of a kind is part of "tune"."""
     narrowed = [replace(table, options=tuple(o for o in table.options if o.tier == tier)) for table in tables]
     names = {table.name for table in narrowed if table.options}
+    with_kinds = {table.name for table in narrowed if table.kind}
     return [
         table
         for table in narrowed
         if table.options
         or table.same_as in names
-        or ((table.kind or table.optional) and tier == "tune")
+        or ((table.name in with_kinds or table.optional) and tier == "tune")
         or (table.listed and not table.optional and any(name.startswith(f"{table.name}.") for name in names))
     ]
 
@@ -86,6 +89,8 @@ class _Content:
     """The section, or the protocol of its kinds."""
     kinds: Mapping[str, SectionType] = field(default_factory=dict)
     listed: bool = False
+    added: bool = False
+    """True if the kinds are always on, and a config adds those of elsewhere."""
     by_name: frozenset[str] | None = None
     """Kinds that are on by default, if each stands under its name; else None."""
 
@@ -98,7 +103,7 @@ def _content(info: FieldInfo) -> _Content | None:
         held, *marks = get_args(element) if get_origin(element) is Annotated else (element,)
     if registry := next((m for m in marks if isinstance(m, Kinds)), None):
         by_name = frozenset(kind.kind for kind in info.default) if ByName in info.metadata else None
-        return _Content(registry.protocol, {kind.kind: kind for kind in registry}, listed, by_name)
+        return _Content(registry.protocol, {k.kind: k for k in registry}, listed, Added in info.metadata, by_name)
     if held is PoolingSpec:  # the schema stands below the poolings
         return _Content(Pooling, {kind.kind: kind for kind in POOLINGS}, listed)
     return _Content(held, listed=listed) if isinstance(held, type) and issubclass(held, Section) else None
@@ -123,7 +128,8 @@ def _section_tables(
         name, options, about or _documentation(section), listed, optional=optional or (bool(kinds) and listed)
     )
     for word, found in kinds.items():
-        yield OptionTable(name, tuple(_own_options(found, section)), _documentation(found), listed, word, optional=True)
+        own, about = tuple(_own_options(found, section)), _documentation(found)
+        yield OptionTable(name, own, about, listed, word, optional=True, always=content.added)
     of_kinds = ((key, info) for kind in kinds.values() for key, info in kind.model_fields.items())
     nested = [(k, i) for k, i in of_kinds if k not in section.model_fields and (c := _content(i)) and c.kinds]
     for key, info in [*section.model_fields.items(), *nested]:
@@ -134,7 +140,8 @@ def _section_tables(
                 yield OptionTable(f"{name}.{word}", options, _documentation(found), optional=True)
         elif inner and seen.get(inner.section) != path:
             default = str(getattr(info.default, "kind", ""))
-            meaning = f"{', '.join(inner.kinds)}, or the import path of another kind, `module:Class`."
+            words = f"{', '.join(inner.kinds)}, or the import path of another kind, `module:Class`."
+            meaning = "Import path of a kind, `module:Class`." if inner.added else words
             shown = _toml(default) if default or info.default == "" else ""  # "": none
             kind = Option("kind", shown, meaning, section.tier(key))
             yield from _section_tables(path, inner, seen, kind, info.description or "", (key, info) in nested)
@@ -195,7 +202,8 @@ def _template_lines(table: OptionTable) -> Iterator[str]:
     if table.same_as:
         yield f"\n# {heading}: as [{table.same_as}]"
     elif table.optional:
-        yield f"# kind = {_toml(table.kind)}: {about}" if table.kind else f"\n# {heading}: {about}"
+        word = f"{table.kind}, measured always" if table.always else f"kind = {_toml(table.kind)}"
+        yield f"# {word}: {about}" if table.kind else f"\n# {heading}: {about}"
         yield from (f"#   {o.key} = {o.default or '…'}  # {o.meaning}" for o in table.options)
     elif table.options or table.listed:
         yield f"\n{heading}  # {about}"

@@ -23,7 +23,7 @@ from twotower.section import Section
 class DataConfig(Section):
     """Source of the data: tables, a prepared dataset, or a data set by name."""
 
-    start_here = ("users", "items", "interactions")
+    start_here = ("dataset", "interactions")
 
     dataset: Annotated[NamedDataset | Literal[""], DATASETS] = Field(
         "",

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from twotower.evaluation.metrics import METRICS
 from twotower.evaluation.metrics.metric import CatalogueMetric, Metric, PairMetric, Prominence, RankingMetric
+from twotower.kinds import Added
 from twotower.section import Positive, Section
 
 Metrics = dict[str, float]
@@ -52,7 +53,7 @@ class EvaluationConfig(Section):
     k: tuple[Positive, ...] = Field(
         (10, 50), min_length=1, description="Cut-offs of the ranking metrics. The first is the headline."
     )
-    metrics: tuple[Annotated[Metric, METRICS], ...] = Field(
+    metrics: Annotated[tuple[Annotated[Metric, METRICS], ...], Added] = Field(
         (), description="Metrics in addition to the registered ones, which are always measured."
     )
     max_users: int = Field(

@@ -63,8 +63,6 @@ class Statistic:
 class Feature(Kind):
     """Feature of a user or an item that a tower reads."""
 
-    start_here = ("name", "side")
-
     name: str = Field(min_length=1, description="Name, unique within its side.")
     side: SideName = Field(description="Tower that reads the feature.")
     width: int = Field(0, ge=0, description="Embedding width. 0: that of the tower.")

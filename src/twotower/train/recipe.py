@@ -22,7 +22,7 @@ from twotower.train.optimizers.optimizer import Optimizer
 class TrainConfig(Section):
     """Optimisation, checkpoints and devices."""
 
-    start_here = ("epochs", "batch_size", "lr")
+    start_here = ("epochs", "lr", "monitor")
     research = (
         "data_shards",
         "embedding_placement",
@@ -113,7 +113,9 @@ class Recipe(Section):
     start_here = ("loss",)
 
     model: ModelConfig = ModelConfig()
-    loss: Annotated[PointwiseLoss | ContrastiveLoss, LOSSES] = Bce()
+    loss: Annotated[PointwiseLoss | ContrastiveLoss, LOSSES] = Field(
+        Bce(), description="Loss that training minimises: of labelled pairs, or of positives among candidates."
+    )
     negatives: NegativesConfig = NegativesConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -66,6 +66,8 @@ class NegativesConfig(Section):
     In Python `sources` takes instances, in place of the batch's own.
     """
 
+    start_here = ("random",)
+
     sources: Annotated[tuple[Annotated[NegativeSource, SOURCES], ...], ByName] = (InBatchNegatives(),)
     mask_positives: bool = Field(
         True, description="Exclusion of a user's other training positives from the candidates."
