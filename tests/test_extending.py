@@ -132,6 +132,14 @@ def command(*words: str | Path, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+def test_the_config_of_the_guide_trains(tmp_path: Path) -> None:
+    config = ROOT / "examples" / "mykinds.toml"
+    said = command("train", config, "--run", tmp_path / "run", "--set", "train.epochs=1")
+    assert "recall@10" in said
+    guide = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    assert f"```toml\n{config.read_text(encoding='utf-8')}```" in guide
+
+
 def test_a_config_names_kinds_of_ones_own_by_import_path(tmp_path: Path) -> None:
     schema = schema_with(Cyclic(name="season", side="item", column="price", period=50))
     data = {"dataset": {"kind": "mykinds.datasets:Shop", "customers": 60}}
