@@ -15,7 +15,6 @@ STEPS: dict[str, Numbers] = declared(__file__)["steps"]
 
 
 def words(step: Numbers, quick: bool, fill: Mapping[str, str]) -> list[str]:
-    """Return the command of a step."""
     text = step["quick"] if quick and "quick" in step else step["run"]
     program, *given = filter(None, (word.format(**fill) for word in text.split()))
     small = ["--quick"] if quick and "quick" not in step else []

@@ -13,17 +13,15 @@ from benchmarks.lib.machine import Numbers
 from benchmarks.lib.report import cell, number, times
 from benchmarks.lib.tables import DECLARED, DOUBTFUL, EXPECTED, NOT_RUN, rewrite, table, translate
 
-MEASUREMENTS = "<!-- measurements -->\n"
-"""The line of the page after which the list of all results stands."""
+MEASUREMENTS = "<!-- measurements -->\n"  # the line of the page after which the list of all results stands
 
 
 def collect(folder: Path) -> tuple[dict[str, Numbers], Numbers, list[Numbers], list[str]]:
     """Read the files of a run folder. Returns results by name, the machine, its limits, and doubts about the results."""
     results: dict[str, Numbers] = {}
     doubts: list[str] = []
-    read = {
-        p: json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json")) if p.name != "table.json"
-    }
+    paths = [path for path in sorted(folder.glob("*.json")) if path.name != "table.json"]
+    read = {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     files = {path: found for path, found in read.items() if isinstance(found, dict) and "results" in found}
     machines, bounds = ([found[of] for found in files.values()] for of in ("machine", "limits"))
     for path, found in files.items():
@@ -107,10 +105,8 @@ def write(folder: Path, date: str, to: Path | None, readmes: Sequence[Path] = ()
     facts = {"date": date, "machine": machine, "limits": bounds, "results": list(results.values())}
     facts |= {"not_run": missing, "doubts": doubts}
     (folder / "table.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    texts = {
-        path: rewrite(path.read_text(encoding="utf-8"), results, "zh" if ".zh" in path.name else "en", keep)
-        for path in readmes
-    }
+    former = {path: (path.read_text(encoding="utf-8"), "zh" if ".zh" in path.name else "en") for path in readmes}
+    texts = {path: rewrite(text, results, language, keep) for path, (text, language) in former.items()}
     if to:
         written = to.read_text(encoding="utf-8") if to.exists() else ""
         head, mark, before = written.rpartition(MEASUREMENTS)

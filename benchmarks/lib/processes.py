@@ -159,7 +159,6 @@ class Conversation:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
 
@@ -173,7 +172,6 @@ class Server:
     seconds: float  # from its start to ready
 
     def get(self, path: str, body: Any = None, key: str = "") -> Any:
-        """Return the JSON of a reply."""
         data = None if body is None else json.dumps(body).encode()
         heads = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         ask = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, heads)

@@ -148,7 +148,6 @@ def load(path: Path | None) -> Numbers:
 
 
 def save(path: Path | None, results: Sequence[Numbers], threads: int, rows: Mapping[str, Any] | None = None) -> None:
-    """Add results to a file."""
     if path is None:
         return
     old, names = load(path), {entry["name"] for entry in results}

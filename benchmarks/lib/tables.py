@@ -22,7 +22,6 @@ DOUBTFUL: Text = [" (doubtful)", "（存疑）"]
 
 
 def translate(text: Text, language: str) -> str:
-    """Return the text in "en" or "zh"."""
     return text if isinstance(text, str) else text[LANGUAGES.index(language)]
 
 
@@ -89,7 +88,6 @@ class Block:
 
     @classmethod
     def of(cls, declared: Numbers) -> Self:
-        """Build a table from its declaration."""
         heads, rows = [column["head"] for column in declared["columns"]], []
         for row in declared["rows"]:
             cells: list[Cell | str] = []
@@ -100,7 +98,6 @@ class Block:
         return cls([declared["label"], *heads], rows, [n for n, head in enumerate(heads) if head in declared["best"]])
 
     def markdown(self, results: Mapping[str, Numbers], language: str) -> str:
-        """Write the table."""
         lines = [[translate(c, language) for c in self.columns]]
         for row, (label, cells) in enumerate(self.rows):
             texts = [c if isinstance(c, str) else c.text(results, language) for c in cells]
@@ -114,7 +111,6 @@ class Block:
         return table(lines)
 
     def names(self) -> list[str]:
-        """Return the names of the results that it shows."""
         return [c.name for _, cells in self.rows for c in cells if isinstance(c, Cell)]
 
 

@@ -22,7 +22,6 @@ class Clusters:
     noise: float
 
     def points(self, n: int, seed: int) -> Vectors:
-        """Draw (n, width) vectors."""
         centres = np.random.default_rng(0).standard_normal((self.centres, self.width), dtype=np.float32)
         rng = np.random.default_rng(seed)
         made = centres[rng.integers(0, self.centres, n)]

@@ -124,7 +124,6 @@ def need(module: str) -> Any:
 
 
 def candidates(name: str, films: Films) -> Iterator[Candidate]:
-    """Yield the candidates of a row."""
     from benchmarks.quality.trained import recbole, rechub
 
     rows: dict[str, Callable[..., Candidates]] = {

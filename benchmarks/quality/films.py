@@ -15,8 +15,7 @@ from twotower.evaluation.factors import Factors
 
 Part = Literal["validation", "test"]
 HELD: dict[Part, int] = {"validation": 2, "test": 1}
-Scored = Factors | Tensor
-"""Scores of all users and items: as vectors, or as a block (n_users, n_items)."""
+Scored = Factors | Tensor  # scores of all users and items: as vectors, or as a block (n_users, n_items)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,6 @@ def main(chosen: Namespace, report: Report) -> None:
 
 
 def configured(table: Numbers, row: Numbers, settings: list[str]) -> tuple[Schema | None, Config]:
-    """Return the schema and the config of a row."""
     if "file" in row:
         return load_config(ROOT / row["file"], settings)
     pairs: Numbers = {"model": {"pairs": [dict.fromkeys(SIDES, row["tower"])]}} if "tower" in row else {}
@@ -48,7 +47,6 @@ def configured(table: Numbers, row: Numbers, settings: list[str]) -> tuple[Schem
 
 
 def train(tables: Any, schema: Schema | None, config: Config, seed: int) -> Numbers:
-    """Train a row with a seed, and return the metrics of the run."""
     config = override_config(config, [f"train.seed={seed}"])
     if tables is None:
         tables, schema = api.read(config, schema)

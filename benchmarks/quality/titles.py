@@ -22,8 +22,7 @@ from twotower.features.text import grams, words
 EXAMPLES = ("title-search.toml", "title-search-linear.toml")
 PARTS: dict[Part, int] = {"validation": VALIDATION, "test": TEST}
 MEASURES = ["HR@1", "HR@10", "MRR@10"]
-Scorer = Callable[[list[str]], Floats]
-"""Queries -> scores (Q, N) of all films."""
+Scorer = Callable[[list[str]], Floats]  # queries -> scores (Q, N) of all films
 Cut = Callable[[list[str]], list[list[str]]]
 DECLARED: dict[str, Any] = declared(__file__)
 

@@ -31,7 +31,11 @@ def torchrun(ranks: int, **given: str | int | list[str]) -> tuple[Ran, Numbers]:
 def measure(threads: int, steps: int, folder: str = "", size: int = 0, changed: list[str] | None = None) -> None:
     """Train on the dataset of a folder, which config.toml and prepared data are in, or on two made tables with `size` rows each."""
     torch.set_num_threads(threads)
-    data, config = prepared(Path(folder)) if folder else made(size, changed or [])
+    data: Dataset
+    if folder:
+        data, config = MemmapDataset.open(Path(folder) / "prepared"), load_config(Path(folder) / "config.toml")[1]
+    else:
+        data, config = made(size, changed or [])
     context = DistributedContext.from_environment()
     with context.process_group(always=config.train.embedding_placement == "torchrec"):
         trainer = Trainer(data, config, context=context)
@@ -45,10 +49,6 @@ def measure(threads: int, steps: int, folder: str = "", size: int = 0, changed: 
             rows = rate * config.train.batch_size
             print(json.dumps({"steps": rate, "rows": rows, "peak": peak_memory_mb()}), flush=True)
         del trainer
-
-
-def prepared(folder: Path) -> tuple[MemmapDataset, Config]:
-    return MemmapDataset.open(folder / "prepared"), load_config(folder / "config.toml")[1]
 
 
 def made(size: int, changed: list[str]) -> tuple[Dataset, Config]:

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from twotower.arrays.types import Ints
-
 TOPICS, SHARD = 1_000, 4_000_000
 
 
@@ -17,7 +15,7 @@ def write_world(folder: Path, users: int, items: int, rows: int) -> Path:
     for name in ("users", "items", "interactions"):
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir(parents=True)
-    likes = topics_of(np.arange(users))
+    likes = np.stack([(np.arange(users) * m + a) % TOPICS for m, a in ((7, 1), (131, 5), (977, 11))], 1)
     table = {"user_id": np.arange(users), "topics": [*likes]}
     pl.DataFrame(table, schema_overrides={"topics": pl.List(pl.Int64)}).write_parquet(folder / "users/part-0.parquet")
     for start in range(0, items, SHARD):
@@ -33,8 +31,3 @@ def write_world(folder: Path, users: int, items: int, rows: int) -> Path:
         part = folder / "interactions" / f"part-{start // SHARD:04d}.parquet"
         pl.DataFrame({"user_id": user, "item_id": item, "at": np.arange(start, start + n)}).write_parquet(part)
     return Path(shutil.copyfile(Path(__file__).with_name("config.toml"), folder / "config.toml"))
-
-
-def topics_of(users: Ints) -> Ints:
-    """Return (n, 3) the topics that users like."""
-    return np.stack([(users * m + a) % TOPICS for m, a in ((7, 1), (131, 5), (977, 11))], 1)

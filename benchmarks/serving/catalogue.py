@@ -20,8 +20,7 @@ from twotower.store.manifest import BundleFacts, Counts, RecallCheck
 from twotower.store.store import Store
 
 MADE_HERE = {"items.parquet", "README.md"}  # and index/; the rest is copied
-PIECE = 65_536
-"""Rows whose noise is drawn at once."""
+PIECE = 65_536  # rows whose noise is drawn at once
 
 
 def main(chosen: Namespace, report: Report) -> None:

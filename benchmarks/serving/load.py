@@ -19,8 +19,7 @@ from benchmarks.serving.swaps import store_copy, swapping
 from twotower.store.store import Store
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
-WINDOW = 0.5
-"""Seconds of the windows in which the recovery from overload is looked at."""
+WINDOW = 0.5  # seconds of the windows in which the recovery from overload is looked at
 DECLARED: Numbers = declared(__file__)
 
 
@@ -43,8 +42,6 @@ def main(chosen: Namespace, report: Report) -> None:
 
 
 class Bench:
-    """The scenarios and their measurements."""
-
     def __init__(self, chosen: Namespace) -> None:
         self.chosen, self.store = chosen, Path(chosen.store)
         self.server_core, self.generator_core = set(chosen.server_core), set(chosen.generator_core)
@@ -52,7 +49,6 @@ class Bench:
         self.doubts: dict[str, str] = {}  # by scenario
 
     def serve(self, store: Path) -> AbstractContextManager[Server]:
-        """Start the service on its core."""
         environment = os.environ | dict.fromkeys(ONE_THREAD, "1")
         return serving(store, shlex.split(self.chosen.extra), environment, self.server_core)
 
@@ -177,12 +173,11 @@ class Bench:
 
     def cold(self) -> list[float]:
         """Return the seconds until ready of three starts."""
-
-        def start() -> float:
+        taken = []
+        for _ in range(3):
             with self.serve(self.store) as server:
-                return round(server.seconds, 3)
-
-        return [start() for _ in range(3)]
+                taken.append(round(server.seconds, 3))
+        return taken
 
     def floor(self) -> Numbers:
         """Measure the limit of the machine: a constant reply, at the peak and at the rate of method1."""

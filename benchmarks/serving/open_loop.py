@@ -24,8 +24,7 @@ from benchmarks.lib.machine import Numbers
 
 Times = npt.NDArray[np.float64]  # seconds from the start of a run
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
-IDLE = 2.0
-"""Seconds after which an unused connection is not used again: the server may be closing it."""
+IDLE = 2.0  # seconds after which an unused connection is not used again: the server may be closing it
 PENDING, RESET, TIMEOUT, REFUSED, BROKEN = 0, -1, -2, -3, -4
 """Beside the status of HTTP: no answer, connection lost, none in time, no connection, not HTTP."""
 BUNDLE = re.compile(rb'"bundle_id"\s*:\s*"([^"]*)"')
@@ -257,8 +256,7 @@ class Generator:
         self._log.retry_after[number] = reply.retry_after
         self._answer(number, reply.status)
         if reply.closes:
-            self._close(connection)
-            self._next()
+            self._replace(connection)
         elif self._waiting:
             self._ask(connection, self._waiting.popleft())
         else:
@@ -269,19 +267,19 @@ class Generator:
         self._log.done[number], self._log.status[number] = self._now(), status
         self._left -= 1
 
-    def _next(self) -> None:
-        """Send the request that has waited longest over a new connection."""
-        if self._waiting:
-            self._connect(self._waiting.popleft())
-
     def _fail(self, connection: _Connection, status: int) -> None:
-        self._close(connection)
-        if connection.number >= 0:
+        if connection.number < 0:
+            self._free.remove(connection)
+        else:
             self._answer(connection.number, status)
             connection.number = -1
-            self._next()
-        else:
-            self._free.remove(connection)
+        self._replace(connection)
+
+    def _replace(self, connection: _Connection) -> None:
+        """Close a connection; the request that has waited longest is sent over a new one."""
+        self._close(connection)
+        if self._waiting:
+            self._connect(self._waiting.popleft())
 
     def _close(self, connection: _Connection) -> None:
         del self._connections[connection.socket.fileno()]

@@ -12,12 +12,10 @@ import polars as pl
 
 from twotower.store.store import Store
 
-POOL, HISTORY = 20_000, 50
-"""Different requests of a scenario, and items of a history."""
+POOL, HISTORY = 20_000, 50  # different requests of a scenario, and items of a history
 
 
 def request(method: str, path: str, body: Any = None, key: str = "") -> bytes:
-    """Return the bytes of an HTTP/1.1 request."""
     data = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
     lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", *([f"Authorization: Bearer {key}"] if key else [])]
     lines += [] if body is None else ["Content-Type: application/json", f"Content-Length: {len(data)}"]

@@ -31,7 +31,6 @@ def store_copy(path: Path) -> Iterator[Path]:
 
 
 def republish(store: Store, bundle: Bundle) -> Bundle:
-    """Publish the contents of a bundle again."""
 
     def write(folder: Path) -> BundleFacts:
         for entry in bundle.manifest.files:

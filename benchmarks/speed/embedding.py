@@ -44,15 +44,13 @@ def items(first: int, n: int) -> pl.DataFrame:
     rng = np.random.default_rng(first)
     names = pl.Series([f"genre {g}" for g in range(TOWER["genres"])])
     drawn = [names.gather(rng.integers(0, len(names), n)).alias(str(i)) for i in range(3)]
-    frame = pl.DataFrame(
-        {"item_id": np.arange(first, first + n), "year": rng.integers(1930, 2025, n), "some": rng.integers(1, 4, n)}
-    )
+    years, some = rng.integers(1930, 2025, n), rng.integers(1, 4, n)
+    frame = pl.DataFrame({"item_id": np.arange(first, first + n), "year": years, "some": some})
     genres = pl.concat_list([pl.col(str(i)) for i in range(3)]).list.head(pl.col("some")).list.join("|")
     return frame.with_columns(drawn).select("item_id", genres.alias("genres"), "year")
 
 
 def write_items(folder: Path, n: int, name: str = "items", piece: int = 1_000_000) -> Path:
-    """Write the items as shards of a folder."""
     path = folder / name
     path.mkdir()
     for first in range(0, n, piece):

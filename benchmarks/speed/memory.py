@@ -29,7 +29,6 @@ def main(chosen: Namespace, report: Report) -> None:
 
 
 def work(task: str, name: str, threads: int, items: int) -> None:
-    """Run the measured task."""
     if task == "search":
         search(name, threads, items)
         return
@@ -47,7 +46,6 @@ def work(task: str, name: str, threads: int, items: int) -> None:
 
 
 def search(name: str, threads: int, items: int) -> None:
-    """Search vectors with the exact index of a tool."""
     import numpy as np
 
     rng = np.random.default_rng(0)

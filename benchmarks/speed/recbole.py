@@ -28,7 +28,6 @@ SETTINGS: dict[str, dict[str, Any]] = declared(__file__)
 
 
 def need() -> None:
-    """Raise ImportError if it is not installed."""
     shim()
     importlib.import_module("recbole")
 

@@ -17,7 +17,6 @@ from twotower.index.faiss.setup import faiss_settings
 
 
 def need() -> None:
-    """Raise ImportError if it is not installed."""
     importlib.import_module("torch_rechub")
 
 
@@ -79,7 +78,6 @@ def codes(dataset: Dataset) -> dict[str, Any]:
 
 
 def trainer(dataset: Dataset) -> Any:
-    """Return a MatchTrainer with a fresh DSSM."""
     from torch_rechub.basic.features import SparseFeature
     from torch_rechub.models.matching import DSSM
     from torch_rechub.trainers import MatchTrainer

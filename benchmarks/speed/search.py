@@ -27,8 +27,7 @@ from twotower.index.vector_store import Metric
 DECLARED = declared(__file__)
 KERNELS: dict[str, list[str]] = DECLARED["kernels"]
 SHIPPED, OURS = "as shipped", "ours"
-QUERIES = 10
-"""So many queries at once are a matrix product for FAISS at its best."""
+QUERIES = 10  # so many queries at once are a matrix product for FAISS at its best
 Works = dict[str, Callable[[], Any]]
 
 
@@ -72,13 +71,10 @@ def exact(report: Report, items: Vectors, users: Vectors, chosen: Namespace) -> 
     both = zip(told[SHIPPED]["found"], told[OURS]["found"], strict=True)
     agree = float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in both]))
     beside = f"{tool('faiss-cpu')} flat"
-    for kind, what, size in (
-        ("batch", f"a query of a batch of {len(queries)}", len(queries)),
-        ("single", "one query", 1),
-    ):
-        times = {
-            n.removeprefix(f"{kind} "): [1e3 * s / size for s in v] for n, v in found.items() if n.startswith(kind)
-        }
+    for kind, size in (("batch", len(queries)), ("single", 1)):
+        own = {name.removeprefix(f"{kind} "): of for name, of in found.items() if name.startswith(kind)}
+        times = {name: [1e3 * seconds / size for seconds in of] for name, of in own.items()}
+        what = f"a query of a batch of {size}" if kind == "batch" else "one query"
         peers = {way: values for way, values in times.items() if way.startswith("faiss")}
         shipped = peers.pop(f"faiss flat, {SHIPPED}")
         best = min(peers, key=lambda way: median(peers[way]))
@@ -104,7 +100,6 @@ def plural(threads: int) -> str:
 
 
 def worker(way: str, folder: str, chosen: Namespace) -> Conversation:
-    """Start the process that searches in a way."""
     environment = dict(os.environ)
     if way != OURS:
         environment.pop("OPENBLAS_CORETYPE", None)
@@ -148,24 +143,21 @@ def work(way: str, folder: str, threads: int, k: int, metric: Metric) -> None:
     print its seconds."""
     items, queries = np.load(Path(folder) / "items.npy"), np.load(Path(folder) / "queries.npy")
     about: Numbers = {"threshold": None}
+    asked = {"batch": queries, "single": queries[:1]}
     if way == OURS:
         ours = build_index("exact", items, np.arange(len(items)), metric)
         ours.threads = threads
         del items
-        works: Works = {f"{n} search": lambda q=q: ours.search(q, k)[0] for n, q in asked(queries).items()}  # type: ignore[misc]
+        works: Works = {f"{n} search": lambda q=q: ours.search(q, k)[0] for n, q in asked.items()}  # type: ignore[misc]
     else:
-        about["threshold"], works = faiss_works(way, items, queries, threads, k)
+        about["threshold"], works = faiss_works(way, items, asked, threads, k)
     found = next(iter(works.values()))().tolist()
     print(json.dumps(about | {"tasks": list(works), "found": found, "blas": blas()}), flush=True)
     for line in map(str.strip, sys.stdin):
         print([timed(works[line]) for _ in range(1 if line.startswith("batch") else 5)], flush=True)
 
 
-def asked(queries: Vectors) -> dict[str, Vectors]:
-    return {"batch": queries, "single": queries[:1]}
-
-
-def faiss_works(way: str, items: Vectors, queries: Vectors, threads: int, k: int) -> tuple[int, Works]:
+def faiss_works(way: str, items: Vectors, asked: dict[str, Vectors], threads: int, k: int) -> tuple[int, Works]:
     """Return FAISS's threshold of matrix products, and its tasks."""
     import faiss as module
 
@@ -176,7 +168,7 @@ def faiss_works(way: str, items: Vectors, queries: Vectors, threads: int, k: int
     faiss.omp_set_num_threads(threads)
 
     def searches(name: str, search: Callable[[Vectors], Any]) -> Works:
-        return {f"{kind} {name}": lambda some=some: search(some)[1] for kind, some in asked(queries).items()}  # type: ignore[misc]
+        return {f"{kind} {name}": lambda some=some: search(some)[1] for kind, some in asked.items()}  # type: ignore[misc]
 
     flat = faiss.IndexFlatIP(width)
     flat.add(items)
@@ -184,7 +176,7 @@ def faiss_works(way: str, items: Vectors, queries: Vectors, threads: int, k: int
     if way != SHIPPED:
         # numpy asks for huge pages, which FAISS's own store does not.
         works |= searches("faiss knn", lambda some: faiss.knn(some, items, k, metric=faiss.METRIC_INNER_PRODUCT))
-        works |= limits(items, queries, threads)
+        works |= limits(items, asked["batch"], threads)
     if way != SHIPPED and threads > 1:
         shards = faiss.IndexShards(width, True, True)
         parts = [faiss.IndexFlatIP(width) for _ in range(threads)]

@@ -29,12 +29,10 @@ WIDTH, LAYERS, BATCH = 16, (64, 32), 2048
 FLOPS_PER_ROW = 2 * 3 * sum(n * WIDTH * 64 + 64 * 32 for n in (4, 3)) + 2 * 3 * 32
 """Multiply-adds of both towers and the dot product, forward and backward (3 x forward), two flops each."""
 PACKAGES = {"torch-rechub": "torch-rechub", "RecBole": "recbole"}
-Work = Callable[[Dataset, Path], float]
-"""Does the work on a dataset and a fresh folder, and returns its seconds."""
+Work = Callable[[Dataset, Path], float]  # does the work on a dataset and a fresh folder, and returns its seconds
 
 
 def trainer(dataset: Dataset, seed: int = 0, device: str = "cpu", precision: str = "fp32") -> Trainer:
-    """Return the package's trainer with a fresh model."""
     tower: Numbers = {"layers": list(LAYERS), "activation": "ReLU"}
     model: Numbers = {"width": WIDTH, "bias": False, "unknown_rate": 0.0, "pairs": [dict.fromkeys(SIDES, tower)]}
     train: Numbers = {"batch_size": BATCH, "device": device, "precision": precision, "seed": seed}
@@ -113,7 +111,6 @@ def at_best(tried: Mapping[str, list[float]], more: bool) -> tuple[dict[str, lis
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress the output of the tools."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
