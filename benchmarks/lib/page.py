@@ -13,6 +13,7 @@ from benchmarks.lib.machine import Numbers
 from benchmarks.lib.report import cell, number, times
 from benchmarks.lib.tables import DECLARED, DOUBTFUL, EXPECTED, NOT_RUN, rewrite, table, translate
 
+Results = Mapping[str, Numbers]
 MEASUREMENTS = "<!-- measurements -->\n"  # the line of the page after which the list of all results stands
 
 
@@ -37,12 +38,7 @@ def collect(folder: Path) -> tuple[dict[str, Numbers], Numbers, list[Numbers], l
 
 
 def page(
-    results: Mapping[str, Numbers],
-    machine: Numbers,
-    bounds: list[Numbers],
-    doubts: list[str],
-    date: str,
-    before: str = "",
+    results: Results, machine: Numbers, bounds: list[Numbers], doubts: list[str], date: str, before: str = ""
 ) -> str:
     """Return the list of measurements; sections without a result are copied from the list `before`, where it has them."""
     out, names = [DECLARED["introduction"]], list(dict.fromkeys([*EXPECTED, *sorted(results)]))
@@ -73,7 +69,7 @@ def _sections(page: str) -> dict[str, str]:
     return {name: f"## {name}\n{text}" for name, text in dated.items()}
 
 
-def _section(group: str, names: list[str], results: Mapping[str, Numbers], date: str) -> str:
+def _section(group: str, names: list[str], results: Results, date: str) -> str:
     lines: list[list[str]] = [DECLARED["heads"]]
     commands: list[str] = []
     for name in names:

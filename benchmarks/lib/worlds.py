@@ -8,6 +8,7 @@ from twotower.data.datasets import movielens
 from twotower.data.datasets.ml_1m import MovieLens1M
 from twotower.data.tables import check
 
+Side = pl.DataFrame | None
 FIELDS = {"user": ("user_id", "gender", "age", "occupation"), "item": ("item_id", "genre", "year")}
 
 
@@ -20,12 +21,6 @@ def prepare_movielens() -> Dataset:
     return dataset(raw.users, items, raw.interactions, schema)
 
 
-def dataset(
-    users: pl.DataFrame | None,
-    items: pl.DataFrame | None,
-    actions: pl.DataFrame,
-    schema: Schema,
-    config: Config | None = None,
-) -> Dataset:
+def dataset(users: Side, items: Side, actions: pl.DataFrame, schema: Schema, config: Config | None = None) -> Dataset:
     """Encode tables with the split of a config."""
     return build_dataset(check(users, items, actions, schema), schema, (config or Config()).split)

@@ -19,10 +19,8 @@ from twotower.data.datasets.ml_1m import MovieLens1M
 from twotower.evaluation.factors import Factors
 from twotower.features.side import SIDES
 
-USER, ITEM = (
-    ("user_id", "gender", "age", "occupation"),
-    ("movie_id", "cate_id"),
-)  # the fields of torch-rechub's examples
+USER, ITEM = ("user_id", "gender", "age", "occupation"), ("movie_id", "cate_id")
+"""The fields of torch-rechub's examples."""
 
 
 def rechub(films: Films, kind: str, epochs: int, batch: int, lr: float, power: float) -> Candidates:

@@ -15,14 +15,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.lib.machine import Numbers
+from twotower.arrays.types import Ints
 
 Times = npt.NDArray[np.float64]  # seconds from the start of a run
+Windows = list[tuple[float, float | None, int]]  # start, p99 in ms and failures
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 IDLE = 2.0  # seconds after which an unused connection is not used again: the server may be closing it
 PENDING, RESET, TIMEOUT, REFUSED, BROKEN = 0, -1, -2, -3, -4
@@ -100,7 +102,7 @@ class Log:
         found["retry_after_missing"] = int((np.isin(status, (503, 429)) & ~self.retry_after[here]).sum())
         return found | latency | {"lag": lag, "lag_ok": lag_is_small(lag["p99"], latency["p99"])}
 
-    def windows(self, start: float, stop: float, width: float) -> list[tuple[float, float | None, int]]:
+    def windows(self, start: float, stop: float, width: float) -> Windows:
         """Return start, p99 in ms and failures of the requests due in each window of `width` seconds."""
         starts = [start + n * width for n in range(round((stop - start) / width))]
         found = [self.within(at, at + width) for at in starts]
@@ -120,13 +122,12 @@ def lag_is_small(lag: float | None, latency: float | None) -> bool:
     return lag is None or lag <= max(1.0, 0.1 * (latency or 0.0))
 
 
+@dataclass(slots=True, eq=False)
 class _Connection:
-    """A kept connection: the request that waits on it (-1: none), the part of its reply that was read, and since when it is idle."""
-
-    __slots__ = ("buffer", "number", "since", "socket")
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket, self.number, self.buffer, self.since = sock, -1, b"", 0.0
+    socket: socket.socket
+    number: int = -1  # of the request that waits on it
+    buffer: bytes = b""  # the part of its reply that was read
+    since: float = 0.0  # when it became idle
 
 
 class Generator:
@@ -139,9 +140,7 @@ class Generator:
         """`timeout`: seconds from the due time of a request. `bundles`: record the bundle of every reply."""
         self.address, self.most, self.timeout, self.look = ("127.0.0.1", port), most, timeout, bundles
 
-    def run(
-        self, due: Times, pool: Sequence[bytes], which: npt.NDArray[np.integer[Any]], stop: Callable[[], bool] = bool
-    ) -> Log:
+    def run(self, due: Times, pool: Sequence[bytes], which: Ints, stop: Callable[[], bool] = bool) -> Log:
         """Send `pool[which[n]]` at `due[n]` and wait for the last reply; after `stop()` is true, send nothing more."""
         n, never = len(due), np.full(len(due), np.nan)
         status, bundle = np.full(n, PENDING, np.int16), np.full(n, -1, np.int16)
@@ -298,9 +297,7 @@ class Generator:
             self._asked.popleft()
 
 
-def recovery(
-    usual: Sequence[tuple[float, float | None, int]], after: Sequence[tuple[float, float | None, int]]
-) -> tuple[float | None, float]:
+def recovery(usual: Windows, after: Windows) -> tuple[float | None, float]:
     """Return the seconds from the first window of `after` until two in a row are normal (None: never), and the bound (ms).
 
     Normal: no failure, and a p99 of at most twice that of the worst window of `usual`. Windows are those of `Log.windows`.

@@ -69,7 +69,8 @@ def exact(report: Report, items: Vectors, users: Vectors, chosen: Namespace) -> 
         turns: dict[str, list[list[float]]] = in_turns(works, chosen.rounds + 1)
     found = {name: [seconds for turn in of[1:] for seconds in turn] for name, of in turns.items()}
     both = zip(told[SHIPPED]["found"], told[OURS]["found"], strict=True)
-    agree = float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in both]))
+    facts: Numbers = {"blas": {way: given["blas"] for way, given in told.items()}}
+    facts["agreement_with_faiss"] = round(float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in both])), 5)
     beside = f"{tool('faiss-cpu')} flat"
     for kind, size in (("batch", len(queries)), ("single", 1)):
         own = {name.removeprefix(f"{kind} "): of for name, of in found.items() if name.startswith(kind)}
@@ -80,19 +81,13 @@ def exact(report: Report, items: Vectors, users: Vectors, chosen: Namespace) -> 
         best = min(peers, key=lambda way: median(peers[way]))
         form, _, core = best.partition(", ")
         settings = f"distance_compute_blas_threshold={told[core]['threshold']}, OPENBLAS_CORETYPE={core}"
-        report.add(
-            f"exact, {len(items):,} x {items.shape[1]}, {plural(chosen.threads)}, {what}",
-            times[f"search, {OURS}"],
-            "ms",
-            more=False,
-            peers={f"{beside}, at its best": peers[best], f"{beside}, as shipped": shipped},
-            floor=min(median(values) for way, values in times.items() if way.startswith("limit")),
-            agreement_with_faiss=round(agree, 5),
-            settings={f"{beside}, at its best": settings + DECLARED["forms"].get(form, "")},
-            tried={way: round(median(values), 4) for way, values in times.items()},
-            blas={way: given["blas"] for way, given in told.items()},
-            **settings_doubt(told, items.shape[1]),
-        )
+        given: Numbers = {"peers": {f"{beside}, at its best": peers[best], f"{beside}, as shipped": shipped}}
+        given["floor"] = min(median(values) for way, values in times.items() if way.startswith("limit"))
+        given["settings"] = {f"{beside}, at its best": settings + DECLARED["forms"].get(form, "")}
+        given["tried"] = {way: round(median(values), 4) for way, values in times.items()}
+        given |= facts | settings_doubt(told, items.shape[1])
+        name = f"exact, {len(items):,} x {items.shape[1]}, {plural(chosen.threads)}, {what}"
+        report.add(name, times[f"search, {OURS}"], "ms", more=False, **given)
 
 
 def plural(threads: int) -> str:
