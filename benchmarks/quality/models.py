@@ -35,8 +35,8 @@ def main(chosen: Namespace, report: Report) -> None:
         for what, metric in table["metrics"].items():
             ends = [runs[-1].get(f"{metric}.{end}") for end in ("low", "high")]
             given: Numbers = {"interval": ends} if None not in ends else {}
-            seconds: Numbers = {"unit": "s", "more": False} if metric == "train.seconds" else {}
-            report.add(f"{name}, {what}", [run[metric] for run in runs], **given, **seconds)
+            given |= {"unit": "s", "more": False} if metric == "train.seconds" else {}
+            report.add(f"{name}, {what}", [run[metric] for run in runs], **given)
 
 
 def configured(table: Numbers, row: Numbers, settings: list[str]) -> tuple[Schema | None, Config]:

@@ -16,8 +16,8 @@ def main(chosen: Namespace, report: Report) -> None:
     for items in chosen.sizes:
         ran, told = call(index_items, items)
         name = f"{items:,} items ({told['kind']})"
-        for what, cost in (("build", told["build"]), ("search", told["search"]), ("memory", ran.memory)):
-            costs[what].append(cost)
+        for what, found in costs.items():
+            found.append((told | {"memory": ran.memory})[what])
         report.add(f"{name}, build and tune", told["build"], "s", more=False)
         report.add(f"{name}, one search at recall {told['recall']:.3f}", told["search"], "ms", more=False)
         report.add(f"{name}, index on disk", told["bytes"] / 1e6, "MB", more=False)

@@ -88,13 +88,11 @@ class Log:
 
     def within(self, start: float, stop: float) -> Numbers:
         """Return counts and latencies of the requests due from `start` to `stop`, and rates of the replies in that time."""
-        here = (self.due >= start) & (self.due < stop)
-        then = (self.done >= start) & (self.done < stop)
+        here, then = ((of >= start) & (of < stop) for of in (self.due, self.done))
         good = (self.status >= 200) & (self.status < 300)
         status, count, ok = self.status[here], int(here.sum()), int((here & good).sum())
         turned_away = {str(code): int((status == code).sum()) for code in (503, 429)}
-        lag = percentiles((self.taken - self.due)[here])
-        latency = percentiles((self.done - self.due)[here & good])
+        lag, latency = percentiles((self.taken - self.due)[here]), percentiles((self.done - self.due)[here & good])
         offered, goodput = count / (stop - start), float((then & good).sum() / (stop - start))
         found: Numbers = {"count": count, "offered": offered, "goodput": goodput, "ok": ok, "unanswered": count - ok}
         found |= turned_away | {"other": int((status > 0).sum()) - sum(turned_away.values()) - ok}

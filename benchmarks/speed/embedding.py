@@ -75,6 +75,4 @@ def resident(reset: bool = False) -> int:
     """Return the peak of resident memory in KiB; with `reset`, the present memory, where the peak starts again."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
-    found = re.search(r"VmHWM:\s+(\d+)", read("/proc/self/status"))
-    assert found is not None
-    return int(found[1])
+    return int(re.findall(r"VmHWM:\s+(\d+)", read("/proc/self/status"))[0])

@@ -2,6 +2,7 @@ import tempfile
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.lib.machine import tool
 from benchmarks.lib.processes import call
@@ -51,18 +52,17 @@ def search(name: str, threads: int, items: int) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((items, WIDTH), dtype=np.float32)
     queries = rng.standard_normal((QUERIES, WIDTH), dtype=np.float32)
+    index: Any
     if name == "faiss":
         import faiss
 
         faiss.omp_set_num_threads(threads)
         index = faiss.IndexFlatIP(WIDTH)
         index.add(vectors)
-        del vectors
-        index.search(queries, K)
-        return
-    from twotower.index import build_index
+    else:
+        from twotower.index import build_index
 
-    ours = build_index("exact", vectors, np.arange(items), "dot")
+        index = build_index("exact", vectors, np.arange(items), "dot")
+        index.threads = threads
     del vectors
-    ours.threads = threads
-    ours.search(queries, K)
+    index.search(queries, K)
