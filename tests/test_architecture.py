@@ -143,8 +143,8 @@ def lines(path: Path) -> int:
 
 def test_modules_are_short() -> None:
     lengths = [lines(path) for path in sources()]
-    assert sum(n > 400 for n in lengths) <= 4
-    assert median(lengths) <= 150
+    assert sum(n > 400 for n in lengths) <= 1
+    assert median(lengths) <= 100
 
 
 def test_the_root_of_the_package_holds_few_modules_and_the_house_few_layers() -> None:

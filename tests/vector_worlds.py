@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from twotower.index import Metric
+from twotower.index import Similarity
 
 N, WIDTH = 600, 9
 
@@ -47,7 +47,7 @@ def naive(
     return found, scores
 
 
-def checked(metric: str) -> Metric:
+def checked(metric: str) -> Similarity:
     return "cosine" if metric == "cosine" else "dot"
 
 

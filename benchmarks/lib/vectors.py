@@ -10,7 +10,7 @@ from benchmarks.lib.machine import timed
 from twotower.arrays.types import Vectors
 from twotower.index import Index, build_index, measure_recall, tune_index
 from twotower.index.protocol import IndexConfig
-from twotower.index.vector_store import Metric
+from twotower.index.vector_store import Similarity
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Tuned(NamedTuple):
 
 
 def tuned(
-    kind: str | IndexConfig, items: Vectors, queries: Vectors, metric: Metric, k: int, target: float, threads: int = 0,
+    kind: str | IndexConfig, items: Vectors, queries: Vectors, metric: Similarity, k: int, target: float, threads: int = 0,
     save: Path | None = None,
 ) -> Tuned:  # fmt: skip
     """Build an index, with the time to `save` it, and tune it to a recall with the first half of the queries; recall is that of the other half."""

@@ -22,7 +22,7 @@ from benchmarks.lib.vectors import Clusters, tuned
 from twotower.arrays.types import Vectors
 from twotower.index import build_index
 from twotower.index.blas_threads import one_blas_thread
-from twotower.index.vector_store import Metric
+from twotower.index.vector_store import Similarity
 
 DECLARED = declared(__file__)
 KERNELS: dict[str, list[str]] = DECLARED["kernels"]
@@ -133,7 +133,7 @@ def approximate(report: Report, kind: str, items: Vectors, users: Vectors, chose
     report.add(f"{kind}, {size}, {plural(chosen.threads)}, built", built, "s", more=False, **facts)
 
 
-def work(way: str, folder: str, threads: int, k: int, metric: Metric) -> None:
+def work(way: str, folder: str, threads: int, k: int, metric: Similarity) -> None:
     """Print the tasks of a way, the results of its first, the threshold and the kernels of BLAS; then run the task that each line names, and
     print its seconds."""
     items, queries = np.load(Path(folder) / "items.npy"), np.load(Path(folder) / "queries.npy")

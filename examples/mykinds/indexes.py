@@ -8,7 +8,7 @@ from pydantic import Field
 from twotower.arrays.types import Array, Rows, Shaped, Vectors
 from twotower.index.approximate import ApproximateIndex
 from twotower.index.protocol import IndexConfig, Publication
-from twotower.index.vector_store import Metric
+from twotower.index.vector_store import Similarity
 
 ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 """Number of bits that are set in a byte."""
@@ -26,7 +26,7 @@ class Lsh(IndexConfig):
 
     bits: int = Field(64, ge=8, le=4096, multiple_of=8, description="Number of hyperplanes.")
 
-    def empty(self, width: int, metric: Metric, publication: Publication) -> LshIndex:
+    def empty(self, width: int, metric: Similarity, publication: Publication) -> LshIndex:
         return LshIndex(self, width, metric)
 
 

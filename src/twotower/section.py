@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -40,15 +41,7 @@ class Section(BaseModel):
     def _refuse_unknown_keys(cls, data: Any) -> Any:
         for key in data if isinstance(data, dict) and cls.model_config["extra"] == "forbid" else ():
             if key not in (known := list(cls.model_fields)):
-                hint, allowed = (
-                    did_you_mean(str(key), known),
-                    ", ".join(known) or f"none; {cls._shown()} has no options",
-                )
-                raise PydanticCustomError(
-                    "unknown_key",
-                    "unknown key '{key}'{hint} (allowed: {allowed})",
-                    {"key": key, "hint": hint, "allowed": allowed},
-                )
+                raise unknown_key(str(key), known, cls._shown())
         return data
 
     @classmethod
@@ -68,6 +61,13 @@ class Section(BaseModel):
 
 
 Positive = Annotated[int, Field(ge=1)]
+
+
+def unknown_key(key: str, known: Collection[str], where: str) -> PydanticCustomError:
+    """Return the error of a key of the section `where` that is not one of the `known`."""
+    hint, allowed = did_you_mean(key, known), ", ".join(known) or f"none; {where} has no options"
+    message = "unknown key '{key}'{hint} (allowed: {allowed})"
+    return PydanticCustomError("unknown_key", message, {"key": key, "hint": hint, "allowed": allowed})
 
 
 def first_problem(error: ValidationError) -> str:

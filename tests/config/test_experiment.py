@@ -38,7 +38,8 @@ from twotower.model.two_tower import PairConfig
 from twotower.section import Section, Tier
 from twotower.train.losses.bce import Bce
 from twotower.train.losses.softmax import Softmax
-from twotower.train.negatives.config import SOURCES, NegativesConfig
+from twotower.train.negatives import SOURCES
+from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.full import FullCatalogue
 from twotower.train.negatives.hard import HardNegatives
 from twotower.train.negatives.in_batch import InBatchNegatives

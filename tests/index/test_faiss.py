@@ -18,14 +18,14 @@ from vector_worlds import WIDTH, N, users, world
 import twotower
 from twotower import limited_process
 from twotower.errors import RunError, TwoTowerError
-from twotower.index import INDEXES, Index, Metric, build_index, load_index
+from twotower.index import INDEXES, Index, Similarity, build_index, load_index
 from twotower.index.faiss import setup
 from twotower.index.faiss.engine_file import read_faiss, verify_file, verify_files
 from twotower.index.faiss.setup import BLAS_MIN_QUERIES, choose_coretype, faiss
 from twotower.index.protocol import IndexConfig
 
 
-def made(kind: str, metric: Metric, n: int) -> Index:
+def made(kind: str, metric: Similarity, n: int) -> Index:
     return build_index(kind, *world(metric, n), metric)
 
 

@@ -18,7 +18,7 @@ from vector_worlds import WIDTH, N, checked, in_order, naive, same, users, world
 
 from twotower.arrays.sets import sorted_unique
 from twotower.errors import ConfigError, DataError, RunError
-from twotower.index import INDEXES, Index, Metric, build_index, load_index, measure_recall, tune_index
+from twotower.index import INDEXES, Index, Similarity, build_index, load_index, measure_recall, tune_index
 from twotower.index.approximate import ApproximateIndex
 from twotower.index.auto import Auto
 from twotower.index.milvus.milvus import MilvusType, choose_milvus_type
@@ -51,7 +51,7 @@ def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def build(
-    kind: str, vectors: np.ndarray, rows: np.ndarray, metric: Metric, params: dict[str, Any] | None = None
+    kind: str, vectors: np.ndarray, rows: np.ndarray, metric: Similarity, params: dict[str, Any] | None = None
 ) -> Index:
     """The index of a kind, in the server of this test if it needs one."""
     if kind not in KINDS:

@@ -20,6 +20,7 @@ from twotower.section import Section
 __all__ = ["FEATURES", "Categorical", "Feature", "MultiHot", "Numeric", "Schema", "Sequence", "Text", "Vector"]
 
 FEATURES = Kinds("feature", Feature, Categorical, Numeric, MultiHot, Vector, Sequence, Text)
+"""Kinds of features, by their names in a config."""
 
 
 class Schema(Section):

@@ -25,34 +25,24 @@ from twotower.index.faiss.ivfpq import IvfPq
 from twotower.index.milvus.milvus import Milvus
 from twotower.index.protocol import Index, IndexConfig
 from twotower.index.recall import measure_recall, tune_index
-from twotower.index.vector_store import Metric
+from twotower.index.vector_store import Similarity
 from twotower.kinds import Kinds, UntrustedKind
 from twotower.section import first_problem
 
 __all__ = [
-    "INDEXES", "Auto", "Exact", "Flat", "Hnsw", "Index", "IndexConfig", "Ivf", "IvfPq", "Metric", "Milvus",
-    "build_index", "load_index", "measure_recall", "tune_index",
+    "INDEXES", "Auto", "Exact", "Flat", "Hnsw", "Index", "IndexConfig", "Ivf", "IvfPq", "Milvus",
+    "Similarity", "build_index", "load_index", "measure_recall", "tune_index",
 ]  # fmt: skip
 
-INDEXES = Kinds(
-    "index",
-    IndexConfig,
-    Auto,
-    Exact,
-    Flat,
-    Ivf,
-    Hnsw,
-    IvfPq,
-    Milvus,
-    default=Auto,
-)
+INDEXES = Kinds("index", IndexConfig, Auto, Exact, Flat, Ivf, Hnsw, IvfPq, Milvus, default=Auto)
+"""Kinds of indexes, by their names in a config."""
 
 
 def build_index(
     kind: str | IndexConfig,
     vectors: Shaped[Vectors, "*_"],
     rows: Shaped[Rows, "*_"],
-    metric: Metric,
+    metric: Similarity,
     params: Mapping[str, JsonValue] | None = None,
 ) -> Index:
     """Build an index of item vectors (N, D) under rows (N,); rows of unusable vectors are in `index.rejected`.

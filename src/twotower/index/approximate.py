@@ -24,7 +24,7 @@ from twotower.index.description import IndexDescription
 from twotower.index.exact import ExactIndex
 from twotower.index.protocol import IndexConfig
 from twotower.index.top_k import RESCORED_NUMBERS, SearchScope, TopK, rescore
-from twotower.index.vector_store import Metric
+from twotower.index.vector_store import Similarity
 
 EXACT_MAX_ROWS = 8192
 """Default of `exact_max_rows`: few rows pass a filter, and a graph search loses its connections."""
@@ -51,7 +51,7 @@ class ApproximateIndex(ExactIndex):
     """Search parameters of a new index. `refine` is the number of candidates for one of the answer."""
     efforts: ClassVar[tuple[Effort, ...]] = (Effort(1, 1), Effort(4, 4), Effort(16, 16))
 
-    def __init__(self, options: IndexConfig, width: int, metric: Metric) -> None:
+    def __init__(self, options: IndexConfig, width: int, metric: Similarity) -> None:
         super().__init__(options, width, metric)
         self.search_params = dict(self.default_search_params)
         self.exact_max_rows = EXACT_MAX_ROWS

@@ -6,7 +6,7 @@ from twotower.index.exact import Exact
 from twotower.index.faiss.ivf import Ivf
 from twotower.index.faiss.ivfpq import IvfPq
 from twotower.index.protocol import Index, IndexConfig, Publication
-from twotower.index.vector_store import Metric
+from twotower.index.vector_store import Similarity
 
 EXACT_MAX_ITEMS = 50_000
 UNCOMPRESSED_MAX_ITEMS = 2_000_000
@@ -20,7 +20,7 @@ class Auto(IndexConfig):
 
     kind = "auto"
 
-    def choose(self, n_items: int, metric: Metric) -> tuple[IndexConfig, str]:
+    def choose(self, n_items: int, metric: Similarity) -> tuple[IndexConfig, str]:
         common = dict(self)
         if n_items <= EXACT_MAX_ITEMS:
             return Exact(**common), f"exact search: {n_items:,} items are scored in a few milliseconds"
@@ -34,5 +34,5 @@ class Auto(IndexConfig):
         why = f"{nlist:,} lists of whole vectors: fast to search and to build for {n_items:,} {items}"
         return Ivf(nlist=nlist, **common), why
 
-    def empty(self, width: int, metric: Metric, publication: Publication) -> Index:
+    def empty(self, width: int, metric: Similarity, publication: Publication) -> Index:
         return self.choose(0, metric)[0].empty(width, metric, publication)

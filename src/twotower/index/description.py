@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from twotower.index.vector_store import MAX_NORM, Metric
+from twotower.index.vector_store import MAX_NORM, Similarity
 
 INDEX_FORMAT = 2
 Row = Annotated[int, Field(ge=0, le=np.iinfo(np.int64).max)]
@@ -20,7 +20,7 @@ class IndexDescription(BaseModel):
 
     format: int
     kind: str
-    metric: Metric
+    metric: Similarity
     n: int
     """Number of rows in the index."""
     width: int

@@ -16,7 +16,7 @@ from twotower.index.blas_threads import one_blas_thread
 from twotower.index.description import INDEX_FORMAT, IndexDescription
 from twotower.index.protocol import IndexConfig, Publication
 from twotower.index.top_k import SearchScope, TopK, exact_top_k
-from twotower.index.vector_store import MAX_NORM, Metric, VectorStore, checked_rows, checked_vectors, norms
+from twotower.index.vector_store import MAX_NORM, Similarity, VectorStore, checked_rows, checked_vectors, norms
 from twotower.machine import default_threads
 
 INDEX_FILES = (layout.INDEX_FACTS, "vectors.npy", "rows.npy", layout.INDEX_FAISS)
@@ -28,7 +28,7 @@ class Exact(IndexConfig):
 
     kind = "exact"
 
-    def empty(self, width: int, metric: Metric, publication: Publication) -> ExactIndex:
+    def empty(self, width: int, metric: Similarity, publication: Publication) -> ExactIndex:
         return ExactIndex(self, width, metric)
 
 
@@ -38,11 +38,11 @@ class ExactIndex:
     files: ClassVar[tuple[str, ...]] = ()
     """Names of the files that `save` writes beyond `INDEX_FILES`."""
 
-    def __init__(self, options: IndexConfig, width: int, metric: Metric) -> None:
+    def __init__(self, options: IndexConfig, width: int, metric: Similarity) -> None:
         """Create an empty index of vectors of dimension `width`. Raises DataError."""
         self._store = VectorStore(width, metric)
         self.options = options
-        self.metric: Metric = metric
+        self.metric: Similarity = metric
         self.search_params: dict[str, int] = {}
         self.threads = default_threads()
 

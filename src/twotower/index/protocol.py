@@ -16,7 +16,7 @@ from pydantic import Field, JsonValue, ValidationError
 from twotower.arrays.types import Rows, Shaped, Vectors
 from twotower.errors import DataError, RunError
 from twotower.index.description import IndexDescription
-from twotower.index.vector_store import Metric
+from twotower.index.vector_store import Similarity
 from twotower.kinds import Kind
 from twotower.section import first_problem
 
@@ -30,7 +30,7 @@ class Index(Protocol):
     Any number of threads may search at once, but none while another thread changes the index.
     """
 
-    metric: Metric
+    metric: Similarity
     search_params: dict[str, int]
     """Parameters of a search: `nprobe`, `ef`, `refine`. Larger values find more and take longer. Empty for an exact index."""
     threads: int
@@ -159,10 +159,10 @@ class IndexConfig(Kind):
     """Content of `index.json`."""
 
     @abstractmethod
-    def empty(self, width: int, metric: Metric, publication: Publication) -> Index:
+    def empty(self, width: int, metric: Similarity, publication: Publication) -> Index:
         """Return an index without vectors, for vectors of dimension `width`. Raises ConfigError, DataError."""
 
-    def choose(self, n_items: int, metric: Metric) -> tuple[IndexConfig, str]:
+    def choose(self, n_items: int, metric: Similarity) -> tuple[IndexConfig, str]:
         """Return the options with all that depends on the number of items decided, and the reason as a sentence."""
         return self, "set by index.kind"
 
@@ -192,7 +192,7 @@ class IndexConfig(Kind):
         self,
         vectors: Shaped[Vectors, "*_"],
         rows: Shaped[Rows, "*_"],
-        metric: Metric,
+        metric: Similarity,
         publication: Publication = Publication(),
     ) -> Index:
         """Build an index of vectors (N, D) under rows (N,); rows of unusable vectors are in `rejected`.

@@ -12,7 +12,7 @@ from twotower.arrays.types import F32, F64, I64, Doubles, Rows, Shaped, Vectors
 from twotower.errors import DataError
 from twotower.files.readers import read_array, read_checked
 
-Metric = Literal["cosine", "dot"]
+Similarity = Literal["cosine", "dot"]
 MAX_NORM = 1e18
 """Largest norm; vectors above it are rejected, because an inner product of two could overflow float32."""
 MIN_NORM = 1e-6
@@ -25,7 +25,7 @@ class VectorStore:
     Removed vectors keep their position, under row -1, until they are more than half of all.
     """
 
-    def __init__(self, width: int, metric: Metric) -> None:
+    def __init__(self, width: int, metric: Similarity) -> None:
         """Create an empty store. Raises DataError."""
         if metric not in ("cosine", "dot"):
             raise DataError(f"metric is {metric!r} (allowed: cosine, dot)")

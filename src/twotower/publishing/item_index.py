@@ -8,14 +8,14 @@ import numpy as np
 
 from twotower.arrays.types import Floats
 from twotower.errors import RunError
-from twotower.index import Index, Metric, measure_recall, tune_index
+from twotower.index import Index, Similarity, measure_recall, tune_index
 from twotower.index.protocol import IndexConfig, Publication
 from twotower.store.manifest import IndexFacts, RecallCheck
 
 log = logging.getLogger(__name__)
 
 
-def build_item_index(items: Floats, metric: Metric, config: IndexConfig, publication: Publication) -> Index:
+def build_item_index(items: Floats, metric: Similarity, config: IndexConfig, publication: Publication) -> Index:
     """Return the index of the item vectors (I, D) under their rows, of the kind that the config names or that suits them.
 
     Raises RunError if no vector can be indexed."""

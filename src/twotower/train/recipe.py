@@ -13,7 +13,8 @@ from twotower.section import Section
 from twotower.train.losses import LOSSES
 from twotower.train.losses.bce import Bce
 from twotower.train.losses.loss import ContrastiveLoss, PointwiseLoss
-from twotower.train.negatives.config import SOURCES, NegativesConfig
+from twotower.train.negatives import SOURCES
+from twotower.train.negatives.config import NegativesConfig
 from twotower.train.optimizers import OPTIMIZERS
 from twotower.train.optimizers.adam import Adam
 from twotower.train.optimizers.optimizer import Optimizer

@@ -6,7 +6,8 @@ import pytest
 from mykinds.negatives import Recent
 from pydantic import ValidationError
 
-from twotower.train.negatives.config import SOURCES, NegativesConfig
+from twotower.train.negatives import SOURCES
+from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.hard import HardNegatives
 from twotower.train.negatives.in_batch import InBatchNegatives
 from twotower.train.negatives.random import RandomNegatives

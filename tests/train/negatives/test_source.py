@@ -16,8 +16,9 @@ from worlds import settings
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError
 from twotower.evaluation.factors import Factors
+from twotower.train.negatives import SOURCES
 from twotower.train.negatives.attribute import AttributeNegatives
-from twotower.train.negatives.config import SOURCES, NegativesConfig
+from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.hard import HardNegatives
 from twotower.train.negatives.in_batch import InBatchNegatives
 from twotower.train.negatives.mixture import CandidateSampler

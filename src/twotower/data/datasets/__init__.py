@@ -11,11 +11,5 @@ from twotower.kinds import Kinds
 
 __all__ = ["DATASETS", "MovieLens1M", "MovieLens1MTitles", "MovieLens100K", "MovieLens100KTitles", "NamedDataset"]
 
-DATASETS = Kinds(
-    "data set",
-    NamedDataset,
-    MovieLens1M,
-    MovieLens100K,
-    MovieLens1MTitles,
-    MovieLens100KTitles,
-)
+DATASETS = Kinds("data set", NamedDataset, MovieLens1M, MovieLens100K, MovieLens1MTitles, MovieLens100KTitles)
+"""Kinds of data sets, by their names in a config."""

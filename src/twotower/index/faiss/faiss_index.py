@@ -22,7 +22,7 @@ from twotower.index.faiss.engine_file import read_faiss, verify_file
 from twotower.index.faiss.setup import faiss, faiss_settings
 from twotower.index.protocol import IndexConfig
 from twotower.index.top_k import RESCORED_NUMBERS, SearchScope, TopK
-from twotower.index.vector_store import Metric
+from twotower.index.vector_store import Similarity
 
 FAISS_MIN_VECTORS = 256
 """Smallest index that FAISS searches; with fewer vectors search is exact, since centroids cannot be learned."""
@@ -34,7 +34,7 @@ class FaissIndex(ApproximateIndex):
     types: ClassVar[tuple[str, ...]] = ()
     """FAISS classes of the engine."""
 
-    def __init__(self, options: IndexConfig, width: int, metric: Metric) -> None:
+    def __init__(self, options: IndexConfig, width: int, metric: Similarity) -> None:
         super().__init__(options, width, metric)
         self._engine: FaissEngine | None = None
         self._mapped = False

@@ -7,7 +7,7 @@ from twotower.index.faiss.engine import FaissEngine, SearchParameters, Selector
 from twotower.index.faiss.faiss_index import FaissIndex
 from twotower.index.faiss.setup import faiss
 from twotower.index.protocol import IndexConfig, Publication
-from twotower.index.vector_store import Metric
+from twotower.index.vector_store import Similarity
 
 
 class Flat(IndexConfig):
@@ -15,7 +15,7 @@ class Flat(IndexConfig):
 
     kind = "flat"
 
-    def empty(self, width: int, metric: Metric, publication: Publication) -> FlatIndex:
+    def empty(self, width: int, metric: Similarity, publication: Publication) -> FlatIndex:
         return FlatIndex(self, width, metric)
 
 

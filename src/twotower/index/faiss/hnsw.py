@@ -12,7 +12,7 @@ from twotower.index.faiss.faiss_index import FaissIndex
 from twotower.index.faiss.setup import faiss
 from twotower.index.protocol import Count, IndexConfig, Publication
 from twotower.index.top_k import SearchScope
-from twotower.index.vector_store import Metric
+from twotower.index.vector_store import Similarity
 
 
 class Hnsw(IndexConfig):
@@ -26,7 +26,7 @@ class Hnsw(IndexConfig):
     m: Annotated[Count, Field(ge=2)] = Field(16, description="Neighbours of a node.")
     ef_construction: Annotated[Count, Field(ge=1)] = Field(100, description="Beam width of building.")
 
-    def empty(self, width: int, metric: Metric, publication: Publication) -> HnswIndex:
+    def empty(self, width: int, metric: Similarity, publication: Publication) -> HnswIndex:
         return HnswIndex(self, width, metric)
 
 

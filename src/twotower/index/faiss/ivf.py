@@ -10,7 +10,7 @@ from twotower.index.faiss.engine import IvfEngine, SearchParameters, Selector
 from twotower.index.faiss.faiss_index import FaissIndex
 from twotower.index.faiss.setup import faiss
 from twotower.index.protocol import Count, IndexConfig, Publication
-from twotower.index.vector_store import Metric
+from twotower.index.vector_store import Similarity
 
 
 class Ivf(IndexConfig):
@@ -23,7 +23,7 @@ class Ivf(IndexConfig):
 
     nlist: Count = Field(0, description="Number of lists, each with at least eight vectors. 0: 4 sqrt(N).")
 
-    def empty(self, width: int, metric: Metric, publication: Publication) -> IvfIndex:
+    def empty(self, width: int, metric: Similarity, publication: Publication) -> IvfIndex:
         return IvfIndex(self, width, metric)
 
 

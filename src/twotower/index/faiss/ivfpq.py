@@ -7,7 +7,7 @@ from twotower.index.faiss.engine import IvfPqEngine
 from twotower.index.faiss.ivf import Ivf, IvfIndex
 from twotower.index.faiss.setup import faiss
 from twotower.index.protocol import Publication
-from twotower.index.vector_store import Metric
+from twotower.index.vector_store import Similarity
 
 
 class IvfPq(Ivf):
@@ -18,7 +18,7 @@ class IvfPq(Ivf):
 
     kind = "ivfpq"
 
-    def empty(self, width: int, metric: Metric, publication: Publication) -> IvfPqIndex:
+    def empty(self, width: int, metric: Similarity, publication: Publication) -> IvfPqIndex:
         return IvfPqIndex(self, width, metric)
 
 

@@ -13,7 +13,7 @@ from twotower.errors import ConfigError
 from twotower.index.auto import EXACT_MAX_ITEMS, UNCOMPRESSED_MAX_ITEMS
 from twotower.index.description import IndexDescription, RemoteDescription
 from twotower.index.protocol import CollectionServer, Count, Index, IndexConfig, Publication
-from twotower.index.vector_store import Metric
+from twotower.index.vector_store import Similarity
 
 MilvusType = Literal["FLAT", "IVF_FLAT", "IVF_SQ8", "HNSW"]
 BUILD_PARAMS: dict[str, tuple[str, ...]] = {
@@ -78,7 +78,7 @@ class Milvus(IndexConfig):
                 raise ValueError(f"{name} is an option of type = {allowed}, not of '{self.type}'; leave it out")
         return self
 
-    def choose(self, n_items: int, metric: Metric) -> tuple[IndexConfig, str]:
+    def choose(self, n_items: int, metric: Similarity) -> tuple[IndexConfig, str]:
         # An absolute path: the service may run in another folder.
         uri = self.uri if "://" in self.uri else str(Path(self.uri).absolute())
         type_, why = (self.type, "set by index.type") if self.type != "auto" else choose_milvus_type(n_items)
@@ -97,7 +97,7 @@ class Milvus(IndexConfig):
         assert isinstance(known, MilvusDescription)
         return cls.model_validate({**known.params, "uri": known.uri, "prefix": known.alias, "type": known.type})
 
-    def empty(self, width: int, metric: Metric, publication: Publication) -> Index:
+    def empty(self, width: int, metric: Similarity, publication: Publication) -> Index:
         index: Index = _module("milvus_index").MilvusIndex(self, width, metric, publication)
         return index
 

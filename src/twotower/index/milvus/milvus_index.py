@@ -31,7 +31,7 @@ from twotower.index.milvus.client import MESSAGE_MAX_BYTES, CollectionError, Mil
 from twotower.index.milvus.milvus import Milvus, MilvusDescription
 from twotower.index.protocol import Publication
 from twotower.index.top_k import SearchScope, TopK, best, exact_scores
-from twotower.index.vector_store import Metric
+from twotower.index.vector_store import Similarity
 
 INSERT_ROWS = 4096
 EXACT_MAX_ROWS = 1024
@@ -60,7 +60,7 @@ class MilvusIndex(ApproximateIndex):
     options: Milvus
     efforts = (*ApproximateIndex.efforts, Effort(16, 16, True), Effort(16, sys.maxsize, True))
 
-    def __init__(self, options: Milvus, width: int, metric: Metric, publication: Publication) -> None:
+    def __init__(self, options: Milvus, width: int, metric: Similarity, publication: Publication) -> None:
         """Create an empty index. Raises DataError."""
         super().__init__(options, width, metric)
         self.search_params = dict(SEARCH_PARAMS[options.type])

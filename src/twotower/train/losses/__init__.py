@@ -14,4 +14,4 @@ __all__ = ["LOSSES", "Bce", "Bpr", "ContrastiveLoss", "Gbce", "Loss", "Pointwise
 LOSSES: Kinds[Loss] = Kinds(
     "loss", Loss, Bce, Softmax, Gbce, Bpr, default=Bce, families=(PointwiseLoss, ContrastiveLoss)
 )
-"""Losses by the values of `loss.kind`."""
+"""Kinds of losses, by their names in a config."""

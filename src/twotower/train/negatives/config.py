@@ -1,4 +1,4 @@
-"""Section of the negatives, and the registry of their sources."""
+"""Section of the negatives."""
 
 from __future__ import annotations
 
@@ -16,19 +16,11 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
-from twotower.errors import did_you_mean
-from twotower.kinds import ByName, Kinds
-from twotower.section import Section
-from twotower.train.negatives.attribute import AttributeNegatives
-from twotower.train.negatives.cross_batch_memory import CrossBatchMemory
-from twotower.train.negatives.disliked import DislikedNegatives
-from twotower.train.negatives.full import FullCatalogue
-from twotower.train.negatives.hard import HardNegatives
+from twotower.kinds import ByName
+from twotower.section import Section, unknown_key
+from twotower.train.negatives import SOURCES
 from twotower.train.negatives.in_batch import InBatchNegatives
-from twotower.train.negatives.popularity import PopularityNegatives
-from twotower.train.negatives.random import RandomNegatives
 from twotower.train.negatives.source import (
     BARE_VALUE,
     NegativeSource,
@@ -36,21 +28,6 @@ from twotower.train.negatives.source import (
     PerPositiveSource,
     SharedSource,
 )
-from twotower.train.negatives.uniform import UniformNegatives
-
-__all__ = [
-    "SOURCES", "AttributeNegatives", "CrossBatchMemory", "DislikedNegatives", "FullCatalogue", "HardNegatives",
-    "InBatchNegatives", "NegativeSource", "NegativesConfig", "PopularityNegatives", "RandomNegatives", "SourceOptions",
-    "UniformNegatives", "Value",
-]  # fmt: skip
-
-SOURCES = Kinds(
-    "source of negatives", NegativeSource,
-    InBatchNegatives, UniformNegatives, PopularityNegatives, CrossBatchMemory, FullCatalogue,
-    RandomNegatives, DislikedNegatives, AttributeNegatives, HardNegatives,
-    families=(SharedSource, PerPositiveSource),
-)  # fmt: skip
-"""Registry. Sources draw in its order, and those of elsewhere after them by name, so the order decides the numbers drawn."""
 
 SourceOptions: TypeAlias = "NegativeSource | Mapping[str, JsonValue] | JsonValue"
 """Value of a source: its options, that of its `shorthand`, or True for its defaults; False, 0 and "" switch it off."""
@@ -94,12 +71,7 @@ class NegativesConfig(Section):
         in_python = all(isinstance(source, NegativeSource) for source in listed)
         for name in (*named, *(() if in_python else ("sources",))):
             if name not in SOURCES and ":" not in str(name):
-                hint, allowed = did_you_mean(str(name), known), ", ".join(known)
-                raise PydanticCustomError(
-                    "unknown_key",
-                    "unknown key '{key}'{hint} (allowed: {allowed})",
-                    {"key": name, "hint": hint, "allowed": allowed},
-                )
+                raise unknown_key(str(name), known, cls.__name__)
         if "sources" not in data:
             named = {source.kind: source for source in cls.model_fields["sources"].default} | named
         on = {name: _with_kind(name, value) for name, value in named.items() if value not in (False, "")}

@@ -12,4 +12,4 @@ from twotower.train.optimizers.sgd import Sgd
 __all__ = ["OPTIMIZERS", "Adagrad", "Adam", "AdamW", "Optimizer", "Sgd"]
 
 OPTIMIZERS: Kinds[Optimizer] = Kinds("optimizer", Optimizer, Adam, AdamW, Sgd, Adagrad, default=Adam)
-"""Optimizers by the values of `train.optimizer`."""
+"""Kinds of optimizers, by their names in a config."""

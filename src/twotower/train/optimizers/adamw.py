@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch.optim.optimizer import ParamsT
 
-from twotower.train.optimizers.optimizer import Optimizer
+from twotower.train.optimizers.adam import Adam
 
 
-class AdamW(Optimizer):
+class AdamW(Adam):
     """Adam whose weight decay shrinks the weights, and is not divided by the second moment.
 
     Use it with weight decay (Loshchilov and Hutter 2019, algorithm 2).
     """
 
     kind = "AdamW"
-    beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
 
     def build(self, groups: ParamsT, lr: float, fused: bool) -> torch.optim.Optimizer:
         """Return torch's AdamW."""
