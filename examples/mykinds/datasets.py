@@ -41,7 +41,7 @@ class Shop(NamedDataset):
         ),
     )
 
-    def load(self, archive: str = "") -> Tables:
+    def load(self) -> Tables:
         rng = np.random.default_rng(0)
         brand = np.arange(self.products) % self.brands
         favourite = rng.integers(0, self.brands, self.customers)

@@ -19,6 +19,7 @@ from twotower.config.experiment import Config
 from twotower.config.reference import config_tables, config_template, of_tier, options, schema_tables
 from twotower.config.toml import RENAMED, dump_config, load_config, override_config, parse_config, refuse_renamed
 from twotower.data.datasets import movielens
+from twotower.data.datasets.ml_1m import MovieLens1M
 from twotower.errors import ConfigError, did_you_mean
 from twotower.evaluation.config import MetricSet
 from twotower.features.categorical import Categorical
@@ -250,9 +251,8 @@ def test_paths_in_data_are_relative_to_the_file(tmp_path: Path, monkeypatch: pyt
     path = written(Path("here"), '[data]\nusers = "u.csv"\ninteractions = "../a.csv"\nitems = "/i.csv"')
     data = load_config(path)[1].data
     assert (data.users, data.items, data.interactions) == (f"{tmp_path}/here/u.csv", "/i.csv", f"{tmp_path}/a.csv")
-    assert load_config(written(Path("here"), '[data]\ndataset = "ml-1m"\narchive = "m.zip"'))[1].data.archive == (
-        f"{tmp_path}/here/m.zip"
-    )
+    named = written(Path("here"), '[data]\ndataset = { kind = "ml-1m", archive = "m.zip" }')
+    assert load_config(named)[1].data.dataset == MovieLens1M(archive=f"{tmp_path}/here/m.zip")
     assert load_config(written(Path("here"), ""))[1].data.users == ""
 
 
@@ -484,7 +484,7 @@ def test_a_former_key_ends_a_command_with_code_2(
     [
         ("[modle]", ["unknown section 'modle'; did you mean 'model'? (allowed: data, split, model"]),
         ("epochs = 3", ["unknown section 'epochs'"]),
-        ("[data]\nuser = 'x'", ["unknown key 'data.user'; did you mean 'users'? (allowed: dataset, archive, users"]),
+        ("[data]\nuser = 'x'", ["unknown key 'data.user'; did you mean 'users'? (allowed: dataset, users"]),
         ("[model]\ntemprature = 1", ["unknown key 'model.temprature'; did you mean 'temperature'?"]),
         ("[[model.pairs]]\nusr = 1", ["unknown key 'model.pairs.0.usr'; did you mean 'user'? (allowed: user, i"]),
         ("[[model.pairs]]\n[model.pairs.user]\nlayer = [1]", ["'model.pairs.0.user.layer'", "mean 'layers'?"]),

@@ -7,21 +7,23 @@ from typing import Annotated
 
 import typer
 
-from twotower.errors import DataError
+from twotower.errors import ConfigError, DataError
 from twotower.reports.terminal import print_line
 
 
 def fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a data set, as of data.dataset in a config.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for users, items and interactions as Parquet.")],
-    source: Annotated[str, typer.Option("--source", help="Local archive. Empty: download it.")] = "",
+    archive: Annotated[str, typer.Option("--source", help="Local archive. Empty: download it.")] = "",
 ) -> None:
     """Fetch a data set, verify it, and write three Parquet tables."""
     from twotower.data.datasets import DATASETS
     from twotower.data.tables import check, save
 
-    dataset = DATASETS.find(name, trust=True)()  # its user typed the name
-    tables = dataset.load(source)
+    if archive and "archive" not in DATASETS.find(name, trust=True).model_fields:  # its user typed the name
+        raise ConfigError(f"data set '{name}' has no archive; leave out --source")
+    dataset = DATASETS.parse({"kind": name} | ({"archive": archive} if archive else {}), trust=True)
+    tables = dataset.load()
     check(tables.users, tables.items, tables.interactions, dataset.table_schema)
     save(tables, out)
     print_line(

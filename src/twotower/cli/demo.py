@@ -39,7 +39,7 @@ SETTINGS: dict[str, TomlValue] = {
 
 
 def demo(
-    source: Annotated[str, typer.Option("--data", help="Local ml-1m.zip or ml-100k.zip. Empty: download it.")] = "",
+    archive: Annotated[str, typer.Option("--data", help="Local ml-1m.zip or ml-100k.zip. Empty: download it.")] = "",
     folder: Annotated[
         Path, typer.Option("--run", help="Folder for the run. An earlier demo in it is replaced.")
     ] = Path("runs/demo"),
@@ -58,7 +58,7 @@ def demo(
         listen("127.0.0.1", port).close()
 
     with Progress() as progress:
-        run = _train(source, folder, progress)
+        run = _train(archive, folder, progress)
     print()
     print_metrics(run.metrics, run.config.evaluation)
     for line in _recommendation_lines(run, run.config.evaluation.k[0]):
@@ -100,9 +100,10 @@ def _train(archive: str, folder: Path, callback: Callback) -> Run:
     archive = archive or os.environ.get(movielens.SOURCE_VARIABLE, "")
     archive = str(Path(archive).resolve()) if archive else ""
     kinds = (MovieLens1M, MovieLens100K)
-    dataset = movielens.kind_of_archive(archive, kinds)() if archive else MovieLens1M()
+    dataset: movielens.MovieLens
+    dataset = movielens.kind_of_archive(archive, kinds)(archive=archive) if archive else MovieLens1M()
     try:
-        raw = dataset.load(archive)
+        raw = dataset.load()
     except DataError as e:
         if archive:
             raise
@@ -114,7 +115,7 @@ def _train(archive: str, folder: Path, callback: Callback) -> Run:
     liked = Sequence(name="liked", side="user", interactions="positive", max_length=50)
     schema = movielens.SCHEMA.model_copy(update={"features": (*movielens.SCHEMA.features, liked)})
     tables = check(raw.users, raw.items, raw.interactions, schema)
-    _, config = parse_config(SETTINGS | {"data": {"dataset": dataset.kind, "archive": archive}})
+    _, config = parse_config(SETTINGS | {"data": {"dataset": dataset.model_dump()}})
     if raw.interactions.height < SMALL_ROWS:  # a smaller batch gives it as many steps
         config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 1024})})
     return api.fit(tables, schema, config, folder=folder, overwrite=True, callback=callback)

@@ -30,7 +30,8 @@ CONFIG_FORMAT = 3
 """Value of `format` in a written config. Optional in a file written by hand. Earlier formats have former keys of `RENAMED`."""
 
 RENAMED: dict[str, str] = {
-    "data.source": "data.archive",
+    "data.source": "data.dataset.archive",
+    "data.archive": "data.dataset.archive",
     "schema.features.numeric.of": "schema.features.numeric.statistic_column",
     "schema.features.sequence.of": "schema.features.sequence.interactions",
     "schema.features.sequence.share": "schema.features.sequence.share_embedding",
@@ -117,12 +118,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), trust: bool = False) 
         data = _override(data, text)
     schema, config = parse_config(data, str(path), trust)
     files.check_name(path)
-    folder, located = path.resolve().parent, {}
-    for name in ("users", "items", "interactions", "prepared", "archive"):
-        if value := getattr(config.data, name):
-            files.check_name(folder / value)
-            located[name] = str((folder / value).resolve())
-    return schema, config.model_copy(update={"data": config.data.model_copy(update=located)})
+    return schema, config.model_copy(update={"data": config.data.located(path.resolve().parent)})
 
 
 def override_config(config: Config, overrides: Iterable[str], trust: bool = False) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -14,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from twotower import files
 from twotower.data.datasets import DATASETS
 from twotower.data.datasets.named_dataset import NamedDataset
 from twotower.data.split import SplitConfig
@@ -28,9 +30,6 @@ class DataConfig(Section):
     dataset: Annotated[NamedDataset | Literal[""], DATASETS] = Field(
         "",
         description="Data set of a name, or with its options. Brings a [schema] where none is given. Empty: your own tables.",
-    )
-    archive: str = Field(
-        "", description="Path of a local copy of `dataset`. Empty: of MovieLens, TWOTOWER_DATA, then the network."
     )
     users: str = Field(
         "",
@@ -62,15 +61,29 @@ class DataConfig(Section):
         options: dict[str, JsonValue] = value.model_dump(mode=info.mode) if value else {"kind": ""}
         return options if len(options) > 1 else options["kind"]
 
+    def located(self, folder: Path) -> DataConfig:
+        """Return the section with its paths relative to a folder made absolute."""
+        own = [name for name in ("users", "items", "interactions", "prepared") if getattr(self, name)]
+        update: dict[str, str | NamedDataset] = {name: _located(folder, getattr(self, name)) for name in own}
+        if self.dataset:
+            paths = {
+                name: _located(folder, path) for name in self.dataset.paths if (path := getattr(self.dataset, name))
+            }
+            update["dataset"] = self.dataset.model_copy(update=paths)
+        return self.model_copy(update=update)
+
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
-        if self.archive and not self.dataset:
-            raise ValueError("data.archive needs data.dataset; set it, or name data.interactions instead")
         if self.dataset and (self.users or self.items or self.interactions):
             raise ValueError("give either data.dataset or data.interactions (with users and items), not both")
         if self.prepared and self.dataset:
             raise ValueError("give either data.dataset or data.prepared, not both")
         return self
+
+
+def _located(folder: Path, path: str) -> str:
+    files.check_name(folder / path)
+    return str((folder / path).resolve())
 
 
 class DatasetConfig(Section):

@@ -26,7 +26,7 @@ def read(config: DatasetConfig, schema: Schema | None) -> tuple[Tables | Dataset
         return dataset.with_schema(schema), schema
     if data.dataset:
         schema = schema or data.dataset.table_schema
-        raw = data.dataset.load(data.archive)
+        raw = data.dataset.load()
         tables = check(raw.users, raw.items, raw.interactions, schema)
     else:
         if not data.interactions:

@@ -35,7 +35,7 @@ def parse(data: bytes, what: str, name: str, most: int = MAX_MEMBER_BYTES) -> Ta
 
 
 def load(name: str, source: Path | str = "", downloads: Downloads = Downloads()) -> Tables:
-    return KINDS[name]().load(source, downloads)
+    return KINDS[name](archive=str(source)).load(downloads)
 
 
 def archive_name(source: Path | str) -> str:
@@ -297,7 +297,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def served(name: Any, url: str, **wrong: Any) -> Downloads:
     """Downloads of `name` from `url`, with the size and digest of the good archive unless `wrong`."""
     right: dict[str, Any] = {"size": len(GOOD[name]), "sha256": hashlib.sha256(GOOD[name]).hexdigest()}
-    return Downloads({name: Archive(url, **(right | wrong))}, hashlib.sha256(zipped(WHEEL)).hexdigest(), 0.2)
+    return Downloads(Archive(url, **(right | wrong)), hashlib.sha256(zipped(WHEEL)).hexdigest(), 0.2)
 
 
 @pytest.fixture
@@ -325,7 +325,8 @@ def test_a_download_with_the_right_digest_is_taken(
     # It is kept; a kept file that was damaged is fetched again.
     assert load(name, "", downloads).interactions.height == 3
     assert "before" in messages[1]
-    kept = archive.cache_path(downloads.archives[name])
+    assert downloads.archive
+    kept = archive.cache_path(downloads.archive)
     kept.write_bytes(kept.read_bytes()[:-1])
     assert load(name, "", downloads).interactions.height == 3
     assert messages[2].startswith("downloading")
@@ -358,7 +359,7 @@ def test_a_failed_download_refuses_ml_1m_and_falls_back_to_the_wheel_for_ml_100k
         lambda: load("ml-1m", "", downloads),
         f"{server}/{kind}/ml-1m",
         words,
-        "source='path/to/ml-1m.zip'",
+        "archive='path/to/ml-1m.zip'",
         "TWOTOWER_DATA",
     )
     assert not pip
@@ -394,7 +395,7 @@ def test_without_pip_either_ml_100k_is_refused(server: str, monkeypatch: pytest.
     refused(
         lambda: load("ml-100k", "", served("ml-100k", f"{server}/gone/ml-100k")),
         "with pip either (no route to host)",
-        "`source`",
+        "`archive`",
     )
 
 

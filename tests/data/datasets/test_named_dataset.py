@@ -20,8 +20,8 @@ from twotower.data.readers import read_file
 from twotower.data.tables import check
 from twotower.errors import ConfigError
 
-ARCHIVES = {"ml-1m": ML_1M, "ml-100k": ML_100K}
-"""Members of the local archive of each data set that is read from one, by the beginning of its name."""
+ARCHIVES = {"ml-1m": ML_1M, "ml-100k": ML_100K, "ml-1m-titles": ML_1M, "ml-100k-titles": ML_100K}
+"""Members of the local archive of each data set that is read from one."""
 
 
 @pytest.fixture(params=[*DATASETS, Shop], ids=lambda kind: kind.kind)
@@ -31,17 +31,18 @@ def kind(request: pytest.FixtureRequest) -> type[NamedDataset]:
 
 
 @pytest.fixture
-def archive(kind: type[NamedDataset], tmp_path: Path) -> str:
-    """The local copy of the data set; empty if it needs none."""
-    members = next((m for name, m in ARCHIVES.items() if kind.kind.startswith(name)), None)
-    if members is None:
-        return ""
-    (tmp_path / "archive.zip").write_bytes(zipped(members))
-    return str(tmp_path / "archive.zip")
+def options(kind: type[NamedDataset], tmp_path: Path) -> dict[str, str]:
+    """The local copy of a data set that is read from one."""
+    if "archive" not in kind.model_fields:
+        return {}
+    (tmp_path / "archive.zip").write_bytes(zipped(ARCHIVES[kind.kind]))
+    return {"archive": str(tmp_path / "archive.zip")}
 
 
-def test_the_tables_fit_the_schema_and_are_the_same_each_time(kind: type[NamedDataset], archive: str) -> None:
-    first, again = (kind().load(archive) for _ in range(2))
+def test_the_tables_fit_the_schema_and_are_the_same_each_time(
+    kind: type[NamedDataset], options: dict[str, str]
+) -> None:
+    first, again = (kind.model_validate(options).load() for _ in range(2))
     checked = check(first.users, first.items, first.interactions, kind.table_schema)
     assert checked.users.height > 1
     assert checked.items.height > 1
@@ -51,19 +52,19 @@ def test_the_tables_fit_the_schema_and_are_the_same_each_time(kind: type[NamedDa
     assert kind.__doc__
 
 
-def test_a_config_names_it_and_is_read_back(kind: type[NamedDataset], archive: str) -> None:
-    config = parse_config({"data": {"dataset": kind.kind, "archive": archive}})[1]
-    assert config.data.dataset == kind()
+def test_a_config_names_it_and_is_read_back(kind: type[NamedDataset], options: dict[str, str]) -> None:
+    config = parse_config({"data": {"dataset": {"kind": kind.kind, **options}}})[1]
+    assert config.data.dataset == kind.model_validate(options)
     tables, schema = source.read(config, None)
     assert schema == kind.table_schema
     assert tables.interactions.height  # type: ignore[union-attr]
-    assert f'dataset = "{kind.kind}"' in dump_config(schema, config) or kind.model_fields
     written = tomllib.loads(dump_config(schema, config))
     assert parse_config(written)[1] == config
 
 
-def test_fetch_writes_the_tables(kind: type[NamedDataset], archive: str, tmp_path: Path) -> None:
-    assert run_command(["data", "fetch", kind.kind, "--source", archive, "--out", str(tmp_path / "out")]) == 0
+def test_fetch_writes_the_tables(kind: type[NamedDataset], options: dict[str, str], tmp_path: Path) -> None:
+    source = ["--source", *options.values()] if options else []
+    assert run_command(["data", "fetch", kind.kind, *source, "--out", str(tmp_path / "out")]) == 0
     for name in ("users", "items", "interactions"):
         assert read_file(tmp_path / "out" / f"{name}.parquet").height
 

@@ -138,7 +138,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = archive(folder / "ml-1m.zip")
     small = [
         "model.width=32", "model.pairs.0.user.layers=[32, 16]", "model.pairs.0.item.layers=[32, 16]", "train.epochs=25",
-        "train.batch_size=64", "train.lr=0.005", "evaluation.bootstrap=0", f"data.archive={source}", "split.kind=time",
+        "train.batch_size=64", "train.lr=0.005", "evaluation.bootstrap=0", f"data.dataset={{kind='ml-1m-titles', archive='{source}'}}", "split.kind=time",
         "evaluation.new_item_below=1",
     ]  # fmt: skip
     sets = [x for s in small for x in ("--set", s)]
@@ -260,7 +260,7 @@ def test_which_text_is_searched_must_be_clear(tmp_path: Path, capsys: pytest.Cap
 
 def test_the_dataset_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = archive(tmp_path / "ml-1m.zip")
-    config = parse_config({"data": {"dataset": "ml-1m-titles", "archive": str(source)}})[1]
+    config = parse_config({"data": {"dataset": {"kind": "ml-1m-titles", "archive": str(source)}}})[1]
     tables, schema = api.read(config, None)
     assert schema == movielens.TITLES_SCHEMA
     assert isinstance(tables, Tables)
@@ -276,7 +276,7 @@ def test_the_dataset_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_killed_search_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = archive(tmp_path / "ml-1m.zip")
     data = tomllib.loads((ROOT / "examples" / "title-search.toml").read_text(encoding="utf-8"))
-    data["data"]["archive"] = str(source)
+    data["data"]["dataset"] = {"kind": data["data"]["dataset"], "archive": str(source)}
     schema, config = parse_config(data)
     config = override_config(
         config,

@@ -73,7 +73,7 @@ def _from_wheel(sha256: str) -> Tables:
         wheels = list(Path(folder).glob("recbole-*.whl"))
         if done.returncode or not wheels:
             reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
-            raise DataError(f"cannot fetch {WHEEL} with pip either ({reason}); name a local archive with `source`")
+            raise DataError(f"cannot fetch {WHEEL} with pip either ({reason}); name a local archive with `archive`")
         data = wheels[0].read_bytes()
     if (digest := hashlib.sha256(data).hexdigest()) != sha256:
         raise DataError(f"{WHEEL}: the wheel has SHA-256 {digest[:12]}…, expected {sha256[:12]}…")

@@ -10,12 +10,13 @@ import os
 import re
 import zipfile
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import polars as pl
+from pydantic import Field
 
 from twotower.data.datasets import title_queries
 from twotower.data.datasets.archive import MAX_MEMBER_BYTES, Archive, download, open_zip, read_member
@@ -34,8 +35,8 @@ SOURCE_VARIABLE = "TWOTOWER_DATA"
 class Downloads:
     """Sources of the archives on the network."""
 
-    archives: Mapping[str, Archive] = field(default_factory=dict)
-    """Archives in place of the official ones, by the kind of the data set."""
+    archive: Archive | None = None
+    """Archive in place of the official one. None: the official one."""
     wheel_sha256: str = ""
     """Digest of the PyPI wheel that stands in for MovieLens 100K. Empty: the official one."""
     timeout: float = 20.0
@@ -77,7 +78,15 @@ USER: Columns = {
 }  # fmt: skip
 
 
-class MovieLens(NamedDataset):
+class ArchivedDataset(NamedDataset):
+    """Data set that is read from an archive."""
+
+    paths = ("archive",)
+
+    archive: str = Field("", description="Path of a local copy. Empty: that of TWOTOWER_DATA, then the network.")
+
+
+class MovieLens(ArchivedDataset):
     """A MovieLens, read from its zip."""
 
     table_schema = SCHEMA
@@ -96,16 +105,16 @@ class MovieLens(NamedDataset):
         """Return the tables of the bytes of an archive. Raises DataError."""
         return self.read(open_zip(data, what, max_member_bytes), what)
 
-    def load(self, archive: str | Path = "", downloads: Downloads = Downloads()) -> Tables:
-        """Return the tables, from the path `archive`, else from TWOTOWER_DATA, else from the network.
+    def load(self, downloads: Downloads = Downloads()) -> Tables:
+        """Return the tables, from the archive, else from that of TWOTOWER_DATA, else from the network.
 
         Raises DataError if the archive is damaged, is another MovieLens, or nothing can be reached."""
-        if source := archive or os.environ.get(SOURCE_VARIABLE):
+        if source := self.archive or os.environ.get(SOURCE_VARIABLE):
             path = Path(source)
             if not path.is_file():
                 raise DataError(f"{path}: no such file; give the path of {self.kind}.zip ({self.official.url})")
             return self.parse(path.read_bytes(), str(path))
-        official = downloads.archives.get(self.kind, self.official)
+        official = downloads.archive or self.official
         try:
             data = download(official, downloads.timeout)
         except DataError as e:
@@ -113,14 +122,14 @@ class MovieLens(NamedDataset):
         return self.parse(data, official.url)
 
 
-class MovieLensTitles(NamedDataset):
+class MovieLensTitles(ArchivedDataset):
     """Queries made of the titles of a MovieLens, as users, and its films."""
 
     table_schema = TITLES_SCHEMA
     films: ClassVar[type[MovieLens]]
 
-    def load(self, archive: str = "") -> Tables:
-        return title_queries.make_title_queries(self.films().load(archive).items)
+    def load(self) -> Tables:
+        return title_queries.make_title_queries(self.films(archive=self.archive).load().items)
 
 
 def kind_of_archive(source: str | Path, kinds: Sequence[type[MovieLens]]) -> type[MovieLens]:

@@ -13,10 +13,11 @@ from twotower.kinds import Kind
 class NamedDataset(Kind):
     """Data set that is read by its name."""
 
+    paths: ClassVar[tuple[str, ...]] = ()
+    """Options that are paths; in a config they are relative to its file."""
     table_schema: ClassVar[Schema]
     """Schema of the tables, for a config that gives none."""
 
     @abstractmethod
-    def load(self, archive: str = "") -> Tables:
-        """Return the tables of users, items and interactions. `archive` is the path of a local copy; empty: wherever the
-        data set is found. Raises DataError."""
+    def load(self) -> Tables:
+        """Return the tables of users, items and interactions. Raises DataError."""
