@@ -53,8 +53,8 @@ class Kind(Section):
         return f"'{cls.kind}'"
 
     @model_serializer(mode="wrap")
-    def _with_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
-        options: dict[str, JsonValue] = handler(self)
+    def _with_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        options: dict[str, Any] = handler(self)
         return {"kind": self.kind} | options
 
     @model_validator(mode="before")

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from twotower.errors import ConfigError, DataError
 from twotower.reports.terminal import print_line
+from twotower.section import first_problem
 
 
 def fetch(
@@ -20,9 +22,13 @@ def fetch(
     from twotower.data.datasets import DATASETS
     from twotower.data.tables import check, save
 
-    if archive and "archive" not in DATASETS.find(name, trust=True).model_fields:  # its user typed the name
+    kind = DATASETS.find(name, trust=True)  # its user typed the name
+    if archive and "archive" not in kind.model_fields:
         raise ConfigError(f"data set '{name}' has no archive; leave out --source")
-    dataset = DATASETS.parse({"kind": name} | ({"archive": archive} if archive else {}), trust=True)
+    try:
+        dataset = kind.model_validate({"archive": archive} if archive else {})
+    except ValidationError as e:
+        raise ConfigError(f"data set '{name}': {first_problem(e)}") from None
     tables = dataset.load()
     check(tables.users, tables.items, tables.interactions, dataset.table_schema)
     save(tables, out)
