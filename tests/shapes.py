@@ -68,5 +68,5 @@ def check_some(typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
 
 if loaded := [name for name in sys.modules if name.startswith(CHECKED) or name == "twotower.arrays.types"]:
     raise RuntimeError(f"{loaded[0]} is loaded; import shapes before it")
-jaxtyping.jaxtyped = check_some
+vars(jaxtyping)["jaxtyped"] = check_some
 jaxtyping.install_import_hook(list(CHECKED), "shapes.only_shapes")
