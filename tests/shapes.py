@@ -44,7 +44,8 @@ def check_some(typechecker: Callable[..., Any]) -> Callable[[Any], Any]:
         if isinstance(made, staticmethod | classmethod):
             return type(made)(decorate(made.__func__))
         if isinstance(made, property):
-            return property(*(f and decorate(f) for f in (made.fget, made.fset, made.fdel)), made.__doc__)
+            fget, fset, fdel = (f and decorate(f) for f in (made.fget, made.fset, made.fdel))
+            return property(fget, fset, fdel, made.__doc__)
         if not any(shape in str(hint) for hint in getattr(made, "__annotations__", {}).values() for shape in SHAPES):
             return made
         made_before[made.__qualname__] += 1

@@ -24,7 +24,7 @@ from benchmarks.lib.machine import Numbers
 from twotower.arrays.types import Ints
 
 Times = npt.NDArray[np.float64]  # seconds from the start of a run
-Windows = list[tuple[float, float | None, int]]  # start, p99 in ms and failures
+Windows = Sequence[tuple[float, float | None, int]]  # start, p99 in ms and failures
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 IDLE = 2.0  # seconds after which an unused connection is not used again: the server may be closing it
 PENDING, RESET, TIMEOUT, REFUSED, BROKEN = 0, -1, -2, -3, -4
