@@ -5,7 +5,7 @@ Shaped[Ints, "n"]         a numpy array (n,) of int64
 Shaped[Vectors, "n D"]    the same for any other numpy array
 
 A letter is the same number wherever it stands in one signature. `_` is any number, `*_` are any numbers, "" is a scalar. Tests
-check every call in model, train, evaluation and index; elsewhere nothing is checked, and jaxtyping is not imported.
+check calls in model, train, evaluation and index; elsewhere nothing is checked, and jaxtyping is not imported.
 """
 
 from __future__ import annotations
