@@ -80,3 +80,17 @@ def test_numbers_of_json_are_finite_and_of_at_most_19_digits() -> None:
     for text in ("NaN", "-Infinity", "1" * 20):
         with pytest.raises(ValueError):
             parse_json(text)
+
+
+def test_a_reader_that_the_interpreter_disturbs_reads_again(tmp_path: Path) -> None:
+    """Two threads that parse headers of arrays at once may disturb each other."""
+    calls: list[Path] = []
+
+    def read(path: Path) -> int:
+        calls.append(path)
+        if len(calls) == 1:
+            raise SystemError("AST constructor recursion depth mismatch (before=180, after=44)")
+        return 7
+
+    assert read_checked(tmp_path, read) == 7
+    assert len(calls) == 2

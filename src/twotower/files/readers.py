@@ -25,7 +25,10 @@ T = TypeVar("T")
 def read_checked(path: Path, reader: Callable[[Path], T]) -> T:
     """Return `reader(path)`. Raises RunError with the file's name for any error of the reader."""
     try:
-        return reader(path)
+        try:
+            return reader(path)
+        except SystemError:  # of two threads that parse headers of arrays at once (CPython, gh-106905)
+            return reader(path)
     except FileNotFoundError:
         raise RunError(f"{path}: no such file; the folder is not complete") from None
     except TwoTowerError as e:
