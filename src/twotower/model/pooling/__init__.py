@@ -26,8 +26,13 @@ POOLINGS = Kinds("pooling", Pooling, Mean, Sqrt, Sum, Decay, Attention, Transfor
 
 def resolve(spec: PoolingSpec, trust: bool = False) -> Pooling:
     """Return the pooling of a choice. With `trust` the module of an import path is imported. Raises ConfigError."""
+    given = spec.model_dump(exclude=None if spec.window else {"window"})
+    if spec.window and not POOLINGS.find(spec.kind, trust).reads_windows:
+        raise ConfigError(
+            f"pooling: pooling '{spec.kind}' reads the whole history; leave out window, or set max_length"
+        )
     try:
-        return POOLINGS.parse(spec.model_dump(), trust)
+        return POOLINGS.parse(given, trust)
     except ValidationError as e:
         first = e.errors(include_url=False, include_input=False)[0]
         path = ".".join(["pooling", *map(str, first["loc"])])

@@ -5,28 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from twotower.arrays.types import Bool, Float
 from twotower.model.lowering import lower, lower_linear
 from twotower.model.pooling.history_encoder import (
     HistoryBlock,
-    HistoryEncoder,
+    HistoryPooling,
     Queries,
     apply_rotary,
-    check_heads,
     lower_attention,
     lower_heads,
     lower_rotary,
 )
-from twotower.model.pooling.pooling import Pooling
 
 if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder
 
 
-class Attention(Pooling):
+class Attention(HistoryPooling):
     """Attention with one learned query q per head: softmax(q K^T / sqrt(d)) V, keys with positions (Lin et al. 2017, "A
     Structured Self-attentive Sentence Embedding", section 2.1, as dot-product attention).
 
@@ -35,18 +32,9 @@ class Attention(Pooling):
     """
 
     kind = "attention"
-    reads_windows = True
-    research = ("input_dropout",)
 
-    heads: int = Field(4, ge=1, description="Number of attention heads. Divides the width of the sequence.")
-    input_dropout: float = Field(
-        0.2, ge=0, lt=1, description="Dropout rate of the item embeddings that attention reads."
-    )
-
-    def build(self, width: int, name: str) -> HistoryEncoder:
-        """Return the encoder. Raises ConfigError if 2 x heads does not divide `width`."""
-        check_heads(width, self.heads, name)
-        return HistoryEncoder(width, self.window, self.input_dropout, [AttentionPool(width, self)])
+    def stack(self, width: int) -> list[HistoryBlock]:
+        return [AttentionPool(width, self)]
 
 
 class AttentionPool(HistoryBlock):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from twotower.arrays.types import Bool, Float, Int, Shaped
@@ -20,7 +21,7 @@ from twotower.model.inputs.padded import Padded
 from twotower.model.inputs.windows import HistoryWindows
 from twotower.model.layers import Dropout, gather
 from twotower.model.lowering import lower
-from twotower.model.pooling.pooling import PoolingLayer, lower_known
+from twotower.model.pooling.pooling import Pooling, PoolingLayer, lower_known
 
 if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder
@@ -29,13 +30,39 @@ MAX_TOKENS_PER_PASS = 2**14
 """Items that one forward pass over padded histories reads."""
 
 
-def check_heads(width: int, heads: int, name: str) -> None:
-    """Raise ConfigError if the heads cannot share the width in pairs of numbers, as rotations need."""
-    if width % (2 * heads):
-        raise ConfigError(
-            f"sequence '{name}' has width {width}, which {heads} heads cannot share in pairs of numbers; "
-            f"make it a multiple of {2 * heads} or change pooling.heads"
-        )
+class HistoryPooling(Pooling):
+    """Attention over the latest interactions of a history, by a stack of blocks."""
+
+    reads_windows = True
+    research: ClassVar[tuple[str, ...]] = ("input_dropout",)
+
+    window: int = Field(
+        0, ge=0, description="Number of latest interactions that attention reads. At least 2, such as 200; required."
+    )
+    heads: int = Field(4, ge=1, description="Number of attention heads. Divides the width of the sequence.")
+    input_dropout: float = Field(
+        0.2, ge=0, lt=1, description="Dropout rate of the item embeddings that attention reads."
+    )
+
+    @model_validator(mode="after")
+    def _check_window(self) -> HistoryPooling:
+        if self.window < 2:
+            raise ValueError(f"pooling '{self.kind}' reads a limited history; set window, such as 200 (at least 2)")
+        return self
+
+    @abstractmethod
+    def stack(self, width: int) -> list[HistoryBlock]:
+        """Return the fresh blocks over embeddings of a width."""
+
+    def build(self, width: int, name: str) -> HistoryEncoder:
+        """Return the encoder. Raises ConfigError if the heads cannot share the width in pairs of numbers, as rotations
+        need."""
+        if width % (2 * self.heads):
+            raise ConfigError(
+                f"sequence '{name}' has width {width}, which {self.heads} heads cannot share in pairs of numbers; "
+                f"make it a multiple of {2 * self.heads} or change pooling.heads"
+            )
+        return HistoryEncoder(width, self.window, self.input_dropout, self.stack(width))
 
 
 def rotary_cos_sin(

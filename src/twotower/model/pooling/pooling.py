@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from twotower.arrays.types import Bool, Float
@@ -27,11 +26,8 @@ class Pooling(Kind):
     needs_time_order: ClassVar[bool] = False
     """True if the age of an interaction counts, so that training needs `train.history_scope = "causal"`."""
     reads_windows: ClassVar[bool] = False
-    """True if it reads the latest `window` interactions, and training windows of the whole history."""
-
-    window: int = Field(
-        0, ge=0, description="Number of latest interactions that the pooling reads at once. 0: the whole history."
-    )
+    """True if it has an option `window`, the number of latest interactions that it reads; training cuts a history into
+    windows."""
 
     @property
     def pieces(self) -> int:
@@ -47,14 +43,6 @@ class Pooling(Kind):
     def in_order(self) -> bool:
         """True if the vector depends on the order of the codes."""
         return self.needs_time_order or self.reads_windows
-
-    @model_validator(mode="after")
-    def _check_window(self) -> Pooling:
-        if self.reads_windows and self.window < 2:
-            raise ValueError(f"pooling '{self.kind}' reads a limited history; set window, such as 200 (at least 2)")
-        if self.window and not self.reads_windows:
-            raise ValueError(f"pooling '{self.kind}' reads the whole history; leave out window, or set max_length")
-        return self
 
 
 class PoolingLayer(nn.Module):

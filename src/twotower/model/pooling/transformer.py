@@ -13,21 +13,19 @@ from twotower.model.layers import Dropout
 from twotower.model.lowering import lower, lower_linear
 from twotower.model.pooling.history_encoder import (
     HistoryBlock,
-    HistoryEncoder,
+    HistoryPooling,
     Queries,
     apply_rotary,
-    check_heads,
     lower_attention,
     lower_heads,
     lower_rotary,
 )
-from twotower.model.pooling.pooling import Pooling
 
 if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder
 
 
-class Transformer(Pooling):
+class Transformer(HistoryPooling):
     """Output of a stack of causal transformer blocks at the latest interaction (SASRec, Kang and McAuley 2018).
 
     Use it when the meaning of an interaction depends on those before it. `window` is needed: the latest interactions are
@@ -35,7 +33,6 @@ class Transformer(Pooling):
     """
 
     kind = "transformer"
-    reads_windows = True
     research = ("feed_forward", "input_dropout")
 
     block: Literal["plain", "gated"] = Field(
@@ -44,7 +41,6 @@ class Transformer(Pooling):
         " gate of its input (LiGR).",
     )
     blocks: int = Field(2, ge=1, description="Number of transformer blocks.")
-    heads: int = Field(4, ge=1, description="Number of attention heads. Divides the width of the sequence.")
     feed_forward: int = Field(
         2,
         ge=1,
@@ -53,15 +49,9 @@ class Transformer(Pooling):
     dropout: float = Field(
         0.2, ge=0, lt=1, description="Dropout rate of the output of each sub-layer of a transformer block."
     )
-    input_dropout: float = Field(
-        0.2, ge=0, lt=1, description="Dropout rate of the item embeddings that attention reads."
-    )
 
-    def build(self, width: int, name: str) -> HistoryEncoder:
-        """Return the encoder. Raises ConfigError if 2 x heads does not divide `width`."""
-        check_heads(width, self.heads, name)
-        blocks = [TransformerBlock(width, self) for _ in range(self.blocks)]
-        return HistoryEncoder(width, self.window, self.input_dropout, blocks)
+    def stack(self, width: int) -> list[HistoryBlock]:
+        return [TransformerBlock(width, self) for _ in range(self.blocks)]
 
 
 class TransformerBlock(HistoryBlock):
