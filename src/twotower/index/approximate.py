@@ -13,6 +13,7 @@ fifth of the answer even with `ef` = 1000; the recall check at publishing refuse
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -131,11 +132,26 @@ class ApproximateIndex(ExactIndex):
         """Fill `top` for the queries `todo` with re-scored candidates; return the queries with too few."""
         hidden = len(self._store.rows) - len(self) + max(map(len, scope.banned or []), default=0)
         fetch = min(len(self._store.rows), self._candidates(k, hidden) * effort.more)
+        return self._rescore_blocks(
+            queries, k, scope, fetch, todo, top, lambda q: self.propose(q, fetch, effort.factor)
+        )
+
+    def _rescore_blocks(
+        self,
+        queries: Shaped[Vectors, "B D"],
+        k: int,
+        scope: SearchScope,
+        fetch: int,
+        todo: Shaped[Rows, "b"],
+        top: TopK,
+        find: Callable[[Shaped[Vectors, "b W"]], Shaped[Rows, "b _"]],
+    ) -> Shaped[Rows, "_"]:
+        """Fill `top` with the re-scored `fetch` positions that `find` returns for some queries at a time; return the
+        queries with too few."""
         step, short = max(1, RESCORED_NUMBERS // (fetch * self.width)), []
         for start in range(0, len(todo), step):
             some = todo[start : start + step]
-            at = self.propose(self._engine_queries(queries[some]), fetch, effort.factor)
-            short.append(self._rescore(queries, k, scope, some, at, top))
+            short.append(self._rescore(queries, k, scope, some, find(self._engine_queries(queries[some])), top))
         return np.concatenate(short)
 
     def _rescore(

@@ -21,7 +21,7 @@ from twotower.index.faiss.engine import FaissEngine, SearchParameters, Selector
 from twotower.index.faiss.engine_file import read_faiss, verify_file
 from twotower.index.faiss.setup import faiss, faiss_settings
 from twotower.index.protocol import IndexConfig
-from twotower.index.top_k import RESCORED_NUMBERS, SearchScope, TopK
+from twotower.index.top_k import SearchScope, TopK
 from twotower.index.vector_store import Similarity
 
 FAISS_MIN_VECTORS = 256
@@ -95,13 +95,13 @@ class FaissIndex(ApproximateIndex):
         hidden = 0 if rest.banned is None else max(len(rest.banned[number]) for number in todo)
         fetch = min(len(self._store.rows), self._candidates(k, hidden) * effort.more)
         params = self._faiss_params(effort.factor, fetch, selector)
-        step, short = max(1, RESCORED_NUMBERS // (fetch * self.width)), []
-        for start in range(0, len(todo), step):
-            some = todo[start : start + step]
+        engine = self._engine
+
+        def find(some: Shaped[Vectors, "b W"]) -> Shaped[Rows, "b _"]:
             with faiss_settings(self.threads, self._engine_width):
-                _, at = self._engine.search(self._engine_queries(queries[some]), fetch, params=params)
-            short.append(self._rescore(queries, k, rest, some, at, top))
-        return np.concatenate(short)
+                return engine.search(some, fetch, params=params)[1]
+
+        return self._rescore_blocks(queries, k, rest, fetch, todo, top, find)
 
     def _permitted(self, only: Shaped[Rows, "_"] | None, banned: Shaped[Rows, "_"] | None) -> Shaped[Array, "_"] | None:
         """Return a bit for each position, set where a search may find it; None for all positions."""
