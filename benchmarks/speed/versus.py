@@ -48,7 +48,11 @@ def compare(trees: Mapping[str, Path], temporary: str, parts: list[str], pairs: 
     print("part         base a second  this a second   ratio   95 % interval")
     for part in parts:
         works = {name: partial(once, part, name) for name in trees}
-        both = training_turns(part, rows, of) if part in TURNS else in_turns(works, pairs, reverse=True)
+        if part in TURNS:
+            found = [training_turns(part, rows, of) for _ in range(max(2, pairs // 2))]
+            both = {name: [statistics.geometric_mean(turns[name]) for turns in found] for name in trees}
+        else:
+            both = in_turns(works, pairs, reverse=True)
         base, this = (statistics.median(both[name]) for name in ("base", "this"))
         ratio, low, high = interval([a / b for a, b in zip(both["this"], both["base"], strict=True)])
         print(f"{part:12} {base:13,.1f}  {this:13,.1f}  {ratio:6.3f}   {low:.3f} to {high:.3f}")
