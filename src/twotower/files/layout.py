@@ -1,4 +1,4 @@
-"""Names of the files and folders of a store, a bundle, a run, a prepared dataset and an index.
+"""Names of the files and folders of a store, a bundle, a run, a prepared dataset, a folder of buckets and an index.
 
 A store holds bundles, a bundle copies most files of its run, and a run or bundle holds tables or a prepared dataset.
 """
@@ -41,6 +41,9 @@ TABLES = (table("user"), table("item"), INTERACTIONS)
 
 # Prepared dataset: format, counts, split, schema and digest; and arrays that are mapped into memory.
 PREPARED_FACTS, ARRAYS = "prepared.json", "arrays"
+
+# Buckets: facts, and the folder of the files of interactions.
+BUCKET_FACTS, BUCKET_FOLDER = "buckets.json", "interactions"
 
 # Index: kind and parameters, and the file of FAISS.
 INDEX_FACTS, INDEX_FAISS = "index.json", "index.faiss"

@@ -1,0 +1,168 @@
+"""Buckets: interactions as Parquet files by ranges of users, the form in which any engine hands a log to `twotower prepare`.
+
+buckets.json                       facts; written last
+users.parquet, items.parquet       row r of a table is user r, or item r; the id first, then the raw features
+interactions/00000.parquet …       the interactions of consecutive user rows, sorted by user, time and row
+
+docs/prepared-format.md is the contract, `bucket_check.check_buckets` tells whether a folder meets it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from twotower import files
+from twotower.errors import RunError
+from twotower.features.side import SideName
+from twotower.files import layout
+from twotower.files.readers import read_json
+from twotower.section import first_problem
+
+BUCKETS_FORMAT = 1
+"""Format of a folder of buckets, in buckets.json."""
+HASH = "md5-32"
+"""Name of the hash that orders the users, in buckets.json."""
+
+USER, ITEM, TIME, ROW, POSITIVE = "user", "item", "time", "row", "positive"
+WEIGHT, EVENT = "weight", "event"
+CONTEXT_PREFIX, VALUE_PREFIX = "context.", "value."
+REQUIRED: Mapping[str, tuple[type[pl.DataType], ...]] = {
+    USER: (pl.Int32, pl.Int64),
+    ITEM: (pl.Int32, pl.Int64),
+    ROW: (pl.Int64,),
+    POSITIVE: (pl.Boolean,),
+}
+"""Columns of every bucket, and the types that each may have."""
+OPTIONAL: Mapping[str, tuple[type[pl.DataType], ...]] = {
+    TIME: (pl.Int64,),
+    WEIGHT: (pl.Float32, pl.Float64),
+    EVENT: (pl.String,),
+}
+"""Columns that all buckets have, or none. A column `value.NAME` holds Float64, a column `context.NAME` any type."""
+
+
+class Bucket(BaseModel):
+    """One file of interactions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str = Field(pattern=r"^[^/\\]+\.parquet$")
+    """Name of the file in the folder `interactions`."""
+    users: tuple[int, int]
+    """First user row, and the one after the last."""
+    rows: int = Field(ge=0)
+    """Number of interactions."""
+
+
+class BucketFacts(BaseModel):
+    """Content of buckets.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = BUCKETS_FORMAT
+    maker: str = Field(min_length=1)
+    """Name and version of the program that wrote the folder."""
+    hash: str = HASH
+    duplicates: str = Field(pattern="^(last|error)$")
+    """Treatment of repeated pairs of user and item. last: the latest of each pair is kept. error: none is repeated."""
+    users: int = Field(ge=1)
+    """Number of users."""
+    items: int = Field(ge=1)
+    """Number of items."""
+    read: int = Field(ge=0)
+    """Number of interactions of the log."""
+    rows: int = Field(ge=0)
+    """Number of interactions of all buckets."""
+    positives: int = Field(ge=0)
+    """Number of positive interactions."""
+    first_time: int | None = None
+    """Earliest time; null without times."""
+    last_time: int | None = None
+    """Latest time; null without times."""
+    buckets: tuple[Bucket, ...]
+    """The files, in the order of their users, whose ranges follow one another."""
+
+    @model_validator(mode="after")
+    def _check(self) -> BucketFacts:
+        ends = [0, *(b.users[1] for b in self.buckets)]
+        if [b.users[0] for b in self.buckets] != ends[:-1] or sorted(ends) != ends or ends[-1] != self.users:
+            raise ValueError(f"users of the buckets: expected ranges that follow one another from 0 to {self.users}")
+        if (total := sum(b.rows for b in self.buckets)) != self.rows or self.rows > self.read:
+            raise ValueError(f"rows: {self.rows:,} of {self.read:,} read, the buckets have {total:,}")
+        return self
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """A folder of buckets."""
+
+    folder: Path
+    facts: BucketFacts
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Buckets:
+        """Read the facts of a folder. Raises RunError if they are missing, damaged, or of another format."""
+        folder = Path(folder)
+        path = folder / layout.BUCKET_FACTS
+        found = read_json(path)
+        form = found.get("format") if isinstance(found, dict) else None
+        if form != BUCKETS_FORMAT:
+            raise RunError(f"{path}: format {form!r}, this version reads {BUCKETS_FORMAT}; write the buckets again")
+        try:
+            return cls(folder, BucketFacts.model_validate(found))
+        except ValidationError as e:
+            raise RunError(f"{path}: does not follow docs/prepared-format.md ({first_problem(e)})") from None
+
+    def table(self, side: SideName) -> Path:
+        """Return the file of the users or items."""
+        return self.folder / layout.table(side)
+
+    def file(self, bucket: Bucket) -> Path:
+        """Return the file of a bucket."""
+        return self.folder / layout.BUCKET_FOLDER / bucket.file
+
+    def save(self) -> None:
+        """Write buckets.json."""
+        files.write_json(self.folder / layout.BUCKET_FACTS, self.facts.model_dump(mode="json"))
+
+
+def user_hashes(ids: pl.Series) -> npt.NDArray[np.uint32]:
+    """Return the hashes (n,) of ids: the first 32 bits, in big-endian order, of the MD5 of an id's UTF-8 text.
+
+    MD5 (RFC 1321) is in every engine. The hash spreads users over buckets; it protects nothing."""
+    digests = b"".join(
+        hashlib.md5(text.encode(), usedforsecurity=False).digest()[:4] for text in ids.cast(pl.String).to_list()
+    )
+    return np.frombuffer(digests, ">u4").astype(np.uint32)
+
+
+def in_user_order(users: pl.DataFrame, key: str) -> pl.DataFrame:
+    """Return the table of users in the order of their rows: by hash, equal hashes by id."""
+    hashes = pl.Series("__hash", user_hashes(users[key]))
+    return users.with_columns(hashes).sort("__hash", key).drop("__hash")
+
+
+def column_problem(schema: Mapping[str, pl.DataType]) -> str:
+    """Return the first problem of a bucket's columns as words, "" without one."""
+    for name, types in REQUIRED.items():
+        if name not in schema:
+            return f"no column '{name}' (found: {', '.join(schema)})"
+        if schema[name] not in types:
+            return f"column '{name}' holds {schema[name]}, expected {' or '.join(t.__name__ for t in types)}"
+    for name, dtype in schema.items():
+        if name in REQUIRED or name.startswith(CONTEXT_PREFIX):
+            continue
+        expected = (pl.Float64,) if name.startswith(VALUE_PREFIX) else OPTIONAL.get(name)
+        if expected is None:
+            return f"unknown column '{name}' (allowed: {', '.join([*REQUIRED, *OPTIONAL])}, value.NAME, context.NAME)"
+        if dtype not in expected:
+            return f"column '{name}' holds {dtype}, expected {' or '.join(t.__name__ for t in expected)}"
+    return ""
