@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
+from importlib import import_module
 from pathlib import Path
 
 import httpx
 import polars as pl
 import preloaded
 import pytest
-from mykinds.branches import MaskBranch
+from mykinds.branches import Mask, MaskBranch
+from mykinds.carriers import Curved
 from mykinds.datasets import Shop
 from mykinds.features import Cyclic
 from mykinds.indexes import Lsh
@@ -25,9 +28,11 @@ import twotower
 from twotower import api
 from twotower.config.experiment import Config
 from twotower.config.toml import dump_config
+from twotower.errors import RunError
 from twotower.features.feature import Feature
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
+from twotower.model.lowering import lower
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
 from twotower.store.store import Store
@@ -71,7 +76,7 @@ def settings() -> Config:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    schema = schema_with(Cyclic(name="hour", side="user"))
+    schema = schema_with(Cyclic(name="hour", side="user"), Curved(name="value", side="item", column="price"))
     return twotower.fit(tables(), schema, settings(), folder=tmp_path_factory.mktemp("shop") / "run")
 
 
@@ -83,9 +88,29 @@ def store(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_examples_are_short() -> None:
-    assert len(EXAMPLES) == 9
+    assert len(EXAMPLES) == 10
     for path in EXAMPLES:
         assert len(path.read_text(encoding="utf-8").splitlines()) < 60, path
+
+
+def test_the_guide_names_modules_that_have_the_classes() -> None:
+    guide = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[an? .*?\]\(.*?\) \| (.*?) \| `(.*?)` \| `(mykinds/.*?)` \|", guide, re.MULTILINE)
+    assert {path.name for path in EXAMPLES} == {Path(example).name for _, _, example in rows}
+    for classes, module, example in rows:
+        names = re.findall(r"`(\w+)`", classes)
+        assert all(hasattr(import_module(f"twotower.{module}"), name) for name in names), module
+        assert f"from twotower.{module} import" in (ROOT / "examples" / example).read_text(encoding="utf-8")
+
+
+def test_the_checks_of_the_guide_pass_and_find_a_module_that_is_exported_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runpy.run_path(str(ROOT / "examples" / "check_kinds.py"), run_name="__main__")
+    assert "test.novelty@5" in capsys.readouterr().out
+    monkeypatch.setattr(Mask, "lower", lambda self, g, x: lower(self.block, g, x))
+    with pytest.raises(RunError, match="differ"):
+        runpy.run_path(str(ROOT / "examples" / "check_kinds.py"), run_name="__main__")
 
 
 def test_a_run_with_kinds_of_ones_own_is_trained_evaluated_and_loaded(run: Run) -> None:
@@ -141,7 +166,9 @@ def test_the_config_of_the_guide_trains(tmp_path: Path) -> None:
 
 
 def test_a_config_names_kinds_of_ones_own_by_import_path(tmp_path: Path) -> None:
-    schema = schema_with(Cyclic(name="season", side="item", column="price", period=50))
+    schema = schema_with(
+        Cyclic(name="season", side="item", column="price", period=50), Curved(name="value", side="item", column="price")
+    )
     data = {"dataset": {"kind": "mykinds.datasets:Shop", "customers": 60}}
     config = Config.model_validate(settings().model_dump(exclude_defaults=True) | {"data": data})
     path, folder, store = tmp_path / "shop.toml", tmp_path / "run", tmp_path / "store"
@@ -154,7 +181,9 @@ def test_a_config_names_kinds_of_ones_own_by_import_path(tmp_path: Path) -> None
     command("publish", folder, "--store", store, "--trust")
     ask: list[str | Path] = ["recommend", "--store", store, "--user", "3", "--json"]
     assert re.search(f"{untrusted}--kinds mykinds.indexes$", command(*ask, code=2))
-    needed = [word for name in ("indexes", "features", "poolings") for word in ("--kinds", f"mykinds.{name}")]
+    needed = [
+        word for name in ("indexes", "features", "carriers", "poolings") for word in ("--kinds", f"mykinds.{name}")
+    ]
     answer = json.loads(command(*ask, *needed))
     assert len(answer["items"]) == 10
     assert re.search(f"{untrusted}--kinds mykinds.features$", command("serve", "--store", store, *needed[:2], code=2))

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import polars as pl
 import pytest
+from mykinds.carriers import Curved
 from mykinds.features import Cyclic
 from pydantic import ValidationError
 from worlds import EVERYTHING_SCHEMA, everything, settings
@@ -33,7 +34,7 @@ from twotower.features.side import SIDES
 from twotower.features.state import EncoderState, read_vocabularies, write_vocabularies
 from twotower.retrieval.request import Request
 
-KINDS: tuple[type[Feature], ...] = (*FEATURES, Cyclic)
+KINDS: tuple[type[Feature], ...] = (*FEATURES, Cyclic, Curved)
 IDS = EVERYTHING_SCHEMA.features[0], EVERYTHING_SCHEMA.side("item")[0]
 ROWS = 60
 CANDIDATES: dict[str, list[Any]] = {
@@ -92,7 +93,7 @@ def same(a: Column, b: Column) -> bool:
 def fits(column: Column, field: InputField, rows: int) -> None:
     """Check that an encoded column is what its field says."""
     assert len(column) == rows
-    if field.kind == "dense":
+    if field.length:
         assert isinstance(column, np.ndarray)
         assert column.dtype == np.float32
         assert column.shape == (rows, field.length)

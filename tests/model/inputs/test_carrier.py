@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mykinds.carriers import Curve
 from torch import Tensor, nn
 
 from twotower.arrays.ragged import row_of
@@ -58,7 +59,7 @@ class Sines(LoweredModule):
         return g("MatMul", g("Sin", x), g.constant(self.weight))
 
 
-KINDS = (*CARRIERS, Angle)
+KINDS = (*CARRIERS, Curve, Angle)
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
 
 
