@@ -12,11 +12,15 @@ import tomllib
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import pyarrow as pa
 import pytest
+from worlds import EVERYTHING_SCHEMA, everything, settings
 
 from twotower.cli.app import run_command
 from twotower.config.toml import load_config, parse_config
+from twotower.data.tables import check
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -66,6 +70,26 @@ def test_the_class_of_the_tutorial_trains_and_tests(
 ) -> None:
     (code,) = (code for code in blocks("docs/tutorial.md", "python") if "DSSMTrainable" in code)
     assert run_python(code, tmp_path, monkeypatch, capsys).strip()
+
+
+def test_the_function_of_the_operations_page_answers_record_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import twotower
+
+    tables = check(*everything(), EVERYTHING_SCHEMA)
+    twotower.publish(
+        twotower.fit(tables, EVERYTHING_SCHEMA, settings(), folder=tmp_path / "run"), tmp_path / "store", force=True
+    )
+    monkeypatch.chdir(tmp_path)
+    (code,) = (code for code in blocks("docs/operations.md", "python") if "recommend_batch" in code)
+    names: dict[str, Any] = {}
+    exec(compile(code, "<document>", "exec"), names)
+    users = pa.table({"user_id": ["u1", "u2", "nobody"]})
+    answers = pa.Table.from_batches(names["recommend"](users.to_batches(max_chunksize=2)))
+    assert answers.schema.equals(names["ANSWERS"])
+    assert set(answers["user_id"].to_pylist()) == {"u1", "u2", "nobody"}
+    assert set(answers["source"].to_pylist()) == {"model", "popular"}
 
 
 def anchors(page: Path) -> set[str]:

@@ -29,11 +29,14 @@ def test_ids_have_their_rows_also_where_hashes_collide(column: pl.Series, bits: 
     assert found.rows(asked) == [row.get(i, -1) for i in asked]
     assert [found.row(i) for i in asked * 2] == [row.get(i) for i in asked * 2]
     assert found.rows([]) == []
+    texts = pl.Series([*(i for i in asked if i.isprintable()), None], dtype=pl.String)
+    assert found.find(texts).tolist() == [row.get(i, -1) for i in texts]
     assert list(found) == known == found[:]
     assert (len(found), found[-1], found[second], found[1:3]) == (len(known), known[-1], known[1], known[1:3])
     assert known[1] in found
     assert "nobody" not in found
     assert UserIds(column.clear(), UserRow).rows([UserId("7")]) == [-1]
+    assert UserIds(column.clear(), UserRow).find(texts).tolist() == [-1] * len(texts)
     assert list(TextColumn(column)) == known
     with pytest.raises(IndexError):
         found[len(known)]

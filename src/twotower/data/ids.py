@@ -77,6 +77,18 @@ class IdColumn(TextColumn[Text], Generic[Text, Row]):
             self._cached_rows[external_id] = row
         return row
 
+    def find(self, texts: pl.Series) -> Ints:
+        """Return the row of each text (n,) of a column, -1 for unknown ones, as an array: for many ids at once."""
+        if not len(self) or not len(texts):
+            return np.full(len(texts), -1, np.int64)
+        at = np.minimum(np.searchsorted(self._hashes, self._hash_ids(texts)), len(self) - 1)
+        rows: Ints = self._order[at]
+        rows = np.where((self.column.gather(rows) == texts).fill_null(False).to_numpy(), rows, -1)
+        if self._rows_of_shared_hashes:
+            for text, row in self._rows_of_shared_hashes.items():
+                rows[(texts == text).fill_null(False).to_numpy()] = row
+        return rows
+
     def rows(self, ids: abc.Sequence[Text]) -> list[Row]:
         """Return the row of each id, -1 for unknown ones."""
         if not len(ids) or not len(self):

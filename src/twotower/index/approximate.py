@@ -60,6 +60,10 @@ class ApproximateIndex(ExactIndex):
         self._norm_bound = 0.0
         """M, the norm of every augmented vector."""
 
+    @property
+    def batch_invariant(self) -> bool:
+        return False  # the number of candidates depends on the banned rows of all queries
+
     # The engine of a subclass
 
     def rebuild(self, vectors: Shaped[Vectors, "P W"]) -> None:

@@ -55,6 +55,10 @@ class ExactIndex:
         return self.options.remote
 
     @property
+    def batch_invariant(self) -> bool:
+        return True
+
+    @property
     def rows(self) -> Shaped[Rows, "N"]:
         return self._store.sorted_rows.copy()
 

@@ -49,6 +49,10 @@ class Index(Protocol):
         """True if another process holds the vectors: then a search raises Unavailable if that process does not answer."""
 
     @property
+    def batch_invariant(self) -> bool:
+        """True if the answer to a query does not depend on the other queries of its search."""
+
+    @property
     def rows(self) -> Shaped[Rows, "N"]:
         """Rows in the index, ascending."""
 

@@ -13,9 +13,10 @@ from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.part_evaluation import PartEvaluation
 from twotower.features.side import SideName
-from twotower.retrieval.evaluation import embed_users, rank_items, seen_before
+from twotower.retrieval.evaluation import rank_items, seen_before
 from twotower.retrieval.request import Method
 from twotower.retrieval.retriever import Retriever
+from twotower.retrieval.user_vectors import embed_users
 
 
 def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None) -> dict[str, Metrics]:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+
+import numpy as np
 
 from twotower.arrays.types import Floats, Ints, ItemId
 from twotower.data.ids import TextColumn
 from twotower.index import Index
 from twotower.retrieval.request import Answer, Item, Method, Source
+
+REMOTE_SEARCHES = 16
+"""Searches of a remote index at a time."""
+SIMILAR_EXCLUSIONS = 32
+"""Numbers of excluded rows up to this one are searched together; from there on, those of the same power of two."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,33 @@ class Catalogue:
         scores; rows of -1 are padding. Raises Unavailable if the server of the index does not answer."""
         rows, scores = self.index.search(vector, k, allowed=allowed, banned=[excluded])
         return rows[0], scores[0]
+
+    def rank_many(
+        self, vectors: Floats, k: int, excluded: Sequence[Ints], allowed: Ints | None = None
+    ) -> tuple[Ints, Floats]:
+        """Return the rows (B, k) and scores (B, k) that `rank` returns for each of the vectors (B, D) with its `excluded` rows,
+        padded with row -1 and score -inf."""
+        rows, scores = np.full((len(vectors), k), -1, np.int64), np.full((len(vectors), k), -np.inf, np.float32)
+
+        def search(some: Ints) -> None:
+            banned = [excluded[place] for place in some.tolist()]
+            rows[some], scores[some] = self.index.search(vectors[some], k, allowed=allowed, banned=banned)
+
+        if self.index.batch_invariant:
+            # A search finds as many more candidates as its longest list of excluded rows has.
+            level = np.ceil(np.log2(np.maximum(np.array([*map(len, excluded)], np.int64), SIMILAR_EXCLUSIONS)))
+            for one in np.unique(level):
+                search(np.flatnonzero(level == one))
+            return rows, scores
+
+        def search_each(places: Ints) -> None:
+            for start in range(len(places)):
+                search(places[start : start + 1])
+
+        threads = REMOTE_SEARCHES if self.index.remote else self.index.threads
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(search_each, np.array_split(np.arange(len(vectors)), threads)))
+        return rows, scores
 
     def answer(
         self,

@@ -6,6 +6,7 @@ import threading
 from collections import abc
 from collections.abc import Callable, Mapping
 from functools import reduce
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -85,6 +86,16 @@ class CatalogueFilters:
         if not keep_seen and rows.user is not None:
             excluded = np.concatenate([excluded, self._seen.row(rows.user)])
         return excluded
+
+    def excluded_of_users(self, ban: abc.Sequence[str], users: Ints, keep_seen: bool) -> list[Ints]:
+        """Return what `excluded` returns for each of the user rows (n,) whose request holds no items."""
+        banned = self.excluded(ban, RequestRows(None, {}), keep_seen)
+        if keep_seen:
+            return [banned] * len(users)
+        seen = self._seen.take(users)
+        values, ends = seen.values.astype(np.int64), seen.offsets.tolist()
+        each = [values[start:stop] for start, stop in pairwise(ends)]
+        return [np.concatenate([banned, own]) for own in each] if len(banned) else each
 
     def _known(self, ids: abc.Sequence[str]) -> Ints:
         """Return the rows of those item ids that are in the bundle."""

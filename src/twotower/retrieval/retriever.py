@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 
 from twotower.arrays.types import Floats, ItemId, UserId
+from twotower.data.readers import TableLike
 from twotower.errors import DataError, RunError
 from twotower.features.schema import Schema
 from twotower.files import layout
 from twotower.index.vector_store import MAX_NORM
 from twotower.onnx.inspection import INSPECT_SECONDS, InspectionLimits
+from twotower.retrieval.batches import UnknownUsers, recommend_batch
 from twotower.retrieval.catalogue import Catalogue
 from twotower.retrieval.filters import CatalogueFilters
 from twotower.retrieval.loaded_bundle import LoadedBundle, naming_damage
@@ -146,6 +149,24 @@ class Retriever:
                 source = "cold_start"
             ranked = self.catalogue.rank(vector, k, excluded, allowed)
         return self.catalogue.answer(ranked, k, started, method, source, unknown)
+
+    def recommend_frame(
+        self,
+        users: TableLike,
+        k: int = 100,
+        method: Method = 1,
+        *,
+        unknown: UnknownUsers = "popular",
+        allow: abc.Sequence[str] | None = None,
+        ban: abc.Sequence[str] = (),
+        where: Mapping[str, str] | None = None,
+        keep_seen: bool = False,
+    ) -> pl.DataFrame:
+        """Return the `k` items for each user of a table as rows of user_id, rank, item_id, score and source: see
+        `twotower.retrieval.batches.recommend_batch`. Raises DataError, ConfigError, Unavailable."""
+        return recommend_batch(
+            self, users, k, method, unknown=unknown, allow=allow, ban=ban, where=where, keep_seen=keep_seen
+        )
 
     def embed_request(self, request: Request, method: Method = 2) -> UserVector:
         """Return the vector that `recommend` searches with.

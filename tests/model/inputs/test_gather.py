@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from twotower.arrays.ragged import Ragged, row_of
 from twotower.data.dataset import Dataset
 from twotower.features.side import SideName
+from twotower.model.inputs.feed import feed, stack_feeds
 from twotower.model.inputs.gather import ColumnRows, OneRow, TowerFields, gather
 from twotower.model.inputs.padded import pad
 
@@ -54,3 +55,15 @@ def test_padded_codes_are_the_last_of_each_row_and_an_empty_row_is_padding() -> 
     assert pad(ragged, np.array([0, 1]), limit=2).tolist() == [[2, 3], [-1, -1]]
     assert pad(ragged, np.array([1])).tolist() == [[-1]]
     assert pad(ragged, np.zeros(0, np.int64)).shape == (0, 1)
+
+
+def test_stacked_feeds_are_the_feed_of_all_rows(everything_data: Dataset) -> None:
+    data = everything_data
+    fields, columns = data.encoders.fields("user"), data.side("user").columns
+    rows = np.arange(20)
+    whole = feed(fields, columns, rows)
+    stacked = stack_feeds([feed(fields, columns, rows[i : i + 1]) for i in rows])
+    assert stacked.keys() == whole.keys()
+    for name, values in whole.items():
+        assert stacked[name].dtype == values.dtype
+        np.testing.assert_array_equal(stacked[name], values)

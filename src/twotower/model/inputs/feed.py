@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from twotower.arrays.ragged import Column
@@ -40,3 +42,17 @@ class FeedFields:
 def feed(fields: tuple[InputField, ...], columns: dict[str, Column], rows: slice | Shaped[Array, "U"]) -> Feed:
     """Return the features of some rows of encoded columns by input name."""
     return FeedFields(fields)(ColumnRows(columns, rows))
+
+
+def stack_feeds(feeds: Sequence[Feed]) -> Feed:
+    """Return one feed of the rows of several, at least one; codes are padded with -1 to the longest row."""
+    stacked: Feed = {}
+    for name in feeds[0]:
+        parts = [one[name] for one in feeds]
+        out = np.full((sum(map(len, parts)), max(part.shape[1] for part in parts)), -1, parts[0].dtype)
+        start = 0
+        for part in parts:
+            out[start : start + len(part), : part.shape[1]] = part
+            start += len(part)
+        stacked[name] = out
+    return stacked
