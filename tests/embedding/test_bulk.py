@@ -28,7 +28,7 @@ from twotower.cli import embedding
 from twotower.data.tables import check
 from twotower.distributed import DistributedContext
 from twotower.embedding.folder import EmbeddingsFolder, part_names
-from twotower.embedding.shards import ShardedWork
+from twotower.embedding.shards import EmbeddingWork
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.categorical import Categorical
 from twotower.features.multi_hot import MultiHot
@@ -213,7 +213,7 @@ def test_a_rank_that_dies_holds_up_nobody_and_its_part_is_taken_over(
 def make(out: Path, plan: dict[str, Any], number: int = 3) -> list[int]:
     """Every step of writing shards, without a tower: gives those that were made."""
     made = []
-    with ShardedWork.begin(out, plan, number, False) as work:
+    with EmbeddingWork.begin(out, plan, number, False) as work:
         for i in range(number):
             with work.claimed(i) as mine:
                 assert mine
@@ -273,7 +273,7 @@ def test_a_folder_in_which_others_are_at_work_is_not_started_over(tmp_path: Path
     ready, wait = os.pipe(), os.pipe()
 
     def busy() -> None:
-        with ShardedWork.begin(tmp_path / "out", plan_of(), 3, False) as work, work.claimed(1):
+        with EmbeddingWork.begin(tmp_path / "out", plan_of(), 3, False) as work, work.claimed(1):
             os.write(ready[1], b"x")
             os.read(wait[0], 1)
 
@@ -281,7 +281,7 @@ def test_a_folder_in_which_others_are_at_work_is_not_started_over(tmp_path: Path
     os.read(ready[0], 1)
     try:
         with (
-            ShardedWork.begin(tmp_path / "out", plan_of(), 3, False) as work,
+            EmbeddingWork.begin(tmp_path / "out", plan_of(), 3, False) as work,
             work.claimed(1) as mine,
             work.claimed(2) as two,
         ):
@@ -290,13 +290,13 @@ def test_a_folder_in_which_others_are_at_work_is_not_started_over(tmp_path: Path
         other = plan_of(side="user")
         with (
             pytest.raises(RunError, match="another call is writing them"),
-            ShardedWork.begin(tmp_path / "out", other, 3, True),
+            EmbeddingWork.begin(tmp_path / "out", other, 3, True),
         ):
             pass
     finally:
         os.write(wait[1], b"x")
         assert os.waitpid(pid, 0)[1] == 0
-    with ShardedWork.begin(tmp_path / "out", other, 3, True) as work, work.claimed(1) as mine:
+    with EmbeddingWork.begin(tmp_path / "out", other, 3, True) as work, work.claimed(1) as mine:
         assert mine
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 import time
 from collections import abc
@@ -22,30 +21,28 @@ from twotower.arrays.ragged import Column, Ragged
 from twotower.data.readers import (
     Reading,
     column_names,
-    csv_options,
     is_text,
     parse_canonical_text,
     table_errors,
     table_files,
 )
 from twotower.data.splits import TEST
-from twotower.data.tables import need, with_ids
-from twotower.distributed import DistributedContext
-from twotower.embedding.folder import IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER, StoredVectors
-from twotower.embedding.shards import (
-    HOW_TO_OVERWRITE,
-    ShardedWork,
+from twotower.data.table_shards import (
     TableFile,
     TableShard,
-    check_folder,
-    clear_folder,
-    common_type,
     cut_into_shards,
-    save_ids,
+    names_within,
+    read_slices,
+    text_as_parquet,
 )
+from twotower.data.tables import need, with_ids
+from twotower.distributed import DistributedContext
+from twotower.embedding.folder import IDS_FILE, LIST_FILE, VECTORS_FILE, StoredVectors
+from twotower.embedding.shards import EmbeddingWork, common_type, save_ids
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.categorical import CategoricalEncoder
 from twotower.features.side import SideName
+from twotower.files.sharded_work import HOW_TO_OVERWRITE, WORK_FOLDER
 from twotower.model.inputs.gather import ColumnRows, TowerFields
 from twotower.model.inputs.side_tensors import carry_forward, tensors
 from twotower.model.two_tower import evaluation_mode
@@ -106,7 +103,7 @@ def embed(
         "side": side, "model": _digest(run), "schema": hashlib.sha256(rows.schema.model_dump_json().encode()).hexdigest(),
         "precision": precision, "shard_rows": shard_rows, "table": [f.state() for f in sources],
     }  # fmt: skip
-    with ShardedWork.begin(out, plan, len(shards), overwrite) as work:
+    with EmbeddingWork.begin(out, plan, len(shards), overwrite) as work:
         for i in range(me.rank, len(shards), me.world_size):
             _embed_shard(tower, work, shards[i], verify=True)
         while True:  # help other ranks, from the end, which a slow rank reaches last
@@ -123,12 +120,12 @@ def embed(
 
 def _embed_single_shard(tower: _ShardEmbedder, shard: TableShard, out: Path, overwrite: bool) -> int:
     """Embed a table of one shard, in place of an earlier one, and return the number of rows."""
-    check_folder(out)
+    EmbeddingWork.check_folder(out)
     if (out / WORK_FOLDER).exists() or (out / LIST_FILE).exists():
         if not overwrite:
             raise RunError(f"{out}: holds the shards of another table; {HOW_TO_OVERWRITE}")
         if (out / WORK_FOLDER).exists():
-            clear_folder(out)
+            EmbeddingWork.clear_folder(out)
     with files.new_folder(out) as folder:
         n, *_ = tower(shard, folder)
         if not n:
@@ -137,7 +134,7 @@ def _embed_single_shard(tower: _ShardEmbedder, shard: TableShard, out: Path, ove
     return n
 
 
-def _embed_shard(tower: _ShardEmbedder, work: ShardedWork, shard: TableShard, verify: bool) -> bool:
+def _embed_shard(tower: _ShardEmbedder, work: EmbeddingWork, shard: TableShard, verify: bool) -> bool:
     """Embed a shard, unless it is finished or another process has claimed it; return True if it was embedded.
 
     `verify` checks the files of a finished shard, and embeds it again if they are damaged.
@@ -277,8 +274,7 @@ def _take_known(ragged: Ragged, known_rows: npt.NDArray[np.int32]) -> Ragged:
 def _files(source: Path, rows: _RowEncoder) -> list[TableFile]:
     """Return the files of a table in the order of their names. Raises DataError if one lacks a column."""
     paths = table_files(source)
-    base = Path(os.path.commonpath([p.parent for p in paths]))
-    return [TableFile(path, path.relative_to(base).as_posix(), _length(path, rows)) for path in paths]
+    return [TableFile(path, name, _length(path, rows)) for path, name in zip(paths, names_within(paths), strict=True)]
 
 
 def _length(path: Path, rows: _RowEncoder) -> int | None:
@@ -297,23 +293,10 @@ def _batches(shard: TableShard, rows: _RowEncoder, scratch: Path, batch_rows: in
     path, text = shard.file.path, is_text(shard.file.path)
     with table_errors(path):
         table = (
-            _text_as_parquet(path, rows, scratch / "table")
+            text_as_parquet(path, rows.columns, rows.reading, scratch / "table")
             if text
             else pl.scan_parquet(path, glob=False).select(rows.columns)
         )
         n = int(table.select(pl.len()).collect().item()) if shard.rows is None else shard.rows
-    for start in range(0, n, batch_rows):
-        with table_errors(path):
-            # A slice of a Parquet file skips the rows before it; streamed batches would be read far ahead.
-            rest = min(batch_rows, n - start)
-            frame = table.slice(shard.start + start, rest).collect(engine="streaming")
-        if len(frame) != rest:
-            raise DataError(f"{path}: was changed while it was read; call again when it is complete")
+    for frame in read_slices(table, path, shard.start, n, batch_rows):
         yield frame.with_columns(parse_canonical_text(frame[name]) for name in rows.parsed_columns) if text else frame
-
-
-def _text_as_parquet(source: Path, rows: _RowEncoder, path: Path) -> pl.LazyFrame:
-    """Write a CSV as Parquet, with types inferred from all rows, and scan it."""
-    table = pl.scan_csv(source, **csv_options(source, rows.reading))
-    table.select(rows.columns).sink_parquet(path)
-    return pl.scan_parquet(path, glob=False)

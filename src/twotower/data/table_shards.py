@@ -1,0 +1,74 @@
+"""Tables larger than memory, cut into shards of rows that are read a slice at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from twotower.data.readers import Reading, csv_options, table_errors
+from twotower.errors import DataError
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A file of a table: its path, its name within the table, and its number of rows (None for a text file)."""
+
+    path: Path
+    name: str
+    rows: int | None
+
+    def state(self) -> list[str | int | None]:
+        """Return name, size in bytes, modification time and rows, to detect changes."""
+        found = self.path.stat()
+        return [self.name, found.st_size, found.st_mtime_ns, self.rows]
+
+
+@dataclass(frozen=True)
+class TableShard:
+    """Rows `start` to `start + rows` of a file, or with `rows` None a whole text file."""
+
+    number: int
+    file: TableFile
+    start: int
+    rows: int | None
+
+
+def cut_into_shards(sources: list[TableFile], rows: int) -> list[TableShard]:
+    """Return the shards of at most `rows` rows of the files, in their order; a file without rows has none."""
+    shards: list[TableShard] = []
+    for file in sources:
+        if file.rows is None:
+            shards.append(TableShard(len(shards), file, 0, None))
+            continue
+        for start in range(0, file.rows, rows):
+            shards.append(TableShard(len(shards), file, start, min(rows, file.rows - start)))
+    return shards
+
+
+def names_within(paths: list[Path]) -> list[str]:
+    """Return the names of files within their common folder."""
+    base = Path(os.path.commonpath([p.parent for p in paths]))
+    return [path.relative_to(base).as_posix() for path in paths]
+
+
+def read_slices(table: pl.LazyFrame, source: Path, start: int, rows: int, step: int) -> Iterator[pl.DataFrame]:
+    """Yield rows `start` to `start + rows` of a scanned Parquet file, `step` at a time. Raises DataError, which names `source`, if
+    fewer are there."""
+    for first in range(0, rows, step):
+        wanted = min(step, rows - first)
+        with table_errors(source):
+            # A slice of a Parquet file skips the rows before it; streamed batches would be read far ahead.
+            frame = table.slice(start + first, wanted).collect(engine="streaming")
+        if len(frame) != wanted:
+            raise DataError(f"{source}: was changed while it was read; call again when it is complete")
+        yield frame
+
+
+def text_as_parquet(source: Path, columns: Collection[str], reading: Reading, to: Path) -> pl.LazyFrame:
+    """Write columns of a CSV as Parquet, with types inferred from all rows, and scan it. Call it within `table_errors`."""
+    pl.scan_csv(source, **csv_options(source, reading)).select(columns).sink_parquet(to)
+    return pl.scan_parquet(to, glob=False)
