@@ -1,11 +1,11 @@
-"""Write docs/configuration.md, cli.md, http.md, openapi.json and the code in extending.md from the code: `make docs`. A test compares them."""
+"""Write docs/configuration.md, cli.md, http.md, openapi.json, and the code in extending.md and prepared-format.md, from the code: `make docs`. A test compares them."""
 
 from __future__ import annotations
 
 import json
 import re
 import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -213,22 +213,22 @@ def _kind(schema: dict[str, Any]) -> str:
 
 _BOUNDS = {"minimum": "from", "maximum": "to", "minLength": "at least", "maxLength": "at most"}
 
-# ---- the guide
+# ---- pages that show code
 
 
-def extending() -> str:
-    """Return extending.md with the present code of its examples."""
+def with_code(page: str) -> str:
+    """Return a page with the present code of the examples that it shows."""
 
     def shown(found: re.Match[str]) -> str:
         code = (DOCS.parent / found[1]).read_text(encoding="utf-8")
         return f"<!-- code: {found[1]} -->\n\n```python\n{code}```\n"
 
-    text = (DOCS / "extending.md").read_text(encoding="utf-8")
+    text = (DOCS / page).read_text(encoding="utf-8")
     return re.sub(r"<!-- code: (\S+) -->\n(?:\n```python\n.*?```\n)?", shown, text, flags=re.DOTALL)
 
 
 PAGES = {
-    "extending.md": extending,
+    **{page: partial(with_code, page) for page in ("extending.md", "prepared-format.md")},
     "configuration.md": configuration,
     "cli.md": command_line,
     "http.md": http,

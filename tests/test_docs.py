@@ -37,7 +37,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["configuration.md", "cli.md", "http.md", "openapi.json"])
+@pytest.mark.parametrize("page", ["configuration.md", "cli.md", "http.md", "openapi.json", "prepared-format.md"])
 def test_generated_pages_are_up_to_date(page: str) -> None:
     text = script("docs/generate.py").PAGES[page]()
     assert (ROOT / "docs" / page).read_text(encoding="utf-8") == text, "run `make docs`"

@@ -13,6 +13,7 @@ import polars as pl
 
 from twotower import runs
 from twotower.config.experiment import Config
+from twotower.data.bucket_check import check_buckets
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.ids import TextColumn
 from twotower.data.memmap import MemmapDataset
@@ -43,8 +44,8 @@ from twotower.train.progress import Callback, EpochRecord
 from twotower.train.trainer import Trainer
 
 __all__ = [
-    "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "prepare_folder", "publish", "read", "recent_titles",
-    "recommend", "retriever",
+    "check_buckets", "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "prepare_folder", "publish", "read",
+    "recent_titles", "recommend", "retriever",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)

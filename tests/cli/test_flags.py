@@ -30,6 +30,11 @@ from twotower.escaping import python_literal
         ("gc", "user `gc(keep=3)`, `gc(store=a)`, `gc(**a)`", "user `gc(keep=3)`, `gc(store=a)`, `gc(**a)`"),
         ("gc", "`resume=True`, `folder`, `a b`, `(`, ``", "`resume=True`, `folder`, `a b`, `(`, ``"),
         ("gc", "`diagnose(run)` says why", "`twotower doctor RUN` says why"),
+        (
+            "prepare",
+            "`check_buckets(folder)` names every problem",
+            "`twotower check-buckets FOLDER` names every problem",
+        ),
         ("gc", "`fit(config, folder='-a b', resume=True)`", "`twotower train CONFIG --run './-a b' --resume`"),
         ("gc", "`make_key(name, admin=True)`, `other(run)`", "`twotower key NAME --admin`, `other(run)`"),
         ("serve", f"`rollback(store={python_literal('a`b$(c)')})`", "`twotower rollback --store 'a`b$(c)'`"),

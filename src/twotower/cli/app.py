@@ -23,6 +23,7 @@ app.add_typer(data_app, name="data")
 ANSWERS, WORKS = True, False
 VERBS: dict[Callable[..., None], bool] = {
     training.prepare: WORKS,
+    data.check_buckets: ANSWERS,
     training.train: WORKS,
     training.evaluate: ANSWERS,
     training.doctor: ANSWERS,
@@ -54,7 +55,9 @@ _UsageError: type[typer.BadParameter] = next(c for c in typer.BadParameter.__mro
 def _prints_its_result(words: Sequence[str]) -> bool:
     of_data = words[:1] == ["data"]
     verbs = DATA_VERBS if of_data else VERBS
-    return all(answers for verb, answers in verbs.items() if verb.__name__ in words[of_data : of_data + 1])
+    return all(
+        answers for verb, answers in verbs.items() if verb.__name__.replace("_", "-") in words[of_data : of_data + 1]
+    )
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from twotower.escaping import shell_command
 from twotower.kinds import import_modules
 
 VERB_OF_FUNCTION = {
+    "check_buckets": "check-buckets",
     "config_template": "config",
     "diagnose": "doctor",
     "fit": "train",

@@ -54,7 +54,7 @@ class Bucket(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    file: str = Field(pattern=r"^[^/\\]+\.parquet$")
+    file: str = Field(pattern=r"^[^/\\._][^/\\]*\.parquet$")
     """Name of the file in the folder `interactions`."""
     users: tuple[int, int]
     """First user row, and the one after the last."""
@@ -70,14 +70,14 @@ class BucketFacts(BaseModel):
     format: int = BUCKETS_FORMAT
     maker: str = Field(min_length=1)
     """Name and version of the program that wrote the folder."""
-    hash: str = HASH
+    hash: str = Field(HASH, pattern=f"^{HASH}$")
     duplicates: str = Field(pattern="^(last|error)$")
     """Treatment of repeated pairs of user and item. last: the latest of each pair is kept. error: none is repeated."""
-    users: int = Field(ge=1)
+    users: int = Field(ge=1, lt=2**63)
     """Number of users."""
-    items: int = Field(ge=1)
+    items: int = Field(ge=1, lt=2**63)
     """Number of items."""
-    read: int = Field(ge=0)
+    read: int = Field(ge=0, lt=2**63)
     """Number of interactions of the log."""
     rows: int = Field(ge=0)
     """Number of interactions of all buckets."""

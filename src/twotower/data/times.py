@@ -42,6 +42,11 @@ _DATE = re.compile(
 )
 
 
+def plausible_range() -> tuple[int, int]:
+    """Return the earliest and the latest plausible time, in microseconds since 1970: the start of 1990, and tomorrow."""
+    return _EARLIEST_SECOND * MICROSECONDS, int((clock.time() + _DAY) * MICROSECONDS)
+
+
 class Times:
     """Reader of one time column: call `look` on every piece, then `settle` once, then `add` on every piece."""
 

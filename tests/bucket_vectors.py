@@ -1,0 +1,123 @@
+"""Test vectors of docs/prepared-format.md: hashes of ids, and a writer of buckets in plain Python that imports nothing of the package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+HASHES: dict[str | int, int] = {
+    7: 2400511071,
+    "7": 2400511071,
+    "007": 2660544862,
+    0: 3486326916,
+    -1: 1807097403,
+    -(2**63): 3777766075,
+    2**63 - 1: 360086309,
+    2**63: 2378012228,
+    2**64 - 1: 2121803171,
+    "": 3558706393,
+    "u1": 3833023709,
+    "u 1": 824840757,
+    "a'b": 19264434,
+    "a\nb": 2363405380,
+    "用户": 533736080,
+    "🙂": 1552772400,
+    "\u00e9": 1725812119,  # é as one character
+    "e\u0301": 0x5526861F,  # é as two
+}
+"""Ids, and their hashes by md5sum of GNU coreutils."""
+SAME_HASH: dict[int, tuple[str | int, str | int]] = {
+    773530790: (3447, 102617),
+    146911745: ("u101995", "u30679"),
+    517284669: ("用户1849", "用户26722"),
+}
+"""Hashes, and two ids of each in the order of their rows: numbers by value, text by its bytes."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """An interaction of a log."""
+
+    user: str | int
+    item: str | int
+    time: int
+    label: float
+
+
+Log = Sequence[Event]
+PAIRS = (
+    "a:1 b:2 c:3 用户:1 🙂:2 :3 a:2 b:3 c:1 a:1 a:3 u101995:1 u30679:2 d:4 d:1 d:2 d:3 u30679:4 d:4 e:1"  # user:item
+)
+LOG: Log = [
+    Event(pair.partition(":")[0], int(pair[-1]), 1_700_000_000_000_000 + 1_000_000 * (7 * n % 11), float(n % 6))
+    for n, pair in enumerate(PAIRS.split(" "))
+]
+"""Twenty interactions of ten users and four items; two pairs stand in it twice."""
+
+
+def hash_of(user: str | int) -> int:
+    return int(hashlib.md5(str(user).encode(), usedforsecurity=False).hexdigest()[:8], 16)
+
+
+def user_order(user: str | int) -> tuple[int, bytes | int]:
+    return hash_of(user), user.encode() if isinstance(user, str) else user
+
+
+def write_buckets(folder: Path, log: Log, n_buckets: int = 4, timed: bool = True, rich: bool = True) -> None:
+    """Write a folder of buckets of a log. `rich` adds value.label, weight, event and context.device."""
+    users = sorted({e.user for e in log}, key=user_order)
+    items = sorted({e.item for e in log})
+    user_rows, item_rows = ({key: row for row, key in enumerate(keys)} for keys in (users, items))
+    (folder / "interactions").mkdir(parents=True)
+    pq.write_table(pa.table({"user_id": users, "age": [float(len(str(u))) for u in users]}), folder / "users.parquet")
+    pq.write_table(pa.table({"item_id": items, "title": [f"film {i}" for i in items]}), folder / "items.parquet")
+
+    latest: dict[tuple[str | int, str | int], tuple[int, int]] = {}
+    for row, e in enumerate(log):
+        key = (e.time if timed else 0, row)
+        latest[e.user, e.item] = max(key, latest.get((e.user, e.item), key))
+    kept = sorted((user_rows[log[row].user], time, row) for time, row in latest.values())
+
+    starts = [0, *(sum(hash_of(u) * n_buckets >> 32 < b for u in users) for b in range(1, n_buckets + 1))]
+    listed = []
+    for b, (first, end) in enumerate(pairwise(starts)):
+        part = [(user, row, log[row]) for user, _, row in kept if first <= user < end]
+        columns = {
+            "user": pa.array([user for user, _, _ in part], pa.int32()),
+            "item": pa.array([item_rows[e.item] for _, _, e in part], pa.int32()),
+            "row": pa.array([row for _, row, _ in part], pa.int64()),
+            "positive": pa.array([e.label > 2 for _, _, e in part], pa.bool_()),
+        }
+        if timed:
+            columns["time"] = pa.array([e.time for _, _, e in part], pa.int64())
+        if rich:
+            columns["value.label"] = pa.array([e.label or None for _, _, e in part], pa.float64())
+            columns["weight"] = pa.array([1 + row / 4 for _, row, _ in part], pa.float32())
+            columns["event"] = pa.array(["view" if row % 2 else "buy" for _, row, _ in part], pa.string())
+            columns["context.device"] = pa.array([None if row % 3 else "tv" for _, row, _ in part], pa.string())
+        name = f"{b:05d}.parquet"
+        pq.write_table(pa.table(columns), folder / "interactions" / name)
+        listed.append({"file": name, "users": [first, end], "rows": len(part)})
+    times = [time for _, time, _ in kept] if timed else []
+    facts = {
+        "format": 1,
+        "maker": "bucket_vectors 1",
+        "hash": "md5-32",
+        "duplicates": "last",
+        "users": len(users),
+        "items": len(items),
+        "read": len(log),
+        "rows": len(kept),
+        "positives": sum(log[row].label > 2 for _, _, row in kept),
+        "first_time": min(times, default=None),
+        "last_time": max(times, default=None),
+        "buckets": listed,
+    }
+    (folder / "buckets.json").write_text(json.dumps(facts), encoding="utf-8")
