@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks.lib.report import Report, declared, options
+from twotower.errors import TwoTowerError
 
 
 def main() -> None:
@@ -24,7 +25,10 @@ def main() -> None:
     if "torch" in sys.modules and "threads" in chosen:
         sys.modules["torch"].set_num_threads(chosen.threads)
     with Report(chosen, declared(str(scripts[sys.argv[1]])).get("name", "")) as report:
-        script.main(chosen, report)
+        try:
+            script.main(chosen, report)
+        except TwoTowerError as e:
+            sys.exit(f"error: {e}")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,6 @@ def run_step(name: str, step: Numbers, folder: Path, command: list[str], resume:
     print(f"{ran.seconds:,.0f} s", flush=True)
     if step.get("measured"):
         costs = {"whole run": (ran.seconds, "s"), "peak memory": (ran.peak, "MB")}
-        found = [result(f"suite: demo, {what}", *cost, more=False) for what, cost in costs.items()]
+        found = [result(f"suite: demo, {what}", *cost) for what, cost in costs.items()]
         save(out, found, len(os.sched_getaffinity(0)))
     return True

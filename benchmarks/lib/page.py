@@ -6,14 +6,13 @@ and sections without any result stay as they are, with their dates.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.lib.machine import Numbers
 from benchmarks.lib.report import cell, number, times
-from benchmarks.lib.tables import DECLARED, DOUBTFUL, EXPECTED, NOT_RUN, rewrite, table, translate
+from benchmarks.lib.tables import DECLARED, DOUBTFUL, EXPECTED, NOT_RUN, Results, rewrite, table, translate
 
-Results = Mapping[str, Numbers]
 MEASUREMENTS = "<!-- measurements -->\n"  # the line of the page after which the list of all results stands
 
 

@@ -74,7 +74,7 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         while not self.over.wait(0.1):
-            self.most = max(self.most, usage(self.pid, memory_alone=True)["anonymous_mb"])
+            self.most = max(self.most, memory(self.pid, "RssAnon"))
 
     def __enter__(self) -> Self:
         self.start()
@@ -89,30 +89,32 @@ def family(pid: int) -> Iterator[int]:
     """Yield a process and all its descendants."""
     yield pid
     with suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in children.read_text().split():
                 yield from family(int(child))
 
 
-def usage(pid: int, memory_alone: bool = False) -> dict[str, float]:
-    """Return what a process and its descendants use: resident memory in MB (total, and private), CPU seconds, numbers of open
-    files and sockets, and of mapped files of bundles."""
-    out = dict.fromkeys(("rss_mb", "anonymous_mb", "cpu_s", "files", "sockets", "mapped"), 0.0)
+def memory(pid: int, label: str) -> float:
+    """Return the memory of a process and its descendants in MB: "VmRSS" is all that is resident, "RssAnon" what is private."""
+    found = 0
+    for member in family(pid):
+        with suppress(OSError):
+            found += sum(map(int, re.findall(rf"{label}:\s+(\d+)", Path(f"/proc/{member}/status").read_text())))
+    return found / 1024
+
+
+def usage(pid: int) -> dict[str, float]:
+    """Return what a process and its descendants use: resident MB, CPU seconds, numbers of open files (without sockets) and of mapped files of bundles."""
+    out = {"rss_mb": memory(pid, "VmRSS"), "cpu_s": 0.0, "files": 0.0, "mapped": 0.0}
     for member in family(pid):
         with suppress(OSError):
             folder = Path(f"/proc/{member}")
-            status = (folder / "status").read_text()
-            for name, label in (("rss_mb", "VmRSS"), ("anonymous_mb", "RssAnon")):
-                found = re.search(rf"{label}:\s+(\d+)", status)
-                out[name] += int(found[1]) / 1024 if found else 0.0
-            if memory_alone:
-                continue
             fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
             out["cpu_s"] += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
             out["mapped"] += len(set(re.findall(r"\S*/bundles/.*", (folder / "maps").read_text())))
             for handle in (folder / "fd").iterdir():
                 with suppress(OSError):
-                    out["sockets" if handle.readlink().name.startswith("socket:") else "files"] += 1
+                    out["files"] += not handle.readlink().name.startswith("socket:")
     return out
 
 
@@ -171,10 +173,9 @@ class Server:
     port: int
     seconds: float  # from its start to ready
 
-    def get(self, path: str, body: Any = None, key: str = "") -> Any:
+    def get(self, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        heads = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        ask = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, heads)
+        ask = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(ask, timeout=60) as reply:
             return json.loads(reply.read() or b"null")
 
@@ -187,37 +188,47 @@ def ready(port: int) -> bool:
 
 
 @contextmanager
-def serving(
-    store: Path, flags: Words = (), environment: Environment = None, cores: set[int] | None = None
-) -> Iterator[Server]:
-    """Run `twotower serve` within the block, on its cores. Exits with its log if it does not start."""
-    port = free_port()
-    words = [*TWOTOWER, "serve", "--store", str(store), "--port", str(port), *map(str, flags)]
+def started(
+    words: Words, is_ready: Callable[[], bool], environment: Environment = None, cores: set[int] | None = None
+) -> Iterator[tuple[int, float, Path]]:
+    """Run a program within the block, on its cores. Yields its id, the seconds until it was ready, and its log. Exits with the log
+    if it does not start."""
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
-        started = time.perf_counter()
+        begun, path = time.perf_counter(), Path(log.name)
         # The child begins where its parent runs: it has its cores before it has threads.
         allowed = os.sched_getaffinity(0)
         os.sched_setaffinity(0, cores or allowed)
-        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        command = [str(word) for word in words]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         os.sched_setaffinity(0, allowed)
         try:
-            while not ready(port):
-                if process.poll() is not None or time.perf_counter() > started + 600:
-                    tail = Path(log.name).read_text(errors="replace")[-2000:]
-                    sys.exit(f"error: `{' '.join(words)}` is not ready:\n{tail}")
+            while not is_ready():
+                if process.poll() is not None or time.perf_counter() > begun + 600:
+                    sys.exit(f"error: `{' '.join(command)}` is not ready:\n{path.read_text(errors='replace')[-2000:]}")
                 time.sleep(0.005)
-            yield Server(process.pid, port, time.perf_counter() - started)
+            yield process.pid, time.perf_counter() - begun, path
             if process.poll() is not None:
-                print(f"!! the server ended unexpectedly, status {process.returncode}")
+                print(f"!! {command[0]} ended unexpectedly, status {process.returncode}")
         finally:
             process.terminate()
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
-                print("!! the server did not end within 30 s of SIGTERM; killed")
+                print("!! it did not end within 30 s of SIGTERM; killed")
                 for pid in reversed([*family(process.pid)]):
                     os.kill(pid, signal.SIGKILL)
                 process.wait()
-            told = Path(log.name).read_text(errors="replace").splitlines()
-            if errors := [line for line in told if '"level":"error"' in line.replace(" ", "")]:
-                print(f"!! the server logged {len(errors):,} errors, the first: {errors[0][:500]}")
+
+
+@contextmanager
+def serving(
+    store: Path, flags: Words = (), environment: Environment = None, cores: set[int] | None = None
+) -> Iterator[Server]:
+    """Run `twotower serve` within the block, and tell of errors in its log."""
+    port = free_port()
+    words = [*TWOTOWER, "serve", "--store", store, "--port", port, *flags]
+    with started(words, lambda: ready(port), environment, cores) as (pid, seconds, log):
+        yield Server(pid, port, seconds)
+        told = log.read_text(errors="replace").splitlines()
+        if errors := [line for line in told if '"level":"error"' in line.replace(" ", "")]:
+            print(f"!! the server logged {len(errors):,} errors, the first: {errors[0][:500]}")

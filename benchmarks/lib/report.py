@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.lib.machine import Numbers, limits, machine
+from benchmarks.lib.processes import Ran
+
+LESS = ("s", "ms", "MB")
+"""Units of which less is better."""
 
 
 def declared(script: str) -> Numbers:
@@ -71,6 +75,14 @@ class Report:
         if entry["floor"] is not None:
             print(f"    {'the limit':<68} {number(entry['floor'])}   {times(entry['ratio_to_floor'])}")
 
+    def add_cost(self, name: str, ran: Ran) -> None:
+        """Add the seconds and the private memory of a command."""
+        self.add(name, ran.seconds, "s")
+        self.add(f"{name}, memory", ran.memory, "MB")
+
+    def add_exponent(self, name: str, sizes: Sequence[int], costs: Sequence[float]) -> None:
+        self.add(name, exponent(sizes, costs), more=False)
+
     def rows(self) -> Numbers:
         """Return what earlier runs kept, by name."""
         return dict(load(self.out)["rows"])
@@ -101,16 +113,19 @@ def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
 
 
 def result(
-    name: str, values: float | Sequence[float], unit: str = "", *, more: bool = True,
+    name: str, values: float | Sequence[float], unit: str = "", *, more: bool | None = None,
     peers: Mapping[str, Sequence[float]] | None = None, floor: float | None = None, **extra: Any,
 ) -> Numbers:  # fmt: skip
     """Return one measured number as a result.
 
-    `more`: larger is better. `peers`: the rounds of other tools in the same unit and run, by name and version; `ratio_to_peer` is how many times as
+    `more`: larger is better; by default in all units but those of time and memory. `peers`: the rounds of other tools in the same unit and run, by name and version; `ratio_to_peer` is how many times as
     good as the best of them this is. `floor`: the limit of the machine in the same unit; `ratio_to_floor` is the ratio to it, 1 at
     best. `doubt`: why the number must not be used.
     """
-    own = spread([values] if isinstance(values, int | float) else values)
+    own, more = (
+        spread([values] if isinstance(values, int | float) else values),
+        unit not in LESS if more is None else more,
+    )
     beside = {peer: spread(given) for peer, given in (peers or {}).items() if given}
     for found in beside.values():
         found["ratio"] = _better(own["median"], found["median"], more)

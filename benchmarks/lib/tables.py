@@ -7,46 +7,48 @@ is one for both languages, or [English, Chinese]. `best` are the heads of column
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from benchmarks.lib.machine import Numbers
 from benchmarks.lib.report import cell, number
 
 Text = str | list[str]
+Results = Mapping[str, Numbers]
 LANGUAGES = ("en", "zh")
 NOT_RUN: Text = ["not run", "未运行"]
 DOUBTFUL: Text = [" (doubtful)", "（存疑）"]
+DECLARED: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+BLOCKS: dict[str, Numbers] = {name: {"label": "", "best": []} | block for name, block in DECLARED["tables"].items()}
 
 
 def translate(text: Text, language: str) -> str:
     return text if isinstance(text, str) else text[LANGUAGES.index(language)]
 
 
-def find_peer(found: Numbers, name: str) -> Numbers | None:
-    """Return the result of another tool: "torch-rechub", or "torch-rechub, dynamo=False" for one of its variants."""
-    tool, comma, variant = name.partition(",")
-    for label, given in found["peer"].items():
-        if label.startswith(tool) and label.partition(",")[1:] == (comma, variant):
-            return dict(given)
-    return None
+def find_peers(found: Numbers, names: Sequence[str]) -> list[Numbers]:
+    """Return the results of other tools: "torch-rechub", or "torch-rechub, dynamo=False" for one of its variants."""
+    wanted = [(tool, variant) for tool, _, variant in (name.partition(",") for name in names)]
+    peers = [(label, label.partition(",")[2], given) for label, given in found["peer"].items()]
+    return [
+        given for tool, way in wanted for label, variant, given in peers if label.startswith(tool) and variant == way
+    ]
 
 
-def ratio(found: Numbers, names: Sequence[str]) -> str | None:
+def ratio(found: Numbers, names: Sequence[str]) -> str:
     """Format how many times as good as the best of these tools the package is."""
-    ratios = [given["ratio"] for name in names if (given := find_peer(found, name))]
-    return f"{min(ratios):.1f}" if ratios and min(ratios) >= 2 else f"{min(ratios):.2f}" if ratios else None
+    least = min((peer["ratio"] for peer in find_peers(found, names)), default=None)
+    return "" if least is None else f"{least:.1f}" if least >= 2 else f"{least:.2f}"
 
 
-def best_peer(found: Numbers) -> str | None:
+def best_peer(found: Numbers) -> str:
     """Format the median of the best other tool, of those that ran at their best settings."""
     peers = [given for label, given in found["peer"].items() if "," not in label]
-    return number(min(peers, key=lambda given: given["ratio"])["median"]) if peers else None
+    return number(min(peers, key=lambda given: given["ratio"])["median"]) if peers else ""
 
 
-FORMATS: dict[str, Callable[[Numbers, Sequence[str]], str | None]] = {
+FORMATS: dict[str, Callable[[Numbers, Sequence[str]], str]] = {
     "range": lambda found, _: cell(found),
     "plain": lambda found, _: number(found["median"]),
     "median": lambda found, _: f"{found['median']:.4f}",
@@ -54,70 +56,56 @@ FORMATS: dict[str, Callable[[Numbers, Sequence[str]], str | None]] = {
     "mean": lambda r, _: f"{r['mean']:.4f}" + f" ± {(r['high'] - r['low']) / 2:.4f}" * (r["rounds"] > 1),
     "whole": lambda found, _: f"{found['mean']:,.0f}",
     "rounds": lambda found, _: str(found["rounds"]),
-    "limit": lambda found, _: None if found["floor"] is None else number(found["floor"]),
-    "peer": lambda found, names: cell(given) if (given := find_peer(found, names[0])) else None,
+    "limit": lambda found, _: "" if found["floor"] is None else number(found["floor"]),
+    "peer": lambda found, names: "".join(cell(peer) for peer in find_peers(found, names)[:1]),
     "ratio": ratio,
     "best peer": lambda found, _: best_peer(found),
 }
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A number of a table: the name of its result, its format, and the other tools that the format shows."""
-
-    name: str
-    style: str = "range"
-    peers: tuple[str, ...] = ()
-
-    def text(self, results: Mapping[str, Numbers], language: str) -> str:
-        """Format the number; a result that is missing, or that lacks what is shown, reads "not run"."""
-        found = results.get(self.name)
-        text = FORMATS[self.style](found, self.peers) if found else None
-        if found and text and found.get("doubt"):
-            text += translate(DOUBTFUL, language)
-        return text or translate(NOT_RUN, language)
+def rows_of(block: Numbers) -> Iterator[tuple[Text, list[str | Numbers]]]:
+    """Yield the label and the cells of each row of a table: texts, and columns whose {names} are filled in."""
+    for row in block["rows"]:
+        fill = {"way": ""} | {name: value for name, value in row.items() if isinstance(value, str)}
+        cells: list[str | Numbers] = []
+        for column in block["columns"]:
+            head = translate(column["head"], "en")
+            given = row.get("cells", {}).get(head, column if head in row.get("only", [head]) else "")
+            if not isinstance(given, str):
+                given = {"as": "range"} | column | given
+                given |= {"of": given["of"].format(**fill), "peers": [p.format(**fill) for p in given.get("peers", [])]}
+            cells.append(given)
+        yield row["label"], cells
 
 
-@dataclass(frozen=True)
-class Block:
-    """A table of the documents. A cell that is a text is copied."""
-
-    columns: list[Text]
-    rows: list[tuple[Text, list[Cell | str]]]
-    best: list[int]
-
-    @classmethod
-    def of(cls, declared: Numbers) -> Self:
-        heads, rows = [column["head"] for column in declared["columns"]], []
-        for row in declared["rows"]:
-            cells: list[Cell | str] = []
-            for head, column in zip((translate(head, "en") for head in heads), declared["columns"], strict=True):
-                given = row.get("cells", {}).get(head, column if head in row.get("only", [head]) else "")
-                cells.append(given if isinstance(given, str) else _cell(column | given, row))
-            rows.append((row["label"], cells))
-        return cls([declared["label"], *heads], rows, [n for n, head in enumerate(heads) if head in declared["best"]])
-
-    def markdown(self, results: Mapping[str, Numbers], language: str) -> str:
-        lines = [[translate(c, language) for c in self.columns]]
-        for row, (label, cells) in enumerate(self.rows):
-            texts = [c if isinstance(c, str) else c.text(results, language) for c in cells]
-            for column in self.best:
-                of = {n: c[column] for n, (_, c) in enumerate(self.rows)}
-                there = {n: c.name for n, c in of.items() if isinstance(c, Cell) and c.name in results}
-                means = {n: results[name]["mean"] for n, name in there.items()}
-                if row == max(means, key=lambda n: means[n], default=None):
-                    texts[column] = f"**{texts[column]}**"
-            lines.append([translate(label, language), *texts])
-        return table(lines)
-
-    def names(self) -> list[str]:
-        return [c.name for _, cells in self.rows for c in cells if isinstance(c, Cell)]
+def names_of(block: Numbers) -> list[str]:
+    """Return the names of the results that a table shows."""
+    return [c["of"] for _, cells in rows_of(block) for c in cells if not isinstance(c, str)]
 
 
-def _cell(column: Numbers, row: Numbers) -> Cell:
-    fill = {"way": ""} | {name: value for name, value in row.items() if isinstance(value, str)}
-    peers = tuple(name.format(**fill) for name in column.get("peers", []))
-    return Cell(column["of"].format(**fill), column.get("as", "range"), peers)
+EXPECTED = tuple(dict.fromkeys([*(n for block in BLOCKS.values() for n in names_of(block)), *DECLARED["page_only"]]))
+
+
+def markdown(block: Numbers, results: Results, language: str) -> str:
+    """Write a table; a result that is missing, or that lacks what is shown, reads "not run"."""
+    heads, rows = [column["head"] for column in block["columns"]], list(rows_of(block))
+    lines = [[translate(text, language) for text in (block["label"], *heads)]]
+    for label, cells in rows:
+        texts = [translate(label, language)]
+        for n, shown in enumerate(cells):
+            if isinstance(shown, str):
+                texts.append(shown)
+                continue
+            found = results.get(shown["of"])
+            text = FORMATS[shown["as"]](found, shown["peers"]) if found else ""
+            text += translate(DOUBTFUL, language) if found and text and found.get("doubt") else ""
+            column = (c[n] for _, c in rows)
+            means = [results[c["of"]]["mean"] for c in column if not isinstance(c, str) and c["of"] in results]
+            if found and heads[n] in block["best"] and found["mean"] == max(means):
+                text = f"**{text}**"
+            texts.append(text or translate(NOT_RUN, language))
+        lines.append(texts)
+    return table(lines)
 
 
 def table(lines: Sequence[Iterable[str]]) -> str:
@@ -126,12 +114,7 @@ def table(lines: Sequence[Iterable[str]]) -> str:
     return "\n".join([head, "|" + "---|" * len(list(lines[0])), *body])
 
 
-DECLARED: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-BLOCKS = {name: Block.of({"label": "", "best": []} | block) for name, block in DECLARED["tables"].items()}
-EXPECTED = tuple(dict.fromkeys([*(n for block in BLOCKS.values() for n in block.names()), *DECLARED["page_only"]]))
-
-
-def rewrite(text: str, results: Mapping[str, Numbers], language: str, keep: bool = False) -> str:
+def rewrite(text: str, results: Results, language: str, keep: bool = False) -> str:
     """Return a document with its marked tables replaced; with `keep`, tables and cells without a result stay.
 
     Raises ValueError for a marker that is unknown or has no end.
@@ -144,9 +127,9 @@ def rewrite(text: str, results: Mapping[str, Numbers], language: str, keep: bool
         raise ValueError(f"a marker <!-- bench:NAME --> alone on its line, and {end} after its table, are needed")
 
     def replace(found: re.Match[str]) -> str:
-        if keep and not any(name in results for name in BLOCKS[found[1]].names()):
+        if keep and not any(name in results for name in names_of(BLOCKS[found[1]])):
             return found[0]
-        lines = BLOCKS[found[1]].markdown(results, language)
+        lines = markdown(BLOCKS[found[1]], results, language)
         if keep:
             lines = _keep_cells(found[0].splitlines()[1:-1], lines.splitlines(), translate(NOT_RUN, language))
         return f"<!-- bench:{found[1]} -->\n{lines}\n{end}"

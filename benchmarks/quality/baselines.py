@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.lib.machine import Numbers
 from benchmarks.lib.report import Report, declared
-from benchmarks.quality.films import Films, Part, Scored
+from benchmarks.quality.films import Films, Part
 from twotower.arrays.types import Ints
 from twotower.evaluation.bootstrap import bootstrap
 from twotower.evaluation.factors import Factors
@@ -26,7 +26,8 @@ MEASURES: dict[str, Callable[[Ints], npt.NDArray[np.float64]]] = {
     "NDCG@10": lambda rank: (rank <= 10) / np.log2(rank + 1),
     "MRR@10": lambda rank: (rank <= 10) / rank,
 }
-Candidates = Iterator[tuple[dict[str, Any], Callable[[Part], Scored]]]
+Candidates = Iterator[tuple[dict[str, Any], Callable[[Part], Factors]]]
+"""Settings, and the vectors whose products are the scores of a part's users and all items."""
 ROWS: dict[str, dict[str, Any]] = declared(__file__)["rows"]
 
 
@@ -60,8 +61,8 @@ def popularity(films: Films) -> Candidates:
 def transitions(films: Films, span: int, lags: list[float], columns: list[float], recent: list[float]) -> Candidates:
     """Yield transition counts: how often b follows a, weighted gap^-p, each row scaled to sum 1 and each column divided by its sum^q;
     scored by the rows of the user's recent items, the n-th latest weighted n^-r."""
-    user, item = films.history("validation")
-    n, users = len(films.item_ids), np.arange(len(films.user_ids))
+    user, at = films.history("validation")
+    item, n, users = films.values[at], len(films.item_ids), np.arange(len(films.user_ids))
     lag = np.arange(1, span + 1)
     for p in lags:
         flat = np.zeros(n * n, np.float32)
@@ -75,10 +76,10 @@ def transitions(films: Films, span: int, lags: list[float], columns: list[float]
             weights = torch.from_numpy(lag[::-1] ** -r).float()
             table = shares / counted.sum(0).clamp(min=1e-9) ** q
 
-            def scores(part: Part, weights: Tensor = weights, table: Tensor = table) -> Tensor:
+            def scores(part: Part, weights: Tensor = weights, table: Tensor = table) -> Factors:
                 latest = torch.from_numpy(films.recent(films.ends(part), users, span)) + 1
                 query = torch.zeros(len(users), n + 1).scatter_add_(1, latest, weights.expand(latest.shape))
-                return query[:, 1:] @ table
+                return Factors(query[:, 1:], table.T)
 
             yield {"span": span, "p": p, "q": q, "r": r}, scores
 
@@ -91,7 +92,7 @@ def ease(films: Films, ridges: list[float]) -> Candidates:
     for ridge in ridges:
         inverse = torch.linalg.inv(gram + ridge * torch.eye(len(films.item_ids), dtype=torch.float64))
         weights = (-inverse / inverse.diagonal()).fill_diagonal_(0).float()
-        yield {"lambda": ridge}, lambda part, weights=weights: films.matrix(part) @ weights  # type: ignore[misc]
+        yield {"lambda": ridge}, lambda part, weights=weights: Factors(films.matrix(part), weights.T)  # type: ignore[misc]
 
 
 def als(
@@ -144,5 +145,5 @@ def main(chosen: Namespace, report: Report) -> None:
         row = row or best(itertools.islice(candidates(name, films), chosen.tries), "NDCG@10")
         facts = {"settings": {}, "chosen": row["settings"], "tried": row["tried"]}
         add(report, name, [np.array(row["ranks"])], ["HR@10", "NDCG@10", "HR@100"], **facts)
-        report.add(f"{name}, seconds of all settings", row["seconds"], "s", more=False, **facts)
+        report.add(f"{name}, seconds of all settings", row["seconds"], "s", **facts)
         report.write({f"baselines: {name}": row})

@@ -15,7 +15,6 @@ from twotower.evaluation.factors import Factors
 
 Part = Literal["validation", "test"]
 HELD: dict[Part, int] = {"validation": 2, "test": 1}
-Scored = Factors | Tensor  # scores of all users and items: as vectors, or as a block (n_users, n_items)
 
 
 @dataclass(frozen=True)
@@ -62,16 +61,11 @@ class Films:
         """Return (n_users,) the target, the first item after the history."""
         return self.values[self.ends(part)]
 
-    def positions(self, part: Part) -> tuple[Ints, Ints]:
-        """Return (user rows, positions in `values`) of all histories before `part`."""
+    def history(self, part: Part) -> tuple[Ints, Ints]:
+        """Return (user rows, positions in `values`) of all histories before `part`; before validation that is the train part."""
         user = np.repeat(np.arange(len(self.user_ids)), np.diff(self.offsets))
         at = np.flatnonzero(np.arange(len(user)) < self.ends(part)[user])
         return user[at], at
-
-    def history(self, part: Part) -> tuple[Ints, Ints]:
-        """Return (user rows, item rows) of all histories before `part`; before validation that is the train part."""
-        user, at = self.positions(part)
-        return user, self.values[at]
 
     def recent(self, at: Ints, user: Ints, n: int) -> Ints:
         """Return (len(at), n) the user's items before position `at`, the oldest first, -1 where there are fewer."""
@@ -80,30 +74,27 @@ class Films:
 
     def popularity(self) -> Ints:
         """Return (n_items,) the number of interactions of each item in the train part."""
-        return np.bincount(self.history("validation")[1], minlength=len(self.item_ids))
+        return np.bincount(self.values[self.history("validation")[1]], minlength=len(self.item_ids))
 
     def matrix(self, part: Part) -> Tensor:
         """Return (n_users, n_items) ones where the history before `part` has the item."""
-        out = torch.zeros(len(self.user_ids), len(self.item_ids))
-        out[tuple(map(torch.from_numpy, self.history(part)))] = 1
+        (user, at), out = self.history(part), torch.zeros(len(self.user_ids), len(self.item_ids))
+        out[torch.from_numpy(user), torch.from_numpy(self.values[at])] = 1
         return out
 
-    def ranks(self, scored: Scored, part: Part, block: int = 1024) -> Ints:
+    def ranks(self, scores: Factors, part: Part, block: int = 1024) -> Ints:
         """Return (n_users,) the rank of each target, from 1, in the whole catalogue without the user's history.
 
         Ties: the target comes after every item of an equal score.
         """
-        user, item = self.history(part)
-        target = torch.from_numpy(self.target(part))
-        out = np.empty(len(self.user_ids), np.int64)
-        for start in range(0, len(self.user_ids), block):
+        target, seen, out = torch.from_numpy(self.target(part)), self.matrix(part).bool(), []
+        for start in range(0, len(target), block):
             rows = slice(start, start + block)
-            scores = scored.users[rows] @ scored.items.T if isinstance(scored, Factors) else scored[rows].clone()
-            wanted = scores.gather(1, target[rows, None])
+            found = scores.users[rows] @ scores.items.T
+            wanted = found.gather(1, target[rows, None])
             if not wanted.isfinite().all():
                 raise ValueError("scores that are not finite")
-            low, high = np.searchsorted(user, [start, start + len(scores)])
-            scores[torch.from_numpy(user[low:high] - start), torch.from_numpy(item[low:high])] = -torch.inf
-            scores.scatter_(1, target[rows, None], wanted)
-            out[rows] = (scores >= wanted).sum(1).numpy()
-        return out
+            out.append(
+                (found.masked_fill_(seen[rows], -torch.inf).scatter_(1, target[rows, None], wanted) >= wanted).sum(1)
+            )
+        return torch.cat(out).numpy()

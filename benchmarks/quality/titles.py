@@ -38,7 +38,7 @@ def main(chosen: Namespace, report: Report) -> None:
             found = [trained(name, DECLARED["splits"][task], n + 1, chosen.epochs) for n in range(chosen.seeds)]
             seeds, seconds, name = [f[0] for f in found], sum(f[1] for f in found) / len(found), f"examples/{name}"
         add(report, f"{name}, {task}", seeds, MEASURES, queries=len(seeds[0]))
-        report.add(f"{name}, {task}, seconds of training", seconds, "s", more=False)
+        report.add(f"{name}, {task}, seconds of training", seconds, "s")
         report.write()
 
 

@@ -43,7 +43,7 @@ def rechub(films: Films, kind: str, epochs: int, batch: int, lr: float, power: f
     adam = {"lr": lr, "weight_decay": 1e-6}
     trainer = trainers.MatchTrainer(model, mode=2 if listwise else 0, optimizer_params=adam)
 
-    owner, at = films.positions("validation")
+    owner, at = films.history("validation")
     later = at > films.offsets[owner]  # every train item that has one before it
     owner, at = owner[later], at[later]
     counts = films.popularity()
@@ -87,10 +87,10 @@ def rechub(films: Films, kind: str, epochs: int, batch: int, lr: float, power: f
 def recbole(films: Films, kind: str, epochs: int, rates: list[float]) -> Candidates:
     """RecBole's BPR (a table of vectors a side) or DSSM (BCE on the cosine), one uniform negative a positive; a candidate
     after every epoch."""
-    user, item = films.history("validation")
+    user, at = films.history("validation")
     everyone = np.arange(len(films.user_ids))
     held: dict[str, Ints] = {part: films.target(part) for part in HELD}
-    parts = {"train": pl.DataFrame({"user_id": user, "item_id": item})}
+    parts = {"train": pl.DataFrame({"user_id": user, "item_id": films.values[at]})}
     parts |= {part: pl.DataFrame({"user_id": everyone, "item_id": rows}) for part, rows in held.items()}
     sides: dict[str, pl.DataFrame] = {}
     if kind == "DSSM":

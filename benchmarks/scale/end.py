@@ -17,9 +17,7 @@ def main(chosen: Namespace, report: Report) -> None:
     name = f"{chosen.items:,} items end to end"
 
     def stage(what: str, words: Words) -> None:
-        ran = run(words)
-        report.add(f"{name}, {what}", ran.seconds, "s", more=False)
-        report.add(f"{name}, {what}, memory", ran.memory, "MB", more=False)
+        report.add_cost(f"{name}, {what}", run(words))
 
     config = write_world(folder, chosen.users, chosen.items, chosen.rows)
     for made in ("prepared", "run", "vectors", "store"):
@@ -31,13 +29,13 @@ def main(chosen: Namespace, report: Report) -> None:
     stage("embed, two ranks", [*TORCHRUN, 2, *embed])
     stage("publish", [*TWOTOWER, "publish", folder / "run", "--store", folder / "store"])
     with serving(folder / "store") as server, Watch(server.pid) as watch:
-        report.add(f"{name}, serve, ready", server.seconds, "s", more=False)
+        report.add(f"{name}, serve, ready", server.seconds, "s")
         answers(report, name, server, chosen.users)
-    report.add(f"{name}, serve, memory", watch.most, "MB", more=False)
+    report.add(f"{name}, serve, memory", watch.most, "MB")
     bundle = json.loads(next((folder / "store" / "bundles").glob("*/MANIFEST.json")).read_text())
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
     check = bundle["recall_check"]
-    report.add(f"{name}, bundle", sum(entry["size"] for entry in bundle["files"]) / 1e6, "MB", more=False)
+    report.add(f"{name}, bundle", sum(entry["size"] for entry in bundle["files"]) / 1e6, "MB")
     report.add(f"{name}, recall check at {check['k']}", check["recall"])
     report.add(f"{name}, test recall@100 of 300 users", metrics["test.recall@100"])
     report.add(f"{name}, popularity's", metrics["baseline.popularity.recall@100"])
@@ -55,4 +53,4 @@ def answers(report: Report, name: str, server: Server, users: int) -> None:
         times = [timed(lambda u=u, m=method: ask(int(u), m)) for u in rng.integers(0, users, 400)][100:]  # type: ignore[misc]
         for what, share in (("p50", 0.5), ("p99", 0.99)):
             value = float(np.quantile(times, share)) * 1e3
-            report.add(f"{name}, answer by method {method}, {what}", value, "ms", more=False)
+            report.add(f"{name}, answer by method {method}, {what}", value, "ms")

@@ -5,25 +5,24 @@ from pathlib import Path
 
 from benchmarks.lib.machine import Numbers
 from benchmarks.lib.processes import call
-from benchmarks.lib.report import Report, exponent
+from benchmarks.lib.report import Report
 from benchmarks.lib.vectors import Clusters, search_times, tuned
 
 WIDTH, K, RECALL = 64, 100, 0.95
 
 
 def main(chosen: Namespace, report: Report) -> None:
-    costs: dict[str, list[float]] = {"build": [], "search": [], "memory": []}
+    found = []
     for items in chosen.sizes:
         ran, told = call(index_items, items)
         name = f"{items:,} items ({told['kind']})"
-        for what, found in costs.items():
-            found.append((told | {"memory": ran.memory})[what])
-        report.add(f"{name}, build and tune", told["build"], "s", more=False)
-        report.add(f"{name}, one search at recall {told['recall']:.3f}", told["search"], "ms", more=False)
-        report.add(f"{name}, index on disk", told["bytes"] / 1e6, "MB", more=False)
-        report.add(f"{name}, memory to build", ran.memory, "MB", more=False)
-    for what, found in costs.items():
-        report.add(f"exponent of items, {what}", exponent(chosen.sizes, found), more=False)
+        report.add(f"{name}, build and tune", told["build"], "s")
+        report.add(f"{name}, one search at recall {told['recall']:.3f}", told["search"], "ms")
+        report.add(f"{name}, index on disk", told["bytes"] / 1e6, "MB")
+        report.add(f"{name}, memory to build", ran.memory, "MB")
+        found.append(told | {"memory": ran.memory})
+    for what in ("build", "search", "memory"):
+        report.add_exponent(f"exponent of items, {what}", chosen.sizes, [one[what] for one in found])
 
 
 def index_items(items: int) -> Numbers:

@@ -10,4 +10,4 @@ def main(chosen: Namespace, report: Report) -> None:
         _, told = torchrun(2, threads=chosen.threads, steps=steps, size=chosen.size, changed=settings)
         name = f"two tables of {chosen.size:,} x 64, {way}"
         report.add(name, told["steps"], "steps/s")
-        report.add(f"{name}, peak of a rank", told["peak"], "MB", more=False)
+        report.add(f"{name}, peak of a rank", told["peak"], "MB")

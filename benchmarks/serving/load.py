@@ -4,7 +4,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,33 +34,30 @@ def main(chosen: Namespace, report: Report) -> None:
     bundle = Store(bench.store).current().manifest
     report.facts["index"] = bundle.index.kind
     os.sched_setaffinity(0, bench.generator_core)
+    found: Numbers = {}
     own = {"floor": bench.floor, "swap": bench.swap, "overload": bench.overload, "cold": bench.cold}
     for name in [*([] if chosen.no_floor else ["floor"]), *chosen.only]:
-        bench.found[name] = own[name]() if name in own else bench.steady(name)
+        found[name] = own[name]() if name in own else bench.steady(name)
     os.sched_setaffinity(0, allowed)  # the machine's limits are those of all its cores
-    tell(report, bench.found, bench.doubts, bundle.counts.items)
+    tell(report, found, bench.doubts, bundle.counts.items)
 
 
 class Bench:
     def __init__(self, chosen: Namespace) -> None:
         self.chosen, self.store = chosen, Path(chosen.store)
         self.server_core, self.generator_core = set(chosen.server_core), set(chosen.generator_core)
-        self.found: Numbers = {}
+        self.service = (shlex.split(chosen.extra), os.environ | dict.fromkeys(ONE_THREAD, "1"), self.server_core)
         self.doubts: dict[str, str] = {}  # by scenario
-
-    def serve(self, store: Path) -> AbstractContextManager[Server]:
-        environment = os.environ | dict.fromkeys(ONE_THREAD, "1")
-        return serving(store, shlex.split(self.chosen.extra), environment, self.server_core)
 
     @contextmanager
     def asked(self, store: Path, kind: str) -> Iterator[tuple[Server, list[bytes]]]:
         """Run the service within the block. Yields it and the requests of a scenario, the first of which it has answered."""
         shares = DECLARED["mixed"] if kind == "mixed" else {kind: 1.0}
-        requests = pool(shares, self.store, self.chosen.seed, self.chosen.key)
-        with self.serve(store) as server:
+        requests = pool(shares, self.store)
+        with serving(store, *self.service) as server:
             log = Generator(server.port).run(np.zeros(20), requests, np.arange(20))
             if bad := sorted({int(s) for s in log.status if not 200 <= s < 300}):
-                sys.exit(f"error: {kind}: the service answers {bad} instead of 200; see its log, or give --key")
+                sys.exit(f"error: {kind}: the service answers {bad} instead of 200; see its log")
             yield server, requests
 
     def rate(self, scenario: str) -> float:
@@ -68,13 +65,12 @@ class Bench:
 
     def load(
         self, server: Server, pieces: Sequence[tuple[float, float]], requests: list[bytes],
-        stop: Callable[[], bool] = bool, bundles: bool = False,
+        stop: Callable[[], bool] = bool,
     ) -> tuple[Log, Numbers]:  # fmt: skip
         """Return one open-loop run and its cost: CPU as shares of a core."""
-        due = schedule(pieces, self.chosen.seed)
-        which = np.random.default_rng(self.chosen.seed + 1).integers(0, len(requests), len(due))
-        cores = self.server_core | self.generator_core
-        generator = Generator(server.port, self.chosen.connections, self.chosen.timeout, bundles)
+        due, cores = schedule(pieces), self.server_core | self.generator_core
+        which = np.random.default_rng(1).integers(0, len(requests), len(due))
+        generator = Generator(server.port, self.chosen.connections, self.chosen.timeout)
         before, worked = usage(server.pid), busy(cores)
         log = generator.run(due, requests, which, stop)
         after, worked = usage(server.pid), busy(cores) - worked
@@ -89,15 +85,14 @@ class Bench:
         log, cost = self.load(server, [(rate, start + seconds)], ask)
         return self.line(name, log.within(start, start + seconds), cost)
 
-    def line(self, name: str, numbers: Numbers, cost: Numbers | None = None) -> Numbers:
+    def line(self, name: str, numbers: Numbers, cost: Numbers) -> Numbers:
         """Print the numbers of a load, and doubts about it."""
-        told = {key: numbers[key] for key in ("offered", "goodput", "ok", "503", "429", "other", "errors")}
-        told |= {key: numbers[key] for key in ("p50", "p99", "max")} | {"lag": numbers["lag"]["p99"]} | (cost or {})
+        told = {key: value for key, value in numbers.items() if key != "lag_ok"} | cost
         print(f"{name:<20}", "  ".join(f"{key} {number(value)}" for key, value in told.items()), flush=True)
         scenario = name.partition(": ")[0].replace("peak", "overload")
         if not numbers["lag_ok"]:
-            self.doubt(scenario, f"INVALID: {name}: the generator was late, lag p99 {numbers['lag']['p99']} ms")
-        if cost and cost["others"] > 0.1:
+            self.doubt(scenario, f"INVALID: {name}: the generator was late, lag p99 {numbers['lag']} ms")
+        if cost.get("others", 0.0) > 0.1:
             self.doubt(scenario, f"DOUBTFUL: {name}: others used {cost['others']:.0%} of a core meanwhile")
         return numbers
 
@@ -116,24 +111,21 @@ class Bench:
         with store_copy(self.store) as store, self.asked(store, "method1") as (server, requests):
             quiet = min(30.0, chosen.seconds)
             before = self.measure("swap: none", server, rate, chosen.warm_up, quiet, requests)
-            gap, cores = chosen.seconds / chosen.swaps, sorted(self.generator_core)
-            given = (str(store), server.pid, server.port, chosen.swaps, gap, cores, chosen.key)
+            given = (str(store), server.pid, server.port, chosen.swaps, chosen.seconds / chosen.swaps)
             with Conversation(swapping, *given) as swapper:
                 swapper.hear()  # it begins
-                # Until it is through: every swap is waited for.
-                limit, over = 4 * chosen.seconds + 10 * chosen.swaps, swapper.is_speaking
-                log, cost = self.load(server, [(rate, limit)], requests, over, bundles=True)
+                limit = 4 * chosen.seconds + 10 * chosen.swaps  # every swap is waited for
+                log, cost = self.load(server, [(rate, limit)], requests, swapper.is_speaking)
                 if not (told := swapper.hear()):
                     sys.exit("error: the process that publishes has failed, see above")
-            swaps, spent = told
+        swaps, spent = told
         cost["others"] = max(0.0, cost["others"] - spent / log.wall)
         during = self.line(f"swap: {len(swaps)}", log.within(0.0, float(log.due[-1]) + 1e-9), cost)
-        early, late = swaps[4]["usage"], swaps[-1]["usage"]
+        early, late = swaps[4], swaps[-1]
         taken = [s["seconds"] for s in swaps if s["seconds"] is not None]
         return {
-            "without": before, "with": during, "swaps": len(swaps), "unserved": len(swaps) - len(taken),
-            "bundles": len(log.bundles), "ratio": during["p99"] / before["p99"], "taken": taken,
-            "growth": 100 * (late["rss_mb"] / early["rss_mb"] - 1),
+            "without": before, "with": during, "swaps": len(swaps), "unserved": len(swaps) - len(taken), "taken": taken,
+            "ratio": during["p99"] / before["p99"], "growth": 100 * (late["rss_mb"] / early["rss_mb"] - 1),
             "files": late["files"] - early["files"], "mapped": late["mapped"] - early["mapped"],
         }  # fmt: skip
 
@@ -147,10 +139,10 @@ class Bench:
             peak = self.peak(server, requests, normal)
             time.sleep(1)
             log, cost = self.load(server, [(normal, start), (3 * peak, chosen.seconds), (normal, after)], requests)
-        self.line("overload: normal", log.within(2.0, start))
+        self.line("overload: normal", log.within(2.0, start), {})
         over = self.line("overload: 3x peak", log.within(start, stop), cost)
-        recovered, _ = recovery(log.windows(2.0, start, WINDOW), log.windows(stop, stop + after, WINDOW))
-        self.line("overload: after", log.within(stop + (recovered or 0.0), stop + after))
+        recovered = recovery(log.windows(2.0, start, WINDOW), log.windows(stop, stop + after, WINDOW))
+        self.line("overload: after", log.within(stop + (recovered or 0.0), stop + after), {})
         share, broken = 100 * over["goodput"] / peak, over["errors"] + over["other"]
         if share > 110:
             self.doubt("overload", "INVALID: overload: goodput is above the peak that was found")
@@ -175,7 +167,7 @@ class Bench:
         """Return the seconds until ready of three starts."""
         taken = []
         for _ in range(3):
-            with self.serve(self.store) as server:
+            with serving(self.store, *self.service) as server:
                 taken.append(round(server.seconds, 3))
         return taken
 
@@ -183,19 +175,16 @@ class Bench:
         """Measure the limit of the machine: a constant reply, at the peak and at the rate of method1."""
         port = free_port()
         with Conversation(bare, port, sorted(self.server_core)) as application:
-            process = application.process
             while not ready(port):
-                if process.poll() is not None:
+                if application.process.poll() is not None:
                     sys.exit("error: the bare application does not start")
                 time.sleep(0.01)
             ask = [request("POST", "/v1/recommend", {"user_id": str(n), "k": 10}) for n in range(1000)]
-            most = 5_000.0
-            for seconds in (1, 4):  # all are due at once: 32 connections that never rest
-                due = np.zeros(round(most * seconds))
-                busiest = Generator(port, 32, 60.0).run(due, ask, np.arange(len(due)) % len(ask))
-                most = float((busiest.status == 200).sum() / busiest.wall)
-            found = self.measure("floor", Server(process.pid, port, 0.0), self.rate("method1"), 1.0, 4.0, ask)
-        return {"peak": round(most), "at_rate": found}
+            # All are due at once: 32 connections that never rest.
+            busiest = Generator(port, 32, 60.0).run(np.zeros(40_000), ask, np.arange(40_000) % len(ask))
+            server = Server(application.process.pid, port, 0.0)
+            found = self.measure("floor", server, self.rate("method1"), 1.0, 4.0, ask)
+        return {"peak": round((busiest.status == 200).sum() / busiest.wall), "at_rate": found}
 
 
 def bare(port: int, cores: list[int]) -> None:

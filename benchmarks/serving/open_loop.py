@@ -8,7 +8,6 @@ counted separately. Lag is the delay of the generator itself; latencies are inva
 """
 
 import gc
-import re
 import select
 import socket
 import time
@@ -25,21 +24,17 @@ from twotower.arrays.types import Ints
 
 Times = npt.NDArray[np.float64]  # seconds from the start of a run
 Windows = Sequence[tuple[float, float | None, int]]  # start, p99 in ms and failures
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
+QUANTILES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 IDLE = 2.0  # seconds after which an unused connection is not used again: the server may be closing it
 PENDING, RESET, TIMEOUT, REFUSED, BROKEN = 0, -1, -2, -3, -4
 """Beside the status of HTTP: no answer, connection lost, none in time, no connection, not HTTP."""
-BUNDLE = re.compile(rb'"bundle_id"\s*:\s*"([^"]*)"')
 
 
-def schedule(pieces: Sequence[tuple[float, float]], seed: int, arrivals: str = "poisson") -> Times:
-    """Return the due time of each request, rising, for successive phases of (requests per second, seconds)."""
+def schedule(pieces: Sequence[tuple[float, float]], seed: int = 0) -> Times:
+    """Return the due time of each request, a Poisson process of successive phases of (requests per second, seconds)."""
     rng, start, due = np.random.default_rng(seed), 0.0, [np.zeros(0)]
     for rate, seconds in pieces:
-        if arrivals == "constant":
-            due.append(start + np.arange(round(rate * seconds)) / rate)
-        else:  # so many, each at any time: a Poisson process
-            due.append(np.sort(rng.uniform(start, start + seconds, rng.poisson(rate * seconds))))
+        due.append(np.sort(rng.uniform(start, start + seconds, rng.poisson(rate * seconds))))
         start += seconds
     return np.concatenate(due)
 
@@ -72,17 +67,13 @@ def parse(data: bytes) -> Reply | None:
 
 @dataclass
 class Log:
-    """(n,) arrays over requests: time due, time taken up, time answered (NaN: never), status, a Retry-After header, and the
-    index into `bundles` of the bundle that answered (-1: not recorded)."""
+    """(n,) arrays over requests: time due, time taken up, time answered (NaN: never), status, a Retry-After header."""
 
     due: Times
     taken: Times
     done: Times
     status: npt.NDArray[np.int16]
     retry_after: npt.NDArray[np.bool_]
-    bundle: npt.NDArray[np.int16]
-    bundles: list[str]
-    connections: int = 0  # most at one time
     cpu: float = 0.0  # seconds of the generator
     wall: float = 0.0
 
@@ -92,13 +83,15 @@ class Log:
         good = (self.status >= 200) & (self.status < 300)
         status, count, ok = self.status[here], int(here.sum()), int((here & good).sum())
         turned_away = {str(code): int((status == code).sum()) for code in (503, 429)}
-        lag, latency = percentiles((self.taken - self.due)[here]), percentiles((self.done - self.due)[here & good])
+        lag, latency = (
+            percentiles((of - self.due)[which]) for of, which in ((self.taken, here), (self.done, here & good))
+        )
         offered, goodput = count / (stop - start), float((then & good).sum() / (stop - start))
-        found: Numbers = {"count": count, "offered": offered, "goodput": goodput, "ok": ok, "unanswered": count - ok}
+        found: Numbers = {"offered": offered, "goodput": goodput, "ok": ok, "unanswered": count - ok}
         found |= turned_away | {"other": int((status > 0).sum()) - sum(turned_away.values()) - ok}
-        found |= {"errors": int((status <= 0).sum()), "timeouts": int((status == TIMEOUT).sum())}
+        found["errors"] = int((status <= 0).sum())
         found["retry_after_missing"] = int((np.isin(status, (503, 429)) & ~self.retry_after[here]).sum())
-        return found | latency | {"lag": lag, "lag_ok": lag_is_small(lag["p99"], latency["p99"])}
+        return found | latency | {"lag": lag["p99"], "lag_ok": lag_is_small(lag["p99"], latency["p99"])}
 
     def windows(self, start: float, stop: float, width: float) -> Windows:
         """Return start, p99 in ms and failures of the requests due in each window of `width` seconds."""
@@ -131,23 +124,20 @@ class _Connection:
 class Generator:
     """Sends requests when they are due, over at most `most` kept connections, on one thread.
 
-    A request that finds all connections busy waits for one; its latency includes the wait.
+    A request that finds all connections busy waits for one; its latency includes the wait. `timeout`: seconds from its due time.
     """
 
-    def __init__(self, port: int, most: int = 512, timeout: float = 10.0, bundles: bool = False) -> None:
-        """`timeout`: seconds from the due time of a request. `bundles`: record the bundle of every reply."""
-        self.address, self.most, self.timeout, self.look = ("127.0.0.1", port), most, timeout, bundles
+    def __init__(self, port: int, most: int = 512, timeout: float = 10.0) -> None:
+        self.address, self.most, self.timeout = ("127.0.0.1", port), most, timeout
 
     def run(self, due: Times, pool: Sequence[bytes], which: Ints, stop: Callable[[], bool] = bool) -> Log:
         """Send `pool[which[n]]` at `due[n]` and wait for the last reply; after `stop()` is true, send nothing more."""
         n, never = len(due), np.full(len(due), np.nan)
-        status, bundle = np.full(n, PENDING, np.int16), np.full(n, -1, np.int16)
-        self._log = log = Log(due, never, never.copy(), status, np.zeros(n, bool), bundle, [])
+        self._log = log = Log(due, never, never.copy(), np.full(n, PENDING, np.int16), np.zeros(n, bool))
         self._pool, self._which, self._due = pool, which.tolist(), due.tolist()
         self._connections: dict[int, _Connection] = {}  # by their file
         self._free: list[_Connection] = []
         self._waiting: deque[int] = deque()  # for a connection
-        self._asked: deque[tuple[int, _Connection]] = deque()  # in the order of sending; some are answered
         self._left = 0  # taken up and not answered
         gc.collect()
         gc.disable()  # a collection stops the generator for milliseconds
@@ -160,7 +150,7 @@ class Generator:
                 for connection in self._connections.values():
                     connection.socket.close()
         log.cpu, log.wall = time.process_time() - cpu, self._now()
-        for name in ("due", "taken", "done", "status", "retry_after", "bundle"):
+        for name in ("due", "taken", "done", "status", "retry_after"):
             setattr(log, name, getattr(log, name)[:sent])
         return log
 
@@ -218,13 +208,11 @@ class Generator:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = self._connections[sock.fileno()] = _Connection(sock)
-        self._log.connections = max(self._log.connections, len(self._connections))
         self._epoll.register(sock, select.EPOLLIN)
         self._ask(connection, number)
 
     def _ask(self, connection: _Connection, number: int) -> None:
         connection.number = number
-        self._asked.append((number, connection))
         try:
             connection.socket.sendall(self._pool[self._which[number]])  # less than its buffer
         except OSError:
@@ -245,11 +233,7 @@ class Generator:
             return
         if reply is None:
             return
-        number, connection.number, data, connection.buffer = connection.number, -1, connection.buffer, b""
-        if self.look and (found := BUNDLE.search(data)):
-            if (name := found[1].decode()) not in self._log.bundles:
-                self._log.bundles.append(name)
-            self._log.bundle[number] = self._log.bundles.index(name)
+        number, connection.number, connection.buffer = connection.number, -1, b""
         self._log.retry_after[number] = reply.retry_after
         self._answer(number, reply.status)
         if reply.closes:
@@ -286,21 +270,17 @@ class Generator:
         """Fail requests past their timeout."""
         while self._waiting and self._due[self._waiting[0]] + self.timeout < now:
             self._answer(self._waiting.popleft(), TIMEOUT)
-        while self._asked:
-            number, connection = self._asked[0]
-            if connection.number == number:
-                if self._due[number] + self.timeout >= now:
-                    break
+        for connection in [*self._connections.values()]:
+            if connection.number >= 0 and self._due[connection.number] + self.timeout < now:
                 self._fail(connection, TIMEOUT)
-            self._asked.popleft()
 
 
-def recovery(usual: Windows, after: Windows) -> tuple[float | None, float]:
-    """Return the seconds from the first window of `after` until two in a row are normal (None: never), and the bound (ms).
+def recovery(usual: Windows, after: Windows) -> float | None:
+    """Return the seconds from the first window of `after` until two in a row are normal; None: never.
 
     Normal: no failure, and a p99 of at most twice that of the worst window of `usual`. Windows are those of `Log.windows`.
     """
     bound = 2 * max((p99 for _, p99, _ in usual if p99 is not None), default=0.0)
     normal = [p99 is not None and p99 <= bound and not failed for _, p99, failed in after]
     first = next((n for n in range(len(normal) - 1) if normal[n] and normal[n + 1]), None)
-    return None if first is None else after[first][0] - after[0][0], bound
+    return None if first is None else after[first][0] - after[0][0]

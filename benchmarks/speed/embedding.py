@@ -35,8 +35,8 @@ def main(chosen: Namespace, report: Report) -> None:
             floor = product_rate() / (2 * (3 * model.width * wide + wide * deep))
             name = f"{chosen.rows:,} rows, {chosen.threads} thread{'s' * (chosen.threads > 1)}, {ids} ids"
             report.add(name, chosen.rows / seconds, "rows/s", floor=floor)
-            report.add(f"{name}, memory beside the process", (peak - before) / 1024, "MB", more=False)
-            report.add(f"{name}, peak of the process", peak / 1024, "MB", more=False)
+            report.add(f"{name}, memory beside the process", (peak - before) / 1024, "MB")
+            report.add(f"{name}, peak of the process", peak / 1024, "MB")
 
 
 def items(first: int, n: int) -> pl.DataFrame:

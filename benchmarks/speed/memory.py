@@ -26,7 +26,7 @@ def main(chosen: Namespace, report: Report) -> None:
         ours = found.pop("twotower")
         beside = {LABELS.get(name) or tool("faiss-cpu"): values for name, values in found.items()}
         floor = chosen.items * WIDTH * 4 / 1e6 if task == "search" else min(tables)
-        report.add(task, ours, "MB", more=False, peers=beside, floor=floor)
+        report.add(task, ours, "MB", peers=beside, floor=floor)
 
 
 def work(task: str, name: str, threads: int, items: int) -> None:

@@ -1,14 +1,12 @@
 import socket
-import subprocess
 import sys
 import tempfile
-import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from benchmarks.lib.processes import free_port
+from benchmarks.lib.processes import Words, free_port, started
 from benchmarks.lib.report import Report
 from benchmarks.lib.vectors import Clusters, search_times, tuned
 from twotower.index import load_index
@@ -33,8 +31,14 @@ def main(chosen: Namespace, report: Report) -> None:
                 index.search_params = found.made.search_params
                 times = search_times(index, queries[len(queries) // 2 :], K)[20:]
             name = f"{len(items):,} x {WIDTH}, {name}"
-            report.add(f"{name}, one search at recall {found.recall:.3f}", times, "ms", more=False)
-            report.add(f"{name}, build", found.built, "s", more=False)
+            report.add(f"{name}, one search at recall {found.recall:.3f}", times, "ms")
+            report.add(f"{name}, build", found.built, "s")
+
+
+def listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 @contextmanager
@@ -44,14 +48,6 @@ def milvus(data: str, uri: str) -> Iterator[str]:
         yield uri
         return
     port, program = free_port(), Path(sys.executable).with_name("milvus-lite")
-    words = [str(program), "server", "--data-dir", data, "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while server.poll() is None:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.05)
+    words: Words = [program, "server", "--data-dir", data, "--host", "127.0.0.1", "--port", port]
+    with started(words, lambda: listens(port)):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()

@@ -28,7 +28,7 @@ def main(chosen: Namespace, report: Report) -> None:
         if (took := seconds_to(chosen.goal)) is None:
             print(f"test AUC {chosen.goal} was not reached", file=sys.stderr)
         else:
-            report.add(f"train_speed: from the archive to test AUC {chosen.goal:.2f}", took, "s", more=False)
+            report.add(f"train_speed: from the archive to test AUC {chosen.goal:.2f}", took, "s")
 
 
 def compare(report: Report, task: str, about: Numbers, dataset: Dataset, rounds: int) -> None:
@@ -52,7 +52,7 @@ def compare(report: Report, task: str, about: Numbers, dataset: Dataset, rounds:
         sizes = {name: [size for _, size in pairs] for name, pairs in found.items()}
         ours, weights = sizes.pop("twotower"), sum(p.nbytes for p in tools.trainer(dataset).model.parameters()) / 1e6
         peers, _ = tools.at_best(sizes, more)
-        report.add("export_speed: size of both towers", ours, "MB", more=False, peers=peers, floor=weights)
+        report.add("export_speed: size of both towers", ours, "MB", peers=peers, floor=weights)
 
 
 def floor(task: str, dataset: Dataset, block: int = 512) -> float:

@@ -1,11 +1,8 @@
-import json
 import os
-import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -15,7 +12,7 @@ import numpy as np
 
 import twotower
 from benchmarks.lib.machine import Numbers, blas, read, timed, tool
-from benchmarks.lib.processes import Conversation
+from benchmarks.lib.processes import call
 from benchmarks.lib.report import Report, declared
 from benchmarks.lib.rounds import in_turns
 from benchmarks.lib.vectors import Clusters, tuned
@@ -60,47 +57,44 @@ def exact(report: Report, items: Vectors, users: Vectors, chosen: Namespace) -> 
     """Measure a query of a batch and one query alone, in milliseconds."""
     queries, flags = users[: chosen.batch], set(read("/proc/cpuinfo").split())
     tuned = [core for core, needs in KERNELS.items() if flags.issuperset(needs)] or ["its own kernel"]
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "items.npy", items)
         np.save(Path(folder) / "queries.npy", queries)
-        ways = {way: stack.enter_context(worker(way, folder, chosen)) for way in (SHIPPED, *tuned, OURS)}
-        told = {way: talk.hear() for way, talk in ways.items()}
-        works = {f"{task}, {way}": partial(talk.ask, task) for way, talk in ways.items() for task in told[way]["tasks"]}
-        turns: dict[str, list[list[float]]] = in_turns(works, chosen.rounds + 1)
-    found = {name: [seconds for turn in of[1:] for seconds in turn] for name, of in turns.items()}
+        given = (folder, chosen.threads, chosen.k, chosen.metric)
+        works = {way: partial(call, work, way, *given, environment=environment(way)) for way in (SHIPPED, *tuned, OURS)}
+        rounds = {way: [found for _, found in of] for way, of in in_turns(works, chosen.rounds).items()}
+    told = {way: of[0] for way, of in rounds.items()}
     both = zip(told[SHIPPED]["found"], told[OURS]["found"], strict=True)
     facts: Numbers = {"blas": {way: given["blas"] for way, given in told.items()}}
     facts["agreement_with_faiss"] = round(float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in both])), 5)
     beside = f"{tool('faiss-cpu')} flat"
     for kind, size in (("batch", len(queries)), ("single", 1)):
-        own = {name.removeprefix(f"{kind} "): of for name, of in found.items() if name.startswith(kind)}
-        times = {name: [1e3 * seconds / size for seconds in of] for name, of in own.items()}
+        times = {
+            f"{task.removeprefix(kind)[1:]}, {way}": [1e3 * seconds / size for one in of for seconds in one["times"][task]]
+            for way, of in rounds.items() for task in of[0]["times"] if task.startswith(kind)
+        }  # fmt: skip
         what = f"a query of a batch of {size}" if kind == "batch" else "one query"
         peers = {way: values for way, values in times.items() if way.startswith("faiss")}
         shipped = peers.pop(f"faiss flat, {SHIPPED}")
         best = min(peers, key=lambda way: median(peers[way]))
         form, _, core = best.partition(", ")
         settings = f"distance_compute_blas_threshold={told[core]['threshold']}, OPENBLAS_CORETYPE={core}"
-        given: Numbers = {"peers": {f"{beside}, at its best": peers[best], f"{beside}, as shipped": shipped}}
-        given["floor"] = min(median(values) for way, values in times.items() if way.startswith("limit"))
-        given["settings"] = {f"{beside}, at its best": settings + DECLARED["forms"].get(form, "")}
-        given["tried"] = {way: round(median(values), 4) for way, values in times.items()}
-        given |= facts | settings_doubt(told, items.shape[1])
+        more: Numbers = {"peers": {f"{beside}, at its best": peers[best], f"{beside}, as shipped": shipped}}
+        more["floor"] = min(median(values) for way, values in times.items() if way.startswith("limit"))
+        more["settings"] = {f"{beside}, at its best": settings + DECLARED["forms"].get(form, "")}
+        more["tried"] = {way: round(median(values), 4) for way, values in times.items()}
         name = f"exact, {len(items):,} x {items.shape[1]}, {plural(chosen.threads)}, {what}"
-        report.add(name, times[f"search, {OURS}"], "ms", more=False, **given)
+        report.add(name, times[f"search, {OURS}"], "ms", **more, **facts, **settings_doubt(told, items.shape[1]))
 
 
 def plural(threads: int) -> str:
     return f"{threads} thread{'s' * (threads > 1)}"
 
 
-def worker(way: str, folder: str, chosen: Namespace) -> Conversation:
-    environment = dict(os.environ)
-    if way != OURS:
-        environment.pop("OPENBLAS_CORETYPE", None)
-    if way in KERNELS:  # OMP_NUM_THREADS is of a thread that IndexShards begins: its threads are those of the shards
-        environment |= {"OPENBLAS_CORETYPE": way, "OMP_NUM_THREADS": "1"}
-    return Conversation(work, way, folder, chosen.threads, chosen.k, chosen.metric, environment=environment)
+def environment(way: str) -> dict[str, str]:
+    found = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE" or way == OURS}
+    # OMP_NUM_THREADS is of a thread that IndexShards begins: its threads are those of the shards.
+    return found | ({"OPENBLAS_CORETYPE": way, "OMP_NUM_THREADS": "1"} if way in KERNELS else {})
 
 
 def settings_doubt(told: Mapping[str, Numbers], width: int) -> dict[str, str]:
@@ -126,30 +120,28 @@ def approximate(report: Report, kind: str, items: Vectors, users: Vectors, chose
     rates = in_turns({"batch": partial(rate, half), "alone": partial(rate, 1)}, chosen.rounds)
     size, facts = f"{len(items):,} x {items.shape[1]}", {"setting": str(index.search_params)}
     name = f"{kind}, {size}, one thread"
-    report.add(f"{name}, one query", [1e3 / rate for rate in rates["alone"]], "ms", more=False, **facts)
+    report.add(f"{name}, one query", [1e3 / rate for rate in rates["alone"]], "ms", **facts)
     report.add(f"{name}, queries alone", rates["alone"], "queries/s", **facts)
     report.add(f"{name}, queries in a batch", rates["batch"], "queries/s", **facts)
     report.add(f"{name}, recall@{chosen.k}", recall, **facts)
-    report.add(f"{kind}, {size}, {plural(chosen.threads)}, built", built, "s", more=False, **facts)
+    report.add(f"{kind}, {size}, {plural(chosen.threads)}, built", built, "s", **facts)
 
 
-def work(way: str, folder: str, threads: int, k: int, metric: Similarity) -> None:
-    """Print the tasks of a way, the results of its first, the threshold and the kernels of BLAS; then run the task that each line names, and
-    print its seconds."""
+def work(way: str, folder: str, threads: int, k: int, metric: Similarity) -> Numbers:
+    """Run the tasks of a way. Returns their seconds, the results of the first, the threshold and the kernels of BLAS."""
     items, queries = np.load(Path(folder) / "items.npy"), np.load(Path(folder) / "queries.npy")
-    about: Numbers = {"threshold": None}
-    asked = {"batch": queries, "single": queries[:1]}
+    threshold, asked = None, {"batch": queries, "single": queries[:1]}
     if way == OURS:
         ours = build_index("exact", items, np.arange(len(items)), metric)
         ours.threads = threads
         del items
         works: Works = {f"{n} search": lambda q=q: ours.search(q, k)[0] for n, q in asked.items()}  # type: ignore[misc]
     else:
-        about["threshold"], works = faiss_works(way, items, asked, threads, k)
-    found = next(iter(works.values()))().tolist()
-    print(json.dumps(about | {"tasks": list(works), "found": found, "blas": blas()}), flush=True)
-    for line in map(str.strip, sys.stdin):
-        print([timed(works[line]) for _ in range(1 if line.startswith("batch") else 5)], flush=True)
+        threshold, works = faiss_works(way, items, asked, threads, k)
+    found = {task: one() for task, one in works.items()}  # which also warms them up
+    counts = {task: 1 if task.startswith("batch") else 5 for task in works}
+    times = {task: [timed(one) for _ in range(counts[task])] for task, one in works.items()}
+    return {"times": times, "found": next(iter(found.values())).tolist(), "threshold": threshold, "blas": blas()}
 
 
 def faiss_works(way: str, items: Vectors, asked: dict[str, Vectors], threads: int, k: int) -> tuple[int, Works]:

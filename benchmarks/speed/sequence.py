@@ -1,10 +1,8 @@
 from argparse import Namespace
-from collections import Counter
 from typing import Any
 
 import numpy as np
 import polars as pl
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.lib.machine import product_rate, timed
@@ -39,16 +37,7 @@ def main(chosen: Namespace, report: Report) -> None:
     times = [timed(step) for _ in range(chosen.steps)]
     rates.append(product_rate(dtype))
     print(f"{precision}, batches of {size:,} positions, {flops / size / 1e6:.1f} MFLOP a position in products")
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        for _ in range(5):
-            step()
-    spent: Counter[str] = Counter()
-    for event in profiled.key_averages():
-        part = next((p for p, names in DECLARED["parts"].items() if any(n in event.key for n in names)), "other")
-        spent[part] += int(event.self_cpu_time_total)
-    shares = {part: micro / spent.total() for part, micro in spent.most_common()}
-    print("\n".join(f"{share:6.1%}  {part}" for part, share in shares.items()))
-    report.facts |= {"precision": precision, "shares": shares}
+    report.facts["precision"] = precision
     name = f"training, {chosen.threads} thread{'s' * (chosen.threads > 1)}"
     report.add(name, [size / seconds for seconds in times], "positions/s", floor=size * max(rates) / flops)
 

@@ -9,29 +9,29 @@ from benchmarks.lib import tables
 
 
 def test_what_was_not_run_can_be_seen() -> None:
-    english = tables.BLOCKS["rank"].markdown(results(), "en").splitlines()
+    english = tables.markdown(tables.BLOCKS["rank"], results(), "en").splitlines()
     assert english[0] == "| model | test AUC | test GAUC | validation AUC | seconds |"
-    assert len(english) == 2 + len(tables.BLOCKS["rank"].rows)
+    assert len(english) == 2 + len(tables.BLOCKS["rank"]["rows"])
     assert english[2] == "| popularity | not run | not run |  |  |"
     assert "| **0.8270 ± 0.0010** | not run |" in english[-1], "the best of a column is bold"
     assert "| 0.8100 |" in english[4]
-    chinese = tables.BLOCKS["summary"].markdown(results(), "zh").splitlines()
+    chinese = tables.markdown(tables.BLOCKS["summary"], results(), "zh").splitlines()
     assert chinese[2] == "| 流行度 | 未运行 | 未运行 | – | – |"
 
 
 def test_the_summary_has_popularity_the_best_peer_and_the_package() -> None:
-    lines = tables.BLOCKS["summary"].markdown(results(), "en").splitlines()
+    lines = tables.markdown(tables.BLOCKS["summary"], results(), "en").splitlines()
     assert lines[0] == "|  | AUC | HR@10 | rows/s | p99 |"
     assert lines[3] == "| best peer | – | 0.3159 | 110 | – |"
     assert lines[4] == "| twotower | 0.8270 ± 0.0010 | not run | 1,000 | not run |"
 
 
 def test_a_row_of_speed_has_its_peers_ratio_and_limit() -> None:
-    row = tables.BLOCKS["speed"].markdown(results(), "en").splitlines()[2]
+    row = tables.markdown(tables.BLOCKS["speed"], results(), "en").splitlines()[2]
     expected = "| rows per second of training | 1,000 (900–1,200) | 110 (100–120) | 50.0 | 9.1 | 4,000 |"
     assert row == expected
     alone = {SPEED: speed(peers={}, floor=None)}
-    row = tables.BLOCKS["speed"].markdown(alone, "en").splitlines()[2]
+    row = tables.markdown(tables.BLOCKS["speed"], alone, "en").splitlines()[2]
     assert row == "| rows per second of training | 1,000 (900–1,200) | not run | not run | not run | not run |"
 
 
@@ -39,9 +39,9 @@ def test_a_row_of_speed_has_its_peers_ratio_and_limit() -> None:
 def test_every_row_is_as_wide_as_its_table_in_both_languages(name: str) -> None:
     block = tables.BLOCKS[name]
     for language in tables.LANGUAGES:
-        lines = block.markdown({}, language).splitlines()
-        assert {line.count("|") for line in lines} == {len(block.columns) + 1}
-    assert set(block.names()) <= set(tables.EXPECTED)
+        lines = tables.markdown(block, {}, language).splitlines()
+        assert {line.count("|") for line in lines} == {len(block["columns"]) + 2}
+    assert set(tables.names_of(block)) <= set(tables.EXPECTED)
 
 
 def test_markers_are_rewritten_and_nothing_else() -> None:
@@ -72,7 +72,7 @@ def test_a_marker_that_is_wrong_is_an_error(text: str, said: str) -> None:
 def test_a_partial_run_keeps_the_cells_that_it_did_not_measure() -> None:
     name = "train_speed: training"
     summary = tables.BLOCKS["summary"]
-    before = f"<!-- bench:summary -->\n{summary.markdown(results(), 'en')}\n<!-- /bench -->\n"
+    before = f"<!-- bench:summary -->\n{tables.markdown(summary, results(), 'en')}\n<!-- /bench -->\n"
     after = tables.rewrite(before, {name: speed(peers={"RecBole 1.2.1": [70.0]})}, "en", keep=True)
     assert "| twotower | 0.8270 ± 0.0010 | not run | 1,000 | not run |" in after
     assert "| best peer | – | 0.3159 | 70.0 | – |" in after

@@ -35,6 +35,6 @@ def test_a_number_that_is_not_to_be_used_says_so(tmp_path: Path) -> None:
     ]
     results, _, _, doubted = page.collect(tmp_path)
     assert doubted == ["a.json: INVALID: method1: the generator was late"]
-    lines = tables.BLOCKS["serving"].markdown(results, "en").splitlines()
+    lines = tables.markdown(tables.BLOCKS["serving"], results, "en").splitlines()
     assert lines[2] == "| method 1 by user id | 1.00 (doubtful) | 2.00 (doubtful) | 300 (doubtful) | 0 (doubtful) |"
     assert lines[3] == "| method 2, history of 50, tower live | 1.50 | not run | 300 | 1 |"

@@ -29,13 +29,9 @@ def test_a_schedule_is_drawn_beforehand_and_keeps_its_rates() -> None:
     assert len(loop.schedule([(0, 5)], seed=1)) == 0
 
 
-def test_a_constant_schedule() -> None:
-    assert loop.schedule([(4, 1), (2, 1)], 0, "constant").tolist() == [0, 0.25, 0.5, 0.75, 1, 1.5]
-
-
 def test_percentiles_are_of_answers_that_were() -> None:
     found = loop.percentiles(np.arange(1, 1001) / 1e3)
-    assert found == {"p50": 500, "p90": 900, "p99": 990, "p99.9": 999, "max": 1000}
+    assert found == {"p50": 500, "p99": 990, "max": 1000}
     assert loop.percentiles(np.zeros(0))["p99"] is None
 
 
@@ -63,11 +59,10 @@ def test_what_is_no_answer(data: bytes) -> None:
 
 
 def test_a_request_on_the_wire() -> None:
-    data = request("POST", "/v1/x", {"user_id": "é"}, "k")
+    data = request("POST", "/v1/x", {"user_id": "é"})
     head, body = data.split(b"\r\n\r\n")
     assert body == b'{"user_id":"\\u00e9"}'
     assert f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")
-    assert b"Authorization: Bearer k" in head.split(b"\r\n")
     assert request("GET", "/") == b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
@@ -77,29 +72,29 @@ def test_numbers_of_a_part_of_a_run() -> None:
     status = np.array([200, 200, 503, 429, loop.TIMEOUT, 202], np.int16)
     done = np.array([0.1, 1.3, 2.1, 3.1, 14.0, 7.5])
     retry = np.array([0, 0, 1, 0, 0, 0], bool)
-    log = loop.Log(due, due + 0.001, done, status, retry, np.full(n, -1, np.int16), [], 1, 0.1, 8.0)
+    log = loop.Log(due, due + 0.001, done, status, retry, 0.1, 8.0)
     found = log.within(1.0, 6.0)
-    assert [found[x] for x in ("count", "ok", "503", "429", "other", "errors", "timeouts")] == [5, 2, 1, 1, 0, 1, 1]
+    assert [found[x] for x in ("ok", "unanswered", "503", "429", "other", "errors")] == [2, 3, 1, 1, 0, 1]
     assert found["retry_after_missing"] == 1
     assert found["offered"] == 1
     assert found["goodput"] == pytest.approx(1 / 5)  # the answer after the end is none of it
     assert found["max"] == 2500
     assert found["p50"] == 300
-    assert found["lag"]["max"] == pytest.approx(1)
+    assert found["lag"] == pytest.approx(1)
 
 
 def test_recovery_is_the_first_of_two_normal_windows() -> None:
     usual = [(0.0, 1.0, 0), (0.5, 2.0, 0)]
     after = [(10.0, 50.0, 3), (10.5, 3.0, 0), (11.0, 9.0, 0), (11.5, 4.0, 0), (12.0, 3.0, 0)]
-    assert loop.recovery(usual, after) == (1.5, 4.0)
-    assert loop.recovery(usual, after[:3]) == (None, 4.0)
+    assert loop.recovery(usual, after) == 1.5
+    assert loop.recovery(usual, after[:3]) is None
 
 
 @contextmanager
-def _server(stands_still: float = 0.0, hangs_up: int = -1) -> Iterator[int]:
+def _server(stands_still: float = 0.0, hangs_up: int = -1) -> Iterator[tuple[int, list[socket.socket]]]:
     """One connection at a time is answered; it stands still once, at its 20th request, or hangs up on one."""
     listening = socket.create_server(("127.0.0.1", 0))
-    seen = 0
+    seen, accepted = 0, []
 
     def serve(connection: socket.socket) -> None:
         nonlocal seen
@@ -117,16 +112,16 @@ def _server(stands_still: float = 0.0, hangs_up: int = -1) -> Iterator[int]:
     def accept() -> None:
         while True:
             try:
-                connection, _ = listening.accept()
+                accepted.append(listening.accept()[0])
             except OSError:
                 return
-            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+            threading.Thread(target=serve, args=(accepted[-1],), daemon=True).start()
 
     one = threading.Lock()
     thread = threading.Thread(target=accept, daemon=True)
     thread.start()
     try:
-        yield listening.getsockname()[1]
+        yield listening.getsockname()[1], accepted
     finally:
         listening.shutdown(socket.SHUT_RDWR)
         listening.close()
@@ -136,24 +131,24 @@ def _server(stands_still: float = 0.0, hangs_up: int = -1) -> Iterator[int]:
 @pytest.mark.parametrize("connections", [1, 64])
 def test_a_server_that_stands_still_is_charged_for_all_who_came(connections: int) -> None:
     """A closed loop would have found one slow answer of a hundred; a fifth of them wait, by the schedule."""
-    due = loop.schedule([(100, 1)], 0, "constant")
-    with _server(stands_still=0.3) as port:
+    due = np.arange(100) / 100
+    with _server(stands_still=0.3) as (port, accepted):
         log = loop.Generator(port, most=connections).run(due, [request("GET", "/")], np.zeros(100, int))
     assert (log.status == 200).all()
     latency = log.done - log.due
     assert (latency > 0.05).sum() >= 20
     assert 0.25 < latency.max() < 3
-    assert log.connections <= connections
+    assert len(accepted) <= connections
     assert np.median(log.taken - log.due) < 0.05
 
 
 def test_lost_and_late_answers_are_counted_and_the_rest_goes_on() -> None:
-    due = loop.schedule([(100, 0.5)], 0, "constant")
-    with _server(hangs_up=10) as port:
+    due = np.arange(50) / 100
+    with _server(hangs_up=10) as (port, _):
         log = loop.Generator(port, most=4).run(due, [request("GET", "/")], np.zeros(50, int))
     assert (log.status == loop.RESET).sum() == 1
     assert (log.status == 200).sum() == 49
-    with _server(stands_still=1.0) as port:
+    with _server(stands_still=1.0) as (port, _):
         log = loop.Generator(port, most=2, timeout=0.2).run(due, [request("GET", "/")], np.zeros(50, int))
     assert (log.status == loop.TIMEOUT).sum() >= 10
     assert log.within(0, 1)["errors"] == (log.status == loop.TIMEOUT).sum()
@@ -168,7 +163,7 @@ def test_nobody_listens() -> None:
 
 def test_a_run_can_be_stopped() -> None:
     due = loop.schedule([(100, 60)], 0)
-    with _server() as port:
+    with _server() as (port, _):
         end = time.perf_counter() + 0.3
         log = loop.Generator(port).run(
             due, [request("GET", "/")], np.zeros(len(due), int), lambda: time.perf_counter() > end
