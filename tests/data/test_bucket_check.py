@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +27,7 @@ from twotower.config.experiment import Config
 from twotower.config.toml import dump_config
 from twotower.data.bucket_check import check_buckets
 from twotower.data.bucket_rules import Rule
-from twotower.data.buckets import BucketFacts
+from twotower.data.buckets import Bucket, BucketFacts, Buckets, in_user_order
 from twotower.errors import RunError
 from twotower.features.categorical import Categorical
 from twotower.features.numeric import Numeric
@@ -563,3 +566,51 @@ def test_check_buckets_needs_a_folder_and_a_schema(folder: Path, capsys: pytest.
     assert "[schema] is missing; `twotower config` gives a template" in capsys.readouterr().err
     assert run_command(["check-buckets", str(folder / "nowhere")]) == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
+
+
+def write_large(folder: Path, n_users: int, n_items: int) -> None:
+    """One bucket in which each user has each item."""
+    (folder / "interactions").mkdir(parents=True)
+    n = n_users * n_items
+    in_user_order(pl.DataFrame({"user_id": range(n_users)}), "user_id").write_parquet(folder / USERS)
+    pl.DataFrame({"item_id": range(n_items)}).write_parquet(folder / ITEMS)
+    row = pl.int_range(n, eager=True)
+    pl.DataFrame(
+        {
+            "user": (row // n_items).cast(pl.Int32),
+            "item": (row % n_items).cast(pl.Int32),
+            "row": row,
+            "positive": row % 2 == 0,
+            "time": row,
+        }
+    ).write_parquet(folder / FIRST, row_group_size=100_000)
+    counts = {"users": n_users, "items": n_items, "read": n, "rows": n, "positives": (n + 1) // 2}
+    bucket = Bucket(file="00000.parquet", users=(0, n_users), rows=n)
+    facts = BucketFacts(
+        format=1,
+        maker="test",
+        hash="md5-32",
+        duplicates="last",
+        first_time=0,
+        last_time=n - 1,
+        buckets=(bucket,),
+        **counts,
+    )
+    Buckets(folder, facts).save()
+
+
+def test_memory_does_not_grow_with_a_bucket(tmp_path: Path) -> None:
+    """The records of the larger one are 50 MB."""
+    write_large(tmp_path / "few", 30, 10_000)
+    write_large(tmp_path / "many", 200, 10_000)
+    code = f"""
+import pathlib, re
+from twotower.data.bucket_check import check_buckets
+for name in ("few", "many"):
+    assert not check_buckets(f"{tmp_path}/{{name}}", block_rows=16_384)
+    print(re.search("VmHWM: +(.*) kB", pathlib.Path("/proc/self/status").read_text().replace("\\t", " "))[1])
+"""
+    environment = os.environ | {"POLARS_MAX_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    few, many = map(int, done.stdout.split())
+    assert many - few < 25_000  # kB
