@@ -135,11 +135,13 @@ def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(
     for u, (ours, others) in enumerate(zip(lists(numbers), lists(memory.positives_by_user), strict=True)):
         assert disk.pairs.item[ours].tolist() == memory.pairs.item[others].tolist(), f"oldest first, user {u}"
     some = np.array([3, 4, 40])
-    before, whole = disk.pairs_before(TEST, some), memory.pairs_before(TEST, some)
-    keep = np.isin(whole.user, some)
-    assert sorted(zip(before.user, before.item, strict=True)) == sorted(
-        zip(whole.user[keep], whole.item[keep], strict=True)
-    )
+    for part in (TRAIN, VALIDATION, TEST):
+        of_some = [data.grouped(part).take(some) for data in (disk, memory)]
+        assert all((np.diff(pairs.user) >= 0).all() for pairs in of_some)
+        one, two = (sorted(zip(p.user, p.item, p.positive, strict=True)) for p in of_some)
+        assert one == two
+    assert disk.user_counts.tolist() == memory.user_counts.tolist()
+    assert disk.item_counts.tolist() == memory.item_counts.tolist()
 
 
 def test_fault_G10_categories_of_a_csv_are_prepared_as_they_are_spelled(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from scored import naive_auc
 
 from twotower.arrays.types import Bools, Codes, Doubles, Ints, Numbers
 from twotower.evaluation.config import MetricSet
-from twotower.evaluation.metrics.auc import auc, auc_by_group
+from twotower.evaluation.metrics.auc import auc, auc_by_group, ordered_codes
 from twotower.evaluation.metrics.gauc import Gauc
 from twotower.evaluation.metrics.log_loss import LogLoss
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
@@ -45,7 +45,7 @@ def log_loss(logits: Numbers, positive: Bools) -> float:
 
 def ranking_metrics(hit: Bools, n_targets: Ints, k: int) -> dict[str, Doubles]:
     """The metrics of single users at a cut-off, by name."""
-    rankings = Rankings(np.zeros(hit.shape, np.int64), hit, n_targets, RankedItems(1, np.zeros(0, np.int32))).at(k)
+    rankings = Rankings(np.zeros(hit.shape, np.int64), hit, n_targets, RankedItems(np.zeros(1, np.int64))).at(k)
     return {m.name: m.values(rankings) for m in MetricSet().of_users}
 
 
@@ -116,6 +116,17 @@ def test_scores_of_any_size_and_both_zeros_are_ordered_as_numbers(
     names, values, _ = auc_by_group(scores, positive, group)
     for name, value in zip(names, values, strict=True):
         assert value == pytest.approx(naive_auc([r for r in known if r[2] == name]))
+
+
+@quick
+@given(ROWS, st.integers(1, 5))
+def test_an_auc_read_in_small_pieces_has_the_same_bits(rows: list[tuple[int, bool, int]], piece: int) -> None:
+    scores, positive, group = arrays(rows)
+    whole, pieces = auc_by_group(scores, positive, group), auc_by_group(scores, positive, group, piece)
+    assert [x.tolist() for x in whole] == [x.tolist() for x in pieces]
+    assert auc(scores, positive, piece) == pytest.approx(auc(scores, positive), abs=0, nan_ok=True)
+    codes = ordered_codes(scores)
+    assert auc(codes, positive) == pytest.approx(auc(scores, positive), abs=0, nan_ok=True)
 
 
 @pytest.mark.parametrize("labels", [[True, True], [False, False], []])

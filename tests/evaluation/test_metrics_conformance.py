@@ -40,7 +40,7 @@ def scored(seed: int = 0) -> ScoredPairs:
 def rankings(hit: Bools, n_targets: Ints | None = None, seed: int = 0) -> Rankings:
     rng = np.random.default_rng(seed)
     best = rng.permuted(np.tile(np.arange(N_ITEMS), (len(hit), 1)), axis=1)[:, : hit.shape[1]]
-    items = RankedItems(N_ITEMS, rng.integers(0, N_ITEMS, 200).astype(np.int32))
+    items = RankedItems(rng.multinomial(200, np.full(N_ITEMS, 1 / N_ITEMS)))
     return Rankings(best, hit, np.full(len(hit), hit.shape[1]) if n_targets is None else n_targets, items)
 
 
@@ -116,7 +116,7 @@ def test_a_user_has_one_finite_value_whoever_stands_beside(metric: RankingMetric
 def test_rankings_of_many_items_and_of_one_lie_between_0_and_1(metric: CatalogueMetric) -> None:
     each = np.arange(N_ITEMS)[:, None]
     items, hit, one = (
-        RankedItems(N_ITEMS, np.zeros(0, np.int32)),
+        RankedItems(np.zeros(N_ITEMS, np.int64)),
         np.zeros((N_ITEMS, 1), bool),
         np.ones(N_ITEMS, np.int64),
     )
@@ -130,7 +130,7 @@ def test_rankings_of_many_items_and_of_one_lie_between_0_and_1(metric: Catalogue
 
 def test_metrics_of_elsewhere_by_hand() -> None:
     best = np.array([[0, 1], [2, -1]])
-    shown = Rankings(best, best < 0, np.array([1, 1]), RankedItems(4, np.array([0, 0, 0, 1], np.int32)))
+    shown = Rankings(best, best < 0, np.array([1, 1]), RankedItems(np.array([3, 1, 0, 0])))
     # With one interaction more each, the items have 4, 2, 1 and 1 of 8: 1, 2, 3 and 3 bits.
     assert Novelty().values(shown).tolist() == pytest.approx([(1 + 2) / 2, 3])
     # Items shown 0, 1, 1, 1 times: (-3*0 - 1*1 + 1*1 + 3*1) / (4 * 3).

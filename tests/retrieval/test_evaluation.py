@@ -8,7 +8,7 @@ import pytest
 from twotower import api
 from twotower.data.splits import TEST, VALIDATION
 from twotower.evaluation.part_evaluation import evaluate_part
-from twotower.retrieval.evaluation import rank_items, seen_before
+from twotower.retrieval.evaluation import rank_items
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
@@ -24,8 +24,8 @@ def test_what_is_evaluated_is_what_is_served(run: Run, retriever: Retriever) -> 
     assert not np.allclose(run.factors(TEST).users, run.factors(VALIDATION).users)
     # And the ranks are those of single calls, with what comes after the test left in.
     users = np.array([4, 9])
-    seen = seen_before(run.dataset, TEST)
+    seen = run.dataset.grouped_before(TEST)
     for row, best in zip(users, rank_items(retriever, users, 5, 2, seen), strict=True):
-        gone = {str(retriever.item_ids[i]) for i in seen.values[seen.offsets[row] : seen.offsets[row + 1]]}
+        gone = {str(retriever.item_ids[i]) for pairs in seen for i in pairs.take(np.array([row])).item}
         answer = retriever.recommend(Request(f"u{row}"), 5, 2, keep_seen=True, ban=list(gone))
         assert [i.id for i in answer.items] == [retriever.item_ids[i] for i in best]

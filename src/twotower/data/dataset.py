@@ -14,7 +14,7 @@ import polars as pl
 from twotower.arrays.ragged import Column, Ragged, offsets_of
 from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import Bools, Codes, Ints
-from twotower.data.pairs import Pairs, counts
+from twotower.data.pairs import GroupedPairs, Pairs, counts
 from twotower.data.split import SplitConfig
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, Parts, split_interactions
 from twotower.data.tables import POSITIVE, Tables, averaged_columns, sums_by_row, with_statistics
@@ -71,6 +71,28 @@ class Dataset:
     @cached_property
     def test(self) -> Pairs:
         return self.part(TEST)
+
+    def grouped_before(self, part: int) -> list[GroupedPairs]:
+        """Return the pairs of each part before `part`, by user."""
+        return [self.grouped(earlier) for earlier in range(part)]
+
+    def grouped(self, part: int) -> GroupedPairs:
+        """Return the pairs of a part by user."""
+        if part not in self._grouped:
+            self._grouped[part] = self._group(part)
+        return self._grouped[part]
+
+    @cached_property
+    def _grouped(self) -> dict[int, GroupedPairs]:
+        return {}
+
+    def _group(self, part: int) -> GroupedPairs:
+        return GroupedPairs.of(self.pairs_of(part), len(self.users))
+
+    def pairs_of(self, part: int) -> Pairs:
+        """Return `train`, `validation` or `test`, which are kept, unlike the arrays of `part`."""
+        pairs: Pairs = getattr(self, PART_NAMES[part])
+        return pairs
 
     def side(self, side: SideName) -> Side:
         return self.users if side == "user" else self.items
@@ -145,7 +167,17 @@ class Dataset:
     def item_positive_counts(self) -> Ints:
         """(items,) number of training positives of each item."""
         train = self.train
-        return np.bincount(train.item[train.positive], minlength=len(self.items))
+        return counts(train.item, len(self.items), train.positive)
+
+    @cached_property
+    def user_counts(self) -> Ints:
+        """(users,) number of training interactions of each user."""
+        return counts(self.train.user, len(self.users))
+
+    @cached_property
+    def item_counts(self) -> Ints:
+        """(items,) number of training interactions of each item."""
+        return counts(self.train.item, len(self.items))
 
     @property
     def digest(self) -> str:
@@ -169,10 +201,6 @@ class Dataset:
         indices."""
         return Ragged.from_pairs(self.pairs.user, self.pairs.item, len(self.users), np.arange(len(self.pairs)))
 
-    def pairs_before(self, part: int, users: Ints) -> Pairs:
-        """Return the pairs of the parts before `part`, at least those of `users`."""
-        return self.pairs.take(self.parts < part)
-
     def titles(self) -> list[str]:
         """Return the title of each item row, as `title_column` does."""
         return self.title_column().to_list()
@@ -194,8 +222,7 @@ class Dataset:
     def reports(self, side: SideName) -> dict[str, Report]:
         """Return the reports of the features of a side whose encoders make one, over the rows with training interactions,
         by feature name."""
-        rows = self.train.user if side == "user" else self.train.item
-        trained = np.flatnonzero(counts(rows, len(self.side(side))))
+        trained = np.flatnonzero(self.user_counts if side == "user" else self.item_counts)
         return self.encoders.reports(side, self.side(side).frame, trained)
 
     def describe_features(self) -> list[str]:

@@ -23,13 +23,13 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twotower import files
-from twotower.arrays.ragged import Column, Ragged, run_indices
+from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Ints
 from twotower.data.dataset import Dataset, Side
-from twotower.data.pairs import Pairs
+from twotower.data.pairs import GroupedPairs, Pairs
 from twotower.data.run_tables import load_tables, read_side, save_tables
 from twotower.data.split import SplitConfig
-from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
+from twotower.data.splits import PART_NAMES, TEST
 from twotower.errors import ConfigError, RunError
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
@@ -207,6 +207,9 @@ class MemmapDataset(Dataset):
     def part(self, part: int) -> Pairs:
         return self.pairs.take(self._slice(part))
 
+    def _group(self, part: int) -> GroupedPairs:
+        return GroupedPairs.of_sorted(self.pairs_of(part), len(self.users))
+
     def side_before(self, side: SideName, part: int) -> Side:
         known = self.side(side)
         if part != TEST or side == "item" or not known.columns:
@@ -250,20 +253,6 @@ class MemmapDataset(Dataset):
     @cached_property
     def item_positive_counts(self) -> Ints:
         return self.arrays["item_positive_counts"]
-
-    def pairs_before(self, part: int, users: Ints) -> Pairs:
-        """Return the pairs of `users`, rising, in the parts before `part`."""
-        found = [self._of_users(p, users) for p in (TRAIN, VALIDATION) if p < part]
-        return self.pairs.take(np.concatenate(found or [np.zeros(0, np.int64)]))
-
-    def _of_users(self, part: int, users: Ints) -> Ints:
-        """Return the indices of the interactions of some users in one part."""
-        part_users = self.part(part).user
-        wanted = users.astype(part_users.dtype)
-        first, last = (np.searchsorted(part_users, wanted, side) for side in ("left", "right"))
-        n = last - first
-        start: int = self._slice(part).start
-        return start + run_indices(first, n)
 
 
 def save(dataset: Dataset, folder: Path) -> None:

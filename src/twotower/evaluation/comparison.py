@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from twotower.arrays.sets import places_of_rows
 from twotower.arrays.types import Doubles, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.pairs import Pairs
+from twotower.data.pairs import GroupedPairs, Pairs, counts
+from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.evaluation.bootstrap import bootstrap_counts, paired_bootstrap, percentile_interval
 from twotower.evaluation.config import MetricSet
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric
-from twotower.evaluation.ranking import rank_catalogue
+from twotower.evaluation.ranking import EvaluationQueries
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,21 @@ class ComparisonData:
 
     pairs: Pairs
     """Test pairs."""
-    seen: Pairs
+    grouped: GroupedPairs
+    """Test pairs by user."""
+    seen: Sequence[GroupedPairs]
     """Pairs whose items are excluded from the rankings."""
-    n_users: int
     items: RankedItems
+
+    @property
+    def n_users(self) -> int:
+        return len(self.grouped.lengths)
+
+    @cached_property
+    def queries(self) -> EvaluationQueries:
+        """Queries of the test pairs."""
+        positives = counts(self.pairs.user, self.n_users, self.pairs.positive)
+        return EvaluationQueries.build(self.grouped, self.seen, positives, self.items.n_items)
 
 
 def compare_factors(
@@ -99,16 +112,15 @@ def _compare_resampled(
 def comparison_data(dataset: Dataset, users: Shaped[Ints, "U"]) -> ComparisonData:
     """Return the test data of some user rows, which become rows 0, 1, … in the given order."""
     user, item = places_of_rows(users, len(dataset.users)), np.arange(len(dataset.items))
-    test, *seen = (p.renumbered(user, item) for p in (dataset.test, dataset.train, dataset.validation))
-    ranked = RankedItems(len(dataset.items), dataset.train.item)
-    return ComparisonData(test, Pairs.concatenated(seen), len(users), ranked)
+    test, *seen = (dataset.grouped(part).renumbered(users, item) for part in (TEST, TRAIN, VALIDATION))
+    return ComparisonData(dataset.test.renumbered(user, item), test, seen, RankedItems(dataset.item_counts))
 
 
 def _per_user(
     factors: Factors, scored: ScoredPairs, data: ComparisonData, k: Sequence[int], metrics: MetricSet
 ) -> dict[str, tuple[Shaped[Doubles, "U"], Shaped[Doubles, "U"]]]:
     """Return the values and weights of every metric over users; the weight is 0 where the metric is undefined."""
-    n, pairs = data.n_users, data.pairs
+    n = data.n_users
 
     def scatter(
         users: Shaped[Ints, "n"], values: Shaped[Doubles, "n"], weights: Shaped[Doubles, "n"]
@@ -121,9 +133,8 @@ def _per_user(
     out = {name: scatter(*found) for name, found in by_user.items() if found and len(found.users)}
     if not k:
         return out
-    users, best, hit = rank_catalogue(factors.users, factors.items, pairs, [data.seen], max(k))
-    n_targets = np.bincount(pairs.user[pairs.positive], minlength=n)[users]
-    rankings = Rankings(best, hit, n_targets, data.items)
+    users, best = data.queries.users, data.queries.top_k(factors.users, factors.items, max(k))
+    rankings = Rankings(best, data.queries.hits(best), data.queries.n_targets, data.items)
     for cut in k if len(users) else ():
         for m in metrics.of_users:
             out[f"{m.name}@{cut}"] = scatter(users, m.values(rankings.at(cut)), np.ones(len(users)))

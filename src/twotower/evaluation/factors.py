@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twotower.arrays.pieces import temporary_array
 from twotower.arrays.types import Float, Floats, Shaped
 from twotower.data.pairs import Pairs
 
@@ -20,8 +21,8 @@ class Factors:
     items: Float[Tensor, "I D"]
 
     def scores(self, pairs: Pairs, block: int = 16_384) -> Shaped[Floats, "n"]:
-        """Return the scores of the pairs, `block` pairs at a time."""
-        out = np.empty(len(pairs), np.float32)
+        """Return the scores of the pairs, `block` pairs at a time, as a temporary array."""
+        out: Floats = temporary_array(len(pairs), np.float32)
         # Two small buffers are reused: allocating memory for all rows costs ten times the products.
         user_rows, item_rows = self.users.new_empty(2, min(block, len(pairs)), self.users.shape[1])
         for start in range(0, len(pairs), block):

@@ -6,11 +6,13 @@ by exact search, without the items that the user has seen; no negatives are samp
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from twotower.arrays.pieces import gathered
 from twotower.arrays.types import Bools, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs, counts
@@ -21,8 +23,10 @@ from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
 from twotower.evaluation.metrics.metric import RankingMetric
-from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries, pairs_of_part
+from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
 from twotower.features.side import SideName
+
+log = logging.getLogger(__name__)
 
 
 def evaluate_part(factors: Factors, dataset: Dataset, part: int, config: EvaluationConfig) -> Metrics:
@@ -54,7 +58,7 @@ class PartEvaluation:
         """Evaluate vectors by exact search. `queries` are those of the part, if they are computed already."""
         queries = queries or evaluation_queries(dataset, part, config)
         best = queries.top_k(factors.users, factors.items, max(config.k))
-        return cls._of(queries, best, factors.scores(pairs_of_part(dataset, part)), dataset, part, config)
+        return cls._of(queries, best, factors.scores(dataset.pairs_of(part)), dataset, part, config)
 
     @classmethod
     def from_search(
@@ -72,10 +76,8 @@ class PartEvaluation:
         cls, queries: EvaluationQueries, best: Shaped[Ints, "Q K"], scores: Shaped[Floats, "n"], dataset: Dataset, part: int,
         config: EvaluationConfig,
     ) -> PartEvaluation:  # fmt: skip
-        pairs = pairs_of_part(dataset, part)
-        n_targets = np.bincount(pairs.user[pairs.positive], minlength=len(dataset.users))[queries.users]
-        items = RankedItems(len(dataset.items), dataset.train.item)
-        rankings = Rankings(best, queries.hits(best), n_targets, items)
+        pairs = dataset.pairs_of(part)
+        rankings = Rankings(best, queries.hits(best), queries.n_targets, RankedItems(dataset.item_counts))
         return cls(dataset, config, pairs, ScoredPairs(scores, pairs.positive, pairs.user), queries.users, rankings)
 
     def metrics(self) -> Metrics:
@@ -106,7 +108,7 @@ class PartEvaluation:
     def slices(self) -> Metrics:
         """Return `auc.new_user`, `recall@10.tail`, … for the slices on which the metric is defined."""
         data, config = self.dataset, self.config
-        user_n, item_n = counts(data.train.user, len(data.users)), self.rankings.items.popularity
+        user_n, item_n = data.user_counts, data.item_counts
         head = np.zeros(len(data.items), bool)
         head[np.argsort(-item_n, kind="stable")[: max(1, int(config.head_share * len(data.items)))]] = True
         out: Metrics = {}
@@ -115,15 +117,16 @@ class PartEvaluation:
         k = config.k[0]
         rankings = self.rankings.at(k)
         for name, rows in by_user.items():
-            out |= self._pair_slice("user", name, rows[self.pairs.user])
+            out |= self._pair_slice("user", name, gathered(rows, self.pairs.user))
             selected = rows[self.users]
             if selected.any():
                 for m in self._sliced_rankings("user"):
                     out[f"{m.name}@{k}.{name}"] = float(m.values(rankings)[selected].mean())
         for name, rows in by_item.items():
-            keep = rows[self.pairs.item]
+            keep = gathered(rows, self.pairs.item)
             out |= self._pair_slice("item", name, keep)
-            targets = np.bincount(self.pairs.user[keep & self.pairs.positive], minlength=len(data.users))[self.users]
+            np.logical_and(keep, self.pairs.positive, out=keep)
+            targets = counts(self.pairs.user, len(data.users), keep)[self.users]
             if targets.any():
                 for m in self._sliced_rankings("item"):
                     out[f"{m.name}@{k}.{name}"] = float(m.values(rankings.with_targets(rows, targets)).mean())
@@ -136,7 +139,7 @@ class PartEvaluation:
         """Return the number of rows of a slice, and its metrics of pairs."""
         scored = self.scored.where(keep)
         sliced = [m for m in self.config.metric_set.of_pairs if side in m.slices]
-        return {f"rows.{name}": int(keep.sum())} | {f"{m.name}.{name}": m.value(scored) for m in sliced}
+        return {f"rows.{name}": int(np.count_nonzero(keep))} | {f"{m.name}.{name}": m.value(scored) for m in sliced}
 
 
 def evaluate_model(factors_of: Callable[[int], Factors], dataset: Dataset, config: EvaluationConfig) -> Metrics:
@@ -146,6 +149,7 @@ def evaluate_model(factors_of: Callable[[int], Factors], dataset: Dataset, confi
     """
     out: Metrics = {}
     queries = evaluation_queries(dataset, TEST, config)
+    log.info(f"test {queries.summary}")
     factors = factors_of(VALIDATION)
     for name, part in (("validation", VALIDATION), ("test", TEST)):
         if part == TEST and dataset.time_ordered:  # otherwise both parts have the same vectors

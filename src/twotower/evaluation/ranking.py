@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.arrays.sets import is_in_sorted, pair_keys
+from twotower.arrays.pieces import pieces
+from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import Bools, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.pairs import Pairs
-from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION
+from twotower.data.pairs import GroupedPairs, Pairs, counts
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.metrics.auc import ordered_codes
+from twotower.progress import JobProgress, Summary
+
+log = logging.getLogger(__name__)
 
 MAX_SCORES = 2**25
 """Scores (users x items) that one block of a ranking holds."""
@@ -71,7 +75,10 @@ def rank_catalogue(
     item row. Users without a positive in `pairs` are left out. A block holds at most `block` users and
     `max_scores` scores, but at least 8 users.
     """
-    queries = EvaluationQueries.build(pairs, seen, len(user_vectors), len(item_vectors), block, max_scores)
+    n_users, n_items = len(user_vectors), len(item_vectors)
+    positives = counts(pairs.user, n_users, pairs.positive)
+    grouped = [GroupedPairs.of(p, n_users) for p in (pairs, *seen)]
+    queries = EvaluationQueries.build(grouped[0], grouped[1:], positives, n_items, block=block, max_scores=max_scores)
     best = queries.top_k(user_vectors, item_vectors, k)
     return queries.users, best, queries.hits(best)
 
@@ -80,45 +87,45 @@ def rank_catalogue(
 class EvaluationQueries:
     """Evaluation queries: the Q users with at least one held-out positive, ranked over N items.
 
-    A key is q N + item, q the position of the user among the Q.
+    The pairs of a block of users are read when the block is ranked, so that memory does not grow with the pairs.
     """
 
     users: Shaped[Ints, "Q"]  # user rows, rising
-    targets: Shaped[Ints, "n"]  # keys of the held-out positives, rising
-    excluded: Shaped[Ints, "m"]  # keys of the items that are not ranked, rising
+    n_targets: Shaped[Ints, "Q"]  # held-out positives of each user
+    pairs: GroupedPairs  # of the evaluated part
+    seen: Sequence[GroupedPairs]  # whose items are not ranked
     n_items: int
     block: int  # users per block
+    summary: Summary
 
     @classmethod
     def build(
         cls,
-        pairs: Pairs,
-        seen: Iterable[Pairs],
-        n_users: int,
+        pairs: GroupedPairs,
+        seen: Sequence[GroupedPairs],
+        n_positives: Shaped[Ints, "U"],
         n_items: int,
+        max_users: int = 0,
         block: int = 512,
         max_scores: int = MAX_SCORES,
     ) -> EvaluationQueries:
         """Make the positives of `pairs` the targets, except those in `seen`, and exclude the items of `seen`.
 
-        A block holds at most `block` users and `max_scores` scores, but at least 8 users.
+        `n_positives` counts the positives of each user in `pairs`. With more than `max_users` users that have one, a fixed
+        random sample of that size is ranked; 0 ranks all. A block holds at most `block` users and `max_scores` scores,
+        but at least 8 users.
         """
-        targets = np.sort(pair_keys(pairs.user, pairs.item, n_items)[pairs.positive])
-        excluded = np.sort(np.concatenate([pair_keys(p.user, p.item, n_items) for p in seen] or [targets[:0]]))
-        targets = targets[~is_in_sorted(excluded, targets)]
-        has_target = np.zeros(n_users, bool)
-        has_target[targets // n_items] = True
-        # Subtracting the shift of a user turns a key of user rows into a key of query positions.
-        shift = (np.arange(n_users) - np.cumsum(has_target) + 1) * n_items
-        owner = excluded // n_items
-        kept = has_target[owner]
-        return cls(
-            np.flatnonzero(has_target),
-            targets - shift[targets // n_items],
-            excluded[kept] - shift[owner[kept]],
-            n_items,
-            max(8, min(block, max_scores // n_items)),  # smaller blocks read all item vectors too often
-        )
+        summary = Summary("users", read=int(np.count_nonzero(pairs.lengths)))
+        users = np.flatnonzero(n_positives)
+        summary.drop("have no positive", summary.read - len(users))
+        if max_users and len(users) > max_users:
+            summary.drop("are beyond evaluation.max_users", len(users) - max_users)
+            users = np.sort(np.random.default_rng(0).choice(users, max_users, replace=False))
+        block = max(8, min(block, max_scores // n_items))  # smaller blocks read all item vectors too often
+        every = cls(users, n_positives[users], pairs, seen, n_items, block, summary)
+        kept = every._has_new_target()
+        summary.drop("have only positives of earlier parts", int(len(users) - kept.sum()))
+        return every if kept.all() else replace(every, users=users[kept], n_targets=every.n_targets[kept])
 
     def top_k(
         self, user_vectors: Float[Tensor, "U D"], item_vectors: Float[Tensor, "I D"], k: int
@@ -126,43 +133,57 @@ class EvaluationQueries:
         """Return the best item rows, -1 after the last item that may be ranked."""
         device = item_vectors.device
         best = np.empty((len(self.users), min(k, self.n_items)), np.int64)
-        for part, excluded in self._blocks(self.excluded):
-            scores = user_vectors[torch.from_numpy(self.users[part]).to(device)] @ item_vectors.T
-            best[part] = top_items(scores, excluded, best.shape[1])
+        progress = JobProgress(log, "users ranked", len(self.users))
+        for part in self._blocks():
+            rows = self.users[part]
+            scores = user_vectors[torch.from_numpy(rows).to(device)] @ item_vectors.T
+            best[part] = top_items(scores, np.concatenate(self._seen_cells(rows)), best.shape[1])
+            progress.advance(len(rows))
         return best
 
     def hits(self, best: Shaped[Ints, "Q K"]) -> Shaped[Bools, "Q K"]:
-        """Return a mask: true where an item of `best` is a target of its user."""
+        """Return a mask: true where an item of `best`, which holds no excluded item, is a target of its user."""
         hit = np.zeros(best.shape, bool)
         is_target = np.zeros((self.block, self.n_items), bool)
-        for part, targets in self._blocks(self.targets):
-            rows = best[part]
+        for part in self._blocks():
+            rows, targets = best[part], self._targets(self.users[part])
             is_target.flat[targets] = True
             hit[part] = is_target[np.arange(len(rows))[:, None], rows] & (rows >= 0)
             is_target.flat[targets] = False
         return hit
 
-    def _blocks(self, keys: Shaped[Ints, "n"]) -> Iterator[tuple[slice, Shaped[Ints, "m"]]]:
-        """Yield each block of users as a slice, and the `keys` of the block relative to its first user."""
-        for start in range(0, len(self.users), self.block):
-            first = start * self.n_items
-            lo, hi = np.searchsorted(keys, [first, first + self.block * self.n_items])
-            yield slice(start, start + self.block), keys[lo:hi] - first
+    def _has_new_target(self) -> Shaped[Bools, "Q"]:
+        """Return a mask of the users with a positive that is not excluded."""
+        found = np.zeros(len(self.users), bool)
+        is_target = np.zeros(self.block * self.n_items, bool)
+        for part in self._blocks():
+            targets = self._targets(self.users[part])
+            is_target[targets] = True
+            for cells in self._seen_cells(self.users[part]):
+                is_target[cells] = False
+            found[part.start + targets[is_target[targets]] // self.n_items] = True
+            is_target[targets] = False
+        return found
+
+    def _targets(self, users: Shaped[Ints, "B"]) -> Shaped[Ints, "n"]:
+        """Return the places of the positives of a block in its flat scores."""
+        pairs = self.pairs.take(users)
+        return pair_keys(pairs.user, pairs.item, self.n_items)[pairs.positive]
+
+    def _seen_cells(self, users: Shaped[Ints, "B"]) -> list[Shaped[Ints, "_"]]:
+        """Return the places of the excluded items of a block in its flat scores."""
+        taken = (pairs.take(users) for pairs in self.seen)
+        return [np.zeros(0, np.int64), *(pair_keys(p.user, p.item, self.n_items) for p in taken)]
+
+    def _blocks(self) -> Iterator[slice]:
+        return pieces(len(self.users), self.block)
 
 
 def evaluation_queries(dataset: Dataset, part: int, config: EvaluationConfig) -> EvaluationQueries:
     """Return the queries of a part. Rankings exclude the items of earlier parts: train for validation, train and
     validation for test. With more than `config.max_users` users a fixed random sample of that size is ranked."""
-    pairs, shape = pairs_of_part(dataset, part), (len(dataset.users), len(dataset.items))
-    users = np.unique(pairs.user[pairs.positive])
-    if not config.max_users or len(users) <= config.max_users:
-        seen = {TRAIN: [], VALIDATION: [dataset.train], TEST: [dataset.train, dataset.validation]}[part]
-        return EvaluationQueries.build(pairs, seen, *shape)
-    some = np.sort(np.random.default_rng(0).choice(users, config.max_users, replace=False))
-    keep = np.isin(pairs.user, some)
-    return EvaluationQueries.build(pairs.take(keep), [dataset.pairs_before(part, some)], *shape)
-
-
-def pairs_of_part(dataset: Dataset, part: int) -> Pairs:
-    pairs: Pairs = getattr(dataset, PART_NAMES[part])  # cached, unlike `dataset.part`
-    return pairs
+    pairs = dataset.pairs_of(part)
+    positives = counts(pairs.user, len(dataset.users), pairs.positive)
+    return EvaluationQueries.build(
+        dataset.grouped(part), dataset.grouped_before(part), positives, len(dataset.items), config.max_users
+    )

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from twotower import runs
+from twotower.arrays.pieces import pieces
 from twotower.arrays.types import Codes, Floats, Ints
 from twotower.data.splits import TEST
 from twotower.errors import RunError
@@ -13,7 +14,7 @@ from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.part_evaluation import PartEvaluation
 from twotower.features.side import SideName
-from twotower.retrieval.evaluation import rank_items, seen_before
+from twotower.retrieval.evaluation import rank_items
 from twotower.retrieval.request import Method
 from twotower.retrieval.retriever import Retriever
 from twotower.retrieval.user_vectors import embed_users
@@ -32,7 +33,7 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
     for side, rows in named.items():
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(retriever.dataset.side(side)):
             raise RunError(f"{retriever.bundle.folder}: damaged (interactions name a {side} that is not there)")
-    seen = seen_before(dataset, TEST)
+    seen = dataset.grouped_before(TEST)
     out: dict[str, Metrics] = {}
     searches: tuple[tuple[str, Method, bool], ...] = (("index", 1, False), ("exact", 1, True), ("live", 2, False))
     for name, method, exact in searches:
@@ -59,4 +60,6 @@ def _scores(retriever: Retriever, method: Method) -> Floats:
     rows = retriever.index.rows
     items[rows] = retriever.index.vectors(rows)
     scores = Factors(torch.from_numpy(np.ascontiguousarray(users)), torch.from_numpy(items)).scores(pairs)
-    return np.nan_to_num(scores, nan=-1e9)
+    for part in pieces(len(scores)):
+        np.nan_to_num(scores[part], copy=False, nan=-1e9)
+    return scores

@@ -10,21 +10,17 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 import torch
 
 from twotower.arrays.sets import places_of_rows
-from twotower.arrays.types import Ints
-from twotower.data.dataset import Dataset
-from twotower.data.pairs import Pairs
+from twotower.data.pairs import GroupedPairs
 from twotower.data.splits import TEST
 from twotower.errors import RunError
+from twotower.evaluation.alignment import check_same_tests, match_ids
 from twotower.evaluation.comparison import Comparison, ComparisonData, compare_factors
 from twotower.evaluation.config import MetricSet
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.measured import RankedItems
-from twotower.features.side import SideName
-from twotower.features.values import canonical_ids
 
 if TYPE_CHECKING:
     from twotower.runs import Run
@@ -88,61 +84,22 @@ def summarize(comparisons: Sequence[Comparison]) -> str:
 def _align_runs(a: Run, b: Run) -> tuple[ComparisonData, Factors, Factors]:
     """Return the test data of both runs with common row numbers, and the vectors of A and B in these rows."""
     names = [str(run.folder) if run.folder else name for run, name in ((a, "A"), (b, "B"))]
-    _check_same(a.dataset, b.dataset, names)
+    check_same_tests(a.dataset, b.dataset, names)
     # In the order of A, so that ties are ordered as in the metrics of A.
-    users = _match_ids(a.dataset, b.dataset, "user", np.unique(a.dataset.test.user).astype(np.int64))
-    items = _match_ids(a.dataset, b.dataset, "item", np.arange(len(a.dataset.items)))
-    tests: list[Pairs] = []
-    seen: list[Pairs] = []
+    tested = np.flatnonzero(a.dataset.grouped(TEST).lengths)
+    users = match_ids(a.dataset, b.dataset, "user", tested)
+    items = match_ids(a.dataset, b.dataset, "item", np.arange(len(a.dataset.items)))
+    seen: list[GroupedPairs] = []
     factors: list[Factors] = []
     for run, name, user, item in zip((a, b), names, users, items, strict=True):
-        data = run.dataset
-        positions = places_of_rows(user, len(data.users)), places_of_rows(item, len(data.items))
-        tests.append(data.test.renumbered(*positions))
-        seen += [pairs.renumbered(*positions) for pairs in (data.train, data.validation)]
+        places = places_of_rows(item, len(run.dataset.items))
+        seen += [pairs.renumbered(user, places) for pairs in run.dataset.grouped_before(TEST)]
         known = run.factors(TEST)
         aligned = Factors(known.users.cpu()[torch.from_numpy(user)], known.items.cpu()[torch.from_numpy(item)])
         if not (bool(torch.isfinite(aligned.users).all()) and bool(torch.isfinite(aligned.items).all())):
             raise RunError(f"{name}: its vectors are not finite; `diagnose(run)` says why")
         factors.append(aligned)
-    train_items = places_of_rows(items[0], len(a.dataset.items))[a.dataset.train.item]
-    ranked = RankedItems(len(items[0]), train_items[train_items >= 0].astype(np.int32))
-    return ComparisonData(tests[0], Pairs.concatenated(seen), len(users[0]), ranked), factors[0], factors[1]
-
-
-def _check_same(a: Dataset, b: Dataset, names: Sequence[str]) -> None:
-    """Raise RunError unless the test parts hold the same pairs of ids with the same labels."""
-    tests = []
-    for data, name in zip((a, b), names, strict=True):
-        pairs = data.test
-        if not len(pairs):
-            raise RunError(f"{name}: the run has no test part; train it with a [split] that has one")
-        user, item = _text_ids(data.users.ids).gather(pairs.user), _text_ids(data.items.ids).gather(pairs.item)
-        tests.append(pl.DataFrame({"user": user, "item": item, "positive": pairs.positive}).unique())
-    for one, other in ((0, 1), (1, 0)):
-        missing = tests[one].join(tests[other], on=["user", "item"], how="anti").sort("user", "item")
-        if missing.height:
-            raise RunError(
-                f"{names[other]} was not tested on the pairs of {names[one]}: {missing.height:,} of "
-                f"{tests[one].height:,} are missing, such as user '{missing[0, 'user']}' with item "
-                f"'{missing[0, 'item']}'; train both on the same tables with the same [split]"
-            )
-    relabelled = tests[0].join(tests[1], on=["user", "item", "positive"], how="anti").height
-    if relabelled:
-        raise RunError(
-            f"{names[0]} and {names[1]} label {relabelled:,} of {tests[0].height:,} test pairs differently; train "
-            "both with the same schema.label and schema.positive_above"
-        )
-
-
-def _match_ids(a: Dataset, b: Dataset, side: SideName, rows: Ints) -> tuple[Ints, Ints]:
-    """Return the `rows` of A whose ids B has too, in their order, and the rows of B with the same ids."""
-    one = pl.DataFrame({"id": _text_ids(a.side(side).ids).gather(rows), "a": rows})
-    two = pl.DataFrame({"id": _text_ids(b.side(side).ids)}).with_row_index("b")
-    both = one.join(two, on="id", how="inner", maintain_order="left")
-    return both["a"].to_numpy().astype(np.int64), both["b"].to_numpy().astype(np.int64)
-
-
-def _text_ids(ids: pl.Series) -> pl.Series:
-    """Return ids as text; 7, 7.0 and '7' are equal."""
-    return canonical_ids(ids).cast(pl.String)
+    data, place = a.dataset, places_of_rows(items[0], len(a.dataset.items))
+    tests = data.test.renumbered(places_of_rows(users[0], len(data.users)), place)
+    grouped = data.grouped(TEST).renumbered(users[0], place)
+    return ComparisonData(tests, grouped, seen, RankedItems(data.item_counts[items[0]])), factors[0], factors[1]

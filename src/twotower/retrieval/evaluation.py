@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 import numpy as np
 
-from twotower.arrays.ragged import Ragged
+from twotower.arrays.pieces import pieces
+from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import Ints
-from twotower.data.dataset import Dataset
+from twotower.data.pairs import GroupedPairs, Pairs
+from twotower.progress import JobProgress
 from twotower.retrieval.request import Method
 from twotower.retrieval.retriever import Retriever
 from twotower.retrieval.user_vectors import embed_users
+
+log = logging.getLogger(__name__)
 
 BLOCK_USERS = 256
 """Users whose items are searched at a time."""
 
 
-def rank_items(retriever: Retriever, users: Ints, k: int, method: Method, seen: Ragged, exact: bool = False) -> Ints:
+def rank_items(
+    retriever: Retriever, users: Ints, k: int, method: Method, seen: Sequence[GroupedPairs], exact: bool = False
+) -> Ints:
     """Return the top `k` item rows (B, k) for user rows (B,), without those in `seen`, padded with -1."""
     best = np.full((len(users), k), -1, np.int64)
-    for start in range(0, len(users), BLOCK_USERS):
-        rows = users[start : start + BLOCK_USERS]
-        vectors = embed_users(retriever, rows, method)
-        banned = [np.unique(seen.row(int(r))).astype(np.int64) for r in rows]
-        best[start : start + BLOCK_USERS] = retriever.index.search(vectors, k, banned=banned, exact=exact)[0]
+    progress = JobProgress(log, "users ranked", len(users))
+    for part in pieces(len(users), BLOCK_USERS):
+        vectors = embed_users(retriever, users[part], method)
+        banned = _distinct_items(seen, users[part], len(retriever.item_ids))
+        best[part] = retriever.index.search(vectors, k, banned=banned, exact=exact)[0]
+        progress.advance(len(vectors))
     return best
 
 
-def seen_before(dataset: Dataset, part: int) -> Ragged:
-    """Return the item rows of each user's interactions in the parts before `part`."""
-    pairs = dataset.pairs.take(dataset.parts < part)
-    return Ragged.from_pairs(pairs.user, pairs.item, len(dataset.users))
+def _distinct_items(seen: Sequence[GroupedPairs], users: Ints, n_items: int) -> list[Ints]:
+    """Return the distinct item rows of each user's pairs, rising."""
+    taken = Pairs.concatenated([pairs.take(users) for pairs in seen])
+    cells = np.unique(pair_keys(taken.user, taken.item, n_items))
+    ends = np.searchsorted(cells, np.arange(1, len(users)) * n_items)
+    return np.split(cells % n_items, ends)

@@ -6,6 +6,8 @@ import logging
 
 import numpy as np
 
+from twotower.arrays.pieces import pieces, temporary_array
+from twotower.arrays.types import Floats, Shaped
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, DataError
@@ -34,14 +36,22 @@ def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
         )
     for source in recipe.negatives.sources:
         source.check(dataset)
-    positive, monitor = dataset.validation.positive, recipe.train.monitor
-    scored = ScoredPairs(np.linspace(0, 1, len(positive), dtype=np.float32), positive, dataset.validation.user)
-    one_class = positive.all() or not positive.any()
-    if one_class and not recipe.evaluation.metric_set.find(monitor).is_defined(scored):
-        raise ConfigError(
-            f"train.monitor '{monitor}' cannot be measured: the validation part has one class only; "
-            f"use train.monitor = 'validation.recall@{recipe.evaluation.k[0]}'"
-        )
+    pairs, monitor = dataset.validation, recipe.train.monitor
+    if pairs.positive.all() or not pairs.positive.any():
+        metric = recipe.evaluation.metric_set.find(monitor)
+        if not metric.is_defined(ScoredPairs(_rising_scores(len(pairs)), pairs.positive, pairs.user)):
+            raise ConfigError(
+                f"train.monitor '{monitor}' cannot be measured: the validation part has one class only; "
+                f"use train.monitor = 'validation.recall@{recipe.evaluation.k[0]}'"
+            )
+
+
+def _rising_scores(n: int) -> Shaped[Floats, "n"]:
+    """Return n scores from 0 to 1."""
+    scores: Floats = temporary_array(n, np.float32)
+    for part in pieces(n):
+        scores[part] = np.arange(part.start, part.stop) / n
+    return scores
 
 
 def _check_histories(dataset: Dataset, recipe: Recipe) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from twotower.arrays.pieces import mean_of
+from twotower.arrays.types import Doubles, Shaped
 from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric, Prominence
 
@@ -22,5 +24,11 @@ class LogLoss(PairMetric):
 
     def value(self, pairs: ScoredPairs) -> float:
         """Return the mean; NaN without pairs."""
-        x = np.where(pairs.positive, -pairs.scores, pairs.scores).astype(np.float64)
-        return float(np.logaddexp(0.0, x).mean()) if len(x) else float("nan")
+
+        def losses(part: slice) -> Shaped[Doubles, "_"]:
+            scores = pairs.scores[part]
+            x = np.where(pairs.positive[part], -scores, scores).astype(np.float64)
+            loss: Doubles = np.logaddexp(0.0, x)
+            return loss
+
+        return mean_of(len(pairs.scores), losses)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
-from twotower.arrays.types import Bools, Codes, Ints, Numbers, Shaped, WholeNumbers
-from twotower.data.pairs import counts
+from twotower.arrays.pieces import selected
+from twotower.arrays.types import Bools, Ints, Numbers, Shaped, WholeNumbers
 
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """Pairs of a part: scores, labels and users."""
+    """Pairs of a part: scores, labels and users. Arrays of many pairs are mapped from a disk: a metric that reads them in
+    pieces (`twotower.arrays.pieces`) takes no memory that grows with the pairs."""
 
     scores: Shaped[Numbers, "n"]
     positive: Shaped[Bools, "n"]
@@ -19,21 +19,19 @@ class ScoredPairs:
 
     def where(self, keep: Shaped[Bools, "n"]) -> ScoredPairs:
         """Return some of the pairs."""
-        return ScoredPairs(self.scores[keep], self.positive[keep], self.users[keep])
+        return ScoredPairs(selected(self.scores, keep), selected(self.positive, keep), selected(self.users, keep))
 
 
 @dataclass(frozen=True)
 class RankedItems:
     """Items that are ranked."""
 
-    n_items: int
-    train_items: Shaped[Codes, "n"]
-    """Item rows of the training interactions."""
+    popularity: Shaped[Ints, "I"]
+    """Number of training interactions of each item."""
 
-    @cached_property
-    def popularity(self) -> Shaped[Ints, "I"]:
-        """Number of training interactions of each item."""
-        return counts(self.train_items, self.n_items)
+    @property
+    def n_items(self) -> int:
+        return len(self.popularity)
 
 
 @dataclass(frozen=True)

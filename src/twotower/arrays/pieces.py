@@ -1,0 +1,79 @@
+"""Long arrays in pieces: temporary arrays on disk, and passes whose memory does not grow with the length."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from twotower.arrays.types import Bools, Doubles
+from twotower.errors import RunError
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+PIECE_ROWS = 2**19
+"""Values that a pass over a long array reads at a time."""
+MEMORY_BYTES = 2**22
+"""Bytes of a temporary array up to which it lies in memory."""
+
+
+def pieces(n: int, size: int = PIECE_ROWS) -> Iterator[slice]:
+    """Yield consecutive slices of at most `size` that cover 0..n-1."""
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
+def temporary_array(n: int, dtype: type[Scalar], memory_bytes: int = MEMORY_BYTES) -> npt.NDArray[Scalar]:
+    """Return an array (n,) of unset values: in memory up to `memory_bytes`, above it mapped from a file without a name in
+    the folder for temporary files (TMPDIR), whose pages the kernel can write back. Raises RunError if the disk is full."""
+    size = n * np.dtype(dtype).itemsize
+    if size <= memory_bytes:
+        return np.empty(n, dtype)
+    try:
+        with tempfile.TemporaryFile(prefix="twotower-") as file:
+            if hasattr(os, "posix_fallocate"):  # a page that the disk has no room for ends the process
+                os.posix_fallocate(file.fileno(), 0, size)
+            return np.asarray(np.memmap(file, dtype, "r+", shape=(n,)))
+    except OSError as e:
+        raise RunError(
+            f"{tempfile.gettempdir()}: no room for {size / 1e6:,.0f} MB of temporary arrays ({e.strerror or e}); free "
+            "some, or set the variable TMPDIR to another folder"
+        ) from e
+
+
+def gathered(
+    values: npt.NDArray[Scalar], rows: npt.NDArray[np.integer], memory_bytes: int = MEMORY_BYTES
+) -> npt.NDArray[Scalar]:
+    """Return the values at `rows` (n,) as a temporary array."""
+    out: npt.NDArray[Scalar] = temporary_array(len(rows), values.dtype.type, memory_bytes)
+    for part in pieces(len(rows)):
+        out[part] = values[rows[part]]
+    return out
+
+
+def selected(values: npt.NDArray[Scalar], keep: Bools, memory_bytes: int = MEMORY_BYTES) -> npt.NDArray[Scalar]:
+    """Return the values (n,) in the mask `keep` as a temporary array."""
+    out: npt.NDArray[Scalar] = temporary_array(int(np.count_nonzero(keep)), values.dtype.type, memory_bytes)
+    end = 0
+    for part in pieces(len(values)):
+        found = values[part][keep[part]]
+        out[end : end + len(found)] = found
+        end += len(found)
+    return out
+
+
+def mean_of(n: int, values: Callable[[slice], Doubles], size: int = PIECE_ROWS) -> float:
+    """Return the mean of n values, of which `values(part)` returns a slice; NaN for n = 0. Every bit is that of
+    `numpy.mean` of all values at once, which adds by halves."""
+
+    def total(start: int, count: int) -> float:
+        if count <= size:
+            return float(np.add.reduce(values(slice(start, start + count))))
+        half = count // 2 - count // 2 % 8
+        return total(start, half) + total(start + half, count - half)
+
+    return total(0, n) / n if n else float("nan")

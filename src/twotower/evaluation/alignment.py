@@ -1,0 +1,109 @@
+"""Rows and test pairs of two datasets, matched by the ids of users and items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from twotower.arrays.pieces import pieces
+from twotower.arrays.sets import is_in_sorted, pair_keys, places_of_rows
+from twotower.arrays.types import Ints, Shaped
+from twotower.data.dataset import Dataset
+from twotower.data.pairs import GroupedPairs
+from twotower.data.splits import TEST
+from twotower.errors import RunError
+from twotower.features.side import SideName
+from twotower.features.values import canonical_ids
+
+BLOCK_USERS = 1024
+"""Users whose test pairs are compared at a time."""
+
+
+def match_ids(
+    a: Dataset, b: Dataset, side: SideName, rows: Shaped[Ints, "n"]
+) -> tuple[Shaped[Ints, "m"], Shaped[Ints, "m"]]:
+    """Return the `rows` of A whose ids B has too, in their order, and the rows of B with the same ids."""
+    one = pl.DataFrame({"id": _text_ids(a, side).gather(rows), "a": rows})
+    two = pl.DataFrame({"id": _text_ids(b, side)}).with_row_index("b")
+    both = one.join(two, on="id", how="inner", maintain_order="left")
+    return both["a"].to_numpy().astype(np.int64), both["b"].to_numpy().astype(np.int64)
+
+
+def check_same_tests(a: Dataset, b: Dataset, names: Sequence[str], block: int = BLOCK_USERS) -> None:
+    """Raise RunError unless the test parts hold the same pairs of ids with the same labels, compared `block` users at a
+    time. `names` are those of the runs."""
+    for data, name in zip((a, b), names, strict=True):
+        if not len(data.test):
+            raise RunError(f"{name}: the run has no test part; train it with a [split] that has one")
+    users, items = _JoinedIds.of(a, b, "user"), _JoinedIds.of(a, b, "item")
+    n_pairs, n_missing, first, relabelled = [0, 0], [0, 0], ["", ""], 0
+    for part in pieces(len(users.ids), block):
+        keys = [
+            _labelled_keys(data.grouped(TEST), users.rows[i][part], items.places[i], len(items.ids))
+            for i, data in enumerate((a, b))
+        ]
+        for one, other in ((0, 1), (1, 0)):
+            missing = keys[one][~is_in_sorted(keys[other] >> 1, keys[one] >> 1)]
+            n_pairs[one] += len(keys[one])
+            n_missing[one] += len(missing)
+            if len(missing):
+                user, item = np.divmod(missing >> 1, len(items.ids))
+                ids = pl.DataFrame({"user": users.ids[part].gather(user), "item": items.ids.gather(item)})
+                text = "user '{}' with item '{}'".format(*ids.sort("user", "item").row(0))
+                first[one] = min(first[one] or text, text)
+        relabelled += int(np.count_nonzero(~is_in_sorted(keys[1], keys[0])))
+    for one, other in ((0, 1), (1, 0)):
+        if n_missing[one]:
+            raise RunError(
+                f"{names[other]} was not tested on the pairs of {names[one]}: {n_missing[one]:,} of {n_pairs[one]:,} are "
+                f"missing, such as {first[one]}; train both on the same tables with the same [split]"
+            )
+    if relabelled:
+        raise RunError(
+            f"{names[0]} and {names[1]} label {relabelled:,} of {n_pairs[0]:,} test pairs differently; train "
+            "both with the same schema.label and schema.positive_above"
+        )
+
+
+@dataclass(frozen=True)
+class _JoinedIds:
+    """Ids of one side that A or B has: those of A in its order, then the other ids of B."""
+
+    ids: pl.Series
+    rows: tuple[Shaped[Ints, "J"], Shaped[Ints, "J"]]
+    """Row of each id in A, and in B; -1 for none."""
+    places: tuple[Shaped[Ints, "a"], Shaped[Ints, "b"]]
+    """Place of each row of A, and of B, in the ids."""
+
+    @classmethod
+    def of(cls, a: Dataset, b: Dataset, side: SideName) -> _JoinedIds:
+        """Join the ids of a side."""
+        of_a, of_b = _text_ids(a, side), _text_ids(b, side)
+        in_a, in_b = match_ids(a, b, side, np.arange(len(of_a)))
+        place = np.full(len(of_b), -1, np.int64)
+        place[in_b] = in_a
+        others = np.flatnonzero(place < 0)
+        place[others] = len(of_a) + np.arange(len(others))
+        places = np.arange(len(of_a)), place
+        n = len(of_a) + len(others)
+        return cls(
+            pl.concat([of_a, of_b.gather(others)]), (places_of_rows(places[0], n), places_of_rows(place, n)), places
+        )
+
+
+def _labelled_keys(
+    tests: GroupedPairs, rows: Shaped[Ints, "u"], places: Shaped[Ints, "i"], n_items: int
+) -> Shaped[Ints, "n"]:
+    """Return the distinct test pairs of some user rows as rising keys 2 (place of the user in `rows` * n_items + place of
+    the item) + label; a row of -1 has none."""
+    known = np.flatnonzero(rows >= 0)
+    pairs = tests.take(rows[known])
+    return np.unique(pair_keys(known[pairs.user], places[pairs.item], n_items) << 1 | pairs.positive)
+
+
+def _text_ids(data: Dataset, side: SideName) -> pl.Series:
+    """Return the ids of a side as text; 7, 7.0 and '7' are equal."""
+    return canonical_ids(data.side(side).ids).cast(pl.String)
