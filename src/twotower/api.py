@@ -36,6 +36,7 @@ from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.publishing.publisher import publish
 from twotower.reports import html
 from twotower.retrieval.catalogue import Catalogue
+from twotower.retrieval.recommendation_job import recommend_users
 from twotower.retrieval.request import Answer, checked_k
 from twotower.retrieval.retriever import current_retriever
 from twotower.runs import Run
@@ -45,7 +46,7 @@ from twotower.train.trainer import Trainer
 
 __all__ = [
     "check_buckets", "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "prepare_folder", "publish", "read",
-    "recent_titles", "recommend", "retriever",
+    "recent_titles", "recommend", "recommend_users", "retriever",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)

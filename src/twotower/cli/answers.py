@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,9 @@ import typer
 from twotower.cli.flags import AsJson, Conditions, ItemCount, KindModules, StoreFolder
 from twotower.errors import ConfigError
 from twotower.reports.terminal import print_answer
+
+USERS = "--users"
+"""Option with which `recommend` writes files instead of printing an answer."""
 
 
 def recommend(
@@ -30,15 +34,69 @@ def recommend(
         bool, typer.Option("--keep-seen", help="Keep items that the user has interacted with.")
     ] = False,
     as_json: AsJson = False,
+    users: Annotated[
+        Path | None,
+        typer.Option(
+            USERS,
+            help="Table of users to answer, of any number, in Parquet or CSV: a file, a folder, or a pattern such as "
+            "'*.parquet'. Needs --out.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the answers to --users, as Parquet.")] = None,
+    unknown: Annotated[
+        str,
+        typer.Option(
+            "--unknown",
+            help="With --users, the answer to a user who is not in the bundle: popular (items), drop or error.",
+        ),
+    ] = "popular",
+    shard_rows: Annotated[
+        int,
+        typer.Option("--shard-rows", min=1, help="With --users, number of users of a shard. Fewer with a large -k."),
+    ] = 32_768,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="With --users, replace answers of another bundle, table or options.")
+    ] = False,
+    threads: Annotated[
+        int,
+        typer.Option(
+            "--threads", min=0, max=1024, help="With --users, number of threads. 0: OMP_NUM_THREADS, else all cores."
+        ),
+    ] = 0,
     kinds: KindModules = None,
 ) -> None:
-    """Print the best items for a user, from the current bundle."""
+    """Print the best items for a user, from the current bundle; or, with --users, write those for all users of a table, in bounded
+    memory. A second call resumes it."""
+    if users is not None or out is not None:
+        if users is None or out is None:
+            raise ConfigError(
+                "--users TABLE and --out FOLDER go together: a table of users, and a folder for their answers"
+            )
+        if user or features is not None or as_json:
+            raise ConfigError("--users answers a whole table: leave out --user, --features and --json")
+        if threads:
+            os.environ.setdefault("POLARS_MAX_THREADS", str(threads))  # read once, when polars is loaded
+        from twotower.retrieval.recommendation_job import recommend_users
+
+        recommend_users(
+            store, users, out, k, method=method, unknown=unknown, ban=ban or (), where=_filters(where),  # type: ignore[arg-type]
+            keep_seen=keep_seen, shard_rows=shard_rows, overwrite=overwrite, threads=threads,
+        )  # fmt: skip
+        return
+    for flag, given in (
+        ("--unknown", unknown != "popular"), ("--shard-rows", shard_rows != 32_768), ("--overwrite", overwrite),
+        ("--threads", threads > 0),
+    ):  # fmt: skip
+        if given:
+            raise ConfigError(f"{flag} is an option of --users TABLE --out FOLDER; name both, or leave it out")
     from twotower.files.readers import read_json
     from twotower.retrieval.request import Request
     from twotower.retrieval.retriever import current_retriever
 
     if not user and features is None:
-        raise ConfigError("name a user with --user ID, or describe one with --features FILE.json")
+        raise ConfigError(
+            "name a user with --user ID, describe one with --features FILE.json, or name a table with --users"
+        )
     body = read_json(features) if features else {}
     if user:
         if not isinstance(body, dict) or str(body.get("user_id", user)) != user:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import typer
 
@@ -20,8 +21,24 @@ app = typer.Typer(help="Two-tower retrieval: train, evaluate, publish, recommend
 data_app = typer.Typer(help="Download MovieLens, describe tables.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-ANSWERS, WORKS = True, False
-VERBS: dict[Callable[..., None], bool] = {
+
+@dataclass(frozen=True)
+class Output:
+    """Use of what a verb prints."""
+
+    is_result: bool
+    """True if it is the result of the verb; False if that is the files that it writes, or what it serves."""
+    unless: str = ""
+    """Option with which it is the other way round."""
+
+    def of(self, words: Sequence[str]) -> bool:
+        """Return `is_result` for a call with these words."""
+        given = self.unless and any(word.partition("=")[0] == self.unless for word in words)
+        return self.is_result != bool(given)
+
+
+ANSWERS, WORKS = Output(True), Output(False)
+VERBS: dict[Callable[..., None], Output] = {
     training.prepare: WORKS,
     data.check_buckets: ANSWERS,
     training.train: WORKS,
@@ -33,7 +50,7 @@ VERBS: dict[Callable[..., None], bool] = {
     store.rollback: WORKS,
     store.bundles: ANSWERS,
     store.gc: WORKS,
-    answers.recommend: ANSWERS,
+    answers.recommend: Output(True, unless=answers.USERS),
     answers.search: ANSWERS,
     answers.similar: ANSWERS,
     serving.serve: WORKS,
@@ -42,7 +59,7 @@ VERBS: dict[Callable[..., None], bool] = {
     demo.demo: WORKS,
 }
 """Each verb, and whether its result is its output (ANSWERS) or the files that it writes and what it serves (WORKS)."""
-DATA_VERBS: dict[Callable[..., None], bool] = {data.fetch: WORKS, data.stats: ANSWERS}
+DATA_VERBS: dict[Callable[..., None], Output] = {data.fetch: WORKS, data.stats: ANSWERS}
 for verb in VERBS:
     app.command()(verb)
 for data_verb in DATA_VERBS:
@@ -55,9 +72,8 @@ _UsageError: type[typer.BadParameter] = next(c for c in typer.BadParameter.__mro
 def _prints_its_result(words: Sequence[str]) -> bool:
     of_data = words[:1] == ["data"]
     verbs = DATA_VERBS if of_data else VERBS
-    return all(
-        answers for verb, answers in verbs.items() if verb.__name__.replace("_", "-") in words[of_data : of_data + 1]
-    )
+    named = words[of_data : of_data + 1]
+    return all(output.of(words) for verb, output in verbs.items() if verb.__name__.replace("_", "-") in named)
 
 
 def main() -> None:

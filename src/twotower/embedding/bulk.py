@@ -139,18 +139,12 @@ def _embed_shard(tower: _ShardEmbedder, work: EmbeddingWork, shard: TableShard, 
 
     `verify` checks the files of a finished shard, and embeds it again if they are damaged.
     """
-    with work.claimed(shard.number) as is_claimed:
-        if not is_claimed:
+    with work.unfinished(shard.number, verify) as folder:
+        if folder is None:
             return False
-        if work.record(shard.number):
-            if not verify or work.is_intact(shard.number):
-                return False
-            log.info(f"{tower.prefix}shard {shard.number + 1} is damaged, it is embedded again")
-            work.discard(shard.number)
-        with work.temporary_folder(shard.number) as folder:
-            n, width, kind = tower(shard, folder)
-            work.publish_shard(shard.number, folder, n, width, kind)
-        tower.log_progress(n, f", shard {shard.number + 1} of {work.shards}")
+        n, width, kind = tower(shard, folder)
+        work.publish_shard(shard.number, folder, n, width, kind)
+    tower.log_progress(n, f", shard {shard.number + 1} of {work.shards}")
     return True
 
 

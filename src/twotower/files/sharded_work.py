@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import re
 import shutil
@@ -24,6 +25,8 @@ from typing import Any, BinaryIO, ClassVar, Self, TypeAlias
 from twotower import files
 from twotower.errors import RunError
 from twotower.files.readers import file_digest, read_json
+
+log = logging.getLogger(__name__)
 
 JsonObject: TypeAlias = dict[str, Any]
 """An object of parsed JSON."""
@@ -150,6 +153,20 @@ class ShardedWork:
         with self.locked():
             (self.out / self.format.list_file).unlink(missing_ok=True)
             self._record(number).unlink(missing_ok=True)
+
+    @contextmanager
+    def unfinished(self, number: int, verify: bool) -> Iterator[Path | None]:
+        """Yield a temporary folder for the files of a shard, with the shard locked until the block ends; None if the shard is
+        finished, or another process makes it. With `verify`, a finished shard whose files are damaged is made again."""
+        with self.claimed(number) as is_claimed:
+            if is_claimed and self.record(number) and verify and not self.is_intact(number):
+                log.info(f"shard {number + 1} is damaged, it is made again")
+                self.discard(number)
+            if not is_claimed or self.record(number):
+                yield None
+                return
+            with self.temporary_folder(number) as folder:
+                yield folder
 
     @contextmanager
     def temporary_folder(self, number: int) -> Iterator[Path]:
