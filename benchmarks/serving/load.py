@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lib.machine import Numbers
-from benchmarks.lib.processes import Conversation, Server, busy, free_port, ready, serving, usage
+from benchmarks.lib.processes import Conversation, Server, busy, code, free_port, ready, serving, started, usage
 from benchmarks.lib.report import Report, declared, number
 from benchmarks.serving.open_loop import Generator, Log, recovery, schedule
 from benchmarks.serving.requests import pool, request
@@ -174,22 +174,17 @@ class Bench:
     def floor(self) -> Numbers:
         """Measure the limit of the machine: a constant reply, at the peak and at the rate of method1."""
         port = free_port()
-        with Conversation(bare, port, sorted(self.server_core)) as application:
-            while not ready(port):
-                if application.process.poll() is not None:
-                    sys.exit("error: the bare application does not start")
-                time.sleep(0.01)
+        words = [sys.executable, "-c", code(bare, port)]
+        with started(words, lambda: ready(port), cores=self.server_core) as (pid, _, _):
             ask = [request("POST", "/v1/recommend", {"user_id": str(n), "k": 10}) for n in range(1000)]
             # All are due at once: 32 connections that never rest.
             busiest = Generator(port, 32, 60.0).run(np.zeros(40_000), ask, np.arange(40_000) % len(ask))
-            server = Server(application.process.pid, port, 0.0)
-            found = self.measure("floor", server, self.rate("method1"), 1.0, 4.0, ask)
+            found = self.measure("floor", Server(pid, port, 0.0), self.rate("method1"), 1.0, 4.0, ask)
         return {"peak": round((busiest.status == 200).sum() / busiest.wall), "at_rate": found}
 
 
-def bare(port: int, cores: list[int]) -> None:
+def bare(port: int) -> None:
     """An ASGI application that reads the body and answers a constant of 1,000 bytes."""
-    os.sched_setaffinity(0, cores)
     import uvicorn
 
     body = b'{"items":"' + b"x" * 988 + b'"}'
