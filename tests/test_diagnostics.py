@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from disk_worlds import on_disk_and_in_memory
 from model_worlds import pair_of, weight_of
 from torch import nn
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerboard, everything, settings
@@ -25,6 +26,7 @@ from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import check
 from twotower.diagnostics import Finding, context, describe_findings, diagnose
 from twotower.diagnostics.features import _gate_findings
+from twotower.diagnostics.pairs import _shared_pairs
 from twotower.diagnostics.vectors import _baseline_finding, _effective_rank, _mean_cosine
 from twotower.evaluation.comparison import Comparison
 from twotower.features.categorical import Categorical
@@ -355,6 +357,8 @@ def test_a_pair_in_two_parts(sound: Run) -> None:
     assert errors(found) == {"shared_pairs"}
     assert "60 of 240 test pairs are in the train part too" in named(found, "shared_pairs").text
     assert named(found, "shared_pairs").evidence["share"] == 0.25
+    broken = context.DiagnosisContext(replace(sound, dataset=replace(data, pairs=pairs, parts=parts)))
+    assert list(_shared_pairs(broken, block=7)) == [named(found, "shared_pairs")]
 
 
 @pytest.mark.parametrize("kind", ["time", "last"])
@@ -642,6 +646,39 @@ def test_large_sides_are_sampled(sound: Run) -> None:
     found = diagnose(sound, max_rows=10)
     assert errors(found) == set()
     assert named(found, "baseline_pairs").evidence["users"] == 10
+
+
+def test_the_training_of_much_data_is_repeated_for_a_sample_of_its_users(data: Dataset, sound: Run) -> None:
+    whole = context.DiagnosisContext(sound)
+    assert whole.sampled is data
+    few = context.DiagnosisContext(sound, max_pairs=200).sampled
+    users = np.unique(few.pairs.user)
+    assert 3 <= len(users) < len(data.users)
+    keep = np.isin(data.pairs.user, users)
+    assert 100 < len(few.pairs) == keep.sum() <= 200
+    for name in ("user", "item", "positive"):
+        assert getattr(few.pairs, name).tolist() == getattr(data.pairs, name)[keep].tolist()
+    assert few.parts.tolist() == data.parts[keep].tolist()
+    assert few.times is not None
+    assert data.times is not None
+    assert few.times.tolist() == data.times[keep].tolist()
+    for sections in ({"negatives": {"random": 2}}, {"train": RANKED, "loss": {"kind": "softmax"}}):
+        run = trained(data, **sections)
+        some, every = (diagnose(run, max_pairs=n) for n in (200, len(data.pairs)))
+        assert [(f.name, f.severity) for f in some] == [(f.name, f.severity) for f in every]
+        shares = [named(found, "false_negatives").evidence for found in (some, every)]
+        assert shares[0] != shares[1]
+        assert shares[0] == pytest.approx(shares[1], abs=0.1)
+
+
+@pytest.mark.parametrize("split", ["last", "time"])
+def test_the_findings_of_prepared_data_are_those_of_memory(tmp_path: Path, split: str) -> None:
+    found = []
+    for data in on_disk_and_in_memory(tmp_path / "world", split):
+        found.append(diagnose(untrained(data, 0.7, split={"kind": split})))
+    assert [(f.name, f.severity) for f in found[0]] == [(f.name, f.severity) for f in found[1]]
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.evidence == pytest.approx(theirs.evidence, rel=1e-5, abs=1e-9)
 
 
 def test_findings_come_worst_first_and_in_words(data: Dataset) -> None:

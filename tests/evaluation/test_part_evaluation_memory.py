@@ -47,6 +47,7 @@ a, b = (twotower.load(sys.argv[1]) for _ in range(2))
 work = {
     "evaluate": lambda: api.evaluate(a),
     "compare": lambda: compare_runs(a, b, resamples=100),
+    "doctor": lambda: diagnose(a),
 }
 print(json.dumps({name: most_held(work[name]) for name in work}))
 """
@@ -91,7 +92,7 @@ def untrained_run(folder: Path, n: int) -> Path:
 
 
 @pytest.mark.system  # half a minute
-def test_fault_C7_prepared_interactions_beyond_memory_are_evaluated_and_compared_in_bounded_memory(
+def test_fault_C7_prepared_interactions_beyond_memory_are_evaluated_compared_and_diagnosed_in_bounded_memory(
     tmp_path: Path,
 ) -> None:
     """Sixteen times the interactions of the same users take no more than a fifth more memory that cannot be given back."""

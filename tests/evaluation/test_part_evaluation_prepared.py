@@ -1,5 +1,4 @@
-"""An evaluation of prepared data is that of the same tables in memory, and takes memory that does not grow with the
-interactions."""
+"""An evaluation of prepared data is that of the same tables in memory."""
 
 from __future__ import annotations
 
@@ -7,54 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
+from disk_worlds import on_disk_and_in_memory
 from mykinds.metrics import Gini, Novelty
-from worlds import checkerboard, settings
 
-from twotower import api
 from twotower.config.experiment import Config
-from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.memmap import MemmapDataset
+from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST, VALIDATION
-from twotower.data.tables import check
 from twotower.evaluation.comparison import compare_factors, comparison_data
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics import METRICS
 from twotower.evaluation.part_evaluation import PartEvaluation, evaluate_model
 from twotower.evaluation.ranking import evaluation_queries
-from twotower.features.categorical import Categorical
-from twotower.features.schema import Schema
 
-SCHEMA = Schema(
-    label="liked",
-    time="at",
-    time_unit="order",
-    duplicates="error",
-    features=(Categorical(name="user_id", side="user"), Categorical(name="item_id", side="item")),
-)
 OPTIONS: dict[str, Any] = {"k": (2, 7), "bootstrap": 20, "new_user_below": 12, "metrics": (Novelty(), Gini())}
-
-
-def datasets(folder: Path, split: str) -> tuple[Dataset, Dataset]:
-    """The same interactions, some of them of another label, on a disk and in memory, with equal rows of users and items."""
-    _, _, actions = checkerboard()
-    rng = np.random.default_rng(3)
-    actions = actions.with_columns(
-        liked=pl.when(pl.Series(rng.random(actions.height) < 0.1)).then(1 - pl.col("liked")).otherwise(pl.col("liked"))
-    ).filter(pl.Series(rng.random(actions.height) < 0.7))
-    folder.mkdir()
-    actions.write_parquet(folder / "interactions.parquet")
-    config = settings(data={"interactions": str(folder / "interactions.parquet")}, split={"kind": split})
-    disk = api.prepare_folder(config, SCHEMA, folder / "prepared")
-    assert isinstance(disk, MemmapDataset)
-    tables = check(disk.users.frame.select("user_id"), disk.items.frame.select("item_id"), actions, SCHEMA)
-    memory = build_dataset(tables, SCHEMA, config.split)
-    for side in ("users", "items"):
-        assert getattr(disk, side).ids.equals(getattr(memory, side).ids)
-    return disk, memory
 
 
 def vectors(data: Dataset, seed: int = 0) -> Factors:
@@ -69,7 +36,7 @@ def vectors(data: Dataset, seed: int = 0) -> Factors:
 def test_every_metric_slice_interval_and_baseline_of_a_disk_is_that_of_memory(
     tmp_path: Path, split: str, max_users: int
 ) -> None:
-    disk, memory = datasets(tmp_path / "world", split)
+    disk, memory = on_disk_and_in_memory(tmp_path / "world", split)
     config = EvaluationConfig(max_users=max_users, **OPTIONS)
     for part in (VALIDATION, TEST):
         found, expected = (PartEvaluation.from_factors(vectors(d), d, part, config) for d in (disk, memory))
@@ -93,7 +60,7 @@ def test_every_metric_slice_interval_and_baseline_of_a_disk_is_that_of_memory(
 @pytest.mark.parametrize("split", ["last", "time"])
 def test_a_comparison_on_a_disk_is_that_of_memory(tmp_path: Path, split: str) -> None:
     found = []
-    for data in datasets(tmp_path / "world", split):
+    for data in on_disk_and_in_memory(tmp_path / "world", split):
         test = comparison_data(data, np.arange(1, len(data.users), 2))
         found.append(compare_factors(vectors(data), vectors(data, 1), test, [3, 5], 50))
     assert found[0] == found[1]
@@ -101,7 +68,7 @@ def test_a_comparison_on_a_disk_is_that_of_memory(tmp_path: Path, split: str) ->
 
 
 def test_the_summary_says_which_users_are_not_ranked_and_why(tmp_path: Path) -> None:
-    disk, memory = datasets(tmp_path / "world", "time")
+    disk, memory = on_disk_and_in_memory(tmp_path / "world", "time")
     config = Config().evaluation.model_copy(update={"max_users": 9})
     for data in (disk, memory):
         every = evaluation_queries(data, TEST, Config().evaluation)

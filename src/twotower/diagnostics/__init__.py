@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from twotower.diagnostics.context import MAX_SAMPLE_ROWS, DiagnosisContext
+from twotower.diagnostics.context import MAX_SAMPLE_PAIRS, MAX_SAMPLE_ROWS, DiagnosisContext
 from twotower.diagnostics.curves import history, loss_floor
 from twotower.diagnostics.features import encodings, gates, leaking_features, statistics, unused_features
 from twotower.diagnostics.findings import Finding, describe_findings
@@ -26,13 +26,14 @@ FINITE_ONLY: tuple[Diagnosis, ...] = (loss_floor, collapse, baselines, unused_fe
 """Diagnoses that need finite vectors."""
 
 
-def diagnose(run: Run, max_rows: int = MAX_SAMPLE_ROWS) -> list[Finding]:
+def diagnose(run: Run, max_rows: int = MAX_SAMPLE_ROWS, max_pairs: int = MAX_SAMPLE_PAIRS) -> list[Finding]:
     """Return the findings of all diagnoses of a run, the worst first; a diagnosis without a problem returns an "ok".
 
-    At most `max_rows` test users, and rows of each side, are sampled. A diagnosis that this run does not allow (no test
+    At most `max_rows` test users, and rows of each side, are sampled; what the training draws is drawn again for users with at
+    most `max_pairs` interactions. A diagnosis that this run does not allow (no test
     part, a single class) returns nothing.
     """
-    context = DiagnosisContext(run, max_rows)
+    context = DiagnosisContext(run, max_rows, max_pairs)
     with evaluation_mode(run.model):
         found = [finding for check in UNCONDITIONAL for finding in check(context)]
         if context.finite:

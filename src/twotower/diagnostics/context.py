@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 
+from twotower.arrays.pieces import pieces
 from twotower.arrays.sets import find_in_sorted
 from twotower.arrays.types import Ints
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, Side
 from twotower.data.pairs import Pairs
-from twotower.data.splits import TEST
+from twotower.data.splits import PART_NAMES, TEST
 from twotower.evaluation.factors import Factors
 from twotower.features.side import SIDES, SideName
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.inputs.tower_inputs import Inputs
+from twotower.progress import Summary
 from twotower.runs import Run
 from twotower.train.contrastive import contrastive_loss
 from twotower.train.losses.loss import PointwiseLoss
@@ -27,8 +30,12 @@ from twotower.train.order import Epoch
 from twotower.train.pair_sampler import PairSampler
 from twotower.train.positive_sampler import PositiveSampler
 
+log = logging.getLogger(__name__)
+
 MAX_SAMPLE_ROWS = 2_000
 """Rows of each side, and test users, that a diagnosis samples."""
+MAX_SAMPLE_PAIRS = 2**19
+"""Interactions of the users whose training is repeated: its pairs, its batches and their negatives."""
 MAX_BATCH_POSITIVES = 256
 """Positives of a batch whose candidates are examined."""
 MAX_BATCH_CELLS = 2**22
@@ -41,6 +48,7 @@ class DiagnosisContext:
 
     run: Run
     max_rows: int = MAX_SAMPLE_ROWS
+    max_pairs: int = MAX_SAMPLE_PAIRS
 
     @property
     def data(self) -> Dataset:
@@ -66,8 +74,23 @@ class DiagnosisContext:
     @cached_property
     def trained_rows(self) -> dict[SideName, Ints]:
         """Rows of each side with training interactions, rising; a sample of at most `max_rows`."""
-        train = self.data.train
-        return {"user": self.sample(np.unique(train.user)), "item": self.sample(np.unique(train.item))}
+        counted: dict[SideName, Ints] = {"user": self.data.user_counts, "item": self.data.item_counts}
+        return {side: self.sample(np.flatnonzero(n)) for side, n in counted.items()}
+
+    @cached_property
+    def sampled(self) -> Dataset:
+        """Dataset with the interactions of some users, at most `max_pairs`, drawn once; the dataset if it has no more."""
+        data = self.data
+        if len(data.pairs) <= self.max_pairs:
+            return data
+        order = np.random.default_rng(0).permutation(len(data.users))
+        n_pairs = np.sum([data.grouped(part).lengths for part in range(len(PART_NAMES))], axis=0)
+        ends = np.cumsum(n_pairs[order])
+        users = order[: max(1, int(np.searchsorted(ends, self.max_pairs, side="right")))]
+        summary = Summary("users", read=len(order))
+        summary.drop(f"are beyond the sample of {self.max_pairs:,} interactions", len(order) - len(users))
+        log.info(f"repeated training of {summary}")
+        return _with_interactions_of(data, users)
 
     @cached_property
     def sides_at_test(self) -> dict[SideName, Side]:
@@ -86,20 +109,20 @@ class DiagnosisContext:
 
     @cached_property
     def epoch(self) -> Epoch:
-        """Pairs of the first epoch of a pointwise loss."""
+        """Pairs of the first epoch of a pointwise loss, on the sampled users."""
         train = self.config.train
-        return PairSampler(self.data, self.config.negatives, train.seed, train.shuffle).epoch(0)
+        return PairSampler(self.sampled, self.config.negatives, train.seed, train.shuffle).epoch(0)
 
     @cached_property
     def batch(self) -> tuple[Pairs, Candidates]:
-        """Some positives of a batch, and the candidates of the whole batch."""
+        """Some positives of a batch of the sampled users, and the candidates of the whole batch."""
         config = self.config
         by_user = config.train.history_scope == "causal"
         size = config.train.batch_size
-        epoch = PositiveSampler(self.data, config.train.seed, config.train.shuffle, by_user).epoch(0)
+        epoch = PositiveSampler(self.sampled, config.train.seed, config.train.shuffle, by_user).epoch(0)
         some = epoch.take(0, slice(0, size + config.negatives.remembered))
         user, item = some.user[:size], some.item[:size]
-        sampler = CandidateSampler(self.data, config.negatives, config.train.seed)
+        sampler = CandidateSampler(self.sampled, config.negatives, config.train.seed)
         if self.finite:
             sampler.begin_epoch(lambda: self.factors, 1)
         earlier = torch.from_numpy(some.item[size:].astype(np.int64))
@@ -137,9 +160,13 @@ class DiagnosisContext:
 
     def _loss_of_pairs(self, loss: PointwiseLoss, positive: float, negative: float) -> float:
         """Return the loss of the first epoch's pairs if all positives had one logit, and all negatives another."""
-        share = float(np.average(self.epoch.label, weights=self.epoch.weight))
+        share = self._positive_share
         pairs = torch.tensor([[positive, negative], [1.0, 0.0], [share, 1 - share]], dtype=torch.float64)
         return float(loss(*pairs))
+
+    @cached_property
+    def _positive_share(self) -> float:
+        return float(np.average(self.epoch.label, weights=self.epoch.weight))
 
     @cached_property
     def constant_loss(self) -> float:
@@ -162,6 +189,25 @@ class DiagnosisContext:
         """(epoch, value) of the metric `train.monitor`, which selects the best epoch."""
         monitor = self.config.train.monitor
         return [(int(h["epoch"]), float(h[monitor])) for h in self.run.history if monitor in h and "epoch" in h]
+
+
+def _with_interactions_of(data: Dataset, users: Ints) -> Dataset:
+    """Return the dataset in memory with the interactions of some users alone; rows of users and items stay."""
+    chosen = np.zeros(len(data.users), bool)
+    chosen[users] = True
+    found = [part.start + np.flatnonzero(chosen[data.pairs.user[part]]) for part in pieces(len(data.pairs))]
+    keep = np.concatenate(found)
+    times = None if data.times is None else data.times[keep]
+    return Dataset(
+        data.schema,
+        data.encoders,
+        data.users,
+        data.items,
+        data.pairs.take(keep),
+        data.parts[keep],
+        times,
+        data.time_ordered,
+    )
 
 
 def sample(rows: Ints, n: int) -> Ints:

@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from twotower.arrays.pieces import gathered
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Bools
+from twotower.data.pairs import counts
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, Severity, or_ok
-from twotower.evaluation.metrics.auc import auc
+from twotower.evaluation.metrics.auc import auc, ordered_codes
 from twotower.features.side import SIDES, SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.embeddings import FieldEmbeddings
@@ -52,7 +54,7 @@ def leaking_features(context: DiagnosisContext) -> Iterator[Finding]:
             column = data.side(side).columns[feature.name]
             score = _single_feature_score(column, train_rows, data.train.positive, len(data.side(side)))
             if score is not None:
-                value = auc(score[rows], test.positive)
+                value = auc(gathered(ordered_codes(score), rows), test.positive)
                 found.append((side, feature.name, max(value, 1 - value)))
     for side, name, value in found:
         if value >= 0.95:
@@ -76,7 +78,7 @@ def encodings(context: DiagnosisContext) -> Iterator[Finding]:
     data, found, fine = context.data, dict[str, list[Finding]](), dict[str, str]()
     for side in SIDES:
         trained = data.reports(side)
-        rows = np.unique(data.test.user if side == "user" else data.test.item).astype(np.int64)
+        rows = np.flatnonzero(counts(data.test.user if side == "user" else data.test.item, len(data.side(side))))
         tested = data.encoders.reports(side, data.side(side).frame, rows)
         for f in data.schema.side(side):
             if report := trained.get(f.name):
@@ -96,7 +98,7 @@ def _single_feature_score(
             return column[:, 0].astype(np.float64) if column.shape[1] == 1 else None
         column = Ragged(column.astype(np.int32, copy=False), np.arange(n + 1))
     values, lengths, owner = column.values, column.lengths, column.owners
-    positives, totals = (np.bincount(r, minlength=n) for r in (rows[positive], rows))
+    positives, totals = counts(rows, n, positive), counts(rows, n)
     size = int(values.max(initial=0)) + 1
     rate = (np.bincount(values, positives[owner], size) + positive.mean()) / (
         np.bincount(values, totals[owner], size) + 1

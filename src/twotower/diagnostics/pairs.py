@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from itertools import combinations
 
 import numpy as np
 import torch
 
+from twotower.arrays.pieces import pieces
 from twotower.arrays.sets import is_in_sorted, pair_keys
-from twotower.arrays.types import Bools, Ints
+from twotower.arrays.types import Bools, Codes, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.splits import PART_NAMES, TEST, TRAIN
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, or_ok
+from twotower.progress import JobProgress
+
+log = logging.getLogger(__name__)
+
+BLOCK_USERS = 1024
+"""Users whose pairs are compared between the parts at a time."""
 
 
 def split(context: DiagnosisContext) -> Iterator[Finding]:
@@ -21,17 +30,26 @@ def split(context: DiagnosisContext) -> Iterator[Finding]:
     return or_ok([*_shared_pairs(context), *_split_order(context)], "split", text)
 
 
-def _shared_pairs(context: DiagnosisContext) -> Iterator[Finding]:
-    data = context.data
-    keys = [_distinct_keys(data, data.parts == part) for part in range(len(PART_NAMES))]
-    for one, other in ((0, 1), (0, 2), (1, 2)):
-        n = len(np.intersect1d(keys[one], keys[other], assume_unique=True))
+def _shared_pairs(context: DiagnosisContext, block: int = BLOCK_USERS) -> Iterator[Finding]:
+    data, parts = context.data, range(len(PART_NAMES))
+    progress = JobProgress(log, "users whose pairs are compared between the parts", len(data.users))
+    n_shared, n_pairs = dict.fromkeys(combinations(parts, 2), 0), [0] * len(parts)
+    for part_of_users in pieces(len(data.users), block):
+        users = np.arange(part_of_users.start, part_of_users.stop)
+        taken = (data.grouped(part).take(users) for part in parts)
+        keys = [np.unique(pair_keys(pairs.user, pairs.item, len(data.items))) for pairs in taken]
+        for part in parts:
+            n_pairs[part] += len(keys[part])
+        for one, other in n_shared:
+            n_shared[one, other] += len(np.intersect1d(keys[one], keys[other], assume_unique=True))
+        progress.advance(len(users))
+    for (one, other), n in n_shared.items():
         if not n:
             continue
-        share = n / len(keys[other])
+        share = n / n_pairs[other]
         yield Finding(
             "error" if share >= 0.01 else "warning", "shared_pairs",
-            f"{n:,} of {len(keys[other]):,} {PART_NAMES[other]} pairs are in the {PART_NAMES[one]} part too: their metrics "
+            f"{n:,} of {n_pairs[other]:,} {PART_NAMES[other]} pairs are in the {PART_NAMES[one]} part too: their metrics "
             "measure memorisation. Remove repeated pairs before the split (schema.duplicates = 'last' does).",
             {"pairs": float(n), "share": share},
         )  # fmt: skip
@@ -41,28 +59,37 @@ def _split_order(context: DiagnosisContext) -> Iterator[Finding]:
     data, split = context.data, context.config.split
     if not split.follows_time or data.times is None:
         return
-    train, test = data.parts == TRAIN, data.parts == TEST
-    if not train.any() or not test.any():
-        return
     latest = np.full(len(data.users), np.iinfo(np.int64).min)
-    if not split.has_boundaries:
-        np.maximum.at(latest, data.pairs.user[train], data.times[train])
-    else:
-        latest[:] = data.times[train].max()
-    older = data.times[test] < latest[data.pairs.user[test]]
-    if older.any():
+    for user, times in _times_of(data, TRAIN):
+        np.maximum.at(latest, user, times)
+    if split.has_boundaries:
+        latest[:] = latest.max()
+    n_older = n_tested = 0
+    for user, times in _times_of(data, TEST):
+        n_older += int(np.count_nonzero(times < latest[user]))
+        n_tested += len(user)
+    if n_older:
+        share = n_older / n_tested
         reference = "the latest training pair" if split.has_boundaries else "a training pair of its user"
         yield Finding(
             "error", "split_order",
-            f"split.kind = '{split.kind}', but {older.mean():.1%} of the test pairs are older than {reference}: training "
+            f"split.kind = '{split.kind}', but {share:.1%} of the test pairs are older than {reference}: training "
             "uses the future. Check the column schema.time and its schema.time_unit, and split again.",
-            {"share": float(older.mean())},
+            {"share": share},
         )  # fmt: skip
+
+
+def _times_of(data: Dataset, part: int) -> Iterator[tuple[Codes, Ints]]:
+    """Yield the user rows and times of the interactions of a part, piece by piece."""
+    for piece in pieces(len(data.parts)):
+        keep = data.parts[piece] == part
+        if data.times is not None and keep.any():
+            yield data.pairs.user[piece][keep], data.times[piece][keep]
 
 
 def false_negatives(context: DiagnosisContext) -> Iterator[Finding]:
     """Measure the share of sampled negatives that are positives of the same user, in training or later."""
-    data, n = context.data, context.config.negatives
+    data, n = context.sampled, context.config.negatives
     later_positives = _distinct_keys(data, (data.parts != TRAIN) & data.pairs.positive)
     train_positives = _distinct_keys(data, (data.parts == TRAIN) & data.pairs.positive)
     if context.config.loss.pointwise:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from twotower.arrays.types import Ints
+from twotower.data.splits import TEST
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, Severity
 from twotower.evaluation.baselines import bias_baseline, popularity_baseline
@@ -102,7 +103,7 @@ def _effective_rank(rows: Tensor) -> float:
 def baselines(context: DiagnosisContext) -> Iterator[Finding]:
     """Compare the model on test users with popularity (rankings) and with user and item biases (pairs)."""
     data, config = context.data, context.config
-    users = context.sample(np.unique(data.test.user).astype(np.int64))
+    users = context.sample(np.flatnonzero(data.grouped(TEST).lengths))
     if len(users) < 2:
         return
     test_data = comparison_data(data, users)

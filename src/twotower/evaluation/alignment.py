@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from twotower.data.splits import TEST
 from twotower.errors import RunError
 from twotower.features.side import SideName
 from twotower.features.values import canonical_ids
+from twotower.progress import JobProgress
+
+log = logging.getLogger(__name__)
 
 BLOCK_USERS = 1024
 """Users whose test pairs are compared at a time."""
@@ -40,6 +44,7 @@ def check_same_tests(a: Dataset, b: Dataset, names: Sequence[str], block: int = 
             raise RunError(f"{name}: the run has no test part; train it with a [split] that has one")
     users, items = _JoinedIds.of(a, b, "user"), _JoinedIds.of(a, b, "item")
     n_pairs, n_missing, first, relabelled = [0, 0], [0, 0], ["", ""], 0
+    progress = JobProgress(log, "users matched", len(users.ids))
     for part in pieces(len(users.ids), block):
         keys = [
             _labelled_keys(data.grouped(TEST), users.rows[i][part], items.places[i], len(items.ids))
@@ -55,6 +60,7 @@ def check_same_tests(a: Dataset, b: Dataset, names: Sequence[str], block: int = 
                 text = "user '{}' with item '{}'".format(*ids.sort("user", "item").row(0))
                 first[one] = min(first[one] or text, text)
         relabelled += int(np.count_nonzero(~is_in_sorted(keys[1], keys[0])))
+        progress.advance(part.stop - part.start)
     for one, other in ((0, 1), (1, 0)):
         if n_missing[one]:
             raise RunError(

@@ -6,6 +6,7 @@ share cancels (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", se
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ from twotower.evaluation.metrics.measured import RankedItems
 if TYPE_CHECKING:
     from twotower.runs import Run
 
+log = logging.getLogger(__name__)
+
 DECISION_RULE = (
     "Rule: a difference is significant when its 95 % paired bootstrap interval over test users excludes zero. The "
     "interval covers variance over users only: to compare settings, repeat with several train.seed."
@@ -40,6 +43,7 @@ def compare_runs(a: Run, b: Run, *, resamples: int = 1000) -> list[Comparison]:
     if resamples < 1:
         raise RunError(f"resamples = {resamples}: expected at least 1")
     data, factors_a, factors_b = _align_runs(a, b)
+    log.info(f"test {data.queries.summary}")
     k = [n for n in a.config.evaluation.k if n in b.config.evaluation.k]
     metrics = MetricSet(m for m in a.config.evaluation.metrics if m in b.config.evaluation.metrics)
     comparisons = compare_factors(factors_a, factors_b, data, k, resamples, metrics=metrics)
