@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -58,17 +58,17 @@ class UserBatch:
     def read(cls, retriever: Retriever, frame: pl.DataFrame, method: Method) -> UserBatch:
         """Read the rows of a table. Method 1 reads the ids alone; method 2 reads `read_columns`, where a null, or a NaN, gives
         nothing. Raises DataError that names the row."""
-        key, *others = read_columns(retriever, frame, method)
+        key, *others = read_columns(retriever, frame.columns, method)
         texts = with_ids(frame.select(key), key, "users")[key].cast(pl.String)
         rows = retriever.user_ids.find(texts)
         details = dict(_details(retriever, texts, frame.select(others))) if others else {}
         return cls(frame[key], rows, details)
 
 
-def read_columns(retriever: Retriever, frame: pl.DataFrame | pl.Schema, method: Method) -> list[str]:
-    """Return the columns that are read of a table: the ids, and for method 2 the features of the users and EVENT_COLUMNS that
-    it has. Raises DataError without a column of ids."""
-    names, key = list(frame.schema if isinstance(frame, pl.DataFrame) else frame), retriever.schema.user_id
+def read_columns(retriever: Retriever, names: Sequence[str], method: Method) -> list[str]:
+    """Return those columns of a table that are read: the ids, and for method 2 the features of the users and EVENT_COLUMNS.
+    Raises DataError without a column of ids."""
+    key = retriever.schema.user_id
     found = next((name for name in (key, USER_ID) if name in names), None)
     if found is None:
         shown = f"{', '.join(names[:12])}{', …' if len(names) > 12 else ''}"

@@ -40,7 +40,7 @@ class UserTable:
         self._reading, self._id_type = Reading.of(retriever.schema, "user"), users.ids.dtype
         paths = table_files(source)
         schemas = [_schema(path) for path in paths]
-        self.columns = read_columns(retriever, schemas[0], method)
+        self.columns = read_columns(retriever, schemas[0].names(), method)
         """Columns that are read: the ids first."""
         self._booleans = [name for name in self.columns[1:] if users.frame.schema.get(name) == pl.Boolean]
         for path, schema in zip(paths[1:], schemas[1:], strict=True):
@@ -50,7 +50,7 @@ class UserTable:
                         f"{path}: column '{name}' is {schema.get(name, 'missing')}, and {schemas[0][name]} in {paths[0].name}; "
                         "give all files the same columns"
                     )
-            if more := [name for name in read_columns(retriever, schema, method) if name not in self.columns]:
+            if more := [name for name in read_columns(retriever, schema.names(), method) if name not in self.columns]:
                 raise DataError(
                     f"{path}: column '{more[0]}' is not in {paths[0].name}; give all files the same columns"
                 )
