@@ -13,11 +13,13 @@ import polars as pl
 
 from twotower import runs
 from twotower.config.experiment import Config
-from twotower.data.bucket_check import check_buckets
+from twotower.data import prepare
+from twotower.data.buckets import Buckets
+from twotower.data.buckets.check import check_buckets
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.ids import TextColumn
 from twotower.data.memmap import MemmapDataset
-from twotower.data.prepare import write_prepared
+from twotower.data.prepare.options import PrepareOptions
 from twotower.data.readers import TableLike
 from twotower.data.source import read
 from twotower.data.splits import TRAIN
@@ -46,7 +48,7 @@ from twotower.train.trainer import Trainer
 
 __all__ = [
     "check_buckets", "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "prepare_folder", "publish", "read",
-    "recent_titles", "recommend", "recommend_users", "retriever",
+    "recent_titles", "recommend", "recommend_users", "retriever", "write_buckets",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -58,15 +60,33 @@ def is_store(path: Path) -> bool:
     return (path / layout.BUNDLES).is_dir()
 
 
-def prepare_folder(config: Config, schema: Schema | None, out: Path | str) -> Dataset:
-    """Prepare the sharded Parquet that `config.data` names, of any size, for training, in the folder `out`.
+def prepare_folder(
+    config: Config, schema: Schema | None, out: Path | str, options: PrepareOptions | None = None
+) -> Dataset:
+    """Prepare the Parquet shards or the buckets that `config.data` names, of any size, for training, in the folder `out`.
 
-    Raises DataError, ConfigError or RunError for what cannot be used; on failure no files are left."""
-    if schema is None:
-        raise ConfigError("[schema] is missing; `config_template()` gives a template")
-    dataset = write_prepared(config.data, schema, config.split, Path(out))
+    A call that was killed is continued by the next one. Raises DataError, ConfigError or RunError for what cannot be
+    used; no unusable data leave files."""
+    dataset = prepare.write_prepared(config.data, _given(schema), config.split, Path(out), options)
     log.info(f"{dataset.describe()}: {out}")
     return dataset
+
+
+def write_buckets(
+    config: Config, schema: Schema | None, out: Path | str, options: PrepareOptions | None = None
+) -> Buckets:
+    """Write the Parquet shards that `config.data` names as buckets (docs/prepared-format.md) in the folder `out`.
+
+    Raises as `prepare_folder` does."""
+    buckets = prepare.write_buckets(config.data, _given(schema), Path(out), options)
+    log.info(f"{buckets.facts.rows:,} interactions in {len(buckets.facts.buckets):,} buckets: {out}")
+    return buckets
+
+
+def _given(schema: Schema | None) -> Schema:
+    if schema is None:
+        raise ConfigError("[schema] is missing; `config_template()` gives a template")
+    return schema
 
 
 def fit(

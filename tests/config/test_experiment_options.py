@@ -168,6 +168,7 @@ ELSEWHERE = {
     "data.users",
     "data.items",
     "data.interactions",
+    "data.buckets",
     "data.prepared",
     "train.device",
     "train.timeout",

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 import twotower
-from twotower import api
+from twotower import api, files
+from twotower.arrays import npy_writer
 from twotower.arrays.ragged import Ragged
 from twotower.config.experiment import Config
-from twotower.config.toml import load_config, parse_config
+from twotower.config.toml import dump_config, load_config, parse_config
 from twotower.data import prepare
+from twotower.data.buckets import Bucket, Buckets, in_user_order
 from twotower.data.config import DataConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
-from twotower.data.prepare import PrepareSizes
+from twotower.data.prepare import engines, log_pieces
+from twotower.data.prepare.arrays import PreparedArrays
+from twotower.data.prepare.engines import ENGINES, choose_engine
+from twotower.data.prepare.options import PrepareOptions
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check, check_side
@@ -32,11 +43,13 @@ from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.side import SIDES
+from twotower.files import locks
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.pooling.decay import Decay
 from twotower.retrieval.explanation import stored_history, stored_items
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
+from twotower.runs import Run
 from twotower.store.store import Store
 from twotower.train.progress import Callback
 
@@ -50,7 +63,11 @@ SCHEMA = EVERYTHING_SCHEMA.model_copy(
         )
     }
 )
-SPLITS = {"time": SplitConfig(kind="time", test=0.13, validation=0.11), "last": SplitConfig(kind="last")}
+SPLITS = {
+    "time": SplitConfig(kind="time", test=0.13, validation=0.11),
+    "last": SplitConfig(kind="last"),
+    "random": SplitConfig(kind="random", test=0.13, validation=0.11, seed=7),
+}
 
 
 def tables() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
@@ -79,15 +96,24 @@ def shards(folder: Path, schema: Schema, *frames: pl.DataFrame | None, n: int = 
     return DataConfig(**named)
 
 
-SMALL = PrepareSizes(block_rows=101, bucket_rows=150, side_block_rows=17)
+SMALL = PrepareOptions(piece_rows=101, bucket_rows=150, side_block_rows=17)
 """Small worlds have several blocks and buckets."""
 
 
+def in_memory(
+    users: pl.DataFrame | None, items: pl.DataFrame | None, actions: pl.DataFrame, schema: Schema, split: SplitConfig
+) -> Dataset:
+    """The dataset in memory, with users in the order of a prepared one."""
+    found = check(users, items, actions, schema)
+    ordered = in_user_order(found.users, schema.user_id)
+    return build_dataset(replace(found, users=ordered), schema, split)
+
+
 def rows(data: Dataset) -> list[tuple[Any, ...]]:
-    assert data.times is not None
+    times = [0] * len(data.parts) if data.times is None else data.times.tolist()
     return sorted(
         zip(data.pairs.user.tolist(), data.pairs.item.tolist(), data.pairs.positive.tolist(), data.parts.tolist(),
-            data.times.tolist(), strict=True)
+            times, strict=True)
     )  # fmt: skip
 
 
@@ -95,16 +121,30 @@ def lists(column: Ragged) -> list[list[int]]:
     return [column.values[a:b].tolist() for a, b in zip(column.offsets, column.offsets[1:], strict=False)]
 
 
-@pytest.mark.parametrize("kind", SPLITS)
+TIMELESS = SCHEMA.model_copy(update={"time": ""})
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("kind", "schema"),
+    [("time", SCHEMA), ("last", SCHEMA), ("random", SCHEMA), ("random", TIMELESS)],
+    ids=["time", "last", "random", "random without times"],
+)
 def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(
-    tmp_path: Path, kind: str, messages: list[str]
+    tmp_path: Path, kind: str, schema: Schema, engine: str, messages: list[str]
 ) -> None:
     frames = tables()
-    memory = build_dataset(check(*frames, SCHEMA), SCHEMA, SPLITS[kind])
-    data = shards(tmp_path / "in", SCHEMA, *frames)
-    prepare.write_prepared(data, SCHEMA, SPLITS[kind], tmp_path / "out", SMALL)
+    memory = in_memory(*frames, schema, SPLITS[kind])
+    data = shards(tmp_path / "in", schema, *frames)
+    prepare.write_prepared(data, schema, SPLITS[kind], tmp_path / "out", replace(SMALL, engine=engine))
     disk = MemmapDataset.open(tmp_path / "out")
-    assert any("90 rows repeated a pair" in line for line in messages)
+    read, kept = sum(f.height for f in frames[2:]), len(disk.parts)
+    assert (
+        f"interactions: {read:,} read, {kept:,} kept; dropped: 90 rows repeated a pair of user and item, the last of each was kept"
+        in messages
+    )
+    assert disk.time_ordered == memory.time_ordered
+    assert (disk.times is None) == (memory.times is None)
     assert disk.encoders.digest == memory.encoders.digest
     assert rows(disk) == rows(memory)
     assert isinstance(disk.pairs.user.base, np.memmap) or isinstance(disk.pairs.user, np.memmap)
@@ -153,17 +193,15 @@ def test_fault_G10_categories_of_a_csv_are_prepared_as_they_are_spelled(tmp_path
     data = data.model_copy(update={"users": str(tmp_path / "users.csv")})
     prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
     disk = MemmapDataset.open(tmp_path / "out")
-    assert disk.users.frame["city"].to_list() == zips.to_list()
-    assert (
-        disk.encoders.digest
-        == build_dataset(check(users, items, actions, SCHEMA), SCHEMA, SPLITS["last"]).encoders.digest
-    )
+    cities = zip(disk.users.ids, disk.users.frame["city"], strict=True)
+    assert sorted(cities) == sorted(zip(users["uid"], zips, strict=True))
+    assert disk.encoders.digest == in_memory(users, items, actions, SCHEMA, SPLITS["last"]).encoders.digest
 
 
 def test_a_side_without_a_table_is_the_ids_of_the_interactions(tmp_path: Path) -> None:
     _, _, actions = checkerboard()
     config = SplitConfig(kind="last")
-    memory = build_dataset(check(None, None, actions, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, config)
+    memory = in_memory(None, None, actions, CHECKERBOARD_SCHEMA, config)
     prepare.write_prepared(
         shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, actions),
         CHECKERBOARD_SCHEMA,
@@ -201,7 +239,7 @@ def test_a_model_trained_on_a_disk_is_evaluated_published_and_asked(tmp_path: Pa
     given, schema = api.read(config, None)
     run = api.fit(given, schema, config, folder=tmp_path / "run")
     if earlier:  # then the order is that of users, and the same in memory
-        again = api.fit(tables(), schema, config)
+        again = api.fit(in_memory(*tables(), schema, config.split), schema, config)
         for name, weight in again.model.state_dict().items():
             assert np.array_equal(weight.numpy(), run.model.state_dict()[name].numpy()), name
     loaded = twotower.load(tmp_path / "run")
@@ -234,8 +272,8 @@ def test_time_steps_are_found_by_search_as_by_a_table(tmp_path: Path) -> None:
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     data = shards(tmp_path / "in", SCHEMA, *tables())
-    with pytest.raises(ConfigError, match="'random' draws from all rows at once; to prepare, set 'last' or 'time'"):
-        prepare.write_prepared(data, SCHEMA, SplitConfig(), tmp_path / "out", SMALL)
+    with pytest.raises(DataError, match="split.kind = 'last' needs a time; name its column in schema.time"):
+        prepare.write_prepared(data, TIMELESS, SPLITS["last"], tmp_path / "out", SMALL)
     with pytest.raises(ConfigError, match="'fans': sequences of items' users cannot be prepared; drop it"):
         prepare.write_prepared(data, EVERYTHING_SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
     assert not (tmp_path / "out").exists()
@@ -313,7 +351,7 @@ def test_ids_from_2_to_the_63_on_are_those_of_memory(tmp_path: Path) -> None:
     big = pl.col("user_id").cast(pl.UInt64) + pl.when(pl.col("user_id") > 30).then(2**63).otherwise(0)
     users, actions = users.with_columns(user_id=big), actions.with_columns(user_id=big).sort("user_id")
     for n, side in enumerate((users, None)):
-        memory = build_dataset(check(side, None, actions, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, SPLITS["last"])
+        memory = in_memory(side, None, actions, CHECKERBOARD_SCHEMA, SPLITS["last"])
         disk = prepared(tmp_path / str(n), CHECKERBOARD_SCHEMA, "last", side, None, actions)
         assert rows(disk) == rows(memory)
         assert disk.users.ids.equals(memory.users.ids)
@@ -327,37 +365,301 @@ def test_fault_G10_long_ids_of_a_csv_are_those_of_parquet(tmp_path: Path, base: 
     actions.select(pl.col("user_id").unique().sort()).write_csv(tmp_path / "users.csv")
     data = data.model_copy(update={"users": str(tmp_path / "users.csv")})
     disk = prepare.write_prepared(data, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
-    memory = check(tmp_path / "users.csv", None, actions, CHECKERBOARD_SCHEMA)
-    assert rows(disk) == rows(build_dataset(memory, CHECKERBOARD_SCHEMA, SPLITS["last"]))
+    users = check(tmp_path / "users.csv", None, actions, CHECKERBOARD_SCHEMA).users
+    assert rows(disk) == rows(in_memory(users, None, actions, CHECKERBOARD_SCHEMA, SPLITS["last"]))
 
 
-def test_buckets_are_of_one_size_where_few_users_have_most_interactions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def digest(folder: Path) -> str:
+    return str(json.loads((folder / "prepared.json").read_text())["digest"])
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_no_byte_depends_on_engine_or_sizes(tmp_path: Path, kind: str) -> None:
+    fractions = pl.col("stars") + pl.col("stars").cum_count() / 7  # sums of which are rounded
+    users, items, actions = tables()
+    data = shards(tmp_path / "in", SCHEMA, users, items, actions.with_columns(stars=fractions))
+    options = [SMALL, *(PrepareOptions(engine, threads=n, piece_rows=p, bucket_rows=b)
+               for engine in ENGINES for n, p, b in ((1, 1000, 10_000), (3, 73, 41)))]  # fmt: skip
+    digests = set()
+    for n, option in enumerate(options):
+        prepare.write_prepared(data, SCHEMA, SPLITS[kind], tmp_path / str(n), option)
+        digests.add(digest(tmp_path / str(n)))
+    assert len(digests) == 1
+
+
+def test_indices_of_64_bits_change_no_number(tmp_path: Path) -> None:
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    buckets = prepare.write_buckets(data, SCHEMA, tmp_path / "buckets", SMALL)
+    schema = SCHEMA.model_copy(update={"features": SCHEMA.features[:-1]})
+    runs = {}
+    for bits, most in ((32, 2**31), (64, 2**10)):
+        made, work = tmp_path / f"{bits}", tmp_path / f"work-{bits}"
+        made.mkdir()
+        work.mkdir()
+        writer = PreparedArrays(buckets, schema, SPLITS["last"], made, work, max_short_rows=most)
+
+        def each(what: str, task: Callable[[Bucket], bool]) -> None:
+            assert all(task(b) for b in buckets.facts.buckets)
+
+        writer.write(each, 1)
+        dataset = MemmapDataset.open(made)
+        source = dataset.interacted_items.source
+        assert source is not None
+        assert {dataset.train_indices.dtype, source.dtype} == {np.dtype(f"i{bits // 8}")}
+        config = settings(split={"kind": "last"}, loss={"kind": "softmax"}, negatives={"uniform": 20, "random": 0})
+        runs[bits] = api.fit(dataset, schema, config)
+    for name, weight in runs[32].model.state_dict().items():
+        assert torch.equal(weight, runs[64].model.state_dict()[name]), name
+    assert _measured(runs[32]) == _measured(runs[64])
+
+
+def _measured(run: Run) -> dict[str, float]:
+    return {name: value for name, value in run.metrics.items() if name.startswith(("test.", "validation."))}
+
+
+class Stop(BaseException):
+    """An end of the process at a point, for tests."""
+
+
+class StopAt:
+    def __init__(self, last: int) -> None:
+        self.last, self.passed = last, list[str]()
+
+    def point(self, name: str) -> None:
+        self.passed.append(name)
+        if len(self.passed) == self.last:
+            raise Stop
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_preparation_goes_on_from_every_point(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is finished is not made again, and the result has the same bytes."""
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    options = replace(SMALL, engine=engine, threads=1, bucket_rows=400, piece_rows=400)
+
+    def stopped(at: int, out: Path) -> list[str]:
+        hooks = StopAt(at)
+        monkeypatch.setattr(files, "hooks", hooks)
+        with suppress(Stop):
+            prepare.write_prepared(data, SCHEMA, SPLITS["random"], out, options)
+        return [name for name in hooks.passed if name == "made.written"]
+
+    whole = stopped(0, tmp_path / "whole")
+    points = StopAt(0)
+    monkeypatch.setattr(files, "hooks", points)
+    prepare.write_prepared(data, SCHEMA, SPLITS["random"], tmp_path / "whole", options)
+    assert len(points.passed) >= 50
+    for at in range(1, len(points.passed), 9):
+        first = stopped(at, tmp_path / "out")
+        if not (tmp_path / "out").exists():  # else it stopped after the last rename
+            again = stopped(0, tmp_path / "out")
+            assert len(whole) <= len(first) + len(again) <= len(whole) + 1, at
+        assert digest(tmp_path / "out") == digest(tmp_path / "whole"), at
+        shutil.rmtree(tmp_path / "out")
+        shutil.rmtree(tmp_path / ".out.partial", ignore_errors=True)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:2]
+import kill_points
+from twotower.config.toml import load_config
+from twotower.data.prepare import write_prepared
+from twotower.data.prepare.options import PrepareOptions
+if sys.argv[4] != "0":
+    kill_points.install(sys.argv[4])
+schema, config = load_config(Path(sys.argv[2]))
+write_prepared(config.data, schema, config.split, Path(sys.argv[3]), PrepareOptions("duckdb", piece_rows=100, bucket_rows=80))
+"""
+
+
+@pytest.mark.system  # two minutes
+def test_a_preparation_killed_50_times_goes_on_to_the_same_folder(tmp_path: Path) -> None:
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    config = Config(data=data, split=SPLITS["time"])
+    (tmp_path / "mine.toml").write_text(dump_config(SCHEMA, config), encoding="utf-8")
+
+    def run(at: int, out: str) -> int:
+        words = [
+            sys.executable,
+            "-c",
+            KILLED,
+            str(Path(__file__).parents[1]),
+            str(tmp_path / "mine.toml"),
+            str(tmp_path / out),
+            str(at),
+        ]
+        return subprocess.run(words, capture_output=True, timeout=100).returncode
+
+    assert run(0, "whole") == 0
+    killed = 0
+    while run(2 + killed % 2, "out"):  # before or after a file gets its name
+        killed += 1
+    assert killed >= 50
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "mine.toml", "out", "whole"]
+
+
+def test_a_preparation_of_other_settings_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
 ) -> None:
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    monkeypatch.setattr(files, "hooks", StopAt(20))
+    with suppress(Stop):
+        prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
+    assert (tmp_path / ".out.partial").is_dir()
+    monkeypatch.setattr(files, "hooks", files.NoHooks())
+    prepare.write_prepared(data, SCHEMA, SPLITS["time"], tmp_path / "out", SMALL)
+    assert any("left by a call with other data or settings; starting again" in m for m in messages)
+    prepare.write_prepared(data, SCHEMA, SPLITS["time"], tmp_path / "whole", SMALL)
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out", "whole"]
+
+
+def test_one_process_at_a_time_prepares_a_folder(tmp_path: Path) -> None:
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    (tmp_path / ".out.partial").mkdir()
+    with locks.lock(tmp_path / ".out.partial" / "lock") as held:
+        held.write_holder("prepare")
+        with pytest.raises(
+            RunError, match=f"another prepare is running \\(pid {os.getpid()} on .*let it end, or stop it"
+        ):
+            prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
+
+
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    changed = tmp_path / "in" / "interactions" / "part-2.parquet"
+    settle = log_pieces.Log.settle
+
+    def grown(self: log_pieces.Log, *arguments: Any) -> Any:
+        found = settle(self, *arguments)
+        frame = pl.read_parquet(changed)
+        pl.concat([frame, frame.head(1)]).write_parquet(changed)
+        return found
+
+    monkeypatch.setattr(log_pieces.Log, "settle", grown)
+    with pytest.raises(
+        DataError, match=r"part-2.parquet: was changed while it was read; call again when it is complete"
+    ):
+        prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_history_that_exceeds_the_memory_is_refused_with_its_user(tmp_path: Path, engine: str) -> None:
+    n = 20_000
+    actions = pl.DataFrame(
+        {"user_id": ["busy"] * n + ["a", "b"], "item_id": np.arange(n + 2), "at": np.arange(n + 2), "liked": 1}
+    )
+    data = shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, actions)
+    message = {
+        "duckdb": r"the history of user 'busy' has 20,000 interactions, which take about 3 MB; `memory` is 1 MB, give more",
+        "local": r"engine 'local' sorts in memory: 20,002 interactions take about 3 MB, `memory` is 1 MB; choose `engine='duckdb'`",
+    }[engine]
+    with pytest.raises(ConfigError, match=message):
+        prepare.write_prepared(
+            data, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out", PrepareOptions(engine, memory=10**6)
+        )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+
+
+def test_engines_are_chosen_by_the_size_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_engine("auto", 1000, 10**6) is ENGINES["local"]
+    assert choose_engine("auto", 10_000, 10**6) is ENGINES["duckdb"]
+    with pytest.raises(ConfigError, match="engine 'spark': allowed are auto, local, duckdb"):
+        choose_engine("spark", 1000, 10**6)
+    with pytest.raises(ConfigError, match="`memory` is 1,000 bytes, expected at least 1 MB"):
+        PrepareOptions(memory=1000).resolved()
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match=r"10,000 interactions take about 2 MB .*install duckdb \(the extra 'prepare'\)"
+    ):
+        choose_engine("auto", 10_000, 10**6)
+
+
+def test_buckets_of_another_program_are_prepared(tmp_path: Path) -> None:
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "whole", SMALL)
+    prepare.write_buckets(data, SCHEMA, tmp_path / "buckets", SMALL)
+    again = DataConfig(buckets=str(tmp_path / "buckets"))
+    prepare.write_prepared(again, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+    assert Buckets.open(tmp_path / "buckets").facts.rows, "they stay"
+    with pytest.raises(ConfigError, match="data.buckets is not read by a training; prepare it, and set data.prepared"):
+        api.read(Config(data=again, split=SPLITS["last"]), SCHEMA)
+    both = data.model_copy(update={"buckets": again.buckets})
+    with pytest.raises(ConfigError, match="give either data.buckets or data.interactions"):
+        prepare.write_prepared(both, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "expected"),
+    [
+        (lambda t: t.drop("time"), RunError, "no column 'time'"),
+        (lambda t: t.drop("value.stars"), RunError, "no column 'value.stars'"),
+        (
+            lambda t: t.with_columns(weight=pl.lit(1.0)),
+            ConfigError,
+            "column 'weight' is not supported yet; leave it out",
+        ),
+        (lambda t: t.with_columns(price=pl.lit(1.0)), RunError, "unknown column 'price'"),
+        (
+            lambda t: t.with_columns((pl.col("time") % 1000).cast(pl.Int32)),
+            RunError,
+            "column 'time' holds Int32, expected Int64",
+        ),
+        (lambda t: t.reverse(), RunError, "damaged, or does not follow docs/prepared-format.md"),
+        (lambda t: t.head(3), RunError, "damaged, or does not follow"),
+        (lambda t: t.with_columns(item=pl.lit(10**6, pl.Int32)), RunError, "damaged, or does not follow"),
+        (lambda t: t.with_columns(user=pl.lit(10**6, pl.Int32)), RunError, "damaged, or does not follow"),
+        (lambda t: t.with_columns(row=pl.lit(10**6, pl.Int64)), RunError, "damaged, or does not follow"),
+        (lambda t: t.with_columns(positive=pl.lit(None, pl.Boolean)), RunError, "damaged, or does not follow"),
+    ],
+)
+def test_buckets_that_do_not_follow_the_contract_are_refused(
+    tmp_path: Path, change: Any, error: type[Exception], expected: str
+) -> None:
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    buckets = prepare.write_buckets(data, SCHEMA, tmp_path / "buckets", SMALL)
+    path = buckets.file(buckets.facts.buckets[1])
+    change(pl.read_parquet(path)).write_parquet(path)
+    with pytest.raises(error, match=expected) as raised:
+        prepare.write_prepared(DataConfig(buckets=str(buckets.folder)), SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
+    assert path.name in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_keeps_what_is_done_for_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    write, calls = npy_writer.write_rows, list[int]()
+
+    def full(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 30:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*arguments)
+
+    monkeypatch.setattr(npy_writer, "write_rows", full)
+    with pytest.raises(
+        RunError, match=r"cannot be written \(No space left on device\); call again to go on, or remove .out.partial"
+    ):
+        prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
+    assert not (tmp_path / "out").exists()
+    prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
+    prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "whole", SMALL)
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+
+
+def test_no_bucket_is_larger_than_asked_but_for_a_single_user(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     user = np.minimum((rng.pareto(0.5, 3000)).astype(int), 400)
     actions = pl.DataFrame({"user_id": user, "item_id": rng.integers(0, 900, 3000), "at": np.arange(3000), "liked": 1})
-    sizes: list[int] = []
-    sort = prepare._Preparation._sort_bucket
-
-    def sized(self: Any, path: Path) -> int:
-        sizes.append(sort(self, path))
-        return sizes[-1]
-
-    monkeypatch.setattr(prepare._Preparation, "_sort_bucket", sized)
-    prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, actions)
-    assert len(sizes) > 5
-    assert max(sizes) <= 150 + np.bincount(user).max()
-
-
-def test_what_a_killed_preparation_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    gone = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
-    )
-    left = tmp_path / f".out.{gone.stdout.strip()}.tmp"
-    left.mkdir()
-    prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, checkerboard()[2])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
+    data = shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, actions)
+    buckets = prepare.write_buckets(data, CHECKERBOARD_SCHEMA, tmp_path / "out", SMALL).facts.buckets
+    assert len(buckets) > 5
+    assert all(b.rows <= 150 or b.users[1] - b.users[0] == 1 for b in buckets)
 
 
 def test_a_training_reads_its_own_files_whatever_becomes_of_the_prepared_ones(tmp_path: Path) -> None:
@@ -386,7 +688,8 @@ from pathlib import Path
 import numpy as np, polars as pl, torch
 torch.set_num_threads(1)
 from twotower.config.toml import load_config
-from twotower.data.prepare import PrepareSizes, write_prepared
+from twotower.data.prepare import write_prepared
+from twotower.data.prepare.options import PrepareOptions
 from twotower.data.memmap import MemmapDataset
 from twotower.train.trainer import Trainer
 
@@ -395,7 +698,7 @@ def held():
 
 schema, config = load_config(Path(sys.argv[1]))
 n = int(sys.argv[2])
-sizes = PrepareSizes(block_rows=2**16, bucket_rows=2**17)
+options = PrepareOptions("duckdb", 100 * 10**6, piece_rows=2**16, bucket_rows=2**17)
 most = [0.0]
 class Meter(logging.Handler):
     def emit(self, record):
@@ -403,7 +706,7 @@ class Meter(logging.Handler):
 logging.getLogger("twotower").addHandler(Meter())
 logging.getLogger("twotower").setLevel(logging.INFO)
 before = held()
-write_prepared(config.data, schema, config.split, Path(sys.argv[3]), sizes)
+write_prepared(config.data, schema, config.split, Path(sys.argv[3]), options)
 most[0] = max(most[0], held())
 trainer = Trainer(MemmapDataset.open(sys.argv[3]), config)
 epoch = trainer.objective.sampler.epoch(0)
@@ -536,23 +839,6 @@ def test_a_schema_that_names_code_imports_nothing(tmp_path: Path) -> None:
         MemmapDataset.open(tmp_path / "out")
 
 
-def test_a_preparation_of_another_host_is_left_alone(tmp_path: Path) -> None:
-    held = tmp_path / ".out.4194303.tmp" / "work"  # no process of this host has this number
-    held.mkdir(parents=True)
-    code = "import fcntl, sys; f = open(sys.argv[1], 'wb'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(held / "lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        dead = tmp_path / ".out.1.tmp" / "work"  # there is a process of this number, as in every container
-        dead.mkdir(parents=True)
-        (dead / "lock").touch()
-        prepared(tmp_path, CHECKERBOARD_SCHEMA, "last", None, None, checkerboard()[2])
-        assert sorted(p.name for p in tmp_path.iterdir()) == [".out.4194303.tmp", "in", "out"]
-        other.communicate(b"\n")
-
-
 def test_of_a_sides_parquet_only_named_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 
@@ -560,7 +846,7 @@ def test_of_a_sides_parquet_only_named_columns_are_read(tmp_path: Path, monkeypa
         seen.append(frame.columns)
         return check_side(frame, *rest)
 
-    monkeypatch.setattr(prepare, "check_side", watched)
+    monkeypatch.setattr(log_pieces, "check_side", watched)
     frames = [None if f is None else f.with_columns(wide=pl.lit("x" * 100)) for f in tables()]
     prepared(tmp_path, SCHEMA, "last", *frames)
     assert seen

@@ -1,4 +1,4 @@
-"""Verbs of tables and buckets: data fetch, data stats, check-buckets."""
+"""Verbs of tables: fetch, stats."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from pydantic import ValidationError
 from twotower.errors import ConfigError, DataError
 from twotower.reports.terminal import print_line
 from twotower.section import first_problem
-
-SHOWN_PROBLEMS = 20
-"""Largest number of problems that check-buckets prints."""
 
 
 def fetch(
@@ -38,37 +35,6 @@ def fetch(
     print_line(
         f"{out}: {tables.users.height:,} users, {tables.items.height:,} items, "
         f"{tables.interactions.height:,} interactions"
-    )
-
-
-def check_buckets(
-    folder: Annotated[Path, typer.Argument(help="Folder of buckets that any engine wrote.")],
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", help="TOML file whose schema the folder must serve. Left out: no schema is compared."),
-    ] = None,
-) -> None:
-    """Check a folder of buckets against docs/prepared-format.md. Exit code 2 if it breaks a rule."""
-    from twotower import api
-    from twotower.config.toml import load_config
-    from twotower.data.buckets import Buckets
-
-    schema = load_config(config, trust=True)[0] if config else None
-    if config and schema is None:
-        raise ConfigError(f"{config}: [schema] is missing; `config_template()` gives a template")
-    problems = api.check_buckets(folder, schema)
-    for line in problems[:SHOWN_PROBLEMS]:
-        print_line(line)
-    if problems:
-        n, more = len(problems), len(problems) - SHOWN_PROBLEMS
-        raise DataError(
-            f"{folder}: {n} problem{'s' if n > 1 else ''}{f', {more} not shown' if more > 0 else ''}; "
-            "docs/prepared-format.md has the rules, write the buckets again"
-        )
-    facts = Buckets.open(folder).facts
-    print_line(
-        f"{folder}: {facts.rows:,} interactions of {facts.read:,} read, of {facts.users:,} users and {facts.items:,} items in "
-        f"{len(facts.buckets):,} buckets, meet docs/prepared-format.md"
     )
 
 

@@ -1,4 +1,4 @@
-"""Verbs of a training: prepare, train, evaluate, doctor, compare, config."""
+"""Verbs of a training: train, evaluate, doctor, compare, config."""
 
 from __future__ import annotations
 
@@ -12,20 +12,6 @@ from twotower.cli.flags import KindModules, Overrides, RunFolder, Trust
 from twotower.escaping import shell_command
 from twotower.files import layout
 from twotower.reports.terminal import print_line, silenced_messages
-
-
-def prepare(
-    config: Annotated[Path, typer.Argument(help="TOML file that names the tables.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the prepared dataset.")],
-    overrides: Overrides = None,
-) -> None:
-    """Prepare sharded Parquet for training, as a stream in bounded memory; the tables may be larger than memory."""
-    from twotower import api
-    from twotower.config.toml import load_config
-
-    schema, resolved = load_config(config, overrides or [], trust=True)
-    api.prepare_folder(resolved, schema, out)
-    print_line(f"next: {shell_command('train', config, '--set', f'data.prepared={out.resolve()}', '--run', 'RUN')}")
 
 
 def train(

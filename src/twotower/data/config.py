@@ -46,6 +46,11 @@ class DataConfig(Section):
         description="Interactions: a CSV or Parquet file, a folder of them, or a pattern. Paths are relative to the "
         "config file.",
     )
+    buckets: str = Field(
+        "",
+        description="Folder of buckets (docs/prepared-format.md), for `twotower prepare` to read instead of tables. Empty: "
+        "none.",
+    )
     prepared: str = Field(
         "", description="Folder written by `twotower prepare`, to train on instead of tables. Empty: none."
     )
@@ -63,7 +68,7 @@ class DataConfig(Section):
 
     def located(self, folder: Path) -> DataConfig:
         """Return the section with its paths relative to a folder made absolute."""
-        own = [name for name in ("users", "items", "interactions", "prepared") if getattr(self, name)]
+        own = [name for name in ("users", "items", "interactions", "buckets", "prepared") if getattr(self, name)]
         update: dict[str, str | NamedDataset] = {name: _located(folder, getattr(self, name)) for name in own}
         if self.dataset:
             paths = {

@@ -2,7 +2,7 @@
 
 prepared.json           format, counts, split, schema, digest
 encoders.json  vocabularies.arrow      statistics and vocabularies of the train part
-users|items.parquet     ids and raw features, the only files that are loaded whole
+users|items.parquet     ids and raw features, the only files that are loaded whole; users in the order of buckets.py
 arrays/*.npy            interactions sorted by part, user and time; seen and positive items by user; encoded columns
 
 A ragged column is two files, values and offsets, or three with the source interactions of the values.
@@ -39,8 +39,8 @@ from twotower.files.readers import read_array, read_checked, read_json
 from twotower.kinds import untrusted_kind
 from twotower.section import first_problem
 
-MEMMAP_FORMAT = 5
-"""Format of a prepared dataset, in prepared.json. Format 4 has poolings without sections; 3 also vocabularies in encoders.json; 2 also former names of
+MEMMAP_FORMAT = 6
+"""Format of a prepared dataset, in prepared.json. Format 5 always has times, and is read; 4 has poolings without sections; 3 also vocabularies in encoders.json; 2 also former names of
 features' options and of arrays; 1 also times in whole seconds."""
 
 
@@ -72,7 +72,7 @@ def read_facts(folder: Path) -> PreparedFacts:
     path = folder / layout.PREPARED_FACTS
     facts = read_json(path)
     form = facts.get("format") if isinstance(facts, dict) else None
-    if form != MEMMAP_FORMAT:
+    if form not in (5, MEMMAP_FORMAT):
         maker = f", made by twotower {facts.get('twotower')}" if isinstance(facts, dict) else ""
         raise RunError(f"{path}: format {form!r}{maker}, this version reads {MEMMAP_FORMAT}; prepare the tables again")
     try:
@@ -133,7 +133,8 @@ class MemmapDataset(Dataset):
         facts = read_facts(folder)
         schema, columns = facts.table_schema, facts.columns
         arrays = _Arrays(folder / layout.ARRAYS)
-        if {len(arrays[name]) for name in ("user", "item", "positive", "part", "time")} != {facts.rows}:
+        plain = ("user", "item", "positive", "part", *(["time"] if schema.time else []))
+        if {len(arrays[name]) for name in plain} != {facts.rows}:
             raise RunError(f"{folder}: damaged (the interactions' arrays are not of {facts.rows:,} rows)")
         frames = {
             side: read_checked(folder / layout.table(side), partial(read_side, schema=schema, side=side))
@@ -154,8 +155,8 @@ class MemmapDataset(Dataset):
             sides["item"],
             Pairs(arrays["user"], arrays["item"], arrays["positive"]),
             arrays["part"],
-            arrays["time"],
-            True,
+            arrays["time"] if schema.time else None,
+            facts.split.follows_time,
             folder,
             facts=facts,
             arrays=arrays,
@@ -212,7 +213,7 @@ class MemmapDataset(Dataset):
 
     def side_before(self, side: SideName, part: int) -> Side:
         known = self.side(side)
-        if part != TEST or side == "item" or not known.columns:
+        if part != TEST or side == "item" or not known.columns or not self.time_ordered:
             return known
         names = [h.name for h in self.schema.histories(side)]
         later = {n: self.arrays.ragged(f"user.{list(known.columns).index(n)}.test") for n in names}

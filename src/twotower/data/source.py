@@ -29,6 +29,8 @@ def read(config: DatasetConfig, schema: Schema | None) -> tuple[Tables | Dataset
         raw = data.dataset.load()
         tables = check(raw.users, raw.items, raw.interactions, schema)
     else:
+        if data.buckets:
+            raise ConfigError("data.buckets is not read by a training; prepare it, and set data.prepared")
         if not data.interactions:
             raise ConfigError("data.interactions is missing; name a CSV or Parquet file, or set data.dataset")
         if schema is None:

@@ -76,6 +76,21 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `path` when the block succeeds, and is removed when it fails.
 
     The former content of `path` is removed as a whole, and only on success; a symbolic link is kept. Raises RunError."""
+    path = replaceable(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        replace_folder(temporary, path)
+    except OSError as e:
+        raise RunError(f"{path}: cannot be written ({e.strerror or e})") from e
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replaceable(path: Path) -> Path:
+    """Return the folder `path` without symbolic links. Raises RunError if no new folder may take its place."""
     check_name(path)
     path = path.resolve()
     if path.exists() and path.samefile("."):  # its replacement would leave the shell in a removed folder
@@ -84,28 +99,27 @@ def new_folder(path: Path) -> Iterator[Path]:
         )
     if path.is_mount():
         raise RunError(f"{path}: a mounted disk cannot be replaced; choose a folder in it")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    before = path.with_name(f".{path.name}.{os.getpid()}.old")
     for left in path.parent.glob(
         f".{glob.escape(path.name)}.*.old"
     ):  # of a process that was killed between two renames
         _restore(left, path)
-    shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def replace_folder(made: Path, path: Path) -> None:
+    """Put the folder `made` in the place of `path`, whose content is removed as a whole. Raises OSError."""
+    before = path.with_name(f".{path.name}.{os.getpid()}.old")
+    for file in made.iterdir():
+        sync(file)
+    sync(made)
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for file in temporary.iterdir():
-            sync(file)
-        sync(temporary)
         if path.exists():
             os.replace(path, before)
-        os.replace(temporary, path)
+        point("folder.moved")
+        os.replace(made, path)
         sync(path.parent)
-    except OSError as e:
-        raise RunError(f"{path}: cannot be written ({e.strerror or e})") from e
     finally:
         _restore(before, path)
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _restore(before: Path, path: Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import polars as pl
 
-from twotower.data.bucket_records import BucketRecords, LogRows
-from twotower.data.bucket_rules import Problems, Rule, read_blocks
-from twotower.data.bucket_tables import check_table
 from twotower.data.buckets import ROW, TIME, VALUE_PREFIX, BucketFacts, Buckets, column_problem
+from twotower.data.buckets.records import BucketRecords, LogRows
+from twotower.data.buckets.rules import Problems, Rule, read_blocks
+from twotower.data.buckets.tables import check_table
 from twotower.data.tables import POSITIVE, averaged_columns
 from twotower.data.times import plausible_range
 from twotower.errors import RunError

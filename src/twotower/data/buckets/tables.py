@@ -6,8 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
-from twotower.data.bucket_rules import Problems, Rule, first_true, read_blocks
 from twotower.data.buckets import Buckets, user_hashes
+from twotower.data.buckets.rules import Problems, Rule, first_true, read_blocks
 from twotower.data.tables import side_columns
 from twotower.errors import RunError
 from twotower.features.schema import Schema

@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.types import Bools, Ints
-from twotower.data.bucket_rules import Problems, Rule, first_true, read_blocks
 from twotower.data.buckets import (
     CONTEXT_PREFIX,
     ITEM,
@@ -22,6 +21,7 @@ from twotower.data.buckets import (
     Bucket,
     BucketFacts,
 )
+from twotower.data.buckets.rules import Problems, Rule, first_true, read_blocks
 from twotower.files import layout
 
 

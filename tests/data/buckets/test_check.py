@@ -25,15 +25,15 @@ from twotower import api
 from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.config.toml import dump_config
-from twotower.data.bucket_check import check_buckets
-from twotower.data.bucket_rules import Rule
 from twotower.data.buckets import Bucket, BucketFacts, Buckets, in_user_order
+from twotower.data.buckets.check import check_buckets
+from twotower.data.buckets.rules import Rule
 from twotower.errors import RunError
 from twotower.features.categorical import Categorical
 from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 USERS, ITEMS, FACTS = "users.parquet", "items.parquet", "buckets.json"
 FIRST, SECOND, THIRD, LAST = (f"interactions/{b:05d}.parquet" for b in range(4))
 SCHEMA = Schema(
@@ -605,7 +605,7 @@ def test_memory_does_not_grow_with_a_bucket(tmp_path: Path) -> None:
     write_large(tmp_path / "many", 200, 10_000)
     code = f"""
 import pathlib, re
-from twotower.data.bucket_check import check_buckets
+from twotower.data.buckets.check import check_buckets
 for name in ("few", "many"):
     assert not check_buckets(f"{tmp_path}/{{name}}", block_rows=16_384)
     print(re.search("VmHWM: +(.*) kB", pathlib.Path("/proc/self/status").read_text().replace("\\t", " "))[1])

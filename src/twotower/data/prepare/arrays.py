@@ -1,0 +1,222 @@
+"""Arrays of a prepared dataset, written from buckets.
+
+Each bucket has its own range in every array, so buckets are written side by side, and a later call writes those that are
+missing. Memory holds one bucket for each thread, the tables of users and items, and a few numbers per user and item.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from twotower import files
+from twotower.arrays import npy_writer
+from twotower.arrays.ragged import Ragged, offsets_of
+from twotower.arrays.types import Codes, Ints
+from twotower.data import splits
+from twotower.data.buckets import ITEM, POSITIVE, TIME, USER, Bucket, Buckets
+from twotower.data.memmap import MEMMAP_FORMAT
+from twotower.data.prepare.bucket_reader import BucketReader, Columns
+from twotower.data.prepare.bucket_splits import BucketSplits
+from twotower.data.split import SplitConfig
+from twotower.data.splits import TRAIN
+from twotower.data.tables import check_side, with_statistics
+from twotower.errors import DataError, RunError
+from twotower.features.encoders import Encoders
+from twotower.features.schema import Schema
+from twotower.features.side import SIDES, SideName
+from twotower.files import layout
+from twotower.files.readers import file_digest, read_checked, read_parquet
+from twotower.files.resumable import make_once
+from twotower.version import __version__
+
+SIDE_BLOCK_ROWS = 2**18
+"""Users or items that are encoded at once."""
+MAX_SHORT_ROWS = 2**31
+"""Number of interactions from which on their indices have 64 bits."""
+
+Each = Callable[[str, Callable[[Bucket], bool]], None]
+"""Calls a task for each bucket, several at a time; a task returns False if an earlier call has done it."""
+
+
+class PreparedArrays:
+    """Writer of a prepared dataset from buckets."""
+
+    def __init__(
+        self,
+        buckets: Buckets,
+        schema: Schema,
+        split: SplitConfig,
+        made: Path,
+        work: Path,
+        side_block_rows: int = SIDE_BLOCK_ROWS,
+        max_short_rows: int = MAX_SHORT_ROWS,
+    ) -> None:
+        """`made` becomes the dataset, `work` holds what is known of each bucket. Raises RunError or ConfigError for
+        buckets with other columns."""
+        self.buckets, self.facts, self.schema, self.split = buckets, buckets.facts, schema, split
+        self.made, self.arrays, self.written = made, made / layout.ARRAYS, work / "written"
+        self.side_block_rows = side_block_rows
+        self.index = np.dtype("<i4" if self.facts.rows < max_short_rows else "<i8")
+        self.reader = BucketReader(buckets, schema)
+        self.splits = BucketSplits(self.reader, split, work / "splits")
+        for folder in (self.arrays, self.written, self.splits.folder):
+            folder.mkdir(exist_ok=True)
+        self.reader.check()
+
+    def write(self, each: Each, threads: int) -> None:
+        """Write all files of the dataset. Raises DataError if it is of no use, RunError for a damaged bucket, OSError."""
+        frames: dict[SideName, pl.DataFrame] = {
+            side: read_checked(self.buckets.table(side), partial(self._read_table, side=side)) for side in SIDES
+        }
+        if (n := (frames["user"].height, frames["item"].height)) != (self.facts.users, self.facts.items):
+            raise RunError(
+                f"{self.buckets.folder}: damaged ({n[0]:,} users and {n[1]:,} items, not those of buckets.json)"
+            )
+        if self.splits.missing():
+            rule = self.splits.rule()
+            each("interactions split", lambda bucket: self.splits.make(bucket, rule))
+            del rule
+        found = [self.splits.counts(b) for b in self.facts.buckets]
+        sizes = np.stack([f["sizes"] for f in found])
+        splits.check_parts(sizes.sum(0), self.split)
+        positives = _by_item(found, "positive_item", self.facts.items)
+        if not positives.any():
+            raise DataError("no positive interaction in the train part; there is nothing to learn from")
+        counts: dict[SideName, Ints] = {
+            "user": np.concatenate([f["train"] for f in found]), "item": _by_item(found, "item", self.facts.items)
+        }  # fmt: skip
+        sums = self.splits.sums()
+        for side in SIDES:
+            of_side = {a: sums[a][side] for a in sums}
+            frames[side] = with_statistics(frames[side], self.schema, side, counts[side], of_side)
+        encoders = Encoders.fit(self.schema, frames, counts)
+        np.save(self.arrays / "item_positive_counts.npy", positives)
+        codes = {
+            n: encoders.history_codes(h, frames["item"][self.schema.item_id]) for n, h in self.splits.histories.items()
+        }
+        self._write_buckets(each, found, sizes, codes)
+        columns: dict[str, files.JsonData] = {side: self._encode(encoders, side, frames[side]) for side in SIDES}
+        for side in SIDES:
+            frames[side].write_parquet(self.made / layout.table(side))
+        encoders.save(self.made)
+        facts: dict[str, files.JsonData] = {
+            "format": MEMMAP_FORMAT, "twotower": __version__, "rows": self.facts.rows, "users": self.facts.users,
+            "items": self.facts.items, "ends": np.cumsum(sizes.sum(0))[:2].tolist(), "columns": columns,
+            "schema": self.schema.model_dump(mode="json"), "split": self.split.model_dump(mode="json"),
+        }  # fmt: skip
+        files.write_json(self.made / layout.PREPARED_FACTS, facts | {"digest": self._digest(threads)})
+
+    def _read_table(self, path: Path, side: SideName) -> pl.DataFrame:
+        return check_side(read_parquet(path), side, self.schema, [])
+
+    def _write_buckets(self, each: Each, found: list[Columns], sizes: Ints, codes: dict[str, Codes]) -> None:
+        """Write the interactions, and the arrays by user."""
+        plain = {USER: "<i4", ITEM: "<i4", POSITIVE: "?", "part": "|i1"} | ({TIME: "<i8"} if self.reader.timed else {})
+        for name, dtype in plain.items():
+            npy_writer.create(self.arrays / f"{name}.npy", dtype, self.facts.rows)
+        firsts, starts = [b.users[0] for b in self.facts.buckets], dict[str, Ints]()
+        for name in ("train", "positives", "interacted_items", *(n for n in found[0] if n.startswith("user."))):
+            offsets = offsets_of(np.concatenate([f[name] for f in found]))
+            np.save(self.arrays / f"{name}.offsets.npy", offsets)
+            starts[name] = offsets[firsts]
+            indices, items = {"train": (name, "seen_items"), "positives": (name, "positive_items")}.get(
+                name, (f"{name}.source", f"{name}.values")
+            )
+            npy_writer.create(self.arrays / f"{indices}.npy", self.index, int(offsets[-1]))
+            npy_writer.create(self.arrays / f"{items}.npy", "<i4", int(offsets[-1]))
+        cursors = np.cumsum(sizes, 0) - sizes + np.r_[0, np.cumsum(sizes.sum(0))[:-1]]
+        numbers = {b.file: n for n, b in enumerate(self.facts.buckets)}
+
+        def write(bucket: Bucket) -> bool:
+            def into(path: Path) -> None:
+                n = numbers[bucket.file]
+                self._write_bucket(bucket, cursors[n], {name: int(s[n]) for name, s in starts.items()}, codes)
+                path.touch()
+
+            return make_once(self.written / bucket.file, into)
+
+        each("interactions written", write)
+
+    def _write_bucket(self, bucket: Bucket, cursor: Ints, starts: dict[str, int], codes: dict[str, Codes]) -> None:
+        """Write the interactions of a bucket: those of each part from the row `cursor` (3,) on, its ragged arrays from
+        `starts` on."""
+        found = self.reader.read(bucket, ITEM, POSITIVE, *([TIME] if self.reader.timed else []))
+        parts, item, positive = self.splits.parts(bucket), found[ITEM].astype(np.int32), found[POSITIVE]
+        found[USER], found[ITEM] = found[USER].astype(np.int32), item
+        indices = np.empty(len(parts), self.index)
+        for part, start in enumerate(cursor.tolist()):
+            keep = np.flatnonzero(parts == part)
+            indices[keep] = np.arange(start, start + len(keep))
+            for name, values in found.items():
+                self._put(name, start, values[keep])
+            self._put("part", start, np.full(len(keep), part, np.int8))
+        user = found[USER] - bucket.users[0]
+        keys = user.astype(np.int64) * self.facts.items + item
+        train = parts == TRAIN
+        for name, of_items, keep in (("train", "seen_items", train), ("positives", "positive_items", train & positive)):
+            self._put(name, starts[name], indices[keep])
+            self._put(of_items, starts[name], (np.sort(keys[keep]) % self.facts.items).astype(np.int32))
+        self._put("interacted_items.values", starts["interacted_items"], item)
+        self._put("interacted_items.source", starts["interacted_items"], indices)
+        for name, among, history in self.splits.history_masks(parts, positive):
+            offsets = offsets_of(np.bincount(user[among], minlength=bucket.users[1] - bucket.users[0]))
+            values = codes[name.removesuffix(".test")][item[among]]
+            rows = Ragged(values, offsets, indices[among]).keep_last(history.max_length)
+            assert rows.source is not None
+            self._put(f"{name}.values", starts[name], rows.values)
+            self._put(f"{name}.source", starts[name], rows.source)
+
+    def _put(self, name: str, start: int, values: npt.NDArray[Any]) -> None:
+        npy_writer.write_rows(self.arrays / f"{name}.npy", start, values)
+
+    def _encode(self, encoders: Encoders, side: SideName, frame: pl.DataFrame) -> list[str]:
+        """Write the encoded columns of a side, and return the names of all its features, in order."""
+        features = list(self.schema.side(side))
+        for i, f in enumerate(features):
+            if f.history:
+                continue
+            lengths = list[Ints]()
+
+            def values(
+                start: int, source: pl.Series = frame[f.source], lengths: list[Ints] = lengths
+            ) -> npt.NDArray[Any]:
+                block = encoders.encode(f, source.slice(start, self.side_block_rows))  # noqa: B023 - called before the next f
+                if not isinstance(block, Ragged):
+                    return block
+                lengths.append(block.lengths)
+                return block.values
+
+            path = self.arrays / f"{side}.{i}.npy"
+            npy_writer.write_blocks(path, map(values, range(0, frame.height, self.side_block_rows)))
+            if lengths:
+                path.rename(self.arrays / f"{side}.{i}.values.npy")
+                np.save(self.arrays / f"{side}.{i}.offsets.npy", offsets_of(np.concatenate(lengths)))
+        return [f.name for f in features]
+
+    def _digest(self, threads: int) -> str:
+        """Write all files but the facts to the disk, and return the digest of their names and contents."""
+        paths = sorted(p for p in self.made.rglob("*") if p.is_file() and p.name != layout.PREPARED_FACTS)
+
+        def digest(path: Path) -> str:
+            files.sync(path)
+            return f"{path.relative_to(self.made)} {file_digest(path)}\n"
+
+        with ThreadPoolExecutor(threads) as pool:
+            return hashlib.sha256("".join(pool.map(digest, paths)).encode()).hexdigest()[:16]
+
+
+def _by_item(found: list[Columns], name: str, n: int) -> Ints:
+    """Return (n,) the counts of all buckets by item."""
+    total = np.zeros(n, np.int64)
+    for f in found:
+        total[f[name]] += f[f"{name}.counts"]
+    return total

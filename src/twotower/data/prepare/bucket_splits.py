@@ -1,0 +1,169 @@
+"""Split of bucketed interactions: the part of every row, and counts of the train part, by bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from twotower import files
+from twotower.arrays.types import Bools, Doubles, Ints
+from twotower.data import splits
+from twotower.data.buckets import ITEM, POSITIVE, ROW, TIME, USER, VALUE_PREFIX, Bucket
+from twotower.data.prepare.bucket_reader import BucketReader, Columns
+from twotower.data.split import SplitConfig
+from twotower.data.splits import TEST, TRAIN, Parts
+from twotower.data.tables import averaged_columns
+from twotower.features.feature import HistorySpec
+from twotower.features.side import SIDES, SideName
+from twotower.files.readers import read_checked
+from twotower.files.resumable import make_once
+
+PartsOf = Callable[[Columns, Ints], Parts]
+"""Function of a bucket's columns, and of its users' numbers of interactions (U,), that returns the parts (n,)."""
+
+
+@dataclass(frozen=True)
+class BucketSplits:
+    """Splits the interactions of buckets, and keeps the result of each bucket in two files."""
+
+    reader: BucketReader
+    split: SplitConfig
+    folder: Path
+
+    @property
+    def histories(self) -> dict[str, HistorySpec]:
+        """Sequences of the users, by the name of their array."""
+        return {f"user.{i}": f.history for i, f in enumerate(self.reader.schema.side("user")) if f.history}
+
+    def history_masks(self, parts: Parts, positive: Bools) -> Iterable[tuple[str, Bools, HistorySpec]]:
+        """Yield the name of each array of histories, the mask (n,) of its interactions, and the history."""
+        for name, history in self.histories.items():
+            among = history.holds(positive)
+            yield name, among & (parts == TRAIN), history
+            if self.split.follows_time:
+                yield f"{name}.test", among & (parts != TEST), history
+
+    def missing(self) -> bool:
+        """Return True if a bucket is not split."""
+        return not all(self._counts_file(b).exists() for b in self.reader.buckets.facts.buckets)
+
+    def make(self, bucket: Bucket, parts_of: PartsOf) -> bool:
+        """Split a bucket; return False if it is split already."""
+
+        def into(path: Path) -> None:
+            parts, counts = self._counted(bucket, parts_of)
+            parts.tofile(self._parts_file(bucket))
+            files.sync(self._parts_file(bucket))
+            with path.open("wb") as file:
+                np.savez(file, allow_pickle=False, **counts)
+
+        return make_once(self._counts_file(bucket), into)
+
+    def parts(self, bucket: Bucket) -> Parts:
+        """Return the parts (n,) of a bucket."""
+        return np.fromfile(self._parts_file(bucket), np.int8)
+
+    def counts(self, bucket: Bucket) -> Columns:
+        """Return the counts of a bucket: the `sizes` (3,) of the parts; the length of each ragged array by user; and the items
+        of the train part, all and positive ones, with their counts. Not for several threads at once."""
+
+        def read(path: Path) -> Columns:
+            with np.load(path) as found:
+                return dict(found)
+
+        return read_checked(self._counts_file(bucket), read)
+
+    def rule(self) -> PartsOf:
+        """Return the rule of the split. The rules `time` and `random` look at all buckets first."""
+        if self.split.kind == "last":
+            return lambda found, lengths: splits.last_parts(lengths)
+        if self.split.kind == "time":
+            starts = splits.part_starts(self._times(), self.split)
+            return lambda found, lengths: splits.time_parts(found[TIME], starts)
+        by_row = self._random_parts()
+        return lambda found, lengths: by_row[found[ROW]]
+
+    def sums(self) -> dict[str, dict[SideName, Doubles]]:
+        """Return the sums and numbers (2, rows) of averaged columns over the train part, by column and side.
+
+        They are added in the order of the users, so that rounding does not depend on the buckets."""
+        facts, columns = self.reader.buckets.facts, averaged_columns(self.reader.schema)
+        n = {"user": facts.users, "item": facts.items}
+        sums: dict[str, dict[SideName, Doubles]] = {
+            a: {side: np.zeros((2, n[side])) for side in SIDES} for a in columns
+        }
+        for bucket in facts.buckets if columns else ():
+            found, train = self.reader.read(bucket, ITEM, *self.reader.values), self.parts(bucket) == TRAIN
+            for a in columns:
+                values = found[VALUE_PREFIX + a]
+                known = train & np.isfinite(values)
+                for side in SIDES:
+                    rows = found[side][known]
+                    np.add.at(sums[a][side][0], rows, values[known])
+                    sums[a][side][1] += np.bincount(rows, minlength=n[side])
+        return sums
+
+    def _counts_file(self, bucket: Bucket) -> Path:
+        return self.folder / f"{bucket.file}.npz"
+
+    def _parts_file(self, bucket: Bucket) -> Path:
+        return self.folder / f"{bucket.file}.parts"
+
+    def _counted(self, bucket: Bucket, parts_of: PartsOf) -> tuple[Parts, Columns]:
+        found = self.reader.read(bucket, ITEM, POSITIVE, ROW, *([TIME] if self.reader.timed else []))
+        user, item, positive = found[USER] - bucket.users[0], found[ITEM], found[POSITIVE]
+        lengths = partial(np.bincount, minlength=bucket.users[1] - bucket.users[0])
+        parts = parts_of(found, lengths(user))
+        train = parts == TRAIN
+        liked = train & positive
+        counts: Columns = {
+            "sizes": np.bincount(parts, minlength=3), "interacted_items": lengths(user), "train": lengths(user[train]),
+            "positives": lengths(user[liked]),
+        }  # fmt: skip
+        for name, keep, history in self.history_masks(parts, positive):
+            n = lengths(user[keep])
+            counts[name] = np.minimum(n, history.max_length) if history.max_length else n
+        for name, keep in (("item", train), ("positive_item", liked)):
+            n = np.bincount(item[keep])
+            counts[name] = np.flatnonzero(n)
+            counts[f"{name}.counts"] = n[counts[name]]
+        return parts, counts
+
+    def _times(self) -> Ints:
+        """Return the times of all interactions, in any order."""
+        facts, start = self.reader.buckets.facts, 0
+        times = self._scratch(facts.rows, np.int64)
+        for bucket in facts.buckets:
+            times[start : start + bucket.rows] = self.reader.read(bucket, TIME)[TIME]
+            start += bucket.rows
+        return times
+
+    def _random_parts(self) -> Parts:
+        """Return the parts by row of the log, those of `splits.split_interactions` over the rows that are kept."""
+        facts, start = self.reader.buckets.facts, 0
+        kept, by_row = self._scratch(facts.read, np.bool_), self._scratch(facts.read, np.int8)
+        kept[:] = False
+        for bucket in facts.buckets:
+            kept[self.reader.read(bucket, ROW)[ROW]] = True
+        parts = splits.random_parts(facts.rows, self.split, self._scratch)
+        for first in range(0, facts.read, splits.BLOCK_ROWS):
+            rows = first + np.flatnonzero(kept[first : first + splits.BLOCK_ROWS])
+            by_row[rows] = parts[start : start + len(rows)]
+            start += len(rows)
+        return by_row
+
+    def _scratch(self, n: int, dtype: type[np.generic]) -> npt.NDArray[Any]:
+        """Return an array (n,) in a file without a name, which the system writes to the disk where memory is short."""
+        if not n:
+            return np.empty(0, dtype)
+        path = self.folder / "scratch"
+        path.unlink(missing_ok=True)
+        found = np.asarray(np.memmap(path, dtype, "w+", shape=(n,)))
+        path.unlink()
+        return found

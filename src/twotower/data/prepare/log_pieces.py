@@ -1,0 +1,223 @@
+"""Pieces of a log: its interactions as rows of users and items, in Parquet files that an engine turns into buckets.
+
+A piece is up to `rows` interactions of one file of the log, sorted by user.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from twotower.arrays.types import Doubles, Ints
+from twotower.data import buckets
+from twotower.data.buckets import in_user_order
+from twotower.data.config import DataConfig
+from twotower.data.readers import Reading, read_file, table_errors, table_files
+from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, names_within, read_slices
+from twotower.data.tables import POSITIVE, averaged_columns, check_side, labelled, need, side_columns, with_ids
+from twotower.data.times import TIME, Times
+from twotower.errors import DataError
+from twotower.features.schema import Schema
+from twotower.features.side import SIDES, SideName
+from twotower.files import JsonData
+from twotower.files.resumable import make_once
+from twotower.progress import JobProgress
+
+ROW_GROUP_ROWS = 32_768
+"""Interactions of a row group of a piece: an engine reads those of a bucket's users and skips the others."""
+
+Sides = dict[SideName, pl.DataFrame]
+
+
+@dataclass(frozen=True)
+class Log:
+    """The interactions of a config, in the order of their files' names."""
+
+    data: DataConfig
+    schema: Schema
+    pieces: tuple[TableShard, ...]
+    firsts: tuple[int, ...]
+    """Row of the log at which each piece begins."""
+    found: Mapping[str, JsonData]
+    """Name, size and time of change of each file of interactions, as it was found first."""
+
+    @classmethod
+    def open(cls, data: DataConfig, schema: Schema, piece_rows: int) -> Log:
+        """Find the files of a log, and cut them into pieces. Raises DataError for a missing column or no rows."""
+        paths = table_files(data.interactions, (".parquet", ".pq"))
+        files = list[TableFile]()
+        for path, name in zip(paths, names_within(paths), strict=True):
+            with table_errors(path):
+                table = pl.scan_parquet(path, glob=False)
+                files.append(TableFile(path, name, int(table.select(pl.len()).collect().item())))
+                columns = table.collect_schema()
+            need(pl.DataFrame(schema=columns), used_columns(schema), "interactions")
+        pieces = tuple(cut_into_shards(files, piece_rows))
+        if not pieces:
+            raise DataError("interactions: the table has no rows, expected at least one; fill it")
+        ends = itertools.accumulate(piece.rows or 0 for piece in pieces)
+        return cls(data, schema, pieces, (0, *ends)[:-1], {file.name: file.state() for file in files})
+
+    @property
+    def rows(self) -> int:
+        """Number of interactions."""
+        return sum(piece.rows or 0 for piece in self.pieces)
+
+    def state(self) -> JsonData:
+        """Return the names, sizes and times of change of all files, tables of sides included."""
+        sides = [p for given in (self.data.users, self.data.items) if given for p in table_files(given)]
+        return [*self.found.values(), *(TableFile(path, str(path), None).state() for path in sides)]
+
+    def read(self, piece: TableShard, columns: Sequence[str]) -> pl.DataFrame:
+        """Return some columns of a piece. Raises DataError if its file is another one than at first."""
+        path, rows = piece.file.path, piece.rows or 0
+        with table_errors(path):
+            table = pl.scan_parquet(path, glob=False).select(columns)
+        (frame,) = read_slices(table, path, piece.start, rows, rows)
+        with table_errors(path):
+            same = piece.file.state() == self.found[piece.file.name]
+        if not same:
+            raise DataError(f"{path}: was changed while it was read; call again when it is complete")
+        return frame
+
+    def settle(self, known: Sides | None, notes: list[str]) -> tuple[Sides, Times | None]:
+        """Return the tables of both sides, the users in the order of their rows, and a reader of the times that has looked
+        at all of them. `known` are the tables, if an earlier call has written them. Raises DataError."""
+        schema, times = self.schema, Times(self.schema) if self.schema.time else None
+        given = dict(zip(SIDES, (self.data.users, self.data.items), strict=True))
+        ids: dict[SideName, str] = {side: schema.id_column(side) for side in SIDES if not (known or given[side])}
+        found: Sides = {}
+        wanted = list(dict.fromkeys([*ids.values(), *filter(None, [schema.time])]))
+        for piece in self.pieces if wanted else ():
+            frame = self.read(piece, wanted)
+            if times:
+                times.look(frame[schema.time])
+            for side, key in ids.items():
+                new = with_ids(frame.select(key), key, "interactions").unique()
+                found[side] = _union_of_ids(found[side], new, key) if side in found else new
+        if times:
+            times.settle()
+        if known:
+            return known, times
+        for side in SIDES:
+            if given[side]:
+                found[side] = read_file(given[side], Reading.of(schema, side), side_columns(side, schema))
+            else:
+                found[side] = found[side].sort(ids[side])
+            found[side] = check_side(found[side], side, schema, notes)
+        if schema.title:
+            need(found["item"], [schema.title], "items")
+        found["user"] = in_user_order(found["user"], schema.user_id)
+        return found, times
+
+
+def used_columns(schema: Schema) -> list[str]:
+    """Return the columns of the interactions that a schema names."""
+    keys = [schema.user_id, schema.item_id, *filter(None, (schema.time, schema.label))]
+    return list(dict.fromkeys([*keys, *(a for a in averaged_columns(schema) if a != POSITIVE)]))
+
+
+def write_pieces(
+    log: Log, sides: Sides, times: Times | None, folder: Path, threads: int, progress: JobProgress
+) -> list[Path]:
+    """Write the pieces of a log into a folder, those that it lacks, and return their files. Raises DataError."""
+    rows = {side: sides[side].select(log.schema.id_column(side)).with_row_index("__row") for side in SIDES}
+    paths = [folder / f"{n:06d}.parquet" for n in range(len(log.pieces))]
+
+    def write(n: int) -> None:
+        def into(path: Path) -> None:
+            piece = _encoded(log, n, rows, times)
+            piece.write_parquet(path, compression="lz4", row_group_size=ROW_GROUP_ROWS)
+
+        made = make_once(paths[n], into)
+        (progress.advance if made else progress.skip)(log.pieces[n].rows or 0)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(write, range(len(paths))))
+    return paths
+
+
+def _encoded(log: Log, n: int, sides: Sides, times: Times | None) -> pl.DataFrame:
+    """Return piece `n` with the columns of a bucket, sorted by user."""
+    schema = log.schema
+    frame = labelled(log.read(log.pieces[n], used_columns(schema)), schema, some=False)
+    if times:
+        frame = times.add(frame)
+        _check_order(frame, schema)
+    columns = {side: _rows_of_ids(frame, sides[side], schema.id_column(side), side) for side in SIDES}
+    out = pl.DataFrame(
+        {
+            buckets.USER: columns["user"], buckets.ITEM: columns["item"], buckets.POSITIVE: frame[POSITIVE],
+            buckets.ROW: np.arange(log.firsts[n], log.firsts[n] + frame.height),
+        } | ({buckets.TIME: frame[TIME]} if times else {})
+        | {buckets.VALUE_PREFIX + a: _as_floats(frame[a]) for a in averaged_columns(schema)}
+    )  # fmt: skip
+    return out.sort(buckets.USER)
+
+
+def counts_of_users(pieces: list[Path], n_users: int) -> Ints:
+    """Return (n_users,) the number of interactions of each user."""
+    counts = np.zeros(n_users, np.int64)
+    for path in pieces:
+        users = pl.scan_parquet(path, glob=False).select(buckets.USER).collect()[buckets.USER].to_numpy()
+        first = int(users[0])  # they rise
+        found = np.bincount(users - first)
+        counts[first : first + len(found)] += found
+    return counts
+
+
+def _as_floats(column: pl.Series) -> Doubles:
+    """Return a column as float64. Raises DataError if it is not numeric."""
+    if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
+        raise DataError(
+            f"interactions: column '{column.name}' holds {column.dtype}, expected numbers to average; cast it"
+        )
+    return column.cast(pl.Float64).to_numpy()
+
+
+def _union_of_ids(found: pl.DataFrame, ids: pl.DataFrame, key: str) -> pl.DataFrame:
+    """Return the distinct ids of both tables. Raises DataError if they are of two types."""
+    if {found[key].dtype, ids[key].dtype} == {pl.Int64, pl.UInt64} and not (
+        (found[key] < 0).any() or (ids[key] < 0).any()
+    ):
+        found, ids = (t.with_columns(pl.col(key).cast(pl.UInt64)) for t in (found, ids))
+    if found[key].dtype != ids[key].dtype:
+        raise DataError(
+            f"interactions: column '{key}' is {found[key].dtype} in some files and {ids[key].dtype} in others; "
+            "give all files the same type"
+        )
+    return pl.concat([found, ids]).unique()
+
+
+def _check_order(piece: pl.DataFrame, schema: Schema) -> None:
+    """Raise DataError for time_unit "order" with fractions, whose ranks would differ between pieces."""
+    given = piece[schema.time]
+    if schema.time_unit == "order" and given.dtype.is_numeric() and not (piece[TIME] == given).all():
+        raise DataError(
+            f"interactions: time '{schema.time}' holds fractions or numbers beyond 64 bits; to prepare, give whole numbers"
+        )
+
+
+def _rows_of_ids(piece: pl.DataFrame, rows: pl.DataFrame, key: str, side: SideName) -> pl.Series:
+    """Return the row (n,) of every id of a piece. Raises DataError if the side lacks one."""
+    ids = with_ids(piece.select(key), key, "interactions")
+    if {ids[key].dtype, rows[key].dtype} == {pl.Int64, pl.UInt64}:  # only one of them has ids from 2**63 on
+        ids = ids.with_columns(pl.col(key).cast(rows[key].dtype, strict=False))
+    if ids[key].dtype != rows[key].dtype:
+        raise DataError(
+            f"column '{key}': {side}s has {rows[key].dtype} and interactions {ids[key].dtype}; give both the same type"
+        )
+    found = ids.join(rows, on=key, how="left", maintain_order="left")["__row"]
+    if n := found.null_count():
+        first = ids[key].filter(found.is_null())[0]
+        raise DataError(
+            f"interactions: {n} rows have ids of '{key}' that are not in {side}s (the first: {first}); "
+            f"add them to {side}s or drop their rows"
+        )
+    return found.cast(pl.Int32)

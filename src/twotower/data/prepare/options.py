@@ -1,0 +1,50 @@
+"""Options of a preparation: engine, memory and threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from twotower.data.prepare.engines.engine import ROW_BYTES
+from twotower.errors import ConfigError
+from twotower.machine import available_cores
+
+PIECE_ROW_BYTES = 400
+"""Memory that an interaction takes while its ids are looked up, in bytes."""
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Options of a preparation. No result depends on them."""
+
+    engine: str = "auto"
+    """Name of the engine that sorts. auto: `local` if the log fits in memory, else `duckdb`."""
+    memory: int = 10**9
+    """Bytes for interactions, beside the tables of users and items."""
+    threads: int = 0
+    """Threads. 0: the cores of this machine."""
+    piece_rows: int = 0
+    """Most interactions of a piece. 0: by memory."""
+    bucket_rows: int = 0
+    """Approximate number of interactions of a bucket. 0: by memory."""
+    side_block_rows: int = 2**18
+    """Users or items that are encoded at once."""
+
+    def resolved(self) -> PrepareOptions:
+        """Return the options with numbers for zeros. Raises ConfigError."""
+        if self.memory < 10**6:
+            raise ConfigError(f"`memory` is {self.memory:,} bytes, expected at least 1 MB")
+        threads = self.threads or available_cores()
+        return replace(
+            self,
+            threads=threads,
+            piece_rows=self.piece_rows or min(2**21, max(1, self.memory // threads // PIECE_ROW_BYTES)),
+            bucket_rows=self.bucket_rows or max(1, self.memory // threads // ROW_BYTES),
+        )
+
+    def check_memory(self, rows: int, what: str) -> None:
+        """Raise ConfigError if `rows` interactions, which are needed at once, take more memory; `what` has them."""
+        if rows * ROW_BYTES > self.memory:
+            raise ConfigError(
+                f"{what} has {rows:,} interactions, which take about {rows * ROW_BYTES / 1e6:,.0f} MB; `memory` is "
+                f"{self.memory / 1e6:,.0f} MB, give more"
+            )

@@ -1,0 +1,83 @@
+"""Folders whose making is continued by a later call after a kill."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from twotower import files
+from twotower.errors import ConfigError, DataError, RunError
+from twotower.files import locks
+from twotower.files.readers import read_json
+
+log = logging.getLogger(__name__)
+
+PLAN, LOCK, MADE = "plan.json", "lock", "made"
+
+
+@contextmanager
+def resumable_folder(path: Path, action: str, plan: files.JsonData) -> Iterator[tuple[Path, Path]]:
+    """Yield two folders: `made`, which replaces `path` when the block succeeds, and `work` for other files.
+
+    What a killed call has left in them is there again if it had the same `plan`, the inputs on which all their files
+    depend; else both are empty. After a DataError or ConfigError nothing is left; after a RunError, such as of a full disk,
+    and an interruption the files stay for the next call. One process at a time may make a folder. Raises RunError."""
+    path = files.replaceable(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with locks.lock(partial / LOCK) as held:
+            held.write_holder(action)
+            _begin(partial, plan)
+            made, work = partial / MADE, partial / "work"
+            made.mkdir(exist_ok=True)
+            work.mkdir(exist_ok=True)
+            try:
+                yield made, work
+                files.replace_folder(made, path)
+            except (DataError, ConfigError):
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            shutil.rmtree(partial, ignore_errors=True)
+    except locks.LockHeld as e:
+        raise RunError(f"{path}: {e}; let it end, or stop it") from None
+    except OSError as e:
+        raise RunError(
+            f"{path}: cannot be written ({e.strerror or e}); call again to go on, or remove {partial.name} beside it"
+        ) from e
+
+
+def _begin(partial: Path, plan: files.JsonData) -> None:
+    """Keep the files of an earlier call with the same plan, else remove them and write the plan."""
+    before = read_json(partial / PLAN) if (partial / PLAN).exists() else None
+    if before == plan:
+        for left in (partial / MADE).rglob(".*"):  # temporary files
+            files.remove(left)
+        log.info(f"{partial}: going on with what an earlier call has left")
+        return
+    if before is not None:
+        log.info(f"{partial}: left by a call with other data or settings; starting again")
+    for left in partial.iterdir():
+        if left.name != LOCK:
+            files.remove(left)
+    files.write_json(partial / PLAN, plan)
+
+
+def make_once(path: Path, write: Callable[[Path], object]) -> bool:
+    """Make a file by `write`, given a temporary path, unless it exists; return True if it was made.
+
+    The file has its name only when it is whole and on the disk."""
+    if path.exists():
+        return False
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    files.sync(temporary)
+    files.point("made.written")
+    os.replace(temporary, path)
+    files.sync(path.parent)
+    files.point("made.renamed")
+    return True
