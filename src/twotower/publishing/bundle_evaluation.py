@@ -14,7 +14,7 @@ from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.part_evaluation import PartEvaluation
 from twotower.features.side import SideName
-from twotower.retrieval.evaluation import rank_items
+from twotower.retrieval.evaluation import BLOCK_USERS, rank_items
 from twotower.retrieval.request import Method
 from twotower.retrieval.retriever import Retriever
 from twotower.retrieval.user_vectors import embed_users
@@ -55,11 +55,13 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
 def _scores(retriever: Retriever, method: Method) -> Floats:
     """Return the scores (n,) of the test pairs by the served vectors; -1e9 for rejected items."""
     pairs = retriever.dataset.test
-    users = embed_users(retriever, np.arange(len(retriever.user_ids)), method)
+    users = np.empty((len(retriever.user_ids), retriever.index.width), np.float32)
+    for part in pieces(len(users), BLOCK_USERS):
+        users[part] = embed_users(retriever, np.arange(part.start, part.stop), method)
     items = np.full((len(retriever.item_ids), users.shape[1]), np.nan, np.float32)
     rows = retriever.index.rows
     items[rows] = retriever.index.vectors(rows)
-    scores = Factors(torch.from_numpy(np.ascontiguousarray(users)), torch.from_numpy(items)).scores(pairs)
+    scores = Factors(torch.from_numpy(users), torch.from_numpy(items)).scores(pairs)
     for part in pieces(len(scores)):
         np.nan_to_num(scores[part], copy=False, nan=-1e9)
     return scores

@@ -18,11 +18,19 @@ from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.two_tower import TwoTower, evaluation_mode
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 
+MAX_BLOCK_CODES = 2**20
+"""Codes of bags, such as histories, that one call of a tower reads."""
 
-def model_factors(model: TwoTower, users: SideTensors, items: SideTensors, block: int = 65_536) -> Factors:
-    """Return the vectors of all rows of both sides, `block` rows at a time, in evaluation mode."""
+
+def model_factors(
+    model: TwoTower, users: SideTensors, items: SideTensors, block: int = 65_536, codes: int = MAX_BLOCK_CODES
+) -> Factors:
+    """Return the vectors of all rows of both sides in evaluation mode, at most `block` rows and `codes` codes of bags at a
+    time."""
     with evaluation_mode(model):
-        return Factors(_all_vectors(model.user_vectors, users, block), _all_vectors(model.item_vectors, items, block))
+        return Factors(
+            _all_vectors(model.user_vectors, users, block, codes), _all_vectors(model.item_vectors, items, block, codes)
+        )
 
 
 def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
@@ -49,16 +57,15 @@ def gathered_factors(
 
 
 def _all_vectors(
-    tower: Callable[[Inputs], Float[Tensor, "b D"]], side: SideTensors, block: int
+    tower: Callable[[Inputs], Float[Tensor, "b D"]], side: SideTensors, block: int, codes: int
 ) -> Float[Tensor, "n D"]:
-    """Return the vectors of all rows of a side, `block` rows at a time."""
+    """Return the vectors of all rows of a side, a block at a time."""
     out: Tensor | None = None
-    for start in range(0, side.n, block):
-        rows = np.arange(start, min(start + block, side.n))
+    for rows in side.blocks(block, codes):
         vectors = tower(side.take(rows))
         if out is None:
             out = vectors.new_empty((side.n, vectors.shape[1]))
-        out[start : start + len(rows)] = vectors  # concatenating blocks at the end would take twice the memory
+        out[rows[0] : rows[-1] + 1] = vectors  # concatenating blocks at the end would take twice the memory
     assert out is not None
     return out
 

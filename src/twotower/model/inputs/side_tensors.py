@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -53,6 +53,20 @@ class SideTensors:
             made = TimelinePositions(self._sequences[name], self._timeline, self._by_user)
             self._timeline_positions[name] = made
         return self._timeline_positions[name]
+
+    def blocks(self, rows: int, codes: int) -> Iterator[Shaped[Ints, "_"]]:
+        """Yield all rows in blocks of at most `rows` rows and `codes` codes of bags; a row with more is a block."""
+        bags = (self._columns[f.name] for _, f in self._fields.bags if not f.limit)
+        ends = [bag.offsets[1:] for bag in bags if isinstance(bag, Ragged)]
+        start = 0
+        while start < self.n:
+            stop = min(start + rows, self.n)
+            if ends:
+                total = np.sum([column[start:stop] for column in ends], axis=0)
+                before = sum(int(column[start - 1]) for column in ends) if start else 0
+                stop = start + max(1, int(np.searchsorted(total, before + codes, side="right")))
+            yield np.arange(start, stop)
+            start = stop
 
     def take(self, rows: Shaped[Ints, "U"], left_out: Shaped[Ints, "_"] | None = None) -> Inputs:
         """Return the features of `rows`. `left_out` are indices of interactions that no sequence may contain."""
