@@ -244,16 +244,28 @@ def test_a_second_call_makes_nothing_and_says_the_same(store: Path, table: Path,
     assert first[-2] == "answers: 61 by model, 2 by popular, 1 repeat an id"
 
 
+def start(store: Path, table: Path, out: Path, *program: str) -> preloaded.Process:
+    """Start the command in a process of its own."""
+    return preloaded.start(
+        *program, "recommend", "--store", store, "--users", table, "--out", out, "-k", "5", "--shard-rows",
+        str(SHARD_ROWS), "--threads", "1", stdout=preloaded.PIPE, stderr=preloaded.PIPE,
+    )  # fmt: skip
+
+
 def killed_at(where: str, store: Path, table: Path, out: Path) -> int:
     """Run the command until a point; return its exit code."""
-    process = preloaded.start(
-        *kill_points.program(where), "recommend", "--store", store, "--users", table, "--out", out, "-k", "5",
-        "--shard-rows", str(SHARD_ROWS), "--threads", "1", stdout=preloaded.PIPE, stderr=preloaded.PIPE,
-    )  # fmt: skip
+    process = start(store, table, out, *kill_points.program(where))
     said = process.communicate(timeout=60)
     code = process.wait()
     assert code in (0, -signal.SIGKILL), said
     return code
+
+
+def test_calls_at_once_share_the_shards(store: Path, table: Path, whole: Path, tmp_path: Path) -> None:
+    calls = [start(store, table, tmp_path / "out", "-m", "twotower") for _ in range(2)]
+    said = [call.communicate(timeout=60) for call in calls]
+    assert [call.wait() for call in calls] == [0, 0], said
+    same(tmp_path / "out", whole)
 
 
 def gone_on(where: str, store: Path, table: Path, whole: Path, out: Path) -> bool:
@@ -339,10 +351,7 @@ def test_fault_C12_a_full_disk_ends_the_job_which_goes_on_later(
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1200, resource.RLIM_INFINITY))\n"
         "from twotower.__main__ import main; main()"
     )
-    process = preloaded.start(
-        "-c", code, "recommend", "--store", store, "--users", table, "--out", tmp_path / "out", "-k", "5", "--shard-rows",
-        str(SHARD_ROWS), "--threads", "1", stdout=preloaded.PIPE, stderr=preloaded.PIPE,
-    )  # fmt: skip
+    process = start(store, table, tmp_path / "out", "-c", code)
     _, errors = process.communicate(timeout=60)
     assert process.wait() == 2, errors
     assert errors.count("\n") == 1

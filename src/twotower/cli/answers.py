@@ -47,21 +47,19 @@ def recommend(
         str,
         typer.Option(
             "--unknown",
-            help="With --users, the answer to a user who is not in the bundle: popular (items), drop or error.",
+            help="Answer to a user of --users who is not in the bundle: popular (items), drop or error.",
         ),
     ] = "popular",
     shard_rows: Annotated[
         int,
-        typer.Option("--shard-rows", min=1, help="With --users, number of users of a shard. Fewer with a large -k."),
+        typer.Option("--shard-rows", min=1, help="Users of a shard of --out. Fewer with a large -k."),
     ] = 32_768,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="With --users, replace answers of another bundle, table or options.")
+        bool, typer.Option("--overwrite", help="Replace answers of another bundle, table or options in --out.")
     ] = False,
     threads: Annotated[
         int,
-        typer.Option(
-            "--threads", min=0, max=1024, help="With --users, number of threads. 0: OMP_NUM_THREADS, else all cores."
-        ),
+        typer.Option("--threads", min=0, max=1024, help="Threads of --users. 0: OMP_NUM_THREADS, else all cores."),
     ] = 0,
     kinds: KindModules = None,
 ) -> None:
