@@ -49,7 +49,13 @@ def write_buckets(log: Path, out: Path) -> None:
 
     counts = [numbers(f"SELECT count(*) FROM {table}")[0] for table in ("users", "items", "log", "kept")]
     positives, first, last = numbers("SELECT count(*) FILTER (positive), min(time), max(time) FROM kept")
-    facts = {"format": 1, "maker": f"DuckDB {duckdb.__version__}", "hash": "md5-32", "duplicates": "last"}
+    facts: dict[str, object] = {
+        "format": 1,
+        "maker": f"DuckDB {duckdb.__version__}",
+        "hash": "md5-32",
+        "duplicates": "last",
+    }
+    facts["log"] = {"label": "rating", "positive_above": 3, "time": "rated_at", "time_unit": "s"}
     facts |= dict(zip(("users", "items", "read", "rows"), counts, strict=True))
     facts |= {"positives": positives, "first_time": first, "last_time": last, "buckets": buckets}
     (out / "buckets.json").write_text(json.dumps(facts), encoding="utf-8")

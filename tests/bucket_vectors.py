@@ -111,6 +111,7 @@ def write_buckets(folder: Path, log: Log, n_buckets: int = 4, timed: bool = True
         "maker": "bucket_vectors 1",
         "hash": "md5-32",
         "duplicates": "last",
+        "log": {"label": "label", "positive_above": 2, "time": "at" if timed else "", "time_unit": "s"},
         "users": len(users),
         "items": len(items),
         "read": len(log),

@@ -631,6 +631,25 @@ def test_buckets_that_do_not_follow_the_contract_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("update", "expected"),
+    [
+        ({"positive_above": 1.0}, "positive_above 3.0, expected 1.0 as in the schema"),
+        ({"label": "", "positive_above": 0.0}, "label 'stars', expected '' as in the schema"),
+        ({"time_unit": "ms"}, "time_unit 's', expected 'ms' as in the schema"),
+    ],
+)
+def test_fault_G30_buckets_of_another_schema_are_refused(tmp_path: Path, update: dict[str, Any], expected: str) -> None:
+    buckets = prepare.write_buckets(shards(tmp_path / "in", SCHEMA, *tables()), SCHEMA, tmp_path / "buckets", SMALL)
+    other = SCHEMA.model_copy(update=update)
+    with pytest.raises(
+        ConfigError, match=f"the buckets were written for another schema .{expected}.; write them again"
+    ):
+        prepare.write_prepared(DataConfig(buckets=str(buckets.folder)), other, SPLITS["last"], tmp_path / "out", SMALL)
+    assert api.check_buckets(buckets.folder, SCHEMA) == []
+    assert any(expected in line for line in api.check_buckets(buckets.folder, other))
+
+
 def test_a_full_disk_keeps_what_is_done_for_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = shards(tmp_path / "in", SCHEMA, *tables())
     write, calls = npy_writer.write_rows, list[int]()

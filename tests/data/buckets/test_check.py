@@ -25,7 +25,7 @@ from twotower import api
 from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.config.toml import dump_config
-from twotower.data.buckets import Bucket, BucketFacts, Buckets, in_user_order
+from twotower.data.buckets import Bucket, BucketFacts, Buckets, LogColumns, in_user_order
 from twotower.data.buckets.check import check_buckets
 from twotower.data.buckets.rules import Rule
 from twotower.errors import RunError
@@ -38,6 +38,7 @@ USERS, ITEMS, FACTS = "users.parquet", "items.parquet", "buckets.json"
 FIRST, SECOND, THIRD, LAST = (f"interactions/{b:05d}.parquet" for b in range(4))
 SCHEMA = Schema(
     label="label",
+    positive_above=2,
     time="at",
     title="title",
     features=(
@@ -435,6 +436,7 @@ def test_a_schema_without_times_or_averages_needs_none(tmp_path: Path) -> None:
 
 def test_times_without_a_unit_may_be_any_numbers(folder: Path) -> None:
     milliseconds(folder)
+    facts(log=LogColumns.of(SCHEMA).model_dump() | {"time_unit": "order"})(folder)
     assert check_buckets(folder, SCHEMA.model_copy(update={"time_unit": "order"})) == []
     assert check_buckets(folder) == []
 
@@ -510,6 +512,7 @@ def test_the_writer_in_sql_makes_the_buckets_that_plain_python_makes(tmp_path: P
     averaging = {
         "label": "rating",
         "positive_above": 3.0,
+        "time": "rated_at",
         "title": "",
         "features": SCHEMA.features[0:1] + SCHEMA.features[2:],
     }
@@ -591,6 +594,7 @@ def write_large(folder: Path, n_users: int, n_items: int) -> None:
         maker="test",
         hash="md5-32",
         duplicates="last",
+        log=LogColumns(label="", positive_above=0, time="at", time_unit="order"),
         first_time=0,
         last_time=n - 1,
         buckets=(bucket,),

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from twotower import files
 from twotower.errors import RunError
+from twotower.features.schema import Schema
 from twotower.features.side import SideName
 from twotower.files import layout
 from twotower.files.readers import read_json
@@ -62,6 +63,37 @@ class Bucket(BaseModel):
     """Number of interactions."""
 
 
+class LogColumns(BaseModel):
+    """Meaning of the columns `positive` and `time`: the settings of the schema that the folder was written for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str
+    """Column of the log that tells positive interactions; empty: all are positive."""
+    positive_above: float
+    """Label above which an interaction is positive."""
+    time: str
+    """Column of the times; empty: none."""
+    time_unit: str
+    """Unit of the times in the log, or "order"."""
+
+    @classmethod
+    def of(cls, schema: Schema) -> LogColumns:
+        """Return the settings of a schema."""
+        return cls(**{name: getattr(schema, name) for name in cls.model_fields})
+
+    def difference(self, schema: Schema) -> str:
+        """Return the first setting that a schema has otherwise, as words; "" without one."""
+        return next(
+            (
+                f"{name} {value!r}, expected {expected!r} as in the schema"
+                for (name, value), (_, expected) in zip(self, LogColumns.of(schema), strict=True)
+                if value != expected
+            ),
+            "",
+        )
+
+
 class BucketFacts(BaseModel):
     """Content of buckets.json."""
 
@@ -73,6 +105,8 @@ class BucketFacts(BaseModel):
     hash: str = Field(HASH, pattern=f"^{HASH}$")
     duplicates: str = Field(pattern="^(last|error)$")
     """Treatment of repeated pairs of user and item. last: the latest of each pair is kept. error: none is repeated."""
+    log: LogColumns
+    """Settings that the folder was written for."""
     users: int = Field(ge=1, lt=2**63)
     """Number of users."""
     items: int = Field(ge=1, lt=2**63)

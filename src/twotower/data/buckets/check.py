@@ -57,6 +57,8 @@ def _check_facts(path: Path, facts: BucketFacts, schema: Schema | None, problems
         problems.add(path, Rule.FACTS, f"no key '{absent[0]}'")
     if schema and schema.duplicates == "error" and facts.duplicates != "error":
         problems.add(path, Rule.SCHEMA, f"duplicates '{facts.duplicates}', expected 'error' as in the schema")
+    if schema and (other := facts.log.difference(schema)):
+        problems.add(path, Rule.SCHEMA, f"log.{other}")
 
 
 def _check_names(buckets: Buckets, problems: Problems) -> None:

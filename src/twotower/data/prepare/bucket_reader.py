@@ -50,6 +50,10 @@ class BucketReader:
     def check(self) -> None:
         """Raise RunError if the columns of a bucket do not follow the contract or the schema, ConfigError if they are not
         supported."""
+        if other := self.buckets.facts.log.difference(self.schema):
+            raise ConfigError(
+                f"{self.buckets.folder}: the buckets were written for another schema ({other}); write them again"
+            )
         needed = [*([TIME] if self.timed else []), *self.values]
         for bucket in self.buckets.facts.buckets:
             path = self.buckets.file(bucket)

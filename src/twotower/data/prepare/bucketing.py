@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.types import Ints
-from twotower.data.buckets import POSITIVE, TIME, Bucket, BucketFacts, Buckets
+from twotower.data.buckets import POSITIVE, TIME, Bucket, BucketFacts, Buckets, LogColumns
 from twotower.data.prepare.engines import choose_engine
 from twotower.data.prepare.log_pieces import Log, Sides, counts_of_users, write_pieces
 from twotower.data.prepare.options import PrepareOptions
@@ -104,7 +104,7 @@ def _facts(source: Log, sides: Sides, engine: str, buckets: tuple[Bucket, ...], 
             f"interactions: no row has '{schema.label}' above {schema.positive_above:g}; set schema.positive_above"
         )
     return BucketFacts(
-        maker=f"twotower {__version__}, {engine}", duplicates=schema.duplicates, users=sides["user"].height,
+        maker=f"twotower {__version__}, {engine}", duplicates=schema.duplicates, log=LogColumns.of(schema), users=sides["user"].height,
         items=sides["item"].height, read=source.rows, rows=kept, positives=positives, buckets=buckets,
         first_time=of_all["first"].min() if times else None, last_time=of_all["last"].max() if times else None,
     )  # fmt: skip

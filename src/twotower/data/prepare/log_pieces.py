@@ -6,6 +6,7 @@ A piece is up to `rows` interactions of one file of the log, sorted by user.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from twotower.features.side import SIDES, SideName
 from twotower.files import JsonData
 from twotower.files.resumable import make_once
 from twotower.progress import JobProgress
+
+log = logging.getLogger(__name__)
 
 ROW_GROUP_ROWS = 32_768
 """Interactions of a row group of a piece: an engine reads those of a bucket's users and skips the others."""
@@ -94,8 +97,10 @@ class Log:
         ids: dict[SideName, str] = {side: schema.id_column(side) for side in SIDES if not (known or given[side])}
         found: Sides = {}
         wanted = list(dict.fromkeys([*ids.values(), *filter(None, [schema.time])]))
+        progress = JobProgress(log, "interactions looked at", self.rows)
         for piece in self.pieces if wanted else ():
             frame = self.read(piece, wanted)
+            progress.advance(frame.height)
             if times:
                 times.look(frame[schema.time])
             for side, key in ids.items():
@@ -124,29 +129,29 @@ def used_columns(schema: Schema) -> list[str]:
 
 
 def write_pieces(
-    log: Log, sides: Sides, times: Times | None, folder: Path, threads: int, progress: JobProgress
+    source: Log, sides: Sides, times: Times | None, folder: Path, threads: int, progress: JobProgress
 ) -> list[Path]:
     """Write the pieces of a log into a folder, those that it lacks, and return their files. Raises DataError."""
-    rows = {side: sides[side].select(log.schema.id_column(side)).with_row_index("__row") for side in SIDES}
-    paths = [folder / f"{n:06d}.parquet" for n in range(len(log.pieces))]
+    rows = {side: sides[side].select(source.schema.id_column(side)).with_row_index("__row") for side in SIDES}
+    paths = [folder / f"{n:06d}.parquet" for n in range(len(source.pieces))]
 
     def write(n: int) -> None:
         def into(path: Path) -> None:
-            piece = _encoded(log, n, rows, times)
+            piece = _encoded(source, n, rows, times)
             piece.write_parquet(path, compression="lz4", row_group_size=ROW_GROUP_ROWS)
 
         made = make_once(paths[n], into)
-        (progress.advance if made else progress.skip)(log.pieces[n].rows or 0)
+        (progress.advance if made else progress.skip)(source.pieces[n].rows or 0)
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(write, range(len(paths))))
     return paths
 
 
-def _encoded(log: Log, n: int, sides: Sides, times: Times | None) -> pl.DataFrame:
+def _encoded(source: Log, n: int, sides: Sides, times: Times | None) -> pl.DataFrame:
     """Return piece `n` with the columns of a bucket, sorted by user."""
-    schema = log.schema
-    frame = labelled(log.read(log.pieces[n], used_columns(schema)), schema, some=False)
+    schema = source.schema
+    frame = labelled(source.read(source.pieces[n], used_columns(schema)), schema, some=False)
     if times:
         frame = times.add(frame)
         _check_order(frame, schema)
@@ -154,7 +159,7 @@ def _encoded(log: Log, n: int, sides: Sides, times: Times | None) -> pl.DataFram
     out = pl.DataFrame(
         {
             buckets.USER: columns["user"], buckets.ITEM: columns["item"], buckets.POSITIVE: frame[POSITIVE],
-            buckets.ROW: np.arange(log.firsts[n], log.firsts[n] + frame.height),
+            buckets.ROW: np.arange(source.firsts[n], source.firsts[n] + frame.height),
         } | ({buckets.TIME: frame[TIME]} if times else {})
         | {buckets.VALUE_PREFIX + a: _as_floats(frame[a]) for a in averaged_columns(schema)}
     )  # fmt: skip
