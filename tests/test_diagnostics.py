@@ -671,7 +671,7 @@ def test_the_training_of_much_data_is_repeated_for_a_sample_of_its_users(data: D
         assert shares[0] == pytest.approx(shares[1], abs=0.1)
 
 
-@pytest.mark.parametrize("split", ["last", "time"])
+@pytest.mark.parametrize("split", ["last", "time", "random"])
 def test_the_findings_of_prepared_data_are_those_of_memory(tmp_path: Path, split: str) -> None:
     found = []
     for data in on_disk_and_in_memory(tmp_path / "world", split):

@@ -31,7 +31,7 @@ def vectors(data: Dataset, seed: int = 0) -> Factors:
     return Factors(users, items)
 
 
-@pytest.mark.parametrize("split", ["last", "time"])
+@pytest.mark.parametrize("split", ["last", "time", "random"])
 @pytest.mark.parametrize("max_users", [0, 9])
 def test_every_metric_slice_interval_and_baseline_of_a_disk_is_that_of_memory(
     tmp_path: Path, split: str, max_users: int
@@ -57,7 +57,7 @@ def test_every_metric_slice_interval_and_baseline_of_a_disk_is_that_of_memory(
     assert whole == pytest.approx(evaluate_model(lambda part: vectors(memory, part), memory, config), rel=1e-6)
 
 
-@pytest.mark.parametrize("split", ["last", "time"])
+@pytest.mark.parametrize("split", ["last", "time", "random"])
 def test_a_comparison_on_a_disk_is_that_of_memory(tmp_path: Path, split: str) -> None:
     found = []
     for data in on_disk_and_in_memory(tmp_path / "world", split):
