@@ -55,7 +55,7 @@ def write_buckets(log: Path, out: Path) -> None:
         "hash": "md5-32",
         "duplicates": "last",
     }
-    facts["log"] = {"label": "rating", "positive_above": 3, "time": "rated_at", "time_unit": "s"}
+    facts["log"] = {"label": "rating", "positive_above": 3, "time": "rated_at", "time_unit": "s", "time_format": ""}
     facts |= dict(zip(("users", "items", "read", "rows"), counts, strict=True))
     facts |= {"positives": positives, "first_time": first, "last_time": last, "buckets": buckets}
     (out / "buckets.json").write_text(json.dumps(facts), encoding="utf-8")

@@ -6,12 +6,14 @@ import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everyth
 import twotower
 from twotower import api, files
 from twotower.arrays import npy_writer
+from twotower.arrays.pieces import temporary_array
 from twotower.arrays.ragged import Ragged
 from twotower.config.experiment import Config
 from twotower.config.toml import dump_config, load_config, parse_config
@@ -32,7 +35,7 @@ from twotower.data.buckets import Bucket, Buckets, in_user_order
 from twotower.data.config import DataConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
-from twotower.data.prepare import engines, log_pieces
+from twotower.data.prepare import bucket_splits, engines, log_pieces
 from twotower.data.prepare.arrays import PreparedArrays
 from twotower.data.prepare.engines import ENGINES, choose_engine
 from twotower.data.prepare.options import PrepareOptions
@@ -517,6 +520,22 @@ def test_a_preparation_of_other_settings_starts_again(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out", "whole"]
 
 
+def test_a_preparation_goes_on_with_more_memory_and_another_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    first = PrepareOptions("local", memory=10**6, threads=1)
+    monkeypatch.setattr(files, "hooks", StopAt(14))
+    with suppress(Stop):
+        prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", first)
+    monkeypatch.setattr(files, "hooks", files.NoHooks())
+    other = PrepareOptions("duckdb", memory=10**8, threads=2)
+    prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", other)
+    assert any("going on with what an earlier call has left" in m for m in messages)
+    prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "whole", SMALL)
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+
+
 def test_one_process_at_a_time_prepares_a_folder(tmp_path: Path) -> None:
     data = shards(tmp_path / "in", SCHEMA, *tables())
     (tmp_path / ".out.partial").mkdir()
@@ -562,7 +581,9 @@ def test_a_history_that_exceeds_the_memory_is_refused_with_its_user(tmp_path: Pa
         prepare.write_prepared(
             data, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out", PrepareOptions(engine, memory=10**6)
         )
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+    assert not (tmp_path / "out").exists()
+    more = prepare.write_prepared(data, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out", PrepareOptions(engine))
+    assert len(more.parts) == n + 2
 
 
 def test_engines_are_chosen_by_the_size_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -572,6 +593,8 @@ def test_engines_are_chosen_by_the_size_of_the_log(monkeypatch: pytest.MonkeyPat
         choose_engine("spark", 1000, 10**6)
     with pytest.raises(ConfigError, match="`memory` is 1,000 bytes, expected at least 1 MB"):
         PrepareOptions(memory=1000).resolved()
+    with pytest.raises(ConfigError, match="`threads` is -1, expected a number, or 0 to choose it"):
+        PrepareOptions(threads=-1).resolved()
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     with pytest.raises(
         ConfigError, match=r"10,000 interactions take about 2 MB .*install duckdb \(the extra 'prepare'\)"
@@ -589,6 +612,8 @@ def test_buckets_of_another_program_are_prepared(tmp_path: Path) -> None:
     assert Buckets.open(tmp_path / "buckets").facts.rows, "they stay"
     with pytest.raises(ConfigError, match="data.buckets is not read by a training; prepare it, and set data.prepared"):
         api.read(Config(data=again, split=SPLITS["last"]), SCHEMA)
+    with pytest.raises(ConfigError, match="`engine` is 'local', but data.buckets are sorted already; leave it out"):
+        prepare.write_prepared(again, SCHEMA, SPLITS["last"], tmp_path / "out", PrepareOptions("local"))
     both = data.model_copy(update={"buckets": again.buckets})
     with pytest.raises(ConfigError, match="give either data.buckets or data.interactions"):
         prepare.write_prepared(both, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
@@ -637,13 +662,16 @@ def test_buckets_that_do_not_follow_the_contract_are_refused(
         ({"positive_above": 1.0}, "positive_above 3.0, expected 1.0 as in the schema"),
         ({"label": "", "positive_above": 0.0}, "label 'stars', expected '' as in the schema"),
         ({"time_unit": "ms"}, "time_unit 's', expected 'ms' as in the schema"),
+        ({"time_format": "%d/%m/%Y"}, "time_format '', expected '%d/%m/%Y' as in the schema"),
+        ({"duplicates": "error"}, "duplicates 'last', expected 'error' as in the schema"),
     ],
 )
 def test_fault_G30_buckets_of_another_schema_are_refused(tmp_path: Path, update: dict[str, Any], expected: str) -> None:
     buckets = prepare.write_buckets(shards(tmp_path / "in", SCHEMA, *tables()), SCHEMA, tmp_path / "buckets", SMALL)
     other = SCHEMA.model_copy(update=update)
     with pytest.raises(
-        ConfigError, match=f"the buckets were written for another schema .{expected}.; write them again"
+        ConfigError,
+        match=rf"the buckets were written for another schema \((log\.)?{re.escape(expected)}\); write them again",
     ):
         prepare.write_prepared(DataConfig(buckets=str(buckets.folder)), other, SPLITS["last"], tmp_path / "out", SMALL)
     assert api.check_buckets(buckets.folder, SCHEMA) == []
@@ -669,6 +697,27 @@ def test_a_full_disk_keeps_what_is_done_for_the_next_call(tmp_path: Path, monkey
     prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
     prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "whole", SMALL)
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+
+
+def test_a_disk_without_room_for_a_split_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write to a mapped page that the disk has no room for would end the process."""
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(bucket_splits, "temporary_array", partial(temporary_array, memory_bytes=0))
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    for kind in ("random", "time"):
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(
+            RunError, match="no room for 0 MB of temporary arrays .No space left on device.; free some$"
+        ):
+            prepare.write_prepared(data, SCHEMA, SPLITS[kind], tmp_path / kind, SMALL)
+        monkeypatch.undo()
+        monkeypatch.setattr(bucket_splits, "temporary_array", partial(temporary_array, memory_bytes=0))
+        prepare.write_prepared(data, SCHEMA, SPLITS[kind], tmp_path / kind, SMALL)
 
 
 def test_no_bucket_is_larger_than_asked_but_for_a_single_user(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -27,21 +28,27 @@ def pieces(n: int, size: int = PIECE_ROWS) -> Iterator[slice]:
         yield slice(start, min(start + size, n))
 
 
-def temporary_array(n: int, dtype: type[Scalar], memory_bytes: int = MEMORY_BYTES) -> npt.NDArray[Scalar]:
+def temporary_array(
+    n: int, dtype: type[Scalar], memory_bytes: int = MEMORY_BYTES, folder: Path | None = None
+) -> npt.NDArray[Scalar]:
     """Return an array (n,) of unset values: in memory up to `memory_bytes`, above it mapped from a file without a name in
-    the folder for temporary files (TMPDIR), whose pages the kernel can write back. Raises RunError if the disk is full."""
+    `folder`, by default the folder for temporary files (TMPDIR), whose pages the kernel can write back. Raises RunError if
+    the disk is full."""
     size = n * np.dtype(dtype).itemsize
     if size <= memory_bytes:
         return np.empty(n, dtype)
     try:
-        with tempfile.TemporaryFile(prefix="twotower-") as file:
+        with tempfile.TemporaryFile(prefix="twotower-", dir=folder) as file:
             if hasattr(os, "posix_fallocate"):  # a page that the disk has no room for ends the process
                 os.posix_fallocate(file.fileno(), 0, size)
             return np.asarray(np.memmap(file, dtype, "r+", shape=(n,)))
     except OSError as e:
+        place, other = (
+            folder or tempfile.gettempdir(),
+            "" if folder else ", or set the variable TMPDIR to another folder",
+        )
         raise RunError(
-            f"{tempfile.gettempdir()}: no room for {size / 1e6:,.0f} MB of temporary arrays ({e.strerror or e}); free "
-            "some, or set the variable TMPDIR to another folder"
+            f"{place}: no room for {size / 1e6:,.0f} MB of temporary arrays ({e.strerror or e}); free some{other}"
         ) from e
 
 

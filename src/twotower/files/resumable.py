@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from twotower import files
-from twotower.errors import ConfigError, DataError, RunError
+from twotower.errors import DataError, RunError
 from twotower.files import locks
 from twotower.files.readers import read_json
 
@@ -24,8 +24,8 @@ def resumable_folder(path: Path, action: str, plan: files.JsonData) -> Iterator[
     """Yield two folders: `made`, which replaces `path` when the block succeeds, and `work` for other files.
 
     What a killed call has left in them is there again if it had the same `plan`, the inputs on which all their files
-    depend; else both are empty. After a DataError or ConfigError nothing is left; after a RunError, such as of a full disk,
-    and an interruption the files stay for the next call. One process at a time may make a folder. Raises RunError."""
+    depend; else both are empty. A DataError leaves nothing; after any other error, such as of a full disk or too little
+    memory, and an interruption the files stay for the next call. One process at a time may make a folder. Raises RunError."""
     path = files.replaceable(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -39,7 +39,7 @@ def resumable_folder(path: Path, action: str, plan: files.JsonData) -> Iterator[
             try:
                 yield made, work
                 files.replace_folder(made, path)
-            except (DataError, ConfigError):
+            except DataError:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
             shutil.rmtree(partial, ignore_errors=True)

@@ -594,7 +594,7 @@ def write_large(folder: Path, n_users: int, n_items: int) -> None:
         maker="test",
         hash="md5-32",
         duplicates="last",
-        log=LogColumns(label="", positive_above=0, time="at", time_unit="order"),
+        log=LogColumns(label="", positive_above=0, time="at", time_unit="order", time_format=""),
         first_time=0,
         last_time=n - 1,
         buckets=(bucket,),

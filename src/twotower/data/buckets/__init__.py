@@ -10,7 +10,7 @@ docs/prepared-format.md is the contract, `check.check_buckets` tells whether a f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twotower import files
+from twotower.data.tables import averaged_columns
 from twotower.errors import RunError
 from twotower.features.schema import Schema
 from twotower.features.side import SideName
@@ -76,6 +77,8 @@ class LogColumns(BaseModel):
     """Column of the times; empty: none."""
     time_unit: str
     """Unit of the times in the log, or "order"."""
+    time_format: str
+    """Format of times that are texts; empty: found in the texts."""
 
     @classmethod
     def of(cls, schema: Schema) -> LogColumns:
@@ -123,6 +126,13 @@ class BucketFacts(BaseModel):
     """Latest time; null without times."""
     buckets: tuple[Bucket, ...]
     """The files, in the order of their users, whose ranges follow one another."""
+
+    def difference(self, schema: Schema) -> str:
+        """Return the first difference between the folder and what a schema needs as words, "" without one (rule 12)."""
+        if schema.duplicates == "error" and self.duplicates != "error":
+            return f"duplicates '{self.duplicates}', expected 'error' as in the schema"
+        other = self.log.difference(schema)
+        return f"log.{other}" if other else ""
 
     @model_validator(mode="after")
     def _check(self) -> BucketFacts:
@@ -182,6 +192,13 @@ def in_user_order(users: pl.DataFrame, key: str) -> pl.DataFrame:
     """Return the table of users in the order of their rows: by hash, equal hashes by id."""
     hashes = pl.Series("__hash", user_hashes(users[key]))
     return users.with_columns(hashes).sort("__hash", key).drop("__hash")
+
+
+def missing_column(columns: Collection[str], schema: Schema) -> str:
+    """Return the first column that a schema needs and a bucket lacks as words, "" without one (rule 12)."""
+    needed = [*([TIME] if schema.time else []), *(VALUE_PREFIX + a for a in averaged_columns(schema))]
+    absent = [name for name in needed if name not in columns]
+    return f"no column '{absent[0]}', which the schema needs (found: {', '.join(columns)})" if absent else ""
 
 
 def column_problem(schema: Mapping[str, pl.DataType]) -> str:

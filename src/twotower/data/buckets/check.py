@@ -10,11 +10,10 @@ from pathlib import Path
 
 import polars as pl
 
-from twotower.data.buckets import ROW, TIME, VALUE_PREFIX, BucketFacts, Buckets, column_problem
+from twotower.data.buckets import ROW, BucketFacts, Buckets, column_problem, missing_column
 from twotower.data.buckets.records import BucketRecords, LogRows
 from twotower.data.buckets.rules import Problems, Rule, read_blocks
 from twotower.data.buckets.tables import check_table
-from twotower.data.tables import POSITIVE, averaged_columns
 from twotower.data.times import plausible_range
 from twotower.errors import RunError
 from twotower.features.schema import Schema
@@ -55,10 +54,8 @@ def _check_facts(path: Path, facts: BucketFacts, schema: Schema | None, problems
     """Add the problems of buckets.json that show without another file."""
     if absent := sorted(set(BucketFacts.model_fields) - facts.model_fields_set):
         problems.add(path, Rule.FACTS, f"no key '{absent[0]}'")
-    if schema and schema.duplicates == "error" and facts.duplicates != "error":
-        problems.add(path, Rule.SCHEMA, f"duplicates '{facts.duplicates}', expected 'error' as in the schema")
-    if schema and (other := facts.log.difference(schema)):
-        problems.add(path, Rule.SCHEMA, f"log.{other}")
+    if schema and (problem := facts.difference(schema)):
+        problems.add(path, Rule.SCHEMA, problem)
 
 
 def _check_names(buckets: Buckets, problems: Problems) -> None:
@@ -108,12 +105,8 @@ def _shown(columns: dict[str, pl.DataType]) -> str:
 
 def _check_schema(path: Path, columns: list[str], schema: Schema | None, problems: Problems) -> None:
     """Add the problem of a bucket that lacks a column which the schema needs."""
-    if schema:
-        values = [VALUE_PREFIX + name for name in averaged_columns(schema) if name != POSITIVE]
-        absent = [name for name in [*([TIME] if schema.time else []), *values] if name not in columns]
-        if absent:
-            what = f"no column '{absent[0]}', which the schema needs (found: {', '.join(columns)})"
-            problems.add(path, Rule.SCHEMA, what)
+    if schema and (problem := missing_column(columns, schema)):
+        problems.add(path, Rule.SCHEMA, problem)
 
 
 def _check_totals(buckets: Buckets, found: list[BucketRecords], problems: Problems) -> None:

@@ -17,6 +17,7 @@ from twotower.data.buckets import Bucket, Buckets
 from twotower.data.config import DataConfig
 from twotower.data.memmap import MEMMAP_FORMAT, MemmapDataset
 from twotower.data.prepare.arrays import PreparedArrays
+from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.prepare.bucketing import make_buckets
 from twotower.data.prepare.engines.engine import ROW_BYTES
 from twotower.data.prepare.log_pieces import Log
@@ -44,19 +45,14 @@ def write_prepared(
     """
     options = (options or PrepareOptions()).resolved()
     _check(data, schema, split, out, {layout.PREPARED_FACTS, layout.ENCODERS, layout.VOCABULARIES, layout.ARRAYS})
-    source = Buckets.open(data.buckets) if data.buckets else Log.open(data, schema, options.piece_rows)
+    source = _bucketed(data, schema, options) if data.buckets else Log.open(data, schema)
     settings: dict[str, files.JsonData] = {
         "format": MEMMAP_FORMAT,
         "schema": schema.model_dump(mode="json"),
         "split": split.model_dump(mode="json"),
     }
-    plan = settings | _plan(source, options) | {"side_block_rows": options.side_block_rows}
-    with resumable_folder(out, "prepare", plan) as (made, work):
-        if isinstance(source, Log):
-            (work / "buckets").mkdir(exist_ok=True)
-            buckets = make_buckets(source, work / "buckets", work, options)
-        else:
-            buckets = source
+    with resumable_folder(out, "prepare", settings | _plan(source)) as (made, work):
+        buckets = _make_buckets(source, work / "buckets", work, options) if isinstance(source, Log) else source
         arrays = PreparedArrays(buckets, schema, split, made, work, options.side_block_rows)
         largest = max(b.rows for b in buckets.facts.buckets)
         options.check_memory(largest, f"the largest bucket of {buckets.folder}")
@@ -79,21 +75,36 @@ def write_buckets(data: DataConfig, schema: Schema, out: Path, options: PrepareO
     """Write the tables that `data` names as a folder of buckets (docs/prepared-format.md). Raises as `write_prepared`."""
     options = (options or PrepareOptions()).resolved()
     _check(data, schema, None, out, {layout.BUCKET_FACTS, layout.BUCKET_FOLDER})
-    source = Log.open(data, schema, options.piece_rows)
-    plan = {"schema": schema.model_dump(mode="json")} | _plan(source, options)
+    source = Log.open(data, schema)
+    plan = {"schema": schema.model_dump(mode="json")} | _plan(source)
     with resumable_folder(out, "bucket", plan) as (made, work):
-        make_buckets(source, made, work, options)
+        _make_buckets(source, made, work, options)
     return Buckets.open(out)
 
 
-def _plan(source: Log | Buckets, options: PrepareOptions) -> dict[str, files.JsonData]:
+def _make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions) -> Buckets:
+    """Write the buckets of a log, in the pieces and buckets that an earlier call has begun."""
+    folder.mkdir(exist_ok=True)
+    options = options.kept(work / "sizes.json")
+    return make_buckets(source.in_pieces(options.piece_rows), folder, work, options)
+
+
+def _bucketed(data: DataConfig, schema: Schema, options: PrepareOptions) -> Buckets:
+    """Return the buckets that `data` names. Raises RunError or ConfigError if they cannot be prepared with the schema."""
+    if options.engine != "auto":
+        raise ConfigError(f"`engine` is '{options.engine}', but data.buckets are sorted already; leave it out")
+    buckets = Buckets.open(data.buckets)
+    BucketReader(buckets, schema).check()
+    return buckets
+
+
+def _plan(source: Log | Buckets) -> dict[str, files.JsonData]:
     """Return the inputs on which the files of a preparation depend."""
     if isinstance(source, Buckets):
         paths = [source.table(side) for side in SIDES] + [source.file(b) for b in source.facts.buckets]
         found: list[files.JsonData] = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths if p.exists()]
         return {"version": __version__, "buckets": source.facts.model_dump(mode="json"), "files": found}
-    sizes = {"piece_rows": options.piece_rows, "bucket_rows": options.bucket_rows}
-    return {"version": __version__, "engine": options.engine, "log": source.state()} | sizes
+    return {"version": __version__, "log": source.state()}
 
 
 def _check(data: DataConfig, schema: Schema, split: SplitConfig | None, out: Path, ours: set[str]) -> None:

@@ -26,6 +26,7 @@ from twotower.data.buckets import ITEM, POSITIVE, TIME, USER, Bucket, Buckets
 from twotower.data.memmap import MEMMAP_FORMAT
 from twotower.data.prepare.bucket_reader import BucketReader, Columns
 from twotower.data.prepare.bucket_splits import BucketSplits
+from twotower.data.prepare.options import SIDE_BLOCK_ROWS
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TRAIN
 from twotower.data.tables import check_side, with_statistics
@@ -38,8 +39,6 @@ from twotower.files.readers import file_digest, read_checked, read_parquet
 from twotower.files.resumable import make_once
 from twotower.version import __version__
 
-SIDE_BLOCK_ROWS = 2**18
-"""Users or items that are encoded at once."""
 MAX_SHORT_ROWS = 2**31
 """Number of interactions from which on their indices have 64 bits."""
 

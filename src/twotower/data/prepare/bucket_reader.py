@@ -20,6 +20,7 @@ from twotower.data.buckets import (
     Bucket,
     Buckets,
     column_problem,
+    missing_column,
 )
 from twotower.data.tables import averaged_columns
 from twotower.errors import ConfigError, RunError
@@ -50,18 +51,14 @@ class BucketReader:
     def check(self) -> None:
         """Raise RunError if the columns of a bucket do not follow the contract or the schema, ConfigError if they are not
         supported."""
-        if other := self.buckets.facts.log.difference(self.schema):
+        if other := self.buckets.facts.difference(self.schema):
             raise ConfigError(
                 f"{self.buckets.folder}: the buckets were written for another schema ({other}); write them again"
             )
-        needed = [*([TIME] if self.timed else []), *self.values]
         for bucket in self.buckets.facts.buckets:
             path = self.buckets.file(bucket)
             found = read_checked(path, lambda p: pl.scan_parquet(p, glob=False).collect_schema())
-            problem = column_problem(found)
-            if missing := [c for c in needed if c not in found]:
-                problem = problem or f"no column '{missing[0]}' (found: {', '.join(found)})"
-            if problem:
+            if problem := column_problem(found) or missing_column(found, self.schema):
                 raise RunError(f"{path}: {problem}; write buckets that follow docs/prepared-format.md and the schema")
             for name in found:
                 if name in (WEIGHT, EVENT) or name.startswith(CONTEXT_PREFIX):

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from twotower import files
+from twotower.arrays.pieces import Scalar, temporary_array
 from twotower.arrays.types import Bools, Doubles, Ints
 from twotower.data import splits
 from twotower.data.buckets import ITEM, POSITIVE, ROW, TIME, USER, VALUE_PREFIX, Bucket
@@ -158,12 +158,5 @@ class BucketSplits:
             start += len(rows)
         return by_row
 
-    def _scratch(self, n: int, dtype: type[np.generic]) -> npt.NDArray[Any]:
-        """Return an array (n,) in a file without a name, which the system writes to the disk where memory is short."""
-        if not n:
-            return np.empty(0, dtype)
-        path = self.folder / "scratch"
-        path.unlink(missing_ok=True)
-        found = np.asarray(np.memmap(path, dtype, "w+", shape=(n,)))
-        path.unlink()
-        return found
+    def _scratch(self, n: int, dtype: type[Scalar]) -> npt.NDArray[Scalar]:
+        return temporary_array(n, dtype, folder=self.folder)

@@ -9,7 +9,7 @@ import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,15 +44,14 @@ class Log:
 
     data: DataConfig
     schema: Schema
-    pieces: tuple[TableShard, ...]
-    firsts: tuple[int, ...]
-    """Row of the log at which each piece begins."""
+    files: tuple[TableFile, ...]
     found: Mapping[str, JsonData]
     """Name, size and time of change of each file of interactions, as it was found first."""
+    pieces: tuple[TableShard, ...] = ()
 
     @classmethod
-    def open(cls, data: DataConfig, schema: Schema, piece_rows: int) -> Log:
-        """Find the files of a log, and cut them into pieces. Raises DataError for a missing column or no rows."""
+    def open(cls, data: DataConfig, schema: Schema) -> Log:
+        """Find the files of a log. Raises DataError for a missing column or no rows."""
         paths = table_files(data.interactions, (".parquet", ".pq"))
         files = list[TableFile]()
         for path, name in zip(paths, names_within(paths), strict=True):
@@ -61,16 +60,24 @@ class Log:
                 files.append(TableFile(path, name, int(table.select(pl.len()).collect().item())))
                 columns = table.collect_schema()
             need(pl.DataFrame(schema=columns), used_columns(schema), "interactions")
-        pieces = tuple(cut_into_shards(files, piece_rows))
-        if not pieces:
+        log = cls(data, schema, tuple(files), {file.name: file.state() for file in files})
+        if not log.rows:
             raise DataError("interactions: the table has no rows, expected at least one; fill it")
-        ends = itertools.accumulate(piece.rows or 0 for piece in pieces)
-        return cls(data, schema, pieces, (0, *ends)[:-1], {file.name: file.state() for file in files})
+        return log
+
+    def in_pieces(self, rows: int) -> Log:
+        """Return the log cut into pieces of at most `rows` interactions."""
+        return replace(self, pieces=tuple(cut_into_shards([*self.files], rows)))
+
+    @property
+    def firsts(self) -> list[int]:
+        """Row of the log at which each piece begins."""
+        return [0, *itertools.accumulate(piece.rows or 0 for piece in self.pieces)][:-1]
 
     @property
     def rows(self) -> int:
         """Number of interactions."""
-        return sum(piece.rows or 0 for piece in self.pieces)
+        return sum(file.rows or 0 for file in self.files)
 
     def state(self) -> JsonData:
         """Return the names, sizes and times of change of all files, tables of sides included."""
@@ -134,10 +141,11 @@ def write_pieces(
     """Write the pieces of a log into a folder, those that it lacks, and return their files. Raises DataError."""
     rows = {side: sides[side].select(source.schema.id_column(side)).with_row_index("__row") for side in SIDES}
     paths = [folder / f"{n:06d}.parquet" for n in range(len(source.pieces))]
+    firsts = source.firsts
 
     def write(n: int) -> None:
         def into(path: Path) -> None:
-            piece = _encoded(source, n, rows, times)
+            piece = _encoded(source, source.pieces[n], firsts[n], rows, times)
             piece.write_parquet(path, compression="lz4", row_group_size=ROW_GROUP_ROWS)
 
         made = make_once(paths[n], into)
@@ -148,10 +156,10 @@ def write_pieces(
     return paths
 
 
-def _encoded(source: Log, n: int, sides: Sides, times: Times | None) -> pl.DataFrame:
-    """Return piece `n` with the columns of a bucket, sorted by user."""
+def _encoded(source: Log, piece: TableShard, first: int, sides: Sides, times: Times | None) -> pl.DataFrame:
+    """Return a piece, which begins at row `first` of the log, with the columns of a bucket, sorted by user."""
     schema = source.schema
-    frame = labelled(source.read(source.pieces[n], used_columns(schema)), schema, some=False)
+    frame = labelled(source.read(piece, used_columns(schema)), schema, some=False)
     if times:
         frame = times.add(frame)
         _check_order(frame, schema)
@@ -159,7 +167,7 @@ def _encoded(source: Log, n: int, sides: Sides, times: Times | None) -> pl.DataF
     out = pl.DataFrame(
         {
             buckets.USER: columns["user"], buckets.ITEM: columns["item"], buckets.POSITIVE: frame[POSITIVE],
-            buckets.ROW: np.arange(source.firsts[n], source.firsts[n] + frame.height),
+            buckets.ROW: np.arange(first, first + frame.height),
         } | ({buckets.TIME: frame[TIME]} if times else {})
         | {buckets.VALUE_PREFIX + a: _as_floats(frame[a]) for a in averaged_columns(schema)}
     )  # fmt: skip
