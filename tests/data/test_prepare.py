@@ -35,7 +35,7 @@ from twotower.data.buckets import Bucket, Buckets, in_user_order
 from twotower.data.config import DataConfig
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
-from twotower.data.prepare import bucket_splits, engines, log_pieces
+from twotower.data.prepare import bucket_splits, bucketing, engines, sides
 from twotower.data.prepare.arrays import PreparedArrays
 from twotower.data.prepare.engines import ENGINES, choose_engine
 from twotower.data.prepare.options import PrepareOptions
@@ -187,6 +187,30 @@ def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(
     assert disk.item_counts.tolist() == memory.item_counts.tolist()
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("of_users", "of_items"), [("add", "drop"), ("drop", "add"), ("auto", "auto")])
+def test_unknown_ids_are_treated_on_a_disk_as_in_memory(
+    tmp_path: Path, of_users: str, of_items: str, engine: str, messages: list[str]
+) -> None:
+    users, items, actions = tables()
+    schema = SCHEMA.model_copy(update={"unknown_users": of_users, "unknown_items": of_items})
+    absent = 3 if of_users == "auto" else 20
+    frames = (users[absent:], items[: items.height - absent], actions)
+    found = check(*frames, schema)
+    config = SPLITS["random"]
+    memory = build_dataset(replace(found, users=in_user_order(found.users, schema.user_id)), schema, config)
+    data = shards(tmp_path / "in", schema, *frames)
+    disk = prepare.write_prepared(data, schema, config, tmp_path / "out", replace(SMALL, engine=engine))
+    assert rows(disk) == rows(memory)
+    assert disk.users.ids.equals(memory.users.ids)
+    assert disk.items.ids.equals(memory.items.ids)
+    assert disk.encoders.digest == memory.encoders.digest
+    for note in found.notes:
+        if "repeated" not in note:
+            assert note in messages
+    assert any("ids of" in note for note in found.notes)
+
+
 def test_fault_G10_categories_of_a_csv_are_prepared_as_they_are_spelled(tmp_path: Path) -> None:
     users, items, actions = tables()
     zips = pl.Series("city", ["02139", "2139", "1e5", "1.10", "1.1"] * 12)
@@ -299,7 +323,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda t: t.with_columns(iid=pl.lit("nobody")), "ids of 'iid' that are not in items"),
+        (lambda t: t.with_columns(iid=pl.lit("nobody")), r"1 of 1 ids of 'iid' are not in items, more than a fifth"),
         (lambda t: t.with_columns(uid=pl.lit(7)), "give both the same type"),
         (lambda t: t.with_columns(stars=pl.lit(1)), "no row has 'stars' above 3"),
         (lambda t: t.drop("when"), "no column 'when'"),
@@ -550,15 +574,14 @@ def test_one_process_at_a_time_prepares_a_folder(tmp_path: Path) -> None:
 def test_a_file_that_changes_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = shards(tmp_path / "in", SCHEMA, *tables())
     changed = tmp_path / "in" / "interactions" / "part-2.parquet"
-    settle = log_pieces.Log.settle
 
-    def grown(self: log_pieces.Log, *arguments: Any) -> Any:
-        found = settle(self, *arguments)
+    def grown(*arguments: Any) -> Any:
+        found = sides.settle_sides(*arguments)
         frame = pl.read_parquet(changed)
         pl.concat([frame, frame.head(1)]).write_parquet(changed)
         return found
 
-    monkeypatch.setattr(log_pieces.Log, "settle", grown)
+    monkeypatch.setattr(bucketing, "settle_sides", grown)
     with pytest.raises(
         DataError, match=r"part-2.parquet: was changed while it was read; call again when it is complete"
     ):
@@ -914,7 +937,7 @@ def test_of_a_sides_parquet_only_named_columns_are_read(tmp_path: Path, monkeypa
         seen.append(frame.columns)
         return check_side(frame, *rest)
 
-    monkeypatch.setattr(log_pieces, "check_side", watched)
+    monkeypatch.setattr(sides, "check_side", watched)
     frames = [None if f is None else f.with_columns(wide=pl.lit("x" * 100)) for f in tables()]
     prepared(tmp_path, SCHEMA, "last", *frames)
     assert seen

@@ -243,7 +243,7 @@ WRONG: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "id types": (
         lambda: check({"user_id": ["1", "2", "3"]}, None, actions(), PLAIN),
-        ["column 'user_id'", "users has String and interactions Int64", "the same type"],
+        ["column 'user_id'", "users has String ('1') and interactions Int64 (1)", "the same type"],
     ),
 }  # fmt: skip
 
@@ -497,13 +497,15 @@ def test_fault_C8_fractional_and_missing_ids_are_refused(ids: list[Any], words: 
 
 @pytest.mark.parametrize("side", ["user", "item"])
 def test_ids_that_the_users_or_items_lack_are_refused(side: str) -> None:
-    key = f"{side}_id"
+    key, option = f"{side}_id", f"unknown_{side}s"
     ids = actions()[key]
     known = {key: sorted(set(ids) - {ids[0]})}
+    schema = PLAIN.model_copy(update={option: "error"})
     refused(
-        lambda: check(known if side == "user" else None, known if side == "item" else None, actions(), PLAIN),
-        f"interactions: 1 ids of '{key}' are not in {side}s (the first: {ids[0]})", f"add them to {side}s or drop",
-    )  # fmt: skip
+        lambda: check(known if side == "user" else None, known if side == "item" else None, actions(), schema),
+        f"interactions: 1 of 3 ids of '{key}' are not in {side}s (the first: {ids[0]}; 2 of 5 interactions)",
+        f"add them to {side}s, or set schema.{option} = 'add' or 'drop'",
+    )
 
 
 # --- C9: damaged files --------------------------------------------------------------------------------------------

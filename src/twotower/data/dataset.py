@@ -19,6 +19,7 @@ from twotower.data.split import SplitConfig
 from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, Parts, split_interactions
 from twotower.data.tables import POSITIVE, Tables, averaged_columns, sums_by_row, with_statistics
 from twotower.data.times import TIME
+from twotower.data.unknown_ids import rows_of_ids
 from twotower.errors import DataError
 from twotower.features.encoder import Report
 from twotower.features.encoders import Encoders
@@ -240,8 +241,10 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
 
     Raises DataError for tables that no model can be trained on.
     """
-    user = _rows_of_ids(tables.interactions, tables.users, schema.user_id)
-    item = _rows_of_ids(tables.interactions, tables.items, schema.item_id)
+    user, item = (
+        rows_of_ids(tables.interactions[key], frame[key]).to_numpy().astype(np.int32)
+        for key, frame in ((schema.user_id, tables.users), (schema.item_id, tables.items))
+    )
     times = tables.interactions[TIME].to_numpy().astype(np.int64) if TIME in tables.interactions.columns else None
     parts = split_interactions(user, times, config)
     pairs = Pairs(user, item, tables.interactions[POSITIVE].to_numpy().astype(bool))
@@ -292,11 +295,3 @@ def _items_of(user: Codes, item: Codes, n_users: int, n_items: int) -> Ragged:
     """Return the distinct items of each user, rising."""
     users, items = np.divmod(np.unique(pair_keys(user, item, n_items)), n_items)
     return Ragged(items.astype(np.int32), offsets_of(np.bincount(users, minlength=n_users)))
-
-
-def _rows_of_ids(actions: pl.DataFrame, side: pl.DataFrame, key: str) -> Codes:
-    """Return the row (n,) in `side` of the id `key` of each interaction."""
-    rows = side.select(key).with_row_index("__row")
-    return (
-        actions.select(key).join(rows, on=key, how="left", maintain_order="left")["__row"].to_numpy().astype(np.int32)
-    )

@@ -18,10 +18,11 @@ from twotower import files
 from twotower.arrays.types import Doubles, Ints
 from twotower.data.readers import Reading, TableLike, as_frame, is_text, table_files
 from twotower.data.times import TIME, Times
+from twotower.data.unknown_ids import counted_ids, with_unknown_ids
 from twotower.errors import DataError, did_you_mean
 from twotower.features.feature import Statistic
 from twotower.features.schema import Schema
-from twotower.features.side import SideName
+from twotower.features.side import SIDES, SideName
 from twotower.features.values import canonical_ids, missing_count
 
 POSITIVE = "__positive"
@@ -51,42 +52,25 @@ def check(users: TableLike | None, items: TableLike | None, interactions: TableL
     _not_empty(actions, "interactions")
     actions = with_ids(with_ids(actions, schema.user_id, "interactions"), schema.item_id, "interactions")
     actions = timed(actions, schema)
+    notes += averaged_notes(averaged_gaps(actions, schema), actions.height)
 
     sides: dict[SideName, pl.DataFrame] = {}
-    for side, given in (("user", users), ("item", items)):
-        what, key = side + "s", schema.id_column(side)  # type: ignore[arg-type]
-        if given is None:
-            frame = actions.select(pl.col(key).unique().sort())
-        else:
-            reading = Reading.of(schema, side)  # type: ignore[arg-type]
-            frame = _side(as_frame(given, what, reading), what, key, schema, notes)
-        if frame.height < 2:
-            raise DataError(f"{what}: found only one id of '{key}' ({frame[key][0]}), expected at least two; add rows")
-        _features(frame, side, what, schema, actions, notes)  # type: ignore[arg-type]
-        if {frame[key].dtype, actions[key].dtype} == {pl.Int64, pl.UInt64} and not (
-            (frame[key] < 0).any() or (actions[key] < 0).any()
-        ):
-            # Only one of the two tables holds ids from 2**63 on.
-            frame, actions = (t.with_columns(pl.col(key).cast(pl.UInt64)) for t in (frame, actions))
-        if {frame[key].dtype, actions[key].dtype} == {pl.Int64, pl.String} and _is_csv(given, interactions):
-            # A CSV has no types: its ids take the type of the other table's.
-            frame, actions = (t.with_columns(pl.col(key).cast(pl.String)) for t in (frame, actions))
-        if frame[key].dtype != actions[key].dtype:
-            raise DataError(
-                f"column '{key}': {what} has {frame[key].dtype} and interactions {actions[key].dtype}; "
-                "give both the same type"
-            )
-        unknown = actions.join(frame.select(key), on=key, how="anti", maintain_order="left")[key].unique(
-            maintain_order=True
-        )
-        if len(unknown):
-            raise DataError(
-                f"interactions: {len(unknown)} ids of '{key}' are not in {what} (the first: {unknown[0]}); "
-                f"add them to {what} or drop their rows"
-            )
-        sides[side] = frame  # type: ignore[index]
-    if schema.title:
-        need(sides["item"], [schema.title], "items")
+    given: dict[SideName, TableLike | None] = {"user": users, "item": items}
+    for side, table in given.items():
+        key = schema.id_column(side)
+        if table is None:
+            sides[side] = _checked_side(actions.select(pl.col(key).unique().sort()), side, schema, notes)
+            continue
+        frame = as_frame(table, f"{side}s", Reading.of(schema, side))
+        ids, from_text = counted_ids(actions, key), _is_csv(table, interactions)
+        sides[side] = _checked_side(frame, side, schema, notes, ids, from_text)
+    for side in SIDES:
+        key = schema.id_column(side)
+        actions = actions.with_columns(pl.col(key).cast(sides[side][key].dtype))
+        if given[side] is not None and getattr(schema, f"unknown_{side}s") == "drop":
+            actions = actions.join(sides[side].select(key), on=key, how="semi", maintain_order="left")
+    if not actions.height:
+        raise no_known_rows()
 
     actions = labelled(actions, schema)
     actions = _deduplicate(actions, schema, notes)
@@ -149,17 +133,38 @@ def _side(frame: pl.DataFrame, what: str, key: str, schema: Schema, notes: list[
     return frame
 
 
-def check_side(frame: pl.DataFrame, side: SideName, schema: Schema, notes: list[str]) -> pl.DataFrame:
-    """Check the table of a side without the interactions, and return the columns that the schema names. Raises
-    DataError."""
+def check_side(
+    frame: pl.DataFrame,
+    side: SideName,
+    schema: Schema,
+    notes: list[str],
+    ids: pl.DataFrame | None = None,
+    from_text: bool = False,
+) -> pl.DataFrame:
+    """Check the table of a side, and return the columns that the schema names, with rows for the `counted_ids` of the
+    interactions that it lacks (`with_unknown_ids`). Raises DataError."""
+    return _checked_side(frame, side, schema, notes, ids, from_text).select(side_columns(side, schema))
+
+
+def _checked_side(
+    frame: pl.DataFrame,
+    side: SideName,
+    schema: Schema,
+    notes: list[str],
+    ids: pl.DataFrame | None = None,
+    from_text: bool = False,
+) -> pl.DataFrame:
+    """Return the table of a side as `check_side`, with all its columns."""
     what, key = side + "s", schema.id_column(side)
     frame = _side(frame, what, key, schema, notes)
-    if frame.height < 2:
-        raise DataError(f"{what}: found only one id of '{key}' ({frame[key][0]}), expected at least two; add rows")
-    _features(frame, side, what, schema, None, notes)
+    _features(frame, side, what, schema, notes)
     if schema.title and side == "item":
         need(frame, [schema.title], what)
-    return frame.select(side_columns(side, schema))
+    if ids is not None:
+        frame = with_unknown_ids(frame, ids, side, schema, notes, from_text)
+    if frame.height < 2:
+        raise DataError(f"{what}: found only one id of '{key}' ({frame[key][0]}), expected at least two; add rows")
+    return frame
 
 
 def side_columns(side: SideName, schema: Schema) -> list[str]:
@@ -169,13 +174,9 @@ def side_columns(side: SideName, schema: Schema) -> list[str]:
     return list(dict.fromkeys([schema.id_column(side), *named, *title]))
 
 
-def _features(
-    frame: pl.DataFrame, side: SideName, what: str, schema: Schema, actions: pl.DataFrame | None, notes: list[str]
-) -> None:
+def _features(frame: pl.DataFrame, side: SideName, what: str, schema: Schema, notes: list[str]) -> None:
     for f in schema.columns(side):
         if f.computes:
-            if f.computes.column and actions is not None:
-                _check_averaged(actions, f.computes.column, f.name, notes)
             continue
         need(frame, [f.source], what)
         if n := missing_count(frame[f.source]):
@@ -187,17 +188,37 @@ def _features(
             notes.append(f"{what}: {n} of {frame.height} values of '{f.source}' are missing or not finite; imputed")
 
 
-def _check_averaged(actions: pl.DataFrame, column: str, feature: str, notes: list[str]) -> None:
-    """Raise DataError if a feature cannot average a column of the interactions, and note missing values."""
-    need(actions, [column], "interactions")
-    series = actions[column]
-    if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
-        raise DataError(
-            f"interactions: column '{column}' holds {series.dtype}, expected numbers for feature '{feature}' to average; "
-            "cast it"
-        )
-    if n := missing_count(series):
-        notes.append(f"interactions: {n} of {actions.height} values of '{column}' are missing; left out")
+def averaged_gaps(actions: pl.DataFrame, schema: Schema) -> dict[str, int]:
+    """Return the number of missing values of each column of the interactions that features name to average. Raises DataError
+    if one has no numbers."""
+    gaps = dict[str, int]()
+    for statistic in schema.statistics():
+        if not (column := statistic.column) or column in gaps:
+            continue
+        need(actions, [column], "interactions")
+        dtype = actions[column].dtype
+        if not (dtype.is_numeric() or dtype == pl.Boolean):
+            raise DataError(
+                f"interactions: column '{column}' holds {dtype}, expected numbers for feature '{statistic.name}' to "
+                "average; cast it"
+            )
+        gaps[column] = missing_count(actions[column])
+    return gaps
+
+
+def averaged_notes(gaps: Mapping[str, int], rows: int) -> list[str]:
+    """Return a message for each column of `rows` interactions that has missing values."""
+    return [
+        f"interactions: {n:,} of {rows:,} values of '{column}' are missing; left out" for column, n in gaps.items() if n
+    ]
+
+
+def no_known_rows() -> DataError:
+    """Return the error of interactions of which none is left when those of unknown ids are dropped."""
+    return DataError(
+        "interactions: no row has both an id of users and an id of items; give the tables of these interactions, or set "
+        "schema.unknown_users and schema.unknown_items = 'add'"
+    )
 
 
 def labelled(actions: pl.DataFrame, schema: Schema, some: bool = True) -> pl.DataFrame:

@@ -21,6 +21,7 @@ __all__ = ["FEATURES", "Categorical", "Feature", "MultiHot", "Numeric", "Schema"
 
 FEATURES = Kinds("feature", Feature, Categorical, Numeric, MultiHot, Vector, Sequence, Text)
 """Kinds of features, by their names in a config."""
+UnknownIds = Literal["auto", "add", "drop", "error"]
 
 
 class Schema(Section):
@@ -50,6 +51,15 @@ class Schema(Section):
         "last",
         description="Treatment of repeated ids and repeated (user, item) pairs. last: keep the last row, by time "
         "where there is one. error: refuse the table.",
+    )
+    unknown_users: UnknownIds = Field(
+        "auto",
+        description="Treatment of user ids of the interactions that the users' table lacks. add: make a user without "
+        "features. drop: leave their interactions out. error: refuse. auto: add, but refuse if more than a fifth of the "
+        "ids are unknown.",
+    )
+    unknown_items: UnknownIds = Field(
+        "auto", description="Treatment of item ids of the interactions that the items' table lacks, as unknown_users."
     )
     features: tuple[Annotated[Feature, FEATURES], ...] = Field(
         min_length=2, description="Features that the towers read."

@@ -15,6 +15,8 @@ from twotower.data.buckets import POSITIVE, TIME, Bucket, BucketFacts, Buckets, 
 from twotower.data.prepare.engines import choose_engine
 from twotower.data.prepare.log_pieces import Log, Sides, counts_of_users, write_pieces
 from twotower.data.prepare.options import PrepareOptions
+from twotower.data.prepare.sides import settle_sides
+from twotower.data.tables import no_known_rows
 from twotower.errors import DataError
 from twotower.features.side import SIDES
 from twotower.files import layout
@@ -37,6 +39,8 @@ def make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions)
         path.mkdir(exist_ok=True)
     sides, paths = _write_pieces(source, folder, pieces, options)
     counts = counts_of_users(paths, sides["user"].height)
+    if not counts.any():
+        raise no_known_rows()
     busiest = int(np.argmax(counts))
     user = sides["user"][source.schema.user_id][busiest]
     options.check_memory(int(counts[busiest]), f"the history of user '{user}'")
@@ -47,7 +51,7 @@ def make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions)
             made = make_once(path, lambda to, users=users: sorter.write(users, to))  # type: ignore[misc]
             (progress.advance if made else progress.skip)(int(counts[users[0] : users[1]].sum()))
             found.append(Bucket(file=path.name, users=users, rows=_height(path)))
-    buckets = Buckets(folder, _facts(source, sides, engine.name, tuple(found), interactions))
+    buckets = Buckets(folder, _facts(source, sides, engine.name, tuple(found), interactions, int(counts.sum())))
     buckets.save()
     shutil.rmtree(pieces)
     shutil.rmtree(spill)
@@ -58,7 +62,7 @@ def _write_pieces(source: Log, folder: Path, pieces: Path, options: PrepareOptio
     """Write the tables of both sides and the pieces, those that are missing; return the tables and the pieces' files."""
     tables, notes = {side: folder / layout.table(side) for side in SIDES}, list[str]()
     known = {side: pl.read_parquet(path, glob=False) for side, path in tables.items() if path.exists()}
-    sides, times = source.settle(known if len(known) == len(SIDES) else None, notes)
+    sides, times = settle_sides(source, known if len(known) == len(SIDES) else None, notes)
     for note in notes:
         log.info(note)
     for side, path in tables.items():
@@ -81,15 +85,19 @@ def _height(path: Path) -> int:
     return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
 
 
-def _facts(source: Log, sides: Sides, engine: str, buckets: tuple[Bucket, ...], folder: Path) -> BucketFacts:
-    """Return the facts of finished buckets. Raises DataError for repeated pairs, if not allowed, or without a positive row."""
+def _facts(
+    source: Log, sides: Sides, engine: str, buckets: tuple[Bucket, ...], folder: Path, of_pieces: int
+) -> BucketFacts:
+    """Return the facts of finished buckets; `of_pieces` interactions were sorted. Raises DataError for repeated pairs, if not
+    allowed, or without a positive row."""
     schema, kept = source.schema, sum(b.rows for b in buckets)
-    repeated = source.rows - kept
+    repeated = of_pieces - kept
     if repeated and schema.duplicates == "error":
         raise DataError(
             f"interactions: {repeated} rows repeat a pair of user and item; drop them or set schema.duplicates = 'last'"
         )
     summary = Summary("interactions", source.rows)
+    summary.drop("rows have ids that users or items lack", source.rows - of_pieces)
     summary.drop("rows repeated a pair of user and item, the last of each was kept", repeated)
     log.info(str(summary))
     times = [pl.col(TIME).min().alias("first"), pl.col(TIME).max().alias("last")] if schema.time else []

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from twotower.arrays.types import Doubles, Ints
+from twotower.arrays.types import Ints
 from twotower.data import buckets
-from twotower.data.buckets import in_user_order
 from twotower.data.config import DataConfig
-from twotower.data.readers import Reading, read_file, table_errors, table_files
+from twotower.data.readers import table_errors, table_files
 from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, names_within, read_slices
-from twotower.data.tables import POSITIVE, averaged_columns, check_side, labelled, need, side_columns, with_ids
+from twotower.data.tables import POSITIVE, averaged_columns, labelled, need, with_ids
 from twotower.data.times import TIME, Times
+from twotower.data.unknown_ids import rows_of_ids
 from twotower.errors import DataError
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
@@ -96,38 +96,6 @@ class Log:
             raise DataError(f"{path}: was changed while it was read; call again when it is complete")
         return frame
 
-    def settle(self, known: Sides | None, notes: list[str]) -> tuple[Sides, Times | None]:
-        """Return the tables of both sides, the users in the order of their rows, and a reader of the times that has looked
-        at all of them. `known` are the tables, if an earlier call has written them. Raises DataError."""
-        schema, times = self.schema, Times(self.schema) if self.schema.time else None
-        given = dict(zip(SIDES, (self.data.users, self.data.items), strict=True))
-        ids: dict[SideName, str] = {side: schema.id_column(side) for side in SIDES if not (known or given[side])}
-        found: Sides = {}
-        wanted = list(dict.fromkeys([*ids.values(), *filter(None, [schema.time])]))
-        progress = JobProgress(log, "interactions looked at", self.rows)
-        for piece in self.pieces if wanted else ():
-            frame = self.read(piece, wanted)
-            progress.advance(frame.height)
-            if times:
-                times.look(frame[schema.time])
-            for side, key in ids.items():
-                new = with_ids(frame.select(key), key, "interactions").unique()
-                found[side] = _union_of_ids(found[side], new, key) if side in found else new
-        if times:
-            times.settle()
-        if known:
-            return known, times
-        for side in SIDES:
-            if given[side]:
-                found[side] = read_file(given[side], Reading.of(schema, side), side_columns(side, schema))
-            else:
-                found[side] = found[side].sort(ids[side])
-            found[side] = check_side(found[side], side, schema, notes)
-        if schema.title:
-            need(found["item"], [schema.title], "items")
-        found["user"] = in_user_order(found["user"], schema.user_id)
-        return found, times
-
 
 def used_columns(schema: Schema) -> list[str]:
     """Return the columns of the interactions that a schema names."""
@@ -139,13 +107,12 @@ def write_pieces(
     source: Log, sides: Sides, times: Times | None, folder: Path, threads: int, progress: JobProgress
 ) -> list[Path]:
     """Write the pieces of a log into a folder, those that it lacks, and return their files. Raises DataError."""
-    rows = {side: sides[side].select(source.schema.id_column(side)).with_row_index("__row") for side in SIDES}
     paths = [folder / f"{n:06d}.parquet" for n in range(len(source.pieces))]
     firsts = source.firsts
 
     def write(n: int) -> None:
         def into(path: Path) -> None:
-            piece = _encoded(source, source.pieces[n], firsts[n], rows, times)
+            piece = _encoded(source, source.pieces[n], firsts[n], sides, times)
             piece.write_parquet(path, compression="lz4", row_group_size=ROW_GROUP_ROWS)
 
         made = make_once(paths[n], into)
@@ -157,21 +124,26 @@ def write_pieces(
 
 
 def _encoded(source: Log, piece: TableShard, first: int, sides: Sides, times: Times | None) -> pl.DataFrame:
-    """Return a piece, which begins at row `first` of the log, with the columns of a bucket, sorted by user."""
+    """Return a piece, which begins at row `first` of the log, with the columns of a bucket, sorted by user, without rows of ids
+    that a side lacks."""
     schema = source.schema
     frame = labelled(source.read(piece, used_columns(schema)), schema, some=False)
     if times:
         frame = times.add(frame)
         _check_order(frame, schema)
-    columns = {side: _rows_of_ids(frame, sides[side], schema.id_column(side), side) for side in SIDES}
+    columns = {
+        side: rows_of_ids(with_ids(frame.select(key), key, "interactions")[key], sides[side][key]).cast(pl.Int32)
+        for side, key in ((side, schema.id_column(side)) for side in SIDES)
+    }
     out = pl.DataFrame(
         {
             buckets.USER: columns["user"], buckets.ITEM: columns["item"], buckets.POSITIVE: frame[POSITIVE],
             buckets.ROW: np.arange(first, first + frame.height),
         } | ({buckets.TIME: frame[TIME]} if times else {})
-        | {buckets.VALUE_PREFIX + a: _as_floats(frame[a]) for a in averaged_columns(schema)}
+        | {buckets.VALUE_PREFIX + a: frame[a].cast(pl.Float64) for a in averaged_columns(schema)}
     )  # fmt: skip
-    return out.sort(buckets.USER)
+    # An id that the table lacks is one to drop: `settle_sides` has added or refused the others.
+    return out.drop_nulls([buckets.USER, buckets.ITEM]).sort(buckets.USER)
 
 
 def counts_of_users(pieces: list[Path], n_users: int) -> Ints:
@@ -179,33 +151,12 @@ def counts_of_users(pieces: list[Path], n_users: int) -> Ints:
     counts = np.zeros(n_users, np.int64)
     for path in pieces:
         users = pl.scan_parquet(path, glob=False).select(buckets.USER).collect()[buckets.USER].to_numpy()
+        if not len(users):
+            continue
         first = int(users[0])  # they rise
         found = np.bincount(users - first)
         counts[first : first + len(found)] += found
     return counts
-
-
-def _as_floats(column: pl.Series) -> Doubles:
-    """Return a column as float64. Raises DataError if it is not numeric."""
-    if not (column.dtype.is_numeric() or column.dtype == pl.Boolean):
-        raise DataError(
-            f"interactions: column '{column.name}' holds {column.dtype}, expected numbers to average; cast it"
-        )
-    return column.cast(pl.Float64).to_numpy()
-
-
-def _union_of_ids(found: pl.DataFrame, ids: pl.DataFrame, key: str) -> pl.DataFrame:
-    """Return the distinct ids of both tables. Raises DataError if they are of two types."""
-    if {found[key].dtype, ids[key].dtype} == {pl.Int64, pl.UInt64} and not (
-        (found[key] < 0).any() or (ids[key] < 0).any()
-    ):
-        found, ids = (t.with_columns(pl.col(key).cast(pl.UInt64)) for t in (found, ids))
-    if found[key].dtype != ids[key].dtype:
-        raise DataError(
-            f"interactions: column '{key}' is {found[key].dtype} in some files and {ids[key].dtype} in others; "
-            "give all files the same type"
-        )
-    return pl.concat([found, ids]).unique()
 
 
 def _check_order(piece: pl.DataFrame, schema: Schema) -> None:
@@ -215,22 +166,3 @@ def _check_order(piece: pl.DataFrame, schema: Schema) -> None:
         raise DataError(
             f"interactions: time '{schema.time}' holds fractions or numbers beyond 64 bits; to prepare, give whole numbers"
         )
-
-
-def _rows_of_ids(piece: pl.DataFrame, rows: pl.DataFrame, key: str, side: SideName) -> pl.Series:
-    """Return the row (n,) of every id of a piece. Raises DataError if the side lacks one."""
-    ids = with_ids(piece.select(key), key, "interactions")
-    if {ids[key].dtype, rows[key].dtype} == {pl.Int64, pl.UInt64}:  # only one of them has ids from 2**63 on
-        ids = ids.with_columns(pl.col(key).cast(rows[key].dtype, strict=False))
-    if ids[key].dtype != rows[key].dtype:
-        raise DataError(
-            f"column '{key}': {side}s has {rows[key].dtype} and interactions {ids[key].dtype}; give both the same type"
-        )
-    found = ids.join(rows, on=key, how="left", maintain_order="left")["__row"]
-    if n := found.null_count():
-        first = ids[key].filter(found.is_null())[0]
-        raise DataError(
-            f"interactions: {n} rows have ids of '{key}' that are not in {side}s (the first: {first}); "
-            f"add them to {side}s or drop their rows"
-        )
-    return found.cast(pl.Int32)

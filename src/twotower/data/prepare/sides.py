@@ -1,0 +1,99 @@
+"""Tables of both sides of a log: the first reading of all interactions, which looks at ids, times and averaged columns."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import polars as pl
+
+from twotower.data.buckets import in_user_order
+from twotower.data.prepare.log_pieces import Log, Sides
+from twotower.data.readers import Reading, is_text, read_file, table_files
+from twotower.data.tables import (
+    POSITIVE,
+    averaged_columns,
+    averaged_gaps,
+    averaged_notes,
+    check_side,
+    side_columns,
+    with_ids,
+)
+from twotower.data.times import Times
+from twotower.data.unknown_ids import COUNT, counted_ids, of_one_type
+from twotower.errors import DataError
+from twotower.features.side import SIDES
+from twotower.progress import JobProgress
+
+log = logging.getLogger(__name__)
+
+PENDING_IDS = 2**20
+"""Ids that are collected before they are merged with the earlier ones."""
+
+
+class LogIds:
+    """Distinct ids of a column of the log, with their numbers of interactions."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self._found: pl.DataFrame | None = None
+        self._pending = list[pl.DataFrame]()
+
+    def add(self, piece: pl.DataFrame) -> None:
+        """Add the ids of a piece. Raises DataError for unusable ids, or ids of another type than before."""
+        self._pending.append(counted_ids(with_ids(piece.select(self.key), self.key, "interactions"), self.key))
+        if sum(p.height for p in self._pending) > max(PENDING_IDS, 0 if self._found is None else self._found.height):
+            self.counted()
+
+    def counted(self) -> pl.DataFrame:
+        """Return the ids in any order, with the numbers of their rows as COUNT."""
+        for piece in self._pending:
+            self._found = piece if self._found is None else self._together(self._found, piece)
+        self._pending.clear()
+        assert self._found is not None
+        self._found = self._found.group_by(self.key).agg(pl.col(COUNT).sum())
+        return self._found
+
+    def _together(self, found: pl.DataFrame, piece: pl.DataFrame) -> pl.DataFrame:
+        found, piece = of_one_type(found, piece, self.key)
+        if found[self.key].dtype != piece[self.key].dtype:
+            raise DataError(
+                f"interactions: column '{self.key}' is {found[self.key].dtype} in some files and "
+                f"{piece[self.key].dtype} in others; give all files the same type"
+            )
+        return pl.concat([found, piece])
+
+
+def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Sides, Times | None]:
+    """Return the tables of both sides, the users in the order of their rows, and a reader of the times that has looked at all
+    of them. `known` are the tables, if an earlier call has written them. Raises DataError."""
+    schema = source.schema
+    times = Times(schema) if schema.time else None
+    ids = {} if known else {side: LogIds(schema.id_column(side)) for side in SIDES}
+    averaged = [] if known else [a for a in averaged_columns(schema) if a != POSITIVE]
+    wanted = list(dict.fromkeys([*(i.key for i in ids.values()), *averaged, *filter(None, [schema.time])]))
+    progress, gaps = JobProgress(log, "interactions looked at", source.rows), Counter[str]()
+    for piece in source.pieces if wanted else ():
+        frame = source.read(piece, wanted)
+        progress.advance(frame.height)
+        if times:
+            times.look(frame[schema.time])
+        for of_side in ids.values():
+            of_side.add(frame)
+        if not known:
+            gaps.update(averaged_gaps(frame, schema))
+    if times:
+        times.settle()
+    if known:
+        return known, times
+    notes += averaged_notes(gaps, source.rows)
+    found: Sides = {}
+    for side, given in zip(SIDES, (source.data.users, source.data.items), strict=True):
+        key, counted = schema.id_column(side), ids[side].counted()
+        if given:
+            frame = read_file(given, Reading.of(schema, side), side_columns(side, schema))
+            found[side] = check_side(frame, side, schema, notes, counted, is_text(table_files(given)[0]))
+        else:
+            found[side] = check_side(counted.select(pl.col(key).sort()), side, schema, notes)
+    found["user"] = in_user_order(found["user"], schema.user_id)
+    return found, times
