@@ -184,7 +184,7 @@ class Dataset:
     def digest(self) -> str:
         """Digest of the interactions, columns, encoders and schema: 16 hexadecimal digits."""
         digest = hashlib.sha256()
-        arrays: list[npt.NDArray[Any]] = [self.pairs.user, self.pairs.item, self.pairs.positive, self.parts]
+        arrays: list[npt.NDArray[Any]] = [*self.pairs.arrays.values(), self.parts]
         if self.times is not None:
             arrays.append(self.times)
         for side in SIDES:

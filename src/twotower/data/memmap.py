@@ -26,6 +26,7 @@ from twotower import files
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Ints
 from twotower.data.dataset import Dataset, Side
+from twotower.data.interaction_columns import stored_columns
 from twotower.data.pairs import GroupedPairs, Pairs
 from twotower.data.run_tables import load_tables, read_side, save_tables
 from twotower.data.split import SplitConfig
@@ -133,7 +134,7 @@ class MemmapDataset(Dataset):
         facts = read_facts(folder)
         schema, columns = facts.table_schema, facts.columns
         arrays = _Arrays(folder / layout.ARRAYS)
-        plain = ("user", "item", "positive", "part", *(["time"] if schema.time else []))
+        plain = ("part", *stored_columns(schema))
         if {len(arrays[name]) for name in plain} != {facts.rows}:
             raise RunError(f"{folder}: damaged (the interactions' arrays are not of {facts.rows:,} rows)")
         frames = {
@@ -153,7 +154,7 @@ class MemmapDataset(Dataset):
             Encoders.load(schema, folder),
             sides["user"],
             sides["item"],
-            Pairs(arrays["user"], arrays["item"], arrays["positive"]),
+            Pairs(**{name: arrays[name] for name in Pairs.columns() if name in plain}),
             arrays["part"],
             arrays["time"] if schema.time else None,
             facts.split.follows_time,

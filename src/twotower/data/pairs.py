@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from twotower.arrays.pieces import PIECE_ROWS, pieces, temporary_array
 from twotower.arrays.ragged import run_indices, stable_order
 from twotower.arrays.types import Bools, Codes, Ints
+from twotower.data.interaction_columns import Columns
 
 
 @dataclass(frozen=True)
@@ -24,75 +25,91 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.user)
 
+    @classmethod
+    def columns(cls) -> tuple[str, ...]:
+        """Return the names of all columns."""
+        return tuple(f.name for f in fields(cls))
+
+    @property
+    def arrays(self) -> Columns:
+        """Columns by name."""
+        return {name: getattr(self, name) for name in self.columns()}
+
     def take(self, keep: npt.NDArray[np.bool_ | np.integer] | slice) -> Pairs:
         """Return the pairs at `keep`, a mask, indices or a slice."""
-        return Pairs(self.user[keep], self.item[keep], self.positive[keep])
+        return Pairs(**{name: column[keep] for name, column in self.arrays.items()})
 
     @classmethod
     def concatenated(cls, parts: Sequence[Pairs]) -> Pairs:
         """Return the pairs of all parts, one part after the other."""
-        user, item = np.concatenate([p.user for p in parts]), np.concatenate([p.item for p in parts])
-        return cls(user, item, np.concatenate([p.positive for p in parts]))
+        return cls(**{name: np.concatenate([p.arrays[name] for p in parts]) for name in parts[0].arrays})
 
     def renumbered(self, user: Ints, item: Ints) -> Pairs:
         """Return the pairs with rows mapped by `user` (n_users,) and `item` (n_items,), without pairs that map to -1."""
         n, end = sum(len(p) for p in self._renumbered(user, item)), 0
-        out = Pairs(temporary_array(n, np.int32), temporary_array(n, np.int32), temporary_array(n, np.bool_))
+        types = {name: column.dtype.type for name, column in self.arrays.items()} | {"user": np.int32, "item": np.int32}
+        out = Pairs(**{name: temporary_array(n, dtype) for name, dtype in types.items()})
         for found in self._renumbered(user, item):
             part = slice(end, end := end + len(found))
-            out.user[part], out.item[part], out.positive[part] = found.user, found.item, found.positive
+            for name, column in found.arrays.items():
+                out.arrays[name][part] = column
         return out
 
     def _renumbered(self, user: Ints, item: Ints) -> Iterator[Pairs]:
         for part in pieces(len(self)):
-            users, items = user[self.user[part]], item[self.item[part]]
-            keep = (users >= 0) & (items >= 0)
-            yield Pairs(users[keep].astype(np.int32), items[keep].astype(np.int32), self.positive[part][keep])
+            some = self.take(part)
+            users, items = user[some.user].astype(np.int32), item[some.item].astype(np.int32)
+            yield replace(some, user=users, item=items).known()
+
+    def known(self) -> Pairs:
+        """Return the pairs whose rows are not -1."""
+        return self.take((self.user >= 0) & (self.item >= 0))
 
 
 @dataclass(frozen=True)
 class GroupedPairs:
-    """Pairs of U users, grouped by user: those of user u are `starts[u]` to `starts[u] + lengths[u]` of (n,) arrays."""
+    """Pairs of U users, grouped by user: those of user u are `starts[u]` to `starts[u] + lengths[u]` of (n,)
+    arrays."""
 
-    item: Codes
-    positive: Bools
+    columns: Columns
+    """Columns of the pairs by name, without `user`."""
     starts: Ints
     lengths: Ints
     item_rows: Ints | None = None
-    """New row of each value of `item`, -1 for an item that is left out; None without new rows."""
+    """New row of each value of the column `item`, -1 for an item that is left out; None without new rows."""
 
     @classmethod
     def of_sorted(cls, pairs: Pairs, n_users: int) -> GroupedPairs:
         """Group pairs whose user rows rise, without a copy."""
         ends = np.searchsorted(pairs.user, np.arange(n_users, dtype=pairs.user.dtype), side="right")
         starts = np.concatenate([[0], ends[:-1]])
-        return cls(pairs.item, pairs.positive, starts, ends - starts)
+        return cls(_without_user(pairs), starts, ends - starts)
 
     @classmethod
     def of(cls, pairs: Pairs, n_users: int) -> GroupedPairs:
         """Group pairs in any order; those of a user keep theirs."""
         order = stable_order(pairs.user)
         lengths = counts(pairs.user, n_users)
-        return cls(pairs.item[order], pairs.positive[order], np.cumsum(lengths) - lengths, lengths)
+        columns = {name: column[order] for name, column in _without_user(pairs).items()}
+        return cls(columns, np.cumsum(lengths) - lengths, lengths)
 
     def take(self, users: Ints) -> Pairs:
         """Return the pairs of some user rows, one user after another; their user rows are places in `users`."""
         lengths = self.lengths[users]
         at = run_indices(self.starts[users], lengths)
-        owner, item, positive = (
-            np.repeat(np.arange(len(users), dtype=np.int32), lengths),
-            self.item[at],
-            self.positive[at],
-        )
+        owner = np.repeat(np.arange(len(users), dtype=np.int32), lengths)
+        found = Pairs(owner, **{name: column[at] for name, column in self.columns.items()})
         if self.item_rows is None:
-            return Pairs(owner, item, positive)
-        item = self.item_rows[item].astype(np.int32)
-        keep = item >= 0
-        return Pairs(owner[keep], item[keep], positive[keep])
+            return found
+        return replace(found, item=self.item_rows[found.item].astype(np.int32)).known()
 
     def renumbered(self, users: Ints, items: Ints) -> GroupedPairs:
         """Return the pairs of some user rows, which become rows 0, 1, …; `items` is the new row of each item, -1 for none."""
         return replace(self, starts=self.starts[users], lengths=self.lengths[users], item_rows=items)
+
+
+def _without_user(pairs: Pairs) -> Columns:
+    return {name: column for name, column in pairs.arrays.items() if name != "user"}
 
 
 def counts(values: npt.NDArray[np.integer], n: int, where: Bools | None = None) -> Ints:

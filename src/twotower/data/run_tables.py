@@ -26,10 +26,7 @@ def save_tables(dataset: Dataset, folder: Path) -> None:
 
     encoders.json is written first: it distinguishes the tables of a run from tables of a user."""
     dataset.encoders.save(folder)
-    pairs = pl.DataFrame(
-        {"user": dataset.pairs.user, "item": dataset.pairs.item, "positive": dataset.pairs.positive,
-         "part": dataset.parts}
-    )  # fmt: skip
+    pairs = pl.DataFrame(dataset.pairs.arrays | {"part": dataset.parts})
     if dataset.times is not None:
         pairs = pairs.with_columns(time=dataset.times)
     for name, frame in (("users", dataset.users.frame), ("items", dataset.items.frame), ("interactions", pairs)):
@@ -50,7 +47,7 @@ def load_tables(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[
         folder / layout.INTERACTIONS, lambda path: _check_interactions(read_parquet(path), users, items)
     )
     try:
-        pairs = Pairs(actions["user"].to_numpy(), actions["item"].to_numpy(), actions["positive"].to_numpy())
+        pairs = Pairs(**{name: actions[name].to_numpy() for name in Pairs.columns() if name in actions.columns})
         times = actions["time"].to_numpy() if "time" in actions.columns else None
         return assemble_dataset(
             encoders, users, items, pairs, actions["part"].to_numpy(), times, split.follows_time, encode

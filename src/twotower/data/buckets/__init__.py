@@ -20,6 +20,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twotower import files
+from twotower.data.interaction_columns import BY_NAME, COLUMNS, CONTEXT_PREFIX, VALUE_PREFIX
 from twotower.data.tables import averaged_columns
 from twotower.errors import RunError
 from twotower.features.schema import Schema
@@ -32,23 +33,6 @@ BUCKETS_FORMAT = 1
 """Format of a folder of buckets, in buckets.json."""
 HASH = "md5-32"
 """Name of the hash that orders the users, in buckets.json."""
-
-USER, ITEM, TIME, ROW, POSITIVE = "user", "item", "time", "row", "positive"
-WEIGHT, EVENT = "weight", "event"
-CONTEXT_PREFIX, VALUE_PREFIX = "context.", "value."
-REQUIRED: Mapping[str, tuple[type[pl.DataType], ...]] = {
-    USER: (pl.Int32, pl.Int64),
-    ITEM: (pl.Int32, pl.Int64),
-    ROW: (pl.Int64,),
-    POSITIVE: (pl.Boolean,),
-}
-"""Columns of every bucket, and the types that each may have."""
-OPTIONAL: Mapping[str, tuple[type[pl.DataType], ...]] = {
-    TIME: (pl.Int64,),
-    WEIGHT: (pl.Float32, pl.Float64),
-    EVENT: (pl.String,),
-}
-"""Columns that all buckets have, or none. A column `value.NAME` holds Float64, a column `context.NAME` any type."""
 
 
 class Bucket(BaseModel):
@@ -196,24 +180,23 @@ def in_user_order(users: pl.DataFrame, key: str) -> pl.DataFrame:
 
 def missing_column(columns: Collection[str], schema: Schema) -> str:
     """Return the first column that a schema needs and a bucket lacks as words, "" without one (rule 12)."""
-    needed = [*([TIME] if schema.time else []), *(VALUE_PREFIX + a for a in averaged_columns(schema))]
+    needed = [c.name for c in COLUMNS if c.needed(schema)] + [VALUE_PREFIX + a for a in averaged_columns(schema)]
     absent = [name for name in needed if name not in columns]
     return f"no column '{absent[0]}', which the schema needs (found: {', '.join(columns)})" if absent else ""
 
 
 def column_problem(schema: Mapping[str, pl.DataType]) -> str:
     """Return the first problem of a bucket's columns as words, "" without one."""
-    for name, types in REQUIRED.items():
+    required = [column.name for column in COLUMNS if not column.option]
+    for name in required:
         if name not in schema:
             return f"no column '{name}' (found: {', '.join(schema)})"
-        if schema[name] not in types:
-            return f"column '{name}' holds {schema[name]}, expected {' or '.join(t.__name__ for t in types)}"
-    for name, dtype in schema.items():
-        if name in REQUIRED or name.startswith(CONTEXT_PREFIX):
+    for name in [*required, *(name for name in schema if name not in required)]:
+        if name.startswith(CONTEXT_PREFIX):
             continue
-        expected = (pl.Float64,) if name.startswith(VALUE_PREFIX) else OPTIONAL.get(name)
-        if expected is None:
-            return f"unknown column '{name}' (allowed: {', '.join([*REQUIRED, *OPTIONAL])}, value.NAME, context.NAME)"
-        if dtype not in expected:
-            return f"column '{name}' holds {dtype}, expected {' or '.join(t.__name__ for t in expected)}"
+        if name not in BY_NAME and not name.startswith(VALUE_PREFIX):
+            return f"unknown column '{name}' (allowed: {', '.join(BY_NAME)}, value.NAME, context.NAME)"
+        expected = BY_NAME[name].types if name in BY_NAME else (pl.Float64,)
+        if schema[name] not in expected:
+            return f"column '{name}' holds {schema[name]}, expected {' or '.join(t.__name__ for t in expected)}"
     return ""

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import polars as pl
 
-from twotower.data.buckets import ROW, BucketFacts, Buckets, column_problem, missing_column
+from twotower.data.buckets import BucketFacts, Buckets, column_problem, missing_column
 from twotower.data.buckets.records import BucketRecords, LogRows
 from twotower.data.buckets.rules import Problems, Rule, read_blocks
 from twotower.data.buckets.tables import check_table
+from twotower.data.interaction_columns import ROW
 from twotower.data.times import plausible_range
 from twotower.errors import RunError
 from twotower.features.schema import Schema

@@ -9,19 +9,9 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.types import Bools, Ints
-from twotower.data.buckets import (
-    CONTEXT_PREFIX,
-    ITEM,
-    POSITIVE,
-    ROW,
-    TIME,
-    USER,
-    VALUE_PREFIX,
-    WEIGHT,
-    Bucket,
-    BucketFacts,
-)
+from twotower.data.buckets import Bucket, BucketFacts
 from twotower.data.buckets.rules import Problems, Rule, first_true, read_blocks
+from twotower.data.interaction_columns import CONTEXT_PREFIX, ITEM, POSITIVE, ROW, TIME, USER, VALUE_PREFIX, WEIGHT
 from twotower.files import layout
 
 

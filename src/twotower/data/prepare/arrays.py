@@ -22,9 +22,10 @@ from twotower.arrays import npy_writer
 from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.types import Codes, Ints
 from twotower.data import splits
-from twotower.data.buckets import ITEM, POSITIVE, TIME, USER, Bucket, Buckets
+from twotower.data.buckets import Bucket, Buckets
+from twotower.data.interaction_columns import ITEM, POSITIVE, USER, Columns, stored_columns
 from twotower.data.memmap import MEMMAP_FORMAT
-from twotower.data.prepare.bucket_reader import BucketReader, Columns
+from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.prepare.bucket_splits import BucketSplits
 from twotower.data.prepare.options import SIDE_BLOCK_ROWS
 from twotower.data.split import SplitConfig
@@ -65,7 +66,7 @@ class PreparedArrays:
         self.made, self.arrays, self.written = made, made / layout.ARRAYS, work / "written"
         self.side_block_rows = side_block_rows
         self.index = np.dtype("<i4" if self.facts.rows < max_short_rows else "<i8")
-        self.reader = BucketReader(buckets, schema)
+        self.reader, self.stored = BucketReader(buckets, schema), stored_columns(schema)
         self.splits = BucketSplits(self.reader, split, work / "splits")
         for folder in (self.arrays, self.written, self.splits.folder):
             folder.mkdir(exist_ok=True)
@@ -119,8 +120,7 @@ class PreparedArrays:
 
     def _write_buckets(self, each: Each, found: list[Columns], sizes: Ints, codes: dict[str, Codes]) -> None:
         """Write the interactions, and the arrays by user."""
-        plain = {USER: "<i4", ITEM: "<i4", POSITIVE: "?", "part": "|i1"} | ({TIME: "<i8"} if self.reader.timed else {})
-        for name, dtype in plain.items():
+        for name, dtype in ({"part": "|i1"} | self.stored).items():
             npy_writer.create(self.arrays / f"{name}.npy", dtype, self.facts.rows)
         firsts, starts = [b.users[0] for b in self.facts.buckets], dict[str, Ints]()
         for name in ("train", "positives", "interacted_items", *(n for n in found[0] if n.startswith("user."))):
@@ -148,9 +148,9 @@ class PreparedArrays:
     def _write_bucket(self, bucket: Bucket, cursor: Ints, starts: dict[str, int], codes: dict[str, Codes]) -> None:
         """Write the interactions of a bucket: those of each part from the row `cursor` (3,) on, its ragged arrays from
         `starts` on."""
-        found = self.reader.read(bucket, ITEM, POSITIVE, *([TIME] if self.reader.timed else []))
-        parts, item, positive = self.splits.parts(bucket), found[ITEM].astype(np.int32), found[POSITIVE]
-        found[USER], found[ITEM] = found[USER].astype(np.int32), item
+        given = self.reader.read(bucket, *self.stored)
+        found = {name: given[name].astype(dtype, copy=False) for name, dtype in self.stored.items()}
+        parts, item, positive = self.splits.parts(bucket), found[ITEM], found[POSITIVE]
         indices = np.empty(len(parts), self.index)
         for part, start in enumerate(cursor.tolist()):
             keep = np.flatnonzero(parts == part)

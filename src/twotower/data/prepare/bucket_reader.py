@@ -8,27 +8,12 @@ from typing import Any
 import numpy.typing as npt
 import polars as pl
 
-from twotower.data.buckets import (
-    CONTEXT_PREFIX,
-    EVENT,
-    ITEM,
-    ROW,
-    TIME,
-    USER,
-    VALUE_PREFIX,
-    WEIGHT,
-    Bucket,
-    Buckets,
-    column_problem,
-    missing_column,
-)
+from twotower.data.buckets import Bucket, Buckets, column_problem, missing_column
+from twotower.data.interaction_columns import BY_NAME, CONTEXT_PREFIX, ITEM, ROW, TIME, USER, VALUE_PREFIX, Columns
 from twotower.data.tables import averaged_columns
 from twotower.errors import ConfigError, RunError
 from twotower.features.schema import Schema
 from twotower.files.readers import read_checked
-
-Columns = dict[str, npt.NDArray[Any]]
-"""Columns (n,) of the interactions of a bucket."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +46,13 @@ class BucketReader:
             if problem := column_problem(found) or missing_column(found, self.schema):
                 raise RunError(f"{path}: {problem}; write buckets that follow docs/prepared-format.md and the schema")
             for name in found:
-                if name in (WEIGHT, EVENT) or name.startswith(CONTEXT_PREFIX):
+                if name.startswith(CONTEXT_PREFIX) or (name in BY_NAME and not BY_NAME[name].supported):
                     raise ConfigError(f"{path}: column '{name}' is not supported yet; leave it out")
 
     def read(self, bucket: Bucket, *columns: str) -> Columns:
         """Return the users and other columns of a bucket. Raises RunError if it has other rows than buckets.json says, is not
         sorted, or names users or items out of range."""
-        path, names = self.buckets.file(bucket), [USER, *columns]
+        path, names = self.buckets.file(bucket), list(dict.fromkeys([USER, *columns]))
         frame = read_checked(path, lambda p: pl.scan_parquet(p, glob=False).select(names).collect())
         found = {name: frame[name].to_numpy() for name in names}
         sound = len(frame) == bucket.rows and not any(frame[c].null_count() for c in names if c not in self.values)

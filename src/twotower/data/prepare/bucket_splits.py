@@ -14,8 +14,9 @@ from twotower import files
 from twotower.arrays.pieces import Scalar, temporary_array
 from twotower.arrays.types import Bools, Doubles, Ints
 from twotower.data import splits
-from twotower.data.buckets import ITEM, POSITIVE, ROW, TIME, USER, VALUE_PREFIX, Bucket
-from twotower.data.prepare.bucket_reader import BucketReader, Columns
+from twotower.data.buckets import Bucket
+from twotower.data.interaction_columns import ITEM, POSITIVE, ROW, TIME, USER, VALUE_PREFIX, Columns
+from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN, Parts
 from twotower.data.tables import averaged_columns

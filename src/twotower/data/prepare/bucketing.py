@@ -11,7 +11,8 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.types import Ints
-from twotower.data.buckets import POSITIVE, TIME, Bucket, BucketFacts, Buckets, LogColumns
+from twotower.data.buckets import Bucket, BucketFacts, Buckets, LogColumns
+from twotower.data.interaction_columns import POSITIVE, TIME
 from twotower.data.prepare.engines import choose_engine
 from twotower.data.prepare.log_pieces import Log, Sides, counts_of_users, write_pieces
 from twotower.data.prepare.options import PrepareOptions

@@ -16,8 +16,9 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.types import Ints
-from twotower.data import buckets
+from twotower.data import interaction_columns
 from twotower.data.config import DataConfig
+from twotower.data.interaction_columns import ITEM, ROW, USER, VALUE_PREFIX
 from twotower.data.readers import table_errors, table_files
 from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, names_within, read_slices
 from twotower.data.tables import POSITIVE, averaged_columns, labelled, need, with_ids
@@ -137,20 +138,20 @@ def _encoded(source: Log, piece: TableShard, first: int, sides: Sides, times: Ti
     }
     out = pl.DataFrame(
         {
-            buckets.USER: columns["user"], buckets.ITEM: columns["item"], buckets.POSITIVE: frame[POSITIVE],
-            buckets.ROW: np.arange(first, first + frame.height),
-        } | ({buckets.TIME: frame[TIME]} if times else {})
-        | {buckets.VALUE_PREFIX + a: frame[a].cast(pl.Float64) for a in averaged_columns(schema)}
+            USER: columns["user"], ITEM: columns["item"], interaction_columns.POSITIVE: frame[POSITIVE],
+            ROW: np.arange(first, first + frame.height),
+        } | ({interaction_columns.TIME: frame[TIME]} if times else {})
+        | {VALUE_PREFIX + a: frame[a].cast(pl.Float64) for a in averaged_columns(schema)}
     )  # fmt: skip
     # An id that the table lacks is one to drop: `settle_sides` has added or refused the others.
-    return out.drop_nulls([buckets.USER, buckets.ITEM]).sort(buckets.USER)
+    return out.drop_nulls([USER, ITEM]).sort(USER)
 
 
 def counts_of_users(pieces: list[Path], n_users: int) -> Ints:
     """Return (n_users,) the number of interactions of each user."""
     counts = np.zeros(n_users, np.int64)
     for path in pieces:
-        users = pl.scan_parquet(path, glob=False).select(buckets.USER).collect()[buckets.USER].to_numpy()
+        users = pl.scan_parquet(path, glob=False).select(USER).collect()[USER].to_numpy()
         if not len(users):
             continue
         first = int(users[0])  # they rise

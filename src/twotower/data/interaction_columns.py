@@ -1,0 +1,60 @@
+"""Columns of the interactions: what a bucket and prepared data hold of each, and the option of the schema that asks for it.
+
+The contract of buckets, its reader, the writer of arrays and the prepared dataset read this table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+import polars as pl
+
+from twotower.features.schema import Schema
+
+USER, ITEM, TIME, ROW, POSITIVE = "user", "item", "time", "row", "positive"
+WEIGHT, EVENT = "weight", "event"
+CONTEXT_PREFIX, VALUE_PREFIX = "context.", "value."
+
+Columns = dict[str, npt.NDArray[Any]]
+"""Columns (n,) of some interactions, by name."""
+
+
+@dataclass(frozen=True)
+class InteractionColumn:
+    """One column of the interactions."""
+
+    name: str
+    """Name in a bucket, and of the array of prepared data."""
+    types: tuple[type[pl.DataType], ...]
+    """Types that the column may have in a bucket."""
+    stored: str = ""
+    """Type of the array of prepared data, as numpy names it. Empty: there is none."""
+    option: str = ""
+    """Option of the schema that names the column of the log. Empty: every bucket has the column."""
+    supported: bool = True
+    """False for a column of the contract that no schema asks for yet."""
+
+    def needed(self, schema: Schema) -> bool:
+        """Return True if the interactions of a schema have the column."""
+        return self.supported and (not self.option or bool(getattr(schema, self.option)))
+
+
+COLUMNS = (
+    InteractionColumn(USER, (pl.Int32, pl.Int64), "<i4"),
+    InteractionColumn(ITEM, (pl.Int32, pl.Int64), "<i4"),
+    InteractionColumn(ROW, (pl.Int64,)),
+    InteractionColumn(POSITIVE, (pl.Boolean,), "?"),
+    InteractionColumn(TIME, (pl.Int64,), "<i8", option="time"),
+    InteractionColumn(WEIGHT, (pl.Float32, pl.Float64), option="weight", supported=False),
+    InteractionColumn(EVENT, (pl.String,), option="event", supported=False),
+)
+"""Columns of the interactions. A column `value.NAME` of a bucket holds Float64, a column `context.NAME` any type."""
+
+BY_NAME = {column.name: column for column in COLUMNS}
+
+
+def stored_columns(schema: Schema) -> dict[str, str]:
+    """Return the type of each array of interactions that the prepared data of a schema have, by name."""
+    return {column.name: column.stored for column in COLUMNS if column.stored and column.needed(schema)}
