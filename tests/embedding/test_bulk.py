@@ -24,7 +24,6 @@ from messages import collected_messages
 from worlds import checkerboard, settings
 
 from twotower import api
-from twotower.cli import embedding
 from twotower.data.tables import check
 from twotower.distributed import DistributedContext
 from twotower.embedding.folder import EmbeddingsFolder, part_names
@@ -170,12 +169,6 @@ def test_torchrun_starts_them(run: Run, table: Path, whole: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert "417 items in 6 shards have vectors" in done.stdout
     same(tmp_path / "out", whole)
-
-
-def test_ranks_share_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert embedding._local_ranks(8) == 8
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert embedding._local_ranks(8) == 4
 
 
 # ---- kills

@@ -1,16 +1,15 @@
-"""The verb embed, and the threads of its ranks."""
+"""The verb embed."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from twotower.cli.flags import RunFolder, Trust
+from twotower.cli.threads import Threads, set_threads
 from twotower.errors import ConfigError
-from twotower.machine import available_cores
 from twotower.reports.terminal import print_line
 
 
@@ -34,10 +33,7 @@ def embed(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace vectors of another table or model in the folder.")
     ] = False,
-    threads: Annotated[
-        int,
-        typer.Option("--threads", min=0, max=1024, help="Threads of a rank. 0: an equal share of the machine's cores."),
-    ] = 0,
+    threads: Threads = 0,
     trust: Trust = False,
 ) -> None:
     """Write the vectors of all rows of a table, in bounded memory. The ranks of torchrun share the work; a second call resumes it."""
@@ -46,26 +42,12 @@ def embed(
     if side not in ("user", "item"):
         raise ConfigError(f"--side {side}: allowed are user and item")
     context = DistributedContext.from_environment()
-
-    if context.world_size > 1:
-        threads = threads or available_cores() // _local_ranks(context.world_size) or 1
-    if threads:
-        os.environ.setdefault("POLARS_MAX_THREADS", str(threads))  # read once, when polars is loaded
-    import torch
-
+    threads = set_threads(threads, context.world_size)
     from twotower import api
 
-    if threads:
-        torch.set_num_threads(threads)
     if context.world_size > 1 and context.is_main:
         print_line(f"{context.world_size} ranks, each with {threads} thread{'s' if threads > 1 else ''}")
     api.embed(
         api.load(run, trust), side, table, out, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
         overwrite=overwrite, context=context,
     )  # fmt: skip
-
-
-def _local_ranks(ranks: int) -> int:
-    """Return the number of ranks on this machine: LOCAL_WORLD_SIZE of torchrun, else all ranks."""
-    given = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return int(given) if given.isdecimal() and int(given) else ranks

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from twotower.cli.flags import KindModules, Overrides, RunFolder, Trust
+from twotower.cli.threads import Threads, set_threads
 from twotower.escaping import shell_command
 from twotower.files import layout
 from twotower.reports.terminal import print_line, silenced_messages
@@ -23,17 +24,21 @@ def train(
     override: Annotated[
         bool, typer.Option("--override", help="Resume although settings or data have changed.")
     ] = False,
+    threads: Threads = 0,
     kinds: KindModules = None,
 ) -> None:
     """Train on the tables that a config names, evaluate, and write a run folder. Under torchrun, all ranks take part."""
+    from twotower.distributed import DistributedContext
+
+    context = DistributedContext.from_environment()
+    set_threads(threads, context.world_size)
     from twotower import api
     from twotower.config.toml import load_config
-    from twotower.distributed import DistributedContext
     from twotower.reports.metric_tables import print_metrics
     from twotower.reports.progress import Progress
 
     schema, resolved = load_config(config, overrides or [], trust=True)
-    is_main = DistributedContext.from_environment().is_main
+    is_main = context.is_main
     with Progress(resolved.evaluation.metric_set) if is_main else silenced_messages() as callback:
         tables, schema = api.read(resolved, schema)
         done = api.fit(tables, schema, resolved, folder=folder, resume=resume, override=override, callback=callback)
