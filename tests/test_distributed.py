@@ -19,6 +19,7 @@ import pytest
 import ranked
 from worlds import checkerboard
 
+from twotower import api
 from twotower.cli.app import run_command
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
@@ -142,6 +143,7 @@ def test_fault_B6_when_a_rank_dies_the_job_ends_and_a_relaunch_ends_in_the_same_
     torchrun(2, *kill_points.program("step:10:1"), *command, fails=True)  # only the second rank dies
     assert not (run / "metrics.json").exists()
     assert [p.name for p in sorted((run / "checkpoints").glob("step-*"))][-1] == "step-000000008"
+    assert api.load(run).unfinished == "stopped after epoch 1 of 3; the best is epoch 1"
     said = torchrun(2, "-m", "twotower", *command, "--resume")
     assert "resuming after step 8" in said
     weights = [(r / "model.safetensors").read_bytes() for r in (run, undisturbed)]

@@ -13,16 +13,18 @@ import hashlib
 import logging
 import platform
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from twotower import runs
+from twotower import files, runs
 from twotower.arrays.types import Floats, Ints
 from twotower.data.memmap import MemmapDataset
 from twotower.data.splits import TEST
 from twotower.errors import RunError
+from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.features.encoders import Encoders
 from twotower.features.side import SIDES, SideName
 from twotower.files import layout
@@ -47,7 +49,9 @@ log = logging.getLogger(__name__)
 PACKAGES = ("torch", "numpy", "polars", "onnx", "onnxruntime", "faiss-cpu")
 """Distributions whose versions a manifest notes."""
 
-COPIED_FILES = (layout.CONFIG, layout.ENCODERS, layout.VOCABULARIES, layout.WEIGHTS, layout.MODEL, layout.METRICS)
+COPIED_FILES = (layout.CONFIG, layout.ENCODERS, layout.VOCABULARIES)
+FILES_OF_THE_END = (layout.WEIGHTS, layout.MODEL, layout.METRICS)
+"""Files that a run has when its training has ended."""
 
 
 def publish(
@@ -62,10 +66,14 @@ def publish(
 
     The index is tuned to `config.min_recall` with one half of a sample of users and checked with the other half; a bundle
     below it is refused, unless `force`, which the history records. A remote index is a new collection, to which the alias
-    moves once the bundle is current. Raises RunError, with the store unchanged.
+    moves once the bundle is current. The best epoch of a run whose training has not ended is evaluated first; the model card
+    says that it was stopped. Raises RunError, with the store unchanged.
     """
     if run.folder is None:
         raise RunError("the run has no folder, which publishing needs; train it with one")
+    if run.unfinished:
+        measured = evaluate_model(run.factors, run.dataset, run.config.evaluation)
+        run = replace(run, metrics=measured | run.metrics)
     config = config or run.config.index
     opened = Store.create(store)
     collections = RemoteCollections(opened)
@@ -93,8 +101,12 @@ def _write(
     if collections is not None and (left := collections.drop_unreferenced()):
         log.info(f"dropped collections that no bundle names: {', '.join(left)}")
     before, source = run_stamp(run.folder), reading_folder(run.folder)
-    for name in COPIED_FILES if isinstance(run.dataset, MemmapDataset) else (*COPIED_FILES, *layout.TABLES):
+    tables = () if isinstance(run.dataset, MemmapDataset) else layout.TABLES
+    for name in (*COPIED_FILES, *(() if run.unfinished else FILES_OF_THE_END), *tables):
         shutil.copyfile(source / name, folder / name)
+    if run.unfinished:
+        runs.save_model(folder, run)
+        files.write_json(folder / layout.METRICS, run.metrics)
     if isinstance(run.dataset, MemmapDataset):
         run.dataset.link(folder / layout.PREPARED)
     model = runs.weights_digest(folder)

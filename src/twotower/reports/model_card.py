@@ -38,6 +38,6 @@ Features:
 
 {features}
 
-Trained by twotower {__version__}. Scores are no probabilities of liking, least of all outside the population
+Trained by twotower {__version__}{f"; {run.unfinished}" if run.unfinished else ""}. Scores are no probabilities of liking, least of all outside the population
 and the time of the training data.
 """

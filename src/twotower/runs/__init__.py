@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
@@ -27,8 +29,10 @@ from pydantic_core import to_jsonable_python
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from twotower import files
+from twotower.arrays.types import Shaped
 from twotower.config.experiment import Config
 from twotower.config.problems import explain
 from twotower.config.toml import CONFIG_FORMAT, TomlValue, dump_config, parse_config
@@ -36,7 +40,6 @@ from twotower.data import memmap
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST
 from twotower.errors import ConfigError, DataError, RunError, first_line
-from twotower.escaping import python_literal
 from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors
 from twotower.features.encoders import Encoders
@@ -47,8 +50,11 @@ from twotower.files.readers import read_checked, read_json, read_text
 from twotower.kinds import untrusted_kind
 from twotower.model.two_tower import TwoTower
 from twotower.runs.folder import is_complete, reading_folder, run_stamp
+from twotower.runs.stopped import StoppedTraining
 from twotower.train.factors import factors_before
 from twotower.version import __version__
+
+log = logging.getLogger(__name__)
 
 RUN_FORMAT = 5
 """Format of a run folder, in model.json. Format 4 has poolings without sections; 3 also vocabularies in encoders.json; 2 also config keys of former names; 1
@@ -66,6 +72,8 @@ class Run:
     metrics: Metrics
     history: list[Metrics]
     sha256: str = field(default="", kw_only=True)  # of model.safetensors, if there is a folder
+    unfinished: str = field(default="", kw_only=True)
+    """State of a training that has not ended, whose best epoch so far this is; empty for a complete run."""
 
     def factors(self, part: int = TEST) -> Factors:
         """Return vectors of all users and items, with histories before `part`.
@@ -121,8 +129,15 @@ def save_run(folder: Path, run: Run) -> str:
     """Write model, history and metrics; metrics.json last, so that its presence marks a complete run.
 
     Returns the SHA-256 of the weights."""
-    weights = {n: p.detach().cpu().contiguous() for n, p in run.model.named_parameters()}
-    data = save_tensors(weights)
+    digest = save_model(folder, run)
+    save_history(folder, run.history)
+    files.write_json(folder / layout.METRICS, run.metrics)
+    return digest
+
+
+def save_model(folder: Path, run: Run) -> str:
+    """Write the weights, and the fields and settings they belong to. Returns the SHA-256 of the weights."""
+    data = _weights_file(run.model)
     digest = hashlib.sha256(data).hexdigest()
     files.write(folder / layout.WEIGHTS, data)
     files.write_json(
@@ -137,15 +152,21 @@ def save_run(folder: Path, run: Run) -> str:
             "fields": {s: to_jsonable_python(run.dataset.encoders.fields(s)) for s in SIDES},
         },
     )
-    save_history(folder, run.history)
-    files.write_json(folder / layout.METRICS, run.metrics)
     return digest
 
 
+def _weights_file(model: TwoTower) -> bytes:
+    """Return the content of model.safetensors."""
+    return save_tensors({n: p.detach().cpu().contiguous() for n, p in model.named_parameters()})
+
+
 def load(folder: Path | str, trust: bool = False) -> Run:
-    """Read a run folder. With `trust` the kinds of elsewhere that its config names are imported; pass it for a folder that
-    you trust as you trust code. Raises RunError if a file is missing, damaged or of another run, ConfigError for a kind
-    that is neither imported nor trusted."""
+    """Read a run folder. Of a training that was stopped or killed, or still runs, it is the best epoch so far, which a message
+    says; the folder stays as it is.
+
+    With `trust` the kinds of elsewhere that its config names are imported; pass it for a folder that you trust as you trust
+    code. Raises RunError if a file is missing, damaged or of another run, or no epoch is validated yet, ConfigError for a
+    kind that is neither imported nor trusted."""
     folder = Path(folder)
     while True:
         before = run_stamp(folder)
@@ -156,25 +177,25 @@ def load(folder: Path | str, trust: bool = False) -> Run:
                 raise
         else:
             if run_stamp(folder) == before:
+                if found.unfinished:
+                    log.info(f"{folder}: {found.unfinished}")
                 return found
 
 
 def _load(folder: Path, trust: bool) -> Run:
-    if not is_complete(folder):
-        if not (folder / layout.CONFIG).exists():
-            what = "a store of bundles, not a run" if (folder / layout.BUNDLES).is_dir() else "holds no run"
-            raise RunError(f"{folder}: {what} (config.toml is missing); name the folder of a trained run")
-        raise RunError(
-            f"{folder}: an unfinished run (metrics.json is missing); "
-            f"train it with `fit(config, folder={python_literal(folder)}, resume=True)`"
-        )
+    if not (complete := is_complete(folder)) and not (folder / layout.CONFIG).exists():
+        what = "a store of bundles, not a run" if (folder / layout.BUNDLES).is_dir() else "holds no run"
+        raise RunError(f"{folder}: {what} (config.toml is missing); name the folder of a trained run")
     place = reading_folder(folder)
     schema, config = read_config(place, trust)
-    digest = weights_digest(place)  # first: files of another format would be called damaged
+    stopped = None if complete else StoppedTraining.read(folder, config)
+    digest = "" if stopped else weights_digest(place)  # first: files of another format would be called damaged
     try:
         dataset = memmap.load(place, schema, config.split)
     except (ArithmeticError, AttributeError, ConfigError, DataError, LookupError) as e:
         raise RunError(f"{place}: encoders.json and the tables do not go together ({first_line(e)})") from e
+    if stopped:
+        return _best_so_far(folder, config, dataset, stopped)
     model = load_model(place, digest, config, dataset.encoders)
     metrics = read_json(place / layout.METRICS)
     if not _is_metrics(metrics):
@@ -187,19 +208,35 @@ def _load(folder: Path, trust: bool) -> Run:
     return Run(folder, config, dataset, model, metrics, history, sha256=digest)
 
 
+def _best_so_far(folder: Path, config: Config, dataset: Dataset, stopped: StoppedTraining) -> Run:
+    """Return the best epoch of a training that has not ended."""
+    if stopped.data != dataset.digest:
+        raise RunError(f"{stopped.path}: of other data than the tables of {folder}; train the run again")
+    model = _model_of(stopped.weights, config, dataset.encoders, stopped.path)
+    history = _checked_history(stopped.history, stopped.path / "state.json")
+    digest = hashlib.sha256(_weights_file(model)).hexdigest()
+    return Run(folder, config, dataset, model, stopped.metrics, history, sha256=digest, unfinished=stopped.state)
+
+
 def _history(path: Path) -> list[Metrics]:
     try:
         entries = [json.loads(line) for line in read_checked(path, read_text).splitlines()]
     except (RecursionError, ValueError) as e:
         raise RunError(f"{path}: not readable as lines of JSON ({e})") from None
+    return _checked_history(entries, path)
+
+
+def _checked_history(entries: Sequence[object], path: Path) -> list[Metrics]:
+    """Return the entries of epochs 1, 2, …, read from `path`. Raises RunError for others."""
+    history = []
     for number, entry in enumerate(entries or [None], 1):
-        known = _is_metrics(entry) and {"epoch", "step", "train.loss"} <= entry.keys()
-        if not (known and entry["epoch"] == number):
+        if not (_is_metrics(entry) and {"epoch", "step", "train.loss"} <= entry.keys() and entry["epoch"] == number):
             raise RunError(f"{path}: damaged (line {number} is not that of epoch {number})")
-    return entries
+        history.append(entry)
+    return history
 
 
-def _is_metrics(value: JsonValue) -> TypeGuard[Metrics]:
+def _is_metrics(value: object) -> TypeGuard[Metrics]:
     return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
 
 
@@ -251,10 +288,16 @@ def load_model(folder: Path, digest: str, config: Config, encoders: Encoders) ->
     data = read_checked(folder / layout.WEIGHTS, Path.read_bytes)
     if hashlib.sha256(data).hexdigest() != digest:
         raise RunError(f"{folder / layout.WEIGHTS}: damaged, or of another run (checksum)")
+    return _model_of(data, config, encoders, folder / layout.WEIGHTS)
+
+
+def _model_of(
+    weights: bytes | dict[str, Shaped[Tensor, "*_"]], config: Config, encoders: Encoders, path: Path
+) -> TwoTower:
+    """Return the model with weights by name, or the content of a file of them, read from `path`. Raises RunError."""
     try:
         model = TwoTower(config.model, encoders.fields("user"), encoders.fields("item"))
-        model.load_state_dict(load_tensors(data), strict=True)
+        model.load_state_dict(load_tensors(weights) if isinstance(weights, bytes) else weights, strict=True)
     except (ConfigError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as e:
-        what = f"the weights do not fit config.toml and encoders.json ({first_line(e)})"
-        raise RunError(f"{folder / layout.WEIGHTS}: {what}") from None
+        raise RunError(f"{path}: the weights do not fit config.toml and encoders.json ({first_line(e)})") from None
     return model.eval()

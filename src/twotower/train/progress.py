@@ -40,6 +40,16 @@ class TrainingProgress:
             )
         return cls(**state)  # type: ignore[arg-type]
 
+    def metrics(self, best_epoch: int) -> dict[str, float]:
+        """Return the metrics `train.…` of the steps so far; `best_epoch` is the epoch whose weights are kept, from 1."""
+        return {
+            "train.seconds": self.seconds,
+            "train.rows_per_second": self.rows / max(self.seconds, 1e-9),
+            "train.steps": float(self.step),
+            "train.epochs": float(self.epoch),
+            "train.best_epoch": float(best_epoch),
+        }
+
 
 class Callback:
     """Methods that a training calls; these do nothing. Override those that matter."""

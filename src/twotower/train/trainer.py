@@ -103,14 +103,7 @@ class Trainer:
         if self.torchrec:
             self.torchrec.gather_tables()
         self.objective.detach_from_group()
-        metrics = {
-            "train.seconds": p.seconds,
-            "train.rows_per_second": p.rows / max(p.seconds, 1e-9),
-            "train.steps": float(p.step),
-            "train.epochs": float(p.epoch),
-            "train.best_epoch": float(self.best.epoch),
-            "train.peak_memory_mb": peak_memory_mb(),
-        }
+        metrics = p.metrics(self.best.epoch) | {"train.peak_memory_mb": peak_memory_mb()}
         return TrainingResult(self.model, p.history, metrics)
 
     def _train_epoch(self, epoch: Epoch) -> None:

@@ -142,6 +142,15 @@ def test_a_killed_run_goes_on_to_the_same_bits(config: Path, killed: Path, undis
     assert (run / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
 
 
+def test_a_killed_run_of_pieces_is_read_at_its_best_epoch(killed: Path) -> None:
+    found = api.load(killed)
+    assert found.unfinished == "stopped after epoch 1 of 3; the best is epoch 1"
+    measured = api.evaluate(found)
+    validated = {name: v for name, v in found.history[0].items() if name in measured}
+    assert len(validated) > 5
+    assert validated == pytest.approx({name: measured[name] for name in validated}, abs=1e-6)
+
+
 @pytest.mark.parametrize("train", [REPLICATED, {"embedding_sharding": "auto"}])
 def test_a_run_of_pieces_goes_on_with_whole_tables_and_with_other_ranks(
     config: Path, killed: Path, undisturbed: Path, train: dict[str, Any]
