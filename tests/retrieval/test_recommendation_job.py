@@ -14,16 +14,19 @@ from typing import Any
 
 import kill_points
 import numpy as np
+import pandas as pd
 import polars as pl
 import preloaded
+import pyarrow.dataset
+import pyarrow.parquet
 import pytest
 from messages import collected_messages
 
 from twotower import api, files
 from twotower.cli.app import run_command
 from twotower.errors import ConfigError, DataError, RunError
-from twotower.files.sharded_work import WORK_FOLDER
 from twotower.retrieval.batches import recommend_batch
+from twotower.retrieval.recommendation_job import LIST_FILE, WORK_FOLDER
 from twotower.retrieval.retriever import Retriever
 from twotower.store.bundle import remove_bundle
 
@@ -94,8 +97,16 @@ def test_the_shards_hold_what_a_batch_of_all_users_gives(
     assert found.schema == expected.schema
 
 
+def test_pandas_and_pyarrow_open_the_folder_as_one_table(whole: Path) -> None:
+    assert {p.name for p in whole.iterdir()} == {*state(whole), "_recommendations.json", "_work"}
+    expected = read(whole).rows()
+    assert [*pd.read_parquet(whole).itertuples(index=False, name=None)] == expected
+    for table in (pyarrow.parquet.read_table(whole), pyarrow.dataset.dataset(whole, format="parquet").to_table()):
+        assert pl.DataFrame(table).rows() == expected
+
+
 def test_the_list_says_what_was_made_of_what(store: Path, table: Path, whole: Path, retriever: Retriever) -> None:
-    facts = json.loads((whole / "recommendations.json").read_text())
+    facts = json.loads((whole / LIST_FILE).read_text())
     assert facts["bundle"] == retriever.bundle.id
     assert [name for name, *_ in facts["table"]] == ["a.parquet", "b.parquet", "c.parquet"]
     assert (facts["k"], facts["columns"], facts["users"]) == (5, ["uid"], len(IDS))
@@ -145,7 +156,7 @@ def test_every_option_changes_the_answers_and_is_refused_in_a_folder_of_another(
 
 def test_shards_have_fewer_users_where_each_has_many_items(store: Path, table: Path, tmp_path: Path) -> None:
     job(store, table, tmp_path / "out", shard_rows=10**6, k=10_000)
-    assert json.loads((tmp_path / "out" / "recommendations.json").read_text())["shard_rows"] == 2**22 // 10_000
+    assert json.loads((tmp_path / "out" / LIST_FILE).read_text())["shard_rows"] == 2**22 // 10_000
 
 
 # ---- tables
@@ -204,7 +215,7 @@ def test_bad_input_is_one_line_and_no_list_of_shards(store: Path, tmp_path: Path
             job(store, table, tmp_path / name, **options)
         assert "\n" not in str(e.value)
         assert e.value.exit_code == 2
-        assert not (tmp_path / name / "recommendations.json").exists()
+        assert not (tmp_path / name / LIST_FILE).exists()
 
 
 class At:
@@ -228,7 +239,7 @@ def test_fault_C12_a_table_that_changes_meanwhile_ends_the_job(
         with pytest.raises(DataError, match=r"c\.parquet: (was changed while|cannot be read)"):
             job(store, copy, out)
         assert {*state(out)} == {f"part-{i:05d}.parquet" for i in range(3)}
-        assert not (out / "recommendations.json").exists()
+        assert not (out / LIST_FILE).exists()
         shutil.rmtree(copy)
         shutil.rmtree(out)
 
@@ -327,8 +338,8 @@ def test_other_bundles_tables_and_folders_are_refused(
     with pytest.raises(RunError, match=r"not a folder of recommendations \(it holds notes.txt\)"):
         job(store, table, tmp_path / "mine", overwrite=True)
     job(other, table, out, overwrite=True)
-    assert json.loads((out / "recommendations.json").read_text())["bundle"] != json.loads(
-        (whole / "recommendations.json").read_text()
+    assert json.loads((out / LIST_FILE).read_text())["bundle"] != json.loads(
+        (whole / LIST_FILE).read_text()
     )["bundle"]  # fmt: skip
 
 
@@ -391,7 +402,7 @@ def test_the_command_writes_what_the_function_does_and_prints_progress(
         "--overwrite",
     ]
     assert run_command([*words, *more]) == 0
-    facts = json.loads((tmp_path / "out" / "recommendations.json").read_text())
+    facts = json.loads((tmp_path / "out" / LIST_FILE).read_text())
     told = {"method": 2, "unknown": "drop", "ban": ["i1"], "where": {"brand": "brand1"}, "keep_seen": True}
     assert {name: facts[name] for name in told} == told
 

@@ -37,12 +37,12 @@ from twotower.data.table_shards import (
 )
 from twotower.data.tables import need, with_ids
 from twotower.distributed import DistributedContext
-from twotower.embedding.folder import IDS_FILE, LIST_FILE, VECTORS_FILE, StoredVectors
+from twotower.embedding.folder import IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER, StoredVectors
 from twotower.embedding.shards import EmbeddingWork, common_type, save_ids
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.categorical import CategoricalEncoder
 from twotower.features.side import SideName
-from twotower.files.sharded_work import HOW_TO_OVERWRITE, WORK_FOLDER
+from twotower.files.sharded_work import HOW_TO_OVERWRITE
 from twotower.model.inputs.gather import ColumnRows, TowerFields
 from twotower.model.inputs.side_tensors import carry_forward, tensors
 from twotower.model.two_tower import evaluation_mode

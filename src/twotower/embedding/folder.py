@@ -21,10 +21,9 @@ import polars as pl
 
 from twotower.errors import RunError, first_line
 from twotower.files.readers import read_array, read_json
-from twotower.files.sharded_work import WORK_FOLDER
 
 VECTORS_FILE, IDS_FILE = "vectors.npy", "ids.parquet"
-LIST_FILE = "embedding.json"
+LIST_FILE, WORK_FOLDER = "embedding.json", "work"
 EMBEDDINGS_FORMAT = 1
 
 StoredVectors = npt.NDArray[np.float32 | np.float16]

@@ -11,7 +11,7 @@ from typing import ClassVar
 import polars as pl
 
 from twotower import files
-from twotower.embedding.folder import EMBEDDINGS_FORMAT, IDS_FILE, LIST_FILE, VECTORS_FILE, part_names
+from twotower.embedding.folder import EMBEDDINGS_FORMAT, IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER, part_names
 from twotower.errors import DataError
 from twotower.files.readers import file_digest
 from twotower.files.sharded_work import JsonObject, ShardedWork, ShardFormat
@@ -41,6 +41,7 @@ class EmbeddingWork(ShardedWork):
     format: ClassVar[ShardFormat] = ShardFormat(
         EMBEDDINGS_FORMAT,
         "vectors",
+        WORK_FOLDER,
         LIST_FILE,
         re.compile(r"part-\d+\.npy|ids-\d+\.parquet"),
         {

@@ -1,11 +1,11 @@
 """Folders of shards: written by processes that share one file system, and continued by a later call.
 
-work/plan.json          what the shards are made of: another call of the same plan goes on
-work/done-00000.json    record of a finished shard, written after its files
-work/shard-00000/       temporary files of a shard in progress
-work/lock               kernel locks: each shard has one byte
+WORK/plan.json          what the shards are made of: another call of the same plan goes on
+WORK/done-00000.json    record of a finished shard, written after its files
+WORK/shard-00000/       temporary files of a shard in progress
+WORK/lock               kernel locks: each shard has one byte
 
-A list of all shards is written when the last is finished. Kernel locks are released when a process dies.
+The format gives the name of WORK. A list of all shards is written when the last is finished. Kernel locks are released when a process dies.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ log = logging.getLogger(__name__)
 JsonObject: TypeAlias = dict[str, Any]
 """An object of parsed JSON."""
 
-WORK_FOLDER = "work"
 HOW_TO_OVERWRITE = "choose another folder, or start over with `overwrite=True`"
 _FOLDER_BYTE, _USERS_BYTE, _FIRST_SHARD_BYTE = 0, 1, 2
-"""Bytes of work/lock: of the plan and the list; locked, shared, by all processes in the folder; of the first shard."""
+"""Bytes of the lock file: of the plan and the list; locked, shared, by all processes in the folder; of the first shard."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ class ShardFormat:
     version: int
     noun: str
     """Content in plural: "vectors"."""
+    work_folder: str
+    """Name of the folder of plan, records, temporary files and locks."""
     list_file: str
     """Name of the list of all shards."""
     shard_files: re.Pattern[str]
@@ -60,9 +61,14 @@ class ShardedWork:
     format: ClassVar[ShardFormat]
 
     def __init__(self, out: Path, lock: BinaryIO, plan: JsonObject, shards: int) -> None:
-        self.out, self.folder, self.plan, self.shards = out, out / WORK_FOLDER, plan, shards
+        self.out, self.folder, self.plan, self.shards = out, self.work_folder(out), plan, shards
         self.complete = (out / self.format.list_file).exists()
         self._lock = lock
+
+    @classmethod
+    def work_folder(cls, out: Path) -> Path:
+        """Return the folder of plan, records, temporary files and locks."""
+        return out / cls.format.work_folder
 
     @classmethod
     @contextmanager
@@ -73,21 +79,22 @@ class ShardedWork:
         a process is still writing them."""
         cls.check_folder(out)
         plan = {"format": cls.format.version} | plan
+        work = cls.work_folder(out)
         try:
-            (out / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
-            with (out / WORK_FOLDER / "lock").open("a+b") as lock:
+            work.mkdir(parents=True, exist_ok=True)
+            with (work / "lock").open("a+b") as lock:
                 with _locked(lock, _FOLDER_BYTE):
                     alone = _try_lock(lock, _USERS_BYTE)
                     if alone:  # incomplete files are of killed processes
-                        _remove_leftovers(out)
+                        _remove_leftovers(out, work)
                     if why := cls._difference(out, plan):
                         if not overwrite:
                             raise RunError(f"{out}: {why}; {HOW_TO_OVERWRITE}")
                         if not alone:
                             raise RunError(f"{out}: {why}, and another call is writing them; let it end, or stop it")
                         cls._clear(out)
-                    if not (out / WORK_FOLDER / "plan.json").exists():
-                        files.write_json(out / WORK_FOLDER / "plan.json", plan)
+                    if not (work / "plan.json").exists():
+                        files.write_json(work / "plan.json", plan)
                     fcntl.lockf(lock, fcntl.LOCK_SH, 1, _USERS_BYTE)
                 yield cls(out, lock, plan, shards)
         except OSError as e:
@@ -100,7 +107,7 @@ class ShardedWork:
         """Raise RunError unless `out` is new, empty, or holds shards and no other files."""
         if not out.exists():
             return
-        known = {*cls.format.other_files, cls.format.list_file, WORK_FOLDER}
+        known = {*cls.format.other_files, cls.format.list_file, cls.format.work_folder}
         names = sorted(p.name for p in out.iterdir()) if out.is_dir() else [out.name]
         ours = re.compile(rf"{cls.format.shard_files.pattern}|\.{re.escape(cls.format.list_file)}\.\d+\.tmp")
         foreign = [n for n in names if not (out.is_dir() and (n in known or ours.fullmatch(n)))]
@@ -111,11 +118,11 @@ class ShardedWork:
     def clear_folder(cls, out: Path) -> None:
         """Remove all shards of a folder. Raises RunError if it holds other files, or a process is writing shards."""
         cls.check_folder(out)
-        with (out / WORK_FOLDER / "lock").open("a+b") as lock, _locked(lock, _FOLDER_BYTE):
+        with (cls.work_folder(out) / "lock").open("a+b") as lock, _locked(lock, _FOLDER_BYTE):
             if not _try_lock(lock, _USERS_BYTE):
                 raise RunError(f"{out}: another call is writing into it; let it end, or stop it")
             cls._clear(out)
-            shutil.rmtree(out / WORK_FOLDER)
+            shutil.rmtree(cls.work_folder(out))
 
     @contextmanager
     def claimed(self, number: int) -> Iterator[bool]:
@@ -216,9 +223,10 @@ class ShardedWork:
     @classmethod
     def _difference(cls, out: Path, plan: JsonObject) -> str:
         """Return the difference between `plan` and that of the folder `out`, as words; an empty string if both agree."""
-        path, noun = out / WORK_FOLDER / "plan.json", cls.format.noun
+        path, noun = cls.work_folder(out) / "plan.json", cls.format.noun
         if not path.exists():
-            present = [p.name for p in out.iterdir() if p.name != WORK_FOLDER and not p.name.startswith(".")]
+            work = cls.format.work_folder
+            present = [p.name for p in out.iterdir() if p.name != work and not p.name.startswith(".")]
             return f"holds other {noun} ({min(present)})" if present else ""
         try:
             then = read_json(path)
@@ -243,10 +251,10 @@ class ShardedWork:
     def _clear(cls, out: Path) -> None:
         """Remove the shards of a folder, the plan last: after a kill in between the other files are still recognised."""
         (out / cls.format.list_file).unlink(missing_ok=True)
-        for path in (*out.iterdir(), *(out / WORK_FOLDER).glob("done-*")):
+        for path in (*out.iterdir(), *cls.work_folder(out).glob("done-*")):
             if path.is_file():
                 path.unlink()
-        (out / WORK_FOLDER / "plan.json").unlink(missing_ok=True)
+        (cls.work_folder(out) / "plan.json").unlink(missing_ok=True)
 
 
 def _shown(value: object) -> str:
@@ -255,10 +263,10 @@ def _shown(value: object) -> str:
     return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text[:60]
 
 
-def _remove_leftovers(out: Path) -> None:
-    for path in (out / WORK_FOLDER).glob("shard-*"):
+def _remove_leftovers(out: Path, work: Path) -> None:
+    for path in work.glob("shard-*"):
         shutil.rmtree(path)
-    for path in (*out.glob(".*.tmp"), *(out / WORK_FOLDER).glob(".*.tmp")):
+    for path in (*out.glob(".*.tmp"), *work.glob(".*.tmp")):
         path.unlink()
 
 

@@ -1,8 +1,10 @@
 """Answers to all users of a table, in shards that a later call continues: the nightly job.
 
 part-00000.parquet      answers to the users of a shard: user_id, rank, item_id, score, source
-recommendations.json    bundle, options, files of the table, counts, and the shards; written when all are complete
-work/                   state from which a later call continues (files/sharded_work.py); readers ignore it
+_recommendations.json   bundle, options, files of the table, counts, and the shards; written when all are complete
+_work/                  state from which a later call continues (files/sharded_work.py)
+
+pandas and pyarrow open the folder as one table: they leave out names that begin with an underscore.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from twotower.version import __version__
 log = logging.getLogger(__name__)
 
 RECOMMENDATIONS_FORMAT = 1
-LIST_FILE = "recommendations.json"
+LIST_FILE, WORK_FOLDER = "_recommendations.json", "_work"
 SHARD_USERS = 32_768
 """Default number of users of a shard."""
 SHARD_MAX_ITEMS = 2**22
@@ -52,6 +54,7 @@ class RecommendationWork(ShardedWork):
     format: ClassVar[ShardFormat] = ShardFormat(
         RECOMMENDATIONS_FORMAT,
         "recommendations",
+        WORK_FOLDER,
         LIST_FILE,
         re.compile(r"part-\d+\.parquet"),
         {
@@ -88,7 +91,7 @@ def recommend_users(
 
     `users` is a CSV, TSV or Parquet file, a folder of them, or a pattern such as "users/*.parquet", of any size; its columns and the
     options are those of `recommend_batch`. A shard of up to `shard_rows` users of a file (fewer with a large `k`) is one Parquet
-    file; recommendations.json, written last, has the counts. A later call continues with the shards that are missing or damaged;
+    file; _recommendations.json, written last, has the counts. A later call continues with the shards that are missing or damaged;
     several calls at once share them. The bundle is kept from `gc` meanwhile. `threads` is 0 for OMP_NUM_THREADS, else all cores.
 
     Raises DataError if the table does not fit, changes meanwhile or, with `unknown` "error", has unknown users; RunError if `out`
