@@ -218,6 +218,45 @@ def test_bad_input_is_one_line_and_no_list_of_shards(store: Path, tmp_path: Path
         assert not (tmp_path / name / LIST_FILE).exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "out", "said"),
+    [
+        ("t", "t/recs", "lies in the table t, and the next call would read it as users; choose a folder outside"),
+        ("t", "t", "lies in the table t"),
+        ("t", "t/2026/recs", "lies in the table t"),
+        ("t/../t", "link/recs", "lies in the table"),
+        ("t/*/*.parquet", "t/recs", "lies in the table"),
+        ("t/**/*.parquet", "t/2026/recs", "lies in the table"),
+        ("t/part-00000.parquet", "t", r"holds the file part-00000\.parquet of the table"),
+        ("t/*.parquet", "link", r"holds the file part-00000\.parquet of the table"),
+    ],
+)
+def test_a_folder_within_the_table_or_around_it_is_refused_at_once(
+    store: Path, tmp_path: Path, given: str, out: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t/2026").mkdir(parents=True)
+    Path("link").symlink_to("t")
+    for name in ("part-00000.parquet", "2026/a.parquet") if "*/" in given else ("part-00000.parquet",):
+        users().write_parquet(f"t/{name}")
+    before = sorted(Path("t").rglob("*"))
+    with pytest.raises(RunError, match=said) as e:
+        job(store, given, Path(out), overwrite=True)
+    assert "\n" not in str(e.value)
+    assert sorted(Path("t").rglob("*")) == before
+
+
+@pytest.mark.parametrize(("given", "out"), [("t", "t/_recs"), ("t/*.parquet", "t/recs"), ("t/a.parquet", "recs")])
+def test_a_folder_that_the_table_does_not_read_is_written_twice(
+    store: Path, tmp_path: Path, given: str, out: str
+) -> None:
+    (tmp_path / "t").mkdir()
+    users().write_parquet(tmp_path / "t" / "a.parquet")
+    for _ in range(2):
+        job(store, tmp_path / given, tmp_path / out)
+    assert read(tmp_path / out)["user_id"].n_unique() == len({*IDS})
+
+
 class At:
     """Hooks that act once, at a named point."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
@@ -102,6 +104,8 @@ def _pandas_column(name: str, column: pd.Series) -> pl.Series:
 
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
+_SKIPPED = (".", "_")
+"""Beginnings of names in a folder that are no files of its table: Spark puts _SUCCESS and .crc there."""
 
 
 def table_files(source: Path | str, endings: tuple[str, ...] = TABLE_SUFFIXES) -> list[Path]:
@@ -110,7 +114,7 @@ def table_files(source: Path | str, endings: tuple[str, ...] = TABLE_SUFFIXES) -
     Raises DataError if there is none, or one with another ending."""
     source = Path(source)
     if source.is_dir():
-        paths = [p for p in source.iterdir() if not p.name.startswith((".", "_"))]  # Spark puts _SUCCESS and .crc there
+        paths = [p for p in source.iterdir() if not p.name.startswith(_SKIPPED)]
     elif not source.exists() and glob.has_magic(str(source)):
         paths = [Path(p) for p in glob.glob(str(source), recursive=True)]  # noqa: PTH207 - Path.glob wants no root
         paths = [p for p in paths if not p.is_dir()]
@@ -129,6 +133,24 @@ def table_files(source: Path | str, endings: tuple[str, ...] = TABLE_SUFFIXES) -
             shown = ".csv, .tsv or .parquet" if ".csv" in endings else ".parquet"
             raise DataError(f"{path}: found a '{path.suffix.lower()}' file, expected {shown}; convert or rename it")
     return sorted(paths)
+
+
+def takes_in(source: Path, path: Path) -> bool:
+    """Return True if `path`, once it exists, is read with the table `source`: below a folder, or one that a pattern matches."""
+    if source.is_dir():
+        base, inner = source.resolve(), path.resolve()
+        return base in inner.parents and not inner.relative_to(base).parts[0].startswith(_SKIPPED)
+    parts, pattern = (Path(os.path.abspath(p)).parts for p in (path, source))  # noqa: PTH100 - links are not followed
+    return not source.exists() and glob.has_magic(str(source)) and _matches(parts, pattern)
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Return True if the parts of a path match those of a pattern, in which ** stands for any number of folders."""
+    if not parts or not pattern:
+        return not parts and not pattern
+    if pattern[0] == "**":
+        return any(_matches(parts[n:], pattern[1:]) for n in range(len(parts) + 1))
+    return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def read_file(

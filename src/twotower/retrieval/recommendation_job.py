@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 
 from twotower import files
+from twotower.data.readers import table_files, takes_in
 from twotower.data.table_shards import TableShard
 from twotower.errors import ConfigError, RunError, first_line
 from twotower.files.readers import read_json
@@ -95,18 +96,20 @@ def recommend_users(
     several calls at once share them. The bundle is kept from `gc` meanwhile. `threads` is 0 for OMP_NUM_THREADS, else all cores.
 
     Raises DataError if the table does not fit, changes meanwhile or, with `unknown` "error", has unknown users; RunError if `out`
-    holds other files, or recommendations of another bundle, table or options without `overwrite`; ConfigError for an unusable
-    argument; Unavailable.
+    lies in the folder `users` or holds other files, a file of the table, or, without `overwrite`, recommendations of another bundle,
+    table or options; ConfigError for an unusable argument; Unavailable.
     """
     if shard_rows < 1:
         raise ConfigError(f"`shard_rows` is {shard_rows}, expected at least 1")
     if threads < 0:
         raise ConfigError(f"`threads` is {threads}, expected at least 0")
-    bundle, out = Store(store).current(), Path(out)
+    users, out = Path(users), Path(out)
+    _check_apart(users, out)
+    bundle = Store(store).current()
     with bundle.lease():
         retriever = Retriever(bundle, threads or default_threads())
         asked = BatchRecommender(retriever, k, method, unknown=unknown, ban=ban, where=where, keep_seen=keep_seen)
-        table = UserTable(Path(users), retriever, method)
+        table = UserTable(users, retriever, method)
         log.info(f"bundle {bundle.id}: {table.rows:,} users, read by {', '.join(table.columns)}")
         shard_rows = min(shard_rows, max(1, SHARD_MAX_ITEMS // asked.k))
         shards = table.shards(shard_rows)
@@ -123,6 +126,21 @@ def recommend_users(
             job = _Job(work, table, asked, retriever, Path(scratch))
             job.make(shards)
             return job.finish()
+
+
+def _check_apart(users: Path, out: Path) -> None:
+    """Raise RunError if a later call would read the files in `out` as users, or if a file of the table lies in `out`."""
+    if takes_in(users, out / _shard_file(0)):
+        raise RunError(
+            f"{out}: lies in the table {users}, and the next call would read it as users; choose a folder outside"
+        )
+    for path in table_files(users):
+        if out.resolve() in path.resolve().parents:
+            raise RunError(f"{out}: holds the file {path.name} of the table {users}; choose another folder")
+
+
+def _shard_file(number: int) -> str:
+    return f"part-{number:05d}.parquet"
 
 
 class _Job:
@@ -150,7 +168,7 @@ class _Job:
             answers = list(self._asked.answers(self._table.read(shard, self._scratch)))
             files.point(f"shard:{shard.number}")
             frame = pl.concat([answer.frame for answer in answers])
-            name = f"part-{shard.number:05d}.parquet"
+            name = _shard_file(shard.number)
             _write(frame, folder / name)
             sources = sum((answer.sources for answer in answers), Counter[str]())
             facts: JsonObject = {
