@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from messages import collected_messages
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 import twotower
@@ -36,7 +39,8 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Retriever:
 
 def read(path: Path, retriever: Retriever, scratch: Path) -> pl.DataFrame:
     table = UserTable(path, retriever, 2)
-    return pl.concat([table.read(shard, scratch) for shard in table.shards(7)])
+    frame = pl.concat([table.read(shard, scratch) for shard in table.shards(7)])
+    return frame.with_columns(pl.col("user_id").cast(table.id_type))
 
 
 def test_a_csv_has_the_types_of_the_bundle(numbered: Retriever, tmp_path: Path) -> None:
@@ -54,16 +58,60 @@ def test_a_csv_has_the_types_of_the_bundle(numbered: Retriever, tmp_path: Path) 
     assert not without["score"].equals(answers[0]["score"])
 
 
-@pytest.mark.parametrize("bad", ["007", "x1", "7.0", "99999999999999999999"])
-def test_an_id_of_a_csv_that_the_bundle_could_not_have_is_refused(
-    numbered: Retriever, tmp_path: Path, bad: str
+ODD = ["abc", "007", "7.0", "+7", " 7", "99999999999999999999"]
+"""Ids that a bundle of whole numbers could not have."""
+
+
+def answers(numbered: Retriever, table: Path, out: Path, **options: Any) -> pl.DataFrame:
+    """Run the job with shards of two users; return its answers."""
+    store = numbered.bundle.folder.parents[1]
+    api.recommend_users(store, table, out, k=2, shard_rows=2, threads=1, **options)
+    return pl.read_parquet(out / "part-*.parquet")
+
+
+def written(path: Path, ids: list[str]) -> Path:
+    path.write_text("user_id\n" + "".join(f"{i}\n" for i in ids), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_id_of_a_csv_that_the_bundle_could_not_have_is_unknown_to_it(
+    numbered: Retriever, tmp_path: Path, odd: str
 ) -> None:
-    """No user of the bundle is spelled so, and the column of ids in the answers could not hold it."""
-    (tmp_path / "t.csv").write_text(f"user_id,member\n1,true\n{bad},false\n", encoding="utf-8")
-    with pytest.raises(DataError, match=rf"t\.csv: the id '{bad}' of column 'user_id' is no Int64, as the ids of the"):
-        read(tmp_path / "t.csv", numbered, tmp_path)
-    frame = pl.DataFrame({"user_id": ["1", bad]})
-    assert recommend_batch(numbered, frame, 2)["source"].to_list() == ["model"] * 2 + ["popular"] * 2
+    table = written(tmp_path / "t.csv", ["1", "2", "3", odd])
+    found = answers(numbered, table, tmp_path / "popular")
+    assert found["user_id"].to_list() == [i for i in ("1", "2", "3", odd) for _ in range(2)]
+    assert found["source"].to_list() == ["model"] * 6 + ["popular"] * 2
+    dropped = answers(numbered, table, tmp_path / "drop", unknown="drop")
+    assert dropped["user_id"].to_list() == [1, 1, 2, 2, 3, 3], "whole numbers, as nobody else gets an answer"
+    with pytest.raises(
+        DataError, match=rf"user '{re.escape(odd)}' is not among the \d+ users of this bundle; set"
+    ) as e:
+        answers(numbered, table, tmp_path / "error", unknown="error")
+    assert "\n" not in str(e.value)
+
+
+def test_one_odd_id_makes_the_ids_of_all_shards_text(numbered: Retriever, tmp_path: Path) -> None:
+    """Shards of two types would not be one table."""
+    written(tmp_path / "1.csv", ["1", "2", "3"])
+    written(tmp_path / "2.csv", ["5", "4", "007", "1"])
+    with collected_messages() as lines:
+        found = answers(numbered, tmp_path / "*.csv", tmp_path / "text")
+    assert "the id '007' is no Int64, as those of the bundle are; the answers have String" in "\n".join(lines)
+    assert found["user_id"].to_list() == [i for i in ("1", "2", "3", "5", "4", "007", "1") for _ in range(2)]
+    numbers = answers(numbered, tmp_path / "1.csv", tmp_path / "numbers")
+    assert numbers["user_id"].to_list() == [1, 1, 2, 2, 3, 3]
+    kept = answers(numbered, tmp_path / "*.csv", tmp_path / "kept", unknown="drop", method=2)
+    assert kept["user_id"].dtype == pl.String, "by method 2 a user whom the table describes gets an answer"
+    with pytest.raises(DataError, match="user '007' is not among"):
+        answers(numbered, tmp_path / "*.csv", tmp_path / "error", unknown="error")
+
+
+def test_a_csv_beside_parquet_has_the_types_of_parquet(numbered: Retriever, tmp_path: Path) -> None:
+    written(tmp_path / "a.csv", ["1", "2"])
+    pl.DataFrame({"user_id": ["3", "x"]}).write_parquet(tmp_path / "b.parquet")
+    found = answers(numbered, tmp_path / "[ab].*", tmp_path / "out")
+    assert found["user_id"].to_list() == [i for i in "123x" for _ in range(2)]
 
 
 def test_files_of_other_columns_are_refused(numbered: Retriever, tmp_path: Path) -> None:

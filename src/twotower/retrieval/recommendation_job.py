@@ -109,8 +109,13 @@ def recommend_users(
     with bundle.lease():
         retriever = Retriever(bundle, threads or default_threads())
         asked = BatchRecommender(retriever, k, method, unknown=unknown, ban=ban, where=where, keep_seen=keep_seen)
-        table = UserTable(users, retriever, method)
+        table = UserTable(users, retriever, method, answers_unknown=method == 2 or unknown == "popular")
         log.info(f"bundle {bundle.id}: {table.rows:,} users, read by {', '.join(table.columns)}")
+        if table.odd_id is not None:
+            theirs = retriever.dataset.users.ids.dtype
+            log.info(
+                f"the id '{table.odd_id}' is no {theirs}, as those of the bundle are; the answers have {table.id_type}"
+            )
         shard_rows = min(shard_rows, max(1, SHARD_MAX_ITEMS // asked.k))
         shards = table.shards(shard_rows)
         plan: JsonObject = {
@@ -168,6 +173,7 @@ class _Job:
             answers = list(self._asked.answers(self._table.read(shard, self._scratch)))
             files.point(f"shard:{shard.number}")
             frame = pl.concat([answer.frame for answer in answers])
+            frame = frame.with_columns(pl.col("user_id").cast(self._table.id_type))
             name = _shard_file(shard.number)
             _write(frame, folder / name)
             sources = sum((answer.sources for answer in answers), Counter[str]())

@@ -34,10 +34,11 @@ from twotower.retrieval.user_batch import read_columns
 class UserTable:
     """The columns of a table of users that a method reads."""
 
-    def __init__(self, source: Path, retriever: Retriever, method: Method) -> None:
-        """Compare the columns of all files, and count their rows. Raises DataError."""
+    def __init__(self, source: Path, retriever: Retriever, method: Method = 1, answers_unknown: bool = True) -> None:
+        """Compare the columns of all files, count their rows, and look for ids of a CSV that the bundle could not have; these get
+        an answer with `answers_unknown`. Raises DataError."""
         users = retriever.dataset.users
-        self._reading, self._id_type = Reading.of(retriever.schema, "user"), users.ids.dtype
+        self._reading = Reading.of(retriever.schema, "user")
         paths = table_files(source)
         schemas = [_schema(path) for path in paths]
         self.columns = read_columns(retriever, schemas[0].names(), method)
@@ -54,26 +55,36 @@ class UserTable:
                 raise DataError(
                     f"{path}: column '{more[0]}' is not in {paths[0].name}; give all files the same columns"
                 )
+        measured = [self._measure(path, users.ids.dtype) for path in paths]
         self.files = [
-            TableFile(path, name, self._length(path)) for path, name in zip(paths, names_within(paths), strict=True)
+            TableFile(path, name, rows)
+            for path, name, (rows, _) in zip(paths, names_within(paths), measured, strict=True)
         ]
         self.rows = sum(file.rows or 0 for file in self.files)
         if not self.rows:
             raise DataError(f"{source}: the table has no users, expected at least one; fill it")
         self.states = [file.state() for file in self.files]
         """Name, size, time of change and rows of each file."""
+        is_typed = not all(is_text(path) for path in paths)
+        self.odd_id = None if is_typed else next((odd for _, odd in measured if odd is not None), None)
+        """The first id of a CSV that is not spelled as the ids of the bundle are, which are whole numbers; None without one."""
+        id_type = schemas[0][self.columns[0]] if is_typed else users.ids.dtype
+        self.id_type = pl.String() if self.odd_id is not None and answers_unknown else id_type
+        """Type of the ids of answers. A CSV has no types: the bundle's, or text if an answered id is spelled otherwise."""
 
     def shards(self, rows: int) -> list[TableShard]:
         """Return the shards of at most `rows` rows of one file."""
         return cut_into_shards(self.files, rows)
 
     def read(self, shard: TableShard, scratch: Path) -> pl.DataFrame:
-        """Return the rows of a shard; a CSV is first written as Parquet into the folder `scratch`, once. Raises DataError, also if
-        the file has changed since the table was opened."""
+        """Return the rows of a shard, of a CSV with ids as text; a CSV is first written as Parquet into the folder `scratch`, once.
+        Raises DataError, also if the file has changed since the table was opened."""
         table = self._scan(shard.file, scratch)
         (frame,) = read_slices(table, shard.file.path, shard.start, shard.rows or 0, shard.rows or 1)
         self._check_unchanged(shard.file)
-        return self._typed(frame, shard.file.path) if is_text(shard.file.path) else frame
+        if not is_text(shard.file.path):
+            return frame
+        return frame.with_columns(parse_canonical_text(frame[name]) for name in self._booleans)
 
     def id_slices(self, scratch: Path, step: int) -> Iterator[pl.Series]:
         """Yield the ids of all users, `step` at a time."""
@@ -82,14 +93,16 @@ class UserTable:
             for frame in read_slices(table, file.path, 0, file.rows or 0, step):
                 yield frame.to_series()
 
-    def _length(self, path: Path) -> int:
+    def _measure(self, path: Path, id_type: pl.DataType) -> tuple[int, str | None]:
+        """Return the number of rows of a file, and the first id of a CSV that is not spelled as those of a type are."""
         with table_errors(path):
-            table = (
-                pl.scan_csv(path, **csv_options(path, Reading(frozenset())))
-                if is_text(path)
-                else pl.scan_parquet(path, glob=False)
-            )
-            return int(table.select(pl.len()).collect(engine="streaming").item())
+            if not is_text(path):
+                return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect(engine="streaming").item()), None
+            table = pl.scan_csv(path, **csv_options(path, Reading(frozenset())))
+            ids = pl.col(self.columns[0])
+            is_odd = (ids.cast(id_type, strict=False).cast(pl.String) != ids).fill_null(ids.is_not_null())
+            rows, odd = table.select(pl.len(), ids.filter(is_odd).first()).collect(engine="streaming").row(0)
+            return rows, odd
 
     def _scan(self, file: TableFile, scratch: Path) -> pl.LazyFrame:
         if not is_text(file.path):
@@ -101,18 +114,6 @@ class UserTable:
                 if copy.exists()
                 else text_as_parquet(file.path, self.columns, self._reading, copy)
             )
-
-    def _typed(self, frame: pl.DataFrame, path: Path) -> pl.DataFrame:
-        """Return rows of a CSV, which has no types, with ids of the bundle's type. Raises DataError for other ids."""
-        texts = frame[self.columns[0]]
-        ids = texts.cast(self._id_type, strict=False)
-        bad = texts.filter((ids.cast(pl.String) != texts).fill_null(True) & texts.is_not_null())
-        if len(bad):
-            raise DataError(
-                f"{path}: the id '{bad[0]}' of column '{texts.name}' is no {self._id_type}, as the ids of the bundle are; "
-                "correct it, or give the table as Parquet with ids as text"
-            )
-        return frame.with_columns(ids, *(parse_canonical_text(frame[name]) for name in self._booleans))
 
     def _check_unchanged(self, file: TableFile) -> None:
         with suppress(OSError):
