@@ -28,6 +28,7 @@ from twotower.errors import ConfigError, DataError, RunError
 from twotower.retrieval.batches import recommend_batch
 from twotower.retrieval.recommendation_job import LIST_FILE, WORK_FOLDER
 from twotower.retrieval.retriever import Retriever
+from twotower.retrieval.user_table import UserTable
 from twotower.store.bundle import remove_bundle
 
 IDS = [*(f"u{i}" for i in range(40)), "nobody", "u3", *(f"u{i}" for i in range(40, 60)), "noone"]
@@ -281,6 +282,36 @@ def test_fault_C12_a_table_that_changes_meanwhile_ends_the_job(
         assert not (out / LIST_FILE).exists()
         shutil.rmtree(copy)
         shutil.rmtree(out)
+
+
+def test_fault_C12_a_table_that_changes_after_it_was_read_ends_the_job(
+    store: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No answer is made of the first file once the last shard is read."""
+    copy, out = Path(shutil.copytree(table, tmp_path / "table")), tmp_path / "out"
+    monkeypatch.setattr(files, "hooks", At(f"shard:{SHARDS - 1}", lambda: os.utime(copy / "a.parquet", ns=(1, 1))))
+    with pytest.raises(DataError, match=r"a\.parquet: was changed while it was read; call again when it is complete"):
+        job(store, copy, out)
+    assert len(state(out)) == SHARDS
+    assert not (out / LIST_FILE).exists()
+
+
+def test_fault_C12_a_csv_that_grows_while_its_rows_are_counted_ends_the_job(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, measure = tmp_path / "t.csv", UserTable._measure
+    table.write_text("uid\nu1\nu2\n", encoding="utf-8")
+
+    def grow(*given: Any) -> tuple[int, str | None]:
+        found = measure(*given)
+        with table.open("a", encoding="utf-8") as f:
+            f.write("u3\n")
+        return found
+
+    monkeypatch.setattr(UserTable, "_measure", grow)
+    with pytest.raises(DataError, match=r"t\.csv: was changed while it was read"):
+        job(store, table, tmp_path / "out")
+    assert not state(tmp_path / "out")
 
 
 # ---- kills, damage, other calls

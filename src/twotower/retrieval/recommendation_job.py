@@ -194,7 +194,9 @@ class _Job:
                 log.info(f"{work.shards - len(records):,} shards are made by other calls: {work.out}")
                 return sum(Counter(r["sources"]).total() for r in records)
             if not path.exists():
-                work.write_list(work.plan | {"twotower": __version__} | self._counts(records))
+                counts = self._counts(records)
+                self._table.check_unchanged()
+                work.write_list(work.plan | {"twotower": __version__} | counts)
             facts: JsonObject = read_json(path)
         summary = Summary("users", facts["users"])
         summary.drop("unknown to the bundle", facts["unknown_left_out"])

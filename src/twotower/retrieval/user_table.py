@@ -40,6 +40,7 @@ class UserTable:
         users = retriever.dataset.users
         self._reading = Reading.of(retriever.schema, "user")
         paths = table_files(source)
+        states = [TableFile(path, name, None).state() for path, name in zip(paths, names_within(paths), strict=True)]
         schemas = [_schema(path) for path in paths]
         self.columns = read_columns(retriever, schemas[0].names(), method)
         """Columns that are read: the ids first."""
@@ -63,8 +64,8 @@ class UserTable:
         self.rows = sum(file.rows or 0 for file in self.files)
         if not self.rows:
             raise DataError(f"{source}: the table has no users, expected at least one; fill it")
-        self.states = [file.state() for file in self.files]
-        """Name, size, time of change and rows of each file."""
+        self.states = [[*state[:-1], file.rows] for state, file in zip(states, self.files, strict=True)]
+        """Name, size, time of change and rows of each file, as they were before it was first read."""
         is_typed = not all(is_text(path) for path in paths)
         self.odd_id = None if is_typed else next((odd for _, odd in measured if odd is not None), None)
         """The first id of a CSV that is not spelled as the ids of the bundle are, which are whole numbers; None without one."""
@@ -92,6 +93,11 @@ class UserTable:
             table = self._scan(file, scratch).select(self.columns[0])
             for frame in read_slices(table, file.path, 0, file.rows or 0, step):
                 yield frame.to_series()
+
+    def check_unchanged(self) -> None:
+        """Raise DataError if a file has changed since the table was opened."""
+        for file in self.files:
+            self._check_unchanged(file)
 
     def _measure(self, path: Path, id_type: pl.DataType) -> tuple[int, str | None]:
         """Return the number of rows of a file, and the first id of a CSV that is not spelled as those of a type are."""
