@@ -26,7 +26,7 @@ from twotower import api, files
 from twotower.cli.app import run_command
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.retrieval.batches import recommend_batch
-from twotower.retrieval.recommendation_job import LIST_FILE, WORK_FOLDER
+from twotower.retrieval.recommendation_files import LIST_FILE, SHARD_USERS, WORK_FOLDER
 from twotower.retrieval.retriever import Retriever
 from twotower.retrieval.user_table import UserTable
 from twotower.store.bundle import remove_bundle
@@ -473,6 +473,7 @@ def test_the_command_writes_what_the_function_does_and_prints_progress(
     ]
     assert run_command([*words, *more]) == 0
     facts = json.loads((tmp_path / "out" / LIST_FILE).read_text())
+    assert facts["shard_rows"] == SHARD_USERS
     told = {"method": 2, "unknown": "drop", "ban": ["i1"], "where": {"brand": "brand1"}, "keep_seen": True}
     assert {name: facts[name] for name in told} == told
 
@@ -485,9 +486,12 @@ def test_the_command_writes_what_the_function_does_and_prints_progress(
         (["--users", "t", "--out", "o", "--user", "u1"], "leave out --user, --features and --json"),
         (["--users", "t", "--out", "o", "--json"], "leave out --user, --features and --json"),
         (["--user", "u1", "--unknown", "drop"], "--unknown is an option of --users TABLE --out FOLDER"),
+        (["--user", "u1", "--unknown", "popular"], "--unknown is an option of --users TABLE --out FOLDER"),
         (["--user", "u1", "--shard-rows", "5"], "--shard-rows is an option of --users"),
+        (["--user", "u1", "--shard-rows", f"{SHARD_USERS}"], "--shard-rows is an option of --users"),
         (["--user", "u1", "--overwrite"], "--overwrite is an option of --users"),
         (["--user", "u1", "--threads", "2"], "--threads is an option of --users"),
+        (["--user", "u1", "--threads", "0"], "--threads is an option of --users"),
         ([], "name a user with --user ID, describe one with --features FILE.json, or name a table with --users"),
     ],
 )

@@ -11,6 +11,7 @@ import typer
 from twotower.cli.flags import AsJson, Conditions, ItemCount, KindModules, StoreFolder
 from twotower.errors import ConfigError
 from twotower.reports.terminal import print_answer
+from twotower.retrieval.recommendation_files import SHARD_USERS
 
 USERS = "--users"
 """Option with which `recommend` writes files instead of printing an answer."""
@@ -44,23 +45,27 @@ def recommend(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the answers to --users, as Parquet.")] = None,
     unknown: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--unknown",
-            help="Answer to a user of --users who is not in the bundle: popular (items), drop or error.",
+            help="Answer to a user of --users who is not in the bundle: popular (items; the default), drop or error.",
         ),
-    ] = "popular",
+    ] = None,
     shard_rows: Annotated[
-        int,
-        typer.Option("--shard-rows", min=1, help="Users of a shard of --out. Fewer with a large -k."),
-    ] = 32_768,
+        int | None,
+        typer.Option(
+            "--shard-rows", min=1, help=f"Users of a shard of --out. Default {SHARD_USERS:,}, fewer with a large -k."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace answers of another bundle, table or options in --out.")
     ] = False,
     threads: Annotated[
-        int,
-        typer.Option("--threads", min=0, max=1024, help="Threads of --users. 0: OMP_NUM_THREADS, else all cores."),
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--threads", min=0, max=1024, help="Threads of --users. 0, the default: OMP_NUM_THREADS, else all cores."
+        ),
+    ] = None,
     kinds: KindModules = None,
 ) -> None:
     """Print the best items for a user, from the current bundle; or, with --users, write those for all users of a table, in bounded
@@ -77,13 +82,14 @@ def recommend(
         from twotower.retrieval.recommendation_job import recommend_users
 
         recommend_users(
-            store, users, out, k, method=method, unknown=unknown, ban=ban or (), where=_filters(where),  # type: ignore[arg-type]
-            keep_seen=keep_seen, shard_rows=shard_rows, overwrite=overwrite, threads=threads,
+            store, users, out, k, method=method, unknown="popular" if unknown is None else unknown,  # type: ignore[arg-type]
+            ban=ban or (), where=_filters(where), keep_seen=keep_seen,
+            shard_rows=shard_rows or SHARD_USERS, overwrite=overwrite, threads=threads or 0,
         )  # fmt: skip
         return
     for flag, given in (
-        ("--unknown", unknown != "popular"), ("--shard-rows", shard_rows != 32_768), ("--overwrite", overwrite),
-        ("--threads", threads > 0),
+        ("--unknown", unknown is not None), ("--shard-rows", shard_rows is not None), ("--overwrite", overwrite),
+        ("--threads", threads is not None),
     ):  # fmt: skip
         if given:
             raise ConfigError(f"{flag} is an option of --users TABLE --out FOLDER; name both, or leave it out")

@@ -29,6 +29,13 @@ from twotower.files.sharded_work import JsonObject, ShardedWork, ShardFormat
 from twotower.machine import default_threads
 from twotower.progress import JobProgress, Summary
 from twotower.retrieval.batches import BatchRecommender, UnknownUsers
+from twotower.retrieval.recommendation_files import (
+    LIST_FILE,
+    RECOMMENDATIONS_FORMAT,
+    SHARD_USERS,
+    WORK_FOLDER,
+    shard_file,
+)
 from twotower.retrieval.request import Method
 from twotower.retrieval.retriever import Retriever
 from twotower.retrieval.user_batch import UserBatch
@@ -38,10 +45,6 @@ from twotower.version import __version__
 
 log = logging.getLogger(__name__)
 
-RECOMMENDATIONS_FORMAT = 1
-LIST_FILE, WORK_FOLDER = "_recommendations.json", "_work"
-SHARD_USERS = 32_768
-"""Default number of users of a shard."""
 SHARD_MAX_ITEMS = 2**22
 """Greatest number of recommended items of a shard, which are in memory together; with many items a user, shards have fewer
 users."""
@@ -135,17 +138,13 @@ def recommend_users(
 
 def _check_apart(users: Path, out: Path) -> None:
     """Raise RunError if a later call would read the files in `out` as users, or if a file of the table lies in `out`."""
-    if takes_in(users, out / _shard_file(0)):
+    if takes_in(users, out / shard_file(0)):
         raise RunError(
             f"{out}: lies in the table {users}, and the next call would read it as users; choose a folder outside"
         )
     for path in table_files(users):
         if out.resolve() in path.resolve().parents:
             raise RunError(f"{out}: holds the file {path.name} of the table {users}; choose another folder")
-
-
-def _shard_file(number: int) -> str:
-    return f"part-{number:05d}.parquet"
 
 
 class _Job:
@@ -174,7 +173,7 @@ class _Job:
             files.point(f"shard:{shard.number}")
             frame = pl.concat([answer.frame for answer in answers])
             frame = frame.with_columns(pl.col("user_id").cast(self._table.id_type))
-            name = _shard_file(shard.number)
+            name = shard_file(shard.number)
             _write(frame, folder / name)
             sources = sum((answer.sources for answer in answers), Counter[str]())
             facts: JsonObject = {
