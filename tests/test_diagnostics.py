@@ -357,6 +357,11 @@ def test_a_pair_in_two_parts(sound: Run) -> None:
     assert errors(found) == {"shared_pairs"}
     assert "60 of 240 test pairs are in the train part too" in named(found, "shared_pairs").text
     assert named(found, "shared_pairs").evidence["share"] == 0.25
+    schema = data.schema.model_copy(update={"duplicates": "keep"})
+    kept = replace(data, schema=schema, pairs=pairs, parts=parts, times=data.times[rows])
+    told = named(diagnose(replace(sound, dataset=kept)), "shared_pairs")
+    assert told.severity == "warning"
+    assert "too, as schema.duplicates = 'keep' allows: rankings leave them out" in told.text
     broken = context.DiagnosisContext(replace(sound, dataset=replace(data, pairs=pairs, parts=parts)))
     assert list(_shared_pairs(broken, block=7)) == [named(found, "shared_pairs")]
 

@@ -328,6 +328,19 @@ def test_fault_C4_of_a_repeated_id_the_last_row_is_kept_and_reported(side: str) 
     assert tables.notes == [f"{side}s: {n} rows repeated an id; the last of each was kept"]
 
 
+def test_fault_C4_all_rows_of_a_pair_may_be_kept_but_of_an_id_the_last() -> None:
+    kept = RATED.model_copy(update={"duplicates": "keep"})
+    tables = check({"user_id": [1, 2, 1], "n": [0, 1, 2]}, None, TWICE | {"at": [4, 1, 3, 2]}, kept)
+    assert tables.interactions["n"].to_list() == [0, 1, 2, 3]
+    assert tables.users["n"].to_list() == [1, 2]
+    assert tables.notes == ["users: 1 rows repeated an id; the last of each was kept"]
+    dataset = build_dataset(tables, kept, SplitConfig(test=0.25, validation=0.25, seed=1))
+    train = dataset.train
+    assert [list(dataset.seen_items.row(u)) for u in range(2)] == [
+        sorted({*train.item[train.user == u]}) for u in range(2)
+    ]
+
+
 STRICT = PLAIN.model_copy(update={"duplicates": "error"})
 
 

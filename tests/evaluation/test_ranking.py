@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scored import pairs_of
 
-from twotower.evaluation.ranking import rank_catalogue, top_items
+from twotower.data.pairs import GroupedPairs, counts
+from twotower.evaluation.ranking import EvaluationQueries, rank_catalogue, top_items
 
 quick = settings(deadline=None, max_examples=80)
 
@@ -26,7 +27,7 @@ def catalogues(
     n_users, n_items = draw(st.integers(1, 6)), draw(st.integers(1, 7))
     order = draw(st.permutations(range(n_users * n_items)))
     pair = st.tuples(st.integers(0, n_users - 1), st.integers(0, n_items - 1), st.booleans())
-    wanted = draw(st.lists(pair, max_size=15, unique_by=lambda row: row[:2]))
+    wanted = draw(st.lists(pair, max_size=15))
     seen = draw(st.lists(st.lists(pair, max_size=25), max_size=3))
     scores = np.array(order, np.float32).reshape(n_users, n_items) - n_users * n_items // 2
     return scores, wanted, seen, draw(st.integers(1, 9))
@@ -57,6 +58,12 @@ def test_a_ranking_equals_a_full_sort_of_the_unseen_items_in_blocks_of_any_size(
         assert found[1].shape == found[2].shape == (len(users), min(k, n_items))
         assert found[1].tolist() == best
         assert found[2].tolist() == hit
+        grouped = [GroupedPairs.of(pairs_of(p), len(scores)) for p in (wanted, *seen)]
+        positives = counts(pairs_of(wanted).user, len(scores), pairs_of(wanted).positive)
+        queries = EvaluationQueries.build(grouped[0], grouped[1:], positives, n_items, block=block)
+        assert queries.n_targets.tolist() == [sum(u == user for u, _ in want) for user in users]
+        first = np.arange(n_items) == 0
+        assert queries.count_targets(first).tolist() == [(user, 0) in want for user in users]
 
 
 def test_so_many_users_are_ranked_at_a_time_as_their_scores_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,11 +242,16 @@ class MemmapDataset(Dataset):
 
     @cached_property
     def seen_items(self) -> Ragged:
-        return Ragged(self.arrays["seen_items"], self.arrays["train.offsets"])
+        return self._distinct("seen_items", "train")
 
     @cached_property
     def positive_items(self) -> Ragged:
-        return Ragged(self.arrays["positive_items"], self.arrays["positives.offsets"])
+        return self._distinct("positive_items", "positives")
+
+    def _distinct(self, name: str, interactions: str) -> Ragged:
+        """Return distinct items by user, which have offsets of their own where pairs may repeat."""
+        own = self.facts.table_schema.duplicates == "keep"
+        return Ragged(self.arrays[name], self.arrays[f"{name if own else interactions}.offsets"])
 
     @cached_property
     def interacted_items(self) -> Ragged:

@@ -253,6 +253,8 @@ def timed(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
 
 def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.DataFrame:
     pair = [schema.user_id, schema.item_id]
+    if schema.duplicates == "keep":
+        return actions
     repeated = actions.height - actions.select(pl.struct(pair).n_unique()).item()
     if not repeated:
         return actions
@@ -260,7 +262,7 @@ def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.
         first = actions.filter(pl.struct(pair).is_duplicated()).select(pair).row(0)
         raise DataError(
             f"interactions: {repeated} rows repeat a pair of user and item (the first: {first[0]}, {first[1]}); "
-            "drop them or set schema.duplicates = 'last'"
+            "drop them or set schema.duplicates = 'last' or 'keep'"
         )
     notes.append(f"interactions: {repeated} rows repeated a pair of user and item; the last of each was kept")
     actions = actions.with_row_index(_ROW_COLUMN)

@@ -47,12 +47,17 @@ def _shared_pairs(context: DiagnosisContext, block: int = BLOCK_USERS) -> Iterat
         if not n:
             continue
         share = n / n_pairs[other]
+        found = f"{n:,} of {n_pairs[other]:,} {PART_NAMES[other]} pairs are in the {PART_NAMES[one]} part too"
+        serious = share >= 0.01 and data.schema.duplicates != "keep"
+        text = ": their metrics measure memorisation. Remove repeated pairs before the split (schema.duplicates = 'last' does)."
+        if data.schema.duplicates == "keep":
+            text = (
+                ", as schema.duplicates = 'keep' allows: rankings leave them out, but metrics of pairs (auc, gauc, log_loss) "
+                "measure memorisation on them."
+            )
         yield Finding(
-            "error" if share >= 0.01 else "warning", "shared_pairs",
-            f"{n:,} of {n_pairs[other]:,} {PART_NAMES[other]} pairs are in the {PART_NAMES[one]} part too: their metrics "
-            "measure memorisation. Remove repeated pairs before the split (schema.duplicates = 'last' does).",
-            {"pairs": float(n), "share": share},
-        )  # fmt: skip
+            "error" if serious else "warning", "shared_pairs", found + text, {"pairs": float(n), "share": share}
+        )
 
 
 def _split_order(context: DiagnosisContext) -> Iterator[Finding]:

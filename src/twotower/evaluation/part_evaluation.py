@@ -15,7 +15,7 @@ import numpy as np
 from twotower.arrays.pieces import gathered
 from twotower.arrays.types import Bools, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.pairs import Pairs, counts
+from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST, VALIDATION
 from twotower.evaluation.baselines import bias_baseline, popularity_baseline
 from twotower.evaluation.bootstrap import bootstrap
@@ -42,9 +42,13 @@ class PartEvaluation:
     config: EvaluationConfig
     pairs: Pairs
     scored: ScoredPairs
-    users: Shaped[Ints, "Q"]
-    """User rows of the rankings."""
+    queries: EvaluationQueries
     rankings: Rankings
+
+    @property
+    def users(self) -> Shaped[Ints, "Q"]:
+        """User rows of the rankings."""
+        return self.queries.users
 
     @classmethod
     def from_factors(
@@ -78,7 +82,7 @@ class PartEvaluation:
     ) -> PartEvaluation:  # fmt: skip
         pairs = dataset.pairs_of(part)
         rankings = Rankings(best, queries.hits(best), queries.n_targets, RankedItems(dataset.item_counts))
-        return cls(dataset, config, pairs, ScoredPairs(scores, pairs.positive, pairs.user), queries.users, rankings)
+        return cls(dataset, config, pairs, ScoredPairs(scores, pairs.positive, pairs.user), queries, rankings)
 
     def metrics(self) -> Metrics:
         """Return all metrics of the config: of pairs over all rows, of rankings as means over users, of the catalogue."""
@@ -125,8 +129,7 @@ class PartEvaluation:
         for name, rows in by_item.items():
             keep = gathered(rows, self.pairs.item)
             out |= self._pair_slice("item", name, keep)
-            np.logical_and(keep, self.pairs.positive, out=keep)
-            targets = counts(self.pairs.user, len(data.users), keep)[self.users]
+            targets = self.queries.count_targets(rows)
             if targets.any():
                 for m in self._sliced_rankings("item"):
                     out[f"{m.name}@{k}.{name}"] = float(m.values(rankings.with_targets(rows, targets)).mean())

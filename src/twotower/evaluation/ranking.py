@@ -91,7 +91,7 @@ class EvaluationQueries:
     """
 
     users: Shaped[Ints, "Q"]  # user rows, rising
-    n_targets: Shaped[Ints, "Q"]  # held-out positives of each user
+    n_targets: Shaped[Ints, "Q"]  # items to find of each user: held-out positives that are not in `seen`
     pairs: GroupedPairs  # of the evaluated part
     seen: Sequence[GroupedPairs]  # whose items are not ranked
     n_items: int
@@ -123,9 +123,10 @@ class EvaluationQueries:
             users = np.sort(np.random.default_rng(0).choice(users, max_users, replace=False))
         block = max(8, min(block, max_scores // n_items))  # smaller blocks read all item vectors too often
         every = cls(users, n_positives[users], pairs, seen, n_items, block, summary)
-        kept = every._has_new_target()
+        n_targets = every.count_targets()
+        kept = n_targets > 0
         summary.drop("have only positives of earlier parts", int(len(users) - kept.sum()))
-        return every if kept.all() else replace(every, users=users[kept], n_targets=every.n_targets[kept])
+        return replace(every, users=users[kept], n_targets=n_targets[kept])
 
     def top_k(
         self, user_vectors: Float[Tensor, "U D"], item_vectors: Float[Tensor, "I D"], k: int
@@ -152,17 +153,21 @@ class EvaluationQueries:
             is_target.flat[targets] = False
         return hit
 
-    def _has_new_target(self) -> Shaped[Bools, "Q"]:
-        """Return a mask of the users with a positive that is not excluded."""
-        found = np.zeros(len(self.users), bool)
+    def count_targets(self, items: Shaped[Bools, "I"] | None = None) -> Shaped[Ints, "Q"]:
+        """Return the number of distinct items of each user, of all or those in a mask, that are positives and not excluded."""
+        found = np.zeros(len(self.users), np.int64)
         is_target = np.zeros(self.block * self.n_items, bool)
         for part in self._blocks():
-            targets = self._targets(self.users[part])
+            targets = np.unique(self._targets(self.users[part]))
             is_target[targets] = True
             for cells in self._seen_cells(self.users[part]):
                 is_target[cells] = False
-            found[part.start + targets[is_target[targets]] // self.n_items] = True
+            left = targets[is_target[targets]]
             is_target[targets] = False
+            owners, rows = np.divmod(left, self.n_items)
+            found[part] = np.bincount(
+                owners if items is None else owners[items[rows]], minlength=part.stop - part.start
+            )
         return found
 
     def _targets(self, users: Shaped[Ints, "B"]) -> Shaped[Ints, "n"]:

@@ -47,10 +47,10 @@ class Schema(Section):
         "Empty: numbers, or dates such as 2023-01-31 12:30:15.250 and 31/01/2023 12:30.",
     )
     title: str = Field("", description="Title column of the items, shown to people. Empty: the id.")
-    duplicates: Literal["last", "error"] = Field(
+    duplicates: Literal["last", "keep", "error"] = Field(
         "last",
         description="Treatment of repeated ids and repeated (user, item) pairs. last: keep the last row, by time "
-        "where there is one. error: refuse the table.",
+        "where there is one. keep: keep all rows of a pair, and the last of an id. error: refuse the table.",
     )
     unknown_users: UnknownIds = Field(
         "auto",

@@ -67,7 +67,7 @@ def stored_features(retriever: Retriever, user_id: str) -> dict[str, Json]:
 def stored_items(retriever: Retriever, user_id: str) -> list[ItemId]:
     """Return the ids of the items that a user has seen, which answers exclude. Raises UnknownId."""
     rows = retriever.dataset.interacted_items.row(_row(retriever, user_id))
-    items: list[ItemId] = retriever.item_ids.column.gather(rows).to_list()
+    items: list[ItemId] = retriever.item_ids.column.gather(rows).unique(maintain_order=True).to_list()
     return items
 
 

@@ -450,6 +450,16 @@ def test_a_schema_that_allows_no_repeated_pairs_needs_a_log_without(folder: Path
     assert check_buckets(folder, SCHEMA) == []
 
 
+def test_kept_repeats_are_no_problem_and_need_a_schema_that_keeps_them(folder: Path) -> None:
+    cell(FIRST, "item", 2, 1)(folder)
+    assert rules(check_buckets(folder)) == {Rule.PAIRS}
+    facts(duplicates="keep")(folder)
+    kept = SCHEMA.model_copy(update={"duplicates": "keep"})
+    assert check_buckets(folder, kept) == []
+    (problem,) = check_buckets(folder, SCHEMA)
+    assert problem == f"{FACTS}: rule 12: duplicates 'keep', expected 'last' as in the schema"
+
+
 def test_every_problem_is_one_of_the_list(folder: Path) -> None:
     """One line for each rule that a file breaks; further files are read to their end."""
     for change in (swapped(FIRST, 4, 5), swapped(FIRST, 1, 2), cell(LAST, "item", 1, 9), facts(positives=1)):

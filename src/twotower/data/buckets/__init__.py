@@ -90,8 +90,9 @@ class BucketFacts(BaseModel):
     maker: str = Field(min_length=1)
     """Name and version of the program that wrote the folder."""
     hash: str = Field(HASH, pattern=f"^{HASH}$")
-    duplicates: str = Field(pattern="^(last|error)$")
-    """Treatment of repeated pairs of user and item. last: the latest of each pair is kept. error: none is repeated."""
+    duplicates: str = Field(pattern="^(last|keep|error)$")
+    """Treatment of repeated pairs of user and item. last: the latest of each pair is kept. keep: all are kept. error: none
+    is repeated."""
     log: LogColumns
     """Settings that the folder was written for."""
     users: int = Field(ge=1, lt=2**63)
@@ -113,8 +114,8 @@ class BucketFacts(BaseModel):
 
     def difference(self, schema: Schema) -> str:
         """Return the first difference between the folder and what a schema needs as words, "" without one (rule 12)."""
-        if schema.duplicates == "error" and self.duplicates != "error":
-            return f"duplicates '{self.duplicates}', expected 'error' as in the schema"
+        if self.duplicates not in ("error", schema.duplicates):
+            return f"duplicates '{self.duplicates}', expected '{schema.duplicates}' as in the schema"
         other = self.log.difference(schema)
         return f"log.{other}" if other else ""
 

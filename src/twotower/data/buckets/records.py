@@ -37,7 +37,8 @@ class BucketRecords:
                 return False
             self._check_ranges(start, block)
             self._check_order(start, block)
-            self._check_pairs(start, block)
+            if self.facts.duplicates != "keep":
+                self._check_pairs(start, block)
             self._count(block)
             rows = block[ROW].filter(block[ROW].is_between(0, self.facts.read - 1))
             self.windows.update((rows // window_rows).unique().to_list())

@@ -43,6 +43,9 @@ from twotower.version import __version__
 MAX_SHORT_ROWS = 2**31
 """Number of interactions from which on their indices have 64 bits."""
 
+ITEMS_OF = {"train": "seen_items", "positives": "positive_items"}
+"""Array of the distinct items of each user, by the array of the interactions that they are of."""
+
 Each = Callable[[str, Callable[[Bucket], bool]], None]
 """Calls a task for each bucket, several at a time; a task returns False if an earlier call has done it."""
 
@@ -123,15 +126,21 @@ class PreparedArrays:
         for name, dtype in ({"part": "|i1"} | self.stored).items():
             npy_writer.create(self.arrays / f"{name}.npy", dtype, self.facts.rows)
         firsts, starts = [b.users[0] for b in self.facts.buckets], dict[str, Ints]()
-        for name in ("train", "positives", "interacted_items", *(n for n in found[0] if n.startswith("user."))):
-            offsets = offsets_of(np.concatenate([f[name] for f in found]))
-            np.save(self.arrays / f"{name}.offsets.npy", offsets)
+
+        def create(name: str, lengths: str, **arrays: str) -> None:
+            """Create arrays of rows of the `lengths` by user, and their offsets."""
+            offsets = offsets_of(np.concatenate([f[lengths] for f in found]))
             starts[name] = offsets[firsts]
-            indices, items = {"train": (name, "seen_items"), "positives": (name, "positive_items")}.get(
-                name, (f"{name}.source", f"{name}.values")
-            )
-            npy_writer.create(self.arrays / f"{indices}.npy", self.index, int(offsets[-1]))
-            npy_writer.create(self.arrays / f"{items}.npy", "<i4", int(offsets[-1]))
+            if name == lengths:
+                np.save(self.arrays / f"{name}.offsets.npy", offsets)
+            for array, dtype in arrays.items():
+                npy_writer.create(self.arrays / f"{array}.npy", dtype, int(offsets[-1]))
+
+        for name, of_items in ITEMS_OF.items():
+            create(name, name, **{name: self.index.str})
+            create(of_items, of_items if self.splits.repeats else name, **{of_items: "<i4"})
+        for name in ("interacted_items", *(n for n in found[0] if n.startswith("user."))):
+            create(name, name, **{f"{name}.source": self.index.str, f"{name}.values": "<i4"})
         cursors = np.cumsum(sizes, 0) - sizes + np.r_[0, np.cumsum(sizes.sum(0))[:-1]]
         numbers = {b.file: n for n, b in enumerate(self.facts.buckets)}
 
@@ -161,9 +170,9 @@ class PreparedArrays:
         user = found[USER] - bucket.users[0]
         keys = user.astype(np.int64) * self.facts.items + item
         train = parts == TRAIN
-        for name, of_items, keep in (("train", "seen_items", train), ("positives", "positive_items", train & positive)):
+        for (name, of_items), keep in zip(ITEMS_OF.items(), (train, train & positive), strict=True):
             self._put(name, starts[name], indices[keep])
-            self._put(of_items, starts[name], (np.sort(keys[keep]) % self.facts.items).astype(np.int32))
+            self._put(of_items, starts[of_items], (np.unique(keys[keep]) % self.facts.items).astype(np.int32))
         self._put("interacted_items.values", starts["interacted_items"], item)
         self._put("interacted_items.source", starts["interacted_items"], indices)
         for name, among, history in self.splits.history_masks(parts, positive):

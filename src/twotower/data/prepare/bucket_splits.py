@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from twotower import files
 from twotower.arrays.pieces import Scalar, temporary_array
+from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import Bools, Doubles, Ints
 from twotower.data import splits
 from twotower.data.buckets import Bucket
@@ -42,6 +43,11 @@ class BucketSplits:
         """Sequences of the users, by the name of their array."""
         return {f"user.{i}": f.history for i, f in enumerate(self.reader.schema.side("user")) if f.history}
 
+    @property
+    def repeats(self) -> bool:
+        """True if a user may have several interactions with an item."""
+        return self.reader.schema.duplicates == "keep"
+
     def history_masks(self, parts: Parts, positive: Bools) -> Iterable[tuple[str, Bools, HistorySpec]]:
         """Yield the name of each array of histories, the mask (n,) of its interactions, and the history."""
         for name, history in self.histories.items():
@@ -71,7 +77,8 @@ class BucketSplits:
         return np.fromfile(self._parts_file(bucket), np.int8)
 
     def counts(self, bucket: Bucket) -> Columns:
-        """Return the counts of a bucket: the `sizes` (3,) of the parts; the length of each ragged array by user; and the items
+        """Return the counts of a bucket: the `sizes` (3,) of the parts; the length of each ragged array by user (`seen_items` and
+        `positive_items` only if pairs may repeat); and the items
         of the train part, all and positive ones, with their counts. Not for several threads at once."""
 
         def read(path: Path) -> Columns:
@@ -127,6 +134,10 @@ class BucketSplits:
             "sizes": np.bincount(parts, minlength=3), "interacted_items": lengths(user), "train": lengths(user[train]),
             "positives": lengths(user[liked]),
         }  # fmt: skip
+        if self.repeats:
+            for name, keep in (("seen_items", train), ("positive_items", liked)):
+                keys = pair_keys(user[keep], item[keep], self.reader.buckets.facts.items)
+                counts[name] = lengths(np.unique(keys) // self.reader.buckets.facts.items)
         for name, keep, history in self.history_masks(parts, positive):
             n = lengths(user[keep])
             counts[name] = np.minimum(n, history.max_length) if history.max_length else n

@@ -46,7 +46,9 @@ def make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions)
     user = sides["user"][source.schema.user_id][busiest]
     options.check_memory(int(counts[busiest]), f"the history of user '{user}'")
     found, progress = list[Bucket](), JobProgress(log, "interactions sorted", source.rows)
-    with engine(paths, bool(source.schema.time), options.memory, options.threads, spill) as sorter:
+    schema = source.schema
+    keeps_repeats = schema.duplicates == "keep"
+    with engine(paths, bool(schema.time), keeps_repeats, options.memory, options.threads, spill) as sorter:
         for n, users in enumerate(_ranges(counts, options.bucket_rows)):
             path = interactions / f"{n:05d}.parquet"
             made = make_once(path, lambda to, users=users: sorter.write(users, to))  # type: ignore[misc]
@@ -95,7 +97,8 @@ def _facts(
     repeated = of_pieces - kept
     if repeated and schema.duplicates == "error":
         raise DataError(
-            f"interactions: {repeated} rows repeat a pair of user and item; drop them or set schema.duplicates = 'last'"
+            f"interactions: {repeated} rows repeat a pair of user and item; drop them or set schema.duplicates = 'last' or "
+            "'keep'"
         )
     summary = Summary("interactions", source.rows)
     summary.drop("rows have ids that users or items lack", source.rows - of_pieces)

@@ -9,13 +9,11 @@ from pathlib import Path
 from twotower.data.prepare.engines.engine import Engine
 from twotower.errors import ConfigError, first_line
 
-KEPT_OF_EACH_PAIR = """
-SELECT * EXCLUDE (nth) FROM (
-  SELECT *, row_number() OVER (PARTITION BY "user", item ORDER BY {latest}) AS nth
-  FROM read_parquet($pieces, hive_partitioning = false)
-  WHERE "user" >= $first AND "user" < $end
-) WHERE nth = 1 ORDER BY "user", {order}
+ROWS_OF_USERS = """
+SELECT * FROM read_parquet($pieces, hive_partitioning = false) WHERE "user" >= $first AND "user" < $end
+{latest} ORDER BY "user", {order}
 """
+LATEST_OF_EACH_PAIR = """QUALIFY row_number() OVER (PARTITION BY "user", item ORDER BY {falling}) = 1"""
 
 
 class DuckDb(Engine):
@@ -23,8 +21,10 @@ class DuckDb(Engine):
 
     name = "duckdb"
 
-    def __init__(self, pieces: Sequence[Path], timed: bool, memory: int, threads: int, work: Path) -> None:
-        super().__init__(pieces, timed, memory, threads, work)
+    def __init__(
+        self, pieces: Sequence[Path], timed: bool, keeps_repeats: bool, memory: int, threads: int, work: Path
+    ) -> None:
+        super().__init__(pieces, timed, keeps_repeats, memory, threads, work)
         try:
             import duckdb
         except ImportError:
@@ -42,9 +42,9 @@ class DuckDb(Engine):
 
     def write(self, users: tuple[int, int], to: Path) -> None:
         """Write the result of a query over the pieces, of which DuckDB reads the row groups of these users."""
-        query = KEPT_OF_EACH_PAIR.format(
-            latest=", ".join(f'"{c}" DESC' for c in self.order), order=", ".join(f'"{c}"' for c in self.order)
-        )
+        falling = ", ".join(f'"{c}" DESC' for c in self.order)
+        latest = "" if self.keeps_repeats else LATEST_OF_EACH_PAIR.format(falling=falling)
+        query = ROWS_OF_USERS.format(latest=latest, order=", ".join(f'"{c}"' for c in self.order))
         pieces = [glob.escape(str(path)) for path in self.pieces]
         try:
             found = self._database.sql(query, params={"pieces": pieces, "first": users[0], "end": users[1]})

@@ -12,16 +12,24 @@ ROW_BYTES = 150
 
 
 class Engine(AbstractContextManager["Engine"], ABC):
-    """Sorts the interactions of consecutive users, and keeps the latest of each pair of user and item.
+    """Sorts the interactions of consecutive users, and keeps the latest of each pair of user and item, or all.
 
     A piece has the columns of a bucket, and is sorted by user. All engines write the same rows in the same order."""
 
     name: str
 
-    def __init__(self, pieces: Sequence[Path], timed: bool, memory: int, threads: int, work: Path) -> None:
-        """`pieces` are the files of the log, `timed` is true if they have times; `memory` is in bytes, and `work` an
-        empty folder for temporary files."""
-        self.pieces, self.memory, self.threads, self.work = pieces, memory, threads, work
+    def __init__(
+        self, pieces: Sequence[Path], timed: bool, keeps_repeats: bool, memory: int, threads: int, work: Path
+    ) -> None:
+        """`pieces` are the files of the log, `timed` is true if they have times, `keeps_repeats` if repeated pairs are kept;
+        `memory` is in bytes, and `work` an empty folder for temporary files."""
+        self.pieces, self.keeps_repeats, self.memory, self.threads, self.work = (
+            pieces,
+            keeps_repeats,
+            memory,
+            threads,
+            work,
+        )
         self.order = ("time", "row") if timed else ("row",)
 
     @abstractmethod

@@ -19,7 +19,7 @@ class Local(Engine):
     @cached_property
     def _sorted(self) -> pl.DataFrame:
         log = pl.concat([pl.read_parquet(path, glob=False) for path in self.pieces]).sort("user", *self.order)
-        return log.unique(["user", "item"], keep="last", maintain_order=True)
+        return log if self.keeps_repeats else log.unique(["user", "item"], keep="last", maintain_order=True)
 
     def write(self, users: tuple[int, int], to: Path) -> None:
         """Write a slice of the sorted log."""
