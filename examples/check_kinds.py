@@ -14,7 +14,7 @@ from mykinds.carriers import Curved
 from mykinds.datasets import Shop
 from mykinds.indexes import Lsh
 from mykinds.losses import Focal
-from mykinds.metrics import Novelty
+from mykinds.metrics import TailShare
 from mykinds.negatives import Recent
 from mykinds.optimizers import RmsProp
 from mykinds.poolings import Recency
@@ -78,7 +78,7 @@ if __name__ == "__main__":
             "optimizer": RmsProp(), "epochs": 2, "batch_size": 256, "history_scope": "causal", "device": "cpu",
             "monitor": "validation.recall@5",
         },
-        "evaluation": {"k": [5], "bootstrap": 0, "metrics": [Novelty()]},
+        "evaluation": {"k": [5], "bootstrap": 0, "metrics": [TailShare()]},
         "index": Lsh(bits=256, min_recall=0.5),
     }  # fmt: skip
     mine: list[Feature] = [

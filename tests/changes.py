@@ -77,7 +77,7 @@ CHANGES = (
     ),
     KindChange("a pooling", "poolings:Recency", "recency", "model/pooling", "__init__", "model/pooling/test_pooling.py"),
     KindChange(
-        "a metric", "metrics:Novelty", "surprise", "evaluation/metrics", "__init__", "evaluation/test_metrics_conformance.py"
+        "a metric", "metrics:TailShare", "tail", "evaluation/metrics", "__init__", "evaluation/test_metrics_conformance.py"
     ),
     KindChange(
         "a data set", "datasets:Shop", "shop", "data/datasets", "__init__", "data/datasets/test_named_dataset.py"

@@ -1,4 +1,4 @@
-"""Scored pairs: random vectors of a dataset, pairs by rows, and the AUC by loops."""
+"""Scored pairs: random vectors of a dataset, pairs by rows, and the AUC by loops. Ranked items."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import polars as pl
 import torch
 
+from twotower.arrays.types import Ints
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.metrics.measured import RankedItems
+from twotower.features.categorical import Categorical
+from twotower.features.multi_hot import MultiHot
+from twotower.features.schema import Schema
 
 
 def naive_auc(rows: Sequence[tuple[float, bool, int]]) -> float:
@@ -29,3 +35,18 @@ def pairs_of(rows: list[tuple[int, int, bool]]) -> Pairs:
 def random_factors(data: Dataset, seed: int = 0) -> Factors:
     rng = torch.Generator().manual_seed(seed)
     return Factors(torch.randn(len(data.users), 4, generator=rng), torch.randn(len(data.items), 4, generator=rng))
+
+
+ITEMS_SCHEMA = Schema(
+    features=(Categorical(name="user_id", side="user"), MultiHot(name="tags", side="item", separator="|"))
+)
+
+
+def ranked_items(
+    popularity: Ints, tags: pl.Series | None = None, user_counts: Ints | None = None, n_users: int = 10
+) -> RankedItems:
+    """Items with a column of tags, by default of two values in turn; by default each interaction is of another user."""
+    n = len(popularity)
+    values = pl.Series("tags", [f"t{i % 2}|t{i % 3}" for i in range(n)]) if tags is None else tags
+    table = pl.DataFrame({"item_id": np.arange(n), "tags": values})
+    return RankedItems(popularity, popularity if user_counts is None else user_counts, n_users, table, ITEMS_SCHEMA)

@@ -18,7 +18,7 @@ from mykinds.datasets import Shop
 from mykinds.features import Cyclic
 from mykinds.indexes import Lsh
 from mykinds.losses import Focal
-from mykinds.metrics import Gini, Novelty
+from mykinds.metrics import Herfindahl, TailShare
 from mykinds.negatives import Recent
 from mykinds.optimizers import RmsProp
 from mykinds.poolings import Recency
@@ -66,9 +66,9 @@ def settings() -> Config:
             "negatives": {"sources": (Recent(n=20),)},
             "train": {
                 "optimizer": RmsProp(alpha=0.9), "epochs": 2, "batch_size": 256, "history_scope": "causal", "device": "cpu",
-                "monitor": "validation.novelty@5",
+                "monitor": "validation.tail_share@5",
             },
-            "evaluation": {"k": [5], "bootstrap": 0, "metrics": [Novelty(), Gini()]},
+            "evaluation": {"k": [5], "bootstrap": 0, "metrics": [TailShare(), Herfindahl()]},
             "index": Lsh(bits=256, min_recall=0.5),
         }
     )  # fmt: skip
@@ -107,14 +107,14 @@ def test_the_checks_of_the_guide_pass_and_find_a_module_that_is_exported_wrong(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runpy.run_path(str(ROOT / "examples" / "check_kinds.py"), run_name="__main__")
-    assert "test.novelty@5" in capsys.readouterr().out
+    assert "test.tail_share@5" in capsys.readouterr().out
     monkeypatch.setattr(Mask, "lower", lambda self, g, x: lower(self.block, g, x))
     with pytest.raises(RunError, match="differ"):
         runpy.run_path(str(ROOT / "examples" / "check_kinds.py"), run_name="__main__")
 
 
 def test_a_run_with_kinds_of_ones_own_is_trained_evaluated_and_loaded(run: Run) -> None:
-    assert {"test.novelty@5", "test.gini@5", "test.recall@5"} <= run.metrics.keys()
+    assert {"test.tail_share@5", "test.herfindahl@5", "test.recall@5"} <= run.metrics.keys()
     assert run.folder is not None
     loaded = twotower.load(run.folder)
     assert loaded.config == run.config
@@ -123,7 +123,7 @@ def test_a_run_with_kinds_of_ones_own_is_trained_evaluated_and_loaded(run: Run) 
     measured = twotower.evaluate(loaded)
     assert {name: run.metrics[name] for name in measured} == measured
     report = (run.folder / "report.html").read_text(encoding="utf-8")
-    assert "novelty@5" in report
+    assert "tail_share@5" in report
 
 
 def test_a_bundle_with_kinds_of_ones_own_answers_as_its_run(run: Run, store: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_bundle_with_kinds_of_ones_own_answers_as_its_run(run: Run, store: Pat
     scores = [[i.score for i in answer.items] for answer in moved]
     assert scores[0] == pytest.approx(scores[2], abs=1e-5)
     assert scores[0] != pytest.approx(scores[1], abs=1e-5)
-    assert api.evaluate_bundle(retriever)["index"]["novelty@5"] > 0
+    assert api.evaluate_bundle(retriever)["index"]["tail_share@5"] > 0
 
 
 # ---- by import path, in processes of their own
@@ -177,7 +177,7 @@ def test_a_config_names_kinds_of_ones_own_by_import_path(tmp_path: Path) -> None
     command("train", path, "--run", folder)
     untrusted = "is code outside twotower, and mykinds.[a-z]+ is not imported; import it, or pass "
     assert re.search(f"{untrusted}--trust$", command("evaluate", folder, code=2))
-    assert "novelty@5" in command("evaluate", folder, "--trust", "--json")
+    assert "tail_share@5" in command("evaluate", folder, "--trust", "--json")
     command("publish", folder, "--store", store, "--trust")
     ask: list[str | Path] = ["recommend", "--store", store, "--user", "3", "--json"]
     assert re.search(f"{untrusted}--kinds mykinds.indexes$", command(*ask, code=2))
@@ -188,7 +188,7 @@ def test_a_config_names_kinds_of_ones_own_by_import_path(tmp_path: Path) -> None
     assert len(answer["items"]) == 10
     assert re.search(f"{untrusted}--kinds mykinds.features$", command("serve", "--store", store, *needed[:2], code=2))
     assert re.search(f"{untrusted}--kinds mykinds.metrics$", command("evaluate", store, *needed, code=2))
-    assert "novelty@5" in command("evaluate", store, *needed, "--kinds", "mykinds.metrics", "--json")
+    assert "tail_share@5" in command("evaluate", store, *needed, "--kinds", "mykinds.metrics", "--json")
     service = Served(store, "--workers", "2", *needed, code=CODE)
     try:
         reply = httpx.post(f"{service.wait().url}/v1/recommend", json={"user_id": "3", "k": 10}, timeout=60).json()

@@ -40,6 +40,8 @@ class Kind(Section):
 
     kind: ClassVar[str]
     """Name in a config. Of a class that sets none: its import path, `module:Class`."""
+    always: ClassVar[bool] = False
+    """True for a registered kind that is in effect without its name, in a field with the mark `Added`."""
     operators: ClassVar[Operators] = {}
     """ONNX operators that the kind writes into a tower, for the allow-list of towers."""
 
@@ -190,7 +192,7 @@ class ByName:
 
 
 class Added:
-    """Mark of a field of kinds in addition to all registered ones, which are no values of it."""
+    """Mark of a field of kinds in addition to the registered ones that are always in effect, which are no values of it."""
 
 
 def trusts(info: ValidationInfo) -> bool:

@@ -11,14 +11,14 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scored import naive_auc
+from scored import naive_auc, ranked_items
 
 from twotower.arrays.types import Bools, Codes, Doubles, Ints, Numbers
 from twotower.evaluation.config import MetricSet
 from twotower.evaluation.metrics.auc import auc, auc_by_group, ordered_codes
 from twotower.evaluation.metrics.gauc import Gauc
 from twotower.evaluation.metrics.log_loss import LogLoss
-from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
+from twotower.evaluation.metrics.measured import Rankings, ScoredPairs
 from twotower.evaluation.metrics.metric import Prominence
 
 quick = settings(deadline=None, max_examples=80)
@@ -45,7 +45,7 @@ def log_loss(logits: Numbers, positive: Bools) -> float:
 
 def ranking_metrics(hit: Bools, n_targets: Ints, k: int) -> dict[str, Doubles]:
     """The metrics of single users at a cut-off, by name."""
-    rankings = Rankings(np.zeros(hit.shape, np.int64), hit, n_targets, RankedItems(np.zeros(1, np.int64))).at(k)
+    rankings = Rankings(np.zeros(hit.shape, np.int64), hit, n_targets, ranked_items(np.zeros(1, np.int64))).at(k)
     return {m.name: m.values(rankings) for m in MetricSet().of_users}
 
 

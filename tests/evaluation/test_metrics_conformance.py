@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mykinds.metrics import Gini, Novelty
+from mykinds.metrics import Herfindahl, TailShare
+from scored import ranked_items
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 from twotower import api
@@ -16,12 +17,15 @@ from twotower.arrays.types import Bools, Ints
 from twotower.evaluation.comparison import Comparison
 from twotower.evaluation.config import EvaluationConfig, MetricSet
 from twotower.evaluation.metrics import METRICS
-from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
+from twotower.evaluation.metrics.diversity import Diversity
+from twotower.evaluation.metrics.measured import Rankings, ScoredPairs
 from twotower.evaluation.metrics.metric import CatalogueMetric, Metric, PairMetric, RankingMetric
 from twotower.reports.compare import compare_runs
 from twotower.reports.metric_tables import columns
 
-ALL: list[Metric] = [*(kind() for kind in METRICS), Novelty(), Gini()]
+ALL: list[Metric] = [
+    *(Diversity(column="tags") if kind is Diversity else kind() for kind in METRICS), TailShare(), Herfindahl(),
+]  # fmt: skip
 PAIRS = [m for m in ALL if isinstance(m, PairMetric)]
 USERS = [m for m in ALL if isinstance(m, RankingMetric)]
 CATALOGUE = [m for m in ALL if isinstance(m, CatalogueMetric)]
@@ -40,7 +44,7 @@ def scored(seed: int = 0) -> ScoredPairs:
 def rankings(hit: Bools, n_targets: Ints | None = None, seed: int = 0) -> Rankings:
     rng = np.random.default_rng(seed)
     best = rng.permuted(np.tile(np.arange(N_ITEMS), (len(hit), 1)), axis=1)[:, : hit.shape[1]]
-    items = RankedItems(rng.multinomial(200, np.full(N_ITEMS, 1 / N_ITEMS)))
+    items = ranked_items(rng.multinomial(200, np.full(N_ITEMS, 1 / N_ITEMS)), n_users=200)
     return Rankings(best, hit, np.full(len(hit), hit.shape[1]) if n_targets is None else n_targets, items)
 
 
@@ -116,7 +120,7 @@ def test_a_user_has_one_finite_value_whoever_stands_beside(metric: RankingMetric
 def test_rankings_of_many_items_and_of_one_lie_between_0_and_1(metric: CatalogueMetric) -> None:
     each = np.arange(N_ITEMS)[:, None]
     items, hit, one = (
-        RankedItems(np.zeros(N_ITEMS, np.int64)),
+        ranked_items(np.zeros(N_ITEMS, np.int64)),
         np.zeros((N_ITEMS, 1), bool),
         np.ones(N_ITEMS, np.int64),
     )
@@ -130,40 +134,45 @@ def test_rankings_of_many_items_and_of_one_lie_between_0_and_1(metric: Catalogue
 
 def test_metrics_of_elsewhere_by_hand() -> None:
     best = np.array([[0, 1], [2, -1]])
-    shown = Rankings(best, best < 0, np.array([1, 1]), RankedItems(np.array([3, 1, 0, 0])))
-    # With one interaction more each, the items have 4, 2, 1 and 1 of 8: 1, 2, 3 and 3 bits.
-    assert Novelty().values(shown).tolist() == pytest.approx([(1 + 2) / 2, 3])
-    # Items shown 0, 1, 1, 1 times: (-3*0 - 1*1 + 1*1 + 3*1) / (4 * 3).
-    assert Gini().value(shown) == pytest.approx(3 / 12)
+    shown = Rankings(best, best < 0, np.array([1, 1]), ranked_items(np.array([9, 2, 1, 0, 0])))
+    # A fifth of the five items, the first, is the head.
+    assert TailShare().values(shown).tolist() == [1 / 2, 1]
+    # Three items have a third of the three places each.
+    assert Herfindahl().value(shown) == pytest.approx(1 / 3)
 
 
 def test_metrics_of_elsewhere_stand_behind_those_of_their_family() -> None:
-    config = EvaluationConfig.model_validate({"k": [3], "metrics": ["mykinds.metrics:Gini", Novelty()]})
+    config = EvaluationConfig.model_validate({"k": [3], "metrics": ["mykinds.metrics:Herfindahl", TailShare()]})
     names = config.metric_set.names(config.k)
-    assert names == [*(n for n in MetricSet().names([3]) if n != "coverage@3"), "novelty@3", "coverage@3", "gini@3"]
-    assert not config.metric_set.find("test.gini@3").higher_is_better
+    assert names == [
+        *(n for n in MetricSet().names([3]) if n != "coverage@3"),
+        "tail_share@3",
+        "coverage@3",
+        "herfindahl@3",
+    ]
+    assert not config.metric_set.find("test.herfindahl@3").higher_is_better
 
 
 def test_two_metrics_of_one_name_are_refused() -> None:
-    for metrics in (["recall"], [Novelty(), Novelty(smoothing=2)]):
+    for metrics in (["recall"], [TailShare(), TailShare(head=0.1)]):
         with pytest.raises(ValueError, match="is measured already; leave it out"):
             EvaluationConfig.model_validate({"metrics": metrics})
 
 
 def test_a_metric_of_elsewhere_stands_in_every_report_and_selects_the_epoch(tmp_path: Path) -> None:
     config = settings(
-        evaluation={"k": [3], "bootstrap": 20, "metrics": ["mykinds.metrics:Novelty", "mykinds.metrics:Gini"]},
-        train={"epochs": 3, "monitor": "validation.gini@3"},
+        evaluation={"k": [3], "bootstrap": 20, "metrics": ["mykinds.metrics:TailShare", "mykinds.metrics:Herfindahl"]},
+        train={"epochs": 3, "monitor": "validation.herfindahl@3"},
     )
     run = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run")
-    curve = [epoch["validation.gini@3"] for epoch in run.history]
+    curve = [epoch["validation.herfindahl@3"] for epoch in run.history]
     assert run.metrics["train.best_epoch"] == 1 + curve.index(min(curve))
-    for name in ("test.novelty@3", "test.novelty@3.low", "baseline.popularity.novelty@3", "test.gini@3"):
+    for name in ("test.tail_share@3", "test.tail_share@3.low", "baseline.popularity.tail_share@3", "test.herfindahl@3"):
         assert name in run.metrics
-    assert {"novelty@3", "gini@3"} < set(columns(run.config.evaluation))
+    assert {"tail_share@3", "herfindahl@3"} < set(columns(run.config.evaluation))
     bundle = api.publish(run, tmp_path / "store", force=True)
-    assert "\n| gini@3 | " in (bundle.folder / "README.md").read_text(encoding="utf-8")
-    assert "novelty@3" in {c.metric for c in compare_runs(run, run, resamples=10)}
+    assert "\n| herfindahl@3 | " in (bundle.folder / "README.md").read_text(encoding="utf-8")
+    assert "tail_share@3" in {c.metric for c in compare_runs(run, run, resamples=10)}
 
 
 def test_the_better_of_two_runs_is_the_lower_one_where_lower_is_better() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from disk_worlds import on_disk_and_in_memory
-from mykinds.metrics import Gini, Novelty
+from mykinds.metrics import Herfindahl, TailShare
 
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset
@@ -17,11 +17,12 @@ from twotower.data.splits import TEST, VALIDATION
 from twotower.evaluation.comparison import compare_factors, comparison_data
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.metrics import METRICS
+from twotower.evaluation.metrics import METRICS, Arp, Diversity, Gini, Novelty
 from twotower.evaluation.part_evaluation import PartEvaluation, evaluate_model
 from twotower.evaluation.ranking import evaluation_queries
 
-OPTIONS: dict[str, Any] = {"k": (2, 7), "bootstrap": 20, "new_user_below": 12, "metrics": (Novelty(), Gini())}
+NAMED = (TailShare(), Herfindahl(), Novelty(), Diversity(column="item_id"), Arp(), Gini())
+OPTIONS: dict[str, Any] = {"k": (2, 7), "bootstrap": 20, "new_user_below": 12, "metrics": NAMED}
 
 
 def vectors(data: Dataset, seed: int = 0) -> Factors:
@@ -41,7 +42,7 @@ def test_every_metric_slice_interval_and_baseline_of_a_disk_is_that_of_memory(
     for part in (VALIDATION, TEST):
         found, expected = (PartEvaluation.from_factors(vectors(d), d, part, config) for d in (disk, memory))
         names = {name.partition("@")[0] for name in found.metrics()}
-        assert names == {*(kind.kind for kind in METRICS), "novelty", "gini"}
+        assert names == {*(kind.kind for kind in METRICS), "tail_share", "herfindahl"}
         assert found.users.tolist() == expected.users.tolist()
         for of_disk, of_memory in (
             (found.metrics(), expected.metrics()),

@@ -90,7 +90,7 @@ class _Content:
     kinds: Mapping[str, SectionType] = field(default_factory=dict)
     listed: bool = False
     added: bool = False
-    """True if the kinds are always on, and a config adds those of elsewhere."""
+    """True if a config adds kinds to those that are always on."""
     by_name: frozenset[str] | None = None
     """Kinds that are on by default, if each stands under its name; else None."""
 
@@ -129,7 +129,7 @@ def _section_tables(
     )
     for word, found in kinds.items():
         own, about = tuple(_own_options(found, section)), _documentation(found)
-        yield OptionTable(name, own, about, listed, word, optional=True, always=content.added)
+        yield OptionTable(name, own, about, listed, word, optional=True, always=content.added and _is_always_on(found))
     of_kinds = ((key, info) for kind in kinds.values() for key, info in kind.model_fields.items())
     nested = [(k, i) for k, i in of_kinds if k not in section.model_fields and (c := _content(i)) and c.kinds]
     for key, info in [*section.model_fields.items(), *nested]:
@@ -140,11 +140,15 @@ def _section_tables(
                 yield OptionTable(f"{name}.{word}", options, _documentation(found), optional=True)
         elif inner and seen.get(inner.section) != path:
             default = str(getattr(info.default, "kind", ""))
-            words = f"{', '.join(inner.kinds)}, or the import path of another kind, `module:Class`."
-            meaning = "Import path of a kind, `module:Class`." if inner.added else words
+            named = [word for word, found in inner.kinds.items() if not (inner.added and _is_always_on(found))]
+            meaning = f"{', '.join(named)}, or the import path of another kind, `module:Class`."
             shown = _toml(default) if default or info.default == "" else ""  # "": none
             kind = Option("kind", shown, meaning, section.tier(key))
             yield from _section_tables(path, inner, seen, kind, info.description or "", (key, info) in nested)
+
+
+def _is_always_on(section: SectionType) -> bool:
+    return issubclass(section, Kind) and section.always
 
 
 def _own_options(section: SectionType, protocol: SectionType | None = None) -> Iterator[Option]:

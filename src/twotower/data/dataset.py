@@ -180,6 +180,13 @@ class Dataset:
         """(items,) number of training interactions of each item."""
         return counts(self.train.item, len(self.items))
 
+    @cached_property
+    def item_user_counts(self) -> Ints:
+        """(items,) number of users with a training interaction with each item."""
+        if self.schema.duplicates != "keep":  # no user has two with one item
+            return self.item_counts
+        return counts(self.seen_items.values, len(self.items))
+
     @property
     def digest(self) -> str:
         """Digest of the interactions, columns, encoders and schema: 16 hexadecimal digits."""

@@ -113,7 +113,7 @@ def comparison_data(dataset: Dataset, users: Shaped[Ints, "U"]) -> ComparisonDat
     """Return the test data of some user rows, which become rows 0, 1, … in the given order."""
     user, item = places_of_rows(users, len(dataset.users)), np.arange(len(dataset.items))
     test, *seen = (dataset.grouped(part).renumbered(users, item) for part in (TEST, TRAIN, VALIDATION))
-    return ComparisonData(dataset.test.renumbered(user, item), test, seen, RankedItems(dataset.item_counts))
+    return ComparisonData(dataset.test.renumbered(user, item), test, seen, RankedItems.of(dataset))
 
 
 def _per_user(

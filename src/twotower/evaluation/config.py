@@ -17,10 +17,10 @@ Metrics = dict[str, float]
 
 
 class MetricSet:
-    """Metrics that are measured together: all registered ones, and added ones."""
+    """Metrics that are measured together: the registered ones that always are, and added ones."""
 
     def __init__(self, added: Iterable[Metric] = ()) -> None:
-        measured = [*(kind() for kind in METRICS), *added]
+        measured = [*(kind() for kind in METRICS if kind.always), *added]
         self.of_pairs = [m for m in measured if isinstance(m, PairMetric)]
         self.of_users = [m for m in measured if isinstance(m, RankingMetric)]
         self.of_catalogue = [m for m in measured if isinstance(m, CatalogueMetric)]
@@ -54,7 +54,8 @@ class EvaluationConfig(Section):
         (10, 50), min_length=1, description="Cut-offs of the ranking metrics. The first is the headline."
     )
     metrics: Annotated[tuple[Annotated[Metric, METRICS], ...], Added] = Field(
-        (), description="Metrics in addition to the registered ones, which are always measured."
+        (),
+        description="Metrics in addition to those that are always measured: names, or sections of a kind and its options.",
     )
     max_users: int = Field(
         0, ge=0, description="Maximum number of users in the ranking metrics, drawn once. 0: all users."
@@ -73,7 +74,7 @@ class EvaluationConfig(Section):
     @field_validator("metrics")
     @classmethod
     def _measured_once(cls, metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
-        names = [*(kind.name for kind in METRICS), *(m.name for m in metrics)]
+        names = [*(kind.name for kind in METRICS if kind.always), *(m.name for m in metrics)]
         if twice := next((name for name in names if names.count(name) > 1), ""):
             raise ValueError(f"'{twice}' is measured already; leave it out, or give the class another name")
         return metrics

@@ -81,7 +81,7 @@ class PartEvaluation:
         config: EvaluationConfig,
     ) -> PartEvaluation:  # fmt: skip
         pairs = dataset.pairs_of(part)
-        rankings = Rankings(best, queries.hits(best), queries.n_targets, RankedItems(dataset.item_counts))
+        rankings = Rankings(best, queries.hits(best), queries.n_targets, RankedItems.of(dataset))
         return cls(dataset, config, pairs, ScoredPairs(scores, pairs.positive, pairs.user), queries, rankings)
 
     def metrics(self) -> Metrics:

@@ -59,13 +59,18 @@ def describe_comparisons(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """Yield printable lines: a table, a summary and the decision rule."""
     yield f"{'metric':<14}{'A':>8}{'B':>9}{'B - A':>10}   {'95 % interval':<21}{'p':>6}  verdict"
     for c in comparisons:
-        interval = f"[{c.low:+.4f}, {c.high:+.4f}]"
+        interval = f"[{_number(c.low, '+')}, {_number(c.high, '+')}]"
         yield (
-            f"{c.metric:<14}{c.a:>8.4f}{c.b:>9.4f}{c.difference:>+10.4f}   {interval:<21}{c.p:>6.3f}  {c.verdict} "
+            f"{c.metric:<14}{_number(c.a):>8}{_number(c.b):>9}{_number(c.difference, '+'):>10}   {interval:<21}{c.p:>6.3f}  {c.verdict} "
             f"({c.users:,} users)"
         )
     yield summarize(comparisons)
     yield DECISION_RULE
+
+
+def _number(value: float, sign: str = "") -> str:
+    """Return a number with four decimals, from a hundred on with one."""
+    return f"{value:{sign}.{4 if abs(value) < 100 else 1}f}"
 
 
 def summarize(comparisons: Sequence[Comparison]) -> str:
@@ -106,4 +111,4 @@ def _align_runs(a: Run, b: Run) -> tuple[ComparisonData, Factors, Factors]:
     data, place = a.dataset, places_of_rows(items[0], len(a.dataset.items))
     tests = data.test.renumbered(places_of_rows(users[0], len(data.users)), place)
     grouped = data.grouped(TEST).renumbered(users[0], place)
-    return ComparisonData(tests, grouped, seen, RankedItems(data.item_counts[items[0]])), factors[0], factors[1]
+    return ComparisonData(tests, grouped, seen, RankedItems.of(data, items[0])), factors[0], factors[1]

@@ -23,6 +23,8 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
     _check_learnable(dataset, recipe)
     _check_histories(dataset, recipe)
     _check_shards(recipe, context)
+    for metric in recipe.evaluation.metrics:
+        metric.check(dataset)
 
 
 def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:

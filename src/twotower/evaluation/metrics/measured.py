@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from twotower.arrays.pieces import selected
-from twotower.arrays.types import Bools, Ints, Numbers, Shaped, WholeNumbers
+import numpy as np
+import polars as pl
+
+from twotower.arrays.pieces import pieces, selected
+from twotower.arrays.ragged import Ragged
+from twotower.arrays.types import Bools, Doubles, Ints, Numbers, Shaped, WholeNumbers
+from twotower.data.dataset import Dataset
+from twotower.features.schema import Schema
+
+BLOCK_RANKINGS = 65_536
+"""Rankings of which a number is averaged at a time."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +37,45 @@ class RankedItems:
 
     popularity: Shaped[Ints, "I"]
     """Number of training interactions of each item."""
+    user_counts: Shaped[Ints, "I"]
+    """Number of users with a training interaction with each item."""
+    n_users: int
+    """Number of users with a training interaction."""
+    table: pl.DataFrame
+    """Table of the items."""
+    schema: Schema
+
+    @classmethod
+    def of(cls, dataset: Dataset, rows: Shaped[Ints, "I"] | None = None) -> RankedItems:
+        """Return some items of a dataset, by default all."""
+        n_users = int(np.count_nonzero(dataset.user_counts))
+        found = cls(dataset.item_counts, dataset.item_user_counts, n_users, dataset.items.frame, dataset.schema)
+        if rows is None:
+            return found
+        some = found.popularity[rows], found.user_counts[rows]
+        return replace(found, popularity=some[0], user_counts=some[1], table=found.table[rows])
 
     @property
     def n_items(self) -> int:
         return len(self.popularity)
+
+    def value_sets(self, column: str) -> Ragged:
+        """Return the distinct values of each item in a column of the table, as numbers from 0: of a list or separated text several,
+        of a missing value none."""
+        series = self.table[column]
+        for feature in self.schema.columns("item"):
+            if feature.source == column:
+                series = feature.values(series)
+        if isinstance(series.dtype, pl.Array):
+            series = series.arr.to_list()
+        flat = pl.DataFrame({"value": series}).with_row_index("row")
+        if isinstance(series.dtype, pl.List):
+            flat = flat.explode("value")
+        flat = flat.drop_nulls().unique()
+        if flat["value"].dtype == pl.String:
+            flat = flat.filter(pl.col("value") != "")
+        codes = flat["value"].rank("dense").to_numpy().astype(np.int64) - 1
+        return Ragged.from_pairs(flat["row"].to_numpy().astype(np.int64), codes, self.n_items)
 
 
 @dataclass(frozen=True)
@@ -44,6 +88,14 @@ class Rankings:
     """True where an item is a target of its user."""
     n_targets: Shaped[Ints, "Q"]
     items: RankedItems
+
+    def mean_of(self, values: Shaped[Doubles, "I"]) -> Shaped[Doubles, "Q"]:
+        """Return the mean of a number of the items over each ranking; 0 of one without an item."""
+        out = np.zeros(len(self.best))
+        for part in pieces(len(out), BLOCK_RANKINGS):
+            rows, shown = self.best[part], self.best[part] >= 0
+            out[part] = np.where(shown, values[rows], 0.0).sum(1) / np.maximum(shown.sum(1), 1)
+        return out
 
     def at(self, k: int) -> Rankings:
         """Return the first `k` ranks."""

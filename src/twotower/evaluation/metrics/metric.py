@@ -6,12 +6,15 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from twotower.arrays.types import Doubles, Ints, Shaped
 from twotower.evaluation.metrics.measured import Rankings, ScoredPairs
 from twotower.features.side import SideName
 from twotower.kinds import Kind
+
+if TYPE_CHECKING:
+    from twotower.data.dataset import Dataset
 
 
 class Prominence(IntEnum):
@@ -43,6 +46,8 @@ class Metric(Kind):
     small letters, hit_rate for HitRate."""
     at_cut_offs: ClassVar[bool]
     """True for a metric of rankings, which is measured at every cut-off of evaluation.k."""
+    always = True
+    """False for a registered metric that is measured only where evaluation.metrics names it."""
     prominence: ClassVar[Prominence] = Prominence.REPORT
     higher_is_better: ClassVar[bool] = True
     slices: ClassVar[tuple[SideName, ...]] = ()
@@ -58,6 +63,9 @@ class Metric(Kind):
     def is_defined(self, pairs: ScoredPairs) -> bool:
         """Return True if a part with these pairs has a value of the metric, as far as pairs tell."""
         return True
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise ConfigError if the metric cannot be measured on a dataset, before a training starts."""
 
 
 class PairMetric(Metric):
