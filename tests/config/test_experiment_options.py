@@ -131,6 +131,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "evaluation.k": ([3], {}),
     "evaluation.max_users": (9, {}),
     "evaluation.bootstrap": (20, {}),
+    "evaluation.slices": (["city"], {"evaluation.slice_min_users": 2}),
+    "evaluation.slice_min_users": (2, {"evaluation.slices": ["city"]}),
     "evaluation.head_share": (0.5, {}),
     "evaluation.new_user_below": (15, {}),
     "evaluation.new_item_below": (25, {}),

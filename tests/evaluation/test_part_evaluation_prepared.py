@@ -22,7 +22,14 @@ from twotower.evaluation.part_evaluation import PartEvaluation, evaluate_model
 from twotower.evaluation.ranking import evaluation_queries
 
 NAMED = (TailShare(), Herfindahl(), Novelty(), Diversity(column="item_id"), Arp(), Gini())
-OPTIONS: dict[str, Any] = {"k": (2, 7), "bootstrap": 20, "new_user_below": 12, "metrics": NAMED}
+OPTIONS: dict[str, Any] = {
+    "k": (2, 7),
+    "bootstrap": 20,
+    "new_user_below": 12,
+    "metrics": NAMED,
+    "slices": ("user_id",),
+    "slice_min_users": 2,
+}
 
 
 def vectors(data: Dataset, seed: int = 0) -> Factors:

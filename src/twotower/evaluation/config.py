@@ -48,7 +48,7 @@ class EvaluationConfig(Section):
     """Metrics and slices of the report."""
 
     start_here = ("k",)
-    research = ("head_share", "new_user_below", "new_item_below")
+    research = ("head_share", "new_user_below", "new_item_below", "slice_min_users")
 
     k: tuple[Positive, ...] = Field(
         (10, 50), min_length=1, description="Cut-offs of the ranking metrics. The first is the headline."
@@ -70,6 +70,22 @@ class EvaluationConfig(Section):
     new_item_below: int = Field(
         5, ge=1, description="Number of training interactions below which an item counts as new."
     )
+
+    slices: tuple[str, ...] = Field(
+        (),
+        description="Columns of the users' table, such as gender, whose values are measured apart. More than 10 different"
+        " numbers are cut at their quartiles.",
+    )
+    slice_min_users: int = Field(
+        20, ge=1, description="Number of ranked users below which a value of a column of slices is left out."
+    )
+
+    @field_validator("slices")
+    @classmethod
+    def _sliced_once(cls, slices: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := next((name for name in slices if slices.count(name) > 1), ""):
+            raise ValueError(f"'{twice}' stands there twice; name each column once")
+        return slices
 
     @field_validator("metrics")
     @classmethod

@@ -24,6 +24,7 @@ from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
 from twotower.evaluation.metrics.metric import RankingMetric
 from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
+from twotower.evaluation.user_slices import UserSlices
 from twotower.features.side import SideName
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class PartEvaluation:
         return {name: interval for name, interval in out.items() if np.isfinite(interval).all()}
 
     def slices(self) -> Metrics:
-        """Return `auc.new_user`, `recall@10.tail`, … for the slices on which the metric is defined."""
+        """Return `auc.new_user`, `recall@10.tail`, `recall@10.gender=F`, … for the slices on which the metric is defined."""
         data, config = self.dataset, self.config
         user_n, item_n = data.user_counts, data.item_counts
         head = np.zeros(len(data.items), bool)
@@ -133,7 +134,29 @@ class PartEvaluation:
             if targets.any():
                 for m in self._sliced_rankings("item"):
                     out[f"{m.name}@{k}.{name}"] = float(m.values(rankings.with_targets(rows, targets)).mean())
+        for column in config.slices:
+            out |= self._column_slices(column)
         return {name: value for name, value in out.items() if value == value}
+
+    def _column_slices(self, column: str) -> Metrics:
+        """Return `recall@10.gender=F`, … for the values of a column of the users, `users.gender=F`, the number of ranked users,
+        `users.gender.left_out`, those of the values with too few, and `recall@10.gender.gap`, the largest value minus the smallest."""
+        sliced, k = UserSlices.of(self.dataset.users.frame, column), self.config.k[0]
+        rankings, place = self.rankings.at(k), sliced.places[self.users]
+        by_user = {f"{m.name}@{k}": m.values(rankings) for m in self._sliced_rankings("user")}
+        measured = sliced.measured(self.users, self.config.slice_min_users)
+        out: Metrics = {f"users.{column}.left_out": len(self.users) - sum(measured.values())}
+        for i, n_users in measured.items():
+            name = f"{column}={sliced.values[i]}"
+            out[f"users.{name}"] = n_users
+            out |= self._pair_slice("user", name, gathered(sliced.places == i, self.pairs.user))
+            out |= {f"{metric}.{name}": float(values[place == i].mean()) for metric, values in by_user.items()}
+        of_pairs = [m.name for m in self.config.metric_set.of_pairs if "user" in m.slices]
+        for metric in (*of_pairs, *by_user):
+            found = [v for i in measured if (v := out[f"{metric}.{column}={sliced.values[i]}"]) == v]
+            if len(found) > 1:
+                out[f"{metric}.{column}.gap"] = max(found) - min(found)
+        return out
 
     def _sliced_rankings(self, side: SideName) -> list[RankingMetric]:
         return [m for m in self.config.metric_set.of_users if side in m.slices]

@@ -21,9 +21,9 @@ _STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "Noto Sans", "Noto Sans CJK SC", sans-serif; color: #1f2933;
        background: #fff; max-width: 1080px; margin: 0 auto; padding: 24px 20px 60px; }
-h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 4px; }
+h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 4px; } h3 { font-size: 16px; margin: 24px 0 4px; }
 p { margin: 4px 0 12px; max-width: 76ch; color: #52606d; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 12px 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 12px 0; display: block; overflow-x: auto; }
 th, td { padding: 5px 14px; text-align: right; border-bottom: 1px solid #e4e7eb; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color: #52606d; font-weight: 600; }
 .best { font-weight: 700; } .row { display: grid; gap: 16px; }
@@ -124,18 +124,44 @@ def _slices(run: Run) -> str:
     """Return the table of test metrics by slice."""
     k, m = run.config.evaluation.k[0], run.metrics
     settings, names = run.config.evaluation.model_dump(), run.config.evaluation.metric_set.sliced(k)
-    rows = [("all", len(run.dataset.test), [m.get(f"test.{name}") for name in names])]
+    rows: list[_SliceRow] = [("all", len(run.dataset.test), [m.get(f"test.{name}") for name in names])]
     rows += [
         (text.format(**settings), int(m[f"test.rows.{of}"]), [m.get(f"test.{name}.{of}") for name in names])
         for of, text in _SLICES.items()
         if f"test.rows.{of}" in m
     ]
+    about = f"Of an item slice the ranking metrics look for its targets alone, among the {k} best items of the whole catalogue."
+    tables = "".join(_column_slices(run, column, names) for column in run.config.evaluation.slices)
+    return f"<h2>Slices of the test part</h2><p>{about}</p>{_slice_table('slice', 'pairs', names, rows)}{tables}"
+
+
+def _column_slices(run: Run, column: str, names: list[str]) -> str:
+    """Return the table of test metrics by the values of a column of the users."""
+    m, start = run.metrics, f"test.users.{column}="
+    values = [name.removeprefix(start) for name in m if name.startswith(start)]
+    rows: list[_SliceRow] = [
+        (value, int(m[f"{start}{value}"]), [m.get(f"test.{name}.{column}={value}") for name in names])
+        for value in values
+    ]
+    rows.append(("gap", None, [m.get(f"test.{name}.{column}.gap") for name in names]))
+    left_out, fewest = m.get(f"test.users.{column}.left_out", 0), run.config.evaluation.slice_min_users
+    about = (
+        f"Users with a ranking, by their value. The gap is the largest value minus the smallest. {left_out:,.0f} users are of "
+        f"values with fewer than {fewest:,} such users, which are left out."
+    )
+    return f"<h3>By {html.escape(column)}</h3><p>{about}</p>{_slice_table(column, 'users', names, rows)}"
+
+
+_SliceRow = tuple[str, int | None, list[float | None]]
+"""Name of a slice, its size, and its metrics."""
+
+
+def _slice_table(of: str, size: str, names: list[str], rows: list[_SliceRow]) -> str:
+    """Return a table of slices, with their sizes and metrics."""
     lines = "".join(
-        f"<tr><td>{html.escape(of)}</td><td>{count:,}</td>{''.join(f'<td>{cell(v)}</td>' for v in values)}</tr>"
-        for of, count, values in rows
+        f"<tr><td>{html.escape(name)}</td><td>{'' if count is None else f'{count:,}'}</td>"
+        f"{''.join(f'<td>{cell(v)}</td>' for v in values)}</tr>"
+        for name, count, values in rows
     )
     head = "".join(f"<th>{name}</th>" for name in names)
-    return (
-        "<h2>Slices of the test part</h2><p>Of an item slice the ranking metrics look for its targets alone, among the "
-        f"{k} best items of the whole catalogue.</p><table><tr><th>slice</th><th>pairs</th>{head}</tr>{lines}</table>"
-    )
+    return f"<table><tr><th>{html.escape(of)}</th><th>{size}</th>{head}</tr>{lines}</table>"

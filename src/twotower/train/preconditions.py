@@ -12,6 +12,7 @@ from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, DataError
 from twotower.evaluation.metrics.measured import ScoredPairs
+from twotower.evaluation.user_slices import UserSlices
 from twotower.model.pooling import check_poolings, resolve
 from twotower.train.recipe import Recipe
 
@@ -25,6 +26,8 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
     _check_shards(recipe, context)
     for metric in recipe.evaluation.metrics:
         metric.check(dataset)
+    for column in recipe.evaluation.slices:
+        UserSlices.of(dataset.users.frame, column)
 
 
 def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:

@@ -18,6 +18,7 @@ class Arp(RankingMetric):
 
     kind = "arp"
     always = False
+    slices = ("user",)
     higher_is_better = False
 
     def values(self, rankings: Rankings) -> Shaped[Doubles, "Q"]:

@@ -31,6 +31,7 @@ class Diversity(RankingMetric):
 
     kind = "diversity"
     always = False
+    slices = ("user",)
 
     column: str = Field(min_length=1, description="Column of the items with their values, such as genres.")
 

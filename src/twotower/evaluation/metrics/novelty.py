@@ -19,6 +19,7 @@ class Novelty(RankingMetric):
 
     kind = "novelty"
     always = False
+    slices = ("user",)
 
     def values(self, rankings: Rankings) -> Shaped[Doubles, "Q"]:
         """Return the mean over each user's items; 0 without any."""
