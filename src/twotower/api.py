@@ -78,7 +78,7 @@ def write_buckets(
     """Write the Parquet shards that `config.data` names as buckets (docs/prepared-format.md) in the folder `out`.
 
     Raises as `prepare_folder` does."""
-    buckets = prepare.write_buckets(config.data, _given(schema), Path(out), options)
+    buckets = prepare.write_buckets(config.data, _given(schema), Path(out), options, config.split)
     log.info(f"{buckets.facts.rows:,} interactions in {len(buckets.facts.buckets):,} buckets: {out}")
     return buckets
 

@@ -532,7 +532,10 @@ def test_an_unknown_key_of_a_feature_is_named_with_the_nearest_of_its_kind(
         ("train.shuffle=perhaps", ["train.shuffle: input should be a valid boolean", "got 'perhaps'"]),
         ("train.device=gpu", ["train.device: input should be 'auto', 'cpu', 'cuda' or 'mps', got 'gpu'"]),
         ("split.test=1", ["split.test: input should be less than 1, got 1"]),
-        ("split.kind=rndom", ["split.kind: input should be 'random', 'last' or 'time', got 'rndom'"]),
+        (
+            "split.kind=rndom",
+            ["split.kind: input should be 'random', 'last', 'time', 'user_ratio', 'column' or 'files', got 'rndom'"],
+        ),
         ("data.users=3", ["data.users: input should be a valid string, got 3"]),
         ("model.pairs=[]", ["model.pairs: tuple should have at least 1 item"]),
         ("model.pairs.0=3", ["model.pairs.0: input should be a valid dictionary", "got 3"]),

@@ -70,6 +70,10 @@ SPLITS = {
     "time": SplitConfig(kind="time", test=0.13, validation=0.11),
     "last": SplitConfig(kind="last"),
     "random": SplitConfig(kind="random", test=0.13, validation=0.11, seed=7),
+    "gap": SplitConfig(kind="time", test=0.13, validation=0.11, gap=11),
+    "user_ratio": SplitConfig(kind="user_ratio"),
+    "column": SplitConfig(kind="column", column="fold", ordered=True),
+    "no validation": SplitConfig(kind="last", validation=0),
 }
 
 
@@ -81,7 +85,9 @@ def tables() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     actions = pl.concat([actions.with_columns(stars=pl.col("stars").cast(pl.Int64)), again]).sample(
         fraction=1, shuffle=True, seed=3
     )
-    return users, items, actions.with_columns(when=1_600_000_000 + rng.integers(0, 300, actions.height))
+    actions = actions.with_columns(when=1_600_000_000 + rng.integers(0, 300, actions.height))
+    folds = rng.choice(["train", "validation", "test"], actions.height, p=[0.7, 0.1, 0.2])
+    return users, items, actions.with_columns(fold=pl.Series(folds))
 
 
 def shards(folder: Path, schema: Schema, *frames: pl.DataFrame | None, n: int = 3) -> DataConfig:
@@ -131,8 +137,19 @@ KEPT = SCHEMA.model_copy(update={"duplicates": "keep"})
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     ("kind", "schema"),
-    [("time", SCHEMA), ("last", SCHEMA), ("random", SCHEMA), ("random", TIMELESS), ("time", KEPT), ("random", KEPT)],
-    ids=["time", "last", "random", "random without times", "time with repeats", "random with repeats"],
+    [
+        *((kind, SCHEMA) for kind in SPLITS),
+        *((kind, TIMELESS) for kind in ("random", "column")),
+        *((kind, KEPT) for kind in ("time", "random", "gap")),
+    ],
+    ids=[
+        *SPLITS,
+        "random without times",
+        "column without times",
+        "time with repeats",
+        "random with repeats",
+        "gap with repeats",
+    ],
 )
 def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(
     tmp_path: Path, kind: str, schema: Schema, engine: str, messages: list[str]
@@ -142,10 +159,13 @@ def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(
     data = shards(tmp_path / "in", schema, *frames)
     prepare.write_prepared(data, schema, SPLITS[kind], tmp_path / "out", replace(SMALL, engine=engine))
     disk = MemmapDataset.open(tmp_path / "out")
-    read, kept = sum(f.height for f in frames[2:]), len(disk.parts)
-    assert read - kept == (0 if schema is KEPT else 90)
+    read, kept = frames[2].height, frames[2].height - (0 if schema is KEPT else 90)
     dropped = "; dropped: 90 rows repeated a pair of user and item, the last of each was kept"
     assert f"interactions: {read:,} read, {kept:,} kept{dropped if read > kept else ''}" in messages
+    in_gap = [m for m in messages if "in the gap" in m]
+    line = f"interactions: {kept - len(disk.parts):,} rows lie in the gap before the validation or test part; dropped"
+    assert in_gap == ([line, line] if kind == "gap" else [])
+    assert (len(disk.parts) < kept) == (kind == "gap")
     assert disk.time_ordered == memory.time_ordered
     assert (disk.times is None) == (memory.times is None)
     assert disk.encoders.digest == memory.encoders.digest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from math import ceil
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from twotower.data.split import SplitConfig
-from twotower.data.splits import TEST, TRAIN, VALIDATION, split_interactions
+from twotower.data.splits import DROPPED, TEST, TRAIN, VALIDATION, split_interactions
 from twotower.errors import DataError
 
 FEW = examples(max_examples=60, deadline=None)
@@ -66,6 +67,66 @@ def test_the_last_split_equals_a_loop(rows: list[tuple[int, int]]) -> None:
 
 
 @FEW
+@given(ROWS)
+def test_the_last_split_without_validation_equals_a_loop(rows: list[tuple[int, int]]) -> None:
+    expected = [TRAIN] * len(rows)
+    for user in {u for u, _ in rows}:
+        own = sorted((t, n) for n, (u, t) in enumerate(rows) if u == user)
+        if len(own) >= 2:
+            expected[own[-1][1]] = TEST
+    assert parts_of(*columns(rows), kind="last", validation=0) == (expected if TEST in expected else None)
+
+
+def nearest(share: float, n: int) -> int:
+    """The share of n rows to the nearest number, halves up, but never all rows."""
+    return min(int(Fraction(share).limit_denominator(100) * n + Fraction(1, 2)), n - 1)
+
+
+@FEW
+@given(ROWS, SHARES, st.sampled_from([0, 0.1, 1 / 3, 0.5]))
+def test_the_split_by_user_ratio_equals_a_loop(rows: list[tuple[int, int]], test: float, validation: float) -> None:
+    expected = [TRAIN] * len(rows)
+    for user in {u for u, _ in rows}:
+        own = [n for _, n in sorted((t, n) for n, (u, t) in enumerate(rows) if u == user)]
+        n_test = nearest(test, len(own))
+        n_validation = nearest(validation, len(own) - n_test)
+        for place, n in enumerate(reversed(own)):
+            expected[n] = TEST if place < n_test else VALIDATION if place < n_test + n_validation else TRAIN
+        assert n_test + n_validation < len(own)  # every user is trained
+    present = {TRAIN, TEST} | ({VALIDATION} if validation else set()) <= {*expected}
+    found = parts_of(*columns(rows), kind="user_ratio", test=test, validation=validation)
+    assert found == (expected if present else None)
+
+
+@FEW
+@given(ROWS, SHARES, st.sampled_from([0, 0.1, 0.5]), st.integers(1, 4))
+def test_a_gap_drops_the_rows_before_validation_and_test(
+    rows: list[tuple[int, int]], test: float, validation: float, gap: int
+) -> None:
+    users, seconds = columns(rows)
+    microseconds = seconds * 1_000_000
+    plain = parts_of(users, microseconds, kind="time", test=test, validation=validation)
+    assume(plain is not None)
+    assert plain is not None
+    starts = [min(t for (_, t), p in zip(rows, plain, strict=True) if p == part) for part in {*plain} - {TRAIN}]
+    expected = [
+        DROPPED if any(start - gap <= t < start for start in starts) else part
+        for (_, t), part in zip(rows, plain, strict=True)
+    ]
+    found = parts_of(users, microseconds, kind="time", test=test, validation=validation, gap=gap)
+    assert found == (expected if {*plain} == {*expected} - {DROPPED} else None)
+
+
+@pytest.mark.parametrize("kind", ["random", "time", "user_ratio"])
+def test_a_share_of_none_leaves_no_validation_part(kind: Any) -> None:
+    users, seconds = np.repeat(np.arange(10, dtype=np.int32), 10), np.arange(100)
+    with_it = split_interactions(users, seconds, SplitConfig(kind=kind))
+    without = split_interactions(users, seconds, SplitConfig(kind=kind, validation=0))
+    assert np.array_equal(with_it == TEST, without == TEST)
+    assert {*without.tolist()} == {TRAIN, TEST}
+
+
+@FEW
 @given(ROWS, SHARES, SHARES)
 def test_fault_C6_no_test_row_is_older_than_a_training_row(
     rows: list[tuple[int, int]], test: float, validation: float
@@ -116,7 +177,7 @@ def test_a_split_that_leaves_a_part_empty_is_refused(kind: Any, users: Any, seco
         split_interactions(np.array(users, np.int32), seconds and np.array(seconds), SplitConfig(kind=kind))
 
 
-@pytest.mark.parametrize("kind", ["last", "time"])
+@pytest.mark.parametrize("kind", ["last", "time", "user_ratio"])
 def test_a_split_by_time_without_times_is_refused(kind: Any) -> None:
     with pytest.raises(DataError, match=f"'{kind}' needs a time; name its column in schema.time"):
         split_interactions(np.zeros(9, np.int32), None, SplitConfig(kind=kind))

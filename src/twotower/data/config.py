@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -18,7 +18,7 @@ from pydantic import (
 from twotower import files
 from twotower.data.datasets import DATASETS
 from twotower.data.datasets.named_dataset import NamedDataset
-from twotower.data.split import SplitConfig
+from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.section import Section
 
 
@@ -46,6 +46,15 @@ class DataConfig(Section):
         description="Interactions: a CSV or Parquet file, a folder of them, or a pattern. Paths are relative to the "
         "config file.",
     )
+    train: str = Field(
+        "",
+        description="Interactions of the train part: a CSV or Parquet file, a folder of them, or a pattern; with "
+        "split.kind = 'files' instead of data.interactions. Empty: none.",
+    )
+    validation: str = Field(
+        "", description="Interactions of the validation part, beside data.train. Empty: no validation part."
+    )
+    test: str = Field("", description="Interactions of the test part, beside data.train. Empty: none.")
     buckets: str = Field(
         "",
         description="Folder of buckets (docs/prepared-format.md), for `twotower prepare` to read instead of tables. Empty: "
@@ -66,9 +75,18 @@ class DataConfig(Section):
         options: dict[str, JsonValue] = value.model_dump(mode=info.mode) if value else {"kind": ""}
         return options if len(options) > 1 else options["kind"]
 
+    _paths: ClassVar[tuple[str, ...]] = (
+        "users", "items", "interactions", *PART_NAMES, "buckets", "prepared"
+    )  # fmt: skip
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The given files of the parts by name, in the order train, validation, test."""
+        return {name: path for name in PART_NAMES if (path := getattr(self, name))}
+
     def located(self, folder: Path) -> DataConfig:
         """Return the section with its paths relative to a folder made absolute."""
-        own = [name for name in ("users", "items", "interactions", "buckets", "prepared") if getattr(self, name)]
+        own = [name for name in self._paths if getattr(self, name)]
         update: dict[str, str | NamedDataset] = {name: _located(folder, getattr(self, name)) for name in own}
         if self.dataset:
             paths = {
@@ -79,8 +97,13 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
-        if self.dataset and (self.users or self.items or self.interactions):
+        tables = self.users or self.items or self.interactions or self.parts
+        if self.dataset and tables:
             raise ValueError("give either data.dataset or data.interactions (with users and items), not both")
+        if self.interactions and self.parts:
+            raise ValueError(f"give either data.interactions or data.{next(iter(self.parts))}, not both")
+        if self.parts and (absent := next((name for name in ("train", "test") if name not in self.parts), "")):
+            raise ValueError(f"data.{next(iter(self.parts))} is given without data.{absent}; name its file too")
         if self.prepared and self.dataset:
             raise ValueError("give either data.dataset or data.prepared, not both")
         return self
@@ -96,3 +119,11 @@ class DatasetConfig(Section):
 
     data: DataConfig = DataConfig()
     split: SplitConfig = SplitConfig()
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> DatasetConfig:
+        if self.data.parts and self.split.kind != "files":
+            raise ValueError(f"data.train goes with split.kind = 'files', not '{self.split.kind}'; set that too")
+        if self.split.kind == "files" and (self.data.interactions or self.data.dataset):
+            raise ValueError("split.kind = 'files' reads data.train, data.validation and data.test; name these instead")
+        return self

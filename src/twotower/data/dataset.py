@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,8 +16,9 @@ from twotower.arrays.ragged import Column, Ragged, offsets_of
 from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import Bools, Codes, Ints
 from twotower.data.pairs import GroupedPairs, Pairs, counts
-from twotower.data.split import SplitConfig
-from twotower.data.splits import PART_NAMES, TEST, TRAIN, VALIDATION, Parts, split_interactions
+from twotower.data.parts import check_gap, dropped_line, given_parts
+from twotower.data.split import PART_NAMES, SplitConfig
+from twotower.data.splits import DROPPED, TEST, TRAIN, VALIDATION, Parts, split_interactions
 from twotower.data.tables import POSITIVE, Tables, averaged_columns, sums_by_row, with_statistics
 from twotower.data.times import TIME
 from twotower.data.unknown_ids import rows_of_ids
@@ -26,6 +28,8 @@ from twotower.features.encoders import Encoders
 from twotower.features.feature import HistorySpec
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName, other_side
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -248,17 +252,24 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
 
     Raises DataError for tables that no model can be trained on.
     """
+    check_gap(schema, config)
+    actions, given = tables.interactions, given_parts(tables.interactions, config)
     user, item = (
-        rows_of_ids(tables.interactions[key], frame[key]).to_numpy().astype(np.int32)
+        rows_of_ids(actions[key], frame[key]).to_numpy().astype(np.int32)
         for key, frame in ((schema.user_id, tables.users), (schema.item_id, tables.items))
     )
-    times = tables.interactions[TIME].to_numpy().astype(np.int64) if TIME in tables.interactions.columns else None
-    parts = split_interactions(user, times, config)
-    pairs = Pairs(user, item, tables.interactions[POSITIVE].to_numpy().astype(bool))
+    times = actions[TIME].to_numpy().astype(np.int64) if TIME in actions.columns else None
+    parts = split_interactions(user, times, config, None if given is None else given.to_numpy())
+    if n := int(np.count_nonzero(parts == DROPPED)):
+        kept = parts != DROPPED
+        actions, user, item, parts = actions.filter(kept), user[kept], item[kept], parts[kept]
+        times = None if times is None else times[kept]
+        log.info(dropped_line(n))
+    pairs = Pairs(user, item, actions[POSITIVE].to_numpy().astype(bool))
     train = parts == TRAIN
     frames: dict[SideName, pl.DataFrame] = {}
     counts: dict[SideName, Ints] = {}
-    averaged = {a: tables.interactions[a].cast(pl.Float64).to_numpy()[train] for a in averaged_columns(schema)}
+    averaged = {a: actions[a].cast(pl.Float64).to_numpy()[train] for a in averaged_columns(schema)}
     for name, rows, frame in (("user", user, tables.users), ("item", item, tables.items)):
         counts[name] = np.bincount(rows[train], minlength=frame.height)  # type: ignore[index]
         sums = {a: sums_by_row(values, rows[train], frame.height) for a, values in averaged.items()}

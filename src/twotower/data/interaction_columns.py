@@ -14,7 +14,7 @@ import polars as pl
 from twotower.features.schema import Schema
 
 USER, ITEM, TIME, ROW, POSITIVE = "user", "item", "time", "row", "positive"
-WEIGHT, EVENT = "weight", "event"
+WEIGHT, EVENT, PART = "weight", "event", "part"
 CONTEXT_PREFIX, VALUE_PREFIX = "context.", "value."
 
 Columns = dict[str, npt.NDArray[Any]]
@@ -32,13 +32,20 @@ class InteractionColumn:
     stored: str = ""
     """Type of the array of prepared data, as numpy names it. Empty: there is none."""
     option: str = ""
-    """Option of the schema that names the column of the log. Empty: every bucket has the column."""
+    """Option of the schema that names the column of the log. Empty: every bucket has the column, or the split asks for it."""
+    of_split: bool = False
+    """True for a column that the split may ask for, and no schema does."""
     supported: bool = True
     """False for a column of the contract that no schema asks for yet."""
 
     def needed(self, schema: Schema) -> bool:
         """Return True if the interactions of a schema have the column."""
-        return self.supported and (not self.option or bool(getattr(schema, self.option)))
+        return self.supported and not self.of_split and (not self.option or bool(getattr(schema, self.option)))
+
+    @property
+    def optional(self) -> bool:
+        """True if buckets may lack the column."""
+        return self.of_split or bool(self.option)
 
 
 COLUMNS = (
@@ -49,6 +56,7 @@ COLUMNS = (
     InteractionColumn(TIME, (pl.Int64,), "<i8", option="time"),
     InteractionColumn(WEIGHT, (pl.Float32, pl.Float64), option="weight", supported=False),
     InteractionColumn(EVENT, (pl.String,), option="event", supported=False),
+    InteractionColumn(PART, (pl.Int8,), of_split=True),
 )
 """Columns of the interactions. A column `value.NAME` of a bucket holds Float64, a column `context.NAME` any type."""
 

@@ -29,8 +29,8 @@ from twotower.data.dataset import Dataset, Side
 from twotower.data.interaction_columns import stored_columns
 from twotower.data.pairs import GroupedPairs, Pairs
 from twotower.data.run_tables import load_tables, read_side, save_tables
-from twotower.data.split import SplitConfig
-from twotower.data.splits import PART_NAMES, TEST
+from twotower.data.split import PART_NAMES, SplitConfig
+from twotower.data.splits import TEST
 from twotower.errors import ConfigError, RunError
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema

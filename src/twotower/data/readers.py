@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 import numpy as np
 import polars as pl
 
+from twotower.data.parts import PART, PartFiles
+from twotower.data.split import PART_NAMES
 from twotower.errors import DataError, first_line
 from twotower.features.schema import Schema
 from twotower.features.side import SideName
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TableLike: TypeAlias = (
-    "pl.DataFrame | pl.LazyFrame | pd.DataFrame | pa.Table | Mapping[str, Sequence[Any]] | str | Path"
+    "pl.DataFrame | pl.LazyFrame | pd.DataFrame | pa.Table | Mapping[str, Sequence[Any]] | str | Path | PartFiles"
 )
-"""A table: a frame, an Arrow table (or any other producer of an Arrow stream), columns, or the path of a file."""
+"""A table: a frame, an Arrow table (or any other producer of an Arrow stream), columns, the path of a file, or interactions in
+files by part."""
 
 
 class CsvOptions(TypedDict):
@@ -67,6 +70,8 @@ def as_frame(table: TableLike, what: str, reading: Reading | None = None) -> pl.
         return table
     if isinstance(table, str | Path):
         return read_file(Path(table), reading)
+    if isinstance(table, PartFiles):
+        return _read_parts(table, reading)
     try:
         if isinstance(table, pl.LazyFrame):
             return table.collect()
@@ -161,20 +166,48 @@ def read_file(
     Without a `reading`, polars infers the types of a CSV, but a column stays text if its spelling is not that of whole
     numbers. Of a Parquet file only the `wanted` columns are read, or all columns if one of them is missing.
     """
-    paths = table_files(source)
-    frame = _read_all(paths, reading, wanted)
+    return _read_paths(table_files(source), reading, wanted)
+
+
+def _read_parts(files: PartFiles, reading: Reading | None) -> pl.DataFrame:
+    """Read the files of all parts as one table, and add the column PART."""
+    found = [(path, PART_NAMES.index(name)) for name, paths in part_paths(files).items() for path in paths]
+    return _read_paths([path for path, _ in found], reading, None, [code for _, code in found])
+
+
+def part_paths(files: PartFiles, endings: tuple[str, ...] = TABLE_SUFFIXES) -> dict[str, list[Path]]:
+    """Return the files of each part, in the order train, validation, test. Raises DataError if a file is in two."""
+    found = {name: table_files(files.sources[name], endings) for name in PART_NAMES if name in files.sources}
+    owners: dict[Path, str] = {}
+    for name, paths in found.items():
+        for path in paths:
+            if (other := owners.setdefault(path.resolve(), name)) != name:
+                raise DataError(f"{path}: named by data.{other} and by data.{name}; name a file for one part")
+    return found
+
+
+def _read_paths(
+    paths: list[Path], reading: Reading | None, wanted: Collection[str] | None, parts: Sequence[int] = ()
+) -> pl.DataFrame:
+    """Read files as one table. `parts` are their part codes, if a column PART is wanted."""
+    frame = _read_all(paths, reading, wanted, parts)
     if not is_text(paths[0]):
         return frame
     if reading is None:
         whole = [name for name, dtype in frame.schema.items() if dtype == pl.Int64]
         spelling = _read_all(paths, Reading(frozenset()), None)
         return frame.with_columns(parse_canonical_text(spelling[name]) for name in whole)
-    left = [name for name in frame.columns if name not in reading.numbers | reading.text]
+    left = [name for name in frame.columns if name not in reading.numbers | reading.text and name != PART]
     return frame.with_columns(parse_canonical_text(frame[name]) for name in left)
 
 
-def _read_all(paths: list[Path], reading: Reading | None, wanted: Collection[str] | None) -> pl.DataFrame:
+def _read_all(
+    paths: list[Path], reading: Reading | None, wanted: Collection[str] | None, parts: Sequence[int] = ()
+) -> pl.DataFrame:
     frames = [_read_one(path, reading, wanted) for path in paths]
+    if parts:
+        codes = (pl.lit(part, pl.Int8).alias(PART) for part in parts)
+        frames = [f.with_columns(code) for f, code in zip(frames, codes, strict=True)]
     inferred = is_text(paths[0])
     for path, other in zip(paths[1:], frames[1:], strict=True):
         for name in [*frames[0].columns, *other.columns]:

@@ -11,8 +11,7 @@ import polars as pl
 from twotower import files
 from twotower.data.dataset import Dataset, assemble_dataset
 from twotower.data.pairs import Pairs
-from twotower.data.split import SplitConfig
-from twotower.data.splits import PART_NAMES
+from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.errors import DataError, RunError, first_line
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema

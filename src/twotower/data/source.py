@@ -7,6 +7,7 @@ import logging
 from twotower.data.config import DatasetConfig
 from twotower.data.dataset import Dataset
 from twotower.data.memmap import MemmapDataset
+from twotower.data.parts import PartFiles
 from twotower.data.tables import Tables, check
 from twotower.errors import ConfigError
 from twotower.features.schema import Schema
@@ -31,11 +32,14 @@ def read(config: DatasetConfig, schema: Schema | None) -> tuple[Tables | Dataset
     else:
         if data.buckets:
             raise ConfigError("data.buckets is not read by a training; prepare it, and set data.prepared")
-        if not data.interactions:
+        if not (data.interactions or data.parts):
+            if config.split.kind == "files":
+                raise ConfigError("data.train is missing; name the files of data.train and data.test")
             raise ConfigError("data.interactions is missing; name a CSV or Parquet file, or set data.dataset")
         if schema is None:
             raise ConfigError("[schema] is missing; `config_template()` gives a template")
-        tables = check(data.users or None, data.items or None, data.interactions, schema)
+        interactions = PartFiles(data.parts) if data.parts else data.interactions
+        tables = check(data.users or None, data.items or None, interactions, schema)
     for note in tables.notes:
         log.info(note)
     return tables, schema

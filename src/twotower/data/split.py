@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from twotower.section import Section
+
+PART_NAMES = ("train", "validation", "test")
+"""Names of the parts by code."""
 
 
 class SplitConfig(Section):
@@ -15,23 +18,69 @@ class SplitConfig(Section):
     start_here = ("kind",)
     research = ("seed",)
 
-    kind: Literal["random", "last", "time"] = Field(
+    kind: Literal["random", "last", "time", "user_ratio", "column", "files"] = Field(
         "random",
         description="Rule of the split. random: random rows. last: each user's last row tests and the one before "
-        "validates. time: the latest rows.",
+        "validates. time: the latest rows. user_ratio: each user's latest rows. column: the part that a column names. "
+        "files: the part whose file has the row (data.train, data.validation, data.test).",
     )
-    test: float = Field(0.2, gt=0, lt=1, description="Share of all rows in the test part (kinds random and time).")
+    column: str = Field(
+        "", description="Column of the interactions that names a row's part: train, validation or test (kind column)."
+    )
+    ordered: bool = Field(
+        False,
+        description="Given parts follow one another in time, so histories of the test part hold the validation part "
+        "too (kinds column and files). false: they hold the train part.",
+    )
+    test: float = Field(
+        0.2, gt=0, lt=1, description="Share of all rows in the test part (kinds random, time and user_ratio)."
+    )
     validation: float = Field(
-        0.1, gt=0, lt=1, description="Share of the remaining rows in the validation part (kinds random and time)."
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of the remaining rows in the validation part (kinds random, time and user_ratio). 0: no "
+        "validation part (kind last too); training then keeps the last epoch.",
+    )
+    gap: float = Field(
+        0.0,
+        ge=0,
+        description="Time before the validation part and before the test part whose rows are dropped (kind time). Seconds. "
+        "0: none.",
     )
     seed: int = Field(2022, ge=0, lt=2**32, description="Seed of the random split.")
+
+    @model_validator(mode="after")
+    def _check(self) -> SplitConfig:
+        if self.kind == "column" and not self.column:
+            raise ValueError("kind = 'column' needs the name of a column; set split.column")
+        for name, kinds in (("column", ("column",)), ("ordered", ("column", "files")), ("gap", ("time",))):
+            if getattr(self, name) and self.kind not in kinds:
+                other = " or ".join(f"'{kind}'" for kind in kinds)
+                raise ValueError(f"{name} goes with split.kind = {other}, not '{self.kind}'; leave it out")
+        return self
+
+    @property
+    def is_given(self) -> bool:
+        """True if the log names the part of each row."""
+        return self.kind in ("column", "files")
+
+    @property
+    def needs_time(self) -> bool:
+        """True if the rule reads times."""
+        return self.kind in ("last", "time", "user_ratio")
 
     @property
     def follows_time(self) -> bool:
         """True if a validation or test row is later than the training rows of its user."""
-        return self.kind != "random"
+        return self.needs_time or self.ordered
 
     @property
     def has_boundaries(self) -> bool:
         """True if two times divide the rows of all users into parts."""
         return self.kind == "time"
+
+    @property
+    def needs_validation(self) -> bool:
+        """True if the validation part must have rows."""
+        return bool(self.validation) and not self.is_given

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twotower.arrays.types import Ints
-from twotower.data.split import SplitConfig
+from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.errors import DataError
 
 Parts = npt.NDArray[np.int8]
@@ -23,41 +23,58 @@ BLOCK_ROWS = 2**22
 """Rows copied at a time."""
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
-PART_NAMES = ("train", "validation", "test")
+DROPPED = -1
+"""Code of a row that is in no part."""
 
 
-def split_interactions(users: npt.NDArray[np.int32], times: Ints | None, config: SplitConfig) -> Parts:
-    """Return the part (n,) of every interaction, 0..2.
+def split_interactions(
+    users: npt.NDArray[np.int32], times: Ints | None, config: SplitConfig, given: Parts | None = None
+) -> Parts:
+    """Return the part (n,) of every interaction, 0..2, or DROPPED.
 
     - `random`: a share `test` of the rows, then a share `validation` of the rest, as two calls of scikit-learn's
       `train_test_split(random_state=seed)` draw them.
     - `last`: the last row of each user is test, the one before it validation; all rows of users with fewer than three
-      are train. Ties keep the table's order.
+      are train. Ties keep the table's order. Without a validation part only the last row of users with two is held out.
     - `time`: the latest share `test` of the rows is test, the latest share `validation` of the rest validation. Rows of
-      equal time are in one part, so no test row is older than a training row.
+      equal time are in one part, so no test row is older than a training row. Rows less than `gap` before the start of
+      validation or test and outside the part are dropped.
+    - `user_ratio`: of each user's n rows the latest `test` n are test, of the m others the latest `validation` m
+      validation, rounded to the nearest number, but every user keeps a train row. Ties keep the table's order.
+    - `column`, `files`: `given` (n,).
 
     Raises DataError if a part would be empty or if the split needs times and there are none.
     """
     if config.kind == "random":
         parts = random_parts(len(users), config)
+    elif config.is_given:
+        assert given is not None
+        parts = given
     elif times is None:
         raise DataError(f"split.kind = '{config.kind}' needs a time; name its column in schema.time")
-    elif config.kind == "last":
-        parts = split_last(users, times)
+    elif config.kind == "time":
+        parts = time_parts(times, part_starts(times.copy(), config), config)
     else:
-        parts = time_parts(times, part_starts(times.copy(), config))
-    check_parts(np.bincount(parts, minlength=len(PART_NAMES)), config)
+        parts = _split_users(users, times, config)
+    check_parts(part_sizes(parts), config)
     return parts
 
 
+def part_sizes(parts: Parts) -> Ints:
+    """Return the numbers (3,) of rows of the parts."""
+    return np.bincount(parts[parts != DROPPED], minlength=len(PART_NAMES))
+
+
 def check_parts(sizes: Ints, config: SplitConfig) -> None:
-    """Raise DataError if one of the parts, whose numbers of rows are `sizes` (3,), is empty."""
+    """Raise DataError if a part that must have rows, by their numbers `sizes` (3,), has none."""
     for size, name in zip(sizes, PART_NAMES, strict=True):
-        if not size:
-            raise DataError(
-                f"split.kind = '{config.kind}' leaves no {name} rows out of {sizes.sum()} interactions; "
-                "give more data or other shares"
-            )
+        if size or (name == "validation" and not config.needs_validation):
+            continue
+        what = "give rows of it" if config.is_given else "give more data or other shares"
+        raise DataError(
+            f"split.kind = '{config.kind}' leaves no {name} rows out of {sizes.sum()} interactions; "
+            f"{what}{', or a smaller gap' if config.gap else ''}"
+        )
 
 
 def random_parts(n: int, config: SplitConfig, scratch: Scratch = np.empty) -> Parts:
@@ -68,6 +85,8 @@ def random_parts(n: int, config: SplitConfig, scratch: Scratch = np.empty) -> Pa
     n_test = int(np.ceil(config.test * n))
     for some in _blocks(order[:n_test]):
         parts[some] = TEST
+    if not config.validation:
+        return parts
     rest = order[n_test:]
     # The second draw indexes the remaining rows in the order of the first draw.
     again = _permutation(len(rest), config.seed, scratch)
@@ -89,22 +108,36 @@ def _blocks(rows: Ints) -> Iterator[Ints]:
     return (rows[start : start + BLOCK_ROWS] for start in range(0, len(rows), BLOCK_ROWS))
 
 
-def split_last(users: npt.NDArray[np.int32], times: Ints) -> Parts:
-    """Return the parts (n,) by the rule `last`; a part may be empty."""
+def _split_users(users: npt.NDArray[np.int32], times: Ints, config: SplitConfig) -> Parts:
+    """Return the parts (n,) by a rule of `user_parts`; a part may be empty."""
     order = np.lexsort((np.arange(len(users)), times, users))
     parts = np.empty(len(users), np.int8)
-    parts[order] = last_parts(np.bincount(users))
+    parts[order] = user_parts(np.bincount(users), config)
     return parts
 
 
-def last_parts(lengths: Ints) -> Parts:
-    """Return the parts by the rule `last` of interactions sorted by user and time, of users with `lengths` (U,)."""
-    ends = np.cumsum(lengths)
-    parts = np.zeros(int(lengths.sum()), np.int8)
-    enough = lengths >= 3
-    parts[ends[enough] - 1] = TEST
-    parts[ends[enough] - 2] = VALIDATION
+def user_parts(lengths: Ints, config: SplitConfig) -> Parts:
+    """Return the parts by the rules `last` and `user_ratio` of interactions sorted by user and time, of users with
+    `lengths` (U,)."""
+    if config.kind == "last":
+        n_validation = np.full(len(lengths), int(config.validation > 0))
+        n_test = (lengths >= 2 + n_validation).astype(np.int64)
+        n_validation *= n_test
+    else:
+        n_test = _shares(lengths, config.test)
+        n_validation = _shares(lengths - n_test, config.validation)
+    from_end = np.repeat(np.cumsum(lengths), lengths) - np.arange(int(lengths.sum()))  # 1 for a user's last row
+    parts = np.zeros(len(from_end), np.int8)
+    parts[from_end <= np.repeat(n_test + n_validation, lengths)] = VALIDATION
+    parts[from_end <= np.repeat(n_test, lengths)] = TEST
     return parts
+
+
+def _shares(lengths: Ints, share: float) -> Ints:
+    """Return share n (U,) of each number n, rounded to the nearest whole number, halves up, but less than n."""
+    nearest = np.floor(lengths * share + 0.5 + 1e-9).astype(np.int64)  # floats may be just below a half
+    shares: Ints = np.maximum(np.minimum(nearest, lengths - 1), 0)
+    return shares
 
 
 def part_starts(times: Ints, config: SplitConfig) -> tuple[int, int]:
@@ -113,16 +146,19 @@ def part_starts(times: Ints, config: SplitConfig) -> tuple[int, int]:
     times.partition(last)
     test, before = int(times[last]), times[:last]
     n = sum(int((some < test).sum()) for some in _blocks(before))
-    if not n:
+    if not (n and config.validation):
         return test, test
     last = int(np.ceil((n - 1) * (1 - config.validation)))
     before.partition(last)
     return int(before[last]), test
 
 
-def time_parts(times: Ints, starts: tuple[int, int]) -> Parts:
+def time_parts(times: Ints, starts: tuple[int, int], config: SplitConfig) -> Parts:
     """Return the parts (n,) by the rule `time`, given the times at which validation and test begin."""
     parts = np.zeros(len(times), np.int8)
     parts[times >= starts[0]] = VALIDATION
     parts[times >= starts[1]] = TEST
+    for start in {*starts} if config.gap else ():
+        first = max(start - round(config.gap * 1e6), np.iinfo(np.int64).min)
+        parts[(times >= first) & (times < start)] = DROPPED
     return parts

@@ -16,7 +16,8 @@ import polars as pl
 
 from twotower import files
 from twotower.arrays.types import Doubles, Ints
-from twotower.data.readers import Reading, TableLike, as_frame, is_text, table_files
+from twotower.data.parts import PART, PartFiles
+from twotower.data.readers import Reading, TableLike, as_frame, is_text, part_paths, table_files
 from twotower.data.times import TIME, Times
 from twotower.data.unknown_ids import counted_ids, with_unknown_ids
 from twotower.errors import DataError, did_you_mean
@@ -46,7 +47,8 @@ def check(users: TableLike | None, items: TableLike | None, interactions: TableL
     If `users` or `items` is None, that side consists of the distinct ids of the interactions.
     """
     notes: list[str] = []
-    actions = as_frame(interactions, "interactions", Reading.of(schema)).drop(POSITIVE, TIME, _ROW_COLUMN, strict=False)
+    reserved = [POSITIVE, TIME, _ROW_COLUMN, *([] if isinstance(interactions, PartFiles) else [PART])]
+    actions = as_frame(interactions, "interactions", Reading.of(schema)).drop(reserved, strict=False)
     need(actions, [schema.user_id, schema.item_id], "interactions")
     need(actions, [c for c in (schema.label, schema.time) if c], "interactions")
     _not_empty(actions, "interactions")
@@ -78,7 +80,13 @@ def check(users: TableLike | None, items: TableLike | None, interactions: TableL
 
 
 def _is_csv(*tables: TableLike | None) -> bool:
-    return any(isinstance(t, str | Path) and is_text(table_files(t)[0]) for t in tables)
+    for t in tables:
+        paths = (
+            table_files(t) if isinstance(t, str | Path) else part_paths(t)["train"] if isinstance(t, PartFiles) else []
+        )
+        if paths and is_text(paths[0]):
+            return True
+    return False
 
 
 def need(frame: pl.DataFrame, columns: list[str], what: str) -> None:

@@ -15,7 +15,8 @@ from twotower.arrays.types import Ints
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, Side
 from twotower.data.pairs import Pairs
-from twotower.data.splits import PART_NAMES, TEST
+from twotower.data.split import PART_NAMES
+from twotower.data.splits import TEST
 from twotower.evaluation.factors import Factors
 from twotower.features.side import SIDES, SideName
 from twotower.model.inputs.side_tensors import SideTensors

@@ -24,7 +24,8 @@ def history(context: DiagnosisContext) -> Iterator[Finding]:
         )  # fmt: skip
         return
     if context.run.history:
-        text = f"The training loss falls, and {context.config.train.monitor} shows no problem."
+        also = f", and {context.config.train.monitor} shows no problem" if context.monitored else ""
+        text = f"The training loss falls{also}."
         yield from or_ok([*_train_loss(context), *_validation_curve(context)], "history", text)
 
 

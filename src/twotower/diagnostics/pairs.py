@@ -13,7 +13,8 @@ from twotower.arrays.pieces import pieces
 from twotower.arrays.sets import is_in_sorted, pair_keys
 from twotower.arrays.types import Bools, Codes, Ints
 from twotower.data.dataset import Dataset
-from twotower.data.splits import PART_NAMES, TEST, TRAIN
+from twotower.data.split import PART_NAMES
+from twotower.data.splits import TEST, TRAIN
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, or_ok
 from twotower.progress import JobProgress

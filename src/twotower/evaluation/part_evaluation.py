@@ -169,7 +169,8 @@ class PartEvaluation:
 
 
 def evaluate_model(factors_of: Callable[[int], Factors], dataset: Dataset, config: EvaluationConfig) -> Metrics:
-    """Return the metrics of a run by name: validation and test, intervals and slices of test, baselines on test.
+    """Return the metrics of a run by name: validation, if it has rows, and test, intervals and slices of test, baselines on
+    test.
 
     `factors_of(part)` returns the vectors from the data before that part.
     """
@@ -178,6 +179,8 @@ def evaluate_model(factors_of: Callable[[int], Factors], dataset: Dataset, confi
     log.info(f"test {queries.summary}")
     factors = factors_of(VALIDATION)
     for name, part in (("validation", VALIDATION), ("test", TEST)):
+        if part == VALIDATION and not len(dataset.validation):
+            continue
         if part == TEST and dataset.time_ordered:  # otherwise both parts have the same vectors
             factors = factors_of(TEST)
         evaluation = PartEvaluation.from_factors(factors, dataset, part, config, queries if part == TEST else None)

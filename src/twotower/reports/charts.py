@@ -47,7 +47,7 @@ def curves(run: Run) -> list[go.Figure]:
     measured = config.metric_set
     validated = [h for h in run.history if any(name.startswith("validation.") for name in h)]
     validated_epochs = [h["epoch"] for h in validated]
-    if run.config.loss.pointwise:  # a contrastive loss is not comparable with a log loss
+    if validated and run.config.loss.pointwise:  # a contrastive loss is not comparable with a log loss
         log_loss = [h.get("validation.log_loss") for h in validated]
         loss.add_scatter(x=validated_epochs, y=log_loss, name="validation log loss",
                          line_color=ORANGE, mode="lines+markers")  # fmt: skip

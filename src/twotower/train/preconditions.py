@@ -42,6 +42,14 @@ def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
     for source in recipe.negatives.sources:
         source.check(dataset)
     pairs, monitor = dataset.validation, recipe.train.monitor
+    if not len(pairs):
+        if recipe.train.patience:
+            raise ConfigError(
+                f"train.patience = {recipe.train.patience} needs a validation part, and the split has none; set "
+                "train.patience = 0, or give a validation part"
+            )
+        log.info("no validation part: training runs train.epochs epochs and keeps the last one")
+        return
     if pairs.positive.all() or not pairs.positive.any():
         metric = recipe.evaluation.metric_set.find(monitor)
         if not metric.is_defined(ScoredPairs(_rising_scores(len(pairs)), pairs.positive, pairs.user)):

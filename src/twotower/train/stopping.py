@@ -17,7 +17,8 @@ from twotower.train.weights import Weights
 
 
 class BestWeights:
-    """Weights of the epoch with the best monitored metric, and the number of validations since."""
+    """Weights of the epoch with the best monitored metric, or of the last one without validation, and the number of
+    validations since."""
 
     def __init__(self, monitor: str, patience: int, higher_is_better: bool = True) -> None:
         """Watch the metric `monitor`, such as "validation.auc"; `patience` 0 never runs out."""
@@ -45,6 +46,10 @@ class BestWeights:
             self.weights = weights.copy()
         else:
             self._validations_since += 1
+
+    def keep(self, epoch: int, weights: Weights) -> None:
+        """Copy the weights of epoch `epoch`, from 1, without a metric: the last epoch is the best."""
+        self.epoch, self.weights = epoch, weights.copy()
 
     def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
         """Return the best weights, their score and epoch, and the number of validations since; {} before the first."""

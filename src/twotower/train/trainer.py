@@ -180,16 +180,22 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         """Return the validation metrics every `validate_every` epochs and after the last, else none; keep the best weights.
+        Without a validation part there are none, and the last epoch is the best.
 
         Raises TrainingError if a weight is not finite, ConfigError if the monitor cannot be measured.
         """
         p, config = self.progress, self.recipe.train
-        if (p.epoch + 1) % config.validate_every and p.epoch + 1 < config.epochs:
+        has_part = len(self.dataset.validation) > 0
+        if has_part and (p.epoch + 1) % config.validate_every and p.epoch + 1 < config.epochs:
             return {}
         self._check_finite()
         present = self.weights.copy()
         if self.ema.weights:
             self.weights.load_state(self.ema.weights)
+        if not has_part:
+            self.best.keep(p.epoch + 1, self.weights)
+            self.weights.load_state(present)
+            return {}
         factors = self.factors()
         metrics = {}
         if self.context.is_main:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import duckdb_buckets
 import polars as pl
@@ -166,6 +167,19 @@ def less_records(folder: Path) -> None:
     table(LAST, lambda t: t.head(1))(folder)
 
 
+def parts(values: list[Any]) -> Change:
+    """A column of parts in all buckets, whose values come again and again."""
+
+    def change(folder: Path) -> None:
+        for name in (FIRST, SECOND, THIRD, LAST):
+            frame = pl.read_parquet(folder / name)
+            column = pl.Series("part", [values[i % len(values)] for i in range(frame.height)])
+            dtype = column.dtype if isinstance(values[0], str) else pl.Int8
+            frame.with_columns(column.cast(dtype)).write_parquet(folder / name)
+
+    return change
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_buckets(tmp_path / "buckets", LOG)
@@ -223,6 +237,13 @@ MUTATIONS: list[tuple[Rule, str, Change, str]] = [
         swapped(USERS, 0, 1),
         "record 1 has id 'u101995' of hash 146911745",
     ),
+    (
+        Rule.VALUES,
+        "a part that is none",
+        parts([0, 3, 1, 2]),
+        "rule 7: record 1 has part 3, expected a part from 0 to 2",
+    ),
+    (Rule.COLUMNS, "parts as words", parts(["train"]), "rule 5: column 'part' holds String, expected Int8"),
     (Rule.COLUMNS, "no label", table(FIRST, lambda t: t.drop("positive")), f"{FIRST}: rule 5: no column 'positive'"),
     (
         Rule.COLUMNS,

@@ -20,7 +20,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twotower import files
-from twotower.data.interaction_columns import BY_NAME, COLUMNS, CONTEXT_PREFIX, VALUE_PREFIX
+from twotower.data.interaction_columns import BY_NAME, COLUMNS, CONTEXT_PREFIX, PART, VALUE_PREFIX
 from twotower.data.tables import averaged_columns
 from twotower.errors import RunError
 from twotower.features.schema import Schema
@@ -179,16 +179,18 @@ def in_user_order(users: pl.DataFrame, key: str) -> pl.DataFrame:
     return users.with_columns(hashes).sort("__hash", key).drop("__hash")
 
 
-def missing_column(columns: Collection[str], schema: Schema) -> str:
-    """Return the first column that a schema needs and a bucket lacks as words, "" without one (rule 12)."""
+def missing_column(columns: Collection[str], schema: Schema, given_parts: bool = False) -> str:
+    """Return the first column that a schema, or a split with given parts, needs and a bucket lacks as words, "" without one
+    (rule 12)."""
     needed = [c.name for c in COLUMNS if c.needed(schema)] + [VALUE_PREFIX + a for a in averaged_columns(schema)]
-    absent = [name for name in needed if name not in columns]
-    return f"no column '{absent[0]}', which the schema needs (found: {', '.join(columns)})" if absent else ""
+    absent = [name for name in (*needed, *([PART] if given_parts else [])) if name not in columns]
+    by = "split" if absent == [PART] else "schema"
+    return f"no column '{absent[0]}', which the {by} needs (found: {', '.join(columns)})" if absent else ""
 
 
 def column_problem(schema: Mapping[str, pl.DataType]) -> str:
     """Return the first problem of a bucket's columns as words, "" without one."""
-    required = [column.name for column in COLUMNS if not column.option]
+    required = [column.name for column in COLUMNS if not column.optional]
     for name in required:
         if name not in schema:
             return f"no column '{name}' (found: {', '.join(schema)})"

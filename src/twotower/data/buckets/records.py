@@ -11,7 +11,18 @@ import polars as pl
 from twotower.arrays.types import Bools, Ints
 from twotower.data.buckets import Bucket, BucketFacts
 from twotower.data.buckets.rules import Problems, Rule, first_true, read_blocks
-from twotower.data.interaction_columns import CONTEXT_PREFIX, ITEM, POSITIVE, ROW, TIME, USER, VALUE_PREFIX, WEIGHT
+from twotower.data.interaction_columns import (
+    CONTEXT_PREFIX,
+    ITEM,
+    PART,
+    POSITIVE,
+    ROW,
+    TIME,
+    USER,
+    VALUE_PREFIX,
+    WEIGHT,
+)
+from twotower.data.split import PART_NAMES
 from twotower.files import layout
 
 
@@ -78,6 +89,10 @@ class BucketRecords:
             rows = block[name].cast(pl.Int64)
             bad = (rows < first) | (rows >= after)
             self._add(rule, start, first_true(bad), block, name, f"a row from {first} to {after - 1}")
+        if PART in block.columns:
+            last = len(PART_NAMES) - 1
+            bad = ~block[PART].is_between(0, last)
+            self._add(Rule.VALUES, start, first_true(bad), block, PART, f"a part from 0 to {last}")
         if WEIGHT in block.columns:
             bad = ~(block[WEIGHT].is_finite() & (block[WEIGHT] >= 0))
             self._add(Rule.VALUES, start, first_true(bad), block, WEIGHT, "a finite number of at least 0")

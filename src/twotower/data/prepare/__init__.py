@@ -16,6 +16,7 @@ from twotower import files
 from twotower.data.buckets import Bucket, Buckets
 from twotower.data.config import DataConfig
 from twotower.data.memmap import MEMMAP_FORMAT, MemmapDataset
+from twotower.data.parts import check_gap
 from twotower.data.prepare.arrays import PreparedArrays
 from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.prepare.bucketing import make_buckets
@@ -45,7 +46,7 @@ def write_prepared(
     """
     options = (options or PrepareOptions()).resolved()
     _check(data, schema, split, out, {layout.PREPARED_FACTS, layout.ENCODERS, layout.VOCABULARIES, layout.ARRAYS})
-    source = _bucketed(data, schema, options) if data.buckets else Log.open(data, schema)
+    source = _bucketed(data, schema, split, options) if data.buckets else Log.open(data, schema, split)
     settings: dict[str, files.JsonData] = {
         "format": MEMMAP_FORMAT,
         "schema": schema.model_dump(mode="json"),
@@ -71,11 +72,18 @@ def write_prepared(
     return MemmapDataset.open(out)
 
 
-def write_buckets(data: DataConfig, schema: Schema, out: Path, options: PrepareOptions | None = None) -> Buckets:
-    """Write the tables that `data` names as a folder of buckets (docs/prepared-format.md). Raises as `write_prepared`."""
+def write_buckets(
+    data: DataConfig,
+    schema: Schema,
+    out: Path,
+    options: PrepareOptions | None = None,
+    split: SplitConfig | None = None,
+) -> Buckets:
+    """Write the tables that `data` names as a folder of buckets (docs/prepared-format.md), with the column `part` if the split
+    gives the parts. Raises as `write_prepared`."""
     options = (options or PrepareOptions()).resolved()
     _check(data, schema, None, out, {layout.BUCKET_FACTS, layout.BUCKET_FOLDER})
-    source = Log.open(data, schema)
+    source = Log.open(data, schema, split or SplitConfig())
     plan = {"schema": schema.model_dump(mode="json")} | _plan(source)
     with resumable_folder(out, "bucket", plan) as (made, work):
         _make_buckets(source, made, work, options)
@@ -89,12 +97,12 @@ def _make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions
     return make_buckets(source.in_pieces(options.piece_rows), folder, work, options)
 
 
-def _bucketed(data: DataConfig, schema: Schema, options: PrepareOptions) -> Buckets:
+def _bucketed(data: DataConfig, schema: Schema, split: SplitConfig, options: PrepareOptions) -> Buckets:
     """Return the buckets that `data` names. Raises RunError or ConfigError if they cannot be prepared with the schema."""
     if options.engine != "auto":
         raise ConfigError(f"`engine` is '{options.engine}', but data.buckets are sorted already; leave it out")
     buckets = Buckets.open(data.buckets)
-    BucketReader(buckets, schema).check()
+    BucketReader(buckets, schema, split.is_given).check()
     return buckets
 
 
@@ -108,13 +116,15 @@ def _plan(source: Log | Buckets) -> dict[str, files.JsonData]:
 
 
 def _check(data: DataConfig, schema: Schema, split: SplitConfig | None, out: Path, ours: set[str]) -> None:
-    if split and split.follows_time and not schema.time:
+    if split and split.needs_time and not schema.time:
         raise DataError(f"split.kind = '{split.kind}' needs a time; name its column in schema.time")
+    if split:
+        check_gap(schema, split)
     if data.buckets and not split:
         raise ConfigError("data.buckets names buckets already; give data.interactions")
-    if data.buckets and (data.interactions or data.users or data.items):
+    if data.buckets and (data.interactions or data.parts or data.users or data.items):
         raise ConfigError("give either data.buckets or data.interactions (with users and items), not both")
-    if not (data.interactions or data.buckets):
+    if not (data.interactions or data.parts or data.buckets):
         raise ConfigError(
             "data.interactions is missing; name Parquet files, a folder of them or a pattern, or set data.buckets"
         )

@@ -7,6 +7,7 @@ missing. Memory holds one bucket for each thread, the tables of users and items,
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,11 +26,12 @@ from twotower.data import splits
 from twotower.data.buckets import Bucket, Buckets
 from twotower.data.interaction_columns import ITEM, POSITIVE, USER, Columns, stored_columns
 from twotower.data.memmap import MEMMAP_FORMAT
+from twotower.data.parts import dropped_line
 from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.prepare.bucket_splits import BucketSplits
 from twotower.data.prepare.options import SIDE_BLOCK_ROWS
 from twotower.data.split import SplitConfig
-from twotower.data.splits import TRAIN
+from twotower.data.splits import DROPPED, TRAIN
 from twotower.data.tables import check_side, with_statistics
 from twotower.errors import DataError, RunError
 from twotower.features.encoders import Encoders
@@ -39,6 +41,8 @@ from twotower.files import layout
 from twotower.files.readers import file_digest, read_checked, read_parquet
 from twotower.files.resumable import make_once
 from twotower.version import __version__
+
+log = logging.getLogger(__name__)
 
 MAX_SHORT_ROWS = 2**31
 """Number of interactions from which on their indices have 64 bits."""
@@ -69,7 +73,7 @@ class PreparedArrays:
         self.made, self.arrays, self.written = made, made / layout.ARRAYS, work / "written"
         self.side_block_rows = side_block_rows
         self.index = np.dtype("<i4" if self.facts.rows < max_short_rows else "<i8")
-        self.reader, self.stored = BucketReader(buckets, schema), stored_columns(schema)
+        self.reader, self.stored = BucketReader(buckets, schema, split.is_given), stored_columns(schema)
         self.splits = BucketSplits(self.reader, split, work / "splits")
         for folder in (self.arrays, self.written, self.splits.folder):
             folder.mkdir(exist_ok=True)
@@ -91,6 +95,9 @@ class PreparedArrays:
         found = [self.splits.counts(b) for b in self.facts.buckets]
         sizes = np.stack([f["sizes"] for f in found])
         splits.check_parts(sizes.sum(0), self.split)
+        self.rows = int(sizes.sum())
+        if dropped := self.facts.rows - self.rows:
+            log.info(dropped_line(dropped))
         positives = _by_item(found, "positive_item", self.facts.items)
         if not positives.any():
             raise DataError("no positive interaction in the train part; there is nothing to learn from")
@@ -112,7 +119,7 @@ class PreparedArrays:
             frames[side].write_parquet(self.made / layout.table(side))
         encoders.save(self.made)
         facts: dict[str, files.JsonData] = {
-            "format": MEMMAP_FORMAT, "twotower": __version__, "rows": self.facts.rows, "users": self.facts.users,
+            "format": MEMMAP_FORMAT, "twotower": __version__, "rows": self.rows, "users": self.facts.users,
             "items": self.facts.items, "ends": np.cumsum(sizes.sum(0))[:2].tolist(), "columns": columns,
             "schema": self.schema.model_dump(mode="json"), "split": self.split.model_dump(mode="json"),
         }  # fmt: skip
@@ -124,7 +131,7 @@ class PreparedArrays:
     def _write_buckets(self, each: Each, found: list[Columns], sizes: Ints, codes: dict[str, Codes]) -> None:
         """Write the interactions, and the arrays by user."""
         for name, dtype in ({"part": "|i1"} | self.stored).items():
-            npy_writer.create(self.arrays / f"{name}.npy", dtype, self.facts.rows)
+            npy_writer.create(self.arrays / f"{name}.npy", dtype, self.rows)
         firsts, starts = [b.users[0] for b in self.facts.buckets], dict[str, Ints]()
 
         def create(name: str, lengths: str, **arrays: str) -> None:
@@ -173,8 +180,9 @@ class PreparedArrays:
         for (name, of_items), keep in zip(ITEMS_OF.items(), (train, train & positive), strict=True):
             self._put(name, starts[name], indices[keep])
             self._put(of_items, starts[of_items], (np.unique(keys[keep]) % self.facts.items).astype(np.int32))
-        self._put("interacted_items.values", starts["interacted_items"], item)
-        self._put("interacted_items.source", starts["interacted_items"], indices)
+        kept = parts != DROPPED
+        self._put("interacted_items.values", starts["interacted_items"], item[kept])
+        self._put("interacted_items.source", starts["interacted_items"], indices[kept])
         for name, among, history in self.splits.history_masks(parts, positive):
             offsets = offsets_of(np.bincount(user[among], minlength=bucket.users[1] - bucket.users[0]))
             values = codes[name.removesuffix(".test")][item[among]]

@@ -9,7 +9,18 @@ import numpy.typing as npt
 import polars as pl
 
 from twotower.data.buckets import Bucket, Buckets, column_problem, missing_column
-from twotower.data.interaction_columns import BY_NAME, CONTEXT_PREFIX, ITEM, ROW, TIME, USER, VALUE_PREFIX, Columns
+from twotower.data.interaction_columns import (
+    BY_NAME,
+    CONTEXT_PREFIX,
+    ITEM,
+    PART,
+    ROW,
+    TIME,
+    USER,
+    VALUE_PREFIX,
+    Columns,
+)
+from twotower.data.split import PART_NAMES
 from twotower.data.tables import averaged_columns
 from twotower.errors import ConfigError, RunError
 from twotower.features.schema import Schema
@@ -22,6 +33,8 @@ class BucketReader:
 
     buckets: Buckets
     schema: Schema
+    given_parts: bool = False
+    """True if the split reads the column `part`."""
 
     @property
     def timed(self) -> bool:
@@ -43,7 +56,7 @@ class BucketReader:
         for bucket in self.buckets.facts.buckets:
             path = self.buckets.file(bucket)
             found = read_checked(path, lambda p: pl.scan_parquet(p, glob=False).collect_schema())
-            if problem := column_problem(found) or missing_column(found, self.schema):
+            if problem := column_problem(found) or missing_column(found, self.schema, self.given_parts):
                 raise RunError(f"{path}: {problem}; write buckets that follow docs/prepared-format.md and the schema")
             for name in found:
                 if name.startswith(CONTEXT_PREFIX) or (name in BY_NAME and not BY_NAME[name].supported):
@@ -59,7 +72,7 @@ class BucketReader:
         if sound and len(frame):
             facts, user = self.buckets.facts, found[USER]
             sound = bucket.users[0] <= user[0] and user[-1] < bucket.users[1] and _rises(user, found.get(TIME))
-            for name, n in ((ITEM, facts.items), (ROW, facts.read)):
+            for name, n in ((ITEM, facts.items), (ROW, facts.read), (PART, len(PART_NAMES))):
                 sound = sound and (name not in found or bool(found[name].min() >= 0 and found[name].max() < n))
         if not sound:
             raise RunError(

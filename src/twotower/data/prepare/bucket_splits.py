@@ -16,10 +16,10 @@ from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import Bools, Doubles, Ints
 from twotower.data import splits
 from twotower.data.buckets import Bucket
-from twotower.data.interaction_columns import ITEM, POSITIVE, ROW, TIME, USER, VALUE_PREFIX, Columns
+from twotower.data.interaction_columns import ITEM, PART, POSITIVE, ROW, TIME, USER, VALUE_PREFIX, Columns
 from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.split import SplitConfig
-from twotower.data.splits import TEST, TRAIN, Parts
+from twotower.data.splits import DROPPED, TEST, TRAIN, Parts
 from twotower.data.tables import averaged_columns
 from twotower.features.feature import HistorySpec
 from twotower.features.side import SIDES, SideName
@@ -54,7 +54,7 @@ class BucketSplits:
             among = history.holds(positive)
             yield name, among & (parts == TRAIN), history
             if self.split.follows_time:
-                yield f"{name}.test", among & (parts != TEST), history
+                yield f"{name}.test", among & (parts != TEST) & (parts != DROPPED), history
 
     def missing(self) -> bool:
         """Return True if a bucket is not split."""
@@ -89,11 +89,13 @@ class BucketSplits:
 
     def rule(self) -> PartsOf:
         """Return the rule of the split. The rules `time` and `random` look at all buckets first."""
-        if self.split.kind == "last":
-            return lambda found, lengths: splits.last_parts(lengths)
+        if self.split.is_given:
+            return lambda found, lengths: found[PART]
         if self.split.kind == "time":
             starts = splits.part_starts(self._times(), self.split)
-            return lambda found, lengths: splits.time_parts(found[TIME], starts)
+            return lambda found, lengths: splits.time_parts(found[TIME], starts, self.split)
+        if self.split.needs_time:
+            return lambda found, lengths: splits.user_parts(lengths, self.split)
         by_row = self._random_parts()
         return lambda found, lengths: by_row[found[ROW]]
 
@@ -124,14 +126,15 @@ class BucketSplits:
         return self.folder / f"{bucket.file}.parts"
 
     def _counted(self, bucket: Bucket, parts_of: PartsOf) -> tuple[Parts, Columns]:
-        found = self.reader.read(bucket, ITEM, POSITIVE, ROW, *([TIME] if self.reader.timed else []))
+        optional = [*([TIME] if self.reader.timed else []), *([PART] if self.split.is_given else [])]
+        found = self.reader.read(bucket, ITEM, POSITIVE, ROW, *optional)
         user, item, positive = found[USER] - bucket.users[0], found[ITEM], found[POSITIVE]
         lengths = partial(np.bincount, minlength=bucket.users[1] - bucket.users[0])
         parts = parts_of(found, lengths(user))
-        train = parts == TRAIN
+        train, kept = parts == TRAIN, parts != DROPPED
         liked = train & positive
         counts: Columns = {
-            "sizes": np.bincount(parts, minlength=3), "interacted_items": lengths(user), "train": lengths(user[train]),
+            "sizes": splits.part_sizes(parts), "interacted_items": lengths(user[kept]), "train": lengths(user[train]),
             "positives": lengths(user[liked]),
         }  # fmt: skip
         if self.repeats:

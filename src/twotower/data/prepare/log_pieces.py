@@ -19,7 +19,9 @@ from twotower.arrays.types import Ints
 from twotower.data import interaction_columns
 from twotower.data.config import DataConfig
 from twotower.data.interaction_columns import ITEM, ROW, USER, VALUE_PREFIX
-from twotower.data.readers import table_errors, table_files
+from twotower.data.parts import PART, PartFiles, check_part_column, given_parts
+from twotower.data.readers import part_paths, table_errors, table_files
+from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, names_within, read_slices
 from twotower.data.tables import POSITIVE, averaged_columns, labelled, need, with_ids
 from twotower.data.times import TIME, Times
@@ -36,6 +38,9 @@ log = logging.getLogger(__name__)
 ROW_GROUP_ROWS = 32_768
 """Interactions of a row group of a piece: an engine reads those of a bucket's users and skips the others."""
 
+ENDINGS = (".parquet", ".pq")
+"""Endings of the files that are read in pieces."""
+
 Sides = dict[SideName, pl.DataFrame]
 
 
@@ -48,12 +53,17 @@ class Log:
     files: tuple[TableFile, ...]
     found: Mapping[str, JsonData]
     """Name, size and time of change of each file of interactions, as it was found first."""
+    split: SplitConfig
+    parts: Mapping[str, int]
+    """Part code of each file, if files give the parts."""
     pieces: tuple[TableShard, ...] = ()
 
     @classmethod
-    def open(cls, data: DataConfig, schema: Schema) -> Log:
+    def open(cls, data: DataConfig, schema: Schema, split: SplitConfig) -> Log:
         """Find the files of a log. Raises DataError for a missing column or no rows."""
-        paths = table_files(data.interactions, (".parquet", ".pq"))
+        by_part = part_paths(PartFiles(data.parts), ENDINGS)
+        given = [(path, PART_NAMES.index(name)) for name, found in by_part.items() for path in found]
+        paths = [path for path, _ in given] if given else table_files(data.interactions, ENDINGS)
         files = list[TableFile]()
         for path, name in zip(paths, names_within(paths), strict=True):
             with table_errors(path):
@@ -61,7 +71,9 @@ class Log:
                 files.append(TableFile(path, name, int(table.select(pl.len()).collect().item())))
                 columns = table.collect_schema()
             need(pl.DataFrame(schema=columns), used_columns(schema), "interactions")
-        log = cls(data, schema, tuple(files), {file.name: file.state() for file in files})
+            check_part_column(columns.names(), split)
+        parts = {file.name: part for file, (_, part) in zip(files, given, strict=True)} if given else {}
+        log = cls(data, schema, tuple(files), {file.name: file.state() for file in files}, split, parts)
         if not log.rows:
             raise DataError("interactions: the table has no rows, expected at least one; fill it")
         return log
@@ -83,7 +95,8 @@ class Log:
     def state(self) -> JsonData:
         """Return the names, sizes and times of change of all files, tables of sides included."""
         sides = [p for given in (self.data.users, self.data.items) if given for p in table_files(given)]
-        return [*self.found.values(), *(TableFile(path, str(path), None).state() for path in sides)]
+        given: list[JsonData] = [self.split.column, dict(self.parts)] if self.split.is_given else []
+        return [*self.found.values(), *(TableFile(path, str(path), None).state() for path in sides), *given]
 
     def read(self, piece: TableShard, columns: Sequence[str]) -> pl.DataFrame:
         """Return some columns of a piece. Raises DataError if its file is another one than at first."""
@@ -127,8 +140,12 @@ def write_pieces(
 def _encoded(source: Log, piece: TableShard, first: int, sides: Sides, times: Times | None) -> pl.DataFrame:
     """Return a piece, which begins at row `first` of the log, with the columns of a bucket, sorted by user, without rows of ids
     that a side lacks."""
-    schema = source.schema
-    frame = labelled(source.read(piece, used_columns(schema)), schema, some=False)
+    schema, split = source.schema, source.split
+    columns_read = dict.fromkeys([*used_columns(schema), *([split.column] if split.column else [])])
+    frame = labelled(source.read(piece, list(columns_read)), schema, some=False)
+    if source.parts:
+        frame = frame.with_columns(pl.lit(source.parts[piece.file.name], pl.Int8).alias(PART))
+    parts = given_parts(frame, split)
     if times:
         frame = times.add(frame)
         _check_order(frame, schema)
@@ -141,6 +158,7 @@ def _encoded(source: Log, piece: TableShard, first: int, sides: Sides, times: Ti
             USER: columns["user"], ITEM: columns["item"], interaction_columns.POSITIVE: frame[POSITIVE],
             ROW: np.arange(first, first + frame.height),
         } | ({interaction_columns.TIME: frame[TIME]} if times else {})
+        | ({} if parts is None else {interaction_columns.PART: parts})
         | {VALUE_PREFIX + a: frame[a].cast(pl.Float64) for a in averaged_columns(schema)}
     )  # fmt: skip
     # An id that the table lacks is one to drop: `settle_sides` has added or refused the others.

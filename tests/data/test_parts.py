@@ -1,0 +1,301 @@
+"""Splits that a log brings along, by a column or by files, and splits without a validation part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
+
+import twotower
+from twotower import api
+from twotower.config.toml import dump_config, load_config
+from twotower.data import prepare
+from twotower.data.config import DataConfig, DatasetConfig
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.memmap import MemmapDataset
+from twotower.data.parts import PartFiles
+from twotower.data.prepare.options import PrepareOptions
+from twotower.data.source import read
+from twotower.data.split import PART_NAMES, SplitConfig
+from twotower.data.tables import check
+from twotower.diagnostics import diagnose
+from twotower.errors import ConfigError, DataError, RunError
+from twotower.runs import Run
+from twotower.train.progress import Callback, EpochRecord
+
+SMALL = PrepareOptions(piece_rows=101, bucket_rows=150)
+COLUMN = SplitConfig(kind="column", column="fold")
+FILES = SplitConfig(kind="files")
+
+
+def published() -> pl.DataFrame:
+    """A log with a part for each row, in an order that has nothing to do with time."""
+    actions = checkerboard()[2]
+    folds = np.random.default_rng(5).choice(PART_NAMES, actions.height, p=[0.7, 0.1, 0.2])
+    return actions.with_columns(fold=pl.Series(folds))
+
+
+def part_files(folder: Path, log: pl.DataFrame, ending: str) -> DataConfig:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for (name,), rows in log.group_by("fold", maintain_order=True):
+        path = folder / f"{name}.{ending}"
+        rows = rows.drop("fold")
+        rows.write_parquet(path) if ending == "parquet" else rows.write_csv(path)
+        paths[str(name)] = str(path)
+    return DataConfig(**paths)
+
+
+def by_id(data: Dataset) -> list[tuple[Any, ...]]:
+    """The rows of a dataset as ids, with the name of their part."""
+    users, items = data.users.ids.to_list(), data.items.ids.to_list()
+    return sorted(
+        (users[u], items[i], PART_NAMES[p], bool(y))
+        for u, i, p, y in zip(data.pairs.user, data.pairs.item, data.parts, data.pairs.positive, strict=True)
+    )
+
+
+def dataset_of(log: Path, split: SplitConfig, out: Path | None) -> Dataset:
+    """The dataset of a log in memory, or prepared in a folder."""
+    if out:
+        return prepare.write_prepared(DataConfig(interactions=str(log)), CHECKERBOARD_SCHEMA, split, out, SMALL)
+    return build_dataset(check(None, None, log, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, split)
+
+
+@pytest.mark.parametrize("validation", [True, False], ids=["three parts", "no validation"])
+@pytest.mark.parametrize(
+    "way", ["frame", "csv column", "parquet files", "csv files", "prepared column", "prepared files"]
+)
+def test_a_published_split_is_reproduced_row_by_row(tmp_path: Path, way: str, validation: bool) -> None:
+    log = published()
+    if not validation:
+        log = log.filter(pl.col("fold") != "validation")
+    split = FILES if "files" in way else COLUMN
+    if way == "frame":
+        data = build_dataset(check(None, None, log, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, split)
+    else:
+        ending = "csv" if "csv" in way else "parquet"
+        named = part_files(tmp_path / "in", log, ending)
+        if split is COLUMN:
+            path = tmp_path / f"log.{ending}"
+            log.write_csv(path) if ending == "csv" else log.write_parquet(path)
+            named = DataConfig(interactions=str(path))
+        if "prepared" in way:
+            data = prepare.write_prepared(named, CHECKERBOARD_SCHEMA, split, tmp_path / "out", SMALL)
+        else:
+            tables, schema = read(DatasetConfig(data=named, split=split), CHECKERBOARD_SCHEMA)
+            assert not isinstance(tables, Dataset)
+            data = build_dataset(tables, schema, split)
+    assert by_id(data) == sorted((u, i, fold, liked > 0) for u, i, liked, _, fold in log.rows())
+    assert len(data.validation) == (log["fold"] == "validation").sum()
+
+
+def test_files_of_ids_that_are_numbers_in_one_and_text_in_another_are_one_column(tmp_path: Path) -> None:
+    for name, ids in (("train", ["1", "2", "x"]), ("test", ["1", "2", "2"])):
+        items = ["3", "4", "5"] if name == "train" else ["6", "7", "8"]
+        pl.DataFrame({"user_id": ids, "item_id": items}).write_csv(tmp_path / f"{name}.csv")
+    users = pl.DataFrame({"user_id": ["1", "2", "x"]})
+    users.write_csv(tmp_path / "users.csv")
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"label": "", "time": ""})
+    files = PartFiles({name: tmp_path / f"{name}.csv" for name in ("train", "test")})
+    found = check(tmp_path / "users.csv", None, files, schema)
+    assert found.interactions["user_id"].to_list() == ["1", "2", "x", "1", "2", "2"]
+    assert found.interactions["item_id"].to_list() == [3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_histories_of_the_test_part_hold_validation_if_the_parts_are_ordered(ordered: bool) -> None:
+    split = SplitConfig(kind="column", column="fold", ordered=ordered)
+    data = build_dataset(check(None, None, published(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, split)
+    assert data.time_ordered == ordered
+
+
+def replaced(value: str | None) -> Callable[[pl.DataFrame], pl.DataFrame]:
+    """A change of the first part name of a log."""
+    return lambda log: log.with_columns(fold=pl.Series([value, *log["fold"][1:]]))
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["memory", "prepared"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (replaced("val"), "column 'fold' names the part 'val' in 1 rows; did you mean 'validation'? (allowed: train, valid"),
+        (replaced("Test"), "names the part 'Test' in 1 rows; did you mean 'test'? (allowed"),
+        (replaced("dev"), "names the part 'dev' in 1 rows (allowed: train, validation, test); rename it"),
+        (replaced(None), "column 'fold' has 1 missing parts; fill them with train, validation, test, or drop the rows"),
+        (lambda log: log.rename({"fold": "folds"}), "no column 'fold'; did you mean 'folds'? (found: user_id"),
+        (lambda log: log.with_columns(fold=pl.lit("train")), "leaves no test rows out of 1200 interactions; give rows of it"),
+        (lambda log: log.with_columns(fold=pl.concat_list("fold")), "column 'fold' holds List(String), expected one part"),
+    ],
+    ids=["val", "Test", "dev", "null", "another column", "train alone", "lists"],
+)  # fmt: skip
+def test_part_names_that_are_none_are_one_line(
+    tmp_path: Path, change: Callable[[pl.DataFrame], pl.DataFrame], words: str, prepared: bool
+) -> None:
+    log = change(published())
+    path = tmp_path / "log.parquet"
+    log.write_parquet(path)
+    with pytest.raises(DataError) as e:
+        dataset_of(path, COLUMN, tmp_path / "out" if prepared else None)
+    assert words in str(e.value)
+    assert "\n" not in str(e.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ('[data]\ntrain = "a.csv"\n', "data.train is given without data.test; name its file too"),
+        ('[data]\nvalidation = "a.csv"\ntest = "b.csv"\n', "data.validation is given without data.train"),
+        ('[data]\ntrain = "a.csv"\ntest = "b.csv"\n', "data.train goes with split.kind = 'files', not 'random'; set that"),
+        ('[data]\ntrain = "a"\ntest = "b"\ninteractions = "c"\n', "give either data.interactions or data.train, not both"),
+        ('[data]\ndataset = "ml-1m"\ntrain = "a"\ntest = "b"\n', "give either data.dataset or data.interactions"),
+        ('[data]\ninteractions = "a"\n[split]\nkind = "files"\n', "split.kind = 'files' reads data.train"),
+        ('[split]\nkind = "column"\n', "kind = 'column' needs the name of a column; set split.column"),
+        ('[split]\ncolumn = "fold"\n', "column goes with split.kind = 'column', not 'random'; leave it out"),
+        ('[split]\ngap = 5\n', "gap goes with split.kind = 'time', not 'random'; leave it out"),
+        ('[split]\nordered = true\n', "ordered goes with split.kind = 'column' or 'files', not 'random'"),
+    ],
+)  # fmt: skip
+def test_settings_of_a_split_that_contradict_are_one_line(tmp_path: Path, toml: str, words: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f"format = 3\n{toml}")
+    with pytest.raises(ConfigError) as e:
+        load_config(path)
+    assert words in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_one_file_for_two_parts_is_refused(tmp_path: Path) -> None:
+    checkerboard()[2].write_csv(tmp_path / "a.csv")
+    paths = {"train": tmp_path / "a.csv", "test": tmp_path / "*.csv"}
+    with pytest.raises(DataError, match=r"a\.csv: named by data\.train and by data\.test; name a file for one part"):
+        check(None, None, PartFiles(paths), CHECKERBOARD_SCHEMA)
+    with pytest.raises(DataError, match=r"`sources` names the part 'dev' \(allowed: train, validation, test\)"):
+        PartFiles({"dev": "a.csv"})
+
+
+def test_files_are_asked_for_if_the_split_reads_files() -> None:
+    with pytest.raises(ConfigError, match=r"data\.train is missing; name the files of data\.train and data\.test"):
+        read(DatasetConfig(split=FILES), CHECKERBOARD_SCHEMA)
+    with pytest.raises(DataError, match=r"split\.kind = 'files' needs files for the parts; set data\.train"):
+        build_dataset(check(None, None, published(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, FILES)
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["memory", "prepared"])
+def test_a_gap_without_seconds_is_refused(tmp_path: Path, prepared: bool) -> None:
+    split = SplitConfig(kind="time", gap=5)
+    path = tmp_path / "log.parquet"
+    published().write_parquet(path)
+    with pytest.raises(DataError, match=r"split\.gap is in seconds, and schema\.time_unit = 'order' has none"):
+        dataset_of(path, split, tmp_path / "out" if prepared else None)
+
+
+def test_files_of_a_config_are_found_beside_it(tmp_path: Path) -> None:
+    part_files(tmp_path, published(), "csv")
+    config = settings(split={"kind": "files"}, data={f: f"{f}.csv" for f in PART_NAMES})
+    (tmp_path / "mine.toml").write_text(dump_config(CHECKERBOARD_SCHEMA, config))
+    schema, found = load_config(tmp_path / "mine.toml")
+    tables, schema = read(found, schema)
+    run = api.fit(tables, schema, found, folder=tmp_path / "run")
+    assert by_id(twotower.load(tmp_path / "run").dataset) == by_id(run.dataset)
+
+
+@pytest.mark.parametrize("made", ["column", "files"])
+def test_buckets_keep_given_parts(tmp_path: Path, made: str) -> None:
+    log, split = published(), COLUMN if made == "column" else FILES
+    data = part_files(tmp_path / "in", log, "parquet")
+    if made == "column":
+        log.write_parquet(tmp_path / "log.parquet")
+        data = DataConfig(interactions=str(tmp_path / "log.parquet"))
+    prepare.write_buckets(data, CHECKERBOARD_SCHEMA, tmp_path / "buckets", SMALL, split)
+    assert api.check_buckets(tmp_path / "buckets", CHECKERBOARD_SCHEMA) == []
+    buckets = DataConfig(buckets=str(tmp_path / "buckets"))
+    found = prepare.write_prepared(buckets, CHECKERBOARD_SCHEMA, split, tmp_path / "out", SMALL)
+    whole = prepare.write_prepared(data, CHECKERBOARD_SCHEMA, split, tmp_path / "whole", SMALL)
+    assert found.digest == whole.digest
+    other = prepare.write_prepared(buckets, CHECKERBOARD_SCHEMA, SplitConfig(kind="last"), tmp_path / "last", SMALL)
+    assert len(other.parts) == log.height
+
+
+def test_buckets_without_parts_are_refused_by_a_split_that_reads_them(tmp_path: Path) -> None:
+    published().write_parquet(tmp_path / "log.parquet")
+    data = DataConfig(interactions=str(tmp_path / "log.parquet"))
+    prepare.write_buckets(data, CHECKERBOARD_SCHEMA, tmp_path / "buckets", SMALL)
+    with pytest.raises(RunError, match="no column 'part', which the split needs"):
+        prepare.write_prepared(
+            DataConfig(buckets=str(tmp_path / "buckets")), CHECKERBOARD_SCHEMA, COLUMN, tmp_path / "out", SMALL
+        )
+
+
+def trained(folder: Path, prepared: bool = False, callback: Callback | None = None, **train: Any) -> Run:
+    """A training without a validation part."""
+    split = SplitConfig(kind="last", validation=0)
+    config = settings(split={"kind": "last", "validation": 0}, train={"epochs": 3, **train})
+    data: Any
+    if prepared:
+        log = folder.parent / f"{folder.name}.parquet"
+        checkerboard()[2].write_parquet(log)
+        out = folder.parent / f"{folder.name}-prepared"
+        data = prepare.write_prepared(DataConfig(interactions=str(log)), CHECKERBOARD_SCHEMA, split, out, SMALL)
+    else:
+        data = (None, None, checkerboard()[2])
+    resume = (folder / "checkpoints").exists()
+    return api.fit(data, CHECKERBOARD_SCHEMA, config, folder=folder, callback=callback, resume=resume)
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["memory", "prepared"])
+def test_without_a_validation_part_the_last_epoch_is_kept(tmp_path: Path, prepared: bool, messages: list[str]) -> None:
+    run = trained(tmp_path / "run", prepared)
+    assert "no validation part: training runs train.epochs epochs and keeps the last one" in messages
+    assert not len(run.dataset.validation)
+    assert run.metrics["train.best_epoch"] == run.metrics["train.epochs"] == 3
+    assert not [name for name in (*run.metrics, *(n for h in run.history for n in h if n != "validation.seconds"))
+                if name.startswith("validation")]  # fmt: skip
+    assert run.metrics["test.recall@5"] > 0
+    shorter = trained(tmp_path / "shorter", prepared, epochs=2)
+    weights = run.model.state_dict()
+    assert not all(torch.equal(weights[n], w) for n, w in shorter.model.state_dict().items())
+    again = twotower.load(tmp_path / "run")
+    assert api.evaluate(again) == {n: v for n, v in run.metrics.items() if not n.startswith("train.")}
+    assert isinstance(again.dataset, MemmapDataset) == prepared
+
+
+class Stop(Callback):
+    """Ends a training after its second epoch."""
+
+    def on_epoch_end(self, history: list[EpochRecord]) -> None:
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+
+def test_a_training_without_validation_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "cut", callback=Stop())
+    resumed = trained(tmp_path / "cut")
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+def test_patience_without_a_validation_part_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="train.patience = 2 needs a validation part, and the split has none; set"):
+        trained(tmp_path / "run", patience=2)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_run_without_a_validation_part_is_diagnosed_and_published(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run")
+    found = diagnose(run)
+    assert "The training loss falls." in {f.text for f in found}
+    assert not [f for f in found if f.severity == "error"]
+    twotower.publish(run, tmp_path / "store")
+    served = api.evaluate_bundle(twotower.retriever(tmp_path / "store"))
+    assert served["exact"]["recall@5"] == pytest.approx(run.metrics["test.recall@5"], abs=1e-6)
+    assert (tmp_path / "run" / "report.html").stat().st_size > 1000
