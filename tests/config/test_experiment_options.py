@@ -176,6 +176,8 @@ ELSEWHERE = {
     "data.test",
     "split.column",
     "split.ordered",
+    "data.format.separator",  # data/test_text_format.py
+    "data.format.columns",
     "data.buckets",
     "data.prepared",
     "train.device",

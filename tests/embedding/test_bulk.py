@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -72,7 +73,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     items(0, 250).write_parquet(folder / "a.parquet", row_group_size=64)
     items(0, 0).write_parquet(folder / "b.parquet")
     items(250, 130).write_parquet(folder / "c.parquet")
-    items(380, 37).write_csv(folder / "d.csv")
+    (folder / "d.csv.gz").write_bytes(gzip.compress(items(380, 37).write_csv().encode()))
     (folder / "_SUCCESS").touch()
     (folder / ".c.parquet.crc").touch()
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,13 @@ def read(path: Path, retriever: Retriever, scratch: Path) -> pl.DataFrame:
     return frame.with_columns(pl.col("user_id").cast(table.id_type))
 
 
-def test_a_csv_has_the_types_of_the_bundle(numbered: Retriever, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+def test_a_csv_has_the_types_of_the_bundle(numbered: Retriever, tmp_path: Path, name: str) -> None:
     users = pl.DataFrame({"user_id": [*range(20), 99], "member": [None, True, False] * 7, "more": [1.5] * 21})
     users.write_parquet(tmp_path / "t.parquet")
-    users.write_csv(tmp_path / "t.csv")
-    typed, parsed = (read(tmp_path / name, numbered, tmp_path) for name in ("t.parquet", "t.csv"))
+    text = users.write_csv().encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    typed, parsed = (read(tmp_path / n, numbered, tmp_path) for n in ("t.parquet", name))
     assert parsed.equals(typed)
     assert parsed.schema == {"user_id": pl.Int64, "member": pl.Boolean}
     assert (tmp_path / "0.parquet").exists(), "the CSV is read once, and its copy by shards"

@@ -44,7 +44,9 @@ def stats(folder: Annotated[Path, typer.Argument(help="Folder with users, items 
 
     found = {}
     for name in ("users", "items", "interactions"):
-        path = next((p for e in ("parquet", "csv", "tsv") if (p := folder / f"{name}.{e}").exists()), None)
+        path = next(
+            (p for e in ("parquet", "csv", "tsv", "csv.gz", "tsv.gz") if (p := folder / f"{name}.{e}").exists()), None
+        )
         if path is None and name == "interactions":
             raise DataError(f"{folder}: holds no interactions.parquet, .csv or .tsv")
         if path:

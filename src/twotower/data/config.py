@@ -19,6 +19,7 @@ from twotower import files
 from twotower.data.datasets import DATASETS
 from twotower.data.datasets.named_dataset import NamedDataset
 from twotower.data.split import PART_NAMES, SplitConfig
+from twotower.data.text_format import TextFormat
 from twotower.section import Section
 
 
@@ -55,6 +56,7 @@ class DataConfig(Section):
         "", description="Interactions of the validation part, beside data.train. Empty: no validation part."
     )
     test: str = Field("", description="Interactions of the test part, beside data.train. Empty: none.")
+    format: TextFormat = TextFormat()
     buckets: str = Field(
         "",
         description="Folder of buckets (docs/prepared-format.md), for `twotower prepare` to read instead of tables. Empty: "

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import glob
+import gzip
+import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ import polars as pl
 
 from twotower.data.parts import PART, PartFiles
 from twotower.data.split import PART_NAMES
+from twotower.data.text_format import SEPARATORS, TextFormat
 from twotower.errors import DataError, first_line
 from twotower.features.schema import Schema
 from twotower.features.side import SideName
@@ -36,6 +39,8 @@ class CsvOptions(TypedDict):
     """Options of polars for a CSV or TSV."""
 
     separator: str
+    has_header: bool
+    new_columns: list[str] | None
     infer_schema_length: None
     try_parse_dates: bool
     glob: bool
@@ -51,16 +56,23 @@ class Reading:
 
     numbers: frozenset[str]
     text: frozenset[str] = frozenset()
+    separator: str = ""
+    """Character between the values. Empty: by the file's ending."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns of a file without a header line. Empty: the first line names them."""
 
     @classmethod
-    def of(cls, schema: Schema, side: SideName | None = None) -> Reading:
-        """Return the types that a schema requires for the table of a side, or for the interactions."""
+    def of(cls, schema: Schema, side: SideName | None = None, form: TextFormat | None = None) -> Reading:
+        """Return the types that a schema requires for the table of a side, or for the interactions, in files of a form."""
+        form = form or TextFormat()
         ids = {schema.user_id, schema.item_id}
         if side is None:
             averaged = {s.column for s in schema.statistics() if s.column}
-            return cls(frozenset({schema.label, *averaged} - ids - {schema.time}))  # `Times` reads the time
+            numbers = frozenset({schema.label, *averaged} - ids - {schema.time})  # `Times` reads the time
+            return cls(numbers, separator=form.separator, columns=form.columns)
         of_type = {t: {f.source for f in schema.columns(side) if f.column_type == t} for t in ("numbers", "text")}
-        return cls(frozenset(of_type["numbers"] - ids), frozenset(of_type["text"] - of_type["numbers"] - ids))
+        text = frozenset(of_type["text"] - of_type["numbers"] - ids)
+        return cls(frozenset(of_type["numbers"] - ids), text, form.separator)
 
 
 def as_frame(table: TableLike, what: str, reading: Reading | None = None) -> pl.DataFrame:
@@ -108,7 +120,10 @@ def _pandas_column(name: str, column: pd.Series) -> pl.Series:
     return pl.Series(name, values, strict=False)
 
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
+CANONICAL_INTEGER, CANONICAL_BOOLEAN = r"^(0|-?[1-9]\d*)$", r"^(?i:true|false)$"
+"""Spellings of which a column of text is one of numbers or of truth values."""
+TEXT_SUFFIXES = (".csv", ".tsv")
+TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".pq")
 _SKIPPED = (".", "_")
 """Beginnings of names in a folder that are no files of its table: Spark puts _SUCCESS and .crc there."""
 
@@ -134,7 +149,7 @@ def table_files(source: Path | str, endings: tuple[str, ...] = TABLE_SUFFIXES) -
             )
         if not path.is_file():
             raise DataError(f"{path}: no such file")
-        if path.suffix.lower() not in endings:
+        if ending(path) not in endings:
             shown = ".csv, .tsv or .parquet" if ".csv" in endings else ".parquet"
             raise DataError(f"{path}: found a '{path.suffix.lower()}' file, expected {shown}; convert or rename it")
     return sorted(paths)
@@ -156,6 +171,12 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if pattern[0] == "**":
         return any(_matches(parts[n:], pattern[1:]) for n in range(len(parts) + 1))
     return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def ending(path: Path) -> str:
+    """Return the ending of a file's name in lower case; ".csv" and ".tsv" of gzipped ones."""
+    inner = Path(path.name.lower().removesuffix(".gz")).suffix
+    return inner if inner in TEXT_SUFFIXES else path.suffix.lower()
 
 
 def read_file(
@@ -244,37 +265,69 @@ def table_errors(path: Path) -> Iterator[None]:
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
         if is_text(path) and path.is_file():
             check_utf8(path)
-        kind = path.suffix.lower()[1:] if is_text(path) else "parquet"
+        kind = ending(path)[1:] if is_text(path) else "parquet"
         raise DataError(f"{path}: cannot be read as {kind} ({first_line(e)}); is the file complete?") from None
 
 
 def is_text(path: Path) -> bool:
-    """Return True for a CSV or TSV, by the file's ending."""
-    return path.suffix.lower() in (".csv", ".tsv")
+    """Return True for a CSV or TSV, gzipped or not, by the file's ending."""
+    return ending(path) in TEXT_SUFFIXES
 
 
 def csv_options(path: Path, reading: Reading | None) -> CsvOptions:
-    """Return the options of polars for a CSV or TSV. Raises DataError if the header names a column twice."""
-    names = column_names(path)
+    """Return the options of polars for a CSV or TSV. Raises DataError as `column_names` does."""
+    names = column_names(path, reading)
     text = [] if reading is None else [name for name in names if name not in reading.numbers]
+    unnamed = reading is not None and bool(reading.columns)
     return {
-        "separator": _separator(path), "infer_schema_length": None, "try_parse_dates": True, "glob": False,
+        "separator": _separator(path, reading), "has_header": not unnamed, "new_columns": names if unnamed else None, "infer_schema_length": None, "try_parse_dates": True, "glob": False,
         "schema_overrides": dict.fromkeys(text, pl.String),
     }  # fmt: skip
 
 
-def column_names(path: Path) -> list[str]:
-    """Return the columns of a CSV or TSV. Raises DataError if its header names one twice."""
-    read = partial(pl.read_csv, path, separator=_separator(path), infer_schema=False, glob=False)
+def column_names(path: Path, reading: Reading | None = None) -> list[str]:
+    """Return the columns of a CSV or TSV. Raises DataError if its header names one twice, if the file has another number of
+    columns than `reading` names, or if it looks separated by another character."""
+    separator = _separator(path, reading)
+    read = partial(pl.read_csv, path, separator=separator, infer_schema=False, glob=False)
     header = read(n_rows=1, has_header=False, truncate_ragged_lines=True).row(0)
+    _check_separator(path, header, separator)
+    if reading and reading.columns:
+        if len(header) != len(reading.columns):
+            raise DataError(
+                f"{path}: has {len(header)} columns, and data.format.columns names {len(reading.columns)}; name each once"
+            )
+        return [*reading.columns]
     twice = next((name for name in header if name and header.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{path}: the header names column '{twice}' twice; rename or remove one of them")
     return read(n_rows=0).columns
 
 
-def _separator(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
+def _check_separator(path: Path, header: Sequence[str | None], separator: str) -> None:
+    """Raise DataError if a file's first line is one value that holds another separator."""
+    first = header[0] or ""
+    found = {other: first.count(other) for other in SEPARATORS if other != separator and first.count(other)}
+    if len(header) > 1 or not found:
+        return
+    other = max(found, key=lambda s: found[s])
+    what = f"set data.format.separator = {json.dumps(other)}" if len(other) == 1 else "replace it in the file by a tab"
+    raise DataError(f"{path}: found one column, and its first line holds {other!r} {found[other]} times; {what}")
+
+
+def _separator(path: Path, reading: Reading | None) -> str:
+    given = reading.separator if reading else ""
+    return given or ("\t" if ending(path) == ".tsv" else ",")
+
+
+def columns_and_rows(path: Path, reading: Reading) -> tuple[list[str], int]:
+    """Return the names of the columns of a file, and its number of rows. Call it within `table_errors`."""
+    if is_text(path):
+        table = pl.scan_csv(path, **csv_options(path, replace(reading, numbers=frozenset())))
+    else:
+        table = pl.scan_parquet(path, glob=False)
+    rows = int(table.select(pl.len()).collect(engine="streaming").item())
+    return table.collect_schema().names(), rows
 
 
 def parse_canonical_text(series: pl.Series) -> pl.Series:
@@ -282,17 +335,17 @@ def parse_canonical_text(series: pl.Series) -> pl.Series:
     Boolean if every value is true or false, else unchanged."""
     if series.is_null().all():
         return series
-    if series.str.contains(r"^(0|-?[1-9]\d*)$").all():
+    if series.str.contains(CANONICAL_INTEGER).all():
         read = (series.cast(kind, strict=False) for kind in (pl.Int64, pl.UInt64))
         return next((whole for whole in read if whole.null_count() == series.null_count()), series)
-    if series.str.contains(r"^(?i:true|false)$").all():
+    if series.str.contains(CANONICAL_BOOLEAN).all():
         return series.str.to_lowercase() == "true"
     return series
 
 
 def check_utf8(path: Path) -> None:
     """Raise DataError with the number of the first line that is not UTF-8."""
-    with path.open("rb") as f:
+    with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as f:
         for number, line in enumerate(f, 1):
             try:
                 line.decode()

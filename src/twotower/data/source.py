@@ -39,7 +39,7 @@ def read(config: DatasetConfig, schema: Schema | None) -> tuple[Tables | Dataset
         if schema is None:
             raise ConfigError("[schema] is missing; `config_template()` gives a template")
         interactions = PartFiles(data.parts) if data.parts else data.interactions
-        tables = check(data.users or None, data.items or None, interactions, schema)
+        tables = check(data.users or None, data.items or None, interactions, schema, data.format)
     for note in tables.notes:
         log.info(note)
     return tables, schema

@@ -18,6 +18,7 @@ from twotower import files
 from twotower.arrays.types import Doubles, Ints
 from twotower.data.parts import PART, PartFiles
 from twotower.data.readers import Reading, TableLike, as_frame, is_text, part_paths, table_files
+from twotower.data.text_format import TextFormat
 from twotower.data.times import TIME, Times
 from twotower.data.unknown_ids import counted_ids, with_unknown_ids
 from twotower.errors import DataError, did_you_mean
@@ -41,14 +42,20 @@ class Tables:
     notes: list[str] = field(default_factory=list)
 
 
-def check(users: TableLike | None, items: TableLike | None, interactions: TableLike, schema: Schema) -> Tables:
-    """Read the three tables and check them against the schema and each other. Raises DataError.
+def check(
+    users: TableLike | None,
+    items: TableLike | None,
+    interactions: TableLike,
+    schema: Schema,
+    form: TextFormat | None = None,
+) -> Tables:
+    """Read the three tables, text files in a form, and check them against the schema and each other. Raises DataError.
 
     If `users` or `items` is None, that side consists of the distinct ids of the interactions.
     """
     notes: list[str] = []
     reserved = [POSITIVE, TIME, _ROW_COLUMN, *([] if isinstance(interactions, PartFiles) else [PART])]
-    actions = as_frame(interactions, "interactions", Reading.of(schema)).drop(reserved, strict=False)
+    actions = as_frame(interactions, "interactions", Reading.of(schema, form=form)).drop(reserved, strict=False)
     need(actions, [schema.user_id, schema.item_id], "interactions")
     need(actions, [c for c in (schema.label, schema.time) if c], "interactions")
     _not_empty(actions, "interactions")
@@ -63,7 +70,7 @@ def check(users: TableLike | None, items: TableLike | None, interactions: TableL
         if table is None:
             sides[side] = _checked_side(actions.select(pl.col(key).unique().sort()), side, schema, notes)
             continue
-        frame = as_frame(table, f"{side}s", Reading.of(schema, side))
+        frame = as_frame(table, f"{side}s", Reading.of(schema, side, form))
         ids, from_text = counted_ids(actions, key), _is_csv(table, interactions)
         sides[side] = _checked_side(frame, side, schema, notes, ids, from_text)
     for side in SIDES:

@@ -35,6 +35,7 @@ def make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions)
     if (folder / layout.BUCKET_FACTS).exists():
         return Buckets.open(folder)
     engine = choose_engine(options.engine, source.rows, options.memory)
+    source = source.copied(work / "text")
     pieces, spill, interactions = work / "pieces", work / "spill", folder / layout.BUCKET_FOLDER
     for path in (pieces, spill, interactions):
         path.mkdir(exist_ok=True)
@@ -58,6 +59,7 @@ def make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions)
     buckets.save()
     shutil.rmtree(pieces)
     shutil.rmtree(spill)
+    shutil.rmtree(work / "text", ignore_errors=True)
     return buckets
 
 

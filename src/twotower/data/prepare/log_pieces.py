@@ -20,7 +20,8 @@ from twotower.data import interaction_columns
 from twotower.data.config import DataConfig
 from twotower.data.interaction_columns import ITEM, ROW, USER, VALUE_PREFIX
 from twotower.data.parts import PART, PartFiles, check_part_column, given_parts
-from twotower.data.readers import part_paths, table_errors, table_files
+from twotower.data.prepare.text_log import TextLog
+from twotower.data.readers import Reading, columns_and_rows, is_text, part_paths, table_errors, table_files
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, names_within, read_slices
 from twotower.data.tables import POSITIVE, averaged_columns, labelled, need, with_ids
@@ -38,9 +39,6 @@ log = logging.getLogger(__name__)
 ROW_GROUP_ROWS = 32_768
 """Interactions of a row group of a piece: an engine reads those of a bucket's users and skips the others."""
 
-ENDINGS = (".parquet", ".pq")
-"""Endings of the files that are read in pieces."""
-
 Sides = dict[SideName, pl.DataFrame]
 
 
@@ -57,26 +55,46 @@ class Log:
     parts: Mapping[str, int]
     """Part code of each file, if files give the parts."""
     pieces: tuple[TableShard, ...] = ()
+    text: TextLog | None = None
+    """Parquet copies of the files, if they are text."""
 
     @classmethod
     def open(cls, data: DataConfig, schema: Schema, split: SplitConfig) -> Log:
         """Find the files of a log. Raises DataError for a missing column or no rows."""
-        by_part = part_paths(PartFiles(data.parts), ENDINGS)
+        by_part = part_paths(PartFiles(data.parts))
         given = [(path, PART_NAMES.index(name)) for name, found in by_part.items() for path in found]
-        paths = [path for path, _ in given] if given else table_files(data.interactions, ENDINGS)
+        paths = [path for path, _ in given] if given else table_files(data.interactions)
+        reading = Reading.of(schema, form=data.format)
         files = list[TableFile]()
         for path, name in zip(paths, names_within(paths), strict=True):
             with table_errors(path):
-                table = pl.scan_parquet(path, glob=False)
-                files.append(TableFile(path, name, int(table.select(pl.len()).collect().item())))
-                columns = table.collect_schema()
+                columns, rows = columns_and_rows(path, reading)
+                files.append(TableFile(path, name, rows))
             need(pl.DataFrame(schema=columns), used_columns(schema), "interactions")
-            check_part_column(columns.names(), split)
+            check_part_column(columns, split)
+            if is_text(path) != is_text(paths[0]):
+                raise DataError(
+                    f"{path}: is not of the form of {paths[0].name}; give all files as text or all as Parquet"
+                )
         parts = {file.name: part for file, (_, part) in zip(files, given, strict=True)} if given else {}
         log = cls(data, schema, tuple(files), {file.name: file.state() for file in files}, split, parts)
         if not log.rows:
             raise DataError("interactions: the table has no rows, expected at least one; fill it")
         return log
+
+    @property
+    def is_text(self) -> bool:
+        """True if the files have no types."""
+        return is_text(self.files[0].path)
+
+    def copied(self, folder: Path) -> Log:
+        """Return the log with its text files copied into a folder as Parquet, those that it lacks; Parquet files are read as
+        they are. Raises DataError."""
+        if not self.is_text:
+            return self
+        wanted = dict.fromkeys([*used_columns(self.schema), *filter(None, [self.split.column])])
+        reading = Reading.of(self.schema, form=self.data.format)
+        return replace(self, text=TextLog.copy(self.files, list(wanted), reading, folder))
 
     def in_pieces(self, rows: int) -> Log:
         """Return the log cut into pieces of at most `rows` interactions."""
@@ -102,7 +120,8 @@ class Log:
         """Return some columns of a piece. Raises DataError if its file is another one than at first."""
         path, rows = piece.file.path, piece.rows or 0
         with table_errors(path):
-            table = pl.scan_parquet(path, glob=False).select(columns)
+            table = self.text.scan(piece.file) if self.text else pl.scan_parquet(path, glob=False)
+            table = table.select(columns)
         (frame,) = read_slices(table, path, piece.start, rows, rows)
         with table_errors(path):
             same = piece.file.state() == self.found[piece.file.name]

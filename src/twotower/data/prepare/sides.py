@@ -91,8 +91,9 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
     for side, given in zip(SIDES, (source.data.users, source.data.items), strict=True):
         key, counted = schema.id_column(side), ids[side].counted()
         if given:
-            frame = read_file(given, Reading.of(schema, side), side_columns(side, schema))
-            found[side] = check_side(frame, side, schema, notes, counted, is_text(table_files(given)[0]))
+            from_text = is_text(table_files(given)[0]) or source.is_text
+            frame = read_file(given, Reading.of(schema, side, source.data.format), side_columns(side, schema))
+            found[side] = check_side(frame, side, schema, notes, counted, from_text)
         else:
             found[side] = check_side(counted.select(pl.col(key).sort()), side, schema, notes)
     found["user"] = in_user_order(found["user"], schema.user_id)

@@ -1,0 +1,202 @@
+"""One log in every form of file gives one dataset, and a file of another form is named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from twotower.cli.app import run_command
+from twotower.config.toml import load_config
+from twotower.data import prepare
+from twotower.data.config import DataConfig, DatasetConfig
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.prepare.options import PrepareOptions
+from twotower.data.readers import Reading, read_file
+from twotower.data.source import read
+from twotower.data.split import SplitConfig
+from twotower.data.tables import check
+from twotower.data.text_format import TextFormat
+from twotower.errors import ConfigError, DataError
+from twotower.features.categorical import Categorical
+from twotower.features.numeric import Numeric
+from twotower.features.schema import Schema
+
+SCHEMA = Schema(
+    label="stars",
+    positive_above=2,
+    time="at",
+    features=(
+        Categorical(name="user_id", side="user"),
+        Numeric(name="mean_stars", side="item", statistic="mean"),
+        Categorical(name="item_id", side="item"),
+    ),
+)
+SPLIT = SplitConfig(kind="column", column="fold")
+SMALL = PrepareOptions(piece_rows=101, bucket_rows=150)
+
+
+def log() -> pl.DataFrame:
+    """Ids that are text in one shard alone, ids that are numbers, half stars, and a part for each row."""
+    rng, n = np.random.default_rng(0), 400
+    pairs = rng.permutation(40 * 30)[:n]
+    return pl.DataFrame(
+        {
+            "user_id": [f"00{u}" if u < 3 else str(u) for u in sorted(pairs // 30, reverse=True)],
+            "item_id": pairs % 30,
+            "stars": rng.integers(2, 10, n) / 2,
+            "at": 1_600_000_000 + rng.integers(0, 9_999, n),
+            "fold": rng.choice(["train", "validation", "test"], n, p=[0.7, 0.1, 0.2]),
+        }
+    )
+
+
+def text(separator: str = ",", header: bool = True, bom: bool = False) -> Callable[[pl.DataFrame], bytes]:
+    """A writer of text."""
+
+    def write(frame: pl.DataFrame) -> bytes:
+        return (b"\xef\xbb\xbf" if bom else b"") + frame.write_csv(separator=separator, include_header=header).encode()
+
+    return write
+
+
+def gzipped(write: Callable[[pl.DataFrame], bytes]) -> Callable[[pl.DataFrame], bytes]:
+    return lambda frame: gzip.compress(write(frame))
+
+
+NAMES = tuple(log().columns)
+FORMS: dict[str, tuple[str, Callable[[pl.DataFrame], bytes], TextFormat]] = {
+    "csv": ("csv", text(), TextFormat()),
+    "tsv": ("tsv", text("\t"), TextFormat()),
+    "semicolons": ("csv", text(";"), TextFormat(separator=";")),
+    "pipes in a tsv": ("tsv", text("|"), TextFormat(separator="|")),
+    "csv.gz": ("csv.gz", gzipped(text()), TextFormat()),
+    "tsv.gz": ("TSV.GZ", gzipped(text("\t")), TextFormat()),
+    "byte order mark": ("csv", text(bom=True), TextFormat()),
+    "no header": ("csv", text(header=False), TextFormat(columns=NAMES)),
+    "no header, semicolons, gzip": ("csv.gz", gzipped(text(";", False)), TextFormat(separator=";", columns=NAMES)),
+}
+
+
+def files_of(folder: Path, form: str) -> DataConfig:
+    """The log in two files of a form."""
+    folder.mkdir()
+    frame = log()
+    if form == "parquet":
+        for n in range(2):
+            frame[n * 200 : n * 200 + 200].write_parquet(folder / f"{n}.parquet")
+        return DataConfig(interactions=str(folder))
+    ending, write, options = FORMS[form]
+    for n in range(2):
+        (folder / f"{n}.{ending}").write_bytes(write(frame[n * 200 : n * 200 + 200]))
+    return DataConfig(interactions=str(folder), format=options)
+
+
+@pytest.mark.parametrize("form", [*FORMS, "parquet"])
+def test_a_log_in_any_form_is_the_dataset_of_the_frame(tmp_path: Path, form: str) -> None:
+    tables, schema = read(DatasetConfig(data=files_of(tmp_path / "in", form), split=SPLIT), SCHEMA)
+    assert not isinstance(tables, Dataset)
+    expected = build_dataset(check(None, None, log(), SCHEMA), SCHEMA, SPLIT)
+    found = build_dataset(tables, schema, SPLIT)
+    assert found.digest == expected.digest
+    assert found.users.ids.equals(expected.users.ids)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_text_is_prepared_as_parquet_is(tmp_path: Path, form: str) -> None:
+    text_files, parquet = files_of(tmp_path / "text", form), files_of(tmp_path / "parquet", "parquet")
+    digests = {
+        name: prepare.write_prepared(data, SCHEMA, SPLIT, tmp_path / f"out-{name}", SMALL).facts.digest
+        for name, data in (("text", text_files), ("parquet", parquet))
+    }
+    assert digests["text"] == digests["parquet"]
+
+
+def test_columns_are_of_the_interactions_alone_and_the_separator_is_of_all_tables(tmp_path: Path) -> None:
+    log().write_csv(tmp_path / "log.csv", separator=";", include_header=False)
+    users = log().select(pl.col("user_id").unique().sort()).with_columns(age=pl.lit(3.5))
+    users.write_csv(tmp_path / "users.csv", separator=";")
+    form = {"separator": ";", "columns": list(NAMES)}
+    (tmp_path / "mine.toml").write_text(
+        f'format = 3\n[data]\nusers = "users.csv"\ninteractions = "log.csv"\n[data.format]\nseparator = ";"\n'
+        f"columns = {json.dumps(form['columns'])}\n[split]\nkind = 'column'\ncolumn = 'fold'\n"
+    )
+    _, config = load_config(tmp_path / "mine.toml")
+    tables, _ = read(config, SCHEMA)
+    assert not isinstance(tables, Dataset)
+    assert tables.users.equals(users.with_columns(pl.col("age").cast(pl.String)))  # no feature reads it
+    assert prepare.write_prepared(config.data, SCHEMA, config.split, tmp_path / "out", SMALL).users.frame.height == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "form", "words"),
+    [
+        ("a.csv", "user_id;item_id;stars\n1;2;3\n", TextFormat(), "its first line holds ';' 2 times; set data.format.separator"),
+        ("a.csv", "user_id\titem_id\n1\t2\n", TextFormat(), r'''holds '\t' 1 times; set data.format.separator = "\t"'''),
+        ("a.tsv", "user_id,item_id\n1,2\n", TextFormat(), 'holds \',\' 1 times; set data.format.separator = ","'),
+        ("a.csv", "user_id|item_id\n1|2\n", TextFormat(separator=";"), 'set data.format.separator = "|"'),
+        ("a.csv", "1::2::3\n4::5::6\n", TextFormat(columns=NAMES), "holds '::' 2 times; replace it in the file by a tab"),
+        ("a.csv", "1,2\n3,4\n", TextFormat(columns=NAMES), "has 2 columns, and data.format.columns names 5; name each once"),
+        ("a.csv.gz", "user_id;item_id\n1;2\n", TextFormat(), "first line holds ';' 1 times"),
+        ("a.csv.gz", b"user_id,item_id\n1,\xff\n", TextFormat(), "line 2 is not UTF-8"),
+        ("a.gz", "user_id,item_id\n1,2\n", TextFormat(), "found a '.gz' file, expected .csv, .tsv or .parquet"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("prepared", [False, True], ids=["memory", "prepared"])
+def test_a_file_of_another_form_is_one_line(
+    tmp_path: Path, name: str, content: str | bytes, form: TextFormat, words: str, prepared: bool
+) -> None:
+    path = tmp_path / name
+    data = content if isinstance(content, bytes) else content.encode()
+    path.write_bytes(gzip.compress(data) if name.endswith("csv.gz") else data)
+    config = DatasetConfig(data=DataConfig(interactions=str(path), format=form))
+    schema = Schema(features=(Categorical(name="user_id", side="user"), Categorical(name="item_id", side="item")))
+    out = tmp_path / "out"
+    with pytest.raises(DataError) as e:
+        prepare.write_prepared(config.data, schema, config.split, out, SMALL) if prepared else read(config, schema)
+    assert str(e.value).startswith(f"{path}: ")
+    assert words in str(e.value)
+    assert "\n" not in str(e.value)
+    assert not out.exists()
+
+
+def test_a_table_of_ids_alone_is_no_file_of_another_separator(tmp_path: Path) -> None:
+    (tmp_path / "users.csv").write_text("user id: all\na\nb\n")
+    assert read_file(tmp_path / "users.csv", Reading(frozenset())).columns == ["user id: all"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ('separator = "::"', "separator '::' is not one ASCII character; replace it in the files by a tab"),
+        ('separator = "\\""', "is not one ASCII character"),
+        ('columns = ["a", "a"]', "['a', 'a'] has an empty or repeated name; give each column its own"),
+        ('separater = ";"', "unknown key 'data.format.separater'; did you mean 'separator'?"),
+    ],
+)
+def test_options_of_a_form_that_are_none_are_one_line(tmp_path: Path, options: str, words: str) -> None:
+    (tmp_path / "mine.toml").write_text(f"format = 3\n[data.format]\n{options}\n")
+    with pytest.raises(ConfigError) as e:
+        load_config(tmp_path / "mine.toml")
+    assert words in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_files_of_text_and_of_parquet_are_not_one_log(tmp_path: Path) -> None:
+    data = files_of(tmp_path / "in", "csv")
+    log().write_parquet(tmp_path / "in" / "9.parquet")
+    with pytest.raises(
+        DataError, match=r"9\.parquet: is not of the form of 0\.csv; give all files as text or all as Parquet"
+    ):
+        prepare.write_prepared(data, SCHEMA, SPLIT, tmp_path / "out", SMALL)
+
+
+def test_stats_read_gzip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "interactions.csv.gz").write_bytes(gzip.compress(text()(log())))
+    assert run_command(["data", "stats", str(tmp_path)]) == 0
+    assert "interactions: 400 rows" in capsys.readouterr().out
