@@ -20,9 +20,11 @@ from twotower.model.two_tower import TwoTower
 from twotower.runs import Run
 
 MEASURED = """
-import json, re, sys, threading
+import json, sys
 from pathlib import Path
+sys.path.insert(0, sys.argv.pop(1))
 import torch
+from held_memory import most_held
 torch.set_num_threads(1)
 import twotower
 from twotower import api
@@ -30,21 +32,6 @@ from twotower.diagnostics import diagnose
 from twotower.reports.compare import compare_runs
 from twotower.retrieval.retriever import Retriever
 from twotower.store.store import Store
-
-def held():
-    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-
-def most_held(work):
-    before, most, done = held(), [0.0], threading.Event()
-    def watch():
-        while not done.wait(0.002):
-            most[0] = max(most[0], held() - before)
-    thread = threading.Thread(target=watch)
-    thread.start()
-    work()
-    done.set()
-    thread.join()
-    return most[0]
 
 def evaluate_store():
     with Store(Path(sys.argv[1], "../store")).current().lease() as bundle:
@@ -110,7 +97,11 @@ def test_fault_C7_prepared_interactions_beyond_memory_are_evaluated_compared_and
     for n in (200_000, 3_200_000):
         run = untrained_run(tmp_path / str(n), n)
         done = subprocess.run(
-            [sys.executable, "-c", MEASURED, str(run)], capture_output=True, text=True, timeout=280, check=False
+            [sys.executable, "-c", MEASURED, str(Path(__file__).parents[1]), str(run)],
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         found[n] = json.loads(done.stdout.splitlines()[-1])

@@ -505,21 +505,12 @@ def test_options_of_the_other_use_are_refused(
 # ---- memory
 
 MEASURED = """
-import sys, threading, time
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from held_memory import held, most_held
 from twotower.retrieval.recommendation_job import recommend_users
-import re
-from pathlib import Path
-def held():
-    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-most = 0.0
-def watch():
-    global most
-    while True:
-        most = max(most, held())
-        time.sleep(0.005)
-threading.Thread(target=watch, daemon=True).start()
-recommend_users(sys.argv[1], sys.argv[2], sys.argv[3], 40, shard_rows=8192, threads=1)
-print(most)
+before = held()
+print(before + most_held(lambda: recommend_users(*sys.argv[1:4], 40, shard_rows=8192, threads=1)))
 """
 
 
@@ -528,7 +519,15 @@ def test_sixteen_times_the_users_take_no_more_memory(store: Path, tmp_path: Path
     found = []
     for n in (30_000, 480_000):
         pl.DataFrame({"uid": [f"u{i % 61}" for i in range(n)]}).write_parquet(tmp_path / f"{n}.parquet")
-        command = [sys.executable, "-c", MEASURED, str(store), str(tmp_path / f"{n}.parquet"), str(tmp_path / str(n))]
+        command = [
+            sys.executable,
+            "-c",
+            MEASURED,
+            str(Path(__file__).parents[1]),
+            str(store),
+            str(tmp_path / f"{n}.parquet"),
+            str(tmp_path / str(n)),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=280)
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(float(done.stdout))

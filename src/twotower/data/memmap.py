@@ -2,7 +2,7 @@
 
 prepared.json           format, counts, split, schema, digest
 encoders.json  vocabularies.arrow      statistics and vocabularies of the train part
-users|items.parquet     ids and raw features, the only files that are loaded whole; users in the order of buckets.py
+users|items.parquet     ids and raw features, the only files that are loaded whole; users in the order of data/buckets
 arrays/*.npy            interactions sorted by part, user and time; seen and positive items by user; encoded columns
 
 A ragged column is two files, values and offsets, or three with the source interactions of the values.
