@@ -28,6 +28,7 @@ from twotower import api, files
 from twotower.arrays import npy_writer
 from twotower.arrays.pieces import temporary_array
 from twotower.arrays.ragged import Ragged
+from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.config.toml import dump_config, load_config, parse_config
 from twotower.data import prepare
@@ -37,6 +38,7 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
 from twotower.data.prepare import bucket_splits, bucketing, engines, sides
 from twotower.data.prepare.arrays import PreparedArrays
+from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.prepare.engines import ENGINES, choose_engine
 from twotower.data.prepare.options import PrepareOptions
 from twotower.data.split import SplitConfig
@@ -443,7 +445,7 @@ def test_indices_of_64_bits_change_no_number(tmp_path: Path) -> None:
         made, work = tmp_path / f"{bits}", tmp_path / f"work-{bits}"
         made.mkdir()
         work.mkdir()
-        writer = PreparedArrays(buckets, schema, SPLITS["last"], made, work, max_short_rows=most)
+        writer = PreparedArrays(BucketReader.open(buckets, schema), SPLITS["last"], made, work, max_short_rows=most)
 
         def each(what: str, task: Callable[[Bucket], bool]) -> None:
             assert all(task(b) for b in buckets.facts.buckets)
@@ -498,11 +500,14 @@ def test_fault_C13_a_preparation_goes_on_from_every_point(
     monkeypatch.setattr(files, "hooks", points)
     prepare.write_prepared(data, SCHEMA, SPLITS["random"], tmp_path / "whole", options)
     assert len(points.passed) >= 50
-    for at in range(1, len(points.passed), 9):
+    last = range(len(points.passed) - 4, len(points.passed))  # the folder gets its name, and the work is removed
+    for at in [*range(1, len(points.passed), 9), *last]:
         first = stopped(at, tmp_path / "out")
         if not (tmp_path / "out").exists():  # else it stopped after the last rename
             again = stopped(0, tmp_path / "out")
             assert len(whole) <= len(first) + len(again) <= len(whole) + 1, at
+        else:
+            assert stopped(0, tmp_path / "out") == whole, "a complete one is made again as a whole"
         assert digest(tmp_path / "out") == digest(tmp_path / "whole"), at
         shutil.rmtree(tmp_path / "out")
         shutil.rmtree(tmp_path / ".out.partial", ignore_errors=True)
@@ -593,6 +598,60 @@ def test_one_process_at_a_time_prepares_a_folder(tmp_path: Path) -> None:
             prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
 
 
+def test_a_preparation_of_other_tables_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same file as another table is another plan."""
+    ids = pl.int_range(120, eager=True)
+    both = pl.DataFrame({"user_id": ids, "item_id": ids, "side": ids})
+    both.write_parquet(tmp_path / "both.parquet")
+    actions = checkerboard()[2]
+    data = shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, actions)
+    wrong, right = (data.model_copy(update={table: str(tmp_path / "both.parquet")}) for table in ("users", "items"))
+    monkeypatch.setattr(files, "hooks", StopAt(30))
+    with suppress(Stop):
+        prepare.write_prepared(wrong, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
+    monkeypatch.setattr(files, "hooks", files.NoHooks())
+    for name in ("out", "whole"):
+        prepare.write_prepared(right, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / name, SMALL)
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+
+
+def test_fault_C14_a_bucket_that_changes_between_two_passes_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buckets = prepare.write_buckets(shards(tmp_path / "in", SCHEMA, *tables()), SCHEMA, tmp_path / "buckets", SMALL)
+    changed = buckets.file(buckets.facts.buckets[2])
+    rule = bucket_splits.BucketSplits.rule
+
+    def grown(self: bucket_splits.BucketSplits) -> Any:
+        found = rule(self)
+        pl.read_parquet(changed).with_columns(~pl.col("positive")).write_parquet(changed)
+        return found
+
+    monkeypatch.setattr(bucket_splits.BucketSplits, "rule", grown)
+    with pytest.raises(RunError, match=r"00002.parquet: was changed while it was read; call again when it is complete"):
+        prepare.write_prepared(DataConfig(buckets=str(buckets.folder)), SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_fault_C16_a_limit_of_the_size_of_files_is_an_error_of_one_line(tmp_path: Path, engine: str) -> None:
+    """polars and DuckDB have errors of their own for what they cannot write."""
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    (tmp_path / "mine.toml").write_text(dump_config(SCHEMA, Config(data=data, split=SPLITS["last"])), encoding="utf-8")
+    words = ["prepare", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "out"), "--engine", engine]
+    for limit in (2_000, 5_000, 8_000):  # of the plan; of a piece or a bucket; of an array
+        code = (
+            f"import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, -1)); from twotower.cli.app import run_command; "
+            f"sys.exit(run_command({words!r}))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        assert re.search(r"error: .*cannot be written \(.*\)", done.stderr)
+        assert not (tmp_path / "out").exists()
+    assert run_command(words) == 0
+
+
 def test_fault_C14_a_file_that_changes_while_it_is_read_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -662,8 +721,10 @@ def test_buckets_of_another_program_are_prepared(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="`engine` is 'local', but data.buckets are sorted already; leave it out"):
         prepare.write_prepared(again, SCHEMA, SPLITS["last"], tmp_path / "out", PrepareOptions("local"))
     both = data.model_copy(update={"buckets": again.buckets})
-    with pytest.raises(ConfigError, match="give either data.buckets or data.interactions"):
-        prepare.write_prepared(both, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
+    prepare.write_prepared(both, SCHEMA, SPLITS["last"], tmp_path / "both", SMALL)
+    assert digest(tmp_path / "both") == digest(tmp_path / "whole"), "the buckets are read"
+    with pytest.raises(ConfigError, match="data.interactions is missing"):
+        prepare.write_buckets(again, SCHEMA, tmp_path / "more", SMALL)
 
 
 @pytest.mark.parametrize(
@@ -688,6 +749,8 @@ def test_buckets_of_another_program_are_prepared(tmp_path: Path) -> None:
         (lambda t: t.with_columns(user=pl.lit(10**6, pl.Int32)), RunError, "damaged, or does not follow"),
         (lambda t: t.with_columns(row=pl.lit(10**6, pl.Int64)), RunError, "damaged, or does not follow"),
         (lambda t: t.with_columns(positive=pl.lit(None, pl.Boolean)), RunError, "damaged, or does not follow"),
+        (lambda t: t.with_columns(item=pl.col("item").first().over("user")), RunError, "damaged, or does not follow"),
+        (lambda t: t.with_columns(row=pl.lit(0, pl.Int64), time=pl.lit(1, pl.Int64)), RunError, "damaged, or does not"),
     ],
 )
 def test_buckets_that_do_not_follow_the_contract_are_refused(

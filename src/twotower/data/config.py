@@ -59,7 +59,7 @@ class DataConfig(Section):
     format: TextFormat = TextFormat()
     buckets: str = Field(
         "",
-        description="Folder of buckets (docs/prepared-format.md), for `twotower prepare` to read instead of tables. Empty: "
+        description="Folder of buckets (docs/prepared-format.md), which `twotower prepare` reads instead of tables. Empty: "
         "none.",
     )
     prepared: str = Field(

@@ -23,6 +23,7 @@ from twotower.data.text_format import SEPARATORS, TextFormat
 from twotower.errors import DataError, first_line
 from twotower.features.schema import Schema
 from twotower.features.side import SideName
+from twotower.files import check_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,6 +144,7 @@ def table_files(source: Path | str, endings: tuple[str, ...] = TABLE_SUFFIXES) -
     if not paths:
         raise DataError(f"{source}: no file found; name a table, a folder of tables or a pattern")
     for path in paths:
+        check_name(path)
         if path.is_dir():
             raise DataError(
                 f"{source}: found the folder {path.name} in it; name all files, as in '{source}/*/*.parquet'"

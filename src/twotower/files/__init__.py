@@ -117,6 +117,7 @@ def replace_folder(made: Path, path: Path) -> None:
             os.replace(path, before)
         point("folder.moved")
         os.replace(made, path)
+        point("folder.replaced")
         sync(path.parent)
     finally:
         _restore(before, path)

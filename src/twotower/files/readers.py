@@ -59,6 +59,17 @@ def read_parquet(path: Path) -> pl.DataFrame:
     return pl.read_parquet(path, glob=False)
 
 
+def write_parquet(frame: pl.DataFrame, path: Path, **options: Any) -> None:
+    """Write one Parquet file, with options of polars. Raises OSError, also for a full disk, which polars has errors of its
+    own for."""
+    from polars.exceptions import PolarsError
+
+    try:
+        frame.write_parquet(path, **options)
+    except PolarsError as e:
+        raise OSError(first_line(e)) from e
+
+
 def read_array(path: Path, mode: Literal["r", "c"] | None = None) -> npt.NDArray[Any]:
     """Return the array of a .npy file, loaded, or memory-mapped with `mode`.
 

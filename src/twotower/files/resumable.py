@@ -16,7 +16,7 @@ from twotower.files.readers import read_json
 
 log = logging.getLogger(__name__)
 
-PLAN, LOCK, MADE = "plan.json", "lock", "made"
+PLAN, LOCK, MADE, WORK = "plan.json", "lock", "made", "work"
 
 
 @contextmanager
@@ -27,22 +27,20 @@ def resumable_folder(path: Path, action: str, plan: files.JsonData) -> Iterator[
     depend; else both are empty. A DataError leaves nothing; after any other error, such as of a full disk or too little
     memory, and an interruption the files stay for the next call. One process at a time may make a folder. Raises RunError."""
     path = files.replaceable(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial, removed = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.removed")
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with locks.lock(partial / LOCK) as held:
             held.write_holder(action)
+            files.remove(removed)
             _begin(partial, plan)
-            made, work = partial / MADE, partial / "work"
-            made.mkdir(exist_ok=True)
-            work.mkdir(exist_ok=True)
             try:
-                yield made, work
-                files.replace_folder(made, path)
+                yield partial / MADE, partial / WORK
+                files.replace_folder(partial / MADE, path)
             except DataError:
-                shutil.rmtree(partial, ignore_errors=True)
+                _remove(partial, removed)
                 raise
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial, removed)
     except locks.LockHeld as e:
         raise RunError(f"{path}: {e}; let it end, or stop it") from None
     except OSError as e:
@@ -52,19 +50,30 @@ def resumable_folder(path: Path, action: str, plan: files.JsonData) -> Iterator[
 
 
 def _begin(partial: Path, plan: files.JsonData) -> None:
-    """Keep the files of an earlier call with the same plan, else remove them and write the plan."""
+    """Keep the files of an earlier call with the same plan, else remove them, make the folders, and write the plan."""
     before = read_json(partial / PLAN) if (partial / PLAN).exists() else None
-    if before == plan:
+    whole = all((partial / name).is_dir() for name in (MADE, WORK))  # else a call was killed when it was complete
+    if before == plan and whole:
         for left in (partial / MADE).rglob(".*"):  # temporary files
             files.remove(left)
         log.info(f"{partial}: going on with what an earlier call has left")
         return
-    if before is not None:
+    if before is not None and whole:
         log.info(f"{partial}: left by a call with other data or settings; starting again")
-    for left in partial.iterdir():
-        if left.name != LOCK:
-            files.remove(left)
+    (partial / PLAN).unlink(missing_ok=True)
+    files.sync(partial)
+    for name in (MADE, WORK):
+        files.point("resumable.cleared")
+        files.remove(partial / name)
+        (partial / name).mkdir()
     files.write_json(partial / PLAN, plan)
+
+
+def _remove(partial: Path, removed: Path) -> None:
+    """Remove a folder under its lock. It loses its name first, so that no other call finds a half of it."""
+    os.replace(partial, removed)
+    files.point("resumable.renamed")
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def make_once(path: Path, write: Callable[[Path], object]) -> bool:

@@ -20,6 +20,7 @@ from twotower.data.parts import check_gap
 from twotower.data.prepare.arrays import PreparedArrays
 from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.prepare.bucketing import make_buckets
+from twotower.data.prepare.engines import choose_engine
 from twotower.data.prepare.engines.engine import ROW_BYTES
 from twotower.data.prepare.log_pieces import Log
 from twotower.data.prepare.options import PrepareOptions
@@ -46,18 +47,19 @@ def write_prepared(
     """
     options = (options or PrepareOptions()).resolved()
     _check(data, schema, split, out, {layout.PREPARED_FACTS, layout.ENCODERS, layout.VOCABULARIES, layout.ARRAYS})
-    source = _bucketed(data, schema, split, options) if data.buckets else Log.open(data, schema, split)
+    source = _bucketed(data, schema, split, options) if data.buckets else _log(data, schema, split, options)
     settings: dict[str, files.JsonData] = {
         "format": MEMMAP_FORMAT,
         "schema": schema.model_dump(mode="json"),
         "split": split.model_dump(mode="json"),
     }
     with resumable_folder(out, "prepare", settings | _plan(source)) as (made, work):
-        buckets = _make_buckets(source, work / "buckets", work, options) if isinstance(source, Log) else source
-        arrays = PreparedArrays(buckets, schema, split, made, work, options.side_block_rows)
-        largest = max(b.rows for b in buckets.facts.buckets)
-        options.check_memory(largest, f"the largest bucket of {buckets.folder}")
-        workers = max(1, min(options.threads, options.memory // ROW_BYTES // max(1, largest)))
+        if isinstance(source, Log):
+            reader = BucketReader.open(_make_buckets(source, work / "buckets", work, options), schema, split.is_given)
+        else:
+            reader = source
+        buckets = reader.buckets
+        workers = max(1, min(options.threads, options.memory // ROW_BYTES // max(1, reader.largest)))
 
         def each(what: str, task: Callable[[Bucket], bool]) -> None:
             progress = JobProgress(log, what, buckets.facts.rows)
@@ -68,7 +70,7 @@ def write_prepared(
             with ThreadPoolExecutor(workers) as pool:
                 list(pool.map(run, buckets.facts.buckets))
 
-        arrays.write(each, workers)
+        PreparedArrays(reader, split, made, work, options.side_block_rows).write(each, workers)
     return MemmapDataset.open(out)
 
 
@@ -83,7 +85,7 @@ def write_buckets(
     gives the parts. Raises as `write_prepared`."""
     options = (options or PrepareOptions()).resolved()
     _check(data, schema, None, out, {layout.BUCKET_FACTS, layout.BUCKET_FOLDER})
-    source = Log.open(data, schema, split or SplitConfig())
+    source = _log(data, schema, split or SplitConfig(), options)
     plan = {"schema": schema.model_dump(mode="json")} | _plan(source)
     with resumable_folder(out, "bucket", plan) as (made, work):
         _make_buckets(source, made, work, options)
@@ -97,22 +99,28 @@ def _make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions
     return make_buckets(source.in_pieces(options.piece_rows), folder, work, options)
 
 
-def _bucketed(data: DataConfig, schema: Schema, split: SplitConfig, options: PrepareOptions) -> Buckets:
-    """Return the buckets that `data` names. Raises RunError or ConfigError if they cannot be prepared with the schema."""
+def _log(data: DataConfig, schema: Schema, split: SplitConfig, options: PrepareOptions) -> Log:
+    """Return the log that `data` names. Raises DataError for one of no use, ConfigError if no engine can sort it."""
+    log = Log.open(data, schema, split)
+    choose_engine(options.engine, log.rows, options.memory)
+    return log
+
+
+def _bucketed(data: DataConfig, schema: Schema, split: SplitConfig, options: PrepareOptions) -> BucketReader:
+    """Return a reader of the buckets that `data` names. Raises RunError or ConfigError if they cannot be prepared."""
     if options.engine != "auto":
         raise ConfigError(f"`engine` is '{options.engine}', but data.buckets are sorted already; leave it out")
-    buckets = Buckets.open(data.buckets)
-    BucketReader(buckets, schema, split.is_given).check()
-    return buckets
+    reader = BucketReader.open(Buckets.open(data.buckets), schema, split.is_given, strict=True)
+    options.check_memory(reader.largest, f"the largest bucket of {data.buckets}")
+    return reader
 
 
-def _plan(source: Log | Buckets) -> dict[str, files.JsonData]:
+def _plan(source: Log | BucketReader) -> dict[str, files.JsonData]:
     """Return the inputs on which the files of a preparation depend."""
-    if isinstance(source, Buckets):
-        paths = [source.table(side) for side in SIDES] + [source.file(b) for b in source.facts.buckets]
-        found: list[files.JsonData] = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in paths if p.exists()]
-        return {"version": __version__, "buckets": source.facts.model_dump(mode="json"), "files": found}
-    return {"version": __version__, "log": source.state()}
+    if isinstance(source, Log):
+        given: files.JsonData = [source.split.column, dict(source.parts)] if source.split.is_given else []
+        return {"version": __version__, "log": source.found, "parts": given}
+    return {"version": __version__, "buckets": source.buckets.facts.model_dump(mode="json"), "files": source.found}
 
 
 def _check(data: DataConfig, schema: Schema, split: SplitConfig | None, out: Path, ours: set[str]) -> None:
@@ -120,11 +128,7 @@ def _check(data: DataConfig, schema: Schema, split: SplitConfig | None, out: Pat
         raise DataError(f"split.kind = '{split.kind}' needs a time; name its column in schema.time")
     if split:
         check_gap(schema, split)
-    if data.buckets and not split:
-        raise ConfigError("data.buckets names buckets already; give data.interactions")
-    if data.buckets and (data.interactions or data.parts or data.users or data.items):
-        raise ConfigError("give either data.buckets or data.interactions (with users and items), not both")
-    if not (data.interactions or data.parts or data.buckets):
+    if not (data.interactions or data.parts or (data.buckets and split)):
         raise ConfigError(
             "data.interactions is missing; name Parquet files, a folder of them or a pattern, or set data.buckets"
         )

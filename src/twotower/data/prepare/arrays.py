@@ -23,7 +23,7 @@ from twotower.arrays import npy_writer
 from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.types import Codes, Ints
 from twotower.data import splits
-from twotower.data.buckets import Bucket, Buckets
+from twotower.data.buckets import Bucket
 from twotower.data.interaction_columns import ITEM, POSITIVE, USER, Columns, stored_columns
 from twotower.data.memmap import MEMMAP_FORMAT
 from twotower.data.parts import dropped_line
@@ -35,10 +35,9 @@ from twotower.data.splits import DROPPED, TRAIN
 from twotower.data.tables import check_side, with_statistics
 from twotower.errors import DataError, RunError
 from twotower.features.encoders import Encoders
-from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.files import layout
-from twotower.files.readers import file_digest, read_checked, read_parquet
+from twotower.files.readers import file_digest, read_checked, read_parquet, write_parquet
 from twotower.files.resumable import make_once
 from twotower.version import __version__
 
@@ -59,25 +58,23 @@ class PreparedArrays:
 
     def __init__(
         self,
-        buckets: Buckets,
-        schema: Schema,
+        reader: BucketReader,
         split: SplitConfig,
         made: Path,
         work: Path,
         side_block_rows: int = SIDE_BLOCK_ROWS,
         max_short_rows: int = MAX_SHORT_ROWS,
     ) -> None:
-        """`made` becomes the dataset, `work` holds what is known of each bucket. Raises RunError or ConfigError for
-        buckets with other columns."""
-        self.buckets, self.facts, self.schema, self.split = buckets, buckets.facts, schema, split
+        """`made` becomes the dataset, `work` holds what is known of each bucket."""
+        self.reader, self.buckets, self.schema, self.split = reader, reader.buckets, reader.schema, split
+        self.facts = reader.buckets.facts
         self.made, self.arrays, self.written = made, made / layout.ARRAYS, work / "written"
         self.side_block_rows = side_block_rows
         self.index = np.dtype("<i4" if self.facts.rows < max_short_rows else "<i8")
-        self.reader, self.stored = BucketReader(buckets, schema, split.is_given), stored_columns(schema)
+        self.stored = stored_columns(reader.schema)
         self.splits = BucketSplits(self.reader, split, work / "splits")
         for folder in (self.arrays, self.written, self.splits.folder):
             folder.mkdir(exist_ok=True)
-        self.reader.check()
 
     def write(self, each: Each, threads: int) -> None:
         """Write all files of the dataset. Raises DataError if it is of no use, RunError for a damaged bucket, OSError."""
@@ -116,7 +113,7 @@ class PreparedArrays:
         self._write_buckets(each, found, sizes, codes)
         columns: dict[str, files.JsonData] = {side: self._encode(encoders, side, frames[side]) for side in SIDES}
         for side in SIDES:
-            frames[side].write_parquet(self.made / layout.table(side))
+            write_parquet(frames[side], self.made / layout.table(side))
         encoders.save(self.made)
         facts: dict[str, files.JsonData] = {
             "format": MEMMAP_FORMAT, "twotower": __version__, "rows": self.rows, "users": self.facts.users,
@@ -126,7 +123,9 @@ class PreparedArrays:
         files.write_json(self.made / layout.PREPARED_FACTS, facts | {"digest": self._digest(threads)})
 
     def _read_table(self, path: Path, side: SideName) -> pl.DataFrame:
-        return check_side(read_parquet(path), side, self.schema, [])
+        frame = check_side(read_parquet(path), side, self.schema, [])
+        self.reader.check_unchanged(path)
+        return frame
 
     def _write_buckets(self, each: Each, found: list[Columns], sizes: Ints, codes: dict[str, Codes]) -> None:
         """Write the interactions, and the arrays by user."""

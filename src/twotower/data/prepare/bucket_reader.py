@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from twotower import files
+from twotower.arrays.types import Ints
 from twotower.data.buckets import Bucket, Buckets, column_problem, missing_column
 from twotower.data.interaction_columns import (
     BY_NAME,
@@ -24,6 +29,7 @@ from twotower.data.split import PART_NAMES
 from twotower.data.tables import averaged_columns
 from twotower.errors import ConfigError, RunError
 from twotower.features.schema import Schema
+from twotower.features.side import SIDES
 from twotower.files.readers import read_checked
 
 
@@ -33,8 +39,26 @@ class BucketReader:
 
     buckets: Buckets
     schema: Schema
-    given_parts: bool = False
+    given_parts: bool
     """True if the split reads the column `part`."""
+    strict: bool
+    """True for buckets of another program, in which pairs may be repeated."""
+    found: Mapping[str, files.JsonData]
+    """Size and time of change of each file as it was found first, by path."""
+
+    @classmethod
+    def open(cls, buckets: Buckets, schema: Schema, given_parts: bool = False, strict: bool = False) -> BucketReader:
+        """Return the reader of a folder. Raises RunError if the columns of a bucket do not follow the contract or the schema,
+        ConfigError if they are not supported."""
+        paths = [*map(buckets.table, SIDES), *map(buckets.file, buckets.facts.buckets)]
+        reader = cls(buckets, schema, given_parts, strict, {str(path): read_checked(path, _state) for path in paths})
+        reader._check()
+        return reader
+
+    @property
+    def largest(self) -> int:
+        """Number of interactions of the largest bucket."""
+        return max(bucket.rows for bucket in self.buckets.facts.buckets)
 
     @property
     def timed(self) -> bool:
@@ -46,9 +70,7 @@ class BucketReader:
         """Columns that features average."""
         return [VALUE_PREFIX + a for a in averaged_columns(self.schema)]
 
-    def check(self) -> None:
-        """Raise RunError if the columns of a bucket do not follow the contract or the schema, ConfigError if they are not
-        supported."""
+    def _check(self) -> None:
         if other := self.buckets.facts.difference(self.schema):
             raise ConfigError(
                 f"{self.buckets.folder}: the buckets were written for another schema ({other}); write them again"
@@ -71,7 +93,11 @@ class BucketReader:
         sound = len(frame) == bucket.rows and not any(frame[c].null_count() for c in names if c not in self.values)
         if sound and len(frame):
             facts, user = self.buckets.facts, found[USER]
-            sound = bucket.users[0] <= user[0] and user[-1] < bucket.users[1] and _rises(user, found.get(TIME))
+            sound = bucket.users[0] <= user[0] and user[-1] < bucket.users[1]
+            row = found.get(ROW) if TIME in found or not self.timed else None
+            sound = sound and _rises(user, found.get(TIME), row)
+            if self.strict and facts.duplicates != "keep" and ITEM in found:
+                sound = sound and not _has_repeats((user.astype(np.int64) - user[0]) * facts.items + found[ITEM])
             for name, n in ((ITEM, facts.items), (ROW, facts.read), (PART, len(PART_NAMES))):
                 sound = sound and (name not in found or bool(found[name].min() >= 0 and found[name].max() < n))
         if not sound:
@@ -79,12 +105,32 @@ class BucketReader:
                 f"{path}: damaged, or does not follow docs/prepared-format.md; "
                 f"`check_buckets(folder={str(self.buckets.folder)!r})` tells where"
             )
+        self.check_unchanged(path)
         return found
 
+    def check_unchanged(self, path: Path) -> None:
+        """Raise RunError if a file is another one than at first."""
+        if read_checked(path, _state) != self.found[str(path)]:
+            raise RunError(f"{path}: was changed while it was read; call again when it is complete")
 
-def _rises(user: npt.NDArray[Any], time: npt.NDArray[Any] | None) -> bool:
-    """Return True if rows (n,) are sorted by user, and by time within a user."""
-    same, later = user[1:] == user[:-1], user[1:] > user[:-1]
-    if time is not None:
-        same &= time[1:] >= time[:-1]
-    return bool((same | later).all())
+
+def _state(path: Path) -> list[files.JsonData]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _has_repeats(keys: Ints) -> bool:
+    """Return True if two of the keys (n,) are equal."""
+    keys.sort()
+    return bool((keys[1:] == keys[:-1]).any())
+
+
+def _rises(user: npt.NDArray[Any], time: npt.NDArray[Any] | None, row: npt.NDArray[Any] | None) -> bool:
+    """Return True if records (n,) are sorted by user, within a user by time, and within a time by row, which all differ."""
+    rising = np.ones(max(0, len(user) - 1), bool)
+    if row is not None:
+        rising = row[1:] > row[:-1]
+    for column in (time, user):
+        if column is not None:
+            rising = (column[1:] > column[:-1]) | ((column[1:] == column[:-1]) & rising)
+    return bool(rising.all())

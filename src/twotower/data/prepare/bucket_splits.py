@@ -21,6 +21,7 @@ from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.split import SplitConfig
 from twotower.data.splits import DROPPED, TEST, TRAIN, Parts
 from twotower.data.tables import averaged_columns
+from twotower.errors import RunError
 from twotower.features.feature import HistorySpec
 from twotower.features.side import SIDES, SideName
 from twotower.files.readers import read_checked
@@ -166,6 +167,8 @@ class BucketSplits:
         kept[:] = False
         for bucket in facts.buckets:
             kept[self.reader.read(bucket, ROW)[ROW]] = True
+        if int(np.count_nonzero(kept)) != facts.rows:
+            raise RunError(f"{self.reader.buckets.folder}: damaged, two interactions have one row of the log (rule 9)")
         parts = splits.random_parts(facts.rows, self.split, self._scratch)
         for first in range(0, facts.read, splits.BLOCK_ROWS):
             rows = first + np.flatnonzero(kept[first : first + splits.BLOCK_ROWS])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from twotower.data.tables import no_known_rows
 from twotower.errors import DataError
 from twotower.features.side import SIDES
 from twotower.files import layout
+from twotower.files.readers import write_parquet
 from twotower.files.resumable import make_once
 from twotower.progress import JobProgress, Summary
 from twotower.version import __version__
@@ -71,7 +73,7 @@ def _write_pieces(source: Log, folder: Path, pieces: Path, options: PrepareOptio
     for note in notes:
         log.info(note)
     for side, path in tables.items():
-        make_once(path, sides[side].write_parquet)
+        make_once(path, partial(write_parquet, sides[side]))
     progress = JobProgress(log, "interactions read", source.rows)
     return sides, write_pieces(source, sides, times, pieces, options.threads, progress)
 

@@ -31,6 +31,7 @@ from twotower.errors import DataError
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.files import JsonData
+from twotower.files.readers import write_parquet
 from twotower.files.resumable import make_once
 from twotower.progress import JobProgress
 
@@ -49,8 +50,8 @@ class Log:
     data: DataConfig
     schema: Schema
     files: tuple[TableFile, ...]
-    found: Mapping[str, JsonData]
-    """Name, size and time of change of each file of interactions, as it was found first."""
+    found: Mapping[str, Mapping[str, JsonData]]
+    """Size and time of change of each file as it was found first, by table and path."""
     split: SplitConfig
     parts: Mapping[str, int]
     """Part code of each file, if files give the parts."""
@@ -77,7 +78,7 @@ class Log:
                     f"{path}: is not of the form of {paths[0].name}; give all files as text or all as Parquet"
                 )
         parts = {file.name: part for file, (_, part) in zip(files, given, strict=True)} if given else {}
-        log = cls(data, schema, tuple(files), {file.name: file.state() for file in files}, split, parts)
+        log = cls(data, schema, tuple(files), _state(data), split, parts)
         if not log.rows:
             raise DataError("interactions: the table has no rows, expected at least one; fill it")
         return log
@@ -110,12 +111,6 @@ class Log:
         """Number of interactions."""
         return sum(file.rows or 0 for file in self.files)
 
-    def state(self) -> JsonData:
-        """Return the names, sizes and times of change of all files, tables of sides included."""
-        sides = [p for given in (self.data.users, self.data.items) if given for p in table_files(given)]
-        given: list[JsonData] = [self.split.column, dict(self.parts)] if self.split.is_given else []
-        return [*self.found.values(), *(TableFile(path, str(path), None).state() for path in sides), *given]
-
     def read(self, piece: TableShard, columns: Sequence[str]) -> pl.DataFrame:
         """Return some columns of a piece. Raises DataError if its file is another one than at first."""
         path, rows = piece.file.path, piece.rows or 0
@@ -123,11 +118,30 @@ class Log:
             table = self.text.scan(piece.file) if self.text else pl.scan_parquet(path, glob=False)
             table = table.select(columns)
         (frame,) = read_slices(table, path, piece.start, rows, rows)
-        with table_errors(path):
-            same = piece.file.state() == self.found[piece.file.name]
-        if not same:
-            raise DataError(f"{path}: was changed while it was read; call again when it is complete")
+        self.check_unchanged("interactions", path)
         return frame
+
+    def check_unchanged(self, table: str, path: Path) -> None:
+        """Raise DataError if a file is another one than at first."""
+        with table_errors(path):
+            found = _file_state(path)
+        if found != self.found[table].get(str(path)):
+            raise DataError(f"{path}: was changed while it was read; call again when it is complete")
+
+
+def _state(data: DataConfig) -> dict[str, dict[str, JsonData]]:
+    """Return the size and time of change of each file of a log, by table and path."""
+    interactions = [*data.parts.values()] or [data.interactions]
+    given = {"interactions": interactions, "users": [data.users], "items": [data.items]}
+    return {
+        name: {str(path): _file_state(path) for source in filter(None, sources) for path in table_files(source)}
+        for name, sources in given.items()
+    }
+
+
+def _file_state(path: Path) -> list[JsonData]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def used_columns(schema: Schema) -> list[str]:
@@ -146,7 +160,7 @@ def write_pieces(
     def write(n: int) -> None:
         def into(path: Path) -> None:
             piece = _encoded(source, source.pieces[n], firsts[n], sides, times)
-            piece.write_parquet(path, compression="lz4", row_group_size=ROW_GROUP_ROWS)
+            write_parquet(piece, path, compression="lz4", row_group_size=ROW_GROUP_ROWS)
 
         made = make_once(paths[n], into)
         (progress.advance if made else progress.skip)(source.pieces[n].rows or 0)

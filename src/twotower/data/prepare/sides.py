@@ -93,6 +93,8 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
         if given:
             from_text = is_text(table_files(given)[0]) or source.is_text
             frame = read_file(given, Reading.of(schema, side, source.data.format), side_columns(side, schema))
+            for path in table_files(given):
+                source.check_unchanged(f"{side}s", path)
             found[side] = check_side(frame, side, schema, notes, counted, from_text)
         else:
             found[side] = check_side(counted.select(pl.col(key).sort()), side, schema, notes)

@@ -9,6 +9,9 @@ from pathlib import Path
 from twotower.data.prepare.engines.engine import Engine
 from twotower.errors import ConfigError, first_line
 
+MAX_BYTES = 2**50
+"""Largest limit of memory that DuckDB is given."""
+
 ROWS_OF_USERS = """
 SELECT * FROM read_parquet($pieces, hive_partitioning = false) WHERE "user" >= $first AND "user" < $end
 {latest} ORDER BY "user", {order}
@@ -35,7 +38,7 @@ class DuckDb(Engine):
         self._database = duckdb.connect(
             ":memory:",
             config={
-                "memory_limit": f"{memory}B", "threads": threads, "temp_directory": str(work),
+                "memory_limit": f"{min(memory, MAX_BYTES)}B", "threads": threads, "temp_directory": str(work),
                 "autoinstall_known_extensions": False, "autoload_known_extensions": False,
             },
         )  # fmt: skip

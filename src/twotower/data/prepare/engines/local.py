@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from twotower.data.prepare.engines.engine import Engine
+from twotower.files.readers import write_parquet
 
 
 class Local(Engine):
@@ -24,4 +25,4 @@ class Local(Engine):
     def write(self, users: tuple[int, int], to: Path) -> None:
         """Write a slice of the sorted log."""
         start, end = np.searchsorted(self._sorted["user"].to_numpy(), users)
-        self._sorted[int(start) : int(end)].write_parquet(to, compression="lz4")
+        write_parquet(self._sorted[int(start) : int(end)], to, compression="lz4")
