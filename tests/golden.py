@@ -134,7 +134,7 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "two pairs": ("board", {"model": {"pairs": [{"user": {"layers": [8]}, "item": {"layers": [8]}}] * 2}}),
     "similarity dot": ("everything", {"model": {"similarity": "dot"}}),
     "similarity cosine, no bias": ("everything", {"model": {"bias": False, "learn_temperature": False}}),
-    **{f"split {kind}": (f"split {kind}", {"loss": SOFTMAX}) for kind in ("random", "last", "time")},
+    **{f"split {kind}": (f"split {kind}", {"loss": SOFTMAX}) for kind in ("random", "last", "time", "user_ratio")},
     **{f"optimizer {o}": ("board", {"train": {"optimizer": o, "lr": 0.02}}) for o in ("Adam", "AdamW", "SGD", "Adagrad")},
     "schedules, decay, average": (
         "board",

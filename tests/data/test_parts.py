@@ -177,7 +177,7 @@ def test_one_file_for_two_parts_is_refused(tmp_path: Path) -> None:
     paths = {"train": tmp_path / "a.csv", "test": tmp_path / "*.csv"}
     with pytest.raises(DataError, match=r"a\.csv: named by data\.train and by data\.test; name a file for one part"):
         check(None, None, PartFiles(paths), CHECKERBOARD_SCHEMA)
-    with pytest.raises(DataError, match=r"`sources` names the part 'dev' \(allowed: train, validation, test\)"):
+    with pytest.raises(DataError, match=r"PartFiles names the part 'dev' \(allowed: train, validation, test\)"):
         PartFiles({"dev": "a.csv"})
 
 

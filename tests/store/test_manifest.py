@@ -35,7 +35,7 @@ FACTS: dict[str, Any] = {
         ({"index": FACTS["index"] | {"search_params": {"ef": 0.5}}}, "index.search_params.ef is 0.5, expected int"),
         ({"metric": "l2"}, "metric is 'l2', Input should be 'cosine' or 'dot'"),
         ({"schema": {"features": []}}, "schema.features is [], Tuple should have at least 2 items after validation, not 0"),
-        ({"split": {"kind": "odd\nend"}}, "split.kind is 'odd\\nend', Input should be 'random', 'last' or 'time'"),
+        ({"split": {"kind": "odd\nend"}}, "split.kind is 'odd\\nend', Input should be 'random', 'last', 'time', 'user_ratio', 'column' or 'files'"),
     ],
 )  # fmt: skip
 def test_a_problem_names_field_value_and_type(change: dict[str, Any], says: str) -> None:

@@ -25,7 +25,7 @@ class PartFiles:
     def __post_init__(self) -> None:
         for name in self.sources:
             if name not in PART_NAMES:
-                raise DataError(_unknown(name, "`sources`", ""))
+                raise DataError(_unknown(name, "PartFiles", ""))
 
 
 def given_parts(interactions: pl.DataFrame, split: SplitConfig) -> pl.Series | None:
