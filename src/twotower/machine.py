@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
 import sys
+import uuid
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -23,6 +26,16 @@ def memory_in_use() -> tuple[int, int]:
 def physical_memory() -> int:
     """Return the bytes of this machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def boot_id() -> str:
+    """Return an id of this start of this host: another one after a restart, or where the system tells none."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    found = ""
+    with suppress(OSError):  # macOS
+        found = subprocess.run(["sysctl", "-n", "kern.boottime"], capture_output=True, text=True, check=False).stdout
+    return found.strip() or str(uuid.uuid4())
 
 
 def available_cores() -> int:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from twotower.arrays.sets import DistinctRows, find_in_sorted, is_in_sorted, pair_keys
+from twotower.arrays.sets import DistinctRows, distinct_keys, find_in_sorted, is_in_sorted, pair_keys
 
 # The dataset is not changed by a test, so hypothesis may see one for all its examples.
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -52,3 +52,12 @@ def test_the_key_of_a_pair_does_not_overflow_the_type_of_its_rows() -> None:
     assert pair_keys(np.array([2**31 - 1], np.int32), np.array([5], np.int32), 10**9).tolist() == [
         (2**31 - 1) * 10**9 + 5
     ]
+
+
+@quick
+@given(st.lists(st.integers(-(2**62), 2**62)), st.booleans())
+def test_distinct_keys_are_those_of_numpy(keys: list[int], repeated: bool) -> None:
+    given_keys = np.array(keys * 2 if repeated else keys, np.int64)
+    before = given_keys.copy()
+    assert np.array_equal(distinct_keys(given_keys), np.unique(given_keys))
+    assert np.array_equal(given_keys, before)

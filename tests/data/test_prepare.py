@@ -48,7 +48,7 @@ from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.side import SIDES
-from twotower.files import locks
+from twotower.files import locks, resumable
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.pooling.decay import Decay
 from twotower.retrieval.explanation import stored_history, stored_items
@@ -569,6 +569,24 @@ def test_a_preparation_of_other_settings_starts_again(
     prepare.write_prepared(data, SCHEMA, SPLITS["time"], tmp_path / "whole", SMALL)
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out", "whole"]
+
+
+def test_a_preparation_starts_again_after_a_restart_of_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    """Files that are not on the disk yet are lost by a restart."""
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    monkeypatch.setattr(files, "hooks", StopAt(40))
+    with suppress(Stop):
+        prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
+    monkeypatch.setattr(files, "hooks", files.NoHooks())
+    monkeypatch.setattr(resumable, "boot_id", lambda: "another start")
+    for path in (tmp_path / ".out.partial").rglob("*.parquet"):
+        path.write_bytes(b"")
+    prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
+    assert not any("going on with what an earlier call has left" in m for m in messages)
+    prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "whole", SMALL)
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
 
 
 def test_a_preparation_goes_on_with_more_memory_and_another_engine(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,16 +34,14 @@ def create(path: Path, dtype: npt.DTypeLike, n: int) -> None:
 
 
 def write_rows(path: Path, start: int, values: npt.NDArray[Any]) -> None:
-    """Write rows (n,) of an array from row `start` on, to the disk."""
+    """Write rows (n,) of an array from row `start` on."""
     with path.open("r+b") as file:
         file.seek(HEADER_BYTES + start * values.itemsize)
         file.write(np.ascontiguousarray(values).data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def write_blocks(path: Path, blocks: Iterable[npt.NDArray[Any]]) -> None:
-    """Write an array of at least one block (n, …), one block after another, to the disk."""
+    """Write an array of at least one block (n, …), one block after another."""
     n, like = 0, np.zeros(())
     with path.open("w+b") as file:
         for block in blocks:
@@ -54,5 +51,3 @@ def write_blocks(path: Path, blocks: Iterable[npt.NDArray[Any]]) -> None:
             file.write(np.ascontiguousarray(block).data)
             n += len(block)
         write_npy_header(file, like, n)
-        file.flush()
-        os.fsync(file.fileno())

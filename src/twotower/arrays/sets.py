@@ -34,6 +34,13 @@ class DistinctRows:
         return distinct, self._slot[rows]
 
 
+def distinct_keys(keys: Ints) -> Ints:
+    """Return the distinct ones of keys (n,), rising: `numpy.unique`, which collects long arrays of distinct keys in a table of
+    hashes, twenty times slower than a sort."""
+    ordered = np.sort(keys, kind="stable")  # keys of pairs are often in the order of their users
+    return ordered[np.r_[True, ordered[1:] != ordered[:-1]]] if len(ordered) else ordered
+
+
 def is_in_sorted(members: Sorted, values: Sorted) -> Bools:
     """Return a mask of those `values` (n, …) that are in `members`, an ascending array."""
     return find_in_sorted(members, values)[1]

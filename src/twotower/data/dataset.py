@@ -13,7 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from twotower.arrays.ragged import Column, Ragged, offsets_of
-from twotower.arrays.sets import pair_keys
+from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import Bools, Codes, Ints
 from twotower.data.pairs import GroupedPairs, Pairs, counts
 from twotower.data.parts import check_gap, dropped_line, given_parts
@@ -311,5 +311,5 @@ def assemble_dataset(
 
 def _items_of(user: Codes, item: Codes, n_users: int, n_items: int) -> Ragged:
     """Return the distinct items of each user, rising."""
-    users, items = np.divmod(np.unique(pair_keys(user, item, n_items)), n_items)
+    users, items = np.divmod(distinct_keys(pair_keys(user, item, n_items)), n_items)
     return Ragged(items.astype(np.int32), offsets_of(np.bincount(users, minlength=n_users)))

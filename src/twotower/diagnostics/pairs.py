@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from twotower.arrays.pieces import pieces
-from twotower.arrays.sets import is_in_sorted, pair_keys
+from twotower.arrays.sets import distinct_keys, is_in_sorted, pair_keys
 from twotower.arrays.types import Bools, Codes, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.split import PART_NAMES
@@ -38,7 +38,7 @@ def _shared_pairs(context: DiagnosisContext, block: int = BLOCK_USERS) -> Iterat
     for part_of_users in pieces(len(data.users), block):
         users = np.arange(part_of_users.start, part_of_users.stop)
         taken = (data.grouped(part).take(users) for part in parts)
-        keys = [np.unique(pair_keys(pairs.user, pairs.item, len(data.items))) for pairs in taken]
+        keys = [distinct_keys(pair_keys(pairs.user, pairs.item, len(data.items))) for pairs in taken]
         for part in parts:
             n_pairs[part] += len(keys[part])
         for one, other in n_shared:
@@ -161,4 +161,4 @@ def _false_candidates(context: DiagnosisContext, train_positives: Ints, later_po
 
 def _distinct_keys(data: Dataset, keep: Bools) -> Ints:
     """Return the distinct keys of the pairs to keep, rising."""
-    return np.unique(pair_keys(data.pairs.user[keep], data.pairs.item[keep], len(data.items)))
+    return distinct_keys(pair_keys(data.pairs.user[keep], data.pairs.item[keep], len(data.items)))

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.pieces import pieces
-from twotower.arrays.sets import is_in_sorted, pair_keys, places_of_rows
+from twotower.arrays.sets import distinct_keys, is_in_sorted, pair_keys, places_of_rows
 from twotower.arrays.types import Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import GroupedPairs
@@ -107,7 +107,7 @@ def _labelled_keys(
     the item) + label; a row of -1 has none."""
     known = np.flatnonzero(rows >= 0)
     pairs = tests.take(rows[known])
-    return np.unique(pair_keys(known[pairs.user], places[pairs.item], n_items) << 1 | pairs.positive)
+    return distinct_keys(pair_keys(known[pairs.user], places[pairs.item], n_items) << 1 | pairs.positive)
 
 
 def _text_ids(data: Dataset, side: SideName) -> pl.Series:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from twotower.arrays.pieces import pieces
-from twotower.arrays.sets import pair_keys
+from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import Bools, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import GroupedPairs, Pairs, counts
@@ -158,7 +158,7 @@ class EvaluationQueries:
         found = np.zeros(len(self.users), np.int64)
         is_target = np.zeros(self.block * self.n_items, bool)
         for part in self._blocks():
-            targets = np.unique(self._targets(self.users[part]))
+            targets = distinct_keys(self._targets(self.users[part]))
             is_target[targets] = True
             for cells in self._seen_cells(self.users[part]):
                 is_target[cells] = False

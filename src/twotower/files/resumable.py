@@ -13,6 +13,7 @@ from twotower import files
 from twotower.errors import DataError, RunError
 from twotower.files import locks
 from twotower.files.readers import read_json
+from twotower.machine import boot_id
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,8 @@ def resumable_folder(path: Path, action: str, plan: files.JsonData) -> Iterator[
     """Yield two folders: `made`, which replaces `path` when the block succeeds, and `work` for other files.
 
     What a killed call has left in them is there again if it had the same `plan`, the inputs on which all their files
-    depend; else both are empty. A DataError leaves nothing; after any other error, such as of a full disk or too little
+    depend, and the host has not started again since: files are written to the disk only when all are made. Else both are
+    empty. A DataError leaves nothing; after any other error, such as of a full disk or too little
     memory, and an interruption the files stay for the next call. One process at a time may make a folder. Raises RunError."""
     path = files.replaceable(path)
     partial, removed = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.removed")
@@ -33,9 +35,11 @@ def resumable_folder(path: Path, action: str, plan: files.JsonData) -> Iterator[
         with locks.lock(partial / LOCK) as held:
             held.write_holder(action)
             files.remove(removed)
-            _begin(partial, plan)
+            _begin(partial, {"boot": boot_id(), "inputs": plan})
             try:
                 yield partial / MADE, partial / WORK
+                for made in (partial / MADE).rglob("*"):
+                    files.sync(made)
                 files.replace_folder(partial / MADE, path)
             except DataError:
                 _remove(partial, removed)
@@ -79,14 +83,12 @@ def _remove(partial: Path, removed: Path) -> None:
 def make_once(path: Path, write: Callable[[Path], object]) -> bool:
     """Make a file by `write`, given a temporary path, unless it exists; return True if it was made.
 
-    The file has its name only when it is whole and on the disk."""
+    The file has its name only when it is whole."""
     if path.exists():
         return False
     temporary = path.with_name(f".{path.name}.tmp")
     write(temporary)
-    files.sync(temporary)
     files.point("made.written")
     os.replace(temporary, path)
-    files.sync(path.parent)
     files.point("made.renamed")
     return True

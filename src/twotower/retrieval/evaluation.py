@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from twotower.arrays.pieces import pieces
-from twotower.arrays.sets import pair_keys
+from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import Ints
 from twotower.data.pairs import GroupedPairs, Pairs
 from twotower.progress import JobProgress
@@ -39,6 +39,6 @@ def rank_items(
 def _distinct_items(seen: Sequence[GroupedPairs], users: Ints, n_items: int) -> list[Ints]:
     """Return the distinct item rows of each user's pairs, rising."""
     taken = Pairs.concatenated([pairs.take(users) for pairs in seen])
-    cells = np.unique(pair_keys(taken.user, taken.item, n_items))
+    cells = distinct_keys(pair_keys(taken.user, taken.item, n_items))
     ends = np.searchsorted(cells, np.arange(1, len(users)) * n_items)
     return np.split(cells % n_items, ends)

@@ -21,6 +21,7 @@ import polars as pl
 from twotower import files
 from twotower.arrays import npy_writer
 from twotower.arrays.ragged import Ragged, offsets_of
+from twotower.arrays.sets import distinct_keys
 from twotower.arrays.types import Codes, Ints
 from twotower.data import splits
 from twotower.data.buckets import Bucket
@@ -178,7 +179,7 @@ class PreparedArrays:
         train = parts == TRAIN
         for (name, of_items), keep in zip(ITEMS_OF.items(), (train, train & positive), strict=True):
             self._put(name, starts[name], indices[keep])
-            self._put(of_items, starts[of_items], (np.unique(keys[keep]) % self.facts.items).astype(np.int32))
+            self._put(of_items, starts[of_items], (distinct_keys(keys[keep]) % self.facts.items).astype(np.int32))
         kept = parts != DROPPED
         self._put("interacted_items.values", starts["interacted_items"], item[kept])
         self._put("interacted_items.source", starts["interacted_items"], indices[kept])
@@ -218,11 +219,10 @@ class PreparedArrays:
         return [f.name for f in features]
 
     def _digest(self, threads: int) -> str:
-        """Write all files but the facts to the disk, and return the digest of their names and contents."""
+        """Return the digest of the names and contents of all files but the facts."""
         paths = sorted(p for p in self.made.rglob("*") if p.is_file() and p.name != layout.PREPARED_FACTS)
 
         def digest(path: Path) -> str:
-            files.sync(path)
             return f"{path.relative_to(self.made)} {file_digest(path)}\n"
 
         with ThreadPoolExecutor(threads) as pool:

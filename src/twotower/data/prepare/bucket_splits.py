@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from twotower import files
 from twotower.arrays.pieces import Scalar, temporary_array
-from twotower.arrays.sets import pair_keys
+from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import Bools, Doubles, Ints
 from twotower.data import splits
 from twotower.data.buckets import Bucket
@@ -67,7 +66,6 @@ class BucketSplits:
         def into(path: Path) -> None:
             parts, counts = self._counted(bucket, parts_of)
             parts.tofile(self._parts_file(bucket))
-            files.sync(self._parts_file(bucket))
             with path.open("wb") as file:
                 np.savez(file, allow_pickle=False, **counts)
 
@@ -141,7 +139,7 @@ class BucketSplits:
         if self.repeats:
             for name, keep in (("seen_items", train), ("positive_items", liked)):
                 keys = pair_keys(user[keep], item[keep], self.reader.buckets.facts.items)
-                counts[name] = lengths(np.unique(keys) // self.reader.buckets.facts.items)
+                counts[name] = lengths(distinct_keys(keys) // self.reader.buckets.facts.items)
         for name, keep, history in self.history_masks(parts, positive):
             n = lengths(user[keep])
             counts[name] = np.minimum(n, history.max_length) if history.max_length else n
