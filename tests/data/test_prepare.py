@@ -753,7 +753,7 @@ def test_buckets_of_another_program_are_prepared(tmp_path: Path) -> None:
         (
             lambda t: t.with_columns(weight=pl.lit(1.0)),
             ConfigError,
-            "column 'weight' is not supported yet; leave it out",
+            "column 'weight', and schema.weight is empty",
         ),
         (lambda t: t.with_columns(price=pl.lit(1.0)), RunError, "unknown column 'price'"),
         (

@@ -499,8 +499,9 @@ def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented
     # The rows as the batch knows them.
     captured: dict[str, Any] = {}
 
-    def capture(*args: Any) -> Tensor:
+    def capture(*args: Any, weights: Tensor | None = None) -> Tensor:
         captured["args"] = args
+        assert weights is None
         return mimic_of(*args)
 
     mimic_of = dat.objective.mimic_loss

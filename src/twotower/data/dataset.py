@@ -14,15 +14,22 @@ import polars as pl
 
 from twotower.arrays.ragged import Column, Ragged, offsets_of
 from twotower.arrays.sets import distinct_keys, pair_keys
-from twotower.arrays.types import Bools, Codes, Ints
-from twotower.data.pairs import GroupedPairs, Pairs, counts
+from twotower.arrays.types import Bools, Codes, Ints, Numbers
+from twotower.data.pairs import GroupedPairs, Pairs, counts, weight_sums
 from twotower.data.parts import check_gap, dropped_line, given_parts
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.splits import DROPPED, TEST, TRAIN, VALIDATION, Parts, split_interactions
-from twotower.data.tables import POSITIVE, Tables, averaged_columns, sums_by_row, with_statistics
+from twotower.data.tables import (
+    POSITIVE,
+    WEIGHT,
+    Tables,
+    averaged_columns,
+    nothing_to_learn,
+    sums_by_row,
+    with_statistics,
+)
 from twotower.data.times import TIME
 from twotower.data.unknown_ids import rows_of_ids
-from twotower.errors import DataError
 from twotower.features.encoder import Report
 from twotower.features.encoders import Encoders
 from twotower.features.feature import HistorySpec
@@ -141,8 +148,8 @@ class Dataset:
 
     @cached_property
     def positive_indices(self) -> Ints:
-        """Indices of the positive training interactions, rising."""
-        return np.flatnonzero((self.parts == TRAIN) & self.pairs.positive)
+        """Indices of the training targets, which are positives of a weight above 0, rising."""
+        return np.flatnonzero((self.parts == TRAIN) & self.pairs.target)
 
     @cached_property
     def timeline(self) -> Ragged:
@@ -152,8 +159,8 @@ class Dataset:
 
     @cached_property
     def positives_by_user(self) -> Ragged:
-        """Every user's positive training interactions by index, oldest first."""
-        keep = self.sort_by_time((self.parts == TRAIN) & self.pairs.positive)
+        """Every user's training targets by index, oldest first."""
+        keep = self.sort_by_time((self.parts == TRAIN) & self.pairs.target)
         return Ragged.from_pairs(self.pairs.user[keep], keep, len(self.users))
 
     @cached_property
@@ -163,15 +170,17 @@ class Dataset:
 
     @cached_property
     def positive_items(self) -> Ragged:
-        """The distinct items of each user's training positives, rising, by user row."""
+        """The distinct items of each user's training targets, rising, by user row."""
         train = self.train
-        liked = train.positive
+        liked = train.target
         return _items_of(train.user[liked], train.item[liked], len(self.users), len(self.items))
 
     @cached_property
-    def item_positive_counts(self) -> Ints:
-        """(items,) number of training positives of each item."""
+    def item_positive_counts(self) -> Numbers:
+        """(items,) number of training positives of each item; with weights the sums of theirs."""
         train = self.train
+        if train.weight is not None:
+            return weight_sums(train.item, len(self.items), train.weight, train.positive)
         return counts(train.item, len(self.items), train.positive)
 
     @cached_property
@@ -265,7 +274,8 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
         actions, user, item, parts = actions.filter(kept), user[kept], item[kept], parts[kept]
         times = None if times is None else times[kept]
         log.info(dropped_line(n))
-    pairs = Pairs(user, item, actions[POSITIVE].to_numpy().astype(bool))
+    weight = actions[WEIGHT].to_numpy() if schema.weight else None
+    pairs = Pairs(user, item, actions[POSITIVE].to_numpy().astype(bool), weight)
     train = parts == TRAIN
     frames: dict[SideName, pl.DataFrame] = {}
     counts: dict[SideName, Ints] = {}
@@ -292,8 +302,8 @@ def assemble_dataset(
     get columns."""
     schema = encoders.schema
     train = parts == TRAIN
-    if not pairs.positive[train].any():
-        raise DataError("no positive interaction in the train part; there is nothing to learn from")
+    if not pairs.target[train].any():
+        raise nothing_to_learn(schema)
     dataset = Dataset(
         schema,
         encoders,

@@ -54,7 +54,7 @@ COLUMNS = (
     InteractionColumn(ROW, (pl.Int64,)),
     InteractionColumn(POSITIVE, (pl.Boolean,), "?"),
     InteractionColumn(TIME, (pl.Int64,), "<i8", option="time"),
-    InteractionColumn(WEIGHT, (pl.Float32, pl.Float64), option="weight", supported=False),
+    InteractionColumn(WEIGHT, (pl.Float32, pl.Float64), "<f4", option="weight"),
     InteractionColumn(EVENT, (pl.String,), option="event", supported=False),
     InteractionColumn(PART, (pl.Int8,), of_split=True),
 )

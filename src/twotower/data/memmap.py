@@ -24,9 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from twotower import files
 from twotower.arrays.ragged import Column, Ragged
-from twotower.arrays.types import Ints
+from twotower.arrays.types import Ints, Numbers
 from twotower.data.dataset import Dataset, Side
-from twotower.data.interaction_columns import stored_columns
+from twotower.data.interaction_columns import WEIGHT, stored_columns
 from twotower.data.pairs import GroupedPairs, Pairs
 from twotower.data.run_tables import load_tables, read_side, save_tables
 from twotower.data.split import PART_NAMES, SplitConfig
@@ -107,6 +107,10 @@ class _Arrays:
             raise RunError(f"{path}: damaged (it holds {found.dtype} of shape {found.shape})")
         return found
 
+    def numbers(self, name: str) -> npt.NDArray[Any]:
+        """Return an array of one dimension; that of weights holds fractions, and their sums may."""
+        return self._checked(name, {WEIGHT: "f", "item_positive_counts": "iuf"}.get(name, "biu"), 1)
+
     def ragged(self, name: str) -> Ragged:
         values, offsets = self[f"{name}.values"], self[f"{name}.offsets"]
         if offsets.dtype.kind not in "iu" or not len(offsets) or offsets[0] or offsets[-1] != len(values):
@@ -135,7 +139,7 @@ class MemmapDataset(Dataset):
         schema, columns = facts.table_schema, facts.columns
         arrays = _Arrays(folder / layout.ARRAYS)
         plain = ("part", *stored_columns(schema))
-        if {len(arrays[name]) for name in plain} != {facts.rows}:
+        if {len(arrays.numbers(name)) for name in plain} != {facts.rows}:
             raise RunError(f"{folder}: damaged (the interactions' arrays are not of {facts.rows:,} rows)")
         frames = {
             side: read_checked(folder / layout.table(side), partial(read_side, schema=schema, side=side))
@@ -154,7 +158,7 @@ class MemmapDataset(Dataset):
             Encoders.load(schema, folder),
             sides["user"],
             sides["item"],
-            Pairs(**{name: arrays[name] for name in Pairs.columns() if name in plain}),
+            Pairs(**{name: arrays.numbers(name) for name in Pairs.columns() if name in plain}),
             arrays["part"],
             arrays["time"] if schema.time else None,
             facts.split.follows_time,
@@ -258,8 +262,8 @@ class MemmapDataset(Dataset):
         return self.arrays.ragged("interacted_items")
 
     @cached_property
-    def item_positive_counts(self) -> Ints:
-        return self.arrays["item_positive_counts"]
+    def item_positive_counts(self) -> Numbers:
+        return self.arrays.numbers("item_positive_counts")
 
 
 def save(dataset: Dataset, folder: Path) -> None:

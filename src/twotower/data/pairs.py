@@ -10,20 +10,27 @@ import numpy.typing as npt
 
 from twotower.arrays.pieces import PIECE_ROWS, pieces, temporary_array
 from twotower.arrays.ragged import run_indices, stable_order
-from twotower.arrays.types import Bools, Codes, Ints
+from twotower.arrays.types import Bools, Codes, Doubles, Floats, Ints
 from twotower.data.interaction_columns import Columns
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Aligned (n,) arrays: user row, item row, and whether the user liked the item."""
+    """Aligned (n,) arrays: user row, item row, whether the user liked the item, and weights if the schema names them."""
 
     user: Codes
     item: Codes
     positive: Bools
+    weight: Floats | None = None
+    """Weights, finite and at least 0. None: all are 1."""
 
     def __len__(self) -> int:
         return len(self.user)
+
+    @property
+    def target(self) -> Bools:
+        """True for a positive of a weight above 0: one that models learn and are measured by."""
+        return target_mask(self.positive, self.weight)
 
     @classmethod
     def columns(cls) -> tuple[str, ...]:
@@ -32,8 +39,9 @@ class Pairs:
 
     @property
     def arrays(self) -> Columns:
-        """Columns by name."""
-        return {name: getattr(self, name) for name in self.columns()}
+        """Columns by name, without weights if there are none."""
+        found: Columns = {name: getattr(self, name) for name in self.columns()}
+        return {name: column for name, column in found.items() if column is not None}
 
     def take(self, keep: npt.NDArray[np.bool_ | np.integer] | slice) -> Pairs:
         """Return the pairs at `keep`, a mask, indices or a slice."""
@@ -110,6 +118,20 @@ class GroupedPairs:
 
 def _without_user(pairs: Pairs) -> Columns:
     return {name: column for name, column in pairs.arrays.items() if name != "user"}
+
+
+def target_mask(positive: Bools, weight: Floats | None) -> Bools:
+    """Return the mask (n,) of positives whose weight is above 0."""
+    return positive if weight is None else positive & (weight > 0)
+
+
+def weight_sums(values: npt.NDArray[np.integer], n: int, weight: Floats, where: Bools) -> Doubles:
+    """Return (n,) the sums of the weights of the values 0..n-1 in a mask."""
+    sums = np.zeros(n)
+    for part in pieces(len(values)):
+        keep = where[part]
+        np.add.at(sums, values[part][keep], weight[part][keep])
+    return sums
 
 
 def counts(values: npt.NDArray[np.integer], n: int, where: Bools | None = None) -> Ints:

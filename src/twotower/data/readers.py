@@ -69,7 +69,9 @@ class Reading:
         ids = {schema.user_id, schema.item_id}
         if side is None:
             averaged = {s.column for s in schema.statistics() if s.column}
-            numbers = frozenset({schema.label, *averaged} - ids - {schema.time})  # `Times` reads the time
+            numbers = frozenset(
+                {schema.label, schema.weight, *averaged} - ids - {schema.time}
+            )  # `Times` reads the time
             return cls(numbers, separator=form.separator, columns=form.columns)
         of_type = {t: {f.source for f in schema.columns(side) if f.column_type == t} for t in ("numbers", "text")}
         text = frozenset(of_type["text"] - of_type["numbers"] - ids)

@@ -6,6 +6,7 @@ import io
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from twotower import files
@@ -18,6 +19,8 @@ from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.files import layout
 from twotower.files.readers import read_checked, read_parquet
+
+MAX_WEIGHT = float(np.finfo(np.float32).max)
 
 
 def save_tables(dataset: Dataset, folder: Path) -> None:
@@ -43,7 +46,8 @@ def load_tables(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[
         read_checked(folder / layout.table(side), partial(read_side, schema=schema, side=side)) for side in SIDES
     )
     actions = read_checked(
-        folder / layout.INTERACTIONS, lambda path: _check_interactions(read_parquet(path), users, items)
+        folder / layout.INTERACTIONS,
+        lambda path: _check_interactions(read_parquet(path), users, items, bool(schema.weight)),
     )
     try:
         pairs = Pairs(**{name: actions[name].to_numpy() for name in Pairs.columns() if name in actions.columns})
@@ -68,7 +72,9 @@ def read_side(path: Path, schema: Schema, side: SideName) -> pl.DataFrame:
     return frame
 
 
-def _check_interactions(actions: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+def _check_interactions(
+    actions: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame, weighted: bool
+) -> pl.DataFrame:
     """Return interactions of rows, parts, times and labels unchanged. Raises ValueError for other types or ranges."""
     below = {"user": users.height, "item": items.height, "part": len(PART_NAMES)}
     for name in (*below, "positive", *({"time"} & {*actions.columns})):
@@ -79,4 +85,10 @@ def _check_interactions(actions: pl.DataFrame, users: pl.DataFrame, items: pl.Da
         if name in below and len(column) and not 0 <= first <= last < below[name]:
             what = "there are" if name == "part" else f"{name}s.parquet holds"
             raise ValueError(f"column '{name}' goes from {first} to {last}, {what} {below[name]:,}")
+    if weighted and (
+        actions["weight"].null_count()
+        or actions["weight"].dtype != pl.Float32
+        or not actions["weight"].is_between(0, MAX_WEIGHT).all()
+    ):
+        raise ValueError("column 'weight' holds other values than weights")
     return actions

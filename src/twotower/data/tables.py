@@ -29,6 +29,8 @@ from twotower.features.values import canonical_ids, missing_count
 
 POSITIVE = "__positive"
 """The column of labels that checking adds to the interactions, beside TIME. Names that begin with '__' are reserved."""
+WEIGHT = "__weight"
+"""The column of weights (float32) that checking adds, if the schema names weights."""
 _ROW_COLUMN = "__row"  # temporary
 
 
@@ -54,10 +56,10 @@ def check(
     If `users` or `items` is None, that side consists of the distinct ids of the interactions.
     """
     notes: list[str] = []
-    reserved = [POSITIVE, TIME, _ROW_COLUMN, *([] if isinstance(interactions, PartFiles) else [PART])]
+    reserved = [POSITIVE, WEIGHT, TIME, _ROW_COLUMN, *([] if isinstance(interactions, PartFiles) else [PART])]
     actions = as_frame(interactions, "interactions", Reading.of(schema, form=form)).drop(reserved, strict=False)
     need(actions, [schema.user_id, schema.item_id], "interactions")
-    need(actions, [c for c in (schema.label, schema.time) if c], "interactions")
+    need(actions, [c for c in (schema.label, schema.weight, schema.time) if c], "interactions")
     _not_empty(actions, "interactions")
     actions = with_ids(with_ids(actions, schema.user_id, "interactions"), schema.item_id, "interactions")
     actions = timed(actions, schema)
@@ -81,7 +83,7 @@ def check(
     if not actions.height:
         raise no_known_rows()
 
-    actions = labelled(actions, schema)
+    actions = weighted(labelled(actions, schema), schema)
     actions = _deduplicate(actions, schema, notes)
     return Tables(sides["user"], sides["item"], actions, notes)
 
@@ -256,6 +258,25 @@ def labelled(actions: pl.DataFrame, schema: Schema, some: bool = True) -> pl.Dat
     return actions.with_columns(positive.alias(POSITIVE))
 
 
+def weighted(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+    """Add the column WEIGHT, if the schema names weights. Raises DataError for weights that are no finite numbers of at least
+    0."""
+    if not schema.weight:
+        return actions
+    series = actions[schema.weight]
+    if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
+        raise DataError(f"interactions: weight '{schema.weight}' holds {series.dtype}, expected numbers; cast it")
+    weights = series.cast(pl.Float32)
+    usable = (weights.is_finite() & (weights >= 0)).fill_null(False)
+    if n := actions.height - int(usable.sum()):
+        first = series.filter(~usable)[0]
+        raise DataError(
+            f"interactions: weight '{schema.weight}' has {n} values that are no finite numbers of at least 0 (the first: "
+            f"{'missing' if first is None else first}); change them or drop the rows"
+        )
+    return actions.with_columns(weights.alias(WEIGHT))
+
+
 def timed(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     """Add the column TIME, if the schema has a time. Raises DataError if its column holds no times."""
     if not schema.time:
@@ -283,6 +304,12 @@ def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.
     actions = actions.with_row_index(_ROW_COLUMN)
     by = [TIME, _ROW_COLUMN] if TIME in actions.columns else [_ROW_COLUMN]
     return actions.sort(by).unique(pair, keep="last", maintain_order=True).sort(_ROW_COLUMN).drop(_ROW_COLUMN)
+
+
+def nothing_to_learn(schema: Schema) -> DataError:
+    """Return the error of a train part without a target."""
+    of = " of a weight above 0" if schema.weight else ""
+    return DataError(f"no positive interaction{of} in the train part; there is nothing to learn from")
 
 
 def averaged_column(statistic: Statistic, schema: Schema) -> str:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from twotower.arrays.pieces import pieces
-from twotower.arrays.types import Codes, Doubles, Shaped
-from twotower.data.pairs import Pairs, counts
+from twotower.arrays.types import Codes, Doubles, Numbers, Shaped
+from twotower.data.pairs import Pairs, counts, weight_sums
 from twotower.evaluation.factors import Factors
 
 SUM_ROWS = 2**22
@@ -15,8 +15,11 @@ SUM_ROWS = 2**22
 
 
 def popularity_baseline(train: Pairs, n_users: int, n_items: int) -> Factors:
-    """Return the popularity baseline: score = number of training positives of the item."""
-    positives = counts(train.item, n_items, train.positive)
+    """Return the popularity baseline: score = number of training positives of the item, or the sum of
+    their weights."""
+    positives: Shaped[Numbers, "items"] = counts(train.item, n_items, train.positive)
+    if train.weight is not None:
+        positives = weight_sums(train.item, n_items, train.weight, train.positive)
     return Factors(torch.ones(n_users, 1), torch.from_numpy(positives.astype(np.float32))[:, None])
 
 

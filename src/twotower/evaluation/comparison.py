@@ -62,7 +62,7 @@ class ComparisonData:
     @cached_property
     def queries(self) -> EvaluationQueries:
         """Queries of the test pairs."""
-        positives = counts(self.pairs.user, self.n_users, self.pairs.positive)
+        positives = counts(self.pairs.user, self.n_users, self.pairs.target)
         return EvaluationQueries.build(self.grouped, self.seen, positives, self.items.n_items)
 
 
@@ -78,7 +78,7 @@ def compare_factors(
     """Compare the vectors of A and B, whose rows are the users and items of `data`, by `metrics`, by default the registered
     ones."""
     metrics = metrics or MetricSet()
-    scored = [ScoredPairs(f.scores(data.pairs), data.pairs.positive, data.pairs.user) for f in (a, b)]
+    scored = [ScoredPairs.of(f.scores(data.pairs), data.pairs) for f in (a, b)]
     out = [
         c for m in metrics.of_pairs if (c := _compare_resampled(m, scored[0], scored[1], data.n_users, resamples, seed))
     ]

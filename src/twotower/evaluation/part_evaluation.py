@@ -42,6 +42,7 @@ class PartEvaluation:
     dataset: Dataset
     config: EvaluationConfig
     pairs: Pairs
+    """Pairs of a weight above 0."""
     scored: ScoredPairs
     queries: EvaluationQueries
     rankings: Rankings
@@ -83,7 +84,10 @@ class PartEvaluation:
     ) -> PartEvaluation:  # fmt: skip
         pairs = dataset.pairs_of(part)
         rankings = Rankings(best, queries.hits(best), queries.n_targets, RankedItems.of(dataset))
-        return cls(dataset, config, pairs, ScoredPairs(scores, pairs.positive, pairs.user), queries, rankings)
+        scored = ScoredPairs.of(scores, pairs)
+        if pairs.weight is not None:
+            pairs = pairs.take(pairs.weight > 0)
+        return cls(dataset, config, pairs, scored, queries, rankings)
 
     def metrics(self) -> Metrics:
         """Return all metrics of the config: of pairs over all rows, of rankings as means over users, of the catalogue."""

@@ -76,7 +76,7 @@ def rank_catalogue(
     `max_scores` scores, but at least 8 users.
     """
     n_users, n_items = len(user_vectors), len(item_vectors)
-    positives = counts(pairs.user, n_users, pairs.positive)
+    positives = counts(pairs.user, n_users, pairs.target)
     grouped = [GroupedPairs.of(p, n_users) for p in (pairs, *seen)]
     queries = EvaluationQueries.build(grouped[0], grouped[1:], positives, n_items, block=block, max_scores=max_scores)
     best = queries.top_k(user_vectors, item_vectors, k)
@@ -109,9 +109,9 @@ class EvaluationQueries:
         block: int = 512,
         max_scores: int = MAX_SCORES,
     ) -> EvaluationQueries:
-        """Make the positives of `pairs` the targets, except those in `seen`, and exclude the items of `seen`.
+        """Make the positives of `pairs` with a weight above 0 the targets, except those in `seen`, and exclude the items of `seen`.
 
-        `n_positives` counts the positives of each user in `pairs`. With more than `max_users` users that have one, a fixed
+        `n_positives` counts these positives of each user in `pairs`. With more than `max_users` users that have one, a fixed
         random sample of that size is ranked; 0 ranks all. A block holds at most `block` users and `max_scores` scores,
         but at least 8 users.
         """
@@ -173,7 +173,7 @@ class EvaluationQueries:
     def _targets(self, users: Shaped[Ints, "B"]) -> Shaped[Ints, "n"]:
         """Return the places of the positives of a block in its flat scores."""
         pairs = self.pairs.take(users)
-        return pair_keys(pairs.user, pairs.item, self.n_items)[pairs.positive]
+        return pair_keys(pairs.user, pairs.item, self.n_items)[pairs.target]
 
     def _seen_cells(self, users: Shaped[Ints, "B"]) -> list[Shaped[Ints, "_"]]:
         """Return the places of the excluded items of a block in its flat scores."""
@@ -188,7 +188,7 @@ def evaluation_queries(dataset: Dataset, part: int, config: EvaluationConfig) ->
     """Return the queries of a part. Rankings exclude the items of earlier parts: train for validation, train and
     validation for test. With more than `config.max_users` users a fixed random sample of that size is ranked."""
     pairs = dataset.pairs_of(part)
-    positives = counts(pairs.user, len(dataset.users), pairs.positive)
+    positives = counts(pairs.user, len(dataset.users), pairs.target)
     return EvaluationQueries.build(
         dataset.grouped(part), dataset.grouped_before(part), positives, len(dataset.items), config.max_users
     )

@@ -33,6 +33,11 @@ class Schema(Section):
     item_id: str = Field("item_id", description="Id column of items and interactions.")
     label: str = Field("", description="Outcome column of the interactions. Empty: every row is a positive.")
     positive_above: float = Field(0.0, description="Label above which a row is a positive.")
+    weight: str = Field(
+        "",
+        description="Weight column of the interactions: numbers of at least 0. A row of weight 2 counts twice in losses and "
+        "popularity, one of weight 0 is no target. Empty: every row weighs 1.",
+    )
     time: str = Field(
         "", description="Time column of the interactions: datetimes, numbers in time_unit, or text. Empty: none."
     )
@@ -90,7 +95,7 @@ class Schema(Section):
         for key in ("user_id", "item_id"):
             if not getattr(self, key):
                 raise ValueError(f"{key} is empty; name the id column")
-            for other in ("item_id", "label", "time"):
+            for other in ("item_id", "label", "weight", "time"):
                 if key != other and getattr(self, key) == getattr(self, other):
                     raise ValueError(
                         f"{key} and {other} are both '{getattr(self, key)}'; give each a column of its own"
@@ -105,7 +110,7 @@ class Schema(Section):
 
     def _names(self) -> list[tuple[str, str]]:
         """Return (option, column) for each column that the schema names."""
-        named = [(key, getattr(self, key)) for key in ("user_id", "item_id", "label", "time", "title")]
+        named = [(key, getattr(self, key)) for key in ("user_id", "item_id", "label", "weight", "time", "title")]
         for f in self.features:
             named += [(f"{option} of feature {f.name!r}", column) for option, column in f.named_columns()]
         return named

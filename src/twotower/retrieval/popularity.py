@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from twotower.arrays.types import Floats, Ints
+from twotower.arrays.types import Floats, Ints, Numbers
 from twotower.index.top_k import kth_largest
 
 
 class Popularity:
-    """Items in descending order of their training positives; equal ones are ordered by row."""
+    """Items in descending order of their training positives, by weight; equal ones are ordered by row."""
 
-    def __init__(self, positives: Ints) -> None:
-        """Order the items by their numbers of positives (n,)."""
+    def __init__(self, positives: Numbers) -> None:
+        """Order the items by their numbers, or weights, of positives (n,)."""
         self.rows: Ints = np.argsort(-positives, kind="stable")
         """Item rows (n,), the most popular first."""
         self._rank = np.empty_like(self.rows)

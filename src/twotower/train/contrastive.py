@@ -23,15 +23,16 @@ def contrastive_loss(
     loss: ContrastiveLoss,
     n_items: int,
     dtype: torch.dtype = torch.float32,
-    batch_size: int = 0,
+    total_weight: float = 0.0,
     max_block_logits: int = MAX_BLOCK_LOGITS,
+    weights: F32[Tensor, "B"] | None = None,
 ) -> F32[Tensor, ""]:
-    """Return the mean loss of B positives against their candidates.
+    """Return the weighted mean loss of B positives against their candidates. Without `weights` all are 1.
 
     `users` are the vectors of the positives' users; `items` those of `candidates.items` and, after them, of the cross-batch
-    memory. `n_items` is the size of the catalogue. `dtype` is that of the matrix products. With `batch_size` the B positives
-    are a part of a batch of that size, and the result is their part of its mean. At most `max_block_logits` logits, but at
-    least those of 16 rows, are held at a time.
+    memory. `n_items` is the size of the catalogue. `dtype` is that of the matrix products. With `total_weight` the B
+    positives are a part of a batch of that weight, and the result is their part of its mean. At most `max_block_logits`
+    logits, but at least those of 16 rows, are held at a time.
     """
     c = candidates
     shared = items[: len(c.log_q)] if not len(c.memory_items) else torch.cat([items[: c.shared], items[len(c.items) :]])
@@ -42,6 +43,7 @@ def contrastive_loss(
     shifts = loss.shifts(c.counts, c.log_q)
     draws = torch.cat([c.counts, torch.ones(c.per_positive.shape[1], device=c.counts.device)])
     columns = Columns(draws, n_items)
+    total = len(users) if weights is None else float(weights.sum())
 
     def block_loss(logits: F32[Tensor, "b C"], own: Float[Tensor, "b H"] | None, rows: slice) -> BlockGradients:
         """Turn a block of logits, and those of the rows' own negatives, into its loss and their gradients."""
@@ -57,12 +59,13 @@ def contrastive_loss(
             own = None if own is None else own.add_(shifts.positives[positive])
         logits.scatter_(1, positive, chosen)
         row_logits = logits if own is None else torch.cat([logits, own], 1)
-        value = loss.block(row_logits, positive, columns)
+        of_rows = () if weights is None else (weights[rows, None],)
+        value = loss.block(row_logits, positive, columns, *of_rows)
         n = logits.shape[1]
         return BlockGradients(value, row_logits[:, :n], None if own is None else row_logits[:, n:])
 
     mean: Tensor = _BlockwiseMean.apply(  # type: ignore[no-untyped-call]
-        users, shared, own, block_loss, dtype, batch_size or len(users), max_block_logits
+        users, shared, own, block_loss, dtype, total_weight or total, max_block_logits
     )
     return mean
 
@@ -89,7 +92,8 @@ class LossContext(Protocol):
 
 
 class _BlockwiseMean(torch.autograd.Function):
-    """The mean over n rows of a loss of the logits users @ shared.T, block by block, with gradients from the same pass."""
+    """The mean over rows of total weight n of a loss of the logits users @ shared.T, block by block, with gradients from the
+    same pass."""
 
     @staticmethod
     def forward(
@@ -99,7 +103,7 @@ class _BlockwiseMean(torch.autograd.Function):
         own: Float[Tensor, "B H"] | None,
         block_loss: BlockLoss,
         dtype: torch.dtype,
-        n: int,
+        n: float,
         max_block_logits: int,
     ) -> F32[Tensor, ""]:
         u, v = users.to(dtype), shared.to(dtype)

@@ -42,7 +42,10 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         own = whole[own_part]
         # A negative must not be in the positive's history; a causal history holds the earlier interactions.
         rows_in_time = whole.source if self.causal and self._histories_hold_dislikes else None
-        drawn = self.candidates(whole.user, whole.item, step, rows_in_time, ends, own_part)
+        of_weights = None if self.dataset.pairs.weight is None else whole.weight
+        total_weight = len(whole) if of_weights is None else float(of_weights.sum(dtype=np.float64))
+        weights = None if of_weights is None else torch.from_numpy(of_weights[own_part]).to(self.device)
+        drawn = self.candidates(whole.user, whole.item, step, rows_in_time, ends, own_part, of_weights)
         part = context.partition(drawn.shared)
         sizes = context.partition_sizes(drawn.shared)
         rows = np.concatenate([drawn.items[part], drawn.items[drawn.shared :]])
@@ -66,18 +69,29 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         if self.loss.mimic:
             user = torch.arange(len(embedded), device=users.device) if positives.user is None else positives.user
             mimic_loss = self.mimic_loss(
-                positives.users, positives.items, users, items, user[: len(own)], drawn.positive, len(whole), gather
+                positives.users,
+                positives.items,
+                users,
+                items,
+                user[: len(own)],
+                drawn.positive,
+                total_weight,
+                gather,
+                weights,
             )
         if positives.user is not None:
             users = users.index_select(0, positives.user)
         columns = items if drawn.memory_vectors is None else torch.cat([items, drawn.memory_vectors])
         loss = contrastive_loss(
             users[: len(own)], columns, drawn, self.loss, len(self.dataset.items),
-            torch.bfloat16 if config.train.precision == "bf16" else torch.float32, len(whole),
+            torch.bfloat16 if config.train.precision == "bf16" else torch.float32, total_weight,
+            weights=weights,
         )  # fmt: skip
         if config.negatives.remembered:
             latest = torch.from_numpy(whole.item.astype(np.int64)).to(self.device)
-            self.candidates.remember(latest, items.index_select(0, drawn.batch_positive))
+            vectors = items.index_select(0, drawn.batch_positive)
+            remembered = None if of_weights is None else torch.from_numpy(of_weights).to(self.device)
+            self.candidates.remember(latest, vectors, remembered)
         return BatchLoss(len(whole), loss, mimic_loss)
 
     def _left_out(self, source: Shaped[Ints, "B"], drawn: Shaped[Ints, "n"]) -> Shaped[Ints, "m"]:

@@ -144,16 +144,18 @@ class Objective(ABC, Generic[L]):
         items: Float[Tensor, "I D"],
         user: I64[Tensor, "P"],
         item: I64[Tensor, "P"],
-        n: int,
+        total_weight: float,
         gather: Callable[[Float[Tensor, "r d"]], Float[Tensor, "I d"]] = lambda local: local,
+        weights: Float[Tensor, "P"] | None = None,
     ) -> Float[Tensor, ""]:
         """Return the weighted mimic losses of P positives (user[p], item[p]), indices into `users` and `items`.
 
-        The P positives are a part of `n`. `gather` turns rows of `item_inputs` into rows of `items`.
+        The P positives, which weigh 1 or have `weights`, are a part of a batch of `total_weight`. `gather` turns rows of `item_inputs` into rows of `items`.
         """
         model = self.model
-        terms = [mimic(a[user], v[item], n) for a, v in model.augmented("user", user_inputs, items)]
-        terms += [mimic(gather(a)[item], v[user], n) for a, v in model.augmented("item", item_inputs, users)]
+        of = (total_weight, weights)
+        terms = [mimic(a[user], v[item], *of) for a, v in model.augmented("user", user_inputs, items)]
+        terms += [mimic(gather(a)[item], v[user], *of) for a, v in model.augmented("item", item_inputs, users)]
         return self.loss.mimic * torch.stack(terms).sum()
 
     def precision(self) -> AbstractContextManager[None]:

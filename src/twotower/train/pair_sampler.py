@@ -5,23 +5,34 @@ Draws depend on (seed, epoch) and the place in the epoch only, so a resumed run 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from twotower.arrays.types import Codes, Ints, Shaped
+from twotower.arrays.pieces import pieces
+from twotower.arrays.types import Codes, Doubles, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
+from twotower.data.pairs import target_mask
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.order import Epoch, Examples, Shards, ShuffleSizes, ShuffleWindows, shuffle_windows
+
+
+class _ToDraw(NamedTuple):
+    """Pairs that a source draws, by user."""
+
+    users: Shaped[Codes, "n"]
+    """User rows, rising."""
+    weights: Shaped[Floats, "n"] | None = None
+    """Weights of the positives that the pairs are drawn for. None: all are 1."""
 
 
 class PairSampler:
     """Labelled pairs of every epoch, for pointwise losses: the training interactions, and pairs that sources draw afresh.
 
-    Each positive of a user whom a source has items for gets n pairs of weight w of it. Interactions weigh 1, so that the
-    pairs carry the source's share s of the weight of all negatives: w = s / (1 - sum of shares) * dislikes / pairs; 1
-    without dislikes.
+    Each positive of a user whom a source has items for gets n pairs of weight w of it, times its own weight. Interactions
+    have the weights of the schema, else 1. The pairs carry the source's share s of the weight of all negatives:
+    w = s / (1 - sum of shares) * dislikes / pairs, both by weight; 1 without dislikes.
     """
 
     def __init__(
@@ -39,9 +50,9 @@ class PairSampler:
         self._shards = Shards(dataset, dataset.train_indices, shards)
         sources = config.pairs
         self._draws = [(source.build_pairs(dataset), source.n) for source in sources]
-        self._counts = [self._count_by_block(shard) for shard in range(shards)]
-        totals = sum((counts.sum(1) for counts in self._counts), np.zeros(len(sources), np.int64))
-        disliked = len(dataset.train_indices) - len(dataset.positive_indices)
+        totals = np.zeros(len(sources))
+        self._counts = [self._count_by_block(shard, totals) for shard in range(shards)]
+        disliked = self._weight_of(dataset.train_indices) - self._weight_of(dataset.positive_indices)
         rest = 1 - sum(source.share for source in sources)
         self.weights = [
             source.share / rest * disliked / total if disliked and total else 1.0
@@ -49,17 +60,33 @@ class PairSampler:
         ]
         """Weight of a drawn pair of each source."""
 
-    def _count_by_block(self, shard: int) -> Shaped[Ints, "sources blocks"]:
-        """Return the number of drawn pairs of each block of a shard."""
+    def _weight_of(self, rows: Shaped[npt.NDArray[Any], "n"]) -> float:
+        """Return the sum of the weights of some interactions."""
+        weight = self._pairs.weight
+        if weight is None:
+            return len(rows)
+        return sum(float(weight[rows[part]].sum(dtype=np.float64)) for part in pieces(len(rows)))
+
+    def _count_by_block(self, shard: int, totals: Shaped[Doubles, "sources"]) -> Shaped[Ints, "sources blocks"]:
+        """Return the number of drawn pairs of each block of a shard, and add their weights to `totals`."""
         rows, size = self._shards[shard], self._sizes.block
         blocks = [self._users_to_draw_for(rows[b : b + size]) for b in range(0, len(rows), size)]
-        counts = np.array([[len(users) for users in block] for block in blocks], np.int64)
+        for block in blocks:
+            totals += [len(d.users) if d.weights is None else d.weights.sum(dtype=np.float64) for d in block]
+        counts = np.array([[len(drawn.users) for drawn in block] for block in blocks], np.int64)
         return counts.reshape(len(blocks), len(self._draws)).T
 
-    def _users_to_draw_for(self, rows: Shaped[npt.NDArray[Any], "n"]) -> list[Shaped[Codes, "_"]]:
-        """Return for each source the users, rising, of the pairs that it draws for the positives among some interactions."""
-        users = self._pairs.user[rows][self._pairs.positive[rows]]
-        return [np.repeat(np.sort(users[draws.can_draw(users)]), n) for draws, n in self._draws]
+    def _users_to_draw_for(self, rows: Shaped[npt.NDArray[Any], "n"]) -> list[_ToDraw]:
+        """Return for each source the pairs that it draws for the positives among some interactions."""
+        weights = None if self._pairs.weight is None else self._pairs.weight[rows]
+        targets = target_mask(self._pairs.positive[rows], weights)
+        users = self._pairs.user[rows][targets]
+        if weights is None:
+            return [_ToDraw(np.repeat(np.sort(users[draws.can_draw(users)]), n)) for draws, n in self._draws]
+        order = np.argsort(users, kind="stable")
+        users, weights = users[order], weights[targets][order]
+        found = [(draws.can_draw(users), n) for draws, n in self._draws]
+        return [_ToDraw(np.repeat(users[keep], n), np.repeat(weights[keep], n)) for keep, n in found]
 
     def __len__(self) -> int:
         return len(self._shards.numbers) + sum(int(counts.sum()) for counts in self._counts)
@@ -83,15 +110,20 @@ class PairSampler:
         """Return the examples of window w of a shard, whose interactions are `rows`."""
         rng = windows.rng(w)
         source = rows[windows.places(w)] if windows.count > 1 else rows
-        users = self._users_to_draw_for(source)
+        to_draw = self._users_to_draw_for(source)
+        users = [d.users for d in to_draw]
         n, extra = len(source), sum(map(len, users))
         order = rng.permutation(n + extra) if self._shuffle else np.arange(n + extra)
         drawn = [draws.draw(u.astype(np.int64), rng) for (draws, _), u in zip(self._draws, users, strict=True)]
         weights = np.repeat(np.array(self.weights, np.float32), list(map(len, users)))
+        own = np.ones(n, np.float32)
+        if self._pairs.weight is not None:
+            own = self._pairs.weight[source]
+            weights *= np.concatenate([np.zeros(0, np.float32), *(d.weights for d in to_draw if d.weights is not None)])
         return Examples(
             user=np.concatenate([self._pairs.user[source], *users]),
             item=np.concatenate([self._pairs.item[source], *drawn]),
             label=np.concatenate([self._pairs.positive[source], np.zeros(extra, bool)]).astype(np.float32),
-            weight=np.concatenate([np.ones(n, np.float32), weights]),
+            weight=np.concatenate([own, weights]),
             source=np.concatenate([source, np.full(extra, -1)]).astype(np.int64),
         )[order]

@@ -36,12 +36,16 @@ class PointwiseObjective(Objective[PointwiseLoss]):
         with self.precision():
             logits = (users.index_select(0, pairs.user) * items.index_select(0, pairs.item)).sum(1)
         total = 0.0 if self.context.world_size == 1 else float(whole.weight.sum(dtype=np.float64))
-        loss = self.loss(logits, pairs.label, pairs.weight, total)
+        if whole.weight.any():
+            loss = self.loss(logits, pairs.label, pairs.weight, total)
+        else:  # of interactions of weight 0 alone
+            loss = logits.sum() * 0
         mimic_loss = torch.zeros((), device=self.device)
         if self.loss.mimic:
             positive = (pairs.label > 0) & (pairs.weight > 0)
             mimic_loss = self.mimic_loss(
                 pairs.users, pairs.items, users, items, pairs.user[positive], pairs.item[positive],
-                int(whole.label.sum()),
+                float((whole.label * whole.weight).sum(dtype=np.float64)),
+                weights=None if self.dataset.pairs.weight is None else pairs.weight[positive],
             )  # fmt: skip
         return BatchLoss(len(whole), loss, mimic_loss)

@@ -77,4 +77,5 @@ class PositiveSampler:
 
     def _examples(self, source: Shaped[npt.NDArray[Any], "n"]) -> Examples:
         one = np.ones(len(source), np.float32)
-        return Examples(self._pairs.user[source], self._pairs.item[source], one, one, source.astype(np.int64))
+        weight = one if self._pairs.weight is None else self._pairs.weight[source]
+        return Examples(self._pairs.user[source], self._pairs.item[source], one, weight, source.astype(np.int64))

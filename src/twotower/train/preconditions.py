@@ -52,7 +52,7 @@ def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
         return
     if pairs.positive.all() or not pairs.positive.any():
         metric = recipe.evaluation.metric_set.find(monitor)
-        if not metric.is_defined(ScoredPairs(_rising_scores(len(pairs)), pairs.positive, pairs.user)):
+        if not metric.is_defined(ScoredPairs.of(_rising_scores(len(pairs)), pairs)):
             raise ConfigError(
                 f"train.monitor '{monitor}' cannot be measured: the validation part has one class only; "
                 f"use train.monitor = 'validation.recall@{recipe.evaluation.k[0]}'"

@@ -57,6 +57,8 @@ class LogColumns(BaseModel):
     """Column of the log that tells positive interactions; empty: all are positive."""
     positive_above: float
     """Label above which an interaction is positive."""
+    weight: str = ""
+    """Column of the weights; empty: none."""
     time: str
     """Column of the times; empty: none."""
     time_unit: str

@@ -22,19 +22,20 @@ from twotower import files
 from twotower.arrays import npy_writer
 from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.sets import distinct_keys
-from twotower.arrays.types import Codes, Ints
+from twotower.arrays.types import Codes, Ints, Numbers, Shaped
 from twotower.data import splits
 from twotower.data.buckets import Bucket
-from twotower.data.interaction_columns import ITEM, POSITIVE, USER, Columns, stored_columns
+from twotower.data.interaction_columns import ITEM, POSITIVE, USER, WEIGHT, Columns, stored_columns
 from twotower.data.memmap import MEMMAP_FORMAT
+from twotower.data.pairs import target_mask
 from twotower.data.parts import dropped_line
 from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.prepare.bucket_splits import BucketSplits
 from twotower.data.prepare.options import SIDE_BLOCK_ROWS
 from twotower.data.split import SplitConfig
 from twotower.data.splits import DROPPED, TRAIN
-from twotower.data.tables import check_side, with_statistics
-from twotower.errors import DataError, RunError
+from twotower.data.tables import check_side, nothing_to_learn, with_statistics
+from twotower.errors import RunError
 from twotower.features.encoders import Encoders
 from twotower.features.side import SIDES, SideName
 from twotower.files import layout
@@ -96,9 +97,9 @@ class PreparedArrays:
         self.rows = int(sizes.sum())
         if dropped := self.facts.rows - self.rows:
             log.info(dropped_line(dropped))
-        positives = _by_item(found, "positive_item", self.facts.items)
+        positives: Shaped[Numbers, "items"] = _by_item(found, "positive_item", self.facts.items)
         if not positives.any():
-            raise DataError("no positive interaction in the train part; there is nothing to learn from")
+            raise nothing_to_learn(self.schema)
         counts: dict[SideName, Ints] = {
             "user": np.concatenate([f["train"] for f in found]), "item": _by_item(found, "item", self.facts.items)
         }  # fmt: skip
@@ -107,6 +108,8 @@ class PreparedArrays:
             of_side = {a: sums[a][side] for a in sums}
             frames[side] = with_statistics(frames[side], self.schema, side, counts[side], of_side)
         encoders = Encoders.fit(self.schema, frames, counts)
+        if self.schema.weight:
+            positives = self.splits.positive_weights()
         np.save(self.arrays / "item_positive_counts.npy", positives)
         codes = {
             n: encoders.history_codes(h, frames["item"][self.schema.item_id]) for n, h in self.splits.histories.items()
@@ -167,6 +170,7 @@ class PreparedArrays:
         given = self.reader.read(bucket, *self.stored)
         found = {name: given[name].astype(dtype, copy=False) for name, dtype in self.stored.items()}
         parts, item, positive = self.splits.parts(bucket), found[ITEM], found[POSITIVE]
+        targets = target_mask(positive, found.get(WEIGHT))
         indices = np.empty(len(parts), self.index)
         for part, start in enumerate(cursor.tolist()):
             keep = np.flatnonzero(parts == part)
@@ -177,7 +181,7 @@ class PreparedArrays:
         user = found[USER] - bucket.users[0]
         keys = user.astype(np.int64) * self.facts.items + item
         train = parts == TRAIN
-        for (name, of_items), keep in zip(ITEMS_OF.items(), (train, train & positive), strict=True):
+        for (name, of_items), keep in zip(ITEMS_OF.items(), (train, train & targets), strict=True):
             self._put(name, starts[name], indices[keep])
             self._put(of_items, starts[of_items], (distinct_keys(keys[keep]) % self.facts.items).astype(np.int32))
         kept = parts != DROPPED

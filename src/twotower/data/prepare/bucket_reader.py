@@ -23,6 +23,7 @@ from twotower.data.interaction_columns import (
     TIME,
     USER,
     VALUE_PREFIX,
+    WEIGHT,
     Columns,
 )
 from twotower.data.split import PART_NAMES
@@ -61,11 +62,6 @@ class BucketReader:
         return max(bucket.rows for bucket in self.buckets.facts.buckets)
 
     @property
-    def timed(self) -> bool:
-        """True if the interactions have times that the schema names."""
-        return bool(self.schema.time)
-
-    @property
     def values(self) -> list[str]:
         """Columns that features average."""
         return [VALUE_PREFIX + a for a in averaged_columns(self.schema)]
@@ -83,6 +79,10 @@ class BucketReader:
             for name in found:
                 if name.startswith(CONTEXT_PREFIX) or (name in BY_NAME and not BY_NAME[name].supported):
                     raise ConfigError(f"{path}: column '{name}' is not supported yet; leave it out")
+            if WEIGHT in found and not self.schema.weight:
+                raise ConfigError(
+                    f"{path}: column '{WEIGHT}', and schema.weight is empty; name its column, or leave it out"
+                )
 
     def read(self, bucket: Bucket, *columns: str) -> Columns:
         """Return the users and other columns of a bucket. Raises RunError if it has other rows than buckets.json says, is not
@@ -94,12 +94,15 @@ class BucketReader:
         if sound and len(frame):
             facts, user = self.buckets.facts, found[USER]
             sound = bucket.users[0] <= user[0] and user[-1] < bucket.users[1]
-            row = found.get(ROW) if TIME in found or not self.timed else None
+            row = found.get(ROW) if TIME in found or not self.schema.time else None
             sound = sound and _rises(user, found.get(TIME), row)
             if self.strict and facts.duplicates != "keep" and ITEM in found:
                 sound = sound and not _has_repeats((user.astype(np.int64) - user[0]) * facts.items + found[ITEM])
             for name, n in ((ITEM, facts.items), (ROW, facts.read), (PART, len(PART_NAMES))):
                 sound = sound and (name not in found or bool(found[name].min() >= 0 and found[name].max() < n))
+            if WEIGHT in found:
+                found[WEIGHT] = found[WEIGHT].astype(np.float32)
+                sound = sound and bool(np.isfinite(found[WEIGHT]).all() and found[WEIGHT].min() >= 0)
         if not sound:
             raise RunError(
                 f"{path}: damaged, or does not follow docs/prepared-format.md; "

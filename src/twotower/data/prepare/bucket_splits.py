@@ -15,7 +15,19 @@ from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import Bools, Doubles, Ints
 from twotower.data import splits
 from twotower.data.buckets import Bucket
-from twotower.data.interaction_columns import ITEM, PART, POSITIVE, ROW, TIME, USER, VALUE_PREFIX, Columns
+from twotower.data.interaction_columns import (
+    ITEM,
+    PART,
+    POSITIVE,
+    ROW,
+    TIME,
+    USER,
+    VALUE_PREFIX,
+    WEIGHT,
+    Columns,
+    stored_columns,
+)
+from twotower.data.pairs import target_mask
 from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.split import SplitConfig
 from twotower.data.splits import DROPPED, TEST, TRAIN, Parts
@@ -118,6 +130,16 @@ class BucketSplits:
                     sums[a][side][1] += np.bincount(rows, minlength=n[side])
         return sums
 
+    def positive_weights(self) -> Doubles:
+        """Return (items,) the sums of the weights of the training positives, added in the order of the users."""
+        facts = self.reader.buckets.facts
+        sums = np.zeros(facts.items)
+        for bucket in facts.buckets:
+            found = self.reader.read(bucket, ITEM, POSITIVE, WEIGHT)
+            keep = (self.parts(bucket) == TRAIN) & found[POSITIVE]
+            np.add.at(sums, found[ITEM][keep], found[WEIGHT][keep])
+        return sums
+
     def _counts_file(self, bucket: Bucket) -> Path:
         return self.folder / f"{bucket.file}.npz"
 
@@ -125,13 +147,13 @@ class BucketSplits:
         return self.folder / f"{bucket.file}.parts"
 
     def _counted(self, bucket: Bucket, parts_of: PartsOf) -> tuple[Parts, Columns]:
-        optional = [*([TIME] if self.reader.timed else []), *([PART] if self.split.is_given else [])]
-        found = self.reader.read(bucket, ITEM, POSITIVE, ROW, *optional)
+        stored = stored_columns(self.reader.schema)
+        found = self.reader.read(bucket, ROW, *stored, *([PART] if self.split.is_given else []))
         user, item, positive = found[USER] - bucket.users[0], found[ITEM], found[POSITIVE]
         lengths = partial(np.bincount, minlength=bucket.users[1] - bucket.users[0])
         parts = parts_of(found, lengths(user))
         train, kept = parts == TRAIN, parts != DROPPED
-        liked = train & positive
+        liked = train & target_mask(positive, found.get(WEIGHT))
         counts: Columns = {
             "sizes": splits.part_sizes(parts), "interacted_items": lengths(user[kept]), "train": lengths(user[train]),
             "positives": lengths(user[liked]),

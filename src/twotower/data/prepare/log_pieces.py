@@ -24,7 +24,7 @@ from twotower.data.prepare.text_log import TextLog
 from twotower.data.readers import Reading, columns_and_rows, is_text, part_paths, table_errors, table_files
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, names_within, read_slices
-from twotower.data.tables import POSITIVE, averaged_columns, labelled, need, with_ids
+from twotower.data.tables import POSITIVE, WEIGHT, averaged_columns, labelled, need, weighted, with_ids
 from twotower.data.times import TIME, Times
 from twotower.data.unknown_ids import rows_of_ids
 from twotower.errors import DataError
@@ -146,7 +146,7 @@ def _file_state(path: Path) -> list[JsonData]:
 
 def used_columns(schema: Schema) -> list[str]:
     """Return the columns of the interactions that a schema names."""
-    keys = [schema.user_id, schema.item_id, *filter(None, (schema.time, schema.label))]
+    keys = [schema.user_id, schema.item_id, *filter(None, (schema.time, schema.label, schema.weight))]
     return list(dict.fromkeys([*keys, *(a for a in averaged_columns(schema) if a != POSITIVE)]))
 
 
@@ -175,7 +175,7 @@ def _encoded(source: Log, piece: TableShard, first: int, sides: Sides, times: Ti
     that a side lacks."""
     schema, split = source.schema, source.split
     columns_read = dict.fromkeys([*used_columns(schema), *([split.column] if split.column else [])])
-    frame = labelled(source.read(piece, list(columns_read)), schema, some=False)
+    frame = weighted(labelled(source.read(piece, list(columns_read)), schema, some=False), schema)
     if source.parts:
         frame = frame.with_columns(pl.lit(source.parts[piece.file.name], pl.Int8).alias(PART))
     parts = given_parts(frame, split)
@@ -192,6 +192,7 @@ def _encoded(source: Log, piece: TableShard, first: int, sides: Sides, times: Ti
             ROW: np.arange(first, first + frame.height),
         } | ({interaction_columns.TIME: frame[TIME]} if times else {})
         | ({} if parts is None else {interaction_columns.PART: parts})
+        | ({interaction_columns.WEIGHT: frame[WEIGHT]} if schema.weight else {})
         | {VALUE_PREFIX + a: frame[a].cast(pl.Float64) for a in averaged_columns(schema)}
     )  # fmt: skip
     # An id that the table lacks is one to drop: `settle_sides` has added or refused the others.

@@ -11,6 +11,7 @@ from twotower.arrays.pieces import pieces, selected
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Bools, Doubles, Ints, Numbers, Shaped, WholeNumbers
 from twotower.data.dataset import Dataset
+from twotower.data.pairs import Pairs
 from twotower.features.schema import Schema
 
 BLOCK_RANKINGS = 65_536
@@ -25,6 +26,12 @@ class ScoredPairs:
     scores: Shaped[Numbers, "n"]
     positive: Shaped[Bools, "n"]
     users: Shaped[WholeNumbers, "n"]
+
+    @classmethod
+    def of(cls, scores: Shaped[Numbers, "n"], pairs: Pairs) -> ScoredPairs:
+        """Return the scored pairs of a weight above 0."""
+        scored = cls(scores, pairs.positive, pairs.user)
+        return scored if pairs.weight is None else scored.where(pairs.weight > 0)
 
     def where(self, keep: Shaped[Bools, "n"]) -> ScoredPairs:
         """Return some of the pairs."""

@@ -26,10 +26,17 @@ class Bpr(ContrastiveLoss):
         difference = logits.gather(1, positive) - logits
         return -(self._shares(logits, positive, columns) * logsigmoid(difference)).sum(1)
 
-    def block(self, logits: F32[Tensor, "b C"], positive: I64[Tensor, "b 1"], columns: Columns) -> F32[Tensor, ""]:
-        """Return the sum of `rows`, and overwrite the logits with its gradient."""
+    def block(
+        self,
+        logits: F32[Tensor, "b C"],
+        positive: I64[Tensor, "b 1"],
+        columns: Columns,
+        weights: F32[Tensor, "b 1"] | None = None,
+    ) -> F32[Tensor, ""]:
+        """Return the weighted sum of `rows`, and overwrite the logits with its gradient."""
         chosen = logits.gather(1, positive)
         weight = self._shares(logits, positive, columns)
+        weight = weight if weights is None else weight * weights
         difference = chosen - logits
         value = -(weight * logsigmoid(difference)).sum()
         gradient = weight * torch.sigmoid(-difference)

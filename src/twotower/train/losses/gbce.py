@@ -37,12 +37,18 @@ class Gbce(ContrastiveLoss):
         chosen = self.beta(columns.share) * logsigmoid(logits.gather(1, positive))[:, 0]
         return ((weight * softplus(logits)).sum(1) - chosen) / (1 + weight.sum(1))
 
-    def block(self, logits: F32[Tensor, "b C"], positive: I64[Tensor, "b 1"], columns: Columns) -> F32[Tensor, ""]:
-        """Return the sum of `rows`, and overwrite the logits with its gradient."""
+    def block(
+        self,
+        logits: F32[Tensor, "b C"],
+        positive: I64[Tensor, "b 1"],
+        columns: Columns,
+        weights: F32[Tensor, "b 1"] | None = None,
+    ) -> F32[Tensor, ""]:
+        """Return the weighted sum of `rows`, and overwrite the logits with its gradient."""
         beta = self.beta(columns.share)
         chosen = logits.gather(1, positive)
         weight = columns.weights(logits, positive)
-        norm = 1 / (1 + weight.sum(1, keepdim=True))
+        norm = (1 if weights is None else weights) / (1 + weight.sum(1, keepdim=True))
         value = (weight * softplus(logits) * norm).sum()
         value = value - (beta * logsigmoid(chosen) * norm).sum()
         logits.sigmoid_().mul_(weight * norm).scatter_(1, positive, -beta * torch.sigmoid(-chosen) * norm)

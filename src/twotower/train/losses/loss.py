@@ -89,11 +89,19 @@ class ContrastiveLoss(Loss):
     def rows(self, logits: F32[Tensor, "b C"], positive: I64[Tensor, "b 1"], columns: Columns) -> F32[Tensor, "b"]:
         """Return the loss of each row."""
 
-    def block(self, logits: F32[Tensor, "b C"], positive: I64[Tensor, "b 1"], columns: Columns) -> F32[Tensor, ""]:
-        """Return the sum of the rows' losses, and overwrite the logits with its gradient."""
+    def block(
+        self,
+        logits: F32[Tensor, "b C"],
+        positive: I64[Tensor, "b 1"],
+        columns: Columns,
+        weights: F32[Tensor, "b 1"] | None = None,
+    ) -> F32[Tensor, ""]:
+        """Return the sum of the rows' losses times their weights, and overwrite the logits with its gradient. Without weights
+        all are 1."""
         leaf = logits.detach().clone().requires_grad_()
         with torch.enable_grad():
-            value = self.rows(leaf, positive, columns).sum()
+            rows = self.rows(leaf, positive, columns)
+            value = rows.sum() if weights is None else (rows * weights[:, 0]).sum()
             (gradient,) = torch.autograd.grad(value, leaf)
         logits.copy_(gradient)
         return value.detach()

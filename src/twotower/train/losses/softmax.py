@@ -36,12 +36,21 @@ class Softmax(ContrastiveLoss):
         """Return the cross-entropy of each row's positive."""
         return cross_entropy(logits, positive[:, 0], reduction="none")
 
-    def block(self, logits: F32[Tensor, "b C"], positive: I64[Tensor, "b 1"], columns: Columns) -> F32[Tensor, ""]:
-        """Return the sum of `rows`, and overwrite the logits with its gradient."""
+    def block(
+        self,
+        logits: F32[Tensor, "b C"],
+        positive: I64[Tensor, "b 1"],
+        columns: Columns,
+        weights: F32[Tensor, "b 1"] | None = None,
+    ) -> F32[Tensor, ""]:
+        """Return the weighted sum of `rows`, and overwrite the logits with its gradient."""
         largest = logits.amax(1, keepdim=True)
         chosen = logits.gather(1, positive)
         total = logits.sub_(largest).exp_().sum(1, keepdim=True)
-        value = (total.log() + largest - chosen).sum()
+        rows = total.log() + largest - chosen
         logits.mul_(total.reciprocal())
         logits.scatter_add_(1, positive, torch.full_like(chosen, -1.0))
-        return value
+        if weights is None:
+            return rows.sum()
+        logits.mul_(weights)
+        return (rows * weights).sum()

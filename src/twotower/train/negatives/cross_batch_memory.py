@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from twotower.arrays.types import I64, Codes, Doubles, Float, Ints, Shaped
+from twotower.arrays.types import F32, I64, Codes, Doubles, Float, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.train.negatives.source import Memory, SharedSampler, SharedSource
 from twotower.train.negatives.weighted import positive_shares
@@ -49,22 +49,28 @@ class VectorQueue(SharedSampler):
         """Draw nothing: the candidates are in `memory`."""
         return np.zeros(0, np.int64)
 
-    def expected(self, items: Shaped[Ints, "n"], positives: int) -> Shaped[Doubles, "n"]:
+    def expected(self, items: Shaped[Ints, "n"], positives: float) -> Shaped[Doubles, "n"]:
         """Return the expected number of vectors of each item in the queue."""
-        return self._shares[items] * (0 if self.memory is None else len(self.memory.items))
+        return self._shares[items] * (0 if self.memory is None else float(self.memory.draws.sum()))
 
-    def remember(self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"]) -> None:
+    def remember(
+        self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"], weights: F32[Tensor, "B"] | None = None
+    ) -> None:
         """Add the positives of a batch, and drop the oldest beyond `size`."""
         vectors = vectors.detach()
         if self.memory is not None:
+            weights = None if weights is None else torch.cat([self.memory.draws, weights])
             items, vectors = torch.cat([self.memory.items, items]), torch.cat([self.memory.vectors, vectors])
-        self.memory = Memory(items[-self.size :], vectors[-self.size :])
+        self.memory = Memory(
+            items[-self.size :], vectors[-self.size :], None if weights is None else weights[-self.size :]
+        )
 
     def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
-        """Return the items and vectors of the queue."""
-        return {} if self.memory is None else self.memory._asdict()
+        """Return the items, vectors and weights of the queue."""
+        held = {} if self.memory is None else self.memory._asdict()
+        return {name: tensor for name, tensor in held.items() if tensor is not None}
 
     def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
         """Continue from a state, if it holds a queue."""
         if state:
-            self.memory = Memory(*(state[name].to(self._device) for name in Memory._fields))
+            self.memory = Memory(**{name: tensor.to(self._device) for name, tensor in state.items()})

@@ -9,6 +9,7 @@ from pydantic import Field
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Ints, Shaped
 from twotower.data.dataset import Dataset
+from twotower.data.pairs import target_mask
 from twotower.data.splits import TRAIN
 from twotower.errors import ConfigError
 from twotower.train.negatives.source import PerPositiveSampler, PerPositiveSource, Positives
@@ -40,7 +41,8 @@ class DislikedSampler(PerPositiveSampler):
     def __init__(self, dataset: Dataset, n: int, seed: int) -> None:
         """Prepare draws of `n` interactions for each positive."""
         self._n = n
-        disliked = np.flatnonzero((dataset.parts == TRAIN) & ~dataset.pairs.positive)
+        pairs = dataset.pairs
+        disliked = np.flatnonzero((dataset.parts == TRAIN) & target_mask(~pairs.positive, pairs.weight))
         order = np.random.default_rng(seed).permutation(disliked)
         # Row numbers of each user's dislikes, in a random order; and the place in time of every interaction.
         self._disliked = Ragged.from_pairs(dataset.pairs.user[order], order, len(dataset.users))

@@ -35,5 +35,5 @@ class _AllItems(SharedSampler):
     def draw(self, item: Shaped[Codes, "B"], rng: np.random.Generator) -> Shaped[Ints, "n"]:
         return self._items
 
-    def expected(self, items: Shaped[Ints, "n"], positives: int) -> Shaped[Doubles, "n"]:
+    def expected(self, items: Shaped[Ints, "n"], positives: float) -> Shaped[Doubles, "n"]:
         return np.ones(len(items))

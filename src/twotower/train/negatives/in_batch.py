@@ -28,11 +28,13 @@ class InBatchNegatives(SharedSource):
 
 
 class _BatchItems(SharedSampler):
+    draws_positives = True
+
     def __init__(self, dataset: Dataset) -> None:
         self._share = positive_shares(dataset)
 
     def draw(self, item: Shaped[Codes, "B"], rng: np.random.Generator) -> Shaped[Ints, "B"]:
         return item.astype(np.int64)
 
-    def expected(self, items: Shaped[Ints, "n"], positives: int) -> Shaped[Doubles, "n"]:
+    def expected(self, items: Shaped[Ints, "n"], positives: float) -> Shaped[Doubles, "n"]:
         return self._share[items] * positives

@@ -6,6 +6,8 @@ item i among all N training positives, for a batch of B positives and M remember
 
     log q_i = log( (B in_batch + M) n_i / N + uniform / items + popularity n_i^alpha / sum_j n_j^alpha )
 
+With weights n_i, N, B and M are sums of the positives' weights: a positive of weight 2 is two draws.
+
 Draws depend on (seed, step) only, so a resumed run draws the same.
 """
 
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 
 from twotower.arrays.sets import DistinctRows, PairSet, find_in_sorted
-from twotower.arrays.types import I64, Array, Codes, Float, Floats, Ints, Shaped
+from twotower.arrays.types import F32, I64, Array, Codes, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.evaluation.factors import Factors
 from twotower.train.negatives.candidates import Candidates, ColumnFinder, Exclusions
@@ -59,14 +61,16 @@ class CandidateSampler:
         for sampler in self.samplers.values():
             sampler.begin_epoch(present, epoch)
 
-    def remember(self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"]) -> None:
+    def remember(
+        self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"], weights: F32[Tensor, "B"] | None = None
+    ) -> None:
         """Let the sources that remember vectors take the positives of a batch, after its loss."""
         for sampler in self._shared.values():
-            sampler.remember(items, vectors)
+            sampler.remember(items, vectors, weights)
 
-    def log_q(self, items: Shaped[Ints, "n"], positives: int) -> Shaped[Floats, "n"]:
-        """Return the log of the expected number of draws of each of `items`, all shared sources added, for a batch of
-        `positives` positives. Zeros without a shared source."""
+    def log_q(self, items: Shaped[Ints, "n"], positives: float) -> Shaped[Floats, "n"]:
+        """Return the log of the expected number of draws of each of `items`, all shared sources added, for a batch whose
+        positives weigh `positives`. Zeros without a shared source."""
         if not self._shared:
             return np.zeros(len(items), np.float32)
         expected = sum((s.expected(items, positives) for s in self._shared.values()), np.zeros(len(items)))
@@ -81,25 +85,32 @@ class CandidateSampler:
         rows: Shaped[Ints, "B"] | None = None,
         ends: Shaped[Ints, "S"] | None = None,
         own: slice = slice(None),
+        weights: Shaped[Floats, "B"] | None = None,
     ) -> Candidates:
         """Draw the candidates of the positives `own` of a batch, which is aligned user and item rows.
 
         With `rows`, the row numbers of the positives, a negative that is an interaction comes after the positive. `ends` are
-        the ends of the batch's shards, whose draws do not depend on each other.
+        the ends of the batch's shards, whose draws do not depend on each other. A positive with one of `weights` is as many
+        draws where the positives are candidates.
         """
         rng = self._rng(step)
         own = slice(*own.indices(len(user))[:2])
         drawn = [sampler.draw(item, rng) for sampler in self._shared.values()]
         items, index = self._distinct(np.concatenate([item, *drawn]).astype(np.int32))
         shared, positive = len(items), index[: len(item)]
-        counts = np.bincount(index[len(item) :], minlength=shared).astype(np.float32)
+        times = None
+        if weights is not None:
+            each = zip(self._shared.values(), drawn, strict=True)
+            times = np.concatenate([np.zeros(0), *(weights if s.draws_positives else np.ones(len(d)) for s, d in each)])
+        counts = np.bincount(index[len(item) :], times, minlength=shared).astype(np.float32)
         memories = [s.memory for s in self._shared.values() if s.memory is not None]
         memory_items = torch.cat([torch.zeros(0, dtype=torch.int64, device=self._device), *(m.items for m in memories)])
+        remembered = np.concatenate([np.zeros(0, np.float32), *(m.draws.cpu().numpy() for m in memories)])
         others = counts.sum() + len(memory_items) + sum(s.easy for s in self._per_positive.values())
         drawn_apart = self._draw_by_shard(Positives(user, item, rows, others), step, ends, own, rng)
         items, per_positive = _append_items(items, drawn_apart.items)
         columns = np.concatenate([items[:shared], memory_items.cpu().numpy()])
-        counts = np.concatenate([counts, np.ones(len(memory_items), np.float32)])
+        counts = np.concatenate([counts, remembered])
         return Candidates(
             items=items,
             shared=shared,
@@ -107,7 +118,7 @@ class CandidateSampler:
             memory_vectors=torch.cat([m.vectors for m in memories]) if memories else None,
             positive=self._tensor(positive[own]),
             counts=self._tensor(counts),
-            log_q=self._tensor(self.log_q(columns, len(user))),
+            log_q=self._tensor(self.log_q(columns, len(user) if weights is None else float(weights.sum()))),
             per_positive=self._tensor(per_positive),
             margins=self._tensor(drawn_apart.margins) if np.isfinite(drawn_apart.margins).any() else None,
             exclusions=self._exclusions(user[own], item[own], columns, len(memory_items) > 0),

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, JsonValue, model_validator
 from torch import Tensor
 
-from twotower.arrays.types import I64, Bools, Codes, Doubles, Float, Ints, Shaped
+from twotower.arrays.types import F32, I64, Bools, Codes, Doubles, Float, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.evaluation.factors import Factors
 from twotower.kinds import Kind
@@ -127,6 +127,13 @@ class Memory(NamedTuple):
 
     items: I64[Tensor, "M"]
     vectors: Float[Tensor, "M D"]
+    weights: F32[Tensor, "M"] | None = None
+    """Number of times that each counts. None: once."""
+
+    @property
+    def draws(self) -> F32[Tensor, "M"]:
+        """Number of times that each counts."""
+        return torch.ones(len(self.items), device=self.items.device) if self.weights is None else self.weights
 
 
 class SharedSampler(NegativeSampler, ABC):
@@ -134,19 +141,24 @@ class SharedSampler(NegativeSampler, ABC):
 
     memory: Memory | None = None
     """Vectors that are candidates beside the items drawn."""
+    draws_positives: ClassVar[bool] = False
+    """True if `draw` returns the batch's positives, which then count by their weights."""
 
     @abstractmethod
     def draw(self, item: Shaped[Codes, "B"], rng: np.random.Generator) -> Shaped[Ints, "n"]:
         """Draw item rows for a batch with the positives `item`; an item that is drawn k times counts k times."""
 
     @abstractmethod
-    def expected(self, items: Shaped[Ints, "n"], positives: int) -> Shaped[Doubles, "n"]:
-        """Return the expected number of draws of each of `items` for a batch of `positives` positives.
+    def expected(self, items: Shaped[Ints, "n"], positives: float) -> Shaped[Doubles, "n"]:
+        """Return the expected number of draws of each of `items` for a batch whose positives weigh
+        `positives`; without weights that is their number.
 
         The sum over all sources is that of the log-q correction.
         """
 
-    def remember(self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"]) -> None:
+    def remember(
+        self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"], weights: F32[Tensor, "B"] | None = None
+    ) -> None:
         """Take the positives of a batch, after its loss. A source that does has `remembered` above 0."""
 
 

@@ -35,5 +35,5 @@ class _UniformItems(SharedSampler):
     def draw(self, item: Shaped[Codes, "B"], rng: np.random.Generator) -> Shaped[Ints, "n"]:
         return rng.integers(0, self._n_items, self._n)
 
-    def expected(self, items: Shaped[Ints, "n"], positives: int) -> Shaped[Doubles, "n"]:
+    def expected(self, items: Shaped[Ints, "n"], positives: float) -> Shaped[Doubles, "n"]:
         return np.full(len(items), self._n / self._n_items)

@@ -10,7 +10,7 @@ from twotower.train.negatives.source import SharedSampler
 
 
 def positive_shares(dataset: Dataset) -> Shaped[Doubles, "items"]:
-    """Return the share of each item in the training positives."""
+    """Return the share of each item in the training positives, by their weights."""
     counts = dataset.item_positive_counts.astype(np.float64)
     shares: Doubles = counts / counts.sum()
     return shares
@@ -30,6 +30,6 @@ class WeightedItems(SharedSampler):
         items: Ints = np.minimum(drawn, len(self._share) - 1)
         return items
 
-    def expected(self, items: Shaped[Ints, "n"], positives: int) -> Shaped[Doubles, "n"]:
+    def expected(self, items: Shaped[Ints, "n"], positives: float) -> Shaped[Doubles, "n"]:
         expected: Doubles = self._n * self._share[items]
         return expected

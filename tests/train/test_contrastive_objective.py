@@ -1,0 +1,189 @@
+"""Weights of interactions: weight 2 is the row twice, and weight 0 is no target, in every loss and source of negatives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from candidate_worlds import world
+from mykinds.losses import Focal
+from torch import Tensor
+from worlds import settings
+
+from twotower.data.dataset import Dataset
+from twotower.evaluation.factors import Factors
+from twotower.train.contrastive import contrastive_loss
+from twotower.train.losses import LOSSES
+from twotower.train.losses.loss import Columns, ContrastiveLoss, PointwiseLoss
+from twotower.train.losses.mimic import mimic
+from twotower.train.negatives import SOURCES
+from twotower.train.negatives.attribute import AttributeNegatives
+from twotower.train.negatives.candidates import Candidates
+from twotower.train.negatives.config import NegativesConfig
+from twotower.train.negatives.hard import HardNegatives
+from twotower.train.negatives.in_batch import InBatchNegatives
+from twotower.train.negatives.mixture import CandidateSampler
+from twotower.train.negatives.source import NegativeSource, SharedSource
+from twotower.train.pair_sampler import PairSampler
+from twotower.train.positive_sampler import PositiveSampler
+from twotower.train.trainer import Trainer
+
+EVERY_LOSS = [*(kind() for kind in LOSSES), Focal()]
+CONTRASTIVE = [loss for loss in EVERY_LOSS if isinstance(loss, ContrastiveLoss)]
+OPTIONS: dict[str, NegativeSource] = {
+    "attribute": AttributeNegatives(feature="item_id", n=3),
+    "hard": HardNegatives(n=2, ranks=(1, 20), ratio=1),
+    "cross_batch_memory": SOURCES.parse({"kind": "cross_batch_memory", "n": 30}),
+}
+EVERY_SOURCE = [OPTIONS.get(kind.kind) or kind() for kind in SOURCES]
+TIMES = np.array([2, 1, 3, 1, 0, 2, 1, 1])
+"""Weights of the positives of a batch."""
+ROWS = np.repeat(np.arange(len(TIMES)), TIMES)
+"""The same batch, with each positive as a row as often as it weighs."""
+
+
+@pytest.mark.parametrize("loss", CONTRASTIVE, ids=repr)
+def test_a_block_with_weights_is_the_weighted_sum_of_its_rows_and_the_gradient(loss: ContrastiveLoss) -> None:
+    rng = torch.Generator().manual_seed(1)
+    logits, positive = torch.randn(9, 7, generator=rng), torch.randint(0, 7, (9, 1), generator=rng)
+    columns, weights = Columns(torch.tensor([1.0, 2, 0, 1, 1, 0.5, 3]), 40), torch.rand(9, 1, generator=rng) * 3
+    leaf = logits.clone().requires_grad_()
+    value = (loss.rows(leaf, positive, columns) * weights[:, 0]).sum()
+    (gradient,) = torch.autograd.grad(value, leaf)
+    torch.testing.assert_close(loss.block(logits, positive, columns, weights), value.detach(), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(logits, gradient, rtol=1e-5, atol=1e-6)
+
+
+def likes(board: Dataset, repeated: bool) -> Dataset:
+    """Positives of eight users with their weights, or each as a row as often as it weighs; and three dislikes."""
+    liked = [(user, item, True) for user, item in zip(range(8), [3, 4, 3, 5, 6, 7, 8, 3], strict=True)]
+    dislikes = [(0, 20, False), (1, 21, False), (2, 22, False)]
+    rows = [liked[i] for i in ROWS] if repeated else liked
+    data = world(board, rows + dislikes)
+    weight = np.ones(len(data.pairs), np.float32)
+    if not repeated:
+        weight[: len(TIMES)] = TIMES
+    return replace(data, pairs=replace(data.pairs, weight=None if repeated else weight))
+
+
+def drawn(data: Dataset, source: NegativeSource) -> tuple[Candidates, Tensor, Tensor, Tensor]:
+    """Candidates of the batch, its weights, and random vectors."""
+    beside = () if isinstance(source, SharedSource) else (InBatchNegatives(),)
+    sampler = CandidateSampler(data, NegativesConfig(sources=(*beside, source)), seed=3)
+    rng = torch.Generator().manual_seed(2)
+    users, items = torch.randn(40, 5, generator=rng), torch.randn(30, 5, generator=rng)
+    sampler.begin_epoch(lambda: Factors(users, items), 1)
+    pairs = data.pairs.take(data.pairs.target)
+    if source.remembered:
+        sampler.remember(torch.tensor([3, 4]), items[[3, 4]], None if pairs.weight is None else torch.tensor([2.0, 1]))
+        if pairs.weight is None:
+            sampler.remember(torch.tensor([3]), items[[3]])
+    c = sampler(pairs.user, pairs.item, 0, weights=pairs.weight)
+    vectors = items[torch.from_numpy(c.items)]
+    if c.memory_vectors is not None:
+        vectors = torch.cat([vectors, c.memory_vectors])
+    weights = torch.ones(len(pairs)) if pairs.weight is None else torch.from_numpy(pairs.weight)
+    return c, weights, users[torch.from_numpy(pairs.user.astype(np.int64))], vectors
+
+
+@pytest.mark.parametrize("loss", CONTRASTIVE, ids=repr)
+@pytest.mark.parametrize("source", EVERY_SOURCE, ids=lambda s: s.kind)
+def test_weight_2_is_the_positive_twice_and_weight_0_no_target_with_every_loss_and_source(
+    board: Dataset, loss: ContrastiveLoss, source: NegativeSource
+) -> None:
+    c, weights, users, items = drawn(likes(board, False), source)
+    assert len(weights) == 7, "weight 0 is no target"
+    twice = torch.repeat_interleave(torch.arange(7), weights.long())
+    whole = contrastive_loss(users.requires_grad_(), items, c, loss, 30, weights=weights)
+    rows = contrastive_loss(users[twice], items, c.take(twice), loss, 30)
+    assert whole.item() == pytest.approx(rows.item(), rel=1e-6)
+    one, other = (torch.autograd.grad(value, users, retain_graph=True)[0] for value in (whole, rows))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    halves = [
+        contrastive_loss(users[p], items, c.take(torch.arange(7)[p]), loss, 30, total_weight=11.0, weights=weights[p])
+        for p in (slice(0, 3), slice(3, 7))
+    ]
+    assert float(sum(h.detach() for h in halves)) == pytest.approx(whole.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("source", [s for s in EVERY_SOURCE if isinstance(s, SharedSource)], ids=lambda s: s.kind)
+def test_a_shared_candidate_is_drawn_and_expected_as_often_as_from_repeated_rows(
+    board: Dataset, source: NegativeSource
+) -> None:
+    found = []
+    for repeated in (False, True):
+        c, *_ = drawn(likes(board, repeated), source)
+        items = np.concatenate([c.items[: c.shared], c.memory_items.numpy()])
+        n = np.bincount(items, c.counts.numpy(), 30)
+        log_q = np.zeros(30)
+        log_q[items] = c.log_q
+        found.append((n, log_q))
+    np.testing.assert_allclose(found[0][0], found[1][0])
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)
+
+
+def test_a_mimic_loss_is_the_weighted_mean() -> None:
+    rng = torch.Generator().manual_seed(0)
+    a, v, weights = (
+        torch.randn(7, 3, generator=rng),
+        torch.randn(7, 3, generator=rng),
+        torch.tensor([2.0, 0, 1, 3, 1, 0, 1]),
+    )
+    twice = torch.repeat_interleave(torch.arange(7), weights.long())
+    assert mimic(a, v, weights=weights).item() == pytest.approx(mimic(a[twice], v[twice]).item(), rel=1e-6)
+    assert mimic(a, v, weights=torch.zeros(7)).item() == 0
+
+
+def test_drawn_pairs_weigh_what_their_positive_weighs_and_keep_their_share(board: Dataset) -> None:
+    data = likes(board, False)
+    sampler = PairSampler(data, NegativesConfig(random={"n": 2, "share": 0.5}), seed=1)
+    epoch = sampler.epoch(0)
+    random = epoch.source < 0
+    assert len(sampler) == len(epoch) == 11 + 2 * 7, "weight 0 draws none"
+    by_user = np.bincount(epoch.user[random], epoch.weight[random], 8)
+    np.testing.assert_allclose(by_user, TIMES * by_user.sum() / TIMES.sum(), rtol=1e-6)
+    assert by_user.sum() == pytest.approx(3), "as much as the dislikes"
+    own = np.zeros(11)
+    own[epoch.source[~random]] = epoch.weight[~random]
+    assert own.tolist() == [*TIMES.tolist(), 1, 1, 1]
+
+
+def test_positives_of_weight_0_are_in_no_epoch_and_the_others_keep_their_weights(board: Dataset) -> None:
+    data = likes(board, False)
+    for by_user in (False, True):
+        epoch = PositiveSampler(data, seed=1, by_user=by_user).epoch(0)
+        assert sorted(zip(epoch.user.tolist(), epoch.weight.tolist(), strict=True)) == [
+            (u, n) for u, n in enumerate(TIMES.tolist()) if n
+        ]
+    assert data.item_positive_counts[[3, 4, 6]].tolist() == [6, 1, 0]
+
+
+@pytest.mark.parametrize("loss", EVERY_LOSS, ids=repr)
+def test_a_batch_with_weights_has_the_loss_and_gradients_of_repeated_rows(
+    board: Dataset, loss: ContrastiveLoss | PointwiseLoss
+) -> None:
+    data = board
+    rng = np.random.default_rng(0)
+    times = rng.integers(0, 3, len(data.pairs))
+    weighted = replace(data, pairs=replace(data.pairs, weight=times.astype(np.float32)))
+    rows = np.repeat(np.arange(len(times)), times)
+    assert data.times is not None
+    repeated = replace(data, pairs=data.pairs.take(rows), parts=data.parts[rows], times=data.times[rows])
+    one, other = (loss_and_gradients(d, loss) for d in (weighted, repeated))
+    assert one.pop("loss").item() == pytest.approx(other.pop("loss").item(), rel=1e-6)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert any(g.abs().max() > 1e-3 for g in one.values())
+
+
+def loss_and_gradients(data: Dataset, loss: ContrastiveLoss | PointwiseLoss) -> dict[str, Tensor]:
+    """The loss of a batch of all pairs, and its gradients by the parameters of a fresh model."""
+    negatives = {} if loss.pointwise else {"full": True, "mask_positives": False}
+    train = {"shuffle": False, "batch_size": 4096, "monitor": "validation.auc"}
+    objective = Trainer(data, settings(loss=loss.model_dump(), negatives=negatives, train=train)).objective
+    objective.model.eval()  # no dropout
+    objective.begin_epoch(lambda: Factors(torch.zeros(40, 1), torch.zeros(30, 1)), 0)
+    found = objective(objective.sampler.epoch(0), 0, 0)
+    found.loss.backward()  # type: ignore[no-untyped-call]
+    return {"loss": found.loss} | {n: p.grad for n, p in objective.model.named_parameters() if p.grad is not None}
