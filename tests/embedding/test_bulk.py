@@ -499,6 +499,19 @@ def test_a_folder_of_something_else_stays_as_it_is(run: Run, table: Path, tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
 
 
+@pytest.mark.parametrize(
+    ("out", "said"), [("t/out", "the next call would read it as items"), ("t", "lies in the table")]
+)
+def test_a_folder_within_the_table_is_refused_at_once(
+    run: Run, table: Path, tmp_path: Path, out: str, said: str
+) -> None:
+    shutil.copytree(table, tmp_path / "t")
+    before = sorted((tmp_path / "t").rglob("*"))
+    with pytest.raises(RunError, match=said):
+        again(run, tmp_path / "t", tmp_path / out, overwrite=True)
+    assert sorted((tmp_path / "t").rglob("*")) == before
+
+
 # ---- half precision, the reader, memory
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import polars as pl
 
-from twotower.data.readers import Reading, csv_options, table_errors
-from twotower.errors import DataError
+from twotower.data.readers import Reading, csv_options, table_errors, table_files, takes_in
+from twotower.errors import DataError, RunError
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,19 @@ class TableShard:
     file: TableFile
     start: int
     rows: int | None
+
+
+def check_apart(source: Path, made: Path, rows: str) -> None:
+    """Raise RunError if a later call would read the file `made` as rows of the table `source`, or if the folder of `made` holds a file
+    of the table. `rows` is what the rows are called, such as "users"."""
+    out = made.parent
+    if takes_in(source, made):
+        raise RunError(
+            f"{out}: lies in the table {source}, and the next call would read it as {rows}; choose a folder outside"
+        )
+    for path in table_files(source):
+        if out.resolve() in path.resolve().parents:
+            raise RunError(f"{out}: holds the file {path.name} of the table {source}; choose another folder")
 
 
 def cut_into_shards(sources: list[TableFile], rows: int) -> list[TableShard]:

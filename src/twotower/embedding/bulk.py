@@ -30,6 +30,7 @@ from twotower.data.splits import TEST
 from twotower.data.table_shards import (
     TableFile,
     TableShard,
+    check_apart,
     cut_into_shards,
     names_within,
     read_slices,
@@ -83,14 +84,16 @@ def embed(
     A row whose id is in the run has the run's sequences and statistics; a new row has empty sequences, a count of zero and
     no mean. A repeated id gets a vector for each of its rows.
 
-    Raises DataError if the table does not fit the schema; RunError if `out` holds other files, or vectors of another table
-    or model without `overwrite`, or if a vector is not finite; ConfigError for an unusable argument.
+    Raises DataError if the table does not fit the schema; RunError if `out` lies in the folder `source` or holds other
+    files, or vectors of another table or model without `overwrite`, or if a vector is not finite; ConfigError for an
+    unusable argument.
     """
     source, out, me = Path(source), Path(out), context or DistributedContext()
     if precision not in _DTYPES:
         raise ConfigError(f"precision '{precision}': allowed are {', '.join(_DTYPES)}")
     if shard_rows < 1:
         raise ConfigError(f"shards of {shard_rows} rows: expected at least 1")
+    check_apart(source, out / IDS_FILE, f"{side}s")
     rows = _RowEncoder(run, side)
     sources = _files(source, rows)
     shards = cut_into_shards(sources, shard_rows)

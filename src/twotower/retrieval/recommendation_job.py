@@ -21,8 +21,7 @@ import numpy as np
 import polars as pl
 
 from twotower import files
-from twotower.data.readers import table_files, takes_in
-from twotower.data.table_shards import TableShard
+from twotower.data.table_shards import TableShard, check_apart
 from twotower.errors import ConfigError, RunError, first_line
 from twotower.files.readers import read_json
 from twotower.files.sharded_work import JsonObject, ShardedWork, ShardFormat
@@ -107,7 +106,7 @@ def recommend_users(
     if threads < 0:
         raise ConfigError(f"`threads` is {threads}, expected at least 0")
     users, out = Path(users), Path(out)
-    _check_apart(users, out)
+    check_apart(users, out / shard_file(0), "users")
     bundle = Store(store).current()
     with bundle.lease():
         retriever = Retriever(bundle, threads or default_threads())
@@ -134,17 +133,6 @@ def recommend_users(
             job = _Job(work, table, asked, retriever, Path(scratch))
             job.make(shards)
             return job.finish()
-
-
-def _check_apart(users: Path, out: Path) -> None:
-    """Raise RunError if a later call would read the files in `out` as users, or if a file of the table lies in `out`."""
-    if takes_in(users, out / shard_file(0)):
-        raise RunError(
-            f"{out}: lies in the table {users}, and the next call would read it as users; choose a folder outside"
-        )
-    for path in table_files(users):
-        if out.resolve() in path.resolve().parents:
-            raise RunError(f"{out}: holds the file {path.name} of the table {users}; choose another folder")
 
 
 class _Job:
