@@ -176,6 +176,7 @@ ELSEWHERE = {
     "data.test",
     "split.column",
     "split.ordered",
+    "evaluation.weighted",  # evaluation/test_metrics_weighted.py
     "data.format.separator",  # data/test_text_format.py
     "data.format.columns",
     "data.buckets",

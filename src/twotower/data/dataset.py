@@ -194,6 +194,12 @@ class Dataset:
         return counts(self.train.item, len(self.items))
 
     @cached_property
+    def item_weights(self) -> Numbers:
+        """(items,) sum of the weights of the training interactions of each item; without weights their number."""
+        weight = self.train.weight
+        return self.item_counts if weight is None else weight_sums(self.train.item, len(self.items), weight)
+
+    @cached_property
     def item_user_counts(self) -> Ints:
         """(items,) number of users with a training interaction with each item."""
         if self.schema.duplicates != "keep":  # no user has two with one item

@@ -125,11 +125,11 @@ def target_mask(positive: Bools, weight: Floats | None) -> Bools:
     return positive if weight is None else positive & (weight > 0)
 
 
-def weight_sums(values: npt.NDArray[np.integer], n: int, weight: Floats, where: Bools) -> Doubles:
-    """Return (n,) the sums of the weights of the values 0..n-1 in a mask."""
+def weight_sums(values: npt.NDArray[np.integer], n: int, weight: Floats, where: Bools | None = None) -> Doubles:
+    """Return (n,) the sums of the weights of the values 0..n-1, of all or of those in a mask."""
     sums = np.zeros(n)
     for part in pieces(len(values)):
-        keep = where[part]
+        keep = slice(None) if where is None else where[part]
         np.add.at(sums, values[part][keep], weight[part][keep])
     return sums
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from twotower.arrays.pieces import pieces
-from twotower.arrays.types import Codes, Doubles, Numbers, Shaped
+from twotower.arrays.pieces import mean_of, pieces
+from twotower.arrays.types import Bools, Codes, Doubles, Floats, Numbers, Shaped
 from twotower.data.pairs import Pairs, counts, weight_sums
 from twotower.evaluation.factors import Factors
 
@@ -23,10 +23,18 @@ def popularity_baseline(train: Pairs, n_users: int, n_items: int) -> Factors:
     return Factors(torch.ones(n_users, 1), torch.from_numpy(positives.astype(np.float32))[:, None])
 
 
+def _weighted_mean(values: Shaped[Bools, "n"], weight: Shaped[Floats, "n"]) -> float:
+    """Return the share of the weight that is of True values."""
+    n = len(values)
+    of_true = mean_of(n, lambda part: weight[part].astype(np.float64) * values[part])
+    return of_true / mean_of(n, lambda part: weight[part].astype(np.float64))
+
+
 def bias_baseline(train: Pairs, n_users: int, n_items: int, strength: float = 10.0, rounds: int = 10) -> Factors:
     """Return the bias baseline: score = mean + user bias + item bias, ridge-regularised least squares on the labels,
-    by `rounds` of alternation (Koren 2010, "Factor in the Neighbors", section 2.1)."""
-    mean = float(train.positive.mean())
+    weighted if the pairs have weights, by `rounds` of alternation (Koren 2010, "Factor in the Neighbors", section 2.1)."""
+    weight = train.weight
+    mean = float(train.positive.mean()) if weight is None else _weighted_mean(train.positive, weight)
 
     def labels_without(
         bias: Shaped[Doubles, "_"], of: Shaped[Codes, "r"], by: Shaped[Codes, "r"], n: int
@@ -40,12 +48,17 @@ def bias_baseline(train: Pairs, n_users: int, n_items: int, strength: float = 10
                 left = train.positive[rows].astype(np.float64)
                 left -= mean
                 left -= bias[of[rows]]
+                if weight is not None:
+                    left *= weight[rows]
                 np.add.at(some, by[rows], left)
             total += some
         return total
 
     bu, bi = np.zeros(n_users), np.zeros(n_items)
-    nu, ni = counts(train.user, n_users), counts(train.item, n_items)
+    nu: Shaped[Numbers, "_"] = counts(train.user, n_users)
+    ni: Shaped[Numbers, "_"] = counts(train.item, n_items)
+    if weight is not None:
+        nu, ni = weight_sums(train.user, n_users, weight), weight_sums(train.item, n_items, weight)
     for _ in range(rounds):
         bi = labels_without(bu, train.user, train.item, n_items) / (ni + strength)
         bu = labels_without(bi, train.item, train.user, n_users) / (nu + strength)

@@ -54,6 +54,8 @@ class ComparisonData:
     seen: Sequence[GroupedPairs]
     """Pairs whose items are excluded from the rankings."""
     items: RankedItems
+    weighted: bool = False
+    """True if rows are weighed in metrics."""
 
     @property
     def n_users(self) -> int:
@@ -78,7 +80,7 @@ def compare_factors(
     """Compare the vectors of A and B, whose rows are the users and items of `data`, by `metrics`, by default the registered
     ones."""
     metrics = metrics or MetricSet()
-    scored = [ScoredPairs.of(f.scores(data.pairs), data.pairs) for f in (a, b)]
+    scored = [ScoredPairs.of(f.scores(data.pairs), data.pairs, data.weighted) for f in (a, b)]
     out = [
         c for m in metrics.of_pairs if (c := _compare_resampled(m, scored[0], scored[1], data.n_users, resamples, seed))
     ]
@@ -109,11 +111,13 @@ def _compare_resampled(
     return Comparison(metric.name, *values, values[1] - values[0], low, high, p, n_users, metric.higher_is_better)
 
 
-def comparison_data(dataset: Dataset, users: Shaped[Ints, "U"]) -> ComparisonData:
+def comparison_data(dataset: Dataset, users: Shaped[Ints, "U"], weighted: bool = False) -> ComparisonData:
     """Return the test data of some user rows, which become rows 0, 1, … in the given order."""
     user, item = places_of_rows(users, len(dataset.users)), np.arange(len(dataset.items))
     test, *seen = (dataset.grouped(part).renumbered(users, item) for part in (TEST, TRAIN, VALIDATION))
-    return ComparisonData(dataset.test.renumbered(user, item), test, seen, RankedItems.of(dataset))
+    return ComparisonData(
+        dataset.test.renumbered(user, item), test, seen, RankedItems.of(dataset, weighted=weighted), weighted
+    )
 
 
 def _per_user(
@@ -134,7 +138,8 @@ def _per_user(
     if not k:
         return out
     users, best = data.queries.users, data.queries.top_k(factors.users, factors.items, max(k))
-    rankings = Rankings(best, data.queries.hits(best), data.queries.n_targets, data.items)
+    weights = data.queries.target_weights(best) if data.weighted else None
+    rankings = Rankings(best, data.queries.hits(best), data.queries.n_targets, data.items, weights)
     for cut in k if len(users) else ():
         for m in metrics.of_users:
             out[f"{m.name}@{cut}"] = scatter(users, m.values(rankings.at(cut)), np.ones(len(users)))

@@ -79,6 +79,11 @@ class EvaluationConfig(Section):
     slice_min_users: int = Field(
         20, ge=1, description="Number of ranked users below which a value of a column of slices is left out."
     )
+    weighted: bool = Field(
+        False,
+        description="Weigh rows in metrics by schema.weight: pairs, targets of a ranking, and the "
+        "popularity of items. false: all rows of a weight above 0 count alike.",
+    )
 
     @field_validator("slices")
     @classmethod

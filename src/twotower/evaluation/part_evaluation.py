@@ -83,8 +83,10 @@ class PartEvaluation:
         config: EvaluationConfig,
     ) -> PartEvaluation:  # fmt: skip
         pairs = dataset.pairs_of(part)
-        rankings = Rankings(best, queries.hits(best), queries.n_targets, RankedItems.of(dataset))
-        scored = ScoredPairs.of(scores, pairs)
+        weights = queries.target_weights(best) if config.weighted else None
+        items = RankedItems.of(dataset, weighted=config.weighted)
+        rankings = Rankings(best, queries.hits(best), queries.n_targets, items, weights)
+        scored = ScoredPairs.of(scores, pairs, config.weighted)
         if pairs.weight is not None:
             pairs = pairs.take(pairs.weight > 0)
         return cls(dataset, config, pairs, scored, queries, rankings)
@@ -136,8 +138,10 @@ class PartEvaluation:
             out |= self._pair_slice("item", name, keep)
             targets = self.queries.count_targets(rows)
             if targets.any():
+                weights = self.queries.target_weights(rankings.best, rows) if config.weighted else None
+                sliced = rankings.with_targets(rows, targets, weights)
                 for m in self._sliced_rankings("item"):
-                    out[f"{m.name}@{k}.{name}"] = float(m.values(rankings.with_targets(rows, targets)).mean())
+                    out[f"{m.name}@{k}.{name}"] = float(m.values(sliced).mean())
         for column in config.slices:
             out |= self._column_slices(column)
         return {name: value for name, value in out.items() if value == value}

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from twotower.arrays.pieces import pieces
-from twotower.arrays.sets import distinct_keys, pair_keys
-from twotower.arrays.types import Bools, Float, Floats, Ints, Shaped
+from twotower.arrays.sets import distinct_keys, find_in_sorted, is_in_sorted, pair_keys
+from twotower.arrays.types import Bools, Doubles, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import GroupedPairs, Pairs, counts
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.metrics.auc import ordered_codes
+from twotower.evaluation.metrics.measured import TargetWeights
 from twotower.progress import JobProgress, Summary
 
 log = logging.getLogger(__name__)
@@ -169,6 +170,36 @@ class EvaluationQueries:
                 owners if items is None else owners[items[rows]], minlength=part.stop - part.start
             )
         return found
+
+    def target_weights(self, best: Shaped[Ints, "Q K"], items: Shaped[Bools, "I"] | None = None) -> TargetWeights:
+        """Return the weights of the targets, of all or those in a mask of items, for rankings."""
+        (n, k), n_items = best.shape, self.n_items
+        hit, total, heaviest = np.zeros((n, k)), np.zeros(n), np.zeros((n, k))
+        for part in self._blocks():
+            keys, weights = self._weighted_targets(self.users[part])
+            if items is not None:
+                keep = items[keys % n_items]
+                keys, weights = keys[keep], weights[keep]
+            owners = keys // n_items
+            total[part] = np.bincount(owners, weights, part.stop - part.start)
+            falling = weights[np.lexsort((-weights, owners))]
+            rank = np.arange(len(keys)) - np.searchsorted(owners, owners)
+            shown = rank < k
+            heaviest[part][owners[shown], rank[shown]] = falling[shown]
+            cells = pair_keys(np.arange(part.stop - part.start)[:, None], best[part], n_items)
+            places, found = find_in_sorted(keys, cells)
+            hit[part] = np.where(found & (best[part] >= 0), np.append(weights, 0.0)[places], 0.0)
+        return TargetWeights(hit, total, heaviest)
+
+    def _weighted_targets(self, users: Shaped[Ints, "B"]) -> tuple[Shaped[Ints, "n"], Shaped[Doubles, "n"]]:
+        """Return the places of the targets of a block in its flat scores, each once and rising, and their weights."""
+        pairs = self.pairs.take(users)
+        target = pairs.target
+        keys, place = np.unique(pair_keys(pairs.user, pairs.item, self.n_items)[target], return_inverse=True)
+        weights = np.ones(len(place)) if pairs.weight is None else pairs.weight[target]
+        sums: Doubles = np.bincount(place, weights, len(keys)).astype(np.float64)
+        left = ~is_in_sorted(np.sort(np.concatenate(self._seen_cells(users))), keys)
+        return keys[left], sums[left]
 
     def _targets(self, users: Shaped[Ints, "B"]) -> Shaped[Ints, "n"]:
         """Return the places of the positives of a block in its flat scores."""

@@ -94,6 +94,12 @@ def _align_runs(a: Run, b: Run) -> tuple[ComparisonData, Factors, Factors]:
     """Return the test data of both runs with common row numbers, and the vectors of A and B in these rows."""
     names = [str(run.folder) if run.folder else name for run, name in ((a, "A"), (b, "B"))]
     check_same_tests(a.dataset, b.dataset, names)
+    weighted, other = (run.config.evaluation.weighted for run in (a, b))
+    if weighted != other:
+        raise RunError(
+            f"evaluation.weighted is {str(weighted).lower()} in {names[0]} and {str(other).lower()} in {names[1]}; compare "
+            "runs with the same setting"
+        )
     # In the order of A, so that ties are ordered as in the metrics of A.
     tested = np.flatnonzero(a.dataset.grouped(TEST).lengths)
     users = match_ids(a.dataset, b.dataset, "user", tested)
@@ -111,4 +117,5 @@ def _align_runs(a: Run, b: Run) -> tuple[ComparisonData, Factors, Factors]:
     data, place = a.dataset, places_of_rows(items[0], len(a.dataset.items))
     tests = data.test.renumbered(places_of_rows(users[0], len(data.users)), place)
     grouped = data.grouped(TEST).renumbered(users[0], place)
-    return ComparisonData(tests, grouped, seen, RankedItems.of(data, items[0])), factors[0], factors[1]
+    ranked = RankedItems.of(data, items[0], weighted)
+    return ComparisonData(tests, grouped, seen, ranked, weighted), factors[0], factors[1]

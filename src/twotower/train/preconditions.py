@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 
-from twotower.arrays.pieces import pieces, temporary_array
+from twotower.arrays.pieces import pieces, selected, temporary_array
 from twotower.arrays.types import Floats, Shaped
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
@@ -28,6 +28,10 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         metric.check(dataset)
     for column in recipe.evaluation.slices:
         UserSlices.of(dataset.users.frame, column)
+    if recipe.evaluation.weighted and dataset.pairs.weight is None:
+        raise ConfigError(
+            "evaluation.weighted = true needs weights, and the schema has none; name a column in schema.weight"
+        )
 
 
 def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
@@ -50,7 +54,8 @@ def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
             )
         log.info("no validation part: training runs train.epochs epochs and keeps the last one")
         return
-    if pairs.positive.all() or not pairs.positive.any():
+    positive = pairs.positive if pairs.weight is None else selected(pairs.positive, pairs.weight > 0)
+    if positive.all() or not positive.any():
         metric = recipe.evaluation.metric_set.find(monitor)
         if not metric.is_defined(ScoredPairs.of(_rising_scores(len(pairs)), pairs)):
             raise ConfigError(

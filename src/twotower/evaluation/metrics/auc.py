@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from twotower.arrays.pieces import PIECE_ROWS, pieces, selected, temporary_array
-from twotower.arrays.types import Bools, Doubles, Ints, Numbers, Shaped, WholeNumbers
+from twotower.arrays.types import Bools, Doubles, Floats, Ints, Numbers, Shaped, WholeNumbers
 from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric, Prominence
+
+_PLACE = np.uint64(0xFFFFFFFF)
+"""Bits of the place in a key whose upper bits are another number."""
 
 
 class Auc(PairMetric):
@@ -27,7 +30,7 @@ class Auc(PairMetric):
 
     def value(self, pairs: ScoredPairs) -> float:
         """Return the area; NaN if a class is missing."""
-        return auc(pairs.scores, pairs.positive)
+        return auc(pairs.scores, pairs.positive, weights=pairs.weights)
 
     def resampled(self, pairs: ScoredPairs, draws: Iterable[Shaped[Doubles, "_ U"]]) -> Shaped[Doubles, "R"] | None:
         """Return the area over the pairs of the drawn users; 0.5 where a class is missing."""
@@ -38,9 +41,15 @@ class Auc(PairMetric):
         return np.array([ordered.weighted_auc(row) for block in draws for row in block])
 
 
-def auc(scores: Shaped[Numbers, "n"], positive: Shaped[Bools, "n"], piece: int = PIECE_ROWS) -> float:
-    """Return the probability that a positive outranks a negative, ties counting half; NaN if a class is missing."""
-    _, value, _ = auc_by_group(scores, positive, np.broadcast_to(np.int32(0), len(scores)), piece)
+def auc(
+    scores: Shaped[Numbers, "n"],
+    positive: Shaped[Bools, "n"],
+    piece: int = PIECE_ROWS,
+    weights: Shaped[Floats, "n"] | None = None,
+) -> float:
+    """Return the probability that a positive outranks a negative, ties counting half, of pairs drawn by `weights`; NaN if a
+    class is missing."""
+    _, value, _ = auc_by_group(scores, positive, np.broadcast_to(np.int32(0), len(scores)), piece, weights)
     return float(value[0]) if len(value) else float("nan")
 
 
@@ -49,11 +58,54 @@ def auc_by_group(
     positive: Shaped[Bools, "n"],
     group: Shaped[WholeNumbers, "n"],
     piece: int = PIECE_ROWS,
-) -> tuple[Shaped[Ints, "G"], Shaped[Doubles, "G"], Shaped[Ints, "G"]]:
-    """Return the groups with both classes, rising, their AUC and their number of rows. Rows are read `piece` at a time;
-    their sorted keys are a temporary array."""
+    weights: Shaped[Floats, "n"] | None = None,
+) -> tuple[Shaped[Ints, "G"], Shaped[Doubles, "G"], Shaped[Numbers, "G"]]:
+    """Return the groups with both classes, rising, their AUC and their number of rows, with `weights` the sums of theirs. Rows
+    are read `piece` at a time; their sorted keys are a temporary array."""
     if not len(scores):
         return np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64)
+    if weights is None:
+        rows = _sorted_rows(scores, positive, group, piece)
+    else:
+        rows = _sorted_weighted_rows(scores, positive, group, weights, piece)
+    sums, before = [], 0.0 if weights is not None else 0
+    for ties in _tied_runs(rows):
+        # Twice the weight of the negatives that each positive outranks, of all groups so far.
+        wins = ties.positives * (2 * (before + np.cumsum(ties.negatives)) - ties.negatives)
+        sums.append(_sums_by_run((ties.codes >> 32).astype(np.int64), ties.positives, ties.negatives, wins))
+        before += ties.negatives.sum()
+    groups, positives, negatives, wins = _sums_by_run(*(np.concatenate(column) for column in zip(*sums, strict=True)))
+    # Within the group of the positives.
+    wins -= positives * 2 * (np.cumsum(negatives) - negatives)
+    n_pairs = positives * negatives
+    both = n_pairs > 0
+    return groups[both], wins[both] / (2 * n_pairs[both]), (positives + negatives)[both]
+
+
+def _sums_by_run(keys: Shaped[Ints, "n"], *columns: Shaped[Numbers, "n"]) -> list[Shaped[Any, "r"]]:
+    """Return the key of each run of equal keys, and the sums of the columns over the run."""
+    first = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
+    return [keys[first], *(np.add.reduceat(column, first) for column in columns)]
+
+
+class _Rows(NamedTuple):
+    """Sorted rows, or runs of rows of one group and score each."""
+
+    codes: Shaped[WholeNumbers, "n"]
+    """Group in the upper 32 bits, score below."""
+    positives: Shaped[Numbers, "n"]
+    """Number or weight of the positives of each."""
+    negatives: Shaped[Numbers, "n"]
+
+    def part(self, rows: slice) -> _Rows:
+        """Return some of the rows."""
+        return _Rows(self.codes[rows], self.positives[rows], self.negatives[rows])
+
+
+def _sorted_rows(
+    scores: Shaped[Numbers, "n"], positive: Shaped[Bools, "n"], group: Shaped[WholeNumbers, "n"], piece: int
+) -> Iterator[_Rows]:
+    """Yield the rows by group and score, a piece at a time."""
     # Group, score and label in one uint64: sorting such keys is ten times as fast as an argsort.
     keys = temporary_array(len(scores), np.uint64)
     codes = None if scores.dtype == np.float32 else ordered_codes(scores)
@@ -61,51 +113,51 @@ def auc_by_group(
         code = ordered_codes(scores[part]) if codes is None else codes[part]
         keys[part] = (group[part].astype(np.uint64) << 33) | (code.astype(np.uint64) << 1) | positive[part]
     keys.sort()
-    sums, start = [], 0
-    for ties in _tied_runs(keys, piece):
-        ends = start + np.cumsum(ties.rows)
-        # Twice the mid-ranks of the positives over all rows.
-        ranks = (2 * ends - ties.rows + 1) * ties.positives
-        sums.append(_sums_by_run((ties.codes >> 32).astype(np.int64), ties.rows, ties.positives, ranks))
-        start = int(ends[-1])
-    groups, rows, positives, ranks = _sums_by_run(*(np.concatenate(column) for column in zip(*sums, strict=True)))
-    # Within the group of the positives.
-    ranks -= positives * (2 * (np.cumsum(rows) - rows) + positives + 1)
-    n_pairs = positives * (rows - positives)
-    both = n_pairs > 0
-    return groups[both], ranks[both] / (2 * n_pairs[both]), rows[both]
-
-
-def _sums_by_run(keys: Shaped[Ints, "n"], *columns: Shaped[Ints, "n"]) -> list[Shaped[Ints, "r"]]:
-    """Return the key of each run of equal keys, and the sums of the columns over the run."""
-    first = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
-    return [keys[first], *(np.add.reduceat(column, first) for column in columns)]
-
-
-class _Ties(NamedTuple):
-    """Rows of one group and score each."""
-
-    codes: Shaped[WholeNumbers, "T"]
-    """Group in the upper 32 bits, score below."""
-    rows: Shaped[Ints, "T"]
-    positives: Shaped[Ints, "T"]
-
-    def part(self, runs: slice) -> _Ties:
-        """Return some of the runs."""
-        return _Ties(self.codes[runs], self.rows[runs], self.positives[runs])
-
-
-def _tied_runs(keys: Shaped[WholeNumbers, "n"], piece: int) -> Iterator[_Ties]:
-    """Yield the runs of equal group and score in sorted keys, each run once, in order."""
-    last: _Ties | None = None
     for part in pieces(len(keys), piece):
-        codes, labels = keys[part] >> 1, (keys[part] & 1).astype(np.int64)
-        first = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]])
-        ties = _Ties(codes[first], np.diff(first, append=len(codes)), np.add.reduceat(labels, first))
+        labels = (keys[part] & 1).astype(np.int64)
+        yield _Rows(keys[part] >> 1, labels, 1 - labels)
+
+
+def _sorted_weighted_rows(
+    scores: Shaped[Numbers, "n"], positive: Shaped[Bools, "n"], group: Shaped[WholeNumbers, "n"], weights: Shaped[Floats, "n"],
+    piece: int,
+) -> Iterator[_Rows]:  # fmt: skip
+    """Yield the rows by group and score with their weights, a piece at a time."""
+    by_score = _places_by_score(scores, piece)
+    order = temporary_array(len(scores), np.uint64)  # group, place in `by_score`
+    for part in pieces(len(scores), piece):
+        rank = np.arange(part.start, part.stop, dtype=np.uint64)
+        order[part] = (group[by_score[part] & _PLACE].astype(np.uint64) << 32) | rank
+    order.sort()
+    for part in pieces(len(scores), piece):
+        found = by_score[order[part] & _PLACE]
+        place = found & _PLACE
+        weight = weights[place].astype(np.float64)
+        label = positive[place]
+        yield _Rows((order[part] & ~_PLACE) | (found >> 32), weight * label, weight * ~label)
+
+
+def _places_by_score(scores: Shaped[Numbers, "n"], piece: int = PIECE_ROWS) -> Shaped[WholeNumbers, "n"]:
+    """Return a temporary array by rising score, with the code of the score in the upper 32 bits and the place of the row below."""
+    order = temporary_array(len(scores), np.uint64)
+    codes = None if scores.dtype == np.float32 else ordered_codes(scores)
+    for part in pieces(len(scores), piece):
+        code = ordered_codes(scores[part]) if codes is None else codes[part]
+        order[part] = (code.astype(np.uint64) << 32) | np.arange(part.start, part.stop, dtype=np.uint64)
+    order.sort()
+    return order
+
+
+def _tied_runs(rows: Iterable[_Rows]) -> Iterator[_Rows]:
+    """Yield the runs of equal group and score in sorted rows, each run once, in order."""
+    last: _Rows | None = None
+    for some in rows:
+        first = np.flatnonzero(np.r_[True, some.codes[1:] != some.codes[:-1]])
+        ties = _Rows(some.codes[first], np.add.reduceat(some.positives, first), np.add.reduceat(some.negatives, first))
         if last:
             if last.codes[0] == ties.codes[0]:
-                ties.rows[0] += last.rows[0]
                 ties.positives[0] += last.positives[0]
+                ties.negatives[0] += last.negatives[0]
             else:
                 yield last
         if len(first) > 1:
@@ -125,45 +177,50 @@ class _OrderedPairs:
     """Number of negatives with a lower score than each positive."""
     not_above: Shaped[Ints, "m"]
     """Number of negatives with a score that is not higher."""
+    negative_weights: Shaped[Floats, "n"] | None
+    """Weights of the negatives. None: all are 1."""
+    positive_weights: Shaped[Floats, "m"] | None
     weight_before: Shaped[Doubles, "n1"]
     """Sum of the weights of the negatives before each place, overwritten by each AUC."""
 
     @classmethod
     def of(cls, pairs: ScoredPairs) -> _OrderedPairs:
         """Order the pairs."""
-        n = len(pairs.scores)
-        order = temporary_array(n, np.uint64)  # score, place in the pairs
-        codes = None if pairs.scores.dtype == np.float32 else ordered_codes(pairs.scores)
-        for part in pieces(n):
-            code = ordered_codes(pairs.scores[part]) if codes is None else codes[part]
-            order[part] = (code.astype(np.uint64) << 32) | np.arange(part.start, part.stop, dtype=np.uint64)
-        order.sort()
+        n, order = len(pairs.scores), _places_by_score(pairs.scores)
         positive = temporary_array(n, np.bool_)
         users = temporary_array(n, pairs.users.dtype.type)
         scores = temporary_array(n, np.uint32)
+        weights = None if pairs.weights is None else temporary_array(n, pairs.weights.dtype.type)
         for part in pieces(n):
-            place = order[part] & np.uint64(0xFFFFFFFF)
+            place = order[part] & _PLACE
             positive[part], users[part], scores[part] = pairs.positive[place], pairs.users[place], order[part] >> 32
+            if weights is not None and pairs.weights is not None:
+                weights[part] = pairs.weights[place]
         upper, upper_users = selected(scores, positive), selected(users, positive)
+        upper_weights = None if weights is None else selected(weights, positive)
         np.logical_not(positive, out=positive)
         lower, lower_users = selected(scores, positive), selected(users, positive)
+        lower_weights = None if weights is None else selected(weights, positive)
         below, not_above = temporary_array(len(upper), np.int64), temporary_array(len(upper), np.int64)
         for part in pieces(len(upper)):
             below[part] = np.searchsorted(lower, upper[part], side="left")
             not_above[part] = np.searchsorted(lower, upper[part], side="right")
-        return cls(lower_users, upper_users, below, not_above, temporary_array(len(lower) + 1, np.float64))
+        before = temporary_array(len(lower) + 1, np.float64)
+        return cls(lower_users, upper_users, below, not_above, lower_weights, upper_weights, before)
 
     def weighted_auc(self, weights: Shaped[Doubles, "U"]) -> float:
         """Return the area with the weight of each user; 0.5 where a class has no weight."""
         under, n = self.weight_before, 0.0
         under[0] = 0
         for part in pieces(len(self.negative_users)):
-            summed = np.cumsum(weights[self.negative_users[part]])
+            weight = weights[self.negative_users[part]]
+            summed = np.cumsum(weight if self.negative_weights is None else weight * self.negative_weights[part])
             under[part.start + 1 : part.stop + 1] = summed + n
             n += float(summed[-1])
         total, wins = 0.0, 0.0
         for part in pieces(len(self.positive_users)):
             weight = weights[self.positive_users[part]]
+            weight = weight if self.positive_weights is None else weight * self.positive_weights[part]
             total += float(weight.sum())
             wins += float(weight @ (under[self.below[part]] + under[self.not_above[part]]))
         return wins / 2 / (total * n) if total * n else 0.5

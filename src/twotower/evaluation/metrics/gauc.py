@@ -25,6 +25,6 @@ class Gauc(PairMetric):
         return float(np.average(values, weights=weights)) if len(values) else float("nan")
 
     def by_user(self, pairs: ScoredPairs) -> UserValues:
-        """Return the AUC of each user with both classes, and the number of pairs."""
-        users, values, sizes = auc_by_group(pairs.scores, pairs.positive, pairs.users)
+        """Return the AUC of each user with both classes, and the number or weight of the pairs."""
+        users, values, sizes = auc_by_group(pairs.scores, pairs.positive, pairs.users, weights=pairs.weights)
         return UserValues(users, values, sizes.astype(np.float64))

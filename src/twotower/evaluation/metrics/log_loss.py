@@ -23,12 +23,14 @@ class LogLoss(PairMetric):
     of_logits = True
 
     def value(self, pairs: ScoredPairs) -> float:
-        """Return the mean; NaN without pairs."""
+        """Return the mean, weighted if the pairs have weights; NaN without pairs."""
 
         def losses(part: slice) -> Shaped[Doubles, "_"]:
             scores = pairs.scores[part]
             x = np.where(pairs.positive[part], -scores, scores).astype(np.float64)
             loss: Doubles = np.logaddexp(0.0, x)
-            return loss
+            return loss if weights is None else loss * weights[part]
 
-        return mean_of(len(pairs.scores), losses)
+        n, weights = len(pairs.scores), pairs.weights
+        mean = mean_of(n, losses)
+        return mean if weights is None else mean / mean_of(n, lambda part: weights[part].astype(np.float64))

@@ -9,7 +9,7 @@ import polars as pl
 
 from twotower.arrays.pieces import pieces, selected
 from twotower.arrays.ragged import Ragged
-from twotower.arrays.types import Bools, Doubles, Ints, Numbers, Shaped, WholeNumbers
+from twotower.arrays.types import Bools, Doubles, Floats, Ints, Numbers, Shaped, WholeNumbers
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.features.schema import Schema
@@ -26,24 +26,29 @@ class ScoredPairs:
     scores: Shaped[Numbers, "n"]
     positive: Shaped[Bools, "n"]
     users: Shaped[WholeNumbers, "n"]
+    weights: Shaped[Floats, "n"] | None = None
+    """Weights above 0. None: all count alike."""
 
     @classmethod
-    def of(cls, scores: Shaped[Numbers, "n"], pairs: Pairs) -> ScoredPairs:
-        """Return the scored pairs of a weight above 0."""
-        scored = cls(scores, pairs.positive, pairs.user)
+    def of(cls, scores: Shaped[Numbers, "n"], pairs: Pairs, weighted: bool = False) -> ScoredPairs:
+        """Return the scored pairs of a weight above 0, with their weights if `weighted`."""
+        scored = cls(scores, pairs.positive, pairs.user, pairs.weight if weighted else None)
         return scored if pairs.weight is None else scored.where(pairs.weight > 0)
 
     def where(self, keep: Shaped[Bools, "n"]) -> ScoredPairs:
         """Return some of the pairs."""
-        return ScoredPairs(selected(self.scores, keep), selected(self.positive, keep), selected(self.users, keep))
+        weights = None if self.weights is None else selected(self.weights, keep)
+        return ScoredPairs(
+            selected(self.scores, keep), selected(self.positive, keep), selected(self.users, keep), weights
+        )
 
 
 @dataclass(frozen=True)
 class RankedItems:
     """Items that are ranked."""
 
-    popularity: Shaped[Ints, "I"]
-    """Number of training interactions of each item."""
+    popularity: Shaped[Numbers, "I"]
+    """Number of training interactions of each item, or the sum of their weights."""
     user_counts: Shaped[Ints, "I"]
     """Number of users with a training interaction with each item."""
     n_users: int
@@ -53,10 +58,11 @@ class RankedItems:
     schema: Schema
 
     @classmethod
-    def of(cls, dataset: Dataset, rows: Shaped[Ints, "I"] | None = None) -> RankedItems:
-        """Return some items of a dataset, by default all."""
+    def of(cls, dataset: Dataset, rows: Shaped[Ints, "I"] | None = None, weighted: bool = False) -> RankedItems:
+        """Return some items of a dataset, by default all, with their popularity by weight if `weighted`."""
         n_users = int(np.count_nonzero(dataset.user_counts))
-        found = cls(dataset.item_counts, dataset.item_user_counts, n_users, dataset.items.frame, dataset.schema)
+        popularity = dataset.item_weights if weighted else dataset.item_counts
+        found = cls(popularity, dataset.item_user_counts, n_users, dataset.items.frame, dataset.schema)
         if rows is None:
             return found
         some = found.popularity[rows], found.user_counts[rows]
@@ -86,6 +92,26 @@ class RankedItems:
 
 
 @dataclass(frozen=True)
+class TargetWeights:
+    """Weights of the targets of Q rankings; those of rows of one target are added."""
+
+    hit: Shaped[Doubles, "Q K"]
+    """Weight of each item of a ranking as a target; 0 of another item."""
+    total: Shaped[Doubles, "Q"]
+    """Weight of all targets of each user."""
+    heaviest: Shaped[Doubles, "Q K"]
+    """Weights of the K heaviest targets of each user, falling; 0 after the last."""
+
+    def at(self, k: int) -> TargetWeights:
+        """Return the weights for the first `k` ranks."""
+        return replace(self, hit=self.hit[:, :k], heaviest=self.heaviest[:, :k])
+
+    def of_users(self, keep: Shaped[Bools, "Q"]) -> TargetWeights:
+        """Return the weights of some rankings."""
+        return TargetWeights(self.hit[keep], self.total[keep], self.heaviest[keep])
+
+
+@dataclass(frozen=True)
 class Rankings:
     """Rankings of Q users with something to find: their best K items."""
 
@@ -95,6 +121,8 @@ class Rankings:
     """True where an item is a target of its user."""
     n_targets: Shaped[Ints, "Q"]
     items: RankedItems
+    weights: TargetWeights | None = None
+    """Weights of the targets. None: all count alike."""
 
     def mean_of(self, values: Shaped[Doubles, "I"]) -> Shaped[Doubles, "Q"]:
         """Return the mean of a number of the items over each ranking; 0 of one without an item."""
@@ -106,11 +134,16 @@ class Rankings:
 
     def at(self, k: int) -> Rankings:
         """Return the first `k` ranks."""
-        return replace(self, best=self.best[:, :k], hit=self.hit[:, :k])
+        weights = None if self.weights is None else self.weights.at(k)
+        return replace(self, best=self.best[:, :k], hit=self.hit[:, :k], weights=weights)
 
-    def with_targets(self, rows: Shaped[Bools, "I"], n_targets: Shaped[Ints, "Q"]) -> Rankings:
+    def with_targets(
+        self, rows: Shaped[Bools, "I"], n_targets: Shaped[Ints, "Q"], weights: TargetWeights | None = None
+    ) -> Rankings:
         """Return the rankings of users with a target among some items, a mask of rows, as if these were the only targets:
-        `n_targets` of each user."""
+        `n_targets` of each user, of `weights`."""
         defined = n_targets > 0
         best = self.best[defined]
-        return replace(self, best=best, hit=self.hit[defined] & rows[best], n_targets=n_targets[defined])
+        weights = None if weights is None else weights.of_users(defined)
+        hit = self.hit[defined] & rows[best]
+        return replace(self, best=best, hit=hit, n_targets=n_targets[defined], weights=weights)

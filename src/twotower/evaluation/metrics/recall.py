@@ -8,7 +8,7 @@ from twotower.evaluation.metrics.metric import Prominence, RankingMetric
 
 
 class Recall(RankingMetric):
-    """Hits among the first k items, divided by the number of the user's targets.
+    """Hits among the first k items, divided by the number of the user's targets. With evaluation.weighted both are weights.
 
     Use it to choose a model that retrieves candidates for a ranker, which orders them again.
     """
@@ -19,5 +19,8 @@ class Recall(RankingMetric):
 
     def values(self, rankings: Rankings) -> Shaped[Doubles, "Q"]:
         """Return the share of each user's targets."""
+        if rankings.weights is not None:
+            found: Doubles = rankings.weights.hit.sum(1)
+            return found / rankings.weights.total
         n_hits: Ints = rankings.hit.sum(1)
         return n_hits / rankings.n_targets

@@ -1,0 +1,179 @@
+"""Metrics by weight: weight 2 is the row twice, weight 0 no target, and numbers computed by loops."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from mykinds.metrics import Herfindahl, TailShare
+from scored import random_factors
+from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
+
+from twotower import api
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.split import SplitConfig
+from twotower.data.splits import TEST
+from twotower.data.tables import check
+from twotower.errors import ConfigError, RunError
+from twotower.evaluation.baselines import bias_baseline, popularity_baseline
+from twotower.evaluation.comparison import compare_factors, comparison_data
+from twotower.evaluation.config import EvaluationConfig, MetricSet
+from twotower.evaluation.metrics import METRICS
+from twotower.evaluation.metrics.diversity import Diversity
+from twotower.evaluation.metrics.metric import Metric
+from twotower.evaluation.part_evaluation import PartEvaluation
+from twotower.reports.compare import compare_runs
+
+ADDED: tuple[Metric, ...] = (
+    *(Diversity(column="item_id") if kind is Diversity else kind() for kind in METRICS if not kind.always),
+    TailShare(),
+    Herfindahl(),
+)
+CONFIG = EvaluationConfig(k=(3, 7), metrics=ADDED, bootstrap=20, weighted=True)
+NAMES = [*CONFIG.metric_set.names(CONFIG.k)]
+
+
+@pytest.fixture(scope="module")
+def weighted() -> Dataset:
+    """Test rows of weights 0 to 3, other rows of weights 1 to 3."""
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"duplicates": "keep"})
+    found = build_dataset(check(*checkerboard(20, 16), schema), schema, SplitConfig(kind="random", test=0.4, seed=2))
+    weight = np.random.default_rng(3).integers(0, 4, len(found.pairs)).astype(np.float32)
+    weight[(found.parts != TEST) & (weight == 0)] = 1
+    return replace(found, pairs=replace(found.pairs, weight=weight))
+
+
+@pytest.fixture(scope="module")
+def repeated(weighted: Dataset) -> Dataset:
+    """The same rows of weight 1, each as often as it weighs."""
+    assert weighted.pairs.weight is not None
+    assert weighted.times is not None
+    rows = np.repeat(np.arange(len(weighted.pairs)), weighted.pairs.weight.astype(int))
+    pairs = replace(weighted.pairs.take(rows), weight=np.ones(len(rows), np.float32))
+    return replace(weighted, pairs=pairs, parts=weighted.parts[rows], times=weighted.times[rows])
+
+
+def evaluation(data: Dataset, config: EvaluationConfig = CONFIG) -> PartEvaluation:
+    return PartEvaluation.from_factors(random_factors(data), data, TEST, config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weight_2_is_the_row_twice_and_weight_0_no_target_for_every_metric(
+    weighted: Dataset, repeated: Dataset, name: str
+) -> None:
+    one, other = evaluation(weighted), evaluation(repeated)
+    assert one.metrics()[name] == pytest.approx(other.metrics()[name], rel=1e-6)
+    if name in other.intervals():
+        assert one.intervals()[name] == pytest.approx(other.intervals()[name], rel=1e-6)
+
+
+def test_weights_matter_where_rows_are_counted(weighted: Dataset) -> None:
+    one, other = (
+        evaluation(weighted).metrics(),
+        evaluation(weighted, CONFIG.model_copy(update={"weighted": False})).metrics(),
+    )
+    changed = {name.partition("@")[0] for name in NAMES if one[name] != pytest.approx(other[name])}
+    assert changed == {"auc", "gauc", "log_loss", "recall", "ndcg", "arp", "tail_share"}
+
+
+@pytest.mark.parametrize("by_weight", [True, False])
+def test_weights_of_1_change_no_metric(weighted: Dataset, by_weight: bool) -> None:
+    ones = np.ones(len(weighted.pairs), np.float32)
+    plain, of_ones = (replace(weighted, pairs=replace(weighted.pairs, weight=w)) for w in (None, ones))
+    config = CONFIG.model_copy(update={"weighted": by_weight})
+    one = evaluation(of_ones, config).metrics()
+    other = evaluation(plain, CONFIG.model_copy(update={"weighted": False})).metrics()
+    assert one == pytest.approx(other, rel=1e-12)
+    if not by_weight:
+        assert one == other
+
+
+def test_items_of_a_slice_are_weighed_too(weighted: Dataset, repeated: Dataset) -> None:
+    one, other = evaluation(weighted), evaluation(repeated)
+    rows = np.arange(16) % 3 == 0
+    found = []
+    for e in (one, other):
+        targets = e.queries.count_targets(rows)
+        sliced = e.rankings.with_targets(rows, targets, e.queries.target_weights(e.rankings.best, rows))
+        found.append({m.name: float(m.values(sliced.at(5)).mean()) for m in CONFIG.metric_set.of_users})
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_weighted_rankings_are_those_of_loops(weighted: Dataset) -> None:
+    e, weight = evaluation(weighted), weighted.pairs.weight
+    assert weight is not None
+    seen = {
+        (u, i) for u, i, p in zip(weighted.pairs.user, weighted.pairs.item, weighted.parts, strict=True) if p != TEST
+    }
+    recall, ndcg = [], []
+    for q, user in enumerate(e.users):
+        mine = (weighted.parts == TEST) & (weighted.pairs.user == user) & weighted.pairs.positive & (weight > 0)
+        targets = {
+            int(i): float(w)
+            for i, w in zip(weighted.pairs.item[mine], weight[mine], strict=True)
+            if (user, i) not in seen
+        }
+        gains = [targets.get(int(item), 0.0) for item in e.rankings.best[q, :3]]
+        ideal = sorted(targets.values(), reverse=True)[:3]
+        recall.append(sum(gains) / sum(targets.values()))
+        ndcg.append(
+            sum(g / math.log2(r + 2) for r, g in enumerate(gains))
+            / sum(g / math.log2(r + 2) for r, g in enumerate(ideal))
+        )
+    found = e.metrics()
+    assert found["recall@3"] == pytest.approx(np.mean(recall), rel=1e-9)
+    assert found["ndcg@3"] == pytest.approx(np.mean(ndcg), rel=1e-9)
+
+
+def test_weighted_pairs_are_those_of_loops(weighted: Dataset) -> None:
+    scored = evaluation(weighted).scored
+    assert scored.weights is not None
+    rows = list(zip(*(c.tolist() for c in (scored.scores, scored.positive, scored.users, scored.weights)), strict=True))
+
+    def auc(rows: list[tuple[float, bool, int, float]]) -> float:
+        wins = [(w * v * ((s > t) + 0.5 * (s == t)), w * v) for s, p, _, w in rows if p for t, q, _, v in rows if not q]
+        return sum(a for a, _ in wins) / sum(b for _, b in wins)
+
+    by_user = {u: [r for r in rows if r[2] == u] for u in {r[2] for r in rows}}
+    both = {u: mine for u, mine in by_user.items() if len({r[1] for r in mine}) == 2}
+    sizes = {u: sum(r[3] for r in mine) for u, mine in both.items()}
+    loss = sum(w * math.log1p(math.exp(-s if p else s)) for s, p, _, w in rows) / sum(r[3] for r in rows)
+    found = evaluation(weighted).metrics()
+    assert found["auc"] == pytest.approx(auc(rows), rel=1e-9)
+    assert found["gauc"] == pytest.approx(
+        sum(sizes[u] * auc(m) for u, m in both.items()) / sum(sizes.values()), rel=1e-9
+    )
+    assert found["log_loss"] == pytest.approx(loss, rel=1e-6)
+
+
+def test_baselines_and_comparisons_go_by_weight(weighted: Dataset, repeated: Dataset) -> None:
+    for baseline in (popularity_baseline, bias_baseline):
+        one, other = (baseline(d.train, 20, 16) for d in (weighted, repeated))
+        np.testing.assert_allclose(one.users, other.users, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(one.items, other.items, rtol=1e-5, atol=1e-6)
+    found = []
+    for data in (weighted, repeated):
+        users = np.unique(weighted.test.user[weighted.test.target]).astype(np.int64)
+        test = comparison_data(data, users, True)
+        a, b = (replace(f, users=f.users[users]) for f in (random_factors(data, 1), random_factors(data, 2)))
+        found.append(compare_factors(a, b, test, [3], 30, metrics=MetricSet(ADDED)))
+    for x, y in zip(*found, strict=True):
+        assert (x.metric, x.users) == (y.metric, y.users)
+        assert [x.a, x.b, x.low, x.high] == pytest.approx([y.a, y.b, y.low, y.high], rel=1e-5)
+
+
+def test_weighted_metrics_need_weights_and_two_runs_of_one_kind() -> None:
+    frames = checkerboard(20, 16)
+    users, items, log = frames
+    tables = (users, items, log.with_columns(n=1 + log["at"] % 3))
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"weight": "n"})
+    config = settings(evaluation={"weighted": True}, train={"epochs": 1})
+    with pytest.raises(ConfigError, match=r"evaluation.weighted = true needs weights, and the schema has none; name a"):
+        api.fit(frames, CHECKERBOARD_SCHEMA, config)
+    run = api.fit(tables, schema, config)
+    other = replace(run, config=settings(train={"epochs": 1}))
+    assert run.metrics["test.ndcg@5"] == api.evaluate(run)["test.ndcg@5"] != api.evaluate(other)["test.ndcg@5"]
+    with pytest.raises(RunError, match="evaluation.weighted is true in A and false in B; compare runs with the same"):
+        compare_runs(run, other)
