@@ -14,10 +14,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
 from worlds import EVERYTHING_SCHEMA, everything, settings
 
+from twotower.api import fit
 from twotower.cli.app import run_command
 from twotower.config.toml import load_config, parse_config
 from twotower.data.tables import check
@@ -70,6 +73,24 @@ def test_the_class_of_the_tutorial_trains_and_tests(
 ) -> None:
     (code,) = (code for code in blocks("docs/tutorial.md", "python") if "DSSMTrainable" in code)
     assert run_python(code, tmp_path, monkeypatch, capsys).strip()
+
+
+def test_the_log_of_the_tutorial_trains(tmp_path: Path) -> None:
+    """The shop's clicks with types of events, as the chapter on the log says."""
+    shop = ROOT / "examples" / "own-data"
+    clicks = pl.read_csv(shop / "clicks.csv")
+    types = np.random.default_rng(0).choice(["view", "cart", "buy", "skip", "search", "ping"], clicks.height)
+    clicks.with_columns(type=types).write_csv(tmp_path / "clicks.csv")
+    (added,) = (tomllib.loads(code) for code in blocks("docs/tutorial.md", "toml") if "[schema.events]" in code)
+    given = tomllib.loads((ROOT / "examples" / "own-data.toml").read_text(encoding="utf-8"))
+    given["schema"] |= added["schema"]
+    given["train"] |= {"epochs": 1, "device": "cpu"}
+    schema, config = parse_config({k: v for k, v in given.items() if k != "data"} | {"evaluation": added["evaluation"]})
+    assert schema is not None
+    run = fit((shop / "customers.csv", shop / "products.csv", tmp_path / "clicks.csv"), schema, config)
+    assert run.dataset.pairs.weight is not None
+    assert np.unique(run.dataset.pairs.weight).tolist() == pytest.approx([0, 0.2, 1, 3])
+    assert 0 <= run.metrics["test.recall@10"] <= 1
 
 
 def test_the_function_of_the_operations_page_answers_record_batches(

@@ -180,9 +180,11 @@ def _meaning(info: FieldInfo) -> str:
     return f"{info.description or ''}{allowed}"
 
 
-def _toml(value: str | float | tuple[str | float, ...]) -> str:
+def _toml(value: str | float | tuple[str | float, ...] | dict[str, str | float]) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(_toml(v) for v in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml(v)}' for key, v in value.items())}}}"
     return tomli_w.dumps({"v": value}, multiline_strings=False).split("=", 1)[1].strip()
 
 

@@ -280,7 +280,7 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
         actions, user, item, parts = actions.filter(kept), user[kept], item[kept], parts[kept]
         times = None if times is None else times[kept]
         log.info(dropped_line(n))
-    weight = actions[WEIGHT].to_numpy() if schema.weight else None
+    weight = actions[WEIGHT].to_numpy() if schema.weighted else None
     pairs = Pairs(user, item, actions[POSITIVE].to_numpy().astype(bool), weight)
     train = parts == TRAIN
     frames: dict[SideName, pl.DataFrame] = {}

@@ -32,7 +32,8 @@ class InteractionColumn:
     stored: str = ""
     """Type of the array of prepared data, as numpy names it. Empty: there is none."""
     option: str = ""
-    """Option of the schema that names the column of the log. Empty: every bucket has the column, or the split asks for it."""
+    """Option or property of the schema that is empty or False if the log has no such column. Empty: every bucket has the column,
+    or the split asks for it."""
     of_split: bool = False
     """True for a column that the split may ask for, and no schema does."""
     supported: bool = True
@@ -54,7 +55,7 @@ COLUMNS = (
     InteractionColumn(ROW, (pl.Int64,)),
     InteractionColumn(POSITIVE, (pl.Boolean,), "?"),
     InteractionColumn(TIME, (pl.Int64,), "<i8", option="time"),
-    InteractionColumn(WEIGHT, (pl.Float32, pl.Float64), "<f4", option="weight"),
+    InteractionColumn(WEIGHT, (pl.Float32, pl.Float64), "<f4", option="weighted"),
     InteractionColumn(EVENT, (pl.String,), option="event", supported=False),
     InteractionColumn(PART, (pl.Int8,), of_split=True),
 )

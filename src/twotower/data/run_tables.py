@@ -47,7 +47,7 @@ def load_tables(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[
     )
     actions = read_checked(
         folder / layout.INTERACTIONS,
-        lambda path: _check_interactions(read_parquet(path), users, items, bool(schema.weight)),
+        lambda path: _check_interactions(read_parquet(path), users, items, schema.weighted),
     )
     try:
         pairs = Pairs(**{name: actions[name].to_numpy() for name in Pairs.columns() if name in actions.columns})

@@ -16,6 +16,7 @@ import polars as pl
 
 from twotower import files
 from twotower.arrays.types import Doubles, Ints
+from twotower.data.events import event_factors, event_positives, ignored_notes, without_ignored
 from twotower.data.parts import PART, PartFiles
 from twotower.data.readers import Reading, TableLike, as_frame, is_text, part_paths, table_files
 from twotower.data.text_format import TextFormat
@@ -59,8 +60,10 @@ def check(
     reserved = [POSITIVE, WEIGHT, TIME, _ROW_COLUMN, *([] if isinstance(interactions, PartFiles) else [PART])]
     actions = as_frame(interactions, "interactions", Reading.of(schema, form=form)).drop(reserved, strict=False)
     need(actions, [schema.user_id, schema.item_id], "interactions")
-    need(actions, [c for c in (schema.label, schema.weight, schema.time) if c], "interactions")
+    need(actions, [c for c in (schema.label, schema.weight, schema.event, schema.time) if c], "interactions")
     _not_empty(actions, "interactions")
+    rows, actions = actions.height, without_ignored(actions, schema)
+    notes += ignored_notes(rows - actions.height, rows, schema)
     actions = with_ids(with_ids(actions, schema.user_id, "interactions"), schema.item_id, "interactions")
     actions = timed(actions, schema)
     notes += averaged_notes(averaged_gaps(actions, schema), actions.height)
@@ -239,7 +242,10 @@ def no_known_rows() -> DataError:
 
 
 def labelled(actions: pl.DataFrame, schema: Schema, some: bool = True) -> pl.DataFrame:
-    """Add the boolean column POSITIVE. Raises DataError for an unusable label, and if `some` and no row is positive."""
+    """Add the boolean column POSITIVE, from the label or the events. Raises DataError for an unusable label, and if `some` and
+    no row is positive."""
+    if schema.event:
+        return actions.with_columns(event_positives(actions[schema.event], schema).alias(POSITIVE))
     if not schema.label:
         return actions.with_columns(pl.lit(True).alias(POSITIVE))
     series = actions[schema.label]
@@ -258,20 +264,25 @@ def labelled(actions: pl.DataFrame, schema: Schema, some: bool = True) -> pl.Dat
     return actions.with_columns(positive.alias(POSITIVE))
 
 
-def weighted(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
-    """Add the column WEIGHT, if the schema names weights. Raises DataError for weights that are no finite numbers of at least
-    0."""
-    if not schema.weight:
+def weighted(actions: pl.DataFrame, schema: Schema, what: str = "interactions") -> pl.DataFrame:
+    """Add the column WEIGHT, if the interactions have weights: the column of the schema, times those of the events. Raises
+    DataError for weights that are no finite numbers of at least 0."""
+    if not schema.weighted:
         return actions
+    factors = event_factors(actions[schema.event], schema) if schema.event else None
+    if not schema.weight:
+        assert factors is not None
+        return actions.with_columns(factors.cast(pl.Float32).alias(WEIGHT))
     series = actions[schema.weight]
     if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
-        raise DataError(f"interactions: weight '{schema.weight}' holds {series.dtype}, expected numbers; cast it")
-    weights = series.cast(pl.Float32)
-    usable = (weights.is_finite() & (weights >= 0)).fill_null(False)
+        raise DataError(f"{what}: weight '{schema.weight}' holds {series.dtype}, expected numbers; cast it")
+    given = series.cast(pl.Float64)
+    weights = (given if factors is None else given * factors).cast(pl.Float32)
+    usable = (weights.is_finite() & given.is_finite() & (given >= 0)).fill_null(False)
     if n := actions.height - int(usable.sum()):
         first = series.filter(~usable)[0]
         raise DataError(
-            f"interactions: weight '{schema.weight}' has {n} values that are no finite numbers of at least 0 (the first: "
+            f"{what}: weight '{schema.weight}' has {n} values that are no finite numbers of at least 0 (the first: "
             f"{'missing' if first is None else first}); change them or drop the rows"
         )
     return actions.with_columns(weights.alias(WEIGHT))
@@ -308,7 +319,7 @@ def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.
 
 def nothing_to_learn(schema: Schema) -> DataError:
     """Return the error of a train part without a target."""
-    of = " of a weight above 0" if schema.weight else ""
+    of = " of a weight above 0" if schema.weighted else ""
     return DataError(f"no positive interaction{of} in the train part; there is nothing to learn from")
 
 

@@ -81,7 +81,7 @@ class EvaluationConfig(Section):
     )
     weighted: bool = Field(
         False,
-        description="Weigh rows in metrics by schema.weight: pairs, targets of a ranking, and the "
+        description="Weigh rows in metrics by schema.weight and schema.events: pairs, targets of a ranking, and the "
         "popularity of items. false: all rows of a weight above 0 count alike.",
     )
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from twotower.features.categorical import Categorical
+from twotower.features.events import EventRule
 from twotower.features.feature import Feature, HistorySpec, Statistic
 from twotower.features.multi_hot import MultiHot
 from twotower.features.numeric import Numeric
@@ -37,6 +38,15 @@ class Schema(Section):
         "",
         description="Weight column of the interactions: numbers of at least 0. A row of weight 2 counts twice in losses and "
         "popularity, one of weight 0 is no target. Empty: every row weighs 1.",
+    )
+    event: str = Field(
+        "", description="Event type column of the interactions: text or whole numbers. Empty: none. Instead of label."
+    )
+    events: dict[str, EventRule] = Field(
+        {},
+        description="Meaning of each event type: a number, the weight of a positive; 'positive', 'negative', 'input' (in "
+        "histories, no target), 'ignored' (left out); or {target = 'negative', weight = 0.5}. '*' means all others, which "
+        "are refused without it.",
     )
     time: str = Field(
         "", description="Time column of the interactions: datetimes, numbers in time_unit, or text. Empty: none."
@@ -86,16 +96,35 @@ class Schema(Section):
             raise ValueError(
                 f"time_format is {self.time_format!r}, expected a format such as '%d/%m/%Y %H:%M:%S.%f'; .%f is a fraction"
             )
+        self._check_events()
         for f in self.features:
             f.check(self)
         return self
+
+    def _check_events(self) -> None:
+        """Raise ValueError for events without a column or a target, or beside a label."""
+        if self.events and not self.event:
+            raise ValueError("events needs event; name the column of the event types")
+        if not self.event:
+            return
+        if self.label:
+            raise ValueError("label and event both tell which rows are positives; leave one of them out")
+        if not any(rule.positive and rule.factor for rule in self.events.values()):
+            raise ValueError(
+                f"no type of '{self.event}' is a positive of a weight above 0; name one in schema.events, such as buy = 1"
+            )
+
+    @property
+    def weighted(self) -> bool:
+        """True if interactions have weights: by a column, or by events that weigh other than 1."""
+        return bool(self.weight) or any(r.factor != 1 for r in self.events.values() if r.target != "ignored")
 
     def _check_names(self) -> None:
         """Raise ValueError for a column name that no table can have, or that has two meanings."""
         for key in ("user_id", "item_id"):
             if not getattr(self, key):
                 raise ValueError(f"{key} is empty; name the id column")
-            for other in ("item_id", "label", "weight", "time"):
+            for other in ("item_id", "label", "weight", "event", "time"):
                 if key != other and getattr(self, key) == getattr(self, other):
                     raise ValueError(
                         f"{key} and {other} are both '{getattr(self, key)}'; give each a column of its own"
@@ -110,7 +139,9 @@ class Schema(Section):
 
     def _names(self) -> list[tuple[str, str]]:
         """Return (option, column) for each column that the schema names."""
-        named = [(key, getattr(self, key)) for key in ("user_id", "item_id", "label", "weight", "time", "title")]
+        named = [
+            (key, getattr(self, key)) for key in ("user_id", "item_id", "label", "weight", "event", "time", "title")
+        ]
         for f in self.features:
             named += [(f"{option} of feature {f.name!r}", column) for option, column in f.named_columns()]
         return named

@@ -30,7 +30,8 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         UserSlices.of(dataset.users.frame, column)
     if recipe.evaluation.weighted and dataset.pairs.weight is None:
         raise ConfigError(
-            "evaluation.weighted = true needs weights, and the schema has none; name a column in schema.weight"
+            "evaluation.weighted = true needs weights, and the schema has none; name a column in schema.weight, or give "
+            "types in schema.events weights other than 1"
         )
 
 

@@ -23,6 +23,7 @@ from twotower import files
 from twotower.data.interaction_columns import BY_NAME, COLUMNS, CONTEXT_PREFIX, PART, VALUE_PREFIX
 from twotower.data.tables import averaged_columns
 from twotower.errors import RunError
+from twotower.features.events import EventRule
 from twotower.features.schema import Schema
 from twotower.features.side import SideName
 from twotower.files import layout
@@ -59,6 +60,10 @@ class LogColumns(BaseModel):
     """Label above which an interaction is positive."""
     weight: str = ""
     """Column of the weights; empty: none."""
+    event: str = ""
+    """Column of the event types; empty: none."""
+    events: dict[str, EventRule] = {}
+    """Meaning of each event type."""
     time: str
     """Column of the times; empty: none."""
     time_unit: str

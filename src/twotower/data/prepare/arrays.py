@@ -108,7 +108,7 @@ class PreparedArrays:
             of_side = {a: sums[a][side] for a in sums}
             frames[side] = with_statistics(frames[side], self.schema, side, counts[side], of_side)
         encoders = Encoders.fit(self.schema, frames, counts)
-        if self.schema.weight:
+        if self.schema.weighted:
             positives = self.splits.positive_weights()
         np.save(self.arrays / "item_positive_counts.npy", positives)
         codes = {

@@ -79,7 +79,7 @@ class BucketReader:
             for name in found:
                 if name.startswith(CONTEXT_PREFIX) or (name in BY_NAME and not BY_NAME[name].supported):
                     raise ConfigError(f"{path}: column '{name}' is not supported yet; leave it out")
-            if WEIGHT in found and not self.schema.weight:
+            if WEIGHT in found and not self.schema.weighted:
                 raise ConfigError(
                     f"{path}: column '{WEIGHT}', and schema.weight is empty; name its column, or leave it out"
                 )

@@ -18,7 +18,7 @@ from twotower.data.prepare.engines import choose_engine
 from twotower.data.prepare.log_pieces import Log, Sides, counts_of_users, write_pieces
 from twotower.data.prepare.options import PrepareOptions
 from twotower.data.prepare.sides import settle_sides
-from twotower.data.tables import no_known_rows
+from twotower.data.tables import no_known_rows, nothing_to_learn
 from twotower.errors import DataError
 from twotower.features.side import SIDES
 from twotower.files import layout
@@ -105,7 +105,9 @@ def _facts(
             "'keep'"
         )
     summary = Summary("interactions", source.rows)
-    summary.drop("rows have ids that users or items lack", source.rows - of_pieces)
+    ignored = source.ignored
+    summary.drop("rows are ignored events", ignored)
+    summary.drop("rows have ids that users or items lack", source.rows - ignored - of_pieces)
     summary.drop("rows repeated a pair of user and item, the last of each was kept", repeated)
     log.info(str(summary))
     times = [pl.col(TIME).min().alias("first"), pl.col(TIME).max().alias("last")] if schema.time else []
@@ -116,6 +118,8 @@ def _facts(
     ]
     of_all = pl.concat(each)
     if not (positives := int(of_all[POSITIVE].sum())):
+        if not schema.label:
+            raise nothing_to_learn(schema)
         raise DataError(
             f"interactions: no row has '{schema.label}' above {schema.positive_above:g}; set schema.positive_above"
         )

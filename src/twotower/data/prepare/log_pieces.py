@@ -18,6 +18,7 @@ import polars as pl
 from twotower.arrays.types import Ints
 from twotower.data import interaction_columns
 from twotower.data.config import DataConfig
+from twotower.data.events import without_ignored
 from twotower.data.interaction_columns import ITEM, ROW, USER, VALUE_PREFIX
 from twotower.data.parts import PART, PartFiles, check_part_column, given_parts
 from twotower.data.prepare.text_log import TextLog
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 ROW_GROUP_ROWS = 32_768
 """Interactions of a row group of a piece: an engine reads those of a bucket's users and skips the others."""
 
+_ROW = "__row"  # temporary
 Sides = dict[SideName, pl.DataFrame]
 
 
@@ -121,6 +123,14 @@ class Log:
         self.check_unchanged("interactions", path)
         return frame
 
+    @property
+    def ignored(self) -> int:
+        """Number of interactions that are ignored events; these are read again."""
+        if all(rule.target != "ignored" for rule in self.schema.events.values()):
+            return 0
+        frames = (self.read(piece, [self.schema.event]) for piece in self.pieces)
+        return sum(frame.height - without_ignored(frame, self.schema).height for frame in frames)
+
     def check_unchanged(self, table: str, path: Path) -> None:
         """Raise DataError if a file is another one than at first."""
         with table_errors(path):
@@ -146,7 +156,7 @@ def _file_state(path: Path) -> list[JsonData]:
 
 def used_columns(schema: Schema) -> list[str]:
     """Return the columns of the interactions that a schema names."""
-    keys = [schema.user_id, schema.item_id, *filter(None, (schema.time, schema.label, schema.weight))]
+    keys = [schema.user_id, schema.item_id, *filter(None, (schema.time, schema.label, schema.weight, schema.event))]
     return list(dict.fromkeys([*keys, *(a for a in averaged_columns(schema) if a != POSITIVE)]))
 
 
@@ -175,7 +185,9 @@ def _encoded(source: Log, piece: TableShard, first: int, sides: Sides, times: Ti
     that a side lacks."""
     schema, split = source.schema, source.split
     columns_read = dict.fromkeys([*used_columns(schema), *([split.column] if split.column else [])])
-    frame = weighted(labelled(source.read(piece, list(columns_read)), schema, some=False), schema)
+    frame = source.read(piece, list(columns_read))
+    frame = frame.with_columns(pl.Series(_ROW, np.arange(first, first + frame.height)))
+    frame = weighted(labelled(without_ignored(frame, schema), schema, some=False), schema)
     if source.parts:
         frame = frame.with_columns(pl.lit(source.parts[piece.file.name], pl.Int8).alias(PART))
     parts = given_parts(frame, split)
@@ -189,10 +201,10 @@ def _encoded(source: Log, piece: TableShard, first: int, sides: Sides, times: Ti
     out = pl.DataFrame(
         {
             USER: columns["user"], ITEM: columns["item"], interaction_columns.POSITIVE: frame[POSITIVE],
-            ROW: np.arange(first, first + frame.height),
+            ROW: frame[_ROW],
         } | ({interaction_columns.TIME: frame[TIME]} if times else {})
         | ({} if parts is None else {interaction_columns.PART: parts})
-        | ({interaction_columns.WEIGHT: frame[WEIGHT]} if schema.weight else {})
+        | ({interaction_columns.WEIGHT: frame[WEIGHT]} if schema.weighted else {})
         | {VALUE_PREFIX + a: frame[a].cast(pl.Float64) for a in averaged_columns(schema)}
     )  # fmt: skip
     # An id that the table lacks is one to drop: `settle_sides` has added or refused the others.

@@ -8,6 +8,7 @@ from collections import Counter
 import polars as pl
 
 from twotower.data.buckets import in_user_order
+from twotower.data.events import ignored_notes, without_ignored
 from twotower.data.prepare.log_pieces import Log, Sides
 from twotower.data.readers import Reading, is_text, read_file, table_files
 from twotower.data.tables import (
@@ -71,11 +72,13 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
     times = Times(schema) if schema.time else None
     ids = {} if known else {side: LogIds(schema.id_column(side)) for side in SIDES}
     averaged = [] if known else [a for a in averaged_columns(schema) if a != POSITIVE]
-    wanted = list(dict.fromkeys([*(i.key for i in ids.values()), *averaged, *filter(None, [schema.time])]))
-    progress, gaps = JobProgress(log, "interactions looked at", source.rows), Counter[str]()
+    wanted = [*(i.key for i in ids.values()), *averaged, *filter(None, [schema.time])]
+    columns = list(dict.fromkeys([*wanted, *filter(None, [schema.event])]))
+    progress, gaps, kept = JobProgress(log, "interactions looked at", source.rows), Counter[str](), 0
     for piece in source.pieces if wanted else ():
-        frame = source.read(piece, wanted)
-        progress.advance(frame.height)
+        frame = without_ignored(source.read(piece, columns), schema)
+        progress.advance(piece.rows or 0)
+        kept += frame.height
         if times:
             times.look(frame[schema.time])
         for of_side in ids.values():
@@ -86,7 +89,7 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
         times.settle()
     if known:
         return known, times
-    notes += averaged_notes(gaps, source.rows)
+    notes += [*ignored_notes(source.rows - kept, source.rows, schema), *averaged_notes(gaps, kept)]
     found: Sides = {}
     for side, given in zip(SIDES, (source.data.users, source.data.items), strict=True):
         key, counted = schema.id_column(side), ids[side].counted()
