@@ -122,6 +122,19 @@ def test_it_learns_saves_loads_and_tests_to_the_same_auc(tmp_path: Path, senet: 
     assert again.test() == pytest.approx(best, abs=1e-9), "the best validation AUC is what is saved"
 
 
+def test_rows_are_learned_by_their_weights(tmp_path: Path) -> None:
+    x, y = frames(600)
+    twice = pd.concat([x.assign(weight=1.5), x.assign(weight=0)], ignore_index=True)
+    labels = np.concatenate([y, 1 - y])  # those of weight 0 are wrong
+    params = PARAMS | {"weight": {"belongs": "weight"}}
+    model = DSSMTrainable(twice, labels, params, batch_size=100, dropout=0.0)
+    assert model.train(epochs=12, lr=0.01, model_path=tmp_path / "model") > 0.8
+    test_x, test_y = frames(400, 2)
+    assert DSSMTrainable(test_x.drop(columns="weight"), test_y, model_path=tmp_path / "model").test() > 0.8
+    with pytest.raises(DataError, match=r"x: weight 'weight' has 600 values that are no finite numbers of at least 0"):
+        DSSMTrainable(twice.assign(weight=twice["weight"] - 1), labels, params)
+
+
 def test_values_never_seen_in_training_count_as_unknown(tmp_path: Path) -> None:
     x, y = frames()
     DSSMTrainable(x, y, PARAMS, batch_size=100).train(epochs=1, lr=0.01, model_path=tmp_path)
@@ -156,6 +169,7 @@ def test_each_argument_changes_the_outcome() -> None:
         {"cols_params": PARAMS | {"UserID": {"belongs": "user", "emb_size": 8}}},
         {"cols_params": PARAMS | {"income": {"belongs": "user"}}},
         {"cols_params": PARAMS | {"poster": {"belongs": "item"}}},
+        {"cols_params": PARAMS | {"weight": {"belongs": "weight"}}},
     ):
         assert outcome(init) != base, init
     for fit in (
@@ -307,6 +321,15 @@ def test_few_rows_without_validation_rows_are_split_by_class_or_refused() -> Non
         ({"UserID": {"belongs": "user"}}, "no column belongs to 'item'"),
         (PARAMS | {"income": {"belongs": "user", "bucket": 1}}, "bucket is 1"),
         (PARAMS | {"UserID": {"belongs": "user", "emb_size": "abc"}}, "emb_size is 'abc'"),
+        (PARAMS | {"weight": {"belongs": "weigth"}}, "belongs is 'weigth', expected 'user', 'item' or 'weight'"),
+        (
+            PARAMS | {"weight": {"belongs": "weight", "bucket": 5}},
+            "a column of weights has no other keys; leave them out",
+        ),
+        (
+            PARAMS | {key: {"belongs": "weight"} for key in ("weight", "income")},
+            "'weight' and 'income' are both weights",
+        ),
     ],
 )
 def test_parameters_that_cannot_be_are_config_errors(params: dict[str, dict[str, Any]], words: str) -> None:

@@ -20,6 +20,8 @@ from twotower.features.vector import Vector
 SEED_USER_COLUMNS = ("UserID", "Gender", "Age", "JobID", "ZipCode")
 SEED_ITEM_COLUMNS = ("MovieID", "Title", "Genres", "Year", "ratings_count", "ratings_mean")
 _KEYS = ("belongs", "use_vec", "vec_len", "emb_size", "bucket")
+WEIGHT = "weight"
+"""Value of `belongs` of the column that holds the weights of the rows."""
 Param = str | float | bool | None
 """Value of a key: a number or a switch, also as text."""
 
@@ -30,6 +32,11 @@ class ColumnParams:
 
     column: str
     given: Mapping[str, Param]
+
+    @property
+    def is_weight(self) -> bool:
+        """True for the column of weights, which no tower reads."""
+        return self.given["belongs"] == WEIGHT
 
     @property
     def side(self) -> SideName:
@@ -80,21 +87,28 @@ def check_params(given: Mapping[str, Mapping[str, Param]] | None, x: pl.DataFram
                 raise ConfigError(
                     f"cols_params['{column}']: unknown key '{key}'{did_you_mean(key, _KEYS)} (allowed: {', '.join(_KEYS)})"
                 )
-        if params.get("belongs") not in ("user", "item"):
+        if params.get("belongs") not in ("user", "item", WEIGHT):
             raise ConfigError(
-                f"cols_params['{column}']: belongs is {params.get('belongs')!r}, expected 'user' or 'item'"
+                f"cols_params['{column}']: belongs is {params.get('belongs')!r}, expected 'user', 'item' or '{WEIGHT}'"
             )
+        if params["belongs"] == WEIGHT and len(params) > 1:
+            raise ConfigError(f"cols_params['{column}']: a column of weights has no other keys; leave them out")
+    weights = [column for column, params in given.items() if params["belongs"] == WEIGHT]
+    if len(weights) > 1:
+        raise ConfigError(f"cols_params: '{weights[0]}' and '{weights[1]}' are both weights; name one")
     return [ColumnParams(column, dict(params)) for column, params in given.items()]
 
 
 def schema_of(x: pl.DataFrame, params: Iterable[ColumnParams], rate_min: float) -> Schema:
     """Return the schema of the columns; rows have no ids, so the row numbers are the ids. Raises ConfigError."""
-    features = tuple(p.feature(x[p.column].dtype, rate_min) for p in params)
+    params = list(params)
+    features = tuple(p.feature(x[p.column].dtype, rate_min) for p in params if not p.is_weight)
+    weight = next((p.column for p in params if p.is_weight), "")
     for side in SIDES:
         if not any(f.side == side for f in features):
             raise ConfigError(f"cols_params: no column belongs to '{side}'; each tower needs at least one")
     try:
-        return Schema(user_id=ROW_IDS["user"], item_id=ROW_IDS["item"], features=features)
+        return Schema(user_id=ROW_IDS["user"], item_id=ROW_IDS["item"], weight=weight, features=features)
     except ValidationError as e:
         raise ConfigError(f"cols_params: {e.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 

@@ -12,6 +12,7 @@ from twotower.arrays.types import Bools
 from twotower.data.dataset import Dataset, assemble_dataset
 from twotower.data.pairs import Pairs
 from twotower.data.splits import TRAIN, VALIDATION, Parts
+from twotower.data.tables import WEIGHT, weighted
 from twotower.errors import DataError, did_you_mean
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
@@ -57,7 +58,7 @@ def dataset_of(schema: Schema, rows: LabelledRows, val: LabelledRows | None) -> 
 
     Without validation rows, a tenth of the training rows is the validation part. Raises DataError."""
     x, y = rows
-    columns = [f.source for f in schema.features]
+    columns = [*(f.source for f in schema.features), *filter(None, [schema.weight])]
     if val is not None:
         if missing := [c for c in columns if c not in val.x.columns]:
             raise DataError(f"val_x: no column '{missing[0]}'{did_you_mean(missing[0], val.x.columns)}")
@@ -79,7 +80,8 @@ def dataset_of(schema: Schema, rows: LabelledRows, val: LabelledRows | None) -> 
 
 
 def assemble_rows(schema: Schema, rows: LabelledRows, parts: Parts, encoders: Encoders | None = None) -> Dataset:
-    """Return the dataset of rows with labels and parts; without `encoders`, they are fitted on the train part."""
+    """Return the dataset of rows with labels and parts, and with weights if they have the column; without `encoders`, they are
+    fitted on the train part. Raises DataError."""
     frames, row_of = {}, {}
     for side in SIDES:
         frame, row_of[side] = distinct_rows(rows.x, [f.source for f in schema.side(side)])
@@ -88,5 +90,8 @@ def assemble_rows(schema: Schema, rows: LabelledRows, parts: Parts, encoders: En
     if encoders is None:
         counts = {s: np.bincount(row_of[s][train], minlength=frames[s].height) for s in SIDES}
         encoders = Encoders.fit(schema, frames, counts)
-    pairs = Pairs(row_of["user"], row_of["item"], rows.y)
+    weight = None
+    if schema.weight in rows.x.columns:
+        weight = weighted(rows.x, schema, "x")[WEIGHT].to_numpy()
+    pairs = Pairs(row_of["user"], row_of["item"], rows.y, weight)
     return assemble_dataset(encoders, frames["user"], frames["item"], pairs, parts, None)
