@@ -21,6 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from version_worlds import CHANGING_SCHEMA, changing
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 from twotower.config.experiment import Config
@@ -96,6 +97,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "train": {"data_shards": 6, "lr": 0.1},  # a larger one makes rounding grow
         },
     ),
+    "versions": (
+        "versions",
+        {"loss": SOFTMAX, "negatives": {"uniform": 9, "random": 2, "disliked": 2}, "train": {"data_shards": 6}},
+    ),
     "attention": (
         "attention",
         {
@@ -137,6 +142,8 @@ def world(name: str) -> Dataset:
     """Make a dataset, once in a process."""
     if name == "everything":
         return build_dataset(check(*everything(), EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, Config().split)
+    if name == "versions":
+        return build_dataset(check(*changing(), CHANGING_SCHEMA), CHANGING_SCHEMA, Config().split)
     if name == "prepared":
         folder = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, folder)

@@ -176,7 +176,7 @@ def _train(
     done = Run(folder, config, dataset, trained.model.eval(), trained.metrics, trained.history)
     if not context.is_main:
         return done
-    metrics = evaluate_model(done.factors, dataset, config.evaluation) | trained.metrics
+    metrics = evaluate_model(done.factors_during, dataset, config.evaluation) | trained.metrics
     metrics["train.peak_memory_mb"] = peak_memory_mb()
     done = replace(done, metrics=metrics)
     if folder and place:
@@ -185,7 +185,7 @@ def _train(
         if isinstance(dataset, MemmapDataset):
             done = replace(done, dataset=replace(dataset, folder=folder / layout.PREPARED))
         try:
-            html.write_report(folder / layout.REPORT, done, done.factors())
+            html.write_report(folder / layout.REPORT, done, done.factors_during())
         except Exception as e:  # the run is complete without it
             log.warning(f"no report.html ({first_line(e)})")
     return done
@@ -213,7 +213,7 @@ def evaluate(trained: Run) -> Metrics:
     """
     if not len(trained.dataset.test):
         raise RunError(f"{trained.folder}: this run holds no test part; score it with DSSMTrainable or main.py")
-    return evaluate_model(trained.factors, trained.dataset, trained.config.evaluation)
+    return evaluate_model(trained.factors_during, trained.dataset, trained.config.evaluation)
 
 
 def recent_titles(trained: Run, user_id: str | int, n: int = 5) -> list[str]:

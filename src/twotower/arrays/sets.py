@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twotower.arrays.ragged import Ragged
-from twotower.arrays.types import Bools, Codes, Ints, Rows
+from twotower.arrays.types import Bools, Ints, Rows
 
 Sorted = npt.NDArray[np.number]
 MAX_CACHED_PAIRS = 2**26
@@ -25,7 +25,7 @@ class DistinctRows:
     def __post_init__(self) -> None:
         self._slot = np.zeros(self.n, np.int64)
 
-    def __call__(self, rows: Codes) -> tuple[Ints, Ints]:
+    def __call__(self, rows: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
         """Return the distinct rows (U,) of rows (B,), and the index (B,) of each of the B in them."""
         rows, here = rows.astype(np.int64), np.arange(len(rows))
         self._slot[rows] = here

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ import polars as pl
 
 from twotower.arrays.ragged import Column, Ragged, offsets_of
 from twotower.arrays.sets import distinct_keys, pair_keys
-from twotower.arrays.types import Bools, Codes, Ints, Numbers
+from twotower.arrays.types import Bools, Codes, Ints, Numbers, WholeNumbers
 from twotower.data.pairs import GroupedPairs, Pairs, counts, weight_sums
 from twotower.data.parts import check_gap, dropped_line, given_parts
 from twotower.data.split import PART_NAMES, SplitConfig
@@ -30,6 +31,7 @@ from twotower.data.tables import (
 )
 from twotower.data.times import TIME
 from twotower.data.unknown_ids import rows_of_ids
+from twotower.data.versions import Versions, check_first_versions, version_tables
 from twotower.features.encoder import Report
 from twotower.features.encoders import Encoders
 from twotower.features.feature import HistorySpec
@@ -41,11 +43,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Side:
-    """All rows of one side: `frame` holds ids and raw features, `columns` the encoded features that the tower reads."""
+    """All rows of one side: `frame` holds ids and raw features, `columns` the encoded features that the tower reads.
+
+    Where there are versions, these are the newest features of each row."""
 
     frame: pl.DataFrame
     columns: dict[str, Column]
     id_column: str
+    versions: Versions | None = None
+    owners: Ints | None = None
+    """Row of the histories in `columns` that each row reads, for a side of `by_version`. None: its own."""
 
     def __len__(self) -> int:
         return self.frame.height
@@ -53,6 +60,14 @@ class Side:
     @property
     def ids(self) -> pl.Series:
         return self.frame[self.id_column]
+
+    def by_version(self) -> Side:
+        """Return the side with a row for each version; the same side if it has none."""
+        if self.versions is None:
+            return self
+        histories = {name: c for name, c in self.columns.items() if name not in self.versions.columns}
+        columns = self.versions.columns | histories
+        return Side(self.versions.frame, columns, self.id_column, owners=self.versions.owners)
 
 
 @dataclass(frozen=True)
@@ -108,6 +123,33 @@ class Dataset:
 
     def side(self, side: SideName) -> Side:
         return self.users if side == "user" else self.items
+
+    @property
+    def has_versions(self) -> bool:
+        """True if users or items have versions."""
+        return self.users.versions is not None or self.items.versions is not None
+
+    def input_rows(self, side: SideName, rows: WholeNumbers, interactions: Ints) -> WholeNumbers:
+        """Return the rows (n,) of `side(side).by_version()` that hold for some rows (n,) at the times of interactions (n,), by
+        index or its complement; the rows themselves without versions."""
+        versions = self.side(side).versions
+        if versions is None:
+            return rows
+        assert self.times is not None
+        return versions.at(rows, self.times[np.maximum(interactions, ~interactions)])
+
+    def rows_after_training(self, side: SideName) -> Ints | None:
+        """Return the rows of `side(side).by_version()` that hold at the latest training interaction; None without versions."""
+        versions, n = self.side(side).versions, len(self.side(side))
+        if versions is None:
+            return None
+        times = self.times_of(TRAIN)
+        assert times is not None
+        return versions.at(np.arange(n), np.broadcast_to(times.max(), n))
+
+    def times_of(self, part: int) -> Ints | None:
+        """Return the times of the pairs of a part, as `part` has them; None without times."""
+        return None if self.times is None else self.times[self.parts == part]
 
     def side_before(self, side: SideName, part: int) -> Side:
         """Return one side with the sequences that are known before `part`.
@@ -214,8 +256,11 @@ class Dataset:
         if self.times is not None:
             arrays.append(self.times)
         for side in SIDES:
-            for column in self.side(side).columns.values():
+            versions = self.side(side).versions
+            columns = [*self.side(side).columns.values(), *([] if versions is None else versions.columns.values())]
+            for column in columns:
                 arrays += [column.values, column.offsets] if isinstance(column, Ragged) else [column]
+            arrays += [] if versions is None else [versions.owners, versions.since]
         for array in arrays:
             digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(self.encoders.digest.encode())
@@ -290,8 +335,17 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
         counts[name] = np.bincount(rows[train], minlength=frame.height)  # type: ignore[index]
         sums = {a: sums_by_row(values, rows[train], frame.height) for a, values in averaged.items()}
         frames[name] = with_statistics(frame, schema, name, counts[name], sums)  # type: ignore[index,arg-type]
-    encoders = Encoders.fit(schema, frames, counts)
-    return assemble_dataset(encoders, frames["user"], frames["item"], pairs, parts, times, config.follows_time)
+    versions = version_tables(tables.versions, frames, schema)
+    fitted, fitted_counts = frames, counts
+    if versions:
+        assert times is not None
+        seen = {s: v.at(pairs.arrays[s], times) for s, v in versions.items()}
+        check_first_versions(versions, seen, schema)
+        fitted = frames | {s: v.frame for s, v in versions.items()}
+        fitted_counts = counts | {s: np.bincount(seen[s][train], minlength=len(v)) for s, v in versions.items()}
+    encoders = Encoders.fit(schema, fitted, fitted_counts)
+    users, items = frames["user"], frames["item"]
+    return assemble_dataset(encoders, users, items, pairs, parts, times, config.follows_time, versions=versions)
 
 
 def assemble_dataset(
@@ -303,26 +357,30 @@ def assemble_dataset(
     times: Ints | None,
     time_ordered: bool = False,
     encode: tuple[SideName, ...] = SIDES,
+    versions: Mapping[SideName, Versions] | None = None,
 ) -> Dataset:
     """Return the dataset of tables whose interactions are rows already, with fitted encoders; only the sides in `encode`
-    get columns."""
+    get columns. `versions` are those of the sides that have some, without columns."""
     schema = encoders.schema
     train = parts == TRAIN
     if not pairs.target[train].any():
         raise nothing_to_learn(schema)
-    dataset = Dataset(
-        schema,
-        encoders,
-        Side(users, encoders.transform("user", users) if "user" in encode else {}, schema.user_id),
-        Side(items, encoders.transform("item", items) if "item" in encode else {}, schema.item_id),
-        pairs,
-        parts,
-        times,
-        time_ordered,
-    )
+    tables: dict[SideName, pl.DataFrame] = {"user": users, "item": items}
+    sides = {s: _encoded_side(encoders, s, t, s in encode, (versions or {}).get(s)) for s, t in tables.items()}
+    dataset = Dataset(schema, encoders, sides["user"], sides["item"], pairs, parts, times, time_ordered)
     for history in schema.histories(*encode):
         dataset.side(history.side).columns[history.name] = dataset.history(history, train)
     return dataset
+
+
+def _encoded_side(
+    encoders: Encoders, side: SideName, frame: pl.DataFrame, encode: bool, versions: Versions | None
+) -> Side:
+    """Return a side with its columns, and with those of its versions; without columns unless `encode`."""
+    if versions is not None and encode:
+        versions = replace(versions, columns=encoders.transform(side, versions.frame, refuse=False))
+    columns = encoders.transform(side, frame, refuse=versions is None) if encode else {}
+    return Side(frame, columns, encoders.schema.id_column(side), versions)
 
 
 def _items_of(user: Codes, item: Codes, n_users: int, n_items: int) -> Ragged:

@@ -277,11 +277,14 @@ def save(dataset: Dataset, folder: Path) -> None:
     dataset.link(folder / layout.PREPARED)
 
 
-def load(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
-    """Read the files of `save`; only the sides in `encode` get columns. Raises RunError as `load_tables` does."""
+def load(
+    folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES, newest: bool = False
+) -> Dataset:
+    """Read the files of `save`; only the sides in `encode` get columns, and with `newest` none has versions. Raises RunError as
+    `load_tables` does."""
     if (folder / layout.PREPARED).is_dir():
         return MemmapDataset.open(folder / layout.PREPARED, encode).with_schema(schema)
-    return load_tables(folder, schema, split, encode)
+    return load_tables(folder, schema, split, encode, newest)
 
 
 def _load(path: Path) -> npt.NDArray[Any]:

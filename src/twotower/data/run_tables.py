@@ -13,6 +13,8 @@ from twotower import files
 from twotower.data.dataset import Dataset, assemble_dataset
 from twotower.data.pairs import Pairs
 from twotower.data.split import PART_NAMES, SplitConfig
+from twotower.data.tables import side_columns
+from twotower.data.versions import ROW, SINCE, Versions, check_version_table
 from twotower.errors import DataError, RunError, first_line
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
@@ -31,20 +33,36 @@ def save_tables(dataset: Dataset, folder: Path) -> None:
     pairs = pl.DataFrame(dataset.pairs.arrays | {"part": dataset.parts})
     if dataset.times is not None:
         pairs = pairs.with_columns(time=dataset.times)
-    for name, frame in (("users", dataset.users.frame), ("items", dataset.items.frame), ("interactions", pairs)):
+    frames = {layout.table(side): dataset.side(side).frame for side in SIDES} | {layout.INTERACTIONS: pairs}
+    for side in SIDES:
+        if (versions := dataset.side(side).versions) is None:
+            (folder / layout.versions(side)).unlink(missing_ok=True)  # of an earlier training
+        else:
+            columns = [*side_columns(side, dataset.schema), *(s.source for s in dataset.schema.statistics(side))]
+            frames[layout.versions(side)] = versions.frame.select(ROW, SINCE, *dict.fromkeys(columns))
+    for name, frame in frames.items():
         buffer = io.BytesIO()
         frame.write_parquet(buffer)
-        files.write(folder / f"{name}.parquet", buffer.getvalue())
+        files.write(folder / name, buffer.getvalue())
 
 
-def load_tables(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES) -> Dataset:
-    """Read the files of `save_tables`; only the sides in `encode` get columns.
+def load_tables(
+    folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES, newest: bool = False
+) -> Dataset:
+    """Read the files of `save_tables`; only the sides in `encode` get columns. With `newest` no versions are read, which a
+    bundle lacks.
 
     Raises RunError if a file is missing, damaged or does not fit the schema."""
     encoders = Encoders.load(schema, folder)
     users, items = (
         read_checked(folder / layout.table(side), partial(read_side, schema=schema, side=side)) for side in SIDES
     )
+    versions = dict[SideName, Versions]()
+    for side, frame in zip(SIDES, (users, items), strict=True):
+        if not newest and schema.valid_from and schema.valid_from in frame.columns and schema.columns(side):
+            path = folder / layout.versions(side)
+            check = partial(read_versions, newest=frame, schema=schema, side=side)
+            versions[side] = Versions(read_checked(path, check))
     actions = read_checked(
         folder / layout.INTERACTIONS,
         lambda path: _check_interactions(read_parquet(path), users, items, schema.weighted),
@@ -53,7 +71,7 @@ def load_tables(folder: Path, schema: Schema, split: SplitConfig, encode: tuple[
         pairs = Pairs(**{name: actions[name].to_numpy() for name in Pairs.columns() if name in actions.columns})
         times = actions["time"].to_numpy() if "time" in actions.columns else None
         return assemble_dataset(
-            encoders, users, items, pairs, actions["part"].to_numpy(), times, split.follows_time, encode
+            encoders, users, items, pairs, actions["part"].to_numpy(), times, split.follows_time, encode, versions
         )
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, IndexError, DataError) as e:
         raise RunError(f"{folder}: a table or encoders.json is damaged, or of another run ({first_line(e)})") from e
@@ -70,6 +88,12 @@ def read_side(path: Path, schema: Schema, side: SideName) -> pl.DataFrame:
     if frame[key].null_count() or frame[key].dtype.is_nested():
         raise ValueError(f"column '{key}' does not hold one id for each row")
     return frame
+
+
+def read_versions(path: Path, newest: pl.DataFrame, schema: Schema, side: SideName) -> pl.DataFrame:
+    """Read the table of `Versions` of a side whose newest rows are given. Raises ValueError if it is not of this side. A reader
+    for `read_checked`."""
+    return check_version_table(read_parquet(path), newest, schema, side)
 
 
 def _check_interactions(

@@ -22,6 +22,7 @@ from twotower.data.readers import Reading, TableLike, as_frame, is_text, part_pa
 from twotower.data.text_format import TextFormat
 from twotower.data.times import TIME, Times
 from twotower.data.unknown_ids import counted_ids, with_unknown_ids
+from twotower.data.versions import newest_and_all
 from twotower.errors import DataError, did_you_mean
 from twotower.features.feature import Statistic
 from twotower.features.schema import Schema
@@ -43,6 +44,8 @@ class Tables:
     items: pl.DataFrame
     interactions: pl.DataFrame
     notes: list[str] = field(default_factory=list)
+    versions: Mapping[SideName, pl.DataFrame] = field(default_factory=dict)
+    """All rows of a side with versions, with their TIME; its table above has the newest row of each id."""
 
 
 def check(
@@ -69,15 +72,24 @@ def check(
     notes += averaged_notes(averaged_gaps(actions, schema), actions.height)
 
     sides: dict[SideName, pl.DataFrame] = {}
+    versions: dict[SideName, pl.DataFrame] = {}
     given: dict[SideName, TableLike | None] = {"user": users, "item": items}
     for side, table in given.items():
         key = schema.id_column(side)
         if table is None:
-            sides[side] = _checked_side(actions.select(pl.col(key).unique().sort()), side, schema, notes)
+            sides[side], _ = _checked_side(actions.select(pl.col(key).unique().sort()), side, schema, notes)
             continue
         frame = as_frame(table, f"{side}s", Reading.of(schema, side, form))
+        frame = frame.drop(TIME, strict=False) if schema.valid_from else frame
         ids, from_text = counted_ids(actions, key), _is_csv(table, interactions)
-        sides[side] = _checked_side(frame, side, schema, notes, ids, from_text)
+        sides[side], of_side = _checked_side(frame, side, schema, notes, ids, from_text)
+        if of_side is not None:
+            versions[side] = of_side
+    if schema.valid_from and not versions:
+        raise DataError(
+            f"schema.valid_from names column '{schema.valid_from}', and neither users nor items have it; name their time column, or "
+            "leave it out"
+        )
     for side in SIDES:
         key = schema.id_column(side)
         actions = actions.with_columns(pl.col(key).cast(sides[side][key].dtype))
@@ -88,7 +100,7 @@ def check(
 
     actions = weighted(labelled(actions, schema), schema)
     actions = _deduplicate(actions, schema, notes)
-    return Tables(sides["user"], sides["item"], actions, notes)
+    return Tables(sides["user"], sides["item"], actions, notes, versions)
 
 
 def _is_csv(*tables: TableLike | None) -> bool:
@@ -136,10 +148,7 @@ def with_ids(frame: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
     return frame.with_columns(ids)
 
 
-def _side(frame: pl.DataFrame, what: str, key: str, schema: Schema, notes: list[str]) -> pl.DataFrame:
-    need(frame, [key], what)
-    _not_empty(frame, what)
-    frame = with_ids(frame, key, what)
+def _without_repeats(frame: pl.DataFrame, what: str, key: str, schema: Schema, notes: list[str]) -> pl.DataFrame:
     repeated = frame.height - frame[key].n_unique()
     if repeated:
         if schema.duplicates == "error":
@@ -163,7 +172,8 @@ def check_side(
 ) -> pl.DataFrame:
     """Check the table of a side, and return the columns that the schema names, with rows for the `counted_ids` of the
     interactions that it lacks (`with_unknown_ids`). Raises DataError."""
-    return _checked_side(frame, side, schema, notes, ids, from_text).select(side_columns(side, schema))
+    newest, _ = _checked_side(frame, side, schema, notes, ids, from_text)
+    return newest.select(side_columns(side, schema))
 
 
 def _checked_side(
@@ -173,18 +183,26 @@ def _checked_side(
     notes: list[str],
     ids: pl.DataFrame | None = None,
     from_text: bool = False,
-) -> pl.DataFrame:
-    """Return the table of a side as `check_side`, with all its columns."""
+) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    """Return the table of a side as `check_side`, with all its columns, and all its versions, None if it has none."""
     what, key = side + "s", schema.id_column(side)
-    frame = _side(frame, what, key, schema, notes)
-    _features(frame, side, what, schema, notes)
+    need(frame, [key], what)
+    _not_empty(frame, what)
+    frame, versions = newest_and_all(with_ids(frame, key, what), side, key, schema)
+    if versions is None:
+        frame = _without_repeats(frame, what, key, schema, notes)
+        if schema.valid_from and ids is not None:
+            notes.append(f"{what}: no column '{schema.valid_from}'; each row always holds")
+    else:
+        notes.append(f"{what}: {versions.height:,} versions of {frame.height:,} ids, by '{schema.valid_from}'")
+    _features(frame if versions is None else versions, side, what, schema, notes)
     if schema.title and side == "item":
         need(frame, [schema.title], what)
     if ids is not None:
         frame = with_unknown_ids(frame, ids, side, schema, notes, from_text)
     if frame.height < 2:
         raise DataError(f"{what}: found only one id of '{key}' ({frame[key][0]}), expected at least two; add rows")
-    return frame
+    return frame, versions
 
 
 def side_columns(side: SideName, schema: Schema) -> list[str]:

@@ -50,8 +50,10 @@ def plausible_range() -> tuple[int, int]:
 class Times:
     """Reader of one time column: call `look` on every piece, then `settle` once, then `add` on every piece."""
 
-    def __init__(self, schema: Schema) -> None:
-        self.schema, self.what, self.rows = schema, f"interactions: time '{schema.time}'", 0
+    def __init__(self, schema: Schema, table: str = "interactions", column: str = "") -> None:
+        """Read a column of a table, by default `schema.time` of the interactions."""
+        self.schema, self.column, self.rows = schema, column or schema.time, 0
+        self.what = f"{table}: time '{self.column}'"
         self._until = clock.time() + _DAY
         self._kinds: set[bool] = set()  # True for dates, False for numbers
         self._formats: list[str] = []  # formats that fit all texts so far
@@ -92,8 +94,8 @@ class Times:
             raise DataError(self._refusal())
 
     def add(self, actions: pl.DataFrame) -> pl.DataFrame:
-        """Return the interactions with parsed text and the column TIME (Int64; with unit 'order' the numbers themselves)."""
-        column = actions[self.schema.time]
+        """Return the rows with parsed text and the column TIME (Int64; with unit 'order' the numbers themselves)."""
+        column = actions[self.column]
         if self._is_text(column):
             column = _read(_as_text(column), self._formats[0])
         return actions.with_columns(column, _as_microseconds(column, self.schema.time_unit).alias(TIME))
@@ -205,6 +207,8 @@ class Times:
         if set(names) & {*_UNIT_NAMES.values(), *_DIGITS} - {_UNIT_NAMES.get(self.schema.time_unit, "")}:
             return "give all rows one unit"
         if not set(names) - {"zeros", "dates since 1990", _UNIT_NAMES.get(self.schema.time_unit)}:
+            return "drop those rows, or set their times"
+        if self.column == self.schema.valid_from:
             return "drop those rows, or set their times"
         return "drop those rows; if all are right, set schema.time_unit = 'order'"
 

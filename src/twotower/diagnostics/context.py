@@ -63,8 +63,8 @@ class DiagnosisContext:
 
     @cached_property
     def factors(self) -> Factors:
-        """Vectors of all rows from the data before the test part."""
-        factors = self.run.factors(TEST)
+        """Vectors of all rows from the data before the test part, of versions that are not later than it."""
+        factors = self.run.factors_at_once(TEST)
         return Factors(factors.users.cpu(), factors.items.cpu())
 
     @cached_property

@@ -137,7 +137,7 @@ def _per_user(
     out = {name: scatter(*found) for name, found in by_user.items() if found and len(found.users)}
     if not k:
         return out
-    users, best = data.queries.users, data.queries.top_k(factors.users, factors.items, max(k))
+    users, best = data.queries.users, data.queries.top_k(factors, max(k))
     weights = data.queries.target_weights(best) if data.weighted else None
     rankings = Rankings(best, data.queries.hits(best), data.queries.n_targets, data.items, weights)
     for cut in k if len(users) else ():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from twotower.arrays.pieces import temporary_array
-from twotower.arrays.types import Float, Floats, Shaped
+from twotower.arrays.types import Float, Floats, Ints, Shaped
 from twotower.data.pairs import Pairs
 
 
@@ -19,6 +19,10 @@ class Factors:
 
     users: Float[Tensor, "U D"]
     items: Float[Tensor, "I D"]
+
+    def catalogue_scores(self, users: Shaped[Ints, "B"]) -> Float[Tensor, "B I"]:
+        """Return the scores of all items for some user rows."""
+        return self.users[torch.from_numpy(users).to(self.items.device)] @ self.items.T
 
     def scores(self, pairs: Pairs, block: int = 16_384) -> Shaped[Floats, "n"]:
         """Return the scores of the pairs, `block` pairs at a time, as a temporary array."""

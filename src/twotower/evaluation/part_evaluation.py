@@ -63,7 +63,7 @@ class PartEvaluation:
     ) -> PartEvaluation:
         """Evaluate vectors by exact search. `queries` are those of the part, if they are computed already."""
         queries = queries or evaluation_queries(dataset, part, config)
-        best = queries.top_k(factors.users, factors.items, max(config.k))
+        best = queries.top_k(factors, max(config.k))
         return cls._of(queries, best, factors.scores(dataset.pairs_of(part)), dataset, part, config)
 
     @classmethod
@@ -180,7 +180,7 @@ def evaluate_model(factors_of: Callable[[int], Factors], dataset: Dataset, confi
     """Return the metrics of a run by name: validation, if it has rows, and test, intervals and slices of test, baselines on
     test.
 
-    `factors_of(part)` returns the vectors from the data before that part.
+    `factors_of(part)` returns the vectors from the data before that part, by which it is evaluated.
     """
     out: Metrics = {}
     queries = evaluation_queries(dataset, TEST, config)
@@ -189,7 +189,9 @@ def evaluate_model(factors_of: Callable[[int], Factors], dataset: Dataset, confi
     for name, part in (("validation", VALIDATION), ("test", TEST)):
         if part == VALIDATION and not len(dataset.validation):
             continue
-        if part == TEST and dataset.time_ordered:  # otherwise both parts have the same vectors
+        if part == TEST and (
+            dataset.time_ordered or dataset.has_versions
+        ):  # otherwise both parts have the same vectors
             factors = factors_of(TEST)
         evaluation = PartEvaluation.from_factors(factors, dataset, part, config, queries if part == TEST else None)
         out |= {f"{name}.{m}": v for m, v in evaluation.metrics().items()}

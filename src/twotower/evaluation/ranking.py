@@ -16,6 +16,7 @@ from twotower.arrays.types import Bools, Doubles, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import GroupedPairs, Pairs, counts
 from twotower.evaluation.config import EvaluationConfig
+from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.auc import ordered_codes
 from twotower.evaluation.metrics.measured import TargetWeights
 from twotower.progress import JobProgress, Summary
@@ -80,7 +81,7 @@ def rank_catalogue(
     positives = counts(pairs.user, n_users, pairs.target)
     grouped = [GroupedPairs.of(p, n_users) for p in (pairs, *seen)]
     queries = EvaluationQueries.build(grouped[0], grouped[1:], positives, n_items, block=block, max_scores=max_scores)
-    best = queries.top_k(user_vectors, item_vectors, k)
+    best = queries.top_k(Factors(user_vectors, item_vectors), k)
     return queries.users, best, queries.hits(best)
 
 
@@ -129,17 +130,15 @@ class EvaluationQueries:
         summary.drop("have only positives of earlier parts", int(len(users) - kept.sum()))
         return replace(every, users=users[kept], n_targets=n_targets[kept])
 
-    def top_k(
-        self, user_vectors: Float[Tensor, "U D"], item_vectors: Float[Tensor, "I D"], k: int
-    ) -> Shaped[Ints, "Q K"]:
-        """Return the best item rows, -1 after the last item that may be ranked."""
-        device = item_vectors.device
+    def top_k(self, factors: Factors, k: int) -> Shaped[Ints, "Q K"]:
+        """Return the best item rows by the vectors, -1 after the last item that may be ranked."""
         best = np.empty((len(self.users), min(k, self.n_items)), np.int64)
         progress = JobProgress(log, "users ranked", len(self.users))
         for part in self._blocks():
             rows = self.users[part]
-            scores = user_vectors[torch.from_numpy(rows).to(device)] @ item_vectors.T
-            best[part] = top_items(scores, np.concatenate(self._seen_cells(rows)), best.shape[1])
+            best[part] = top_items(
+                factors.catalogue_scores(rows), np.concatenate(self._seen_cells(rows)), best.shape[1]
+            )
             progress.advance(len(rows))
         return best
 

@@ -66,13 +66,14 @@ class Encoders:
         """Return the encoders with another schema of the same data."""
         return Encoders(schema, self.by_side, self.ids)
 
-    def transform(self, side: SideName, frame: pl.DataFrame) -> dict[str, Column]:
+    def transform(self, side: SideName, frame: pl.DataFrame, refuse: bool = True) -> dict[str, Column]:
         """Return the encoded columns of one side by feature name, without the histories."""
-        return {f.name: self.encode(f, frame[f.source]) for f in self.schema.columns(side)}
+        return {f.name: self.encode(f, frame[f.source], refuse) for f in self.schema.columns(side)}
 
-    def encode(self, feature: Feature, series: pl.Series) -> Column:
-        """Encode the column of a feature that is no history. Raises DataError for values that it cannot read."""
-        if feature.refuses_missing and missing_count(series):
+    def encode(self, feature: Feature, series: pl.Series, refuse: bool = True) -> Column:
+        """Encode the column of a feature that is no history. Raises DataError for values that it cannot read, and, if `refuse`,
+        for missing ones that the feature refuses."""
+        if refuse and feature.refuses_missing and missing_count(series):
             raise DataError(
                 f"column '{feature.source}': {missing_count(series)} of {len(series)} values are missing, "
                 f"and feature '{feature.name}' has missing = 'error'; fill them or set missing = 'impute'"

@@ -61,6 +61,12 @@ class Schema(Section):
         description="strptime format of times in text or whole numbers, such as '%d/%m/%Y %H:%M:%S.%f' or '%Y%m%d'. "
         "Empty: numbers, or dates such as 2023-01-31 12:30:15.250 and 31/01/2023 12:30.",
     )
+    valid_from: str = Field(
+        "",
+        description="Time column of the tables of users and items, in the form of time. A row holds from that time on, an "
+        "id may have several rows, and an interaction reads the latest that is not later than itself; a table without the "
+        "column has one row an id, which always holds. Empty: none.",
+    )
     title: str = Field("", description="Title column of the items, shown to people. Empty: the id.")
     duplicates: Literal["last", "keep", "error"] = Field(
         "last",
@@ -97,6 +103,13 @@ class Schema(Section):
                 f"time_format is {self.time_format!r}, expected a format such as '%d/%m/%Y %H:%M:%S.%f'; .%f is a fraction"
             )
         self._check_events()
+        if self.valid_from and not self.time:
+            raise ValueError("valid_from needs time; name the time column of the interactions")
+        if self.valid_from and self.time_unit == "order":
+            raise ValueError(
+                "valid_from and time_unit = 'order' exclude each other: ranks of two tables do not compare; set time_unit to "
+                "'s', 'ms' or 'us'"
+            )
         for f in self.features:
             f.check(self)
         return self
@@ -124,7 +137,7 @@ class Schema(Section):
         for key in ("user_id", "item_id"):
             if not getattr(self, key):
                 raise ValueError(f"{key} is empty; name the id column")
-            for other in ("item_id", "label", "weight", "event", "time"):
+            for other in ("item_id", "label", "weight", "event", "time", "valid_from"):
                 if key != other and getattr(self, key) == getattr(self, other):
                     raise ValueError(
                         f"{key} and {other} are both '{getattr(self, key)}'; give each a column of its own"
@@ -139,9 +152,8 @@ class Schema(Section):
 
     def _names(self) -> list[tuple[str, str]]:
         """Return (option, column) for each column that the schema names."""
-        named = [
-            (key, getattr(self, key)) for key in ("user_id", "item_id", "label", "weight", "event", "time", "title")
-        ]
+        own = ("user_id", "item_id", "label", "weight", "event", "time", "valid_from", "title")
+        named = [(key, getattr(self, key)) for key in own]
         for f in self.features:
             named += [(f"{option} of feature {f.name!r}", column) for option, column in f.named_columns()]
         return named

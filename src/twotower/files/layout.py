@@ -37,6 +37,11 @@ def table(side: str) -> str:
     return f"{side}s.parquet"
 
 
+def versions(side: str) -> str:
+    """Return the name of the table of all versions of a side, where the other table has the newest of each id."""
+    return f"{side}_versions.parquet"
+
+
 TABLES = (table("user"), table("item"), INTERACTIONS)
 
 # Prepared dataset: format, counts, split, schema and digest; and arrays that are mapped into memory.
@@ -49,6 +54,9 @@ BUCKET_FACTS, BUCKET_FOLDER = "buckets.json", "interactions"
 INDEX_FACTS, INDEX_FAISS = "index.json", "index.faiss"
 
 RUN_FILES = frozenset(
-    {CONFIG, WEIGHTS, MODEL, ENCODERS, VOCABULARIES, *TABLES, PREPARED, METRICS, EPOCHS, REPORT, CHECKPOINTS}
-)
+    {
+        CONFIG, WEIGHTS, MODEL, ENCODERS, VOCABULARIES, *TABLES, versions("user"), versions("item"), PREPARED, METRICS,
+        EPOCHS, REPORT, CHECKPOINTS,
+    }
+)  # fmt: skip
 """All files and folders of a run, other than hidden ones."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 
@@ -19,6 +21,8 @@ from twotower.retrieval.request import Method
 from twotower.retrieval.retriever import Retriever
 from twotower.retrieval.user_vectors import embed_users
 
+log = logging.getLogger(__name__)
+
 
 def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None) -> dict[str, Metrics]:
     """Return the test metrics of a bundle, measured with the retriever that serves it, by default with its own settings.
@@ -27,6 +31,11 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
     has the bootstrap intervals of "index". Raises RunError without a test part.
     """
     dataset, config = retriever.dataset, config or runs.read_evaluation(retriever.bundle.folder)
+    if dataset.schema.valid_from:
+        log.warning(
+            "a bundle serves the newest versions of users and items, which test rows may not have seen yet, so that these metrics "
+            "may be too high; those of the run read the versions of each row's time"
+        )
     if not len(dataset.test):
         raise RunError(f"{retriever.bundle.folder}: the bundle has no test part")
     named: dict[SideName, Codes] = {"user": dataset.pairs.user, "item": dataset.pairs.item}

@@ -72,7 +72,7 @@ def publish(
     if run.folder is None:
         raise RunError("the run has no folder, which publishing needs; train it with one")
     if run.unfinished:
-        measured = evaluate_model(run.factors, run.dataset, run.config.evaluation)
+        measured = evaluate_model(run.factors_during, run.dataset, run.config.evaluation)
         run = replace(run, metrics=measured | run.metrics)
     config = config or run.config.index
     opened = Store.create(store)

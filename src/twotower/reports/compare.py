@@ -109,7 +109,7 @@ def _align_runs(a: Run, b: Run) -> tuple[ComparisonData, Factors, Factors]:
     for run, name, user, item in zip((a, b), names, users, items, strict=True):
         places = places_of_rows(item, len(run.dataset.items))
         seen += [pairs.renumbered(user, places) for pairs in run.dataset.grouped_before(TEST)]
-        known = run.factors(TEST)
+        known = run.factors_at_once(TEST)
         aligned = Factors(known.users.cpu()[torch.from_numpy(user)], known.items.cpu()[torch.from_numpy(item)])
         if not (bool(torch.isfinite(aligned.users).all()) and bool(torch.isfinite(aligned.items).all())):
             raise RunError(f"{name}: its vectors are not finite; `diagnose(run)` says why")

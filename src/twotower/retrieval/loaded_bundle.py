@@ -61,7 +61,7 @@ class LoadedBundle:
             index = pool.submit(load_index, folder / layout.INDEX, verify=verify)
             towers = {folder / path: digest for path, digest in digests.items() if path.endswith(".onnx")}
             inspected = pool.submit(inspection.inspect_towers, towers, limits=limits)
-            dataset = memmap.load(folder, schema, split, encode=("user",))
+            dataset = memmap.load(folder, schema, split, encode=("user",), newest=True)
             columns = dataset.side_before("user", TEST).columns
             user_ids, item_ids = UserIds(dataset.users.ids, UserRow), ItemIds(dataset.items.ids, ItemRow)
             titles: TextColumn[str] = TextColumn(dataset.title_column())

@@ -42,6 +42,7 @@ from twotower.data.splits import TEST
 from twotower.errors import ConfigError, DataError, RunError, first_line
 from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES
@@ -51,7 +52,7 @@ from twotower.kinds import untrusted_kind
 from twotower.model.two_tower import TwoTower
 from twotower.runs.folder import is_complete, reading_folder, run_stamp
 from twotower.runs.stopped import StoppedTraining
-from twotower.train.factors import factors_before
+from twotower.train.factors import factors_before, factors_during
 from twotower.version import __version__
 
 log = logging.getLogger(__name__)
@@ -76,10 +77,21 @@ class Run:
     """State of a training that has not ended, whose best epoch so far this is; empty for a complete run."""
 
     def factors(self, part: int = TEST) -> Factors:
-        """Return vectors of all users and items, with histories before `part`.
+        """Return vectors of all users and items, with histories before `part` and of the newest versions, as they are served.
 
         `factors().users @ factors().items.T` are the logits, (users, items)."""
         return factors_before(self.model, self.dataset, part)
+
+    def factors_during(self, part: int = TEST) -> Factors:
+        """Return the vectors by which `part` is evaluated: those of `factors`, but of versions that are not later than its
+        interactions. They give the scores of the pairs of the part, and of the catalogue for a user."""
+        return factors_during(self.model, self.dataset, part) if self.dataset.has_versions else self.factors(part)
+
+    def factors_at_once(self, part: int = TEST) -> Factors:
+        """Return vectors of all users and items as `factors`, but of versions that are not later than the interactions of `part`:
+        users as at their first of it, items as at the first of all."""
+        found = self.factors_during(part)
+        return found.at_once() if isinstance(found, VersionFactors) else found
 
 
 def fingerprint(dataset: Dataset, config: Config) -> dict[str, JsonValue]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from twotower.arrays.sets import DistinctRows
-from twotower.arrays.types import F32, I64, Codes, Floats, Ints, Shaped
+from twotower.arrays.types import F32, I64, Floats, Ints, Shaped, WholeNumbers
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.inputs.tower_inputs import Inputs
 
@@ -51,14 +51,14 @@ class Batcher:
 
     def __call__(
         self,
-        user: Shaped[Codes, "B"],
-        item: Shaped[Codes, "B"],
+        user: Shaped[WholeNumbers, "B"],
+        item: Shaped[WholeNumbers, "B"],
         label: Shaped[Floats, "B"],
         weight: Shaped[Floats, "B"],
         source: Shaped[Ints, "n"],
     ) -> Batch:
-        """Return the batch of B labelled pairs. `source` are the indices of all interactions of the batch, -1 for a sampled
-        pair; the B pairs may be one rank's part of the batch."""
+        """Return the batch of B labelled pairs. `source` are the indices of all interactions of the batch, negative for a
+        sampled pair; the B pairs may be one rank's part of the batch."""
         users, user_index = self._distinct_users(user)
         items, item_index = self._distinct_items(item)
         left_out = source[source >= 0] if self.users.has_sequences or self.items.has_sequences else None
@@ -74,7 +74,7 @@ class Batcher:
 
     def contrastive_batch(
         self,
-        user: Shaped[Codes, "B"],
+        user: Shaped[WholeNumbers, "B"],
         source: Shaped[Ints, "B"],
         items: Shaped[Ints, "I"],
         earlier: bool,

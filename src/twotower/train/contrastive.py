@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from twotower.arrays.types import F32, Float, Shaped
+from twotower.train.candidate_versions import SeenVersions
 from twotower.train.losses.loss import Columns, ContrastiveLoss
 from twotower.train.negatives.candidates import Candidates
 
@@ -26,19 +27,26 @@ def contrastive_loss(
     total_weight: float = 0.0,
     max_block_logits: int = MAX_BLOCK_LOGITS,
     weights: F32[Tensor, "B"] | None = None,
+    versions: SeenVersions | None = None,
 ) -> F32[Tensor, ""]:
     """Return the weighted mean loss of B positives against their candidates. Without `weights` all are 1.
 
     `users` are the vectors of the positives' users; `items` those of `candidates.items` and, after them, of the cross-batch
     memory. `n_items` is the size of the catalogue. `dtype` is that of the matrix products. With `total_weight` the B
     positives are a part of a batch of that weight, and the result is their part of its mean. At most `max_block_logits`
-    logits, but at least those of 16 rows, are held at a time.
+    logits, but at least those of 16 rows, are held at a time. With `versions` there is no memory, the vectors are those of
+    all X versions of the items, and each positive stands against those that it sees.
     """
     c = candidates
     shared = items[: len(c.log_q)] if not len(c.memory_items) else torch.cat([items[: c.shared], items[len(c.items) :]])
+    if versions is not None:
+        shared = items[: versions.shared]
     own = None
     if c.per_positive.shape[1]:
-        vectors = items.index_select(0, c.per_positive.clamp(min=0).flatten()).view(*c.per_positive.shape, -1)
+        places = c.per_positive.clamp(min=0)
+        if versions is not None:
+            places = versions.find(places)
+        vectors = items.index_select(0, places.flatten()).view(*c.per_positive.shape, -1)
         own = torch.einsum("bd,bhd->bh", users, vectors).masked_fill(c.per_positive < 0, -torch.inf)
     shifts = loss.shifts(c.counts, c.log_q)
     draws = torch.cat([c.counts, torch.ones(c.per_positive.shape[1], device=c.counts.device)])
@@ -47,7 +55,10 @@ def contrastive_loss(
 
     def block_loss(logits: F32[Tensor, "b C"], own: Float[Tensor, "b H"] | None, rows: slice) -> BlockGradients:
         """Turn a block of logits, and those of the rows' own negatives, into its loss and their gradients."""
-        positive = c.positive[rows, None]
+        positive, seen, shape = c.positive[rows, None], None, logits.shape
+        if versions is not None:
+            seen = versions.find(torch.arange(len(c.log_q), device=logits.device)[None], rows)
+            logits = logits.gather(1, seen)
         chosen = logits.gather(1, positive)
         if shifts:
             logits += shifts.candidates
@@ -62,7 +73,10 @@ def contrastive_loss(
         of_rows = () if weights is None else (weights[rows, None],)
         value = loss.block(row_logits, positive, columns, *of_rows)
         n = logits.shape[1]
-        return BlockGradients(value, row_logits[:, :n], None if own is None else row_logits[:, n:])
+        gradient = row_logits[:, :n]
+        if seen is not None:
+            gradient = gradient.new_zeros(shape).scatter_(1, seen, gradient)
+        return BlockGradients(value, gradient, None if own is None else row_logits[:, n:])
 
     mean: Tensor = _BlockwiseMean.apply(  # type: ignore[no-untyped-call]
         users, shared, own, block_loss, dtype, total_weight or total, max_block_logits

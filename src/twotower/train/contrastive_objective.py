@@ -10,11 +10,13 @@ from torch import Tensor
 
 from twotower.arrays.types import Float, Ints, Shaped
 from twotower.evaluation.factors import Factors
+from twotower.train.candidate_versions import CandidateVersions
 from twotower.train.contrastive import contrastive_loss
 from twotower.train.losses.loss import ContrastiveLoss
+from twotower.train.negatives.candidates import Candidates
 from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.objective import BatchLoss, Objective
-from twotower.train.order import Epoch
+from twotower.train.order import Epoch, Examples
 from twotower.train.positive_sampler import PositiveSampler
 
 
@@ -46,25 +48,30 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         total_weight = len(whole) if of_weights is None else float(of_weights.sum(dtype=np.float64))
         weights = None if of_weights is None else torch.from_numpy(of_weights[own_part]).to(self.device)
         drawn = self.candidates(whole.user, whole.item, step, rows_in_time, ends, own_part, of_weights)
-        part = context.partition(drawn.shared)
-        sizes = context.partition_sizes(drawn.shared)
-        rows = np.concatenate([drawn.items[part], drawn.items[drawn.shared :]])
+        versions = self._versions(drawn, whole)
+        every, shared = (drawn.items, drawn.shared) if versions is None else (versions.rows, versions.shared)
+        part = context.partition(shared)
+        sizes = context.partition_sizes(shared)
+        rows = np.concatenate([every[part], every[shared:]])
         left_out = self._left_out(whole.source, drawn.interactions)
         # All ranks take part in every collective: a rank without a row embeds one, and drops it.
-        embedded, embedded_items = own if len(own) else whole[:1], rows if len(rows) else drawn.items[:1]
-        positives = self.batcher.contrastive_batch(
-            embedded.user, embedded.source, embedded_items, self.causal, left_out
-        )
+        embedded, embedded_items = own if len(own) else whole[:1], rows if len(rows) else every[:1]
+        user_rows = self.dataset.input_rows("user", embedded.user, embedded.source)
+        positives = self.batcher.contrastive_batch(user_rows, embedded.source, embedded_items, self.causal, left_out)
         users, items = self.vectors(positives.users, positives.items)
         n = part.stop - part.start
 
         def gather(local: Float[Tensor, "r d"]) -> Float[Tensor, "I d"]:
-            """Return the rows of all `drawn.items`, from those of this rank's `rows`."""
+            """Return the vectors of `every` row, from those of this rank's `rows`."""
             if context.world_size == 1:
                 return local
             return torch.cat([context.all_gather(local[:n], sizes), local[n : len(rows)]])
 
         items = gather(items)
+        seen, positive = None, drawn.positive
+        if versions is not None and versions.several:
+            seen = versions.seen_at(self._times(own.source))
+            positive = seen.find(positive[:, None])[:, 0]
         mimic_loss = torch.zeros((), device=self.device)
         if self.loss.mimic:
             user = torch.arange(len(embedded), device=users.device) if positives.user is None else positives.user
@@ -74,7 +81,7 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
                 users,
                 items,
                 user[: len(own)],
-                drawn.positive,
+                positive,
                 total_weight,
                 gather,
                 weights,
@@ -85,7 +92,7 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         loss = contrastive_loss(
             users[: len(own)], columns, drawn, self.loss, len(self.dataset.items),
             torch.bfloat16 if config.train.precision == "bf16" else torch.float32, total_weight,
-            weights=weights,
+            weights=weights, versions=seen,
         )  # fmt: skip
         if config.negatives.remembered:
             latest = torch.from_numpy(whole.item.astype(np.int64)).to(self.device)
@@ -93,6 +100,17 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
             remembered = None if of_weights is None else torch.from_numpy(of_weights).to(self.device)
             self.candidates.remember(latest, vectors, remembered)
         return BatchLoss(len(whole), loss, mimic_loss)
+
+    def _versions(self, drawn: Candidates, whole: Examples) -> CandidateVersions | None:
+        """Return the versions of the candidates that the batch sees; None if items have none."""
+        versions = self.dataset.items.versions
+        return None if versions is None else CandidateVersions(drawn, versions, self._times(whole.source), self.device)
+
+    def _times(self, source: Shaped[Ints, "n"]) -> Shaped[Ints, "n"]:
+        """Return the times of interactions, by index."""
+        assert self.dataset.times is not None
+        times: Ints = self.dataset.times[source]
+        return times
 
     def _left_out(self, source: Shaped[Ints, "B"], drawn: Shaped[Ints, "n"]) -> Shaped[Ints, "m"]:
         """Return the interactions that no history of the batch may hold: the batch's, and those `drawn` as negatives."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from twotower.arrays.types import Float
-from twotower.data.dataset import Dataset
+from twotower.data.dataset import Dataset, Side
 from twotower.distributed import DistributedContext
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.side import SIDES, SideName
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.inputs.tower_inputs import Inputs
@@ -34,11 +35,21 @@ def model_factors(
 
 
 def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
-    """Return the vectors of all users and items from the data before `part` (see `Dataset.side_before`)."""
-    device = next(model.parameters()).device
-    users, items = (
-        SideTensors(dataset.side_before(side, part), dataset.encoders.fields(side), device) for side in SIDES
-    )
+    """Return the vectors of all users and items from the data before `part` (see `Dataset.side_before`), of the newest versions."""
+    return _factors_of(model, dataset, [dataset.side_before(side, part) for side in SIDES])
+
+
+def factors_during(model: TwoTower, dataset: Dataset, part: int) -> Factors:
+    """Return the vectors by which `part` is evaluated: as `factors_before`, but of the versions that hold at the times of its
+    interactions."""
+    sides = [dataset.side_before(side, part).by_version() for side in SIDES]
+    return VersionFactors.of_part(_factors_of(model, dataset, sides), dataset, part)
+
+
+def _factors_of(model: TwoTower, dataset: Dataset, sides: Iterable[Side]) -> Factors:
+    """Return the vectors of all rows of both sides."""
+    device, encoders = next(model.parameters()).device, dataset.encoders
+    users, items = (SideTensors(side, encoders.fields(name), device) for name, side in zip(SIDES, sides, strict=True))
     return model_factors(model, users, items)
 
 

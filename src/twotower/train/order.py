@@ -41,7 +41,7 @@ class Examples:
     item: Shaped[Codes, "n"]
     label: Shaped[Floats, "n"]
     weight: Shaped[Floats, "n"]
-    source: Shaped[Ints, "n"]  # number of the interaction, -1 for a random negative
+    source: Shaped[Ints, "n"]  # number of the interaction; ~i for a pair drawn for a positive, interaction i
 
     def __len__(self) -> int:
         return len(self.user)

@@ -5,26 +5,18 @@ Draws depend on (seed, epoch) and the place in the epoch only, so a resumed run 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from twotower.arrays.pieces import pieces
-from twotower.arrays.types import Codes, Doubles, Floats, Ints, Shaped
+from twotower.arrays.ragged import stable_order
+from twotower.arrays.types import Doubles, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import target_mask
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.order import Epoch, Examples, Shards, ShuffleSizes, ShuffleWindows, shuffle_windows
-
-
-class _ToDraw(NamedTuple):
-    """Pairs that a source draws, by user."""
-
-    users: Shaped[Codes, "n"]
-    """User rows, rising."""
-    weights: Shaped[Floats, "n"] | None = None
-    """Weights of the positives that the pairs are drawn for. None: all are 1."""
 
 
 class PairSampler:
@@ -70,23 +62,22 @@ class PairSampler:
     def _count_by_block(self, shard: int, totals: Shaped[Doubles, "sources"]) -> Shaped[Ints, "sources blocks"]:
         """Return the number of drawn pairs of each block of a shard, and add their weights to `totals`."""
         rows, size = self._shards[shard], self._sizes.block
-        blocks = [self._users_to_draw_for(rows[b : b + size]) for b in range(0, len(rows), size)]
+        blocks = [self._positives_to_draw_for(rows[b : b + size]) for b in range(0, len(rows), size)]
         for block in blocks:
-            totals += [len(d.users) if d.weights is None else d.weights.sum(dtype=np.float64) for d in block]
-        counts = np.array([[len(drawn.users) for drawn in block] for block in blocks], np.int64)
+            totals += [self._weight_of(positives) for positives in block]
+        counts = np.array([[len(positives) for positives in block] for block in blocks], np.int64)
         return counts.reshape(len(blocks), len(self._draws)).T
 
-    def _users_to_draw_for(self, rows: Shaped[npt.NDArray[Any], "n"]) -> list[_ToDraw]:
-        """Return for each source the pairs that it draws for the positives among some interactions."""
+    def _positives_to_draw_for(self, rows: Shaped[npt.NDArray[Any], "n"]) -> list[Shaped[npt.NDArray[Any], "_"]]:
+        """Return for each source the positives among some interactions that it draws pairs for, once for each pair, their users
+        rising."""
         weights = None if self._pairs.weight is None else self._pairs.weight[rows]
-        targets = target_mask(self._pairs.positive[rows], weights)
-        users = self._pairs.user[rows][targets]
-        if weights is None:
-            return [_ToDraw(np.repeat(np.sort(users[draws.can_draw(users)]), n)) for draws, n in self._draws]
-        order = np.argsort(users, kind="stable")
-        users, weights = users[order], weights[targets][order]
-        found = [(draws.can_draw(users), n) for draws, n in self._draws]
-        return [_ToDraw(np.repeat(users[keep], n), np.repeat(weights[keep], n)) for keep, n in found]
+        rows = rows[target_mask(self._pairs.positive[rows], weights)]
+        users, found = self._pairs.user[rows], []
+        for draws, n in self._draws:
+            can = draws.can_draw(users)
+            found.append(np.repeat(rows[can][stable_order(users[can])], n))
+        return found
 
     def __len__(self) -> int:
         return len(self._shards.numbers) + sum(int(counts.sum()) for counts in self._counts)
@@ -110,8 +101,8 @@ class PairSampler:
         """Return the examples of window w of a shard, whose interactions are `rows`."""
         rng = windows.rng(w)
         source = rows[windows.places(w)] if windows.count > 1 else rows
-        to_draw = self._users_to_draw_for(source)
-        users = [d.users for d in to_draw]
+        positives = self._positives_to_draw_for(source)
+        users = [self._pairs.user[of] for of in positives]
         n, extra = len(source), sum(map(len, users))
         order = rng.permutation(n + extra) if self._shuffle else np.arange(n + extra)
         drawn = [draws.draw(u.astype(np.int64), rng) for (draws, _), u in zip(self._draws, users, strict=True)]
@@ -119,11 +110,11 @@ class PairSampler:
         own = np.ones(n, np.float32)
         if self._pairs.weight is not None:
             own = self._pairs.weight[source]
-            weights *= np.concatenate([np.zeros(0, np.float32), *(d.weights for d in to_draw if d.weights is not None)])
+            weights *= np.concatenate([np.zeros(0, np.float32), *(self._pairs.weight[of] for of in positives)])
         return Examples(
             user=np.concatenate([self._pairs.user[source], *users]),
             item=np.concatenate([self._pairs.item[source], *drawn]),
             label=np.concatenate([self._pairs.positive[source], np.zeros(extra, bool)]).astype(np.float32),
             weight=np.concatenate([own, weights]),
-            source=np.concatenate([source, np.full(extra, -1)]).astype(np.int64),
+            source=np.concatenate([source, *(~of.astype(np.int64) for of in positives)]).astype(np.int64),
         )[order]

@@ -31,7 +31,9 @@ class PointwiseObjective(Objective[PointwiseLoss]):
         whole, _, own_part = self.examples(epoch, batch)
         # A rank without a row runs the towers for one row of weight 0: all ranks take part in every collective.
         own = whole[own_part] if own_part.start < own_part.stop else replace(whole[:1], weight=np.zeros(1, np.float32))
-        pairs = self.batcher(own.user, own.item, own.label, own.weight, whole.source)
+        user = self.dataset.input_rows("user", own.user, own.source)
+        item = self.dataset.input_rows("item", own.item, own.source)
+        pairs = self.batcher(user, item, own.label, own.weight, whole.source)
         users, items = self.vectors(pairs.users, pairs.items)
         with self.precision():
             logits = (users.index_select(0, pairs.user) * items.index_select(0, pairs.item)).sum(1)

@@ -24,6 +24,11 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
     _check_learnable(dataset, recipe)
     _check_histories(dataset, recipe)
     _check_shards(recipe, context)
+    if dataset.items.versions is not None and recipe.negatives.remembered:
+        raise ConfigError(
+            "negatives.cross_batch_memory keeps item vectors of other times, and with schema.valid_from a positive sees items as "
+            "they were at its own; leave it out"
+        )
     for metric in recipe.evaluation.metrics:
         metric.check(dataset)
     for column in recipe.evaluation.slices:

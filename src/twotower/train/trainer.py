@@ -21,6 +21,8 @@ from twotower.distributed import DistributedContext, choose_device
 from twotower.errors import Interrupted, TrainingError
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.part_evaluation import evaluate_part
+from twotower.evaluation.version_factors import VersionFactors
+from twotower.features.side import SIDES
 from twotower.machine import peak_memory_mb
 from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Checkpoints, Stateful
@@ -196,9 +198,10 @@ class Trainer:
             self.best.keep(p.epoch + 1, self.weights)
             self.weights.load_state(present)
             return {}
-        factors = self.factors()
+        factors = self._all_factors()
         metrics = {}
         if self.context.is_main:
+            factors = VersionFactors.of_part(factors, self.dataset, VALIDATION)
             metrics = evaluate_part(factors, self.dataset, VALIDATION, self.recipe.evaluation)
         found = self.context.broadcast({f"validation.{m}": v for m, v in metrics.items() if not math.isnan(v)})
         self.best.observe(found, p.epoch + 1, self.weights)
@@ -206,7 +209,17 @@ class Trainer:
         return found
 
     def factors(self) -> Factors:
-        """Return the vectors of all users and items, with the model's present weights."""
+        """Return the vectors of all users and items, with the model's present weights; of those with versions, of the version that
+        holds at the latest training interaction."""
+        every = self._all_factors()
+        rows = (self.dataset.rows_after_training(side) for side in SIDES)
+        users, items = (
+            v if r is None else v[torch.from_numpy(r)] for v, r in zip((every.users, every.items), rows, strict=True)
+        )
+        return Factors(users, items)
+
+    def _all_factors(self) -> Factors:
+        """Return the vectors of all rows of both sides `by_version`."""
         return gathered_factors(self.model, self.objective.users, self.objective.items, self.context, self.torchrec)
 
     def resume(self, override: bool = False, *others: Path) -> Path | None:

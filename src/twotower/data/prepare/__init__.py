@@ -128,6 +128,11 @@ def _check(data: DataConfig, schema: Schema, split: SplitConfig | None, out: Pat
         raise DataError(f"split.kind = '{split.kind}' needs a time; name its column in schema.time")
     if split:
         check_gap(schema, split)
+    if schema.valid_from:
+        raise ConfigError(
+            "schema.valid_from: versions of users and items cannot be prepared; train on tables in memory, or give the newest "
+            "rows and leave it out"
+        )
     if not (data.interactions or data.parts or (data.buckets and split)):
         raise ConfigError(
             "data.interactions is missing; name Parquet files, a folder of them or a pattern, or set data.buckets"

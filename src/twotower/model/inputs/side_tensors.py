@@ -35,7 +35,7 @@ class SideTensors:
         self.fields = self._fields.all
         self.device = torch.device(device)
         self.n = len(side)
-        self._columns = side.columns
+        self._columns, self._owners = side.columns, side.owners
         self._lookup = ColumnRows(side.columns, slice(None)).lookup(self._fields.lookups)
         columns = ((f.name, side.columns[f.name]) for _, f in self._fields.bags if f.sequence)
         self._sequences = {name: c for name, c in columns if isinstance(c, Ragged) and c.source is not None}
@@ -56,8 +56,8 @@ class SideTensors:
 
     def blocks(self, rows: int, codes: int) -> Iterator[Shaped[Ints, "_"]]:
         """Yield all rows in blocks of at most `rows` rows and `codes` codes of bags; a row with more is a block."""
-        bags = (self._columns[f.name] for _, f in self._fields.bags if not f.limit)
-        ends = [bag.offsets[1:] for bag in bags if isinstance(bag, Ragged)]
+        bags = ((f, self._columns[f.name]) for _, f in self._fields.bags if not f.limit)
+        ends = [self._ends(f, bag) for f, bag in bags if isinstance(bag, Ragged)]
         start = 0
         while start < self.n:
             stop = min(start + rows, self.n)
@@ -68,17 +68,26 @@ class SideTensors:
             yield np.arange(start, stop)
             start = stop
 
+    def _ends(self, f: InputField, bag: Ragged) -> Shaped[Ints, "n"]:
+        """Return the number of codes of the rows up to each."""
+        return bag.offsets[1:] if self._owners is None or not f.sequence else np.cumsum(bag.lengths[self._owners])
+
+    def _history_rows(self, rows: Shaped[Ints, "U"]) -> Shaped[Ints, "U"]:
+        """Return the rows of the sequences of some rows."""
+        return rows if self._owners is None else self._owners[rows]
+
     def take(self, rows: Shaped[Ints, "U"], left_out: Shaped[Ints, "_"] | None = None) -> Inputs:
         """Return the features of `rows`. `left_out` are indices of interactions that no sequence may contain."""
 
         def carry(selected: ColumnRows, f: InputField) -> Bag[Arrays] | Padded[Arrays]:
             if f.name not in self._sequences or left_out is None or not len(left_out):
-                return _carry(f, selected.ragged(f.name), selected.numbers)
+                numbers = self._history_rows(selected.numbers) if f.sequence else selected.numbers
+                return _carry(f, selected.ragged(f.name), numbers)
             if f.name not in self._kept:
                 self._kept[f.name] = np.ones(len(self._sequences[f.name].values), bool)
             kept, holes = self._kept[f.name], self._positions(f.name).find(left_out)
             kept[holes] = False
-            ragged = without_holes(self._sequences[f.name], selected.numbers, kept)
+            ragged = without_holes(self._sequences[f.name], self._history_rows(selected.numbers), kept)
             kept[holes] = True
             return _carry(f, ragged)
 
@@ -87,12 +96,14 @@ class SideTensors:
     def take_before(self, rows: Shaped[Ints, "U"], interactions: Shaped[Ints, "U"]) -> Inputs:
         """Return the features of `rows` before the interactions with the indices `interactions`, one of each
         row."""
-        distinct, which = np.unique(rows, return_inverse=True)
+        owners = self._history_rows(rows)
+        distinct, which = np.unique(owners, return_inverse=True)
 
         def carry(selected: ColumnRows, f: InputField) -> CodeLayout[Arrays]:
             if f.name not in self._sequences:
-                return _carry(f, selected.ragged(f.name), selected.numbers)
-            length = self._positions(f.name).prefix_lengths(rows, interactions)
+                numbers = self._history_rows(selected.numbers) if f.sequence else selected.numbers
+                return _carry(f, selected.ragged(f.name), numbers)
+            length = self._positions(f.name).prefix_lengths(owners, interactions)
             if f.limit:
                 return take_windows(self._sequences[f.name], distinct, which, length, f.limit)
             return take_prefixes(self._sequences[f.name], distinct, which, length)

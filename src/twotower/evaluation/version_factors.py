@@ -1,0 +1,78 @@
+"""Vectors of users and items with versions: pairs and rankings of a part see those of their own time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twotower.arrays.pieces import pieces, temporary_array
+from twotower.arrays.types import Codes, Float, Floats, Ints, Shaped
+from twotower.data.dataset import Dataset, Side
+from twotower.data.pairs import Pairs
+from twotower.evaluation.factors import Factors
+
+
+@dataclass(frozen=True)
+class VersionFactors(Factors):
+    """Vectors of all versions of users and items, for the pairs and the users of one part.
+
+    A pair is scored by the versions that hold at its time. A user ranks the catalogue by those that hold at the time of its
+    first pair of the part, so that nothing is later than what it predicts."""
+
+    users: Float[Tensor, "VU D"]
+    items: Float[Tensor, "VI D"]
+    user_side: Side
+    item_side: Side
+    pairs: Pairs  # of the part
+    times: Shaped[Ints, "n"]  # of the pairs
+    asked: Shaped[
+        Ints, "U"
+    ]  # time of the ranking of each user: of its first pair, or for a user without one of the first of all
+
+    @classmethod
+    def of_part(cls, factors: Factors, dataset: Dataset, part: int) -> Factors:
+        """Return the vectors for a part, from those of all rows of both sides `by_version`; unchanged without versions."""
+        if not dataset.has_versions:
+            return factors
+        pairs, times = dataset.pairs_of(part), dataset.times_of(part)
+        assert times is not None
+        asked = np.full(len(dataset.users), int(times.min()) if len(times) else 0)
+        first = np.full(len(asked), np.iinfo(np.int64).max)
+        for some in pieces(len(pairs)):
+            np.minimum.at(first, pairs.user[some], times[some])
+        asked = np.where(first < np.iinfo(np.int64).max, first, asked)
+        return cls(factors.users, factors.items, dataset.users, dataset.items, pairs, times, asked)
+
+    def scores(self, pairs: Pairs, block: int = 16_384) -> Shaped[Floats, "n"]:
+        """Return the scores of the pairs of the part."""
+        assert len(pairs) == len(self.pairs), "these are not the pairs of the part"
+        user, item = (temporary_array(len(pairs), np.int32) for _ in range(2))
+        for part in pieces(len(pairs)):
+            user[part] = _at(self.user_side, pairs.user[part], self.times[part])
+            item[part] = _at(self.item_side, pairs.item[part], self.times[part])
+        return super().scores(replace(pairs, user=user, item=item), block)
+
+    def catalogue_scores(self, users: Shaped[Ints, "B"]) -> Float[Tensor, "B I"]:
+        """Return the scores of all items for some user rows, each with the versions that hold when the user is asked."""
+        asked, every = self.asked[users], np.arange(len(self.item_side))
+        scores = super().catalogue_scores(_at(self.user_side, users, asked))
+        if self.item_side.versions is None:
+            return scores
+        times, which = np.unique(asked, return_inverse=True)
+        held = np.stack([_at(self.item_side, every, np.broadcast_to(time, every.shape)) for time in times])
+        return scores.gather(1, torch.from_numpy(held)[torch.from_numpy(which)].to(scores.device))
+
+    def at_once(self) -> Factors:
+        """Return one vector for each user and item: users as they are asked, items as they were at the first of these times."""
+        user = _at(self.user_side, np.arange(len(self.user_side)), self.asked)
+        n_items = len(self.item_side)
+        item = _at(self.item_side, np.arange(n_items), np.broadcast_to(self.asked.min(), n_items))
+        return Factors(self.users[torch.from_numpy(user)], self.items[torch.from_numpy(item)])
+
+
+def _at(side: Side, rows: Shaped[Codes | Ints, "n"], times: Shaped[Ints, "n"]) -> Shaped[Ints, "n"]:
+    """Return the rows of `side.by_version()` that hold at their times."""
+    return rows.astype(np.int64) if side.versions is None else side.versions.at(rows, times)
