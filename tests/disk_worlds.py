@@ -24,21 +24,23 @@ SCHEMA = Schema(
 )
 
 
-def on_disk_and_in_memory(folder: Path, split: str) -> tuple[Dataset, Dataset]:
+def on_disk_and_in_memory(folder: Path, split: str, weighted: bool = False) -> tuple[Dataset, Dataset]:
     """Return a part of the checkerboard, a tenth of it with the other label, prepared and in memory; rows of users and items
-    are equal."""
+    are equal. If `weighted`, its rows weigh 0 to 3."""
     _, _, actions = checkerboard()
     rng = np.random.default_rng(3)
     actions = actions.with_columns(
         liked=pl.when(pl.Series(rng.random(actions.height) < 0.1)).then(1 - pl.col("liked")).otherwise(pl.col("liked"))
     ).filter(pl.Series(rng.random(actions.height) < 0.7))
+    schema = SCHEMA.model_copy(update={"weight": "n"}) if weighted else SCHEMA
+    actions = actions.with_columns(n=rng.integers(0, 4, actions.height))
     folder.mkdir()
     actions.write_parquet(folder / "interactions.parquet")
     config = settings(data={"interactions": str(folder / "interactions.parquet")}, split={"kind": split})
-    disk = api.prepare_folder(config, SCHEMA, folder / "prepared")
+    disk = api.prepare_folder(config, schema, folder / "prepared")
     assert isinstance(disk, MemmapDataset)
-    tables = check(disk.users.frame.select("user_id"), disk.items.frame.select("item_id"), actions, SCHEMA)
-    memory = build_dataset(tables, SCHEMA, config.split)
+    tables = check(disk.users.frame.select("user_id"), disk.items.frame.select("item_id"), actions, schema)
+    memory = build_dataset(tables, schema, config.split)
     for side in ("users", "items"):
         assert getattr(disk, side).ids.equals(getattr(memory, side).ids)
     return disk, memory

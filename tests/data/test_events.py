@@ -81,6 +81,16 @@ def test_ignored_events_are_left_out_and_inputs_are_no_targets() -> None:
     assert meaning(LOG, plain) == [("cart", True), ("skip", False)]
 
 
+def test_of_two_events_of_a_pair_the_last_is_kept_and_the_other_way_is_told() -> None:
+    log = pl.concat([LOG[:3], LOG[2:3].with_columns(type=pl.lit("view"))])
+    schema = events(view=0.2, cart=1, buy=3)
+    assert [row[0] for row in meaning(log, schema)] == ["view", "cart", "view"]
+    (note,) = check(None, None, log, schema).notes
+    assert note.endswith("the last of each was kept, whatever its event; schema.duplicates = 'keep' keeps all")
+    kept = schema.model_copy(update={"duplicates": "keep"})
+    assert [row[0] for row in meaning(log, kept)] == ["view", "cart", "buy", "view"]
+
+
 def test_ids_of_ignored_events_alone_are_no_users() -> None:
     found = check(None, None, LOG, events(view=1, cart=1, buy=1, skip=1, **{"*": "ignored"}))
     assert found.users["user_id"].to_list() == [1, 2]
@@ -126,7 +136,7 @@ def test_types_may_be_numbers_text_or_categories(tmp_path: Path, column: pl.Seri
     ],
 )
 @pytest.mark.parametrize("prepared", [False, True])
-def test_bad_events_are_one_line_and_leave_nothing(
+def test_fault_G31_bad_events_are_one_line_and_leave_nothing(
     tmp_path: Path, given: dict[str, Any], words: str, prepared: bool
 ) -> None:
     schema = Schema.model_validate({"event": "type", "features": FEATURES} | given)

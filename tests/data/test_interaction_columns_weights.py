@@ -127,7 +127,7 @@ def test_weight_0_is_a_history_and_no_target_and_popularity_goes_by_weight() -> 
     ],
 )
 @pytest.mark.parametrize("prepared", [False, True])
-def test_bad_weights_are_one_line_and_leave_nothing(
+def test_fault_G31_bad_weights_are_one_line_and_leave_nothing(
     tmp_path: Path, weights: list[Any], expected: str, prepared: bool
 ) -> None:
     log = pl.DataFrame({"user_id": [1, 2, 3], "item_id": [7, 8, 9], "w": weights})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from twotower.evaluation.metrics import METRICS
 from twotower.evaluation.metrics.diversity import Diversity
 from twotower.evaluation.metrics.metric import Metric
 from twotower.evaluation.part_evaluation import PartEvaluation
+from twotower.features.schema import Schema
 from twotower.reports.compare import compare_runs
 
 ADDED: tuple[Metric, ...] = (
@@ -164,16 +166,29 @@ def test_baselines_and_comparisons_go_by_weight(weighted: Dataset, repeated: Dat
         assert [x.a, x.b, x.low, x.high] == pytest.approx([y.a, y.b, y.low, y.high], rel=1e-5)
 
 
-def test_weighted_metrics_need_weights_and_two_runs_of_one_kind() -> None:
-    frames = checkerboard(20, 16)
-    users, items, log = frames
-    tables = (users, items, log.with_columns(n=1 + log["at"] % 3))
-    schema = CHECKERBOARD_SCHEMA.model_copy(update={"weight": "n"})
+def test_a_log_of_events_is_trained_published_and_measured_by_weight(tmp_path: Path) -> None:
+    users, items, log = checkerboard(20, 16)
+    types = np.where(log["liked"].to_numpy() == 1, np.where(log["at"].to_numpy() % 3 == 0, "buy", "view"), "skip")
+    rules = {"label": "", "event": "type", "events": {"view": 0.2, "buy": 3, "skip": "negative"}}
+    schema = Schema.model_validate(CHECKERBOARD_SCHEMA.model_dump() | rules)
     config = settings(evaluation={"weighted": True}, train={"epochs": 1})
-    with pytest.raises(ConfigError, match=r"evaluation.weighted = true needs weights, and the schema has none; name a"):
-        api.fit(frames, CHECKERBOARD_SCHEMA, config)
-    run = api.fit(tables, schema, config)
-    other = replace(run, config=settings(train={"epochs": 1}))
-    assert run.metrics["test.ndcg@5"] == api.evaluate(run)["test.ndcg@5"] != api.evaluate(other)["test.ndcg@5"]
-    with pytest.raises(RunError, match="evaluation.weighted is true in A and false in B; compare runs with the same"):
+    run = api.fit((users, items, log.with_columns(type=types)), schema, config, folder=tmp_path / "run")
+    assert "Rows count by their weights." in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    loaded = api.load(tmp_path / "run")
+    measured = api.evaluate(loaded)
+    assert {n: run.metrics[n] for n in measured} == measured
+    other = replace(loaded, config=settings())
+    assert api.evaluate(other)["test.ndcg@5"] != measured["test.ndcg@5"]
+    with pytest.raises(
+        RunError, match=r"evaluation.weighted is true in .*run and false in .*; compare runs with the same"
+    ):
         compare_runs(run, other)
+    api.publish(run, tmp_path / "store", force=True)
+    served = api.evaluate_bundle(api.retriever(tmp_path / "store"))
+    names = ("auc", "gauc", "recall@5", "ndcg@5")
+    assert {n: served["exact"][n] for n in names} == pytest.approx({n: run.metrics[f"test.{n}"] for n in names})
+
+
+def test_weighted_metrics_need_weights() -> None:
+    with pytest.raises(ConfigError, match=r"evaluation.weighted = true needs weights, and the schema has none; name a"):
+        api.fit(checkerboard(20, 16), CHECKERBOARD_SCHEMA, settings(evaluation={"weighted": True}))

@@ -40,12 +40,12 @@ def vectors(data: Dataset, seed: int = 0) -> Factors:
 
 
 @pytest.mark.parametrize("split", ["last", "time", "random"])
-@pytest.mark.parametrize("max_users", [0, 9])
+@pytest.mark.parametrize(("max_users", "weighted"), [(0, False), (9, False), (0, True)])
 def test_every_metric_slice_interval_and_baseline_of_a_disk_is_that_of_memory(
-    tmp_path: Path, split: str, max_users: int
+    tmp_path: Path, split: str, max_users: int, weighted: bool
 ) -> None:
-    disk, memory = on_disk_and_in_memory(tmp_path / "world", split)
-    config = EvaluationConfig(max_users=max_users, **OPTIONS)
+    disk, memory = on_disk_and_in_memory(tmp_path / "world", split, weighted)
+    config = EvaluationConfig(max_users=max_users, weighted=weighted, **OPTIONS)
     for part in (VALIDATION, TEST):
         found, expected = (PartEvaluation.from_factors(vectors(d), d, part, config) for d in (disk, memory))
         names = {name.partition("@")[0] for name in found.metrics()}

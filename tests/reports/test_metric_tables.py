@@ -37,6 +37,8 @@ def test_the_terminal_shows_every_column_and_row(capsys: pytest.CaptureFixture[s
     shown = [line[18:].split() for line in lines]
     assert [line[:18].rstrip() for line in lines] == list(ROWS)
     assert shown == [[f"{metrics[f'{prefix}.{name}']:.4f}" for name in columns(AT_FIVE)] for prefix in ROWS.values()]
+    print_metrics(metrics, AT_FIVE.model_copy(update={"weighted": True}))
+    assert capsys.readouterr().out.startswith("test, by weight  ")
 
 
 def test_a_bundles_table_has_the_served_metrics_at_every_cut_off(capsys: pytest.CaptureFixture[str]) -> None:

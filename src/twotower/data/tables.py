@@ -329,10 +329,16 @@ def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.
             f"interactions: {repeated} rows repeat a pair of user and item (the first: {first[0]}, {first[1]}); "
             "drop them or set schema.duplicates = 'last' or 'keep'"
         )
-    notes.append(f"interactions: {repeated} rows repeated a pair of user and item; the last of each was kept")
+    notes.append(f"interactions: {repeated} rows repeated a pair of user and item; {kept_of_repeated(schema)}")
     actions = actions.with_row_index(_ROW_COLUMN)
     by = [TIME, _ROW_COLUMN] if TIME in actions.columns else [_ROW_COLUMN]
     return actions.sort(by).unique(pair, keep="last", maintain_order=True).sort(_ROW_COLUMN).drop(_ROW_COLUMN)
+
+
+def kept_of_repeated(schema: Schema) -> str:
+    """Return which of repeated rows are kept, as words."""
+    hint = ", whatever its event; schema.duplicates = 'keep' keeps all" if schema.event else ""
+    return f"the last of each was kept{hint}"
 
 
 def nothing_to_learn(schema: Schema) -> DataError:

@@ -105,9 +105,10 @@ def _summary(run: Run) -> str:
         if (low := run.metrics.get(f"test.{m.name}.low")) is not None
     )
     head = "".join(f"<th>{c}</th>" for c in names)
+    weighted = " Rows count by their weights." if run.config.evaluation.weighted else ""
     return (
         "<h2>Test metrics</h2><p>Ranking metrics are computed by exact search over the whole catalogue "
-        f"without the items that a user has seen. Bold: best value of the column.{intervals}</p>"
+        f"without the items that a user has seen.{weighted} Bold: best value of the column.{intervals}</p>"
         f"<table><tr><th>model</th>{head}</tr>{lines}</table>"
     )
 

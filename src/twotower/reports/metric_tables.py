@@ -16,7 +16,7 @@ ROWS = {"model": "test", "popularity": "baseline.popularity", "user+item bias": 
 def print_metrics(metrics: Metrics, config: EvaluationConfig) -> None:
     """Print a table of test metrics: a row for the model and each baseline."""
     names = columns(config)
-    _print_table(names, metric_rows(metrics, names), 18)
+    _print_table(_heading(config), names, metric_rows(metrics, names), 18)
     if "train.seconds" in metrics:
         print(
             f"trained in {metrics['train.seconds']:.1f} s at {metrics['train.rows_per_second']:,.0f} rows/s, "
@@ -28,11 +28,16 @@ def print_served(found: Mapping[str, Metrics], config: EvaluationConfig) -> None
     """Print a table of a bundle's test metrics: a row for each way of search."""
     names = config.metric_set.names(config.k, Prominence.SERVED)
     ways = {"method 1, exact search": "exact", "method 1, index": "index", "method 2, index": "live"}
-    _print_table(names, {label: [found[way].get(name) for name in names] for label, way in ways.items()}, 24)
+    rows = {label: [found[way].get(name) for name in names] for label, way in ways.items()}
+    _print_table(_heading(config), names, rows, 24)
 
 
-def _print_table(names: Sequence[str], rows: Mapping[str, Sequence[float | None]], width: int) -> None:
-    print(f"{'test':<{width}}" + "".join(f"{name:>13}" for name in names))
+def _heading(config: EvaluationConfig) -> str:
+    return "test, by weight" if config.weighted else "test"
+
+
+def _print_table(heading: str, names: Sequence[str], rows: Mapping[str, Sequence[float | None]], width: int) -> None:
+    print(f"{heading:<{width}}" + "".join(f"{name:>13}" for name in names))
     for label, values in rows.items():
         print(f"{label:<{width}}" + "".join(f"{cell(value):>13}" for value in values))
 

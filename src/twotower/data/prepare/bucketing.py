@@ -18,7 +18,7 @@ from twotower.data.prepare.engines import choose_engine
 from twotower.data.prepare.log_pieces import Log, Sides, counts_of_users, write_pieces
 from twotower.data.prepare.options import PrepareOptions
 from twotower.data.prepare.sides import settle_sides
-from twotower.data.tables import no_known_rows, nothing_to_learn
+from twotower.data.tables import kept_of_repeated, no_known_rows, nothing_to_learn
 from twotower.errors import DataError
 from twotower.features.side import SIDES
 from twotower.files import layout
@@ -108,7 +108,7 @@ def _facts(
     ignored = source.ignored
     summary.drop("rows are ignored events", ignored)
     summary.drop("rows have ids that users or items lack", source.rows - ignored - of_pieces)
-    summary.drop("rows repeated a pair of user and item, the last of each was kept", repeated)
+    summary.drop(f"rows repeated a pair of user and item, {kept_of_repeated(schema)}", repeated)
     log.info(str(summary))
     times = [pl.col(TIME).min().alias("first"), pl.col(TIME).max().alias("last")] if schema.time else []
     each = [
