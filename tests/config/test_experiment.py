@@ -492,7 +492,7 @@ def test_a_former_key_ends_a_command_with_code_2(
             "[[model.pairs]]\n[[model.pairs]]\n[model.pairs.item.senet]\nreductoin = 1",
             ["unknown key 'model.pairs.1.item.senet.reductoin'; did you mean 'reduction'? (allowed: enabled, squ"],
         ),
-        ("[evaluation]\nxyz = 1", ["unknown key 'evaluation.xyz' (allowed: k, metrics, max_users, bootstrap"]),
+        ("[evaluation]\nxyz = 1", ["unknown key 'evaluation.xyz' (allowed: k, metrics, repeats, max_users, bootstrap"]),
         ("[schema]\nuserid = 'u'\nfeatures = []", ["unknown key 'schema.userid'; did you mean 'user_id'?"]),
         ("[schema]\nfeature = []", ["unknown key 'schema.feature'; did you mean 'features'?"]),
     ],

@@ -130,6 +130,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.precision": ("bf16", {}),
     "train.seed": (9, {}),
     "evaluation.k": ([3], {}),
+    "evaluation.repeats": ("allow", {}),
     "evaluation.max_users": (9, {}),
     "evaluation.bootstrap": (20, {}),
     "evaluation.slices": (["city"], {"evaluation.slice_min_users": 2}),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scored import pairs_of
 
 from twotower.data.pairs import GroupedPairs, counts
+from twotower.evaluation.factors import Factors
 from twotower.evaluation.ranking import EvaluationQueries, rank_catalogue, top_items
 
 quick = settings(deadline=None, max_examples=80)
@@ -62,6 +63,31 @@ def test_a_ranking_equals_a_full_sort_of_the_unseen_items_in_blocks_of_any_size(
         positives = counts(pairs_of(wanted).user, len(scores), pairs_of(wanted).positive)
         queries = EvaluationQueries.build(grouped[0], grouped[1:], positives, n_items, block=block)
         assert queries.n_targets.tolist() == [sum(u == user for u, _ in want) for user in users]
+        for repeats in ("allow", "only"):
+            of_all = {(u, i) for u, i, positive in wanted if positive}
+            ranked = {
+                (u, i) for u in range(len(scores)) for i in range(n_items) if repeats == "allow" or (u, i) in gone
+            }
+            asked = EvaluationQueries.build(
+                grouped[0],
+                grouped[1:],
+                positives,
+                n_items,
+                block=block,
+                repeats=repeats,
+            )
+            assert asked.users.tolist() == sorted({u for u, _ in of_all & ranked})
+            assert asked.n_targets.tolist() == [
+                sum((u, i) in of_all & ranked for i in range(n_items)) for u in asked.users
+            ]
+            top = asked.top_k(Factors(*vectors), k)
+            assert asked.target_weights(top).total.tolist() == [
+                sum(positive and u == user and (u, i) in ranked for u, i, positive in wanted) for user in asked.users
+            ]
+            for u, row, mask in zip(asked.users.tolist(), top.tolist(), asked.hits(top).tolist(), strict=True):
+                expected = sorted((i for i in range(n_items) if (u, i) in ranked), key=lambda i: -scores[u, i])[:k]
+                assert row == expected + [-1] * (len(row) - len(expected))
+                assert mask == [(u, i) in of_all for i in row]
         first = np.arange(n_items) == 0
         assert queries.count_targets(first).tolist() == [(user, 0) in want for user in users]
 

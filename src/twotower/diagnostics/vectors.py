@@ -106,7 +106,7 @@ def baselines(context: DiagnosisContext) -> Iterator[Finding]:
     users = context.sample(np.flatnonzero(data.grouped(TEST).lengths))
     if len(users) < 2:
         return
-    test_data = comparison_data(data, users, config.evaluation.weighted)
+    test_data = comparison_data(data, users, config.evaluation.weighted, config.evaluation.repeats)
     drawn_pairs = config.negatives.pairs
     retrieves = not config.loss.pointwise or bool(drawn_pairs)
     ranked = config.evaluation.metric_set.find(config.train.monitor).at_cut_offs

@@ -14,7 +14,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.pairs import GroupedPairs, Pairs, counts
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.evaluation.bootstrap import bootstrap_counts, paired_bootstrap, percentile_interval
-from twotower.evaluation.config import MetricSet
+from twotower.evaluation.config import MetricSet, Repeats
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric
@@ -52,10 +52,11 @@ class ComparisonData:
     grouped: GroupedPairs
     """Test pairs by user."""
     seen: Sequence[GroupedPairs]
-    """Pairs whose items are excluded from the rankings."""
+    """Pairs whose items are excluded from the rankings, or treated as `repeats` says."""
     items: RankedItems
     weighted: bool = False
     """True if rows are weighed in metrics."""
+    repeats: Repeats = "exclude"
 
     @property
     def n_users(self) -> int:
@@ -65,7 +66,7 @@ class ComparisonData:
     def queries(self) -> EvaluationQueries:
         """Queries of the test pairs."""
         positives = counts(self.pairs.user, self.n_users, self.pairs.target)
-        return EvaluationQueries.build(self.grouped, self.seen, positives, self.items.n_items)
+        return EvaluationQueries.build(self.grouped, self.seen, positives, self.items.n_items, repeats=self.repeats)
 
 
 def compare_factors(
@@ -111,13 +112,14 @@ def _compare_resampled(
     return Comparison(metric.name, *values, values[1] - values[0], low, high, p, n_users, metric.higher_is_better)
 
 
-def comparison_data(dataset: Dataset, users: Shaped[Ints, "U"], weighted: bool = False) -> ComparisonData:
+def comparison_data(
+    dataset: Dataset, users: Shaped[Ints, "U"], weighted: bool = False, repeats: Repeats = "exclude"
+) -> ComparisonData:
     """Return the test data of some user rows, which become rows 0, 1, … in the given order."""
     user, item = places_of_rows(users, len(dataset.users)), np.arange(len(dataset.items))
     test, *seen = (dataset.grouped(part).renumbered(users, item) for part in (TEST, TRAIN, VALIDATION))
-    return ComparisonData(
-        dataset.test.renumbered(user, item), test, seen, RankedItems.of(dataset, weighted=weighted), weighted
-    )
+    ranked = RankedItems.of(dataset, weighted=weighted)
+    return ComparisonData(dataset.test.renumbered(user, item), test, seen, ranked, weighted, repeats)
 
 
 def _per_user(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -12,6 +12,7 @@ from twotower.evaluation.metrics.metric import CatalogueMetric, Metric, PairMetr
 from twotower.kinds import Added
 from twotower.section import Positive, Section
 
+Repeats = Literal["exclude", "allow", "only"]
 Metrics = dict[str, float]
 """Values by name: auc, recall@10, test.recall@10, …"""
 
@@ -56,6 +57,11 @@ class EvaluationConfig(Section):
     metrics: Annotated[tuple[Annotated[Metric, METRICS], ...], Added] = Field(
         (),
         description="Metrics in addition to those that are always measured: names, or sections of a kind and its options.",
+    )
+    repeats: Repeats = Field(
+        "exclude",
+        description="Treatment of items that a user has seen in an earlier part. exclude: not ranked, and no targets. allow: "
+        "ranked as all others. only: ranked alone, for the items that a user takes again.",
     )
     max_users: int = Field(
         0, ge=0, description="Maximum number of users in the ranking metrics, drawn once. 0: all users."

@@ -23,6 +23,7 @@ from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
 from twotower.evaluation.metrics.metric import RankingMetric
+from twotower.evaluation.own_counts import own_counts
 from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
 from twotower.evaluation.user_slices import UserSlices
 from twotower.features.side import SideName
@@ -207,4 +208,10 @@ def evaluate_model(factors_of: Callable[[int], Factors], dataset: Dataset, confi
     ):
         metrics = PartEvaluation.from_factors(baseline, dataset, TEST, config, queries).metrics()
         out |= {f"baseline.{name}.{m}": v for m, v in metrics.items() if m not in of_logits}
+    if config.repeats != "exclude":
+        best = own_counts(dataset, TEST, queries.users, min(max(config.k), n_items))
+        nothing = np.zeros(len(dataset.test), np.float32)
+        metrics = PartEvaluation._of(queries, best, nothing, dataset, TEST, config).metrics()
+        of_pairs = {m.name for m in config.metric_set.of_pairs}
+        out |= {f"baseline.own_counts.{m}": v for m, v in metrics.items() if m not in of_pairs}
     return {m: v for m, v in out.items() if v == v}

@@ -15,7 +15,7 @@ from twotower.arrays.sets import distinct_keys, find_in_sorted, is_in_sorted, pa
 from twotower.arrays.types import Bools, Doubles, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import GroupedPairs, Pairs, counts
-from twotower.evaluation.config import EvaluationConfig
+from twotower.evaluation.config import EvaluationConfig, Repeats
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.auc import ordered_codes
 from twotower.evaluation.metrics.measured import TargetWeights
@@ -93,9 +93,10 @@ class EvaluationQueries:
     """
 
     users: Shaped[Ints, "Q"]  # user rows, rising
-    n_targets: Shaped[Ints, "Q"]  # items to find of each user: held-out positives that are not in `seen`
+    n_targets: Shaped[Ints, "Q"]  # items to find of each user: held-out positives that may be ranked
     pairs: GroupedPairs  # of the evaluated part
-    seen: Sequence[GroupedPairs]  # whose items are not ranked
+    seen: Sequence[GroupedPairs]  # whose items are not ranked, or ranked alone
+    only_seen: bool  # rank the items of `seen` alone
     n_items: int
     block: int  # users per block
     summary: Summary
@@ -110,8 +111,10 @@ class EvaluationQueries:
         max_users: int = 0,
         block: int = 512,
         max_scores: int = MAX_SCORES,
+        repeats: Repeats = "exclude",
     ) -> EvaluationQueries:
-        """Make the positives of `pairs` with a weight above 0 the targets, except those in `seen`, and exclude the items of `seen`.
+        """Make the positives of `pairs` with a weight above 0 the targets, and by `repeats` exclude the items of `seen`, rank them
+        as all others, or rank them alone.
 
         `n_positives` counts these positives of each user in `pairs`. With more than `max_users` users that have one, a fixed
         random sample of that size is ranked; 0 ranks all. A block holds at most `block` users and `max_scores` scores,
@@ -124,10 +127,12 @@ class EvaluationQueries:
             summary.drop("are beyond evaluation.max_users", len(users) - max_users)
             users = np.sort(np.random.default_rng(0).choice(users, max_users, replace=False))
         block = max(8, min(block, max_scores // n_items))  # smaller blocks read all item vectors too often
-        every = cls(users, n_positives[users], pairs, seen, n_items, block, summary)
+        seen, only = (() if repeats == "allow" else seen), repeats == "only"
+        every = cls(users, n_positives[users], pairs, seen, only, n_items, block, summary)
         n_targets = every.count_targets()
         kept = n_targets > 0
-        summary.drop("have only positives of earlier parts", int(len(users) - kept.sum()))
+        reason = "have no positive of earlier parts" if only else "have only positives of earlier parts"
+        summary.drop(reason, int(len(users) - kept.sum()))
         return replace(every, users=users[kept], n_targets=n_targets[kept])
 
     def top_k(self, factors: Factors, k: int) -> Shaped[Ints, "Q K"]:
@@ -136,9 +141,13 @@ class EvaluationQueries:
         progress = JobProgress(log, "users ranked", len(self.users))
         for part in self._blocks():
             rows = self.users[part]
-            best[part] = top_items(
-                factors.catalogue_scores(rows), np.concatenate(self._seen_cells(rows)), best.shape[1]
-            )
+            scores, cells = factors.catalogue_scores(rows), np.concatenate(self._seen_cells(rows))
+            if self.only_seen:
+                at = torch.from_numpy(cells).to(scores.device)
+                ranked = torch.full_like(scores, -torch.inf)
+                ranked.view(-1)[at] = scores.view(-1)[at]
+                scores, cells = ranked, cells[:0]
+            best[part] = top_items(scores, cells, best.shape[1])
             progress.advance(len(rows))
         return best
 
@@ -154,16 +163,16 @@ class EvaluationQueries:
         return hit
 
     def count_targets(self, items: Shaped[Bools, "I"] | None = None) -> Shaped[Ints, "Q"]:
-        """Return the number of distinct items of each user, of all or those in a mask, that are positives and not excluded."""
+        """Return the number of distinct items of each user, of all or those in a mask, that are positives and may be ranked."""
         found = np.zeros(len(self.users), np.int64)
-        is_target = np.zeros(self.block * self.n_items, bool)
+        is_seen = np.zeros(self.block * self.n_items, bool)
         for part in self._blocks():
-            targets = distinct_keys(self._targets(self.users[part]))
-            is_target[targets] = True
-            for cells in self._seen_cells(self.users[part]):
-                is_target[cells] = False
-            left = targets[is_target[targets]]
-            is_target[targets] = False
+            targets, seen = distinct_keys(self._targets(self.users[part])), self._seen_cells(self.users[part])
+            for cells in seen:
+                is_seen[cells] = True
+            left = targets[is_seen[targets] == self.only_seen]
+            for cells in seen:
+                is_seen[cells] = False
             owners, rows = np.divmod(left, self.n_items)
             found[part] = np.bincount(
                 owners if items is None else owners[items[rows]], minlength=part.stop - part.start
@@ -197,7 +206,7 @@ class EvaluationQueries:
         keys, place = np.unique(pair_keys(pairs.user, pairs.item, self.n_items)[target], return_inverse=True)
         weights = np.ones(len(place)) if pairs.weight is None else pairs.weight[target]
         sums: Doubles = np.bincount(place, weights, len(keys)).astype(np.float64)
-        left = ~is_in_sorted(np.sort(np.concatenate(self._seen_cells(users))), keys)
+        left = is_in_sorted(np.sort(np.concatenate(self._seen_cells(users))), keys) == self.only_seen
         return keys[left], sums[left]
 
     def _targets(self, users: Shaped[Ints, "B"]) -> Shaped[Ints, "n"]:
@@ -206,7 +215,7 @@ class EvaluationQueries:
         return pair_keys(pairs.user, pairs.item, self.n_items)[pairs.target]
 
     def _seen_cells(self, users: Shaped[Ints, "B"]) -> list[Shaped[Ints, "_"]]:
-        """Return the places of the excluded items of a block in its flat scores."""
+        """Return the places of the seen items of a block in its flat scores."""
         taken = (pairs.take(users) for pairs in self.seen)
         return [np.zeros(0, np.int64), *(pair_keys(p.user, p.item, self.n_items) for p in taken)]
 
@@ -215,10 +224,11 @@ class EvaluationQueries:
 
 
 def evaluation_queries(dataset: Dataset, part: int, config: EvaluationConfig) -> EvaluationQueries:
-    """Return the queries of a part. Rankings exclude the items of earlier parts: train for validation, train and
-    validation for test. With more than `config.max_users` users a fixed random sample of that size is ranked."""
+    """Return the queries of a part. Rankings exclude the items of earlier parts (train for validation, train and validation
+    for test), unless `config.repeats` says otherwise. With more than `config.max_users` users a fixed random sample of that size is ranked."""
     pairs = dataset.pairs_of(part)
     positives = counts(pairs.user, len(dataset.users), pairs.target)
     return EvaluationQueries.build(
-        dataset.grouped(part), dataset.grouped_before(part), positives, len(dataset.items), config.max_users
-    )
+        dataset.grouped(part), dataset.grouped_before(part), positives, len(dataset.items), config.max_users,
+        repeats=config.repeats,
+    )  # fmt: skip

@@ -42,13 +42,14 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
     for side, rows in named.items():
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(retriever.dataset.side(side)):
             raise RunError(f"{retriever.bundle.folder}: damaged (interactions name a {side} that is not there)")
-    seen = dataset.grouped_before(TEST)
+    seen = [] if config.repeats == "allow" else dataset.grouped_before(TEST)
+    only_seen = config.repeats == "only"
     out: dict[str, Metrics] = {}
     searches: tuple[tuple[str, Method, bool], ...] = (("index", 1, False), ("exact", 1, True), ("live", 2, False))
     for name, method, exact in searches:
 
         def search(users: Ints, k: int, method: Method = method, exact: bool = exact) -> Ints:
-            return rank_items(retriever, users, k, method, seen, exact)
+            return rank_items(retriever, users, k, method, seen, exact, only_seen)
 
         report = PartEvaluation.from_search(search, _scores(retriever, method), dataset, TEST, config)
         out[name] = report.metrics()

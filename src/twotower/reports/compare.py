@@ -100,6 +100,11 @@ def _align_runs(a: Run, b: Run) -> tuple[ComparisonData, Factors, Factors]:
             f"evaluation.weighted is {str(weighted).lower()} in {names[0]} and {str(other).lower()} in {names[1]}; compare "
             "runs with the same setting"
         )
+    repeats, others = (run.config.evaluation.repeats for run in (a, b))
+    if repeats != others:
+        raise RunError(
+            f"evaluation.repeats is '{repeats}' in {names[0]} and '{others}' in {names[1]}; compare runs with the same setting"
+        )
     # In the order of A, so that ties are ordered as in the metrics of A.
     tested = np.flatnonzero(a.dataset.grouped(TEST).lengths)
     users = match_ids(a.dataset, b.dataset, "user", tested)
@@ -118,4 +123,4 @@ def _align_runs(a: Run, b: Run) -> tuple[ComparisonData, Factors, Factors]:
     tests = data.test.renumbered(places_of_rows(users[0], len(data.users)), place)
     grouped = data.grouped(TEST).renumbered(users[0], place)
     ranked = RankedItems.of(data, items[0], weighted)
-    return ComparisonData(tests, grouped, seen, ranked, weighted), factors[0], factors[1]
+    return ComparisonData(tests, grouped, seen, ranked, weighted, repeats), factors[0], factors[1]

@@ -11,6 +11,8 @@ from twotower.train.progress import EpochRecord
 
 ROWS = {"model": "test", "popularity": "baseline.popularity", "user+item bias": "baseline.bias"}
 """Label of a row -> prefix of its metrics."""
+REPEATS = {"own counts": "baseline.own_counts"}
+"""Row of evaluations that rank repeats."""
 
 
 def print_metrics(metrics: Metrics, config: EvaluationConfig) -> None:
@@ -56,7 +58,8 @@ def epoch_metrics(record: EpochRecord, measured: MetricSet) -> dict[str, float]:
 
 def metric_rows(metrics: Metrics, names: list[str]) -> dict[str, list[float | None]]:
     """Return the values of some metrics of a run and of each baseline, by label; None: not measured."""
-    return {label: [metrics.get(f"{prefix}.{name}") for name in names] for label, prefix in ROWS.items()}
+    rows = ROWS | (REPEATS if any(name.startswith("baseline.own_counts.") for name in metrics) else {})
+    return {label: [metrics.get(f"{prefix}.{name}") for name in names] for label, prefix in rows.items()}
 
 
 def cell(value: float | None) -> str:

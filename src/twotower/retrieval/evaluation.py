@@ -23,21 +23,33 @@ BLOCK_USERS = 256
 
 
 def rank_items(
-    retriever: Retriever, users: Ints, k: int, method: Method, seen: Sequence[GroupedPairs], exact: bool = False
+    retriever: Retriever,
+    users: Ints,
+    k: int,
+    method: Method,
+    seen: Sequence[GroupedPairs],
+    exact: bool = False,
+    only_seen: bool = False,
 ) -> Ints:
-    """Return the top `k` item rows (B, k) for user rows (B,), without those in `seen`, padded with -1."""
+    """Return the top `k` item rows (B, k) for user rows (B,), without those in `seen`, or of those alone, padded with -1."""
     best = np.full((len(users), k), -1, np.int64)
     progress = JobProgress(log, "users ranked", len(users))
     for part in pieces(len(users), BLOCK_USERS):
         vectors = embed_users(retriever, users[part], method)
-        banned = _distinct_items(seen, users[part], len(retriever.item_ids))
-        best[part] = retriever.index.search(vectors, k, banned=banned, exact=exact)[0]
+        items = _distinct_items(seen, users[part], len(retriever.item_ids))
+        if only_seen:
+            for n, (vector, allowed) in enumerate(zip(vectors, items, strict=True), part.start):
+                best[n] = retriever.index.search(vector[None], k, allowed=allowed, exact=exact)[0][0]
+        else:
+            best[part] = retriever.index.search(vectors, k, banned=items, exact=exact)[0]
         progress.advance(len(vectors))
     return best
 
 
 def _distinct_items(seen: Sequence[GroupedPairs], users: Ints, n_items: int) -> list[Ints]:
     """Return the distinct item rows of each user's pairs, rising."""
+    if not seen:
+        return [np.zeros(0, np.int64)] * len(users)
     taken = Pairs.concatenated([pairs.take(users) for pairs in seen])
     cells = distinct_keys(pair_keys(taken.user, taken.item, n_items))
     ends = np.searchsorted(cells, np.arange(1, len(users)) * n_items)

@@ -21,6 +21,11 @@ log = logging.getLogger(__name__)
 
 def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) -> None:
     """Raise ConfigError, or DataError if the training part holds nothing to learn with the recipe."""
+    if recipe.evaluation.repeats == "only" and dataset.schema.duplicates != "keep":
+        raise ConfigError(
+            f"evaluation.repeats = 'only' ranks repeated pairs, and schema.duplicates = '{dataset.schema.duplicates}' leaves "
+            "none; set schema.duplicates = 'keep', or evaluation.repeats = 'allow'"
+        )
     _check_learnable(dataset, recipe)
     _check_histories(dataset, recipe)
     _check_shards(recipe, context)

@@ -1,0 +1,117 @@
+"""The baseline of repeats, and evaluations that rank what users have seen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from worlds import ID_FEATURES, settings
+
+from twotower import api
+from twotower.config.experiment import Config
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.split import SplitConfig
+from twotower.data.splits import TEST
+from twotower.data.tables import check
+from twotower.errors import ConfigError, RunError
+from twotower.evaluation.own_counts import own_counts
+from twotower.features.schema import Schema
+from twotower.index.exact import Exact
+from twotower.reports.compare import compare_runs
+from twotower.retrieval.retriever import Retriever
+from twotower.store.store import Store
+
+KEPT = Schema(time="at", time_unit="order", duplicates="keep", features=ID_FEATURES)
+BY_TIME = SplitConfig(kind="time", test=0.2, validation=0.1)
+
+
+def replayed(n_users: int = 30, n_items: int = 60, n: int = 1500, seed: int = 0) -> pl.DataFrame:
+    """Return interactions in the order of time, 60 % of which repeat an earlier one of their user, drawn among these. The
+    others are items of the user's group: users and items have five groups."""
+    rng, taken = np.random.default_rng(seed), [list[int]() for _ in range(n_users)]
+    rows = []
+    for at in range(n):
+        user = int(rng.integers(n_users))
+        past = taken[user]
+        again = past and rng.random() < 0.6
+        item = past[rng.integers(len(past))] if again else int(rng.integers(n_items // 5)) * 5 + user % 5
+        past.append(item)
+        rows.append((user, item, at))
+    return pl.DataFrame(rows, schema=["user_id", "item_id", "at"], orient="row")
+
+
+def kept(**split: Any) -> Dataset:
+    return build_dataset(check(None, None, replayed(), KEPT), KEPT, BY_TIME.model_copy(update=split))
+
+
+def repeating(repeats: str, k: int = 5, **train: Any) -> Config:
+    return settings(
+        split=BY_TIME.model_dump(), loss={"kind": "softmax"}, evaluation={"k": [k], "repeats": repeats},
+        train={"monitor": f"validation.recall@{k}"} | train,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("block", "weighted"), [(7, False), (4096, False), (4096, True)])
+def test_own_counts_equal_a_loop(block: int, weighted: bool) -> None:
+    actions, k = replayed(), 6
+    weight = np.random.default_rng(5).integers(3, size=len(actions)) if weighted else np.ones(len(actions))
+    schema = KEPT.model_copy(update={"weight": "w"}) if weighted else KEPT
+    data = build_dataset(check(None, None, actions.with_columns(w=weight), schema), schema, BY_TIME)
+    times = data.times
+    assert times is not None
+    users = np.arange(len(data.users))[::-1].copy()
+    expected = []
+    for user in users.tolist():
+        mine = [n for n in range(len(data.parts)) if data.pairs.user[n] == user and data.parts[n] < TEST]
+        counts = Counter[int]()
+        for n in mine:
+            counts[int(data.pairs.item[n])] += int(weight[n])
+        counts = +counts  # an item of weight 0 is none
+        mine = sorted((n for n in mine if weight[n]), key=lambda n: int(times[n]))
+        latest = {int(data.pairs.item[n]): int(times[n]) for n in mine}
+        order = sorted(counts, key=lambda i: (-counts[i], -latest[i], i))[:k]
+        expected.append(order + [-1] * (k - len(order)))
+    assert own_counts(data, TEST, users, k, block).tolist() == expected
+    assert own_counts(data, 0, users, 3).tolist() == [[-1] * 3] * len(users)
+
+
+@pytest.mark.parametrize("repeats", ["exclude", "allow", "only"])
+def test_a_run_and_its_bundle_rank_repeats_as_the_setting_says(tmp_path: Path, repeats: str) -> None:
+    config = repeating(repeats)
+    run = api.fit((None, None, replayed()), KEPT, config, folder=tmp_path / "run")
+    assert ("baseline.own_counts.recall@5" in run.metrics) == (repeats != "exclude")
+    assert api.evaluate(run)["test.recall@5"] == pytest.approx(run.metrics["test.recall@5"])
+    api.publish(run, tmp_path / "store", Exact())
+    served = api.evaluate_bundle(Retriever(Store(tmp_path / "store").current()))
+    for way in ("exact", "index", "live"):
+        assert served[way]["recall@5"] == pytest.approx(run.metrics["test.recall@5"], abs=1e-5)
+    other = repeating("allow")
+    if repeats == "only":
+        again = api.fit((None, None, replayed()), KEPT, other, folder=tmp_path / "other")
+        with pytest.raises(
+            RunError, match="evaluation.repeats is 'only' in .* and 'allow' in .*; compare runs with the same setting"
+        ):
+            compare_runs(run, again)
+
+
+def test_repeats_alone_need_a_log_that_keeps_them() -> None:
+    last = KEPT.model_copy(update={"duplicates": "last"})
+    config = repeating("only")
+    with pytest.raises(
+        ConfigError, match="schema.duplicates = 'last' leaves none; set schema.duplicates = 'keep', or eva"
+    ):
+        api.fit((None, None, replayed()), last, config)
+
+
+def test_a_model_of_a_log_with_many_repeats_finds_more_than_own_counts() -> None:
+    config = repeating("allow", 10, epochs=20)
+    tower = {"layers": [16]}
+    model = config.model.model_validate({"width": 16, "pairs": [{"user": tower, "item": tower}]})
+    negatives = config.negatives.model_validate({"full": True})
+    actions = replayed(n_users=120, n_items=75, n=2500)
+    run = api.fit((None, None, actions), KEPT, config.model_copy(update={"model": model, "negatives": negatives}))
+    assert run.metrics["test.recall@10"] > run.metrics["baseline.own_counts.recall@10"] + 0.03 > 0.5
