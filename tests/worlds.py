@@ -23,6 +23,8 @@ ID_FEATURES = (
 )
 CHECKERBOARD_SCHEMA = Schema(label="liked", time="at", time_unit="order", features=ID_FEATURES)
 
+REPLAYED_SCHEMA = Schema(time="at", time_unit="order", duplicates="keep", features=ID_FEATURES)
+
 
 def checkerboard(n_users: int = 40, n_items: int = 30) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Even users like even items, odd users odd ones; every pair is shown once, in an order that mixes both."""
@@ -41,6 +43,21 @@ def checkerboard(n_users: int = 40, n_items: int = 30) -> tuple[pl.DataFrame, pl
             }
         ),
     )
+
+
+def replayed(n_users: int = 30, n_items: int = 60, n: int = 1500, seed: int = 0) -> pl.DataFrame:
+    """Return interactions in the order of time, 60 % of which repeat an earlier one of their user, drawn among these. The
+    others are items of the user's group: users and items have five groups."""
+    rng, taken = np.random.default_rng(seed), [list[int]() for _ in range(n_users)]
+    rows = []
+    for at in range(n):
+        user = int(rng.integers(n_users))
+        past = taken[user]
+        again = past and rng.random() < 0.6
+        item = past[rng.integers(len(past))] if again else int(rng.integers(n_items // 5)) * 5 + user % 5
+        past.append(item)
+        rows.append((user, item, at))
+    return pl.DataFrame(rows, schema=["user_id", "item_id", "at"], orient="row")
 
 
 EVERYTHING_SCHEMA = Schema(

@@ -229,7 +229,8 @@ def recent_titles(trained: Run, user_id: str | int, n: int = 5) -> list[str]:
 
 
 def recommend(trained: Run, user_id: str | int, k: int = 10) -> Answer:
-    """Return the best `k` items for a user of the run by exact search, without the user's known interactions.
+    """Return the best `k` items for a user of the run by exact search, without the user's known interactions unless
+    `evaluation.repeats` lets rankings hold them.
 
     It is the answer of method 1 (precomputed user vectors) of a bundle of this run; `bundle_id` is empty. Raises DataError
     if the run does not know the user.
@@ -243,6 +244,8 @@ def recommend(trained: Run, user_id: str | int, k: int = 10) -> Answer:
     )
     catalogue = Catalogue(index, TextColumn(dataset.items.ids), TextColumn(dataset.title_column()))
     seen = dataset.interacted_items.row(row).astype(np.int64)
+    if trained.config.evaluation.repeats != "exclude":
+        seen = seen[:0]
     vector = factors.users[row : row + 1].cpu().numpy()
     return catalogue.answer(catalogue.rank(vector, k, seen), k, started)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
-from worlds import ID_FEATURES, settings
+from worlds import REPLAYED_SCHEMA as KEPT
+from worlds import replayed, settings
 
 from twotower import api
 from twotower.config.experiment import Config
@@ -19,29 +19,12 @@ from twotower.data.splits import TEST
 from twotower.data.tables import check
 from twotower.errors import ConfigError, RunError
 from twotower.evaluation.own_counts import own_counts
-from twotower.features.schema import Schema
 from twotower.index.exact import Exact
 from twotower.reports.compare import compare_runs
 from twotower.retrieval.retriever import Retriever
 from twotower.store.store import Store
 
-KEPT = Schema(time="at", time_unit="order", duplicates="keep", features=ID_FEATURES)
 BY_TIME = SplitConfig(kind="time", test=0.2, validation=0.1)
-
-
-def replayed(n_users: int = 30, n_items: int = 60, n: int = 1500, seed: int = 0) -> pl.DataFrame:
-    """Return interactions in the order of time, 60 % of which repeat an earlier one of their user, drawn among these. The
-    others are items of the user's group: users and items have five groups."""
-    rng, taken = np.random.default_rng(seed), [list[int]() for _ in range(n_users)]
-    rows = []
-    for at in range(n):
-        user = int(rng.integers(n_users))
-        past = taken[user]
-        again = past and rng.random() < 0.6
-        item = past[rng.integers(len(past))] if again else int(rng.integers(n_items // 5)) * 5 + user % 5
-        past.append(item)
-        rows.append((user, item, at))
-    return pl.DataFrame(rows, schema=["user_id", "item_id", "at"], orient="row")
 
 
 def kept(**split: Any) -> Dataset:

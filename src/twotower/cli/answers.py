@@ -32,8 +32,12 @@ def recommend(
     ban: Annotated[list[str] | None, typer.Option("--ban", help="Id of an item to leave out. Repeatable.")] = None,
     where: Conditions = None,
     keep_seen: Annotated[
-        bool, typer.Option("--keep-seen", help="Keep items that the user has interacted with.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--keep-seen/--drop-seen",
+            help="Keep or leave out items that the user has interacted with. Default: as the bundle says (evaluation.repeats).",
+        ),
+    ] = None,
     as_json: AsJson = False,
     users: Annotated[
         Path | None,

@@ -138,6 +138,7 @@ def _write(
         split=run.config.split,
         similarity=run.config.model.similarity,
         bias=run.config.model.bias,
+        keep_seen=run.config.evaluation.repeats != "exclude",
         recall_check=recall_check,
         index=index_facts(index),
         parity=parity,

@@ -12,6 +12,11 @@ from twotower.version import __version__
 if TYPE_CHECKING:
     from twotower.runs import Run
 
+_RANKED = {
+    "exclude": "seen items left out", "allow": "seen items among the others", "only": "seen items alone",
+}  # fmt: skip
+"""Items of the rankings by `evaluation.repeats`."""
+
 
 def model_card(run: Run, index: Index, recall_check: RecallCheck) -> str:
     """Return the model card: the model, its training data and its metrics."""
@@ -32,7 +37,7 @@ Index: {index.kind}, recall@{recall_check.k} {recall_check.recall:.4f} against e
 |---|---|---|
 {rows}
 
-Full catalogue, seen items left out; see config.toml for every setting.
+Full catalogue, {_RANKED[run.config.evaluation.repeats]}; see config.toml for every setting.
 
 Features:
 

@@ -64,7 +64,7 @@ class BatchRecommender:
         allow: abc.Sequence[str] | None = None,
         ban: abc.Sequence[str] = (),
         where: Mapping[str, str] | None = None,
-        keep_seen: bool = False,
+        keep_seen: bool | None = None,
     ) -> None:
         """Take the options of `recommend_batch`. Raises DataError, ConfigError."""
         check_method(method)
@@ -72,7 +72,8 @@ class BatchRecommender:
             raise ConfigError(f"`unknown` is {unknown!r}, expected {', '.join(get_args(UnknownUsers))}")
         self.k = checked_k(k)
         self._retriever, self._method, self._unknown = retriever, method, unknown
-        self._ban, self._keep_seen = ban, keep_seen
+        self.keep_seen = retriever.keeps_seen(keep_seen)
+        self._ban = ban
         self._allowed = retriever.filters.allowed(allow, where)
         banned = retriever.filters.excluded_of_users(ban, np.zeros(1, np.int64), keep_seen=True)[0]
         self._popular = retriever.popularity.top(self.k, banned, self._allowed)[0]
@@ -113,9 +114,9 @@ class BatchRecommender:
         """Return the item rows that the answer to each of some users leaves out."""
         filters = self._retriever.filters
         detailed = users.is_detailed[places]
-        plain = iter(filters.excluded_of_users(self._ban, users.rows[places[~detailed]], self._keep_seen))
+        plain = iter(filters.excluded_of_users(self._ban, users.rows[places[~detailed]], self.keep_seen))
         return [
-            filters.excluded(self._ban, users.details[place][1], self._keep_seen) if given else next(plain)
+            filters.excluded(self._ban, users.details[place][1], self.keep_seen) if given else next(plain)
             for place, given in zip(places.tolist(), detailed.tolist(), strict=True)
         ]
 
@@ -145,7 +146,7 @@ def recommend_batch(
     allow: abc.Sequence[str] | None = None,
     ban: abc.Sequence[str] = (),
     where: Mapping[str, str] | None = None,
-    keep_seen: bool = False,
+    keep_seen: bool | None = None,
 ) -> pl.DataFrame:
     """Return the `k` items with the highest scores for each user of a table, as `retriever.recommend` finds them.
 

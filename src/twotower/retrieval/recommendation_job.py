@@ -84,7 +84,7 @@ def recommend_users(
     unknown: UnknownUsers = "popular",
     ban: abc.Sequence[str] = (),
     where: Mapping[str, str] | None = None,
-    keep_seen: bool = False,
+    keep_seen: bool | None = None,
     shard_rows: int = SHARD_USERS,
     overwrite: bool = False,
     threads: int = 0,
@@ -121,7 +121,7 @@ def recommend_users(
         shard_rows = min(shard_rows, max(1, SHARD_MAX_ITEMS // asked.k))
         shards = table.shards(shard_rows)
         plan: JsonObject = {
-            "bundle": bundle.id, "k": asked.k, "method": int(method), "unknown": unknown, "keep_seen": bool(keep_seen),
+            "bundle": bundle.id, "k": asked.k, "method": int(method), "unknown": unknown, "keep_seen": asked.keep_seen,
             "where": {name: str(value) for name, value in sorted((where or {}).items())},
             "ban": sorted({str(item) for item in ban}), "columns": table.columns, "shard_rows": shard_rows,
             "table": table.states,

@@ -99,6 +99,10 @@ class Retriever:
         """Columns allowed in `where`."""
         return self.filters.columns
 
+    def keeps_seen(self, asked: bool | None) -> bool:
+        """Return True if an answer holds items of its user's history: as asked, or the bundle's default."""
+        return self.bundle.manifest.keep_seen if asked is None else bool(asked)
+
     def has_user(self, user_id: str) -> bool:
         """Return True if the user is in the bundle."""
         return self.user_ids.row(UserId(user_id)) is not None
@@ -121,11 +125,14 @@ class Retriever:
         allow: abc.Sequence[str] | None = None,
         ban: abc.Sequence[str] = (),
         where: Mapping[str, str] | None = None,
-        keep_seen: bool = False,
+        keep_seen: bool | None = None,
         vector: Floats | None = None,
         fallback: bool = False,
     ) -> Answer:
-        """Return the `k` items with the highest scores for a user, without seen items unless `keep_seen`.
+        """Return the `k` items with the highest scores for a user.
+
+        Items that the user has seen are left out, unless `keep_seen`. None is the bundle's default: it keeps them if its run
+        has `evaluation.repeats` "allow" or "only".
 
         `allow` and `ban` are item ids; `where` requires an item column to equal a value, or to hold it (a column of lists).
         An unknown user gets the tower's vector of what the request gives ("cold_start"), or the most popular items if it
@@ -137,7 +144,10 @@ class Retriever:
         k = checked_k(k)
         check_method(method)
         user = self.rows_of(request)
-        excluded, allowed = self.filters.excluded(ban, user, keep_seen), self.filters.allowed(allow, where)
+        excluded, allowed = (
+            self.filters.excluded(ban, user, self.keeps_seen(keep_seen)),
+            self.filters.allowed(allow, where),
+        )
         source: Source = "fallback" if fallback else _source(request, user)
         unknown: list[str] = []
         if fallback or (vector is None and source == "popular"):
@@ -160,7 +170,7 @@ class Retriever:
         allow: abc.Sequence[str] | None = None,
         ban: abc.Sequence[str] = (),
         where: Mapping[str, str] | None = None,
-        keep_seen: bool = False,
+        keep_seen: bool | None = None,
     ) -> pl.DataFrame:
         """Return the `k` items for each user of a table as rows of user_id, rank, item_id, score and source: see
         `twotower.retrieval.batches.recommend_batch`. Raises DataError, ConfigError, Unavailable."""

@@ -131,7 +131,9 @@ class Console:
             )
         allowed = retriever.filters.allowed(body.allow, body.where or None)
         filtered = FilteredReply(
-            seen=0 if body.keep_seen else sum(row >= 0 for row in retriever.item_ids.rows([ItemId(i) for i in seen])),
+            seen=0
+            if retriever.keeps_seen(body.keep_seen)
+            else sum(row >= 0 for row in retriever.item_ids.rows([ItemId(i) for i in seen])),
             banned=len(set(body.ban)) - len(retriever.unknown_items(body.ban)),
             where=None if allowed is None else len(allowed),
             items=excluded,
@@ -198,7 +200,7 @@ def _excluded_items(
     seen: set[str],
 ) -> list[TitledItem]:
     """Return the items that rank above the answer's last one but are banned or in the user's history, best first."""
-    excluded = set(body.ban) | (set() if body.keep_seen else seen)
+    excluded = set(body.ban) | (set() if retriever.keeps_seen(body.keep_seen) else seen)
     k = min(MAX_K, len(answer.items) + len(excluded))
     if not excluded or not k:
         return []

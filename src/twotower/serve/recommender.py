@@ -99,7 +99,7 @@ class Recommender:
         request: Request,
         method: Method,
         items: schemas.ItemFilter,
-        keep_seen: bool = False,
+        keep_seen: bool | None = None,
     ) -> Answer:
         """Return popular items; or raise Problem "index-unavailable", if the settings say so."""
         if self._settings.index_down == "503":

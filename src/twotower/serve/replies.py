@@ -127,6 +127,10 @@ class BundleReply:
         Field(description="user: columns allowed in `features`. item: columns allowed in `where`."),
     ]
     history: Annotated[bool, Field(description="true: the user tower reads a history.")]
+    keep_seen: Annotated[
+        bool,
+        Field(description="true: answers hold items of the user's history, unless a request says keep_seen false."),
+    ]
     search: Annotated[list[str], Field(description="Text features for /v1/search.")]
     limits: Annotated[
         dict[str, int],

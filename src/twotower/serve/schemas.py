@@ -98,7 +98,11 @@ class ItemFilter(_RequestModel):
 class RecommendRequest(UserRequest, ItemFilter):
     """A user, the number of items, and conditions on them."""
 
-    keep_seen: StrictBool = Field(False, description="Do not exclude the items of the user's history.")
+    keep_seen: StrictBool | None = Field(
+        None,
+        description="true: do not exclude the items of the user's history. false: exclude them. null: as the bundle says "
+        "(keep_seen of GET /v1/bundle).",
+    )
 
 
 class BatchRequest(_RequestModel):

@@ -191,6 +191,7 @@ class Service:
             index=manifest.index.model_dump(include={"kind", "params", "search_params"}),
             features={"user": list(retriever.user_columns), "item": list(retriever.item_columns)},
             history=bool(retriever.schema.histories("user")),
+            keep_seen=manifest.keep_seen,
             search=[f.name for f in retriever.schema.searchable()],
             limits={"k": s.max_k, "list": s.max_list, "batch": s.max_batch, "body": s.max_body},
         )

@@ -111,6 +111,8 @@ class BundleFacts(_Facts):
     split: JsonObject
     similarity: Literal["cosine", "dot"]
     bias: StrictBool
+    keep_seen: StrictBool = False
+    """True if answers hold items of the user's history, unless a request says otherwise. Manifests of earlier versions lack it."""
     recall_check: RecallCheck
     index: IndexFacts
     parity: dict[SideName, Number]

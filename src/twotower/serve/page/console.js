@@ -116,7 +116,7 @@ function request(method) {
   const changed = Object.entries(state.changed);
   if (!state.isNew) body.user_id = state.user;
   if (state.isNew && method === 1) { // an unknown user: popular items
-    body.ban = [...state.ban, ...state.events.map((e) => e.id)];
+    body.ban = known.bundle?.keep_seen ? state.ban : [...state.ban, ...state.events.map((e) => e.id)];
   } else {
     if (state.events.length) body.events = state.events;
     if (state.ban.length) body.ban = state.ban;
