@@ -22,6 +22,7 @@ from twotower import api, runs
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.pairs import Pairs
+from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import check
 from twotower.diagnostics import Finding, context, describe_findings, diagnose
@@ -362,6 +363,15 @@ def test_a_pair_in_two_parts(sound: Run) -> None:
     told = named(diagnose(replace(sound, dataset=kept)), "shared_pairs")
     assert told.severity == "warning"
     assert "too, as schema.duplicates = 'keep' allows: rankings leave them out" in told.text
+    for kind, severity, says in (
+        ("random", "warning", "which rankings count (evaluation.repeats = 'allow'), and split.kind = 'random' puts later"),
+        ("time", "ok", "too: repeats, which rankings count (evaluation.repeats = 'allow')."),
+    ):
+        settled = {"evaluation": sound.config.evaluation.model_copy(update={"repeats": "allow"}), "split": SplitConfig(kind=kind)}
+        allowed = replace(sound, dataset=kept, config=sound.config.model_copy(update=settled))
+        told = next(_shared_pairs(context.DiagnosisContext(allowed)))
+        assert told.severity == severity
+        assert says in told.text
     broken = context.DiagnosisContext(replace(sound, dataset=replace(data, pairs=pairs, parts=parts)))
     assert list(_shared_pairs(broken, block=7)) == [named(found, "shared_pairs")]
 

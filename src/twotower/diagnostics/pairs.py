@@ -16,7 +16,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.split import PART_NAMES
 from twotower.data.splits import TEST, TRAIN
 from twotower.diagnostics.context import DiagnosisContext
-from twotower.diagnostics.findings import Finding, or_ok
+from twotower.diagnostics.findings import Finding, Severity, or_ok
 from twotower.progress import JobProgress
 
 log = logging.getLogger(__name__)
@@ -49,16 +49,28 @@ def _shared_pairs(context: DiagnosisContext, block: int = BLOCK_USERS) -> Iterat
             continue
         share = n / n_pairs[other]
         found = f"{n:,} of {n_pairs[other]:,} {PART_NAMES[other]} pairs are in the {PART_NAMES[one]} part too"
-        serious = share >= 0.01 and data.schema.duplicates != "keep"
+        severity, text = _meaning(context, share)
+        yield Finding(severity, "shared_pairs", found + text, {"pairs": float(n), "share": share})
+
+
+def _meaning(context: DiagnosisContext, share: float) -> tuple[Severity, str]:
+    """Return how serious a share of pairs in two parts is, and what it does to the metrics."""
+    repeats, split = context.config.evaluation.repeats, context.config.split
+    if context.data.schema.duplicates != "keep":
         text = ": their metrics measure memorisation. Remove repeated pairs before the split (schema.duplicates = 'last' does)."
-        if data.schema.duplicates == "keep":
-            text = (
-                ", as schema.duplicates = 'keep' allows: rankings leave them out, but metrics of pairs (auc, gauc, log_loss) "
-                "measure memorisation on them."
-            )
-        yield Finding(
-            "error" if serious else "warning", "shared_pairs", found + text, {"pairs": float(n), "share": share}
+        return "error" if share >= 0.01 else "warning", text
+    if repeats == "exclude":
+        return "warning", (
+            ", as schema.duplicates = 'keep' allows: rankings leave them out, but metrics of pairs (auc, gauc, log_loss) "
+            "measure memorisation on them."
         )
+    if split.follows_time:
+        return "ok", f": repeats, which rankings count (evaluation.repeats = '{repeats}')."
+    return "warning", (
+        f", which rankings count (evaluation.repeats = '{repeats}'), and split.kind = '{split.kind}' puts later ones of them "
+        "into training: the metrics tell how well known repeats are recalled, not foreseen. Split by time (split.kind = "
+        "'time', 'last' or 'user_ratio')."
+    )
 
 
 def _split_order(context: DiagnosisContext) -> Iterator[Finding]:
