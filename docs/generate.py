@@ -24,7 +24,8 @@ def configuration() -> str:
     lines = [
         "# Configuration",
         NOTE,
-        "A config is a TOML file; `twotower config` prints one with the options to start with, `twotower config --all` one with every "
+        "A config is a TOML file. The shortest names `data.interactions`, and `schema.user_id` and `schema.item_id` where its columns "
+        "have other names; `twotower config` prints one with the options to start with, `twotower config --all` one with every "
         "option. An unknown key is an error. The command line changes any value: `--set train.epochs=3`, "
         "`--set model.pairs.0.user.dropout=0.2`. Where a `kind` is named, a kind of your own may be: [extending.md](extending.md).",
         "\n## Start here\n",

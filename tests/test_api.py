@@ -89,7 +89,7 @@ def test_recent_lists_liked_training_items_latest_first() -> None:
 def test_reading_says_what_is_missing() -> None:
     with pytest.raises(ConfigError, match=r"data\.interactions is missing"):
         api.read(Config(), CHECKERBOARD_SCHEMA)
-    with pytest.raises(ConfigError, match=r"\[schema\] is missing"):
+    with pytest.raises(DataError, match=r"x\.csv: no such file"):
         api.read(Config(data=DataConfig(interactions="x.csv")), None)
 
 
@@ -103,12 +103,17 @@ def test_the_model_beats_popularity_and_knows_its_own_quality() -> None:
 def test_nothing_to_learn_is_said_before_anything_is_written(tmp_path: Path) -> None:
     users, items, actions = checkerboard()
     clicks = actions.filter(pl.col("liked") == 1)
-    schema = CHECKERBOARD_SCHEMA.model_copy(update={"label": ""})
-    monitor: dict[str, object] = {"monitor": "validation.recall@5"}
-    for config, error, words in (
-        (settings(train=monitor), DataError, "negatives.random = 5"),
-        (settings(negatives={"random": 2}), ConfigError, r"one class only; use train.monitor = 'validation.recall@5'"),
+    auc: dict[str, object] = {"monitor": "validation.auc"}
+    for label, config, error, words in (
+        (
+            "liked",
+            settings(),
+            DataError,
+            r"as 'liked' is above schema.positive_above = 0, .*set negatives.random = 5, or loss",
+        ),
+        ("", settings(train=auc), ConfigError, r"one class only; use train.monitor = 'validation.recall@5'"),
     ):
+        schema = CHECKERBOARD_SCHEMA.model_copy(update={"label": label})
         with pytest.raises(error, match=words):
             twotower.fit((users, items, clicks), schema, config, folder=tmp_path / "run")
         assert not (tmp_path / "run").exists()

@@ -41,6 +41,7 @@ from twotower.model.two_tower import TwoTower
 from twotower.runs import Run
 from twotower.train.order import Epoch
 from twotower.train.positive_sampler import PositiveSampler
+from twotower.train.settled import settled
 from twotower.train.trainer import Trainer
 
 ENOUGH: dict[str, object] = {"epochs": 12, "batch_size": 128, "lr": 0.03, "device": "cpu"}
@@ -51,11 +52,11 @@ COLD: dict[str, object] = {"bias": False, "temperature": 1.0, "learn_temperature
 def trained(data: Dataset, **sections: dict[str, object]) -> Run:
     config = settings(**({"train": ENOUGH} | sections))
     done = Trainer(data, config).run()
-    return Run(None, config, data, done.model.eval(), done.metrics, done.history)
+    return Run(None, settled(config, data), data, done.model.eval(), done.metrics, done.history)
 
 
 def untrained(data: Dataset, observed: float = math.nan, **sections: dict[str, object]) -> Run:
-    config = settings(**sections)
+    config = settled(settings(**sections), data)
     torch.manual_seed(0)
     model = TwoTower(config.model, data.encoders.fields("user"), data.encoders.fields("item"))
     history = [] if math.isnan(observed) else [{"epoch": 1, "train.loss": observed}]
@@ -364,10 +365,17 @@ def test_a_pair_in_two_parts(sound: Run) -> None:
     assert told.severity == "warning"
     assert "too, as schema.duplicates = 'keep' allows: rankings leave them out" in told.text
     for kind, severity, says in (
-        ("random", "warning", "which rankings count (evaluation.repeats = 'allow'), and split.kind = 'random' puts later"),
+        (
+            "random",
+            "warning",
+            "which rankings count (evaluation.repeats = 'allow'), and split.kind = 'random' puts later",
+        ),
         ("time", "ok", "too: repeats, which rankings count (evaluation.repeats = 'allow')."),
     ):
-        settled = {"evaluation": sound.config.evaluation.model_copy(update={"repeats": "allow"}), "split": SplitConfig(kind=kind)}
+        settled = {
+            "evaluation": sound.config.evaluation.model_copy(update={"repeats": "allow"}),
+            "split": SplitConfig(kind=kind),
+        }
         allowed = replace(sound, dataset=kept, config=sound.config.model_copy(update=settled))
         told = next(_shared_pairs(context.DiagnosisContext(allowed)))
         assert told.severity == severity

@@ -96,11 +96,12 @@ def test_the_best_epoch_is_not_the_last_one(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run", callback=StopAt(4 * 4 + 2))
     loaded = api.load(tmp_path / "run")
-    scores = [epoch[config.train.monitor] for epoch in loaded.history]
+    monitor = loaded.config.train.monitor
+    scores = [epoch[monitor] for epoch in loaded.history]
     best = 1 + scores.index(max(scores))
     assert best < len(scores) == 4
     assert loaded.unfinished == f"stopped after epoch 4 of 6; the best is epoch {best}"
-    assert api.evaluate(loaded)[config.train.monitor] == pytest.approx(max(scores), rel=1e-6)
+    assert api.evaluate(loaded)[monitor] == pytest.approx(max(scores), rel=1e-6)
 
 
 def test_a_training_that_still_runs_says_so(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from twotower.data.splits import TRAIN
 from twotower.data.tables import Tables, check
 from twotower.distributed import DistributedContext, choose_device
 from twotower.embedding.bulk import embed
-from twotower.errors import ConfigError, DataError, Interrupted, RunError, first_line
+from twotower.errors import DataError, Interrupted, RunError, first_line
 from twotower.escaping import python_literal
 from twotower.evaluation.config import Metrics
 from twotower.evaluation.part_evaluation import evaluate_model
@@ -44,6 +44,7 @@ from twotower.retrieval.retriever import current_retriever
 from twotower.runs import Run
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
 from twotower.train.progress import Callback, EpochRecord
+from twotower.train.settled import settled
 from twotower.train.trainer import Trainer
 
 __all__ = [
@@ -67,7 +68,7 @@ def prepare_folder(
 
     A call that was killed is continued by the next one. Raises DataError, ConfigError or RunError for what cannot be
     used; no unusable data leave files."""
-    dataset = prepare.write_prepared(config.data, _given(schema), config.split, Path(out), options)
+    dataset = prepare.write_prepared(config.data, schema or Schema(), config.split, Path(out), options)
     log.info(f"{dataset.describe()}: {out}")
     return dataset
 
@@ -78,15 +79,9 @@ def write_buckets(
     """Write the Parquet shards that `config.data` names as buckets (docs/prepared-format.md) in the folder `out`.
 
     Raises as `prepare_folder` does."""
-    buckets = prepare.write_buckets(config.data, _given(schema), Path(out), options, config.split)
+    buckets = prepare.write_buckets(config.data, schema or Schema(), Path(out), options, config.split)
     log.info(f"{buckets.facts.rows:,} interactions in {len(buckets.facts.buckets):,} buckets: {out}")
     return buckets
-
-
-def _given(schema: Schema | None) -> Schema:
-    if schema is None:
-        raise ConfigError("[schema] is missing; `config_template()` gives a template")
-    return schema
 
 
 def fit(
@@ -127,7 +122,7 @@ def fit(
         log.info(dataset.describe())
         for line in dataset.describe_features():
             log.info(line)
-        return _train(dataset, config, context, folder, callback, resume, override)
+        return _train(dataset, settled(config, dataset), context, folder, callback, resume, override)
 
 
 def _train(

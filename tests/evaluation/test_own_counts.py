@@ -85,7 +85,7 @@ def test_repeats_alone_need_a_log_that_keeps_them() -> None:
     last = KEPT.model_copy(update={"duplicates": "last"})
     config = repeating("only")
     with pytest.raises(
-        ConfigError, match="schema.duplicates = 'last' leaves none; set schema.duplicates = 'keep', or eva"
+        ConfigError, match="schema.duplicates = 'last' leaves none; set evaluation.repeats = 'allow', or for a log"
     ):
         api.fit((None, None, replayed()), last, config)
 

@@ -20,7 +20,7 @@ from twotower.features.sequence import Sequence
 @pytest.mark.parametrize(
     ("features", "words"),
     [
-        (ID_FEATURES[:1], "at least 2 items"),
+        (ID_FEATURES[:1], "no feature on the item side; give each tower at least one, or leave features out"),
         ((*ID_FEATURES[:1], Numeric(name="age", side="user")), "no feature on the item side"),
         ((*ID_FEATURES, Numeric(name="user_id", side="user")), "feature 'user_id' is defined twice on the user side"),
         (

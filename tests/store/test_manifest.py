@@ -34,7 +34,7 @@ FACTS: dict[str, Any] = {
         ({"index": ["exact"]}, "index is ['exact'], expected dict"),
         ({"index": FACTS["index"] | {"search_params": {"ef": 0.5}}}, "index.search_params.ef is 0.5, expected int"),
         ({"metric": "l2"}, "metric is 'l2', Input should be 'cosine' or 'dot'"),
-        ({"schema": {"features": []}}, "schema.features is [], Tuple should have at least 2 items after validation, not 0"),
+        ({"schema": {"features": 3}}, "schema.features is 3, expected list"),
         ({"split": {"kind": "odd\nend"}}, "split.kind is 'odd\\nend', Input should be 'random', 'last', 'time', 'user_ratio', 'column' or 'files'"),
     ],
 )  # fmt: skip

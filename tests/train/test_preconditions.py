@@ -50,7 +50,7 @@ def test_ranks_beyond_the_catalogue_and_an_attribute_that_is_not_there_are_refus
 
 
 def test_positives_alone_are_enough_for_candidates_and_not_for_pairs() -> None:
-    schema = CHECKERBOARD_SCHEMA.model_copy(update={"label": ""})
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"positive_above": -1.0})
     data = build_dataset(check(*checkerboard(), schema), schema, SplitConfig())
     monitor = {"monitor": "validation.recall@5", "epochs": 1}
     with pytest.raises(DataError, match="loss.kind = 'softmax'"):

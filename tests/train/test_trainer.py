@@ -405,4 +405,5 @@ def test_a_monitor_that_cannot_be_measured_is_named(board: Dataset) -> None:
     parts = board.parts.copy()
     parts[(parts == 1) & ~board.pairs.positive] = 0
     with pytest.raises(ConfigError, match=r"validation\.auc.*one class"):
-        Trainer(replace(board, parts=parts), settings()).run()
+        Trainer(replace(board, parts=parts), settings(train={"monitor": "validation.auc"})).run()
+    assert Trainer(replace(board, parts=parts), settings()).recipe.train.monitor == "validation.recall@5"

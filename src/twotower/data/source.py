@@ -36,8 +36,7 @@ def read(config: DatasetConfig, schema: Schema | None) -> tuple[Tables | Dataset
             if config.split.kind == "files":
                 raise ConfigError("data.train is missing; name the files of data.train and data.test")
             raise ConfigError("data.interactions is missing; name a CSV or Parquet file, or set data.dataset")
-        if schema is None:
-            raise ConfigError("[schema] is missing; `config_template()` gives a template")
+        schema = schema or Schema()
         interactions = PartFiles(data.parts) if data.parts else data.interactions
         tables = check(data.users or None, data.items or None, interactions, schema, data.format)
     for note in tables.notes:

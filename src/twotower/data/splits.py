@@ -51,7 +51,9 @@ def split_interactions(
         assert given is not None
         parts = given
     elif times is None:
-        raise DataError(f"split.kind = '{config.kind}' needs a time; name its column in schema.time")
+        raise DataError(
+            f"split.kind = '{config.kind}' needs a time; name its column in schema.time, or set split.kind = 'random'"
+        )
     elif config.kind == "time":
         parts = time_parts(times, part_starts(times.copy(), config), config)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from twotower.features.categorical import Categorical
 from twotower.features.events import EventRule
@@ -83,8 +83,16 @@ class Schema(Section):
         "auto", description="Treatment of item ids of the interactions that the items' table lacks, as unknown_users."
     )
     features: tuple[Annotated[Feature, FEATURES], ...] = Field(
-        min_length=2, description="Features that the towers read."
+        (), validate_default=True, description="Features that the towers read. Empty: the ids of users and items."
     )
+
+    @field_validator("features")
+    @classmethod
+    def _ids_by_default(cls, features: tuple[Feature, ...], info: ValidationInfo) -> tuple[Feature, ...]:
+        ids = {side: info.data.get(f"{side}_id") for side in SIDES}
+        if features or not all(ids.values()):
+            return features
+        return tuple(Categorical(name=str(column), side=side) for side, column in ids.items())
 
     @model_validator(mode="after")
     def _check(self) -> Schema:
@@ -92,12 +100,12 @@ class Schema(Section):
         for side in ("user", "item"):
             names = [f.name for f in self.features if f.side == side]
             if not names:
-                raise ValueError(f"no feature on the {side} side; give each tower at least one")
+                raise ValueError(f"no feature on the {side} side; give each tower at least one, or leave features out")
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise ValueError(f"feature {twice[0]!r} is defined twice on the {side} side")
         if self.time_format and not self.time:
-            raise ValueError("time_format needs time; name the time column")
+            raise ValueError("time_format needs time; name the time column in schema.time, or leave it out")
         if self.time_format and ("%" not in self.time_format or "%f" in self.time_format.replace(".%f", "")):
             raise ValueError(
                 f"time_format is {self.time_format!r}, expected a format such as '%d/%m/%Y %H:%M:%S.%f'; .%f is a fraction"
@@ -131,6 +139,11 @@ class Schema(Section):
     def weighted(self) -> bool:
         """True if interactions have weights: by a column, or by events that weigh other than 1."""
         return bool(self.weight) or any(r.factor != 1 for r in self.events.values() if r.target != "ignored")
+
+    @property
+    def has_negatives(self) -> bool:
+        """True if rows may be negatives: by a label, or by a type of events."""
+        return bool(self.label) or any(rule.target == "negative" for rule in self.events.values())
 
     def _check_names(self) -> None:
         """Raise ValueError for a column name that no table can have, or that has two meanings."""

@@ -18,6 +18,7 @@ from twotower.reports.terminal import printed_messages
 from twotower.runs import Run
 from twotower.runs.folder import locked, replace_run, writing_folder
 from twotower.train.progress import Callback, EpochRecord
+from twotower.train.settled import settled
 from twotower.train.trainer import Trainer
 
 
@@ -32,6 +33,8 @@ class _EpochPrinter(Callback):
 
 def fit(dataset: Dataset, config: Config) -> tuple[Run, float]:
     """Train with one line an epoch; return the run and its best validation AUC."""
+    train = config.train.model_copy(update={"monitor": config.train.monitor or "validation.auc"})
+    config = settled(config.model_copy(update={"train": train}), dataset)
     with printed_messages():
         trainer = Trainer(dataset, config, None, _EpochPrinter())
         trained = trainer.run()

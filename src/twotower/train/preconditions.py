@@ -24,7 +24,7 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
     if recipe.evaluation.repeats == "only" and dataset.schema.duplicates != "keep":
         raise ConfigError(
             f"evaluation.repeats = 'only' ranks repeated pairs, and schema.duplicates = '{dataset.schema.duplicates}' leaves "
-            "none; set schema.duplicates = 'keep', or evaluation.repeats = 'allow'"
+            "none; set evaluation.repeats = 'allow', or for a log that has some schema.duplicates = 'keep'"
         )
     _check_learnable(dataset, recipe)
     _check_histories(dataset, recipe)
@@ -50,9 +50,12 @@ def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
     the other, or if the monitor cannot be measured."""
     only_positives = bool(dataset.train.positive.all())
     if recipe.loss.pointwise and only_positives and not recipe.negatives.pairs:
+        schema, more = dataset.schema, ""
+        if schema.label:
+            more = f", as '{schema.label}' is above schema.positive_above = {schema.positive_above:g}"
         raise DataError(
-            "every training interaction is a positive, and no source of negatives gives pairs; set negatives.random = 5, "
-            "or loss.kind = 'softmax', or name a label and schema.positive_above"
+            f"every training interaction is a positive{more}, and no source of negatives gives pairs; set negatives.random = 5, "
+            "or loss.kind = 'softmax'"
         )
     for source in recipe.negatives.sources:
         source.check(dataset)
@@ -91,9 +94,11 @@ def _check_histories(dataset: Dataset, recipe: Recipe) -> None:
         if not f.history:
             continue
         if not causal and f.pools and resolve(f.pools).needs_time_order:
+            candidates = " and loss.kind = 'softmax'" if recipe.loss.pointwise else ""
+            time = ", and name the column of times in schema.time" if dataset.times is None else ""
             raise ConfigError(
                 f"feature '{f.name}': pooling = '{f.pools.kind}' needs the order of time; set train.history_scope = "
-                "'causal'"
+                f"'causal'{candidates}{time}, or pooling = 'mean'"
             )
         if causal and (f.side == "item" or f.history.max_length):
             what = "on the item side" if f.side == "item" else "with max_length"
@@ -107,7 +112,10 @@ def _check_histories(dataset: Dataset, recipe: Recipe) -> None:
             "candidates; add negatives.uniform, or negatives.full = true"
         )
     if causal and dataset.times is None:
-        raise ConfigError("train.history_scope = 'causal' needs a time; name its column in schema.time")
+        raise ConfigError(
+            "train.history_scope = 'causal' needs a time; name its column in schema.time, or set train.history_scope = "
+            "'leave_batch_out'"
+        )
 
 
 def _check_shards(recipe: Recipe, context: DistributedContext) -> None:

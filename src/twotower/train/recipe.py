@@ -82,7 +82,9 @@ class TrainConfig(Section):
         description="Decay of the exponential moving average of the weights, which evaluation uses. 0: off.",
     )
     monitor: str = Field(
-        "validation.auc", description="Validation metric that selects the best epoch, such as validation.recall@10."
+        "",
+        description="Validation metric that selects the best epoch, such as validation.recall@10. Empty: validation.auc, or "
+        "validation.recall at the first of evaluation.k where every row is a positive.",
     )
     patience: int = Field(
         0, ge=0, description="Validations without a better metric after which training stops. 0: off."
@@ -131,7 +133,10 @@ class Recipe(Section):
                     f"negatives.{asked[0]} gives candidates, and loss.kind = '{self.loss.kind}' takes pairs; {others}"
                 )
             if self.train.history_scope == "causal":
-                raise ValueError(f"train.history_scope = 'causal' needs candidates; {others}")
+                raise ValueError(
+                    f"train.history_scope = 'causal' needs candidates and times; {others} and schema.time to a column, or set "
+                    "train.history_scope = 'leave_batch_out'"
+                )
         elif not any(s.certain for s in n.sources):
             raise ValueError(
                 f"loss.kind = '{self.loss.kind}' has no candidates; switch on one of the sources "
@@ -143,7 +148,7 @@ class Recipe(Section):
             )
         known = self.evaluation.metric_set.names(self.evaluation.k)
         part, _, metric = self.train.monitor.partition(".")
-        if part != "validation" or metric not in known:
+        if self.train.monitor and (part != "validation" or metric not in known):
             raise ValueError(
                 f"train.monitor '{self.train.monitor}' is not measured{did_you_mean(metric, known)} "
                 f"(allowed: validation. followed by one of {', '.join(known)})"

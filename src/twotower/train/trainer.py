@@ -34,6 +34,7 @@ from twotower.train.placement import build_model
 from twotower.train.pointwise_objective import PointwiseObjective
 from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
+from twotower.train.settled import settled
 from twotower.train.stopping import BestWeights, StopSignals
 from twotower.train.weights import MovingAverage, Weights
 
@@ -66,6 +67,7 @@ class Trainer:
         checkpoint is resumed. `device` None is that of `train.device`. Raises ConfigError, or DataError if the dataset
         holds nothing to learn.
         """
+        recipe = settled(recipe, dataset)
         self.dataset, self.recipe = dataset, recipe
         self.context = context or DistributedContext()
         self.callback = callback or Callback()

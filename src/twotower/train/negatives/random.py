@@ -18,7 +18,8 @@ class RandomNegatives(PairSource):
     As in DSSM (Huang et al. 2013, section 3.3). Pointwise losses: negative pairs, redrawn every epoch. Contrastive losses:
     per-positive candidates without repeats, redrawn every batch.
 
-    Use it with a pointwise loss where only positives, or few dislikes, are observed.
+    Use it with a pointwise loss where only positives, or few dislikes, are observed. Where the schema names no label
+    and no negative events and no source gives pairs, a pointwise loss has it without being told.
     """
 
     kind = "random"

@@ -1,0 +1,179 @@
+"""A table of clicks alone is loaded, split and trained by three lines, and the way out of an error is no other error."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from twotower import api
+from twotower.cli.app import run_command
+from twotower.config.experiment import Config
+from twotower.config.toml import load_config
+from twotower.data.dataset import build_dataset
+from twotower.data.memmap import MemmapDataset
+from twotower.data.split import SplitConfig
+from twotower.data.tables import check
+from twotower.errors import TwoTowerError
+from twotower.features.categorical import Categorical
+from twotower.features.schema import Schema
+from twotower.runs import Run
+from twotower.train.settled import settled
+
+THREE_LINES = """\
+data.interactions = "clicks.parquet"
+schema.user_id = "customer"
+schema.item_id = "product"
+"""
+SMALL = ("train.epochs=1", "train.device=cpu", "evaluation.bootstrap=0", "model.width=8")
+SETTING = r"([a-z_]+(?:\.[a-z_]+)*) = ('[^']*'|[\d.]+|true|false)"
+
+
+def clicks(n: int = 400) -> pl.DataFrame:
+    """Clicks of 40 customers on 30 products, some repeated."""
+    rng = np.random.default_rng(3)
+    return pl.DataFrame({"customer": rng.integers(40, size=n), "product": [f"p{i}" for i in rng.integers(30, size=n)]})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clicks")
+    clicks().write_parquet(folder / "clicks.parquet")
+    (folder / "shop.toml").write_text(THREE_LINES, encoding="utf-8")
+    return folder
+
+
+def trained(folder: Path, *settings: str) -> Run:
+    schema, config = load_config(folder / "shop.toml", (*SMALL, *settings))
+    return api.fit(*api.read(config, schema), config)
+
+
+def test_three_lines_train(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(THREE_LINES.splitlines()) == 3
+    run = tmp_path / "run"
+    assert run_command(["train", str(folder / "shop.toml"), "--run", str(run)]) == 0
+    said = "".join(capsys.readouterr())
+    assert "each is trained beside random items (negatives.random = 5)" in said
+    done = api.load(run)
+    assert done.dataset.schema.features == (
+        Categorical(name="customer", side="user"), Categorical(name="product", side="item"),
+    )  # fmt: skip
+    sizes = [len(part) for part in (done.dataset.train, done.dataset.validation, done.dataset.test)]
+    assert min(sizes) > 0
+    assert sum(sizes) == clicks().n_unique()
+    written = tomllib.loads((run / "config.toml").read_text())
+    assert written["train"]["monitor"] == "validation.recall@10"
+    assert written["negatives"]["random"] == {"n": 5, "share": 0.2}
+    assert done.metrics["test.recall@10"] > 0
+
+
+def test_three_lines_prepare(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "prepared"
+    assert run_command(["prepare", str(folder / "shop.toml"), "--out", str(out)]) == 0
+    config = tmp_path / "prepared.toml"
+    config.write_text('data.prepared = "prepared"\n', encoding="utf-8")
+    schema, settings = load_config(config, SMALL)
+    run = api.fit(*api.read(settings, schema), settings)
+    assert isinstance(run.dataset, MemmapDataset)
+    assert run.config.train.monitor == "validation.recall@10"
+    assert run.metrics["test.recall@10"] > 0
+
+
+def test_ids_of_the_names_that_are_the_defaults_need_one_line(tmp_path: Path) -> None:
+    clicks().rename({"customer": "user_id", "product": "item_id"}).write_csv(tmp_path / "clicks.csv")
+    (tmp_path / "shop.toml").write_text('data.interactions = "clicks.csv"', encoding="utf-8")
+    assert [f.name for f in trained(tmp_path).dataset.schema.features] == ["user_id", "item_id"]
+
+
+def test_a_recipe_that_leaves_nothing_to_the_data_is_unchanged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "twotower"):
+        run = trained(folder, "loss.kind=softmax", "train.monitor=validation.ndcg@50")
+    assert run.config.negatives.pairs == ()
+    assert run.config.train.monitor == "validation.ndcg@50"
+    assert "negatives.random" not in caplog.text
+
+
+@pytest.mark.parametrize(("skip", "kinds"), [("negative", ["in_batch"]), ("input", ["in_batch", "random"])])
+def test_a_log_of_events_has_negatives_if_a_type_is_negative(skip: str, kinds: list[str]) -> None:
+    events = {"buy": 3, "skip": skip}
+    schema = Schema.model_validate({"user_id": "customer", "item_id": "product", "event": "type", "events": events})
+    log = clicks().unique(maintain_order=True).with_columns(type=pl.lit("buy"))
+    log = log.with_columns(
+        pl.when(pl.int_range(len(log)) % 3 == 0).then(pl.lit("skip")).otherwise("type").alias("type")
+    )
+    dataset = build_dataset(check(None, None, log, schema), schema, SplitConfig())
+    found = settled(Config(), dataset)
+    assert [source.kind for source in found.negatives.sources] == kinds
+    assert found.train.monitor == ("validation.auc" if skip == "negative" else "validation.recall@10")
+    assert settled(found, dataset) is found
+
+
+STARTS: list[tuple[str, ...]] = [
+    *((f"loss.kind={kind}",) for kind in ("bce", "softmax", "gbce", "bpr")),
+    *((f"split.kind={kind}",) for kind in ("random", "last", "time", "user_ratio")),
+    ("train.history_scope=causal",), ("train.history_scope=causal", "loss.kind=softmax"),
+    *((f"train.monitor=validation.{name}",) for name in ("auc", "gauc", "log_loss", "recall@10", "mrr@50")),
+    ("negatives.random=2", "train.monitor=validation.auc"),
+    *((f"negatives.{source}",) for source in ("random=3", "uniform=16", "popularity=16", "hard={n=2,ranks=[3,9]}", "full=true")),
+    *((f"negatives.{source}", "loss.kind=softmax") for source in (
+        "random=3", "uniform=16", "popularity=16", "full=true", "disliked=1", "in_batch=false", "cross_batch_memory=64",
+    )),
+    ("split.validation=0",), ("split.validation=0", "train.patience=3"), ("train.patience=2",), ("split.gap=3600",),
+    *((f"schema.duplicates={treatment}",) for treatment in ("last", "keep", "error")),
+    *((f"evaluation.repeats={repeats}",) for repeats in ("allow", "only")),
+    ("evaluation.repeats=only", "schema.duplicates=keep"),
+    ("schema.time_format=%Y",), ("train.embedding_sharding=row_wise",),
+]  # fmt: skip
+HISTORY = ['schema.features=[{kind="categorical",name="customer",side="user"},{kind="categorical",name="product",side="item"},'
+           '{kind="sequence",name="before",side="user",pooling={kind="POOLING"}}]']  # fmt: skip
+STARTS += [(HISTORY[0].replace('"POOLING"', p), *loss) for p in ('"mean"', '"decay"', '"attention",window=9', '"transformer",window=9')
+           for loss in ((), ("loss.kind=softmax",))]  # fmt: skip
+
+
+def ways_out(message: str) -> Iterator[list[str]]:
+    """Yield the settings of each way out that an error names and that clicks alone can go."""
+    advice = message.rpartition("; ")[2]
+    advice = re.sub(r"set ([a-z_.]+) to one of ([a-z_]+)(?:, [a-z_]+)*", r"set \1 = '\2'", advice)
+    advice = re.sub(r"switch on one of the sources (negatives\.[a-z_]+).*", r"\1 = true", advice)
+    advice = re.sub(rf"{SETTING} or ('[^']*')", r"\1 = \2, or \1 = \3", advice)
+    for way in re.split(r",? or ", advice):
+        settings = [f"{key}={value}" for key, value in re.findall(SETTING, way)]
+        if settings and "schema.time" not in way:
+            yield [re.sub(r"^pooling=", "schema.features.2.pooling=", s) for s in settings]
+
+
+@pytest.mark.parametrize("start", STARTS, ids=[" ".join(s)[-60:] for s in STARTS])
+def test_the_way_out_of_an_error_trains(folder: Path, start: tuple[str, ...]) -> None:
+    try:
+        trained(folder, *start)
+    except TwoTowerError as e:
+        message = str(e)
+    else:
+        return
+    if re.search(r"(leave it out|drop it)(,|$)", message):  # the first setting
+        trained(folder, *start[1:])
+        return
+    ways = [*ways_out(message)]
+    assert ways, message
+    for way in ways:
+        changed = {s.partition("=")[0]: s for s in (*start, *way)}
+        trained(folder, *changed.values())
+
+
+def settings_of(advice: str) -> list[Any]:
+    return [*ways_out(advice)]
+
+
+def test_ways_out_are_read_from_messages() -> None:
+    assert settings_of("a; set x.y = 'b', or z.w = 3 and q.r = true") == [["x.y='b'"], ["z.w=3", "q.r=true"]]
+    assert settings_of("a; set x.y = 'b' or 'c'") == [["x.y='b'"], ["x.y='c'"]]
+    assert settings_of("a; set loss.kind to one of softmax, gbce and schema.time to a column, or set a.b = 1") == [
+        ["a.b=1"]
+    ]
