@@ -180,6 +180,7 @@ ELSEWHERE = {
     "evaluation.weighted",  # evaluation/test_metrics_weighted.py
     "data.format.separator",  # data/test_text_format.py
     "data.format.columns",
+    "data.format.layout",
     "data.buckets",
     "data.prepared",
     "train.device",

@@ -535,7 +535,7 @@ def test_ids_that_the_users_or_items_lack_are_refused(side: str) -> None:
         ("no.parquet", b"", "cannot be read as parquet"),
         ("no.pq", b"", "cannot be read as parquet"),
         ("text.parquet", b"a,b\n1,2\n" * 9, "is the file complete?"),
-        ("table.xlsx", b"PK", "found a '.xlsx' file, expected .csv, .tsv or .parquet; convert or rename"),
+        ("table.xlsx", b"PK", "found a '.xlsx' file, expected .csv, .tsv, .txt or .parquet; convert or rename"),
         ("table", b"a\n1\n", "found a '' file"),
     ],
 )

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from worlds import settings
 
+from twotower import api
 from twotower.cli.app import run_command
 from twotower.config.toml import load_config
 from twotower.data import prepare
@@ -117,6 +119,99 @@ def test_text_is_prepared_as_parquet_is(tmp_path: Path, form: str) -> None:
     assert digests["text"] == digests["parquet"]
 
 
+ORDERED = Schema(
+    time="at",
+    time_unit="order",
+    duplicates="keep",
+    features=(Categorical(name="user_id", side="user"), Categorical(name="item_id", side="item")),
+)
+
+
+def ordered() -> pl.DataFrame:
+    """Interactions by user and in their order, some repeated; a user is text in the second half alone."""
+    rng, n = np.random.default_rng(1), 300
+    users = [str(u) if u < 30 else f"u{u}" for u in np.sort(rng.integers(40, size=n))]
+    return pl.DataFrame({"user_id": users, "item_id": rng.integers(25, size=n), "at": np.arange(n)})
+
+
+def lines(separator: str) -> Callable[[pl.DataFrame], bytes]:
+    """A writer of one user a line, with an empty line and a user without items."""
+
+    def write(frame: pl.DataFrame) -> bytes:
+        users = frame.group_by("user_id", maintain_order=True).agg(pl.col("item_id").cast(pl.String))
+        rows = [separator.join([user, *items]) for user, items in users.iter_rows()]
+        return "\n".join([*rows, "", f"nobody{separator}", ""]).encode()
+
+    return write
+
+
+ROWS = tuple(ordered().columns)
+FORMS_IN_ORDER: dict[str, tuple[str, Callable[[pl.DataFrame], bytes], TextFormat]] = {
+    **{name: (ending, write, form.model_copy(update={"columns": ROWS if form.columns else ()}))
+       for name, (ending, write, form) in FORMS.items()},
+    "spaces in a txt": ("txt", text(" "), TextFormat()),
+    "one user a line": ("txt", lines(" "), TextFormat(layout="sequences")),
+    "one user a line, gzip": ("txt.gz", gzipped(lines(" ")), TextFormat(layout="sequences")),
+    "one user a line, commas": ("csv", lines(","), TextFormat(layout="sequences")),
+    "one user a line, colons": ("tsv", lines(":"), TextFormat(layout="sequences", separator=":")),
+}  # fmt: skip
+
+
+def ordered_files(folder: Path, form: str) -> DataConfig:
+    """The ordered log in two files of a form; one user stands in both."""
+    folder.mkdir()
+    ending, write, options = FORMS_IN_ORDER.get(form, ("parquet", text(), TextFormat()))
+    for n, part in enumerate((ordered()[:150], ordered()[150:])):
+        path = folder / f"{n}.{ending}"
+        if ending == "parquet":
+            part.write_parquet(path)
+        else:
+            path.write_bytes(write(part))
+    return DataConfig(interactions=str(folder), format=options)
+
+
+@pytest.mark.parametrize("kind", ["last", "time"])
+@pytest.mark.parametrize("form", [*FORMS_IN_ORDER, "parquet"])
+def test_a_log_in_order_is_the_dataset_of_the_frame_in_any_form_too(tmp_path: Path, form: str, kind: str) -> None:
+    split = SplitConfig(kind=kind)
+    data = ordered_files(tmp_path / "in", form)
+    tables, schema = read(DatasetConfig(data=data, split=split), ORDERED)
+    assert not isinstance(tables, Dataset)
+    expected = build_dataset(check(None, None, ordered(), ORDERED), ORDERED, split)
+    found = build_dataset(tables, schema, split)
+    assert found.digest == expected.digest
+    assert found.users.ids.equals(expected.users.ids)
+    if kind == "time":
+        return
+    of_parquet = ordered_files(tmp_path / "parquet", "parquet")
+    prepared = [
+        prepare.write_prepared(d, ORDERED, split, tmp_path / f"out{n}", SMALL) for n, d in enumerate((data, of_parquet))
+    ]
+    assert prepared[0].facts.digest == prepared[1].facts.digest
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["memory", "prepared"])
+def test_lines_of_users_give_the_parts_of_a_split_and_no_time_unless_named(tmp_path: Path, prepared: bool) -> None:
+    (tmp_path / "train.txt").write_text("0 1 2 3\n1 2 3\n")
+    (tmp_path / "test.txt").write_text("0 4\n1\n")
+    data = DataConfig(
+        train=str(tmp_path / "train.txt"), test=str(tmp_path / "test.txt"), format=TextFormat(layout="sequences")
+    )
+    schema, config = Schema(), DatasetConfig(data=data, split=SplitConfig(kind="files"))
+    if prepared:
+        found: Dataset = prepare.write_prepared(data, schema, config.split, tmp_path / "out", SMALL)
+    else:
+        tables, _ = read(config, schema)
+        assert not isinstance(tables, Dataset)
+        found = build_dataset(tables, schema, config.split)
+    ids = found.items.ids.to_list()
+    rows = zip(found.users.ids.gather(found.pairs.user), found.pairs.item.tolist(), found.parts.tolist(), strict=True)
+    assert sorted((u, ids[i], part) for u, i, part in rows) == [
+        (0, 1, 0), (0, 2, 0), (0, 3, 0), (0, 4, 2), (1, 2, 0), (1, 3, 0),
+    ]  # fmt: skip
+    assert found.times is None
+
+
 def test_columns_are_of_the_interactions_alone_and_the_separator_is_of_all_tables(tmp_path: Path) -> None:
     log().write_csv(tmp_path / "log.csv", separator=";", include_header=False)
     users = log().select(pl.col("user_id").unique().sort()).with_columns(age=pl.lit(3.5))
@@ -144,7 +239,12 @@ def test_columns_are_of_the_interactions_alone_and_the_separator_is_of_all_table
         ("a.csv", "1,2\n3,4\n", TextFormat(columns=NAMES), "has 2 columns, and data.format.columns names 5; name each once"),
         ("a.csv.gz", "user_id;item_id\n1;2\n", TextFormat(), "first line holds ';' 1 times"),
         ("a.csv.gz", b"user_id,item_id\n1,\xff\n", TextFormat(), "line 2 is not UTF-8"),
-        ("a.gz", "user_id,item_id\n1,2\n", TextFormat(), "found a '.gz' file, expected .csv, .tsv or .parquet"),
+        ("a.csv", "u1 5 6\nu2 5\n", TextFormat(layout="sequences"), "its first line holds ' ' 2 times; set data.format.separator = \" \""),
+        ("a.txt", "u1,5,6\nu2,5\n", TextFormat(layout="sequences"), "holds ',' 2 times; set data.format.separator = \",\""),
+        ("a.txt", "u1\nu2\n", TextFormat(layout="sequences"), "the table has no rows, expected at least one"),
+        ("a.txt", "", TextFormat(layout="sequences"), "the file is empty"),
+        ("a.txt", b"u1 5 \xff\n", TextFormat(layout="sequences"), "line 1 is not UTF-8"),
+        ("a.gz", "user_id,item_id\n1,2\n", TextFormat(), "found a '.gz' file, expected .csv, .tsv, .txt or .parquet"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("prepared", [False, True], ids=["memory", "prepared"])
@@ -159,7 +259,7 @@ def test_a_file_of_another_form_is_one_line(
     out = tmp_path / "out"
     with pytest.raises(DataError) as e:
         prepare.write_prepared(config.data, schema, config.split, out, SMALL) if prepared else read(config, schema)
-    assert str(e.value).startswith(f"{path}: ")
+    assert str(e.value).startswith("interactions: " if "no rows" in words else f"{path}: ")
     assert words in str(e.value)
     assert "\n" not in str(e.value)
     assert not out.exists()
@@ -176,6 +276,8 @@ def test_a_table_of_ids_alone_is_no_file_of_another_separator(tmp_path: Path) ->
         ('separator = "::"', "separator '::' is not one ASCII character; replace it in the files by a tab"),
         ('separator = "\\""', "is not one ASCII character"),
         ('columns = ["a", "a"]', "['a', 'a'] has an empty or repeated name; give each column its own"),
+        ('layout = "sequences"\ncolumns = ["a"]', "columns goes with layout = 'rows', not 'sequences'; leave it out"),
+        ('layout = "lines"', "data.format.layout is 'lines'"),
         ('separater = ";"', "unknown key 'data.format.separater'; did you mean 'separator'?"),
     ],
 )
@@ -200,3 +302,108 @@ def test_stats_read_gzip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (tmp_path / "interactions.csv.gz").write_bytes(gzip.compress(text()(log())))
     assert run_command(["data", "stats", str(tmp_path)]) == 0
     assert "interactions: 400 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["memory", "prepared"])
+def test_an_order_is_no_time(tmp_path: Path, prepared: bool) -> None:
+    data, schema = ordered_files(tmp_path / "in", "one user a line"), ORDERED.model_copy(update={"time_unit": "s"})
+    with pytest.raises(
+        DataError, match=r"gives 'at' an order, and schema.time_unit = 's' wants times; set schema.time_unit = 'order'$"
+    ):
+        prepare.write_prepared(data, schema, SplitConfig(), tmp_path / "out", SMALL) if prepared else read(
+            DatasetConfig(data=data), schema
+        )
+
+
+# ---- tables of other verbs
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run and a store of the ordered log."""
+    folder = tmp_path_factory.mktemp("published")
+    tables = (None, None, ordered().with_columns(pl.col("user_id").str.strip_prefix("u").cast(pl.Int64)))
+    run = api.fit(
+        tables, ORDERED, settings(train={"epochs": 1}, evaluation={"repeats": "allow"}), folder=folder / "run"
+    )
+    api.publish(run, folder / "store")
+    return folder
+
+
+USERS = pl.DataFrame({"city": ["a", "b,c", "d"], "user_id": [3, 1, 2]})
+TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], bytes], list[str]]] = {
+    "csv": ("csv", text(), []),
+    "semicolons": ("csv", text(";"), ["--separator", ";"]),
+    "tab, gzip": ("csv.gz", gzipped(text("\t")), ["--separator", "\t"]),
+    "txt": ("txt", text(" "), []),
+    "no header": ("csv", text(header=False), ["--columns", "city, user_id"]),
+    "no header, semicolons": ("tsv", text(";", header=False), ["--columns", "city,user_id", "--separator", ";"]),
+}
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_tables_of_embed_and_recommend_have_any_form(published: Path, tmp_path: Path, form: str) -> None:
+    ending, write, flags = TABLES[form]
+    table, parquet, words = tmp_path / f"users.{ending}", tmp_path / "users.parquet", [str(published / "run")]
+    table.write_bytes(write(USERS))
+    USERS.write_parquet(parquet)
+    for name, source, more in (("text", table, flags), ("parquet", parquet, [])):
+        out = ["--out", str(tmp_path / f"vectors-{name}")]
+        assert run_command(["embed", *words, str(source), "--side", "user", *out, *more]) == 0
+        out = ["--store", str(published / "store"), "--out", str(tmp_path / f"answers-{name}"), "-k", "4"]
+        for _ in range(2):  # the second call finds the first one's answers
+            assert run_command(["recommend", *out, "--users", str(source), *more]) == 0
+    vectors = [np.load(tmp_path / f"vectors-{name}" / "vectors.npy") for name in ("text", "parquet")]
+    assert np.array_equal(*vectors)
+    answers = [pl.read_parquet(tmp_path / f"answers-{name}" / "part-00000.parquet") for name in ("text", "parquet")]
+    assert answers[0].equals(answers[1])
+    assert answers[0]["user_id"].unique(maintain_order=True).to_list() == [3, 1, 2]
+
+
+def test_a_table_of_another_form_is_one_line_that_names_the_flag(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    USERS.write_csv(tmp_path / "users.csv", separator=";")
+    embed = [
+        "embed",
+        str(published / "run"),
+        str(tmp_path / "users.csv"),
+        "--side",
+        "user",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    answer = [
+        "recommend",
+        "--store",
+        str(published / "store"),
+        "--users",
+        str(tmp_path / "users.csv"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    USERS.write_csv(tmp_path / "interactions.csv", separator=";")
+    look = ["data", "stats", str(tmp_path)]
+    for words in (embed, answer, look):
+        assert run_command(words) == 2
+        assert "holds ';' 1 times; set --separator = \";\"" in capsys.readouterr().err
+        assert run_command([*words, "--columns", "a,b,c", "--separator", ";"]) == 2
+        assert "has 2 columns, and --columns names 3; name each once" in capsys.readouterr().err
+        assert run_command([*words, "--separator", "::"]) == 2
+        assert "'::' is not one ASCII character" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert run_command([*answer, "--separator", ";"]) == 0
+    assert run_command([*answer, "--separator", ";", "--columns", "city,user_id"]) == 2
+    assert "of text read with another --separator or other --columns" in capsys.readouterr().err
+    assert run_command(["recommend", "--store", str(published / "store"), "--user", "1", "--separator", ";"]) == 2
+    assert "--separator is an option of --users" in capsys.readouterr().err
+
+
+def test_stats_read_any_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ordered().write_csv(tmp_path / "interactions.csv", separator=";", include_header=False)
+    USERS.write_csv(tmp_path / "users.txt", separator=";")
+    assert run_command(["data", "stats", str(tmp_path), "--separator", ";", "--columns", "user_id,item_id,at"]) == 0
+    said = capsys.readouterr().out
+    assert "interactions: 300 rows" in said
+    assert "users: 3 rows" in said
+    assert "item_id          Int64" in said

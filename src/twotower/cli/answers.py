@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from twotower.cli.flags import AsJson, Conditions, ItemCount, KindModules, StoreFolder
+from twotower.cli.flags import (
+    AsJson,
+    ColumnNames,
+    Conditions,
+    ItemCount,
+    KindModules,
+    Separator,
+    StoreFolder,
+    split_names,
+)
 from twotower.errors import ConfigError
 from twotower.reports.terminal import print_answer
 from twotower.retrieval.recommendation_files import SHARD_USERS
@@ -43,7 +52,7 @@ def recommend(
         Path | None,
         typer.Option(
             USERS,
-            help="Table of users to answer, of any number, in Parquet or CSV: a file, a folder, or a pattern such as "
+            help="Table of users to answer, of any number, in Parquet or text: a file, a folder, or a pattern such as "
             "'*.parquet'. Needs --out.",
         ),
     ] = None,
@@ -64,6 +73,8 @@ def recommend(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace answers of another bundle, table or options in --out.")
     ] = False,
+    separator: Separator = "",
+    columns: ColumnNames = "",
     threads: Annotated[
         int | None,
         typer.Option(
@@ -89,11 +100,12 @@ def recommend(
             store, users, out, k, method=method, unknown="popular" if unknown is None else unknown,  # type: ignore[arg-type]
             ban=ban or (), where=_filters(where), keep_seen=keep_seen,
             shard_rows=shard_rows or SHARD_USERS, overwrite=overwrite, threads=threads or 0,
+            separator=separator, columns=split_names(columns),
         )  # fmt: skip
         return
     for flag, given in (
         ("--unknown", unknown is not None), ("--shard-rows", shard_rows is not None), ("--overwrite", overwrite),
-        ("--threads", threads is not None),
+        ("--threads", threads is not None), ("--separator", bool(separator)), ("--columns", bool(columns)),
     ):  # fmt: skip
         if given:
             raise ConfigError(f"{flag} is an option of --users TABLE --out FOLDER; name both, or leave it out")

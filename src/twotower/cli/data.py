@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from twotower.cli.flags import Separator, split_names
 from twotower.errors import ConfigError, DataError
 from twotower.reports.terminal import print_line
 from twotower.section import first_problem
@@ -38,19 +39,32 @@ def fetch(
     )
 
 
-def stats(folder: Annotated[Path, typer.Argument(help="Folder with users, items and interactions.")]) -> None:
+def stats(
+    folder: Annotated[Path, typer.Argument(help="Folder with users, items and interactions.")],
+    separator: Separator = "",
+    columns: Annotated[
+        str,
+        typer.Option(
+            "--columns",
+            metavar="NAME,NAME,…",
+            help="Names of the columns of interactions without a header line, in order, separated by commas.",
+        ),
+    ] = "",
+) -> None:
     """Describe three tables: sizes, columns, missing and distinct values, activity per user and item."""
-    from twotower.data import readers, summary
+    from twotower.data import summary
+    from twotower.data.readers import Reading, read_file
+    from twotower.data.table_paths import TEXT_SUFFIXES
+    from twotower.data.text_format import TextFormat
 
-    found = {}
+    found, endings = {}, (".parquet", *TEXT_SUFFIXES, *(f"{ending}.gz" for ending in TEXT_SUFFIXES))
     for name in ("users", "items", "interactions"):
-        path = next(
-            (p for e in ("parquet", "csv", "tsv", "csv.gz", "tsv.gz") if (p := folder / f"{name}.{e}").exists()), None
-        )
+        path = next((p for ending in endings if (p := folder / f"{name}{ending}").exists()), None)
         if path is None and name == "interactions":
-            raise DataError(f"{folder}: holds no interactions.parquet, .csv or .tsv")
+            raise DataError(f"{folder}: holds no interactions.parquet, .csv, .tsv or .txt")
         if path:
-            found[name] = readers.read_file(path)
+            form = TextFormat.of_table(separator, split_names(columns) if name == "interactions" else ())
+            found[name] = read_file(path, Reading(None).of_table(form))
     for name, frame in found.items():
         print(f"{name}: {frame.height:,} rows")
         for column, kind, missing, distinct, example in summary.describe(frame):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from twotower.cli.flags import RunFolder, Trust
+from twotower.cli.flags import ColumnNames, RunFolder, Separator, Trust, split_names
 from twotower.cli.threads import Threads, set_threads
 from twotower.errors import ConfigError
 from twotower.reports.terminal import print_line
@@ -18,7 +18,7 @@ def embed(
     table: Annotated[
         Path,
         typer.Argument(
-            help="Items or users of any number, in Parquet or CSV: a file, a folder, or a pattern such as '*.parquet'."
+            help="Items or users of any number, in Parquet or text: a file, a folder, or a pattern such as '*.parquet'."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the vectors and their ids.")],
@@ -33,6 +33,8 @@ def embed(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace vectors of another table or model in the folder.")
     ] = False,
+    separator: Separator = "",
+    columns: ColumnNames = "",
     threads: Threads = 0,
     trust: Trust = False,
 ) -> None:
@@ -49,5 +51,5 @@ def embed(
         print_line(f"{context.world_size} ranks, each with {threads} thread{'s' if threads > 1 else ''}")
     api.embed(
         api.load(run, trust), side, table, out, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
-        overwrite=overwrite, context=context,
+        overwrite=overwrite, context=context, separator=separator, columns=split_names(columns),
     )  # fmt: skip

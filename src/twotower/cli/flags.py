@@ -69,7 +69,27 @@ KindModules = Annotated[
         help="Module to import, whose kinds the bundle or the prepared data name. Repeatable.",
     ),
 ]
+Separator = Annotated[
+    str,
+    typer.Option(
+        "--separator",
+        help="Character between the values of text files. Default: a comma in .csv files, a tab in .tsv, a space in .txt.",
+    ),
+]
+ColumnNames = Annotated[
+    str,
+    typer.Option(
+        "--columns",
+        metavar="NAME,NAME,…",
+        help="Names of the columns of text files without a header line, in order, separated by commas.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def split_names(text: str) -> list[str]:
+    """Return the names of a value of --columns."""
+    return [name.strip() for name in text.split(",")] if text else []
 
 
 def in_flags(message: str, words: Sequence[str], app: typer.Typer) -> str:

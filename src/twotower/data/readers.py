@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import glob
 import gzip
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
@@ -19,11 +16,12 @@ import polars as pl
 
 from twotower.data.parts import PART, PartFiles
 from twotower.data.split import PART_NAMES
-from twotower.data.text_format import SEPARATORS, TextFormat
+from twotower.data.table_paths import ending, is_text, part_paths, table_files
+from twotower.data.text_format import SEPARATORS, SPACE, TextFormat
+from twotower.data.user_lines import read_first_line, scan_user_lines, with_places
 from twotower.errors import DataError, first_line
 from twotower.features.schema import Schema
 from twotower.features.side import SideName
-from twotower.files import check_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,17 +48,22 @@ class CsvOptions(TypedDict):
 
 @dataclass(frozen=True)
 class Reading:
-    """Types of the columns of a CSV, which has none of its own.
+    """Types of the columns of a CSV, which has none of its own, and the form of text files.
 
     `numbers` are columns whose type (dates too) polars infers, `text` are columns of text. Any other column is text, unless
-    all its values are spelled as whole numbers or booleans are: "007" and "7", or "1.10" and "1.1", stay two values."""
+    all its values are spelled as whole numbers or booleans are: "007" and "7", or "1.10" and "1.1", stay two values.
+    `numbers` None infers every type."""
 
-    numbers: frozenset[str]
+    numbers: frozenset[str] | None
     text: frozenset[str] = frozenset()
     separator: str = ""
     """Character between the values. Empty: by the file's ending."""
     columns: tuple[str, ...] = ()
     """Names of the columns of a file without a header line. Empty: the first line names them."""
+    lines: tuple[str, ...] = ()
+    """Names of the columns of the users, the items and, if any, the order, of files with one user a line. Empty: one row a line."""
+    option: str = "data.format.{}"
+    """Name of an option of the form in messages."""
 
     @classmethod
     def of(cls, schema: Schema, side: SideName | None = None, form: TextFormat | None = None) -> Reading:
@@ -69,13 +72,27 @@ class Reading:
         ids = {schema.user_id, schema.item_id}
         if side is None:
             averaged = {s.column for s in schema.statistics() if s.column}
-            numbers = frozenset(
-                {schema.label, schema.weight, *averaged} - ids - {schema.time}
-            )  # `Times` reads the time
-            return cls(numbers, separator=form.separator, columns=form.columns)
+            # `Times` reads the time
+            numbers = frozenset({schema.label, schema.weight, *averaged} - ids - {schema.time})
+            lines = _columns_of_lines(schema) if form.layout == "sequences" else ()
+            return cls(numbers | {*lines[2:]}, separator=form.separator, columns=form.columns, lines=lines)
         of_type = {t: {f.source for f in schema.columns(side) if f.column_type == t} for t in ("numbers", "text")}
         text = frozenset(of_type["text"] - of_type["numbers"] - ids)
         return cls(frozenset(of_type["numbers"] - ids), text, form.separator)
+
+    def of_table(self, form: TextFormat) -> Reading:
+        """Return the types of columns for one table in files of a form, whose options are arguments of a call."""
+        return replace(self, separator=form.separator, columns=form.columns, option="`{}`")
+
+
+def _columns_of_lines(schema: Schema) -> tuple[str, ...]:
+    """Return the columns that files with one user a line give. Raises DataError if the schema wants times."""
+    if schema.time and schema.time_unit != "order":
+        raise DataError(
+            f"data.format.layout = 'sequences' gives '{schema.time}' an order, and schema.time_unit = '{schema.time_unit}' wants "
+            "times; set schema.time_unit = 'order'"
+        )
+    return (schema.user_id, schema.item_id, *filter(None, [schema.time]))
 
 
 def as_frame(table: TableLike, what: str, reading: Reading | None = None) -> pl.DataFrame:
@@ -125,70 +142,15 @@ def _pandas_column(name: str, column: pd.Series) -> pl.Series:
 
 CANONICAL_INTEGER, CANONICAL_BOOLEAN = r"^(0|-?[1-9]\d*)$", r"^(?i:true|false)$"
 """Spellings of which a column of text is one of numbers or of truth values."""
-TEXT_SUFFIXES = (".csv", ".tsv")
-TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".pq")
-_SKIPPED = (".", "_")
-"""Beginnings of names in a folder that are no files of its table: Spark puts _SUCCESS and .crc there."""
-
-
-def table_files(source: Path | str, endings: tuple[str, ...] = TABLE_SUFFIXES) -> list[Path]:
-    """Return the files of a table (a file, a folder of files or a pattern) in the order of their names.
-
-    Raises DataError if there is none, or one with another ending."""
-    source = Path(source)
-    if source.is_dir():
-        paths = [p for p in source.iterdir() if not p.name.startswith(_SKIPPED)]
-    elif not source.exists() and glob.has_magic(str(source)):
-        paths = [Path(p) for p in glob.glob(str(source), recursive=True)]  # noqa: PTH207 - Path.glob wants no root
-        paths = [p for p in paths if not p.is_dir()]
-    else:
-        paths = [source]
-    if not paths:
-        raise DataError(f"{source}: no file found; name a table, a folder of tables or a pattern")
-    for path in paths:
-        check_name(path)
-        if path.is_dir():
-            raise DataError(
-                f"{source}: found the folder {path.name} in it; name all files, as in '{source}/*/*.parquet'"
-            )
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
-        if ending(path) not in endings:
-            shown = ".csv, .tsv or .parquet" if ".csv" in endings else ".parquet"
-            raise DataError(f"{path}: found a '{path.suffix.lower()}' file, expected {shown}; convert or rename it")
-    return sorted(paths)
-
-
-def takes_in(source: Path, path: Path) -> bool:
-    """Return True if `path`, once it exists, is read with the table `source`: below a folder, or one that a pattern matches."""
-    if source.is_dir():
-        base, inner = source.resolve(), path.resolve()
-        return base in inner.parents and not inner.relative_to(base).parts[0].startswith(_SKIPPED)
-    parts, pattern = (Path(os.path.abspath(p)).parts for p in (path, source))  # noqa: PTH100 - links are not followed
-    return not source.exists() and glob.has_magic(str(source)) and _matches(parts, pattern)
-
-
-def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Return True if the parts of a path match those of a pattern, in which ** stands for any number of folders."""
-    if not parts or not pattern:
-        return not parts and not pattern
-    if pattern[0] == "**":
-        return any(_matches(parts[n:], pattern[1:]) for n in range(len(parts) + 1))
-    return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
-
-
-def ending(path: Path) -> str:
-    """Return the ending of a file's name in lower case; ".csv" and ".tsv" of gzipped ones."""
-    inner = Path(path.name.lower().removesuffix(".gz")).suffix
-    return inner if inner in TEXT_SUFFIXES else path.suffix.lower()
+_SEPARATOR_OF = {".csv": ",", ".tsv": "\t", ".txt": SPACE}
 
 
 def read_file(
     source: Path | str, reading: Reading | None = None, wanted: Collection[str] | None = None
 ) -> pl.DataFrame:
-    """Read a CSV (UTF-8, header line) or Parquet file, by its ending, or all files of a folder or pattern as one table.
+    """Read a text (UTF-8, header line) or Parquet file, by its ending, or all files of a folder or pattern as one table.
 
-    Without a `reading`, polars infers the types of a CSV, but a column stays text if its spelling is not that of whole
+    Without a `reading`, or with its `numbers` None, polars infers the types of a CSV, but a column stays text if its spelling is not that of whole
     numbers. Of a Parquet file only the `wanted` columns are read, or all columns if one of them is missing.
     """
     return _read_paths(table_files(source), reading, wanted)
@@ -200,34 +162,26 @@ def _read_parts(files: PartFiles, reading: Reading | None) -> pl.DataFrame:
     return _read_paths([path for path, _ in found], reading, None, [code for _, code in found])
 
 
-def part_paths(files: PartFiles, endings: tuple[str, ...] = TABLE_SUFFIXES) -> dict[str, list[Path]]:
-    """Return the files of each part, in the order train, validation, test. Raises DataError if a file is in two."""
-    found = {name: table_files(files.sources[name], endings) for name in PART_NAMES if name in files.sources}
-    owners: dict[Path, str] = {}
-    for name, paths in found.items():
-        for path in paths:
-            if (other := owners.setdefault(path.resolve(), name)) != name:
-                raise DataError(f"{path}: named by data.{other} and by data.{name}; name a file for one part")
-    return found
-
-
 def _read_paths(
     paths: list[Path], reading: Reading | None, wanted: Collection[str] | None, parts: Sequence[int] = ()
 ) -> pl.DataFrame:
     """Read files as one table. `parts` are their part codes, if a column PART is wanted."""
+    reading = reading or Reading(None)
     frame = _read_all(paths, reading, wanted, parts)
     if not is_text(paths[0]):
         return frame
-    if reading is None:
+    if reading.lines[2:]:
+        frame = with_places(frame.lazy(), reading.lines[2]).collect()
+    if reading.numbers is None:
         whole = [name for name, dtype in frame.schema.items() if dtype == pl.Int64]
-        spelling = _read_all(paths, Reading(frozenset()), None)
+        spelling = _read_all(paths, replace(reading, numbers=frozenset()), None)
         return frame.with_columns(parse_canonical_text(spelling[name]) for name in whole)
     left = [name for name in frame.columns if name not in reading.numbers | reading.text and name != PART]
     return frame.with_columns(parse_canonical_text(frame[name]) for name in left)
 
 
 def _read_all(
-    paths: list[Path], reading: Reading | None, wanted: Collection[str] | None, parts: Sequence[int] = ()
+    paths: list[Path], reading: Reading, wanted: Collection[str] | None, parts: Sequence[int] = ()
 ) -> pl.DataFrame:
     frames = [_read_one(path, reading, wanted) for path in paths]
     if parts:
@@ -245,14 +199,16 @@ def _read_all(
     return pl.concat([f[frames[0].columns] for f in frames], how="vertical_relaxed" if inferred else "vertical")
 
 
-def _read_one(path: Path, reading: Reading | None, wanted: Collection[str] | None = None) -> pl.DataFrame:
-    """Read a file. With a `reading`, columns of a CSV outside `reading.numbers` are text."""
+def _read_one(path: Path, reading: Reading, wanted: Collection[str] | None = None) -> pl.DataFrame:
+    """Read a file. Columns of a CSV outside `reading.numbers` are text, unless that is None."""
     with table_errors(path):
         if not is_text(path):
             table = pl.scan_parquet(path, glob=False)
             if wanted is not None and set(wanted) <= set(table.collect_schema().names()):
                 table = table.select(wanted)
             return table.collect()
+        if reading.lines:
+            return scan_text(path, reading).collect()
         frame = pl.read_csv(path, **csv_options(path, reading))
     if any("\ufffd" in name for name in frame.columns):
         check_utf8(path)
@@ -273,33 +229,43 @@ def table_errors(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read as {kind} ({first_line(e)}); is the file complete?") from None
 
 
-def is_text(path: Path) -> bool:
-    """Return True for a CSV or TSV, gzipped or not, by the file's ending."""
-    return ending(path) in TEXT_SUFFIXES
+def scan_text(path: Path, reading: Reading, first: int | None = None) -> pl.LazyFrame:
+    """Scan a text file. Of files with one user a line, the column of the order begins at `first`; None leaves it out. Call it
+    within `table_errors`. Raises DataError as `column_names` does."""
+    if not reading.lines:
+        return pl.scan_csv(path, **csv_options(path, reading))
+    column_names(path, reading)
+    user, item, *order = reading.lines
+    table = scan_user_lines(path, user, item, _separator(path, reading))
+    return with_places(table, order[0], first) if order and first is not None else table
 
 
-def csv_options(path: Path, reading: Reading | None) -> CsvOptions:
-    """Return the options of polars for a CSV or TSV. Raises DataError as `column_names` does."""
+def csv_options(path: Path, reading: Reading) -> CsvOptions:
+    """Return the options of polars for a text file. Raises DataError as `column_names` does."""
     names = column_names(path, reading)
-    text = [] if reading is None else [name for name in names if name not in reading.numbers]
-    unnamed = reading is not None and bool(reading.columns)
+    text = [] if reading.numbers is None else [name for name in names if name not in reading.numbers]
+    unnamed = bool(reading.columns)
     return {
         "separator": _separator(path, reading), "has_header": not unnamed, "new_columns": names if unnamed else None, "infer_schema_length": None, "try_parse_dates": True, "glob": False,
         "schema_overrides": dict.fromkeys(text, pl.String),
     }  # fmt: skip
 
 
-def column_names(path: Path, reading: Reading | None = None) -> list[str]:
-    """Return the columns of a CSV or TSV. Raises DataError if its header names one twice, if the file has another number of
+def column_names(path: Path, reading: Reading) -> list[str]:
+    """Return the columns of a text file. Raises DataError if its header names one twice, if the file has another number of
     columns than `reading` names, or if it looks separated by another character."""
     separator = _separator(path, reading)
+    if reading.lines:
+        _check_separator(path, read_first_line(path).split(separator), separator, reading)
+        return [*reading.lines]
     read = partial(pl.read_csv, path, separator=separator, infer_schema=False, glob=False)
     header = read(n_rows=1, has_header=False, truncate_ragged_lines=True).row(0)
-    _check_separator(path, header, separator)
-    if reading and reading.columns:
+    _check_separator(path, header, separator, reading)
+    if reading.columns:
         if len(header) != len(reading.columns):
+            option = reading.option.format("columns")
             raise DataError(
-                f"{path}: has {len(header)} columns, and data.format.columns names {len(reading.columns)}; name each once"
+                f"{path}: has {len(header)} columns, and {option} names {len(reading.columns)}; name each once"
             )
         return [*reading.columns]
     twice = next((name for name in header if name and header.count(name) > 1), None)
@@ -308,26 +274,30 @@ def column_names(path: Path, reading: Reading | None = None) -> list[str]:
     return read(n_rows=0).columns
 
 
-def _check_separator(path: Path, header: Sequence[str | None], separator: str) -> None:
+def _check_separator(path: Path, header: Sequence[str | None], separator: str, reading: Reading) -> None:
     """Raise DataError if a file's first line is one value that holds another separator."""
     first = header[0] or ""
-    found = {other: first.count(other) for other in SEPARATORS if other != separator and first.count(other)}
+    known = (*SEPARATORS, *([SPACE] if reading.lines else []))
+    found = {other: first.count(other) for other in known if other != separator and first.count(other)}
     if len(header) > 1 or not found:
         return
     other = max(found, key=lambda s: found[s])
-    what = f"set data.format.separator = {json.dumps(other)}" if len(other) == 1 else "replace it in the file by a tab"
+    what = (
+        f"set {reading.option.format('separator')} = {json.dumps(other)}"
+        if len(other) == 1
+        else "replace it in the file by a tab"
+    )
     raise DataError(f"{path}: found one column, and its first line holds {other!r} {found[other]} times; {what}")
 
 
-def _separator(path: Path, reading: Reading | None) -> str:
-    given = reading.separator if reading else ""
-    return given or ("\t" if ending(path) == ".tsv" else ",")
+def _separator(path: Path, reading: Reading) -> str:
+    return reading.separator or _SEPARATOR_OF[ending(path)]
 
 
 def columns_and_rows(path: Path, reading: Reading) -> tuple[list[str], int]:
     """Return the names of the columns of a file, and its number of rows. Call it within `table_errors`."""
     if is_text(path):
-        table = pl.scan_csv(path, **csv_options(path, replace(reading, numbers=frozenset())))
+        table = scan_text(path, replace(reading, numbers=frozenset()), first=0)
     else:
         table = pl.scan_parquet(path, glob=False)
     rows = int(table.select(pl.len()).collect(engine="streaming").item())

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import polars as pl
 
-from twotower.data.readers import Reading, csv_options, table_errors, table_files, takes_in
+from twotower.data.readers import Reading, scan_text, table_errors
+from twotower.data.table_paths import table_files, takes_in
 from twotower.errors import DataError, RunError
 
 
@@ -81,7 +82,8 @@ def read_slices(table: pl.LazyFrame, source: Path, start: int, rows: int, step: 
         yield frame
 
 
-def text_as_parquet(source: Path, columns: Collection[str], reading: Reading, to: Path) -> pl.LazyFrame:
-    """Write columns of a CSV as Parquet, with types inferred from all rows, and scan it. Call it within `table_errors`."""
-    pl.scan_csv(source, **csv_options(source, reading)).select(columns).sink_parquet(to)
+def text_as_parquet(source: Path, columns: Collection[str], reading: Reading, to: Path, first: int = 0) -> pl.LazyFrame:
+    """Write columns of a text file as Parquet, with types inferred from all rows, and scan it. `first` is the row of the table
+    at which the file begins. Call it within `table_errors`."""
+    scan_text(source, reading, first).select(columns).sink_parquet(to)
     return pl.scan_parquet(to, glob=False)

@@ -18,7 +18,8 @@ from twotower import files
 from twotower.arrays.types import Doubles, Ints
 from twotower.data.events import event_factors, event_positives, ignored_notes, without_ignored
 from twotower.data.parts import PART, PartFiles
-from twotower.data.readers import Reading, TableLike, as_frame, is_text, part_paths, table_files
+from twotower.data.readers import Reading, TableLike, as_frame
+from twotower.data.table_paths import is_text, part_paths, table_files
 from twotower.data.text_format import TextFormat
 from twotower.data.times import TIME, Times
 from twotower.data.unknown_ids import counted_ids, with_unknown_ids

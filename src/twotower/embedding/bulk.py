@@ -18,15 +18,9 @@ import polars as pl
 from twotower import files
 from twotower.arrays.npy_writer import write_npy_header
 from twotower.arrays.ragged import Column, Ragged
-from twotower.data.readers import (
-    Reading,
-    column_names,
-    is_text,
-    parse_canonical_text,
-    table_errors,
-    table_files,
-)
+from twotower.data.readers import Reading, column_names, parse_canonical_text, table_errors
 from twotower.data.splits import TEST
+from twotower.data.table_paths import is_text, table_files
 from twotower.data.table_shards import (
     TableFile,
     TableShard,
@@ -37,6 +31,7 @@ from twotower.data.table_shards import (
     text_as_parquet,
 )
 from twotower.data.tables import need, with_ids
+from twotower.data.text_format import TextFormat
 from twotower.distributed import DistributedContext
 from twotower.embedding.folder import IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER, StoredVectors
 from twotower.embedding.shards import EmbeddingWork, common_type, save_ids
@@ -72,14 +67,17 @@ def embed(
     precision: Precision = "fp32",
     overwrite: bool = False,
     context: DistributedContext | None = None,
+    separator: str = "",
+    columns: abc.Sequence[str] = (),
 ) -> int:
     """Write the vector of every row of the table `source` into the folder `out`, and return the number of embedded rows.
 
-    `source` is a CSV, TSV or Parquet file, a folder of them, or a pattern such as "items/*.parquet", of any size. A shard
+    `source` is a text (.csv, .tsv, .txt) or Parquet file, a folder of them, or a pattern such as "items/*.parquet", of any size. A shard
     is up to `shard_rows` rows of a Parquet file, or a whole text file. A single shard is written as vectors.npy (n, D) and
     ids.parquet, several as folder.py describes; `EmbeddingsFolder` reads both. A later call continues with shards
     that are missing or damaged. The ranks of `context` share the shards without a barrier: a rank that is done takes
-    remaining shards, and the last rank writes the list.
+    remaining shards, and the last rank writes the list. `separator` is the character between the values of text files, "" the one
+    of their ending; `columns` are the names of their columns, if their first lines do not name them.
 
     A row whose id is in the run has the run's sequences and statistics; a new row has empty sequences, a count of zero and
     no mean. A repeated id gets a vector for each of its rows.
@@ -94,7 +92,8 @@ def embed(
     if shard_rows < 1:
         raise ConfigError(f"shards of {shard_rows} rows: expected at least 1")
     check_apart(source, out / IDS_FILE, f"{side}s")
-    rows = _RowEncoder(run, side)
+    form = TextFormat.of_table(separator, columns)
+    rows = _RowEncoder(run, side, form)
     sources = _files(source, rows)
     shards = cut_into_shards(sources, shard_rows)
     if not shards:
@@ -104,7 +103,7 @@ def embed(
         return _embed_single_shard(tower, shards[0], out, overwrite) if me.is_main else 0
     plan = {
         "side": side, "model": _digest(run), "schema": hashlib.sha256(rows.schema.model_dump_json().encode()).hexdigest(),
-        "precision": precision, "shard_rows": shard_rows, "table": [f.state() for f in sources],
+        "precision": precision, "shard_rows": shard_rows, "table": [f.state() for f in sources], "form": form.given,
     }  # fmt: skip
     with EmbeddingWork.begin(out, plan, len(shards), overwrite) as work:
         for i in range(me.rank, len(shards), me.world_size):
@@ -227,7 +226,7 @@ class _ShardEmbedder:
 class _RowEncoder:
     """Encodes pieces of a side's table: the ids, and the columns that the tower reads."""
 
-    def __init__(self, run: Run, side: SideName) -> None:
+    def __init__(self, run: Run, side: SideName, form: TextFormat) -> None:
         self.side, self.schema, self.encoders = side, run.dataset.schema, run.dataset.encoders
         self.key = self.schema.id_column(side)
         self.fields = TowerFields(self.encoders.fields(side))
@@ -235,9 +234,11 @@ class _RowEncoder:
         given = [f.source for f in self.schema.columns(side) if not f.computes]
         self.columns = list(dict.fromkeys([self.key, *given]))
         self.known = run.dataset.side_before(side, TEST)
-        self.reading = Reading.of(self.schema, side)
+        self.reading = Reading.of(self.schema, side).of_table(form)
         # A CSV has no types: ids and columns that were boolean in training are parsed from text.
-        booleans = {c for c, dtype in self.known.frame.schema.items() if dtype == pl.Boolean} - self.reading.numbers
+        booleans = {c for c, dtype in self.known.frame.schema.items() if dtype == pl.Boolean} - (
+            self.reading.numbers or set()
+        )
         self.parsed_columns = [c for c in self.columns if c == self.key or c in booleans]
         self._row_encoder = CategoricalEncoder(self.known.ids)
 
@@ -278,7 +279,7 @@ def _length(path: Path, rows: _RowEncoder) -> int | None:
     """Return the number of rows of a Parquet file, None for a text file. Raises DataError if a column is missing."""
     with table_errors(path):
         if is_text(path):
-            rows.check(column_names(path))
+            rows.check(column_names(path, rows.reading))
             return None
         table = pl.scan_parquet(path, glob=False)
         rows.check(table.collect_schema().names())

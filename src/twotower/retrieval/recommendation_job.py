@@ -22,6 +22,7 @@ import polars as pl
 
 from twotower import files
 from twotower.data.table_shards import TableShard, check_apart
+from twotower.data.text_format import TextFormat
 from twotower.errors import ConfigError, RunError, first_line
 from twotower.files.readers import read_json
 from twotower.files.sharded_work import JsonObject, ShardedWork, ShardFormat
@@ -70,6 +71,7 @@ class RecommendationWork(ShardedWork):
             "ban": "without other items (`ban`)",
             "columns": "of other columns of the table",
             "shard_rows": "in shards of another size (`shard_rows`)",
+            "form": "of text read with another `separator` or other `columns`",
         },
     )
 
@@ -88,14 +90,18 @@ def recommend_users(
     shard_rows: int = SHARD_USERS,
     overwrite: bool = False,
     threads: int = 0,
+    separator: str = "",
+    columns: abc.Sequence[str] = (),
 ) -> int:
     """Write the `k` best items for each user of the table `users` into the folder `out`, from the current bundle of a store, and
     return the number of users with an answer.
 
-    `users` is a CSV, TSV or Parquet file, a folder of them, or a pattern such as "users/*.parquet", of any size; its columns and the
+    `users` is a text (.csv, .tsv, .txt) or Parquet file, a folder of them, or a pattern such as "users/*.parquet", of any size; its columns and the
     options are those of `recommend_batch`. A shard of up to `shard_rows` users of a file (fewer with a large `k`) is one Parquet
     file; _recommendations.json, written last, has the counts. A later call continues with the shards that are missing or damaged;
     several calls at once share them. The bundle is kept from `gc` meanwhile. `threads` is 0 for OMP_NUM_THREADS, else all cores.
+    `separator` is the character between the values of text files, "" the one of their ending; `columns` are the names of their
+    columns, if their first lines do not name them.
 
     Raises DataError if the table does not fit, changes meanwhile or, with `unknown` "error", has unknown users; RunError if `out`
     lies in the folder `users` or holds other files, a file of the table, or, without `overwrite`, recommendations of another bundle,
@@ -105,13 +111,13 @@ def recommend_users(
         raise ConfigError(f"`shard_rows` is {shard_rows}, expected at least 1")
     if threads < 0:
         raise ConfigError(f"`threads` is {threads}, expected at least 0")
-    users, out = Path(users), Path(out)
+    users, out, form = Path(users), Path(out), TextFormat.of_table(separator, columns)
     check_apart(users, out / shard_file(0), "users")
     bundle = Store(store).current()
     with bundle.lease():
         retriever = Retriever(bundle, threads or default_threads())
         asked = BatchRecommender(retriever, k, method, unknown=unknown, ban=ban, where=where, keep_seen=keep_seen)
-        table = UserTable(users, retriever, method, answers_unknown=method == 2 or unknown == "popular")
+        table = UserTable(users, retriever, method, answers_unknown=method == 2 or unknown == "popular", form=form)
         log.info(f"bundle {bundle.id}: {table.rows:,} users, read by {', '.join(table.columns)}")
         if table.odd_id is not None:
             theirs = retriever.dataset.users.ids.dtype
@@ -124,7 +130,7 @@ def recommend_users(
             "bundle": bundle.id, "k": asked.k, "method": int(method), "unknown": unknown, "keep_seen": asked.keep_seen,
             "where": {name: str(value) for name, value in sorted((where or {}).items())},
             "ban": sorted({str(item) for item in ban}), "columns": table.columns, "shard_rows": shard_rows,
-            "table": table.states,
+            "table": table.states, "form": form.given,
         }  # fmt: skip
         with (
             RecommendationWork.begin(out, plan, len(shards), overwrite) as work,

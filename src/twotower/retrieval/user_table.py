@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
-from twotower.data.readers import (
-    Reading,
-    column_names,
-    csv_options,
-    is_text,
-    parse_canonical_text,
-    table_errors,
-    table_files,
-)
+from twotower.data.readers import Reading, column_names, parse_canonical_text, scan_text, table_errors
+from twotower.data.table_paths import is_text, table_files
 from twotower.data.table_shards import (
     TableFile,
     TableShard,
@@ -25,6 +19,7 @@ from twotower.data.table_shards import (
     read_slices,
     text_as_parquet,
 )
+from twotower.data.text_format import TextFormat
 from twotower.errors import DataError
 from twotower.retrieval.request import Method
 from twotower.retrieval.retriever import Retriever
@@ -34,14 +29,21 @@ from twotower.retrieval.user_batch import read_columns
 class UserTable:
     """The columns of a table of users that a method reads."""
 
-    def __init__(self, source: Path, retriever: Retriever, method: Method = 1, answers_unknown: bool = True) -> None:
+    def __init__(
+        self,
+        source: Path,
+        retriever: Retriever,
+        method: Method = 1,
+        answers_unknown: bool = True,
+        form: TextFormat | None = None,
+    ) -> None:
         """Compare the columns of all files, count their rows, and look for ids of a CSV that the bundle could not have; these get
-        an answer with `answers_unknown`. Raises DataError."""
+        an answer with `answers_unknown`. Text files are in a form. Raises DataError."""
         users = retriever.dataset.users
-        self._reading = Reading.of(retriever.schema, "user")
+        self._reading = Reading.of(retriever.schema, "user").of_table(form or TextFormat())
         paths = table_files(source)
         states = [TableFile(path, name, None).state() for path, name in zip(paths, names_within(paths), strict=True)]
-        schemas = [_schema(path) for path in paths]
+        schemas = [_schema(path, self._reading) for path in paths]
         self.columns = read_columns(retriever, schemas[0].names(), method)
         """Columns that are read: the ids first."""
         self._booleans = [name for name in self.columns[1:] if users.frame.schema.get(name) == pl.Boolean]
@@ -104,7 +106,7 @@ class UserTable:
         with table_errors(path):
             if not is_text(path):
                 return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect(engine="streaming").item()), None
-            table = pl.scan_csv(path, **csv_options(path, Reading(frozenset())))
+            table = scan_text(path, replace(self._reading, numbers=frozenset()))
             ids = pl.col(self.columns[0])
             is_odd = (ids.cast(id_type, strict=False).cast(pl.String) != ids).fill_null(ids.is_not_null())
             rows, odd = table.select(pl.len(), ids.filter(is_odd).first()).collect(engine="streaming").row(0)
@@ -128,8 +130,8 @@ class UserTable:
         raise DataError(f"{file.path}: was changed while it was read; call again when it is complete")
 
 
-def _schema(path: Path) -> pl.Schema:
+def _schema(path: Path, reading: Reading) -> pl.Schema:
     with table_errors(path):
         if is_text(path):
-            return pl.Schema(dict.fromkeys(column_names(path), pl.String()))
+            return pl.Schema(dict.fromkeys(column_names(path, reading), pl.String()))
         return pl.scan_parquet(path, glob=False).collect_schema()

@@ -22,8 +22,9 @@ from twotower.data.events import without_ignored
 from twotower.data.interaction_columns import ITEM, ROW, USER, VALUE_PREFIX
 from twotower.data.parts import PART, PartFiles, check_part_column, given_parts
 from twotower.data.prepare.text_log import TextLog
-from twotower.data.readers import Reading, columns_and_rows, is_text, part_paths, table_errors, table_files
+from twotower.data.readers import Reading, columns_and_rows, table_errors
 from twotower.data.split import PART_NAMES, SplitConfig
+from twotower.data.table_paths import is_text, part_paths, table_files
 from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, names_within, read_slices
 from twotower.data.tables import POSITIVE, WEIGHT, averaged_columns, labelled, need, weighted, with_ids
 from twotower.data.times import TIME, Times

@@ -10,7 +10,8 @@ import polars as pl
 from twotower.data.buckets import in_user_order
 from twotower.data.events import ignored_notes, without_ignored
 from twotower.data.prepare.log_pieces import Log, Sides
-from twotower.data.readers import Reading, is_text, read_file, table_files
+from twotower.data.readers import Reading, read_file
+from twotower.data.table_paths import is_text, table_files
 from twotower.data.tables import (
     POSITIVE,
     averaged_columns,

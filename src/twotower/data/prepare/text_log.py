@@ -26,14 +26,16 @@ class TextLog:
         """Write columns of the files as Parquet into a folder, those files that it lacks. Raises DataError."""
         folder.mkdir(exist_ok=True)
         copies = {file.name: folder / f"{n:06d}.parquet" for n, file in enumerate(files)}
+        first = 0
         for file in files:
 
-            def into(to: Path, path: Path = file.path) -> None:
+            def into(to: Path, path: Path = file.path, first: int = first) -> None:
                 with table_errors(path):
-                    text_as_parquet(path, columns, reading, to)
+                    text_as_parquet(path, columns, reading, to, first)
 
             make_once(copies[file.name], into)
-        text = [name for name in columns if name not in reading.numbers]
+            first += file.rows or 0
+        text = [name for name in columns if name not in (reading.numbers or ())]
         return cls(copies, _types([*copies.values()], text))
 
     def scan(self, file: TableFile) -> pl.LazyFrame:
