@@ -17,6 +17,7 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST
 from twotower.data.tables import check
+from twotower.data.unknown_ids import rows_of_ids
 from twotower.errors import ConfigError, RunError
 from twotower.evaluation.own_counts import own_counts
 from twotower.index.exact import Exact
@@ -62,6 +63,16 @@ def test_own_counts_equal_a_loop(block: int, weighted: bool) -> None:
     assert own_counts(data, 0, users, 3).tolist() == [[-1] * 3] * len(users)
 
 
+def test_own_counts_of_prepared_data_are_those_of_memory(tmp_path: Path) -> None:
+    replayed().write_parquet(tmp_path / "log.parquet")
+    config = settings(data={"interactions": str(tmp_path / "log.parquet")}, split=BY_TIME.model_dump())
+    disk, memory = api.prepare_folder(config, KEPT, tmp_path / "prepared"), kept()
+    assert disk.items.ids.equals(memory.items.ids)
+    rows = rows_of_ids(memory.users.ids, disk.users.ids).to_numpy().astype(np.int64)
+    expected = own_counts(memory, TEST, np.arange(len(memory.users)), 6)
+    assert own_counts(disk, TEST, rows, 6).tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize("repeats", ["exclude", "allow", "only"])
 def test_a_run_and_its_bundle_rank_repeats_as_the_setting_says(tmp_path: Path, repeats: str) -> None:
     config = repeating(repeats)
@@ -91,10 +102,14 @@ def test_repeats_alone_need_a_log_that_keeps_them() -> None:
 
 
 def test_a_model_of_a_log_with_many_repeats_finds_more_than_own_counts() -> None:
+    # Four other worlds gave 0.76 to 0.80 against 0.69 to 0.72: own counts know no product of a user's group that the user has not taken.
     config = repeating("allow", 10, epochs=20)
     tower = {"layers": [16]}
     model = config.model.model_validate({"width": 16, "pairs": [{"user": tower, "item": tower}]})
     negatives = config.negatives.model_validate({"full": True})
     actions = replayed(n_users=120, n_items=75, n=2500)
-    run = api.fit((None, None, actions), KEPT, config.model_copy(update={"model": model, "negatives": negatives}))
-    assert run.metrics["test.recall@10"] > run.metrics["baseline.own_counts.recall@10"] + 0.03 > 0.5
+    evaluation = config.evaluation.model_copy(update={"bootstrap": 200})
+    changed = {"model": model, "negatives": negatives, "evaluation": evaluation}
+    run = api.fit((None, None, actions), KEPT, config.model_copy(update=changed))
+    assert run.metrics["test.recall@10.low"] > run.metrics["baseline.own_counts.recall@10"] > 0.6
+    assert run.metrics["test.recall@10"] > run.metrics["baseline.own_counts.recall@10"] + 0.05
