@@ -454,12 +454,12 @@ def test_files_are_named_one_by_one_by_a_folder_or_by_a_pattern(
     assert len(EmbeddingsFolder(tmp_path / "three")) == 380
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / "notes.txt").touch()
+    (tmp_path / "odd" / "notes.md").touch()
     for source, message in (
         (tmp_path / "empty", "no file found"),
         (f"{tmp_path}/*.nothing", "no file found"),
         (tmp_path / "deep", r"found the folder one in it; name all files, as in '.*/deep/\*/\*.parquet'"),
-        (tmp_path / "odd", "found a '.txt' file"),
+        (tmp_path / "odd", "found a '.md' file"),
         (tmp_path / "gone", "no such file"),
     ):
         with pytest.raises(DataError, match=message):

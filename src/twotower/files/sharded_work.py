@@ -235,8 +235,8 @@ class ShardedWork:
         if not isinstance(then, dict) or then.get("format") != cls.format.version:
             return f"its {noun} were made by another version"
         for key, words in cls.format.differences.items():
-            if then.get(key) != plan[key]:
-                return f"its {noun} are {words} ({_shown(then.get(key))} then, {_shown(plan[key])} now)"
+            if then.get(key) != plan.get(key):
+                return f"its {noun} are {words} ({_shown(then.get(key))} then, {_shown(plan.get(key))} now)"
         before, now = ({s[0]: s[1:] for s in p["table"]} for p in (then, plan))
         for name in sorted({*before, *now}):
             if name not in before or name not in now:
