@@ -101,6 +101,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "versions",
         {"loss": SOFTMAX, "negatives": {"uniform": 9, "random": 2, "disliked": 2}, "train": {"data_shards": 6}},
     ),
+    "weights of pairs in shards": ("weights", {"negatives": {"random": 2}, "train": {"data_shards": 6}}),
+    "weights of candidates": (
+        "weights",
+        {
+            "loss": {"kind": "softmax", "mimic": 0.5},
+            "negatives": {"uniform": 5, "cross_batch_memory": 40, "disliked": 2},
+            "model": {"pairs": [{"user": AUGMENTED, "item": AUGMENTED}]},
+        },
+    ),
     "attention": (
         "attention",
         {
@@ -144,6 +153,11 @@ def world(name: str) -> Dataset:
         return build_dataset(check(*everything(), EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, Config().split)
     if name == "versions":
         return build_dataset(check(*changing(), CHANGING_SCHEMA), CHANGING_SCHEMA, Config().split)
+    if name == "weights":
+        users, items, log = checkerboard()
+        weighted = CHECKERBOARD_SCHEMA.model_copy(update={"weight": "n"})
+        tables = check(users, items, log.with_columns(n=log["at"] % 7 / 2), weighted)  # 0 to 3
+        return build_dataset(tables, weighted, Config().split)
     if name == "prepared":
         folder = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, folder)

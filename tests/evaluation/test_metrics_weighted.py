@@ -20,7 +20,7 @@ from twotower.data.tables import check
 from twotower.errors import ConfigError, RunError
 from twotower.evaluation.baselines import bias_baseline, popularity_baseline
 from twotower.evaluation.comparison import compare_factors, comparison_data
-from twotower.evaluation.config import EvaluationConfig, MetricSet
+from twotower.evaluation.config import EvaluationConfig, MetricSet, Repeats
 from twotower.evaluation.metrics import METRICS
 from twotower.evaluation.metrics.diversity import Diversity
 from twotower.evaluation.metrics.metric import Metric
@@ -69,6 +69,18 @@ def test_weight_2_is_the_row_twice_and_weight_0_no_target_for_every_metric(
     assert one.metrics()[name] == pytest.approx(other.metrics()[name], rel=1e-6)
     if name in other.intervals():
         assert one.intervals()[name] == pytest.approx(other.intervals()[name], rel=1e-6)
+
+
+@pytest.mark.parametrize("repeats", ["allow", "only"])
+def test_repeats_are_weighed_too(weighted: Dataset, repeated: Dataset, repeats: Repeats) -> None:
+    config = CONFIG.model_copy(update={"repeats": repeats})
+    found = []
+    for data in (weighted, repeated):
+        item = data.pairs.item // 3  # so that earlier parts hold items of the test
+        found.append(evaluation(replace(data, pairs=replace(data.pairs, item=item)), config))
+    assert found[0].rankings.weights is not None
+    assert found[0].rankings.weights.total.max() > 3
+    assert found[0].metrics() == pytest.approx(found[1].metrics(), rel=1e-6)
 
 
 def test_weights_matter_where_rows_are_counted(weighted: Dataset) -> None:
