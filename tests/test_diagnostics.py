@@ -16,7 +16,16 @@ import torch
 from disk_worlds import on_disk_and_in_memory
 from model_worlds import pair_of, weight_of
 from torch import nn
-from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, checkerboard, everything, settings
+from worlds import (
+    CHECKERBOARD_SCHEMA,
+    EVERYTHING_SCHEMA,
+    ID_FEATURES,
+    REPLAYED_SCHEMA,
+    checkerboard,
+    everything,
+    replayed,
+    settings,
+)
 
 from twotower import api, runs
 from twotower.config.experiment import Config
@@ -28,8 +37,9 @@ from twotower.data.tables import check
 from twotower.diagnostics import Finding, context, describe_findings, diagnose
 from twotower.diagnostics.features import _gate_findings
 from twotower.diagnostics.pairs import _shared_pairs
-from twotower.diagnostics.vectors import _baseline_finding, _effective_rank, _mean_cosine
+from twotower.diagnostics.vectors import _baseline_finding, _effective_rank, _mean_cosine, baselines
 from twotower.evaluation.comparison import Comparison
+from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.features.categorical import Categorical
 from twotower.features.feature import Feature
 from twotower.features.multi_hot import MultiHot
@@ -63,7 +73,9 @@ def untrained(data: Dataset, observed: float = math.nan, **sections: dict[str, o
     return Run(None, config, data, model.eval(), {}, history)
 
 
-def world(schema: Schema, users: pl.DataFrame, items: pl.DataFrame, actions: pl.DataFrame, **split: Any) -> Dataset:
+def world(
+    schema: Schema, users: pl.DataFrame | None, items: pl.DataFrame | None, actions: pl.DataFrame, **split: Any
+) -> Dataset:
     return build_dataset(check(users, items, actions, schema), schema, Config().split.model_copy(update=split))
 
 
@@ -382,6 +394,20 @@ def test_a_pair_in_two_parts(sound: Run) -> None:
         assert says in told.text
     broken = context.DiagnosisContext(replace(sound, dataset=replace(data, pairs=pairs, parts=parts)))
     assert list(_shared_pairs(broken, block=7)) == [named(found, "shared_pairs")]
+
+
+@pytest.mark.parametrize("repeats", ["exclude", "allow", "only"])
+def test_a_model_of_repeats_is_compared_with_own_counts(repeats: str) -> None:
+    data = world(REPLAYED_SCHEMA, None, None, replayed(), kind="time")
+    run = untrained(data, loss={"kind": "softmax"}, evaluation={"repeats": repeats}, split={"kind": "time"})
+    findings = [f for f in baselines(context.DiagnosisContext(run)) if f.name == "baseline_repeats"]
+    assert len(findings) == (repeats != "exclude")
+    for found in findings:
+        assert found.severity == "warning"
+        assert "The model is worse than own counts: ndcg@5" in found.text
+        measured = evaluate_model(run.factors, data, run.config.evaluation)
+        assert found.evidence["baseline"] == pytest.approx(measured["baseline.own_counts.ndcg@5"])
+        assert found.evidence["model"] == pytest.approx(measured["test.ndcg@5"])
 
 
 @pytest.mark.parametrize("kind", ["time", "last"])

@@ -14,10 +14,17 @@ from twotower.data.splits import TEST
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, Severity
 from twotower.evaluation.baselines import bias_baseline, popularity_baseline
-from twotower.evaluation.comparison import Comparison, ComparisonData, compare_factors, comparison_data
+from twotower.evaluation.comparison import (
+    Comparison,
+    ComparisonData,
+    compare_factors,
+    compare_rankings,
+    comparison_data,
+)
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.auc import Auc
 from twotower.evaluation.metrics.ndcg import Ndcg
+from twotower.evaluation.own_counts import own_counts
 from twotower.features.side import SIDES
 
 
@@ -101,7 +108,8 @@ def _effective_rank(rows: Tensor) -> float:
 
 
 def baselines(context: DiagnosisContext) -> Iterator[Finding]:
-    """Compare the model on test users with popularity (rankings) and with user and item biases (pairs)."""
+    """Compare the model on test users with popularity and, where repeats count, own counts (rankings), and with user and item
+    biases (pairs)."""
     data, config = context.data, context.config
     users = context.sample(np.flatnonzero(data.grouped(TEST).lengths))
     if len(users) < 2:
@@ -119,6 +127,8 @@ def baselines(context: DiagnosisContext) -> Iterator[Finding]:
         counts = popularity_baseline(data.train, n_users, n_items)
         for c in _compare_with_baseline(context, counts, users, test_data, [k], f"{Ndcg.name}@{k}"):
             yield _baseline_finding(c, "popularity", "baseline_ranking", "error", remedy)
+        if config.evaluation.repeats != "exclude":
+            yield from _own_counts(context, users, test_data, k, remedy)
     if config.loss.pointwise:
         severity: Severity = "warning" if drawn_pairs else "error"
         remedy = (
@@ -130,6 +140,19 @@ def baselines(context: DiagnosisContext) -> Iterator[Finding]:
         fitted = bias_baseline(data.train, n_users, n_items)
         for c in _compare_with_baseline(context, fitted, users, test_data, [], Auc.name):
             yield _baseline_finding(c, "user and item biases", "baseline_pairs", severity, remedy)
+
+
+def _own_counts(
+    context: DiagnosisContext, users: Ints, test_data: ComparisonData, k: int, remedy: str
+) -> Iterator[Finding]:
+    """Compare the model with what each user took most often."""
+    queries, places = test_data.queries, torch.from_numpy(users)
+    taken = own_counts(context.data, TEST, users[queries.users], min(k, queries.n_items))
+    best = queries.top_k(Factors(context.factors.users[places], context.factors.items), k)
+    compared = {c.metric: c for c in compare_rankings(taken, best, test_data, [k], 200)}
+    if found := compared.get(f"{Ndcg.name}@{k}"):
+        more = f"{remedy} A sequence of the user's items (kind = 'sequence') tells the towers what was taken before."
+        yield _baseline_finding(found, "own counts", "baseline_repeats", "warning", more)
 
 
 def _compare_with_baseline(

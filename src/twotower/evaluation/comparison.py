@@ -20,6 +20,9 @@ from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPa
 from twotower.evaluation.metrics.metric import PairMetric
 from twotower.evaluation.ranking import EvaluationQueries
 
+ByUser = dict[str, tuple[Shaped[Doubles, "U"], Shaped[Doubles, "U"]]]
+"""Values and weights over users of metrics by name; the weight is 0 where a metric is undefined."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -85,13 +88,35 @@ def compare_factors(
     out = [
         c for m in metrics.of_pairs if (c := _compare_resampled(m, scored[0], scored[1], data.n_users, resamples, seed))
     ]
-    per_user = [_per_user(f, s, data, k, metrics) for f, s in zip((a, b), scored, strict=True)]
-    names, n = list(per_user[0]), data.n_users
-    weights = np.stack([per_user[0][m][1] for m in names], 1) if names else np.zeros((n, 0))
-    values = [np.stack([v[m][0] for m in names], 1) if names else np.zeros((n, 0)) for v in per_user]
+    first, second = (_per_user(f, s, data, k, metrics) for f, s in zip((a, b), scored, strict=True))
+    return out + _compare_per_user(first, second, data.n_users, metrics, resamples, seed)
+
+
+def compare_rankings(
+    a: Shaped[Ints, "Q K"],
+    b: Shaped[Ints, "Q K"],
+    data: ComparisonData,
+    k: Sequence[int],
+    resamples: int = 1000,
+    seed: int = 0,
+    metrics: MetricSet | None = None,
+) -> list[Comparison]:
+    """Compare the rankings A and B of the users of `data.queries`, item rows with the best first, as `compare_factors` does."""
+    metrics = metrics or MetricSet()
+    first, second = (_of_rankings(best, data, k, metrics) for best in (a, b))
+    return _compare_per_user(first, second, data.n_users, metrics, resamples, seed)
+
+
+def _compare_per_user(
+    a: ByUser, b: ByUser, n_users: int, metrics: MetricSet, resamples: int, seed: int
+) -> list[Comparison]:
+    """Compare the values over users of every metric of A, which B has too, with the weights of A."""
+    names, n = list(a), n_users
+    weights = np.stack([a[m][1] for m in names], 1) if names else np.zeros((n, 0))
+    values = [np.stack([v[m][0] for m in names], 1) if names else np.zeros((n, 0)) for v in (a, b)]
     means = [(values[i] * weights).sum(0) / weights.sum(0) for i in (0, 1)]
     low, high, p = paired_bootstrap(values[0], values[1], weights, resamples, seed)
-    return out + [
+    return [
         Comparison(
             m, float(means[0][i]), float(means[1][i]), float(means[1][i] - means[0][i]), float(low[i]), float(high[i]),
             float(p[i]), int((weights[:, i] > 0).sum()), metrics.find(m).higher_is_better,
@@ -124,25 +149,29 @@ def comparison_data(
 
 def _per_user(
     factors: Factors, scored: ScoredPairs, data: ComparisonData, k: Sequence[int], metrics: MetricSet
-) -> dict[str, tuple[Shaped[Doubles, "U"], Shaped[Doubles, "U"]]]:
-    """Return the values and weights of every metric over users; the weight is 0 where the metric is undefined."""
-    n = data.n_users
-
-    def scatter(
-        users: Shaped[Ints, "n"], values: Shaped[Doubles, "n"], weights: Shaped[Doubles, "n"]
-    ) -> tuple[Shaped[Doubles, "U"], Shaped[Doubles, "U"]]:
-        value, weight = np.zeros(n), np.zeros(n)
-        value[users], weight[users] = values, weights
-        return value, weight
-
+) -> ByUser:
+    """Return the values and weights of every metric over users."""
     by_user = {m.name: m.by_user(scored) for m in metrics.of_pairs}
-    out = {name: scatter(*found) for name, found in by_user.items() if found and len(found.users)}
+    out = {name: _scatter(data.n_users, *found) for name, found in by_user.items() if found and len(found.users)}
     if not k:
         return out
-    users, best = data.queries.users, data.queries.top_k(factors, max(k))
+    return out | _of_rankings(data.queries.top_k(factors, max(k)), data, k, metrics)
+
+
+def _of_rankings(best: Shaped[Ints, "Q K"], data: ComparisonData, k: Sequence[int], metrics: MetricSet) -> ByUser:
+    """Return the values and weights of every metric of rankings over users."""
+    users, out = data.queries.users, ByUser()
     weights = data.queries.target_weights(best) if data.weighted else None
     rankings = Rankings(best, data.queries.hits(best), data.queries.n_targets, data.items, weights)
     for cut in k if len(users) else ():
         for m in metrics.of_users:
-            out[f"{m.name}@{cut}"] = scatter(users, m.values(rankings.at(cut)), np.ones(len(users)))
+            out[f"{m.name}@{cut}"] = _scatter(data.n_users, users, m.values(rankings.at(cut)), np.ones(len(users)))
     return out
+
+
+def _scatter(
+    n: int, users: Shaped[Ints, "n"], values: Shaped[Doubles, "n"], weights: Shaped[Doubles, "n"]
+) -> tuple[Shaped[Doubles, "U"], Shaped[Doubles, "U"]]:
+    value, weight = np.zeros(n), np.zeros(n)
+    value[users], weight[users] = values, weights
+    return value, weight
