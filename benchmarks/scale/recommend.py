@@ -96,7 +96,7 @@ def search(store: str, k: int, threads: int, start: int, stop: int) -> Numbers:
     retriever = Retriever(Store(store).current(), threads)
     held = re.search(r"RssAnon:\s+(\d+)", read("/proc/self/status"))
     memory = int(held[1]) / 1024 if held else 0.0
-    vectors = np.array(retriever.loaded.user_vectors[start:stop])
+    vectors = np.array(retriever.loaded.stored_vectors(slice(start, stop)))
     retriever.index.search(vectors[:BLOCK], k)
     began, cpu = time.perf_counter(), time.process_time()
     for first in range(0, len(vectors), BLOCK):

@@ -79,4 +79,4 @@ def search(source: Retriever, vectors: Floats) -> tuple[Index, RecallCheck]:
     users = np.unique(source.dataset.test.user).astype(np.int64)
     users = np.random.default_rng(0).permutation(users if len(users) > 1 else len(source.user_ids))[: config.queries]
     index = build_item_index(vectors, metric, config, Publication())
-    return index, tune_and_check(index, np.asarray(source.loaded.user_vectors[users], np.float32), config)
+    return index, tune_and_check(index, source.loaded.stored_vectors(users), config)

@@ -26,7 +26,7 @@ from twotower.data.splits import TRAIN
 from twotower.data.tables import Tables, check
 from twotower.distributed import DistributedContext, choose_device
 from twotower.embedding.bulk import embed
-from twotower.errors import DataError, Interrupted, RunError, first_line
+from twotower.errors import ConfigError, DataError, Interrupted, RunError, first_line
 from twotower.escaping import python_literal
 from twotower.evaluation.config import Metrics
 from twotower.evaluation.part_evaluation import evaluate_model
@@ -233,6 +233,11 @@ def recommend(trained: Run, user_id: str | int, k: int = 10) -> Answer:
     started = time.perf_counter()
     k = checked_k(k)
     dataset, row = trained.dataset, _user_row(trained.dataset, user_id)
+    if trained.dataset.schema.side("context"):
+        raise ConfigError(
+            "the model reads the context, of which `recommend` knows nothing; publish the run, and give `retriever(store)` a "
+            "request with a context"
+        )
     factors = trained.factors()
     index = build_index(
         "exact", factors.items.cpu().numpy(), np.arange(len(dataset.items)), trained.model.config.metric

@@ -30,9 +30,10 @@ from twotower.features.encoder import Encoder
 from twotower.features.feature import Feature
 from twotower.features.field import InputField
 from twotower.features.schema import FEATURES, Schema
-from twotower.features.side import SIDES
+from twotower.features.side import SIDES, FeatureSide
 from twotower.features.state import EncoderState, read_vocabularies, write_vocabularies
 from twotower.retrieval.request import Request
+from twotower.retrieval.retriever import Retriever
 
 KINDS: tuple[type[Feature], ...] = (*FEATURES, Cyclic, Curved)
 IDS = EVERYTHING_SCHEMA.features[0], EVERYTHING_SCHEMA.side("item")[0]
@@ -47,9 +48,15 @@ CANDIDATES: dict[str, list[Any]] = {
 """Columns of which a kind must be able to read one."""
 
 
+def sides(kind: type[Feature]) -> tuple[FeatureSide, ...]:
+    """The sides of the user tower that a kind may have, the most usual first."""
+    found = get_args(kind.model_fields["side"].annotation)
+    return tuple(side for side in ("user", "context") if side in found)
+
+
 def variants(kind: type[Feature]) -> Iterator[Feature]:
     """The kind with its defaults, then with each count that is 0 and each choice of words set to another value."""
-    base = kind(name="x", side="user")
+    base = kind(name="x", side=sides(kind)[0])
     yield base
     for key, info in kind.model_fields.items():
         others: list[Any] = [3] if info.annotation is int and info.default == 0 and key != "width" else []
@@ -83,6 +90,9 @@ CASES = [
 ]
 alone = pytest.mark.parametrize(("feature", "column"), CASES)
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+on_every_side = pytest.mark.parametrize(
+    ("kind", "side"), [pytest.param(kind, side, id=f"{kind.kind}-{side}") for kind in KINDS for side in sides(kind)]
+)
 
 
 def same(a: Column, b: Column) -> bool:
@@ -120,7 +130,9 @@ def test_a_kind_is_documented_and_refuses_the_options_of_others(kind: type[Featu
 def test_a_kind_is_read_back_from_its_section(kind: type[Feature]) -> None:
     for feature in variants(kind):
         ids = [f.model_dump(mode="json") for f in IDS]
-        found = Schema.model_validate({"user_id": "uid", "item_id": "iid", "features": [*ids, feature.model_dump()]})
+        found = Schema.model_validate(
+            {"user_id": "uid", "item_id": "iid", "time": "when", "features": [*ids, feature.model_dump()]}
+        )
         assert found.features[2] == feature
         assert Schema.model_validate_json(found.model_dump_json()) == found
 
@@ -199,11 +211,16 @@ def test_filters_and_requests_see_a_value_a_row(feature: Feature, column: pl.Ser
 # ---- in a dataset
 
 
-def world(kind: type[Feature]) -> tuple[Schema, tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]]:
-    """A schema with one feature of a kind on the user side beside the ids, and its tables."""
+def world(
+    kind: type[Feature], side: FeatureSide = "user"
+) -> tuple[Schema, tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]]:
+    """A schema with one feature of a kind beside the ids, of the users or of the context, and its tables."""
     users, items, actions = everything()
-    feature = kind(name="x", side="user")
-    if not feature.history:
+    feature = kind(name="x", side=side)
+    if side == "context" and not feature.reads_time:
+        values = next(columns(feature)).alias("x")
+        actions = actions.with_columns(values[np.arange(actions.height) % len(values)])
+    elif not feature.history and side == "user":
         users = users.with_columns(next(columns(feature)).alias("x"))
     return EVERYTHING_SCHEMA.model_copy(update={"features": (*IDS, feature)}), (users, items, actions)
 
@@ -211,12 +228,17 @@ def world(kind: type[Feature]) -> tuple[Schema, tuple[pl.DataFrame, pl.DataFrame
 def check_columns(data: Dataset) -> None:
     for side in SIDES:
         for field in data.encoders.fields(side):
-            fits(data.side(side).columns[field.name], field, len(data.side(side)))
+            if side == "user" and field.name in data.context:
+                fits(data.context[field.name], field, len(data.pairs))
+            else:
+                fits(data.side(side).columns[field.name], field, len(data.side(side)))
 
 
-@every_kind
-def test_a_dataset_holds_the_column_also_after_its_files(kind: type[Feature], tmp_path: Path) -> None:
-    schema, tables = world(kind)
+@on_every_side
+def test_a_dataset_holds_the_column_also_after_its_files(
+    kind: type[Feature], side: FeatureSide, tmp_path: Path
+) -> None:
+    schema, tables = world(kind, side)
     split = SplitConfig(kind="last")
     data = build_dataset(check(*tables, schema), schema, split)
     check_columns(data)
@@ -235,12 +257,12 @@ def test_a_dataset_holds_the_column_also_after_its_files(kind: type[Feature], tm
     assert prepared.encoders.digest == memmap.MemmapDataset.open(tmp_path / "prepared").encoders.digest
 
 
-@every_kind
-def test_missing_error_refuses_a_gap(kind: type[Feature]) -> None:
-    schema, tables = world(kind)
+@on_every_side
+def test_missing_error_refuses_a_gap(kind: type[Feature], side: FeatureSide) -> None:
+    schema, tables = world(kind, side)
     feature = schema.features[2]
     if "missing" not in kind.model_fields:
-        assert feature.history
+        assert feature.history or feature.reads_time
         return
     strict = feature.model_copy(update={"missing": "error"})
     schema = schema.model_copy(update={"features": (*IDS, strict)})
@@ -248,13 +270,16 @@ def test_missing_error_refuses_a_gap(kind: type[Feature]) -> None:
         check(*tables, schema)
 
 
-@every_kind
-def test_a_run_is_trained_published_and_asked(kind: type[Feature], tmp_path: Path) -> None:
-    schema, tables = world(kind)
+@on_every_side
+def test_a_run_is_trained_published_and_asked(kind: type[Feature], side: FeatureSide, tmp_path: Path) -> None:
+    schema, tables = world(kind, side)
     run = api.fit(tables, schema, settings(train={"epochs": 1}), folder=tmp_path / "run")
     api.publish(run, tmp_path / "store", force=True)
     retriever = api.retriever(tmp_path / "store")
     feature = schema.features[2]
+    if side == "context":
+        asked_in_a_context(retriever, feature, tables[2])
+        return
     value = {} if feature.history else {"x": next(v for v in tables[0]["x"].to_list() if v is not None)}
     known = retriever.recommend(Request("u1"), k=3)
     assert len(known.items) == 3
@@ -264,6 +289,22 @@ def test_a_run_is_trained_published_and_asked(kind: type[Feature], tmp_path: Pat
     else:
         with pytest.raises(TwoTowerError, match="request: feature 'x' is"):
             retriever.recommend(Request(features={"x": {"no": "value"}}), k=3)
+
+
+def asked_in_a_context(retriever: Retriever, feature: Feature, actions: pl.DataFrame) -> None:
+    """Check that a request gives the column, or a time, and that one which may not lack it is refused."""
+    column = "when" if feature.reads_time else "x"
+    value = next(v for v in actions[column].to_list() if v is not None)
+    found = retriever.recommend(Request("u1", context={column: value}), 3, 2)
+    assert len(found.items) == 3
+    assert len(retriever.recommend(Request(context={column: value}), 3, 2).items) == 3
+    with pytest.raises(TwoTowerError, match=f"request: context '{column}' is"):
+        retriever.recommend(Request("u1", context={column: {"no": "value"}}), 3, 2)
+    if feature.reads_time:
+        assert len(retriever.recommend(Request("u1"), 3, 2).items) == 3
+    else:
+        with pytest.raises(TwoTowerError, match="request: context lacks 'x'"):
+            retriever.recommend(Request("u1"), 3, 2)
 
 
 def test_a_day_has_no_end() -> None:

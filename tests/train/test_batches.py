@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from context_worlds import HOUR, flat, hourly, hourly_schema
 from taken import equal, rows_of, tensors
 from worlds import EVERYTHING_SCHEMA, everything
 
@@ -16,7 +17,8 @@ from twotower.data.splits import TRAIN
 from twotower.data.tables import check
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
-from twotower.features.side import SideName
+from twotower.features.side import SIDES, SideName
+from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.inputs.tower_inputs import Inputs
 from twotower.train.batches import Batcher
 from twotower.train.negatives.config import NegativesConfig
@@ -120,3 +122,38 @@ def test_a_batch_names_each_row_once_and_its_pairs_by_index(everything_data: Dat
         assert inputs.rows == len(np.unique(rows)) < 200
         assert isinstance(column, np.ndarray)
         assert inputs.lookup[index, 0].tolist() == column[rows].tolist()
+
+
+def test_a_tower_that_reads_the_context_runs_once_for_each_interaction() -> None:
+    schema = hourly_schema(HOUR, Sequence(name="seen", side="user", share_embedding=False))
+    data = build_dataset(check(*hourly(300), schema), schema, Config().split)
+    users, items = (
+        SideTensors(data.side(side), data.encoders.fields(side), context=data.context if side == "user" else None)
+        for side in SIDES
+    )
+    batcher = Batcher(users, items)
+    epoch = PairSampler(data, NegativesConfig(random=2), seed=1).epoch(0)
+    part = epoch.take(0, slice(0, 80))
+    batch = batcher(part.user, part.item, part.label, part.weight, part.source, part.source)
+    moments = np.where(part.source < 0, ~part.source, part.source)
+    assert batch.users.rows == len(set(moments.tolist()))
+    names = [f.name for f in data.encoders.fields("user") if f.kind == "lookup"]
+    for place, row in enumerate(moments.tolist()):
+        given = batch.users.lookup[batch.user[place]].tolist()
+        own = {"hour": data.context["hour"], **data.users.columns}
+        for name, code in zip(names, given, strict=True):
+            assert code == own[name][row if name == "hour" else part.user[place]]  # type: ignore[index]
+    left_out = {int(s) for s in part.source if s >= 0}
+    histories = rows_of(batch.users.bags["seen"])
+    for place in range(0, len(part), 7):
+        kept = [i for i in history_by_index(data, int(part.user[place])) if i not in left_out]
+        assert len(histories[int(batch.user[place])]) == len(kept)
+    rows = np.array([5, 9, 5])
+    positives = batcher.contrastive_batch(data.pairs.user[rows], rows, np.arange(4), earlier=False)
+    assert positives.user is None
+    assert positives.users.lookup[:, names.index("hour")].tolist() == flat(data, "hour")[rows].tolist()
+
+
+def history_by_index(data: Dataset, user: int) -> list[int]:
+    """The training interactions of a user."""
+    return [i for i in range(len(data.pairs)) if data.pairs.user[i] == user and data.parts[i] == TRAIN]

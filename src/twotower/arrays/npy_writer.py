@@ -23,7 +23,8 @@ def write_npy_header(file: BinaryIO, like: npt.NDArray[Any], n: int) -> None:
 
 
 def create(path: Path, dtype: npt.DTypeLike, n: int) -> None:
-    """Create an array of `n` zeros, unless the file exists with its size; `write_rows` fills it."""
+    """Create an array of `n` rows of zeros, unless the file exists with its size; `write_rows` fills it. A type may have the shape
+    of a row."""
     like = np.zeros((), dtype)
     size = HEADER_BYTES + n * like.nbytes
     if path.exists() and path.stat().st_size == size:
@@ -34,9 +35,9 @@ def create(path: Path, dtype: npt.DTypeLike, n: int) -> None:
 
 
 def write_rows(path: Path, start: int, values: npt.NDArray[Any]) -> None:
-    """Write rows (n,) of an array from row `start` on."""
+    """Write rows (n, …) of an array from row `start` on."""
     with path.open("r+b") as file:
-        file.seek(HEADER_BYTES + start * values.itemsize)
+        file.seek(HEADER_BYTES + start * values.itemsize * int(np.prod(values.shape[1:])))
         file.write(np.ascontiguousarray(values).data)
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from twotower.arrays.ragged import Column, Ragged, offsets_of
 from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import Bools, Codes, Ints, Numbers, WholeNumbers
+from twotower.data.context import check_defaults, context_frame
+from twotower.data.dataset_digest import digest_of
 from twotower.data.pairs import GroupedPairs, Pairs, counts, weight_sums
 from twotower.data.parts import check_gap, dropped_line, given_parts
 from twotower.data.split import PART_NAMES, SplitConfig
@@ -82,10 +81,23 @@ class Dataset:
     parts: Parts
     times: Ints | None  # microseconds since 1970; with time_unit "order" numbers that grow with time
     time_ordered: bool = False  # the parts follow one another in time
+    context_frame: pl.DataFrame = field(default_factory=pl.DataFrame, kw_only=True)
+    """Columns of the interactions that features of the context read, as they are in the log; of prepared data one
+    row, which has their types."""
 
     def part(self, part: int) -> Pairs:
         """Return the pairs of TRAIN, VALIDATION or TEST, in the table's order."""
         return self.pairs.take(self.parts == part)
+
+    def part_indices(self, part: int) -> Ints:
+        """Return the indices of the interactions of a part, rising."""
+        return np.flatnonzero(self.parts == part)
+
+    @cached_property
+    def context(self) -> dict[str, Column]:
+        """Encoded features of the context, by name: a row for each interaction."""
+        values = context_frame(self.context_frame, self.schema, self.pairs.user, self.times)
+        return self.encoders.transform("context", values)
 
     @cached_property
     def train(self) -> Pairs:
@@ -251,21 +263,7 @@ class Dataset:
     @property
     def digest(self) -> str:
         """Digest of the interactions, columns, encoders and schema: 16 hexadecimal digits."""
-        digest = hashlib.sha256()
-        arrays: list[npt.NDArray[Any]] = [*self.pairs.arrays.values(), self.parts]
-        if self.times is not None:
-            arrays.append(self.times)
-        for side in SIDES:
-            versions = self.side(side).versions
-            columns = [*self.side(side).columns.values(), *([] if versions is None else versions.columns.values())]
-            for column in columns:
-                arrays += [column.values, column.offsets] if isinstance(column, Ragged) else [column]
-            arrays += [] if versions is None else [versions.owners, versions.since]
-        for array in arrays:
-            digest.update(np.ascontiguousarray(array).tobytes())
-        digest.update(self.encoders.digest.encode())
-        digest.update(self.schema.model_dump_json().encode())
-        return digest.hexdigest()[:16]
+        return digest_of(self)
 
     @cached_property
     def interacted_items(self) -> Ragged:
@@ -343,9 +341,15 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
         check_first_versions(versions, seen, schema)
         fitted = frames | {s: v.frame for s, v in versions.items()}
         fitted_counts = counts | {s: np.bincount(seen[s][train], minlength=len(v)) for s, v in versions.items()}
-    encoders = Encoders.fit(schema, fitted, fitted_counts)
+    raw = actions.select(schema.context_columns())
+    context = context_frame(raw, schema, user, times)
+    of_context = {f.name: (context[f.source], train.astype(np.int64)) for f in schema.side("context")}
+    encoders = Encoders.fit(schema, fitted, fitted_counts, of_context)
+    check_defaults(encoders, raw)
     users, items = frames["user"], frames["item"]
-    return assemble_dataset(encoders, users, items, pairs, parts, times, config.follows_time, versions=versions)
+    return assemble_dataset(
+        encoders, users, items, pairs, parts, times, config.follows_time, versions=versions, context=raw
+    )
 
 
 def assemble_dataset(
@@ -358,16 +362,21 @@ def assemble_dataset(
     time_ordered: bool = False,
     encode: tuple[SideName, ...] = SIDES,
     versions: Mapping[SideName, Versions] | None = None,
+    context: pl.DataFrame | None = None,
 ) -> Dataset:
     """Return the dataset of tables whose interactions are rows already, with fitted encoders; only the sides in `encode`
-    get columns. `versions` are those of the sides that have some, without columns."""
+    get columns. `versions` are those of the sides that have some, without columns. `context` has the columns of the
+    interactions that features of the context read."""
     schema = encoders.schema
     train = parts == TRAIN
     if not pairs.target[train].any():
         raise nothing_to_learn(schema)
     tables: dict[SideName, pl.DataFrame] = {"user": users, "item": items}
     sides = {s: _encoded_side(encoders, s, t, s in encode, (versions or {}).get(s)) for s, t in tables.items()}
-    dataset = Dataset(schema, encoders, sides["user"], sides["item"], pairs, parts, times, time_ordered)
+    columns = pl.DataFrame() if context is None else context
+    dataset = Dataset(
+        schema, encoders, sides["user"], sides["item"], pairs, parts, times, time_ordered, context_frame=columns
+    )
     for history in schema.histories(*encode):
         dataset.side(history.side).columns[history.name] = dataset.history(history, train)
     return dataset

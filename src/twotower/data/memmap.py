@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twotower import files
@@ -36,7 +37,7 @@ from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.files import layout
-from twotower.files.readers import read_array, read_checked, read_json
+from twotower.files.readers import read_array, read_checked, read_json, read_parquet
 from twotower.kinds import untrusted_kind
 from twotower.section import first_problem
 
@@ -165,6 +166,11 @@ class MemmapDataset(Dataset):
             folder,
             facts=facts,
             arrays=arrays,
+            context_frame=(
+                read_checked(folder / layout.CONTEXT, partial(_read_context, schema=schema))
+                if schema.context_columns()
+                else pl.DataFrame()
+            ),
         )
 
     def with_schema(self, schema: Schema) -> MemmapDataset:
@@ -228,6 +234,17 @@ class MemmapDataset(Dataset):
     def grouped_by_user(self) -> bool:
         return True
 
+    def part_indices(self, part: int) -> Ints:
+        found = self._slice(part)
+        return np.arange(found.start, found.stop)
+
+    @cached_property
+    def context(self) -> dict[str, Column]:
+        found = {f.name: self.arrays.column(f"context.{i}") for i, f in enumerate(self.schema.side("context"))}
+        if any(len(column) != self.facts.rows for column in found.values()):
+            raise RunError(f"{self.folder}: damaged (the context's arrays are not of {self.facts.rows:,} rows)")
+        return found
+
     @cached_property
     def train_indices(self) -> Ints:
         return self.arrays["train"]
@@ -264,6 +281,14 @@ class MemmapDataset(Dataset):
     @cached_property
     def item_positive_counts(self) -> Numbers:
         return self.arrays.numbers("item_positive_counts")
+
+
+def _read_context(path: Path, schema: Schema) -> pl.DataFrame:
+    """Return the interaction of the file. Raises ValueError for other columns."""
+    frame = read_parquet(path)
+    if frame.columns != [*schema.context_columns()] or frame.height != 1:
+        raise ValueError(f"{frame.height} rows of {', '.join(frame.columns)}")
+    return frame
 
 
 def save(dataset: Dataset, folder: Path) -> None:

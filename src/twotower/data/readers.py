@@ -21,7 +21,7 @@ from twotower.data.text_format import SEPARATORS, SPACE, TextFormat
 from twotower.data.user_lines import read_first_line, scan_user_lines, with_places
 from twotower.errors import DataError, first_line
 from twotower.features.schema import Schema
-from twotower.features.side import SideName
+from twotower.features.side import FeatureSide, SideName
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,11 +72,13 @@ class Reading:
         ids = {schema.user_id, schema.item_id}
         if side is None:
             averaged = {s.column for s in schema.statistics() if s.column}
-            # `Times` reads the time
-            numbers = frozenset({schema.label, schema.weight, *averaged} - ids - {schema.time})
+            of_type = _columns_by_type(schema, "context")
+            own = ids | {schema.time}  # `Times` reads the time
+            numbers = frozenset({schema.label, schema.weight, *averaged, *of_type["numbers"]} - own)
+            text = frozenset(of_type["text"] - numbers - own)
             lines = _columns_of_lines(schema) if form.layout == "sequences" else ()
-            return cls(numbers | {*lines[2:]}, separator=form.separator, columns=form.columns, lines=lines)
-        of_type = {t: {f.source for f in schema.columns(side) if f.column_type == t} for t in ("numbers", "text")}
+            return cls(numbers | {*lines[2:]}, text, form.separator, form.columns, lines=lines)
+        of_type = _columns_by_type(schema, side)
         text = frozenset(of_type["text"] - of_type["numbers"] - ids)
         return cls(frozenset(of_type["numbers"] - ids), text, form.separator)
 
@@ -93,6 +95,12 @@ def _columns_of_lines(schema: Schema) -> tuple[str, ...]:
             "times; set schema.time_unit = 'order'"
         )
     return (schema.user_id, schema.item_id, *filter(None, [schema.time]))
+
+
+def _columns_by_type(schema: Schema, side: FeatureSide) -> dict[str, set[str]]:
+    """Return the columns of numbers and of text that features of a side, or of the context, read."""
+    features = [f for f in schema.columns(side) if not f.reads_time]
+    return {t: {f.source for f in features if f.column_type == t} for t in ("numbers", "text")}
 
 
 def as_frame(table: TableLike, what: str, reading: Reading | None = None) -> pl.DataFrame:

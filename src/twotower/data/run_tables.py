@@ -11,6 +11,7 @@ import polars as pl
 
 from twotower import files
 from twotower.data.dataset import Dataset, assemble_dataset
+from twotower.data.interaction_columns import CONTEXT_PREFIX
 from twotower.data.pairs import Pairs
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.tables import side_columns
@@ -33,6 +34,7 @@ def save_tables(dataset: Dataset, folder: Path) -> None:
     pairs = pl.DataFrame(dataset.pairs.arrays | {"part": dataset.parts})
     if dataset.times is not None:
         pairs = pairs.with_columns(time=dataset.times)
+    pairs = pairs.with_columns(dataset.context_frame.rename(lambda name: CONTEXT_PREFIX + name))
     frames = {layout.table(side): dataset.side(side).frame for side in SIDES} | {layout.INTERACTIONS: pairs}
     for side in SIDES:
         if (versions := dataset.side(side).versions) is None:
@@ -70,9 +72,15 @@ def load_tables(
     try:
         pairs = Pairs(**{name: actions[name].to_numpy() for name in Pairs.columns() if name in actions.columns})
         times = actions["time"].to_numpy() if "time" in actions.columns else None
-        return assemble_dataset(
-            encoders, users, items, pairs, actions["part"].to_numpy(), times, split.follows_time, encode, versions
+        given = actions.select(CONTEXT_PREFIX + name for name in schema.context_columns())
+        context = given.rename(lambda name: name.removeprefix(CONTEXT_PREFIX))
+        parts = actions["part"].to_numpy()
+        dataset = assemble_dataset(
+            encoders, users, items, pairs, parts, times, split.follows_time, encode, versions, context
         )
+        if len(encode) == len(SIDES):
+            _ = dataset.context  # encoded here, so that damage is found
+        return dataset
     except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError, IndexError, DataError) as e:
         raise RunError(f"{folder}: a table or encoders.json is damaged, or of another run ({first_line(e)})") from e
 

@@ -27,7 +27,7 @@ from twotower.data.versions import newest_and_all
 from twotower.errors import DataError, did_you_mean
 from twotower.features.feature import Statistic
 from twotower.features.schema import Schema
-from twotower.features.side import SIDES, SideName
+from twotower.features.side import SIDES, FeatureSide, SideName
 from twotower.features.values import canonical_ids, missing_count
 
 POSITIVE = "__positive"
@@ -68,6 +68,7 @@ def check(
     _not_empty(actions, "interactions")
     rows, actions = actions.height, without_ignored(actions, schema)
     notes += ignored_notes(rows - actions.height, rows, schema)
+    _features(actions, "context", "interactions", schema, notes)
     actions = with_ids(with_ids(actions, schema.user_id, "interactions"), schema.item_id, "interactions")
     actions = timed(actions, schema)
     notes += averaged_notes(averaged_gaps(actions, schema), actions.height)
@@ -213,9 +214,9 @@ def side_columns(side: SideName, schema: Schema) -> list[str]:
     return list(dict.fromkeys([schema.id_column(side), *named, *title]))
 
 
-def _features(frame: pl.DataFrame, side: SideName, what: str, schema: Schema, notes: list[str]) -> None:
+def _features(frame: pl.DataFrame, side: FeatureSide, what: str, schema: Schema, notes: list[str]) -> None:
     for f in schema.columns(side):
-        if f.computes:
+        if f.computes or f.reads_time:
             continue
         need(frame, [f.source], what)
         if n := missing_count(frame[f.source]):

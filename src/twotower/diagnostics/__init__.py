@@ -15,6 +15,7 @@ from twotower.diagnostics.features import encodings, gates, leaking_features, st
 from twotower.diagnostics.findings import Finding, describe_findings
 from twotower.diagnostics.pairs import false_negatives, split
 from twotower.diagnostics.vectors import baselines, collapse
+from twotower.errors import ConfigError
 from twotower.model.two_tower import evaluation_mode
 from twotower.runs import Run
 
@@ -31,8 +32,12 @@ def diagnose(run: Run, max_rows: int = MAX_SAMPLE_ROWS, max_pairs: int = MAX_SAM
 
     At most `max_rows` test users, and rows of each side, are sampled; what the training draws is drawn again for users with at
     most `max_pairs` interactions. A diagnosis that this run does not allow (no test
-    part, a single class) returns nothing.
+    part, a single class) returns nothing. Raises ConfigError for a model that reads the context, which no diagnosis does.
     """
+    if run.dataset.schema.side("context"):
+        raise ConfigError(
+            "the model reads the context (side = 'context'), which the diagnoses do not; train without these features to diagnose"
+        )
     context = DiagnosisContext(run, max_rows, max_pairs)
     with evaluation_mode(run.model):
         found = [finding for check in UNCONDITIONAL for finding in check(context)]

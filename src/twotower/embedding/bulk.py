@@ -18,6 +18,7 @@ import polars as pl
 from twotower import files
 from twotower.arrays.npy_writer import write_npy_header
 from twotower.arrays.ragged import Column, Ragged
+from twotower.data.context import default_context
 from twotower.data.readers import Reading, column_names, parse_canonical_text, table_errors
 from twotower.data.splits import TEST
 from twotower.data.table_paths import is_text, table_files
@@ -39,7 +40,7 @@ from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.categorical import CategoricalEncoder
 from twotower.features.side import SideName
 from twotower.files.sharded_work import HOW_TO_OVERWRITE
-from twotower.model.inputs.gather import ColumnRows, TowerFields
+from twotower.model.inputs.gather import ColumnRows, JoinedRows, TowerFields
 from twotower.model.inputs.side_tensors import carry_forward, tensors
 from twotower.model.two_tower import evaluation_mode
 from twotower.runs import Run
@@ -84,7 +85,8 @@ def embed(
 
     Raises DataError if the table does not fit the schema; RunError if `out` lies in the folder `source` or holds other
     files, or vectors of another table or model without `overwrite`, or if a vector is not finite; ConfigError for an
-    unusable argument.
+    unusable argument, and for users of a model that reads the context, unless each of its features declares a default,
+    which all users get.
     """
     source, out, me = Path(source), Path(out), context or DistributedContext()
     if precision not in _DTYPES:
@@ -182,7 +184,7 @@ class _ShardEmbedder:
             for frame in _batches(shard, rows, scratch, self.batch_rows):
                 ids, columns = rows(frame)
                 for start in range(0, len(ids), TOWER_BLOCK_ROWS):
-                    block = ColumnRows(columns, slice(start, start + TOWER_BLOCK_ROWS))
+                    block = rows.joined(ColumnRows(columns, slice(start, start + TOWER_BLOCK_ROWS)))
                     inputs = tensors(rows.fields, block, carry_forward, device)
                     with evaluation_mode(run.model):
                         vectors = tower(inputs).cpu().numpy()
@@ -241,10 +243,19 @@ class _RowEncoder:
         )
         self.parsed_columns = [c for c in self.columns if c == self.key or c in booleans]
         self._row_encoder = CategoricalEncoder(self.known.ids)
+        self._context = dict[str, Column]()
+        if side == "user" and self.schema.side("context"):
+            self._context = default_context(self.encoders, run.dataset.context_frame)
 
     def check(self, names: abc.Sequence[str]) -> None:
         """Raise DataError if a column is missing."""
         need(pl.DataFrame(schema=dict.fromkeys(names, pl.Null)), self.columns, self.side + "s")
+
+    def joined(self, block: ColumnRows) -> ColumnRows | JoinedRows:
+        """Return encoded rows beside the default context, if the tower reads one."""
+        if not self._context:
+            return block
+        return JoinedRows(block, ColumnRows(self._context, np.zeros(block.n, np.int64)))
 
     def __call__(self, frame: pl.DataFrame) -> tuple[pl.Series, dict[str, Column]]:
         frame = with_ids(frame, self.key, self.side + "s")

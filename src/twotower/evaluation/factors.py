@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,19 +11,38 @@ from torch import Tensor
 
 from twotower.arrays.pieces import temporary_array
 from twotower.arrays.types import Float, Floats, Ints, Shaped
+from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 
 
+class Scorer(ABC):
+    """Scores of pairs as products of vectors of users and items."""
+
+    @abstractmethod
+    def catalogue_scores(
+        self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
+    ) -> Float[Tensor, "B I"]:
+        """Return the scores of all items for some user rows, of a model that reads the context in that of some interactions."""
+
+    @abstractmethod
+    def part_scores(self, dataset: Dataset, part: int) -> Shaped[Floats, "n"]:
+        """Return the scores of the pairs of a part, as a temporary array."""
+
+
 @dataclass(frozen=True)
-class Factors:
+class Factors(Scorer):
     """Vectors of a model or baseline: the score of a pair (u, i) is users[u] . items[i]."""
 
     users: Float[Tensor, "U D"]
     items: Float[Tensor, "I D"]
 
-    def catalogue_scores(self, users: Shaped[Ints, "B"]) -> Float[Tensor, "B I"]:
-        """Return the scores of all items for some user rows."""
+    def catalogue_scores(
+        self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
+    ) -> Float[Tensor, "B I"]:
         return self.users[torch.from_numpy(users).to(self.items.device)] @ self.items.T
+
+    def part_scores(self, dataset: Dataset, part: int) -> Shaped[Floats, "n"]:
+        return self.scores(dataset.pairs_of(part))
 
     def scores(self, pairs: Pairs, block: int = 16_384) -> Shaped[Floats, "n"]:
         """Return the scores of the pairs, `block` pairs at a time, as a temporary array."""

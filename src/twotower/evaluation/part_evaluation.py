@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from twotower.arrays.pieces import gathered
-from twotower.arrays.types import Bools, Floats, Ints, Shaped
+from twotower.arrays.types import Bools, Doubles, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST, VALIDATION
 from twotower.evaluation.baselines import bias_baseline, popularity_baseline
 from twotower.evaluation.bootstrap import bootstrap
 from twotower.evaluation.config import EvaluationConfig, Metrics
-from twotower.evaluation.factors import Factors
+from twotower.evaluation.factors import Scorer
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
 from twotower.evaluation.metrics.metric import RankingMetric
 from twotower.evaluation.own_counts import own_counts
@@ -31,7 +31,7 @@ from twotower.features.side import SideName
 log = logging.getLogger(__name__)
 
 
-def evaluate_part(factors: Factors, dataset: Dataset, part: int, config: EvaluationConfig) -> Metrics:
+def evaluate_part(factors: Scorer, dataset: Dataset, part: int, config: EvaluationConfig) -> Metrics:
     """Return every metric of one part by name: `auc`, `gauc`, `log_loss`, `recall@10`, `coverage@10`, …"""
     return PartEvaluation.from_factors(factors, dataset, part, config).metrics()
 
@@ -56,7 +56,7 @@ class PartEvaluation:
     @classmethod
     def from_factors(
         cls,
-        factors: Factors,
+        factors: Scorer,
         dataset: Dataset,
         part: int,
         config: EvaluationConfig,
@@ -65,17 +65,17 @@ class PartEvaluation:
         """Evaluate vectors by exact search. `queries` are those of the part, if they are computed already."""
         queries = queries or evaluation_queries(dataset, part, config)
         best = queries.top_k(factors, max(config.k))
-        return cls._of(queries, best, factors.scores(dataset.pairs_of(part)), dataset, part, config)
+        return cls._of(queries, best, factors.part_scores(dataset, part), dataset, part, config)
 
     @classmethod
     def from_search(
-        cls, search: Callable[[Shaped[Ints, "Q"], int], Shaped[Ints, "Q K"]], scores: Shaped[Floats, "n"], dataset: Dataset, part: int,
+        cls, search: Callable[[EvaluationQueries, int], Shaped[Ints, "Q K"]], scores: Shaped[Floats, "n"], dataset: Dataset, part: int,
         config: EvaluationConfig,
     ) -> PartEvaluation:  # fmt: skip
-        """Evaluate any search: `search(users, k)` returns the best item rows; `scores` are those of the part's
+        """Evaluate any search: `search(queries, k)` returns the best item rows; `scores` are those of the part's
         pairs."""
         queries = evaluation_queries(dataset, part, config)
-        best = search(queries.users, min(max(config.k), queries.n_items))
+        best = search(queries, min(max(config.k), queries.n_items))
         return cls._of(queries, best, scores, dataset, part, config)
 
     @classmethod
@@ -113,7 +113,8 @@ class PartEvaluation:
                 low, high = bootstrap(by_user.values, by_user.weights, resamples)
                 out[m.name] = (float(low), float(high))
         per_user = {f"{m.name}@{k}": m.values(self.rankings.at(k)) for k in self.config.k for m in measured.of_users}
-        bounds = bootstrap(np.stack([*per_user.values()], 1), np.ones(len(self.users)), resamples)
+        means, n_queries = _by_user(self.users, np.stack([*per_user.values()], 1))
+        bounds = bootstrap(means, n_queries, resamples)
         out |= {name: (float(low), float(high)) for name, low, high in zip(per_user, *bounds, strict=True)}
         return {name: interval for name, interval in out.items() if np.isfinite(interval).all()}
 
@@ -153,8 +154,9 @@ class PartEvaluation:
         sliced, k = UserSlices.of(self.dataset.users.frame, column), self.config.k[0]
         rankings, place = self.rankings.at(k), sliced.places[self.users]
         by_user = {f"{m.name}@{k}": m.values(rankings) for m in self._sliced_rankings("user")}
-        measured = sliced.measured(self.users, self.config.slice_min_users)
-        out: Metrics = {f"users.{column}.left_out": len(self.users) - sum(measured.values())}
+        users = np.unique(self.users)
+        measured = sliced.measured(users, self.config.slice_min_users)
+        out: Metrics = {f"users.{column}.left_out": len(users) - sum(measured.values())}
         for i, n_users in measured.items():
             name = f"{column}={sliced.values[i]}"
             out[f"users.{name}"] = n_users
@@ -177,7 +179,17 @@ class PartEvaluation:
         return {f"rows.{name}": int(np.count_nonzero(keep))} | {f"{m.name}.{name}": m.value(scored) for m in sliced}
 
 
-def evaluate_model(factors_of: Callable[[int], Factors], dataset: Dataset, config: EvaluationConfig) -> Metrics:
+def _by_user(
+    users: Shaped[Ints, "Q"], values: Shaped[Doubles, "Q M"]
+) -> tuple[Shaped[Doubles, "U M"], Shaped[Doubles, "U"]]:
+    """Return the means of the values of each user's queries, and the numbers of these, whose weighted mean is that of all
+    queries."""
+    _, place, n = np.unique(users, return_inverse=True, return_counts=True)
+    sums = np.stack([np.bincount(place, column, len(n)) for column in values.T], 1)
+    return sums / n[:, None], n.astype(np.float64)
+
+
+def evaluate_model(factors_of: Callable[[int], Scorer], dataset: Dataset, config: EvaluationConfig) -> Metrics:
     """Return the metrics of a run by name: validation, if it has rows, and test, intervals and slices of test, baselines on
     test.
 

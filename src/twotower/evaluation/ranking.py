@@ -13,10 +13,11 @@ from torch import Tensor
 from twotower.arrays.pieces import pieces
 from twotower.arrays.sets import distinct_keys, find_in_sorted, is_in_sorted, pair_keys
 from twotower.arrays.types import Bools, Doubles, Float, Floats, Ints, Shaped
+from twotower.data.context import distinct_contexts
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import GroupedPairs, Pairs, counts
 from twotower.evaluation.config import EvaluationConfig, Repeats
-from twotower.evaluation.factors import Factors
+from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.metrics.auc import ordered_codes
 from twotower.evaluation.metrics.measured import TargetWeights
 from twotower.progress import JobProgress, Summary
@@ -86,13 +87,22 @@ def rank_catalogue(
 
 
 @dataclass(frozen=True)
+class Contexts:
+    """Users in contexts: G groups of interactions of one user in one context."""
+
+    users: Shaped[Ints, "G"]  # user rows, rising
+    interactions: Shaped[Ints, "G"]  # the first interaction of each group
+
+
+@dataclass(frozen=True)
 class EvaluationQueries:
-    """Evaluation queries: the Q users with at least one held-out positive, ranked over N items.
+    """Evaluation queries: the Q users with at least one held-out positive, ranked over N items. With a context each user has a
+    query for each context of a held-out positive, whose targets are the positives in that context.
 
     The pairs of a block of users are read when the block is ranked, so that memory does not grow with the pairs.
     """
 
-    users: Shaped[Ints, "Q"]  # user rows, rising
+    users: Shaped[Ints, "Q"]  # user rows, rising; with a context a user has a query for each
     n_targets: Shaped[Ints, "Q"]  # items to find of each user: held-out positives that may be ranked
     pairs: GroupedPairs  # of the evaluated part
     seen: Sequence[GroupedPairs]  # whose items are not ranked, or ranked alone
@@ -100,6 +110,8 @@ class EvaluationQueries:
     n_items: int
     block: int  # users per block
     summary: Summary
+    groups: Shaped[Ints, "Q"]  # rows of the queries in `pairs`: the users, or users in a context
+    interactions: Shaped[Ints, "Q"] | None = None  # indices of interactions with the context of each query
 
     @classmethod
     def build(
@@ -112,36 +124,45 @@ class EvaluationQueries:
         block: int = 512,
         max_scores: int = MAX_SCORES,
         repeats: Repeats = "exclude",
+        contexts: Contexts | None = None,
     ) -> EvaluationQueries:
         """Make the positives of `pairs` with a weight above 0 the targets, and by `repeats` exclude the items of `seen`, rank them
         as all others, or rank them alone.
 
         `n_positives` counts these positives of each user in `pairs`. With more than `max_users` users that have one, a fixed
         random sample of that size is ranked; 0 ranks all. A block holds at most `block` users and `max_scores` scores,
-        but at least 8 users.
+        but at least 8 users. With `contexts` the rows of `pairs` are users in a context, and queries.
         """
-        summary = Summary("users", read=int(np.count_nonzero(pairs.lengths)))
-        users = np.flatnonzero(n_positives)
-        summary.drop("have no positive", summary.read - len(users))
-        if max_users and len(users) > max_users:
-            summary.drop("are beyond evaluation.max_users", len(users) - max_users)
-            users = np.sort(np.random.default_rng(0).choice(users, max_users, replace=False))
+        noun = "users" if contexts is None else "users in their contexts"
+        summary = Summary(noun, read=int(np.count_nonzero(pairs.lengths)))
+        groups = np.flatnonzero(n_positives)
+        summary.drop("have no positive", summary.read - len(groups))
+        if max_users and len(groups) > max_users:
+            summary.drop("are beyond evaluation.max_users", len(groups) - max_users)
+            groups = np.sort(np.random.default_rng(0).choice(groups, max_users, replace=False))
+        users, interactions = groups, None
+        if contexts is not None:
+            users, interactions = contexts.users[groups], contexts.interactions[groups]
         block = max(8, min(block, max_scores // n_items))  # smaller blocks read all item vectors too often
         seen, only = (() if repeats == "allow" else seen), repeats == "only"
-        every = cls(users, n_positives[users], pairs, seen, only, n_items, block, summary)
+        every = cls(users, n_positives[groups], pairs, seen, only, n_items, block, summary, groups, interactions)
         n_targets = every.count_targets()
         kept = n_targets > 0
         reason = "have no positive of earlier parts" if only else "have only positives of earlier parts"
         summary.drop(reason, int(len(users) - kept.sum()))
-        return replace(every, users=users[kept], n_targets=n_targets[kept])
+        interactions = None if interactions is None else interactions[kept]
+        return replace(
+            every, users=users[kept], n_targets=n_targets[kept], groups=groups[kept], interactions=interactions
+        )
 
-    def top_k(self, factors: Factors, k: int) -> Shaped[Ints, "Q K"]:
+    def top_k(self, factors: Scorer, k: int) -> Shaped[Ints, "Q K"]:
         """Return the best item rows by the vectors, -1 after the last item that may be ranked."""
         best = np.empty((len(self.users), min(k, self.n_items)), np.int64)
         progress = JobProgress(log, "users ranked", len(self.users))
         for part in self._blocks():
             rows = self.users[part]
-            scores, cells = factors.catalogue_scores(rows), np.concatenate(self._seen_cells(rows))
+            moments = None if self.interactions is None else self.interactions[part]
+            scores, cells = factors.catalogue_scores(rows, moments), np.concatenate(self._seen_cells(rows))
             if self.only_seen:
                 at = torch.from_numpy(cells).to(scores.device)
                 ranked = torch.full_like(scores, -torch.inf)
@@ -156,7 +177,7 @@ class EvaluationQueries:
         hit = np.zeros(best.shape, bool)
         is_target = np.zeros((self.block, self.n_items), bool)
         for part in self._blocks():
-            rows, targets = best[part], self._targets(self.users[part])
+            rows, targets = best[part], self._targets(part)
             is_target.flat[targets] = True
             hit[part] = is_target[np.arange(len(rows))[:, None], rows] & (rows >= 0)
             is_target.flat[targets] = False
@@ -167,7 +188,7 @@ class EvaluationQueries:
         found = np.zeros(len(self.users), np.int64)
         is_seen = np.zeros(self.block * self.n_items, bool)
         for part in self._blocks():
-            targets, seen = distinct_keys(self._targets(self.users[part])), self._seen_cells(self.users[part])
+            targets, seen = distinct_keys(self._targets(part)), self._seen_cells(self.users[part])
             for cells in seen:
                 is_seen[cells] = True
             left = targets[is_seen[targets] == self.only_seen]
@@ -184,7 +205,7 @@ class EvaluationQueries:
         (n, k), n_items = best.shape, self.n_items
         hit, total, heaviest = np.zeros((n, k)), np.zeros(n), np.zeros((n, k))
         for part in self._blocks():
-            keys, weights = self._weighted_targets(self.users[part])
+            keys, weights = self._weighted_targets(part)
             if items is not None:
                 keep = items[keys % n_items]
                 keys, weights = keys[keep], weights[keep]
@@ -199,19 +220,19 @@ class EvaluationQueries:
             hit[part] = np.where(found & (best[part] >= 0), np.append(weights, 0.0)[places], 0.0)
         return TargetWeights(hit, total, heaviest)
 
-    def _weighted_targets(self, users: Shaped[Ints, "B"]) -> tuple[Shaped[Ints, "n"], Shaped[Doubles, "n"]]:
+    def _weighted_targets(self, part: slice) -> tuple[Shaped[Ints, "n"], Shaped[Doubles, "n"]]:
         """Return the places of the targets of a block in its flat scores, each once and rising, and their weights."""
-        pairs = self.pairs.take(users)
+        pairs = self.pairs.take(self.groups[part])
         target = pairs.target
         keys, place = np.unique(pair_keys(pairs.user, pairs.item, self.n_items)[target], return_inverse=True)
         weights = np.ones(len(place)) if pairs.weight is None else pairs.weight[target]
         sums: Doubles = np.bincount(place, weights, len(keys)).astype(np.float64)
-        left = is_in_sorted(np.sort(np.concatenate(self._seen_cells(users))), keys) == self.only_seen
+        left = is_in_sorted(np.sort(np.concatenate(self._seen_cells(self.users[part]))), keys) == self.only_seen
         return keys[left], sums[left]
 
-    def _targets(self, users: Shaped[Ints, "B"]) -> Shaped[Ints, "n"]:
+    def _targets(self, part: slice) -> Shaped[Ints, "n"]:
         """Return the places of the positives of a block in its flat scores."""
-        pairs = self.pairs.take(users)
+        pairs = self.pairs.take(self.groups[part])
         return pair_keys(pairs.user, pairs.item, self.n_items)[pairs.target]
 
     def _seen_cells(self, users: Shaped[Ints, "B"]) -> list[Shaped[Ints, "_"]]:
@@ -228,7 +249,32 @@ def evaluation_queries(dataset: Dataset, part: int, config: EvaluationConfig) ->
     for test), unless `config.repeats` says otherwise. With more than `config.max_users` users a fixed random sample of that size is ranked."""
     pairs = dataset.pairs_of(part)
     positives = counts(pairs.user, len(dataset.users), pairs.target)
+    if dataset.schema.side("context"):
+        grouped, positives, contexts = _in_contexts(dataset, part, positives, config.max_users)
+        seen = dataset.grouped_before(part)
+        return EvaluationQueries.build(
+            grouped, seen, positives, len(dataset.items), repeats=config.repeats, contexts=contexts
+        )
     return EvaluationQueries.build(
         dataset.grouped(part), dataset.grouped_before(part), positives, len(dataset.items), config.max_users,
         repeats=config.repeats,
     )  # fmt: skip
+
+
+def _in_contexts(
+    dataset: Dataset, part: int, positives: Shaped[Ints, "U"], max_users: int
+) -> tuple[GroupedPairs, Shaped[Ints, "G"], Contexts]:
+    """Return the targets of a part by user and context, their numbers, and these users and contexts. With more than `max_users`
+    users that have a target, those of a fixed random sample of users; 0 takes all."""
+    users = np.flatnonzero(positives)
+    if max_users and len(users) > max_users:
+        users = np.sort(np.random.default_rng(0).choice(users, max_users, replace=False))
+    chosen = np.zeros(len(positives), bool)
+    chosen[users] = True
+    pairs = dataset.pairs_of(part)
+    targets = np.flatnonzero(chosen[pairs.user] & pairs.target)
+    pairs, rows = pairs.take(targets), dataset.part_indices(part)[targets]
+    group, first = distinct_contexts(pairs.user, dataset.context, rows)
+    grouped = GroupedPairs.of(replace(pairs, user=group.astype(np.int32)), len(first))
+    contexts = Contexts(pairs.user[first].astype(np.int64), rows[first])
+    return grouped, np.bincount(group, minlength=len(first)), contexts

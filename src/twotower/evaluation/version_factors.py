@@ -55,15 +55,12 @@ class VersionFactors(Factors):
             item[part] = _at(self.item_side, pairs.item[part], self.times[part])
         return super().scores(replace(pairs, user=user, item=item), block)
 
-    def catalogue_scores(self, users: Shaped[Ints, "B"]) -> Float[Tensor, "B I"]:
+    def catalogue_scores(
+        self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
+    ) -> Float[Tensor, "B I"]:
         """Return the scores of all items for some user rows, each with the versions that hold when the user is asked."""
-        asked, every = self.asked[users], np.arange(len(self.item_side))
-        scores = super().catalogue_scores(_at(self.user_side, users, asked))
-        if self.item_side.versions is None:
-            return scores
-        times, which = np.unique(asked, return_inverse=True)
-        held = np.stack([_at(self.item_side, every, np.broadcast_to(time, every.shape)) for time in times])
-        return scores.gather(1, torch.from_numpy(held)[torch.from_numpy(which)].to(scores.device))
+        asked = self.asked[users]
+        return scores_at(super().catalogue_scores(_at(self.user_side, users, asked)), self.item_side, asked)
 
     def at_once(self) -> Factors:
         """Return one vector for each user and item: users as they are asked, items as they were at the first of these times."""
@@ -71,6 +68,16 @@ class VersionFactors(Factors):
         n_items = len(self.item_side)
         item = _at(self.item_side, np.arange(n_items), np.broadcast_to(self.asked.min(), n_items))
         return Factors(self.users[torch.from_numpy(user)], self.items[torch.from_numpy(item)])
+
+
+def scores_at(scores: Float[Tensor, "B VI"], items: Side, times: Shaped[Ints, "B"]) -> Float[Tensor, "B I"]:
+    """Return the scores of all items as they are at some times, out of those of all versions."""
+    if items.versions is None:
+        return scores
+    distinct, which = np.unique(times, return_inverse=True)
+    every = np.arange(len(items))
+    held = np.stack([_at(items, every, np.broadcast_to(time, every.shape)) for time in distinct])
+    return scores.gather(1, torch.from_numpy(held)[torch.from_numpy(which)].to(scores.device))
 
 
 def _at(side: Side, rows: Shaped[Codes | Ints, "n"], times: Shaped[Ints, "n"]) -> Shaped[Ints, "n"]:

@@ -121,6 +121,7 @@ class Categorical(ColumnFeature):
     kind = "categorical"
     encoder = CategoricalEncoder
     groups = True
+    counts_values = True
     cuts = ("min_count", "min_rate")
 
     min_count: int = Field(1, ge=1, description="Minimum number of training interactions of a value in the vocabulary.")

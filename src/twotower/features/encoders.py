@@ -27,7 +27,7 @@ from twotower.features.encoder import Encoder, Report
 from twotower.features.feature import Feature, HistorySpec
 from twotower.features.field import InputField
 from twotower.features.schema import Schema
-from twotower.features.side import SIDES, SideName, other_side
+from twotower.features.side import FEATURE_SIDES, SIDES, FeatureSide, SideName, other_side
 from twotower.features.state import read_vocabularies, write_vocabularies
 from twotower.features.values import canonical_ids, missing_count
 from twotower.files import layout
@@ -36,28 +36,41 @@ from twotower.section import first_problem
 
 
 class Encoders:
-    """The encoders of all features of both sides, and of each side's ids for sequences."""
+    """The encoders of all features of both sides and of the context, and of each side's ids for sequences."""
 
     def __init__(
         self,
         schema: Schema,
-        by_side: dict[SideName, dict[str, Encoder]],
+        by_side: dict[FeatureSide, dict[str, Encoder]],
         ids: dict[SideName, CategoricalEncoder],
     ) -> None:
         self.schema, self.by_side, self.ids = schema, by_side, ids
 
     @classmethod
-    def fit(cls, schema: Schema, frames: Mapping[SideName, pl.DataFrame], counts: Mapping[SideName, Ints]) -> Encoders:
+    def fit(
+        cls,
+        schema: Schema,
+        frames: Mapping[SideName, pl.DataFrame],
+        counts: Mapping[SideName, Ints],
+        context: Mapping[str, tuple[pl.Series, Ints]] | None = None,
+    ) -> Encoders:
         """Fit all encoders. `counts[side]` (rows,) are the training interactions of each row; rows without any are not
-        used."""
-        by_side: dict[SideName, dict[str, Encoder]] = {"user": {}, "item": {}}
+        used. `context` has values of each feature of the context, by name, with the training interactions that have each."""
+
+        def column(feature: Feature) -> tuple[pl.Series, Ints]:
+            if feature.side == "context":
+                assert context is not None
+                return context[feature.name]
+            return frames[feature.side][feature.source], counts[feature.side]
+
+        by_side = _empty()
         for f in _encoded(schema):
-            frame, n, other = frames[f.side], counts[f.side], other_side(f.side)
-            series, borrowers = frame[f.source], [b for b in schema.columns(other) if b.shares == f.name]
+            series, n = column(f)
+            borrowers = [column(b) for b in schema.tower(other_side(f.side)) if b.shares == f.name]
             if borrowers:
-                columns = [series, *(frames[other][b.source] for b in borrowers)]
+                columns = [series, *(borrowed for borrowed, _ in borrowers)]
                 series = pl.concat([canonical_ids(c).cast(pl.String).rename(series.name) for c in columns])
-                n = np.concatenate([n, *(counts[other] for _ in borrowers)])
+                n = np.concatenate([n, *(of_borrower for _, of_borrower in borrowers)])
             by_side[f.side][f.name] = f.fit(series, n)
         ids = {side: CategoricalEncoder.fit(frames[side][schema.id_column(side)], counts[side]) for side in SIDES}
         return cls(schema, _with_borrowed(schema, by_side), ids)
@@ -66,8 +79,8 @@ class Encoders:
         """Return the encoders with another schema of the same data."""
         return Encoders(schema, self.by_side, self.ids)
 
-    def transform(self, side: SideName, frame: pl.DataFrame, refuse: bool = True) -> dict[str, Column]:
-        """Return the encoded columns of one side by feature name, without the histories."""
+    def transform(self, side: FeatureSide, frame: pl.DataFrame, refuse: bool = True) -> dict[str, Column]:
+        """Return the encoded columns of one side, or of the context, by feature name, without the histories."""
         return {f.name: self.encode(f, frame[f.source], refuse) for f in self.schema.columns(side)}
 
     def encode(self, feature: Feature, series: pl.Series, refuse: bool = True) -> Column:
@@ -94,14 +107,14 @@ class Encoders:
 
     def fields(self, side: SideName) -> tuple[InputField, ...]:
         """Return the fields that the tower of `side` embeds, in the schema's order."""
-        return tuple(self._field(f) for f in self.schema.side(side))
+        return tuple(self._field(f) for f in self.schema.tower(side))
 
     def _field(self, feature: Feature) -> InputField:
         if feature.history:
             encoder, shares = self._id_encoder(feature.history)
         else:
             encoder, shares = self.by_side[feature.side][feature.name], feature.shares
-        identifies = feature == self.schema.id_feature(feature.side)
+        identifies = feature.side != "context" and feature == self.schema.id_feature(feature.side)
         return replace(feature.field(encoder), share_with=shares, identifies=identifies)
 
     def reports(self, side: SideName, frame: pl.DataFrame, rows: Ints) -> dict[str, Report]:
@@ -126,7 +139,7 @@ class Encoders:
         if hashlib.sha256(data).hexdigest() != states.vocabularies:
             raise RunError(f"{folder / layout.VOCABULARIES}: damaged, or of another {layout.ENCODERS} (checksum)")
         vocabularies = read_checked(folder / layout.VOCABULARIES, lambda path: read_vocabularies(data))
-        by_side: dict[SideName, dict[str, Encoder]] = {"user": {}, "item": {}}
+        by_side = _empty()
         try:
             for f in _encoded(schema):
                 state, vocabulary = states.sides[f.side][f.name], vocabularies.get(f"{f.side}.{f.name}")
@@ -151,7 +164,7 @@ class Encoders:
         """Return the states of the encoders by side and feature."""
         states: dict[str, dict[str, JsonValue]] = {side: {} for side in SIDES}
         for f in _encoded(self.schema):
-            states[f.side][f.name] = self.by_side[f.side][f.name].state().model_dump()
+            states.setdefault(f.side, {})[f.name] = self.by_side[f.side][f.name].state().model_dump()
         return states
 
     def _vocabularies(self) -> dict[str, pl.Series]:
@@ -165,7 +178,7 @@ class Encoders:
 class _EncoderStates(BaseModel):
     """Content of encoders.json."""
 
-    sides: dict[SideName, dict[str, JsonValue]]
+    sides: dict[FeatureSide, dict[str, JsonValue]]
     vocabularies: str
     """SHA-256 of the file of vocabularies."""
 
@@ -186,13 +199,19 @@ def _misfit(error: Exception) -> str:
 
 def _encoded(schema: Schema) -> tuple[Feature, ...]:
     """Return the features that have an encoder of their own, which is written to disk."""
-    return tuple(f for side in SIDES for f in schema.columns(side) if not f.shares)
+    return tuple(f for side in FEATURE_SIDES for f in schema.columns(side) if not f.shares)
 
 
-def _with_borrowed(schema: Schema, by_side: dict[SideName, dict[str, Encoder]]) -> dict[SideName, dict[str, Encoder]]:
-    """Add the encoders of features that share one of the other side, and return `by_side`."""
-    for side in SIDES:
-        for f in schema.columns(side):
-            if f.shares:
-                by_side[side][f.name] = f.borrow(by_side[other_side(side)][f.shares])
+def _empty() -> dict[FeatureSide, dict[str, Encoder]]:
+    return {side: {} for side in FEATURE_SIDES}
+
+
+def _with_borrowed(
+    schema: Schema, by_side: dict[FeatureSide, dict[str, Encoder]]
+) -> dict[FeatureSide, dict[str, Encoder]]:
+    """Add the encoders of features that share one of the other tower, and return `by_side`."""
+    for f in schema.features:
+        if f.shares:
+            lender = next(g for g in schema.tower(other_side(f.side)) if g.name == f.shares)
+            by_side[f.side][f.name] = f.borrow(by_side[lender.side][lender.name])
     return by_side

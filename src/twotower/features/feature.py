@@ -9,21 +9,23 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeVar
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, JsonValue, model_validator
 
 from twotower.arrays.types import Bools, Doubles, Ints
 from twotower.features.encoder import Encoder
 from twotower.features.field import InputField
 from twotower.features.pooling_spec import PoolingSpec
-from twotower.features.side import SideName
+from twotower.features.side import FeatureSide, SideName
 from twotower.kinds import Kind
 
 if TYPE_CHECKING:
     from twotower.features.schema import Schema
 
+Default = bool | int | float | str | tuple[int | float | str, ...]
+"""Value of a context that is not given."""
 Labels = TypeVar("Labels", bool, Bools)
 Interactions = Literal["all", "positive", "negative"]
 
@@ -61,10 +63,13 @@ class Statistic:
 
 
 class Feature(Kind):
-    """Feature of a user or an item that a tower reads."""
+    """Feature of a user, an item or the context of an interaction that a tower reads."""
 
-    name: str = Field(min_length=1, description="Name, unique within its side.")
-    side: SideName = Field(description="Tower that reads the feature.")
+    name: str = Field(min_length=1, description="Name, unique within its tower.")
+    side: FeatureSide = Field(
+        description="Table of the values. user, item: that of the users or the items. context: the interactions, whose "
+        "columns are known at request time; the user tower reads them."
+    )
     width: int = Field(0, ge=0, description="Embedding width. 0: that of the tower.")
 
     encoder: ClassVar[type[Encoder]]
@@ -79,10 +84,15 @@ class Feature(Kind):
     """Options that a model reads alone: they may change over data prepared before."""
     cuts: ClassVar[tuple[str, ...]] = ()
     """Options that leave rare values out of the vocabulary."""
+    counts_values: ClassVar[bool] = False
+    """True if `fit` depends on the values and the sums of their counts alone, so that equal values may be one."""
+    reads_time: ClassVar[bool] = False
+    """True for a feature of the context that has no column: `of_times` computes its values."""
 
     @property
     def source(self) -> str:
-        """Column of the side's table that the values are read from. Empty: none, a history."""
+        """Column of the side's table, for the context of the interactions, that the values are read from. Empty: none, a
+        history."""
         return ""
 
     @property
@@ -106,6 +116,11 @@ class Feature(Kind):
         return None
 
     @property
+    def defaults(self) -> JsonValue:
+        """Value of a request that gives none, of a feature of the context. None: the request must give it."""
+        return None
+
+    @property
     def identifies(self) -> bool:
         """True if every known value of the column has a code of its own."""
         return False
@@ -125,6 +140,11 @@ class Feature(Kind):
     def fit(self, series: pl.Series, counts: Ints) -> Encoder:
         """Return the encoder of a column. A history has none of its own."""
         raise NotImplementedError(f"{type(self).__name__} has no encoder of its own")
+
+    def of_times(self, times: Ints, previous: Ints) -> pl.Series:
+        """Return the values (n,), called `source`, of a feature that `reads_time`: of the times (n,) of interactions, and of the
+        times of the interaction before each of the same user, -1 for none, in microseconds since 1970."""
+        raise NotImplementedError(f"{type(self).__name__} reads no time")
 
     def borrow(self, encoder: Encoder) -> Encoder:
         """Return the encoder of this feature, from that of the feature that it `shares`."""
@@ -146,12 +166,25 @@ class Feature(Kind):
 class ColumnFeature(Feature):
     """Feature of one column of the side's table."""
 
-    column: str = Field("", description="Column of the side's table. Empty: the feature's name.")
+    column: str = Field(
+        "", description="Column of the side's table, for the context of the interactions. Empty: the feature's name."
+    )
     missing: Literal["impute", "error"] = Field(
         "impute",
         description="Treatment of nulls. impute: unknown value, training mean, missing-value bucket, empty list or "
         "zeros. error: refuse the table.",
     )
+    default: Default = Field(
+        "",
+        description="Value of a context that a request does not give, and of precomputed user vectors. Empty: the request must "
+        "give it, and there are no precomputed vectors.",
+    )
+
+    @model_validator(mode="after")
+    def _check_default(self) -> Self:
+        if self.default != "" and self.side != "context":
+            raise ValueError("'default' goes with side = 'context'")
+        return self
 
     @abstractmethod
     def fit(self, series: pl.Series, counts: Ints) -> Encoder:
@@ -164,6 +197,10 @@ class ColumnFeature(Feature):
     @property
     def refuses_missing(self) -> bool:
         return self.missing == "error"
+
+    @property
+    def defaults(self) -> JsonValue:
+        return None if self.default == "" else [*self.default] if isinstance(self.default, tuple) else self.default
 
     def named_columns(self) -> Iterator[tuple[str, str]]:
         if not self.computes:

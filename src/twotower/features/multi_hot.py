@@ -67,6 +67,7 @@ class MultiHot(ColumnFeature):
     encoder = MultiHotEncoder
     column_type = "text"
     groups = True
+    counts_values = True
     cuts = ("min_count", "min_rate")
 
     separator: str = Field("", description="Separator of a text column, such as '|'. Empty: a list column.")

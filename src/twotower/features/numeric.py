@@ -76,6 +76,8 @@ class Numeric(ColumnFeature):
             raise ValueError("buckets must be 0 (standardise) or at least 2")
         if self.statistic_column and self.statistic != "mean":
             raise ValueError("'statistic_column' only goes with statistic = 'mean'")
+        if self.statistic and self.side == "context":
+            raise ValueError("a statistic is of users or items; set side = 'user' or 'item'")
         if self.statistic and self.column:
             raise ValueError(
                 "'column' does not go with a statistic; 'statistic_column' names the column that is averaged"

@@ -1,4 +1,4 @@
-"""Schema of the tables: id, label and time columns, and features. Every feature belongs to one side, user or item."""
+"""Schema of the tables: id, label and time columns, and features of the users, the items, or the context of an interaction."""
 
 from __future__ import annotations
 
@@ -7,20 +7,28 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from twotower.features.categorical import Categorical
+from twotower.features.day_of_week import DayOfWeek
+from twotower.features.days_since_previous import DaysSincePrevious
 from twotower.features.events import EventRule
 from twotower.features.feature import Feature, HistorySpec, Statistic
+from twotower.features.hour_of_day import HourOfDay
 from twotower.features.multi_hot import MultiHot
 from twotower.features.numeric import Numeric
 from twotower.features.sequence import Sequence
-from twotower.features.side import ROW_IDS, SIDES, SideName
+from twotower.features.side import ROW_IDS, SIDES, FeatureSide, SideName, tower_side
 from twotower.features.text import Text
 from twotower.features.vector import Vector
 from twotower.kinds import Kinds
 from twotower.section import Section
 
-__all__ = ["FEATURES", "Categorical", "Feature", "MultiHot", "Numeric", "Schema", "Sequence", "Text", "Vector"]
+__all__ = [
+    "FEATURES", "Categorical", "DayOfWeek", "DaysSincePrevious", "Feature", "HourOfDay", "MultiHot", "Numeric", "Schema",
+    "Sequence", "Text", "Vector",
+]  # fmt: skip
 
-FEATURES = Kinds("feature", Feature, Categorical, Numeric, MultiHot, Vector, Sequence, Text)
+FEATURES = Kinds(
+    "feature", Feature, Categorical, Numeric, MultiHot, Vector, Sequence, Text, HourOfDay, DayOfWeek, DaysSincePrevious
+)
 """Kinds of features, by their names in a config."""
 UnknownIds = Literal["auto", "add", "drop", "error"]
 
@@ -104,6 +112,7 @@ class Schema(Section):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise ValueError(f"feature {twice[0]!r} is defined twice on the {side} side")
+        self._check_context()
         if self.time_format and not self.time:
             raise ValueError("time_format needs time; name the time column in schema.time, or leave it out")
         if self.time_format and ("%" not in self.time_format or "%f" in self.time_format.replace(".%f", "")):
@@ -163,6 +172,20 @@ class Schema(Section):
                     f"{where} is '{name}'; names that begin with '__' are the package's own: rename the column"
                 )
 
+    def _check_context(self) -> None:
+        """Raise ValueError for a context feature that no request could give, or whose name the user tower has already."""
+        known = {f.name for f in self.side("user")}
+        for f in self.side("context"):
+            if f.name in known:
+                raise ValueError(
+                    f"feature {f.name!r} is defined twice in the user tower, which reads the context too; rename one"
+                )
+            known.add(f.name)
+            for key in ("item_id", "label", "weight", "event", "time"):
+                if getattr(self, key) and f.source == getattr(self, key):
+                    what = "the clock tells it: use hour_of_day" if key == "time" else "no request knows it: drop it"
+                    raise ValueError(f"feature {f.name!r} of the context reads the column of {key}; {what}")
+
     def _names(self) -> list[tuple[str, str]]:
         """Return (option, column) for each column that the schema names."""
         own = ("user_id", "item_id", "label", "weight", "event", "time", "valid_from", "title")
@@ -176,11 +199,25 @@ class Schema(Section):
         features = [f.model_dump(mode="json", exclude=set(f.of_model)) for f in self.features]
         return self.model_dump(mode="json", exclude={"features"}) | {"features": features}
 
-    def side(self, side: SideName) -> tuple[Feature, ...]:
-        """Return the features of one side, in the order given."""
+    def side(self, side: FeatureSide) -> tuple[Feature, ...]:
+        """Return the features of one side, or of the context, in the order given."""
         return tuple(f for f in self.features if f.side == side)
 
-    def columns(self, side: SideName) -> tuple[Feature, ...]:
+    def tower(self, side: SideName) -> tuple[Feature, ...]:
+        """Return the features that the tower of a side reads, in the order given: those of the side, and for users those of
+        the context too."""
+        return tuple(f for f in self.features if tower_side(f.side) == side)
+
+    def context_columns(self) -> tuple[str, ...]:
+        """Return the distinct columns of the interactions that features of the context read, in the order given."""
+        return tuple(dict.fromkeys(f.source for f in self.side("context") if not f.reads_time))
+
+    @property
+    def precomputes(self) -> bool:
+        """True if a user has one vector when nothing is known of the moment: there is no context, or it has defaults."""
+        return all(f.defaults is not None for f in self.side("context"))
+
+    def columns(self, side: FeatureSide) -> tuple[Feature, ...]:
         """Return the features of one side that are columns of its table, with statistics, in the order given."""
         return tuple(f for f in self.side(side) if not f.history)
 
@@ -193,8 +230,8 @@ class Schema(Section):
         return tuple(f.computes for f in self.features if f.computes and f.side in (sides or SIDES))
 
     def searchable(self) -> tuple[Feature, ...]:
-        """Return the features of the users that a search text can give, in the order given."""
-        return tuple(f for f in self.side("user") if f.searchable)
+        """Return the features of the user tower that a search text can give, in the order given."""
+        return tuple(f for f in self.tower("user") if f.searchable)
 
     def id_column(self, side: SideName) -> str:
         return self.user_id if side == "user" else self.item_id

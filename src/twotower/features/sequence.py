@@ -11,7 +11,7 @@ from twotower.features.encoder import Encoder
 from twotower.features.feature import Feature, HistorySpec, Interactions
 from twotower.features.field import InputField
 from twotower.features.pooling_spec import MEAN, PoolingSpec
-from twotower.features.side import other_side
+from twotower.features.side import SideName, other_side
 
 if TYPE_CHECKING:
     from twotower.features.schema import Schema
@@ -24,6 +24,7 @@ class Sequence(Feature):
     In training a history never contains its target: see `train.history_scope`.
     """
 
+    side: SideName = Field(description="Tower that reads the feature: user or item.")
     kind = "sequence"
     of_model = ("width", "pooling")
 

@@ -203,6 +203,7 @@ class Text(ColumnFeature):
     encoder = TextEncoder
     column_type = "text"
     searchable = True
+    counts_values = True
     cuts = ("min_count", "max_grams")
     of_model = ("width", "pooling")
 
@@ -241,7 +242,7 @@ class Text(ColumnFeature):
 
     def check(self, schema: Schema) -> None:
         other = other_side(self.side)
-        own = [f.name for f in schema.side(other) if isinstance(f, Text) and not f.share_with]
+        own = [f.name for f in schema.tower(other) if isinstance(f, Text) and not f.share_with]
         if self.share_with and self.share_with not in own:
             raise ValueError(
                 f"text {self.name!r} shares the grams of {self.share_with!r}, which is no text feature of the "

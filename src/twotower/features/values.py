@@ -54,6 +54,16 @@ def numbers(series: pl.Series) -> npt.NDArray[np.float64]:
     return x
 
 
+def cast_value(given: pl.Series, dtype: pl.DataType, category: bool) -> pl.Series:
+    """Return a given value as the type of its column. Raises PolarsError.
+
+    Categories of whole numbers keep their spelling: "007" is not 7, and 1.5 not 1.
+    """
+    column = given.cast(dtype, strict=True) if given.dtype != dtype else given
+    given_type, kept = (t.inner if isinstance(t, pl.List | pl.Array) else t for t in (given.dtype, dtype))
+    return given if category and kept.is_integer() and (given_type == pl.String or given_type.is_float()) else column
+
+
 def present(values: pl.Series) -> pl.Series:
     """Return the values without nulls and empty texts."""
     values = values.drop_nulls()

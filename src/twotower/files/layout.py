@@ -44,8 +44,9 @@ def versions(side: str) -> str:
 
 TABLES = (table("user"), table("item"), INTERACTIONS)
 
-# Prepared dataset: format, counts, split, schema and digest; and arrays that are mapped into memory.
-PREPARED_FACTS, ARRAYS = "prepared.json", "arrays"
+# Prepared dataset: format, counts, split, schema and digest; arrays that are mapped into memory; and an interaction whose columns
+# of the context have the types of the log.
+PREPARED_FACTS, ARRAYS, CONTEXT = "prepared.json", "arrays", "context.parquet"
 
 # Buckets: facts, and the folder of the files of interactions.
 BUCKET_FACTS, BUCKET_FOLDER = "buckets.json", "interactions"

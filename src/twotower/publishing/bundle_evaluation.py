@@ -10,11 +10,13 @@ import torch
 from twotower import runs
 from twotower.arrays.pieces import pieces
 from twotower.arrays.types import Codes, Floats, Ints
+from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST
 from twotower.errors import RunError
 from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.part_evaluation import PartEvaluation
+from twotower.evaluation.ranking import EvaluationQueries
 from twotower.features.side import SideName
 from twotower.retrieval.evaluation import BLOCK_USERS, rank_items
 from twotower.retrieval.request import Method
@@ -28,7 +30,8 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
     """Return the test metrics of a bundle, measured with the retriever that serves it, by default with its own settings.
 
     "index" and "exact" are method 1 (precomputed user vectors), "live" is method 2 (online user tower), and "intervals"
-    has the bootstrap intervals of "index". Raises RunError without a test part.
+    has the bootstrap intervals of "index". A tower that reads the context runs online in all three, for each user in the context
+    of the test pairs. Raises RunError without a test part.
     """
     dataset, config = retriever.dataset, config or runs.read_evaluation(retriever.bundle.folder)
     if dataset.schema.valid_from:
@@ -45,11 +48,14 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
     seen = [] if config.repeats == "allow" else dataset.grouped_before(TEST)
     only_seen = config.repeats == "only"
     out: dict[str, Metrics] = {}
-    searches: tuple[tuple[str, Method, bool], ...] = (("index", 1, False), ("exact", 1, True), ("live", 2, False))
+    stored: Method = 2 if retriever.reads_context else 1
+    searches: tuple[tuple[str, Method, bool], ...] = (
+        ("index", stored, False), ("exact", stored, True), ("live", 2, False)
+    )  # fmt: skip
     for name, method, exact in searches:
 
-        def search(users: Ints, k: int, method: Method = method, exact: bool = exact) -> Ints:
-            return rank_items(retriever, users, k, method, seen, exact, only_seen)
+        def search(queries: EvaluationQueries, k: int, method: Method = method, exact: bool = exact) -> Ints:
+            return rank_items(retriever, queries.users, k, method, seen, exact, only_seen, queries.interactions)
 
         report = PartEvaluation.from_search(search, _scores(retriever, method), dataset, TEST, config)
         out[name] = report.metrics()
@@ -65,13 +71,31 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
 def _scores(retriever: Retriever, method: Method) -> Floats:
     """Return the scores (n,) of the test pairs by the served vectors; -1e9 for rejected items."""
     pairs = retriever.dataset.test
+    if retriever.reads_context:
+        return _scores_in_context(retriever, pairs)
     users = np.empty((len(retriever.user_ids), retriever.index.width), np.float32)
     for part in pieces(len(users), BLOCK_USERS):
         users[part] = embed_users(retriever, np.arange(part.start, part.stop), method)
-    items = np.full((len(retriever.item_ids), users.shape[1]), np.nan, np.float32)
-    rows = retriever.index.rows
-    items[rows] = retriever.index.vectors(rows)
+    items = _item_vectors(retriever)
     scores = Factors(torch.from_numpy(users), torch.from_numpy(items)).scores(pairs)
     for part in pieces(len(scores)):
         np.nan_to_num(scores[part], copy=False, nan=-1e9)
     return scores
+
+
+def _scores_in_context(retriever: Retriever, pairs: Pairs) -> Floats:
+    """Return the scores (n,) of the test pairs by the user tower in the context of each pair; -1e9 for rejected items."""
+    items, interactions = _item_vectors(retriever), retriever.dataset.part_indices(TEST)
+    scores = np.empty(len(pairs), np.float32)
+    for part in pieces(len(pairs), BLOCK_USERS):
+        users = embed_users(retriever, pairs.user[part].astype(np.int64), 2, interactions[part])
+        scores[part] = np.nan_to_num((users * items[pairs.item[part]]).sum(1), nan=-1e9)
+    return scores
+
+
+def _item_vectors(retriever: Retriever) -> Floats:
+    """Return the vectors (I, D) of all items; NaN for rejected ones."""
+    items = np.full((len(retriever.item_ids), retriever.index.width), np.nan, np.float32)
+    rows = retriever.index.rows
+    items[rows] = retriever.index.vectors(rows)
+    return items

@@ -20,10 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from twotower import files, runs
+from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Floats, Ints
+from twotower.data.dataset import Dataset, Side
 from twotower.data.memmap import MemmapDataset
 from twotower.data.splits import TEST
 from twotower.errors import RunError
+from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.features.encoders import Encoders
 from twotower.features.side import SIDES, SideName
@@ -31,6 +34,7 @@ from twotower.files import layout
 from twotower.files.readers import read_json, read_text
 from twotower.index.protocol import IndexConfig, Publication
 from twotower.onnx.export import export_tower
+from twotower.onnx.parity import PARITY_ROWS
 from twotower.publishing.item_index import build_item_index, index_facts, tune_and_check
 from twotower.reports.model_card import model_card
 from twotower.retrieval.request import Request
@@ -42,6 +46,7 @@ from twotower.store.bundle import Bundle
 from twotower.store.manifest import BundleFacts, Counts
 from twotower.store.remote_collections import RemoteCollections
 from twotower.store.store import Store
+from twotower.train.factors import factors_during
 from twotower.version import __version__
 
 log = logging.getLogger(__name__)
@@ -113,27 +118,30 @@ def _write(
     if run_stamp(run.folder) != before:
         raise RunError(f"{run.folder}: another run has replaced it; load the run again, then publish it")
     _check_unchanged(run, folder, model)
-    factors = run.factors(TEST)
-    items, users = factors.items.cpu().numpy(), factors.users.cpu().numpy()
-    _check_users(users)
+    items, queries, users = _vectors(run, config.queries)
+    for vectors in (queries, users):
+        if vectors is not None:
+            _check_users(vectors)
     register = None if collections is None else collections.register
     index = build_item_index(items, run.model.config.metric, config, Publication(model, register))
-    recall_check = tune_and_check(index, users[_query_users(run, config.queries)], config)
+    recall_check = tune_and_check(index, queries, config)
     index.save(folder / layout.INDEX)
-    np.save(folder / layout.USER_VECTORS, users)
+    if users is not None:
+        np.save(folder / layout.USER_VECTORS, users)
     parity: dict[SideName, float] = {}
     for side in SIDES:
         fields = run.dataset.encoders.fields(side)
-        parity[side] = export_tower(
-            run.model, side, fields, folder / layout.tower(side), run.dataset.side_before(side, TEST), model
-        )
+        rows = run.dataset.side_before(side, TEST)
+        if side == "user" and run.dataset.schema.side("context"):
+            rows = _in_contexts(run.dataset, rows)
+        parity[side] = export_tower(run.model, side, fields, folder / layout.tower(side), rows, model)
         log.info(f"{side}_tower.onnx: largest difference from torch {parity[side]:.1e}")
     (folder / layout.MODEL_CARD).write_text(model_card(run, index, recall_check), encoding="utf-8")
     return BundleFacts(
         model=model,
-        dims=users.shape[1],
+        dims=items.shape[1],
         metric=run.model.config.metric,
-        counts=Counts(users=len(users), items=len(items)),
+        counts=Counts(users=len(run.dataset.users), items=len(items)),
         schema=run.dataset.schema,
         split=run.config.split,
         similarity=run.config.model.similarity,
@@ -166,6 +174,42 @@ def _check_users(users: Floats) -> None:
         raise RunError(f"{bad} user vectors are not finite; the model is broken, train it again")
 
 
+def _vectors(run: Run, n_queries: int) -> tuple[Floats, Floats, Floats | None]:
+    """Return the vectors of all items, those that up to `n_queries` random users search with, and the precomputed ones of all
+    users, None if a feature of the context has no default. With a context the queries are those of random interactions of the
+    test part, of all parts if it has fewer than two."""
+    if not run.dataset.schema.side("context"):
+        factors = run.factors(TEST)
+        users = factors.users.cpu().numpy()
+        return factors.items.cpu().numpy(), users[_query_users(run, n_queries)], users
+    newest = replace(
+        run.dataset, users=replace(run.dataset.users, versions=None), items=replace(run.dataset.items, versions=None)
+    )
+    scorer = factors_during(run.model, newest, TEST)
+    assert isinstance(scorer, ContextFactors)
+    rows = run.dataset.part_indices(TEST)
+    if len(rows) < 2:
+        rows = np.arange(len(run.dataset.pairs))
+    rows = np.random.default_rng(0).permutation(rows)[:n_queries]
+    queries = scorer.of_users(run.dataset.pairs.user[rows].astype(np.int64), rows).cpu().numpy()
+    stored = run.factors(TEST).users.cpu().numpy() if run.dataset.schema.precomputes else None
+    return scorer.items.cpu().numpy(), queries, stored
+
+
+def _in_contexts(dataset: Dataset, users: Side) -> Side:
+    """Return the inputs of the user tower for random interactions: the columns of their users, and their context."""
+    n = len(dataset.pairs)
+    rows = np.sort(np.random.default_rng(0).permutation(n)[:PARITY_ROWS])
+    user = dataset.pairs.user[rows].astype(np.int64)
+    columns = {name: _taken(column, user) for name, column in users.columns.items()}
+    columns |= {name: _taken(column, rows) for name, column in dataset.context.items()}
+    return Side(users.frame[user], columns, users.id_column)
+
+
+def _taken(column: Column, rows: Ints) -> Column:
+    return column.take(rows) if isinstance(column, Ragged) else column[rows]
+
+
 def _query_users(run: Run, n: int) -> Ints:
     """Return up to `n` random rows of users with test interactions (of all users if fewer than two have some)."""
     users: Ints = np.unique(run.dataset.test.user).astype(np.int64)
@@ -175,8 +219,17 @@ def _query_users(run: Run, n: int) -> Ints:
 
 
 def _probe(bundle: Bundle) -> None:
-    """Raise RunError unless the bundle answers and both methods agree on users from the whole table."""
+    """Raise RunError unless the bundle answers and both methods agree on users from the whole table. A tower that reads the
+    context is asked in that of some interactions."""
     retriever = Retriever(bundle)
+    if retriever.reads_context:
+        pairs = retriever.dataset.pairs
+        chosen = np.unique(np.linspace(0, len(pairs) - 1, 64).astype(np.int64))
+        vectors = embed_users(retriever, pairs.user[chosen].astype(np.int64), 2, chosen)
+        found, _ = retriever.catalogue.rank(vectors[:1], 10, np.zeros(0, np.int64))
+        if not np.isfinite(vectors).all() or (found < 0).all():
+            raise RunError("the exported tower gives no vectors to search with; the model is broken, train it again")
+        return
     one, two = (retriever.recommend(Request(retriever.user_ids[0]), 10, method) for method in (1, 2))
     a, b = (np.array([i.score for i in answer.items]) for answer in (one, two))
     rows = np.unique(np.linspace(0, len(retriever.user_ids) - 1, 256).astype(np.int64))

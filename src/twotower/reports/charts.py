@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import torch
 
 from twotower.data.splits import TEST
-from twotower.evaluation.factors import Factors
+from twotower.evaluation.factors import Scorer
 from twotower.evaluation.metrics.metric import Prominence
 from twotower.features.side import SIDES
 from twotower.model.inputs.side_tensors import SideTensors
@@ -68,10 +68,10 @@ def curves(run: Run) -> list[go.Figure]:
     return figures
 
 
-def distributions(run: Run, factors: Factors) -> go.Figure:
+def distributions(run: Run, factors: Scorer) -> go.Figure:
     """Return the distributions of the logits of positive and negative test pairs."""
     pairs = run.dataset.part(TEST)
-    scores = factors.scores(pairs).astype(np.float64)
+    scores = factors.part_scores(run.dataset, TEST).astype(np.float64)
     low, high = np.quantile(scores, [0.001, 0.999])
     edges = np.linspace(low, high if high > low else low + 1, 61)
     middle = (edges[1:] + edges[:-1]) / 2
@@ -88,12 +88,16 @@ def gates(run: Run) -> list[go.Figure]:
     """Return one bar chart per SENet gate; empty for a model without gates."""
     figures = []
     for side in SIDES:
-        encoded = run.dataset.side(side)
-        rows = np.arange(len(encoded))
+        encoded, interactions = run.dataset.side(side), None
+        context = run.dataset.context if side == "user" else {}
+        rows = np.arange(len(run.dataset.pairs) if context else len(encoded))
         if len(rows) > MAX_GATE_ROWS:
             rows = np.random.default_rng(0).choice(rows, MAX_GATE_ROWS, replace=False)
+        if context:  # a row is an interaction
+            rows, interactions = run.dataset.pairs.user[rows].astype(np.int64), rows
         device = next(run.model.parameters()).device
-        inputs = SideTensors(encoded, run.dataset.encoders.fields(side), device).take(rows)
+        tensors = SideTensors(encoded, run.dataset.encoders.fields(side), device, context=context)
+        inputs = tensors.take(rows, interactions=interactions)
         for number, tower in enumerate(run.model.towers(side)):
             with torch.no_grad():
                 gate_weights = tower.gates(inputs)

@@ -93,6 +93,11 @@ def summarize(comparisons: Sequence[Comparison]) -> str:
 def _align_runs(a: Run, b: Run) -> tuple[ComparisonData, Factors, Factors]:
     """Return the test data of both runs with common row numbers, and the vectors of A and B in these rows."""
     names = [str(run.folder) if run.folder else name for run, name in ((a, "A"), (b, "B"))]
+    for run, name in zip((a, b), names, strict=True):
+        if run.dataset.schema.side("context"):
+            raise RunError(
+                f"{name}: reads the context, in which a user has several rankings; compare the metrics of `evaluate`"
+            )
     check_same_tests(a.dataset, b.dataset, names)
     weighted, other = (run.config.evaluation.weighted for run in (a, b))
     if weighted != other:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import plotly.io
 
 from twotower import files
-from twotower.evaluation.factors import Factors
+from twotower.evaluation.factors import Scorer
 from twotower.reports.charts import curves, distributions, gates
 from twotower.reports.metric_tables import cell, columns, metric_rows
 
@@ -32,7 +32,7 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color
 """
 
 
-def write_report(path: Path, run: Run, factors: Factors) -> None:
+def write_report(path: Path, run: Run, factors: Scorer) -> None:
     """Write the page of a run, with `factors` as its vectors. The page loads nothing from the network."""
     sections = [
         _summary(run),

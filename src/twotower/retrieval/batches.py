@@ -196,11 +196,11 @@ def _embed(retriever: Retriever, users: UserBatch, places: Ints, method: Method)
     if method == 1:
         return embed_users(retriever, rows, 1)
     vectors = np.empty((len(places), retriever.index.width), np.float32)
-    detailed = users.is_detailed[places]
+    detailed = users.is_detailed[places] | retriever.reads_context  # a context has defaults and times of each request
     vectors[~detailed] = embed_users_in_blocks(retriever, rows[~detailed])
     feeds = []
     for place in places[detailed].tolist():
-        request, found = users.details[place]
+        request, found = users.request(place, retriever)
         with naming_user(str(request.user_id)):
             feeds.append(retriever.user_inputs.read(request, found).feed)
     vectors[detailed] = embed_feeds(retriever.loaded, feeds)

@@ -30,12 +30,14 @@ def rank_items(
     seen: Sequence[GroupedPairs],
     exact: bool = False,
     only_seen: bool = False,
+    interactions: Ints | None = None,
 ) -> Ints:
-    """Return the top `k` item rows (B, k) for user rows (B,), without those in `seen`, or of those alone, padded with -1."""
+    """Return the top `k` item rows (B, k) for user rows (B,), without those in `seen`, or of those alone, padded with -1.
+    `interactions` (B,) are those with the context of each user, for a tower that reads one."""
     best = np.full((len(users), k), -1, np.int64)
     progress = JobProgress(log, "users ranked", len(users))
     for part in pieces(len(users), BLOCK_USERS):
-        vectors = embed_users(retriever, users[part], method)
+        vectors = embed_users(retriever, users[part], method, None if interactions is None else interactions[part])
         items = _distinct_items(seen, users[part], len(retriever.item_ids))
         if only_seen:
             for n, (vector, allowed) in enumerate(zip(vectors, items, strict=True), part.start):

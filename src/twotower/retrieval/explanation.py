@@ -27,6 +27,8 @@ def explain(retriever: Retriever, request: Request, method: Method = 2) -> Expla
     """Explain the answer that `recommend` gives to a request. Raises DataError as `recommend` does."""
     check_method(method)
     rows = retriever.rows_of(request)
+    if method == 1 and rows.user is not None and retriever.loaded.user_vectors is None:
+        raise retriever.loaded.no_vectors()
     tower = retriever.loaded.tower
     vector, weights = tower.explain(retriever.user_inputs.read(request, rows).feed)
     if method == 1 and rows.user is not None:

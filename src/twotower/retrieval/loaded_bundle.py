@@ -13,12 +13,12 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.ragged import Column
-from twotower.arrays.types import Floats, ItemRow, UserRow
+from twotower.arrays.types import Floats, Ints, ItemRow, UserRow
 from twotower.data import memmap
 from twotower.data.dataset import Dataset
 from twotower.data.ids import ItemIds, TextColumn, UserIds
 from twotower.data.splits import TEST
-from twotower.errors import RunError, TwoTowerError, first_line
+from twotower.errors import DataError, RunError, TwoTowerError, first_line
 from twotower.features.field import InputField
 from twotower.files import layout
 from twotower.files.readers import read_array, read_checked
@@ -43,7 +43,8 @@ class LoadedBundle:
     fields: tuple[InputField, ...]
     """Fields of the user tower."""
     tower: OnnxTower
-    user_vectors: Floats  # (users, D), precomputed
+    user_vectors: Floats | None
+    """(users, D), precomputed; None if a feature of the context has no default."""
     index: Index
     user_ids: UserIds
     item_ids: ItemIds
@@ -65,7 +66,7 @@ class LoadedBundle:
             columns = dataset.side_before("user", TEST).columns
             user_ids, item_ids = UserIds(dataset.users.ids, UserRow), ItemIds(dataset.items.ids, ItemRow)
             titles: TextColumn[str] = TextColumn(dataset.title_column())
-            vectors = read_checked(folder / layout.USER_VECTORS, _matrix)
+            vectors = read_checked(folder / layout.USER_VECTORS, _matrix) if schema.precomputes else None
             inspected.result()
             user_tower = OnnxTower(folder / layout.tower("user"), threads)
             fields = dataset.encoders.fields("user")
@@ -76,6 +77,20 @@ class LoadedBundle:
         loaded._compare_with_manifest()
         loaded._compare_rows()
         return loaded
+
+    def stored_vectors(self, users: Ints | slice) -> Floats:
+        """Return the precomputed vectors (n, D) of some user rows. Raises DataError if there are none."""
+        if self.user_vectors is None:
+            raise self.no_vectors()
+        return np.asarray(self.user_vectors[users], np.float32)
+
+    def no_vectors(self) -> DataError:
+        """Return the error of method 1 without precomputed vectors."""
+        names = [f.name for f in self.dataset.schema.side("context") if f.defaults is None]
+        return DataError(
+            f"method 1 (precomputed user vectors) has no vectors: the model reads the context, and feature '{names[0]}' has no "
+            "default; use method 2 (online user tower)"
+        )
 
     @cached_property
     def index_digest(self) -> str:
@@ -88,7 +103,11 @@ class LoadedBundle:
             {
                 layout.ENCODERS: {"vocab_hash": digests.get(layout.ENCODERS)},
                 layout.WEIGHTS: {"model": digests.get(layout.WEIGHTS)},
-                layout.USER_VECTORS: {"users": len(self.user_vectors), "dims": self.user_vectors.shape[1]},
+                **(
+                    {}
+                    if self.user_vectors is None
+                    else {layout.USER_VECTORS: {"users": len(self.user_vectors), "dims": self.user_vectors.shape[1]}}
+                ),
                 "index": {"items": len(index) + len(index.rejected), "dims": index.width, "metric": index.metric}
                 | ({"model": index.model} if index.remote else {}),
                 layout.table("user"): {"users": len(self.dataset.users)},

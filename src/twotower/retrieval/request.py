@@ -29,11 +29,11 @@ class UnknownId(DataError):
 
 @dataclass(frozen=True)
 class Request:
-    """The user of a recommendation: an id that the bundle may not know, features, and interactions.
+    """The user of a recommendation: an id that the bundle may not know, features, interactions, and the context.
 
-    `features` replace the stored ones. `history` replaces the stored one, and `events` extend either. Method 1
-    (precomputed user vectors) takes no `features`, and uses `history` and `events` only to exclude items; method 2 (online
-    user tower) computes the vector from all of them.
+    `features` replace the stored ones. `history` replaces the stored one, and `events` extend either. `context` gives the
+    columns of the interactions that the model reads. Method 1 (precomputed user vectors) takes no `features` and no `context`,
+    and uses `history` and `events` only to exclude items; method 2 (online user tower) computes the vector from all of them.
     """
 
     user_id: str | None = None
@@ -42,6 +42,8 @@ class Request:
     """Interactions, oldest first."""
     events: abc.Sequence[Event] = ()
     """Interactions since the history, oldest first."""
+    context: Mapping[str, Json] = field(default_factory=dict)
+    """Values of the moment, by column."""
 
     def __post_init__(self) -> None:
         if self.user_id is not None:
@@ -49,27 +51,31 @@ class Request:
 
     @property
     def has_details(self) -> bool:
-        """True if the request has features, a history or events."""
-        return bool(self.features or self.events) or self.history is not None
+        """True if the request has features, a history, events or a context."""
+        return bool(self.features or self.events or self.context) or self.history is not None
 
     @classmethod
     def parse(cls, body: Json) -> Request:
-        """Return the request of a JSON object with keys user_id, features, history, events; raises DataError.
+        """Return the request of a JSON object with keys user_id, features, history, events, context; raises DataError.
 
-        `features` is an object of columns and values; an entry of `history` or `events` is an item id or
+        `features` and `context` are objects of columns and values; an entry of `history` or `events` is an item id or
         {"id": …, "liked": true}.
         """
         if not isinstance(body, dict):
             raise DataError('a request is a JSON object such as {"features": {"age": 25}, "history": ["1", "2"]}')
-        known = ("user_id", "features", "history", "events")
+        known = ("user_id", "features", "history", "events", "context")
         for key in body:
             if key not in known:
                 raise DataError(f"request: unknown key '{key}'{did_you_mean(key, known)} (allowed: {', '.join(known)})")
-        user_id, features = body.get("user_id"), body.get("features")
+        user_id = body.get("user_id")
         if isinstance(user_id, bool) or not isinstance(user_id, str | int | None):
             raise DataError(f"request: user_id is {user_id!r}, expected text or a whole number")
-        if not isinstance(features, dict | None):
-            raise DataError(f"request: features is {features!r:.80}, expected an object of columns and values")
+        objects: dict[str, Mapping[str, Json]] = {}
+        for name in ("features", "context"):
+            value = body.get(name)
+            if not isinstance(value, dict | None):
+                raise DataError(f"request: {name} is {value!r:.80}, expected an object of columns and values")
+            objects[name] = value or {}
         lists: dict[str, list[Event]] = {}
         for name in ("history", "events"):
             if (value := body.get(name)) is not None:
@@ -77,8 +83,9 @@ class Request:
                     raise DataError(f"request: {name} is {value!r:.80}, expected a list")
                 lists[name] = [_event(e) for e in value]
         return cls(
-            None if user_id is None else str(user_id), features or {}, lists.get("history"), lists.get("events", [])
-        )
+            None if user_id is None else str(user_id), objects["features"], lists.get("history"),
+            lists.get("events", []), objects["context"],
+        )  # fmt: skip
 
 
 def _event(event: Json) -> Event:

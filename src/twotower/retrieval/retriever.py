@@ -32,7 +32,17 @@ from twotower.retrieval.filters import CatalogueFilters
 from twotower.retrieval.loaded_bundle import LoadedBundle, naming_damage
 from twotower.retrieval.neighbours import Neighbours
 from twotower.retrieval.popularity import Popularity
-from twotower.retrieval.request import Answer, Method, Request, RequestRows, Source, UnknownId, check_method, checked_k
+from twotower.retrieval.request import (
+    Answer,
+    Json,
+    Method,
+    Request,
+    RequestRows,
+    Source,
+    UnknownId,
+    check_method,
+    checked_k,
+)
 from twotower.retrieval.text_query import TextQuery
 from twotower.retrieval.user_inputs import UserInputs
 from twotower.store.bundle import Bundle
@@ -93,6 +103,16 @@ class Retriever:
     def user_columns(self) -> list[str]:
         """Columns allowed in the `features` of a request."""
         return self.user_inputs.columns
+
+    @property
+    def context_columns(self) -> list[str]:
+        """Columns allowed in the `context` of a request."""
+        return self.user_inputs.context.columns
+
+    @property
+    def reads_context(self) -> bool:
+        """True if the user tower reads features of the context."""
+        return bool(self.schema.side("context"))
 
     @property
     def item_columns(self) -> list[str]:
@@ -194,12 +214,13 @@ class Retriever:
             vector = self.loaded.tower(given.feed)
             check_vector(vector)
             return UserVector(vector, source, given.unknown)
-        if request.features:
-            raise DataError(
-                f"request: method 1 (precomputed user vectors) takes no features, and user '{request.user_id}' has some; use "
-                "method 2, or leave the features out"
-            )
-        return UserVector(self.loaded.user_vectors[user.user : user.user + 1], source, [])
+        for what, values in (("features", request.features), ("context", request.context)):
+            if values:
+                raise DataError(
+                    f"request: method 1 (precomputed user vectors) takes no {what}, and user '{request.user_id}' has some; use "
+                    f"method 2, or leave the {what} out"
+                )
+        return UserVector(self.loaded.stored_vectors(slice(user.user, user.user + 1)), source, [])
 
     def search(
         self,
@@ -207,18 +228,20 @@ class Retriever:
         k: int = 10,
         feature: str = "",
         *,
+        context: Mapping[str, Json] | None = None,
         allow: abc.Sequence[str] | None = None,
         ban: abc.Sequence[str] = (),
         where: Mapping[str, str] | None = None,
     ) -> Answer:
-        """Return the `k` items with the highest scores for a text, by the user tower with that text as its only input.
+        """Return the `k` items with the highest scores for a text, by the user tower with that text, and the `context`, as its only
+        input.
 
-        `feature` names a text feature of the users, and is required if their text features read several columns. Filters
+        `feature` names a text feature of the user tower, and is required if these read several columns. Filters
         are those of `recommend`. If the model knows none of the text's n-grams, the answer is the most popular items
         (source "popular"), and `unknown` names the features. Raises DataError for an unknown feature or a text without a
         word.
         """
-        query = TextQuery.of(text, self.schema, feature)
+        query = TextQuery.of(text, self.schema, feature, context)
         answer = self.recommend(query.request, k, 2, allow=allow, ban=ban, where=where)
         if len(answer.unknown) < query.features:
             return replace(answer, source="model")

@@ -37,7 +37,7 @@ class UserBatch:
     rows: Ints
     """User rows (B,) of the bundle, -1 for unknown users."""
     details: Mapping[int, tuple[Request, RequestRows]]
-    """Requests of the users of whom the table gives features, a history or events, by their place in the batch."""
+    """Requests of the users of whom the table gives features, a history, events or a context, by their place in the batch."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -48,6 +48,13 @@ class UserBatch:
         mask = np.zeros(len(self), np.bool_)
         mask[[*self.details]] = True
         return mask
+
+    def request(self, place: int, retriever: Retriever) -> tuple[Request, RequestRows]:
+        """Return the request that a row stands for."""
+        if place in self.details:
+            return self.details[place]
+        request = Request(str(self.ids[place]))
+        return request, retriever.rows_of(request)
 
     @property
     def sources(self) -> pl.Series:
@@ -66,7 +73,8 @@ class UserBatch:
 
 
 def read_columns(retriever: Retriever, names: Sequence[str], method: Method) -> list[str]:
-    """Return those columns of a table that are read: the ids, and for method 2 the features of the users and EVENT_COLUMNS.
+    """Return those columns of a table that are read: the ids, and for method 2 the features of the users, the context and
+    EVENT_COLUMNS.
     Raises DataError without a column of ids."""
     key = retriever.schema.user_id
     found = next((name for name in (key, USER_ID) if name in names), None)
@@ -76,7 +84,7 @@ def read_columns(retriever: Retriever, names: Sequence[str], method: Method) -> 
             f"users: no column '{key}'{did_you_mean(key, names)} (found: {shown or 'none'}); the ids of the users are in a "
             f"column '{key}'{'' if key == USER_ID else f' or {USER_ID!r}'}"
         )
-    readable = {*retriever.user_columns, *EVENT_COLUMNS} - {found}
+    readable = {*retriever.user_columns, *retriever.context_columns, *EVENT_COLUMNS} - {found}
     return [found, *(name for name in names if name in readable)] if method == 2 else [found]
 
 
@@ -91,9 +99,11 @@ def _details(
         given: dict[str, Json] = {name: value for name, value in values.items() if not _is_missing(value)}
         if not given:
             continue
-        body: dict[str, Json] = {name: given.pop(name) for name in EVENT_COLUMNS if name in given}
+        body: dict[str, Json] = {name: given[name] for name in EVENT_COLUMNS if name in given}
+        body["context"] = {name: given[name] for name in retriever.context_columns if name in given}
+        body["features"] = {name: given[name] for name in retriever.user_columns if name in given}
         with naming_user(ids[place]):
-            request = Request.parse({"user_id": ids[place], "features": given} | body)
+            request = Request.parse({"user_id": ids[place]} | body)
             if request.has_details:
                 yield place, (request, retriever.rows_of(request))
 

@@ -8,6 +8,7 @@ from twotower.arrays.ragged import Column, Ragged, Values, row_of
 from twotower.data.dataset import Dataset
 from twotower.model.inputs.feed import Feed, FeedFields
 from twotower.model.inputs.gather import OneRow
+from twotower.retrieval.context_values import ContextValues
 from twotower.retrieval.feature_values import FeatureValues, is_unknown
 from twotower.retrieval.history_codes import HistoryCodes
 from twotower.retrieval.request import Request, RequestRows
@@ -31,6 +32,7 @@ class UserInputs:
         self._feed = FeedFields(encoders.fields("user"))
         self._columns = columns
         self._values = FeatureValues(dataset)
+        self.context = ContextValues(dataset)
         self._histories = {
             h.name: HistoryCodes(h, column, encoders.history_codes(h, dataset.items.ids), schema.duplicates == "last")
             for h in schema.histories("user")
@@ -60,4 +62,7 @@ class UserInputs:
                 values[f.name] = self._values.missing(f)
             if f.source in request.features and is_unknown(values[f.name]):
                 unknown[f.name] = None
+        of_context, unknown_context = self.context.read(request, rows.user)
+        values |= of_context
+        unknown |= dict.fromkeys(unknown_context)
         return UserInput(self._feed(OneRow(values)), list(unknown))

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from twotower.arrays.ragged import Ragged
+from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Floats, Ints
-from twotower.model.inputs.feed import Feed, feed, stack_feeds
+from twotower.data.context import default_context
+from twotower.model.inputs.feed import Feed, context_feed, feed, stack_feeds
 from twotower.retrieval.loaded_bundle import LoadedBundle
 from twotower.retrieval.request import Method
 
@@ -22,14 +23,27 @@ TOWER_MAX_CODES = 2**21
 """Codes of one field that one call of the tower may hold, padding included, where a call has more than one user."""
 
 
-def embed_users(retriever: Retriever, users: Ints, method: Method) -> Floats:
-    """Return the vectors (B, D) of user rows (B,): precomputed (1), or by the tower on stored features (2)."""
+def embed_users(retriever: Retriever, users: Ints, method: Method, interactions: Ints | None = None) -> Floats:
+    """Return the vectors (B, D) of user rows (B,): precomputed (1), or by the tower on stored features (2), with the context of
+    the interactions (B,) if the tower reads one, by default the declared one. Raises DataError without precomputed vectors,
+    ConfigError without a default context."""
     loaded = retriever.loaded
     if method == 1:
-        return np.asarray(loaded.user_vectors[users], np.float32)
+        return loaded.stored_vectors(users)
+    context = dict[str, Column]()
+    if retriever.reads_context:
+        data = loaded.dataset
+        context = default_context(data.encoders, data.context_frame) if interactions is None else data.context
+        interactions = np.zeros(len(users), np.int64) if interactions is None else interactions
+
+    def part(start: int) -> Feed:
+        some = users[start : start + step]
+        if interactions is None:
+            return feed(loaded.fields, loaded.columns, some)
+        return context_feed(loaded.fields, loaded.columns, some, context, interactions[start : start + step])
+
     step = _attention_step(loaded) or max(1, len(users))
-    blocks = range(0, max(1, len(users)), step)
-    return np.concatenate([loaded.tower(feed(loaded.fields, loaded.columns, users[b : b + step])) for b in blocks])
+    return np.concatenate([loaded.tower(part(start)) for start in range(0, max(1, len(users)), step)])
 
 
 def embed_users_in_blocks(retriever: Retriever, users: Ints) -> Floats:

@@ -41,7 +41,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST
 from twotower.errors import ConfigError, DataError, RunError, first_line
 from twotower.evaluation.config import EvaluationConfig, Metrics
-from twotower.evaluation.factors import Factors
+from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
@@ -77,21 +77,24 @@ class Run:
     """State of a training that has not ended, whose best epoch so far this is; empty for a complete run."""
 
     def factors(self, part: int = TEST) -> Factors:
-        """Return vectors of all users and items, with histories before `part` and of the newest versions, as they are served.
+        """Return vectors of all users and items, with histories before `part` and of the newest versions, as they are served by
+        method 1; of a model that reads the context in the default one.
 
-        `factors().users @ factors().items.T` are the logits, (users, items)."""
+        `factors().users @ factors().items.T` are the logits, (users, items). Raises ConfigError if a feature of the context has
+        no default."""
         return factors_before(self.model, self.dataset, part)
 
-    def factors_during(self, part: int = TEST) -> Factors:
+    def factors_during(self, part: int = TEST) -> Scorer:
         """Return the vectors by which `part` is evaluated: those of `factors`, but of versions that are not later than its
-        interactions. They give the scores of the pairs of the part, and of the catalogue for a user."""
-        return factors_during(self.model, self.dataset, part) if self.dataset.has_versions else self.factors(part)
+        interactions, and of users in the context of these. They give the scores of the pairs of the part, and of the catalogue for a user."""
+        own_moments = self.dataset.has_versions or self.dataset.schema.side("context")
+        return factors_during(self.model, self.dataset, part) if own_moments else self.factors(part)
 
     def factors_at_once(self, part: int = TEST) -> Factors:
         """Return vectors of all users and items as `factors`, but of versions that are not later than the interactions of `part`:
         users as at their first of it, items as at the first of all."""
-        found = self.factors_during(part)
-        return found.at_once() if isinstance(found, VersionFactors) else found
+        found = self.factors_during(part) if self.dataset.has_versions else self.factors(part)
+        return found.at_once() if isinstance(found, VersionFactors) else self.factors(part)
 
 
 def fingerprint(dataset: Dataset, config: Config) -> dict[str, JsonValue]:

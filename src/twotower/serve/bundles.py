@@ -262,11 +262,14 @@ class BundleManager:
 
 
 def check_answers(retriever: Retriever) -> None:
-    """Recommend for one user by both methods. Raises RunError if a method returns no item."""
+    """Recommend for one user by each method of the bundle. Raises RunError if a method returns no item."""
     if len(retriever.user_ids):
-        methods: tuple[Method, Method] = (1, 2)
+        methods: tuple[Method, ...] = (1, 2) if retriever.schema.precomputes else (2,)
+        examples = retriever.user_inputs.context.examples()
+        columns = retriever.schema.context_columns()
         for method in methods:
-            answer = retriever.recommend(Request(retriever.user_ids[0]), 10, method)
+            context = {name: examples[name] for name in columns} if method == 2 else {}
+            answer = retriever.recommend(Request(retriever.user_ids[0], context=context), 10, method)
             if not answer.items and not answer.truncated:
                 raise RunError(f"{retriever.bundle.folder}: method {method} recommends nothing for its first user")
 

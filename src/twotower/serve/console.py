@@ -205,7 +205,7 @@ def _excluded_items(
     if not excluded or not k:
         return []
     ranked = retriever.recommend(
-        request, k, vector=vector, allow=body.allow, where=body.where or None, keep_seen=True
+        request, k, answer.method, vector=vector, allow=body.allow, where=body.where or None, keep_seen=True
     ).items
     answered = {i.id for i in answer.items}
     last = max((position for position, i in enumerate(ranked) if i.id in answered), default=len(ranked))

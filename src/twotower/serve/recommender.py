@@ -66,14 +66,16 @@ class Recommender:
             body.features,
             None if body.history is None else schemas.item_events(body.history),
             [*state.events, *schemas.item_events(body.events)],
+            body.context,
         )
         known = body.user_id is not None and retriever.has_user(body.user_id)
         if body.user_id is not None and not (known or request.has_details) and self._settings.unknown_user == "404":
             raise Problem("unknown-user", f"user '{body.user_id}' is not among the bundle's users")
-        method: Method = body.method or (2 if request.has_details else 1)
+        method: Method = body.method or (2 if request.has_details or retriever.reads_context else 1)
         if not known and request.has_details:
             method = 2  # an unknown user has no precomputed vector
-        cacheable = bool(state.events) and not (body.features or body.events or body.history is not None)
+        adds = body.features or body.events or body.history is not None or retriever.reads_context
+        cacheable = bool(state.events) and not adds
         return ResolvedRequest(request, method, known, state, cacheable)
 
     async def run_search(self, retriever: Retriever, work: Callable[[], T]) -> T:

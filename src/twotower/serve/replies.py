@@ -124,7 +124,19 @@ class BundleReply:
     index: Annotated[dict[str, Any], Field(description="Kind and parameters of the index.")]
     features: Annotated[
         dict[str, list[str]],
-        Field(description="user: columns allowed in `features`. item: columns allowed in `where`."),
+        Field(
+            description="user: columns allowed in `features`. item: columns allowed in `where`. context: columns allowed in "
+            "`context`."
+        ),
+    ]
+    context: Annotated[
+        dict[str, Any],
+        Field(
+            description="A value for each column of the context: its default, else that of an interaction; null: a time."
+        ),
+    ]
+    methods: Annotated[
+        list[int], Field(description="Methods of the bundle. Without 1 there are no precomputed user vectors.")
     ]
     history: Annotated[bool, Field(description="true: the user tower reads a history.")]
     keep_seen: Annotated[

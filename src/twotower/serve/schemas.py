@@ -42,6 +42,10 @@ Id = Annotated[
 """An external id: text, or an integer, which is the same id as its decimal digits."""
 ColumnName = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH)]
 Scalar = Annotated[StrictStr, Field(max_length=MAX_TEXT_LENGTH)] | StrictBool | StrictInt | StrictFloat | None
+CONTEXT = (
+    "Values of the moment that the model reads, by column of the interactions (features.context of GET /v1/bundle): those "
+    "without a default are needed. A time is that of the request, by default the present one."
+)
 FeatureValue = Scalar | Annotated[list[Scalar], Field(max_length=MAX_VECTOR_LENGTH)]
 """A feature's value: text, number, boolean, null, or a list of these."""
 
@@ -72,10 +76,11 @@ class UserRequest(_RequestModel):
         None, description="Items, oldest first; replaces the stored history. null: the stored history."
     )
     events: list[EventInput] = Field([], description="Events after the history, oldest first.")
+    context: dict[ColumnName, FeatureValue] = Field({}, max_length=1_000, description=CONTEXT)
     method: Literal[1, 2] | None = Field(
         None,
         description="1: the precomputed user vector. 2: the online user tower. null: 2 if the request or the recent events "
-        "add something, else 1.",
+        "add something or the model reads a context, else 1.",
     )
     use_recent_events: StrictBool = Field(
         True, description="Append the user's recent events (POST /v1/events) to the history."
@@ -112,12 +117,13 @@ class BatchRequest(_RequestModel):
 
 
 class SearchRequest(ItemFilter):
-    """A text, embedded by the online user tower. Needs a bundle whose users have a text feature."""
+    """A text, embedded by the online user tower. Needs a bundle whose user tower has a text feature."""
 
     text: str = Field(max_length=MAX_TEXT_LENGTH, description="Search text.")
     feature: Annotated[str, Field(max_length=MAX_ID_LENGTH)] = Field(
         "", description="Name of the text feature. Empty: the only one."
     )
+    context: dict[ColumnName, FeatureValue] = Field({}, max_length=1_000, description=CONTEXT)
 
 
 class EventsRequest(_RequestModel):

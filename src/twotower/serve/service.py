@@ -141,8 +141,9 @@ class Service:
 
         def search() -> Answer:
             return retriever.search(
-                body.text, body.k, body.feature, allow=body.allow, ban=body.ban, where=body.where or None
-            )
+                body.text, body.k, body.feature, context=body.context, allow=body.allow, ban=body.ban,
+                where=body.where or None,
+            )  # fmt: skip
 
         try:
             answer = await self.recommender.run_search(retriever, search)
@@ -189,7 +190,13 @@ class Service:
             counts=manifest.counts.model_dump(),
             recall_check=manifest.recall_check.model_dump(),
             index=manifest.index.model_dump(include={"kind", "params", "search_params"}),
-            features={"user": list(retriever.user_columns), "item": list(retriever.item_columns)},
+            features={
+                "user": list(retriever.user_columns),
+                "item": list(retriever.item_columns),
+                "context": list(retriever.context_columns),
+            },
+            context=dict(retriever.user_inputs.context.examples()),
+            methods=[1, 2] if retriever.schema.precomputes else [2],
             history=bool(retriever.schema.histories("user")),
             keep_seen=manifest.keep_seen,
             search=[f.name for f in retriever.schema.searchable()],
@@ -199,8 +206,9 @@ class Service:
     def _counted(self, answer: Answer, retriever: Retriever, recent_events: int = 0) -> replies.ItemsReply:
         """Return the reply of an answer, and add it to the metrics."""
         self.metrics.count_answer(
-            answer.bundle_id, answer.method, answer.source, answer.unknown, retriever.user_columns, answer.truncated
-        )
+            answer.bundle_id, answer.method, answer.source, answer.unknown,
+            [*retriever.user_columns, *retriever.context_columns], answer.truncated,
+        )  # fmt: skip
         return replies.ItemsReply.of(answer, recent_events)
 
     async def _save(self, work: Coroutine[None, None, None]) -> None:

@@ -1,6 +1,7 @@
 """Batches: the inputs of both towers, and the pairs that join them.
 
-A batch holds its distinct users and items once, so that each tower runs once per distinct row. It knows which of its pairs
+A batch holds its distinct users and items once, so that each tower runs once per distinct row. A user tower that reads the
+context runs once per distinct interaction. A batch knows which of its pairs
 are training interactions, so that no history contains its target.
 """
 
@@ -56,15 +57,25 @@ class Batcher:
         label: Shaped[Floats, "B"],
         weight: Shaped[Floats, "B"],
         source: Shaped[Ints, "n"],
+        moments: Shaped[Ints, "B"] | None = None,
     ) -> Batch:
         """Return the batch of B labelled pairs. `source` are the indices of all interactions of the batch, negative for a
-        sampled pair; the B pairs may be one rank's part of the batch."""
-        users, user_index = self._distinct_users(user)
+        sampled pair; the B pairs may be one rank's part of the batch. `moments` are those of the B pairs, which a tower that
+        reads the context needs; a drawn pair of ~i has the context of interaction i."""
+        if self.users.has_context:
+            assert moments is not None
+            interactions, first, user_index = np.unique(
+                np.maximum(moments, ~moments), return_index=True, return_inverse=True
+            )
+            users = user[first].astype(np.int64)
+        else:
+            interactions = None
+            users, user_index = self._distinct_users(user)
         items, item_index = self._distinct_items(item)
         left_out = source[source >= 0] if self.users.has_sequences or self.items.has_sequences else None
         device = self.users.device
         return Batch(
-            self.users.take(users, left_out),
+            self.users.take(users, left_out, interactions),
             self.items.take(items, left_out),
             torch.from_numpy(user_index).to(device),
             torch.from_numpy(item_index).to(device),
@@ -82,14 +93,18 @@ class Batcher:
     ) -> ContrastiveBatch:
         """Return the inputs of the positives with the interaction indices `source`, and of the item rows `items`.
 
-        With `earlier`, user b has the history before interaction b. Otherwise each distinct user is taken once, and no
-        sequence holds an interaction of the batch, whose indices are `batch`, or `source` if that is None.
+        With `earlier`, user b has the history before interaction b. Otherwise each distinct user is taken once, with a context
+        once for each positive, and no sequence holds an interaction of the batch, whose indices are `batch`, or `source` if that
+        is None.
         """
         if earlier:
             return ContrastiveBatch(self.users.take_before(user.astype(np.int64), source), self.items.take(items), None)
         left_out = None
         if self.users.has_sequences or self.items.has_sequences:
             left_out = source if batch is None else batch
+        if self.users.has_context:
+            inputs = self.users.take(user.astype(np.int64), left_out, source)
+            return ContrastiveBatch(inputs, self.items.take(items, left_out), None)
         users, index = self._distinct_users(user)
         return ContrastiveBatch(
             self.users.take(users, left_out),

@@ -47,7 +47,7 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         of_weights = None if self.dataset.pairs.weight is None else whole.weight
         total_weight = len(whole) if of_weights is None else float(of_weights.sum(dtype=np.float64))
         weights = None if of_weights is None else torch.from_numpy(of_weights[own_part]).to(self.device)
-        drawn = self.candidates(whole.user, whole.item, step, rows_in_time, ends, own_part, of_weights)
+        drawn = self.candidates(whole.user, whole.item, step, rows_in_time, ends, own_part, of_weights, whole.source)
         versions = self._versions(drawn, whole)
         every, shared = (drawn.items, drawn.shared) if versions is None else (versions.rows, versions.shared)
         part = context.partition(shared)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.arrays.types import Float
+from twotower.arrays.ragged import Column
+from twotower.arrays.types import Float, Ints, Shaped
+from twotower.data.context import default_context
 from twotower.data.dataset import Dataset, Side
 from twotower.distributed import DistributedContext
-from twotower.evaluation.factors import Factors
+from twotower.evaluation.context_factors import ContextFactors
+from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.side import SIDES, SideName
 from twotower.model.inputs.side_tensors import SideTensors
@@ -35,22 +38,50 @@ def model_factors(
 
 
 def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
-    """Return the vectors of all users and items from the data before `part` (see `Dataset.side_before`), of the newest versions."""
-    return _factors_of(model, dataset, [dataset.side_before(side, part) for side in SIDES])
+    """Return the vectors of all users and items from the data before `part` (see `Dataset.side_before`), of the newest versions,
+    and of a model that reads the context in the default one. Raises ConfigError if a feature of the context has no default."""
+    context = default_context(dataset.encoders, dataset.context_frame) if dataset.schema.side("context") else None
+    return model_factors(model, *_tensors(model, dataset, [dataset.side_before(side, part) for side in SIDES], context))
 
 
-def factors_during(model: TwoTower, dataset: Dataset, part: int) -> Factors:
+def factors_during(model: TwoTower, dataset: Dataset, part: int) -> Scorer:
     """Return the vectors by which `part` is evaluated: as `factors_before`, but of the versions that hold at the times of its
-    interactions."""
+    interactions, and of users in the context of these."""
     sides = [dataset.side_before(side, part).by_version() for side in SIDES]
-    return VersionFactors.of_part(_factors_of(model, dataset, sides), dataset, part)
+    users, items = _tensors(model, dataset, sides, dataset.context)
+    if users.has_context:
+        return context_factors(model, users, items, dataset)
+    return VersionFactors.of_part(model_factors(model, users, items), dataset, part)
 
 
-def _factors_of(model: TwoTower, dataset: Dataset, sides: Iterable[Side]) -> Factors:
-    """Return the vectors of all rows of both sides."""
-    device, encoders = next(model.parameters()).device, dataset.encoders
-    users, items = (SideTensors(side, encoders.fields(name), device) for name, side in zip(SIDES, sides, strict=True))
-    return model_factors(model, users, items)
+def _tensors(
+    model: TwoTower, dataset: Dataset, sides: Iterable[Side], context: Mapping[str, Column] | None
+) -> tuple[SideTensors, SideTensors]:
+    """Return all rows of both sides as inputs, and the context of interactions."""
+    device, encoders, (users, items) = next(model.parameters()).device, dataset.encoders, sides
+    return (
+        SideTensors(users, encoders.fields("user"), device, context=context),
+        SideTensors(items, encoders.fields("item"), device),
+    )
+
+
+def context_factors(
+    model: TwoTower, users: SideTensors, items: SideTensors, dataset: Dataset, block: int = 4096,
+    codes: int = MAX_BLOCK_CODES,
+) -> ContextFactors:  # fmt: skip
+    """Return the vectors of all items in evaluation mode, and the function to those of users in the context of interactions,
+    at most `block` rows and `codes` codes of bags at a time."""
+
+    def embed(rows: Shaped[Ints, "n"], interactions: Shaped[Ints, "n"]) -> Float[Tensor, "n D"]:
+        found = [vectors[:0]]
+        with evaluation_mode(model):
+            for part in users.parts(rows, block, codes):
+                found.append(model.user_vectors(users.take(rows[part], interactions=interactions[part])))
+        return torch.cat(found)
+
+    with evaluation_mode(model):
+        vectors = _all_vectors(model.item_vectors, items, 65_536, codes)
+    return ContextFactors(embed, vectors, dataset)
 
 
 def gathered_factors(
@@ -70,10 +101,10 @@ def gathered_factors(
 def _all_vectors(
     tower: Callable[[Inputs], Float[Tensor, "b D"]], side: SideTensors, block: int, codes: int
 ) -> Float[Tensor, "n D"]:
-    """Return the vectors of all rows of a side, a block at a time."""
+    """Return the vectors of all rows of a side, a block at a time; with a context in that of its first row."""
     out: Tensor | None = None
     for rows in side.blocks(block, codes):
-        vectors = tower(side.take(rows))
+        vectors = tower(side.take(rows, interactions=np.zeros_like(rows) if side.has_context else None))
         if out is None:
             out = vectors.new_empty((side.n, vectors.shape[1]))
         out[rows[0] : rows[-1] + 1] = vectors  # concatenating blocks at the end would take twice the memory

@@ -77,8 +77,9 @@ class Objective(ABC, Generic[L]):
         self.causal = recipe.train.history_scope == "causal"
         timeline = dataset.timeline if self.causal else None
         self.users = SideTensors(
-            dataset.users.by_version(), dataset.encoders.fields("user"), device, timeline, dataset.grouped_by_user
-        )
+            dataset.users.by_version(), dataset.encoders.fields("user"), device, timeline, dataset.grouped_by_user,
+            dataset.context,
+        )  # fmt: skip
         self.items = SideTensors(dataset.items.by_version(), dataset.encoders.fields("item"), device)
         self.batcher = Batcher(self.users, self.items)
         check_recipe(dataset, recipe, context)

@@ -38,7 +38,7 @@ class PairSampler:
     ) -> None:
         """Count the pairs of each shard. Raises ConfigError if there are more `shards` than training interactions."""
         self._seed, self._shuffle, self._sizes = seed, shuffle, sizes or ShuffleSizes()
-        self._pairs = dataset.pairs
+        self._pairs, self._has_context = dataset.pairs, bool(dataset.schema.side("context"))
         self._shards = Shards(dataset, dataset.train_indices, shards)
         sources = config.pairs
         self._draws = [(source.build_pairs(dataset), source.n) for source in sources]
@@ -111,6 +111,9 @@ class PairSampler:
         if self._pairs.weight is not None:
             own = self._pairs.weight[source]
             weights *= np.concatenate([np.zeros(0, np.float32), *(self._pairs.weight[of] for of in positives)])
+        if self._has_context:  # a source may draw the positive itself, which it does not know as one of this context
+            positive_items = [np.zeros(0, np.int64), *(self._pairs.item[of] for of in positives)]
+            weights *= np.concatenate([np.zeros(0, np.int64), *drawn]) != np.concatenate(positive_items)
         return Examples(
             user=np.concatenate([self._pairs.user[source], *users]),
             item=np.concatenate([self._pairs.item[source], *drawn]),

@@ -33,7 +33,7 @@ class PointwiseObjective(Objective[PointwiseLoss]):
         own = whole[own_part] if own_part.start < own_part.stop else replace(whole[:1], weight=np.zeros(1, np.float32))
         user = self.dataset.input_rows("user", own.user, own.source)
         item = self.dataset.input_rows("item", own.item, own.source)
-        pairs = self.batcher(user, item, own.label, own.weight, whole.source)
+        pairs = self.batcher(user, item, own.label, own.weight, whole.source, own.source)
         users, items = self.vectors(pairs.users, pairs.items)
         with self.precision():
             logits = (users.index_select(0, pairs.user) * items.index_select(0, pairs.item)).sum(1)

@@ -34,6 +34,10 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
             "negatives.cross_batch_memory keeps item vectors of other times, and with schema.valid_from a positive sees items as "
             "they were at its own; leave it out"
         )
+    if dataset.schema.side("context") and recipe.train.embedding_placement == "torchrec":
+        raise ConfigError(
+            "train.embedding_placement = 'torchrec' does not go with features of the context; set 'replicated', or drop them"
+        )
     for metric in recipe.evaluation.metrics:
         metric.check(dataset)
     for column in recipe.evaluation.slices:

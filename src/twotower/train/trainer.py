@@ -18,8 +18,8 @@ from twotower import files
 from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext, choose_device
-from twotower.errors import Interrupted, TrainingError
-from twotower.evaluation.factors import Factors
+from twotower.errors import ConfigError, Interrupted, TrainingError
+from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.side import SIDES
@@ -27,7 +27,7 @@ from twotower.machine import peak_memory_mb
 from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Checkpoints, Stateful
 from twotower.train.contrastive_objective import ContrastiveObjective
-from twotower.train.factors import gathered_factors
+from twotower.train.factors import context_factors, gathered_factors
 from twotower.train.optim import ModelOptimizer
 from twotower.train.order import Epoch
 from twotower.train.placement import build_model
@@ -200,11 +200,12 @@ class Trainer:
             self.best.keep(p.epoch + 1, self.weights)
             self.weights.load_state(present)
             return {}
-        factors = self._all_factors()
+        scorer = self._scorer()
         metrics = {}
         if self.context.is_main:
-            factors = VersionFactors.of_part(factors, self.dataset, VALIDATION)
-            metrics = evaluate_part(factors, self.dataset, VALIDATION, self.recipe.evaluation)
+            if isinstance(scorer, Factors):
+                scorer = VersionFactors.of_part(scorer, self.dataset, VALIDATION)
+            metrics = evaluate_part(scorer, self.dataset, VALIDATION, self.recipe.evaluation)
         found = self.context.broadcast({f"validation.{m}": v for m, v in metrics.items() if not math.isnan(v)})
         self.best.observe(found, p.epoch + 1, self.weights)
         self.weights.load_state(present)
@@ -212,16 +213,23 @@ class Trainer:
 
     def factors(self) -> Factors:
         """Return the vectors of all users and items, with the model's present weights; of those with versions, of the version that
-        holds at the latest training interaction."""
-        every = self._all_factors()
+        holds at the latest training interaction. Raises ConfigError for a model that reads the context, in which a user has
+        several."""
+        every = self._scorer()
+        if not isinstance(every, Factors):
+            raise ConfigError(
+                "one vector for each user is asked for, as by negatives.hard, and the model reads the context; drop what asks"
+            )
         rows = (self.dataset.rows_after_training(side) for side in SIDES)
         users, items = (
             v if r is None else v[torch.from_numpy(r)] for v, r in zip((every.users, every.items), rows, strict=True)
         )
         return Factors(users, items)
 
-    def _all_factors(self) -> Factors:
-        """Return the vectors of all rows of both sides `by_version`."""
+    def _scorer(self) -> Scorer:
+        """Return the vectors of all rows of both sides `by_version`; of users with a context as they are asked for."""
+        if self.objective.users.has_context:
+            return context_factors(self.model, self.objective.users, self.objective.items, self.dataset)
         return gathered_factors(self.model, self.objective.users, self.objective.items, self.context, self.torchrec)
 
     def resume(self, override: bool = False, *others: Path) -> Path | None:

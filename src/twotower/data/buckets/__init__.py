@@ -190,6 +190,7 @@ def missing_column(columns: Collection[str], schema: Schema, given_parts: bool =
     """Return the first column that a schema, or a split with given parts, needs and a bucket lacks as words, "" without one
     (rule 12)."""
     needed = [c.name for c in COLUMNS if c.needed(schema)] + [VALUE_PREFIX + a for a in averaged_columns(schema)]
+    needed += [CONTEXT_PREFIX + name for name in schema.context_columns()]
     absent = [name for name in (*needed, *([PART] if given_parts else [])) if name not in columns]
     by = "split" if absent == [PART] else "schema"
     return f"no column '{absent[0]}', which the {by} needs (found: {', '.join(columns)})" if absent else ""

@@ -25,12 +25,14 @@ from twotower.arrays.sets import distinct_keys
 from twotower.arrays.types import Codes, Ints, Numbers, Shaped
 from twotower.data import splits
 from twotower.data.buckets import Bucket
+from twotower.data.context import check_defaults
 from twotower.data.interaction_columns import ITEM, POSITIVE, USER, WEIGHT, Columns, stored_columns
 from twotower.data.memmap import MEMMAP_FORMAT
 from twotower.data.pairs import target_mask
 from twotower.data.parts import dropped_line
 from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.prepare.bucket_splits import BucketSplits
+from twotower.data.prepare.context import PreparedContext
 from twotower.data.prepare.options import SIDE_BLOCK_ROWS
 from twotower.data.split import SplitConfig
 from twotower.data.splits import DROPPED, TRAIN
@@ -77,6 +79,7 @@ class PreparedArrays:
         self.splits = BucketSplits(self.reader, split, work / "splits")
         for folder in (self.arrays, self.written, self.splits.folder):
             folder.mkdir(exist_ok=True)
+        self.context = PreparedContext(reader, self.splits, self.arrays, work / "context")
 
     def write(self, each: Each, threads: int) -> None:
         """Write all files of the dataset. Raises DataError if it is of no use, RunError for a damaged bucket, OSError."""
@@ -107,14 +110,17 @@ class PreparedArrays:
         for side in SIDES:
             of_side = {a: sums[a][side] for a in sums}
             frames[side] = with_statistics(frames[side], self.schema, side, counts[side], of_side)
-        encoders = Encoders.fit(self.schema, frames, counts)
+        encoders = Encoders.fit(self.schema, frames, counts, self.context.fit_columns())
+        check_defaults(encoders, self.context.example())
         if self.schema.weighted:
             positives = self.splits.positive_weights()
         np.save(self.arrays / "item_positive_counts.npy", positives)
         codes = {
             n: encoders.history_codes(h, frames["item"][self.schema.item_id]) for n, h in self.splits.histories.items()
         }
+        self.context.create(encoders, self.rows)
         self._write_buckets(each, found, sizes, codes)
+        self.context.finish(self.made)
         columns: dict[str, files.JsonData] = {side: self._encode(encoders, side, frames[side]) for side in SIDES}
         for side in SIDES:
             write_parquet(frames[side], self.made / layout.table(side))
@@ -178,6 +184,7 @@ class PreparedArrays:
             for name, values in found.items():
                 self._put(name, start, values[keep])
             self._put("part", start, np.full(len(keep), part, np.int8))
+        self.context.write(bucket, parts, cursor)
         user = found[USER] - bucket.users[0]
         keys = user.astype(np.int64) * self.facts.items + item
         train = parts == TRAIN

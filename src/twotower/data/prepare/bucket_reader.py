@@ -77,7 +77,7 @@ class BucketReader:
             if problem := column_problem(found) or missing_column(found, self.schema, self.given_parts):
                 raise RunError(f"{path}: {problem}; write buckets that follow docs/prepared-format.md and the schema")
             for name in found:
-                if name.startswith(CONTEXT_PREFIX) or (name in BY_NAME and not BY_NAME[name].supported):
+                if name in BY_NAME and not BY_NAME[name].supported:
                     raise ConfigError(f"{path}: column '{name}' is not supported yet; leave it out")
             if WEIGHT in found and not self.schema.weighted:
                 raise ConfigError(
@@ -110,6 +110,14 @@ class BucketReader:
             )
         self.check_unchanged(path)
         return found
+
+    def context(self, bucket: Bucket) -> pl.DataFrame:
+        """Return the columns of a bucket that features of the context read, by their names in the log. Raises RunError."""
+        path, names = self.buckets.file(bucket), self.schema.context_columns()
+        wanted = [pl.col(CONTEXT_PREFIX + name).alias(name) for name in names] or [pl.col(USER)]
+        frame = read_checked(path, lambda p: pl.scan_parquet(p, glob=False).select(wanted).collect())
+        self.check_unchanged(path)
+        return frame if names else frame.rename({USER: "__user"})
 
     def check_unchanged(self, path: Path) -> None:
         """Raise RunError if a file is another one than at first."""

@@ -18,8 +18,9 @@ import polars as pl
 from twotower.arrays.types import Ints
 from twotower.data import interaction_columns
 from twotower.data.config import DataConfig
+from twotower.data.context import plain_type, refuse_missing
 from twotower.data.events import without_ignored
-from twotower.data.interaction_columns import ITEM, ROW, USER, VALUE_PREFIX
+from twotower.data.interaction_columns import CONTEXT_PREFIX, ITEM, ROW, USER, VALUE_PREFIX
 from twotower.data.parts import PART, PartFiles, check_part_column, given_parts
 from twotower.data.prepare.text_log import TextLog
 from twotower.data.readers import Reading, columns_and_rows, table_errors
@@ -158,7 +159,8 @@ def _file_state(path: Path) -> list[JsonData]:
 def used_columns(schema: Schema) -> list[str]:
     """Return the columns of the interactions that a schema names."""
     keys = [schema.user_id, schema.item_id, *filter(None, (schema.time, schema.label, schema.weight, schema.event))]
-    return list(dict.fromkeys([*keys, *(a for a in averaged_columns(schema) if a != POSITIVE)]))
+    averaged = (a for a in averaged_columns(schema) if a != POSITIVE)
+    return list(dict.fromkeys([*keys, *averaged, *schema.context_columns()]))
 
 
 def write_pieces(
@@ -192,6 +194,7 @@ def _encoded(source: Log, piece: TableShard, first: int, sides: Sides, times: Ti
     if source.parts:
         frame = frame.with_columns(pl.lit(source.parts[piece.file.name], pl.Int8).alias(PART))
     parts = given_parts(frame, split)
+    refuse_missing(frame, schema)
     if times:
         frame = times.add(frame)
         _check_order(frame, schema)
@@ -207,6 +210,7 @@ def _encoded(source: Log, piece: TableShard, first: int, sides: Sides, times: Ti
         | ({} if parts is None else {interaction_columns.PART: parts})
         | ({interaction_columns.WEIGHT: frame[WEIGHT]} if schema.weighted else {})
         | {VALUE_PREFIX + a: frame[a].cast(pl.Float64) for a in averaged_columns(schema)}
+        | {CONTEXT_PREFIX + name: plain_type(frame[name]) for name in schema.context_columns()}
     )  # fmt: skip
     # An id that the table lacks is one to drop: `settle_sides` has added or refused the others.
     return out.drop_nulls([USER, ITEM]).sort(USER)

@@ -10,7 +10,7 @@ from twotower.arrays.ragged import Column
 from twotower.arrays.types import Array, Shaped
 from twotower.features.field import InputField
 from twotower.model.inputs import carrier
-from twotower.model.inputs.gather import ColumnRows, R, TowerFields, gather
+from twotower.model.inputs.gather import ColumnRows, JoinedRows, R, TowerFields, gather
 
 Feed = dict[str, Shaped[Array, "U *_"]]
 
@@ -42,6 +42,17 @@ class FeedFields:
 def feed(fields: tuple[InputField, ...], columns: dict[str, Column], rows: slice | Shaped[Array, "U"]) -> Feed:
     """Return the features of some rows of encoded columns by input name."""
     return FeedFields(fields)(ColumnRows(columns, rows))
+
+
+def context_feed(
+    fields: tuple[InputField, ...],
+    columns: dict[str, Column],
+    rows: Shaped[Array, "U"],
+    context: dict[str, Column],
+    interactions: Shaped[Array, "U"],
+) -> Feed:
+    """Return the features of some users in the context of some interactions by input name."""
+    return FeedFields(fields)(JoinedRows(ColumnRows(columns, rows), ColumnRows(context, interactions)))
 
 
 def stack_feeds(feeds: Sequence[Feed]) -> Feed:

@@ -86,14 +86,18 @@ class ColumnRows:
             return np.take(self.stacked, self.numbers, 0)
         out = np.empty((self.n, len(names)), np.int64)
         for place, name in enumerate(names):
-            out[:, place] = self._flat(name)
+            out[:, place] = self.flat(name)
         return out
 
     def dense(self, name: str) -> Shaped[Floats, "U n"]:
-        return self._flat(name).astype(np.float32, copy=False)
+        return self.flat(name).astype(np.float32, copy=False)
 
     def padded(self, field: InputField) -> Shaped[Ints, "U T"]:
         return pad(self.ragged(field.name), self.numbers, field.limit)
+
+    def of(self, name: str) -> ColumnRows:
+        """Return the rows that have the column of a field."""
+        return self
 
     def ragged(self, name: str) -> Ragged:
         """Return a whole column of many codes."""
@@ -101,10 +105,34 @@ class ColumnRows:
         assert isinstance(column, Ragged)
         return column
 
-    def _flat(self, name: str) -> Shaped[Codes, "U"] | Shaped[Floats, "U n"]:
+    def flat(self, name: str) -> Shaped[Codes, "U"] | Shaped[Floats, "U n"]:
+        """Return the values of a column of one code, or of numbers."""
         column = self.columns[name]
         assert not isinstance(column, Ragged)
         return column[self.numbers if self.slice is None else self.slice]
+
+
+class JoinedRows:
+    """Rows of users, each beside a row of the context."""
+
+    def __init__(self, users: ColumnRows, context: ColumnRows) -> None:
+        self.users, self.context, self.n = users, context, users.n
+
+    def of(self, name: str) -> ColumnRows:
+        """Return the rows that have the column of a field."""
+        return self.context if name in self.context.columns else self.users
+
+    def lookup(self, names: tuple[str, ...]) -> Shaped[Ints, "U F"]:
+        out = np.empty((self.n, len(names)), np.int64)
+        for place, name in enumerate(names):
+            out[:, place] = self.of(name).flat(name)
+        return out
+
+    def dense(self, name: str) -> Shaped[Floats, "U n"]:
+        return self.of(name).dense(name)
+
+    def padded(self, field: InputField) -> Shaped[Ints, "U T"]:
+        return self.of(field.name).padded(field)
 
 
 class OneRow:

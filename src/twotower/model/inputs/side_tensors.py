@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.arrays.ragged import Ragged
+from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Array, Bools, Ints, Shaped
 from twotower.data.dataset import Side
 from twotower.features.field import InputField
 from twotower.model.inputs.bag import Bag, bag_in_both_orders, bag_without_order, without_holes
 from twotower.model.inputs.code_layout import Arrays, CodeLayout
-from twotower.model.inputs.gather import ColumnRows, TowerFields, gather
+from twotower.model.inputs.gather import ColumnRows, JoinedRows, TowerFields, gather
 from twotower.model.inputs.padded import Padded, pad
 from twotower.model.inputs.prefixes import take_prefixes
 from twotower.model.inputs.timeline import TimelinePositions
@@ -27,16 +27,20 @@ class SideTensors:
 
     def __init__(
         self, side: Side, fields: Iterable[InputField], device: torch.device | str = "cpu", timeline: Ragged | None = None,
-        by_user: bool = False,
+        by_user: bool = False, context: Mapping[str, Column] | None = None,
     ) -> None:  # fmt: skip
         """Prepare the columns of `fields`. `timeline` holds the indices of each row's training interactions, oldest first;
-        `take_before` needs it. `by_user` states that these indices rise from row to row and in time."""
+        `take_before` needs it. `by_user` states that these indices rise from row to row and in time. `context` are the columns
+        of the interactions that some of the fields have."""
         self._fields = TowerFields(fields)
         self.fields = self._fields.all
         self.device = torch.device(device)
         self.n = len(side)
         self._columns, self._owners = side.columns, side.owners
-        self._lookup = ColumnRows(side.columns, slice(None)).lookup(self._fields.lookups)
+        self._context = context or {}
+        # Side by side they are quicker to take; with a context they are not all of one table.
+        lookups = () if context else self._fields.lookups
+        self._lookup = ColumnRows(side.columns, slice(None)).lookup(lookups)
         columns = ((f.name, side.columns[f.name]) for _, f in self._fields.bags if f.sequence)
         self._sequences = {name: c for name, c in columns if isinstance(c, Ragged) and c.source is not None}
         # Made on first use: only training needs them, and they are as long as all sequences together.
@@ -48,6 +52,11 @@ class SideTensors:
     def has_sequences(self) -> bool:
         return bool(self._sequences)
 
+    @property
+    def has_context(self) -> bool:
+        """True if the tower reads features of the context."""
+        return bool(self._context)
+
     def _positions(self, name: str) -> TimelinePositions:
         if name not in self._timeline_positions:
             made = TimelinePositions(self._sequences[name], self._timeline, self._by_user)
@@ -56,8 +65,7 @@ class SideTensors:
 
     def blocks(self, rows: int, codes: int) -> Iterator[Shaped[Ints, "_"]]:
         """Yield all rows in blocks of at most `rows` rows and `codes` codes of bags; a row with more is a block."""
-        bags = ((f, self._columns[f.name]) for _, f in self._fields.bags if not f.limit)
-        ends = [self._ends(f, bag) for f, bag in bags if isinstance(bag, Ragged)]
+        ends = [self._ends(f, bag) for f, bag in self._bags]
         start = 0
         while start < self.n:
             stop = min(start + rows, self.n)
@@ -68,6 +76,26 @@ class SideTensors:
             yield np.arange(start, stop)
             start = stop
 
+    def parts(self, rows: Shaped[Ints, "n"], most: int, codes: int) -> Iterator[slice]:
+        """Yield parts of `rows` of at most `most` rows and `codes` codes of the side's bags; a row with more is a part."""
+        total = np.zeros(len(rows), np.int64)
+        for f, bag in self._bags:
+            at = self._history_rows(rows) if f.sequence else rows
+            total += np.cumsum(bag.offsets[at + 1] - bag.offsets[at])
+        start = 0
+        while start < len(rows):
+            before = int(total[start - 1]) if start else 0
+            stop = max(start + 1, min(start + most, int(np.searchsorted(total, before + codes, side="right"))))
+            yield slice(start, min(stop, len(rows)))
+            start = stop
+
+    @property
+    def _bags(self) -> Iterator[tuple[InputField, Ragged]]:
+        """Fields of many codes of the side that are read whole, and their columns."""
+        for _, f in self._fields.bags:
+            if not f.limit and isinstance(bag := self._columns.get(f.name), Ragged):
+                yield f, bag
+
     def _ends(self, f: InputField, bag: Ragged) -> Shaped[Ints, "n"]:
         """Return the number of codes of the rows up to each."""
         return bag.offsets[1:] if self._owners is None or not f.sequence else np.cumsum(bag.lengths[self._owners])
@@ -76,10 +104,17 @@ class SideTensors:
         """Return the rows of the sequences of some rows."""
         return rows if self._owners is None else self._owners[rows]
 
-    def take(self, rows: Shaped[Ints, "U"], left_out: Shaped[Ints, "_"] | None = None) -> Inputs:
-        """Return the features of `rows`. `left_out` are indices of interactions that no sequence may contain."""
+    def take(
+        self,
+        rows: Shaped[Ints, "U"],
+        left_out: Shaped[Ints, "_"] | None = None,
+        interactions: Shaped[Ints, "U"] | None = None,
+    ) -> Inputs:
+        """Return the features of `rows`, with the context of the interactions with the indices `interactions`, if the tower reads
+        one. `left_out` are indices of interactions that no sequence may contain."""
 
-        def carry(selected: ColumnRows, f: InputField) -> Bag[Arrays] | Padded[Arrays]:
+        def carry(joined: JoinedRows | ColumnRows, f: InputField) -> Bag[Arrays] | Padded[Arrays]:
+            selected = joined.of(f.name)
             if f.name not in self._sequences or left_out is None or not len(left_out):
                 numbers = self._history_rows(selected.numbers) if f.sequence else selected.numbers
                 return _carry(f, selected.ragged(f.name), numbers)
@@ -91,15 +126,16 @@ class SideTensors:
             kept[holes] = True
             return _carry(f, ragged)
 
-        return self._tensors(rows, carry)
+        return self._tensors(rows, interactions, carry)
 
     def take_before(self, rows: Shaped[Ints, "U"], interactions: Shaped[Ints, "U"]) -> Inputs:
         """Return the features of `rows` before the interactions with the indices `interactions`, one of each
-        row."""
+        row, with their context."""
         owners = self._history_rows(rows)
         distinct, which = np.unique(owners, return_inverse=True)
 
-        def carry(selected: ColumnRows, f: InputField) -> CodeLayout[Arrays]:
+        def carry(joined: JoinedRows | ColumnRows, f: InputField) -> CodeLayout[Arrays]:
+            selected = joined.of(f.name)
             if f.name not in self._sequences:
                 numbers = self._history_rows(selected.numbers) if f.sequence else selected.numbers
                 return _carry(f, selected.ragged(f.name), numbers)
@@ -108,18 +144,25 @@ class SideTensors:
                 return take_windows(self._sequences[f.name], distinct, which, length, f.limit)
             return take_prefixes(self._sequences[f.name], distinct, which, length)
 
-        return self._tensors(rows, carry)
+        return self._tensors(rows, interactions, carry)
 
     def _tensors(
-        self, rows: Shaped[Ints, "U"], carry: Callable[[ColumnRows, InputField], CodeLayout[Arrays]]
+        self,
+        rows: Shaped[Ints, "U"],
+        interactions: Shaped[Ints, "U"] | None,
+        carry: Callable[[JoinedRows | ColumnRows, InputField], CodeLayout[Arrays]],
     ) -> Inputs:
-        return tensors(self._fields, ColumnRows(self._columns, rows, self._lookup), carry, self.device)
+        if not self._context:
+            return tensors(self._fields, ColumnRows(self._columns, rows, self._lookup), carry, self.device)
+        assert interactions is not None, "a tower that reads the context needs interactions"
+        joined = JoinedRows(ColumnRows(self._columns, rows), ColumnRows(self._context, interactions))
+        return tensors(self._fields, joined, carry, self.device)
 
 
 def tensors(
     fields: TowerFields,
-    rows: ColumnRows,
-    carry: Callable[[ColumnRows, InputField], CodeLayout[Arrays]],
+    rows: JoinedRows | ColumnRows,
+    carry: Callable[[JoinedRows | ColumnRows, InputField], CodeLayout[Arrays]],
     device: torch.device,
 ) -> Inputs:
     """Return the features of some rows as tensors on a device."""
@@ -132,8 +175,9 @@ def tensors(
     return Inputs(rows.n, tensor(lookup), carried, {name: tensor(x) for name, x in dense.items()})
 
 
-def carry_forward(rows: ColumnRows, f: InputField) -> Bag[Arrays] | Padded[Arrays]:
+def carry_forward(joined: JoinedRows | ColumnRows, f: InputField) -> Bag[Arrays] | Padded[Arrays]:
     """Carry the codes of a field for a forward pass that no backward pass follows."""
+    rows = joined.of(f.name)
     if f.limit:
         return Padded(rows.padded(f))
     ragged = rows.ragged(f.name)

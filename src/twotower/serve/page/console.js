@@ -18,16 +18,15 @@ function read() {
   const q = new URLSearchParams(location.hash.slice(1));
   const ids = (name) => (q.get(name) || "").split(",").filter(Boolean).map(decodeURIComponent);
   const [column, ...value] = (q.get("where") || "").split(":");
-  const changed = {};
-  for (const pair of q.getAll("f")) {
+  const pairs = (key) => Object.fromEntries(q.getAll(key).map((pair) => {
     const [name, ...rest] = pair.split(":");
-    changed[name] = rest.join(":");
-  }
+    return [name, rest.join(":")];
+  }));
   return {
     user: q.get("user"), isNew: q.has("new"), k: Math.min(Math.max(Number.parseInt(q.get("k"), 10) || 10, 1), 100),
     method: q.get("method") === "1" ? 1 : 2,
     events: ids("events").map((e) => ({ id: e.slice(1), liked: e[0] !== "-" })),
-    ban: ids("ban"), changed, where: { column, value: value.join(":") }, bundle: q.get("bundle") || "",
+    ban: ids("ban"), changed: pairs("f"), context: pairs("c"), where: { column, value: value.join(":") }, bundle: q.get("bundle") || "",
     column: q.get("column") || "", near: q.get("view") === "near", chosen: q.get("item") || "",
     lang: q.get("lang") || (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en"),
   };
@@ -43,6 +42,7 @@ function write(step = false) {
   if (state.events.length) q.set("events", list(state.events.map((e) => (e.liked ? "." : "-") + e.id)));
   if (state.ban.length) q.set("ban", list(state.ban));
   for (const [name, value] of Object.entries(state.changed)) q.append("f", `${name}:${value}`);
+  for (const [name, value] of Object.entries(state.context)) q.append("c", `${name}:${value}`);
   if (state.where.column) q.set("where", `${state.where.column}:${state.where.value}`);
   for (const name of ["bundle", "column"]) if (state[name]) q.set(name, state[name]);
   if (state.near) q.set("view", "near");
@@ -123,8 +123,33 @@ function request(method) {
     // The precomputed vector takes no features.
     if (changed.length && method === 2) body.features = Object.fromEntries(changed.map(([name, value]) => [name, typed(name, value)]));
   }
+  if (method === 2) { // the precomputed vector has the default context
+    const given = context();
+    if (Object.keys(given).length) body.context = given;
+  }
   if (state.where.column && state.where.value) body.where = { [state.where.column]: state.where.value };
   return body;
+}
+
+/** The values of the context: those set here, else the ones that the bundle names. A time that nobody sets is the present. */
+function context() {
+  const given = {};
+  for (const [name, value] of Object.entries(known.bundle?.context || {})) {
+    const text = state.context[name];
+    if (text === undefined ? value !== null : text !== "") given[name] = text === undefined ? value : spelled(value, text);
+  }
+  return given;
+}
+
+/** A text as a value like another one: a number or a list if it is spelled so. */
+function spelled(value, text) {
+  if (typeof value === "number" && String(Number(text)) === text) return Number(text);
+  if (typeof value !== "object" || value === null) return text;
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
 }
 
 /** The value of a feature with the type of the stored one: a number stays a number if it is spelled the same. */
@@ -136,6 +161,10 @@ function typed(name, text) {
 
 async function answer(n) {
   const box = $(`answer-${n}`);
+  if (n === 1) {
+    box.hidden = known.bundle !== null && !known.bundle.methods.includes(1);
+    if (box.hidden) return;
+  }
   if (n === 3) {
     box.hidden = !state.bundle;
     if (!state.bundle) {
@@ -522,6 +551,23 @@ function drawPerson() {
   drawHistory();
 }
 
+function drawContext() {
+  const columns = Object.entries(known.bundle?.context || {});
+  $("context-card").hidden = !columns.length;
+  $("context").replaceChildren(...columns.map(([name, value]) => {
+    const first = value === null ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
+    const input = make("input", { type: "text", name, value: state.context[name] ?? first, placeholder: value === null ? t("context_now") : "", autocomplete: "off", spellcheck: "false" });
+    const label = make("label", { class: name in state.context ? "changed" : "" }, make("span", { title: name }, name), input);
+    input.addEventListener("change", () => {
+      if (input.value === first) delete state.context[name];
+      else state.context[name] = input.value;
+      label.className = name in state.context ? "changed" : "";
+      refresh();
+    });
+    return label;
+  }));
+}
+
 function drawAdded() {
   const events = state.events, recent = known.user?.recent_events || [];
   fill("added-n", events.length ? number(events.length) : "");
@@ -623,6 +669,7 @@ function drawAll() {
   $("lang").lang = state.lang === "zh" ? "en" : "zh-CN";
   drawTools();
   drawPerson();
+  drawContext();
   drawLegend();
   draw();
 }

@@ -19,6 +19,9 @@ export const words = {
   features: { en: "Features", zh: "特征" },
   features_changed: { en: "Changed: method 2 uses the new value.", zh: "已修改：方法 2 使用新值。" },
   features_restore: { en: "Restore", zh: "恢复" },
+  context: { en: "Context", zh: "上下文" },
+  context_note: { en: "Values of the moment that the model reads.", zh: "模型读取的此刻的值。" },
+  context_now: { en: "now", zh: "现在" },
   no_options: { en: "Nothing found", zh: "没有找到" },
   options_n: { en: "{shown} of {total} shown", zh: "显示 {total} 项中的 {shown} 项" },
 

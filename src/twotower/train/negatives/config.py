@@ -47,7 +47,9 @@ class NegativesConfig(Section):
 
     sources: Annotated[tuple[Annotated[NegativeSource, SOURCES], ...], ByName] = (InBatchNegatives(),)
     mask_positives: bool = Field(
-        True, description="Exclusion of a user's other training positives from the candidates."
+        True,
+        description="Exclusion of a user's other training positives from the candidates; with features of the context, of those in "
+        "the same context.",
     )
 
     if TYPE_CHECKING:

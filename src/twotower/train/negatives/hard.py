@@ -50,6 +50,13 @@ class HardNegatives(PerPositiveSource):
             raise ValueError(f"ranks {list(self.ranks)} ends before it begins")
         return self
 
+    def check(self, dataset: Dataset) -> None:
+        if dataset.schema.side("context"):
+            raise ConfigError(
+                "negatives.hard ranks the catalogue once for each user, and the schema has features of the context, in each of "
+                "which a user has another ranking; drop negatives.hard"
+            )
+
     def build(self, dataset: Dataset, seed: int, device: torch.device) -> PerPositiveSampler:
         return HardSampler(self, dataset.positive_items, len(dataset.items), seed)
 

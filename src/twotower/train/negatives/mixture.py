@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.arrays.sets import DistinctRows, PairSet, find_in_sorted
-from twotower.arrays.types import F32, I64, Array, Codes, Float, Floats, Ints, Shaped
+from twotower.arrays.sets import DistinctRows, PairSet, find_in_sorted, is_in_sorted, pair_keys
+from twotower.arrays.types import F32, I64, Array, Bools, Codes, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.evaluation.factors import Factors
 from twotower.train.negatives.candidates import Candidates, ColumnFinder, Exclusions
 from twotower.train.negatives.config import NegativesConfig
+from twotower.train.negatives.context_positives import ContextPositives
 from twotower.train.negatives.source import NegativeSampler, Positives
 
 
@@ -44,6 +45,7 @@ class CandidateSampler:
         self._distinct, self._distinct_users = DistinctRows(len(dataset.items)), DistinctRows(len(dataset.users))
         self._find_columns = ColumnFinder(len(dataset.items))
         self._pairs = dataset.pairs
+        self._in_context = ContextPositives(dataset) if dataset.schema.side("context") else None
 
     @property
     def samplers(self) -> dict[str, NegativeSampler]:
@@ -86,12 +88,14 @@ class CandidateSampler:
         ends: Shaped[Ints, "S"] | None = None,
         own: slice = slice(None),
         weights: Shaped[Floats, "B"] | None = None,
+        interactions: Shaped[Ints, "B"] | None = None,
     ) -> Candidates:
         """Draw the candidates of the positives `own` of a batch, which is aligned user and item rows.
 
         With `rows`, the row numbers of the positives, a negative that is an interaction comes after the positive. `ends` are
         the ends of the batch's shards, whose draws do not depend on each other. A positive with one of `weights` is as many
-        draws where the positives are candidates.
+        draws where the positives are candidates. `interactions` are the indices of the positives, which the masks of a schema with
+        a context need.
         """
         rng = self._rng(step)
         own = slice(*own.indices(len(user))[:2])
@@ -107,7 +111,7 @@ class CandidateSampler:
         memory_items = torch.cat([torch.zeros(0, dtype=torch.int64, device=self._device), *(m.items for m in memories)])
         remembered = np.concatenate([np.zeros(0, np.float32), *(m.draws.cpu().numpy() for m in memories)])
         others = counts.sum() + len(memory_items) + sum(s.easy for s in self._per_positive.values())
-        drawn_apart = self._draw_by_shard(Positives(user, item, rows, others), step, ends, own, rng)
+        drawn_apart = self._draw_by_shard(Positives(user, item, rows, others, interactions), step, ends, own, rng)
         items, per_positive = _append_items(items, drawn_apart.items)
         columns = np.concatenate([items[:shared], memory_items.cpu().numpy()])
         counts = np.concatenate([counts, remembered])
@@ -121,7 +125,13 @@ class CandidateSampler:
             log_q=self._tensor(self.log_q(columns, len(user) if weights is None else float(weights.sum()))),
             per_positive=self._tensor(per_positive),
             margins=self._tensor(drawn_apart.margins) if np.isfinite(drawn_apart.margins).any() else None,
-            exclusions=self._exclusions(user[own], item[own], columns, len(memory_items) > 0),
+            exclusions=self._exclusions(
+                user[own],
+                item[own],
+                columns,
+                len(memory_items) > 0,
+                None if interactions is None else interactions[own],
+            ),
             interactions=drawn_apart.interactions,
             batch_positive=self._tensor(positive),
         )
@@ -133,14 +143,23 @@ class CandidateSampler:
         return torch.from_numpy(array).to(self._device)
 
     def _exclusions(
-        self, user: Shaped[Codes, "B"], item: Shaped[Codes, "B"], columns: Shaped[Ints, "C"], repeats: bool
+        self,
+        user: Shaped[Codes, "B"],
+        item: Shaped[Codes, "B"],
+        columns: Shaped[Ints, "C"],
+        repeats: bool,
+        interactions: Shaped[Ints, "B"] | None,
     ) -> Exclusions | None:
         """Return the columns that each row leaves out.
 
-        With `mask_positives` these are the user's positives; else, if `repeats` says that a column may hold a row's positive
-        again, the positive.
+        With `mask_positives` these are the user's positives, those in the same context if there is one; else, if `repeats` says
+        that a column may hold a row's positive again, the positive.
         """
-        if self._config.mask_positives:
+        if self._config.mask_positives and self._in_context is not None:
+            assert interactions is not None
+            group = np.arange(len(user))
+            items, lengths = self._in_context(user, interactions)
+        elif self._config.mask_positives:
             groups, group = self._distinct_users(user)
             indices, lengths = self._positives.items.indices(groups)
             items = self._positives.items.values[indices].astype(np.int64)
@@ -184,8 +203,19 @@ class CandidateSampler:
         items = np.concatenate(drawn, 1)
         items[items == item[:, None]] = -1
         if items.shape[1] and self._config.mask_positives:
-            items[self._positives.contains(user[:, None].astype(np.int64), items)] = -1
+            items[self._is_positive(positives, items)] = -1
         return _PerPositive(items, np.concatenate(margins), np.concatenate(interactions))
+
+    def _is_positive(self, positives: Positives, items: Shaped[Ints, "B H"]) -> Shaped[Bools, "B H"]:
+        """Return a mask of the items that are positives of a row's user, in the same context if there is one."""
+        if self._in_context is None:
+            return self._positives.contains(positives.user[:, None].astype(np.int64), items)
+        assert positives.interactions is not None
+        found, lengths = self._in_context(positives.user, positives.interactions)
+        rows, n_items = np.arange(len(items)), self._distinct.n
+        return is_in_sorted(
+            pair_keys(np.repeat(rows, lengths), found, n_items), pair_keys(rows[:, None], items, n_items)
+        )
 
 
 class _PerPositive(NamedTuple):

@@ -30,7 +30,10 @@ class RandomNegatives(PairSource):
         return _UnseenSampler(self.build_pairs(dataset), self.n)
 
     def build_pairs(self, dataset: Dataset) -> UnseenItems:
-        return UnseenItems(dataset.seen_items, len(dataset.items))
+        seen = dataset.seen_items
+        if dataset.schema.side("context"):  # what a user took in another context may be wrong in this one
+            seen = Ragged(np.zeros(0, np.int32), np.zeros(len(dataset.users) + 1, np.int64))
+        return UnseenItems(seen, len(dataset.items))
 
 
 class _UnseenSampler(PerPositiveSampler):

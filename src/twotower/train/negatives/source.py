@@ -172,11 +172,14 @@ class Positives(NamedTuple):
     come after the positive's then. Else None."""
     others: float
     """Number of other candidates of each: shared ones, and those of per-positive sources that are `easy`."""
+    interactions: Shaped[Ints, "B"] | None = None
+    """Indices of their interactions, if the caller knows them."""
 
     def take(self, part: slice) -> Positives:
         """Return some of the positives."""
         rows = None if self.rows is None else self.rows[part]
-        return Positives(self.user[part], self.item[part], rows, self.others)
+        interactions = None if self.interactions is None else self.interactions[part]
+        return Positives(self.user[part], self.item[part], rows, self.others, interactions)
 
 
 class PerPositiveSampler(NegativeSampler, ABC):

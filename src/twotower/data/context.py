@@ -1,0 +1,108 @@
+"""Context of interactions: the columns of the log that are known at request time, and what their times tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import polars as pl
+
+from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.types import Codes, Ints
+from twotower.data.given_values import GivenValues
+from twotower.errors import ConfigError, DataError
+from twotower.features.encoders import Encoders
+from twotower.features.schema import Schema
+from twotower.features.values import missing_count
+
+
+def context_frame(columns: pl.DataFrame, schema: Schema, user: Codes, times: Ints | None) -> pl.DataFrame:
+    """Return the values of all features of the context by their sources: columns of n interactions, and values that features
+    compute of their users (n,) and times (n,)."""
+    made, before = [], times_before(user, times, schema)
+    for feature in schema.side("context"):
+        if feature.reads_time:
+            assert times is not None
+            assert before is not None
+            made.append(feature.of_times(times, before))
+    return pl.DataFrame([*columns, *made])
+
+
+def times_before(user: Codes, times: Ints | None, schema: Schema) -> Ints | None:
+    """Return the times (n,) of the interaction before each of the same user, -1 for a user's first one; of equal times the
+    order of the rows decides. None if no feature of the context reads times."""
+    if times is None or not any(f.reads_time for f in schema.side("context")):
+        return None
+    order = np.lexsort((times, user))
+    before = np.full(len(user), -1, np.int64)
+    same = user[order[1:]] == user[order[:-1]]
+    before[order[1:][same]] = times[order[:-1][same]]
+    return before
+
+
+def refuse_missing(frame: pl.DataFrame, schema: Schema) -> None:
+    """Raise DataError if the interactions lack a value of a feature of the context that has missing = 'error'."""
+    for f in schema.side("context"):
+        if f.refuses_missing and not f.reads_time and (n := missing_count(frame[f.source])):
+            raise DataError(
+                f"interactions: column '{f.source}' has {n} missing values and feature '{f.name}' has missing = 'error'; fill "
+                "them or set missing = 'impute'"
+            )
+
+
+def plain_type(column: pl.Series) -> pl.Series:
+    """Return a column with the widest type of its kind, so that those of several files are of one."""
+    if column.dtype.is_integer() and column.dtype != pl.UInt64:
+        return column.cast(pl.Int64)
+    if column.dtype.is_float():
+        return column.cast(pl.Float64)
+    return column.cast(pl.String) if column.dtype in (pl.Categorical, pl.Enum) else column
+
+
+def distinct_contexts(users: Codes, columns: Mapping[str, Column], rows: Ints) -> tuple[Ints, Ints]:
+    """Group interactions by user and context. Return the group (n,) of each, numbered by rising users, and the first
+    interaction (G,) of each group, as places in `rows`, the rows (n,) of the encoded `columns`."""
+    group = np.unique(users, return_inverse=True)[1].astype(np.int64)
+    for column in columns.values():
+        value = _numbered(column, rows)
+        group = np.unique(group * (int(value.max(initial=0)) + 1) + value, return_inverse=True)[1].astype(np.int64)
+    _, first = np.unique(group, return_index=True)
+    return group, first
+
+
+def _numbered(column: Column, rows: Ints) -> Ints:
+    """Return numbers (n,) of which two are equal if and only if the rows hold equal values."""
+    if isinstance(column, Ragged):
+        seen: dict[bytes, int] = {}
+        return np.array([seen.setdefault(column.row(row).tobytes(), len(seen)) for row in rows.tolist()], np.int64)
+    values = column[rows]
+    found: Ints = np.unique(values, axis=0, return_inverse=True)[1].reshape(-1)
+    return found.astype(np.int64)
+
+
+def check_defaults(encoders: Encoders, frame: pl.DataFrame) -> None:
+    """Raise DataError if a default of a feature of the context is no value of its column; `frame` has the columns' types."""
+    features = [f for f in encoders.schema.side("context") if f.defaults is not None]
+    values = GivenValues(encoders, features, frame)
+    for f in features:
+        column = values.column(f.source, f.defaults)
+        if column is None:
+            raise DataError(f"feature '{f.name}': default is {f.defaults!r}, expected {values.types[f.source]}")
+        values.encode(f, column)
+
+
+def default_context(encoders: Encoders, frame: pl.DataFrame) -> dict[str, Column]:
+    """Return the encoded defaults of all features of the context, as columns of one row; `frame` has the columns' types. Raises
+    ConfigError if a feature has none."""
+    features = encoders.schema.side("context")
+    if without := [f.name for f in features if f.defaults is None]:
+        raise ConfigError(
+            f"the model reads the context, and feature '{without[0]}' has no default: a user has a vector for each context, not "
+            "one; use method 2 (online user tower), or declare a default for each feature of the context"
+        )
+    values, out = GivenValues(encoders, features, frame), dict[str, Column]()
+    for f in features:
+        column = values.column(f.source, f.defaults)
+        assert column is not None
+        out[f.name] = encoders.encode(f, column)
+    return out

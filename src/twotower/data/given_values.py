@@ -1,0 +1,62 @@
+"""Values of features that are given one at a time, by a request or as a default, encoded as columns of one row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from twotower.arrays.ragged import Values, row_of
+from twotower.errors import DataError
+from twotower.features.encoders import Encoders
+from twotower.features.feature import Feature
+from twotower.features.values import cast_value
+
+
+class GivenValues:
+    """Reads values of the features of one side, or of the context, that are no sequences."""
+
+    def __init__(self, encoders: Encoders, features: Sequence[Feature], frame: pl.DataFrame) -> None:
+        """Read the types of the columns of `frame`, and encode a missing value of each feature."""
+        self._encoders = encoders
+        nothing = np.zeros(0, np.int64)
+        types = frame.schema | {f.source: f.of_times(nothing, nothing).dtype for f in features if f.reads_time}
+        self.types: dict[str, pl.DataType] = {}
+        """Type of each column that may be given."""
+        for f in features:
+            if not f.computes:  # statistics are not given
+                self.types[f.source] = f.request_type(self.types.get(f.source, types[f.source]))
+        # Columns that are read as values of a vocabulary, not as numbers.
+        self._categories = {f.source for f in features} - {f.source for f in features if f.column_type == "numbers"}
+        self._missing: dict[str, Values] = {}
+        self._required: dict[str, str] = {}
+        """Error message for each feature that has no value for a missing one."""
+        for f in features:
+            series = pl.Series(f.source, [None], self.types.get(f.source, types[f.source]))
+            if f.computes and f.computes.unseen is not None:
+                series = series.fill_null(f.computes.unseen)
+            try:
+                self._missing[f.name] = row_of(encoders.encode(f, series), 0)
+            except DataError as e:
+                self._required[f.name] = str(e)
+
+    def column(self, name: str, value: object) -> pl.Series | None:
+        """Return a value of a column in `types` as a column of one row, None if it is not of its type."""
+        try:
+            if isinstance(value, dict):
+                return None
+            return cast_value(pl.Series(name, [value], strict=False), self.types[name], name in self._categories)
+        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):  # ValueError: a lone surrogate
+            return None
+
+    def encode(self, feature: Feature, column: pl.Series) -> Values:
+        """Return a given value, encoded. Raises DataError for one that the feature cannot read."""
+        return row_of(self._encoders.encode(feature, column), 0)
+
+    def missing(self, feature: Feature) -> Values:
+        """Return a missing value, encoded. Raises DataError if the feature requires a value."""
+        found = self._missing.get(feature.name)
+        if found is None:
+            raise DataError(self._required[feature.name])
+        return found

@@ -1,0 +1,71 @@
+"""Days since the user's previous interaction."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import polars as pl
+from pydantic import Field, field_validator
+
+from twotower.arrays.types import Codes, Ints
+from twotower.features.encoder import StateEncoder
+from twotower.features.field import InputField
+from twotower.features.moment import Moment
+from twotower.features.values import UNKNOWN, numbers
+
+MICROSECONDS_OF_A_DAY = 86_400_000_000
+
+
+class DaysEncoder(StateEncoder):
+    """Encoder of days as codes of buckets 1..b, 0 for missing ones."""
+
+    edges: list[float]
+
+    def transform(self, series: pl.Series) -> Codes:
+        days = numbers(series)
+        codes = np.searchsorted(np.asarray(self.edges), days, side="right").astype(np.int32) + 1
+        codes[~np.isfinite(days)] = UNKNOWN
+        return codes
+
+    def field(self, name: str, width: int) -> InputField:
+        return InputField(name, "lookup", rows=len(self.edges) + 2, width=width)
+
+
+class DaysSincePrevious(Moment):
+    """Days since the user's previous interaction, cut into buckets: an embedding row for each, and one for users without a
+    previous interaction.
+
+    Use it where somebody who comes back after a month wants something else than after an hour. A service reads the stored
+    interactions of the user; recent events have no times, and do not count.
+    """
+
+    kind = "days_since_previous"
+    encoder = DaysEncoder
+
+    edges: tuple[float, ...] = Field(
+        (0.04, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
+        min_length=1,
+        description="Days at which a bucket ends and the next begins, rising, above 0.",
+    )
+    default: float = Field(
+        -1.0, ge=-1, description="Days of precomputed user vectors. -1: none, and no precomputed vectors."
+    )
+
+    @field_validator("edges")
+    @classmethod
+    def _check_edges(cls, edges: tuple[float, ...]) -> tuple[float, ...]:
+        if edges[0] <= 0 or any(a >= b for a, b in pairwise(edges)):
+            raise ValueError(f"edges {list(edges)} do not rise from above 0")
+        return edges
+
+    @property
+    def defaults(self) -> float | None:
+        return None if self.default < 0 else self.default
+
+    def fit(self, series: pl.Series, counts: Ints) -> DaysEncoder:
+        return DaysEncoder(edges=[*self.edges])
+
+    def of_times(self, times: Ints, previous: Ints) -> pl.Series:
+        days = np.where(previous < 0, np.nan, (times - previous) / MICROSECONDS_OF_A_DAY)
+        return pl.Series(self.source, days, nan_to_null=True)

@@ -1,0 +1,33 @@
+"""Hour of the day of an interaction."""
+
+from __future__ import annotations
+
+import polars as pl
+from pydantic import Field
+
+from twotower.arrays.types import Ints
+from twotower.features.moment import ClockMoment, RangeEncoder, local_times
+
+
+class HourOfDay(ClockMoment):
+    """The hour of the interaction, 0 to 23, in a time zone: an embedding row for each.
+
+    Use it where what people want changes during a day. Summer time is followed.
+    """
+
+    kind = "hour_of_day"
+    encoder = RangeEncoder
+
+    default: int = Field(
+        -1, ge=-1, le=23, description="Hour of precomputed user vectors. -1: none, and no precomputed vectors."
+    )
+
+    @property
+    def defaults(self) -> int | None:
+        return None if self.default < 0 else self.default
+
+    def fit(self, series: pl.Series, counts: Ints) -> RangeEncoder:
+        return RangeEncoder(first=0, count=24)
+
+    def of_times(self, times: Ints, previous: Ints) -> pl.Series:
+        return local_times(times, self.time_zone).dt.hour().cast(pl.Int64).alias(self.source)

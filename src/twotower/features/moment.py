@@ -1,0 +1,78 @@
+"""Base of the features that are computed from the time of an interaction, in a time zone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+from zoneinfo import available_timezones
+
+import numpy as np
+import polars as pl
+from pydantic import Field, field_validator
+
+from twotower.arrays.types import Codes, Ints
+from twotower.errors import did_you_mean
+from twotower.features.encoder import StateEncoder
+from twotower.features.feature import Feature
+from twotower.features.field import InputField
+from twotower.features.state import Count
+from twotower.features.values import UNKNOWN, numbers
+
+if TYPE_CHECKING:
+    from twotower.features.schema import Schema
+
+
+class RangeEncoder(StateEncoder):
+    """Encoder of whole numbers from `first` on as codes 1..`count`, 0 for others and missing ones."""
+
+    first: Count
+    count: Count
+
+    def transform(self, series: pl.Series) -> Codes:
+        x = numbers(series) - (self.first - 1)
+        known = (x >= 1) & (x <= self.count) & (x == np.floor(x))
+        return np.where(known, x, UNKNOWN).astype(np.int32)
+
+    def field(self, name: str, width: int) -> InputField:
+        return InputField(name, "lookup", rows=self.count + 1, width=width)
+
+
+class Moment(Feature):
+    """Feature of the time of an interaction. It has no column: a request may give a time, and the clock tells it else."""
+
+    side: Literal["context"] = Field("context", description="context: the user tower reads the feature.")
+    column_type = "numbers"
+    reads_time: ClassVar[bool] = True
+
+    @property
+    def source(self) -> str:
+        """Name of the computed values, which no table has."""
+        return f"__{self.kind}:{self.name}"
+
+    def check(self, schema: Schema) -> None:
+        if not schema.time:
+            raise ValueError(f"feature {self.name!r} needs times; name their column in schema.time")
+        if schema.time_unit == "order":
+            raise ValueError(f"feature {self.name!r} needs times, and time_unit = 'order' has none")
+
+
+class ClockMoment(Moment):
+    """Feature that a clock shows, in a time zone."""
+
+    time_zone: str = Field("UTC", description="IANA name of the time zone, such as 'Europe/Zurich'.")
+
+    @field_validator("time_zone")
+    @classmethod
+    def _check_zone(cls, name: str) -> str:
+        try:
+            found = local_times(np.zeros(1, np.int64), name).dtype == pl.Datetime("us", name)
+        except pl.exceptions.PolarsError:
+            found = False
+        if not found:  # polars takes an empty name for UTC
+            hint = did_you_mean(name, sorted(available_timezones()))
+            raise ValueError(f"no time zone '{name}'{hint} (such as UTC or Europe/Zurich)")
+        return name
+
+
+def local_times(times: Ints, zone: str) -> pl.Series:
+    """Return times (n,) in microseconds since 1970 as dates of a time zone. Raises PolarsError for a zone that is none."""
+    return pl.Series(times).cast(pl.Datetime("us")).dt.replace_time_zone("UTC").dt.convert_time_zone(zone)

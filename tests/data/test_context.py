@@ -1,0 +1,217 @@
+"""The context of interactions in a dataset, in memory and prepared, against plain loops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from context_worlds import HOUR, flat, hourly, hourly_schema
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twotower.arrays.ragged import Column, Ragged
+from twotower.data import memmap
+from twotower.data.config import DataConfig
+from twotower.data.context import default_context, distinct_contexts, times_before
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.prepare import write_prepared
+from twotower.data.prepare.options import PrepareOptions
+from twotower.data.split import SplitConfig
+from twotower.data.tables import check
+from twotower.errors import ConfigError, DataError, RunError
+from twotower.features.categorical import Categorical
+from twotower.features.day_of_week import DayOfWeek
+from twotower.features.days_since_previous import DaysSincePrevious
+from twotower.features.hour_of_day import HourOfDay
+from twotower.features.multi_hot import MultiHot
+from twotower.features.numeric import Numeric
+from twotower.features.text import Text
+from twotower.features.vector import Vector
+
+MOMENTS = (
+    HourOfDay(name="local_hour", time_zone="Europe/Zurich"),
+    DayOfWeek(name="day"),
+    DaysSincePrevious(name="since", edges=(0.001, 0.01)),
+)
+COLUMNS = (
+    HOUR,
+    MultiHot(name="tags", side="context"),
+    Text(name="query", side="context"),
+    Numeric(name="price", side="context"),
+    Vector(name="place", side="context"),
+)
+
+
+def rich(n: int = 300) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """The hourly world with columns of every kind."""
+    users, items, actions = hourly(n)
+    rng = np.random.default_rng(1)
+    price, some = rng.integers(1, 50, n), rng.integers(0, 4, n)
+    return (
+        users,
+        items,
+        actions.with_columns(
+            tags=pl.Series([[f"t{x}" for x in range(k)] for k in some]),
+            query=pl.Series([("red shoe", "blue sky", None, "x")[k] for k in some]),
+            price=pl.Series(price.astype(float)),
+            place=pl.Series([[1.0, float(k)] for k in some]),
+        ),
+    )
+
+
+def rows_of(column: Column) -> list[Any]:
+    if isinstance(column, Ragged):
+        return [column.row(r).tolist() for r in range(len(column))]
+    return [np.round(v, 5).tolist() for v in column]
+
+
+def by_interaction(data: Dataset) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    """Part and encoded context of each interaction, by user, item and time."""
+    assert data.times is not None
+    context = [rows_of(data.context[f.name]) for f in data.schema.side("context")]
+    users, items = data.users.ids.to_list(), data.items.ids.to_list()
+    keys = zip(data.pairs.user.tolist(), data.pairs.item.tolist(), data.times.tolist(), strict=True)
+    values = zip(data.parts.tolist(), *context, strict=True)
+    return {(users[u], items[i], t): v for (u, i, t), v in zip(keys, values, strict=True)}
+
+
+def prepare(
+    folder: Path,
+    tables: tuple[pl.DataFrame, ...],
+    schema: Any,
+    split: SplitConfig,
+    options: PrepareOptions | None = None,
+) -> Dataset:
+    names = ("users", "items", "interactions")
+    for name, frame in zip(names, tables, strict=True):
+        frame.write_parquet(folder / f"{name}.parquet")
+    paths = {name: str(folder / f"{name}.parquet") for name in names}
+    return write_prepared(DataConfig(**paths), schema, split, folder / "prepared", options)
+
+
+@pytest.mark.parametrize("features", [(*COLUMNS, *MOMENTS), MOMENTS], ids=["all", "times"])
+@pytest.mark.parametrize("split", [{"kind": "time", "gap": 600}, {"kind": "last"}], ids=["gap", "last"])
+def test_prepared_context_is_that_of_memory(features: Any, split: Any, tmp_path: Path) -> None:
+    schema, config = hourly_schema(*features), SplitConfig(**split)
+    memory = build_dataset(check(*rich(), schema), schema, config)
+    disk = prepare(tmp_path, rich(), schema, config, PrepareOptions(bucket_rows=60, piece_rows=70))
+    assert by_interaction(disk) == by_interaction(memory)
+    words = [{n: v.to_list() for n, v in d.encoders._vocabularies().items()} for d in (disk, memory)]
+    assert words[0] == words[1]
+    for part in range(3):
+        kept = memory.part_indices(part)
+        assert (memory.parts[kept] == part).all()
+        assert (disk.parts[disk.part_indices(part)] == part).all()
+        assert len(disk.part_indices(part)) == len(kept)
+
+
+def test_the_files_of_a_run_hold_the_context(tmp_path: Path) -> None:
+    schema = hourly_schema(*COLUMNS, *MOMENTS)
+    data = build_dataset(check(*rich(), schema), schema, SplitConfig(kind="time"))
+    memmap.save(data, tmp_path)
+    again = memmap.load(tmp_path, schema, SplitConfig(kind="time"))
+    assert again.digest == data.digest
+    assert by_interaction(again) == by_interaction(data)
+    frame = pl.read_parquet(tmp_path / "interactions.parquet")
+    frame.drop("context.hour").write_parquet(tmp_path / "interactions.parquet")
+    with pytest.raises(RunError, match=r"context\.hour"):
+        memmap.load(tmp_path, schema, SplitConfig(kind="time"))
+
+
+def test_another_context_is_another_dataset() -> None:
+    schema, (users, items, actions) = hourly_schema(HOUR), hourly(200)
+    other = actions.with_columns(hour=(pl.col("hour") + 1) % 8)
+    digests = [build_dataset(check(users, items, a, schema), schema, SplitConfig()).digest for a in (actions, other)]
+    assert digests[0] != digests[1]
+
+
+def test_encoders_learn_from_the_train_part_alone() -> None:
+    schema = hourly_schema(Categorical(name="device", side="context"))
+    users, items, actions = hourly(200)
+    late = pl.int_range(pl.len()) >= 150
+    actions = actions.with_columns(device=pl.when(late).then(pl.lit("watch")).otherwise("device"))
+    data = build_dataset(check(users, items, actions, schema), schema, SplitConfig(kind="time", test=0.2))
+    codes = flat(data, "device")
+    assert not codes[data.part_indices(2)].any()
+    assert codes[data.part_indices(0)].all()
+
+
+pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=30)
+
+
+@given(pairs)
+def test_the_time_before_is_that_of_the_users_last_interaction(events: list[tuple[int, int]]) -> None:
+    user, times = (np.array(x) for x in zip(*events, strict=True))
+    found = times_before(user.astype(np.int32), times, hourly_schema(*MOMENTS))
+    assert found is not None
+    for i, (u, t) in enumerate(events):
+        earlier = [(s, j) for j, (v, s) in enumerate(events) if v == u and (s, j) < (t, i)]
+        assert found[i] == (max(earlier)[0] if earlier else -1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 1), st.integers(0, 2)), max_size=25))
+def test_contexts_are_grouped_by_user_and_by_equal_values(rows: list[tuple[int, int, int, int]]) -> None:
+    users, codes, numbers, lengths = np.array(rows, np.int32).reshape(-1, 4).T
+    bags = [list(range(n)) for n in lengths.tolist()]
+    ragged = Ragged(
+        np.array([x for bag in bags for x in bag], np.int32), np.r_[0, np.cumsum([*map(len, bags)])].astype(np.int64)
+    )
+    columns: dict[str, Column] = {"code": codes, "dense": numbers.astype(np.float32)[:, None], "bag": ragged}
+    group, first = distinct_contexts(users, columns, np.arange(len(rows)))
+    for a in range(len(rows)):
+        assert [group[a] == group[b] for b in range(len(rows))] == [rows[a] == rows[b] for b in range(len(rows))]
+        assert first[group[a]] == min(b for b in range(len(rows)) if rows[b] == rows[a])
+    assert (np.diff(users[first]) >= 0).all()
+
+
+def test_a_default_is_a_value_of_its_column() -> None:
+    users, items, actions = hourly(200)
+    schema = hourly_schema(Categorical(name="hour", side="context", default=3), HourOfDay(name="h", default=5))
+    data = build_dataset(check(users, items, actions, schema), schema, SplitConfig())
+    known = int(np.flatnonzero(actions["hour"].to_numpy() == 3)[0])
+    found = default_context(data.encoders, data.context_frame)
+    assert found["hour"].tolist() == [flat(data, "hour")[known]]  # type: ignore[union-attr]
+    assert found["h"].tolist() == [6]  # type: ignore[union-attr]
+    wrong = hourly_schema(Categorical(name="hour", side="context", default="noon"))
+    with pytest.raises(DataError, match=r"feature 'hour': default is 'noon', expected Int64"):
+        build_dataset(check(users, items, actions, wrong), wrong, SplitConfig())
+    without = hourly_schema(HOUR, HourOfDay(name="h", default=5))
+    data = build_dataset(check(users, items, actions, without), without, SplitConfig())
+    with pytest.raises(ConfigError, match=r"feature 'hour' has no default: .*use method 2"):
+        default_context(data.encoders, data.context_frame)
+
+
+def test_a_log_without_a_column_or_a_value_is_refused_in_one_line(tmp_path: Path) -> None:
+    schema, (users, items, actions) = hourly_schema(HOUR), hourly(200)
+    renamed = actions.rename({"hour": "hours"})
+    with pytest.raises(DataError, match=r"interactions: no column 'hour'; did you mean 'hours'\?"):
+        check(users, items, renamed, schema)
+    with pytest.raises(DataError, match=r"interactions: no column 'hour'; did you mean 'hours'\?"):
+        prepare(tmp_path, (users, items, renamed), schema, SplitConfig())
+    strict = hourly_schema(Categorical(name="hour", side="context", missing="error"))
+    gaps = actions.with_columns(hour=pl.when(pl.col("hour") > 0).then("hour"))
+    for refused in (
+        lambda: check(users, items, gaps, strict),
+        lambda: prepare(tmp_path, (users, items, gaps), strict, SplitConfig()),
+    ):
+        with pytest.raises(
+            DataError, match=r"interactions: column 'hour' has \d+ missing values and feature 'hour' has"
+        ):
+            refused()
+
+
+def test_damaged_prepared_context_is_refused(tmp_path: Path) -> None:
+    schema = hourly_schema(*COLUMNS)
+    prepare(tmp_path, rich(200), schema, SplitConfig())
+    folder = tmp_path / "prepared"
+    array = folder / "arrays" / "context.0.npy"
+    kept = np.load(array)
+    np.save(array, kept[:-1])
+    with pytest.raises(RunError, match="the context's arrays are not of 200 rows"):
+        _ = memmap.MemmapDataset.open(folder).context
+    pl.read_parquet(folder / "context.parquet").drop("hour").write_parquet(folder / "context.parquet")
+    with pytest.raises(RunError, match=r"context\.parquet"):
+        memmap.MemmapDataset.open(folder)
