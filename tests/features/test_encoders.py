@@ -457,7 +457,7 @@ def test_a_shared_sequence_has_the_rows_of_the_id_feature_it_shares(share: bool,
     encoders = Encoders.fit(schema, frames, {"user": np.array([3, 3]), "item": np.array([3, 1, 2])})
     history = encoders.fields("user")[1]
     assert history.rows == rows
-    codes = encoders.history_codes(schema.histories("user")[0], frames["item"]["item_id"])
+    codes = encoders.history_codes(schema.histories("user")[0], frames["item"])
     assert codes.tolist() == ([1, 0, 2] if share else [1, 2, 3])
 
 

@@ -27,10 +27,6 @@ from twotower.features.sequence import Sequence
             (ID_FEATURES[0], Numeric(name="n", side="item"), Sequence(name="s", side="user")),
             "sequence 's' shares the item id embedding, but no categorical feature reads the item id column",
         ),
-        (
-            (ID_FEATURES[0], Categorical(name="item_id", side="item", hash_buckets=9), Sequence(name="s", side="user")),
-            "add one or set share_embedding = false",
-        ),
     ],
 )
 def test_features_that_do_not_fit_together_are_refused(features: Any, words: str) -> None:

@@ -97,7 +97,7 @@ def known(data: Dataset, feature: Sequence, interactions: Iterable[int]) -> list
     """For each interaction the codes of its user's earlier training interactions of the right kind, oldest first."""
     assert data.times is not None
     seconds, user = data.times.tolist(), data.pairs.user.tolist()
-    codes = data.encoders.history_codes(feature.history, data.items.ids)[data.pairs.item].tolist()
+    codes = data.encoders.history_codes(feature.history, data.items.frame)[data.pairs.item].tolist()
     right = [
         feature.interactions == "all" or p == (feature.interactions == "positive") for p in data.pairs.positive.tolist()
     ]
@@ -394,7 +394,7 @@ def test_a_contrastive_batch_is_the_users_of_the_positives_and_the_items_asked_f
         assert found.user is not None
         assert found.users.rows == len(np.unique(user))
         assert torch.equal(found.users.lookup[found.user], users.take(user).lookup)
-        gone = {(int(u), int(data.encoders.history_codes(sequences(data)[0].history, data.items.ids)[data.pairs.item[i]]))
+        gone = {(int(u), int(data.encoders.history_codes(sequences(data)[0].history, data.items.frame)[data.pairs.item[i]]))
                 for u, i in zip(user, source, strict=True)}  # fmt: skip
         bag = found.users.bags["seen"]
         assert isinstance(bag, Bag)

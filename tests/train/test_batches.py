@@ -29,7 +29,7 @@ def histories(data: Dataset, side: SideName, name: str, inputs: Inputs) -> list[
     """A sequence's codes as internal rows of the other side."""
     other: SideName = "item" if side == "user" else "user"
     history = next(h for h in data.schema.histories(side) if h.name == name)
-    codes = data.encoders.history_codes(history, data.side(other).ids).tolist()
+    codes = data.encoders.history_codes(history, data.side(other).frame).tolist()
     decode = {code: row for row, code in enumerate(codes) if code}
     return [[decode[c] for c in row if c] for row in rows_of(inputs.bags[name])]
 

@@ -158,7 +158,7 @@ def test_no_history_holds_an_observed_candidate_of_its_user(history_scope: str) 
         loss={"kind": "softmax"}, negatives={"disliked": 2}, train={"history_scope": history_scope, "batch_size": 64}
     )
     trainer = Trainer(data, config)
-    codes = data.encoders.history_codes(schema.histories("user")[0], data.items.ids)
+    codes = data.encoders.history_codes(schema.histories("user")[0], data.items.frame)
     batches: list[Candidates] = []
     asked: list[list[set[int]]] = []
 

@@ -179,9 +179,11 @@ class Dataset:
         own, other = self.pairs.user, self.pairs.item
         if history.side == "item":
             own, other = other, own
-        codes = self.encoders.history_codes(history, self.side(other_side(history.side)).ids)
+        read = other_side(history.side)
+        rows = self.input_rows(read, other[keep], keep)  # the features of an interaction are those of its time
+        codes = self.encoders.history_codes(history, self.side(read).by_version().frame)
         n = len(self.side(history.side))
-        return Ragged.from_pairs(own[keep], codes[other[keep]], n, keep).keep_last(history.max_length)
+        return Ragged.from_pairs(own[keep], codes[rows], n, keep).keep_last(history.max_length)
 
     def sort_by_time(self, among: Bools) -> Ints:
         """Return the indices of the interactions in the mask `among` (n,), oldest first; ties keep the table's order."""

@@ -305,8 +305,8 @@ def save(dataset: Dataset, folder: Path) -> None:
 def load(
     folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES, newest: bool = False
 ) -> Dataset:
-    """Read the files of `save`; only the sides in `encode` get columns, and with `newest` none has versions. Raises RunError as
-    `load_tables` does."""
+    """Read the files of `save`; only the sides in `encode` get columns, and with `newest` versions may be missing. Raises RunError
+    as `load_tables` does."""
     if (folder / layout.PREPARED).is_dir():
         return MemmapDataset.open(folder / layout.PREPARED, encode).with_schema(schema)
     return load_tables(folder, schema, split, encode, newest)

@@ -51,8 +51,8 @@ def save_tables(dataset: Dataset, folder: Path) -> None:
 def load_tables(
     folder: Path, schema: Schema, split: SplitConfig, encode: tuple[SideName, ...] = SIDES, newest: bool = False
 ) -> Dataset:
-    """Read the files of `save_tables`; only the sides in `encode` get columns. With `newest` no versions are read, which a
-    bundle lacks.
+    """Read the files of `save_tables`; only the sides in `encode` get columns. With `newest` tables of versions may be
+    missing, as in a bundle.
 
     Raises RunError if a file is missing, damaged or does not fit the schema."""
     encoders = Encoders.load(schema, folder)
@@ -61,8 +61,8 @@ def load_tables(
     )
     versions = dict[SideName, Versions]()
     for side, frame in zip(SIDES, (users, items), strict=True):
-        if not newest and schema.valid_from and schema.valid_from in frame.columns and schema.columns(side):
-            path = folder / layout.versions(side)
+        path, named = folder / layout.versions(side), schema.valid_from and schema.columns(side)
+        if named and schema.valid_from in frame.columns and (path.exists() or not newest):
             check = partial(read_versions, newest=frame, schema=schema, side=side)
             versions[side] = Versions(read_checked(path, check))
     actions = read_checked(

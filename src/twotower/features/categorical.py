@@ -134,6 +134,10 @@ class Categorical(ColumnFeature):
     def identifies(self) -> bool:
         return not self.hash_buckets
 
+    @property
+    def has_code(self) -> bool:
+        return True
+
     def fit(self, series: pl.Series, counts: Ints) -> CategoricalEncoder:
         return CategoricalEncoder.fit(series, counts, self.min_count, self.min_rate, self.hash_buckets)
 

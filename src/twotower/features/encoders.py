@@ -93,17 +93,23 @@ class Encoders:
             )
         return self.by_side[feature.side][feature.name].transform(series)
 
-    def history_codes(self, history: HistorySpec, other_ids: pl.Series) -> Codes:
-        """Return the code of every row of the other side in the history's embedding table."""
-        codes = self._id_encoder(history)[0].transform(other_ids)
+    def history_codes(self, history: HistorySpec, other: pl.DataFrame) -> Codes:
+        """Return the code of every row of the other side's table in the history's embedding table."""
+        read = self._history_feature(history)
+        column = read.source if read else self.schema.id_column(other_side(history.side))
+        codes = self._history_encoder(history).transform(other[column])
         assert not isinstance(codes, Ragged)
         return codes.astype(np.int32, copy=False)
 
-    def _id_encoder(self, history: HistorySpec) -> tuple[Encoder, str]:
-        """Return the encoder of a history's values, and the feature of the other side that has this encoder, '' for none."""
-        other = other_side(history.side)
-        shared = self.schema.id_feature(other) if history.share_embedding else None
-        return (self.by_side[other][shared.name], shared.name) if shared else (self.ids[other], "")
+    def _history_feature(self, history: HistorySpec) -> Feature | None:
+        """Return the feature of the other side whose codes a history holds, None for a code for each id."""
+        if not (history.feature or history.share_embedding):
+            return None
+        return self.schema.code_feature(other_side(history.side), history.feature)
+
+    def _history_encoder(self, history: HistorySpec) -> Encoder:
+        other, read = other_side(history.side), self._history_feature(history)
+        return self.by_side[other][read.name] if read else self.ids[other]
 
     def fields(self, side: SideName) -> tuple[InputField, ...]:
         """Return the fields that the tower of `side` embeds, in the schema's order."""
@@ -111,7 +117,8 @@ class Encoders:
 
     def _field(self, feature: Feature) -> InputField:
         if feature.history:
-            encoder, shares = self._id_encoder(feature.history)
+            encoder, read = self._history_encoder(feature.history), self._history_feature(feature.history)
+            shares = read.name if read and feature.history.share_embedding else ""
         else:
             encoder, shares = self.by_side[feature.side][feature.name], feature.shares
         identifies = feature.side != "context" and feature == self.schema.id_feature(feature.side)

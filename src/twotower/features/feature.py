@@ -40,7 +40,10 @@ class HistorySpec:
     max_length: int
     """Latest interactions that are kept. 0: all."""
     share_embedding: bool
-    """True for the codes and embedding of the other side's id feature."""
+    """True for the embedding of the other side's feature whose codes these are."""
+    feature: str = ""
+    """Feature of the other side whose codes these are. Empty: that of its ids if the embedding is shared, else a code for each
+    id."""
 
     def holds(self, positive: Labels) -> Labels:
         """Return True for the labels of interactions that belong to the history."""
@@ -124,6 +127,11 @@ class Feature(Kind):
     def identifies(self) -> bool:
         """True if every known value of the column has a code of its own."""
         return False
+
+    @property
+    def has_code(self) -> bool:
+        """True if a row has one code, so that histories may hold it."""
+        return self.identifies
 
     @property
     def refuses_missing(self) -> bool:

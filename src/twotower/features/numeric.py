@@ -95,6 +95,10 @@ class Numeric(ColumnFeature):
             return Statistic(self.name, self.source, _log_count, unseen=0.0)
         return Statistic(self.name, self.source, _mean, self.statistic_column) if self.statistic else None
 
+    @property
+    def has_code(self) -> bool:
+        return bool(self.buckets)
+
     def named_columns(self) -> Iterator[tuple[str, str]]:
         yield from super().named_columns()
         yield "statistic_column", self.statistic_column

@@ -236,6 +236,13 @@ class Schema(Section):
     def id_column(self, side: SideName) -> str:
         return self.user_id if side == "user" else self.item_id
 
+    def code_feature(self, side: SideName, name: str = "") -> Feature | None:
+        """Return the feature of a side with this name, or that reads its id column, if a row has one code of it, else None."""
+        if not name and (found := self.id_feature(side)):
+            return found
+        fits = (f for f in self.columns(side) if (f.name == name if name else f.source == self.id_column(side)))
+        return next((f for f in fits if f.has_code), None)
+
     def id_feature(self, side: SideName) -> Feature | None:
         """Return the feature that reads the side's id column and has a code for each id, else None."""
         return next((f for f in self.side(side) if f.identifies and f.source == self.id_column(side)), None)

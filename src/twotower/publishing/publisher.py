@@ -107,6 +107,11 @@ def _write(
         log.info(f"dropped collections that no bundle names: {', '.join(left)}")
     before, source = run_stamp(run.folder), reading_folder(run.folder)
     tables = () if isinstance(run.dataset, MemmapDataset) else layout.TABLES
+    if run.dataset.items.versions is not None and any(h.feature for h in run.dataset.schema.histories("user")):
+        tables = (
+            *tables,
+            layout.versions("item"),
+        )  # a stored history holds the features of the time of each interaction
     for name in (*COPIED_FILES, *(() if run.unfinished else FILES_OF_THE_END), *tables):
         shutil.copyfile(source / name, folder / name)
     if run.unfinished:

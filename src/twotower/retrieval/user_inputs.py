@@ -33,8 +33,9 @@ class UserInputs:
         self._columns = columns
         self._values = FeatureValues(dataset)
         self.context = ContextValues(dataset)
+        items, frame, last_only = dataset.pairs.item, dataset.items.frame, schema.duplicates == "last"
         self._histories = {
-            h.name: HistoryCodes(h, column, encoders.history_codes(h, dataset.items.ids), schema.duplicates == "last")
+            h.name: HistoryCodes(h, column, items, encoders.history_codes(h, frame), last_only)
             for h in schema.histories("user")
             if isinstance(column := columns[h.name], Ragged)
         }

@@ -115,9 +115,7 @@ class PreparedArrays:
         if self.schema.weighted:
             positives = self.splits.positive_weights()
         np.save(self.arrays / "item_positive_counts.npy", positives)
-        codes = {
-            n: encoders.history_codes(h, frames["item"][self.schema.item_id]) for n, h in self.splits.histories.items()
-        }
+        codes = {n: encoders.history_codes(h, frames["item"]) for n, h in self.splits.histories.items()}
         self.context.create(encoders, self.rows)
         self._write_buckets(each, found, sizes, codes)
         self.context.finish(self.made)
