@@ -23,8 +23,9 @@ def model_card(run: Run, index: Index, recall_check: RecallCheck) -> str:
     config = run.config.evaluation
     names = [name for name in config.metric_set.names(config.k) if f"test.{name}" in run.metrics]
     values = metric_rows(run.metrics, names)
-    table = zip(names, values["model"], values["popularity"], strict=True)
-    rows = "\n".join(f"| {name} | {cell(model)} | {cell(popularity)} |" for name, model, popularity in table)
+    shown = [label for label in ("model", "popularity", "own counts") if label in values]
+    table = zip(names, *(values[label] for label in shown), strict=True)
+    rows = "\n".join(f"| {name} | {' | '.join(map(cell, row))} |" for name, *row in table)
     features = "\n".join(f"- {f.side}: `{f.name}` ({f.kind})" for f in run.dataset.schema.features)
     return f"""# Two-tower model
 
@@ -33,8 +34,8 @@ def model_card(run: Run, index: Index, recall_check: RecallCheck) -> str:
 Split: {run.config.split.kind}. Loss: {run.config.loss.kind}. Vectors: {index.width} numbers, metric {index.metric}.
 Index: {index.kind}, recall@{recall_check.k} {recall_check.recall:.4f} against exact search by {recall_check.queries} held-out users.
 
-| test metric | model | popularity |
-|---|---|---|
+| test metric | {" | ".join(shown)} |
+|---|{"---|" * len(shown)}
 {rows}
 
 Full catalogue, {_RANKED[run.config.evaluation.repeats]}; see config.toml for every setting.
