@@ -235,8 +235,8 @@ def recommend(trained: Run, user_id: str | int, k: int = 10) -> Answer:
     dataset, row = trained.dataset, _user_row(trained.dataset, user_id)
     if trained.dataset.schema.side("context"):
         raise ConfigError(
-            "the model reads the context, of which `recommend` knows nothing; publish the run, and give `retriever(store)` a "
-            "request with a context"
+            "the model reads the context, which a user alone does not tell; publish the run, and give a retriever of the store "
+            "a request with a context"
         )
     factors = trained.factors()
     index = build_index(

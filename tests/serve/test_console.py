@@ -12,18 +12,20 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from context_worlds import HOUR, HOURS, hourly, hourly_schema, hourly_settings, right_item
 from playwright import sync_api as playwright
 from worlds import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
 from twotower import api
+from twotower.features.hour_of_day import HourOfDay
 
 pytestmark = pytest.mark.system
 
@@ -91,11 +93,18 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         config = settings(model=GATED, train={"epochs": epochs})
         run = twotower.fit(everything(), EVERYTHING_SCHEMA, config, folder=folder / name)
         bundles.append(api.publish(run, folder / "store").id)
+    with served(folder) as url:
+        yield Service(url, *bundles)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a service of the store in a folder."""
     command = [sys.executable, "-m", "twotower", "serve", "--store", str(folder / "store"), "--port", "0"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, bufsize=1)
     try:
-        yield Service(_address(process, folder / "log"), *bundles)
+        yield _address(process, folder / "log")
     finally:
         process.terminate()
         try:
@@ -158,6 +167,38 @@ def visit(service: Service, browser: Any) -> Iterator[Callable[..., Visit]]:
         assert [u for u in it.asked if not u.startswith(service.url)] == []
     for context in contexts:
         context.close()
+
+
+def test_the_context_is_shown_and_set(browser: Any, tmp_path: Path) -> None:
+    features = HOUR, HourOfDay(name="clock")
+    run = twotower.fit(hourly(), hourly_schema(*features), hourly_settings(), folder=tmp_path / "run")
+    api.publish(run, tmp_path / "store")
+    with served(tmp_path) as url:
+        it = Visit(browser.new_context(locale="en-US").new_page())
+        it.page.on("pageerror", lambda e: it.errors.append(str(e)))
+        it.page.goto(f"{url}#new=1&f=group:1")
+        it.settle()
+        assert not it.page.locator("#answer-1").is_visible()
+        fields = it.page.locator("#context input")
+        assert fields.evaluate_all("inputs => inputs.map(i => i.name)") == ["hour", "at"]
+        first = int(fields.nth(0).input_value())
+        hours = [(first + n) % HOURS for n in (1, 4)]
+        assert fields.nth(1).get_attribute("placeholder") == "now"
+        seen = []
+        for hour in hours:
+            fields.nth(0).fill(str(hour))
+            it.changes(lambda: fields.nth(0).press("Tab"))
+            seen.append(it.ids()[0])
+            assert f"c=hour%3A{hour}" in it.page.url
+        assert seen == [str(right_item(1, hour)) for hour in hours]
+        again = it.page.url
+        it.page.goto("about:blank")
+        it.page.goto(again)
+        it.settle()
+        assert fields.nth(0).input_value() == str(hours[1])
+        assert it.page.locator("#problem").inner_text() == ""
+        it.page.context.close()
+    assert it.errors == []
 
 
 def test_a_user_is_chosen_by_keyboard_alone(visit: Callable[..., Visit]) -> None:

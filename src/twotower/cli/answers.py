@@ -12,10 +12,12 @@ from twotower.cli.flags import (
     AsJson,
     ColumnNames,
     Conditions,
+    ContextValues,
     ItemCount,
     KindModules,
     Separator,
     StoreFolder,
+    read_context,
     split_names,
 )
 from twotower.errors import ConfigError
@@ -33,9 +35,11 @@ def recommend(
         Path | None,
         typer.Option(
             "--features",
-            help='JSON file: {"user_id", "features": {column: value}, "history": [item ids], "events": [item ids]}.',
+            help='JSON file: {"user_id", "features": {column: value}, "history": [item ids], "events": [item ids], '
+            '"context": {column: value}}.',
         ),
     ] = None,
+    context: ContextValues = None,
     k: ItemCount = 10,
     method: Annotated[int, typer.Option("--method", help="1: precomputed user vectors. 2: online user tower.")] = 1,
     ban: Annotated[list[str] | None, typer.Option("--ban", help="Id of an item to leave out. Repeatable.")] = None,
@@ -90,8 +94,8 @@ def recommend(
             raise ConfigError(
                 "--users TABLE and --out FOLDER go together: a table of users, and a folder for their answers"
             )
-        if user or features is not None or as_json:
-            raise ConfigError("--users answers a whole table: leave out --user, --features and --json")
+        if user or features is not None or context or as_json:
+            raise ConfigError("--users answers a whole table: leave out --user, --features, --context and --json")
         if threads:
             os.environ.setdefault("POLARS_MAX_THREADS", str(threads))  # read once, when polars is loaded
         from twotower.retrieval.recommendation_job import recommend_users
@@ -113,7 +117,7 @@ def recommend(
     from twotower.retrieval.request import Request
     from twotower.retrieval.retriever import current_retriever
 
-    if not user and features is None:
+    if not user and features is None and not context:
         raise ConfigError(
             "name a user with --user ID, describe one with --features FILE.json, or name a table with --users"
         )
@@ -122,6 +126,10 @@ def recommend(
         if not isinstance(body, dict) or str(body.get("user_id", user)) != user:
             raise ConfigError(f"--user {user} and the user_id in {features} differ; give one of them")
         body["user_id"] = user
+    if context and isinstance(body, dict):
+        if body.get("context") is not None:
+            raise ConfigError(f"--context and the context in {features} are both given; give one of them")
+        body["context"] = read_context(context)
     answer = current_retriever(store).recommend(
         Request.parse(body), k, method, ban=ban or (), where=_filters(where), keep_seen=keep_seen,  # type: ignore[arg-type]
     )  # fmt: skip
@@ -133,16 +141,20 @@ def search(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to search for, in quotes.")],
     k: ItemCount = 10,
     feature: Annotated[
-        str, typer.Option("--feature", help="Text feature of the user side. Required if the model has several.")
+        str, typer.Option("--feature", help="Text feature of the user tower. Required if the model has several.")
     ] = "",
     where: Conditions = None,
+    context: ContextValues = None,
     as_json: AsJson = False,
     kinds: KindModules = None,
 ) -> None:
-    """Print the best items for a text, by the online user tower. The model needs a text feature on the user side."""
+    """Print the best items for a text, by the online user tower. The model needs a text feature of the users or of
+    the context."""
     from twotower.retrieval.retriever import current_retriever
 
-    print_answer(current_retriever(store).search(text, k, feature, where=_filters(where)), as_json)
+    print_answer(
+        current_retriever(store).search(text, k, feature, context=read_context(context), where=_filters(where)), as_json
+    )
 
 
 def similar(

@@ -4,6 +4,7 @@ flags and commands."""
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import JsonValue
 
+from twotower.errors import ConfigError
 from twotower.escaping import shell_command
 from twotower.kinds import import_modules
 
@@ -56,6 +59,14 @@ Conditions = Annotated[
     list[str] | None,
     typer.Option("--where", metavar="COLUMN=VALUE", help="Condition on the items, such as genres=Comedy. Repeatable."),
 ]
+ContextValues = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--context",
+        metavar="COLUMN=VALUE",
+        help="Value of the moment that the model reads, such as device=phone, or a list as JSON. Repeatable.",
+    ),
+]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Import the code outside twotower that the config of the run names.")
 ]
@@ -90,6 +101,22 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def split_names(text: str) -> list[str]:
     """Return the names of a value of --columns."""
     return [name.strip() for name in text.split(",")] if text else []
+
+
+def read_context(given: list[str] | None) -> dict[str, JsonValue]:
+    """Return the values of --context by column: JSON, or text that is none. Raises ConfigError."""
+    context = dict[str, JsonValue]()
+    for text in given or ():
+        column, equals, value = text.partition("=")
+        if not equals or not column:
+            raise ConfigError(f"--context {text}: expected COLUMN=VALUE, such as device=phone")
+        if column in context:
+            raise ConfigError(f"--context {text}: a second value of {column}; give one for each column")
+        try:
+            context[column] = json.loads(value)
+        except ValueError:
+            context[column] = value
+    return context
 
 
 def in_flags(message: str, words: Sequence[str], app: typer.Typer) -> str:

@@ -96,7 +96,7 @@ def _align_runs(a: Run, b: Run) -> tuple[ComparisonData, Factors, Factors]:
     for run, name in zip((a, b), names, strict=True):
         if run.dataset.schema.side("context"):
             raise RunError(
-                f"{name}: reads the context, in which a user has several rankings; compare the metrics of `evaluate`"
+                f"{name}: reads the context, in which a user has several rankings; compare their metrics instead"
             )
     check_same_tests(a.dataset, b.dataset, names)
     weighted, other = (run.config.evaluation.weighted for run in (a, b))
