@@ -45,7 +45,7 @@ from twotower.data.prepare.engines import ENGINES, choose_engine
 from twotower.data.prepare.options import PrepareOptions
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN, VALIDATION
-from twotower.data.tables import check, check_side
+from twotower.data.tables import check, check_versions
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
@@ -1048,11 +1048,11 @@ def test_a_schema_that_names_code_imports_nothing(tmp_path: Path) -> None:
 def test_of_a_sides_parquet_only_named_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 
-    def watched(frame: pl.DataFrame, *rest: Any) -> pl.DataFrame:
+    def watched(frame: pl.DataFrame, *rest: Any) -> tuple[pl.DataFrame, pl.DataFrame | None]:
         seen.append(frame.columns)
-        return check_side(frame, *rest)
+        return check_versions(frame, *rest)
 
-    monkeypatch.setattr(sides, "check_side", watched)
+    monkeypatch.setattr(sides, "check_versions", watched)
     frames = [None if f is None else f.with_columns(wide=pl.lit("x" * 100)) for f in tables()]
     prepared(tmp_path, SCHEMA, "last", *frames)
     assert seen

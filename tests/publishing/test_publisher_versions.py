@@ -16,7 +16,6 @@ from twotower import api
 from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.data.splits import TEST
-from twotower.errors import ConfigError
 from twotower.files import layout
 from twotower.reports.compare import compare_runs
 from twotower.retrieval.request import Request
@@ -118,10 +117,3 @@ kind = "softmax"
     assert run_command([*arguments[:2], "--run", str(tmp_path / "other")]) == 2
     assert "two versions hold at once; drop one of them" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "other").exists(), "nothing half-written"
-
-
-def test_versions_are_not_prepared(tmp_path: Path) -> None:
-    data = settings(data={"interactions": "log.parquet"})
-    with pytest.raises(ConfigError, match=r"schema\.valid_from: versions of users and items cannot be prepared"):
-        api.prepare_folder(data, CITY_SCHEMA, tmp_path / "out")
-    assert not (tmp_path / "out").exists()

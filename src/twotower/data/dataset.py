@@ -340,7 +340,7 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
     if versions:
         assert times is not None
         seen = {s: v.at(pairs.arrays[s], times) for s, v in versions.items()}
-        check_first_versions(versions, seen, schema)
+        check_first_versions(versions, {s: np.bincount(seen[s], minlength=len(v)) for s, v in versions.items()}, schema)
         fitted = frames | {s: v.frame for s, v in versions.items()}
         fitted_counts = counts | {s: np.bincount(seen[s][train], minlength=len(v)) for s, v in versions.items()}
     raw = actions.select(schema.context_columns())

@@ -32,6 +32,7 @@ from twotower.data.pairs import GroupedPairs, Pairs
 from twotower.data.run_tables import load_tables, read_side, save_tables
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.splits import TEST
+from twotower.data.versions import Versions, read_versions
 from twotower.errors import ConfigError, RunError
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
@@ -119,6 +120,10 @@ class _Arrays:
             raise RunError(f"{path}: damaged (not the offsets of {len(values):,} values)")
         return Ragged(values, offsets, self[f"{name}.source"] if f"{name}.source" in self._found else None)
 
+    def has(self, name: str) -> bool:
+        """Return True if there is a column of this name."""
+        return name in self._found or f"{name}.values" in self._found
+
     def column(self, name: str) -> Column:
         return self._checked(name, "iuf", 2) if name in self._found else self.ragged(name)
 
@@ -151,6 +156,7 @@ class MemmapDataset(Dataset):
                 frames[side],
                 {name: arrays.column(f"{side}.{i}") for i, name in enumerate(columns[side])} if side in encode else {},
                 schema.id_column(side),
+                _versions(folder, arrays, frames[side], schema, side, side in encode) if schema.valid_from else None,
             )
             for side in SIDES
         }
@@ -234,6 +240,9 @@ class MemmapDataset(Dataset):
     def grouped_by_user(self) -> bool:
         return True
 
+    def times_of(self, part: int) -> Ints | None:
+        return None if self.times is None else self.times[self._slice(part)]
+
     def part_indices(self, part: int) -> Ints:
         found = self._slice(part)
         return np.arange(found.start, found.stop)
@@ -289,6 +298,21 @@ def _read_context(path: Path, schema: Schema) -> pl.DataFrame:
     if frame.columns != [*schema.context_columns()] or frame.height != 1:
         raise ValueError(f"{frame.height} rows of {', '.join(frame.columns)}")
     return frame
+
+
+def _versions(
+    folder: Path, arrays: _Arrays, newest: pl.DataFrame, schema: Schema, side: SideName, encode: bool
+) -> Versions | None:
+    """Return the versions of a side, None if it has none."""
+    features = [(i, f.name) for i, f in enumerate(schema.side(side)) if not f.history]
+    if not any(arrays.has(f"{side}.versions.{i}") for i, _ in features):
+        return None
+    read = partial(read_versions, newest=newest, schema=schema, side=side)
+    table = read_checked(folder / layout.versions(side), read)
+    columns = {name: arrays.column(f"{side}.versions.{i}") for i, name in features} if encode else {}
+    if any(len(column) != table.height for column in columns.values()):
+        raise RunError(f"{folder}: damaged (the versions' arrays are not of {table.height:,} rows)")
+    return Versions(table, columns)
 
 
 def save(dataset: Dataset, folder: Path) -> None:

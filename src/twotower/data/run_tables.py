@@ -14,8 +14,7 @@ from twotower.data.dataset import Dataset, assemble_dataset
 from twotower.data.interaction_columns import CONTEXT_PREFIX
 from twotower.data.pairs import Pairs
 from twotower.data.split import PART_NAMES, SplitConfig
-from twotower.data.tables import side_columns
-from twotower.data.versions import ROW, SINCE, Versions, check_version_table
+from twotower.data.versions import Versions, read_versions, stored_versions
 from twotower.errors import DataError, RunError, first_line
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
@@ -40,8 +39,7 @@ def save_tables(dataset: Dataset, folder: Path) -> None:
         if (versions := dataset.side(side).versions) is None:
             (folder / layout.versions(side)).unlink(missing_ok=True)  # of an earlier training
         else:
-            columns = [*side_columns(side, dataset.schema), *(s.source for s in dataset.schema.statistics(side))]
-            frames[layout.versions(side)] = versions.frame.select(ROW, SINCE, *dict.fromkeys(columns))
+            frames[layout.versions(side)] = stored_versions(versions, side, dataset.schema)
     for name, frame in frames.items():
         buffer = io.BytesIO()
         frame.write_parquet(buffer)
@@ -96,12 +94,6 @@ def read_side(path: Path, schema: Schema, side: SideName) -> pl.DataFrame:
     if frame[key].null_count() or frame[key].dtype.is_nested():
         raise ValueError(f"column '{key}' does not hold one id for each row")
     return frame
-
-
-def read_versions(path: Path, newest: pl.DataFrame, schema: Schema, side: SideName) -> pl.DataFrame:
-    """Read the table of `Versions` of a side whose newest rows are given. Raises ValueError if it is not of this side. A reader
-    for `read_checked`."""
-    return check_version_table(read_parquet(path), newest, schema, side)
 
 
 def _check_interactions(

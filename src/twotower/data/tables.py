@@ -23,7 +23,7 @@ from twotower.data.table_paths import is_text, part_paths, table_files
 from twotower.data.text_format import TextFormat
 from twotower.data.times import TIME, Times
 from twotower.data.unknown_ids import counted_ids, with_unknown_ids
-from twotower.data.versions import newest_and_all
+from twotower.data.versions import newest_and_all, no_versions
 from twotower.errors import DataError, did_you_mean
 from twotower.features.feature import Statistic
 from twotower.features.schema import Schema
@@ -88,10 +88,7 @@ def check(
         if of_side is not None:
             versions[side] = of_side
     if schema.valid_from and not versions:
-        raise DataError(
-            f"schema.valid_from names column '{schema.valid_from}', and neither users nor items have it; name their time column, or "
-            "leave it out"
-        )
+        raise no_versions(schema)
     for side in SIDES:
         key = schema.id_column(side)
         actions = actions.with_columns(pl.col(key).cast(sides[side][key].dtype))
@@ -173,9 +170,23 @@ def check_side(
     from_text: bool = False,
 ) -> pl.DataFrame:
     """Check the table of a side, and return the columns that the schema names, with rows for the `counted_ids` of the
-    interactions that it lacks (`with_unknown_ids`). Raises DataError."""
-    newest, _ = _checked_side(frame, side, schema, notes, ids, from_text)
-    return newest.select(side_columns(side, schema))
+    interactions that it lacks (`with_unknown_ids`). Of a side with versions it is the newest row of each id. Raises
+    DataError."""
+    return check_versions(frame, side, schema, notes, ids, from_text)[0]
+
+
+def check_versions(
+    frame: pl.DataFrame,
+    side: SideName,
+    schema: Schema,
+    notes: list[str],
+    ids: pl.DataFrame | None = None,
+    from_text: bool = False,
+) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    """Return the table of a side as `check_side`, and the same columns of all its versions, with TIME; None if it has none."""
+    newest, versions = _checked_side(frame, side, schema, notes, ids, from_text)
+    columns = side_columns(side, schema)
+    return newest.select(columns), None if versions is None else versions.select(*columns, TIME)
 
 
 def _checked_side(
@@ -190,13 +201,10 @@ def _checked_side(
     what, key = side + "s", schema.id_column(side)
     need(frame, [key], what)
     _not_empty(frame, what)
-    frame, versions = newest_and_all(with_ids(frame, key, what), side, key, schema)
+    # Without ids of interactions the table is made of them, or was checked before.
+    frame, versions = newest_and_all(with_ids(frame, key, what), side, key, schema, notes if ids is not None else [])
     if versions is None:
         frame = _without_repeats(frame, what, key, schema, notes)
-        if schema.valid_from and ids is not None:
-            notes.append(f"{what}: no column '{schema.valid_from}'; each row always holds")
-    else:
-        notes.append(f"{what}: {versions.height:,} versions of {frame.height:,} ids, by '{schema.valid_from}'")
     _features(frame if versions is None else versions, side, what, schema, notes)
     if schema.title and side == "item":
         need(frame, [schema.title], what)

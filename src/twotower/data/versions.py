@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from twotower.data.unknown_ids import rows_of_ids
 from twotower.errors import DataError
 from twotower.features.schema import Schema
 from twotower.features.side import SideName
+from twotower.files.readers import read_parquet
 
 ROW, SINCE = "__row", "__since"
 """Columns of a table of versions: row of the side, and first time, as in `Times`. Names that begin with '__' are reserved."""
@@ -70,11 +72,15 @@ class Versions:
 
 
 def newest_and_all(
-    frame: pl.DataFrame, side: SideName, key: str, schema: Schema
+    frame: pl.DataFrame, side: SideName, key: str, schema: Schema, notes: list[str]
 ) -> tuple[pl.DataFrame, pl.DataFrame | None]:
     """Return the newest row of each id of a table, the ids in their order, and all rows with their TIME; the table and None if
-    it has no versions. Raises DataError for unusable times, or an id with two rows of one time."""
-    if not schema.valid_from or schema.valid_from not in frame.columns:
+    it has no versions. `notes` receive what was found. Raises DataError for unusable times, or an id with two rows of one
+    time."""
+    if not schema.valid_from:
+        return frame, None
+    if schema.valid_from not in frame.columns:
+        notes.append(f"{side}s: no column '{schema.valid_from}'; each row always holds")
         return frame, None
     times = Times(schema, f"{side}s", schema.valid_from)
     times.look(frame[schema.valid_from])
@@ -88,7 +94,16 @@ def newest_and_all(
         )
     newest = frame.sort(TIME).unique(key, keep="last")
     ids = frame.select(pl.col(key).unique(maintain_order=True))
+    notes.append(f"{side}s: {frame.height:,} versions of {ids.height:,} ids, by '{schema.valid_from}'")
     return ids.join(newest.drop(TIME), on=key, how="left", maintain_order="left"), frame
+
+
+def no_versions(schema: Schema) -> DataError:
+    """Return the error of tables without versions, where the schema names their time column."""
+    return DataError(
+        f"schema.valid_from names column '{schema.valid_from}', and neither users nor items have it; name their time column, or "
+        "leave it out"
+    )
 
 
 def version_tables(
@@ -116,21 +131,29 @@ def _version_table(newest: pl.DataFrame, given: pl.DataFrame, key: str, shared: 
     return table.with_columns(newest[name].gather(table[ROW]) for name in shared)
 
 
-def check_first_versions(versions: Mapping[SideName, Versions], seen: Mapping[SideName, Ints], schema: Schema) -> None:
-    """Raise DataError if a feature refuses missing values, and an interaction is older than the versions of its row. `seen`
-    are the versions of the interactions (n,), of each side that has some."""
+def check_first_versions(
+    versions: Mapping[SideName, Versions], counts: Mapping[SideName, Ints], schema: Schema
+) -> None:
+    """Raise DataError if a feature refuses missing values, and an interaction is older than the versions of its row. `counts`
+    (V,) are the interactions that see each version, of each side that has some."""
     for side, of_side in versions.items():
-        early = of_side.since[seen[side]] == BEGINNING
+        early = np.where(of_side.since == BEGINNING, counts[side], 0)
         if not early.any():
             continue
         for f in schema.columns(side):
             if f.refuses_missing and not f.computes and f.source != schema.id_column(side):
-                first = of_side.frame[schema.id_column(side)][int(seen[side][early.argmax()])]
+                first = of_side.frame[schema.id_column(side)][int(np.flatnonzero(early)[0])]
                 raise DataError(
                     f"interactions: {early.sum():,} rows are older than the first version of their {side} (the first: "
                     f"{first}), so that '{f.source}' is missing, and feature '{f.name}' has missing = 'error'; set "
                     "missing = 'impute', or give earlier versions"
                 )
+
+
+def stored_versions(versions: Versions, side: SideName, schema: Schema) -> pl.DataFrame:
+    """Return the columns of a table of versions that a run or prepared data keep."""
+    named = [schema.id_column(side), *(f.source for f in schema.columns(side))]
+    return versions.frame.select(ROW, SINCE, *dict.fromkeys(named))
 
 
 def check_version_table(table: pl.DataFrame, newest: pl.DataFrame, schema: Schema, side: SideName) -> pl.DataFrame:
@@ -146,3 +169,9 @@ def check_version_table(table: pl.DataFrame, newest: pl.DataFrame, schema: Schem
     if not rising or first.to_list() != list(range(newest.height)) or rows.max() != newest.height - 1:
         raise ValueError(f"its rows are not the versions of {newest.height:,} {side}s")
     return table
+
+
+def read_versions(path: Path, newest: pl.DataFrame, schema: Schema, side: SideName) -> pl.DataFrame:
+    """Read the table of `Versions` of a side whose newest rows are given. Raises ValueError if it is not of this side. A reader
+    for `read_checked`."""
+    return check_version_table(read_parquet(path), newest, schema, side)

@@ -106,12 +106,10 @@ def _write(
     if collections is not None and (left := collections.drop_unreferenced()):
         log.info(f"dropped collections that no bundle names: {', '.join(left)}")
     before, source = run_stamp(run.folder), reading_folder(run.folder)
-    tables = () if isinstance(run.dataset, MemmapDataset) else layout.TABLES
-    if run.dataset.items.versions is not None and any(h.feature for h in run.dataset.schema.histories("user")):
-        tables = (
-            *tables,
-            layout.versions("item"),
-        )  # a stored history holds the features of the time of each interaction
+    tables: tuple[str, ...] = () if isinstance(run.dataset, MemmapDataset) else layout.TABLES
+    read = any(h.feature for h in run.dataset.schema.histories("user"))
+    if tables and read and run.dataset.items.versions is not None:  # stored histories hold features of earlier versions
+        tables = (*tables, layout.versions("item"))
     for name in (*COPIED_FILES, *(() if run.unfinished else FILES_OF_THE_END), *tables):
         shutil.copyfile(source / name, folder / name)
     if run.unfinished:

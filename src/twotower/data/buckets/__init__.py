@@ -161,6 +161,10 @@ class Buckets:
         """Return the file of the users or items."""
         return self.folder / layout.table(side)
 
+    def versions(self, side: SideName) -> Path:
+        """Return the file of the versions of the users or items, which exists if they have some."""
+        return self.folder / layout.versions(side)
+
     def file(self, bucket: Bucket) -> Path:
         """Return the file of a bucket."""
         return self.folder / layout.BUCKET_FOLDER / bucket.file

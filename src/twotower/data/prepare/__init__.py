@@ -130,11 +130,6 @@ def _check(data: DataConfig, schema: Schema, split: SplitConfig | None, out: Pat
         )
     if split:
         check_gap(schema, split)
-    if schema.valid_from:
-        raise ConfigError(
-            "schema.valid_from: versions of users and items cannot be prepared; train on tables in memory, or give the newest "
-            "rows and leave it out"
-        )
     if not (data.interactions or data.parts or (data.buckets and split)):
         raise ConfigError(
             "data.interactions is missing; name Parquet files, a folder of them or a pattern, or set data.buckets"
@@ -144,7 +139,9 @@ def _check(data: DataConfig, schema: Schema, split: SplitConfig | None, out: Pat
     if out.exists():
         names = {p.name for p in out.iterdir()} if out.is_dir() else {out.name}
         known = (
-            {*ours, *map(layout.table, SIDES)} if names & {layout.PREPARED_FACTS, layout.BUCKET_FACTS} & ours else set()
+            {*ours, *map(layout.table, SIDES), *map(layout.versions, SIDES)}
+            if names & {layout.PREPARED_FACTS, layout.BUCKET_FACTS} & ours
+            else set()
         )
         if strange := sorted(names - known):
             what = "a prepared dataset" if split else "a folder of buckets"

@@ -34,9 +34,11 @@ from twotower.data.prepare.bucket_reader import BucketReader
 from twotower.data.prepare.bucket_splits import BucketSplits
 from twotower.data.prepare.context import PreparedContext
 from twotower.data.prepare.options import SIDE_BLOCK_ROWS
+from twotower.data.prepare.versions import PreparedVersions
 from twotower.data.split import SplitConfig
 from twotower.data.splits import DROPPED, TRAIN
 from twotower.data.tables import check_side, nothing_to_learn, with_statistics
+from twotower.data.versions import stored_versions
 from twotower.errors import RunError
 from twotower.features.encoders import Encoders
 from twotower.features.side import SIDES, SideName
@@ -110,18 +112,22 @@ class PreparedArrays:
         for side in SIDES:
             of_side = {a: sums[a][side] for a in sums}
             frames[side] = with_statistics(frames[side], self.schema, side, counts[side], of_side)
-        encoders = Encoders.fit(self.schema, frames, counts, self.context.fit_columns())
+        versions = PreparedVersions.open(self.reader, self.splits, frames)
+        encoders = versions.fit(counts, self.context.fit_columns())
         check_defaults(encoders, self.context.example())
         if self.schema.weighted:
             positives = self.splits.positive_weights()
         np.save(self.arrays / "item_positive_counts.npy", positives)
-        codes = {n: encoders.history_codes(h, frames["item"]) for n, h in self.splits.histories.items()}
+        codes = {n: encoders.history_codes(h, versions.frame("item")) for n, h in self.splits.histories.items()}
         self.context.create(encoders, self.rows)
-        self._write_buckets(each, found, sizes, codes)
+        self._write_buckets(each, found, sizes, codes, versions)
         self.context.finish(self.made)
-        columns: dict[str, files.JsonData] = {side: self._encode(encoders, side, frames[side]) for side in SIDES}
+        columns: dict[str, files.JsonData] = {side: self._encode(encoders, side, frames[side], side) for side in SIDES}
         for side in SIDES:
             write_parquet(frames[side], self.made / layout.table(side))
+        for side, every in versions.of.items():
+            self._encode(encoders, side, every.frame, f"{side}.versions", refuse=False)
+            write_parquet(stored_versions(every, side, self.schema), self.made / layout.versions(side))
         encoders.save(self.made)
         facts: dict[str, files.JsonData] = {
             "format": MEMMAP_FORMAT, "twotower": __version__, "rows": self.rows, "users": self.facts.users,
@@ -135,7 +141,9 @@ class PreparedArrays:
         self.reader.check_unchanged(path)
         return frame
 
-    def _write_buckets(self, each: Each, found: list[Columns], sizes: Ints, codes: dict[str, Codes]) -> None:
+    def _write_buckets(
+        self, each: Each, found: list[Columns], sizes: Ints, codes: dict[str, Codes], versions: PreparedVersions
+    ) -> None:
         """Write the interactions, and the arrays by user."""
         for name, dtype in ({"part": "|i1"} | self.stored).items():
             npy_writer.create(self.arrays / f"{name}.npy", dtype, self.rows)
@@ -161,16 +169,19 @@ class PreparedArrays:
         def write(bucket: Bucket) -> bool:
             def into(path: Path) -> None:
                 n = numbers[bucket.file]
-                self._write_bucket(bucket, cursors[n], {name: int(s[n]) for name, s in starts.items()}, codes)
+                places = {name: int(s[n]) for name, s in starts.items()}
+                self._write_bucket(bucket, cursors[n], places, codes, versions)
                 path.touch()
 
             return make_once(self.written / bucket.file, into)
 
         each("interactions written", write)
 
-    def _write_bucket(self, bucket: Bucket, cursor: Ints, starts: dict[str, int], codes: dict[str, Codes]) -> None:
+    def _write_bucket(
+        self, bucket: Bucket, cursor: Ints, starts: dict[str, int], codes: dict[str, Codes], versions: PreparedVersions
+    ) -> None:
         """Write the interactions of a bucket: those of each part from the row `cursor` (3,) on, its ragged arrays from
-        `starts` on."""
+        `starts` on. Histories hold the `codes` of the rows of items that the interactions see."""
         given = self.reader.read(bucket, *self.stored)
         found = {name: given[name].astype(dtype, copy=False) for name, dtype in self.stored.items()}
         parts, item, positive = self.splits.parts(bucket), found[ITEM], found[POSITIVE]
@@ -189,12 +200,13 @@ class PreparedArrays:
         for (name, of_items), keep in zip(ITEMS_OF.items(), (train, train & targets), strict=True):
             self._put(name, starts[name], indices[keep])
             self._put(of_items, starts[of_items], (distinct_keys(keys[keep]) % self.facts.items).astype(np.int32))
+        seen = versions.rows("item", found)
         kept = parts != DROPPED
         self._put("interacted_items.values", starts["interacted_items"], item[kept])
         self._put("interacted_items.source", starts["interacted_items"], indices[kept])
         for name, among, history in self.splits.history_masks(parts, positive):
             offsets = offsets_of(np.bincount(user[among], minlength=bucket.users[1] - bucket.users[0]))
-            values = codes[name.removesuffix(".test")][item[among]]
+            values = codes[name.removesuffix(".test")][seen[among]]
             rows = Ragged(values, offsets, indices[among]).keep_last(history.max_length)
             assert rows.source is not None
             self._put(f"{name}.values", starts[name], rows.values)
@@ -203,8 +215,11 @@ class PreparedArrays:
     def _put(self, name: str, start: int, values: npt.NDArray[Any]) -> None:
         npy_writer.write_rows(self.arrays / f"{name}.npy", start, values)
 
-    def _encode(self, encoders: Encoders, side: SideName, frame: pl.DataFrame) -> list[str]:
-        """Write the encoded columns of a side, and return the names of all its features, in order."""
+    def _encode(
+        self, encoders: Encoders, side: SideName, frame: pl.DataFrame, prefix: str, refuse: bool = True
+    ) -> list[str]:
+        """Write the encoded columns of a side's table as arrays of names with a prefix, and return the names of all its features,
+        in order."""
         features = list(self.schema.side(side))
         for i, f in enumerate(features):
             if f.history:
@@ -214,17 +229,17 @@ class PreparedArrays:
             def values(
                 start: int, source: pl.Series = frame[f.source], lengths: list[Ints] = lengths
             ) -> npt.NDArray[Any]:
-                block = encoders.encode(f, source.slice(start, self.side_block_rows))  # noqa: B023 - called before the next f
+                block = encoders.encode(f, source.slice(start, self.side_block_rows), refuse)  # noqa: B023 - called before the next f
                 if not isinstance(block, Ragged):
                     return block
                 lengths.append(block.lengths)
                 return block.values
 
-            path = self.arrays / f"{side}.{i}.npy"
+            path = self.arrays / f"{prefix}.{i}.npy"
             npy_writer.write_blocks(path, map(values, range(0, frame.height, self.side_block_rows)))
             if lengths:
-                path.rename(self.arrays / f"{side}.{i}.values.npy")
-                np.save(self.arrays / f"{side}.{i}.offsets.npy", offsets_of(np.concatenate(lengths)))
+                path.rename(self.arrays / f"{prefix}.{i}.values.npy")
+                np.save(self.arrays / f"{prefix}.{i}.offsets.npy", offsets_of(np.concatenate(lengths)))
         return [f.name for f in features]
 
     def _digest(self, threads: int) -> str:

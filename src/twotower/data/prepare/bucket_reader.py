@@ -51,7 +51,8 @@ class BucketReader:
     def open(cls, buckets: Buckets, schema: Schema, given_parts: bool = False, strict: bool = False) -> BucketReader:
         """Return the reader of a folder. Raises RunError if the columns of a bucket do not follow the contract or the schema,
         ConfigError if they are not supported."""
-        paths = [*map(buckets.table, SIDES), *map(buckets.file, buckets.facts.buckets)]
+        versions = [path for path in map(buckets.versions, SIDES) if schema.valid_from and path.exists()]
+        paths = [*map(buckets.table, SIDES), *versions, *map(buckets.file, buckets.facts.buckets)]
         reader = cls(buckets, schema, given_parts, strict, {str(path): read_checked(path, _state) for path in paths})
         reader._check()
         return reader

@@ -69,9 +69,11 @@ def _write_pieces(source: Log, folder: Path, pieces: Path, options: PrepareOptio
     """Write the tables of both sides and the pieces, those that are missing; return the tables and the pieces' files."""
     tables, notes = {side: folder / layout.table(side) for side in SIDES}, list[str]()
     known = {side: pl.read_parquet(path, glob=False) for side, path in tables.items() if path.exists()}
-    sides, times = settle_sides(source, known if len(known) == len(SIDES) else None, notes)
+    sides, versions, times = settle_sides(source, known if len(known) == len(SIDES) else None, notes)
     for note in notes:
         log.info(note)
+    for side, of_side in versions.items():
+        make_once(folder / layout.versions(side), partial(write_parquet, of_side))
     for side, path in tables.items():
         make_once(path, partial(write_parquet, sides[side]))
     progress = JobProgress(log, "interactions read", source.rows)

@@ -18,11 +18,13 @@ from twotower.data.tables import (
     averaged_gaps,
     averaged_notes,
     check_side,
+    check_versions,
     side_columns,
     with_ids,
 )
 from twotower.data.times import Times
 from twotower.data.unknown_ids import COUNT, counted_ids, of_one_type
+from twotower.data.versions import no_versions
 from twotower.errors import DataError
 from twotower.features.side import SIDES
 from twotower.progress import JobProgress
@@ -66,9 +68,10 @@ class LogIds:
         return pl.concat([found, piece])
 
 
-def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Sides, Times | None]:
-    """Return the tables of both sides, the users in the order of their rows, and a reader of the times that has looked at all
-    of them. `known` are the tables, if an earlier call has written them. Raises DataError."""
+def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Sides, Sides, Times | None]:
+    """Return the tables of both sides, the users in the order of their rows, those of the versions of sides that have some,
+    and a reader of the times that has looked at all of them. `known` are the tables, if an earlier call has written them and
+    those of versions. Raises DataError."""
     schema = source.schema
     times = Times(schema) if schema.time else None
     ids = {} if known else {side: LogIds(schema.id_column(side)) for side in SIDES}
@@ -89,18 +92,23 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
     if times:
         times.settle()
     if known:
-        return known, times
+        return known, {}, times
     notes += [*ignored_notes(source.rows - kept, source.rows, schema), *averaged_notes(gaps, kept)]
-    found: Sides = {}
+    found, versions = Sides(), Sides()
     for side, given in zip(SIDES, (source.data.users, source.data.items), strict=True):
         key, counted = schema.id_column(side), ids[side].counted()
         if given:
             from_text = is_text(table_files(given)[0]) or source.is_text
-            frame = read_file(given, Reading.of(schema, side, source.data.format), side_columns(side, schema))
+            wanted = [*side_columns(side, schema), *filter(None, [schema.valid_from])]
+            frame = read_file(given, Reading.of(schema, side, source.data.format), wanted)
             for path in table_files(given):
                 source.check_unchanged(f"{side}s", path)
-            found[side] = check_side(frame, side, schema, notes, counted, from_text)
+            found[side], every = check_versions(frame, side, schema, notes, counted, from_text)
+            if every is not None:
+                versions[side] = every
         else:
             found[side] = check_side(counted.select(pl.col(key).sort()), side, schema, notes)
+    if schema.valid_from and not versions:
+        raise no_versions(schema)
     found["user"] = in_user_order(found["user"], schema.user_id)
-    return found, times
+    return found, versions, times
