@@ -28,6 +28,7 @@ from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.reports.compare import compare_runs
 from twotower.retrieval.batches import embed_batch, recommend_batch
 from twotower.retrieval.explanation import explain
+from twotower.retrieval.recommendation_job import recommend_users
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.retrieval.user_vectors import embed_users
@@ -219,13 +220,31 @@ def test_batches_read_the_context_of_each_row(retriever: Retriever) -> None:
     frame = pl.DataFrame({"user_id": users, "hour": hours})
     found = recommend_batch(retriever, frame, 1, 2, keep_seen=True)
     assert found["item_id"].to_list() == [right_item(u, h) for u, h in EVERY[::11]]
+    with pytest.raises(
+        DataError, match=r"users: no column 'hour'; did you mean 'hours'\? .*the model reads it as context"
+    ):
+        recommend_batch(retriever, frame.rename({"hour": "hours"}), 1, 2)
     with pytest.raises(DataError, match=r"user '0': request: context lacks 'hour'"):
-        recommend_batch(retriever, frame.select("user_id"), 1, 2)
-    with pytest.raises(DataError, match="use method 2"):
-        recommend_batch(retriever, frame, 1)
+        recommend_batch(retriever, frame.with_columns(hour=pl.lit(None, pl.Int64)), 1, 2)
+    for call in (recommend_batch, embed_batch):
+        with pytest.raises(DataError, match="use method 2"):
+            call(retriever, frame, method=1)
     vectors = embed_batch(retriever, frame, 2)["vector"].to_numpy()
     expected = [retriever.embed_request(Request(str(u), context={"hour": h})).vector[0] for u, h in EVERY[::11]]
     np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_job_that_could_not_be_answered_writes_nothing(retriever: Retriever, tmp_path: Path) -> None:
+    store = retriever.bundle.folder.parents[1]
+    users = _users(tmp_path)
+    for method, told in ((1, "use method 2"), (2, "users: no column 'hour'")):
+        with pytest.raises(DataError, match=told):
+            recommend_users(store, users, tmp_path / "out", 1, method=method)  # type: ignore[arg-type]
+        assert not (tmp_path / "out").exists()
+    hourly()[0].with_columns(hour=pl.lit(3)).write_parquet(users)
+    assert recommend_users(store, users, tmp_path / "out", 1, method=2, keep_seen=True) == USERS
+    found = pl.read_parquet(tmp_path / "out" / "part-*.parquet")
+    assert found["item_id"].to_list() == [right_item(u, 3) for u in range(USERS)]
 
 
 def test_what_needs_one_vector_a_user_is_refused_by_name(run: Run, tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ class BatchRecommender:
     ) -> None:
         """Take the options of `recommend_batch`. Raises DataError, ConfigError."""
         check_method(method)
+        _check_stored(retriever, method)
         if unknown not in get_args(UnknownUsers):
             raise ConfigError(f"`unknown` is {unknown!r}, expected {', '.join(get_args(UnknownUsers))}")
         self.k = checked_k(k)
@@ -170,6 +171,7 @@ def embed_batch(retriever: Retriever, users: TableLike, method: Method = 1) -> p
     """Return the vector that `recommend_batch` searches with for each row of a table: `user_id`, `source`, and `vector`, an array
     of float32, null for the source "popular". Raises DataError."""
     check_method(method)
+    _check_stored(retriever, method)
     frame = as_frame(users, "users")
     width, parts = retriever.index.width, []
     for start in range(0, max(1, len(frame)), BLOCK_USERS):
@@ -188,6 +190,12 @@ def embed_batch(retriever: Retriever, users: TableLike, method: Method = 1) -> p
             ).with_columns(pl.when(known).then(pl.col("vector")))
         )
     return pl.concat(parts)
+
+
+def _check_stored(retriever: Retriever, method: Method) -> None:
+    """Raise DataError for method 1 without precomputed vectors."""
+    if method == 1 and retriever.loaded.user_vectors is None:
+        raise retriever.loaded.no_vectors()
 
 
 def _embed(retriever: Retriever, users: UserBatch, places: Ints, method: Method) -> Floats:

@@ -36,6 +36,12 @@ class ContextValues:
                 assert column is not None
                 self._defaults[f.name] = self._values.encode(f, column)
 
+    @property
+    def required(self) -> list[str]:
+        """Columns that a request must give."""
+        needed = [f.source for f in self._features if not f.reads_time and f.name not in self._defaults]
+        return list(dict.fromkeys(needed))
+
     def examples(self) -> dict[str, Json]:
         """Return a value for each column: the default, else that of an interaction; None for the time, which a clock tells."""
         found = dict[str, Json](dict.fromkeys(self.columns))
@@ -65,10 +71,9 @@ class ContextValues:
             elif f.name in self._defaults:
                 values[f.name] = self._defaults[f.name]
             else:
-                needed = [f.source for f in self._features if not f.reads_time and f.name not in self._defaults]
                 raise DataError(
-                    f"request: context lacks '{f.source}' (needed: {', '.join(dict.fromkeys(needed))}); give it, or declare a "
-                    "default for the feature and train again"
+                    f"request: context lacks '{f.source}' (needed: {', '.join(self.required)}); give it, or declare a default "
+                    "for the feature and train again"
                 )
         return values, unknown
 

@@ -84,8 +84,20 @@ def read_columns(retriever: Retriever, names: Sequence[str], method: Method) -> 
             f"users: no column '{key}'{did_you_mean(key, names)} (found: {shown or 'none'}); the ids of the users are in a "
             f"column '{key}'{'' if key == USER_ID else f' or {USER_ID!r}'}"
         )
+    if method == 2:
+        _need_context(retriever, names)
     readable = {*retriever.user_columns, *retriever.context_columns, *EVENT_COLUMNS} - {found}
     return [found, *(name for name in names if name in readable)] if method == 2 else [found]
+
+
+def _need_context(retriever: Retriever, names: Sequence[str]) -> None:
+    """Raise DataError if a table lacks a column of the context that has no default."""
+    for column in retriever.user_inputs.context.required:
+        if column not in names:
+            raise DataError(
+                f"users: no column '{column}'{did_you_mean(column, names)} (found: {', '.join(names[:12])}); the model reads it as "
+                "context: give it, or declare a default for the feature and train again"
+            )
 
 
 def _details(
