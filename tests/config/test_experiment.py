@@ -550,7 +550,7 @@ def test_an_unknown_key_of_a_feature_is_named_with_the_nearest_of_its_kind(
         ("schema=3", ["schema: input should be a valid dictionary", "got 3"]),
         ("schema.time_unit=minutes", ["schema.time_unit: input should be 's', 'ms', 'us' or 'order', got 'minutes'"]),
         ("schema.positive_above=nan", ["schema.positive_above: input should be a finite number"]),
-        ("schema.features.0.side=usr", ["schema.features.0.side: input should be 'user' or 'item', got 'usr'"]),
+        ("schema.features.0.side=usr", ["schema.features.0.side: input should be 'user', 'item' or 'context', got 'usr'"]),
         ("schema.features.0.min_rate=1", ["schema.features.0.min_rate: input should be less than 1, got 1"]),
         ("schema.features.0.name=", ["schema.features.0.name: string should have at least 1 character"]),
         (
@@ -598,7 +598,7 @@ def test_a_source_of_candidates_goes_with_a_contrastive_loss_and_not_with_the_wh
     path, one = written(tmp_path, ""), f"negatives.{source}={CANDIDATES[source]}"
     contrastive = "loss.kind=gbce"
     assert [s.kind for s in load_config(path, [contrastive, one])[1].negatives.sources] == ["in_batch", source]
-    words = f"negatives.{source} gives candidates, and loss.kind = 'bce' takes pairs; set loss.kind to one of softmax, gbce, bpr"
+    words = f"negatives.{source} gives candidates, and loss.kind = 'bce' takes pairs; leave it out, or set loss.kind to one of softmax, gbce, bpr"
     refused(path, [one], words)
     words = f"negatives.full makes every item a candidate, so negatives.{source} adds none; drop one of the two"
     refused(path, [contrastive, one, "negatives.full=true"], words)

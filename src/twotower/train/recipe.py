@@ -130,7 +130,8 @@ class Recipe(Section):
         if self.loss.pointwise:
             if asked := [s.kind for s in n.sources if s.draws and not s.gives_pairs]:
                 raise ValueError(
-                    f"negatives.{asked[0]} gives candidates, and loss.kind = '{self.loss.kind}' takes pairs; {others}"
+                    f"negatives.{asked[0]} gives candidates, and loss.kind = '{self.loss.kind}' takes pairs; leave it out, or "
+                    f"{others}"
                 )
             if self.train.history_scope == "causal":
                 raise ValueError(
