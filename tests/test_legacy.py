@@ -135,6 +135,26 @@ def test_rows_are_learned_by_their_weights(tmp_path: Path) -> None:
         DSSMTrainable(twice.assign(weight=twice["weight"] - 1), labels, params)
 
 
+def test_the_auc_of_validation_and_test_rows_goes_by_their_weights(tmp_path: Path) -> None:
+    x, y = frames(300)
+    params = PARAMS | {"weight": {"belongs": "weight"}}
+    weights = np.random.default_rng(4).integers(0, 4, 300)
+    val = {"val_x": x.assign(weight=weights), "val_y": y}
+    model = DSSMTrainable(x.assign(weight=2.0), y, params, **val, batch_size=100, dropout=0.0)
+    best = model.train(epochs=1, lr=0.01, model_path=tmp_path)
+
+    def measured(x: pd.DataFrame, y: Any) -> float:
+        return DSSMTrainable(x, y, model_path=tmp_path).test()
+
+    weighted = measured(x.assign(weight=weights), y)
+    assert weighted == pytest.approx(best, abs=1e-9)
+    plain, rows = x.drop(columns="weight"), np.repeat(np.arange(300), weights)
+    assert weighted == pytest.approx(measured(plain.iloc[rows], y[rows]), rel=1e-6)
+    assert abs(weighted - measured(plain, y)) > 0.001
+    with pytest.raises(DataError, match="labels of the rows of a weight above 0 are of one class only"):
+        measured(x.assign(weight=y.astype(float)), y)
+
+
 def test_values_never_seen_in_training_count_as_unknown(tmp_path: Path) -> None:
     x, y = frames()
     DSSMTrainable(x, y, PARAMS, batch_size=100).train(epochs=1, lr=0.01, model_path=tmp_path)

@@ -52,8 +52,39 @@ def test_the_same_test_pairs_in_other_rows_are_the_same(block: int) -> None:
     positive = b.pairs.positive.copy()
     positive[tested[5:8]] ^= True
     relabelled = replace(b, pairs=replace(b.pairs, positive=positive))
-    with pytest.raises(RunError, match=f"A and B label 3 of {len(tested)} test pairs differently"):
+    words = f"A and B label 3 of {len(tested)} test pairs differently; train both with the same "
+    with pytest.raises(RunError, match=f"{words}schema.label and schema.positive_above"):
         check_same_tests(a, relabelled, ["A", "B"], block)
+    of_events = replace(relabelled, schema=b.schema.model_copy(update={"label": "", "event": "type"}))
+    with pytest.raises(RunError, match=f"{words}schema.events"):
+        check_same_tests(a, of_events, ["A", "B"], block)
+
+
+@pytest.mark.parametrize("block", [7, 1024])
+def test_the_weights_of_test_pairs_are_compared_as_metrics_read_them(block: int) -> None:
+    a, b = board(), board(backwards=True)
+    tested = np.flatnonzero(b.parts == TEST)
+    ones = replace(b, pairs=replace(b.pairs, weight=np.ones(len(b.pairs), np.float32)))
+    weight = np.ones(len(b.pairs), np.float32)
+    weight[tested[:4]] = 2.5
+    heavier = replace(b, pairs=replace(b.pairs, weight=weight))
+    other = weight.copy()
+    other[tested[:3]] = 0
+    fewer = replace(b, pairs=replace(b.pairs, weight=other))
+    n = len(tested)
+    for one, two in ((a, ones), (a, heavier), (heavier, heavier), (fewer, fewer)):
+        check_same_tests(one, two, ["A", "B"], block)
+    for one, two in ((ones, ones), (heavier, heavier), (fewer, fewer), (a, ones)):
+        check_same_tests(one, two, ["A", "B"], block, weighted=True)
+    for one in (a, ones, heavier):
+        with pytest.raises(
+            RunError, match=f"A and B give a weight above 0 to 3 of {n} test pairs differently; train both"
+        ):
+            check_same_tests(one, fewer, ["A", "B"], block)
+    for one, two, different in ((a, heavier, 4), (heavier, ones, 4), (heavier, fewer, 3)):
+        words = f"A and B weigh {different} of {n} test pairs differently; train both with the same schema.weight and"
+        with pytest.raises(RunError, match=words):
+            check_same_tests(one, two, ["A", "B"], block, weighted=True)
 
 
 def test_users_of_one_run_alone_are_named() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mykinds.metrics import Herfindahl, TailShare
+from reports.test_compare import scored
 from scored import random_factors
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
@@ -22,6 +23,7 @@ from twotower.evaluation.baselines import bias_baseline, popularity_baseline
 from twotower.evaluation.comparison import compare_factors, comparison_data
 from twotower.evaluation.config import EvaluationConfig, MetricSet, Repeats
 from twotower.evaluation.metrics import METRICS
+from twotower.evaluation.metrics.auc import auc_by_group
 from twotower.evaluation.metrics.diversity import Diversity
 from twotower.evaluation.metrics.metric import Metric
 from twotower.evaluation.part_evaluation import PartEvaluation
@@ -160,6 +162,40 @@ def test_weighted_pairs_are_those_of_loops(weighted: Dataset) -> None:
         sum(sizes[u] * auc(m) for u, m in both.items()) / sum(sizes.values()), rel=1e-9
     )
     assert found["log_loss"] == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("heavy", [1e6, 1e12])
+@pytest.mark.parametrize("piece", [7, 1000])
+def test_a_group_of_great_weight_changes_no_other_group(heavy: float, piece: int) -> None:
+    rng = np.random.default_rng(1)
+    group, scores, positive = (
+        rng.integers(0, 40, 400),
+        rng.integers(0, 30, 400).astype(np.float32),
+        rng.random(400) < 0.5,
+    )
+    weights = (rng.random(400) + 0.1).astype(np.float32)
+    weights[group < 3] *= heavy
+    weights[(group == 5) & positive] *= heavy
+    users, areas, sizes = auc_by_group(scores, positive, group, piece, weights)
+    assert {0, 5, 39} <= set(users.tolist())
+    for user, area, size in zip(users.tolist(), areas, sizes, strict=True):
+        mine = (group == user) & (weights > 0)
+        up, down = mine & positive, mine & ~positive
+        pairs = weights[up, None].astype(float) * weights[None, down].astype(float)
+        wins = (scores[up, None] > scores[None, down]) + 0.5 * (scores[up, None] == scores[None, down])
+        assert area == pytest.approx((pairs * wins).sum() / pairs.sum(), rel=1e-9)
+        assert size == pytest.approx(weights[mine].astype(float).sum(), rel=1e-9)
+
+
+def test_runs_of_other_weights_are_not_compared(weighted: Dataset) -> None:
+    sections: dict[str, dict[str, object]] = {"evaluation": {"weighted": True}}
+    one = scored(weighted, random_factors(weighted), **sections)
+    assert weighted.pairs.weight is not None
+    doubled = replace(weighted, pairs=replace(weighted.pairs, weight=weighted.pairs.weight * 2))
+    with pytest.raises(RunError, match=r"A and B weigh \d+ of 128 test pairs differently; train both with the same"):
+        compare_runs(one, scored(doubled, random_factors(weighted), **sections), resamples=5)
+    plain = scored(weighted, random_factors(weighted)), scored(doubled, random_factors(weighted))
+    assert all(c.difference == 0 for c in compare_runs(*plain, resamples=5))
 
 
 def test_baselines_and_comparisons_go_by_weight(weighted: Dataset, repeated: Dataset) -> None:

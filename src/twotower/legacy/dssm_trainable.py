@@ -27,7 +27,7 @@ class DSSMTrainable:
     (a number, or text such as '128'), `emb_size` (embedding width, 16 if absent) and `bucket` (quantile buckets of
     a float column, which is otherwise standardised). A list column without `use_vec` is multi-hot; everything
     else is categorical, with values rarer than `label_encoder_rate_min` of the rows sharing one embedding. A column that
-    belongs to 'weight' holds the weights of the rows, at least 0: one of weight 2 counts as two in the loss.
+    belongs to 'weight' holds the weights of the rows, at least 0: one of weight 2 counts as two in the loss and in AUCs.
     Without `cols_params` the columns must be the MovieLens ones of this project.
 
     With `model_path` the saved model is loaded (its settings and encoders with it) and `test` scores `x`, `y`.
@@ -74,7 +74,8 @@ class DSSMTrainable:
         }
         pair = {"user": tower | {"layers": [*user_dnn_size]}, "item": tower | {"layers": [*item_dnn_size]}}
         training = {"batch_size": batch_size, "shuffle": bool(shuffle)}
-        settings: dict[str, TomlValue] = {"model": {"pairs": [pair]}, "train": training, "evaluation": {"bootstrap": 0}}
+        evaluation = {"bootstrap": 0, "weighted": bool(schema.weight)}
+        settings: dict[str, TomlValue] = {"model": {"pairs": [pair]}, "train": training, "evaluation": evaluation}
         _, self._config = parse_config(settings, "DSSMTrainable")
 
     def train(

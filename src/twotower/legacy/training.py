@@ -13,6 +13,7 @@ from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, DataError, did_you_mean
 from twotower.evaluation.metrics.auc import auc
+from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.legacy.interaction_rows import LabelledRows, assemble_rows
 from twotower.reports.terminal import printed_messages
 from twotower.runs import Run
@@ -58,7 +59,7 @@ def save_locked(trained: Run, folder: Path) -> None:
 
 
 def score(trained: Run, rows: LabelledRows, device: str) -> float:
-    """Return the AUC of a model over rows with the features of both sides."""
+    """Return the AUC of a model over rows with the features of both sides, by weight if they have the column of weights."""
     schema = trained.dataset.schema
     for feature in schema.features:
         if feature.source not in rows.x.columns:
@@ -67,7 +68,10 @@ def score(trained: Run, rows: LabelledRows, device: str) -> float:
             )
     dataset = assemble_rows(schema, rows, np.zeros(len(rows.y), np.int8), trained.dataset.encoders)
     factors = replace(trained, dataset=dataset, model=trained.model.to(device)).factors()
-    return auc(factors.scores(dataset.pairs), dataset.pairs.positive)
+    scored = ScoredPairs.of(factors.scores(dataset.pairs), dataset.pairs, weighted=True)
+    if scored.positive.all() or not scored.positive.any():
+        raise DataError("y: labels of the rows of a weight above 0 are of one class only; AUC needs both 0 and 1")
+    return auc(scored.scores, scored.positive, weights=scored.weights)
 
 
 def accelerator_or_cpu(name: str) -> str:

@@ -38,7 +38,7 @@ def compare_runs(a: Run, b: Run, *, resamples: int = 1000) -> list[Comparison]:
     """Compare two runs by AUC, GAUC and the ranking metrics that both measure, at every cut-off in both evaluation.k.
 
     Users and items are matched by id. Both runs rank the items that both know, without the items that a user has seen
-    in the train or validation part of either. Raises RunError unless the test pairs and their labels are equal.
+    in the train or validation part of either. Raises RunError unless the test pairs, their labels and their weights are equal.
     """
     if resamples < 1:
         raise RunError(f"resamples = {resamples}: expected at least 1")
@@ -98,13 +98,13 @@ def _align_runs(a: Run, b: Run) -> tuple[ComparisonData, Factors, Factors]:
             raise RunError(
                 f"{name}: reads the context, in which a user has several rankings; compare their metrics instead"
             )
-    check_same_tests(a.dataset, b.dataset, names)
     weighted, other = (run.config.evaluation.weighted for run in (a, b))
     if weighted != other:
         raise RunError(
             f"evaluation.weighted is {str(weighted).lower()} in {names[0]} and {str(other).lower()} in {names[1]}; compare "
             "runs with the same setting"
         )
+    check_same_tests(a.dataset, b.dataset, names, weighted=weighted)
     repeats, others = (run.config.evaluation.repeats for run in (a, b))
     if repeats != others:
         raise RunError(

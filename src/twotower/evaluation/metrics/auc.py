@@ -65,9 +65,12 @@ def auc_by_group(
     if not len(scores):
         return np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64)
     if weights is None:
-        rows = _sorted_rows(scores, positive, group, piece)
+        totals, rows = None, _sorted_rows(scores, positive, group, piece)
     else:
-        rows = _sorted_weighted_rows(scores, positive, group, weights, piece)
+        totals = _class_weights(positive, group, weights, piece)
+        # Powers of 2, which change no digit.
+        units = np.ldexp(1.0, np.frexp(totals)[1])
+        rows = _sorted_weighted_rows(scores, positive, group, weights, units, piece)
     sums, before = [], 0.0 if weights is not None else 0
     for ties in _tied_runs(rows):
         # Twice the weight of the negatives that each positive outranks, of all groups so far.
@@ -79,7 +82,19 @@ def auc_by_group(
     wins -= positives * 2 * (np.cumsum(negatives) - negatives)
     n_pairs = positives * negatives
     both = n_pairs > 0
-    return groups[both], wins[both] / (2 * n_pairs[both]), (positives + negatives)[both]
+    groups, sizes = groups[both], (positives + negatives)[both]
+    areas = np.clip(wins[both] / (2 * n_pairs[both]), 0, 1)
+    return groups, areas, sizes if totals is None else totals[:, groups].sum(0)
+
+
+def _class_weights(
+    positive: Shaped[Bools, "n"], group: Shaped[WholeNumbers, "n"], weights: Shaped[Floats, "n"], piece: int
+) -> Shaped[Doubles, "2 G"]:
+    """Return the weight of the negatives and that of the positives of each group 0..G-1."""
+    totals = np.zeros((2, int(group.max()) + 1))
+    for part in pieces(len(group), piece):
+        np.add.at(totals, (positive[part].astype(np.int64), group[part]), weights[part])
+    return totals
 
 
 def _sums_by_run(keys: Shaped[Ints, "n"], *columns: Shaped[Numbers, "n"]) -> list[Shaped[Any, "r"]]:
@@ -120,9 +135,10 @@ def _sorted_rows(
 
 def _sorted_weighted_rows(
     scores: Shaped[Numbers, "n"], positive: Shaped[Bools, "n"], group: Shaped[WholeNumbers, "n"], weights: Shaped[Floats, "n"],
-    piece: int,
+    units: Shaped[Doubles, "2 G"], piece: int,
 ) -> Iterator[_Rows]:  # fmt: skip
-    """Yield the rows by group and score with their weights, a piece at a time."""
+    """Yield the rows by group and score, a piece at a time, with their weights in the `units` of the negatives and the positives of
+    each group. In units near the weight of all of them no group is lost in sums over several."""
     by_score = _places_by_score(scores, piece)
     order = temporary_array(len(scores), np.uint64)  # group, place in `by_score`
     for part in pieces(len(scores), piece):
@@ -132,8 +148,8 @@ def _sorted_weighted_rows(
     for part in pieces(len(scores), piece):
         found = by_score[order[part] & _PLACE]
         place = found & _PLACE
-        weight = weights[place].astype(np.float64)
         label = positive[place]
+        weight = weights[place] / units[label.astype(np.int64), group[place]]
         yield _Rows((order[part] & ~_PLACE) | (found >> 32), weight * label, weight * ~label)
 
 
