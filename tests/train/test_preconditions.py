@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
 
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
+from twotower.data.splits import VALIDATION
 from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError
 from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric
 from twotower.features.sequence import Sequence
+from twotower.train.settled import settled
 from twotower.train.trainer import Trainer
 
 
@@ -60,6 +65,49 @@ def test_positives_alone_are_enough_for_candidates_and_not_for_pairs() -> None:
     observed = settings(loss={"kind": "softmax"}, train=monitor, negatives={"disliked": 1})
     with pytest.raises(ConfigError, match=r"negatives\.disliked .* every training interaction is a positive; drop it"):
         Trainer(data, observed)
+
+
+def weighed(likes: float, dislikes: float) -> Dataset:
+    """The checkerboard with a weight for likes and one for dislikes."""
+    users, items, log = checkerboard(20, 16)
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"weight": "w"})
+    log = log.with_columns(w=pl.when(pl.col("liked") == 1).then(likes).otherwise(dislikes))
+    return build_dataset(check(users, items, log, schema), schema, SplitConfig())
+
+
+def test_dislikes_of_weight_0_are_no_second_class() -> None:
+    data, monitor = weighed(1, 0), {"monitor": "validation.recall@5", "epochs": 1}
+    with pytest.raises(DataError, match="every training interaction of a weight above 0 is a positive, as 'liked' is"):
+        Trainer(data, settings(train=monitor))
+    disliked = settings(loss={"kind": "softmax"}, train=monitor, negatives={"disliked": 1})
+    with pytest.raises(ConfigError, match="every training interaction of a weight above 0 is a positive; drop it"):
+        Trainer(data, disliked)
+    drawn = settings(negatives={"random": 1}, train=monitor)
+    assert settled(drawn.model_copy(update={"train": drawn.train.model_copy(update={"monitor": ""})}), data) == (
+        settings(negatives={"random": 1}, train=monitor | {"monitor": "validation.recall@5"})
+    )
+    assert Trainer(data, drawn)
+    weight = (data.parts != VALIDATION).astype(np.float32)
+    with pytest.raises(
+        ConfigError, match=r"no row of the validation part has a weight above 0, .* split.validation = 0"
+    ):
+        Trainer(replace(data, pairs=replace(data.pairs, weight=weight)), drawn)
+
+
+@pytest.mark.parametrize(("weight", "kind", "said"), [
+    (0.02, "softmax", "0.02"), (0.02, "gbce", "0.02"), (30, "softmax", "30"), (1, "softmax", ""), (0.02, "bce", ""),
+])  # fmt: skip
+def test_weights_that_are_no_numbers_of_rows_are_one_line_of_the_log(
+    weight: float, kind: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Trainer(weighed(weight, 1), settings(loss={"kind": kind}, train={"epochs": 1}))
+    lines = [r.getMessage() for r in caplog.records if "mean weight" in r.getMessage()]
+    assert len(lines) == bool(said)
+    if said:
+        assert lines[0].startswith(
+            f"the mean weight of the training targets is {said}, and a weight is a number of rows"
+        )
+        assert "\n" not in lines[0]
 
 
 class Accuracy(PairMetric):

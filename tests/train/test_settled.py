@@ -100,8 +100,16 @@ def test_a_recipe_that_leaves_nothing_to_the_data_is_unchanged(folder: Path, cap
     assert "negatives.random" not in caplog.text
 
 
-@pytest.mark.parametrize(("skip", "kinds"), [("negative", ["in_batch"]), ("input", ["in_batch", "random"])])
-def test_a_log_of_events_has_negatives_if_a_type_is_negative(skip: str, kinds: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("skip", "kinds"),
+    [
+        ("negative", ["in_batch"]),
+        ({"target": "negative", "weight": 0.5}, ["in_batch"]),
+        ("input", ["in_batch", "random"]),
+        ({"target": "negative", "weight": 0}, ["in_batch", "random"]),
+    ],
+)
+def test_a_log_of_events_has_negatives_if_a_type_is_negative(skip: Any, kinds: list[str]) -> None:
     events = {"buy": 3, "skip": skip}
     schema = Schema.model_validate({"user_id": "customer", "item_id": "product", "event": "type", "events": events})
     log = clicks().unique(maintain_order=True).with_columns(type=pl.lit("buy"))
@@ -111,7 +119,7 @@ def test_a_log_of_events_has_negatives_if_a_type_is_negative(skip: str, kinds: l
     dataset = build_dataset(check(None, None, log, schema), schema, SplitConfig())
     found = settled(Config(), dataset)
     assert [source.kind for source in found.negatives.sources] == kinds
-    assert found.train.monitor == ("validation.auc" if skip == "negative" else "validation.recall@10")
+    assert found.train.monitor == ("validation.recall@10" if "random" in kinds else "validation.auc")
     assert settled(found, dataset) is found
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import numpy.typing as npt
 
-from twotower.arrays.pieces import PIECE_ROWS, pieces, temporary_array
+from twotower.arrays.pieces import PIECE_ROWS, pieces, selected, temporary_array
 from twotower.arrays.ragged import run_indices, stable_order
 from twotower.arrays.types import Bools, Codes, Doubles, Floats, Ints
 from twotower.data.interaction_columns import Columns
@@ -31,6 +31,11 @@ class Pairs:
     def target(self) -> Bools:
         """True for a positive of a weight above 0: one that models learn and are measured by."""
         return target_mask(self.positive, self.weight)
+
+    @property
+    def labels(self) -> Bools:
+        """Labels of the pairs of a weight above 0, those that count; with weights a temporary array."""
+        return self.positive if self.weight is None else selected(self.positive, self.weight > 0)
 
     @classmethod
     def columns(cls) -> tuple[str, ...]:

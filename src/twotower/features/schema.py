@@ -45,7 +45,8 @@ class Schema(Section):
     weight: str = Field(
         "",
         description="Weight column of the interactions: numbers of at least 0. A row of weight 2 counts twice in losses and "
-        "popularity, one of weight 0 is no target. Empty: every row weighs 1.",
+        "popularity, one of weight 0 is no target. A weight is a number of rows: scale weights so that their mean is near 1. "
+        "Empty: every row weighs 1.",
     )
     event: str = Field(
         "", description="Event type column of the interactions: text or whole numbers. Empty: none. Instead of label."
@@ -151,8 +152,8 @@ class Schema(Section):
 
     @property
     def has_negatives(self) -> bool:
-        """True if rows may be negatives: by a label, or by a type of events."""
-        return bool(self.label) or any(rule.target == "negative" for rule in self.events.values())
+        """True if rows of a weight above 0 may be negatives: by a label, or by a type of events."""
+        return bool(self.label) or any(rule.target == "negative" and rule.weight for rule in self.events.values())
 
     def _check_names(self) -> None:
         """Raise ValueError for a column name that no table can have, or that has two meanings."""

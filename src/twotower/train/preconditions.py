@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 
-from twotower.arrays.pieces import pieces, selected, temporary_array
+from twotower.arrays.pieces import pieces, temporary_array
 from twotower.arrays.types import Floats, Shaped
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
@@ -17,6 +17,9 @@ from twotower.model.pooling import check_poolings, resolve
 from twotower.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
+
+MEAN_WEIGHTS = 0.1, 10.0
+"""Range of the mean weight of training targets that is logged as nothing unusual."""
 
 
 def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) -> None:
@@ -52,17 +55,20 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
 def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
     """Raise DataError or ConfigError, before anything is written, if the training part has one class only and nothing adds
     the other, or if the monitor cannot be measured."""
-    only_positives = bool(dataset.train.positive.all())
+    only_positives = bool(dataset.train.labels.all())
     if recipe.loss.pointwise and only_positives and not recipe.negatives.pairs:
         schema, more = dataset.schema, ""
+        of = " of a weight above 0" if schema.weighted else ""
         if schema.label:
             more = f", as '{schema.label}' is above schema.positive_above = {schema.positive_above:g}"
         raise DataError(
-            f"every training interaction is a positive{more}, and no source of negatives gives pairs; set negatives.random = 5, "
+            f"every training interaction{of} is a positive{more}, and no source of negatives gives pairs; set negatives.random = 5, "
             "or loss.kind = 'softmax'"
         )
     for source in recipe.negatives.sources:
         source.check(dataset)
+    if dataset.pairs.weight is not None and not recipe.loss.pointwise:
+        _check_scale(dataset)
     pairs, monitor = dataset.validation, recipe.train.monitor
     if not len(pairs):
         if recipe.train.patience:
@@ -72,14 +78,29 @@ def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
             )
         log.info("no validation part: training runs train.epochs epochs and keeps the last one")
         return
-    positive = pairs.positive if pairs.weight is None else selected(pairs.positive, pairs.weight > 0)
-    if positive.all() or not positive.any():
+    labels = pairs.labels
+    if not len(labels):
+        raise ConfigError(
+            "no row of the validation part has a weight above 0, so no epoch can be measured; set split.validation = 0, or give "
+            "a validation part with weights"
+        )
+    if labels.all() or not labels.any():
         metric = recipe.evaluation.metric_set.find(monitor)
         if not metric.is_defined(ScoredPairs.of(_rising_scores(len(pairs)), pairs)):
             raise ConfigError(
                 f"train.monitor '{monitor}' cannot be measured: the validation part has one class only; "
                 f"use train.monitor = 'validation.recall@{recipe.evaluation.k[0]}'"
             )
+
+
+def _check_scale(dataset: Dataset) -> None:
+    """Log a warning if weights are far from numbers of rows, which the losses over candidates take them for."""
+    mean = float(dataset.item_positive_counts.sum()) / len(dataset.positive_indices)
+    if not MEAN_WEIGHTS[0] <= mean <= MEAN_WEIGHTS[1]:
+        log.warning(
+            f"the mean weight of the training targets is {mean:.3g}, and a weight is a number of rows beside the other candidates; "
+            "scale schema.weight and schema.events so that it is near 1"
+        )
 
 
 def _rising_scores(n: int) -> Shaped[Floats, "n"]:

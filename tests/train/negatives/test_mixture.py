@@ -201,6 +201,18 @@ def test_so_many_are_mined_that_the_others_outnumber_them_as_asked_and_never_mor
         assert len(seen) >= at_least  # every mined item has its turn
 
 
+def test_others_of_mined_items_are_candidates_whatever_they_weigh(board: Dataset) -> None:
+    user, item = positives(board, 60)
+    drawn = []
+    for weight in (None, *(np.full(60, w, np.float32) for w in (1, 0.01, 50))):
+        sampler = CandidateSampler(board, NegativesConfig(hard={"n": 2, "ranks": [1, 10], "ratio": 40}), seed=1)
+        rng = torch.Generator().manual_seed(0)
+        refreshed(sampler, torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng), 1)
+        drawn.append([sampler(user, item, step, weights=weight).per_positive.tolist() for step in range(8)])
+    assert 0 < sum(place >= 0 for step in drawn[0] for row in step for place in row) < 8 * 60 * 2
+    assert drawn[1:] == drawn[:1] * 3
+
+
 # ---- the same again
 
 EVERY_SOURCE = NegativesConfig(

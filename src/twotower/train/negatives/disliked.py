@@ -23,9 +23,10 @@ class DislikedNegatives(PerPositiveSource):
     n: int = Field(1, ge=1, le=100_000, description="Number of interactions per positive.")
 
     def check(self, dataset: Dataset) -> None:
-        if dataset.train.positive.all():
+        if dataset.train.labels.all():
+            of = " of a weight above 0" if dataset.pairs.weight is not None else ""
             raise ConfigError(
-                "negatives.disliked draws interactions that the user did not like, and every training interaction is a "
+                f"negatives.disliked draws interactions that the user did not like, and every training interaction{of} is a "
                 "positive; drop it, or name a label and schema.positive_above"
             )
 

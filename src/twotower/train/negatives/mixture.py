@@ -110,7 +110,8 @@ class CandidateSampler:
         memories = [s.memory for s in self._shared.values() if s.memory is not None]
         memory_items = torch.cat([torch.zeros(0, dtype=torch.int64, device=self._device), *(m.items for m in memories)])
         remembered = np.concatenate([np.zeros(0, np.float32), *(m.draws.cpu().numpy() for m in memories)])
-        others = counts.sum() + len(memory_items) + sum(s.easy for s in self._per_positive.values())
+        # In candidates, whatever their weights.
+        others = len(index) - len(item) + len(memory_items) + sum(s.easy for s in self._per_positive.values())
         drawn_apart = self._draw_by_shard(Positives(user, item, rows, others, interactions), step, ends, own, rng)
         items, per_positive = _append_items(items, drawn_apart.items)
         columns = np.concatenate([items[:shared], memory_items.cpu().numpy()])

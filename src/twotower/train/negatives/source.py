@@ -171,7 +171,8 @@ class Positives(NamedTuple):
     """Row numbers of their interactions if histories are causal and hold dislikes: a negative that is an interaction must
     come after the positive's then. Else None."""
     others: float
-    """Number of other candidates of each: shared ones, and those of per-positive sources that are `easy`."""
+    """Number of other candidates of each, whatever their weights: shared ones, and those of per-positive sources that are
+    `easy`."""
     interactions: Shaped[Ints, "B"] | None = None
     """Indices of their interactions, if the caller knows them."""
 
