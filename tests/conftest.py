@@ -48,6 +48,9 @@ HEAVY = (
     r"test_fault_G18_a_damaged_file_of_a_bundle_is_.*\[disk-6\]",
     r"test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_.*\[causal",
     r"test_the_checkerboard_is_solved_by_every_tower_similarity_and_sampler\[0-",
+    r"test_no_byte_depends_on_engine_or_sizes\[(?!random|time|column)",
+    r"test_every_index_answers_a_table_as_it_answers_single_requests\[milvus-(?!plain)",
+    r"test_a_config_names_kinds_of_ones_own_by_import_path",
 )
 """Cases of matrices that cost much beside others of the same test: they are run by `make test-system`."""
 
