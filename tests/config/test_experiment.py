@@ -550,7 +550,10 @@ def test_an_unknown_key_of_a_feature_is_named_with_the_nearest_of_its_kind(
         ("schema=3", ["schema: input should be a valid dictionary", "got 3"]),
         ("schema.time_unit=minutes", ["schema.time_unit: input should be 's', 'ms', 'us' or 'order', got 'minutes'"]),
         ("schema.positive_above=nan", ["schema.positive_above: input should be a finite number"]),
-        ("schema.features.0.side=usr", ["schema.features.0.side: input should be 'user', 'item' or 'context', got 'usr'"]),
+        (
+            "schema.features.0.side=usr",
+            ["schema.features.0.side: input should be 'user', 'item' or 'context', got 'usr'"],
+        ),
         ("schema.features.0.min_rate=1", ["schema.features.0.min_rate: input should be less than 1, got 1"]),
         ("schema.features.0.name=", ["schema.features.0.name: string should have at least 1 character"]),
         (
