@@ -460,6 +460,23 @@ def test_a_feature_that_tells_nothing_is_fine() -> None:
     assert named(diagnose(untrained(data)), "leaking_feature").severity == "ok"
 
 
+@pytest.mark.parametrize("versioned", [True, False])
+def test_a_feature_that_leaks_only_in_its_newest_version_is_fine_with_versions(versioned: bool) -> None:
+    """Users are marked by what they liked after they liked it."""
+    _, items, actions = checkerboard()
+    start = 1_600_000_000
+    actions = actions.with_columns(liked=pl.col("user_id") % 2, at=pl.col("at") + start)
+    marks = [
+        (u, mark, start + at) for u in range(40) for mark, at in (("new", 0), ("liker" if u % 2 else "hater", 5_000))
+    ]
+    marked = pl.DataFrame(marks, schema=["user_id", "mark", "since"], orient="row")
+    features = (*ID_FEATURES, Categorical(name="mark", side="user"))
+    options = {"features": features, "time_unit": "s", "valid_from": "since" if versioned else ""}
+    schema = CHECKERBOARD_SCHEMA.model_copy(update=options)
+    found = named(diagnose(untrained(world(schema, marked, items, actions))), "leaking_feature")
+    assert found.severity == ("ok" if versioned else "error")
+
+
 # ---- f: dead features
 
 

@@ -158,6 +158,20 @@ def test_a_pointwise_loss_is_that_of_each_pair_at_its_time(negatives: dict[str, 
     assert_equal(trainer, found, objective.loss((users * items).sum(1), label, weight, 0.0))  # type: ignore[operator]
 
 
+def test_the_versions_of_all_candidates_are_those_that_a_search_finds() -> None:
+    trainer = begun(**ADDED)
+    objective = contrastive(trainer)
+    whole, ends, own = objective.examples(objective.sampler.epoch(0), 0)
+    drawn = objective.candidates(whole.user, whole.item, 0, None, ends, own)
+    versions = objective._versions(drawn, whole)
+    assert versions is not None
+    seen = versions.seen_at(objective._times(whole.source))
+    for rows in (slice(0, 50), slice(7, 8), slice(10, 33)):
+        found = seen.of_shared(rows)
+        assert torch.equal(found, seen.find(torch.arange(drawn.shared)[None], rows))
+    assert len({tuple(row) for row in seen.of_shared(slice(0, 50)).tolist()}) > 10
+
+
 def test_every_version_that_a_time_of_the_batch_sees_is_embedded_once_and_no_other() -> None:
     trainer = begun(**ADDED)
     objective = contrastive(trainer)

@@ -13,7 +13,9 @@ from torch import Tensor
 from twotower.arrays.pieces import gathered
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Bools
+from twotower.data.dataset import Dataset
 from twotower.data.pairs import counts
+from twotower.data.splits import TEST, TRAIN
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, Severity, or_ok
 from twotower.evaluation.metrics.auc import auc, ordered_codes
@@ -47,12 +49,13 @@ def leaking_features(context: DiagnosisContext) -> Iterator[Finding]:
         return
     found: list[tuple[SideName, str, float]] = []
     for side in SIDES:
-        rows, train_rows = (pairs.user if side == "user" else pairs.item for pairs in (test, data.train))
+        rows, train_rows = (_rows_read(data, side, part) for part in (TEST, TRAIN))
+        of_side = data.side(side).by_version()
         for feature in data.schema.columns(side):
             if feature.source == data.schema.id_column(side):
                 continue
-            column = data.side(side).columns[feature.name]
-            score = _single_feature_score(column, train_rows, data.train.positive, len(data.side(side)))
+            column = of_side.columns[feature.name]
+            score = _single_feature_score(column, train_rows, data.train.positive, len(of_side))
             if score is not None:
                 value = auc(gathered(ordered_codes(score), rows), test.positive)
                 found.append((side, feature.name, max(value, 1 - value)))
@@ -71,6 +74,12 @@ def leaking_features(context: DiagnosisContext) -> Iterator[Finding]:
             f"No feature alone predicts the label; the best is the {side} feature '{name}' (AUC {value:.3f}).",
             {"auc": value},
         )  # fmt: skip
+
+
+def _rows_read(data: Dataset, side: SideName, part: int) -> npt.NDArray[np.integer]:
+    """Return the rows of a side `by_version` that the pairs of a part read."""
+    rows: npt.NDArray[np.integer] = data.pairs_of(part).arrays[side]
+    return rows if data.side(side).versions is None else data.input_rows(side, rows, data.part_indices(part))
 
 
 def encodings(context: DiagnosisContext) -> Iterator[Finding]:

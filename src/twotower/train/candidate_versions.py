@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -57,3 +58,23 @@ class SeenVersions:
         number, or 1."""
         wanted = candidates * self.n_steps + self.steps[rows, None]
         return torch.searchsorted(self.keys, wanted, right=True) - 1
+
+    def of_shared(self, rows: slice) -> I64[Tensor, "b C"]:
+        """Return the places among the versions of all shared candidates for some of the positives, without a search for each."""
+        steps, order = self.steps[rows].sort()
+        # In the order of their steps, neighbouring positives see one version of a candidate.
+        first, until = self._shown
+        n = torch.searchsorted(steps, until) - torch.searchsorted(steps, first)
+        places = torch.arange(self.shared, device=n.device).repeat_interleave(n).view(-1, len(steps))
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=order.device)
+        return places[:, rank].T.contiguous()
+
+    @cached_property
+    def _shown(self) -> tuple[I64[Tensor, "S"], I64[Tensor, "S"]]:
+        """First step that sees each version of the shared candidates, and the first that no longer does."""
+        keys = self.keys[: self.shared]
+        first, owner = keys % self.n_steps, keys // self.n_steps
+        until = torch.full_like(first, self.n_steps)
+        until[:-1] = torch.where(owner[1:] == owner[:-1], first[1:], self.n_steps)
+        return first, until

@@ -57,7 +57,7 @@ def contrastive_loss(
         """Turn a block of logits, and those of the rows' own negatives, into its loss and their gradients."""
         positive, seen, shape = c.positive[rows, None], None, logits.shape
         if versions is not None:
-            seen = versions.find(torch.arange(len(c.log_q), device=logits.device)[None], rows)
+            seen = versions.of_shared(rows)
             logits = logits.gather(1, seen)
         chosen = logits.gather(1, positive)
         if shifts:
