@@ -61,7 +61,7 @@ def hourly(n: int = 900) -> Frames:
 
 def hourly_schema(*context: Feature) -> Schema:
     """The schema with some features of the context."""
-    return Schema(time="at", features=(*IDS, *context))
+    return Schema(time="at", duplicates="keep", features=(*IDS, *context))
 
 
 def hourly_settings(**sections: dict[str, object]) -> Config:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from context_worlds import HOUR, flat, hourly, hourly_schema
+from context_worlds import HOUR, IDS, flat, hourly, hourly_schema
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,6 +28,7 @@ from twotower.features.days_since_previous import DaysSincePrevious
 from twotower.features.hour_of_day import HourOfDay
 from twotower.features.multi_hot import MultiHot
 from twotower.features.numeric import Numeric
+from twotower.features.schema import Schema
 from twotower.features.text import Text
 from twotower.features.vector import Vector
 
@@ -119,6 +120,40 @@ def test_the_files_of_a_run_hold_the_context(tmp_path: Path) -> None:
     frame.drop("context.hour").write_parquet(tmp_path / "interactions.parquet")
     with pytest.raises(RunError, match=r"context\.hour"):
         memmap.load(tmp_path, schema, SplitConfig(kind="time"))
+
+
+def test_the_gap_is_that_to_an_interaction_whose_pair_comes_again(tmp_path: Path) -> None:
+    """Every user takes item 0 on day 0, item 1 on day 1, and item 0 on day 10."""
+    n, days = 30, [0, 1, 10]
+    users, items = pl.DataFrame({"user_id": range(n)}), pl.DataFrame({"item_id": [0, 1]})
+    actions = pl.DataFrame(
+        {
+            "user_id": np.repeat(np.arange(n), 3),
+            "item_id": [0, 1, 0] * n,
+            "at": [1_700_000_000 + 86_400 * d for d in days] * n,
+        }
+    )
+    gap, ids = DaysSincePrevious(name="gap", edges=(1.0, 5.0)), (IDS[0], IDS[2])
+    schema = Schema(time="at", duplicates="keep", features=(*ids, gap))
+    memory = build_dataset(check(users, items, actions, schema), schema, SplitConfig())
+    for data in (memory, prepare(tmp_path, (users, items, actions), schema, SplitConfig())):
+        assert data.times is not None
+        order = np.lexsort((data.times, data.pairs.user))
+        assert flat(data, "gap")[order].tolist() == [0, 2, 3] * n, "none, a day, nine days"
+
+
+def test_a_log_whose_context_is_lost_with_its_repeats_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    users, items, actions = hourly(100)
+    twice = pl.concat([actions, actions[:7].with_columns(hour=pl.lit(9, pl.Int64), at=pl.col("at") + 90_000)])
+    schema = Schema(time="at", features=(*IDS, HOUR))
+    (note,) = check(users, items, twice, schema).notes
+    assert note.startswith("interactions: 7 rows repeated a pair")
+    assert note.endswith("the last of each was kept; schema.duplicates = 'keep' keeps all, each in its context")
+    with caplog.at_level("INFO"):
+        prepare(tmp_path, (users, items, twice), schema, SplitConfig())
+    assert (
+        "7 rows repeated a pair of user and item, the last of each was kept; schema.duplicates = 'keep'" in caplog.text
+    )
 
 
 def test_another_context_is_another_dataset() -> None:

@@ -130,9 +130,8 @@ def test_a_kind_is_documented_and_refuses_the_options_of_others(kind: type[Featu
 def test_a_kind_is_read_back_from_its_section(kind: type[Feature]) -> None:
     for feature in variants(kind):
         ids = [f.model_dump(mode="json") for f in IDS]
-        found = Schema.model_validate(
-            {"user_id": "uid", "item_id": "iid", "time": "when", "features": [*ids, feature.model_dump()]}
-        )
+        columns = {"user_id": "uid", "item_id": "iid", "time": "when", "duplicates": "keep"}
+        found = Schema.model_validate({**columns, "features": [*ids, feature.model_dump()]})
         assert found.features[2] == feature
         assert Schema.model_validate_json(found.model_dump_json()) == found
 
@@ -222,7 +221,10 @@ def world(
         actions = actions.with_columns(values[np.arange(actions.height) % len(values)])
     elif not feature.history and side == "user":
         users = users.with_columns(next(columns(feature)).alias("x"))
-    return EVERYTHING_SCHEMA.model_copy(update={"features": (*IDS, feature)}), (users, items, actions)
+    changes: dict[str, object] = {"features": (*IDS, feature)}
+    if feature.reads_time:  # days_since_previous reads the times of all interactions
+        changes["duplicates"] = "keep"
+    return EVERYTHING_SCHEMA.model_copy(update=changes), (users, items, actions)
 
 
 def check_columns(data: Dataset) -> None:

@@ -86,6 +86,16 @@ def test_a_feature_of_the_time_needs_times(times: dict[str, str], told: str) -> 
         Schema.model_validate({**times, "features": [*IDS, {"kind": "hour_of_day", "name": "h"}]})
 
 
+def test_days_since_previous_needs_the_times_that_last_drops() -> None:
+    feature = {"kind": "days_since_previous", "name": "gap"}
+    with pytest.raises(
+        ValidationError, match=r"'gap' needs the time of every interaction.*set schema\.duplicates = 'keep'"
+    ):
+        Schema.model_validate({"time": "at", "features": [*IDS, feature]})
+    for kept in ("keep", "error"):
+        Schema.model_validate({"time": "at", "duplicates": kept, "features": [*IDS, feature]})
+
+
 def test_the_user_tower_reads_the_context_in_the_order_of_the_schema() -> None:
     features = (HourOfDay(name="h"), *(Categorical(name=n, side=n[:4]) for n in ("user_id", "item_id")))
     schema = Schema(time="at", features=(*features, Categorical(name="page", side="context")))

@@ -347,8 +347,9 @@ def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.
 
 def kept_of_repeated(schema: Schema) -> str:
     """Return which of repeated rows are kept, as words."""
-    hint = ", whatever its event; schema.duplicates = 'keep' keeps all" if schema.event else ""
-    return f"the last of each was kept{hint}"
+    every = ", each in its context" if schema.side("context") else ""
+    hint = f"{', whatever its event' if schema.event else ''}; schema.duplicates = 'keep' keeps all{every}"
+    return f"the last of each was kept{hint if schema.event or every else ''}"
 
 
 def nothing_to_learn(schema: Schema) -> DataError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,9 @@ from twotower.features.encoder import StateEncoder
 from twotower.features.field import InputField
 from twotower.features.moment import Moment
 from twotower.features.values import UNKNOWN, numbers
+
+if TYPE_CHECKING:
+    from twotower.features.schema import Schema
 
 MICROSECONDS_OF_A_DAY = 86_400_000_000
 
@@ -36,8 +40,9 @@ class DaysSincePrevious(Moment):
     """Days since the user's previous interaction, cut into buckets: an embedding row for each, and one for users without a
     previous interaction.
 
-    Use it where somebody who comes back after a month wants something else than after an hour. A service reads the stored
-    interactions of the user; recent events have no times, and do not count.
+    Use it where somebody who comes back after a month wants something else than after an hour. It needs `schema.duplicates`
+    "keep" or "error": "last" drops interactions, and with them their times. A service reads the stored interactions of the
+    user; recent events have no times, and do not count.
     """
 
     kind = "days_since_previous"
@@ -58,6 +63,14 @@ class DaysSincePrevious(Moment):
         if edges[0] <= 0 or any(a >= b for a, b in pairwise(edges)):
             raise ValueError(f"edges {list(edges)} do not rise from above 0")
         return edges
+
+    def check(self, schema: Schema) -> None:
+        super().check(schema)
+        if schema.duplicates == "last":
+            raise ValueError(
+                f"feature {self.name!r} needs the time of every interaction, and duplicates = 'last' drops those of repeated "
+                "pairs; set schema.duplicates = 'keep', or 'error' for a log without repeats"
+            )
 
     @property
     def defaults(self) -> float | None:

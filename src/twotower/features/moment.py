@@ -58,7 +58,10 @@ class Moment(Feature):
 class ClockMoment(Moment):
     """Feature that a clock shows, in a time zone."""
 
-    time_zone: str = Field("UTC", description="IANA name of the time zone, such as 'Europe/Zurich'.")
+    time_zone: str = Field(
+        "UTC",
+        description="IANA name of the time zone in which the clock is read, such as 'Europe/Zurich'. Times of the log that name no zone are in UTC.",
+    )
 
     @field_validator("time_zone")
     @classmethod

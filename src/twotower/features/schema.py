@@ -58,7 +58,9 @@ class Schema(Section):
         "are refused without it.",
     )
     time: str = Field(
-        "", description="Time column of the interactions: datetimes, numbers in time_unit, or text. Empty: none."
+        "",
+        description="Time column of the interactions: datetimes, numbers in time_unit, or text; without a zone they are in "
+        "UTC. Empty: none.",
     )
     time_unit: Literal["s", "ms", "us", "order"] = Field(
         "s",
@@ -80,7 +82,8 @@ class Schema(Section):
     duplicates: Literal["last", "keep", "error"] = Field(
         "last",
         description="Treatment of repeated ids and repeated (user, item) pairs. last: keep the last row, by time "
-        "where there is one. keep: keep all rows of a pair, and the last of an id. error: refuse the table.",
+        "where there is one. keep: keep all rows of a pair, and the last of an id; features of the context need it where a pair has several. "
+        "error: refuse the table.",
     )
     unknown_users: UnknownIds = Field(
         "auto",
