@@ -16,6 +16,7 @@ from twotower.arrays.types import Doubles, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import target_mask
 from twotower.train.negatives.config import NegativesConfig
+from twotower.train.negatives.context_positives import ContextPositives
 from twotower.train.order import Epoch, Examples, Shards, ShuffleSizes, ShuffleWindows, shuffle_windows
 
 
@@ -24,7 +25,8 @@ class PairSampler:
 
     Each positive of a user whom a source has items for gets n pairs of weight w of it, times its own weight. Interactions
     have the weights of the schema, else 1. The pairs carry the source's share s of the weight of all negatives:
-    w = s / (1 - sum of shares) * dislikes / pairs, both by weight; 1 without dislikes.
+    w = s / (1 - sum of shares) * dislikes / pairs, both by weight; 1 without dislikes. A pair whose item is among the user's
+    positives of the same context has weight 0.
     """
 
     def __init__(
@@ -38,7 +40,8 @@ class PairSampler:
     ) -> None:
         """Count the pairs of each shard. Raises ConfigError if there are more `shards` than training interactions."""
         self._seed, self._shuffle, self._sizes = seed, shuffle, sizes or ShuffleSizes()
-        self._pairs, self._has_context = dataset.pairs, bool(dataset.schema.side("context"))
+        self._pairs = dataset.pairs
+        self._in_context = ContextPositives(dataset) if dataset.schema.side("context") else None
         self._shards = Shards(dataset, dataset.train_indices, shards)
         sources = config.pairs
         self._draws = [(source.build_pairs(dataset), source.n) for source in sources]
@@ -111,9 +114,9 @@ class PairSampler:
         if self._pairs.weight is not None:
             own = self._pairs.weight[source]
             weights *= np.concatenate([np.zeros(0, np.float32), *(self._pairs.weight[of] for of in positives)])
-        if self._has_context:  # a source may draw the positive itself, which it does not know as one of this context
-            positive_items = [np.zeros(0, np.int64), *(self._pairs.item[of] for of in positives)]
-            weights *= np.concatenate([np.zeros(0, np.int64), *drawn]) != np.concatenate(positive_items)
+        if self._in_context is not None:  # a source does not know which items are right in this context
+            drawn_for, items = (np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (positives, drawn))
+            weights *= ~self._in_context.include(drawn_for, items)
         return Examples(
             user=np.concatenate([self._pairs.user[source], *users]),
             item=np.concatenate([self._pairs.item[source], *drawn]),

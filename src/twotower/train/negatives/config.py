@@ -49,7 +49,7 @@ class NegativesConfig(Section):
     mask_positives: bool = Field(
         True,
         description="Exclusion of a user's other training positives from the candidates; with features of the context, of those in "
-        "the same context.",
+        "the same context, which is equal in every feature, raw numbers included (buckets make them fewer).",
     )
 
     if TYPE_CHECKING:

@@ -1,13 +1,18 @@
-"""Positives of users in one context: what `mask_positives` leaves out where the schema has features of the context."""
+"""Positives of users in one context: what `mask_positives` leaves out, and no drawn pair is, where the schema has features of
+the context."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from twotower.arrays.pieces import pieces
 from twotower.arrays.ragged import Column, Ragged, run_indices
-from twotower.arrays.sets import distinct_keys, pair_keys
+from twotower.arrays.sets import distinct_keys, is_in_sorted, pair_keys
 from twotower.arrays.types import Bools, Codes, Ints, Shaped
 from twotower.data.dataset import Dataset
+
+BLOCK_PAIRS = 2**15
+"""Drawn pairs that are compared with the positives of their users at a time."""
 
 
 class ContextPositives:
@@ -16,6 +21,7 @@ class ContextPositives:
 
     def __init__(self, dataset: Dataset) -> None:
         self._positives, self._items = dataset.positives_by_user, dataset.pairs.item
+        self._users = dataset.pairs.user
         self._context, self._n_items = dataset.context, len(dataset.items)
 
     def __call__(
@@ -30,6 +36,17 @@ class ContextPositives:
             rows, owner = rows[same], owner[same]
         found, items = np.divmod(distinct_keys(pair_keys(owner, self._items[rows], self._n_items)), self._n_items)
         return items, np.bincount(found, minlength=len(users))
+
+    def include(self, interactions: Shaped[Ints, "n"], items: Shaped[Ints, "n"]) -> Shaped[Bools, "n"]:
+        """Return a mask: true where the user of an interaction has an item among the positives of its context."""
+        found = np.empty(len(items), np.bool_)
+        for block in pieces(len(items), BLOCK_PAIRS):
+            rows = interactions[block]
+            positives, lengths = self(self._users[rows], rows)
+            at = np.arange(len(rows))
+            members = pair_keys(np.repeat(at, lengths), positives, self._n_items)
+            found[block] = is_in_sorted(members, pair_keys(at, items[block], self._n_items))
+        return found
 
 
 def _equal(column: Column, a: Shaped[Ints, "n"], b: Shaped[Ints, "n"]) -> Shaped[Bools, "n"]:

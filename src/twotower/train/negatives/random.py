@@ -13,7 +13,8 @@ from twotower.train.negatives.source import PairDraws, PairSource, PerPositiveSa
 
 
 class RandomNegatives(PairSource):
-    """Items that the user has not seen in training, drawn uniformly for each positive.
+    """Items that the user has not seen in training, drawn uniformly for each positive; with features of the context, any
+    items but the user's positives of the same context.
 
     As in DSSM (Huang et al. 2013, section 3.3). Pointwise losses: negative pairs, redrawn every epoch. Contrastive losses:
     per-positive candidates without repeats, redrawn every batch.
