@@ -194,8 +194,32 @@ def test_a_new_user_has_the_context_and_an_empty_request_is_popular(retriever: R
 
 def test_evaluation_of_the_bundle_is_that_of_the_run(run: Run, retriever: Retriever) -> None:
     found = evaluate_bundle(retriever)
-    for way in ("index", "exact", "live"):
+    assert set(found) == {"live", "live_exact", "intervals"}, "there are no precomputed vectors to measure"
+    for way in ("live", "live_exact"):
         assert found[way]["recall@1"] == pytest.approx(run.metrics["test.recall@1"])
+
+
+def test_method_1_is_measured_with_the_vectors_of_the_defaults(with_defaults: tuple[Run, Retriever]) -> None:
+    run, retriever = with_defaults
+    found = evaluate_bundle(retriever)
+    assert found["live"]["recall@1"] == pytest.approx(run.metrics["test.recall@1"])
+    factors, test = run.factors(), run.dataset.test
+    queries = {(u, h): set[int]() for u, h in zip(test.user.tolist(), _hours(run, "hour", "clock"), strict=True)}
+    for u, h, i in zip(test.user.tolist(), _hours(run, "hour", "clock"), test.item.tolist(), strict=True):
+        queries[u, h].add(i)
+    scores = (factors.users @ factors.items.T).cpu().numpy()
+    for part in (0, 1):
+        earlier = run.dataset.part(part)
+        scores[earlier.user, earlier.item] = -np.inf
+    hits = [int(scores[user].argmax()) in targets for (user, _), targets in queries.items()]
+    assert found["exact"]["recall@1"] == pytest.approx(np.mean(hits))
+    assert found["index"]["recall@1"] == found["exact"]["recall@1"] < found["live"]["recall@1"]
+
+
+def _hours(run: Run, *names: str) -> list[tuple[int, ...]]:
+    """Encoded values of some features in the test part, a tuple for each interaction."""
+    rows = run.dataset.part_indices(TEST)
+    return list(zip(*(flat(run.dataset, name)[rows].tolist() for name in names), strict=True))
 
 
 def test_each_context_of_a_user_is_a_query_with_its_own_targets(run: Run) -> None:

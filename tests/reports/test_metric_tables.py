@@ -56,6 +56,14 @@ def test_a_bundles_table_has_the_served_metrics_at_every_cut_off(capsys: pytest.
         assert line[24:].split() == [found.get(name, "–") for name in names]
 
 
+def test_the_table_of_a_bundle_without_precomputed_vectors_has_method_2_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_served({"live": {"auc": 0.5}, "live_exact": {"auc": 0.75}, "intervals": {}}, EvaluationConfig(k=(2,)))
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line[:24].rstrip() for line in lines] == ["method 2, exact search", "method 2, index"]
+
+
 def test_the_line_of_an_epoch_has_the_most_prominent_metrics(capsys: pytest.CaptureFixture[str]) -> None:
     measured = {f"validation.{name}": 0.5 for name in MetricSet().names([3])}
     Progress().on_epoch_end([{"epoch": 2, "train.loss": 0.25, "train.seconds": 1.5, **measured}])

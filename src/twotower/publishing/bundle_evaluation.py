@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None) -> dict[str, Metrics]:
     """Return the test metrics of a bundle, measured with the retriever that serves it, by default with its own settings.
 
-    "index" and "exact" are method 1 (precomputed user vectors), "live" is method 2 (online user tower), and "intervals"
-    has the bootstrap intervals of "index". A tower that reads the context runs online in all three, for each user in the context
-    of the test pairs. Raises RunError without a test part.
+    "index" and "exact" are method 1 (precomputed user vectors, those of the default context), "live" is method 2 (online user
+    tower, in the context of the test pairs), and "intervals" has the bootstrap intervals of "index". Without precomputed vectors
+    "live" and "live_exact" alone are measured, and the intervals are of "live". Raises RunError without a test part.
     """
     dataset, config = retriever.dataset, config or runs.read_evaluation(retriever.bundle.folder)
     if dataset.schema.valid_from:
@@ -48,21 +48,17 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
     seen = [] if config.repeats == "allow" else dataset.grouped_before(TEST)
     only_seen = config.repeats == "only"
     out: dict[str, Metrics] = {}
-    stored: Method = 2 if retriever.reads_context else 1
-    searches: tuple[tuple[str, Method, bool], ...] = (
-        ("index", stored, False), ("exact", stored, True), ("live", 2, False)
-    )  # fmt: skip
+    searches: tuple[tuple[str, Method, bool], ...] = (("index", 1, False), ("exact", 1, True), ("live", 2, False))
+    if not dataset.schema.precomputes:
+        searches = (("live", 2, False), ("live_exact", 2, True))
     for name, method, exact in searches:
-        if name == "live" and method == stored:
-            out[name] = out["index"]
-            continue
 
         def search(queries: EvaluationQueries, k: int, method: Method = method, exact: bool = exact) -> Ints:
             return rank_items(retriever, queries.users, k, method, seen, exact, only_seen, queries.interactions)
 
         report = PartEvaluation.from_search(search, _scores(retriever, method), dataset, TEST, config)
         out[name] = report.metrics()
-        if name == "index":
+        if name == searches[0][0]:
             out["intervals"] = {
                 f"{m}.{end}": v
                 for m, pair in report.intervals().items()
@@ -74,7 +70,7 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
 def _scores(retriever: Retriever, method: Method) -> Floats:
     """Return the scores (n,) of the test pairs by the served vectors; -1e9 for rejected items."""
     pairs = retriever.dataset.test
-    if retriever.reads_context:
+    if method == 2 and retriever.reads_context:
         return _scores_in_context(retriever, pairs)
     users = np.empty((len(retriever.user_ids), retriever.index.width), np.float32)
     for part in pieces(len(users), BLOCK_USERS):

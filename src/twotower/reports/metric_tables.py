@@ -14,6 +14,14 @@ ROWS = {"model": "test", "popularity": "baseline.popularity", "user+item bias": 
 REPEATS = {"own counts": "baseline.own_counts"}
 """Row of evaluations that rank repeats."""
 
+WAYS = {
+    "method 1, exact search": "exact",
+    "method 1, index": "index",
+    "method 2, exact search": "live_exact",
+    "method 2, index": "live",
+}
+"""Label of a row -> way of search of `evaluate_bundle`."""
+
 
 def print_metrics(metrics: Metrics, config: EvaluationConfig) -> None:
     """Print a table of test metrics: a row for the model and each baseline."""
@@ -27,10 +35,9 @@ def print_metrics(metrics: Metrics, config: EvaluationConfig) -> None:
 
 
 def print_served(found: Mapping[str, Metrics], config: EvaluationConfig) -> None:
-    """Print a table of a bundle's test metrics: a row for each way of search."""
+    """Print a table of a bundle's test metrics: a row for each way of search that was measured."""
     names = config.metric_set.names(config.k, Prominence.SERVED)
-    ways = {"method 1, exact search": "exact", "method 1, index": "index", "method 2, index": "live"}
-    rows = {label: [found[way].get(name) for name in names] for label, way in ways.items()}
+    rows = {label: [found[way].get(name) for name in names] for label, way in WAYS.items() if way in found}
     _print_table(_heading(config), names, rows, 24)
 
 
