@@ -36,11 +36,14 @@ from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
+from twotower.features.day_of_week import DayOfWeek
+from twotower.features.days_since_previous import DaysSincePrevious
+from twotower.features.hour_of_day import HourOfDay
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.side import SIDES
 from twotower.index import build_index
-from twotower.model.inputs.feed import feed
+from twotower.model.inputs.feed import context_feed, feed
 from twotower.onnx.export import export_tower
 from twotower.onnx.tower import OnnxTower
 from twotower.serve.app import create_app
@@ -72,6 +75,14 @@ EVEN: Schema = EVERYTHING_SCHEMA.model_copy(
 SOFTMAX: dict[str, Any] = {"kind": "softmax"}
 EARLIER: dict[str, Any] = {"history_scope": "causal"}
 SENET: dict[str, Any] = {"enabled": True}
+
+
+MOMENTS = (
+    HourOfDay(name="hour", default=5),
+    DayOfWeek(name="day", default=3),
+    DaysSincePrevious(name="gap", default=2.0),
+)
+IN_CONTEXT: Schema = EVERYTHING_SCHEMA.model_copy(update={"features": (*EVERYTHING_SCHEMA.features, *MOMENTS)})
 
 
 def pair(**tower: Any) -> dict[str, Any]:
@@ -145,6 +156,8 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
             }
         },
     ),
+    "features of the context": ("context", {"loss": SOFTMAX, "negatives": {"uniform": 16}}),
+    "features of the context, pairs": ("context", {"negatives": {"random": 2}}),
     "in shards": ("everything", {"negatives": {"random": 2}, "train": {"data_shards": 6}}),
 }  # fmt: skip
 """Name -> the world, and the sections of the config that differ."""
@@ -162,7 +175,7 @@ def world(name: str) -> Dataset:
         met = Sequence(name="met", side="user", width=8, pooling={"kind": what.split(",")[0]} | POOLINGS.get(what, {}))
         schema: Schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*CHECKERBOARD_SCHEMA.features, met)})
         return build_dataset(check(*checkerboard(), schema), schema, Config().split)
-    schema = EVEN if kind == "even" else EVERYTHING_SCHEMA
+    schema = {"even": EVEN, "context": IN_CONTEXT}.get(kind, EVERYTHING_SCHEMA)
     return build_dataset(check(*everything(), schema), schema, Config().split)
 
 
@@ -187,7 +200,11 @@ def training(name: str) -> Arrays:
             export_tower(model, side, fields, path)
             columns = data.side_before(side, 2).columns
             rows = np.arange(min(len(vectors), 32))
-            found[f"onnx {side}"] = OnnxTower(path)(feed(fields, columns, rows))
+            if data.context and side == "user":  # of the first interactions
+                inputs = context_feed(fields, columns, rows, data.context, rows)
+            else:
+                inputs = feed(fields, columns, rows)
+            found[f"onnx {side}"] = OnnxTower(path)(inputs)
     return found
 
 

@@ -276,7 +276,6 @@ def test_what_needs_one_vector_a_user_is_refused_by_name(run: Run, tmp_path: Pat
         (ConfigError, "feature 'hour' has no default", run.factors),
         (ConfigError, "feature 'hour' has no default", lambda: embed(run, "user", _users(tmp_path), tmp_path / "out")),
         (ConfigError, "the model reads the context", lambda: api.recommend(run, 1)),
-        (ConfigError, "which the diagnoses do not", lambda: diagnose(run)),
         (RunError, "reads the context", lambda: compare_runs(run, run)),
         (
             ConfigError,
@@ -302,6 +301,14 @@ def _users(folder: Path) -> Path:
 
 def _fit(**sections: dict[str, object]) -> Run:
     return api.fit(hourly(200), hourly_schema(HOUR), hourly_settings(**sections))
+
+
+def test_the_doctor_says_what_it_does_not_see(run: Run) -> None:
+    found = {finding.name: finding for finding in diagnose(run)}
+    assert found["context"].severity == "warning"
+    assert "only the tables are diagnosed" in found["context"].text
+    assert "split" in found
+    assert not {"collapse", "unused_feature", "false_negatives"} & set(found)
 
 
 def test_defaults_give_precomputed_vectors(with_defaults: tuple[Run, Retriever], tmp_path: Path) -> None:

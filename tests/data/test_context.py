@@ -11,6 +11,7 @@ import pytest
 from context_worlds import HOUR, IDS, flat, hourly, hourly_schema
 from hypothesis import given
 from hypothesis import strategies as st
+from version_worlds import CHANGING_SCHEMA, changing
 
 from twotower.arrays.ragged import Column, Ragged
 from twotower.data import memmap
@@ -107,6 +108,17 @@ def test_prepared_context_is_that_of_memory(features: Any, split: Any, tmp_path:
         assert (memory.parts[kept] == part).all()
         assert (disk.parts[disk.part_indices(part)] == part).all()
         assert len(disk.part_indices(part)) == len(kept)
+
+
+def test_prepared_context_goes_with_versions(tmp_path: Path) -> None:
+    features = (*CHANGING_SCHEMA.features, HourOfDay(name="hour"))
+    schema = CHANGING_SCHEMA.model_copy(
+        update={"features": tuple(f for f in features if f.history is None or f.side == "user")}
+    )
+    memory = build_dataset(check(*changing(), schema), schema, SplitConfig())
+    disk = prepare(tmp_path, changing(), schema, SplitConfig())
+    assert disk.has_versions
+    assert by_interaction(disk) == by_interaction(memory)
 
 
 def test_the_files_of_a_run_hold_the_context(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from twotower.diagnostics.features import encodings, gates, leaking_features, st
 from twotower.diagnostics.findings import Finding, describe_findings
 from twotower.diagnostics.pairs import false_negatives, split
 from twotower.diagnostics.vectors import baselines, collapse
-from twotower.errors import ConfigError
 from twotower.model.two_tower import evaluation_mode
 from twotower.runs import Run
 
@@ -23,6 +22,8 @@ __all__ = ["Finding", "describe_findings", "diagnose"]
 
 Diagnosis = Callable[[DiagnosisContext], Iterator[Finding]]
 UNCONDITIONAL: tuple[Diagnosis, ...] = (history, split, statistics, leaking_features, encodings, false_negatives)
+OF_TABLES: tuple[Diagnosis, ...] = (split, statistics, leaking_features, encodings)
+"""Diagnoses that ask for no vectors and no draws."""
 FINITE_ONLY: tuple[Diagnosis, ...] = (loss_floor, collapse, baselines, unused_features, gates)
 """Diagnoses that need finite vectors."""
 
@@ -32,16 +33,23 @@ def diagnose(run: Run, max_rows: int = MAX_SAMPLE_ROWS, max_pairs: int = MAX_SAM
 
     At most `max_rows` test users, and rows of each side, are sampled; what the training draws is drawn again for users with at
     most `max_pairs` interactions. A diagnosis that this run does not allow (no test
-    part, a single class) returns nothing. Raises ConfigError for a model that reads the context, which no diagnosis does.
+    part, a single class) returns nothing. Of a model that reads the context, in which a user has several vectors, only the
+    tables of users, items and interactions are diagnosed, which a finding says.
     """
-    if run.dataset.schema.side("context"):
-        raise ConfigError(
-            "the model reads the context (side = 'context'), which the diagnoses do not; train without these features to diagnose"
-        )
     context = DiagnosisContext(run, max_rows, max_pairs)
+    reads_context = bool(run.dataset.schema.side("context"))
     with evaluation_mode(run.model):
-        found = [finding for check in UNCONDITIONAL for finding in check(context)]
-        if context.finite:
+        checks = OF_TABLES if reads_context else UNCONDITIONAL
+        found = [finding for check in checks for finding in check(context)]
+        if reads_context:
+            found.append(
+                Finding(
+                    "warning", "context",
+                    "The model reads the context, in which a user has several vectors: only the tables are diagnosed, without the "
+                    "features of the context. Train once without these features to diagnose the rest.",
+                )
+            )  # fmt: skip
+        elif context.finite:
             found += [finding for check in FINITE_ONLY for finding in check(context)]
         else:
             found.append(
