@@ -73,5 +73,5 @@ def unknown_key(key: str, known: Collection[str], where: str) -> PydanticCustomE
 def first_problem(error: ValidationError) -> str:
     """Return the first problem in one line: the field and the message."""
     first = error.errors(include_url=False, include_input=False)[0]
-    where, message = ".".join(map(str, first["loc"])), first["msg"].splitlines()[0]
+    where, message = ".".join(map(str, first["loc"])), first["msg"].splitlines()[0].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message

@@ -135,12 +135,15 @@ def ordered() -> pl.DataFrame:
     return pl.DataFrame({"user_id": users, "item_id": rng.integers(25, size=n), "at": np.arange(n)})
 
 
-def lines(separator: str) -> Callable[[pl.DataFrame], bytes]:
-    """A writer of one user a line, with an empty line and a user without items."""
+def lines(separator: str, after_user: str = "", quote: str = "") -> Callable[[pl.DataFrame], bytes]:
+    """A writer of one user a line, with an empty line and a user without items; a user is followed by another character if one is
+    given."""
 
     def write(frame: pl.DataFrame) -> bytes:
-        users = frame.group_by("user_id", maintain_order=True).agg(pl.col("item_id").cast(pl.String))
-        rows = [separator.join([user, *items]) for user, items in users.iter_rows()]
+        users = frame.group_by("user_id", maintain_order=True).agg(quote + pl.col("item_id").cast(pl.String) + quote)
+        rows = [
+            f"{quote}{user}{quote}{after_user or separator}{separator.join(items)}" for user, items in users.iter_rows()
+        ]
         return "\n".join([*rows, "", f"nobody{separator}", ""]).encode()
 
     return write
@@ -152,6 +155,8 @@ FORMS_IN_ORDER: dict[str, tuple[str, Callable[[pl.DataFrame], bytes], TextFormat
        for name, (ending, write, form) in FORMS.items()},
     "spaces in a txt": ("txt", text(" "), TextFormat()),
     "one user a line": ("txt", lines(" "), TextFormat(layout="sequences")),
+    "one user a line, tab and spaces": ("txt", lines(" ", "\t"), TextFormat(layout="sequences")),
+    "one user a line, quotes": ("csv", lines(",", quote='"'), TextFormat(layout="sequences")),
     "one user a line, gzip": ("txt.gz", gzipped(lines(" ")), TextFormat(layout="sequences")),
     "one user a line, commas": ("csv", lines(","), TextFormat(layout="sequences")),
     "one user a line, colons": ("tsv", lines(":"), TextFormat(layout="sequences", separator=":")),
@@ -171,8 +176,15 @@ def ordered_files(folder: Path, form: str) -> DataConfig:
     return DataConfig(interactions=str(folder), format=options)
 
 
-@pytest.mark.parametrize("kind", ["last", "time"])
-@pytest.mark.parametrize("form", [*FORMS_IN_ORDER, "parquet"])
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [
+        (form, kind)
+        for form in (*FORMS_IN_ORDER, "parquet")
+        for kind in ("last", "time")
+        if kind == "last" or "user" not in form
+    ],
+)
 def test_a_log_in_order_is_the_dataset_of_the_frame_in_any_form_too(tmp_path: Path, form: str, kind: str) -> None:
     split = SplitConfig(kind=kind)
     data = ordered_files(tmp_path / "in", form)
@@ -242,6 +254,8 @@ def test_columns_are_of_the_interactions_alone_and_the_separator_is_of_all_table
         ("a.csv.gz", b"user_id,item_id\n1,\xff\n", TextFormat(), "line 2 is not UTF-8"),
         ("a.csv", "u1 5 6\nu2 5\n", TextFormat(layout="sequences"), "its first line holds ' ' 2 times; set data.format.separator = \" \""),
         ("a.txt", "u1,5,6\nu2,5\n", TextFormat(layout="sequences"), "holds ',' 2 times; set data.format.separator = \",\""),
+        ("a.txt", "u1,5 6 7\n", TextFormat(layout="sequences"), "' ' separates the values, and in the first line 'u1,5' holds ','; separate"),
+        ("a.tsv", "u1\t5 6 7\nu2\t5\n", TextFormat(layout="sequences"), "'\\t' separates the values, and in the first line '5 6 7' holds ' '"),
         ("a.txt", "u1\nu2\n", TextFormat(layout="sequences"), "the table has no rows, expected at least one"),
         ("a.txt", "", TextFormat(layout="sequences"), "the file is empty"),
         ("a.txt", b"u1 5 \xff\n", TextFormat(layout="sequences"), "line 1 is not UTF-8"),
@@ -274,11 +288,20 @@ def test_a_table_of_ids_alone_is_no_file_of_another_separator(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ('separator = "::"', "separator '::' is not one ASCII character; replace it in the files by a tab"),
+        ('separator = "::"', "data.format.separator: '::' is not one ASCII character other than a quote; replace it"),
         ('separator = "\\""', "is not one ASCII character"),
-        ('columns = ["a", "a"]', "['a', 'a'] has an empty or repeated name; give each column its own"),
+        (
+            'columns = ["a", "a"]',
+            "data.format.columns: ['a', 'a'] has an empty or repeated name; give each column its own",
+        ),
         ('layout = "sequences"\ncolumns = ["a"]', "columns goes with layout = 'rows', not 'sequences'; leave it out"),
         ('layout = "lines"', "data.format.layout: input should be 'rows' or 'sequences', got 'lines'"),
+        (
+            'layout = "sequences"\n[split]\nkind = "time"',
+            "split.kind = 'time' compares times of all users, and data.format.layout = 'sequences' gives the order of one user's "
+            "items; set split.kind = 'last', 'user_ratio' or 'random'",
+        ),
+        ('separator = ";"\n[data.dataset]\nkind = "ml-100k"', "data.dataset reads its own; leave it out"),
         ('separater = ";"', "unknown key 'data.format.separater'; did you mean 'separator'?"),
     ],
 )
@@ -288,6 +311,42 @@ def test_options_of_a_form_that_are_none_are_one_line(tmp_path: Path, options: s
         load_config(tmp_path / "mine.toml")
     assert words in str(e.value)
     assert "\n" not in str(e.value)
+
+
+def test_values_between_quotes_hold_the_separator_and_ids_hold_others(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('"u 1","i,1",5"\nu2,"say ""hi""",\n')
+    reading = Reading(frozenset(), lines=("user_id", "item_id"))
+    assert read_file(tmp_path / "a.csv", reading).rows() == [("u 1", "i,1"), ("u 1", '5"'), ("u2", 'say "hi"')]
+    (tmp_path / "b.csv").write_text("shop|1,item|1\nshop|2,item|2\n")
+    assert read_file(tmp_path / "b.csv", reading).rows() == [("shop|1", "item|1"), ("shop|2", "item|2")]
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["memory", "prepared"])
+@pytest.mark.parametrize(
+    "options",
+    [{"separator": ";"}, {"columns": list(NAMES)}, {"layout": "sequences"}],
+    ids=lambda options: next(iter(options)),
+)
+def test_a_form_of_parquet_is_one_line(tmp_path: Path, options: dict[str, str | list[str]], prepared: bool) -> None:
+    data = files_of(tmp_path / "in", "parquet").model_copy(update={"format": TextFormat.model_validate(options)})
+    words = (
+        rf"^data\.format\.{next(iter(options))} tells how text files are read, and the table is Parquet; leave it out$"
+    )
+    schema, out = Schema(), tmp_path / "out"
+    with pytest.raises(DataError, match=words):
+        prepare.write_prepared(data, schema, SplitConfig(), out, SMALL) if prepared else read(
+            DatasetConfig(data=data), schema
+        )
+    assert not out.exists()
+
+
+def test_a_form_goes_with_parquet_beside_text(tmp_path: Path) -> None:
+    data = files_of(tmp_path / "in", "parquet")
+    (tmp_path / "users.csv").write_text("user_id;age\n" + "".join(f"{u};3\n" for u in range(40)))
+    data = data.model_copy(update={"users": str(tmp_path / "users.csv"), "format": TextFormat(separator=";")})
+    tables, _ = read(DatasetConfig(data=data), Schema())
+    assert not isinstance(tables, Dataset)
+    assert "age" in tables.users.columns
 
 
 def test_files_of_text_and_of_parquet_are_not_one_log(tmp_path: Path) -> None:
@@ -324,6 +383,7 @@ TABLES: dict[str, tuple[str, Callable[[pl.DataFrame], bytes], list[str]]] = {
     "csv": ("csv", text(), []),
     "semicolons": ("csv", text(";"), ["--separator", ";"]),
     "tab, gzip": ("csv.gz", gzipped(text("\t")), ["--separator", "\t"]),
+    "tab as two characters": ("csv", text("\t"), ["--separator", r"\t"]),
     "txt": ("txt", text(" "), []),
     "no header": ("csv", text(header=False), ["--columns", "city, user_id"]),
     "no header, semicolons": ("tsv", text(";", header=False), ["--columns", "city,user_id", "--separator", ";"]),
@@ -388,7 +448,7 @@ def test_a_table_of_another_form_is_one_line_that_names_the_flag(
         assert run_command([*words, "--columns", "a,b,c", "--separator", ";"]) == 2
         assert "has 2 columns, and --columns names 3; name each once" in capsys.readouterr().err
         assert run_command([*words, "--separator", "::"]) == 2
-        assert "'::' is not one ASCII character" in capsys.readouterr().err
+        assert capsys.readouterr().err.startswith("error: --separator: '::' is not one ASCII character")
     assert not (tmp_path / "out").exists()
     for _ in range(2):  # the second call finds the answers of the first
         assert run_command([*answer, "--separator", ";"]) == 0
@@ -396,6 +456,28 @@ def test_a_table_of_another_form_is_one_line_that_names_the_flag(
     assert "of text read with another --separator or other --columns" in capsys.readouterr().err
     assert run_command(["recommend", "--store", str(published / "store"), "--user", "1", "--separator", ";"]) == 2
     assert "--separator is an option of --users" in capsys.readouterr().err
+
+
+def test_a_form_of_a_parquet_table_is_one_line(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ordered().write_parquet(tmp_path / "interactions.parquet")
+    for words in (*calls(published, published / "users.parquet", tmp_path / "out"), ["data", "stats", str(tmp_path)]):
+        for flag in ("--separator", "--columns"):
+            assert run_command([*words, flag, ";"]) == 2
+            assert f"{flag} tells how text files are read, and the table is Parquet" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_stats_read_lines_of_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "interactions.txt").write_bytes(lines(" ")(ordered()))
+    assert run_command(["data", "stats", str(tmp_path), "--layout", "sequences"]) == 0
+    said = capsys.readouterr().out
+    assert "interactions: 300 rows" in said
+    assert "user_id          String" in said
+    assert "item_id          Int64" in said
+    assert run_command(["data", "stats", str(tmp_path), "--layout", "sequences", "--columns", "a"]) == 2
+    assert "columns goes with layout = 'rows', not 'sequences'; leave it out" in capsys.readouterr().err
 
 
 def test_stats_read_any_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

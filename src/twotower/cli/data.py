@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from pydantic import ValidationError
@@ -50,21 +51,38 @@ def stats(
             help="Names of the columns of interactions without a header line, in order, separated by commas.",
         ),
     ] = "",
+    layout: Annotated[
+        Literal["rows", "sequences"],
+        typer.Option(
+            "--layout",
+            help="Content of a line of the interactions. rows: one interaction. sequences: a user and the user's items, without a "
+            "header line.",
+        ),
+    ] = "rows",
 ) -> None:
     """Describe three tables: sizes, columns, missing and distinct values, activity per user and item."""
     from twotower.data import summary
     from twotower.data.readers import Reading, read_file
-    from twotower.data.table_paths import TEXT_SUFFIXES
+    from twotower.data.table_paths import TEXT_SUFFIXES, is_text
     from twotower.data.text_format import TextFormat
+    from twotower.features.schema import Schema
 
-    found, endings = {}, (".parquet", *TEXT_SUFFIXES, *(f"{ending}.gz" for ending in TEXT_SUFFIXES))
+    form, schema = TextFormat.of_table(separator, split_names(columns), layout), Schema()
+    endings = (".parquet", *TEXT_SUFFIXES, *(f"{ending}.gz" for ending in TEXT_SUFFIXES))
+    paths = {}
     for name in ("users", "items", "interactions"):
         path = next((p for ending in endings if (p := folder / f"{name}{ending}").exists()), None)
         if path is None and name == "interactions":
             raise DataError(f"{folder}: holds no interactions.parquet, .csv, .tsv or .txt")
         if path:
-            form = TextFormat.of_table(separator, split_names(columns) if name == "interactions" else ())
-            found[name] = read_file(path, Reading(None).of_table(form))
+            paths[name] = path
+    form.check_used(any(map(is_text, paths.values())), is_text(paths["interactions"]), "`{}`")
+    found = {}
+    for name, path in paths.items():
+        reading = Reading(None).of_table(form if name == "interactions" else TextFormat(separator=separator))
+        if name == "interactions" and layout == "sequences":  # whose values have no types
+            reading = replace(reading, numbers=frozenset(), lines=(schema.user_id, schema.item_id))
+        found[name] = read_file(path, reading)
     for name, frame in found.items():
         print(f"{name}: {frame.height:,} rows")
         for column, kind, missing, distinct, example in summary.describe(frame):

@@ -106,6 +106,8 @@ class DataConfig(Section):
             raise ValueError(f"give either data.interactions or data.{next(iter(self.parts))}, not both")
         if self.parts and (absent := next((name for name in ("train", "test") if name not in self.parts), "")):
             raise ValueError(f"data.{next(iter(self.parts))} is given without data.{absent}; name its file too")
+        if self.dataset and self.format != TextFormat():
+            raise ValueError("data.format is of your own text files, and data.dataset reads its own; leave it out")
         if self.prepared and self.dataset:
             raise ValueError("give either data.dataset or data.prepared, not both")
         return self
@@ -126,6 +128,11 @@ class DatasetConfig(Section):
     def _check_parts(self) -> DatasetConfig:
         if self.data.parts and self.split.kind != "files":
             raise ValueError(f"data.train goes with split.kind = 'files', not '{self.split.kind}'; set that too")
+        if self.data.format.layout == "sequences" and self.split.kind == "time":
+            raise ValueError(
+                "split.kind = 'time' compares times of all users, and data.format.layout = 'sequences' gives the order of one "
+                "user's items; set split.kind = 'last', 'user_ratio' or 'random'"
+            )
         if self.split.kind == "files" and (self.data.interactions or self.data.dataset):
             raise ValueError("split.kind = 'files' reads data.train, data.validation and data.test; name these instead")
         return self

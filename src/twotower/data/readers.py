@@ -18,7 +18,7 @@ from twotower.data.parts import PART, PartFiles
 from twotower.data.split import PART_NAMES
 from twotower.data.table_paths import ending, is_text, part_paths, table_files
 from twotower.data.text_format import SEPARATORS, SPACE, TextFormat
-from twotower.data.user_lines import read_first_line, scan_user_lines, with_places
+from twotower.data.user_lines import read_first_values, scan_user_lines, with_places
 from twotower.errors import DataError, first_line
 from twotower.features.schema import Schema
 from twotower.features.side import FeatureSide, SideName
@@ -101,6 +101,16 @@ def _columns_by_type(schema: Schema, side: FeatureSide) -> dict[str, set[str]]:
     """Return the columns of numbers and of text that features of a side, or of the context, read."""
     features = [f for f in schema.columns(side) if not f.reads_time]
     return {t: {f.source for f in features if f.column_type == t} for t in ("numbers", "text")}
+
+
+def has_text(*tables: TableLike | None) -> bool:
+    """Return True if one of some tables is a text file. Raises DataError for a file that is missing."""
+    for table in tables:
+        named = part_paths(table)["train"] if isinstance(table, PartFiles) else []
+        paths = table_files(table) if isinstance(table, str | Path) else named
+        if paths and is_text(paths[0]):
+            return True
+    return False
 
 
 def as_frame(table: TableLike, what: str, reading: Reading | None = None) -> pl.DataFrame:
@@ -264,7 +274,9 @@ def column_names(path: Path, reading: Reading) -> list[str]:
     columns than `reading` names, or if it looks separated by another character."""
     separator = _separator(path, reading)
     if reading.lines:
-        _check_separator(path, read_first_line(path).split(separator), separator, reading)
+        values = read_first_values(path, separator)
+        _check_separator(path, values, separator, reading)
+        _check_values(path, values, separator)
         return [*reading.lines]
     read = partial(pl.read_csv, path, separator=separator, infer_schema=False, glob=False)
     header = read(n_rows=1, has_header=False, truncate_ragged_lines=True).row(0)
@@ -284,9 +296,9 @@ def column_names(path: Path, reading: Reading) -> list[str]:
 
 def _check_separator(path: Path, header: Sequence[str | None], separator: str, reading: Reading) -> None:
     """Raise DataError if a file's first line is one value that holds another separator."""
-    first = header[0] or ""
-    known = (*SEPARATORS, *([SPACE] if reading.lines else []))
-    found = {other: first.count(other) for other in known if other != separator and first.count(other)}
+    first = (header[0] if header else "") or ""
+    known = _others(separator) if reading.lines else [other for other in SEPARATORS if other != separator]
+    found = {other: first.count(other) for other in known if first.count(other)}
     if len(header) > 1 or not found:
         return
     other = max(found, key=lambda s: found[s])
@@ -296,6 +308,25 @@ def _check_separator(path: Path, header: Sequence[str | None], separator: str, r
         else "replace it in the file by a tab"
     )
     raise DataError(f"{path}: found one column, and its first line holds {other!r} {found[other]} times; {what}")
+
+
+def _check_values(path: Path, values: Sequence[str], separator: str) -> None:
+    """Raise DataError if another character separates the user of a file's first line from the items, or its items: the user
+    alone holds it, or the only item does."""
+    for place in (0, 1) if len(values) == 2 else (0,) if values[1:] else ():
+        value, rest = values[place], [*values[:place], *values[place + 1 :]]
+        for other in () if value.startswith('"') else _others(separator):
+            if other in value and not any(other in v for v in rest):
+                raise DataError(
+                    f"{path}: {separator!r} separates the values, and in the first line '{value[:40]}' holds {other!r}; separate all "
+                    "values by one character, or put this one between double quotes"
+                )
+
+
+def _others(separator: str) -> list[str]:
+    """Return the characters that may separate the values of files with one user a line in place of `separator`."""
+    own = (separator, "\t") if separator == SPACE else (separator,)
+    return [s for s in (*SEPARATORS, SPACE) if s not in own]
 
 
 def _separator(path: Path, reading: Reading) -> str:

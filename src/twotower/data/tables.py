@@ -18,8 +18,7 @@ from twotower import files
 from twotower.arrays.types import Doubles, Ints
 from twotower.data.events import event_factors, event_positives, ignored_notes, without_ignored
 from twotower.data.parts import PART, PartFiles
-from twotower.data.readers import Reading, TableLike, as_frame
-from twotower.data.table_paths import is_text, part_paths, table_files
+from twotower.data.readers import Reading, TableLike, as_frame, has_text
 from twotower.data.text_format import TextFormat
 from twotower.data.times import TIME, Times
 from twotower.data.unknown_ids import counted_ids, with_unknown_ids
@@ -61,6 +60,8 @@ def check(
     If `users` or `items` is None, that side consists of the distinct ids of the interactions.
     """
     notes: list[str] = []
+    if form is not None:
+        form.check_used(has_text(users, items, interactions), has_text(interactions))
     reserved = [POSITIVE, WEIGHT, TIME, _ROW_COLUMN, *([] if isinstance(interactions, PartFiles) else [PART])]
     actions = as_frame(interactions, "interactions", Reading.of(schema, form=form)).drop(reserved, strict=False)
     need(actions, [schema.user_id, schema.item_id], "interactions")
@@ -83,7 +84,7 @@ def check(
             continue
         frame = as_frame(table, f"{side}s", Reading.of(schema, side, form))
         frame = frame.drop(TIME, strict=False) if schema.valid_from else frame
-        ids, from_text = counted_ids(actions, key), _is_csv(table, interactions)
+        ids, from_text = counted_ids(actions, key), has_text(table, interactions)
         sides[side], of_side = _checked_side(frame, side, schema, notes, ids, from_text)
         if of_side is not None:
             versions[side] = of_side
@@ -100,16 +101,6 @@ def check(
     actions = weighted(labelled(actions, schema), schema)
     actions = _deduplicate(actions, schema, notes)
     return Tables(sides["user"], sides["item"], actions, notes, versions)
-
-
-def _is_csv(*tables: TableLike | None) -> bool:
-    for t in tables:
-        paths = (
-            table_files(t) if isinstance(t, str | Path) else part_paths(t)["train"] if isinstance(t, PartFiles) else []
-        )
-        if paths and is_text(paths[0]):
-            return True
-    return False
 
 
 def need(frame: pl.DataFrame, columns: list[str], what: str) -> None:

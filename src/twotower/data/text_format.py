@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, DataError
 from twotower.section import Section, first_problem
 
+Layout: TypeAlias = Literal["rows", "sequences"]
 SEPARATORS = (",", ";", "\t", "|", "::")
 SPACE = " "
 """Separators that the message about a file of another separator names."""
@@ -20,8 +21,8 @@ class TextFormat(Section):
 
     separator: str = Field(
         "",
-        description="Character between the values, in the files of all tables. Empty: a comma in .csv files, a tab in "
-        ".tsv, a space in .txt.",
+        description="Character between the values, in the files of all tables; the two characters \\t are a tab. Empty: a comma in "
+        ".csv files, a tab in .tsv, a space in .txt.",
     )
     columns: tuple[str, ...] = Field(
         (),
@@ -29,24 +30,29 @@ class TextFormat(Section):
         "line names them.",
     )
 
-    layout: Literal["rows", "sequences"] = Field(
+    layout: Layout = Field(
         "rows",
         description="Content of a line of the interactions. rows: one interaction. sequences: a user and the user's items, oldest "
-        "first, without a header line; schema.time, if set, names the column of their order (schema.time_unit = 'order').",
+        "first, without a header line; schema.time, if set, names the column of their order (schema.time_unit = 'order'), which no "
+        "split of kind 'time' can read.",
     )
 
     @field_validator("separator")
     @classmethod
     def _one_character(cls, value: str) -> str:
+        if value == "\\t":
+            return "\t"
         if value and (len(value.encode()) != 1 or value in '"\r\n'):
-            raise ValueError(f"separator {value!r} is not one ASCII character; replace it in the files by a tab")
+            raise ValueError(
+                f"{value!r} is not one ASCII character other than a quote; replace it in the files by a tab"
+            )
         return value
 
     @field_validator("columns")
     @classmethod
     def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if "" in value or len({*value}) < len(value):
-            raise ValueError(f"columns: {[*value]} has an empty or repeated name; give each column its own")
+            raise ValueError(f"{[*value]} has an empty or repeated name; give each column its own")
         return value
 
     @model_validator(mode="after")
@@ -56,12 +62,23 @@ class TextFormat(Section):
         return self
 
     @classmethod
-    def of_table(cls, separator: str, columns: Sequence[str]) -> TextFormat:
-        """Return the form of the files of one table. Raises ConfigError."""
+    def of_table(cls, separator: str, columns: Sequence[str], layout: Layout = "rows") -> TextFormat:
+        """Return the form of the files of one table, whose options are arguments of a call. Raises ConfigError."""
         try:
-            return cls(separator=separator, columns=tuple(columns))
+            return cls(separator=separator, columns=tuple(columns), layout=layout)
         except ValidationError as e:
-            raise ConfigError(first_problem(e)) from None
+            where, message = e.errors()[0]["loc"], first_problem(e)
+            raise ConfigError(message.replace(f"{where[0]}:", f"`{where[0]}`:", 1) if where else message) from None
+
+    def check_used(self, has_text: bool, is_text: bool, option: str = "data.format.{}") -> None:
+        """Raise DataError if an option has no effect: `has_text` tells whether a table is text, `is_text` whether the interactions,
+        or the only table, are. `option` is the name of an option in the message."""
+        texts = {"separator": has_text, "columns": is_text, "layout": is_text}
+        unused = [name for name, found in texts.items() if not found and getattr(self, name) not in ("", (), "rows")]
+        if unused:
+            raise DataError(
+                f"{option.format(unused[0])} tells how text files are read, and the table is Parquet; leave it out"
+            )
 
     @property
     def given(self) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import polars as pl
@@ -12,26 +13,44 @@ _NO_SEPARATOR = "\x1f"
 
 def scan_user_lines(path: Path, user: str, item: str, separator: str) -> pl.LazyFrame:
     """Return the interactions of a file, in its order, as text in the columns `user` and `item`. A line of a user alone has
-    none; a separator at the end of a line, and repeated ones, count as one."""
-    lines = pl.scan_csv(
-        path, separator=_NO_SEPARATOR, has_header=False, new_columns=["line"], quote_char=None, infer_schema=False, glob=False
-    )  # fmt: skip
-    values = pl.col("line").str.strip_chars(f"{separator}\r").str.split(separator)
+    none; a separator at the end of a line, and repeated ones, count as one. With a space as separator a tab is one too.
+    Double quotes around a value are not part of it, and a separator between them is."""
+    values = pl.col("line").str.extract_all(_value(separator))
     return (
-        lines.select(values.alias("values"))
+        _scan_lines(path)
+        .select(values.alias("values"))
         .select(pl.col("values").list.first().alias(user), pl.col("values").list.slice(1).alias(item))
         .explode(item)
+        .with_columns(_unquoted(user), _unquoted(item))
         .filter(pl.col(item) != "")
     )
 
 
-def read_first_line(path: Path) -> str:
-    """Return the first line of a file that is not empty; "" without one."""
+def read_first_values(path: Path, separator: str) -> list[str]:
+    """Return the values of the first line of a file that is not empty, with their quotes; none without a line."""
+    found = _scan_lines(path).select(pl.col("line").str.extract_all(_value(separator))).head(1).collect().to_series()
+    return [str(value) for value in found[0]] if len(found) else []
+
+
+def _scan_lines(path: Path) -> pl.LazyFrame:
+    """Return the lines of a file that are not empty, in the column "line"."""
     lines = pl.scan_csv(
-        path, separator=_NO_SEPARATOR, has_header=False, quote_char=None, infer_schema=False, glob=False
-    )
-    found = lines.head(1).collect().to_series()
-    return str(found[0] or "") if len(found) else ""
+        path, separator=_NO_SEPARATOR, has_header=False, new_columns=["line"], quote_char=None, infer_schema=False, glob=False
+    )  # fmt: skip
+    return lines.select(pl.col("line").str.strip_chars("\r")).filter(pl.col("line") != "")
+
+
+def _value(separator: str) -> str:
+    """Return the pattern of a value of a line, with its quotes."""
+    ends = re.escape(separator) + ("\t" if separator == " " else "")
+    return f'"(?:[^"]|"")*"|[^{ends}]+'
+
+
+def _unquoted(column: str) -> pl.Expr:
+    """Return a column of text without double quotes around its values; two of them within are one."""
+    text = pl.col(column)
+    inner = text.str.slice(1, text.str.len_chars().cast(pl.Int64) - 2).str.replace_all('""', '"', literal=True)
+    return pl.when(text.str.contains('^".*"$')).then(inner).otherwise(text).alias(column)
 
 
 def with_places(table: pl.LazyFrame, column: str, first: int = 0) -> pl.LazyFrame:

@@ -95,6 +95,8 @@ def embed(
         raise ConfigError(f"shards of {shard_rows} rows: expected at least 1")
     check_apart(source, out / IDS_FILE, f"{side}s")
     form = TextFormat.of_table(separator, columns)
+    has_text = any(map(is_text, table_files(source)))
+    form.check_used(has_text, has_text, "`{}`")
     rows = _RowEncoder(run, side, form)
     sources = _files(source, rows)
     shards = cut_into_shards(sources, shard_rows)

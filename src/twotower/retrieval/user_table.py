@@ -40,8 +40,10 @@ class UserTable:
         """Compare the columns of all files, count their rows, and look for ids of a CSV that the bundle could not have; these get
         an answer with `answers_unknown`. Text files are in a form. Raises DataError."""
         users = retriever.dataset.users
-        self._reading = Reading.of(retriever.schema, "user").of_table(form or TextFormat())
-        paths = table_files(source)
+        paths, form = table_files(source), form or TextFormat()
+        has_text = any(map(is_text, paths))
+        form.check_used(has_text, has_text, "`{}`")
+        self._reading = Reading.of(retriever.schema, "user").of_table(form)
         states = [TableFile(path, name, None).state() for path, name in zip(paths, names_within(paths), strict=True)]
         schemas = [_schema(path, self._reading) for path in paths]
         self.columns = read_columns(retriever, schemas[0].names(), method)
