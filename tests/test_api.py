@@ -15,9 +15,13 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everyth
 import twotower
 from twotower import api
 from twotower.config.experiment import Config
+from twotower.data import prepare
 from twotower.data.config import DataConfig
 from twotower.errors import ConfigError, DataError
+from twotower.features.events import EventRule
 from twotower.features.numeric import Numeric
+from twotower.retrieval.explanation import stored_history
+from twotower.runs import Run
 
 
 def arrow(frame: pl.DataFrame) -> pa.Table:
@@ -84,6 +88,52 @@ def test_recent_lists_liked_training_items_latest_first() -> None:
     assert data.times is not None
     order = np.argsort(-data.times[mine])
     assert titles == [f"Item {data.items.ids[int(i)][1:]}" for i in data.pairs.item[mine][order]]
+
+
+@pytest.fixture(scope="module")
+def with_inputs(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame], Run]:
+    """Tables whose events are bought, skipped or inputs, and a run of them."""
+    users, items, log = checkerboard(20, 16)
+    mean = Numeric(name="share", side="item", statistic="mean")
+    rules = {"buy": EventRule(), "skip": EventRule(target="negative"), "view": EventRule(target="input")}
+    events = {"label": "", "event": "type", "events": rules, "features": (*CHECKERBOARD_SCHEMA.features, mean)}
+    tables = users, items, log.with_columns(type=np.random.default_rng(2).choice(list(rules), len(log)))
+    schema, folder = CHECKERBOARD_SCHEMA.model_copy(update=events), tmp_path_factory.mktemp("inputs")
+    return tables, twotower.fit(tables, schema, settings(train={"epochs": 1}), folder=folder / "run")
+
+
+def test_inputs_are_no_likes(with_inputs: tuple[tuple[pl.DataFrame, ...], Run], tmp_path: Path) -> None:
+    (_, _, log), run = with_inputs
+    types = {str(i): t for u, i, t in log.select("user_id", "item_id", "type").iter_rows() if u == 3}
+    titles = api.recent_titles(run, 3, 99)
+    assert titles
+    assert {types[title] for title in titles} == {"buy"}
+    api.publish(run, tmp_path / "store", force=True)
+    history = stored_history(api.retriever(tmp_path / "store"), "3", 99)
+    assert {e.liked for e in history} == {True, False, None}
+    assert all(e.liked is {"buy": True, "skip": False, "view": None}[types[e.id]] for e in history)
+
+
+def test_a_mean_of_the_label_leaves_inputs_out(
+    with_inputs: tuple[tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame], Run], tmp_path: Path
+) -> None:
+    tables, run = with_inputs
+    train, column = run.dataset.train, run.dataset.schema.statistics()[0].source
+    assert train.weight is not None
+    found = run.dataset.items.frame[column].to_list()
+    for row, share in enumerate(found):
+        mine = (train.item == row) & (train.weight > 0)
+        assert 0 < np.count_nonzero(mine) < np.count_nonzero(train.item == row)
+        assert share == pytest.approx(train.positive[mine].mean())
+    paths = {name: tmp_path / f"{name}.parquet" for name in ("users", "items", "interactions")}
+    for path, table in zip(paths.values(), tables, strict=True):
+        table.write_parquet(path)
+    given = DataConfig.model_validate({name: str(path) for name, path in paths.items()})
+    disk = prepare.write_prepared(given, run.dataset.schema, run.config.split, tmp_path / "out")
+    assert disk.items.ids.to_list() == run.dataset.items.ids.to_list()
+    assert disk.items.frame[column].to_list() == pytest.approx(found)
 
 
 def test_reading_says_what_is_missing() -> None:

@@ -212,10 +212,10 @@ def evaluate(trained: Run) -> Metrics:
 
 
 def recent_titles(trained: Run, user_id: str | int, n: int = 5) -> list[str]:
-    """Return titles of the last `n` items that the user liked in training, latest first."""
+    """Return titles of the last `n` targets of the user in training, which the user liked, latest first."""
     dataset = trained.dataset
     keep = np.flatnonzero(
-        (dataset.parts == TRAIN) & dataset.pairs.positive & (dataset.pairs.user == _user_row(dataset, user_id))
+        (dataset.parts == TRAIN) & dataset.pairs.target & (dataset.pairs.user == _user_row(dataset, user_id))
     )
     if dataset.times is not None:
         keep = keep[np.argsort(dataset.times[keep], kind="stable")]

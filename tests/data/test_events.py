@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def test_ignored_events_are_left_out_and_inputs_are_no_targets() -> None:
         **{"buy": {"weight": 2}, "skip": {"target": "negative", "weight": 0.5}, "play": "input", "*": "ignored"}
     )
     assert meaning(LOG, schema) == [("buy", True, 2), ("skip", False, 0.5), ("play", True, 0)]
-    assert check(None, None, LOG, schema).notes == ["interactions: 3 of 6 rows are ignored events (others); left out"]
+    assert check(None, None, LOG, schema).notes == [
+        "interactions: 3 of 6 rows are ignored events (others: 'cart' 1, 'ping' 1, 'view' 1); left out"
+    ]
     plain = events(cart=1, skip="negative", **{"*": "ignored"})
     assert not plain.weighted
     assert meaning(LOG, plain) == [("cart", True), ("skip", False)]
@@ -89,6 +92,38 @@ def test_of_two_events_of_a_pair_the_last_is_kept_and_the_other_way_is_told() ->
     assert note.endswith("the last of each was kept, whatever its event; schema.duplicates = 'keep' keeps all")
     kept = schema.model_copy(update={"duplicates": "keep"})
     assert [row[0] for row in meaning(log, kept)] == ["view", "cart", "buy", "view"]
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        (
+            {"view": 1, "buy": 1, "pign": 3, "zebra": "input", "*": "ignored"},
+            [
+                "4 of 6 rows are ignored events (others: 'cart' 1, 'ping' 1, 'play' 1, 'skip' 1); left out",
+                "no row is of the event 'pign' of schema.events; did you mean 'ping'?",
+                "no row is of the event 'zebra' of schema.events",
+            ],
+        ),
+        ({"view": 1, "*": 0.5}, ["5 of 6 rows are of other events (others: 'buy' 1, 'cart' 1, 'ping' 1, 'play' 1, 'skip' 1)"]),
+        ({"*": 0.5}, ["6 of 6 rows are of other events (others: 'buy' 1, 'cart' 1, 'ping' 1, 'play' 1, 'skip' 1, and 1 more)"]),
+        ({"view": 1, "cart": 1, "buy": 3, "skip": 1, "ping": 1, "play": 1, "bye": 2}, []),
+        ({"view": 1, "cart": 1, "buy": 3, "skip": 1, "ping": 1, "play": 1, "*": "ignored"}, []),
+    ],
+)  # fmt: skip
+def test_types_of_the_rule_of_others_and_rules_without_rows_are_named(
+    tmp_path: Path, rules: dict[str, Any], expected: list[str], prepared: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    schema = events(**rules)
+    if prepared:
+        data = shards(tmp_path / "in", schema, None, None, LOG, n=2)
+        with caplog.at_level(logging.INFO, "twotower"):
+            prepare.write_buckets(data, schema, tmp_path / "out", SMALL)
+        notes = [m for m in caplog.messages if "other" in m or "no row" in m]
+    else:
+        notes = check(None, None, LOG, schema).notes
+    assert notes == [f"interactions: {words}" for words in expected]
 
 
 def test_ids_of_ignored_events_alone_are_no_users() -> None:
@@ -129,7 +164,10 @@ def test_types_may_be_numbers_text_or_categories(tmp_path: Path, column: pl.Seri
             r"event 'type' holds 'buy', which schema.events does not name; did you mean 'bay'",
         ),
         ({"events": {"view": 1}}, r"holds 'buy', .* \(named: view\); name it, or give all others a meaning by \"\*\""),
-        ({"events": {"*": "ignored", "bye": 1}}, r"all 6 rows are ignored events \(others\)"),
+        (
+            {"events": {"*": "ignored", "bye": 1}},
+            r"all 6 rows are ignored events \(others: 'buy' 1, 'cart' 1, .*, and 1 more\)",
+        ),
         ({"event": "tipe", "events": {"*": 1}}, "no column 'tipe'; did you mean 'type'"),
         ({"event": "price", "events": {"*": 1}}, "event 'price' holds Float64, expected text or whole numbers"),
         ({"event": "gaps", "events": {"*": 1}}, "event 'gaps' has 1 missing values; fill them or drop the rows"),
@@ -157,6 +195,8 @@ def test_fault_G31_bad_events_are_one_line_and_leave_nothing(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        ({"events": {"view": 1e7}}, "schema.events.view.weight: input should be less than or equal to 1000000"),
+        ({"events": {"view": 1e-9}}, "schema.events.view: weight is 1e-09, expected 0, or at least 1e-06"),
         ({"events": {"view": -1}}, "schema.events.view.weight: input should be greater than or equal to 0, got -1"),
         (
             {"events": {"view": "positiv"}},

@@ -89,6 +89,15 @@ def test_weights_of_a_csv_are_numbers(tmp_path: Path) -> None:
     assert found.interactions["__weight"].to_list() == [0.25, 3, 10]
 
 
+def test_the_bounds_of_weights_are_weights_in_either_precision() -> None:
+    features = [{"kind": "categorical", "name": f"{s}_id", "side": s} for s in ("user", "item")]
+    schema = Schema.model_validate({"weight": "w", "features": features})
+    for dtype in (pl.Float32, pl.Float64):
+        log = pl.DataFrame({"user_id": [1, 2, 3], "item_id": [7, 8, 9], "w": pl.Series([1e-6, 0, 1e6], dtype=dtype)})
+        found = check(None, None, log, schema).interactions["__weight"]
+        assert found.to_list() == [np.float32(1e-6), 0, np.float32(1e6)]
+
+
 def test_weight_0_is_a_history_and_no_target_and_popularity_goes_by_weight() -> None:
     users, items = pl.DataFrame({"u": [1, 2, 3]}), pl.DataFrame({"i": [7, 8, 9]})
     schema = Schema.model_validate(
@@ -115,13 +124,15 @@ def test_weight_0_is_a_history_and_no_target_and_popularity_goes_by_weight() -> 
 @pytest.mark.parametrize(
     ("weights", "expected"),
     [
-        ([1.0, -0.5, 1.0], r"weight 'w' has 1 values that are no finite numbers of at least 0 \(the first: -0.5\)"),
+        ([1.0, -0.5, 1.0], r"weight 'w' has 1 values that are neither 0 nor from 1e-06 to 1e\+06 \(the first: -0.5\)"),
         (
             [1.0, float("nan"), float("inf")],
-            r"has [12] values that are no finite numbers of at least 0 \(the first: nan\)",
+            r"has [12] values that are neither 0 nor from .* \(the first: nan\)",
         ),
         ([1.0, None, 1.0], r"has 1 values .* \(the first: missing\); change them or drop the rows"),
         ([1e300, 1.0, 1.0], r"has 1 values .* \(the first: 1e\+300\)"),
+        ([1.0, 2e6, 1.0], r"has 1 values .* \(the first: 2000000.0\)"),
+        ([1.0, 1e-7, 0.0], r"has 1 values .* \(the first: 1e-07\)"),
         (["a", "b", "c"], "weight 'w' holds String, expected numbers; cast it"),
         ([0.0, 0.0, 0.0], "no positive interaction of a weight above 0 in the train part"),
     ],

@@ -15,13 +15,12 @@ from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import Bools, Codes, Ints, Numbers, WholeNumbers
 from twotower.data.context import check_defaults, context_frame
 from twotower.data.dataset_digest import digest_of
+from twotower.data.labels import POSITIVE, WEIGHT, averaged_values
 from twotower.data.pairs import GroupedPairs, Pairs, counts, weight_sums
 from twotower.data.parts import check_gap, dropped_line, given_parts
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.splits import DROPPED, TEST, TRAIN, VALIDATION, Parts, split_interactions
 from twotower.data.tables import (
-    POSITIVE,
-    WEIGHT,
     Tables,
     averaged_columns,
     nothing_to_learn,
@@ -330,7 +329,7 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
     train = parts == TRAIN
     frames: dict[SideName, pl.DataFrame] = {}
     counts: dict[SideName, Ints] = {}
-    averaged = {a: actions[a].cast(pl.Float64).to_numpy()[train] for a in averaged_columns(schema)}
+    averaged = {a: averaged_values(actions, a, schema).to_numpy()[train] for a in averaged_columns(schema)}
     for name, rows, frame in (("user", user, tables.users), ("item", item, tables.items)):
         counts[name] = np.bincount(rows[train], minlength=frame.height)  # type: ignore[index]
         sums = {a: sums_by_row(values, rows[train], frame.height) for a, values in averaged.items()}

@@ -5,11 +5,17 @@ Tables in memory and prepared data call the same functions, the latter for one p
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 import polars as pl
 
 from twotower.errors import DataError, did_you_mean
 from twotower.features.events import OTHER_EVENTS, EventRule
 from twotower.features.schema import Schema
+
+LISTED_TYPES = 5
+"""Types of events that a message lists."""
 
 
 def without_ignored(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
@@ -21,17 +27,39 @@ def without_ignored(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     return actions.filter(~_names(actions[schema.event]).is_in(ignored)) if ignored else actions
 
 
-def ignored_notes(n: int, rows: int, schema: Schema) -> list[str]:
-    """Return the message about `n` of `rows` interactions that are left out, none for 0. Raises DataError if it is all."""
-    if not n:
-        return []
+def event_counts(actions: pl.DataFrame, schema: Schema) -> Counter[str]:
+    """Return the number of interactions of each type of events, none without a column of types. All are known to
+    `without_ignored`."""
+    if not schema.event:
+        return Counter()
+    return Counter(dict(_names(actions[schema.event]).rename("type").value_counts(name="rows").iter_rows()))
+
+
+def event_notes(counts: Mapping[str, int], schema: Schema) -> list[str]:
+    """Return messages about the numbers of interactions of each type: those that are left out, those that the rule of all others
+    is for, and beside it the rules that no row has. Raises DataError if all are left out."""
+    others = {name: n for name, n in counts.items() if name not in schema.events}
+    first = sorted(others.items(), key=lambda entry: (-entry[1], entry[0]))[:LISTED_TYPES]
+    listed = ", ".join(f"'{name}' {n:,}" for name, n in first)
+    listed += f", and {len(others) - LISTED_TYPES:,} more" if len(others) > LISTED_TYPES else ""
     ignored = [name for name, rule in schema.events.items() if rule.target == "ignored"]
-    names = ", ".join("others" if name == OTHER_EVENTS else f"'{name}'" for name in ignored)
-    if n == rows:
+    names = ", ".join(f"others: {listed}" if name == OTHER_EVENTS else f"'{name}'" for name in ignored)
+    rows, n_others, notes = sum(counts.values()), sum(others.values()), list[str]()
+    n = sum(counts.get(name, 0) for name in ignored) + (n_others if OTHER_EVENTS in ignored else 0)
+    if n and n == rows:
         raise DataError(
             f"interactions: all {rows:,} rows are ignored events ({names}); give a type of the log a meaning"
         )
-    return [f"interactions: {n:,} of {rows:,} rows are ignored events ({names}); left out"]
+    if n:
+        notes.append(f"interactions: {n:,} of {rows:,} rows are ignored events ({names}); left out")
+    if OTHER_EVENTS not in schema.events or not counts:
+        return notes
+    if others and OTHER_EVENTS not in ignored:
+        notes.append(f"interactions: {n_others:,} of {rows:,} rows are of other events (others: {listed})")
+    unused = [name for name in schema.events if name not in counts and name != OTHER_EVENTS]
+    return notes + [
+        f"interactions: no row is of the event '{name}' of schema.events{did_you_mean(name, others)}" for name in unused
+    ]
 
 
 def event_positives(events: pl.Series, schema: Schema) -> pl.Series:

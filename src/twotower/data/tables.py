@@ -16,7 +16,8 @@ import polars as pl
 
 from twotower import files
 from twotower.arrays.types import Doubles, Ints
-from twotower.data.events import event_factors, event_positives, ignored_notes, without_ignored
+from twotower.data.events import event_counts, event_notes, without_ignored
+from twotower.data.labels import POSITIVE, WEIGHT, labelled, weighted
 from twotower.data.parts import PART, PartFiles
 from twotower.data.readers import Reading, TableLike, as_frame, has_text
 from twotower.data.text_format import TextFormat
@@ -29,10 +30,6 @@ from twotower.features.schema import Schema
 from twotower.features.side import SIDES, FeatureSide, SideName
 from twotower.features.values import canonical_ids, missing_count
 
-POSITIVE = "__positive"
-"""The column of labels that checking adds to the interactions, beside TIME. Names that begin with '__' are reserved."""
-WEIGHT = "__weight"
-"""The column of weights (float32) that checking adds, if the schema names weights."""
 _ROW_COLUMN = "__row"  # temporary
 
 
@@ -67,8 +64,8 @@ def check(
     need(actions, [schema.user_id, schema.item_id], "interactions")
     need(actions, [c for c in (schema.label, schema.weight, schema.event, schema.time) if c], "interactions")
     _not_empty(actions, "interactions")
-    rows, actions = actions.height, without_ignored(actions, schema)
-    notes += ignored_notes(rows - actions.height, rows, schema)
+    read, actions = actions, without_ignored(actions, schema)
+    notes += event_notes(event_counts(read, schema), schema)
     _features(actions, "context", "interactions", schema, notes)
     actions = with_ids(with_ids(actions, schema.user_id, "interactions"), schema.item_id, "interactions")
     actions = timed(actions, schema)
@@ -258,53 +255,6 @@ def no_known_rows() -> DataError:
         "interactions: no row has both an id of users and an id of items; give the tables of these interactions, or set "
         "schema.unknown_users and schema.unknown_items = 'add'"
     )
-
-
-def labelled(actions: pl.DataFrame, schema: Schema, some: bool = True) -> pl.DataFrame:
-    """Add the boolean column POSITIVE, from the label or the events. Raises DataError for an unusable label, and if `some` and
-    no row is positive."""
-    if schema.event:
-        return actions.with_columns(event_positives(actions[schema.event], schema).alias(POSITIVE))
-    if not schema.label:
-        return actions.with_columns(pl.lit(True).alias(POSITIVE))
-    series = actions[schema.label]
-    if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
-        raise DataError(
-            f"interactions: label '{schema.label}' holds {series.dtype}, expected numbers or booleans; cast it"
-        )
-    if n := missing_count(series):
-        raise DataError(f"interactions: label '{schema.label}' has {n} missing values; fill them or drop the rows")
-    positive = series.cast(pl.Float64) > schema.positive_above
-    if some and not positive.any():
-        raise DataError(
-            f"interactions: no row has '{schema.label}' above {schema.positive_above:g} "
-            f"(the largest is {series.cast(pl.Float64).to_numpy().max():g}); set schema.positive_above"
-        )
-    return actions.with_columns(positive.alias(POSITIVE))
-
-
-def weighted(actions: pl.DataFrame, schema: Schema, what: str = "interactions") -> pl.DataFrame:
-    """Add the column WEIGHT, if the interactions have weights: the column of the schema, times those of the events. Raises
-    DataError for weights that are no finite numbers of at least 0."""
-    if not schema.weighted:
-        return actions
-    factors = event_factors(actions[schema.event], schema) if schema.event else None
-    if not schema.weight:
-        assert factors is not None
-        return actions.with_columns(factors.cast(pl.Float32).alias(WEIGHT))
-    series = actions[schema.weight]
-    if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
-        raise DataError(f"{what}: weight '{schema.weight}' holds {series.dtype}, expected numbers; cast it")
-    given = series.cast(pl.Float64)
-    weights = (given if factors is None else given * factors).cast(pl.Float32)
-    usable = (weights.is_finite() & given.is_finite() & (given >= 0)).fill_null(False)
-    if n := actions.height - int(usable.sum()):
-        first = series.filter(~usable)[0]
-        raise DataError(
-            f"{what}: weight '{schema.weight}' has {n} values that are no finite numbers of at least 0 (the first: "
-            f"{'missing' if first is None else first}); change them or drop the rows"
-        )
-    return actions.with_columns(weights.alias(WEIGHT))
 
 
 def timed(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from twotower.section import Section
 
+WEIGHT_RANGE = 1e-6, 1e6
+"""Smallest and largest weight above 0, of a column and of a rule."""
 OTHER_EVENTS = "*"
 """Key of the rule of all types that have none of their own."""
 
@@ -21,7 +23,12 @@ class EventRule(Section):
         description="positive, negative: a row that training learns from. input: a row in histories that is no target. "
         "ignored: a row that is left out.",
     )
-    weight: float = Field(1.0, ge=0, description="Weight of a row, at least 0. It multiplies that of schema.weight.")
+    weight: float = Field(
+        1.0,
+        ge=0,
+        le=WEIGHT_RANGE[1],
+        description="Weight of a row: 0, or from 1e-6 to 1e6. It multiplies that of schema.weight.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -36,6 +43,10 @@ class EventRule(Section):
 
     @model_validator(mode="after")
     def _weigh_targets(self) -> EventRule:
+        if 0 < self.weight < WEIGHT_RANGE[0]:
+            raise ValueError(
+                f"weight is {self.weight:g}, expected 0, or at least {WEIGHT_RANGE[0]:g}; scale all weights"
+            )
         if self.target in ("input", "ignored") and self.weight != 1:
             raise ValueError(
                 f"weight is {self.weight:g}, and rows of the target '{self.target}' have none; leave it out"

@@ -67,7 +67,8 @@ class Numeric(ColumnFeature):
         " statistic_column. Empty: none.",
     )
     statistic_column: str = Field(
-        "", description="Column of the interactions that statistic = 'mean' averages. Empty: the label."
+        "",
+        description="Column of the interactions that statistic = 'mean' averages. Empty: the label, of rows of a weight above 0.",
     )
 
     @model_validator(mode="after")

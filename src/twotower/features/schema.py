@@ -44,7 +44,7 @@ class Schema(Section):
     positive_above: float = Field(0.0, description="Label above which a row is a positive.")
     weight: str = Field(
         "",
-        description="Weight column of the interactions: numbers of at least 0. A row of weight 2 counts twice in losses and "
+        description="Weight column of the interactions: 0, or from 1e-6 to 1e6. A row of weight 2 counts twice in losses and "
         "popularity, one of weight 0 is no target. A weight is a number of rows: scale weights so that their mean is near 1. "
         "Empty: every row weighs 1.",
     )

@@ -10,9 +10,9 @@ import polars as pl
 
 from twotower.arrays.types import Bools
 from twotower.data.dataset import Dataset, assemble_dataset
+from twotower.data.labels import WEIGHT, weighted
 from twotower.data.pairs import Pairs
 from twotower.data.splits import TRAIN, VALIDATION, Parts
-from twotower.data.tables import WEIGHT, weighted
 from twotower.errors import DataError, did_you_mean
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema

@@ -11,10 +11,11 @@ import polars as pl
 
 from twotower.data.datasets import movielens
 from twotower.data.datasets.ml_1m import MovieLens1M
+from twotower.data.labels import POSITIVE
 from twotower.data.readers import as_frame
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN, VALIDATION, split_interactions
-from twotower.data.tables import POSITIVE, check, save
+from twotower.data.tables import check, save
 from twotower.data.times import TIME
 from twotower.errors import DataError, TwoTowerError
 from twotower.escaping import escape_controls

@@ -42,7 +42,8 @@ class HistoryItem(NamedTuple):
 
     id: ItemId
     title: str
-    liked: bool
+    liked: bool | None
+    """None for one of weight 0, such as an input event: neither liked nor disliked."""
 
 
 def stored_history(retriever: Retriever, user_id: str, n: int) -> list[HistoryItem]:
@@ -56,7 +57,10 @@ def stored_history(retriever: Retriever, user_id: str, n: int) -> list[HistoryIt
     if data.times is not None:
         indices = indices[np.argsort(data.times[indices], kind="stable")]
     indices = indices[max(0, len(indices) - n) :]
-    liked, items = data.pairs.positive[indices].tolist(), data.pairs.item[indices].tolist()
+    pairs = data.pairs.take(indices)
+    liked, items = list[bool | None](pairs.positive.tolist()), pairs.item.tolist()
+    if pairs.weight is not None:
+        liked = [x if w else None for x, w in zip(liked, pairs.weight.tolist(), strict=True)]
     return [HistoryItem(retriever.item_ids[i], retriever.titles[i], x) for i, x in zip(items, liked, strict=True)]
 
 

@@ -43,11 +43,11 @@ class FoundItems:
 
 @dataclass
 class TitledEvent:
-    """An event with the title of its item."""
+    """An event with the title of its item; `liked` is null for a stored one that is neither liked nor disliked."""
 
     id: str
     title: str
-    liked: bool
+    liked: bool | None
 
 
 @dataclass

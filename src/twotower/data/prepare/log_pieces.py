@@ -21,13 +21,14 @@ from twotower.data.config import DataConfig
 from twotower.data.context import plain_type, refuse_missing
 from twotower.data.events import without_ignored
 from twotower.data.interaction_columns import CONTEXT_PREFIX, ITEM, ROW, USER, VALUE_PREFIX
+from twotower.data.labels import POSITIVE, WEIGHT, averaged_values, labelled, weighted
 from twotower.data.parts import PART, PartFiles, check_part_column, given_parts
 from twotower.data.prepare.text_log import TextLog
 from twotower.data.readers import Reading, columns_and_rows, table_errors
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.table_paths import is_text, part_paths, table_files
 from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, names_within, read_slices
-from twotower.data.tables import POSITIVE, WEIGHT, averaged_columns, labelled, need, weighted, with_ids
+from twotower.data.tables import averaged_columns, need, with_ids
 from twotower.data.times import TIME, Times
 from twotower.data.unknown_ids import rows_of_ids
 from twotower.errors import DataError
@@ -211,7 +212,7 @@ def _encoded(source: Log, piece: TableShard, first: int, sides: Sides, times: Ti
         } | ({interaction_columns.TIME: frame[TIME]} if times else {})
         | ({} if parts is None else {interaction_columns.PART: parts})
         | ({interaction_columns.WEIGHT: frame[WEIGHT]} if schema.weighted else {})
-        | {VALUE_PREFIX + a: frame[a].cast(pl.Float64) for a in averaged_columns(schema)}
+        | {VALUE_PREFIX + a: averaged_values(frame, a, schema) for a in averaged_columns(schema)}
         | {CONTEXT_PREFIX + name: plain_type(frame[name]) for name in schema.context_columns()}
     )  # fmt: skip
     # An id that the table lacks is one to drop: `settle_sides` has added or refused the others.

@@ -8,12 +8,12 @@ from collections import Counter
 import polars as pl
 
 from twotower.data.buckets import in_user_order
-from twotower.data.events import ignored_notes, without_ignored
+from twotower.data.events import event_counts, event_notes, without_ignored
+from twotower.data.labels import POSITIVE
 from twotower.data.prepare.log_pieces import Log, Sides
 from twotower.data.readers import Reading, read_file
 from twotower.data.table_paths import is_text, table_files
 from twotower.data.tables import (
-    POSITIVE,
     averaged_columns,
     averaged_gaps,
     averaged_notes,
@@ -79,8 +79,11 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
     wanted = [*(i.key for i in ids.values()), *averaged, *filter(None, [schema.time])]
     columns = list(dict.fromkeys([*wanted, *filter(None, [schema.event])]))
     progress, gaps, kept = JobProgress(log, "interactions looked at", source.rows), Counter[str](), 0
+    types = Counter[str]()
     for piece in source.pieces if wanted else ():
-        frame = without_ignored(source.read(piece, columns), schema)
+        read = source.read(piece, columns)
+        frame = without_ignored(read, schema)
+        types.update(event_counts(read, schema))
         progress.advance(piece.rows or 0)
         kept += frame.height
         if times:
@@ -93,7 +96,7 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
         times.settle()
     if known:
         return known, {}, times
-    notes += [*ignored_notes(source.rows - kept, source.rows, schema), *averaged_notes(gaps, kept)]
+    notes += [*event_notes(types, schema), *averaged_notes(gaps, kept)]
     found, versions = Sides(), Sides()
     for side, given in zip(SIDES, (source.data.users, source.data.items), strict=True):
         key, counted = schema.id_column(side), ids[side].counted()

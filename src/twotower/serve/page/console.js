@@ -331,7 +331,9 @@ function row(id, ...children) {
 const plain = (id, extra, value) =>
   row(id, ...(extra ? [extra] : []), itemTitle(id), actions(id, ["look", "dislike"]), ...(value ? [make("span", { class: "value" }, value)] : []));
 
+/** The mark of a liked or a disliked event; none of one that is neither. */
 const kind = (liked) => {
+  if (liked === null) return null;
   const e = make("span", { class: `kind ${liked ? "liked" : ""}`, role: "img", "aria-label": t(liked ? "liked" : "disliked") });
   e.append(icon(liked ? "like" : "dislike"));
   return e;
