@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shlex
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import polars as pl
@@ -12,35 +15,70 @@ from context_worlds import HOUR, hourly, hourly_schema, hourly_settings, right_i
 from twotower import api
 from twotower.cli.app import run_command
 from twotower.cli.flags import read_context
+from twotower.data.dataset import build_dataset
+from twotower.data.split import SplitConfig
+from twotower.data.tables import check
 from twotower.errors import ConfigError
+from twotower.features.categorical import Categorical
+from twotower.features.hour_of_day import HourOfDay
+from twotower.features.multi_hot import MultiHot
+from twotower.features.numeric import Numeric
 from twotower.features.text import Text
+from twotower.retrieval.context_values import ContextValues
+from twotower.retrieval.request import Json, Request
 
 WORDS = ["red shoes", "blue sky", "green tea", "old books", "new music", "warm coat", "cold water", "fast car"]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose model reads the hour, and a query that says the hour in words."""
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A bundle whose model reads the hour, and a query that says the hour in words; and the last line of its publishing."""
     folder = tmp_path_factory.mktemp("answers")
     users, items, actions = hourly()
     actions = actions.with_columns(query=pl.Series([WORDS[h] for h in actions["hour"].to_list()]))
     schema = hourly_schema(HOUR, Text(name="query", side="context"))
-    run = api.fit((users, items, actions), schema, hourly_settings(), folder=folder / "run")
-    api.publish(run, folder / "store")
-    return folder / "store"
+    api.fit((users, items, actions), schema, hourly_settings(), folder=folder / "run")
+    return folder / "store", publish(folder)
+
+
+def publish(folder: Path) -> str:
+    """Publish folder/run to folder/store, and return the last line of what that prints."""
+    with redirect_stdout(io.StringIO()) as out:
+        assert run_command(["publish", str(folder / "run"), "--store", str(folder / "store"), "--force"]) == 0
+    return out.getvalue().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def store(published: tuple[Path, str]) -> Path:
+    return published[0]
+
+
+def test_what_publish_names_as_the_next_step_works(published: tuple[Path, str], tmp_path: Path) -> None:
+    words = shlex.split(published[1].removeprefix("next: "))
+    assert words[1:6:4] == ["search", words[5]]
+    assert words[4] == "--context"
+    assert words[5].startswith("hour=")
+    assert words[6] in WORDS
+    assert run_command(words[1:]) == 0
+    users, items, actions = hourly(300)
+    actions = actions.with_columns(
+        app=pl.Series([("2.1", "2.10", "1e3")[h % 3] for h in actions["hour"]]), tags=pl.Series([["a b"]] * 300)
+    )
+    features = [Categorical(name="app", side="context"), MultiHot(name="tags", side="context"), HourOfDay(name="h")]
+    tables, config = (users, items, actions), hourly_settings(train={"epochs": 1})
+    api.fit(tables, hourly_schema(*features), config, folder=tmp_path / "run")
+    words = shlex.split(publish(tmp_path).removeprefix("next: "))
+    assert words[1] == "recommend"
+    assert words[6:] == ["--context", f"app={actions['app'][-1]}", "--context", 'tags=["a b"]']
+    assert run_command(words[1:]) == 0
 
 
 def test_recommend_takes_the_context_of_a_request(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for hour in (2, 6):
-        told = ["--context", f"hour={hour}", "--context", f"query={WORDS[hour]}", "--method", "2", "--keep-seen"]
+        told = ["--context", f"hour={hour}", "--context", f"query={WORDS[hour]}", "--keep-seen"]
         assert run_command(["recommend", "--store", str(store), "--user", "3", "-k", "1", *told, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["items"][0]["id"] == str(right_item(3, hour))
-    assert (
-        run_command(
-            ["recommend", "--store", str(store), "--context", "hour=1", "--context", "query=x", "--method", "2"]
-        )
-        == 0
-    )
+    assert run_command(["recommend", "--store", str(store), "--context", "hour=1", "--context", "query=x"]) == 0
 
 
 def test_search_takes_a_text_and_the_rest_of_the_context(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,9 +92,9 @@ def test_search_takes_a_text_and_the_rest_of_the_context(store: Path, capsys: py
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--user", "3"], "use method 2"),
-        (["--user", "3", "--method", "2"], "context lacks 'hour' (needed: hour, query)"),
-        (["--user", "3", "--method", "2", "--context", "hour"], "--context hour: expected COLUMN=VALUE"),
+        (["--user", "3", "--method", "1"], "use method 2"),
+        (["--user", "3"], "context lacks 'hour' (needed: hour, query)"),
+        (["--user", "3", "--context", "hour"], "--context hour: expected COLUMN=VALUE"),
         (["--user", "3", "--context", "hour=1", "--context", "hour=2"], "a second value of hour"),
         (["--users", "u.csv", "--out", "o", "--context", "hour=1"], "leave out --user, --features, --context"),
     ],
@@ -79,9 +117,28 @@ def test_a_file_and_a_flag_do_not_both_give_the_context(
     assert "give one of them" in capsys.readouterr().err
 
 
-def test_values_are_json_or_text() -> None:
-    given = ["hour=3", 'tags=["a", "b"]', "device=phone", "price=1.5", "page=a=b", "none=null"]
-    expected = {"hour": 3, "tags": ["a", "b"], "device": "phone", "price": 1.5, "page": "a=b", "none": None}
+def test_values_are_text_or_lists() -> None:
+    given = ["hour=3", 'tags=["a", "b"]', "app=2.10", "price=1.5", "page=a=b", "none=null", 'quoted="x"']
+    expected = {
+        "hour": "3", "tags": ["a", "b"], "app": "2.10", "price": "1.5", "page": "a=b", "none": "null", "quoted": '"x"',
+    }  # fmt: skip
     assert read_context(given) == expected
     with pytest.raises(ConfigError, match="expected COLUMN=VALUE"):
         read_context(["=3"])
+    with pytest.raises(ConfigError, match=r"--context tags=\[a\]: no list of JSON"):
+        read_context(["tags=[a]"])
+
+
+def test_text_is_read_as_the_type_of_its_column() -> None:
+    users, items, actions = hourly(200)
+    actions = actions.with_columns(
+        price=pl.Series([1.5, 2.5] * 100), on=pl.Series([True, False] * 100), app=pl.Series(["2.1", "2.10"] * 100)
+    )
+    kinds = [Categorical(name=name, side="context") for name in ("on", "app", "hour")]
+    schema = hourly_schema(*kinds, Numeric(name="price", side="context"), HourOfDay(name="clock"))
+    values = ContextValues(build_dataset(check(users, items, actions, schema), schema, SplitConfig()))
+    typed: dict[str, Json] = {"price": 1.5, "on": True, "app": "2.10", "hour": 3, "at": 1_700_049_600}
+    texts = read_context([f"{name}={str(value).lower()}" for name, value in typed.items()])
+    found, expected = (values.read(Request("1", context=c), None) for c in (texts, typed))
+    assert expected[1] == found[1] == []
+    assert {n: v.tolist() for n, v in found[0].items()} == {n: v.tolist() for n, v in expected[0].items()}

@@ -41,7 +41,14 @@ def recommend(
     ] = None,
     context: ContextValues = None,
     k: ItemCount = 10,
-    method: Annotated[int, typer.Option("--method", help="1: precomputed user vectors. 2: online user tower.")] = 1,
+    method: Annotated[
+        int | None,
+        typer.Option(
+            "--method",
+            help="1: precomputed user vectors. 2: online user tower. Default: 2 if the request has more than an id or the model "
+            "reads a context, else 1; for --users 1.",
+        ),
+    ] = None,
     ban: Annotated[list[str] | None, typer.Option("--ban", help="Id of an item to leave out. Repeatable.")] = None,
     where: Conditions = None,
     keep_seen: Annotated[
@@ -101,7 +108,7 @@ def recommend(
         from twotower.retrieval.recommendation_job import recommend_users
 
         recommend_users(
-            store, users, out, k, method=method, unknown="popular" if unknown is None else unknown,  # type: ignore[arg-type]
+            store, users, out, k, method=1 if method is None else method, unknown="popular" if unknown is None else unknown,  # type: ignore[arg-type]
             ban=ban or (), where=_filters(where), keep_seen=keep_seen,
             shard_rows=shard_rows or SHARD_USERS, overwrite=overwrite, threads=threads or 0,
             separator=separator, columns=split_names(columns),
@@ -130,8 +137,10 @@ def recommend(
         if body.get("context") is not None:
             raise ConfigError(f"--context and the context in {features} are both given; give one of them")
         body["context"] = read_context(context)
-    answer = current_retriever(store).recommend(
-        Request.parse(body), k, method, ban=ban or (), where=_filters(where), keep_seen=keep_seen,  # type: ignore[arg-type]
+    retriever, request = current_retriever(store), Request.parse(body)
+    chosen = retriever.usual_method(request) if method is None else method
+    answer = retriever.recommend(
+        request, k, chosen, ban=ban or (), where=_filters(where), keep_seen=keep_seen,  # type: ignore[arg-type]
     )  # fmt: skip
     print_answer(answer, as_json)
 

@@ -64,7 +64,7 @@ ContextValues = Annotated[
     typer.Option(
         "--context",
         metavar="COLUMN=VALUE",
-        help="Value of the moment that the model reads, such as device=phone, or a list as JSON. Repeatable.",
+        help="Value of the moment that the model reads, such as device=phone; in brackets a list of JSON. Repeatable.",
     ),
 ]
 Trust = Annotated[
@@ -104,7 +104,8 @@ def split_names(text: str) -> list[str]:
 
 
 def read_context(given: list[str] | None) -> dict[str, JsonValue]:
-    """Return the values of --context by column: JSON, or text that is none. Raises ConfigError."""
+    """Return the values of --context by column: text, which the bundle reads as the type of the column, or a list, of JSON.
+    Raises ConfigError."""
     context = dict[str, JsonValue]()
     for text in given or ():
         column, equals, value = text.partition("=")
@@ -112,10 +113,12 @@ def read_context(given: list[str] | None) -> dict[str, JsonValue]:
             raise ConfigError(f"--context {text}: expected COLUMN=VALUE, such as device=phone")
         if column in context:
             raise ConfigError(f"--context {text}: a second value of {column}; give one for each column")
-        try:
-            context[column] = json.loads(value)
-        except ValueError:
-            context[column] = value
+        context[column] = value
+        if value.startswith("["):
+            try:
+                context[column] = json.loads(value)
+            except ValueError:
+                raise ConfigError(f'--context {text}: no list of JSON, such as ["a", "b"]') from None
     return context
 
 

@@ -13,7 +13,11 @@ from twotower.escaping import shell_command
 from twotower.reports.terminal import print_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import polars as pl
+
+    from twotower.data.dataset import Dataset
 
 
 def publish(
@@ -37,12 +41,29 @@ def publish(
             raise ConfigError(f"--set {text}: a trained run can change index.* only")
     config = override_config(loaded.config, overrides or [], trust=True).index
     api.publish(loaded, store, config, force=force, reason=reason)
-    if texts := loaded.dataset.schema.searchable():
-        which = ["--feature", texts[0].name] if len({t.source for t in texts}) > 1 else []
-        example = _example_text(loaded.dataset.users.frame[texts[0].source])
-        print_line(f"next: {shell_command('search', '--store', store, *which, *_positional_words(example))}")
-    else:
-        print_line(f"next: {shell_command('recommend', '--store', store, '--user', loaded.dataset.users.ids[0])}")
+    print_line(f"next: {_first_question(loaded.dataset, store)}")
+
+
+def _first_question(dataset: Dataset, store: Path) -> str:
+    """Return a command that asks the new bundle: for a text of the log or, without a text feature, for a user, in a context of the
+    log."""
+    schema = dataset.schema
+    texts = schema.searchable()
+    searched = texts[0].source if texts and texts[0].side == "context" else ""
+    context = list[str]()
+    for column in schema.required_context():
+        if column != searched:
+            known = dataset.context_frame[column].drop_nulls().tail(1).to_list()
+            value = (
+                json.dumps(known[0], ensure_ascii=False) if known and isinstance(known[0], list) else (known or [""])[0]
+            )
+            context += ["--context", f"{column}={value}"]
+    if not texts:
+        return shell_command("recommend", "--store", store, "--user", dataset.users.ids[0], *context)
+    which = ["--feature", texts[0].name] if len({t.source for t in texts}) > 1 else []
+    frame = dataset.context_frame if searched else dataset.users.frame
+    example = _example_text(frame[texts[0].source])
+    return shell_command("search", "--store", store, *which, *context, *_positional_words(example))
 
 
 def _positional_words(word: str) -> list[str]:

@@ -13,6 +13,9 @@ from twotower.features.encoders import Encoders
 from twotower.features.feature import Feature
 from twotower.features.values import cast_value
 
+TRUTHS = {"true": True, "false": False}
+"""Truth values as text."""
+
 
 class GivenValues:
     """Reads values of the features of one side, or of the context, that are no sequences."""
@@ -46,8 +49,16 @@ class GivenValues:
         try:
             if isinstance(value, dict):
                 return None
+            if self.types[name] == pl.Boolean and isinstance(value, str):  # polars casts none
+                value = TRUTHS[value.lower()]
             return cast_value(pl.Series(name, [value], strict=False), self.types[name], name in self._categories)
-        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):  # ValueError: a lone surrogate
+        except (
+            pl.exceptions.PolarsError,
+            LookupError,
+            TypeError,
+            ValueError,
+            OverflowError,
+        ):  # ValueError: a lone surrogate
             return None
 
     def encode(self, feature: Feature, column: pl.Series) -> Values:

@@ -216,6 +216,10 @@ class Schema(Section):
         """Return the distinct columns of the interactions that features of the context read, in the order given."""
         return tuple(dict.fromkeys(f.source for f in self.side("context") if not f.reads_time))
 
+    def required_context(self) -> tuple[str, ...]:
+        """Return the distinct columns of the context that a request must give, in the order given."""
+        return tuple(dict.fromkeys(f.source for f in self.side("context") if not f.reads_time and f.defaults is None))
+
     @property
     def precomputes(self) -> bool:
         """True if a user has one vector when nothing is known of the moment: there is no context, or it has defaults."""

@@ -39,8 +39,7 @@ class ContextValues:
     @property
     def required(self) -> list[str]:
         """Columns that a request must give."""
-        needed = [f.source for f in self._features if not f.reads_time and f.name not in self._defaults]
-        return list(dict.fromkeys(needed))
+        return [*self._schema.required_context()]
 
     def examples(self) -> dict[str, Json]:
         """Return a value for each column: the default, else that of an interaction; None for the time, which a clock tells."""

@@ -114,6 +114,11 @@ class Retriever:
         """True if the user tower reads features of the context."""
         return bool(self.schema.side("context"))
 
+    def usual_method(self, request: Request) -> Method:
+        """Return the method of a request that names none: 2 (online user tower) if it adds to what is stored or the tower reads
+        the context, else 1 (precomputed user vectors)."""
+        return 2 if request.has_details or self.reads_context else 1
+
     @property
     def item_columns(self) -> list[str]:
         """Columns allowed in `where`."""

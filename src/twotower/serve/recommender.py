@@ -71,7 +71,7 @@ class Recommender:
         known = body.user_id is not None and retriever.has_user(body.user_id)
         if body.user_id is not None and not (known or request.has_details) and self._settings.unknown_user == "404":
             raise Problem("unknown-user", f"user '{body.user_id}' is not among the bundle's users")
-        method: Method = body.method or (2 if request.has_details or retriever.reads_context else 1)
+        method: Method = body.method or retriever.usual_method(request)
         if not known and request.has_details:
             method = 2  # an unknown user has no precomputed vector
         adds = body.features or body.events or body.history is not None or retriever.reads_context
