@@ -483,8 +483,8 @@ def test_the_command_writes_what_the_function_does_and_prints_progress(
     [
         (["--users", "t.parquet"], "--users TABLE and --out FOLDER go together"),
         (["--out", "recs"], "--users TABLE and --out FOLDER go together"),
-        (["--users", "t", "--out", "o", "--user", "u1"], "leave out --user, --features and --json"),
-        (["--users", "t", "--out", "o", "--json"], "leave out --user, --features and --json"),
+        (["--users", "t", "--out", "o", "--user", "u1"], "leave out --user, --features, --context and --json"),
+        (["--users", "t", "--out", "o", "--json"], "leave out --user, --features, --context and --json"),
         (["--user", "u1", "--unknown", "drop"], "--unknown is an option of --users TABLE --out FOLDER"),
         (["--user", "u1", "--unknown", "popular"], "--unknown is an option of --users TABLE --out FOLDER"),
         (["--user", "u1", "--shard-rows", "5"], "--shard-rows is an option of --users"),

@@ -28,9 +28,8 @@ class VersionFactors(Factors):
     item_side: Side
     pairs: Pairs  # of the part
     times: Shaped[Ints, "n"]  # of the pairs
-    asked: Shaped[
-        Ints, "U"
-    ]  # time of the ranking of each user: of its first pair, or for a user without one of the first of all
+    asked: Shaped[Ints, "U"]
+    """Time of the ranking of each user: of its first pair, or for a user without one of the first of all."""
 
     @classmethod
     def of_part(cls, factors: Factors, dataset: Dataset, part: int) -> Factors:
