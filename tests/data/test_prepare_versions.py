@@ -56,6 +56,22 @@ def prepared(tables: Tables, schema: Schema, split: SplitConfig, folder: Path) -
     return prepare.write_prepared(files_of(tables, folder), schema, split, folder / "out", options)
 
 
+def test_a_row_without_a_time_is_prepared(tmp_path: Path) -> None:
+    users, items, actions = moving_city()
+    first = pl.int_range(pl.len()).over("user_id") == 0
+    users = users.with_columns(pl.when(first).then(None).otherwise("since").alias("since"))
+    memory = build_dataset(check(users, items, actions, CITY_SCHEMA), CITY_SCHEMA, SPLITS["time"])
+    disk = prepared((users, items, actions), CITY_SCHEMA, SPLITS["time"], tmp_path)
+    of_memory, of_disk = memory.users.versions, disk.users.versions
+    assert of_memory is not None
+    assert of_disk is not None
+    assert len(of_disk) == len(of_memory) == users.height
+    columns = ["user_id", "city", "__since"]
+    assert of_disk.frame.select(columns).sort(columns).equals(of_memory.frame.select(columns).sort(columns))
+    frames = [data.users.frame.select("user_id", "city").sort("user_id") for data in (memory, disk)]
+    assert frames[0].equals(frames[1])
+
+
 def values(column: Any, rows: npt.NDArray[Any]) -> list[Any]:
     """The values of some rows of a column."""
     return [column.row(r).tolist() for r in rows.tolist()] if isinstance(column, Ragged) else column[rows].tolist()

@@ -21,6 +21,7 @@ from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import Tables, check
 from twotower.data.versions import BEGINNING, ROW, SINCE, Versions
 from twotower.errors import DataError, RunError
+from twotower.evaluation.moments import users_during
 from twotower.features.categorical import Categorical
 from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
@@ -179,13 +180,25 @@ def users_of(*rows: tuple[Any, ...]) -> pl.DataFrame:
             "hold at once; drop one of them",
         ),
         (
-            users_of((1, "a", datetime(2020, 1, 1)), (2, "b", None)),
-            "users: time 'since' has 1 missing values; fill them or drop the rows",
+            users_of((1, "a", None), (1, "b", None), (2, "b", datetime(2020, 1, 1))),
+            "users: 1 rows repeat an id of 'user_id' and its 'since' (the first: 1, None), so that two versions hold at once; drop one "
+            "of them",
+        ),
+        (
+            users_of((1, "a", datetime(1900, 1, 1)), (2, "b", datetime(2020, 1, 1))),
+            "users: time 'since': 1 of 2 times are not between 1990 and tomorrow (the first, in row 1: 1900-01-01 00:00:00); 50 % look "
+            "like dates since 1990, 50 % like times before 1990: drop those rows, or set their times; leave 'since' empty in rows that "
+            "always held",
+        ),
+        (
+            users_of((1, "a", 1_600_000_000_000), (2, "b", 1_600_000_000_000)),
+            "users: time 'since': 2 of 2 times are not between 1990 and tomorrow in unit 's' (the first, in row 1: 1600000000000); all "
+            "look like milliseconds: give 'since' in the unit of schema.time ('s'), or as dates",
         ),
         (
             users_of((1, "a", 5), (2, "b", 6)),
             "users: time 'since': 2 of 2 times are not between 1990 and tomorrow in unit 's' (the first, in row 1: 5); all look "
-            "like no unit of time: drop those rows, or set their times",
+            "like no unit of time: drop those rows, or set their times; leave 'since' empty in rows that always held",
         ),
         (
             users_of((1, "a", 5), (2, "b", 6)).drop("since"),
@@ -221,6 +234,46 @@ def test_a_feature_that_refuses_missing_values_refuses_interactions_before_the_f
     )
 
 
+def test_a_row_without_a_time_always_held(tmp_path: Path) -> None:
+    """From frames and from CSV, as dates and as numbers; also where no row has a time."""
+    _, items, actions = leaking_city(3)
+    users = users_of(
+        (0, "late", datetime(2020, 6, 1)), (0, "always", None), (1, "b", datetime(2020, 1, 1)), (2, "c", None)
+    )
+    expected = [
+        (0, BEGINNING, "always"),
+        (0, 1_590_969_600_000_000, "late"),
+        (1, BEGINNING, None),
+        (1, 1_577_836_800_000_000, "b"),
+        (2, BEGINNING, "c"),
+    ]
+    seconds = users.with_columns(pl.col("since").dt.epoch("s"))
+    users.write_csv(tmp_path / "users.csv")
+    city = Categorical(name="city", side="user", missing="error")
+    for given in (
+        users,
+        seconds,
+        seconds.with_columns(pl.col("since").cast(pl.Float64).fill_null(np.nan)),
+        tmp_path / "users.csv",
+    ):
+        tables = check(given, items, actions, CITY_SCHEMA)
+        data = build_dataset(tables, CITY_SCHEMA, Config().split)
+        assert versions_of(data, "user").frame.select(ROW, SINCE, "city").rows() == expected
+        assert data.users.frame["city"].to_list() == ["late", "b", "c"]
+    save_tables(data, tmp_path)
+    assert load_tables(tmp_path, CITY_SCHEMA, Config().split).digest == data.digest
+    schema = CITY_SCHEMA.model_copy(update={"features": (city, *CITY_SCHEMA.features[1:])})
+    always = users_of(*((u, f"c{u}", None) for u in range(3)))
+    for empty in (always, always.with_columns(pl.lit(None).alias("since"))):
+        data = build_dataset(check(empty, items, actions, schema), schema, Config().split)
+        assert versions_of(data, "user").frame.select(ROW, SINCE, "city").rows() == [
+            (u, BEGINNING, f"c{u}") for u in range(3)
+        ]
+    late = check(users_of((0, "a", None), (1, "b", datetime(2022, 1, 1)), (2, "c", None)), items, actions, schema)
+    with pytest.raises(DataError, match=r"4 rows are older than the first version of their user \(the first: 1\)"):
+        build_dataset(late, schema, Config().split)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -237,6 +290,18 @@ def test_a_schema_without_comparable_times_has_no_versions(options: dict[str, st
 
 
 def test_versions_are_written_and_read_with_the_tables_of_a_run(data: Dataset, tmp_path: Path) -> None:
+    users, items, actions = changing()
+    more = build_dataset(
+        check(users.with_columns(shoes=pl.int_range(pl.len())), items, actions, CHANGING_SCHEMA),
+        CHANGING_SCHEMA,
+        Config().split,
+    )
+    save_tables(more, tmp_path)
+    again = load_tables(tmp_path, CHANGING_SCHEMA, Config().split)
+    assert users_during(again, TEST)["shoes"].equals(users_during(more, TEST)["shoes"]), (
+        "a column that no feature reads"
+    )
+    assert not users_during(again, TEST)["shoes"].equals(again.users.frame["shoes"])
     save_tables(data, tmp_path)
     again = load_tables(tmp_path, CHANGING_SCHEMA, Config().split)
     assert again.digest == data.digest

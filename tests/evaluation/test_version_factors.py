@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -20,7 +21,10 @@ from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import check
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.metrics.diversity import Diversity
+from twotower.evaluation.metrics.measured import RankedItems
 from twotower.evaluation.part_evaluation import PartEvaluation, evaluate_part
+from twotower.evaluation.user_slices import MISSING
 from twotower.evaluation.version_factors import VersionFactors
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.runs import Run
@@ -102,6 +106,32 @@ def test_one_vector_each_is_never_later_than_the_part() -> None:
     user = int(of.test.user[5])
     first = int(times[of.test.user == user].min())
     assert torch.equal(at_once.users[user], every.users[version(of, "user", user, first)])
+
+
+@pytest.mark.parametrize("part", [VALIDATION, TEST])
+def test_slices_and_diversity_read_no_later_version(part: int) -> None:
+    """A user is of the city that it has when it is asked, and items have the tags of the first row of the part."""
+    of = data("time")
+    tags = Diversity(column="tags")
+    config = EvaluationConfig(k=(5,), bootstrap=0, slices=("city",), slice_min_users=1, metrics=(tags,))
+    found = PartEvaluation.from_factors(VersionFactors.of_part(random_versions(of), of, part), of, part, config)
+    times, users = of.times_of(part), of.pairs_of(part).user
+    assert times is not None
+    cities = Counter[str]()
+    for user in found.users.tolist():
+        frame = of.users.versions.frame  # type: ignore[union-attr]
+        cities[frame["city"][version(of, "user", user, int(times[users == user].min()))] or MISSING] += 1
+    measured = found.slices()
+    assert {name: measured[f"users.city={name}"] for name in cities} == cities
+    newest = Counter(of.users.frame["city"][user] or MISSING for user in found.users.tolist())
+    assert newest != cities, "the newest versions are other ones"
+    held = of.items.versions.frame[[version(of, "item", item, int(times.min())) for item in range(len(of.items))]]  # type: ignore[union-attr]
+    as_asked = replace(of, items=replace(of.items, frame=held, versions=None))
+    expected = tags.values(replace(found.rankings, items=RankedItems.of(as_asked)))
+    assert found.metrics()["diversity@5"] == pytest.approx(expected.mean())
+    today = replace(of, items=replace(of.items, versions=None))
+    later = tags.values(replace(found.rankings, items=RankedItems.of(today)))
+    assert later.mean() != pytest.approx(expected.mean(), rel=1e-3)
 
 
 def test_without_versions_vectors_are_as_they_are(everything_data: Dataset) -> None:

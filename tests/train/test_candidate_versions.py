@@ -28,7 +28,7 @@ SOURCES: dict[str, Any] = {
     "in_batch": {},
     "shared": {"uniform": 5, "popularity": 4, "in_batch": False},
     "full": {"full": True},
-    "per positive": {"random": 2, "disliked": 2, "attribute": {"feature": "brand", "n": 2}},
+    "per positive": {"random": 3, "disliked": 3},
     "hard": {"hard": {"n": 2, "ranks": [1, 9], "ratio": 2}},
     "unmasked": {"mask_positives": False, "uniform": 5},
 }
@@ -246,6 +246,19 @@ def test_remembered_vectors_and_versions_of_items_exclude_each_other() -> None:
         build_dataset(tables, CHANGING_SCHEMA, Config().split),
         settings(**ADDED | {"negatives": {"cross_batch_memory": 50}}),
     )
+
+
+def test_negatives_that_share_a_value_and_versions_of_items_exclude_each_other() -> None:
+    attribute = settings(**ADDED | {"negatives": {"attribute": "brand"}})
+    with pytest.raises(ConfigError) as e:
+        Trainer(data(), attribute)
+    assert str(e.value) == (
+        "negatives.attribute draws items by their newest values, and with schema.valid_from a positive sees items as they were at its own "
+        "time; leave it out"
+    )
+    users, _, actions = changing()
+    tables = check(users, everything()[1], actions, CHANGING_SCHEMA)
+    Trainer(build_dataset(tables, CHANGING_SCHEMA, Config().split), attribute)
 
 
 def test_a_version_that_begins_with_an_interaction_is_seen_by_it() -> None:

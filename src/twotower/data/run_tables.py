@@ -39,7 +39,8 @@ def save_tables(dataset: Dataset, folder: Path) -> None:
         if (versions := dataset.side(side).versions) is None:
             (folder / layout.versions(side)).unlink(missing_ok=True)  # of an earlier training
         else:
-            frames[layout.versions(side)] = stored_versions(versions, side, dataset.schema)
+            more = dataset.side(side).frame.columns
+            frames[layout.versions(side)] = stored_versions(versions, side, dataset.schema, more)
     for name, frame in frames.items():
         buffer = io.BytesIO()
         frame.write_parquet(buffer)

@@ -197,6 +197,16 @@ class Times:
         )
 
     def _advice(self, names: list[str]) -> str:
+        if self.column == self.schema.valid_from:
+            if set(names) & {*_UNIT_NAMES.values(), *_DIGITS, "years", "days since 1970", "days of a spreadsheet"} - {
+                _UNIT_NAMES[self.schema.time_unit]
+            }:
+                form = self.schema.time_format
+                like = (
+                    f"format of schema.time ('{form}')" if form else f"unit of schema.time ('{self.schema.time_unit}')"
+                )
+                return f"give '{self.column}' in the {like}, or as dates"
+            return f"drop those rows, or set their times; leave '{self.column}' empty in rows that always held"
         if len(names) == 1:
             if unit := next((u for u in ("s", "ms", "us") if _UNIT_NAMES[u] == names[0]), ""):
                 return f"set schema.time_unit = '{unit}'"
@@ -207,8 +217,6 @@ class Times:
         if set(names) & {*_UNIT_NAMES.values(), *_DIGITS} - {_UNIT_NAMES.get(self.schema.time_unit, "")}:
             return "give all rows one unit"
         if not set(names) - {"zeros", "dates since 1990", _UNIT_NAMES.get(self.schema.time_unit)}:
-            return "drop those rows, or set their times"
-        if self.column == self.schema.valid_from:
             return "drop those rows, or set their times"
         return "drop those rows; if all are right, set schema.time_unit = 'order'"
 

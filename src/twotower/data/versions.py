@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from twotower.files.readers import read_parquet
 
 ROW, SINCE = "__row", "__since"
 """Columns of a table of versions: row of the side, and first time, as in `Times`. Names that begin with '__' are reserved."""
+_PLACE = "__place"
 BEGINNING = int(np.iinfo(np.int64).min)
 """Time of the first version of each row, which stands for all times before the table has the row."""
 
@@ -30,7 +31,8 @@ BEGINNING = int(np.iinfo(np.int64).min)
 class Versions:
     """V versions of the n rows of a side: those of row r are `offsets[r]` to `offsets[r + 1]`, oldest first.
 
-    The first version of a row has its id and statistics alone: it holds before the earliest version of the table."""
+    The first version of a row has its id and statistics alone: it holds before the earliest version of the table. In its place
+    stands the row of the table without a time, if there is one."""
 
     frame: pl.DataFrame
     """Raw features (V rows), with ROW and SINCE."""
@@ -74,18 +76,15 @@ class Versions:
 def newest_and_all(
     frame: pl.DataFrame, side: SideName, key: str, schema: Schema, notes: list[str]
 ) -> tuple[pl.DataFrame, pl.DataFrame | None]:
-    """Return the newest row of each id of a table, the ids in their order, and all rows with their TIME; the table and None if
-    it has no versions. `notes` receive what was found. Raises DataError for unusable times, or an id with two rows of one
-    time."""
+    """Return the newest row of each id of a table, the ids in their order, and all rows with their TIME, BEGINNING for a row
+    without a time; the table and None if it has no versions. `notes` receive what was found. Raises DataError for unusable times,
+    or an id with two rows of one time."""
     if not schema.valid_from:
         return frame, None
     if schema.valid_from not in frame.columns:
         notes.append(f"{side}s: no column '{schema.valid_from}'; each row always holds")
         return frame, None
-    times = Times(schema, f"{side}s", schema.valid_from)
-    times.look(frame[schema.valid_from])
-    times.settle()
-    frame = times.add(frame)
+    frame = _timed(frame, side, schema)
     if n := frame.height - frame.select(pl.struct(key, TIME).n_unique()).item():
         first = frame.filter(pl.struct(key, TIME).is_duplicated()).select(key, schema.valid_from).row(0)
         raise DataError(
@@ -106,6 +105,25 @@ def no_versions(schema: Schema) -> DataError:
     )
 
 
+def _timed(frame: pl.DataFrame, side: SideName, schema: Schema) -> pl.DataFrame:
+    """Return a table with the TIME of its rows. Raises DataError for unusable times."""
+    column, times = frame[schema.valid_from], Times(schema, f"{side}s", schema.valid_from)
+    empty = column.is_nan().fill_null(True) if column.dtype.is_float() else column.is_null()
+    if not empty.any():
+        times.look(column)
+        times.settle()
+        return times.add(frame)
+    numbered = frame.with_row_index(_PLACE)
+    given, always = numbered.filter(~empty), numbered.filter(empty)
+    if given.height:
+        times.look(given[column.name])
+        times.settle()
+        given = times.add(given)
+    none = pl.lit(None, given.schema[column.name]).alias(column.name)
+    always = always.with_columns(none, pl.lit(BEGINNING, pl.Int64).alias(TIME))
+    return (pl.concat([given, always]) if given.height else always).sort(_PLACE).drop(_PLACE)
+
+
 def version_tables(
     given: Mapping[SideName, pl.DataFrame], newest: Mapping[SideName, pl.DataFrame], schema: Schema
 ) -> dict[SideName, Versions]:
@@ -121,12 +139,13 @@ def version_tables(
 
 
 def _version_table(newest: pl.DataFrame, given: pl.DataFrame, key: str, shared: list[str]) -> pl.DataFrame:
-    """Return the table of `Versions`: the given rows, and before those of each row a first one with its id alone."""
+    """Return the table of `Versions`: the given rows, and before those of each row, if none always held, one with its id alone."""
     given = given.with_columns(pl.col(key).cast(newest[key].dtype)).rename({TIME: SINCE})
     given = given.with_columns(rows_of_ids(given[key], newest[key]).cast(pl.Int64).alias(ROW))
     first = newest.select(key).with_columns(
         pl.int_range(newest.height, dtype=pl.Int64).alias(ROW), pl.lit(BEGINNING, pl.Int64).alias(SINCE)
     )
+    first = first.join(given.filter(pl.col(SINCE) == BEGINNING), on=ROW, how="anti", maintain_order="left")
     table = pl.concat([first, given], how="diagonal").sort(ROW, SINCE)
     return table.with_columns(newest[name].gather(table[ROW]) for name in shared)
 
@@ -137,11 +156,14 @@ def check_first_versions(
     """Raise DataError if a feature refuses missing values, and an interaction is older than the versions of its row. `counts`
     (V,) are the interactions that see each version, of each side that has some."""
     for side, of_side in versions.items():
-        early = np.where(of_side.since == BEGINNING, counts[side], 0)
-        if not early.any():
+        seen_first = np.where(of_side.since == BEGINNING, counts[side], 0)
+        if not seen_first.any():
             continue
         for f in schema.columns(side):
             if f.refuses_missing and not f.computes and f.source != schema.id_column(side):
+                early = np.where(of_side.frame[f.source].is_null().to_numpy(), seen_first, 0)
+                if not early.any():
+                    continue
                 first = of_side.frame[schema.id_column(side)][int(np.flatnonzero(early)[0])]
                 raise DataError(
                     f"interactions: {early.sum():,} rows are older than the first version of their {side} (the first: "
@@ -150,9 +172,10 @@ def check_first_versions(
                 )
 
 
-def stored_versions(versions: Versions, side: SideName, schema: Schema) -> pl.DataFrame:
-    """Return the columns of a table of versions that a run or prepared data keep."""
+def stored_versions(versions: Versions, side: SideName, schema: Schema, more: Iterable[str] = ()) -> pl.DataFrame:
+    """Return the columns of a table of versions that prepared data keep, and those of `more` that it has, which a run keeps too."""
     named = [schema.id_column(side), *(f.source for f in schema.columns(side))]
+    named += [name for name in more if name in versions.frame.columns]
     return versions.frame.select(ROW, SINCE, *dict.fromkeys(named))
 
 

@@ -23,6 +23,7 @@ from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Scorer
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
 from twotower.evaluation.metrics.metric import RankingMetric
+from twotower.evaluation.moments import users_during
 from twotower.evaluation.own_counts import own_counts
 from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
 from twotower.evaluation.user_slices import UserSlices
@@ -47,6 +48,7 @@ class PartEvaluation:
     scored: ScoredPairs
     queries: EvaluationQueries
     rankings: Rankings
+    part: int
 
     @property
     def users(self) -> Shaped[Ints, "Q"]:
@@ -85,12 +87,12 @@ class PartEvaluation:
     ) -> PartEvaluation:  # fmt: skip
         pairs = dataset.pairs_of(part)
         weights = queries.target_weights(best) if config.weighted else None
-        items = RankedItems.of(dataset, weighted=config.weighted)
+        items = RankedItems.of(dataset, weighted=config.weighted, part=part)
         rankings = Rankings(best, queries.hits(best), queries.n_targets, items, weights)
         scored = ScoredPairs.of(scores, pairs, config.weighted)
         if pairs.weight is not None:
             pairs = pairs.take(pairs.weight > 0)
-        return cls(dataset, config, pairs, scored, queries, rankings)
+        return cls(dataset, config, pairs, scored, queries, rankings, part)
 
     def metrics(self) -> Metrics:
         """Return all metrics of the config: of pairs over all rows, of rankings as means over users, of the catalogue."""
@@ -149,9 +151,9 @@ class PartEvaluation:
         return {name: value for name, value in out.items() if value == value}
 
     def _column_slices(self, column: str) -> Metrics:
-        """Return `recall@10.gender=F`, … for the values of a column of the users, `users.gender=F`, the number of ranked users,
+        """Return `recall@10.gender=F`, … for the values of a column of the users when they are asked, `users.gender=F`, the number of ranked users,
         `users.gender.left_out`, those of the values with too few, and `recall@10.gender.gap`, the largest value minus the smallest."""
-        sliced, k = UserSlices.of(self.dataset.users.frame, column), self.config.k[0]
+        sliced, k = UserSlices.of(users_during(self.dataset, self.part), column), self.config.k[0]
         rankings, place = self.rankings.at(k), sliced.places[self.users]
         by_user = {f"{m.name}@{k}": m.values(rankings) for m in self._sliced_rankings("user")}
         users = np.unique(self.users)

@@ -13,6 +13,7 @@ from twotower.arrays.types import Codes, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset, Side
 from twotower.data.pairs import Pairs
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.moments import asked_times
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,7 @@ class VersionFactors(Factors):
             return factors
         pairs, times = dataset.pairs_of(part), dataset.times_of(part)
         assert times is not None
-        asked = np.full(len(dataset.users), int(times.min()) if len(times) else 0)
-        first = np.full(len(asked), np.iinfo(np.int64).max)
-        for some in pieces(len(pairs)):
-            np.minimum.at(first, pairs.user[some], times[some])
-        asked = np.where(first < np.iinfo(np.int64).max, first, asked)
+        asked = asked_times(dataset, part)
         return cls(factors.users, factors.items, dataset.users, dataset.items, pairs, times, asked)
 
     def scores(self, pairs: Pairs, block: int = 16_384) -> Shaped[Floats, "n"]:

@@ -75,8 +75,8 @@ class Schema(Section):
     valid_from: str = Field(
         "",
         description="Time column of the tables of users and items, in the form of time. A row holds from that time on, an "
-        "id may have several rows, and an interaction reads the latest that is not later than itself; a table without the "
-        "column has one row an id, which always holds. Empty: none.",
+        "id may have several rows, and an interaction reads the latest that is not later than itself. A row without a value "
+        "always held, before the others of its id; a table without the column has one row an id, which always holds. Empty: none.",
     )
     title: str = Field("", description="Title column of the items, shown to people. Empty: the id.")
     duplicates: Literal["last", "keep", "error"] = Field(

@@ -12,6 +12,8 @@ from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Bools, Doubles, Floats, Ints, Numbers, Shaped, WholeNumbers
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
+from twotower.data.splits import TEST
+from twotower.evaluation.moments import items_during
 from twotower.features.schema import Schema
 
 BLOCK_RANKINGS = 65_536
@@ -54,15 +56,17 @@ class RankedItems:
     n_users: int
     """Number of users with a training interaction."""
     table: pl.DataFrame
-    """Table of the items."""
+    """Table of the items; of versions those that hold at the first pair of the part."""
     schema: Schema
 
     @classmethod
-    def of(cls, dataset: Dataset, rows: Shaped[Ints, "I"] | None = None, weighted: bool = False) -> RankedItems:
-        """Return some items of a dataset, by default all, with their popularity by weight if `weighted`."""
+    def of(
+        cls, dataset: Dataset, rows: Shaped[Ints, "I"] | None = None, weighted: bool = False, part: int = TEST
+    ) -> RankedItems:
+        """Return some items of a dataset, by default all, for rankings of a part, with their popularity by weight if `weighted`."""
         n_users = int(np.count_nonzero(dataset.user_counts))
         popularity = dataset.item_weights if weighted else dataset.item_counts
-        found = cls(popularity, dataset.item_user_counts, n_users, dataset.items.frame, dataset.schema)
+        found = cls(popularity, dataset.item_user_counts, n_users, items_during(dataset, part), dataset.schema)
         if rows is None:
             return found
         some = found.popularity[rows], found.user_counts[rows]

@@ -27,6 +27,14 @@ class AttributeNegatives(PerPositiveSource):
     )
     n: int = Field(1, ge=1, le=100_000, description="Number of items per positive.")
 
+    def check(self, dataset: Dataset) -> None:
+        """Raise ConfigError if the items have versions."""
+        if dataset.items.versions is not None:
+            raise ConfigError(
+                "negatives.attribute draws items by their newest values, and with schema.valid_from a positive sees items as they "
+                "were at its own time; leave it out"
+            )
+
     def build(self, dataset: Dataset, seed: int, device: torch.device) -> PerPositiveSampler:
         return _AttributeSampler(*_attribute_maps(dataset, self.feature), self.n)
 
