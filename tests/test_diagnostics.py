@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import check
 from twotower.diagnostics import Finding, context, describe_findings, diagnose
 from twotower.diagnostics.features import _gate_findings
-from twotower.diagnostics.pairs import _shared_pairs
+from twotower.diagnostics.pairs import _shared_pairs, false_negatives
 from twotower.diagnostics.vectors import _baseline_finding, _effective_rank, _mean_cosine, baselines
 from twotower.evaluation.comparison import Comparison
 from twotower.evaluation.part_evaluation import evaluate_model
@@ -316,12 +316,13 @@ def test_candidates_that_the_user_likes_when_the_mask_is_off(data: Dataset) -> N
     assert worst.evidence["train_positives"] == pytest.approx(_share_of_a_loop(broken), abs=1e-6)
 
 
-def _share_of_a_loop(broken: Run) -> float:
-    """Share of the in-batch candidates that are training positives of the row's user, pair by pair."""
+def _share_of_a_loop(broken: Run, liked: Collection[tuple[int, int]] = ()) -> float:
+    """Share of the in-batch candidates that are liked by the row's user, by default in training, pair by pair."""
     data, config = broken.dataset, broken.config
     batch = Trainer(data, config).objective.sampler.epoch(0)
     size = config.train.batch_size
-    liked = {(u, i) for u, i, p in zip(data.train.user, data.train.item, data.train.positive, strict=True) if p}
+    train = zip(data.train.user, data.train.item, data.train.positive, strict=True)
+    liked = liked or {(u, i) for u, i, p in train if p}
     against = [
         (u, j) in liked
         for u, i in zip(batch.user[:size], batch.item[:size], strict=True)
@@ -340,6 +341,25 @@ def test_random_negatives_that_are_liked_later(data: Dataset) -> None:
     assert finding.evidence["later_positives"] == pytest.approx(0.5, abs=0.1)
     assert finding.evidence["train_positives"] == 0
     assert "negatives.random" in finding.text
+
+
+def test_later_repeats_of_training_positives_are_those_that_a_mask_excludes() -> None:
+    data = world(REPLAYED_SCHEMA, None, None, replayed(), kind="time")
+    config: dict[str, Any] = {
+        "loss": {"kind": "softmax"},
+        "split": {"kind": "time"},
+        "negatives": {"mask_positives": False},
+    }
+    run = untrained(data, **config)
+    (*found,) = false_negatives(context.DiagnosisContext(run))
+    pairs = data.pairs
+    liked = [
+        {*zip(pairs.user[keep].tolist(), pairs.item[keep].tolist(), strict=True)}
+        for keep in (data.parts == TRAIN, data.parts != TRAIN)
+    ]
+    assert len(liked[0] & liked[1]) > 20
+    assert found[0].evidence["train_positives"] == pytest.approx(_share_of_a_loop(run, liked[0]), abs=1e-6)
+    assert found[-1].evidence["later_positives"] == pytest.approx(_share_of_a_loop(run, liked[1] - liked[0]), abs=1e-6)
 
 
 def test_few_false_negatives_are_fine() -> None:

@@ -184,7 +184,10 @@ def test_every_option_has_exactly_one_tier() -> None:
 def test_the_short_template_has_the_options_to_start_with() -> None:
     shown = tomllib.loads(config_template())
     assert shown["train"] == {"epochs": 10, "lr": 0.001, "monitor": ""}
-    assert shown["negatives"] == {"random": False}
+    assert not shown["negatives"]
+    assert "\n# random = false\n" in config_template(), (
+        "which a pointwise loss without negatives has, unless it is given"
+    )
     assert len(config_template().splitlines()) < 80 < 200 < len(config_template(everything=True).splitlines())
 
 
@@ -194,7 +197,7 @@ def test_the_template_names_every_option() -> None:
     for table in config_tables():
         assert table.about or table.same_as or not table.name
         for option in table.options:
-            active = {f"{option.key} = {option.default}", f"# {option.meaning}"}
+            active = {f"{'# ' * option.commented}{option.key} = {option.default}", f"# {option.meaning}"}
             commented = f"#   {option.key} = {option.default or '…'}  # {option.meaning}"
             assert active <= lines or commented in lines, (table.name, option)
         if table.kind:

@@ -130,7 +130,6 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.precision": ("bf16", {}),
     "train.seed": (9, {}),
     "evaluation.k": ([3], {}),
-    "evaluation.repeats": ("allow", {}),
     "evaluation.max_users": (9, {}),
     "evaluation.bootstrap": (20, {}),
     "evaluation.slices": (["city"], {"evaluation.slice_min_users": 2}),
@@ -181,6 +180,7 @@ ELSEWHERE = {
     "data.format.separator",  # data/test_text_format.py
     "data.format.columns",
     "data.format.layout",
+    "evaluation.repeats",  # evaluation/test_own_counts.py
     "data.buckets",
     "data.prepared",
     "train.device",

@@ -19,7 +19,9 @@ from twotower.data.splits import TEST
 from twotower.data.tables import check
 from twotower.data.unknown_ids import rows_of_ids
 from twotower.errors import ConfigError, RunError
+from twotower.evaluation.baselines import popularity_baseline
 from twotower.evaluation.own_counts import own_counts
+from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.index.exact import Exact
 from twotower.reports.compare import compare_runs
 from twotower.retrieval.retriever import Retriever
@@ -92,13 +94,21 @@ def test_a_run_and_its_bundle_rank_repeats_as_the_setting_says(tmp_path: Path, r
             compare_runs(run, again)
 
 
-def test_repeats_alone_need_a_log_that_keeps_them() -> None:
+@pytest.mark.parametrize("repeats", ["allow", "only"])
+def test_repeats_need_a_log_that_keeps_them(repeats: str) -> None:
     last = KEPT.model_copy(update={"duplicates": "last"})
-    config = repeating("only")
-    with pytest.raises(
-        ConfigError, match="schema.duplicates = 'last' leaves none; set evaluation.repeats = 'allow', or for a log"
-    ):
+    config = repeating(repeats)
+    words = (
+        rf"^evaluation\.repeats = '{repeats}' ranks pairs that a user repeats, and schema\.duplicates = 'last' leaves none; set "
+        r"schema\.duplicates = 'keep', or evaluation\.repeats = 'exclude' for a log without repeats$"
+    )
+    with pytest.raises(ConfigError, match=words):
         api.fit((None, None, replayed()), last, config)
+    data = build_dataset(check(None, None, replayed(), last), last, BY_TIME)
+    factors = popularity_baseline(data.train, len(data.users), len(data.items))
+    assert not [m for m in evaluate_model(lambda _: factors, data, config.evaluation) if "own_counts" in m], (
+        "of an earlier run"
+    )
 
 
 def test_a_model_of_a_log_with_many_repeats_finds_more_than_own_counts() -> None:

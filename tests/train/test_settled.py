@@ -16,6 +16,7 @@ import pytest
 from twotower import api
 from twotower.cli.app import run_command
 from twotower.config.experiment import Config
+from twotower.config.reference import config_template
 from twotower.config.toml import load_config
 from twotower.data.dataset import build_dataset
 from twotower.data.memmap import MemmapDataset
@@ -25,6 +26,7 @@ from twotower.errors import TwoTowerError
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.runs import Run
+from twotower.train.negatives.config import NegativesConfig
 from twotower.train.settled import settled
 
 THREE_LINES = """\
@@ -123,11 +125,40 @@ def test_a_log_of_events_has_negatives_if_a_type_is_negative(skip: Any, kinds: l
     assert settled(found, dataset) is found
 
 
+@pytest.mark.parametrize("off", [False, 0])
+def test_random_negatives_that_are_switched_off_stay_off(folder: Path, tmp_path: Path, off: bool | int) -> None:
+    """In Python, in a file, and by a flag over it."""
+    (tmp_path / "off.toml").write_text(
+        f"{THREE_LINES}negatives.random = {off!r}\n".replace("False", "false"), encoding="utf-8"
+    )
+    (tmp_path / "clicks.parquet").write_bytes((folder / "clicks.parquet").read_bytes())
+    given = [
+        Config(negatives=NegativesConfig(random=off)),
+        load_config(tmp_path / "off.toml")[1],
+        load_config(folder / "shop.toml", [f"negatives.random={off!r}".lower()])[1],
+        load_config(tmp_path / "off.toml", ["negatives.mask_positives=false"])[1],
+    ]
+    schema = Schema(user_id="customer", item_id="product")
+    dataset = build_dataset(check(None, None, clicks(), schema), schema, SplitConfig())
+    for config in given:
+        assert not settled(config, dataset).negatives.pairs
+    assert load_config(tmp_path / "off.toml")[1].negatives == load_config(folder / "shop.toml")[1].negatives
+    with pytest.raises(TwoTowerError, match=r"no source of negatives gives pairs; set negatives\.random = 5, or"):
+        trained(folder, f"negatives.random={off!r}".lower())
+    template = config_template().replace('interactions = ""', 'interactions = "clicks.parquet"')
+    template = template.replace('user_id = "user_id"', 'user_id = "customer"').replace(
+        'item_id = "item_id"', 'item_id = "product"'
+    )
+    (tmp_path / "template.toml").write_text(template, encoding="utf-8")
+    assert settled(load_config(tmp_path / "template.toml")[1], dataset).negatives.pairs
+
+
 STARTS: list[tuple[str, ...]] = [
     *((f"loss.kind={kind}",) for kind in ("bce", "softmax", "gbce", "bpr")),
     *((f"split.kind={kind}",) for kind in ("random", "last", "time", "user_ratio")),
     ("train.history_scope=causal",), ("train.history_scope=causal", "loss.kind=softmax"),
     *((f"train.monitor=validation.{name}",) for name in ("auc", "gauc", "log_loss", "recall@10", "mrr@50")),
+    ("negatives.random=false",), ("negatives.random=0",),
     ("negatives.random=2", "train.monitor=validation.auc"),
     *((f"negatives.{source}",) for source in ("random=3", "uniform=16", "popularity=16", "hard={n=2,ranks=[3,9]}", "full=true", "disliked=1")),
     *((f"negatives.{source}", "loss.kind=softmax") for source in (

@@ -30,6 +30,8 @@ class Option:
     """Empty if the option is required."""
     meaning: str
     tier: Tier
+    commented: bool = False
+    """True if the template has it as a comment, as a config that leaves it out may be completed by the data."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,9 @@ def _own_options(section: SectionType, protocol: SectionType | None = None) -> I
         if inner and inner.by_name is not None:
             for word, found in inner.kinds.items():
                 about = " ".join(_documentation(found).split()).partition(". ")[0].rstrip(".")
-                yield Option(word, _toml(word in inner.by_name), f"{about}.", section.tier(word))
+                yield Option(
+                    word, _toml(word in inner.by_name), f"{about}.", section.tier(word), word not in inner.by_name
+                )
         elif inner is None or (protocol is not None and inner.kinds):
             default = info.default.kind if isinstance(info.default, PoolingSpec | Kind) else info.default
             yield Option(key, "" if info.is_required() else _toml(default), _meaning(info), section.tier(key))
@@ -213,7 +217,7 @@ def _template_lines(table: OptionTable) -> Iterator[str]:
         yield from (f"#   {o.key} = {o.default or '…'}  # {o.meaning}" for o in table.options)
     elif table.options or table.listed:
         yield f"\n{heading}  # {about}"
-        yield from (f"# {o.meaning}\n{o.key} = {o.default}" for o in table.options)
+        yield from (f"# {o.meaning}\n{'# ' * o.commented}{o.key} = {o.default}" for o in table.options)
 
 
 _FEATURES = """

@@ -127,7 +127,7 @@ def baselines(context: DiagnosisContext) -> Iterator[Finding]:
         counts = popularity_baseline(data.train, n_users, n_items)
         for c in _compare_with_baseline(context, counts, users, test_data, [k], f"{Ndcg.name}@{k}"):
             yield _baseline_finding(c, "popularity", "baseline_ranking", "error", remedy)
-        if config.evaluation.repeats != "exclude":
+        if config.evaluation.repeats != "exclude" and data.schema.duplicates == "keep":
             yield from _own_counts(context, users, test_data, k, remedy)
     if config.loss.pointwise:
         severity: Severity = "warning" if drawn_pairs else "error"

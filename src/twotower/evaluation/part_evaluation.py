@@ -222,7 +222,7 @@ def evaluate_model(factors_of: Callable[[int], Scorer], dataset: Dataset, config
     ):
         metrics = PartEvaluation.from_factors(baseline, dataset, TEST, config, queries).metrics()
         out |= {f"baseline.{name}.{m}": v for m, v in metrics.items() if m not in of_logits}
-    if config.repeats != "exclude":
+    if config.repeats != "exclude" and dataset.schema.duplicates == "keep":
         best = own_counts(dataset, TEST, queries.users, min(max(config.k), n_items))
         nothing = np.zeros(len(dataset.test), np.float32)
         metrics = PartEvaluation._of(queries, best, nothing, dataset, TEST, config).metrics()

@@ -24,10 +24,11 @@ MEAN_WEIGHTS = 0.1, 10.0
 
 def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) -> None:
     """Raise ConfigError, or DataError if the training part holds nothing to learn with the recipe."""
-    if recipe.evaluation.repeats == "only" and dataset.schema.duplicates != "keep":
+    if recipe.evaluation.repeats != "exclude" and dataset.schema.duplicates != "keep":
         raise ConfigError(
-            f"evaluation.repeats = 'only' ranks repeated pairs, and schema.duplicates = '{dataset.schema.duplicates}' leaves "
-            "none; set evaluation.repeats = 'allow', or for a log that has some schema.duplicates = 'keep'"
+            f"evaluation.repeats = '{recipe.evaluation.repeats}' ranks pairs that a user repeats, and schema.duplicates = "
+            f"'{dataset.schema.duplicates}' leaves none; set schema.duplicates = 'keep', or evaluation.repeats = 'exclude' for a log "
+            "without repeats"
         )
     _check_learnable(dataset, recipe)
     _check_histories(dataset, recipe)

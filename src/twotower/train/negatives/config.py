@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 from pydantic import (
     Field,
     JsonValue,
+    ModelWrapValidatorHandler,
     SerializerFunctionWrapHandler,
     TypeAdapter,
     ValidationInfo,
@@ -80,6 +81,17 @@ class NegativesConfig(Section):
         found = _BY_NAME.validate_python(on, context=info.context)
         sources = (*listed, *found.values())
         return {key: value for key, value in data.items() if key not in named} | {"sources": sources}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_names(
+        cls, data: Mapping[str, Value] | NegativesConfig, handler: ModelWrapValidatorHandler[NegativesConfig]
+    ) -> NegativesConfig:
+        """Add the names of the sources that were given, on or off, to `model_fields_set`."""
+        made = handler(data)
+        if isinstance(data, Mapping):
+            made.model_fields_set.update(str(name) for name in data)
+        return made
 
     @field_validator("sources")
     @classmethod

@@ -13,14 +13,14 @@ from twotower.train.negatives.source import PairDraws, PairSource, PerPositiveSa
 
 
 class RandomNegatives(PairSource):
-    """Items that the user has not seen in training, drawn uniformly for each positive; with features of the context, any
+    """Items that the user has not seen in training, drawn uniformly for each positive. With features of the context, any
     items but the user's positives of the same context.
 
     As in DSSM (Huang et al. 2013, section 3.3). Pointwise losses: negative pairs, redrawn every epoch. Contrastive losses:
     per-positive candidates without repeats, redrawn every batch.
 
     Use it with a pointwise loss where only positives, or few dislikes, are observed. Where the schema names no label
-    and no negative events and no source gives pairs, a pointwise loss has it without being told.
+    and no negative events and no source gives pairs, a pointwise loss has it unless the config gives `random`.
     """
 
     kind = "random"
