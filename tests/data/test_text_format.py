@@ -478,6 +478,8 @@ def test_stats_read_lines_of_users(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "item_id          Int64" in said
     assert run_command(["data", "stats", str(tmp_path), "--layout", "sequences", "--columns", "a"]) == 2
     assert "columns goes with layout = 'rows', not 'sequences'; leave it out" in capsys.readouterr().err
+    assert run_command(["data", "stats", str(tmp_path), "--layout", "lines"]) == 2
+    assert capsys.readouterr().err == "error: --layout lines: allowed are rows and sequences\n"
 
 
 def test_stats_read_any_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
@@ -52,9 +52,10 @@ def stats(
         ),
     ] = "",
     layout: Annotated[
-        Literal["rows", "sequences"],
+        str,
         typer.Option(
             "--layout",
+            metavar="rows|sequences",
             help="Content of a line of the interactions. rows: one interaction. sequences: a user and the user's items, without a "
             "header line.",
         ),
@@ -67,6 +68,8 @@ def stats(
     from twotower.data.text_format import TextFormat
     from twotower.features.schema import Schema
 
+    if layout not in ("rows", "sequences"):
+        raise ConfigError(f"--layout {layout}: allowed are rows and sequences")
     form, schema = TextFormat.of_table(separator, split_names(columns), layout), Schema()
     endings = (".parquet", *TEXT_SUFFIXES, *(f"{ending}.gz" for ending in TEXT_SUFFIXES))
     paths = {}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from twotower.errors import ConfigError, DataError
 from twotower.section import Section, first_problem
 
-Layout: TypeAlias = Literal["rows", "sequences"]
 SEPARATORS = (",", ";", "\t", "|", "::")
 SPACE = " "
 """Separators that the message about a file of another separator names."""
@@ -30,7 +29,7 @@ class TextFormat(Section):
         "line names them.",
     )
 
-    layout: Layout = Field(
+    layout: Literal["rows", "sequences"] = Field(
         "rows",
         description="Content of a line of the interactions. rows: one interaction. sequences: a user and the user's items, oldest "
         "first, without a header line; schema.time, if set, names the column of their order (schema.time_unit = 'order'), which no "
@@ -62,10 +61,10 @@ class TextFormat(Section):
         return self
 
     @classmethod
-    def of_table(cls, separator: str, columns: Sequence[str], layout: Layout = "rows") -> TextFormat:
+    def of_table(cls, separator: str, columns: Sequence[str], layout: str = "rows") -> TextFormat:
         """Return the form of the files of one table, whose options are arguments of a call. Raises ConfigError."""
         try:
-            return cls(separator=separator, columns=tuple(columns), layout=layout)
+            return cls.model_validate({"separator": separator, "columns": tuple(columns), "layout": layout})
         except ValidationError as e:
             where, message = e.errors()[0]["loc"], first_problem(e)
             raise ConfigError(message.replace(f"{where[0]}:", f"`{where[0]}`:", 1) if where else message) from None
