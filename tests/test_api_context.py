@@ -139,6 +139,11 @@ def test_the_service_tells_what_the_context_is(client: Client) -> None:
     assert explained.json()["reply"]["items"][0]["id"] == str(right_item(1, 2))
 
 
+def test_the_console_learns_the_context_of_every_bundle(client: Client) -> None:
+    (listed,) = client.get("/v1/console/bundles").json()["bundles"]
+    assert listed["context"] == ["hour"]
+
+
 def test_recent_events_do_not_save_the_vector_of_another_context(client: Client) -> None:
     client.post("/v1/events", {"user_id": 4, "events": ["1"]})
     found = [

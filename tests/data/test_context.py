@@ -26,12 +26,15 @@ from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.categorical import Categorical
 from twotower.features.day_of_week import DayOfWeek
 from twotower.features.days_since_previous import DaysSincePrevious
+from twotower.features.feature import Feature
 from twotower.features.hour_of_day import HourOfDay
 from twotower.features.multi_hot import MultiHot
 from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
 from twotower.features.text import Text
 from twotower.features.vector import Vector
+from twotower.retrieval.context_values import ContextValues
+from twotower.retrieval.request import Request
 
 MOMENTS = (
     HourOfDay(name="local_hour", time_zone="Europe/Zurich"),
@@ -262,3 +265,28 @@ def test_damaged_prepared_context_is_refused(tmp_path: Path) -> None:
     pl.read_parquet(folder / "context.parquet").drop("hour").write_parquet(folder / "context.parquet")
     with pytest.raises(RunError, match=r"context\.parquet"):
         memmap.MemmapDataset.open(folder)
+
+
+def values_of(actions: pl.DataFrame, *features: Feature) -> ContextValues:
+    users, items, _ = hourly(actions.height)
+    schema = hourly_schema(*features)
+    return ContextValues(build_dataset(check(users, items, actions, schema), schema, SplitConfig()))
+
+
+def test_a_time_of_a_request_with_the_day_and_the_month_in_either_order_is_refused() -> None:
+    actions = hourly(200)[2].with_columns(at=pl.Series([f"{1 + n % 28:02}/03/2024 10:00" for n in range(200)]))
+    values = values_of(actions, HourOfDay(name="clock"))
+    for at in ("13/04/2024 10:00", "04/04/2024 10:00", "2024-04-03 10:00"):
+        assert values.read(Request("1", context={"at": at}), None)[0]["clock"].tolist() == [11]
+    with pytest.raises(
+        DataError, match=r"'at' is '03/04/2024 10:00', a day and a month in either order; give year, mon"
+    ):
+        values.read(Request("1", context={"at": "03/04/2024 10:00"}), None)
+
+
+def test_a_null_that_a_feature_refuses_is_one_of_the_request() -> None:
+    values = values_of(hourly(200)[2], Categorical(name="device", side="context", missing="error"))
+    with pytest.raises(
+        DataError, match=r"^request: context 'device' is null, and its feature has missing = 'error'; give"
+    ):
+        values.read(Request("1", context={"device": None}), None)

@@ -171,6 +171,8 @@ def visit(service: Service, browser: Any) -> Iterator[Callable[..., Visit]]:
 
 def test_the_context_is_shown_and_set(browser: Any, tmp_path: Path) -> None:
     features = HOUR, HourOfDay(name="clock")
+    blind = twotower.fit(hourly(), hourly_schema(), hourly_settings(train={"epochs": 1}), folder=tmp_path / "blind")
+    other = api.publish(blind, tmp_path / "store", force=True).id
     run = twotower.fit(hourly(), hourly_schema(*features), hourly_settings(), folder=tmp_path / "run")
     api.publish(run, tmp_path / "store")
     with served(tmp_path) as url:
@@ -196,6 +198,8 @@ def test_the_context_is_shown_and_set(browser: Any, tmp_path: Path) -> None:
         it.page.goto(again)
         it.settle()
         assert fields.nth(0).input_value() == str(hours[1])
+        it.page.locator("#bundle").select_option(other)  # which reads no context
+        it.until("document.querySelector('#answer-3 .best li')")
         assert it.page.locator("#problem").inner_text() == ""
         it.page.context.close()
     assert it.errors == []

@@ -82,9 +82,14 @@ class Times:
             self._judge(read)
         self.rows += len(column)
 
+    @property
+    def is_ambiguous(self) -> bool:
+        """True if the texts so far fit two formats, of days and months in either order, and differ by them."""
+        return self._ambiguous and len(self._formats) > 1
+
     def settle(self) -> None:
         """Raise DataError if the texts fit two formats, or times are implausible."""
-        if self._ambiguous and len(self._formats) > 1:
+        if self.is_ambiguous:
             one, other = self._formats
             raise DataError(
                 f"{self.what} holds days and months in either order, all rows fit both; "

@@ -216,6 +216,11 @@ class Schema(Section):
         """Return the distinct columns of the interactions that features of the context read, in the order given."""
         return tuple(dict.fromkeys(f.source for f in self.side("context") if not f.reads_time))
 
+    def request_context(self) -> list[str]:
+        """Return the distinct columns of the context that a request may give: those of features, then that of the time."""
+        time = [self.time] if any(f.reads_time for f in self.side("context")) else []
+        return list(dict.fromkeys([*self.context_columns(), *time]))
+
     def required_context(self) -> tuple[str, ...]:
         """Return the distinct columns of the context that a request must give, in the order given."""
         return tuple(dict.fromkeys(f.source for f in self.side("context") if not f.reads_time and f.defaults is None))

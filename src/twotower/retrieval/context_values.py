@@ -26,8 +26,7 @@ class ContextValues:
         self._features = dataset.schema.side("context")
         self._values = GivenValues(dataset.encoders, self._features, dataset.context_frame)
         self._time = self._schema.time if any(f.reads_time for f in self._features) else ""
-        given = [*dataset.schema.context_columns(), *filter(None, [self._time])]
-        self.columns = list(dict.fromkeys(given))
+        self.columns = self._schema.request_context()
         """Columns that a request may give."""
         self._defaults: dict[str, Values] = {}
         for f in self._features:
@@ -64,6 +63,10 @@ class ContextValues:
                 assert moment is not None
                 values[f.name] = self._values.encode(f, f.of_times(*moment))
             elif f.source in request.context:
+                if f.refuses_missing and request.context[f.source] is None:
+                    raise DataError(
+                        f"request: context '{f.source}' is null, and its feature has missing = 'error'; give a value"
+                    )
                 values[f.name] = self._values.encode(f, self._column(f.source, request.context[f.source]))
                 if is_unknown(values[f.name]):
                     unknown.append(f.name)
@@ -109,6 +112,7 @@ class ContextValues:
             times.settle()
             return int(times.add(frame)[TIME][0])
         except (DataError, pl.exceptions.PolarsError):
-            raise DataError(
-                f"request: context '{self._time}' is {value!r}, expected a time as in the log, from 1990 to tomorrow"
-            ) from None
+            expected = "expected a time as in the log, from 1990 to tomorrow"
+            if times.is_ambiguous:
+                expected = "a day and a month in either order; give year, month and day, such as 2024-04-03 10:00"
+            raise DataError(f"request: context '{self._time}' is {value!r}, {expected}") from None

@@ -151,7 +151,13 @@ class Console:
         return BundlesReply(
             [
                 StoredBundle(
-                    b.id, b.created, b.size, b.current, b.recall_check.recall if b.recall_check else None, b.damaged
+                    b.id,
+                    b.created,
+                    b.size,
+                    b.current,
+                    b.recall_check.recall if b.recall_check else None,
+                    b.damaged,
+                    list(b.context),
                 )
                 for b in listed
             ]

@@ -110,7 +110,8 @@ class ExplainedReply:
 
 @dataclass
 class StoredBundle:
-    """A bundle of the store. `size` in bytes; `damaged` is the reason, if it cannot be loaded."""
+    """A bundle of the store. `size` in bytes; `damaged` is the reason, if it cannot be loaded; `context` has the columns of the
+    context that a request may give."""
 
     id: str
     created: str | None
@@ -118,6 +119,7 @@ class StoredBundle:
     current: bool
     recall: float | None
     damaged: str | None
+    context: list[str]
 
 
 @dataclass

@@ -43,6 +43,8 @@ class BundleInfo:
     recall_check: RecallCheck | None
     current: bool
     damaged: str | None
+    context: tuple[str, ...] = ()
+    """Columns of the context that a request may give; none of a damaged bundle, or one of kinds that are not imported."""
 
 
 class Store:
@@ -118,8 +120,12 @@ class Store:
                 bundle = Bundle.open(self._bundles / name, checksums=False)
             except BundleError as e:
                 return BundleInfo(name, None, 0, None, name == current, e.reason)
-            manifest = bundle.manifest
-            return BundleInfo(name, manifest.created, bundle.size, manifest.recall_check, name == current, None)
+            manifest, context = bundle.manifest, tuple[str, ...]()
+            with suppress(BundleError):
+                context = tuple(manifest.read_sections()[0].request_context())
+            return BundleInfo(
+                name, manifest.created, bundle.size, manifest.recall_check, name == current, None, context
+            )
 
         return [line(name) for name in self._ids()]
 

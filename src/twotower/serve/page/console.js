@@ -111,7 +111,7 @@ async function guard(work, again) {
 
 // ---- requests
 
-function request(method) {
+function request(method, columns) {
   const body = { k: state.k, method };
   const changed = Object.entries(state.changed);
   if (!state.isNew) body.user_id = state.user;
@@ -124,17 +124,18 @@ function request(method) {
     if (changed.length && method === 2) body.features = Object.fromEntries(changed.map(([name, value]) => [name, typed(name, value)]));
   }
   if (method === 2) { // the precomputed vector has the default context
-    const given = context();
+    const given = context(columns);
     if (Object.keys(given).length) body.context = given;
   }
   if (state.where.column && state.where.value) body.where = { [state.where.column]: state.where.value };
   return body;
 }
 
-/** The values of the context: those set here, else the ones that the bundle names. A time that nobody sets is the present. */
-function context() {
+/** The values of the context in `columns`, by default all: those set here, else the ones that the bundle names. A time that nobody sets is the present. */
+function context(columns) {
   const given = {};
   for (const [name, value] of Object.entries(known.bundle?.context || {})) {
+    if (columns && !columns.includes(name)) continue;
     const text = state.context[name];
     if (text === undefined ? value !== null : text !== "") given[name] = text === undefined ? value : spelled(value, text);
   }
@@ -176,8 +177,9 @@ async function answer(n) {
   box.classList.add("waiting");
   box.setAttribute("aria-busy", "true");
   const other = n === 3 ? `?bundle=${encodeURIComponent(state.bundle)}` : "";
+  const columns = n === 3 ? known.bundles.find((b) => b.id === state.bundle)?.context : undefined;
   try {
-    const data = await ask(`answer-${n}`, `/v1/console/explain${other}`, { method: "POST", body: request(n === 3 ? state.method : n) });
+    const data = await ask(`answer-${n}`, `/v1/console/explain${other}`, { method: "POST", body: request(n === 3 ? state.method : n, columns) });
     if (!data) return; // a newer request is under way
     known.answers[n] = data;
     learn([...data.reply.items, ...data.history, ...data.filtered.items]);
