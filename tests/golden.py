@@ -78,9 +78,9 @@ SENET: dict[str, Any] = {"enabled": True}
 
 
 MOMENTS = (
-    HourOfDay(name="hour", default=5),
-    DayOfWeek(name="day", default=3),
-    DaysSincePrevious(name="gap", default=2.0),
+    HourOfDay(name="hour", default=23),
+    DayOfWeek(name="day", default=7),
+    DaysSincePrevious(name="gap", default=0.5),
 )
 IN_CONTEXT: Schema = EVERYTHING_SCHEMA.model_copy(update={"features": (*EVERYTHING_SCHEMA.features, *MOMENTS)})
 

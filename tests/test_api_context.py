@@ -67,7 +67,7 @@ def client(retriever: Retriever) -> Iterator[Client]:
 def with_defaults(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Retriever]:
     """A model that reads the hour of the log and that of the clock, both with defaults."""
     folder = tmp_path_factory.mktemp("defaults")
-    features = Categorical(name="hour", side="context", default=3), HourOfDay(name="clock", default=5)
+    features = Categorical(name="hour", side="context", default=3), HourOfDay(name="clock", default=23)
     run = api.fit(hourly(400), hourly_schema(*features), hourly_settings(train={"epochs": 2}), folder=folder / "run")
     api.publish(run, folder / "store", force=True)
     return run, api.retriever(folder / "store")
@@ -332,11 +332,11 @@ def test_the_clock_tells_the_time_of_a_request_that_gives_none(
 ) -> None:
     _, retriever = with_defaults
     assert retriever.context_columns == ["hour", "at"]
-    noon = 1_700_049_600  # 2023-11-15 12:00 UTC
-    monkeypatch.setattr("time.time", lambda: float(noon))
+    late = 1_700_002_800  # 2023-11-14 23:00 UTC
+    monkeypatch.setattr("time.time", lambda: float(late))
     given = [
         retriever.embed_request(Request("1", context=context)).vector
-        for context in ({}, {"at": noon}, {"at": noon + 3600}, {"at": noon, "hour": 3}, {"at": noon, "hour": 4})
+        for context in ({}, {"at": late}, {"at": late + 3600}, {"at": late, "hour": 3}, {"at": late, "hour": 4})
     ]
     assert np.array_equal(given[0], given[1])
     assert np.array_equal(given[1], given[3])

@@ -137,7 +137,7 @@ def test_text_is_read_as_the_type_of_its_column() -> None:
     kinds = [Categorical(name=name, side="context") for name in ("on", "app", "hour")]
     schema = hourly_schema(*kinds, Numeric(name="price", side="context"), HourOfDay(name="clock"))
     values = ContextValues(build_dataset(check(users, items, actions, schema), schema, SplitConfig()))
-    typed: dict[str, Json] = {"price": 1.5, "on": True, "app": "2.10", "hour": 3, "at": 1_700_049_600}
+    typed: dict[str, Json] = {"price": 1.5, "on": True, "app": "2.10", "hour": 3, "at": 1_700_002_800}
     texts = read_context([f"{name}={str(value).lower()}" for name, value in typed.items()])
     found, expected = (values.read(Request("1", context=c), None) for c in (texts, typed))
     assert expected[1] == found[1] == []

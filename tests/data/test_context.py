@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from version_worlds import CHANGING_SCHEMA, changing
 
 from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.types import UserRow
 from twotower.data import memmap
 from twotower.data.config import DataConfig
 from twotower.data.context import default_context, distinct_contexts, times_before
@@ -219,16 +220,28 @@ def test_contexts_are_grouped_by_user_and_by_equal_values(rows: list[tuple[int, 
 
 def test_a_default_is_a_value_of_its_column() -> None:
     users, items, actions = hourly(200)
-    schema = hourly_schema(Categorical(name="hour", side="context", default=3), HourOfDay(name="h", default=5))
+    schema = hourly_schema(Categorical(name="hour", side="context", default=3), HourOfDay(name="h", default=23))
     data = build_dataset(check(users, items, actions, schema), schema, SplitConfig())
     known = int(np.flatnonzero(actions["hour"].to_numpy() == 3)[0])
     found = default_context(data.encoders, data.context_frame)
     assert found["hour"].tolist() == [flat(data, "hour")[known]]  # type: ignore[union-attr]
-    assert found["h"].tolist() == [6]  # type: ignore[union-attr]
+    assert found["h"].tolist() == [24]  # type: ignore[union-attr]
     wrong = hourly_schema(Categorical(name="hour", side="context", default="noon"))
     with pytest.raises(DataError, match=r"feature 'hour': default is 'noon', expected Int64"):
         build_dataset(check(users, items, actions, wrong), wrong, SplitConfig())
-    without = hourly_schema(HOUR, HourOfDay(name="h", default=5))
+    for unknown, told in (
+        (
+            Categorical(name="device", side="context", default="fone"),
+            "default is 'fone', which no .*; did you mean 'phone'",
+        ),
+        (Categorical(name="hour", side="context", default=99), "default is 99, which no training .*; the nearest is 7"),
+        (HourOfDay(name="h", default=5), "default is 5, which no training interaction has; the nearest is 1"),
+        (DaysSincePrevious(name="since", default=3), "default is 3.0, which no .*; the nearest is 0.04"),
+    ):
+        wrong = hourly_schema(unknown)
+        with pytest.raises(DataError, match=told):
+            build_dataset(check(users, items, actions, wrong), wrong, SplitConfig())
+    without = hourly_schema(HOUR, HourOfDay(name="h", default=23))
     data = build_dataset(check(users, items, actions, without), without, SplitConfig())
     with pytest.raises(ConfigError, match=r"feature 'hour' has no default: .*use method 2"):
         default_context(data.encoders, data.context_frame)
@@ -290,3 +303,22 @@ def test_a_null_that_a_feature_refuses_is_one_of_the_request() -> None:
         DataError, match=r"^request: context 'device' is null, and its feature has missing = 'error'; give"
     ):
         values.read(Request("1", context={"device": None}), None)
+
+
+def test_a_moment_that_training_lacks_is_unknown_and_told(tmp_path: Path) -> None:
+    """The log is of 22:13 to 1:33 on a Tuesday and a Wednesday."""
+    features = (HourOfDay(name="hour_of"), DayOfWeek(name="day"), DaysSincePrevious(name="since"))
+    tables, schema = hourly(200), hourly_schema(*features)
+    late = tables[2].with_columns(at=pl.when(pl.int_range(200) >= 180).then(pl.col("at") + 6 * 3600).otherwise("at"))
+    split = SplitConfig(kind="time", test=0.1)
+    memory = build_dataset(check(*tables[:2], late, schema), schema, split)
+    for data in (memory, prepare(tmp_path, (*tables[:2], late), schema, split)):
+        assert flat(data, "hour_of")[data.part_indices(0)].all()
+        assert not flat(data, "hour_of")[data.part_indices(2)].any(), "the hours after 7 are those of no training row"
+    values = ContextValues(memory)
+    told, unknown = values.read(Request("1", context={"at": "2023-11-15 00:10"}), None)
+    assert [told[f.name].tolist() for f in features] == [[1], [3], [0]]
+    assert unknown == [], "no interaction before is no unknown value"
+    told, unknown = values.read(Request("1", context={"at": "2023-12-16 12:00"}), UserRow(int(memory.pairs.user[0])))
+    assert [told[f.name].tolist() for f in features] == [[0], [0], [0]]
+    assert unknown == ["hour_of", "day", "since"]

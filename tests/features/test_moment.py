@@ -53,6 +53,7 @@ def test_days_since_the_previous_interaction_are_in_buckets() -> None:
         ({"kind": "hour_of_day", "side": "user"}, "Input should be 'context'"),
         ({"kind": "days_since_previous", "edges": [2, 1]}, "edges [2.0, 1.0] do not rise from above 0"),
         ({"kind": "days_since_previous", "edges": [0, 1]}, "do not rise from above 0"),
+        ({"kind": "days_since_previous", "default": -0.5}, "default is -0.5, expected -1 (none) or at least 0"),
         ({"kind": "sequence", "side": "context"}, "Input should be 'user' or 'item'"),
         ({"kind": "numeric", "side": "context", "statistic": "count"}, "a statistic is of users or items"),
         ({"kind": "categorical", "side": "user", "default": 3}, "'default' goes with side = 'context'"),

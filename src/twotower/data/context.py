@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
+from pydantic import JsonValue
 
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Codes, Ints
 from twotower.data.given_values import GivenValues
-from twotower.errors import ConfigError, DataError
+from twotower.errors import ConfigError, DataError, did_you_mean
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
-from twotower.features.values import missing_count
+from twotower.features.values import is_unknown, missing_count
 
 
 def context_frame(columns: pl.DataFrame, schema: Schema, user: Codes, times: Ints | None) -> pl.DataFrame:
@@ -81,14 +82,28 @@ def _numbered(column: Column, rows: Ints) -> Ints:
 
 
 def check_defaults(encoders: Encoders, frame: pl.DataFrame) -> None:
-    """Raise DataError if a default of a feature of the context is no value of its column; `frame` has the columns' types."""
+    """Raise DataError if a default of a feature of the context is no value of its column, or none that training has; `frame` has
+    the columns' types."""
     features = [f for f in encoders.schema.side("context") if f.defaults is not None]
     values = GivenValues(encoders, features, frame)
     for f in features:
         column = values.column(f.source, f.defaults)
         if column is None:
             raise DataError(f"feature '{f.name}': default is {f.defaults!r}, expected {values.types[f.source]}")
-        values.encode(f, column)
+        encoded = values.encode(f, column)
+        if len(encoded) and is_unknown(encoded):
+            near = _nearest(f.defaults, encoders.by_side["context"][f.name].known_values())
+            raise DataError(f"feature '{f.name}': default is {f.defaults!r}, which no training interaction has{near}")
+
+
+def _nearest(value: JsonValue, known: Sequence[JsonValue]) -> str:
+    """Return which known value is nearest to another, as words; nothing if none is near."""
+    if isinstance(value, list):
+        value = value[0]
+    close = [k for k in known if isinstance(k, int | float)]
+    if close and isinstance(value, int | float):
+        return f"; the nearest is {min(close, key=lambda k: abs(k - value))}"
+    return did_you_mean(str(value), map(str, known))
 
 
 def default_context(encoders: Encoders, frame: pl.DataFrame) -> dict[str, Column]:

@@ -12,7 +12,7 @@ from twotower.features.moment import ClockMoment, RangeEncoder, local_times
 class DayOfWeek(ClockMoment):
     """The day of the interaction, from 1 (Monday) to 7 (Sunday), in a time zone: an embedding row for each.
 
-    Use it where weekends differ from working days.
+    Use it where weekends differ from working days. Days without a training interaction are unknown.
     """
 
     kind = "day_of_week"
@@ -27,7 +27,7 @@ class DayOfWeek(ClockMoment):
         return self.default or None
 
     def fit(self, series: pl.Series, counts: Ints) -> RangeEncoder:
-        return RangeEncoder(first=1, count=7)
+        return RangeEncoder(first=1, count=7, trained=[]).fitted(series, counts)
 
     def of_times(self, times: Ints, previous: Ints) -> pl.Series:
         return local_times(times, self.time_zone).dt.weekday().cast(pl.Int64).alias(self.source)

@@ -10,9 +10,8 @@ import polars as pl
 from pydantic import Field, field_validator
 
 from twotower.arrays.types import Codes, Ints
-from twotower.features.encoder import StateEncoder
 from twotower.features.field import InputField
-from twotower.features.moment import Moment
+from twotower.features.moment import Moment, TrainedCodes
 from twotower.features.values import UNKNOWN, numbers
 
 if TYPE_CHECKING:
@@ -21,24 +20,28 @@ if TYPE_CHECKING:
 MICROSECONDS_OF_A_DAY = 86_400_000_000
 
 
-class DaysEncoder(StateEncoder):
+class DaysEncoder(TrainedCodes):
     """Encoder of days as codes of buckets 1..b, 0 for missing ones."""
 
     edges: list[float]
 
-    def transform(self, series: pl.Series) -> Codes:
+    def by_rule(self, series: pl.Series) -> Codes:
         days = numbers(series)
         codes = np.searchsorted(np.asarray(self.edges), days, side="right").astype(np.int32) + 1
         codes[~np.isfinite(days)] = UNKNOWN
         return codes
+
+    def known_values(self) -> list[float]:
+        """Return the days at which the buckets of training begin."""
+        return [[0.0, *self.edges][code - 1] for code in self.trained]
 
     def field(self, name: str, width: int) -> InputField:
         return InputField(name, "lookup", rows=len(self.edges) + 2, width=width)
 
 
 class DaysSincePrevious(Moment):
-    """Days since the user's previous interaction, cut into buckets: an embedding row for each, and one for users without a
-    previous interaction.
+    """Days since the user's previous interaction, cut into buckets: an embedding row for each, and the unknown one for users
+    without a previous interaction and for buckets that training lacks.
 
     Use it where somebody who comes back after a month wants something else than after an hour. It needs `schema.duplicates`
     "keep" or "error": "last" drops interactions, and with them their times. A service reads the stored interactions of the
@@ -64,6 +67,13 @@ class DaysSincePrevious(Moment):
             raise ValueError(f"edges {list(edges)} do not rise from above 0")
         return edges
 
+    @field_validator("default")
+    @classmethod
+    def _check_default(cls, days: float) -> float:
+        if -1 < days < 0:
+            raise ValueError(f"default is {days}, expected -1 (none) or at least 0")
+        return days
+
     def check(self, schema: Schema) -> None:
         super().check(schema)
         if schema.duplicates == "last":
@@ -77,7 +87,7 @@ class DaysSincePrevious(Moment):
         return None if self.default < 0 else self.default
 
     def fit(self, series: pl.Series, counts: Ints) -> DaysEncoder:
-        return DaysEncoder(edges=[*self.edges])
+        return DaysEncoder(edges=[*self.edges], trained=[]).fitted(series, counts)
 
     def of_times(self, times: Ints, previous: Ints) -> pl.Series:
         days = np.where(previous < 0, np.nan, (times - previous) / MICROSECONDS_OF_A_DAY)

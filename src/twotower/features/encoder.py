@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple, Self
 
 import polars as pl
@@ -57,6 +57,11 @@ class Encoder(ABC):
     def stored_vocabulary(self) -> pl.Series | None:
         """Return the vocabulary, for vocabularies.arrow; None for an encoder without one."""
         return None
+
+    def known_values(self) -> Sequence[JsonValue]:
+        """Return the values that have a code of their own, to name one instead of an unknown one; empty if they are not kept."""
+        vocabulary = self.stored_vocabulary()
+        return [] if vocabulary is None else vocabulary.to_list()
 
     @classmethod
     @abstractmethod

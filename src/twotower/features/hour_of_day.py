@@ -12,7 +12,8 @@ from twotower.features.moment import ClockMoment, RangeEncoder, local_times
 class HourOfDay(ClockMoment):
     """The hour of the interaction, 0 to 23, in a time zone: an embedding row for each.
 
-    Use it where what people want changes during a day. Summer time is followed.
+    Use it where what people want changes during a day. Summer time is followed. Hours without a training interaction are
+    unknown.
     """
 
     kind = "hour_of_day"
@@ -27,7 +28,7 @@ class HourOfDay(ClockMoment):
         return None if self.default < 0 else self.default
 
     def fit(self, series: pl.Series, counts: Ints) -> RangeEncoder:
-        return RangeEncoder(first=0, count=24)
+        return RangeEncoder(first=0, count=24, trained=[]).fitted(series, counts)
 
     def of_times(self, times: Ints, previous: Ints) -> pl.Series:
         return local_times(times, self.time_zone).dt.hour().cast(pl.Int64).alias(self.source)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from zoneinfo import available_timezones
 
 import numpy as np
@@ -21,16 +22,38 @@ if TYPE_CHECKING:
     from twotower.features.schema import Schema
 
 
-class RangeEncoder(StateEncoder):
+class TrainedCodes(StateEncoder):
+    """Encoder by a fixed rule, of which it keeps the codes that training had: the embedding rows of others are untrained."""
+
+    trained: list[Count]
+
+    @abstractmethod
+    def by_rule(self, series: pl.Series) -> Codes:
+        """Return the codes (n,) of the rule, 0 for missing values and others that it does not know."""
+
+    def transform(self, series: pl.Series) -> Codes:
+        codes = self.by_rule(series)
+        return np.where(np.isin(codes, self.trained), codes, UNKNOWN).astype(np.int32)
+
+    def fitted(self, series: pl.Series, counts: Ints) -> Self:
+        """Return the encoder with the codes of the rows of which `counts` (n,), the training interactions, is above 0."""
+        codes = np.unique(self.by_rule(series)[counts > 0])
+        return self.model_copy(update={"trained": codes[codes != UNKNOWN].tolist()})
+
+
+class RangeEncoder(TrainedCodes):
     """Encoder of whole numbers from `first` on as codes 1..`count`, 0 for others and missing ones."""
 
     first: Count
     count: Count
 
-    def transform(self, series: pl.Series) -> Codes:
+    def by_rule(self, series: pl.Series) -> Codes:
         x = numbers(series) - (self.first - 1)
         known = (x >= 1) & (x <= self.count) & (x == np.floor(x))
         return np.where(known, x, UNKNOWN).astype(np.int32)
+
+    def known_values(self) -> list[int]:
+        return [code + self.first - 1 for code in self.trained]
 
     def field(self, name: str, width: int) -> InputField:
         return InputField(name, "lookup", rows=self.count + 1, width=width)
@@ -57,6 +80,8 @@ class Moment(Feature):
 
 class ClockMoment(Moment):
     """Feature that a clock shows, in a time zone."""
+
+    counts_values = True
 
     time_zone: str = Field(
         "UTC",

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from twotower.arrays.ragged import Ragged
+from twotower.arrays.ragged import Ragged, Values
 from twotower.arrays.types import Ints
 from twotower.errors import DataError
 
@@ -109,3 +109,8 @@ def missing_count(series: pl.Series) -> int:
     if series.dtype.is_float():
         n += int((~series.drop_nulls().is_finite()).sum())
     return n
+
+
+def is_unknown(encoded: Values) -> bool:
+    """Return True if one row of an encoded column holds only the code of unknown values."""
+    return encoded.dtype == np.int32 and not encoded.any()

@@ -13,7 +13,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.given_values import GivenValues
 from twotower.data.times import MICROSECONDS, TIME, Times
 from twotower.errors import DataError, did_you_mean
-from twotower.retrieval.feature_values import is_unknown
+from twotower.features.values import is_unknown
 from twotower.retrieval.request import Json, Request
 
 
@@ -61,7 +61,10 @@ class ContextValues:
         for f in self._features:
             if f.reads_time:
                 assert moment is not None
-                values[f.name] = self._values.encode(f, f.of_times(*moment))
+                told = f.of_times(*moment)
+                values[f.name] = self._values.encode(f, told)
+                if is_unknown(values[f.name]) and not told.null_count():
+                    unknown.append(f.name)
             elif f.source in request.context:
                 if f.refuses_missing and request.context[f.source] is None:
                     raise DataError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import polars as pl
 
 from twotower.arrays.ragged import Values
@@ -52,8 +51,3 @@ class FeatureValues:
         if column is None and name != self._key:
             raise DataError(f"request: feature '{name}' is {value!r}, expected {self._values.types[name]}")
         return column
-
-
-def is_unknown(encoded: Values) -> bool:
-    """Return True if one row of an encoded column holds only the code of unknown values."""
-    return encoded.dtype == np.int32 and not encoded.any()

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 from twotower.arrays.ragged import Column, Ragged, Values, row_of
 from twotower.data.dataset import Dataset
+from twotower.features.values import is_unknown
 from twotower.model.inputs.feed import Feed, FeedFields
 from twotower.model.inputs.gather import OneRow
 from twotower.retrieval.context_values import ContextValues
-from twotower.retrieval.feature_values import FeatureValues, is_unknown
+from twotower.retrieval.feature_values import FeatureValues
 from twotower.retrieval.history_codes import HistoryCodes
 from twotower.retrieval.request import Request, RequestRows
 
