@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from context_worlds import HOUR, IDS, flat, hourly, hourly_schema
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from version_worlds import CHANGING_SCHEMA, changing
 
@@ -193,6 +194,7 @@ def test_encoders_learn_from_the_train_part_alone() -> None:
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=30)
 
 
+@examples(deadline=None)
 @given(pairs)
 def test_the_time_before_is_that_of_the_users_last_interaction(events: list[tuple[int, int]]) -> None:
     user, times = (np.array(x) for x in zip(*events, strict=True))
@@ -203,6 +205,7 @@ def test_the_time_before_is_that_of_the_users_last_interaction(events: list[tupl
         assert found[i] == (max(earlier)[0] if earlier else -1)
 
 
+@examples(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 1), st.integers(0, 2)), max_size=25))
 def test_contexts_are_grouped_by_user_and_by_equal_values(rows: list[tuple[int, int, int, int]]) -> None:
     users, codes, numbers, lengths = np.array(rows, np.int32).reshape(-1, 4).T

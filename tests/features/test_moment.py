@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -22,6 +23,7 @@ IDS = [{"kind": "categorical", "name": n, "side": n[:4]} for n in ("user_id", "i
 seconds = st.integers(631_152_000, 2_000_000_000)
 
 
+@examples(deadline=None)
 @given(seconds, st.sampled_from(["UTC", "Europe/Zurich", "Asia/Kolkata", "America/New_York", "Pacific/Chatham"]))
 def test_hour_and_day_are_those_of_the_calendar(second: int, zone: str) -> None:
     times, nothing = np.array([second * 1_000_000]), np.array([-1])
