@@ -15,6 +15,8 @@ from twotower.features.values import cast_value
 
 TRUTHS = {"true": True, "false": False}
 """Truth values as text."""
+UNREADABLE = pl.exceptions.PolarsError, LookupError, TypeError, ValueError, OverflowError
+"""Errors of a value that is not of its column's type. ValueError: a lone surrogate."""
 
 
 class GivenValues:
@@ -52,13 +54,7 @@ class GivenValues:
             if self.types[name] == pl.Boolean and isinstance(value, str):  # polars casts none
                 value = TRUTHS[value.lower()]
             return cast_value(pl.Series(name, [value], strict=False), self.types[name], name in self._categories)
-        except (
-            pl.exceptions.PolarsError,
-            LookupError,
-            TypeError,
-            ValueError,
-            OverflowError,
-        ):  # ValueError: a lone surrogate
+        except UNREADABLE:
             return None
 
     def encode(self, feature: Feature, column: pl.Series) -> Values:

@@ -85,7 +85,8 @@ class ClockMoment(Moment):
 
     time_zone: str = Field(
         "UTC",
-        description="IANA name of the time zone in which the clock is read, such as 'Europe/Zurich'. Times of the log that name no zone are in UTC.",
+        description="IANA name of the time zone in which the clock is read, such as 'Europe/Zurich'. Times of the log "
+        "without a zone are in UTC.",
     )
 
     @field_validator("time_zone")
