@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import preloaded
 import pytest
 import torch
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
@@ -538,22 +539,16 @@ def test_fault_C13_a_preparation_killed_50_times_goes_on_to_the_same_folder(tmp_
     (tmp_path / "mine.toml").write_text(dump_config(SCHEMA, config), encoding="utf-8")
 
     def run(at: int, out: str) -> int:
-        words = [
-            sys.executable,
-            "-c",
-            KILLED,
-            str(Path(__file__).parents[1]),
-            str(tmp_path / "mine.toml"),
-            str(tmp_path / out),
-            str(at),
-        ]
-        return subprocess.run(words, capture_output=True, timeout=100).returncode
+        words = (Path(__file__).parents[1], tmp_path / "mine.toml", tmp_path / out, at)
+        return preloaded.run("-c", KILLED, *words, timeout=100).returncode
 
     assert run(0, "whole") == 0
     killed = 0
-    while run(2 + killed % 2, "out"):  # before or after a file gets its name
+    while not (tmp_path / "out").exists():
+        assert run(1 + killed // 4, "out")  # four times at each point from where the former calls have come to
         killed += 1
     assert killed >= 50
+    assert run(0, "out") == 0
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "mine.toml", "out", "whole"]
 

@@ -65,7 +65,7 @@ def untrained_run(folder: Path, n: int) -> Path:
         "negatives": {"random": 1},
         "evaluation": {"bootstrap": 20},
         "model": {"width": 4, "pairs": [{"user": {"layers": [4]}, "item": {"layers": [4]}}]},
-        "train": {"device": "cpu"},
+        "train": {"device": "cpu", "monitor": "validation.auc"},
         "schema": {
             "label": "liked", "time": "at", "time_unit": "order",
             "features": [
