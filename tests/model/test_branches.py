@@ -53,6 +53,7 @@ from twotower.runs import Run
 from twotower.train.contrastive_objective import ContrastiveObjective
 from twotower.train.losses.mimic import mimic
 from twotower.train.pointwise_objective import PointwiseObjective
+from twotower.train.settled import settled
 from twotower.train.trainer import Trainer
 
 F, E = 4, 3
@@ -633,6 +634,7 @@ def test_a_published_bundle_answers_through_both_methods_and_visitors_too(tmp_pa
 def test_the_doctor_and_the_report_look_at_the_gates_of_branches(board: Dataset) -> None:
     side = {"layers": [8], "branches": [branch("mlp"), branch("identity", senet=GATE)]}
     config = settings(model={"pairs": [{"user": side, "item": side}]}, train={"epochs": 8, "batch_size": 128})
+    config = settled(config, board)
     done = Trainer(board, config).run()
     run = Run(None, config, board, done.model.eval(), done.metrics, done.history)
     titles = [str(f.layout.title.text) for f in charts.gates(run)]
