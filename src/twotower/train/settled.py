@@ -16,9 +16,9 @@ R = TypeVar("R", bound=Recipe)
 def settled(recipe: R, dataset: Dataset) -> R:
     """Return the recipe with values for what it leaves to the data; a recipe that leaves nothing is returned as it is.
 
-    A pointwise loss gets random negatives where the schema knows no negatives, no source gives pairs and `negatives.random` is not
-    given. An empty `train.monitor` becomes the
-    AUC, or the recall at the first cut-off where the validation rows of a weight above 0 are of one class.
+    A pointwise loss gets random negatives where the schema knows no negatives, no source gives pairs and `negatives.random`
+    is not given. An empty `train.monitor` becomes the AUC, or the recall at the first cut-off where the validation rows of a
+    weight above 0 are of one class.
     """
     if (
         recipe.loss.pointwise
