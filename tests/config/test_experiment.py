@@ -549,6 +549,10 @@ def test_an_unknown_key_of_a_feature_is_named_with_the_nearest_of_its_kind(
         ("evaluation.k=[10, 0]", ["evaluation.k.1: input should be greater than or equal to 1, got 0"]),
         ("evaluation.k=[]", ["evaluation.k: tuple should have at least 1 item"]),
         ("train.monitor=validation.acu", ["'validation.acu' is not measured; did you mean 'auc'?", "recall@50"]),
+        (
+            "train.pairs=apart",
+            ["train.pairs = 'apart' trains each pair alone, and model.pairs has one pair; add another"],
+        ),
         ("train.monitor=test.auc", ["train.monitor 'test.auc' is not measured", "allowed: validation. followed by"]),
         ("schema=3", ["schema: input should be a valid dictionary", "got 3"]),
         ("schema.time_unit=minutes", ["schema.time_unit: input should be 's', 'ms', 'us' or 'order', got 'minutes'"]),

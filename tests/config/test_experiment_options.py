@@ -42,6 +42,11 @@ BASE: dict[str, Any] = {
 
 CANDIDATES: dict[str, Any] = {"loss.kind": "softmax", "negatives.random": 0}
 FEW = CANDIDATES | {"negatives.in_batch": False, "negatives.uniform": 10}
+TWO_PAIRS = {
+    "model.pairs": [{"user": {"layers": [4]}, "item": {"layers": [4]}}] * 2,
+    "model.bias": False,
+    "model.similarity": "dot",
+}
 HARD = CANDIDATES | {
     "negatives.hard.n": 2,
     "negatives.hard.ranks": [1, 10],
@@ -112,6 +117,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.batch_size": (100, {}),
     "train.data_shards": (4, {}),
     "train.history_scope": ("causal", CANDIDATES | {"causal_schema": True}),
+    "train.pairs": ("apart", CANDIDATES | TWO_PAIRS),
     "train.shuffle": (False, {}),
     "train.optimizer.kind": ("SGD", {}),
     "train.lr": (0.1, {}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from twotower.train.negatives.hard import HardNegatives
 from twotower.train.negatives.in_batch import InBatchNegatives
 from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.negatives.source import NegativeSource, SharedSource
+from twotower.train.objective import Objective
 from twotower.train.pair_sampler import PairSampler
 from twotower.train.positive_sampler import PositiveSampler
 from twotower.train.trainer import Trainer
@@ -187,3 +189,33 @@ def loss_and_gradients(data: Dataset, loss: ContrastiveLoss | PointwiseLoss) -> 
     found = objective(objective.sampler.epoch(0), 0, 0)
     found.loss.backward()  # type: ignore[no-untyped-call]
     return {"loss": found.loss} | {n: p.grad for n, p in objective.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("loss", CONTRASTIVE, ids=repr)
+def test_pairs_apart_have_the_gradients_that_each_has_alone(board: Dataset, loss: ContrastiveLoss) -> None:
+    pairs = [{side: {"layers": [width]} for side in ("user", "item")} for width in (8, 5)]
+
+    def objective(pairs: list[dict[str, dict[str, list[int]]]], how: str) -> Objective[Any]:
+        model = {"pairs": pairs, "similarity": "dot", "bias": False, "unknown_rate": 0.0, "embedding_std": 1.0}
+        train = {"shuffle": False, "batch_size": 64, "monitor": "validation.auc", "pairs": how}
+        made = Trainer(
+            board, settings(model=model, loss=loss.model_dump(), negatives={"hard": {"n": 2, "ranks": [1, 9]}, "uniform": 7}, train=train)
+        ).objective  # fmt: skip
+        made.begin_epoch(lambda: Factors(torch.ones(40, 1), torch.ones(30, 1)), 0)
+        return made
+
+    both = objective(pairs, "apart")
+    found = both(both.sampler.epoch(0), 0, 0)
+    found.loss.backward()  # type: ignore[no-untyped-call]
+    losses = []
+    for number, pair in enumerate(pairs):
+        alone = objective([pair], "together")
+        alone.model.pairs[0].load_state_dict(both.model.pairs[number].state_dict())
+        losses.append(alone(alone.sampler.epoch(0), 0, 0).loss)
+        losses[-1].backward()  # type: ignore[no-untyped-call]
+        gradients = [
+            {n: p.grad for n, p in m.named_parameters()} for m in (alone.model.pairs[0], both.model.pairs[number])
+        ]
+        torch.testing.assert_close(*gradients)
+        assert all(g is not None and g.abs().max() > 0 for g in gradients[0].values())
+    assert found.loss.item() == pytest.approx(sum(of_pair.item() for of_pair in losses), rel=1e-6)

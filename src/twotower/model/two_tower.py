@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -167,6 +168,11 @@ class TwoTower(nn.Module):
     def towers(self, side: SideName) -> list[Tower]:
         """Return the tower of `side` of each pair."""
         return [pair.tower(side) for pair in self.pairs if isinstance(pair, TowerPair)]
+
+    def parts_of_pairs(self) -> list[slice]:
+        """Return the columns of a vector that each pair fills, before those of biases."""
+        ends = list(accumulate((tower.size for tower in self.towers("user")), initial=0))
+        return [slice(*part) for part in pairwise(ends)]
 
     def first_order(self, side: SideName) -> FirstOrder:
         """Return the first-order term of `side` in a model with biases."""

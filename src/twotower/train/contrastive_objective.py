@@ -89,11 +89,15 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         if positives.user is not None:
             users = users.index_select(0, positives.user)
         columns = items if drawn.memory_vectors is None else torch.cat([items, drawn.memory_vectors])
-        loss = contrastive_loss(
-            users[: len(own)], columns, drawn, self.loss, len(self.dataset.items),
-            torch.bfloat16 if config.train.precision == "bf16" else torch.float32, total_weight,
-            weights=weights, versions=seen,
-        )  # fmt: skip
+        dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+        scored_alone = self.model.parts_of_pairs() if config.train.pairs == "apart" else [slice(None)]
+        loss = torch.stack([
+            contrastive_loss(
+                users[: len(own), columns_of_pair], columns[:, columns_of_pair], drawn, self.loss, len(self.dataset.items), dtype, total_weight,
+                weights=weights, versions=seen,
+            )
+            for columns_of_pair in scored_alone
+        ]).sum()  # fmt: skip
         if config.negatives.remembered:
             latest = torch.from_numpy(whole.item.astype(np.int64)).to(self.device)
             vectors = items.index_select(0, drawn.batch_positive)

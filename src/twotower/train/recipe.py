@@ -58,6 +58,11 @@ class TrainConfig(Section):
         description="Interactions that a training pair's sequences hold. leave_batch_out: all of the user's or "
         "item's, without the pairs of the batch. causal: only earlier ones (equal times: in table order).",
     )
+    pairs: Literal["together", "apart"] = Field(
+        "together",
+        description="Training of several model.pairs. together: one loss of their summed score. apart: a loss of each pair's own "
+        "score, as if it were alone; their summed score is that of an ensemble.",
+    )
     shuffle: bool = Field(
         True,
         description="New order of the training pairs every epoch (history_scope causal: of the users). false: the "
@@ -143,6 +148,8 @@ class Recipe(Section):
                 f"loss.kind = '{self.loss.kind}' has no candidates; switch on one of the sources "
                 f"{', '.join(f'negatives.{s.kind}' for s in SOURCES if s.certain)}"
             )
+        if self.train.pairs == "apart":
+            self._check_apart()
         if self.loss.mimic and not any(t.augment for p in self.model.pairs for t in (p.user, p.item)):
             raise ValueError(
                 "loss.mimic trains augmented vectors, and no tower has them; set augment = true in a tower of model.pairs"
@@ -155,3 +162,17 @@ class Recipe(Section):
                 f"(allowed: validation. followed by one of {', '.join(known)})"
             )
         return self
+
+    def _check_apart(self) -> None:
+        """Raise ValueError if the pairs have no score of their own that adds up to the model's."""
+        reason = ""
+        if len(self.model.pairs) == 1:
+            reason = "model.pairs has one pair; add another"
+        elif self.loss.pointwise:
+            reason = f"loss.kind = '{self.loss.kind}' gives each pair log-odds, whose sum is none; take loss.kind = 'softmax'"
+        elif self.model.bias or self.model.similarity != "dot":
+            reason = "biases and the length of a cosine belong to all pairs; set model.similarity = 'dot' and model.bias = false"
+        if reason:
+            raise ValueError(
+                f"train.pairs = 'apart' trains each pair alone, and {reason}, or set train.pairs = 'together'"
+            )
