@@ -88,7 +88,7 @@ def test_a_bundle_of_an_evaluation_without_repeats_drops_seen_items(tmp_path: Pa
     assert read_manifest(bundle.folder).keep_seen is False
     card = (bundle.folder / layout.MODEL_CARD).read_text()
     assert "seen items left out" in card
-    assert "| test metric | model | popularity |\n|---|---|---|\n" in card
+    assert "| test metric | model | popularity | transition counts |\n|---|---|---|---|\n" in card
     retriever = Retriever(bundle)
     answered = {i.id for i in retriever.recommend(Request("3"), ALL).items}
     assert answered == {str(i) for i in retriever.item_ids} - seen_by(retriever, "3")
@@ -101,7 +101,7 @@ def test_a_run_answers_as_its_bundle(tmp_path: Path, repeats: str) -> None:
     bundle = api.publish(run, tmp_path / "store", Exact())
     card = (bundle.folder / layout.MODEL_CARD).read_text()
     assert "seen items a" in card
-    assert "| test metric | model | popularity | own counts |\n|---|---|---|---|\n| " in card
+    assert "| test metric | model | popularity | transition counts | own counts |\n|---|---|---|---|---|\n| " in card
     served = Retriever(bundle).recommend(Request("3"), ALL).items
     assert [i.id for i in api.recommend(run, 3, ALL).items] == [i.id for i in served]
     assert len(served) == len(run.dataset.items)

@@ -15,14 +15,18 @@ from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 
 
-class Scorer(ABC):
-    """Scores of pairs as products of vectors of users and items."""
+class CatalogueScorer(ABC):
+    """Scores of all items for a user."""
 
     @abstractmethod
     def catalogue_scores(
         self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
     ) -> Float[Tensor, "B I"]:
         """Return the scores of all items for some user rows, of a model that reads the context in that of some interactions."""
+
+
+class Scorer(CatalogueScorer):
+    """Scores of pairs as products of vectors of users and items."""
 
     @abstractmethod
     def part_scores(self, dataset: Dataset, part: int) -> Shaped[Floats, "n"]:

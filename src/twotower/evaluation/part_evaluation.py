@@ -7,7 +7,7 @@ by exact search, without the items that the user has seen; no negatives are samp
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from twotower.evaluation.metrics.metric import RankingMetric
 from twotower.evaluation.moments import users_during
 from twotower.evaluation.own_counts import own_counts
 from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
+from twotower.evaluation.transitions import Transitions
 from twotower.evaluation.user_slices import UserSlices
 from twotower.features.side import SideName
 
@@ -222,10 +223,20 @@ def evaluate_model(factors_of: Callable[[int], Scorer], dataset: Dataset, config
     ):
         metrics = PartEvaluation.from_factors(baseline, dataset, TEST, config, queries).metrics()
         out |= {f"baseline.{name}.{m}": v for m, v in metrics.items() if m not in of_logits}
-    if config.repeats != "exclude" and dataset.schema.duplicates == "keep":
-        best = own_counts(dataset, TEST, queries.users, min(max(config.k), n_items))
+    of_pairs = {m.name for m in config.metric_set.of_pairs}
+    for name, best in _rankings_of_baselines(dataset, queries, config):
         nothing = np.zeros(len(dataset.test), np.float32)
         metrics = PartEvaluation._of(queries, best, nothing, dataset, TEST, config).metrics()
-        of_pairs = {m.name for m in config.metric_set.of_pairs}
-        out |= {f"baseline.own_counts.{m}": v for m, v in metrics.items() if m not in of_pairs}
+        out |= {f"baseline.{name}.{m}": v for m, v in metrics.items() if m not in of_pairs}
     return {m: v for m, v in out.items() if v == v}
+
+
+def _rankings_of_baselines(
+    dataset: Dataset, queries: EvaluationQueries, config: EvaluationConfig
+) -> Iterator[tuple[str, Shaped[Ints, "Q K"]]]:
+    """Yield the baselines that rank items and score no pairs, by name: the best item rows of each query of the test part."""
+    k = min(max(config.k), len(dataset.items))
+    if config.repeats != "exclude" and dataset.schema.duplicates == "keep":
+        yield "own_counts", own_counts(dataset, TEST, queries.users, k)
+    if dataset.time_ordered and (transitions := Transitions.of(dataset, TEST)):
+        yield "transitions", queries.top_k(transitions, k)

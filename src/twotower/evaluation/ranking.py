@@ -17,7 +17,7 @@ from twotower.data.context import distinct_contexts
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import GroupedPairs, Pairs, counts
 from twotower.evaluation.config import EvaluationConfig, Repeats
-from twotower.evaluation.factors import Factors, Scorer
+from twotower.evaluation.factors import CatalogueScorer, Factors
 from twotower.evaluation.metrics.auc import ordered_codes
 from twotower.evaluation.metrics.measured import TargetWeights
 from twotower.progress import JobProgress, Summary
@@ -155,7 +155,7 @@ class EvaluationQueries:
             every, users=users[kept], n_targets=n_targets[kept], groups=groups[kept], interactions=interactions
         )
 
-    def top_k(self, factors: Scorer, k: int) -> Shaped[Ints, "Q K"]:
+    def top_k(self, factors: CatalogueScorer, k: int) -> Shaped[Ints, "Q K"]:
         """Return the best item rows by the vectors, -1 after the last item that may be ranked."""
         best = np.empty((len(self.users), min(k, self.n_items)), np.int64)
         progress = JobProgress(log, "users ranked", len(self.users))

@@ -11,8 +11,8 @@ from twotower.train.progress import EpochRecord
 
 ROWS = {"model": "test", "popularity": "baseline.popularity", "user+item bias": "baseline.bias"}
 """Label of a row -> prefix of its metrics."""
-REPEATS = {"own counts": "baseline.own_counts"}
-"""Row of evaluations that rank repeats."""
+WHERE_MEASURED = {"transition counts": "baseline.transitions", "own counts": "baseline.own_counts"}
+"""Rows of evaluations whose data have an order, and that rank repeats."""
 
 WAYS = {
     "method 1, exact search": "exact",
@@ -65,7 +65,8 @@ def epoch_metrics(record: EpochRecord, measured: MetricSet) -> dict[str, float]:
 
 def metric_rows(metrics: Metrics, names: list[str]) -> dict[str, list[float | None]]:
     """Return the values of some metrics of a run and of each baseline, by label; None: not measured."""
-    rows = ROWS | (REPEATS if any(name.startswith("baseline.own_counts.") for name in metrics) else {})
+    measured = {name.rpartition(".")[0] for name in metrics}
+    rows = ROWS | {label: prefix for label, prefix in WHERE_MEASURED.items() if prefix in measured}
     return {label: [metrics.get(f"{prefix}.{name}") for name in names] for label, prefix in rows.items()}
 
 

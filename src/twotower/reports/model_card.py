@@ -23,7 +23,7 @@ def model_card(run: Run, index: Index, recall_check: RecallCheck) -> str:
     config = run.config.evaluation
     names = [name for name in config.metric_set.names(config.k) if f"test.{name}" in run.metrics]
     values = metric_rows(run.metrics, names)
-    shown = [label for label in ("model", "popularity", "own counts") if label in values]
+    shown = [label for label in ("model", "popularity", "transition counts", "own counts") if label in values]
     table = zip(names, *(values[label] for label in shown), strict=True)
     rows = "\n".join(f"| {name} | {' | '.join(map(cell, row))} |" for name, *row in table)
     features = "\n".join(f"- {f.side}: `{f.name}` ({f.kind})" for f in run.dataset.schema.features)

@@ -1,0 +1,95 @@
+"""Baseline of order: the items that came after a user's latest ones, in the histories of all users."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from twotower.arrays.ragged import Ragged
+from twotower.arrays.sets import pair_keys
+from twotower.arrays.types import F32, Codes, Floats, Ints, Shaped
+from twotower.data.dataset import Dataset
+from twotower.evaluation.factors import CatalogueScorer
+
+log = logging.getLogger(__name__)
+
+SPAN = 20
+"""Largest gap of a transition, and number of latest items of a query."""
+LAG = 0.75
+"""Exponent p: a transition of gap g weighs g^-p."""
+RECENCY = 1.0
+"""Exponent r: the n-th latest item of a query weighs n^-r."""
+FREQUENCY = 0.2
+"""Exponent q: the transitions to an item are divided by their sum^q, which takes a part of its popularity away. The exponents
+are the best on the validation part of MovieLens 1M (`benchmarks/quality/baselines.toml`)."""
+MAX_INTERACTIONS = 2_000_000
+"""Training positives above which the baseline is left out: it holds up to `SPAN` transitions of each."""
+UNIT = 2.0**-16
+"""Weights are counted in multiples of this, so that no sum depends on its order."""
+
+
+@dataclass(frozen=True)
+class Transitions(CatalogueScorer):
+    """Transition counts: how often item j follows item i within `SPAN` interactions of a user, by the gap between them. Each
+    row of counts is scaled to sum 1. The score of j for a user is the sum over the latest items i."""
+
+    table: F32[Tensor, "I I"]  # sparse: the item that follows, the item before
+    latest: Shaped[Codes, "U L"]  # latest item of each user first, -1 where there are fewer
+
+    @classmethod
+    def of(cls, dataset: Dataset, part: int, max_interactions: int = MAX_INTERACTIONS) -> Self | None:
+        """Count the transitions of the training positives, for users as they are before `part`; None, with a line in the log,
+        above `max_interactions` positives."""
+        histories = dataset.positives_by_user
+        if (n := len(histories.values)) > max_interactions:
+            log.info(
+                f"no baseline of transitions: {n:,} training positives, and it is for at most {max_interactions:,}"
+            )
+            return None
+        items = dataset.pairs.item[histories.values].astype(np.int64)
+        table = _shares(items, histories.lengths, len(dataset.items))
+        known = dataset.sort_by_time((dataset.parts < part) & dataset.pairs.target)
+        before = Ragged.from_pairs(dataset.pairs.user[known], dataset.pairs.item[known], len(dataset.users))
+        at = before.offsets[1:, None] - np.arange(1, SPAN + 1)
+        latest = np.where(at >= before.offsets[:-1, None], np.append(before.values, -1)[np.maximum(at, 0)], -1)
+        return cls(table, latest.astype(np.int32))
+
+    def catalogue_scores(
+        self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
+    ) -> F32[Tensor, "B I"]:
+        """Return the scores of all items for some user rows."""
+        n_items, latest = len(self.table), torch.from_numpy(self.latest[users].astype(np.int64)) + 1
+        weights = torch.arange(1, SPAN + 1, dtype=torch.float32) ** -RECENCY
+        query = torch.zeros(len(users), n_items + 1).scatter_add_(1, latest, weights.expand(latest.shape))
+        scores: Tensor = torch.sparse.mm(self.table, query[:, 1:].T).T.contiguous()
+        return scores
+
+
+def _shares(items: Shaped[Ints, "n"], lengths: Shaped[Ints, "U"], n_items: int) -> F32[Tensor, "I I"]:
+    """Return the sparse table of the transitions within histories, which stand one after another, the oldest item first."""
+    user = np.repeat(np.arange(len(lengths)), lengths)
+    counted = []
+    for gap in range(1, min(SPAN, len(items) - 1) + 1):
+        same = user[gap:] == user[:-gap]
+        keys = pair_keys(items[gap:][same], items[:-gap][same], n_items)
+        counted.append(pl.DataFrame({"key": keys}).group_by("key").agg(n=pl.len() * round(gap**-LAG / UNIT)))
+    every = pl.concat(counted) if counted else pl.DataFrame(schema={"key": pl.Int64, "n": pl.Int64})
+    sums = every.group_by("key").agg(pl.col("n").cast(pl.Int64).sum()).sort("key")
+    after, before = np.divmod(sums["key"].to_numpy(), n_items)
+    count: Floats = sums["n"].to_numpy() * np.float32(UNIT)
+    from_item, to_item = (np.bincount(rows, count, n_items) for rows in (before, after))
+    share = count / (from_item[before] * to_item[after] ** FREQUENCY)
+    places = torch.from_numpy(np.stack([after, before]))
+    return torch.sparse_coo_tensor(
+        places,
+        torch.from_numpy(share.astype(np.float32)),
+        (n_items, n_items),
+        is_coalesced=True,
+        check_invariants=False,
+    )
