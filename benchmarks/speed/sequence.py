@@ -22,7 +22,7 @@ def main(chosen: Namespace, report: Report) -> None:
     schema = schema.model_copy(update={"time_unit": "order", "title": ""})
     trainer = Trainer(dataset(None, None, drawn(**DECLARED["world"]), schema, config), config)
     epoch = trainer.objective.sampler.epoch(0)
-    size, precision = config.train.batch_size, config.train.precision
+    size, precision = config.train.batch_size, trainer.recipe.train.precision
 
     def step() -> None:
         trainer.step(epoch, trainer.progress.batch)

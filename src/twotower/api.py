@@ -43,6 +43,8 @@ from twotower.retrieval.request import Answer, checked_k
 from twotower.retrieval.retriever import current_retriever
 from twotower.runs import Run
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
+from twotower.train.checkpoint import kept_fingerprint
+from twotower.train.precision import with_precision
 from twotower.train.progress import Callback, EpochRecord
 from twotower.train.settled import settled
 from twotower.train.trainer import Trainer
@@ -141,6 +143,10 @@ def _train(
         place = writing_folder(folder) if folder else None
         callback = _HistoryWriter(place, callback) if context.is_main else Callback()
         checkpoints = place / layout.CHECKPOINTS if place else None
+        earlier = (
+            kept_fingerprint(checkpoints, folder / layout.CHECKPOINTS) if resume and folder and checkpoints else {}
+        )
+        config = with_precision(config, dataset, device, context, earlier.get("train.precision"))
         trainer = Trainer(dataset, config, checkpoints, callback, runs.fingerprint(dataset, config), context, device)
         if folder and place:
             found = trainer.resume(override, folder / layout.CHECKPOINTS) if resume else None

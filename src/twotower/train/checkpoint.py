@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -80,6 +81,17 @@ class Checkpoint:
             return cls(path, step, load_file(file), fingerprint, progress)
         except (OSError, SafetensorError, KeyError, TypeError) as e:
             raise RunError(f"checkpoint {path} is damaged ({type(e).__name__}: {e})") from None
+
+
+def kept_fingerprint(*folders: Path) -> dict[str, JsonValue]:
+    """Return the fingerprint of the newest checkpoint of the first of some folders that has one; none if it is damaged, which
+    `Checkpoint.newest` says."""
+    for path in [path for folder in folders for path in reversed(_checkpoint_folders(folder))]:
+        with suppress(RunError):
+            state = read_json(path / "state.json")
+            if isinstance(state, dict) and isinstance(found := state.get("fingerprint"), dict):
+                return found
+    return {}
 
 
 class _OtherFormatError(RunError):

@@ -32,6 +32,7 @@ from twotower.train.optim import ModelOptimizer
 from twotower.train.order import Epoch
 from twotower.train.placement import build_model
 from twotower.train.pointwise_objective import PointwiseObjective
+from twotower.train.precision import with_precision
 from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
@@ -67,11 +68,11 @@ class Trainer:
         checkpoint is resumed. `device` None is that of `train.device`. Raises ConfigError, or DataError if the dataset
         holds nothing to learn.
         """
-        recipe = settled(recipe, dataset)
-        self.dataset, self.recipe = dataset, recipe
         self.context = context or DistributedContext()
         self.callback = callback or Callback()
         self.device = device or choose_device(recipe.train.device, self.context.local_rank)
+        recipe = with_precision(settled(recipe, dataset), dataset, self.device, self.context)
+        self.dataset, self.recipe = dataset, recipe
         self.model, self.torchrec = build_model(recipe, dataset.encoders, self.context, self.device)
         config = recipe.train
         loss, parts = recipe.loss, (dataset, recipe, self.model, self.device, self.context, self.torchrec)
