@@ -221,7 +221,7 @@ def leaves(prefix: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> s
     seen.add(model)
     for key, info in model.model_fields.items():
         path = f"{prefix}.{key}".strip(".")
-        if key == "pairs":
+        if path == "model.pairs":
             found |= leaves("model.pairs.user", TowerConfig, seen)
         elif key in ("branches", "metrics"):
             found.add((path, "kind"))
