@@ -108,7 +108,7 @@ def fields_of(embeddings: FieldEmbeddings, inputs: Inputs, rate: float = 0.0) ->
 
 def gradient_of(embeddings: FieldEmbeddings, name: str) -> Tensor:
     """The gradient of the rows that hold a field."""
-    table, first, rows, _ = embeddings.tables.place[name]
+    table, first, rows, *_ = embeddings.tables.place[name]
     gradient = embeddings.tables.table(table).weight.grad
     assert gradient is not None
     return gradient[first : first + rows]

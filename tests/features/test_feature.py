@@ -27,6 +27,8 @@ from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import DataError, TwoTowerError
 from twotower.features.encoder import Encoder
+from twotower.features.event_sequence import EventSequence
+from twotower.features.events import EventRule
 from twotower.features.feature import Feature
 from twotower.features.field import InputField
 from twotower.features.schema import FEATURES, Schema
@@ -75,6 +77,12 @@ def columns(feature: Feature) -> Iterator[pl.Series]:
         except DataError:
             continue
         yield series
+
+
+def of_types(kind: type[Feature]) -> dict[str, object]:
+    """The options of a schema whose log has types of events, for a kind that reads them."""
+    rules = {"5": EventRule(), "4": EventRule(weight=0.5), "*": EventRule(target="negative")}
+    return {"label": "", "event": "stars", "events": rules} if issubclass(kind, EventSequence) else {}
 
 
 def ones(n: int) -> Any:
@@ -130,7 +138,7 @@ def test_a_kind_is_documented_and_refuses_the_options_of_others(kind: type[Featu
 def test_a_kind_is_read_back_from_its_section(kind: type[Feature]) -> None:
     for feature in variants(kind):
         ids = [f.model_dump(mode="json") for f in IDS]
-        columns = {"user_id": "uid", "item_id": "iid", "time": "when", "duplicates": "keep"}
+        columns = {"user_id": "uid", "item_id": "iid", "time": "when", "duplicates": "keep"} | of_types(kind)
         found = Schema.model_validate({**columns, "features": [*ids, feature.model_dump()]})
         assert found.features[2] == feature
         assert Schema.model_validate_json(found.model_dump_json()) == found
@@ -221,7 +229,7 @@ def world(
         actions = actions.with_columns(values[np.arange(actions.height) % len(values)])
     elif not feature.history and side == "user":
         users = users.with_columns(next(columns(feature)).alias("x"))
-    changes: dict[str, object] = {"features": (*IDS, feature)}
+    changes: dict[str, object] = {"features": (*IDS, feature)} | of_types(kind)
     if feature.reads_time:  # days_since_previous reads the times of all interactions
         changes["duplicates"] = "keep"
     return EVERYTHING_SCHEMA.model_copy(update=changes), (users, items, actions)

@@ -15,7 +15,8 @@ from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import Bools, Codes, Ints, Numbers, WholeNumbers
 from twotower.data.context import check_defaults, context_frame
 from twotower.data.dataset_digest import digest_of
-from twotower.data.labels import POSITIVE, WEIGHT, averaged_values
+from twotower.data.histories import history_of
+from twotower.data.labels import POSITIVE, TYPE, WEIGHT, averaged_values
 from twotower.data.pairs import GroupedPairs, Pairs, counts, weight_sums
 from twotower.data.parts import check_gap, dropped_line, given_parts
 from twotower.data.split import PART_NAMES, SplitConfig
@@ -34,7 +35,7 @@ from twotower.features.encoder import Report
 from twotower.features.encoders import Encoders
 from twotower.features.feature import HistorySpec
 from twotower.features.schema import Schema
-from twotower.features.side import SIDES, SideName, other_side
+from twotower.features.side import SIDES, SideName
 
 log = logging.getLogger(__name__)
 
@@ -174,15 +175,7 @@ class Dataset:
 
     def history(self, history: HistorySpec, among: Bools) -> Ragged:
         """Return the history of each row of its side, oldest first, from the interactions in the mask `among` (n,)."""
-        keep = self.sort_by_time(among & history.holds(self.pairs.positive))
-        own, other = self.pairs.user, self.pairs.item
-        if history.side == "item":
-            own, other = other, own
-        read = other_side(history.side)
-        rows = self.input_rows(read, other[keep], keep)  # the features of an interaction are those of its time
-        codes = self.encoders.history_codes(history, self.side(read).by_version().frame)
-        n = len(self.side(history.side))
-        return Ragged.from_pairs(own[keep], codes[rows], n, keep).keep_last(history.max_length)
+        return history_of(self, history, among)
 
     def sort_by_time(self, among: Bools) -> Ints:
         """Return the indices of the interactions in the mask `among` (n,), oldest first; ties keep the table's order."""
@@ -325,7 +318,8 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
         times = None if times is None else times[kept]
         log.info(dropped_line(n))
     weight = actions[WEIGHT].to_numpy() if schema.weighted else None
-    pairs = Pairs(user, item, actions[POSITIVE].to_numpy().astype(bool), weight)
+    types = actions[TYPE].to_numpy() if schema.reads_types else None
+    pairs = Pairs(user, item, actions[POSITIVE].to_numpy().astype(bool), weight, types)
     train = parts == TRAIN
     frames: dict[SideName, pl.DataFrame] = {}
     counts: dict[SideName, Ints] = {}

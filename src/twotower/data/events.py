@@ -74,6 +74,17 @@ def event_factors(events: pl.Series, schema: Schema) -> pl.Series:
     return _names(events).replace_strict({name: rule.factor for name, rule in rules.items()}, return_dtype=pl.Float64)
 
 
+def event_types(events: pl.Series, schema: Schema) -> pl.Series:
+    """Return (n,) the codes of the types of events in histories, of type Int32: 0 for a type that the schema does not name."""
+    codes = {name: code for code, name in enumerate(schema.event_types, 1)}
+    return _names(events).replace_strict(codes, default=0, return_dtype=pl.Int32)
+
+
+def type_names(events: pl.Series) -> pl.Series:
+    """Return the types of events as text."""
+    return _names(events)
+
+
 def _rules(events: pl.Series, schema: Schema) -> dict[str, EventRule]:
     """Return the rule of each type among events. Raises DataError for one without, missing types, or a column of others."""
     what = f"interactions: event '{schema.event}'"

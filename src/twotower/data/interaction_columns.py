@@ -36,12 +36,10 @@ class InteractionColumn:
     or the split asks for it."""
     of_split: bool = False
     """True for a column that the split may ask for, and no schema does."""
-    supported: bool = True
-    """False for a column of the contract that no schema asks for yet."""
 
     def needed(self, schema: Schema) -> bool:
         """Return True if the interactions of a schema have the column."""
-        return self.supported and not self.of_split and (not self.option or bool(getattr(schema, self.option)))
+        return not self.of_split and (not self.option or bool(getattr(schema, self.option)))
 
     @property
     def optional(self) -> bool:
@@ -56,7 +54,7 @@ COLUMNS = (
     InteractionColumn(POSITIVE, (pl.Boolean,), "?"),
     InteractionColumn(TIME, (pl.Int64,), "<i8", option="time"),
     InteractionColumn(WEIGHT, (pl.Float32, pl.Float64), "<f4", option="weighted"),
-    InteractionColumn(EVENT, (pl.String,), option="event", supported=False),
+    InteractionColumn(EVENT, (pl.String,), "<i4", option="reads_types"),
     InteractionColumn(PART, (pl.Int8,), of_split=True),
 )
 """Columns of the interactions. A column `value.NAME` of a bucket holds Float64, a column `context.NAME` any type."""

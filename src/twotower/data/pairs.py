@@ -16,13 +16,16 @@ from twotower.data.interaction_columns import Columns
 
 @dataclass(frozen=True)
 class Pairs:
-    """Aligned (n,) arrays: user row, item row, whether the user liked the item, and weights if the schema names them."""
+    """Aligned (n,) arrays: user row, item row, whether the user liked the item, and weights and types of events if the schema
+    names them."""
 
     user: Codes
     item: Codes
     positive: Bools
     weight: Floats | None = None
     """Weights, finite and at least 0. None: all are 1."""
+    event: Codes | None = None
+    """Code of the type of each event, 0 for one that the schema does not name. None: no history reads them."""
 
     def __len__(self) -> int:
         return len(self.user)
@@ -44,7 +47,7 @@ class Pairs:
 
     @property
     def arrays(self) -> Columns:
-        """Columns by name, without weights if there are none."""
+        """Columns by name, without those that are None."""
         found: Columns = {name: getattr(self, name) for name in self.columns()}
         return {name: column for name, column in found.items() if column is not None}
 

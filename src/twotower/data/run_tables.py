@@ -66,7 +66,7 @@ def load_tables(
             versions[side] = Versions(read_checked(path, check))
     actions = read_checked(
         folder / layout.INTERACTIONS,
-        lambda path: _check_interactions(read_parquet(path), users, items, schema.weighted),
+        lambda path: _check_interactions(read_parquet(path), users, items, schema),
     )
     try:
         pairs = Pairs(**{name: actions[name].to_numpy() for name in Pairs.columns() if name in actions.columns})
@@ -98,19 +98,21 @@ def read_side(path: Path, schema: Schema, side: SideName) -> pl.DataFrame:
 
 
 def _check_interactions(
-    actions: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame, weighted: bool
+    actions: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame, schema: Schema
 ) -> pl.DataFrame:
     """Return interactions of rows, parts, times and labels unchanged. Raises ValueError for other types or ranges."""
     below = {"user": users.height, "item": items.height, "part": len(PART_NAMES)}
+    if schema.reads_types:
+        below["event"] = len(schema.event_types) + 1
     for name in (*below, "positive", *({"time"} & {*actions.columns})):
         column = actions[name]
         if column.null_count() or not (column.dtype == pl.Boolean if name == "positive" else column.dtype.is_integer()):
             raise ValueError(f"column '{name}' has gaps, or is of another type ({column.dtype})")
         first, last = int(column.min() or 0), int(column.max() or 0)  # type: ignore[arg-type]
         if name in below and len(column) and not 0 <= first <= last < below[name]:
-            what = "there are" if name == "part" else f"{name}s.parquet holds"
+            what = f"{name}s.parquet holds" if name in SIDES else "there are"
             raise ValueError(f"column '{name}' goes from {first} to {last}, {what} {below[name]:,}")
-    if weighted and (
+    if schema.weighted and (
         actions["weight"].null_count()
         or actions["weight"].dtype != pl.Float32
         or not actions["weight"].is_between(0, MAX_WEIGHT).all()

@@ -17,7 +17,7 @@ import polars as pl
 from twotower import files
 from twotower.arrays.types import Doubles, Ints
 from twotower.data.events import event_counts, event_notes, without_ignored
-from twotower.data.labels import POSITIVE, WEIGHT, labelled, weighted
+from twotower.data.labels import POSITIVE, TYPE, WEIGHT, labelled, weighted
 from twotower.data.parts import PART, PartFiles
 from twotower.data.readers import Reading, TableLike, as_frame, has_text
 from twotower.data.text_format import TextFormat
@@ -59,7 +59,7 @@ def check(
     notes: list[str] = []
     if form is not None:
         form.check_used(has_text(users, items, interactions), has_text(interactions))
-    reserved = [POSITIVE, WEIGHT, TIME, _ROW_COLUMN, *([] if isinstance(interactions, PartFiles) else [PART])]
+    reserved = [POSITIVE, TYPE, WEIGHT, TIME, _ROW_COLUMN, *([] if isinstance(interactions, PartFiles) else [PART])]
     actions = as_frame(interactions, "interactions", Reading.of(schema, form=form)).drop(reserved, strict=False)
     need(actions, [schema.user_id, schema.item_id], "interactions")
     need(actions, [c for c in (schema.label, schema.weight, schema.event, schema.time) if c], "interactions")

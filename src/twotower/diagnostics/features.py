@@ -19,10 +19,12 @@ from twotower.data.splits import TEST, TRAIN
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding, Severity, or_ok
 from twotower.evaluation.metrics.auc import auc, ordered_codes
+from twotower.features.field import InputField
 from twotower.features.side import SIDES, SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.inputs import carrier, stacked
+from twotower.model.inputs.code_layout import CodeLayout
 from twotower.model.inputs.tower_inputs import Inputs
 
 
@@ -151,7 +153,7 @@ def _shuffle_effects(context: DiagnosisContext, side: SideName) -> dict[str, flo
     gram = others.T @ others / len(others)
     shuffled = rows[np.random.default_rng(0).permutation(len(rows))]
     tower = model.user_vectors if side == "user" else model.item_vectors
-    lookups = [f.name for f in stacked(data.encoders.fields(side))]
+    fields = data.encoders.fields(side)
     inputs, permuted = context.inputs(side, rows, shuffled)
     vectors = tower(inputs).double().cpu()
 
@@ -163,21 +165,31 @@ def _shuffle_effects(context: DiagnosisContext, side: SideName) -> dict[str, flo
     if len(rows) < 2 or variance <= 1e-9 * max(squares(vectors), 1e-12):
         return None
     changes = {
-        f.name: tower(_replace_feature(inputs, permuted, f.name, lookups)).double().cpu() - vectors
+        f.name: tower(_replace_feature(inputs, permuted, f.name, fields)).double().cpu() - vectors
         for f in data.schema.side(side)
     }
     return {name: math.sqrt(max(0.0, squares(change)) / variance) for name, change in changes.items()}
 
 
-def _replace_feature(inputs: Inputs, permuted: Inputs, name: str, lookups: list[str]) -> Inputs:
+def _replace_feature(inputs: Inputs, permuted: Inputs, name: str, fields: tuple[InputField, ...]) -> Inputs:
     """Return the inputs with the values of one feature taken from `permuted`."""
+    lookups = [f.name for f in stacked(fields)]
     if name in lookups:
         lookup = inputs.lookup.clone()
         lookup[:, lookups.index(name)] = permuted.lookup[:, lookups.index(name)]
         return replace(inputs, lookup=lookup)
     if name in inputs.bags:
-        return replace(inputs, bags=inputs.bags | {name: permuted.bags[name]})
+        return replace(inputs, bags=inputs.bags | _other_bags(inputs, permuted, name, fields))
     return replace(inputs, dense=inputs.dense | {name: permuted.dense[name]})
+
+
+def _other_bags(inputs: Inputs, permuted: Inputs, name: str, fields: tuple[InputField, ...]) -> dict[str, CodeLayout]:
+    """Return the bags of one feature from `permuted`, with those beside it, which are as long. One beside another sequence keeps
+    its length: each of its codes becomes the next one."""
+    field = next(f for f in fields if f.name == name)
+    if field.beside:
+        return {name: inputs.bags[name].recoded(lambda codes: (codes + 1) % field.rows, field.rows)}
+    return {f.name: permuted.bags[f.name] for f in fields if name in (f.name, f.beside)}
 
 
 def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: float) -> str:
@@ -198,7 +210,8 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
         )
     if effect >= 1e-3:
         return ""
-    towers = [tower for tower in model.towers(side) if name in tower.field_names]
+    field = next(f for f in data.encoders.fields(side) if f.name == name)
+    towers = [tower for tower in model.towers(side) if (field.beside or name) in tower.field_names]
     if not towers:
         return f"is read by no tower. Add it to model.pairs.0.{side}.fields, or remove it from schema.features."
     norms = [_mean_row_norm(tower.embeddings, name) for tower in towers]
@@ -215,7 +228,7 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
 
 def _mean_row_norm(embeddings: FieldEmbeddings, name: str) -> float:
     """Return the mean norm of the rows of the field's table; infinity for a dense field, which has no table."""
-    if not carrier(next(f for f in embeddings.fields if f.name == name).kind).has_table:
+    if any(f.name == name and not carrier(f.kind).has_table for f in embeddings.fields):
         return math.inf
     return float(embeddings.rows_of(name).detach().norm(dim=1).mean())
 

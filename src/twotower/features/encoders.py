@@ -22,10 +22,12 @@ from twotower import files
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Codes, Ints
 from twotower.errors import DataError, RunError, first_line
+from twotower.features.beside import host_of
 from twotower.features.categorical import CategoricalEncoder
 from twotower.features.encoder import Encoder, Report
 from twotower.features.feature import Feature, HistorySpec
 from twotower.features.field import InputField
+from twotower.features.pooling_spec import MEAN
 from twotower.features.schema import Schema
 from twotower.features.side import FEATURE_SIDES, SIDES, FeatureSide, SideName, other_side
 from twotower.features.state import read_vocabularies, write_vocabularies
@@ -116,13 +118,17 @@ class Encoders:
         return tuple(self._field(f) for f in self.schema.tower(side))
 
     def _field(self, feature: Feature) -> InputField:
+        host = host_of(feature, self.schema)
+        if own := feature.own_field(self.schema):
+            return replace(own, beside=host.name, pooling=host.pools or MEAN) if host else own
         if feature.history:
             encoder, read = self._history_encoder(feature.history), self._history_feature(feature.history)
             shares = read.name if read and feature.history.share_embedding else ""
         else:
             encoder, shares = self.by_side[feature.side][feature.name], feature.shares
         identifies = feature.side != "context" and feature == self.schema.id_feature(feature.side)
-        return replace(feature.field(encoder), share_with=shares, identifies=identifies)
+        field = replace(feature.field(encoder), share_with=shares, identifies=identifies)
+        return replace(field, beside=host.name, pooling=host.pools or MEAN) if host else field
 
     def reports(self, side: SideName, frame: pl.DataFrame, rows: Ints) -> dict[str, Report]:
         """Return the reports of the encoders of one side that make one, over some rows of its table, by feature name."""

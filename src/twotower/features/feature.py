@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeVar
 import polars as pl
 from pydantic import Field, JsonValue, model_validator
 
-from twotower.arrays.types import Bools, Doubles, Ints
+from twotower.arrays.types import Bools, Codes, Doubles, Ints
 from twotower.features.encoder import Encoder
 from twotower.features.field import InputField
 from twotower.features.pooling_spec import PoolingSpec
@@ -22,6 +22,7 @@ from twotower.features.side import FeatureSide, SideName
 from twotower.kinds import Kind
 
 if TYPE_CHECKING:
+    from twotower.features.interaction_history import HistoryFacts
     from twotower.features.schema import Schema
 
 Default = bool | int | float | str | tuple[int | float | str, ...]
@@ -44,6 +45,10 @@ class HistorySpec:
     feature: str = ""
     """Feature of the other side whose codes these are. Empty: that of its ids if the embedding is shared, else a code for each
     id."""
+    codes: Callable[[HistoryFacts], Codes] | None = None
+    """Rule of the codes, by facts of the interactions. None: the codes are those of users or items."""
+    reads_types: bool = False
+    """True if the rule reads the types of events."""
 
     def holds(self, positive: Labels) -> Labels:
         """Return True for the labels of interactions that belong to the history."""
@@ -114,6 +119,11 @@ class Feature(Kind):
         return ""
 
     @property
+    def holds_beside(self) -> tuple[str, ...]:
+        """Sequences of the same interactions whose embeddings are added to its own, of a history."""
+        return ()
+
+    @property
     def pools(self) -> PoolingSpec | None:
         """Pooling of the codes, if a row has many."""
         return None
@@ -161,6 +171,10 @@ class Feature(Kind):
     def field(self, encoder: Encoder) -> InputField:
         """Return the description of the column that the feature's encoder, for a history that of the ids, makes."""
         return encoder.field(self.name, self.width)
+
+    def own_field(self, schema: Schema) -> InputField | None:
+        """Return the description of a history whose codes no encoder makes, None for any other feature."""
+        return None
 
     def values(self, series: pl.Series) -> pl.Series:
         """Return the column with a list in the rows that hold several values, as filters compare them."""

@@ -20,6 +20,8 @@ class InputField:
     sequence: bool = False  # True for a history, which must not contain the target
     share_with: str = ""  # field of the other side whose embedding it uses
     identifies: bool = False  # True for a lookup of the side's ids
+    starts_at_zero: bool = False  # True if its embedding starts at zeros, so that untrained rows say nothing
+    beside: str = ""  # sequence of the same interactions whose embeddings its own are added to, before they are pooled
 
     @property
     def limit(self) -> int:

@@ -9,8 +9,10 @@ from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_va
 from twotower.features.categorical import Categorical
 from twotower.features.day_of_week import DayOfWeek
 from twotower.features.days_since_previous import DaysSincePrevious
-from twotower.features.events import EventRule
+from twotower.features.event_sequence import EventSequence
+from twotower.features.events import OTHER_EVENTS, EventRule
 from twotower.features.feature import Feature, HistorySpec, Statistic
+from twotower.features.gap_sequence import GapSequence
 from twotower.features.hour_of_day import HourOfDay
 from twotower.features.multi_hot import MultiHot
 from twotower.features.numeric import Numeric
@@ -22,12 +24,24 @@ from twotower.kinds import Kinds
 from twotower.section import Section
 
 __all__ = [
-    "FEATURES", "Categorical", "DayOfWeek", "DaysSincePrevious", "Feature", "HourOfDay", "MultiHot", "Numeric", "Schema",
-    "Sequence", "Text", "Vector",
+    "FEATURES", "Categorical", "DayOfWeek", "DaysSincePrevious", "EventSequence", "Feature", "GapSequence", "HourOfDay",
+    "MultiHot", "Numeric", "Schema", "Sequence", "Text", "Vector",
 ]  # fmt: skip
 
 FEATURES = Kinds(
-    "feature", Feature, Categorical, Numeric, MultiHot, Vector, Sequence, Text, HourOfDay, DayOfWeek, DaysSincePrevious
+    "feature",
+    Feature,
+    Categorical,
+    Numeric,
+    MultiHot,
+    Vector,
+    Sequence,
+    EventSequence,
+    GapSequence,
+    Text,
+    HourOfDay,
+    DayOfWeek,
+    DaysSincePrevious,
 )
 """Kinds of features, by their names in a config."""
 UnknownIds = Literal["auto", "add", "drop", "error"]
@@ -189,6 +203,17 @@ class Schema(Section):
                 if getattr(self, key) and f.source == getattr(self, key):
                     what = "the clock tells it: use hour_of_day" if key == "time" else "no request knows it: drop it"
                     raise ValueError(f"feature {f.name!r} of the context reads the column of {key}; {what}")
+
+    @property
+    def event_types(self) -> tuple[str, ...]:
+        """The types of events that are told apart in histories, sorted: the n-th has the code n, from 1, and all others have 0."""
+        named = (t for t, rule in self.events.items() if t != OTHER_EVENTS and rule.target != "ignored")
+        return tuple(sorted(named))
+
+    @property
+    def reads_types(self) -> bool:
+        """True if a history reads the types of events."""
+        return any(h.reads_types for h in self.histories())
 
     def _names(self) -> list[tuple[str, str]]:
         """Return (option, column) for each column that the schema names."""

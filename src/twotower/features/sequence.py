@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from twotower.errors import did_you_mean
-from twotower.features.encoder import Encoder
-from twotower.features.feature import Feature, HistorySpec, Interactions
-from twotower.features.field import InputField
-from twotower.features.pooling_spec import MEAN, PoolingSpec
-from twotower.features.side import SideName, other_side
+from twotower.features.beside import check_beside
+from twotower.features.feature import HistorySpec
+from twotower.features.interaction_history import InteractionHistory
+from twotower.features.side import other_side
 
 if TYPE_CHECKING:
     from twotower.features.schema import Schema
 
 
-class Sequence(Feature):
+class Sequence(InteractionHistory):
     """The row's own training interactions, a history: for a user the items, for an item the users.
 
     Use it to recommend by what users did: a request may give a history of its own, and events after the stored one.
@@ -26,13 +24,9 @@ class Sequence(Feature):
     `feature` read side information of the same interactions, such as their categories and prices.
     """
 
-    side: SideName = Field(description="Tower that reads the feature: user or item.")
     kind = "sequence"
-    of_model = ("width", "pooling")
+    of_model = ("width", "pooling", "beside")
 
-    interactions: Interactions = Field("all", description="Interactions in the sequence, by label.")
-    max_length: int = Field(0, ge=0, description="Maximum length, from the latest interaction. 0: unlimited.")
-    pooling: PoolingSpec = Field(MEAN, description="Pooling of the embeddings, by name or section.")
     feature: str = Field(
         "",
         description="Feature of the other side whose codes are the sequence, categorical or numeric with buckets: a category, a "
@@ -43,16 +37,23 @@ class Sequence(Feature):
         description="Sharing of the other side's embedding of this feature, or of its ids. false: a table of its own.",
     )
 
+    beside: tuple[str, ...] = Field(
+        (),
+        description="Sequences of the same interactions whose embeddings are added to those of this one, at each interaction, "
+        "before they are pooled. They have no pooling of their own. Empty: none.",
+    )
+
+    @property
+    def holds_beside(self) -> tuple[str, ...]:
+        return self.beside
+
     @property
     def history(self) -> HistorySpec:
         share = self.share_embedding
         return HistorySpec(self.name, self.side, self.interactions, self.max_length, share, self.feature)
 
-    @property
-    def pools(self) -> PoolingSpec:
-        return self.pooling
-
     def check(self, schema: Schema) -> None:
+        check_beside(self, schema)
         other = other_side(self.side)
         if self.feature:
             known = [f.name for f in schema.side(other)]
@@ -71,6 +72,3 @@ class Sequence(Feature):
                 f"sequence {self.name!r} shares the {other} id embedding, but no categorical feature "
                 f"reads the {other} id column; add one or set share_embedding = false"
             )
-
-    def field(self, encoder: Encoder) -> InputField:
-        return replace(super().field(encoder), kind="bag", pooling=self.pooling, sequence=True)

@@ -13,10 +13,12 @@ from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
 from twotower.model.field_tables import FieldTables
 from twotower.model.inputs import carrier, stacked
+from twotower.model.inputs.code_layout import CodeLayout
 from twotower.model.inputs.tower_inputs import Inputs
+from twotower.model.layers import gather
 from twotower.model.lowering import lower
 from twotower.model.pooling import resolve
-from twotower.model.pooling.pooling import PoolingLayer
+from twotower.model.pooling.pooling import PoolingLayer, lower_known
 from twotower.model.tables import Table
 
 if TYPE_CHECKING:
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 class FieldEmbeddings(nn.Module):
     """Concatenated field embeddings of one tower: (U, sum of the fields' widths), in the order of `fields`.
 
-    A field is a row of its table, pooled rows of its table, or what the module of its carrier makes of numbers.
+    A field is a row of its table, pooled rows of its table, or what the module of its carrier makes of numbers. A sequence with
+    others beside it pools the sums of their rows at each interaction (as the embeddings of items and of their behaviours in
+    Yuan et al. 2022, "Multi-Behavior Sequential Transformer Recommender", section 3.1).
     """
 
     def __init__(
@@ -53,16 +57,18 @@ class FieldEmbeddings(nn.Module):
             self._lookup_columns[table] = None if wanted == list(range(len(columns))) else wanted
             self.register_buffer(f"first_rows_{table}", tables.first_rows(table), persistent=False)
         self._bag_tables: dict[str, FieldTables] = {}  # by field: the tower that holds its rows
+        self._bags = {f.name: [f, *tables.beside[f.name].values()] for f in self.others.values()}  # added up, by field
         for name, f in self.others.items():
             if not carrier(f.kind).has_table:
                 self.projections[name] = carrier(f.kind).build(f)
                 continue
             self.encoders[name] = poolings[f.name].build(f.width, f.name)
-            if f.share_with:
-                shared.check_shared(f)
-            else:
-                tables.create(name)
-            self._bag_tables[f.name] = shared if f.share_with else tables
+            for number, bag in {name: f, **tables.beside[f.name]}.items():
+                if bag.share_with:
+                    shared.check_shared(bag)
+                else:
+                    tables.create(number)
+                self._bag_tables[bag.name] = shared if bag.share_with else tables
         tables.initialize(std)
 
     @property
@@ -82,7 +88,7 @@ class FieldEmbeddings(nn.Module):
 
     def rows_of(self, name: str) -> Float[Tensor, "rows E"]:
         """Return the rows that a lookup or bag field reads; those of the other tower if it shares them."""
-        f = next(f for f in self.fields if f.name == name)
+        f = next(f for f in (*self.fields, *(f for bags in self._bags.values() for f in bags)) if f.name == name)
         return self._bag_tables.get(name, self.tables).rows_of(f.share_with or name)
 
     def codes(self, inputs: Inputs) -> Iterator[tuple[Table, Int[Tensor, "n"]]]:
@@ -90,7 +96,7 @@ class FieldEmbeddings(nn.Module):
         for table, columns, first_rows in self.lookups():
             codes = (inputs.lookup if columns is None else inputs.lookup[:, columns]) + first_rows
             yield table, torch.cat([codes.flatten(), first_rows + UNKNOWN])
-        for f in self.others.values():
+        for f in (f for bags in self._bags.values() for f in bags):
             if f.name in self._bag_tables:
                 yield from self._bag_tables[f.name].codes_of_bag(f.share_with or f.name, inputs.bags[f.name])
 
@@ -111,9 +117,19 @@ class FieldEmbeddings(nn.Module):
             if name in self.projections:
                 parts.append(self.projections[name](inputs.dense[f.name]))
                 continue
-            weights, bag = self._bag_tables[f.name].for_bag(f.share_with or f.name, inputs.bags[f.name])
-            parts.append(self.encoders[name](weights, bag))
+            parts.append(self.encoders[name](*self._rows_and_codes(f, inputs)))
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+    def _rows_and_codes(self, field: InputField, inputs: Inputs) -> tuple[Float[Tensor, "rows E"], CodeLayout]:
+        """Return the table of a field of many codes, and its codes; with others beside it the sums of their rows."""
+        found = [
+            self._bag_tables[f.name].for_bag(f.share_with or f.name, inputs.bags[f.name])
+            for f in self._bags[field.name]
+        ]
+        if len(found) == 1:
+            return found[0]
+        rows = [gather(table, codes.flat()) for table, codes in found]
+        return torch.stack(rows).sum(0), inputs.bags[field.name].numbered()
 
     def lower(self, g: GraphBuilder, names: Mapping[str, str], key: Hashable) -> str:
         """Build `forward`; `names` maps a field to its input, `key` tells the pairs' constants apart."""
@@ -127,8 +143,26 @@ class FieldEmbeddings(nn.Module):
             if name in self.projections:
                 parts.append(lower(self.projections[name], g, names[f.name]))
                 continue
-            table_rows = g.constant(self.rows_of(f.name), (key, "bag", f.share_with, "" if f.share_with else f.name))
             layer = self.encoders[name]
             assert isinstance(layer, PoolingLayer)
-            parts.append(layer.lower(g, table_rows, names[f.name]))
+            parts.append(layer.lower(g, *self._lower_rows_and_codes(g, f, names, key)))
         return g.concat(parts)
+
+    def _lower_rows_and_codes(
+        self, g: GraphBuilder, field: InputField, names: Mapping[str, str], key: Hashable
+    ) -> tuple[str, str]:
+        """Build `_rows_and_codes`."""
+        tables = {
+            f.name: g.constant(self.rows_of(f.name), (key, "bag", f.share_with, "" if f.share_with else f.name))
+            for f in self._bags[field.name]
+        }
+        codes = names[field.name]
+        if len(tables) == 1:
+            return tables[field.name], codes
+        first, *others = (g("Gather", table, names[name], axis=0) for name, table in tables.items())  # (U, T, E)
+        for rows in others:
+            first = g("Add", first, rows)
+        known = g("Cast", lower_known(g, codes), to=g.onnx.TensorProto.INT64)
+        n = g("Squeeze", g("Shape", g("Reshape", codes, g.constant([-1]))), g.constant([0]))
+        places = g("Reshape", g("Range", g.constant(1), g("Add", n, g.constant(1)), g.constant(1)), g("Shape", codes))
+        return g("Flatten", first, axis=2), g("Sub", g("Mul", places, known), g.constant(1))

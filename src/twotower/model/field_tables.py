@@ -25,6 +25,7 @@ class TableRows(NamedTuple):
     first: int
     rows: int
     width: int
+    starts_at_zero: bool = False
 
 
 class FieldTables(nn.ModuleDict):
@@ -32,7 +33,7 @@ class FieldTables(nn.ModuleDict):
 
     All lookup fields of one width share one table, one field after the other, so that a batch costs one gather per
     width. A bag has a table of its own, or reads that of a field of the other tower. `fields` are in the order in which
-    they are joined: lookups by width, then bags and dense fields.
+    they are joined: lookups by width, then bags and dense fields. A sequence beside another one is no field of its own.
     """
 
     def __init__(self, fields: tuple[InputField, ...], width: int) -> None:
@@ -45,8 +46,13 @@ class FieldTables(nn.ModuleDict):
             if carrier(f.kind).is_stacked:
                 self.lookups.setdefault(f"lookup{f.width}", []).append(f)
         others = [f for f in fields if not carrier(f.kind).is_stacked]
-        self.others = {f"{carrier(f.kind).label}{i}": f for i, f in enumerate(others)}
+        numbered = {f"{carrier(f.kind).label}{i}": f for i, f in enumerate(others)}
+        self.others = {name: f for name, f in numbered.items() if not f.beside}
         """Other fields, by number: the name of a field may hold dots."""
+        self.beside = {
+            f.name: {name: g for name, g in numbered.items() if g.beside == f.name} for f in self.others.values()
+        }
+        """Sequences beside each of the other fields, by number."""
         self.fields = (*(f for group in self.lookups.values() for f in group), *self.others.values())
         self.place: dict[str, TableRows] = {}
         """Rows by field."""
@@ -55,9 +61,9 @@ class FieldTables(nn.ModuleDict):
             for f in group:
                 self.place[f.name] = TableRows(table, first, f.rows, f.width)
                 first += f.rows
-        for table, f in self.others.items():
+        for table, f in numbered.items():
             if carrier(f.kind).has_table and not f.share_with:
-                self.place[f.name] = TableRows(table, 0, f.rows, f.width)
+                self.place[f.name] = TableRows(table, 0, f.rows, f.width, f.starts_at_zero)
 
     def create(self, name: str) -> None:
         """Make the table `name`, not yet initialised."""
@@ -70,8 +76,9 @@ class FieldTables(nn.ModuleDict):
         pooled = [f for f in self.others.values() if carrier(f.kind).has_table]
         bags = [f for f in pooled if not f.sequence and not f.share_with]
         unknown = {self.place[f.name].table: self.place[f.name].first + UNKNOWN for f in bags}
+        zeros = {rows.table for rows in self.place.values() if rows.starts_at_zero}
         for name in self:
-            self.table(name).initialize(std, unknown.get(name))
+            self.table(name).initialize(0.0 if name in zeros else std, unknown.get(name))
 
     def table(self, name: str) -> Table:
         """Return a table."""
@@ -85,17 +92,17 @@ class FieldTables(nn.ModuleDict):
 
     def rows_of(self, field: str) -> Float[Tensor, "rows E"]:
         """Return the rows of a field in its table."""
-        table, first, rows, _ = self.place[field]
+        table, first, rows, *_ = self.place[field]
         return self.table(table).rows(first, rows)
 
     def for_bag(self, field: str, bag: CodeLayout) -> tuple[Float[Tensor, "rows E"], CodeLayout]:
         """Return the table that holds a field, and a bag of the field's codes in codes of that table."""
-        table, first, rows, _ = self.place[field]
+        table, first, rows, *_ = self.place[field]
         return self.table(table).for_bag(first, rows, bag)
 
     def codes_of_bag(self, field: str, bag: CodeLayout) -> Iterator[tuple[Table, Int[Tensor, "n"]]]:
         """Yield (table, rows) for the rows that pooling a bag of a field's codes may read."""
-        table, first, _, _ = self.place[field]
+        table, first, *_ = self.place[field]
         codes = bag.flat() + first
         yield self.table(table), torch.cat([codes, codes.new_tensor([first + UNKNOWN])])
 

@@ -213,8 +213,8 @@ class Tower(nn.Module):
 
 
 def select_fields(fields: tuple[InputField, ...], names: tuple[str, ...]) -> tuple[InputField, ...]:
-    """Return the fields of these names, all without a name. Raises ConfigError for an unknown or repeated name."""
-    known = {f.name: f for f in fields}
+    """Return the fields of these names, with the sequences beside them, and all without a name. Raises ConfigError for an unknown or repeated name."""
+    known = {f.name: f for f in fields if not f.beside}
     for name in names:
         if name not in known:
             raise ConfigError(
@@ -222,4 +222,6 @@ def select_fields(fields: tuple[InputField, ...], names: tuple[str, ...]) -> tup
             )
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"model.pairs: feature '{min(twice)}' is listed twice in one tower's fields; name it once")
-    return tuple(known[n] for n in names) if names else fields
+    if not names:
+        return fields
+    return tuple(g for name in names for g in (known[name], *(f for f in fields if f.beside == name)))

@@ -68,4 +68,7 @@ def random_side(fields: tuple[InputField, ...]) -> Side:
     bags."""
     rng, n = np.random.default_rng(0), 96
     columns = {f.name: carrier(f.kind).sample(f, n, rng) for f in fields}
+    for f in fields:
+        if f.beside and isinstance(host := columns[f.beside], Ragged):  # as long as the sequence that it stands beside
+            columns[f.name] = Ragged(rng.integers(0, f.rows, len(host.values)).astype(np.int32), host.offsets)
     return Side(pl.DataFrame({"row": np.arange(n)}), columns, "row")

@@ -157,7 +157,7 @@ def recommend_batch(
 
     Ids are in the column that the schema names, or in `user_id`. Method 1 (precomputed user vectors) reads the ids alone. Method 2
     (online user tower) also reads columns of features, which replace stored ones, and `history` and `events`, lists of item ids or
-    of {id, liked}; a null gives nothing. Other columns are ignored. `unknown` is the answer to a user who is not in the bundle and
+    of {id, liked, event, time}; a null gives nothing. Other columns are ignored. `unknown` is the answer to a user who is not in the bundle and
     of whom the table gives nothing else: "popular" items, "drop" leaves the user out, "error" raises UnknownId. Filters are those
     of `Retriever.recommend`. Raises DataError, ConfigError, Unavailable.
     """

@@ -90,7 +90,7 @@ class ContextValues:
 
     def _moment(self, request: Request, user: UserRow | None) -> tuple[np.ndarray, np.ndarray]:
         """Return the time (1,) of the request, by default that of the clock, and the time (1,) of the user's last interaction
-        before it, -1 for none, in microseconds since 1970."""
+        before it, stored or told with its time, -1 for none, in microseconds since 1970."""
         if self._time in request.context:
             now = self._parsed(request.context[self._time])
         else:
@@ -103,6 +103,8 @@ class ContextValues:
             assert data.times is not None
             times = data.times[taken.source[taken.offsets[user] : taken.offsets[user + 1]]]
             last = int(times[times < now].max(initial=-1))
+        told = [round(event.time * MICROSECONDS) for event in request.told if event.time is not None]
+        last = max([last, *(time for time in told if time < now)])
         return np.array([now]), np.array([last])
 
     def _parsed(self, value: Json) -> int:

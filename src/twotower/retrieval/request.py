@@ -13,11 +13,10 @@ import numpy as np
 from twotower.arrays.types import Ints, ItemId, ItemRow, UserId, UserRow
 from twotower.data.ids import ItemIds, UserIds
 from twotower.errors import DataError, did_you_mean
+from twotower.retrieval.event import EVENT_KEYS, Event, EventLike, told_event
 
 Json = str | float | None | abc.Sequence["Json"] | Mapping[str, "Json"]
 """Parsed JSON. The value of a feature is text, a number, or a list of them."""
-Event = tuple[str, bool]
-"""Item id, and True if the user liked it."""
 Method = Literal[1, 2]
 Source = Literal["model", "cold_start", "popular", "fallback"]
 MAX_K = 10_000
@@ -38,9 +37,9 @@ class Request:
 
     user_id: str | None = None
     features: Mapping[str, Json] = field(default_factory=dict)
-    history: abc.Sequence[Event] | None = None
+    history: abc.Sequence[EventLike] | None = None
     """Interactions, oldest first."""
-    events: abc.Sequence[Event] = ()
+    events: abc.Sequence[EventLike] = ()
     """Interactions since the history, oldest first."""
     context: Mapping[str, Json] = field(default_factory=dict)
     """Values of the moment, by column."""
@@ -48,6 +47,11 @@ class Request:
     def __post_init__(self) -> None:
         if self.user_id is not None:
             object.__setattr__(self, "user_id", str(self.user_id))
+
+    @property
+    def told(self) -> list[Event]:
+        """The interactions of history and events, oldest first."""
+        return [Event(*event) for event in (*(self.history or ()), *self.events)]
 
     @property
     def has_details(self) -> bool:
@@ -59,7 +63,8 @@ class Request:
         """Return the request of a JSON object with keys user_id, features, history, events, context; raises DataError.
 
         `features` and `context` are objects of columns and values; an entry of `history` or `events` is an item id or
-        {"id": …, "liked": true}.
+        {"id": …, "liked": true}, with `event`, the type, in place of `liked` where the log has types, and `time`, seconds since
+        1970.
         """
         if not isinstance(body, dict):
             raise DataError('a request is a JSON object such as {"features": {"age": 25}, "history": ["1", "2"]}')
@@ -90,12 +95,20 @@ class Request:
 
 def _event(event: Json) -> Event:
     if isinstance(event, str | int) and not isinstance(event, bool):
-        return str(event), True
-    if isinstance(event, dict) and set(event) <= {"id", "liked"}:
-        item, liked = event.get("id"), event.get("liked", True)
-        if isinstance(item, str | int) and not isinstance(item, bool) and isinstance(liked, bool):
-            return str(item), liked
-    raise DataError(f'request: a history holds {event!r}, expected an item id or {{"id": …, "liked": true}}')
+        return Event(str(event))
+    if isinstance(event, dict) and set(event) <= {*EVENT_KEYS}:
+        item, liked, kind, time = (event.get(key) for key in EVENT_KEYS)
+        if (
+            (isinstance(item, str | int) and not isinstance(item, bool))
+            and isinstance(liked, bool | None)
+            and (kind is None or isinstance(kind, str | int))
+            and (time is None or (isinstance(time, int | float) and not isinstance(time, bool)))
+        ):
+            return told_event(str(item), liked, None if kind is None else str(kind), time)
+    raise DataError(
+        f'request: a history holds {event!r}, expected an item id or {{"id": …, "liked": true}}, where "event" may stand for '
+        '"liked", and "time" is in seconds since 1970'
+    )
 
 
 @dataclass(frozen=True)
@@ -136,7 +149,7 @@ class RequestRows(NamedTuple):
     @classmethod
     def of(cls, request: Request, users: UserIds, items: ItemIds) -> RequestRows:
         """Look up the ids of a request."""
-        named = [i for i, _ in (*(request.history or ()), *request.events)]
+        named = [event.item for event in request.told]
         user = None if request.user_id is None else users.row(UserId(request.user_id))
         return cls(user, dict(zip(named, items.rows([ItemId(str(i)) for i in named]), strict=True)))
 

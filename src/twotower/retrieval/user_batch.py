@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 USER_ID = "user_id"
 """Column of ids, where a table has no column of the schema's name."""
 EVENT_COLUMNS = ("history", "events")
-"""Columns of lists of item ids, or of {id, liked}, as a request has them."""
+"""Columns of lists of item ids, or of {id, liked, event, time}, as a request has them."""
 
 SOURCES = pl.Series("source", ["model", "cold_start", "popular"])
 """Sources of answers: to users of the bundle, to others of whom something is given, and to the rest."""

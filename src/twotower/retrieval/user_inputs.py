@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from twotower.arrays.ragged import Column, Ragged, Values, row_of
 from twotower.data.dataset import Dataset
 from twotower.features.values import is_unknown
 from twotower.model.inputs.feed import Feed, FeedFields
 from twotower.model.inputs.gather import OneRow
 from twotower.retrieval.context_values import ContextValues
+from twotower.retrieval.event_types import EventTypes
 from twotower.retrieval.feature_values import FeatureValues
 from twotower.retrieval.history_codes import HistoryCodes
 from twotower.retrieval.request import Request, RequestRows
@@ -34,12 +37,17 @@ class UserInputs:
         self._columns = columns
         self._values = FeatureValues(dataset)
         self.context = ContextValues(dataset)
-        items, frame, last_only = dataset.pairs.item, dataset.items.frame, schema.duplicates == "last"
+        self.event_types = EventTypes(schema)
+        pairs, frame, last_only = dataset.pairs, dataset.items.frame, schema.duplicates == "last"
+        none = np.zeros(frame.height, np.int32)
         self._histories = {
-            h.name: HistoryCodes(h, column, items, encoders.history_codes(h, frame), last_only)
+            h.name: HistoryCodes(
+                h, column, pairs.item, none if h.codes else encoders.history_codes(h, frame), last_only,
+                self.event_types, pairs.event, dataset.times,
+            )
             for h in schema.histories("user")
             if isinstance(column := columns[h.name], Ragged)
-        }
+        }  # fmt: skip
 
     @property
     def columns(self) -> list[str]:
@@ -47,7 +55,8 @@ class UserInputs:
         return self._values.columns
 
     def read(self, request: Request, rows: RequestRows) -> UserInput:
-        """Return the input for a request. Raises DataError for features that do not fit."""
+        """Return the input for a request. Raises DataError for features and types of events that do not fit."""
+        self.event_types.read(request.told)
         given = self._values.given(request, rows.user is not None)
         values: dict[str, Values] = {}
         unknown: dict[str, None] = {}

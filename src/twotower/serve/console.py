@@ -12,8 +12,9 @@ import polars as pl
 
 from twotower.arrays.types import Floats, Ints, ItemId
 from twotower.data.ids import UserIds
+from twotower.retrieval.event import Event
 from twotower.retrieval.explanation import explain, stored_features, stored_history, stored_items
-from twotower.retrieval.request import MAX_K, Answer, Event, Request
+from twotower.retrieval.request import MAX_K, Answer, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.serve import schemas
 from twotower.serve.admission import release_current_permit
@@ -113,13 +114,15 @@ class Console:
         resolved = await recommender.resolve(body, retriever)
         answer, _ = await recommender.answer_or_fallback(body, resolved, retriever)
         request = resolved.request
-        events = [*(request.history or ()), *request.events]
+        events = retriever.user_inputs.event_types.read(request.told)
         user_id = request.user_id if resolved.known_user else None
         history: list[TitledEvent] = []
         if user_id is not None and request.history is None:
             history = [TitledEvent(*entry) for entry in stored_history(retriever, user_id, SHOWN_EVENTS)]
         history += _titled(events, retriever)
-        seen = set(stored_items(retriever, user_id) if user_id is not None else ()) | {i for i, _ in events}
+        seen = set(stored_items(retriever, user_id) if user_id is not None else ()) | {
+            event.item for event in request.told
+        }
         explained = None
         if answer.source not in ("popular", "fallback"):
             explained = explain(retriever, request, resolved.method)
@@ -190,10 +193,10 @@ class Console:
 
 def _titled(events: Sequence[Event], retriever: Retriever) -> list[TitledEvent]:
     """Return events with the titles of their items; of an unknown item, its id."""
-    rows = retriever.item_ids.rows([ItemId(i) for i, _ in events])
+    rows = retriever.item_ids.rows([ItemId(event.item) for event in events])
     return [
-        TitledEvent(item, retriever.titles[row] if row >= 0 else item, liked)
-        for row, (item, liked) in zip(rows, events, strict=True)
+        TitledEvent(event.item, retriever.titles[row] if row >= 0 else event.item, event.liked)
+        for row, event in zip(rows, events, strict=True)
     ]
 
 

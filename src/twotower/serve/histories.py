@@ -1,7 +1,7 @@
 """Recent events in this process, bounded in bytes; the least recently seen user is dropped first.
 
-An event is 16 bytes: its time (float64) and a code, which holds the number of its item and two flags. Ids of items are kept
-once, under numbers of this object, independent of any bundle; a number is freed with the last event that names it.
+An event is 16 bytes: its time (float64) and a code, which holds the number of its item, that of its type and two flags. Ids of
+items are kept once, under numbers of this object, independent of any bundle; a number is freed with the last event that names it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from twotower.retrieval.event import Event
+
 MAX_UNKNOWN_EVENTS = 20
 """Latest events of items unknown to the bundle that are kept of a user: the next bundle may know them."""
 _EVENT = struct.Struct("<dQ")
-_LIKED_BIT, _KNOWN_BIT = 1, 2  # flags in a code, below the number of the item
+_LIKED_BIT, _KNOWN_BIT = 1, 2  # flags in a code, below the numbers of the type and of the item
+_TYPE_BIT, _ITEM_BIT = 2, 18
 # Bytes of Python's own objects, measured by tracemalloc: of an item id, a user, a history, a vector.
 _ITEM_OVERHEAD, _USER_OVERHEAD, _HISTORY_OVERHEAD, _VECTOR_OVERHEAD = 140, 420, 150, 140
 
@@ -29,6 +32,13 @@ class TimedEvent(NamedTuple):
     """Seconds since 1970."""
     known: bool = True
     """The bundle that was current knew the item."""
+    type: str | None = None
+    """Type of the event. None: not told."""
+
+    @property
+    def told(self) -> Event:
+        """The event as requests have it, with its time."""
+        return Event(self.item, self.liked, self.type, self.time)
 
 
 class Histories:
@@ -49,6 +59,7 @@ class Histories:
         self._on_drop, self._clock = on_drop, clock
         self._users: OrderedDict[bytes, _User] = OrderedDict()
         self._items = _Items()
+        self._types: list[str | None] = [None]  # by number; few, as only types of a bundle are accepted
         self._user_bytes = 0
 
     def __len__(self) -> int:
@@ -68,7 +79,7 @@ class Histories:
             entry = self._users[key] = _User(len(key))
             self._user_bytes += entry.size
         self._users.move_to_end(key)
-        new = [(e.time, self._items.take(e.item) << 2 | e.known * _KNOWN_BIT | e.liked) for e in events[-self.events :]]
+        new = [(e.time, self._code(e)) for e in events[-self.events :]]
         kept, unknown = _limit_unknown([*self._packed(entry, bundle), *new])
         if unknown:
             self._on_drop("event", len(unknown))
@@ -85,7 +96,9 @@ class Histories:
             return []
         self._users.move_to_end(key)
         found = [
-            TimedEvent(self._items[code >> 2], bool(code & _LIKED_BIT), when, bool(code & _KNOWN_BIT))
+            TimedEvent(
+                self._items[code >> _ITEM_BIT], bool(code & _LIKED_BIT), when, bool(code & _KNOWN_BIT), self._type(code)
+            )
             for bundle in bundles
             for when, code in self._packed(entry, bundle)
         ]
@@ -119,6 +132,17 @@ class Histories:
         else:
             self._user_bytes -= self._users.pop(key).size
 
+    def _code(self, event: TimedEvent) -> int:
+        """Return the code of an event, and count one more use of its item. A type beyond the numbers of a code is not kept."""
+        if event.type not in self._types and len(self._types) < 1 << (_ITEM_BIT - _TYPE_BIT):
+            self._types.append(event.type)
+        number = self._types.index(event.type) if event.type in self._types else 0
+        item = self._items.take(event.item)
+        return item << _ITEM_BIT | number << _TYPE_BIT | event.known * _KNOWN_BIT | event.liked * _LIKED_BIT
+
+    def _type(self, code: int) -> str | None:
+        return self._types[(code & ((1 << _ITEM_BIT) - 1)) >> _TYPE_BIT]
+
     def _packed(self, entry: _User, bundle: str) -> list[tuple[float, int]]:
         """Return the events under a bundle; delete them if they are too old."""
         until, events = entry.histories.get(bundle, (0.0, b""))
@@ -130,7 +154,7 @@ class Histories:
 
     def _release(self, events: Iterable[tuple[float, int]]) -> None:
         for _, code in events:
-            self._items.release(code >> 2)
+            self._items.release(code >> _ITEM_BIT)
 
     def _update_size(self, entry: _User) -> None:
         before = entry.size

@@ -65,7 +65,7 @@ class Recommender:
             body.user_id,
             body.features,
             None if body.history is None else schemas.item_events(body.history),
-            [*state.events, *schemas.item_events(body.events)],
+            [*retriever.user_inputs.event_types.read(state.events, stored=True), *schemas.item_events(body.events)],
             body.context,
         )
         known = body.user_id is not None and retriever.has_user(body.user_id)
@@ -140,7 +140,7 @@ class Recommender:
         self._metrics.stages["search"].observe(ended - searching)
         if vector is not None:  # the search saw a vector, not the features and items it was computed from
             unknown = (
-                unknown if computed is not None else retriever.unknown_items(i for i, _ in resolved.request.events)
+                unknown if computed is not None else retriever.unknown_items(e.item for e in resolved.request.told)
             )
             answer = replace(answer, unknown=unknown)
         return replace(answer, milliseconds=round((ended - started) * 1e3, 3)), computed

@@ -17,7 +17,7 @@ import orjson
 
 from twotower.arrays.types import Floats
 from twotower.errors import ConfigError
-from twotower.retrieval.request import Event
+from twotower.retrieval.event import EventLike
 from twotower.serve.circuit_breaker import CircuitBreaker
 from twotower.serve.histories import TimedEvent
 from twotower.serve.user_events import (
@@ -30,8 +30,8 @@ from twotower.serve.user_events import (
     with_times,
 )
 
-MAX_EVENT_BYTES = 4_096
-"""Bytes of an event in JSON, at most: an id has up to 512 characters of up to six bytes each."""
+MAX_EVENT_BYTES = 8_192
+"""Bytes of an event in JSON, at most: an id and a type have up to 512 characters each, of up to six bytes."""
 T = TypeVar("T")
 
 log = logging.getLogger("twotower.user_events")
@@ -79,14 +79,14 @@ class RedisEvents:
         self._fallback = fallback or InProcessEvents(events, seconds)
 
     async def add(
-        self, bundles: Sequence[str], user: str, events: Sequence[Event], unknown: Container[str] = ()
+        self, bundles: Sequence[str], user: str, events: Sequence[EventLike], unknown: Container[str] = ()
     ) -> tuple[int, bool]:
         key, new = _events_key(bundles[-1], user), with_times(events[-self.events :], unknown)
         waiting = self._fallback.take(bundles, user)
 
         async def push() -> int:
             pipe = self._client.pipeline(transaction=True)
-            pipe.rpush(key, *(orjson.dumps(e[:3]) for e in (*waiting, *new)))
+            pipe.rpush(key, *map(_event_json, (*waiting, *new)))
             pipe.ltrim(key, -self.events, -1)
             pipe.expire(key, self.seconds)
             for bundle in bundles:
@@ -114,14 +114,14 @@ class RedisEvents:
             return await self._fallback.fetch(bundles, user)
         histories, kept = found
         stored = [event for history in histories for raw in history if (event := _parse_event(raw))]
-        events = [(e.item, e.liked) for e in latest([*stored, *self._fallback.get(bundles, user)], self.events)]
+        events = [e.told for e in latest([*stored, *self._fallback.get(bundles, user)], self.events)]
         if not events:
             return EMPTY_STATE
         if kept is None or kept[:DIGEST_BYTES] != history_digest(events) or (len(kept) - DIGEST_BYTES) % 4:
             return UserState(events)
         return UserState(events, np.frombuffer(kept, "<f4", offset=DIGEST_BYTES)[None])
 
-    async def save_vector(self, bundle: str, user: str, events: Sequence[Event], vector: Floats) -> None:
+    async def save_vector(self, bundle: str, user: str, events: Sequence[EventLike], vector: Floats) -> None:
         value = history_digest(events) + vector.astype("<f4").tobytes()
         await self._call(
             "write", lambda: self._client.set(_vector_key(bundle, user), value, ex=self.seconds), attempts=1
@@ -164,13 +164,21 @@ def _vector_key(bundle: str, user: str) -> str:
     return f"{bundle}:vector:{user}"
 
 
+def _event_json(event: TimedEvent) -> bytes:
+    """Return an event in JSON: item, liked, time, and the type if it has one."""
+    types = [] if event.type is None else [event.type]
+    return orjson.dumps([event.item, event.liked, float(event.time), *types])
+
+
 def _parse_event(raw: bytes) -> TimedEvent | None:
     """Return the event in `raw`; None if it is not an event in JSON (another program may write to the key)."""
     if len(raw) > MAX_EVENT_BYTES:
         return None
     try:
-        item, liked, seconds = orjson.loads(raw)
+        item, liked, seconds, *types = orjson.loads(raw)
     except (ValueError, TypeError):
         return None
-    valid = isinstance(item, str) and isinstance(liked, bool) and isinstance(seconds, float)
-    return TimedEvent(item, liked, seconds) if valid else None
+    valid = isinstance(item, str) and isinstance(liked, bool) and isinstance(seconds, float) and len(types) < 2
+    if not valid or not all(isinstance(kind, str) for kind in types):
+        return None
+    return TimedEvent(item, liked, seconds, type=types[0] if types else None)

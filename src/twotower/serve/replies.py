@@ -139,6 +139,7 @@ class BundleReply:
         list[int], Field(description="Methods of the bundle. Without 1 there are no precomputed user vectors.")
     ]
     history: Annotated[bool, Field(description="true: the user tower reads a history.")]
+    events: Annotated[list[str], Field(description="Types of events that the log has. Empty: it has none.")]
     keep_seen: Annotated[
         bool,
         Field(description="true: answers hold items of the user's history, unless a request says keep_seen false."),

@@ -18,6 +18,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from twotower.retrieval.event import Event, told_event
+
 MAX_ID_LENGTH = 512
 """Characters of an id, a column name or a filter value."""
 MAX_TEXT_LENGTH = 10_000
@@ -55,10 +57,16 @@ class _RequestModel(BaseModel):
 
 
 class ItemEvent(_RequestModel):
-    """An event of a user: an item, liked or not."""
+    """An event of a user: an item, liked or not, and its type and time where the model reads them."""
 
     id: Id = Field(description="Item id.")
-    liked: StrictBool = Field(True, description="false: an explicit negative.")
+    liked: StrictBool | None = Field(None, description="false: an explicit negative. null: true, or as the type says.")
+    event: Id | None = Field(
+        None, description="Type of the event, one of events of GET /v1/bundle; in place of liked. null: not told."
+    )
+    time: StrictInt | StrictFloat | None = Field(
+        None, description="Seconds since 1970. null: the time of the call for POST /v1/events, else not told."
+    )
 
 
 EventInput = Id | ItemEvent
@@ -130,7 +138,9 @@ class EventsRequest(_RequestModel):
     """New events of a user, oldest first."""
 
     user_id: Id = Field(description="User id, known to the bundle or new.")
-    events: list[EventInput] = Field(min_length=1, description="Item ids, or objects with id and liked.")
+    events: list[EventInput] = Field(
+        min_length=1, description="Item ids, or objects with id and liked, or with id, event and time."
+    )
 
 
 class RollbackRequest(_RequestModel):
@@ -140,6 +150,6 @@ class RollbackRequest(_RequestModel):
     reason: Annotated[str, Field(max_length=1_000)] = Field("", description="Text for the store's history.")
 
 
-def item_events(events: Sequence[EventInput]) -> list[tuple[str, bool]]:
-    """Return events as the retriever takes them: (item id, liked)."""
-    return [(e.id, e.liked) if isinstance(e, ItemEvent) else (e, True) for e in events]
+def item_events(events: Sequence[EventInput]) -> list[Event]:
+    """Return events as the retriever takes them. Raises DataError as `told_event` does."""
+    return [told_event(e.id, e.liked, e.event, e.time) if isinstance(e, ItemEvent) else Event(e) for e in events]

@@ -159,7 +159,8 @@ class Service:
         return self._counted(answer, retriever)
 
     async def add_events(self, body: schemas.EventsRequest) -> replies.EventsReply:
-        """Append to a user's recent events. Raises Problem "conflict" if other workers would not see them."""
+        """Append to a user's recent events. Raises Problem "conflict" if other workers would not see them, DataError for an unknown
+        type."""
         self.limits.check_list("events", body.events)
         if self.settings.workers > 1 and not self.event_store.shared:
             raise Problem(
@@ -167,8 +168,9 @@ class Service:
                 f"{self.settings.workers} workers do not share events kept in memory; set "
                 "event_store = redis://HOST:PORT/DB, or workers = 1",
             )
-        retriever, events = self.bundles.current, schemas.item_events(body.events)
-        unknown = set(retriever.unknown_items(item for item, _ in events))
+        retriever = self.bundles.current
+        events = retriever.user_inputs.event_types.read(schemas.item_events(body.events))
+        unknown = set(retriever.unknown_items(event.item for event in events))
         count, shared = await self.event_store.add(self.bundles.event_bundles(retriever), body.user_id, events, unknown)
         self.metrics.event_memory.set(self._in_process.size)
         return replies.EventsReply(count, shared and self.event_store.shared)
@@ -198,6 +200,7 @@ class Service:
             context=dict(retriever.user_inputs.context.examples()),
             methods=[1, 2] if retriever.schema.precomputes else [2],
             history=bool(retriever.schema.histories("user")),
+            events=retriever.user_inputs.event_types.names,
             keep_seen=manifest.keep_seen,
             search=[f.name for f in retriever.schema.searchable()],
             limits={"k": s.max_k, "list": s.max_list, "batch": s.max_batch, "body": s.max_body},

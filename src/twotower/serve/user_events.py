@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 
 from twotower.arrays.types import Floats
-from twotower.retrieval.request import Event
+from twotower.retrieval.event import Event, EventLike
 from twotower.serve.histories import Histories, TimedEvent
 
 DIGEST_BYTES = 8
@@ -43,7 +43,7 @@ class EventStore(Protocol):
     """True if other processes read the same events."""
 
     async def add(
-        self, bundles: Sequence[str], user: str, events: Sequence[Event], unknown: Container[str] = ()
+        self, bundles: Sequence[str], user: str, events: Sequence[EventLike], unknown: Container[str] = ()
     ) -> tuple[int, bool]:
         """Append events under the last of the bundles, to which the `unknown` items are unknown.
 
@@ -52,7 +52,7 @@ class EventStore(Protocol):
     async def fetch(self, bundles: Sequence[str], user: str) -> UserState:
         """Return the user's events under the bundles, oldest first, and the vector under the last bundle."""
 
-    async def save_vector(self, bundle: str, user: str, events: Sequence[Event], vector: Floats) -> None:
+    async def save_vector(self, bundle: str, user: str, events: Sequence[EventLike], vector: Floats) -> None:
         """Save the vector (1, D) that was computed with these events."""
 
     async def forget(self, bundles: Sequence[str], user: str) -> bool:
@@ -87,7 +87,7 @@ class InProcessEvents:
         return self._histories.size
 
     async def add(
-        self, bundles: Sequence[str], user: str, events: Sequence[Event], unknown: Container[str] = ()
+        self, bundles: Sequence[str], user: str, events: Sequence[EventLike], unknown: Container[str] = ()
     ) -> tuple[int, bool]:
         self.put(bundles[-1], user, with_times(events, unknown))
         return len(self.get(bundles, user)), True
@@ -107,14 +107,14 @@ class InProcessEvents:
         return events
 
     async def fetch(self, bundles: Sequence[str], user: str) -> UserState:
-        events = [(e.item, e.liked) for e in self.get(bundles, user)]
+        events = [e.told for e in self.get(bundles, user)]
         if not events:
             return EMPTY_STATE
         kept = self._histories.vector(user)
         fits = kept is not None and kept[:2] == (bundles[-1], history_digest(events))
         return UserState(events, np.frombuffer(kept[2], "<f4")[None] if kept is not None and fits else None)
 
-    async def save_vector(self, bundle: str, user: str, events: Sequence[Event], vector: Floats) -> None:
+    async def save_vector(self, bundle: str, user: str, events: Sequence[EventLike], vector: Floats) -> None:
         self._histories.save_vector(user, (bundle, history_digest(events), vector.astype("<f4").tobytes()))
 
     async def forget(self, bundles: Sequence[str], user: str) -> bool:
@@ -125,17 +125,18 @@ class InProcessEvents:
         return
 
 
-def history_digest(events: Sequence[Event]) -> bytes:
+def history_digest(events: Sequence[EventLike]) -> bytes:
     """Return the digest of a user's events (8 bytes of BLAKE2b)."""
-    return hashlib.blake2b(orjson.dumps(events), digest_size=DIGEST_BYTES).digest()
+    return hashlib.blake2b(orjson.dumps([tuple(Event(*event)) for event in events]), digest_size=DIGEST_BYTES).digest()
 
 
-def with_times(events: Sequence[Event], unknown: Container[str] = ()) -> list[TimedEvent]:
-    """Return the events with the present time, a microsecond apart, in their order."""
-    now = time.time()
-    return [
-        TimedEvent(item, liked, now + place * 1e-6, item not in unknown) for place, (item, liked) in enumerate(events)
-    ]
+def with_times(events: Sequence[EventLike], unknown: Container[str] = ()) -> list[TimedEvent]:
+    """Return the events with their times; those without one have the present time, a microsecond apart, in their order."""
+    now, timed = time.time(), list[TimedEvent]()
+    for place, event in enumerate(events):
+        item, liked, kind, when = Event(*event)
+        timed.append(TimedEvent(item, liked, now + place * 1e-6 if when is None else when, item not in unknown, kind))
+    return timed
 
 
 def latest(events: list[TimedEvent], n: int) -> list[TimedEvent]:

@@ -133,6 +133,20 @@ def test_a_layout_in_the_codes_of_a_smaller_table_reads_the_same_rows(kind: type
 
 
 @every_kind
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_numbered_layout_reads_a_row_for_each_place(kind: type[Pooling], layout: str) -> None:
+    codes, _ = LAYOUTS[layout]()
+    layer, ours, expected = layer_of(kind), table(), table()
+    found = layer(ours[codes.flat()], codes.numbered())
+    torch.testing.assert_close(found, layer(expected, codes))
+    found.square().sum().backward()
+    layer(expected, codes).square().sum().backward()
+    assert ours.grad is not None
+    assert expected.grad is not None
+    torch.testing.assert_close(ours.grad, expected.grad, atol=1e-4, rtol=1e-4)
+
+
+@every_kind
 def test_the_onnx_nodes_give_what_the_module_gives(kind: type[Pooling]) -> None:
     layer, weights = layer_of(kind), table().detach()
     g = GraphBuilder()

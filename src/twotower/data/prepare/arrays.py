@@ -26,7 +26,8 @@ from twotower.arrays.types import Codes, Ints, Numbers, Shaped
 from twotower.data import splits
 from twotower.data.buckets import Bucket
 from twotower.data.context import check_defaults
-from twotower.data.interaction_columns import ITEM, POSITIVE, USER, WEIGHT, Columns, stored_columns
+from twotower.data.histories import facts_of
+from twotower.data.interaction_columns import EVENT, ITEM, POSITIVE, TIME, USER, WEIGHT, Columns, stored_columns
 from twotower.data.memmap import MEMMAP_FORMAT
 from twotower.data.pairs import target_mask
 from twotower.data.parts import dropped_line
@@ -118,7 +119,8 @@ class PreparedArrays:
         if self.schema.weighted:
             positives = self.splits.positive_weights()
         np.save(self.arrays / "item_positive_counts.npy", positives)
-        codes = {n: encoders.history_codes(h, versions.frame("item")) for n, h in self.splits.histories.items()}
+        read = {n: h for n, h in self.splits.histories.items() if h.codes is None}
+        codes = {n: encoders.history_codes(h, versions.frame("item")) for n, h in read.items()}
         self.context.create(encoders, self.rows)
         self._write_buckets(each, found, sizes, codes, versions)
         self.context.finish(self.made)
@@ -206,11 +208,14 @@ class PreparedArrays:
         self._put("interacted_items.source", starts["interacted_items"], indices[kept])
         for name, among, history in self.splits.history_masks(parts, positive):
             offsets = offsets_of(np.bincount(user[among], minlength=bucket.users[1] - bucket.users[0]))
-            values = codes[name.removesuffix(".test")][seen[among]]
-            rows = Ragged(values, offsets, indices[among]).keep_last(history.max_length)
+            rows = Ragged(item[among], offsets, np.flatnonzero(among)).keep_last(history.max_length)
             assert rows.source is not None
-            self._put(f"{name}.values", starts[name], rows.values)
-            self._put(f"{name}.source", starts[name], rows.source)
+            if history.codes is None:
+                values = codes[name.removesuffix(".test")][seen[rows.source]]
+            else:
+                values = history.codes(facts_of(rows, rows.source, found.get(EVENT), found.get(TIME)))
+            self._put(f"{name}.values", starts[name], values)
+            self._put(f"{name}.source", starts[name], indices[rows.source])
 
     def _put(self, name: str, start: int, values: npt.NDArray[Any]) -> None:
         npy_writer.write_rows(self.arrays / f"{name}.npy", start, values)

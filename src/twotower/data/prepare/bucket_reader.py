@@ -14,9 +14,10 @@ import polars as pl
 from twotower import files
 from twotower.arrays.types import Ints
 from twotower.data.buckets import Bucket, Buckets, column_problem, missing_column
+from twotower.data.events import event_types
 from twotower.data.interaction_columns import (
-    BY_NAME,
     CONTEXT_PREFIX,
+    EVENT,
     ITEM,
     PART,
     ROW,
@@ -77,9 +78,6 @@ class BucketReader:
             found = read_checked(path, lambda p: pl.scan_parquet(p, glob=False).collect_schema())
             if problem := column_problem(found) or missing_column(found, self.schema, self.given_parts):
                 raise RunError(f"{path}: {problem}; write buckets that follow docs/prepared-format.md and the schema")
-            for name in found:
-                if name in BY_NAME and not BY_NAME[name].supported:
-                    raise ConfigError(f"{path}: column '{name}' is not supported yet; leave it out")
             if WEIGHT in found and not self.schema.weighted:
                 raise ConfigError(
                     f"{path}: column '{WEIGHT}', and schema.weight is empty; name its column, or leave it out"
@@ -90,6 +88,8 @@ class BucketReader:
         sorted, or names users or items out of range."""
         path, names = self.buckets.file(bucket), list(dict.fromkeys([USER, *columns]))
         frame = read_checked(path, lambda p: pl.scan_parquet(p, glob=False).select(names).collect())
+        if EVENT in names and frame[EVENT].null_count() == 0:
+            frame = frame.with_columns(event_types(frame[EVENT], self.schema))
         found = {name: frame[name].to_numpy() for name in names}
         sound = len(frame) == bucket.rows and not any(frame[c].null_count() for c in names if c not in self.values)
         if sound and len(frame):

@@ -19,7 +19,7 @@ from twotower.arrays.types import Ints
 from twotower.data import interaction_columns
 from twotower.data.config import DataConfig
 from twotower.data.context import plain_type, refuse_missing
-from twotower.data.events import without_ignored
+from twotower.data.events import type_names, without_ignored
 from twotower.data.interaction_columns import CONTEXT_PREFIX, ITEM, ROW, USER, VALUE_PREFIX
 from twotower.data.labels import POSITIVE, WEIGHT, averaged_values, labelled, weighted
 from twotower.data.parts import PART, PartFiles, check_part_column, given_parts
@@ -212,6 +212,7 @@ def _encoded(source: Log, piece: TableShard, first: int, sides: Sides, times: Ti
         } | ({interaction_columns.TIME: frame[TIME]} if times else {})
         | ({} if parts is None else {interaction_columns.PART: parts})
         | ({interaction_columns.WEIGHT: frame[WEIGHT]} if schema.weighted else {})
+        | ({interaction_columns.EVENT: type_names(frame[schema.event])} if schema.reads_types else {})
         | {VALUE_PREFIX + a: averaged_values(frame, a, schema) for a in averaged_columns(schema)}
         | {CONTEXT_PREFIX + name: plain_type(frame[name]) for name in schema.context_columns()}
     )  # fmt: skip

@@ -68,6 +68,11 @@ class Bag(CodeLayout[A]):
         offsets[1:] = values.bincount(minlength=rows).cumsum(0)
         return Bag(values, self.offsets, self.rows_by_code, offsets)
 
+    def numbered(self: Bag) -> Bag:
+        places = self.offsets.new_ones(len(self.values) + 1).cumsum(0, dtype=self.offsets.dtype) - 1
+        rows = self.offsets.new_ones(len(self.offsets) - 1).cumsum(0, dtype=self.offsets.dtype) - 1
+        return Bag(places[:-1], self.offsets, rows.repeat_interleave(self.lengths), places)
+
     def pooled(self: Bag, layer: PoolingLayer, table: Float[Tensor, "rows E"]) -> Float[Tensor, "U O"]:
         return layer.pool_bag(table, self)
 

@@ -46,6 +46,10 @@ class CodeLayout(ABC, Generic[A]):
         """Return the layout in the codes of a table of `rows` rows. `recode` keeps the order of the codes."""
 
     @abstractmethod
+    def numbered(self: CodeLayout) -> CodeLayout:
+        """Return the layout whose codes are the places of those in `flat`: its table has a row for each place."""
+
+    @abstractmethod
     def pooled(self: CodeLayout, layer: PoolingLayer, table: Float[Tensor, "rows E"]) -> Float[Tensor, "U O"]:
         """Return the pooled rows of a table."""
 

@@ -29,6 +29,10 @@ class Padded(CodeLayout[A]):
     def recoded(self: Padded, recode: Recode, rows: int) -> Padded:
         return Padded(recode(self.codes.clamp(min=0)).where(self.codes >= 0, -1))
 
+    def numbered(self: Padded) -> Padded:
+        places = (self.codes.new_ones(self.codes.numel()).cumsum(0) - 1).view_as(self.codes)
+        return Padded(places.where(self.codes >= 0, -1))
+
     def pooled(self: Padded, layer: PoolingLayer, table: Float[Tensor, "rows E"]) -> Float[Tensor, "U O"]:
         return layer.pool_padded(table, self)
 

@@ -39,6 +39,10 @@ class Prefixes(CodeLayout[A]):
     def recoded(self: Prefixes, recode: Recode, rows: int) -> Prefixes:
         return Prefixes(recode(self.codes), self.number, self.last, self.length)
 
+    def numbered(self: Prefixes) -> Prefixes:
+        places = (self.codes.new_ones(self.codes.numel()).cumsum(0) - 1).view_as(self.codes)
+        return Prefixes(places, self.number, self.last, self.length)
+
     def pooled(self: Prefixes, layer: PoolingLayer, table: Float[Tensor, "rows E"]) -> Float[Tensor, "U O"]:
         return layer.pool_prefixes(table, self)
 

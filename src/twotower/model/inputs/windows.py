@@ -41,6 +41,10 @@ class HistoryWindows(CodeLayout[A]):
         codes = recode(self.codes.clamp(min=0)).where(self.codes >= 0, -1)
         return HistoryWindows(codes, self.sequence, self.place, self.length)
 
+    def numbered(self: HistoryWindows) -> HistoryWindows:
+        places = (self.codes.new_ones(self.codes.numel()).cumsum(0) - 1).view_as(self.codes)
+        return HistoryWindows(places.where(self.codes >= 0, -1), self.sequence, self.place, self.length)
+
     def pooled(self: HistoryWindows, layer: PoolingLayer, table: Float[Tensor, "rows E"]) -> Float[Tensor, "U O"]:
         return layer.pool_windows(table, self)
 

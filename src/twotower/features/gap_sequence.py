@@ -1,0 +1,54 @@
+"""Gap sequence: the time between the interactions of a row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import Field
+
+from twotower.arrays.types import Codes
+from twotower.features.interaction_history import FactHistory, HistoryFacts
+from twotower.features.values import UNKNOWN
+
+if TYPE_CHECKING:
+    from twotower.features.schema import Schema
+
+MICROSECONDS_OF_A_SECOND = 1_000_000
+
+
+class GapSequence(FactHistory):
+    """The time between each of the row's own training interactions and the one before it in the history, in buckets that double
+    (as the intervals of Li et al. 2020, "Time Interval Aware Self-Attention for Sequential Recommendation", section 3.2, between
+    neighbours alone): an embedding row for each, and one for the first interaction and for times that a request does not tell.
+
+    Use it in `beside` of a sequence, where interactions of one visit belong together. The gap up to the request is no part of a
+    history: for that one add `days_since_previous`.
+    """
+
+    kind = "gap_sequence"
+
+    buckets: int = Field(
+        32,
+        ge=2,
+        le=64,
+        description="Number of buckets. A gap of s seconds is in bucket 1 + log2(1 + s), rounded down: 1 below a second, 7 around "
+        "a minute, 17 around a day. The last one holds all longer gaps.",
+    )
+
+    def check(self, schema: Schema) -> None:
+        if not schema.time:
+            raise ValueError(f"gap sequence {self.name!r} needs times; name their column in schema.time")
+        if schema.time_unit == "order":
+            raise ValueError(f"gap sequence {self.name!r} needs times, and time_unit = 'order' has none")
+
+    def codes(self, facts: HistoryFacts) -> Codes:
+        assert facts.times is not None
+        gaps = np.diff(facts.times, prepend=facts.times[:1])
+        told = ~facts.first & (facts.times >= 0) & (np.roll(facts.times, 1) >= 0)
+        seconds = np.maximum(gaps, 0) / MICROSECONDS_OF_A_SECOND
+        buckets = np.minimum(1 + np.floor(np.log2(1 + seconds)), self.buckets)
+        return np.where(told, buckets, UNKNOWN).astype(np.int32)
+
+    def rows(self, schema: Schema) -> int:
+        return self.buckets + 1

@@ -1,0 +1,44 @@
+"""Event of a request: an interaction with an item, and what is told of it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from twotower.data.times import MICROSECONDS, plausible_range
+from twotower.errors import DataError
+
+EVENT_KEYS = ("id", "liked", "event", "time")
+"""Keys of an event in JSON."""
+
+
+class Event(NamedTuple):
+    """Interaction of a user."""
+
+    item: str
+    """Item id."""
+    liked: bool = True
+    """True if the user liked the item."""
+    type: str | None = None
+    """Type of the event, as the log names it. None: not told."""
+    time: float | None = None
+    """Seconds since 1970. None: not told."""
+
+
+EventLike = Event | tuple[str, bool]
+"""An event, or its item id and whether it was liked."""
+
+
+def told_event(item: str, liked: bool | None = None, type: str | None = None, time: float | None = None) -> Event:
+    """Return an event as it is told. Raises DataError for a type beside `liked`, or an implausible time."""
+    if type is not None and liked is not None:
+        raise DataError(
+            f"request: the event of item '{item:.80}' has 'event' and 'liked', and a type says whether it is liked; give one of them"
+        )
+    if time is not None:
+        earliest, latest = plausible_range()
+        if not (math.isfinite(time) and earliest <= time * MICROSECONDS <= latest):
+            raise DataError(
+                f"request: the event of item '{item:.80}' has the time {time:g}, expected seconds since 1970, from 1990 to tomorrow"
+            )
+    return Event(item, True if liked is None else liked, type, time)

@@ -1,0 +1,156 @@
+"""Sequences beside a sequence: their embeddings added up at each interaction, in every layout, in a bundle and in diagnoses."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from model_worlds import World, build, tower
+from pydantic import ValidationError
+from worlds import EVERYTHING_SCHEMA, everything, settings
+
+import twotower
+from twotower.config.experiment import Config
+from twotower.data.dataset import build_dataset
+from twotower.data.tables import check
+from twotower.diagnostics import diagnose
+from twotower.features.categorical import Categorical
+from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
+from twotower.model.inputs.side_tensors import SideTensors
+from twotower.onnx.export import export_tower
+from twotower.retrieval.request import Request
+
+ATTENTION = PoolingSpec.model_validate({"kind": "transformer", "window": 800, "heads": 2, "blocks": 1})
+IDS = Categorical(name="iid", side="item", column="item_id")
+
+
+def schema_of(pooling: Any, beside: tuple[str, ...] = ("brands",)) -> Schema:
+    features = tuple(f for f in EVERYTHING_SCHEMA.features if not f.history and not f.computes)
+    own = (
+        Sequence(name="brands", side="user", feature="brand", share_embedding=False),
+        Sequence(name="history", side="user", pooling=pooling, beside=beside),
+    )
+    return EVERYTHING_SCHEMA.model_copy(update={"features": (*features, *own)})
+
+
+@cache
+def world(pooling: str) -> World:
+    schema = schema_of(ATTENTION if pooling == "transformer" else pooling)
+    data = build_dataset(check(*everything(), schema), schema, Config().split)
+    users = SideTensors(data.users, data.encoders.fields("user"), timeline=data.timeline)
+    return World(data, users, SideTensors(data.items, data.encoders.fields("item")))
+
+
+POOLINGS = pytest.mark.parametrize("pooling", ["mean", "decay", "transformer"])
+
+
+@POOLINGS
+def test_the_embeddings_are_added_up_at_each_interaction(pooling: str) -> None:
+    """One table of all pairs of an item and a brand gives the same vectors."""
+    of = world(pooling)
+    model = build((tower(), tower()), of=of)
+    embeddings = model.towers("user")[0].embeddings
+    assert "brands" not in [f.name for f in embeddings.fields]
+    inputs = of.users.take(np.arange(of.users.n))
+    items, brands = embeddings.rows_of("history"), embeddings.rows_of("brands")
+    ids, of_brand = inputs.bags["history"].padded(), inputs.bags["brands"].padded()
+    pairs = (items[:, None] + brands).flatten(0, 1)
+    joined = type(ids)((ids.codes * len(brands) + of_brand.codes).where(ids.codes >= 0, -1))
+    name = next(name for name, f in embeddings.others.items() if f.name == "history")
+    layer: Any = embeddings.encoders[name]
+    width = layer(pairs, joined).shape[1]
+    found = embeddings(inputs)
+    places = [found[:, i : i + width] for i in range(found.shape[1] - width + 1)]
+    assert any(torch.allclose(p, layer(pairs, joined), atol=1e-5) for p in places)
+
+
+@POOLINGS
+def test_a_prefix_gives_what_the_whole_history_gives(pooling: str) -> None:
+    """The layouts of causal training beside that of evaluation."""
+    of = world(pooling)
+    model = build((tower(), tower()), of=of)
+    timeline = of.data.timeline
+    user = int(np.argmax(timeline.lengths))
+    last = timeline.row(user)[-1:].astype(np.int64)
+    rows = np.array([user])
+    with torch.no_grad():
+        before = model.user_vectors(of.users.take_before(rows, last))
+        without = model.user_vectors(of.users.take(rows, left_out=last))
+        whole = model.user_vectors(of.users.take(rows))
+    torch.testing.assert_close(before, without, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(before, whole, atol=1e-4)
+
+
+@POOLINGS
+def test_the_exported_tower_gives_what_the_model_gives(pooling: str, tmp_path: Path) -> None:
+    of = world(pooling)
+    model = build((tower(), tower()), (tower(fields=["history"]), tower()), of=of)
+    difference = export_tower(model, "user", of.data.encoders.fields("user"), tmp_path / "user.onnx", of.data.users)
+    assert difference < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"beside": ("brnds",)}, "has 'brnds' beside it, which is no other sequence of the users; did you mean 'brands'? (found: brands)"),
+        ({"beside": ("history",)}, "which is no other sequence of the users"),
+        ({"beside": ("city",)}, "which is no other sequence of the users"),
+        ({"beside": ("brands", "brands")}, "has 'brands' beside it twice; name it once"),
+        ({"max_length": 3}, "whose max_length is 0 and not 3; give both the same interactions"),
+        ({"interactions": "positive"}, "whose interactions is 'all' and not 'positive'"),
+        ({"width": 8}, "of width 0 and not 8; give both the same width"),
+    ],
+)  # fmt: skip
+def test_sequences_that_cannot_stand_beside_are_refused(changed: dict[str, Any], words: str) -> None:
+    *others, host = schema_of("mean").features
+    with pytest.raises(ValidationError) as e:
+        Schema.model_validate(EVERYTHING_SCHEMA.model_dump() | {"features": [*others, host.model_copy(update=changed)]})
+    assert words in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (Sequence(name="more", side="user", beside=("brands",)), "which stands beside 'history' already"),
+        (Sequence(name="more", side="user", beside=("history",)), "which has sequences beside it of its own"),
+    ],
+)
+def test_a_sequence_stands_beside_one_other(more: Sequence, words: str) -> None:
+    with pytest.raises(ValidationError) as e:
+        Schema.model_validate(EVERYTHING_SCHEMA.model_dump() | {"features": [*schema_of("mean").features, more]})
+    assert words in str(e.value)
+
+
+def test_a_pooling_of_a_sequence_beside_another_is_refused() -> None:
+    brands = Sequence(name="brands", side="user", feature="brand", pooling=PoolingSpec(kind="sum"))
+    host = Sequence(name="history", side="user", beside=("brands",))
+    with pytest.raises(ValidationError, match="not pooled on its own; leave out the pooling of 'brands'"):
+        Schema.model_validate(
+            EVERYTHING_SCHEMA.model_dump() | {"features": [*EVERYTHING_SCHEMA.features, brands, host]}
+        )
+
+
+def test_a_bundle_and_the_diagnoses_read_sequences_beside_another(tmp_path: Path) -> None:
+    """Causal training; an event changes all sequences at once; `fields` of a tower bring those beside along."""
+    config = settings(
+        train={"epochs": 2, "batch_size": 64, "history_scope": "causal", "monitor": "validation.recall@5"},
+        loss={"kind": "softmax"}, negatives={"uniform": 8}, evaluation={"k": [5]}, index={"kind": "exact"},
+    )  # fmt: skip
+    run = twotower.fit(everything(), schema_of(ATTENTION), config, folder=tmp_path / "run")
+    unused = {f.text for f in diagnose(run) if "'brands'" in f.text and "read by no tower" in f.text}
+    assert not unused
+    twotower.publish(run, tmp_path / "store")
+    retriever = twotower.retriever(tmp_path / "store")
+    user = str(run.dataset.users.ids[0])
+    vector, _, _ = retriever.embed_request(Request(user), 2)
+    stored, _, _ = retriever.embed_request(Request(user), 1)
+    np.testing.assert_allclose(vector, stored, atol=1e-4)
+    item = str(run.dataset.items.ids[0])
+    more, _, _ = retriever.embed_request(Request(user, events=[(item, True)]), 2)
+    assert not np.allclose(more, stored, atol=1e-4)
