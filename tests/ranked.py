@@ -110,6 +110,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "model": {"pairs": [{"user": AUGMENTED, "item": AUGMENTED}]},
         },
     ),
+    "beside": ("beside", {"loss": SOFTMAX, "negatives": {"uniform": 9}, "train": EARLIER}),
     "attention": (
         "attention",
         {
@@ -140,7 +141,7 @@ TORCHREC: dict[str, tuple[str, dict[str, Any]]] = {
         for way in ("table", "column")
         for case in _KINDS
     },
-    **{f"{case}, by row": (case, {"embedding_sharding": "row_wise"}) for case in ("pairs", "earlier")},
+    **{f"{case}, by row": (case, {"embedding_sharding": "row_wise"}) for case in ("pairs", "earlier", "beside")},
     **{f"pairs, {rule}": ("pairs", {"embedding_sharding": "auto", **train}) for rule, train in _RULES.items()},
 }
 """Cases with sharded tables: name -> (case, settings of `train` that differ)."""
@@ -172,6 +173,11 @@ def world(name: str) -> Dataset:
             Sequence(
                 name="met", side="user", pooling=Decay(rates=(0.5, 0.9)), share_embedding=False, interactions="all"
             ),
+        )
+    if name == "beside":
+        extra = (
+            Sequence(name="also", side="user", share_embedding=False),
+            Sequence(name="met", side="user", pooling=Decay(rates=(0.5, 0.9)), beside=("also",)),
         )
     if name == "attention":
         extra = (

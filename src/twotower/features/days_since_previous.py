@@ -45,7 +45,7 @@ class DaysSincePrevious(Moment):
 
     Use it where somebody who comes back after a month wants something else than after an hour. It needs `schema.duplicates`
     "keep" or "error": "last" drops interactions, and with them their times. A service reads the stored interactions of the
-    user; recent events have no times, and do not count.
+    user, and the events that tell their times.
     """
 
     kind = "days_since_previous"

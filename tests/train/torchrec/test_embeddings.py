@@ -73,6 +73,7 @@ def test_two_ranks_train_with_pieces_what_one_trains_with_whole_tables(together:
 def test_one_process_trains_with_torchrec_what_it_trains_without() -> None:
     for case, train in (
         ("earlier", {}),
+        ("beside", {}),
         ("pairs", {"optimizer": "Adagrad", "lr": 0.05}),
         ("pairs", {"optimizer": "Adam"}),
     ):
