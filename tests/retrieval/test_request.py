@@ -7,6 +7,9 @@ import json
 import pytest
 
 from twotower.errors import DataError
+from twotower.features.schema import Schema
+from twotower.retrieval.event import Event, told_event
+from twotower.retrieval.event_types import EventTypes
 from twotower.retrieval.request import Json, Request
 from twotower.retrieval.retriever import Retriever
 
@@ -38,3 +41,51 @@ def test_json_has_ids_as_text(retriever: Retriever) -> None:
 def test_a_request_that_is_none_is_refused(body: Json, said: str) -> None:
     with pytest.raises(DataError, match=said.replace("(", r"\(")):
         Request.parse(body)
+
+
+def test_types_of_events_say_what_is_liked() -> None:
+    schema = Schema.model_validate(
+        {
+            "event": "type", "events": {"view": "input", "skip": "negative", "ping": "ignored", "*": 0.5},
+            "features": [{"kind": "categorical", "name": f"{side}_id", "side": side} for side in ("user", "item")],
+        }
+    )  # fmt: skip
+    types = EventTypes(schema)
+    given = [
+        Event("1", type="view"),
+        Event("2", type="skip"),
+        Event("3", type="ping"),
+        Event("4", type="buy", time=9.0),
+        ("5", False),
+    ]
+    assert types.read(given) == [
+        Event("1", True, "view"), Event("2", False, "skip"), Event("4", True, None, 9.0), Event("5", False),
+    ]  # fmt: skip
+    assert [types.code(event) for event in types.read(given)] == [2, 1, 0, 0]
+    strict = EventTypes(schema.model_copy(update={"events": {"view": schema.events["view"]}}))
+    with pytest.raises(DataError, match="no event type 'buy'"):
+        strict.read(given)
+    assert strict.read([Event("4", False, "buy", 9.0)], stored=True) == [Event("4", False, None, 9.0)]
+    with pytest.raises(DataError, match="the bundle's log has no types; leave out 'event'"):
+        EventTypes(schema.model_copy(update={"events": {}})).read(given)
+
+
+@pytest.mark.parametrize(
+    ("event", "read"),
+    [
+        ({"id": 7}, Event("7")),
+        ({"id": "7", "liked": False, "event": None}, Event("7", False)),
+        ({"id": "7", "event": 3, "time": 1_700_000_000}, Event("7", True, "3", 1_700_000_000)),
+    ],
+)
+def test_an_event_tells_its_type_and_its_time(event: dict[str, Json], read: Event) -> None:
+    assert Request.parse({"events": [event]}).told == [read]
+    for wrong in ({"event": True}, {"time": "now"}, {"time": True}, {"at": 1}):
+        with pytest.raises(DataError, match="a history holds"):
+            Request.parse({"history": [event | wrong]})
+
+
+@pytest.mark.parametrize("time", [0.0, -1.0, 1.7e12, float("inf"), float("nan")])
+def test_an_implausible_time_is_refused(time: float) -> None:
+    with pytest.raises(DataError, match="expected seconds since 1970, from 1990 to tomorrow"):
+        told_event("7", time=time)

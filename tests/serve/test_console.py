@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from context_worlds import HOUR, HOURS, hourly, hourly_schema, hourly_settings, right_item
+from event_worlds import BROWSED, TYPES, shop_schema, shop_settings, shopping
 from playwright import sync_api as playwright
 from worlds import EVERYTHING_SCHEMA, everything, settings
 
@@ -167,6 +168,37 @@ def visit(service: Service, browser: Any) -> Iterator[Callable[..., Visit]]:
         assert [u for u in it.asked if not u.startswith(service.url)] == []
     for context in contexts:
         context.close()
+
+
+def test_the_types_of_events_are_shown_and_set(browser: Any, tmp_path: Path) -> None:
+    run = twotower.fit(shopping("type"), shop_schema(TYPES), shop_settings(), folder=tmp_path / "run")
+    api.publish(run, tmp_path / "store")
+    with served(tmp_path) as url:
+        it = Visit(browser.new_context(locale="en-US").new_page())
+        it.page.on("pageerror", lambda e: it.errors.append(str(e)))
+        it.page.goto(f"{url}#new=1&events=~view~2,~cart~5")
+        it.settle()
+        types = it.page.locator("#chips .type")
+        assert types.nth(0).locator("option").evaluate_all("all => all.map(o => o.value)") == [
+            "",
+            "view",
+            "cart",
+            "buy",
+        ]
+        assert types.evaluate_all("all => all.map(s => s.value)") == ["view", "cart"]
+        assert it.ids()[0] == str(BROWSED + 5)
+        it.changes(lambda: types.nth(0).select_option("cart"))
+        it.changes(lambda: types.nth(1).select_option("view"))
+        assert it.ids()[0] == str(BROWSED + 2)
+        again = it.page.url
+        it.page.goto("about:blank")
+        it.page.goto(again)
+        it.settle()
+        assert types.evaluate_all("all => all.map(s => s.value)") == ["cart", "view"]
+        assert it.ids()[0] == str(BROWSED + 2)
+        assert it.page.locator("#problem").inner_text() == ""
+        it.page.context.close()
+    assert it.errors == []
 
 
 def test_the_context_is_shown_and_set(browser: Any, tmp_path: Path) -> None:

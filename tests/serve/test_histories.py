@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twotower.serve.histories import _ITEM_OVERHEAD, Histories, TimedEvent, _unpack
+from twotower.serve.histories import _ITEM_BIT, _ITEM_OVERHEAD, Histories, TimedEvent, _unpack
 
 
 @given(
@@ -38,7 +38,7 @@ def test_fault_G6_the_sum_over_users_and_items_is_always_the_total(steps: list[A
             elif what in ("drop", "take"):
                 kept.drop(user, bundles if what == "take" else None)
             users, items = kept._users.values(), kept._items
-            named = [c >> 2 for u in users for _, packed in u.histories.values() for _, c in _unpack(packed)]
+            named = [c >> _ITEM_BIT for u in users for _, packed in u.histories.values() for _, c in _unpack(packed)]
             assert {n: uses for n, uses in enumerate(items._uses) if uses} == dict(Counter(named))
             weights = [u.size for u in users]
             for u in users:

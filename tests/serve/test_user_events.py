@@ -285,7 +285,7 @@ def test_fault_G6_what_another_program_pushed_costs_no_more_than_the_latest_even
 
         store._client.pipeline = watched  # type: ignore[method-assign, assignment]
         await store._client.rpush(
-            "b:events:u", *(f'["{n}", true, 1.5]' for n in range(1000)), f'["{"x" * 5000}", true, 1.5]'
+            "b:events:u", *(f'["{n}", true, 1.5]' for n in range(1000)), f'["{"x" * 9000}", true, 1.5]'
         )
         assert liked_of(await store.fetch(["b"], "u")) == [(str(n), True) for n in range(996, 1000)]
         assert len(asked[-1][0]) == 5

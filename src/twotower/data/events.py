@@ -75,7 +75,9 @@ def event_factors(events: pl.Series, schema: Schema) -> pl.Series:
 
 
 def event_types(events: pl.Series, schema: Schema) -> pl.Series:
-    """Return (n,) the codes of the types of events in histories, of type Int32: 0 for a type that the schema does not name."""
+    """Return (n,) the codes of the types of events in histories, of type Int32: 0 for those that the rule of all others is for.
+    Raises DataError for a type without a rule."""
+    _rules(events, schema)
     codes = {name: code for code, name in enumerate(schema.event_types, 1)}
     return _names(events).replace_strict(codes, default=0, return_dtype=pl.Int32)
 

@@ -25,7 +25,8 @@ class EventTypes:
         return UNKNOWN if event.type is None else self._codes.get(event.type, UNKNOWN)
 
     def read(self, given: Sequence[EventLike], stored: bool = False) -> list[Event]:
-        """Return the events with what their types say of `liked`, without ignored ones. Raises DataError for a type that the
+        """Return the events with what their types say of `liked`, without ignored ones; one that the rule of all others is for has
+        no type then, as its code is that of none. Raises DataError for a type that the
         schema does not name; an event that was `stored` under another bundle loses it."""
         events = [Event(*event) for event in given]
         return events if all(e.type is None for e in events) else list(self._read(events, stored))
@@ -38,7 +39,7 @@ class EventTypes:
             rule = self._rules.get(event.type, self._rules.get(OTHER_EVENTS))
             if rule is not None:
                 if rule.target != "ignored":
-                    yield event._replace(liked=rule.positive)
+                    yield event._replace(liked=rule.positive, type=event.type if event.type in self._rules else None)
             elif stored:
                 yield event._replace(type=None)
             elif not self._rules:

@@ -101,7 +101,7 @@ def _event(event: Json) -> Event:
         if (
             (isinstance(item, str | int) and not isinstance(item, bool))
             and isinstance(liked, bool | None)
-            and (kind is None or isinstance(kind, str | int))
+            and (kind is None or (isinstance(kind, str | int) and not isinstance(kind, bool)))
             and (time is None or (isinstance(time, int | float) and not isinstance(time, bool)))
         ):
             return told_event(str(item), liked, None if kind is None else str(kind), time)

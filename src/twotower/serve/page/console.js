@@ -25,7 +25,11 @@ function read() {
   return {
     user: q.get("user"), isNew: q.has("new"), k: Math.min(Math.max(Number.parseInt(q.get("k"), 10) || 10, 1), 100),
     method: q.get("method") === "1" ? 1 : 2,
-    events: ids("events").map((e) => ({ id: e.slice(1), liked: e[0] !== "-" })),
+    events: ids("events").map((e) => {
+      if (e[0] !== "~") return { id: e.slice(1), liked: e[0] !== "-" };
+      const [type, ...id] = e.slice(1).split("~");
+      return { id: id.join("~"), liked: true, event: decodeURIComponent(type) };
+    }),
     ban: ids("ban"), changed: pairs("f"), context: pairs("c"), where: { column, value: value.join(":") }, bundle: q.get("bundle") || "",
     column: q.get("column") || "", near: q.get("view") === "near", chosen: q.get("item") || "",
     lang: q.get("lang") || (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en"),
@@ -39,7 +43,7 @@ function write(step = false) {
   else if (state.user !== null) q.set("user", state.user);
   if (state.k !== 10) q.set("k", state.k);
   if (state.method !== 2) q.set("method", state.method);
-  if (state.events.length) q.set("events", list(state.events.map((e) => (e.liked ? "." : "-") + e.id)));
+  if (state.events.length) q.set("events", list(state.events.map((e) => (e.event ? `~${encodeURIComponent(e.event).replaceAll("~", "%7E")}~` : e.liked ? "." : "-") + e.id)));
   if (state.ban.length) q.set("ban", list(state.ban));
   for (const [name, value] of Object.entries(state.changed)) q.append("f", `${name}:${value}`);
   for (const [name, value] of Object.entries(state.context)) q.append("c", `${name}:${value}`);
@@ -111,6 +115,9 @@ async function guard(work, again) {
 
 // ---- requests
 
+/** The events as requests have them: with their type, where one is chosen. */
+const toldEvents = () => state.events.map(({ id, liked, event }) => (event ? { id, event } : { id, liked }));
+
 function request(method, columns) {
   const body = { k: state.k, method };
   const changed = Object.entries(state.changed);
@@ -118,7 +125,7 @@ function request(method, columns) {
   if (state.isNew && method === 1) { // an unknown user: popular items
     body.ban = known.bundle?.keep_seen ? state.ban : [...state.ban, ...state.events.map((e) => e.id)];
   } else {
-    if (state.events.length) body.events = state.events;
+    if (state.events.length) body.events = toldEvents();
     if (state.ban.length) body.ban = state.ban;
     // The precomputed vector takes no features.
     if (changed.length && method === 2) body.features = Object.fromEntries(changed.map(([name, value]) => [name, typed(name, value)]));
@@ -292,7 +299,7 @@ function ban(id, on = true) {
 }
 
 async function send() {
-  const data = await guard(() => ask("events", "/v1/events", { method: "POST", body: { user_id: state.user, events: state.events } }), send);
+  const data = await guard(() => ask("events", "/v1/events", { method: "POST", body: { user_id: state.user, events: toldEvents() } }), send);
   if (!data) return;
   state.events = [];
   await Promise.all([person(), refresh()]);
@@ -579,11 +586,18 @@ function drawAdded() {
     const name = title(e.id);
     const other = t(e.liked ? "now_liked" : "now_disliked", { title: name });
     const away = t("take_away", { title: name });
+    const types = known.bundle?.events || [];
+    const type = make("select", { class: "type", "aria-label": t("type_of", { title: name }), onchange: () => {
+      e.event = type.value;
+      refresh();
+    } }, ...["", ...types].map((value) => make("option", { value }, value || t("type_untold"))));
+    type.value = e.event || "";
     return make("li", { class: `chip ${e.liked ? "liked" : "disliked"}`, "data-id": e.id },
-      make("button", { type: "button", class: "kind", "aria-label": other, title: other, onclick: () => {
+      ...(types.length ? [type] : []),
+      ...(e.event ? [] : [make("button", { type: "button", class: "kind", "aria-label": other, title: other, onclick: () => {
         e.liked = !e.liked;
         refresh();
-      } }, icon(e.liked ? "like" : "dislike")),
+      } }, icon(e.liked ? "like" : "dislike"))]),
       make("span", { title: name }, name),
       make("button", { type: "button", class: "away", "aria-label": away, title: away, onclick: () => remove(e.id) }, icon("close")));
   }));

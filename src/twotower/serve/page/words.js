@@ -33,6 +33,8 @@ export const words = {
   disliked: { en: "disliked", zh: "不喜欢" },
   now_liked: { en: "{title}: liked. Press for disliked", zh: "{title}：喜欢。按下改为不喜欢" },
   now_disliked: { en: "{title}: disliked. Press for liked", zh: "{title}：不喜欢。按下改为喜欢" },
+  type_of: { en: "Type of the event: {title}", zh: "事件类型：{title}" },
+  type_untold: { en: "no type", zh: "无类型" },
   take_away: { en: "Remove {title}", zh: "移除 {title}" },
   send: { en: "Send as recent events", zh: "作为近期事件发送" },
   forget: { en: "Delete recent events", zh: "删除近期事件" },
