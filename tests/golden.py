@@ -38,6 +38,9 @@ from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.features.day_of_week import DayOfWeek
 from twotower.features.days_since_previous import DaysSincePrevious
+from twotower.features.event_sequence import EventSequence
+from twotower.features.events import EventRule
+from twotower.features.gap_sequence import GapSequence
 from twotower.features.hour_of_day import HourOfDay
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
@@ -84,6 +87,21 @@ MOMENTS = (
 )
 IN_CONTEXT: Schema = EVERYTHING_SCHEMA.model_copy(update={"features": (*EVERYTHING_SCHEMA.features, *MOMENTS)})
 
+BESIDE: Schema = EVERYTHING_SCHEMA.model_copy(
+    update={
+        "label": "",
+        "event": "stars",
+        "events": {"5": EventRule(), "*": EventRule(target="negative")},
+        "features": (
+            EVERYTHING_SCHEMA.features[0],
+            EVERYTHING_SCHEMA.side("item")[0],
+            EventSequence(name="how", side="user"),
+            GapSequence(name="gaps", side="user"),
+            Sequence(name="met", side="user", pooling="decay", beside=("how", "gaps")),
+        ),
+    }
+)
+
 
 def pair(**tower: Any) -> dict[str, Any]:
     """One pair of towers with the same options on both sides."""
@@ -105,6 +123,10 @@ def branch(kind: str, **options: Any) -> dict[str, Any]:
 TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "loss bce": ("everything", {}),
     "loss softmax": ("everything", {"loss": SOFTMAX}),
+    "sequences beside one": (
+        "beside",
+        {"loss": SOFTMAX, "negatives": {"uniform": 9}, "train": {"history_scope": "causal"}},
+    ),
     "loss softmax, no log-q": ("everything", {"loss": SOFTMAX | {"log_q": False}, "negatives": {"popularity": 9}}),
     "loss gbce": ("everything", {"loss": {"kind": "gbce"}, "negatives": {"uniform": 9}}),
     "loss bpr": ("everything", {"loss": {"kind": "bpr"}, "negatives": {"random": 2}}),
@@ -175,7 +197,7 @@ def world(name: str) -> Dataset:
         met = Sequence(name="met", side="user", width=8, pooling={"kind": what.split(",")[0]} | POOLINGS.get(what, {}))
         schema: Schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*CHECKERBOARD_SCHEMA.features, met)})
         return build_dataset(check(*checkerboard(), schema), schema, Config().split)
-    schema = {"even": EVEN, "context": IN_CONTEXT}.get(kind, EVERYTHING_SCHEMA)
+    schema = {"even": EVEN, "context": IN_CONTEXT, "beside": BESIDE}.get(kind, EVERYTHING_SCHEMA)
     return build_dataset(check(*everything(), schema), schema, Config().split)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from twotower.errors import DataError
 from twotower.features.schema import Schema
-from twotower.retrieval.event import Event, told_event
+from twotower.retrieval.event import Event, EventLike, told_event
 from twotower.retrieval.event_types import EventTypes
 from twotower.retrieval.request import Json, Request
 from twotower.retrieval.retriever import Retriever
@@ -51,7 +51,7 @@ def test_types_of_events_say_what_is_liked() -> None:
         }
     )  # fmt: skip
     types = EventTypes(schema)
-    given = [
+    given: list[EventLike] = [
         Event("1", type="view"),
         Event("2", type="skip"),
         Event("3", type="ping"),
@@ -63,7 +63,7 @@ def test_types_of_events_say_what_is_liked() -> None:
     ]  # fmt: skip
     assert [types.code(event) for event in types.read(given)] == [2, 1, 0, 0]
     strict = EventTypes(schema.model_copy(update={"events": {"view": schema.events["view"]}}))
-    with pytest.raises(DataError, match="no event type 'buy'"):
+    with pytest.raises(DataError, match="no event type 'skip' \\(allowed: view\\)"):
         strict.read(given)
     assert strict.read([Event("4", False, "buy", 9.0)], stored=True) == [Event("4", False, None, 9.0)]
     with pytest.raises(DataError, match="the bundle's log has no types; leave out 'event'"):
