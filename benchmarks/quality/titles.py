@@ -19,7 +19,7 @@ from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import Tables
 from twotower.features.text import grams, words
 
-EXAMPLES = ("title-search.toml", "title-search-linear.toml")
+EXAMPLES = ("title-search.toml", "title-search-linear.toml", "recipes/words.toml")
 PARTS: dict[Part, int] = {"validation": VALIDATION, "test": TEST}
 MEASURES = ["HR@1", "HR@10", "MRR@10"]
 Scorer = Callable[[list[str]], Floats]  # queries -> scores (Q, N) of all films

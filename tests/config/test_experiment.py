@@ -681,7 +681,7 @@ def test_pairs_and_candidates_do_not_mix(tmp_path: Path, kind: str) -> None:
         ),
         (
             "schema.features.2.pooling=max",
-            "schema.features.2.pooling.kind: no pooling of kind 'max' (allowed: mean, sqrt, sum, decay, attention, transformer)",
+            "schema.features.2.pooling.kind: no pooling of kind 'max' (allowed: mean, sqrt, sum, power, decay, attention, transformer)",
         ),
         ("schema.features.2.pooling.rates=[]", "features.2.pooling.rates: Tuple should have at least 1 item"),
         (

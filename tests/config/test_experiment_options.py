@@ -67,6 +67,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.learn_temperature": (False, {}),
     "model.bias": (False, {}),
     "model.unknown_rate": (0.3, {}),
+    "model.user_id_dropout": (0.4, {}),
+    "model.item_id_dropout": (0.4, {}),
     "model.embedding_std": (0.2, {}),
     "evaluation.metrics": (["mykinds.metrics:TailShare"], {}),
     "model.pairs.user.branches": ([{"kind": "identity"}, {"kind": "cross"}], {}),
@@ -183,6 +185,8 @@ ELSEWHERE = {
     "split.column",
     "split.ordered",
     "evaluation.weighted",  # evaluation/test_metrics_weighted.py
+    "negatives.full.cold",  # train/negatives/test_mixture.py
+    "negatives.uniform.cold",
     "data.format.separator",  # data/test_text_format.py
     "data.format.columns",
     "data.format.layout",
@@ -333,6 +337,7 @@ def test_changing_an_option_of_a_sequence_that_is_had_at_every_moment_changes_an
 
 # Option of a pooling -> a value that is not the default.
 POOLED: dict[tuple[str, str], Any] = {
+    ("power", "exponent"): 0.8,
     ("decay", "rates"): [0.0, 0.5, 0.8, 0.93, 0.98, 0.99],
     ("attention", "window"): 2,
     ("attention", "heads"): 2,
@@ -375,7 +380,7 @@ def test_random_candidates_are_an_option_with_every_contrastive_loss(loss: str) 
     "other",
     [
         {"n": 2}, {"max_grams": 5}, {"min_count": 200}, {"hash_buckets": 9}, {"pooling": "mean"}, {"pooling": "sqrt"},
-        {"max_length": 3}, {"width": 4}, {"column": "city"}, {"share_with": "label"},
+        {"max_length": 3}, {"distinct": True}, {"width": 4}, {"column": "city"}, {"share_with": "label"},
     ],
 )  # fmt: skip
 def test_changing_an_option_of_a_text_changes_an_output(other: dict[str, Any]) -> None:

@@ -157,14 +157,25 @@ def test_a_long_text_is_cut_and_zero_keeps_all() -> None:
 
 @FEW
 @given(
-    st.lists(st.none() | st.text(st.sampled_from("abcé侍 '-"), max_size=12), min_size=1, max_size=8), st.integers(0, 9)
+    st.lists(st.none() | st.text(st.sampled_from("abcé侍 '-"), max_size=12), min_size=1, max_size=8),
+    st.integers(0, 9),
+    st.booleans(),
 )
-def test_the_bags_are_those_of_a_loop_also_after_json(texts: list[str | None], keep: int) -> None:
-    encoder = fitted(texts, max_length=keep)
+def test_the_bags_are_those_of_a_loop_also_after_json(texts: list[str | None], keep: int, distinct: bool) -> None:
+    encoder = fitted(texts, max_length=keep, distinct=distinct)
     again = TextEncoder.restore(json.loads(encoder.state().model_dump_json()), encoder.stored_vocabulary())
     code = {gram: number for number, gram in enumerate(encoder.values.vocabulary.to_list(), 1)}
-    looped = [[code[g] for word in split(t or "") for g in cut(word)][: keep or None] for t in texts]
+    looped = [[code[g] for word in split(t or "") for g in cut(word)] for t in texts]
+    looped = [[*dict.fromkeys(codes)] if distinct else codes for codes in looped]
+    looped = [codes[: keep or None] for codes in looped]
     assert rows(encoder, texts) == rows(again, texts) == looped
+    assert [rows(encoder, [t])[0] for t in texts] == looped, "one text has a way of its own"
+
+
+def test_the_state_of_an_encoder_names_distinct_only_where_it_is_set() -> None:
+    state = fitted(TITLES).state().model_dump()
+    assert state == {"n": 3, "max_length": 1000, "hash_buckets": 0}, "as encoders of earlier versions have it"
+    assert fitted(TITLES, distinct=True).state().model_dump() == state | {"distinct": True}
 
 
 def test_columns_that_are_no_text() -> None:
@@ -304,7 +315,7 @@ def test_texts_that_share_have_one_vocabulary_of_both_columns_and_one_table(tmp_
         ([{"n": 1}], "greater than or equal to 2, got 1"),
         ([{"n": 9}], "less than or equal to 8, got 9"),
         ([{"max_length": 2**31}], "less than 2147483648, got 2147483648"),
-        ([{"pooling": "decay"}], r"pooling: 'q' is no history, and the pooling 'decay' needs the order of time \(allowed: mean, sqrt, sum\)"),
+        ([{"pooling": "decay"}], r"pooling: 'q' is no history, and the pooling 'decay' needs the order of time \(allowed: mean, sqrt, sum, power\)"),
         ([{"max_gram": 9}], "unknown key.*did you mean 'max_grams'"),
     ],
 )  # fmt: skip

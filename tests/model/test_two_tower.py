@@ -43,7 +43,7 @@ from twotower.model.layers import Dropout, gather
 from twotower.model.pooling import POOLINGS, resolve
 from twotower.model.senet import SenetConfig, SenetGate
 from twotower.model.towers import Tower, TowerConfig
-from twotower.model.two_tower import TwoTower
+from twotower.model.two_tower import ModelConfig, TwoTower
 
 # ---- pooling
 
@@ -60,7 +60,7 @@ def bag_of(rows: list[list[int]], n_codes: int) -> Bag:
     )
 
 
-@pytest.mark.parametrize("pooling", ["mean", "sqrt", "sum"])
+@pytest.mark.parametrize("pooling", ["mean", "sqrt", "sum", "power"])
 @settings(deadline=None, max_examples=40)
 @given(rows=st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=1, max_size=6))
 def test_pooling_and_its_gradient_equal_a_loop_over_the_rows(pooling: str, rows: list[list[int]]) -> None:
@@ -73,7 +73,7 @@ def test_pooling_and_its_gradient_equal_a_loop_over_the_rows(pooling: str, rows:
         torch.zeros(5, 3, dtype=torch.float64),
     )
     for r, codes in enumerate(rows):
-        divisor = {"mean": len(codes), "sqrt": math.sqrt(len(codes)), "sum": 1}[pooling]
+        divisor = {"mean": len(codes), "sqrt": math.sqrt(len(codes)), "sum": 1, "power": len(codes) ** 0.35}[pooling]
         for code in codes:
             expected[r] += table.detach()[code] / divisor
             gradient[code] += upstream[r] / divisor
@@ -680,6 +680,47 @@ def test_the_unknown_rate_is_the_share_of_lookups_that_read_the_unknown_row() ->
     with torch.no_grad():
         found = fields_of(embeddings.eval(), inputs, 0.75)
         assert torch.equal(found["a"], embeddings.rows_of("a")[1:])
+
+
+@pytest.mark.parametrize("side", ["user", "item"])
+def test_id_dropout_makes_whole_rows_unknown_in_all_towers_and_biases(side: str) -> None:
+    """A row's vector is that of its known id, or that of the same row with an unknown id: never a mixture of towers and bias."""
+    pairs = [(tower(layers=[5]), tower(layers=[5])), (tower(layers=[4]), tower(layers=[4]))]
+    options: dict[str, Any] = {f"{side}_id_dropout": 0.4}
+    model = build(*pairs, unknown_rate=0.0, **options)
+    of = world()
+    with torch.no_grad():
+        for bias in (model.user_bias, model.item_bias):
+            bias.table.weight.normal_()
+    vectors, fields, inputs = (
+        (model.user_vectors, of.users.fields, of.inputs()[0])
+        if side == "user"
+        else (model.item_vectors, of.items.fields, of.inputs()[1])
+    )
+    column = [f.identifies for f in fields if f.kind == "lookup"].index(True)
+    lookup = inputs.lookup.clone()
+    lookup[:, column] = 0
+    known, unknown = vectors(inputs), vectors(replace(inputs, lookup=lookup))
+    torch.manual_seed(3)
+    model.train()
+    before, dropped, rows = inputs.lookup.clone(), 0, inputs.lookup[:, column].nonzero()[:, 0]
+    for _ in range(20):
+        drawn = vectors(inputs)
+        is_known, is_unknown = ((drawn - expected).abs().amax(1) < 1e-5 for expected in (known, unknown))
+        assert (is_known | is_unknown).all()
+        dropped += int((~is_known[rows]).sum())
+    assert dropped / (20 * len(rows)) == pytest.approx(0.4, abs=0.06)
+    assert torch.equal(inputs.lookup, before)
+
+
+def test_id_dropout_needs_ids() -> None:
+    with pytest.raises(
+        ConfigError, match=r"model\.item_id_dropout needs a categorical feature over the id column of the items"
+    ):
+        TwoTower(
+            ModelConfig(item_id_dropout=0.1), (InputField("uid", "lookup", rows=9, identifies=True),),
+            (InputField("iid", "lookup", rows=9),),
+        )  # fmt: skip
 
 
 def test_training_mode_draws_and_evaluation_mode_is_deterministic() -> None:

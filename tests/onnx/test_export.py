@@ -91,7 +91,7 @@ SHARED = EVERYTHING_SCHEMA.model_copy(
 DECAY = EVERYTHING_SCHEMA.model_copy(
     update={
         "features": tuple(
-            f.model_copy(update={"pooling": PoolingSpec(kind="sum" if f.name == "disliked" else "decay")})
+            f.model_copy(update={"pooling": PoolingSpec(kind="power" if f.name == "disliked" else "decay")})
             if isinstance(f, Sequence) else f for f in EVERYTHING_SCHEMA.features
         )
     }
@@ -146,7 +146,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "layer_norm": {"pairs": both(layer_norm=True, layers=[12, 8])},
     "output_norm": {"pairs": both(output_norm=True), "bias": True},
     "output_norm, no bias": {"pairs": both(output_norm=True, layers=[12, 8]), "bias": False},
-    "dropout": {"pairs": both(dropout=0.5, field_dropout=0.5, layers=[12, 8]), "unknown_rate": 0.5},
+    "dropout": {"pairs": both(dropout=0.5, field_dropout=0.5, layers=[12, 8]), "unknown_rate": 0.5, "user_id_dropout": 0.3, "item_id_dropout": 0.3},
     **{
         a: {"pairs": both(activation=a, layers=[12, 8])}
         for a in ("LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid")

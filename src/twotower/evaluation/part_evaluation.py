@@ -17,6 +17,7 @@ from twotower.arrays.types import Bools, Doubles, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST, VALIDATION
+from twotower.evaluation import cold_items
 from twotower.evaluation.baselines import bias_baseline, popularity_baseline
 from twotower.evaluation.bootstrap import bootstrap
 from twotower.evaluation.config import EvaluationConfig, Metrics
@@ -122,7 +123,7 @@ class PartEvaluation:
         return {name: interval for name, interval in out.items() if np.isfinite(interval).all()}
 
     def slices(self) -> Metrics:
-        """Return `auc.new_user`, `recall@10.tail`, `recall@10.gender=F`, … for the slices on which the metric is defined."""
+        """Return `auc.new_user`, `recall@10.tail`, `recall@10.cold_item`, `recall@10.gender=F`, … for the slices on which the metric is defined."""
         data, config = self.dataset, self.config
         user_n, item_n = data.user_counts, data.item_counts
         head = np.zeros(len(data.items), bool)
@@ -130,6 +131,8 @@ class PartEvaluation:
         out: Metrics = {}
         by_user = {"new_user": user_n < config.new_user_below}
         by_item = {"new_item": item_n < config.new_item_below, "head": head, "tail": ~head}
+        if gathered(cold := item_n == 0, self.pairs.item).any():
+            by_item[cold_items.SLICE] = cold
         k = config.k[0]
         rankings = self.rankings.at(k)
         for name, rows in by_user.items():
@@ -214,7 +217,8 @@ def evaluate_model(factors_of: Callable[[int], Scorer], dataset: Dataset, config
         if part == TEST:
             for m, (low, high) in evaluation.intervals().items():
                 out[f"test.{m}.low"], out[f"test.{m}.high"] = low, high
-            out |= {f"test.{m}": v for m, v in evaluation.slices().items()}
+            found = evaluation.slices() | cold_items.among_cold_items(evaluation, factors)
+            out |= {f"test.{m}": v for m, v in found.items()}
     n_users, n_items = len(dataset.users), len(dataset.items)
     of_logits = {m.name for m in config.metric_set.of_pairs if m.of_logits}
     for name, baseline in (

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import polars as pl
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from twotower.arrays.ragged import Ragged, offsets_of
-from twotower.arrays.types import Ints
+from twotower.arrays.types import Codes, Ints
 from twotower.features.categorical import CategoricalEncoder
 from twotower.features.encoder import Doubt, Encoder, Report
 from twotower.features.feature import ColumnFeature
@@ -108,15 +108,22 @@ class TextState(EncoderState):
     n: Count
     max_length: Count
     hash_buckets: Count
+    distinct: bool = False
+
+    @model_serializer(mode="wrap")
+    def _short(self, handler: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        """Leave `distinct` out where it is false: older encoders keep their digest."""
+        dumped: dict[str, JsonValue] = handler(self)
+        return {name: value for name, value in dumped.items() if name != "distinct" or value}
 
 
 class TextEncoder(Encoder):
-    """Encoder of texts as rows of gram codes, with repeats; `UNKNOWN` for grams outside the vocabulary."""
+    """Encoder of texts as rows of gram codes, each as often as it occurs or once; `UNKNOWN` for grams outside the vocabulary."""
 
     reports = True
 
-    def __init__(self, values: CategoricalEncoder, n: int, max_length: int) -> None:
-        self.values, self.n, self.max_length = values, n, max_length
+    def __init__(self, values: CategoricalEncoder, n: int, max_length: int, distinct: bool = False) -> None:
+        self.values, self.n, self.max_length, self.distinct = values, n, max_length, distinct
 
     @property
     def rows(self) -> int:
@@ -129,6 +136,8 @@ class TextEncoder(Encoder):
         codes, word_index = self._coded(flat)
         found = codes.take(word_index)
         lengths = np.bincount(np.repeat(row, np.diff(found.offsets)), minlength=len(series))
+        if self.distinct:
+            found, lengths = _once(found.values, lengths)
         offsets = offsets_of(lengths)
         if not self.max_length or int(lengths.max(initial=0)) <= self.max_length:
             return Ragged(found.values, offsets)
@@ -143,7 +152,9 @@ class TextEncoder(Encoder):
             alone = len(word) == 1 and _is_ideograph(word)
             text = word if alone else f"#{word}#"
             codes += [self.values.code(text[i : i + self.n]) for i in range(max(1, len(text) - self.n + 1))]
-        return one_row(codes[: self.max_length or None])
+        return one_row(
+            [*dict.fromkeys(codes)][: self.max_length or None] if self.distinct else codes[: self.max_length or None]
+        )
 
     def _coded(self, flat: pl.Series) -> tuple[Ragged, Ints]:
         """Return the codes of every distinct word, and the index (n,) of each word among the distinct ones."""
@@ -176,7 +187,9 @@ class TextEncoder(Encoder):
         return InputField(name, "bag", rows=self.rows, width=width)
 
     def state(self) -> TextState:
-        return TextState(n=self.n, max_length=self.max_length, hash_buckets=self.values.hash_buckets)
+        return TextState(
+            n=self.n, max_length=self.max_length, hash_buckets=self.values.hash_buckets, distinct=self.distinct
+        )
 
     def stored_vocabulary(self) -> pl.Series:
         return self.values.vocabulary
@@ -185,7 +198,7 @@ class TextEncoder(Encoder):
     def restore(cls, state: JsonValue, vocabulary: pl.Series | None) -> TextEncoder:
         found = TextState.model_validate(state)
         values = CategoricalEncoder.restore({"hash_buckets": found.hash_buckets}, vocabulary)
-        return cls(values, found.n, found.max_length)
+        return cls(values, found.n, found.max_length, found.distinct)
 
 
 class Text(ColumnFeature):
@@ -218,6 +231,10 @@ class Text(ColumnFeature):
     )
     max_length: int = Field(
         1_000, ge=0, lt=2**31, description="Maximum number of grams of a text, from its beginning. 0: unlimited."
+    )
+    distinct: bool = Field(
+        False,
+        description="Each gram of a text counts once. false: as often as it occurs, so long texts weigh their repeats.",
     )
     share_with: str = Field(
         "",
@@ -252,7 +269,7 @@ class Text(ColumnFeature):
     def fit(self, series: pl.Series, counts: Ints) -> TextEncoder:
         if self.hash_buckets:
             nothing = pl.Series("gram", [], dtype=pl.String)
-            return TextEncoder(CategoricalEncoder(nothing, self.hash_buckets), self.n, self.max_length)
+            return TextEncoder(CategoricalEncoder(nothing, self.hash_buckets), self.n, self.max_length, self.distinct)
         rows, flat = words(series)
         weights = pl.DataFrame({"word": flat, "n": counts[rows]}).group_by("word").agg(pl.col("n").sum())
         which, gram = grams(weights["word"], self.n)
@@ -264,11 +281,11 @@ class Text(ColumnFeature):
             .sort("n", "gram", descending=[True, False])
             .head(self.max_grams)
         )
-        return TextEncoder(CategoricalEncoder(kept["gram"].sort()), self.n, self.max_length)
+        return TextEncoder(CategoricalEncoder(kept["gram"].sort()), self.n, self.max_length, self.distinct)
 
     def borrow(self, encoder: Encoder) -> TextEncoder:
         assert isinstance(encoder, TextEncoder)
-        return TextEncoder(encoder.values, encoder.n, self.max_length)
+        return TextEncoder(encoder.values, encoder.n, self.max_length, self.distinct)
 
     def field(self, encoder: Encoder) -> InputField:
         return replace(super().field(encoder), pooling=self.pooling)
@@ -276,6 +293,15 @@ class Text(ColumnFeature):
     def request_type(self, dtype: pl.DataType) -> pl.DataType:
         """Return text: a column of digits was read as numbers, and a request may give any text."""
         return pl.String()
+
+
+def _once(values: Codes, lengths: Ints) -> tuple[Ragged, Ints]:
+    """Return the codes of rows with `lengths` (U,), each the first time it occurs in its row, and the new lengths."""
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    _, first = np.unique(row << 32 | values, return_index=True)
+    first.sort()
+    kept = np.bincount(row[first], minlength=len(lengths))
+    return Ragged(values[first], offsets_of(kept)), kept
 
 
 def _collisions(rows: Ints, values: pl.Series) -> int:

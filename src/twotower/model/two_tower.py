@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Literal
 
@@ -21,8 +22,10 @@ from twotower.arrays.types import F32, Float, Int
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
 from twotower.features.side import SIDES, SideName
+from twotower.features.values import UNKNOWN
 from twotower.model.field_tables import FieldTables
 from twotower.model.first_order import FirstOrder
+from twotower.model.inputs import stacked
 from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.tables import Table
 from twotower.model.towers import Tower, TowerConfig, select_fields
@@ -43,7 +46,7 @@ class ModelConfig(Section):
     """The model: pairs of towers and the similarity of their vectors."""
 
     start_here = ("width",)
-    research = ("learn_temperature", "unknown_rate", "embedding_std")
+    research = ("learn_temperature", "unknown_rate", "user_id_dropout", "embedding_std")
 
     width: int = Field(16, ge=1, description="Embedding width of a field.")
     pairs: tuple[PairConfig, ...] = Field(
@@ -62,6 +65,19 @@ class ModelConfig(Section):
     )
     unknown_rate: float = Field(
         0.01, ge=0, lt=1, description="Share of categorical values replaced by the unknown value in training. 0: off."
+    )
+    user_id_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the users of a step whose id reads as unknown in training, in all towers and biases at once. 0: off.",
+    )
+    item_id_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the items of a step whose id reads as unknown in training, in all towers and biases at once, so that "
+        "their other features learn to rank an item that training lacks (DropoutNet, Volkovs et al. 2017). 0: off.",
     )
     embedding_std: float = Field(0.05, gt=0, description="Standard deviation of initial embeddings.")
 
@@ -146,6 +162,11 @@ class TwoTower(nn.Module):
         if config.bias:
             self.user_bias, self.item_bias = FirstOrder(user_fields), FirstOrder(item_fields)
             self.global_bias = nn.Parameter(torch.zeros(()))
+        self._id_columns = {
+            side: _id_column(side, fields)
+            for side, fields in zip(SIDES, (user_fields, item_fields), strict=True)
+            if self._id_dropout(side)
+        }
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(config.temperature)),
             requires_grad=config.learn_temperature and config.similarity == "cosine",
@@ -221,6 +242,8 @@ class TwoTower(nn.Module):
     def _side(self, inputs: Inputs, side: SideName) -> tuple[F32[Tensor, "U D"], F32[Tensor, "U 1"] | None]:
         """Return the concatenated vectors of the pairs, and the sum of the biases or None."""
         vectors, bias = [], None
+        if self.training and side in self._id_columns:
+            inputs = self._without_ids(inputs, side)
         if self.config.bias:
             bias = self.first_order(side)(inputs, self.config.unknown_rate)
         for tower in self.towers(side):
@@ -232,6 +255,16 @@ class TwoTower(nn.Module):
         if self.config.similarity == "cosine":
             joined = normalize(joined)
         return joined, bias
+
+    def _id_dropout(self, side: SideName) -> float:
+        return self.config.user_id_dropout if side == "user" else self.config.item_id_dropout
+
+    def _without_ids(self, inputs: Inputs, side: SideName) -> Inputs:
+        """Return the inputs with the unknown code in place of the ids of a random share of the rows."""
+        unknown = torch.rand(len(inputs.lookup), device=inputs.lookup.device) < self._id_dropout(side)
+        lookup = inputs.lookup.clone()
+        lookup[:, self._id_columns[side]].masked_fill_(unknown, UNKNOWN)
+        return replace(inputs, lookup=lookup)
 
     def lower(self, g: GraphBuilder, side: SideName, inputs: Mapping[str, str]) -> tuple[str, int]:
         """Build `user_vectors` or `item_vectors`, and return the name of the output and its width. `inputs` maps a field that is
@@ -253,6 +286,17 @@ class TwoTower(nn.Module):
             bias = g("Add", bias, g.constant(self.global_bias))
         ones = g.filled(bias, 1.0)
         return g.concat([joined, bias, ones] if side == "user" else [joined, ones, bias]), width + 2
+
+
+def _id_column(side: SideName, fields: tuple[InputField, ...]) -> int:
+    """Return the column of `Inputs.lookup` that has the codes of the side's ids. Raises ConfigError if none has."""
+    for number, f in enumerate(stacked(fields)):
+        if f.identifies:
+            return number
+    raise ConfigError(
+        f"model.{side}_id_dropout needs a categorical feature over the id column of the {side}s, without hash_buckets; add one to "
+        "schema.features, or leave it out"
+    )
 
 
 @contextmanager

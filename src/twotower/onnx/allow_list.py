@@ -38,6 +38,7 @@ OPERATORS: dict[str, set[str]] = {
     "Max": set(),
     "Min": set(),
     "Mul": set(),
+    "Pow": set(),
     "Range": set(),
     "ReduceMax": {"keepdims"},
     "ReduceMean": {"keepdims"},

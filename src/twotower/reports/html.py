@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import plotly.io
 
 from twotower import files
+from twotower.evaluation.cold_items import ALONE, SLICE
 from twotower.evaluation.factors import Scorer
 from twotower.reports.charts import curves, distributions, gates
 from twotower.reports.metric_tables import cell, columns, metric_rows
@@ -116,6 +117,7 @@ def _summary(run: Run) -> str:
 _SLICES = {
     "new_user": "new users (fewer than {new_user_below} training interactions)",
     "new_item": "new items (fewer than {new_item_below} training interactions)",
+    "cold_item": "cold items (no training interaction)",
     "head": "head (the most popular {head_share:.0%} of the items)",
     "tail": "tail (all other items)",
 }
@@ -131,6 +133,8 @@ def _slices(run: Run) -> str:
         for of, text in _SLICES.items()
         if f"test.rows.{of}" in m
     ]
+    if any(alone := [m.get(f"test.{name}.{ALONE}") for name in names]):
+        rows.append(("cold items, ranked among themselves", int(m[f"test.rows.{SLICE}"]), alone))
     about = f"Of an item slice the ranking metrics look for its targets alone, among the {k} best items of the whole catalogue."
     tables = "".join(_column_slices(run, column, names) for column in run.config.evaluation.slices)
     return f"<h2>Slices of the test part</h2><p>{about}</p>{_slice_table('slice', 'pairs', names, rows)}{tables}"

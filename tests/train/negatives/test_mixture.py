@@ -114,6 +114,25 @@ def test_popularity_counts_what_was_liked_in_training_and_nothing_else(board: Da
     assert rooted.tolist() == pytest.approx([0, 2 / 3, 1 / 3, 0, 0, 0])
 
 
+@pytest.mark.parametrize(
+    ("source", "drawn"), [({"full": {"cold": False}}, 3), ({"uniform": {"n": 400, "cold": False}}, 400)]
+)
+def test_items_that_training_lacks_are_no_candidates_unless_they_are_cold(
+    board: Dataset, source: dict[str, dict[str, Any]], drawn: int
+) -> None:
+    rows = [(0, 1, True), (1, 2, True), (2, 5, True), (0, 3, True), (1, 4, True)]
+    parts = np.array([TRAIN] * 3 + [TEST] * 2, np.int8)
+    data = replace(world(board, rows), parts=parts)
+    user, item = positives(data, 3)
+    c = CandidateSampler(data, NegativesConfig.model_validate({"in_batch": False, **source}), 1)(user, item, 0)
+    assert sorted(columns_of(c)) == [1, 2, 5]
+    assert c.counts.sum() == drawn
+    assert c.log_q.exp().tolist() == pytest.approx([drawn / 3] * 3)
+    both = {kind: {**options, "cold": True} for kind, options in source.items()}
+    every = NegativesConfig.model_validate({"in_batch": False, **both})
+    assert set(columns_of(CandidateSampler(data, every, 1)(user, item, 0))) == set(range(30))
+
+
 def test_without_the_batchs_own_positives_a_column_counts_only_what_was_drawn(board: Dataset) -> None:
     data = zipf(board)
     user, item = positives(data, 30)

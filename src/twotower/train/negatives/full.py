@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from twotower.arrays.types import Codes, Doubles, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.train.negatives.source import SharedSampler, SharedSource
+from twotower.train.negatives.source import SharedSampler, SharedSource, catalogue_rows
 
 
 class FullCatalogue(SharedSource):
@@ -24,13 +25,19 @@ class FullCatalogue(SharedSource):
     beyond_batch = True
     exclusive = True
 
+    cold: bool = Field(
+        True,
+        description="Items without a training interaction are candidates. false: they are left out, so that training does not push "
+        "them away from all users.",
+    )
+
     def build(self, dataset: Dataset, seed: int, device: torch.device) -> SharedSampler:
-        return _AllItems(len(dataset.items))
+        return _AllItems(catalogue_rows(dataset, self.cold))
 
 
 class _AllItems(SharedSampler):
-    def __init__(self, n_items: int) -> None:
-        self._items = np.arange(n_items)
+    def __init__(self, items: Shaped[Ints, "n"]) -> None:
+        self._items = items
 
     def draw(self, item: Shaped[Codes, "B"], rng: np.random.Generator) -> Shaped[Ints, "n"]:
         return self._items

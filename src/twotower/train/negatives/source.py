@@ -136,6 +136,11 @@ class Memory(NamedTuple):
         return torch.ones(len(self.items), device=self.items.device) if self.weights is None else self.weights
 
 
+def catalogue_rows(dataset: Dataset, cold: bool) -> Shaped[Ints, "n"]:
+    """Return the rows of all items, or, unless `cold`, of those with a training interaction."""
+    return np.arange(len(dataset.items)) if cold else np.flatnonzero(dataset.item_counts)
+
+
 class SharedSampler(NegativeSampler, ABC):
     """Draws items that are candidates of every positive of a batch."""
 

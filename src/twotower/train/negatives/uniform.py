@@ -8,7 +8,7 @@ from pydantic import Field
 
 from twotower.arrays.types import Codes, Doubles, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.train.negatives.source import SharedSampler, SharedSource
+from twotower.train.negatives.source import SharedSampler, SharedSource, catalogue_rows
 
 
 class UniformNegatives(SharedSource):
@@ -23,17 +23,18 @@ class UniformNegatives(SharedSource):
     beyond_batch = True
 
     n: int = Field(1000, ge=1, le=10_000_000, description="Number of items drawn for each batch.")
+    cold: bool = Field(True, description="Items without a training interaction are drawn too.")
 
     def build(self, dataset: Dataset, seed: int, device: torch.device) -> SharedSampler:
-        return _UniformItems(self.n, len(dataset.items))
+        return _UniformItems(self.n, catalogue_rows(dataset, self.cold))
 
 
 class _UniformItems(SharedSampler):
-    def __init__(self, n: int, n_items: int) -> None:
-        self._n, self._n_items = n, n_items
+    def __init__(self, n: int, items: Shaped[Ints, "I"]) -> None:
+        self._n, self._items = n, items
 
     def draw(self, item: Shaped[Codes, "B"], rng: np.random.Generator) -> Shaped[Ints, "n"]:
-        return rng.integers(0, self._n_items, self._n)
+        return self._items[rng.integers(0, len(self._items), self._n)]
 
     def expected(self, items: Shaped[Ints, "n"], positives: float) -> Shaped[Doubles, "n"]:
-        return np.full(len(items), self._n / self._n_items)
+        return np.full(len(items), self._n / len(self._items))

@@ -1,0 +1,50 @@
+"""Rankings of the cold items, those without a training interaction, among themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from twotower.arrays.types import Bools, Float, Ints, Shaped
+from twotower.evaluation.config import Metrics
+from twotower.evaluation.factors import CatalogueScorer
+from twotower.evaluation.metrics.measured import Rankings
+
+if TYPE_CHECKING:
+    from twotower.evaluation.part_evaluation import PartEvaluation
+
+SLICE, ALONE = "cold_item", "cold_item_alone"
+"""Ends of the names of metrics: of cold items among all, and among themselves."""
+
+
+@dataclass(frozen=True)
+class SomeItems(CatalogueScorer):
+    """Scores of some items, -inf for all others."""
+
+    every: CatalogueScorer
+    rows: Shaped[Bools, "I"]
+
+    def catalogue_scores(
+        self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
+    ) -> Float[Tensor, "B I"]:
+        scores = self.every.catalogue_scores(users, interactions)
+        return scores.masked_fill(~torch.from_numpy(self.rows).to(scores.device), -torch.inf)
+
+
+def among_cold_items(evaluation: PartEvaluation, factors: CatalogueScorer) -> Metrics:
+    """Return `recall@10.cold_item_alone`, … at the first cut-off: the metrics sliced by users, of rankings of the cold items
+    alone, for the users with a target among them. Empty without such a user."""
+    config, queries, k = evaluation.config, evaluation.queries, evaluation.config.k[0]
+    rows = evaluation.dataset.item_counts == 0
+    n_targets = queries.count_targets(rows)
+    if not n_targets.any():
+        return {}
+    best = queries.top_k(SomeItems(factors, rows), k)
+    weights = queries.target_weights(best, rows) if config.weighted else None
+    every = Rankings(best, queries.hits(best), queries.n_targets, evaluation.rankings.items)
+    rankings = every.with_targets(rows, n_targets, weights)
+    sliced = [m for m in config.metric_set.of_users if "user" in m.slices]
+    return {f"{m.name}@{k}.{ALONE}": float(m.values(rankings).mean()) for m in sliced}
