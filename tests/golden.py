@@ -143,7 +143,7 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "negatives attribute": ("everything", {"loss": SOFTMAX, "negatives": {"attribute": {"feature": "brand", "n": 2}}}),
     "negatives full": ("everything", {"loss": SOFTMAX, "negatives": {"full": True}}),
     "negatives unmasked": ("everything", {"loss": SOFTMAX, "negatives": {"mask_positives": False}}),
-    **{f"pooling {p}": (f"pooling {p}", {"loss": SOFTMAX}) for p in ("mean", "sqrt", "sum")},
+    **{f"pooling {p}": (f"pooling {p}", {"loss": SOFTMAX}) for p in ("mean", "sqrt", "sum", "power")},
     **{f"pooling {p}": (f"pooling {p}", {"loss": SOFTMAX, "train": EARLIER, "model": READING}) for p in POOLINGS},
     "pooling decay": ("pooling decay", {"loss": SOFTMAX, "train": EARLIER}),
     "branch mlp": ("even", branch("mlp", layers=[9, 7], layer_norm=True)),

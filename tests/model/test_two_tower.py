@@ -713,6 +713,20 @@ def test_id_dropout_makes_whole_rows_unknown_in_all_towers_and_biases(side: str)
     assert torch.equal(inputs.lookup, before)
 
 
+@pytest.mark.parametrize(("options", "zero"), [
+    ({"unknown_rate": 0.0}, {"iid", "brand"}),
+    ({"unknown_rate": 0.0, "item_id_dropout": 0.1}, {"brand"}),
+    ({}, set()),
+])  # fmt: skip
+def test_an_unknown_row_that_no_training_reads_is_zero(options: dict[str, float], zero: set[str]) -> None:
+    of = world()
+    made = TwoTower(ModelConfig.model_validate(options), of.users.fields, of.items.fields)
+    for name in ("iid", "brand"):
+        rows = pair_of(made).item.embeddings.rows_of(name)
+        assert bool(rows[0].any()) == (name not in zero), name
+        assert rows[1:].any(1).all()
+
+
 def test_id_dropout_needs_ids() -> None:
     with pytest.raises(
         ConfigError, match=r"model\.item_id_dropout needs a categorical feature over the id column of the items"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,9 +39,11 @@ class FieldEmbeddings(nn.Module):
         shared: FieldTables,
         side_fields: tuple[InputField, ...],
         std: float,
+        untrained: Collection[str] = (),
     ) -> None:
         """Create `tables`, those of the tower's fields. `shared` are those of the other tower, read by fields that share an
-        embedding. `side_fields` are in the order of the lookup columns; `std` is the standard deviation of fresh rows.
+        embedding. `side_fields` are in the order of the lookup columns; `std` is the standard deviation of fresh rows, and
+        `untrained` are lookup fields whose unknown row begins at zero.
         Raises ConfigError if `shared` lacks a field that is to be shared, or has it in another width."""
         super().__init__()
         self.fields, self.others, self.tables = tables.fields, tables.others, tables
@@ -69,7 +71,7 @@ class FieldEmbeddings(nn.Module):
                 else:
                     tables.create(number)
                 self._bag_tables[bag.name] = shared if bag.share_with else tables
-        tables.initialize(std)
+        tables.initialize(std, untrained)
 
     @property
     def widths(self) -> list[int]:

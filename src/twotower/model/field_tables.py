@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -70,15 +70,17 @@ class FieldTables(nn.ModuleDict):
         of = [rows for rows in self.place.values() if rows.table == name]
         self[name] = Table(sum(rows.rows for rows in of), of[0].width)
 
-    def initialize(self, std: float) -> None:
-        """Initialise the tables, with the standard deviation `std`."""
-        # Training may hold no unknown value; then an unknown value in a bag adds zeros.
+    def initialize(self, std: float, untrained: Collection[str] = ()) -> None:
+        """Initialise the tables, with the standard deviation `std`. `untrained` are lookup fields of which no known value reads as
+        unknown in training."""
+        # Training may hold no unknown value; then an unknown value adds zeros.
         pooled = [f for f in self.others.values() if carrier(f.kind).has_table]
-        bags = [f for f in pooled if not f.sequence and not f.share_with]
-        unknown = {self.place[f.name].table: self.place[f.name].first + UNKNOWN for f in bags}
+        fields = [f.name for f in pooled if not f.sequence and not f.share_with]
+        fields += [f.name for group in self.lookups.values() for f in group if f.name in untrained]
+        unknown = [(self.place[name].table, self.place[name].first + UNKNOWN) for name in fields]
         zeros = {rows.table for rows in self.place.values() if rows.starts_at_zero}
         for name in self:
-            self.table(name).initialize(0.0 if name in zeros else std, unknown.get(name))
+            self.table(name).initialize(0.0 if name in zeros else std, [row for table, row in unknown if table == name])
 
     def table(self, name: str) -> Table:
         """Return a table."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -35,33 +35,36 @@ class Table(nn.Embedding):
     def __init__(self, rows: int, width: int) -> None:
         self.deferred = _deferred.get()
         super().__init__(rows, width, device="meta" if self.deferred else None)
-        self._initial: tuple[Tensor, float, int | None] | None = None  # state of the generator, deviation, row of zeros
+        self._initial: tuple[Tensor, float, tuple[int, ...]] | None = (
+            None  # state of the generator, deviation, rows of zeros
+        )
         if self.deferred:
             self._skip_draws(1.0)  # nn.Embedding draws these
 
-    def initialize(self, std: float, zero_row: int | None = None) -> None:
-        """Initialise the rows: normal with standard deviation `std`, zeros if that is 0; the row `zero_row` is zeros."""
+    def initialize(self, std: float, zero_rows: Sequence[int] = ()) -> None:
+        """Initialise the rows: normal with standard deviation `std`, zeros if that is 0; `zero_rows` are zeros."""
         if self.deferred:
-            self._initial = torch.get_rng_state(), std, zero_row
+            self._initial = torch.get_rng_state(), std, tuple(zero_rows)
             self._skip_draws(std)
             return
         if std:
             nn.init.normal_(self.weight, std=std)
         else:
             nn.init.zeros_(self.weight)
-        if zero_row is not None:
-            nn.init.zeros_(self.weight[zero_row])
+        for row in zero_rows:
+            nn.init.zeros_(self.weight[row])
 
     def initial_rows(self, block: int = NORMAL_BLOCK) -> Iterator[tuple[slice, F32[Tensor, "n E"]]]:
         """Yield the initial rows of a deferred table and their numbers, about `block` numbers at a time."""
         if self._initial is None:
             raise RuntimeError("a table that holds its rows has no deferred ones")
-        state, std, zero_row = self._initial
+        state, std, zero_rows = self._initial
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(state)
             for rows, drawn in _normal(self.num_embeddings, self.embedding_dim, std, block):
-                if zero_row is not None and rows.start <= zero_row < rows.stop:
-                    drawn[zero_row - rows.start] = 0
+                for row in zero_rows:
+                    if rows.start <= row < rows.stop:
+                        drawn[row - rows.start] = 0
                 yield rows, drawn
 
     def _skip_draws(self, std: float) -> None:

@@ -103,14 +103,17 @@ class Tower(nn.Module):
         std: float,
         unknown_rate: float = 0.0,
         bias: bool = False,
+        id_dropout: float = 0.0,
     ) -> None:
         """Build the tower and its `tables`; `shared` are those of the other tower of its pair. `std` is the standard
-        deviation of fresh embeddings. With `bias` a tower with layers returns biases. Raises ConfigError for settings
+        deviation of fresh embeddings. The unknown row of a field whose values are never replaced by it, by `unknown_rate` or, of
+        ids, by `id_dropout`, begins at zero. With `bias` a tower with layers returns biases. Raises ConfigError for settings
         that do not fit the fields."""
         super().__init__()
         self.unknown_rate = unknown_rate
         self.weight_decay_scale = config.weight_decay_scale
-        self.embeddings = FieldEmbeddings(tables, shared, side_fields, std)
+        untrained = {f.name for f in side_fields if not (unknown_rate or (f.identifies and id_dropout))}
+        self.embeddings = FieldEmbeddings(tables, shared, side_fields, std, untrained)
         widths = self.embeddings.widths
         self.senet = SenetGate(widths, config.senet) if config.senet.enabled else None
         self.field_dropout = Dropout(config.field_dropout)

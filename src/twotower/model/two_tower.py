@@ -124,8 +124,8 @@ class TowerPair(nn.Module):
             for config, fields in ((pair.user, user_fields), (pair.item, item_fields))
         )
         same = (model.embedding_std, model.unknown_rate, model.bias)
-        self.user = Tower(pair.user, user_fields, of_user, of_item, *same)
-        self.item = Tower(pair.item, item_fields, of_item, of_user, *same)
+        self.user = Tower(pair.user, user_fields, of_user, of_item, *same, model.user_id_dropout)
+        self.item = Tower(pair.item, item_fields, of_item, of_user, *same, model.item_id_dropout)
 
     def tower(self, side: SideName) -> Tower:
         """Return the tower of a side."""

@@ -12,13 +12,13 @@ def test_fresh_pieces_are_parts_of_the_fresh_whole() -> None:
     for rows, width, std in ((3, 1, 0.5), (5, 4, 0.0), (100, 3, 0.5), (129, 6, 0.5), (130, 8, 0.5), (1000, 1, 0.5)):
         torch.manual_seed(5)
         whole = Table(rows, width)
-        whole.initialize(std, zero_row=1)
+        whole.initialize(std, [1, rows - 1])
         after = torch.rand(3)
         for first_row, first_column, high, wide in ((0, 0, rows, 8), (rows // 2, 0, rows - rows // 2, 4), (1, 4, 2, 4)):
             torch.manual_seed(5)
             with deferred_tables():
                 table = Table(rows, width)
-            table.initialize(std, zero_row=1)
+            table.initialize(std, [1, rows - 1])
             assert torch.equal(torch.rand(3), after)
             piece = torch.nn.Parameter(torch.full((high, wide), torch.nan))
             EmbeddingShard(table, piece, first_row, first_column)
