@@ -44,6 +44,7 @@ from twotower.retrieval.retriever import current_retriever
 from twotower.runs import Run
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
 from twotower.train.checkpoint import kept_fingerprint
+from twotower.train.order_check import check_times
 from twotower.train.precision import with_precision
 from twotower.train.progress import Callback, EpochRecord
 from twotower.train.settled import settled
@@ -70,6 +71,7 @@ def prepare_folder(
 
     A call that was killed is continued by the next one. Raises DataError, ConfigError or RunError for what cannot be
     used; no unusable data leave files."""
+    check_times(schema or Schema(), config.split, config)
     dataset = prepare.write_prepared(config.data, schema or Schema(), config.split, Path(out), options)
     log.info(f"{dataset.describe()}: {out}")
     return dataset
@@ -117,6 +119,7 @@ def fit(
         if isinstance(tables, Dataset):
             dataset = tables
         else:
+            check_times(schema, config.split, config)
             dataset = build_dataset(
                 tables if isinstance(tables, Tables) else check(*tables, schema), schema, config.split
             )

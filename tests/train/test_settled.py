@@ -21,10 +21,14 @@ from twotower.config.toml import load_config
 from twotower.data.dataset import build_dataset
 from twotower.data.memmap import MemmapDataset
 from twotower.data.split import SplitConfig
+from twotower.data.splits import TEST
 from twotower.data.tables import check
 from twotower.errors import TwoTowerError
+from twotower.evaluation.baselines import popularity_baseline
+from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
 from twotower.runs import Run
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.settled import settled
@@ -35,7 +39,7 @@ schema.user_id = "customer"
 schema.item_id = "product"
 """
 SMALL = ("train.epochs=1", "train.device=cpu", "evaluation.bootstrap=0", "model.width=8")
-SETTING = r"([a-z_]+(?:\.[a-z_]+)*) = ('[^']*'|[\d.]+|true|false)"
+SETTING = r"([a-z_]+(?:\.[a-z_0-9]+)*) = ('[^']*'|[\d.]+|true|false)"
 
 
 def clicks(n: int = 400) -> pl.DataFrame:
@@ -60,19 +64,26 @@ def trained(folder: Path, *settings: str) -> Run:
 def test_three_lines_train(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(THREE_LINES.splitlines()) == 3
     run = tmp_path / "run"
-    assert run_command(["train", str(folder / "shop.toml"), "--run", str(run)]) == 0
+    assert run_command(["train", str(folder / "shop.toml"), "--run", str(run), "--set", "train.device=cpu"]) == 0
     said = "".join(capsys.readouterr())
-    assert "each is trained beside random items (negatives.random = 5)" in said
+    assert "every interaction is a positive: loss.kind = 'softmax' against all items" in said
     done = api.load(run)
     assert done.dataset.schema.features == (
-        Categorical(name="customer", side="user"), Categorical(name="product", side="item"),
+        Sequence(name="history", side="user"), Categorical(name="product", side="item"),
     )  # fmt: skip
     sizes = [len(part) for part in (done.dataset.train, done.dataset.validation, done.dataset.test)]
     assert min(sizes) > 0
     assert sum(sizes) == clicks().n_unique()
     written = tomllib.loads((run / "config.toml").read_text())
     assert written["train"]["monitor"] == "validation.recall@10"
-    assert written["negatives"]["random"] == {"n": 5, "share": 0.2}
+    assert written["negatives"]["full"] is True
+    assert written["loss"]["kind"] == "softmax"
+    assert written["model"]["pairs"][0]["user"]["layers"] == []
+    assert {key: written["train"][key] for key in ("epochs", "lr", "patience")} == {
+        "epochs": 30,
+        "lr": 3e-3,
+        "patience": 3,
+    }
     assert done.metrics["test.recall@10"] > 0
 
 
@@ -91,7 +102,7 @@ def test_three_lines_prepare(folder: Path, tmp_path: Path) -> None:
 def test_ids_of_the_names_that_are_the_defaults_need_one_line(tmp_path: Path) -> None:
     clicks().rename({"customer": "user_id", "product": "item_id"}).write_csv(tmp_path / "clicks.csv")
     (tmp_path / "shop.toml").write_text('data.interactions = "clicks.csv"', encoding="utf-8")
-    assert [f.name for f in trained(tmp_path).dataset.schema.features] == ["user_id", "item_id"]
+    assert [f.name for f in trained(tmp_path).dataset.schema.features] == ["history", "item_id"]
 
 
 def test_a_recipe_that_leaves_nothing_to_the_data_is_unchanged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -107,8 +118,8 @@ def test_a_recipe_that_leaves_nothing_to_the_data_is_unchanged(folder: Path, cap
     [
         ("negative", ["in_batch"]),
         ({"target": "negative", "weight": 0.5}, ["in_batch"]),
-        ("input", ["in_batch", "random"]),
-        ({"target": "negative", "weight": 0}, ["in_batch", "random"]),
+        ("input", ["in_batch", "full"]),
+        ({"target": "negative", "weight": 0}, ["in_batch", "full"]),
     ],
 )
 def test_a_log_of_events_has_negatives_if_a_type_is_negative(skip: Any, kinds: list[str]) -> None:
@@ -121,7 +132,7 @@ def test_a_log_of_events_has_negatives_if_a_type_is_negative(skip: Any, kinds: l
     dataset = build_dataset(check(None, None, log, schema), schema, SplitConfig())
     found = settled(Config(), dataset)
     assert [source.kind for source in found.negatives.sources] == kinds
-    assert found.train.monitor == ("validation.recall@10" if "random" in kinds else "validation.auc")
+    assert found.train.monitor == ("validation.recall@10" if "full" in kinds else "validation.auc")
     assert settled(found, dataset) is found
 
 
@@ -153,6 +164,68 @@ def test_random_negatives_that_are_switched_off_stay_off(folder: Path, tmp_path:
     assert settled(load_config(tmp_path / "template.toml")[1], dataset).negatives.pairs
 
 
+def of_tastes(users: int, items: int, each: int, groups: int = 8) -> pl.DataFrame:
+    """Clicks of users who take about `each` items, mostly of their own group, popular items more often; in no order."""
+    rng = np.random.default_rng(users)
+    popular, group = 1 / np.arange(1, items + 1) ** 0.5, np.arange(items) % groups
+    rows = []
+    for user in range(users):
+        p = popular * np.where(group == user % groups, 20, 1)
+        chosen = rng.choice(items, max(3, int(rng.poisson(each))), replace=False, p=p / p.sum())
+        rows += [(user, f"p{i}") for i in chosen]
+    return pl.DataFrame(rows, schema=["customer", "product"], orient="row").sample(fraction=1.0, shuffle=True, seed=1)
+
+
+@pytest.mark.parametrize(("users", "items", "each"), [(600, 80, 20), (1500, 400, 6)], ids=["dense", "sparse"])
+def test_three_lines_learn_more_than_popularity(tmp_path: Path, users: int, items: int, each: int) -> None:
+    of_tastes(users, items, each).write_parquet(tmp_path / "clicks.parquet")
+    (tmp_path / "shop.toml").write_text(THREE_LINES, encoding="utf-8")
+    schema, config = load_config(tmp_path / "shop.toml", ("train.device=cpu", "evaluation.bootstrap=0"))
+    run = api.fit(*api.read(config, schema), config)
+    data = run.dataset
+    counts = popularity_baseline(data.train, len(data.users), len(data.items))
+    popular = evaluate_part(counts, data, TEST, run.config.evaluation)
+    assert run.metrics["test.recall@10"] > 1.3 * popular["recall@10"]
+    assert run.metrics["test.ndcg@10"] > 1.3 * popular["ndcg@10"]
+
+
+def test_what_is_given_stays_beside_the_model_of_clicks(folder: Path) -> None:
+    schema = Schema(user_id="customer", item_id="product")
+    dataset = build_dataset(check(None, None, clicks(), schema), schema, SplitConfig())
+    left = settled(Config(), dataset)
+    assert (left.model.width, left.model.similarity, left.train.epochs, left.train.patience) == (64, "dot", 30, 3)
+    given = load_config(
+        folder / "shop.toml", ["model.width=12", "model.pairs=[{item={layers=[12]}, user={layers=[12]}}]", "train.epochs=4"]
+    )[1]  # fmt: skip
+    found = settled(given, dataset)
+    assert (found.loss.kind, found.model.width, found.model.pairs[0].user.layers) == ("softmax", 12, (12,))
+    assert (found.model.similarity, found.train.lr) == ("dot", 3e-3)
+    assert (found.train.epochs, found.train.patience) == (4, 0), "all of the epochs that are given"
+    assert settled(load_config(folder / "shop.toml", ["loss.kind=bce"])[1], dataset).loss.kind == "bce"
+    whole = build_dataset(check(None, None, clicks(), schema), schema, SplitConfig(validation=0))
+    assert settled(Config(), whole).train.patience == 0
+    assert settled(left, dataset) is left
+
+
+def test_features_that_are_given_keep_the_loss_of_pairs() -> None:
+    ids = (Categorical(name="customer", side="user"), Categorical(name="product", side="item"))
+    schema = Schema(user_id="customer", item_id="product", features=ids)
+    assert not schema.has_default_features
+    dataset = build_dataset(check(None, None, clicks(), schema), schema, SplitConfig())
+    found = settled(Config(), dataset)
+    assert (found.loss.kind, [s.kind for s in found.negatives.pairs]) == ("bce", ["random"])
+    labelled = Schema(user_id="customer", item_id="product", label="liked")
+    assert labelled.features == ids
+
+
+@pytest.mark.parametrize(("items", "sources"), [(20_000, ["in_batch", "full"]), (20_001, ["in_batch", "uniform"])])
+def test_a_large_catalogue_is_sampled(items: int, sources: list[str]) -> None:
+    schema = Schema(user_id="customer", item_id="product")
+    log = pl.DataFrame({"customer": np.arange(items) % 50, "product": np.arange(items)})
+    dataset = build_dataset(check(None, None, log, schema), schema, SplitConfig())
+    assert sorted(s.kind for s in settled(Config(), dataset).negatives.sources) == sorted(sources)
+
+
 STARTS: list[tuple[str, ...]] = [
     *((f"loss.kind={kind}",) for kind in ("bce", "softmax", "gbce", "bpr")),
     *((f"split.kind={kind}",) for kind in ("random", "last", "time", "user_ratio")),
@@ -174,6 +247,27 @@ HISTORY = ['schema.features=[{kind="categorical",name="customer",side="user"},{k
            '{kind="sequence",name="before",side="user",pooling={kind="POOLING"}}]']  # fmt: skip
 STARTS += [(HISTORY[0].replace('"POOLING"', p), *loss) for p in ('"mean"', '"decay"', '"attention",window=9', '"transformer",window=9')
            for loss in ((), ("loss.kind=softmax",))]  # fmt: skip
+
+
+DECAY = HISTORY[0].replace('"POOLING"', '"decay"')
+ORDER = ("loss.kind=softmax", "negatives.full=true", "train.history_scope=causal")
+
+
+@pytest.mark.parametrize(
+    ("start", "way"),
+    [
+        (("split.kind=last", DECAY, *ORDER), ["split.kind='random'", "train.history_scope='leave_batch_out'", "schema.features.2.pooling='mean'"]),
+        ((DECAY, *ORDER), ["train.history_scope='leave_batch_out'", "schema.features.2.pooling='mean'"]),
+        ((DECAY,), ["schema.features.2.pooling='mean'"]),
+        (("split.kind=time",), ["split.kind='random'"]),
+        (("split.kind=user_ratio", *ORDER), ["split.kind='random'", "train.history_scope='leave_batch_out'"]),
+    ],
+)  # fmt: skip
+def test_without_a_time_one_error_names_all_that_needs_it(folder: Path, start: tuple[str, ...], way: list[str]) -> None:
+    with pytest.raises(TwoTowerError, match=r"schema\.time is empty; name its column in schema\.time, or set") as found:
+        trained(folder, *start)
+    assert [*ways_out(str(found.value))] == [way]
+    assert trained(folder, *start, *way).metrics["test.recall@10"] > 0
 
 
 def ways_out(message: str) -> Iterator[list[str]]:

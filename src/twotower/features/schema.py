@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
@@ -45,6 +46,8 @@ FEATURES = Kinds(
 )
 """Kinds of features, by their names in a config."""
 UnknownIds = Literal["auto", "add", "drop", "error"]
+HISTORY = "history"
+"""Name of the sequence that a schema without features has."""
 
 
 class Schema(Section):
@@ -109,16 +112,20 @@ class Schema(Section):
         "auto", description="Treatment of item ids of the interactions that the items' table lacks, as unknown_users."
     )
     features: tuple[Annotated[Feature, FEATURES], ...] = Field(
-        (), validate_default=True, description="Features that the towers read. Empty: the ids of users and items."
+        (),
+        validate_default=True,
+        description="Features that the towers read. Empty: the ids of users and items; where all rows are positives, a history of "
+        "the user's other items in place of the user's id.",
     )
 
     @field_validator("features")
     @classmethod
-    def _ids_by_default(cls, features: tuple[Feature, ...], info: ValidationInfo) -> tuple[Feature, ...]:
-        ids = {side: info.data.get(f"{side}_id") for side in SIDES}
-        if features or not all(ids.values()):
+    def _by_default(cls, features: tuple[Feature, ...], info: ValidationInfo) -> tuple[Feature, ...]:
+        known = info.data
+        if features or not (known.get("user_id") and known.get("item_id")):
             return features
-        return tuple(Categorical(name=str(column), side=side) for side, column in ids.items())
+        negatives = bool(known.get("label")) or _any_negative(known.get("events", {}))
+        return _default_features(known["user_id"], known["item_id"], negatives)
 
     @model_validator(mode="after")
     def _check(self) -> Schema:
@@ -170,7 +177,12 @@ class Schema(Section):
     @property
     def has_negatives(self) -> bool:
         """True if rows of a weight above 0 may be negatives: by a label, or by a type of events."""
-        return bool(self.label) or any(rule.target == "negative" and rule.weight for rule in self.events.values())
+        return bool(self.label) or _any_negative(self.events)
+
+    @property
+    def has_default_features(self) -> bool:
+        """True if the features are those of a schema that names none."""
+        return self.features == _default_features(self.user_id, self.item_id, self.has_negatives)
 
     def _check_names(self) -> None:
         """Raise ValueError for a column name that no table can have, or that has two meanings."""
@@ -284,3 +296,17 @@ class Schema(Section):
     def id_feature(self, side: SideName) -> Feature | None:
         """Return the feature that reads the side's id column and has a code for each id, else None."""
         return next((f for f in self.side(side) if f.identifies and f.source == self.id_column(side)), None)
+
+
+def _any_negative(events: Mapping[str, EventRule]) -> bool:
+    """Return True if rows of a type are negatives of a weight above 0."""
+    return any(rule.target == "negative" and rule.weight for rule in events.values())
+
+
+def _default_features(user_id: str, item_id: str, has_negatives: bool) -> tuple[Feature, ...]:
+    """Return the features of a schema that names none: ids for labelled rows, which tell users and items of a high share of
+    positives; a history for positives alone, whose embeddings are those of the items and need no user of many rows."""
+    user: Feature = Categorical(name=user_id, side="user")
+    if not has_negatives:
+        user = Sequence(name=HISTORY, side="user")
+    return user, Categorical(name=item_id, side="item")

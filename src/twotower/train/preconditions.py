@@ -14,6 +14,7 @@ from twotower.errors import ConfigError, DataError
 from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.evaluation.user_slices import UserSlices
 from twotower.model.pooling import check_poolings, resolve
+from twotower.train.order_check import check_order
 from twotower.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -142,6 +143,7 @@ def _check_histories(dataset: Dataset, recipe: Recipe) -> None:
             "train.history_scope = 'causal' needs a time; name its column in schema.time, or set train.history_scope = "
             "'leave_batch_out'"
         )
+    check_order(dataset, recipe)
 
 
 def _check_shards(recipe: Recipe, context: DistributedContext) -> None:
