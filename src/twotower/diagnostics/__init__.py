@@ -13,6 +13,7 @@ from twotower.diagnostics.context import MAX_SAMPLE_PAIRS, MAX_SAMPLE_ROWS, Diag
 from twotower.diagnostics.curves import history, loss_floor
 from twotower.diagnostics.features import encodings, gates, leaking_features, statistics, unused_features
 from twotower.diagnostics.findings import Finding, describe_findings
+from twotower.diagnostics.order import order
 from twotower.diagnostics.pairs import false_negatives, split
 from twotower.diagnostics.vectors import baselines, collapse
 from twotower.model.two_tower import evaluation_mode
@@ -21,8 +22,8 @@ from twotower.runs import Run
 __all__ = ["Finding", "describe_findings", "diagnose"]
 
 Diagnosis = Callable[[DiagnosisContext], Iterator[Finding]]
-UNCONDITIONAL: tuple[Diagnosis, ...] = (history, split, statistics, leaking_features, encodings, false_negatives)
-OF_TABLES: tuple[Diagnosis, ...] = (split, statistics, leaking_features, encodings)
+UNCONDITIONAL: tuple[Diagnosis, ...] = (history, split, order, statistics, leaking_features, encodings, false_negatives)
+OF_TABLES: tuple[Diagnosis, ...] = (split, order, statistics, leaking_features, encodings)
 """Diagnoses that ask for no vectors and no draws."""
 FINITE_ONLY: tuple[Diagnosis, ...] = (loss_floor, collapse, baselines, unused_features, gates)
 """Diagnoses that need finite vectors."""
@@ -59,5 +60,5 @@ def diagnose(run: Run, max_rows: int = MAX_SAMPLE_ROWS, max_pairs: int = MAX_SAM
                     "train.lr, or with train.clip_norm = 1.",
                 )
             )  # fmt: skip
-    order = ("error", "warning", "ok")
-    return sorted(found, key=lambda finding: order.index(finding.severity))
+    severities = ("error", "warning", "ok")
+    return sorted(found, key=lambda finding: severities.index(finding.severity))

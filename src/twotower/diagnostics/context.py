@@ -14,6 +14,7 @@ from twotower.arrays.sets import find_in_sorted
 from twotower.arrays.types import Ints
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, Side
+from twotower.data.order_evidence import OrderEvidence
 from twotower.data.pairs import Pairs
 from twotower.data.split import PART_NAMES
 from twotower.data.splits import TEST
@@ -28,6 +29,7 @@ from twotower.train.losses.loss import PointwiseLoss
 from twotower.train.negatives.candidates import Candidates
 from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.order import Epoch
+from twotower.train.order_check import training_order
 from twotower.train.pair_sampler import PairSampler
 from twotower.train.positive_sampler import PositiveSampler
 
@@ -190,6 +192,17 @@ class DiagnosisContext:
         """(epoch, value) of the metric `train.monitor`, which selects the best epoch."""
         monitor = self.config.train.monitor
         return [(int(h["epoch"]), float(h[monitor])) for h in self.run.history if monitor in h and "epoch" in h]
+
+    @property
+    def best_epoch(self) -> tuple[int, float]:
+        """(epoch, value) of the best of `monitored`, the first of equal ones."""
+        higher = self.config.evaluation.metric_set.find(self.config.train.monitor).higher_is_better
+        return max(self.monitored, key=lambda at: at[1] if higher else -at[1])
+
+    @cached_property
+    def order(self) -> OrderEvidence | None:
+        """Evidence of the order of the sampled users' training interactions; None without times."""
+        return training_order(self.sampled)
 
 
 def _with_interactions_of(data: Dataset, users: Ints) -> Dataset:

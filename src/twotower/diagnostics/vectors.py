@@ -12,6 +12,7 @@ from torch import Tensor
 from twotower.arrays.types import Ints
 from twotower.data.splits import TEST
 from twotower.diagnostics.context import DiagnosisContext
+from twotower.diagnostics.directions import significant_directions
 from twotower.diagnostics.findings import Finding, Severity
 from twotower.evaluation.baselines import bias_baseline, popularity_baseline
 from twotower.evaluation.comparison import (
@@ -26,6 +27,10 @@ from twotower.evaluation.metrics.auc import Auc
 from twotower.evaluation.metrics.ndcg import Ndcg
 from twotower.evaluation.own_counts import own_counts
 from twotower.features.side import SIDES
+from twotower.train.order_check import OrderReaders, order_problem
+
+FEW_DIRECTIONS = 0.1
+"""Share of the width below which an effective rank of the user vectors is compared with the directions of the log."""
 
 
 def collapse(context: DiagnosisContext) -> Iterator[Finding]:
@@ -76,6 +81,14 @@ def collapse(context: DiagnosisContext) -> Iterator[Finding]:
             " If the data should have more, lower train.lr and the weight decays, or train longer.",
         )
         text = f"The {narrow} vectors use {evidence[f'{narrow}_rank']:.1f} of {width} dimensions."
+    elif evidence["user_rank"] < FEW_DIRECTIONS * width and evidence["user_rank"] < (known := _directions(context)):
+        severity = "warning"
+        evidence["directions"] = known
+        text = f"The user vectors use {evidence['user_rank']:.0f} of {width} dimensions, and the users of the log differ in at least {known:.0f}."
+        advice = (
+            " The user tower reads or learns too little: give it a history (kind = 'sequence', pooling = 'mean'), train longer, lower the "
+            "weight decays, or leave out layers (layers = [])."
+        )
     else:
         severity, advice = "ok", ""
         text = (
@@ -83,6 +96,11 @@ def collapse(context: DiagnosisContext) -> Iterator[Finding]:
             f"{evidence['item_rank']:.0f}; {share:.0%} of the variance of scores depends on the user."
         )
     yield Finding(severity, "collapse", text + advice, evidence)
+
+
+def _directions(context: DiagnosisContext) -> float:
+    """Return the number of directions in which a sample of the users differ."""
+    return float(significant_directions(context.data, context.trained_rows["user"]))
 
 
 def _mean_cosine(rows: Tensor) -> float:
@@ -121,9 +139,7 @@ def baselines(context: DiagnosisContext) -> Iterator[Finding]:
     n_users, n_items = len(data.users), len(data.items)
     k = config.evaluation.k[0]
     if retrieves or ranked:
-        pairs = config.loss.pointwise
-        other = ", or set loss.kind = 'softmax' with negatives.uniform" if pairs else ""
-        remedy = f"See the other findings, and raise train.epochs or train.lr{other}."
+        remedy = _likely_causes(context)
         counts = popularity_baseline(data.train, n_users, n_items)
         for c in _compare_with_baseline(context, counts, users, test_data, [k], f"{Ndcg.name}@{k}"):
             yield _baseline_finding(c, "popularity", "baseline_ranking", "error", remedy)
@@ -140,6 +156,21 @@ def baselines(context: DiagnosisContext) -> Iterator[Finding]:
         fitted = bias_baseline(data.train, n_users, n_items)
         for c in _compare_with_baseline(context, fitted, users, test_data, [], Auc.name):
             yield _baseline_finding(c, "user and item biases", "baseline_pairs", severity, remedy)
+
+
+def _likely_causes(context: DiagnosisContext) -> str:
+    """Return the causes of a poor ranking of the catalogue that the run shows, and what to set: first the data, then the loss, then
+    the training."""
+    config, causes = context.config, []
+    if context.order and order_problem(context.order) and config.train.history_scope == "causal":
+        readers = OrderReaders.of(context.data.schema, config)
+        causes.append(f"an order that the log does not show (set {readers.way_out})")
+    if config.loss.pointwise:
+        causes.append("a loss of pairs (set loss.kind = 'softmax' with negatives.uniform or negatives.full)")
+    if context.monitored and context.monitored[-1] == context.best_epoch:
+        causes.append(f"too few epochs, as the last is the best (raise train.epochs, now {config.train.epochs})")
+    causes.append("a step too small or too large (train.lr)")
+    return f"Likely causes, the first first: {'; '.join(causes)}. See the other findings."
 
 
 def _own_counts(

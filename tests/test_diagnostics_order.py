@@ -1,0 +1,150 @@
+"""The doctor finds an order that does not exist, user vectors of few directions, and names the causes of a poor ranking in turn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from worlds import settings
+
+from twotower.arrays.types import Ints
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.split import SplitConfig
+from twotower.data.tables import check
+from twotower.diagnostics import Finding, diagnose
+from twotower.diagnostics.directions import significant_directions
+from twotower.features.categorical import Categorical
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
+from twotower.runs import Run
+from twotower.train.trainer import Trainer
+
+FEATURES = (Sequence(name="met", side="user", pooling={"kind": "decay"}), Categorical(name="item", side="item"))
+SCHEMA = Schema(user_id="user", item_id="item", time="at", time_unit="order", features=FEATURES)
+N_USERS, LENGTH, N_ITEMS = 300, 12, 40
+TRAIN = {"history_scope": "causal", "epochs": 2, "monitor": "validation.ndcg@5", "lr": 0.003}
+
+
+def world(strength: float, times: Ints | None = None, kind: str = "last") -> Dataset:
+    """A log in which the next item follows from the last one with the probability `strength`."""
+    rng = np.random.default_rng(0)
+    item = rng.integers(N_ITEMS, size=(N_USERS, LENGTH))
+    for at in range(1, LENGTH):
+        follows = rng.random(N_USERS) < strength
+        item[follows, at] = (item[follows, at - 1] + 7) % N_ITEMS
+    when = np.arange(item.size) if times is None else times
+    frame = pl.DataFrame({"user": np.repeat(np.arange(N_USERS), LENGTH), "item": item.ravel(), "at": when})
+    schema = SCHEMA.model_copy(update={"duplicates": "keep"})
+    split = SplitConfig.model_validate({"kind": kind})
+    return build_dataset(check(None, None, frame, schema), schema, split)
+
+
+def run_of(data: Dataset, split: str = "last", **train: Any) -> Run:
+    negatives = {"full": True, "mask_positives": False}
+    config = settings(loss={"kind": "softmax"}, negatives=negatives, train=TRAIN | train, split={"kind": split})
+    done = Trainer(data, config).run()
+    return Run(None, config, data, done.model.eval(), done.metrics, done.history)
+
+
+def named(run: Run, name: str) -> Finding | None:
+    return next((f for f in diagnose(run) if f.name == name), None)
+
+
+@pytest.mark.parametrize(("strength", "severity"), [(0.0, "warning"), (0.02, "warning"), (0.3, "ok"), (1.0, "ok")])
+def test_an_order_that_does_not_exist_is_found(strength: float, severity: str) -> None:
+    finding = named(run_of(world(strength), epochs=1), "order")
+    assert finding is not None
+    assert finding.severity == severity
+    assert finding.evidence["pairs"] > 1000
+    assert (finding.evidence["lift"] > 1.2) is (severity == "ok")
+    out = "set split.kind = 'random', train.history_scope = 'leave_batch_out' and schema.features.0.pooling = 'mean'"
+    assert (out in finding.text) is (severity == "warning")
+
+
+def test_many_rows_of_one_time_are_found_where_the_split_takes_the_last() -> None:
+    tied = world(1.0, np.repeat(np.arange(N_USERS * LENGTH // 6), 6))
+    of_means = replace(
+        tied, schema=tied.schema.model_copy(update={"features": (Sequence(name="met", side="user"), FEATURES[1])})
+    )
+    run = run_of(of_means, history_scope="leave_batch_out", epochs=1)
+    finding = named(run, "order")
+    assert finding is not None
+    said = f"split.kind = 'last' needs an order, and {finding.evidence['ties']:.0%} of the adjacent interactions of a user have one time"
+    assert said in finding.text
+    assert finding.evidence["ties"] > 0.7
+    by_time = replace(run, config=run.config.model_copy(update={"split": SplitConfig(kind="time")}))
+    assert named(by_time, "order") is None
+
+
+def test_what_reads_no_order_gets_no_finding() -> None:
+    shuffled = world(1.0, np.random.default_rng(0).permutation(N_USERS * LENGTH), "random")
+    means = replace(
+        shuffled,
+        schema=shuffled.schema.model_copy(update={"features": (Sequence(name="met", side="user"), FEATURES[1])}),
+    )
+    run = run_of(means, "random", history_scope="leave_batch_out", epochs=1)
+    assert named(run, "order") is None
+
+
+def test_the_causes_of_a_poor_ranking_come_in_their_order() -> None:
+    run = run_of(world(0.0))
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    rising = [{**h, "validation.ndcg@5": 0.1 * h["epoch"]} for h in run.history]
+    finding = named(replace(run, history=rising), "baseline_ranking")
+    assert finding is not None
+    assert finding.severity == "error"
+    causes = finding.text.partition("Likely causes, the first first: ")[2].split("; ")
+    assert causes[0].startswith("an order that the log does not show (set train.history_scope = 'leave_batch_out' and")
+    assert causes[1] == "too few epochs, as the last is the best (raise train.epochs, now 2)"
+    assert causes[2].startswith("a step too small or too large (train.lr)")
+    falling = [{**h, "validation.ndcg@5": 1 / h["epoch"]} for h in run.history]
+    finding = named(replace(run, history=falling), "baseline_ranking")
+    assert finding is not None
+    assert "too few epochs" not in finding.text
+
+
+def of_groups(groups: int, seed: int = 0) -> Dataset:
+    """A log of users who take items of their own group only, out of `groups`, and a few others."""
+    rng = np.random.default_rng(seed)
+    n_users, n_items = 600, 20 * groups
+    user = np.repeat(np.arange(n_users), 10)
+    item = np.where(
+        rng.random(len(user)) < 0.9, user % groups + groups * rng.integers(20, size=len(user)), rng.integers(n_items, size=len(user))
+    )  # fmt: skip
+    schema = Schema(user_id="user", item_id="item", features=(Categorical(name="user", side="user"), FEATURES[1]))
+    return build_dataset(check(None, None, pl.DataFrame({"user": user, "item": item}), schema), schema, SplitConfig())
+
+
+@pytest.mark.parametrize("groups", [1, 2, 5, 12])
+def test_groups_of_users_are_directions(groups: int) -> None:
+    assert significant_directions(of_groups(groups), np.arange(600)) == groups - 1
+
+
+def test_user_vectors_of_few_directions_are_found() -> None:
+    data = of_groups(12)
+    sections: dict[str, Any] = {"pairs": [{"user": {"layers": []}, "item": {"layers": []}}], "width": 64, "bias": False}
+    config = settings(model=sections, loss={"kind": "softmax"}, train={"monitor": "validation.recall@5", "epochs": 1})
+    done = Trainer(data, config).run()
+    run = Run(None, config, data, done.model.eval(), done.metrics, done.history)
+    (user,) = (p for p in run.model.towers("user")[0].embeddings.tables.parameters())
+    (item,) = (p for p in run.model.towers("item")[0].embeddings.tables.parameters())
+
+    def spread(directions: int) -> Finding:
+        with torch.no_grad():
+            for weight in (user, item):
+                weight.copy_(torch.randn(len(weight), directions) @ torch.randn(directions, 64))
+        found = named(run, "collapse")
+        assert found is not None
+        return found
+
+    few = spread(4)
+    assert few.severity == "warning"
+    assert "The user vectors use 4 of 64 dimensions, and the users of the log differ in at least 11." in few.text
+    assert few.evidence["directions"] == 11
+    assert spread(40).severity == "ok"
