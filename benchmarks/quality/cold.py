@@ -50,9 +50,10 @@ def main(chosen: Namespace, report: Report) -> None:
         report.write()
 
 
-def recipe(changed: list[str]) -> tuple[Schema | None, Config]:
+def recipe(changed: list[str]) -> tuple[Schema, Config]:
     """Return the recipe for a split that a column gives, with options changed."""
     schema, config = load_config(ROOT / "examples" / "recipes" / "cold-start.toml")
+    assert schema is not None
     return schema, override_config(
         config, ["split.kind=column", "split.column=part", "evaluation.bootstrap=0", *changed]
     )
@@ -141,9 +142,9 @@ def tags(data: Dataset, title: bool) -> Tensor:
         year = frame.select("row", tag=pl.format("word {}", "year"))
         flat = pl.concat([flat, pl.DataFrame({"row": row, "tag": "word " + word}), year])
     flat = flat.drop_nulls().unique()
-    row, tag = flat["row"].to_list(), flat["tag"].rank("dense").to_list()
+    places, tag = flat["row"].to_list(), flat["tag"].rank("dense").to_list()
     out = torch.zeros(frame.height, max(tag))
-    out[row, torch.tensor(tag) - 1] = 1
+    out[places, torch.tensor(tag) - 1] = 1
     return out
 
 

@@ -10,7 +10,6 @@ import torch
 
 from benchmarks.quality.cold import (
     BASELINES,
-    Part,
     likes,
     measured,
     recall_and_ndcg,
@@ -20,6 +19,7 @@ from benchmarks.quality.cold import (
     trained,
     world,
 )
+from benchmarks.quality.films import Part
 from twotower.data.dataset import build_dataset
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check
@@ -67,9 +67,9 @@ def test_cold_targets_are_ranked_alone_and_among_all_without_what_was_seen() -> 
 
 
 def test_content_is_genres_and_with_titles_words_and_years() -> None:
-    (*sides, found), _ = split(world(60, 100))
+    tables, _ = split(world(60, 100))
     schema, config = recipe([])
-    data = build_dataset(check(*sides, found, schema), schema, config.split)
+    data = build_dataset(check(*tables, schema), schema, config.split)
     assert tags(data, title=False).sum(1).tolist() == [2] * 100
     assert set(tags(data, title=True).sum(1).tolist()) <= {4, 5}  # two genres, "title", its number, the year
 
