@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from twotower.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from twotower.api import evaluate, fit, load, publish, recommend, retriever
+    from twotower.api import evaluate, fit, load, publish, recommend, retriever, suggest
     from twotower.config.experiment import Config
     from twotower.errors import TwoTowerError
     from twotower.features.categorical import Categorical
@@ -38,6 +38,7 @@ _HOME = {
     "publish": "api",
     "recommend": "api",
     "retriever": "api",
+    "suggest": "api",
     "Request": "retrieval.request",
     "Config": "config.experiment",
     "Schema": "features.schema",
@@ -68,6 +69,7 @@ __all__ = [
     "publish",
     "recommend",
     "retriever",
+    "suggest",
 ]
 
 

@@ -43,6 +43,7 @@ from twotower.retrieval.request import Answer, checked_k
 from twotower.retrieval.retriever import current_retriever
 from twotower.runs import Run
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
+from twotower.suggestion.suggest import suggest
 from twotower.train.checkpoint import kept_fingerprint
 from twotower.train.order_check import check_times
 from twotower.train.precision import with_precision
@@ -52,7 +53,7 @@ from twotower.train.trainer import Trainer
 
 __all__ = [
     "check_buckets", "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "prepare_folder", "publish", "read",
-    "recent_titles", "recommend", "recommend_users", "retriever", "write_buckets",
+    "recent_titles", "recommend", "recommend_users", "retriever", "suggest", "write_buckets",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import typer
 
 from twotower import files
-from twotower.cli import answers, data, demo, embedding, preparation, serving, store, training
+from twotower.cli import answers, data, demo, embedding, preparation, serving, store, suggestion, training
 from twotower.cli.flags import RENAMED_FLAGS, in_flags
 from twotower.cli.streams import install_failsafe_streams
 from twotower.errors import ConfigError, Interrupted, TwoTowerError
@@ -39,6 +39,7 @@ class Output:
 
 ANSWERS, WORKS = Output(True), Output(False)
 VERBS: dict[Callable[..., None], Output] = {
+    suggestion.suggest: Output(True, unless=suggestion.OUTPUT),
     preparation.prepare: WORKS,
     preparation.bucket: WORKS,
     preparation.check_buckets: ANSWERS,

@@ -114,9 +114,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), trust: bool = False) 
     except OSError as e:
         raise ConfigError(f"{path}: {e.strerror}") from None
     refuse_renamed(data, str(path))
-    for text in overrides:
-        data = _override(data, text)
-    schema, config = parse_config(data, str(path), trust)
+    schema, config = parse_config(override_settings(data, overrides), str(path), trust)
     files.check_name(path)
     return schema, config.model_copy(update={"data": config.data.located(path.resolve().parent)})
 
@@ -124,10 +122,14 @@ def load_config(path: Path, overrides: Iterable[str] = (), trust: bool = False) 
 def override_config(config: Config, overrides: Iterable[str], trust: bool = False) -> Config:
     """Return the config with `key=value` overrides applied. With `trust` the kinds of elsewhere that they name are
     imported. Raises ConfigError."""
-    data: Mapping[str, TomlValue] = config.model_dump(mode="json")
+    return parse_config(override_settings(config.model_dump(mode="json"), overrides), trust=trust)[1]
+
+
+def override_settings(data: Mapping[str, TomlValue], overrides: Iterable[str]) -> Mapping[str, TomlValue]:
+    """Return settings as TOML gives them with `key=value` overrides applied. Raises ConfigError."""
     for text in overrides:
         data = _override(data, text)
-    return parse_config(data, trust=trust)[1]
+    return data
 
 
 def refuse_renamed(data: Mapping[str, TomlValue], where: str, renamed: Mapping[str, str] = RENAMED) -> None:

@@ -1,0 +1,63 @@
+"""The verb suggest: a config for tables as they come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twotower.cli.flags import Overrides
+from twotower.errors import ConfigError
+from twotower.escaping import escape_controls, shell_command
+from twotower.reports.terminal import print_line
+
+OUTPUT = "--output"
+"""The option with which the result is a file."""
+
+
+def suggest(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="Interactions: a CSV or Parquet file, a folder of them, a folder with a file for each table, a data set by name, "
+            "or its archive.",
+        ),
+    ],
+    users: Annotated[
+        str, typer.Option("--users", help="Users: a file or a folder. Empty: none beside the folder's.")
+    ] = "",
+    items: Annotated[
+        str, typer.Option("--items", help="Items: a file or a folder. Empty: none beside the folder's.")
+    ] = "",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe",
+            help="Recipe: words, ranking, cold-start, sequence-long, sequence-short or collaborative. Empty: the first whose rule fits.",
+        ),
+    ] = "",
+    output: Annotated[
+        Path | None, typer.Option(OUTPUT, "-o", help="New file for the config. Left out: it is printed.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Look at tables and write a config for them: guessed columns, the recipe for their shape, and the reasons."""
+    from twotower import files
+    from twotower.suggestion.suggest import suggest
+
+    if output is not None and output.exists():
+        raise ConfigError(f"{output}: exists already; choose another file for `output`, or remove this one")
+    if output is not None and not output.parent.is_dir():
+        raise ConfigError(f"{output}: its folder does not exist; make it, or choose another file for `output`")
+    found = suggest(
+        data, users or None, items or None, recipe=recipe, overrides=overrides or (), folder=output.parent if output else "."
+    )  # fmt: skip
+    if output is None:
+        print("\n".join(map(escape_controls, found.text.splitlines())))
+        return
+    files.write(output, found.text)
+    for line in found.reasons:
+        print_line(line)
+    print_line(f"next: {shell_command('train', output)} --run runs/{output.stem}")

@@ -1,0 +1,137 @@
+"""Choice of a recipe by rules on the shape of the tables, each with the number that decides and its threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from twotower.data.order_evidence import MIN_LIFT, MIN_Z
+from twotower.suggestion.shape import Shape
+
+MAX_QUERY_LENGTH = 5
+"""Median interactions of a user up to which a text of users is a query, and not a description of people who come back."""
+MIN_NEGATIVES = 0.05
+"""Share of negatives from which a label of two values is worth a ranking of its own."""
+MIN_NEW = 0.2
+"""Share of new items from which a model must know items by their contents."""
+MIN_LONG = 50
+"""Median rows of a user from which a history is long: half of the users have more than the window of sequence-short."""
+
+
+@dataclass(frozen=True)
+class RecipeRule:
+    """Recipe, whether a shape is right for it, what a shape must have for it at least, and the numbers as text."""
+
+    recipe: str
+    question: str
+    """Question that the recipe answers."""
+    rows: int
+    """Rows of the log on which the recipe's settings were chosen."""
+    fits: Callable[[Shape], bool]
+    """True for a shape that the recipe is right for, if no earlier rule fits."""
+    lacks: Callable[[Shape], str]
+    """Column that the recipe needs and the tables lack. Empty: none."""
+    reason: Callable[[Shape], str]
+    """Numbers that decided, with their thresholds, for a shape that fits or does not."""
+    needs_contents: bool = False
+    """True if items are ranked by their contents alone."""
+
+
+def describe_order(shape: Shape) -> str:
+    """Return what is known of the order of the log, with the thresholds."""
+    if shape.order is None:
+        return "no time column tells the order of the interactions"
+    verdict = "there is one" if shape.order.exists else "none is found"
+    return f"{verdict}: {shape.order}; thresholds {MIN_LIFT:g} times and z {MIN_Z:g}"
+
+
+def _has_order(shape: Shape) -> bool:
+    return shape.order is not None and shape.order.exists
+
+
+def _needs_time(shape: Shape) -> str:
+    return "" if shape.order is not None else "a time: set schema.time"
+
+
+def _new(shape: Shape) -> str:
+    of = (
+        "of the latest tenth of the rows are of items without an earlier row"
+        if shape.by_time
+        else "of the catalogue has no row"
+    )
+    return (
+        f"{shape.new_items:.1%} {of} (threshold {MIN_NEW:.0%}), and the items have {shape.contents} columns of contents"
+    )
+
+
+def _length(shape: Shape) -> str:
+    return f"a user has {shape.length:g} rows, the median (threshold {MIN_LONG})"
+
+
+RULES = (
+    RecipeRule(
+        "words",
+        "which item do these words mean?",
+        36_451,
+        lambda s: bool(s.query and s.words) and s.length <= MAX_QUERY_LENGTH,
+        lambda s: "" if s.query and s.words else f"a text column of the {'items' if s.query else 'users'}",
+        lambda s: (
+            f"'{s.query}' and '{s.words}' are text, and a user has {s.length:g} rows, the median (threshold at most "
+            f"{MAX_QUERY_LENGTH})"
+            if s.query and s.words
+            else "users or items have no column of text"
+        ),
+    ),
+    RecipeRule(
+        "ranking",
+        "would the user like an item that is shown?",
+        1_000_209,
+        lambda s: s.label_values in (0, 2) and MIN_NEGATIVES <= s.negatives <= 1 - MIN_NEGATIVES,
+        lambda s: "" if s.negatives else "negatives: set schema.label and schema.positive_above",
+        lambda s: (
+            f"{s.negatives:.1%} of the rows are negatives (threshold {MIN_NEGATIVES:.0%})"
+            + (f", on a scale of {s.label_values} labels: what users chose and rated, not what they were shown" if s.label_values > 2 else "")
+            if s.negatives
+            else "every row is a positive"
+        ),
+    ),
+    RecipeRule(
+        "cold-start",
+        "what does a user take next, items that nobody has taken yet among it?",
+        575_281,
+        lambda s: s.contents > 0 and s.new_items >= MIN_NEW,
+        lambda s: "" if s.contents else "columns of contents in a table of items",
+        _new,
+        needs_contents=True,
+    ),
+    RecipeRule(
+        "sequence-long",
+        "what does a user take next?",
+        1_000_209,
+        lambda s: _has_order(s) and s.length >= MIN_LONG,
+        _needs_time,
+        lambda s: _length(s) if _has_order(s) else "no order",
+    ),
+    RecipeRule(
+        "sequence-short",
+        "what does a user take next?",
+        198_502,
+        _has_order,
+        _needs_time,
+        lambda s: _length(s) if _has_order(s) else "no order",
+    ),
+    RecipeRule(
+        "collaborative",
+        "what else does a user take, in any order?",
+        575_281,
+        lambda s: True,
+        lambda s: "",
+        lambda s: "no other recipe fits",
+    ),
+)  # fmt: skip
+"""Rules of the recipes; the first that fits is chosen."""
+
+
+def choose(shape: Shape) -> RecipeRule:
+    """Return the first rule that fits a shape."""
+    return next(rule for rule in RULES if rule.fits(shape))

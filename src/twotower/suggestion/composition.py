@@ -1,0 +1,67 @@
+"""Composition of a config: the sections of a recipe, and those that the tables decide, with comments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from twotower.config.toml import TomlValue, parse_config
+from twotower.features.schema import Schema
+from twotower.suggestion.choice import MIN_NEW, RecipeRule
+from twotower.suggestion.guess import MIN_REPEATS, Guess
+from twotower.suggestion.recipes import FittedRecipe, Settings, read_recipe
+from twotower.suggestion.settings import shaped_settings
+from twotower.suggestion.shape import Shape
+from twotower.suggestion.side_features import SideFeature
+
+
+def compose(
+    rule: RecipeRule, guess: Guess, shape: Shape, data: Mapping[str, TomlValue] | None
+) -> tuple[Settings, dict[str, str]]:
+    """Return the settings of a recipe for tables, and comments by dotted key. `data` is the section that names the tables."""
+    source = read_recipe(rule.recipe)
+    own, config = parse_config(source, f"recipe {rule.recipe}")
+    schema, comments = guess.schema, {f"schema.{key}": why for key, why in guess.columns.why.items()}
+    if shape.label_values > 2 and not (own or Schema()).has_negatives:  # a scale rates what users took
+        schema = {key: value for key, value in schema.items() if key not in ("label", "positive_above")}
+    columns = guess.features
+    if shape.query == schema["user_id"]:  # what was searched for stands for the user
+        options = {"kind": "text", "side": "user", "name": shape.query}
+        columns = (SideFeature(shape.query, options, "what was searched for", True), *columns)
+    has_label = "label" in schema or "event" in schema
+    fitted = FittedRecipe(
+        source, str(schema["user_id"]), str(schema["item_id"]), columns, has_label, rule.needs_contents
+    )
+    sections, of_shape = shaped_settings(source, fitted, shape, config, rule.rows)
+    comments |= of_shape | {f"schema.features.{place}": why for place, why in fitted.why.items()}
+    split, evaluation = _section(source, "split"), _section(source, "evaluation")
+    if config.split.needs_time and "time" not in schema:
+        split = {"kind": "random"}
+        comments["split.kind"] = "The recipe splits by time, and there is none."
+    elif config.split.has_boundaries and not shape.by_time:
+        split = {"kind": "last"}
+        comments["split.kind"] = (
+            "The recipe splits by times of all users, and each user's items have an order of their own."
+        )
+    elif not config.split.follows_time and shape.by_time and shape.new_items >= MIN_NEW:
+        split = {"kind": "time"}
+        comments["split.kind"] = (
+            "New items come later: the latest rows test, and the report has items that training lacks."
+        )
+    if guess.keeps_repeats:
+        evaluation["repeats"] = "allow"
+        comments["schema.duplicates"] = (
+            f"{guess.repeats:.1%} of the rows repeat a pair of user and item (threshold {MIN_REPEATS:.0%})."
+        )
+    settings: Settings = {
+        "data": dict(data or {}),
+        "schema": {**schema, "features": fitted.features},
+        "split": split,
+        **sections,
+        "evaluation": evaluation,
+    }
+    return {key: section for key, section in settings.items() if section}, comments
+
+
+def _section(settings: Settings, key: str) -> Settings:
+    found = settings.get(key, {})
+    return dict(found) if isinstance(found, Mapping) else {}

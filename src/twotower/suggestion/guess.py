@@ -1,0 +1,97 @@
+"""Meaning of found tables: options of the schema and features of the sides, with the reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from twotower.config.toml import TomlValue
+from twotower.features.schema import Schema
+from twotower.features.side import SIDES, SideName
+from twotower.suggestion.columns import GuessedColumns, guess_columns
+from twotower.suggestion.shape import repeated_share
+from twotower.suggestion.side_features import SideFeature, SideFeatures, guess_features
+from twotower.suggestion.tables import PLACE, USER, FoundTables
+
+MIN_REPEATS = 0.1
+"""Share of repeated rows from which they are kept, and rankings hold what a user has taken before."""
+COLUMNS = (
+    "user_id", "item_id", "time", "time_unit", "time_format", "label", "positive_above", "weight", "event", "events"
+)  # fmt: skip
+"""Options of the schema that the columns of the interactions decide."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Meaning of tables."""
+
+    columns: GuessedColumns
+    sides: Mapping[SideName, SideFeatures]
+    repeats: float
+    """Share of the rows that repeat a pair of user and item."""
+
+    @property
+    def schema(self) -> dict[str, TomlValue]:
+        """Options of the schema but the features."""
+        title = self.sides["item"].title
+        options = {key: value for key, value in self.columns.options.items() if value != ""}
+        options |= {"title": title} if title else {}
+        return options | ({"duplicates": "keep"} if self.keeps_repeats else {})
+
+    @property
+    def keeps_repeats(self) -> bool:
+        """True if repeated rows are many enough to be kept."""
+        return self.repeats >= MIN_REPEATS
+
+    @property
+    def features(self) -> tuple[SideFeature, ...]:
+        """Features of the columns of both sides."""
+        return tuple(f for side in SIDES for f in self.sides[side].features)
+
+    @property
+    def notes(self) -> list[str]:
+        """Columns that are left out, with the reasons."""
+        return [*self.columns.notes, *(note for side in SIDES for note in self.sides[side].notes)]
+
+
+def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
+    """Return the meaning of tables. `given` are options of the schema that are not guessed. Raises DataError."""
+    columns = _guess_columns(found, {key: value for key, value in given.items() if key in COLUMNS})
+    ids = [str(columns.options[f"{side}_id"]) for side in SIDES]
+    repeats = repeated_share(found.interactions, *ids) if {*ids} <= {*found.interactions.columns} else 0.0
+    sides: dict[SideName, SideFeatures] = {}
+    for side, key in zip(SIDES, ids, strict=True):
+        frame = found.users if side == "user" else found.items
+        if found.schema:
+            sides[side] = _of_schema(found.schema, side)
+        else:
+            sides[side] = SideFeatures() if frame is None else guess_features(frame, side, key)
+    return Guess(columns, sides, repeats)
+
+
+def _guess_columns(found: FoundTables, given: Mapping[str, TomlValue]) -> GuessedColumns:
+    known, why = dict[str, TomlValue](), ""
+    if found.schema:
+        own = found.schema.model_dump(mode="json", exclude_defaults=True, include={*COLUMNS})
+        known, why = {"user_id": found.schema.user_id, "item_id": found.schema.item_id, **own}, "as the data set has it"
+    elif found.layout == "sequences":
+        known = {"user_id": USER, "item_id": "item_id", "time": PLACE, "time_unit": "order"}
+        why = "a line is a user and the user's items, oldest first"
+    if not known:
+        shared = {"user_id": found.users, "item_id": found.items}
+        return guess_columns(found.interactions, given, {k: f.columns for k, f in shared.items() if f is not None})
+    columns = GuessedColumns()
+    for key, value in (known | {**given}).items():
+        columns.put(key, value, "as given" if key in given else why)
+    return columns
+
+
+def _of_schema(schema: Schema, side: SideName) -> SideFeatures:
+    """Return the features of a data set's own schema, without those of ids and of histories."""
+    made = []
+    for f in schema.columns(side):
+        if f.source != schema.id_column(side) and not f.computes:
+            options = f.model_dump(mode="json", exclude_defaults=True)
+            options = {"kind": f.kind, "side": f.side, "name": f.name} | options
+            made.append(SideFeature(f.source, options, "as the data set has it", f.searchable))
+    return SideFeatures(tuple(made), schema.title if side == "item" else "")

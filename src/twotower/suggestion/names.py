@@ -1,0 +1,110 @@
+"""Names of columns and files by which their meaning is guessed."""
+
+from __future__ import annotations
+
+import re
+
+_USERS = (
+    "user customer visitor member account client reviewer person buyer shopper player listener reader viewer student "
+    "subscriber consumer u visitorid userid author session"
+)
+_ITEMS = (
+    "item product movie film article book song track artist asin parent_asin sku isbn business place venue poi location "
+    "restaurant hotel news video doc document page url game app course job ad post offer goods good content anime i itemid "
+    "merchant show stream channel stock"
+)
+_QUERIES = "query search search_query search_term keyword keywords query_text search_text q"
+_TIMES = "time timestamp ts date datetime day at when unix_review_time review_time moment"
+_LABELS = "rating ratings stars star score label like liked likes click clicked target outcome overall feedback vote y is_click"
+_WEIGHTS = "weight weights"
+_EVENTS = (
+    "event event_type type action action_type behavior behaviour behavior_type behaviour_type interaction_type activity"
+)
+_TITLES = "title name label"
+_IDENTIFIER = re.compile(r"(.*?)_?(id|ids|key|no|nr|number|code|uuid|idx|index|hash)")
+
+FILES = {
+    "users": "users user customers customer members member visitors clients accounts people persons readers viewers queries",
+    "items": "items item products product movies movie films film articles article books book songs tracks artists "
+    "businesses places venues news videos documents docs games apps courses jobs ads meta catalogue catalog",
+    "interactions": "interactions interaction ratings rating clicks click events event log logs actions orders order "
+    "purchases transactions views plays reviews likes sessions behaviors behaviours history data train inter pairs sales",
+}
+"""Role of a table by the name of its file."""
+
+
+def plain(name: str) -> str:
+    """Return a column's name in lower case with underscores between words: `userId` and `user_id:token` are `user_id`."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.partition(":")[0].strip())
+    return re.sub(r"[^0-9a-z]+", "_", words.lower()).strip("_")
+
+
+def _among(name: str, words: str, last_too: bool = True) -> bool:
+    known, found = words.split(), plain(name)
+    return found in known or (last_too and found.rpartition("_")[2] in known)
+
+
+def _names_id(name: str, words: str) -> bool:
+    found = plain(name)
+    stem = m[1] if (m := _IDENTIFIER.fullmatch(found)) else found
+    return (
+        stem in words.split() or found in words.split() or (m is not None and stem.rpartition("_")[2] in words.split())
+    )
+
+
+def names_user(name: str) -> bool:
+    """Return True for a name of the ids of users: user_id, customer, reviewerID."""
+    return _names_id(name, _USERS)
+
+
+def names_item(name: str) -> bool:
+    """Return True for a name of the ids of items: item_id, movieId, asin."""
+    return _names_id(name, _ITEMS)
+
+
+def rank(name: str, option: str) -> int:
+    """Return the place of a name among those of its meaning: `user_id` stands before `session_id`."""
+    words = (_USERS if option == "user_id" else _ITEMS).split()
+    parts = plain(name).split("_")
+    return min((words.index(part) for part in parts if part in words), default=len(words))
+
+
+def names_query(name: str) -> bool:
+    """Return True for a name of search queries."""
+    return _among(name, _QUERIES, last_too=False)
+
+
+def names_time(name: str) -> bool:
+    """Return True for a name of times: timestamp, clicked_at."""
+    return _among(name, _TIMES)
+
+
+def names_label(name: str) -> bool:
+    """Return True for a name of ratings and outcomes."""
+    return _among(name, _LABELS)
+
+
+def names_weight(name: str) -> bool:
+    """Return True for a name of weights."""
+    return _among(name, _WEIGHTS, last_too=False)
+
+
+def names_event(name: str) -> bool:
+    """Return True for a name of the types of events."""
+    return _among(name, _EVENTS, last_too=False)
+
+
+def names_title(name: str) -> bool:
+    """Return True for a name of what people read: title, product_name."""
+    return _among(name, _TITLES)
+
+
+def names_phrase(name: str) -> bool:
+    """Return True for a name of what people read or type."""
+    return names_title(name) or names_query(name)
+
+
+def is_known(name: str) -> bool:
+    """Return True for a name of any meaning."""
+    tests = (names_user, names_item, names_query, names_time, names_label, names_weight, names_event)
+    return any(test(name) for test in tests)

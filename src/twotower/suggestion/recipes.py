@@ -1,0 +1,163 @@
+"""Recipes: configs that the package carries, with the columns of other tables in place of those of their own."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+
+from twotower.config.toml import TomlValue, parse_config
+from twotower.errors import ConfigError
+from twotower.features.feature import Feature
+from twotower.features.schema import Schema
+from twotower.features.side import SIDES
+from twotower.suggestion.side_features import SideFeature
+
+FOLDER = files("twotower") / "recipes"
+"""The files of examples/recipes, which the package carries."""
+
+Settings = dict[str, TomlValue]
+
+_OF_COLUMN = {"kind", "side", "name", "column", "separator", "share_with"}
+"""Options of a feature that its column decides, and not a recipe."""
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes, ascending."""
+    return sorted(path.name.removesuffix(".toml") for path in FOLDER.iterdir() if path.name.endswith(".toml"))
+
+
+def read_recipe(name: str) -> Settings:
+    """Return a recipe as TOML gives it. Raises ConfigError if the installation lacks it."""
+    try:
+        return tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{FOLDER}: holds no {name}.toml; install the wheel, or the repository with its examples/recipes"
+        ) from None
+
+
+class FittedRecipe:
+    """Features and towers of a recipe for other tables.
+
+    Ids take the names of the tables', histories stay, and where a tower reads columns of the recipe's tables it reads those of
+    the other tables. Text is read by recipes that read text, and they read nothing else if the recipe does not. A feature of a kind that the
+    recipe has on its side takes over the recipe's options."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        user_id: str,
+        item_id: str,
+        columns: Sequence[SideFeature],
+        has_label: bool,
+        needs_contents: bool = False,
+    ) -> None:
+        """Fit a recipe to tables with these id columns and `columns`. Without a label histories hold all interactions. One that
+        needs contents of the items reads text where they have nothing else."""
+        self.recipe = parse_config(settings)[0] or Schema()
+        self.ids = {"user": user_id, "item": item_id}
+        self.has_label = has_label
+        own = [f for f in self.recipe.features if self._is_column(f)]
+        texts = [f.searchable for f in own]
+        only_text = needs_contents and not any(c.options["side"] == "item" and not c.is_text for c in columns)
+        self.columns = [
+            c
+            for c in columns
+            if (c.is_text if own and all(texts) else any(texts) or not c.is_text)
+            or (only_text and c.options["side"] == "item")
+        ]
+        self._renamed: dict[tuple[str, str], tuple[str, ...]] = {}
+        self.why: dict[int, str] = {}
+        """Reason of a feature, by its place."""
+        self.features = self._fit_features(settings, own)
+        model = settings.get("model", {})
+        assert isinstance(model, Mapping)
+        self.model: Settings = {**model}
+        if isinstance(pairs := model.get("pairs"), list):
+            self.model["pairs"] = [
+                {side: self._fit_tower(tower, side) for side, tower in pair.items() if isinstance(tower, Mapping)}
+                for pair in pairs
+                if isinstance(pair, Mapping)
+            ]
+
+    def _is_column(self, f: Feature) -> bool:
+        """Return True for a feature of a column of the recipe's users or items that is no id."""
+        ids = {side: self.recipe.id_column(side) for side in SIDES}
+        return f.side in ids and not f.history and not f.computes and f.source != ids[f.side]
+
+    def _fit_features(self, settings: Settings, own: Sequence[Feature]) -> list[Settings]:
+        schema = settings.get("schema", {})
+        given = schema.get("features", []) if isinstance(schema, Mapping) else []
+        raw = [dict(f) for f in given if isinstance(f, Mapping)] if isinstance(given, list) else []
+        raw = raw or [{"kind": f.kind, "side": f.side, "name": f.name} for f in self.recipe.features]
+        first = {side: next((f.name for f in own if f.side == side), "") for side in SIDES}
+        out: list[Settings] = []
+        for f, options in zip(self.recipe.features, raw, strict=True):
+            if f.side == "context":
+                continue  # of the recipe's own log
+            if f in own:
+                placed = [c for c in self.columns if c.options["side"] == f.side] if f.name == first[f.side] else []
+                new = [made for column in placed for made in self._of_pattern(column, own, raw)]
+                for column, made in new:
+                    self.why[len(out)] = column.why
+                    out.append(made)
+                self._renamed[f.side, f.name] = tuple(str(made["name"]) for _, made in new)
+            elif (fitted := self._fit_own(f, options)) is not None:
+                out.append(fitted)
+                self._renamed[f.side, f.name] = (str(fitted["name"]),)
+        return out
+
+    def _fit_own(self, f: Feature, options: Settings) -> Settings | None:
+        """Return the options of an id, a statistic or a history; None if the tables lack what it reads."""
+        fitted = dict(options)
+        if history := f.history:
+            if history.feature:
+                return None  # a column of the recipe's own tables
+            if not self.has_label and history.interactions != "all":
+                if history.interactions == "negative":
+                    return None
+                del fitted["interactions"]
+        elif not f.computes:
+            own, new = self.recipe.id_column(f.side), self.ids[f.side]  # type: ignore[arg-type]
+            fitted |= {"column": new} if "column" in fitted else {"name": new if f.name == own else f.name}
+        taken = {*self.ids.values()} if f.history else set()
+        if fitted["name"] in taken | {c.column for c in self.columns if c.options["side"] == f.side}:
+            fitted["name"] = f"{fitted['name']}_history"
+        return fitted
+
+    def _of_pattern(
+        self, column: SideFeature, own: Sequence[Feature], raw: Sequence[Settings]
+    ) -> list[tuple[SideFeature, Settings]]:
+        """Return the features of a column: one for each that the recipe has of its kind on the first column that has any."""
+        side = column.options["side"]
+        of_kind = [
+            (f, r)
+            for f, r in zip(self.recipe.features, raw, strict=True)
+            if f in own and (f.side, f.kind) == (side, column.options["kind"])
+        ]
+        patterns = [(f, r) for f, r in of_kind if f.source == of_kind[0][0].source]
+        if not patterns:
+            return [(column, {**column.options})]
+        made = list[tuple[SideFeature, Settings]]()
+        for f, pattern in patterns:
+            options: Settings = {**column.options}
+            options |= {k: v for k, v in pattern.items() if k not in _OF_COLUMN}
+            if f.name != f.source:
+                options |= {"name": f.name.replace(f.source, column.column), "column": column.column}
+            shared = next((r.source for r in self.recipe.features if r.name == f.shares), "")
+            other = next((c.column for c in self.columns if c.is_text and c.options["side"] != side), "")
+            if shared and other:
+                options["share_with"] = f.shares.replace(shared, other)
+            made.append((column, options))
+        return made
+
+    def _fit_tower(self, tower: Mapping[str, TomlValue], side: str) -> Settings:
+        """Return the options of a tower with the names of the features; without `fields` if the tables have none of them, so that
+        it reads all."""
+        fitted: Settings = {**tower}
+        fields = fitted.pop("fields", None)
+        if isinstance(fields, list):
+            names = dict.fromkeys(new for name in fields for new in self._renamed.get((side, str(name)), ()))
+            fitted = {"fields": [*names], **fitted} if names else fitted
+        return fitted

@@ -1,0 +1,83 @@
+"""Settings that follow the shape of the tables, each with its rule as a comment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from twotower.config.experiment import Config
+from twotower.suggestion.recipes import FittedRecipe, Settings
+from twotower.suggestion.shape import Shape
+
+MAX_FULL_ITEMS = 50_000
+"""Items up to which a loss over the whole catalogue is trained."""
+UNIFORM = 4096
+"""Items drawn for each batch in place of a larger catalogue."""
+STEPS_OF_EPOCH = 20
+"""Steps that an epoch has at least."""
+MIN_BATCH = 64
+MIN_STEPS = 0.1
+"""Share of the recipe's own steps that a training has at least (docs/log.md)."""
+MAX_EPOCHS = 100
+MIN_WINDOW = 8
+
+
+def shaped_settings(
+    recipe: Settings, fitted: FittedRecipe, shape: Shape, config: Config, rows: int
+) -> tuple[Settings, dict[str, str]]:
+    """Return the sections [model], [loss], [negatives] and [train] of a recipe, whose `config` was chosen on a log of `rows`, for a
+    shape, and comments by dotted key. The windows of `fitted.features` are set too."""
+    settings: Settings = {"model": fitted.model}
+    settings |= {key: recipe[key] for key in ("loss", "negatives", "train") if key in recipe}
+    comments = dict[str, str]()
+    _shape_windows(fitted, shape)
+    _shape_catalogue(settings, shape, comments)
+    _shape_steps(settings, shape, config, rows, comments)
+    return settings, comments
+
+
+def _shape_windows(fitted: FittedRecipe, shape: Shape) -> None:
+    for place, feature in enumerate(fitted.features):
+        pooling = feature.get("pooling")
+        window = pooling.get("window") if isinstance(pooling, Mapping) else None
+        if not (isinstance(pooling, Mapping) and isinstance(window, float | int)):
+            continue
+        needed = max(MIN_WINDOW, 2 ** math.ceil(math.log2(max(1.0, shape.long_length))))
+        if needed < window:
+            feature["pooling"] = {**pooling, "window": needed}
+            fitted.why[place] = (
+                f"window: the power of two from {shape.long_length:g} on, the length that a tenth of the users exceeds; at most {window:g}"
+            )
+
+
+def _shape_catalogue(settings: Settings, shape: Shape, comments: dict[str, str]) -> None:
+    negatives = settings.get("negatives")
+    if isinstance(negatives, Mapping) and negatives.get("full") and shape.items > MAX_FULL_ITEMS:
+        settings["negatives"] = {"uniform": UNIFORM, **{k: v for k, v in negatives.items() if k != "full"}}
+        comments["negatives.uniform"] = (
+            f"{shape.items:,} items, more than {MAX_FULL_ITEMS:,}: {UNIFORM:,} drawn for each batch stand for the catalogue."
+        )
+
+
+def _shape_steps(settings: Settings, shape: Shape, config: Config, own_rows: int, comments: dict[str, str]) -> None:
+    """Set the batch size by the number of training rows, and the epochs, if there are any, by that of steps."""
+    train, split = config.train, config.split
+    if config.loss.pointwise:
+        rows = round((1 - split.test) * (1 - split.validation) * shape.interactions)
+        batch = max(MIN_BATCH, math.ceil(rows / STEPS_OF_EPOCH))
+        rule = f"A twentieth of the {rows:,} training rows."
+    else:
+        rows = shape.taken
+        batch = max(MIN_BATCH, min(train.batch_size, 2 ** math.floor(math.log2(max(1.0, rows / STEPS_OF_EPOCH)))))
+        rule = f"The recipe's {train.batch_size:,}, or the power of two of which {rows:,} rows make {STEPS_OF_EPOCH} steps."
+    given = settings.get("train", {})
+    changed = {"batch_size": batch}
+    comments["train.batch_size"] = rule
+    steps, own_steps = math.ceil(rows / batch), train.epochs * math.ceil(own_rows / train.batch_size)
+    needed = min(MAX_EPOCHS, math.ceil(MIN_STEPS * own_steps / steps))
+    if not config.loss.pointwise and needed > train.epochs > 0:
+        changed["epochs"] = needed
+        comments["train.epochs"] = (
+            f"More than the recipe's {train.epochs}: {steps:,} steps an epoch, and a tenth of the recipe's own {own_steps:,} is needed."
+        )
+    settings["train"] = {**(given if isinstance(given, Mapping) else {}), **changed}

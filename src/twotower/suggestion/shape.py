@@ -1,0 +1,108 @@
+"""Shape of checked tables: the numbers by which a recipe is chosen and set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from twotower.arrays.types import Ints
+from twotower.data.labels import POSITIVE
+from twotower.data.order_evidence import OrderEvidence, order_evidence
+from twotower.data.tables import Tables
+from twotower.data.times import TIME
+from twotower.features.schema import Schema
+from twotower.features.side import SideName
+from twotower.suggestion.side_features import SideFeatures, is_text
+
+LAST_SHARE = 0.1
+"""Share of the interactions, the latest, whose items are counted as new or known."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Numbers of tables that a training would read."""
+
+    users: int
+    """Users with an interaction."""
+    items: int
+    """Items of the catalogue, with an interaction or without."""
+    interactions: int
+    taken: int
+    """Rows of what users took: the positives, or all rows if the label is a scale, on which users rate what they took."""
+    length: float
+    """Median number of taken rows of a user that has any."""
+    long_length: float
+    """Number of taken rows that a tenth of the users exceeds."""
+    order: OrderEvidence | None
+    """None: the log has no time."""
+    label_values: int
+    """Distinct labels. 0: no label."""
+    negatives: float
+    """Share of the rows that are negatives, by label or event."""
+    new_items: float
+    """Share of the latest tenth of the rows whose item has no earlier row, or, of a log without times that all users share, of the
+    catalogue that has no row."""
+    by_time: bool
+    """True if `new_items` is of rows, False if it is of the catalogue."""
+    query: str
+    """Column of the users that holds text. Empty: none."""
+    words: str
+    """Column of the items that holds text. Empty: none."""
+    contents: int
+    """Features of the items beside their ids."""
+
+
+def measure_shape(
+    tables: Tables, schema: Schema, sides: Mapping[SideName, SideFeatures], shared_time: bool = True
+) -> Shape:
+    """Return the shape of checked tables with the features of their sides by "user" and "item". `shared_time` is False if times
+    order the items of one user alone."""
+    actions = tables.interactions
+    users = np.unique(actions[schema.user_id].to_numpy(), return_inverse=True)[1].astype(np.int64)
+    items = np.unique(actions[schema.item_id].to_numpy(), return_inverse=True)[1].astype(np.int64)
+    positive = actions[POSITIVE].to_numpy().astype(bool)
+    label_values = actions[schema.label].n_unique() if schema.label else 0
+    taken = positive | (label_values > 2)
+    lengths = np.bincount(users[taken])
+    lengths = lengths[lengths > 0]
+    times = actions[TIME].to_numpy() if TIME in actions.columns else None
+    order = order_evidence(users[taken], items[taken], times[taken]) if times is not None else None
+    by_time = times is not None and shared_time
+    queries = [f.column for f in sides["user"].features if f.is_text and is_text(tables.users[f.column])]
+    if not queries and is_text(actions[schema.user_id]):
+        queries = [schema.user_id]
+    return Shape(
+        users=int(users.max(initial=-1)) + 1,
+        items=tables.items.height,
+        interactions=actions.height,
+        taken=int(taken.sum()),
+        length=float(np.median(lengths)) if len(lengths) else 0.0,
+        long_length=float(np.quantile(lengths, 0.9)) if len(lengths) else 0.0,
+        order=order,
+        label_values=label_values,
+        negatives=float(1 - positive.mean()),
+        new_items=_new_share(items, times)
+        if times is not None and by_time
+        else (tables.items.height - actions[schema.item_id].n_unique()) / tables.items.height,
+        by_time=by_time,
+        query=next(iter(queries), ""),
+        words=next((f.column for f in sides["item"].features if f.is_text and is_text(tables.items[f.column])), ""),
+        contents=len(sides["item"].features),
+    )
+
+
+def _new_share(items: Ints, times: Ints) -> float:
+    """Return the share of the latest tenth of the rows (n,) whose item has no row before that tenth begins."""
+    start = np.quantile(times, 1 - LAST_SHARE, method="higher")
+    late = times >= start
+    known = np.unique(items[~late])
+    return float((~np.isin(items[late], known)).mean()) if len(known) else 0.0
+
+
+def repeated_share(actions: pl.DataFrame, user_id: str, item_id: str) -> float:
+    """Return the share of the rows that repeat an earlier pair of user and item."""
+    distinct = int(actions.select(pl.struct(user_id, item_id).n_unique()).item())
+    return (actions.height - distinct) / max(1, actions.height)

@@ -1,0 +1,157 @@
+"""Features of the columns of a table of users or items, guessed from their values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import polars as pl
+
+from twotower.config.toml import TomlValue
+from twotower.features.side import SideName
+from twotower.features.values import missing_count
+from twotower.suggestion import names
+
+MAX_CATEGORIES = 1000
+"""Distinct values up to which a column is categorical, if each stands for MIN_ROWS rows on average."""
+MIN_ROWS = 2
+MAX_NUMBERS = 100
+"""Distinct whole numbers up to which a column of numbers is categorical, such as a year or a code."""
+BUCKETS = 10
+"""Buckets of a column of numbers."""
+MIN_WORDS = 0.5
+"""Share of values of two words or more from which a column is text."""
+SEPARATORS = {"|": MAX_CATEGORIES, ";": MAX_CATEGORIES, ",": MAX_CATEGORIES, " ": 100}
+"""Separators of lists in text, and the distinct values up to which a column holds lists separated so."""
+MIN_PHRASES = 0.1
+"""Distinct values, as a share of the rows, above which such a column is text and no category."""
+MIN_SEVERAL = 0.1
+"""Share of values with a separator from which a column holds lists."""
+
+MIN_RECURRING = 2
+"""Distinct values that hold a word, on average, from which words are a list and not a phrase."""
+
+_WORDS = r"[\p{L}\p{N}]+"
+
+
+@dataclass(frozen=True)
+class SideFeature:
+    """Feature of a column, with the reason for its kind."""
+
+    column: str
+    options: Mapping[str, TomlValue]
+    """Kind, side, name and options."""
+    why: str
+    is_text: bool = False
+    """True for text, and for vectors, which stand for text or images."""
+
+
+@dataclass(frozen=True)
+class SideFeatures:
+    """Features of a table, the column of its titles, and the columns that are left out."""
+
+    features: tuple[SideFeature, ...] = ()
+    title: str = ""
+    """Empty: none."""
+    notes: tuple[str, ...] = ()
+
+
+def guess_features(frame: pl.DataFrame, side: SideName, key: str) -> SideFeatures:
+    """Return the features of a table of users or items, whose ids are in the column `key`."""
+    features, notes, titles = [], [], []
+    for series in frame:
+        if series.name == key:
+            continue
+        found = _feature(series, side)
+        if isinstance(found, str):
+            notes.append(f"'{series.name}' of the {side}s, {found}")
+        else:
+            features.append(found)
+        if side == "item" and series.dtype == pl.String and names.names_title(series.name):
+            titles.append(series.name)
+    texts = [f.column for f in features if is_text(frame[f.column])]
+    title = next(iter([*titles, *texts]), "") if side == "item" else ""
+    return SideFeatures(tuple(features), title, tuple(notes))
+
+
+def _feature(series: pl.Series, side: SideName) -> SideFeature | str:
+    """Return the feature of a column, or the reason that it has none."""
+    n, present = len(series), series.drop_nulls()
+    if len(present) < n / 2:
+        return f"{n - len(present):,} of {n:,} values are missing"
+    if series.dtype.is_nested():
+        return _of_lists(series, side)
+    distinct = present.n_unique()
+    if distinct < 2:
+        return "it has one value"
+    if series.dtype.is_temporal():
+        return "dates are no feature; a year would be one"
+    few = f"{distinct:,} distinct values"
+    if series.dtype.is_float() and (missing_count(series) > n / 2):
+        return "most values are not finite"
+    if series.dtype.is_numeric() and not (series.dtype.is_integer() and distinct <= MAX_NUMBERS):
+        if distinct == len(present) and series.dtype.is_integer():
+            return "whole numbers, all distinct: a key"
+        return _made(series, side, "numeric", f"{few} of numbers, in {BUCKETS} buckets", buckets=BUCKETS)
+    if series.dtype == pl.String:
+        if separator := _separator(present):
+            return _made(series, side, "multi_hot", f"lists separated by '{separator}'", separator=separator)
+        if is_text(present) and (distinct > n * MIN_PHRASES or names.names_phrase(series.name)):
+            return _text(series, side, f"{few}, of two words or more")
+    if distinct <= MAX_CATEGORIES and distinct * MIN_ROWS <= n:
+        return _made(series, side, "categorical", few)
+    if series.dtype == pl.String and names.names_title(series.name):
+        return _text(series, side, f"{few}, a title")
+    return f"{few} in {n:,} rows: too many for a category (at most {MAX_CATEGORIES:,}, each of {MIN_ROWS} rows), and no text"
+
+
+def _made(series: pl.Series, side: SideName, kind: str, why: str, **options: TomlValue) -> SideFeature:
+    return SideFeature(series.name, {"kind": kind, "side": side, "name": series.name} | options, why)
+
+
+def _text(series: pl.Series, side: SideName, why: str, kind: str = "text") -> SideFeature:
+    return replace(_made(series, side, kind, why), is_text=True)
+
+
+def _of_lists(series: pl.Series, side: SideName) -> SideFeature | str:
+    inner = getattr(series.dtype, "inner", None)
+    if inner is None:
+        return "values of several fields"
+    if inner.is_float():
+        lengths = series.drop_nulls().to_frame("v").select(pl.col("v").cast(pl.List(pl.Float64)).list.len()).to_series()
+        if lengths.n_unique() > 1:
+            return "lists of numbers of several lengths"
+        return _text(series, side, f"lists of {lengths[0]} numbers", "vector")
+    if inner.is_nested():
+        return "lists of lists"
+    return _made(series, side, "multi_hot", "lists of values")
+
+
+def is_text(values: pl.Series) -> bool:
+    """Return True for a column of which MIN_WORDS or more of the values have two words or more."""
+    if values.dtype != pl.String:
+        return False
+    present = values.drop_nulls()
+    words = present.str.count_matches(_WORDS) + present.str.count_matches(r"\p{Han}")
+    return bool(len(present)) and float((words >= 2).mean() or 0) >= MIN_WORDS  # type: ignore[arg-type]
+
+
+def _recurs(distinct: pl.Series) -> bool:
+    """Return True if the words of distinct values stand in MIN_RECURRING of these or more, on average."""
+    words = distinct.drop_nulls().str.split(" ").explode()
+    return words.n_unique() * MIN_RECURRING <= len(words)
+
+
+def _separator(values: pl.Series) -> str:
+    """Return the separator of a text column of lists of few distinct values, "" for none."""
+    for separator, most in SEPARATORS.items():
+        several = values.str.contains(separator, literal=True)
+        if float(several.mean() or 0) < MIN_SEVERAL:  # type: ignore[arg-type]
+            continue
+        parts = values.str.split(separator).explode().str.strip_chars()
+        spaced = values.str.contains(f"{separator} ", literal=True).any()
+        if separator == " " and (names.names_phrase(values.name) or not _recurs(values.unique())):
+            continue
+        if not spaced and parts.n_unique() * 5 <= len(parts) and parts.n_unique() <= most:
+            return separator
+    return ""

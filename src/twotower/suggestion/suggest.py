@@ -1,0 +1,128 @@
+"""Suggestion of a config for tables as they come."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from twotower.config.experiment import Config
+from twotower.config.toml import TomlValue, override_settings, parse_config
+from twotower.data.readers import TableLike
+from twotower.data.source import read
+from twotower.data.tables import Tables, check
+from twotower.data.text_format import TextFormat
+from twotower.errors import ConfigError, did_you_mean
+from twotower.features.schema import Schema
+from twotower.suggestion.choice import RULES, RecipeRule, choose, describe_order
+from twotower.suggestion.composition import compose
+from twotower.suggestion.document import toml_value, write_document
+from twotower.suggestion.guess import COLUMNS, Guess, guess_meaning
+from twotower.suggestion.shape import Shape, measure_shape
+from twotower.suggestion.tables import FoundTables, find_tables
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Config for tables, the recipe that it follows and the reasons."""
+
+    recipe: str
+    reasons: tuple[str, ...]
+    """Lines: what the tables are, the numbers that decided with their thresholds, what is left out."""
+    shape: Shape
+    text: str
+    """The config as TOML with comments; of frames without a section [data]."""
+    schema: Schema
+    config: Config
+
+
+def suggest(
+    interactions: TableLike,
+    users: TableLike | None = None,
+    items: TableLike | None = None,
+    *,
+    recipe: str = "",
+    overrides: Iterable[str] = (),
+    folder: str | Path = ".",
+) -> Suggestion:
+    """Look at tables and return a config for them, by one of six recipes.
+
+    `interactions` is a table, a folder with a file for each table, a data set by name, or an archive of one. `recipe` is the name of
+    one, empty for that which the rules choose. `overrides` are settings `key=value`; one of a column of the schema replaces a
+    guess, an empty one says that there is none. `folder` is that of the config, to which its paths are relative. Raises DataError or
+    ConfigError."""
+    if recipe and recipe not in (known := [rule.recipe for rule in RULES]):
+        raise ConfigError(
+            f"`recipe` {recipe}: no such recipe{did_you_mean(recipe, known)} (allowed: {', '.join(known)})"
+        )
+    overrides, folder = [*overrides], Path(folder)
+    given = override_settings({}, overrides)
+    found = find_tables(interactions, users, items, folder, _form(given))
+    guess = guess_meaning(found, _section(given, "schema"))
+    other = {k: v for k, v in _section(given, "schema").items() if k not in (*COLUMNS, "features")}
+    schema = parse_config({"schema": {**guess.schema, **other}})[0] or Schema()
+    shape = measure_shape(_checked(found, schema, folder), schema, guess.sides, shared_time=found.layout == "rows")
+    rule = next((rule for rule in RULES if rule.recipe == recipe), None) or choose(shape)
+    if lack := rule.lacks(shape):
+        raise ConfigError(f"recipe '{rule.recipe}' needs {lack}; these tables have none")
+    settings, comments = compose(rule, guess, shape, found.section)
+    settings = dict(override_settings(settings, overrides))
+    reasons = _reasons(rule, shape, guess, _section(settings, "schema"), bool(recipe))
+    text = write_document(settings, "\n".join(reasons), comments)
+    written, config = parse_config(tomllib.loads(text), "the suggested config", trust=True)
+    config = config.model_copy(update={"data": config.data.located(folder.resolve())})
+    return Suggestion(rule.recipe, tuple(reasons), shape, text, written or schema, config)
+
+
+def _form(given: Mapping[str, TomlValue]) -> TextFormat | None:
+    """Return the form of text files that overrides give; None for a form to guess."""
+    if not (form := _section(_section(given, "data"), "format")):
+        return None
+    return parse_config({"data": {"format": form}})[1].data.format
+
+
+def _section(settings: Mapping[str, TomlValue], key: str) -> Mapping[str, TomlValue]:
+    found = settings.get(key, {})
+    return found if isinstance(found, Mapping) else {}
+
+
+def _checked(found: FoundTables, schema: Schema, folder: Path) -> Tables:
+    """Return the tables as a training reads them. Raises DataError."""
+    if found.section is None:
+        return check(found.users, found.items, found.interactions, schema)
+    config = parse_config({"data": dict(found.section)})[1]
+    config = config.model_copy(update={"data": config.data.located(folder.resolve())})
+    tables, _ = read(config, schema)
+    assert isinstance(tables, Tables)
+    return tables
+
+
+def _reasons(rule: RecipeRule, shape: Shape, guess: Guess, schema: Mapping[str, TomlValue], asked: bool) -> list[str]:
+    """Return lines: what the tables are, what decided, and what is left out."""
+    options = guess.columns.options
+    known = ", ".join(f"{key} = {toml_value(options[key])}" for key in COLUMNS if options.get(key, "") != "")
+    lines = [
+        f"Recipe {rule.recipe}: {rule.question}",
+        f"Tables: {shape.interactions:,} interactions of {shape.users:,} users and {shape.items:,} items.",
+        f"Columns, guessed from names and values: {known}; an override such as schema.time=NAME corrects one.",
+        f"Order: {describe_order(shape)}.",
+    ]
+    if asked:
+        lines.append(f"The recipe is asked for; the rules choose {choose(shape).recipe}.")
+    for other in RULES:
+        fits = other.fits(shape)
+        lines.append(f"{other.recipe}? {'yes' if fits else 'no'}: {other.reason(shape)}.")
+        if fits:
+            break
+    if options.get("label") and not schema.get("label"):
+        lines.append(
+            f"The label '{options['label']}' is not read: a row says what a user took. The recipe ranking reads it."
+        )
+    features = schema.get("features")
+    read = (
+        {f.get("column", f["name"]) for f in features if isinstance(f, Mapping)} if isinstance(features, list) else ()
+    )
+    if unread := [f"'{f.column}'" for f in guess.features if f.column not in read]:
+        lines.append(f"Columns of users and items that this recipe does not read: {', '.join(unread)}.")
+    return [*lines, *(f"Left out: {note}." for note in guess.notes)]

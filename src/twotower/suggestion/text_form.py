@@ -1,0 +1,99 @@
+"""Form of a text file, guessed from its first lines: separator, header line, one row or one user a line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+from itertools import islice
+from pathlib import Path
+
+import polars as pl
+
+from twotower.data.table_paths import ending
+from twotower.data.text_format import SPACE, TextFormat
+from twotower.data.times import plausible_range
+from twotower.errors import DataError
+from twotower.suggestion.names import is_known
+
+SAMPLED_LINES = 200
+MIN_SAME_WIDTH = 0.9
+"""Share of lines that must have as many values as the first for a line to be a row."""
+SEQUENCE_WIDTH = 6
+"""Values of a line from which a file of numbers alone, without a header line, has one user a line."""
+
+_DEFAULT = {".csv": ",", ".tsv": "\t", ".txt": SPACE}
+_SEPARATORS = (",", "\t", ";", "|", SPACE)
+
+
+def guess_form(path: Path) -> TextFormat:
+    """Return the form of a text file whose columns have no names yet if it has no header line: `columns` are then column_1,
+    column_2, …. Raises DataError if it cannot be read."""
+    lines = _first_lines(path)
+    default = _DEFAULT[ending(path)]
+    if not lines:
+        raise DataError(f"{path}: the file is empty; it needs at least one row")
+    widths = {s: [len(row) for row in _rows(lines, s)] for s in _SEPARATORS}
+    regular = {s: found[0] for s, found in widths.items() if found[0] > 1 and _share(found) >= MIN_SAME_WIDTH}
+    separator = default if default in regular else max(regular, key=lambda s: regular[s], default=default)
+    rows = _rows(lines, separator)
+    given = "" if separator == default else separator
+    if separator not in regular:
+        rows = [line.split() for line in lines] if separator == SPACE else rows  # a tab is a space here
+        # One user a line: the numbers of values differ, and the first of them are of as many users.
+        if min(map(len, rows)) < 1 or max(map(len, rows)) < 2 or len({row[0] for row in rows}) < len(rows):
+            return TextFormat(separator=given)
+        return TextFormat(separator=given, layout="sequences")
+    if _has_header(rows):
+        return TextFormat(separator=given)
+    whole = all(re.fullmatch(r"\d+", value) for row in rows for value in row)
+    if whole and len(rows[0]) >= SEQUENCE_WIDTH and len({row[0] for row in rows}) == len(rows):
+        return TextFormat(separator=given, layout="sequences")
+    return TextFormat(separator=given, columns=tuple(f"column_{i}" for i in range(1, len(rows[0]) + 1)))
+
+
+def _first_lines(path: Path) -> list[str]:
+    try:
+        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as f:
+            found = [line.decode("utf-8-sig") for line in islice(f, SAMPLED_LINES)]
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8; convert the file, for example with iconv") from None
+    except (OSError, EOFError) as e:
+        raise DataError(f"{path}: cannot be read ({e}); is the file complete?") from None
+    return [line for text in found if (line := text.rstrip("\r\n")).strip()]
+
+
+def _rows(lines: list[str], separator: str) -> list[list[str]]:
+    return [*csv.reader(lines, delimiter=separator)]
+
+
+def _share(widths: list[int]) -> float:
+    return sum(n == widths[0] for n in widths) / len(widths)
+
+
+def _has_header(rows: list[list[str]]) -> bool:
+    """Return True if the first line names columns: no number is in it, and it has a known name, a column of numbers below it,
+    or no value that its column has again."""
+    first, rest = rows[0], [row for row in rows[1:] if len(row) == len(rows[0])]
+    if any(_is_number(value) for value in first) or len({*first}) < len(first):
+        return False
+    if not rest or any(map(is_known, first)):
+        return True
+    columns = [*zip(*rest, strict=True)]
+    return any(all(map(_is_number, column)) for column in columns) or not any(
+        value in column for value, column in zip(first, columns, strict=True)
+    )
+
+
+def _is_number(value: str) -> bool:
+    return re.fullmatch(r"\s*[-+]?\d+(\.\d*)?([eE][-+]?\d+)?\s*", value) is not None
+
+
+def looks_like_seconds(series: pl.Series) -> bool:
+    """Return True for numbers between 1990 and tomorrow in seconds, milliseconds or microseconds since 1970."""
+    values = series.drop_nulls()
+    if not len(values) or not values.dtype.is_numeric():
+        return False
+    low, high = (float(v) for v in (values.min(), values.max()))  # type: ignore[arg-type]
+    first, last = plausible_range()
+    return any(first / per <= low and high <= last / per for per in (1_000_000, 1_000, 1))

@@ -1,0 +1,124 @@
+"""The verb suggest: a config that trains, printed or written; bad input is one line, exit code 2, and no file."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import polars as pl
+import pytest
+from suggestion_worlds import log, with_label
+
+from twotower.cli.app import run_command
+
+
+def call(*arguments: object) -> int:
+    return run_command([str(a) for a in arguments])
+
+
+@pytest.fixture
+def clicks(tmp_path: Path) -> Path:
+    path = tmp_path / "clicks.csv"
+    log(length=8).write_csv(path)
+    return path
+
+
+def test_the_written_config_trains(clicks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = clicks.with_name("mine.toml")
+    assert call("suggest", clicks, "--output", output) == 0
+    shown = capsys.readouterr().out
+    assert "Recipe sequence-short" in shown
+    assert f"next: twotower train {output} --run runs/mine" in shown
+    fast = ["--set", "train.epochs=1", "--set", "train.device=cpu"]
+    assert call("train", output, "--run", clicks.with_name("run"), *fast) == 0
+    assert "recall@10" in capsys.readouterr().out
+
+
+def test_the_printed_config_is_toml(
+    clicks: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clicks.parent)
+    assert call("suggest", "clicks.csv", "--set", "train.epochs=2") == 0
+    settings = tomllib.loads(capsys.readouterr().out)
+    assert (settings["data"], settings["train"]["epochs"]) == ({"interactions": "clicks.csv"}, 2)
+
+
+def test_tables_are_named_by_flags(clicks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items = clicks.with_name("things.csv")
+    pl.DataFrame({"item_id": range(40), "category": ["a", "b"] * 20}).write_csv(items)
+    assert call("suggest", clicks, "--items", items, "--recipe", "cold-start") == 0
+    assert 'name = "category"' in capsys.readouterr().out
+
+
+def bad(folder: Path) -> dict[str, tuple[list[object], str]]:
+    """Return calls that are refused, and words of the line."""
+    clicks = folder / "clicks.csv"
+    (folder / "empty.csv").write_text("")
+    (folder / "header.csv").write_text("user_id,item_id\n")
+    (folder / "damaged.parquet").write_bytes(b"PAR1 and nothing more")
+    (folder / "prices.csv").write_text("price,rating\n1.5,3\n2.5,4\n")
+    (folder / "gaps.csv").write_text("user_id,item_id\n1,\n1,2\n2,3\n")
+    (folder / "notes.docx").write_text("words")
+    (folder / "folder").mkdir()
+    return {
+        "missing": ([folder / "none.csv"], "none.csv: no such file"),
+        "empty": ([folder / "empty.csv"], "the file is empty"),
+        "no rows": ([folder / "header.csv"], "no rows"),
+        "damaged": ([folder / "damaged.parquet"], "cannot be read as parquet"),
+        "no ids": ([folder / "prices.csv"], "--set schema.user_id=NAME schema.item_id=NAME"),
+        "gaps": ([folder / "gaps.csv"], "missing ids"),
+        "ending": ([folder / "notes.docx"], "expected .csv, .tsv, .txt or .parquet"),
+        "empty folder": ([folder / "folder"], "no file found"),
+        "recipe": ([clicks, "--recipe", "sequence"], "--recipe sequence: no such recipe; did you mean"),
+        "setting": ([clicks, "--set", "train.epoch=1"], "unknown key"),
+        "no value": ([clicks, "--set", "train.epochs"], "--set train.epochs: expected key=value"),
+        "type": ([clicks, "--set", "train.epochs=many"], "train.epochs"),
+        "users": ([clicks, "--users", folder / "none.csv"], "no such file"),
+        "other users": ([clicks, "--users", folder / "prices.csv"], "users: no column 'user_id'"),
+        "time": ([clicks, "--set", "schema.time=zeit"], "no column 'zeit'"),
+        "time recipe": (
+            [clicks, "--set", "schema.time=", "--recipe", "sequence-long"],
+            "needs a time: set schema.time",
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", ["missing", "empty", "no rows", "damaged", "no ids", "gaps", "ending", "empty folder", "recipe", "setting", "no value", "type", "users", "other users", "time", "time recipe"])  # fmt: skip
+def test_bad_input_is_one_line_and_writes_nothing(case: str, clicks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, words = bad(clicks.parent)[case]
+    before = sorted(clicks.parent.rglob("*"))
+    assert call("suggest", *arguments, "--output", clicks.with_name("mine.toml")) == 2
+    shown = capsys.readouterr()
+    assert re.fullmatch(r"error: [^\n]*\n", shown.err)
+    assert words in shown.err
+    assert sorted(clicks.parent.rglob("*")) == before
+
+
+def test_a_file_that_exists_is_kept(clicks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("suggest", clicks, "--output", clicks) == 2
+    assert "exists already; choose another file for --output" in capsys.readouterr().err
+    assert clicks.read_text() == log(length=8).write_csv()
+    assert call("suggest", clicks, "--output", clicks.parent / "no" / "mine.toml") == 2
+    assert "its folder does not exist" in capsys.readouterr().err
+
+
+def test_odd_names_stay_toml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = {"user_id": 'who "is" it', "item_id": "what\\is it", "clicked": "did they?"}
+    frame = with_label(log(length=8), 0.3).rename(odd)
+    frame.select('who "is" it', "what\\is it", "did they?").write_csv(tmp_path / "a b'c.csv")
+    settings = ["--set", "schema.label=did they?", "--output", tmp_path / "o.toml"]
+    assert call("suggest", tmp_path / "a b'c.csv", *settings) == 0
+    assert (
+        call(
+            "train",
+            tmp_path / "o.toml",
+            "--run",
+            tmp_path / "run",
+            "--set",
+            "train.epochs=1",
+            "--set",
+            "train.device=cpu",
+        )
+        == 0
+    )

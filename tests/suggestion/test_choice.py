@@ -1,0 +1,50 @@
+"""Rules on shapes at their thresholds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from twotower.data.order_evidence import MIN_LIFT, MIN_Z, OrderEvidence
+from twotower.suggestion.choice import MAX_QUERY_LENGTH, MIN_LONG, MIN_NEGATIVES, MIN_NEW, RULES, choose
+from twotower.suggestion.shape import Shape
+
+ORDER = OrderEvidence(1000, 499.0, 99.0, 1.0, 0.0)
+SHAPE = Shape(
+    users=100, items=50, interactions=1000, taken=1000, length=10, long_length=20, order=ORDER, label_values=0, negatives=0.0,
+    new_items=0.0, by_time=True, query="", words="", contents=0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "recipe"),
+    [
+        ({}, "sequence-short"),
+        ({"length": MIN_LONG - 0.5}, "sequence-short"),
+        ({"length": MIN_LONG}, "sequence-long"),
+        ({"order": None, "length": 100}, "collaborative"),
+        ({"order": replace(ORDER, agreements=MIN_LIFT * 100 - 1)}, "sequence-short"),
+        ({"order": replace(ORDER, agreements=MIN_LIFT * 100 - 2)}, "collaborative"),
+        ({"order": replace(ORDER, deviation=400 / MIN_Z)}, "sequence-short"),
+        ({"order": replace(ORDER, deviation=401 / MIN_Z)}, "collaborative"),
+        ({"contents": 1, "new_items": MIN_NEW}, "cold-start"),
+        ({"contents": 1, "new_items": MIN_NEW - 0.001}, "sequence-short"),
+        ({"contents": 0, "new_items": 1.0}, "sequence-short"),
+        ({"label_values": 2, "negatives": MIN_NEGATIVES}, "ranking"),
+        ({"label_values": 2, "negatives": MIN_NEGATIVES - 0.001}, "sequence-short"),
+        ({"label_values": 2, "negatives": 1 - MIN_NEGATIVES}, "ranking"),
+        ({"label_values": 2, "negatives": 1 - MIN_NEGATIVES + 0.001}, "sequence-short"),
+        ({"label_values": 3, "negatives": 0.5}, "sequence-short"),
+        ({"label_values": 0, "negatives": 0.5}, "ranking"),
+        ({"query": "q", "words": "t", "length": MAX_QUERY_LENGTH}, "words"),
+        ({"query": "q", "words": "t", "length": MAX_QUERY_LENGTH + 0.5}, "sequence-short"),
+        ({"query": "q", "length": 1}, "sequence-short"),
+        ({"words": "t", "length": 1}, "sequence-short"),
+    ],
+)
+def test_each_threshold_decides(change: dict[str, object], recipe: str) -> None:
+    shape = replace(SHAPE, **change)  # type: ignore[arg-type]
+    assert choose(shape).recipe == recipe
+    assert not choose(shape).lacks(shape)
+    assert all(rule.reason(shape) for rule in RULES)

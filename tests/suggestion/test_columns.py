@@ -1,0 +1,215 @@
+"""Meaning of the columns of interactions, by names and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import polars as pl
+import pytest
+from suggestion_worlds import START, log
+
+from twotower.errors import DataError
+from twotower.suggestion.columns import GuessedColumns, guess_columns
+from twotower.suggestion.names import names_item, names_time, names_user, plain
+
+N = 40
+IDS = {"user_id": [i % 8 for i in range(N)], "item_id": [i % 5 for i in range(N)]}
+
+
+def guessed(**columns: list[object]) -> GuessedColumns:
+    return guess_columns(pl.DataFrame({**IDS, **columns}), {}, {})
+
+
+@pytest.mark.parametrize(
+    ("user", "item"),
+    [
+        ("user_id", "item_id"),
+        ("userId", "movieId"),
+        ("reviewerID", "asin"),
+        ("customer", "product"),
+        ("CUSTOMER_ID", "ARTICLE_ID"),
+        ("uid", "iid"),
+        ("user_id:token", "item_id:token"),
+        ("visitorid", "itemid"),
+        ("session_id", "parent_asin"),
+        ("msno", "song_id"),
+        ("wer", "was"),
+    ],
+)  # fmt: skip
+def test_ids_are_found_by_names_then_by_places(user: str, item: str) -> None:
+    frame = log().rename({"user_id": user, "item_id": item}).select("timestamp", user, item)
+    found = guess_columns(frame, {}, {})
+    assert (found.options["user_id"], found.options["item_id"]) == (user, item)
+
+
+def test_the_item_may_stand_first() -> None:
+    found = guess_columns(pl.DataFrame({"movieId": IDS["item_id"], "userId": IDS["user_id"]}), {}, {})
+    assert (found.options["user_id"], found.options["item_id"]) == ("userId", "movieId")
+
+
+def test_a_user_stands_before_a_session() -> None:
+    assert guessed(session_id=[i % 20 for i in range(N)]).options["user_id"] == "user_id"
+
+
+def test_a_shared_column_wins() -> None:
+    frame = log().rename({"user_id": "who", "item_id": "what"}).with_columns(member_id=pl.lit(1) + pl.col("who"))
+    found = guess_columns(frame, {}, {"user_id": ["who", "city"], "item_id": ["what", "price"]})
+    assert (found.options["user_id"], found.options["item_id"]) == ("member_id", "what")
+    found = guess_columns(frame.drop("member_id"), {}, {"user_id": ["who"], "item_id": ["what"]})
+    assert found.options["user_id"] == "who"
+
+
+def test_no_ids_say_what_to_name() -> None:
+    with pytest.raises(DataError, match="no column of user_id and item_id .*schema.user_id=NAME"):
+        guess_columns(pl.DataFrame({"price": [1.5, 2.5], "rating": [1, 2]}), {}, {})
+    with pytest.raises(DataError, match="no column of item_id is found"):
+        guess_columns(pl.DataFrame({"user_id": [1, 1, 2], "at": [START, START + 1, START + 2]}), {}, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "unit"),
+    [
+        ("timestamp", [START + i for i in range(N)], ""),
+        ("ts", [1000 * START + i for i in range(N)], "ms"),
+        ("time", [1_000_000 * START + i for i in range(N)], "us"),
+        ("clicked_at", [f"2023-01-{1 + i % 28:02d} 12:00:00" for i in range(N)], ""),
+        ("date", [datetime(2023, 1, 1 + i % 28) for i in range(N)], ""),
+        ("day", [i % 30 for i in range(N)], "order"),
+        ("x", [START + i for i in range(N)], ""),
+    ],
+)
+def test_times_and_their_units(name: str, values: list[object], unit: str) -> None:
+    found = guessed(**{name: values})
+    assert found.options["time"] == name
+    assert found.options.get("time_unit", "") == unit
+
+
+def test_what_is_no_time_is_told() -> None:
+    assert "time" not in guessed(time=["morning", "noon"] * 20).options
+    found = guessed(time=[START, None] * 20)
+    assert "time" not in found.options
+    assert "20 missing values" in found.notes[0]
+
+
+def test_days_and_months_in_either_order_are_refused() -> None:
+    with pytest.raises(DataError, match=r"either order.*set schema\.time_format"):
+        guessed(date=["01/02/2023", "03/04/2023"] * 20)
+    found = guess_columns(
+        pl.DataFrame({**IDS, "date": ["01/02/2023", "03/04/2023"] * 20}),
+        {"time": "date", "time_format": "%d/%m/%Y"},
+        {},
+    )
+    assert found.options["time"] == "date"
+
+
+@pytest.mark.parametrize(
+    ("values", "above"),
+    [
+        ([0, 1], 0),
+        ([-1, 1], -1),
+        ([1, 2, 3, 4, 5], 3),
+        ([0.5, 3.0, 4.5, 5.0], 3),
+        ([1, 5, 10, 7], 6),
+        ([0.0, 0.25, 0.5, 1.0], 0.5),
+        ([False, True], 0),
+    ],
+)
+def test_labels_and_the_middle_of_their_scale(values: list[object], above: float) -> None:
+    found = guessed(rating=[values[i % len(values)] for i in range(N)])
+    assert (found.options["label"], found.options["positive_above"]) == ("rating", above)
+
+
+@pytest.mark.parametrize("values", [[1] * N, [1, None] * 20, ["good", "bad"] * 20])
+def test_what_tells_nothing_is_no_label(values: list[object]) -> None:
+    assert "label" not in guessed(rating=values).options
+
+
+def test_events_have_meanings() -> None:
+    found = guessed(event_type=[["view", "buy", "impression", "dislike"][i % 4] for i in range(N)])
+    assert found.options["event"] == "event_type"
+    assert found.options["events"] == {"view": 1, "buy": 1, "impression": "ignored", "dislike": "negative"}
+    assert "view 10" in found.why["events"]
+    assert "event" not in guessed(event_type=[f"t{i % 21}" for i in range(N)]).options
+    assert "event" not in guessed(event_type=["click"] * N).options
+
+
+def test_a_weight_is_not_negative() -> None:
+    assert guessed(weight=[i % 3 for i in range(N)]).options["weight"] == "weight"
+    assert "weight" not in guessed(weight=[i % 3 - 1 for i in range(N)]).options
+
+
+def test_given_options_are_not_guessed() -> None:
+    frame = pl.DataFrame({**IDS, "rating": [i % 5 for i in range(N)], "timestamp": [START + i for i in range(N)]})
+    found = guess_columns(frame, {"label": "", "time": "", "user_id": "item_id", "item_id": "user_id"}, {})
+    assert found.options == {"label": "", "time": "", "user_id": "item_id", "item_id": "user_id"}
+    assert guess_columns(frame, {"label": "rating", "positive_above": 1}, {}).options["positive_above"] == 1
+
+
+def test_other_columns_are_told() -> None:
+    assert any("'device'" in note for note in guessed(device=["a", "b"] * 20).notes)
+
+
+def test_names_are_plain() -> None:
+    assert [plain(n) for n in ("userId", "User ID", "user_id:token", "reviewerID")] == ["user_id"] * 3 + ["reviewer_id"]
+    assert names_user("customer_number")
+    assert names_item("Product Code")
+    assert not names_item("price")
+    assert names_time("created_at")
+    assert not names_user("used")
+
+
+SECONDS = [START + 100 * i for i in range(N)]
+KNOWN: dict[str, tuple[Mapping[str, Sequence[object]], dict[str, object]]] = {
+    "movielens": (
+        {"userId": IDS["user_id"], "movieId": IDS["item_id"], "rating": [0.5 * (1 + i % 10) for i in range(N)], "timestamp": SECONDS},
+        {"user_id": "userId", "item_id": "movieId", "label": "rating", "positive_above": 3, "time": "timestamp"},
+    ),
+    "amazon reviews": (
+        {"reviewerID": ["A" + str(i) for i in IDS["user_id"]], "asin": [f"B0{i}" for i in IDS["item_id"]], "overall": [1.0 + i % 5 for i in range(N)], "unixReviewTime": SECONDS},
+        {"user_id": "reviewerID", "item_id": "asin", "label": "overall", "positive_above": 3, "time": "unixReviewTime"},
+    ),
+    "amazon 2023": (
+        {"user_id": IDS["user_id"], "parent_asin": [f"B0{i}" for i in IDS["item_id"]], "rating": [1.0 + i % 5 for i in range(N)], "timestamp": [1000 * s for s in SECONDS]},
+        {"user_id": "user_id", "item_id": "parent_asin", "label": "rating", "positive_above": 3, "time": "timestamp", "time_unit": "ms"},
+    ),
+    "retail rocket": (
+        {"timestamp": [1000 * s for s in SECONDS], "visitorid": IDS["user_id"], "event": ["view", "addtocart", "transaction", "view"] * 10, "itemid": IDS["item_id"], "transactionid": [None, 1, 2, None] * 10},
+        {"user_id": "visitorid", "item_id": "itemid", "event": "event", "events": {"view": 1, "addtocart": 1, "transaction": 1}, "time": "timestamp", "time_unit": "ms"},
+    ),
+    "yelp": (
+        {"review_id": [f"r{i}" for i in range(N)], "user_id": IDS["user_id"], "business_id": IDS["item_id"], "stars": [1.0 + i % 5 for i in range(N)], "date": [f"2019-03-{1 + i % 28:02d} 10:00:00" for i in range(N)]},
+        {"user_id": "user_id", "item_id": "business_id", "label": "stars", "positive_above": 3, "time": "date"},
+    ),
+    "shop": (
+        {"t_dat": [f"2019-03-{1 + i % 28:02d}" for i in range(N)], "customer_id": IDS["user_id"], "article_id": IDS["item_id"], "price": [0.01 * i for i in range(N)], "sales_channel_id": [1, 2] * 20},
+        {"user_id": "customer_id", "item_id": "article_id", "time": "t_dat"},
+    ),
+    "invoices": (
+        {"InvoiceNo": [i // 3 for i in range(N)], "StockCode": [f"S{i}" for i in IDS["item_id"]], "Quantity": [1 + i % 4 for i in range(N)], "InvoiceDate": [f"2010-12-{1 + i % 28:02d} 08:26:00" for i in range(N)], "UnitPrice": [2.5] * N, "CustomerID": IDS["user_id"]},
+        {"user_id": "CustomerID", "item_id": "StockCode", "time": "InvoiceDate"},
+    ),
+    "listening": (
+        {"userID": IDS["user_id"], "artistID": IDS["item_id"], "weight": [1 + i % 9 for i in range(N)]},
+        {"user_id": "userID", "item_id": "artistID", "weight": "weight"},
+    ),
+    "taobao": (
+        {"user_id": IDS["user_id"], "item_id": IDS["item_id"], "category_id": IDS["item_id"], "behavior_type": ["pv", "buy", "cart", "fav"] * 10, "timestamp": SECONDS},
+        {"user_id": "user_id", "item_id": "item_id", "event": "behavior_type", "events": {"pv": 1, "buy": 1, "cart": 1, "fav": 1}, "time": "timestamp"},
+    ),
+    "impressions": (
+        {"user": IDS["user_id"], "ad": IDS["item_id"], "clicked": [0, 0, 0, 1] * 10, "hour": [i % 24 for i in range(N)]},
+        {"user_id": "user", "item_id": "ad", "label": "clicked", "positive_above": 0},
+    ),
+    "check-ins": (
+        {"user": IDS["user_id"], "check-in time": [f"2010-10-{1 + i % 28:02d}T23:55:27Z" for i in range(N)], "latitude": [0.1 * i for i in range(N)], "longitude": [0.2 * i for i in range(N)], "location id": IDS["item_id"]},
+        {"user_id": "user", "item_id": "location id", "time": "check-in time"},
+    ),
+}  # fmt: skip
+"""Columns of known kinds of logs, and the options that they decide."""
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_logs(name: str) -> None:
+    columns, expected = KNOWN[name]
+    assert guess_columns(pl.DataFrame(columns, strict=False), {}, {}).options == expected

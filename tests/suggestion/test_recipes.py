@@ -1,0 +1,153 @@
+"""Recipes with the columns of other tables in place of their own."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import twotower
+from twotower.config.toml import parse_config
+from twotower.errors import ConfigError
+from twotower.suggestion.choice import RULES
+from twotower.suggestion.recipes import FittedRecipe, Settings, read_recipe, recipe_names
+from twotower.suggestion.side_features import SideFeature
+
+RECIPE: Settings = {
+    "schema": {
+        "label": "rating",
+        "features": [
+            {"kind": "categorical", "side": "user", "name": "user_id"},
+            {"kind": "categorical", "side": "user", "name": "city", "min_count": 3},
+            {"kind": "sequence", "side": "user", "name": "liked", "interactions": "positive", "share_embedding": False},
+            {"kind": "sequence", "side": "user", "name": "brands", "feature": "brand"},
+            {"kind": "hour_of_day", "side": "context", "name": "hour"},
+            {"kind": "categorical", "side": "item", "name": "item", "column": "item_id"},
+            {"kind": "multi_hot", "side": "item", "name": "genres"},
+            {"kind": "categorical", "side": "item", "name": "brand"},
+            {"kind": "numeric", "side": "item", "name": "n", "statistic": "count"},
+        ],
+        "time": "at",
+    },
+    "model": {
+        "width": 8,
+        "pairs": [
+            {
+                "user": {"fields": ["city", "liked"], "layers": [8]},
+                "item": {"fields": ["item", "genres", "brand"]},
+            },
+            {"user": {"fields": ["user_id"]}, "item": {"fields": ["brand"]}},
+        ],
+    },
+}
+
+
+def column(
+    name: str, side: str = "item", kind: str = "categorical", is_text: bool = False, **options: str
+) -> SideFeature:
+    return SideFeature(name, {"kind": kind, "side": side, "name": name, **options}, f"why {name}", is_text)
+
+
+def fitted(*columns: SideFeature, has_label: bool = True) -> FittedRecipe:
+    return FittedRecipe(RECIPE, "customer", "product", columns, has_label)
+
+
+def pairs(recipe: FittedRecipe) -> Any:
+    return recipe.model["pairs"]
+
+
+def names(recipe: FittedRecipe, side: str) -> list[object]:
+    return [f["name"] for f in recipe.features if f["side"] == side]
+
+
+def test_ids_histories_and_statistics_stay_and_columns_are_replaced() -> None:
+    found = fitted(column("plan", "user"), column("colour"), column("size", kind="numeric"))
+    assert names(found, "user") == ["customer", "plan", "liked"]
+    assert names(found, "item") == ["item", "colour", "size", "n"]
+    assert names(found, "context") == []
+    assert {"kind": "categorical", "side": "item", "name": "item", "column": "product"} in found.features
+    assert found.why[1] == "why plan"
+
+
+def test_fields_name_what_replaces_theirs() -> None:
+    first, second = pairs(fitted(column("plan", "user"), column("colour"), column("size")))
+    assert first["user"] == {"fields": ["plan", "liked"], "layers": [8]}
+    assert first["item"] == {"fields": ["item", "colour", "size"]}
+    assert (second["user"], second["item"]) == ({"fields": ["customer"]}, {})
+
+
+def test_without_columns_their_fields_are_left_out() -> None:
+    first, _ = pairs(fitted())
+    assert first["user"]["fields"] == ["liked"]
+    assert first["item"]["fields"] == ["item"]
+
+
+def test_a_kind_keeps_the_options_that_the_recipe_gives_it() -> None:
+    plan, tags = column("plan", "user"), column("tags", kind="multi_hot", separator="|")
+    found = fitted(plan, tags).features
+    assert {"kind": "categorical", "side": "user", "name": "plan", "min_count": 3} in found
+    assert {"kind": "multi_hot", "side": "item", "name": "tags", "separator": "|"} in found
+
+
+def test_the_options_of_the_recipe_stand_for_guesses() -> None:
+    price: Settings = {"kind": "numeric", "side": "item", "name": "price", "buckets": 16}
+    ids: list[Settings] = [{"kind": "categorical", "side": s, "name": f"{s}_id"} for s in ("user", "item")]
+    settings: Settings = {"schema": {"features": [*ids, price]}}
+    found = FittedRecipe(settings, "c", "p", [column("size", kind="numeric", buckets="10")], True)
+    assert found.features[2:] == [{"kind": "numeric", "side": "item", "name": "size", "buckets": 16}]
+
+
+def test_without_a_label_histories_hold_all() -> None:
+    (liked,) = [f for f in fitted(has_label=False).features if f["name"] == "liked"]
+    assert "interactions" not in liked
+
+
+def test_names_that_meet_a_history_are_told_apart() -> None:
+    found = fitted(column("liked", "user"))
+    assert names(found, "user") == ["customer", "liked", "liked_history"]
+
+
+def test_text_is_read_by_recipes_of_text() -> None:
+    assert names(fitted(column("about", kind="text", is_text=True)), "item") == ["item", "n"]
+    needy = FittedRecipe(RECIPE, "c", "p", [column("about", kind="text", is_text=True)], True, needs_contents=True)
+    assert names(needy, "item") == ["item", "about", "n"]
+    both = [column("about", kind="text", is_text=True), column("brand")]
+    assert names(FittedRecipe(RECIPE, "c", "p", both, True, needs_contents=True), "item") == ["item", "brand", "n"]
+    words = FittedRecipe(
+        read_recipe("words"),
+        "who",
+        "what",
+        [column("search", "user", "text", True), column("label", kind="text", is_text=True), column("brand")],
+        False,
+    )
+    assert {str(f["name"]) for f in words.features} >= {"search"} or any(
+        "search" in str(f["name"]) for f in words.features
+    )
+    assert not any(f["name"] == "brand" for f in words.features)
+    shared = [f["share_with"] for f in words.features if "share_with" in f]
+    assert {*shared} <= {str(f["name"]) for f in words.features if f["side"] == "item"}
+
+
+def test_the_package_carries_the_files_of_the_examples() -> None:
+    root = Path(twotower.__file__).parents[2]
+    assert (root / "src" / "twotower" / "recipes").resolve() == root / "examples" / "recipes"
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["setuptools"]["package-data"]["twotower.recipes"] == ["*.toml"]
+
+
+def test_a_recipe_that_is_not_installed_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"holds no sequence\.toml; install the wheel"):
+        read_recipe("sequence")
+
+
+def test_the_recipes_are_those_of_the_rules_and_configs() -> None:
+    assert recipe_names() == sorted(rule.recipe for rule in RULES)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_is_a_config_of_movielens(name: str) -> None:
+    _, config = parse_config(read_recipe(name))
+    assert config.data.dataset
+    assert config.data.dataset.kind.startswith("ml-1m")

@@ -1,0 +1,84 @@
+"""Features of the columns of a table, by their values."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+import pytest
+
+from twotower.suggestion.side_features import MAX_CATEGORIES, MAX_NUMBERS, guess_features
+
+N = 2200
+
+
+def kind(name: str, values: Sequence[object], n: int = N) -> tuple[str, Mapping[str, object]]:
+    """Return the kind and the options of a column that repeats some values, "" and the note if it is left out."""
+    table = pl.DataFrame({"item_id": range(n), name: [values[i % len(values)] for i in range(n)]}, strict=False)
+    found = guess_features(table, "item", "item_id")
+    if not found.features:
+        return "", {"note": found.notes[0]}
+    options = dict(found.features[0].options)
+    assert options.pop("side") == "item"
+    assert options.pop("name") == name
+    return str(options.pop("kind")), options
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["red", "blue"], "categorical"),
+        ([True, False], "categorical"),
+        ([*range(MAX_NUMBERS)], "categorical"),
+        ([*range(MAX_NUMBERS + 1)], "numeric"),
+        ([i / 3 for i in range(50)], "numeric"),
+        ([f"c{i}" for i in range(MAX_CATEGORIES)], "categorical"),
+        ([f"c{i}" for i in range(MAX_CATEGORIES + 1)], ""),
+        ([*range(N)], ""),
+        ([7], ""),
+        (["x", None, None], ""),
+        ([datetime.date(2020, 1, 1 + i) for i in range(20)], ""),
+        ([f"A film about {i} things" for i in range(N)], "text"),
+        ([f"电影{i}" for i in range(N)], "text"),
+        (["young adults", "old people"], "categorical"),
+        ([["a", "b"], ["b"], []], "multi_hot"),
+        ([[0.5, 1.5], [2.0, 1.0]], "vector"),
+        ([[0.5, 1.5], [2.0]], ""),
+    ],
+)
+def test_kinds_of_columns(values: list[object], expected: str) -> None:
+    assert kind("column", values)[0] == expected
+
+
+@pytest.mark.parametrize("separator", ["|", ";", ",", " "])
+def test_lists_in_text_have_their_separator(separator: str) -> None:
+    values = [separator.join(["Action", "Drama", "War"][: 1 + i % 3]) for i in range(3)]
+    assert kind("genres", values) == ("multi_hot", {"separator": separator})
+
+
+def test_a_sentence_is_no_list() -> None:
+    sentences = [f"A{i}, the {['good', 'bad'][i % 2]}, of {i % 7}, or more" for i in range(N)]
+    assert kind("about", sentences)[0] == "text"
+    assert kind("title", ["red planet", "blue moon"])[0] == "text"
+
+
+def test_numbers_have_buckets() -> None:
+    assert kind("price", [i / 3 for i in range(500)]) == ("numeric", {"buckets": 10})
+
+
+def test_what_is_left_out_is_told() -> None:
+    assert "too many for a category" in str(kind("zip", [f"z{i}" for i in range(N)])[1]["note"])
+    assert "1,466 of 2,200 values are missing" in str(kind("x", ["x", None, None])[1]["note"])
+
+
+@pytest.mark.parametrize(("columns", "title"), [(["about", "name"], "name"), (["about"], "about"), (["brand"], "")])
+def test_the_title_is_a_name_or_the_first_text(columns: list[str], title: str) -> None:
+    values = {
+        "about": [f"words and words {i}" for i in range(60)],
+        "name": ["x y", "z y"] * 30,
+        "brand": ["a", "b"] * 30,
+    }
+    table = pl.DataFrame({"item_id": range(60), **{c: values[c] for c in columns}})
+    assert guess_features(table, "item", "item_id").title == title
+    assert guess_features(table, "user", "item_id").title == ""

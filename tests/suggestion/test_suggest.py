@@ -1,0 +1,264 @@
+"""Suggestions on made worlds: each threshold from either side, configs that train, and what they say."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from suggestion_worlds import log, queries, with_label, with_new_items
+
+import twotower
+from twotower.config.experiment import Config
+from twotower.config.toml import load_config, override_config, parse_config
+from twotower.errors import ConfigError, DataError
+from twotower.suggestion.choice import MIN_LONG, RULES
+from twotower.suggestion.recipes import FittedRecipe, read_recipe
+from twotower.suggestion.settings import shaped_settings
+from twotower.suggestion.suggest import Suggestion, suggest
+
+Tables = tuple[pl.DataFrame | None, pl.DataFrame | None, pl.DataFrame]
+
+
+def worlds() -> dict[str, Tables]:
+    """Return a world for each recipe."""
+    actions, items = with_new_items(log(), 0.5)
+    return {
+        "words": queries(),
+        "ranking": (None, None, with_label(log(), 0.3)),
+        "cold-start": (None, items, actions),
+        "sequence-long": (None, None, log(length=60, n_items=200).unique(["user_id", "item_id"], maintain_order=True)),
+        "sequence-short": (None, None, log(length=8)),
+        "collaborative": (None, None, log(strength=0.0).drop("timestamp")),
+    }
+
+
+def of(tables: Tables, **options: str) -> Suggestion:
+    users, items, actions = tables
+    return suggest(actions, users, items, **options)
+
+
+def of_one_epoch(config: Config) -> Config:
+    return override_config(
+        config, ["train.epochs=1", "train.precision=fp32", "evaluation.bootstrap=0", "train.device=cpu"]
+    )
+
+
+@pytest.mark.parametrize("name", [rule.recipe for rule in RULES])
+def test_each_shape_has_its_recipe_whose_config_trains(name: str) -> None:
+    tables = worlds()[name]
+    found = of(tables)
+    assert found.recipe == name
+    run = twotower.fit(tables, found.schema, of_one_epoch(found.config))
+    assert np.isfinite([value for metric, value in run.metrics.items() if metric.startswith("test.")]).any()
+
+
+@pytest.mark.parametrize("name", [rule.recipe for rule in RULES])
+def test_the_text_is_the_config_and_says_why(name: str) -> None:
+    found = of(worlds()[name])
+    written = tomllib.loads(found.text)
+    assert written["schema"]["user_id"] == found.schema.user_id
+    assert found.text.startswith(f"# Recipe {name}: ")
+    assert f"# {name}? yes: " in found.text
+    before = [rule.recipe for rule in RULES][: [rule.recipe for rule in RULES].index(name)]
+    assert all(f"# {other}? no: " in found.text for other in before)
+
+
+@pytest.mark.parametrize(("strength", "recipe"), [(0.0, "collaborative"), (0.03, "collaborative"), (0.3, "sequence-short"), (0.9, "sequence-short")])  # fmt: skip
+def test_an_order_decides(strength: float, recipe: str) -> None:
+    assert of((None, None, log(200, 12, strength, 60))).recipe == recipe
+
+
+@pytest.mark.parametrize(("length", "recipe"), [(4, "sequence-short"), (MIN_LONG - 1, "sequence-short"), (MIN_LONG, "sequence-long"), (2 * MIN_LONG, "sequence-long")])  # fmt: skip
+def test_the_length_of_histories_decides(length: int, recipe: str) -> None:
+    found = of((None, None, log(n_users=100, length=length, n_items=2000).unique(["user_id", "item_id"])))
+    assert (found.recipe, found.shape.length) == (recipe, length)
+
+
+@pytest.mark.parametrize(("negatives", "recipe"), [(0.0, "sequence-short"), (0.04, "sequence-short"), (0.05, "ranking"), (0.5, "ranking"), (0.95, "ranking")])  # fmt: skip
+def test_refused_rows_decide(negatives: float, recipe: str) -> None:
+    actions = log(n_users=100, length=12, n_items=2000).unique(["user_id", "item_id"], maintain_order=True)
+    found = of((None, None, with_label(actions, negatives)))
+    assert found.recipe == recipe
+    assert found.shape.negatives == pytest.approx(negatives, abs=1e-3)
+
+
+def test_a_label_of_two_values_is_kept_by_every_recipe() -> None:
+    actions = with_label(log(n_users=100, n_items=2000), 0.02)
+    found = of((None, None, actions))
+    assert found.recipe == "sequence-short"
+    assert (found.schema.label, found.schema.positive_above) == ("clicked", 0)
+
+
+def test_a_scale_rates_what_users_took() -> None:
+    actions = with_label(log(), 0.4, scale=6)
+    found = of((None, None, actions))
+    assert (found.recipe, found.schema.label, found.shape.label_values) == ("sequence-short", "", 6)
+    assert "The label 'rating' is not read" in found.text
+    asked = of((None, None, actions), recipe="ranking")
+    assert (asked.schema.label, asked.schema.positive_above) == ("rating", 4)
+    assert "the rules choose sequence-short" in asked.text
+
+
+@pytest.mark.parametrize(("share", "recipe"), [(0.0, "sequence-short"), (0.18, "sequence-short"), (0.2, "cold-start"), (0.9, "cold-start")])  # fmt: skip
+def test_new_items_decide(share: float, recipe: str) -> None:
+    actions, items = with_new_items(log(n_users=100, length=10, n_items=40), share)
+    found = of((None, items, actions))
+    assert found.recipe == recipe
+    assert found.shape.new_items == pytest.approx(share, abs=0.02)
+
+
+def test_new_items_are_tested_by_time_and_by_text_where_they_have_nothing_else() -> None:
+    actions, items = with_new_items(log(n_users=100, length=10), 0.5)
+    found = of((None, items, actions))
+    assert found.config.split.kind == "time"
+    texts = items.select("item_id", title=pl.format("thing number {}", "item_id"))
+    found = of((None, texts, actions))
+    assert found.recipe == "cold-start"
+    assert [f.source for f in found.schema.side("item")] == ["item_id", "title"]
+
+
+def test_new_items_without_contents_are_no_cold_start() -> None:
+    actions, items = with_new_items(log(n_users=100, length=10), 0.9)
+    assert of((None, items.select("item_id"), actions)).recipe == "sequence-short"
+    with pytest.raises(ConfigError, match="'cold-start' needs columns of contents"):
+        of((None, None, actions), recipe="cold-start")
+
+
+@pytest.mark.parametrize(("unused", "recipe"), [(9, "collaborative"), (10, "cold-start"), (40, "cold-start")])
+def test_without_times_items_without_a_row_are_the_new_ones(unused: int, recipe: str) -> None:
+    actions = log(strength=0.0, n_items=40).drop("timestamp")
+    ids = [*range(40), *range(100, 100 + unused)]
+    items = pl.DataFrame({"item_id": ids, "category": [f"c{i % 4}" for i in ids]})
+    found = of((None, items, actions))
+    assert (found.recipe, found.shape.by_time) == (recipe, False)
+
+
+@pytest.mark.parametrize(("clicks", "is_words"), [(1, True), (5, True), (6, False)])
+def test_few_clicks_make_a_text_a_query(clicks: int, is_words: bool) -> None:
+    users, items, actions = queries(clicks)
+    # More films, so that a query has as many pairs as clicks.
+    actions = actions.with_columns(item_id=(pl.col("item_id") + 24 * pl.int_range(pl.len())) % 480)
+    items = pl.concat([items.with_columns(item_id=pl.col("item_id") + 24 * i) for i in range(20)])
+    found = of((users, items, actions))
+    assert found.shape.length == clicks
+    assert (found.recipe == "words") == is_words
+
+
+def test_columns_that_a_recipe_leaves_are_told() -> None:
+    actions, items = with_new_items(log(), 0.0)
+    found = of((None, items, actions))
+    assert found.recipe == "sequence-short"
+    assert "does not read: 'category', 'price'." in " ".join(found.reasons)
+    assert "does not read" not in " ".join(of((None, items, actions), recipe="cold-start").reasons)
+
+
+def test_a_log_of_queries_needs_no_table_of_users() -> None:
+    users, items, actions = queries()
+    actions = actions.join(users, on="query_id").select("query", "item_id")
+    found = of((None, items, actions))
+    assert (found.recipe, found.schema.user_id) == ("words", "query")
+    run = twotower.fit((None, items, actions), found.schema, of_one_epoch(found.config))
+    assert "test.recall@10" in run.metrics
+
+
+@pytest.mark.parametrize(("repeats", "duplicates"), [(0, "last"), (9, "last"), (10, "keep"), (50, "keep")])
+def test_repeats_are_kept_from_a_tenth_on(repeats: int, duplicates: str) -> None:
+    actions = log(n_users=10, length=10, n_items=4000).unique(["user_id", "item_id"], maintain_order=True)[
+        : 100 - repeats
+    ]
+    again = actions[:repeats].with_columns(timestamp=pl.col("timestamp") + 10**6)
+    found = of((None, None, pl.concat([actions, again])))
+    assert found.schema.duplicates == duplicates
+    assert (found.config.evaluation.repeats == "allow") == (duplicates == "keep")
+
+
+def test_a_recipe_without_its_column_says_what_it_needs() -> None:
+    actions = log().drop("timestamp")
+    with pytest.raises(ConfigError, match=r"'sequence-long' needs a time: set schema\.time"):
+        of((None, None, actions), recipe="sequence-long")
+    with pytest.raises(ConfigError, match=r"'ranking' needs negatives: set schema\.label"):
+        of((None, None, actions), recipe="ranking")
+    with pytest.raises(ConfigError, match="'words' needs a text column"):
+        of((None, None, actions), recipe="words")
+    with pytest.raises(ConfigError, match="did you mean 'sequence-long'.*allowed: words"):
+        of((None, None, actions), recipe="sequence-lang")
+
+
+def test_overrides_replace_guesses_and_settings() -> None:
+    actions = log(length=8).rename({"timestamp": "zeit"}).with_columns(timestamp=pl.lit(0))
+    found = suggest(
+        actions, overrides=["schema.time=zeit", "train.epochs=3", "evaluation.k=[5]", "train.monitor=validation.ndcg@5"]
+    )
+    assert (found.schema.time, found.config.train.epochs, found.config.evaluation.k) == ("zeit", 3, (5,))
+    assert suggest(log(length=8), overrides=["schema.time="]).recipe == "collaborative"
+    with pytest.raises(ConfigError, match="unknown key 'train.epoch'"):
+        suggest(log(length=8), overrides=["train.epoch=3"])
+    with pytest.raises(DataError, match="no column 'zeit'"):
+        suggest(log(length=8), overrides=["schema.time=zeit"])
+
+
+def test_paths_are_relative_to_the_folder_of_the_config(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "configs").mkdir()
+    log(length=8).write_csv(tmp_path / "data" / "clicks.csv")
+    found = suggest(tmp_path / "data" / "clicks.csv", folder=tmp_path / "configs")
+    assert tomllib.loads(found.text)["data"]["interactions"] == "../data/clicks.csv"
+    (tmp_path / "configs" / "mine.toml").write_text(found.text, encoding="utf-8")
+    schema, config = load_config(tmp_path / "configs" / "mine.toml")
+    assert (schema, config) == (found.schema, found.config)
+
+
+def test_batches_epochs_and_windows_follow_the_rows() -> None:
+    small, large = (of((None, None, log(n_users=n, length=30)), recipe="sequence-long") for n in (60, 600))
+    assert (small.config.train.batch_size, large.config.train.batch_size) == (64, 512)
+    windows = [
+        f["pooling"]["window"]
+        for f in tomllib.loads(large.text)["schema"]["features"]
+        if "window" in f.get("pooling", {})
+    ]
+    assert windows == [32]
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "batch"), [(100, 100, 64), (1_280, 15, 64), (6_400, 12, 256), (100_000, 12, 4096)]
+)
+def test_a_small_log_has_a_tenth_of_the_steps_of_the_recipe(rows: int, epochs: int, batch: int) -> None:
+    rule = next(rule for rule in RULES if rule.recipe == "sequence-long")  # 12 epochs of 245 steps
+    settings = read_recipe(rule.recipe)
+    _, config = parse_config(settings)
+    shape = of((None, None, log(length=30))).shape
+    fitted = FittedRecipe(settings, "user_id", "item_id", (), False)
+    found, comments = shaped_settings(settings, fitted, replace(shape, taken=rows), config, rule.rows)
+    assert (found["train"]["epochs"], found["train"]["batch_size"]) == (epochs, batch)  # type: ignore[call-overload, index]
+    assert ("train.epochs" in comments) == (epochs > 12)
+
+
+def test_a_large_catalogue_is_sampled() -> None:
+    actions = log(n_users=60, length=30)
+    many = pl.DataFrame({"item_id": range(50_001), "category": [f"c{i % 4}" for i in range(50_001)]})
+    found = suggest(actions, items=many, recipe="sequence-long")
+    assert {source.kind for source in found.config.negatives.sources} >= {"uniform"}
+    assert "negatives" in of((None, None, actions), recipe="sequence-long").text
+    assert "uniform" not in of((None, None, actions), recipe="sequence-long").text
+
+
+def test_a_time_of_one_user_alone_splits_no_others(tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_text(
+        "\n".join(f"{u} " + " ".join(str((u + i) % 9) for i in range(8)) for u in range(40)) + "\n"
+    )
+    pl.DataFrame({"item_id": range(9), "category": ["a", "b", "c"] * 3}).write_csv(tmp_path / "items.csv")
+    for name in ("cold-start", "sequence-short"):
+        found = suggest(tmp_path / "s.txt", items=tmp_path / "items.csv", recipe=name, folder=tmp_path)
+        assert found.config.split.kind != "time"
+        assert found.schema.time_unit == "order"
+
+
+def test_options_that_an_error_names_are_read() -> None:
+    users = pl.DataFrame({"user_id": range(10), "city": ["a", "b"] * 5})
+    with pytest.raises(DataError, match=r"unknown_users"):
+        suggest(log(), users)
+    assert suggest(log(), users, overrides=["schema.unknown_users=add"]).schema.unknown_users == "add"

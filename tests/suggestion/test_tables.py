@@ -1,0 +1,119 @@
+"""Tables found by paths, folders, frames and names."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import polars as pl
+import pytest
+from movielens_archives import ML_1M, zipped
+from suggestion_worlds import log
+
+from twotower.errors import ConfigError, DataError
+from twotower.suggestion.tables import find_tables
+
+USERS, ITEMS = (
+    pl.DataFrame({"user_id": range(60), "age": range(60)}),
+    pl.DataFrame({"item_id": range(40), "size": range(40)}),
+)
+
+
+@pytest.mark.parametrize("names", [("users", "items", "interactions"), ("customers", "products", "orders"), ("u.user", "my_movies", "ratings")])  # fmt: skip
+@pytest.mark.parametrize("ending", ["csv", "parquet", "tsv"])
+def test_a_folder_has_a_file_for_each_table(tmp_path: Path, names: tuple[str, str, str], ending: str) -> None:
+    names = tuple("user" if n == "u.user" else n for n in names)  # type: ignore[assignment]
+    for name, frame in zip(names, (USERS, ITEMS, log()), strict=True):
+        path = tmp_path / f"{name}.{ending}"
+        if ending == "parquet":
+            frame.write_parquet(path)
+        else:
+            frame.write_csv(path, separator="," if ending == "csv" else "\t")
+    found = find_tables(tmp_path, folder=tmp_path)
+    assert found.users is not None
+    assert found.items is not None
+    assert (found.users.equals(USERS), found.items.equals(ITEMS), found.interactions.equals(log())) == (True,) * 3
+    assert found.section == {r: f"{n}.{ending}" for r, n in zip(("users", "items", "interactions"), names, strict=True)}
+
+
+def test_a_folder_of_pieces_is_one_table(tmp_path: Path) -> None:
+    for part in range(3):
+        log(seed=part).write_parquet(tmp_path / f"part-{part}.parquet")
+    found = find_tables(tmp_path, folder=tmp_path.parent)
+    assert found.interactions.height == 3 * log().height
+    assert found.section == {"interactions": tmp_path.name}
+
+
+def test_tables_are_named_apart(tmp_path: Path) -> None:
+    log().write_csv(tmp_path / "a.csv")
+    USERS.write_csv(tmp_path / "b.csv")
+    found = find_tables(tmp_path / "a.csv", users=tmp_path / "b.csv", folder=tmp_path)
+    assert found.section == {"users": "b.csv", "interactions": "a.csv"}
+    assert found.users is not None
+
+
+def test_two_files_of_one_role_are_refused(tmp_path: Path) -> None:
+    for name in ("ratings", "clicks"):
+        log().write_csv(tmp_path / f"{name}.csv")
+    with pytest.raises(DataError, match="clicks.csv and ratings.csv both look like interactions"):
+        find_tables(tmp_path)
+
+
+def test_a_folder_without_a_log_is_refused(tmp_path: Path) -> None:
+    USERS.write_csv(tmp_path / "users.csv")
+    with pytest.raises(DataError, match="no file of interactions"):
+        find_tables(tmp_path)
+
+
+def test_files_of_other_columns_are_no_pieces(tmp_path: Path) -> None:
+    log().write_csv(tmp_path / "a.csv")
+    USERS.write_csv(tmp_path / "b.csv")
+    with pytest.raises(DataError, match="b.csv.*or name the file of the interactions, and give `users` and `items`"):
+        find_tables(tmp_path)
+
+
+def test_columns_without_names_are_named(tmp_path: Path) -> None:
+    rated = log().select("user_id", "item_id", pl.lit(1).alias("r") + pl.col("item_id") % 5, "timestamp")
+    rated.write_csv(tmp_path / "u.csv", include_header=False)
+    found = find_tables(tmp_path / "u.csv", folder=tmp_path)
+    assert found.interactions.columns == ["user_id", "item_id", "rating", "time"]
+    assert found.section == {"interactions": "u.csv", "format": {"columns": ["user_id", "item_id", "rating", "time"]}}
+
+
+def test_lines_of_users_are_read(tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_text("7 1 2 3\n8 2\n9 3 1\n")
+    found = find_tables(tmp_path / "s.txt", folder=tmp_path)
+    assert found.layout == "sequences"
+    assert found.interactions["item_id"].to_list() == [1, 2, 3, 2, 3, 1]
+    assert found.section == {"interactions": "s.txt", "format": {"layout": "sequences"}}
+
+
+def test_an_archive_is_its_data_set(tmp_path: Path) -> None:
+    path = tmp_path / "films.zip"
+    path.write_bytes(zipped(ML_1M))
+    found = find_tables(str(path), folder=tmp_path)
+    assert found.section == {"dataset": {"kind": "ml-1m", "archive": "films.zip"}}
+    assert found.schema is not None
+    with pytest.raises(ConfigError, match="has users of its own"):
+        find_tables(str(path), users=tmp_path / "u.csv")
+
+
+def test_another_archive_says_what_to_do(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as z:
+        z.writestr("sequences.txt", "1 2 3")
+    with pytest.raises(DataError, match="unpack it, and name the tables"):
+        find_tables(tmp_path / "x.zip")
+    (tmp_path / "y.zip").write_text("no zip")
+    with pytest.raises(DataError, match="no zip archive"):
+        find_tables(tmp_path / "y.zip")
+
+
+def test_what_is_no_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nor a data set; did you mean 'ml-1m'"):
+        find_tables("ml-1")
+    with pytest.raises(DataError, match="no such file"):
+        find_tables(tmp_path / "none.csv")
+    with pytest.raises(DataError, match="the table has no rows"):
+        find_tables(log()[:0])
+    with pytest.raises(DataError, match="give all tables as frames or all as paths"):
+        find_tables(tmp_path / "none.csv", users=USERS)

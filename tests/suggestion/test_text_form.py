@@ -1,0 +1,70 @@
+"""Forms of text files, guessed from their first lines."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from twotower.data.text_format import TextFormat
+from twotower.errors import DataError
+from twotower.suggestion.text_form import guess_form
+
+ROWS = "1 10 5\n2 11 3\n1 12 4\n3 10 5\n"
+
+
+def of(tmp_path: Path, name: str, text: str) -> TextFormat:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    return guess_form(path)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.txt", "a.csv.gz"])
+@pytest.mark.parametrize("separator", [",", "\t", ";", "|", " "])
+def test_the_separator_is_that_of_equal_rows(tmp_path: Path, name: str, separator: str) -> None:
+    found = of(tmp_path, name, ("user item rating\n" + ROWS).replace(" ", separator))
+    own = {"a.csv": ",", "a.csv.gz": ",", "a.tsv": "\t", "a.txt": " "}[name]
+    assert found == TextFormat(separator="" if separator == own else separator)
+
+
+@pytest.mark.parametrize("first", ["user,item", "a,b", "userId,title"])
+def test_a_header_line_names_the_columns(tmp_path: Path, first: str) -> None:
+    assert of(tmp_path, "a.csv", f"{first}\nu1,i1\nu2,i2\nu1,i2\n") == TextFormat()
+
+
+@pytest.mark.parametrize("text", [ROWS.replace(" ", ","), "u1,i1\nu2,i1\nu1,i2\n"])
+def test_without_a_header_line_columns_get_names(tmp_path: Path, text: str) -> None:
+    found = of(tmp_path, "a.csv", text)
+    assert found.columns == tuple(f"column_{i + 1}" for i in range(text.split("\n")[0].count(",") + 1))
+
+
+@pytest.mark.parametrize(
+    "text", ["1 5 6 7\n2 6\n3 5 7 8 9\n", "ann a b c\nbob b\n", "1 2 3 4 5 6 7\n2 3 4 5 6 7 8\n", "1\t5\t6\n2\t6\n"]
+)
+def test_lines_of_users_are_sequences(tmp_path: Path, text: str) -> None:
+    assert of(tmp_path, "a.txt", text).layout == "sequences"
+
+
+def test_lines_that_repeat_their_first_value_are_no_sequences(tmp_path: Path) -> None:
+    assert of(tmp_path, "a.txt", "1 5 6 7\n1 6\n1 5 7 8 9\n").layout == "rows"
+
+
+def test_quoted_values_may_hold_the_separator(tmp_path: Path) -> None:
+    assert of(tmp_path, "a.csv", 'item,title\n1,"Oz, the great"\n2,"a, b, c"\n') == TextFormat()
+
+
+@pytest.mark.parametrize(("data", "words"), [(b"", "is empty"), (b"\n\n", "is empty"), (b"\xff\xfe1,2\n", "not UTF-8")])
+def test_unreadable_files_are_one_line(tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "a.csv").write_bytes(data)
+    with pytest.raises(DataError, match=words):
+        guess_form(tmp_path / "a.csv")
+
+
+def test_damaged_gzip_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"user,item\n" * 100)[:-12])
+    with pytest.raises(DataError, match="cannot be read"):
+        guess_form(tmp_path / "a.csv.gz")
+    (tmp_path / "a.csv.gz").write_bytes(b"user,item\n")
+    with pytest.raises(DataError, match="cannot be read"):
+        guess_form(tmp_path / "a.csv.gz")

@@ -1,0 +1,63 @@
+"""Logs whose shape is made: length, order, labels, new items, queries."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+START = 1_600_000_000
+"""Time of the first row, in seconds since 1970."""
+
+
+def log(n_users: int = 60, length: int = 12, strength: float = 0.9, n_items: int = 40, seed: int = 0) -> pl.DataFrame:
+    """Return interactions, the users in turn: with a probability `strength` an item is followed by its successor, else by any."""
+    rng = np.random.default_rng(seed)
+    items = np.empty((length, n_users), np.int64)
+    items[0] = rng.integers(n_items, size=n_users)
+    for at in range(1, length):
+        follows = rng.random(n_users) < strength
+        items[at] = np.where(follows, (items[at - 1] + 1) % n_items, rng.integers(n_items, size=n_users))
+    return pl.DataFrame(
+        {
+            "user_id": np.tile(np.arange(n_users), length),
+            "item_id": items.ravel(),
+            "timestamp": START + 60 * np.arange(n_users * length),
+        }
+    )
+
+
+def with_label(actions: pl.DataFrame, negatives: float, scale: int = 2) -> pl.DataFrame:
+    """Return a log with a label: 0 in a share `negatives` of the rows and 1 in others, or ratings 1 to `scale` of such halves."""
+    n = actions.height
+    refused = np.random.default_rng(1).permutation(n) < round(negatives * n)
+    if scale == 2:
+        return actions.with_columns(pl.Series("clicked", (~refused).astype(int)))
+    stars = np.where(refused, 1 + np.arange(n) % (scale // 2), scale - np.arange(n) % (scale // 2))
+    return actions.with_columns(pl.Series("rating", stars))
+
+
+def with_new_items(actions: pl.DataFrame, share: float) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return a log of whose latest tenth a share of the rows is of new items, and its items with a category and a brand."""
+    n = actions.height
+    late = n - n // 10
+    new = np.arange(n) >= n - round(share * (n - late))
+    actions = actions.with_columns(pl.Series("item_id", np.where(new, 10_000 + np.arange(n) % 7, actions["item_id"])))
+    ids = actions["item_id"].unique().sort()
+    items = pl.DataFrame(
+        {"item_id": ids, "category": [f"c{i % 4}" for i in ids], "price": [float(i % 13) + i / 1e6 for i in ids]}
+    )
+    return actions, items
+
+
+FILMS = ("red planet", "blue moon", "green river", "old city", "dark forest", "silent sea", "golden hill", "last train")
+"""Titles of two words."""
+
+
+def queries(clicks: int = 1, n: int = 80) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Return users that are queries, items with titles, and `clicks` clicks of each query."""
+    words = [FILMS[i % 8].split() for i in range(n)]
+    users = pl.DataFrame({"query_id": range(n), "query": [f"{a} {b} {i % 3}" for i, (a, b) in enumerate(words)]})
+    items = pl.DataFrame({"item_id": range(24), "title": [f"{FILMS[i % 8]} {'I' * (i // 8 + 1)}" for i in range(24)]})
+    pairs = [(q, (q % 8 + 8 * (q + c)) % 24) for q in range(n) for c in range(clicks)]
+    actions = pl.DataFrame(pairs, schema=["query_id", "item_id"], orient="row")
+    return users, items, actions.with_columns(timestamp=START + pl.int_range(pl.len()))
