@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass
 from typing import Self
 
@@ -39,7 +40,7 @@ class Transitions(CatalogueScorer):
     """Transition counts: how often item j follows item i within `SPAN` interactions of a user, by the gap between them. Each
     row of counts is scaled to sum 1. The score of j for a user is the sum over the latest items i."""
 
-    table: F32[Tensor, "I I"]  # sparse: the item that follows, the item before
+    table: F32[Tensor, "I I"]  # sparse: the item before, the item that follows
     latest: Shaped[Codes, "U L"]  # latest item of each user first, -1 where there are fewer
 
     @classmethod
@@ -64,10 +65,14 @@ class Transitions(CatalogueScorer):
         self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
     ) -> F32[Tensor, "B I"]:
         """Return the scores of all items for some user rows."""
-        n_items, latest = len(self.table), torch.from_numpy(self.latest[users].astype(np.int64)) + 1
-        weights = torch.arange(1, SPAN + 1, dtype=torch.float32) ** -RECENCY
-        query = torch.zeros(len(users), n_items + 1).scatter_add_(1, latest, weights.expand(latest.shape))
-        scores: Tensor = torch.sparse.mm(self.table, query[:, 1:].T).T.contiguous()
+        latest = self.latest[users]
+        row, n = np.nonzero(latest >= 0)
+        places = torch.from_numpy(np.stack([row, latest[row, n].astype(np.int64)]))
+        weights = torch.from_numpy(((n + 1.0) ** -RECENCY).astype(np.float32))
+        query = torch.sparse_coo_tensor(places, weights, (len(users), len(self.table)), check_invariants=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")  # of the product, once
+            scores: Tensor = torch.sparse.mm(query, self.table).to_dense()
         return scores
 
 
@@ -77,15 +82,15 @@ def _shares(items: Shaped[Ints, "n"], lengths: Shaped[Ints, "U"], n_items: int) 
     counted = []
     for gap in range(1, min(SPAN, len(items) - 1) + 1):
         same = user[gap:] == user[:-gap]
-        keys = pair_keys(items[gap:][same], items[:-gap][same], n_items)
+        keys = pair_keys(items[:-gap][same], items[gap:][same], n_items)
         counted.append(pl.DataFrame({"key": keys}).group_by("key").agg(n=pl.len() * round(gap**-LAG / UNIT)))
     every = pl.concat(counted) if counted else pl.DataFrame(schema={"key": pl.Int64, "n": pl.Int64})
     sums = every.group_by("key").agg(pl.col("n").cast(pl.Int64).sum()).sort("key")
-    after, before = np.divmod(sums["key"].to_numpy(), n_items)
+    before, after = np.divmod(sums["key"].to_numpy(), n_items)
     count: Floats = sums["n"].to_numpy() * np.float32(UNIT)
     from_item, to_item = (np.bincount(rows, count, n_items) for rows in (before, after))
     share = count / (from_item[before] * to_item[after] ** FREQUENCY)
-    places = torch.from_numpy(np.stack([after, before]))
+    places = torch.from_numpy(np.stack([before, after]))
     return torch.sparse_coo_tensor(
         places,
         torch.from_numpy(share.astype(np.float32)),
