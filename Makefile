@@ -9,8 +9,9 @@
 
 PYTHON ?= python3
 DATA ?= $(TWOTOWER_DATA)
-# The published order of every user's films, where you have it: SEQUENCES=path/to/ml-1m-sequences.zip
-ORDER = $(if $(SEQUENCES),--sequences "$(SEQUENCES)")
+# The published order of every user's films, where you have it: SEQUENCES=path/to/ml-1m-sequences.zip, and short
+# histories of other items, a user a line: SHORT=path/to/beauty-sequences.zip
+ORDER = $(if $(SEQUENCES),--sequences "$(SEQUENCES)") $(if $(SHORT),--short "$(SHORT)")
 DATE ?= $(shell date +%F)
 BIN = .venv/bin
 SOURCES = src tests benchmarks examples main.py data_process

@@ -31,8 +31,11 @@ def main(chosen: Namespace, report: Report, steps: Mapping[str, Numbers] = STEPS
     folder = Path(chosen.run).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     cores = sorted(os.sched_getaffinity(0))
-    sequences = f"--sequences={Path(chosen.sequences).resolve()}" if chosen.sequences else ""
-    fill = {"run": str(folder), "sequences": sequences, "server": str(cores[0]), "generator": str(cores[-1])}
+    fill = {"run": str(folder), "server": str(cores[0]), "generator": str(cores[-1])}
+    for name in ("sequences", "short"):
+        archive = getattr(chosen, name)
+        fill[name] = f"--sequences={Path(archive).resolve()}" if archive else ""
+    wanted = [name for name in wanted if fill.get(steps[name].get("needs", ""), "given")]
     given = {name: words(step, chosen.quick, fill) for name, step in steps.items() if name in wanted}
     failed = [name for name, w in given.items() if not run_step(name, steps[name], folder, w, chosen.resume)]
     readmes = [] if chosen.quick else [ROOT / "README.md", ROOT / "README.zh-CN.md"]

@@ -46,11 +46,16 @@ class Films:
         users = np.repeat([line[0] for line in lines], [len(line) - 1 for line in lines])
         return cls.of(users, np.concatenate([line[1:] for line in lines]))
 
-    def tables(self) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-        """Return users, films and interactions whose time is their position in the user's sequence."""
-        raw, user = MovieLens1M().load(), np.repeat(self.user_ids, np.diff(self.offsets))
+    def tables(self, bare: bool = False) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+        """Return users, films and interactions whose time is their position in the user's sequence. With `bare` users and items
+        have their ids alone, which are the titles too: sequences of something else than films."""
+        user = np.repeat(self.user_ids, np.diff(self.offsets))
         order = np.arange(len(user)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
         interactions = pl.DataFrame({"user_id": user, "item_id": self.item_ids[self.values], "timestamp": order})
+        if bare:
+            items = pl.DataFrame({"item_id": self.item_ids, "title": self.item_ids.astype(str)})
+            return pl.DataFrame({"user_id": self.user_ids}), items, interactions
+        raw = MovieLens1M().load()
         return raw.users, raw.items.filter(pl.col("item_id").is_in(self.item_ids.tolist())), interactions
 
     def ends(self, part: Part) -> Ints:

@@ -1,3 +1,4 @@
+import sys
 from argparse import Namespace
 from typing import Any
 
@@ -17,7 +18,9 @@ TABLES: dict[str, Numbers] = declared(__file__)["tables"]
 def main(chosen: Namespace, report: Report) -> None:
     table = TABLES[chosen.table]
     report.name = f"{table['name']}: "
-    tables = Films.read(chosen.sequences).tables() if table.get("films") else None
+    if (bare := table.get("bare", False)) and not chosen.sequences:
+        sys.exit(f"--table {chosen.table} needs the archive of its sequences: --sequences path/to/sequences.zip")
+    tables = Films.read(chosen.sequences).tables(bare) if bare or table.get("films") else None
     baselines = dict(table.get("baselines", {}))
     for name, row in table["rows"].items():
         if chosen.only not in name:

@@ -21,6 +21,8 @@ def test_every_row_of_the_scripts_has_its_place() -> None:
         assert f"baselines: {name}, HR@10\n" in expected
     for name in models.TABLES["retrieval"]["rows"]:
         assert f"retrieval_quality: {name}, HR@10\n" in expected
+    for name in models.TABLES["short"]["rows"]:
+        assert f"short_quality: {name}, HR@10\n" in expected
     for name in (*titles.BASELINES, *(f"examples/{name}" for name in titles.EXAMPLES)):
         assert f"search_quality: {name}, new queries, HR@1\n" in expected
     for name in [*models.TABLES["rank"]["rows"], "baseline: popularity", "baseline: bias"]:
@@ -30,7 +32,9 @@ def test_every_row_of_the_scripts_has_its_place() -> None:
 def test_the_suite_runs_scripts_that_are_there() -> None:
     for step in suite.STEPS.values():
         for quick in (False, True):
-            words = suite.words(step, quick, {"run": "R", "sequences": "", "server": "0", "generator": "1"})
+            words = suite.words(
+                step, quick, {"run": "R", "sequences": "", "short": "", "server": "0", "generator": "1"}
+            )
             assert "" not in words
             assert not any("{" in word for word in words)
             if words[2] == "benchmarks":  # the script takes these options
@@ -48,6 +52,20 @@ def test_a_script_declares_its_options_and_a_small_version(script: Path) -> None
     assert f"]({script.relative_to(ROOT / 'benchmarks')})" in (ROOT / "benchmarks" / "README.md").read_text(
         encoding="utf-8"
     )
+
+
+def test_a_step_is_left_out_without_the_archive_that_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = {"run": "quality.models --table short --help {short}", "needs": "short"}
+    monkeypatch.setenv("TWOTOWER_DATA", "ml-1m.zip")
+    for archive, runs in (([], False), (["--short", "beauty.zip"], True)):
+        words = ["--date", "d", "--quick", "--run", str(tmp_path), *archive]
+        chosen = options(str(ROOT / "benchmarks" / "suite.py"), words)
+        with Report(chosen) as report:
+            suite.main(chosen, report, {"short": step})
+        assert ("short …" in capsys.readouterr().out) is runs
+        assert (tmp_path / "short.log").exists() is runs
 
 
 def test_a_step_that_fails_is_seen_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
