@@ -143,7 +143,7 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "negatives attribute": ("everything", {"loss": SOFTMAX, "negatives": {"attribute": {"feature": "brand", "n": 2}}}),
     "negatives full": ("everything", {"loss": SOFTMAX, "negatives": {"full": True}}),
     "negatives unmasked": ("everything", {"loss": SOFTMAX, "negatives": {"mask_positives": False}}),
-    **{f"pooling {p}": (f"pooling {p}", {"loss": SOFTMAX}) for p in ("mean", "sqrt", "sum", "power")},
+    **{f"pooling {p}": (f"pooling {p}", {"loss": SOFTMAX}) for p in ("mean", "sqrt", "sum", "power", "ridge")},
     **{f"pooling {p}": (f"pooling {p}", {"loss": SOFTMAX, "train": EARLIER, "model": READING}) for p in POOLINGS},
     "pooling decay": ("pooling decay", {"loss": SOFTMAX, "train": EARLIER}),
     "branch mlp": ("even", branch("mlp", layers=[9, 7], layer_norm=True)),
@@ -167,7 +167,7 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "two pairs": ("board", {"model": {"pairs": [{"user": {"layers": [8]}, "item": {"layers": [8]}}] * 2}}),
     "similarity dot": ("everything", {"model": {"similarity": "dot"}}),
     "similarity cosine, no bias": ("everything", {"model": {"bias": False, "learn_temperature": False}}),
-    **{f"split {kind}": (f"split {kind}", {"loss": SOFTMAX}) for kind in ("random", "last", "time", "user_ratio")},
+    **{f"split {kind}": (f"split {kind}", {"loss": SOFTMAX}) for kind in ("random", "user_random", "last", "time", "user_ratio")},
     **{f"optimizer {o}": ("board", {"train": {"optimizer": o, "lr": 0.02}}) for o in ("Adam", "AdamW", "SGD", "Adagrad")},
     "schedules, decay, average": (
         "board",

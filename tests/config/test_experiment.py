@@ -46,6 +46,7 @@ from twotower.train.negatives.hard import HardNegatives
 from twotower.train.negatives.in_batch import InBatchNegatives
 from twotower.train.optimizers.adamw import AdamW
 from twotower.train.optimizers.sgd import Sgd
+from twotower.train.starts import Start
 
 IDS_TOML = """
 [schema]
@@ -225,6 +226,8 @@ def leaves(prefix: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> s
             found |= leaves("model.pairs.user", TowerConfig, seen)
         elif key in ("branches", "metrics"):
             found.add((path, "kind"))
+        elif path == "train.start":
+            found |= {(path, name) for name in ("kind", *Start.model_fields)}
         elif key == "sources":
             for kind in SOURCES:
                 found |= {(prefix, kind.kind), *((f"{prefix}.{kind.kind}", option) for option in kind.model_fields)}
@@ -527,7 +530,7 @@ def test_an_unknown_key_of_a_feature_is_named_with_the_nearest_of_its_kind(
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.epochs=0", ["train.epochs: input should be greater than or equal to 1, got 0"]),
+        ("train.epochs=-1", ["train.epochs: input should be greater than or equal to 0, got -1"]),
         ("train.epochs=1.5", ["train.epochs: input should be a valid integer", "got 1.5"]),
         ("train.lr=0", ["train.lr: input should be greater than 0, got 0"]),
         ("train.lr=nan", ["train.lr: input should be a finite number"]),
@@ -537,7 +540,9 @@ def test_an_unknown_key_of_a_feature_is_named_with_the_nearest_of_its_kind(
         ("split.test=1", ["split.test: input should be less than 1, got 1"]),
         (
             "split.kind=rndom",
-            ["split.kind: input should be 'random', 'last', 'time', 'user_ratio', 'column' or 'files', got 'rndom'"],
+            [
+                "split.kind: input should be 'random', 'user_random', 'last', 'time', 'user_ratio', 'column' or 'files', got 'rndom'"
+            ],
         ),
         ("data.users=3", ["data.users: input should be a valid string, got 3"]),
         ("model.pairs=[]", ["model.pairs: tuple should have at least 1 item"]),
@@ -681,7 +686,7 @@ def test_pairs_and_candidates_do_not_mix(tmp_path: Path, kind: str) -> None:
         ),
         (
             "schema.features.2.pooling=max",
-            "schema.features.2.pooling.kind: no pooling of kind 'max' (allowed: mean, sqrt, sum, power, decay, attention, transformer)",
+            "schema.features.2.pooling.kind: no pooling of kind 'max' (allowed: mean, sqrt, sum, power, ridge, decay, attention, transformer)",
         ),
         ("schema.features.2.pooling.rates=[]", "features.2.pooling.rates: Tuple should have at least 1 item"),
         (

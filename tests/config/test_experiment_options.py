@@ -193,6 +193,10 @@ ELSEWHERE = {
     "evaluation.repeats",  # evaluation/test_own_counts.py
     "data.buckets",
     "data.prepared",
+    "train.start.kind",  # train/starts/test_start.py
+    "train.start.pair",
+    "train.start.learn",
+    "train.start.scale",
     "train.device",
     "train.timeout",
     "train.embedding_placement",
@@ -286,6 +290,7 @@ def test_every_option_of_a_kind_is_covered() -> None:
     of_milvus = {of for of in known if of[:2] == ("index", "milvus")}
     of_branches = {("model.pairs.user.branches", *of) for of in BRANCHES}
     known -= {("data.dataset", kind, "archive") for kind in DATASETS.names}  # in data/datasets
+    known -= {of for of in known if of[0] == "train.start"}  # in train/starts
     known -= {("evaluation.metrics", "diversity", "column")}  # in evaluation/test_metrics_beyond_accuracy
     assert known == OF_KINDS.keys() | of_branches | {("index", *of) for of in INDEXES} | of_milvus
 
@@ -338,6 +343,9 @@ def test_changing_an_option_of_a_sequence_that_is_had_at_every_moment_changes_an
 # Option of a pooling -> a value that is not the default.
 POOLED: dict[tuple[str, str], Any] = {
     ("power", "exponent"): 0.8,
+    ("ridge", "steps"): 1,
+    ("ridge", "penalty"): 4.0,
+    ("ridge", "rate"): 0.5,
     ("decay", "rates"): [0.0, 0.5, 0.8, 0.93, 0.98, 0.99],
     ("attention", "window"): 2,
     ("attention", "heads"): 2,

@@ -77,6 +77,7 @@ SPLITS = {
     "random": SplitConfig(kind="random", test=0.13, validation=0.11, seed=7),
     "gap": SplitConfig(kind="time", test=0.13, validation=0.11, gap=11),
     "user_ratio": SplitConfig(kind="user_ratio"),
+    "user_random": SplitConfig(kind="user_random", test=0.13, validation=0.11, seed=7),
     "column": SplitConfig(kind="column", column="fold", ordered=True),
     "no validation": SplitConfig(kind="last", validation=0),
 }

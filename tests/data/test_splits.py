@@ -99,6 +99,26 @@ def test_the_split_by_user_ratio_equals_a_loop(rows: list[tuple[int, int]], test
 
 
 @FEW
+@given(ROWS, SHARES, st.sampled_from([0, 0.1, 1 / 3, 0.5]), st.integers(0, 9))
+def test_the_split_of_random_rows_of_each_user_is_that_by_user_ratio_of_a_permutation(
+    rows: list[tuple[int, int]], test: float, validation: float, seed: int
+) -> None:
+    users, _ = columns(rows)
+    places = np.argsort(np.random.RandomState(seed).permutation(len(rows)))
+    sections = {"test": test, "validation": validation}
+    found = parts_of(users, None, kind="user_random", seed=seed, **sections)
+    assert found == parts_of(users, places, kind="user_ratio", **sections)
+
+
+def test_other_seeds_hold_out_other_rows_of_each_user() -> None:
+    users = np.repeat(np.arange(20, dtype=np.int32), 10)
+    one, other = (split_interactions(users, None, SplitConfig(kind="user_random", seed=seed)) for seed in (1, 2))
+    assert not np.array_equal(one, other)
+    for parts in (one, other):
+        assert all(np.bincount(parts[users == user]).tolist() == [7, 1, 2] for user in range(20))
+
+
+@FEW
 @given(ROWS, SHARES, st.sampled_from([0, 0.1, 0.5]), st.integers(1, 4))
 def test_a_gap_drops_the_rows_before_validation_and_test(
     rows: list[tuple[int, int]], test: float, validation: float, gap: int
@@ -117,7 +137,7 @@ def test_a_gap_drops_the_rows_before_validation_and_test(
     assert found == (expected if {*plain} == {*expected} - {DROPPED} else None)
 
 
-@pytest.mark.parametrize("kind", ["random", "time", "user_ratio"])
+@pytest.mark.parametrize("kind", ["random", "user_random", "time", "user_ratio"])
 def test_a_share_of_none_leaves_no_validation_part(kind: Any) -> None:
     users, seconds = np.repeat(np.arange(10, dtype=np.int32), 10), np.arange(100)
     with_it = split_interactions(users, seconds, SplitConfig(kind=kind))

@@ -35,7 +35,7 @@ FACTS: dict[str, Any] = {
         ({"index": FACTS["index"] | {"search_params": {"ef": 0.5}}}, "index.search_params.ef is 0.5, expected int"),
         ({"metric": "l2"}, "metric is 'l2', Input should be 'cosine' or 'dot'"),
         ({"schema": {"features": 3}}, "schema.features is 3, expected list"),
-        ({"split": {"kind": "odd\nend"}}, "split.kind is 'odd\\nend', Input should be 'random', 'last', 'time', 'user_ratio', 'column' or 'files'"),
+        ({"split": {"kind": "odd\nend"}}, "split.kind is 'odd\\nend', Input should be 'random', 'user_random', 'last', 'time', 'user_ratio', 'column' or 'files'"),
     ],
 )  # fmt: skip
 def test_a_problem_names_field_value_and_type(change: dict[str, Any], says: str) -> None:

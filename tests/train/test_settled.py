@@ -228,7 +228,7 @@ def test_a_large_catalogue_is_sampled(items: int, sources: list[str]) -> None:
 
 STARTS: list[tuple[str, ...]] = [
     *((f"loss.kind={kind}",) for kind in ("bce", "softmax", "gbce", "bpr")),
-    *((f"split.kind={kind}",) for kind in ("random", "last", "time", "user_ratio")),
+    *((f"split.kind={kind}",) for kind in ("random", "user_random", "last", "time", "user_ratio")),
     ("train.history_scope=causal",), ("train.history_scope=causal", "loss.kind=softmax"),
     *((f"train.monitor=validation.{name}",) for name in ("auc", "gauc", "log_loss", "recall@10", "mrr@50")),
     ("negatives.random=false",), ("negatives.random=0",),

@@ -80,7 +80,7 @@ class Dataset:
     pairs: Pairs
     parts: Parts
     times: Ints | None  # microseconds since 1970; with time_unit "order" numbers that grow with time
-    time_ordered: bool = False  # the parts follow one another in time
+    time_ordered: bool = False  # histories of the test part hold the validation part too
     context_frame: pl.DataFrame = field(default_factory=pl.DataFrame, kw_only=True)
     """Columns of the interactions that features of the context read, as they are in the log; of prepared data one
     row, which has their types."""
@@ -166,7 +166,7 @@ class Dataset:
     def side_before(self, side: SideName, part: int) -> Side:
         """Return one side with the sequences that are known before `part`.
 
-        If the parts follow one another in time, the sequences hold all earlier parts; else they hold the train part."""
+        If `time_ordered`, the sequences hold all earlier parts; else they hold the train part."""
         known = self.side(side)
         if part != TEST or not self.time_ordered:
             return known
@@ -343,7 +343,7 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
     check_defaults(encoders, raw)
     users, items = frames["user"], frames["item"]
     return assemble_dataset(
-        encoders, users, items, pairs, parts, times, config.follows_time, versions=versions, context=raw
+        encoders, users, items, pairs, parts, times, config.histories_grow, versions=versions, context=raw
     )
 
 

@@ -168,7 +168,7 @@ class MemmapDataset(Dataset):
             Pairs(**{name: arrays.numbers(name) for name in Pairs.columns() if name in plain}),
             arrays["part"],
             arrays["time"] if schema.time else None,
-            facts.split.follows_time,
+            facts.split.histories_grow,
             folder,
             facts=facts,
             arrays=arrays,

@@ -75,7 +75,7 @@ def load_tables(
         context = given.rename(lambda name: name.removeprefix(CONTEXT_PREFIX))
         parts = actions["part"].to_numpy()
         dataset = assemble_dataset(
-            encoders, users, items, pairs, parts, times, split.follows_time, encode, versions, context
+            encoders, users, items, pairs, parts, times, split.histories_grow, encode, versions, context
         )
         if len(encode) == len(SIDES):
             _ = dataset.context  # encoded here, so that damage is found

@@ -18,9 +18,9 @@ class SplitConfig(Section):
     start_here = ("kind",)
     research = ("seed",)
 
-    kind: Literal["random", "last", "time", "user_ratio", "column", "files"] = Field(
+    kind: Literal["random", "user_random", "last", "time", "user_ratio", "column", "files"] = Field(
         "random",
-        description="Rule of the split. random: random rows. last: each user's last row tests and the one before "
+        description="Rule of the split. random: random rows. user_random: random rows of each user. last: each user's last row tests and the one before "
         "validates. time: the latest rows. user_ratio: each user's latest rows. column: the part that a column names. "
         "files: the part whose file has the row (data.train, data.validation, data.test).",
     )
@@ -33,13 +33,16 @@ class SplitConfig(Section):
         "too (kinds column and files). false: they hold the train part.",
     )
     test: float = Field(
-        0.2, gt=0, lt=1, description="Share of all rows in the test part (kinds random, time and user_ratio)."
+        0.2,
+        gt=0,
+        lt=1,
+        description="Share of all rows in the test part (kinds random, user_random, time and user_ratio).",
     )
     validation: float = Field(
         0.1,
         ge=0,
         lt=1,
-        description="Share of the remaining rows in the validation part (kinds random, time and user_ratio). 0: no "
+        description="Share of the remaining rows in the validation part (kinds random, user_random, time and user_ratio). 0: no "
         "validation part (kind last too); training then keeps the last epoch.",
     )
     gap: float = Field(
@@ -48,7 +51,7 @@ class SplitConfig(Section):
         description="Time before the validation part and before the test part whose rows are dropped (kind time). Seconds. "
         "0: none.",
     )
-    seed: int = Field(2022, ge=0, lt=2**32, description="Seed of the random split.")
+    seed: int = Field(2022, ge=0, lt=2**32, description="Seed of the random splits.")
 
     @model_validator(mode="after")
     def _check(self) -> SplitConfig:
@@ -74,6 +77,11 @@ class SplitConfig(Section):
     def follows_time(self) -> bool:
         """True if a validation or test row is later than the training rows of its user."""
         return self.needs_time or self.ordered
+
+    @property
+    def histories_grow(self) -> bool:
+        """True if histories of the test part hold the validation part too: it is earlier, or of a user's rows in no order."""
+        return self.follows_time or self.kind == "user_random"
 
     @property
     def has_boundaries(self) -> bool:

@@ -39,6 +39,7 @@ def split_interactions(
     - `time`: the latest share `test` of the rows is test, the latest share `validation` of the rest validation. Rows of
       equal time are in one part, so no test row is older than a training row. Rows less than `gap` before the start of
       validation or test and outside the part are dropped.
+    - `user_random`: as `user_ratio`, of each user's rows in the order of `random_order`, in place of time.
     - `user_ratio`: of each user's n rows the latest `test` n are test, of the m others the latest `validation` m
       validation, rounded to the nearest number, but every user keeps a train row. Ties keep the table's order.
     - `column`, `files`: `given` (n,).
@@ -47,12 +48,14 @@ def split_interactions(
     """
     if config.kind == "random":
         parts = random_parts(len(users), config)
+    elif config.kind == "user_random":
+        parts = _split_users(users, random_order(len(users), config), config)
     elif config.is_given:
         assert given is not None
         parts = given
     elif times is None:
         raise DataError(
-            f"split.kind = '{config.kind}' needs a time; name its column in schema.time, or set split.kind = 'random'"
+            f"split.kind = '{config.kind}' needs a time; name its column in schema.time, or set split.kind = 'user_random'"
         )
     elif config.kind == "time":
         parts = time_parts(times, part_starts(times.copy(), config), config)
@@ -95,6 +98,16 @@ def random_parts(n: int, config: SplitConfig, scratch: Scratch = np.empty) -> Pa
     for some in _blocks(again[: int(np.ceil(config.validation * len(rest)))]):
         parts[rest[some]] = VALIDATION
     return parts
+
+
+def random_order(n: int, config: SplitConfig, scratch: Scratch = np.empty) -> Ints:
+    """Return for each row (n,) its place in a random order of all, as `numpy.random.RandomState(seed).permutation(n)` draws it.
+    Arrays of n numbers are made by `scratch`."""
+    places, order = scratch(n, np.int64), _permutation(n, config.seed, scratch)
+    for start in range(0, n, BLOCK_ROWS):
+        some = order[start : start + BLOCK_ROWS]
+        places[some] = np.arange(start, start + len(some))
+    return places
 
 
 def _permutation(n: int, seed: int, scratch: Scratch) -> Ints:

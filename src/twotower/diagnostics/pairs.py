@@ -27,7 +27,7 @@ BLOCK_USERS = 1024
 
 def split(context: DiagnosisContext) -> Iterator[Finding]:
     """Check that no pair is in two parts, and that the parts follow each other in time."""
-    text = "No pair is in two parts" + (", and the parts follow in time." if context.data.time_ordered else ".")
+    text = "No pair is in two parts" + (", and the parts follow in time." if context.config.split.follows_time else ".")
     return or_ok([*_shared_pairs(context), *_split_order(context)], "split", text)
 
 

@@ -90,7 +90,7 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
             users = users.index_select(0, positives.user)
         columns = items if drawn.memory_vectors is None else torch.cat([items, drawn.memory_vectors])
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-        scored_alone = self.model.parts_of_pairs() if config.train.pairs == "apart" else [slice(None)]
+        scored_alone = self._parts_of_loss
         loss = torch.stack([
             contrastive_loss(
                 users[: len(own), columns_of_pair], columns[:, columns_of_pair], drawn, self.loss, len(self.dataset.items), dtype, total_weight,
@@ -104,6 +104,14 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
             remembered = None if of_weights is None else torch.from_numpy(of_weights).to(self.device)
             self.candidates.remember(latest, vectors, remembered)
         return BatchLoss(len(whole), loss, mimic_loss)
+
+    @property
+    def _parts_of_loss(self) -> list[slice]:
+        """Columns of the vectors that make a score with a loss of its own: all, or those of each pair that is trained apart."""
+        if self.recipe.train.pairs == "together":
+            return [slice(None)]
+        kept = {start.pair for start in self.recipe.train.start if not start.learn}
+        return [part for pair, part in enumerate(self.model.parts_of_pairs()) if pair not in kept]
 
     def _versions(self, drawn: Candidates, whole: Examples) -> CandidateVersions | None:
         """Return the versions of the candidates that the batch sees; None if items have none."""

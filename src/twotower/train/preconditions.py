@@ -43,6 +43,8 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         raise ConfigError(
             "train.embedding_placement = 'torchrec' does not go with features of the context; set 'replicated', or drop them"
         )
+    for start in recipe.train.start:
+        start.check(dataset, recipe.model)
     for metric in recipe.evaluation.metrics:
         metric.check(dataset)
     for column in recipe.evaluation.slices:

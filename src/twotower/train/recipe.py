@@ -18,6 +18,8 @@ from twotower.train.negatives.config import NegativesConfig
 from twotower.train.optimizers import OPTIMIZERS
 from twotower.train.optimizers.adam import Adam
 from twotower.train.optimizers.optimizer import Optimizer
+from twotower.train.starts import STARTS
+from twotower.train.starts.start import Start
 
 
 class TrainConfig(Section):
@@ -35,7 +37,9 @@ class TrainConfig(Section):
         "checkpoint_steps",
     )
 
-    epochs: int = Field(10, ge=1, description="Passes over the training interactions.")
+    epochs: int = Field(
+        10, ge=0, description="Passes over the training interactions. 0: none, the model is that of train.start."
+    )
     batch_size: int = Field(2048, ge=1, description="Training pairs per step, over all ranks together.")
     data_shards: int = Field(
         1,
@@ -62,6 +66,9 @@ class TrainConfig(Section):
         "together",
         description="Training of several model.pairs. together: one loss of their summed score. apart: a loss of each pair's own "
         "score, as if it were alone; their summed score is that of an ensemble.",
+    )
+    start: tuple[Annotated[Start, STARTS], ...] = Field(
+        (), description="Closed-form values of pairs before the first step, each with its `kind`. Empty: random ones."
     )
     shuffle: bool = Field(
         True,
@@ -152,6 +159,7 @@ class Recipe(Section):
             )
         if self.train.pairs == "apart":
             self._check_apart()
+        self._check_starts()
         if self.loss.mimic and not any(t.augment for p in self.model.pairs for t in (p.user, p.item)):
             raise ValueError(
                 "loss.mimic trains augmented vectors, and no tower has them; set augment = true in a tower of model.pairs"
@@ -164,6 +172,28 @@ class Recipe(Section):
                 f"(allowed: validation. followed by one of {', '.join(known)})"
             )
         return self
+
+    def _check_starts(self) -> None:
+        """Raise ValueError if starts and pairs do not go together, or nothing is trained and nothing given."""
+        starts, pairs = self.train.start, len(self.model.pairs)
+        if starts and self.train.embedding_placement == "torchrec":
+            raise ValueError(
+                "train.start fills whole tables, and train.embedding_placement = 'torchrec' has pieces; set 'replicated', or leave it out"
+            )
+        if beyond := [s.pair for s in starts if s.pair >= pairs]:
+            raise ValueError(
+                f"train.start names pair {beyond[0]}, and model.pairs has {pairs}, from 0; set pair to at most {pairs - 1}"
+            )
+        if twice := {s.pair for s in starts if [o.pair for o in starts].count(s.pair) > 1}:
+            raise ValueError(f"train.start names pair {min(twice)} twice; give each start a pair of its own")
+        if self.train.epochs and starts and {s.pair for s in starts if not s.learn} >= set(range(pairs)):
+            raise ValueError(
+                "train.start has learn = false for every pair, so no epoch changes a weight; set train.epochs = 0, or learn = true"
+            )
+        if not self.train.epochs and {s.pair for s in starts} < set(range(pairs)):
+            raise ValueError(
+                "train.epochs = 0 trains nothing, and not every pair has a train.start; give each pair one, or set train.epochs"
+            )
 
     def _check_apart(self) -> None:
         """Raise ValueError if the pairs have no score of their own that adds up to the model's."""

@@ -33,7 +33,7 @@ class BestWeights:
         return bool(self._patience) and self._validations_since >= self._patience
 
     def observe(self, metrics: dict[str, float], epoch: int, weights: Weights) -> None:
-        """Copy the weights if the metrics of epoch `epoch`, from 1, are the best yet. Raises ConfigError if the monitor is
+        """Copy the weights if the metrics of epoch `epoch`, from 1, 0 for a start, are the best yet. Raises ConfigError if the monitor is
         not among the metrics."""
         if self._monitor not in metrics:
             raise ConfigError(
@@ -48,7 +48,7 @@ class BestWeights:
             self._validations_since += 1
 
     def keep(self, epoch: int, weights: Weights) -> None:
-        """Copy the weights of epoch `epoch`, from 1, without a metric: the last epoch is the best."""
+        """Copy the weights of epoch `epoch`, from 1, 0 for a start, without a metric: the last epoch is the best."""
         self.epoch, self.weights = epoch, weights.copy()
 
     def state(self) -> dict[str, Shaped[Tensor, "*_"]]:

@@ -6,6 +6,7 @@ the same weights, on a CPU bit for bit.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -36,8 +37,11 @@ from twotower.train.precision import with_precision
 from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
+from twotower.train.starts.start import Start, start_pair
 from twotower.train.stopping import BestWeights, StopSignals
 from twotower.train.weights import MovingAverage, Weights
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -75,6 +79,9 @@ class Trainer:
         self.dataset, self.recipe = dataset, recipe
         self.model, self.torchrec = build_model(recipe, dataset.encoders, self.context, self.device)
         config = recipe.train
+        for start in config.start:
+            for tower in (self.model.towers(side)[start.pair] for side in SIDES):
+                tower.requires_grad_(start.learn)
         loss, parts = recipe.loss, (dataset, recipe, self.model, self.device, self.context, self.torchrec)
         self.objective: PointwiseObjective | ContrastiveObjective = (
             PointwiseObjective(loss, *parts) if loss.pointwise else ContrastiveObjective(loss, *parts)
@@ -102,6 +109,8 @@ class Trainer:
         """
         p, config = self.progress, self.recipe.train
         with self._signals.handled(), torch.random.fork_rng(devices=[]):
+            if config.start and not p.step:
+                self._begin()
             while p.epoch < config.epochs and not self.best.out_of_patience:
                 self._train_epoch(self.objective.sampler.epoch(p.epoch))
         self.weights.load_state(self.best.weights)
@@ -110,6 +119,37 @@ class Trainer:
         self.objective.detach_from_group()
         metrics = p.metrics(self.best.epoch) | {"train.peak_memory_mb": peak_memory_mb()}
         return TrainingResult(self.model, p.history, metrics)
+
+    def _begin(self) -> None:
+        """Give the pairs with a start their values; as epoch 0 these may be the best weights."""
+        started, config = time.perf_counter(), self.recipe.train
+        for start in config.start:
+            alternatives = start.alternatives()
+            scores = [self._score_of_start(one) for one in alternatives] if len(alternatives) > 1 else [0.0]
+            chosen = alternatives[scores.index(max(scores))]
+            start_pair(self.model, chosen, self.dataset, config.seed, self.context)
+            log.info(f"start of pair {start.pair} by {start.kind}: {chosen.describe()}")
+        self.ema.restart()
+        self.progress.seconds += time.perf_counter() - started
+        if found := self._measure(0):
+            log.info(
+                f"started in {time.perf_counter() - started:.1f} s: {config.monitor} = {found[config.monitor]:.4f}"
+            )
+
+    def _score_of_start(self, start: Start) -> float:
+        """Return the validation metric of a pair that starts so, alone; higher is better."""
+        config = self.recipe.train
+        start_pair(self.model, start, self.dataset, config.seed, self.context)
+        scorer, part = self._scorer(), self.model.parts_of_pairs()[start.pair]
+        assert isinstance(scorer, Factors)  # `Start.check` refuses a user tower with more fields
+        found = self._validation_metrics(
+            Factors(scorer.users[:, part].contiguous(), scorer.items[:, part].contiguous())
+        )
+        log.info(
+            f"start of pair {start.pair} by {start.kind}: {start.describe()}: {config.monitor} = {found[config.monitor]:.4f}"
+        )
+        higher = self.recipe.evaluation.metric_set.find(config.monitor).higher_is_better
+        return found[config.monitor] if higher else -found[config.monitor]
 
     def _train_epoch(self, epoch: Epoch) -> None:
         p = self.progress
@@ -190,27 +230,32 @@ class Trainer:
         Raises TrainingError if a weight is not finite, ConfigError if the monitor cannot be measured.
         """
         p, config = self.progress, self.recipe.train
-        has_part = len(self.dataset.validation) > 0
-        if has_part and (p.epoch + 1) % config.validate_every and p.epoch + 1 < config.epochs:
-            return {}
+        due = not (p.epoch + 1) % config.validate_every or p.epoch + 1 == config.epochs
+        return self._measure(p.epoch + 1) if due or not len(self.dataset.validation) else {}
+
+    def _measure(self, epoch: int) -> dict[str, float]:
+        """Return the validation metrics of the present weights, and keep these if they are the best; none without a part."""
         self._check_finite()
         present = self.weights.copy()
         if self.ema.weights:
             self.weights.load_state(self.ema.weights)
-        if not has_part:
-            self.best.keep(p.epoch + 1, self.weights)
+        if not len(self.dataset.validation):
+            self.best.keep(epoch, self.weights)
             self.weights.load_state(present)
             return {}
-        scorer = self._scorer()
+        found = self._validation_metrics(self._scorer())
+        self.best.observe(found, epoch, self.weights)
+        self.weights.load_state(present)
+        return found
+
+    def _validation_metrics(self, scorer: Scorer) -> dict[str, float]:
+        """Return the validation metrics of vectors, on all ranks."""
         metrics = {}
         if self.context.is_main:
             if isinstance(scorer, Factors):
                 scorer = VersionFactors.of_part(scorer, self.dataset, VALIDATION)
             metrics = evaluate_part(scorer, self.dataset, VALIDATION, self.recipe.evaluation)
-        found = self.context.broadcast({f"validation.{m}": v for m, v in metrics.items() if not math.isnan(v)})
-        self.best.observe(found, p.epoch + 1, self.weights)
-        self.weights.load_state(present)
-        return found
+        return self.context.broadcast({f"validation.{m}": v for m, v in metrics.items() if not math.isnan(v)})
 
     def factors(self) -> Factors:
         """Return the vectors of all users and items, with the model's present weights; of those with versions, of the version that

@@ -50,6 +50,10 @@ class MovingAverage:
         self.weights = weights.copy() if decay else {}
         """Averaged weights by name; empty without an average."""
 
+    def restart(self) -> None:
+        """Begin anew with the present weights."""
+        self.weights = self._model_weights.copy() if self._decay else {}
+
     def update(self, steps: int) -> None:
         """Add the weights after `steps` steps."""
         decay = min(self._decay, steps / (steps + 10))

@@ -126,7 +126,7 @@ def _plan(source: Log | BucketReader) -> dict[str, files.JsonData]:
 def _check(data: DataConfig, schema: Schema, split: SplitConfig | None, out: Path, ours: set[str]) -> None:
     if split and split.needs_time and not schema.time:
         raise DataError(
-            f"split.kind = '{split.kind}' needs a time; name its column in schema.time, or set split.kind = 'random'"
+            f"split.kind = '{split.kind}' needs a time; name its column in schema.time, or set split.kind = 'user_random'"
         )
     if split:
         check_gap(schema, split)

@@ -65,7 +65,7 @@ class BucketSplits:
         for name, history in self.histories.items():
             among = history.holds(positive)
             yield name, among & (parts == TRAIN), history
-            if self.split.follows_time:
+            if self.split.histories_grow:
                 yield f"{name}.test", among & (parts != TEST) & (parts != DROPPED), history
 
     def missing(self) -> bool:
@@ -99,7 +99,7 @@ class BucketSplits:
         return read_checked(self._counts_file(bucket), read)
 
     def rule(self) -> PartsOf:
-        """Return the rule of the split. The rules `time` and `random` look at all buckets first."""
+        """Return the rule of the split. The rules `time`, `random` and `user_random` look at all buckets first."""
         if self.split.is_given:
             return lambda found, lengths: found[PART]
         if self.split.kind == "time":
@@ -107,8 +107,22 @@ class BucketSplits:
             return lambda found, lengths: splits.time_parts(found[TIME], starts, self.split)
         if self.split.needs_time:
             return lambda found, lengths: splits.user_parts(lengths, self.split)
-        by_row = self._random_parts()
+        if self.split.kind == "user_random":
+            return self._user_random()
+        by_row = self._by_row(splits.random_parts, np.int8)
         return lambda found, lengths: by_row[found[ROW]]
+
+    def _user_random(self) -> PartsOf:
+        """Return the rule `user_random`."""
+        place = self._by_row(splits.random_order, np.int64)
+
+        def parts_of(found: Columns, lengths: Ints) -> Parts:
+            order = np.lexsort((place[found[ROW]], found[USER]))
+            parts = np.empty(len(order), np.int8)
+            parts[order] = splits.user_parts(lengths, self.split)
+            return parts
+
+        return parts_of
 
     def sums(self) -> dict[str, dict[SideName, Doubles]]:
         """Return the sums and numbers (2, rows) of averaged columns over the train part, by column and side.
@@ -180,19 +194,21 @@ class BucketSplits:
             start += bucket.rows
         return times
 
-    def _random_parts(self) -> Parts:
-        """Return the parts by row of the log, those of `splits.split_interactions` over the rows that are kept."""
+    def _by_row(
+        self, draw: Callable[[int, SplitConfig, splits.Scratch], npt.NDArray[Scalar]], dtype: type[Scalar]
+    ) -> npt.NDArray[Scalar]:
+        """Return by row of the log what is drawn for the rows that are kept, as `splits.split_interactions` draws it for all."""
         facts, start = self.reader.buckets.facts, 0
-        kept, by_row = self._scratch(facts.read, np.bool_), self._scratch(facts.read, np.int8)
+        kept, by_row = self._scratch(facts.read, np.bool_), self._scratch(facts.read, dtype)
         kept[:] = False
         for bucket in facts.buckets:
             kept[self.reader.read(bucket, ROW)[ROW]] = True
         if int(np.count_nonzero(kept)) != facts.rows:
             raise RunError(f"{self.reader.buckets.folder}: damaged, two interactions have one row of the log (rule 9)")
-        parts = splits.random_parts(facts.rows, self.split, self._scratch)
+        drawn = draw(facts.rows, self.split, self._scratch)
         for first in range(0, facts.read, splits.BLOCK_ROWS):
             rows = first + np.flatnonzero(kept[first : first + splits.BLOCK_ROWS])
-            by_row[rows] = parts[start : start + len(rows)]
+            by_row[rows] = drawn[start : start + len(rows)]
             start += len(rows)
         return by_row
 

@@ -13,15 +13,16 @@ from twotower.model.pooling.decay import Decay
 from twotower.model.pooling.mean import Mean
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.pooling.power import Power
+from twotower.model.pooling.ridge import Ridge
 from twotower.model.pooling.sqrt import Sqrt
 from twotower.model.pooling.sum import Sum
 from twotower.model.pooling.transformer import Transformer
 
 __all__ = [
-    "POOLINGS", "Attention", "Decay", "Mean", "Pooling", "Power", "Sqrt", "Sum", "Transformer", "check_poolings", "resolve",
+    "POOLINGS", "Attention", "Decay", "Mean", "Pooling", "Power", "Ridge", "Sqrt", "Sum", "Transformer", "check_poolings", "resolve",
 ]  # fmt: skip
 
-POOLINGS = Kinds("pooling", Pooling, Mean, Sqrt, Sum, Power, Decay, Attention, Transformer)
+POOLINGS = Kinds("pooling", Pooling, Mean, Sqrt, Sum, Power, Ridge, Decay, Attention, Transformer)
 """Kinds of poolings, by their names in a config."""
 
 

@@ -1,0 +1,176 @@
+"""Pooling `ridge`: the user vector that alternating least squares solves for, from the rows of a history alone."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from twotower.arrays.types import F32, Bool, Float, Shaped
+from twotower.model.inputs.padded import Padded
+from twotower.model.layers import gather
+from twotower.model.pooling.pooling import Pooling, PoolingLayer, lower_known
+
+if TYPE_CHECKING:
+    from twotower.onnx.builder import GraphBuilder
+
+MAX_NUMBERS_PER_PASS = 2**23
+"""Numbers of padded rows that are held at a time: 32 MiB of float32."""
+TINY = 1e-30
+
+
+class Ridge(Pooling):
+    """Ridge regression: the vector u whose products with the n embeddings x_j of a row are nearest to 1.
+
+        u = argmin sum_j (1 - x_j . u)^2 + u^T P u + n r |u|^2 = (sum_j x_j x_j^T + P + n r I)^-1 sum_j x_j
+
+    The penalties P, symmetric and positive, and r are trained with the embeddings. With P = a V^T V + a N r I over the N item
+    vectors V it is a user's half step of iALS, as `start.kind = "ials"` sets it (Rendle et al. 2022, "Revisiting the Performance
+    of iALS on Item Recommendation Benchmarks", equation 4 with exponent 1), so that users without any training are served by
+    their history. Use it for tastes in no order. It is solved by a fixed number of steps of conjugate gradients from 0 (Hestenes
+    and Stiefel 1952).
+    """
+
+    kind = "ridge"
+    research = ("penalty", "rate")
+
+    steps: int = Field(16, ge=1, description="Number of steps of conjugate gradients.")
+    penalty: float = Field(1.0, gt=0, description="Initial penalty P, as a multiple of the identity.")
+    rate: float = Field(0.01, gt=0, description="Initial penalty r of each interaction.")
+
+    def build(self, width: int, name: str) -> RidgeLayer:
+        """Return the module."""
+        return RidgeLayer(width, self)
+
+
+class RidgeLayer(PoolingLayer):
+    """Solution of a ridge regression; P = L L^T and r = exp(log_rate)."""
+
+    def __init__(self, width: int, options: Ridge) -> None:
+        super().__init__()
+        self.width, self.steps, self.max_numbers = width, options.steps, MAX_NUMBERS_PER_PASS
+        self.factor = nn.Parameter(math.sqrt(options.penalty) * torch.eye(width))
+        self.log_rate = nn.Parameter(torch.tensor(math.log(options.rate)))
+
+    @torch.no_grad()
+    def set_penalties(self, penalty: F32[Tensor, "E E"], rate: float) -> None:
+        """Overwrite P, which must be positive definite, and r."""
+        self.factor.copy_(torch.linalg.cholesky(penalty.double()).float())
+        self.log_rate.fill_(math.log(rate))
+
+    @property
+    def penalty(self) -> F32[Tensor, "E E"]:
+        """P."""
+        return self.factor @ self.factor.T
+
+    def pool(self, rows: Float[Tensor, "U T E"], known: Bool[Tensor, "U T"]) -> Float[Tensor, "U E"]:
+        with torch.autocast(rows.device.type, enabled=False):
+            rows = rows.float() * known[:, :, None]
+            of_rows = self.log_rate.exp() * known.sum(1)
+            found: Tensor = _Solution.apply(rows, self.penalty, of_rows, self.steps)  # type: ignore[no-untyped-call]
+            return found
+
+    def pool_padded(self, table: Float[Tensor, "rows E"], padded: Padded) -> Float[Tensor, "U E"]:
+        lengths = (padded.codes >= 0).sum(1)
+        order = torch.argsort(lengths, stable=True)  # rows of similar length together
+        parts, start, sizes = [table.new_zeros(0, self.width)], 0, lengths[order].clamp(min=1).tolist()
+        while start < len(sizes):
+            stop = start + 1
+            while stop < len(sizes) and (stop + 1 - start) * sizes[stop] * self.width <= self.max_numbers:
+                stop += 1
+            codes = padded.codes[order[start:stop], : sizes[stop - 1]]
+            parts.append(self.pool(gather(table, codes.clamp(min=0)), codes >= 0))
+            start = stop
+        return torch.cat(parts).index_select(0, torch.argsort(order))
+
+    def lower(self, g: GraphBuilder, table: str, codes: str) -> str:
+        known = lower_known(g, codes)
+        rows = g("Mul", g("Gather", table, codes, axis=0), g("Unsqueeze", known, g.constant([2])))
+        transposed, last = g("Transpose", rows, perm=[0, 2, 1]), g.constant([2])
+        of_rows = g("Mul", g.reduce("Sum", known, 1), g.constant(self.log_rate.exp()))
+        penalty, tiny = g.constant(self.penalty), g.constant(TINY)
+
+        def product(p: str) -> str:
+            of_gram = g("MatMul", transposed, g("MatMul", rows, g("Unsqueeze", p, last)))
+            of_penalty = g("Add", g("MatMul", p, penalty), g("Mul", of_rows, p))
+            return g("Add", g("Squeeze", of_gram, last), of_penalty)
+
+        residual = direction = g.reduce("Sum", rows, 1, keep=False)
+        solution, square = "", g.reduce("SumSquare", residual, 1)
+        for step in range(self.steps):
+            mapped = product(direction)
+            curvature = g("Max", g.reduce("Sum", g("Mul", direction, mapped), 1), tiny)
+            length = g("Div", square, curvature)
+            move = g("Mul", length, direction)
+            solution = g("Add", solution, move) if solution else move
+            if step + 1 < self.steps:
+                residual = g("Sub", residual, g("Mul", length, mapped))
+                before, square = square, g.reduce("SumSquare", residual, 1)
+                turn = g("Div", square, g("Max", before, tiny))
+                direction = g("Add", residual, g("Mul", turn, direction))
+        return solution
+
+
+def conjugate_gradients(
+    rows: F32[Tensor, "U T E"],
+    penalty: F32[Tensor, "E E"],
+    of_rows: F32[Tensor, "U"],
+    right: F32[Tensor, "U E"],
+    steps: int,
+    start: F32[Tensor, "U E"] | None = None,
+) -> F32[Tensor, "U E"]:
+    """Return for each u the solution x of (rows_u^T rows_u + penalty + of_rows_u I) x = right_u after `steps` steps from `start`,
+    0 if None."""
+
+    def product(p: F32[Tensor, "U E"]) -> F32[Tensor, "U E"]:
+        of_gram = torch.bmm(rows.transpose(1, 2), torch.bmm(rows, p[:, :, None]))[:, :, 0]
+        return of_gram + p @ penalty + of_rows[:, None] * p
+
+    solution = torch.zeros_like(right) if start is None else start
+    residual = right if start is None else right - product(start)
+    direction, square = residual, residual.square().sum(1, keepdim=True)
+    for _ in range(steps):
+        mapped = product(direction)
+        length = square / (direction * mapped).sum(1, keepdim=True).clamp(min=TINY)
+        solution = solution + length * direction
+        residual = residual - length * mapped
+        before, square = square, residual.square().sum(1, keepdim=True)
+        direction = residual + square / before.clamp(min=TINY) * direction
+    return solution
+
+
+class SolutionContext(Protocol):
+    """Part of the backward pass's context that the solution uses."""
+
+    steps: int
+    saved_tensors: tuple[Shaped[Tensor, "*_"], ...]
+
+    def save_for_backward(self, *tensors: Shaped[Tensor, "*_"]) -> None:
+        """Keep tensors as `saved_tensors`."""
+
+
+class _Solution(torch.autograd.Function):
+    """u = A^-1 sum_j x_j with A = sum_j x_j x_j^T + P + c I. The gradient is that of the exact solution: with z = A^-1 g it is
+    z (1 - x_j . u) - u (x_j . z) for x_j, -z u^T for P and -z . u for c."""
+
+    @staticmethod
+    def forward(
+        ctx: SolutionContext, rows: F32[Tensor, "U T E"], penalty: F32[Tensor, "E E"], of_rows: F32[Tensor, "U"],
+        steps: int,
+    ) -> F32[Tensor, "U E"]:  # fmt: skip
+        found = conjugate_gradients(rows, penalty, of_rows, rows.sum(1), steps)
+        ctx.save_for_backward(rows, penalty, of_rows, found)
+        ctx.steps = steps
+        return found
+
+    @staticmethod
+    def backward(ctx: SolutionContext, *grads: F32[Tensor, "U E"]) -> tuple[Shaped[Tensor, "*_"] | None, ...]:
+        rows, penalty, of_rows, u = ctx.saved_tensors
+        z = conjugate_gradients(rows, penalty, of_rows, grads[0].contiguous(), ctx.steps)
+        of_u, of_z = torch.bmm(rows, u[:, :, None]), torch.bmm(rows, z[:, :, None])
+        gradient = z[:, None] * (1 - of_u) - u[:, None] * of_z
+        outer = z.T @ u
+        return gradient, -(outer + outer.T) / 2, -(z * u).sum(1), None

@@ -1,0 +1,13 @@
+"""Starts: closed-form values of a pair of towers, from the training positives. One file a kind."""
+
+from __future__ import annotations
+
+from twotower.kinds import Kinds
+from twotower.train.starts.ease import Ease
+from twotower.train.starts.ials import Ials
+from twotower.train.starts.start import PairValues, Start, start_pair
+
+__all__ = ["STARTS", "Ease", "Ials", "PairValues", "Start", "start_pair"]
+
+STARTS: Kinds[Start] = Kinds("start", Start, Ease, Ials)
+"""Kinds of starts, by their names in a config."""

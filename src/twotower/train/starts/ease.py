@@ -1,0 +1,82 @@
+"""Start `ease`: the item-item regression without its diagonal, as a product of two tables."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from twotower.arrays.types import F32, F64
+from twotower.train.starts.positives import PositiveMatrix
+from twotower.train.starts.start import PairValues, Positive, Start
+
+log = logging.getLogger(__name__)
+OVERSAMPLING, ITERATIONS = 16, 12
+"""Further directions, and iterations, of the subspace iteration."""
+
+
+class Ease(Start):
+    """EASE: the matrix B (N, N) of zero diagonal that minimises |X - X B|^2 + lambda |B|^2 (Steck 2019, "Embarrassingly Shallow
+    Autoencoders for Sparse Data"), projected on the E leading right singular vectors V of X B: a history's vector is the sum of
+    its rows of B V, an item's vector its row of V, and with E = N the score is that of B.
+
+    Memory is N^2 and time N^3. Above `max_items` items the truncated singular value decomposition of X stands in, without the
+    zero diagonal: rows of V S^2 / (S^2 + lambda), and V.
+    """
+
+    kind = "ease"
+    poolings = ("sum", "mean", "sqrt")
+    choices = ("regularization",)
+
+    regularization: tuple[Positive, ...] = Field(
+        (400.0,), min_length=1, description="Regularisation lambda. Of several values the best on validation."
+    )
+    max_items: int = Field(
+        10_000,
+        ge=0,
+        description="Number of items N above which a truncated decomposition stands in. 10,000 items take 2.5 GB.",
+    )
+
+    def solve(self, positives: PositiveMatrix, width: int, seed: int) -> PairValues:
+        n, generator = positives.n_columns, torch.Generator().manual_seed(seed)
+        if n - 1 > self.max_items:
+            log.warning(
+                f"start ease: {n - 1:,} items are more than max_items = {self.max_items:,}, so a truncated singular value "
+                f"decomposition of width {width} stands in"
+            )
+            turned = positives.transposed()
+            right, squares = leading(lambda q: turned.product(positives.product(q)), n, width, generator)
+            return PairValues(_wide(right * (squares / (squares + self.regularization[0])), width), _wide(right, width))
+        gram = positives.gram()
+        b = ease_weights(gram.double(), self.regularization[0]).float()
+        right, _ = leading(lambda q: b.T @ (gram @ (b @ q)), n, width, generator)
+        return PairValues(_wide(b @ right, width), _wide(right, width))
+
+
+def ease_weights(gram: F64[Tensor, "N N"], regularization: float) -> F64[Tensor, "N N"]:
+    """Return B from the Gram matrix X^T X; column i predicts item i. Overwrites `gram`."""
+    gram.diagonal().add_(regularization)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
+    return (-inverse / inverse.diagonal()).fill_diagonal_(0.0)
+
+
+def leading(
+    product: Callable[[F32[Tensor, "N k"]], F32[Tensor, "N k"]], n: int, width: int, generator: torch.Generator
+) -> tuple[F32[Tensor, "N E"], F32[Tensor, "E"]]:
+    """Return the leading eigenvectors of a symmetric positive map of (n, k), at most `width`, and their values, by subspace
+    iteration (Halko et al. 2011, "Finding Structure with Randomness", algorithm 4.4)."""
+    k = min(n, width + OVERSAMPLING)
+    basis = torch.linalg.qr(torch.randn(n, k, generator=generator)).Q
+    for _ in range(ITERATIONS):
+        basis = torch.linalg.qr(product(basis)).Q
+    values, vectors = torch.linalg.eigh((basis.T @ product(basis)).double())
+    keep = min(n, width)
+    return (basis.double() @ vectors.flip(1)[:, :keep]).float(), values.flip(0)[:keep].float().clamp(min=0)
+
+
+def _wide(rows: F32[Tensor, "N E"], width: int) -> F32[Tensor, "N W"]:
+    """Return rows with zeros up to a width."""
+    return torch.nn.functional.pad(rows, (0, width - rows.shape[1]))

@@ -1,0 +1,74 @@
+"""Start `ials`: implicit alternating least squares with a regularisation that grows with frequency."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from twotower.arrays.types import F32
+from twotower.model.pooling.ridge import MAX_NUMBERS_PER_PASS, conjugate_gradients
+from twotower.train.starts.positives import PositiveMatrix
+from twotower.train.starts.start import PairValues, Positive, Start
+
+
+class Ials(Start):
+    """Implicit alternating least squares: user vectors u and item vectors v that minimise
+
+        sum over positives of w (1 - u . v)^2  +  a sum over all pairs of (u . v)^2
+          +  lambda sum_u (n_u + a N) |u|^2  +  lambda sum_v (n_v + a U) |v|^2
+
+    with w the weight of a positive, n the sum of a row's weights, N items and U users (Rendle et al. 2022, "Revisiting the
+    Performance of iALS on Item Recommendation Benchmarks", section 3, exponent 1). The pooling `ridge` then solves for u from the history.
+    Each half step continues each row's vector by a few steps of conjugate gradients (Takács et al. 2011). Memory is that of the
+    vectors, the time of a sweep proportional to positives times width.
+    """
+
+    kind = "ials"
+    poolings = ("ridge",)
+    shares = True
+    choices = ("unobserved", "regularization")
+
+    unobserved: tuple[Positive, ...] = Field(
+        (0.3,),
+        min_length=1,
+        description="Weight a of every pair of user and item, beside those of positives. Of several values the best on validation.",
+    )
+    regularization: tuple[Positive, ...] = Field(
+        (0.008,),
+        min_length=1,
+        description="Regularisation lambda of each interaction. Of several values the best on validation.",
+    )
+    sweeps: int = Field(8, ge=1, description="Number of alternations over users and items.")
+    steps: int = Field(4, ge=1, description="Number of steps of conjugate gradients in a half step.")
+
+    def solve(self, positives: PositiveMatrix, width: int, seed: int) -> PairValues:
+        a, rate = self.unobserved[0], self.regularization[0]
+        users, items = positives, positives.transposed()
+        n_users, n_items = items.n_items, users.n_items
+        generator = torch.Generator().manual_seed(seed)
+        vectors = torch.randn(len(items), width, generator=generator) * (0.1 / width**0.5)
+        vectors[torch.from_numpy(items.offsets[1:] == items.offsets[:-1])] = 0.0
+        of_users = torch.zeros(len(users), width)
+        for _ in range(self.sweeps):
+            of_users = half_step(users, vectors, of_users, a, rate, n_items, self.steps)
+            vectors = half_step(items, of_users, vectors, a, rate, n_users, self.steps)
+        return PairValues(vectors, vectors, _penalty(vectors, a, rate, n_items), rate)
+
+
+def half_step(
+    rows: PositiveMatrix, other: F32[Tensor, "C E"], start: F32[Tensor, "R E"], a: float, rate: float, n_other: int, steps: int
+) -> F32[Tensor, "R E"]:  # fmt: skip
+    """Return the vectors of `rows` that minimise the loss given the vectors of the `other` side's n_other rows with positives,
+    after `steps` steps from `start`. A row without positives keeps its vector."""
+    penalty, found = _penalty(other, a, rate, n_other), start.clone()
+    for numbers, columns, weights in rows.passes(MAX_NUMBERS_PER_PASS // other.shape[1]):
+        x = other[columns] * weights.sqrt()[:, :, None]
+        right = torch.bmm(weights.sqrt()[:, None], x)[:, 0]
+        found[numbers] = conjugate_gradients(x, penalty, rate * weights.sum(1), right, steps, start[numbers])
+    return found
+
+
+def _penalty(vectors: F32[Tensor, "C E"], a: float, rate: float, n: int) -> F32[Tensor, "E E"]:
+    """Return what every row of the other side adds to its normal equations."""
+    return a * (vectors.T @ vectors + rate * n * torch.eye(vectors.shape[1]))

@@ -1,0 +1,100 @@
+"""The training positives as a sparse matrix X (users, items), in both orders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twotower.arrays.ragged import Ragged, offsets_of
+from twotower.arrays.sets import distinct_keys, pair_keys
+from twotower.arrays.types import F32, I64, Codes, Doubles, Floats, Ints, Shaped
+from twotower.data.dataset import Dataset
+from twotower.features.values import UNKNOWN
+
+
+@dataclass(frozen=True)
+class PositiveMatrix:
+    """R rows of columns with values: X_rc = 1, or the sum of the weights of the pairs that r and c have."""
+
+    columns: Shaped[Codes, "L"]
+    offsets: Shaped[Ints, "_"]  # (R + 1,)
+    values: Shaped[Floats, "L"]
+    n_columns: int
+
+    @classmethod
+    def of(cls, dataset: Dataset, codes: Shaped[Codes, "items"], n_codes: int) -> PositiveMatrix:
+        """Return a row for each user, and a column for each code of the items. Items of the unknown code are left out; repeats of
+        a pair are one."""
+        by_user, pairs = dataset.positives_by_user, dataset.pairs
+        code = codes[pairs.item[by_user.values]]
+        known = code != UNKNOWN
+        keys = pair_keys(by_user.owners[known], code[known], n_codes)
+        distinct = distinct_keys(keys)
+        values = np.ones(len(distinct), np.float32)
+        if pairs.weight is not None:
+            sums: Doubles = np.zeros(len(distinct))
+            np.add.at(sums, np.searchsorted(distinct, keys), pairs.weight[by_user.values[known]])
+            values = sums.astype(np.float32)
+        users, columns = np.divmod(distinct, n_codes)
+        lengths = np.bincount(users, minlength=len(by_user))
+        return cls(columns.astype(np.int32), offsets_of(lengths), values, n_codes)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def owners(self) -> Shaped[Ints, "L"]:
+        """Row of each value."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    @property
+    def n_items(self) -> int:
+        """Number of columns that have a value."""
+        return len(np.unique(self.columns))
+
+    def transposed(self) -> PositiveMatrix:
+        """Return the columns as rows."""
+        turned = Ragged.from_pairs(self.columns, self.owners, self.n_columns, np.arange(len(self.columns)))
+        assert turned.source is not None
+        return PositiveMatrix(turned.values, turned.offsets, self.values[turned.source], len(self))
+
+    def product(self, dense: F32[Tensor, "C E"]) -> F32[Tensor, "R E"]:
+        """Return X times a dense matrix."""
+        columns, offsets, values = (
+            torch.from_numpy(a) for a in (self.columns.astype(np.int64), self.offsets, self.values)
+        )
+        return torch.nn.functional.embedding_bag(
+            columns, dense, offsets, mode="sum", include_last_offset=True, per_sample_weights=values
+        )
+
+    def gram(self, block: int = 256) -> F32[Tensor, "C C"]:
+        """Return X^T X, made `block` columns at a time."""
+        turned, out = self.transposed(), torch.empty(self.n_columns, self.n_columns)
+        for start in range(0, self.n_columns, block):
+            some = torch.zeros(self.n_columns, min(block, self.n_columns - start))
+            some[start : start + some.shape[1]].fill_diagonal_(1.0)
+            out[:, start : start + block] = turned.product(self.product(some))
+        return out
+
+    def passes(self, numbers: int) -> Iterator[tuple[I64[Tensor, "n"], I64[Tensor, "n T"], F32[Tensor, "n T"]]]:
+        """Yield rows of similar length, at most `numbers` padded places of them at a time or one row: their numbers, columns, and
+        values, 0 after the end of a row. Rows without values are left out."""
+        lengths = np.diff(self.offsets)
+        order = np.argsort(lengths, kind="stable")
+        order = order[lengths[order] > 0]
+        start = 0
+        while start < len(order):
+            longest = lengths[order[start:]]
+            fits = np.arange(1, len(longest) + 1) * longest <= numbers
+            stop = start + max(1, int(np.argmin(fits)) if not fits.all() else len(fits))
+            rows = order[start:stop]
+            within = np.arange(int(lengths[rows[-1]]))
+            known = within < lengths[rows, None]
+            at = np.where(known, self.offsets[rows, None] + within, 0)
+            columns = torch.from_numpy(self.columns[at].astype(np.int64))
+            yield torch.from_numpy(rows), columns, torch.from_numpy(self.values[at] * known)
+            start = stop

@@ -1,0 +1,181 @@
+"""Protocol of the starts, and the pairs of towers that can start so."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from itertools import product
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from twotower.arrays.types import F32
+from twotower.data.dataset import Dataset
+from twotower.distributed import DistributedContext
+from twotower.errors import ConfigError, TrainingError
+from twotower.features.feature import Feature
+from twotower.features.field import InputField
+from twotower.features.side import SIDES
+from twotower.features.values import UNKNOWN
+from twotower.kinds import Kind
+from twotower.model.pooling import resolve
+from twotower.model.pooling.ridge import RidgeLayer
+from twotower.model.two_tower import ModelConfig, TwoTower
+from twotower.train.starts.positives import PositiveMatrix
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class PairValues:
+    """Values of a pair: a user's vector is pooled `source` rows of the history, an item's vector its `target` row. A code is a
+    row; the score of user and item is their product."""
+
+    source: F32[Tensor, "codes E"]
+    target: F32[Tensor, "codes E"]
+    penalty: F32[Tensor, "E E"] | None = None
+    rate: float = 0.0
+    """Penalties of a pooling `ridge`, with `penalty`."""
+
+
+class Start(Kind):
+    """Values that a pair of towers has before the first step, in closed form from the training positives and their weights.
+
+    The pair's user tower reads one history of item ids and its item tower the item's id, both without layers, so its first
+    score is that of the closed form, for users without any training too. An unknown item gets zeros.
+    """
+
+    poolings: ClassVar[tuple[str, ...]]
+    """Kinds of poolings under which the score is that of the closed form."""
+    choices: ClassVar[tuple[str, ...]] = ()
+    """Options of several values, of which the one that is best on the validation part is kept."""
+    shares: ClassVar[bool] = False
+    """True if source and target are one table's rows, which the history may share."""
+
+    pair: int = Field(0, ge=0, description="Number of the pair of model.pairs that starts so, from 0.")
+    learn: bool = Field(
+        True,
+        description="Training of the pair from its start on. false: it keeps its values, and other pairs are trained.",
+    )
+    scale: float = Field(
+        1.0, gt=0, description="Factor of the pair's scores, beside those of other pairs and in a softmax."
+    )
+
+    def alternatives(self) -> list[Start]:
+        """Return a start for each combination of the values of `choices`."""
+        values = [[(value,) for value in getattr(self, name)] for name in self.choices]
+        return [self.model_copy(update=dict(zip(self.choices, chosen, strict=True))) for chosen in product(*values)]
+
+    def describe(self) -> str:
+        """Return the first values of `choices`, for messages."""
+        return ", ".join(f"{name} = {getattr(self, name)[0]:g}" for name in self.choices)
+
+    @abstractmethod
+    def solve(self, positives: PositiveMatrix, width: int, seed: int) -> PairValues:
+        """Return values of this width E, by the first of several values of an option. Deterministic by `seed`."""
+
+    def check(self, dataset: Dataset, model: ModelConfig) -> None:
+        """Raise ConfigError if the pair cannot start so."""
+        key = f"train.start of kind '{self.kind}'"
+        if model.similarity != "dot" or model.bias:
+            raise ConfigError(f"{key} needs a plain product; set model.similarity = 'dot' and model.bias = false")
+        for side, tower in (("user", model.pairs[self.pair].user), ("item", model.pairs[self.pair].item)):
+            plain = not (tower.layers or tower.branches or tower.senet.enabled or tower.augment or tower.field_norm)
+            if not plain or tower.output_norm or tower.join != "concat":
+                raise ConfigError(
+                    f"{key} needs towers that are their one field; set model.pairs.{self.pair}.{side} = {{ fields = […], layers = [] }} "
+                    "without other options"
+                )
+        history, item = self.fields(dataset, model)
+        spec, pools = history.history, history.pools
+        assert spec is not None
+        assert pools is not None
+        if resolve(pools).kind not in self.poolings:
+            raise ConfigError(
+                f"{key} needs a history with pooling = {' or '.join(repr(p) for p in self.poolings)}; feature '{history.name}' has "
+                f"'{pools.kind}'"
+            )
+        if spec.share_embedding and not self.shares:
+            raise ConfigError(
+                f"{key} gives items other vectors in a history than as targets; set share_embedding = false of feature '{history.name}'"
+            )
+        if spec.share_embedding and self.scale != 1:
+            raise ConfigError(
+                f"{key}: scale = {self.scale:g} needs a table of the history's own; set share_embedding = false of feature "
+                f"'{history.name}', or scale = 1"
+            )
+        if len(self.alternatives()) > 1 and not len(dataset.validation):
+            raise ConfigError(
+                f"{key} chooses among several values of {' and '.join(self.choices)} on the validation part, and the split has none; "
+                "give one value each, or a validation part"
+            )
+        if dataset.items.versions is not None:
+            raise ConfigError(
+                f"{key} does not go with schema.valid_from of items; leave out the start, or the versions"
+            )
+        if not (dataset.encoders.history_codes(spec, dataset.items.frame) == dataset.items.columns[item.name]).all():
+            raise ConfigError(
+                f"{key}: the codes of feature '{item.name}' are not those of history '{history.name}'; leave min_count and "
+                "hash_buckets of the item's id at their defaults"
+            )
+
+    def fields(self, dataset: Dataset, model: ModelConfig) -> tuple[Feature, Feature]:
+        """Return the history that the pair's user tower reads, and the id that its item tower reads. Raises ConfigError."""
+        schema, found = dataset.schema, []
+        for side in ("user", "item"):
+            features = {f.name: f for f in (schema.tower("user") if side == "user" else schema.tower("item"))}
+            pair = model.pairs[self.pair]
+            names = (pair.user if side == "user" else pair.item).fields or tuple(features)
+            fits = [f for f in (features.get(name) for name in names) if f is not None]
+            one = fits[0] if len(names) == 1 == len(fits) else None
+            spec = one.history if one else None
+            ids = spec is not None and not spec.feature if side == "user" else one == schema.id_feature("item")
+            if one is None or not ids:
+                what = "a sequence of item ids" if side == "user" else "the categorical feature of the item ids"
+                raise ConfigError(
+                    f"train.start of kind '{self.kind}' needs one field in model.pairs.{self.pair}.{side}.fields, {what}; it has "
+                    f"{', '.join(names) or 'none'}"
+                )
+            found.append(one)
+        return found[0], found[1]
+
+    def values(self, dataset: Dataset, model: ModelConfig, width: int, seed: int) -> PairValues:
+        """Return the values of the pair."""
+        history, _ = self.fields(dataset, model)
+        assert history.history is not None
+        codes = dataset.encoders.history_codes(history.history, dataset.items.frame)
+        field = next(f for f in dataset.encoders.fields("user") if f.name == history.name)
+        return self.solve(PositiveMatrix.of(dataset, codes, field.rows), width, seed)
+
+
+def start_pair(model: TwoTower, start: Start, dataset: Dataset, seed: int, context: DistributedContext) -> None:
+    """Overwrite the pair of a start with its values, those of rank 0 on all ranks."""
+    user, item = (model.towers(side)[start.pair].embeddings for side in SIDES)
+    history, target = user.fields[0], item.fields[0]
+    found = context.broadcast(start.values(dataset, model.config, history.width, seed) if context.is_main else None)
+    assert found is not None
+    if not all(bool(torch.isfinite(t).all()) for t in (found.source, found.target)):
+        raise TrainingError(
+            f"train.start of kind '{start.kind}' ({start.describe()}) has values that are not finite; raise its regularization"
+        )
+    with torch.no_grad():
+        _write(user.rows_of(history.name), found.source)
+        if history.share_with != target.name:
+            _write(item.rows_of(target.name), found.target * start.scale)
+    if found.penalty is not None:
+        layer = _layer(user.encoders, history)
+        layer.set_penalties(found.penalty.to(layer.factor.device), found.rate)
+
+
+def _layer(encoders: torch.nn.ModuleDict, history: InputField) -> RidgeLayer:
+    (layer,) = encoders.values()
+    assert isinstance(layer, RidgeLayer), history.name
+    return layer
+
+
+def _write(rows: F32[Tensor, "n E"], values: F32[Tensor, "n E"]) -> None:
+    """Overwrite rows of a table; the unknown one with zeros."""
+    rows.copy_(values)
+    rows[UNKNOWN].zero_()

@@ -1,0 +1,78 @@
+"""Pooling `ridge` against the normal equations, solved one user at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from twotower.errors import ConfigError
+from twotower.features.pooling_spec import PoolingSpec
+from twotower.model.inputs.padded import Padded
+from twotower.model.pooling import resolve
+from twotower.model.pooling.ridge import Ridge, RidgeLayer
+
+WIDTH = 6
+CODES = torch.tensor([[3, 1, 4, 1, 5], [2, -1, -1, -1, -1], [-1, -1, -1, -1, -1], [7, 0, 6, -1, -1]])
+
+
+def table() -> Tensor:
+    return torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+
+def layer_with(penalty: Tensor, rate: float) -> RidgeLayer:
+    layer = Ridge(steps=24).build(WIDTH, "f")
+    layer.set_penalties(penalty, rate)
+    return layer
+
+
+def solved(weights: Tensor, penalty: Tensor, rate: Tensor) -> Tensor:
+    """Each user's normal equations, in float64."""
+    found = []
+    for row in CODES:
+        x = weights[row[row >= 0]]
+        a = x.T @ x + penalty + len(x) * rate * torch.eye(WIDTH, dtype=x.dtype)
+        found.append(torch.linalg.solve(a, x.sum(0)))
+    return torch.stack(found)
+
+
+def test_a_user_vector_is_the_half_step_of_ials() -> None:
+    items = table().detach()
+    penalty = 0.3 * items.T @ items + 0.3 * 8 * 0.05 * torch.eye(WIDTH)
+    found = layer_with(penalty, 0.05)(items, Padded(CODES))
+    expected = solved(items.double(), penalty.double(), torch.tensor(0.05, dtype=torch.float64))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_those_of_the_exact_solution() -> None:
+    ours, exact = table(), table().detach().double().requires_grad_()
+    layer = layer_with(torch.eye(WIDTH) + 0.1, 0.05)
+    factor = layer.factor.detach().double().requires_grad_()
+    log_rate = layer.log_rate.detach().double().requires_grad_()
+    upstream = torch.randn(len(CODES), WIDTH, generator=torch.Generator().manual_seed(2))
+    ours_sum = (layer(ours, Padded(CODES)) * upstream).sum()
+    torch.autograd.backward([ours_sum, (solved(exact, factor @ factor.T, log_rate.exp()) * upstream).sum()])
+    for found, expected in ((ours, exact), (layer.factor, factor), (layer.log_rate, log_rate)):
+        assert found.grad is not None
+        assert expected.grad is not None
+        torch.testing.assert_close(found.grad.double(), expected.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_users_in_several_passes_get_the_vectors_of_one() -> None:
+    layer = layer_with(torch.eye(WIDTH), 0.05)
+    expected = layer(table(), Padded(CODES))
+    layer.max_numbers = WIDTH
+    torch.testing.assert_close(layer(table(), Padded(CODES)), expected)
+
+
+def test_bf16_products_of_other_layers_leave_the_solution_in_fp32() -> None:
+    layer = layer_with(torch.eye(WIDTH), 0.05)
+    expected = layer(table(), Padded(CODES))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer(table(), Padded(CODES)), expected)
+
+
+@pytest.mark.parametrize(("option", "value"), [("steps", 0), ("penalty", 0.0), ("rate", -1.0)])
+def test_options_out_of_their_range_are_refused(option: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"pooling\.{option}: Input should be greater than"):
+        resolve(PoolingSpec.model_validate({"kind": "ridge", option: value}))

@@ -1,0 +1,320 @@
+"""Starts against the maths written plainly in float64: the first model ranks as the closed form does, in torch and exported."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from trainers import same, weights
+from worlds import settings
+
+from twotower.config.experiment import Config
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.split import SplitConfig
+from twotower.data.splits import TRAIN, VALIDATION
+from twotower.data.tables import check
+from twotower.errors import ConfigError, TrainingError
+from twotower.evaluation.factors import Factors
+from twotower.features.categorical import Categorical
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
+from twotower.onnx.export import export_tower
+from twotower.onnx.tower import OnnxTower
+from twotower.train.factors import factors_before
+from twotower.train.starts import STARTS, Ease, PairValues, Start
+from twotower.train.starts.positives import PositiveMatrix
+from twotower.train.trainer import Trainer
+
+USERS, ITEMS, WIDTH = 60, 14, 20
+
+
+class Neighbours(Start):
+    """A start of one's own: an item's score is the number of users who have it and an item of the history."""
+
+    poolings = ("sum",)
+
+    def solve(self, positives: PositiveMatrix, width: int, seed: int) -> PairValues:
+        counts = torch.nn.functional.pad(positives.gram().fill_diagonal_(0), (0, width - positives.n_columns))
+        return PairValues(counts, torch.eye(positives.n_columns, width))
+
+
+KINDS: list[type[Start]] = [*STARTS, Neighbours]
+POOLING: dict[str, dict[str, Any]] = {
+    "ease": {"kind": "sum"},
+    "ials": {"kind": "ridge", "steps": 30},
+    Neighbours.kind: {"kind": "sum"},
+}
+EXACT: dict[str, dict[str, Any]] = {
+    "ease": {"regularization": [3.0]},
+    "ials": {"steps": 30, "sweeps": 3, "unobserved": [0.2]},
+    Neighbours.kind: {},
+}
+
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+
+
+def log_of_tastes(weighted: bool) -> pl.DataFrame:
+    """Users of two tastes, each with a random part of its items and a few others; item 13 is in the test part alone."""
+    rng = np.random.default_rng(1)
+    liked = rng.random((USERS, ITEMS)) < np.where(np.arange(ITEMS) % 2 == np.arange(USERS)[:, None] % 2, 0.6, 0.15)
+    user, item = np.nonzero(liked[:, : ITEMS - 1])
+    part = rng.choice(["train", "validation", "test"], len(user), p=[0.7, 0.15, 0.15])
+    users, items = np.r_[user, np.arange(9)], np.r_[item, np.full(9, ITEMS - 1)]
+    frame = pl.DataFrame({"user_id": users, "item_id": items, "part": [*part, *["test"] * 9]})
+    return frame.with_columns(w=pl.Series(rng.choice([0.5, 1.0, 2.0], len(frame)))) if weighted else frame
+
+
+def world(of: str, weighted: bool = False, share: bool = False, pooling: dict[str, Any] | None = None) -> Dataset:
+    history = Sequence(name="h", side="user", share_embedding=share, pooling=pooling or POOLING[of])
+    features = (history, Categorical(name="item_id", side="item"))
+    schema = Schema(features=features, weight="w" if weighted else "")
+    return build_dataset(
+        check(None, None, log_of_tastes(weighted), schema), schema, SplitConfig(kind="column", column="part")
+    )
+
+
+def config(kind: str, pairs: int = 1, train: dict[str, Any] | None = None, **options: Any) -> Config:
+    pair = {"user": {"fields": ["h"], "layers": []}, "item": {"fields": ["item_id"], "layers": []}}
+    start = {"kind": kind} | EXACT[kind] | options
+    return settings(
+        model={"width": WIDTH, "similarity": "dot", "bias": False, "temperature": 1.0, "pairs": [pair] * pairs},
+        loss={"kind": "softmax"},
+        negatives={"full": True, "mask_positives": False},
+        train={"epochs": 0, "start": [start], "monitor": "validation.recall@5", "device": "cpu"} | (train or {}),
+    )
+
+
+def matrix(data: Dataset) -> np.ndarray:
+    """X (users, items) of the train part, in float64."""
+    x = np.zeros((len(data.users), len(data.items)))
+    pairs = data.pairs.take(data.parts == TRAIN)
+    x[pairs.user, pairs.item] = 1.0 if pairs.weight is None else pairs.weight
+    return x
+
+
+def ease_scores(x: np.ndarray, histories: np.ndarray) -> np.ndarray:
+    """The score of every item for some histories (n, items) of zeros and ones."""
+    inverse = np.linalg.inv(x.T @ x + 3.0 * np.eye(x.shape[1]))
+    b = -inverse / np.diag(inverse)
+    np.fill_diagonal(b, 0)
+    predicted: np.ndarray = histories @ b
+    return predicted
+
+
+def ials_scores(x: np.ndarray, histories: np.ndarray) -> np.ndarray:
+    """The same, of a last half step over the histories. Every row is solved by its normal equations."""
+    a, rate, codes = 0.2, 0.008, np.flatnonzero(x.sum(0))
+    first = torch.randn(len(codes) + 1, WIDTH, generator=torch.Generator().manual_seed(1)) * (0.1 / WIDTH**0.5)
+    v = np.zeros((x.shape[1], WIDTH))
+    v[codes] = first[1:].double().numpy()
+
+    def half(w: np.ndarray, other: np.ndarray, n: int) -> np.ndarray:
+        out = np.zeros((len(w), WIDTH))
+        for row in np.flatnonzero(w.sum(1)):
+            gram = (other * w[row][:, None]).T @ other + a * other.T @ other
+            out[row] = np.linalg.solve(gram + rate * (w[row].sum() + a * n) * np.eye(WIDTH), w[row] @ other)
+        return out
+
+    for _ in range(3):
+        v = half(x.T, half(x, v, len(codes)), int((x.sum(1) > 0).sum()))
+    return half(histories, v, len(codes)) @ v.T
+
+
+def neighbour_scores(x: np.ndarray, histories: np.ndarray) -> np.ndarray:
+    counts = x.T @ x
+    np.fill_diagonal(counts, 0)
+    predicted: np.ndarray = histories @ counts
+    return predicted
+
+
+NAIVE = {"ease": ease_scores, "ials": ials_scores, Neighbours.kind: neighbour_scores}
+
+
+def scores(found: Factors) -> np.ndarray:
+    product: np.ndarray = (found.users @ found.items.T).numpy()
+    return product
+
+
+@every_kind
+@pytest.mark.parametrize("weighted", [False, True])
+def test_without_training_the_scores_are_those_of_the_closed_form(kind: type[Start], weighted: bool) -> None:
+    data = world(kind.kind, weighted)
+    trained = Trainer(data, config(kind.kind)).run()
+    assert (trained.history, trained.metrics["train.best_epoch"]) == ([], 0.0)
+    x = matrix(data)
+    found = scores(factors_before(trained.model, data, TRAIN))
+    np.testing.assert_allclose(found, NAIVE[kind.kind](x, (x > 0).astype(float)), rtol=2e-3, atol=2e-4)
+    assert not found[:, x.sum(0) == 0].any(), "an item without training interactions scores 0"
+
+
+@every_kind
+def test_the_exported_towers_score_so_for_a_user_whom_training_never_saw(kind: type[Start]) -> None:
+    data = world(kind.kind)
+    model = Trainer(data, config(kind.kind)).run().model.eval()
+    codes = np.asarray(data.items.columns["item_id"])
+    liked = np.array([1, 3, 8])
+    with tempfile.TemporaryDirectory() as folder:
+        for side in ("user", "item"):
+            export_tower(model, side, data.encoders.fields(side), Path(folder, side))
+        of_history = {"lookup": np.zeros((1, 0), np.int64), "bag0": codes[liked][None].astype(np.int64)}
+        user = OnnxTower(Path(folder, "user"))(of_history)
+        items = OnnxTower(Path(folder, "item"))({"lookup": codes[:, None].astype(np.int64)})
+    history = np.zeros((1, len(codes)))
+    history[0, liked] = 1
+    expected = NAIVE[kind.kind](matrix(data), history)
+    np.testing.assert_allclose(user @ items.T, expected, rtol=2e-3, atol=2e-4)
+
+
+def test_histories_scaled_by_their_length_rank_as_their_sum() -> None:
+    for pooling in ("mean", "sqrt"):
+        data = world("ease", pooling={"kind": pooling})
+        found = scores(factors_before(Trainer(data, config("ease")).run().model, data, TRAIN))
+        x = matrix(data)
+        expected = ease_scores(x, x / np.maximum(x.sum(1, keepdims=True), 1) ** {"mean": 1, "sqrt": 0.5}[pooling])
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
+
+
+def test_a_narrow_ease_is_the_projection_on_leading_right_singular_vectors() -> None:
+    data = world("ease")
+    sections = config("ease").model_dump(mode="json")
+    sections["model"]["width"] = 4
+    x = matrix(data)
+    _, _, vt = np.linalg.svd(ease_scores(x, x))
+    found = scores(factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, TRAIN))
+    np.testing.assert_allclose(found, ease_scores(x, x) @ vt[:4].T @ vt[:4], atol=2e-3)
+
+
+def test_above_the_bound_a_truncated_decomposition_stands_in_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    data = world("ease")
+    with caplog.at_level(logging.WARNING):
+        model = Trainer(data, config("ease", max_items=3)).run().model
+    assert (
+        "13 items are more than max_items = 3, so a truncated singular value decomposition of width 20" in caplog.text
+    )
+    x = matrix(data)
+    _, s, vt = np.linalg.svd(x, full_matrices=False)
+    found = scores(factors_before(model, data, TRAIN))
+    np.testing.assert_allclose(found, x @ (vt.T * (s**2 / (s**2 + 3.0))) @ vt, atol=2e-3)
+
+
+def test_scale_multiplies_the_scores_and_learn_keeps_or_trains_the_pair() -> None:
+    data = world("ials")
+    train = {"epochs": 1, "lr": 0.01, "pairs": "apart", "batch_size": 32}
+    start = Trainer(data, config("ials")).run().model
+    for learn in (False, True):
+        trainer = Trainer(data, config("ials", 2, train, scale=3.0, learn=learn))
+        before = weights(trainer)
+        trainer._begin()
+        twice = scores(factors_before(trainer.model, data, TRAIN)) - scores(_second(trainer, data))
+        np.testing.assert_allclose(twice, 3 * scores(factors_before(start, data, TRAIN)), rtol=1e-3, atol=1e-4)
+        started = weights(trainer)
+        trainer._train_epoch(trainer.objective.sampler.epoch(0))
+        first = {n: w for n, w in weights(trainer).items() if n.startswith("pairs.0.")}
+        assert same(first, {n: started[n] for n in first}) != learn
+        assert [n for n, w in weights(trainer).items() if n.startswith("pairs.1.") and torch.equal(w, before[n])] == []
+
+
+def _second(trainer: Trainer, data: Dataset) -> Factors:
+    """The vectors of the second of two pairs."""
+    found = factors_before(trainer.model, data, TRAIN)
+    return Factors(found.users[:, WIDTH:].contiguous(), found.items[:, WIDTH:].contiguous())
+
+
+def test_a_start_that_training_only_worsens_is_what_is_kept() -> None:
+    data = world("ials")
+    trainer = Trainer(data, config("ials", train={"epochs": 2, "lr": 5.0}))
+    result = trainer.run()
+    assert result.metrics["train.best_epoch"] == 0.0
+    assert same(weights(trainer), weights(_started(data)))
+    assert [entry["epoch"] for entry in result.history] == [1, 2]
+
+
+def _started(data: Dataset) -> Trainer:
+    trainer = Trainer(data, config("ials"))
+    trainer.run()
+    return trainer
+
+
+@pytest.mark.parametrize("kind", list(STARTS), ids=lambda kind: kind.kind)
+def test_of_several_values_the_best_on_validation_is_kept(kind: type[Start], caplog: pytest.LogCaptureFixture) -> None:
+    data = world(kind.kind)
+    tried = [0.001, 3.0, 1e6] if kind is Ease else [0.001, 0.05, 10.0]
+    each = {}
+    for value in tried:
+        one = Trainer(data, config(kind.kind, regularization=[value]))
+        one.run()
+        each[value] = (one.best.score, weights(one))
+    with caplog.at_level(logging.INFO, "twotower"):
+        trainer = Trainer(data, config(kind.kind, regularization=tried))
+        trainer.run()
+    best = max(tried, key=lambda value: each[value][0])
+    assert same(weights(trainer), each[best][1])
+    assert len({score for score, _ in each.values()}) > 1, "the values differ"
+    lines = [line for line in caplog.messages if line.startswith(f"start of pair 0 by {kind.kind}")]
+    assert len(lines) == len(tried) + 1
+    assert f"regularization = {best:g}" in lines[-1]
+
+
+def test_a_regularisation_too_small_for_its_numbers_is_refused() -> None:
+    with pytest.raises(
+        TrainingError, match=r"'ials' \(unobserved = 0.2, regularization = 1e-06\) has values that are not finite"
+    ):
+        Trainer(world("ials"), config("ials", regularization=[1e-6])).run()
+
+
+def test_a_choice_of_several_values_needs_a_validation_part() -> None:
+    data = world("ials")
+    without = replace(data, parts=np.where(data.parts == VALIDATION, TRAIN, data.parts))
+    with pytest.raises(
+        ConfigError, match="chooses among several values of unobserved and regularization on the validation part"
+    ):
+        Trainer(without, config("ials", 1, {"monitor": ""}, regularization=[0.1, 0.2]))
+
+
+def test_a_shared_table_is_both_source_and_target() -> None:
+    x = matrix(data := world("ials", share=True))
+    found = scores(factors_before(Trainer(data, config("ials")).run().model, data, TRAIN))
+    np.testing.assert_allclose(found, ials_scores(x, (x > 0).astype(float)), rtol=2e-3, atol=2e-4)
+
+
+WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "pooling": ({"kind": "mean"}, {}, r"needs a history with pooling = 'ridge'; feature 'h' has 'mean'"),
+    "layers": ({}, {"model": {"pairs": [{"user": {"fields": ["h"], "layers": [20]}, "item": {"layers": []}}]}}, r"layers = \[\]"),
+    "cosine": ({}, {"model": {"similarity": "cosine"}}, "similarity = 'dot' and model.bias = false"),
+    "field": ({}, {"model": {"pairs": [{"user": {"layers": []}, "item": {"layers": [], "fields": []}}]}}, ""),
+    "pair": ({}, {"train": {"start": [{"kind": "ials", "pair": 1}]}}, "names pair 1, and model.pairs has 1, from 0; set pair to at most 0"),
+    "twice": ({}, {"train": {"start": [{"kind": "ials"}, {"kind": "ials"}]}}, "names pair 0 twice"),
+    "nothing": ({}, {"train": {"start": []}}, "train.epochs = 0 trains nothing"),
+    "kept": ({}, {"train": {"epochs": 1, "start": [{"kind": "ials", "learn": False}]}}, "no epoch changes a weight"),
+    "torchrec": ({}, {"train": {"embedding_placement": "torchrec"}}, "'torchrec' has pieces"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [w for w in WRONG if WRONG[w][2]])
+def test_what_cannot_start_is_refused_with_the_way_out(wrong: str) -> None:
+    pooling, sections, message = WRONG[wrong]
+    given = config("ials").model_dump(mode="json")
+    for section, values in sections.items():
+        given[section] |= values
+    with pytest.raises((ConfigError, ValueError), match=message):
+        Trainer(world("ials", pooling=pooling), Config.model_validate(given))
+
+
+def test_ease_refuses_a_shared_table_and_a_shared_one_no_scale() -> None:
+    with pytest.raises(ConfigError, match="set share_embedding = false of feature 'h'"):
+        Trainer(world("ease", share=True), config("ease"))
+    with pytest.raises(ConfigError, match="scale = 2 needs a table of the history's own"):
+        Trainer(world("ials", share=True), config("ials", scale=2.0))
+
+
+@every_kind
+def test_a_start_comes_back_from_a_config(kind: type[Start]) -> None:
+    given = config(kind.kind)
+    assert Config.model_validate(given.model_dump(mode="json")) == given
