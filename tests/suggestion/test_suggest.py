@@ -237,6 +237,16 @@ def test_a_small_log_has_a_tenth_of_the_steps_of_the_recipe(rows: int, epochs: i
     assert ("train.epochs" in comments) == (epochs > 12)
 
 
+def test_a_recipe_without_epochs_keeps_its_batches() -> None:
+    settings = read_recipe("sequence-long")
+    _, config = parse_config(settings)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 0})})
+    fitted = FittedRecipe(settings, "user_id", "item_id", (), False)
+    found, comments = shaped_settings(settings, fitted, of((None, None, log(length=30))).shape, config, 1_000_209)
+    assert found["train"] == settings["train"]
+    assert "train.batch_size" not in comments
+
+
 def test_a_large_catalogue_is_sampled() -> None:
     actions = log(n_users=60, length=30)
     many = pl.DataFrame({"item_id": range(50_001), "category": [f"c{i % 4}" for i in range(50_001)]})

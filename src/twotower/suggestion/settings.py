@@ -60,8 +60,10 @@ def _shape_catalogue(settings: Settings, shape: Shape, comments: dict[str, str])
 
 
 def _shape_steps(settings: Settings, shape: Shape, config: Config, own_rows: int, comments: dict[str, str]) -> None:
-    """Set the batch size by the number of training rows, and the epochs, if there are any, by that of steps."""
+    """Set the batch size by the number of training rows, and the epochs by that of steps. A recipe without epochs keeps both."""
     train, split = config.train, config.split
+    if not train.epochs:
+        return  # the start of the training is all of it
     if config.loss.pointwise:
         rows = round((1 - split.test) * (1 - split.validation) * shape.interactions)
         batch = max(MIN_BATCH, math.ceil(rows / STEPS_OF_EPOCH))
@@ -75,7 +77,7 @@ def _shape_steps(settings: Settings, shape: Shape, config: Config, own_rows: int
     comments["train.batch_size"] = rule
     steps, own_steps = math.ceil(rows / batch), train.epochs * math.ceil(own_rows / train.batch_size)
     needed = min(MAX_EPOCHS, math.ceil(MIN_STEPS * own_steps / steps))
-    if not config.loss.pointwise and needed > train.epochs > 0:
+    if not config.loss.pointwise and needed > train.epochs:
         changed["epochs"] = needed
         comments["train.epochs"] = (
             f"More than the recipe's {train.epochs}: {steps:,} steps an epoch, and a tenth of the recipe's own {own_steps:,} is needed."
