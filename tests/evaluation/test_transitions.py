@@ -42,8 +42,8 @@ def walks(n_users: int = 60, n_items: int = 41, length: int = 9, seed: int = 3) 
     )
 
 
-def built(log: pl.DataFrame, split: SplitConfig = LAST) -> Dataset:
-    return build_dataset(check(None, None, log, SCHEMA), SCHEMA, split)
+def built(log: pl.DataFrame, split: SplitConfig = LAST, schema: Schema = SCHEMA) -> Dataset:
+    return build_dataset(check(None, None, log, schema), schema, split)
 
 
 def scores(data: Dataset) -> np.ndarray:
@@ -93,14 +93,19 @@ def test_transition_counts_know_the_step_that_popularity_does_not_and_need_an_or
 ) -> None:
     config = EvaluationConfig(k=(1,), bootstrap=0)
 
-    def measured(split: SplitConfig) -> dict[str, float]:
-        data = built(walks(300), split)
+    def measured(split: SplitConfig, schema: Schema = SCHEMA) -> dict[str, float]:
+        data = built(walks(300), split, schema)
         popular = popularity_baseline(data.train, len(data.users), len(data.items))
         return evaluate_model(lambda _: popular, data, config)
 
     found = measured(LAST)
     assert found["baseline.transitions.recall@1"] > 0.4 > 0.1 > found["baseline.popularity.recall@1"]
     assert not [m for m in measured(SplitConfig(kind="random")) if "transitions" in m]
+    assert not [
+        m
+        for m in measured(SplitConfig(kind="user_random"), SCHEMA.model_copy(update={"time": ""}))
+        if "transitions" in m
+    ]
     with caplog.at_level("INFO", "twotower"):
         assert Transitions.of(built(walks()), TEST, max_interactions=100) is None
     assert "no baseline of transitions: " in caplog.text

@@ -76,7 +76,7 @@ def test_three_lines_train(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert sum(sizes) == clicks().n_unique()
     written = tomllib.loads((run / "config.toml").read_text())
     assert written["train"]["monitor"] == "validation.recall@10"
-    assert written["negatives"]["full"] is True
+    assert written["negatives"]["full"] == {"cold": True}
     assert written["loss"]["kind"] == "softmax"
     assert written["model"]["pairs"][0]["user"]["layers"] == []
     assert {key: written["train"][key] for key in ("epochs", "lr", "patience")} == {
