@@ -315,7 +315,7 @@ def test_texts_that_share_have_one_vocabulary_of_both_columns_and_one_table(tmp_
         ([{"n": 1}], "greater than or equal to 2, got 1"),
         ([{"n": 9}], "less than or equal to 8, got 9"),
         ([{"max_length": 2**31}], "less than 2147483648, got 2147483648"),
-        ([{"pooling": "decay"}], r"pooling: 'q' is no history, and the pooling 'decay' needs the order of time \(allowed: mean, sqrt, sum, power\)"),
+        ([{"pooling": "decay"}], r"pooling: 'q' is no history, and the pooling 'decay' needs the order of time \(allowed: mean, sqrt, sum, power, ridge\)"),
         ([{"max_gram": 9}], "unknown key.*did you mean 'max_grams'"),
     ],
 )  # fmt: skip

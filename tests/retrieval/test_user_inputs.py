@@ -119,6 +119,8 @@ def by_the_table(retriever: Retriever, request: Request, unknown: list[str]) -> 
     if row is None and request.user_id is not None:
         values.setdefault(schema.user_id, request.user_id)
     for name, value in values.items():
+        if frame.schema[name] == pl.Boolean and isinstance(value, str) and value.lower() in ("true", "false"):
+            value = value.lower() == "true"
         try:
             if isinstance(value, dict):
                 raise TypeError

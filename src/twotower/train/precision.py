@@ -31,8 +31,8 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 MIN_WORK = 2**27
 """Multiplications of a step's products, without their gradients, below which they are in fp32: a few milliseconds."""
-MAX_WORK, MAX_ROWS = 2**26, 1024
-"""Multiplications, and rows, of a product that is timed: of a larger one, a piece is."""
+MAX_WORK, MAX_ROWS, MAX_INNER = 2**26, 1024, 2**14
+"""Multiplications, rows, and summed columns of a product that is timed: of a larger one, a piece is."""
 MAX_TIMED = 3
 """Products that are timed: those with most multiplications."""
 ROUNDS = 5
@@ -55,9 +55,9 @@ class Product(NamedTuple):
 
     @property
     def timed(self) -> Product:
-        """The product itself, or a piece with fewer rows and columns."""
-        rows = min(self.rows, MAX_ROWS)
-        return Product(rows, self.inner, min(self.columns, max(16, MAX_WORK // (rows * self.inner))))
+        """The product itself, or a piece of it, whose factors take at most 64 MiB."""
+        rows, inner = min(self.rows, MAX_ROWS), min(self.inner, MAX_INNER)
+        return Product(rows, inner, min(self.columns, max(16, MAX_WORK // (rows * inner))))
 
 
 Stopwatch = Callable[[Product, Precision, torch.device], float]

@@ -192,7 +192,8 @@ class Recipe(Section):
             )
         if not self.train.epochs and {s.pair for s in starts} < set(range(pairs)):
             raise ValueError(
-                "train.epochs = 0 trains nothing, and not every pair has a train.start; give each pair one, or set train.epochs"
+                "train.epochs = 0 trains nothing, and not every pair has a train.start; give each pair one, or set "
+                "train.epochs to 1 or more"
             )
 
     def _check_apart(self) -> None:

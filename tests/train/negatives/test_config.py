@@ -39,7 +39,7 @@ def test_sources_are_named_by_a_value_by_options_and_by_an_import_path(
 def test_a_dump_lists_every_registered_source() -> None:
     dumped = NegativesConfig(uniform=5, sources=(InBatchNegatives(), Recent(n=4))).model_dump(mode="json")
     assert dumped == dict.fromkeys(SOURCES.names, False) | {
-        "in_batch": True, "uniform": {"n": 5}, "mykinds.negatives:Recent": {"n": 4, "share": 0.1}, "mask_positives": True,
+        "in_batch": True, "uniform": {"n": 5, "cold": True}, "mykinds.negatives:Recent": {"n": 4, "share": 0.1}, "mask_positives": True,
     }  # fmt: skip
 
 

@@ -23,8 +23,8 @@ class Ease(Start):
     Autoencoders for Sparse Data"), projected on the E leading right singular vectors V of X B: a history's vector is the sum of
     its rows of B V, an item's vector its row of V, and with E = N the score is that of B.
 
-    Memory is N^2 and time N^3. Above `max_items` items the truncated singular value decomposition of X stands in, without the
-    zero diagonal: rows of V S^2 / (S^2 + lambda), and V.
+    Use it where users take many items each and items are not too many. Memory is N^2 and time N^3. Above `max_items` items the
+    truncated singular value decomposition of X stands in, without the zero diagonal: rows of V S^2 / (S^2 + lambda), and V.
     """
 
     kind = "ease"

@@ -19,9 +19,10 @@ class Ials(Start):
           +  lambda sum_u (n_u + a N) |u|^2  +  lambda sum_v (n_v + a U) |v|^2
 
     with w the weight of a positive, n the sum of a row's weights, N items and U users (Rendle et al. 2022, "Revisiting the
-    Performance of iALS on Item Recommendation Benchmarks", section 3, exponent 1). The pooling `ridge` then solves for u from the history.
-    Each half step continues each row's vector by a few steps of conjugate gradients (Takács et al. 2011). Memory is that of the
-    vectors, the time of a sweep proportional to positives times width.
+    Performance of iALS on Item Recommendation Benchmarks", section 3, exponent 1). The pooling `ridge` then solves for u
+    from the history. Each half step continues each row's vector by a few steps of conjugate gradients (Takács et al. 2011).
+
+    Use it for tastes in no order. Memory is that of the vectors, the time of a sweep proportional to positives times width.
     """
 
     kind = "ials"
