@@ -242,5 +242,5 @@ def _rankings_of_baselines(
     k = min(max(config.k), len(dataset.items))
     if config.repeats != "exclude" and dataset.schema.duplicates == "keep":
         yield "own_counts", own_counts(dataset, TEST, queries.users, k)
-    if dataset.time_ordered and dataset.times is not None and (transitions := Transitions.of(dataset, TEST)):
+    if dataset.time_ordered and (transitions := Transitions.of(dataset, TEST)):
         yield "transitions", queries.top_k(transitions, k)

@@ -45,8 +45,10 @@ class Transitions(CatalogueScorer):
 
     @classmethod
     def of(cls, dataset: Dataset, part: int, max_interactions: int = MAX_INTERACTIONS) -> Self | None:
-        """Count the transitions of the training positives, for users as they are before `part`; None, with a line in the log,
-        above `max_interactions` positives."""
+        """Count the transitions of the training positives, for users as they are before `part`; None for users of whom `part` has
+        rows before others, without times, and, with a line in the log, above `max_interactions` positives."""
+        if not _follow(dataset, part):
+            return None
         histories = dataset.positives_by_user
         if (n := len(histories.values)) > max_interactions:
             log.info(
@@ -98,3 +100,14 @@ def _shares(items: Shaped[Ints, "n"], lengths: Shaped[Ints, "U"], n_items: int) 
         is_coalesced=True,
         check_invariants=False,
     )
+
+
+def _follow(dataset: Dataset, part: int) -> bool:
+    """Return True if no row of `part` is earlier than one of its user in an earlier part."""
+    if dataset.times is None:
+        return False
+    latest = np.full(len(dataset.users), np.iinfo(np.int64).min)
+    before = dataset.parts < part
+    np.maximum.at(latest, dataset.pairs.user[before], dataset.times[before])
+    of_part = dataset.parts == part
+    return bool((dataset.times[of_part] >= latest[dataset.pairs.user[of_part]]).all())

@@ -215,7 +215,7 @@ def _load(folder: Path, trust: bool) -> Run:
     metrics = read_json(place / layout.METRICS)
     if not _is_metrics(metrics):
         raise RunError(f"{place / layout.METRICS}: damaged (expected numbers by name)")
-    history = _history(place / layout.EPOCHS)
+    history = _history(place / layout.EPOCHS, not config.train.epochs)
     if len(history) != metrics.get("train.epochs", len(history)):
         raise RunError(
             f"{place / layout.EPOCHS}: damaged, or of another run (the epochs are not those of metrics.json)"
@@ -228,23 +228,23 @@ def _best_so_far(folder: Path, config: Config, dataset: Dataset, stopped: Stoppe
     if stopped.data != dataset.digest:
         raise RunError(f"{stopped.path}: of other data than the tables of {folder}; train the run again")
     model = _model_of(stopped.weights, config, dataset.encoders, stopped.path)
-    history = _checked_history(stopped.history, stopped.path / "state.json")
+    history = _checked_history(stopped.history, stopped.path / "state.json", bool(config.train.start))
     digest = hashlib.sha256(_weights_file(model)).hexdigest()
     return Run(folder, config, dataset, model, stopped.metrics, history, sha256=digest, unfinished=stopped.state)
 
 
-def _history(path: Path) -> list[Metrics]:
+def _history(path: Path, may_be_empty: bool) -> list[Metrics]:
     try:
         entries = [json.loads(line) for line in read_checked(path, read_text).splitlines()]
     except (RecursionError, ValueError) as e:
         raise RunError(f"{path}: not readable as lines of JSON ({e})") from None
-    return _checked_history(entries, path)
+    return _checked_history(entries, path, may_be_empty)
 
 
-def _checked_history(entries: Sequence[object], path: Path) -> list[Metrics]:
-    """Return the entries of epochs 1, 2, …, read from `path`. Raises RunError for others."""
+def _checked_history(entries: Sequence[object], path: Path, may_be_empty: bool) -> list[Metrics]:
+    """Return the entries of epochs 1, 2, …, read from `path`: none only of a training whose start is kept. Raises RunError for others."""
     history = []
-    for number, entry in enumerate(entries or [None], 1):
+    for number, entry in enumerate(entries or ([] if may_be_empty else [None]), 1):
         if not (_is_metrics(entry) and {"epoch", "step", "train.loss"} <= entry.keys() and entry["epoch"] == number):
             raise RunError(f"{path}: damaged (line {number} is not that of epoch {number})")
         history.append(entry)

@@ -32,15 +32,19 @@ class BestWeights:
         """True if as many validations as `patience` brought no better metric."""
         return bool(self._patience) and self._validations_since >= self._patience
 
-    def observe(self, metrics: dict[str, float], epoch: int, weights: Weights) -> None:
-        """Copy the weights if the metrics of epoch `epoch`, from 1, 0 for a start, are the best yet. Raises ConfigError if the monitor is
-        not among the metrics."""
+    def score_of(self, metrics: dict[str, float]) -> float:
+        """Return the monitored metric, negated where lower is better. Raises ConfigError if it is not among the metrics."""
         if self._monitor not in metrics:
             raise ConfigError(
                 f"train.monitor '{self._monitor}' cannot be measured on this validation part (one class only?); "
                 f"allowed: {', '.join(metrics)}"
             )
-        score = self._sign * metrics[self._monitor]
+        return self._sign * metrics[self._monitor]
+
+    def observe(self, metrics: dict[str, float], epoch: int, weights: Weights) -> None:
+        """Copy the weights if the metrics of epoch `epoch`, from 1, 0 for a start, are the best yet. Raises ConfigError if the monitor is
+        not among the metrics."""
+        score = self.score_of(metrics)
         if score > self.score:
             self.score, self.epoch, self._validations_since = score, epoch, 0
             self.weights = weights.copy()

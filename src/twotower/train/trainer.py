@@ -145,11 +145,11 @@ class Trainer:
         found = self._validation_metrics(
             Factors(scorer.users[:, part].contiguous(), scorer.items[:, part].contiguous())
         )
+        score = self.best.score_of(found)
         log.info(
             f"start of pair {start.pair} by {start.kind}: {start.describe()}: {config.monitor} = {found[config.monitor]:.4f}"
         )
-        higher = self.recipe.evaluation.metric_set.find(config.monitor).higher_is_better
-        return found[config.monitor] if higher else -found[config.monitor]
+        return score
 
     def _train_epoch(self, epoch: Epoch) -> None:
         p = self.progress

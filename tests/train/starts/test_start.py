@@ -15,18 +15,22 @@ import torch
 from trainers import same, weights
 from worlds import settings
 
+from twotower import api
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TRAIN, VALIDATION
 from twotower.data.tables import check
-from twotower.errors import ConfigError, TrainingError
+from twotower.diagnostics import diagnose
+from twotower.errors import ConfigError, RunError, TrainingError
 from twotower.evaluation.factors import Factors
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.onnx.export import export_tower
 from twotower.onnx.tower import OnnxTower
+from twotower.retrieval.request import Request
+from twotower.retrieval.retriever import Retriever
 from twotower.train.factors import factors_before
 from twotower.train.starts import STARTS, Ease, PairValues, Start
 from twotower.train.starts.positives import PositiveMatrix
@@ -282,6 +286,48 @@ def test_a_shared_table_is_both_source_and_target() -> None:
     x = matrix(data := world("ials", share=True))
     found = scores(factors_before(Trainer(data, config("ials")).run().model, data, TRAIN))
     np.testing.assert_allclose(found, ials_scores(x, (x > 0).astype(float)), rtol=2e-3, atol=2e-4)
+
+
+def test_a_run_of_no_epoch_is_read_evaluated_and_published(tmp_path: Path) -> None:
+    data, of = world("ease"), config("ease")
+    run = api.fit(data, data.schema, of, folder=tmp_path / "run")
+    read = api.load(tmp_path / "run")
+    assert read.history == []
+    assert read.metrics == run.metrics
+    assert read.metrics["test.recall@5"] > 0
+    bundle = api.publish(read, tmp_path / "store")
+    assert len(Retriever(bundle).recommend(Request("3"), 5).items) == 5
+    assert diagnose(read)
+    (tmp_path / "run" / "config.toml").write_text(
+        (tmp_path / "run" / "config.toml").read_text().replace("epochs = 0", "epochs = 1")
+    )
+    with pytest.raises(RunError, match="damaged"):
+        api.load(tmp_path / "run")
+
+
+def rated(liked: pl.Expr, interactions: str = "positive") -> Dataset:
+    """The log of tastes with a label."""
+    of = world("ease")
+    history, item = of.schema.features
+    features = (history.model_copy(update={"interactions": interactions}), item)
+    schema = of.schema.model_copy(update={"label": "liked", "features": features, "positive_above": 0.0})
+    log = log_of_tastes(False).with_columns(liked=liked)
+    return build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="column", column="part"))
+
+
+def test_values_that_the_monitor_cannot_measure_are_refused() -> None:
+    data = rated(pl.col("user_id") % 2 > 0)  # both classes, of every user one
+    of = config("ease", 1, {"monitor": "validation.gauc"}, regularization=[1.0, 2.0])
+    with pytest.raises(ConfigError, match=r"'validation.gauc' cannot be measured .* allowed: validation\."):
+        Trainer(data, of).run()
+
+
+@pytest.mark.parametrize("interactions", ["all", "negative"])
+def test_a_history_with_dislikes_has_no_start(interactions: str) -> None:
+    liked = pl.int_range(pl.len()) % 5 > 0
+    with pytest.raises(ConfigError, match="set its interactions = 'positive'"):
+        Trainer(rated(liked, interactions), config("ease"))
+    Trainer(rated(liked), config("ease"))
 
 
 WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {

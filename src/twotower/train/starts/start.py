@@ -106,6 +106,11 @@ class Start(Kind):
                 f"{key}: scale = {self.scale:g} needs a table of the history's own; set share_embedding = false of feature "
                 f"'{history.name}', or scale = 1"
             )
+        if spec.interactions == "negative" or (spec.interactions == "all" and not dataset.train.labels.all()):
+            raise ConfigError(
+                f"{key} is solved from positives, and feature '{history.name}' holds {spec.interactions} interactions, which a user's "
+                "vector would add up as if they were liked; set its interactions = 'positive'"
+            )
         if len(self.alternatives()) > 1 and not len(dataset.validation):
             raise ConfigError(
                 f"{key} chooses among several values of {' and '.join(self.choices)} on the validation part, and the split has none; "
