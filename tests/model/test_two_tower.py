@@ -735,6 +735,9 @@ def test_id_dropout_needs_ids() -> None:
             ModelConfig(item_id_dropout=0.1), (InputField("uid", "lookup", rows=9, identifies=True),),
             (InputField("iid", "lookup", rows=9),),
         )  # fmt: skip
+    one = InputField("uid", "lookup", rows=9, identifies=True)
+    with pytest.raises(ConfigError, match="'iid' is the only feature of the items; add others, or leave it out"):
+        TwoTower(ModelConfig(item_id_dropout=0.1), (one,), (replace(one, name="iid"),))
 
 
 def test_training_mode_draws_and_evaluation_mode_is_deterministic() -> None:

@@ -289,8 +289,14 @@ class TwoTower(nn.Module):
 
 
 def _id_column(side: SideName, fields: tuple[InputField, ...]) -> int:
-    """Return the column of `Inputs.lookup` that has the codes of the side's ids. Raises ConfigError if none has."""
+    """Return the column of `Inputs.lookup` that has the codes of the side's ids. Raises ConfigError if none has, or if they
+    are all that the side has."""
     for number, f in enumerate(stacked(fields)):
+        if f.identifies and len(fields) == 1:
+            raise ConfigError(
+                f"model.{side}_id_dropout leaves a row nothing but its unknown id, as '{f.name}' is the only feature of the {side}s; "
+                "add others, or leave it out"
+            )
         if f.identifies:
             return number
     raise ConfigError(
