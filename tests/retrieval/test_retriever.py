@@ -96,6 +96,15 @@ def test_an_event_replaces_what_was_thought_of_its_item_before(retriever: Retrie
     assert [(i.id, i.score) for i in found.items] == [(i.id, i.score) for i in whole.items]
 
 
+def test_an_item_that_a_told_history_repeats_stands_where_it_was_met_last(retriever: Retriever) -> None:
+    told = [("i3", True), ("i5", True), ("i3", False), ("i8", False), ("i5", True)]
+    wanted = [("i3", False), ("i8", False), ("i5", True)]
+    vectors = [retriever.embed_request(Request(history=history), 2).vector for history in (told, wanted, told[1:])]
+    assert np.array_equal(vectors[0], vectors[1])
+    assert np.array_equal(vectors[0], vectors[2])
+    assert not np.array_equal(vectors[0], retriever.embed_request(Request(history=told[:3]), 2).vector)
+
+
 def test_somebody_new_with_three_clicks_gets_the_towers_answer(retriever: Retriever) -> None:
     clicks = Request.parse({"events": ["i1", "i4", "i9"]})
     answer = retriever.recommend(clicks, 5, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from twotower.data.times import MICROSECONDS, plausible_range
@@ -42,3 +43,12 @@ def told_event(item: str, liked: bool | None = None, type: str | None = None, ti
                 f"request: the event of item '{item:.80}' has the time {time:g}, expected seconds since 1970, from 1990 to tomorrow"
             )
     return Event(item, True if liked is None else liked, type, time)
+
+
+def last_of_each(events: Sequence[Event]) -> list[Event]:
+    """Return the last event of each item, in their order."""
+    last: dict[str, Event] = {}
+    for event in events:
+        last.pop(event.item, None)
+        last[event.item] = event
+    return list(last.values())

@@ -13,7 +13,7 @@ from twotower.arrays.types import Bools, Codes, Ints
 from twotower.data.times import MICROSECONDS
 from twotower.features.feature import HistorySpec
 from twotower.features.interaction_history import HistoryFacts
-from twotower.retrieval.event import Event
+from twotower.retrieval.event import Event, last_of_each
 from twotower.retrieval.event_types import EventTypes
 from twotower.retrieval.request import Request, RequestRows
 
@@ -72,7 +72,8 @@ class HistoryCodes:
         type of events."""
         unknown: list[str] = []
         if request.history is not None:
-            past, unknown = self._events(self.event_types.read(request.history), rows)
+            history = self.event_types.read(request.history)
+            past, unknown = self._events(last_of_each(history) if self.last_only else history, rows)
         else:
             past = self._stored(rows.user)
         if request.events:
@@ -80,11 +81,7 @@ class HistoryCodes:
             if self.last_only:
                 known = [row for event in events if (row := rows.items[event.item]) >= 0]
                 past = past.where(~np.isin(past.items, known))
-                last: dict[str, Event] = {}
-                for event in events:
-                    last.pop(event.item, None)
-                    last[event.item] = event
-                events = list(last.values())
+                events = last_of_each(events)
             more, unknown_events = self._events(events, rows)
             past, unknown = past.followed_by(more), unknown + unknown_events
         return self._coded(past), unknown
