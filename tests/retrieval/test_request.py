@@ -89,3 +89,15 @@ def test_an_event_tells_its_type_and_its_time(event: dict[str, Json], read: Even
 def test_an_implausible_time_is_refused(time: float) -> None:
     with pytest.raises(DataError, match="expected seconds since 1970, from 1990 to tomorrow"):
         told_event("7", time=time)
+
+
+@pytest.mark.parametrize("name", ["history", "events"])
+def test_events_with_times_are_read_in_their_order_and_others_as_given(name: str) -> None:
+    at = 1_700_000_000
+    timed: list[Json] = [{"id": i, "time": at + t} for i, t in (("1", 9), ("2", 5), ("3", 9), ("4", 0.5))]
+    assert [event.item for event in Request.parse({name: timed}).told] == ["4", "2", "1", "3"]
+    assert [event.item for event in Request.parse({name: [*timed, "5"]}).told] == ["1", "2", "3", "4", "5"]
+    given = [Event("1", time=at + 9), Event("2", True, "view", at)]
+    asked = Request(history=given) if name == "history" else Request(events=given)
+    assert asked.told == given[::-1]
+    assert given[0].item == "1"  # the list of the caller stays

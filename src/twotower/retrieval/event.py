@@ -45,6 +45,14 @@ def told_event(item: str, liked: bool | None = None, type: str | None = None, ti
     return Event(item, True if liked is None else liked, type, time)
 
 
+def in_time_order(events: Sequence[EventLike]) -> Sequence[EventLike]:
+    """Return the events in the order of their times if each has one, equal times as given; else as given."""
+    times = [time for event in events if (time := Event(*event).time) is not None]
+    if len(times) < len(events):
+        return events
+    return [event for _, event in sorted(zip(times, events, strict=True), key=lambda timed: timed[0])]
+
+
 def last_of_each(events: Sequence[Event]) -> list[Event]:
     """Return the last event of each item, in their order."""
     last: dict[str, Event] = {}

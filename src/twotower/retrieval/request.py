@@ -13,7 +13,7 @@ import numpy as np
 from twotower.arrays.types import Ints, ItemId, ItemRow, UserId, UserRow
 from twotower.data.ids import ItemIds, UserIds
 from twotower.errors import DataError, did_you_mean
-from twotower.retrieval.event import EVENT_KEYS, Event, EventLike, told_event
+from twotower.retrieval.event import EVENT_KEYS, Event, EventLike, in_time_order, told_event
 
 Json = str | float | None | abc.Sequence["Json"] | Mapping[str, "Json"]
 """Parsed JSON. The value of a feature is text, a number, or a list of them."""
@@ -38,15 +38,18 @@ class Request:
     user_id: str | None = None
     features: Mapping[str, Json] = field(default_factory=dict)
     history: abc.Sequence[EventLike] | None = None
-    """Interactions, oldest first."""
+    """Interactions, oldest first; sorted by time if each has one."""
     events: abc.Sequence[EventLike] = ()
-    """Interactions since the history, oldest first."""
+    """Interactions since the history, oldest first; sorted by time if each has one."""
     context: Mapping[str, Json] = field(default_factory=dict)
     """Values of the moment, by column."""
 
     def __post_init__(self) -> None:
         if self.user_id is not None:
             object.__setattr__(self, "user_id", str(self.user_id))
+        if self.history is not None:
+            object.__setattr__(self, "history", in_time_order(self.history))
+        object.__setattr__(self, "events", in_time_order(self.events))
 
     @property
     def told(self) -> list[Event]:

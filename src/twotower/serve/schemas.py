@@ -81,9 +81,12 @@ class UserRequest(_RequestModel):
         {}, max_length=1_000, description="Values of columns of the users table, by column."
     )
     history: list[EventInput] | None = Field(
-        None, description="Items, oldest first; replaces the stored history. null: the stored history."
+        None,
+        description="Items, oldest first; sorted by time if each has one. Replaces the stored history. null: the stored history.",
     )
-    events: list[EventInput] = Field([], description="Events after the history, oldest first.")
+    events: list[EventInput] = Field(
+        [], description="Events after the history, oldest first; sorted by time if each has one."
+    )
     context: dict[ColumnName, FeatureValue] = Field({}, max_length=1_000, description=CONTEXT)
     method: Literal[1, 2] | None = Field(
         None,
@@ -135,7 +138,7 @@ class SearchRequest(ItemFilter):
 
 
 class EventsRequest(_RequestModel):
-    """New events of a user, oldest first."""
+    """New events of a user, oldest first. They are read in the order of their times."""
 
     user_id: Id = Field(description="User id, known to the bundle or new.")
     events: list[EventInput] = Field(
