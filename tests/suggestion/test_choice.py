@@ -8,12 +8,13 @@ import pytest
 
 from twotower.data.order_evidence import MIN_LIFT, MIN_Z, OrderEvidence
 from twotower.suggestion.choice import MAX_QUERY_LENGTH, MIN_LONG, MIN_NEGATIVES, MIN_NEW, RULES, choose
+from twotower.suggestion.query_evidence import MIN_SHARED, MIN_TIMES, QueryEvidence
 from twotower.suggestion.shape import Shape
 
 ORDER = OrderEvidence(1000, 499.0, 99.0, 1.0, 0.0)
 SHAPE = Shape(
     users=100, items=50, interactions=1000, taken=1000, length=10, long_length=20, order=ORDER, label_values=0, negatives=0.0,
-    new_items=0.0, by_time=True, query="", words="", contents=0,
+    new_items=0.0, by_time=True, query="", words="", queries=None, contents=0,
 )  # fmt: skip
 
 
@@ -37,13 +38,20 @@ SHAPE = Shape(
         ({"label_values": 2, "negatives": 1 - MIN_NEGATIVES + 0.001}, "sequence-short"),
         ({"label_values": 3, "negatives": 0.5}, "sequence-short"),
         ({"label_values": 0, "negatives": 0.5}, "ranking"),
-        ({"query": "q", "words": "t", "length": MAX_QUERY_LENGTH}, "words"),
-        ({"query": "q", "words": "t", "length": MAX_QUERY_LENGTH + 0.5}, "sequence-short"),
+        ({"queries": QueryEvidence(1.0, 0.1), "length": MAX_QUERY_LENGTH}, "words"),
+        ({"queries": QueryEvidence(1.0, 0.1), "length": MAX_QUERY_LENGTH + 0.5}, "sequence-short"),
+        ({"queries": QueryEvidence(MIN_SHARED, 0.0), "length": 1}, "words"),
+        ({"queries": QueryEvidence(MIN_SHARED - 0.001, 0.0), "length": 1}, "sequence-short"),
+        ({"queries": QueryEvidence(0.5, 0.5 / MIN_TIMES), "length": 1}, "words"),
+        ({"queries": QueryEvidence(0.5, 0.5 / MIN_TIMES + 0.001), "length": 1}, "sequence-short"),
+        ({"queries": QueryEvidence(0.1, 0.1), "length": 1, "label_values": 2, "negatives": 0.5}, "ranking"),
         ({"query": "q", "length": 1}, "sequence-short"),
         ({"words": "t", "length": 1}, "sequence-short"),
     ],
 )
 def test_each_threshold_decides(change: dict[str, object], recipe: str) -> None:
+    if "queries" in change:
+        change = {**change, "query": "q", "words": "t"}
     shape = replace(SHAPE, **change)  # type: ignore[arg-type]
     assert choose(shape).recipe == recipe
     assert not choose(shape).lacks(shape)

@@ -148,6 +148,26 @@ def test_few_clicks_make_a_text_a_query(clicks: int, is_words: bool) -> None:
     assert (found.recipe == "words") == is_words
 
 
+def test_names_of_people_are_no_queries() -> None:
+    users, items, actions = queries(4)
+    people = users.with_columns(query=pl.format("{} Brown {}", pl.col("query_id") % 7, pl.col("query_id")))
+    chairs = items.with_columns(title=pl.format("Brown chair {}", "item_id"))
+    found = of((people, chairs, actions))
+    assert (found.recipe, found.shape.query, found.shape.words) == ("sequence-short", "query", "title")
+    assert "100.0% with shuffled items" in found.text
+    rated = with_label(actions, 0.4)
+    assert of((people, chairs, rated)).recipe == "ranking"
+    assert of((people, chairs, actions), recipe="words").recipe == "words"
+
+
+def test_the_text_that_shares_words_is_the_query() -> None:
+    users, items, actions = queries()
+    users = users.select("query_id", pl.format("Jane Brown {}", "query_id").alias("person"), "query")
+    items = items.select("item_id", pl.format("paper book {}", "item_id").alias("kind_of"), "title")
+    found = of((users, items, actions))
+    assert (found.recipe, found.shape.query, found.shape.words) == ("words", "query", "title")
+
+
 def test_columns_that_a_recipe_leaves_are_told() -> None:
     actions, items = with_new_items(log(), 0.0)
     found = of((None, items, actions))

@@ -73,11 +73,11 @@ RULES = (
         "words",
         "which item do these words mean?",
         36_451,
-        lambda s: bool(s.query and s.words) and s.length <= MAX_QUERY_LENGTH,
+        lambda s: s.queries is not None and s.queries.exists and s.length <= MAX_QUERY_LENGTH,
         lambda s: "" if s.query and s.words else f"a text column of the {'items' if s.query else 'users'}",
         lambda s: (
             f"'{s.query}' and '{s.words}' are text, and a user has {s.length:g} rows, the median (threshold at most "
-            f"{MAX_QUERY_LENGTH})"
+            f"{MAX_QUERY_LENGTH}); {s.queries}"
             if s.query and s.words
             else "users or items have no column of text"
         ),

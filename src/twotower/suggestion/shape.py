@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from twotower.data.tables import Tables
 from twotower.data.times import TIME
 from twotower.features.schema import Schema
 from twotower.features.side import SideName
+from twotower.suggestion.query_evidence import QueryEvidence, query_evidence
 from twotower.suggestion.side_features import SideFeatures, is_text
 
 LAST_SHARE = 0.1
@@ -48,9 +49,11 @@ class Shape:
     by_time: bool
     """True if `new_items` is of rows, False if it is of the catalogue."""
     query: str
-    """Column of the users that holds text. Empty: none."""
+    """Column of the users that holds text, that which shares most words with `words`. Empty: none."""
     words: str
     """Column of the items that holds text. Empty: none."""
+    queries: QueryEvidence | None
+    """Evidence that users search for items. None: users or items have no text."""
     contents: int
     """Features of the items beside their ids."""
 
@@ -74,6 +77,8 @@ def measure_shape(
     queries = [f.column for f in sides["user"].features if f.is_text and is_text(tables.users[f.column])]
     if not queries and is_text(actions[schema.user_id]):
         queries = [schema.user_id]
+    titles = [f.column for f in sides["item"].features if f.is_text and is_text(tables.items[f.column])]
+    query, words, evidence = _searched(tables, schema, queries, titles)
     return Shape(
         users=int(users.max(initial=-1)) + 1,
         items=tables.items.height,
@@ -88,10 +93,33 @@ def measure_shape(
         if times is not None and by_time
         else (tables.items.height - actions[schema.item_id].n_unique()) / tables.items.height,
         by_time=by_time,
-        query=next(iter(queries), ""),
-        words=next((f.column for f in sides["item"].features if f.is_text and is_text(tables.items[f.column])), ""),
+        query=query,
+        words=words,
+        queries=evidence,
         contents=len(sides["item"].features),
     )
+
+
+def _searched(
+    tables: Tables, schema: Schema, queries: Sequence[str], titles: Sequence[str]
+) -> tuple[str, str, QueryEvidence | None]:
+    """Return the two of some text columns of users and items that share words most often, and the evidence of these."""
+    if not (queries and titles):
+        return next(iter(queries), ""), next(iter(titles), ""), None
+    ids = tables.interactions.select(schema.user_id, schema.item_id)
+    asked = {name: _of_rows(ids, tables.users, schema.user_id, name) for name in queries}
+    found = {name: _of_rows(ids, tables.items, schema.item_id, name) for name in titles}
+    pairs = [(one, other, query_evidence(asked[one], found[other])) for one in queries for other in titles]
+    return max(pairs, key=lambda pair: (pair[2].exists, pair[2].shared - pair[2].shuffled))
+
+
+def _of_rows(ids: pl.DataFrame, side: pl.DataFrame, key: str, column: str) -> pl.Series:
+    """Return the values of a column of users or items for each row of a log, of the last row of each id."""
+    if column == key:
+        return ids[key]
+    return ids.join(side.select(key, column).unique(key, keep="last"), on=key, how="left", maintain_order="left")[
+        column
+    ]
 
 
 def _new_share(items: Ints, times: Ints) -> float:
