@@ -24,6 +24,12 @@ def clicks(tmp_path: Path) -> Path:
     return path
 
 
+def test_the_next_command_is_quoted(clicks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = clicks.with_name("a b.toml")
+    assert call("suggest", clicks, "--output", output) == 0
+    assert f"next: twotower train '{output}' --run 'runs/a b'" in capsys.readouterr().out
+
+
 def test_the_written_config_trains(clicks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = clicks.with_name("mine.toml")
     assert call("suggest", clicks, "--output", output) == 0

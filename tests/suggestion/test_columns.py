@@ -9,7 +9,9 @@ import polars as pl
 import pytest
 from suggestion_worlds import START, log
 
+from twotower.data.tables import check
 from twotower.errors import DataError
+from twotower.features.schema import Schema
 from twotower.suggestion.columns import GuessedColumns, guess_columns
 from twotower.suggestion.names import names_item, names_time, names_user, plain
 
@@ -83,6 +85,30 @@ def test_times_and_their_units(name: str, values: list[object], unit: str) -> No
     found = guessed(**{name: values})
     assert found.options["time"] == name
     assert found.options.get("time_unit", "") == unit
+
+
+@pytest.mark.parametrize(
+    ("values", "form"),
+    [
+        ([f"2023-01-{1 + i % 28:02d} 12:00:00 UTC" for i in range(N)], "%Y-%m-%d %H:%M:%S UTC"),
+        ([f"2023-01-{1 + i % 28:02d}T12:00:00.5 GMT" for i in range(N)], "%Y-%m-%dT%H:%M:%S.%f GMT"),
+        ([f"{1 + i % 28:02d}/Jan/2023:12:00:00 +0100" for i in range(N)], "%d/%b/%Y:%H:%M:%S %z"),
+        ([f"{1 + i % 28} Jan 2023" for i in range(N)], "%d %b %Y"),
+        ([20230101 + i % 28 for i in range(N)], "%Y%m%d"),
+        ([202301011200 + i for i in range(N)], "%Y%m%d%H%M"),
+    ],
+)
+def test_times_that_need_a_format(values: list[object], form: str) -> None:
+    frame = pl.DataFrame({**IDS, "at": values})
+    for given in ({}, {"time": "at"}, {"time_format": form}, {"time": "at", "time_format": form}):
+        options = guess_columns(frame, given, {}).options
+        assert (options["time"], options["time_format"], options.get("time_unit")) == ("at", form, None)
+        check(None, None, frame, Schema.model_validate(options))
+
+
+def test_text_that_is_no_time_gets_no_unit() -> None:
+    frame = pl.DataFrame({**IDS, "at": ["morning", "noon"] * 20})
+    assert guess_columns(frame, {"time": "at"}, {}).options.get("time_unit") is None
 
 
 def test_what_is_no_time_is_told() -> None:

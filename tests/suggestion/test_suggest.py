@@ -221,6 +221,18 @@ def test_overrides_replace_guesses_and_settings() -> None:
         suggest(log(length=8), overrides=["schema.time=zeit"])
 
 
+def test_times_in_a_file_are_read_as_a_training_reads_them(tmp_path: Path) -> None:
+    times = pl.from_epoch("timestamp").dt.strftime("%Y-%m-%d %H:%M:%S UTC")
+    log(length=8).with_columns(times).write_csv(tmp_path / "clicks.csv")
+    ids = range(40)
+    born = [f"2020-01-{1 + i % 28:02d}" for i in ids]
+    pl.DataFrame({"item_id": ids, "born": born}).write_csv(tmp_path / "items.csv")
+    for overrides in ([], ["schema.time=timestamp"], ["schema.time_format=%Y-%m-%d %H:%M:%S UTC"]):
+        found = suggest(tmp_path / "clicks.csv", items=tmp_path / "items.csv", folder=tmp_path, overrides=overrides)
+        assert (found.recipe, found.schema.time_format) == ("sequence-short", "%Y-%m-%d %H:%M:%S UTC")
+        assert "'born' of the items, dates are no feature" in " ".join(found.reasons)
+
+
 def test_paths_are_relative_to_the_folder_of_the_config(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "configs").mkdir()

@@ -60,4 +60,4 @@ def suggest(
     files.write(output, found.text)
     for line in found.reasons:
         print_line(line)
-    print_line(f"next: {shell_command('train', output)} --run runs/{output.stem}")
+    print_line(f"next: {shell_command('train', output, '--run', Path('runs') / output.stem)}")

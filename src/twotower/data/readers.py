@@ -64,6 +64,8 @@ class Reading:
     """Names of the columns of the users, the items and, if any, the order, of files with one user a line. Empty: one row a line."""
     option: str = "data.format.{}"
     """Name of an option of the form in messages."""
+    dates: bool = True
+    """False: dates in text files stay text, where `numbers` is None."""
 
     @classmethod
     def of(cls, schema: Schema, side: SideName | None = None, form: TextFormat | None = None) -> Reading:
@@ -264,7 +266,7 @@ def csv_options(path: Path, reading: Reading) -> CsvOptions:
     text = [] if reading.numbers is None else [name for name in names if name not in reading.numbers]
     unnamed = bool(reading.columns)
     return {
-        "separator": _separator(path, reading), "has_header": not unnamed, "new_columns": names if unnamed else None, "infer_schema_length": None, "try_parse_dates": True, "glob": False,
+        "separator": _separator(path, reading), "has_header": not unnamed, "new_columns": names if unnamed else None, "infer_schema_length": None, "try_parse_dates": reading.dates, "glob": False,
         "schema_overrides": dict.fromkeys(text, pl.String),
     }  # fmt: skip
 

@@ -9,17 +9,14 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from twotower.config.toml import TomlValue
-from twotower.data.times import Times
 from twotower.errors import DataError
-from twotower.features.schema import Schema
 from twotower.features.values import missing_count
 from twotower.suggestion import names
 from twotower.suggestion.text_form import looks_like_seconds
+from twotower.suggestion.time_form import TimeForm, is_dated, time_form
 
 MAX_EVENT_TYPES = 20
 """Types of events up to which a column is one of event types."""
-SAMPLED_ROWS = 200
-"""Rows of a text column, the first, that must be times for the column to be tried."""
 IGNORED_EVENTS = {"impression", "impressions", "show", "shown", "expose", "exposure", "display"}
 """Types of events that are no choice of a user."""
 REFUSING_EVENTS = {"dislike", "skip", "hide", "reject", "remove", "remove_from_cart", "unlike", "thumbs_down"}
@@ -110,56 +107,32 @@ def _is_id(series: pl.Series) -> bool:
 
 def _guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
     if "time" in found.options:
-        if (
-            found.options["time"]
-            and "time_unit" not in found.options
-            and (name := str(found.options["time"])) in frame.columns
-        ):
-            unit = _unit(frame[name], str(found.options.get("time_format", "")))
-            if unit != "s":
-                found.put("time_unit", unit or "order", "by its values")
+        name = str(found.options["time"])
+        if name in frame.columns and "time_unit" not in found.options:
+            form = time_form(frame[name], str(found.options.get("time_format", "")))
+            if form is not None:  # else the check says what the values are not
+                _put_form(found, form)
         return
     named = _free(frame, found, names.names_time)
-    typed = _free(frame, found, lambda name: frame[name].dtype.is_temporal())
+    typed = _free(frame, found, lambda name: is_dated(frame[name]))
     others = _free(frame, found, lambda name: frame[name].n_unique() > 20 and looks_like_seconds(frame[name]))
-    texts = _free(
-        frame,
-        found,
-        lambda name: frame[name].dtype == pl.String and bool(_unit(frame[name].head(SAMPLED_ROWS), strict=False)),
-    )
-    for name in dict.fromkeys([*named, *typed, *others, *texts]):
+    for name in dict.fromkeys([*named, *typed, *others]):
         series = frame[name]
         if n := missing_count(series):
             found.notes.append(f"'{name}': {n:,} missing values, so it is no time")
             continue
-        if unit := _unit(series):
+        if form := time_form(series, str(found.options.get("time_format", ""))):
             found.put("time", name, "by its name" if name in named else "by its values")
-            if unit != "s":
-                found.put("time_unit", unit, "by its values")
+            _put_form(found, form)
             return
         found.notes.append(f"'{name}': its values are no times")
 
 
-def _unit(series: pl.Series, form: str = "", strict: bool = True) -> str:
-    """Return the unit of a column of times, "" for none. Raises DataError for days and months in either order, if `strict`."""
-    for unit in ("s", "ms", "us"):
-        times = Times(Schema(time=series.name, time_unit=unit, time_format=form))
-        try:
-            times.look(series)
-        except DataError:
-            return ""
-        if times.is_ambiguous and strict:
-            times.settle()
-        try:
-            times.settle()
-        except DataError:
-            if times.is_ambiguous:
-                return unit
-            if not series.dtype.is_numeric():
-                return ""
-            continue
-        return unit
-    return "order" if series.dtype.is_numeric() and series.n_unique() > 1 else ""
+def _put_form(found: GuessedColumns, form: TimeForm) -> None:
+    if form.unit != "s":
+        found.put("time_unit", form.unit, "by its values")
+    if form.format and "time_format" not in found.options:
+        found.put("time_format", form.format, "by its values")
 
 
 def _guess_event(frame: pl.DataFrame, found: GuessedColumns) -> None:

@@ -11,6 +11,7 @@ from twotower.config.toml import TomlValue
 from twotower.features.side import SideName
 from twotower.features.values import missing_count
 from twotower.suggestion import names
+from twotower.suggestion.time_form import is_dated
 
 MAX_CATEGORIES = 1000
 """Distinct values up to which a column is categorical, if each stands for MIN_ROWS rows on average."""
@@ -84,7 +85,7 @@ def _feature(series: pl.Series, side: SideName) -> SideFeature | str:
     distinct = present.n_unique()
     if distinct < 2:
         return "it has one value"
-    if series.dtype.is_temporal():
+    if is_dated(series):
         return "dates are no feature; a year would be one"
     few = f"{distinct:,} distinct values"
     if series.dtype.is_float() and (missing_count(series) > n / 2):

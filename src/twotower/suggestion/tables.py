@@ -21,6 +21,7 @@ from twotower.features.schema import Schema
 from twotower.section import first_problem
 from twotower.suggestion import names
 from twotower.suggestion.text_form import guess_form, looks_like_seconds
+from twotower.suggestion.time_form import is_dated
 
 USER, ITEM, PLACE = "user_id", "item_id", "place"
 """Columns of files with one user a line, which have no names."""
@@ -77,7 +78,7 @@ def find_tables(
         guessed = True
     else:
         guessed = False
-    reading = Reading(None).of_table(form)
+    reading = Reading(None, dates=False).of_table(form)  # a training reads times as text
     if form.layout == "sequences":
         reading = replace(reading, numbers=frozenset([PLACE]), lines=(USER, ITEM, PLACE))
     try:
@@ -86,7 +87,9 @@ def find_tables(
         hint = "; or name the file of the interactions, and give `users` and `items`" if log.is_dir() else ""
         raise DataError(f"{e}{hint}") from None
     for name, path in found.items():
-        frames[name] = read_file(path, Reading(None, separator=form.separator if is_text(files[name][0]) else ""))
+        frames[name] = read_file(
+            path, Reading(None, separator=form.separator if is_text(files[name][0]) else "", dates=False)
+        )
     section = {name: _relative(path, folder) for name, path in {**found, "interactions": log}.items()}
     frame = _of_rows(frames["interactions"], str(interactions))
     if guessed and form.columns:
@@ -184,7 +187,7 @@ def _column_names(frame: pl.DataFrame) -> tuple[str, ...]:
         series = frame[name]
         numeric = series.dtype.is_numeric() or series.dtype == pl.Boolean
         found = name
-        if series.dtype.is_temporal() or (numeric and series.n_unique() > 20 and looks_like_seconds(series)):
+        if is_dated(series) or (numeric and series.n_unique() > 20 and looks_like_seconds(series)):
             found = "time"
         elif numeric and 2 <= series.n_unique() <= 20:
             found = "rating"

@@ -1,0 +1,93 @@
+"""Form of a column of times, guessed from its values: the unit of numbers, the format of text."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import polars as pl
+
+from twotower.data.times import Times
+from twotower.errors import DataError
+from twotower.features.schema import Schema
+
+SAMPLED_ROWS = 200
+"""Rows of a column, the first, that must be times for the whole column to be tried."""
+FORMATS = (
+    "%d/%b/%Y:%H:%M:%S %z", "%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %z %Y", "%a, %d %b %Y %H:%M:%S %z",
+    "%d %b %Y %H:%M:%S", "%d %b %Y %H:%M", "%d %b %Y", "%d %B %Y", "%b %d, %Y %H:%M:%S", "%b %d, %Y", "%B %d, %Y",
+    "%Y-%m-%d %I:%M:%S %p", "%Y-%m-%d %I:%M %p", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p", "%Y%m%dT%H%M%SZ",
+    "%Y%m%dT%H%M%S",
+)  # fmt: skip
+"""Formats of text that a time has only if `schema.time_format` names them."""
+_DIGIT_FORMATS = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
+"""Formats of whole numbers, by the number of their digits."""
+_NAMED_ZONE = re.compile(r"(\d{4})([-/.])\d\d\2\d\d([T ])\d\d:\d\d(:\d\d(\.\d+)?)?( ?)(UTC|GMT)")
+
+
+@dataclass(frozen=True)
+class TimeForm:
+    """Options of the schema for a column of times."""
+
+    unit: str = "s"
+    """Value of `time_unit`."""
+    format: str = ""
+    """Value of `time_format`. Empty: numbers, or dates that are read without one."""
+
+
+def time_form(series: pl.Series, given: str = "", strict: bool = True) -> TimeForm | None:
+    """Return the form of a column of times, None for a column of others. `given` is a format that is not guessed. Raises DataError
+    for days and months in either order, if `strict`."""
+    plain = _unit(series, given, strict)
+    if given or (plain and plain != "order"):
+        return TimeForm(plain, given) if plain else None
+    for form in _formats(series):
+        if _unit(series.head(SAMPLED_ROWS), form, False) == "s" and _unit(series, form, False) == "s":
+            return TimeForm(format=form)
+    return TimeForm(plain) if plain else None
+
+
+def is_dated(series: pl.Series) -> bool:
+    """Return True for dates, and for text whose first rows are."""
+    if series.dtype == pl.String:
+        present = series.drop_nulls().head(SAMPLED_ROWS)
+        found = time_form(present, strict=False) if len(present) else None
+        return found is not None and present.cast(pl.Float64, strict=False).null_count() > 0
+    return series.dtype.is_temporal()
+
+
+def _formats(series: pl.Series) -> list[str]:
+    """Return the formats that the first value may have."""
+    if not len(series):
+        return []
+    if series.dtype.is_integer():
+        return [form] if (form := _DIGIT_FORMATS.get(len(str(series[0])))) else []
+    if series.dtype != pl.String:
+        return []
+    if found := _NAMED_ZONE.fullmatch(str(series[0]).strip()):
+        _, sep, gap, seconds, fraction, space, zone = found.groups()
+        clock = "%H:%M" + (":%S" if seconds else "") + (".%f" if fraction else "")
+        return [f"%Y{sep}%m{sep}%d{gap}{clock}{space}{zone}"]
+    return [*FORMATS]
+
+
+def _unit(series: pl.Series, form: str, strict: bool) -> str:
+    """Return the unit of a column of times, "" for none. Raises DataError for days and months in either order, if `strict`."""
+    for unit in ("s", "ms", "us"):
+        times = Times(Schema(time=series.name, time_unit=unit, time_format=form))
+        try:
+            times.look(series)
+        except DataError:
+            return ""
+        if times.is_ambiguous and strict:
+            times.settle()
+        try:
+            times.settle()
+        except DataError:
+            if times.is_ambiguous:
+                return unit
+            if form or not series.dtype.is_numeric():
+                return ""
+            continue
+        return unit
+    return "order" if series.dtype.is_numeric() and series.n_unique() > 1 else ""
