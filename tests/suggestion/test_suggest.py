@@ -196,6 +196,44 @@ def test_repeats_are_kept_from_a_tenth_on(repeats: int, duplicates: str) -> None
     assert (found.config.evaluation.repeats == "allow") == (duplicates == "keep")
 
 
+@pytest.mark.parametrize(("again", "kind"), [(0, "random"), (1000, "time")])
+def test_repeats_that_are_kept_are_split_by_time(again: int, kind: str) -> None:
+    actions = with_label(log(n_users=200, length=10, n_items=100), 0.4)
+    later = actions[:again].with_columns(timestamp=pl.col("timestamp") + 10**6)
+    found = of((None, None, pl.concat([actions, later])))
+    assert (found.recipe, found.config.split.kind) == ("ranking", kind)
+    assert ("Repeats are kept" in found.text) == (kind == "time")
+
+
+def test_times_that_are_all_equal_split_nothing() -> None:
+    actions = log(length=8).with_columns(timestamp=pl.lit(1_600_000_000))
+    found = of((None, None, pl.concat([actions, actions])))
+    assert (found.recipe, found.schema.duplicates, found.config.split.kind) == ("collaborative", "keep", "last")
+    twotower.fit((None, None, pl.concat([actions, actions])), found.schema, of_one_epoch(found.config))
+
+
+def test_repeats_of_lines_of_users_are_split_by_their_places(tmp_path: Path) -> None:
+    lines = [f"{u} " + " ".join(str(u * i * i % 7) for i in range(12)) for u in range(40)]
+    (tmp_path / "s.txt").write_text("\n".join(lines) + "\n")
+    found = suggest(tmp_path / "s.txt", recipe="collaborative", folder=tmp_path)
+    assert (found.schema.duplicates, found.config.split.kind) == ("keep", "last")
+
+
+@pytest.mark.parametrize(("items", "kind"), [(1024, "full"), (1025, "uniform")])
+def test_a_catalogue_that_is_drawn_whole_is_taken_whole(items: int, kind: str) -> None:
+    catalogue = pl.DataFrame({"item_id": range(items), "category": [f"c{i % 4}" for i in range(items)]})
+    found = suggest(log(length=8), items=catalogue, recipe="sequence-short")
+    assert [source.kind for source in found.config.negatives.sources] == ["in_batch", kind]
+
+
+def test_an_override_has_no_comment_of_the_rule_that_it_replaces() -> None:
+    rule = "or the power of two of which"
+    assert rule in suggest(log(length=8)).text
+    found = suggest(log(length=8), overrides=["train.batch_size=100"])
+    assert rule not in found.text
+    assert "batch_size = 100" in found.text
+
+
 def test_a_recipe_without_its_column_says_what_it_needs() -> None:
     actions = log().drop("timestamp")
     with pytest.raises(ConfigError, match=r"'sequence-long' needs a time: set schema\.time"):

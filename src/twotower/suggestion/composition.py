@@ -42,6 +42,9 @@ def compose(
         comments["split.kind"] = (
             "The recipe splits by times of all users, and each user's items have an order of their own."
         )
+    elif guess.keeps_repeats and not config.split.follows_time and shape.order is not None:
+        split = {"kind": "time" if shape.by_time else "last"}
+        comments["split.kind"] = "Repeats are kept: training has the earlier ones, so that the later ones are foreseen."
     elif not config.split.follows_time and shape.by_time and shape.new_items >= MIN_NEW:
         split = {"kind": "time"}
         comments["split.kind"] = (

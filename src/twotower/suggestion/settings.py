@@ -52,7 +52,15 @@ def _shape_windows(fitted: FittedRecipe, shape: Shape) -> None:
 
 def _shape_catalogue(settings: Settings, shape: Shape, comments: dict[str, str]) -> None:
     negatives = settings.get("negatives")
-    if isinstance(negatives, Mapping) and negatives.get("full") and shape.items > MAX_FULL_ITEMS:
+    if not isinstance(negatives, Mapping):
+        return
+    drawn = negatives.get("uniform")
+    if isinstance(drawn, float | int) and not negatives.get("full") and shape.items <= drawn:
+        settings["negatives"] = {"full": True, **{k: v for k, v in negatives.items() if k != "uniform"}}
+        comments["negatives.full"] = (
+            f"{shape.items:,} items, no more than the {drawn:,} that the recipe draws: all of them."
+        )
+    if negatives.get("full") and shape.items > MAX_FULL_ITEMS:
         settings["negatives"] = {"uniform": UNIFORM, **{k: v for k, v in negatives.items() if k != "full"}}
         comments["negatives.uniform"] = (
             f"{shape.items:,} items, more than {MAX_FULL_ITEMS:,}: {UNIFORM:,} drawn for each batch stand for the catalogue."

@@ -73,7 +73,7 @@ def measure_shape(
     lengths = lengths[lengths > 0]
     times = actions[TIME].to_numpy() if TIME in actions.columns else None
     order = order_evidence(users[taken], items[taken], times[taken]) if times is not None else None
-    by_time = times is not None and shared_time
+    by_time = times is not None and shared_time and bool(times.min() < times.max())
     queries = [f.column for f in sides["user"].features if f.is_text and is_text(tables.users[f.column])]
     if not queries and is_text(actions[schema.user_id]):
         queries = [schema.user_id]

@@ -67,7 +67,8 @@ def suggest(
     if lack := rule.lacks(shape):
         raise ConfigError(f"recipe '{rule.recipe}' needs {lack}; these tables have none")
     settings, comments = compose(rule, guess, shape, found.section)
-    settings = dict(override_settings(settings, overrides))
+    composed, settings = settings, dict(override_settings(settings, overrides))
+    comments = {path: said for path, said in comments.items() if _at(settings, path) == _at(composed, path)}
     reasons = _reasons(rule, shape, guess, _section(settings, "schema"), bool(recipe))
     text = write_document(settings, "\n".join(reasons), comments)
     written, config = parse_config(tomllib.loads(text), "the suggested config", trust=True)
@@ -85,6 +86,19 @@ def _form(given: Mapping[str, TomlValue]) -> TextFormat | None:
 def _section(settings: Mapping[str, TomlValue], key: str) -> Mapping[str, TomlValue]:
     found = settings.get(key, {})
     return found if isinstance(found, Mapping) else {}
+
+
+def _at(settings: TomlValue, path: str) -> TomlValue | None:
+    """Return the value at a dotted path, whose steps are keys and places; None where there is none."""
+    node: TomlValue | None = settings
+    for step in path.split("."):
+        if isinstance(node, Mapping):
+            node = node.get(step)
+        elif isinstance(node, list) and step.isdigit():
+            node = node[int(step)] if int(step) < len(node) else None
+        else:
+            return None
+    return node
 
 
 def _checked(found: FoundTables, schema: Schema, folder: Path) -> Tables:
