@@ -227,6 +227,22 @@ def test_collapsed_vectors(data: Dataset, side: str) -> None:
     assert ("All users have nearly the same ranking" if side == "user" else "same score") in finding.text
 
 
+def test_small_scores_that_rank_well_are_no_collapse(data: Dataset) -> None:
+    def little(m: TwoTower) -> None:
+        last = pair_of(m).item.head.layer
+        assert isinstance(last, nn.Linear)
+        last.weight.mul_(1e-4)
+        last.bias.zero_()
+
+    run = with_weights(trained(data, model={"bias": False, "similarity": "dot"}), little)
+    k = run.config.evaluation.k[0]
+    for low, severity in ((0.5, "warning"), (0.1, "error")):
+        metrics = run.metrics | {f"test.ndcg@{k}": 0.6, f"test.ndcg@{k}.low": low, f"baseline.popularity.ndcg@{k}": 0.3}
+        finding = named(diagnose(replace(run, metrics=metrics)), "collapse")
+        assert (finding.severity, "nearly the same score" in finding.text) == (severity, True)
+        assert ("train longer" in finding.text) is (severity == "warning")
+
+
 def _blind(tower: Tower) -> None:
     """The last layer gives its bias whatever comes in."""
     last = tower.head.layer

@@ -66,6 +66,9 @@ def collapse(context: DiagnosisContext) -> Iterator[Finding]:
     )
     if evidence["logit_spread"] < 0.05:
         text = f"All items have nearly the same score (deviation of a user's logits: {evidence['logit_spread']:.2g})."
+        if share >= 0.01 and _beats_popularity(context):
+            severity = "warning"
+            advice = " They rank better than popularity all the same: train longer, or raise train.lr."
     elif share < 0.01:
         text = f"All users have nearly the same ranking: {share:.2%} of the variance of scores depends on the user."
     elif cosine >= 0.98 and evidence["personal"] < 0.5:
@@ -96,6 +99,13 @@ def collapse(context: DiagnosisContext) -> Iterator[Finding]:
             f"{evidence['item_rank']:.0f}; {share:.0%} of the variance of scores depends on the user."
         )
     yield Finding(severity, "collapse", text + advice, evidence)
+
+
+def _beats_popularity(context: DiagnosisContext) -> bool:
+    """Return True if the lower end of the run's own test NDCG is above the popularity baseline's."""
+    name, metrics = f"{Ndcg.name}@{context.config.evaluation.k[0]}", context.run.metrics
+    lowest = metrics.get(f"test.{name}.low", metrics.get(f"test.{name}", 0.0))
+    return lowest > metrics.get(f"baseline.popularity.{name}", math.inf)
 
 
 def _directions(context: DiagnosisContext) -> float:
