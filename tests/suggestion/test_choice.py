@@ -13,7 +13,7 @@ from twotower.suggestion.shape import Shape
 
 ORDER = OrderEvidence(1000, 499.0, 99.0, 1.0, 0.0)
 SHAPE = Shape(
-    users=100, items=50, interactions=1000, taken=1000, length=10, long_length=20, order=ORDER, label_values=0, negatives=0.0,
+    users=100, items=50, interactions=1000, taken=1000, length=10, long_length=20, order=ORDER, label_values=0, is_scale=False, negatives=0.0,
     new_items=0.0, by_time=True, query="", words="", queries=None, contents=0,
 )  # fmt: skip
 
@@ -36,7 +36,8 @@ SHAPE = Shape(
         ({"label_values": 2, "negatives": MIN_NEGATIVES - 0.001}, "sequence-short"),
         ({"label_values": 2, "negatives": 1 - MIN_NEGATIVES}, "ranking"),
         ({"label_values": 2, "negatives": 1 - MIN_NEGATIVES + 0.001}, "sequence-short"),
-        ({"label_values": 3, "negatives": 0.5}, "sequence-short"),
+        ({"label_values": 3, "is_scale": True, "negatives": 0.5}, "sequence-short"),
+        ({"label_values": 3, "negatives": 0.5}, "ranking"),
         ({"label_values": 0, "negatives": 0.5}, "ranking"),
         ({"queries": QueryEvidence(1.0, 0.1), "length": MAX_QUERY_LENGTH}, "words"),
         ({"queries": QueryEvidence(1.0, 0.1), "length": MAX_QUERY_LENGTH + 0.5}, "sequence-short"),

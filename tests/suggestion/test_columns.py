@@ -16,10 +16,12 @@ from twotower.suggestion.columns import GuessedColumns, guess_columns
 from twotower.suggestion.names import names_item, names_time, names_user, plain
 
 N = 40
-IDS = {"user_id": [i % 8 for i in range(N)], "item_id": [i % 5 for i in range(N)]}
+IDS = {"user_id": [i % 8 for i in range(N)], "item_id": [i % 7 for i in range(N)]}
+
+SECONDS = [START + 100 * i for i in range(N)]
 
 
-def guessed(**columns: list[object]) -> GuessedColumns:
+def guessed(**columns: Sequence[object]) -> GuessedColumns:
     return guess_columns(pl.DataFrame({**IDS, **columns}), {}, {})
 
 
@@ -134,6 +136,9 @@ def test_days_and_months_in_either_order_are_refused() -> None:
     [
         ([0, 1], 0),
         ([-1, 1], -1),
+        ([-1, 0, 1], 0),
+        ([-10.0, -2.5, 8.0, 3.0], 0),
+        ([-3, -2, -1], -2),
         ([1, 2, 3, 4, 5], 3),
         ([0.5, 3.0, 4.5, 5.0], 3),
         ([1, 5, 10, 7], 6),
@@ -158,6 +163,107 @@ def test_events_have_meanings() -> None:
     assert "view 10" in found.why["events"]
     assert "event" not in guessed(event_type=[f"t{i % 21}" for i in range(N)]).options
     assert "event" not in guessed(event_type=["click"] * N).options
+
+
+@pytest.mark.parametrize(
+    ("word", "rule"),
+    [
+        *((word, "negative") for word in ("return", "Refund", "cancelled", "downvote", "unsubscribe", "unfollow", "report", "removeFromCart", "remove_from_wishlist", "order_canceled")),
+        *((word, "ignored") for word in ("impression", "ad_shown")),
+        *((word, 1) for word in ("addtocart", "upvote", "videoPlay")),
+    ],
+)  # fmt: skip
+def test_events_by_their_words(word: str, rule: object) -> None:
+    found = guessed(event=[["view", word][i % 2] for i in range(N)])
+    assert found.options["events"] == {"view": 1, word: rule}
+    assert "yours to set" not in found.why["events"]
+
+
+def test_events_that_no_list_knows_are_named() -> None:
+    found = guessed(event=[["view", "frob", "7"][i % 3] for i in range(N)])
+    assert found.options["events"] == {"view": 1, "frob": 1, "7": 1}
+    assert "No list knows '7', 'frob'" in found.why["events"] or "No list knows 'frob', '7'" in found.why["events"]
+    assert "weights of these are yours to set" in found.why["events"]
+
+
+def test_a_label_stands_before_events_that_all_weigh_1() -> None:
+    kinds = [["movie", "series", "short"][i % 3] for i in range(N)]
+    clicked = [int(i % 4 == 0) for i in range(N)]
+    found = guessed(type=kinds, clicked=clicked)
+    assert (found.options["label"], "event" in found.options) == ("clicked", False)
+    assert "'type': all its types weigh 1, and 'clicked' is a label" in found.notes
+    assert guessed(event=["view", "dislike"] * 20, clicked=clicked).options["event"] == "event"
+    assert guessed(type=kinds).options["event"] == "type"
+
+
+EARLIER, BORN = [START + 99 * i for i in range(N)], [START - 86400 * (i % 7) for i in range(N)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "option", "name", "rival"),
+    [
+        ({"shipping_time": EARLIER, "timestamp": SECONDS}, "time", "timestamp", "shipping_time"),
+        ({"day": [i % 30 for i in range(N)], "clicked_at": SECONDS}, "time", "clicked_at", "day"),
+        ({"avg_rating": [i % 4 for i in range(N)], "rating": [i % 3 for i in range(N)]}, "label", "rating", "avg_rating"),
+        ({"session_id": [i % 9 for i in range(N)]}, "user_id", "user_id", "session_id"),
+        ({"offer_no": [i % 9 for i in range(N)]}, "item_id", "item_id", "offer_no"),
+    ],
+)  # fmt: skip
+def test_names_that_are_known_as_a_whole_stand_first(
+    columns: dict[str, list[object]], option: str, name: str, rival: str
+) -> None:
+    found = guess_columns(pl.DataFrame({**columns, **IDS}), {}, {})
+    what = {"time": "a time", "label": "a label", "event": "an event", "user_id": "a user", "item_id": "an item"}[
+        option
+    ]
+    assert found.options[option] == name
+    assert any(note.startswith(f"'{rival}' also looks like {what};") for note in found.notes)
+    assert f"{rival} also looks like {what}" in found.why[option]
+
+
+def test_a_column_of_items_is_no_time_label_or_event() -> None:
+    found = guessed(
+        release_date=BORN, rating=[i % 7 for i in range(N)], type=[["film", "short"][i % 7 % 2] for i in range(N)], played_at=SECONDS
+    )  # fmt: skip
+    assert (found.options["time"], "label" in found.options, "event" in found.options) == ("played_at", False, False)
+    for name, what in (("release_date", "time"), ("rating", "label"), ("type", "event")):
+        assert f"'{name}': each item has one value, so it tells of items, and is no {what}" in found.notes
+    once = pl.DataFrame({"user_id": IDS["user_id"], "item_id": range(N), "timestamp": SECONDS})
+    assert guess_columns(once, {}, {}).options["time"] == "timestamp"  # no item repeats
+
+
+@pytest.mark.parametrize(("distinct", "item"), [(1.0, "product_code"), (0.95, "product_code"), (0.9, "item_id")])
+def test_a_column_of_rows_is_no_item(distinct: float, item: str) -> None:
+    rows = [min(i, round(distinct * N) - 1) for i in range(N)]
+    columns = {"item_id": rows, "user_id": IDS["user_id"], "product_code": IDS["item_id"]}
+    assert guess_columns(pl.DataFrame(columns), {}, {}).options["item_id"] == item
+    del columns["product_code"]
+    assert guess_columns(pl.DataFrame(columns), {}, {}).options["item_id"] == "item_id"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "ways"),
+    [
+        ("purchased", [1.5, 2.5], "schema.label=purchased"),
+        ("x", [0, 1], "schema.label=x"),
+        ("x", [False, True], "schema.label=x"),
+        ("x", ["like", "dislike"], "schema.event=x, and schema.events: 'negative' for one of 'dislike' and 'like'"),
+        ("x", ["No", "Yes"], "schema.event=x"),
+    ],
+)
+def test_outcomes_are_no_context(name: str, values: list[object], ways: str) -> None:
+    notes = guessed(**{name: [values[i % 3 % 2] for i in range(N)]}).notes
+    assert [note for note in notes if note.startswith(f"'{name}' looks like a label; set {ways}")]
+    assert not any("'context'" in note for note in notes)
+
+
+@pytest.mark.parametrize("values", [["ios", "web"], [0, 2], [0, 1, 2]])
+def test_other_columns_are_no_outcomes(values: list[object]) -> None:
+    notes = guessed(x=[values[i % len(values)] for i in range(N)]).notes
+    assert notes == ["'x' of the interactions; a feature with side = 'context' would read it"]
+    assert not any(
+        "label" in note for note in guessed(x=[i % 8 % 2 for i in range(N)]).notes
+    )  # one value for each user
 
 
 def test_a_weight_is_not_negative() -> None:
@@ -185,7 +291,6 @@ def test_names_are_plain() -> None:
     assert not names_user("used")
 
 
-SECONDS = [START + 100 * i for i in range(N)]
 KNOWN: dict[str, tuple[Mapping[str, Sequence[object]], dict[str, object]]] = {
     "movielens": (
         {"userId": IDS["user_id"], "movieId": IDS["item_id"], "rating": [0.5 * (1 + i % 10) for i in range(N)], "timestamp": SECONDS},

@@ -103,6 +103,16 @@ def test_a_scale_rates_what_users_took() -> None:
     assert "the rules choose sequence-short" in asked.text
 
 
+def test_a_scale_with_negatives_tells_what_users_refused() -> None:
+    actions = log()
+    actions = actions.with_columns(rating=pl.Series([(-1, 0, 1, 1)[i % 4] for i in range(actions.height)]))
+    found = of((None, None, actions))
+    assert (found.recipe, found.schema.label, found.schema.positive_above) == ("ranking", "rating", 0)
+    assert found.shape.taken / found.shape.interactions == pytest.approx(0.5, abs=0.02)
+    asked = of((None, None, actions), recipe="sequence-short")
+    assert (asked.schema.label, asked.schema.positive_above) == ("rating", 0)
+
+
 @pytest.mark.parametrize(("share", "recipe"), [(0.0, "sequence-short"), (0.18, "sequence-short"), (0.2, "cold-start"), (0.9, "cold-start")])  # fmt: skip
 def test_new_items_decide(share: float, recipe: str) -> None:
     actions, items = with_new_items(log(n_users=100, length=10, n_items=40), share)

@@ -86,11 +86,11 @@ RULES = (
         "ranking",
         "would the user like an item that is shown?",
         1_000_209,
-        lambda s: s.label_values in (0, 2) and MIN_NEGATIVES <= s.negatives <= 1 - MIN_NEGATIVES,
+        lambda s: not s.is_scale and MIN_NEGATIVES <= s.negatives <= 1 - MIN_NEGATIVES,
         lambda s: "" if s.negatives else "negatives: set schema.label and schema.positive_above",
         lambda s: (
             f"{s.negatives:.1%} of the rows are negatives (threshold {MIN_NEGATIVES:.0%})"
-            + (f", on a scale of {s.label_values} labels: what users chose and rated, not what they were shown" if s.label_values > 2 else "")
+            + (f", on a scale of {s.label_values} labels: what users chose and rated, not what they were shown" if s.is_scale else "")
             if s.negatives
             else "every row is a positive"
         ),

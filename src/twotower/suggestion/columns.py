@@ -17,10 +17,15 @@ from twotower.suggestion.time_form import TimeForm, is_dated, time_form
 
 MAX_EVENT_TYPES = 20
 """Types of events up to which a column is one of event types."""
-IGNORED_EVENTS = {"impression", "impressions", "show", "shown", "expose", "exposure", "display"}
-"""Types of events that are no choice of a user."""
-REFUSING_EVENTS = {"dislike", "skip", "hide", "reject", "remove", "remove_from_cart", "unlike", "thumbs_down"}
-"""Types of events that are a refusal."""
+MAX_DISTINCT = 0.95
+"""Share of distinct values in the rows from which a column names rows, and no items if another column repeats."""
+MIN_ROWS = 20
+"""Rows from which that share, and a column that is constant for each item, tell anything."""
+OUTCOMES = (
+    {"0", "1"}, {"-1", "1"}, {"false", "true"}, {"no", "yes"}, {"n", "y"}, {"dislike", "like"}, {"disliked", "liked"},
+    {"down", "up"}, {"negative", "positive"}, {"bad", "good"},
+)  # fmt: skip
+"""Pairs of values, in lower case, that tell what came of an interaction."""
 
 
 @dataclass
@@ -54,7 +59,7 @@ def guess_columns(
     for option, value in given.items():
         found.put(option, value, "as given")
     _guess_ids(frame, found, sides)
-    for guess in (_guess_time, _guess_event, _guess_label, _guess_weight):
+    for guess in (_guess_time, _guess_event, _guess_label, _guess_weight, _note_outcomes):
         guess(frame, found)
     left = [name for name in frame.columns if name not in found.named]
     told = {note.split("'")[1] for note in found.notes}
@@ -82,7 +87,8 @@ def _guess_ids(frame: pl.DataFrame, found: GuessedColumns, sides: Mapping[str, I
         elif option == "user_id" and queries and not sides.get(option):
             found.put(option, queries[0], "what was searched for stands for the user")
         elif named:
-            found.put(option, min(named, key=lambda name: names.rank(name, option)), "by its name")
+            named.sort(key=lambda name: (option == "item_id" and _is_distinct(frame[name]), *names.rank(name, option)))
+            _put_first(found, option, named, dict.fromkeys(named, "by its name"), frame)
     ids = [name for name in frame.columns if name not in found.named and _is_id(frame[name])]
     for option in tests:
         if option not in found.options and ids:
@@ -92,6 +98,46 @@ def _guess_ids(frame: pl.DataFrame, found: GuessedColumns, sides: Mapping[str, I
             f"interactions: no column of {' and '.join(missing)} is found (columns: {', '.join(frame.columns[:12])}); name it: "
             f"`overrides` {' '.join(f'schema.{option}=NAME' for option in missing)}"
         )
+
+
+def _put_first(
+    found: GuessedColumns, option: str, columns: list[str], why: Mapping[str, str], frame: pl.DataFrame
+) -> None:
+    """Put the first of some columns, and note the others."""
+    first, *others = columns
+    what = {"user_id": "user", "item_id": "item"}.get(option, option)
+    article = "an" if what[0] in "aei" else "a"
+    found.put(
+        option, first, f"{why[first]}; {', '.join(others)} also looks like {article} {what}" if others else why[first]
+    )
+    for name in others:
+        distinct = ", but its values are distinct" if option == "item_id" and _is_distinct(frame[name]) else ""
+        found.notes.append(f"'{name}' also looks like {article} {what}{distinct}; schema.{option}={name} would read it")
+
+
+def _is_distinct(series: pl.Series) -> bool:
+    """Return True for a column of distinct values in nearly all rows."""
+    return len(series) >= MIN_ROWS and series.n_unique() >= MAX_DISTINCT * len(series)
+
+
+def _is_of(frame: pl.DataFrame, found: GuessedColumns, option: str, name: str) -> bool:
+    """Return True for a column of several values that is constant for each id of users or items, which repeat: theirs, and no
+    outcome."""
+    key = str(found.options[option])
+    if key not in frame.columns or frame.height < MIN_ROWS or (ids := frame[key].n_unique()) * 2 > frame.height:
+        return False
+    return frame[name].n_unique() > 1 and int(frame.select(pl.struct(key, name).n_unique()).item()) == ids
+
+
+def _of_rows(frame: pl.DataFrame, found: GuessedColumns, option: str, columns: Iterable[str]) -> list[str]:
+    """Return the columns that vary for an item, of these by their rank, and note the others."""
+    left = []
+    for name in columns:
+        if _is_of(frame, found, "item_id", name):
+            found.notes.append(f"'{name}': each item has one value, so it tells of items, and is no {option}")
+        else:
+            left.append(name)
+    return sorted(left, key=lambda name: names.rank(name, option))
 
 
 def _is_id(series: pl.Series) -> bool:
@@ -116,16 +162,20 @@ def _guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
     named = _free(frame, found, names.names_time)
     typed = _free(frame, found, lambda name: is_dated(frame[name]))
     others = _free(frame, found, lambda name: frame[name].n_unique() > 20 and looks_like_seconds(frame[name]))
-    for name in dict.fromkeys([*named, *typed, *others]):
+    forms = dict[str, TimeForm]()
+    for name in _of_rows(frame, found, "time", dict.fromkeys([*named, *typed, *others])):
         series = frame[name]
         if n := missing_count(series):
             found.notes.append(f"'{name}': {n:,} missing values, so it is no time")
-            continue
-        if form := time_form(series, str(found.options.get("time_format", ""))):
-            found.put("time", name, "by its name" if name in named else "by its values")
-            _put_form(found, form)
-            return
-        found.notes.append(f"'{name}': its values are no times")
+        elif form := time_form(series, str(found.options.get("time_format", "")), strict=not forms):
+            forms[name] = form
+        else:
+            found.notes.append(f"'{name}': its values are no times")
+    if forms:
+        ranked = sorted(forms, key=lambda name: forms[name].unit == "order")
+        why = {name: "by its name" if name in named else "by its values" for name in ranked}
+        _put_first(found, "time", ranked, why, frame)
+        _put_form(found, forms[ranked[0]])
 
 
 def _put_form(found: GuessedColumns, form: TimeForm) -> None:
@@ -138,7 +188,7 @@ def _put_form(found: GuessedColumns, form: TimeForm) -> None:
 def _guess_event(frame: pl.DataFrame, found: GuessedColumns) -> None:
     if "event" in found.options or found.options.get("label"):
         return
-    for name in _free(frame, found, names.names_event):
+    for name in _of_rows(frame, found, "event", _free(frame, found, names.names_event)):
         series = frame[name]
         if series.null_count() or not (series.dtype.is_integer() or series.dtype == pl.String):
             continue
@@ -147,13 +197,20 @@ def _guess_event(frame: pl.DataFrame, found: GuessedColumns) -> None:
             found.notes.append(f"'{name}': {counts.height:,} types of events, so it is none (2 to {MAX_EVENT_TYPES})")
             continue
         rules: dict[str, TomlValue] = {}
+        unknown = []
         for word, _ in counts.iter_rows():
-            plain = names.plain(word)
-            rules[word] = "ignored" if plain in IGNORED_EVENTS else "negative" if plain in REFUSING_EVENTS else 1
+            rule = names.event_rule(word)
+            rules[word] = 1 if rule is None else rule
+            unknown += [f"'{word}'"] if rule is None else []
         if 1 not in rules.values():
             continue
+        if {*rules.values()} == {1} and (labels := _labels(frame, found, [])):
+            found.notes.append(f"'{name}': all its types weigh 1, and '{labels[0]}' is a label")
+            continue
         found.put("event", name, "by its name")
-        found.put("events", rules, "; ".join(f"{word} {n:,}" for word, n in counts.iter_rows()))
+        why = "; ".join(f"{word} {n:,}" for word, n in counts.iter_rows())
+        yours = f". No list knows {', '.join(unknown)}: weights of these are yours to set" if unknown else ""
+        found.put("events", rules, why + yours)
         return
 
 
@@ -165,19 +222,48 @@ def _guess_label(frame: pl.DataFrame, found: GuessedColumns) -> None:
         return
     if found.options.get("event"):
         return
-    for name in _free(frame, found, names.names_label):
-        series = frame[name]
-        if not _is_number(series):
-            continue
-        if n := missing_count(series):
-            found.notes.append(f"'{name}': {n:,} missing values, so it is no label")
-            continue
-        if series.n_unique() < 2:
-            found.notes.append(f"'{name}': one value, so it tells nothing")
-            continue
-        found.put("label", name, "by its name")
+    if labels := _labels(frame, found, found.notes):
+        _put_first(found, "label", labels, dict.fromkeys(labels, "by its name"), frame)
+        series = frame[labels[0]]
         found.put("positive_above", _threshold(series), _why_threshold(series))
-        return
+
+
+def _labels(frame: pl.DataFrame, found: GuessedColumns, notes: list[str]) -> list[str]:
+    """Return the columns that may be labels, the best first, and note in `notes` what is none."""
+    columns = _free(frame, found, lambda name: names.names_label(name) and _is_number(frame[name]))
+    usable = []
+    for name in columns:
+        series = frame[name]
+        if n := missing_count(series):
+            notes.append(f"'{name}': {n:,} missing values, so it is no label")
+        elif series.n_unique() < 2:
+            notes.append(f"'{name}': one value, so it tells nothing")
+        elif _is_of(frame, found, "item_id", name):
+            notes.append(f"'{name}': each item has one value, so it tells of items, and is no label")
+        else:
+            usable.append(name)
+    return sorted(usable, key=lambda name: names.rank(name, "label"))
+
+
+def _note_outcomes(frame: pl.DataFrame, found: GuessedColumns) -> None:
+    """Note columns of two values that tell what came of an interaction."""
+    told = {note.split("'")[1] for note in found.notes}
+    for name in _free(frame, found, lambda name: name not in told):
+        series = frame[name]
+        if not (_is_number(series) or series.dtype == pl.String):
+            continue
+        present = series.drop_nulls()
+        if present.n_unique() != 2 or any(_is_of(frame, found, option, name) for option in ("user_id", "item_id")):
+            continue
+        values = [f"{v:g}" if isinstance(v, float) else str(v) for v in present.unique().sort()]
+        if names.names_outcome(name) or {v.strip().lower() for v in values} in OUTCOMES:
+            ways = (
+                f"schema.label={name}"
+                if _is_number(series)
+                else f"schema.event={name}, and schema.events: 'negative' for one of {' and '.join(map(repr, values))}, or "
+                "schema.label to a column of 0 and 1"
+            )
+            found.notes.append(f"'{name}' looks like a label; set {ways}")
 
 
 def _is_number(series: pl.Series) -> bool:
@@ -185,12 +271,14 @@ def _is_number(series: pl.Series) -> bool:
 
 
 def _threshold(series: pl.Series) -> float:
-    """Return the label above which a row is a positive: of two values the lower, of a scale its middle, rounded up if the scale
-    has whole steps above 1."""
+    """Return the label above which a row is a positive: of two values the lower, of a scale with values on both sides of 0 that,
+    of another its middle, rounded up if the scale has whole steps above 1."""
     values = series.cast(pl.Float64).unique().sort()
     low, high = float(values[0]), float(values[-1])
     if len(values) == 2:
         return low
+    if low < 0 < high:
+        return 0.0
     middle = (low + high) / 2
     return float(math.ceil(middle)) if high > 1 else middle
 
@@ -199,6 +287,8 @@ def _why_threshold(series: pl.Series) -> str:
     values = series.cast(pl.Float64).unique().sort()
     if len(values) == 2:
         return f"two values: {values[1]:g} is a positive, {values[0]:g} a negative"
+    if values[0] < 0 < values[-1]:
+        return f"of {values[0]:g} to {values[-1]:g}, what is above 0"
     return f"the middle of {values[0]:g} to {values[-1]:g}"
 
 

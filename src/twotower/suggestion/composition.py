@@ -21,7 +21,7 @@ def compose(
     source = read_recipe(rule.recipe)
     own, config = parse_config(source, f"recipe {rule.recipe}")
     schema, comments = guess.schema, {f"schema.{key}": why for key, why in guess.columns.why.items()}
-    if shape.label_values > 2 and not (own or Schema()).has_negatives:  # a scale rates what users took
+    if shape.is_scale and not (own or Schema()).has_negatives:  # a scale rates what users took
         schema = {key: value for key, value in schema.items() if key not in ("label", "positive_above")}
     columns = guess.features
     if shape.query == schema["user_id"]:  # what was searched for stands for the user

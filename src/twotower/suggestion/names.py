@@ -23,6 +23,23 @@ _EVENTS = (
 _TITLES = "title name label"
 _IDENTIFIER = re.compile(r"(.*?)_?(id|ids|key|no|nr|number|code|uuid|idx|index|hash)")
 
+_OF_OPTION = {"user_id": _USERS, "item_id": _ITEMS, "time": _TIMES, "label": _LABELS, "event": _EVENTS}
+_OUTCOMES = (
+    "bought purchase purchased converted conversion watched finished completed installed ordered played accepted booked "
+    "applied subscribed saved followed success result response reaction sentiment opinion verdict"
+)
+_IMPRESSIONS = "impression impressions show shown expose exposure display displayed"
+_REFUSALS = (
+    "dislike disliked skip skipped hide hidden reject rejected remove removed delete deleted unlike thumbs_down return returned "
+    "refund refunded cancel canceled cancelled cancellation downvote unsubscribe unsubscribed unfollow unfollowed report reported "
+    "block blocked mute muted dismiss dismissed decline declined unfavorite unfavourite uninstall not_interested complaint"
+)
+_CHOICES = (
+    "view views click clicks pv buy purchase transaction order checkout cart addtocart add_to_cart fav favorite favourite "
+    "like love upvote thumbs_up play watch listen read open visit detail share save bookmark wishlist comment review rate "
+    "follow subscribe download install book apply search"
+)
+
 FILES = {
     "users": "users user customers customer members member visitors clients accounts people persons readers viewers queries",
     "items": "items item products product movies movie films film articles article books book songs tracks artists "
@@ -62,11 +79,16 @@ def names_item(name: str) -> bool:
     return _names_id(name, _ITEMS)
 
 
-def rank(name: str, option: str) -> int:
-    """Return the place of a name among those of its meaning: `user_id` stands before `session_id`."""
-    words = (_USERS if option == "user_id" else _ITEMS).split()
-    parts = plain(name).split("_")
-    return min((words.index(part) for part in parts if part in words), default=len(words))
+def rank(name: str, option: str) -> tuple[bool, int]:
+    """Return the place of a name of a column among those of its meaning, `option` of the schema: one that is known as a whole
+    stands before one whose last word is known, and `user_id` before `session_id`."""
+    words = _OF_OPTION[option].split()
+    found = plain(name)
+    stem = m[1] if option in ("user_id", "item_id") and (m := _IDENTIFIER.fullmatch(found)) else found
+    whole = [words.index(known) for known in (stem, found) if known in words]
+    if whole:
+        return False, whole[0]
+    return True, min((words.index(part) for part in found.split("_") if part in words), default=len(words))
 
 
 def names_query(name: str) -> bool:
@@ -92,6 +114,22 @@ def names_weight(name: str) -> bool:
 def names_event(name: str) -> bool:
     """Return True for a name of the types of events."""
     return _among(name, _EVENTS, last_too=False)
+
+
+def names_outcome(name: str) -> bool:
+    """Return True for a name of what came of an interaction: purchased, is_click."""
+    return names_label(name) or _among(name, _OUTCOMES)
+
+
+def event_rule(kind: str) -> str | float | None:
+    """Return what `schema.events` says of a type of events by its name: "ignored", "negative" or 1; None for an unknown one."""
+    found = plain(kind)
+    ends = {found, found.partition("_")[0], found.rpartition("_")[2]}
+    if ends & {*_IMPRESSIONS.split()}:
+        return "ignored"
+    if ends & {*_REFUSALS.split()}:
+        return "negative"
+    return 1 if ends & {*_CHOICES.split()} else None
 
 
 def names_title(name: str) -> bool:

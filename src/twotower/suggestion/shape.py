@@ -32,7 +32,8 @@ class Shape:
     """Items of the catalogue, with an interaction or without."""
     interactions: int
     taken: int
-    """Rows of what users took: the positives, or all rows if the label is a scale, on which users rate what they took."""
+    """Rows of what users took: the positives, or all rows if the label is a scale without values below 0, on which users rate what
+    they took."""
     length: float
     """Median number of taken rows of a user that has any."""
     long_length: float
@@ -41,6 +42,8 @@ class Shape:
     """None: the log has no time."""
     label_values: int
     """Distinct labels. 0: no label."""
+    is_scale: bool
+    """True for three labels or more, none below 0: users rate what they took."""
     negatives: float
     """Share of the rows that are negatives, by label or event."""
     new_items: float
@@ -68,7 +71,8 @@ def measure_shape(
     items = np.unique(actions[schema.item_id].to_numpy(), return_inverse=True)[1].astype(np.int64)
     positive = actions[POSITIVE].to_numpy().astype(bool)
     label_values = actions[schema.label].n_unique() if schema.label else 0
-    taken = positive | (label_values > 2)
+    is_scale = label_values > 2 and float(actions[schema.label].min()) >= 0  # type: ignore[arg-type]
+    taken = positive | is_scale
     lengths = np.bincount(users[taken])
     lengths = lengths[lengths > 0]
     times = actions[TIME].to_numpy() if TIME in actions.columns else None
@@ -88,6 +92,7 @@ def measure_shape(
         long_length=float(np.quantile(lengths, 0.9)) if len(lengths) else 0.0,
         order=order,
         label_values=label_values,
+        is_scale=is_scale,
         negatives=float(1 - positive.mean()),
         new_items=_new_share(items, times)
         if times is not None and by_time
