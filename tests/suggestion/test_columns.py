@@ -257,6 +257,13 @@ def test_outcomes_are_no_context(name: str, values: list[object], ways: str) -> 
     assert not any("'context'" in note for note in notes)
 
 
+def test_decimal_commas_are_told() -> None:
+    found = guessed(rating=[["1,5", "2,0", "4,5"][i % 3] for i in range(N)])
+    assert found.notes == ["'rating': numbers with decimal commas are text; write them with points for a label"]
+    assert not any("decimal" in note for note in guessed(rating=["good", "1,5"] * 20).notes)
+    assert not any("decimal" in note for note in guessed(rating=["07", "08"] * 20).notes)
+
+
 @pytest.mark.parametrize("values", [["ios", "web"], [0, 2], [0, 1, 2]])
 def test_other_columns_are_no_outcomes(values: list[object]) -> None:
     notes = guessed(x=[values[i % len(values)] for i in range(N)]).notes

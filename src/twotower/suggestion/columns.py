@@ -27,6 +27,8 @@ OUTCOMES = (
 )  # fmt: skip
 """Pairs of values, in lower case, that tell what came of an interaction."""
 
+_DECIMAL_COMMA = r"^\s*[-+]?\d+(,\d+)?\s*$"
+
 
 @dataclass
 class GuessedColumns:
@@ -222,6 +224,10 @@ def _guess_label(frame: pl.DataFrame, found: GuessedColumns) -> None:
         return
     if found.options.get("event"):
         return
+    for name in _free(frame, found, names.names_label):
+        texts = frame[name] if frame[name].dtype == pl.String else pl.Series([""])
+        if texts.str.contains(_DECIMAL_COMMA).all() and texts.str.contains(",").any():
+            found.notes.append(f"'{name}': numbers with decimal commas are text; write them with points for a label")
     if labels := _labels(frame, found, found.notes):
         _put_first(found, "label", labels, dict.fromkeys(labels, "by its name"), frame)
         series = frame[labels[0]]
