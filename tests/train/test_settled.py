@@ -134,6 +134,8 @@ def test_a_log_of_events_has_negatives_if_a_type_is_negative(skip: Any, kinds: l
     assert [source.kind for source in found.negatives.sources] == kinds
     assert found.train.monitor == ("validation.recall@10" if "full" in kinds else "validation.auc")
     assert settled(found, dataset) is found
+    ranked = Config.model_validate({"loss": {"kind": "softmax"}})
+    assert settled(ranked, dataset).train.monitor == "validation.recall@10"
 
 
 @pytest.mark.parametrize("off", [False, 0])

@@ -96,7 +96,7 @@ class TrainConfig(Section):
     monitor: str = Field(
         "",
         description="Validation metric that selects the best epoch, such as validation.recall@10. Empty: validation.auc, or "
-        "validation.recall at the first of evaluation.k where every row is a positive.",
+        "validation.recall at the first of evaluation.k with a loss of candidates, or where every row is a positive.",
     )
     patience: int = Field(
         0, ge=0, description="Validations without a better metric after which training stops. 0: off."

@@ -32,7 +32,7 @@ def settled(recipe: R, dataset: Dataset) -> R:
 
     Where every interaction is a positive and neither `loss` nor `negatives` is given: a schema without features gets the model of a
     history (`_of_clicks`), and another one random negatives for the pointwise loss. An empty `train.monitor` becomes the AUC, or
-    the recall at the first cut-off where the validation rows of a weight above 0 are of one class.
+    the recall at the first cut-off where the loss ranks candidates, or the validation rows of a weight above 0 are of one class.
     """
     schema = dataset.schema
     if recipe.loss.pointwise and not schema.has_negatives and not recipe.negatives.pairs:
@@ -44,7 +44,7 @@ def settled(recipe: R, dataset: Dataset) -> R:
             recipe = _with_random_negatives(recipe, dataset)
     if not recipe.train.monitor:
         labels = dataset.validation.labels
-        by_rank = len(labels) and (labels.all() or not labels.any())
+        by_rank = len(labels) and (not recipe.loss.pointwise or labels.all() or not labels.any())
         monitor = f"validation.recall@{recipe.evaluation.k[0]}" if by_rank else "validation.auc"
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"monitor": monitor})})
     return recipe
