@@ -47,7 +47,7 @@ def world(pooling: str) -> World:
     return World(data, users, SideTensors(data.items, data.encoders.fields("item")))
 
 
-POOLINGS = pytest.mark.parametrize("pooling", ["mean", "decay", "transformer"])
+POOLINGS = pytest.mark.parametrize("pooling", ["mean", "decay", "ridge", "transformer"])
 
 
 @POOLINGS

@@ -52,8 +52,8 @@ def table() -> Tensor:
     return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
 
-def histories() -> Ragged:
-    offsets = np.r_[0, np.cumsum(LENGTHS)].astype(np.int64)
+def histories(lengths: np.ndarray = LENGTHS) -> Ragged:
+    offsets = np.r_[0, np.cumsum(lengths)].astype(np.int64)
     return Ragged(np.random.default_rng(2).integers(0, ROWS, offsets[-1]).astype(np.int32), offsets)
 
 
@@ -73,28 +73,28 @@ def beginnings(ragged: Ragged) -> tuple[np.ndarray, np.ndarray, list[list[int]]]
     return row, length, [rows[r][:n] for r, n in zip(row.tolist(), length.tolist(), strict=True)]
 
 
-def whole() -> tuple[CodeLayout, list[list[int]]]:
-    return tensors(bag_in_both_orders(histories(), ROWS)), rows_of(histories())
+def whole(lengths: np.ndarray = LENGTHS) -> tuple[CodeLayout, list[list[int]]]:
+    return tensors(bag_in_both_orders(histories(lengths), ROWS)), rows_of(histories(lengths))
 
 
-def padded() -> tuple[CodeLayout, list[list[int]]]:
-    codes = np.pad(pad(histories(), np.arange(len(LENGTHS))), ((0, 0), (0, 3)), constant_values=-1)
-    return tensors(Padded(codes)), rows_of(histories())
+def padded(lengths: np.ndarray = LENGTHS) -> tuple[CodeLayout, list[list[int]]]:
+    codes = np.pad(pad(histories(lengths), np.arange(len(lengths))), ((0, 0), (0, 3)), constant_values=-1)
+    return tensors(Padded(codes)), rows_of(histories(lengths))
 
 
-def prefixes() -> tuple[CodeLayout, list[list[int]]]:
-    row, length, codes = beginnings(histories())
-    return tensors(take_prefixes(histories(), np.arange(len(LENGTHS)), row, length)), codes
+def prefixes(lengths: np.ndarray = LENGTHS) -> tuple[CodeLayout, list[list[int]]]:
+    row, length, codes = beginnings(histories(lengths))
+    return tensors(take_prefixes(histories(lengths), np.arange(len(lengths)), row, length)), codes
 
 
-def windows() -> tuple[CodeLayout, list[list[int]]]:
-    row, length, codes = beginnings(histories())
-    layout = take_windows(histories(), np.arange(len(LENGTHS)), row, length, 4 * WINDOW)
+def windows(lengths: np.ndarray = LENGTHS) -> tuple[CodeLayout, list[list[int]]]:
+    row, length, codes = beginnings(histories(lengths))
+    layout = take_windows(histories(lengths), np.arange(len(lengths)), row, length, 4 * WINDOW)
     assert len(layout.codes) == 1, "no history is cut"
     return tensors(layout), codes
 
 
-LAYOUTS: dict[str, Callable[[], tuple[CodeLayout, list[list[int]]]]] = {
+LAYOUTS: dict[str, Callable[..., tuple[CodeLayout, list[list[int]]]]] = {
     "bag": whole, "padded": padded, "prefixes": prefixes, "windows": windows,
 }  # fmt: skip
 
@@ -144,6 +144,17 @@ def test_a_numbered_layout_reads_a_row_for_each_place(kind: type[Pooling], layou
     assert ours.grad is not None
     assert expected.grad is not None
     torch.testing.assert_close(ours.grad, expected.grad, atol=1e-4, rtol=1e-4)
+
+
+@every_kind
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_numbered_layout_of_empty_rows_alone_gives_zeros_and_a_gradient(kind: type[Pooling], layout: str) -> None:
+    """As the sequences beside a history give it for users without interactions: a table without rows."""
+    codes, rows = LAYOUTS[layout](np.zeros(3, np.int64))
+    layer, weights = layer_of(kind), table()
+    found = layer(weights[codes.flat()], codes.numbered())
+    torch.testing.assert_close(found, torch.zeros(len(rows), pooling_of(kind).pieces * WIDTH))
+    found.square().sum().backward()
 
 
 @every_kind

@@ -53,6 +53,8 @@ class PoolingLayer(nn.Module):
 
     def forward(self, table: Float[Tensor, "rows E"], codes: CodeLayout) -> Float[Tensor, "U O"]:
         """Return the pooled rows; zeros for a row without codes."""
+        if not len(table):  # a row for each place, and no place; padding reads row 0
+            table = nn.functional.pad(table, (0, 0, 0, 1))
         return codes.pooled(self, table)
 
     def pool(self, rows: Float[Tensor, "U T E"], known: Bool[Tensor, "U T"]) -> Float[Tensor, "U O"]:
