@@ -32,8 +32,8 @@ class GapSequence(FactHistory):
         32,
         ge=2,
         le=64,
-        description="Number of buckets. A gap of s seconds is in bucket 1 + log2(1 + s), rounded down: 1 below a second, 7 around "
-        "a minute, 17 around a day. The last one holds all longer gaps.",
+        description="Number of buckets. A gap of s seconds is in bucket 1 + log2(1 + s), rounded down: 1 below a second, 6 at "
+        "a minute, 17 at a day. The last one holds all longer gaps.",
     )
 
     def check(self, schema: Schema) -> None:
