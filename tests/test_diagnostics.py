@@ -359,6 +359,13 @@ def test_random_negatives_that_are_liked_later(data: Dataset) -> None:
     assert "negatives.random" in finding.text
 
 
+def test_rows_of_weight_0_are_no_positives_among_the_negatives(data: Dataset) -> None:
+    weight = np.where(np.arange(len(data.pairs)) % 3 > 0, 0.0, 1.0).astype(np.float32)
+    light = replace(data, pairs=replace(data.pairs, weight=np.where(data.parts == TRAIN, weight, 0).astype(np.float32)))
+    (found,) = false_negatives(context.DiagnosisContext(untrained(light, negatives={"random": 2})))
+    assert found.evidence == {"train_positives": 0, "later_positives": 0}
+
+
 def test_later_repeats_of_training_positives_are_those_that_a_mask_excludes() -> None:
     data = world(REPLAYED_SCHEMA, None, None, replayed(), kind="time")
     config: dict[str, Any] = {

@@ -108,8 +108,8 @@ def _times_of(data: Dataset, part: int) -> Iterator[tuple[Codes, Ints]]:
 def false_negatives(context: DiagnosisContext) -> Iterator[Finding]:
     """Measure the shares of sampled negatives that are positives of the same user: in training, and later alone."""
     data, n = context.sampled, context.config.negatives
-    later_positives = _distinct_keys(data, (data.parts != TRAIN) & data.pairs.positive)
-    train_positives = _distinct_keys(data, (data.parts == TRAIN) & data.pairs.positive)
+    later_positives = _distinct_keys(data, (data.parts != TRAIN) & data.pairs.target)
+    train_positives = _distinct_keys(data, (data.parts == TRAIN) & data.pairs.target)
     later_positives = np.setdiff1d(later_positives, train_positives, assume_unique=True)  # repeats are in training
     if context.config.loss.pointwise:
         drawn = context.epoch.source < 0
