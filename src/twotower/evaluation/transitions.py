@@ -29,8 +29,8 @@ RECENCY = 1.0
 FREQUENCY = 0.2
 """Exponent q: the transitions to an item are divided by their sum^q, which takes a part of its popularity away. The exponents
 are the best on the validation part of MovieLens 1M (`benchmarks/quality/baselines.toml`)."""
-MAX_INTERACTIONS = 2_000_000
-"""Training positives above which the baseline is left out: it holds up to `SPAN` transitions of each."""
+MAX_INTERACTIONS = 1_200_000
+"""Training positives above which the baseline is left out: it holds up to `SPAN` transitions of each, in about a gigabyte."""
 UNIT = 2.0**-16
 """Weights are counted in multiples of this, so that no sum depends on its order."""
 
