@@ -16,6 +16,7 @@ from benchmarks.quality.films import Films, Part
 from twotower.arrays.types import Ints
 from twotower.evaluation.bootstrap import bootstrap
 from twotower.evaluation.factors import Factors
+from twotower.train.starts.ease import ease_weights
 
 Candidate = tuple[dict[str, Any], Callable[[Part], Ints]]
 """Settings, and the ranks of a part's targets, from 1, by a model that has learned from the train part alone."""
@@ -90,8 +91,7 @@ def ease(films: Films, ridges: list[float]) -> Candidates:
     seen = films.matrix("validation")
     gram = (seen.T @ seen).double()
     for ridge in ridges:
-        inverse = torch.linalg.inv(gram + ridge * torch.eye(len(films.item_ids), dtype=torch.float64))
-        weights = (-inverse / inverse.diagonal()).fill_diagonal_(0).float()
+        weights = ease_weights(gram.clone(), ridge).float()
         yield {"lambda": ridge}, lambda part, weights=weights: Factors(films.matrix(part), weights.T)  # type: ignore[misc]
 
 
