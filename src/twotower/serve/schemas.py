@@ -9,14 +9,17 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     JsonValue,
     StrictBool,
     StrictFloat,
     StrictInt,
     StrictStr,
+    Tag,
     WithJsonSchema,
 )
+from pydantic_core import PydanticCustomError
 
 from twotower.retrieval.event import Event, told_event
 
@@ -48,7 +51,25 @@ CONTEXT = (
     "Values of the moment that the model reads, by column of the interactions (features.context of GET /v1/bundle): those "
     "without a default are needed. A time is that of the request, by default the present one."
 )
-FeatureValue = Scalar | Annotated[list[Scalar], Field(max_length=MAX_VECTOR_LENGTH)]
+
+
+def _feature_value(value: JsonValue) -> JsonValue:
+    """Return a value of a feature. Raises PydanticCustomError for one that no feature has: each branch of a union would name itself."""
+    for inner in value if isinstance(value, list) else [value]:
+        if isinstance(inner, dict | list):
+            found = "an object" if isinstance(inner, dict) else "a list"
+            within = " in a list" if isinstance(value, list) else ""
+            raise PydanticCustomError(
+                "feature_value",
+                "found {found}, expected text, a number, true, false, null, or a list of these",
+                {"found": found + within},
+            )
+    return value
+
+
+FeatureValue = Annotated[
+    Scalar | Annotated[list[Scalar], Field(max_length=MAX_VECTOR_LENGTH)], BeforeValidator(_feature_value)
+]
 """A feature's value: text, number, boolean, null, or a list of these."""
 
 
@@ -69,7 +90,24 @@ class ItemEvent(_RequestModel):
     )
 
 
-EventInput = Id | ItemEvent
+EVENT_BRANCHES = ("item id", "event object")
+"""Forms of an event, which pydantic names in the place of an error."""
+NO_EVENT = "no_event"
+"""Type of the error of an event in neither form."""
+EXPECTED_EVENT = "expected an item id (text or a whole number), or an object with id and, where the model reads them, liked or event, and time"
+
+
+def _event_branch(value: JsonValue | ItemEvent) -> str | None:
+    """Return the form of an event, None for neither."""
+    if isinstance(value, dict | ItemEvent):
+        return EVENT_BRANCHES[1]
+    return EVENT_BRANCHES[0] if isinstance(value, str) or type(value) is int else None
+
+
+EventInput = Annotated[
+    Annotated[Id, Tag(EVENT_BRANCHES[0])] | Annotated[ItemEvent, Tag(EVENT_BRANCHES[1])],
+    Discriminator(_event_branch, custom_error_type=NO_EVENT, custom_error_message=EXPECTED_EVENT),
+]
 
 
 class UserRequest(_RequestModel):
@@ -153,6 +191,6 @@ class RollbackRequest(_RequestModel):
     reason: Annotated[str, Field(max_length=1_000)] = Field("", description="Text for the store's history.")
 
 
-def item_events(events: Sequence[EventInput]) -> list[Event]:
+def item_events(events: Sequence[str | ItemEvent]) -> list[Event]:
     """Return events as the retriever takes them. Raises DataError as `told_event` does."""
     return [told_event(e.id, e.liked, e.event, e.time) if isinstance(e, ItemEvent) else Event(e) for e in events]

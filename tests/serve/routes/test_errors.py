@@ -104,3 +104,29 @@ def test_fault_D1_what_is_no_request_is_422_and_says_where(shared: Client, conte
 def test_a_renamed_field_is_refused_with_its_new_name(shared: Client) -> None:
     told = problem(shared.post("/v1/recommend", {"user_id": "u1", "live": True}), "invalid")
     assert told["errors"] == [{"at": "body.live", "detail": "'live' is renamed to 'use_recent_events'"}]
+
+
+FORMS = (
+    "expected an item id (text or a whole number), or an object with id and, where the model reads them, liked or event, "
+    "and time"
+)
+
+
+@pytest.mark.parametrize(
+    ("body", "errors"),
+    [
+        ({"events": [None]}, [("events.0", f"found null, {FORMS}")]),
+        ({"history": ["i1", True, ["i1"]]}, [("history.1", f"found true, {FORMS}"), ("history.2", f'found ["i1"], {FORMS}')]),
+        ({"events": [[1] * 30]}, [("events.0", f"found [{'1, ' * 13}…, {FORMS}")]),
+        ({"events": [{"id": "i1", "liked": "yes"}]}, [("events.0.liked", "Input should be a valid boolean")]),
+        ({"events": [{"item": "i1"}]}, [("events.0.id", "Field required"), ("events.0.item", "Extra inputs are not permitted")]),
+        ({"features": {"age": {}}}, [("features.age", "found an object, expected text, a number, true, false, null, or a list of these")]),
+        ({"features": {"age": [1, [2]]}}, [("features.age", "found a list in a list, expected text, a number, true, false, null, or a list of these")]),
+    ],
+)  # fmt: skip
+def test_a_value_of_several_forms_is_refused_once_with_what_is_allowed(
+    shared: Client, body: dict[str, Any], errors: list[tuple[str, str]]
+) -> None:
+    told = problem(shared.post("/v1/recommend", {"user_id": "u1", **body}), "invalid")
+    assert [(error["at"], error["detail"]) for error in told["errors"]] == [(f"body.{at}", d) for at, d in errors]
+    assert told["detail"].startswith(f"body.{errors[0][0]}: {errors[0][1]}")

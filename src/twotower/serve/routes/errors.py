@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -12,6 +14,9 @@ from twotower.errors import BundleError, DataError, Unavailable
 from twotower.serve import schemas
 from twotower.serve.problems import Problem, index_problem, problem_of
 from twotower.serve.service import Service
+
+MAX_SHOWN = 40
+"""Characters of a wrong value that a message shows."""
 
 
 def add_error_replies(app: FastAPI, service: Service) -> None:
@@ -45,7 +50,7 @@ def add_error_replies(app: FastAPI, service: Service) -> None:
         if any(e["type"] == "json_invalid" for e in found):
             cause = found[0].get("ctx", {}).get("error", "")
             return answer(Problem("malformed", f"the body is not JSON in UTF-8: {cause}" if cause else ""), request)
-        errors = [{"at": ".".join(map(str, e["loc"])), "detail": _error_text(e)} for e in found[:20]]
+        errors = [{"at": _place(e), "detail": _error_text(e)} for e in found[:20]]
         detail = "; ".join(f"{e['at']}: {e['detail']}" for e in errors[:3])
         return answer(Problem("invalid", detail, errors=errors), request)
 
@@ -55,8 +60,16 @@ def add_error_replies(app: FastAPI, service: Service) -> None:
         return answer(Problem(name, headers=error.headers), request)
 
 
+def _place(error: ErrorDetails) -> str:
+    """Return the place of a validation error in the body, such as body.events.0.id."""
+    return ".".join(str(step) for step in error["loc"] if step not in schemas.EVENT_BRANCHES)
+
+
 def _error_text(error: ErrorDetails) -> str:
     """Return the message of a validation error; for a field that was renamed, its new name."""
+    if error["type"] == schemas.NO_EVENT:
+        given = json.dumps(error["input"], ensure_ascii=False)
+        return f"found {given[:MAX_SHOWN]}{'…' if len(given) > MAX_SHOWN else ''}, {error['msg']}"
     old = error["loc"][-1]
     if error["type"] == "extra_forbidden" and old in schemas.RENAMED_FIELDS:
         return f"'{old}' is renamed to '{schemas.RENAMED_FIELDS[old]}'"
