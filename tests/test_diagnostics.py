@@ -385,6 +385,22 @@ def test_later_repeats_of_training_positives_are_those_that_a_mask_excludes() ->
     assert found[-1].evidence["later_positives"] == pytest.approx(_share_of_a_loop(run, liked[1] - liked[0]), abs=1e-6)
 
 
+@pytest.mark.parametrize(("scope", "mask", "severity"), [("causal", False, "ok"), ("leave_batch_out", False, "error"), ("causal", True, "ok")])  # fmt: skip
+def test_what_comes_next_has_the_users_other_items_as_negatives(scope: str, mask: bool, severity: str) -> None:
+    data = world(REPLAYED_SCHEMA, None, None, replayed(), kind="last")
+    run = untrained(
+        data,
+        loss={"kind": "softmax"},
+        split={"kind": "last"},
+        negatives={"mask_positives": mask},
+        train={"history_scope": scope},
+    )
+    (*found,) = false_negatives(context.DiagnosisContext(run))
+    assert found[0].severity == severity
+    assert ("the item that comes next" in found[0].text) == (scope == "causal" and not mask)
+    assert (found[0].evidence["train_positives"] > 0.1) == (not mask)
+
+
 def test_few_false_negatives_are_fine() -> None:
     sparse = world(Schema(features=ID_FEATURES), *_sparse())
     found = diagnose(untrained(sparse, train=RANKED, negatives={"random": 1}))

@@ -106,7 +106,8 @@ def _times_of(data: Dataset, part: int) -> Iterator[tuple[Codes, Ints]]:
 
 
 def false_negatives(context: DiagnosisContext) -> Iterator[Finding]:
-    """Measure the shares of sampled negatives that are positives of the same user: in training, and later alone."""
+    """Measure the shares of sampled negatives that are positives of the same user: in training, and later alone. Where each
+    moment has a target of its own and the mask is off, they are negatives of the moment."""
     data, n = context.sampled, context.config.negatives
     later_positives = _distinct_keys(data, (data.parts != TRAIN) & data.pairs.target)
     train_positives = _distinct_keys(data, (data.parts == TRAIN) & data.pairs.target)
@@ -130,6 +131,15 @@ def false_negatives(context: DiagnosisContext) -> Iterator[Finding]:
             "dislike."
         )
     evidence = {"train_positives": unmasked, "later_positives": later}
+    if context.config.train.history_scope == "causal" and not n.mask_positives:
+        yield Finding(
+            "ok", "false_negatives",
+            f"{unmasked:.1%} of the sampled negatives are positives of the same user at other moments of training, {later:.1%} later "
+            "alone: with train.history_scope = 'causal' the target is the item that comes next, and negatives.mask_positives = "
+            "false holds the others against it.",
+            evidence,
+        )  # fmt: skip
+        return
     if unmasked >= 0.01:
         yield Finding(
             "error" if unmasked >= 0.1 else "warning", "false_negatives",
