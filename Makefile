@@ -29,7 +29,7 @@ help:
 	  { rm -rf .venv; echo "error: no venv module; on Debian: apt-get install python3-venv"; exit 2; }
 
 .venv/.run: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[serve]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train]'
 	@touch $@
 
 .venv/.test: .venv/bin/python pyproject.toml
@@ -97,7 +97,7 @@ audit: .venv-audit/.ready
 bench-env: .venv-bench/.ready
 .venv-bench/.ready: pyproject.toml Makefile
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[serve,milvus,torchrec]' \
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[train,milvus,torchrec]' \
 	  'torch-rechub>=0.9,<0.10' 'onnxscript>=0.5' 'implicit>=0.7' 'scipy>=1.11' 'bm25s>=0.2' 'scikit-learn>=1.4' \
 	  'pandas>=2.2,<3' tqdm colorlog colorama pyyaml tensorboard thop tabulate texttable psutil
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'recbole>=1.2,<2' \

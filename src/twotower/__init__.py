@@ -7,7 +7,8 @@
     twotower.publish(run, "store")
     twotower.retriever("store").recommend(twotower.Request(user_id), k=10)
 
-Names of the package are imported on first use, so `import twotower` loads neither torch nor polars.
+Names of the package are imported on first use, so `import twotower` loads neither torch nor polars. `fit`, `evaluate`, `load`,
+`publish`, `recommend` and `suggest` need the extra `train`; `retriever` and `Request` do not.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from twotower.errors import missing_package
 from twotower.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -31,13 +33,13 @@ if TYPE_CHECKING:
     from twotower.legacy.dssm_trainable import DSSMTrainable
     from twotower.retrieval.request import Request
 
-_HOME = {
+_HOME = {  # module, with the name there if it is another one
     "fit": "api",
     "evaluate": "api",
     "load": "api",
     "publish": "api",
     "recommend": "api",
-    "retriever": "api",
+    "retriever": "retrieval.retriever:current_retriever",
     "suggest": "api",
     "Request": "retrieval.request",
     "Config": "config.experiment",
@@ -76,4 +78,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'twotower' has no attribute {name!r}")
-    return getattr(import_module(f"twotower.{_HOME[name]}"), name)
+    module, _, there = _HOME[name].partition(":")
+    try:
+        return getattr(import_module(f"twotower.{module}"), there or name)
+    except ModuleNotFoundError as e:
+        if missing := missing_package(e, f"twotower.{name}"):
+            raise missing from None
+        raise

@@ -45,6 +45,35 @@ class Unavailable(TwoTowerError):
     reason = "unavailable"
 
 
+class MissingPackage(ConfigError, ImportError):
+    """A package of an extra of this one is not installed."""
+
+
+_EXTRAS = {
+    "torch": "train",
+    "plotly": "train",
+    "safetensors": "train",
+    "tomli_w": "train",
+    "duckdb": "prepare",
+    "pymilvus": "milvus",
+    "grpc": "milvus",
+}
+"""Package -> the extra that installs it."""
+
+
+def install_command(extra: str) -> str:
+    """Return the commands that install an extra, from a checkout and from a wheel, for a message."""
+    return f"pip install -e '.[{extra}]' in a checkout, or pip install 'WHEEL[{extra}]'"
+
+
+def missing_package(error: ModuleNotFoundError, what: str) -> MissingPackage | None:
+    """Return the error for `what` needing a package of an extra; None if the missing module is of no extra."""
+    package = (error.name or "").partition(".")[0]
+    if (extra := _EXTRAS.get(package)) is None:
+        return None
+    return MissingPackage(f"{what} needs {package}, of the extra '{extra}': {install_command(extra)}")
+
+
 class TrainingError(TwoTowerError):
     """Training stopped: the loss or the weights are not finite."""
 

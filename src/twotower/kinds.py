@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from twotower.errors import ConfigError, did_you_mean, first_line
+from twotower.errors import ConfigError, did_you_mean, first_line, missing_package
 from twotower.section import Section
 
 Operators = Mapping[str, Collection[str]]
@@ -212,6 +212,8 @@ def import_modules(modules: Iterable[str]) -> None:
         try:
             import_module(name)
         except Exception as e:
+            if isinstance(e, ModuleNotFoundError) and (missing := missing_package(e, f"`kinds={name!r}`")):
+                raise missing from None
             what = str(e) if isinstance(e, ImportError) else f"{type(e).__name__}: {first_line(e)}"
             raise ConfigError(f"`kinds={name!r}`: {what}; name an installed module, such as mypackage.losses") from None
 

@@ -731,9 +731,7 @@ def test_engines_are_chosen_by_the_size_of_the_log(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigError, match="`threads` is -1, expected a number, or 0 to choose it"):
         PrepareOptions(threads=-1).resolved()
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
-    with pytest.raises(
-        ConfigError, match=r"10,000 interactions take about 2 MB .*install duckdb \(the extra 'prepare'\)"
-    ):
+    with pytest.raises(ConfigError, match=r"10,000 interactions take about 2 MB .*pip install -e '\.\[prepare\]'"):
         choose_engine("auto", 10_000, 10**6)
 
 

@@ -12,7 +12,7 @@ from twotower import files
 from twotower.cli import answers, data, demo, embedding, preparation, serving, store, suggestion, training
 from twotower.cli.flags import RENAMED_FLAGS, in_flags
 from twotower.cli.streams import install_failsafe_streams
-from twotower.errors import ConfigError, Interrupted, TwoTowerError
+from twotower.errors import ConfigError, Interrupted, TwoTowerError, missing_package
 from twotower.escaping import escape_controls
 from twotower.reports.terminal import printed_messages
 
@@ -113,6 +113,10 @@ def run_command(words: Sequence[str]) -> int:
         return code
     except TwoTowerError as e:
         return _print_error(f"{'' if isinstance(e, Interrupted) else 'error: '}{translate(str(e))}", e.exit_code)
+    except ModuleNotFoundError as e:
+        if (missing := missing_package(e, f"twotower {words[0]}")) is None:
+            raise
+        return _print_error(f"error: {missing}", missing.exit_code)
     except _UsageError as e:
         return _print_error(f"error: {' '.join(e.format_message().split())}", 2)
     except MemoryError as e:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twotower.cli.serving import need_packages, serve
+from twotower.cli.serving import serve
 from twotower.errors import DataError
 from twotower.escaping import shell_command
 from twotower.reports.terminal import print_line
@@ -51,8 +51,7 @@ def demo(
     from twotower.reports.metric_tables import print_metrics
     from twotower.reports.progress import Progress
 
-    if serve_it:  # a missing package or a port in use is an error now, not after minutes of training
-        need_packages()
+    if serve_it:  # a port in use is an error now, not after minutes of training
         from twotower.serve.supervisor import listen
 
         listen("127.0.0.1", port).close()

@@ -12,26 +12,16 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from twotower.cli.flags import VERB_OF_FUNCTION
-from twotower.errors import ConfigError
 from twotower.serve.settings import HINTS, ServeSettings
 
 
 def serve(**given: Any) -> None:
     """Serve the current bundle of a store over HTTP, with a console at /."""
-    need_packages()
     from twotower.serve import supervisor
 
     settings: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
     if code := supervisor.run_service(ServeSettings(**settings)):
         raise typer.Exit(code)
-
-
-def need_packages() -> None:
-    """Raise ConfigError if a package that serving needs is not installed."""
-    try:
-        from twotower.serve import supervisor  # noqa: F401
-    except ModuleNotFoundError as e:
-        raise ConfigError(f"serving needs {e.name}: pip install -e '.[serve]'") from None
 
 
 def _options() -> Iterator[inspect.Parameter]:

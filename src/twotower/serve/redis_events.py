@@ -56,15 +56,13 @@ class RedisEvents:
         `timeout`: seconds for one exchange. `on_failure` receives "read" or "write" after each failure. `fallback` keeps
         what cannot be written.
 
-        Raises ConfigError if the client is not installed or the URL is invalid.
+        Raises ConfigError if the URL is invalid.
         """
-        try:
-            import redis.asyncio as client
-            from redis.asyncio.retry import Retry
-            from redis.backoff import NoBackoff
-            from redis.exceptions import RedisError
-        except ImportError:
-            raise ConfigError("an event store in Redis needs its client: pip install -e '.[serve]'") from None
+        import redis.asyncio as client
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+        from redis.exceptions import RedisError
+
         try:
             self._client = client.Redis.from_url(
                 url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0),

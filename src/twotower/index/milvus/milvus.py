@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, install_command
 from twotower.index.auto import EXACT_MAX_ITEMS, UNCOMPRESSED_MAX_ITEMS
 from twotower.index.description import IndexDescription, RemoteDescription
 from twotower.index.protocol import CollectionServer, Count, Index, IndexConfig, Publication
@@ -124,5 +124,5 @@ def _module(name: str) -> ModuleType:
         return import_module(f"twotower.index.milvus.{name}")
     except ModuleNotFoundError as e:
         if e.name in ("pymilvus", "grpc"):
-            raise ConfigError("this index needs pymilvus; pip install -e '.[milvus]'") from None
+            raise ConfigError(f"this index needs pymilvus: {install_command('milvus')}") from None
         raise

@@ -9,7 +9,7 @@ import warnings
 
 import torch
 
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, install_command
 
 
 def torchrec_requirements() -> list[str]:
@@ -23,7 +23,7 @@ def import_torchrec(device: torch.device) -> None:
     """Import TorchRec, without its warnings. Raises ConfigError if it is missing, or does not fit the installed torch or
     the device."""
     requirements = " ".join(map(repr, torchrec_requirements()))
-    install = f"pip install -e '.[torchrec]' and pip install --no-deps {requirements} (docs/scale.md)"
+    install = f"{install_command('torchrec')}, then pip install --no-deps {requirements} (docs/scale.md)"
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(
             f"train.embedding_placement = 'torchrec' works on 'cpu' and 'cuda', not on '{device.type}'; set train.device"

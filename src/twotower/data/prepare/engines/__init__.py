@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from twotower.data.prepare.engines.duckdb import DuckDb
 from twotower.data.prepare.engines.engine import ROW_BYTES, Engine
 from twotower.data.prepare.engines.local import Local
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, install_command
 
 ENGINES: Mapping[str, type[Engine]] = {engine.name: engine for engine in (Local, DuckDb)}
 """Engines by name."""
@@ -23,7 +23,7 @@ def choose_engine(name: str, rows: int, memory: int) -> type[Engine]:
         if name == "duckdb" and find_spec("duckdb") is None:
             raise ConfigError(
                 f"{rows:,} interactions take about {needed / 1e6:,.0f} MB in memory, `memory` is {memory / 1e6:,.0f} MB; "
-                "install duckdb (the extra 'prepare') to sort them on disk, or raise `memory`"
+                f"raise `memory`, or let duckdb sort them on disk: {install_command('prepare')}"
             )
     if name not in ENGINES:
         raise ConfigError(f"engine '{name}': allowed are auto, {', '.join(ENGINES)}")

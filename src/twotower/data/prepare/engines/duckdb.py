@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from twotower.data.prepare.engines.engine import Engine
-from twotower.errors import ConfigError, first_line
+from twotower.errors import ConfigError, first_line, install_command
 
 MAX_BYTES = 2**50
 """Largest limit of memory that DuckDB is given."""
@@ -32,7 +32,7 @@ class DuckDb(Engine):
             import duckdb
         except ImportError:
             raise ConfigError(
-                "engine 'duckdb' is not installed; install duckdb (the extra 'prepare'), or choose `engine='local'`"
+                f"engine 'duckdb' is not installed; choose `engine='local'`, or {install_command('prepare')}"
             ) from None
         self._errors = duckdb
         self._database = duckdb.connect(
