@@ -4,6 +4,7 @@
 # make bench DATA=path/to/ml-1m.zip           every number, hours; QUICK=1 minutes     make bench-gpu   on a GPU
 # make golden BASE=main   every bit of trainings, exports, searches and replies, compared with a commit
 # make changes            seven kinds added to the package for real, tested and counted
+# make site               the site of the documents, into build/site/html
 # make versions           what is installed             make audit        its known vulnerabilities; asks pypi.org
 # Every target makes .venv and installs what it needs.
 
@@ -17,7 +18,7 @@ BIN = .venv/bin
 SOURCES = src tests benchmarks examples main.py data_process
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-system test-real check golden changes docs versions audit bench-env bench bench-gpu clean
+.PHONY: help demo test test-system test-real check golden changes docs site versions audit bench-env bench bench-gpu clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -80,6 +81,16 @@ docs: .venv/.test
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/house.py
 
+# The site's builder lives in an environment of its own.
+.venv-docs/.ready: pyproject.toml
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check \
+	  $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["docs"], sep="\n")')
+	@touch $@
+
+site: .venv-docs/.ready
+	.venv-docs/bin/python docs/site.py
+
 # RELEASE=1 writes them into the notes of the newest release, in CHANGELOG.md.
 versions: .venv/.test
 	@$(BIN)/python docs/versions.py $(if $(RELEASE),--write)
@@ -116,4 +127,4 @@ bench-gpu: bench-env
 	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python -m benchmarks speed.gpu --out runs/bench/gpu_speed.json
 
 clean:
-	rm -rf .venv .venv-bench .venv-audit build dist src/*.egg-info
+	rm -rf .venv .venv-bench .venv-audit .venv-docs build dist src/*.egg-info

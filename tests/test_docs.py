@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -26,7 +27,7 @@ from twotower.config.toml import load_config, parse_config
 from twotower.data.tables import check
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
 
 @cache
@@ -66,6 +67,52 @@ def test_the_python_of_the_readme_prints_what_the_readme_says(
     (code,) = blocks("README.md", "python")
     assert len(code.splitlines()) <= 20
     assert run_python(code, tmp_path, monkeypatch, capsys) in blocks("README.md", "")
+
+
+def in_the_shop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a folder beside the example's tables, as in a checkout."""
+    (folder / "examples").mkdir()
+    (folder / "examples" / "own-data").symlink_to(ROOT / "examples" / "own-data")
+    monkeypatch.chdir(folder)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("page", ["own-data", "every-day"])
+def test_the_commands_of_a_how_to_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_the_shop(tmp_path, monkeypatch)
+    lines = [line for code in blocks(f"docs/how-to/{page}.md", "bash") for line in code.splitlines()]
+    commands = [shlex.split(line.replace("$day", "monday"), comments=True) for line in lines if line[:9] == "twotower "]
+    assert len(commands) > 5
+    for _, *arguments in commands:
+        if arguments[0] == "train":
+            arguments += ["--threads", "1"]
+        assert run_command(arguments) == 0, arguments
+
+
+@pytest.mark.system
+def test_the_python_of_a_how_to_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_the_shop(tmp_path, monkeypatch)
+    (code,) = blocks("docs/how-to/own-data.md", "python")
+    assert len(run_python(code, tmp_path, monkeypatch, capsys).splitlines()) == 4
+
+
+def test_the_site_has_every_page_of_the_documents(tmp_path: Path) -> None:
+    site = script("docs/site.py")
+    site.stage(tmp_path)
+    config = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
+    in_nav = set(re.findall(r"[\w./-]+\.md", str(config["nav"])))
+    assert in_nav == {str(site.place(page)) for page in site.pages() if page.parts[0] != "benchmarks"} | {site.API}
+    assert all((tmp_path / page).is_file() for page in in_nav)
+    assert "::: twotower.api.fit" in (tmp_path / site.API).read_text(encoding="utf-8")
+    assert "recipes/words.toml.md)" in (tmp_path / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert "[data]" in (tmp_path / "examples" / "recipes" / "words.toml.md").read_text(encoding="utf-8")
+
+
+def test_the_site_refuses_a_link_that_leads_nowhere() -> None:
+    with pytest.raises(SystemExit, match=re.escape("docs/scale.md: the link none.md leads nowhere")):
+        script("docs/site.py").rewritten("See [none](none.md).", Path("docs/scale.md"))
 
 
 def test_the_class_of_the_tutorial_trains_and_tests(

@@ -41,7 +41,7 @@ from twotower.retrieval.catalogue import Catalogue
 from twotower.retrieval.recommendation_job import recommend_users
 from twotower.retrieval.request import Answer, checked_k
 from twotower.retrieval.retriever import current_retriever
-from twotower.runs import Run
+from twotower.runs import Run, load
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
 from twotower.suggestion.suggest import suggest
 from twotower.train.checkpoint import kept_fingerprint
@@ -57,7 +57,7 @@ __all__ = [
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
-load, retriever = runs.load, current_retriever
+retriever = current_retriever
 
 
 def is_store(path: Path) -> bool:

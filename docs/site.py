@@ -1,0 +1,125 @@
+"""Build the site of the documents into build/site: `make site`. A warning, such as a link that leads nowhere, ends the build.
+
+The pages keep their places in the repository, so that their links hold: README.md is the start, and a file or folder that a page links to
+becomes a page that shows it.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "site"
+LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)(#[^)\s]*)?(?=[)\s])")
+FENCE = re.compile(r"^(```.*?^```$)", re.M | re.S)
+LANGUAGES = {
+    ".py": "python",
+    ".toml": "toml",
+    ".yaml": "yaml",
+    ".csv": "text",
+    ".sh": "bash",
+    ".service": "ini",
+    ".json": "json",
+}
+NAMES = {"README.md": "index.md", "README.zh-CN.md": "index.zh-CN.md"}
+"""Pages that the site names otherwise."""
+API = "docs/python.md"
+
+
+def pages() -> list[Path]:
+    """Return the pages that people write, relative to the repository."""
+    found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"]
+    return sorted(path.relative_to(ROOT) for path in found)
+
+
+def stage(folder: Path) -> None:
+    """Write the pages, with pages of all files that they link to, and the figures."""
+    shutil.copytree(ROOT / "docs" / "figures", folder / "docs" / "figures")
+    written, waiting = set[Path](), pages()
+    while waiting:
+        path = waiting.pop()
+        if path in written:
+            continue
+        written.add(path)
+        text, linked = rewritten(shown(path), path)
+        waiting += linked
+        target = folder / place(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    (folder / API).write_text(api_page(), encoding="utf-8")
+
+
+def shown(path: Path) -> str:
+    """Return the text of a page: that of a Markdown file, the list of a folder, or the code of another file."""
+    full = ROOT / path
+    if path.suffix == ".md":
+        return full.read_text(encoding="utf-8")
+    if full.is_dir():
+        names = sorted(p.name for p in full.iterdir() if not p.name.startswith(("__", ".")))
+        return f"# {path}\n\n" + "".join(f"- [{name}]({name})\n" for name in names)
+    code = full.read_text(encoding="utf-8")
+    return f"# {path}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{code}````\n"
+
+
+def place(path: Path) -> Path:
+    """Return where the site keeps a page."""
+    if (ROOT / path).is_dir():
+        return path / "index.md"
+    named = path.with_name(NAMES[path.name]) if str(path) in NAMES else path
+    return named if path.suffix == ".md" else named.with_name(f"{named.name}.md")
+
+
+def rewritten(text: str, path: Path) -> tuple[str, list[Path]]:
+    """Return a page whose links lead to pages of the site, and the files and folders that it links to."""
+    home = ROOT / path if (ROOT / path).is_dir() else (ROOT / path).parent
+    linked: list[Path] = []
+
+    def lead(found: re.Match[str]) -> str:
+        target, anchor = home / found[1], found[2] or ""
+        if not target.exists():
+            raise SystemExit(f"{path}: the link {found[1]} leads nowhere")
+        inside = target.resolve().relative_to(ROOT)
+        if inside.parts[:2] == ("docs", "figures"):
+            return found[0]
+        linked.append(inside)
+        return os.path.relpath(place(inside), place(path).parent).replace(os.sep, "/") + anchor
+
+    parts = FENCE.split(text) if path.suffix == ".md" or (ROOT / path).is_dir() else [text]
+    whole = path.suffix == ".md" or (ROOT / path).is_dir()
+    return "".join(LINK.sub(lead, p) if whole and not p.startswith("```") else p for p in parts), linked
+
+
+def api_page() -> str:
+    """Return the page of the public names of the package, which mkdocstrings fills from their docstrings."""
+    tree = ast.parse((ROOT / "src" / "twotower" / "__init__.py").read_text(encoding="utf-8"))
+    assigned = (n for n in tree.body if isinstance(n, ast.Assign | ast.AnnAssign))
+    (homes,) = (ast.literal_eval(n.value) for n in assigned if n.value and "_HOME" in ast.unparse(n).split("=")[0])
+    lines = [
+        "# Python",
+        "",
+        "The public names of `import twotower`; [the start](../index.md#python) has an example.",
+        "",
+    ]
+    for name in sorted(homes, key=str.lower):
+        lines += [f"::: twotower.{homes[name]}.{name}", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Stage the pages and build them."""
+    shutil.rmtree(BUILD, ignore_errors=True)
+    config = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
+    stage(ROOT / config["docs_dir"])
+    done = subprocess.run([sys.executable, "-m", "zensical", "build", "--strict", "--clean"], cwd=ROOT, check=False)
+    sys.exit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()
