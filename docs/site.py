@@ -108,7 +108,8 @@ def api_page() -> str:
         "",
     ]
     for name in sorted(homes, key=str.lower):
-        lines += [f"::: twotower.{homes[name]}.{name}", ""]
+        module, _, there = homes[name].partition(":")
+        lines += [f"::: twotower.{module}.{there or name}", ""]
     return "\n".join(lines)
 
 

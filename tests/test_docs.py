@@ -105,7 +105,7 @@ def test_the_site_has_every_page_of_the_documents(tmp_path: Path) -> None:
     in_nav = set(re.findall(r"[\w./-]+\.md", str(config["nav"])))
     assert in_nav == {str(site.place(page)) for page in site.pages() if page.parts[0] != "benchmarks"} | {site.API}
     assert all((tmp_path / page).is_file() for page in in_nav)
-    assert "::: twotower.api.fit" in (tmp_path / site.API).read_text(encoding="utf-8")
+    assert "::: twotower.retrieval.retriever.current_retriever\n" in (tmp_path / site.API).read_text(encoding="utf-8")
     assert "recipes/words.toml.md)" in (tmp_path / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert "[data]" in (tmp_path / "examples" / "recipes" / "words.toml.md").read_text(encoding="utf-8")
 
