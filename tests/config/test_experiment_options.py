@@ -188,6 +188,8 @@ ELSEWHERE = {
     "negatives.full.cold",  # train/negatives/test_mixture.py
     "negatives.uniform.cold",
     "data.format.separator",  # data/test_text_format.py
+    "data.format.separators",
+    "data.format.decimal",
     "data.format.columns",
     "data.format.layout",
     "evaluation.repeats",  # evaluation/test_own_counts.py

@@ -72,11 +72,18 @@ def gzipped(write: Callable[[pl.DataFrame], bytes]) -> Callable[[pl.DataFrame], 
     return lambda frame: gzip.compress(write(frame))
 
 
+def commas(frame: pl.DataFrame) -> bytes:
+    """Text with semicolons between the values and decimal commas."""
+    return frame.write_csv(separator=";", decimal_comma=True).encode()
+
+
 NAMES = tuple(log().columns)
 FORMS: dict[str, tuple[str, Callable[[pl.DataFrame], bytes], TextFormat]] = {
     "csv": ("csv", text(), TextFormat()),
     "tsv": ("tsv", text("\t"), TextFormat()),
     "semicolons": ("csv", text(";"), TextFormat(separator=";")),
+    "decimal commas": ("csv", commas, TextFormat(separator=";", decimal=",")),
+    "a separator of its own": ("csv", text(";"), TextFormat(separator="|", separators={"interactions": ";"})),
     "pipes in a tsv": ("tsv", text("|"), TextFormat(separator="|")),
     "csv.gz": ("csv.gz", gzipped(text()), TextFormat()),
     "tsv.gz": ("TSV.GZ", gzipped(text("\t")), TextFormat()),
@@ -241,6 +248,72 @@ def test_columns_are_of_the_interactions_alone_and_the_separator_is_of_all_table
     assert prepare.write_prepared(config.data, SCHEMA, config.split, tmp_path / "out", SMALL).users.frame.height == 40
 
 
+@pytest.mark.parametrize("prepared", [False, True], ids=["memory", "prepared"])
+def test_each_table_has_a_separator_of_its_own(tmp_path: Path, prepared: bool) -> None:
+    log().write_csv(tmp_path / "log.csv", separator=";", decimal_comma=True)
+    ages = log().select(pl.col("user_id").unique().sort()).with_columns(age=pl.int_range(pl.len()) / 4)
+    ages.write_csv(tmp_path / "users.csv", separator="\t", decimal_comma=True)
+    items = log().select(pl.col("item_id").unique().sort()).with_columns(price=pl.int_range(pl.len()) / 8)
+    items.write_csv(tmp_path / "items.csv")
+    form = TextFormat(separator=";", separators={"users": "\\t", "items": ","}, decimal=",")
+    data = DataConfig(
+        **{
+            name: str(tmp_path / f"{file}.csv")
+            for name, file in (("users", "users"), ("items", "items"), ("interactions", "log"))
+        },
+        format=form,
+    )
+    features = (*SCHEMA.features, Numeric(name="age", side="user"), Numeric(name="price", side="item"))
+    schema = SCHEMA.model_copy(update={"features": features})
+    expected = build_dataset(check(ages, items, log(), schema), schema, SPLIT)
+    if prepared:
+        found: Dataset = prepare.write_prepared(data, schema, SPLIT, tmp_path / "out", SMALL)
+    else:
+        tables, _ = read(DatasetConfig(data=data, split=SPLIT), schema)
+        assert not isinstance(tables, Dataset)
+        found = build_dataset(tables, schema, SPLIT)
+    frames = zip(
+        (found.users.frame, found.items.frame),
+        (expected.users.frame, expected.items.frame),
+        ("user_id", "item_id"),
+        strict=True,
+    )
+    for frame, other, key in frames:
+        assert frame.sort(key).equals(other.sort(key).select(frame.columns))
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ({"separators": {"users": ";"}}, "names users, and no such table is in files; leave users out"),
+        ({"separators": {"items": ";"}}, "names items, and that table is Parquet; leave items out"),
+        ({"decimal": ","}, "no comma separates, and commas separate those of all tables; set data.format.separator"),
+    ],
+)
+@pytest.mark.parametrize("prepared", [False, True], ids=["memory", "prepared"])
+def test_a_form_of_a_table_without_effect_is_one_line(
+    tmp_path: Path, form: dict[str, object], words: str, prepared: bool
+) -> None:
+    log().write_csv(tmp_path / "log.csv")
+    log().select(pl.col("item_id").unique()).write_parquet(tmp_path / "items.parquet")
+    data = DataConfig(
+        interactions=str(tmp_path / "log.csv"),
+        items=str(tmp_path / "items.parquet"),
+        format=TextFormat.model_validate(form),
+    )
+    with pytest.raises(DataError, match=words):
+        prepare.write_prepared(data, SCHEMA, SPLIT, tmp_path / "out", SMALL) if prepared else read(
+            DatasetConfig(data=data, split=SPLIT), SCHEMA
+        )
+
+
+def test_numbers_with_points_are_text_where_commas_are_expected(tmp_path: Path) -> None:
+    log().write_csv(tmp_path / "log.csv", separator=";")
+    data = DataConfig(interactions=str(tmp_path / "log.csv"), format=TextFormat(separator=";", decimal=","))
+    with pytest.raises(DataError, match="stars"):
+        read(DatasetConfig(data=data, split=SPLIT), SCHEMA)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "form", "words"),
     [
@@ -290,6 +363,10 @@ def test_a_table_of_ids_alone_is_no_file_of_another_separator(tmp_path: Path) ->
     [
         ('separator = "::"', "data.format.separator: '::' is not one ASCII character other than a quote; replace it"),
         ('separator = "\\""', "is not one ASCII character"),
+        ('separators = { users = "::" }', "'::' is not one ASCII character"),
+        ('separators = { users = "" }', "users has an empty separator; leave users out"),
+        ('separators = { user = ";" }', "data.format.separators.user"),
+        ('decimal = ";"', "data.format.decimal: input should be '.' or ',', got ';'"),
         (
             'columns = ["a", "a"]',
             "data.format.columns: ['a', 'a'] has an empty or repeated name; give each column its own",

@@ -17,7 +17,7 @@ import polars as pl
 from twotower.data.parts import PART, PartFiles
 from twotower.data.split import PART_NAMES
 from twotower.data.table_paths import ending, is_text, part_paths, table_files
-from twotower.data.text_format import SEPARATORS, SPACE, TextFormat
+from twotower.data.text_format import SEPARATOR_OF, SEPARATORS, SPACE, TextFormat
 from twotower.data.user_lines import read_first_values, scan_user_lines, with_places
 from twotower.errors import DataError, first_line
 from twotower.features.schema import Schema
@@ -43,6 +43,7 @@ class CsvOptions(TypedDict):
     infer_schema_length: None
     try_parse_dates: bool
     glob: bool
+    decimal_comma: bool
     schema_overrides: dict[str, type[pl.String]]
 
 
@@ -66,11 +67,14 @@ class Reading:
     """Name of an option of the form in messages."""
     dates: bool = True
     """False: dates in text files stay text, where `numbers` is None."""
+    decimal_comma: bool = False
+    """True: numbers have a decimal comma, in files whose separator is none."""
 
     @classmethod
     def of(cls, schema: Schema, side: SideName | None = None, form: TextFormat | None = None) -> Reading:
         """Return the types that a schema requires for the table of a side, or for the interactions, in files of a form."""
         form = form or TextFormat()
+        comma = form.decimal == ","
         ids = {schema.user_id, schema.item_id}
         if side is None:
             averaged = {s.column for s in schema.statistics() if s.column}
@@ -79,14 +83,24 @@ class Reading:
             numbers = frozenset({schema.label, schema.weight, *averaged, *of_type["numbers"]} - own)
             text = frozenset(of_type["text"] - numbers - own)
             lines = _columns_of_lines(schema) if form.layout == "sequences" else ()
-            return cls(numbers | {*lines[2:]}, text, form.separator, form.columns, lines=lines)
+            return cls(
+                numbers | {*lines[2:]},
+                text,
+                form.separator_of("interactions"),
+                form.columns,
+                lines,
+                decimal_comma=comma,
+            )
         of_type = _columns_by_type(schema, side)
         text = frozenset(of_type["text"] - of_type["numbers"] - ids)
-        return cls(frozenset(of_type["numbers"] - ids), text, form.separator)
+        separator = form.separator_of(f"{side}s")
+        return cls(frozenset(of_type["numbers"] - ids), text, separator, decimal_comma=comma)
 
     def of_table(self, form: TextFormat) -> Reading:
         """Return the types of columns for one table in files of a form, whose options are arguments of a call."""
-        return replace(self, separator=form.separator, columns=form.columns, option="`{}`")
+        return replace(
+            self, separator=form.separator, columns=form.columns, option="`{}`", decimal_comma=form.decimal == ","
+        )
 
 
 def _columns_of_lines(schema: Schema) -> tuple[str, ...]:
@@ -107,12 +121,14 @@ def _columns_by_type(schema: Schema, side: FeatureSide) -> dict[str, set[str]]:
 
 def has_text(*tables: TableLike | None) -> bool:
     """Return True if one of some tables is a text file. Raises DataError for a file that is missing."""
-    for table in tables:
-        named = part_paths(table)["train"] if isinstance(table, PartFiles) else []
-        paths = table_files(table) if isinstance(table, str | Path) else named
-        if paths and is_text(paths[0]):
-            return True
-    return False
+    return any(path is not None and is_text(path) for path in map(first_file, tables))
+
+
+def first_file(table: TableLike | None) -> Path | None:
+    """Return the first file of a table, None for one that is in memory. Raises DataError for a file that is missing."""
+    if isinstance(table, PartFiles):
+        return part_paths(table)["train"][0]
+    return table_files(table)[0] if isinstance(table, str | Path) else None
 
 
 def as_frame(table: TableLike, what: str, reading: Reading | None = None) -> pl.DataFrame:
@@ -162,7 +178,6 @@ def _pandas_column(name: str, column: pd.Series) -> pl.Series:
 
 CANONICAL_INTEGER, CANONICAL_BOOLEAN = r"^(0|-?[1-9]\d*)$", r"^(?i:true|false)$"
 """Spellings of which a column of text is one of numbers or of truth values."""
-_SEPARATOR_OF = {".csv": ",", ".tsv": "\t", ".txt": SPACE}
 
 
 def read_file(
@@ -264,9 +279,9 @@ def csv_options(path: Path, reading: Reading) -> CsvOptions:
     """Return the options of polars for a text file. Raises DataError as `column_names` does."""
     names = column_names(path, reading)
     text = [] if reading.numbers is None else [name for name in names if name not in reading.numbers]
-    unnamed = bool(reading.columns)
+    unnamed, separator = bool(reading.columns), _separator(path, reading)
     return {
-        "separator": _separator(path, reading), "has_header": not unnamed, "new_columns": names if unnamed else None, "infer_schema_length": None, "try_parse_dates": reading.dates, "glob": False,
+        "separator": separator, "decimal_comma": reading.decimal_comma and separator != ",", "has_header": not unnamed, "new_columns": names if unnamed else None, "infer_schema_length": None, "try_parse_dates": reading.dates, "glob": False,
         "schema_overrides": dict.fromkeys(text, pl.String),
     }  # fmt: skip
 
@@ -305,7 +320,7 @@ def _check_separator(path: Path, header: Sequence[str | None], separator: str, r
         return
     other = max(found, key=lambda s: found[s])
     what = (
-        f"set {reading.option.format('separator')} = {json.dumps(other)}"
+        f"set {reading.option.format('separator')} = {json.dumps(other)}{'' if '`' in reading.option else ', for one table alone in separators'}"
         if len(other) == 1
         else "replace it in the file by a tab"
     )
@@ -332,7 +347,7 @@ def _others(separator: str) -> list[str]:
 
 
 def _separator(path: Path, reading: Reading) -> str:
-    return reading.separator or _SEPARATOR_OF[ending(path)]
+    return reading.separator or SEPARATOR_OF[ending(path)]
 
 
 def columns_and_rows(path: Path, reading: Reading) -> tuple[list[str], int]:

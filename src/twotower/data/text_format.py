@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from twotower.data.table_paths import ending, is_text
 from twotower.errors import ConfigError, DataError
 from twotower.section import Section, first_problem
 
 SEPARATORS = (",", ";", "\t", "|", "::")
 SPACE = " "
 """Separators that the message about a file of another separator names."""
+SEPARATOR_OF = {".csv": ",", ".tsv": "\t", ".txt": SPACE}
+"""Separator of a text file by its ending."""
+TableName = Literal["users", "items", "interactions"]
 
 
 class TextFormat(Section):
@@ -22,6 +27,14 @@ class TextFormat(Section):
         "",
         description="Character between the values, in the files of all tables; the two characters \\t are a tab. Empty: a comma in "
         ".csv files, a tab in .tsv, a space in .txt.",
+    )
+    separators: dict[TableName, str] = Field(
+        {},
+        description="Character between the values in the files of one table, in place of separator: a character by users, items or "
+        "interactions. Empty: none.",
+    )
+    decimal: Literal[".", ","] = Field(
+        ".", description="Decimal mark of numbers. A comma is read in files whose values no comma separates."
     )
     columns: tuple[str, ...] = Field(
         (),
@@ -46,6 +59,13 @@ class TextFormat(Section):
                 f"{value!r} is not one ASCII character other than a quote; replace it in the files by a tab"
             )
         return value
+
+    @field_validator("separators")
+    @classmethod
+    def _one_character_each(cls, value: dict[TableName, str]) -> dict[TableName, str]:
+        if empty := next((name for name, separator in value.items() if not separator), ""):
+            raise ValueError(f"{empty} has an empty separator; leave {empty} out")
+        return {name: cls._one_character(separator) for name, separator in value.items()}
 
     @field_validator("columns")
     @classmethod
@@ -72,11 +92,32 @@ class TextFormat(Section):
     def check_used(self, has_text: bool, is_text: bool, option: str = "data.format.{}") -> None:
         """Raise DataError if an option has no effect: `has_text` tells whether a table is text, `is_text` whether the interactions,
         or the only table, are. `option` is the name of an option in the message."""
-        texts = {"separator": has_text, "columns": is_text, "layout": is_text}
-        unused = [name for name, found in texts.items() if not found and getattr(self, name) not in ("", (), "rows")]
+        texts = {"separator": has_text, "decimal": has_text, "columns": is_text, "layout": is_text}
+        unused = [
+            name for name, found in texts.items() if not found and getattr(self, name) not in ("", (), "rows", ".")
+        ]
         if unused:
             raise DataError(
                 f"{option.format(unused[0])} tells how text files are read, and the table is Parquet; leave it out"
+            )
+
+    def separator_of(self, table: str) -> str:
+        """Return the separator of the files of a table. Empty: by the ending of each."""
+        return next((separator for name, separator in self.separators.items() if name == table), self.separator)
+
+    def check_tables(self, first: Mapping[str, Path | None]) -> None:
+        """Raise DataError if an option has no effect on tables, of which the first file is given, None for no table in files."""
+        texts = {name: path for name, path in first.items() if path is not None and is_text(path)}
+        self.check_used(bool(texts), "interactions" in texts)
+        if unused := next((name for name in self.separators if name not in texts), ""):
+            what = "no such table is in files" if first.get(unused) is None else "that table is Parquet"
+            raise DataError(f"data.format.separators names {unused}, and {what}; leave {unused} out")
+        if self.decimal == "," and all(
+            (self.separator_of(n) or SEPARATOR_OF[ending(p)]) == "," for n, p in texts.items()
+        ):
+            raise DataError(
+                "data.format.decimal = ',' reads files whose values no comma separates, and commas separate those of all tables; set "
+                "data.format.separator, or leave decimal out"
             )
 
     @property

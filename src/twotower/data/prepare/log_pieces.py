@@ -70,8 +70,8 @@ class Log:
         by_part = part_paths(PartFiles(data.parts))
         given = [(path, PART_NAMES.index(name)) for name, found in by_part.items() for path in found]
         paths = [path for path, _ in given] if given else table_files(data.interactions)
-        sides = [path for given in filter(None, (data.users, data.items)) for path in table_files(given)]
-        data.format.check_used(any(map(is_text, [*paths, *sides])), is_text(paths[0]))
+        users, items = (table_files(given)[0] if given else None for given in (data.users, data.items))
+        data.format.check_tables({"users": users, "items": items, "interactions": paths[0]})
         reading = Reading.of(schema, form=data.format)
         files = list[TableFile]()
         for path, name in zip(paths, names_within(paths), strict=True):
