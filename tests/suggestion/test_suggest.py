@@ -14,6 +14,9 @@ from suggestion_worlds import log, queries, with_label, with_new_items
 import twotower
 from twotower.config.experiment import Config
 from twotower.config.toml import load_config, override_config, parse_config
+from twotower.data.dataset import build_dataset
+from twotower.data.source import read
+from twotower.data.tables import Tables as CheckedTables
 from twotower.errors import ConfigError, DataError
 from twotower.suggestion.choice import MIN_LONG, RULES
 from twotower.suggestion.recipes import FittedRecipe, read_recipe
@@ -345,6 +348,35 @@ def test_a_time_of_one_user_alone_splits_no_others(tmp_path: Path) -> None:
         found = suggest(tmp_path / "s.txt", items=tmp_path / "items.csv", recipe=name, folder=tmp_path)
         assert found.config.split.kind != "time"
         assert found.schema.time_unit == "order"
+
+
+@pytest.mark.parametrize(("later", "ordered"), [(True, True), (False, False)])
+def test_files_of_parts_are_the_split(tmp_path: Path, later: bool, ordered: bool) -> None:
+    actions = log(length=8)
+    cut = [actions[:360], actions[360:420], actions[420:]]
+    for name, frame in zip(("train", "valid", "test") if later else ("test", "valid", "train"), cut, strict=True):
+        frame.write_csv(tmp_path / f"{name}.csv")
+    found = suggest(tmp_path, folder=tmp_path)
+    assert (found.config.split.kind, found.config.split.ordered) == ("files", ordered)
+    (tmp_path / "mine.toml").write_text(found.text, encoding="utf-8")
+    schema, config = load_config(tmp_path / "mine.toml")
+    assert (schema, config) == (found.schema, found.config)
+    tables, schema = read(config, schema)
+    assert isinstance(tables, CheckedTables)
+    dataset = build_dataset(tables, schema, config.split)
+    assert {*np.unique(dataset.parts)} == {0, 1, 2}
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("name", [rule.recipe for rule in RULES if rule.recipe not in ("words", "cold-start")])
+def test_parts_without_validation_train(tmp_path: Path, name: str) -> None:
+    actions = with_label(log(length=8), 0.3)
+    actions[:400].write_csv(tmp_path / "train.csv")
+    actions[400:].write_csv(tmp_path / "test.csv")
+    found = suggest(tmp_path, folder=tmp_path, recipe=name)
+    tables, schema = read(found.config, found.schema)
+    run = twotower.fit(tables, schema, of_one_epoch(found.config))
+    assert "test.recall@10" in run.metrics
 
 
 def test_options_that_an_error_names_are_read() -> None:

@@ -10,7 +10,9 @@ import pytest
 from movielens_archives import ML_1M, zipped
 from suggestion_worlds import log
 
+from twotower.data.text_format import TextFormat
 from twotower.errors import ConfigError, DataError
+from twotower.suggestion.suggest import suggest
 from twotower.suggestion.tables import find_tables
 
 USERS, ITEMS = (
@@ -78,6 +80,94 @@ def test_columns_without_names_are_named(tmp_path: Path) -> None:
     found = find_tables(tmp_path / "u.csv", folder=tmp_path)
     assert found.interactions.columns == ["user_id", "item_id", "rating", "time"]
     assert found.section == {"interactions": "u.csv", "format": {"columns": ["user_id", "item_id", "rating", "time"]}}
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ((pl.col("item_id") + pl.col("user_id") * 3) % 2, "label"),
+        ((pl.col("item_id") + pl.col("user_id") * 3) % 2 == 0, "label"),
+        (pl.lit(1), "column_3"),
+        (1 + pl.col("item_id") % 2, "column_3"),
+        (1 + pl.col("item_id") % 5, "rating"),
+        (pl.col("item_id") % 10 / 2, "rating"),
+        (pl.col("item_id") % 5 / 7, "column_3"),
+        (pl.col("item_id") % 5 * 100, "column_3"),
+        (1_600_000_000 + 86_400 * (pl.col("item_id") % 3), "time"),
+        (20200101 + pl.col("item_id") % 3, "time"),
+        (pl.format("2020-01-0{}", 1 + pl.col("item_id") % 3), "time"),
+    ],
+    ids=str,
+)
+def test_a_column_without_a_name_is_what_its_values_are(tmp_path: Path, values: pl.Expr, name: str) -> None:
+    log().select("user_id", "item_id", values.alias("x")).write_csv(tmp_path / "u.csv", include_header=False)
+    found = find_tables(tmp_path / "u.csv", folder=tmp_path)
+    assert found.interactions.columns == ["user_id", "item_id", name]
+    assert f"named by places and values: user_id, item_id, {name}; data.format.columns corrects" in found.notes[1]
+
+
+def test_each_table_has_a_separator_of_its_own(tmp_path: Path) -> None:
+    log().write_csv(tmp_path / "clicks.csv", separator=";")
+    USERS.write_csv(tmp_path / "users.csv", separator="\t")
+    ITEMS.write_csv(tmp_path / "items.csv")
+    found = find_tables(tmp_path, folder=tmp_path)
+    assert found.users is not None
+    assert found.items is not None
+    assert (found.users.equals(USERS), found.items.equals(ITEMS), found.interactions.equals(log())) == (True,) * 3
+    assert found.section is not None
+    assert found.section["format"] == {"separator": ";", "separators": {"items": ",", "users": "\t"}}
+    again = find_tables(tmp_path, folder=tmp_path, form=TextFormat.model_validate(found.section["format"]))
+    assert again.users is not None
+    assert again.users.equals(USERS)
+
+
+def test_decimal_commas_are_read_where_no_comma_separates(tmp_path: Path) -> None:
+    rated = log().with_columns(rating=pl.int_range(pl.len()) % 9 / 2)
+    rated.write_csv(tmp_path / "ratings.csv", separator=";", decimal_comma=True)
+    ITEMS.with_columns(price=pl.col("size") / 8).write_csv(tmp_path / "items.csv")
+    found = find_tables(tmp_path, folder=tmp_path)
+    assert found.items is not None
+    assert found.interactions["rating"].dtype == found.items["price"].dtype == pl.Float64()
+    assert found.section is not None
+    assert found.section["format"] == {"separator": ";", "separators": {"items": ","}, "decimal": ","}
+    assert "Numbers with a decimal comma are read: 'rating'" in suggest(tmp_path, folder=tmp_path).text
+    rated.with_columns(half=pl.col("rating").cast(pl.String)).write_csv(
+        tmp_path / "ratings.csv", separator=";", decimal_comma=True
+    )
+    found = find_tables(tmp_path, folder=tmp_path)  # points in one column, commas in another
+    assert found.interactions["rating"].dtype == pl.String
+
+
+def parts(tmp_path: Path, **test: pl.Expr) -> pl.DataFrame:
+    log(length=8)[:400].write_csv(tmp_path / "train.csv")
+    log(length=8)[400:].with_columns(**test).write_csv(tmp_path / "test.csv")
+    return pl.concat([log(length=8)[:400], log(length=8)[400:]])
+
+
+def test_parts_side_by_side_are_the_parts(tmp_path: Path) -> None:
+    frame = parts(tmp_path)
+    found = find_tables(tmp_path, folder=tmp_path)
+    assert found.interactions.equals(frame)
+    assert found.section == {"train": "train.csv", "test": "test.csv"}
+    assert found.notes == ("read: train = train.csv, test = test.csv",)
+
+
+def test_a_part_of_other_columns_is_left_out_and_told(tmp_path: Path) -> None:
+    parts(tmp_path, price=pl.lit(1))
+    found = find_tables(tmp_path, folder=tmp_path)
+    assert (found.section, found.interactions.height) == ({"interactions": "train.csv"}, 400)
+    assert "not read: test.csv: no part beside train.csv" in found.notes[1]
+    assert "column 'price' is not as in train.csv" in found.notes[1]
+    log().write_csv(tmp_path / "test.csv", separator=";")
+    assert "the form of test.csv is another" in find_tables(tmp_path, folder=tmp_path).notes[1]
+
+
+def test_lines_of_users_are_parts_too(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("7 1 2 3\n8 2\n9 3 1\n")
+    (tmp_path / "test.txt").write_text("7 4 5\n8 5 6\n9 1 4\n")  # as many in each line
+    found = find_tables(tmp_path, folder=tmp_path)
+    assert (found.layout, found.interactions.height) == ("sequences", 12)
+    assert found.section == {"train": "train.txt", "test": "test.txt", "format": {"layout": "sequences"}}
 
 
 def test_lines_of_users_are_read(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from twotower.config.toml import TomlValue
 from twotower.errors import DataError
 from twotower.features.values import missing_count
 from twotower.suggestion import names
-from twotower.suggestion.text_form import looks_like_seconds
+from twotower.suggestion.text_form import has_decimal_commas, looks_like_seconds
 from twotower.suggestion.time_form import TimeForm, is_dated, time_form
 
 MAX_EVENT_TYPES = 20
@@ -26,8 +26,6 @@ OUTCOMES = (
     {"down", "up"}, {"negative", "positive"}, {"bad", "good"},
 )  # fmt: skip
 """Pairs of values, in lower case, that tell what came of an interaction."""
-
-_DECIMAL_COMMA = r"^\s*[-+]?\d+(,\d+)?\s*$"
 
 
 @dataclass
@@ -225,8 +223,7 @@ def _guess_label(frame: pl.DataFrame, found: GuessedColumns) -> None:
     if found.options.get("event"):
         return
     for name in _free(frame, found, names.names_label):
-        texts = frame[name] if frame[name].dtype == pl.String else pl.Series([""])
-        if texts.str.contains(_DECIMAL_COMMA).all() and texts.str.contains(",").any():
+        if frame[name].dtype == pl.String and has_decimal_commas(frame[name]):
             found.notes.append(f"'{name}': numbers with decimal commas are text; write them with points for a label")
     if labels := _labels(frame, found, found.notes):
         _put_first(found, "label", labels, dict.fromkeys(labels, "by its name"), frame)

@@ -12,12 +12,14 @@ from twotower.suggestion.recipes import FittedRecipe, Settings, read_recipe
 from twotower.suggestion.settings import shaped_settings
 from twotower.suggestion.shape import Shape
 from twotower.suggestion.side_features import SideFeature
+from twotower.train.starts.start import Start
 
 
 def compose(
-    rule: RecipeRule, guess: Guess, shape: Shape, data: Mapping[str, TomlValue] | None
+    rule: RecipeRule, guess: Guess, shape: Shape, data: Mapping[str, TomlValue] | None, ordered: bool | None = None
 ) -> tuple[Settings, dict[str, str]]:
-    """Return the settings of a recipe for tables, and comments by dotted key. `data` is the section that names the tables."""
+    """Return the settings of a recipe for tables, and comments by dotted key. `data` is the section that names the tables.
+    `ordered` tells whether given parts follow one another in time; None: a rule splits."""
     source = read_recipe(rule.recipe)
     own, config = parse_config(source, f"recipe {rule.recipe}")
     schema, comments = guess.schema, {f"schema.{key}": why for key, why in guess.columns.why.items()}
@@ -34,7 +36,14 @@ def compose(
     sections, of_shape = shaped_settings(source, fitted, shape, config, rule.rows)
     comments |= of_shape | {f"schema.features.{place}": why for place, why in fitted.why.items()}
     split, evaluation = _section(source, "split"), _section(source, "evaluation")
-    if config.split.needs_time and "time" not in schema:
+    if ordered is not None:
+        split = {"kind": "files", **({"ordered": True} if ordered else {})}
+        comments["split.kind"] = "Files give the parts."
+        if config.train.start and "validation" not in (data or {}):
+            train = sections["train"] = _section(sections, "train")
+            train["start"] = [_middle(start.model_dump(exclude_defaults=True), start) for start in config.train.start]
+            comments["train.start"] = "The middle of the recipe's values: no validation part chooses among them."
+    elif config.split.needs_time and "time" not in schema:
         split = {"kind": "random"}
         comments["split.kind"] = "The recipe splits by time, and there is none."
     elif config.split.has_boundaries and not shape.by_time:
@@ -63,6 +72,12 @@ def compose(
         "evaluation": evaluation,
     }
     return {key: section for key, section in settings.items() if section}, comments
+
+
+def _middle(options: Settings, start: Start) -> Settings:
+    """Return the options of a start with the middle one of several values."""
+    middle = {name: sorted(values)[len(values) // 2] for name in start.choices if (values := getattr(start, name))}
+    return {"kind": start.kind, **options, **{name: [value] for name, value in middle.items()}}
 
 
 def _section(settings: Settings, key: str) -> Settings:

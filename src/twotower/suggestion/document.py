@@ -108,4 +108,4 @@ def toml_value(value: TomlValue) -> str:
         return f"{{ {', '.join(f'{_key(key)} = {toml_value(v)}' for key, v in value.items())} }}" if value else "{}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(toml_value, value))}]"
-    return tomli_w.dumps({"v": value}, multiline_strings=False).split("=", 1)[1].strip()
+    return tomli_w.dumps({"v": value}, multiline_strings=False).split("=", 1)[1].strip(" \n").replace("\t", "\\t")

@@ -48,6 +48,8 @@ FILES = {
     "purchases transactions views plays reviews likes sessions behaviors behaviours history data train inter pairs sales",
 }
 """Role of a table by the name of its file."""
+PARTS = {"train": "train training", "validation": "validation valid val dev", "test": "test testing"}
+"""Part of the interactions by the name of its file."""
 
 
 def plain(name: str) -> str:

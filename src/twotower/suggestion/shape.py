@@ -11,6 +11,7 @@ import polars as pl
 from twotower.arrays.types import Ints
 from twotower.data.labels import POSITIVE
 from twotower.data.order_evidence import OrderEvidence, order_evidence
+from twotower.data.parts import PART
 from twotower.data.tables import Tables
 from twotower.data.times import TIME
 from twotower.features.schema import Schema
@@ -133,6 +134,16 @@ def _new_share(items: Ints, times: Ints) -> float:
     late = times >= start
     known = np.unique(items[~late])
     return float((~np.isin(items[late], known)).mean()) if len(known) else 0.0
+
+
+def parts_follow(actions: pl.DataFrame, schema: Schema) -> bool:
+    """Return True if no row of a user is later than one of a later part."""
+    if TIME not in actions.columns:
+        return False
+    ends = actions.group_by(schema.user_id, PART).agg(first=pl.col(TIME).min(), last=pl.col(TIME).max())
+    ends = ends.sort(schema.user_id, PART)
+    after = ends.with_columns(before=pl.col("last").cum_max().shift().over(schema.user_id)).drop_nulls("before")
+    return bool(len(after)) and bool((after["first"] >= after["before"]).all())
 
 
 def repeated_share(actions: pl.DataFrame, user_id: str, item_id: str) -> float:

@@ -19,7 +19,7 @@ from twotower.suggestion.choice import RULES, RecipeRule, choose, describe_order
 from twotower.suggestion.composition import compose
 from twotower.suggestion.document import toml_value, write_document
 from twotower.suggestion.guess import COLUMNS, Guess, guess_meaning
-from twotower.suggestion.shape import Shape, measure_shape
+from twotower.suggestion.shape import Shape, measure_shape, parts_follow
 from twotower.suggestion.tables import FoundTables, find_tables
 
 
@@ -62,14 +62,16 @@ def suggest(
     guess = guess_meaning(found, _section(given, "schema"))
     other = {k: v for k, v in _section(given, "schema").items() if k not in (*COLUMNS, "features")}
     schema = parse_config({"schema": {**guess.schema, **other}})[0] or Schema()
-    shape = measure_shape(_checked(found, schema, folder), schema, guess.sides, shared_time=found.layout == "rows")
+    tables = _checked(found, schema, folder)
+    shape = measure_shape(tables, schema, guess.sides, shared_time=found.layout == "rows")
+    ordered = found.has_parts and parts_follow(tables.interactions, schema)
     rule = next((rule for rule in RULES if rule.recipe == recipe), None) or choose(shape)
     if lack := rule.lacks(shape):
         raise ConfigError(f"recipe '{rule.recipe}' needs {lack}; these tables have none")
-    settings, comments = compose(rule, guess, shape, found.section)
+    settings, comments = compose(rule, guess, shape, found.section, ordered if found.has_parts else None)
     composed, settings = settings, dict(override_settings(settings, overrides))
     comments = {path: said for path, said in comments.items() if _at(settings, path) == _at(composed, path)}
-    reasons = _reasons(rule, shape, guess, _section(settings, "schema"), bool(recipe))
+    reasons = _reasons(rule, shape, guess, found, _section(settings, "schema"), bool(recipe))
     text = write_document(settings, "\n".join(reasons), comments)
     written, config = parse_config(tomllib.loads(text), "the suggested config", trust=True)
     config = config.model_copy(update={"data": config.data.located(folder.resolve())})
@@ -105,14 +107,19 @@ def _checked(found: FoundTables, schema: Schema, folder: Path) -> Tables:
     """Return the tables as a training reads them. Raises DataError."""
     if found.section is None:
         return check(found.users, found.items, found.interactions, schema)
-    config = parse_config({"data": dict(found.section)})[1]
+    sections: dict[str, TomlValue] = {"data": dict(found.section)}
+    if found.has_parts:
+        sections["split"] = {"kind": "files"}
+    config = parse_config(sections)[1]
     config = config.model_copy(update={"data": config.data.located(folder.resolve())})
     tables, _ = read(config, schema)
     assert isinstance(tables, Tables)
     return tables
 
 
-def _reasons(rule: RecipeRule, shape: Shape, guess: Guess, schema: Mapping[str, TomlValue], asked: bool) -> list[str]:
+def _reasons(
+    rule: RecipeRule, shape: Shape, guess: Guess, found: FoundTables, schema: Mapping[str, TomlValue], asked: bool
+) -> list[str]:
     """Return lines: what the tables are, what decided, and what is left out."""
     options = guess.columns.options
     known = ", ".join(f"{key} = {toml_value(options[key])}" for key in COLUMNS if options.get(key, "") != "")
@@ -122,6 +129,7 @@ def _reasons(rule: RecipeRule, shape: Shape, guess: Guess, schema: Mapping[str, 
         f"Columns, guessed from names and values: {known}; an override such as schema.time=NAME corrects one.",
         f"Order: {describe_order(shape)}.",
     ]
+    lines += [f"{note[:1].upper()}{note[1:]}." for note in found.notes]
     if asked:
         lines.append(f"The recipe is asked for; the rules choose {choose(shape).recipe}.")
     for other in RULES:

@@ -13,18 +13,21 @@ from pydantic import ValidationError
 from twotower.config.toml import TomlValue
 from twotower.data.datasets import DATASETS
 from twotower.data.datasets.named_dataset import NamedDataset
+from twotower.data.parts import PART, PartFiles
 from twotower.data.readers import Reading, TableLike, as_frame, read_file
-from twotower.data.table_paths import TABLE_SUFFIXES, ending, is_text, table_files
-from twotower.data.text_format import TextFormat
+from twotower.data.table_paths import ending, is_text, table_files
+from twotower.data.text_format import SEPARATOR_OF, TextFormat
 from twotower.errors import ConfigError, DataError, did_you_mean
 from twotower.features.schema import Schema
 from twotower.section import first_problem
-from twotower.suggestion import names
-from twotower.suggestion.text_form import guess_form, looks_like_seconds
-from twotower.suggestion.time_form import is_dated
+from twotower.suggestion.folder import FolderTables, folder_tables
+from twotower.suggestion.text_form import guess_form, has_decimal_commas, looks_like_seconds
+from twotower.suggestion.time_form import time_form
 
 USER, ITEM, PLACE = "user_id", "item_id", "place"
 """Columns of files with one user a line, which have no names."""
+MAX_SCALE = 20
+"""Number of steps up to which numbers in half or whole steps are ratings, and the highest of them."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,13 @@ class FoundTables:
     schema: Schema | None = None
     """Schema of a data set by name."""
     layout: str = "rows"
+    notes: tuple[str, ...] = ()
+    """Lines: which files are read and as what, which are not and why, what their form is."""
+
+    @property
+    def has_parts(self) -> bool:
+        """True if files give the parts of the interactions."""
+        return "train" in (self.section or {})
 
 
 def find_tables(
@@ -68,36 +78,111 @@ def find_tables(
         section, kind = dataset
         tables = kind.load()
         return FoundTables(tables.interactions, tables.users, tables.items, section, kind.table_schema)
-    log, found = _of_folder(Path(interactions))
-    for name, table in paths.items():
-        if table is not None:
-            found[name] = Path(str(table))
-    files = {name: table_files(path) for name, path in {"interactions": log, **found}.items()}
-    if form is None:
-        form = guess_form(files["interactions"][0]) if is_text(files["interactions"][0]) else TextFormat()
-        guessed = True
-    else:
-        guessed = False
-    reading = Reading(None, dates=False).of_table(form)  # a training reads times as text
-    if form.layout == "sequences":
-        reading = replace(reading, numbers=frozenset([PLACE]), lines=(USER, ITEM, PLACE))
-    try:
-        frames = {"interactions": read_file(log, reading)}
-    except DataError as e:
-        hint = "; or name the file of the interactions, and give `users` and `items`" if log.is_dir() else ""
-        raise DataError(f"{e}{hint}") from None
-    for name, path in found.items():
-        frames[name] = read_file(
-            path, Reading(None, separator=form.separator if is_text(files[name][0]) else "", dates=False)
+    files = folder_tables(Path(interactions))
+    sides = {**files.sides} | {name: Path(str(table)) for name, table in paths.items() if table is not None}
+    read = _Files(files, sides, folder, form)
+    return read.found()
+
+
+class _Files:
+    """Tables in files: their forms, guessed where none is given, their frames and the section that names them."""
+
+    def __init__(self, files: FolderTables, sides: Mapping[str, Path], folder: Path, form: TextFormat | None) -> None:
+        self.files, self.sides, self.folder, self.given = files, sides, folder, form
+        first = {name: table_files(path)[0] for name, path in {"interactions": files.log, **sides}.items()}
+        self.texts = {name: path for name, path in first.items() if is_text(path)}
+        own = {name: guess_form(path) for name, path in self.texts.items()} if form is None else {}
+        self.form = form or own.get("interactions") or TextFormat()
+        self.separators = {name: of.separator for name, of in own.items()}
+        self.notes = [f"not read: {line}" for line in files.unread]
+
+    def found(self) -> FoundTables:
+        """Read the tables. Raises DataError."""
+        frame = self._interactions()
+        frames = {name: self._side(name) for name in self.sides}
+        form = self.form
+        if self.given is None:
+            if form.columns:
+                form = form.model_copy(update={"columns": _column_names(frame)})
+                frame = frame.rename(dict(zip(frame.columns, form.columns, strict=True)))
+                self.notes.append(
+                    f"the first line of {self.texts['interactions'].name} names no columns, so these are named by places and values: "
+                    f"{', '.join(form.columns)}; data.format.columns corrects them"
+                )
+            form = form.model_copy(update=self._separators())
+            comma = self._decimal_commas({"interactions": frame, **frames})
+            if comma:
+                form = self.form = form.model_copy(update={"decimal": ","})
+                again = self._interactions()
+                frame = again.rename(dict(zip(again.columns, frame.columns, strict=True)))
+                frames = {name: self._side(name) for name in self.sides}
+                self.notes.append(f"numbers with a decimal comma are read: {', '.join(comma)}")
+        shown = {**self.sides, **(self.files.parts or {"interactions": self.files.log})}
+        section: dict[str, TomlValue] = {name: _relative(path, self.folder) for name, path in shown.items()}
+        if options := form.model_dump(mode="json", exclude_defaults=True):
+            section["format"] = options
+        if len(shown) > 1 or self.notes:
+            self.notes.insert(0, f"read: {', '.join(f'{name} = {path.name}' for name, path in shown.items())}")
+        return FoundTables(
+            frame, frames.get("users"), frames.get("items"), section, None, form.layout, tuple(self.notes)
         )
-    section = {name: _relative(path, folder) for name, path in {**found, "interactions": log}.items()}
-    frame = _of_rows(frames["interactions"], str(interactions))
-    if guessed and form.columns:
-        form = form.model_copy(update={"columns": _column_names(frame)})
-        frame = frame.rename(dict(zip(frame.columns, form.columns, strict=True)))
-    if options := form.model_dump(mode="json", exclude_defaults=True):
-        section["format"] = options
-    return FoundTables(frame, frames.get("users"), frames.get("items"), section, None, form.layout)
+
+    def _interactions(self) -> pl.DataFrame:
+        log = self.files.log
+        reading = Reading(None, dates=False).of_table(self.form)  # a training reads times as text
+        if self.form.layout == "sequences":
+            reading = replace(reading, numbers=frozenset([PLACE]), lines=(USER, ITEM, PLACE))
+        if self.files.parts:
+            try:
+                self._check_parts()
+                frame = as_frame(PartFiles({**self.files.parts}), "interactions", reading).drop(PART)
+                return _of_rows(frame, str(log))
+            except DataError as e:
+                self.files = self.files.without_parts(f"no part beside {log.name} ({e})")
+                self.notes = [f"not read: {line}" for line in self.files.unread]
+        try:
+            frame = read_file(log, reading)
+        except DataError as e:
+            hint = "; or name the file of the interactions, and give `users` and `items`" if log.is_dir() else ""
+            raise DataError(f"{e}{hint}") from None
+        return _of_rows(frame, str(log))
+
+    def _check_parts(self) -> None:
+        """Raise DataError if files of the parts have other forms than that of the part train."""
+        first = {name: table_files(path)[0] for name, path in self.files.parts.items()}
+        if self.given is not None or not is_text(first["train"]):
+            return  # reading tells of other columns
+        for path in first.values():
+            own = guess_form(path) if is_text(path) else None
+            same = own is not None and own.separator == self.form.separator
+            if self.form.layout == "rows" and own is not None:  # a line of a few items of one user may look like a row
+                same &= (own.layout, len(own.columns)) == (self.form.layout, len(self.form.columns))
+            if not same:
+                raise DataError(f"the form of {path.name} is another: text, separator, header line or columns")
+
+    def _side(self, name: str) -> pl.DataFrame:
+        separator = self.separators.get(name, self.form.separator_of(name)) if name in self.texts else ""
+        comma = self.form.decimal == ","
+        return read_file(self.sides[name], Reading(None, separator=separator, dates=False, decimal_comma=comma))
+
+    def _separators(self) -> dict[str, TomlValue]:
+        """Return the options of the separators: one for all text files, or one for each table whose own is another."""
+        own = {name: self.separators[name] or SEPARATOR_OF[ending(path)] for name, path in self.texts.items()}
+        common = self.form.separator
+        others = {n: s for n, s in own.items() if s != (common or SEPARATOR_OF[ending(self.texts[n])])}
+        return {"separators": others} if others else {}
+
+    def _decimal_commas(self, frames: Mapping[str, pl.DataFrame]) -> list[str]:
+        """Return the columns of numbers with a decimal comma, none where a table has numbers with points too."""
+        found = []
+        for name, path in self.texts.items():
+            if (self.separators.get(name, "") or SEPARATOR_OF[ending(path)]) == ",":
+                continue
+            if any(dtype.is_float() for dtype in frames[name].dtypes):
+                return []
+            texts = [series for series in frames[name] if series.dtype == pl.String]
+            found += [f"'{series.name}'" for series in texts if has_decimal_commas(series)]
+        return found
 
 
 def _of_rows(frame: pl.DataFrame, what: str) -> pl.DataFrame:
@@ -143,53 +228,32 @@ def _of_archive(path: Path) -> type[NamedDataset]:
     )
 
 
-def _of_folder(path: Path) -> tuple[Path, dict[str, Path]]:
-    """Return the interactions, and the users and items by these names, of a path: those of a folder by the names of its files.
-    A folder of one table, or of one in pieces, is the interactions."""
-    if not path.is_dir():
-        return path, {}
-    inside = [p for p in sorted(path.iterdir()) if not p.name.startswith((".", "_"))]
-    roles: dict[str, Path] = {}
-    for table in inside:
-        stem = names.plain(table.name.partition(".")[0])
-        role = next(
-            (role for role, words in names.FILES.items() if {stem, stem.rpartition("_")[2]} & {*words.split()}), ""
-        )
-        if role and (table.is_dir() or ending(table) in TABLE_SUFFIXES):
-            if role in roles:
-                raise DataError(
-                    f"{path}: {roles[role].name} and {table.name} both look like {role}; name one file, and `users` and `items`"
-                )
-            roles[role] = table
-    if "interactions" in roles:
-        return roles.pop("interactions"), roles
-    if roles:
-        left = [p for p in inside if p not in roles.values() and ending(p) in TABLE_SUFFIXES]
-        if len(left) == 1:
-            return left[0], roles
-        raise DataError(
-            f"{path}: found {', '.join(p.name for p in roles.values())}, and no file of interactions; name that file, and give "
-            "`users` and `items`"
-        )
-    return path, {}
-
-
 def _relative(path: Path | str, folder: Path) -> str:
     """Return a path relative to the folder of the config, with forward slashes."""
     return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def _column_names(frame: pl.DataFrame) -> tuple[str, ...]:
-    """Return names for the columns of a file without a header line: the first two are ids, a column of seconds is a time, one of
-    few numbers a rating."""
+    """Return names for the columns of a file without a header line: the first two are ids, a column of times is a time, one of
+    0 and 1 a label, one of few steps on a scale a rating."""
     given = [USER, ITEM]
     for name in frame.columns[2:]:
-        series = frame[name]
-        numeric = series.dtype.is_numeric() or series.dtype == pl.Boolean
-        found = name
-        if is_dated(series) or (numeric and series.n_unique() > 20 and looks_like_seconds(series)):
-            found = "time"
-        elif numeric and 2 <= series.n_unique() <= 20:
-            found = "rating"
+        found = _meaning(frame[name]) or name
         given.append(found if found not in given else name)
     return tuple(given[: frame.width])
+
+
+def _meaning(series: pl.Series) -> str:
+    """Return the name of a column by its values, "" for none."""
+    form = time_form(series, strict=False) if not series.null_count() else None
+    if (form is not None and form.unit != "order") or looks_like_seconds(series):
+        return "time"
+    if series.dtype == pl.Boolean:
+        return "label"
+    if not series.dtype.is_numeric():
+        return ""
+    values = [float(value) for value in series.drop_nulls().unique().sort()]
+    if len(values) == 2:
+        return "label" if values in ([0, 1], [-1, 1]) else ""
+    is_scale = 3 <= len(values) <= MAX_SCALE and values[0] >= -MAX_SCALE and values[-1] <= MAX_SCALE
+    return "rating" if is_scale and all(value * 2 == round(value * 2) for value in values) else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from twotower.data.table_paths import ending
-from twotower.data.text_format import SPACE, TextFormat
+from twotower.data.text_format import SEPARATOR_OF, SPACE, TextFormat
 from twotower.data.times import plausible_range
 from twotower.errors import DataError
 from twotower.suggestion.names import is_known
@@ -22,7 +22,7 @@ MIN_SAME_WIDTH = 0.9
 SEQUENCE_WIDTH = 6
 """Values of a line from which a file of numbers alone, without a header line, has one user a line."""
 
-_DEFAULT = {".csv": ",", ".tsv": "\t", ".txt": SPACE}
+_DECIMAL_COMMA = r"^\s*[-+]?\d+(,\d+)?\s*$"
 _SEPARATORS = (",", "\t", ";", "|", SPACE)
 
 
@@ -30,7 +30,7 @@ def guess_form(path: Path) -> TextFormat:
     """Return the form of a text file whose columns have no names yet if it has no header line: `columns` are then column_1,
     column_2, …. Raises DataError if it cannot be read."""
     lines = _first_lines(path)
-    default = _DEFAULT[ending(path)]
+    default = SEPARATOR_OF[ending(path)]
     if not lines:
         raise DataError(f"{path}: the file is empty; it needs at least one row")
     widths = {s: [len(row) for row in _rows(lines, s)] for s in _SEPARATORS}
@@ -87,6 +87,12 @@ def _has_header(rows: list[list[str]]) -> bool:
 
 def _is_number(value: str) -> bool:
     return re.fullmatch(r"\s*[-+]?\d+(\.\d*)?([eE][-+]?\d+)?\s*", value) is not None
+
+
+def has_decimal_commas(series: pl.Series) -> bool:
+    """Return True for a column of text of numbers, some with a decimal comma."""
+    values = series.drop_nulls()
+    return bool(len(values)) and values.str.contains(_DECIMAL_COMMA).all() and values.str.contains(",").any()
 
 
 def looks_like_seconds(series: pl.Series) -> bool:
