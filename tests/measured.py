@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.lib import report
 
-SPEED, QUALITY = "train_speed: training", "rank_quality: examples/movielens-rank.toml, test AUC"
+SPEED, QUALITY = "train_speed: training", "rank_quality: examples/recipes/ranking.toml, test AUC"
 
 
 def speed(**changed: Any) -> Any:

@@ -202,6 +202,12 @@ def test_no_file_of_the_repository_names_a_folder_of_one_machine_or_carries_data
                 assert folder not in text, f"{name}: {folder}"
 
 
+def test_the_repository_has_no_symbolic_link() -> None:
+    """Git on Windows writes one as a file that holds its target."""
+    listed = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not [line for line in listed.splitlines() if line.startswith("120000")]
+
+
 SHAPED = ("model", "train", "evaluation", "index")
 SHAPES = {"F32", "F64", "Float", "I32", "I64", "Int", "Bool", "Shaped"}
 ARRAYS = {"Tensor", "NDArray", "ndarray", "Ints", "Codes", "Floats", "Bools", "Doubles", "Vectors", "Rows", "Array"}

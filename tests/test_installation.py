@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ import twotower
 from twotower.data.tables import check, save
 from twotower.errors import ConfigError, MissingPackage, missing_package
 from twotower.kinds import import_modules
+from twotower.suggestion.recipes import recipe_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -225,9 +227,10 @@ def test_the_wheel_has_the_files_and_the_metadata_of_the_base(tmp_path: Path) ->
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, source / name)
-    code = f"import setuptools.build_meta as b; print(b.build_wheel({str(tmp_path)!r}))"
+    code = f"import hatchling.build as b; b.build_wheel({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, check=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path / "installed")
         names = set(wheel.namelist())
         found = Parser().parsestr(wheel.read(next(n for n in names if n.endswith("/METADATA"))).decode())
     assert {n for n in names if n.endswith(".toml")} == {
@@ -239,3 +242,10 @@ def test_the_wheel_has_the_files_and_the_metadata_of_the_base(tmp_path: Path) ->
     base = {r.name for r in required if r.marker is None or "extra" not in str(r.marker)}
     assert base == {Requirement(line).name for line in PROJECT["dependencies"]}
     assert set(found.get_all("Provides-Extra", [])) == set(PROJECT["optional-dependencies"])
+    code = "from twotower.suggestion.recipes import FOLDER, read_recipe, recipe_names; print(FOLDER, *recipe_names())\n"
+    code += "assert all(map(read_recipe, recipe_names()))"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(tmp_path / "installed" / "twotower" / "recipes"), *recipe_names()]

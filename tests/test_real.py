@@ -43,7 +43,9 @@ def test_the_archive_is_what_the_papers_describe() -> None:
     tables = check(raw.users, raw.items, raw.interactions, movielens.SCHEMA)
     assert (tables.users.height, tables.items.height, tables.interactions.height) == (6040, 3883, 1_000_209)
     assert 575_279 <= tables.interactions["__positive"].sum() <= 575_281
-    dataset = build_dataset(tables, movielens.SCHEMA, load_config(ROOT / "examples" / "movielens-rank.toml")[1].split)
+    dataset = build_dataset(
+        tables, movielens.SCHEMA, load_config(ROOT / "examples" / "recipes" / "ranking.toml")[1].split
+    )
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (720_150, 80_017, 200_042)
 
 
@@ -84,7 +86,7 @@ def test_the_teaching_projects_commands_reach_078(tmp_path: Path) -> None:
 
 
 def test_the_ranking_example_reaches_its_goal() -> None:
-    schema, config = load_config(ROOT / "examples" / "movielens-rank.toml")
+    schema, config = load_config(ROOT / "examples" / "recipes" / "ranking.toml")
     tables, schema = api.read(config, schema)
     metrics = api.fit(tables, schema, config).metrics
     print({m: round(metrics[m], 4) for m in ("test.auc", "test.gauc", "validation.auc")})
@@ -95,7 +97,7 @@ def test_the_ranking_example_reaches_its_goal() -> None:
 VISITORS: dict[str, Request] = {
     "parallel": Request(None, {"gender": "F", "age": 25}),
     "dat": Request(None, {"gender": "F", "age": 25}),
-    "movielens-sequence": Request(events=[("2571", True), ("589", True), ("1240", True)]),
+    "recipes/sequence-long": Request(events=[("2571", True), ("589", True), ("1240", True)]),
     "title-search": Request(None, {"query": "terminater 2"}),
     "title-search-linear": Request(None, {"query": "terminater 2"}),
 }

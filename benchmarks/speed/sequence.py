@@ -17,7 +17,7 @@ DECLARED: dict[str, Any] = declared(__file__)
 
 def main(chosen: Namespace, report: Report) -> None:
     changed = [*filter(None, [chosen.set]), "train.device='cpu'"]
-    schema, config = load_config(ROOT / "examples" / "movielens-sequence.toml", changed)
+    schema, config = load_config(ROOT / "examples" / "recipes" / "sequence-long.toml", changed)
     assert schema is not None
     schema = schema.model_copy(update={"time_unit": "order", "title": ""})
     trainer = Trainer(dataset(None, None, drawn(**DECLARED["world"]), schema, config), config)

@@ -12,7 +12,7 @@ import twotower
 from twotower.config.toml import parse_config
 from twotower.errors import ConfigError
 from twotower.suggestion.choice import RULES
-from twotower.suggestion.recipes import FittedRecipe, Settings, read_recipe, recipe_names
+from twotower.suggestion.recipes import FOLDER, FittedRecipe, Settings, read_recipe, recipe_names
 from twotower.suggestion.side_features import SideFeature
 
 RECIPE: Settings = {
@@ -130,11 +130,14 @@ def test_text_is_read_by_recipes_of_text() -> None:
     assert {*shared} <= {str(f["name"]) for f in words.features if f["side"] == "item"}
 
 
-def test_the_package_carries_the_files_of_the_examples() -> None:
+def test_a_checkout_reads_the_files_of_the_examples_and_no_other_place_has_them() -> None:
     root = Path(twotower.__file__).parents[2]
-    assert (root / "src" / "twotower" / "recipes").resolve() == root / "examples" / "recipes"
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["tool"]["setuptools"]["package-data"]["twotower.recipes"] == ["*.toml"]
+    assert root / "examples" / "recipes" == FOLDER
+    assert not (root / "src" / "twotower" / "recipes").exists()
+    wheel = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"][
+        "wheel"
+    ]
+    assert wheel["sources"]["examples/recipes"] == "twotower/recipes"
 
 
 def test_a_recipe_that_is_not_installed_is_told() -> None:

@@ -75,9 +75,9 @@ def demo(
     print_line(f"  {shell_command('recommend', '--store', store, '--user', run.dataset.users.ids[0], program=here)}")
     print_line(f"  {shell_command('doctor', folder, program=here)}")
     print(
-        "  .venv/bin/twotower train examples/movielens-rank.toml --run runs/rank           # the best ranking, minutes"
+        "  .venv/bin/twotower train examples/recipes/ranking.toml --run runs/rank           # the best ranking, minutes"
         "\n  .venv/bin/twotower train examples/movielens-retrieve.toml --run runs/retrieve   # retrieval without attention, minutes"
-        "\n  .venv/bin/twotower train examples/movielens-sequence.toml --run runs/sequence   # the best retrieval, twice as long"
+        "\n  .venv/bin/twotower train examples/recipes/sequence-long.toml --run runs/sequence   # the best retrieval, twice as long"
         "\n  .venv/bin/twotower train examples/own-data.toml --run runs/own                    # your own tables, see docs/tutorial.md"
         "\nSee why a film was recommended, in a browser:"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 
 from twotower.config.toml import TomlValue, parse_config
 from twotower.errors import ConfigError
@@ -13,8 +14,9 @@ from twotower.features.schema import Schema
 from twotower.features.side import SIDES
 from twotower.suggestion.side_features import SideFeature
 
-FOLDER = files("twotower") / "recipes"
-"""The files of examples/recipes, which the package carries."""
+_PACKAGED = files("twotower") / "recipes"
+FOLDER = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[3] / "examples" / "recipes"
+"""The recipes: a folder of the package in a wheel, examples/recipes in a checkout."""
 
 Settings = dict[str, TomlValue]
 
