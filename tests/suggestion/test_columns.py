@@ -39,12 +39,34 @@ def guessed(**columns: Sequence[object]) -> GuessedColumns:
         ("session_id", "parent_asin"),
         ("msno", "song_id"),
         ("wer", "was"),
+        ("用户ID", "商品ID"),
+        ("买家编号", "电影标识"),
     ],
 )  # fmt: skip
 def test_ids_are_found_by_names_then_by_places(user: str, item: str) -> None:
     frame = log().rename({"user_id": user, "item_id": item}).select("timestamp", user, item)
     found = guess_columns(frame, {}, {})
     assert (found.options["user_id"], found.options["item_id"]) == (user, item)
+
+
+def test_words_among_numbers_make_no_label() -> None:
+    ratings = ["NULL" if i % 9 == 0 else str(1 + i % 5) for i in range(N)]
+    found = guessed(rating=ratings)
+    assert "label" not in found.options
+    assert found.notes == [
+        "'rating': 5 of 40 values are no numbers ('NULL'), so it is no label; leave these values empty, or drop the rows"
+    ]
+    assert "no numbers" not in " ".join(guessed(rating=["good" if i % 3 else "1" for i in range(N)]).notes)
+
+
+@pytest.mark.parametrize("word", ["NA", "null", " None "])
+def test_ids_that_say_none_are_told(word: str) -> None:
+    items = [word if i % 10 == 0 else f"i{i % 7}" for i in range(N)]
+    found = guess_columns(pl.DataFrame({**IDS, "item_id": items}), {}, {})
+    assert found.remarks == [
+        f"'item_id': 4 rows have the id {word!r}, which is read as an id like any other; drop these rows if it says that there is none"
+    ]
+    assert not guess_columns(pl.DataFrame({**IDS, "item_id": [f"i{i % 7}" for i in range(N)]}), {}, {}).remarks
 
 
 def test_the_item_may_stand_first() -> None:

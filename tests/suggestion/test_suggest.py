@@ -379,6 +379,29 @@ def test_parts_without_validation_train(tmp_path: Path, name: str) -> None:
     assert "test.recall@10" in run.metrics
 
 
+def test_ids_of_another_name_in_a_table_say_what_to_rename() -> None:
+    actions = log(length=8).rename({"user_id": "user"})
+    users = pl.DataFrame({"age": [i % 9 for i in range(60)], "user_id": range(60)})
+    with pytest.raises(
+        DataError, match="stand in 'user_id', and those of the interactions in 'user'.*rename 'user_id' to 'user'"
+    ):
+        suggest(actions, users)
+    with pytest.raises(DataError, match="no column 'user'"):  # no column holds them
+        suggest(actions, users.with_columns(user_id=pl.col("user_id") + 100))
+
+
+def test_a_folder_with_chinese_names_is_read(tmp_path: Path) -> None:
+    log(length=8).rename({"user_id": "会员编号", "item_id": "电影编号", "timestamp": "时间"}).write_csv(
+        tmp_path / "点击.csv"
+    )
+    pl.DataFrame({"电影编号": range(40), "片名": [f"影片{i}" for i in range(40)]}).write_csv(tmp_path / "电影.csv")
+    pl.DataFrame({"会员编号": range(60), "性别": ["男", "女"] * 30}).write_csv(tmp_path / "用户.csv")
+    found = suggest(tmp_path, folder=tmp_path)
+    assert (found.schema.user_id, found.schema.item_id, found.schema.time) == ("会员编号", "电影编号", "时间")
+    assert found.schema.title == "片名"
+    assert "Read: users = 用户.csv, items = 电影.csv, interactions = 点击.csv." in found.reasons
+
+
 def test_options_that_an_error_names_are_read() -> None:
     users = pl.DataFrame({"user_id": range(10), "city": ["a", "b"] * 5})
     with pytest.raises(DataError, match=r"unknown_users"):

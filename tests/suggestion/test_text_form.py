@@ -61,6 +61,27 @@ def test_unreadable_files_are_one_line(tmp_path: Path, data: bytes, words: str) 
         guess_form(tmp_path / "a.csv")
 
 
+def test_a_header_that_names_a_column_twice_is_a_header(tmp_path: Path) -> None:
+    assert of(tmp_path, "a.csv", "user_id,item_id,item_id\n1,2,2\n2,3,3\n1,3,3\n") == TextFormat()
+    assert len(of(tmp_path, "b.csv", "u1,i1,i1\nu2,i2,i2\nu1,i2,i2\n").columns) == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("用户,商品\n用户1,商品2\n".encode("gbk"), "looks like GB18030: convert it with iconv -f GB18030 -t UTF-8"),
+        ("user,item\n1,2\n".encode("utf-16"), "looks like UTF-16: convert it with iconv -f UTF-16"),
+        ("user,item\nJosé,2\n".encode("latin-1"), "not UTF-8; convert the file"),
+        (gzip.compress(b"user,item\n1,2\n"), "is gzipped, and its name does not say so; add .gz"),
+        (b"sep=;\nuser;item\n1;2\n", "the first line is 'sep=;', which spreadsheets alone read"),
+    ],
+)
+def test_other_files_say_what_they_are(tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "a.csv").write_bytes(data)
+    with pytest.raises(DataError, match=words):
+        guess_form(tmp_path / "a.csv")
+
+
 def test_damaged_gzip_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"user,item\n" * 100)[:-12])
     with pytest.raises(DataError, match="cannot be read"):

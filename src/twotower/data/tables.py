@@ -122,8 +122,8 @@ def with_ids(frame: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
     series = frame[key]
     if series.dtype.is_nested():
         raise DataError(
-            f"{what}: column '{key}' holds {series.dtype}, expected one id a row (text or integer); "
-            "name another column in [schema]"
+            f"{what}: column '{key}' holds {series.dtype}, expected one id a row (text or integer); give each id a row of its "
+            "own, or name another column in [schema]"
         )
     if n := missing_count(series):
         raise DataError(f"{what}: column '{key}' has {n} missing ids; fill them or drop the rows")

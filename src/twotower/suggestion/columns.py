@@ -19,6 +19,8 @@ MAX_EVENT_TYPES = 20
 """Types of events up to which a column is one of event types."""
 MAX_DISTINCT = 0.95
 """Share of distinct values in the rows from which a column names rows, and no items if another column repeats."""
+NONE = ("", "na", "n/a", "nan", "none", "null", "nil", "-", "unknown")
+"""Words for a missing value, in lower case."""
 MIN_ROWS = 20
 """Rows from which that share, and a column that is constant for each item, tell anything."""
 OUTCOMES = (
@@ -37,6 +39,8 @@ class GuessedColumns:
     """Reason by option."""
     notes: list[str] = field(default_factory=list)
     """Columns that are not used, each with the reason."""
+    remarks: list[str] = field(default_factory=list)
+    """Values of used columns that may be wrong."""
 
     def put(self, option: str, value: TomlValue, why: str) -> None:
         self.options[option], self.why[option] = value, why
@@ -59,6 +63,7 @@ def guess_columns(
     for option, value in given.items():
         found.put(option, value, "as given")
     _guess_ids(frame, found, sides)
+    _note_ids_of_none(frame, found)
     for guess in (_guess_time, _guess_event, _guess_label, _guess_weight, _note_outcomes):
         guess(frame, found)
     left = [name for name in frame.columns if name not in found.named]
@@ -98,6 +103,20 @@ def _guess_ids(frame: pl.DataFrame, found: GuessedColumns, sides: Mapping[str, I
             f"interactions: no column of {' and '.join(missing)} is found (columns: {', '.join(frame.columns[:12])}); name it: "
             f"`overrides` {' '.join(f'schema.{option}=NAME' for option in missing)}"
         )
+
+
+def _note_ids_of_none(frame: pl.DataFrame, found: GuessedColumns) -> None:
+    """Note ids that are words for a missing value."""
+    for option in ("user_id", "item_id"):
+        name = str(found.options[option])
+        if name not in frame.columns or frame[name].dtype != pl.String:
+            continue
+        none = frame[name].filter(frame[name].str.strip_chars().str.to_lowercase().is_in(NONE))
+        if len(none):
+            found.remarks.append(
+                f"'{name}': {len(none):,} rows have the id {none[0]!r}, which is read as an id like any other; drop these rows if it "
+                "says that there is none"
+            )
 
 
 def _put_first(
@@ -223,12 +242,26 @@ def _guess_label(frame: pl.DataFrame, found: GuessedColumns) -> None:
     if found.options.get("event"):
         return
     for name in _free(frame, found, names.names_label):
-        if frame[name].dtype == pl.String and has_decimal_commas(frame[name]):
+        if frame[name].dtype != pl.String:
+            continue
+        if has_decimal_commas(frame[name]):
             found.notes.append(f"'{name}': numbers with decimal commas are text; write them with points for a label")
+        elif (odd := _words_among_numbers(frame[name])) is not None:
+            found.notes.append(
+                f"'{name}': {len(odd):,} of {frame.height:,} values are no numbers ({odd[0]!r}), so it is no label; leave these "
+                "values empty, or drop the rows"
+            )
     if labels := _labels(frame, found, found.notes):
         _put_first(found, "label", labels, dict.fromkeys(labels, "by its name"), frame)
         series = frame[labels[0]]
         found.put("positive_above", _threshold(series), _why_threshold(series))
+
+
+def _words_among_numbers(series: pl.Series) -> pl.Series | None:
+    """Return the values that are no numbers in a column of text most of whose values are; None for another column."""
+    present = series.drop_nulls()
+    odd = present.filter(present.str.strip_chars().cast(pl.Float64, strict=False).is_null())
+    return odd if 0 < len(odd) < len(present) / 2 else None
 
 
 def _labels(frame: pl.DataFrame, found: GuessedColumns, notes: list[str]) -> list[str]:

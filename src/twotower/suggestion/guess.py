@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import polars as pl
+
 from twotower.config.toml import TomlValue
+from twotower.errors import DataError
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.suggestion.columns import GuessedColumns, guess_columns
@@ -15,6 +18,8 @@ from twotower.suggestion.tables import PLACE, USER, FoundTables
 
 MIN_REPEATS = 0.1
 """Share of repeated rows from which they are kept, and rankings hold what a user has taken before."""
+MIN_KNOWN = 0.8
+"""Share of the ids of the interactions that a column of another name must hold to be the ids of a table."""
 COLUMNS = (
     "user_id", "item_id", "time", "time_unit", "time_format", "label", "positive_above", "weight", "event", "events"
 )  # fmt: skip
@@ -65,8 +70,23 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
         if found.schema:
             sides[side] = _of_schema(found.schema, side)
         else:
+            if frame is not None and key not in frame.columns and key in found.interactions.columns:
+                _refuse_other_name(frame, found.interactions[key], side)
             sides[side] = SideFeatures() if frame is None else guess_features(frame, side, key)
     return Guess(columns, sides, repeats)
+
+
+def _refuse_other_name(frame: pl.DataFrame, ids: pl.Series, side: SideName) -> None:
+    """Raise DataError if a column of a side's table holds ids of the interactions, whose column has another name."""
+    known = ids.cast(pl.String).unique()
+    for series in frame:
+        if not (series.dtype.is_integer() or series.dtype == pl.String) or series.is_duplicated().any():
+            continue
+        if float(known.is_in(series.cast(pl.String).unique().implode()).mean() or 0) >= MIN_KNOWN:  # type: ignore[arg-type]
+            raise DataError(
+                f"{side}s: their ids stand in '{series.name}', and those of the interactions in '{ids.name}'; schema.{side}_id is one "
+                f"name for both tables: rename '{series.name}' to '{ids.name}' in the table of {side}s"
+            )
 
 
 def _guess_columns(found: FoundTables, given: Mapping[str, TomlValue]) -> GuessedColumns:

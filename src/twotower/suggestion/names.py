@@ -52,9 +52,25 @@ PARTS = {"train": "train training", "validation": "validation valid val dev", "t
 """Part of the interactions by the name of its file."""
 
 
+_CHINESE = {
+    "用户": "user", "会员": "member", "客户": "customer", "顾客": "customer", "买家": "buyer", "读者": "reader", "学生": "student",
+    "商品": "item", "物品": "item", "产品": "product", "电影": "movie", "影片": "movie", "歌曲": "song", "音乐": "track",
+    "文章": "article", "图书": "book", "书籍": "book", "视频": "video", "新闻": "news", "店铺": "merchant", "商家": "business",
+    "编号": "id", "标识": "id", "编码": "code", "时间戳": "timestamp", "时间": "time", "日期": "date", "评分": "rating",
+    "打分": "score", "分数": "score", "权重": "weight", "行为类型": "event_type", "行为": "behavior", "事件": "event", "搜索词": "query",
+    "查询词": "query", "关键词": "keyword", "标题": "title", "片名": "title", "书名": "title", "名称": "name", "点击": "click",
+    "交互": "interaction", "日志": "log", "订单": "order", "购买": "purchase", "浏览": "view", "播放": "play", "收藏": "favorite",
+    "加购": "cart", "喜欢": "like", "记录": "log", "训练集": "train", "训练": "train", "验证集": "validation", "验证": "validation", "测试集": "test", "测试": "test",
+}  # fmt: skip
+"""Chinese words that stand for English ones in names, the longer before those that they begin with."""
+
+
 def plain(name: str) -> str:
-    """Return a column's name in lower case with underscores between words: `userId` and `user_id:token` are `user_id`."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.partition(":")[0].strip())
+    """Return a column's name in lower case with underscores between words: `userId`, `user_id:token` and `用户ID` are `user_id`."""
+    name = name.partition(":")[0].strip()
+    for word, english in _CHINESE.items():
+        name = name.replace(word, f" {english} ")
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
     return re.sub(r"[^0-9a-z]+", "_", words.lower()).strip("_")
 
 

@@ -147,4 +147,5 @@ def _reasons(
     )
     if unread := [f"'{f.column}'" for f in guess.features if f.column not in read]:
         lines.append(f"Columns of users and items that this recipe does not read: {', '.join(unread)}.")
+    lines += [f"Look at {remark}." for remark in guess.columns.remarks]
     return [*lines, *(f"Left out: {note}." for note in guess.notes)]

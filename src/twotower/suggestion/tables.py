@@ -129,7 +129,9 @@ class _Files:
 
     def _interactions(self) -> pl.DataFrame:
         log = self.files.log
-        reading = Reading(None, dates=False).of_table(self.form)  # a training reads times as text
+        reading = replace(
+            Reading(None, dates=False).of_table(self.form), option="data.format.{}"
+        )  # times stay text, as in a training
         if self.form.layout == "sequences":
             reading = replace(reading, numbers=frozenset([PLACE]), lines=(USER, ITEM, PLACE))
         if self.files.parts:

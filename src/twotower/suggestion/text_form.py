@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
+from twotower.data.readers import not_utf8
 from twotower.data.table_paths import ending
 from twotower.data.text_format import SEPARATOR_OF, SPACE, TextFormat
 from twotower.data.times import plausible_range
@@ -23,6 +24,7 @@ SEQUENCE_WIDTH = 6
 """Values of a line from which a file of numbers alone, without a header line, has one user a line."""
 
 _DECIMAL_COMMA = r"^\s*[-+]?\d+(,\d+)?\s*$"
+_SPREADSHEET = re.compile(r'"?sep=(.|\\t)"?', re.IGNORECASE)
 _SEPARATORS = (",", "\t", ";", "|", SPACE)
 
 
@@ -57,10 +59,15 @@ def _first_lines(path: Path) -> list[str]:
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as f:
             found = [line.decode("utf-8-sig") for line in islice(f, SAMPLED_LINES)]
     except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8; convert the file, for example with iconv") from None
+        raise not_utf8(path) from None
     except (OSError, EOFError) as e:
         raise DataError(f"{path}: cannot be read ({e}); is the file complete?") from None
-    return [line for text in found if (line := text.rstrip("\r\n")).strip()]
+    lines = [line for text in found if (line := text.rstrip("\r\n")).strip()]
+    if lines and _SPREADSHEET.fullmatch(lines[0]):
+        raise DataError(
+            f"{path}: the first line is {lines[0]!r}, which spreadsheets alone read, and is no row; remove it (tail -n +2)"
+        )
+    return lines
 
 
 def _rows(lines: list[str], separator: str) -> list[list[str]]:
@@ -75,10 +82,12 @@ def _has_header(rows: list[list[str]]) -> bool:
     """Return True if the first line names columns: no number is in it, and it has a known name, a column of numbers below it,
     or no value that its column has again."""
     first, rest = rows[0], [row for row in rows[1:] if len(row) == len(rows[0])]
-    if any(_is_number(value) for value in first) or len({*first}) < len(first):
+    if any(_is_number(value) for value in first):
         return False
     if not rest or any(map(is_known, first)):
         return True
+    if len({*first}) < len(first):
+        return False
     columns = [*zip(*rest, strict=True)]
     return any(all(map(_is_number, column)) for column in columns) or not any(
         value in column for value, column in zip(first, columns, strict=True)
