@@ -16,17 +16,17 @@ from twotower.config.experiment import Config
 from twotower.config.toml import load_config, override_config, parse_config
 from twotower.data.dataset import build_dataset
 from twotower.data.source import read
-from twotower.data.tables import Tables as CheckedTables
+from twotower.data.tables import Tables
 from twotower.errors import ConfigError, DataError
 from twotower.suggestion.choice import MIN_LONG, RULES
 from twotower.suggestion.recipes import FittedRecipe, read_recipe
 from twotower.suggestion.settings import shaped_settings
 from twotower.suggestion.suggest import Suggestion, suggest
 
-Tables = tuple[pl.DataFrame | None, pl.DataFrame | None, pl.DataFrame]
+World = tuple[pl.DataFrame | None, pl.DataFrame | None, pl.DataFrame]
 
 
-def worlds() -> dict[str, Tables]:
+def worlds() -> dict[str, World]:
     """Return a world for each recipe."""
     actions, items = with_new_items(log(), 0.5)
     return {
@@ -39,7 +39,7 @@ def worlds() -> dict[str, Tables]:
     }
 
 
-def of(tables: Tables, **options: str) -> Suggestion:
+def of(tables: World, **options: str) -> Suggestion:
     users, items, actions = tables
     return suggest(actions, users, items, **options)
 
@@ -362,7 +362,7 @@ def test_files_of_parts_are_the_split(tmp_path: Path, later: bool, ordered: bool
     schema, config = load_config(tmp_path / "mine.toml")
     assert (schema, config) == (found.schema, found.config)
     tables, schema = read(config, schema)
-    assert isinstance(tables, CheckedTables)
+    assert isinstance(tables, Tables)
     dataset = build_dataset(tables, schema, config.split)
     assert {*np.unique(dataset.parts)} == {0, 1, 2}
 
