@@ -1,4 +1,4 @@
-"""report.html: metrics, learning curves, score distributions, SENet gates and slices of a run, as one offline page."""
+"""report.html: metrics, the towers, learning curves, score distributions, SENet gates and slices of a run, as one offline page."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from twotower.evaluation.cold_items import ALONE, SLICE
 from twotower.evaluation.factors import Scorer
 from twotower.reports.charts import curves, distributions, gates
 from twotower.reports.metric_tables import cell, columns, metric_rows
+from twotower.reports.tower_drawing import draw_model
 
 if TYPE_CHECKING:
     from twotower.runs import Run
@@ -29,7 +30,7 @@ th, td { padding: 5px 14px; text-align: right; border-bottom: 1px solid #e4e7eb;
 th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color: #52606d; font-weight: 600; }
 .best { font-weight: 700; } .row { display: grid; gap: 16px; }
 .many { grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); }
-.row > div { min-width: 0; overflow: hidden; }
+.row > div { min-width: 0; overflow: hidden; } .wide { overflow-x: auto; }
 """
 
 
@@ -45,6 +46,7 @@ def write_report(path: Path, run: Run, factors: Scorer) -> None:
         ),
         _section("Scores of test pairs", _scores_text(run), [distributions(run, factors)]),
     ]
+    sections.insert(1, _towers(run))
     if figures := gates(run):
         sections.append(
             _section(
@@ -74,6 +76,14 @@ def _section(title: str, text: str, figures: list[go.Figure]) -> str:
     # Plotly measures a figure before its neighbours exist, so the grid must fix the column width.
     grid = " many" if len(figures) > 1 else ""
     return f'<h2>{title}</h2><p>{text}</p><div class="row{grid}">{plots}</div>'
+
+
+def _towers(run: Run) -> str:
+    """Return the drawing of the model."""
+    drawing = draw_model(run.dataset.schema, run.config.model)
+    return (
+        f"<h2>Towers</h2><p>From the fields to the score; pairs of towers add up.</p><div class='wide'>{drawing}</div>"
+    )
 
 
 def _scores_text(run: Run) -> str:
