@@ -11,6 +11,7 @@ import pytest
 import shapes  # noqa: F401  before twotower
 import torch
 from messages import collected_messages
+from object_server import ObjectServer, object_server, use
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything
 
 from twotower.config.experiment import Config
@@ -74,6 +75,20 @@ def one_thread(monkeypatch: pytest.MonkeyPatch, cache_folder: Path) -> None:
     torch.set_num_threads(1)
     monkeypatch.delenv("TWOTOWER_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_folder))
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[ObjectServer]:
+    """A local S3 server."""
+    with object_server() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a new bucket of the local S3 server, to which the environment points."""
+    use(s3.address, monkeypatch)
+    return f"s3://{s3.new_bucket()}"
 
 
 @pytest.fixture

@@ -55,6 +55,7 @@ _EXTRAS = {
     "safetensors": "train",
     "tomli_w": "train",
     "duckdb": "prepare",
+    "obstore": "bucket",
     "pymilvus": "milvus",
     "grpc": "milvus",
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from twotower.data.table_paths import TablePath
 from twotower.data.text_format import TextFormat
 from twotower.errors import DataError
 from twotower.suggestion.text_form import guess_form
@@ -17,7 +18,7 @@ ROWS = "1 10 5\n2 11 3\n1 12 4\n3 10 5\n"
 def of(tmp_path: Path, name: str, text: str) -> TextFormat:
     path = tmp_path / name
     path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
-    return guess_form(path)
+    return guess_form(TablePath(path))
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.txt", "a.csv.gz"])
@@ -58,7 +59,7 @@ def test_quoted_values_may_hold_the_separator(tmp_path: Path) -> None:
 def test_unreadable_files_are_one_line(tmp_path: Path, data: bytes, words: str) -> None:
     (tmp_path / "a.csv").write_bytes(data)
     with pytest.raises(DataError, match=words):
-        guess_form(tmp_path / "a.csv")
+        guess_form(TablePath(tmp_path / "a.csv"))
 
 
 def test_a_header_that_names_a_column_twice_is_a_header(tmp_path: Path) -> None:
@@ -79,13 +80,13 @@ def test_a_header_that_names_a_column_twice_is_a_header(tmp_path: Path) -> None:
 def test_other_files_say_what_they_are(tmp_path: Path, data: bytes, words: str) -> None:
     (tmp_path / "a.csv").write_bytes(data)
     with pytest.raises(DataError, match=words):
-        guess_form(tmp_path / "a.csv")
+        guess_form(TablePath(tmp_path / "a.csv"))
 
 
 def test_damaged_gzip_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"user,item\n" * 100)[:-12])
     with pytest.raises(DataError, match="cannot be read"):
-        guess_form(tmp_path / "a.csv.gz")
+        guess_form(TablePath(tmp_path / "a.csv.gz"))
     (tmp_path / "a.csv.gz").write_bytes(b"user,item\n")
     with pytest.raises(DataError, match="cannot be read"):
-        guess_form(tmp_path / "a.csv.gz")
+        guess_form(TablePath(tmp_path / "a.csv.gz"))

@@ -60,11 +60,11 @@ def recommend(
     ] = None,
     as_json: AsJson = False,
     users: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             USERS,
             help="Table of users to answer, of any number, in Parquet or text: a file, a folder, or a pattern such as "
-            "'*.parquet'. Needs --out.",
+            "'*.parquet', or its URL. Needs --out.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the answers to --users, as Parquet.")] = None,

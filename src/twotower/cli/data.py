@@ -41,7 +41,7 @@ def fetch(
 
 
 def stats(
-    folder: Annotated[Path, typer.Argument(help="Folder with users, items and interactions.")],
+    folder: Annotated[str, typer.Argument(help="Folder or URL with users, items and interactions.")],
     separator: Separator = "",
     columns: Annotated[
         str,
@@ -64,7 +64,7 @@ def stats(
     """Describe three tables: sizes, columns, missing and distinct values, activity per user and item."""
     from twotower.data import summary
     from twotower.data.readers import Reading, read_file
-    from twotower.data.table_paths import TEXT_SUFFIXES, is_text
+    from twotower.data.table_paths import TEXT_SUFFIXES, TablePath, exists, table_files, table_source
     from twotower.data.text_format import TextFormat
     from twotower.features.schema import Schema
 
@@ -72,20 +72,20 @@ def stats(
         raise ConfigError(f"--layout {layout}: allowed are rows and sequences")
     form, schema = TextFormat.of_table(separator, split_names(columns), layout), Schema()
     endings = (".parquet", *TEXT_SUFFIXES, *(f"{ending}.gz" for ending in TEXT_SUFFIXES))
-    paths = {}
+    paths, place = dict[str, TablePath](), table_source(folder)
     for name in ("users", "items", "interactions"):
-        path = next((p for ending in endings if (p := folder / f"{name}{ending}").exists()), None)
-        if path is None and name == "interactions":
+        found_at = next((p for ending in endings if exists(p := place / f"{name}{ending}")), None)
+        if found_at is None and name == "interactions":
             raise DataError(f"{folder}: holds no interactions.parquet, .csv, .tsv or .txt")
-        if path:
-            paths[name] = path
-    form.check_used(any(map(is_text, paths.values())), is_text(paths["interactions"]), "`{}`")
+        if found_at:
+            (paths[name],) = table_files(found_at)
+    form.check_used(any(path.is_text for path in paths.values()), paths["interactions"].is_text, "`{}`")
     found = {}
     for name, path in paths.items():
         reading = Reading(None).of_table(form if name == "interactions" else TextFormat(separator=separator))
         if name == "interactions" and layout == "sequences":  # whose values have no types
             reading = replace(reading, numbers=frozenset(), lines=(schema.user_id, schema.item_id))
-        found[name] = read_file(path, reading)
+        found[name] = read_file(str(path), reading)
     for name, frame in found.items():
         print(f"{name}: {frame.height:,} rows")
         for column, kind, missing, distinct, example in summary.describe(frame):

@@ -16,9 +16,9 @@ from twotower.reports.terminal import print_line
 def embed(
     run: RunFolder,
     table: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="Items or users of any number, in Parquet or text: a file, a folder, or a pattern such as '*.parquet'."
+            help="Items or users of any number, in Parquet or text: a file, a folder, or a pattern such as '*.parquet', or its URL."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the vectors and their ids.")],

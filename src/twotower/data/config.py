@@ -20,6 +20,8 @@ from twotower.data.datasets import DATASETS
 from twotower.data.datasets.named_dataset import NamedDataset
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.text_format import TextFormat
+from twotower.errors import ConfigError
+from twotower.files.urls import Url, is_url
 from twotower.section import Section
 
 
@@ -34,22 +36,22 @@ class DataConfig(Section):
     )
     users: str = Field(
         "",
-        description="Users: a CSV or Parquet file, a folder of them, or a pattern. Empty: the user ids of the "
+        description="Users: a CSV or Parquet file, a folder of them, a pattern, or a URL of these. Empty: the user ids of the "
         "interactions.",
     )
     items: str = Field(
         "",
-        description="Items: a CSV or Parquet file, a folder of them, or a pattern. Empty: the item ids of the "
+        description="Items: a CSV or Parquet file, a folder of them, a pattern, or a URL of these. Empty: the item ids of the "
         "interactions.",
     )
     interactions: str = Field(
         "",
-        description="Interactions: a CSV or Parquet file, a folder of them, or a pattern. Paths are relative to the "
+        description="Interactions: a CSV or Parquet file, a folder of them, a pattern, or a URL of these. Paths are relative to the "
         "config file.",
     )
     train: str = Field(
         "",
-        description="Interactions of the train part: a CSV or Parquet file, a folder of them, or a pattern; with "
+        description="Interactions of the train part: a CSV or Parquet file, a folder of them, a pattern, or a URL of these; with "
         "split.kind = 'files' instead of data.interactions. Empty: none.",
     )
     validation: str = Field(
@@ -91,9 +93,10 @@ class DataConfig(Section):
         own = [name for name in self._paths if getattr(self, name)]
         update: dict[str, str | NamedDataset] = {name: _located(folder, getattr(self, name)) for name in own}
         if self.dataset:
-            paths = {
-                name: _located(folder, path) for name in self.dataset.paths if (path := getattr(self.dataset, name))
-            }
+            given = {name: path for name in self.dataset.paths if (path := getattr(self.dataset, name))}
+            if address := next((name for name, path in given.items() if is_url(path)), ""):
+                raise ConfigError(f"data.dataset.{address} is an address, expected a path on a disk; copy the file")
+            paths = {name: _located(folder, path) for name, path in given.items()}
             update["dataset"] = self.dataset.model_copy(update=paths)
         return self.model_copy(update=update)
 
@@ -108,12 +111,19 @@ class DataConfig(Section):
             raise ValueError(f"data.{next(iter(self.parts))} is given without data.{absent}; name its file too")
         if self.dataset and self.format != TextFormat():
             raise ValueError("data.format is of your own text files, and data.dataset reads its own; leave it out")
+        for name in ("buckets", "prepared"):
+            if is_url(getattr(self, name)):
+                raise ValueError(
+                    f"data.{name} is an address, expected a folder on a disk; copy it, it is mapped into memory"
+                )
         if self.prepared and self.dataset:
             raise ValueError("give either data.dataset or data.prepared, not both")
         return self
 
 
 def _located(folder: Path, path: str) -> str:
+    if is_url(path):
+        return str(Url.parse(path))
     files.check_name(folder / path)
     return str((folder / path).resolve())
 

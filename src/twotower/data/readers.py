@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import polars as pl
 
 from twotower.data.parts import PART, PartFiles
 from twotower.data.split import PART_NAMES
-from twotower.data.table_paths import ending, is_text, part_paths, table_files
+from twotower.data.table_paths import CsvOptions, TablePath, part_paths, table_files, table_server
+from twotower.data.text_encoding import check_utf8
 from twotower.data.text_format import SEPARATOR_OF, SEPARATORS, SPACE, TextFormat
 from twotower.data.user_lines import read_first_values, scan_user_lines, with_places
 from twotower.errors import DataError, first_line
 from twotower.features.schema import Schema
 from twotower.features.side import FeatureSide, SideName
+from twotower.files.object_stores import explain
+from twotower.files.urls import Url
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,21 +32,8 @@ if TYPE_CHECKING:
 TableLike: TypeAlias = (
     "pl.DataFrame | pl.LazyFrame | pd.DataFrame | pa.Table | Mapping[str, Sequence[Any]] | str | Path | PartFiles"
 )
-"""A table: a frame, an Arrow table (or any other producer of an Arrow stream), columns, the path of a file, or interactions in
-files by part."""
-
-
-class CsvOptions(TypedDict):
-    """Options of polars for a CSV or TSV."""
-
-    separator: str
-    has_header: bool
-    new_columns: list[str] | None
-    infer_schema_length: None
-    try_parse_dates: bool
-    glob: bool
-    decimal_comma: bool
-    schema_overrides: dict[str, type[pl.String]]
+"""A table: a frame, an Arrow table (or any other producer of an Arrow stream), columns, the path or URL of a file, or interactions
+in files by part."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +110,10 @@ def _columns_by_type(schema: Schema, side: FeatureSide) -> dict[str, set[str]]:
 
 def has_text(*tables: TableLike | None) -> bool:
     """Return True if one of some tables is a text file. Raises DataError for a file that is missing."""
-    return any(path is not None and is_text(path) for path in map(first_file, tables))
+    return any(path is not None and path.is_text for path in map(first_file, tables))
 
 
-def first_file(table: TableLike | None) -> Path | None:
+def first_file(table: TableLike | None) -> TablePath | None:
     """Return the first file of a table, None for one that is in memory. Raises DataError for a file that is missing."""
     if isinstance(table, PartFiles):
         return part_paths(table)["train"][0]
@@ -132,12 +121,12 @@ def first_file(table: TableLike | None) -> Path | None:
 
 
 def as_frame(table: TableLike, what: str, reading: Reading | None = None) -> pl.DataFrame:
-    """Return a polars frame of a polars or pandas frame, any Arrow producer, a mapping of columns, or a path to CSV or
+    """Return a polars frame of a polars or pandas frame, any Arrow producer, a mapping of columns, or a path or URL of CSV or
     Parquet."""
     if isinstance(table, pl.DataFrame):
         return table
     if isinstance(table, str | Path):
-        return read_file(Path(table), reading)
+        return read_file(table, reading)
     if isinstance(table, PartFiles):
         return _read_parts(table, reading)
     try:
@@ -157,7 +146,7 @@ def as_frame(table: TableLike, what: str, reading: Reading | None = None) -> pl.
         ) from None
     raise DataError(
         f"{what}: found {type(table).__name__}, expected a polars or pandas frame, an Arrow table, a mapping of "
-        "columns, or a path to a CSV or Parquet file"
+        "columns, or a path or URL of a CSV or Parquet file"
     )
 
 
@@ -183,7 +172,8 @@ CANONICAL_INTEGER, CANONICAL_BOOLEAN = r"^(0|-?[1-9]\d*)$", r"^(?i:true|false)$"
 def read_file(
     source: Path | str, reading: Reading | None = None, wanted: Collection[str] | None = None
 ) -> pl.DataFrame:
-    """Read a text (UTF-8, header line) or Parquet file, by its ending, or all files of a folder or pattern as one table.
+    """Read a text (UTF-8, header line) or Parquet file, by its ending, or all files of a folder or pattern as one table. Folders
+    named `name=value` are columns, unless the files have them.
 
     Without a `reading`, or with its `numbers` None, polars infers the types of a CSV, but a column stays text if its spelling is not that of whole
     numbers. Of a Parquet file only the `wanted` columns are read, or all columns if one of them is missing.
@@ -198,12 +188,12 @@ def _read_parts(files: PartFiles, reading: Reading | None) -> pl.DataFrame:
 
 
 def _read_paths(
-    paths: list[Path], reading: Reading | None, wanted: Collection[str] | None, parts: Sequence[int] = ()
+    paths: list[TablePath], reading: Reading | None, wanted: Collection[str] | None, parts: Sequence[int] = ()
 ) -> pl.DataFrame:
     """Read files as one table. `parts` are their part codes, if a column PART is wanted."""
     reading = reading or Reading(None)
     frame = _read_all(paths, reading, wanted, parts)
-    if not is_text(paths[0]):
+    if not paths[0].is_text:
         return frame
     if reading.lines[2:]:
         frame = with_places(frame.lazy(), reading.lines[2]).collect()
@@ -216,13 +206,13 @@ def _read_paths(
 
 
 def _read_all(
-    paths: list[Path], reading: Reading, wanted: Collection[str] | None, parts: Sequence[int] = ()
+    paths: list[TablePath], reading: Reading, wanted: Collection[str] | None, parts: Sequence[int] = ()
 ) -> pl.DataFrame:
     frames = [_read_one(path, reading, wanted) for path in paths]
     if parts:
         codes = (pl.lit(part, pl.Int8).alias(PART) for part in parts)
         frames = [f.with_columns(code) for f, code in zip(frames, codes, strict=True)]
-    inferred = is_text(paths[0])
+    inferred = paths[0].is_text
     for path, other in zip(paths[1:], frames[1:], strict=True):
         for name in [*frames[0].columns, *other.columns]:
             types = {frames[0].schema.get(name), other.schema.get(name)}
@@ -234,60 +224,77 @@ def _read_all(
     return pl.concat([f[frames[0].columns] for f in frames], how="vertical_relaxed" if inferred else "vertical")
 
 
-def _read_one(path: Path, reading: Reading, wanted: Collection[str] | None = None) -> pl.DataFrame:
+def _read_one(path: TablePath, reading: Reading, wanted: Collection[str] | None = None) -> pl.DataFrame:
     """Read a file. Columns of a CSV outside `reading.numbers` are text, unless that is None."""
     with table_errors(path):
-        if not is_text(path):
-            table = pl.scan_parquet(path, glob=False)
+        if not path.is_text:
+            table = path.scan_parquet()
             if wanted is not None and set(wanted) <= set(table.collect_schema().names()):
                 table = table.select(wanted)
             return table.collect()
         if reading.lines:
             return scan_text(path, reading).collect()
-        frame = pl.read_csv(path, **csv_options(path, reading))
+        frame = path.read_csv(**csv_options(path, reading))
     if any("\ufffd" in name for name in frame.columns):
         check_utf8(path)
-    return frame
+    return path.with_folder_columns(frame.lazy(), _texts(path, reading)).collect()
 
 
 @contextmanager
-def table_errors(path: Path) -> Iterator[None]:
-    """Turn errors of polars about a file into DataErrors of one line."""
+def table_errors(path: TablePath) -> Iterator[None]:
+    """Turn errors of polars about a file into DataErrors of one line, or ObjectErrors if its server does not answer."""
     try:
-        yield
+        with table_server():
+            yield
     except pl.exceptions.NoDataError:
         raise DataError(f"{path}: the file is empty; it needs a header line and at least one row") from None
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
-        if is_text(path) and path.is_file():
+        if isinstance(path.place, Url) and isinstance(e, OSError):
+            with table_server():
+                raise explain(e, path.place) from None
+        if path.is_text and (isinstance(path.place, Url) or path.place.is_file()):
             check_utf8(path)
-        kind = ending(path)[1:] if is_text(path) else "parquet"
+        kind = path.ending[1:] if path.is_text else "parquet"
         raise DataError(f"{path}: cannot be read as {kind} ({first_line(e)}); is the file complete?") from None
 
 
-def scan_text(path: Path, reading: Reading, first: int | None = None) -> pl.LazyFrame:
+def scan_text(path: TablePath, reading: Reading, first: int | None = None) -> pl.LazyFrame:
     """Scan a text file. Of files with one user a line, the column of the order begins at `first`; None leaves it out. Call it
     within `table_errors`. Raises DataError as `column_names` does."""
     if not reading.lines:
-        return pl.scan_csv(path, **csv_options(path, reading))
+        return path.with_folder_columns(path.scan_csv(**csv_options(path, reading)), _texts(path, reading))
     column_names(path, reading)
     user, item, *order = reading.lines
     table = scan_user_lines(path, user, item, _separator(path, reading))
     return with_places(table, order[0], first) if order and first is not None else table
 
 
-def csv_options(path: Path, reading: Reading) -> CsvOptions:
+def csv_options(path: TablePath, reading: Reading) -> CsvOptions:
     """Return the options of polars for a text file. Raises DataError as `column_names` does."""
-    names = column_names(path, reading)
+    names = _own_names(path, reading)
     text = [] if reading.numbers is None else [name for name in names if name not in reading.numbers]
     unnamed, separator = bool(reading.columns), _separator(path, reading)
     return {
-        "separator": separator, "decimal_comma": reading.decimal_comma and separator != ",", "has_header": not unnamed, "new_columns": names if unnamed else None, "infer_schema_length": None, "try_parse_dates": reading.dates, "glob": False,
+        "separator": separator, "decimal_comma": reading.decimal_comma and separator != ",", "has_header": not unnamed, "new_columns": names if unnamed else None, "infer_schema_length": None, "try_parse_dates": reading.dates,
         "schema_overrides": dict.fromkeys(text, pl.String),
     }  # fmt: skip
 
 
-def column_names(path: Path, reading: Reading) -> list[str]:
-    """Return the columns of a text file. Raises DataError if its header names one twice, if the file has another number of
+def _texts(path: TablePath, reading: Reading) -> frozenset[str] | None:
+    """Return the columns of the folders of a text file that are read as text, None for all."""
+    if reading.numbers is None:
+        return frozenset() if reading.dates else frozenset(c.name for c in path.folder_columns if c.type is pl.Date)
+    return frozenset(c.name for c in path.folder_columns) - reading.numbers
+
+
+def column_names(path: TablePath, reading: Reading) -> list[str]:
+    """Return the columns of a text file, and those of its folders that it lacks. Raises as `_own_names` does."""
+    own = _own_names(path, reading)
+    return [*own, *(c.name for c in path.folder_columns if c.name not in own and not reading.lines)]
+
+
+def _own_names(path: TablePath, reading: Reading) -> list[str]:
+    """Return the columns within a text file. Raises DataError if its header names one twice, if the file has another number of
     columns than `reading` names, or if it looks separated by another character."""
     separator = _separator(path, reading)
     if reading.lines:
@@ -295,7 +302,7 @@ def column_names(path: Path, reading: Reading) -> list[str]:
         _check_separator(path, values, separator, reading)
         _check_values(path, values, separator)
         return [*reading.lines]
-    read = partial(pl.read_csv, path, separator=separator, infer_schema=False, glob=False)
+    read = partial(path.read_csv, separator=separator, infer_schema=False)
     header = read(n_rows=1, has_header=False, truncate_ragged_lines=True).row(0)
     _check_separator(path, header, separator, reading)
     if reading.columns:
@@ -311,7 +318,7 @@ def column_names(path: Path, reading: Reading) -> list[str]:
     return read(n_rows=0).columns
 
 
-def _check_separator(path: Path, header: Sequence[str | None], separator: str, reading: Reading) -> None:
+def _check_separator(path: TablePath, header: Sequence[str | None], separator: str, reading: Reading) -> None:
     """Raise DataError if a file's first line is one value that holds another separator."""
     first = (header[0] if header else "") or ""
     known = _others(separator) if reading.lines else [other for other in SEPARATORS if other != separator]
@@ -327,7 +334,7 @@ def _check_separator(path: Path, header: Sequence[str | None], separator: str, r
     raise DataError(f"{path}: found one column, and its first line holds {other!r} {found[other]} times; {what}")
 
 
-def _check_values(path: Path, values: Sequence[str], separator: str) -> None:
+def _check_values(path: TablePath, values: Sequence[str], separator: str) -> None:
     """Raise DataError if another character separates the user of a file's first line from the items, or its items: the user
     alone holds it, or the only item does."""
     for place in (0, 1) if len(values) == 2 else (0,) if values[1:] else ():
@@ -346,16 +353,16 @@ def _others(separator: str) -> list[str]:
     return [s for s in (*SEPARATORS, SPACE) if s not in own]
 
 
-def _separator(path: Path, reading: Reading) -> str:
-    return reading.separator or SEPARATOR_OF[ending(path)]
+def _separator(path: TablePath, reading: Reading) -> str:
+    return reading.separator or SEPARATOR_OF[path.ending]
 
 
-def columns_and_rows(path: Path, reading: Reading) -> tuple[list[str], int]:
+def columns_and_rows(path: TablePath, reading: Reading) -> tuple[list[str], int]:
     """Return the names of the columns of a file, and its number of rows. Call it within `table_errors`."""
-    if is_text(path):
+    if path.is_text:
         table = scan_text(path, replace(reading, numbers=frozenset()), first=0)
     else:
-        table = pl.scan_parquet(path, glob=False)
+        table = path.scan_parquet()
     rows = int(table.select(pl.len()).collect(engine="streaming").item())
     return table.collect_schema().names(), rows
 
@@ -371,36 +378,3 @@ def parse_canonical_text(series: pl.Series) -> pl.Series:
     if series.str.contains(CANONICAL_BOOLEAN).all():
         return series.str.to_lowercase() == "true"
     return series
-
-
-def check_utf8(path: Path) -> None:
-    """Raise DataError with the number of the first line that is not UTF-8."""
-    with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as f:
-        for number, line in enumerate(f, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                raise not_utf8(path, f"line {number} is") from None
-
-
-_CJK = ("\u3000", "\u9fff")
-"""First and last character of Chinese and Japanese text."""
-
-
-def not_utf8(path: Path, where: str = "it is") -> DataError:
-    """Return the error of a text file that is not UTF-8, with the command that converts it where its first bytes tell from what."""
-    with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as f:
-        start = f.read(2**16)
-    if start[:2] == b"\x1f\x8b":
-        return DataError(f"{path}: is gzipped, and its name does not say so; add .gz to the name")
-    known = "UTF-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-    if not known:
-        text = start.decode("gb18030", errors="ignore")
-        other = sum(not char.isascii() for char in text)
-        known = "GB18030" if other and sum(_CJK[0] <= char <= _CJK[1] for char in text) > 0.8 * other else ""
-    how = (
-        f"it looks like {known}: convert it with iconv -f {known} -t UTF-8"
-        if known
-        else "convert the file, for example with iconv"
-    )
-    return DataError(f"{path}: {where} not UTF-8; {how}")

@@ -1,54 +1,333 @@
-"""Files of tables: a file, a folder of files, or a pattern."""
+"""Files of tables: a file, a folder of files or a pattern, on the disk or at a URL, and the columns that their folders give."""
 
 from __future__ import annotations
 
 import glob
+import gzip
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import date
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
+from typing import BinaryIO, TypedDict, Unpack
+from urllib.parse import unquote
+
+import polars as pl
 
 from twotower.data.parts import PartFiles
 from twotower.data.split import PART_NAMES
 from twotower.errors import DataError
 from twotower.files import check_name
+from twotower.files.object_stores import ObjectClient, ObjectError, ObjectInfo
+from twotower.files.urls import Url, is_url
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".pq")
 _SKIPPED = (".", "_")
 """Beginnings of names in a folder that are no files of its table: Spark puts _SUCCESS and .crc there."""
+_PARTITION = re.compile(r"([^=]+)=(.*)", re.DOTALL)
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+_INTEGER, _DATE = re.compile(r"0|-?[1-9]\d{0,17}"), re.compile(r"\d{4}-\d\d-\d\d")
 
 
-def table_files(source: Path | str, endings: tuple[str, ...] = TABLE_SUFFIXES) -> list[Path]:
+class CsvOptions(TypedDict, total=False):
+    """Options of polars for a CSV or TSV."""
+
+    separator: str
+    has_header: bool
+    new_columns: list[str] | None
+    infer_schema: bool
+    infer_schema_length: None
+    try_parse_dates: bool
+    decimal_comma: bool
+    schema_overrides: dict[str, type[pl.String]]
+    quote_char: None
+    n_rows: int
+    truncate_ragged_lines: bool
+
+
+class _ServerOptions(TypedDict, total=False):
+    """Options of polars for a file at a URL."""
+
+    storage_options: dict[str, str | int]
+    credential_provider: None
+
+
+@dataclass(frozen=True)
+class FolderColumn:
+    """A column whose value is that of the folder `name=value` around a file. `type` is common to all files of a table: whole
+    numbers, dates (2026-11-01) or text."""
+
+    name: str
+    text: str | None
+    type: type[pl.Int64] | type[pl.Date] | type[pl.String]
+
+    def literal(self, as_text: bool) -> pl.Expr:
+        """Return the value as an expression, of its type or as text."""
+        if as_text or self.type is pl.String or self.text is None:
+            return pl.lit(self.text, pl.String if as_text else self.type).alias(self.name)
+        value = int(self.text) if self.type is pl.Int64 else date.fromisoformat(self.text)
+        return pl.lit(value, self.type).alias(self.name)
+
+
+@dataclass(frozen=True)
+class TablePath:
+    """A file of a table."""
+
+    place: Path | Url
+    folder_columns: tuple[FolderColumn, ...] = ()
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+    @property
+    def path(self) -> PurePath:
+        """The path, of a URL that of its bucket and key, for its names."""
+        return self.place.path if isinstance(self.place, Url) else self.place
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def ending(self) -> str:
+        """The ending of the name in lower case; of gzipped text files, that before ".gz"."""
+        return ending(self.path)
+
+    @property
+    def is_text(self) -> bool:
+        """True for a text file, gzipped or not, by the ending."""
+        return self.ending in TEXT_SUFFIXES
+
+    @property
+    def identity(self) -> str:
+        """A text that is the same for two names of one file."""
+        return str(self.place.resolve() if isinstance(self.place, Path) else self.place)
+
+    def state(self) -> list[str | int]:
+        """Return the size in bytes and the time of change or the tag, to detect changes. Raises OSError, RunError."""
+        if isinstance(self.place, Path):
+            found = self.place.stat()
+            return [found.st_size, found.st_mtime_ns]
+        with table_server():
+            info = ObjectClient(self.place).head(self.place.key)
+        if info is None:
+            raise DataError(f"{self}: no such file")
+        return [info.size, info.tag]
+
+    def open(self) -> BinaryIO | gzip.GzipFile:
+        """Open the file, of a gzipped one the content. Raises OSError, RunError."""
+        is_gzipped = self.name.lower().endswith(".gz")
+        if isinstance(self.place, Path):
+            return gzip.open(self.place, "rb") if is_gzipped else self.place.open("rb")
+        with table_server():
+            file = ObjectClient(self.place).open(self.place.key)
+        return gzip.open(file, "rb") if is_gzipped else file
+
+    def scan_parquet(self) -> pl.LazyFrame:
+        """Scan a Parquet file, with the columns of its folders that it lacks."""
+        table = pl.scan_parquet(self._where, glob=False, hive_partitioning=False, **self._options)
+        return self.with_folder_columns(table) if self.folder_columns else table
+
+    def scan_csv(self, **options: Unpack[CsvOptions]) -> pl.LazyFrame:
+        """Scan a text file, without the columns of its folders."""
+        return pl.scan_csv(self._where, glob=False, **options, **self._options)
+
+    def read_csv(self, **options: Unpack[CsvOptions]) -> pl.DataFrame:
+        """Read a text file, without the columns of its folders."""
+        if isinstance(self.place, Path):
+            return pl.read_csv(self.place, glob=False, **options)
+        return self.scan_csv(**options).collect()
+
+    def with_folder_columns(self, table: pl.LazyFrame, as_text: frozenset[str] | None = frozenset()) -> pl.LazyFrame:
+        """Add the columns of the folders that a table lacks; those of `as_text`, of all if that is None, are text."""
+        if not self.folder_columns:
+            return table
+        own = table.collect_schema().names()
+        return table.with_columns(
+            c.literal(as_text is None or c.name in as_text) for c in self.folder_columns if c.name not in own
+        )
+
+    @property
+    def _where(self) -> Path | str:
+        return self.place if isinstance(self.place, Path) else str(self.place)
+
+    @property
+    def _options(self) -> _ServerOptions:
+        """Options of polars that read the file with the limits and the credentials of this package."""
+        if isinstance(self.place, Path):
+            return {}
+        return {"storage_options": ObjectClient(self.place).limits.for_polars(), "credential_provider": None}
+
+
+@contextmanager
+def table_server() -> Iterator[None]:
+    """Raise DataError for what an object store or server does not have or allow. A server that does not answer stays an
+    ObjectError, after which a later call may go on."""
+    try:
+        yield
+    except ObjectError as e:
+        if e.cause == "unreachable":
+            raise
+        raise DataError(str(e)) from None
+
+
+def table_source(source: Path | str) -> Path | Url:
+    """Return the place of a table. Raises ConfigError for a URL that cannot be read."""
+    return Url.parse(source) if is_url(source) else Path(source)
+
+
+def exists(place: Path | Url) -> bool:
+    """Return True if there is a file, or on the disk a folder, of that name. Raises RunError."""
+    if isinstance(place, Path):
+        return place.exists()
+    with table_server():
+        return ObjectClient(place).head(place.key) is not None
+
+
+def table_files(source: Path | str | Url, endings: tuple[str, ...] = TABLE_SUFFIXES) -> list[TablePath]:
     """Return the files of a table (a file, a folder of files or a pattern) in the order of their names.
 
-    Raises DataError if there is none, or one with another ending."""
-    source = Path(source)
+    In a folder, and around files, folders named `name=value` are columns. Raises DataError if there is no file, or one with
+    another ending."""
+    place = source if isinstance(source, Url) else table_source(source)
+    if isinstance(place, Path):
+        found = _on_disk(place)
+    else:
+        with table_server():
+            found = _at(place, endings)
+    if not found:
+        raise DataError(f"{source}: no file found; name a table, a folder of tables or a pattern")
+    for path in found:
+        if path.ending not in endings:
+            shown = ".csv, .tsv, .txt or .parquet" if ".csv" in endings else ".parquet"
+            raise DataError(
+                f"{path}: found a '{path.path.suffix.lower()}' file, expected {shown}; convert or rename it"
+            )
+    return _with_columns_of_folders(sorted(found, key=lambda p: p.path))
+
+
+def _on_disk(source: Path) -> list[TablePath]:
+    """Return the files of a table on the disk. Raises DataError."""
     if source.is_dir():
-        paths = [p for p in source.iterdir() if not p.name.startswith(_SKIPPED)]
+        paths = _inside(source)
     elif not source.exists() and glob.has_magic(str(source)):
         paths = [Path(p) for p in glob.glob(str(source), recursive=True)]  # noqa: PTH207 - Path.glob wants no root
         paths = [p for p in paths if not p.is_dir()]
     else:
         paths = [source]
-    if not paths:
-        raise DataError(f"{source}: no file found; name a table, a folder of tables or a pattern")
     for path in paths:
         check_name(path)
         if path.is_dir():
-            raise DataError(
-                f"{source}: found the folder {path.name} in it; name all files, as in '{source}/*/*.parquet'"
-            )
+            raise _folder_within(source, path.name)
         if not path.is_file():
             raise DataError(f"{path}: no such file")
-        if ending(path) not in endings:
-            shown = ".csv, .tsv, .txt or .parquet" if ".csv" in endings else ".parquet"
-            raise DataError(f"{path}: found a '{path.suffix.lower()}' file, expected {shown}; convert or rename it")
-    return sorted(paths)
+    return [TablePath(p) for p in paths]
 
 
-def takes_in(source: Path, path: Path) -> bool:
+def _folder_within(source: Path | Url, name: str) -> DataError:
+    return DataError(f"{source}: found the folder {name} in it; name all files, as in '{source}/*/*.parquet'")
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Return the files and folders within a folder, of folders named `name=value` what is within them."""
+    found = list[Path]()
+    for path in folder.iterdir():
+        if not path.name.startswith(_SKIPPED):
+            found += _inside(path) if _PARTITION.fullmatch(path.name) and path.is_dir() else [path]
+    return found
+
+
+def _at(url: Url, endings: tuple[str, ...]) -> list[TablePath]:
+    """Return the files of a table at a URL. Raises DataError."""
+    bucket, key = ObjectClient(url), url.key
+    is_pattern = url.is_object_store and glob.has_magic(key)
+    if not url.is_object_store and not url.parts:
+        raise DataError(f"{url}: names no file; name a Parquet or text file")
+    is_named = ending(url.path) in endings or not url.is_object_store
+    if (is_named or is_pattern) and bucket.head(key):
+        return [TablePath(url)]
+    if not url.is_object_store:
+        raise DataError(f"{url}: no such file (a server of https:// cannot list folders or patterns; name one file)")
+    if is_pattern:
+        fixed = next(n for n, part in enumerate(url.parts) if glob.has_magic(part))
+        listed = bucket.list("/".join(url.parts[:fixed]))
+        return [TablePath(url.of_key(o.key)) for o in listed if _is_file(o) and _is_visible_match(o.key, url.parts)]
+    found = list[TablePath]()
+    for o in bucket.list(key):
+        *folders, name = PurePosixPath(o.key).parts[len(url.parts) :]
+        if _is_file(o) and not any(part.startswith(_SKIPPED) for part in (*folders, name)):
+            if strange := next((part for part in folders if not _PARTITION.fullmatch(part)), ""):
+                raise _folder_within(url, strange)
+            found.append(TablePath(url.of_key(o.key)))
+    if not found and key and not is_named and bucket.head(key):
+        return [TablePath(url)]
+    if not found and is_named:
+        raise DataError(f"{url}: no such file")
+    return found
+
+
+def _is_file(found: ObjectInfo) -> bool:
+    """Return False for the empty objects that some programs write for folders."""
+    return found.size > 0 or ending(PurePosixPath(found.key)) in TABLE_SUFFIXES
+
+
+def _is_visible_match(key: str, pattern: Sequence[str]) -> bool:
+    """Return True if a pattern, as the shell reads it, matches a key: * and ** stand for no name that begins with a dot."""
+    parts = key.split("/")
+    hidden = [p for p in parts if p.startswith(".")]
+    return _matches(parts, pattern) and all(any(q.startswith(".") for q in pattern) for _ in hidden)
+
+
+def _with_columns_of_folders(paths: list[TablePath]) -> list[TablePath]:
+    """Return the files with the columns of the folders just above them that are named `name=value`."""
+    given = [_folder_values(p.place.absolute() if isinstance(p.place, Path) else p.path) for p in paths]
+    names = list(given[0])
+    for path, values in zip(paths, given, strict=True):
+        if list(values) != names:
+            shown = ["/".join(f"{name}=…" for name in of) or "no such folder" for of in (names, values)]
+            raise DataError(
+                f"{path}: lies in {shown[1]}, and {paths[0]} in {shown[0]}; the folders of all files of a table must have the same names"
+            )
+    types = {name: _type([values[name] for values in given]) for name in names}
+    return [
+        replace(path, folder_columns=tuple(FolderColumn(name, values[name], types[name]) for name in names))
+        for path, values in zip(paths, given, strict=True)
+    ]
+
+
+def _folder_values(path: PurePath) -> dict[str, str | None]:
+    """Return the values of the folders just above a file that are named `name=value`, the outer ones first."""
+    values = list[tuple[str, str | None]]()
+    for folder in path.parent.parts[::-1]:
+        if not (found := _PARTITION.fullmatch(folder)):
+            break
+        values.append((unquote(found[1]), None if found[2] == _NO_VALUE else unquote(found[2])))
+    return dict(reversed(values))
+
+
+def _type(texts: Sequence[str | None]) -> type[pl.Int64] | type[pl.Date] | type[pl.String]:
+    """Return the type of the values of a column."""
+    present = {text for text in texts if text is not None}
+    if present and all(_INTEGER.fullmatch(text) for text in present):
+        return pl.Int64
+    return pl.Date if present and all(map(_is_date, present)) else pl.String
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return _DATE.fullmatch(text) is not None and bool(date.fromisoformat(text))
+    except ValueError:
+        return False
+
+
+def takes_in(source: Path | Url, path: Path) -> bool:
     """Return True if `path`, once it exists, is read with the table `source`: below a folder, or one that a pattern matches."""
+    if isinstance(source, Url):
+        return False
     if source.is_dir():
         base, inner = source.resolve(), path.resolve()
         return base in inner.parents and not inner.relative_to(base).parts[0].startswith(_SKIPPED)
@@ -65,23 +344,18 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def ending(path: Path) -> str:
+def ending(path: PurePath) -> str:
     """Return the ending of a file's name in lower case; of gzipped text files, that before ".gz"."""
     inner = Path(path.name.lower().removesuffix(".gz")).suffix
     return inner if inner in TEXT_SUFFIXES else path.suffix.lower()
 
 
-def is_text(path: Path) -> bool:
-    """Return True for a text file, gzipped or not, by the file's ending."""
-    return ending(path) in TEXT_SUFFIXES
-
-
-def part_paths(files: PartFiles, endings: tuple[str, ...] = TABLE_SUFFIXES) -> dict[str, list[Path]]:
+def part_paths(files: PartFiles, endings: tuple[str, ...] = TABLE_SUFFIXES) -> dict[str, list[TablePath]]:
     """Return the files of each part, in the order train, validation, test. Raises DataError if a file is in two."""
     found = {name: table_files(files.sources[name], endings) for name in PART_NAMES if name in files.sources}
-    owners: dict[Path, str] = {}
+    owners: dict[str, str] = {}
     for name, paths in found.items():
         for path in paths:
-            if (other := owners.setdefault(path.resolve(), name)) != name:
+            if (other := owners.setdefault(path.identity, name)) != name:
                 raise DataError(f"{path}: named by data.{other} and by data.{name}; name a file for one part")
     return found

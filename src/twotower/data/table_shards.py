@@ -5,27 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import polars as pl
 
 from twotower.data.readers import Reading, scan_text, table_errors
-from twotower.data.table_paths import table_files, takes_in
+from twotower.data.table_paths import TablePath, table_files, takes_in
 from twotower.errors import DataError, RunError
+from twotower.files.urls import Url
 
 
 @dataclass(frozen=True)
 class TableFile:
     """A file of a table: its path, its name within the table, and its number of rows (None for a text file)."""
 
-    path: Path
+    path: TablePath
     name: str
     rows: int | None
 
     def state(self) -> list[str | int | None]:
-        """Return name, size in bytes, modification time and rows, to detect changes."""
-        found = self.path.stat()
-        return [self.name, found.st_size, found.st_mtime_ns, self.rows]
+        """Return name, size in bytes, modification time or tag, and rows, to detect changes."""
+        return [self.name, *self.path.state(), self.rows]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TableShard:
     rows: int | None
 
 
-def check_apart(source: Path, made: Path, rows: str) -> None:
+def check_apart(source: Path | Url, made: Path, rows: str) -> None:
     """Raise RunError if a later call would read the file `made` as rows of the table `source`, or if the folder of `made` holds a file
     of the table. `rows` is what the rows are called, such as "users"."""
     out = made.parent
@@ -47,7 +47,7 @@ def check_apart(source: Path, made: Path, rows: str) -> None:
             f"{out}: lies in the table {source}, and the next call would read it as {rows}; choose a folder outside"
         )
     for path in table_files(source):
-        if out.resolve() in path.resolve().parents:
+        if isinstance(path.place, Path) and out.resolve() in path.place.resolve().parents:
             raise RunError(f"{out}: holds the file {path.name} of the table {source}; choose another folder")
 
 
@@ -63,13 +63,16 @@ def cut_into_shards(sources: list[TableFile], rows: int) -> list[TableShard]:
     return shards
 
 
-def names_within(paths: list[Path]) -> list[str]:
-    """Return the names of files within their common folder."""
-    base = Path(os.path.commonpath([p.parent for p in paths]))
-    return [path.relative_to(base).as_posix() for path in paths]
+def names_within(paths: list[TablePath]) -> list[str]:
+    """Return the names of files within their common folder, or as they are if they have none."""
+    try:
+        base = PurePath(os.path.commonpath([p.path.parent for p in paths]))
+    except ValueError:  # some are relative, or at URLs
+        return [str(path) for path in paths]
+    return [path.path.relative_to(base).as_posix() for path in paths]
 
 
-def read_slices(table: pl.LazyFrame, source: Path, start: int, rows: int, step: int) -> Iterator[pl.DataFrame]:
+def read_slices(table: pl.LazyFrame, source: TablePath, start: int, rows: int, step: int) -> Iterator[pl.DataFrame]:
     """Yield rows `start` to `start + rows` of a scanned Parquet file, `step` at a time. Raises DataError, which names `source`, if
     fewer are there."""
     for first in range(0, rows, step):
@@ -82,7 +85,9 @@ def read_slices(table: pl.LazyFrame, source: Path, start: int, rows: int, step: 
         yield frame
 
 
-def text_as_parquet(source: Path, columns: Collection[str], reading: Reading, to: Path, first: int = 0) -> pl.LazyFrame:
+def text_as_parquet(
+    source: TablePath, columns: Collection[str], reading: Reading, to: Path, first: int = 0
+) -> pl.LazyFrame:
     """Write columns of a text file as Parquet, with types inferred from all rows, and scan it. `first` is the row of the table
     at which the file begins. Call it within `table_errors`."""
     scan_text(source, reading, first).select(columns).sink_parquet(to)

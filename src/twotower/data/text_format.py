@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from twotower.data.table_paths import ending, is_text
+from twotower.data.table_paths import TablePath
 from twotower.errors import ConfigError, DataError
 from twotower.section import Section, first_problem
 
@@ -105,15 +104,15 @@ class TextFormat(Section):
         """Return the separator of the files of a table. Empty: by the ending of each."""
         return next((separator for name, separator in self.separators.items() if name == table), self.separator)
 
-    def check_tables(self, first: Mapping[str, Path | None]) -> None:
+    def check_tables(self, first: Mapping[str, TablePath | None]) -> None:
         """Raise DataError if an option has no effect on tables, of which the first file is given, None for no table in files."""
-        texts = {name: path for name, path in first.items() if path is not None and is_text(path)}
+        texts = {name: path for name, path in first.items() if path is not None and path.is_text}
         self.check_used(bool(texts), "interactions" in texts)
         if unused := next((name for name in self.separators if name not in texts), ""):
             what = "no such table is in files" if first.get(unused) is None else "that table is Parquet"
             raise DataError(f"data.format.separators names {unused}, and {what}; leave {unused} out")
         if self.decimal == "," and all(
-            (self.separator_of(n) or SEPARATOR_OF[ending(p)]) == "," for n, p in texts.items()
+            (self.separator_of(n) or SEPARATOR_OF[p.ending]) == "," for n, p in texts.items()
         ):
             raise DataError(
                 "data.format.decimal = ',' reads files whose values no comma separates, and commas separate those of all tables; set "

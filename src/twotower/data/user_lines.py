@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import polars as pl
+
+from twotower.data.table_paths import TablePath
 
 _NO_SEPARATOR = "\x1f"
 """A character that no line is expected to hold, so that polars reads whole lines."""
 
 
-def scan_user_lines(path: Path, user: str, item: str, separator: str) -> pl.LazyFrame:
+def scan_user_lines(path: TablePath, user: str, item: str, separator: str) -> pl.LazyFrame:
     """Return the interactions of a file, in its order, as text in the columns `user` and `item`. A line of a user alone has
     none; a separator at the end of a line, and repeated ones, count as one. With a space as separator a tab is one too.
     Double quotes around a value are not part of it, and a separator between them is."""
@@ -26,17 +27,17 @@ def scan_user_lines(path: Path, user: str, item: str, separator: str) -> pl.Lazy
     )
 
 
-def read_first_values(path: Path, separator: str) -> list[str]:
+def read_first_values(path: TablePath, separator: str) -> list[str]:
     """Return the values of the first line of a file that is not empty, with their quotes; none without a line."""
     found = _scan_lines(path).select(pl.col("line").str.extract_all(_value(separator))).head(1).collect().to_series()
     return [str(value) for value in found[0]] if len(found) else []
 
 
-def _scan_lines(path: Path) -> pl.LazyFrame:
+def _scan_lines(path: TablePath) -> pl.LazyFrame:
     """Return the lines of a file that are not empty, in the column "line"."""
-    lines = pl.scan_csv(
-        path, separator=_NO_SEPARATOR, has_header=False, new_columns=["line"], quote_char=None, infer_schema=False, glob=False
-    )  # fmt: skip
+    lines = path.scan_csv(
+        separator=_NO_SEPARATOR, has_header=False, new_columns=["line"], quote_char=None, infer_schema=False
+    )
     return lines.select(pl.col("line").str.strip_chars("\r")).filter(pl.col("line") != "")
 
 

@@ -21,7 +21,7 @@ from twotower.arrays.ragged import Column, Ragged
 from twotower.data.context import default_context
 from twotower.data.readers import Reading, column_names, parse_canonical_text, table_errors
 from twotower.data.splits import TEST
-from twotower.data.table_paths import is_text, table_files
+from twotower.data.table_paths import TablePath, table_files, table_source
 from twotower.data.table_shards import (
     TableFile,
     TableShard,
@@ -40,6 +40,7 @@ from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.categorical import CategoricalEncoder
 from twotower.features.side import SideName
 from twotower.files.sharded_work import HOW_TO_OVERWRITE
+from twotower.files.urls import Url
 from twotower.model.inputs.gather import ColumnRows, JoinedRows, TowerFields
 from twotower.model.inputs.side_tensors import carry_forward, tensors
 from twotower.model.two_tower import evaluation_mode
@@ -88,17 +89,17 @@ def embed(
     unusable argument, and for users of a model that reads the context, unless each of its features declares a default,
     which all users get.
     """
-    source, out, me = Path(source), Path(out), context or DistributedContext()
+    table, out, me = table_source(source), Path(out), context or DistributedContext()
     if precision not in _DTYPES:
         raise ConfigError(f"precision '{precision}': allowed are {', '.join(_DTYPES)}")
     if shard_rows < 1:
         raise ConfigError(f"shards of {shard_rows} rows: expected at least 1")
-    check_apart(source, out / IDS_FILE, f"{side}s")
+    check_apart(table, out / IDS_FILE, f"{side}s")
     form = TextFormat.of_table(separator, columns)
-    has_text = any(map(is_text, table_files(source)))
+    has_text = any(path.is_text for path in table_files(table))
     form.check_used(has_text, has_text, "`{}`")
     rows = _RowEncoder(run, side, form)
-    sources = _files(source, rows)
+    sources = _files(table, rows)
     shards = cut_into_shards(sources, shard_rows)
     if not shards:
         raise DataError(f"{side}s: the table has no rows, expected at least one; fill it")
@@ -212,7 +213,7 @@ class _ShardEmbedder:
         shutil.rmtree(scratch)
         return n, width, kind
 
-    def _rounded(self, vectors: npt.NDArray[np.float32], source: Path) -> StoredVectors:
+    def _rounded(self, vectors: npt.NDArray[np.float32], source: TablePath) -> StoredVectors:
         if self.type == "<f4":
             return vectors
         with np.errstate(over="ignore"):
@@ -282,31 +283,31 @@ def _take_known(ragged: Ragged, known_rows: npt.NDArray[np.int32]) -> Ragged:
     return Ragged(ragged.values, np.r_[0, ragged.offsets]).take(known_rows)
 
 
-def _files(source: Path, rows: _RowEncoder) -> list[TableFile]:
+def _files(source: Path | Url, rows: _RowEncoder) -> list[TableFile]:
     """Return the files of a table in the order of their names. Raises DataError if one lacks a column."""
     paths = table_files(source)
     return [TableFile(path, name, _length(path, rows)) for path, name in zip(paths, names_within(paths), strict=True)]
 
 
-def _length(path: Path, rows: _RowEncoder) -> int | None:
+def _length(path: TablePath, rows: _RowEncoder) -> int | None:
     """Return the number of rows of a Parquet file, None for a text file. Raises DataError if a column is missing."""
     with table_errors(path):
-        if is_text(path):
+        if path.is_text:
             rows.check(column_names(path, rows.reading))
             return None
-        table = pl.scan_parquet(path, glob=False)
+        table = path.scan_parquet()
         rows.check(table.collect_schema().names())
         return int(table.select(pl.len()).collect().item())
 
 
 def _batches(shard: TableShard, rows: _RowEncoder, scratch: Path, batch_rows: int) -> Iterator[pl.DataFrame]:
     """Yield the needed columns of a shard, `batch_rows` rows at a time. Raises DataError as `tables.read_file` does."""
-    path, text = shard.file.path, is_text(shard.file.path)
+    path, text = shard.file.path, shard.file.path.is_text
     with table_errors(path):
         table = (
             text_as_parquet(path, rows.columns, rows.reading, scratch / "table")
             if text
-            else pl.scan_parquet(path, glob=False).select(rows.columns)
+            else path.scan_parquet().select(rows.columns)
         )
         n = int(table.select(pl.len()).collect().item()) if shard.rows is None else shard.rows
     for frame in read_slices(table, path, shard.start, n, batch_rows):

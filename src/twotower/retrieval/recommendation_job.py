@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 
 from twotower import files
+from twotower.data.table_paths import table_source
 from twotower.data.table_shards import TableShard, check_apart
 from twotower.data.text_format import TextFormat
 from twotower.errors import ConfigError, RunError, first_line
@@ -111,13 +112,13 @@ def recommend_users(
         raise ConfigError(f"`shard_rows` is {shard_rows}, expected at least 1")
     if threads < 0:
         raise ConfigError(f"`threads` is {threads}, expected at least 0")
-    users, out, form = Path(users), Path(out), TextFormat.of_table(separator, columns)
-    check_apart(users, out / shard_file(0), "users")
+    table_at, out, form = table_source(users), Path(out), TextFormat.of_table(separator, columns)
+    check_apart(table_at, out / shard_file(0), "users")
     bundle = Store(store).current()
     with bundle.lease():
         retriever = Retriever(bundle, threads or default_threads())
         asked = BatchRecommender(retriever, k, method, unknown=unknown, ban=ban, where=where, keep_seen=keep_seen)
-        table = UserTable(users, retriever, method, answers_unknown=method == 2 or unknown == "popular", form=form)
+        table = UserTable(table_at, retriever, method, answers_unknown=method == 2 or unknown == "popular", form=form)
         log.info(f"bundle {bundle.id}: {table.rows:,} users, read by {', '.join(table.columns)}")
         if table.odd_id is not None:
             theirs = retriever.dataset.users.ids.dtype

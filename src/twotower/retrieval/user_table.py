@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from twotower.data.readers import Reading, column_names, parse_canonical_text, scan_text, table_errors
-from twotower.data.table_paths import is_text, table_files
+from twotower.data.table_paths import TablePath, table_files
 from twotower.data.table_shards import (
     TableFile,
     TableShard,
@@ -21,6 +21,7 @@ from twotower.data.table_shards import (
 )
 from twotower.data.text_format import TextFormat
 from twotower.errors import DataError
+from twotower.files.urls import Url
 from twotower.retrieval.request import Method
 from twotower.retrieval.retriever import Retriever
 from twotower.retrieval.user_batch import read_columns
@@ -31,7 +32,7 @@ class UserTable:
 
     def __init__(
         self,
-        source: Path,
+        source: Path | Url,
         retriever: Retriever,
         method: Method = 1,
         answers_unknown: bool = True,
@@ -41,7 +42,7 @@ class UserTable:
         an answer with `answers_unknown`. Text files are in a form. Raises DataError."""
         users = retriever.dataset.users
         paths, form = table_files(source), form or TextFormat()
-        has_text = any(map(is_text, paths))
+        has_text = any(path.is_text for path in paths)
         form.check_used(has_text, has_text, "`{}`")
         self._reading = Reading.of(retriever.schema, "user").of_table(form)
         states = [TableFile(path, name, None).state() for path, name in zip(paths, names_within(paths), strict=True)]
@@ -70,7 +71,7 @@ class UserTable:
             raise DataError(f"{source}: the table has no users, expected at least one; fill it")
         self.states = [[*state[:-1], file.rows] for state, file in zip(states, self.files, strict=True)]
         """Name, size, time of change and rows of each file, as they were before it was first read."""
-        is_typed = not all(is_text(path) for path in paths)
+        is_typed = not all(path.is_text for path in paths)
         self.odd_id = None if is_typed else next((odd for _, odd in measured if odd is not None), None)
         """The first id of a CSV that is not spelled as the ids of the bundle are, which are whole numbers; None without one."""
         id_type = schemas[0][self.columns[0]] if is_typed else users.ids.dtype
@@ -87,7 +88,7 @@ class UserTable:
         table = self._scan(shard.file, scratch)
         (frame,) = read_slices(table, shard.file.path, shard.start, shard.rows or 0, shard.rows or 1)
         self._check_unchanged(shard.file)
-        if not is_text(shard.file.path):
+        if not shard.file.path.is_text:
             return frame
         return frame.with_columns(parse_canonical_text(frame[name]) for name in self._booleans)
 
@@ -103,11 +104,11 @@ class UserTable:
         for file in self.files:
             self._check_unchanged(file)
 
-    def _measure(self, path: Path, id_type: pl.DataType) -> tuple[int, str | None]:
+    def _measure(self, path: TablePath, id_type: pl.DataType) -> tuple[int, str | None]:
         """Return the number of rows of a file, and the first id of a CSV that is not spelled as those of a type are."""
         with table_errors(path):
-            if not is_text(path):
-                return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect(engine="streaming").item()), None
+            if not path.is_text:
+                return int(path.scan_parquet().select(pl.len()).collect(engine="streaming").item()), None
             table = scan_text(path, replace(self._reading, numbers=frozenset()))
             ids = pl.col(self.columns[0])
             is_odd = (ids.cast(id_type, strict=False).cast(pl.String) != ids).fill_null(ids.is_not_null())
@@ -115,8 +116,8 @@ class UserTable:
             return rows, odd
 
     def _scan(self, file: TableFile, scratch: Path) -> pl.LazyFrame:
-        if not is_text(file.path):
-            return pl.scan_parquet(file.path, glob=False).select(self.columns)
+        if not file.path.is_text:
+            return file.path.scan_parquet().select(self.columns)
         copy = scratch / f"{self.files.index(file)}.parquet"
         with table_errors(file.path):
             return (
@@ -126,14 +127,14 @@ class UserTable:
             )
 
     def _check_unchanged(self, file: TableFile) -> None:
-        with suppress(OSError):
+        with suppress(OSError, DataError):
             if file.state() in self.states:
                 return
         raise DataError(f"{file.path}: was changed while it was read; call again when it is complete")
 
 
-def _schema(path: Path, reading: Reading) -> pl.Schema:
+def _schema(path: TablePath, reading: Reading) -> pl.Schema:
     with table_errors(path):
-        if is_text(path):
+        if path.is_text:
             return pl.Schema(dict.fromkeys(column_names(path, reading), pl.String()))
-        return pl.scan_parquet(path, glob=False).collect_schema()
+        return path.scan_parquet().collect_schema()

@@ -10,6 +10,7 @@ from pathlib import Path
 from twotower.data.split import PART_NAMES
 from twotower.data.table_paths import TABLE_SUFFIXES, ending
 from twotower.errors import DataError
+from twotower.files.urls import Url
 from twotower.suggestion import names
 
 
@@ -17,11 +18,11 @@ from twotower.suggestion import names
 class FolderTables:
     """Paths of the tables of a folder, or of a file."""
 
-    log: Path
+    log: Path | Url
     """Interactions: all of them, or those of the part train if there are `parts`."""
     parts: Mapping[str, Path] = field(default_factory=dict)
     """Interactions by part, in the order train, validation, test. Empty: the log is in one table."""
-    sides: Mapping[str, Path] = field(default_factory=dict)
+    sides: Mapping[str, Path | Url] = field(default_factory=dict)
     """Tables of users and items, by these names."""
     unread: tuple[str, ...] = ()
     """Files that are not read, each with the reason."""
@@ -32,9 +33,11 @@ class FolderTables:
         return FolderTables(self.log, {}, self.sides, (*self.unread, *left))
 
 
-def folder_tables(path: Path) -> FolderTables:
+def folder_tables(path: Path | Url) -> FolderTables:
     """Return the tables of a path: those of a folder by the names of its files. A folder of one table, or of one in pieces, is
     the interactions. Raises DataError if two files have one role, or none is of interactions."""
+    if isinstance(path, Url):
+        return FolderTables(path)
     if not path.is_dir():
         return FolderTables(path, unread=_beside(path))
     inside = [p for p in sorted(path.iterdir()) if not p.name.startswith((".", "_"))]

@@ -15,10 +15,11 @@ from twotower.data.datasets import DATASETS
 from twotower.data.datasets.named_dataset import NamedDataset
 from twotower.data.parts import PART, PartFiles
 from twotower.data.readers import Reading, TableLike, as_frame, read_file
-from twotower.data.table_paths import ending, is_text, table_files
+from twotower.data.table_paths import ending, table_files, table_source
 from twotower.data.text_format import SEPARATOR_OF, TextFormat
 from twotower.errors import ConfigError, DataError, did_you_mean
 from twotower.features.schema import Schema
+from twotower.files.urls import Url, is_url
 from twotower.section import first_problem
 from twotower.suggestion.folder import FolderTables, folder_tables
 from twotower.suggestion.text_form import guess_form, has_decimal_commas, looks_like_seconds
@@ -78,8 +79,8 @@ def find_tables(
         section, kind = dataset
         tables = kind.load()
         return FoundTables(tables.interactions, tables.users, tables.items, section, kind.table_schema)
-    files = folder_tables(Path(interactions))
-    sides = {**files.sides} | {name: Path(str(table)) for name, table in paths.items() if table is not None}
+    files = folder_tables(table_source(interactions))
+    sides = {**files.sides} | {name: table_source(str(table)) for name, table in paths.items() if table is not None}
     read = _Files(files, sides, folder, form)
     return read.found()
 
@@ -87,10 +88,12 @@ def find_tables(
 class _Files:
     """Tables in files: their forms, guessed where none is given, their frames and the section that names them."""
 
-    def __init__(self, files: FolderTables, sides: Mapping[str, Path], folder: Path, form: TextFormat | None) -> None:
+    def __init__(
+        self, files: FolderTables, sides: Mapping[str, Path | Url], folder: Path, form: TextFormat | None
+    ) -> None:
         self.files, self.sides, self.folder, self.given = files, sides, folder, form
         first = {name: table_files(path)[0] for name, path in {"interactions": files.log, **sides}.items()}
-        self.texts = {name: path for name, path in first.items() if is_text(path)}
+        self.texts = {name: path for name, path in first.items() if path.is_text}
         own = {name: guess_form(path) for name, path in self.texts.items()} if form is None else {}
         self.form = form or own.get("interactions") or TextFormat()
         self.separators = {name: of.separator for name, of in own.items()}
@@ -137,25 +140,28 @@ class _Files:
         if self.files.parts:
             try:
                 self._check_parts()
-                frame = as_frame(PartFiles({**self.files.parts}), "interactions", reading).drop(PART)
+                frame = as_frame(
+                    PartFiles({name: str(path) for name, path in self.files.parts.items()}), "interactions", reading
+                ).drop(PART)
                 return _of_rows(frame, str(log))
             except DataError as e:
                 self.files = self.files.without_parts(f"no part beside {log.name} ({e})")
                 self.notes = [f"not read: {line}" for line in self.files.unread]
         try:
-            frame = read_file(log, reading)
+            frame = read_file(str(log), reading)
         except DataError as e:
-            hint = "; or name the file of the interactions, and give `users` and `items`" if log.is_dir() else ""
+            is_folder = isinstance(log, Url) or log.is_dir()
+            hint = "; or name the file of the interactions, and give `users` and `items`" if is_folder else ""
             raise DataError(f"{e}{hint}") from None
         return _of_rows(frame, str(log))
 
     def _check_parts(self) -> None:
         """Raise DataError if files of the parts have other forms than that of the part train."""
         first = {name: table_files(path)[0] for name, path in self.files.parts.items()}
-        if self.given is not None or not is_text(first["train"]):
+        if self.given is not None or not first["train"].is_text:
             return  # reading tells of other columns
         for path in first.values():
-            own = guess_form(path) if is_text(path) else None
+            own = guess_form(path) if path.is_text else None
             same = own is not None and own.separator == self.form.separator
             if self.form.layout == "rows" and own is not None:  # a line of a few items of one user may look like a row
                 same &= (own.layout, len(own.columns)) == (self.form.layout, len(self.form.columns))
@@ -165,20 +171,20 @@ class _Files:
     def _side(self, name: str) -> pl.DataFrame:
         separator = self.separators.get(name, self.form.separator_of(name)) if name in self.texts else ""
         comma = self.form.decimal == ","
-        return read_file(self.sides[name], Reading(None, separator=separator, dates=False, decimal_comma=comma))
+        return read_file(str(self.sides[name]), Reading(None, separator=separator, dates=False, decimal_comma=comma))
 
     def _separators(self) -> dict[str, TomlValue]:
         """Return the options of the separators: one for all text files, or one for each table whose own is another."""
-        own = {name: self.separators[name] or SEPARATOR_OF[ending(path)] for name, path in self.texts.items()}
+        own = {name: self.separators[name] or SEPARATOR_OF[path.ending] for name, path in self.texts.items()}
         common = self.form.separator
-        others = {n: s for n, s in own.items() if s != (common or SEPARATOR_OF[ending(self.texts[n])])}
+        others = {n: s for n, s in own.items() if s != (common or SEPARATOR_OF[self.texts[n].ending])}
         return {"separators": others} if others else {}
 
     def _decimal_commas(self, frames: Mapping[str, pl.DataFrame]) -> list[str]:
         """Return the columns of numbers with a decimal comma, none where a table has numbers with points too."""
         found = []
         for name, path in self.texts.items():
-            if (self.separators.get(name, "") or SEPARATOR_OF[ending(path)]) == ",":
+            if (self.separators.get(name, "") or SEPARATOR_OF[path.ending]) == ",":
                 continue
             if any(dtype.is_float() for dtype in frames[name].dtypes):
                 return []
@@ -195,6 +201,8 @@ def _of_rows(frame: pl.DataFrame, what: str) -> pl.DataFrame:
 
 def _named(name: str, folder: Path) -> tuple[dict[str, TomlValue], NamedDataset] | None:
     """Return the section and the data set of a name, or of an archive of one; None for a path of tables."""
+    if is_url(name):
+        return None
     path = Path(name)
     options: dict[str, TomlValue] = {}
     if name in DATASETS or (":" in name and not path.exists()):
@@ -230,8 +238,10 @@ def _of_archive(path: Path) -> type[NamedDataset]:
     )
 
 
-def _relative(path: Path | str, folder: Path) -> str:
-    """Return a path relative to the folder of the config, with forward slashes."""
+def _relative(path: Path | Url | str, folder: Path) -> str:
+    """Return a path relative to the folder of the config, with forward slashes; a URL as it is."""
+    if isinstance(path, Url):
+        return str(path)
     return Path(os.path.relpath(path, folder)).as_posix()
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import re
 from itertools import islice
-from pathlib import Path
 
 import polars as pl
 
-from twotower.data.readers import not_utf8
-from twotower.data.table_paths import ending
+from twotower.data.table_paths import TablePath
+from twotower.data.text_encoding import not_utf8
 from twotower.data.text_format import SEPARATOR_OF, SPACE, TextFormat
 from twotower.data.times import plausible_range
 from twotower.errors import DataError
@@ -28,11 +26,11 @@ _SPREADSHEET = re.compile(r'"?sep=(.|\\t)"?', re.IGNORECASE)
 _SEPARATORS = (",", "\t", ";", "|", SPACE)
 
 
-def guess_form(path: Path) -> TextFormat:
+def guess_form(path: TablePath) -> TextFormat:
     """Return the form of a text file whose columns have no names yet if it has no header line: `columns` are then column_1,
     column_2, …. Raises DataError if it cannot be read."""
     lines = _first_lines(path)
-    default = SEPARATOR_OF[ending(path)]
+    default = SEPARATOR_OF[path.ending]
     if not lines:
         raise DataError(f"{path}: the file is empty; it needs at least one row")
     widths = {s: [len(row) for row in _rows(lines, s)] for s in _SEPARATORS}
@@ -54,9 +52,9 @@ def guess_form(path: Path) -> TextFormat:
     return TextFormat(separator=given, columns=tuple(f"column_{i}" for i in range(1, len(rows[0]) + 1)))
 
 
-def _first_lines(path: Path) -> list[str]:
+def _first_lines(path: TablePath) -> list[str]:
     try:
-        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as f:
+        with path.open() as f:
             found = [line.decode("utf-8-sig") for line in islice(f, SAMPLED_LINES)]
     except UnicodeDecodeError:
         raise not_utf8(path) from None

@@ -26,7 +26,7 @@ from twotower.data.parts import PART, PartFiles, check_part_column, given_parts
 from twotower.data.prepare.text_log import TextLog
 from twotower.data.readers import Reading, columns_and_rows, table_errors
 from twotower.data.split import PART_NAMES, SplitConfig
-from twotower.data.table_paths import is_text, part_paths, table_files
+from twotower.data.table_paths import TablePath, part_paths, table_files
 from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, names_within, read_slices
 from twotower.data.tables import averaged_columns, need, with_ids
 from twotower.data.times import TIME, Times
@@ -80,7 +80,7 @@ class Log:
                 files.append(TableFile(path, name, rows))
             need(pl.DataFrame(schema=columns), used_columns(schema), "interactions")
             check_part_column(columns, split)
-            if is_text(path) != is_text(paths[0]):
+            if path.is_text != paths[0].is_text:
                 raise DataError(
                     f"{path}: is not of the form of {paths[0].name}; give all files as text or all as Parquet"
                 )
@@ -93,7 +93,7 @@ class Log:
     @property
     def is_text(self) -> bool:
         """True if the files have no types."""
-        return is_text(self.files[0].path)
+        return self.files[0].path.is_text
 
     def copied(self, folder: Path) -> Log:
         """Return the log with its text files copied into a folder as Parquet, those that it lacks; Parquet files are read as
@@ -122,7 +122,7 @@ class Log:
         """Return some columns of a piece. Raises DataError if its file is another one than at first."""
         path, rows = piece.file.path, piece.rows or 0
         with table_errors(path):
-            table = self.text.scan(piece.file) if self.text else pl.scan_parquet(path, glob=False)
+            table = self.text.scan(piece.file) if self.text else path.scan_parquet()
             table = table.select(columns)
         (frame,) = read_slices(table, path, piece.start, rows, rows)
         self.check_unchanged("interactions", path)
@@ -136,10 +136,10 @@ class Log:
         frames = (self.read(piece, [self.schema.event]) for piece in self.pieces)
         return sum(frame.height - without_ignored(frame, self.schema).height for frame in frames)
 
-    def check_unchanged(self, table: str, path: Path) -> None:
+    def check_unchanged(self, table: str, path: TablePath) -> None:
         """Raise DataError if a file is another one than at first."""
         with table_errors(path):
-            found = _file_state(path)
+            found = path.state()
         if found != self.found[table].get(str(path)):
             raise DataError(f"{path}: was changed while it was read; call again when it is complete")
 
@@ -149,14 +149,9 @@ def _state(data: DataConfig) -> dict[str, dict[str, JsonData]]:
     interactions = [*data.parts.values()] or [data.interactions]
     given = {"interactions": interactions, "users": [data.users], "items": [data.items]}
     return {
-        name: {str(path): _file_state(path) for source in filter(None, sources) for path in table_files(source)}
+        name: {str(path): path.state() for source in filter(None, sources) for path in table_files(source)}
         for name, sources in given.items()
     }
-
-
-def _file_state(path: Path) -> list[JsonData]:
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
 
 
 def used_columns(schema: Schema) -> list[str]:

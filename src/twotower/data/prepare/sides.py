@@ -12,7 +12,7 @@ from twotower.data.events import event_counts, event_notes, without_ignored
 from twotower.data.labels import POSITIVE
 from twotower.data.prepare.log_pieces import Log, Sides
 from twotower.data.readers import Reading, read_file
-from twotower.data.table_paths import is_text, table_files
+from twotower.data.table_paths import table_files
 from twotower.data.tables import (
     averaged_columns,
     averaged_gaps,
@@ -101,7 +101,7 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
     for side, given in zip(SIDES, (source.data.users, source.data.items), strict=True):
         key, counted = schema.id_column(side), ids[side].counted()
         if given:
-            from_text = is_text(table_files(given)[0]) or source.is_text
+            from_text = table_files(given)[0].is_text or source.is_text
             wanted = [*side_columns(side, schema), *filter(None, [schema.valid_from])]
             frame = read_file(given, Reading.of(schema, side, source.data.format), wanted)
             for path in table_files(given):

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from twotower.data.readers import CANONICAL_BOOLEAN, CANONICAL_INTEGER, Reading, table_errors
+from twotower.data.table_paths import TablePath
 from twotower.data.table_shards import TableFile, text_as_parquet
 from twotower.files.resumable import make_once
 
@@ -29,7 +30,7 @@ class TextLog:
         first = 0
         for file in files:
 
-            def into(to: Path, path: Path = file.path, first: int = first) -> None:
+            def into(to: Path, path: TablePath = file.path, first: int = first) -> None:
                 with table_errors(path):
                     text_as_parquet(path, columns, reading, to, first)
 
