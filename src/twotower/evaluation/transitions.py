@@ -36,6 +36,21 @@ UNIT = 2.0**-16
 
 
 @dataclass(frozen=True)
+class TransitionCounts:
+    """Transitions from item `before[t]` to item `after[t]`, each pair once, in the order of these, and their weighted numbers."""
+
+    before: Shaped[Ints, "T"]
+    after: Shaped[Ints, "T"]
+    count: Shaped[Floats, "T"]
+
+    def shares(self, n_items: int, frequency: float) -> Shaped[Floats, "T"]:
+        """Return the numbers over the sum of their row, and over the sum of their column to the power of `frequency`."""
+        from_item, to_item = (np.bincount(rows, self.count, n_items) for rows in (self.before, self.after))
+        shares: Floats = (self.count / (from_item[self.before] * to_item[self.after] ** frequency)).astype(np.float32)
+        return shares
+
+
+@dataclass(frozen=True)
 class Transitions(CatalogueScorer):
     """Transition counts: how often item j follows item i within `SPAN` interactions of a user, by the gap between them. Each
     row of counts is scaled to sum 1. The score of j for a user is the sum over the latest items i."""
@@ -78,24 +93,33 @@ class Transitions(CatalogueScorer):
         return scores
 
 
-def _shares(items: Shaped[Ints, "n"], lengths: Shaped[Ints, "U"], n_items: int) -> F32[Tensor, "I I"]:
-    """Return the sparse table of the transitions within histories, which stand one after another, the oldest item first."""
+def count_transitions(
+    items: Shaped[Ints, "n"], lengths: Shaped[Ints, "U"], n_items: int, span: int = SPAN, lag: float = LAG,
+    weights: Shaped[Floats, "n"] | None = None,
+) -> TransitionCounts:  # fmt: skip
+    """Return the transitions within histories, which stand one after another, the oldest item first. A transition of gap g, at
+    most `span`, weighs g^-lag, times the weight of the interaction that follows over the mean weight."""
     user = np.repeat(np.arange(len(lengths)), lengths)
-    counted = []
-    for gap in range(1, min(SPAN, len(items) - 1) + 1):
+    counted, mean = [], 1.0 if weights is None else float(weights.mean())
+    for gap in range(1, min(span, len(items) - 1) + 1):
         same = user[gap:] == user[:-gap]
         keys = pair_keys(items[:-gap][same], items[gap:][same], n_items)
-        counted.append(pl.DataFrame({"key": keys}).group_by("key").agg(n=pl.len() * round(gap**-LAG / UNIT)))
+        ones = np.ones(len(keys), np.float32) if weights is None else weights[gap:][same]
+        units = np.rint(ones * (gap**-lag / UNIT / mean)).astype(np.int64)
+        counted.append(pl.DataFrame({"key": keys, "n": units}).group_by("key").agg(pl.col("n").sum()))
     every = pl.concat(counted) if counted else pl.DataFrame(schema={"key": pl.Int64, "n": pl.Int64})
-    sums = every.group_by("key").agg(pl.col("n").cast(pl.Int64).sum()).sort("key")
+    sums = every.group_by("key").agg(pl.col("n").sum()).filter(pl.col("n") > 0).sort("key")
     before, after = np.divmod(sums["key"].to_numpy(), n_items)
-    count: Floats = sums["n"].to_numpy() * np.float32(UNIT)
-    from_item, to_item = (np.bincount(rows, count, n_items) for rows in (before, after))
-    share = count / (from_item[before] * to_item[after] ** FREQUENCY)
-    places = torch.from_numpy(np.stack([before, after]))
+    return TransitionCounts(before, after, sums["n"].to_numpy() * np.float32(UNIT))
+
+
+def _shares(items: Shaped[Ints, "n"], lengths: Shaped[Ints, "U"], n_items: int) -> F32[Tensor, "I I"]:
+    """Return the sparse table of the transitions within histories, which stand one after another, the oldest item first."""
+    found = count_transitions(items, lengths, n_items)
+    share, places = found.shares(n_items, FREQUENCY), torch.from_numpy(np.stack([found.before, found.after]))
     return torch.sparse_coo_tensor(
         places,
-        torch.from_numpy(share.astype(np.float32)),
+        torch.from_numpy(share),
         (n_items, n_items),
         is_coalesced=True,
         check_invariants=False,

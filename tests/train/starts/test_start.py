@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from twotower.onnx.tower import OnnxTower
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.train.factors import factors_before
-from twotower.train.starts import STARTS, Ease, PairValues, Start
+from twotower.train.starts import STARTS, PairValues, Start, TransitionFactors
 from twotower.train.starts.positives import PositiveMatrix
 from twotower.train.trainer import Trainer
 
@@ -53,12 +54,19 @@ KINDS: list[type[Start]] = [*STARTS, Neighbours]
 POOLING: dict[str, dict[str, Any]] = {
     "ease": {"kind": "sum"},
     "ials": {"kind": "ridge", "steps": 30},
+    "transitions": {"kind": "sum"},
     Neighbours.kind: {"kind": "sum"},
 }
 EXACT: dict[str, dict[str, Any]] = {
     "ease": {"regularization": [3.0]},
     "ials": {"steps": 30, "sweeps": 3, "unobserved": [0.2]},
+    "transitions": {"span": 3, "lag": 1.0, "frequency": [0.3]},
     Neighbours.kind: {},
+}
+CHOICES: dict[str, tuple[str, list[float]]] = {
+    "ease": ("regularization", [0.001, 3.0, 1e6]),
+    "ials": ("regularization", [0.001, 0.05, 10.0]),
+    "transitions": ("frequency", [0.0, 0.5, 3.0]),
 }
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
@@ -72,13 +80,15 @@ def log_of_tastes(weighted: bool) -> pl.DataFrame:
     part = rng.choice(["train", "validation", "test"], len(user), p=[0.7, 0.15, 0.15])
     users, items = np.r_[user, np.arange(9)], np.r_[item, np.full(9, ITEMS - 1)]
     frame = pl.DataFrame({"user_id": users, "item_id": items, "part": [*part, *["test"] * 9]})
+    frame = frame.with_columns(t=pl.Series(rng.permutation(len(frame))))
     return frame.with_columns(w=pl.Series(rng.choice([0.5, 1.0, 2.0], len(frame)))) if weighted else frame
 
 
 def world(of: str, weighted: bool = False, share: bool = False, pooling: dict[str, Any] | None = None) -> Dataset:
     history = Sequence(name="h", side="user", share_embedding=share, pooling=pooling or POOLING[of])
     features = (history, Categorical(name="item_id", side="item"))
-    schema = Schema(features=features, weight="w" if weighted else "")
+    in_order: dict[str, Any] = {"time": "t", "time_unit": "order"} if of == "transitions" else {}
+    schema = Schema(features=features, weight="w" if weighted else "", **in_order)
     return build_dataset(
         check(None, None, log_of_tastes(weighted), schema), schema, SplitConfig(kind="column", column="part")
     )
@@ -138,7 +148,37 @@ def neighbour_scores(x: np.ndarray, histories: np.ndarray) -> np.ndarray:
     return predicted
 
 
-NAIVE = {"ease": ease_scores, "ials": ials_scores, Neighbours.kind: neighbour_scores}
+def transition_table(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of transitions between items (items, items), by a loop over every pair of positives of a user, and the sums of rows."""
+    assert data.times is not None
+    counts = np.zeros((len(data.items), len(data.items)))
+    for user in range(len(data.users)):
+        mine = np.flatnonzero((data.pairs.user == user) & (data.parts == TRAIN))
+        mine = mine[np.argsort(data.times[mine])]
+        for place, before in enumerate(mine):
+            for gap, after in enumerate(mine[place + 1 : place + 4], 1):
+                weight = 1.0 if data.pairs.weight is None else data.pairs.weight[after]
+                counts[data.pairs.item[before], data.pairs.item[after]] += weight / gap
+    rows, columns = counts.sum(1), counts.sum(0)
+    return counts / np.maximum(rows, 1e-9)[:, None] / np.maximum(columns, 1e-9) ** 0.3, rows
+
+
+def transition_scores(data: Dataset, histories: np.ndarray, width: int = ITEMS) -> np.ndarray:
+    """The scores by `width` leading right singular vectors, of a root mean square of 1 after one item."""
+    table, rows = transition_table(data)
+    _, _, vt = np.linalg.svd(table * np.sqrt(rows)[:, None])
+    projected = table @ vt[:width].T @ vt[:width]
+    mean_square = rows @ (projected**2).sum(1) / rows.sum() / (matrix(data).sum(0) > 0).sum()
+    predicted: np.ndarray = histories @ projected / mean_square**0.5
+    return predicted
+
+
+NAIVE: dict[str, Callable[[Dataset, np.ndarray], np.ndarray]] = {
+    "ease": lambda data, histories: ease_scores(matrix(data), histories),
+    "ials": lambda data, histories: ials_scores(matrix(data), histories),
+    "transitions": transition_scores,
+    Neighbours.kind: lambda data, histories: neighbour_scores(matrix(data), histories),
+}
 
 
 def scores(found: Factors) -> np.ndarray:
@@ -154,7 +194,7 @@ def test_without_training_the_scores_are_those_of_the_closed_form(kind: type[Sta
     assert (trained.history, trained.metrics["train.best_epoch"]) == ([], 0.0)
     x = matrix(data)
     found = scores(factors_before(trained.model, data, TRAIN))
-    np.testing.assert_allclose(found, NAIVE[kind.kind](x, (x > 0).astype(float)), rtol=2e-3, atol=2e-4)
+    np.testing.assert_allclose(found, NAIVE[kind.kind](data, (x > 0).astype(float)), rtol=2e-3, atol=2e-4)
     assert not found[:, x.sum(0) == 0].any(), "an item without training interactions scores 0"
 
 
@@ -172,7 +212,7 @@ def test_the_exported_towers_score_so_for_a_user_whom_training_never_saw(kind: t
         items = OnnxTower(Path(folder, "item"))({"lookup": codes[:, None].astype(np.int64)})
     history = np.zeros((1, len(codes)))
     history[0, liked] = 1
-    expected = NAIVE[kind.kind](matrix(data), history)
+    expected = NAIVE[kind.kind](data, history)
     np.testing.assert_allclose(user @ items.T, expected, rtol=2e-3, atol=2e-4)
 
 
@@ -206,6 +246,46 @@ def test_above_the_bound_a_truncated_decomposition_stands_in_and_says_so(caplog:
     _, s, vt = np.linalg.svd(x, full_matrices=False)
     found = scores(factors_before(model, data, TRAIN))
     np.testing.assert_allclose(found, x @ (vt.T * (s**2 / (s**2 + 3.0))) @ vt, atol=2e-3)
+
+
+def test_narrow_transitions_are_the_projection_on_leading_right_singular_vectors() -> None:
+    data, sections = world("transitions"), config("transitions").model_dump(mode="json")
+    sections["model"]["width"] = 4
+    found = scores(factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, TRAIN))
+    histories = (matrix(data) > 0).astype(float)
+    np.testing.assert_allclose(found, transition_scores(data, histories, 4), atol=1e-3)
+    assert np.abs(found - transition_scores(data, histories)).max() > 0.5, "the width matters"
+
+
+def test_sparse_counts_give_what_dense_ones_give() -> None:
+    data = world("transitions")
+    positives = PositiveMatrix.of(data, np.asarray(data.items.columns["item_id"]), ITEMS + 1)
+    dense, sparse = (TransitionFactors(dense_cells=cells).solve(positives, 8, 1) for cells in (1000, 0))
+    torch.testing.assert_close(dense.source @ dense.target.T, sparse.source @ sparse.target.T, atol=1e-3, rtol=1e-3)
+
+
+def test_more_transitions_than_the_bound_lower_the_span_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    data = world("transitions")
+    n = len(data.train)
+    with caplog.at_level(logging.WARNING):
+        found = Trainer(data, config("transitions", max_transitions=2 * n)).run()
+    assert f"{n} positives have more than max_transitions = {2 * n} within a span of 3, so gaps up to 2" in caplog.text
+    other = Trainer(data, config("transitions", span=2)).run()
+    assert same(dict(found.model.state_dict()), dict(other.model.state_dict()))
+
+
+def test_transitions_decay_as_the_pooling_does() -> None:
+    data = world("transitions", pooling={"kind": "decay", "rates": [0.5]})
+    trained = Trainer(data, config("transitions", train={"history_scope": "causal"})).run()
+    weights = np.zeros((len(data.users), len(data.items)))
+    assert data.times is not None
+    for user in range(len(data.users)):
+        mine = np.flatnonzero((data.pairs.user == user) & (data.parts == TRAIN))
+        for age, row in enumerate(mine[np.argsort(-data.times[mine])]):
+            weights[user, data.pairs.item[row]] = 0.5**age
+    expected = transition_scores(data, weights / np.maximum(weights.sum(1, keepdims=True), 1e-9))
+    found = scores(factors_before(trained.model, data, VALIDATION))
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3)
 
 
 def test_scale_multiplies_the_scores_and_learn_keeps_or_trains_the_pair() -> None:
@@ -249,21 +329,21 @@ def _started(data: Dataset) -> Trainer:
 @pytest.mark.parametrize("kind", list(STARTS), ids=lambda kind: kind.kind)
 def test_of_several_values_the_best_on_validation_is_kept(kind: type[Start], caplog: pytest.LogCaptureFixture) -> None:
     data = world(kind.kind)
-    tried = [0.001, 3.0, 1e6] if kind is Ease else [0.001, 0.05, 10.0]
+    option, tried = CHOICES[kind.kind]
     each = {}
     for value in tried:
-        one = Trainer(data, config(kind.kind, regularization=[value]))
+        one = Trainer(data, config(kind.kind, 1, None, **{option: [value]}))
         one.run()
         each[value] = (one.best.score, weights(one))
     with caplog.at_level(logging.INFO, "twotower"):
-        trainer = Trainer(data, config(kind.kind, regularization=tried))
+        trainer = Trainer(data, config(kind.kind, 1, None, **{option: tried}))
         trainer.run()
     best = max(tried, key=lambda value: each[value][0])
     assert same(weights(trainer), each[best][1])
     assert len({score for score, _ in each.values()}) > 1, "the values differ"
     lines = [line for line in caplog.messages if line.startswith(f"start of pair 0 by {kind.kind}")]
     assert len(lines) == len(tried) + 1
-    assert f"regularization = {best:g}" in lines[-1]
+    assert f"{option} = {best:g}" in lines[-1]
 
 
 def test_a_regularisation_too_small_for_its_numbers_is_refused() -> None:
@@ -358,6 +438,40 @@ def test_ease_refuses_a_shared_table_and_a_shared_one_no_scale() -> None:
         Trainer(world("ease", share=True), config("ease"))
     with pytest.raises(ConfigError, match="scale = 2 needs a table of the history's own"):
         Trainer(world("ials", share=True), config("ials", scale=2.0))
+
+
+def test_transitions_of_users_with_one_positive_each_are_refused() -> None:
+    log = pl.DataFrame(
+        {
+            "user_id": range(9),
+            "item_id": [1, 2, 3] * 3,
+            "t": range(9),
+            "part": ["train"] * 6 + ["validation", "test", "test"],
+        }
+    )
+    history = Sequence(name="h", side="user", share_embedding=False, pooling={"kind": "sum"})
+    schema = Schema(features=(history, Categorical(name="item_id", side="item")), time="t", time_unit="order")
+    data = build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="column", column="part"))
+    with pytest.raises(TrainingError, match="finds no positive that follows another of its user"):
+        Trainer(data, config("transitions")).run()
+
+
+def test_the_size_of_weights_does_not_matter_to_transitions() -> None:
+    data = world("transitions", weighted=True)
+    assert data.pairs.weight is not None
+    small = replace(data, pairs=replace(data.pairs, weight=data.pairs.weight * np.float32(1e-5)))
+    found = [scores(factors_before(Trainer(d, config("transitions")).run().model, d, TRAIN)) for d in (data, small)]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
+
+
+def test_transitions_need_an_order_and_a_pooling_of_one_vector() -> None:
+    with pytest.raises(ConfigError, match="the interactions have no order; set schema.time"):
+        Trainer(world("ease"), config("transitions"))
+    data = world("transitions", pooling={"kind": "decay", "rates": [0.5, 1.0]})
+    sections = config("transitions", train={"history_scope": "causal"}).model_dump(mode="json")
+    sections["model"]["pairs"][0]["item"]["width"] = 2 * WIDTH
+    with pytest.raises(ConfigError, match="needs a pooling of one vector; feature 'h' has 2"):
+        Trainer(data, Config.model_validate(sections))
 
 
 @every_kind

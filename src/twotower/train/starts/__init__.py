@@ -6,8 +6,9 @@ from twotower.kinds import Kinds
 from twotower.train.starts.ease import Ease
 from twotower.train.starts.ials import Ials
 from twotower.train.starts.start import PairValues, Start, start_pair
+from twotower.train.starts.transitions import TransitionFactors
 
-__all__ = ["STARTS", "Ease", "Ials", "PairValues", "Start", "start_pair"]
+__all__ = ["STARTS", "Ease", "Ials", "PairValues", "Start", "TransitionFactors", "start_pair"]
 
-STARTS: Kinds[Start] = Kinds("start", Start, Ease, Ials)
+STARTS: Kinds[Start] = Kinds("start", Start, Ease, Ials, TransitionFactors)
 """Kinds of starts, by their names in a config."""

@@ -49,11 +49,11 @@ class Ease(Start):
             )
             turned = positives.transposed()
             right, squares = leading(lambda q: turned.product(positives.product(q)), n, width, generator)
-            return PairValues(_wide(right * (squares / (squares + self.regularization[0])), width), _wide(right, width))
+            return PairValues(wide(right * (squares / (squares + self.regularization[0])), width), wide(right, width))
         gram = positives.gram()
         b = ease_weights(gram.double(), self.regularization[0]).float()
         right, _ = leading(lambda q: b.T @ (gram @ (b @ q)), n, width, generator)
-        return PairValues(_wide(b @ right, width), _wide(right, width))
+        return PairValues(wide(b @ right, width), wide(right, width))
 
 
 def ease_weights(gram: F64[Tensor, "N N"], regularization: float) -> F64[Tensor, "N N"]:
@@ -64,19 +64,23 @@ def ease_weights(gram: F64[Tensor, "N N"], regularization: float) -> F64[Tensor,
 
 
 def leading(
-    product: Callable[[F32[Tensor, "N k"]], F32[Tensor, "N k"]], n: int, width: int, generator: torch.Generator
+    product: Callable[[F32[Tensor, "N k"]], F32[Tensor, "N k"]],
+    n: int,
+    width: int,
+    generator: torch.Generator,
+    iterations: int = ITERATIONS,
 ) -> tuple[F32[Tensor, "N E"], F32[Tensor, "E"]]:
     """Return the leading eigenvectors of a symmetric positive map of (n, k), at most `width`, and their values, by subspace
     iteration (Halko et al. 2011, "Finding Structure with Randomness", algorithm 4.4)."""
     k = min(n, width + OVERSAMPLING)
     basis = torch.linalg.qr(torch.randn(n, k, generator=generator)).Q
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         basis = torch.linalg.qr(product(basis)).Q
     values, vectors = torch.linalg.eigh((basis.T @ product(basis)).double())
     keep = min(n, width)
     return (basis.double() @ vectors.flip(1)[:, :keep]).float(), values.flip(0)[:keep].float().clamp(min=0)
 
 
-def _wide(rows: F32[Tensor, "N E"], width: int) -> F32[Tensor, "N W"]:
+def wide(rows: F32[Tensor, "N E"], width: int) -> F32[Tensor, "N W"]:
     """Return rows with zeros up to a width."""
     return torch.nn.functional.pad(rows, (0, width - rows.shape[1]))

@@ -17,6 +17,15 @@ from twotower.features.values import UNKNOWN
 
 
 @dataclass(frozen=True)
+class PositiveSequences:
+    """Codes of the positives of each user, the oldest first, repeats too: one user after the other, `lengths` (U,)."""
+
+    codes: Shaped[Codes, "n"]
+    lengths: Shaped[Ints, "U"]
+    weights: Shaped[Floats, "n"] | None
+
+
+@dataclass(frozen=True)
 class PositiveMatrix:
     """R rows of columns with values: X_rc = 1, or the sum of the weights of the pairs that r and c have."""
 
@@ -24,6 +33,8 @@ class PositiveMatrix:
     offsets: Shaped[Ints, "_"]  # (R + 1,)
     values: Shaped[Floats, "L"]
     n_columns: int
+    histories: PositiveSequences | None = None
+    """Positives in their order; None of a matrix that is no users by items."""
 
     @classmethod
     def of(cls, dataset: Dataset, codes: Shaped[Codes, "items"], n_codes: int) -> PositiveMatrix:
@@ -41,7 +52,9 @@ class PositiveMatrix:
             values = sums.astype(np.float32)
         users, columns = np.divmod(distinct, n_codes)
         lengths = np.bincount(users, minlength=len(by_user))
-        return cls(columns.astype(np.int32), offsets_of(lengths), values, n_codes)
+        weights = None if pairs.weight is None else pairs.weight[by_user.values[known]]
+        histories = PositiveSequences(code[known], np.bincount(by_user.owners[known], minlength=len(by_user)), weights)
+        return cls(columns.astype(np.int32), offsets_of(lengths), values, n_codes, histories)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -26,6 +26,7 @@ from twotower.model.two_tower import ModelConfig, TwoTower
 from twotower.train.starts.positives import PositiveMatrix
 
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,117 @@
+"""Start `transitions`: counts of which item follows which, as a product of two tables."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from twotower.arrays.ragged import offsets_of
+from twotower.arrays.types import F32, Floats, Shaped
+from twotower.data.dataset import Dataset
+from twotower.errors import ConfigError, TrainingError
+from twotower.evaluation.transitions import FREQUENCY, LAG, SPAN, TransitionCounts, count_transitions
+from twotower.model.pooling import resolve
+from twotower.model.two_tower import ModelConfig
+from twotower.train.starts.ease import leading, wide
+from twotower.train.starts.positives import PositiveMatrix
+from twotower.train.starts.start import NotNegative, PairValues, Start
+
+log = logging.getLogger(__name__)
+Product = Callable[[F32[Tensor, "N k"]], F32[Tensor, "N k"]]
+ITERATIONS = 4
+"""Iterations of the subspace iteration: the scores of a width of hundreds are those of twelve to the third digit."""
+
+
+class TransitionFactors(Start):
+    """Transition counts: the table T of how often item j follows item i within `span` positives of a user, a gap of g weighing
+    g^-lag, over the sum of its row and over the sum of its column^frequency. With V the E leading right singular vectors of T,
+    its rows weighed by the root of their sums, a history's vector is its rows of T V, decayed or averaged by its pooling, an item's vector
+    its row of V, and with E = N the score is that of T: the baseline of transition counts with the pooling's weights.
+
+    Use it where histories have an order: alone, trained on from there, or beside another pair. Scores are scaled so that those of
+    all items after one positive have the root mean square 1. A transition weighs as the positive that follows. Memory grows with the
+    different transitions, at most `span` a positive, and time with these times width; of a nearly full table with N^2 times width.
+    """
+
+    kind = "transitions"
+    poolings = ("decay", "mean", "sum", "sqrt")
+    choices = ("frequency",)
+
+    span: int = Field(SPAN, ge=1, description="Largest gap of a transition, in positives of a user.")
+    lag: float = Field(LAG, ge=0, description="Exponent of the gap: a transition of gap g weighs g^-lag.")
+    frequency: tuple[NotNegative, ...] = Field(
+        (FREQUENCY,),
+        min_length=1,
+        description="Exponent by which transitions to an item are divided by their sum, so that popular items count less. Of several values the best on validation.",
+    )
+    max_transitions: int = Field(
+        24_000_000,
+        ge=1,
+        description="Number of counted transitions above which span is lowered. 24 million take about a gigabyte.",
+    )
+    dense_cells: int = Field(
+        16,
+        ge=0,
+        description="Cells of the square table for each different transition, up to which it is held whole, which multiplies faster. 0: never.",
+    )
+
+    def check(self, dataset: Dataset, model: ModelConfig) -> None:
+        super().check(dataset, model)
+        history, _ = self.fields(dataset, model)
+        assert history.pools is not None
+        if (pieces := resolve(history.pools).pieces) != 1:
+            raise ConfigError(
+                f"train.start of kind '{self.kind}' needs a pooling of one vector; feature '{history.name}' has {pieces}; set its "
+                "pooling = { kind = 'decay', rates = [0.75] }"
+            )
+        if dataset.times is None:
+            raise ConfigError(
+                f"train.start of kind '{self.kind}' counts what follows what, and the interactions have no order; set schema.time, "
+                "or take kind = 'ease'"
+            )
+
+    def solve(self, positives: PositiveMatrix, width: int, seed: int) -> PairValues:
+        n, counts = positives.n_columns, self._counts(positives)
+        if not len(counts.count):
+            raise TrainingError(
+                "train.start of kind 'transitions' finds no positive that follows another of its user; leave the start out, or give more data"
+            )
+        ahead, back = self._products(counts, counts.shares(n, self.frequency[0]), n)
+        sums = torch.from_numpy(np.bincount(counts.before, counts.count, n).astype(np.float32))
+        generator = torch.Generator().manual_seed(seed)
+        target, _ = leading(lambda q: back(sums[:, None] * ahead(q)), n, width, generator, ITERATIONS)
+        source = ahead(target)
+        squares = ((source @ (target.T @ target)) * source).sum(1)  # of the scores of all items after one item
+        source /= ((sums @ squares) / (sums.sum() * positives.n_items)).sqrt()
+        balance = (source.norm() / target.norm()).sqrt()  # entries of one size in both tables, which learn at one rate
+        return PairValues(wide(source / balance, width), wide(target * balance, width))
+
+    def _products(self, counts: TransitionCounts, values: Shaped[Floats, "T"], n: int) -> tuple[Product, Product]:
+        """Return the products with the square table (n, n) of some values of the transitions, and with its transpose."""
+        if n * n > self.dense_cells * len(values):
+            offsets = offsets_of(np.bincount(counts.before, minlength=n))
+            table = PositiveMatrix(counts.after.astype(np.int32), offsets, values, n)
+            return table.product, table.transposed().product
+        dense = torch.zeros(n, n)
+        dense[torch.from_numpy(counts.before), torch.from_numpy(counts.after)] = torch.from_numpy(values)
+        return dense.mm, dense.T.mm
+
+    def _counts(self, positives: PositiveMatrix) -> TransitionCounts:
+        """Return the transitions of the histories; with a line in the log, of fewer gaps than `span`."""
+        histories = positives.histories
+        assert histories is not None
+        n = len(histories.codes)
+        span = min(self.span, max(self.max_transitions // max(n, 1), 1))
+        if span < self.span:
+            log.warning(
+                f"start transitions: {n:,} positives have more than max_transitions = {self.max_transitions:,} within a span of "
+                f"{self.span}, so gaps up to {span} are counted"
+            )
+        return count_transitions(
+            histories.codes.astype(np.int64), histories.lengths, positives.n_columns, span, self.lag, histories.weights
+        )
