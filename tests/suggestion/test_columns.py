@@ -49,6 +49,14 @@ def test_ids_are_found_by_names_then_by_places(user: str, item: str) -> None:
     assert (found.options["user_id"], found.options["item_id"]) == (user, item)
 
 
+@pytest.mark.parametrize(("zeros", "told"), [(0, False), (1, True), (19, True), (20, False)])
+def test_few_values_that_are_no_times_are_told(zeros: int, told: bool) -> None:
+    found = guessed(timestamp=[0] * zeros + SECONDS[zeros:])
+    assert found.options.get("time_unit", "") == ("order" if zeros else "")
+    assert bool(found.remarks) == told
+    assert not told or f"'timestamp': {zeros} of 40 values are no times from 1990" in found.remarks[0]
+
+
 def test_words_among_numbers_make_no_label() -> None:
     ratings = ["NULL" if i % 9 == 0 else str(1 + i % 5) for i in range(N)]
     found = guessed(rating=ratings)

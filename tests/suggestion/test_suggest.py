@@ -390,6 +390,15 @@ def test_ids_of_another_name_in_a_table_say_what_to_rename() -> None:
         suggest(actions, users.with_columns(user_id=pl.col("user_id") + 100))
 
 
+def test_a_table_without_a_header_line_says_what_to_write(tmp_path: Path) -> None:
+    log(length=8).write_csv(tmp_path / "clicks.csv")
+    (tmp_path / "users.csv").write_text("".join(f"{u},c{u % 3}\n" for u in range(60)))
+    with pytest.raises(
+        DataError, match=r"users: the first line names no columns \(0, c0\); write a header line, with 'user_id'"
+    ):
+        suggest(tmp_path)
+
+
 def test_a_folder_with_chinese_names_is_read(tmp_path: Path) -> None:
     log(length=8).rename({"user_id": "会员编号", "item_id": "电影编号", "timestamp": "时间"}).write_csv(
         tmp_path / "点击.csv"

@@ -12,7 +12,7 @@ from twotower.config.toml import TomlValue
 from twotower.errors import DataError
 from twotower.features.values import missing_count
 from twotower.suggestion import names
-from twotower.suggestion.text_form import has_decimal_commas, looks_like_seconds
+from twotower.suggestion.text_form import has_decimal_commas, looks_like_seconds, odd_times
 from twotower.suggestion.time_form import TimeForm, is_dated, time_form
 
 MAX_EVENT_TYPES = 20
@@ -176,7 +176,7 @@ def _guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
         if name in frame.columns and "time_unit" not in found.options:
             form = time_form(frame[name], str(found.options.get("time_format", "")))
             if form is not None:  # else the check says what the values are not
-                _put_form(found, form)
+                _put_form(found, form, frame[name])
         return
     named = _free(frame, found, names.names_time)
     typed = _free(frame, found, lambda name: is_dated(frame[name]))
@@ -194,12 +194,17 @@ def _guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
         ranked = sorted(forms, key=lambda name: forms[name].unit == "order")
         why = {name: "by its name" if name in named else "by its values" for name in ranked}
         _put_first(found, "time", ranked, why, frame)
-        _put_form(found, forms[ranked[0]])
+        _put_form(found, forms[ranked[0]], frame[ranked[0]])
 
 
-def _put_form(found: GuessedColumns, form: TimeForm) -> None:
+def _put_form(found: GuessedColumns, form: TimeForm, series: pl.Series) -> None:
     if form.unit != "s":
         found.put("time_unit", form.unit, "by its values")
+    if form.unit == "order" and (n := odd_times(series)):
+        found.remarks.append(
+            f"'{series.name}': {n:,} of {len(series):,} values are no times from 1990 to tomorrow and the others are, so all are read as "
+            "an order alone; drop these rows for times"
+        )
     if form.format and "time_format" not in found.options:
         found.put("time_format", form.format, "by its values")
 

@@ -70,6 +70,10 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
         if found.schema:
             sides[side] = _of_schema(found.schema, side)
         else:
+            if frame is not None and key not in frame.columns and f"{side}s" in found.unnamed:
+                raise DataError(
+                    f"{side}s: the first line names no columns ({', '.join(frame.columns[:6])}); write a header line, with '{key}' over the ids"
+                )
             if frame is not None and key not in frame.columns and key in found.interactions.columns:
                 _refuse_other_name(frame, found.interactions[key], side)
             sides[side] = SideFeatures() if frame is None else guess_features(frame, side, key)

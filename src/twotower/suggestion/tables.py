@@ -43,6 +43,8 @@ class FoundTables:
     schema: Schema | None = None
     """Schema of a data set by name."""
     layout: str = "rows"
+    unnamed: frozenset[str] = frozenset()
+    """Tables of users and items whose first line names no columns, as far as its values tell."""
     notes: tuple[str, ...] = ()
     """Lines: which files are read and as what, which are not and why, what their form is."""
 
@@ -97,6 +99,7 @@ class _Files:
         own = {name: guess_form(path) for name, path in self.texts.items()} if form is None else {}
         self.form = form or own.get("interactions") or TextFormat()
         self.separators = {name: of.separator for name, of in own.items()}
+        self.unnamed = frozenset(name for name in sides if name in own and own[name].columns)
         self.notes = [f"not read: {line}" for line in files.unread]
 
     def found(self) -> FoundTables:
@@ -127,7 +130,7 @@ class _Files:
         if len(shown) > 1 or self.notes:
             self.notes.insert(0, f"read: {', '.join(f'{name} = {path.name}' for name, path in shown.items())}")
         return FoundTables(
-            frame, frames.get("users"), frames.get("items"), section, None, form.layout, tuple(self.notes)
+            frame, frames.get("users"), frames.get("items"), section, None, form.layout, self.unnamed, tuple(self.notes)
         )
 
     def _interactions(self) -> pl.DataFrame:

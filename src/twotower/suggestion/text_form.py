@@ -110,3 +110,14 @@ def looks_like_seconds(series: pl.Series) -> bool:
     low, high = (float(v) for v in (values.min(), values.max()))  # type: ignore[arg-type]
     first, last = plausible_range()
     return any(first / per <= low and high <= last / per for per in (1_000_000, 1_000, 1))
+
+
+def odd_times(series: pl.Series) -> int:
+    """Return the number of values that are no times, of numbers most of which are (`looks_like_seconds`); 0 for others."""
+    values = series.drop_nulls()
+    if not len(values) or not values.dtype.is_numeric():
+        return 0
+    first, last = plausible_range()
+    counts = (int((~values.is_between(first / per, last / per)).sum()) for per in (1_000_000, 1_000, 1))
+    fewest = min(counts)
+    return fewest if fewest * 2 < len(values) else 0
