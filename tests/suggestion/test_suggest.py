@@ -320,6 +320,22 @@ def test_a_small_log_has_a_tenth_of_the_steps_of_the_recipe(rows: int, epochs: i
     assert ("train.epochs" in comments) == (epochs > 12)
 
 
+@pytest.mark.parametrize(
+    ("rows", "epochs", "batch"),
+    [(420, 100, 64), (20_000, 25, 512), (127_999, 8, 1024), (124_000, 9, 1024), (153_776, 8, 1024)],
+)
+def test_the_steps_of_short_histories_are_a_thousand(rows: int, epochs: int, batch: int) -> None:
+    rule = next(rule for rule in RULES if rule.recipe == "sequence-short")  # 8 epochs of 1,024 rows
+    settings = read_recipe(rule.recipe)
+    _, config = parse_config(settings)
+    shape = of((None, None, log(length=8))).shape
+    fitted = FittedRecipe(settings, "user_id", "item_id", (), False)
+    found, comments = shaped_settings(settings, fitted, replace(shape, taken=rows), config, rule.rows, rule.min_steps)
+    assert (found["train"]["epochs"], found["train"]["batch_size"]) == (epochs, batch)  # type: ignore[call-overload, index]
+    assert ("1,000 are needed" in comments.get("train.epochs", "")) == (epochs > 8)
+    assert ("At most 100 epochs" in comments.get("train.epochs", "")) == (epochs == 100)
+
+
 def test_a_recipe_without_epochs_keeps_its_batches() -> None:
     settings = read_recipe("sequence-long")
     _, config = parse_config(settings)

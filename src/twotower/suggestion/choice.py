@@ -33,6 +33,8 @@ class RecipeRule:
     """Column that the recipe needs and the tables lack. Empty: none."""
     reason: Callable[[Shape], str]
     """Numbers that decided, with their thresholds, for a shape that fits or does not."""
+    min_steps: int = 0
+    """Steps that a training has at least, measured on small logs (docs/log.md). 0: a tenth of the recipe's own."""
     needs_contents: bool = False
     """True if items are ranked by their contents alone."""
 
@@ -119,6 +121,7 @@ RULES = (
         _has_order,
         _needs_time,
         lambda s: _length(s) if _has_order(s) else "no order",
+        min_steps=1000,
     ),
     RecipeRule(
         "collaborative",

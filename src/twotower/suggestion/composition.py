@@ -33,7 +33,7 @@ def compose(
     fitted = FittedRecipe(
         source, str(schema["user_id"]), str(schema["item_id"]), columns, has_label, rule.needs_contents
     )
-    sections, of_shape = shaped_settings(source, fitted, shape, config, rule.rows)
+    sections, of_shape = shaped_settings(source, fitted, shape, config, rule.rows, rule.min_steps)
     comments |= of_shape | {f"schema.features.{place}": why for place, why in fitted.why.items()}
     split, evaluation = _section(source, "split"), _section(source, "evaluation")
     if ordered is not None:

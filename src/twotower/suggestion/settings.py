@@ -23,16 +23,17 @@ MIN_WINDOW = 8
 
 
 def shaped_settings(
-    recipe: Settings, fitted: FittedRecipe, shape: Shape, config: Config, rows: int
+    recipe: Settings, fitted: FittedRecipe, shape: Shape, config: Config, rows: int, min_steps: int = 0
 ) -> tuple[Settings, dict[str, str]]:
     """Return the sections [model], [loss], [negatives] and [train] of a recipe, whose `config` was chosen on a log of `rows`, for a
-    shape, and comments by dotted key. The windows of `fitted.features` are set too."""
+    shape, and comments by dotted key. A training has at least `min_steps`, by default a tenth of the recipe's own. The windows of
+    `fitted.features` are set too."""
     settings: Settings = {"model": fitted.model}
     settings |= {key: recipe[key] for key in ("loss", "negatives", "train") if key in recipe}
     comments = dict[str, str]()
     _shape_windows(fitted, shape)
     _shape_catalogue(settings, shape, comments)
-    _shape_steps(settings, shape, config, rows, comments)
+    _shape_steps(settings, shape, config, rows, min_steps, comments)
     return settings, comments
 
 
@@ -67,7 +68,9 @@ def _shape_catalogue(settings: Settings, shape: Shape, comments: dict[str, str])
         )
 
 
-def _shape_steps(settings: Settings, shape: Shape, config: Config, own_rows: int, comments: dict[str, str]) -> None:
+def _shape_steps(
+    settings: Settings, shape: Shape, config: Config, own_rows: int, min_steps: int, comments: dict[str, str]
+) -> None:
     """Set the batch size by the number of training rows, and the epochs by that of steps. A recipe without epochs keeps both."""
     train, split = config.train, config.split
     if not train.epochs:
@@ -84,10 +87,17 @@ def _shape_steps(settings: Settings, shape: Shape, config: Config, own_rows: int
     changed = {"batch_size": batch}
     comments["train.batch_size"] = rule
     steps, own_steps = math.ceil(rows / batch), train.epochs * math.ceil(own_rows / train.batch_size)
-    needed = min(MAX_EPOCHS, math.ceil(MIN_STEPS * own_steps / steps))
+    least = min_steps or math.ceil(MIN_STEPS * own_steps)
+    needed = min(MAX_EPOCHS, math.ceil(least / steps))
     if not config.loss.pointwise and needed > train.epochs:
         changed["epochs"] = needed
         comments["train.epochs"] = (
-            f"More than the recipe's {train.epochs}: {steps:,} steps an epoch, and a tenth of the recipe's own {own_steps:,} is needed."
+            f"More than the recipe's {train.epochs}: {steps:,} steps an epoch, and {least:,} are needed"
+            + (
+                f", a tenth of the recipe's own {own_steps:,}."
+                if not min_steps
+                else f"; the recipe's own are {own_steps:,}."
+            )
+            + (f" At most {MAX_EPOCHS} epochs." if needed == MAX_EPOCHS else "")
         )
     settings["train"] = {**(given if isinstance(given, Mapping) else {}), **changed}
