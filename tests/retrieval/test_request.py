@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,21 @@ def test_json_has_ids_as_text(retriever: Retriever) -> None:
     assert set(body) == {"items", "bundle_id", "method", "source", "milliseconds", "truncated", "unknown"}
     assert len(body["items"]) == 3
     assert all(isinstance(i["id"], str) and isinstance(i["score"], float) for i in body["items"])
+
+
+def test_an_item_id_alone_is_an_event_in_python(retriever: Retriever) -> None:
+    """Ids of two letters too, which are no pair of an item and whether it was liked."""
+    assert Request(history=["i1", 7]).told == [Event("i1"), Event("7")]
+    assert Request(events=["i1", ("i2", False)]).told == [Event("i1"), Event("i2", liked=False)]
+    by_id, by_event = (retriever.recommend(Request(history=[told]), 5) for told in ("i1", Event("i1")))
+    assert [i.id for i in by_id.items] == [i.id for i in by_event.items]
+    assert "i1" not in {i.id for i in by_id.items}
+
+
+@pytest.mark.parametrize("wrong", ["i1", [True], [None], [("i1", "buy")], [["i1", True]], [{"id": "i1"}]])
+def test_a_history_of_something_else_is_refused_in_python(wrong: Any) -> None:
+    with pytest.raises(DataError, match="request: a history"):
+        Request(history=wrong)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,21 @@ class Event(NamedTuple):
 
 EventLike = Event | tuple[str, bool]
 """An event, or its item id and whether it was liked."""
+Told = EventLike | str | int
+"""An event as a caller in Python tells it: also as an item id alone."""
+
+
+def as_event(told: Told) -> EventLike:
+    """Return an event of an item id alone as an event; an event stays as it is. Raises DataError for anything else."""
+    if isinstance(told, Event):
+        return told
+    if isinstance(told, str | int) and not isinstance(told, bool):
+        return Event(str(told))
+    if isinstance(told, tuple) and len(told) == 2 and isinstance(told[1], bool):
+        return told
+    raise DataError(
+        f"request: a history holds {told!r:.80}, expected an item id, a pair such as ('7', True), or an Event"
+    )
 
 
 def told_event(item: str, liked: bool | None = None, type: str | None = None, time: float | None = None) -> Event:

@@ -8,7 +8,7 @@ from twotower.errors import DataError, did_you_mean
 from twotower.features.events import OTHER_EVENTS
 from twotower.features.schema import Schema
 from twotower.features.values import UNKNOWN
-from twotower.retrieval.event import Event, EventLike
+from twotower.retrieval.event import Event, Told, as_event
 
 
 class EventTypes:
@@ -24,11 +24,11 @@ class EventTypes:
         """Return the code of an event's type, 0 for one that is not told or not named."""
         return UNKNOWN if event.type is None else self._codes.get(event.type, UNKNOWN)
 
-    def read(self, given: Sequence[EventLike], stored: bool = False) -> list[Event]:
+    def read(self, given: Sequence[Told], stored: bool = False) -> list[Event]:
         """Return the events with what their types say of `liked`, without ignored ones; one that the rule of all others is for has
         no type then, as its code is that of none. Raises DataError for a type that the
         schema does not name; an event that was `stored` under another bundle loses it."""
-        events = [Event(*event) for event in given]
+        events = [Event(*as_event(event)) for event in given]
         return events if all(e.type is None for e in events) else list(self._read(events, stored))
 
     def _read(self, events: Sequence[Event], stored: bool) -> Iterator[Event]:

@@ -13,7 +13,7 @@ import numpy as np
 from twotower.arrays.types import Ints, ItemId, ItemRow, UserId, UserRow
 from twotower.data.ids import ItemIds, UserIds
 from twotower.errors import DataError, did_you_mean
-from twotower.retrieval.event import EVENT_KEYS, Event, EventLike, in_time_order, told_event
+from twotower.retrieval.event import EVENT_KEYS, Event, EventLike, Told, as_event, in_time_order, told_event
 
 Json = str | float | None | abc.Sequence["Json"] | Mapping[str, "Json"]
 """Parsed JSON. The value of a feature is text, a number, or a list of them."""
@@ -37,9 +37,9 @@ class Request:
 
     user_id: str | None = None
     features: Mapping[str, Json] = field(default_factory=dict)
-    history: abc.Sequence[EventLike] | None = None
-    """Interactions, oldest first; sorted by time if each has one."""
-    events: abc.Sequence[EventLike] = ()
+    history: abc.Sequence[Told] | None = None
+    """Interactions, oldest first, each an item id or an event; sorted by time if each has one."""
+    events: abc.Sequence[Told] = ()
     """Interactions since the history, oldest first; sorted by time if each has one."""
     context: Mapping[str, Json] = field(default_factory=dict)
     """Values of the moment, by column."""
@@ -48,13 +48,13 @@ class Request:
         if self.user_id is not None:
             object.__setattr__(self, "user_id", str(self.user_id))
         if self.history is not None:
-            object.__setattr__(self, "history", in_time_order(self.history))
-        object.__setattr__(self, "events", in_time_order(self.events))
+            object.__setattr__(self, "history", _events(self.history))
+        object.__setattr__(self, "events", _events(self.events))
 
     @property
     def told(self) -> list[Event]:
         """The interactions of history and events, oldest first."""
-        return [Event(*event) for event in (*(self.history or ()), *self.events)]
+        return [Event(*as_event(event)) for event in (*(self.history or ()), *self.events)]
 
     @property
     def has_details(self) -> bool:
@@ -94,6 +94,13 @@ class Request:
             None if user_id is None else str(user_id), objects["features"], lists.get("history"),
             lists.get("events", []), objects["context"],
         )  # fmt: skip
+
+
+def _events(told: abc.Sequence[Told]) -> abc.Sequence[EventLike]:
+    """Return told interactions as events, in the order of their times if each has one. Raises DataError."""
+    if isinstance(told, str):
+        raise DataError(f"request: a history is {told!r:.80}, expected a list of item ids or events")
+    return in_time_order([as_event(event) for event in told])
 
 
 def _event(event: Json) -> Event:
