@@ -7,6 +7,7 @@ becomes a page that shows it.
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -35,7 +36,8 @@ API = "docs/python.md"
 
 def pages() -> list[Path]:
     """Return the pages that people write, relative to the repository."""
-    found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"]
+    notebooks = (ROOT / "examples" / "notebooks").glob("*.ipynb")
+    found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md", *notebooks]
     return sorted(path.relative_to(ROOT) for path in found)
 
 
@@ -57,7 +59,8 @@ def stage(folder: Path) -> None:
 
 
 def shown(path: Path) -> str:
-    """Return the text of a page: that of a Markdown file, the list of a folder, or the code of another file."""
+    """Return the text of a page: that of a Markdown file, the cells of a notebook, the list of a folder, or the code of another
+    file."""
     full = ROOT / path
     if path.suffix == ".md":
         return full.read_text(encoding="utf-8")
@@ -65,6 +68,9 @@ def shown(path: Path) -> str:
         names = sorted(p.name for p in full.iterdir() if not p.name.startswith(("__", ".")))
         return f"# {path}\n\n" + "".join(f"- [{name}]({name})\n" for name in names)
     code = full.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = [("".join(cell["source"]), cell["cell_type"]) for cell in json.loads(code)["cells"]]
+        return "\n\n".join(f"```python\n{text}\n```" if kind == "code" else text for text, kind in cells) + "\n"
     return f"# {path}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{code}````\n"
 
 
@@ -91,9 +97,9 @@ def rewritten(text: str, path: Path) -> tuple[str, list[Path]]:
         linked.append(inside)
         return os.path.relpath(place(inside), place(path).parent).replace(os.sep, "/") + anchor
 
-    parts = FENCE.split(text) if path.suffix == ".md" or (ROOT / path).is_dir() else [text]
-    whole = path.suffix == ".md" or (ROOT / path).is_dir()
-    return "".join(LINK.sub(lead, p) if whole and not p.startswith("```") else p for p in parts), linked
+    if path.suffix not in (".md", ".ipynb") and not (ROOT / path).is_dir():
+        return text, linked
+    return "".join(p if p.startswith("```") else LINK.sub(lead, p) for p in FENCE.split(text)), linked
 
 
 def api_page() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pandas as pd
 import polars as pl
 import preloaded
 import pytest
+from worlds import write_movielens_archive
 
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.legacy import training_script
@@ -233,29 +233,13 @@ def test_the_gpu_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -
         assert "no GPU here" in capsys.readouterr().out
 
 
-def archive(path: Path) -> Path:
-    """A small world in the layout of ml-1m.zip: films of a user's parity get 5, others 1."""
-    rng = np.random.default_rng(0)
-    pairs = rng.choice(40 * 30, 900, replace=False)
-    ratings = "\n".join(
-        f"{p // 30 + 1}::{p % 30 + 1}::{5 if (p // 30 + p % 30) % 2 == 0 else 1}::{978300000 + n}"
-        for n, p in enumerate(pairs)
-    )
-    users = "\n".join(f"{u}::{'FM'[u % 2]}::{(1, 18, 25)[u % 3]}::{u % 7}::0{u}" for u in range(1, 41))
-    movies = "\n".join(f"{i}::Film {i} ({1950 + i})::{'Comedy' if i % 2 else 'Drama|War'}" for i in range(1, 31))
-    with zipfile.ZipFile(path, "w") as z:
-        for name, text in (("ratings", ratings), ("users", users), ("movies", movies)):
-            z.writestr(f"ml-1m/{name}.dat", text + "\n")
-    return path
-
-
 @pytest.fixture(scope="module")
 def seed_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the commands, with the data downloaded (from a local archive) and processed."""
     root = tmp_path_factory.mktemp("seed")
     shutil.copy(ROOT / "main.py", root)
     shutil.copytree(ROOT / "data_process", root / "data_process")
-    zipped = archive(root / "ml-1m.zip")
+    zipped = write_movielens_archive(root / "ml-1m.zip")
     for script in ("data_download.py", "data_processing.py"):
         run_python(root / "data_process" / "movie_len", script, TWOTOWER_DATA=str(zipped))
     return root

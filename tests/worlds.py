@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -137,3 +139,19 @@ def settings(**sections: dict[str, Any]) -> Config:
     for name, values in sections.items():
         base[name] = base.get(name, {}) | values
     return parse_config(base)[1]
+
+
+def write_movielens_archive(path: Path) -> Path:
+    """A small world in the layout of ml-1m.zip: films of a user's parity get 5, others 1."""
+    rng = np.random.default_rng(0)
+    pairs = rng.choice(40 * 30, 900, replace=False)
+    ratings = "\n".join(
+        f"{p // 30 + 1}::{p % 30 + 1}::{5 if (p // 30 + p % 30) % 2 == 0 else 1}::{978300000 + n}"
+        for n, p in enumerate(pairs)
+    )
+    users = "\n".join(f"{u}::{'FM'[u % 2]}::{(1, 18, 25)[u % 3]}::{u % 7}::0{u}" for u in range(1, 41))
+    movies = "\n".join(f"{i}::Film {i} ({1950 + i})::{'Comedy' if i % 2 else 'Drama|War'}" for i in range(1, 31))
+    with zipfile.ZipFile(path, "w") as z:
+        for name, text in (("ratings", ratings), ("users", users), ("movies", movies)):
+            z.writestr(f"ml-1m/{name}.dat", text + "\n")
+    return path
