@@ -23,7 +23,17 @@ from twotower.kinds import Kind, Kinds
 SOURCE = Path(twotower.__file__).parent
 ROOT = SOURCE.parent.parent
 TESTS = ROOT / "tests"
-WHOLE = {"notebooks", "architecture", "docs", "extending", "golden", "installation", "preloaded", "real"}
+WHOLE = {
+    "architecture",
+    "docs",
+    "extending",
+    "golden",
+    "installation",
+    "notebooks",
+    "portability",
+    "preloaded",
+    "real",
+}
 """Tests of the repository as a whole, or of what other tests use."""
 
 

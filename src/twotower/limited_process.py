@@ -83,7 +83,8 @@ def run_limited(
 def main() -> None:
     """Run the child process: print one line of JSON per file."""
     name, timeout, cpu_seconds, memory, options, *paths = sys.argv[1:]
-    os.nice(max(0, 9 - os.nice(0)))  # a low priority, but not the lowest: the parent may hold a lock while it waits
+    if hasattr(os, "nice"):
+        os.nice(max(0, 9 - os.nice(0)))  # a low priority, but not the lowest: the parent may hold a lock while it waits
     module, attribute = name.split(":")
     function = partial(getattr(import_module(module), attribute), **json.loads(options))
     _limit_process(int(timeout), int(cpu_seconds), int(memory))
@@ -113,10 +114,7 @@ def _limit_process(timeout: int, cpu_seconds: int, memory: int) -> None:
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (end := math.ceil(time.process_time()) + cpu_seconds, end + 5))
-        used = 1 << 30
-        with suppress(OSError):
-            used = memory_in_use()[0]
-        resource.setrlimit(resource.RLIMIT_AS, (used + memory,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (memory_in_use()[0] + memory,) * 2)
 
 
 def _memory_message(memory: int) -> str:

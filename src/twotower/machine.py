@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 
 def peak_memory_mb() -> float:
-    """Return the peak resident memory of this process, in MB (10^6 bytes)."""
+    """Return the peak resident memory of this process, in MB (10^6 bytes); the present one where no system tells the peak."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        info = psutil.Process().memory_info()
+        return float(getattr(info, "peak_wset", info.rss)) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def memory_in_use() -> tuple[int, int]:
-    """Return the bytes of this process's address space and of its resident memory. Raises OSError without /proc."""
-    space, resident = Path("/proc/self/statm").read_text().split()[:2]
-    return int(space) * resource.getpagesize(), int(resident) * resource.getpagesize()
+    """Return the bytes of this process's address space and of its resident memory."""
+    info = psutil.Process().memory_info()
+    return info.vms, info.rss
 
 
 def physical_memory() -> int:
     """Return the bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return psutil.virtual_memory().total
+
+
+def free_physical_memory() -> int:
+    """Return the bytes of this machine's memory that a new process may take without swapping."""
+    return psutil.virtual_memory().available
 
 
 def boot_id() -> str:

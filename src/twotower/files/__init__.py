@@ -35,6 +35,12 @@ class NoHooks:
         """Do nothing."""
 
 
+READ_ONLY = os.O_RDONLY | sum(getattr(os, f"O_{name}", 0) for name in ("BINARY", "NONBLOCK", "NOFOLLOW", "CLOEXEC"))
+"""Flags of `os.open` for a regular file of others: no wait for a pipe, no symbolic link, where the system has these."""
+READ_WRITE = READ_ONLY | os.O_RDWR
+_SYNCS_FOLDERS = hasattr(os, "O_DIRECTORY")
+"""False on Windows, which opens no folder, and writes its entries with the file system's journal."""
+
 hooks: Hooks = NoHooks()
 """The hooks of this process. Tests of recovery put their own here, which end the process at a point."""
 
@@ -54,7 +60,7 @@ def write(path: Path, data: bytes | str, mode: int | None = None) -> None:
             f.flush()
             point("file.written")
             if mode is not None:
-                os.fchmod(f.fileno(), mode)
+                temporary.chmod(mode)
             os.fsync(f.fileno())
         point("file.synced")
         os.replace(temporary, path)
@@ -97,7 +103,7 @@ def replaceable(path: Path) -> Path:
         raise RunError(
             f"{path}: the current folder cannot be replaced; choose another folder, or start from another one"
         )
-    if path.is_mount():
+    if os.path.ismount(path):
         raise RunError(f"{path}: a mounted disk cannot be replaced; choose a folder in it")
     for left in path.parent.glob(
         f".{glob.escape(path.name)}.*.old"
@@ -202,8 +208,10 @@ def check_writable(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Flush a file, or the entries of a folder where the system can, to the disk."""
+    if not _SYNCS_FOLDERS and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY if _SYNCS_FOLDERS else READ_WRITE)  # Windows flushes what may be written
     try:
         os.fsync(handle)
     finally:

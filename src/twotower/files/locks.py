@@ -1,11 +1,17 @@
-"""File locks that the kernel releases when their holder dies."""
+"""File locks that the kernel releases when their holder dies.
+
+Exclusive locks are those of filelock: `flock`, or `LockFileEx` on Windows. Shared ones keep a file from being removed; Windows
+does that for every open file.
+"""
 
 from __future__ import annotations
 
 import errno
-import fcntl
+import logging
 import os
+import platform
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +20,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 from twotower.errors import RunError
+from twotower.files import READ_WRITE
+
+try:
+    import fcntl
+
+    HAS_SHARED_LOCKS = True
+except ImportError:
+    HAS_SHARED_LOCKS = False
+"""False where an open file cannot be renamed or removed, nor its folder: on Windows."""
+
+log = logging.getLogger(__name__)
+
+
+_OPEN_FILE_STAYS: tuple[type[OSError], ...] = () if HAS_SHARED_LOCKS else (PermissionError,)
+"""Errors of removing a file that is open."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +64,7 @@ class Lock:
     def write_holder(self, action: str, detail: str = "-") -> None:
         """Write the action and process of the holder into the lock file."""
         self.clear()
-        self._file.write(f"{action} {os.getpid()} {os.uname().nodename} {detail}\n".encode())
+        self._file.write(f"{action} {os.getpid()} {platform.node()} {detail}\n".encode())
 
     def clear(self) -> None:
         self._file.truncate(0)
@@ -59,9 +80,7 @@ def lock(path: Path, keep: bool = True) -> Iterator[Lock]:
     file = _open_lock(path)
     try:
         while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(file.fileno(), path):
                 holder = _read_holder(file)
                 for _ in range(20):  # it may not have written its name yet
                     if holder is None:
@@ -78,14 +97,15 @@ def lock(path: Path, keep: bool = True) -> Iterator[Lock]:
             yield Lock(file, _read_holder(file))
         finally:
             if not keep:
-                path.unlink(missing_ok=True)
+                with suppress(*_OPEN_FILE_STAYS):
+                    path.unlink(missing_ok=True)
             file.truncate(0)
     finally:
         file.close()
 
 
 def _open_lock(path: Path) -> BinaryIO:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    handle = os.open(path, READ_WRITE | os.O_CREAT | os.O_APPEND, 0o666)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -96,16 +116,39 @@ def is_locked(path: Path) -> bool:
     """Return True if a process, on this host or another, holds the lock. Raises OSError."""
     try:
         with path.open("r+b") as file:  # NFS locks only what may be written
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return not try_lock(file.fileno(), path)
     except FileNotFoundError:
         return False
-    except BlockingIOError:
+
+
+def try_lock(handle: int, path: Path) -> bool:
+    """Take the exclusive lock of an open file, until the handle is closed; return False if another process holds it, or
+    shares the file. Raises OSError.
+
+    A system without file locks is warned of: one process at a time may write there."""
+    from filelock import lock_descriptor  # which is slow to import
+
+    try:
+        return lock_descriptor(handle, blocking=False)
+    except OSError as e:
+        if e.errno != errno.ENOSYS or HAS_SHARED_LOCKS or sys.platform == "win32":
+            raise
+        log.warning(f"{path}: this system has no file locks; let one process at a time write there")
         return True
-    return False
+
+
+def share(handle: int) -> None:
+    """Take the shared lock of a file that is open for reading, until the handle is closed. Raises BlockingIOError if
+    another process has the exclusive one, OSError."""
+    if HAS_SHARED_LOCKS:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
 def _read_holder(file: BinaryIO) -> LockHolder | None:
     file.seek(0)
-    text = file.read(1000).decode(errors="replace")
+    try:
+        text = file.read(1000).decode(errors="replace")
+    except PermissionError:  # Windows: what is locked is not read
+        return LockHolder()
     parts = text.split()
     return LockHolder(*parts) if len(parts) == 4 else LockHolder() if text else None

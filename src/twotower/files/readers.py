@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import JsonValue
 
 from twotower.errors import RunError, TwoTowerError, first_line
+from twotower.files import READ_ONLY
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -101,7 +102,7 @@ def read_json(path: Path, max_bytes: int = 0) -> Any:
 
 def read_regular(path: Path, max_bytes: int) -> bytes:
     """Read a regular file of at most `max_bytes` bytes. Raises OSError, at once, for a pipe, a link or a larger file."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    handle = os.open(path, READ_ONLY)
     try:
         info = os.fstat(handle)
         if not stat.S_ISREG(info.st_mode):

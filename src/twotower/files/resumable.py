@@ -75,6 +75,10 @@ def _begin(partial: Path, plan: files.JsonData) -> None:
 
 def _remove(partial: Path, removed: Path) -> None:
     """Remove a folder under its lock. It loses its name first, so that no other call finds a half of it."""
+    if not locks.HAS_SHARED_LOCKS:  # Windows: the folder of the open lock keeps its name
+        for name in (PLAN, MADE, WORK):
+            files.remove(partial / name)
+        return
     os.replace(partial, removed)
     files.point("resumable.renamed")
     shutil.rmtree(removed, ignore_errors=True)

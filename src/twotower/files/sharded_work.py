@@ -6,12 +6,12 @@ WORK/shard-00000/       temporary files of a shard in progress
 WORK/lock               kernel locks: each shard has one byte
 
 The format gives the name of WORK. A list of all shards is written when the last is finished. Kernel locks are released when a process dies.
+A system that shares no locks (Windows) has one lock of the whole file: one process at a time works there.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import re
@@ -24,7 +24,11 @@ from typing import Any, BinaryIO, ClassVar, Self, TypeAlias
 
 from twotower import files
 from twotower.errors import RunError
+from twotower.files import locks
 from twotower.files.readers import file_digest, read_json
+
+if locks.HAS_SHARED_LOCKS:
+    import fcntl
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +86,7 @@ class ShardedWork:
         work = cls.work_folder(out)
         try:
             work.mkdir(parents=True, exist_ok=True)
-            with (work / "lock").open("a+b") as lock:
+            with cls._opened_lock(out) as lock:
                 with _locked(lock, _FOLDER_BYTE):
                     alone = _try_lock(lock, _USERS_BYTE)
                     if alone:  # incomplete files are of killed processes
@@ -95,7 +99,8 @@ class ShardedWork:
                         cls._clear(out)
                     if not (work / "plan.json").exists():
                         files.write_json(work / "plan.json", plan)
-                    fcntl.lockf(lock, fcntl.LOCK_SH, 1, _USERS_BYTE)
+                    if locks.HAS_SHARED_LOCKS:
+                        fcntl.lockf(lock, fcntl.LOCK_SH, 1, _USERS_BYTE)
                 yield cls(out, lock, plan, shards)
         except OSError as e:
             no_locks = e.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -118,11 +123,23 @@ class ShardedWork:
     def clear_folder(cls, out: Path) -> None:
         """Remove all shards of a folder. Raises RunError if it holds other files, or a process is writing shards."""
         cls.check_folder(out)
-        with (cls.work_folder(out) / "lock").open("a+b") as lock, _locked(lock, _FOLDER_BYTE):
+        with cls._opened_lock(out) as lock, _locked(lock, _FOLDER_BYTE):
             if not _try_lock(lock, _USERS_BYTE):
                 raise RunError(f"{out}: another call is writing into it; let it end, or stop it")
             cls._clear(out)
-            shutil.rmtree(cls.work_folder(out))
+            shutil.rmtree(cls.work_folder(out), ignore_errors=not locks.HAS_SHARED_LOCKS)  # Windows keeps the open lock
+
+    @classmethod
+    @contextmanager
+    def _opened_lock(cls, out: Path) -> Iterator[BinaryIO]:
+        """Yield the open lock file. Raises RunError if the system locks it as a whole, and another process works there."""
+        path = cls.work_folder(out) / "lock"
+        with path.open("a+b") as lock:
+            if not locks.HAS_SHARED_LOCKS and not locks.try_lock(lock.fileno(), path):
+                raise RunError(
+                    f"{out}: another call is writing into it, and here one at a time can; let it end, or stop it"
+                )
+            yield lock
 
     @contextmanager
     def claimed(self, number: int) -> Iterator[bool]:
@@ -133,7 +150,7 @@ class ShardedWork:
         try:
             yield True
         finally:
-            fcntl.lockf(self._lock, fcntl.LOCK_UN, 1, _FIRST_SHARD_BYTE + number)
+            _unlock(self._lock, _FIRST_SHARD_BYTE + number)
 
     def record(self, number: int) -> JsonObject | None:
         """Return the record of a finished shard, None without one."""
@@ -273,17 +290,25 @@ def _remove_leftovers(out: Path, work: Path) -> None:
 @contextmanager
 def _locked(lock: BinaryIO, byte: int) -> Iterator[None]:
     """Hold the exclusive lock of a byte within the block; wait for it."""
-    fcntl.lockf(lock, fcntl.LOCK_EX, 1, byte)
+    if locks.HAS_SHARED_LOCKS:
+        fcntl.lockf(lock, fcntl.LOCK_EX, 1, byte)
     try:
         yield
     finally:
-        fcntl.lockf(lock, fcntl.LOCK_UN, 1, byte)
+        _unlock(lock, byte)
 
 
 def _try_lock(lock: BinaryIO, byte: int) -> bool:
     """Take the exclusive lock of a byte, and return True; False if another process holds it."""
+    if not locks.HAS_SHARED_LOCKS:
+        return True
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
     except (BlockingIOError, PermissionError):
         return False
     return True
+
+
+def _unlock(lock: BinaryIO, byte: int) -> None:
+    if locks.HAS_SHARED_LOCKS:
+        fcntl.lockf(lock, fcntl.LOCK_UN, 1, byte)

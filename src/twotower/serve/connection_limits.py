@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-
 from twotower.errors import ConfigError
 
 MAX_OPEN_FILES, RESERVED_FILES = 65_536, 96
@@ -19,15 +17,7 @@ def connection_limits(max_connections: int, max_per_address: int) -> tuple[int, 
 
     0 asks for the default: what the limit of open files allows, up to DEFAULT_MAX_CONNECTIONS, and half of that for an
     address. Raises ConfigError if the limit of open files does not allow the numbers."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = min(hard, MAX_OPEN_FILES) if hard != resource.RLIM_INFINITY else MAX_OPEN_FILES
-    if soft != resource.RLIM_INFINITY and soft < files:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-        except (OSError, ValueError):  # the system sets a lower bound
-            files = soft
-    else:
-        files = soft if soft != resource.RLIM_INFINITY else MAX_OPEN_FILES
+    files = _raise_open_files()
     available = files - RESERVED_FILES
     remedy = "raise it with ulimit -n, or LimitNOFILE in a systemd unit"
     if available < MAX_REFUSED_OPEN + 8:
@@ -45,3 +35,20 @@ def connection_limits(max_connections: int, max_per_address: int) -> tuple[int, 
             f"`max_per_address` is {max_per_address:,}, expected at most the {max_connections:,} of `max_connections`"
         )
     return max_connections, max_per_address or -(-max_connections // 2)
+
+
+def _raise_open_files() -> int:
+    """Raise the soft limit of open files up to MAX_OPEN_FILES, and return the limit; MAX_OPEN_FILES where there is none."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return MAX_OPEN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = min(hard, MAX_OPEN_FILES) if hard != resource.RLIM_INFINITY else MAX_OPEN_FILES
+    if soft == resource.RLIM_INFINITY or soft >= files:
+        return soft if soft != resource.RLIM_INFINITY else MAX_OPEN_FILES
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    except (OSError, ValueError):  # the system sets a lower bound
+        return soft
+    return files

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from twotower.errors import BundleError
-from twotower.machine import memory_in_use
+from twotower.machine import free_physical_memory, memory_in_use
 
 MEMORY_PER_BYTE = 1.5
 """Bytes of memory for each byte of a bundle's files while it is loaded, at most."""
@@ -17,7 +18,7 @@ MEMORY_PER_BYTE = 1.5
 def available_memory() -> int:
     """Return the bytes that this process may still take: the least of the machine's and of its control groups'."""
     found = [
-        _meminfo("MemAvailable"),
+        free_physical_memory(),
         *(free for folder in control_groups() if (free := free_in_group(folder)) is not None),
     ]
     return min(found)
@@ -68,21 +69,12 @@ def check_memory(size: int, limit: int, workers: int, available: Callable[[], in
         )
 
 
-def _meminfo(name: str) -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 1 << 62
-
-
 def release_memory() -> None:
     """Return freed memory to the operating system, where the C library can.
 
     The old bundle has no reference cycle, so it is freed with its last request, without `gc.collect`, which would block
     the process."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    if sys.platform != "win32":  # which has no library of all symbols
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
+import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
@@ -128,7 +129,7 @@ class ServeMetrics:
             return bytes(generate_latest(self._registry))
         for path in Path(folder).glob("gauge_live*_*.db"):  # a killed worker does not clean up
             pid = path.stem.rpartition("_")[2]
-            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            if pid.isdigit() and not psutil.pid_exists(int(pid)):
                 mark_process_dead(int(pid))  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

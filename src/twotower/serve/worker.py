@@ -77,9 +77,9 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
                 server.should_exit = server.force_exit = True
 
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, request_shutdown)
+    _on_signal(loop, signal.SIGTERM, request_shutdown)
     # A terminal's Ctrl-C reaches every process; with several workers the supervisor passes it on.
-    loop.add_signal_handler(signal.SIGINT, request_shutdown if settings.workers == 1 else lambda: None)
+    _on_signal(loop, signal.SIGINT, request_shutdown if settings.workers == 1 else lambda: None)
     tasks = [asyncio.create_task(connections.watch())]
     if keys:
         tasks.append(asyncio.create_task(keys.watch(service.metrics.keys_failures.inc)))
@@ -98,6 +98,14 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
         loading = service.bundles.busy or bool(keys and keys.busy)
         await service.stop()
     return loading
+
+
+def _on_signal(loop: asyncio.AbstractEventLoop, sig: signal.Signals, call: Callable[[], None]) -> None:
+    """Call `call` in the loop for each signal, also where the loop has no handlers of signals (Windows)."""
+    try:
+        loop.add_signal_handler(sig, call)
+    except NotImplementedError:
+        signal.signal(sig, lambda *_: loop.call_soon_threadsafe(call))
 
 
 async def _watch_supervisor(parent: int, stop: Callable[[], None]) -> None:
@@ -148,7 +156,8 @@ class DrainingServer(uvicorn.Server):
             with s:
                 queued = list(accept_queued(s))
                 if self._exclusive:  # now, not when the loop closes the socket: more connections could arrive meanwhile
-                    s.shutdown(socket.SHUT_RD)
+                    with contextlib.suppress(OSError):  # Windows and macOS shut down connections only
+                        s.shutdown(socket.SHUT_RD)
             for connection in queued:
                 connection.setblocking(False)
                 await loop.connect_accepted_socket(self._protocol, connection)

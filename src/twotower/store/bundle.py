@@ -6,7 +6,6 @@ Its id is a time, later than those of all ids before it, and a digest of the man
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import os
@@ -22,7 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from twotower import files
 from twotower.errors import BundleError
-from twotower.files import layout
+from twotower.files import layout, locks
 from twotower.store.manifest import BundleFacts, FileEntry, Manifest, read_manifest, write_manifest
 
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
@@ -81,9 +80,9 @@ class Bundle:
         """Keep `gc` of all processes from removing the bundle within the block. Raises BundleError if it is removed."""
         with ExitStack() as held:
             try:
-                handle = os.open(self.folder / layout.MANIFEST, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+                handle = os.open(self.folder / layout.MANIFEST, files.READ_ONLY)
                 held.callback(os.close, handle)
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                locks.share(handle)
                 # If it was removed between open and lock, stat raises.
                 (self.folder / layout.MANIFEST).stat()
             except OSError as e:
@@ -139,14 +138,18 @@ def remove_bundle(folder: Path) -> bool:
     """Remove a bundle and return True, unless a reader has a lease on it."""
     removed = folder.with_name(f".tmp-{folder.name}")
     with ExitStack() as held:
-        with suppress(FileNotFoundError, IsADirectoryError):  # a folder without a manifest has no lease
-            handle = os.open(folder / layout.MANIFEST, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
-            held.callback(os.close, handle)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-        os.replace(folder, removed)  # an id never names half a bundle
+        if locks.HAS_SHARED_LOCKS:
+            with suppress(FileNotFoundError, IsADirectoryError):  # a folder without a manifest has no lease
+                handle = os.open(folder / layout.MANIFEST, files.READ_WRITE)
+                held.callback(os.close, handle)
+                if not locks.try_lock(handle, folder):
+                    return False
+        try:
+            os.replace(folder, removed)  # an id never names half a bundle
+        except PermissionError:
+            if locks.HAS_SHARED_LOCKS:
+                raise
+            return False  # Windows: a reader has it open
     files.point("store.removed")
     files.sync(folder.parent)
     files.point("store.synced")
@@ -187,7 +190,7 @@ def _sha256(path: Path) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _sha256_of(path: str, *_: int) -> str:
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    handle = os.open(path, files.READ_ONLY)
     with os.fdopen(handle, "rb", buffering=0) as f:  # copies of a buffer would take a third of the digest's time
         return hashlib.file_digest(f, "sha256").hexdigest()
 

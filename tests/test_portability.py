@@ -1,0 +1,146 @@
+"""Training, evaluation, answers and a service of one worker need nothing that only POSIX has.
+
+Windows is not at hand: its interpreter is imitated, in every process of a test, by one without the functions and flags that it
+lacks, whose event loop has no handlers of signals, and whose POSIX modules cannot be imported by the package (libraries have
+their own ways there). What it refuses for open files is not imitated.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import polars as pl
+import pytest
+from server_process import serving
+
+ROOT = Path(__file__).resolve().parents[1]
+WITHOUT_POSIX = """
+import asyncio, builtins, os, sys
+sys.modules["uvloop"] = None
+real = builtins.__import__
+def import_as_windows(name, globals=None, *more, **keywords):
+    posix = name in ("fcntl", "resource", "pwd", "grp", "termios")
+    if posix and str((globals or {}).get("__name__", "")).partition(".")[0] in ("twotower", "__main__"):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    return real(name, globals, *more, **keywords)
+builtins.__import__ = import_as_windows
+for name in ("fork", "forkpty", "fchmod", "nice", "sched_getaffinity", "posix_fallocate", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC"):
+    delattr(os, name)
+def add_signal_handler(*_):
+    raise NotImplementedError
+asyncio.SelectorEventLoop.add_signal_handler = add_signal_handler
+"""
+STEPS = """
+import sys
+from pathlib import Path
+from twotower.cli.app import run_command
+try:
+    import fcntl
+except ImportError:
+    out, config = Path(sys.argv[1]), sys.argv[2]
+    run, store = str(out / "run"), str(out / "store")
+    steps = (
+        ["train", config, "--run", run, "--set", "train.epochs=1"],
+        ["train", config, "--run", run, "--set", "train.epochs=2", "--resume", "--override"],
+        ["evaluate", run],
+        ["publish", run, "--store", store],
+        ["evaluate", store],
+        ["recommend", "--store", store, "--user", "c001", "-k", "3"],
+        ["recommend", "--store", store, "--users", str(out / "users.csv"), "--out", str(out / "answers")],
+        ["embed", run, str(out / "items.csv"), "--out", str(out / "vectors")],
+        ["prepare", config, "--out", str(out / "prepared")],
+        ["publish", run, "--store", store],
+        ["rollback", "--store", store],
+        ["publish", run, "--store", store],
+        ["publish", run, "--store", store],
+        ["gc", "--store", store],
+    )
+    for step in steps:
+        assert run_command(step) == 0, step
+else:
+    raise SystemExit("the imitation does not work")
+"""
+
+
+POSIX = (
+    {"chown", "fchmod", "fchown", "fork", "forkpty", "getegid", "geteuid", "getgid", "getloadavg", "getpgid", "getuid"}
+    | {
+        "killpg",
+        "mkfifo",
+        "nice",
+        "posix_fallocate",
+        "pread",
+        "pwrite",
+        "sched_getaffinity",
+        "setsid",
+        "statvfs",
+        "sync",
+    }
+    | {"sysconf", "uname", "wait", "waitpid", "O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK"}
+)
+GUARDED = {
+    ("arrays/pieces.py", "posix_fallocate"),
+    ("limited_process.py", "nice"),
+    ("machine.py", "sched_getaffinity"),
+}
+MODULES = {
+    ("files/locks.py", "fcntl"),
+    ("files/sharded_work.py", "fcntl"),
+    ("limited_process.py", "resource"),
+    ("machine.py", "resource"),
+    ("serve/connection_limits.py", "resource"),
+}
+"""Modules that use what Windows lacks only where it is there."""
+
+
+def test_what_only_posix_has_is_used_in_the_places_that_look_for_it() -> None:
+    functions, modules = set(), set()
+    for path in (ROOT / "src" / "twotower").rglob("*.py"):
+        name = path.relative_to(ROOT / "src" / "twotower").as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Attribute(value=ast.Name(id="os"), attr=attribute) if attribute in POSIX:
+                    functions.add((name, attribute))
+                case ast.Import(names=names):
+                    modules |= {(name, alias.name) for alias in names}
+                case ast.ImportFrom(module=str(module)):
+                    modules.add((name, module))
+    assert functions == GUARDED
+    assert {(name, m) for name, m in modules if m in ("fcntl", "grp", "pwd", "resource", "termios")} == MODULES
+
+
+@pytest.fixture
+def without_posix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every interpreter that is started run without POSIX."""
+    (tmp_path / "imitation").mkdir()
+    (tmp_path / "imitation" / "sitecustomize.py").write_text(WITHOUT_POSIX)
+    given = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path / "imitation"), given])))
+
+
+@pytest.mark.system
+@pytest.mark.usefixtures("without_posix")
+def test_a_shop_is_trained_measured_published_asked_and_served(tmp_path: Path) -> None:
+    pl.DataFrame({"customer": [f"c{i:03}" for i in range(1, 30)]}).write_csv(tmp_path / "users.csv")
+    (tmp_path / "items.csv").write_bytes((ROOT / "examples" / "own-data" / "products.csv").read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS, str(tmp_path), str(ROOT / "examples" / "own-data.toml")],
+        capture_output=True, text=True, check=False, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "store" / "bundles").iterdir())) == 2
+    assert pl.read_parquet(tmp_path / "answers" / "*.parquet").height == 290
+    assert (tmp_path / "vectors" / "vectors.npy").exists()
+    assert not list((tmp_path / "run").glob(".*"))
+    with serving(tmp_path / "store") as start:
+        served = start("--event-ttl", "60", preload=False).wait()
+        reply = httpx.post(served.url + "/v1/recommend", json={"user_id": "c001", "k": 3})
+        assert len(reply.json()["items"]) == 3
+        code, log = served.end()
+        assert code == 0, log
+        assert "draining" in log
