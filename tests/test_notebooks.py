@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,12 @@ def cells(name: str, kind: str) -> list[str]:
 
 def run(name: str, more: str = "") -> list[Any]:
     """Run a notebook, and a cell `more` after it; an error in a cell is raised. Returns the cells with their outputs."""
-    import nbformat
-    from nbclient import NotebookClient
-
+    nbformat: Any = import_module("nbformat")  # without types
+    client_of: Any = import_module("nbclient").NotebookClient
     book = nbformat.read(FOLDER / name, as_version=4)
     if more:
         book.cells.append(nbformat.v4.new_code_cell(more))
-    client = NotebookClient(book, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}})
+    client = client_of(book, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}})
     return list(client.execute().cells)
 
 
