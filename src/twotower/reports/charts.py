@@ -23,7 +23,7 @@ MAX_GATE_ROWS = 20_000
 """Rows of each side whose gates are shown; of more rows a fixed random sample."""
 
 
-def _figure(title: str, x: str, y: str, height: int = 340) -> go.Figure:
+def empty_figure(title: str, x: str, y: str, height: int = 340) -> go.Figure:
     """Return an empty figure with a title and titles of the axes."""
     figure = go.Figure()
     figure.update_layout(
@@ -39,7 +39,7 @@ def _figure(title: str, x: str, y: str, height: int = 340) -> go.Figure:
 def curves(run: Run) -> list[go.Figure]:
     """Return the curves of the loss and of the validation metrics over epochs."""
     epochs = [h["epoch"] for h in run.history]
-    loss = _figure("Loss", "epoch", "loss")
+    loss = empty_figure("Loss", "epoch", "loss")
     loss.add_scatter(x=epochs, y=[h["train.loss"] for h in run.history], name="train loss (weighted)", line_color=BLUE,
                      mode="lines+markers")  # fmt: skip
     figures = [loss]
@@ -56,7 +56,7 @@ def curves(run: Run) -> list[go.Figure]:
         names = [name for name in shown if measured.find(name).at_cut_offs == at_cut_offs]
         if not any(f"validation.{name}" in h for h in validated for name in names):
             continue  # AUC is undefined for pairs of one class
-        figure = _figure(f"{title} on validation", "epoch", "")
+        figure = empty_figure(f"{title} on validation", "epoch", "")
         for name, color in zip(names, cycle((BLUE, ORANGE, GREY)), strict=False):
             values = [h.get(f"validation.{name}") for h in validated]
             figure.add_scatter(x=validated_epochs, y=values, name=name, line_color=color,
@@ -75,7 +75,7 @@ def distributions(run: Run, factors: Scorer) -> go.Figure:
     low, high = np.quantile(scores, [0.001, 0.999])
     edges = np.linspace(low, high if high > low else low + 1, 61)
     middle = (edges[1:] + edges[:-1]) / 2
-    figure = _figure("Share of pairs by logit", "logit", "share", 360)
+    figure = empty_figure("Share of pairs by logit", "logit", "share", 360)
     for name, keep, color in (("positive", pairs.positive, BLUE), ("negative", ~pairs.positive, ORANGE)):
         if keep.any():
             n, _ = np.histogram(np.clip(scores[keep], edges[0], edges[-1]), edges)
@@ -106,7 +106,7 @@ def gates(run: Run) -> list[go.Figure]:
                 mean, (low, high) = gates.mean(0), np.quantile(gates, [0.1, 0.9], axis=0)
                 name = f"{side.capitalize()} tower" + (f", pair {number}" if len(run.model.pairs) > 1 else "")
                 name += f", branch {section.split('.')[1]}" if section.startswith("branches.") else ""
-                figure = _figure(name, "weight", "", 120 + 34 * len(mean))
+                figure = empty_figure(name, "weight", "", 120 + 34 * len(mean))
                 figure.add_bar(
                     x=mean, y=tower.field_names, orientation="h", marker_color=BLUE, width=0.6,
                     error_x={

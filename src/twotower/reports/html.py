@@ -12,6 +12,7 @@ import plotly.io
 from twotower import files
 from twotower.evaluation.cold_items import ALONE, SLICE
 from twotower.evaluation.factors import Scorer
+from twotower.reports.breakdowns import calibration, recalls, spectra
 from twotower.reports.charts import curves, distributions, gates
 from twotower.reports.metric_tables import cell, columns, metric_rows
 from twotower.reports.tower_drawing import draw_model
@@ -32,6 +33,14 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color
 .many { grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); }
 .row > div { min-width: 0; overflow: hidden; } .wide { overflow-x: auto; }
 """
+
+
+_RECALLS = (
+    "Share of the test items that are among the best of their user, by group: items by training interactions, users by training "
+    "interactions; groups of about the same size. Of many users a random sample."
+)
+_CALIBRATION = "Observed share of positives in bins of the predicted probability. On the dotted line a probability is what it says."
+_SPECTRA = "Share of the variance along each principal direction. A line that falls at once shows vectors that use few of their dimensions."
 
 
 def write_report(path: Path, run: Run, factors: Scorer) -> None:
@@ -55,6 +64,15 @@ def write_report(path: Path, run: Run, factors: Scorer) -> None:
                 figures,
             )
         )
+    sections += [
+        _section(title, text, figures)
+        for title, text, figures in (
+            ("Recall by group", _RECALLS, recalls(run, factors)),
+            ("Calibration", _CALIBRATION, calibration(run, factors)),
+            ("Vectors", _SPECTRA, spectra(factors)),
+        )
+        if figures
+    ]
     sections.append(_slices(run))
     title = f"twotower: {html.escape(run.folder.name if run.folder else 'run')}"
     body = "\n".join(sections)
