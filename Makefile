@@ -5,6 +5,7 @@
 # make golden BASE=main   every bit of trainings, exports, searches and replies, compared with a commit
 # make changes            seven kinds added to the package for real, tested and counted
 # make site               the site of the documents, into build/site/html
+# make dist               the wheel, checked in clean environments of every Python here
 # make versions           what is installed             make audit        its known vulnerabilities; asks pypi.org
 # Every target makes .venv and installs what it needs.
 
@@ -18,7 +19,7 @@ BIN = .venv/bin
 SOURCES = src tests benchmarks examples main.py data_process
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-system test-real check golden changes docs site versions audit bench-env bench bench-gpu clean
+.PHONY: help demo test test-system test-real check dist golden changes docs site versions audit bench-env bench bench-gpu clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -63,6 +64,18 @@ check: .venv/.test
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The wheel and the source archive in dist/, checked in clean environments of every Python here; BASE=1 without a training.
+.venv-dist/.ready: .venv/bin/python
+	test -x .venv-dist/bin/python || $(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check 'build>=1.2,<2' 'twine>=6,<8'
+	@touch $@
+
+dist: .venv-dist/.ready
+	rm -rf dist
+	.venv-dist/bin/python -m build --outdir dist .
+	.venv-dist/bin/python -m twine check --strict dist/*
+	.venv-dist/bin/python .ci/dist.py dist/*.whl $(if $(BASE),--base)
 
 # Does this tree train, export, search and answer, to the bit, what a commit does? make golden BASE=main
 golden: .venv/.test
@@ -127,4 +140,4 @@ bench-gpu: bench-env
 	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python -m benchmarks speed.gpu --out runs/bench/gpu_speed.json
 
 clean:
-	rm -rf .venv .venv-bench .venv-audit .venv-docs build dist src/*.egg-info
+	rm -rf .venv .venv-bench .venv-audit .venv-docs .venv-dist build dist src/*.egg-info

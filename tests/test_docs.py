@@ -357,7 +357,13 @@ def test_every_flag_that_is_named_exists() -> None:
 def test_the_container_installs_what_the_service_needs() -> None:
     """The base installation, without an extra."""
     text = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
-    assert re.findall(r"pip install (?:--\S+ )*(\S+)", text) == ["."]
+    assert re.findall(r"pip install (?:--\S+ )*(\S+)", text) == ["/build/*.whl"]
+    assert {word for line in text.splitlines() for word in line.split()[:1]} >= {
+        "USER",
+        "WORKDIR",
+        "HEALTHCHECK",
+        "ENTRYPOINT",
+    }
 
 
 def test_every_import_of_a_document_or_the_makefile_exists() -> None:

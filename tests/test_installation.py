@@ -23,6 +23,7 @@ from server_process import serving
 from worlds import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
+from twotower.cli.app import run_command
 from twotower.data.tables import check, save
 from twotower.errors import ConfigError, MissingPackage, missing_package
 from twotower.kinds import import_modules
@@ -249,3 +250,35 @@ def test_the_wheel_has_the_files_and_the_metadata_of_the_base(tmp_path: Path) ->
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [str(tmp_path / "installed" / "twotower" / "recipes"), *recipe_names()]
+
+
+def test_the_page_of_compatibility_has_the_numbers_of_all_formats() -> None:
+    found = {}
+    for path in (ROOT / "src" / "twotower").rglob("*.py"):
+        for name, number in re.findall(
+            r"^(\w*(?:FORMAT|SCHEMA_VERSION)) = (\d+)$", path.read_text(encoding="utf-8"), re.M
+        ):
+            found[path.parent.name + "/" + path.stem, name] = int(number)
+    page = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    shown = [int(n) for n in re.findall(r"^\| [^|]+ \| (\d+) \| [^|]+ \|$", page, re.M)]
+    assert len(found) > 5
+    assert sorted(found.values()) == sorted(shown)
+
+
+def test_the_version_is_an_option_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--version"]) == 0
+    assert capsys.readouterr().out == f"twotower {twotower.__version__}\n"
+
+
+def test_links_of_the_metadata_have_one_address() -> None:
+    """pyproject.toml names it thrice: a substitution cannot refer to the URLs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    base = project["project"]["urls"]["Repository"]
+    assert all(url.startswith(base) for url in project["project"]["urls"].values())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for one in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        readme = re.sub(one["pattern"], one["replacement"], readme)
+    links = re.findall(r"\]\(([^)\s]+)\)", readme)
+    assert len(links) > 20
+    assert all(link.startswith(f"{base}/") for link in links if not link.startswith("#"))
+    assert re.search(rf"!\[[^\]]*\]\({re.escape(base)}/raw/", readme)

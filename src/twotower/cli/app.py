@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import typer
 
@@ -15,9 +16,27 @@ from twotower.cli.streams import install_failsafe_streams
 from twotower.errors import ConfigError, Interrupted, TwoTowerError, missing_package
 from twotower.escaping import escape_controls
 from twotower.reports.terminal import printed_messages
+from twotower.version import __version__
 
 app = typer.Typer(help="Two-tower retrieval: train, evaluate, publish, recommend.", no_args_is_help=True,
                   pretty_exceptions_enable=False, add_completion=False)  # fmt: skip
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"twotower {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Read the options that stand before a verb."""
+
+
 data_app = typer.Typer(help="Download MovieLens, describe tables.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
