@@ -91,6 +91,28 @@ def test_the_commands_of_a_how_to_run(page: str, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.system
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_commands_of_the_readme_answer_from_clicks(
+    readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a table of clicks to ten items, by the lines of the README."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    clicks = [(u, i, 1_700_000_000 + int(rng.integers(10**6))) for u in range(60) for i in range(80) if (u + i) % 2]
+    kept = [row for row in clicks if rng.random() < 0.5]
+    pl.DataFrame(kept, schema=["user", "item", "clicked_at"], orient="row").write_parquet("clicks.parquet")
+    (code,) = (code for code in blocks(readme, "") if code.startswith("twotower suggest"))
+    commands = [shlex.split(line, comments=True)[1:] for line in code.splitlines() if line.startswith("twotower")]
+    assert [command[0] for command in commands] == ["suggest", "train", "doctor", "publish", "recommend", "serve"]
+    for arguments in commands[:-1]:
+        capsys.readouterr()
+        assert run_command(arguments + ["--threads", "1"] * (arguments[0] == "train")) == 0, arguments
+    answer = re.findall(r"\(id (\d+),", capsys.readouterr().out)
+    assert len(answer) == 10
+    assert all(int(item) % 2 for item in answer)
+
+
+@pytest.mark.system
 def test_the_python_of_a_how_to_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
