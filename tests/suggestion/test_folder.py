@@ -28,6 +28,8 @@ def of(tmp_path: Path, *files: str) -> tuple[str, dict[str, str], dict[str, str]
         ("training.parquet", "dev.parquet", "testing.parquet"),
         ("Train.tsv.gz", "Validation.tsv.gz", "Test.tsv.gz"),
         ("train_1.csv", "validation_1.csv", "test_1.csv"),
+        ("gowalla.train.csv", "gowalla.valid.csv", "gowalla.test.csv"),
+        ("log.train.tsv.gz", "log.dev.tsv.gz", "log.test.tsv.gz"),
     ],
 )
 def test_parts_stand_side_by_side(tmp_path: Path, train: str, validation: str, test: str) -> None:
@@ -62,6 +64,22 @@ def test_a_part_beside_a_log_is_told(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("x")
     with pytest.raises(DataError, match=r"ratings\.csv and train\.csv both look like interactions"):
         folder_tables(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "other"), [("test.csv", "test", "base.csv"), ("u1.val.csv", "validation", "u1.test.csv")]
+)
+def test_a_part_is_no_piece_of_a_table(tmp_path: Path, name: str, part: str, other: str) -> None:
+    for file in (name, other):
+        (tmp_path / file).write_text("user_id,item_id\n1,2\n")
+    with pytest.raises(
+        DataError, match=f"{name} looks like the part {part} of the interactions, {other} stands beside it"
+    ):
+        folder_tables(tmp_path)
+
+
+def test_pieces_of_one_part_alone_are_the_log(tmp_path: Path) -> None:
+    assert of(tmp_path, "test_1.csv", "test_2.csv")[:2] == (tmp_path.name, {})
 
 
 def test_a_file_that_is_named_has_others_beside_it(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def folder_tables(path: Path | Url) -> FolderTables:
     found = {name: _one(path, files) for name, files in parts.items()} if "train" in parts else {}
     log = found.get("train") or roles.pop("interactions", None)
     if log is None and not roles:
+        _check_one_part(path, tables, parts)
         return FolderTables(path)
     if log is None:
         left = [p for p in inside if p not in roles.values() and ending(p) in TABLE_SUFFIXES]
@@ -84,6 +85,17 @@ def _beside(path: Path) -> tuple[str, ...]:
     )
 
 
+def _check_one_part(folder: Path, tables: Sequence[Path], parts: Mapping[str, Sequence[Path]]) -> None:
+    """Raise DataError if files of a part stand beside others, with which they would be one table."""
+    name, of_part = next(iter(parts.items()), ("", ()))
+    other = next((p for p in tables if p not in of_part), None)
+    if of_part and other is not None:
+        raise DataError(
+            f"{folder}: {of_part[0].name} looks like the part {name} of the interactions, {other.name} stands beside it, and no file is "
+            "called train; call the file to train on so, or name one file"
+        )
+
+
 def _words(path: Path) -> list[str]:
     return names.plain(path.name.partition(".")[0]).split("_")
 
@@ -99,7 +111,8 @@ def _part_of(path: Path) -> str:
     """Return the part that the first or the last word of a file's name, numbers apart, tells, "" for none."""
     if _role_of(path) in ("users", "items"):
         return ""
-    words = [word for word in _words(path) if not word.isdigit()] or [""]
+    stem = path.name if path.is_dir() else re.sub(r"\.[^.]+(\.gz)?$", "", path.name)  # of log.train.csv, log.train
+    words = [word for word in names.plain(stem).split("_") if not word.isdigit()] or [""]
     return next((part for part, of_part in names.PARTS.items() if {words[0], words[-1]} & {*of_part.split()}), "")
 
 
