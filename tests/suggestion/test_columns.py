@@ -294,6 +294,13 @@ def test_decimal_commas_are_told() -> None:
     assert not any("decimal" in note for note in guessed(rating=["07", "08"] * 20).notes)
 
 
+def test_spaces_around_numbers_are_told() -> None:
+    told = "'rating': numbers with spaces around them are text; remove the spaces for a label"
+    assert told in guessed(rating=[[" 1.5", "2.0", " 4"][i % 3] for i in range(N)]).notes
+    assert told not in guessed(rating=[["07", "08"][i % 2] for i in range(N)]).notes
+    assert told not in guessed(rating=[[" good", "1.5"][i % 2] for i in range(N)]).notes
+
+
 @pytest.mark.parametrize("values", [["ios", "web"], [0, 2], [0, 1, 2]])
 def test_other_columns_are_no_outcomes(values: list[object]) -> None:
     notes = guessed(x=[values[i % len(values)] for i in range(N)]).notes

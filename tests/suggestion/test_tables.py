@@ -138,6 +138,39 @@ def test_decimal_commas_are_read_where_no_comma_separates(tmp_path: Path) -> Non
     assert found.interactions["rating"].dtype == pl.String
 
 
+def test_decimal_commas_beside_points_are_told(tmp_path: Path) -> None:
+    log().write_csv(tmp_path / "clicks.csv")
+    ITEMS.with_columns(price=pl.col("size") / 8).write_csv(tmp_path / "items.csv", separator=";", decimal_comma=True)
+    USERS.with_columns(height=pl.int_range(pl.len()) / 4).write_csv(tmp_path / "users.csv", separator="|")
+    found = find_tables(tmp_path, folder=tmp_path)
+    told = "numbers with a decimal comma stay text ('price'), because others have a point ('height'); write all with one mark"
+    assert told in found.notes
+    assert found.section is not None
+    assert "decimal" not in str(found.section["format"])
+
+
+def test_a_file_without_a_header_has_ratings_with_decimal_commas(tmp_path: Path) -> None:
+    rated = log().with_columns(rating=pl.int_range(pl.len()) % 9 / 2)
+    rated.write_csv(tmp_path / "log.csv", separator=";", decimal_comma=True, include_header=False)
+    found = find_tables(tmp_path / "log.csv", folder=tmp_path)
+    assert found.interactions["rating"].equals(rated["rating"])
+    assert "numbers with a decimal comma are read: 'rating'" in found.notes
+
+
+@pytest.mark.parametrize("folder", ["day", "user_id", "time"])
+def test_folders_around_files_without_a_header_are_columns(tmp_path: Path, folder: str) -> None:
+    whole = log()
+    for n, rows in enumerate((whole[:300], whole[300:])):
+        (tmp_path / "log" / f"{folder}={n}").mkdir(parents=True)
+        rows.write_csv(tmp_path / "log" / f"{folder}={n}" / "part.csv", include_header=False)
+    found = find_tables(tmp_path / "log", folder=tmp_path)
+    assert found.section is not None
+    form = TextFormat.model_validate(found.section["format"])
+    assert len(form.columns) == whole.width
+    assert found.interactions.columns == [*form.columns, folder]
+    assert find_tables(tmp_path / "log", folder=tmp_path, form=form).interactions.columns == found.interactions.columns
+
+
 def parts(tmp_path: Path, **test: pl.Expr) -> pl.DataFrame:
     log(length=8)[:400].write_csv(tmp_path / "train.csv")
     log(length=8)[400:].with_columns(**test).write_csv(tmp_path / "test.csv")

@@ -29,6 +29,18 @@ def test_the_separator_is_that_of_equal_rows(tmp_path: Path, name: str, separato
     assert found == TextFormat(separator="" if separator == own else separator)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.txt"])
+@pytest.mark.parametrize("separator", ["\t", ";", "|"])
+def test_a_decimal_comma_in_every_line_separates_nothing(tmp_path: Path, name: str, separator: str) -> None:
+    found = of(tmp_path, name, "7 8 1,5\n9 8 0,5\n7 6 2,0\n".replace(" ", separator))
+    assert (found.separator, len(found.columns)) == (separator, 3)
+
+
+@pytest.mark.parametrize("text", ["7,8,1|5\n9,8,2|5\n", "u7,a;b\nu9,a;b\nu7,c;d\n", "1,5\n2,6\n1,6\n"])
+def test_a_comma_between_other_values_separates_them(tmp_path: Path, text: str) -> None:
+    assert of(tmp_path, "a.csv", text).separator == ""
+
+
 @pytest.mark.parametrize("first", ["user,item", "a,b", "userId,title"])
 def test_a_header_line_names_the_columns(tmp_path: Path, first: str) -> None:
     assert of(tmp_path, "a.csv", f"{first}\nu1,i1\nu2,i2\nu1,i2\n") == TextFormat()

@@ -256,6 +256,8 @@ def _guess_label(frame: pl.DataFrame, found: GuessedColumns) -> None:
                 f"'{name}': {len(odd):,} of {frame.height:,} values are no numbers ({odd[0]!r}), so it is no label; leave these "
                 "values empty, or drop the rows"
             )
+        elif _has_spaced_numbers(frame[name]):
+            found.notes.append(f"'{name}': numbers with spaces around them are text; remove the spaces for a label")
     if labels := _labels(frame, found, found.notes):
         _put_first(found, "label", labels, dict.fromkeys(labels, "by its name"), frame)
         series = frame[labels[0]]
@@ -267,6 +269,13 @@ def _words_among_numbers(series: pl.Series) -> pl.Series | None:
     present = series.drop_nulls()
     odd = present.filter(present.str.strip_chars().cast(pl.Float64, strict=False).is_null())
     return odd if 0 < len(odd) < len(present) / 2 else None
+
+
+def _has_spaced_numbers(series: pl.Series) -> bool:
+    """Return True for a column of text of numbers, some with a space before or after."""
+    present = series.drop_nulls()
+    bare = present.str.strip_chars()
+    return bool((bare != present).any()) and not bare.cast(pl.Float64, strict=False).null_count()
 
 
 def _labels(frame: pl.DataFrame, found: GuessedColumns, notes: list[str]) -> list[str]:

@@ -108,21 +108,25 @@ class _Files:
         frames = {name: self._side(name) for name in self.sides}
         form = self.form
         if self.given is None:
-            if form.columns:
-                form = form.model_copy(update={"columns": _column_names(frame)})
-                frame = frame.rename(dict(zip(frame.columns, form.columns, strict=True)))
-                self.notes.append(
-                    f"the first line of {self.texts['interactions'].name} names no columns, so these are named by places and values: "
-                    f"{', '.join(form.columns)}; data.format.columns corrects them"
-                )
             form = form.model_copy(update=self._separators())
             comma = self._decimal_commas({"interactions": frame, **frames})
             if comma:
                 form = self.form = form.model_copy(update={"decimal": ","})
-                again = self._interactions()
-                frame = again.rename(dict(zip(again.columns, frame.columns, strict=True)))
+                frame = self._interactions()
                 frames = {name: self._side(name) for name in self.sides}
-                self.notes.append(f"numbers with a decimal comma are read: {', '.join(comma)}")
+            named = dict[str, str]()
+            if form.columns:
+                given = _column_names(frame, len(form.columns))
+                named = dict(zip(form.columns, given, strict=True))
+                form, frame = form.model_copy(update={"columns": given}), frame.rename(named)
+                self.notes.append(
+                    f"the first line of {self.texts['interactions'].name} names no columns, so these are named by places and values: "
+                    f"{', '.join(form.columns)}; data.format.columns corrects them"
+                )
+            if comma:
+                shown_as = {("interactions", old): new for old, new in named.items()}
+                listed = ", ".join(f"'{shown_as.get(column, column[1])}'" for column in comma)
+                self.notes.append(f"numbers with a decimal comma are read: {listed}")
         shown = {**self.sides, **(self.files.parts or {"interactions": self.files.log})}
         section: dict[str, TomlValue] = {name: _relative(path, self.folder) for name, path in shown.items()}
         if options := form.model_dump(mode="json", exclude_defaults=True):
@@ -183,16 +187,22 @@ class _Files:
         others = {n: s for n, s in own.items() if s != (common or SEPARATOR_OF[self.texts[n].ending])}
         return {"separators": others} if others else {}
 
-    def _decimal_commas(self, frames: Mapping[str, pl.DataFrame]) -> list[str]:
-        """Return the columns of numbers with a decimal comma, none where a table has numbers with points too."""
-        found = []
+    def _decimal_commas(self, frames: Mapping[str, pl.DataFrame]) -> list[tuple[str, str]]:
+        """Return the tables and columns of numbers with a decimal comma. Where numbers with points stand beside them, there are
+        none, and a note says so."""
+        found, points = list[tuple[str, str]](), list[str]()
         for name, path in self.texts.items():
             if (self.separators.get(name, "") or SEPARATOR_OF[path.ending]) == ",":
                 continue
-            if any(dtype.is_float() for dtype in frames[name].dtypes):
-                return []
+            points += [f"'{series.name}'" for series in frames[name] if series.dtype.is_float()]
             texts = [series for series in frames[name] if series.dtype == pl.String]
-            found += [f"'{series.name}'" for series in texts if has_decimal_commas(series)]
+            found += [(name, series.name) for series in texts if has_decimal_commas(series)]
+        if found and points:
+            self.notes.append(
+                f"numbers with a decimal comma stay text ({', '.join(repr(column) for _, column in found)}), because others have a point "
+                f"({', '.join(points)}); write all with one mark"
+            )
+            return []
         return found
 
 
@@ -248,14 +258,15 @@ def _relative(path: Path | Url | str, folder: Path) -> str:
     return Path(os.path.relpath(path, folder)).as_posix()
 
 
-def _column_names(frame: pl.DataFrame) -> tuple[str, ...]:
-    """Return names for the columns of a file without a header line: the first two are ids, a column of times is a time, one of
-    0 and 1 a label, one of few steps on a scale a rating."""
-    given = [USER, ITEM]
-    for name in frame.columns[2:]:
+def _column_names(frame: pl.DataFrame, own: int) -> tuple[str, ...]:
+    """Return names for the `own` first columns, of a file without a header line, none twice; the others are of its folders. The
+    first two are ids, a column of times is a time, one of 0 and 1 a label, one of few steps on a scale a rating."""
+    folders = frame.columns[own:]
+    given = [name for name in (USER, ITEM) if name not in folders][:own]
+    for name in frame.columns[len(given) : own]:
         found = _meaning(frame[name]) or name
-        given.append(found if found not in given else name)
-    return tuple(given[: frame.width])
+        given.append(found if found not in (*given, *folders) else name)
+    return tuple(given)
 
 
 def _meaning(series: pl.Series) -> str:

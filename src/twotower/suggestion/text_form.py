@@ -35,7 +35,9 @@ def guess_form(path: TablePath) -> TextFormat:
         raise DataError(f"{path}: the file is empty; it needs at least one row")
     widths = {s: [len(row) for row in _rows(lines, s)] for s in _SEPARATORS}
     regular = {s: found[0] for s, found in widths.items() if found[0] > 1 and _share(found) >= MIN_SAME_WIDTH}
-    separator = default if default in regular else max(regular, key=lambda s: regular[s], default=default)
+    decimal = {s: n for s, n in regular.items() if s not in (",", SPACE) and _has_commas_in_numbers(_rows(lines, s))}
+    of_default = default in regular and not (default == "," and decimal)  # a comma a line may be of decimals: 7;8;1,5
+    separator = default if of_default else max(decimal or regular, key=lambda s: regular[s], default=default)
     rows = _rows(lines, separator)
     given = "" if separator == default else separator
     if separator not in regular:
@@ -74,6 +76,12 @@ def _rows(lines: list[str], separator: str) -> list[list[str]]:
 
 def _share(widths: list[int]) -> float:
     return sum(n == widths[0] for n in widths) / len(widths)
+
+
+def _has_commas_in_numbers(rows: list[list[str]]) -> bool:
+    """Return True if commas stand in values, and these are numbers with a decimal comma."""
+    values = [value for row in rows for value in row if "," in value]
+    return bool(values) and all(re.fullmatch(_DECIMAL_COMMA, value) for value in values)
 
 
 def _has_header(rows: list[list[str]]) -> bool:
