@@ -77,7 +77,10 @@ def test_an_order_decides(strength: float, recipe: str) -> None:
 
 @pytest.mark.parametrize(("length", "recipe"), [(4, "sequence-short"), (MIN_LONG - 1, "sequence-short"), (MIN_LONG, "sequence-long"), (2 * MIN_LONG, "sequence-long")])  # fmt: skip
 def test_the_length_of_histories_decides(length: int, recipe: str) -> None:
-    found = of((None, None, log(n_users=100, length=length, n_items=2000).unique(["user_id", "item_id"])))
+    rows = log(n_users=100, length=length, n_items=2000).unique(
+        ["user_id", "item_id"], keep="first", maintain_order=True
+    )
+    found = of((None, None, rows))
     assert (found.recipe, found.shape.length) == (recipe, length)
 
 
