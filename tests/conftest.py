@@ -87,6 +87,7 @@ def s3() -> Iterator[ObjectServer]:
 @pytest.fixture
 def bucket(s3: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of a new bucket of the local S3 server, to which the environment points."""
+    s3.let_happen()
     use(s3.address, monkeypatch)
     return f"s3://{s3.new_bucket()}"
 

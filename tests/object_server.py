@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
+import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 from itertools import count
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _numbers = count()
 
 
 class ObjectServer:
     """The process; it ends with its standard input."""
+
+    @classmethod
+    def at(cls, address: str) -> ObjectServer:
+        """The server of another process."""
+        server = cls.__new__(cls)
+        server.port = int(address.rpartition(":")[2])
+        return server
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -39,6 +55,18 @@ class ObjectServer:
             assert reply.status == 200
         return name
 
+    def let_happen(self, *faults: Fault) -> None:
+        """Let faults happen from now on, instead of those before."""
+        self._post("set", json.dumps([asdict(fault) for fault in faults]).encode())
+
+    def age_leases(self, seconds: int = 10_000) -> None:
+        """Let time pass for all leases."""
+        self._post(f"age?{seconds}")
+
+    def _post(self, what: str, data: bytes = b"") -> None:
+        with urllib.request.urlopen(urllib.request.Request(f"{self.address}/_faults/{what}", data, method="POST")):
+            pass
+
     def close(self) -> None:
         assert self.process.stdin
         assert self.process.stdout
@@ -56,6 +84,84 @@ def object_server() -> Iterator[ObjectServer]:
         server.close()
 
 
+@dataclass(frozen=True)
+class Fault:
+    """Answers of the server that are not those of S3: to `times` requests whose "METHOD PATH" a pattern finds, after `skip` others.
+    With `done` the request takes effect, and its answer is lost. `since` finds the request with which it begins."""
+
+    requests: str
+    status: int = 503
+    times: int = 1
+    skip: int = 0
+    done: bool = False
+    since: str = ""
+
+
+class _Faults:
+    """WSGI application that lets faults happen in front of another; POST /_faults/NAME is not for the other."""
+
+    def __init__(self, inner: WSGIApplication) -> None:
+        self._inner, self._left = inner, list[dict[str, Any]]()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        if path == "/_faults/set":
+            self._left = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+        elif path == "/_faults/age":
+            age_leases(int(environ["QUERY_STRING"]))
+        else:
+            return self._answer(environ, start_response, f"{method} {path}")
+        start_response("204 No Content", [])
+        return []
+
+    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse, what: str) -> Iterable[bytes]:
+        fault = next((f for f in self._left if not f["since"] and f["times"] and re.search(f["requests"], what)), None)
+        for waiting in self._left:
+            if waiting["since"] and re.search(waiting["since"], what):
+                waiting["since"] = ""
+        if fault is None:
+            return self._inner(environ, start_response)
+        if fault["skip"]:
+            fault["skip"] -= 1
+            return self._inner(environ, start_response)
+        fault["times"] -= 1
+        if fault["done"]:
+            for _ in self._inner(environ, lambda *_: lambda data: None):
+                pass
+        else:
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        start_response(f"{fault['status']} Fault", [("Content-Length", "0")])
+        return []
+
+
+def age_leases(seconds: int) -> None:
+    """Make the leases of all stores older, in the server."""
+    from moto.s3.models import s3_backends
+
+    for account in s3_backends.values():
+        for backend in account.values():
+            for bucket in backend.buckets.values():
+                for key in bucket.keys.values():
+                    if "/leases/" in key.name:
+                        key.last_modified -= timedelta(seconds=seconds)
+
+
+def serve() -> None:
+    """Serve S3 on a free port, which is printed, one request after the other, until standard input ends."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        def log(self, type: str, message: str, *args: object) -> None:
+            """Write nothing."""
+
+    app = _Faults(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, app, request_handler=Quiet)
+    print(server.server_port, flush=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    sys.stdin.read()
+
+
 def use(server_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set the environment of this process to a server, whatever it was, and no other address to ask for credentials."""
     settings = {
@@ -69,13 +175,4 @@ def use(server_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 if __name__ == "__main__":
-    import contextlib
-    import io
-
-    from moto.server import ThreadedMotoServer
-
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    with contextlib.redirect_stdout(io.StringIO()):
-        moto.start()
-    print(moto.get_host_and_port()[1], flush=True)
-    sys.stdin.read()
+    serve()

@@ -32,6 +32,7 @@ from twotower.evaluation.config import Metrics
 from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.features.schema import Schema
 from twotower.files import layout
+from twotower.files.urls import is_url
 from twotower.index import build_index
 from twotower.machine import peak_memory_mb
 from twotower.publishing.bundle_evaluation import evaluate_bundle
@@ -60,9 +61,9 @@ log = logging.getLogger(__name__)
 retriever = current_retriever
 
 
-def is_store(path: Path) -> bool:
-    """Return True if a folder holds published bundles."""
-    return (path / layout.BUNDLES).is_dir()
+def is_store(path: Path | str) -> bool:
+    """Return True for a folder of published bundles, and for a URL, which no run has."""
+    return is_url(path) or (Path(path) / layout.BUNDLES).is_dir()
 
 
 def prepare_folder(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from twotower.errors import BundleError
-from twotower.store.history import History, previous_id
+from twotower.store.history import History, new_line, previous_id
 from twotower.store.manifest import RecallCheck
 
 
@@ -34,10 +34,10 @@ def test_lines_are_added_at_the_end_and_say_which_bundles_became_current(tmp_pat
     history = History(tmp_path)
     assert (history.lines(), history.current_ids()) == ([], [])
     check = RecallCheck(recall=0.9, threshold=0.8, k=10, queries=5)
-    history.append("publish", "a", "", "first", check, forced=True)
-    history.append("refused", "", "a", "recall")
-    history.append("gc", "a", "b", "keep 2")
-    history.append("recover", "b", "a", "died")
+    history.append(new_line("publish", "a", "", "first", check, forced=True))
+    history.append(new_line("refused", "", "a", "recall"))
+    history.append(new_line("gc", "a", "b", "keep 2"))
+    history.append(new_line("recover", "b", "a", "died"))
     assert [line["reason"] for line in history.lines()] == ["first", "recall", "keep 2", "died"]
     assert history.lines()[0]["recall_check"] == check.model_dump()
     assert history.lines()[1]["recall_check"] is None

@@ -30,65 +30,19 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from worlds import CHECKERBOARD_SCHEMA
+from store_worlds import FACTS, content, ids, tag_of
 
 import twotower.store.bundle
-from twotower import files
-from twotower.data.split import SplitConfig
 from twotower.errors import BundleError, ConfigError, Interrupted, RunError
 from twotower.files.layout import MANIFEST
 from twotower.store.bundle import Bundle
 from twotower.store.manifest import BundleFacts, manifest_digest
 from twotower.store.store import Store
 
-FACTS: dict[str, Any] = {
-    "versions": {"twotower": "0.1.0"},
-    "dims": 64,
-    "metric": "cosine",
-    "counts": {"users": 5, "items": 7},
-    "model": "sha-1",
-    "schema": CHECKERBOARD_SCHEMA,
-    "split": SplitConfig(),
-    "similarity": "cosine",
-    "bias": False,
-    "index": {"kind": "exact", "params": {}, "search_params": {}, "rejected": 0},
-    "parity": {"user": 1e-7, "item": 1e-7},
-    "schema_hash": "abc",
-    "vocab_hash": "def",
-    "recall_check": {"recall": 0.97, "threshold": 0.95, "k": 10, "queries": 5},
-}
-
-
-def content(tag: str, count: int = 3, **facts: Any) -> Callable[[Path], BundleFacts]:
-    """A writer whose every file says `tag`."""
-
-    def write(folder: Path) -> BundleFacts:
-        (folder / "index").mkdir()
-        for i in range(count):
-            with (folder / ("index" if i % 2 else ".") / f"{i}.bin").open("wb") as f:
-                f.write(tag.encode())
-                f.flush()
-                files.point("test.half")
-                f.write(bytes(range(100)))
-            files.point("test.file")
-        return BundleFacts.model_validate(FACTS | facts)
-
-    return write
-
 
 def linked(path: Path, target: Path) -> BundleFacts:
     path.symlink_to(target)
     return BundleFacts.model_validate(FACTS)
-
-
-def tag_of(bundle: Bundle) -> str:
-    tags = {(bundle.folder / entry.path).read_bytes()[:-100].decode() for entry in bundle.manifest.files}
-    assert len(tags) == 1, tags
-    return str(tags.pop())
-
-
-def ids(store: Store) -> list[str]:
-    return [line.id for line in store.bundles()]
 
 
 def history(store: Store) -> list[Any]:

@@ -16,6 +16,7 @@ from pydantic import JsonValue
 
 from twotower.errors import ConfigError
 from twotower.escaping import shell_command
+from twotower.files.urls import is_url
 from twotower.kinds import import_modules
 
 VERB_OF_FUNCTION = {
@@ -45,7 +46,12 @@ Flag = Mapping[bool, str]
 """True: the flag, False: the negated flag, "" for none."""
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder.")]
-StoreFolder = Annotated[Path, typer.Option("--store", help="Folder of published bundles.")]
+StoreFolder = Annotated[
+    str,
+    typer.Option(
+        "--store", metavar="FOLDER|URL", help="Published bundles: a folder, or a prefix such as s3://BUCKET/STORE."
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -187,5 +193,5 @@ def _call_words(
         if isinstance(value, bool):
             words += _option_words(flag, value)
         else:
-            words += [*filter(None, [flag.get(True, "")]), Path(value)]
+            words += [*filter(None, [flag.get(True, "")]), value if is_url(value) else Path(value)]
     return words

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -32,7 +33,7 @@ def _options() -> Iterator[inspect.Parameter]:
         yield inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
-            annotation={Literal: str, tuple: list[str]}.get(get_origin(kind), kind),
+            annotation=str if kind == Path | str else {Literal: str, tuple: list[str]}.get(get_origin(kind), kind),
             default=typer.Option(
                 ... if field.default is MISSING else field.default,
                 f"{flag}/--no-{flag[2:]}" if field.default is True else flag,

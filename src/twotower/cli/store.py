@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,11 +11,10 @@ import typer
 from twotower.cli.flags import KindModules, Overrides, RunFolder, StoreFolder, Trust
 from twotower.errors import ConfigError
 from twotower.escaping import shell_command
+from twotower.files.urls import is_url
 from twotower.reports.terminal import print_line
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import polars as pl
 
     from twotower.data.dataset import Dataset
@@ -44,10 +44,10 @@ def publish(
     print_line(f"next: {_first_question(loaded.dataset, store)}")
 
 
-def _first_question(dataset: Dataset, store: Path) -> str:
+def _first_question(dataset: Dataset, store: str) -> str:
     """Return a command that asks the new bundle: for a text of the log or, without a text feature, for a user, in a context of the
     log."""
-    schema = dataset.schema
+    schema, place = dataset.schema, store if is_url(store) else Path(store)
     texts = schema.searchable()
     searched = texts[0].source if texts and texts[0].side == "context" else ""
     context = list[str]()
@@ -59,11 +59,11 @@ def _first_question(dataset: Dataset, store: Path) -> str:
             )
             context += ["--context", f"{column}={value}"]
     if not texts:
-        return shell_command("recommend", "--store", store, "--user", dataset.users.ids[0], *context)
+        return shell_command("recommend", "--store", place, "--user", dataset.users.ids[0], *context)
     which = ["--feature", texts[0].name] if len({t.source for t in texts}) > 1 else []
     frame = dataset.context_frame if searched else dataset.users.frame
     example = _example_text(frame[texts[0].source])
-    return shell_command("search", "--store", store, *which, *context, *_positional_words(example))
+    return shell_command("search", "--store", place, *which, *context, *_positional_words(example))
 
 
 def _positional_words(word: str) -> list[str]:

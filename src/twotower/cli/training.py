@@ -50,7 +50,10 @@ def train(
 
 
 def evaluate(
-    path: Annotated[Path, typer.Argument(metavar="RUN|STORE", help="Run folder, or store with a published bundle.")],
+    path: Annotated[
+        str,
+        typer.Argument(metavar="RUN|STORE", help="Run folder, or folder or URL of a store with a published bundle."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
     trust: Trust = False,
     kinds: KindModules = None,

@@ -196,6 +196,12 @@ def check_name(name: Path | str) -> None:
         raise RunError(f"{shown}: no UTF-8 in this locale; {hint}") from None
 
 
+def cache_folder() -> Path:
+    """Return the folder of this package in the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "twotower"
+
+
 def check_writable(folder: Path) -> None:
     """Create `folder` and write a test file in it. Raises RunError."""
     try:

@@ -33,6 +33,8 @@ except ImportError:
 log = logging.getLogger(__name__)
 
 
+WAIT_SECONDS = 0.05
+"""Pause between two tries to take a lock that is waited for."""
 _OPEN_FILE_STAYS: tuple[type[OSError], ...] = () if HAS_SHARED_LOCKS else (PermissionError,)
 """Errors of removing a file that is open."""
 
@@ -100,6 +102,18 @@ def lock(path: Path, keep: bool = True) -> Iterator[Lock]:
                 with suppress(*_OPEN_FILE_STAYS):
                     path.unlink(missing_ok=True)
             file.truncate(0)
+    finally:
+        file.close()
+
+
+@contextmanager
+def wait_for_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive file lock while the block runs, after waiting for its holder. Raises OSError."""
+    file = _open_lock(path)
+    try:
+        while not try_lock(file.fileno(), path):
+            time.sleep(WAIT_SECONDS)
+        yield
     finally:
         file.close()
 

@@ -1,5 +1,5 @@
-"""Reads of object stores and HTTP servers, with an end: S3, Google Cloud Storage, Azure (obstore), whose credentials and
-endpoints are those of the environment (AWS_…, GOOGLE_…, AZURE_…).
+"""Reads and writes of object stores, reads of HTTP servers, all with an end: S3, Google Cloud Storage, Azure (obstore), whose
+credentials and endpoints are those of the environment (AWS_…, GOOGLE_…, AZURE_…).
 """
 
 from __future__ import annotations
@@ -7,11 +7,12 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from twotower.errors import ConfigError, RunError, first_line, missing_package
@@ -19,10 +20,12 @@ from twotower.files.urls import Url
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-    from obstore import ObjectMeta, ReadableFile
-    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+    from obstore import ObjectMeta, PutMode, ReadableFile
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig, S3Config
 
-Cause = Literal["missing", "refused", "unreachable", "other"]
+CHUNK_BYTES = 16 << 20
+"""Bytes of one part of a large upload or download."""
+Cause = Literal["missing", "bucket", "refused", "unreachable", "changed", "other"]
 
 
 class ObjectError(RunError):
@@ -76,11 +79,23 @@ def _seconds(value: float) -> str:
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """An object: key, size in bytes, and the tag that changes with its content (of HTTP servers without tags the time of change)."""
+    """An object: key, size in bytes, the tag that changes with its content (of HTTP servers without tags the time of change), and
+    the time of the last change by the clock of the server, in seconds since 1970."""
 
     key: str
     size: int
     tag: str
+    changed: float
+    version: str = ""
+    """Number of the version, where the object store tells one."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """A small object as a whole, and what it was; `info` None: it is missing."""
+
+    data: bytes = b""
+    info: ObjectInfo | None = None
 
 
 class ObjectClient:
@@ -98,7 +113,7 @@ class ObjectClient:
             with remote_errors(self.url.of_key(key)):
                 return _info(self.store.head(key))
         except ObjectError as e:
-            if e.cause != "missing" or "bucket" in str(e):
+            if e.cause != "missing":
                 raise
             return None
 
@@ -107,6 +122,48 @@ class ObjectClient:
         with remote_errors(self.url.of_key(prefix) if prefix else self.url):
             found = [_info(o) for o in self.store.list(prefix=prefix or None).collect()]
         return sorted(found, key=lambda o: o.key)
+
+    def read(self, key: str, max_bytes: int) -> Content:
+        """Return an object of at most `max_bytes`, without content if it is missing. Raises ObjectError also for a larger one."""
+        url = self.url.of_key(key)
+        try:
+            with remote_errors(url):
+                found = self.store.get(key)
+                if found.meta["size"] > max_bytes:
+                    raise ObjectError(f"{url}: {found.meta['size']:,} bytes, expected at most {max_bytes:,}", "other")
+                return Content(found.bytes().to_bytes(), _info(found.meta))
+        except ObjectError as e:
+            if e.cause != "missing":
+                raise
+            return Content()
+
+    def chunks(self, key: str) -> Iterator[bytes]:
+        """Yield the content of an object, some megabytes at a time."""
+        with remote_errors(self.url.of_key(key)):
+            for chunk in self.store.get(key).stream(min_chunk_size=CHUNK_BYTES):
+                yield bytes(chunk)
+
+    def write(self, key: str, data: bytes, since: Content | None = None) -> None:
+        """Replace an object as a whole. With `since` it must be as it was read then, or still missing: raises ObjectError
+        "changed" if it is another one."""
+        mode: PutMode = "overwrite"
+        if since is not None:
+            mode = "create" if since.info is None else {"e_tag": since.info.tag}
+            if since.info is not None and since.info.version:
+                mode = {"e_tag": since.info.tag, "version": since.info.version}
+        with remote_errors(self.url.of_key(key)):
+            self.store.put(key, data, mode=mode, use_multipart=False)
+
+    def upload(self, key: str, path: Path) -> None:
+        """Write a file as an object, a large one in parts. No reader sees half of it."""
+        with remote_errors(self.url.of_key(key)):
+            self.store.put(key, path, chunk_size=CHUNK_BYTES)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects, if they exist."""
+        if keys:
+            with remote_errors(self.url.of_key(keys[0])):
+                self.store.delete([*keys])
 
     def open(self, key: str) -> BinaryIO:
         """Return an object as a file for reading."""
@@ -144,6 +201,10 @@ def _client(
         raise missing_package(e, root) or e from None
     make = from_url if is_object_store else HTTPStore.from_url
     try:
+        if root.startswith("s3://") and "AWS_CHECKSUM_ALGORITHM" not in os.environ:
+            # The server compares what it receives with the SHA-256 that is sent along.
+            config: S3Config = {"checksum_algorithm": "SHA256"}
+            return from_url(root, config=config, client_options=limits.client(), retry_config=limits.retry())
         return make(root, client_options=limits.client(), retry_config=limits.retry())
     except (BaseError, ValueError, TypeError) as e:
         raise ConfigError(
@@ -153,7 +214,8 @@ def _client(
 
 def _info(found: ObjectMeta) -> ObjectInfo:
     tag = found["e_tag"] or f"{found['last_modified']:%Y-%m-%dT%H:%M:%S.%f}"
-    return ObjectInfo(found["path"], found["size"], tag)
+    changed = found["last_modified"].timestamp()
+    return ObjectInfo(found["path"], found["size"], tag, changed, found["version"] or "")
 
 
 @contextmanager
@@ -168,49 +230,46 @@ def remote_errors(url: Url) -> Iterator[None]:
 
 
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified bucket does not exist")
-_NO_CREDENTIALS = re.compile(
-    r"169\.254\.169\.254|/latest/api/token|metadata\.google|/metadata/identity|/metadata/instance"
+_METADATA = re.compile(r"169\.254\.169\.254|/latest/api/token|metadata\.google|/metadata/(identity|instance)")
+"""Addresses that are asked for credentials where the environment has none."""
+_REFUSED = re.compile(r"status code: 40[13]|lacked the necessary privileges|AccessDenied|InvalidAccessKeyId")
+_SILENT = re.compile(
+    r"status code: (5\d\d|429)|error sending request|timed out|timeout|connection|dns error|after \d+ retries", re.I
 )
-_REFUSED = re.compile(
-    r"\b(401|403)\b|AccessDenied|SignatureDoesNotMatch|InvalidAccessKeyId|lacked the necessary privileges", re.I
-)
-_MISSING = re.compile(r"\b404\b|not found|NoSuchKey", re.I)
-_UNREACHABLE = re.compile(
-    r"error sending request|connect|timed out|timeout|\b5\d\d\b|\b429\b|dns|after \d+ retries", re.I
-)
+_MISSING = re.compile(r"status code: 404|NoSuchKey")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
+_DETAILS = re.compile(r"Error performing [\w ]+ \S+ in [\w.µ]+,?|Debug source:.*|Caused by:.*|<\?xml.*", re.DOTALL)
+"""Parts of a message that name addresses, or repeat the rest."""
+_MAX_REASON = 300
 
 
 def explain(error: BaseException, url: Url) -> ObjectError:
     """Return an error of obstore or polars about an address as one line: its cause, and what to do."""
-    text = str(error)
-    code = found[1] if (found := _CODE.search(text)) else ""
+    text = str(error).partition("Debug source:")[0]
+    if type(error).__name__ in ("AlreadyExistsError", "PreconditionError"):
+        return ObjectError(f"{url}: was changed by another process meanwhile", "changed")
     if _NO_BUCKET.search(text):
         return ObjectError(
-            f"{url}: no such bucket ({url.bucket}); check its name, and the endpoint in the environment", "missing"
+            f"{url}: no such bucket ({url.bucket}); check its name, and the endpoint in the environment", "bucket"
         )
-    if isinstance(error, FileNotFoundError):
-        return ObjectError(f"{url}: no such file", "missing")
-    if _NO_CREDENTIALS.search(text):
+    if _METADATA.search(text):
         names = {"s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "gs": "GOOGLE_APPLICATION_CREDENTIALS"}
         wanted = names.get(url.scheme, "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY")
         return ObjectError(f"{url}: no credentials found; set {wanted} in the environment", "refused")
-    if _REFUSED.search(text):
-        why = f" ({code})" if code else ""
-        what = (
-            "check the credentials in the environment, and their rights"
-            if url.is_object_store
-            else "HTTP is read without a login"
-        )
-        return ObjectError(f"{url}: access is refused{why}; {what}", "refused")
-    if _MISSING.search(text):
-        return ObjectError(f"{url}: no such file", "missing")
-    reason = re.sub(r"\s+", " ", re.sub(r"Debug source:.*|Caused by:.*|<\?xml.*", "", text, flags=re.DOTALL)).strip()[
-        :300
-    ]
-    if _UNREACHABLE.search(text):
+    if _REFUSED.search(text) or isinstance(error, PermissionError):
+        why = f" ({found[1]})" if (found := _CODE.search(text)) else ""
+        what = "check the credentials in the environment, and their rights"
         return ObjectError(
-            f"{url}: the server does not answer as expected ({reason}); check the network and the endpoint in the environment, or call again",
+            f"{url}: access is refused{why}; {what if url.is_object_store else 'HTTP is read without a login'}",
+            "refused",
+        )
+    if isinstance(error, FileNotFoundError) or _MISSING.search(text):
+        return ObjectError(f"{url}: no such file", "missing")
+    reason = re.sub(r"\s+", " ", _DETAILS.sub("", text)).strip(" ()")[:_MAX_REASON]
+    if _SILENT.search(text):
+        return ObjectError(
+            f"{url}: the server does not answer as expected ({reason}); check the network and the endpoint in the environment, or "
+            "call again",
             "unreachable",
         )
     return ObjectError(f"{url}: cannot be read or written ({reason})", "other")

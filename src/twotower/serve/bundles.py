@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from twotower import files
 from twotower.errors import BundleError, RunError, TwoTowerError, Unavailable
 from twotower.files import layout
+from twotower.files.urls import Url
 from twotower.onnx import session
 from twotower.onnx.inspection import INSPECT_SECONDS
 from twotower.retrieval.request import Method, Request
@@ -65,7 +67,7 @@ class BundleManager:
 
     def __init__(
         self,
-        store: Path,
+        store: Path | Url | str,
         metrics: ServeMetrics,
         threads: int = 1,
         memory_limit: int = 0,
@@ -84,7 +86,10 @@ class BundleManager:
         self._recent: list[str] = []
         self.last_error = "no bundle has been loaded yet"
         """Reason why no newer bundle is loaded; empty after a success."""
+        self.store_state = "answers"
+        """"answers", or "silent" if the store did not say which bundle is current when it was asked last."""
         self._metrics, self._threads = metrics, threads
+        self._metrics.store_answers.set(1)
         self._limit, self._workers = memory_limit, workers
         session.limit_memory(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], free_memory(memory_limit, workers))))
         self._check_thread, self._load_thread, self._store_thread = (
@@ -140,7 +145,9 @@ class BundleManager:
             no_answer = None
             try:
                 stamp: tuple[str, int | str] = await self._stamp()
+                self._hear("answers")
             except RunError as e:
+                self._hear("silent" if getattr(e, "reason", "") == "store" else "answers")
                 stamp = ("unreadable", str(e))
                 no_answer = e if getattr(e, "reason", "") == "store" else None
             paused = not self._failures or time.monotonic() < self._retry_at
@@ -194,14 +201,27 @@ class BundleManager:
             lambda: work(self.store), self.limits.list_timeout if seconds is None else seconds
         )
 
-    async def _stamp(self) -> tuple[str, int]:
-        return await self._check_thread.run(self.store.current_stamp, self.limits.check_timeout)
+    async def _stamp(self) -> tuple[str, int | str]:
+        return await self._check_thread.run(
+            lambda: self.store.current_stamp(self.current_id or ""), self.limits.check_timeout
+        )
+
+    def _hear(self, state: str) -> None:
+        """Note if the store answers."""
+        if state != self.store_state:
+            told = "the store does not answer; the bundle stays" if state == "silent" else "the store answers again"
+            log.log(logging.ERROR if state == "silent" else logging.INFO, told)
+        self.store_state = state
+        self._metrics.store_answers.set(state == "answers")
 
     def public_message(self, error: Exception) -> str:
         """Return the message of an error without the addresses of the store and of the index."""
         text = re.sub(r"https?://[^/\s:]+(:\d+)?", "index", str(error))
-        text = text.replace(str(self.store.path.absolute()), "store")
-        return text if str(self.store.path) == "." else text.replace(str(self.store.path), "store")
+        at = self.store.at
+        names = [str(at)] if isinstance(at, Url) else [str(at.absolute()), str(at)]
+        for name in [*names, str(files.cache_folder())]:
+            text = text if name == "." else text.replace(name, "store")
+        return text
 
     def close(self) -> None:
         for reader in (self._check_thread, self._load_thread, self._store_thread):

@@ -62,6 +62,7 @@ class ServeMetrics:
         self.loads = counter("bundle_loads_total", "Bundles loaded and made current")
         self.load_seconds = gauge("bundle_load_seconds", "Seconds of the last load")
         self.load_failures = counter("bundle_load_failures_total", "Bundles refused, by reason", "reason")
+        self.store_answers = gauge("store_answers", "1 while the store says which bundle is current", mode="livemin")
         self.event_store_errors = counter(
             "event_store_errors_total", "Failures of the event store, by operation", "operation"
         )

@@ -157,3 +157,9 @@ class HealthReply:
 
     status: Annotated[str, Field(description="ok.")]
     bundle_id: Annotated[str | None, Field(description="Current bundle. null: none is loaded.")] = None
+    store: Annotated[
+        str,
+        Field(
+            description="answers; or silent, if the store does not say which bundle is current: the loaded one stays."
+        ),
+    ] = "answers"

@@ -47,7 +47,7 @@ class Setting:
 class ServeSettings:
     """Addresses, limits and timeouts of a service. Raises ConfigError for a value that cannot be used."""
 
-    store: Annotated[Path, Setting("Folder of published bundles.")]
+    store: Annotated[Path | str, Setting("Published bundles: a folder, or a prefix such as s3://BUCKET/STORE.")]
     host: Annotated[str, Setting("Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Setting("Port. 0: a free one.", at_least=0, at_most=65_535)] = 8000
     workers: Annotated[int, Setting("Worker processes. One uses one core.", at_least=1)] = 1

@@ -25,13 +25,11 @@ from multiprocessing.process import BaseProcess
 from typing import Literal
 
 from twotower.errors import BundleError, ConfigError
-from twotower.files import layout
 from twotower.kinds import import_modules
 from twotower.serve.connection_limits import connection_limits
 from twotower.serve.json_log import log_as_json
 from twotower.serve.settings import METRICS_FOLDER, ServeSettings
 from twotower.serve.worker import SIGNAL_REPEAT_INTERVAL, run_worker
-from twotower.store.manifest import read_manifest
 from twotower.store.store import Store
 
 SHORT_LIFE_SECONDS, MAX_SHORT_LIVES = 5.0, 5
@@ -82,9 +80,9 @@ def refuse_unknown_kinds(store: Store, seconds: float = 5.0) -> None:
 
     def look() -> None:
         try:
-            read_manifest(store.path / layout.BUNDLES / store.current_stamp()[0]).read_sections()
-        except (BundleError, OSError) as e:
-            if isinstance(e, BundleError) and e.reason == "kinds":
+            store.manifest(store.current_stamp()[0]).read_sections()
+        except BundleError as e:
+            if e.reason == "kinds":
                 refused.append(e)
 
     reading = threading.Thread(target=look, name="kinds", daemon=True)  # a read that hangs cannot be cancelled

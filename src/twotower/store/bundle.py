@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from twotower import files
 from twotower.errors import BundleError
 from twotower.files import layout, locks
+from twotower.files.urls import Url
 from twotower.store.manifest import BundleFacts, FileEntry, Manifest, read_manifest, write_manifest
 
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
@@ -57,7 +58,7 @@ class Bundle:
     @property
     def size(self) -> int:
         """Size of all files. Bytes."""
-        return sum(entry.size for entry in self.manifest.files)
+        return self.manifest.size
 
     def check_consistency(self, sources: Mapping[str, Mapping[str, str | int | None]]) -> None:
         """Raise BundleError if two files, or a file and the manifest, differ in the value of a field.
@@ -92,26 +93,34 @@ class Bundle:
             yield self
 
     def _verify(self, checksums: bool) -> None:
-        listed: dict[str, FileEntry] = {}
-        for entry in self.manifest.files:
-            if not _is_plain(entry.path) or entry.path == layout.MANIFEST or entry.path in listed:
-                raise BundleError(
-                    f"{self.folder}: {layout.MANIFEST}: files: path {entry.path!r} is not allowed", "path"
-                )
-            listed[entry.path] = entry
-        found = dict(_walk(self.folder))
-        found.pop(layout.MANIFEST, None)
-        if missing := sorted(listed.keys() - found.keys()):
-            raise BundleError(f"{self.folder / missing[0]}: missing", "missing")
-        if unlisted := sorted(found.keys() - listed.keys()):
-            raise BundleError(f"{self.folder / unlisted[0]}: not listed in {layout.MANIFEST}", "unlisted")
-        for path, entry in listed.items():
-            if found[path].st_size != entry.size:
-                sizes = f"{found[path].st_size} bytes, {entry.size} in {layout.MANIFEST}"
-                raise BundleError(f"{self.folder / path}: damaged ({sizes})", "size")
+        listed = listed_files(self.folder, self.manifest)
+        check_sizes(self.folder, listed, {path: info.st_size for path, info in _walk(self.folder)})
         for path, entry in listed.items() if checksums else ():
             if _sha256(self.folder / path) != entry.sha256:
                 raise BundleError(f"{self.folder / path}: damaged, or of another bundle (checksum)", "checksum")
+
+
+def listed_files(where: Path | Url, manifest: Manifest) -> dict[str, FileEntry]:
+    """Return the files of a manifest by path. Raises BundleError for a path that leads elsewhere, or a repeated one."""
+    listed: dict[str, FileEntry] = {}
+    for entry in manifest.files:
+        if not _is_plain(entry.path) or entry.path == layout.MANIFEST or entry.path in listed:
+            raise BundleError(f"{where}: {layout.MANIFEST}: files: path {entry.path!r} is not allowed", "path")
+        listed[entry.path] = entry
+    return listed
+
+
+def check_sizes(where: Path | Url, listed: Mapping[str, FileEntry], found: Mapping[str, int]) -> None:
+    """Raise BundleError if the files that were found, with their sizes in bytes, are not those that are listed."""
+    others = found.keys() - {layout.MANIFEST}
+    if missing := sorted(listed.keys() - others):
+        raise BundleError(f"{where / missing[0]}: missing", "missing")
+    if unlisted := sorted(others - listed.keys()):
+        raise BundleError(f"{where / unlisted[0]}: not listed in {layout.MANIFEST}", "unlisted")
+    for path, entry in listed.items():
+        if found[path] != entry.size:
+            sizes = f"{found[path]} bytes, {entry.size} in {layout.MANIFEST}"
+            raise BundleError(f"{where / path}: damaged ({sizes})", "size")
 
 
 def seal(folder: Path, stamp: str, facts: BundleFacts, created: str, forced: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,25 +19,19 @@ from twotower.store.manifest import JsonObject, RecallCheck
 
 Action = Literal["publish", "refused", "rollback", "gc", "recover"]
 
-_MAX_BYTES = 64 << 20  # some 200,000 lines
+MAX_HISTORY_BYTES = 64 << 20  # some 200,000 lines
 _CURRENT_ACTIONS = ("publish", "rollback", "recover")
 
 
 class History:
-    """The changes of a store, the oldest first."""
+    """The changes of a store in a folder, the oldest first."""
 
     def __init__(self, store: Path) -> None:
         self._path = store / layout.HISTORY
 
     def lines(self) -> list[JsonObject]:
         """Return the lines, without invalid ones. Raises BundleError if the file cannot be read."""
-        lines = []
-        for text in read_store_file(self._path, _MAX_BYTES).decode(errors="replace").split("\n"):
-            with suppress(ValueError, RecursionError):
-                line = parse_json(text)
-                if isinstance(line, dict) and all(_is_ascii_text(line.get(name)) for name in ("bundle", "action")):
-                    lines.append(line)
-        return lines
+        return read_lines(read_store_file(self._path, MAX_HISTORY_BYTES))
 
     def bundles(self) -> list[str]:
         """Return the ids in all lines; empty where a line has none."""
@@ -44,25 +39,48 @@ class History:
 
     def current_ids(self) -> list[str]:
         """Return the ids of the bundles that became current; empty after a recovery without one."""
-        return [str(line["bundle"]) for line in self.lines() if line["action"] in _CURRENT_ACTIONS]
+        return current_ids(self.lines())
 
-    def append(
-        self,
-        action: Action,
-        name: str,
-        old: str,
-        reason: str,
-        recall_check: RecallCheck | None = None,
-        forced: bool = False,
-    ) -> None:
-        """Add a line about a bundle; `old` was current before. The file is replaced atomically. Raises RunError."""
-        line = {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"), "action": action, "bundle": name, "from": old,
-            "reason": reason, "recall_check": recall_check and recall_check.model_dump(), "forced": forced,
-        }  # fmt: skip
-        text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
-        before = read_store_file(self._path, _MAX_BYTES)
-        files.write(self._path, before + text.encode(errors="backslashreplace"), 0o644)
+    def append(self, line: JsonObject) -> None:
+        """Add a line. The file is replaced atomically. Raises RunError."""
+        before = read_store_file(self._path, MAX_HISTORY_BYTES)
+        files.write(self._path, before + line_bytes(line), 0o644)
+
+
+def new_line(
+    action: Action,
+    name: str,
+    old: str,
+    reason: str,
+    recall_check: RecallCheck | None = None,
+    forced: bool = False,
+) -> JsonObject:
+    """Return a line about a bundle; `old` was current before."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"), "action": action, "bundle": name, "from": old,
+        "reason": reason, "recall_check": recall_check.model_dump() if recall_check else None, "forced": forced,
+    }  # fmt: skip
+
+
+def line_bytes(line: JsonObject) -> bytes:
+    """Return a line as it stands in the file."""
+    return (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")
+
+
+def read_lines(data: bytes) -> list[JsonObject]:
+    """Return the lines of a file, without invalid ones."""
+    lines = []
+    for text in data.decode(errors="replace").split("\n"):
+        with suppress(ValueError, RecursionError):
+            line = parse_json(text)
+            if isinstance(line, dict) and all(_is_ascii_text(line.get(name)) for name in ("bundle", "action")):
+                lines.append(line)
+    return lines
+
+
+def current_ids(lines: Iterable[JsonObject]) -> list[str]:
+    """Return the ids of the bundles that became current; empty after a recovery without one."""
+    return [str(line["bundle"]) for line in lines if line["action"] in _CURRENT_ACTIONS]
 
 
 def previous_id(current_ids: list[str], existing: list[str]) -> str | None:

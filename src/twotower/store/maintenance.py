@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from twotower.files.urls import Url
 from twotower.index.deadline import CONNECT_TIMEOUT
 from twotower.store.bundle import Bundle
 from twotower.store.remote_collections import RemoteCollections
@@ -14,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def rollback(
-    store: Path | str, to: str | None = None, *, reason: str = "", connect_timeout: float = CONNECT_TIMEOUT
+    store: Path | Url | str, to: str | None = None, *, reason: str = "", connect_timeout: float = CONNECT_TIMEOUT
 ) -> tuple[Bundle, str]:
     """Make an earlier bundle current (`Store.rollback`), then move the alias of a remote index to its collection.
 
@@ -26,7 +27,7 @@ def rollback(
     return bundle, RemoteCollections(opened, connect_timeout).update_alias()
 
 
-def gc(store: Path | str, keep: int = 2) -> tuple[list[str], list[str]]:
+def gc(store: Path | Url | str, keep: int = 2) -> tuple[list[str], list[str]]:
     """Remove old bundles (`Store.gc`) and drop collections that no bundle names; log and return both as names.
 
     Moves the alias of a remote index at the end: a publish cannot while its server is down. Raises ConfigError, RunError.

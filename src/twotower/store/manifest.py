@@ -31,6 +31,7 @@ from twotower.errors import BundleError, ConfigError
 from twotower.features.side import SideName
 from twotower.files import layout
 from twotower.files.readers import parse_json, read_regular
+from twotower.files.urls import Url
 from twotower.kinds import UntrustedKind, untrusted_kind
 from twotower.section import Section
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 5
 """Version of the manifest that is written, and the only one that is read."""
 
-_MAX_BYTES = 16 << 20
+MAX_MANIFEST_BYTES = 16 << 20
 _EXPECTED = {
     "int_type": "int", "string_type": "str", "bool_type": "bool", "float_type": "a number", "finite_number": "a number",
     "dict_type": "dict", "model_type": "dict", "model_attributes_type": "dict", "tuple_type": "list",
@@ -156,6 +157,11 @@ class Manifest(BundleFacts):
     files: tuple[FileEntry, ...]
 
     @property
+    def size(self) -> int:
+        """Size of all files. Bytes."""
+        return sum(entry.size for entry in self.files)
+
+    @property
     def sha256(self) -> dict[str, str]:
         """SHA-256 of each file by path."""
         return {entry.path: entry.sha256 for entry in self.files}
@@ -213,10 +219,15 @@ def read_manifest(folder: Path) -> Manifest:
     info = path.lstat()
     if not stat.S_ISREG(info.st_mode):
         raise BundleError(f"{path}: not a regular file", "path")
-    if info.st_size > _MAX_BYTES:
-        raise BundleError(f"{path}: {info.st_size} bytes, expected at most {_MAX_BYTES}", "manifest")
+    if info.st_size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path}: {info.st_size} bytes, expected at most {MAX_MANIFEST_BYTES}", "manifest")
+    return parse_manifest(read_regular(path, MAX_MANIFEST_BYTES), path, folder.name)
+
+
+def parse_manifest(data: bytes, path: Path | Url, name: str) -> Manifest:
+    """Return the manifest of the bundle `name` from the content of the file at `path`. Raises BundleError."""
     try:
-        body = parse_json(read_regular(path, _MAX_BYTES))
+        body = parse_json(data)
         json.dumps(body, ensure_ascii=False).encode()  # a lone surrogate is no text
     except (ValueError, RecursionError) as e:
         raise BundleError(f"{path}: not JSON ({e})", "manifest") from None
@@ -233,9 +244,9 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate(body)
     except ValidationError as e:
         raise BundleError(f"{path}: {problem(e)}", "manifest") from None
-    if manifest.bundle != folder.name:
+    if manifest.bundle != name:
         raise BundleError(f"{path}: of another bundle ({manifest.bundle!r:.80})", "mismatch")
-    if folder.name[-6:] != manifest_digest(body):
+    if name[-6:] != manifest_digest(body):
         raise BundleError(f"{path}: damaged or edited (its digest is not that of the id)", "checksum")
     return manifest
 

@@ -10,15 +10,13 @@ lock. A server may hold collections of other stores and programs: only listed co
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from collections.abc import Callable
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from twotower import files
 from twotower.errors import RunError, TwoTowerError
 from twotower.escaping import python_literal
 from twotower.files import layout
-from twotower.files.readers import read_json
 from twotower.index import INDEXES
 from twotower.index.deadline import CONNECT_TIMEOUT
 from twotower.index.protocol import CollectionServer
@@ -57,13 +55,12 @@ class RemoteCollections:
         """Read and change the collections of `store`. `connect_timeout` in seconds."""
         self._connect_timeout = connect_timeout
         self._store = store
-        self._path = store.path / layout.COLLECTIONS
         self._registered: list[Collection] = []
 
     def register(self, kind: str, uri: str, name: str) -> None:
         """List a collection before it is created. The caller holds the store's lock. Raises RunError."""
         made = Collection(kind=kind, uri=uri, collection=name)
-        self._write([*self._listed(), made])
+        self._edit(lambda listed: [*listed, made])
         self._registered.append(made)
         log.info(f"index: collection {name} at {uri}")
 
@@ -79,12 +76,15 @@ class RemoteCollections:
 
         Collections on a server that does not answer stay listed. The caller holds the store's lock. Raises RunError.
         """
-        listed, named = self._listed(), self._named()
-        if not listed or named is None:
+        listed = self._listed()
+        if not listed or self._store.place.is_published_to():
+            return []
+        named = self._named()
+        if named is None:
             return []
         dropped = [c for c in listed if c.collection not in named and self._drop(c)]
         if dropped:
-            self._write([c for c in listed if c not in dropped])
+            self._edit(lambda listed: [c for c in listed if c not in dropped])
         return [c.collection for c in dropped]
 
     def update_alias(self) -> str:
@@ -94,7 +94,7 @@ class RemoteCollections:
         """
         while True:
             current = self._store.current_stamp()[0]
-            found = _location(self._store.path / layout.BUNDLES / current) if current else None
+            found = self._location(current) if current else None
             if not found or not found.collection:
                 return ""
             try:
@@ -102,7 +102,7 @@ class RemoteCollections:
             except TwoTowerError as e:
                 raise RunError(
                     f"{current} is current, but alias {found.alias} is not on its collection yet ({e}); "
-                    f"`gc(store={python_literal(self._store.path)})` moves it when the server answers"
+                    f"`gc(store={python_literal(str(self._store.at))})` moves it when the server answers"
                 ) from e
             if self._store.current_stamp()[0] == current:  # another process may have changed it meanwhile
                 return f"alias {found.alias}: {found.collection}"
@@ -116,21 +116,26 @@ class RemoteCollections:
 
     def _named(self) -> set[str] | None:
         """Return the collections that bundles name, None if the index of a bundle cannot be read."""
-        found = [_location(self._store.path / layout.BUNDLES / listed.id) for listed in self._store.bundles()]
+        found = [self._location(listed.id) for listed in self._store.bundles()]
         return None if None in found else {location.collection for location in found if location}
 
     def _listed(self) -> list[Collection]:
-        if not self._path.exists():
-            return []
+        return self._parsed(self._store.place.read(layout.COLLECTIONS, _MAX_FILE_BYTES))
+
+    def _parsed(self, data: bytes) -> list[Collection]:
         try:
-            return _COLLECTIONS.validate_python(read_json(self._path, _MAX_FILE_BYTES))
+            return _COLLECTIONS.validate_json(data) if data else []
         except ValidationError:
             raise RunError(
-                f"{self._path}: not a list of collections; restore the file, or delete it and drop unused collections by hand"
+                f"{self._store.at / layout.COLLECTIONS}: not a list of collections; restore the file, or delete it and drop unused "
+                "collections by hand"
             ) from None
 
-    def _write(self, listed: list[Collection]) -> None:
-        files.write_json(self._path, _COLLECTIONS.dump_python(listed), 0o644)
+    def _edit(self, change: Callable[[list[Collection]], list[Collection]]) -> None:
+        def changed(data: bytes) -> bytes:
+            return _COLLECTIONS.dump_json(change(self._parsed(data)), indent=1) + b"\n"
+
+        self._store.place.edit(layout.COLLECTIONS, changed)
 
     def _drop(self, made: Collection) -> bool:
         try:
@@ -139,10 +144,12 @@ class RemoteCollections:
             return False
         return True
 
-
-def _location(folder: Path) -> _IndexLocation | None:
-    """Return the location in a bundle's `index.json`, None if it cannot be read."""
-    try:
-        return _IndexLocation.model_validate(read_json(folder / layout.INDEX / layout.INDEX_FACTS, _MAX_FILE_BYTES))
-    except (RunError, ValidationError):
-        return None
+    def _location(self, bundle: str) -> _IndexLocation | None:
+        """Return the location in a bundle's `index.json`, None if it cannot be read."""
+        try:
+            data = self._store.place.read(
+                f"{layout.BUNDLES}/{bundle}/{layout.INDEX}/{layout.INDEX_FACTS}", _MAX_FILE_BYTES
+            )
+            return _IndexLocation.model_validate_json(data)
+        except (RunError, ValidationError):
+            return None

@@ -1,33 +1,32 @@
-"""A store of published models: a bundle for each version, and a file that names the current one.
+"""A store of published models: a bundle for each version, and a pointer that names the current one.
 
 bundles/<id>/    a bundle (bundle.py): the publisher's files and the manifest
-CURRENT          the id of the served bundle (current.py)
+CURRENT          the id of the served bundle
 HISTORY.jsonl    the changes of the store (history.py)
-LOCK             locked by the process that changes the store, with the name of that process
 
-The module does not depend on the content of bundles: callables write and probe it. Readers need no lock.
+It stands in a folder (folder.py) or in an object store (object_place.py). The module does not depend on the content of bundles:
+callables write and probe it. Readers need no lock.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from twotower import files
 from twotower.errors import BundleError, ConfigError, RunError
 from twotower.escaping import python_literal
-from twotower.files import layout, locks
-from twotower.store.bundle import Bundle, is_bundle_id, next_stamp, remove_bundle, seal, stamp_of, stray_ids
-from twotower.store.current import CurrentPointer
-from twotower.store.history import Action, History, previous_id
-from twotower.store.manifest import BundleFacts, JsonObject, RecallCheck, problem
+from twotower.files.urls import Url, is_url
+from twotower.store.bundle import Bundle, is_bundle_id, seal, stray_ids
+from twotower.store.folder import FolderPlace
+from twotower.store.history import current_ids, new_line, previous_id
+from twotower.store.manifest import BundleFacts, JsonObject, Manifest, RecallCheck, problem
+from twotower.store.object_place import ObjectPlace
+from twotower.store.place import Change, StorePlace
 
 _PROGRAMMING_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, NameError, TypeError)
 """Errors of the program, not of input or machine."""
@@ -47,106 +46,118 @@ class BundleInfo:
     """Columns of the context that a request may give; none of a damaged bundle, or one of kinds that are not imported."""
 
 
-class Store:
-    """Bundles in a folder. Raises BundleError if the folder is not a store."""
+def _place(path: Path | Url | str) -> StorePlace:
+    if isinstance(path, Url):
+        return ObjectPlace(path)
+    return ObjectPlace(Url.parse(path)) if is_url(path) else FolderPlace(Path(path))
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        self._bundles = self.path / layout.BUNDLES
-        self._current, self._history = CurrentPointer(self.path), History(self.path)
-        if not self._bundles.is_dir() or not any((self.path / name).is_file() for name in layout.STORE_FILES):
-            raise BundleError(f"{path}: not a store; `publish(run, store={python_literal(path)})` creates one", "store")
+
+class Store:
+    """Bundles in a folder or at the URL of an object store. Raises BundleError if there is no store."""
+
+    def __init__(self, path: Path | Url | str, place: StorePlace | None = None) -> None:
+        """Open the store at `path`; `place` is the same place with settings of one's own."""
+        self.place = place or _place(path)
+        self.at = self.place.path
+        if not self.place.exists():
+            raise BundleError(
+                f"{self.at}: not a store; `publish(run, store={python_literal(str(self.at))})` creates one", "store"
+            )
+
+    @property
+    def path(self) -> Path:
+        """The folder. Raises BundleError for a store in an object store."""
+        if isinstance(self.at, Url):
+            raise BundleError(f"{self.at}: is in an object store, and a folder is needed", "store")
+        return self.at
 
     @classmethod
-    def create(cls, path: Path | str) -> Store:
-        """Open the store in `path`, or create it in a new or empty folder. Raises BundleError for any other folder."""
-        path = Path(path)
-        with suppress(BundleError):
-            return cls(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            names = (p.name for p in path.iterdir())
-            foreign = sorted(n for n in names if not n.startswith(".") and n not in layout.STORE_FILES)
-            if foreign:
-                raise BundleError(f"{path}: not empty and not a store (it holds {foreign[0]}); choose another", "store")
-            (path / layout.BUNDLES).mkdir(exist_ok=True)
-            (path / layout.STORE_LOCK).touch()
-            files.sync(path)
-            files.sync(path.absolute().parent)
-        except OSError as e:
-            raise BundleError(f"{path}: cannot create a store ({e.strerror})", "store") from e
-        return cls(path)
+    def create(cls, path: Path | Url | str, place: StorePlace | None = None) -> Store:
+        """Open the store in `path`, or create it in a new or empty folder or prefix. Raises BundleError for any other."""
+        place = place or _place(path)
+        if not place.exists():
+            place.create()
+        return cls(path, place)
 
     # ---- reading
 
     def current(self) -> Bundle:
         """Return the current bundle, verified. Raises BundleError that names the available bundles and the command."""
-        name = self._current.read()
+        name = self.place.current()
         while True:
             try:
                 return self.open(name)
             except BundleError as e:
-                tried, name = name, self._current.read()
+                if e.reason == "store":
+                    raise
+                tried, name = name, self.place.current()
                 if name != tried:  # it was replaced between the two reads
                     continue
-                advice = f"{self._available()}; `rollback(store={python_literal(self.path)})` returns to an earlier one"
-                raise BundleError(f"{e}; {advice}" if name else str(e), e.reason) from e
+                back = f"`rollback(store={python_literal(str(self.at))})` returns to an earlier one"
+                raise BundleError(f"{e}; {self._available()}; {back}" if name else str(e), e.reason) from e
 
-    def current_stamp(self) -> tuple[str, int]:
-        """Return the content and the modification time (ns) of CURRENT, to detect changes. Raises BundleError."""
-        return self._current.stamp()
+    def current_stamp(self, serving: str = "") -> tuple[str, int | str]:
+        """Return the content of CURRENT and a mark that changes with it. A server names the bundle it is `serving`, which `gc`
+        then keeps. Raises BundleError."""
+        return self.place.stamp(serving)
 
     def touch_current(self) -> None:
-        """Update the modification time of CURRENT, so that readers load again. Raises BundleError if no bundle is current."""
-        self._current.touch()
+        """Change the mark of CURRENT, so that readers load again. Raises BundleError if no bundle is current."""
+        self.place.touch()
 
     def open(self, name: str) -> Bundle:
-        """Return a bundle by id, verified. Raises BundleError."""
-        if not name:
-            raise BundleError(
-                f"{self.path}: no bundle is published yet; `publish(run, store={python_literal(self.path)})` publishes one",
-                "missing",
-            )
-        if not is_bundle_id(name):
-            raise BundleError(f"{self.path}: {name[:80]!r} is not the id of a bundle", "current")
-        return Bundle.open(self._bundles / name)
+        """Return a bundle by id, on the disk and verified. Raises BundleError."""
+        self._check_id(name)
+        return self.place.open(name)
+
+    def manifest(self, name: str) -> Manifest:
+        """Return the manifest of a bundle by id. Raises BundleError."""
+        self._check_id(name)
+        return self.place.manifest(name)
 
     def bundles(self) -> list[BundleInfo]:
         """Return all bundles, the oldest first."""
-        current = self._current.read()
+        current = self.place.current()
 
         def line(name: str) -> BundleInfo:
             try:
-                bundle = Bundle.open(self._bundles / name, checksums=False)
+                manifest = self.place.glance(name)
             except BundleError as e:
+                if e.reason == "store":
+                    raise
                 return BundleInfo(name, None, 0, None, name == current, e.reason)
-            manifest, context = bundle.manifest, tuple[str, ...]()
+            context = tuple[str, ...]()
             with suppress(BundleError):
                 context = tuple(manifest.read_sections()[0].request_context())
             return BundleInfo(
-                name, manifest.created, bundle.size, manifest.recall_check, name == current, None, context
+                name, manifest.created, manifest.size, manifest.recall_check, name == current, None, context
             )
 
-        return [line(name) for name in self._ids()]
+        return [line(name) for name in self.place.ids()]
 
     def history(self) -> list[JsonObject]:
         """Return the lines of the history, the oldest first, without invalid ones."""
-        return self._history.lines()
+        return self.place.lines()
 
     def recent_ids(self, n: int) -> list[str]:
         """Return the last `n` current bundles of the history, the latest first."""
-        return list(dict.fromkeys(name for name in reversed(self._history.current_ids()) if name))[:n]
+        return list(dict.fromkeys(name for name in reversed(current_ids(self.place.lines())) if name))[:n]
 
-    def _ids(self) -> list[str]:
-        found = (p for p in self._bundles.iterdir() if is_bundle_id(p.name))
-        return sorted(p.name for p in found if p.is_dir() and not p.is_symlink())
+    def _check_id(self, name: str) -> None:
+        if not name:
+            raise BundleError(
+                f"{self.at}: no bundle is published yet; `publish(run, store={python_literal(str(self.at))})` publishes one",
+                "missing",
+            )
+        if not is_bundle_id(name):
+            raise BundleError(f"{self.at}: {name[:80]!r} is not the id of a bundle", "current")
 
     def _available(self) -> str:
-        return f"available: {', '.join(self._ids()) or 'none'}"
+        return f"available: {', '.join(self.place.ids()) or 'none'}"
 
     def _previous(self) -> str | None:
         """Return the bundle that a rollback returns to."""
-        return previous_id([*self._history.current_ids(), self._current.read()], self._ids())
+        return previous_id([*current_ids(self.place.lines()), self.place.current()], self.place.ids())
 
     # ---- changing
 
@@ -164,136 +175,90 @@ class Store:
         unchanged and no file remains; raises BundleError for errors of input or machine, while interrupts and errors of
         the program pass through.
         """
-        with self._locked("publish") as stamp:
-            old, stage = self._current.read(), "write"
-            temporary = folder = self._bundles / f".tmp-{stamp}"
+        with self.place.changing("publish") as change:
+            stage, name = "write", ""
             try:
-                temporary.mkdir()
+                temporary = change.stage()
                 facts = write(temporary)
                 below = facts.recall_check.shortfall
                 if below and not force:
-                    self._log("refused", "", old, below, facts.recall_check)
+                    self._log(change, new_line("refused", "", change.old, below, facts.recall_check))
                     raise BundleError(f"{below}; train or search better, or publish with `force=True`", "recall")
                 created = datetime.now(UTC).isoformat(timespec="seconds")
-                name = seal(temporary, stamp, facts, created, bool(below))
-                folder = self._bundles / name
-                os.replace(temporary, folder)
-                files.point("store.renamed")
-                files.sync(self._bundles)
-                files.point("store.synced")
-                bundle = Bundle.open(folder)
+                name = seal(temporary, change.stamp, facts, created, bool(below))
+                bundle = change.complete(temporary, name)
                 stage = "probe"
                 if probe is not None:
                     probe(bundle)
                 stage = "write"
-                self._current.write(name)
+                change.store(bundle)
+                line = new_line("publish", name, change.old, reason, facts.recall_check, forced=bool(below))
+                change.make_current(name, line)
             except BaseException as e:
-                if self._current.read() == folder.name:  # it is current already: only the sync of the folder failed
+                change.discard()
+                if name and self._reads(name):  # it is current already: only the sync of the folder failed
                     raise
-                shutil.rmtree(temporary, ignore_errors=True)
-                shutil.rmtree(folder, ignore_errors=True)
                 if _passes_through(e):
                     raise
-                message = f"{self.path}: not published, CURRENT stays {old or 'unset'}: {_message(e)}"
+                if change.is_unsure:
+                    lost = f"{_message(e)}; it is unknown if {name} became current, list the bundles when the store answers"
+                    raise BundleError(f"{self.at}: {lost}", "store") from e
+                message = f"{self.at}: not published, CURRENT stays {change.old or 'unset'}: {_message(e)}"
                 raise BundleError(message, _reason(e, stage)) from e
-            self._log("publish", name, old, reason, facts.recall_check, forced=bool(below))
+            self._log(change, line)
             return bundle
+
+    def _reads(self, name: str) -> bool:
+        """Return True if CURRENT is known to name a bundle."""
+        with suppress(BundleError):
+            return self.place.current() == name
+        return False
 
     def rollback(self, to: str | None = None, *, reason: str = "") -> Bundle:
         """Make bundle `to`, by default the previously current one, current again. Raises BundleError.
 
         Another rollback goes further back; the bundle rolled back from is reached by its id only.
         """
-        with self._locked("rollback"):
-            old, name = self._current.read(), to or self._previous()
-            if name is None or name not in self._ids():
+        with self.place.changing("rollback") as change:
+            name = to or self._previous()
+            if name is None or name not in self.place.ids():
                 what = f"no bundle {name}" if name else "no bundle was current before"
-                raise BundleError(f"{self.path}: {what}; {self._available()}; choose one with `to`", "missing")
+                raise BundleError(f"{self.at}: {what}; {self._available()}; choose one with `to`", "missing")
+            change.hold(name)
             bundle = self.open(name)
-            self._current.write(name)
-            self._log("rollback", name, old, reason, bundle.manifest.recall_check, bundle.manifest.forced)
+            manifest = bundle.manifest
+            line = new_line("rollback", name, change.old, reason, manifest.recall_check, manifest.forced)
+            change.make_current(name, line)
+            self._log(change, line)
             return bundle
 
     def gc(self, keep: int = 2, also: Callable[[], None] = lambda: None) -> list[str]:
         """Remove old bundles and the remains of killed publishers; return the removed ids.
 
         Kept are the `keep` newest (without strays), the current bundle, the one that a rollback returns to, and those with
-        a lease. A reader without a lease keeps its open files. `also` is called at the end, under the lock. Raises
+        a lease. A reader without a lease keeps its open files. `also` is called at the end, within the change. Raises
         ConfigError if `keep` is below 2.
         """
         if keep < 2:
             raise ConfigError(f"keep is {keep}, expected at least 2: the current bundle and one for a rollback")
-        with self._locked("gc"):
-            strays = self._strays()
-            ids = sorted(self._ids(), key=lambda name: (name not in strays, name))
-            current = self._current.read()
+        with self.place.changing("gc") as change:
+            found, current = self.place.ids(), self.place.current()
+            strays = stray_ids(found, {current, *current_ids(self.place.lines())})
+            ids = sorted(found, key=lambda name: (name not in strays, name))
             kept = {current, self._previous(), *ids[-keep:]}
             removed = []
             for name in ids:
-                if name not in kept and remove_bundle(self._bundles / name):
-                    self._log("gc", name, current, f"keep {keep}")
+                if name not in kept and change.remove(name):
+                    self._log(change, new_line("gc", name, current, f"keep {keep}"))
                     removed.append(name)
             also()
             return removed
 
-    def _log(
-        self,
-        action: Action,
-        name: str,
-        old: str,
-        reason: str,
-        recall_check: RecallCheck | None = None,
-        forced: bool = False,
-    ) -> None:
+    def _log(self, change: Change, line: JsonObject) -> None:
         try:
-            self._history.append(action, name, old, reason, recall_check, forced)
+            change.log(line)
         except RunError as e:
-            raise RunError(f"{e}; CURRENT is {self._current.read() or 'unset'}") from e
-
-    @contextmanager
-    def _locked(self, action: str) -> Iterator[str]:
-        """Hold the store's lock within the block, after recovery from a killed process. Yields the time of the next id.
-
-        Kernel locks are released when a process dies. A process that ends normally empties LOCK, so text in a free LOCK
-        means that its holder was killed.
-        """
-        try:
-            with locks.lock(self.path / layout.STORE_LOCK) as lock:
-                left = lock.killed_holder
-                self._recover(f"{left.action} {left.process} died" if left else "", left.detail if left else "")
-                lock.clear()
-                stamp = "-"
-                if action == "publish":
-                    stamp = next_stamp({*self._ids(), *self._served()} - self._strays())
-                lock.write_holder(action, stamp)
-                files.point("store.locked")
-                yield stamp
-        except locks.LockHeld as e:
-            raise BundleError(f"{self.path}: {e}", "locked") from None
-        except OSError as e:
-            raise BundleError(f"{e.filename or self.path}: cannot be changed ({e.strerror})", "write") from e
-
-    def _recover(self, died: str, stamp: str) -> None:
-        """Remove the remains of a killed process, among them a bundle that never became current, and log the recovery."""
-        current = self._current.read()
-        known = {current, *self._history.bundles()}
-        never_current = [name for name in self._ids() if stamp_of(name) == stamp and name not in known]
-        for path in [*self._bundles.glob(".tmp-*"), *(self._bundles / name for name in never_current)]:
-            shutil.rmtree(path, ignore_errors=True)
-        for name in (layout.CURRENT, layout.HISTORY, layout.COLLECTIONS):
-            for file in self.path.glob(f".{name}.*.tmp"):
-                file.unlink(missing_ok=True)
-        logged = ["", *self._history.current_ids()][-1]
-        if died or logged != current:
-            self._log("recover", current, logged, died or "CURRENT was changed without an entry in HISTORY.jsonl")
-
-    def _served(self) -> set[str]:
-        """Return the bundles that are or were current, according to the history."""
-        return {self._current.read(), *self._history.current_ids()}
-
-    def _strays(self) -> set[str]:
-        """Return ids of folders put there by hand. They do not count as new bundles."""
-        return stray_ids(self._ids(), self._served())
+            raise RunError(f"{e}; CURRENT is {self.place.current() or 'unset'}") from e
 
 
 def _passes_through(error: BaseException) -> bool:

@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import io
 import logging
-import os
 import struct
 import urllib.request
 import zipfile
@@ -34,8 +33,7 @@ class Archive:
 
 def cache_path(archive: Archive) -> Path:
     """Return the path of the verified download in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "twotower" / f"{archive.sha256[:16]}.zip"
+    return files.cache_folder() / f"{archive.sha256[:16]}.zip"
 
 
 def download(archive: Archive, timeout: float) -> bytes:

@@ -19,7 +19,7 @@ def add_operation_routes(app: FastAPI, service: Service) -> None:
     @app.get("/livez", response_model=replies.HealthReply, tags=["operation"])
     async def livez() -> Response:
         """Answer 200 while the process runs."""
-        return json_response(replies.HealthReply("ok", service.bundles.current_id))
+        return json_response(replies.HealthReply("ok", service.bundles.current_id, service.bundles.store_state))
 
     @app.get(
         "/readyz", response_model=replies.HealthReply, responses=problems("draining", "no-bundle"), tags=["operation"]
@@ -28,7 +28,7 @@ def add_operation_routes(app: FastAPI, service: Service) -> None:
         """Answer 200 while the process should get requests."""
         if service.draining:
             raise Problem("draining")
-        return json_response(replies.HealthReply("ok", service.bundles.current.bundle.id))
+        return json_response(replies.HealthReply("ok", service.bundles.current.bundle.id, service.bundles.store_state))
 
     @app.get(
         "/metrics",

@@ -1,0 +1,146 @@
+"""Leases of an object store: objects that say which bundle a process reads or publishes, and for how long.
+
+leases/<bundle or none>/<action>.<seconds>.<name>    its content names the host and the process
+
+Times are those of the object store, so no clock of a client matters: a lease lives for its seconds, and a margin, after its object
+was written last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from twotower.errors import BundleError
+from twotower.files.object_stores import ObjectClient, ObjectError, ObjectInfo
+
+LEASES, NO_BUNDLE = "leases", "none"
+_MAX_BYTES = 10_000
+
+
+@dataclass(frozen=True)
+class LeaseTimes:
+    """Times of leases, in seconds."""
+
+    seconds: int = 900
+    """Life of a lease. It is renewed three times as often."""
+    margin: float = 60.0
+    """Time after the end of a lease within which it still counts."""
+
+
+@dataclass(frozen=True)
+class FoundLease:
+    """A lease of some process."""
+
+    key: str
+    action: str
+    bundle: str
+    """The bundle; empty for none."""
+    is_live: bool
+
+
+def _now() -> float:
+    """Return seconds of a clock that runs on while the machine sleeps, where there is one."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
+class Lease:
+    """A lease of this process."""
+
+    def __init__(self, client: ObjectClient, key: str, times: LeaseTimes) -> None:
+        self.key = key
+        self._client, self._times = client, times
+        self._renewed = self._tried = float("-inf")
+
+    @property
+    def is_live(self) -> bool:
+        """False if the lease may have ended, because it could not be renewed."""
+        return _now() < self._renewed + self._times.seconds
+
+    def renew(self) -> None:
+        """Write the lease. Raises ObjectError."""
+        self._tried = began = _now()
+        holder = {"host": platform.node(), "pid": os.getpid()}
+        self._client.write(self.key, json.dumps(holder).encode())
+        self._renewed = began
+
+    def renew_if_due(self) -> None:
+        """Write the lease if it was not tried for a third of its life. Raises ObjectError."""
+        if _now() > self._tried + self._times.seconds / 3:
+            self.renew()
+
+    def end(self) -> None:
+        """Delete the lease; one that cannot be deleted ends by itself."""
+        with suppress(ObjectError):
+            self._client.delete([self.key])
+
+
+class Leases:
+    """The leases of one store."""
+
+    def __init__(self, client: ObjectClient, key: Callable[[str], str], times: LeaseTimes) -> None:
+        """`key` returns the key of a path within the store."""
+        self._client, self._key, self.times = client, key, times
+
+    def new(self, action: str, bundle: str = "") -> Lease:
+        """Return a lease that is not written yet."""
+        name = f"{action}.{self.times.seconds}.{uuid.uuid4().hex}"
+        return Lease(self._client, self._key(f"{LEASES}/{bundle or NO_BUNDLE}/{name}"), self.times)
+
+    @contextmanager
+    def held(self, lease: Lease) -> Iterator[Lease]:
+        """Write a lease, renew it in a thread while the block runs, and end it. Raises ObjectError."""
+        lease.renew()
+        ended = threading.Event()
+
+        def keep() -> None:
+            while not ended.wait(self.times.seconds / 3):
+                with suppress(ObjectError):
+                    lease.renew()
+
+        thread = threading.Thread(target=keep, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield lease
+        finally:
+            ended.set()
+            lease.end()
+
+    def found(self, own: Lease) -> tuple[list[FoundLease], float]:
+        """Return the leases of all processes but `own`, which is renewed, and the time of the object store in seconds since 1970."""
+        own.renew()
+        listed = self._client.list(self._key(LEASES))
+        now = next((o.changed for o in listed if o.key == own.key), None)
+        if now is None:
+            raise BundleError(f"{self._client.url}: a lease is gone as soon as it is written; call again", "store")
+        found = (self._parsed(o, now) for o in listed if o.key != own.key)
+        return [lease for lease in found if lease is not None], now
+
+    def holder(self, lease: FoundLease) -> str:
+        """Return the process of a lease."""
+        try:
+            holder = json.loads(self._client.read(lease.key, _MAX_BYTES).data)
+            return f"(pid {holder['pid']} on {holder['host']})"
+        except (ValueError, KeyError, TypeError, ObjectError):
+            return "(pid ? on ?)"
+
+    def clear(self, leases: list[FoundLease]) -> None:
+        """Delete leases. Raises ObjectError."""
+        self._client.delete([lease.key for lease in leases])
+
+    def _parsed(self, found: ObjectInfo, now: float) -> FoundLease | None:
+        bundle, name = found.key.split("/")[-2:]
+        action, _, rest = name.partition(".")
+        seconds = rest.partition(".")[0]
+        if not seconds.isdigit():
+            return None
+        ends = found.changed + int(seconds) + self.times.margin
+        return FoundLease(found.key, action, "" if bundle == NO_BUNDLE else bundle, now <= ends)
