@@ -30,8 +30,8 @@ ITERATIONS = 4
 class TransitionFactors(Start):
     """Transition counts: the table T of how often item j follows item i within `span` positives of a user, a gap of g weighing
     g^-lag, over the sum of its row and over the sum of its column^frequency. With V the E leading right singular vectors of T,
-    its rows weighed by the root of their sums, a history's vector is its rows of T V, decayed or averaged by its pooling, an item's vector
-    its row of V, and with E = N the score is that of T: the baseline of transition counts with the pooling's weights.
+    its rows weighed by the root of their sums, a history's vector is its rows of T V, decayed or averaged by its pooling, an item's
+    vector its row of V, and with E = N the score is that of T: the baseline of transition counts with the pooling's weights.
 
     Use it where histories have an order: alone, trained on from there, or beside another pair. Scores are scaled so that those of
     all items after one positive have the root mean square 1. A transition weighs as the positive that follows. Memory grows with the
