@@ -34,8 +34,8 @@ class TransitionFactors(Start):
     vector its row of V, and with E = N the score is that of T: the baseline of transition counts with the pooling's weights.
 
     Use it where histories have an order: alone, trained on from there, or beside another pair. Scores are scaled so that those of
-    all items after one positive have the root mean square 1. A transition weighs as the positive that follows. Memory grows with the
-    different transitions, at most `span` a positive, and time with these times width; of a nearly full table with N^2 times width.
+    all items after one positive have the root mean square 1. A transition weighs as the positive that follows. Memory grows with
+    the different transitions, at most `span` a positive, and time with these times width; of a nearly full table with N^2 times width.
     """
 
     kind = "transitions"
