@@ -36,7 +36,7 @@ def test_every_option_reaches_the_settings(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(supervisor, "run_service", run)
     words, want = ["serve"], {}
     values: dict[str, Any] = {
-        "store": tmp_path, "host": "127.0.0.2", "keys": tmp_path / "keys", "event_store": "redis://h:1/2",
+        "store": str(tmp_path), "host": "127.0.0.2", "keys": tmp_path / "keys", "event_store": "redis://h:1/2",
         "trusted_proxies": "10.0.0.0/8", "unknown_user": "404", "index_down": "503", "workers": 2, "threads": 3,
         "kinds": ("json", "csv"), "target_wait": 6.0, "max_wait": 7.0, "max_k": 9,
     }  # fmt: skip
