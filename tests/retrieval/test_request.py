@@ -31,7 +31,9 @@ def test_an_item_id_alone_is_an_event_in_python(retriever: Retriever) -> None:
     assert "i1" not in {i.id for i in by_id.items}
 
 
-@pytest.mark.parametrize("wrong", ["i1", [True], [None], [("i1", "buy")], [["i1", True]], [{"id": "i1"}]])
+@pytest.mark.parametrize(
+    "wrong", ["i1", b"i1", {"i1": True}, [True], [None], [("i1", "buy")], [["i1", True]], [{"id": "i1"}]]
+)
 def test_a_history_of_something_else_is_refused_in_python(wrong: Any) -> None:
     with pytest.raises(DataError, match="request: a history"):
         Request(history=wrong)
