@@ -90,7 +90,6 @@ GUARDED = {
 }
 MODULES = {
     ("files/locks.py", "fcntl"),
-    ("files/sharded_work.py", "fcntl"),
     ("limited_process.py", "resource"),
     ("machine.py", "resource"),
     ("serve/connection_limits.py", "resource"),

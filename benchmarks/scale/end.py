@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.lib.machine import timed
-from benchmarks.lib.processes import TORCHRUN, TWOTOWER, Server, Watch, Words, run, serving
+from benchmarks.lib.processes import TWOTOWER, Server, Watch, Words, run, serving
 from benchmarks.lib.report import Report
 from benchmarks.scale.world import write_world
 
@@ -25,8 +25,7 @@ def main(chosen: Namespace, report: Report) -> None:
     stage("prepare", [*TWOTOWER, "prepare", config, "--out", folder / "prepared"])
     prepared: Words = ["--set", f"data.prepared={folder / 'prepared'}"]
     stage("train", [*TWOTOWER, "train", config, *prepared, "--run", folder / "run"])
-    embed: Words = ["-m", "twotower", "embed", folder / "run", folder / "items", "--out", folder / "vectors"]
-    stage("embed, two ranks", [*TORCHRUN, 2, *embed])
+    stage("embed", [*TWOTOWER, "embed", folder / "run", folder / "items", "--out", folder / "vectors"])
     stage("publish", [*TWOTOWER, "publish", folder / "run", "--store", folder / "store"])
     with serving(folder / "store") as server, Watch(server.pid) as watch:
         report.add(f"{name}, serve, ready", server.seconds, "s")

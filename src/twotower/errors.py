@@ -56,6 +56,7 @@ _EXTRAS = {
     "tomli_w": "train",
     "duckdb": "prepare",
     "obstore": "bucket",
+    "ray": "ray",
     "pymilvus": "milvus",
     "grpc": "milvus",
 }

@@ -218,6 +218,12 @@ def import_modules(modules: Iterable[str]) -> None:
             raise ConfigError(f"`kinds={name!r}`: {what}; name an installed module, such as mypackage.losses") from None
 
 
+def foreign_modules(*sections: Section) -> tuple[str, ...]:
+    """Return the imported modules that some sections name in import paths, so that another process imports them too."""
+    names = {name for s in sections for name in re.findall(r'"([^\W\d][\w.]*):[^\W\d][\w.]*"', s.model_dump_json())}
+    return tuple(sorted(names & sys.modules.keys()))
+
+
 def load_object(path: str) -> object:
     """Return the object of an import path `module:name`. Raises ConfigError if there is none."""
     module, _, name = path.partition(":")

@@ -1,4 +1,4 @@
-"""Bulk embedding in shards: ranks that share them, kills, restarts, damage, and what a reader gets."""
+"""Bulk embedding in shards: kills, restarts, damage, and what a reader gets."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ import preloaded
 import pytest
 import torch
 from messages import collected_messages
+from ray_worlds import running_ray
 from worlds import checkerboard, settings
 
 from twotower import api
+from twotower.cli.app import run_command
 from twotower.data.tables import check
-from twotower.distributed import DistributedContext
 from twotower.embedding.folder import EmbeddingsFolder, part_names
 from twotower.embedding.shards import EmbeddingWork
 from twotower.errors import ConfigError, DataError, RunError
@@ -87,21 +89,20 @@ def whole(run: Run, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out
 
 
-def start(run: Run, table: Path, out: Path, rank: int, count: int, fail: int | None = None) -> preloaded.Process:
-    """Start a rank that embeds `table`, and dies in shard `fail`."""
+def start(run: Run, table: Path, out: Path, fail: int | None = None) -> preloaded.Process:
+    """Start a process that embeds `table`, and dies in shard `fail`."""
     assert run.folder is not None
     program = ["-m", "twotower"] if fail is None else kill_points.program(f"shard:{fail}")
     return preloaded.start(
         *program, "embed", run.folder, table, "--out", out, "--shard-rows", "100", "--threads", "1",
-        env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"},
         stdout=preloaded.PIPE, stderr=preloaded.PIPE,
     )  # fmt: skip
 
 
-def ended(ranks: list[preloaded.Process]) -> tuple[list[int], str]:
-    """Their exit codes, and what they said."""
-    said = [r.communicate(timeout=60) for r in ranks]
-    return [r.wait() for r in ranks], "".join(out + err for out, err in said)
+def ended(process: preloaded.Process) -> tuple[int, str]:
+    """Return the exit code, and what was said."""
+    said = process.communicate(timeout=120)
+    return process.wait(), "".join(said)
 
 
 def again(run: Run, table: Path | str, out: Path, **options: Any) -> list[str]:
@@ -131,7 +132,7 @@ def read(out: Path, rows: int = 65_536) -> tuple[pl.Series, np.ndarray[Any, Any]
     return pl.concat([ids for ids, _ in blocks]), np.concatenate([block for _, block in blocks])
 
 
-# ---- ranks
+# ---- what is written
 
 
 def test_one_process_makes_the_vectors_that_one_shard_has(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
@@ -147,80 +148,69 @@ def test_one_process_makes_the_vectors_that_one_shard_has(run: Run, table: Path,
     np.testing.assert_allclose(found[:30], run.factors().items.numpy(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_any_number_of_ranks_makes_the_same_bytes(
-    count: int, run: Run, table: Path, whole: Path, tmp_path: Path
-) -> None:
-    codes, said = ended([start(run, table, tmp_path / "out", i, count) for i in range(count)])
-    assert codes == [0] * count, said
+def test_the_command_makes_the_same_bytes(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
+    code, said = ended(start(run, table, tmp_path / "out"))
+    assert code == 0, said
     same(tmp_path / "out", whole)
     assert len(re.findall(r"items embedded, [\d,]+ a second, shard \d of 6", said)) == SHARDS
     assert "417 items in 6 shards have vectors" in said
-    assert said.count("ranks, each with 1 thread\n") == (count > 1)
-    assert bool(re.search(r"^rank \d: ", said, re.M)) == (count > 1)
 
 
-@pytest.mark.system
-def test_torchrun_starts_them(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    told = [str(run.folder), str(table), "--out", str(tmp_path / "out"), "--shard-rows", "100", "--threads", "1"]
-    done = subprocess.run(
-        [*torchrun, "-m", "twotower", "embed", *told], capture_output=True, text=True, check=False, timeout=100
-    )
-    assert done.returncode == 0, done.stderr
-    assert "417 items in 6 shards have vectors" in done.stdout
-    same(tmp_path / "out", whole)
+def test_torchrun_is_refused(
+    run: Run, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert run_command(["embed", str(run.folder), str(table), "--out", str(tmp_path / "out")]) == 2
+    assert "WORLD_SIZE=2: embed is one process" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ("spark", "`engine` is 'spark', allowed are local, ray, ray://HOST:PORT"),
+        ("local://host:1", "`engine` is 'local://host:1', allowed are local, ray, ray://HOST:PORT"),
+    ],
+)
+def test_an_unknown_engine_is_refused(engine: str, said: str, run: Run, table: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        api.embed(run, "item", table, tmp_path / "out", engine=engine)
+    assert not (tmp_path / "out").exists()
 
 
 # ---- kills
 
 
-def test_killed_ranks_are_gone_on_from_by_any_number_of_others(
-    run: Run, table: Path, whole: Path, tmp_path: Path
-) -> None:
+def test_a_killed_call_is_gone_on_with(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    codes, said = ended([start(run, table, out, i, 2, fail=3) for i in range(2)])
-    assert -signal.SIGKILL in codes, said
+    code, said = ended(start(run, table, out, fail=3))
+    assert code == -signal.SIGKILL, said
     before = state(out)
-    assert before
-    assert not {*part_names(3)} & set(before)
-    assert (out / "work" / "shard-00003").exists()
+    assert before.keys() == {n for i in range(3) for n in part_names(i)}
+    assert list((out / "work").glob("shard-00003-*"))
     with pytest.raises(RunError, match=r"not all vectors are written yet \(embedding.json is missing\)"):
         EmbeddingsFolder(out)
-    codes, said = ended([start(run, table, out, i, 3) for i in range(3)])
-    assert codes == [0, 0, 0], said
-    assert len(re.findall(r", shard \d of 6", said)) == SHARDS - len(before) // 2
+    code, said = ended(start(run, table, out))
+    assert code == 0, said
+    assert len(re.findall(r", shard \d of 6", said)) == SHARDS - 3
     assert {name: s for name, s in state(out).items() if name in before} == before
     same(out, whole)
 
 
-def test_a_rank_that_dies_holds_up_nobody_and_its_part_is_taken_over(
-    run: Run, table: Path, whole: Path, tmp_path: Path
-) -> None:
-    dead = start(run, table, tmp_path / "out", 1, 2, fail=1)
-    assert ended([dead])[0] == [-signal.SIGKILL]
-    lines = again(run, table, tmp_path / "out", context=DistributedContext(0, 2))
-    assert lines[-1] == f"417 items in 6 shards have vectors: {tmp_path / 'out'}"
-    same(tmp_path / "out", whole)
-
-
 def make(out: Path, plan: dict[str, Any], number: int = 3) -> list[int]:
     """Every step of writing shards, without a tower: gives those that were made."""
-    made = []
-    with EmbeddingWork.begin(out, plan, number, False) as work:
-        for i in range(number):
-            with work.claimed(i) as mine:
-                assert mine
-                if work.record(i):
-                    assert work.is_intact(i)
-                    continue
-                with work.temporary_folder(i) as folder:
-                    np.save(folder / "vectors.npy", np.full((2, 3), i, np.float32))
-                    (folder / "ids.parquet").write_bytes(bytes([i]))
-                    work.publish_shard(i, folder, 2, 3, "Int64")
-                made.append(i)
-        work.finish("dot")
-    return made
+
+    def write(i: int, folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+        np.save(folder / "vectors.npy", np.full((2, 3), i, np.float32))
+        (folder / "ids.parquet").write_bytes(bytes([i]))
+        names = dict(zip(("vectors.npy", "ids.parquet"), part_names(i), strict=True))
+        return names, {"rows": 2, "width": 3, "id": "Int64"}
+
+    with EmbeddingWork.begin(out, plan, False) as work:
+        shards = [work.make(i, partial(write, i)) for i in range(number)]
+        work.finish("dot", [shard.record for shard in shards])
+    return [shard.number for shard in shards if shard.is_new]
 
 
 def plan_of(**changes: Any) -> dict[str, Any]:
@@ -263,35 +253,100 @@ def test_a_kill_between_any_two_steps_leaves_shards_that_are_whole_or_not_there(
     assert point > 20
 
 
-def test_a_folder_in_which_others_are_at_work_is_not_started_over(tmp_path: Path) -> None:
-    ready, wait = os.pipe(), os.pipe()
+def test_a_folder_into_which_another_call_writes_is_refused(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = rf"another call is running \(pid {os.getpid()} on .*\); let it end, or stop it"
+    with EmbeddingWork.begin(out, plan_of(), False):
+        for overwrite in (False, True):
+            with pytest.raises(RunError, match=said):
+                again(run, table, out, overwrite=overwrite)
+        with pytest.raises(RunError, match=said):
+            EmbeddingWork.clear_folder(out)
+    again(run, table, out, overwrite=True)
+    same(out, whole)
 
-    def busy() -> None:
-        with EmbeddingWork.begin(tmp_path / "out", plan_of(), 3, False) as work, work.claimed(1):
-            os.write(ready[1], b"x")
-            os.read(wait[0], 1)
 
-    pid = fork(busy)
-    os.read(ready[0], 1)
-    try:
-        with (
-            EmbeddingWork.begin(tmp_path / "out", plan_of(), 3, False) as work,
-            work.claimed(1) as mine,
-            work.claimed(2) as two,
+def test_a_host_that_sees_another_folder_is_refused(tmp_path: Path) -> None:
+    with EmbeddingWork.begin(tmp_path / "out", plan_of(), False) as work:
+        work.check_seen()
+        EmbeddingWork(tmp_path / "out", plan_of()).check_seen()
+        for elsewhere in (
+            EmbeddingWork(tmp_path / "other", plan_of()),
+            EmbeddingWork(tmp_path / "out", plan_of(side="user")),
         ):
-            assert not mine
-            assert two
-        other = plan_of(side="user")
-        with (
-            pytest.raises(RunError, match="another call is writing them"),
-            EmbeddingWork.begin(tmp_path / "out", other, 3, True),
-        ):
-            pass
-    finally:
-        os.write(wait[1], b"x")
-        assert os.waitpid(pid, 0)[1] == 0
-    with EmbeddingWork.begin(tmp_path / "out", other, 3, True) as work, work.claimed(1) as mine:
-        assert mine
+            with pytest.raises(RunError, match="sees another folder of that name"):
+                elsewhere.check_seen()
+
+
+# ---- engines
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    with running_ray():
+        yield
+
+
+@pytest.mark.system  # Ray starts
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_ray_makes_the_bytes_that_this_process_makes(
+    precision: str, ray: None, run: Run, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of paths that are relative, too."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(table, "table")
+    lines = again(run, "table", Path("out"), engine="ray", precision=precision)
+    again(run, "table", Path("local"), precision=precision)
+    assert len([line for line in lines if "items embedded" in line]) == SHARDS
+    same(Path("out"), Path("local"))
+
+
+@pytest.mark.system
+def test_fault_C18_one_engine_goes_on_where_the_other_was_killed(
+    ray: None, run: Run, table: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code, said = ended(start(run, table, out, fail=3))
+    assert code == -signal.SIGKILL, said
+    before = state(out)
+    assert len(before) == 2 * 3
+    lines = again(run, table, out, engine="ray")
+    assert len([line for line in lines if "items embedded" in line]) == SHARDS - 3
+    assert {name: s for name, s in state(out).items() if name in before} == before
+    same(out, whole)
+    flipped(out / "part-00002.npy")
+    lines = again(run, table, out, engine="ray")
+    assert len([line for line in lines if "items embedded" in line]) == 1
+    assert "shard 3 was damaged and is made again" in lines
+    same(out, whole)
+    before = state(out)
+    assert again(run, table, out, engine="ray") == [f"417 items in 6 shards have vectors: {out}"]
+    assert state(out) == before
+
+
+@pytest.mark.system
+def test_errors_of_a_process_of_ray_are_those_of_this_one(
+    ray: None, run: Run, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(table, tmp_path / "table")
+    items(0, 9).with_columns(item_id=pl.Series([*range(8), None])).write_parquet(tmp_path / "table" / "c.parquet")
+    said = []
+    for engine in ("local", "ray"):
+        words = ["embed", run.folder, tmp_path / "table", "--out", tmp_path / engine, "--shard-rows", "100"]
+        assert run_command([*map(str, words), "--engine", engine, "--threads", "2"]) == 2
+        said.append(capsys.readouterr().err)
+        assert not (tmp_path / engine / "embedding.json").exists()
+    assert said[0].startswith("error: ")
+    assert said[0].count("\n") == 1
+    assert said[0] == said[1]
+
+
+@pytest.mark.system
+def test_a_run_that_changed_or_has_no_folder_is_refused(ray: None, run: Run, table: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the run has no folder from which other processes load it"):
+        again(Run(None, run.config, run.dataset, run.model, {}, []), table, tmp_path / "none", engine="ray")
+    with pytest.raises(RunError, match="holds another model than when the call began"):
+        again(replace(run, sha256="0" * 64), table, tmp_path / "other", engine="ray")
 
 
 # ---- what changes between two calls
@@ -396,7 +451,7 @@ def test_a_damaged_shard_is_made_again_and_no_other(
     DAMAGE[name](out)
     lines = again(run, table, out)
     assert len([line for line in lines if "items embedded" in line]) == 1
-    assert any("shard 3 is damaged" in line for line in lines) == (name != "a record")
+    assert any("shard 3 was damaged" in line for line in lines) == (name != "a record")
     same(out, whole)
     assert {n for n, s in state(out).items() if s != before[n]} == {*part_names(2)}
 

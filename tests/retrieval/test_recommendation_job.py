@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ import pyarrow.dataset
 import pyarrow.parquet
 import pytest
 from messages import collected_messages
+from ray_worlds import running_ray
 
 from twotower import api, files
 from twotower.cli.app import run_command
 from twotower.errors import ConfigError, DataError, RunError
+from twotower.files import locks
 from twotower.retrieval.batches import recommend_batch
 from twotower.retrieval.recommendation_files import LIST_FILE, SHARD_USERS, WORK_FOLDER
 from twotower.retrieval.retriever import Retriever
@@ -342,11 +344,18 @@ def killed_at(where: str, store: Path, table: Path, out: Path) -> int:
     return code
 
 
-def test_calls_at_once_share_the_shards(store: Path, table: Path, whole: Path, tmp_path: Path) -> None:
-    calls = [start(store, table, tmp_path / "out", "-m", "twotower") for _ in range(2)]
-    said = [call.communicate(timeout=60) for call in calls]
-    assert [call.wait() for call in calls] == [0, 0], said
-    same(tmp_path / "out", whole)
+def test_a_folder_into_which_another_call_writes_is_refused(
+    store: Path, table: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / WORK_FOLDER).mkdir(parents=True)
+    with (
+        locks.lock(out / WORK_FOLDER / "lock"),
+        pytest.raises(RunError, match=r"another process is running \(pid \? on \?\); let it end, or stop it"),
+    ):
+        job(store, table, out)
+    job(store, table, out)
+    same(out, whole)
 
 
 def gone_on(where: str, store: Path, table: Path, whole: Path, out: Path) -> bool:
@@ -378,13 +387,57 @@ def test_fault_C11_a_kill_at_any_point_of_the_job(store: Path, table: Path, whol
     assert point > 50
 
 
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    with running_ray():
+        yield
+
+
+@pytest.mark.system  # Ray starts
+@pytest.mark.parametrize("method", [1, 2])
+def test_ray_makes_the_bytes_that_this_process_makes(
+    method: int, ray: None, store: Path, table: Path, tmp_path: Path
+) -> None:
+    options = {"method": method, "unknown": "drop", "ban": ["i3"]}
+    lines = [job(store, table, tmp_path / engine, engine=engine, **options) for engine in ("local", "ray")]
+    same(tmp_path / "ray", tmp_path / "local")
+    assert lines[0][-3:-1] == lines[1][-3:-1]
+
+
+@pytest.mark.system
+def test_ray_goes_on_where_the_command_was_killed(
+    ray: None, store: Path, table: Path, whole: Path, tmp_path: Path
+) -> None:
+    assert killed_at("shard:4", store, table, tmp_path / "out") == -signal.SIGKILL
+    before = state(tmp_path / "out")
+    assert len(before) == 4
+    job(store, table, tmp_path / "out", engine="ray")
+    assert {name: s for name, s in state(tmp_path / "out").items() if name in before} == before
+    same(tmp_path / "out", whole)
+
+
+@pytest.mark.system
+def test_a_text_table_and_its_errors_are_the_same_by_ray(
+    ray: None, store: Path, table: Path, whole: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "users").mkdir()
+    for name in ("a", "c"):
+        pl.read_parquet(table / f"{name}.parquet").write_csv(tmp_path / "users" / f"{name}.csv")
+    for engine in ("local", "ray"):
+        job(store, tmp_path / "users", tmp_path / engine, engine=engine)
+    same(tmp_path / "ray", tmp_path / "local")
+    for engine in ("local", "ray"):
+        with pytest.raises(DataError, match="user 'nobody' is not among the 60 users of this bundle"):
+            job(store, tmp_path / "users", tmp_path / f"{engine}-error", engine=engine, unknown="error")
+
+
 def test_a_damaged_shard_is_made_again_and_no_other(store: Path, table: Path, whole: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(whole, tmp_path / "out"))
     before = state(out)
     data = bytearray((out / "part-00002.parquet").read_bytes())
     data[-30] ^= 1
     (out / "part-00002.parquet").write_bytes(data)
-    assert any("shard 3 is damaged, it is made again" in line for line in job(store, table, out))
+    assert any("shard 3 was damaged and is made again" in line for line in job(store, table, out))
     same(out, whole)
     assert {n for n, s in state(out).items() if s != before[n]} == {"part-00002.parquet"}
 

@@ -13,6 +13,7 @@ from twotower.cli.flags import (
     ColumnNames,
     Conditions,
     ContextValues,
+    EngineName,
     ItemCount,
     KindModules,
     Separator,
@@ -84,6 +85,7 @@ def recommend(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace answers of another bundle, table or options in --out.")
     ] = False,
+    engine: EngineName = "local",
     separator: Separator = "",
     columns: ColumnNames = "",
     threads: Annotated[
@@ -110,13 +112,13 @@ def recommend(
         recommend_users(
             store, users, out, k, method=1 if method is None else method, unknown="popular" if unknown is None else unknown,  # type: ignore[arg-type]
             ban=ban or (), where=_filters(where), keep_seen=keep_seen,
-            shard_rows=shard_rows or SHARD_USERS, overwrite=overwrite, threads=threads or 0,
+            shard_rows=shard_rows or SHARD_USERS, overwrite=overwrite, engine=engine, threads=threads or 0,
             separator=separator, columns=split_names(columns),
         )  # fmt: skip
         return
     for flag, given in (
         ("--unknown", unknown is not None), ("--shard-rows", shard_rows is not None), ("--overwrite", overwrite),
-        ("--threads", threads is not None), ("--separator", bool(separator)), ("--columns", bool(columns)),
+        ("--engine", engine != "local"), ("--threads", threads is not None), ("--separator", bool(separator)), ("--columns", bool(columns)),
     ):  # fmt: skip
         if given:
             raise ConfigError(f"{flag} is an option of --users TABLE --out FOLDER; name both, or leave it out")

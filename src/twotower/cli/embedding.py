@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from twotower.cli.flags import ColumnNames, RunFolder, Separator, Trust, split_names
+from twotower.cli.flags import ColumnNames, EngineName, RunFolder, Separator, Trust, split_names
 from twotower.cli.threads import Threads, set_threads
 from twotower.errors import ConfigError
-from twotower.reports.terminal import print_line
 
 
 def embed(
@@ -33,23 +32,26 @@ def embed(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace vectors of another table or model in the folder.")
     ] = False,
+    engine: EngineName = "local",
     separator: Separator = "",
     columns: ColumnNames = "",
     threads: Threads = 0,
     trust: Trust = False,
 ) -> None:
-    """Write the vectors of all rows of a table, in bounded memory. The ranks of torchrun share the work; a second call resumes it."""
+    """Write the vectors of all rows of a table, in bounded memory. A second call resumes it."""
     from twotower.distributed import DistributedContext
 
     if side not in ("user", "item"):
         raise ConfigError(f"--side {side}: allowed are user and item")
-    context = DistributedContext.from_environment()
-    threads = set_threads(threads, context.world_size)
+    if (ranks := DistributedContext.from_environment().world_size) > 1:
+        raise ConfigError(
+            f"WORLD_SIZE={ranks}: embed is one process, whose shards an engine shares; call it without torchrun, and with --engine ray "
+            "for several processes or hosts"
+        )
+    set_threads(threads, 1)
     from twotower import api
 
-    if context.world_size > 1 and context.is_main:
-        print_line(f"{context.world_size} ranks, each with {threads} thread{'s' if threads > 1 else ''}")
     api.embed(
         api.load(run, trust), side, table, out, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
-        overwrite=overwrite, context=context, separator=separator, columns=split_names(columns),
+        overwrite=overwrite, engine=engine, threads=threads, separator=separator, columns=split_names(columns),
     )  # fmt: skip

@@ -101,6 +101,15 @@ ColumnNames = Annotated[
         help="Names of the columns of text files without a header line, in order, separated by commas.",
     ),
 ]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="local|ray|ray://HOST:PORT",
+        help="Engine that makes the shards: this process, --threads processes of this machine, or those of a cluster of Ray with "
+        "--threads each.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+import tempfile
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import polars as pl
 
 from twotower import files
-from twotower.embedding.folder import EMBEDDINGS_FORMAT, IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER, part_names
+from twotower.embedding.folder import EMBEDDINGS_FORMAT, IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER
 from twotower.errors import DataError
 from twotower.files.readers import file_digest
 from twotower.files.sharded_work import JsonObject, ShardedWork, ShardFormat
@@ -36,7 +37,7 @@ def save_ids(parts: list[Path], kind: pl.DataType, path: Path) -> None:
 
 
 class EmbeddingWork(ShardedWork):
-    """The work of one process in a folder of embeddings."""
+    """The work in a folder of embeddings."""
 
     format: ClassVar[ShardFormat] = ShardFormat(
         EMBEDDINGS_FORMAT,
@@ -52,47 +53,30 @@ class EmbeddingWork(ShardedWork):
         frozenset({VECTORS_FILE, IDS_FILE}),
     )  # fmt: skip
 
-    def publish_shard(self, number: int, folder: Path, rows: int, width: int, kind: str) -> None:
-        """Move the files of a shard to their place, and write its record; a shard of no rows has a record only."""
-        names = dict(zip((VECTORS_FILE, IDS_FILE), part_names(number), strict=True)) if rows else {}
-        self.publish_files(number, folder, names, {"rows": rows, "width": width, "id": kind})
+    def finish(self, metric: str, records: Sequence[JsonObject]) -> None:
+        """Give the ids of all shards one type, and write the list of shards. One of them has rows."""
+        records = [record for record in self._with_one_type(records) if record["rows"]]
+        about = self.plan | {
+            "twotower": __version__, "metric": metric, "rows": sum(r["rows"] for r in records), "width": records[0]["width"],
+            "id": records[0]["id"],
+            "shards": [{"vectors": r["files"][0][0], "ids": r["files"][1][0], "rows": r["rows"]} for r in records],
+        }  # fmt: skip
+        self.write_list(about)
 
-    def finish(self, metric: str) -> tuple[int, bool]:
-        """Write the list of shards if all are finished; return the number of finished rows, and True if it was written."""
-        with self.locked():
-            done = self.records()
-            rows = sum(r["rows"] for r in done)
-            if len(done) < self.shards or not rows or not self._unify_id_types(done):
-                return rows, False
-            records = [r for r in self.records() if r["rows"]]
-            about = self.plan | {
-                "twotower": __version__, "metric": metric, "rows": rows, "width": records[0]["width"],
-                "id": records[0]["id"],
-                "shards": [{"vectors": r["files"][0][0], "ids": r["files"][1][0], "rows": r["rows"]} for r in records],
-            }  # fmt: skip
-            return rows, self.write_list(about)
-
-    def _unify_id_types(self, records: list[JsonObject]) -> bool:
-        """Convert the ids of all shards to one type, which holds all of them.
-
-        Return False if another process has claimed a shard that needs conversion; that process calls this later."""
-        types = {r["id"] for r in records if r["rows"]}
-        if len(types) < 2:
-            return True
-        common = common_type(types)
+    def _with_one_type(self, records: Sequence[JsonObject]) -> list[JsonObject]:
+        """Convert the ids of all shards to one type, which holds all of them, and return the records."""
+        kind = str(common := common_type({r["id"] for r in records if r["rows"]}))
+        out = list(records)
         for number, record in enumerate(records):
-            if not record["rows"] or record["id"] == str(common):
-                continue
-            with self.claimed(number) as is_claimed:
-                if not is_claimed:
-                    return False
-                with self.temporary_folder(number) as folder:
-                    path, name = folder / IDS_FILE, record["files"][1][0]
+            if record["rows"] and record["id"] != kind:
+                with tempfile.TemporaryDirectory(prefix=f"shard-{number:05d}-", dir=self.folder) as folder:
+                    path, (vectors, (name, *_)) = Path(folder) / IDS_FILE, record["files"]
                     save_ids([self.out / name], common, path)
                     files.sync(path)
-                    record["files"][1] = [name, path.stat().st_size, file_digest(path)]
+                    ids = [name, path.stat().st_size, file_digest(path)]
                     files.point("shard.ids")
                     os.replace(path, self.out / name)
                     files.point("shard.ids_renamed")
-                    self.write_record(number, record | {"id": str(common)})
-        return True
+                    out[number] = record | {"id": kind, "files": [vectors, ids]}
+                    self.write_record(number, out[number])
+        return out

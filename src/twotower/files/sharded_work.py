@@ -1,12 +1,11 @@
-"""Folders of shards: written by processes that share one file system, and continued by a later call.
+"""Folders of shards: written by one call, or by the processes of its engine, and continued by a later call.
 
 WORK/plan.json          what the shards are made of: another call of the same plan goes on
 WORK/done-00000.json    record of a finished shard, written after its files
-WORK/shard-00000/       temporary files of a shard in progress
-WORK/lock               kernel locks: each shard has one byte
+WORK/shard-00000-…/     temporary files of a shard in progress
+WORK/lock               kernel lock of the call
 
-The format gives the name of WORK. A list of all shards is written when the last is finished. Kernel locks are released when a process dies.
-A system that shares no locks (Windows) has one lock of the whole file: one process at a time works there.
+The format gives the name of WORK. A list of all shards is written when the last is finished.
 """
 
 from __future__ import annotations
@@ -14,21 +13,20 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 from twotower import files
 from twotower.errors import RunError
 from twotower.files import locks
 from twotower.files.readers import file_digest, read_json
-
-if locks.HAS_SHARED_LOCKS:
-    import fcntl
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +34,6 @@ JsonObject: TypeAlias = dict[str, Any]
 """An object of parsed JSON."""
 
 HOW_TO_OVERWRITE = "choose another folder, or start over with `overwrite=True`"
-_FOLDER_BYTE, _USERS_BYTE, _FIRST_SHARD_BYTE = 0, 1, 2
-"""Bytes of the lock file: of the plan and the list; locked, shared, by all processes in the folder; of the first shard."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class ShardFormat:
     noun: str
     """Content in plural: "vectors"."""
     work_folder: str
-    """Name of the folder of plan, records, temporary files and locks."""
+    """Name of the folder of plan, records, temporary files and the lock."""
     list_file: str
     """Name of the list of all shards."""
     shard_files: re.Pattern[str]
@@ -59,53 +55,48 @@ class ShardFormat:
     """Names of further files that such a folder may hold."""
 
 
+@dataclass(frozen=True)
+class MadeShard:
+    """A finished shard: its number, its record, and the part of this call."""
+
+    number: int
+    record: JsonObject
+    is_new: bool
+    was_damaged: bool = False
+
+    def log_damage(self) -> None:
+        """Log that the files of an earlier call were damaged, if they were."""
+        if self.was_damaged:
+            log.info(f"shard {self.number + 1} was damaged and is made again")
+
+
 class ShardedWork:
-    """The work of one process in a folder of shards, within the block of `begin`. A subclass has a `format`."""
+    """The shards that a plan describes, in a folder. A subclass has a `format`. Every process that makes shards has such an object."""
 
     format: ClassVar[ShardFormat]
 
-    def __init__(self, out: Path, lock: BinaryIO, plan: JsonObject, shards: int) -> None:
-        self.out, self.folder, self.plan, self.shards = out, self.work_folder(out), plan, shards
-        self.complete = (out / self.format.list_file).exists()
-        self._lock = lock
-
-    @classmethod
-    def work_folder(cls, out: Path) -> Path:
-        """Return the folder of plan, records, temporary files and locks."""
-        return out / cls.format.work_folder
+    def __init__(self, out: Path, plan: JsonObject) -> None:
+        self.out, self.folder = out, out / self.format.work_folder
+        self.plan: JsonObject = {"format": self.format.version} | plan
 
     @classmethod
     @contextmanager
-    def begin(cls, out: Path, plan: JsonObject, shards: int, overwrite: bool) -> Iterator[Self]:
+    def begin(cls, out: Path, plan: JsonObject, overwrite: bool) -> Iterator[Self]:
         """Start or continue the work that `plan` describes; its `table` are the states of the files of a table.
 
-        Raises RunError if the folder holds other files, or shards of another plan. With `overwrite` these are removed, unless
-        a process is still writing them."""
+        Raises RunError if the folder holds other files, or shards of another plan, which `overwrite` removes, or if another
+        call is writing into it."""
         cls.check_folder(out)
-        plan = {"format": cls.format.version} | plan
-        work = cls.work_folder(out)
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-            with cls._opened_lock(out) as lock:
-                with _locked(lock, _FOLDER_BYTE):
-                    alone = _try_lock(lock, _USERS_BYTE)
-                    if alone:  # incomplete files are of killed processes
-                        _remove_leftovers(out, work)
-                    if why := cls._difference(out, plan):
-                        if not overwrite:
-                            raise RunError(f"{out}: {why}; {HOW_TO_OVERWRITE}")
-                        if not alone:
-                            raise RunError(f"{out}: {why}, and another call is writing them; let it end, or stop it")
-                        cls._clear(out)
-                    if not (work / "plan.json").exists():
-                        files.write_json(work / "plan.json", plan)
-                    if locks.HAS_SHARED_LOCKS:
-                        fcntl.lockf(lock, fcntl.LOCK_SH, 1, _USERS_BYTE)
-                yield cls(out, lock, plan, shards)
-        except OSError as e:
-            no_locks = e.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-            hint = "; choose a folder on a file system with locks" if no_locks else ""
-            raise RunError(f"{out}: cannot be written ({e.strerror or e}){hint}") from e
+        work = cls(out, plan)
+        with cls._alone(out):
+            _remove_leftovers(out, work.folder)
+            if why := work._difference():
+                if not overwrite:
+                    raise RunError(f"{out}: {why}; {HOW_TO_OVERWRITE}")
+                cls._clear(out)
+            if not (work.folder / "plan.json").exists():
+                files.write_json(work.folder / "plan.json", work.plan)
+            yield work
 
     @classmethod
     def check_folder(cls, out: Path) -> None:
@@ -123,34 +114,56 @@ class ShardedWork:
     def clear_folder(cls, out: Path) -> None:
         """Remove all shards of a folder. Raises RunError if it holds other files, or a process is writing shards."""
         cls.check_folder(out)
-        with cls._opened_lock(out) as lock, _locked(lock, _FOLDER_BYTE):
-            if not _try_lock(lock, _USERS_BYTE):
-                raise RunError(f"{out}: another call is writing into it; let it end, or stop it")
+        with cls._alone(out):
             cls._clear(out)
-            shutil.rmtree(cls.work_folder(out), ignore_errors=not locks.HAS_SHARED_LOCKS)  # Windows keeps the open lock
+            shutil.rmtree(
+                out / cls.format.work_folder, ignore_errors=not locks.HAS_SHARED_LOCKS
+            )  # Windows keeps the open lock
 
     @classmethod
     @contextmanager
-    def _opened_lock(cls, out: Path) -> Iterator[BinaryIO]:
-        """Yield the open lock file. Raises RunError if the system locks it as a whole, and another process works there."""
-        path = cls.work_folder(out) / "lock"
-        with path.open("a+b") as lock:
-            if not locks.HAS_SHARED_LOCKS and not locks.try_lock(lock.fileno(), path):
-                raise RunError(
-                    f"{out}: another call is writing into it, and here one at a time can; let it end, or stop it"
-                )
-            yield lock
-
-    @contextmanager
-    def claimed(self, number: int) -> Iterator[bool]:
-        """Yield True with the shard locked until the block ends, False if another process holds it."""
-        if not _try_lock(self._lock, _FIRST_SHARD_BYTE + number):
-            yield False
-            return
+    def _alone(cls, out: Path) -> Iterator[None]:
+        """Hold the lock of the folder within the block. Raises RunError if another call holds it, or nothing can be written."""
+        work = out / cls.format.work_folder
         try:
-            yield True
-        finally:
-            _unlock(self._lock, _FIRST_SHARD_BYTE + number)
+            work.mkdir(parents=True, exist_ok=True)
+            with locks.lock(work / "lock") as held:
+                held.write_holder("call")
+                yield
+        except locks.LockHeld as e:
+            raise RunError(f"{out}: {e}; let it end, or stop it") from None
+        except OSError as e:
+            raise _unwritable(out, e) from e
+
+    def check_seen(self) -> None:
+        """Raise RunError if this process, on another host, sees another folder than the one of the call."""
+        if not (self.folder / "plan.json").exists() or self._difference():
+            raise RunError(
+                f"{self.out}: the host {platform.node()} sees another folder of that name; name a table, a model and a folder on a file "
+                "system that all hosts share, at the same paths"
+            )
+
+    def make(self, number: int, write: Callable[[Path], tuple[Mapping[str, str], JsonObject]]) -> MadeShard:
+        """Return the shard `number`, which is made if it is missing or its files are damaged.
+
+        `write` writes files into a folder, and returns the names of those that it made, each with its name in the result, and facts of
+        the record. Files are renamed and then recorded: any number of processes may make a shard, which ends as that of one. Raises
+        RunError."""
+        found = self.record(number)
+        if found and self._is_intact(found):
+            return MadeShard(number, found, is_new=False)
+        try:
+            if found:
+                (self.out / self.format.list_file).unlink(missing_ok=True)
+                self._record(number).unlink(missing_ok=True)
+            with tempfile.TemporaryDirectory(
+                prefix=f"shard-{number:05d}-", dir=self.folder, ignore_cleanup_errors=True
+            ) as folder:
+                names, facts = write(Path(folder))
+                record = self._publish(number, Path(folder), names, facts)
+        except OSError as e:
+            raise _unwritable(self.out, e) from e
+        return MadeShard(number, record, is_new=True, was_damaged=bool(found))
 
     def record(self, number: int) -> JsonObject | None:
         """Return the record of a finished shard, None without one."""
@@ -160,52 +173,25 @@ class ShardedWork:
             return None
         return found if isinstance(found, dict) else None
 
-    def records(self) -> list[JsonObject]:
-        """Return the records of the finished shards, in their order."""
-        return [record for number in range(self.shards) if (record := self.record(number))]
+    def write_record(self, number: int, record: JsonObject) -> None:
+        """Replace the record of a shard."""
+        files.write_json(self._record(number), record)
 
-    def is_intact(self, number: int) -> bool:
+    def write_list(self, content: JsonObject) -> None:
+        """Write the list of shards, unless it is so already."""
+        path = self.out / self.format.list_file
+        if not path.exists() or read_json(path) != content:
+            files.write_json(path, content)
+
+    def _is_intact(self, record: JsonObject) -> bool:
         """Return True if the files of a finished shard have the sizes and digests of its record."""
-        record = self.record(number)
-        return record is not None and all(
+        return all(
             (path := self.out / name).is_file() and path.stat().st_size == size and file_digest(path) == digest
             for name, size, digest in record.get("files", [["", 0, ""]])
         )
 
-    def discard(self, number: int) -> None:
-        """Remove the record of a finished shard, so that it is made again."""
-        with self.locked():
-            (self.out / self.format.list_file).unlink(missing_ok=True)
-            self._record(number).unlink(missing_ok=True)
-
-    @contextmanager
-    def unfinished(self, number: int, verify: bool) -> Iterator[Path | None]:
-        """Yield a temporary folder for the files of a shard, with the shard locked until the block ends; None if the shard is
-        finished, or another process makes it. With `verify`, a finished shard whose files are damaged is made again."""
-        with self.claimed(number) as is_claimed:
-            if is_claimed and self.record(number) and verify and not self.is_intact(number):
-                log.info(f"shard {number + 1} is damaged, it is made again")
-                self.discard(number)
-            if not is_claimed or self.record(number):
-                yield None
-                return
-            with self.temporary_folder(number) as folder:
-                yield folder
-
-    @contextmanager
-    def temporary_folder(self, number: int) -> Iterator[Path]:
-        """Yield a folder for the files of a shard, which is removed after the block."""
-        folder = self.folder / f"shard-{number:05d}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def publish_files(self, number: int, folder: Path, names: Mapping[str, str], facts: JsonObject) -> None:
-        """Move files of a shard, by their names in `folder`, to their names in the result, and write its record: `facts`, and the
-        names, sizes and digests of the files."""
+    def _publish(self, number: int, folder: Path, names: Mapping[str, str], facts: JsonObject) -> JsonObject:
+        """Move files of a shard to their names in the result, and write its record: facts, and their names, sizes and digests."""
         written: list[files.JsonData] = []
         for made, name in names.items():
             files.sync(folder / made)
@@ -214,47 +200,29 @@ class ShardedWork:
             os.replace(folder / made, self.out / name)
         files.point("shard.files")
         files.sync(self.out)
-        self.write_record(number, facts | {"files": written})
-
-    def write_record(self, number: int, record: JsonObject) -> None:
-        """Replace the record of a shard."""
-        files.write_json(self._record(number), record)
-
-    def write_list(self, content: JsonObject) -> bool:
-        """Write the list of shards, and return True unless it is so already. Call it within `locked`."""
-        path = self.out / self.format.list_file
-        if path.exists() and read_json(path) == content:
-            return False
-        files.write_json(path, content)
-        return True
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the lock of the plan and the list within the block."""
-        with _locked(self._lock, _FOLDER_BYTE):
-            yield
+        self.write_record(number, record := facts | {"files": written})
+        return record
 
     def _record(self, number: int) -> Path:
         return self.folder / f"done-{number:05d}.json"
 
-    @classmethod
-    def _difference(cls, out: Path, plan: JsonObject) -> str:
-        """Return the difference between `plan` and that of the folder `out`, as words; an empty string if both agree."""
-        path, noun = cls.work_folder(out) / "plan.json", cls.format.noun
+    def _difference(self) -> str:
+        """Return the difference between the plan and that of the folder, as words; an empty string if both agree."""
+        path, noun = self.folder / "plan.json", self.format.noun
         if not path.exists():
-            work = cls.format.work_folder
-            present = [p.name for p in out.iterdir() if p.name != work and not p.name.startswith(".")]
+            work = self.format.work_folder
+            present = [p.name for p in self.out.iterdir() if p.name != work and not p.name.startswith(".")]
             return f"holds other {noun} ({min(present)})" if present else ""
         try:
             then = read_json(path)
         except RunError as e:
             return str(e)
-        if not isinstance(then, dict) or then.get("format") != cls.format.version:
+        if not isinstance(then, dict) or then.get("format") != self.format.version:
             return f"its {noun} were made by another version"
-        for key, words in cls.format.differences.items():
-            if then.get(key) != plan.get(key):
-                return f"its {noun} are {words} ({_shown(then.get(key))} then, {_shown(plan.get(key))} now)"
-        before, now = ({s[0]: s[1:] for s in p["table"]} for p in (then, plan))
+        for key, words in self.format.differences.items():
+            if then.get(key) != self.plan.get(key):
+                return f"its {noun} are {words} ({_shown(then.get(key))} then, {_shown(self.plan.get(key))} now)"
+        before, now = ({s[0]: s[1:] for s in table} for table in (then["table"], self.plan["table"]))
         for name in sorted({*before, *now}):
             if name not in before or name not in now:
                 return f"its {noun} are of another table ({name} is {'new' if name in now else 'missing'})"
@@ -268,10 +236,16 @@ class ShardedWork:
     def _clear(cls, out: Path) -> None:
         """Remove the shards of a folder, the plan last: after a kill in between the other files are still recognised."""
         (out / cls.format.list_file).unlink(missing_ok=True)
-        for path in (*out.iterdir(), *cls.work_folder(out).glob("done-*")):
+        for path in (*out.iterdir(), *(out / cls.format.work_folder).glob("done-*")):
             if path.is_file():
                 path.unlink()
-        (cls.work_folder(out) / "plan.json").unlink(missing_ok=True)
+        (out / cls.format.work_folder / "plan.json").unlink(missing_ok=True)
+
+
+def _unwritable(out: Path, error: OSError) -> RunError:
+    no_locks = error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+    hint = "; choose a folder on a file system with locks" if no_locks else ""
+    return RunError(f"{out}: cannot be written ({error.strerror or error}){hint}")
 
 
 def _shown(value: object) -> str:
@@ -285,30 +259,3 @@ def _remove_leftovers(out: Path, work: Path) -> None:
         shutil.rmtree(path)
     for path in (*out.glob(".*.tmp"), *work.glob(".*.tmp")):
         path.unlink()
-
-
-@contextmanager
-def _locked(lock: BinaryIO, byte: int) -> Iterator[None]:
-    """Hold the exclusive lock of a byte within the block; wait for it."""
-    if locks.HAS_SHARED_LOCKS:
-        fcntl.lockf(lock, fcntl.LOCK_EX, 1, byte)
-    try:
-        yield
-    finally:
-        _unlock(lock, byte)
-
-
-def _try_lock(lock: BinaryIO, byte: int) -> bool:
-    """Take the exclusive lock of a byte, and return True; False if another process holds it."""
-    if not locks.HAS_SHARED_LOCKS:
-        return True
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
-def _unlock(lock: BinaryIO, byte: int) -> None:
-    if locks.HAS_SHARED_LOCKS:
-        fcntl.lockf(lock, fcntl.LOCK_UN, 1, byte)

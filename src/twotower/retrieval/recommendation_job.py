@@ -14,6 +14,8 @@ import re
 import tempfile
 from collections import Counter, abc
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,9 +26,12 @@ from twotower import files
 from twotower.data.table_paths import table_source
 from twotower.data.table_shards import TableShard, check_apart
 from twotower.data.text_format import TextFormat
+from twotower.engines import open_engine
 from twotower.errors import ConfigError, RunError, first_line
 from twotower.files.readers import read_json
-from twotower.files.sharded_work import JsonObject, ShardedWork, ShardFormat
+from twotower.files.sharded_work import JsonObject, MadeShard, ShardedWork, ShardFormat
+from twotower.files.urls import is_url
+from twotower.kinds import foreign_modules
 from twotower.machine import default_threads
 from twotower.progress import JobProgress, Summary
 from twotower.retrieval.batches import BatchRecommender, UnknownUsers
@@ -90,6 +95,7 @@ def recommend_users(
     keep_seen: bool | None = None,
     shard_rows: int = SHARD_USERS,
     overwrite: bool = False,
+    engine: str = "local",
     threads: int = 0,
     separator: str = "",
     columns: abc.Sequence[str] = (),
@@ -99,25 +105,31 @@ def recommend_users(
 
     `users` is a text (.csv, .tsv, .txt) or Parquet file, a folder of them, or a pattern such as "users/*.parquet", of any size; its columns and the
     options are those of `recommend_batch`. A shard of up to `shard_rows` users of a file (fewer with a large `k`) is one Parquet
-    file; _recommendations.json, written last, has the counts. A later call continues with the shards that are missing or damaged;
-    several calls at once share them. The bundle is kept from `gc` meanwhile. `threads` is 0 for OMP_NUM_THREADS, else all cores.
+    file; _recommendations.json, written last, has the counts. A later call continues with the shards that are missing or damaged.
+    The bundle is kept from `gc` meanwhile. `engine` is "local" (this process, with `threads`), "ray" (`threads` processes of this
+    machine) or "ray://HOST:PORT" (those of a cluster, with `threads` each); `threads` is 0 for OMP_NUM_THREADS, else all cores.
     `separator` is the character between the values of text files, "" the one of their ending; `columns` are the names of their
     columns, if their first lines do not name them.
 
     Raises DataError if the table does not fit, changes meanwhile or, with `unknown` "error", has unknown users; RunError if `out`
     lies in the folder `users` or holds other files, a file of the table, or, without `overwrite`, recommendations of another bundle,
-    table or options; ConfigError for an unusable argument; Unavailable.
+    table or options, or is written by another call; ConfigError for an unusable argument; Unavailable.
     """
     if shard_rows < 1:
         raise ConfigError(f"`shard_rows` is {shard_rows}, expected at least 1")
     if threads < 0:
         raise ConfigError(f"`threads` is {threads}, expected at least 0")
+    chosen = open_engine(engine, threads)
     table_at, out, form = table_source(users), Path(out), TextFormat.of_table(separator, columns)
     check_apart(table_at, out / shard_file(0), "users")
+    if chosen.is_remote:
+        table_at, out = table_at.absolute() if isinstance(table_at, Path) else table_at, out.absolute()
+        store = store if is_url(store) else Path(store).absolute()
     bundle = Store(store).current()
     with bundle.lease():
         retriever = Retriever(bundle, threads or default_threads())
-        asked = BatchRecommender(retriever, k, method, unknown=unknown, ban=ban, where=where, keep_seen=keep_seen)
+        options = _Options(k, method, unknown, tuple(ban), dict(where or {}), keep_seen)
+        asked = options.recommender(retriever)
         table = UserTable(table_at, retriever, method, answers_unknown=method == 2 or unknown == "popular", form=form)
         log.info(f"bundle {bundle.id}: {table.rows:,} users, read by {', '.join(table.columns)}")
         if table.odd_id is not None:
@@ -134,64 +146,112 @@ def recommend_users(
             "table": table.states, "form": form.given,
         }  # fmt: skip
         with (
-            RecommendationWork.begin(out, plan, len(shards), overwrite) as work,
-            tempfile.TemporaryDirectory(dir=work.folder, prefix="shard-text-") as scratch,
+            RecommendationWork.begin(out, plan, overwrite) as work,
+            tempfile.TemporaryDirectory(dir=work.folder, prefix="shard-text-", ignore_cleanup_errors=True) as scratch,
         ):
-            job = _Job(work, table, asked, retriever, Path(scratch))
-            job.make(shards)
-            return job.finish()
+            call = _Call(work, table, Path(scratch))
+            sent = _AnswersJob(store, bundle.id, options, table, work, Path(scratch))
+            local = partial(partial, _make, _Loaded(asked, table, work, Path(scratch)))
+            chosen.run(sent if chosen.is_remote else local, shards, call.add, foreign_modules(retriever.schema))
+            return call.finish(len(shards), retriever)
 
 
-class _Job:
-    """Makes the shards of one folder."""
+@dataclass(frozen=True)
+class _Options:
+    """Options of the answers."""
 
-    def __init__(
-        self, work: RecommendationWork, table: UserTable, asked: BatchRecommender, retriever: Retriever, scratch: Path
-    ) -> None:
-        self._work, self._table, self._asked, self._retriever, self._scratch = work, table, asked, retriever, scratch
+    k: int
+    method: Method
+    unknown: UnknownUsers
+    ban: tuple[str, ...]
+    where: dict[str, str]
+    keep_seen: bool | None
+
+    def recommender(self, retriever: Retriever) -> BatchRecommender:
+        """Return what answers by a bundle. Raises DataError, ConfigError."""
+        return BatchRecommender(
+            retriever,
+            self.k,
+            self.method,
+            unknown=self.unknown,
+            ban=self.ban,
+            where=self.where,
+            keep_seen=self.keep_seen,
+        )
+
+
+@dataclass(frozen=True)
+class _AnswersJob:
+    """Loads a bundle in another process, to make shards."""
+
+    store: Path | str
+    bundle: str
+    options: _Options
+    table: UserTable
+    work: RecommendationWork
+    scratch: Path
+
+    def __call__(self) -> abc.Callable[[TableShard], MadeShard]:
+        """Load the bundle, and return the function that makes a shard. Raises RunError if the folder is another one."""
+        self.work.check_seen()
+        retriever = Retriever(Store(self.store).open(self.bundle), default_threads())
+        scratch = Path(tempfile.mkdtemp(dir=self.scratch))
+        return partial(_make, _Loaded(self.options.recommender(retriever), self.table, self.work, scratch))
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The source of the shards in a process; text files are copied as Parquet into `scratch`."""
+
+    asked: BatchRecommender
+    table: UserTable
+    work: RecommendationWork
+    scratch: Path
+
+
+def _make(loaded: _Loaded, shard: TableShard) -> MadeShard:
+    """Return a shard, which is made unless it is there and intact."""
+
+    def write(folder: Path) -> tuple[dict[str, str], JsonObject]:
+        answers = list(loaded.asked.answers(loaded.table.read(shard, loaded.scratch)))
+        files.point(f"shard:{shard.number}")
+        frame = pl.concat([answer.frame for answer in answers])
+        frame = frame.with_columns(pl.col("user_id").cast(loaded.table.id_type))
+        name = shard_file(shard.number)
+        _write(frame, folder / name)
+        sources = sum((answer.sources for answer in answers), Counter[str]())
+        return {name: name}, {
+            "users": shard.rows, "rows": frame.height, "sources": dict(sorted(sources.items())),
+            "unknown": sum(answer.unknown for answer in answers), "empty": sum(answer.empty for answer in answers),
+        }  # fmt: skip
+
+    return loaded.work.make(shard.number, write)
+
+
+class _Call:
+    """Collects the shards of a call, and writes the list of them."""
+
+    def __init__(self, work: RecommendationWork, table: UserTable, scratch: Path) -> None:
+        self._work, self._table, self._scratch = work, table, scratch
         self._progress = JobProgress(log, "users answered", table.rows)
+        self._records: dict[int, JsonObject] = {}
 
-    def make(self, shards: list[TableShard]) -> None:
-        """Make the shards that are missing or damaged, and then those that other processes have left."""
-        for shard in shards:
-            if not self._make_shard(shard, verify=True) and self._work.record(shard.number):
-                self._progress.skip(shard.rows or 0)
-        while any(self._make_shard(s, verify=False) for s in reversed(shards) if not self._work.record(s.number)):
-            pass
+    def add(self, made: MadeShard) -> None:
+        """Count a finished shard."""
+        made.log_damage()
+        self._records[made.number] = made.record
+        count = self._progress.advance if made.is_new else self._progress.skip
+        count(made.record["users"])
 
-    def _make_shard(self, shard: TableShard, verify: bool) -> bool:
-        """Make a shard, unless it is finished or another process makes it; return True if it was made."""
-        with self._work.unfinished(shard.number, verify) as folder:
-            if folder is None:
-                return False
-            answers = list(self._asked.answers(self._table.read(shard, self._scratch)))
-            files.point(f"shard:{shard.number}")
-            frame = pl.concat([answer.frame for answer in answers])
-            frame = frame.with_columns(pl.col("user_id").cast(self._table.id_type))
-            name = shard_file(shard.number)
-            _write(frame, folder / name)
-            sources = sum((answer.sources for answer in answers), Counter[str]())
-            facts: JsonObject = {
-                "users": shard.rows, "rows": frame.height, "sources": dict(sorted(sources.items())),
-                "unknown": sum(answer.unknown for answer in answers), "empty": sum(answer.empty for answer in answers),
-            }  # fmt: skip
-            self._work.publish_files(shard.number, folder, {name: name}, facts)
-        self._progress.advance(shard.rows or 0)
-        return True
-
-    def finish(self) -> int:
-        """Write the list of shards if all are finished, and log its counts; return the number of users with an answer."""
+    def finish(self, shards: int, retriever: Retriever) -> int:
+        """Write the list of all shards, and log its counts; return the number of users with an answer."""
         work, path = self._work, self._work.out / LIST_FILE
-        with work.locked():
-            records = work.records()
-            if len(records) < work.shards:
-                log.info(f"{work.shards - len(records):,} shards are made by other calls: {work.out}")
-                return sum(Counter(r["sources"]).total() for r in records)
-            if not path.exists():
-                counts = self._counts(records)
-                self._table.check_unchanged()
-                work.write_list(work.plan | {"twotower": __version__} | counts)
-            facts: JsonObject = read_json(path)
+        records = [self._records[number] for number in range(shards)]
+        if not path.exists():
+            counts = self._counts(records, retriever)
+            self._table.check_unchanged()
+            work.write_list(work.plan | {"twotower": __version__} | counts)
+        facts: JsonObject = read_json(path)
         summary = Summary("users", facts["users"])
         summary.drop("unknown to the bundle", facts["unknown_left_out"])
         log.info(str(summary))
@@ -202,21 +262,21 @@ class _Job:
         log.info(f"{facts['rows']:,} recommendations in {len(records):,} shards: {work.out}")
         return summary.kept
 
-    def _counts(self, records: list[JsonObject]) -> JsonObject:
+    def _counts(self, records: list[JsonObject], retriever: Retriever) -> JsonObject:
         """Return what the list says about the shards of some records."""
         sources = sum((Counter[str](r["sources"]) for r in records), Counter[str]())
         return {
             "users": self._table.rows, "rows": sum(r["rows"] for r in records),
             "sources": dict(sorted(sources.items())), "unknown_left_out": sum(r["unknown"] for r in records),
-            "without_items": sum(r["empty"] for r in records), "repeated": self._count_repeated(),
+            "without_items": sum(r["empty"] for r in records), "repeated": self._count_repeated(retriever),
             "shards": [{"file": r["files"][0][0], "users": r["users"], "rows": r["rows"]} for r in records],
         }  # fmt: skip
 
-    def _count_repeated(self) -> int:
+    def _count_repeated(self, retriever: Retriever) -> int:
         """Return the number of rows whose user, one of the bundle, stands in an earlier row."""
-        seen, known = np.zeros(len(self._retriever.user_ids), np.bool_), 0
+        seen, known = np.zeros(len(retriever.user_ids), np.bool_), 0
         for ids in self._table.id_slices(self._scratch, ID_SLICE):
-            rows = UserBatch.read(self._retriever, ids.to_frame(), 1).rows
+            rows = UserBatch.read(retriever, ids.to_frame(), 1).rows
             rows = rows[rows >= 0]
             seen[rows] = True
             known += len(rows)

@@ -1,0 +1,204 @@
+"""Engine `ray`: tasks of Ray on this machine, or on a cluster. The extra `ray` installs it.
+
+A Ray of this machine listens on loopback addresses alone, and ends with the job. One that the process has begun already is used
+as it is, and so is the cluster of RAY_ADDRESS, which `ray job submit` sets.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Generic
+
+from twotower.engines.engine import Job, JobEngine, Made, Shard
+from twotower.errors import ConfigError, RunError, TwoTowerError, Unavailable, first_line, install_command
+from twotower.kinds import import_modules
+from twotower.machine import default_threads
+from twotower.version import __version__
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+log = logging.getLogger(__name__)
+
+RETRIES = 3
+"""Times that a shard is made again if its process is lost."""
+TIMEOUT = 1800.0
+"""Seconds without a finished shard after which a job ends."""
+WAITING = 1024
+"""Greatest number of shards that Ray knows at a time."""
+STORE_BYTES = 100_000_000
+"""Memory of the objects of a Ray of this machine: shards go from file to file, and only their descriptions go through Ray."""
+
+
+class RayEngine(JobEngine):
+    """Makes the shards in processes of Ray. On this machine `threads` are all of Ray, one for each process; on a cluster they are those
+    of a process, 0 for one."""
+
+    name = "ray"
+    takes_address = True
+    is_remote = True
+
+    def __init__(self, address: str, threads: int, timeout: float = TIMEOUT) -> None:
+        """Look for Ray. Raises ConfigError if it is not installed, if this machine is to give it one thread, or for an address in a process
+        that has begun another Ray."""
+        if find_spec("ray") is None:
+            raise ConfigError(f"engine 'ray' is not installed; choose `engine='local'`, or {install_command('ray')}")
+        has_begun = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+        if has_begun and address:
+            raise ConfigError(
+                f"`engine` is '{address}', and this process has begun a Ray already; choose `engine='ray'` to use that"
+            )
+        self._address, self._timeout = address or os.environ.get("RAY_ADDRESS", ""), timeout
+        self._joins = bool(self._address or has_begun)
+        self._threads = threads or (1 if self._joins else default_threads())
+        if not self._joins and self._threads < 2:
+            raise ConfigError(
+                "engine 'ray' shares work among the threads of this machine, and has 1: with one, whoever makes a shard and whoever waits "
+                "for it may wait for each other for ever; set `threads=2` or more, or choose `engine='local'`"
+            )
+
+    def run(
+        self,
+        job: Job[Shard, Made],
+        shards: Sequence[Shard],
+        done: Callable[[Made], None],
+        modules: Sequence[str] = (),
+    ) -> None:
+        """Make the shards as tasks. A task whose process is lost is repeated; after `timeout` seconds without a finished one, or if
+        one fails, the job ends. Raises TwoTowerError as a task does, RunError, Unavailable."""
+        if not shards:
+            return
+        threads = self._threads if self._joins else 1
+        variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS")}
+        with self.started():
+            import ray
+
+            task = ray.remote(_make).options(  # type: ignore[var-annotated]
+                num_cpus=threads, max_retries=RETRIES, runtime_env={"env_vars": variables}
+            )
+            sent = _Sent(uuid.uuid4().hex, ray.put(job), tuple(modules))
+            left = iter(shards)
+            waiting: list[ObjectRef[Made]] = []
+            last = time.monotonic()
+            try:
+                while True:
+                    for shard in islice(left, WAITING - len(waiting)):
+                        waiting.append(task.remote(sent, shard))
+                    if not waiting:
+                        return
+                    ready, waiting = ray.wait(waiting, timeout=min(60.0, self._timeout))
+                    if ready:
+                        last = time.monotonic()
+                    elif (silent := time.monotonic() - last) >= self._timeout:
+                        raise Unavailable(
+                            f"engine 'ray': no shard is finished within {silent:,.0f} seconds, with {_cpus()}; see that the cluster has "
+                            "free ones, or choose smaller shards (`shard_rows`), then call again to go on"
+                        )
+                    else:
+                        log.info(f"engine 'ray': no shard is finished for {silent:,.0f} seconds, with {_cpus()}")
+                    for ref in ready:
+                        done(_result(ref))
+            finally:
+                for ref in waiting:
+                    ray.cancel(ref, force=True)
+
+    @contextmanager
+    def started(self) -> Iterator[None]:
+        """Join Ray, or start it on this machine, within the block. Raises Unavailable."""
+        _set_environment(self._address)
+        import ray
+
+        if ray.is_initialized():
+            yield
+            return
+        begin = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            if self._joins:
+                begin(self._address)
+            else:
+                begin(
+                    "local", num_cpus=self._threads, include_dashboard=False, object_store_memory=STORE_BYTES,
+                    _node_ip_address="127.0.0.1",
+                )  # fmt: skip
+        except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as e:
+            raise Unavailable(
+                f"engine 'ray': {self._address or 'this machine'} does not answer ({first_line(e)}); start it, or name another address"
+            ) from e
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _set_environment(address: str) -> None:
+    """Set what Ray reads when it is imported and started."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming behaviour, of which Ray warns
+    if not address:
+        # Ray's switch for desktops. Without it the processes of one machine listen on all of its addresses.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def _cpus() -> str:
+    """Return the free and all CPUs of Ray, as "3 of 8 free CPUs"."""
+    import ray
+
+    free, all_ = ray.available_resources(), ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return f"{free.get('CPU', 0):g} of {all_.get('CPU', 0):g} free CPUs"
+
+
+def _result(ref: ObjectRef[Made]) -> Made:
+    """Return what a task gives. Raises the error of this package that it raised, RunError if its processes were lost."""
+    import ray
+
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as e:
+        if isinstance(e.cause, TwoTowerError):
+            raise e.cause from None
+        raise
+    except ray.exceptions.RayError as e:
+        raise RunError(
+            f"engine 'ray': a shard is given up, after its process was lost {RETRIES + 1} times ({first_line(e)}); give its hosts more "
+            "memory or choose smaller shards (`shard_rows`), then call again to go on"
+        ) from e
+
+
+_loaded = dict[str, Callable[[Any], Any]]()
+"""Job -> the function that makes its shards, in a process of Ray; of the latest job alone."""
+
+
+@dataclass(frozen=True)
+class _Sent(Generic[Shard, Made]):
+    """A job as the processes of Ray fetch it, once for each."""
+
+    token: str
+    job: ObjectRef[Job[Shard, Made]]
+    modules: tuple[str, ...]
+    version: str = __version__
+
+
+def _make(sent: _Sent[Shard, Made], shard: Shard) -> Made:
+    """Make a shard in a process of Ray."""
+    import ray
+
+    if sent.token not in _loaded:
+        if sent.version != __version__:
+            raise RunError(
+                f"a host of Ray has twotower {__version__}, and the call {sent.version}; install one version on all"
+            )
+        _loaded.clear()
+        import_modules(sent.modules)
+        _loaded[sent.token] = ray.get(sent.job)()
+    made: Made = _loaded[sent.token](shard)
+    return made

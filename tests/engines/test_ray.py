@@ -1,0 +1,162 @@
+"""Engine `ray`: what it refuses, errors and lost processes in a Ray of this machine, and that it listens on loopback alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import preloaded
+import psutil
+import pytest
+from messages import collected_messages
+from ray_worlds import running_ray
+
+from twotower.engines import open_engine
+from twotower.engines.ray import RayEngine
+from twotower.errors import ConfigError, DataError, RunError, Unavailable
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[RayEngine]:
+    with running_ray() as found:
+        yield found
+
+
+# ---- what is refused
+
+
+def test_one_thread_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="has 1: .* wait for each other for ever; set `threads=2` or more"):
+        open_engine("ray", 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises(ConfigError, match="set `threads=2` or more, or choose `engine='local'`"):
+        open_engine("ray")
+    open_engine("ray", 2)
+
+
+def test_a_missing_ray_is_one_line_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"engine 'ray' is not installed; .*pip install -e '\.\[ray\]'") as e:
+        open_engine("ray", 2)
+    assert "\n" not in str(e.value)
+
+
+# ---- jobs
+
+
+def doubles(shards: int) -> tuple[Callable[[], Callable[[int], int]], list[int]]:
+    return lambda: lambda shard: 2 * shard, list(range(shards))
+
+
+def collect(engine: RayEngine, job: Callable[[], Callable[[Any], Any]], shards: list[Any]) -> list[Any]:
+    made: list[Any] = []
+    engine.run(job, shards, made.append)
+    return made
+
+
+@pytest.mark.system  # Ray starts
+def test_every_shard_is_made_once_with_one_thread_a_process(engine: RayEngine) -> None:
+    assert sorted(collect(engine, *doubles(20))) == [2 * i for i in range(20)]
+    variables = collect(engine, lambda: lambda name: os.environ[name], ["OMP_NUM_THREADS", "POLARS_MAX_THREADS"])
+    assert variables == ["1", "1"]
+    assert collect(engine, lambda: 1 / 0, []) == []  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.system
+def test_a_process_loads_a_job_once(engine: RayEngine, tmp_path: Path) -> None:
+    def job() -> Callable[[int], int]:
+        (tmp_path / f"loaded-{os.getpid()}").touch(exist_ok=False)
+        return lambda shard: os.getpid()
+
+    pids = set(collect(engine, job, list(range(12))))
+    assert {p.name for p in tmp_path.iterdir()} == {f"loaded-{pid}" for pid in pids}
+
+
+@pytest.mark.system
+def test_a_failing_shard_raises_its_own_error(engine: RayEngine) -> None:
+    def job() -> Callable[[int], int]:
+        def make(shard: int) -> int:
+            if shard == 2:
+                raise DataError("c.parquet: line 7: no number; correct it")
+            return shard
+
+        return make
+
+    with pytest.raises(DataError) as e:
+        collect(engine, job, list(range(6)))
+    assert type(e.value) is DataError
+    assert str(e.value) == "c.parquet: line 7: no number; correct it"
+    assert sorted(collect(engine, *doubles(3))) == [0, 2, 4]
+
+
+@pytest.mark.system
+def test_fault_C18_a_lost_process_is_replaced_and_its_shard_made_again(engine: RayEngine, tmp_path: Path) -> None:
+    def job() -> Callable[[int], int]:
+        def make(shard: int) -> int:
+            with (tmp_path / str(shard)).open("a") as tries:
+                tries.write("x")
+            if shard == 3 and (tmp_path / "3").read_text() == "x":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return shard
+
+        return make
+
+    assert sorted(collect(engine, job, list(range(8)))) == list(range(8))
+    assert (tmp_path / "3").read_text() == "xx"
+
+
+@pytest.mark.system
+def test_fault_C18_a_shard_that_always_loses_its_process_ends_the_job(engine: RayEngine, tmp_path: Path) -> None:
+    def job() -> Callable[[int], int]:
+        def make(shard: int) -> int:
+            with (tmp_path / "tries").open("a") as tries:
+                tries.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+            return shard
+
+        return make
+
+    with pytest.raises(RunError, match="a shard is given up, after its process was lost 4 times"):
+        collect(engine, job, [0])
+    assert (tmp_path / "tries").read_text() == "xxxx"
+
+
+@pytest.mark.system
+def test_fault_C18_a_job_that_gets_no_thread_ends_after_its_timeout(engine: RayEngine) -> None:
+    """Three threads for a process, of a Ray that has two."""
+    greedy = RayEngine("", 3, timeout=1.0)
+    with (
+        collected_messages(),
+        pytest.raises(Unavailable, match=r"no shard is finished within \d+ seconds, with 2 of 2 free CPUs"),
+    ):
+        collect(greedy, *doubles(2))
+    assert sorted(collect(engine, *doubles(3))) == [0, 2, 4]
+
+
+@pytest.mark.system
+def test_a_ray_of_this_machine_listens_on_loopback_alone_and_reports_nothing(engine: RayEngine) -> None:
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    collect(engine, *doubles(2))
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        for link in process.net_connections("inet"):
+            found.add(re.sub(r"^::ffff:", "", link.laddr.ip))
+    assert found == {"127.0.0.1"}
+
+
+@pytest.mark.system
+def test_an_address_beside_a_ray_of_the_process_is_refused(engine: RayEngine) -> None:
+    with pytest.raises(ConfigError, match="this process has begun a Ray already; choose `engine='ray'` to use that"):
+        open_engine("ray://127.0.0.1:9")
+
+
+@pytest.mark.system
+def test_an_address_where_no_ray_is_is_refused() -> None:
+    code = "from twotower.engines import open_engine\nopen_engine('ray://127.0.0.1:9').run(lambda: abs, [1], print)"
+    done = preloaded.run("-c", code, timeout=300)
+    assert "twotower.errors.Unavailable: engine 'ray': ray://127.0.0.1:9 does not answer" in done.stderr
