@@ -45,11 +45,11 @@ from twotower.retrieval.retriever import current_retriever
 from twotower.runs import Run, load
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
 from twotower.suggestion.suggest import suggest
-from twotower.train.checkpoint import kept_fingerprint
 from twotower.train.order_check import check_times
 from twotower.train.precision import with_precision
 from twotower.train.progress import Callback, EpochRecord
 from twotower.train.settled import settled
+from twotower.train.shared_checkpoint import shared_checkpoint
 from twotower.train.trainer import Trainer
 
 __all__ = [
@@ -109,7 +109,7 @@ def fit(
     With `folder` the run is written to it, by one process or job at a time; a complete run stays until the new one is
     complete. `resume` continues from the newest undamaged checkpoint, or starts if there is none; `override` resumes although
     settings or data have changed; `overwrite` replaces a run in the folder. `callback` is called after each step and epoch;
-    messages go to the logger "twotower". Raises DataError, ConfigError or RunError.
+    messages go to the logger "twotower". Raises DataError, ConfigError, RunError or TrainingError.
     """
     config, callback, context = config or Config(), callback or Callback(), DistributedContext.from_environment()
     folder = Path(folder) if folder is not None else None
@@ -142,20 +142,22 @@ def _train(
     override: bool,
 ) -> Run:
     device = choose_device(config.train.device, context.local_rank)
-    with context.process_group(
-        device.type, config.train.timeout, always=config.train.embedding_placement == "torchrec"
+    with (
+        context.process_group(device.type, config.train.timeout, always=config.train.embedding_placement == "torchrec"),
+        ExitStack() as held,
     ):
         place = writing_folder(folder) if folder else None
         callback = _HistoryWriter(place, callback) if context.is_main else Callback()
         checkpoints = place / layout.CHECKPOINTS if place else None
-        earlier = (
-            kept_fingerprint(checkpoints, folder / layout.CHECKPOINTS) if resume and folder and checkpoints else {}
-        )
-        config = with_precision(config, dataset, device, context, earlier.get("train.precision"))
+        found = None
+        if resume and folder and checkpoints:
+            found = held.enter_context(shared_checkpoint(context, (checkpoints, folder / layout.CHECKPOINTS)))
+        earlier = found.fingerprint.get("train.precision") if found else None
+        config = with_precision(config, dataset, device, context, earlier)
         trainer = Trainer(dataset, config, checkpoints, callback, runs.fingerprint(dataset, config), context, device)
         if folder and place:
-            found = trainer.resume(override, folder / layout.CHECKPOINTS) if resume else None
             if found:
+                trainer.resume(override, found)
                 log.info(f"resuming after step {trainer.progress.step}")
             elif resume and is_complete(folder):
                 raise RunError(f"{folder}: a complete run without a checkpoint to go on from; choose another `folder`")
@@ -165,10 +167,12 @@ def _train(
             differing = context.all_reduce_sum(float(here != context.broadcast(here)))[0]
             if differing:  # no rank writes before all have compared
                 raise RunError(
-                    f"{folder}: the ranks see other settings, data or checkpoints; all need the same files at the same path"
+                    f"{folder}: the ranks see other settings, data or versions of the libraries; all need the same ones"
                 )
             if context.is_main:
-                runs.start_run(place, dataset, config, found)
+                runs.start_run(place, dataset, config, found.path.parent if found else None)
+        del found
+        held.close()  # the tensors are in the model
         try:
             trained = trainer.run()
         except Interrupted as e:
@@ -177,7 +181,7 @@ def _train(
             assert place
             how = f"`fit(config={python_literal(place / layout.CONFIG)}, folder={python_literal(folder)}, resume=True)`"
             raise Interrupted(f"{e}; go on: {how}") from None
-    if place and isinstance(dataset, MemmapDataset):  # its source may be removed or replaced
+    if place and context.is_main and isinstance(dataset, MemmapDataset):  # its source may be removed or replaced
         dataset = replace(dataset, folder=place / layout.PREPARED)
     done = Run(folder, config, dataset, trained.model.eval(), trained.metrics, trained.history)
     if not context.is_main:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from twotower.errors import ConfigError, Interrupted
+from twotower.errors import ConfigError, Interrupted, TrainingError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 Number = TypeVar("Number", bound=np.generic)
+_OF_GLOO = "/gloo/transport/"
+"""Part of the errors of gloo's connections, which have no class of their own."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ class DistributedContext:
     def process_group(self, device: str = "cpu", timeout: float = 600.0, always: bool = False) -> Iterator[None]:
         """Connect the ranks for the length of the block: by nccl where `device` is cuda, else by gloo.
 
-        A rank that waits longer than `timeout` seconds for another, or for one that has died, ends with an error.
-        One process gets a group (of one) only with `always`. Raises ConfigError if the ranks do not connect.
+        One process gets a group (of one) only with `always`. Raises ConfigError if the ranks do not connect, TrainingError if
+        another rank has died, or lets this one wait longer than `timeout` seconds.
         """
         if self.world_size == 1 and not always:
             yield
@@ -94,10 +97,20 @@ class DistributedContext:
         # After another error nothing is sent: the waiting ranks fail as the connection ends with this process.
         interrupted: Interrupted | None = None
         try:
-            yield
-        except Interrupted as e:
-            interrupted = e  # every rank stops after the same step, and waits for rank 0 to write the checkpoint
-        distributed.barrier()
+            try:
+                yield
+            except Interrupted as e:
+                interrupted = e  # every rank stops after the same step, and waits for rank 0 to write the checkpoint
+            distributed.barrier()
+        except RuntimeError as e:
+            lost = isinstance(e, distributed.DistNetworkError | distributed.DistStoreError) or _OF_GLOO in str(e)
+            if not lost:
+                raise
+            raise TrainingError(
+                f"rank {self.rank} of {self.world_size}, on {platform.node()}: another rank has ended, or was silent for "
+                f"{timeout:g} seconds ({first_line(e).rpartition('] ')[2]}); the output of the rank that failed first has the "
+                "cause; if none has one, its host or the network failed. Start the same command on all hosts with `resume=True`"
+            ) from e
         gc.collect()  # an object that still holds the group keeps its threads beyond the interpreter's end, which aborts
         distributed.destroy_process_group()
         if interrupted is not None:

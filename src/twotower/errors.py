@@ -77,7 +77,7 @@ def missing_package(error: ModuleNotFoundError, what: str) -> MissingPackage | N
 
 
 class TrainingError(TwoTowerError):
-    """Training stopped: the loss or the weights are not finite."""
+    """Training stopped: the loss or the weights are not finite, or another rank is lost."""
 
     exit_code = 1
 

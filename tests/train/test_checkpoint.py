@@ -54,7 +54,7 @@ def test_a_run_stopped_at_any_step_ends_in_the_same_weights(everything_data: Dat
     with pytest.raises(KeyboardInterrupt):
         Trainer(everything_data, config, folder, StopAt(stop)).run()
     again = Trainer(everything_data, config, folder)
-    assert (again.resume() is not None) is (stop > 1)  # the step that crashes is not saved yet
+    assert again.resume() is (stop > 1)  # the step that crashes is not saved yet
     got = again.run()
     assert same(weights(whole), weights(again))
     assert drop_times(got.history) == drop_times(expected.history)

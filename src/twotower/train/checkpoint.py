@@ -11,7 +11,6 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -32,6 +31,8 @@ from twotower.train.torchrec.shard import EmbeddingShard
 
 log = logging.getLogger(__name__)
 
+STATE, TENSORS = "state.json", "tensors.safetensors"
+"""Files of a checkpoint, all that it has."""
 FORMAT = 4
 """Number of the present format, in `state.json`; a checkpoint of another format is refused."""
 CHECKPOINTS_KEPT = 2
@@ -66,13 +67,13 @@ class Checkpoint:
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
         """Read a checkpoint. Raises RunError if it is damaged or has another format."""
-        state = read_json(path / "state.json")
+        state = read_json(path / STATE)
         if isinstance(state, dict) and (written := state.get("format", 1)) != FORMAT:
             raise _OtherFormatError(
                 f"checkpoint {path} has format {written!r}, and this version reads format {FORMAT}; start a new run"
             )
         try:
-            file = path / "tensors.safetensors"
+            file = path / TENSORS
             if file_digest(file) != state["sha256"]:
                 raise RunError(f"checkpoint {path} is damaged (checksum)")
             step, fingerprint, progress = state["step"], state["fingerprint"], state["progress"]
@@ -81,17 +82,6 @@ class Checkpoint:
             return cls(path, step, load_file(file), fingerprint, progress)
         except (OSError, SafetensorError, KeyError, TypeError) as e:
             raise RunError(f"checkpoint {path} is damaged ({type(e).__name__}: {e})") from None
-
-
-def kept_fingerprint(*folders: Path) -> dict[str, JsonValue]:
-    """Return the fingerprint of the newest checkpoint of the first of some folders that has one; none if it is damaged, which
-    `Checkpoint.newest` says."""
-    for path in [path for folder in folders for path in reversed(_checkpoint_folders(folder))]:
-        with suppress(RunError):
-            state = read_json(path / "state.json")
-            if isinstance(state, dict) and isinstance(found := state.get("fingerprint"), dict):
-                return found
-    return {}
 
 
 class _OtherFormatError(RunError):
@@ -144,25 +134,23 @@ class Checkpoints:
             state = {
                 "format": FORMAT,
                 "step": progress.step,
-                "sha256": write_tensors(temporary / "tensors.safetensors", tensors),
+                "sha256": write_tensors(temporary / TENSORS, tensors),
                 "fingerprint": self.fingerprint,
                 "progress": vars(progress),
             }
-            (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+            (temporary / STATE).write_text(json.dumps(state), encoding="utf-8")
         for old in _checkpoint_folders(self.folder)[:-CHECKPOINTS_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         self.last = path
 
-    def resume(self, override: bool = False, *others: Path) -> tuple[Path, TrainingProgress] | None:
-        """Load the newest intact checkpoint of the folder, or else of the first of `others` that has one, into the parts.
+    def resume(self, override: bool = False, checkpoint: Checkpoint | None = None) -> TrainingProgress | None:
+        """Load a checkpoint into the parts: the newest intact one of the folder, or the given one.
 
-        Return the folder that held it and its progress, or None if no folder has one. Raises RunError with the differences
-        if the fingerprint has changed, unless `override`.
+        Return its progress, or None if there is none. Raises RunError with the differences if the fingerprint has changed,
+        unless `override`.
         """
-        for folder in (*([self.folder] if self.folder else []), *others):
-            if found := Checkpoint.newest(folder):
-                break
-        else:
+        found = checkpoint or (Checkpoint.newest(self.folder) if self.folder else None)
+        if found is None:
             return None
         self.last = found.path
         changed = [
@@ -178,7 +166,7 @@ class Checkpoints:
                 )
             log.warning(f"resuming although the run has changed ({differences})")
         self._restore(found.tensors)
-        return folder, TrainingProgress.restore(found.progress, found.path)
+        return TrainingProgress.restore(found.progress, found.path)
 
     def _restore(self, tensors: dict[str, Shaped[Tensor, "*_"]]) -> None:
         shapes = {f"model/{name}": tuple(weight.shape) for name, weight in self._parts["model"].state().items()}

@@ -26,7 +26,7 @@ from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.side import SIDES
 from twotower.machine import peak_memory_mb
 from twotower.model.two_tower import TwoTower
-from twotower.train.checkpoint import Checkpoints, Stateful
+from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
 from twotower.train.contrastive_objective import ContrastiveObjective
 from twotower.train.factors import context_factors, gathered_factors
 from twotower.train.optim import ModelOptimizer
@@ -278,17 +278,16 @@ class Trainer:
             return context_factors(self.model, self.objective.users, self.objective.items, self.dataset)
         return gathered_factors(self.model, self.objective.users, self.objective.items, self.context, self.torchrec)
 
-    def resume(self, override: bool = False, *others: Path) -> Path | None:
-        """Load the newest intact checkpoint of the folder, or else of the first of `others` that has one.
+    def resume(self, override: bool = False, checkpoint: Checkpoint | None = None) -> bool:
+        """Go on from a checkpoint: the newest intact one of the folder, or the given one.
 
-        Return the folder that held it, or None if no folder has one. Raises RunError with the differences if the fingerprint
-        has changed, unless `override`.
+        Return False if there is none. Raises RunError with the differences if the fingerprint has changed, unless `override`.
         """
-        found = self.checkpoints.resume(override, *others)
+        found = self.checkpoints.resume(override, checkpoint)
         if found is None:
-            return None
-        folder, self.progress = found
-        return folder
+            return False
+        self.progress = found
+        return True
 
     def _save(self) -> None:
         """Write a checkpoint, if there is a folder for it. Raises TrainingError if a weight is not finite, RunError if the

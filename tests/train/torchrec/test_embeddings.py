@@ -248,7 +248,7 @@ def test_a_checkpoint_saved_again_without_a_step_keeps_the_sums_of_adagrad(board
         assert [name for name in expected if name.startswith("sum/") and ".tables." in name]
         for _ in range(2):
             again = trainer(board, tmp_path, optimizer="Adagrad")
-            assert again.resume() is not None
+            assert again.resume()
             assert again.progress.batch == again.objective.steps_per_epoch
             state = again.optimizer.state()
             assert state.keys() == expected.keys()
