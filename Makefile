@@ -1,6 +1,7 @@
 # make demo   the main job on MovieLens        make test   all tests        make check  linters and types
 # make demo DATA=path/to/ml-1m.zip             make test-real DATA=path/to/ml-1m.zip
 # make demo SERVE=1   … and open its console   make test-system  heavy ones, with Chromium and Valkey
+# make test-hosts         several hosts: trainings, a store in a bucket, Valkey, and cut cables; as root
 # make bench DATA=path/to/ml-1m.zip           every number, hours; QUICK=1 minutes     make bench-gpu   on a GPU
 # make golden BASE=main   every bit of trainings, exports, searches and replies, compared with a commit
 # make changes            seven kinds added to the package for real, tested and counted
@@ -19,7 +20,7 @@ BIN = .venv/bin
 SOURCES = src tests benchmarks examples main.py data_process
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-system test-real check dist golden changes docs site versions audit bench-env bench bench-gpu clean
+.PHONY: help demo test test-system test-hosts test-real check dist golden changes docs site versions audit bench-env bench bench-gpu clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -54,6 +55,15 @@ test-system: .venv/.test
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium valkey-server >/dev/null; } || \
 	  { echo "error: chromium and valkey-server are needed; on Debian: apt-get install chromium valkey-server"; exit 2; }
 	$(BIN)/python -m pytest -m system -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+# Hosts are namespaces of the kernel, which root makes. ANYWHERE=1: a kernel that permits none is no error.
+test-hosts: .venv/.test
+	@{ command -v ip && command -v valkey-server; } >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq iproute2 valkey-server >/dev/null; } || \
+	  { echo "error: iproute2 and valkey-server are needed; on Debian: apt-get install iproute2 valkey-server"; exit 2; }
+	@if reason=$$($(BIN)/python tests/hosts.py); then $(BIN)/python -m pytest -m hosts; \
+	  elif test -n "$(ANYWHERE)"; then echo "test-hosts: no test is run: $$reason"; \
+	  else echo "error: $$reason"; exit 2; fi
 
 test-real: .venv/.test
 	@test -n "$(DATA)" || { echo "error: name the archive: make test-real DATA=path/to/ml-1m.zip"; exit 2; }

@@ -1,4 +1,5 @@
-"""A local S3 server (moto) on loopback, in a process of its own, for tests. Run as a script it is that process."""
+"""A local S3 server (moto) on loopback, in a process of its own, for tests. Run as a script it is that process, on the address
+that it is given."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ import pytest
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from hosts import Host
 
 _numbers = count()
 
@@ -30,8 +32,14 @@ class ObjectServer:
     def at(cls, address: str) -> ObjectServer:
         """The server of another process."""
         server = cls.__new__(cls)
-        server.port = int(address.rpartition(":")[2])
+        server.address = address
         return server
+
+    @classmethod
+    def on(cls, host: Host) -> ObjectServer:
+        """Start the server on a host, with which it ends. What asks it runs on a host too (`Host.call`)."""
+        started = host.start("python", "-W", "ignore", __file__, host.address)
+        return cls.at(started.until(r"http://\S+:\d+\n")[0].strip())
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -41,11 +49,7 @@ class ObjectServer:
             stderr=subprocess.DEVNULL,
         )
         assert self.process.stdout
-        self.port = int(self.process.stdout.readline())
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        self.address = self.process.stdout.readline().decode().strip()
 
     def new_bucket(self) -> str:
         """Create an empty bucket and return its name."""
@@ -54,6 +58,13 @@ class ObjectServer:
         with urllib.request.urlopen(request) as reply:
             assert reply.status == 200
         return name
+
+    def put(self, url: str, data: bytes) -> None:
+        """Write the object of an address s3://…."""
+        at = f"{self.address}/{url.removeprefix('s3://')}"
+        request = urllib.request.Request(at, data, {"Content-Type": "application/octet-stream"}, method="PUT")
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            assert reply.status == 200
 
     def let_happen(self, *faults: Fault) -> None:
         """Let faults happen from now on, instead of those before."""
@@ -146,8 +157,8 @@ def age_leases(seconds: int) -> None:
                         key.last_modified -= timedelta(seconds=seconds)
 
 
-def serve() -> None:
-    """Serve S3 on a free port, which is printed, one request after the other, until standard input ends."""
+def serve(host: str = "127.0.0.1") -> None:
+    """Serve S3 on a free port of an address, and print its URL; one request after the other, until standard input ends."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -156,23 +167,27 @@ def serve() -> None:
             """Write nothing."""
 
     app = _Faults(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, app, request_handler=Quiet)
-    print(server.server_port, flush=True)
+    server = make_server(host, 0, app, request_handler=Quiet)
+    print(f"http://{host}:{server.server_port}", flush=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdin.read()
 
 
-def use(server_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the environment of this process to a server, whatever it was, and no other address to ask for credentials."""
-    settings = {
+def environment(server_address: str) -> dict[str, str]:
+    """Return the variables of a client of a server, with no other address to ask for credentials."""
+    return {
         "AWS_ENDPOINT_URL": server_address, "AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1", "AWS_METADATA_ENDPOINT": "http://127.0.0.1:9",
     }  # fmt: skip
-    for name, value in settings.items():
+
+
+def use(server_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the environment of this process to a server, whatever it was."""
+    for name, value in environment(server_address).items():
         monkeypatch.setenv(name, value)
     for name in ("AWS_ENDPOINT", "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_SKIP_SIGNATURE"):
         monkeypatch.delenv(name, raising=False)
 
 
 if __name__ == "__main__":
-    serve()
+    serve(*sys.argv[1:])

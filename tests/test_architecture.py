@@ -28,6 +28,7 @@ WHOLE = {
     "docs",
     "extending",
     "golden",
+    "hosts",
     "installation",
     "notebooks",
     "portability",
