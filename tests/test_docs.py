@@ -163,19 +163,25 @@ def test_the_log_of_the_tutorial_trains(tmp_path: Path) -> None:
     assert 0 <= run.metrics["test.recall@10"] <= 1
 
 
-def test_the_function_of_the_operations_page_answers_record_batches(
+def test_the_functions_of_the_operations_page_answer_record_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import twotower
 
     tables = check(*everything(), EVERYTHING_SCHEMA)
-    twotower.publish(
-        twotower.fit(tables, EVERYTHING_SCHEMA, settings(), folder=tmp_path / "run"), tmp_path / "store", force=True
-    )
+    run = twotower.fit(tables, EVERYTHING_SCHEMA, settings(), folder=tmp_path / "runs" / "mine")
+    twotower.publish(run, tmp_path / "store", force=True)
     monkeypatch.chdir(tmp_path)
-    (code,) = (code for code in blocks("docs/operations.md", "python") if "recommend_batch" in code)
     names: dict[str, Any] = {}
-    exec(compile(code, "<document>", "exec"), names)
+    for code in blocks("docs/operations.md", "python"):
+        if "(batches)" in code:
+            exec(compile(code, "<document>", "exec"), names)
+    items = run.dataset.items.frame
+    vectors = pa.Table.from_batches(names["embed"](items.to_arrow().to_batches(max_chunksize=5)))
+    assert vectors.schema.equals(names["VECTORS"])
+    assert vectors["id"].to_pylist() == run.dataset.items.ids.to_list()
+    expected = run.factors().items.numpy()
+    assert np.allclose(np.stack(vectors["vector"].to_pylist())[:, : expected.shape[1]], expected, rtol=1e-4, atol=1e-5)
     users = pa.table({"user_id": ["u1", "u2", "nobody"]})
     answers = pa.Table.from_batches(names["recommend"](users.to_batches(max_chunksize=2)))
     assert answers.schema.equals(names["ANSWERS"])

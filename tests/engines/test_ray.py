@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -160,3 +162,68 @@ def test_an_address_where_no_ray_is_is_refused() -> None:
     code = "from twotower.engines import open_engine\nopen_engine('ray://127.0.0.1:9').run(lambda: abs, [1], print)"
     done = preloaded.run("-c", code, timeout=300)
     assert "twotower.errors.Unavailable: engine 'ray': ray://127.0.0.1:9 does not answer" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
+    """The address of a cluster of one host, and the environment of those who join it."""
+    ports = [_free_port() for _ in range(2)]
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }  # fmt: skip
+    words = [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--num-cpus", "2",
+        "--include-dashboard=false", "--object-store-memory", "100000000",
+        "--port", str(ports[0]), "--ray-client-server-port", str(ports[1]),
+    ]  # fmt: skip
+    with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
+        try:
+            yield f"ray://127.0.0.1:{ports[1]}", environment
+        finally:
+            started = psutil.Process(head.pid).children(recursive=True)
+            head.terminate()
+            head.wait(120)
+            for process in psutil.wait_procs(started, timeout=30)[1]:
+                process.kill()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+CLIENT = """
+import sys
+from twotower.engines import open_engine
+from twotower.errors import DataError, Unavailable
+
+def failing():
+    def make(shard):
+        raise DataError("c.parquet: line 7: no number; correct it")
+    return make
+
+engine, made = open_engine(sys.argv[1]), []
+for attempt in range(10):  # the head starts meanwhile
+    try:
+        engine.run(lambda: lambda shard: 2 * shard, list(range(8)), made.append)
+        break
+    except Unavailable:
+        assert attempt < 9
+print(sorted(made))
+try:
+    engine.run(failing, [0, 1, 2], print)
+except DataError as e:
+    print(type(e).__name__, e)
+"""
+
+
+@pytest.mark.system
+def test_a_cluster_is_joined_by_its_address(cluster: tuple[str, dict[str, str]]) -> None:
+    address, environment = cluster
+    done = preloaded.run("-c", CLIENT, address, env=environment, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        str([2 * i for i in range(8)]),
+        "DataError c.parquet: line 7: no number; correct it",
+    ]

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -124,7 +125,9 @@ class RayEngine(JobEngine):
         begin = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR)
         try:
             if self._joins:
-                begin(self._address)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Ray Client connection timed out")  # which the error says
+                    begin(self._address)
             else:
                 begin(
                     "local", num_cpus=self._threads, include_dashboard=False, object_store_memory=STORE_BYTES,
@@ -132,7 +135,8 @@ class RayEngine(JobEngine):
                 )  # fmt: skip
         except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as e:
             raise Unavailable(
-                f"engine 'ray': {self._address or 'this machine'} does not answer ({first_line(e)}); start it, or name another address"
+                f"engine 'ray': {self._address or 'this machine'} does not answer ({first_line(e)}); start it, name another address, or set "
+                "RAY_AUTH_MODE=token where its hosts have a token"
             ) from e
         try:
             yield
