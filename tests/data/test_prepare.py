@@ -24,6 +24,7 @@ import polars as pl
 import preloaded
 import pytest
 import torch
+from ray_worlds import running_ray
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 import twotower
@@ -440,6 +441,67 @@ def test_no_byte_depends_on_engine_or_sizes(tmp_path: Path, kind: str) -> None:
     assert len(digests) == 1
 
 
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    with running_ray():
+        yield
+
+
+@pytest.mark.system  # Ray starts
+@pytest.mark.parametrize("kind", ["random", "time"])
+def test_ray_prepares_the_same_bytes(tmp_path: Path, kind: str, ray: None) -> None:
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    options = replace(SMALL, piece_rows=73, bucket_rows=41, threads=2)
+    buckets = []
+    for engine in ("local", "duckdb", "ray"):
+        prepare.write_prepared(data, SCHEMA, SPLITS[kind], tmp_path / engine, replace(options, engine=engine))
+        found = prepare.write_buckets(data, SCHEMA, tmp_path / f"{engine}-buckets", replace(options, engine=engine))
+        buckets.append([pl.read_parquet(found.file(bucket)) for bucket in found.facts.buckets])
+    assert digest(tmp_path / "local") == digest(tmp_path / "duckdb") == digest(tmp_path / "ray")
+    assert len(buckets[0]) > 5
+    assert all(a.equals(b) and a.equals(c) for a, b, c in zip(*buckets, strict=True))
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+@pytest.mark.system
+def test_ray_goes_on_with_the_buckets_of_a_killed_call(
+    tmp_path: Path, ray: None, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    options = replace(SMALL, piece_rows=400, bucket_rows=41, threads=2)
+    prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "whole", options)
+    monkeypatch.setattr(files, "hooks", StopAt(30))
+    with suppress(Stop):
+        prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", options)
+    monkeypatch.setattr(files, "hooks", files.NoHooks())
+    made = {p.name: p.stat().st_mtime_ns for p in (tmp_path / ".out.partial").rglob("0*.parquet")}
+    assert made
+    prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", replace(options, engine="ray"))
+    assert any("going on with what an earlier call has left" in m for m in messages)
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+
+
+@pytest.mark.system
+def test_too_little_memory_is_the_same_error_by_ray(tmp_path: Path, ray: None) -> None:
+    n = 20_000
+    actions = pl.DataFrame(
+        {"user_id": ["busy"] * n + ["a", "b"], "item_id": np.arange(n + 2), "at": np.arange(n + 2), "liked": 1}
+    )
+    data = shards(tmp_path / "in", CHECKERBOARD_SCHEMA, None, None, actions)
+    for engine in ("duckdb", "ray"):
+        options = PrepareOptions(engine, memory=4 * 10**6, threads=2)
+        with pytest.raises(ConfigError, match="`memory` of [0-9,]+ bytes is too small to sort a bucket"):
+            prepare.write_prepared(data, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / engine, options)
+
+
+def test_one_thread_of_ray_is_refused_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ray", raising=False)  # as if no test had begun one
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    with pytest.raises(ConfigError, match="set `threads=2` or more, or choose `engine='local'`"):
+        prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", PrepareOptions("ray", threads=1))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in"]
+
+
 def test_indices_of_64_bits_change_no_number(tmp_path: Path) -> None:
     data = shards(tmp_path / "in", SCHEMA, *tables())
     buckets = prepare.write_buckets(data, SCHEMA, tmp_path / "buckets", SMALL)
@@ -724,7 +786,7 @@ def test_fault_C15_a_history_that_exceeds_the_memory_is_refused_with_its_user(tm
 def test_engines_are_chosen_by_the_size_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_engine("auto", 1000, 10**6) is ENGINES["local"]
     assert choose_engine("auto", 10_000, 10**6) is ENGINES["duckdb"]
-    with pytest.raises(ConfigError, match="engine 'spark': allowed are auto, local, duckdb"):
+    with pytest.raises(ConfigError, match="engine 'spark': allowed are auto, local, duckdb, ray, ray://HOST:PORT"):
         choose_engine("spark", 1000, 10**6)
     with pytest.raises(ConfigError, match="`memory` is 1,000 bytes, expected at least 1 MB"):
         PrepareOptions(memory=1000).resolved()

@@ -23,7 +23,9 @@ EngineName = Annotated[
     str,
     typer.Option(
         "--engine",
-        help="Engine that sorts the interactions: local (in memory), duckdb (on disk), or auto, by the size of the log.",
+        metavar="auto|local|duckdb|ray|ray://HOST:PORT",
+        help="Engine that sorts the interactions: local (in memory), duckdb (on disk), auto (one of these, by the size of the log), or duckdb in "
+        "--threads processes of this machine or in those of a cluster of Ray with --threads each.",
     ),
 ]
 Memory = Annotated[

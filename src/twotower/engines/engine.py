@@ -19,6 +19,8 @@ class JobEngine(ABC):
     takes_address: ClassVar[bool] = False
     is_remote: ClassVar[bool]
     """True if other processes make the shards: a job then names what they load by absolute paths."""
+    processes: int = 1
+    """Number of processes that share the memory of a machine, as far as it is known."""
 
     @abstractmethod
     def __init__(self, address: str, threads: int) -> None:

@@ -62,6 +62,7 @@ class RayEngine(JobEngine):
         self._address, self._timeout = address or os.environ.get("RAY_ADDRESS", ""), timeout
         self._joins = bool(self._address or has_begun)
         self._threads = threads or (1 if self._joins else default_threads())
+        self.processes = 1 if self._joins else self._threads
         if not self._joins and self._threads < 2:
             raise ConfigError(
                 "engine 'ray' shares work among the threads of this machine, and has 1: with one, whoever makes a shard and whoever waits "

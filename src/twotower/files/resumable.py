@@ -84,13 +84,14 @@ def _remove(partial: Path, removed: Path) -> None:
     shutil.rmtree(removed, ignore_errors=True)
 
 
-def make_once(path: Path, write: Callable[[Path], object]) -> bool:
+def make_once(path: Path, write: Callable[[Path], object], scratch: Path | None = None) -> bool:
     """Make a file by `write`, given a temporary path, unless it exists; return True if it was made.
 
-    The file has its name only when it is whole."""
+    The file has its name only when it is whole. The temporary path is beside it, or in a folder `scratch` of this process alone, if others
+    may make the file too."""
     if path.exists():
         return False
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp") if scratch is None else scratch / path.name
     write(temporary)
     files.point("made.written")
     os.replace(temporary, path)

@@ -103,6 +103,7 @@ def _log(data: DataConfig, schema: Schema, split: SplitConfig, options: PrepareO
     """Return the log that `data` names. Raises DataError for one of no use, ConfigError if no engine can sort it."""
     log = Log.open(data, schema, split)
     choose_engine(options.engine, log.rows, options.memory)
+    options.job_engine()
     return log
 
 

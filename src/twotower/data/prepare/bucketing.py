@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import platform
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import polars as pl
@@ -15,19 +20,25 @@ from twotower.arrays.types import Ints
 from twotower.data.buckets import Bucket, BucketFacts, Buckets, LogColumns
 from twotower.data.interaction_columns import POSITIVE, TIME
 from twotower.data.prepare.engines import choose_engine
+from twotower.data.prepare.engines.engine import Engine
 from twotower.data.prepare.log_pieces import Log, Sides, counts_of_users, write_pieces
 from twotower.data.prepare.options import PrepareOptions
 from twotower.data.prepare.sides import settle_sides
 from twotower.data.tables import kept_of_repeated, no_known_rows, nothing_to_learn
-from twotower.errors import DataError
+from twotower.engines.engine import Job
+from twotower.errors import DataError, RunError
 from twotower.features.side import SIDES
 from twotower.files import layout
 from twotower.files.readers import write_parquet
 from twotower.files.resumable import make_once
+from twotower.machine import default_threads
 from twotower.progress import JobProgress, Summary
 from twotower.version import __version__
 
 log = logging.getLogger(__name__)
+
+_Shard: TypeAlias = tuple[int, tuple[int, int]]
+"""Number of a bucket, and its first user row and the one after its last."""
 
 
 def make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions) -> Buckets:
@@ -51,18 +62,76 @@ def make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions)
     found, progress = list[Bucket](), JobProgress(log, "interactions sorted", source.rows)
     schema = source.schema
     keeps_repeats = schema.duplicates == "keep"
-    with engine(paths, bool(schema.time), keeps_repeats, options.memory, options.threads, spill) as sorter:
-        for n, users in enumerate(_ranges(counts, options.bucket_rows)):
-            path = interactions / f"{n:05d}.parquet"
-            made = make_once(path, lambda to, users=users: sorter.write(users, to))  # type: ignore[misc]
-            (progress.advance if made else progress.skip)(int(counts[users[0] : users[1]].sum()))
-            found.append(Bucket(file=path.name, users=users, rows=_height(path)))
+    runner = options.job_engine()
+    sorting = _Sorting(
+        engine, tuple(paths), bool(schema.time), keeps_repeats, options.memory // runner.processes, spill, interactions
+    )
+
+    def add(sorted_: _SortedBucket) -> None:
+        users = sorted_.bucket.users
+        (progress.advance if sorted_.is_new else progress.skip)(int(counts[users[0] : users[1]].sum()))
+        found.append(sorted_.bucket)
+
+    with ExitStack() as held:
+        job: Job[_Shard, _SortedBucket] = sorting
+        if not runner.is_remote:
+            job = partial(partial, sorting.write, held.enter_context(sorting.sorter(options.threads, spill)), None)
+        runner.run(job, list(enumerate(_ranges(counts, options.bucket_rows))), add)
+    found.sort(key=lambda bucket: bucket.users)
     buckets = Buckets(folder, _facts(source, sides, engine.name, tuple(found), interactions, int(counts.sum())))
     buckets.save()
     shutil.rmtree(pieces)
     shutil.rmtree(spill)
     shutil.rmtree(work / "text", ignore_errors=True)
     return buckets
+
+
+@dataclass(frozen=True)
+class _SortedBucket:
+    """A finished bucket. `is_new` tells if this call has made it."""
+
+    bucket: Bucket
+    is_new: bool
+
+
+@dataclass(frozen=True)
+class _Sorting:
+    """Sorts the buckets of a log, in any process that sees its pieces."""
+
+    engine: type[Engine]
+    pieces: tuple[Path, ...]
+    is_timed: bool
+    keeps_repeats: bool
+    memory: int
+    work: Path
+    to: Path
+
+    def __call__(self) -> Callable[[_Shard], _SortedBucket]:
+        """Open the engine in a process of its own, and return the function that sorts a bucket. Raises RunError."""
+        if not self.to.is_dir() or not all(path.exists() for path in self.pieces):
+            raise RunError(
+                f"{self.to}: the host {platform.node()} does not see the files of the call; name a folder on a file system that all hosts "
+                "share, at the same path"
+            )
+        scratch = Path(tempfile.mkdtemp(dir=self.work))
+        return partial(self._write_named, self.sorter(default_threads(), scratch), scratch)
+
+    def sorter(self, threads: int, work: Path) -> Engine:
+        """Return the engine, with files of its own in a folder."""
+        return self.engine(self.pieces, self.is_timed, self.keeps_repeats, self.memory, threads, work)
+
+    def write(self, sorter: Engine, scratch: Path | None, shard: _Shard) -> _SortedBucket:
+        """Return a bucket by number and range of users, which is written unless it is there. Raises ConfigError, OSError."""
+        n, users = shard
+        path = self.to / f"{n:05d}.parquet"
+        is_new = make_once(path, partial(sorter.write, users), scratch)
+        return _SortedBucket(Bucket(file=path.name, users=users, rows=_height(path)), is_new)
+
+    def _write_named(self, sorter: Engine, scratch: Path, shard: _Shard) -> _SortedBucket:
+        try:
+            return self.write(sorter, scratch, shard)
+        except OSError as e:
+            raise RunError(f"{self.to}: cannot be written ({e.strerror or e}); call again to go on") from e
 
 
 def _write_pieces(source: Log, folder: Path, pieces: Path, options: PrepareOptions) -> tuple[Sides, list[Path]]:

@@ -6,7 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twotower import files
+from twotower.data.prepare.engines import is_ray
 from twotower.data.prepare.engines.engine import ROW_BYTES
+from twotower.engines import open_engine
+from twotower.engines.engine import JobEngine
 from twotower.errors import ConfigError
 from twotower.files.readers import read_json
 from twotower.files.resumable import make_once
@@ -49,6 +52,10 @@ class PrepareOptions:
             piece_rows=self.piece_rows or min(2**21, max(1, self.memory // threads // PIECE_ROW_BYTES)),
             bucket_rows=self.bucket_rows or max(1, self.memory // threads // ROW_BYTES),
         )
+
+    def job_engine(self) -> JobEngine:
+        """Return what runs the sorting: this process, or Ray. Raises ConfigError if it cannot."""
+        return open_engine(self.engine if is_ray(self.engine) else "local", self.threads)
 
     def kept(self, path: Path) -> PrepareOptions:
         """Return the options with the numbers of rows of an earlier call, which its files have; write them if it is the
