@@ -88,7 +88,7 @@ def _command(command: Any, name: str, lines: list[str]) -> None:
         value = f" {p.metavar}" if p.param_type_name == "option" and p.metavar else ""
         shows = p.default not in (None, "") and not isinstance(p.default, bool)
         default = f" (default {p.default})" if shows else ""
-        lines.append(f"| `{shown}{value}` | {_cell(p.help or '')}{default} |")
+        lines.append(f"| `{_cell(f'{shown}{value}')}` | {_cell(p.help or '')}{default} |")
 
 
 # ---- the service

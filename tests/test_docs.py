@@ -358,6 +358,14 @@ def test_every_identifier_of_the_glossary_exists() -> None:
             assert re.search(r"`[\w/]+\.py`", where), f"{term}: no module"
 
 
+def test_every_row_of_the_commands_has_two_cells() -> None:
+    rows = [
+        line for line in (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")
+    ]
+    assert len(rows) > 100
+    assert not [row for row in rows if len(re.findall(r"(?<!\\)\|", row)) != 3]
+
+
 def test_every_metric_is_on_the_operations_page() -> None:
     from twotower.serve.metrics import ServeMetrics
 
