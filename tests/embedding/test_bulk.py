@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ import kill_points
 import numpy as np
 import polars as pl
 import preloaded
+import psutil
 import pytest
 import torch
 from messages import collected_messages
@@ -278,6 +280,22 @@ def test_a_host_that_sees_another_folder_is_refused(tmp_path: Path) -> None:
                 elsewhere.check_seen()
 
 
+def test_a_task_of_a_killed_call_writes_nothing_into_the_folder_of_another(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def write(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+        with EmbeddingWork.begin(out, plan_of(model="another"), True):
+            folder.mkdir()  # which the other call has removed
+            (folder / "vectors.npy").write_bytes(b"of the killed call")
+            return {"vectors.npy": part_names(0)[0]}, {"rows": 1, "width": 1, "id": "Int64"}
+
+    with EmbeddingWork.begin(out, plan_of(), False) as killed:
+        pass
+    with pytest.raises(RunError, match="or one of another call"):
+        killed.make(0, write)
+    assert {p.name for p in out.rglob("*")} == {"work", "plan.json", "lock"}
+
+
 # ---- engines
 
 
@@ -322,6 +340,37 @@ def test_fault_C18_one_engine_goes_on_where_the_other_was_killed(
     before = state(out)
     assert again(run, table, out, engine="ray") == [f"417 items in 6 shards have vectors: {out}"]
     assert state(out) == before
+
+
+@pytest.mark.system
+def test_fault_C18_a_killed_call_of_ray_ends_its_processes_and_is_gone_on_with(
+    run: Run, table: Path, tmp_path: Path
+) -> None:
+    out, again_out = tmp_path / "out", tmp_path / "whole"
+    words = ["--shard-rows", "3", "--threads", "2", "--engine", "ray"]
+    with preloaded.start("-m", "twotower", "embed", run.folder, table, "--out", out, *words) as call:
+        until = time.monotonic() + 300
+        while len(list(out.glob("work/done-*.json"))) < 3:
+            assert call.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        processes = psutil.Process(call.pid).children(recursive=True)
+        call.kill()
+    assert call.returncode == -signal.SIGKILL
+    assert processes
+    assert not psutil.wait_procs(processes, timeout=120)[1]
+    before, finished = state(out), len(list(out.glob("work/done-*.json")))
+    recorded = {p.stem.removeprefix("done-") for p in out.glob("work/done-*.json")}
+    before = {name: s for name, s in before.items() if re.findall(r"-(\d+)", name)[0] in recorded}
+    lines = again(run, table, out, shard_rows=3)
+    again(run, table, again_out, shard_rows=3)
+    shards = len(list(again_out.glob("work/done-*.json")))
+    assert 3 <= finished < shards
+    assert len([line for line in lines if "items embedded" in line]) == shards - finished
+    assert {name: s for name, s in state(out).items() if name in before} == before
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == {
+        p.name: p.read_bytes() for p in again_out.iterdir() if p.is_file()
+    }
 
 
 @pytest.mark.system

@@ -543,6 +543,7 @@ def test_the_command_writes_what_the_function_does_and_prints_progress(
         (["--user", "u1", "--shard-rows", "5"], "--shard-rows is an option of --users"),
         (["--user", "u1", "--shard-rows", f"{SHARD_USERS}"], "--shard-rows is an option of --users"),
         (["--user", "u1", "--overwrite"], "--overwrite is an option of --users"),
+        (["--user", "u1", "--engine", "ray"], "--engine is an option of --users"),
         (["--user", "u1", "--threads", "2"], "--threads is an option of --users"),
         (["--user", "u1", "--threads", "0"], "--threads is an option of --users"),
         ([], "name a user with --user ID, describe one with --features FILE.json, or name a table with --users"),

@@ -136,10 +136,11 @@ class ShardedWork:
             raise _unwritable(out, e) from e
 
     def check_seen(self) -> None:
-        """Raise RunError if this process, on another host, sees another folder than the one of the call."""
+        """Raise RunError if this process sees another folder than the one of its call: on another host, or after its call was killed and
+        another one began."""
         if not (self.folder / "plan.json").exists() or self._difference():
             raise RunError(
-                f"{self.out}: the host {platform.node()} sees another folder of that name; name a table, a model and a folder on a file "
+                f"{self.out}: the host {platform.node()} sees another folder of that name, or one of another call; name a table, a model and a folder on a file "
                 "system that all hosts share, at the same paths"
             )
 
@@ -196,6 +197,8 @@ class ShardedWork:
         for made, name in names.items():
             files.sync(folder / made)
             written.append([name, (folder / made).stat().st_size, file_digest(folder / made)])
+        self.check_seen()
+        for made, name in names.items():
             files.point("shard.file")
             os.replace(folder / made, self.out / name)
         files.point("shard.files")
