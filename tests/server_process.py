@@ -72,7 +72,7 @@ class Served:
         self.url = found[1]
         self.port = int(self.url.rpartition(":")[2])
 
-    def wait(self, seconds: float = 30) -> Served:
+    def wait(self, seconds: float = 120) -> Served:
         """Wait until it is ready."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -109,7 +109,7 @@ class Served:
         if self.process.poll() is None:
             self.process.send_signal(sig)
         try:
-            self.process.wait(timeout=30)
+            self.process.wait(timeout=120)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -120,7 +120,7 @@ class Served:
             return self.process.wait(), log.read()
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 120.0) -> None:
     """Wait until a condition holds. Fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -49,6 +49,15 @@ def boot_id() -> str:
     return found.strip() or str(uuid.uuid4())
 
 
+def let_threads_sleep() -> None:
+    """Let threads of OpenMP sleep while they wait, unless OMP_WAIT_POLICY or GOMP_SPINCOUNT says how they wait.
+
+    By default they spin, and beside other work on the same cores a step takes tens of times as long. Call before torch is loaded,
+    which reads it once."""
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def available_cores() -> int:
     """Return the number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

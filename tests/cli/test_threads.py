@@ -44,3 +44,25 @@ def test_ranks_share_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch)
         assert threads.set_threads(3, ranks=16) == torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+WAITS = """
+import os, sys
+from twotower.__main__ import main
+try:
+    main()
+except SystemExit as end:
+    print(end.code, os.environ.get("OMP_WAIT_POLICY"), "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"),
+    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "1000"}, "None")],
+)
+def test_threads_that_wait_sleep_unless_the_environment_says_how(given: dict[str, str], policy: str) -> None:
+    """In a new interpreter, because torch reads it once: it is set before torch is there."""
+    env = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    command = [sys.executable, "-c", WAITS, "--version"]
+    done = subprocess.run(command, env=env | given, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split()[2:] == ["0", policy, "False"]
