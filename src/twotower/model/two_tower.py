@@ -7,7 +7,7 @@ vectors, so that an index searches exactly the trained score.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate, pairwise
@@ -190,9 +190,9 @@ class TwoTower(nn.Module):
         """Return the tower of `side` of each pair."""
         return [pair.tower(side) for pair in self.pairs if isinstance(pair, TowerPair)]
 
-    def parts_of_pairs(self) -> list[slice]:
-        """Return the columns of a vector that each pair fills, before those of biases."""
-        ends = list(accumulate((tower.size for tower in self.towers("user")), initial=0))
+    def parts_of_pairs(self, pairs: Sequence[int] | None = None) -> list[slice]:
+        """Return the columns of a vector that each pair fills, before those of biases, in vectors of some `pairs` or of all."""
+        ends = list(accumulate((tower.size for tower in self._towers_of("user", pairs)), initial=0))
         return [slice(*part) for part in pairwise(ends)]
 
     def first_order(self, side: SideName) -> FirstOrder:
@@ -204,17 +204,17 @@ class TwoTower(nn.Module):
         """Temperature T > 0: logits are cosines divided by T."""
         return self.log_temperature.exp()
 
-    def user_vectors(self, inputs: Inputs) -> F32[Tensor, "U D"]:
-        """Return v / T, with biases [v / T, b_u + b, 1]."""
-        vectors, bias = self._side(inputs, "user")
+    def user_vectors(self, inputs: Inputs, pairs: Sequence[int] | None = None) -> F32[Tensor, "U D"]:
+        """Return v / T, with biases [v / T, b_u + b, 1]; of some `pairs` alone, or of all."""
+        vectors, bias = self._side(inputs, "user", pairs)
         vectors = vectors / self.temperature
         if bias is None:
             return vectors
         return torch.cat([vectors, bias + self.global_bias, torch.ones_like(bias)], 1)
 
-    def item_vectors(self, inputs: Inputs) -> F32[Tensor, "I D"]:
-        """Return w, with biases [w, 1, b_i]."""
-        vectors, bias = self._side(inputs, "item")
+    def item_vectors(self, inputs: Inputs, pairs: Sequence[int] | None = None) -> F32[Tensor, "I D"]:
+        """Return w, with biases [w, 1, b_i]; of some `pairs` alone, or of all."""
+        vectors, bias = self._side(inputs, "item", pairs)
         if bias is None:
             return vectors
         return torch.cat([vectors, torch.ones_like(bias), bias], 1)
@@ -225,13 +225,13 @@ class TwoTower(nn.Module):
         return (u.index_select(0, user) * v.index_select(0, item)).sum(1)
 
     def augmented(
-        self, side: SideName, inputs: Inputs, vectors: F32[Tensor, "V N"]
+        self, side: SideName, inputs: Inputs, vectors: F32[Tensor, "V N"], pairs: Sequence[int] | None = None
     ) -> list[tuple[Float[Tensor, "U _"], F32[Tensor, "V _"]]]:
         """Return for each tower of `side` with augmented vectors those of the rows, and the part of the
-        other side's `vectors` that its pair produced: detached, before temperature, of length 1 with a cosine.
+        other side's `vectors` that its pair produced: detached, before temperature, of length 1 with a cosine. With `pairs` the vectors are those of these.
         """
         found, first = [], 0
-        for tower in self.towers(side):
+        for tower in self._towers_of(side, pairs):
             if tower.augmented is not None:
                 targets = vectors[:, first : first + tower.size].detach()
                 scale = self.temperature.detach() if side == "item" else 1.0  # undoes that of `user_vectors`
@@ -239,14 +239,20 @@ class TwoTower(nn.Module):
             first += tower.size
         return found
 
-    def _side(self, inputs: Inputs, side: SideName) -> tuple[F32[Tensor, "U D"], F32[Tensor, "U 1"] | None]:
+    def _towers_of(self, side: SideName, pairs: Sequence[int] | None) -> list[Tower]:
+        towers = self.towers(side)
+        return towers if pairs is None else [towers[number] for number in pairs]
+
+    def _side(
+        self, inputs: Inputs, side: SideName, pairs: Sequence[int] | None
+    ) -> tuple[F32[Tensor, "U D"], F32[Tensor, "U 1"] | None]:
         """Return the concatenated vectors of the pairs, and the sum of the biases or None."""
         vectors, bias = [], None
         if self.training and side in self._id_columns:
             inputs = self._without_ids(inputs, side)
         if self.config.bias:
             bias = self.first_order(side)(inputs, self.config.unknown_rate)
-        for tower in self.towers(side):
+        for tower in self._towers_of(side, pairs):
             vector, tower_bias = tower(inputs)
             vectors.append(vector.float())
             if bias is not None and tower_bias is not None:

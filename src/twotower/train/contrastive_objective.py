@@ -110,8 +110,7 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         """Columns of the vectors that make a score with a loss of its own: all, or those of each pair that is trained apart."""
         if self.recipe.train.pairs == "together":
             return [slice(None)]
-        kept = {start.pair for start in self.recipe.train.start if not start.learn}
-        return [part for pair, part in enumerate(self.model.parts_of_pairs()) if pair not in kept]
+        return self.model.parts_of_pairs(self.trained_pairs)
 
     def _versions(self, drawn: Candidates, whole: Examples) -> CandidateVersions | None:
         """Return the versions of the candidates that the batch sees; None if items have none."""

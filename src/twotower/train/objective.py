@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -86,11 +86,20 @@ class Objective(ABC, Generic[L]):
         self.parts: dict[str, Stateful] = {}
         self.sampler = self.make_sampler()
         self.steps_per_epoch = math.ceil(len(self.sampler) / recipe.train.batch_size)
-        self._towers: Callable[[Inputs, Inputs], tuple[Tensor, Tensor]] = BothTowers(model)
+        self._towers: Callable[[Inputs, Inputs], tuple[Tensor, Tensor]] = BothTowers(model, self.trained_pairs)
         if context.world_size > 1:
             self._towers = distributed_data_parallel(
-                BothTowers(model), torchrec.shards_by_parameter if torchrec else ()
+                BothTowers(model, self.trained_pairs), torchrec.shards_by_parameter if torchrec else ()
             )
+
+    @property
+    def trained_pairs(self) -> list[int] | None:
+        """Pairs whose vectors a step needs: without those that keep their start where pairs are trained apart; None: all."""
+        train = self.recipe.train
+        kept = {start.pair for start in train.start if not start.learn}
+        if train.pairs == "together" or not kept:
+            return None
+        return [pair for pair in range(len(self.model.pairs)) if pair not in kept]
 
     @abstractmethod
     def make_sampler(self) -> Sampler:
@@ -114,7 +123,7 @@ class Objective(ABC, Generic[L]):
 
     def detach_from_group(self) -> None:
         """Drop the wrapper that averages gradients, which holds the process group."""
-        self._towers = BothTowers(self.model)
+        self._towers = BothTowers(self.model, self.trained_pairs)
 
     def examples(self, epoch: Epoch, batch: int) -> tuple[Examples, Shaped[Ints, "s"], slice]:
         """Return the examples of a batch, the end of each shard's part of it, and the slice that is this rank's."""
@@ -155,8 +164,13 @@ class Objective(ABC, Generic[L]):
         """
         model = self.model
         of = (total_weight, weights)
-        terms = [mimic(a[user], v[item], *of) for a, v in model.augmented("user", user_inputs, items)]
-        terms += [mimic(gather(a)[item], v[user], *of) for a, v in model.augmented("item", item_inputs, users)]
+        terms = [
+            mimic(a[user], v[item], *of) for a, v in model.augmented("user", user_inputs, items, self.trained_pairs)
+        ]
+        terms += [
+            mimic(gather(a)[item], v[user], *of)
+            for a, v in model.augmented("item", item_inputs, users, self.trained_pairs)
+        ]
         return self.loss.mimic * torch.stack(terms).sum()
 
     def precision(self) -> AbstractContextManager[None]:
@@ -166,14 +180,14 @@ class Objective(ABC, Generic[L]):
 
 
 class BothTowers(nn.Module):
-    """Both towers in one call, which DistributedDataParallel needs."""
+    """Both towers of some pairs, or of all, in one call, which DistributedDataParallel needs."""
 
-    def __init__(self, model: TwoTower) -> None:
+    def __init__(self, model: TwoTower, pairs: Sequence[int] | None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.pairs = model, pairs
 
     def forward(self, users: Inputs, items: Inputs) -> tuple[Float[Tensor, "U D"], Float[Tensor, "I D"]]:
-        return self.model.user_vectors(users), self.model.item_vectors(items)
+        return self.model.user_vectors(users, self.pairs), self.model.item_vectors(items, self.pairs)
 
 
 def distributed_data_parallel(

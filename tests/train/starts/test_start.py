@@ -257,6 +257,17 @@ def test_narrow_transitions_are_the_projection_on_leading_right_singular_vectors
     assert np.abs(found - transition_scores(data, histories)).max() > 0.5, "the width matters"
 
 
+@pytest.mark.parametrize(("width", "axes"), [(ITEMS - 1, False), (ITEMS, True), (WIDTH, True)])
+def test_from_as_many_numbers_as_items_on_each_item_is_an_axis_of_its_own(width: int, axes: bool) -> None:
+    data = world("transitions")
+    positives = PositiveMatrix.of(data, np.asarray(data.items.columns["item_id"]), ITEMS + 1)
+    found = TransitionFactors(span=3, lag=1.0, frequency=(0.3,)).solve(positives, width, 1)
+    assert found.source.shape == found.target.shape == (ITEMS + 1, width)
+    assert bool(((found.target != 0).sum(1) == torch.tensor([0] + [1] * ITEMS)).all()) == axes
+    scored = (found.source @ found.target.T)[1:, 1:].numpy()
+    np.testing.assert_allclose(scored, transition_scores(data, np.eye(ITEMS), min(width, ITEMS)), atol=2e-3)
+
+
 def test_sparse_counts_give_what_dense_ones_give() -> None:
     data = world("transitions")
     positives = PositiveMatrix.of(data, np.asarray(data.items.columns["item_id"]), ITEMS + 1)
@@ -303,6 +314,30 @@ def test_scale_multiplies_the_scores_and_learn_keeps_or_trains_the_pair() -> Non
         first = {n: w for n, w in weights(trainer).items() if n.startswith("pairs.0.")}
         assert same(first, {n: started[n] for n in first}) != learn
         assert [n for n, w in weights(trainer).items() if n.startswith("pairs.1.") and torch.equal(w, before[n])] == []
+
+
+@pytest.mark.parametrize(
+    "negatives",
+    [{"full": True}, {"uniform": 3, "cross_batch_memory": 16}, {"uniform": 3, "hard": {"n": 2, "ranks": [2, 8]}}],
+    ids=["full", "memory", "hard"],
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_a_pair_that_is_kept_costs_no_step_where_pairs_are_trained_apart(
+    negatives: dict[str, Any], together: bool
+) -> None:
+    data = world("ials")
+    train = {"epochs": 2, "pairs": "together" if together else "apart", "batch_size": 32}
+    trainer = Trainer(data, settings(**config("ials", 2, train, learn=False).model_dump() | {"negatives": negatives}))
+    trainer._begin()
+    calls: list[int] = []
+    for number in range(2):
+        trainer.model.towers("user")[number].register_forward_hook(lambda *_, number=number: calls.append(number))
+    before = weights(trainer)
+    trainer.step(trainer.objective.sampler.epoch(0), 0)
+    trainer.step(trainer.objective.sampler.epoch(0), 1)
+    assert calls == ([0, 1] * 2 if together else [1] * 2)
+    moved = {name.split(".")[1] for name, weight in weights(trainer).items() if not torch.equal(weight, before[name])}
+    assert moved == {"1"}
 
 
 def _second(trainer: Trainer, data: Dataset) -> Factors:

@@ -31,7 +31,8 @@ class TransitionFactors(Start):
     """Transition counts: the table T of how often item j follows item i within `span` positives of a user, a gap of g weighing
     g^-lag, over the sum of its row and over the sum of its column^frequency. With V the E leading right singular vectors of T,
     its rows weighed by the root of their sums, a history's vector is its rows of T V, decayed or averaged by its pooling, an item's
-    vector its row of V, and with E = N the score is that of T: the baseline of transition counts with the pooling's weights.
+    vector its row of V. From a width of the number of items on, V is the identity and the score is that of T: the baseline of
+    transition counts with the pooling's weights.
 
     Use it where histories have an order: alone, trained on from there, or beside another pair. Scores are scaled so that those of
     all items after one positive have the root mean square 1. A transition weighs as the positive that follows. Memory grows with
@@ -83,8 +84,11 @@ class TransitionFactors(Start):
             )
         ahead, back = self._products(counts, counts.shares(n, self.frequency[0]), n)
         sums = torch.from_numpy(np.bincount(counts.before, counts.count, n).astype(np.float32))
-        generator = torch.Generator().manual_seed(seed)
-        target, _ = leading(lambda q: back(sums[:, None] * ahead(q)), n, width, generator, ITERATIONS)
+        if width >= n - 1:  # no less than an axis for each item: its score is that of the table itself
+            target = torch.eye(n)[:, 1:]
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            target, _ = leading(lambda q: back(sums[:, None] * ahead(q)), n, width, generator, ITERATIONS)
         source = ahead(target)
         squares = ((source @ (target.T @ target)) * source).sum(1)  # of the scores of all items after one item
         source /= ((sums @ squares) / (sums.sum() * positives.n_items)).sqrt()
