@@ -11,6 +11,7 @@ from twotower.config.experiment import Config
 from twotower.config.toml import load_config, override_config, parse_config
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES
+from twotower.reports.progress import Progress
 
 TABLES: dict[str, Numbers] = declared(__file__)["tables"]
 
@@ -44,9 +45,19 @@ def main(chosen: Namespace, report: Report) -> None:
 
 def configured(table: Numbers, row: Numbers, settings: list[str]) -> tuple[Schema | None, Config]:
     if "file" in row:
-        return load_config(ROOT / row["file"], settings)
+        schema, config = load_config(ROOT / row["file"], settings)
+        return schema, beside(config, row["pairs"]) if "pairs" in row else config
     pairs: Numbers = {"model": {"pairs": [dict.fromkeys(SIDES, row["tower"])]}} if "tower" in row else {}
     return None, override_config(parse_config(table["plain"] | pairs)[1], settings)
+
+
+def beside(config: Config, changes: list[Numbers]) -> Config:
+    """Return the config with its first pair once for each of some `changes` of its user tower, each trained apart."""
+    given = config.model_dump(mode="json")
+    first = given["model"]["pairs"][0]
+    given["model"]["pairs"] = [first | {"user": first["user"] | changed} for changed in changes]
+    given["train"]["pairs"] = "apart"
+    return Config.model_validate(given)
 
 
 def train(tables: Any, schema: Schema | None, config: Config, seed: int) -> Numbers:
@@ -56,4 +67,5 @@ def train(tables: Any, schema: Schema | None, config: Config, seed: int) -> Numb
     else:
         assert schema is not None
         schema = schema.model_copy(update={"time_unit": "order"})
-    return dict(api.fit(tables, schema, config).metrics)
+    with Progress() as progress:
+        return dict(api.fit(tables, schema, config, callback=progress).metrics)

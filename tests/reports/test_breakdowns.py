@@ -90,6 +90,14 @@ def test_the_spectrum_of_vectors_on_a_line_is_one_direction() -> None:
     assert variance_shares(torch.ones(5, 3)) == []
 
 
+@pytest.mark.parametrize("shape", [(40, 6), (6, 40), (30, 1_001)])
+def test_the_spectrum_is_that_of_the_singular_values(shape: tuple[int, int]) -> None:
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * torch.linspace(1, 3, shape[1])
+    squares = np.linalg.svd((rows - rows.mean(0)).double().numpy(), compute_uv=False) ** 2
+    shares = squares / squares.sum()
+    assert variance_shares(rows) == pytest.approx(shares[shares > 1e-9], rel=1e-6)
+
+
 def test_the_report_has_the_figures(run: Any, tmp_path: Path) -> None:
     write_report(tmp_path / "report.html", run, run.factors_during(TEST))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -1,10 +1,12 @@
-"""The verb demo: train on MovieLens, recommend films to three users, publish, serve."""
+"""The verb demo: answer two questions on MovieLens by a model each, recommend films to three users, publish, serve."""
 
 from __future__ import annotations
 
 import logging
 import os
+import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,38 +19,133 @@ from twotower.reports.terminal import print_line
 from twotower.train.progress import Callback
 
 if TYPE_CHECKING:
-    from twotower.config.toml import TomlValue
+    from twotower.data.datasets.movielens import MovieLens
+    from twotower.data.tables import Tables
     from twotower.runs import Run
 
 log = logging.getLogger(__name__)
 
-_TOWER: TomlValue = {"layers": [128, 64], "senet": {"enabled": True}}
 SMALL_ROWS = 500_000
-"""Number of interactions below which a demo trains with smaller batches."""
-SETTINGS: dict[str, TomlValue] = {
-    "model": {"width": 32, "pairs": [{"user": _TOWER, "item": _TOWER}]},
-    "negatives": {"random": {"n": 5, "share": 0.7}},
-    "train": {
-        "epochs": 8,
-        "batch_size": 8192,
-        "lr": 4e-3,
-        "schedule": "cosine",
-        "monitor": "validation.recall@10",
-    },
-}
+"""Number of interactions below which a model trains with smaller batches, for more epochs."""
+
+MIN_ROWS = 20
+"""Number of test rows of films without a rating in training, below which they have no metric of their own."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, the model that answers it, and the metrics that say how well."""
+
+    title: str
+    asks: str
+    folder: str
+    """End of the name of the run's folder."""
+    recipe: str
+    """Name of the recipe that the model shortens; empty: `settings` are all."""
+    settings: str
+    """Settings as TOML, or overrides of the recipe's, one a line."""
+    small: tuple[str, ...]
+    """Overrides for a small data set."""
+    of_rankings: bool
+    """True if metrics of rankings answer it, False if those of pairs do."""
+
+
+NEXT = Question(
+    title="What next?",
+    asks="Find the last film of each user among all films, by the films before it. Every rating counts as watched.",
+    folder="",
+    recipe="",
+    settings="""
+[schema]
+user_id = "user_id"
+item_id = "item_id"
+time = "timestamp"
+title = "title"
+features = [
+  { kind = "sequence", side = "user", name = "history", pooling = { kind = "decay", rates = [0.0, 0.6, 0.9, 1.0] } },
+  { kind = "sequence", side = "user", name = "latest", share_embedding = false, pooling = { kind = "decay", rates = [0.75] } },
+  { kind = "categorical", side = "user", name = "gender" },
+  { kind = "categorical", side = "user", name = "age" },
+  { kind = "categorical", side = "user", name = "occupation" },
+  { kind = "categorical", side = "item", name = "item_id" },
+  { kind = "multi_hot", side = "item", name = "genres" },
+  { kind = "categorical", side = "item", name = "year" },
+]
+
+[split]
+kind = "last"
+
+[model]
+width = 64
+similarity = "dot"
+temperature = 1.0
+bias = false
+unknown_rate = 0.0
+item_id_dropout = 0.05
+
+[[model.pairs]]  # DSSM + SENet
+user = { fields = ["history", "gender", "age", "occupation"], layers = [128, 64], senet = { enabled = true }, field_norm = true, activation = "GELU", dropout = 0.1 }
+item = { layers = [64], senet = { enabled = true } }
+
+[[model.pairs]]  # counts of what follows what, an axis for each of MovieLens' films
+user = { fields = ["latest"], width = 3883, layers = [] }
+item = { fields = ["item_id"], width = 3883, layers = [] }
+
+[loss]
+kind = "softmax"
+
+[negatives]
+uniform = { n = 256, cold = false }
+mask_positives = false
+
+[train]
+history_scope = "causal"
+pairs = "apart"
+start = [{ kind = "transitions", pair = 1, learn = false, span = 10, lag = 1.0, frequency = [0.4] }]
+epochs = 1
+batch_size = 1024
+lr = 5e-3
+optimizer = { kind = "Adam", beta2 = 0.98 }
+schedule = "cosine"
+warmup_steps = 50
+monitor = "validation.ndcg@10"
+""",
+    small=(
+        "train.epochs=6",
+        "train.lr=3e-3",
+        "train.start=[{ kind = 'transitions', pair = 1, learn = false, frequency = [0.5] }]",
+    ),
+    of_rankings=True,
+)
+
+LIKE = Question(
+    title="Would they like it?",
+    asks="Tell the ratings above 3 from the others: a fifth of all ratings, held out at random.",
+    folder="-like",
+    recipe="ranking",
+    settings="""
+model.width=128
+train.epochs=5
+train.lr=0.01
+""",
+    small=("model.width=256", "train.epochs=10", "train.lr=0.005", "train.batch_size=4000"),
+    of_rankings=False,
+)
 
 
 def demo(
     archive: Annotated[str, typer.Option("--data", help="Local ml-1m.zip or ml-100k.zip. Empty: download it.")] = "",
     folder: Annotated[
-        Path, typer.Option("--run", help="Folder for the run. An earlier demo in it is replaced.")
+        Path,
+        typer.Option(
+            "--run", help="Folder for the run of the first question. Earlier demos in it and beside it are replaced."
+        ),
     ] = Path("runs/demo"),
     serve_it: Annotated[bool, typer.Option("--serve", help="Serve the bundle at the end, with the console.")] = False,
     port: Annotated[int, typer.Option("--port", help="Port of the service. 0: a free one.")] = 8000,
 ) -> None:
-    """Run the main job on MovieLens: prepare, train DSSM + SENet, evaluate, recommend, publish, and with --serve, serve."""
+    """Run the main job on MovieLens twice, for what comes next and for who likes what: train, evaluate, recommend, publish, and with --serve, serve."""
     from twotower import api
-    from twotower.reports.metric_tables import print_metrics
     from twotower.reports.progress import Progress
 
     if serve_it:  # a port in use is an error now, not after minutes of training
@@ -56,10 +153,17 @@ def demo(
 
         listen("127.0.0.1", port).close()
 
-    with Progress() as progress:
-        run = _train(archive, folder, progress)
-    print()
-    print_metrics(run.metrics, run.config.evaluation)
+    dataset, raw = _read(archive)
+    runs = []
+    for question in (NEXT, LIKE):
+        place = folder.with_name(folder.name + question.folder)
+        print()
+        print_line(f"{question.title} {question.asks}")
+        with Progress() as progress:
+            runs.append(_train(question, dataset, raw, place, progress))
+        print()
+        _print_table(question, runs[-1])
+    run, like = runs
     for line in _recommendation_lines(run, run.config.evaluation.k[0]):
         print_line(line)
     store = folder.with_name(f"{folder.name}-store")
@@ -68,7 +172,7 @@ def demo(
     here = ".venv/bin/twotower"
     print()
     print_line(
-        f"The run is in {folder}: config.toml, metrics.json, model.safetensors, and report.html to open in a browser."
+        f"The runs are in {run.folder} and {like.folder}: config.toml, metrics.json with every metric, model.safetensors, and report.html to open in a browser."
     )
     print("Next:")
     print_line(f"  {shell_command('evaluate', folder, program=here)}")
@@ -86,38 +190,61 @@ def demo(
         serve(store=store, port=port)
 
 
-def _train(archive: str, folder: Path, callback: Callback) -> Run:
-    """Train DSSM + SENet with random negatives on MovieLens; an earlier run in `folder` is replaced."""
-    from twotower import api
-    from twotower.config.toml import parse_config
+def _read(archive: str) -> tuple[MovieLens, Tables]:
+    """Return the data set and its tables: of an archive, else of that of the environment, else from the network."""
     from twotower.data.datasets import movielens
     from twotower.data.datasets.ml_1m import MovieLens1M
     from twotower.data.datasets.ml_100k import MovieLens100K
-    from twotower.data.tables import check
-    from twotower.features.sequence import Sequence
 
     archive = archive or os.environ.get(movielens.SOURCE_VARIABLE, "")
     archive = str(Path(archive).resolve()) if archive else ""
     kinds = (MovieLens1M, MovieLens100K)
-    dataset: movielens.MovieLens
+    dataset: MovieLens
     dataset = movielens.kind_of_archive(archive, kinds)(archive=archive) if archive else MovieLens1M()
     try:
-        raw = dataset.load()
+        return dataset, dataset.load()
     except DataError as e:
         if archive:
             raise
         log.info(str(e))
         log.info("using MovieLens 100K instead")
         dataset = MovieLens100K()
-        raw = dataset.load()
-    # With a history of liked films, so that recent events change the recommendations.
-    liked = Sequence(name="liked", side="user", interactions="positive", max_length=50)
-    schema = movielens.SCHEMA.model_copy(update={"features": (*movielens.SCHEMA.features, liked)})
+        return dataset, dataset.load()
+
+
+def _train(question: Question, dataset: MovieLens, raw: Tables, folder: Path, callback: Callback) -> Run:
+    """Train and evaluate the model of a question; an earlier run in `folder` is replaced."""
+    from twotower import api
+    from twotower.config.toml import override_settings, parse_config
+    from twotower.data.tables import check
+    from twotower.suggestion.recipes import read_recipe
+
+    small = question.small if raw.interactions.height < SMALL_ROWS else ()
+    if question.recipe:
+        settings = override_settings(read_recipe(question.recipe), (*question.settings.split(), *small))
+    else:
+        settings = override_settings(tomllib.loads(question.settings), small)
+    schema, config = parse_config({**settings, "data": {"dataset": dataset.model_dump()}})
+    assert schema is not None
     tables = check(raw.users, raw.items, raw.interactions, schema)
-    _, config = parse_config(SETTINGS | {"data": {"dataset": dataset.model_dump()}})
-    if raw.interactions.height < SMALL_ROWS:  # a smaller batch gives it as many steps
-        config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 1024})})
     return api.fit(tables, schema, config, folder=folder, overwrite=True, callback=callback)
+
+
+def _print_table(question: Question, run: Run) -> None:
+    """Print the metrics that answer a question, of the model and its baselines, and what is known of cold films."""
+    from twotower.reports.metric_tables import cell, columns, print_metrics
+
+    config, data = run.config.evaluation, run.dataset
+    print_metrics(run.metrics, config, [m for m in columns(config) if ("@" in m) == question.of_rankings])
+    cold = data.item_counts == 0
+    rows = int(cold[data.test.item].sum())
+    found = ""
+    if rows >= MIN_ROWS:
+        metric = f"recall@{config.k[0]}" if question.of_rankings else "auc"
+        found = f"; {metric} of these {cell(run.metrics.get(f'test.{metric}.cold_item'))}"
+    print_line(
+        f"{cold.sum():,} films of the catalogue have no rating in training; test rows of these: {rows:,} of {len(data.test):,}{found}"
+    )
 
 
 def _recommendation_lines(run: Run, k: int) -> Iterator[str]:

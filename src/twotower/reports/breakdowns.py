@@ -18,8 +18,8 @@ from twotower.reports.charts import BLUE, GREY, ORANGE, empty_figure
 if TYPE_CHECKING:
     from twotower.runs import Run
 
-MAX_RANKED, MAX_ROWS = 5_000, 5_000
-"""Users that are ranked, and vectors whose spectrum is taken; of more a fixed random sample."""
+MAX_RANKED, MAX_ROWS, MAX_SQUARE = 5_000, 5_000, 1_000
+"""Users that are ranked, vectors whose spectrum is taken, and those of more numbers than the last; of more a fixed random sample."""
 DECILES, BINS = 10, 20
 
 
@@ -107,10 +107,12 @@ def spectra(factors: Scorer) -> list[go.Figure]:
 
 def variance_shares(rows: Float[Tensor, "n D"]) -> list[float]:
     """Return the shares of variance along the principal directions, falling, without those that are none."""
-    if len(rows) > MAX_ROWS:
-        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:MAX_ROWS].to(rows.device)]
+    kept = MAX_ROWS if rows.shape[1] <= MAX_SQUARE else MAX_SQUARE
+    if len(rows) > kept:
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:kept].to(rows.device)]
     centred = rows.double().cpu() - rows.double().cpu().mean(0)
-    squares = torch.linalg.svdvals(centred).square()
+    products = centred @ centred.T if len(rows) < rows.shape[1] else centred.T @ centred
+    squares = torch.linalg.eigvalsh(products).flip(0).clamp(min=0)
     shares = squares / squares.sum().clamp(min=1e-300)
     return [float(share) for share in shares if share > 1e-9]
 

@@ -23,9 +23,9 @@ WAYS = {
 """Label of a row -> way of search of `evaluate_bundle`."""
 
 
-def print_metrics(metrics: Metrics, config: EvaluationConfig) -> None:
-    """Print a table of test metrics: a row for the model and each baseline."""
-    names = columns(config)
+def print_metrics(metrics: Metrics, config: EvaluationConfig, names: Sequence[str] = ()) -> None:
+    """Print a table of test metrics, of `names` or of all that a table shows: a row for the model and each baseline."""
+    names = names or columns(config)
     _print_table(_heading(config), names, metric_rows(metrics, names), 18)
     if "train.seconds" in metrics:
         print(
@@ -63,7 +63,7 @@ def epoch_metrics(record: EpochRecord, measured: MetricSet) -> dict[str, float]:
     return {metric: record[name] for name, metric in names.items() if metric.partition("@")[0] in shown}
 
 
-def metric_rows(metrics: Metrics, names: list[str]) -> dict[str, list[float | None]]:
+def metric_rows(metrics: Metrics, names: Sequence[str]) -> dict[str, list[float | None]]:
     """Return the values of some metrics of a run and of each baseline, by label; None: not measured."""
     measured = {name.rpartition(".")[0] for name in metrics}
     rows = ROWS | {label: prefix for label, prefix in WHERE_MEASURED.items() if prefix in measured}

@@ -1,0 +1,77 @@
+"""The demo on a small archive: two questions, a table each, and a store that answers by what was watched last."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from movielens_archives import ML_100K, film, zipped
+
+from twotower import api
+from twotower.cli.app import run_command
+from twotower.retrieval.request import Request
+
+USERS, FILMS, COLD = 40, 30, 4
+
+
+def archive(folder: Path) -> Path:
+    """A MovieLens 100K of users who watch a circle of films in its order, and rate those of their own genre above 3. The last films
+    are known by the last rating of one user alone."""
+    rng, rows = np.random.default_rng(1), []
+    for user in range(1, USERS + 1):
+        first = int(rng.integers(FILMS - COLD))
+        for step in range(12):
+            number = (first + step) % (FILMS - COLD) + 1
+            rating = 5 if number % 2 == user % 2 else int(rng.integers(1, 4))
+            rows.append((user, number, rating, 874_000_000 + 1000 * user + step))
+    rows.append((USERS, FILMS, 5, 874_000_000 + 1000 * USERS + 99))
+    people = [f"{u}|{20 + u % 30}|{'MF'[u % 2]}|writer|00000\n" for u in range(1, USERS + 1)]
+    films = [film(n, f"Film {n} (1990)", ("Drama", "Comedy")[n % 2]) for n in range(1, FILMS + 1)]
+    members = ML_100K | {
+        "ml-100k/u.user": "".join(people).encode(),
+        "ml-100k/u.item": "".join(films).encode(),
+        "ml-100k/u.data": "".join("\t".join(map(str, row)) + "\n" for row in rows).encode(),
+    }
+    path = folder / "ml-100k.zip"
+    path.write_bytes(zipped(members))
+    return path
+
+
+def table(lines: list[str], title: str) -> tuple[list[str], dict[str, list[str]], str]:
+    """The columns, rows and last line of the table that follows a title."""
+    begin = next(n for n, line in enumerate(lines) if line.startswith(title))
+    head = next(n for n in range(begin, len(lines)) if lines[n].startswith("test  "))
+    end = next(n for n in range(head, len(lines)) if lines[n].startswith("trained in"))
+    rows = {line[:18].rstrip(): line[18:].split() for line in lines[head + 1 : end]}
+    return lines[head].split()[1:], rows, lines[end + 1]
+
+
+def test_the_demo_answers_two_questions_and_publishes_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    for _ in range(2):  # the second replaces the first
+        assert run_command(["demo", "--data", str(archive(tmp_path)), "--run", str(run)]) == 0
+    out = capsys.readouterr().out
+    lines = out[out.rindex("What next?") :].splitlines()
+
+    columns, rows, cold = table(lines, "What next?")
+    assert columns == ["recall@10", "ndcg@10", "mrr@10", "hit_rate@10", "coverage@10"]
+    assert list(rows) == ["model", "popularity", "user+item bias", "transition counts"]
+    found = json.loads((run / "metrics.json").read_text())
+    assert rows["model"] == [f"{found[f'test.{name}']:.4f}" for name in columns]
+    assert cold == "4 films of the catalogue have no rating in training; test rows of these: 1 of 40"
+
+    columns, rows, _ = table(lines, "Would they like it?")
+    assert columns == ["auc", "gauc"]
+    assert list(rows) == ["model", "popularity", "user+item bias"]
+    found = json.loads((tmp_path / "run-like" / "metrics.json").read_text())
+    assert rows["model"] == [f"{found[f'test.{name}']:.4f}" for name in columns]
+
+    assert len([line for line in lines if line.startswith("user ")]) == 3
+    store = api.retriever(tmp_path / "run-store")
+    asked = [[i.id for i in store.recommend(Request(events=[(seen, True)]), 3).items] for seen in ("3", "20")]
+    assert asked[0] != asked[1]
+    assert store.recommend(Request("1"), 1).items[0].title.startswith("Film ")
