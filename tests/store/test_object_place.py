@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from twotower.store.bundle import Bundle
 from twotower.store.cache import BundleCache
 from twotower.store.leases import LeaseTimes
 from twotower.store.manifest import BundleFacts, manifest_digest
+from twotower.store.object_change import ObjectChange
 from twotower.store.object_place import ObjectPlace
 from twotower.store.store import Store
 
@@ -546,6 +548,18 @@ def test_fault_A9_of_many_at_once_each_wins_or_is_told_in_a_bucket(url: str, tmp
     froms = [(line["from"], line["bundle"]) for line in store.history()]
     assert [new for _, new in froms[:-1]] == [old for old, _ in froms[1:]], "each knew the one before it"
     whole_and_tidy(store)
+
+
+def test_fault_A9_a_first_publisher_beside_another_takes_its_line_for_no_change_by_hand(
+    store: Store, elsewhere: Store
+) -> None:
+    place = store.place
+    assert isinstance(place, ObjectPlace)
+    with ExitStack() as held, place.leases.held(place.leases.new("publish")) as lease:
+        change = ObjectChange(place, lease, held)
+        bundle = elsewhere.publish(content("one"))
+        change.recover("publish")
+    assert [(line["action"], line["bundle"]) for line in store.history()] == [("publish", bundle.id)]
 
 
 def test_fault_A9_a_killed_publisher_is_in_nobodys_way(store: Store) -> None:
