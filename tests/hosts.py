@@ -34,6 +34,22 @@ class NoHostsError(Exception):
     """This machine or this user cannot make hosts."""
 
 
+def children(pid: int) -> list[int]:
+    """Return the children of a process; none of one that has ended."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def state(pid: int) -> str:
+    """Return the state of a process as /proc has it, such as "T" of a stopped one; "" of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 class Command:
     """A program that runs on a host."""
 
@@ -52,14 +68,18 @@ class Command:
         return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
 
     def poll(self) -> int | None:
+        """Return its exit code, or None while it runs."""
+        if state(self._process.pid) == "T" and not any(state(pid) == "T" for pid in children(self._process.pid)):
+            self._process.send_signal(signal.SIGCONT)  # what has entered the host stops with the program, and stays so
         return self._process.poll()
 
     def wait(self, seconds: float = 300) -> int:
         """Return its exit code. Fails, with what it has said, if it does not end."""
-        try:
-            return self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"it does not end: {self.words}\n{self.said[-6000:]}") from None
+        deadline = time.monotonic() + seconds
+        while (code := self.poll()) is None:
+            assert time.monotonic() < deadline, f"it does not end: {self.words}\n{self.said[-6000:]}"
+            time.sleep(0.05)
+        return code
 
     def until(self, pattern: str, seconds: float = 300) -> re.Match[str]:
         """Wait until its output has a pattern. Fails if it ends before."""
@@ -74,10 +94,9 @@ class Command:
 
     def send_signal(self, sig: int) -> None:
         """Send a signal to the program, which is the child of the one that entered the host."""
-        pid = self._process.pid
-        with contextlib.suppress(OSError):
-            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-                os.kill(int(child), sig)
+        for child in children(self._process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, sig)
 
     def close(self) -> None:
         """End it, whatever it does, and its output."""
@@ -215,17 +234,16 @@ class Host(Namespaces):
     def processes(self) -> Iterator[tuple[int, str]]:
         """Yield the processes of the host but the first: number, as this machine counts them, and state of /proc."""
         with contextlib.suppress(OSError):
-            space = Path(f"/proc/{self.pid}/ns/pid_for_children").readlink()
-            first = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+            space, first = Path(f"/proc/{self.pid}/ns/pid_for_children").readlink(), children(self.pid)
             for path in Path("/proc").glob("[0-9]*"):
                 with contextlib.suppress(OSError):
-                    if path.name not in first and (path / "ns/pid").readlink() == space:
-                        yield int(path.name), (path / "stat").read_text().rpartition(")")[2].split()[0]
+                    if int(path.name) not in first and (path / "ns/pid").readlink() == space:
+                        yield int(path.name), state(int(path.name))
 
     def wait_stopped(self, seconds: float = 300) -> int:
         """Wait until SIGSTOP holds a process of the host, and return its number on this machine."""
         deadline = time.monotonic() + seconds
-        while not (found := [pid for pid, state in self.processes() if state == "T"]):
+        while not (found := [pid for pid, how in self.processes() if how == "T"]):
             said = "\n".join(command.said[-3000:] for command in self._commands)
             assert time.monotonic() < deadline, f"nothing stops on {self.name}\n{said}"
             assert any(command.poll() is None for command in self._commands), f"all ended on {self.name}\n{said}"

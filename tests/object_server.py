@@ -3,6 +3,7 @@ that it is given."""
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -145,6 +146,25 @@ class _Faults:
         return []
 
 
+class _InTurn:
+    """WSGI application that gives requests to another one after the other, each as it is whole: a client that stands still in the
+    middle of a request is in nobody's way."""
+
+    def __init__(self, inner: WSGIApplication) -> None:
+        self._inner, self._turn = inner, threading.Lock()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        size = int(environ.get("CONTENT_LENGTH") or 0)
+        body = environ["wsgi.input"].read(size) if size else b""
+        if len(body) < size:  # the client is gone
+            start_response("400 Incomplete", [("Content-Length", "0")])
+            return []
+        if size:
+            environ["wsgi.input"] = io.BytesIO(body)
+        with self._turn:
+            return list(self._inner(environ, start_response))
+
+
 def age_leases(seconds: int) -> None:
     """Make the leases of all stores older, in the server."""
     from moto.s3.models import s3_backends
@@ -158,7 +178,7 @@ def age_leases(seconds: int) -> None:
 
 
 def serve(host: str = "127.0.0.1") -> None:
-    """Serve S3 on a free port of an address, and print its URL; one request after the other, until standard input ends."""
+    """Serve S3 on a free port of an address, and print its URL, until standard input ends."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -166,8 +186,8 @@ def serve(host: str = "127.0.0.1") -> None:
         def log(self, type: str, message: str, *args: object) -> None:
             """Write nothing."""
 
-    app = _Faults(DomainDispatcherApplication(create_backend_app))
-    server = make_server(host, 0, app, request_handler=Quiet)
+    app = _InTurn(_Faults(DomainDispatcherApplication(create_backend_app)))
+    server = make_server(host, 0, app, threaded=True, request_handler=Quiet)
     print(f"http://{host}:{server.server_port}", flush=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     sys.stdin.read()
