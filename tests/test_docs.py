@@ -121,6 +121,15 @@ def test_the_python_of_a_how_to_runs(
     assert len(run_python(code, tmp_path, monkeypatch, capsys).splitlines()) == 4
 
 
+@pytest.mark.system
+def test_the_python_of_a_lake_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_the_shop(tmp_path, monkeypatch)
+    code = "\n".join(blocks("docs/how-to/your-lake.md", "python"))
+    assert run_python(code, tmp_path, monkeypatch, capsys).split() == ["True", "customer", "product", "clicked_at"]
+
+
 def test_the_site_has_every_page_of_the_documents(tmp_path: Path) -> None:
     site = script("docs/site.py")
     site.stage(tmp_path)

@@ -57,6 +57,8 @@ _EXTRAS = {
     "duckdb": "prepare",
     "obstore": "bucket",
     "ray": "ray",
+    "deltalake": "delta",
+    "pyiceberg": "iceberg",
     "pymilvus": "milvus",
     "grpc": "milvus",
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from twotower.data.table_paths import TablePath
+from twotower.data.table_path import TablePath
 from twotower.data.text_format import TextFormat
 from twotower.errors import DataError
 from twotower.suggestion.text_form import guess_form

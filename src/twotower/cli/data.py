@@ -64,7 +64,8 @@ def stats(
     """Describe three tables: sizes, columns, missing and distinct values, activity per user and item."""
     from twotower.data import summary
     from twotower.data.readers import Reading, read_file
-    from twotower.data.table_paths import TEXT_SUFFIXES, TablePath, exists, table_files, table_source
+    from twotower.data.table_path import TEXT_SUFFIXES, TablePath
+    from twotower.data.table_paths import exists, table_files, table_source
     from twotower.data.text_format import TextFormat
     from twotower.features.schema import Schema
 

@@ -15,7 +15,8 @@ import polars as pl
 
 from twotower.data.parts import PART, PartFiles
 from twotower.data.split import PART_NAMES
-from twotower.data.table_paths import CsvOptions, TablePath, part_paths, table_files, table_server
+from twotower.data.table_path import CsvOptions, TablePath, table_server
+from twotower.data.table_paths import part_paths, table_files
 from twotower.data.text_encoding import check_utf8
 from twotower.data.text_format import SEPARATOR_OF, SEPARATORS, SPACE, TextFormat
 from twotower.data.user_lines import read_first_values, scan_user_lines, with_places
@@ -228,7 +229,7 @@ def _read_one(path: TablePath, reading: Reading, wanted: Collection[str] | None 
     """Read a file. Columns of a CSV outside `reading.numbers` are text, unless that is None."""
     with table_errors(path):
         if not path.is_text:
-            table = path.scan_parquet()
+            table = path.scan()
             if wanted is not None and set(wanted) <= set(table.collect_schema().names()):
                 table = table.select(wanted)
             return table.collect()
@@ -362,7 +363,7 @@ def columns_and_rows(path: TablePath, reading: Reading) -> tuple[list[str], int]
     if path.is_text:
         table = scan_text(path, replace(reading, numbers=frozenset()), first=0)
     else:
-        table = path.scan_parquet()
+        table = path.scan()
     rows = int(table.select(pl.len()).collect(engine="streaming").item())
     return table.collect_schema().names(), rows
 

@@ -3,176 +3,32 @@
 from __future__ import annotations
 
 import glob
-import gzip
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath, PurePosixPath
-from typing import BinaryIO, TypedDict, Unpack
 from urllib.parse import unquote
 
 import polars as pl
 
+from twotower.data.lakes import lake_table
+from twotower.data.lakes.delta import DeltaLakeTable
 from twotower.data.parts import PartFiles
 from twotower.data.split import PART_NAMES
+from twotower.data.table_path import TABLE_SUFFIXES, FolderColumn, TablePath, ending, table_server
 from twotower.errors import DataError
 from twotower.files import check_name
-from twotower.files.object_stores import ObjectClient, ObjectError, ObjectInfo
+from twotower.files.object_stores import ObjectClient, ObjectInfo
 from twotower.files.urls import Url, is_url
 
-TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
-TABLE_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".pq")
 _SKIPPED = (".", "_")
 """Beginnings of names in a folder that are no files of its table: Spark puts _SUCCESS and .crc there."""
 _PARTITION = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _INTEGER, _DATE = re.compile(r"0|-?[1-9]\d{0,17}"), re.compile(r"\d{4}-\d\d-\d\d")
-
-
-class CsvOptions(TypedDict, total=False):
-    """Options of polars for a CSV or TSV."""
-
-    separator: str
-    has_header: bool
-    new_columns: list[str] | None
-    infer_schema: bool
-    infer_schema_length: None
-    try_parse_dates: bool
-    decimal_comma: bool
-    schema_overrides: dict[str, type[pl.String]]
-    quote_char: None
-    n_rows: int
-    truncate_ragged_lines: bool
-
-
-class _ServerOptions(TypedDict, total=False):
-    """Options of polars for a file at a URL."""
-
-    storage_options: dict[str, str | int]
-    credential_provider: None
-
-
-@dataclass(frozen=True)
-class FolderColumn:
-    """A column whose value is that of the folder `name=value` around a file. `type` is common to all files of a table: whole
-    numbers, dates (2026-11-01) or text."""
-
-    name: str
-    text: str | None
-    type: type[pl.Int64] | type[pl.Date] | type[pl.String]
-
-    def literal(self, as_text: bool) -> pl.Expr:
-        """Return the value as an expression, of its type or as text."""
-        if as_text or self.type is pl.String or self.text is None:
-            return pl.lit(self.text, pl.String if as_text else self.type).alias(self.name)
-        value = int(self.text) if self.type is pl.Int64 else date.fromisoformat(self.text)
-        return pl.lit(value, self.type).alias(self.name)
-
-
-@dataclass(frozen=True)
-class TablePath:
-    """A file of a table."""
-
-    place: Path | Url
-    folder_columns: tuple[FolderColumn, ...] = ()
-
-    def __str__(self) -> str:
-        return str(self.place)
-
-    @property
-    def path(self) -> PurePath:
-        """The path, of a URL that of its bucket and key, for its names."""
-        return self.place.path if isinstance(self.place, Url) else self.place
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def ending(self) -> str:
-        """The ending of the name in lower case; of gzipped text files, that before ".gz"."""
-        return ending(self.path)
-
-    @property
-    def is_text(self) -> bool:
-        """True for a text file, gzipped or not, by the ending."""
-        return self.ending in TEXT_SUFFIXES
-
-    @property
-    def identity(self) -> str:
-        """A text that is the same for two names of one file."""
-        return str(self.place.resolve() if isinstance(self.place, Path) else self.place)
-
-    def state(self) -> list[str | int]:
-        """Return the size in bytes and the time of change or the tag, to detect changes. Raises OSError, RunError."""
-        if isinstance(self.place, Path):
-            found = self.place.stat()
-            return [found.st_size, found.st_mtime_ns]
-        with table_server():
-            info = ObjectClient(self.place).head(self.place.key)
-        if info is None:
-            raise DataError(f"{self}: no such file")
-        return [info.size, info.tag]
-
-    def open(self) -> BinaryIO | gzip.GzipFile:
-        """Open the file, of a gzipped one the content. Raises OSError, RunError."""
-        is_gzipped = self.name.lower().endswith(".gz")
-        if isinstance(self.place, Path):
-            return gzip.open(self.place, "rb") if is_gzipped else self.place.open("rb")
-        with table_server():
-            file = ObjectClient(self.place).open(self.place.key)
-        return gzip.open(file, "rb") if is_gzipped else file
-
-    def scan_parquet(self) -> pl.LazyFrame:
-        """Scan a Parquet file, with the columns of its folders that it lacks."""
-        table = pl.scan_parquet(self._where, glob=False, hive_partitioning=False, **self._options)
-        return self.with_folder_columns(table) if self.folder_columns else table
-
-    def scan_csv(self, **options: Unpack[CsvOptions]) -> pl.LazyFrame:
-        """Scan a text file, without the columns of its folders."""
-        return pl.scan_csv(self._where, glob=False, **options, **self._options)
-
-    def read_csv(self, **options: Unpack[CsvOptions]) -> pl.DataFrame:
-        """Read a text file, without the columns of its folders."""
-        if isinstance(self.place, Path):
-            return pl.read_csv(self.place, glob=False, **options)
-        return self.scan_csv(**options).collect()
-
-    def with_folder_columns(self, table: pl.LazyFrame, as_text: frozenset[str] | None = frozenset()) -> pl.LazyFrame:
-        """Add the columns of the folders that a table lacks; those of `as_text`, of all if that is None, are text."""
-        if not self.folder_columns:
-            return table
-        own = table.collect_schema().names()
-        return table.with_columns(
-            c.literal(as_text is None or c.name in as_text) for c in self.folder_columns if c.name not in own
-        )
-
-    @property
-    def _where(self) -> Path | str:
-        return self.place if isinstance(self.place, Path) else str(self.place)
-
-    @property
-    def _options(self) -> _ServerOptions:
-        """Options of polars that read the file with the limits and the credentials of this package."""
-        if isinstance(self.place, Path):
-            return {}
-        return {"storage_options": ObjectClient(self.place).limits.for_polars(), "credential_provider": None}
-
-
-@contextmanager
-def table_server() -> Iterator[None]:
-    """Raise DataError for what an object store or server does not have or allow. A server that does not answer stays an
-    ObjectError, after which a later call may go on."""
-    try:
-        yield
-    except ObjectError as e:
-        if e.cause == "unreachable":
-            raise
-        raise DataError(str(e)) from None
 
 
 def table_source(source: Path | str) -> Path | Url:
@@ -191,9 +47,11 @@ def exists(place: Path | Url) -> bool:
 def table_files(source: Path | str | Url, endings: tuple[str, ...] = TABLE_SUFFIXES) -> list[TablePath]:
     """Return the files of a table (a file, a folder of files or a pattern) in the order of their names.
 
-    In a folder, and around files, folders named `name=value` are columns. Raises DataError if there is no file, or one with
+    In a folder, and around files, folders named `name=value` are columns. A table of a lake is one file. Raises DataError if there is no file, or one with
     another ending."""
     place = source if isinstance(source, Url) else table_source(source)
+    if table := lake_table(place):
+        return [table]
     if isinstance(place, Path):
         found = _on_disk(place)
     else:
@@ -207,7 +65,25 @@ def table_files(source: Path | str | Url, endings: tuple[str, ...] = TABLE_SUFFI
             raise DataError(
                 f"{path}: found a '{path.path.suffix.lower()}' file, expected {shown}; convert or rename it"
             )
+    _refuse_files_of_a_lake(found)
     return _with_columns_of_folders(sorted(found, key=lambda p: p.path))
+
+
+def _refuse_files_of_a_lake(paths: list[TablePath]) -> None:
+    """Raise DataError for files of a Delta table, among which are such that are removed from it."""
+    for folder in dict.fromkeys(_folder_above(p.place) for p in paths):
+        if DeltaLakeTable.finds(folder):
+            raise DataError(
+                f"{paths[0]}: lies in a table of {DeltaLakeTable.what}, whose log tells which files are in it; name the folder {folder}"
+            )
+
+
+def _folder_above(place: Path | Url) -> Path | Url:
+    """Return the folder of a file that is above those named `name=value`."""
+    folder = place.absolute().parent if isinstance(place, Path) else place.parent
+    while _PARTITION.fullmatch(folder.name):
+        folder = folder.parent
+    return folder
 
 
 def _on_disk(source: Path) -> list[TablePath]:
@@ -342,12 +218,6 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if pattern[0] == "**":
         return any(_matches(parts[n:], pattern[1:]) for n in range(len(parts) + 1))
     return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
-
-
-def ending(path: PurePath) -> str:
-    """Return the ending of a file's name in lower case; of gzipped text files, that before ".gz"."""
-    inner = Path(path.name.lower().removesuffix(".gz")).suffix
-    return inner if inner in TEXT_SUFFIXES else path.suffix.lower()
 
 
 def part_paths(files: PartFiles, endings: tuple[str, ...] = TABLE_SUFFIXES) -> dict[str, list[TablePath]]:

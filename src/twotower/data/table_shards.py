@@ -10,7 +10,8 @@ from pathlib import Path, PurePath
 import polars as pl
 
 from twotower.data.readers import Reading, scan_text, table_errors
-from twotower.data.table_paths import TablePath, table_files, takes_in
+from twotower.data.table_path import TablePath
+from twotower.data.table_paths import table_files, takes_in
 from twotower.errors import DataError, RunError
 from twotower.files.urls import Url
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twotower.data.table_paths import TablePath
+from twotower.data.table_path import TablePath
 from twotower.errors import DataError
 
 

@@ -6,7 +6,7 @@ import re
 
 import polars as pl
 
-from twotower.data.table_paths import TablePath
+from twotower.data.table_path import TablePath
 
 _NO_SEPARATOR = "\x1f"
 """A character that no line is expected to hold, so that polars reads whole lines."""

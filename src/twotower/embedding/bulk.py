@@ -18,7 +18,8 @@ import polars as pl
 from twotower import files
 from twotower.arrays.npy_writer import write_npy_header
 from twotower.data.readers import Reading, column_names, parse_canonical_text, table_errors
-from twotower.data.table_paths import TablePath, table_files, table_source
+from twotower.data.table_path import TablePath
+from twotower.data.table_paths import table_files, table_source
 from twotower.data.table_shards import (
     TableFile,
     TableShard,
@@ -222,7 +223,7 @@ class _ShardMaker:
             if path.is_text:
                 self.vectors.check(column_names(path, self._reading))
                 return None
-            table = path.scan_parquet()
+            table = path.scan()
             self.vectors.check(table.collect_schema().names())
             return int(table.select(pl.len()).collect().item())
 
@@ -267,7 +268,7 @@ class _ShardMaker:
             table = (
                 text_as_parquet(path, columns, self._reading, scratch / "table")
                 if text
-                else path.scan_parquet().select(columns)
+                else path.scan().select(columns)
             )
             n = int(table.select(pl.len()).collect().item()) if shard.rows is None else shard.rows
         for frame in read_slices(table, path, shard.start, n, self.batch_rows):

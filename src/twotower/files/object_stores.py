@@ -60,6 +60,13 @@ class RemoteLimits:
             "retry_timeout_ms": int(self.retry_seconds * 1000),
         }  # fmt: skip
 
+    def for_delta(self) -> dict[str, str]:
+        """Return the limits as `storage_options` of deltalake."""
+        return {
+            "connect_timeout": _seconds(self.connect_seconds), "timeout": _seconds(self.request_seconds),
+            "max_retries": str(self.retries), "retry_timeout": _seconds(self.retry_seconds), "allow_http": "true",
+        }  # fmt: skip
+
     def client(self) -> ClientConfig:
         """Return the limits as options of a client of obstore."""
         return {

@@ -86,6 +86,11 @@ class Url:
         """The last part."""
         return self.path.name
 
+    @property
+    def parent(self) -> Url:
+        """The address without the last part."""
+        return Url(self.scheme, self.bucket, self.parts[:-1])
+
     def __truediv__(self, key: str) -> Url:
         """Return the address of a key below this one."""
         return Url(self.scheme, self.bucket, (*self.parts, *key.split("/")))

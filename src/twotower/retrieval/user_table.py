@@ -10,7 +10,8 @@ from pathlib import Path
 import polars as pl
 
 from twotower.data.readers import Reading, column_names, parse_canonical_text, scan_text, table_errors
-from twotower.data.table_paths import TablePath, table_files
+from twotower.data.table_path import TablePath
+from twotower.data.table_paths import table_files
 from twotower.data.table_shards import (
     TableFile,
     TableShard,
@@ -108,7 +109,7 @@ class UserTable:
         """Return the number of rows of a file, and the first id of a CSV that is not spelled as those of a type are."""
         with table_errors(path):
             if not path.is_text:
-                return int(path.scan_parquet().select(pl.len()).collect(engine="streaming").item()), None
+                return int(path.scan().select(pl.len()).collect(engine="streaming").item()), None
             table = scan_text(path, replace(self._reading, numbers=frozenset()))
             ids = pl.col(self.columns[0])
             is_odd = (ids.cast(id_type, strict=False).cast(pl.String) != ids).fill_null(ids.is_not_null())
@@ -117,7 +118,7 @@ class UserTable:
 
     def _scan(self, file: TableFile, scratch: Path) -> pl.LazyFrame:
         if not file.path.is_text:
-            return file.path.scan_parquet().select(self.columns)
+            return file.path.scan().select(self.columns)
         copy = scratch / f"{self.files.index(file)}.parquet"
         with table_errors(file.path):
             return (
@@ -137,4 +138,4 @@ def _schema(path: TablePath, reading: Reading) -> pl.Schema:
     with table_errors(path):
         if path.is_text:
             return pl.Schema(dict.fromkeys(column_names(path, reading), pl.String()))
-        return path.scan_parquet().collect_schema()
+        return path.scan().collect_schema()

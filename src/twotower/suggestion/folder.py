@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from twotower.data.lakes import lake_table
 from twotower.data.split import PART_NAMES
-from twotower.data.table_paths import TABLE_SUFFIXES, ending
+from twotower.data.table_path import TABLE_SUFFIXES, ending
 from twotower.errors import DataError
 from twotower.files.urls import Url
 from twotower.suggestion import names
@@ -36,7 +37,7 @@ class FolderTables:
 def folder_tables(path: Path | Url) -> FolderTables:
     """Return the tables of a path: those of a folder by the names of its files. A folder of one table, or of one in pieces, is
     the interactions. Raises DataError if two files have one role, or none is of interactions."""
-    if isinstance(path, Url):
+    if isinstance(path, Url) or lake_table(path):
         return FolderTables(path)
     if not path.is_dir():
         return FolderTables(path, unread=_beside(path))

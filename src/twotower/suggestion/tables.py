@@ -15,7 +15,8 @@ from twotower.data.datasets import DATASETS
 from twotower.data.datasets.named_dataset import NamedDataset
 from twotower.data.parts import PART, PartFiles
 from twotower.data.readers import Reading, TableLike, as_frame, read_file
-from twotower.data.table_paths import ending, table_files, table_source
+from twotower.data.table_path import ending
+from twotower.data.table_paths import table_files, table_source
 from twotower.data.text_format import SEPARATOR_OF, TextFormat
 from twotower.errors import ConfigError, DataError, did_you_mean
 from twotower.features.schema import Schema

@@ -8,7 +8,7 @@ from itertools import islice
 
 import polars as pl
 
-from twotower.data.table_paths import TablePath
+from twotower.data.table_path import TablePath
 from twotower.data.text_encoding import not_utf8
 from twotower.data.text_format import SEPARATOR_OF, SPACE, TextFormat
 from twotower.data.times import plausible_range

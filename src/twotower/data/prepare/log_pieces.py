@@ -26,7 +26,8 @@ from twotower.data.parts import PART, PartFiles, check_part_column, given_parts
 from twotower.data.prepare.text_log import TextLog
 from twotower.data.readers import Reading, columns_and_rows, table_errors
 from twotower.data.split import PART_NAMES, SplitConfig
-from twotower.data.table_paths import TablePath, part_paths, table_files
+from twotower.data.table_path import TablePath
+from twotower.data.table_paths import part_paths, table_files
 from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, names_within, read_slices
 from twotower.data.tables import averaged_columns, need, with_ids
 from twotower.data.times import TIME, Times
@@ -122,7 +123,7 @@ class Log:
         """Return some columns of a piece. Raises DataError if its file is another one than at first."""
         path, rows = piece.file.path, piece.rows or 0
         with table_errors(path):
-            table = self.text.scan(piece.file) if self.text else path.scan_parquet()
+            table = self.text.scan(piece.file) if self.text else path.scan()
             table = table.select(columns)
         (frame,) = read_slices(table, path, piece.start, rows, rows)
         self.check_unchanged("interactions", path)

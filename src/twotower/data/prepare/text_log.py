@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from twotower.data.readers import CANONICAL_BOOLEAN, CANONICAL_INTEGER, Reading, table_errors
-from twotower.data.table_paths import TablePath
+from twotower.data.table_path import TablePath
 from twotower.data.table_shards import TableFile, text_as_parquet
 from twotower.files.resumable import make_once
 

@@ -1,0 +1,117 @@
+"""Tables of Delta Lake, written by deltalake, are read as of one version."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import polars as pl
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from twotower.cli.app import run_command
+from twotower.config.toml import load_config
+from twotower.data.prepare import write_prepared
+from twotower.data.readers import as_frame, read_file
+from twotower.data.source import read
+from twotower.data.table_paths import table_files
+from twotower.data.tables import Tables
+from twotower.errors import DataError
+from twotower.files.object_stores import ObjectError
+
+DAYS = [f"2026-11-{1 + n // 30:02d}" for n in range(90)]
+CLICKS = pl.DataFrame(
+    {
+        "user_id": [f"u{n % 6}" for n in range(90)],
+        "item_id": [f"i{n % 11}" for n in range(90)],
+        "at": range(90),
+        "dt": DAYS,
+    }
+)
+GONE = pl.DataFrame({"user_id": ["u0"], "item_id": ["gone"], "at": [0], "dt": ["2026-11-09"]})
+
+
+def write(at: str) -> None:
+    """A table of three versions, with files that the last one has not: of a day that was deleted."""
+    options = {"allow_http": "true"}
+    write_deltalake(at, GONE, partition_by=["dt"], storage_options=options)
+    write_deltalake(at, CLICKS, mode="append", storage_options=options)
+    DeltaTable(at, storage_options=options).delete("dt = '2026-11-09'")
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def table(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    at = str(tmp_path / "clicks")
+    if request.param == "bucket":
+        at = f"{request.getfixturevalue('bucket')}/lake/clicks"
+    write(at)
+    return at
+
+
+def test_the_rows_of_the_current_version_are_read_and_no_others(table: str) -> None:
+    found = read_file(table)
+    assert found.sort("at").equals(CLICKS)
+    assert as_frame(table, "interactions").height == 90
+    assert read_file(table, wanted=["item_id"]).columns == ["item_id"]
+
+
+def test_a_version_that_is_read_stays_while_the_table_changes(table: str) -> None:
+    (path,) = table_files(table)
+    state = path.state()
+    write_deltalake(table, GONE, mode="append", storage_options={"allow_http": "true"})
+    assert path.scan().collect().height == 90
+    assert path.state() == state
+    (again,) = table_files(table)
+    assert again.state() != state
+    assert again.scan().collect().height == 91
+
+
+def test_files_of_the_table_are_not_read_past_its_log(table: str) -> None:
+    for pattern in ("*/*.parquet", "**/*.parquet", "dt=2026-11-0*/*.parquet"):
+        with pytest.raises(DataError, match="whose log tells which files are in it; name the folder"):
+            read_file(f"{table}/{pattern}")
+
+
+CONFIG = """
+data.interactions = {table!r}
+schema = {{ time = "at", time_unit = "order", features = [ {{ side = "user", kind = "categorical", name = "user_id" }}, {{ side = "item", kind = "categorical", name = "item_id" }} ] }}
+loss.kind = "softmax"
+split.kind = "last"
+"""
+
+
+def test_training_and_preparation_read_a_table(table: str, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(CONFIG.format(table=table), encoding="utf-8")
+    schema, config = load_config(tmp_path / "c.toml", [])
+    tables, schema = read(config, schema)
+    assert isinstance(tables, Tables)
+    assert "gone" not in tables.items["item_id"].to_list()
+    prepared = write_prepared(config.data, schema, config.split, tmp_path / "prepared")
+    assert (prepared.facts.rows, len(prepared.items)) == (tables.interactions.height, 11)
+
+
+def test_suggest_takes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(str(tmp_path / "clicks"))
+    assert run_command(["suggest", str(tmp_path / "clicks"), "-o", str(tmp_path / "c.toml")]) == 0, (
+        capsys.readouterr().err
+    )
+    assert 'interactions = "clicks"' in (tmp_path / "c.toml").read_text(encoding="utf-8")
+
+
+def test_a_damaged_or_silent_table_is_one_line(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(str(tmp_path / "t"))
+    for log in (tmp_path / "t" / "_delta_log").glob("*.json"):
+        log.write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match="cannot be read as a table of Delta Lake") as caught:
+        read_file(tmp_path / "t")
+    assert "\n" not in str(caught.value)
+    write(f"{bucket}/t")
+    (path,) = table_files(f"{bucket}/t")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(ObjectError, match="does not answer"):
+        path.scan()
+
+
+@pytest.fixture(autouse=True)
+def _few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "TOKIO_WORKER_THREADS", "1")
