@@ -17,6 +17,7 @@ import polars as pl
 import preloaded
 import pytest
 import ranked
+import torch
 from worlds import checkerboard
 
 from twotower import api
@@ -83,6 +84,74 @@ def test_ranks_are_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)  # as where somebody else has set WORLD_SIZE
     with pytest.raises(ConfigError, match=r"WORLD_SIZE=4: the ranks do not connect .*unset RANK"):
         DistributedContext.from_environment().process_group().__enter__()
+
+
+BEGUN = f"""
+import sys
+sys.path.insert(0, {str(HERE)!r})
+import torch
+from torch import distributed
+from twotower import api
+from twotower.distributed import DistributedContext
+from twotower.errors import ConfigError
+from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
+
+rank, n, place, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+distributed.init_process_group("gloo", init_method=place, rank=rank, world_size=n)
+try:
+    DistributedContext(0, 5, 0).process_group().__enter__()
+except ConfigError as e:
+    print(e)
+for number in range(2):  # the group is as usable after a training as before
+    config = settings(model={{"bias": False, "unknown_rate": 0.0}}, train={{"epochs": 1, "device": "cpu"}})
+    run = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config)
+    total = torch.ones(1)
+    distributed.all_reduce(total)
+    assert total.item() == n
+distributed.destroy_process_group()
+torch.save(run.model.state_dict(), f"{{out}}-{{n}}-{{rank}}.pt")
+"""
+
+
+def test_a_process_group_that_has_begun_is_joined_and_left(tmp_path: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    for n in (1, 2):
+        place = f"file://{tmp_path / f'group{n}'}"
+        ranks = [
+            preloaded.start(
+                "-c",
+                BEGUN,
+                str(rank),
+                str(n),
+                place,
+                str(tmp_path / "w"),
+                env=env,
+                stdout=preloaded.PIPE,
+                stderr=preloaded.STDOUT,
+            )
+            for rank in range(n)
+        ]
+        for rank, process in enumerate(ranks):
+            said, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, said
+            assert f"has this process as rank {rank} of {n}" in said
+    found = [torch.load(tmp_path / f"w-{name}.pt") for name in ("1-0", "2-0", "2-1")]
+    for name, weight in found[0].items():
+        assert torch.equal(found[1][name], found[2][name]), name
+        torch.testing.assert_close(found[1][name], weight, rtol=2e-4, atol=2e-5, msg=name)
+
+
+def test_a_group_that_cannot_send_from_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        monkeypatch.setattr(distributed, "get_backend", lambda: "nccl")
+        with pytest.raises(ConfigError, match=r"nccl alone, and train.device is 'cpu'; begin it with backend = 'gloo'"):
+            DistributedContext.from_environment().process_group("cpu").__enter__()
+        with DistributedContext.from_environment().process_group("cuda", always=True):
+            assert distributed.is_initialized()
+    finally:
+        distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 100])

@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,14 +42,29 @@ class DistributedContext:
 
     @classmethod
     def from_environment(cls) -> DistributedContext:
-        """Read RANK, WORLD_SIZE and LOCAL_RANK, which torchrun sets; without them one process. Raises ConfigError if they
-        are not whole numbers with RANK < WORLD_SIZE."""
+        """Read RANK, WORLD_SIZE and LOCAL_RANK, which torchrun sets; without them one process. A process group that has
+        begun says the first two itself. Raises ConfigError if they are not whole numbers with RANK < WORLD_SIZE."""
+        if _has_begun():
+            return cls._of_group()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         values = [os.environ.get(name, default) for name, default in zip(names, ("0", "1", "0"), strict=True)]
         if not all(v.isdecimal() for v in values) or int(values[0]) >= int(values[1]):
             given = ", ".join(f"{n}={v}" for n, v in zip(names, values, strict=True))
             raise ConfigError(f"{given}: torchrun sets these variables; unset them to run one process")
         return cls(*map(int, values))
+
+    @classmethod
+    def _of_group(cls) -> DistributedContext:
+        """Return this rank of the group that has begun. Without LOCAL_RANK the ranks of a machine take its GPUs in turn."""
+        import torch
+        from torch import distributed
+
+        rank, local = distributed.get_rank(), os.environ.get("LOCAL_RANK", "")
+        return cls(
+            rank,
+            distributed.get_world_size(),
+            int(local) if local.isdecimal() else rank % max(torch.cuda.device_count(), 1),
+        )
 
     @property
     def is_main(self) -> bool:
@@ -69,10 +85,14 @@ class DistributedContext:
     def process_group(self, device: str = "cpu", timeout: float = 600.0, always: bool = False) -> Iterator[None]:
         """Connect the ranks for the length of the block: by nccl where `device` is cuda, else by gloo.
 
-        One process gets a group (of one) only with `always`. Raises ConfigError if the ranks do not connect, TrainingError if
-        another rank has died, or lets this one wait longer than `timeout` seconds.
+        A group that has begun, of Ray Train or of the caller, is joined and left as it is; its own backend and timeout hold.
+        One process gets a group (of one) only with `always`. Raises ConfigError if the ranks do not connect or their group does not
+        fit, TrainingError if another rank has died, or lets this one wait longer than `timeout` seconds.
         """
-        if self.world_size == 1 and not always:
+        joined = _has_begun()
+        if joined:
+            self._check_group(device)
+        if self.world_size == 1 and (joined or not always):
             yield
             return
         from torch import distributed
@@ -88,7 +108,8 @@ class DistributedContext:
                 distributed.destroy_process_group()
             return
         try:
-            distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))
+            if not joined:
+                distributed.init_process_group(backend, timeout=timedelta(seconds=timeout))
         except (ValueError, RuntimeError) as e:  # torch's network errors are RuntimeErrors
             raise ConfigError(
                 f"WORLD_SIZE={self.world_size}: the ranks do not connect ({str(e).splitlines()[0]}); start them with "
@@ -112,9 +133,26 @@ class DistributedContext:
                 "cause; if none has one, its host or the network failed. Start the same command on all hosts with `resume=True`"
             ) from e
         gc.collect()  # an object that still holds the group keeps its threads beyond the interpreter's end, which aborts
-        distributed.destroy_process_group()
+        if not joined:
+            distributed.destroy_process_group()
         if interrupted is not None:
             raise interrupted
+
+    def _check_group(self, device: str) -> None:
+        """Raise ConfigError if the group that has begun has other ranks, or cannot send what `device` holds."""
+        from torch import distributed
+
+        given, found = (self.rank, self.world_size), (distributed.get_rank(), distributed.get_world_size())
+        if given != found:
+            raise ConfigError(
+                f"rank {given[0]} of {given[1]}: the process group that has begun has this process as rank {found[0]} of {found[1]}; "
+                "give its numbers, or end it with torch.distributed.destroy_process_group()"
+            )
+        if distributed.get_backend() == "nccl" and not device.startswith("cuda"):
+            raise ConfigError(
+                f"the process group that has begun sends by nccl alone, and train.device is '{device}'; begin it with backend = 'gloo', or "
+                "set train.device = 'cuda'"
+            )
 
     def seed_torch(self, seed: int, device: torch.device) -> None:
         """Seed torch's draws on `device`, which are other ones on each rank."""
@@ -166,6 +204,11 @@ class DistributedContext:
         box = [value]
         distributed.broadcast_object_list(box, src=0, device=_group_device())
         return box[0]
+
+
+def _has_begun() -> bool:
+    """Return True if this process is in a process group. One that has not loaded torch is in none."""
+    return "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized()
 
 
 def _group_device() -> torch.device:
