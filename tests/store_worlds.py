@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from worlds import CHECKERBOARD_SCHEMA
 
 from twotower import files
 from twotower.data.split import SplitConfig
+from twotower.errors import BundleError, Interrupted
 from twotower.store.bundle import Bundle
 from twotower.store.manifest import BundleFacts
 from twotower.store.store import Store
@@ -47,6 +49,24 @@ def content(tag: str, count: int = 3, **facts: Any) -> Callable[[Path], BundleFa
         return BundleFacts.model_validate(FACTS | facts)
 
     return write
+
+
+def check_failed_writes(store: Store, old: Bundle) -> None:
+    """Check that no error or interrupt of a writer publishes its bundle."""
+
+    def fail(error: BaseException) -> Callable[[Path], BundleFacts]:
+        def write(folder: Path) -> BundleFacts:
+            content("two")(folder)
+            raise error
+
+        return write
+
+    for error in (KeyboardInterrupt(), Interrupted("SIGTERM")):
+        with pytest.raises(type(error)):
+            store.publish(fail(error))
+    with pytest.raises(BundleError, match=f"not published, CURRENT stays {old.id}: no such column") as caught:
+        store.publish(fail(ValueError("no such column")))
+    assert caught.value.reason == "write"
 
 
 def tag_of(bundle: Bundle) -> str:

@@ -83,6 +83,10 @@ def test_every_example_is_drawn(name: str, capsys: pytest.CaptureFixture[str], t
     drawn = ET.parse(tmp_path / "t.svg").getroot()
     titles = [t.text for t in drawn.iter("{http://www.w3.org/2000/svg}text") if t.attrib["class"] == "side"]
     assert len(titles) == 2 * len(config.model.pairs)
+    if len(titles) > 2:  # as model.pairs.0 and train.start name them
+        assert titles == [
+            f"{side} tower of pair {n}" for n in range(len(config.model.pairs)) for side in ("user", "item")
+        ]
 
 
 def test_an_unknown_field_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,10 +30,10 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from store_worlds import FACTS, content, ids, tag_of
+from store_worlds import FACTS, check_failed_writes, content, ids, tag_of
 
 import twotower.store.bundle
-from twotower.errors import BundleError, ConfigError, Interrupted, RunError
+from twotower.errors import BundleError, ConfigError, RunError
 from twotower.files.layout import MANIFEST
 from twotower.store.bundle import Bundle
 from twotower.store.manifest import BundleFacts, manifest_digest
@@ -349,19 +349,7 @@ def test_fault_A1_kill_at_every_point_of_rollback_and_gc(quick: Path) -> None:
 def test_fault_A1_an_error_or_interrupt_while_writing_leaves_nothing(store: Store) -> None:
     old = store.publish(content("one"))
 
-    def fail(error: BaseException) -> Callable[[Path], BundleFacts]:
-        def write(folder: Path) -> BundleFacts:
-            content("two")(folder)
-            raise error
-
-        return write
-
-    for error in (KeyboardInterrupt(), Interrupted("SIGTERM")):
-        with pytest.raises(type(error)):
-            store.publish(fail(error))
-    with pytest.raises(BundleError, match=f"not published, CURRENT stays {old.id}: no such column") as caught:
-        store.publish(fail(ValueError("no such column")))
-    assert caught.value.reason == "write"
+    check_failed_writes(store, old)
     with pytest.raises(BundleError, match="stays .*: dims is 'x', expected int"):
         store.publish(content("two", dims="x"))
     rest = {name: value for name, value in FACTS.items() if name != "metric"}

@@ -55,7 +55,7 @@ def draw_model(schema: Schema, model: ModelConfig) -> str:
     feature has."""
     towers = [
         (number, side, tower_columns(schema, model, pair, side))
-        for number, pair in enumerate(model.pairs, 1)
+        for number, pair in enumerate(model.pairs)
         for side in SIDES
     ]
     ends = max(_right(columns[:-1]) for _, _, columns in towers)
