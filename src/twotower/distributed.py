@@ -127,9 +127,10 @@ class DistributedContext:
             lost = isinstance(e, distributed.DistNetworkError | distributed.DistStoreError) or _OF_GLOO in str(e)
             if not lost:
                 raise
+            silence = "too long" if joined else f"for {timeout:g} seconds"
             raise TrainingError(
-                f"rank {self.rank} of {self.world_size}, on {platform.node()}: another rank has ended, or was silent for "
-                f"{timeout:g} seconds ({first_line(e).rpartition('] ')[2]}); the output of the rank that failed first has the "
+                f"rank {self.rank} of {self.world_size}, on {platform.node()}: another rank has ended, or was silent {silence} "
+                f"({first_line(e).rpartition('] ')[2]}); the output of the rank that failed first has the "
                 "cause; if none has one, its host or the network failed. Start the same command on all hosts with `resume=True`"
             ) from e
         gc.collect()  # an object that still holds the group keeps its threads beyond the interpreter's end, which aborts
@@ -208,7 +209,11 @@ class DistributedContext:
 
 def _has_begun() -> bool:
     """Return True if this process is in a process group. One that has not loaded torch is in none."""
-    return "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized()
+    if "torch" not in sys.modules:
+        return False
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def _group_device() -> torch.device:

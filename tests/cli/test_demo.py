@@ -75,3 +75,17 @@ def test_the_demo_answers_two_questions_and_publishes_the_first(
     asked = [[i.id for i in store.recommend(Request(events=[(seen, True)]), 3).items] for seen in ("3", "20")]
     assert asked[0] != asked[1]
     assert store.recommend(Request("1"), 1).items[0].title.startswith("Film ")
+
+
+def test_a_folder_in_the_way_is_an_error_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run-like").mkdir()
+    (tmp_path / "run-like" / "notes.txt").write_text("mine", encoding="utf-8")
+    data = str(archive(tmp_path))
+    assert run_command(["demo", "--data", data, "--run", str(tmp_path / "run")]) == 2
+    assert "run-like" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["demo", "--data", data, "--run", "."]) == 2
+    assert str(tmp_path) in capsys.readouterr().err

@@ -147,16 +147,22 @@ def demo(
     """Run the main job on MovieLens twice, for what comes next and for who likes what: train, evaluate, recommend, publish, and with --serve, serve."""
     from twotower import api
     from twotower.reports.progress import Progress
+    from twotower.runs.folder import locked
 
     if serve_it:  # a port in use is an error now, not after minutes of training
         from twotower.serve.supervisor import listen
 
         listen("127.0.0.1", port).close()
 
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    places = {question.title: folder.with_name(folder.name + question.folder) for question in (NEXT, LIKE)}
+    for place in places.values():  # one that is in the way is an error now, too
+        with locked(place):
+            pass
     dataset, raw = _read(archive)
     runs = []
     for question in (NEXT, LIKE):
-        place = folder.with_name(folder.name + question.folder)
+        place = places[question.title]
         print()
         print_line(f"{question.title} {question.asks}")
         with Progress() as progress:
@@ -248,7 +254,7 @@ def _print_table(question: Question, run: Run) -> None:
 
 
 def _recommendation_lines(run: Run, k: int) -> Iterator[str]:
-    """Yield lines for three users of different activity: films liked last, and the `k` best unseen films."""
+    """Yield lines for three users of different activity: films watched last, and the `k` best unseen films."""
     import numpy as np
 
     from twotower import api
@@ -259,7 +265,7 @@ def _recommendation_lines(run: Run, k: int) -> Iterator[str]:
         row = int(order[int(share * (len(order) - 1))])
         user = run.dataset.users.ids[row]
         yield ""
-        yield f"user {user}, {activity[row]} ratings in training; liked last:"
+        yield f"user {user}, {activity[row]} ratings in training; watched last:"
         yield "    " + ";  ".join(api.recent_titles(run, user))
         yield f"  the {k} best films for them:"
         for place, r in enumerate(api.recommend(run, user, k).items, 1):

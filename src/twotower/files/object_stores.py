@@ -130,6 +130,11 @@ class ObjectClient:
             found = [_info(o) for o in self.store.list(prefix=prefix or None).collect()]
         return sorted(found, key=lambda o: o.key)
 
+    def holds(self, prefix: str) -> bool:
+        """Return True if there is an object below a prefix of whole parts."""
+        with remote_errors(self.url.of_key(prefix)):
+            return any(page for page in self.store.list(prefix=prefix, chunk_size=1))
+
     def read(self, key: str, max_bytes: int) -> Content:
         """Return an object of at most `max_bytes`, without content if it is missing. Raises ObjectError also for a larger one."""
         url = self.url.of_key(key)

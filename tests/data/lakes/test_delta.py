@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from twotower.data.source import read
 from twotower.data.table_paths import table_files
 from twotower.data.tables import Tables
 from twotower.errors import DataError
-from twotower.files.object_stores import ObjectError
+from twotower.files.object_stores import ObjectClient, ObjectError
+from twotower.files.urls import Url
 
 DAYS = [f"2026-11-{1 + n // 30:02d}" for n in range(90)]
 CLICKS = pl.DataFrame(
@@ -64,6 +66,43 @@ def test_a_version_that_is_read_stays_while_the_table_changes(table: str) -> Non
     (again,) = table_files(table)
     assert again.state() != state
     assert again.scan().collect().height == 91
+
+
+def test_a_version_whose_files_are_told_in_another_order_is_not_read(
+    table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a checkpoint by another writer may tell them: parts that are read before and after would not be parts of one table."""
+    (path,) = table_files(table)
+    told = DeltaTable.file_uris
+    monkeypatch.setattr(DeltaTable, "file_uris", lambda self: told(self)[::-1])
+    with pytest.raises(DataError, match=r"version 2 lists other files, or in another order, .*; start again"):
+        path.scan()
+    (again,) = table_files(table)
+    assert again.state() != path.state()
+
+
+@pytest.mark.parametrize("name", ["my clicks", "a%20b", "a#b", "clické"])
+def test_a_path_that_the_log_would_encode_is_refused(tmp_path: Path, name: str) -> None:
+    at = tmp_path / name / "_delta_log"
+    at.mkdir(parents=True)
+    with pytest.raises(DataError, match="in a path of other characters than ASCII letters"):
+        read_file(tmp_path / name)
+
+
+def test_a_file_of_a_bucket_needs_no_right_to_list(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = Url.parse(f"{bucket}/one/items.parquet")
+    data = io.BytesIO()
+    CLICKS.write_parquet(data)
+    ObjectClient(url).write(url.key, data.getvalue())
+    listed: list[str] = []
+
+    def refuse(self: ObjectClient, prefix: str) -> bool:
+        listed.append(prefix)
+        raise ObjectError(f"{prefix}: access is refused", "refused")
+
+    monkeypatch.setattr(ObjectClient, "holds", refuse)
+    assert read_file(str(url)).height == 90
+    assert listed == ["one/_delta_log"]
 
 
 def test_files_of_the_table_are_not_read_past_its_log(table: str) -> None:

@@ -61,12 +61,15 @@ class IcebergTable(LakeTable):
 
 
 def _location(file: Path | Url) -> str:
-    return file.absolute().as_uri() if isinstance(file, Path) else str(file)
+    return f"file://{file.absolute()}" if isinstance(file, Path) else str(file)
 
 
 def _names(folder: Path | Url) -> list[str]:
     if isinstance(folder, Path):
-        return [p.name for p in folder.iterdir()]
+        try:
+            return [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        except OSError as e:
+            raise DataError(f"{folder}: cannot be read ({e.strerror})") from None
     with table_server():
         return [o.key.rpartition("/")[2] for o in ObjectClient(folder).list(folder.key)]
 

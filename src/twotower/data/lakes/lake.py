@@ -69,11 +69,13 @@ def lake_errors(place: Path | Url, what: str) -> Iterator[None]:
 
 
 def has(place: Path | Url, name: str) -> bool:
-    """Return True if a folder, or a prefix, holds something of a name. Raises DataError, ObjectError."""
+    """Return True if a folder, or a prefix that may be listed, holds something of a name. Raises DataError, ObjectError."""
     if isinstance(place, Path):
         return (place / name).exists()
     with table_server():
         try:
-            return bool(ObjectClient(place).list((place / name).key))
+            return ObjectClient(place).holds((place / name).key)
         except ObjectError as e:  # of the place that the user has named
+            if e.cause == "refused":  # who may read a file need not have the right to list its folder
+                return False
             raise ObjectError(str(e).replace(f"{place / name}", f"{place}"), e.cause) from None
