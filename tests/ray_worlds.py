@@ -5,8 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
-from twotower.engines.ray import RayEngine
+from twotower.engines.ray import RayEngine, _set_environment
+
+
+def imported_ray() -> Any:
+    """Return Ray's module, imported as the engine imports it: a Ray that begins later in this process listens on loopback too."""
+    _set_environment("")
+    return import_module("ray")
 
 
 @contextmanager

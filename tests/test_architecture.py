@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -18,7 +20,8 @@ from statistics import median
 import pytest
 
 import twotower
-from twotower.kinds import Kind, Kinds
+from twotower.errors import MissingPackage, TwoTowerError
+from twotower.kinds import Kind, Kinds, UntrustedKind
 
 SOURCE = Path(twotower.__file__).parent
 ROOT = SOURCE.parent.parent
@@ -274,6 +277,25 @@ def kinds() -> tuple[dict[str, set[str]], dict[str, set[str]]]:
             import_module(module_of(path))
     collect(Kind)
     return classes, words
+
+
+def test_every_error_of_the_package_comes_from_another_process_as_it_is() -> None:
+    """By a pickle, as engines with processes send them."""
+    kinds()  # imports every module
+    found, left = [], [TwoTowerError]
+    while left:
+        error = left.pop()
+        left += error.__subclasses__()
+        if error.__module__.startswith("twotower."):
+            found.append(error)
+    assert {TwoTowerError, MissingPackage, UntrustedKind} < set(found)
+    for error in found:
+        taken = [p for p in inspect.signature(error.__init__).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        raised = error(*[f"a.b:C{n}" for n in range(max(1, len(taken) - 1))])  # without self
+        back = pickle.loads(pickle.dumps(raised))
+        assert type(back) is error
+        assert str(back) == str(raised) != ""
+        assert vars(back) == vars(raised), error
 
 
 def test_every_registry_has_a_suite_over_its_kinds_and_one_from_outside() -> None:

@@ -79,6 +79,9 @@ class UntrustedKind(ConfigError):
         """Message for a name in a file that no trust makes a program import."""
         super().__init__(f"{given}`trust=True`")
 
+    def __reduce__(self) -> tuple[type[UntrustedKind], tuple[str]]:
+        return type(self), (self.name,)
+
 
 K = TypeVar("K", bound=Kind)
 

@@ -470,15 +470,16 @@ def test_ray_goes_on_with_the_buckets_of_a_killed_call(
     data = shards(tmp_path / "in", SCHEMA, *tables())
     options = replace(SMALL, piece_rows=400, bucket_rows=41, threads=2)
     prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "whole", options)
-    monkeypatch.setattr(files, "hooks", StopAt(30))
-    with suppress(Stop):
+    first, second = BucketsSeen(tmp_path / ".out.partial", stop_at=4), BucketsSeen(tmp_path / ".out.partial")
+    monkeypatch.setattr(files, "hooks", first)
+    with pytest.raises(Stop):
         prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", options)
-    monkeypatch.setattr(files, "hooks", files.NoHooks())
-    made = {p.name: p.stat().st_mtime_ns for p in (tmp_path / ".out.partial").rglob("0*.parquet")}
-    assert made
+    monkeypatch.setattr(files, "hooks", second)
     prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", replace(options, engine="ray"))
     assert any("going on with what an earlier call has left" in m for m in messages)
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+    assert len(first.seen) == 4
+    assert first.seen.items() < second.seen.items()  # none is made again, and the others are made
 
 
 @pytest.mark.system
@@ -530,6 +531,21 @@ def test_indices_of_64_bits_change_no_number(tmp_path: Path) -> None:
 
 def _measured(run: Run) -> dict[str, float]:
     return {name: value for name, value in run.metrics.items() if name.startswith(("test.", "validation."))}
+
+
+class BucketsSeen:
+    """The buckets of a preparation that are seen at its points: inode and time of change, other ones for a bucket that is made again.
+    Once it has seen `stop_at` buckets, it stops the preparation."""
+
+    def __init__(self, partial: Path, stop_at: int = 0) -> None:
+        self._folder, self._stop_at = partial / "work" / "buckets" / "interactions", stop_at
+        self.seen: dict[str, tuple[int, int]] = {}
+
+    def point(self, name: str) -> None:
+        found = {path: path.stat() for path in self._folder.glob("[0-9]*.parquet")}
+        self.seen |= {path.name: (stat.st_ino, stat.st_mtime_ns) for path, stat in found.items()}
+        if len(self.seen) == self._stop_at:
+            raise Stop
 
 
 class Stop(BaseException):

@@ -16,7 +16,7 @@ import preloaded
 import psutil
 import pytest
 from messages import collected_messages
-from ray_worlds import running_ray
+from ray_worlds import imported_ray, running_ray
 
 from twotower.engines import open_engine
 from twotower.engines.ray import RayEngine
@@ -47,6 +47,104 @@ def test_a_missing_ray_is_one_line_with_the_command(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError, match=r"engine 'ray' is not installed; .*pip install -e '\.\[ray\]'") as e:
         open_engine("ray", 2)
     assert "\n" not in str(e.value)
+
+
+# ---- a Ray that is lost
+
+
+class LostRay:
+    """Stands for the Ray of this process: its call `at` fails with `error`, and so does each cancel."""
+
+    def __init__(self, at: str, error: Exception) -> None:
+        self._at, self._error, self._silent = at, error, at == "available_resources"
+        self.cancels = 0
+
+    def put_in_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ray = imported_ray()
+        for name in ("is_initialized", "remote", "put", "wait", "get", "available_resources", "cancel"):
+            call = self._fail if name == self._at else getattr(self, name)
+            monkeypatch.setattr(ray, name, call)
+
+    def _fail(self, *_: object, **__: object) -> Any:
+        raise self._error
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def put(self, job: object) -> object:
+        return job
+
+    def remote(self, first: object, *shards: int) -> Any:
+        """Return the function of Ray; called on that, a reference to the result for a shard."""
+        return shards[0] if shards else self
+
+    def options(self, **_: object) -> LostRay:
+        return self
+
+    def wait(self, waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
+        return ([], waiting) if self._silent else (waiting[:1], waiting[1:])
+
+    def get(self, shard: int) -> int:
+        return shard
+
+    def available_resources(self) -> dict[str, float]:
+        return {}
+
+    def cancel(self, shard: int, force: bool) -> None:
+        self.cancels += 1
+        raise ConnectionError("Client is shutting down.")
+
+
+def run_lost(at: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> LostRay:
+    """Run a job of three shards on a Ray that is lost."""
+    lost = LostRay(at, error)
+    lost.put_in_place(monkeypatch)
+    RayEngine("", 2).run(*doubles(3), print)
+    return lost
+
+
+@pytest.mark.parametrize("at", ["put", "wait", "get", "available_resources"])
+def test_a_ray_that_is_lost_within_a_job_is_unavailable(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither an OSError, which would be one of the folder of the results, nor that of a cancel."""
+    told = r"^engine 'ray': the Ray of this process answers no more \(no way\); see that its hosts run .*, then call again to go on$"
+    with pytest.raises(Unavailable, match=told):
+        run_lost(at, ConnectionError("no way"), monkeypatch)
+
+
+@pytest.mark.parametrize("at", ["put", "wait", "available_resources"])
+def test_errors_of_ray_and_of_its_client_are_told_as_its_loss(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import grpc
+
+    for error in (imported_ray().exceptions.RaySystemError("no way"), grpc.RpcError("no way")):
+        with pytest.raises(Unavailable, match=r"answers no more \(.*no way\)"):
+            run_lost(at, error, monkeypatch)
+
+
+def test_a_failing_call_of_the_user_cancels_the_shards_and_stays_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(made: int) -> None:
+        raise BrokenPipeError("of the caller")
+
+    lost = LostRay("", ConnectionError())
+    lost.put_in_place(monkeypatch)
+    with pytest.raises(BrokenPipeError, match="of the caller"):
+        RayEngine("", 2).run(*doubles(3), failing)
+    assert lost.cancels
+
+
+def test_only_a_lost_process_is_called_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    exceptions = imported_ray().exceptions
+    lost: list[Exception] = [exceptions.WorkerCrashedError(), exceptions.LocalRayletDiedError()]
+    lost += [exceptions.OutOfMemoryError("full"), exceptions.NodeDiedError("gone")]
+    for error in lost:
+        with pytest.raises(RunError, match=r"its process was lost 4 times \(.+\); give its hosts more memory"):
+            run_lost("get", error, monkeypatch)
+    others: list[tuple[Exception, str]] = [
+        (exceptions.RuntimeEnvSetupError("no room"), r" \(Failed to set up runtime environment.*\); call again to go on"),
+        (exceptions.UnserializableException("Traceback:\n  line 7\nmine.Odd: no number"), r", after an error \(mine.Odd: no number\)"),
+    ]  # fmt: skip
+    for error, told in others:
+        with pytest.raises(RunError, match=f"^engine 'ray': a shard is given up{told}$"):
+            run_lost("get", error, monkeypatch)
 
 
 # ---- jobs
@@ -135,7 +233,7 @@ def test_fault_C18_a_job_that_gets_no_thread_ends_after_its_timeout(engine: RayE
     greedy = RayEngine("", 3, timeout=1.0)
     with (
         collected_messages(),
-        pytest.raises(Unavailable, match=r"no shard is finished within \d+ seconds, with 2 of 2 free CPUs"),
+        pytest.raises(Unavailable, match=r"no shard is finished within \d+ seconds, with \d+ of 2 free CPUs"),
     ):
         collect(greedy, *doubles(2))
     assert sorted(collect(engine, *doubles(3))) == [0, 2, 4]

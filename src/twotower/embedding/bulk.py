@@ -98,9 +98,10 @@ def embed(
         "side": side, "model": model, "schema": schema, "precision": precision, "shard_rows": shard_rows,
         "table": [f.state() for f in sources], "form": form.given,
     }  # fmt: skip
+    folder = _folder_of_all(run) if chosen.is_remote else None
     with EmbeddingWork.begin(out, plan, overwrite) as work:
         progress = _Progress(side, len(shards))
-        job = _sent_job(run, maker, work) if chosen.is_remote else partial(partial, maker.make, work)
+        job = _sent_job(run, folder, maker, work) if folder else partial(partial, maker.make, work)
         chosen.run(job, shards, progress.add, foreign_modules(run.config, run.dataset.schema))
         records = progress.in_order()
         n: int = sum(record["rows"] for record in records)
@@ -167,16 +168,19 @@ def _digests(run: Run) -> tuple[str, str]:
     return digest.hexdigest(), schema
 
 
-def _sent_job(run: Run, maker: _ShardMaker, work: EmbeddingWork) -> _EmbeddingJob:
-    """Return the job for other processes. Raises ConfigError for a run without a folder."""
+def _folder_of_all(run: Run) -> Path:
+    """Return the folder from which other processes load a run. Raises ConfigError for a run without one."""
     if run.folder is None:
         raise ConfigError(
             "the run has no folder from which other processes load it; save it, or choose `engine='local'`"
         )
+    return run.folder.absolute()
+
+
+def _sent_job(run: Run, folder: Path, maker: _ShardMaker, work: EmbeddingWork) -> _EmbeddingJob:
+    """Return the job for other processes, which load the run from a folder."""
     vectors = maker.vectors
-    return _EmbeddingJob(
-        run.folder.absolute(), _digests(run), vectors.side, vectors.precision, maker.form, maker.batch_rows, work
-    )
+    return _EmbeddingJob(folder, _digests(run), vectors.side, vectors.precision, maker.form, maker.batch_rows, work)
 
 
 @dataclass(frozen=True)

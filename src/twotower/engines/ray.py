@@ -12,8 +12,8 @@ import sys
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -61,6 +61,7 @@ class RayEngine(JobEngine):
             )
         self._address, self._timeout = address or os.environ.get("RAY_ADDRESS", ""), timeout
         self._joins = bool(self._address or has_begun)
+        self._where = self._address or ("the Ray of this process" if has_begun else "this machine")
         self._threads = threads or (1 if self._joins else default_threads())
         self.processes = 1 if self._joins else self._threads
         if not self._joins and self._threads < 2:
@@ -80,37 +81,50 @@ class RayEngine(JobEngine):
         one fails, the job ends. Raises TwoTowerError as a task does, RunError, Unavailable."""
         if not shards:
             return
+        with self.started(), closing(self._made(job, shards, modules)) as all_made:
+            for made in all_made:
+                done(made)
+
+    def _made(self, job: Job[Shard, Made], shards: Sequence[Shard], modules: Sequence[str]) -> Generator[Made]:
+        """Yield what each shard gives, in the order in which they are made; an end before the last cancels the others."""
+        import ray
+
         threads = self._threads if self._joins else 1
         variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS")}
-        with self.started():
-            import ray
-
+        waiting: list[ObjectRef[Made]] = []
+        try:
             task = ray.remote(_make).options(  # type: ignore[var-annotated]
                 num_cpus=threads, max_retries=RETRIES, runtime_env={"env_vars": variables}
             )
             sent = _Sent(uuid.uuid4().hex, ray.put(job), tuple(modules))
             left = iter(shards)
-            waiting: list[ObjectRef[Made]] = []
             last = time.monotonic()
-            try:
-                while True:
-                    for shard in islice(left, WAITING - len(waiting)):
-                        waiting.append(task.remote(sent, shard))
-                    if not waiting:
-                        return
-                    ready, waiting = ray.wait(waiting, timeout=min(60.0, self._timeout))
-                    if ready:
-                        last = time.monotonic()
-                    elif (silent := time.monotonic() - last) >= self._timeout:
-                        raise Unavailable(
-                            f"engine 'ray': no shard is finished within {silent:,.0f} seconds, with {_cpus()}; see that the cluster has "
-                            "free ones, or choose smaller shards (`shard_rows`), then call again to go on"
-                        )
-                    else:
-                        log.info(f"engine 'ray': no shard is finished for {silent:,.0f} seconds, with {_cpus()}")
-                    for ref in ready:
-                        done(_result(ref))
-            finally:
+            while True:
+                for shard in islice(left, WAITING - len(waiting)):
+                    waiting.append(task.remote(sent, shard))
+                if not waiting:
+                    return
+                ready, waiting = ray.wait(waiting, timeout=min(60.0, self._timeout))
+                if ready:
+                    last = time.monotonic()
+                elif (silent := time.monotonic() - last) >= self._timeout:
+                    raise Unavailable(
+                        f"engine 'ray': no shard is finished within {silent:,.0f} seconds, with {_cpus()}; see that the cluster has "
+                        "free ones, or choose smaller shards (`shard_rows`), then call again to go on"
+                    )
+                else:
+                    log.info(f"engine 'ray': no shard is finished for {silent:,.0f} seconds, with {_cpus()}")
+                for ref in ready:
+                    yield _result(ref)
+        except ray.exceptions.RayTaskError:
+            raise
+        except _losses() as e:
+            raise Unavailable(
+                f"engine 'ray': {self._where} answers no more ({first_line(e)}); see that its hosts run and reach each other, then call "
+                "again to go on"
+            ) from e
+        finally:
+            with suppress(Exception):  # a Ray that is lost cancels nothing, and the first error is the one to tell
                 for ref in waiting:
                     ray.cancel(ref, force=True)
 
@@ -136,7 +150,7 @@ class RayEngine(JobEngine):
                 )  # fmt: skip
         except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as e:
             raise Unavailable(
-                f"engine 'ray': {self._address or 'this machine'} does not answer ({first_line(e)}); start it, name another address, or set "
+                f"engine 'ray': {self._where} does not answer ({first_line(e)}); start it, name another address, or set "
                 "RAY_AUTH_MODE=token where its hosts have a token"
             ) from e
         try:
@@ -154,6 +168,18 @@ def _set_environment(address: str) -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
+def _losses() -> tuple[type[Exception], ...]:
+    """Return the errors of a Ray that is lost; those of gRPC come from Ray's client, which needs it."""
+    import ray
+
+    found = (ConnectionError, ray.exceptions.RayError)
+    if find_spec("grpc") is None:
+        return found
+    import grpc
+
+    return (*found, grpc.RpcError)
+
+
 def _cpus() -> str:
     """Return the free and all CPUs of Ray, as "3 of 8 free CPUs"."""
     import ray
@@ -163,7 +189,8 @@ def _cpus() -> str:
 
 
 def _result(ref: ObjectRef[Made]) -> Made:
-    """Return what a task gives. Raises the error of this package that it raised, RunError if its processes were lost."""
+    """Return what a task gives. Raises the error of this package that it raised, RunError if its processes were lost or Ray has no
+    result of it."""
     import ray
 
     try:
@@ -172,11 +199,18 @@ def _result(ref: ObjectRef[Made]) -> Made:
         if isinstance(e.cause, TwoTowerError):
             raise e.cause from None
         raise
-    except ray.exceptions.RayError as e:
+    except (
+        ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError,
+        ray.exceptions.LocalRayletDiedError,
+    ) as e:  # fmt: skip
         raise RunError(
             f"engine 'ray': a shard is given up, after its process was lost {RETRIES + 1} times ({first_line(e)}); give its hosts more "
             "memory or choose smaller shards (`shard_rows`), then call again to go on"
         ) from e
+    except ray.exceptions.UnserializableException as e:  # of a task; its text ends with the line of its error
+        raise RunError(f"engine 'ray': a shard is given up, after an error ({str(e).splitlines()[-1]})") from e
+    except ray.exceptions.RayError as e:
+        raise RunError(f"engine 'ray': a shard is given up ({first_line(e)}); call again to go on") from e
 
 
 _loaded = dict[str, Callable[[Any], Any]]()

@@ -35,6 +35,9 @@ class ObjectError(RunError):
         super().__init__(message)
         self.cause = cause
 
+    def __reduce__(self) -> tuple[type[ObjectError], tuple[str, Cause]]:
+        return type(self), (str(self), self.cause)
+
 
 @dataclass(frozen=True)
 class RemoteLimits:

@@ -230,7 +230,7 @@ class ShardedWork:
             if name not in before or name not in now:
                 return f"its {noun} are of another table ({name} is {'new' if name in now else 'missing'})"
             if before[name] != now[name]:
-                labels = ("size", "time of change", "rows")
+                labels = ("size or version", "time of change", "rows")
                 what = next(w for w, a, b in zip(labels, before[name], now[name], strict=True) if a != b)
                 return f"its {noun} are of another table ({name} has another {'number of rows' if what == 'rows' else what})"
         return ""

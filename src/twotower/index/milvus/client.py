@@ -67,6 +67,9 @@ class CollectionError(RunError):
         super().__init__(message)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[CollectionError], tuple[str, str]]:
+        return type(self), (str(self), self.reason)
+
 
 class MilvusConnection:
     """Connection to a Milvus server, or to a folder of milvus-lite in this process. Thread-safe."""
