@@ -426,8 +426,8 @@ def test_a_text_table_and_its_errors_are_the_same_by_ray(
     for engine in ("local", "ray"):
         job(store, tmp_path / "users", tmp_path / engine, engine=engine)
     same(tmp_path / "ray", tmp_path / "local")
-    for engine in ("local", "ray"):
-        with pytest.raises(DataError, match="user 'nobody' is not among the 60 users of this bundle"):
+    for engine, user in (("local", "nobody"), ("ray", "(nobody|noone)")):  # of the shard that ends first
+        with pytest.raises(DataError, match=f"user '{user}' is not among the 60 users of this bundle"):
             job(store, tmp_path / "users", tmp_path / f"{engine}-error", engine=engine, unknown="error")
 
 
