@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from twotower.machine import let_threads_sleep
+from twotower.machine import limit_spinning
 
 
 def main() -> None:
     """Run the command line; an interrupt ends it with one line, also while its modules are loaded."""
-    let_threads_sleep()
+    limit_spinning()
     try:
         from twotower.cli import app
     except KeyboardInterrupt:

@@ -49,13 +49,17 @@ def boot_id() -> str:
     return found.strip() or str(uuid.uuid4())
 
 
-def let_threads_sleep() -> None:
-    """Let threads of OpenMP sleep while they wait, unless OMP_WAIT_POLICY or GOMP_SPINCOUNT says how they wait.
+SPINS = 10_000
+"""Rounds that a thread of OpenMP waits in before it sleeps: as many as cost nothing on an idle machine (docs/log.md)."""
 
-    By default they spin, and beside other work on the same cores a step takes tens of times as long. Call before torch is loaded,
-    which reads it once."""
-    if "GOMP_SPINCOUNT" not in os.environ:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+def limit_spinning() -> None:
+    """Let threads of OpenMP (GNU) sleep after `SPINS` rounds of waiting, unless OMP_WAIT_POLICY or GOMP_SPINCOUNT says how they wait.
+
+    By default they spin for longer, and beside other work on the same cores a step takes tens of times as long. Call before torch is
+    loaded, which reads it once."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
 def available_cores() -> int:
