@@ -18,7 +18,7 @@ import preloaded
 import pytest
 import ranked
 import torch
-from worlds import checkerboard
+from worlds import CHECKERBOARD_TOML, checkerboard
 
 from twotower import api
 from twotower.cli.app import run_command
@@ -171,18 +171,6 @@ model.width = 8
 train = { epochs = 3, batch_size = 100, lr = 0.02, device = "cpu", checkpoint_steps = 4, data_shards = 2, timeout = 60 }
 evaluation = { k = [5], bootstrap = 0 }
 loss.kind = "softmax"
-[schema]
-label = "liked"
-time = "at"
-time_unit = "order"
-[[schema.features]]
-name = "user_id"
-side = "user"
-kind = "categorical"
-[[schema.features]]
-name = "item_id"
-side = "item"
-kind = "categorical"
 """
 
 
@@ -191,7 +179,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tables")
     for name, table in zip(("users", "items", "interactions"), checkerboard(), strict=True):
         table.write_csv(folder / f"{name}.csv")
-    (folder / "config.toml").write_text(CONFIG, encoding="utf-8")
+    (folder / "config.toml").write_text(CONFIG + CHECKERBOARD_TOML, encoding="utf-8")
     return folder / "config.toml"
 
 
@@ -302,7 +290,7 @@ def test_fault_B7_uneven_shards_and_batches_end_together(undisturbed: Path, conf
     rows = tables[2].filter((pl.col("user_id") < 2) | (pl.col("item_id") < 3))  # two users have most of the rows
     for name, table in zip(("users", "items", "interactions"), (*tables[:2], rows), strict=True):
         table.write_csv(folder / f"{name}.csv")
-    (folder / "config.toml").write_text(CONFIG, encoding="utf-8")
+    (folder / "config.toml").write_text(CONFIG + CHECKERBOARD_TOML, encoding="utf-8")
     runs = [folder / "two", folder / "one"]
     arguments = ("-m", "twotower", "train", folder / "config.toml", "--set", "train.batch_size=7", "-r")
     torchrun(2, *arguments, runs[0])

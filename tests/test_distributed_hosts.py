@@ -14,7 +14,7 @@ import pytest
 from hosts import HOME, Command, Host, network
 from object_server import ObjectServer, environment
 from safetensors.numpy import load_file
-from worlds import checkerboard
+from worlds import CHECKERBOARD_TOML, checkerboard
 
 pytestmark = pytest.mark.hosts
 HERE = Path(__file__).resolve().parent
@@ -24,18 +24,6 @@ model = { width = 8, unknown_rate = 0, bias = false }
 train = { epochs = 3, batch_size = 100, lr = 0.02, device = "cpu", checkpoint_steps = 4, data_shards = 6, timeout = 120 }
 evaluation = { k = [5], bootstrap = 0 }
 loss.kind = "softmax"
-[schema]
-label = "liked"
-time = "at"
-time_unit = "order"
-[[schema.features]]
-name = "user_id"
-side = "user"
-kind = "categorical"
-[[schema.features]]
-name = "item_id"
-side = "item"
-kind = "categorical"
 """
 """Nothing is drawn that differs between ranks, and the shards divide among two and three. A softmax gives biases of users no
 gradient but rounding, which Adam makes steps of."""
@@ -52,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     for name, table in zip(("users", "items", "interactions"), checkerboard(), strict=True):
         table.write_parquet(folder / f"{name}.parquet")
-    (folder / "config.toml").write_text(CONFIG, encoding="utf-8")
+    (folder / "config.toml").write_text(CONFIG + CHECKERBOARD_TOML, encoding="utf-8")
     command("prepare", folder / "config.toml", "--out", folder / "prepared")
     return folder
 

@@ -28,6 +28,23 @@ CHECKERBOARD_SCHEMA = Schema(label="liked", time="at", time_unit="order", featur
 REPLAYED_SCHEMA = Schema(time="at", time_unit="order", duplicates="keep", features=ID_FEATURES)
 
 
+CHECKERBOARD_TOML = """
+[schema]
+label = "liked"
+time = "at"
+time_unit = "order"
+[[schema.features]]
+name = "user_id"
+side = "user"
+kind = "categorical"
+[[schema.features]]
+name = "item_id"
+side = "item"
+kind = "categorical"
+"""
+"""Schema of a config of the checkerboard by the ids alone."""
+
+
 def checkerboard(n_users: int = 40, n_items: int = 30) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Even users like even items, odd users odd ones; every pair is shown once, in an order that mixes both."""
     rng = np.random.default_rng(0)

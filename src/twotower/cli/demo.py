@@ -155,14 +155,13 @@ def demo(
         listen("127.0.0.1", port).close()
 
     folder = folder if folder.name not in ("", "..") else folder.resolve()
-    places = {question.title: folder.with_name(folder.name + question.folder) for question in (NEXT, LIKE)}
-    for place in places.values():  # one that is in the way is an error now, too
+    places = [(question, folder.with_name(folder.name + question.folder)) for question in (NEXT, LIKE)]
+    for _, place in places:  # one that is in the way is an error now, too
         with locked(place):
             pass
     dataset, raw = _read(archive)
     runs = []
-    for question in (NEXT, LIKE):
-        place = places[question.title]
+    for question, place in places:
         print()
         print_line(f"{question.title} {question.asks}")
         with Progress() as progress:
