@@ -15,7 +15,7 @@ import ranked
 import torch
 from safetensors.torch import load_file
 from test_distributed import CONFIG, HERE, torchrun
-from worlds import checkerboard, settings
+from worlds import CHECKERBOARD_TOML, checkerboard, settings
 
 from twotower import api
 from twotower.config.experiment import Config
@@ -89,7 +89,7 @@ def test_one_process_trains_with_torchrec_what_it_trains_without() -> None:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tables")
-    body = CONFIG
+    body = CONFIG + CHECKERBOARD_TOML
     for name, table in zip(("users", "items", "interactions"), checkerboard(), strict=True):
         table.write_csv(folder / f"{name}.csv")
     # Nothing that ranks draw by themselves, and no softmax: it leaves the biases of users to rounding.
