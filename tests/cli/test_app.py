@@ -441,6 +441,34 @@ def test_fault_G15_notes_of_a_training_are_harmless(project: Path, capsys: pytes
     assert all(line.isprintable() for line in (told + capsys.readouterr().out).splitlines())
 
 
+def test_several_runs_are_compared_and_the_page_is_written_only_where_it_can_be(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [project / name for name in "abc"]
+    for number, run in enumerate(runs):
+        assert call("train", project / "config.toml", "--run", run, "--set", f"train.seed={number}") == 0
+    capsys.readouterr()
+    page = project / "page.html"
+    assert call("compare", *runs, "--report", page, "--resamples", 100) == 0
+    out = capsys.readouterr().out
+    assert f"B ({runs[1]}) compared with A ({runs[0]})" in out
+    assert f"C ({runs[2]}) compared with A ({runs[0]})" in out
+    assert out.endswith(f"report: {page}\n")
+    whole = page.read_text(encoding="utf-8")
+    for arguments, words in (
+        ([*runs, "--report", runs[1]], f"{runs[1]}: a folder; name a file"),
+        ([*runs, "--report", project / "no" / "page.html"], "does not exist; make it first"),
+        ([*runs, project / "none", "--report", page], "none: holds no run"),
+        ([runs[0]] * 11, "11 runs are given; compare at most 10 at a time"),
+    ):
+        assert call("compare", *arguments, "--resamples", 100) == 2
+        shown, error = capsys.readouterr()
+        assert words in error
+        assert not shown
+    assert page.read_text(encoding="utf-8") == whole
+    assert not (project / "no").exists()
+
+
 def test_the_template_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("config") == 0
     schema, config = parse_config(tomllib.loads(capsys.readouterr().out))

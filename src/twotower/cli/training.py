@@ -10,6 +10,7 @@ import typer
 
 from twotower.cli.flags import KindModules, Overrides, RunFolder, Trust
 from twotower.cli.threads import Threads, set_threads
+from twotower.errors import RunError
 from twotower.escaping import shell_command
 from twotower.files import layout
 from twotower.reports.terminal import print_line, silenced_messages
@@ -99,7 +100,11 @@ def doctor(run: RunFolder, trust: Trust = False) -> None:
 
 def compare(
     a: RunFolder,
-    b: Annotated[Path, typer.Argument(help="Run folder with the same test interactions.")],
+    others: Annotated[list[Path], typer.Argument(metavar="B…", help="Run folders with the same test interactions.")],
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="HTML page of the comparison, replaced if it is there. Left out: no page."),
+    ] = None,
     resamples: Annotated[
         int,
         typer.Option(
@@ -108,12 +113,21 @@ def compare(
     ] = 1000,
     trust: Trust = False,
 ) -> None:
-    """Compare run B with run A: a paired bootstrap over the test users for each metric."""
-    from twotower import api
-    from twotower.reports.compare import compare_runs, describe_comparisons
+    """Compare one or more runs with run A: a paired bootstrap over the test users for each metric."""
+    from twotower import api, files
+    from twotower.reports.comparison_page import write_comparison
+    from twotower.reports.several_runs import MAX_RUNS, compare_with_first, describe_runs
 
-    for line in describe_comparisons(compare_runs(api.load(a, trust), api.load(b, trust), resamples=resamples)):
+    if len(others) >= MAX_RUNS:
+        raise RunError(f"{len(others) + 1} runs are given; compare at most {MAX_RUNS} at a time")
+    if report is not None:
+        files.check_file(report)
+    compared = compare_with_first((api.load(folder, trust) for folder in (a, *others)), resamples)
+    for line in describe_runs(compared):
         print_line(line)
+    if report is not None:
+        write_comparison(report, compared)
+        print_line(f"report: {report}")
 
 
 def draw(

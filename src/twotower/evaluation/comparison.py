@@ -26,7 +26,7 @@ ByUser = dict[str, tuple[Shaped[Doubles, "U"], Shaped[Doubles, "U"]]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One metric of two runs A and B."""
+    """One metric of two runs, which `names` name: A and B."""
 
     metric: str
     a: float
@@ -37,13 +37,19 @@ class Comparison:
     p: float  # two-sided bootstrap p-value
     users: int  # test users on whom the metric is defined
     higher_is_better: bool = True
+    names: tuple[str, str] = ("A", "B")
+
+    @property
+    def better(self) -> str:
+        """Name of the better run; empty if the interval contains zero."""
+        if self.low <= 0 <= self.high:
+            return ""
+        return self.names[(self.low > 0) == self.higher_is_better]
 
     @property
     def verdict(self) -> str:
         """State which run is better; "no significant difference" if the interval contains zero."""
-        if self.low <= 0 <= self.high:
-            return "no significant difference"
-        return "B is better" if (self.low > 0) == self.higher_is_better else "A is better"
+        return f"{self.better} is better" if self.better else "no significant difference"
 
 
 @dataclass(frozen=True)

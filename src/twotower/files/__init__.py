@@ -213,6 +213,16 @@ def check_writable(folder: Path) -> None:
         raise RunError(f"{folder}: cannot be written ({e.strerror}); choose another `folder`") from e
 
 
+def check_file(path: Path) -> None:
+    """Raise RunError if no file can be written at `path`; an earlier one stays as it is."""
+    if path.is_dir():
+        raise RunError(f"{path}: a folder; name a file")
+    if not path.parent.is_dir():
+        raise RunError(f"{path}: the folder {path.parent} does not exist; make it first, or name another file")
+    if not os.access(path.parent, os.W_OK):
+        raise RunError(f"{path}: cannot be written (no write permission in {path.parent}); name another file")
+
+
 def sync(path: Path) -> None:
     """Flush a file, or the entries of a folder where the system can, to the disk."""
     if not _SYNCS_FOLDERS and path.is_dir():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,15 +35,15 @@ DECISION_RULE = (
 )
 
 
-def compare_runs(a: Run, b: Run, *, resamples: int = 1000) -> list[Comparison]:
+def compare_runs(a: Run, b: Run, *, resamples: int = 1000, names: tuple[str, str] = ("A", "B")) -> list[Comparison]:
     """Compare two runs by AUC, GAUC and the ranking metrics that both measure, at every cut-off in both evaluation.k.
 
-    Users and items are matched by id. Both runs rank the items that both know, without the items that a user has seen
+    `names` name them. Users and items are matched by id. Both runs rank the items that both know, without the items that a user has seen
     in the train or validation part of either. Raises RunError unless the test pairs, their labels and their weights are equal.
     """
     if resamples < 1:
         raise RunError(f"resamples = {resamples}: expected at least 1")
-    data, factors_a, factors_b = _align_runs(a, b)
+    data, factors_a, factors_b = _align_runs(a, b, names)
     log.info(f"test {data.queries.summary}")
     k = [n for n in a.config.evaluation.k if n in b.config.evaluation.k]
     metrics = MetricSet(m for m in a.config.evaluation.metrics if m in b.config.evaluation.metrics)
@@ -52,12 +53,19 @@ def compare_runs(a: Run, b: Run, *, resamples: int = 1000) -> list[Comparison]:
             f"nothing to compare: no user has test pairs of both classes, and evaluation.k has no cut-off in common "
             f"({list(a.config.evaluation.k)} and {list(b.config.evaluation.k)})"
         )
-    return comparisons
+    return [replace(c, names=names) for c in comparisons]
 
 
 def describe_comparisons(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """Yield printable lines: a table, a summary and the decision rule."""
-    yield f"{'metric':<14}{'A':>8}{'B':>9}{'B - A':>10}   {'95 % interval':<21}{'p':>6}  verdict"
+    yield from describe_table(comparisons)
+    yield DECISION_RULE
+
+
+def describe_table(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """Yield printable lines: a table and a summary."""
+    a, b = comparisons[0].names
+    yield f"{'metric':<14}{a:>8}{b:>9}{f'{b} - {a}':>10}   {'95 % interval':<21}{'p':>6}  verdict"
     for c in comparisons:
         interval = f"[{_number(c.low, '+')}, {_number(c.high, '+')}]"
         yield (
@@ -65,7 +73,6 @@ def describe_comparisons(comparisons: Sequence[Comparison]) -> Iterator[str]:
             f"({c.users:,} users)"
         )
     yield summarize(comparisons)
-    yield DECISION_RULE
 
 
 def _number(value: float, sign: str = "") -> str:
@@ -75,13 +82,13 @@ def _number(value: float, sign: str = "") -> str:
 
 def summarize(comparisons: Sequence[Comparison]) -> str:
     """Summarise all metrics in one sentence."""
-    n = len(comparisons)
-    better = {name: [c.metric for c in comparisons if c.verdict == f"{name} is better"] for name in ("A", "B")}
-    if not better["A"] and not better["B"]:
+    n, (a, b) = len(comparisons), comparisons[0].names
+    better = {name: [c.metric for c in comparisons if c.better == name] for name in (a, b)}
+    if not better[a] and not better[b]:
         return f"Overall: no significant difference in any of {n} metrics."
-    if better["A"] and better["B"]:
-        return f"Overall: mixed; A is better in {', '.join(better['A'])}; B is better in {', '.join(better['B'])}."
-    winner = "A" if better["A"] else "B"
+    if better[a] and better[b]:
+        return f"Overall: mixed; {a} is better in {', '.join(better[a])}; {b} is better in {', '.join(better[b])}."
+    winner = a if better[a] else b
     if len(better[winner]) == n:
         return f"Overall: {winner} is better in all {n} metrics."
     return f"Overall: {winner} is better in {', '.join(better[winner])}; no significant difference in the others."
@@ -90,9 +97,9 @@ def summarize(comparisons: Sequence[Comparison]) -> str:
 # ---- alignment of two runs ---------------------------------------------------------------------------------------
 
 
-def _align_runs(a: Run, b: Run) -> tuple[ComparisonData, Factors, Factors]:
+def _align_runs(a: Run, b: Run, letters: tuple[str, str]) -> tuple[ComparisonData, Factors, Factors]:
     """Return the test data of both runs with common row numbers, and the vectors of A and B in these rows."""
-    names = [str(run.folder) if run.folder else name for run, name in ((a, "A"), (b, "B"))]
+    names = [str(run.folder) if run.folder else name for run, name in zip((a, b), letters, strict=True)]
     for run, name in zip((a, b), names, strict=True):
         if run.dataset.schema.side("context"):
             raise RunError(

@@ -6,34 +6,18 @@ import html
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import plotly.graph_objects as go
-import plotly.io
-
 from twotower import files
 from twotower.evaluation.cold_items import ALONE, SLICE
 from twotower.evaluation.factors import Scorer
 from twotower.reports.breakdowns import calibration, recalls, spectra
 from twotower.reports.charts import curves, distributions, gates
 from twotower.reports.metric_tables import cell, columns, metric_rows
+from twotower.reports.page import page, section
+from twotower.reports.slices import column_slices, fixed_slices
 from twotower.reports.tower_drawing import draw_model
 
 if TYPE_CHECKING:
     from twotower.runs import Run
-
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "Noto Sans", "Noto Sans CJK SC", sans-serif; color: #1f2933;
-       background: #fff; max-width: 1080px; margin: 0 auto; padding: 24px 20px 60px; }
-h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 4px; } h3 { font-size: 16px; margin: 24px 0 4px; }
-p { margin: 4px 0 12px; max-width: 76ch; color: #52606d; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 12px 0; display: block; overflow-x: auto; }
-th, td { padding: 5px 14px; text-align: right; border-bottom: 1px solid #e4e7eb; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color: #52606d; font-weight: 600; }
-.best { font-weight: 700; } .row { display: grid; gap: 16px; }
-.many { grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); }
-.row > div { min-width: 0; overflow: hidden; } .wide { overflow-x: auto; }
-"""
-
 
 _RECALLS = (
     "Share of the test items that are among the best of their user, by group: items by training interactions, users by training "
@@ -47,25 +31,25 @@ def write_report(path: Path, run: Run, factors: Scorer) -> None:
     """Write the page of a run, with `factors` as its vectors. The page loads nothing from the network."""
     sections = [
         _summary(run),
-        _section(
+        section(
             "Learning curves",
             "One point per epoch. The dotted line marks the epoch with the best "
             f"<code>{html.escape(run.config.train.monitor)}</code>, whose weights are the model.",
             curves(run),
         ),
-        _section("Scores of test pairs", _scores_text(run), [distributions(run, factors)]),
+        section("Scores of test pairs", _scores_text(run), [distributions(run, factors)]),
     ]
     sections.insert(1, _towers(run))
     if figures := gates(run):
         sections.append(
-            _section(
+            section(
                 "SENet gates",
                 "Weight of each feature in its tower, from 0 to 1: mean over rows, and the 10 % and 90 % quantiles.",
                 figures,
             )
         )
     sections += [
-        _section(title, text, figures)
+        section(title, text, figures)
         for title, text, figures in (
             ("Recall by group", _RECALLS, recalls(run, factors)),
             ("Calibration", _CALIBRATION, calibration(run, factors)),
@@ -74,26 +58,8 @@ def write_report(path: Path, run: Run, factors: Scorer) -> None:
         if figures
     ]
     sections.append(_slices(run))
-    title = f"twotower: {html.escape(run.folder.name if run.folder else 'run')}"
-    body = "\n".join(sections)
-    script = f"<script>{plotly.offline.get_plotlyjs()}</script>"
-    files.write(
-        path,
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style>{script}</head>'
-        f"<body><h1>{title}</h1><p>{html.escape(run.dataset.describe())}</p>{body}</body></html>",
-    )
-
-
-def _section(title: str, text: str, figures: list[go.Figure]) -> str:
-    """Return a heading, a paragraph and the figures, side by side if there are several."""
-    plots = "".join(
-        f"<div>{plotly.io.to_html(f, full_html=False, include_plotlyjs=False, config={'displayModeBar': False})}</div>"
-        for f in figures
-    )
-    # Plotly measures a figure before its neighbours exist, so the grid must fix the column width.
-    grid = " many" if len(figures) > 1 else ""
-    return f'<h2>{title}</h2><p>{text}</p><div class="row{grid}">{plots}</div>'
+    title = f"twotower: {run.folder.name if run.folder else 'run'}"
+    files.write(path, page(title, run.dataset.describe(), sections))
 
 
 def _towers(run: Run) -> str:
@@ -142,24 +108,14 @@ def _summary(run: Run) -> str:
     )
 
 
-_SLICES = {
-    "new_user": "new users (fewer than {new_user_below} training interactions)",
-    "new_item": "new items (fewer than {new_item_below} training interactions)",
-    "cold_item": "cold items (no training interaction)",
-    "head": "head (the most popular {head_share:.0%} of the items)",
-    "tail": "tail (all other items)",
-}
-
-
 def _slices(run: Run) -> str:
     """Return the table of test metrics by slice."""
     k, m = run.config.evaluation.k[0], run.metrics
-    settings, names = run.config.evaluation.model_dump(), run.config.evaluation.metric_set.sliced(k)
+    names = run.config.evaluation.metric_set.sliced(k)
     rows: list[_SliceRow] = [("all", len(run.dataset.test), [m.get(f"test.{name}") for name in names])]
     rows += [
-        (text.format(**settings), int(m[f"test.rows.{of}"]), [m.get(f"test.{name}.{of}") for name in names])
-        for of, text in _SLICES.items()
-        if f"test.rows.{of}" in m
+        (of.text, of.size, [m.get(f"test.{name}.{of.name}") for name in names])
+        for of in fixed_slices(m, run.config.evaluation)
     ]
     if any(alone := [m.get(f"test.{name}.{ALONE}") for name in names]):
         rows.append(("cold items, ranked among themselves", int(m[f"test.rows.{SLICE}"]), alone))
@@ -170,11 +126,9 @@ def _slices(run: Run) -> str:
 
 def _column_slices(run: Run, column: str, names: list[str]) -> str:
     """Return the table of test metrics by the values of a column of the users."""
-    m, start = run.metrics, f"test.users.{column}="
-    values = [name.removeprefix(start) for name in m if name.startswith(start)]
+    m = run.metrics
     rows: list[_SliceRow] = [
-        (value, int(m[f"{start}{value}"]), [m.get(f"test.{name}.{column}={value}") for name in names])
-        for value in values
+        (of.text, of.size, [m.get(f"test.{name}.{of.name}") for name in names]) for of in column_slices(m, column)
     ]
     rows.append(("gap", None, [m.get(f"test.{name}.{column}.gap") for name in names]))
     left_out, fewest = m.get(f"test.users.{column}.left_out", 0), run.config.evaluation.slice_min_users

@@ -1,0 +1,260 @@
+"""Page of a comparison of several runs: metrics, differences to the first, learning curves, slices and options, offline."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from itertools import compress
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from twotower import files
+from twotower.config.differences import differing_options
+from twotower.evaluation.comparison import Comparison
+from twotower.evaluation.config import Metrics
+from twotower.evaluation.metrics.metric import Prominence
+from twotower.reports.charts import empty_figure
+from twotower.reports.compare import DECISION_RULE, summarize
+from twotower.reports.metric_tables import cell, columns
+from twotower.reports.page import page, section
+from twotower.reports.several_runs import ComparedRun
+from twotower.reports.slices import FIXED, Slice, column_slices, fixed_slices
+
+COLORS = (
+    "#2f6fb0", "#d9822b", "#2e8b57", "#b3261e", "#7b5ea7", "#8c6d46", "#c2569b", "#5f6b76", "#9a9a00", "#1797a6",
+)  # fmt: skip
+"""Colour of each run."""
+_DASH = "–"
+
+
+def write_comparison(path: Path, runs: Sequence[ComparedRun]) -> None:
+    """Write the page of compared runs, of which the first is the one that the others are compared with."""
+    shown = [run for run in runs if not run.refusal]
+    sections = [_runs(runs), _metrics(shown), _differences(shown), *_curves(shown), _slices(shown), _options(shown)]
+    files.write(path, page(f"twotower: comparison of {len(runs)} runs", runs[0].data, sections))
+
+
+def _runs(runs: Sequence[ComparedRun]) -> str:
+    """Return the table of the runs, and a line for each that cannot be compared."""
+    rows = [
+        [
+            _named(run),
+            html.escape(run.folder),
+            html.escape(run.config.loss.kind.rpartition(":")[2]),
+            *(_count(run.metrics.get(f"train.{name}")) for name in ("best_epoch", "epochs", "steps")),
+            f"{run.metrics['train.seconds']:,.0f}" if "train.seconds" in run.metrics else _DASH,
+        ]
+        for run in runs
+    ]
+    refusals = "".join(
+        f"<p><b>{html.escape(run.label)}</b> cannot be compared with {html.escape(runs[0].label)} and is left out below: "
+        f"{html.escape(run.refusal)}.</p>"
+        for run in runs
+        if run.refusal
+    )
+    head = ["run", "folder", "loss", "best epoch", "epochs", "steps", "training, s"]
+    return f"<h2>Runs</h2>{_table(head, rows)}{refusals}"
+
+
+def _metrics(runs: Sequence[ComparedRun]) -> str:
+    """Return the table of the test metrics of each run, with their intervals, beside popularity."""
+    first = runs[0]
+    names = list(dict.fromkeys(name for run in runs for name in columns(run.config.evaluation)))
+    rows = []
+    for name in names:
+        values = [run.metrics.get(f"test.{name}") for run in runs]
+        measured = next(run.config.evaluation.metric_set for run in runs if name in columns(run.config.evaluation))
+        choose = max if measured.find(name).higher_is_better else min
+        best = choose((v for v in values if v is not None), default=None)
+        cells = [_with_interval(run.metrics, name, best) for run in runs]
+        rows.append([name, *cells, cell(first.metrics.get(f"baseline.popularity.{name}"))])
+    text = (
+        "Metrics of each run on its own catalogue, with their 95 % bootstrap intervals over users. Bold: best value of the row. "
+        f"Popularity is the baseline of {html.escape(first.label)}."
+    )
+    return f"<h2>Test metrics</h2><p>{text}</p>{_table(['metric', *map(_named, runs), 'popularity'], rows)}"
+
+
+def _with_interval(metrics: Metrics, name: str, best: float | None) -> str:
+    value, low, high = (metrics.get(f"test.{name}{end}") for end in ("", ".low", ".high"))
+    interval = "" if low is None or high is None else f"<small>{cell(low)} to {cell(high)}</small>"
+    shown = cell(value)
+    return f"{f'<span class=best>{shown}</span>' if value is not None and value == best else shown}{interval}"
+
+
+def _differences(runs: Sequence[ComparedRun]) -> str:
+    """Return the paired differences to the first run: a sentence a run, a figure, and a table."""
+    first, others = runs[0], runs[1:]
+    sentences = "".join(
+        f"<p><b>{html.escape(run.label)}</b>. {html.escape(summarize(run.comparisons))}</p>" for run in others
+    )
+    text = (
+        f"Both runs of a pair rank the items that both know, for the same test users; a difference is that to {html.escape(first.label)}. "
+        f"{html.escape(DECISION_RULE)}"
+    )
+    names = list(dict.fromkeys(c.metric for run in others for c in run.comparisons))
+    of_runs = [{c.metric: c for c in run.comparisons} for run in others]
+    rows = [[name, *(_difference(found.get(name)) for found in of_runs)] for name in names]
+    figure = empty_figure("Difference of metrics from 0 to 1, with 95 % intervals", "", f"difference to {first.letter}")
+    figure.update_layout(scattermode="group")
+    for run in others:
+        drawn = [c for c in run.comparisons if max(abs(c.a), abs(c.b)) <= 1]
+        figure.add_scatter(
+            x=[c.metric for c in drawn], y=[c.difference for c in drawn], name=run.label, mode="markers",
+            marker={"color": _color(run), "size": 9},
+            error_y={
+                "type": "data", "array": [c.high - c.difference for c in drawn],
+                "arrayminus": [c.difference - c.low for c in drawn], "thickness": 1.5,
+            },
+        )  # fmt: skip
+    figure.add_hline(y=0, line_color="#8a94a0")
+    return section("Differences", text, [figure]) + sentences + _table(["metric", *map(_named, others)], rows)
+
+
+def _difference(c: Comparison | None) -> str:
+    if c is None:
+        return _DASH
+    style = "" if not c.better else ' class="better"' if c.better == c.names[1] else ' class="worse"'
+    return (
+        f"<b{style}>{c.difference:+.4f}</b><small>{c.low:+.4f} to {c.high:+.4f}, p {c.p:.3f}</small>"
+        f"<small>{cell(c.a)} → {cell(c.b)}, {c.users:,} users</small>"
+    )
+
+
+def _curves(runs: Sequence[ComparedRun]) -> Iterable[str]:
+    """Yield the learning curves of the runs over each other."""
+    first = runs[0]
+    losses = [
+        run
+        for run in runs
+        if (run.config.loss, run.config.negatives, run.config.train.batch_size)
+        == (first.config.loss, first.config.negatives, first.config.train.batch_size)
+    ]
+    text = "One point per epoch, each run on its own validation part; the diamond is the epoch whose weights are the model."
+    if left := [run.label for run in runs if run not in losses]:
+        text += (
+            f" The loss leaves out {html.escape(', '.join(left))}: losses are comparable only between runs of the same loss, "
+            "negatives and batch size."
+        )
+    figures = [_curve("Loss", "train.loss", losses)] if len(losses) > 1 else []
+    names = [
+        name
+        for run in runs
+        for name in run.config.evaluation.metric_set.names(run.config.evaluation.k[:1], Prominence.EPOCH)
+    ]
+    figures += [_curve(name, f"validation.{name}", runs) for name in dict.fromkeys(names)]
+    monitor = first.config.train.monitor
+    figures.append(_curve(f"{monitor.removeprefix('validation.')} by time", monitor, runs, by_time=True))
+    if figures := [f for f in figures if f.data]:
+        yield section("Learning curves", text, figures)
+
+
+def _curve(title: str, name: str, runs: Sequence[ComparedRun], by_time: bool = False) -> go.Figure:
+    x = "train.seconds" if by_time else "epoch"
+    figure = empty_figure(title, "seconds of training" if by_time else "epoch", "")
+    for run in runs:
+        points = [entry for entry in run.history if name in entry]
+        if not points:
+            continue
+        best = [entry["epoch"] == run.metrics.get("train.best_epoch") for entry in points]
+        figure.add_scatter(
+            x=[entry[x] for entry in points], y=[entry[name] for entry in points], name=run.label, mode="lines+markers",
+            line_color=_color(run),
+            marker={"symbol": ["diamond" if b else "circle" for b in best], "size": [11 if b else 5 for b in best]},
+        )  # fmt: skip
+    if not by_time:
+        figure.update_xaxes(tickformat="d")
+    return figure
+
+
+def _slices(runs: Sequence[ComparedRun]) -> str:
+    """Return a figure and tables of the metrics by slice, of slices that the first run and another have alike."""
+    first, others = runs[0], runs[1:]
+    found = [{of.name: of for of in _slices_of(run)} for run in runs]
+    shown = [of for of in found[0].values() if of.size and any(_alike(of, other.get(of.name)) for other in found[1:])]
+    if not shown:
+        return ""
+    alike = [[_alike(of, slices.get(of.name)) for of in shown] for slices in found]
+    k = first.config.evaluation.k[0]
+    names = [n for n in first.config.evaluation.metric_set.sliced(k) if any(f"test.{n}" in r.metrics for r in others)]
+    text = (
+        f"Slices that a run shares with {html.escape(first.label)} by definition and size; a dash where it does not. In brackets the difference. "
+        "Differences of slices have no interval: small slices differ by chance."
+    )
+    tables = "".join(f"<h3>{name}</h3>{_slice_table(name, shown, runs, alike)}" for name in names)
+    ranked = [name for name in names if "@" in name][:1] or names[:1]
+    figures = [_slice_figure(name, shown, runs, alike) for name in ranked]
+    return section("Slices of the test part", text, figures) + tables
+
+
+def _slice_table(
+    metric: str, slices: Sequence[Slice], runs: Sequence[ComparedRun], alike: Sequence[Sequence[bool]]
+) -> str:
+    """Return the table of a metric: a row for each slice of which the first run has it, and a column for each run."""
+    rows = []
+    for of, same in zip(slices, zip(*alike, strict=True), strict=True):
+        values = [run.metrics.get(f"test.{metric}.{of.name}") if s else None for run, s in zip(runs, same, strict=True)]
+        if (base := values[0]) is None:
+            continue
+        cells = [f"{cell(v)} ({v - base:+.4f})" if v is not None else _DASH for v in values[1:]]
+        rows.append([html.escape(of.text), f"{of.size:,}", cell(base), *cells])
+    return _table(["slice", "size", *map(_named, runs)], rows)
+
+
+def _slice_figure(
+    name: str, slices: Sequence[Slice], runs: Sequence[ComparedRun], alike: Sequence[Sequence[bool]]
+) -> go.Figure:
+    first = runs[0]
+    figure = empty_figure(f"Difference of {name} by slice", "", f"difference to {first.letter}", 400)
+    for run, same in zip(runs[1:], alike[1:], strict=True):
+        bars = [
+            (of.text.partition(" (")[0] if of.name in FIXED else of.text, run.metrics[key] - first.metrics[key])
+            for of in compress(slices, same)
+            if (key := f"test.{name}.{of.name}") in run.metrics and key in first.metrics
+        ]
+        figure.add_bar(x=[x for x, _ in bars], y=[y for _, y in bars], name=run.label, marker_color=_color(run))
+    figure.update_xaxes(type="category")
+    return figure
+
+
+def _slices_of(run: ComparedRun) -> Iterable[Slice]:
+    yield from fixed_slices(run.metrics, run.config.evaluation)
+    for column in run.config.evaluation.slices:
+        yield from (of._replace(text=f"{column} = {of.text}") for of in column_slices(run.metrics, column))
+
+
+def _alike(a: Slice, b: Slice | None) -> bool:
+    return b is not None and (a.text, a.size) == (b.text, b.size)
+
+
+def _options(runs: Sequence[ComparedRun]) -> str:
+    """Return the table of the options in which the runs differ."""
+    found = differing_options([(run.schema, run.config) for run in runs])
+    if not found:
+        return "<h2>Options</h2><p>The runs have the same options.</p>"
+    rows = [
+        [f"<code>{html.escape(key)}</code>", *(html.escape(value) or _DASH for value in values)]
+        for key, values in found.items()
+    ]
+    text = "Options in which the runs differ; a dash where a run has no such option. All others are equal."
+    return f"<h2>Options</h2><p>{text}</p>{_table(['option', *map(_named, runs)], rows, 'texts')}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], style: str = "") -> str:
+    """Return a table of cells of HTML."""
+    lines = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for row in rows)
+    heads = "".join(f"<th>{c}</th>" for c in head)
+    return f"<table{f' class={style}' if style else ''}><tr>{heads}</tr>{lines}</table>"
+
+
+def _named(run: ComparedRun) -> str:
+    return f'<span class="key" style="background:{_color(run)}"></span>{html.escape(run.label)}'
+
+
+def _color(run: ComparedRun) -> str:
+    return COLORS[ord(run.letter) - ord("A")]
+
+
+def _count(value: float | None) -> str:
+    return _DASH if value is None else f"{value:,.0f}"
