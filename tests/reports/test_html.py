@@ -1,4 +1,4 @@
-"""Slices in the report of a run."""
+"""Slices and negatives in the report of a run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from twotower.evaluation.config import EvaluationConfig
+from twotower.reports.charts import negatives
 from twotower.reports.html import _slices
 
 
@@ -25,3 +26,23 @@ def test_cold_items_have_a_row_among_all_and_one_among_themselves(alone: bool) -
     assert "<td>7</td>" in among_all
     assert "0.0312" in among_all
     assert ("cold items, ranked among themselves" in page) == ("0.2468" in page) == alone
+
+
+def test_each_source_of_negatives_is_a_line_over_the_epochs_in_which_it_drew() -> None:
+    history = [
+        {"epoch": 1, "train.negatives.uniform.share": 1.0, "train.negatives.uniform.above": 0.3, "train.negatives.uniform.n": 99.4},
+        {"epoch": 2},
+        {
+            "epoch": 3, "train.negatives.uniform.share": 0.75, "train.negatives.uniform.above": 0.2, "train.negatives.uniform.n": 98.0,
+            "train.negatives.my.kinds:Near.share": 0.25, "train.negatives.my.kinds:Near.above": 0.5, "train.negatives.my.kinds:Near.n": 2.5,
+        },
+    ]  # fmt: skip
+    run: Any = SimpleNamespace(history=history)
+    share, above = negatives(run)
+    assert [(t.name, list(t.x), list(t.y)) for t in share.data] == [
+        ("uniform (98 a positive)", [1, 3], [1.0, 0.75]),
+        ("Near (2.5 a positive)", [3], [0.25]),
+    ]
+    assert [list(t.y) for t in above.data] == [[0.3, 0.2], [0.5]]
+    run.history = [{"epoch": 1, "train.loss": 0.5}]
+    assert negatives(run) == []

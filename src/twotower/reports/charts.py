@@ -1,4 +1,4 @@
-"""Figures of a run's report: learning curves, score distributions, SENet gates."""
+"""Figures of a run's report: learning curves, negatives by source, score distributions, SENet gates."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from twotower.evaluation.factors import Scorer
 from twotower.evaluation.metrics.metric import Prominence
 from twotower.features.side import SIDES
 from twotower.model.inputs.side_tensors import SideTensors
+from twotower.train.negatives.source_tally import PREFIX
 
 if TYPE_CHECKING:
     from twotower.runs import Run
 
 BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9822b", "#8a94a0", "#1f2933"
+SOURCE_COLORS = (BLUE, ORANGE, "#2e8b57", "#7b5ea7", "#b3261e", "#1797a6", "#8c6d46", "#c2569b", GREY)
 MAX_GATE_ROWS = 20_000
 """Rows of each side whose gates are shown; of more rows a fixed random sample."""
 
@@ -66,6 +68,31 @@ def curves(run: Run) -> list[go.Figure]:
         figure.add_vline(x=run.metrics["train.best_epoch"], line_dash="dot", line_color=GREY)
         figure.update_xaxes(tickformat="d", dtick=max(1, len(epochs) // 10))
     return figures
+
+
+def negatives(run: Run) -> list[go.Figure]:
+    """Return the shares of the gradient and of negatives above their positive, by source, over epochs; empty without negatives."""
+    kinds = dict.fromkeys(
+        name.removeprefix(PREFIX).rpartition(".")[0]
+        for entry in run.history
+        for name in entry
+        if name.startswith(PREFIX)
+    )
+    counted = [entry for entry in run.history if any(name.startswith(PREFIX) for name in entry)]
+    figures = []
+    for what, title in (("share", "Share of the gradient of all negatives"), ("above", "Share above the positive")):
+        figure = empty_figure(title, "epoch", "share")
+        for kind, color in zip(kinds, cycle(SOURCE_COLORS), strict=False):
+            found = [entry for entry in counted if f"{PREFIX}{kind}.{what}" in entry]
+            n = found[-1][f"{PREFIX}{kind}.n"]
+            figure.add_scatter(
+                x=[entry["epoch"] for entry in found], y=[entry[f"{PREFIX}{kind}.{what}"] for entry in found],
+                name=f"{kind.rpartition(':')[2]} ({n:,.{0 if n >= 10 else 1}f} a positive)", line_color=color, mode="lines+markers",
+            )  # fmt: skip
+        figure.update_yaxes(range=[0, 1], tickformat=".0%")
+        figure.update_xaxes(tickformat="d", dtick=max(1, len(run.history) // 10))
+        figures.append(figure)
+    return figures if kinds else []
 
 
 def distributions(run: Run, factors: Scorer) -> go.Figure:

@@ -10,11 +10,12 @@ from twotower import files
 from twotower.evaluation.cold_items import ALONE, SLICE
 from twotower.evaluation.factors import Scorer
 from twotower.reports.breakdowns import calibration, recalls, spectra
-from twotower.reports.charts import curves, distributions, gates
+from twotower.reports.charts import curves, distributions, gates, negatives
 from twotower.reports.metric_tables import cell, columns, metric_rows
 from twotower.reports.page import page, section
 from twotower.reports.slices import column_slices, fixed_slices
 from twotower.reports.tower_drawing import draw_model
+from twotower.train.negatives.source_tally import MAX_ROWS
 
 if TYPE_CHECKING:
     from twotower.runs import Run
@@ -40,6 +41,8 @@ def write_report(path: Path, run: Run, factors: Scorer) -> None:
         section("Scores of test pairs", _scores_text(run), [distributions(run, factors)]),
     ]
     sections.insert(1, _towers(run))
+    if figures := negatives(run):
+        sections.insert(3, section("Negatives by source", _negatives_text(run), figures))
     if figures := gates(run):
         sections.append(
             section(
@@ -67,6 +70,22 @@ def _towers(run: Run) -> str:
     drawing = draw_model(run.dataset.schema, run.config.model)
     return (
         f"<h2>Towers</h2><p>From the fields to the score; pairs of towers add up.</p><div class='wide'>{drawing}</div>"
+    )
+
+
+def _negatives_text(run: Run) -> str:
+    """Return the paragraph above the negatives by source."""
+    pointwise = run.config.loss.pointwise
+    counted = "the middle batch" if pointwise else f"up to {MAX_ROWS} positives of the middle batch"
+    above = (
+        "the batch's positives that score less than one, on average"
+        if pointwise
+        else "those that score above their positive"
+    )
+    return (
+        f"Counted on {counted} of each epoch. First the share of the gradient by which the loss lowers the scores of negatives: a source with a "
+        f"share near zero teaches nothing. Then, of the negatives of a source, the share of {above}: near zero the source is learned; a share "
+        "that stays high tells of negatives that users may like, or of a model that does not fit them."
     )
 
 

@@ -12,6 +12,7 @@ from twotower.arrays.types import F32, Float, Shaped
 from twotower.train.candidate_versions import SeenVersions
 from twotower.train.losses.loss import Columns, ContrastiveLoss
 from twotower.train.negatives.candidates import Candidates
+from twotower.train.negatives.source_tally import SourceTally
 
 MAX_BLOCK_LOGITS = 2**21
 """Logits that `contrastive_loss` holds at a time, by default: 8 MiB of float32."""
@@ -28,6 +29,7 @@ def contrastive_loss(
     max_block_logits: int = MAX_BLOCK_LOGITS,
     weights: F32[Tensor, "B"] | None = None,
     versions: SeenVersions | None = None,
+    tally: SourceTally | None = None,
 ) -> F32[Tensor, ""]:
     """Return the weighted mean loss of B positives against their candidates. Without `weights` all are 1.
 
@@ -35,7 +37,8 @@ def contrastive_loss(
     memory. `n_items` is the size of the catalogue. `dtype` is that of the matrix products. With `total_weight` the B
     positives are a part of a batch of that weight, and the result is their part of its mean. At most `max_block_logits`
     logits, but at least those of 16 rows, are held at a time. With `versions` there is no memory, the vectors are those of
-    all X versions of the items, and each positive stands against those that it sees.
+    all X versions of the items, and each positive stands against those that it sees. A `tally` is given the gradients of candidates
+    with `draws`.
     """
     c = candidates
     shared = items[: len(c.log_q)] if not len(c.memory_items) else torch.cat([items[: c.shared], items[len(c.items) :]])
@@ -60,6 +63,9 @@ def contrastive_loss(
             seen = versions.of_shared(rows)
             logits = logits.gather(1, seen)
         chosen = logits.gather(1, positive)
+        counted = 0 if tally is None else min(len(logits), max(0, tally.max_rows - rows.start))
+        scores = logits[:counted] if own is None else torch.cat([logits[:counted], own[:counted]], 1)
+        above = scores > chosen[:counted]
         if shifts:
             logits += shifts.candidates
         c.mask_excluded(logits, rows)
@@ -71,7 +77,10 @@ def contrastive_loss(
         logits.scatter_(1, positive, chosen)
         row_logits = logits if own is None else torch.cat([logits, own], 1)
         of_rows = () if weights is None else (weights[rows, None],)
+        present = row_logits[:counted] > -torch.inf
         value = loss.block(row_logits, positive, columns, *of_rows)
+        if tally is not None and c.draws is not None and counted:
+            tally.add(c.draws, row_logits[:counted], above, present, positive[:counted])
         n = logits.shape[1]
         gradient = row_logits[:, :n]
         if seen is not None:

@@ -47,7 +47,12 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         of_weights = None if self.dataset.pairs.weight is None else whole.weight
         total_weight = len(whole) if of_weights is None else float(of_weights.sum(dtype=np.float64))
         weights = None if of_weights is None else torch.from_numpy(of_weights[own_part]).to(self.device)
-        drawn = self.candidates(whole.user, whole.item, step, rows_in_time, ends, own_part, of_weights, whole.source)
+        tally = self.tally if batch == self.tallied_batch else None
+        drawn = self.candidates(
+            whole.user, whole.item, step, rows_in_time, ends, own_part, of_weights, whole.source, tally is not None
+        )
+        if tally is not None:
+            tally.begin(self.candidates.samplers)
         versions = self._versions(drawn, whole)
         every, shared = (drawn.items, drawn.shared) if versions is None else (versions.rows, versions.shared)
         part = context.partition(shared)
@@ -94,10 +99,12 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         loss = torch.stack([
             contrastive_loss(
                 users[: len(own), columns_of_pair], columns[:, columns_of_pair], drawn, self.loss, len(self.dataset.items), dtype, total_weight,
-                weights=weights, versions=seen,
+                weights=weights, versions=seen, tally=tally,
             )
             for columns_of_pair in scored_alone
         ]).sum()  # fmt: skip
+        if tally is not None:
+            tally.end(min(len(own), tally.max_rows) * len(scored_alone), context)
         if config.negatives.remembered:
             latest = torch.from_numpy(whole.item.astype(np.int64)).to(self.device)
             vectors = items.index_select(0, drawn.batch_positive)

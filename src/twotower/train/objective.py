@@ -28,6 +28,7 @@ from twotower.train.batches import Batcher
 from twotower.train.checkpoint import Stateful, join_states, load_states
 from twotower.train.losses.loss import Loss
 from twotower.train.losses.mimic import mimic
+from twotower.train.negatives.source_tally import SourceTally
 from twotower.train.order import Epoch, Examples
 from twotower.train.preconditions import check_recipe
 from twotower.train.recipe import Recipe
@@ -59,6 +60,8 @@ class Objective(ABC, Generic[L]):
     """The batches of an epoch in their order, and the loss of each. Every draw depends on (seed, epoch, step)."""
 
     sampler: Sampler
+    tallied_batch: int
+    """Batch of each epoch, the middle one, whose negatives are counted in `tally`."""
 
     def __init__(
         self,
@@ -83,9 +86,11 @@ class Objective(ABC, Generic[L]):
         self.items = SideTensors(dataset.items.by_version(), dataset.encoders.fields("item"), device)
         self.batcher = Batcher(self.users, self.items)
         check_recipe(dataset, recipe, context)
-        self.parts: dict[str, Stateful] = {}
+        self.tally = SourceTally()
+        self.parts: dict[str, Stateful] = {"tally": self.tally}
         self.sampler = self.make_sampler()
         self.steps_per_epoch = math.ceil(len(self.sampler) / recipe.train.batch_size)
+        self.tallied_batch = (self.steps_per_epoch - 1) // 2
         self._towers: Callable[[Inputs, Inputs], tuple[Tensor, Tensor]] = BothTowers(model, self.trained_pairs)
         if context.world_size > 1:
             self._towers = distributed_data_parallel(

@@ -7,12 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from twotower.arrays.types import Float
 from twotower.evaluation.factors import Factors
 from twotower.train.losses.loss import PointwiseLoss
 from twotower.train.objective import BatchLoss, Objective
-from twotower.train.order import Epoch
+from twotower.train.order import Epoch, Examples
 from twotower.train.pair_sampler import PairSampler
+
+LABELLED = "labelled"
+"""Name of the negatives that interactions are, in the tally."""
 
 
 class PointwiseObjective(Objective[PointwiseLoss]):
@@ -42,6 +47,9 @@ class PointwiseObjective(Objective[PointwiseLoss]):
             loss = self.loss(logits, pairs.label, pairs.weight, total)
         else:  # of interactions of weight 0 alone
             loss = logits.sum() * 0
+        if batch == self.tallied_batch:
+            (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
+            self._tally(own, logits.detach().float(), gradient.float())
         mimic_loss = torch.zeros((), device=self.device)
         if self.loss.mimic:
             positive = (pairs.label > 0) & (pairs.weight > 0)
@@ -51,3 +59,19 @@ class PointwiseObjective(Objective[PointwiseLoss]):
                 weights=None if self.dataset.pairs.weight is None else pairs.weight[positive],
             )  # fmt: skip
         return BatchLoss(len(whole), loss, mimic_loss)
+
+    def _tally(self, own: Examples, logits: Float[Tensor, "B"], gradient: Float[Tensor, "B"]) -> None:
+        """Count the negatives of a batch: the labelled ones, and those that sources drew. One is above as many of the batch's
+        positives as score less."""
+        drawn = "+".join(source.kind for source in self.recipe.negatives.pairs)
+        self.tally.begin([LABELLED, *([drawn] if drawn else [])])
+        counted = own.weight > 0
+        positive, scores = counted & (own.label > 0), logits.cpu().numpy()
+        lower = np.sort(scores[positive])
+        for kind, of_kind in ((LABELLED, own.source >= 0), (drawn, own.source < 0)):
+            rows = np.flatnonzero(counted & (own.label == 0) & of_kind)
+            if len(rows) and len(lower):
+                above = np.searchsorted(lower, scores[rows]) / len(lower)
+                sizes = gradient.abs()[torch.from_numpy(rows).to(gradient.device)]
+                self.tally.add_sums(kind, float(sizes.double().sum()), len(rows), float(above.sum()))
+        self.tally.end(len(lower), self.context)

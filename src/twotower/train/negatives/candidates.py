@@ -11,6 +11,7 @@ from torch import Tensor
 
 from twotower.arrays.ragged import Ragged, offsets_of, run_indices
 from twotower.arrays.types import F32, I64, Float, Ints, Shaped
+from twotower.train.negatives.source_tally import SourceDraws
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Candidates:
     interactions: Shaped[Ints, "_"] = field(default_factory=lambda: np.zeros(0, np.int64))
     # columns of the positives of the whole batch, of which the B may be one rank's part
     batch_positive: I64[Tensor, "_"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    # the source of each candidate, if the caller asked for it
+    draws: SourceDraws | None = None
 
     def mask_excluded(self, logits: F32[Tensor, "b C"], rows: slice) -> None:
         """Write -inf into the excluded columns of the logits of some rows, in place."""
