@@ -1,7 +1,7 @@
 # make demo   the main job on MovieLens        make test   all tests        make check  linters and types
 # make demo DATA=path/to/ml-1m.zip             make test-real DATA=path/to/ml-1m.zip
 # make demo SERVE=1   … and open its console   make test-system  heavy ones, with Chromium and Valkey
-# make test-hosts         several hosts: trainings, a store in a bucket, Valkey, and cut cables; as root
+# make test-hosts         several hosts: trainings, Ray, a store in a bucket, Valkey, and cut cables; as root
 # make bench DATA=path/to/ml-1m.zip           every number, hours; QUICK=1 minutes     make bench-gpu   on a GPU
 # make golden BASE=main   every bit of trainings, exports, searches and replies, compared with a commit
 # make changes            seven kinds added to the package for real, tested and counted

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ from twotower.features.categorical import Categorical
 from twotower.features.multi_hot import MultiHot
 from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
+from twotower.files.object_stores import ObjectClient
+from twotower.files.shard_folders import DiskFolder
+from twotower.files.urls import Url
 from twotower.runs import Run
 
 SCHEMA = Schema(
@@ -209,7 +213,7 @@ def make(out: Path, plan: dict[str, Any], number: int = 3) -> list[int]:
         names = dict(zip(("vectors.npy", "ids.parquet"), part_names(i), strict=True))
         return names, {"rows": 2, "width": 3, "id": "Int64"}
 
-    with EmbeddingWork.begin(out, plan, False) as work:
+    with EmbeddingWork.begin(DiskFolder(out), plan, False) as work:
         shards = [work.make(i, partial(write, i)) for i in range(number)]
         work.finish("dot", [shard.record for shard in shards])
     return [shard.number for shard in shards if shard.is_new]
@@ -258,7 +262,7 @@ def test_a_kill_between_any_two_steps_leaves_shards_that_are_whole_or_not_there(
 def test_a_folder_into_which_another_call_writes_is_refused(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = rf"another call is running \(pid {os.getpid()} on .*\); let it end, or stop it"
-    with EmbeddingWork.begin(out, plan_of(), False):
+    with EmbeddingWork.begin(DiskFolder(out), plan_of(), False):
         for overwrite in (False, True):
             with pytest.raises(RunError, match=said):
                 again(run, table, out, overwrite=overwrite)
@@ -269,12 +273,12 @@ def test_a_folder_into_which_another_call_writes_is_refused(run: Run, table: Pat
 
 
 def test_a_host_that_sees_another_folder_is_refused(tmp_path: Path) -> None:
-    with EmbeddingWork.begin(tmp_path / "out", plan_of(), False) as work:
+    with EmbeddingWork.begin(DiskFolder(tmp_path / "out"), plan_of(), False) as work:
         work.check_seen()
-        EmbeddingWork(tmp_path / "out", plan_of()).check_seen()
+        EmbeddingWork(DiskFolder(tmp_path / "out"), plan_of()).check_seen()
         for elsewhere in (
-            EmbeddingWork(tmp_path / "other", plan_of()),
-            EmbeddingWork(tmp_path / "out", plan_of(side="user")),
+            EmbeddingWork(DiskFolder(tmp_path / "other"), plan_of()),
+            EmbeddingWork(DiskFolder(tmp_path / "out"), plan_of(side="user")),
         ):
             with pytest.raises(RunError, match="sees another folder of that name"):
                 elsewhere.check_seen()
@@ -284,12 +288,12 @@ def test_a_task_of_a_killed_call_writes_nothing_into_the_folder_of_another(tmp_p
     out = tmp_path / "out"
 
     def write(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
-        with EmbeddingWork.begin(out, plan_of(model="another"), True):
+        with EmbeddingWork.begin(DiskFolder(out), plan_of(model="another"), True):
             folder.mkdir()  # which the other call has removed
             (folder / "vectors.npy").write_bytes(b"of the killed call")
             return {"vectors.npy": part_names(0)[0]}, {"rows": 1, "width": 1, "id": "Int64"}
 
-    with EmbeddingWork.begin(out, plan_of(), False) as killed:
+    with EmbeddingWork.begin(DiskFolder(out), plan_of(), False) as killed:
         pass
     with pytest.raises(RunError, match="or one of another call"):
         killed.make(0, write)
@@ -618,6 +622,73 @@ def test_a_folder_within_the_table_is_refused_at_once(
     with pytest.raises(RunError, match=said):
         again(run, tmp_path / "t", tmp_path / out, overwrite=True)
     assert sorted((tmp_path / "t").rglob("*")) == before
+
+
+# ---- a bucket
+
+
+def copy_of(url: str, to: Path) -> Path:
+    """Copy the objects below a URL to a folder, as `aws s3 cp --recursive` does."""
+    at = Url.parse(url)
+    client = ObjectClient(at)
+    for found in client.list(at.key):
+        path = to / found.key.removeprefix(f"{at.key}/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(client.read(found.key, 10**9).data)
+    return to
+
+
+def test_a_bucket_holds_the_files_of_a_disk(run: Run, table: Path, whole: Path, bucket: str, tmp_path: Path) -> None:
+    assert run.folder is not None
+    words = ["embed", str(run.folder), str(table), "--out", f"{bucket}/out", "--shard-rows", "100", "--threads", "1"]
+    assert run_command(words) == 0
+    found = copy_of(f"{bucket}/out", tmp_path / "found")
+    for name in {p.name for p in whole.iterdir()} - {"work"}:
+        assert (found / name).read_bytes() == (whole / name).read_bytes(), name
+    assert len(EmbeddingsFolder(found)) == 417
+    ObjectClient(Url.parse(bucket)).delete(["out/ids-00002.parquet"])
+    lines = again(run, table, Path(f"{bucket}/out"))
+    assert [line for line in lines if "was damaged" in line] == ["shard 3 was damaged and is made again"]
+    assert len([line for line in lines if "items embedded" in line]) == 1
+    assert lines[-1].endswith(f"have vectors: {bucket}/out")
+    again_found = copy_of(f"{bucket}/out", tmp_path / "again")
+    assert (again_found / "embedding.json").read_bytes() == (whole / "embedding.json").read_bytes()
+    with pytest.raises(RunError, match=r"in shards of another size \(`shard_rows`\) \(100 then, 90 now\)"):
+        again(run, table, Path(f"{bucket}/out"), shard_rows=90)
+    with pytest.raises(ConfigError, match=r"an address, and vectors are read from a disk; copy its files"):
+        EmbeddingsFolder(f"{bucket}/out")
+
+
+def test_ids_of_a_bucket_get_one_type(run: Run, bucket: str, tmp_path: Path) -> None:
+    """One shard has whole numbers, the other text; a bucket has a list of one shard, too."""
+    (tmp_path / "t").mkdir()
+    items(0, 5).write_parquet(tmp_path / "t" / "a.parquet")
+    again(run, tmp_path / "t", Path(f"{bucket}/one"))
+    assert EmbeddingsFolder(copy_of(f"{bucket}/one", tmp_path / "one")).about["id"] == "Int64"
+    items(0, 2, lambda e: pl.format("x{}", e).alias("item_id")).write_parquet(tmp_path / "t" / "b.parquet")
+    again(run, tmp_path / "t", Path(f"{bucket}/out"))
+    ids, _ = read(copy_of(f"{bucket}/out", tmp_path / "found"))
+    assert ids.to_list() == ["0", "1", "2", "3", "4", "x0", "x1"]
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "said"),
+    [
+        ("t", "t/out", "the next call would read it as items"),
+        ("t/**/*.parquet", "t/x/out", "lies in the table"),
+        ("t/a.parquet", "t", "holds the file a.parquet of the table"),
+    ],
+)
+def test_a_folder_within_the_table_of_a_bucket_or_around_it_is_refused(
+    source: str, out: str, said: str, run: Run, bucket: str
+) -> None:
+    rows = BytesIO()
+    items(0, 5).write_parquet(rows)
+    ObjectClient(Url.parse(bucket)).write("t/a.parquet", rows.getvalue())
+    with pytest.raises(RunError, match=said):
+        again(run, f"{bucket}/{source}", Path(f"{bucket}/{out}"))
+    assert len(ObjectClient(Url.parse(bucket)).list("")) == 1
+    again(run, f"{bucket}/{source}", Path(f"{bucket}/out"))
 
 
 # ---- half precision, the reader, memory

@@ -19,7 +19,7 @@ from messages import collected_messages
 from ray_worlds import imported_ray, running_ray
 
 from twotower.engines import open_engine
-from twotower.engines.ray import RayEngine
+from twotower.engines.ray import CLUSTER_SWITCH, RayEngine
 from twotower.errors import ConfigError, DataError, RunError, Unavailable
 
 
@@ -61,7 +61,18 @@ class LostRay:
 
     def put_in_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ray = imported_ray()
-        for name in ("is_initialized", "remote", "put", "wait", "get", "available_resources", "cancel"):
+        names = (
+            "is_initialized",
+            "remote",
+            "put",
+            "wait",
+            "get",
+            "available_resources",
+            "cluster_resources",
+            "nodes",
+            "cancel",
+        )
+        for name in names:
             call = self._fail if name == self._at else getattr(self, name)
             monkeypatch.setattr(ray, name, call)
 
@@ -90,9 +101,54 @@ class LostRay:
     def available_resources(self) -> dict[str, float]:
         return {}
 
+    def cluster_resources(self) -> dict[str, float]:
+        return {}
+
+    def nodes(self) -> list[dict[str, bool]]:
+        return [{"Alive": True}, {"Alive": False}]
+
     def cancel(self, shard: int, force: bool) -> None:
         self.cancels += 1
         raise ConnectionError("Client is shutting down.")
+
+
+class RayWithLostHost(LostRay):
+    """A Ray one of whose hosts is cut off with the first shard: nobody hears of that task again, and Ray says so after a while."""
+
+    def __init__(self) -> None:
+        super().__init__("", ConnectionError())
+        self.sent: list[int] = []
+        self._looks = 0
+
+    def remote(self, first: object, *shards: int) -> Any:
+        self.sent += shards
+        return len(self.sent) - 1 if shards else self
+
+    def wait(self, waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
+        ready = [task for task in waiting if task][:1]
+        self._looks += not ready
+        return ready, [task for task in waiting if task not in ready]
+
+    def get(self, task: int) -> int:
+        return 2 * self.sent[task]
+
+    def nodes(self) -> list[dict[str, bool]]:
+        return [*super().nodes(), {"Alive": self._looks < 2}]
+
+
+def test_fault_C18_a_shard_that_may_be_on_a_lost_host_is_made_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself gives up the task when its connection ends, minutes later. What it says then is heard no more."""
+    cut = RayWithLostHost()
+    cut.put_in_place(monkeypatch)
+    made: list[int] = []
+    with collected_messages() as lines:
+        RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
+    assert made == [12, 14, 10]
+    assert cut.sent == [5, 6, 7, 5]
+    assert [line for line in lines if "lost" in line] == [
+        "engine 'ray': a host is lost; unfinished shards, which the others get too: 1"
+    ]
+    assert cut.cancels == 1, "of the task that nobody hears of"
 
 
 def run_lost(at: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> LostRay:
@@ -145,6 +201,15 @@ def test_only_a_lost_process_is_called_lost(monkeypatch: pytest.MonkeyPatch) -> 
     for error, told in others:
         with pytest.raises(RunError, match=f"^engine 'ray': a shard is given up{told}$"):
             run_lost("get", error, monkeypatch)
+
+
+def test_a_loss_of_ray_within_a_task_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    exceptions = imported_ray().exceptions
+    cause = exceptions.RaySystemError("the owner of the job\nis gone")
+    error = exceptions.RayTaskError("_make", "Traceback of the task", cause).as_instanceof_cause()
+    told = r"^engine 'ray': a shard is given up \(System error: the owner of the job\); call again to go on$"
+    with pytest.raises(RunError, match=told):
+        run_lost("get", error, monkeypatch)
 
 
 # ---- jobs
@@ -248,6 +313,34 @@ def test_a_ray_of_this_machine_listens_on_loopback_alone_and_reports_nothing(eng
         for link in process.net_connections("inet"):
             found.add(re.sub(r"^::ffff:", "", link.laddr.ip))
     assert found == {"127.0.0.1"}
+
+
+IMPORTED_BEFORE = """
+import ray
+from twotower.engines import open_engine
+from twotower.errors import ConfigError
+print(ray.util.get_node_ip_address())
+try:
+    engine = open_engine("ray", 2)
+    with engine.started():
+        engine.run(lambda: abs, [-1], print)
+        print(ray.is_initialized())
+except ConfigError as e:
+    print(ray.is_initialized(), e, sep="\\n")
+"""
+
+
+@pytest.mark.system
+def test_a_ray_that_would_listen_on_all_addresses_is_not_started() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != CLUSTER_SWITCH}
+    done = preloaded.run("-c", IMPORTED_BEFORE, env=environment, timeout=300)
+    address, began, error = done.stdout.splitlines()
+    if address == "127.0.0.1":
+        pytest.skip("this machine has no other address")
+    assert began == "False"
+    assert error.startswith("engine 'ray': this process has imported Ray before, and a Ray that it starts now")
+    done = preloaded.run("-c", IMPORTED_BEFORE, env=environment | {CLUSTER_SWITCH: "0"}, timeout=300)
+    assert done.stdout.splitlines() == ["127.0.0.1", "1", "True"]
 
 
 @pytest.mark.system

@@ -27,6 +27,8 @@ from twotower import api, files
 from twotower.cli.app import run_command
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.files import locks
+from twotower.files.object_stores import ObjectClient
+from twotower.files.urls import Url
 from twotower.retrieval.batches import recommend_batch
 from twotower.retrieval.recommendation_files import LIST_FILE, SHARD_USERS, WORK_FOLDER
 from twotower.retrieval.retriever import Retriever
@@ -440,6 +442,18 @@ def test_a_damaged_shard_is_made_again_and_no_other(store: Path, table: Path, wh
     assert any("shard 3 was damaged and is made again" in line for line in job(store, table, out))
     same(out, whole)
     assert {n for n, s in state(out).items() if s != before[n]} == {"part-00002.parquet"}
+
+
+def test_a_bucket_holds_the_files_of_a_disk(store: Path, table: Path, whole: Path, bucket: str, tmp_path: Path) -> None:
+    url = f"{bucket}/night/recs"
+    lines = job(store, table, Path(url))
+    client = ObjectClient(Url.parse(url))
+    for path in (p for p in whole.iterdir() if p.is_file()):
+        assert client.read(f"night/recs/{path.name}", 10**9).data == path.read_bytes(), path.name
+    assert lines[-1].endswith(f"shards: {url}")
+    assert job(store, table, Path(url)) == [line for line in lines if " users answered" not in line]
+    with pytest.raises(RunError, match=r"are of another length \(`k`\) \(5 then, 3 now\)"):
+        job(store, table, Path(url), k=3)
 
 
 def test_other_bundles_tables_and_folders_are_refused(

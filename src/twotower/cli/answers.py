@@ -68,7 +68,10 @@ def recommend(
             "'*.parquet', or its URL. Needs --out.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the answers to --users, as Parquet.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for the answers to --users, as Parquet, or its URL in a bucket."),
+    ] = None,
     unknown: Annotated[
         str | None,
         typer.Option(

@@ -20,7 +20,7 @@ def embed(
             help="Items or users of any number, in Parquet or text: a file, a folder, or a pattern such as '*.parquet', or its URL."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the vectors and their ids.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the vectors and their ids, or its URL in a bucket.")],
     side: Annotated[str, typer.Option("--side", help="Side of the table: item or user.")] = "item",
     shard_rows: Annotated[
         int,

@@ -36,6 +36,11 @@ def table_source(source: Path | str) -> Path | Url:
     return Url.parse(source) if is_url(source) else Path(source)
 
 
+def absolute(place: Path | Url) -> Path | Url:
+    """Return a place that another process finds, whatever its working directory."""
+    return place.absolute() if isinstance(place, Path) else place
+
+
 def exists(place: Path | Url) -> bool:
     """Return True if there is a file, or on the disk a folder, of that name. Raises RunError."""
     if isinstance(place, Path):
@@ -200,9 +205,15 @@ def _is_date(text: str) -> bool:
         return False
 
 
-def takes_in(source: Path | Url, path: Path) -> bool:
+def takes_in(source: Path | Url, path: Path | Url) -> bool:
     """Return True if `path`, once it exists, is read with the table `source`: below a folder, or one that a pattern matches."""
-    if isinstance(source, Url):
+    if isinstance(source, Url) and isinstance(path, Url):
+        below = path.parts[len(source.parts) :]
+        is_below = path.parts[: len(source.parts)] == source.parts and not any(
+            name.startswith(_SKIPPED) for name in below
+        )
+        return source.root == path.root and (is_below or _is_visible_match(path.key, source.parts))
+    if isinstance(source, Url) or isinstance(path, Url):
         return False
     if source.is_dir():
         base, inner = source.resolve(), path.resolve()

@@ -39,7 +39,7 @@ class TableShard:
     rows: int | None
 
 
-def check_apart(source: Path | Url, made: Path, rows: str) -> None:
+def check_apart(source: Path | Url, made: Path | Url, rows: str) -> None:
     """Raise RunError if a later call would read the file `made` as rows of the table `source`, or if the folder of `made` holds a file
     of the table. `rows` is what the rows are called, such as "users"."""
     out = made.parent
@@ -48,8 +48,17 @@ def check_apart(source: Path | Url, made: Path, rows: str) -> None:
             f"{out}: lies in the table {source}, and the next call would read it as {rows}; choose a folder outside"
         )
     for path in table_files(source):
-        if isinstance(path.place, Path) and out.resolve() in path.place.resolve().parents:
+        if _lies_in(path.place, out):
             raise RunError(f"{out}: holds the file {path.name} of the table {source}; choose another folder")
+
+
+def _lies_in(file: Path | Url, folder: Path | Url) -> bool:
+    """Return True if a file is below a folder."""
+    if isinstance(file, Path) and isinstance(folder, Path):
+        return folder.resolve() in file.resolve().parents
+    if isinstance(file, Url) and isinstance(folder, Url):
+        return file.root == folder.root and file.parts[: len(folder.parts)] == folder.parts
+    return False
 
 
 def cut_into_shards(sources: list[TableFile], rows: int) -> list[TableShard]:

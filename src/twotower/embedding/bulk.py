@@ -19,7 +19,7 @@ from twotower import files
 from twotower.arrays.npy_writer import write_npy_header
 from twotower.data.readers import Reading, column_names, parse_canonical_text, table_errors
 from twotower.data.table_path import TablePath
-from twotower.data.table_paths import table_files, table_source
+from twotower.data.table_paths import absolute, table_files, table_source
 from twotower.data.table_shards import (
     TableFile,
     TableShard,
@@ -36,7 +36,8 @@ from twotower.embedding.vectors import Precision, TableVectors
 from twotower.engines import open_engine
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.side import SideName
-from twotower.files.sharded_work import HOW_TO_OVERWRITE, JsonObject, MadeShard
+from twotower.files.shard_folders import DiskFolder, JsonObject, shard_folder
+from twotower.files.sharded_work import HOW_TO_OVERWRITE, MadeShard
 from twotower.kinds import foreign_modules
 from twotower.runs import Run, load
 
@@ -61,13 +62,15 @@ def embed(
     separator: str = "",
     columns: abc.Sequence[str] = (),
 ) -> int:
-    """Write the vector of every row of the table `source` into the folder `out`, and return the number of embedded rows.
+    """Write the vector of every row of the table `source` into the folder `out`, on a disk or at a URL of an object store, and return
+    the number of embedded rows.
 
     `source` is a text (.csv, .tsv, .txt) or Parquet file, a folder of them, or a pattern such as "items/*.parquet", of any size. A shard
     is up to `shard_rows` rows of a Parquet file, or a whole text file. A single shard is written as vectors.npy (n, D) and
-    ids.parquet, several as folder.py describes; `EmbeddingsFolder` reads both. A later call continues with shards
-    that are missing or damaged. `engine` is "local" (this process), "ray" (`threads` processes of this machine) or "ray://HOST:PORT"
-    (those of a cluster, with `threads` each), which makes several shards; its processes load the run from its folder. `separator` is the
+    ids.parquet, several as folder.py describes, and so is any number at a URL; `EmbeddingsFolder` reads both from a disk. A later call
+    continues with shards that are missing or damaged. `engine` is "local" (this process), "ray" (`threads` processes of this machine) or "ray://HOST:PORT"
+    (those of a cluster, with `threads` each), which makes several shards; its processes load the run from its folder, of which each host
+    may have a copy. `separator` is the
     character between the values of text files, "" the one of their ending; `columns` are the names of their columns, if their first
     lines do not name them.
 
@@ -79,27 +82,28 @@ def embed(
     ConfigError for an unusable argument, and for users of a model that reads the context, unless each of its features declares a
     default, which all users get; Unavailable for an engine that is lost.
     """
-    table, out, chosen = table_source(source), Path(out), open_engine(engine, threads)
+    table, place, chosen = table_source(source), table_source(out), open_engine(engine, threads)
     if shard_rows < 1:
         raise ConfigError(f"shards of {shard_rows} rows: expected at least 1")
-    check_apart(table, out / IDS_FILE, f"{side}s")
+    check_apart(table, place / IDS_FILE, f"{side}s")
     form = TextFormat.of_table(separator, columns)
     maker = _ShardMaker(TableVectors(run, side, precision), form, batch_rows)
     if chosen.is_remote:
-        table, out = table.absolute() if isinstance(table, Path) else table, out.absolute()
+        table, place = absolute(table), absolute(place)
+    at = shard_folder(place)
     sources = maker.files(table_files(table))
     shards = cut_into_shards(sources, shard_rows)
     if not shards:
         raise _no_rows(side)
-    if len(shards) == 1:
-        return _embed_single_shard(maker, shards[0], out, overwrite)
+    if len(shards) == 1 and isinstance(place, Path):
+        return _embed_single_shard(maker, shards[0], place, overwrite)
     model, schema = _digests(run)
     plan = {
         "side": side, "model": model, "schema": schema, "precision": precision, "shard_rows": shard_rows,
         "table": [f.state() for f in sources], "form": form.given,
     }  # fmt: skip
     folder = _folder_of_all(run) if chosen.is_remote else None
-    with EmbeddingWork.begin(out, plan, overwrite) as work:
+    with EmbeddingWork.begin(at, plan, overwrite) as work:
         progress = _Progress(side, len(shards))
         job = _sent_job(run, folder, maker, work) if folder else partial(partial, maker.make, work)
         chosen.run(job, shards, progress.add, foreign_modules(run.config, run.dataset.schema))
@@ -108,7 +112,7 @@ def embed(
         if not n:
             raise _no_rows(side)
         work.finish(run.model.config.metric, records)
-        log.info(f"{n:,} {side}s in {len(shards):,} shards have vectors: {out}")
+        log.info(f"{n:,} {side}s in {len(shards):,} shards have vectors: {at}")
         return n
 
 
@@ -118,7 +122,7 @@ def _no_rows(side: SideName) -> DataError:
 
 def _embed_single_shard(maker: _ShardMaker, shard: TableShard, out: Path, overwrite: bool) -> int:
     """Embed a table of one shard in this process, in place of an earlier one, and return the number of rows."""
-    EmbeddingWork.check_folder(out)
+    EmbeddingWork.check_folder(DiskFolder(out))
     if (out / WORK_FOLDER).exists() or (out / LIST_FILE).exists():
         if not overwrite:
             raise RunError(f"{out}: holds the shards of another table; {HOW_TO_OVERWRITE}")

@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from twotower.errors import RunError, first_line
+from twotower.errors import ConfigError, RunError, first_line
 from twotower.files.readers import read_array, read_json
+from twotower.files.urls import is_url
 
 VECTORS_FILE, IDS_FILE = "vectors.npy", "ids.parquet"
 LIST_FILE, WORK_FOLDER = "embedding.json", "work"
@@ -88,7 +89,11 @@ class EmbeddingsFolder:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        """Open a folder. Raises RunError if it holds no vectors, or not yet all of them."""
+        """Open a folder. Raises RunError if it holds no vectors, or not yet all of them, ConfigError for a URL."""
+        if is_url(folder):
+            raise ConfigError(
+                f"{folder}: an address, and vectors are read from a disk; copy its files to a folder, and name that"
+            )
         self.folder = Path(folder)
         self.about: EmbeddingList = {}
         if (self.folder / LIST_FILE).exists():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -14,8 +12,8 @@ import polars as pl
 from twotower import files
 from twotower.embedding.folder import EMBEDDINGS_FORMAT, IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER
 from twotower.errors import DataError
-from twotower.files.readers import file_digest
-from twotower.files.sharded_work import JsonObject, ShardedWork, ShardFormat
+from twotower.files.shard_folders import JsonObject
+from twotower.files.sharded_work import ShardedWork, ShardFormat
 from twotower.version import __version__
 
 
@@ -69,13 +67,12 @@ class EmbeddingWork(ShardedWork):
         out = list(records)
         for number, record in enumerate(records):
             if record["rows"] and record["id"] != kind:
-                with tempfile.TemporaryDirectory(prefix=f"shard-{number:05d}-", dir=self.folder) as folder:
-                    path, (vectors, (name, *_)) = Path(folder) / IDS_FILE, record["files"]
-                    save_ids([self.out / name], common, path)
-                    files.sync(path)
-                    ids = [name, path.stat().st_size, file_digest(path)]
+                vectors, (name, *_) = record["files"]
+                with self.scratch(f"shard-{number:05d}-") as folder:
+                    path = folder / IDS_FILE
+                    save_ids([self.at.fetched(name, folder)], common, path)
                     files.point("shard.ids")
-                    os.replace(path, self.out / name)
+                    ids = [*self.replace_file(path, name)]
                     files.point("shard.ids_renamed")
                     out[number] = record | {"id": kind, "files": [vectors, ids]}
                     self.write_record(number, out[number])

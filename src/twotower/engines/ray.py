@@ -1,7 +1,7 @@
 """Engine `ray`: tasks of Ray on this machine, or on a cluster. The extra `ray` installs it.
 
-A Ray of this machine listens on loopback addresses alone, and ends with the job. One that the process has begun already is used
-as it is, and so is the cluster of RAY_ADDRESS, which `ray job submit` sets.
+A Ray of this machine listens on loopback addresses alone, and ends with the job; where it would not, none is started. One that the
+process has begun already is used as it is, and so is the cluster of RAY_ADDRESS, which `ray job submit` sets.
 """
 
 from __future__ import annotations
@@ -37,8 +37,13 @@ TIMEOUT = 1800.0
 """Seconds without a finished shard after which a job ends."""
 WAITING = 1024
 """Greatest number of shards that Ray knows at a time."""
+LOOK = 30.0
+"""Seconds without a finished shard after which Ray is asked for CPUs and lost hosts."""
 STORE_BYTES = 100_000_000
 """Memory of the objects of a Ray of this machine: shards go from file to file, and only their descriptions go through Ray."""
+LOOPBACK = "127.0.0.1"
+CLUSTER_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's switch for desktops, which it reads when it is imported. Without it the processes of one machine listen on all of its addresses."""
 
 
 class RayEngine(JobEngine):
@@ -77,8 +82,8 @@ class RayEngine(JobEngine):
         done: Callable[[Made], None],
         modules: Sequence[str] = (),
     ) -> None:
-        """Make the shards as tasks. A task whose process is lost is repeated; after `timeout` seconds without a finished one, or if
-        one fails, the job ends. Raises TwoTowerError as a task does, RunError, Unavailable."""
+        """Make the shards as tasks. A task whose process is lost is repeated, and one that may be on a lost host is made by another too;
+        after `timeout` seconds without a finished one, or if one fails, the job ends. Raises TwoTowerError as a task does, RunError, Unavailable."""
         if not shards:
             return
         with self.started(), closing(self._made(job, shards, modules)) as all_made:
@@ -91,20 +96,22 @@ class RayEngine(JobEngine):
 
         threads = self._threads if self._joins else 1
         variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS")}
-        waiting: list[ObjectRef[Made]] = []
+        running: dict[ObjectRef[Made], int] = {}
+        unfinished: dict[int, Shard] = {}
         try:
             task = ray.remote(_make).options(  # type: ignore[var-annotated]
                 num_cpus=threads, max_retries=RETRIES, runtime_env={"env_vars": variables}
             )
             sent = _Sent(uuid.uuid4().hex, ray.put(job), tuple(modules))
-            left = iter(shards)
-            last = time.monotonic()
+            left = iter(enumerate(shards))
+            last, lost = time.monotonic(), _lost_hosts()
             while True:
-                for shard in islice(left, WAITING - len(waiting)):
-                    waiting.append(task.remote(sent, shard))
-                if not waiting:
+                for number, shard in islice(left, WAITING - len(unfinished)):
+                    unfinished[number] = shard
+                    running[task.remote(sent, shard)] = number
+                if not unfinished:
                     return
-                ready, waiting = ray.wait(waiting, timeout=min(60.0, self._timeout))
+                ready, _ = ray.wait([*running], timeout=min(LOOK, self._timeout))
                 if ready:
                     last = time.monotonic()
                 elif (silent := time.monotonic() - last) >= self._timeout:
@@ -114,8 +121,17 @@ class RayEngine(JobEngine):
                     )
                 else:
                     log.info(f"engine 'ray': no shard is finished for {silent:,.0f} seconds, with {_cpus()}")
+                    if (now := _lost_hosts()) > lost:  # whose tasks Ray repeats when it gives up their connections
+                        lost = now
+                        log.info(
+                            f"engine 'ray': a host is lost; unfinished shards, which the others get too: {len(unfinished):,}"
+                        )
+                        running |= {task.remote(sent, shard): number for number, shard in unfinished.items()}
                 for ref in ready:
-                    yield _result(ref)
+                    if (number := running.pop(ref)) in unfinished:
+                        made = _result(ref)
+                        del unfinished[number]
+                        yield made
         except ray.exceptions.RayTaskError:
             raise
         except _losses() as e:
@@ -125,18 +141,24 @@ class RayEngine(JobEngine):
             ) from e
         finally:
             with suppress(Exception):  # a Ray that is lost cancels nothing, and the first error is the one to tell
-                for ref in waiting:
+                for ref in running:
                     ray.cancel(ref, force=True)
 
     @contextmanager
     def started(self) -> Iterator[None]:
-        """Join Ray, or start it on this machine, within the block. Raises Unavailable."""
+        """Join Ray, or start it on this machine, within the block. Raises Unavailable; ConfigError if it would listen on other
+        addresses than those of loopback, because it was imported before."""
         _set_environment(self._address)
         import ray
 
         if ray.is_initialized():
             yield
             return
+        if not self._joins and os.environ[CLUSTER_SWITCH] == "0" and _own_address() != LOOPBACK:
+            raise ConfigError(
+                "engine 'ray': this process has imported Ray before, and a Ray that it starts now would listen on all addresses of this machine; "
+                f"set {CLUSTER_SWITCH}=0 before the import, begin a Ray of your own (`ray.init()`), or choose `engine='local'`"
+            )
         begin = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR)
         try:
             if self._joins:
@@ -146,7 +168,7 @@ class RayEngine(JobEngine):
             else:
                 begin(
                     "local", num_cpus=self._threads, include_dashboard=False, object_store_memory=STORE_BYTES,
-                    _node_ip_address="127.0.0.1",
+                    _node_ip_address=LOOPBACK,
                 )  # fmt: skip
         except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as e:
             raise Unavailable(
@@ -164,8 +186,7 @@ def _set_environment(address: str) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming behaviour, of which Ray warns
     if not address:
-        # Ray's switch for desktops. Without it the processes of one machine listen on all of its addresses.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault(CLUSTER_SWITCH, "0")
 
 
 def _losses() -> tuple[type[Exception], ...]:
@@ -188,6 +209,20 @@ def _cpus() -> str:
     return f"{free.get('CPU', 0):g} of {all_.get('CPU', 0):g} free CPUs"
 
 
+def _own_address() -> str:
+    """Return the address at which a Ray that starts here would be reached."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+def _lost_hosts() -> int:
+    """Return the number of hosts that Ray has taken for lost since it began."""
+    import ray
+
+    return sum(not node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+
+
 def _result(ref: ObjectRef[Made]) -> Made:
     """Return what a task gives. Raises the error of this package that it raised, RunError if its processes were lost or Ray has no
     result of it."""
@@ -198,6 +233,8 @@ def _result(ref: ObjectRef[Made]) -> Made:
     except ray.exceptions.RayTaskError as e:
         if isinstance(e.cause, TwoTowerError):
             raise e.cause from None
+        if isinstance(e.cause, ray.exceptions.RayError):  # what the task asked of Ray is lost
+            raise RunError(f"engine 'ray': a shard is given up ({first_line(e.cause)}); call again to go on") from e
         raise
     except (
         ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError,

@@ -158,8 +158,8 @@ class ObjectClient:
             for chunk in self.store.get(key).stream(min_chunk_size=CHUNK_BYTES):
                 yield bytes(chunk)
 
-    def write(self, key: str, data: bytes, since: Content | None = None) -> None:
-        """Replace an object as a whole. With `since` it must be as it was read then, or still missing: raises ObjectError
+    def write(self, key: str, data: bytes, since: Content | None = None) -> str:
+        """Replace an object as a whole, and return its tag. With `since` it must be as it was read then, or still missing: raises ObjectError
         "changed" if it is another one."""
         mode: PutMode = "overwrite"
         if since is not None:
@@ -167,7 +167,7 @@ class ObjectClient:
             if since.info is not None and since.info.version:
                 mode = {"e_tag": since.info.tag, "version": since.info.version}
         with remote_errors(self.url.of_key(key)):
-            self.store.put(key, data, mode=mode, use_multipart=False)
+            return self.store.put(key, data, mode=mode, use_multipart=False)["e_tag"] or ""
 
     def upload(self, key: str, path: Path) -> None:
         """Write a file as an object, a large one in parts. No reader sees half of it."""

@@ -23,13 +23,13 @@ import numpy as np
 import polars as pl
 
 from twotower import files
-from twotower.data.table_paths import table_source
+from twotower.data.table_paths import absolute, table_source
 from twotower.data.table_shards import TableShard, check_apart
 from twotower.data.text_format import TextFormat
 from twotower.engines import open_engine
 from twotower.errors import ConfigError, RunError, first_line
-from twotower.files.readers import read_json
-from twotower.files.sharded_work import JsonObject, MadeShard, ShardedWork, ShardFormat
+from twotower.files.shard_folders import JsonObject, shard_folder
+from twotower.files.sharded_work import MadeShard, ShardedWork, ShardFormat
 from twotower.files.urls import is_url
 from twotower.kinds import foreign_modules
 from twotower.machine import default_threads
@@ -100,8 +100,8 @@ def recommend_users(
     separator: str = "",
     columns: abc.Sequence[str] = (),
 ) -> int:
-    """Write the `k` best items for each user of the table `users` into the folder `out`, from the current bundle of a store, and
-    return the number of users with an answer.
+    """Write the `k` best items for each user of the table `users` into the folder `out`, on a disk or at a URL of an object store, from
+    the current bundle of a store, and return the number of users with an answer.
 
     `users` is a text (.csv, .tsv, .txt) or Parquet file, a folder of them, or a pattern such as "users/*.parquet", of any size; its columns and the
     options are those of `recommend_batch`. A shard of up to `shard_rows` users of a file (fewer with a large `k`) is one Parquet
@@ -120,11 +120,12 @@ def recommend_users(
     if threads < 0:
         raise ConfigError(f"`threads` is {threads}, expected at least 0")
     chosen = open_engine(engine, threads)
-    table_at, out, form = table_source(users), Path(out), TextFormat.of_table(separator, columns)
-    check_apart(table_at, out / shard_file(0), "users")
+    table_at, place, form = table_source(users), table_source(out), TextFormat.of_table(separator, columns)
+    check_apart(table_at, place / shard_file(0), "users")
     if chosen.is_remote:
-        table_at, out = table_at.absolute() if isinstance(table_at, Path) else table_at, out.absolute()
+        table_at, place = absolute(table_at), absolute(place)
         store = store if is_url(store) else Path(store).absolute()
+    at = shard_folder(place)
     bundle = Store(store).current()
     with bundle.lease():
         retriever = Retriever(bundle, threads or default_threads())
@@ -146,12 +147,13 @@ def recommend_users(
             "table": table.states, "form": form.given,
         }  # fmt: skip
         with (
-            RecommendationWork.begin(out, plan, overwrite) as work,
-            tempfile.TemporaryDirectory(dir=work.folder, prefix="shard-text-", ignore_cleanup_errors=True) as scratch,
+            RecommendationWork.begin(at, plan, overwrite) as work,
+            work.scratch("shard-text-") as scratch,
         ):
-            call = _Call(work, table, Path(scratch))
-            sent = _AnswersJob(store, bundle.id, options, table, work, Path(scratch))
-            local = partial(partial, _make, _Loaded(asked, table, work, Path(scratch)))
+            call = _Call(work, table, scratch)
+            shared = scratch if isinstance(place, Path) else None
+            sent = _AnswersJob(store, bundle.id, options, table, work, shared)
+            local = partial(partial, _make, _Loaded(asked, table, work, scratch))
             chosen.run(sent if chosen.is_remote else local, shards, call.add, foreign_modules(retriever.schema))
             return call.finish(len(shards), retriever)
 
@@ -189,24 +191,28 @@ class _AnswersJob:
     options: _Options
     table: UserTable
     work: RecommendationWork
-    scratch: Path
+    scratch: Path | None
+    """A folder that all hosts share, None without one."""
 
     def __call__(self) -> abc.Callable[[TableShard], MadeShard]:
         """Load the bundle, and return the function that makes a shard. Raises RunError if the folder is another one."""
         self.work.check_seen()
         retriever = Retriever(Store(self.store).open(self.bundle), default_threads())
-        scratch = Path(tempfile.mkdtemp(dir=self.scratch))
-        return partial(_make, _Loaded(self.options.recommender(retriever), self.table, self.work, scratch))
+        held = tempfile.TemporaryDirectory(prefix="shard-text-", dir=self.scratch, ignore_cleanup_errors=True)
+        return partial(
+            _make, _Loaded(self.options.recommender(retriever), self.table, self.work, Path(held.name), held)
+        )
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The source of the shards in a process; text files are copied as Parquet into `scratch`."""
+    """The source of the shards in a process; text files are copied as Parquet into `scratch`, which is removed with `held`."""
 
     asked: BatchRecommender
     table: UserTable
     work: RecommendationWork
     scratch: Path
+    held: tempfile.TemporaryDirectory[str] | None = None
 
 
 def _make(loaded: _Loaded, shard: TableShard) -> MadeShard:
@@ -245,13 +251,12 @@ class _Call:
 
     def finish(self, shards: int, retriever: Retriever) -> int:
         """Write the list of all shards, and log its counts; return the number of users with an answer."""
-        work, path = self._work, self._work.out / LIST_FILE
+        work = self._work
         records = [self._records[number] for number in range(shards)]
-        if not path.exists():
+        if (facts := work.read_list()) is None:
             counts = self._counts(records, retriever)
             self._table.check_unchanged()
-            work.write_list(work.plan | {"twotower": __version__} | counts)
-        facts: JsonObject = read_json(path)
+            work.write_list(facts := work.plan | {"twotower": __version__} | counts)
         summary = Summary("users", facts["users"])
         summary.drop("unknown to the bundle", facts["unknown_left_out"])
         log.info(str(summary))
@@ -259,7 +264,7 @@ class _Call:
         for n, words in ((facts["without_items"], "without an item left"), (facts["repeated"], "repeat an id")):
             notes += [f"{n:,} {words}"] if n else []
         log.info(f"answers: {', '.join(notes) or 'none'}")
-        log.info(f"{facts['rows']:,} recommendations in {len(records):,} shards: {work.out}")
+        log.info(f"{facts['rows']:,} recommendations in {len(records):,} shards: {work.at}")
         return summary.kept
 
     def _counts(self, records: list[JsonObject], retriever: Retriever) -> JsonObject:

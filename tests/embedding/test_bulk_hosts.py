@@ -1,0 +1,144 @@
+"""Embedding by a cluster of Ray over several hosts, which share a bucket and nothing else: hosts and calls that are lost half-way."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import preloaded
+import pytest
+from hosts import Host
+from ray_hosts import STOP, Cluster, made, ray_cluster
+from worlds import CHECKERBOARD_TOML, checkerboard
+
+from twotower.embedding.folder import LIST_FILE, EmbeddingsFolder
+
+pytestmark = pytest.mark.hosts
+CONFIG = """
+data = { items = "items.parquet", interactions = "interactions.parquet" }
+model = { width = 8 }
+train = { epochs = 1, batch_size = 100, device = "cpu" }
+evaluation = { k = [5], bootstrap = 0 }
+"""
+WEIGHT = """
+[[schema.features]]
+name = "weight"
+side = "item"
+kind = "numeric"
+"""
+SHARDS, ROWS = 24, 100
+THIRD_SHARD = "9"
+"""A shard in a bucket passes four points: its block, its two files, both files."""
+
+
+def items(first: int, n: int) -> pl.DataFrame:
+    return pl.DataFrame({"item_id": np.arange(first, first + n)}).with_columns(weight=(pl.col("item_id") * 0.37).sin())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, a table of items, and `whole`, the vectors that one process makes of it."""
+    folder = tmp_path_factory.mktemp("world")
+    _, _, actions = checkerboard()
+    items(0, 30).write_parquet(folder / "items.parquet")
+    actions.write_parquet(folder / "interactions.parquet")
+    (folder / "config.toml").write_text(CONFIG + CHECKERBOARD_TOML + WEIGHT, encoding="utf-8")
+    (folder / "table").mkdir()
+    half = SHARDS // 2 * ROWS
+    for name, first in (("a", 0), ("b", half)):
+        items(first, half).write_parquet(folder / "table" / f"{name}.parquet")
+    for words in (
+        ("train", folder / "config.toml", "-r", folder / "run"),
+        ("embed", folder / "run", folder / "table", "--out", folder / "whole", "--shard-rows", ROWS, "--threads", 1),
+    ):
+        preloaded.run("-m", "twotower", *map(str, words), check=True, timeout=600)
+    assert len(EmbeddingsFolder(folder / "whole")) == SHARDS * ROWS
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(world: Path) -> Iterator[Cluster]:
+    with ray_cluster(world / "run", ("worker0", "worker1", "worker2")) as cluster:
+        cluster.put(world / "table")
+        yield cluster
+
+
+def same(cluster: Cluster, out: str, whole: Path) -> None:
+    """Fails unless a result has the bytes of a folder that one process has made, and a record of each shard."""
+    expected = {p.name for p in whole.iterdir() if p.is_file()}
+    records = {f"work/done-{i:05d}.json" for i in range(SHARDS)}
+    assert cluster.listed(out).keys() == expected | records | {"work/plan.json"}
+    for name in expected - {LIST_FILE}:
+        assert cluster.read(out, name) == (whole / name).read_bytes(), name
+
+
+def stop_at(point: str, *hosts: Host) -> None:
+    """Let processes of Ray that start on these hosts from now on stand still at a point, and on no other host."""
+    for host in hosts:
+        host.folder(STOP).write_text(point)
+
+
+def test_fault_C18_a_job_that_is_killed_and_called_again_makes_what_is_missing(cluster: Cluster, world: Path) -> None:
+    """All three workers stand still in their third shard when the call is killed."""
+    stop_at(THIRD_SHARD, *cluster.workers)
+    job = cluster.embed(cluster.head, "again")
+    for worker in cluster.workers:
+        worker.wait_stopped(600)
+    job.send_signal(signal.SIGKILL)
+    job.wait(600)
+    for worker in cluster.workers:
+        worker.folder(STOP).unlink()
+    before = cluster.listed("again")
+    done = cluster.done("again")
+    assert len(done) == 2 * len(cluster.workers)
+    again = cluster.embed(cluster.head, "again")
+    assert again.wait(600) == 0, again.said
+    assert made(again.said) == SHARDS - len(done)
+    same(cluster, "again", world / "whole")
+    after = cluster.listed("again")
+    kept = [name for name in before if re.sub(r"(part|ids)-(\d+)\..*", r"work/done-\2.json", name) in done]
+    assert len(kept) == 3 * len(done)
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+
+
+@pytest.mark.parametrize("how", ["cut-off", "switched-off"])
+def test_fault_C18_a_host_that_is_lost_half_way_is_done_without(how: str, cluster: Cluster, world: Path) -> None:
+    """The host stands still in its third shard. The call comes from the head, or from outside of the cluster."""
+    lost = cluster.workers[-1]
+    stop_at(THIRD_SHARD, lost)
+    if how == "cut-off":
+        job = cluster.embed(cluster.head, how)
+    else:
+        job = cluster.embed(cluster.caller, how, "ray://head:10001")
+    lost.wait_stopped(600)
+    if how == "cut-off":
+        lost.cut_off()
+    else:
+        lost.close()
+    cluster.workers.remove(lost)
+    assert job.wait(900) == 0, job.said
+    assert made(job.said) == SHARDS
+    if how == "cut-off":  # of which Ray's connection says nothing
+        assert "a host is lost; unfinished shards, which the others get too: 1" in job.said
+    same(cluster, how, world / "whole")
+
+
+def test_fault_C18_a_cluster_that_is_lost_is_one_sentence(cluster: Cluster) -> None:
+    """The host of the head is switched off. What is made stays, for the next call."""
+    stop_at(THIRD_SHARD, *cluster.workers)
+    job = cluster.embed(cluster.caller, "lost", "ray://head:10001")
+    for worker in cluster.workers:
+        worker.wait_stopped(600)
+    cluster.head.close()
+    assert job.wait(600) == 2, job.said
+    (line,) = (line for line in job.said.splitlines() if line.startswith("error: "))
+    assert re.fullmatch(
+        r"error: engine 'ray': ray://head:10001 answers no more \(.*\); see that its hosts run and reach each other, then call again to go on",
+        line,
+    )
+    assert "Traceback" not in job.said
+    assert len(cluster.done("lost")) == 2 * len(cluster.workers)

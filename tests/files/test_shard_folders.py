@@ -1,0 +1,164 @@
+"""Folders of shards on a disk and in a bucket: the same calls, and what two writers at once leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from object_server import Fault, ObjectServer
+
+from twotower.embedding.folder import part_names
+from twotower.embedding.shards import EmbeddingWork
+from twotower.errors import ConfigError, RunError
+from twotower.files.object_stores import ObjectError
+from twotower.files.shard_folders import BucketFolder, ShardFolder, shard_folder
+from twotower.files.urls import Url
+
+PLAN = {"side": "item", "model": "m", "table": [["a.parquet", 9, 1, 6]]}
+NAME = part_names(0)[0]
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def at(request: pytest.FixtureRequest, tmp_path: Path) -> ShardFolder:
+    """A folder that is not there yet."""
+    if request.param == "disk":
+        return shard_folder(tmp_path / "a" / "out")
+    return shard_folder(f"{request.getfixturevalue('bucket')}/a/out")
+
+
+@pytest.fixture
+def remote(bucket: str) -> BucketFolder:
+    return BucketFolder(Url.parse(f"{bucket}/out"))
+
+
+def made(data: bytes, before: Callable[[], object] = lambda: None) -> Callable[[Path], tuple[dict[str, str], Any]]:
+    """Return the writer of a shard of one file, which does something `before` it ends."""
+
+    def write(folder: Path) -> tuple[dict[str, str], Any]:
+        (folder / "v").write_bytes(data)
+        before()
+        return {"v": NAME}, {"rows": 1}
+
+    return write
+
+
+def content(at: ShardFolder, scratch: Path) -> bytes:
+    return at.fetched(NAME, scratch).read_bytes()
+
+
+def test_a_shard_is_made_once_and_again_if_its_file_is_another(at: ShardFolder, tmp_path: Path) -> None:
+    begin = partial(EmbeddingWork.begin, at, PLAN, False)
+    with begin() as work:
+        assert at.names() == ["work"]
+        assert work.read_list() is None
+        assert work.make(0, made(b"one")).is_new
+        assert not work.make(0, made(b"two")).is_new
+        work.write_list({"shards": [NAME]})
+    assert at.names() == ["embedding.json", NAME, "work"]
+    with at.scratch("work", "shard-x") as scratch, (Path(scratch) / "other").open("wb") as file:
+        file.write(b"all")
+        file.flush()
+        at.put(Path(file.name), NAME, "")
+    with begin() as work:
+        again = work.make(0, made(b"one"))
+        assert (again.is_new, again.was_damaged) == (True, True)
+        assert work.read_list() is None, "a list of shards that are not there is no list"
+        assert not work.make(0, made(b"two")).is_new
+    assert content(at, tmp_path) == b"one"
+
+
+def test_another_plan_is_refused_until_asked_for_and_then_nothing_of_the_first_stays(at: ShardFolder) -> None:
+    with EmbeddingWork.begin(at, PLAN, False) as work:
+        work.make(0, made(b"one"))
+        work.write_list({"shards": [NAME]})
+    other = PLAN | {"model": "n"}
+    with pytest.raises(RunError, match=r"its vectors are of another model \(m then, n now\)"):
+        EmbeddingWork.begin(at, other, False).__enter__()
+    assert len(at.names()) == 3
+    with EmbeddingWork.begin(at, other, True) as work:
+        assert at.names() == ["work"]
+        assert work.record(0) is None
+
+
+def test_files_of_something_else_are_refused(at: ShardFolder) -> None:
+    at.place.mkdir(parents=True) if isinstance(at.place, Path) else None
+    at.write("letter.txt", {})
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match=r"not a folder of vectors \(it holds letter.txt\); choose another folder"):
+            EmbeddingWork.begin(at, PLAN, overwrite).__enter__()
+    assert at.names() == ["letter.txt"]
+
+
+def test_no_json_is_a_difference_and_no_record(at: ShardFolder) -> None:
+    with EmbeddingWork.begin(at, PLAN, False) as work:
+        values: list[Any] = [[1], {}]
+        for value in values:
+            at.write("work/done-00000.json", value)
+            assert work.record(0) is None
+    at.write("work/plan.json", [1])
+    with pytest.raises(RunError, match="its vectors were made by another version"):
+        EmbeddingWork.begin(at, PLAN, False).__enter__()
+
+
+def test_who_was_taken_for_lost_replaces_nothing(at: ShardFolder, tmp_path: Path) -> None:
+    """Another process has made the shard, and finished it otherwise, while this one stood still."""
+    with EmbeddingWork.begin(at, PLAN, False) as work:
+
+        def other() -> None:
+            assert work.make(0, made(b"of the other")).is_new
+
+        found = work.make(0, made(b"of the lost", other))
+        assert not found.is_new
+        assert found.record == work.record(0)
+    assert content(at, tmp_path) == b"of the other"
+
+
+def test_a_list_is_not_written_into_the_folder_of_another_call(remote: BucketFolder) -> None:
+    with (
+        EmbeddingWork.begin(remote, PLAN, False) as work,
+        EmbeddingWork.begin(remote, PLAN | {"model": "n"}, True),
+        pytest.raises(RunError, match="or one of another call"),
+    ):
+        work.write_list({"shards": []})
+    assert remote.names() == ["work"]
+
+
+def test_an_object_is_written_where_none_is_or_in_the_place_of_the_one_that_was_seen(
+    remote: BucketFolder, s3: ObjectServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"first")
+    first = remote.put(file, NAME, "")
+    assert remote.holds(*first)
+    file.write_bytes(b"other")
+    s3.let_happen(Fault("^PUT .*part-00000", 412, times=2))  # another process is faster both times
+    with pytest.raises(ObjectError, match="was changed by another process"):
+        remote.put(file, NAME, "")
+    assert remote.holds(*first)
+    s3.let_happen(Fault("^PUT .*part-00000", 500, done=True))  # the answer is lost, and the second try finds the first
+    second = remote.put(file, NAME, "")
+    assert remote.holds(*second)
+    assert not remote.holds(*first)
+    assert content(remote, tmp_path) == b"other"
+
+
+def test_of_two_calls_that_begin_at_once_one_is_refused(remote: BucketFolder, s3: ObjectServer) -> None:
+    s3.let_happen(Fault("^PUT .*plan.json", 412))
+    with pytest.raises(RunError, match="another call begins at the same time; let it end, or stop it"):
+        EmbeddingWork.begin(remote, PLAN, False).__enter__()
+
+
+def test_a_silent_bucket_is_neither_another_plan_nor_a_missing_shard(remote: BucketFolder, s3: ObjectServer) -> None:
+    with EmbeddingWork.begin(remote, PLAN, False) as work:
+        s3.let_happen(Fault("^GET .*json$", 503, times=99))
+        for asked in (lambda: work.record(0), work.check_seen, EmbeddingWork.begin(remote, PLAN, True).__enter__):
+            with pytest.raises(ObjectError, match="does not answer as expected"):
+                asked()
+
+
+def test_a_web_server_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"a server of https:// cannot be written; .*s3://BUCKET/FOLDER"):
+        shard_folder("https://host/out")

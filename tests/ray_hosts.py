@@ -1,0 +1,107 @@
+"""A cluster of Ray over hosts that share a bucket and nothing else, for tests and for benchmarks/scale/hosts.py."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hosts import HOME, ROOT, Command, Host, network
+from object_server import ObjectServer, environment, use
+
+from twotower.files.object_stores import ObjectClient, ObjectInfo
+from twotower.files.urls import Url
+
+RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "RAY_USAGE_STATS_ENABLED": "0"}
+STOP = HOME / "stop"
+"""A file of a host. While it is there, each process of Ray that starts on that host stands still at the point that it names."""
+POINTS = f"""
+import sys
+from pathlib import Path
+if (stop := Path("{STOP}")).exists():
+    sys.path.append("{ROOT}/tests")
+    import kill_points
+    kill_points.install(stop.read_text() + ":hang")
+"""
+
+
+@dataclass
+class Cluster:
+    """A cluster of Ray: `head` shares out what `workers` compute. `caller` is a host outside. All but `bucket` have the folder HOME/run."""
+
+    bucket: Host
+    caller: Host
+    head: Host
+    workers: list[Host]
+    objects: ObjectServer
+    url: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return environment(self.objects.address) | RAY
+
+    def put(self, table: Path) -> None:
+        """Write the files of a folder below the URL, as the table `items`."""
+        for path in table.iterdir():
+            self.bucket.call(self.objects.put, f"{self.url}/items/{path.name}", path.read_bytes())
+
+    def embed(self, host: Host, out: str, engine: str = "ray", rows: int = 100, threads: int = 1) -> Command:
+        """Start the job on a host, by an address of Ray, by "ray" on the cluster of the head, or by "local" on that host alone."""
+        joined = {"RAY_ADDRESS": "head:6379"} if engine == "ray" else {}
+        return host.twotower(
+            "embed", "run", f"{self.url}/items", "--out", f"{self.url}/{out}", "--shard-rows", rows, "--engine", engine,
+            "--threads", threads, env=self.environment | joined,
+        )  # fmt: skip
+
+    def listed(self, out: str) -> dict[str, ObjectInfo]:
+        """Return the objects of a result by their paths in it."""
+        at = Url.parse(f"{self.url}/{out}")
+        return {o.key.removeprefix(f"{at.key}/"): o for o in self.bucket.call(ObjectClient(at).list, at.key)}
+
+    def read(self, out: str, name: str) -> bytes:
+        """Return an object of a result."""
+        at = Url.parse(f"{self.url}/{out}")
+        data: bytes = self.bucket.call(ObjectClient(at).read, f"{at.key}/{name}", 10**10).data
+        return data
+
+    def done(self, out: str) -> list[str]:
+        """Return the records of finished shards of a result."""
+        return [name for name in self.listed(out) if name.startswith("work/done-")]
+
+
+@contextmanager
+def ray_cluster(run: Path, workers: Sequence[str]) -> Iterator[Cluster]:
+    """Start a cluster whose workers have these names and one CPU each. `run` is copied to all hosts as HOME/run."""
+    with pytest.MonkeyPatch.context() as patch, network("bucket", "caller", "head", *workers) as hosts:
+        bucket, caller, head, *others = hosts
+        objects = ObjectServer.on(bucket)
+        use(objects.address, patch)
+        cluster = Cluster(bucket, caller, head, others, objects, f"s3://{bucket.call(objects.new_bucket)}")
+        for host in (caller, head, *others):
+            host.give(run, HOME / "run")
+        words = ("--head", "--port", 6379, "--ray-client-server-port", 10001, "--include-dashboard=false")
+        _start(cluster, head, 0, *words).until("Ray runtime started", 600)
+        started = [_start(cluster, host, 1, "--address", "head:6379") for host in others]
+        for ray in started:
+            ray.until("Ray runtime started", 600)
+        yield cluster
+
+
+def _start(cluster: Cluster, host: Host, cpus: int, *words: Any) -> Command:
+    hooks = host.folder(HOME / "hooks")
+    hooks.mkdir()
+    (hooks / "sitecustomize.py").write_text(POINTS)
+    return host.start(
+        "python", "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address", host.address, "--num-cpus", cpus,
+        "--object-store-memory", 100_000_000, *words,
+        env=cluster.environment | {"PYTHONPATH": f"{HOME}/hooks:{ROOT}/src"},
+    )  # fmt: skip
+
+
+def made(said: str) -> int:
+    """Return the number of shards that a call says it has made."""
+    return len(re.findall(r"items embedded, .* shard \d+ of", said))
