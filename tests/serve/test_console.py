@@ -367,6 +367,20 @@ def test_the_second_bundle_stands_beside_the_first(visit: Callable[..., Visit], 
     assert any(marks)
 
 
+def test_the_towers_are_drawn_below_the_answer(visit: Callable[..., Visit]) -> None:
+    it = visit("#user=u5")
+    it.until("document.getElementById('towers').naturalWidth > 500 && !document.getElementById('towers-card').hidden")
+    assert it.page.locator("#towers").get_attribute("alt") == "Drawing of the user tower and the item tower"
+    it.page.locator("#lang").click()
+    assert it.page.locator("#towers-h").inner_text() == "双塔结构"
+    # Its own styles are applied: a box of the user tower has a colour.
+    colours = """() => { const i = document.getElementById('towers'), c = document.createElement('canvas');
+        c.width = i.naturalWidth; c.height = i.naturalHeight; const x = c.getContext('2d'); x.drawImage(i, 0, 0);
+        const d = x.getImageData(0, 0, c.width, c.height).data, seen = new Set();
+        for (let n = 0; n < d.length; n += 4) seen.add(`${d[n]},${d[n + 1]},${d[n + 2]}`); return [...seen]; }"""
+    assert {"255,255,255", "231,239,251", "230,244,234"} <= set(it.page.evaluate(colours))
+
+
 def test_gates_are_shown_as_bars(visit: Callable[..., Visit]) -> None:
     page = visit("#user=u5").page
     rows = page.locator("#gates li").all_inner_texts()
@@ -417,7 +431,7 @@ def test_the_map_is_drawn_with_the_user_in_it(visit: Callable[..., Visit]) -> No
     canvas.focus()
     page.keyboard.press("ArrowRight")
     second = it.ids()[1]
-    assert it.best()[1] in page.locator("#tip").inner_text()
+    assert page.locator("#tip").inner_text() == f"2 {it.best()[1]} ({second})"
     assert it.best()[1] in page.locator("#status").inner_text()
     it.changes(lambda: page.keyboard.press("Enter"))
     assert page.locator("#chips li").get_attribute("data-id") == second

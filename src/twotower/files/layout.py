@@ -11,8 +11,9 @@ BUNDLES, CURRENT, HISTORY, STORE_LOCK, COLLECTIONS = "bundles", "CURRENT", "HIST
 STORE_FILES = frozenset({BUNDLES, CURRENT, HISTORY, STORE_LOCK})
 """Files that a store has from its beginning, or soon after."""
 
-# Bundle: the manifest, the vectors of all users, the index of the items, and the model card.
+# Bundle: the manifest, the vectors of all users, the index of the items, the model card, and the drawing of the towers.
 MANIFEST, USER_VECTORS, INDEX, MODEL_CARD = "MANIFEST.json", "user_vectors.npy", "index", "README.md"
+DRAWING = "towers.svg"
 
 
 def tower(side: str) -> str:

@@ -176,7 +176,8 @@ export class Map2d {
       c.strokeStyle = colour.accent;
       c.stroke();
       const rank = this.best.indexOf(this.lit);
-      this.tip.textContent = (rank < 0 ? "" : `${rank + 1}  `) + data.titles[this.index.get(this.lit)];
+      const title = data.titles[this.index.get(this.lit)];
+      this.tip.textContent = (rank < 0 ? "" : `${rank + 1}  `) + title + (title === this.lit ? "" : ` (${this.lit})`);
       this.tip.hidden = false;
       const half = this.tip.offsetWidth / 2 + 4;
       const x = Math.min(Math.max(p[0], half), width - half);

@@ -100,6 +100,12 @@ def add_console_routes(app: FastAPI, service: Service) -> None:
         with console.slot():
             return json_response(await console.map(column, limit, bundle))
 
+    @app.get("/v1/console/towers", responses=of_a_bundle, tags=["console"])
+    async def towers(bundle: BundleId = "") -> Response:
+        """Return the drawing of the towers as SVG; null for a bundle without one."""
+        with console.slot():
+            return json_response(await console.towers(bundle))
+
     @app.post(
         "/v1/console/explain",
         responses=client_problems(*BODY_PROBLEMS, "unknown-bundle", "index-unavailable"),
