@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import polars as pl
 import pytest
 import torch
@@ -28,7 +29,7 @@ from twotower.features.categorical import Categorical
 from twotower.features.multi_hot import MultiHot
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
-from twotower.model.decayed_means import inverse_weight_sum
+from twotower.model.decayed_means import inverse_weight_sum, reach
 from twotower.model.inputs.bag import Bag
 from twotower.model.inputs.padded import Padded
 from twotower.model.inputs.prefixes import SCAN_CHUNK, Prefixes
@@ -38,6 +39,7 @@ from twotower.model.pooling import POOLINGS
 from twotower.model.pooling.decay import Decay
 from twotower.model.pooling.mean import Mean
 from twotower.model.two_tower import ModelConfig, TwoTower
+from twotower.onnx.builder import GraphBuilder
 from twotower.train.batches import Batcher
 
 RATES = (0.0, 0.5, 0.93, 1.0)
@@ -191,6 +193,37 @@ def test_a_single_moment_at_the_border_of_a_chunk(length: int) -> None:
     rows = known(data, feature, [length])
     assert len(rows[0]) == length
     assert_pools_like_a_loop(bag_of(before(data, np.array([length])), feature.name), rows, "decay")
+
+
+def test_what_float32_rounds_away_is_not_read() -> None:
+    """Rows of interactions older than the reach are not finite, so that a product with one of them would show."""
+    rates = (0.0, 0.1, 0.3)
+    limit = reach(rates)
+    assert limit == 14
+    assert 0.3**limit <= 2**-24 < 0.3 ** (limit - 1)
+    lengths = [0, 1, limit - 1, limit, limit + 1, 100, 0]
+    codes = [list(range(100 - n, 100)) for n in lengths]
+    values, offsets = (torch.from_numpy(a.astype(np.int32)) for a in (np.concatenate(codes), np.cumsum([0, *lengths])))
+    table = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    expected, _ = pooled(table, codes, "decay", rates, torch.ones(len(lengths), 9))
+    table[: 100 - limit] = np.nan
+    layer = Decay(rates=rates).build(3, "seen")
+    torch.testing.assert_close(layer(table, Bag(values, offsets, values, offsets)), expected, atol=1e-6, rtol=0)
+
+    g = GraphBuilder()
+    g.input("codes", np.int64, ["U", "T"])
+    content = g.serialize(layer.lower(g, g.constant(table), "codes"), 9, {})
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for rows in (range(7), range(1), range(3)):  # as wide as the longest, no code at all, and below the reach
+        width = max([1, *(lengths[r] for r in rows)])
+        padded = np.array([codes[r] + [-1] * (width - lengths[r]) for r in rows])
+        found = session.run(None, {"codes": padded})[0]
+        np.testing.assert_allclose(found, expected[: len(rows)], atol=1e-6)
+
+
+@pytest.mark.parametrize("rates", [(1.0,), (0.5, 1.0)])
+def test_a_plain_mean_reads_all(rates: tuple[float, ...]) -> None:
+    assert reach(rates) is None
 
 
 @pytest.mark.parametrize("pooling", ["decay", "mean", "sqrt", "sum"])

@@ -9,6 +9,9 @@ Parallel Algorithms").
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +35,15 @@ def inverse_weight_sum(n: Shaped[Tensor, "U"], rate: float) -> F32[Tensor, "U"]:
     n = n.float()
     total = n if rate == 1 else (1 - rate**n) / (1 - rate)
     return torch.where(n > 0, 1 / total.clamp(min=1e-12), 0.0)
+
+
+def reach(rates: Sequence[float]) -> int | None:
+    """Return the number of latest interactions that have all but 2^-24 of the weight at each of the rates, less than float32
+    rounds away; None if a rate is 1."""
+    largest = max(rates)
+    if largest == 1:
+        return None
+    return 1 if largest == 0 else math.ceil(24 * math.log(2) / -math.log(largest))
 
 
 def decayed_sums(table: Float[Tensor, "rows E"], prefixes: Prefixes, rates: tuple[float, ...]) -> Float[Tensor, "U RE"]:

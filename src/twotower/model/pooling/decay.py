@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from twotower.arrays.types import Bool, Float
-from twotower.model.decayed_means import decayed_means, inverse_weight_sum
+from twotower.model.decayed_means import decayed_means, inverse_weight_sum, reach
 from twotower.model.inputs.bag import Bag
 from twotower.model.inputs.prefixes import Prefixes
 from twotower.model.pooling.pooling import Pooling, PoolingLayer, lower_known
@@ -71,14 +71,20 @@ class DecayLayer(PoolingLayer):
         age = bag.offsets[1:][row] - 1 - torch.arange(len(row), device=n.device)
         out = []
         for rate in self.rates:
-            weights = torch.pow(torch.tensor(rate, dtype=table.dtype, device=n.device), age)
+            codes, ages, offsets = bag.values, age, bag.offsets
+            if limit := reach([rate]):
+                codes, ages = codes[age < limit], age[age < limit]
+                offsets = nn.functional.pad(n.clamp(max=limit).cumsum(0), (1, 0)).to(offsets.dtype)
+            weights = torch.pow(torch.tensor(rate, dtype=table.dtype, device=n.device), ages)
             total = nn.functional.embedding_bag(
-                bag.values, table, bag.offsets, mode="sum", include_last_offset=True, per_sample_weights=weights
+                codes, table, offsets, mode="sum", include_last_offset=True, per_sample_weights=weights
             )
             out.append(total * inverse_weight_sum(n, rate).to(total.dtype)[:, None])
         return torch.cat(out, 1)
 
     def lower(self, g: GraphBuilder, table: str, codes: str) -> str:
+        if limit := reach(self.rates):
+            codes = lower_latest(g, codes, limit)
         known = lower_known(g, codes)
         age = g("Unsqueeze", g("Sub", g.reduce("Sum", known, 1), g("CumSum", known, g.constant(1))), g.constant([1]))
         # rate^age = exp(age log rate): the Pow of onnxruntime takes twenty times as long. e^-1000 is 0, as is rate 0.
@@ -87,3 +93,11 @@ class DecayLayer(PoolingLayer):
         weights = g("Div", weights, g("Max", g.reduce("Sum", weights, 2), g.constant(1e-12)))
         rows = g("Gather", table, codes, axis=0)  # (U, T, width); -1 takes a row of weight 0
         return g.reshape(g("MatMul", weights, rows), self.width * len(self.rates))
+
+
+def lower_latest(g: GraphBuilder, codes: str, n: int) -> str:
+    """Build the `n` latest codes of each row (U, n), -1 before the first code of a shorter row."""
+    length = g.reduce("Sum", g("Cast", lower_known(g, codes), to=g.onnx.TensorProto.INT64), 1)  # (U, 1)
+    none = g("Sub", g("Mul", length, g.constant(0)), g.constant(1))
+    place = g("Max", g("Add", length, g.constant(np.arange(1 - n, 1)[None])), g.constant(0))  # 0 before the first code
+    return g("GatherElements", g("Concat", none, codes, axis=1), place, axis=1)
