@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,6 +94,15 @@ def test_the_products_are_those_of_the_layers_and_of_the_loss(board: Dataset) ->
     in_batch = products(settings(model=layers, loss={"kind": "softmax"}), board)
     assert [(p.rows, p.columns) for p in full if p not in pairs][-1] == (256, n)
     assert [(p.rows, p.columns) for p in in_batch if p not in pairs] == [(256, 256)]
+
+
+def test_a_pair_that_a_step_leaves_out_has_no_products(board: Dataset) -> None:
+    narrow, wide = ({side: {"layers": [width]} for side in ("user", "item")} for width in (8, 32))
+    common: dict[str, Any] = {"loss": {"kind": "softmax"}, "negatives": {"full": True}}
+    kept = {"pairs": "apart", "start": [{"kind": "transitions", "pair": 1, "learn": False}]}
+    alone = settings(model={"bias": False, "similarity": "dot", "pairs": [narrow]}, **common)
+    both = settings(model={"bias": False, "similarity": "dot", "pairs": [narrow, wide]}, train=kept, **common)
+    assert products(both, board) == products(alone, board)
 
 
 def machine(fp32: float, bf16: float) -> Callable[..., tuple[Precision, str]]:

@@ -186,13 +186,14 @@ class TwoTower(nn.Module):
                 bias = self.first_order(side)
                 yield bias.table, bias.codes(inputs)
 
-    def towers(self, side: SideName) -> list[Tower]:
-        """Return the tower of `side` of each pair."""
-        return [pair.tower(side) for pair in self.pairs if isinstance(pair, TowerPair)]
+    def towers(self, side: SideName, pairs: Sequence[int] | None = None) -> list[Tower]:
+        """Return the tower of `side` of some `pairs` or of all."""
+        towers = [pair.tower(side) for pair in self.pairs if isinstance(pair, TowerPair)]
+        return towers if pairs is None else [towers[number] for number in pairs]
 
     def parts_of_pairs(self, pairs: Sequence[int] | None = None) -> list[slice]:
         """Return the columns of a vector that each pair fills, before those of biases, in vectors of some `pairs` or of all."""
-        ends = list(accumulate((tower.size for tower in self._towers_of("user", pairs)), initial=0))
+        ends = list(accumulate((tower.size for tower in self.towers("user", pairs)), initial=0))
         return [slice(*part) for part in pairwise(ends)]
 
     def first_order(self, side: SideName) -> FirstOrder:
@@ -231,17 +232,13 @@ class TwoTower(nn.Module):
         other side's `vectors` that its pair produced: detached, before temperature, of length 1 with a cosine. With `pairs` the vectors are those of these.
         """
         found, first = [], 0
-        for tower in self._towers_of(side, pairs):
+        for tower in self.towers(side, pairs):
             if tower.augmented is not None:
                 targets = vectors[:, first : first + tower.size].detach()
                 scale = self.temperature.detach() if side == "item" else 1.0  # undoes that of `user_vectors`
                 found.append((tower.augmented(inputs, tower.unknown_rate), targets * scale))
             first += tower.size
         return found
-
-    def _towers_of(self, side: SideName, pairs: Sequence[int] | None) -> list[Tower]:
-        towers = self.towers(side)
-        return towers if pairs is None else [towers[number] for number in pairs]
 
     def _side(
         self, inputs: Inputs, side: SideName, pairs: Sequence[int] | None
@@ -252,7 +249,7 @@ class TwoTower(nn.Module):
             inputs = self._without_ids(inputs, side)
         if self.config.bias:
             bias = self.first_order(side)(inputs, self.config.unknown_rate)
-        for tower in self._towers_of(side, pairs):
+        for tower in self.towers(side, pairs):
             vector, tower_bias = tower(inputs)
             vectors.append(vector.float())
             if bias is not None and tower_bias is not None:

@@ -117,7 +117,7 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         """Columns of the vectors that make a score with a loss of its own: all, or those of each pair that is trained apart."""
         if self.recipe.train.pairs == "together":
             return [slice(None)]
-        return self.model.parts_of_pairs(self.trained_pairs)
+        return self.model.parts_of_pairs(self.recipe.trained_pairs)
 
     def _versions(self, drawn: Candidates, whole: Examples) -> CandidateVersions | None:
         """Return the versions of the candidates that the batch sees; None if items have none."""

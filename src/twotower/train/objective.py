@@ -91,20 +91,11 @@ class Objective(ABC, Generic[L]):
         self.sampler = self.make_sampler()
         self.steps_per_epoch = math.ceil(len(self.sampler) / recipe.train.batch_size)
         self.tallied_batch = (self.steps_per_epoch - 1) // 2
-        self._towers: Callable[[Inputs, Inputs], tuple[Tensor, Tensor]] = BothTowers(model, self.trained_pairs)
+        self._towers: Callable[[Inputs, Inputs], tuple[Tensor, Tensor]] = BothTowers(model, recipe.trained_pairs)
         if context.world_size > 1:
             self._towers = distributed_data_parallel(
-                BothTowers(model, self.trained_pairs), torchrec.shards_by_parameter if torchrec else ()
+                BothTowers(model, recipe.trained_pairs), torchrec.shards_by_parameter if torchrec else ()
             )
-
-    @property
-    def trained_pairs(self) -> list[int] | None:
-        """Pairs whose vectors a step needs: without those that keep their start where pairs are trained apart; None: all."""
-        train = self.recipe.train
-        kept = {start.pair for start in train.start if not start.learn}
-        if train.pairs == "together" or not kept:
-            return None
-        return [pair for pair in range(len(self.model.pairs)) if pair not in kept]
 
     @abstractmethod
     def make_sampler(self) -> Sampler:
@@ -128,7 +119,7 @@ class Objective(ABC, Generic[L]):
 
     def detach_from_group(self) -> None:
         """Drop the wrapper that averages gradients, which holds the process group."""
-        self._towers = BothTowers(self.model, self.trained_pairs)
+        self._towers = BothTowers(self.model, self.recipe.trained_pairs)
 
     def examples(self, epoch: Epoch, batch: int) -> tuple[Examples, Shaped[Ints, "s"], slice]:
         """Return the examples of a batch, the end of each shard's part of it, and the slice that is this rank's."""
@@ -170,11 +161,12 @@ class Objective(ABC, Generic[L]):
         model = self.model
         of = (total_weight, weights)
         terms = [
-            mimic(a[user], v[item], *of) for a, v in model.augmented("user", user_inputs, items, self.trained_pairs)
+            mimic(a[user], v[item], *of)
+            for a, v in model.augmented("user", user_inputs, items, self.recipe.trained_pairs)
         ]
         terms += [
             mimic(gather(a)[item], v[user], *of)
-            for a, v in model.augmented("item", item_inputs, users, self.trained_pairs)
+            for a, v in model.augmented("item", item_inputs, users, self.recipe.trained_pairs)
         ]
         return self.loss.mimic * torch.stack(terms).sum()
 

@@ -85,8 +85,8 @@ def with_precision(
 
 
 def products(recipe: Recipe, dataset: Dataset) -> list[Product]:
-    """Return the products of a step, those of one shape together; none if the model cannot be built, which its builder
-    refuses."""
+    """Return the products of a step, those of one shape together, without those of pairs that a step leaves out; none if the
+    model cannot be built, which its builder refuses."""
     batch, exclusive = recipe.train.batch_size, any(s.exclusive for s in recipe.negatives.sources)
     candidates = len(dataset.items) if exclusive and not recipe.loss.pointwise else batch
     with torch.device("meta"):
@@ -97,7 +97,7 @@ def products(recipe: Recipe, dataset: Dataset) -> list[Product]:
     found: dict[tuple[int, int], int] = {}
     for side in SIDES:
         rows = batch if side == "user" else candidates
-        for tower in model.towers(side):
+        for tower in model.towers(side, recipe.trained_pairs):
             tables = (tower.embeddings.tables, *(() if tower.augmented is None else (tower.augmented,)))
             looked_up = {id(p) for t in tables for p in t.parameters()}
             for weight in tower.parameters():
@@ -105,7 +105,7 @@ def products(recipe: Recipe, dataset: Dataset) -> list[Product]:
                     columns, inner = weight.shape
                     found[inner, columns] = found.get((inner, columns), 0) + rows
     if not recipe.loss.pointwise:
-        shape = sum(t.size for t in model.towers("item")), candidates
+        shape = sum(t.size for t in model.towers("item", recipe.trained_pairs)), candidates
         found[shape] = found.get(shape, 0) + batch
     return [Product(rows, *shape) for shape, rows in found.items()]
 

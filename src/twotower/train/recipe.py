@@ -173,6 +173,14 @@ class Recipe(Section):
             )
         return self
 
+    @property
+    def trained_pairs(self) -> list[int] | None:
+        """Pairs whose vectors a step needs: without those that keep their start where pairs are trained apart; None: all."""
+        kept = {start.pair for start in self.train.start if not start.learn}
+        if self.train.pairs == "together" or not kept:
+            return None
+        return [pair for pair in range(len(self.model.pairs)) if pair not in kept]
+
     def _check_starts(self) -> None:
         """Raise ValueError if starts and pairs do not go together, or nothing is trained and nothing given."""
         starts, pairs = self.train.start, len(self.model.pairs)
