@@ -623,10 +623,10 @@ def test_fault_F1_what_only_reads_is_tried_again_while_there_is_time(
     monkeypatch.setattr(MilvusClient, "search", failing)
     np.testing.assert_array_equal(index.search(vectors[:2], 3)[0], wanted)
     fails, started = 1000, time.monotonic()
-    with deadline(started + 1.0), pytest.raises(Unavailable, match="not now|the time for the search is over"):
+    with deadline(started + 3.0), pytest.raises(Unavailable, match="not now|the time for the search is over"):
         index.search(vectors[:2], 3)
     assert 990 < fails < 999
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.system

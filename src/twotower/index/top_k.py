@@ -25,6 +25,8 @@ NUMPY_MAX_SCORES = 1 << 13
 """Number of scores (items x queries) up to which numpy computes them all."""
 GATHER_NUMBERS = 1 << 22
 """Numbers copied at a time when only allowed items are searched."""
+ROUGH_SCORES = 1 << 22
+"""Float32 sums of queries and all items that are held at a time: 16 MiB."""
 RESCORED_NUMBERS = 1 << 22
 """Numbers of candidates that are scored again at a time: float64 products of at most 32 MiB."""
 _NO_ROWS: Rows = np.empty(0, np.int64)
@@ -116,8 +118,12 @@ def exact_top_k(store: VectorStore, queries: Shaped[Vectors, "B D"], k: int, sco
             certain[part] = top.scores[part, -1] > rough[:, -1] + slack[part]
         todo = todo[~certain]
     with one_blas_thread:
-        for number in todo.tolist():
-            top.put(number, *_score_all(store, queries[number], k, only, banned[number], slack[number]))
+        step = max(1, ROUGH_SCORES // max(1, n))
+        for start in range(0, len(todo), step):
+            block = todo[start : start + step]
+            sums = _rough_scores(store, queries[block], only, n)
+            for number, rough in zip(block.tolist(), sums, strict=True):
+                top.put(number, *_score_again(store, queries[number], k, only, banned[number], slack[number], rough))
     return top
 
 
@@ -163,29 +169,34 @@ def _nominate(
     return at, rough
 
 
-def _score_all(
+def _rough_scores(
+    store: VectorStore, queries: Shaped[Vectors, "B D"], only: Shaped[Rows, "n"] | None, n: int
+) -> Shaped[Vectors, "B n"]:
+    """Return the float32 sums of queries and the vectors at some positions."""
+    if only is None:
+        return queries @ store.vectors.T
+    sums = np.empty((len(queries), n), np.float32)
+    step = max(1, GATHER_NUMBERS // store.width)
+    for start in range(0, n, step):
+        sums[:, start : start + step] = queries @ store.vectors[only[start : start + step]].T
+    return sums
+
+
+def _score_again(
     store: VectorStore,
     query: Shaped[Vectors, "D"],
     k: int,
-    only: Shaped[Rows, "_"] | None,
+    only: Shaped[Rows, "n"] | None,
     banned: Shaped[Rows, "_"],
     slack: float,
+    rough: Shaped[Vectors, "n"],
 ) -> TopK:
-    """Return the rows and scores of one query from the float32 sums of all items, in descending order of score."""
-    vectors = store.vectors
-    if only is None:
-        rough = vectors @ query
-        rough[banned] = -np.inf
-        positions = np.flatnonzero((rough >= kth_largest(rough, k) - slack) & (rough > -np.inf))
-    else:
-        positions = only[~is_in_sorted(banned, only)]
-        rough = np.empty(len(positions), np.float32)
-        for start in range(0, len(positions), 1 << 14):  # in blocks to bound memory
-            part = slice(start, start + (1 << 14))
-            rough[part] = vectors[positions[part]] @ query
-        positions = positions[rough >= kth_largest(rough, k) - slack]
+    """Return the rows and scores of one query from its float32 sums, in descending order of score. Changes `rough`."""
+    rough[banned if only is None else np.searchsorted(only, banned)] = -np.inf
+    places = np.flatnonzero((rough >= kth_largest(rough, k) - slack) & (rough > -np.inf))
+    positions = places if only is None else only[places]
     blocks = [positions[start : start + 4096] for start in range(0, max(1, len(positions)), 4096)]
-    scores = [exact_scores(vectors[block], query) for block in blocks]
+    scores = [exact_scores(store.vectors[block], query) for block in blocks]
     return best(store.rows[positions], scores[0] if len(scores) == 1 else np.concatenate(scores), k)
 
 

@@ -34,7 +34,8 @@ def tune_and_check(index: Index, queries: Floats, config: IndexConfig) -> Recall
     half = len(queries) // 2
     # Recall of users outside the tuning is slightly lower, so tuning aims a fifth of the way from the threshold to 1.
     aim = config.min_recall + (1 - config.min_recall) / 5
-    tune_index(index, queries[:half], config.k, aim)
+    if index.search_limits():
+        tune_index(index, queries[:half], config.k, aim)
     found = measure_recall(index, queries[half:], config.k)
     if index.search_params:
         log.info(
