@@ -186,7 +186,8 @@ def _train(
     done = Run(folder, config, dataset, trained.model.eval(), trained.metrics, trained.history)
     if not context.is_main:
         return done
-    metrics = evaluate_model(done.factors_during, dataset, config.evaluation) | trained.metrics
+    best = next((e for e in trained.history if e["epoch"] == trained.metrics["train.best_epoch"]), None)
+    metrics = evaluate_model(done.factors_during, dataset, config.evaluation, best) | trained.metrics
     metrics["train.peak_memory_mb"] = peak_memory_mb()
     done = replace(done, metrics=metrics)
     if folder and place:

@@ -176,6 +176,22 @@ def test_evaluate_reports_each_part_and_each_baseline_under_its_own_name(everyth
         }
 
 
+def test_validation_metrics_that_are_known_are_not_measured_again(everything_data: Dataset) -> None:
+    data, asked, known = everything_data, [], {"validation.auc": 0.75, "loss": 0.5}
+
+    def factors(part: int) -> Factors:
+        asked.append(part)
+        return random_factors(data)
+
+    found = evaluate_model(factors, data, SLICED, known)
+    assert (set(asked), found["validation.auc"]) == ({TEST}, 0.75)
+    assert "loss" not in found
+    measured = evaluate_model(factors, data, SLICED)
+    assert {m: v for m, v in found.items() if not m.startswith("validation.")} == {
+        m: v for m, v in measured.items() if not m.startswith("validation.")
+    }
+
+
 def test_a_part_without_positives_has_no_ranking_metrics_and_breaks_nothing(board: Dataset) -> None:
     rows = [(u, i, True) for u in range(3) for i in range(4)] + [(0, 9, True), (1, 9, False), (0, 8, False)]
     parts = np.array([TRAIN] * 12 + [VALIDATION, TEST, TEST], np.int8)

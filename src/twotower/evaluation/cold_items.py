@@ -42,9 +42,9 @@ def among_cold_items(evaluation: PartEvaluation, factors: CatalogueScorer) -> Me
     n_targets = queries.count_targets(rows)
     if not n_targets.any():
         return {}
+    queries, n_targets = queries.where(n_targets > 0), n_targets[n_targets > 0]
     best = queries.top_k(SomeItems(factors, rows), k)
     weights = queries.target_weights(best, rows) if config.weighted else None
-    every = Rankings(best, queries.hits(best), queries.n_targets, evaluation.rankings.items)
-    rankings = every.with_targets(rows, n_targets, weights)
+    rankings = Rankings(best, queries.hits(best), n_targets, evaluation.rankings.items, weights)
     sliced = [m for m in config.metric_set.of_users if "user" in m.slices]
     return {f"{m.name}@{k}.{ALONE}": float(m.values(rankings).mean()) for m in sliced}

@@ -195,23 +195,26 @@ def _by_user(
     return sums / n[:, None], n.astype(np.float64)
 
 
-def evaluate_model(factors_of: Callable[[int], Scorer], dataset: Dataset, config: EvaluationConfig) -> Metrics:
+def evaluate_model(
+    factors_of: Callable[[int], Scorer], dataset: Dataset, config: EvaluationConfig, validated: Metrics | None = None
+) -> Metrics:
     """Return the metrics of a run by name: validation, if it has rows, and test, intervals and slices of test, baselines on
     test.
 
-    `factors_of(part)` returns the vectors from the data before that part, by which it is evaluated.
+    `factors_of(part)` returns the vectors from the data before that part, by which it is evaluated. `validated` are the
+    metrics of validation, if they are known.
     """
-    out: Metrics = {}
+    out = {m: v for m, v in (validated or {}).items() if m.startswith("validation.")}
     queries = evaluation_queries(dataset, TEST, config)
     log.info(f"test {queries.summary}")
-    factors = factors_of(VALIDATION)
+    factors = None
     for name, part in (("validation", VALIDATION), ("test", TEST)):
-        if part == VALIDATION and not len(dataset.validation):
+        if part == VALIDATION and (out or not len(dataset.validation)):
             continue
-        if part == TEST and (
-            dataset.time_ordered or dataset.has_versions
+        if (
+            factors is None or dataset.time_ordered or dataset.has_versions
         ):  # otherwise both parts have the same vectors
-            factors = factors_of(TEST)
+            factors = factors_of(part)
         evaluation = PartEvaluation.from_factors(factors, dataset, part, config, queries if part == TEST else None)
         out |= {f"{name}.{m}": v for m, v in evaluation.metrics().items()}
         if part == TEST:

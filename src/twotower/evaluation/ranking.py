@@ -150,9 +150,17 @@ class EvaluationQueries:
         kept = n_targets > 0
         reason = "have no positive of earlier parts" if only else "have only positives of earlier parts"
         summary.drop(reason, int(len(users) - kept.sum()))
-        interactions = None if interactions is None else interactions[kept]
+        return replace(every, n_targets=n_targets).where(kept)
+
+    def where(self, keep: Shaped[Bools, "Q"]) -> EvaluationQueries:
+        """Return some of the queries."""
+        interactions = None if self.interactions is None else self.interactions[keep]
         return replace(
-            every, users=users[kept], n_targets=n_targets[kept], groups=groups[kept], interactions=interactions
+            self,
+            users=self.users[keep],
+            n_targets=self.n_targets[keep],
+            groups=self.groups[keep],
+            interactions=interactions,
         )
 
     def top_k(self, factors: CatalogueScorer, k: int) -> Shaped[Ints, "Q K"]:
