@@ -125,8 +125,9 @@ LIKE = Question(
     recipe="ranking",
     settings="""
 model.width=128
-train.epochs=5
-train.lr=0.01
+train.epochs=3
+train.batch_size=16000
+train.lr=0.015
 """,
     small=("model.width=256", "train.epochs=10", "train.lr=0.005", "train.batch_size=4000"),
     of_rankings=False,
