@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from twotower.errors import DataError
@@ -101,6 +102,29 @@ def test_an_event_tells_its_type_and_its_time(event: dict[str, Json], read: Even
     for wrong in ({"event": True}, {"time": "now"}, {"time": True}, {"at": 1}):
         with pytest.raises(DataError, match="a history holds"):
             Request.parse({"history": [event | wrong]})
+
+
+def test_ids_of_pandas_and_numpy_are_ids() -> None:
+    expected = [Event("7"), Event("8", False), Event("9", True, "buy")]
+    of_numpy: Any = np.array([7, 8, 9])
+    cases: list[Any] = [(7, 8, 9), of_numpy]
+    for seven, eight, nine in cases:
+        given = [seven, (eight, np.bool_(False)), Event(nine, True, "buy")]
+        asked = Request(seven, history=given, events=given)
+        assert (asked.user_id, asked.told) == ("7", [*expected, *expected])
+    assert [event.item for event in Request(history=of_numpy).told] == ["7", "8", "9"]
+
+
+@pytest.mark.parametrize("history", [5, 5.0, b"7", "7", {"id": 7}])
+def test_a_history_that_is_no_list_is_refused(history: Any) -> None:
+    with pytest.raises(DataError, match="expected a list of item ids or events"):
+        Request(history=history)
+
+
+@pytest.mark.parametrize("told", [None, 2.5, True, (7,), (7, 1), (7, True, "buy"), np.float64(7.0)])
+def test_what_is_no_event_is_refused(told: Any) -> None:
+    with pytest.raises(DataError, match="expected an item id, a pair such as"):
+        Request(events=[told])
 
 
 @pytest.mark.parametrize("time", [0.0, -1.0, 1.7e12, float("inf"), float("nan")])

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from twotower.data.times import MICROSECONDS, plausible_range
 from twotower.errors import DataError
 
@@ -26,20 +28,23 @@ class Event(NamedTuple):
     """Seconds since 1970. None: not told."""
 
 
-EventLike = Event | tuple[str, bool]
+EventLike = Event | tuple[str | int, bool]
 """An event, or its item id and whether it was liked."""
-Told = EventLike | str | int
+Told = EventLike | str | int | np.integer
 """An event as a caller in Python tells it: also as an item id alone."""
 
 
-def as_event(told: Told) -> EventLike:
-    """Return an event of an item id alone as an event; an event stays as it is. Raises DataError for anything else."""
+def as_event(told: Told) -> Event:
+    """Return an event as a caller tells it, with its item id as text. Raises DataError for anything else."""
     if isinstance(told, Event):
-        return told
-    if isinstance(told, str | int) and not isinstance(told, bool):
-        return Event(str(told))
-    if isinstance(told, tuple) and len(told) == 2 and isinstance(told[1], bool):
-        return told
+        event = told
+    elif isinstance(told, tuple) and len(told) == 2:
+        event = Event(*told)  # type: ignore[arg-type]
+    else:
+        event = Event(told)  # type: ignore[arg-type]
+    is_id = isinstance(event.item, str | int | np.integer) and not isinstance(event.item, bool)
+    if is_id and isinstance(event.liked, bool | np.bool_):
+        return event._replace(item=str(event.item), liked=bool(event.liked))
     raise DataError(
         f"request: a history holds {told!r:.80}, expected an item id, a pair such as ('7', True), or an Event"
     )

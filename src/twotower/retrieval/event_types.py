@@ -28,7 +28,7 @@ class EventTypes:
         """Return the events with what their types say of `liked`, without ignored ones; one that the rule of all others is for has
         no type then, as its code is that of none. Raises DataError for a type that the
         schema does not name; an event that was `stored` under another bundle loses it."""
-        events = [Event(*as_event(event)) for event in given]
+        events = [as_event(event) for event in given]
         return events if all(e.type is None for e in events) else list(self._read(events, stored))
 
     def _read(self, events: Sequence[Event], stored: bool) -> Iterator[Event]:

@@ -54,7 +54,7 @@ class Request:
     @property
     def told(self) -> list[Event]:
         """The interactions of history and events, oldest first."""
-        return [Event(*as_event(event)) for event in (*(self.history or ()), *self.events)]
+        return [as_event(event) for event in (*(self.history or ()), *self.events)]
 
     @property
     def has_details(self) -> bool:
@@ -98,7 +98,7 @@ class Request:
 
 def _events(told: abc.Sequence[Told]) -> abc.Sequence[EventLike]:
     """Return told interactions as events, in the order of their times if each has one. Raises DataError."""
-    if isinstance(told, str | bytes | Mapping):
+    if isinstance(told, str | bytes | Mapping) or not isinstance(told, abc.Iterable):
         raise DataError(f"request: a history is {told!r:.80}, expected a list of item ids or events")
     return in_time_order([as_event(event) for event in told])
 
