@@ -2,6 +2,7 @@
 # make demo DATA=path/to/ml-1m.zip             make test-real DATA=path/to/ml-1m.zip
 # make demo SERVE=1   … and open its console   make test-system  heavy ones, with Chromium and Valkey
 # make test-hosts         several hosts: trainings, Ray, a store in a bucket, Valkey, and cut cables; as root
+# make test-image         the Dockerfile's steps without a container engine; as root, with debootstrap
 # make bench DATA=path/to/ml-1m.zip           every number, hours; QUICK=1 minutes     make bench-gpu   on a GPU
 # make golden BASE=main   every bit of trainings, exports, searches and replies, compared with a commit
 # make changes            seven kinds added to the package for real, tested and counted
@@ -20,7 +21,7 @@ BIN = .venv/bin
 SOURCES = src tests benchmarks examples main.py data_process
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-system test-hosts test-real check dist golden changes docs site versions audit bench-env bench bench-gpu clean
+.PHONY: help demo test test-system test-hosts test-image test-real check dist golden changes docs site versions audit bench-env bench bench-gpu clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -64,6 +65,14 @@ test-hosts: .venv/.test
 	@if reason=$$($(BIN)/python tests/hosts.py); then $(BIN)/python -m pytest -m hosts; \
 	  elif test -n "$(ANYWHERE)"; then echo "test-hosts: no test is run: $$reason"; \
 	  else echo "error: $$reason"; exit 2; fi
+
+# The steps of the Dockerfile without a container engine, as root, on a Debian of debootstrap; minutes.
+test-image: .venv/.test
+	@ls dist/*.whl >/dev/null 2>&1 || { echo "error: dist/ has no wheel; run make dist BASE=1 first"; exit 2; }
+	@command -v debootstrap >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq debootstrap iproute2 >/dev/null; } || \
+	  { echo "error: debootstrap and root are needed; on Debian: apt-get install debootstrap iproute2"; exit 2; }
+	$(BIN)/python tests/image.py
 
 test-real: .venv/.test
 	@test -n "$(DATA)" || { echo "error: name the archive: make test-real DATA=path/to/ml-1m.zip"; exit 2; }

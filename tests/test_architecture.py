@@ -32,6 +32,7 @@ WHOLE = {
     "extending",
     "golden",
     "hosts",
+    "image",
     "installation",
     "notebooks",
     "portability",
