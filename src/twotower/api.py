@@ -43,6 +43,7 @@ from twotower.retrieval.recommendation_job import recommend_users
 from twotower.retrieval.request import Answer, checked_k
 from twotower.retrieval.retriever import current_retriever
 from twotower.runs import Run, load
+from twotower.runs.evaluation import evaluate_run
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
 from twotower.suggestion.suggest import suggest
 from twotower.train.order_check import check_times
@@ -217,14 +218,14 @@ class _HistoryWriter(Callback):
         self.callback.on_epoch_end(history)
 
 
-def evaluate(trained: Run) -> Metrics:
-    """Evaluate the vectors of a run on its own validation and test parts.
+def evaluate(trained: Run, *, engine: str = "local", threads: int = 0) -> Metrics:
+    """Evaluate the vectors of a run on its own validation and test parts. `engine` ranks the users: "local" is this process, "ray" is
+    `threads` processes of this machine, "ray://HOST:PORT" those of a cluster, with `threads` each.
 
-    Raises RunError if the run has no test part (a model of `DSSMTrainable` or main.py has none).
+    Raises RunError if the run has no test part (a model of `DSSMTrainable` or main.py has none), ConfigError for an unusable engine,
+    Unavailable for one that is lost.
     """
-    if not len(trained.dataset.test):
-        raise RunError(f"{trained.folder}: this run holds no test part; score it with DSSMTrainable or main.py")
-    return evaluate_model(trained.factors_during, trained.dataset, trained.config.evaluation)
+    return evaluate_run(trained, engine, threads)
 
 
 def recent_titles(trained: Run, user_id: str | int, n: int = 5) -> list[str]:

@@ -10,7 +10,7 @@ import typer
 
 from twotower.cli.flags import KindModules, Overrides, RunFolder, Trust
 from twotower.cli.threads import Threads, set_threads
-from twotower.errors import RunError
+from twotower.errors import ConfigError, RunError
 from twotower.escaping import shell_command
 from twotower.files import layout
 from twotower.reports.terminal import print_line, silenced_messages
@@ -56,18 +56,33 @@ def evaluate(
         typer.Argument(metavar="RUN|STORE", help="Run folder, or folder or URL of a store with a published bundle."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            metavar="local|ray|ray://HOST:PORT",
+            help="Engine that ranks the users of a run: this process, --threads processes of this machine, or those of a cluster of Ray "
+            "with --threads each.",
+        ),
+    ] = "local",
+    threads: Threads = 0,
     trust: Trust = False,
     kinds: KindModules = None,
 ) -> None:
     """Measure a run on its test part, or the current bundle of a store through the retriever that serves it."""
+    set_threads(threads, 1)
     from twotower import api, runs
     from twotower.reports.metric_tables import print_metrics, print_served
     from twotower.retrieval.retriever import Retriever
     from twotower.store.store import Store
 
     if api.is_store(path):
+        if engine != "local":
+            raise ConfigError(
+                f"--engine {engine}: ranks the users of a run; {path} is a store, which one process measures"
+            )
         with Store(path).current().lease() as bundle:
-            retriever, settings = Retriever(bundle), runs.read_evaluation(bundle.folder)
+            retriever, settings = Retriever(bundle, threads or 1), runs.read_evaluation(bundle.folder)
         found = api.evaluate_bundle(retriever, settings)
         if as_json:
             known = {way: {m: v for m, v in metrics.items() if v == v} for way, metrics in found.items()}
@@ -78,7 +93,7 @@ def evaluate(
             print_served(found, settings)
         return
     loaded = api.load(path, trust)
-    metrics = api.evaluate(loaded)
+    metrics = api.evaluate(loaded, engine=engine, threads=threads)
     if as_json:
         print(json.dumps(metrics, indent=1))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import time
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from twotower import files
@@ -39,7 +37,8 @@ from twotower.features.side import SideName
 from twotower.files.shard_folders import DiskFolder, JsonObject, shard_folder
 from twotower.files.sharded_work import HOW_TO_OVERWRITE, MadeShard
 from twotower.kinds import foreign_modules
-from twotower.runs import Run, load
+from twotower.runs import Run
+from twotower.runs.copies import RunCopy, run_digests
 
 log = logging.getLogger(__name__)
 
@@ -97,15 +96,15 @@ def embed(
         raise _no_rows(side)
     if len(shards) == 1 and isinstance(place, Path):
         return _embed_single_shard(maker, shards[0], place, overwrite)
-    model, schema = _digests(run)
+    model, schema = run_digests(run)
     plan = {
         "side": side, "model": model, "schema": schema, "precision": precision, "shard_rows": shard_rows,
         "table": [f.state() for f in sources], "form": form.given,
     }  # fmt: skip
-    folder = _folder_of_all(run) if chosen.is_remote else None
+    copy = RunCopy.of(run) if chosen.is_remote else None
     with EmbeddingWork.begin(at, plan, overwrite) as work:
         progress = _Progress(side, len(shards))
-        job = _sent_job(run, folder, maker, work) if folder else partial(partial, maker.make, work)
+        job = _sent_job(copy, maker, work) if copy else partial(partial, maker.make, work)
         chosen.run(job, shards, progress.add, foreign_modules(run.config, run.dataset.schema))
         records = progress.in_order()
         n: int = sum(record["rows"] for record in records)
@@ -160,39 +159,17 @@ class _Progress:
         return [self._records[number] for number in range(self._shards)]
 
 
-def _digests(run: Run) -> tuple[str, str]:
-    """Return the digest of the run's model.safetensors, or of the weights of a model without a folder, and that of the schema."""
-    schema = hashlib.sha256(run.dataset.schema.model_dump_json().encode()).hexdigest()
-    if run.sha256:  # of the loaded model; the folder may hold another run by now
-        return run.sha256, schema
-    digest = hashlib.sha256()
-    for name, weights in run.model.named_parameters():
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(weights.detach().cpu().numpy()).data)
-    return digest.hexdigest(), schema
-
-
-def _folder_of_all(run: Run) -> Path:
-    """Return the folder from which other processes load a run. Raises ConfigError for a run without one."""
-    if run.folder is None:
-        raise ConfigError(
-            "the run has no folder from which other processes load it; save it, or choose `engine='local'`"
-        )
-    return run.folder.absolute()
-
-
-def _sent_job(run: Run, folder: Path, maker: _ShardMaker, work: EmbeddingWork) -> _EmbeddingJob:
-    """Return the job for other processes, which load the run from a folder."""
+def _sent_job(copy: RunCopy, maker: _ShardMaker, work: EmbeddingWork) -> _EmbeddingJob:
+    """Return the job for other processes, which load a copy of the run."""
     vectors = maker.vectors
-    return _EmbeddingJob(folder, _digests(run), vectors.side, vectors.precision, maker.form, maker.batch_rows, work)
+    return _EmbeddingJob(copy, vectors.side, vectors.precision, maker.form, maker.batch_rows, work)
 
 
 @dataclass(frozen=True)
 class _EmbeddingJob:
     """Loads a run in another process, to make shards."""
 
-    run: Path
-    digests: tuple[str, str]
+    run: RunCopy
     side: SideName
     precision: Precision
     form: TextFormat
@@ -202,10 +179,7 @@ class _EmbeddingJob:
     def __call__(self) -> abc.Callable[[TableShard], MadeShard]:
         """Load the run, and return the function that makes a shard. Raises RunError if it or the folder is another one."""
         self.work.check_seen()
-        run = load(self.run)
-        if _digests(run) != self.digests:
-            raise RunError(f"{self.run}: holds another model than when the call began; call again when it is complete")
-        maker = _ShardMaker(TableVectors(run, self.side, self.precision), self.form, self.batch_rows)
+        maker = _ShardMaker(TableVectors(self.run.load(), self.side, self.precision), self.form, self.batch_rows)
         return partial(maker.make, self.work)
 
 

@@ -7,7 +7,7 @@ by exact search, without the items that the user has seen; no negatives are samp
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,14 @@ from twotower.evaluation.user_slices import UserSlices
 from twotower.features.side import SideName
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The queries of a part, and the best items of each as `EvaluationQueries.top_k` returns them."""
+
+    queries: EvaluationQueries
+    best: Shaped[Ints, "Q K"]
 
 
 def evaluate_part(factors: Scorer, dataset: Dataset, part: int, config: EvaluationConfig) -> Metrics:
@@ -65,10 +73,12 @@ class PartEvaluation:
         part: int,
         config: EvaluationConfig,
         queries: EvaluationQueries | None = None,
+        ranked: Ranked | None = None,
     ) -> PartEvaluation:
-        """Evaluate vectors by exact search. `queries` are those of the part, if they are computed already."""
-        queries = queries or evaluation_queries(dataset, part, config)
-        best = queries.top_k(factors, max(config.k))
+        """Evaluate vectors by exact search. `queries` are those of the part, if they are computed already, and `ranked` also what they
+        find."""
+        queries = ranked.queries if ranked else queries or evaluation_queries(dataset, part, config)
+        best = ranked.best if ranked else queries.top_k(factors, max(config.k))
         return cls._of(queries, best, factors.part_scores(dataset, part), dataset, part, config)
 
     @classmethod
@@ -195,27 +205,38 @@ def _by_user(
     return sums / n[:, None], n.astype(np.float64)
 
 
+def part_of_vectors(dataset: Dataset, part: int) -> int:
+    """Return the part before whose data the vectors are that evaluate a part: validation and test have the same ones, unless the parts
+    follow one another in time or rows have versions."""
+    return part if dataset.time_ordered or dataset.has_versions else VALIDATION
+
+
 def evaluate_model(
-    factors_of: Callable[[int], Scorer], dataset: Dataset, config: EvaluationConfig, validated: Metrics | None = None
+    factors_of: Callable[[int], Scorer],
+    dataset: Dataset,
+    config: EvaluationConfig,
+    validated: Metrics | None = None,
+    ranked: Mapping[int, Ranked] | None = None,
 ) -> Metrics:
     """Return the metrics of a run by name: validation, if it has rows, and test, intervals and slices of test, baselines on
     test.
 
     `factors_of(part)` returns the vectors from the data before that part, by which it is evaluated. `validated` are the
-    metrics of validation, if they are known.
+    metrics of validation, if they are known; `ranked` are the rankings of these vectors by part, if other processes have made them.
     """
     out = {m: v for m, v in (validated or {}).items() if m.startswith("validation.")}
-    queries = evaluation_queries(dataset, TEST, config)
+    ranked = ranked or {}
+    queries = ranked[TEST].queries if TEST in ranked else evaluation_queries(dataset, TEST, config)
     log.info(f"test {queries.summary}")
     factors = None
     for name, part in (("validation", VALIDATION), ("test", TEST)):
         if part == VALIDATION and (out or not len(dataset.validation)):
             continue
-        if (
-            factors is None or dataset.time_ordered or dataset.has_versions
-        ):  # otherwise both parts have the same vectors
+        if factors is None or part_of_vectors(dataset, part) == TEST:
             factors = factors_of(part)
-        evaluation = PartEvaluation.from_factors(factors, dataset, part, config, queries if part == TEST else None)
+        evaluation = PartEvaluation.from_factors(
+            factors, dataset, part, config, queries if part == TEST else None, ranked.get(part)
+        )
         out |= {f"{name}.{m}": v for m, v in evaluation.metrics().items()}
         if part == TEST:
             for m, (low, high) in evaluation.intervals().items():

@@ -163,6 +163,13 @@ class EvaluationQueries:
             interactions=interactions,
         )
 
+    def some(self, rows: slice) -> EvaluationQueries:
+        """Return some of the queries."""
+        moments = None if self.interactions is None else self.interactions[rows]
+        return replace(
+            self, users=self.users[rows], n_targets=self.n_targets[rows], groups=self.groups[rows], interactions=moments
+        )
+
     def top_k(self, factors: CatalogueScorer, k: int) -> Shaped[Ints, "Q K"]:
         """Return the best item rows by the vectors, -1 after the last item that may be ranked."""
         best = np.empty((len(self.users), min(k, self.n_items)), np.int64)

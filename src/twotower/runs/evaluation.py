@@ -1,0 +1,96 @@
+"""Evaluation of a run, whose rankings the processes of an engine share.
+
+A shard is some blocks of the queries of a part, and gives their best item rows. The metrics, the intervals and the baselines are
+computed of all by the calling process, as without an engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from twotower.arrays.pieces import pieces
+from twotower.arrays.types import Ints, Shaped
+from twotower.data.splits import TEST, VALIDATION
+from twotower.engines import open_engine
+from twotower.engines.engine import JobEngine
+from twotower.errors import RunError
+from twotower.evaluation.config import Metrics
+from twotower.evaluation.factors import Scorer
+from twotower.evaluation.part_evaluation import Ranked, evaluate_model, part_of_vectors
+from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
+from twotower.kinds import foreign_modules
+from twotower.runs import Run
+from twotower.runs.copies import RunCopy
+
+SHARD_USERS = 4_096
+"""Least number of queries of a shard, but for the last: whole blocks, so that blocks are those of one process."""
+
+
+@dataclass(frozen=True)
+class QueryShard:
+    """Queries `start` to `stop` of a part."""
+
+    part: int
+    start: int
+    stop: int
+
+
+BestItems = tuple[QueryShard, Shaped[Ints, "q K"]]
+
+
+def evaluate_run(run: Run, engine: str = "local", threads: int = 0, shard_users: int = SHARD_USERS) -> Metrics:
+    """Return the metrics of a run on its own validation and test parts, whose users an engine ranks.
+
+    Raises RunError if the run has no test part, ConfigError for an unusable engine or, with one of other processes, a run without a
+    folder, Unavailable for an engine that is lost."""
+    chosen = open_engine(engine, threads)
+    if not len(run.dataset.test):
+        raise RunError(f"{run.folder}: this run holds no test part; score it with DSSMTrainable or main.py")
+    ranked = _rank(run, chosen, shard_users) if chosen.is_remote else {}
+    return evaluate_model(run.factors_during, run.dataset, run.config.evaluation, ranked=ranked)
+
+
+def _rank(run: Run, engine: JobEngine, shard_users: int) -> dict[int, Ranked]:
+    """Return the rankings of the validation and the test part, if they have rows."""
+    config, dataset = run.config.evaluation, run.dataset
+    parts = [part for part, rows in ((VALIDATION, dataset.validation), (TEST, dataset.test)) if len(rows)]
+    found, shards = dict[int, Ranked](), list[QueryShard]()
+    for part in parts:
+        queries = evaluation_queries(dataset, part, config)
+        best = np.empty((len(queries.users), min(max(config.k), queries.n_items)), np.int64)
+        found[part] = Ranked(queries, best)
+        step = queries.block * -(-shard_users // queries.block)
+        shards += [QueryShard(part, rows.start, rows.stop) for rows in pieces(len(queries.users), step)]
+
+    def add(made: BestItems) -> None:
+        shard, best = made
+        found[shard.part].best[shard.start : shard.stop] = best
+
+    engine.run(_RankingJob(RunCopy.of(run)), shards, add, foreign_modules(run.config, dataset.schema))
+    return found
+
+
+@dataclass(frozen=True)
+class _RankingJob:
+    """Loads a run in another process, to rank queries of its parts."""
+
+    run: RunCopy
+
+    def __call__(self) -> Callable[[QueryShard], BestItems]:
+        """Load the run, and return the function that ranks the queries of a shard."""
+        run = self.run.load()
+        return partial(_best_items, run, dict[int, tuple[EvaluationQueries, Scorer]]())
+
+
+def _best_items(run: Run, loaded: dict[int, tuple[EvaluationQueries, Scorer]], shard: QueryShard) -> BestItems:
+    """Return the best items of the queries of a shard; `loaded` keeps what the other shards of its part need too."""
+    if shard.part not in loaded:
+        loaded.clear()
+        queries = evaluation_queries(run.dataset, shard.part, run.config.evaluation)
+        loaded[shard.part] = queries, run.factors_during(part_of_vectors(run.dataset, shard.part))
+    queries, factors = loaded[shard.part]
+    return shard, queries.some(slice(shard.start, shard.stop)).top_k(factors, max(run.config.evaluation.k))
