@@ -39,8 +39,8 @@ def _installed(name: str) -> str:
 
 
 def with_table(changelog: str, table: str) -> str:
-    """Return the changelog with the table at the end of its first section, in place of an earlier table."""
-    start = re.search(r"^## .*\n", changelog, re.M).end()
+    """Return the changelog with the table at the end of the section of the newest version, in place of an earlier table."""
+    start = re.search(r"^## (?!Unreleased).*\n", changelog, re.M).end()
     following = re.search(r"^## ", changelog[start:], re.M)
     end = start + following.start() if following else len(changelog)
     section = changelog[start:end].partition(f"{HEADING}\n")[0].rstrip("\n")

@@ -26,6 +26,7 @@ from twotower.api import fit
 from twotower.cli.app import run_command
 from twotower.config.toml import load_config, parse_config
 from twotower.data.tables import check
+from twotower.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -457,10 +458,26 @@ def test_the_versions_that_are_tested_are_those_of_every_direct_dependency() -> 
 @pytest.mark.parametrize("rest", ["", "\n## 0.1.0\n\n- Old.\n\n### Tested with\n\nother\n"])
 def test_the_notes_of_the_newest_release_name_the_versions_once(rest: str) -> None:
     versions = script("docs/versions.py")
-    before = f"# Changelog\n\n## 0.2.0\n\n- New.\n{rest}"
-    once = versions.with_table(before, "| a |\n")
-    assert once == f"# Changelog\n\n## 0.2.0\n\n- New.\n\n### Tested with\n\n| a |\n{rest}"
+    head = "# Changelog\n\n## Unreleased\n\n- Newest.\n\n## 0.2.0\n\n- New.\n"
+    once = versions.with_table(head + rest, "| a |\n")
+    assert once == f"{head}\n### Tested with\n\n| a |\n{rest}"
     assert versions.with_table(once, "| b |\n") == once.replace("| a |", "| b |")
+
+
+def test_every_file_that_names_the_version_names_this_one() -> None:
+    """Those that a release changes: CONTRIBUTING.md lists them."""
+    texts = {
+        "CHANGELOG.md": r"^## (\d\S*)",
+        "CITATION.cff": r"^version: (\S+)",
+        "deploy/kubernetes/twotower.yaml": r"image: twotower:(\S+)",
+        "docs/openapi.json": r'^  "version": "([^"]+)"',
+    }
+    found = {
+        name: re.findall(pattern, (ROOT / name).read_text(encoding="utf-8"), re.M)[0] for name, pattern in texts.items()
+    }
+    assert set(found.values()) == {__version__}, found
+    rules = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert [name for name in texts if f"`{name}`" not in rules] == []
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "onnx", "onnxruntime", "faiss-cpu", "safetensors"])
