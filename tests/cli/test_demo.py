@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from movielens_archives import ML_100K, film, zipped
 
 from twotower import api
 from twotower.cli.app import run_command
+from twotower.cli.demo import program_here
 from twotower.retrieval.request import Request
 
 USERS, FILMS, COLD = 40, 30, 4
+VERBS = {"evaluate", "recommend", "doctor", "train", "suggest", "serve"}
 
 
 def archive(folder: Path) -> Path:
@@ -75,6 +78,37 @@ def test_the_demo_answers_two_questions_and_publishes_the_first(
     asked = [[i.id for i in store.recommend(Request(events=[(seen, True)]), 3).items] for seen in ("3", "20")]
     assert asked[0] != asked[1]
     assert store.recommend(Request("1"), 1).items[0].title.startswith("Film ")
+
+    commands = [shlex.split(line, comments=True) for line in lines[lines.index("Next:") + 1 :]]
+    assert [next(w for w in words if w in VERBS) for words in commands] == [
+        "evaluate",
+        "recommend",
+        "doctor",
+        "train",
+        "train",
+        "suggest",
+        "serve",
+    ]
+    recipes = [Path(words[words.index("train") + 1]) for words in commands if "train" in words]
+    assert all(recipe.is_file() for recipe in recipes)
+
+
+@pytest.mark.parametrize(
+    ("found", "called", "expected"),
+    [
+        ("/usr/bin/twotower", ".venv/bin/twotower", "twotower"),
+        (None, ".venv/bin/twotower", ".venv/bin/twotower"),
+        (None, "my tools/twotower", "'my tools/twotower'"),
+        (None, "/src/twotower/__main__.py", "'a python' -m twotower"),
+    ],
+)
+def test_the_commands_name_the_program_as_a_shell_here_finds_it(
+    monkeypatch: pytest.MonkeyPatch, found: str | None, called: str, expected: str
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: found)
+    monkeypatch.setattr("sys.argv", [called])
+    monkeypatch.setattr("sys.executable", "a python")
+    assert program_here() == expected
 
 
 def test_a_folder_in_the_way_is_an_error_before_anything_is_trained(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
+import shutil
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -175,25 +178,40 @@ def demo(
     store = folder.with_name(f"{folder.name}-store")
     print()
     api.publish(run, store)
-    here = ".venv/bin/twotower"
+    here = program_here()
     print()
     print_line(
         f"The runs are in {run.folder} and {like.folder}: config.toml, metrics.json with every metric, model.safetensors, and report.html to open in a browser."
     )
     print("Next:")
-    print_line(f"  {shell_command('evaluate', folder, program=here)}")
-    print_line(f"  {shell_command('recommend', '--store', store, '--user', run.dataset.users.ids[0], program=here)}")
-    print_line(f"  {shell_command('doctor', folder, program=here)}")
-    print(
-        "  .venv/bin/twotower train examples/recipes/ranking.toml --run runs/rank           # the best ranking, minutes"
-        "\n  .venv/bin/twotower train examples/movielens-retrieve.toml --run runs/retrieve   # retrieval without attention, minutes"
-        "\n  .venv/bin/twotower train examples/recipes/sequence-long.toml --run runs/sequence   # the best retrieval, twice as long"
-        "\n  .venv/bin/twotower train examples/own-data.toml --run runs/own                    # your own tables, see docs/tutorial.md"
-        "\nSee why a film was recommended, in a browser:"
-    )
-    print_line(f"  {shell_command('serve', '--store', store, program=here)}   # or make demo SERVE=1")
+    for words, what in (
+        (("evaluate", folder), "its metrics again"),
+        (("recommend", "--store", store, "--user", run.dataset.users.ids[0]), "from the bundle"),
+        (("doctor", folder), "whether it learned, and what prevents it"),
+        (("train", _recipe("ranking"), "--run", "runs/rank"), "the best ranking, minutes"),
+        (("train", _recipe("sequence-long"), "--run", "runs/sequence"), "the best retrieval, twice as long"),
+        (("suggest", "clicks.csv", "--output", "mine.toml"), "a config for your own tables"),
+        (("serve", "--store", store), "why a film was recommended, in a browser"),
+    ):
+        print_line(f"  {shell_command(*words, program=here)}   # {what}")
     if serve_it:
         serve(store=store, port=port)
+
+
+def program_here() -> str:
+    """Return how a shell calls this program here: by its name, or by the path that called it if the PATH lacks it."""
+    if shutil.which("twotower"):
+        return "twotower"
+    called = Path(sys.argv[0])
+    return shlex.quote(str(called)) if called.stem == "twotower" else f"{shlex.quote(sys.executable)} -m twotower"
+
+
+def _recipe(name: str) -> Path:
+    """Return the path of a recipe, relative to the present folder if it lies below."""
+    from twotower.suggestion.recipes import recipe_path
+
+    path = recipe_path(name)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _read(archive: str) -> tuple[MovieLens, Tables]:

@@ -29,10 +29,15 @@ def recipe_names() -> list[str]:
     return sorted(path.name.removesuffix(".toml") for path in FOLDER.iterdir() if path.name.endswith(".toml"))
 
 
+def recipe_path(name: str) -> Path:
+    """Return the path of a recipe."""
+    return Path(str(FOLDER / f"{name}.toml"))
+
+
 def read_recipe(name: str) -> Settings:
     """Return a recipe as TOML gives it. Raises ConfigError if the installation lacks it."""
     try:
-        return tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+        return tomllib.loads(recipe_path(name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
             f"{FOLDER}: holds no {name}.toml; install the wheel, or the repository with its examples/recipes"
