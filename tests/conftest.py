@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch; processes that tests start have it too
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime, which some tests load before the package
 
 import preloaded
 import pytest

@@ -19,7 +19,7 @@ print(os.environ["ORT_DISABLE_TELEMETRY"])
 """
 
 
-def test_a_session_sends_nothing_home_and_leaves_no_file_there(tmp_path: Path) -> None:
+def test_fault_G32_a_session_sends_nothing_home_and_leaves_no_file_there(tmp_path: Path) -> None:
     """onnxruntime would make an id of the machine and a queue of what is to be sent in the folder of caches."""
     env = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     env |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
