@@ -556,6 +556,43 @@ def test_ids_that_no_type_of_integers_holds_are_a_data_error(run: Run, tmp_path:
         again(run, tmp_path / "t", tmp_path / "out")
 
 
+def test_numbers_with_a_decimal_comma_give_the_vectors_of_those_with_a_point(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.folder is not None
+    items(0, 40).write_csv(tmp_path / "points.csv", separator=";")
+    items(0, 40).write_csv(tmp_path / "commas.csv", separator=";", decimal_comma=True)
+    again(run, tmp_path / "points.csv", tmp_path / "points", separator=";")
+    words = [
+        "embed",
+        str(run.folder),
+        str(tmp_path / "commas.csv"),
+        "--out",
+        str(tmp_path / "commas"),
+        "--threads",
+        "1",
+    ]
+    assert run_command([*words, "--separator", ";", "--decimal", ","]) == 0
+    for name in ("vectors.npy", "ids.parquet"):
+        assert (tmp_path / "commas" / name).read_bytes() == (tmp_path / "points" / name).read_bytes()
+    assert run_command([*words, "--separator", ";"]) == 2, "a comma is no part of a number unless it is said"
+    assert run_command([*words, "--decimal", ","]) == 2
+    assert "--decimal is ',', which reads files whose values no comma separates" in capsys.readouterr().err
+    assert run_command([*words, "--decimal", "'"]) == 2
+    items(0, 4).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="`decimal` tells how text files are read, and the table is Parquet; leave it"):
+        again(run, tmp_path / "a.parquet", tmp_path / "out", decimal=",")
+
+
+def test_shards_of_numbers_with_another_decimal_mark_are_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    for name in ("a", "b"):
+        items(0, 4).with_columns(weight=pl.lit(2)).write_csv(tmp_path / "t" / f"{name}.csv", separator=";")
+    again(run, tmp_path / "t", tmp_path / "out", separator=";")
+    with pytest.raises(RunError, match="of text read with another `separator` or `decimal`, or other `columns`"):
+        again(run, tmp_path / "t", tmp_path / "out", separator=";", decimal=",")
+
+
 def test_files_are_named_one_by_one_by_a_folder_or_by_a_pattern(
     run: Run, table: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -444,6 +444,18 @@ def test_a_damaged_shard_is_made_again_and_no_other(store: Path, table: Path, wh
     assert {n for n, s in state(out).items() if s != before[n]} == {"part-00002.parquet"}
 
 
+def test_numbers_with_a_decimal_comma_give_the_answers_of_those_with_a_point(store: Path, tmp_path: Path) -> None:
+    ages = users().head(20).with_columns(age=pl.col("age") + 0.5)
+    ages.write_csv(tmp_path / "points.csv", separator=";")
+    ages.write_csv(tmp_path / "commas.csv", separator=";", decimal_comma=True)
+    for name, more in (("points", {}), ("commas", {"decimal": ","})):
+        job(store, tmp_path / f"{name}.csv", tmp_path / name, method=2, separator=";", **more)
+    for path in (tmp_path / "points").glob("*.parquet"):
+        assert (tmp_path / "commas" / path.name).read_bytes() == path.read_bytes()
+    with pytest.raises(DataError, match="`decimal` is ',', which reads files whose values no comma separates"):
+        job(store, tmp_path / "points.csv", tmp_path / "out", decimal=",")
+
+
 def test_a_bucket_holds_the_files_of_a_disk(store: Path, table: Path, whole: Path, bucket: str, tmp_path: Path) -> None:
     url = f"{bucket}/night/recs"
     lines = job(store, table, Path(url))
@@ -558,6 +570,7 @@ def test_the_command_writes_what_the_function_does_and_prints_progress(
         (["--user", "u1", "--shard-rows", f"{SHARD_USERS}"], "--shard-rows is an option of --users"),
         (["--user", "u1", "--overwrite"], "--overwrite is an option of --users"),
         (["--user", "u1", "--engine", "ray"], "--engine is an option of --users"),
+        (["--user", "u1", "--decimal", ","], "--decimal is an option of --users"),
         (["--user", "u1", "--threads", "2"], "--threads is an option of --users"),
         (["--user", "u1", "--threads", "0"], "--threads is an option of --users"),
         ([], "name a user with --user ID, describe one with --features FILE.json, or name a table with --users"),

@@ -13,6 +13,7 @@ from twotower.cli.flags import (
     ColumnNames,
     Conditions,
     ContextValues,
+    Decimal,
     EngineName,
     ItemCount,
     KindModules,
@@ -90,6 +91,7 @@ def recommend(
     ] = False,
     engine: EngineName = "local",
     separator: Separator = "",
+    decimal: Decimal = ".",
     columns: ColumnNames = "",
     threads: Annotated[
         int | None,
@@ -116,12 +118,12 @@ def recommend(
             store, users, out, k, method=1 if method is None else method, unknown="popular" if unknown is None else unknown,  # type: ignore[arg-type]
             ban=ban or (), where=_filters(where), keep_seen=keep_seen,
             shard_rows=shard_rows or SHARD_USERS, overwrite=overwrite, engine=engine, threads=threads or 0,
-            separator=separator, columns=split_names(columns),
+            separator=separator, columns=split_names(columns), decimal=decimal,
         )  # fmt: skip
         return
     for flag, given in (
         ("--unknown", unknown is not None), ("--shard-rows", shard_rows is not None), ("--overwrite", overwrite),
-        ("--engine", engine != "local"), ("--threads", threads is not None), ("--separator", bool(separator)), ("--columns", bool(columns)),
+        ("--engine", engine != "local"), ("--threads", threads is not None), ("--separator", bool(separator)), ("--decimal", decimal != "."), ("--columns", bool(columns)),
     ):  # fmt: skip
         if given:
             raise ConfigError(f"{flag} is an option of --users TABLE --out FOLDER; name both, or leave it out")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from twotower.cli.flags import ColumnNames, EngineName, RunFolder, Separator, Trust, split_names
+from twotower.cli.flags import ColumnNames, Decimal, EngineName, RunFolder, Separator, Trust, split_names
 from twotower.cli.threads import Threads, set_threads
 from twotower.errors import ConfigError
 
@@ -34,6 +34,7 @@ def embed(
     ] = False,
     engine: EngineName = "local",
     separator: Separator = "",
+    decimal: Decimal = ".",
     columns: ColumnNames = "",
     threads: Threads = 0,
     trust: Trust = False,
@@ -53,5 +54,5 @@ def embed(
 
     api.embed(
         api.load(run, trust), side, table, out, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
-        overwrite=overwrite, engine=engine, threads=threads, separator=separator, columns=split_names(columns),
+        overwrite=overwrite, engine=engine, threads=threads, separator=separator, columns=split_names(columns), decimal=decimal,
     )  # fmt: skip

@@ -101,6 +101,9 @@ ColumnNames = Annotated[
         help="Names of the columns of text files without a header line, in order, separated by commas.",
     ),
 ]
+Decimal = Annotated[
+    str, typer.Option("--decimal", metavar=".|,", help="Decimal mark of numbers in text files. Default: a point.")
+]
 EngineName = Annotated[
     str,
     typer.Option(

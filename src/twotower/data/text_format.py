@@ -80,10 +80,11 @@ class TextFormat(Section):
         return self
 
     @classmethod
-    def of_table(cls, separator: str, columns: Sequence[str], layout: str = "rows") -> TextFormat:
+    def of_table(cls, separator: str, columns: Sequence[str], layout: str = "rows", decimal: str = ".") -> TextFormat:
         """Return the form of the files of one table, whose options are arguments of a call. Raises ConfigError."""
+        given = {"separator": separator, "columns": tuple(columns), "layout": layout, "decimal": decimal}
         try:
-            return cls.model_validate({"separator": separator, "columns": tuple(columns), "layout": layout})
+            return cls.model_validate(given)
         except ValidationError as e:
             where, message = e.errors()[0]["loc"], first_problem(e)
             raise ConfigError(message.replace(f"{where[0]}:", f"`{where[0]}`:", 1) if where else message) from None
@@ -98,6 +99,16 @@ class TextFormat(Section):
         if unused:
             raise DataError(
                 f"{option.format(unused[0])} tells how text files are read, and the table is Parquet; leave it out"
+            )
+
+    def check_table(self, paths: Sequence[TablePath]) -> None:
+        """Raise DataError if an option has no effect on the files of the only table; options are arguments of a call."""
+        texts = [path for path in paths if path.is_text]
+        self.check_used(bool(texts), bool(texts), "`{}`")
+        if self.decimal == "," and all((self.separator or SEPARATOR_OF[path.ending]) == "," for path in texts):
+            raise DataError(
+                "`decimal` is ',', which reads files whose values no comma separates, and commas separate those of all files; set `separator`, or "
+                "leave it out"
             )
 
     def separator_of(self, table: str) -> str:
@@ -121,5 +132,6 @@ class TextFormat(Section):
 
     @property
     def given(self) -> list[str] | None:
-        """The separator and the columns of a table; None if they are those of the files."""
-        return [self.separator, *self.columns] if self.separator or self.columns else None
+        """The separator and the columns of a table, after a word for a decimal comma; None if they are those of the files."""
+        comma = ["decimal comma"] if self.decimal == "," else []
+        return [*comma, self.separator, *self.columns] if comma or self.separator or self.columns else None

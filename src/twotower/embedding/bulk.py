@@ -60,6 +60,7 @@ def embed(
     threads: int = 0,
     separator: str = "",
     columns: abc.Sequence[str] = (),
+    decimal: str = ".",
 ) -> int:
     """Write the vector of every row of the table `source` into the folder `out`, on a disk or at a URL of an object store, and return
     the number of embedded rows.
@@ -69,9 +70,8 @@ def embed(
     ids.parquet, several as folder.py describes, and so is any number at a URL; `EmbeddingsFolder` reads both from a disk. A later call
     continues with shards that are missing or damaged. `engine` is "local" (this process), "ray" (`threads` processes of this machine) or "ray://HOST:PORT"
     (those of a cluster, with `threads` each), which makes several shards; its processes load the run from its folder, of which each host
-    may have a copy. `separator` is the
-    character between the values of text files, "" the one of their ending; `columns` are the names of their columns, if their first
-    lines do not name them.
+    may have a copy. `separator` is the character between the values of text files, "" the one of their ending; `columns` are the names of
+    their columns, if their first lines do not name them; `decimal` is the mark of their numbers, "." or ",".
 
     A row whose id is in the run has the run's sequences and statistics; a new row has empty sequences, a count of zero and
     no mean. A repeated id gets a vector for each of its rows.
@@ -85,7 +85,7 @@ def embed(
     if shard_rows < 1:
         raise ConfigError(f"shards of {shard_rows} rows: expected at least 1")
     check_apart(table, place / IDS_FILE, f"{side}s")
-    form = TextFormat.of_table(separator, columns)
+    form = TextFormat.of_table(separator, columns, decimal=decimal)
     maker = _ShardMaker(TableVectors(run, side, precision), form, batch_rows)
     if chosen.is_remote:
         table, place = absolute(table), absolute(place)
@@ -196,8 +196,7 @@ class _ShardMaker:
 
     def files(self, paths: list[TablePath]) -> list[TableFile]:
         """Return the files of a table with their numbers of rows, None for a text file. Raises DataError if one lacks a column."""
-        has_text = any(path.is_text for path in paths)
-        self.form.check_used(has_text, has_text, "`{}`")
+        self.form.check_table(paths)
         return [TableFile(p, name, self._length(p)) for p, name in zip(paths, names_within(paths), strict=True)]
 
     def _length(self, path: TablePath) -> int | None:

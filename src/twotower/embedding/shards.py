@@ -46,7 +46,7 @@ class EmbeddingWork(ShardedWork):
         {
             "side": "of the other side", "model": "of another model", "schema": "of another schema",
             "precision": "in another precision", "shard_rows": "in shards of another size (`shard_rows`)",
-            "form": "of text read with another `separator` or other `columns`",
+            "form": "of text read with another `separator` or `decimal`, or other `columns`",
         },
         frozenset({VECTORS_FILE, IDS_FILE}),
     )  # fmt: skip

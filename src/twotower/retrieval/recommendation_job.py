@@ -77,7 +77,7 @@ class RecommendationWork(ShardedWork):
             "ban": "without other items (`ban`)",
             "columns": "of other columns of the table",
             "shard_rows": "in shards of another size (`shard_rows`)",
-            "form": "of text read with another `separator` or other `columns`",
+            "form": "of text read with another `separator` or `decimal`, or other `columns`",
         },
     )
 
@@ -99,6 +99,7 @@ def recommend_users(
     threads: int = 0,
     separator: str = "",
     columns: abc.Sequence[str] = (),
+    decimal: str = ".",
 ) -> int:
     """Write the `k` best items for each user of the table `users` into the folder `out`, on a disk or at a URL of an object store, from
     the current bundle of a store, and return the number of users with an answer.
@@ -109,7 +110,7 @@ def recommend_users(
     The bundle is kept from `gc` meanwhile. `engine` is "local" (this process, with `threads`), "ray" (`threads` processes of this
     machine) or "ray://HOST:PORT" (those of a cluster, with `threads` each); `threads` is 0 for OMP_NUM_THREADS, else all cores.
     `separator` is the character between the values of text files, "" the one of their ending; `columns` are the names of their
-    columns, if their first lines do not name them.
+    columns, if their first lines do not name them; `decimal` is the mark of their numbers, "." or ",".
 
     Raises DataError if the table does not fit, changes meanwhile or, with `unknown` "error", has unknown users; RunError if `out`
     lies in the folder `users` or holds other files, a file of the table, or, without `overwrite`, recommendations of another bundle,
@@ -120,7 +121,11 @@ def recommend_users(
     if threads < 0:
         raise ConfigError(f"`threads` is {threads}, expected at least 0")
     chosen = open_engine(engine, threads)
-    table_at, place, form = table_source(users), table_source(out), TextFormat.of_table(separator, columns)
+    table_at, place, form = (
+        table_source(users),
+        table_source(out),
+        TextFormat.of_table(separator, columns, decimal=decimal),
+    )
     check_apart(table_at, place / shard_file(0), "users")
     if chosen.is_remote:
         table_at, place = absolute(table_at), absolute(place)

@@ -43,8 +43,7 @@ class UserTable:
         an answer with `answers_unknown`. Text files are in a form. Raises DataError."""
         users = retriever.dataset.users
         paths, form = table_files(source), form or TextFormat()
-        has_text = any(path.is_text for path in paths)
-        form.check_used(has_text, has_text, "`{}`")
+        form.check_table(paths)
         self._reading = Reading.of(retriever.schema, "user").of_table(form)
         states = [TableFile(path, name, None).state() for path, name in zip(paths, names_within(paths), strict=True)]
         schemas = [_schema(path, self._reading) for path in paths]
