@@ -228,7 +228,7 @@ def test_the_gate_charts_show_all_from_zero_to_one_whatever_stands_beside_them(t
     style = page.split("<style>")[1].split("</style>")[0]
     assert "auto-fit" not in style, "the first of two would be drawn as wide as both, and cut"
     rows = [part.split("<h2>")[0] for part in page.split('<div class="row')[1:]]
-    assert [(row.count("Plotly.newPlot") > 1) == row.startswith(" many") for row in rows] == [True] * 6
+    assert [(row.count("Plotly.newPlot") > 1) == row.startswith(" many") for row in rows] == [True] * 7
 
 
 def test_loading_puts_the_model_in_evaluation_mode(copy: Path) -> None:

@@ -224,7 +224,7 @@ def evaluate_model(
     `factors_of(part)` returns the vectors from the data before that part, by which it is evaluated. `validated` are the
     metrics of validation, if they are known; `ranked` are the rankings of these vectors by part, if other processes have made them.
     """
-    out = {m: v for m, v in (validated or {}).items() if m.startswith("validation.")}
+    out = {m: v for m, v in (validated or {}).items() if m.startswith("validation.") and m != "validation.seconds"}
     ranked = ranked or {}
     queries = ranked[TEST].queries if TEST in ranked else evaluation_queries(dataset, TEST, config)
     log.info(f"test {queries.summary}")
