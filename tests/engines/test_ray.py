@@ -49,6 +49,32 @@ def test_a_missing_ray_is_one_line_with_the_command(monkeypatch: pytest.MonkeyPa
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_cluster_that_cannot_start_a_process_is_asked_three_times(
+    failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray, asked = imported_ray(), list[str]()
+
+    def init(address: str, **_: object) -> None:
+        asked.append(address)
+        if len(asked) <= failures:
+            raise ConnectionAbortedError("Initialization failure from server:\nTraceback")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    engine = open_engine("ray://head:10001")
+    assert isinstance(engine, RayEngine)
+    if failures < 3:
+        with engine.started():
+            assert asked == ["ray://head:10001"] * 3
+    else:
+        told = r"ray://head:10001 does not answer \(Initialization failure from server:\); start it"
+        with pytest.raises(Unavailable, match=told), engine.started():
+            raise AssertionError("no Ray is there")
+        assert len(asked) == 3
+
+
 # ---- a Ray that is lost
 
 

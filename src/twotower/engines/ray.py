@@ -37,6 +37,8 @@ TIMEOUT = 1800.0
 """Seconds without a finished shard after which a job ends."""
 WAITING = 1024
 """Greatest number of shards that Ray knows at a time."""
+JOINS = 3
+"""Tries to join a cluster whose client server cannot start a process for this one, which happens on a busy head."""
 LOOK = 30.0
 """Seconds without a finished shard after which Ray is asked for CPUs and lost hosts."""
 STORE_BYTES = 100_000_000
@@ -164,7 +166,7 @@ class RayEngine(JobEngine):
             if self._joins:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "Ray Client connection timed out")  # which the error says
-                    begin(self._address)
+                    _join(partial(begin, self._address))
             else:
                 begin(
                     "local", num_cpus=self._threads, include_dashboard=False, object_store_memory=STORE_BYTES,
@@ -179,6 +181,15 @@ class RayEngine(JobEngine):
             yield
         finally:
             ray.shutdown()
+
+
+def _join(begin: Callable[[], Made]) -> None:
+    """Join a cluster, at most JOINS times if its server gives up. Raises what Ray does."""
+    for _ in range(JOINS - 1):
+        with suppress(ConnectionAbortedError):
+            begin()
+            return
+    begin()
 
 
 def _set_environment(address: str) -> None:
