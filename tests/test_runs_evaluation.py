@@ -92,9 +92,20 @@ def test_some_queries_in_contexts_are_ranked_as_among_all(tmp_path: Path) -> Non
     assert ranked_by(PickledEngine(), run) == api.evaluate(run)
 
 
+def test_the_settings_are_those_of_the_call(run: Run) -> None:
+    """Not those that the folder has."""
+    evaluation = run.config.evaluation.model_copy(update={"k": (1, 7), "max_users": 600, "repeats": "allow"})
+    changed = replace(run, config=run.config.model_copy(update={"evaluation": evaluation}))
+    expected = api.evaluate(changed)
+    assert ranked_by(PickledEngine(), changed) == expected != api.evaluate(run)
+
+
 def test_a_copy_of_another_run_is_refused(run: Run) -> None:
     with pytest.raises(RunError, match="holds another model than when the call began"):
         ranked_by(PickledEngine(), replace(run, sha256="0" * 64))
+    fewer = replace(run.dataset, pairs=run.dataset.pairs.take(slice(0, -1)), parts=run.dataset.parts[:-1])
+    with pytest.raises(RunError, match="holds other data than the run of the call"):
+        ranked_by(PickledEngine(), replace(run, dataset=fewer))
     with pytest.raises(ConfigError, match="the run has no folder from which other processes load it"):
         ranked_by(PickledEngine(), replace(run, folder=None))
 

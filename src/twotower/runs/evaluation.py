@@ -18,7 +18,7 @@ from twotower.data.splits import TEST, VALIDATION
 from twotower.engines import open_engine
 from twotower.engines.engine import JobEngine
 from twotower.errors import RunError
-from twotower.evaluation.config import Metrics
+from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Scorer
 from twotower.evaluation.part_evaluation import Ranked, evaluate_model, part_of_vectors
 from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
@@ -70,7 +70,9 @@ def _rank(run: Run, engine: JobEngine, shard_users: int) -> dict[int, Ranked]:
         shard, best = made
         found[shard.part].best[shard.start : shard.stop] = best
 
-    engine.run(_RankingJob(RunCopy.of(run)), shards, add, foreign_modules(run.config, dataset.schema))
+    engine.run(
+        _RankingJob(RunCopy.of(run), dataset.digest, config), shards, add, foreign_modules(run.config, dataset.schema)
+    )
     return found
 
 
@@ -79,18 +81,27 @@ class _RankingJob:
     """Loads a run in another process, to rank queries of its parts."""
 
     run: RunCopy
+    data: str
+    config: EvaluationConfig
 
     def __call__(self) -> Callable[[QueryShard], BestItems]:
-        """Load the run, and return the function that ranks the queries of a shard."""
+        """Load the run, and return the function that ranks the queries of a shard. Raises RunError if the run or its data are others."""
         run = self.run.load()
-        return partial(_best_items, run, dict[int, tuple[EvaluationQueries, Scorer]]())
+        if run.dataset.digest != self.data:
+            raise RunError(
+                f"{self.run.folder}: holds other data than the run of the call; evaluate a run as its folder has it, or choose "
+                "`engine='local'`"
+            )
+        return partial(_best_items, run, self.config, dict[int, tuple[EvaluationQueries, Scorer]]())
 
 
-def _best_items(run: Run, loaded: dict[int, tuple[EvaluationQueries, Scorer]], shard: QueryShard) -> BestItems:
+def _best_items(
+    run: Run, config: EvaluationConfig, loaded: dict[int, tuple[EvaluationQueries, Scorer]], shard: QueryShard
+) -> BestItems:
     """Return the best items of the queries of a shard; `loaded` keeps what the other shards of its part need too."""
     if shard.part not in loaded:
         loaded.clear()
-        queries = evaluation_queries(run.dataset, shard.part, run.config.evaluation)
+        queries = evaluation_queries(run.dataset, shard.part, config)
         loaded[shard.part] = queries, run.factors_during(part_of_vectors(run.dataset, shard.part))
     queries, factors = loaded[shard.part]
-    return shard, queries.some(slice(shard.start, shard.stop)).top_k(factors, max(run.config.evaluation.k))
+    return shard, queries.some(slice(shard.start, shard.stop)).top_k(factors, max(config.k))
