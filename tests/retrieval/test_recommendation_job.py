@@ -433,6 +433,25 @@ def test_a_text_table_and_its_errors_are_the_same_by_ray(
             job(store, tmp_path / "users", tmp_path / f"{engine}-error", engine=engine, unknown="error")
 
 
+@pytest.mark.system
+def test_ray_writes_the_answers_to_a_text_table_into_a_bucket(
+    store: Path, table: Path, bucket: str, tmp_path: Path
+) -> None:
+    """In a process of its own, since those of Ray have the environment in which it begins."""
+    (tmp_path / "users").mkdir()
+    for name in ("a", "c"):
+        pl.read_parquet(table / f"{name}.parquet").write_csv(tmp_path / "users" / f"{name}.csv")
+    job(store, tmp_path / "users", tmp_path / "local")
+    words = ["recommend", "--store", store, "--users", tmp_path / "users", "--out", f"{bucket}/recs", "-k", 5]
+    words += ["--shard-rows", SHARD_ROWS, "--engine", "ray", "--threads", 2]
+    preloaded.run("-m", "twotower", *map(str, words), check=True, timeout=600)
+    client = ObjectClient(Url.parse(bucket))
+    names = {path.name for path in (tmp_path / "local").iterdir() if path.is_file()}
+    assert {found.key for found in client.list("recs") if "/_work/" not in found.key} == {f"recs/{n}" for n in names}
+    for name in names:
+        assert client.read(f"recs/{name}", 10**9).data == (tmp_path / "local" / name).read_bytes(), name
+
+
 def test_a_damaged_shard_is_made_again_and_no_other(store: Path, table: Path, whole: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(whole, tmp_path / "out"))
     before = state(out)
