@@ -149,15 +149,18 @@ def _words(word: str, text: str) -> tuple[str, ...]:
 
 def debian(folder: Path) -> Path:
     """Return the root of a Debian with Python, made by debootstrap unless it is there."""
-    if not (folder / "usr/bin/python3").exists():
-        done = subprocess.run(
-            ["debootstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates", SUITE, str(folder)],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            raise ImageError(f"debootstrap: {(done.stdout + done.stderr).strip().splitlines()[-1]}")
-        (folder / "usr/bin/python").symlink_to("python3")
-    return folder
+    if folder.is_dir():
+        return folder
+    made = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(made, ignore_errors=True)
+    done = subprocess.run(
+        ["debootstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates", SUITE, str(made)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise ImageError(f"debootstrap: {(done.stdout + done.stderr).strip().splitlines()[-1]}")
+    (made / "usr/bin/python").symlink_to("python3")
+    return made.rename(folder)
 
 
 def run_step(at: Stage, command: str) -> None:

@@ -17,7 +17,7 @@ PREFIX = "train.negatives."
 
 
 MAX_ROWS = 512
-"""Positives of a batch, on each rank, whose negatives are counted, by default: the first ones, which are drawn at random."""
+"""Positives of a batch, on each rank, whose negatives are counted, by default: the first ones, which are random where rows are shuffled."""
 
 
 class SourceDraws(NamedTuple):
