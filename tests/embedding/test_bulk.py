@@ -508,7 +508,7 @@ def test_a_damaged_shard_is_made_again_and_no_other(
     DAMAGE[name](out)
     lines = again(run, table, out)
     assert len([line for line in lines if "items embedded" in line]) == 1
-    assert any("shard 3 was damaged" in line for line in lines) == (name != "a record")
+    assert any("shard 3 was damaged" in line for line in lines) != name.startswith("a record")
     same(out, whole)
     assert {n for n, s in state(out).items() if s != before[n]} == {*part_names(2)}
 

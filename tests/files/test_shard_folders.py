@@ -13,8 +13,8 @@ from object_server import Fault, ObjectServer
 from twotower.embedding.folder import part_names
 from twotower.embedding.shards import EmbeddingWork
 from twotower.errors import ConfigError, RunError
-from twotower.files.object_stores import ObjectError
-from twotower.files.shard_folders import BucketFolder, ShardFolder, shard_folder
+from twotower.files.object_stores import ObjectClient, ObjectError
+from twotower.files.shard_folders import PUTS, BucketFolder, ShardFolder, shard_folder
 from twotower.files.urls import Url
 
 PLAN = {"side": "item", "model": "m", "table": [["a.parquet", 9, 1, 6]]}
@@ -45,6 +45,10 @@ def made(data: bytes, before: Callable[[], object] = lambda: None) -> Callable[[
     return write
 
 
+def nothing() -> None:
+    """Find nothing wrong."""
+
+
 def content(at: ShardFolder, scratch: Path) -> bytes:
     return at.fetched(NAME, scratch).read_bytes()
 
@@ -61,7 +65,7 @@ def test_a_shard_is_made_once_and_again_if_its_file_is_another(at: ShardFolder, 
     with at.scratch("work", "shard-x") as scratch, (Path(scratch) / "other").open("wb") as file:
         file.write(b"all")
         file.flush()
-        at.put(Path(file.name), NAME, "")
+        at.put(Path(file.name), NAME, "", nothing)
     with begin() as work:
         again = work.make(0, made(b"one"))
         assert (again.is_new, again.was_damaged) == (True, True)
@@ -131,18 +135,56 @@ def test_an_object_is_written_where_none_is_or_in_the_place_of_the_one_that_was_
 ) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"first")
-    first = remote.put(file, NAME, "")
+    first = remote.put(file, NAME, "", nothing)
     assert remote.holds(*first)
     file.write_bytes(b"other")
-    s3.let_happen(Fault("^PUT .*part-00000", 412, times=2))  # another process is faster both times
+    s3.let_happen(Fault("^PUT .*part-00000", 412, times=PUTS))  # another process is faster each time
     with pytest.raises(ObjectError, match="was changed by another process"):
-        remote.put(file, NAME, "")
+        remote.put(file, NAME, "", nothing)
     assert remote.holds(*first)
     s3.let_happen(Fault("^PUT .*part-00000", 500, done=True))  # the answer is lost, and the second try finds the first
-    second = remote.put(file, NAME, "")
+    second = remote.put(file, NAME, "", nothing)
     assert remote.holds(*second)
     assert not remote.holds(*first)
     assert content(remote, tmp_path) == b"other"
+
+
+@pytest.mark.parametrize("made_before", [False, True])
+def test_what_a_lost_host_of_another_plan_sends_late_is_in_no_result(
+    remote: BucketFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_before: bool
+) -> None:
+    """The upload of plan m takes so long that a call of plan n begins, and makes its shard before it or after it."""
+    there, n = BucketFolder(remote.place), PLAN | {"model": "n"}
+    put, results = remote.put, []
+
+    def make() -> None:
+        with EmbeddingWork.begin(there, n, False) as work:
+            results.append(work.make(0, made(b"of n")))
+            work.write_list({"shards": [NAME]})
+
+    def late(*file: Any) -> Any:
+        with EmbeddingWork.begin(there, n, True):
+            pass
+        if made_before:
+            make()
+        return put(*file)
+
+    monkeypatch.setattr(remote, "put", late)
+    with EmbeddingWork.begin(remote, PLAN, False) as work, pytest.raises(RunError, match="or one of another call"):
+        work.make(0, made(b"of m"))
+    if not made_before:
+        make()
+    assert [shard.is_new for shard in results] == [True]
+    assert content(there, tmp_path) == b"of n"
+    with EmbeddingWork.begin(there, n, False) as work:
+        assert not work.make(0, made(b"again")).is_new
+
+
+def test_an_object_that_marks_a_folder_is_no_file(remote: BucketFolder) -> None:
+    for mark in ("out/", "out/" + "work/"):
+        ObjectClient(remote.place).write(mark, b"")
+    with EmbeddingWork.begin(remote, PLAN, False):
+        assert remote.names() == ["work"]
 
 
 def test_of_two_calls_that_begin_at_once_one_is_refused(remote: BucketFolder, s3: ObjectServer) -> None:

@@ -1,8 +1,8 @@
 """Folders that hold shards, on a disk or in a bucket, as `ShardedWork` reads and writes them.
 
 A call on a disk holds a lock of the kernel, and files are renamed into its folder. In a bucket nobody holds a lock: a plan is written
-only where none is, and an object of a shard only where none is or in the place of the one that was seen, so what a lost host sends
-late replaces nothing.
+only where none is, and an object of a shard only where none is, or in the place of one that stood there while the plan was still the
+writer's, so what a lost host sends late replaces nothing of another plan.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -31,6 +31,8 @@ FileEntry: TypeAlias = tuple[str, int, str]
 """A file of a shard: name, size in bytes, and digest or tag, which another content would change."""
 
 _MAX_JSON_BYTES = 1 << 28
+PUTS = 5
+"""Times that a file is put into a bucket, if other processes put theirs at the same time."""
 _MAX_OBJECT_BYTES = 5 * 1000**3
 """Greatest size of an object that is written as a whole."""
 
@@ -84,8 +86,9 @@ class ShardFolder(ABC):
         """Make a file of `scratch` ready for `put`, and return its digest, if the folder keeps it."""
 
     @abstractmethod
-    def put(self, made: Path, name: str, digest: str) -> FileEntry:
-        """Move a file into the folder, in place of another one, and return its entry."""
+    def put(self, made: Path, name: str, digest: str, check: Callable[[], None]) -> FileEntry:
+        """Move a file into the folder, and return its entry. `check` raises if the folder is of another plan by now; what stands in the
+        file's place is replaced only if it stood there before that check."""
 
     @abstractmethod
     def sync(self) -> None:
@@ -158,7 +161,7 @@ class DiskFolder(ShardFolder):
         files.sync(made)
         return file_digest(made)
 
-    def put(self, made: Path, name: str, digest: str) -> FileEntry:
+    def put(self, made: Path, name: str, digest: str, check: Callable[[], None]) -> FileEntry:
         size = made.stat().st_size
         os.replace(made, self.place / name)
         return name, size, digest
@@ -199,7 +202,8 @@ class BucketFolder(ShardFolder):
 
     def _paths(self) -> list[str]:
         depth = len(self.place.parts)
-        return ["/".join(o.key.split("/")[depth:]) for o in self._client.list(self.place.key)]
+        paths = ("/".join(o.key.split("/")[depth:]) for o in self._client.list(self.place.key))
+        return [path for path in paths if path and path[-1] != "/"]  # others mark folders, and hold nothing
 
     def names(self) -> list[str]:
         return sorted({path.partition("/")[0] for path in self._paths()})
@@ -245,16 +249,18 @@ class BucketFolder(ShardFolder):
             )
         return ""
 
-    def put(self, made: Path, name: str, digest: str) -> FileEntry:
-        data, key = made.read_bytes(), self._key(name)
-        try:
-            tag = self._client.write(key, data, Content())
-        except ObjectError as e:
-            if e.cause != "changed":
-                raise
-            # of a process that was lost before it recorded the shard, or that is lost and goes on
-            tag = self._client.write(key, data, Content(info=self._client.head(key)))
-        return name, len(data), tag
+    def put(self, made: Path, name: str, digest: str, check: Callable[[], None]) -> FileEntry:
+        data, key, seen = made.read_bytes(), self._key(name), Content()
+        for left in reversed(range(PUTS)):
+            try:
+                return name, len(data), self._client.write(key, data, seen)
+            except ObjectError as e:
+                if e.cause != "changed" or not left:
+                    raise
+            # of a process that was lost before it recorded the shard, that makes the same, or of an earlier plan
+            seen = Content(info=self._client.head(key))
+            check()
+        raise AssertionError
 
     def sync(self) -> None:
         """Do nothing: an object that is written is kept."""

@@ -11,6 +11,8 @@ The format gives the name of WORK. A list of all shards is written when the last
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import platform
 import re
@@ -168,13 +170,14 @@ class ShardedWork:
             yield Path(folder)
 
     def record(self, number: int) -> JsonObject | None:
-        """Return the record of a finished shard, None without one. Raises ObjectError."""
+        """Return the record of a finished shard of this plan, None without one. Raises ObjectError."""
         try:
-            return self.at.read(self._record(number)) or None
+            found = self.at.read(self._record(number))
         except ObjectError:
             raise
         except RunError:
             return None
+        return found if found and found.get("plan") == self._identity else None
 
     def write_record(self, number: int, record: JsonObject) -> None:
         """Replace the record of a shard."""
@@ -182,7 +185,7 @@ class ShardedWork:
 
     def replace_file(self, made: Path, name: str) -> FileEntry:
         """Put a file of `scratch` in the place of one of a shard, and return its entry in the record."""
-        return self.at.put(made, name, self.at.prepare(made))
+        return self.at.put(made, name, self.at.prepare(made), self.check_seen)
 
     def read_list(self) -> JsonObject | None:
         """Return the list of shards, None if it is missing."""
@@ -205,10 +208,11 @@ class ShardedWork:
         written: list[files.JsonData] = []
         for made, name in names.items():
             files.point("shard.file")
-            written.append([*self.at.put(folder / made, name, prepared[made])])
+            written.append([*self.at.put(folder / made, name, prepared[made], self.check_seen)])
         files.point("shard.files")
         self.at.sync()
-        self.write_record(number, record := facts | {"files": written})
+        self.check_seen()
+        self.write_record(number, record := facts | {"files": written, "plan": self._identity})
         return record
 
     @classmethod
@@ -217,6 +221,16 @@ class ShardedWork:
 
     def _record(self, number: int) -> str:
         return self._work(f"done-{number:05d}.json")
+
+    @property
+    def _identity(self) -> str:
+        """Digest of what makes two plans differ, which the records of their shards hold."""
+        told = [
+            self.format.version,
+            [self.plan.get(key) for key in self.format.differences],
+            sorted(self.plan["table"]),
+        ]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def _difference(self) -> str:
         """Return the difference between the plan and that of the folder, as words; an empty string if both agree."""
