@@ -221,6 +221,21 @@ def test_what_float32_rounds_away_is_not_read() -> None:
         np.testing.assert_allclose(found, expected[: len(rows)], atol=1e-6)
 
 
+def test_a_reach_beyond_the_history_costs_nothing() -> None:
+    """A rate near 1 reads millions of interactions, of which a history has three."""
+    rates = (0.5, 0.9999999)
+    assert (reach(rates) or 0) > 10**8
+    table = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    g = GraphBuilder()
+    g.input("codes", np.int64, ["U", "T"])
+    content = g.serialize(Decay(rates=rates).build(3, "seen").lower(g, g.constant(table), "codes"), 6, {})
+    assert len(content) < 10_000
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    expected, _ = pooled(table, [[1, 2, 3], [4]], "decay", rates, torch.ones(2, 6))
+    found = session.run(None, {"codes": np.array([[1, 2, 3], [4, -1, -1]])})[0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("rates", [(1.0,), (0.5, 1.0)])
 def test_a_plain_mean_reads_all(rates: tuple[float, ...]) -> None:
     assert reach(rates) is None

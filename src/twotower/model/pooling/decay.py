@@ -96,8 +96,13 @@ class DecayLayer(PoolingLayer):
 
 
 def lower_latest(g: GraphBuilder, codes: str, n: int) -> str:
-    """Build the `n` latest codes of each row (U, n), -1 before the first code of a shorter row."""
+    """Build the `n` latest codes of each row, or as many as there are columns (U, min(n, T)), -1 before the first code of a shorter
+    row."""
+    columns = g("Min", g("Shape", codes, start=1, end=2), g.constant([n]))
+    places = g(
+        "Range", g("Sub", g.constant(1), g("Squeeze", columns)), g.constant(1), g.constant(1)
+    )  # 1 - min(n, T), …, 0
     length = g.reduce("Sum", g("Cast", lower_known(g, codes), to=g.onnx.TensorProto.INT64), 1)  # (U, 1)
     none = g("Sub", g("Mul", length, g.constant(0)), g.constant(1))
-    place = g("Max", g("Add", length, g.constant(np.arange(1 - n, 1)[None])), g.constant(0))  # 0 before the first code
+    place = g("Max", g("Add", length, places), g.constant(0))  # 0 before the first code
     return g("GatherElements", g("Concat", none, codes, axis=1), place, axis=1)
