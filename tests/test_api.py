@@ -22,6 +22,7 @@ from twotower.features.events import EventRule
 from twotower.features.numeric import Numeric
 from twotower.retrieval.explanation import stored_history
 from twotower.runs import Run
+from twotower.train.progress import Callback, EpochRecord
 
 
 def arrow(frame: pl.DataFrame) -> pa.Table:
@@ -200,3 +201,30 @@ def test_no_module_hides_a_name_of_the_package(tmp_path: Path) -> None:
     assert twotower.retriever(tmp_path / "store").bundle.id == bundle.id
     for name in twotower.__all__:
         assert callable(getattr(twotower, name)), name
+
+
+class StopAfterAnEpoch(Callback):
+    """Raises after the first epoch, as a crash would."""
+
+    def on_epoch_end(self, history: list[EpochRecord]) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_goes_on_with_another_evaluation_is_measured_by_it(tmp_path: Path) -> None:
+    """Steps of next to nothing leave the first epoch, which was measured by the earlier settings, the best."""
+
+    def config(**evaluation: Any) -> Config:
+        return settings(train={"lr": 1e-12, "epochs": 2}, evaluation={"bootstrap": 0} | evaluation)
+
+    with pytest.raises(KeyboardInterrupt):
+        api.fit(
+            checkerboard(), CHECKERBOARD_SCHEMA, config(k=[10]), folder=tmp_path / "run", callback=StopAfterAnEpoch()
+        )
+    chosen = config(k=[5], max_users=20)
+    done = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, chosen, folder=tmp_path / "run", resume=True)
+    assert done.metrics["train.best_epoch"] == 1
+    measured = {name: value for name, value in api.evaluate(done).items() if name.startswith("validation.")}
+    assert {name: value for name, value in done.metrics.items() if name.startswith("validation.")} == pytest.approx(
+        measured
+    )
+    assert "validation.recall@5" in measured

@@ -172,6 +172,7 @@ def _train(
                 )
             if context.is_main:
                 runs.start_run(place, dataset, config, found.path.parent if found else None)
+        resumed = found is not None
         del found
         held.close()  # the tensors are in the model
         try:
@@ -187,7 +188,9 @@ def _train(
     done = Run(folder, config, dataset, trained.model.eval(), trained.metrics, trained.history)
     if not context.is_main:
         return done
-    best = next((e for e in trained.history if e["epoch"] == trained.metrics["train.best_epoch"]), None)
+    best = None
+    if not resumed:  # earlier epochs may be measured by other settings of `evaluation`
+        best = next((e for e in trained.history if e["epoch"] == trained.metrics["train.best_epoch"]), None)
     metrics = evaluate_model(done.factors_during, dataset, config.evaluation, best) | trained.metrics
     metrics["train.peak_memory_mb"] = peak_memory_mb()
     done = replace(done, metrics=metrics)

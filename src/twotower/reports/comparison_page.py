@@ -154,7 +154,7 @@ def _curve(title: str, name: str, runs: Sequence[ComparedRun], by_time: bool = F
     x = "train.seconds" if by_time else "epoch"
     figure = empty_figure(title, "seconds of training" if by_time else "epoch", "")
     for run in runs:
-        points = [entry for entry in run.history if name in entry]
+        points = [entry for entry in run.history if name in entry and x in entry]
         if not points:
             continue
         best = [entry["epoch"] == run.metrics.get("train.best_epoch") for entry in points]
