@@ -82,15 +82,18 @@ class TransitionFactors(Start):
             raise TrainingError(
                 "train.start of kind 'transitions' finds no positive that follows another of its user; leave the start out, or give more data"
             )
-        ahead, back = self._products(counts, counts.shares(n, self.frequency[0]), n)
+        shares = counts.shares(n, self.frequency[0])
         sums = torch.from_numpy(np.bincount(counts.before, counts.count, n).astype(np.float32))
         if width >= n - 1:  # no less than an axis for each item: its score is that of the table itself
-            target = torch.eye(n)[:, 1:]
+            target, source = torch.eye(n)[:, 1:], _square(counts, shares, n)[:, 1:]
+            scores = source
         else:
+            ahead, back = self._products(counts, shares, n)
             generator = torch.Generator().manual_seed(seed)
             target, _ = leading(lambda q: back(sums[:, None] * ahead(q)), n, width, generator, ITERATIONS)
-        source = ahead(target)
-        squares = ((source @ (target.T @ target)) * source).sum(1)  # of the scores of all items after one item
+            source = ahead(target)
+            scores = source @ (target.T @ target)
+        squares = (scores * source).sum(1)  # of the scores of all items after one item
         source /= ((sums @ squares) / (sums.sum() * positives.n_items)).sqrt()
         balance = (source.norm() / target.norm()).sqrt()  # entries of one size in both tables, which learn at one rate
         return PairValues(wide(source / balance, width), wide(target * balance, width))
@@ -101,8 +104,7 @@ class TransitionFactors(Start):
             offsets = offsets_of(np.bincount(counts.before, minlength=n))
             table = PositiveMatrix(counts.after.astype(np.int32), offsets, values, n)
             return table.product, table.transposed().product
-        dense = torch.zeros(n, n)
-        dense[torch.from_numpy(counts.before), torch.from_numpy(counts.after)] = torch.from_numpy(values)
+        dense = _square(counts, values, n)
         return dense.mm, dense.T.mm
 
     def _counts(self, positives: PositiveMatrix) -> TransitionCounts:
@@ -119,3 +121,10 @@ class TransitionFactors(Start):
         return count_transitions(
             histories.codes.astype(np.int64), histories.lengths, positives.n_columns, span, self.lag, histories.weights
         )
+
+
+def _square(counts: TransitionCounts, values: Shaped[Floats, "T"], n: int) -> F32[Tensor, "n n"]:
+    """Return the square table of some values of the transitions."""
+    table = torch.zeros(n, n)
+    table[torch.from_numpy(counts.before), torch.from_numpy(counts.after)] = torch.from_numpy(values)
+    return table
