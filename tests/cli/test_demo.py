@@ -13,6 +13,8 @@ from movielens_archives import ML_100K, film, zipped
 from twotower import api
 from twotower.cli.app import run_command
 from twotower.cli.demo import program_here
+from twotower.config.toml import load_config
+from twotower.data.datasets.ml_100k import MovieLens100K
 from twotower.retrieval.request import Request
 
 USERS, FILMS, COLD = 40, 30, 4
@@ -89,8 +91,10 @@ def test_the_demo_answers_two_questions_and_publishes_the_first(
         "suggest",
         "serve",
     ]
-    recipes = [Path(words[words.index("train") + 1]) for words in commands if "train" in words]
-    assert all(recipe.is_file() for recipe in recipes)
+    for words in commands:
+        if "train" in words:  # of the archive of the demo
+            settings = load_config(Path(words[words.index("train") + 1]), [words[words.index("--set") + 1]])[1]
+            assert settings.data.dataset == MovieLens100K(archive=str(archive(tmp_path)))
 
 
 @pytest.mark.parametrize(

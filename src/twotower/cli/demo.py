@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -178,7 +179,7 @@ def demo(
     store = folder.with_name(f"{folder.name}-store")
     print()
     api.publish(run, store)
-    here = program_here()
+    here, source = program_here(), ("--set", f"data.dataset={_toml(dataset)}")
     print()
     print_line(
         f"The runs are in {run.folder} and {like.folder}: config.toml, metrics.json with every metric, model.safetensors, and report.html to open in a browser."
@@ -188,9 +189,9 @@ def demo(
         (("evaluate", folder), "its metrics again"),
         (("recommend", "--store", store, "--user", run.dataset.users.ids[0]), "from the bundle"),
         (("doctor", folder), "whether it learned, and what prevents it"),
-        (("train", _recipe("ranking"), "--run", "runs/rank"), "the best ranking, minutes"),
-        (("train", _recipe("sequence-long"), "--run", "runs/sequence"), "the best retrieval, twice as long"),
-        (("suggest", "clicks.csv", "--output", "mine.toml"), "a config for your own tables"),
+        (("train", _recipe("ranking"), "--run", "runs/rank", *source), "the best ranking, minutes"),
+        (("train", _recipe("sequence-long"), "--run", "runs/sequence", *source), "the best retrieval, an hour"),
+        (("suggest", "YOUR_CLICKS.csv", "--output", "mine.toml"), "a config for your own tables"),
         (("serve", "--store", store), "why a film was recommended, in a browser"),
     ):
         print_line(f"  {shell_command(*words, program=here)}   # {what}")
@@ -204,6 +205,14 @@ def program_here() -> str:
         return "twotower"
     called = Path(sys.argv[0])
     return shlex.quote(str(called)) if called.stem == "twotower" else f"{shlex.quote(sys.executable)} -m twotower"
+
+
+def _toml(dataset: MovieLens) -> str:
+    """Return a data set as a value of a config."""
+    options = ", ".join(
+        f"{key} = {json.dumps(value)}" for key, value in dataset.model_dump(mode="json").items() if value
+    )
+    return f"{{ {options} }}"
 
 
 def _recipe(name: str) -> Path:
