@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
+
+from filelock import FileLock
 
 from twotower.engines.ray import RayEngine, _set_environment
 
@@ -21,6 +25,10 @@ def imported_ray() -> Any:
 def running_ray(threads: int = 2) -> Iterator[RayEngine]:
     """Yield the engine with a Ray of `threads` processes, which engines that are opened within the block use too."""
     engine = RayEngine("", threads)
-    with engine.started():
+    with ExitStack() as stack:
+        with FileLock(
+            Path(gettempdir()) / "twotower-tests-ray.lock"
+        ):  # those of several test processes start one after another
+            stack.enter_context(engine.started())
         yield engine
     logging.getLogger("ray").setLevel(logging.NOTSET)

@@ -75,6 +75,41 @@ def test_a_cluster_that_cannot_start_a_process_is_asked_three_times(
         assert len(asked) == 3
 
 
+class SlowNode:
+    """Stands for Ray's node of this machine: its processes are not up in time at the first `failures` starts."""
+
+    def __init__(self) -> None:
+        self.stopped = 0
+
+    def start(self, failures: int, started: list[SlowNode]) -> None:
+        started.append(self)
+        if len(started) <= failures:
+            raise Exception("The current node timed out during startup.")  # the class that Ray raises
+
+    def kill_all_processes(self, check_alive: bool, allow_graceful: bool) -> None:
+        self.stopped += not check_alive and not allow_graceful
+
+
+@pytest.mark.parametrize("failures", [0, 2, 3])
+def test_a_ray_of_a_busy_machine_is_started_three_times_and_leaves_no_process(
+    failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray, started = imported_ray(), list[SlowNode]()
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray._private.node, "Node", SlowNode)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: SlowNode().start(failures, started))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    engine = RayEngine("", 2)
+    if failures < 3:
+        with engine.started():
+            assert [node.stopped for node in started] == [1] * failures + [0]
+    else:
+        told = r"^engine 'ray': this machine does not answer \(The current node timed out during startup\.\); start it"
+        with pytest.raises(Unavailable, match=told), engine.started():
+            raise AssertionError("no Ray is there")
+        assert [node.stopped for node in started] == [1] * 3
+
+
 # ---- a Ray that is lost
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -37,8 +38,9 @@ TIMEOUT = 1800.0
 """Seconds without a finished shard after which a job ends."""
 WAITING = 1024
 """Greatest number of shards that Ray knows at a time."""
-JOINS = 3
-"""Tries to join a cluster whose client server cannot start a process for this one, which happens on a busy head."""
+STARTS = 3
+"""Tries to join a cluster whose client server cannot start a process for this one, or to start a Ray here whose processes are not up
+within its half a minute: both happen on a busy machine."""
 LOOK = 30.0
 """Seconds without a finished shard after which Ray is asked for CPUs and lost hosts."""
 STORE_BYTES = 100_000_000
@@ -166,12 +168,13 @@ class RayEngine(JobEngine):
             if self._joins:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "Ray Client connection timed out")  # which the error says
-                    _join(partial(begin, self._address))
+                    _start(partial(begin, self._address), lambda e: isinstance(e, ConnectionAbortedError))
             else:
-                begin(
-                    "local", num_cpus=self._threads, include_dashboard=False, object_store_memory=STORE_BYTES,
+                local = partial(
+                    begin, "local", num_cpus=self._threads, include_dashboard=False, object_store_memory=STORE_BYTES,
                     _node_ip_address=LOOPBACK,
                 )  # fmt: skip
+                _start(local, lambda e: type(e) is Exception)  # as which Ray tells that its processes are not up
         except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as e:
             raise Unavailable(
                 f"engine 'ray': {self._where} does not answer ({first_line(e)}); start it, name another address, or set "
@@ -183,13 +186,28 @@ class RayEngine(JobEngine):
             ray.shutdown()
 
 
-def _join(begin: Callable[[], Made]) -> None:
-    """Join a cluster, at most JOINS times if its server gives up. Raises what Ray does."""
-    for _ in range(JOINS - 1):
-        with suppress(ConnectionAbortedError):
+def _start(begin: Callable[[], Made], may_pass: Callable[[Exception], bool]) -> None:
+    """Join or start Ray, at most STARTS times if its error may pass; what a failed start has begun is stopped. Raises what Ray does;
+    ConnectionError for an error that may pass, the last time."""
+    for left in reversed(range(STARTS)):
+        try:
             begin()
             return
-    begin()
+        except Exception as e:
+            _stop_started(e)
+            if not may_pass(e):
+                raise
+            if not left:
+                raise ConnectionError(str(e)) from e
+
+
+def _stop_started(error: Exception) -> None:
+    """Stop the processes of a Ray whose start ended with the error: Ray leaves them to the end of this process."""
+    import ray
+
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if isinstance(node := frame.f_locals.get("self"), ray._private.node.Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 def _set_environment(address: str) -> None:
