@@ -31,7 +31,8 @@ if (stop := Path("{STOP}")).exists():
 
 @dataclass
 class Cluster:
-    """A cluster of Ray: `head` shares out what `workers` compute. `caller` is a host outside. All but `bucket` have the folder HOME/run."""
+    """A cluster of Ray: `head` shares out what `workers` compute. `caller` is a host outside. `caller` and `head` have the folder HOME/run,
+    and workers get the run through the bucket."""
 
     bucket: Host
     caller: Host
@@ -51,10 +52,15 @@ class Cluster:
 
     def embed(self, host: Host, out: str, engine: str = "ray", rows: int = 100, threads: int = 1) -> Command:
         """Start the job on a host, by an address of Ray, by "ray" on the cluster of the head, or by "local" on that host alone."""
+        words = ("embed", "run", f"{self.url}/items", "--out", f"{self.url}/{out}", "--shard-rows", rows)
+        return self.call(host, *words, engine=engine, threads=threads)
+
+    def call(self, host: Host, *words: Any, engine: str, threads: int = 1) -> Command:
+        """Start a verb that shares its work, with the run through the bucket."""
         joined = {"RAY_ADDRESS": "head:6379"} if engine == "ray" else {}
+        share = () if engine == "local" else ("--share", f"{self.url}/runs")
         return host.twotower(
-            "embed", "run", f"{self.url}/items", "--out", f"{self.url}/{out}", "--shard-rows", rows, "--engine", engine,
-            "--threads", threads, env=self.environment | joined,
+            *words, *share, "--engine", engine, "--threads", threads, env=self.environment | joined,
         )  # fmt: skip
 
     def listed(self, out: str) -> dict[str, ObjectInfo]:
@@ -75,13 +81,13 @@ class Cluster:
 
 @contextmanager
 def ray_cluster(run: Path, workers: Sequence[str]) -> Iterator[Cluster]:
-    """Start a cluster whose workers have these names and one CPU each. `run` is copied to all hosts as HOME/run."""
+    """Start a cluster whose workers have these names and one CPU each. `run` is copied as HOME/run to the hosts that call."""
     with pytest.MonkeyPatch.context() as patch, network("bucket", "caller", "head", *workers) as hosts:
         bucket, caller, head, *others = hosts
         objects = ObjectServer.on(bucket)
         use(objects.address, patch)
         cluster = Cluster(bucket, caller, head, others, objects, f"s3://{bucket.call(objects.new_bucket)}")
-        for host in (caller, head, *others):
+        for host in (caller, head):
             host.give(run, HOME / "run")
         words = ("--head", "--port", 6379, "--ray-client-server-port", 10001, "--include-dashboard=false")
         _start(cluster, head, 0, *words).until("Ray runtime started", 600)

@@ -221,14 +221,15 @@ class _HistoryWriter(Callback):
         self.callback.on_epoch_end(history)
 
 
-def evaluate(trained: Run, *, engine: str = "local", threads: int = 0) -> Metrics:
+def evaluate(trained: Run, *, engine: str = "local", threads: int = 0, share: Path | str = "") -> Metrics:
     """Evaluate the vectors of a run on its own validation and test parts. `engine` ranks the users: "local" is this process, "ray" is
-    `threads` processes of this machine, "ray://HOST:PORT" those of a cluster, with `threads` each.
+    `threads` processes of this machine, "ray://HOST:PORT" those of a cluster, with `threads` each. Hosts have the run at the same path,
+    or get it through `share`, a prefix in a bucket such as "s3://BUCKET/RUNS", where its files stay.
 
     Raises RunError if the run has no test part (a model of `DSSMTrainable` or main.py has none), ConfigError for an unusable engine,
     Unavailable for one that is lost.
     """
-    return evaluate_run(trained, engine, threads)
+    return evaluate_run(trained, engine, threads, share=share)
 
 
 def recent_titles(trained: Run, user_id: str | int, n: int = 5) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import numpy as np
 import polars as pl
 import preloaded
 import pytest
-from hosts import Host
+from hosts import HOME, Host
 from ray_hosts import STOP, Cluster, made, ray_cluster
 from worlds import CHECKERBOARD_TOML, checkerboard
 
@@ -80,6 +81,19 @@ def stop_at(point: str, *hosts: Host) -> None:
     """Let processes of Ray that start on these hosts from now on stand still at a point, and on no other host."""
     for host in hosts:
         host.folder(STOP).write_text(point)
+
+
+def test_hosts_that_share_a_bucket_alone_measure_a_run_as_one_process_does(cluster: Cluster) -> None:
+    """The call comes from outside of the cluster, whose workers have no file of the run."""
+    expected = cluster.call(cluster.caller, "evaluate", "run", "--json", engine="local")
+    found = cluster.call(cluster.caller, "evaluate", "run", "--json", engine="ray://head:10001")
+    assert expected.wait(600) == 0, expected.said
+    assert found.wait(600) == 0, found.said
+    last = [json.loads(job.said[job.said.index("{") :]) for job in (expected, found)]
+    assert last[0] == last[1]
+    assert last[0]["test.recall@5"] >= 0
+    assert not any(worker.folder(HOME / "run").exists() for worker in cluster.workers)
+    assert any(list(worker.folder(HOME).glob(".cache/twotower/runs/*/metrics.json")) for worker in cluster.workers)
 
 
 def test_fault_C18_a_job_that_is_killed_and_called_again_makes_what_is_missing(cluster: Cluster, world: Path) -> None:

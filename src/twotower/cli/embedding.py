@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from twotower.cli.flags import ColumnNames, Decimal, EngineName, RunFolder, Separator, Trust, split_names
+from twotower.cli.flags import ColumnNames, Decimal, EngineName, RunFolder, Separator, Share, Trust, split_names
 from twotower.cli.threads import Threads, set_threads
 from twotower.errors import ConfigError
 
@@ -33,6 +33,7 @@ def embed(
         bool, typer.Option("--overwrite", help="Replace vectors of another table or model in the folder.")
     ] = False,
     engine: EngineName = "local",
+    share: Share = "",
     separator: Separator = "",
     decimal: Decimal = ".",
     columns: ColumnNames = "",
@@ -54,5 +55,5 @@ def embed(
 
     api.embed(
         api.load(run, trust), side, table, out, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
-        overwrite=overwrite, engine=engine, threads=threads, separator=separator, columns=split_names(columns), decimal=decimal,
+        overwrite=overwrite, engine=engine, threads=threads, separator=separator, columns=split_names(columns), decimal=decimal, share=share,
     )  # fmt: skip

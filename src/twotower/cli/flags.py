@@ -113,6 +113,15 @@ EngineName = Annotated[
         "--threads each.",
     ),
 ]
+Share = Annotated[
+    str,
+    typer.Option(
+        "--share",
+        metavar="URL",
+        help="Prefix in a bucket, such as s3://BUCKET/RUNS, through which the processes of the engine get the run; its files stay there. "
+        "Left out: every host has the run at the same path.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from twotower.cli.flags import KindModules, Overrides, RunFolder, Trust
+from twotower.cli.flags import KindModules, Overrides, RunFolder, Share, Trust
 from twotower.cli.threads import Threads, set_threads
 from twotower.errors import ConfigError, RunError
 from twotower.escaping import shell_command
@@ -65,6 +65,7 @@ def evaluate(
             "with --threads each.",
         ),
     ] = "local",
+    share: Share = "",
     threads: Threads = 0,
     trust: Trust = False,
     kinds: KindModules = None,
@@ -81,6 +82,8 @@ def evaluate(
             raise ConfigError(
                 f"--engine {engine}: ranks the users of a run; {path} is a store, which one process measures"
             )
+        if share:
+            raise ConfigError(f"--share {share}: is for a run; {path} is a store, which one process measures")
         with Store(path).current().lease() as bundle:
             retriever, settings = Retriever(bundle, threads or 1), runs.read_evaluation(bundle.folder)
         found = api.evaluate_bundle(retriever, settings)
@@ -93,7 +96,7 @@ def evaluate(
             print_served(found, settings)
         return
     loaded = api.load(path, trust)
-    metrics = api.evaluate(loaded, engine=engine, threads=threads)
+    metrics = api.evaluate(loaded, engine=engine, threads=threads, share=share)
     if as_json:
         print(json.dumps(metrics, indent=1))
     else:

@@ -38,7 +38,7 @@ from twotower.files.shard_folders import DiskFolder, JsonObject, shard_folder
 from twotower.files.sharded_work import HOW_TO_OVERWRITE, MadeShard
 from twotower.kinds import foreign_modules
 from twotower.runs import Run
-from twotower.runs.copies import RunCopy, run_digests
+from twotower.runs.copies import RunCopy, check_share, run_digests
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ def embed(
     separator: str = "",
     columns: abc.Sequence[str] = (),
     decimal: str = ".",
+    share: Path | str = "",
 ) -> int:
     """Write the vector of every row of the table `source` into the folder `out`, on a disk or at a URL of an object store, and return
     the number of embedded rows.
@@ -70,7 +71,7 @@ def embed(
     ids.parquet, several as folder.py describes, and so is any number at a URL; `EmbeddingsFolder` reads both from a disk. A later call
     continues with shards that are missing or damaged. `engine` is "local" (this process), "ray" (`threads` processes of this machine) or "ray://HOST:PORT"
     (those of a cluster, with `threads` each), which makes several shards; its processes load the run from its folder, of which each host
-    may have a copy. `separator` is the character between the values of text files, "" the one of their ending; `columns` are the names of
+    may have a copy, or through `share`, a prefix in a bucket such as "s3://BUCKET/RUNS", where its files stay. `separator` is the character between the values of text files, "" the one of their ending; `columns` are the names of
     their columns, if their first lines do not name them; `decimal` is the mark of their numbers, "." or ",".
 
     A row whose id is in the run has the run's sequences and statistics; a new row has empty sequences, a count of zero and
@@ -82,6 +83,7 @@ def embed(
     default, which all users get; Unavailable for an engine that is lost.
     """
     table, place, chosen = table_source(source), table_source(out), open_engine(engine, threads)
+    check_share(share, chosen)
     if shard_rows < 1:
         raise ConfigError(f"shards of {shard_rows} rows: expected at least 1")
     check_apart(table, place / IDS_FILE, f"{side}s")
@@ -101,7 +103,7 @@ def embed(
         "side": side, "model": model, "schema": schema, "precision": precision, "shard_rows": shard_rows,
         "table": [f.state() for f in sources], "form": form.given,
     }  # fmt: skip
-    copy = RunCopy.of(run) if chosen.is_remote else None
+    copy = RunCopy.of(run, share) if chosen.is_remote else None
     with EmbeddingWork.begin(at, plan, overwrite) as work:
         progress = _Progress(side, len(shards))
         job = _sent_job(copy, maker, work) if copy else partial(partial, maker.make, work)

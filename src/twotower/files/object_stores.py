@@ -4,6 +4,7 @@ credentials and endpoints are those of the environment (AWS_…, GOOGLE_…, AZU
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from twotower.errors import ConfigError, RunError, first_line, missing_package
+from twotower.files.readers import file_digest
 from twotower.files.urls import Url
 
 if TYPE_CHECKING:
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 16 << 20
 """Bytes of one part of a large upload or download."""
-Cause = Literal["missing", "bucket", "refused", "unreachable", "changed", "other"]
+TRANSFERS = 4
+"""Files that a process reads or writes at a time."""
+Cause = Literal["missing", "bucket", "refused", "unreachable", "changed", "size", "checksum", "other"]
 
 
 class ObjectError(RunError):
@@ -157,6 +161,29 @@ class ObjectClient:
         with remote_errors(self.url.of_key(key)):
             for chunk in self.store.get(key).stream(min_chunk_size=CHUNK_BYTES):
                 yield bytes(chunk)
+
+    def fetch(self, key: str, path: Path, size: int, sha256: str) -> None:
+        """Write an object into a file, whose folder is made, unless the file is as expected already. Raises ObjectError, "size" or "checksum"
+        if the object is another one; OSError."""
+        if path.is_file() and path.stat().st_size == size and file_digest(path) == sha256:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest, found, half = hashlib.sha256(), 0, path.with_name(f".{path.name}.tmp")
+        with half.open("wb") as file:
+            for chunk in self.chunks(key):
+                found += len(chunk)
+                if found > size:
+                    break
+                digest.update(chunk)
+                file.write(chunk)
+        if found == size and digest.hexdigest() == sha256:
+            os.replace(half, path)
+            return
+        half.unlink()
+        url = self.url.of_key(key)
+        if found != size:
+            raise ObjectError(f"{url}: damaged ({found:,} bytes or more, {size:,} expected)", "size")
+        raise ObjectError(f"{url}: damaged, or another file (checksum)", "checksum")
 
     def write(self, key: str, data: bytes, since: Content | None = None) -> str:
         """Replace an object as a whole, and return its tag. With `since` it must be as it was read then, or still missing: raises ObjectError

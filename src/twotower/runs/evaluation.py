@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from twotower.evaluation.part_evaluation import Ranked, evaluate_model, part_of_
 from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
 from twotower.kinds import foreign_modules
 from twotower.runs import Run
-from twotower.runs.copies import RunCopy
+from twotower.runs.copies import RunCopy, check_share
 
 SHARD_USERS = 4_096
 """Least number of queries of a shard, but for the last: whole blocks, so that blocks are those of one process."""
@@ -42,19 +43,23 @@ class QueryShard:
 BestItems = tuple[QueryShard, Shaped[Ints, "q K"]]
 
 
-def evaluate_run(run: Run, engine: str = "local", threads: int = 0, shard_users: int = SHARD_USERS) -> Metrics:
-    """Return the metrics of a run on its own validation and test parts, whose users an engine ranks.
+def evaluate_run(
+    run: Run, engine: str = "local", threads: int = 0, shard_users: int = SHARD_USERS, share: Path | str = ""
+) -> Metrics:
+    """Return the metrics of a run on its own validation and test parts, whose users an engine ranks. Its processes load the run from its
+    folder, or through the URL `share`.
 
     Raises RunError if the run has no test part, ConfigError for an unusable engine or, with one of other processes, a run without a
     folder, Unavailable for an engine that is lost."""
     chosen = open_engine(engine, threads)
+    check_share(share, chosen)
     if not len(run.dataset.test):
         raise RunError(f"{run.folder}: this run holds no test part; score it with DSSMTrainable or main.py")
-    ranked = _rank(run, chosen, shard_users) if chosen.is_remote else {}
+    ranked = _rank(run, chosen, shard_users, share) if chosen.is_remote else {}
     return evaluate_model(run.factors_during, run.dataset, run.config.evaluation, ranked=ranked)
 
 
-def _rank(run: Run, engine: JobEngine, shard_users: int) -> dict[int, Ranked]:
+def _rank(run: Run, engine: JobEngine, shard_users: int, share: Path | str = "") -> dict[int, Ranked]:
     """Return the rankings of the validation and the test part, if they have rows."""
     config, dataset = run.config.evaluation, run.dataset
     parts = [part for part, rows in ((VALIDATION, dataset.validation), (TEST, dataset.test)) if len(rows)]
@@ -71,7 +76,10 @@ def _rank(run: Run, engine: JobEngine, shard_users: int) -> dict[int, Ranked]:
         found[shard.part].best[shard.start : shard.stop] = best
 
     engine.run(
-        _RankingJob(RunCopy.of(run), dataset.digest, config), shards, add, foreign_modules(run.config, dataset.schema)
+        _RankingJob(RunCopy.of(run, share), dataset.digest, config),
+        shards,
+        add,
+        foreign_modules(run.config, dataset.schema),
     )
     return found
 

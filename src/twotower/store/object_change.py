@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from twotower import files
 from twotower.errors import BundleError
 from twotower.files import layout
-from twotower.files.object_stores import Content, ObjectError
+from twotower.files.object_stores import TRANSFERS, Content, ObjectError
 from twotower.store.bundle import Bundle, check_sizes, listed_files, next_stamp, stray_ids
 from twotower.store.history import current_ids, line_bytes, new_line, read_lines
 from twotower.store.leases import FoundLease, Lease
@@ -24,8 +24,6 @@ from twotower.store.place import Change
 if TYPE_CHECKING:
     from twotower.store.object_place import ObjectPlace
 
-TRANSFERS = 4
-"""Files of a bundle that are read or written at once."""
 CHANGE = "change"
 """Name of the field of a line that tells it from all others."""
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from twotower import files
 from twotower.errors import BundleError
 from twotower.files import layout
-from twotower.files.object_stores import Content, ObjectClient, ObjectError, RemoteLimits
+from twotower.files.object_stores import TRANSFERS, Content, ObjectClient, ObjectError, RemoteLimits
 from twotower.files.readers import parse_json
 from twotower.files.urls import Url
 from twotower.store.bundle import Bundle, check_sizes, is_bundle_id, listed_files
@@ -33,7 +33,7 @@ from twotower.store.cache import BundleCache
 from twotower.store.history import MAX_HISTORY_BYTES, read_lines
 from twotower.store.leases import Lease, Leases, LeaseTimes
 from twotower.store.manifest import MAX_MANIFEST_BYTES, FileEntry, JsonObject, Manifest, parse_manifest
-from twotower.store.object_change import CHANGE, TRANSFERS, ObjectChange, current_bytes, has_line, suppress_changed
+from twotower.store.object_change import CHANGE, ObjectChange, current_bytes, has_line, suppress_changed
 from twotower.store.place import Change, StorePlace
 
 log = logging.getLogger(__name__)
@@ -178,28 +178,9 @@ class ObjectPlace(StorePlace):
 
     def _fetch(self, name: str, folder: Path, entry: FileEntry) -> None:
         """Write a file of a bundle into a folder, unless it is there. Raises BundleError if it is not as the manifest says."""
-        path = folder / entry.path
-        if path.is_file() and path.stat().st_size == entry.size:
-            with path.open("rb") as f:
-                if hashlib.file_digest(f, "sha256").hexdigest() == entry.sha256:
-                    return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        digest, size = hashlib.sha256(), 0
-        where = self._at(name) / entry.path
-        with self.errors("unreadable"), path.open("wb") as f:
-            for chunk in self.client.chunks(where.key):
-                size += len(chunk)
-                if size > entry.size:
-                    break
-                digest.update(chunk)
-                f.write(chunk)
+        with self.errors("unreadable"):
+            self.client.fetch((self._at(name) / entry.path).key, folder / entry.path, entry.size, entry.sha256)
         files.point("cache.file")
-        if size != entry.size:
-            path.unlink()
-            raise BundleError(f"{where}: damaged ({size} bytes or more, {entry.size} in {layout.MANIFEST})", "size")
-        if digest.hexdigest() != entry.sha256:
-            path.unlink()
-            raise BundleError(f"{where}: damaged, or of another bundle (checksum)", "checksum")
 
     def _at(self, name: str) -> Url:
         return self.path / layout.BUNDLES / name
@@ -252,5 +233,11 @@ class ObjectPlace(StorePlace):
         try:
             yield
         except ObjectError as e:
-            reasons = {"unreachable": "store", "bucket": "store", "missing": "missing", "changed": "locked"}
-            raise BundleError(str(e), reasons.get(e.cause, reason)) from e
+            reasons = {
+                "unreachable": "store",
+                "bucket": "store",
+                "changed": "locked",
+                "refused": reason,
+                "other": reason,
+            }
+            raise BundleError(str(e), reasons.get(e.cause, e.cause)) from e
