@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from object_server import Fault, ObjectServer
 from service_client import Client, Make, clients, ids
+from worlds import EVERYTHING_SCHEMA, everything, settings
 
 import twotower
 from twotower.cli.app import run_command
+from twotower.data.tables import check
+from twotower.index.faiss.faiss_index import FAISS_MIN_VECTORS
+from twotower.index.faiss.hnsw import Hnsw
 from twotower.store.bundle import Bundle
 from twotower.store.manifest import BundleFacts
 from twotower.store.store import Store
 
 
-def publish_copy(bundle: Bundle, store: Store) -> str:
-    """Publish the files of a bundle in another store, and return the id there."""
+def publish_copy(bundle: Bundle, store: Store, change: Callable[[Path], object] = lambda _: None) -> str:
+    """Publish the files of a bundle in another store, after a change of them, without a probe; return the id there."""
 
     def write(folder: Path) -> BundleFacts:
         shutil.copytree(bundle.folder, folder, dirs_exist_ok=True)
         (folder / "MANIFEST.json").unlink()
+        change(folder)
         return BundleFacts.model_validate(bundle.manifest.model_dump(by_alias=True))
 
     return store.publish(write).id
@@ -110,6 +118,85 @@ def test_fault_A2_a_bundle_that_cannot_be_fetched_is_refused_and_the_old_one_ans
     s3.let_happen()
     client.run(client.service.bundles.refresh(retry=True))
     assert served(client) == names[1]
+
+
+def break_index(folder: Path, _: Path) -> None:
+    data = bytearray((folder / "index/index.faiss").read_bytes())
+    data[40:200] = b"\xff" * 160
+    (folder / "index/index.faiss").write_bytes(data)
+
+
+def take_tower(folder: Path, other: Path) -> None:
+    shutil.copy(other / "user_tower.onnx", folder / "user_tower.onnx")
+
+
+def narrow_vectors(folder: Path, _: Path) -> None:
+    np.save(folder / "user_vectors.npy", np.load(folder / "user_vectors.npy")[:, 1:].copy())
+
+
+def drop_user_vector(folder: Path, _: Path) -> None:
+    np.save(folder / "user_vectors.npy", np.load(folder / "user_vectors.npy")[1:].copy())
+
+
+def change_metric(folder: Path, _: Path) -> None:
+    facts = json.loads((folder / "index/index.json").read_text())
+    facts["metric"] = {"cosine": "dot", "dot": "cosine"}[facts["metric"]]
+    (folder / "index/index.json").write_text(json.dumps(facts))
+
+
+REFUSED = {
+    "A4": (break_index, "broken", "index.faiss: not a usable FAISS index"),
+    "A6": (take_tower, "mismatch", "model is .* in MANIFEST.json, .* in user_tower.onnx"),
+    "A7-dims": (narrow_vectors, "mismatch", "dims is .* in MANIFEST.json, .* in user_vectors.npy"),
+    "A7-counts": (drop_user_vector, "mismatch", "users is 60 in MANIFEST.json, 59 in user_vectors.npy"),
+    "A7-metric": (change_metric, "broken", r"index\.faiss: .* vectors of \d+ numbers, expected .* by index\.json"),
+}
+"""Change of a bundle before its manifest is made, so that all digests match; reason and words of the service."""
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of another model, with so many items that its index has a file of FAISS."""
+    folder = tmp_path_factory.mktemp("searched")
+    tables = check(*everything(n_items=FAISS_MIN_VECTORS + 10), EVERYTHING_SCHEMA)
+    config = settings(model={"width": 8}, train={"epochs": 1, "batch_size": 256})
+    return twotower.publish(
+        twotower.fit(tables, EVERYTHING_SCHEMA, config, folder=folder / "run"), folder / "store", Hnsw(k=5)
+    )
+
+
+def check_refused(case: str, at_url: tuple[Make, Store, list[str]], searched: Bundle, two_bundles: Path) -> None:
+    """Check that a service answers on by the first bundle when another one, of matching digests, is put into its bucket."""
+    make, store, names = at_url
+    change, reason, words = REFUSED[case]
+    first = Store(two_bundles).open(Store(two_bundles).bundles()[0].id).folder
+    client = make()
+    assert served(client) == names[0]
+    publish_copy(searched, store, lambda folder: change(folder, first))
+    assert served(client) == names[0]
+    assert re.search(words, client.service.bundles.last_error)
+    assert f'twotower_bundle_load_failures_total{{reason="{reason}"}} 1.0' in client.get("/metrics").text
+    names.append(publish_copy(searched, store))
+    assert served(client) == names[1]
+
+
+def test_fault_A4_a_service_refuses_a_hostile_index_in_its_bucket(
+    at_url: tuple[Make, Store, list[str]], searched: Bundle, two_bundles: Path
+) -> None:
+    check_refused("A4", at_url, searched, two_bundles)
+
+
+def test_fault_A6_a_service_refuses_a_tower_of_another_model_in_its_bucket(
+    at_url: tuple[Make, Store, list[str]], searched: Bundle, two_bundles: Path
+) -> None:
+    check_refused("A6", at_url, searched, two_bundles)
+
+
+@pytest.mark.parametrize("case", [case for case in REFUSED if case.startswith("A7")])
+def test_fault_A7_a_service_refuses_files_that_differ_in_its_bucket(
+    case: str, at_url: tuple[Make, Store, list[str]], searched: Bundle, two_bundles: Path
+) -> None:
+    check_refused(case, at_url, searched, two_bundles)
 
 
 def test_the_commands_take_a_store_in_a_bucket(url: str, two_bundles: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -460,6 +460,21 @@ def test_fault_A5_a_manifest_that_is_none_is_refused(store: Store, elsewhere: St
         assert str(caught.value).startswith(f"{store.at}/bundles/{name}/{MANIFEST}: ")
 
 
+def test_fault_A6_objects_or_manifest_of_another_bundle_are_refused(store: Store, elsewhere: Store) -> None:
+    old, new = store.publish(content("one")), store.publish(content("two"))
+    mine = {name: get(store, f"bundles/{new.id}/{name}") for name in ("index/1.bin", MANIFEST)}
+    for name, said, reason in (
+        ("index/1.bin", rf"/bundles/{new.id}/index/1\.bin: damaged, or another file", "checksum"),
+        (MANIFEST, f"of another bundle .'{old.id}'", "mismatch"),
+    ):
+        put(store, f"bundles/{new.id}/{name}", get(store, f"bundles/{old.id}/{name}"))
+        with pytest.raises(BundleError, match=said) as caught:
+            elsewhere.current()
+        assert caught.value.reason == reason
+        put(store, f"bundles/{new.id}/{name}", mine[name])
+    assert tag_of(elsewhere.current()) == "two"
+
+
 def test_fault_A8_current_that_names_no_bundle_lists_what_there_is(store: Store) -> None:
     name = store.publish(content("one")).id
     put(store, "CURRENT", b"20260101T000000Z-000000\n")

@@ -141,5 +141,7 @@ class FaissIndex(ApproximateIndex):
             verify_file(path)
         engine = read_faiss(path, mmap)
         if type(engine).__name__ not in self.types or (engine.ntotal, engine.d) != (size, self._engine_width):
-            raise RunError(f"{path}: not the {self.kind} index of this folder ({type(engine).__name__})")
+            found = f"{type(engine).__name__} of {engine.ntotal:,} vectors of {engine.d} numbers"
+            wanted = f"{' or '.join(self.types)} of {size:,} of {self._engine_width}, by {layout.INDEX_FACTS}"
+            raise RunError(f"{path}: not the {self.kind} index of this folder ({found}, expected {wanted})")
         self._engine, self._mapped = engine, mmap
