@@ -24,7 +24,7 @@ from twotower.evaluation.metrics.auc import Auc, auc
 from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.evaluation.part_evaluation import PartEvaluation
 from twotower.model.two_tower import TwoTower
-from twotower.reports.compare import DECISION_RULE, compare_runs, describe_comparisons, summarize
+from twotower.reports.compare import DECISION_RULE, compare_runs, compare_sliced, describe_comparisons, summarize
 from twotower.runs import Run
 
 
@@ -48,6 +48,13 @@ def scored(data: Dataset, vectors: Factors, **sections: dict[str, object]) -> Sc
 def oracle(data: Dataset) -> Factors:
     """Likes what has the id's parity, whatever the rows."""
     return Factors(*(torch.from_numpy(s.ids.to_numpy() % 2 * 2 - 1).float()[:, None] for s in (data.users, data.items)))
+
+
+def untied(vectors: Factors, data: Dataset) -> Factors:
+    """The vectors with more numbers, which tell items of equal scores apart."""
+    more = noise(data)
+    both = (vectors.users, more.users / 1000), (vectors.items, more.items)
+    return Factors(*(torch.cat(parts, 1) for parts in both))
 
 
 def noise(data: Dataset, seed: int = 0) -> Factors:
@@ -97,6 +104,48 @@ def test_the_values_are_those_of_the_runs_own_reports(board: Dataset) -> None:
         own = PartEvaluation.from_factors(r.factors(), board, TEST, r.config.evaluation).metrics()
         assert {m: getattr(c, name) for m, c in found.items()} == pytest.approx({m: own[m] for m in found})
     assert "recall@3" not in found  # only A reports it
+
+
+SLICES = {"k": [5, 3], "slices": ["user_id"], "slice_min_users": 8, "new_user_below": 24, "new_item_below": 32}
+
+
+def test_slices_have_the_values_of_the_runs_own_reports_and_paired_intervals(board: Dataset) -> None:
+    users, items, actions = checkerboard()
+    other = prepared(users.reverse(), items, actions)  # its users have other rows
+    a, b = (scored(d, f, evaluation=SLICES) for d, f in ((board, noise(board)), (other, untied(oracle(other), other))))
+    found = {f"{c.metric}.{c.of}": c for c in compare_sliced(a, b, resamples=200) if c.of}
+    for name, r in (("a", a), ("b", b)):
+        own = PartEvaluation.from_factors(r.factors(), r.dataset, TEST, r.config.evaluation).slices()
+        assert {m: getattr(c, name) for m, c in found.items()} == pytest.approx({m: own[m] for m in found})
+        assert {m for m in own if not m.startswith(("rows.", "users.")) and not m.endswith(".gap")} == set(found)
+    assert {c.of for c in found.values()} > {"new_user", "new_item", "head", "tail"}
+    assert len({c.of for c in found.values() if c.of.startswith("user_id=")}) == 4
+    for c in found.values():
+        assert c.difference == c.b - c.a > 0
+        assert c.low <= c.difference <= c.high
+        assert c.verdict == "B is better" or c.users < 20, c
+    # Items of A alone move its rows, and are ranked for neither.
+    more = prepared(users, pl.concat([pl.DataFrame({"item_id": [98]}), items]), actions)
+    again = [c for c in compare_sliced(scored(more, noise(more), evaluation=SLICES), b, resamples=5) if c.of]
+    assert {f"{c.metric}.{c.of}": c.b for c in again} == pytest.approx({m: c.b for m, c in found.items()})
+    new = board.user_counts < 24
+    c = found["auc.new_user"]
+    assert c.users == new[np.unique(board.test.user)].sum()
+    assert c.users < len(new)
+    assert [c for c in compare_runs(a, b, resamples=5) if c.of] == []
+
+
+def test_a_slice_of_few_users_has_a_difference_and_no_interval(board: Dataset) -> None:
+    a, b = (scored(board, f, evaluation=SLICES | {"slice_min_users": 30}) for f in (noise(board), oracle(board)))
+    found = {(c.metric, c.of): c for c in compare_sliced(a, b, resamples=50)}
+    few, many = found["auc", "head"], found["auc", "new_user"]
+    assert few.users < 30 <= many.users
+    assert not few.has_interval
+    assert np.isnan([few.low, few.high, few.p]).all()
+    assert few.difference == few.b - few.a > 0
+    assert few.verdict == "no significant difference"
+    assert many.has_interval
+    assert many.verdict == "B is better"
 
 
 def test_rows_are_matched_by_id(board: Dataset) -> None:

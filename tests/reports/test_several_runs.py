@@ -44,7 +44,7 @@ def shifted() -> Run:
 
 @pytest.fixture(scope="module")
 def compared(base: Run, other: Run, shifted: Run) -> list[ComparedRun]:
-    return compare_with_first(iter([base, shifted, other]), resamples=100)
+    return compare_with_first(iter([base, shifted, other]), resamples=100, sliced=True)
 
 
 def test_each_run_is_compared_with_the_first_and_one_of_other_data_says_why_not(
@@ -115,17 +115,38 @@ def test_the_page_has_the_differences_that_the_terminal_shows(page: str, compare
         assert found[c.metric][0].split()[:4] == [f"{c.difference:+.4f}", f"{c.low:+.4f}", "to", f"{c.high:+.4f},"]
 
 
-def test_slices_are_compared_where_their_definitions_and_sizes_agree(page: str, base: Run, other: Run) -> None:
-    found = rows(page, "recall@5")
+def test_slices_of_the_first_run_have_paired_differences_with_their_intervals(
+    page: str, compared: list[ComparedRun], base: Run
+) -> None:
+    found, differences = rows(page, "recall@5"), {(c.metric, c.of): c for c in compared[2].slices}
     name = next(name for name in found if name.startswith("city = "))
-    key = f"test.recall@5.{name.replace(' = ', '=')}"
+    of = name.replace(" = ", "=")
     size, first, second = found[name]
-    assert int(size) == base.metrics[f"test.users.{name.replace(' = ', '=')}"]
-    assert first == cell(base.metrics[key])
-    assert second == f"{cell(other.metrics[key])} ({other.metrics[key] - base.metrics[key]:+.4f})"
+    c = differences["recall@5", of]
+    assert int(size) == base.metrics[f"test.users.{of}"]
+    assert first == cell(base.metrics[f"test.recall@5.{of}"])
+    assert second.split()[:6] == [f"{c.difference:+.4f}", f"{c.low:+.4f}", "to", f"{c.high:+.4f},", "p", f"{c.p:.3f}"]
+    assert c.low < c.high
     assert any(name.startswith("head") for name in found)
-    assert 0 < base.metrics["test.rows.new_item"] < other.metrics["test.rows.new_item"]  # fewer than 20, fewer than 24
-    assert not any(name.startswith("new items") for name in found)
+    assert any(
+        name.startswith("new items (fewer than 20") for name in found
+    )  # of the first run; 24 are those of the other
+    assert compared[1].slices == compared[0].slices == []
+
+
+def test_a_page_without_slices_has_no_section_of_them_and_few_users_no_interval(
+    compared: list[ComparedRun], tmp_path: Path
+) -> None:
+    path = tmp_path / "page.html"
+    first, _, third = compared
+    nan = float("nan")
+    few = replace(third, slices=[replace(c, low=nan, high=nan, p=nan) for c in third.slices])
+    write_comparison(path, [first, few])
+    text = path.read_text(encoding="utf-8")
+    assert "too few users for an interval" in text
+    assert "nan" not in text.partition(">recall@5</h3>")[2].partition("</table>")[0]
+    write_comparison(path, [first, replace(third, slices=[])])
+    assert "Slices of the test part" not in path.read_text(encoding="utf-8")
 
 
 def test_options_that_differ_are_listed_and_those_of_a_run_left_out_are_not(page: str) -> None:

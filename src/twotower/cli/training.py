@@ -140,7 +140,7 @@ def compare(
         raise RunError(f"{len(others) + 1} runs are given; compare at most {MAX_RUNS} at a time")
     if report is not None:
         files.check_file(report)
-    compared = compare_with_first((api.load(folder, trust) for folder in (a, *others)), resamples)
+    compared = compare_with_first((api.load(folder, trust) for folder in (a, *others)), resamples, report is not None)
     for line in describe_runs(compared):
         print_line(line)
     if report is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
+from twotower.arrays.pieces import gathered, selected
 from twotower.arrays.sets import places_of_rows
 from twotower.arrays.types import Doubles, Ints, Shaped
 from twotower.data.dataset import Dataset
@@ -19,6 +20,7 @@ from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric
 from twotower.evaluation.ranking import EvaluationQueries
+from twotower.evaluation.table_slices import TableSlice
 
 ByUser = dict[str, tuple[Shaped[Doubles, "U"], Shaped[Doubles, "U"]]]
 """Values and weights over users of metrics by name; the weight is 0 where a metric is undefined."""
@@ -38,11 +40,18 @@ class Comparison:
     users: int  # test users on whom the metric is defined
     higher_is_better: bool = True
     names: tuple[str, str] = ("A", "B")
+    of: str = ""
+    """Slice of the test part, as new_user; empty of all. A slice of few users has a difference, and NaN for its interval and p-value."""
+
+    @property
+    def has_interval(self) -> bool:
+        """True if the difference has an interval."""
+        return self.low == self.low
 
     @property
     def better(self) -> str:
-        """Name of the better run; empty if the interval contains zero."""
-        if self.low <= 0 <= self.high:
+        """Name of the better run; empty if the interval contains zero, or there is none."""
+        if not (self.low > 0 or self.high < 0):
             return ""
         return self.names[(self.low > 0) == self.higher_is_better]
 
@@ -86,16 +95,37 @@ def compare_factors(
     resamples: int = 1000,
     seed: int = 0,
     metrics: MetricSet | None = None,
+    slices: Iterable[TableSlice] = (),
+    slice_min_users: int = 1,
 ) -> list[Comparison]:
     """Compare the vectors of A and B, whose rows are the users and items of `data`, by `metrics`, by default the registered
-    ones."""
+    ones. `slices` of these users and items follow, by the metrics that have slices, at the first cut-off; a slice of fewer than
+    `slice_min_users` users has no interval."""
     metrics = metrics or MetricSet()
-    scored = [ScoredPairs.of(f.scores(data.pairs), data.pairs, data.weighted) for f in (a, b)]
+    scores = [f.scores(data.pairs) for f in (a, b)]
+    scored = [ScoredPairs.of(s, data.pairs, data.weighted) for s in scores]
     out = [
         c for m in metrics.of_pairs if (c := _compare_resampled(m, scored[0], scored[1], data.n_users, resamples, seed))
     ]
-    first, second = (_per_user(f, s, data, k, metrics) for f, s in zip((a, b), scored, strict=True))
-    return out + _compare_per_user(first, second, data.n_users, metrics, resamples, seed)
+    best = [data.queries.top_k(f, max(k)) if k else None for f in (a, b)]
+    first, second = (_per_user(s, found, data, k, metrics) for s, found in zip(scored, best, strict=True))
+    out += _compare_per_user(first, second, data.n_users, metrics, resamples, seed)
+    for of in slices:
+        keep = gathered(of.rows, data.pairs.user if of.side == "user" else data.pairs.item)
+        pairs = data.pairs.take(keep)
+        parts = [ScoredPairs.of(selected(s, keep), pairs, data.weighted) for s in scores]
+        n_users = len(np.unique(parts[0].users))
+        found = [
+            replace(c, users=n_users)
+            for m in metrics.of_pairs
+            if of.side in m.slices and (c := _compare_resampled(m, parts[0], parts[1], data.n_users, resamples, seed))
+        ]
+        by_user = [_per_user(s, b, data, k[:1], metrics, of) for s, b in zip(parts, best, strict=True)]
+        found += _compare_per_user(by_user[0], by_user[1], data.n_users, metrics, resamples, seed)
+        few = [c.users < slice_min_users for c in found]
+        found = [replace(c, low=np.nan, high=np.nan, p=np.nan) if f else c for c, f in zip(found, few, strict=True)]
+        out += [replace(c, of=of.name) for c in found]
+    return out
 
 
 def compare_rankings(
@@ -154,23 +184,39 @@ def comparison_data(
 
 
 def _per_user(
-    factors: Factors, scored: ScoredPairs, data: ComparisonData, k: Sequence[int], metrics: MetricSet
+    scored: ScoredPairs,
+    best: Shaped[Ints, "Q K"] | None,
+    data: ComparisonData,
+    k: Sequence[int],
+    metrics: MetricSet,
+    of: TableSlice | None = None,
 ) -> ByUser:
-    """Return the values and weights of every metric over users."""
-    by_user = {m.name: m.by_user(scored) for m in metrics.of_pairs}
+    """Return the values and weights of every metric over users: of scored pairs and of rankings, None without; of those in a slice."""
+    by_user = {m.name: m.by_user(scored) for m in metrics.of_pairs if of is None or of.side in m.slices}
     out = {name: _scatter(data.n_users, *found) for name, found in by_user.items() if found and len(found.users)}
-    if not k:
-        return out
-    return out | _of_rankings(data.queries.top_k(factors, max(k)), data, k, metrics)
+    return out if best is None else out | _of_rankings(best, data, k, metrics, of)
 
 
-def _of_rankings(best: Shaped[Ints, "Q K"], data: ComparisonData, k: Sequence[int], metrics: MetricSet) -> ByUser:
-    """Return the values and weights of every metric of rankings over users."""
-    users, out = data.queries.users, ByUser()
-    weights = data.queries.target_weights(best) if data.weighted else None
-    rankings = Rankings(best, data.queries.hits(best), data.queries.n_targets, data.items, weights)
+def _of_rankings(
+    best: Shaped[Ints, "Q K"], data: ComparisonData, k: Sequence[int], metrics: MetricSet, of: TableSlice | None = None
+) -> ByUser:
+    """Return the values and weights of every metric of rankings over users; of the users in a slice, or with its items as the only
+    targets."""
+    queries, out = data.queries, ByUser()
+    if of and of.side == "user":
+        kept = of.rows[queries.users]
+        queries, best = queries.where(kept), best[kept]
+    users = queries.users
+    weights = queries.target_weights(best) if data.weighted else None
+    rankings = Rankings(best, queries.hits(best), queries.n_targets, data.items, weights)
+    if of and of.side == "item":
+        targets = queries.count_targets(of.rows)
+        weights = queries.target_weights(best, of.rows) if data.weighted else None
+        rankings, users = rankings.with_targets(of.rows, targets, weights), users[targets > 0]
     for cut in k if len(users) else ():
         for m in metrics.of_users:
+            if of is not None and of.side not in m.slices:
+                continue
             out[f"{m.name}@{cut}"] = _scatter(data.n_users, users, m.values(rankings.at(cut)), np.ones(len(users)))
     return out
 

@@ -27,6 +27,7 @@ from twotower.evaluation.metrics.metric import RankingMetric
 from twotower.evaluation.moments import users_during
 from twotower.evaluation.own_counts import own_counts
 from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
+from twotower.evaluation.table_slices import fixed_slices
 from twotower.evaluation.transitions import Transitions
 from twotower.evaluation.user_slices import UserSlices
 from twotower.features.side import SideName
@@ -134,28 +135,15 @@ class PartEvaluation:
 
     def slices(self) -> Metrics:
         """Return `auc.new_user`, `recall@10.tail`, `recall@10.cold_item`, `recall@10.gender=F`, … for the slices on which the metric is defined."""
-        data, config = self.dataset, self.config
-        user_n, item_n = data.user_counts, data.item_counts
-        head = np.zeros(len(data.items), bool)
-        head[np.argsort(-item_n, kind="stable")[: max(1, int(config.head_share * len(data.items)))]] = True
-        out: Metrics = {}
-        by_user = {"new_user": user_n < config.new_user_below}
-        by_item = {"new_item": item_n < config.new_item_below, "head": head, "tail": ~head}
-        if gathered(cold := item_n == 0, self.pairs.item).any():
-            by_item[cold_items.SLICE] = cold
-        k = config.k[0]
+        config, k, out = self.config, self.config.k[0], Metrics()
         rankings = self.rankings.at(k)
-        for name, rows in by_user.items():
-            out |= self._pair_slice("user", name, gathered(rows, self.pairs.user))
-            selected = rows[self.users]
-            if selected.any():
-                for m in self._sliced_rankings("user"):
+        for name, side, rows in fixed_slices(self.dataset, config, self.pairs.item):
+            out |= self._pair_slice(side, name, gathered(rows, self.pairs.user if side == "user" else self.pairs.item))
+            if side == "user":
+                selected = rows[self.users]
+                for m in self._sliced_rankings("user") if selected.any() else ():
                     out[f"{m.name}@{k}.{name}"] = float(m.values(rankings)[selected].mean())
-        for name, rows in by_item.items():
-            keep = gathered(rows, self.pairs.item)
-            out |= self._pair_slice("item", name, keep)
-            targets = self.queries.count_targets(rows)
-            if targets.any():
+            elif (targets := self.queries.count_targets(rows)).any():
                 weights = self.queries.target_weights(rankings.best, rows) if config.weighted else None
                 sliced = rankings.with_targets(rows, targets, weights)
                 for m in self._sliced_rankings("item"):

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from twotower.arrays.sets import places_of_rows
+from twotower.arrays.types import Ints, Shaped
 from twotower.data.pairs import GroupedPairs
 from twotower.data.splits import TEST
 from twotower.errors import RunError
@@ -23,6 +25,7 @@ from twotower.evaluation.comparison import Comparison, ComparisonData, compare_f
 from twotower.evaluation.config import MetricSet
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.measured import RankedItems
+from twotower.evaluation.table_slices import TableSlice, column_slices, fixed_slices
 
 if TYPE_CHECKING:
     from twotower.runs import Run
@@ -41,13 +44,23 @@ def compare_runs(a: Run, b: Run, *, resamples: int = 1000, names: tuple[str, str
     `names` name them. Users and items are matched by id. Both runs rank the items that both know, without the items that a user has seen
     in the train or validation part of either. Raises RunError unless the test pairs, their labels and their weights are equal.
     """
+    return [c for c in compare_sliced(a, b, resamples=resamples, names=names, sliced=False) if not c.of]
+
+
+def compare_sliced(
+    a: Run, b: Run, *, resamples: int = 1000, names: tuple[str, str] = ("A", "B"), sliced: bool = True
+) -> list[Comparison]:
+    """Compare two runs as `compare_runs` does; with `sliced` the slices of A follow, by its definitions and its tables."""
     if resamples < 1:
         raise RunError(f"resamples = {resamples}: expected at least 1")
-    data, factors_a, factors_b = _align_runs(a, b, names)
+    data, factors_a, factors_b, slices = _align_runs(a, b, names)
     log.info(f"test {data.queries.summary}")
     k = [n for n in a.config.evaluation.k if n in b.config.evaluation.k]
     metrics = MetricSet(m for m in a.config.evaluation.metrics if m in b.config.evaluation.metrics)
-    comparisons = compare_factors(factors_a, factors_b, data, k, resamples, metrics=metrics)
+    comparisons = compare_factors(
+        factors_a, factors_b, data, k, resamples, metrics=metrics, slices=slices if sliced else (),
+        slice_min_users=a.config.evaluation.slice_min_users,
+    )  # fmt: skip
     if not comparisons:
         raise RunError(
             f"nothing to compare: no user has test pairs of both classes, and evaluation.k has no cut-off in common "
@@ -97,8 +110,10 @@ def summarize(comparisons: Sequence[Comparison]) -> str:
 # ---- alignment of two runs ---------------------------------------------------------------------------------------
 
 
-def _align_runs(a: Run, b: Run, letters: tuple[str, str]) -> tuple[ComparisonData, Factors, Factors]:
-    """Return the test data of both runs with common row numbers, and the vectors of A and B in these rows."""
+def _align_runs(
+    a: Run, b: Run, letters: tuple[str, str]
+) -> tuple[ComparisonData, Factors, Factors, Iterator[TableSlice]]:
+    """Return the test data of both runs with common row numbers, the vectors of A and B in these rows, and the slices of A over them."""
     names = [str(run.folder) if run.folder else name for run, name in zip((a, b), letters, strict=True)]
     for run, name in zip((a, b), names, strict=True):
         if run.dataset.schema.side("context"):
@@ -135,4 +150,15 @@ def _align_runs(a: Run, b: Run, letters: tuple[str, str]) -> tuple[ComparisonDat
     tests = data.test.renumbered(places_of_rows(users[0], len(data.users)), place)
     grouped = data.grouped(TEST).renumbered(users[0], place)
     ranked = RankedItems.of(data, items[0], weighted)
-    return ComparisonData(tests, grouped, seen, ranked, weighted, repeats), factors[0], factors[1]
+    found = ComparisonData(tests, grouped, seen, ranked, weighted, repeats)
+    return found, factors[0], factors[1], _slices(a, users[0], items[0], found)
+
+
+def _slices(
+    run: Run, users: Shaped[Ints, "U"], items: Shaped[Ints, "I"], aligned: ComparisonData
+) -> Iterator[TableSlice]:
+    """Yield the slices of a run over rows of its tables."""
+    data, config = run.dataset, run.config.evaluation
+    ranked = users[aligned.queries.users]
+    for of in chain(fixed_slices(data, config, data.test.item), column_slices(data, config, TEST, ranked)):
+        yield of._replace(rows=of.rows[users if of.side == "user" else items])

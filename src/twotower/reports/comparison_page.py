@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
-from itertools import compress
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -116,8 +115,9 @@ def _difference(c: Comparison | None) -> str:
     if c is None:
         return _DASH
     style = "" if not c.better else ' class="better"' if c.better == c.names[1] else ' class="worse"'
+    interval = f"{c.low:+.4f} to {c.high:+.4f}, p {c.p:.3f}" if c.has_interval else "too few users for an interval"
     return (
-        f"<b{style}>{c.difference:+.4f}</b><small>{c.low:+.4f} to {c.high:+.4f}, p {c.p:.3f}</small>"
+        f"<b{style}>{c.difference:+.4f}</b><small>{interval}</small>"
         f"<small>{cell(c.a)} → {cell(c.b)}, {c.users:,} users</small>"
     )
 
@@ -169,51 +169,55 @@ def _curve(title: str, name: str, runs: Sequence[ComparedRun], by_time: bool = F
 
 
 def _slices(runs: Sequence[ComparedRun]) -> str:
-    """Return a figure and tables of the metrics by slice, of slices that the first run and another have alike."""
+    """Return a figure and tables of the metrics by slice of the first run."""
     first, others = runs[0], runs[1:]
-    found = [{of.name: of for of in _slices_of(run)} for run in runs]
-    shown = [of for of in found[0].values() if of.size and any(_alike(of, other.get(of.name)) for other in found[1:])]
-    if not shown:
+    names = list(dict.fromkeys(c.metric for run in others for c in run.slices))
+    shown = [of for of in _slices_of(first) if of.size]
+    if not names or not shown:
         return ""
-    alike = [[_alike(of, slices.get(of.name)) for of in shown] for slices in found]
-    k = first.config.evaluation.k[0]
-    names = [n for n in first.config.evaluation.metric_set.sliced(k) if any(f"test.{n}" in r.metrics for r in others)]
+    config = first.config.evaluation
     text = (
-        f"Slices that a run shares with {html.escape(first.label)} by definition and size; a dash where it does not. In brackets the difference. "
-        "Differences of slices have no interval: small slices differ by chance."
+        f"Slices of {html.escape(first.label)}, by its definitions. Differences are paired as those above: both runs of a pair rank the items that "
+        f"both know, for the same test users. A slice of fewer than {config.slice_min_users} users has no interval; of many slices without a "
+        "difference one in twenty has an interval that excludes zero by chance."
     )
-    tables = "".join(f"<h3>{name}</h3>{_slice_table(name, shown, runs, alike)}" for name in names)
+    tables = "".join(f"<h3>{name}</h3>{_slice_table(name, shown, runs)}" for name in names)
     ranked = [name for name in names if "@" in name][:1] or names[:1]
-    figures = [_slice_figure(name, shown, runs, alike) for name in ranked]
+    figures = [_slice_figure(name, shown, runs) for name in ranked]
     return section("Slices of the test part", text, figures) + tables
 
 
-def _slice_table(
-    metric: str, slices: Sequence[Slice], runs: Sequence[ComparedRun], alike: Sequence[Sequence[bool]]
-) -> str:
-    """Return the table of a metric: a row for each slice of which the first run has it, and a column for each run."""
+def _slice_table(metric: str, slices: Sequence[Slice], runs: Sequence[ComparedRun]) -> str:
+    """Return the table of a metric: a row for each slice of the first run that has it, and a column for each run."""
+    first, others = runs[0], runs[1:]
+    of_runs = [{c.of: c for c in run.slices if c.metric == metric} for run in others]
     rows = []
-    for of, same in zip(slices, zip(*alike, strict=True), strict=True):
-        values = [run.metrics.get(f"test.{metric}.{of.name}") if s else None for run, s in zip(runs, same, strict=True)]
-        if (base := values[0]) is None:
-            continue
-        cells = [f"{cell(v)} ({v - base:+.4f})" if v is not None else _DASH for v in values[1:]]
-        rows.append([html.escape(of.text), f"{of.size:,}", cell(base), *cells])
+    for of in slices:
+        value, found = first.metrics.get(f"test.{metric}.{of.name}"), [of_run.get(of.name) for of_run in of_runs]
+        if value is not None or any(found):
+            rows.append([html.escape(of.text), f"{of.size:,}", cell(value), *map(_difference, found)])
     return _table(["slice", "size", *map(_named, runs)], rows)
 
 
-def _slice_figure(
-    name: str, slices: Sequence[Slice], runs: Sequence[ComparedRun], alike: Sequence[Sequence[bool]]
-) -> go.Figure:
+def _slice_figure(name: str, slices: Sequence[Slice], runs: Sequence[ComparedRun]) -> go.Figure:
     first = runs[0]
-    figure = empty_figure(f"Difference of {name} by slice", "", f"difference to {first.letter}", 400)
-    for run, same in zip(runs[1:], alike[1:], strict=True):
-        bars = [
-            (of.text.partition(" (")[0] if of.name in FIXED else of.text, run.metrics[key] - first.metrics[key])
-            for of in compress(slices, same)
-            if (key := f"test.{name}.{of.name}") in run.metrics and key in first.metrics
+    figure = empty_figure(
+        f"Difference of {name} by slice, with 95 % intervals", "", f"difference to {first.letter}", 400
+    )
+    for run in runs[1:]:
+        found = {c.of: c for c in run.slices if c.metric == name}
+        drawn = [
+            (of.text.partition(" (")[0] if of.name in FIXED else of.text, found[of.name])
+            for of in slices
+            if of.name in found
         ]
-        figure.add_bar(x=[x for x, _ in bars], y=[y for _, y in bars], name=run.label, marker_color=_color(run))
+        figure.add_bar(
+            x=[x for x, _ in drawn], y=[c.difference for _, c in drawn], name=run.label, marker_color=_color(run),
+            error_y={
+                "type": "data", "array": [c.high - c.difference if c.has_interval else 0 for _, c in drawn],
+                "arrayminus": [c.difference - c.low if c.has_interval else 0 for _, c in drawn], "thickness": 1.5,
+            },
+        )  # fmt: skip
     figure.update_xaxes(type="category")
     return figure
 
@@ -222,10 +226,6 @@ def _slices_of(run: ComparedRun) -> Iterable[Slice]:
     yield from fixed_slices(run.metrics, run.config.evaluation)
     for column in run.config.evaluation.slices:
         yield from (of._replace(text=f"{column} = {of.text}") for of in column_slices(run.metrics, column))
-
-
-def _alike(a: Slice, b: Slice | None) -> bool:
-    return b is not None and (a.text, a.size) == (b.text, b.size)
 
 
 def _options(runs: Sequence[ComparedRun]) -> str:

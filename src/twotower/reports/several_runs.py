@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from twotower.errors import RunError
 from twotower.evaluation.comparison import Comparison
 from twotower.evaluation.config import Metrics
 from twotower.features.schema import Schema
-from twotower.reports.compare import DECISION_RULE, compare_runs, describe_table
+from twotower.reports.compare import DECISION_RULE, compare_sliced, describe_table
 
 if TYPE_CHECKING:
     from twotower.runs import Run
@@ -35,6 +35,8 @@ class ComparedRun:
     history: list[Metrics]
     comparisons: list[Comparison]
     """Differences to the first run by metric; empty for the first, and for a run that cannot be compared with it."""
+    slices: list[Comparison] = field(default_factory=list)
+    """Differences to the first run by metric and slice of the first."""
     refusal: str = ""
     """Reason why the run cannot be compared with the first; empty if it can."""
 
@@ -45,8 +47,8 @@ class ComparedRun:
         return f"{self.letter} {name}" if name else self.letter
 
 
-def compare_with_first(runs: Iterable[Run], resamples: int = 1000) -> list[ComparedRun]:
-    """Compare each run after the first with the first, as `compare_runs` does; at most two of `runs` are held at a time.
+def compare_with_first(runs: Iterable[Run], resamples: int = 1000, sliced: bool = False) -> list[ComparedRun]:
+    """Compare each run after the first with the first, as `compare_runs` does, and with `sliced` their slices; at most two of `runs` are held at a time.
 
     A run with other test pairs has a `refusal`. Raises RunError if none can be compared, and for fewer than two runs or more
     than MAX_RUNS."""
@@ -57,14 +59,15 @@ def compare_with_first(runs: Iterable[Run], resamples: int = 1000) -> list[Compa
         comparisons, refusal = list[Comparison](), ""
         if first is not None:
             try:
-                comparisons = compare_runs(first, run, resamples=resamples, names=(ascii_uppercase[0], letter))
+                names = (ascii_uppercase[0], letter)
+                comparisons = compare_sliced(first, run, resamples=resamples, names=names, sliced=sliced)
             except RunError as e:
                 refusal = str(e)
         first = first or run
         found.append(
             ComparedRun(
                 letter, str(run.folder or ""), run.dataset.describe(), run.dataset.schema, run.config, run.metrics,
-                run.history, comparisons, refusal,
+                run.history, [c for c in comparisons if not c.of], [c for c in comparisons if c.of], refusal,
             )
         )  # fmt: skip
     if len(found) < 2:
