@@ -18,6 +18,8 @@ import polars as pl
 import pytest
 from server_process import serving
 
+from twotower.limited_process import WorkResult, run_limited
+
 ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_POSIX = """
 import asyncio, builtins, os, sys
@@ -111,6 +113,21 @@ def test_what_only_posix_has_is_used_in_the_places_that_look_for_it() -> None:
                     modules.add((name, module))
     assert functions == GUARDED
     assert {(name, m) for name, m in modules if m in ("fcntl", "grp", "pwd", "resource", "termios")} == MODULES
+
+
+def test_a_slow_inspection_is_refused_as_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the output of a process that is stopped is text if that was asked for, and bytes otherwise."""
+
+    def stopped(command: list[str], **options: object) -> None:
+        lines = '["seen", ""]\n'
+        output = lines if options.get("text") or options.get("encoding") else lines.encode()
+        raise subprocess.TimeoutExpired(command, 1, output)
+
+    monkeypatch.setattr(subprocess, "run", stopped)
+    one, other = tmp_path / "one", tmp_path / "other"
+    results = run_limited("module:name", [one, other], timeout=1, memory=1 << 30)
+    assert results[one] == WorkResult("seen")
+    assert results[other].error == "loading it takes more than 1 seconds"
 
 
 @pytest.fixture

@@ -61,19 +61,17 @@ def run_limited(
         }  # fmt: skip
         reason = "its inspection returned nothing"
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
-            )
+            done = subprocess.run(command, capture_output=True, timeout=timeout, env=environment, check=False)
             out = done.stdout
             if done.returncode:
                 reason = f"loading it ended a process with code {done.returncode}"
-                if "bad_alloc" in done.stderr:
+                if b"bad_alloc" in done.stderr:
                     reason = _memory_message(memory)
                 elif done.returncode == -getattr(signal, "SIGXCPU", 0):
                     reason = f"loading it takes more than {cpu_seconds} seconds"
         except subprocess.TimeoutExpired as e:
-            out, reason = (e.stdout or b"").decode(), f"loading it takes more than {timeout:g} seconds"
-        answers = [WorkResult(*json.loads(line)) for line in out.splitlines() if line.startswith('["')]
+            out, reason = e.stdout or b"", f"loading it takes more than {timeout:g} seconds"
+        answers = [WorkResult(*json.loads(line)) for line in out.splitlines() if line.startswith(b'["')]
         results |= dict(zip(rest, answers, strict=False))
         if len(answers) < len(rest):
             results[rest[len(answers)]] = WorkResult(error=reason)

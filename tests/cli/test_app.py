@@ -132,6 +132,15 @@ def test_characters_that_a_terminal_does_not_have_end_nothing(store: Path) -> No
     assert "\\u2603" in done.stdout
 
 
+def test_what_is_printed_into_a_file_is_utf_8_in_every_locale(store: Path, tmp_path: Path) -> None:
+    """As on Windows, whose locale is none."""
+    locale = {key: value for key, value in os.environ.items() if key != "PYTHONIOENCODING"} | C_LOCALE
+    command = [sys.executable, "-m", "twotower", "recommend", "--store", str(store), "--user", "1", "-k", "3"]
+    with (tmp_path / "answer.txt").open("wb") as file:
+        subprocess.run(command, env=locale, stdout=file, check=True)
+    assert "Дом ☃" in (tmp_path / "answer.txt").read_text(encoding="utf-8")
+
+
 def test_json_of_what_cannot_be_measured_leaves_it_out(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def none(word: str) -> float:
         raise AssertionError(f"{word} is no JSON")

@@ -41,7 +41,8 @@ class FailsafeStream:
 
 
 def install_failsafe_streams() -> FailsafeStream:
-    """Wrap standard output and error, open those that a shell has closed, and return standard output."""
+    """Wrap standard output and error, open those that a shell has closed, and return standard output, which is UTF-8 in a file or a
+    pipe, whatever the locale, unless PYTHONIOENCODING is set: what is printed there is read again, as a config or a drawing."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -52,6 +53,8 @@ def install_failsafe_streams() -> FailsafeStream:
         stream = stream or os.fdopen(number, "w", encoding="utf-8", closefd=False)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may lack characters of ids and titles
+            if number == 1 and not stream.isatty() and not os.environ.get("PYTHONIOENCODING"):
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
         streams.append(FailsafeStream(stream))
     sys.stdout, sys.stderr = cast(list[TextIO], streams)
     return streams[0]

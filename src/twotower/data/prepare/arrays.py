@@ -243,7 +243,7 @@ class PreparedArrays:
             path = self.arrays / f"{prefix}.{i}.npy"
             npy_writer.write_blocks(path, map(values, range(0, frame.height, self.side_block_rows)))
             if lengths:
-                path.rename(self.arrays / f"{prefix}.{i}.values.npy")
+                path.replace(self.arrays / f"{prefix}.{i}.values.npy")
                 np.save(self.arrays / f"{prefix}.{i}.offsets.npy", offsets_of(np.concatenate(lengths)))
         return [f.name for f in features]
 
@@ -252,7 +252,7 @@ class PreparedArrays:
         paths = sorted(p for p in self.made.rglob("*") if p.is_file() and p.name != layout.PREPARED_FACTS)
 
         def digest(path: Path) -> str:
-            return f"{path.relative_to(self.made)} {file_digest(path)}\n"
+            return f"{path.relative_to(self.made).as_posix()} {file_digest(path)}\n"
 
         with ThreadPoolExecutor(threads) as pool:
             return hashlib.sha256("".join(pool.map(digest, paths)).encode()).hexdigest()[:16]
