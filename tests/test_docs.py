@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.metadata
 import importlib.util
@@ -306,6 +307,30 @@ def test_the_picture_of_the_house_is_up_to_date() -> None:
     picture = script("docs/house.py").picture()
     kept = (ROOT / "docs" / "figures" / "house.svg").read_text(encoding="utf-8")
     assert picture == kept, "run `make docs`"
+
+
+def test_the_figure_of_the_paper_names_what_the_package_has() -> None:
+    """Classes, their members and modules, as in Tower.layers, and options, as in join = "sum"."""
+    members, modules = set[str](), set[str]()
+    package = ROOT / "src" / "twotower"
+    for path in package.rglob("*.py"):
+        modules.add(".".join(path.relative_to(package).with_suffix("").parts))
+        for found in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(found, ast.ClassDef):
+                inner = list(ast.walk(found))
+                names = [n.name for n in inner if isinstance(n, ast.FunctionDef)]
+                names += [n.attr for n in inner if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)]
+                members |= {found.name, *(f"{found.name}.{name}" for name in names)}
+    figure = (ROOT / "docs" / "figures" / "dssm.svg").read_text(encoding="utf-8")
+    texts = re.findall(r">([^<>\n]+)</", figure)
+    texts = texts[texts.index("in this code") + 1 :]
+    named = {name for text in texts if "=" not in text for name in text.split(" + ")}
+    assert len(named) == 7
+    assert named <= members | modules
+    config = (ROOT / "examples" / "title-search.toml").read_text(encoding="utf-8")
+    options = {option for text in texts if "=" in text for option in re.findall(r'\w+ = (?:"\w+"|\[.*?\]|\w+)', text)}
+    assert len(options) == 8
+    assert {option for option in options if option not in config} == set()
 
 
 def test_every_named_fault_test_exists() -> None:

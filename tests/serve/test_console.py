@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import select
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -30,6 +32,7 @@ from twotower.features.hour_of_day import HourOfDay
 
 pytestmark = pytest.mark.system
 
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = Path(twotower.__file__).parent / "serve" / "page"
 ARGS = [
     "--no-sandbox",
@@ -837,6 +840,16 @@ def elsewhere() -> Iterator[int]:
         yield server.server_address[1]
         server.shutdown()
         thread.join()
+
+
+def test_the_figure_of_the_documents_is_taken(service: Service, browser: Any, tmp_path: Path) -> None:
+    photograph: Any = runpy.run_path(str(ROOT / "docs" / "console.py"))["photograph"]
+    events = [{"id": "i3", "liked": True}, "i5"]
+    photograph(browser, service.url.rstrip("/"), "u7", events, tmp_path / "console.png")
+    width, height = struct.unpack(">II", (tmp_path / "console.png").read_bytes()[16:24])
+    assert width == 1440
+    assert height > 1200  # with the towers below the first screen
+    assert _recent_events(service, "u7") == 2
 
 
 def _recent_events(service: Service, user: str) -> int:
