@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +33,17 @@ LANGUAGES = {
 NAMES = {"README.md": "index.md", "README.zh-CN.md": "index.zh-CN.md"}
 """Pages that the site names otherwise."""
 API = "docs/python.md"
+SEARCH_ON_DISK = """// A browser starts no worker from a file: the search of a site that is opened from the disk is a worker of this text.
+if (location.protocol === "file:") {
+  const source = %s;
+  window.Worker = class extends Worker {
+    constructor(url, options) {
+      const file = String(url).includes("/workers/search.");
+      super(file ? URL.createObjectURL(new Blob([source], { type: "text/javascript" })) : url, options);
+    }
+  };
+}
+"""
 
 
 def pages() -> list[Path]:
@@ -119,13 +131,35 @@ def api_page() -> str:
     return "\n".join(lines)
 
 
+def search_on_disk() -> str:
+    """Return a script that lets the search work in pages that are opened from the disk, without a network."""
+    workers = Path(find_spec("zensical").origin).parent / "templates" / "assets" / "javascripts" / "workers"
+    (worker,) = workers.glob("search.*.min.js")
+    return SEARCH_ON_DISK % json.dumps(worker.read_text(encoding="utf-8"))
+
+
+def foreign_parts(page: str) -> list[str]:
+    """Return the addresses of other sites that a page loads scripts, styles, pictures or frames from."""
+    return re.findall(r'<(?:script|link|img|iframe)\b[^>]*?\s(?:src|href)="((?:https?:)?//[^"]+)"', page)
+
+
 def main() -> None:
     """Stage the pages and build them."""
     shutil.rmtree(BUILD, ignore_errors=True)
     config = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
-    stage(ROOT / config["docs_dir"])
+    stage(staged := ROOT / config["docs_dir"])
+    for script in config["extra"]["polyfills"]:
+        (staged / script["path"]).parent.mkdir(exist_ok=True)
+        (staged / script["path"]).write_text(search_on_disk(), encoding="utf-8")
     done = subprocess.run([sys.executable, "-m", "zensical", "build", "--strict", "--clean"], cwd=ROOT, check=False)
-    sys.exit(done.returncode)
+    if done.returncode:
+        sys.exit(done.returncode)
+    site = ROOT / config["site_dir"]
+    for page in sorted(site.rglob("*.html")):
+        if asked := foreign_parts(page.read_text(encoding="utf-8")):
+            raise SystemExit(
+                f"{page.relative_to(site)}: asks {', '.join(asked)}; a page loads nothing from other sites"
+            )
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import ast
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -331,6 +333,39 @@ def test_the_figure_of_the_paper_names_what_the_package_has() -> None:
     options = {option for text in texts if "=" in text for option in re.findall(r'\w+ = (?:"\w+"|\[.*?\]|\w+)', text)}
     assert len(options) == 8
     assert {option for option in options if option not in config} == set()
+
+
+def test_a_page_of_the_site_that_asks_another_site_is_found() -> None:
+    foreign = script("docs/site.py").foreign_parts
+    assert foreign('<p><a href="https://a.b/c">own</a><script src="./x.js"></script><img alt="" src="y.png">') == []
+    assert foreign('<script async src="https://a.b/c"></script><link rel="x" href="//d.e/f">') == [
+        "https://a.b/c",
+        "//d.e/f",
+    ]
+
+
+@pytest.mark.system
+def test_the_search_of_the_site_starts_its_worker_from_the_disk(tmp_path: Path) -> None:
+    """A browser starts none from a file; the text of the worker stands in the page."""
+    from playwright import sync_api
+
+    source = "onmessage = (event) => postMessage(`found </script> ${event.data}`)"
+    (tmp_path / "shim.js").write_text(script("docs/site.py").SEARCH_ON_DISK % json.dumps(source), encoding="utf-8")
+    (tmp_path / "page.html").write_text(
+        "<!doctype html><title>t</title><script src=shim.js></script>", encoding="utf-8"
+    )
+    asks = """() => new Promise((found, failed) => {
+      const worker = new Worker("assets/javascripts/workers/search.1a2b.min.js");
+      worker.onmessage = (event) => found(event.data);
+      worker.onerror = () => failed(new Error("no worker"));
+      worker.postMessage("two towers");
+    })"""
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.goto((tmp_path / "page.html").as_uri())
+        assert page.evaluate(asks) == "found </script> two towers"
+        browser.close()
 
 
 def test_every_named_fault_test_exists() -> None:
