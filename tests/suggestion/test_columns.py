@@ -57,6 +57,21 @@ def test_few_values_that_are_no_times_are_told(zeros: int, told: bool) -> None:
     assert not told or f"'timestamp': {zeros} of 40 values are no times from 1990" in found.remarks[0]
 
 
+def test_a_time_with_missing_values_is_told_and_is_looked_at_where_it_would_tell_the_order() -> None:
+    few = [None if i == 3 else s for i, s in enumerate(SECONDS)]
+    found = guessed(timestamp=few)
+    assert "time" not in found.options
+    assert found.remarks == [
+        "'timestamp': 1 of 40 values are missing, so it is no time and tells no order; fill these values or drop the rows, and call suggest "
+        "again"
+    ]
+    found = guessed(timestamp=[None if i < 21 else s for i, s in enumerate(SECONDS)])
+    assert (found.remarks, found.notes) == ([], ["'timestamp': 21 of 40 values are missing, so it is no time"])
+    found = guessed(clicked_at=SECONDS, timestamp=few)
+    assert found.options["time"] == "clicked_at"
+    assert (found.remarks, found.notes) == ([], ["'timestamp': 1 of 40 values are missing, so it is no time"])
+
+
 def test_words_among_numbers_make_no_label() -> None:
     ratings = ["NULL" if i % 9 == 0 else str(1 + i % 5) for i in range(N)]
     found = guessed(rating=ratings)
@@ -147,7 +162,7 @@ def test_what_is_no_time_is_told() -> None:
     assert "time" not in guessed(time=["morning", "noon"] * 20).options
     found = guessed(time=[START, None] * 20)
     assert "time" not in found.options
-    assert "20 missing values" in found.notes[0]
+    assert found.remarks[0].startswith("'time': 20 of 40 values are missing")
 
 
 def test_days_and_months_in_either_order_are_refused() -> None:

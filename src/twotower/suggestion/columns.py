@@ -181,15 +181,23 @@ def _guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
     named = _free(frame, found, names.names_time)
     typed = _free(frame, found, lambda name: is_dated(frame[name]))
     others = _free(frame, found, lambda name: frame[name].n_unique() > 20 and looks_like_seconds(frame[name]))
-    forms = dict[str, TimeForm]()
+    forms, incomplete = dict[str, TimeForm](), dict[str, int]()
     for name in _of_rows(frame, found, "time", dict.fromkeys([*named, *typed, *others])):
         series = frame[name]
         if n := missing_count(series):
-            found.notes.append(f"'{name}': {n:,} missing values, so it is no time")
+            incomplete[name] = n
         elif form := time_form(series, str(found.options.get("time_format", "")), strict=not forms):
             forms[name] = form
         else:
             found.notes.append(f"'{name}': its values are no times")
+    for name, n in incomplete.items():
+        text = f"'{name}': {n:,} of {len(frame):,} values are missing, so it is no time"
+        if forms or 2 * n > len(frame):
+            found.notes.append(text)
+        else:  # the recipe depends on it
+            found.remarks.append(
+                f"{text} and tells no order; fill these values or drop the rows, and call suggest again"
+            )
     if forms:
         ranked = sorted(forms, key=lambda name: forms[name].unit == "order")
         why = {name: "by its name" if name in named else "by its values" for name in ranked}
