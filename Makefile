@@ -2,6 +2,7 @@
 # make demo DATA=path/to/ml-1m.zip             make test-real DATA=path/to/ml-1m.zip
 # make demo SERVE=1   … and open its console   make test-system  heavy ones, with Chromium and Valkey
 # make test-hosts         several hosts: trainings, Ray, a store in a bucket, Valkey, and cut cables; as root
+# make test-spark         what the documents give to Spark, by a local Spark
 # make test-image         the Dockerfile's steps without a container engine; as root, with debootstrap
 # make bench DATA=path/to/ml-1m.zip           every number, hours; QUICK=1 minutes     make bench-gpu   on a GPU
 # make golden BASE=main   every bit of trainings, exports, searches and replies, compared with a commit
@@ -21,7 +22,7 @@ BIN = .venv/bin
 SOURCES = src tests benchmarks examples main.py data_process
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-system test-hosts test-image test-real check dist golden changes docs site versions audit bench-env bench bench-gpu clean
+.PHONY: help demo test test-system test-hosts test-spark test-image test-real check dist golden changes docs site versions audit bench-env bench bench-gpu clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -65,6 +66,17 @@ test-hosts: .venv/.test
 	@if reason=$$($(BIN)/python tests/hosts.py); then $(BIN)/python -m pytest -m hosts; \
 	  elif test -n "$(ANYWHERE)"; then echo "test-hosts: no test is run: $$reason"; \
 	  else echo "error: $$reason"; exit 2; fi
+
+# pyspark, hundreds of megabytes, is installed beside the environment of the other tests.
+.venv-spark/.ready: .venv/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target .venv-spark 'pyspark>=4.1,<5'
+	@touch $@
+
+test-spark: .venv-spark/.ready
+	@command -v java >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq default-jre-headless >/dev/null; } || \
+	  { echo "error: Java is needed, 17 or later; on Debian: apt-get install default-jre-headless"; exit 2; }
+	PYTHONPATH=.venv-spark $(BIN)/python -m pytest -m spark
 
 # The steps of the Dockerfile without a container engine, as root, on a Debian of debootstrap; minutes.
 test-image: .venv/.test
@@ -159,4 +171,4 @@ bench-gpu: bench-env
 	TWOTOWER_DATA="$$(realpath "$(DATA)")" .venv-bench/bin/python -m benchmarks speed.gpu --out runs/bench/gpu_speed.json
 
 clean:
-	rm -rf .venv .venv-bench .venv-audit .venv-docs .venv-dist build dist src/*.egg-info
+	rm -rf .venv .venv-bench .venv-audit .venv-docs .venv-dist .venv-spark build dist src/*.egg-info
