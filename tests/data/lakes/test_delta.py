@@ -154,3 +154,38 @@ def test_a_damaged_or_silent_table_is_one_line(bucket: str, tmp_path: Path, monk
 @pytest.fixture(autouse=True)
 def _few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "TOKIO_WORKER_THREADS", "1")
+
+
+def test_a_version_that_is_named_is_read_whatever_is_current(table: str) -> None:
+    (first,) = table_files(f"{table}@v0")
+    assert first.scan().collect().equals(GONE)
+    state = first.state()
+    assert read_file(f"{table}@v1").height == 91
+    assert read_file(f"{table}@v2").sort("at").equals(CLICKS)
+    write_deltalake(table, GONE, mode="append", storage_options={"allow_http": "true"})
+    (again,) = table_files(f"{table}@v0")
+    assert again.state() == state != table_files(table)[0].state()
+    with pytest.raises(DataError, match=r"clicks: cannot be read as a table of Delta Lake \(.*version"):
+        read_file(f"{table}@v99")
+
+
+def test_a_config_names_a_version(table: str, tmp_path: Path) -> None:
+    """A preparation that was stopped goes on after a commit, and a file or folder of such a name is that."""
+    path = tmp_path / "config.toml"
+    path.write_text(
+        f'data.interactions = "{table}@v2"\nschema = {{ time = "at", time_unit = "order" }}\n', encoding="utf-8"
+    )
+    schema, config = load_config(path)
+    assert schema
+    write_deltalake(table, GONE, mode="append", storage_options={"allow_http": "true"})
+    tables, schema = read(config, schema)
+    assert isinstance(tables, Tables)
+    assert "gone" not in tables.items["item_id"].to_list()
+    prepared = write_prepared(config.data, schema, config.split, tmp_path / "prepared")
+    assert prepared.facts.rows == tables.interactions.height
+    assert len(prepared.items) == 11
+    (tmp_path / "log@v1").mkdir()
+    CLICKS.head(3).write_parquet(tmp_path / "log@v1/a.parquet")
+    assert read_file(tmp_path / "log@v1").height == 3
+    with pytest.raises(DataError, match=r"nothing@v1: no such file"):
+        read_file(tmp_path / "nothing@v1")

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.table import Table
+from pyiceberg.types import IntegerType
 
 from twotower.data.readers import as_frame, read_file
 from twotower.data.table_paths import table_files
@@ -89,3 +90,17 @@ def test_what_is_no_table_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "u" / "metadata").write_text("x", encoding="utf-8")
     with pytest.raises(DataError, match="metadata: found a '' file"):
         read_file(tmp_path / "u")
+
+
+def test_a_snapshot_that_is_named_is_read_whatever_is_current(table: Table) -> None:
+    first, second, *_ = table.snapshots()
+    at = place(table)
+    assert sorted(read_file(f"{at}@v{first.snapshot_id}").rows()) == [("a", 1), ("b", 2), ("c", 3)]
+    assert read_file(f"{at}@v{second.snapshot_id}").height == 6
+    (path,) = table_files(f"{at}@v{first.snapshot_id}")
+    assert path.state()[0] == first.snapshot_id
+    with table.update_schema() as changed:
+        changed.add_column("more", IntegerType())
+    assert read_file(f"{place(table)}@v{first.snapshot_id}").columns == ["user", "item"]
+    with pytest.raises(DataError, match=r"has no snapshot 7, and the last ones are \d+, \d+, .*; name one of them"):
+        read_file(f"{at}@v7")

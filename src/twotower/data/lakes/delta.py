@@ -36,14 +36,14 @@ class DeltaLakeTable(LakeTable):
     """Digest of the version's files in their order, which is that of its rows."""
 
     @classmethod
-    def open(cls, place: Path | Url) -> DeltaLakeTable:  # type: ignore[override]
+    def open(cls, place: Path | Url, version: int | None = None) -> DeltaLakeTable:  # type: ignore[override]
         if isinstance(place, Path) and place.absolute().as_uri() != f"file://{place.absolute()}":
             raise DataError(
                 f"{place}: a table of {cls.what} in a path of other characters than ASCII letters, digits and -._~ cannot be read; "
                 "move it, or give its frame in Python"
             )
         with lake_errors(place, cls.what):
-            table = _opened(place, None)
+            table = _opened(place, version)
             return cls(place, version=table.version(), table_id=str(table.metadata().id), files=_digest(table))
 
     def scan(self) -> pl.LazyFrame:

@@ -20,7 +20,7 @@ _METADATA, _HINT, _ENDING = "metadata", "version-hint.text", ".metadata.json"
 
 @dataclass(frozen=True)
 class IcebergTable(LakeTable):
-    """A metadata file, whose current snapshot is read."""
+    """A metadata file, whose current snapshot is read, or another one by its id."""
 
     what: ClassVar[str] = "Apache Iceberg"
 
@@ -40,13 +40,18 @@ class IcebergTable(LakeTable):
         return False
 
     @classmethod
-    def open(cls, place: Path | Url) -> IcebergTable:  # type: ignore[override]
+    def open(cls, place: Path | Url, version: int | None = None) -> IcebergTable:  # type: ignore[override]
         with lake_errors(place, cls.what):
             file = place if place.name.endswith(_ENDING) else _hinted(place)
             from pyiceberg.table import StaticTable
 
             table = StaticTable.from_metadata(_location(file), _properties())
-            snapshot = table.current_snapshot()
+            snapshot = table.current_snapshot() if version is None else table.snapshot_by_id(version)
+            if snapshot is None and version is not None:
+                known = ", ".join(str(s.snapshot_id) for s in table.snapshots()[-3:])
+                raise DataError(
+                    f"{place}: has no snapshot {version}, and the last ones are {known}; name one of them (@vNUMBER)"
+                )
             if snapshot is None:
                 raise DataError(f"{place}: the table of {cls.what} has no snapshot; write rows into it")
             return cls(file, version=snapshot.snapshot_id, table_id=str(table.metadata.table_uuid))

@@ -19,7 +19,7 @@ from twotower.files.urls import Url
 
 @dataclass(frozen=True)
 class LakeTable(TablePath):
-    """A table of a lake. All scans are of the version that was the current one when it was opened."""
+    """A table of a lake. All scans are of the version that was named, or was the current one, when it was opened."""
 
     version: int = 0
     table_id: str = ""
@@ -35,8 +35,8 @@ class LakeTable(TablePath):
 
     @classmethod
     @abstractmethod
-    def open(cls, place: Path | Url) -> LakeTable:  # type: ignore[override]  # a table has no bytes of its own
-        """Return the table with its current version. Raises DataError."""
+    def open(cls, place: Path | Url, version: int | None = None) -> LakeTable:  # type: ignore[override]  # a table has no bytes of its own
+        """Return the table with a version, by its number in this kind of lake, or with its current one. Raises DataError."""
 
     @abstractmethod
     def scan(self) -> pl.LazyFrame:
