@@ -1,12 +1,10 @@
-"""A real `milvus-lite server` on loopback, and a wire to it that can be made slow, for tests."""
+"""A real `milvus-lite server` on loopback, for tests."""
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -49,58 +47,3 @@ class Server:
             self.process.kill()
             self.process.wait()
             self.process = None
-
-
-class Wire:
-    """Passes every byte on to a port, each piece `delay` seconds later; what it holds is let go in `close`."""
-
-    def __init__(self, port: int) -> None:
-        self.delay = 0.0
-        self._to, self._open = port, True
-        self._ends: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def _accept(self) -> None:
-        while self._open:
-            with contextlib.suppress(OSError):
-                near = self._listener.accept()[0]
-                try:
-                    far = socket.create_connection(("127.0.0.1", self._to), timeout=30)
-                except OSError:
-                    near.close()
-                    continue
-                self._ends += [near, far]
-                for pair in ((near, far), (far, near)):
-                    thread = threading.Thread(target=self._pass, args=pair, daemon=True)
-                    self._threads.append(thread)
-                    thread.start()
-
-    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                if self.delay:
-                    time.sleep(self.delay)
-                sink.sendall(data)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._open = False
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for end in self._ends:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(timeout=5)
-        for end in self._ends:
-            end.close()

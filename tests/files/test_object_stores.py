@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from object_server import Fault, ObjectServer
+from wire import Wire
 
-from twotower.files.object_stores import Content, ObjectClient, ObjectError, explain
+from twotower.files.object_stores import Content, ObjectClient, ObjectError, RemoteLimits, explain
 from twotower.files.urls import Url, is_url
 
 TEXTS = {
@@ -25,6 +28,7 @@ TEXTS = {
         "unreachable",
         "HTTP error: error sending request",
     ),
+    "Generic S3 error: HTTP error: request or response body error": ("unreachable", "response body error"),
     "status code: 404 Not Found": ("missing", "no such file"),
     "incorrectly configured region": ("other", "cannot be read or written (incorrectly configured region)"),
 }
@@ -73,3 +77,50 @@ def test_a_conditional_write_wants_what_was_read(bucket: str, s3: ObjectServer) 
         client.read("k", 10)
     assert caught.value.cause == "unreachable"
     s3.let_happen()
+
+
+DATA = bytes(range(256)) * 1500
+
+
+@pytest.fixture
+def slow(bucket: str, s3: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
+    """A wire that takes a second and a half for DATA, to which the environment points."""
+    wire = Wire(int(s3.address.rpartition(":")[2]), rate=len(DATA) / 1.5)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", wire.uri)
+    yield wire
+    wire.close()
+
+
+@pytest.mark.parametrize("way", ["write", "conditional write", "upload", "read in chunks"])
+def test_bytes_of_a_slow_link_are_no_silence(
+    way: str, bucket: str, s3: ObjectServer, slow: Wire, tmp_path: Path
+) -> None:
+    """Neither are they the end of a request: without their own seconds each of these ends after one."""
+    url = Url.parse(bucket)
+    limits = RemoteLimits(silence_seconds=1.0, request_seconds=1.0, retries=0, slowest=2_000.0)
+    if way == "read in chunks":
+        limits = replace(limits, silence_seconds=60.0)
+        ObjectClient(url).write("k", DATA)
+        client = ObjectClient(url, limits)
+        assert b"".join(client.chunks("k", len(DATA))) == DATA
+        with pytest.raises(ObjectError, match="does not answer as expected") as caught:
+            list(client.chunks("k", 1))
+        assert caught.value.cause == "unreachable"
+        return
+    client = ObjectClient(url, limits)
+    (tmp_path / "file").write_bytes(DATA)
+    if way == "upload":
+        client.upload("k", tmp_path / "file")
+    else:
+        client.write("k", DATA, Content() if way == "conditional write" else None)
+    assert slow.passed > len(DATA)
+    with pytest.raises(ObjectError, match="does not answer as expected"):
+        ObjectClient(url, replace(limits, slowest=1e9)).write("other", DATA)
+
+
+def test_a_transfer_has_the_seconds_of_its_bytes_and_few_clients_differ() -> None:
+    limits = RemoteLimits(silence_seconds=30.0, request_seconds=300.0, slowest=1_000.0)
+    assert limits.of_transfer(1_000, is_sent=True) == limits
+    assert limits.of_transfer(3_500, is_sent=True) == replace(limits, silence_seconds=34.0, request_seconds=304.0)
+    assert limits.of_transfer(3_500, is_sent=False) == replace(limits, request_seconds=304.0)
+    assert len({limits.of_transfer(n, is_sent=True) for n in range(0, 10**8, 9_973)}) == 15

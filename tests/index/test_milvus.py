@@ -17,8 +17,9 @@ import httpx
 import numpy as np
 import preloaded
 import pytest
-from milvus_server import Server, Wire
+from milvus_server import Server
 from server_process import Served
+from wire import Wire
 from worlds import EVERYTHING_SCHEMA, everything, settings
 
 import twotower

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 16 << 20
 """Bytes of one part of a large upload or download."""
+PARTS = 2
+"""Parts of a large upload that are sent at a time."""
 TRANSFERS = 4
 """Files that a process reads or writes at a time."""
 Cause = Literal["missing", "bucket", "refused", "unreachable", "changed", "size", "checksum", "other"]
@@ -51,9 +54,11 @@ class RemoteLimits:
     connect_seconds: float = 5.0
     """Seconds for a connection."""
     silence_seconds: float = 30.0
-    """Seconds without a byte of an answer."""
+    """Seconds without a byte of an answer, beside those for the bytes that are sent."""
     request_seconds: float = 300.0
-    """Seconds of one request. A large file is several requests."""
+    """Seconds of one request, beside those for its bytes."""
+    slowest: float = 500_000.0
+    """Bytes a second of the slowest link. Requests of more than a second's bytes have as much more time."""
     retries: int = 4
     """Repetitions of a request."""
     retry_seconds: float = 60.0
@@ -73,6 +78,16 @@ class RemoteLimits:
             "connect_timeout": _seconds(self.connect_seconds), "timeout": _seconds(self.request_seconds),
             "max_retries": str(self.retries), "retry_timeout": _seconds(self.retry_seconds), "allow_http": "true",
         }  # fmt: skip
+
+    def of_transfer(self, size: int, is_sent: bool) -> RemoteLimits:
+        """Return the limits of a request of `size` bytes. The client counts the seconds of bytes that are sent as silence. Seconds are
+        rounded up to a power of two, so that few clients differ."""
+        more = 2.0 ** math.ceil(math.log2(size / self.slowest)) if size > self.slowest else 0.0
+        return replace(
+            self,
+            silence_seconds=self.silence_seconds + (more if is_sent else 0.0),
+            request_seconds=self.request_seconds + more,
+        )
 
     def client(self) -> ClientConfig:
         """Return the limits as options of a client of obstore."""
@@ -118,8 +133,11 @@ class ObjectClient:
     def __init__(self, url: Url, limits: RemoteLimits = RemoteLimits()) -> None:
         """Address the bucket of `url`. Raises ConfigError without obstore, or for settings of the environment that it refuses."""
         self.url, self.limits = url, limits
+        self.store = self._of_limits(limits)
+
+    def _of_limits(self, limits: RemoteLimits) -> ObjectStore:
         settings = sorted((k, v) for k, v in os.environ.items() if k.startswith(("AWS_", "GOOGLE_", "AZURE_")))
-        self.store = _client(url.root, url.is_object_store, limits, tuple(settings))
+        return _client(self.url.root, self.url.is_object_store, limits, tuple(settings))
 
     def head(self, key: str) -> ObjectInfo | None:
         """Return what is known of an object, None if it is missing."""
@@ -156,10 +174,11 @@ class ObjectClient:
                 raise
             return Content()
 
-    def chunks(self, key: str) -> Iterator[bytes]:
-        """Yield the content of an object, some megabytes at a time."""
+    def chunks(self, key: str, size: int) -> Iterator[bytes]:
+        """Yield the content of an object of some `size`, some megabytes at a time."""
+        store = self._of_limits(self.limits.of_transfer(size, is_sent=False))
         with remote_errors(self.url.of_key(key)):
-            for chunk in self.store.get(key).stream(min_chunk_size=CHUNK_BYTES):
+            for chunk in store.get(key).stream(min_chunk_size=CHUNK_BYTES):
                 yield bytes(chunk)
 
     def fetch(self, key: str, path: Path, size: int, sha256: str) -> None:
@@ -170,7 +189,7 @@ class ObjectClient:
         path.parent.mkdir(parents=True, exist_ok=True)
         digest, found, half = hashlib.sha256(), 0, path.with_name(f".{path.name}.tmp")
         with half.open("wb") as file:
-            for chunk in self.chunks(key):
+            for chunk in self.chunks(key, size):
                 found += len(chunk)
                 if found > size:
                     break
@@ -193,13 +212,16 @@ class ObjectClient:
             mode = "create" if since.info is None else {"e_tag": since.info.tag}
             if since.info is not None and since.info.version:
                 mode = {"e_tag": since.info.tag, "version": since.info.version}
+        store = self._of_limits(self.limits.of_transfer(len(data), is_sent=True))
         with remote_errors(self.url.of_key(key)):
-            return self.store.put(key, data, mode=mode, use_multipart=False)["e_tag"] or ""
+            return store.put(key, data, mode=mode, use_multipart=False)["e_tag"] or ""
 
     def upload(self, key: str, path: Path) -> None:
-        """Write a file as an object, a large one in parts. No reader sees half of it."""
+        """Write a file as an object, a large one in parts. No reader sees half of it. Others of TRANSFERS files share the link."""
         with remote_errors(self.url.of_key(key)):
-            self.store.put(key, path, chunk_size=CHUNK_BYTES)
+            at_once = min(path.stat().st_size, CHUNK_BYTES * PARTS) * TRANSFERS
+            store = self._of_limits(self.limits.of_transfer(at_once, is_sent=True))
+            store.put(key, path, chunk_size=CHUNK_BYTES, max_concurrency=PARTS)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects, if they exist."""
@@ -276,7 +298,8 @@ _METADATA = re.compile(r"169\.254\.169\.254|/latest/api/token|metadata\.google|/
 """Addresses that are asked for credentials where the environment has none."""
 _REFUSED = re.compile(r"status code: 40[13]|lacked the necessary privileges|AccessDenied|InvalidAccessKeyId")
 _SILENT = re.compile(
-    r"status code: (5\d\d|429)|error sending request|timed out|timeout|connection|dns error|after \d+ retries", re.I
+    r"status code: (5\d\d|429)|error sending request|body error|timed out|timeout|connection|dns error|after \d+ retries",
+    re.I,
 )
 _MISSING = re.compile(r"status code: 404|NoSuchKey")
 _CODE = re.compile(r"<Code>(\w+)</Code>")

@@ -270,8 +270,9 @@ class BucketFolder(ShardFolder):
         return found is not None and (found.size, found.tag) == (size, digest)
 
     def fetched(self, name: str, scratch: Path) -> Path:
+        info = self._client.head(self._key(name))
         with (scratch / f"copy-{name}").open("wb") as file:
-            file.writelines(self._client.chunks(self._key(name)))
+            file.writelines(self._client.chunks(self._key(name), info.size if info else 0))
         return scratch / f"copy-{name}"
 
     def failed(self, error: OSError) -> RunError:
