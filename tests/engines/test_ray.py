@@ -212,6 +212,46 @@ def test_fault_C18_a_shard_that_may_be_on_a_lost_host_is_made_by_another(monkeyp
     assert cut.cancels == 1, "of the task that nobody hears of"
 
 
+class RayWithTwins(LostRay):
+    """A Ray with a host less, whose others are at work: after a silence, all tasks are finished, the later ones first."""
+
+    def __init__(self) -> None:
+        super().__init__("", ConnectionError())
+        self.sent: list[int] = []
+        self.cancelled: list[int] = []
+        self._looks = 0
+
+    def remote(self, first: object, *shards: int) -> Any:
+        self.sent += shards
+        return len(self.sent) - 1 if shards else self
+
+    def wait(self, waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
+        self._looks += 1
+        return (
+            ([], waiting) if self._looks == 1 else ([max(waiting)], [task for task in waiting if task != max(waiting)])
+        )
+
+    def get(self, task: int) -> int:
+        return 2 * self.sent[task]
+
+    def nodes(self) -> list[dict[str, bool]]:
+        return [{"Alive": True}, {"Alive": not self._looks}]
+
+    def cancel(self, task: int, force: bool) -> None:
+        assert not force, "whose process would load the run again"
+        self.cancelled.append(task)
+
+
+def test_of_a_shard_that_two_make_the_one_that_is_left_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that was scaled down, too, is one that is lost: its shards are Ray's affair, and the others' are made once."""
+    ray, made = RayWithTwins(), list[int]()
+    ray.put_in_place(monkeypatch)
+    RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
+    assert ray.sent == [5, 6, 7, 5, 6, 7]
+    assert made == [14, 12, 10]
+    assert ray.cancelled == [2, 1, 0]
+
+
 def run_lost(at: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> LostRay:
     """Run a job of three shards on a Ray that is lost."""
     lost = LostRay(at, error)

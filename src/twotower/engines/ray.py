@@ -108,7 +108,7 @@ class RayEngine(JobEngine):
             )
             sent = _Sent(uuid.uuid4().hex, ray.put(job), tuple(modules))
             left = iter(enumerate(shards))
-            last, lost = time.monotonic(), _lost_hosts()
+            last, lost, has_twins = time.monotonic(), _lost_hosts(), False
             while True:
                 for number, shard in islice(left, WAITING - len(unfinished)):
                     unfinished[number] = shard
@@ -131,10 +131,15 @@ class RayEngine(JobEngine):
                             f"engine 'ray': a host is lost; unfinished shards, which the others get too: {len(unfinished):,}"
                         )
                         running |= {task.remote(sent, shard): number for number, shard in unfinished.items()}
+                        has_twins = True
                 for ref in ready:
-                    if (number := running.pop(ref)) in unfinished:
+                    if (number := running.pop(ref, -1)) in unfinished:  # else a twin has made it
                         made = _result(ref)
                         del unfinished[number]
+                        for twin in [other for other, of in running.items() if of == number] if has_twins else ():
+                            del running[twin]
+                            with suppress(Exception):  # its process stays, with what it has loaded
+                                ray.cancel(twin, force=False)
                         yield made
         except ray.exceptions.RayTaskError:
             raise
