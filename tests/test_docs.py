@@ -368,6 +368,22 @@ def test_the_search_of_the_site_starts_its_worker_from_the_disk(tmp_path: Path) 
         browser.close()
 
 
+def test_every_target_of_make_that_is_named_exists_and_ci_runs_the_pythons_of_the_package() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([\w./-]+):", makefile, re.M))
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    named = {target for line in re.findall(r"run: make (.*)", workflow) for target in line.split() if "=" not in target}
+    assert named == {"check", "dist", "docs", "site", "test", "test-hosts", "test-system", "versions"}
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    named |= set(re.findall(r"^stage .* make ([\w./-]+)", ci, re.M))
+    for page in [*PAGES, *(ROOT / ".github").rglob("*.md"), ROOT / ".pre-commit-config.yaml"]:
+        named |= set(re.findall(r"`make ([a-z][\w-]*)", page.read_text(encoding="utf-8")))
+    assert named <= targets
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pythons = [c.rpartition(" ")[2] for c in project["classifiers"] if re.search(r":: 3\.\d+$", c)]
+    assert re.findall(r'"(3\.\d+)"', workflow.partition("matrix:")[2].partition("\n")[0]) == pythons
+
+
 def test_every_named_fault_test_exists() -> None:
     table = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
     named = re.findall(r"`([\w/]*test_\w+\.py)::(\w+)`", table)
