@@ -11,14 +11,18 @@ import ast
 import os
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import httpx
 import polars as pl
 import pytest
 from server_process import serving
+from suggestion_worlds import log
 
+from twotower.escaping import shell_command
+from twotower.files.urls import Url, is_url
 from twotower.limited_process import WorkResult, run_limited
+from twotower.suggestion.suggest import suggest
 
 ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_POSIX = """
@@ -128,6 +132,41 @@ def test_a_slow_inspection_is_refused_as_on_windows(tmp_path: Path, monkeypatch:
     results = run_limited("module:name", [one, other], timeout=1, memory=1 << 30)
     assert results[one] == WorkResult("seen")
     assert results[other].error == "loading it takes more than 1 seconds"
+
+
+@pytest.mark.parametrize(
+    ("word", "quoted"),
+    [
+        ("runs\\mine", "runs\\mine"),
+        ("C:\\My Runs\\mine", '"C:\\My Runs\\mine"'),
+        ("Süd", "Süd"),
+        ("a&b", '"a&b"'),
+        ("", '""'),
+        ('x = "y"', '"x = \\"y\\""'),
+    ],
+)
+def test_a_command_that_is_shown_on_windows_is_quoted_for_its_shells(word: str, quoted: str) -> None:
+    assert shell_command("evaluate", word, windows=True) == f"twotower evaluate {quoted}"
+
+
+def test_a_path_of_windows_that_was_made_of_a_url_is_one() -> None:
+    assert Url.parse(PureWindowsPath("s3://lake/clicks/day.parquet")) == Url("s3", "lake", ("clicks", "day.parquet"))
+    assert not is_url(PureWindowsPath("s3/clicks.csv"))
+    assert not is_url(PureWindowsPath("C:\\clicks.csv"))
+
+
+def test_a_config_on_another_drive_names_its_tables_by_whole_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log().write_csv(tmp_path / "clicks.csv")
+    monkeypatch.chdir(tmp_path)
+    assert 'interactions = "clicks.csv"' in suggest("clicks.csv").text
+
+    def relpath(path: object, start: object) -> str:
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr("os.path.relpath", relpath)
+    assert f'interactions = "{tmp_path.as_posix()}/clicks.csv"' in suggest("clicks.csv").text
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import unicodedata
 from pathlib import Path
@@ -29,14 +30,23 @@ def python_literal(value: str | Path) -> str:
     return repr(str(value)).replace("`", "\\x60")
 
 
-def shell_command(*words: str | int | Path, program: str = "twotower") -> str:
-    """Return a command line quoted for a POSIX shell; a `Path` that begins with '-' gets './' before it."""
+WINDOWS = os.name == "nt"
+_NEEDS_NO_QUOTES = re.compile(r"[\w@+=:,./\\-]+")
+
+
+def shell_command(*words: str | int | Path, program: str = "twotower", windows: bool = WINDOWS) -> str:
+    """Return a command line quoted for a POSIX shell, or for those of Windows; a `Path` that begins with '-' gets './' before it."""
     found = [str(w) for w in words]
     paths = [isinstance(w, Path) and str(w).startswith("-") for w in words]
-    return " ".join([program, *(_shell_quoted(f"./{w}" if path else w) for w, path in zip(found, paths, strict=True))])
+    quoted = (shell_word(f"./{w}" if path else w, windows) for w, path in zip(found, paths, strict=True))
+    return " ".join([program, *quoted])
 
 
-def _shell_quoted(word: str) -> str:
+def shell_word(word: str, windows: bool = WINDOWS) -> str:
+    """Return a word quoted for a POSIX shell, or in double quotes, which both shells of Windows take."""
+    if windows:
+        word = escape_controls(word)
+        return word if _NEEDS_NO_QUOTES.fullmatch(word) else '"' + word.replace('"', '\\"') + '"'
     if not any(map(_is_control, word)):
         return shlex.quote(word)
     inside = "".join(_byte_escapes(c) if _is_control(c) else f"\\{c}" if c in "\\'" else c for c in word)

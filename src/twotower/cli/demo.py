@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shlex
 import shutil
 import sys
 import tomllib
@@ -18,7 +17,7 @@ import typer
 
 from twotower.cli.serving import serve
 from twotower.errors import DataError
-from twotower.escaping import shell_command
+from twotower.escaping import shell_command, shell_word
 from twotower.reports.terminal import print_line
 from twotower.train.progress import Callback
 
@@ -204,7 +203,7 @@ def program_here() -> str:
     if shutil.which("twotower"):
         return "twotower"
     called = Path(sys.argv[0])
-    return shlex.quote(str(called)) if called.stem == "twotower" else f"{shlex.quote(sys.executable)} -m twotower"
+    return shell_word(str(called)) if called.stem == "twotower" else f"{shell_word(sys.executable)} -m twotower"
 
 
 def _toml(dataset: MovieLens) -> str:

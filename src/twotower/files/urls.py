@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from urllib.parse import unquote
 
 from twotower.errors import ConfigError
@@ -17,7 +17,7 @@ _OF_PATH = re.compile(rf"({'|'.join(SCHEMES)}):/(?!/)")
 """Begin of the text of a `Path` that was made of a URL: it keeps one slash."""
 
 
-def is_url(source: Path | str) -> bool:
+def is_url(source: PurePath | str) -> bool:
     """Return True for the text of a URL of any scheme, and for a `Path` made of one with an allowed scheme."""
     return _URL.match(_text(source)) is not None
 
@@ -31,7 +31,7 @@ class Url:
     parts: tuple[str, ...]
 
     @classmethod
-    def parse(cls, source: Path | str) -> Url:
+    def parse(cls, source: PurePath | str) -> Url:
         """Check an address. Raises ConfigError for another scheme, no bucket, secrets in it, or a key without a normal form."""
         text = _text(source)
         found = _URL.match(text)
@@ -103,5 +103,5 @@ class Url:
         return "/".join([self.root, *self.parts])
 
 
-def _text(source: Path | str) -> str:
-    return _OF_PATH.sub(r"\1://", str(source)) if isinstance(source, Path) else source
+def _text(source: PurePath | str) -> str:
+    return _OF_PATH.sub(r"\1://", source.as_posix()) if isinstance(source, PurePath) else source

@@ -253,10 +253,13 @@ def _of_archive(path: Path) -> type[NamedDataset]:
 
 
 def _relative(path: Path | Url | str, folder: Path) -> str:
-    """Return a path relative to the folder of the config, with forward slashes; a URL as it is."""
+    """Return a path relative to the folder of the config, or absolute where none leads there, with forward slashes; a URL as it is."""
     if isinstance(path, Url):
         return str(path)
-    return Path(os.path.relpath(path, folder)).as_posix()
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # on another drive of Windows
+        return Path(path).absolute().as_posix()
 
 
 def _column_names(frame: pl.DataFrame, own: int) -> tuple[str, ...]:
