@@ -38,7 +38,13 @@ def main(arguments: Sequence[str]) -> int:
     wheel = chosen.wheel.resolve()
     with tempfile.TemporaryDirectory(prefix="twotower-dist-") as name:
         folder = Path(name)
-        store = None if chosen.base else quickstart(wheel, folder / "quickstart", sys.executable)
+        store = None
+        if not chosen.base:
+            begun = time.monotonic()
+            store = quickstart(environment(folder / "train", sys.executable, f"{wheel}[train]"), folder / "quickstart")
+            print(
+                f"quickstart of the README from {wheel.name}: {time.monotonic() - begun:.0f} s, the installation included"
+            )
         for python in pythons():
             check_base(wheel, folder / Path(python).name, python, store)
     return 0
@@ -87,28 +93,33 @@ def check_base(wheel: Path, folder: Path, python: str, store: Path | None) -> No
     )
 
 
-def quickstart(wheel: Path, folder: Path, python: str) -> Path:
-    """Run the quickstart of the README with a table of clicks, and return the published store."""
-    binary = environment(folder / "venv", python, f"{wheel}[train]")
+def quickstart(binary: Path, folder: Path) -> Path:
+    """Run the quickstart of the README with a table of clicks and the programs in `binary`, then train with the config that the README
+    shows; return the published store."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     config = next(block for block in blocks(text, "toml") if "clicks.parquet" in block)
     commands = next(block for block in blocks(text, "") if "twotower train mine.toml" in block).splitlines()
-    (folder / "mine.toml").write_text(config, encoding="utf-8")
+    folder.mkdir(parents=True)
     (folder / "clicks.py").write_text(CLICKS, encoding="utf-8")
     run([str(binary / "python"), "clicks.py", str(USERS), str(ITEMS)], folder)
-    started = time.monotonic()
     for line in commands:
         words = shlex.split(line, comments=True)
         if words[:2] == ["twotower", "serve"]:
             serve(binary, words[1:], ask, folder)
         elif words[:1] == ["twotower"]:
-            print(f"$ {line.partition('#')[0].strip()}", flush=True)
-            # A table of toys is too small for a good model, which the doctor says, with code 1.
-            shown = run([str(binary / words[0]), *words[1:]], folder, (0, 1) if "doctor" in words else (0,))
-            check(bool(shown.strip()), f"{line} prints nothing")
-            print("  " + "\n  ".join(shown.splitlines()[-3:]), flush=True)
-    print(f"quickstart of the README from {wheel.name}: {time.monotonic() - started:.0f} s")
+            follow(binary, words, folder)
+    (folder / "mine.toml").write_text(config, encoding="utf-8")
+    follow(binary, ["twotower", "train", "mine.toml", "--run", "runs/shown"], folder)
     return folder / "store"
+
+
+def follow(binary: Path, words: Sequence[str], folder: Path) -> None:
+    """Run a command in a folder, and show it with the last lines that it prints."""
+    print(f"$ {shlex.join(words)}", flush=True)
+    # A table of toys is too small for a good model, which the doctor says, with code 1.
+    shown = run([str(binary / words[0]), *words[1:]], folder, (0, 1) if "doctor" in words else (0,))
+    check(bool(shown.strip()), f"{shlex.join(words)} prints nothing")
+    print("  " + "\n  ".join(shown.splitlines()[-3:]), flush=True)
 
 
 CLICKS = """

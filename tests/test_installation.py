@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from twotower.cli.app import run_command
 from twotower.data.tables import check, save
 from twotower.errors import ConfigError, MissingPackage, missing_package
 from twotower.kinds import import_modules
+from twotower.store.store import Store
 from twotower.suggestion.recipes import recipe_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -218,6 +220,19 @@ def test_every_package_of_an_extra_is_named_with_it() -> None:
             if (name := Requirement(line).name) != "twotower":
                 found = missing_package(ModuleNotFoundError(name=modules[name]), "it")
                 assert f"'.[{extra}]'" in str(found)
+
+
+@pytest.mark.system
+def test_the_quickstart_of_the_readme_runs_from_clicks_to_answers_over_http(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the programs of this environment; `make dist` does it with those of the wheel."""
+    dist = runpy.run_path(str(ROOT / ".ci" / "dist.py"))
+    store = dist["quickstart"](Path(sys.executable).parent, tmp_path / "quickstart")
+    assert Store(store).current().id
+    shown = capsys.readouterr().out
+    followed = [line.split()[2] for line in shown.splitlines() if line.startswith("$ twotower ")]
+    assert followed == ["suggest", "train", "doctor", "publish", "recommend", "train"]
 
 
 @pytest.mark.system
