@@ -84,7 +84,13 @@ def test_a_header_that_names_a_column_twice_is_a_header(tmp_path: Path) -> None:
     [
         ("用户,商品\n用户1,商品2\n".encode("gbk"), "looks like GB18030: convert it with iconv -f GB18030 -t UTF-8"),
         ("user,item\n1,2\n".encode("utf-16"), "looks like UTF-16: convert it with iconv -f UTF-16"),
-        ("user,item\nJosé,2\n".encode("latin-1"), "not UTF-8; convert the file"),
+        ("用户,说明\n1,“好”、（新）\n".encode("gbk"), "looks like GB18030"),
+        (
+            "user,item\nJosé,2\n".encode("latin-1"),
+            "not UTF-8; convert the file, for example with iconv -f WINDOWS-1252",
+        ),
+        ("shop,item\nSüd,2\nNordöst,3\nÖstlich,3\n".encode("cp1252"), "not UTF-8; convert the file"),
+        ("покупатель,товар\nМосква,чай\n".encode("cp1251"), "not UTF-8; convert the file"),
         (gzip.compress(b"user,item\n1,2\n", mtime=0), "is gzipped, and its name does not say so; add .gz"),
         (b"sep=;\nuser;item\n1;2\n", "the first line is 'sep=;', which spreadsheets alone read"),
     ],

@@ -16,8 +16,11 @@ def check_utf8(path: TablePath) -> None:
                 raise not_utf8(path, f"line {number} is") from None
 
 
-_CJK = ("\u3000", "\u9fff")
-"""First and last character of Chinese and Japanese text."""
+_COMMON = (*range(0xA1, 0xA4), *range(0xB0, 0xD8))
+"""First bytes of the punctuation and of the 3,755 common characters of GB 2312. Letters with accents and Cyrillic ones, in one byte each,
+make pairs of other bytes."""
+_COMMON_SHARE = 0.6
+"""Share of common characters above which text is taken for Chinese."""
 
 
 def not_utf8(path: TablePath, where: str = "it is") -> DataError:
@@ -28,12 +31,12 @@ def not_utf8(path: TablePath, where: str = "it is") -> DataError:
         return DataError(f"{path}: is gzipped, and its name does not say so; add .gz to the name")
     known = "UTF-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
     if not known:
-        text = start.decode("gb18030", errors="ignore")
-        other = sum(not char.isascii() for char in text)
-        known = "GB18030" if other and sum(_CJK[0] <= char <= _CJK[1] for char in text) > 0.8 * other else ""
+        other = [char.encode("gb18030") for char in start.decode("gb18030", errors="ignore") if not char.isascii()]
+        common = sum(len(char) == 2 and char[0] in _COMMON and char[1] > 0xA0 for char in other)
+        known = "GB18030" if common > _COMMON_SHARE * len(other) else ""
     how = (
         f"it looks like {known}: convert it with iconv -f {known} -t UTF-8"
         if known
-        else "convert the file, for example with iconv"
+        else "convert the file, for example with iconv -f WINDOWS-1252 -t UTF-8 if Windows of Western Europe or America wrote it"
     )
     return DataError(f"{path}: {where} not UTF-8; {how}")
