@@ -9,7 +9,8 @@ import pytest
 from vector_worlds import naive, same, users, world
 
 from twotower.index.blas_threads import one_blas_thread
-from twotower.index.exact import Exact
+from twotower.index.exact import Exact, ExactIndex
+from twotower.index.top_k import exact_top_k
 
 
 @pytest.mark.parametrize(("n", "b", "k"), [(5000, 3, 10), (70_001, 1, 100), (40_000, 300, 5), (9000, 2, 5000)])
@@ -50,6 +51,16 @@ def test_near_ties_beyond_the_nominees_miss_nothing(b: int) -> None:
         order = np.lexsort((rows, -right))[:10]
         np.testing.assert_array_equal(found[number], rows[order])
         np.testing.assert_array_equal(scores[number], right[order])
+
+
+@pytest.mark.parametrize("numbers", [1, 500, 3000])
+def test_queries_in_blocks_give_what_all_at_once_give(numbers: int) -> None:
+    vectors, _ = world("dot", 2000)
+    index = Exact().build(vectors, np.arange(2000), "dot")
+    assert isinstance(index, ExactIndex)
+    store, queries, scope = index._store, users(70), index._scope(70, None, None)
+    found = exact_top_k(store, queries, 10, scope, 2, numbers)
+    same(found, exact_top_k(store, queries, 10, scope, 2), ties=True)
 
 
 def test_a_score_does_not_depend_on_company() -> None:

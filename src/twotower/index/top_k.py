@@ -96,8 +96,16 @@ def exact_scores(vectors: Shaped[Vectors, "n D"], query: Shaped[Vectors, "D"]) -
     return scores
 
 
-def exact_top_k(store: VectorStore, queries: Shaped[Vectors, "B D"], k: int, scope: SearchScope, threads: int) -> TopK:
-    """Return the `k` best rows for each query among the positions of `scope`, by at most `threads` threads."""
+def exact_top_k(
+    store: VectorStore,
+    queries: Shaped[Vectors, "B D"],
+    k: int,
+    scope: SearchScope,
+    threads: int,
+    numbers: int = RESCORED_NUMBERS,
+) -> TopK:
+    """Return the `k` best rows for each query among the positions of `scope`, by at most `threads` threads. About `numbers` numbers of
+    candidates are held at a time."""
     only = scope.only
     if only is None and len(store) < len(store.rows):
         only = np.flatnonzero(store.rows >= 0)
@@ -110,12 +118,17 @@ def exact_top_k(store: VectorStore, queries: Shaped[Vectors, "B D"], k: int, sco
     fetch = keep + max(map(len, banned), default=0)
     if n * len(queries) > NUMPY_MAX_SCORES and 4 * fetch < n:
         certain = np.zeros(len(queries), np.bool_)
-        step = max(1, RESCORED_NUMBERS // (fetch + keep * store.width))
-        for start in range(0, len(queries), step):
-            part = slice(start, start + step)
-            at, rough = _nominate(store, queries[part], fetch, only, banned[part], keep, threads)
-            top.rows[part], top.scores[part] = rescore(store, queries[part], at, k)
-            certain[part] = top.scores[part, -1] > rough[:, -1] + slack[part]
+        many, step = max(1, numbers // fetch), max(1, numbers // (keep * store.width))
+        for first in range(
+            0, len(queries), many
+        ):  # wide vectors are read once for many queries, and rescored for few at a time
+            nominated = slice(first, first + many)
+            at, rough = _nominate(store, queries[nominated], fetch, only, banned[nominated], keep, threads)
+            for start in range(0, len(at), step):
+                ours = slice(start, min(start + step, len(at)))
+                part = slice(first + ours.start, first + ours.stop)
+                top.rows[part], top.scores[part] = rescore(store, queries[part], at[ours], k)
+                certain[part] = top.scores[part, -1] > rough[ours, -1] + slack[part]
         todo = todo[~certain]
     with one_blas_thread:
         step = max(1, ROUGH_SCORES // max(1, n))
