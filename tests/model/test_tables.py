@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from model_worlds import build, pair_of, world
 
-from twotower.model.tables import Table, deferred_tables, named_tables
+from twotower.model.tables import Table, blank_tables, deferred_tables, named_tables
 from twotower.model.two_tower import TwoTower
 
 
@@ -25,6 +25,20 @@ def test_a_model_with_deferred_tables_has_the_other_weights_and_the_initial_rows
     for name, table in named_tables(whole):
         drawn = [rows for _, rows in tables[name].initial_rows(block=64)]
         assert torch.equal(torch.cat(drawn) if drawn else torch.zeros_like(table.weight), table.weight), name
+
+
+def test_blank_tables_draw_nothing_and_take_the_weights_that_are_loaded() -> None:
+    config, (users, items) = build().config, (world().users.fields, world().items.fields)
+    whole = build().eval()
+    state = torch.get_rng_state()
+    with blank_tables():
+        table = Table(1000, 8)
+        table.initialize(std=0.1)
+    assert torch.equal(torch.get_rng_state(), state)
+    with blank_tables():
+        loaded = TwoTower(config, users, items).eval()
+    loaded.load_state_dict(whole.state_dict())
+    assert torch.equal(loaded.user_vectors(world().inputs()[0]), whole.user_vectors(world().inputs()[0]))
 
 
 def test_a_table_put_in_place_of_another_is_read_by_both_towers() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,37 +16,53 @@ from twotower.model.layers import gather
 
 NORMAL_BLOCK = 2**20
 """Random numbers drawn at a time for a deferred table."""
-_deferred: ContextVar[bool] = ContextVar("deferred", default=False)
+_mode: ContextVar[Literal["drawn", "deferred", "blank"]] = ContextVar("mode", default="drawn")
 
 
 @contextmanager
 def deferred_tables() -> Iterator[None]:
     """Create the tables of the body on the meta device, to be replaced by others with the `initial_rows` of each. All random
     numbers of the body are those drawn with whole tables."""
-    token = _deferred.set(True)
+    token = _mode.set("deferred")
     try:
         yield
     finally:
-        _deferred.reset(token)
+        _mode.reset(token)
+
+
+@contextmanager
+def blank_tables() -> Iterator[None]:
+    """Create the tables of the body without initial rows, for a model whose weights are loaded."""
+    token = _mode.set("blank")
+    try:
+        yield
+    finally:
+        _mode.reset(token)
 
 
 class Table(nn.Embedding):
     """Embedding table (rows, width) that this rank holds whole."""
 
     def __init__(self, rows: int, width: int) -> None:
-        self.deferred = _deferred.get()
-        super().__init__(rows, width, device="meta" if self.deferred else None)
+        self.deferred = _mode.get() == "deferred"
+        weight = torch.empty(rows, width, device="meta" if self.deferred else None)
+        super().__init__(rows, width, _weight=weight)
+        self._draws = _mode.get() == "drawn"
         self._initial: tuple[Tensor, float, tuple[int, ...]] | None = (
             None  # state of the generator, deviation, rows of zeros
         )
         if self.deferred:
-            self._skip_draws(1.0)  # nn.Embedding draws these
+            self._skip_draws(1.0)  # which `reset_parameters` draws
+        elif self._draws:
+            self.reset_parameters()
 
     def initialize(self, std: float, zero_rows: Sequence[int] = ()) -> None:
         """Initialise the rows: normal with standard deviation `std`, zeros if that is 0; `zero_rows` are zeros."""
         if self.deferred:
             self._initial = torch.get_rng_state(), std, tuple(zero_rows)
             self._skip_draws(std)
+            return
+        if not self._draws:
             return
         if std:
             nn.init.normal_(self.weight, std=std)

@@ -49,6 +49,7 @@ from twotower.features.side import SIDES
 from twotower.files import layout
 from twotower.files.readers import read_checked, read_json, read_text
 from twotower.kinds import untrusted_kind
+from twotower.model.tables import blank_tables
 from twotower.model.two_tower import TwoTower
 from twotower.runs.folder import is_complete, reading_folder, run_stamp
 from twotower.runs.stopped import StoppedTraining
@@ -311,7 +312,8 @@ def _model_of(
 ) -> TwoTower:
     """Return the model with weights by name, or the content of a file of them, read from `path`. Raises RunError."""
     try:
-        model = TwoTower(config.model, encoders.fields("user"), encoders.fields("item"))
+        with blank_tables():
+            model = TwoTower(config.model, encoders.fields("user"), encoders.fields("item"))
         model.load_state_dict(load_tensors(weights) if isinstance(weights, bytes) else weights, strict=True)
     except (ConfigError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as e:
         raise RunError(f"{path}: the weights do not fit config.toml and encoders.json ({first_line(e)})") from None
