@@ -269,6 +269,8 @@ def test_overrides_replace_guesses_and_settings() -> None:
     )
     assert (found.schema.time, found.config.train.epochs, found.config.evaluation.k) == ("zeit", 3, (5,))
     assert suggest(log(length=8), overrides=["schema.time="]).recipe == "collaborative"
+    second = suggest(log(length=8), overrides=["model.pairs.1.user.dropout=0.25"])  # of a list that the recipe gives
+    assert [pair.user.dropout == 0.25 for pair in second.config.model.pairs][:2] == [False, True]
     with pytest.raises(ConfigError, match="unknown key 'train.epoch'"):
         suggest(log(length=8), overrides=["train.epoch=3"])
     with pytest.raises(DataError, match="no column 'zeit'"):

@@ -22,6 +22,9 @@ from twotower.suggestion.guess import COLUMNS, Guess, guess_meaning
 from twotower.suggestion.shape import Shape, measure_shape, parts_follow
 from twotower.suggestion.tables import FoundTables, find_tables
 
+GUESSED = ("schema.", "data.")
+"""Beginnings of the overrides that guesses read; the others change what a recipe gives."""
+
 
 @dataclass(frozen=True)
 class Suggestion:
@@ -57,7 +60,7 @@ def suggest(
             f"`recipe` {recipe}: no such recipe{did_you_mean(recipe, known)} (allowed: {', '.join(known)})"
         )
     overrides, folder = [*overrides], Path(folder)
-    given = override_settings({}, overrides)
+    given = override_settings({}, [text for text in overrides if text.startswith(GUESSED)])
     found = find_tables(interactions, users, items, folder, _form(given))
     guess = guess_meaning(found, _section(given, "schema"))
     other = {k: v for k, v in _section(given, "schema").items() if k not in (*COLUMNS, "features")}
