@@ -16,7 +16,7 @@ from twotower.config.experiment import Config
 from twotower.config.toml import load_config, override_config, parse_config
 from twotower.data.dataset import build_dataset
 from twotower.data.source import read
-from twotower.data.tables import Tables
+from twotower.data.tables import Tables, check
 from twotower.errors import ConfigError, DataError
 from twotower.suggestion.choice import MIN_LONG, RULES
 from twotower.suggestion.recipes import FittedRecipe, read_recipe
@@ -219,6 +219,16 @@ def test_repeats_that_are_kept_are_split_by_time(again: int, kind: str) -> None:
     found = of((None, None, pl.concat([actions, later])))
     assert (found.recipe, found.config.split.kind) == ("ranking", kind)
     assert ("Repeats are kept" in found.text) == (kind == "time")
+
+
+@pytest.mark.parametrize(("length", "kind"), [(5, "random"), (9, "random"), (10, "user_random")])
+def test_a_tenth_of_few_rows_is_drawn_from_all_users_together(length: int, kind: str) -> None:
+    actions = log(n_users=50, length=length, strength=1.0, n_items=60).drop("timestamp")
+    found = of((None, None, actions))
+    assert (found.recipe, found.config.split.kind) == ("collaborative", kind)
+    assert ("a tenth of most users' rows is none" in found.text.replace("\n#", "")) == (kind == "random")
+    data = build_dataset(check(None, None, actions, found.schema), found.schema, found.config.split)
+    assert min(len(data.validation), len(data.test)) >= 20
 
 
 def test_times_that_are_all_equal_split_nothing() -> None:

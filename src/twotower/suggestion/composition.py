@@ -14,6 +14,9 @@ from twotower.suggestion.shape import Shape
 from twotower.suggestion.side_features import SideFeature
 from twotower.train.starts.start import Start
 
+MIN_ROWS_OF_SPLIT = 10
+"""Median rows of a user from which a tenth of each user's rows is a row."""
+
 
 def compose(
     rule: RecipeRule, guess: Guess, shape: Shape, data: Mapping[str, TomlValue] | None, ordered: bool | None = None
@@ -58,6 +61,12 @@ def compose(
         split = {"kind": "time"}
         comments["split.kind"] = (
             "New items come later: the latest rows test, and the report has items that training lacks."
+        )
+    elif config.split.kind == "user_random" and shape.length < MIN_ROWS_OF_SPLIT:
+        split = {**split, "kind": "random"}
+        comments["split.kind"] = (
+            f"A user has {shape.length:g} rows, the median (threshold {MIN_ROWS_OF_SPLIT}): a tenth of most users' rows is none, so that "
+            "the rows of all are drawn together."
         )
     if guess.keeps_repeats:
         evaluation["repeats"] = "allow"
