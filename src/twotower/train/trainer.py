@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -42,6 +43,9 @@ from twotower.train.stopping import BestWeights, StopSignals
 from twotower.train.weights import MovingAverage, Weights
 
 log = logging.getLogger(__name__)
+
+MAX_BEYOND = 8
+"""Values of a start beyond those that are given, at most, for each of its options."""
 
 
 @dataclass
@@ -124,9 +128,7 @@ class Trainer:
         """Give the pairs with a start their values; as epoch 0 these may be the best weights."""
         started, config = time.perf_counter(), self.recipe.train
         for start in config.start:
-            alternatives = start.alternatives()
-            scores = [self._score_of_start(one) for one in alternatives] if len(alternatives) > 1 else [0.0]
-            chosen = alternatives[scores.index(max(scores))]
+            chosen = self._chosen(start)
             start_pair(self.model, chosen, self.dataset, config.seed, self.context)
             log.info(f"start of pair {start.pair} by {start.kind}: {chosen.describe()}")
         self.ema.restart()
@@ -135,6 +137,29 @@ class Trainer:
             log.info(
                 f"started in {time.perf_counter() - started:.1f} s: {config.monitor} = {found[config.monitor]:.4f}"
             )
+
+    def _chosen(self, start: Start) -> Start:
+        """Return the start with the values that are best on validation: of those given and, while an outermost one of several is the
+        best, of MAX_BEYOND values beyond it."""
+        alternatives = start.alternatives()
+        if len(alternatives) == 1:
+            return alternatives[0]
+        score, best = max(((self._score_of_start(one), one) for one in alternatives), key=itemgetter(0))
+        for _ in range(MAX_BEYOND):
+            further = [(self._score_beyond(one), one) for one in start.beyond(best)]
+            found, one = max(further, key=itemgetter(0), default=(score, best))
+            if found <= score:
+                break
+            score, best = found, one
+        return best
+
+    def _score_beyond(self, start: Start) -> float:
+        """Return the validation metric of values that nobody gave, minus infinity for those too small for float32."""
+        try:
+            return self._score_of_start(start)
+        except TrainingError as e:
+            log.info(str(e))
+            return -math.inf
 
     def _score_of_start(self, start: Start) -> float:
         """Return the validation metric of a pair that starts so, alone; higher is better."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +34,7 @@ from twotower.onnx.tower import OnnxTower
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.train.factors import factors_before
-from twotower.train.starts import STARTS, PairValues, Start, TransitionFactors
+from twotower.train.starts import STARTS, Ials, PairValues, Start, TransitionFactors
 from twotower.train.starts.positives import PositiveMatrix
 from twotower.train.trainer import Trainer
 
@@ -373,12 +374,67 @@ def test_of_several_values_the_best_on_validation_is_kept(kind: type[Start], cap
     with caplog.at_level(logging.INFO, "twotower"):
         trainer = Trainer(data, config(kind.kind, 1, None, **{option: tried}))
         trainer.run()
-    best = max(tried, key=lambda value: each[value][0])
-    assert same(weights(trainer), each[best][1])
     assert len({score for score, _ in each.values()}) > 1, "the values differ"
     lines = [line for line in caplog.messages if line.startswith(f"start of pair 0 by {kind.kind}")]
-    assert len(lines) == len(tried) + 1
-    assert f"{option} = {best:g}" in lines[-1]
+    assert len(lines) > len(tried)
+    scores = {line.split(f"{option} = ")[1].split(":")[0]: float(line.split(" = ")[-1]) for line in lines[:-1]}
+    assert [*scores][: len(tried)] == [f"{value:g}" for value in tried]
+    best = max(scores, key=scores.__getitem__)
+    assert lines[-1].endswith(f"{option} = {best}")
+    assert scores[best] == pytest.approx(trainer.best.score, abs=1e-4)
+    if float(best) in each:
+        assert same(weights(trainer), each[float(best)][1])
+
+
+class Scored(Trainer):
+    """Stands for a training whose validation metric is best at one place of both options, or rises for ever."""
+
+    at: tuple[float, float] | None
+
+    def _score_of_start(self, start: Start) -> float:
+        assert isinstance(start, Ials)
+        (a,), (rate,) = start.unobserved, start.regularization
+        if self.at is None:
+            return rate
+        if rate < 1e-4:
+            raise TrainingError("values that are not finite")
+        return -abs(math.log(a / self.at[0])) - abs(math.log(rate / self.at[1]))
+
+
+@pytest.mark.parametrize(
+    ("at", "found"),
+    [
+        ((0.2, 0.02), (0.2, 0.02)),  # in the middle
+        ((0.011, 0.3), (0.0125, 0.32)),  # beyond one end of each
+        ((0.8, 1e-6), (0.8, 1.5625e-4)),  # beyond the other ends; what is too small is no error
+        (None, (0.1, 0.04 * 2**8)),
+    ],
+)
+def test_values_beyond_the_given_ones_are_tried_while_they_are_better(
+    at: tuple[float, float] | None, found: tuple[float, float]
+) -> None:
+    tried = Ials(unobserved=(0.1, 0.2, 0.4), regularization=(0.01, 0.02, 0.04))
+    trainer = Scored(world("ials"), config("ials"))
+    trainer.at = at
+    chosen = trainer._chosen(tried)
+    assert isinstance(chosen, Ials)
+    assert (chosen.unobserved[0], chosen.regularization[0]) == pytest.approx(found)
+
+
+def test_values_beyond_are_in_the_ratio_of_the_outermost() -> None:
+    start = Ials(unobserved=(0.1, 0.01, 0.3), regularization=(0.02,))
+    for best, further in ((0.3, 0.9), (0.9, 2.7), (0.01, 0.001), (0.001, 0.0001)):
+        (found,) = start.beyond(Ials(unobserved=(best,), regularization=(0.02,)))
+        assert isinstance(found, Ials)
+        assert found.unobserved == pytest.approx((further,))
+        assert found.regularization == (0.02,)
+    assert start.beyond(Ials(unobserved=(0.1,), regularization=(0.02,))) == [], "in the middle, and of one value"
+    counts = TransitionFactors(frequency=(0.0, 0.5))
+    assert counts.beyond(TransitionFactors(frequency=(0.0,))) == [], "nothing is beyond 0"
+
+
+def test_values_beyond_that_are_too_small_are_no_error() -> None:
+    Trainer(world("ials"), config("ials", 1, None, regularization=[1e-5, 1e-4])).run()
 
 
 def test_a_regularisation_too_small_for_its_numbers_is_refused() -> None:

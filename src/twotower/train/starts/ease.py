@@ -32,7 +32,9 @@ class Ease(Start):
     choices = ("regularization",)
 
     regularization: tuple[Positive, ...] = Field(
-        (400.0,), min_length=1, description="Regularisation lambda. Of several values the best on validation."
+        (400.0,),
+        min_length=1,
+        description="Regularisation lambda. Of several values the best on validation, or one beyond them that is better.",
     )
     max_items: int = Field(
         10_000,

@@ -69,6 +69,19 @@ class Start(Kind):
         values = [[(value,) for value in getattr(self, name)] for name in self.choices]
         return [self.model_copy(update=dict(zip(self.choices, chosen, strict=True))) for chosen in product(*values)]
 
+    def beyond(self, best: Start) -> list[Start]:
+        """Return `best` with a value beyond its own, for each option of several values that has none of them further out: in the ratio
+        of the two outermost."""
+        found = list[Start]()
+        for name in self.choices:
+            values, (at,) = sorted(getattr(self, name)), getattr(best, name)
+            if len(values) == 1 or values[0] < at < values[-1]:
+                continue
+            inner, outer = (values[1], values[0]) if at <= values[0] else (values[-2], values[-1])
+            if inner > 0 and outer > 0 and inner != outer:
+                found.append(best.model_copy(update={name: (at * outer / inner,)}))
+        return found
+
     def describe(self) -> str:
         """Return the first values of `choices`, for messages."""
         return ", ".join(f"{name} = {getattr(self, name)[0]:g}" for name in self.choices)
