@@ -32,13 +32,15 @@ def main(chosen: Namespace, report: Report) -> None:
         if chosen.only not in name:
             continue
         if name in BASELINES:
-            row = baseline(name, DECLARED["splits"][task])
+            row = baseline(name, chosen.data, DECLARED["splits"][task])
             seeds, seconds = [np.array(row["ranks"])], row["seconds"]
         else:
-            found = [trained(name, DECLARED["splits"][task], n + 1, chosen.epochs) for n in range(chosen.seeds)]
+            split, seeds_of = DECLARED["splits"][task], range(1, chosen.seeds + 1)
+            found = [trained(name, chosen.data, split, seed, chosen.epochs) for seed in seeds_of]
             seeds, seconds, name = [f[0] for f in found], sum(f[1] for f in found) / len(found), f"examples/{name}"
-        add(report, f"{name}, {task}", seeds, MEASURES, queries=len(seeds[0]))
-        report.add(f"{name}, {task}, seconds of training", seconds, "s")
+        row_name = f"{name}, {task}" if chosen.data == "ml-1m-titles" else f"{chosen.data}: {name}, {task}"
+        add(report, row_name, seeds, MEASURES, queries=len(seeds[0]))
+        report.add(f"{row_name}, seconds of training", seconds, "s")
         report.write()
 
 
@@ -55,11 +57,12 @@ def part_pairs(dataset: Dataset, part: Part, split: str) -> tuple[Ints, Ints]:
     return pairs.user[keep].astype(np.int64), pairs.item[keep].astype(np.int64)
 
 
-def trained(example: str, split: str, seed: int, epochs: int) -> tuple[Ints, float]:
+def trained(example: str, data: str, split: str, seed: int, epochs: int) -> tuple[Ints, float]:
     """Return the ranks of the test queries' films by a model, and its seconds of training."""
     schema, config = load_config(ROOT / "examples" / example)
     changed = [f"train.epochs={epochs}"] if epochs else []
-    config = override_config(config, [f"split.kind={split}", f"train.seed={seed}", "evaluation.bootstrap=0", *changed])
+    changed += [f"data.dataset={data}", f"split.kind={split}", f"train.seed={seed}", "evaluation.bootstrap=0"]
+    config = override_config(config, changed)
     tables, schema = api.read(config, schema)
     run = api.fit(tables, schema, config)
     user, item = part_pairs(run.dataset, "test", split)
@@ -67,9 +70,9 @@ def trained(example: str, split: str, seed: int, epochs: int) -> tuple[Ints, flo
     return ranks(factors.users.cpu().numpy()[user] @ factors.items.cpu().numpy().T, item), run.metrics["train.seconds"]
 
 
-def baseline(name: str, split: str) -> dict[str, Any]:
+def baseline(name: str, data: str, split: str) -> dict[str, Any]:
     """Return the candidate of a baseline with the best MRR@10 on validation."""
-    schema, config = load_config(ROOT / "examples" / EXAMPLES[0], [f"split.kind={split}"])
+    schema, config = load_config(ROOT / "examples" / EXAMPLES[0], [f"data.dataset={data}", f"split.kind={split}"])
     tables, schema = api.read(config, schema)
     assert isinstance(tables, Tables)  # it names a data set, not a prepared one
     dataset = build_dataset(tables, schema, config.split)

@@ -1,0 +1,142 @@
+from argparse import Namespace
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from benchmarks.lib.machine import Numbers
+from benchmarks.lib.report import Report, declared
+from benchmarks.quality.films import Films
+from twotower import api
+from twotower.data.datasets.ml_1m import MovieLens1M
+from twotower.data.datasets.ml_100k import MovieLens100K
+from twotower.data.tables import Tables, check
+from twotower.suggestion.suggest import suggest
+
+SEED, LAST = 2022, 12
+"""Seed of made data and of drawn users; rows of a user in a short log."""
+
+
+class Log(NamedTuple):
+    """Tables as a user brings them, of which interactions alone are needed."""
+
+    interactions: pl.DataFrame
+    users: pl.DataFrame | None = None
+    items: pl.DataFrame | None = None
+
+    def of(self, rows: pl.DataFrame) -> "Log":
+        """Return the log with other interactions."""
+        return self._replace(interactions=rows)
+
+    def last(self) -> "Log":
+        """Return the log of the last rows of each user, ties in the order of the table."""
+        rows = self.interactions.sort("timestamp", maintain_order=True)
+        return self.of(rows.group_by("user_id", maintain_order=True).tail(LAST))
+
+    def likes(self) -> "Log":
+        """Return the pairs of ratings of at least 4, without their time."""
+        return self.of(self.interactions.filter(pl.col("rating") >= 4).select("user_id", "item_id"))
+
+    def some_users(self) -> "Log":
+        """Return the log of a fifth of the users."""
+        ids = self.interactions["user_id"].unique().sort()
+        return self.of(
+            self.interactions.filter(pl.col("user_id").is_in(ids.sample(len(ids) // 5, seed=SEED).implode()))
+        )
+
+
+def main(chosen: Namespace, report: Report) -> None:
+    for recipe, row in declared(__file__)["recipes"].items():
+        for name in row["logs"]:
+            if chosen.only not in (key := f"{recipe}, {name}"):
+                continue
+            if name.startswith("short") and not chosen.sequences:
+                print(f"{key}: left out, for its archive is not named: --sequences path/to/sequences.zip", flush=True)
+                continue
+            seeds: dict[str, Numbers] = report.rows().get(key, {})
+            for seed in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
+                seeds[str(seed)] = seeds.get(str(seed)) or train(recipe, LOGS[name](chosen.sequences), seed, chosen.set)
+                report.write({key: seeds})
+            for metric in row["metrics"]:
+                add(report, key, metric, [*seeds.values()])
+
+
+def train(recipe: str, log: Log, seed: int, settings: list[str]) -> Numbers:
+    """Return the metrics of a training on a log as the recipe is suggested for it, and the recipe that the rules choose."""
+    given = [f"train.seed={seed}", *filter(None, settings)]
+    suggestion = suggest(log.interactions, log.users, log.items, recipe=recipe, overrides=given)
+    rules = suggest(log.interactions, log.users, log.items).recipe
+    tables = check(log.users, log.items, log.interactions, suggestion.schema)
+    return {"rules": rules, **api.fit(tables, suggestion.schema, suggestion.config).metrics}
+
+
+def add(report: Report, key: str, metric: str, runs: list[Numbers]) -> None:
+    """Add a metric of the runs, and that of the baseline with the highest."""
+    first = runs[0]
+    baselines = {k.split(".")[1]: v for k, v in first.items() if k.startswith("baseline.") and k.endswith(f".{metric}")}
+    best = max(baselines, key=lambda name: baselines[name])
+    ends = [first.get(f"test.{metric}.{end}") for end in ("low", "high")]
+    given: Numbers = {"interval": ends} if None not in ends else {}
+    report.add(f"{key}, {metric}", [run[f"test.{metric}"] for run in runs], rules=first["rules"], **given)
+    report.add(f"{key}, {metric}, {best}", baselines[best])
+
+
+def made(length: int, n_users: int, n_items: int) -> Log:
+    """Return made data: three items in ten are one of three fixed followers of the one before; no item twice."""
+    rng, rows = np.random.default_rng(SEED), list[tuple[int, int, int]]()
+    follow = rng.integers(0, n_items, (n_items, 3))
+    for user in range(n_users):
+        seen = dict.fromkeys([int(rng.integers(n_items))])
+        last = next(iter(seen))
+        while len(seen) < length:
+            item = int(follow[last, rng.integers(3)]) if rng.random() < 0.3 else int(rng.integers(n_items))
+            if item not in seen:
+                seen[last := item] = None
+        rows += [(user, item, at) for at, item in enumerate(seen)]
+    return Log(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"))
+
+
+def made_tastes(has_label: bool, n_users: int = 2000, n_items: int = 800, each: int = 30, width: int = 8) -> Log:
+    """Return made data: tastes of eight directions, popular items and generous users. Shown items are popular ones, and liked by chance;
+    without a label, items are taken by chance and a user's are in no order."""
+    rng = np.random.default_rng(SEED)
+    users, items = rng.normal(size=(n_users, width)), rng.normal(size=(n_items, width))
+    popularity = rng.normal(size=n_items)
+    fit = users @ items.T / np.sqrt(width)
+    odds = popularity + (0.0 if has_label else 1.5) * fit + rng.gumbel(size=fit.shape)
+    user, item = np.divmod(np.argsort(-odds, 1)[:, :each] + n_items * np.arange(n_users)[:, None], n_items)
+    log = pl.DataFrame({"user_id": user.ravel(), "item_id": item.ravel()})
+    if not has_label:
+        return Log(log)
+    chance = 1.5 * fit + 0.5 * popularity + rng.normal(size=(n_users, 1))
+    liked = np.take_along_axis(chance, item, 1) + rng.logistic(size=item.shape) > 0
+    return Log(log.with_columns(liked=pl.Series(liked.ravel().astype(int))))
+
+
+def movielens(source: Callable[[], Tables]) -> Log:
+    """Return the log of ratings with users and films."""
+    tables = source()
+    return Log(tables.interactions, tables.users, tables.items)
+
+
+def short(archive: str) -> Log:
+    """Return the log of an archive of sequences."""
+    return Log(Films.read(archive).tables(bare=True)[2])
+
+
+LOGS: dict[str, Callable[[str], Log]] = {
+    "made, 80 of a user": lambda _: made(80, 1500, 600),
+    "made, 10 of a user": lambda _: made(10, 2000, 800),
+    "made, no time": lambda _: made_tastes(False),
+    "made, shown and liked": lambda _: made_tastes(True),
+    "MovieLens 100K": lambda _: movielens(MovieLens100K().load),
+    "MovieLens 100K, last 12": lambda _: movielens(MovieLens100K().load).last(),
+    "MovieLens 100K, likes without time": lambda _: movielens(MovieLens100K().load).likes(),
+    "MovieLens 1M": lambda _: movielens(MovieLens1M().load),
+    "MovieLens 1M, last 12": lambda _: movielens(MovieLens1M().load).last(),
+    "MovieLens 1M, likes without time": lambda _: movielens(MovieLens1M().load).likes(),
+    "MovieLens 1M, a fifth of the users": lambda _: movielens(MovieLens1M().load).some_users(),
+    "short sequences": short,
+    "short sequences without time": lambda archive: (log := short(archive)).of(log.interactions.drop("timestamp")),
+}
