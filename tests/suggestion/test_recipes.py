@@ -111,10 +111,11 @@ def test_names_that_meet_a_history_are_told_apart() -> None:
 
 def test_text_is_read_by_recipes_of_text() -> None:
     assert names(fitted(column("about", kind="text", is_text=True)), "item") == ["item", "n"]
-    needy = FittedRecipe(RECIPE, "c", "p", [column("about", kind="text", is_text=True)], True, needs_contents=True)
-    assert names(needy, "item") == ["item", "about", "n"]
-    both = [column("about", kind="text", is_text=True), column("brand")]
-    assert names(FittedRecipe(RECIPE, "c", "p", both, True, needs_contents=True), "item") == ["item", "brand", "n"]
+    both = [column("about", kind="text", is_text=True), column("brand"), column("says", "user", "text", True)]
+    assert names(FittedRecipe(RECIPE, "c", "p", both, True), "item") == ["item", "brand", "n"]
+    read = FittedRecipe(RECIPE, "c", "p", both, True, reads_text=True)
+    assert names(read, "item") == ["item", "about", "brand", "n"]
+    assert "says" not in names(read, "user")
     words = FittedRecipe(
         read_recipe("words"),
         "who",

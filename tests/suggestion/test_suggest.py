@@ -144,6 +144,21 @@ def test_new_items_without_contents_are_no_cold_start() -> None:
         of((None, None, actions), recipe="cold-start")
 
 
+@pytest.mark.parametrize("price", [True, False])
+def test_text_is_read_where_other_columns_are_the_same_for_several_new_items(price: bool) -> None:
+    actions, items = with_new_items(log(), 0.5)
+    about = [
+        f"story of {a} and {b}" for a, b in zip(range(100, 100 + len(items)), "abcdefg" * len(items), strict=False)
+    ]
+    items = items.with_columns(about=pl.Series(about))
+    found = of((None, items if price else items.drop("price"), actions))
+    assert found.recipe == "cold-start"
+    names = [f.name for f in found.schema.features if f.side == "item"]
+    assert ("about" in names) != price, "four categories, with a price 64 combinations"
+    said = f"at most 4 combinations of values for {len(items)} items"
+    assert (said in found.text.replace("\n#", "")) != price
+
+
 @pytest.mark.parametrize(("unused", "recipe"), [(9, "collaborative"), (10, "cold-start"), (40, "cold-start")])
 def test_without_times_items_without_a_row_are_the_new_ones(unused: int, recipe: str) -> None:
     actions = log(strength=0.0, n_items=40).drop("timestamp")

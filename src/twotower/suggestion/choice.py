@@ -36,7 +36,7 @@ class RecipeRule:
     min_steps: int = 0
     """Steps that a training has at least, measured on small logs (docs/log.md). 0: a tenth of the recipe's own."""
     needs_contents: bool = False
-    """True if items are ranked by their contents alone."""
+    """True if items are ranked by their contents alone, which read text where other columns are the same for several items."""
 
 
 def describe_order(shape: Shape) -> str:

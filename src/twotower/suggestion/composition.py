@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from twotower.config.toml import TomlValue, parse_config
 from twotower.features.schema import Schema
@@ -32,10 +33,12 @@ def compose(
     if shape.query == schema["user_id"]:  # what was searched for stands for the user
         options = {"kind": "text", "side": "user", "name": shape.query}
         columns = (SideFeature(shape.query, options, "what was searched for", True), *columns)
+    alike = rule.needs_contents and shape.content_kinds < shape.items
+    if alike and shape.content_kinds > 1:
+        why = f"the other columns have at most {shape.content_kinds:,} combinations of values for {shape.items:,} items"
+        columns = tuple(replace(c, why=f"{c.why}; {why}") if c.is_text else c for c in columns)
     has_label = "label" in schema or "event" in schema
-    fitted = FittedRecipe(
-        source, str(schema["user_id"]), str(schema["item_id"]), columns, has_label, rule.needs_contents
-    )
+    fitted = FittedRecipe(source, str(schema["user_id"]), str(schema["item_id"]), columns, has_label, alike)
     sections, of_shape = shaped_settings(source, fitted, shape, config, rule.rows, rule.min_steps)
     comments |= of_shape | {f"schema.features.{place}": why for place, why in fitted.why.items()}
     split, evaluation = _section(source, "split"), _section(source, "evaluation")

@@ -58,21 +58,20 @@ class FittedRecipe:
         item_id: str,
         columns: Sequence[SideFeature],
         has_label: bool,
-        needs_contents: bool = False,
+        reads_text: bool = False,
     ) -> None:
-        """Fit a recipe to tables with these id columns and `columns`. Without a label histories hold all interactions. One that
-        needs contents of the items reads text where they have nothing else."""
+        """Fit a recipe to tables with these id columns and `columns`. Without a label histories hold all interactions. With
+        `reads_text` a recipe without text reads that of the items too."""
         self.recipe = parse_config(settings)[0] or Schema()
         self.ids = {"user": user_id, "item": item_id}
         self.has_label = has_label
         own = [f for f in self.recipe.features if self._is_column(f)]
         texts = [f.searchable for f in own]
-        only_text = needs_contents and not any(c.options["side"] == "item" and not c.is_text for c in columns)
         self.columns = [
             c
             for c in columns
             if (c.is_text if own and all(texts) else any(texts) or not c.is_text)
-            or (only_text and c.options["side"] == "item")
+            or (reads_text and c.options["side"] == "item")
         ]
         self._renamed: dict[tuple[str, str], tuple[str, ...]] = {}
         self.why: dict[int, str] = {}

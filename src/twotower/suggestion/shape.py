@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +18,13 @@ from twotower.data.times import TIME
 from twotower.features.schema import Schema
 from twotower.features.side import SideName
 from twotower.suggestion.query_evidence import QueryEvidence, query_evidence
-from twotower.suggestion.side_features import SideFeatures, is_text
+from twotower.suggestion.side_features import SideFeature, SideFeatures, is_text
 
 LAST_SHARE = 0.1
 """Share of the interactions, the latest, whose items are counted as new or known."""
+
+MAX_BUCKETS = 16
+"""Values of a number that a recipe tells apart."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Shape:
     """Column of the items that holds text. Empty: none."""
     queries: QueryEvidence | None
     """Evidence that users search for items. None: users or items have no text."""
+    content_kinds: int
+    """Combinations of values that the items' columns without text can have at most, numbers in MAX_BUCKETS buckets. 1: no column."""
     contents: int
     """Features of the items beside their ids."""
 
@@ -102,8 +108,15 @@ def measure_shape(
         query=query,
         words=words,
         queries=evidence,
+        content_kinds=math.prod(_kinds(tables.items[f.column], f) for f in sides["item"].features if not f.is_text),
         contents=len(sides["item"].features),
     )
+
+
+def _kinds(values: pl.Series, feature: SideFeature) -> int:
+    """Return the number of values that a feature tells apart."""
+    distinct = max(1, values.n_unique())
+    return min(distinct, MAX_BUCKETS) if feature.options["kind"] == "numeric" else distinct
 
 
 def _searched(
