@@ -92,6 +92,12 @@ class Command:
             assert time.monotonic() < deadline, f"{pattern} does not come\n{self.said[-6000:]}"
             time.sleep(0.05)
 
+    def tell(self, line: str) -> None:
+        """Write a line to its standard input."""
+        assert self._process.stdin
+        self._process.stdin.write(f"{line}\n".encode())
+        self._process.stdin.flush()
+
     def send_signal(self, sig: int) -> None:
         """Send a signal to the program, which is the child of the one that entered the host."""
         for child in children(self._process.pid):
