@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +47,10 @@ class Cluster:
     def environment(self) -> dict[str, str]:
         return environment(self.objects.address) | RAY
 
-    def put(self, table: Path) -> None:
-        """Write the files of a folder below the URL, as the table `items`."""
+    def put(self, table: Path, name: str = "items") -> None:
+        """Write the files of a folder below the URL, as a table of that name."""
         for path in table.iterdir():
-            self.bucket.call(self.objects.put, f"{self.url}/items/{path.name}", path.read_bytes())
+            self.bucket.call(self.objects.put, f"{self.url}/{name}/{path.name}", path.read_bytes())
 
     def embed(self, host: Host, out: str, engine: str = "ray", rows: int = 100, threads: int = 1) -> Command:
         """Start the job on a host, by an address of Ray, by "ray" on the cluster of the head, or by "local" on that host alone."""
@@ -56,9 +58,9 @@ class Cluster:
         return self.call(host, *words, engine=engine, threads=threads)
 
     def call(self, host: Host, *words: Any, engine: str, threads: int = 1) -> Command:
-        """Start a verb that shares its work, with the run through the bucket."""
+        """Start a verb that shares its work, with its run, if it has one, through the bucket."""
         joined = {"RAY_ADDRESS": "head:6379"} if engine == "ray" else {}
-        share = () if engine == "local" else ("--share", f"{self.url}/runs")
+        share = ("--share", f"{self.url}/runs") if engine != "local" and "run" in words else ()
         return host.twotower(
             *words, *share, "--engine", engine, "--threads", threads, env=self.environment | joined,
         )  # fmt: skip
@@ -90,16 +92,30 @@ def ray_cluster(run: Path, workers: Sequence[str]) -> Iterator[Cluster]:
         for host in (caller, head):
             host.give(run, HOME / "run")
         words = ("--head", "--port", 6379, "--ray-client-server-port", 10001, "--include-dashboard=false")
-        _start(cluster, head, 0, *words).until("Ray runtime started", 600)
-        started = [_start(cluster, host, 1, "--address", "head:6379") for host in others]
-        for ray in started:
-            ray.until("Ray runtime started", 600)
+        _wait_started(cluster, head, 0, *words)
+        for host in others:
+            _wait_started(cluster, host, 1, "--address", "head:6379")
         yield cluster
+
+
+def _wait_started(cluster: Cluster, host: Host, cpus: int, *words: Any) -> None:
+    """Start Ray on a host, at most three times: it ends by itself where its processes are not up within seconds, as on a busy machine."""
+    for left in reversed(range(3)):
+        ray = _start(cluster, host, cpus, *words)
+        try:
+            ray.until("Ray runtime started", 600)
+            return
+        except AssertionError:
+            if not left or ray.poll() is None:
+                raise
+            for pid, _ in host.processes():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def _start(cluster: Cluster, host: Host, cpus: int, *words: Any) -> Command:
     hooks = host.folder(HOME / "hooks")
-    hooks.mkdir()
+    hooks.mkdir(exist_ok=True)
     (hooks / "sitecustomize.py").write_text(POINTS)
     return host.start(
         "python", "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address", host.address, "--num-cpus", cpus,

@@ -83,6 +83,20 @@ def test_a_host_without_the_folder_loads_the_run_through_the_bucket(
     }
 
 
+def test_an_unfinished_run_has_its_checkpoints_with_it(bucket: str, tmp_path: Path) -> None:
+    _, items, actions = checkerboard()
+    config = settings(train={"epochs": 2, "checkpoint_steps": 1}, split={"kind": "last"})
+    api.fit((None, items, actions), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run")
+    for name in ("metrics.json", "model.json", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    unfinished = api.load(tmp_path / "run")
+    assert unfinished.unfinished
+    copy = RunCopy.of(unfinished, f"{bucket}/runs")
+    shutil.rmtree(tmp_path / "run")
+    found = copy.load()
+    assert (found.unfinished, run_digests(found)) == (unfinished.unfinished, run_digests(unfinished))
+
+
 def test_a_run_that_is_there_is_neither_put_nor_fetched_again(run: Run, bucket: str, cache: Path) -> None:
     url = Url.parse(f"{bucket}/runs")
 

@@ -26,7 +26,9 @@ import psutil
 import pytest
 import torch
 from messages import collected_messages
+from object_server import ObjectServer
 from ray_worlds import running_ray
+from wire import Wire
 from worlds import checkerboard, settings
 
 from twotower import api
@@ -694,6 +696,24 @@ def test_a_bucket_holds_the_files_of_a_disk(run: Run, table: Path, whole: Path, 
         again(run, table, Path(f"{bucket}/out"), shard_rows=90)
     with pytest.raises(ConfigError, match=r"an address, and vectors are read from a disk; copy its files"):
         EmbeddingsFolder(f"{bucket}/out")
+
+
+@pytest.mark.system  # the link takes seconds
+def test_a_bucket_behind_a_slow_link_holds_the_same_files(
+    run: Run, table: Path, whole: Path, bucket: str, s3: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each piece of 8 kB comes 20 ms later, at 300 kB a second; table and vectors are in the bucket."""
+    for path in table.iterdir():
+        ObjectClient(Url.parse(bucket)).write(f"items/{path.name}", path.read_bytes())
+    wire = Wire(int(s3.address.rpartition(":")[2]), delay=0.02, rate=300_000)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", wire.uri)
+    again(run, f"{bucket}/items", Path(f"{bucket}/out"))
+    assert wire.passed > sum(path.stat().st_size for path in whole.glob("part-*"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.address)
+    wire.close()
+    found = copy_of(f"{bucket}/out", tmp_path / "found")
+    for name in {p.name for p in whole.iterdir()} - {"work", "embedding.json"}:
+        assert (found / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_ids_of_a_bucket_get_one_type(run: Run, bucket: str, tmp_path: Path) -> None:

@@ -96,6 +96,26 @@ def test_hosts_that_share_a_bucket_alone_measure_a_run_as_one_process_does(clust
     assert any(list(worker.folder(HOME).glob(".cache/twotower/runs/*/metrics.json")) for worker in cluster.workers)
 
 
+def test_hosts_that_share_a_bucket_alone_answer_all_users_as_one_process_does(cluster: Cluster, world: Path) -> None:
+    (world / "users").mkdir()
+    pl.DataFrame({"user_id": range(40)}).write_parquet(world / "users/a.parquet")
+    cluster.put(world / "users", "users")
+    store = f"{cluster.url}/store"
+    published = cluster.caller.twotower("publish", "run", "--store", store, env=cluster.environment)
+    assert published.wait(600) == 0, published.said
+    words = ("recommend", "--store", store, "--users", f"{cluster.url}/users", "-k", 5, "--shard-rows", 10)
+    for out, engine in (("one", "local"), ("many", "ray://head:10001")):
+        job = cluster.call(cluster.caller, *words, "--out", f"{cluster.url}/{out}", engine=engine)
+        assert job.wait(600) == 0, job.said
+    parts = [name for name in cluster.listed("one") if name.startswith("part-")]
+    assert len(parts) == 4
+    for name in parts:
+        assert cluster.read("many", name) == cluster.read("one", name)
+    assert any(
+        list(worker.folder(HOME).glob(".cache/twotower/bundles/*/*/*/MANIFEST.json")) for worker in cluster.workers
+    )
+
+
 def test_fault_C18_a_job_that_is_killed_and_called_again_makes_what_is_missing(cluster: Cluster, world: Path) -> None:
     """All three workers stand still in their third shard when the call is killed."""
     stop_at(THIRD_SHARD, *cluster.workers)

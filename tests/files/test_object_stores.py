@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 from object_server import Fault, ObjectServer
 from wire import Wire
@@ -91,6 +94,7 @@ def slow(bucket: str, s3: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iter
     wire.close()
 
 
+@pytest.mark.system  # the link takes seconds
 @pytest.mark.parametrize("way", ["write", "conditional write", "upload", "read in chunks"])
 def test_bytes_of_a_slow_link_are_no_silence(
     way: str, bucket: str, s3: ObjectServer, slow: Wire, tmp_path: Path
@@ -116,6 +120,23 @@ def test_bytes_of_a_slow_link_are_no_silence(
     assert slow.passed > len(DATA)
     with pytest.raises(ObjectError, match="does not answer as expected"):
         ObjectClient(url, replace(limits, slowest=1e9)).write("other", DATA)
+
+
+@pytest.mark.system
+def test_a_table_is_read_through_a_slow_link(bucket: str, s3: ObjectServer, slow: Wire) -> None:
+    noise = pl.DataFrame({"x": np.frombuffer(np.random.default_rng(0).bytes(len(DATA)), np.int64)})
+    file = io.BytesIO()
+    noise.write_parquet(file)
+    ObjectClient(Url.parse(bucket)).write("noise.parquet", file.getvalue())
+    limits = RemoteLimits(silence_seconds=60.0, request_seconds=1.0, retries=0)
+
+    def read(by: RemoteLimits) -> pl.DataFrame:
+        options = by.for_polars()
+        return pl.scan_parquet(f"{bucket}/noise.parquet", storage_options=options, credential_provider=None).collect()
+
+    assert read(limits).equals(noise)
+    with pytest.raises(OSError, match="body error|timed out|operation"):
+        read(replace(limits, slowest=1e12))
 
 
 def test_a_transfer_has_the_seconds_of_its_bytes_and_few_clients_differ() -> None:

@@ -30,6 +30,8 @@ CHUNK_BYTES = 16 << 20
 """Bytes of one part of a large upload or download."""
 PARTS = 2
 """Parts of a large upload that are sent at a time."""
+POLARS_BYTES = 1 << 30
+"""Bytes that polars asks for at a time: many requests of up to 64 MiB."""
 TRANSFERS = 4
 """Files that a process reads or writes at a time."""
 Cause = Literal["missing", "bucket", "refused", "unreachable", "changed", "size", "checksum", "other"]
@@ -65,10 +67,11 @@ class RemoteLimits:
     """Seconds after which no repetition begins."""
 
     def for_polars(self) -> dict[str, str | int]:
-        """Return the limits as `storage_options` of polars."""
+        """Return the limits as `storage_options` of polars, whose requests share the link."""
+        request_seconds = self.of_transfer(POLARS_BYTES, is_sent=False).request_seconds
         return {
             "connect_timeout": _seconds(self.connect_seconds), "read_timeout": _seconds(self.silence_seconds),
-            "timeout": _seconds(self.request_seconds), "max_retries": self.retries,
+            "timeout": _seconds(request_seconds), "max_retries": self.retries,
             "retry_timeout_ms": int(self.retry_seconds * 1000),
         }  # fmt: skip
 
