@@ -219,10 +219,12 @@ class RayWithTwins(LostRay):
         super().__init__("", ConnectionError())
         self.sent: list[int] = []
         self.cancelled: list[int] = []
+        self.functions = 0
         self._looks = 0
 
     def remote(self, first: object, *shards: int) -> Any:
         self.sent += shards
+        self.functions += not shards
         return len(self.sent) - 1 if shards else self
 
     def wait(self, waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
@@ -250,6 +252,7 @@ def test_of_a_shard_that_two_make_the_one_that_is_left_is_cancelled(monkeypatch:
     assert ray.sent == [5, 6, 7, 5, 6, 7]
     assert made == [14, 12, 10]
     assert ray.cancelled == [2, 1, 0]
+    assert ray.functions == 2, "Ray asks for CPUs by function, and would wait for the answers of the lost host"
 
 
 def run_lost(at: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> LostRay:

@@ -103,13 +103,17 @@ class RayEngine(JobEngine):
         running: dict[ObjectRef[Made], int] = {}
         unfinished: dict[int, Shard] = {}
         try:
-            task = ray.remote(_make).options(  # type: ignore[var-annotated]
-                num_cpus=threads, max_retries=RETRIES, runtime_env={"env_vars": variables}
-            )
             sent = _Sent(uuid.uuid4().hex, ray.put(job), tuple(modules))
             left = iter(enumerate(shards))
             last, lost, has_twins = time.monotonic(), _lost_hosts(), False
+            is_new = True
             while True:
+                if is_new:  # a new function asks for CPUs anew, and not after those that a lost host was asked for
+                    task = ray.remote(_make).options(  # type: ignore[var-annotated]
+                        num_cpus=threads, max_retries=RETRIES, runtime_env={"env_vars": variables}
+                    )
+                    running |= {task.remote(sent, shard): number for number, shard in unfinished.items()}
+                    is_new = False
                 for number, shard in islice(left, WAITING - len(unfinished)):
                     unfinished[number] = shard
                     running[task.remote(sent, shard)] = number
@@ -130,8 +134,7 @@ class RayEngine(JobEngine):
                         log.info(
                             f"engine 'ray': a host is lost; unfinished shards, which the others get too: {len(unfinished):,}"
                         )
-                        running |= {task.remote(sent, shard): number for number, shard in unfinished.items()}
-                        has_twins = True
+                        is_new = has_twins = True
                 for ref in ready:
                     if (number := running.pop(ref, -1)) in unfinished:  # else a twin has made it
                         made = _result(ref)
