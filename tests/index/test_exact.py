@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -61,6 +62,23 @@ def test_queries_in_blocks_give_what_all_at_once_give(numbers: int) -> None:
     store, queries, scope = index._store, users(70), index._scope(70, None, None)
     found = exact_top_k(store, queries, 10, scope, 2, numbers)
     same(found, exact_top_k(store, queries, 10, scope, 2), ties=True)
+
+
+@pytest.mark.parametrize("allowed", [None, np.arange(0, 20_000, 2)])
+def test_candidates_of_many_queries_take_memory_that_is_bounded(allowed: np.ndarray | None) -> None:
+    """Also where allowed vectors are gathered in blocks, each of which gives nominees."""
+    rng = np.random.default_rng(0)
+    vectors, queries = rng.standard_normal((20_000, 64), np.float32), rng.standard_normal((3000, 64), np.float32)
+    index = Exact().build(vectors, np.arange(20_000), "dot")
+    assert isinstance(index, ExactIndex)
+    scope = index._scope(3000, allowed, None)
+    tracemalloc.start()
+    try:
+        exact_top_k(index._store, queries, 10, scope, 1, numbers=2**13)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16e6, "the answers take 0.4 MB, nominees of all blocks for all queries fifty"
 
 
 def test_a_score_does_not_depend_on_company() -> None:

@@ -118,12 +118,12 @@ def exact_top_k(
     fetch = keep + max(map(len, banned), default=0)
     if n * len(queries) > NUMPY_MAX_SCORES and 4 * fetch < n:
         certain = np.zeros(len(queries), np.bool_)
-        many, step = max(1, numbers // fetch), max(1, numbers // (keep * store.width))
-        for first in range(
-            0, len(queries), many
-        ):  # wide vectors are read once for many queries, and rescored for few at a time
+        # Wide vectors are read once for many queries, and rescored for few at a time. Each gathered block has nominees of its own.
+        blocks = 1 if only is None else -(-n // max(1, numbers // store.width))
+        many, step = max(1, numbers // (fetch * blocks)), max(1, numbers // (keep * store.width))
+        for first in range(0, len(queries), many):
             nominated = slice(first, first + many)
-            at, rough = _nominate(store, queries[nominated], fetch, only, banned[nominated], keep, threads)
+            at, rough = _nominate(store, queries[nominated], fetch, only, banned[nominated], keep, threads, numbers)
             for start in range(0, len(at), step):
                 ours = slice(start, min(start + step, len(at)))
                 part = slice(first + ours.start, first + ours.stop)
@@ -148,10 +148,11 @@ def _nominate(
     banned: list[Shaped[Rows, "_"]],
     keep: int,
     threads: int,
+    numbers: int,
 ) -> tuple[Shaped[Rows, "B keep"], Shaped[Vectors, "B keep"]]:
     """Return the positions with the `keep` largest float32 sums, and the sums, in descending order.
 
-    They are taken from the `n` largest, without banned positions.
+    They are taken from the `n` largest, without banned positions. Allowed vectors are gathered about `numbers` numbers at a time.
     """
     from twotower.index.faiss.setup import faiss, faiss_settings
 
@@ -167,7 +168,7 @@ def _nominate(
 
     def search_share(start: int, stop: int) -> tuple[Shaped[Rows, "B n"], Shaped[Vectors, "B n"]]:
         with faiss_settings(1, width):
-            step = stop - start if only is None else max(1, GATHER_NUMBERS // width)
+            step = stop - start if only is None else max(1, numbers // width)
             return _merge_largest([search_block(low, min(low + step, stop)) for low in range(start, stop, step)], n)
 
     if threads == 1:
