@@ -88,26 +88,40 @@ def test_workers_end_with_the_process_that_watches_them(serve: Start) -> None:
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
 
 
+@pytest.fixture
+def _signals_of_before() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGTERM, before[0])
+    signal.signal(signal.SIGINT, before[1])
+    os.environ.pop(METRICS_FOLDER, None)
+
+
+class Spawns(SpawnContext):
+    """Stands for a context whose first process is as far as a test goes."""
+
+    def Process(self, **_: Any) -> SpawnProcess:  # type: ignore[override]
+        raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("_signals_of_before")
 def test_fault_E7_workers_are_spawned_and_never_forked(store: Path) -> None:
     methods: list[str] = []
 
-    class Context(SpawnContext):
-        def Process(self, **_: Any) -> SpawnProcess:  # type: ignore[override]
-            raise KeyboardInterrupt
-
-    def get_context(method: str) -> Context:
+    def get_context(method: str) -> Spawns:
         methods.append(method)
-        return Context()
+        return Spawns()
 
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            supervisor.supervise_workers(ServeSettings(store=store, workers=2), [], get_context)
-    finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGINT, before[1])
-        os.environ.pop(METRICS_FOLDER, None)
+    with pytest.raises(KeyboardInterrupt):
+        supervisor.supervise_workers(ServeSettings(store=store, workers=2), [], get_context)
     assert methods == ["spawn"]
+
+
+@pytest.mark.usefixtures("_signals_of_before")
+def test_fault_E3_a_signal_that_came_before_starts_no_worker(store: Path) -> None:
+    """As one whose exception is lost, because it came while an object was collected."""
+    settings = ServeSettings(store=store, workers=2)
+    assert supervisor.supervise_workers(settings, [], lambda _: Spawns(), signals=[signal.SIGTERM]) == 0
 
 
 @pytest.mark.parametrize(

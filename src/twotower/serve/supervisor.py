@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Literal
 
 from twotower.errors import BundleError, ConfigError
@@ -60,8 +61,14 @@ def run_service(settings: ServeSettings) -> int:
     with contextlib.ExitStack() as open_sockets:
         for s in sockets:
             open_sockets.callback(s.close)
+        signals: list[int] = []
+
+        def leave(sig: int, _: FrameType | None) -> None:
+            signals.append(sig)  # which stays where the exception is lost, as in a callback of the garbage collection
+            sys.exit(0)
+
         for sig in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(sig, lambda *_: sys.exit(0))  # until workers handle signals
+            signal.signal(sig, leave)  # until workers handle signals
         url = socket_url(sockets[0])
         console = f"  (console: {url}/)" if settings.console else ""
         admin = f"  (admin: {socket_url(sockets[1])})" if len(sockets) > 1 else ""
@@ -69,7 +76,7 @@ def run_service(settings: ServeSettings) -> int:
         if settings.workers == 1:
             return run_worker(settings, sockets)
         log_as_json()
-        return supervise_workers(settings, sockets)
+        return supervise_workers(settings, sockets, signals=signals)
 
 
 def refuse_unknown_kinds(store: Store, seconds: float = 5.0) -> None:
@@ -121,12 +128,14 @@ def supervise_workers(
     settings: ServeSettings,
     sockets: list[socket.socket],
     get_context: Callable[[Literal["spawn"]], SpawnContext] = multiprocessing.get_context,
+    signals: list[int] | None = None,
 ) -> int:
-    """Keep `settings.workers` processes alive until a signal; return the exit code. The caller has set up the log."""
+    """Keep `settings.workers` processes alive until a signal; return the exit code. The caller has set up the log. `signals`: those that
+    have come already, which end it at once."""
     folder = tempfile.mkdtemp(prefix="twotower-metrics-")
     os.environ[METRICS_FOLDER] = folder
     context = get_context("spawn")
-    signals: list[int] = []
+    signals = [] if signals is None else signals
     wake, woken = socket.socketpair()
     woken.setblocking(False)
     for sig in (signal.SIGTERM, signal.SIGINT):
