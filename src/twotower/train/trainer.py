@@ -45,7 +45,7 @@ from twotower.train.weights import MovingAverage, Weights
 log = logging.getLogger(__name__)
 
 MAX_BEYOND = 8
-"""Values of a start beyond those that are given, at most, for each of its options."""
+"""Rounds of a search beyond the values of a start that are given. Each tries one value further of every option whose outermost is the best."""
 
 
 @dataclass
@@ -140,7 +140,7 @@ class Trainer:
 
     def _chosen(self, start: Start) -> Start:
         """Return the start with the values that are best on validation: of those given and, while an outermost one of several is the
-        best, of MAX_BEYOND values beyond it."""
+        best, of values beyond it."""
         alternatives = start.alternatives()
         if len(alternatives) == 1:
             return alternatives[0]

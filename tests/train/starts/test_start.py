@@ -433,8 +433,20 @@ def test_values_beyond_are_in_the_ratio_of_the_outermost() -> None:
     assert counts.beyond(TransitionFactors(frequency=(0.0,))) == [], "nothing is beyond 0"
 
 
-def test_values_beyond_that_are_too_small_are_no_error() -> None:
-    Trainer(world("ials"), config("ials", 1, None, regularization=[1e-5, 1e-4])).run()
+def test_values_beyond_that_are_too_small_are_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    class Falling(Trainer):
+        """Stands for a training whose validation metric rises as the regularisation falls."""
+
+        def _score_of_start(self, start: Start) -> float:
+            super()._score_of_start(start)
+            return -float(start.model_dump()["regularization"][0])
+
+    with caplog.at_level(logging.INFO, "twotower"):
+        chosen = Falling(world("ials"), config("ials", 1, None, regularization=[1e-7, 1e-3]))._chosen(
+            config("ials", 1, None, regularization=[1e-7, 1e-3]).train.start[0]
+        )
+    assert chosen.model_dump()["regularization"][0] <= 1e-7
+    assert any("has values that are not finite; raise its regularization" in line for line in caplog.messages)
 
 
 def test_a_regularisation_too_small_for_its_numbers_is_refused() -> None:

@@ -173,19 +173,35 @@ def start_pair(model: TwoTower, start: Start, dataset: Dataset, seed: int, conte
     """Overwrite the pair of a start with its values, those of rank 0 on all ranks."""
     user, item = (model.towers(side)[start.pair].embeddings for side in SIDES)
     history, target = user.fields[0], item.fields[0]
-    found = context.broadcast(start.values(dataset, model.config, history.width, seed) if context.is_main else None)
-    assert found is not None
+    found = context.broadcast(_values(start, model, dataset, history.width, seed) if context.is_main else None)
+    if found is None:
+        raise _not_finite(start)
     if not all(bool(torch.isfinite(t).all()) for t in (found.source, found.target)):
-        raise TrainingError(
-            f"train.start of kind '{start.kind}' ({start.describe()}) has values that are not finite; raise its regularization"
-        )
+        raise _not_finite(start)
     with torch.no_grad():
         _write(user.rows_of(history.name), found.source)
         if history.share_with != target.name:
             _write(item.rows_of(target.name), found.target * start.scale)
     if found.penalty is not None:
         layer = _layer(user.encoders, history)
-        layer.set_penalties(found.penalty.to(layer.factor.device), found.rate)
+        try:
+            layer.set_penalties(found.penalty.to(layer.factor.device), found.rate)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            raise _not_finite(start) from None
+
+
+def _values(start: Start, model: TwoTower, dataset: Dataset, width: int, seed: int) -> PairValues | None:
+    """Return the values of a start; None where float32 cannot solve for them."""
+    try:
+        return start.values(dataset, model.config, width, seed)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return None
+
+
+def _not_finite(start: Start) -> TrainingError:
+    return TrainingError(
+        f"train.start of kind '{start.kind}' ({start.describe()}) has values that are not finite; raise its regularization"
+    )
 
 
 def _layer(encoders: torch.nn.ModuleDict, history: InputField) -> RidgeLayer:
