@@ -15,8 +15,8 @@ from twotower.suggestion.shape import Shape
 from twotower.suggestion.side_features import SideFeature
 from twotower.train.starts.start import Start
 
-MIN_ROWS_OF_SPLIT = 10
-"""Median rows of a user from which a tenth of each user's rows is a row."""
+MIN_ROWS_OF_SPLIT = 6
+"""Median rows of a user from which a tenth of a user's rows, rounded to the nearest number, is a row."""
 
 
 def compose(
@@ -68,8 +68,8 @@ def compose(
     elif config.split.kind == "user_random" and shape.length < MIN_ROWS_OF_SPLIT:
         split = {**split, "kind": "random"}
         comments["split.kind"] = (
-            f"A user has {shape.length:g} rows, the median (threshold {MIN_ROWS_OF_SPLIT}): a tenth of most users' rows is none, so that "
-            "the rows of all are drawn together."
+            f"A user has {shape.length:g} rows, the median (threshold {MIN_ROWS_OF_SPLIT}): a tenth of most users' rows rounds to none, "
+            "so that the rows of all are drawn together."
         )
     if guess.keeps_repeats:
         evaluation["repeats"] = "allow"

@@ -22,8 +22,8 @@ from twotower.suggestion.guess import COLUMNS, Guess, guess_meaning
 from twotower.suggestion.shape import Shape, measure_shape, parts_follow
 from twotower.suggestion.tables import FoundTables, find_tables
 
-GUESSED = ("schema.", "data.")
-"""Beginnings of the overrides that guesses read; the others change what a recipe gives."""
+GUESSED = ("schema", "data")
+"""Sections whose overrides guesses read; the others change what a recipe gives."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def suggest(
             f"`recipe` {recipe}: no such recipe{did_you_mean(recipe, known)} (allowed: {', '.join(known)})"
         )
     overrides, folder = [*overrides], Path(folder)
-    given = override_settings({}, [text for text in overrides if text.startswith(GUESSED)])
+    given = override_settings({}, filter(_is_guessed, overrides))
     found = find_tables(interactions, users, items, folder, _form(given))
     guess = guess_meaning(found, _section(given, "schema"))
     other = {k: v for k, v in _section(given, "schema").items() if k not in (*COLUMNS, "features")}
@@ -79,6 +79,12 @@ def suggest(
     written, config = parse_config(tomllib.loads(text), "the suggested config", trust=True)
     config = config.model_copy(update={"data": config.data.located(folder.resolve())})
     return Suggestion(rule.recipe, tuple(reasons), shape, text, written or schema, config)
+
+
+def _is_guessed(override: str) -> bool:
+    """Return True for an override of a section that guesses read, and for a text that is none, which is refused with them."""
+    key, equals, _ = override.partition("=")
+    return not equals or key.partition(".")[0].strip(" \t\"'") in GUESSED
 
 
 def _form(given: Mapping[str, TomlValue]) -> TextFormat | None:
