@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from twotower.data.config import DataConfig
 from twotower.data.split import SplitConfig
 from twotower.engines.local import LocalEngine
 from twotower.errors import ConfigError, RunError
+from twotower.files import locks
 from twotower.files.object_stores import ObjectClient
 from twotower.files.urls import Url
 from twotower.runs import Run
@@ -152,6 +155,27 @@ def test_a_run_that_is_replaced_while_it_is_put_is_refused(
     monkeypatch.setattr(ObjectClient, "upload", replacing)
     with pytest.raises(RunError, match="another run has replaced it; load the run again"):
         SharedRun.put(run.folder, f"{bucket}/runs", unfinished=False)
+
+
+def test_a_copy_that_another_process_takes_meanwhile_stays(
+    run: Run, bucket: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = RunCopy.of(run, f"{bucket}/runs").shared
+    assert shared
+    old = cache / ("0" * 32)
+    old.mkdir(parents=True)
+    os.utime(old, (time.time() - KEPT_SECONDS - 60,) * 2)
+    held = locks.lock
+
+    @contextmanager
+    def late(path: Path, **options: bool) -> Iterator[object]:
+        os.utime(old)  # as who fetches it does, before the lock is free
+        with held(path, **options) as lock:
+            yield lock
+
+    monkeypatch.setattr(locks, "lock", late)
+    shared.fetch()
+    assert old.is_dir()
 
 
 def test_copies_that_nobody_uses_go_and_others_stay(run: Run, bucket: str, cache: Path) -> None:

@@ -43,7 +43,8 @@ def shell_command(*words: str | int | Path, program: str = "twotower", windows: 
 
 
 def shell_word(word: str, windows: bool = WINDOWS) -> str:
-    """Return a word quoted for a POSIX shell, or in double quotes, which both shells of Windows take."""
+    """Return a word quoted for a POSIX shell, or in double quotes for those of Windows, which expand
+    %NAME% (cmd) and $name (PowerShell) in them."""
     if windows:
         word = escape_controls(word)
         return word if _NEEDS_NO_QUOTES.fullmatch(word) else '"' + word.replace('"', '\\"') + '"'

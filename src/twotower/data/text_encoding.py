@@ -17,8 +17,8 @@ def check_utf8(path: TablePath) -> None:
 
 
 _COMMON = (*range(0xA1, 0xA4), *range(0xB0, 0xD8))
-"""First bytes of the punctuation and of the 3,755 common characters of GB 2312. Letters with accents and Cyrillic ones, in one byte each,
-make pairs of other bytes."""
+"""First bytes of the punctuation and of the 3,755 common characters of GB 2312. Small letters with accents and small Cyrillic ones, in one
+byte each, make pairs of other bytes; capitals and other alphabets may not."""
 _COMMON_SHARE = 0.6
 """Share of common characters above which text is taken for Chinese."""
 

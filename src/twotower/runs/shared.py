@@ -127,6 +127,12 @@ def _remove_old(folder: Path) -> None:
     """Remove the copies of runs that no process has used for long."""
     for copy in folder.iterdir():
         with suppress(locks.LockHeld, FileNotFoundError):
-            if not copy.name.startswith(".") and copy.stat().st_mtime < time.time() - KEPT_SECONDS:
-                with locks.lock(_lock(copy), keep=False):
+            if not copy.name.startswith(".") and _is_old(copy):
+                with locks.lock(_lock(copy)):  # its file stays, as others may wait for it
+                    if not _is_old(copy):  # another process has taken it meanwhile
+                        continue
                     shutil.rmtree(copy, ignore_errors=True)
+
+
+def _is_old(copy: Path) -> bool:
+    return copy.stat().st_mtime < time.time() - KEPT_SECONDS

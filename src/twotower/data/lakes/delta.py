@@ -63,11 +63,17 @@ class DeltaLakeTable(LakeTable):
 
 
 def _opened(place: Path | Url, version: int | None) -> DeltaTable:
-    """Open a version of a table, or the current one."""
+    """Open a version of a table, or the current one. Raises DataError for a version that is not there yet, which the reader would look
+    for among all numbers up to it."""
     from deltalake import DeltaTable
 
     options = RemoteLimits().for_delta() if isinstance(place, Url) else None
-    return DeltaTable(str(place), version=version, storage_options=options)
+    table = DeltaTable(str(place), storage_options=options)
+    if version is not None and version > (last := table.version()):
+        raise DataError(f"{place}: has no version {version}, and the last is {last}; name one up to it (@vNUMBER)")
+    if version is not None and version < last:
+        table.load_as_version(version)
+    return table
 
 
 def _digest(table: DeltaTable) -> str:

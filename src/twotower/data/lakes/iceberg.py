@@ -47,7 +47,7 @@ class IcebergTable(LakeTable):
 
             table = StaticTable.from_metadata(_location(file), _properties())
             snapshot = table.current_snapshot() if version is None else table.snapshot_by_id(version)
-            if snapshot is None and version is not None:
+            if snapshot is None and version is not None and table.snapshots():
                 known = ", ".join(str(s.snapshot_id) for s in table.snapshots()[-3:])
                 raise DataError(
                     f"{place}: has no snapshot {version}, and the last ones are {known}; name one of them (@vNUMBER)"
