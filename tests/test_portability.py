@@ -143,10 +143,23 @@ def test_a_slow_inspection_is_refused_as_on_windows(tmp_path: Path, monkeypatch:
         ("a&b", '"a&b"'),
         ("", '""'),
         ('x = "y"', '"x = \\"y\\""'),
+        ("C:\\PROGRA~1\\mine.toml", "C:\\PROGRA~1\\mine.toml"),
+        ("C:\\My Runs\\", '"C:\\My Runs\\\\"'),
+        ("evaluation.k=1,2", '"evaluation.k=1,2"'),
+        ("@mine", '"@mine"'),
+        ("~", '"~"'),
+        ("-5.toml", '"-5.toml"'),
+        ("--user", "--user"),
     ],
 )
 def test_a_command_that_is_shown_on_windows_is_quoted_for_its_shells(word: str, quoted: str) -> None:
     assert shell_command("evaluate", word, windows=True) == f"twotower evaluate {quoted}"
+
+
+@pytest.mark.parametrize("word", ["C:\\My Runs\\", "a b\\\\", 'x = "y"', 'a\\"b c', "", 'a b\\"'])
+def test_a_quoted_word_is_read_by_a_program_of_windows_as_it_was(word: str) -> None:
+    quoted = shell_command(word, windows=True).removeprefix("twotower ")
+    assert quoted in (subprocess.list2cmdline([word]), f'"{subprocess.list2cmdline([word])}"')
 
 
 def test_a_path_of_windows_that_was_made_of_a_url_is_one() -> None:

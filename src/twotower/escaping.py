@@ -31,7 +31,8 @@ def python_literal(value: str | Path) -> str:
 
 
 WINDOWS = os.name == "nt"
-_NEEDS_NO_QUOTES = re.compile(r"[\w@+=:,./\\-]+")
+_NEEDS_NO_QUOTES = re.compile(r"(?![@~-])[\w@+=:./\\~-]+|-[\w=:/\\-]+")
+"""Words that both shells of Windows take as they are. PowerShell takes a comma, an '@' or '~' at the beginning, and a dot after a '-' for its own."""
 
 
 def shell_command(*words: str | int | Path, program: str = "twotower", windows: bool = WINDOWS) -> str:
@@ -43,11 +44,16 @@ def shell_command(*words: str | int | Path, program: str = "twotower", windows: 
 
 
 def shell_word(word: str, windows: bool = WINDOWS) -> str:
-    """Return a word quoted for a POSIX shell, or in double quotes for those of Windows, which expand
-    %NAME% (cmd) and $name (PowerShell) in them."""
+    """Return a word quoted for a POSIX shell, or in double quotes for those of Windows, which expand %NAME% (cmd) and $name
+    (PowerShell) in them. A double quote in a word is escaped for cmd; PowerShell has another form."""
     if windows:
         word = escape_controls(word)
-        return word if _NEEDS_NO_QUOTES.fullmatch(word) else '"' + word.replace('"', '\\"') + '"'
+        if _NEEDS_NO_QUOTES.fullmatch(word):
+            return word
+        escaped = re.sub(
+            r'(\\*)("|$)', lambda m: m[1] * 2 + ("\\" + m[2] if m[2] else ""), word
+        )  # as CommandLineToArgvW reads it
+        return f'"{escaped}"'
     if not any(map(_is_control, word)):
         return shlex.quote(word)
     inside = "".join(_byte_escapes(c) if _is_control(c) else f"\\{c}" if c in "\\'" else c for c in word)

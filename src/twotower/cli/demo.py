@@ -17,7 +17,7 @@ import typer
 
 from twotower.cli.serving import serve
 from twotower.errors import DataError
-from twotower.escaping import shell_command, shell_word
+from twotower.escaping import WINDOWS, shell_command, shell_word
 from twotower.reports.terminal import print_line
 from twotower.train.progress import Callback
 
@@ -178,38 +178,54 @@ def demo(
     store = folder.with_name(f"{folder.name}-store")
     print()
     api.publish(run, store)
-    here, source = program_here(), ("--set", f"data.dataset={_toml(dataset)}")
     print()
     print_line(
         f"The runs are in {run.folder} and {like.folder}: config.toml, metrics.json with every metric, model.safetensors, and report.html to open in a browser."
     )
-    print("Next:")
-    for words, what in (
+    for line in next_lines(folder, store, run.dataset.users.ids[0], dataset):
+        print_line(line)
+    if serve_it:
+        serve(store=store, port=port)
+
+
+def next_lines(folder: Path, store: Path, user: str | int, dataset: MovieLens, windows: bool = WINDOWS) -> list[str]:
+    """Return the lines of the commands that can follow, quoted for the shells here."""
+    here, source = program_here(windows), ("--set", f"data.dataset={_toml(dataset, windows)}")
+    commands = (
         (("evaluate", folder), "its metrics again"),
-        (("recommend", "--store", store, "--user", run.dataset.users.ids[0]), "from the bundle"),
+        (("recommend", "--store", store, "--user", user), "from the bundle"),
         (("doctor", folder), "whether it learned, and what prevents it"),
         (("train", _recipe("ranking"), "--run", "runs/rank", *source), "the best ranking, minutes"),
         (("train", _recipe("sequence-long"), "--run", "runs/sequence", *source), "the best retrieval, an hour"),
         (("suggest", "YOUR_CLICKS.csv", "--output", "mine.toml"), "a config for your own tables"),
         (("serve", "--store", store), "why a film was recommended, in a browser"),
-    ):
-        print_line(f"  {shell_command(*words, program=here)}   # {what}")
-    if serve_it:
-        serve(store=store, port=port)
+    )
+    quoted = ((shell_command(*words, program=here, windows=windows), what) for words, what in commands)
+    if not windows:
+        return ["Next:", *(f"  {command}   # {what}" for command, what in quoted)]
+    # no form of a quoted program is one of cmd and of PowerShell, and cmd has no comments
+    also = " in cmd (in PowerShell, put & and a space before a command)" if here.startswith('"') else ""
+    return [f"Next{also}:", *(line for command, what in quoted for line in (f"  {what}:", f"    {command}"))]
 
 
-def program_here() -> str:
+def program_here(windows: bool = WINDOWS) -> str:
     """Return how a shell calls this program here: by its name, or by the path that called it if the PATH lacks it."""
     if shutil.which("twotower"):
         return "twotower"
     called = Path(sys.argv[0])
-    return shell_word(str(called)) if called.stem == "twotower" else f"{shell_word(sys.executable)} -m twotower"
+    return (
+        shell_word(str(called), windows)
+        if called.stem == "twotower"
+        else f"{shell_word(sys.executable, windows)} -m twotower"
+    )
 
 
-def _toml(dataset: MovieLens) -> str:
-    """Return a data set as a value of a config."""
+def _toml(dataset: MovieLens, windows: bool) -> str:
+    """Return a data set as a value of a config; for the shells of Windows without a double quote, where its strings have no single one."""
     options = ", ".join(
-        f"{key} = {json.dumps(value)}" for key, value in dataset.model_dump(mode="json").items() if value
+        f"{key} = '{value}'" if windows and value.isprintable() and "'" not in value else f"{key} = {json.dumps(value)}"
+        for key, value in dataset.model_dump(mode="json").items()
+        if value
     )
     return f"{{ {options} }}"
 
