@@ -139,19 +139,21 @@ class Trainer:
             )
 
     def _chosen(self, start: Start) -> Start:
-        """Return the start with the values that are best on validation: of those given and, while an outermost one of several is the
-        best, of values beyond it."""
+        """Return the start with the values that are best on validation: of those given; while an outermost one of several is the best,
+        of values beyond it; at last, of values between the best and its neighbours."""
         alternatives = start.alternatives()
         if len(alternatives) == 1:
             return alternatives[0]
-        score, best = max(((self._score_of_start(one), one) for one in alternatives), key=itemgetter(0))
+        best = max(((self._score_of_start(one), one) for one in alternatives), key=itemgetter(0))
         for _ in range(MAX_BEYOND):
-            further = [(self._score_beyond(one), one) for one in start.beyond(best)]
-            found, one = max(further, key=itemgetter(0), default=(score, best))
-            if found <= score:
+            before, best = best, self._best_of(best, start.beyond(best[1]))
+            if best is before:
                 break
-            score, best = found, one
-        return best
+        return self._best_of(best, start.between(best[1]))[1]
+
+    def _best_of(self, best: tuple[float, Start], further: list[Start]) -> tuple[float, Start]:
+        """Return `best`, a validation metric and its start, or what is better among further starts."""
+        return max([best, *((self._score_beyond(one), one) for one in further)], key=itemgetter(0))
 
     def _score_beyond(self, start: Start) -> float:
         """Return the validation metric of values that nobody gave, minus infinity for those too small for float32."""

@@ -406,11 +406,13 @@ class Scored(Trainer):
     [
         ((0.2, 0.02), (0.2, 0.02)),  # in the middle
         ((0.011, 0.3), (0.0125, 0.32)),  # beyond one end of each
-        ((0.8, 1e-6), (0.8, 1.5625e-4)),  # beyond the other ends; what is too small is no error
-        (None, (0.1, 0.04 * 2**8)),
+        ((0.8, 1e-6), (0.8, 1.5625e-4 / 2**0.5)),  # beyond the other ends; what is too small is no error
+        ((0.29, 0.02), (0.2 * 2**0.5, 0.02)),  # between two
+        ((0.05, 0.029), (0.05, 0.02 * 2**0.5)),  # beyond, and between
+        (None, (0.1, 0.04 * 2**8.5)),
     ],
 )
-def test_values_beyond_the_given_ones_are_tried_while_they_are_better(
+def test_values_beyond_the_given_ones_are_tried_while_they_are_better_and_then_those_between(
     at: tuple[float, float] | None, found: tuple[float, float]
 ) -> None:
     tried = Ials(unobserved=(0.1, 0.2, 0.4), regularization=(0.01, 0.02, 0.04))
@@ -431,6 +433,24 @@ def test_values_beyond_are_in_the_ratio_of_the_outermost() -> None:
     assert start.beyond(Ials(unobserved=(0.1,), regularization=(0.02,))) == [], "in the middle, and of one value"
     counts = TransitionFactors(frequency=(0.0, 0.5))
     assert counts.beyond(TransitionFactors(frequency=(0.0,))) == [], "nothing is beyond 0"
+
+
+def test_values_between_are_geometric_means_with_the_neighbours() -> None:
+    start = Ials(unobserved=(0.1, 0.01, 0.3), regularization=(0.02,))
+    for best, neighbours in (
+        (0.1, (0.01, 0.3)),
+        (0.3, (0.1, 0.9)),
+        (0.9, (0.3, 2.7)),
+        (0.01, (0.001, 0.1)),
+        (0.001, (0.0001, 0.01)),
+    ):
+        found = start.between(Ials(unobserved=(best,), regularization=(0.02,)))
+        assert [one.model_dump()["unobserved"][0] for one in found] == pytest.approx(
+            [(best * n) ** 0.5 for n in neighbours]
+        )
+    counts = TransitionFactors(frequency=(0.0, 0.5))
+    assert counts.between(TransitionFactors(frequency=(0.0,))) == [], "0 is in no ratio"
+    assert counts.between(TransitionFactors(frequency=(0.5,))) == []
 
 
 def test_values_beyond_that_are_too_small_are_no_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -34,7 +34,7 @@ class Ease(Start):
     regularization: tuple[Positive, ...] = Field(
         (400.0,),
         min_length=1,
-        description="Regularisation lambda. Of several values the best on validation, or one beyond them that is better.",
+        description="Regularisation lambda. Of several values the best on validation, or one beyond or between them that is better.",
     )
     max_items: int = Field(
         10_000,

@@ -33,12 +33,12 @@ class Ials(Start):
     unobserved: tuple[Positive, ...] = Field(
         (0.3,),
         min_length=1,
-        description="Weight a of every pair of user and item, beside those of positives. Of several values the best on validation, or one beyond them that is better.",
+        description="Weight a of every pair of user and item, beside those of positives. Of several values the best on validation, or one beyond or between them that is better.",
     )
     regularization: tuple[Positive, ...] = Field(
         (0.008,),
         min_length=1,
-        description="Regularisation lambda of each interaction. Of several values the best on validation, or one beyond them that is better.",
+        description="Regularisation lambda of each interaction. Of several values the best on validation, or one beyond or between them that is better.",
     )
     sweeps: int = Field(8, ge=1, description="Number of alternations over users and items.")
     steps: int = Field(4, ge=1, description="Number of steps of conjugate gradients in a half step.")

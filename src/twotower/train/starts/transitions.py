@@ -48,7 +48,7 @@ class TransitionFactors(Start):
     frequency: tuple[NotNegative, ...] = Field(
         (FREQUENCY,),
         min_length=1,
-        description="Exponent by which transitions to an item are divided by their sum, so that popular items count less. Of several values the best on validation, or one beyond them that is better.",
+        description="Exponent by which transitions to an item are divided by their sum, so that popular items count less. Of several values the best on validation, or one beyond or between them that is better.",
     )
     max_transitions: int = Field(
         24_000_000,
