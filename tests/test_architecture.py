@@ -43,8 +43,16 @@ WHOLE = {
 
 
 @cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+def nodes(path: Path) -> list[ast.AST]:
+    """The nodes of a file, parsed and walked once for all tests."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nodes_are_let_go() -> Iterator[None]:
+    """Millions of nodes would slow the collector of garbage in what comes after."""
+    yield
+    nodes.cache_clear()
 
 
 def sources() -> list[Path]:
@@ -84,14 +92,14 @@ def test_modules_are_nouns_of_the_field() -> None:
 
 
 def test_no_class_name_stands_for_two_things() -> None:
-    names = Counter(n.name for path in sources() for n in ast.walk(parsed(path)) if isinstance(n, ast.ClassDef))
+    names = Counter(n.name for path in sources() for n in nodes(path) if isinstance(n, ast.ClassDef))
     assert not [name for name, n in names.items() if n > 1]
 
 
 @pytest.mark.parametrize("folder", [SOURCE, TESTS, ROOT / "benchmarks"], ids=lambda p: p.name)
 def test_no_module_of_the_package_is_renamed_at_import(folder: Path) -> None:
     for path in folder.rglob("*.py"):
-        for node in ast.walk(parsed(path)):
+        for node in nodes(path):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "twotower":
                 renamed = [f"{a.name} as {a.asname}" for a in node.names if a.asname and a.asname != a.name]
                 assert not renamed, f"{path.name}:{node.lineno}: {renamed}"
@@ -99,7 +107,7 @@ def test_no_module_of_the_package_is_renamed_at_import(folder: Path) -> None:
 
 def docstrings(path: Path) -> Iterator[tuple[int, str]]:
     """The docstrings of modules, classes and functions of a file, and the texts that stand under a name."""
-    for node in ast.walk(parsed(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             for before, after in pairwise([None, *node.body]):
                 named = before is None or isinstance(before, ast.Assign | ast.AnnAssign)
@@ -138,7 +146,7 @@ def test_no_test_patches_a_constant_of_a_module() -> None:
     """A number that a test needs another value of is an argument."""
     found = []
     for path in TESTS.rglob("*.py"):
-        for node in ast.walk(parsed(path)):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "setattr":
                 texts = [str(a.value) for a in node.args[:2] if isinstance(a, ast.Constant)]
                 if any(re.search(r"(^|\.)_?[A-Z][A-Z0-9_]*$", text) for text in texts):
@@ -174,7 +182,7 @@ def test_the_root_of_the_package_holds_few_modules_and_the_house_few_layers() ->
 def untyped(path: Path) -> int:
     """Number of parameters, results and fields of a module that are Any or object, and of casts. An array may hold any number."""
     n = 0
-    for node in ast.walk(parsed(path)):
+    for node in nodes(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             given = node.args
             arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
@@ -244,7 +252,7 @@ def has_no_shape(annotation: ast.AST) -> bool:
 def test_every_array_of_a_signature_has_its_shape(room: str) -> None:
     found = []
     for path in sorted((SOURCE / room).rglob("*.py")):
-        for node in ast.walk(parsed(path)):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef):
                 given = node.args
                 arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
@@ -306,9 +314,8 @@ def test_every_registry_has_a_suite_over_its_kinds_and_one_from_outside() -> Non
     registries = {name for module in loaded for name, value in vars(module).items() if isinstance(value, Kinds)}
     run_over = set()
     for path in TESTS.rglob("test_*.py"):
-        nodes = list(ast.walk(parsed(path)))
-        imported = {a.name for node in nodes if isinstance(node, ast.ImportFrom) for a in node.names}
-        for node in nodes:
+        imported = {a.name for node in nodes(path) if isinstance(node, ast.ImportFrom) for a in node.names}
+        for node in nodes(path):
             match node:
                 case ast.List([ast.Starred(all_), ast.Name() | ast.Call(), *_]) | ast.Tuple([ast.Starred(all_), *_]):
                     run_over |= {n.id for n in ast.walk(all_) if isinstance(n, ast.Name)} & imported
@@ -332,7 +339,7 @@ def ladders(path: Path) -> Iterator[str]:
         texts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
         return {word for text in texts for word in re.split("[.@]", text)} & words  # validation.recall@10
 
-    for node in ast.walk(parsed(path)):
+    for node in nodes(path):
         found: set[str] = set()
         line = getattr(node, "lineno", 0)
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
