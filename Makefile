@@ -1,4 +1,4 @@
-# make demo   the main job on MovieLens        make test   all tests        make check  linters and types
+# make demo   the main job on MovieLens        make test   every commit     make check  linters and types
 # make demo DATA=path/to/ml-1m.zip             make test-real DATA=path/to/ml-1m.zip
 # make demo SERVE=1   … and open its console   make test-system  heavy ones, with Chromium and Valkey
 # make test-hosts         several hosts: trainings, Ray, a store in a bucket, Valkey, and cut cables; as root
@@ -48,6 +48,8 @@ demo: .venv/.run
 
 # Files of tests side by side, one more than there are processors, as some wait; JOBS=0 runs them one after another.
 JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+# Without bytecode each of these processes, and each that a test starts, would compile every file again.
+test test-system: export PYTHONDONTWRITEBYTECODE =
 test: .venv/.test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import preloaded
 import pytest
 import shapes  # noqa: F401  before twotower
 import torch
+from heavy import mark_heavy
 from messages import collected_messages
 from object_server import ObjectServer, object_server, use
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything
@@ -41,31 +41,19 @@ def pytest_configure(config: pytest.Config) -> None:
         preloaded.start_zygote()
 
 
-HEAVY = (
-    r"test_an_exported_tower_gives_the_vectors_of_the_model\[(?!bias|all of it|gates).*-attention\]",
-    r"test_the_checkerboard_is_solved_through_every_branch\[.*-bf16\]",
-    r"test_fault_G12_a_kill_at_any_point_leaves_the_old_run_or_the_new\[overwrite\]",
-    r"test_both_methods_give_what_an_exact_index_gives\[server\]",
-    r"test_tuning_reaches_the_target_with_the_least\[milvus (IVF_SQ8|HNSW)",
-    r"test_rows_from_0_on_are_found_as_any_others\[milvus (?!FLAT)",
-    r"test_a_saved_index_gives_the_same_and_goes_on\[milvus (?!FLAT)",
-    r"test_fault_G4_more_connections_than_files_silence_nobody\[128-200-1\]",
-    r"test_fault_G18_a_damaged_file_of_a_bundle_is_.*\[disk-6\]",
-    r"test_a_run_with_memory_and_mined_candidates_stopped_at_any_step_.*\[causal",
-    r"test_the_checkerboard_is_solved_by_every_tower_similarity_and_sampler\[0-",
-    r"test_no_byte_depends_on_engine_or_sizes\[(?!random|time|column)",
-    r"test_every_index_answers_a_table_as_it_answers_single_requests\[milvus-(?!plain)",
-    r"test_a_config_names_kinds_of_ones_own_by_import_path",
-)
-"""Cases of matrices that cost much beside others of the same test: they are run by `make test-system`."""
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if re.match("|".join(HEAVY), item.name):
-            item.add_marker(pytest.mark.system)
+        mark_heavy(item)
     items.sort(key=lambda item: item.path.stem not in SLOW)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _disks_are_not_waited_for() -> Iterator[None]:
+    """No test cuts the power, which alone shows what a flush is for; a full suite makes tens of thousands of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session")

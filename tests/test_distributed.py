@@ -37,18 +37,25 @@ def torchrun(n: int, *arguments: Any, fails: bool = False) -> str:
     return said
 
 
+def selected(request: pytest.FixtureRequest, test: str, **of: Any) -> list[str]:
+    """The cases of a test that this session runs, of those with the other parameters `of`."""
+    found = (dict(item.callspec.params) for item in request.session.items if getattr(item, "originalname", "") == test)  # type: ignore[attr-defined]
+    return [params["case"] for params in found if of.items() <= params.items()]
+
+
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.system)])
-def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
-    """All cases, trained by that many ranks in one go."""
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path, list[str]]:
+    """The cases of this session, trained by that many ranks in one go."""
     out = tmp_path_factory.mktemp(f"ranks{request.param}")
-    torchrun(request.param, HERE / "ranked.py", out, *ranked.CASES)
-    return request.param, out
+    cases = selected(request, "test_ranks_train_what_one_trains", together=request.param)
+    torchrun(request.param, HERE / "ranked.py", out, *cases)
+    return request.param, out, cases
 
 
 @pytest.mark.parametrize("case", ranked.CASES)
-def test_ranks_train_what_one_trains(together: tuple[int, Path], case: str) -> None:
-    n, out = together
-    number = list(ranked.CASES).index(case)
+def test_ranks_train_what_one_trains(together: tuple[int, Path, list[str]], case: str) -> None:
+    n, out, cases = together
+    number = cases.index(case)
     assert (out / f"{number}.txt").read_text(encoding="utf-8") == case
     alone = ranked.single(case)
     initial = {n.removeprefix("initial/"): alone.pop(n) for n in list(alone) if n.startswith("initial/")}

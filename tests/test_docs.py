@@ -22,6 +22,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+from heavy import HEAVY
 from packaging.requirements import Requirement
 from worlds import EVERYTHING_SCHEMA, everything, settings
 
@@ -399,6 +400,39 @@ def test_every_named_fault_test_exists() -> None:
     rows = re.findall(r"^\| ([A-G]\d+) \|", table, re.M)
     assert {t.split("_")[2] for _, t in named} == set(rows)
     assert len(rows) == len(set(rows))
+
+
+def test_every_fault_has_a_test_that_is_run_before_each_commit() -> None:
+    """Not by `make test-system` or `make test-hosts` alone."""
+    marks = {"pytest.mark.system", "pytest.mark.hosts"}
+    found: dict[str, set[str]] = {}
+
+    def quick(file: str) -> set[str]:
+        if file not in found:
+            tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+            whole = [
+                ast.unparse(n.value)
+                for n in tree.body
+                if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "pytestmark"
+            ]
+            found[file] = set() if marks & set(whole) else {
+                n.name for n in tree.body if isinstance(n, ast.FunctionDef) and not marks & set(map(ast.unparse, n.decorator_list))
+            }  # fmt: skip
+        return found[file]
+
+    heavy = {name for name, cases in HEAVY.items() if cases == ".*"}
+    minutes = {"C7"}  # what is beyond memory takes minutes
+    for line in (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").splitlines():
+        if (row := re.match(r"\| ([A-G]\d+) \|", line)) and row[1] not in minutes:
+            named = re.findall(r"`([\w/]*test_\w+\.py)::(\w+)`", line)
+            assert any(test in quick(file) - heavy for file, test in named), row[1]
+
+
+def test_every_heavy_case_is_of_a_test_that_exists() -> None:
+    texts = (path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    names = {name for text in texts for name in re.findall(r"^def (test_\w+)\(", text, re.M)}
+    assert HEAVY.keys() <= names
+    assert all(re.compile(cases) for cases in HEAVY.values())
 
 
 def test_every_module_is_in_the_index_of_the_design() -> None:

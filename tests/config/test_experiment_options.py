@@ -36,7 +36,14 @@ BASE: dict[str, Any] = {
         ],
     },
     "negatives": {"random": {"n": 2}},
-    "train": {"epochs": 3, "batch_size": 200, "lr": 0.02, "device": "cpu", "optimizer": {"kind": "AdamW"}},
+    "train": {
+        "epochs": 2,
+        "batch_size": 200,
+        "lr": 0.02,
+        "device": "cpu",
+        "precision": "fp32",
+        "optimizer": {"kind": "AdamW"},
+    },
     "evaluation": {"k": [5], "bootstrap": 10},
 }
 

@@ -562,7 +562,7 @@ class StopAt:
             raise Stop
 
 
-@pytest.mark.parametrize("step", [45, pytest.param(3, marks=pytest.mark.system)])
+@pytest.mark.parametrize("step", [90, pytest.param(3, marks=pytest.mark.system)])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_fault_C13_a_preparation_goes_on_from_every_point(
     tmp_path: Path, engine: str, step: int, monkeypatch: pytest.MonkeyPatch

@@ -237,11 +237,12 @@ def fork(act: Callable[[], Any]) -> int:
     return pid
 
 
-def test_a_kill_between_any_two_steps_leaves_shards_that_are_whole_or_not_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.system)])
+def test_a_kill_between_any_two_steps_leaves_shards_that_are_whole_or_not_there(stride: int, tmp_path: Path) -> None:
     make(tmp_path / "whole", plan_of())
     point, status = 0, 1
     while status:
-        point += 1
+        point += stride
         out = tmp_path / str(point)
 
         def act(out: Path = out, point: int = point) -> None:

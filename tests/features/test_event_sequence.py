@@ -110,8 +110,12 @@ def store(run: Run) -> Path:
     return run.folder.parent / "store"
 
 
-def test_what_depends_on_the_types_of_a_history_is_found_with_them_and_not_without(run: Run) -> None:
+def test_what_depends_on_the_types_of_a_history_is_found_with_them(run: Run) -> None:
     assert run.metrics["test.recall@1"] > 0.95
+
+
+@pytest.mark.system
+def test_what_depends_on_the_types_of_a_history_is_not_found_without_them() -> None:
     without = twotower.fit(shopping("type"), shop_schema(), shop_settings())
     assert without.metrics["test.recall@1"] < 0.7
 

@@ -69,8 +69,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
 
 
-def test_what_depends_on_the_gaps_of_a_history_is_found_with_them_and_not_without(run: Run) -> None:
+def test_what_depends_on_the_gaps_of_a_history_is_found_with_them(run: Run) -> None:
     assert run.metrics["test.recall@1"] > 0.95
+
+
+@pytest.mark.system
+def test_what_depends_on_the_gaps_of_a_history_is_not_found_without_them() -> None:
     without = twotower.fit(shopping("gap"), shop_schema(), shop_settings())
     assert without.metrics["test.recall@1"] < 0.7
 

@@ -11,7 +11,7 @@ import typer
 
 from twotower import files
 from twotower.cli import answers, data, demo, embedding, preparation, serving, store, suggestion, training
-from twotower.cli.flags import RENAMED_FLAGS, in_flags
+from twotower.cli.flags import RENAMED_FLAGS, command_of, in_flags
 from twotower.cli.streams import install_failsafe_streams
 from twotower.errors import ConfigError, Interrupted, TwoTowerError, missing_package
 from twotower.escaping import escape_controls
@@ -127,7 +127,7 @@ def run_command(words: Sequence[str]) -> int:
             if new := RENAMED_FLAGS.get(flag := word.partition("=")[0]):
                 raise ConfigError(f"{flag} is renamed to {new}")
         with printed_messages(translate, on_stderr=_prints_its_result(words)):
-            code = int(typer.main.get_command(app).main(words, standalone_mode=False) or 0)
+            code = int(command_of(app).main(words, standalone_mode=False) or 0)
         if code == 130:  # typer's exit code for KeyboardInterrupt
             raise KeyboardInterrupt
         return code

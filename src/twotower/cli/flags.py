@@ -183,10 +183,14 @@ def _is_text_or_switch(keyword: ast.keyword) -> bool:
     return isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, str | bool)
 
 
+command_of = cache(typer.main.get_command)
+"""app -> its command line, made once: that takes a tenth of a second."""
+
+
 @cache
 def _flags(app: typer.Typer, words: tuple[str, ...]) -> dict[str, Flag]:
     """Return the flags of the verb that `words` begin with, by argument."""
-    verb = typer.main.get_command(app)
+    verb = command_of(app)
     for word in words:
         if (inner := getattr(verb, "commands", {}).get(word)) is None:
             break

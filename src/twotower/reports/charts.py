@@ -27,15 +27,14 @@ MAX_GATE_ROWS = 20_000
 
 def empty_figure(title: str, x: str, y: str, height: int = 340) -> go.Figure:
     """Return an empty figure with a title and titles of the axes."""
-    figure = go.Figure()
-    figure.update_layout(
-        title={"text": title, "font": {"size": 15, "color": INK}, "x": 0.0, "xref": "paper"},
-        height=height, margin={"l": 10, "r": 10, "t": 40, "b": 10}, plot_bgcolor="white", paper_bgcolor="white",
-        font={"color": INK, "size": 13}, legend={"orientation": "h", "y": -0.22, "x": 0},
-        xaxis={"title": x, "gridcolor": "#eef1f4", "zeroline": False, "automargin": True},
-        yaxis={"title": y, "gridcolor": "#eef1f4", "zeroline": False, "automargin": True},
-    )  # fmt: skip
-    return figure
+    # update_layout would take eight times as long
+    return go.Figure(layout={
+        "title": {"text": title, "font": {"size": 15, "color": INK}, "x": 0.0, "xref": "paper"}, "height": height,
+        "margin": {"l": 10, "r": 10, "t": 40, "b": 10}, "plot_bgcolor": "white", "paper_bgcolor": "white",
+        "font": {"color": INK, "size": 13}, "legend": {"orientation": "h", "y": -0.22, "x": 0},
+        "xaxis": {"title": x, "gridcolor": "#eef1f4", "zeroline": False, "automargin": True},
+        "yaxis": {"title": y, "gridcolor": "#eef1f4", "zeroline": False, "automargin": True},
+    })  # fmt: skip
 
 
 def curves(run: Run) -> list[go.Figure]:

@@ -9,7 +9,7 @@ from twotower.errors import ConfigError
 from twotower.features.encoders import Encoders
 from twotower.features.field import InputField
 from twotower.machine import physical_memory
-from twotower.model.tables import deferred_tables
+from twotower.model.tables import blank_tables, deferred_tables
 from twotower.model.two_tower import TwoTower
 from twotower.train.recipe import Recipe
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
@@ -35,7 +35,7 @@ def build_model(
 
 def _check_memory(recipe: Recipe, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...]) -> None:
     """Raise ConfigError if the weights and their gradients take more bytes than the machine's memory."""
-    with torch.device("meta"):  # tensors with shapes and without numbers
+    with torch.device("meta"), blank_tables():  # tensors with shapes and without numbers
         try:
             weights = dict(TwoTower(recipe.model, user_fields, item_fields).named_parameters())
         except RuntimeError as e:  # a weight has more numbers than torch can count

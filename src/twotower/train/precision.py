@@ -21,6 +21,7 @@ from torch.nn import functional
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.features.side import SIDES
+from twotower.model.tables import blank_tables
 from twotower.model.two_tower import TwoTower
 from twotower.train.recipe import Recipe
 
@@ -89,7 +90,7 @@ def products(recipe: Recipe, dataset: Dataset) -> list[Product]:
     model cannot be built, which its builder refuses."""
     batch, exclusive = recipe.train.batch_size, any(s.exclusive for s in recipe.negatives.sources)
     candidates = len(dataset.items) if exclusive and not recipe.loss.pointwise else batch
-    with torch.device("meta"):
+    with torch.device("meta"), blank_tables():
         try:
             model = TwoTower(recipe.model, dataset.encoders.fields("user"), dataset.encoders.fields("item"))
         except RuntimeError:

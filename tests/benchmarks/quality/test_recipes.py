@@ -43,6 +43,7 @@ def test_parts_of_a_log_keep_its_other_tables() -> None:
     assert all(part.users is log.users for part in (last, likes, some))
 
 
+@pytest.mark.system
 def test_a_row_has_the_metrics_of_the_model_and_its_best_baseline(tmp_path: Path) -> None:
     words = ["--quick", "--only", "ranking, made", "--out", str(tmp_path / "rows.json")]
     chosen = options(recipes.__file__, words)

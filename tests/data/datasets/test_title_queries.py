@@ -273,6 +273,7 @@ def test_the_dataset_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "did you mean 'ml-1m-titles'" in capsys.readouterr().err
 
 
+@pytest.mark.system
 def test_a_killed_search_run_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = archive(tmp_path / "ml-1m.zip")
     data = tomllib.loads((ROOT / "examples" / "title-search.toml").read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ import pytest
 import ranked
 import torch
 from safetensors.torch import load_file
-from test_distributed import CONFIG, HERE, torchrun
+from test_distributed import CONFIG, HERE, selected, torchrun
 from worlds import CHECKERBOARD_TOML, checkerboard, settings
 
 from twotower import api
@@ -38,11 +38,12 @@ def loaded() -> None:
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All cases, trained by two ranks in one go."""
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The cases of this session, trained by two ranks in one go."""
     out = tmp_path_factory.mktemp("torchrec")
-    torchrun(2, HERE / "ranked.py", out, *ranked.TORCHREC)
-    return out
+    cases = selected(request, "test_two_ranks_train_with_pieces_what_one_trains_with_whole_tables")
+    torchrun(2, HERE / "ranked.py", out, *cases)
+    return out, cases
 
 
 def close(found: dict[str, Any], expected: dict[str, Any], bound: float = 2e-5) -> None:
@@ -50,13 +51,16 @@ def close(found: dict[str, Any], expected: dict[str, Any], bound: float = 2e-5) 
         np.testing.assert_allclose(found[name], value, rtol=2e-4, atol=bound, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ranked.TORCHREC)
-def test_two_ranks_train_with_pieces_what_one_trains_with_whole_tables(together: Path, name: str) -> None:
-    number, (case, train) = list(ranked.TORCHREC).index(name), ranked.TORCHREC[name]
-    alone = ranked.single(case, **{k: v for k, v in train.items() if k != "embedding_sharding"})
+@pytest.mark.parametrize("case", ranked.TORCHREC)
+def test_two_ranks_train_with_pieces_what_one_trains_with_whole_tables(
+    together: tuple[Path, list[str]], case: str
+) -> None:
+    out, cases = together
+    number, (of, train) = cases.index(case), ranked.TORCHREC[case]
+    alone = ranked.single(of, **{k: v for k, v in train.items() if k != "embedding_sharding"})
     names = [n.removeprefix("initial/") for n in alone if n.startswith("initial/")]
-    first, second = (dict(np.load(together / f"{number}-{rank}.npz")) for rank in range(2))
-    deep = case == "attention"  # deep towers make rounding grow
+    first, second = (dict(np.load(out / f"{number}-{rank}.npz")) for rank in range(2))
+    deep = of == "attention"  # deep towers make rounding grow
     close({n: first[n] for n in names}, {n: alone[n] for n in names}, 3e-4 if deep else 2e-5)
     np.testing.assert_allclose(first["history"], alone["history"], rtol=2e-4, atol=1e-3 if deep else 2e-5)
     assert np.array_equal(first["history"], second["history"])
@@ -161,6 +165,7 @@ def test_a_run_of_pieces_goes_on_with_whole_tables_and_with_other_ranks(
     close(weights(run), weights(undisturbed))
 
 
+@pytest.mark.system
 def test_a_run_of_whole_tables_goes_on_in_pieces(config: Path, undisturbed: Path) -> None:
     run = config.parent / "whole"
 
