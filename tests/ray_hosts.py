@@ -65,6 +65,24 @@ class Cluster:
             *words, *share, "--engine", engine, "--threads", threads, env=self.environment | joined,
         )  # fmt: skip
 
+    def leave(self, host: Host) -> None:
+        """Stop the Ray of a host as its administrator does."""
+        words = ("python", "-m", "ray.scripts.scripts", "stop", "--grace-period", 5)
+        stopped = host.start(*words, env=self.environment)
+        assert stopped.wait(600) == 0, stopped.said
+
+    def join(self, host: Host) -> None:
+        """Start the Ray of a host, with one CPU."""
+        _wait_started(self, host, 1, "--address", "head:6379")
+
+    def deaths(self) -> list[str]:
+        """Return the reasons that Ray has for the end of hosts."""
+        code = "import ray; ray.init('head:6379'); print('deaths', *(n['DeathReasonMessage'] for n in ray.nodes() if not n['Alive']), sep=';')"
+        asked = self.head.start("python", "-c", code, env=self.environment)
+        assert asked.wait(600) == 0, asked.said
+        (line,) = re.findall("^deaths;(.*)$", asked.said, re.MULTILINE)
+        return str(line).split(";")
+
     def listed(self, out: str) -> dict[str, ObjectInfo]:
         """Return the objects of a result by their paths in it."""
         at = Url.parse(f"{self.url}/{out}")
@@ -94,7 +112,7 @@ def ray_cluster(run: Path, workers: Sequence[str]) -> Iterator[Cluster]:
         words = ("--head", "--port", 6379, "--ray-client-server-port", 10001, "--include-dashboard=false")
         _wait_started(cluster, head, 0, *words)
         for host in others:
-            _wait_started(cluster, host, 1, "--address", "head:6379")
+            cluster.join(host)
         yield cluster
 
 

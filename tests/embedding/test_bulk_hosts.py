@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -83,6 +84,15 @@ def stop_at(point: str, *hosts: Host) -> None:
         host.folder(STOP).write_text(point)
 
 
+def go_on(*hosts: Host) -> None:
+    """Let what stands still on these hosts go on, and what starts from now on stand still nowhere."""
+    for host in hosts:
+        host.folder(STOP).unlink()
+        for pid, how in host.processes():
+            if how == "T":
+                os.kill(pid, signal.SIGCONT)
+
+
 def test_hosts_that_share_a_bucket_alone_measure_a_run_as_one_process_does(cluster: Cluster) -> None:
     """The call comes from outside of the cluster, whose workers have no file of the run."""
     expected = cluster.call(cluster.caller, "evaluate", "run", "--json", engine="local")
@@ -139,21 +149,42 @@ def test_fault_C18_a_job_that_is_killed_and_called_again_makes_what_is_missing(c
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
 
 
+def test_a_host_that_leaves_half_way_is_done_without_and_is_no_lost_one(cluster: Cluster, world: Path) -> None:
+    """It is told to stop while all stand still in their third shards, and joins again afterwards."""
+    leaving = cluster.workers[-1]
+    stop_at(THIRD_SHARD, *cluster.workers)
+    job = cluster.embed(cluster.head, "left")
+    for worker in cluster.workers:
+        worker.wait_stopped(600)
+    before = {name: at for name, at in cluster.listed("left").items() if name.startswith("work/done-")}
+    cluster.leave(leaving)
+    go_on(*cluster.workers)
+    assert job.wait(600) == 0, job.said
+    assert made(job.said) == SHARDS
+    assert "a host is lost" not in job.said
+    assert cluster.deaths() == ["received SIGTERM"]
+    same(cluster, "left", world / "whole")
+    assert before.items() <= cluster.listed("left").items()
+    cluster.join(leaving)
+
+
 @pytest.mark.parametrize("how", ["cut-off", "switched-off"])
 def test_fault_C18_a_host_that_is_lost_half_way_is_done_without(how: str, cluster: Cluster, world: Path) -> None:
-    """The host stands still in its third shard. The call comes from the head, or from outside of the cluster."""
-    lost = cluster.workers[-1]
-    stop_at(THIRD_SHARD, lost)
+    """All hosts stand still in their third shards. The call comes from the head, or from outside of the cluster."""
+    *others, lost = cluster.workers
+    stop_at(THIRD_SHARD, *cluster.workers)
     if how == "cut-off":
         job = cluster.embed(cluster.head, how)
     else:
         job = cluster.embed(cluster.caller, how, "ray://head:10001")
-    lost.wait_stopped(600)
+    for worker in cluster.workers:
+        worker.wait_stopped(600)
     if how == "cut-off":
         lost.cut_off()
     else:
         lost.close()
     cluster.workers.remove(lost)
+    go_on(*others)
     assert job.wait(900) == 0, job.said
     assert made(job.said) == SHARDS
     if how == "cut-off":  # of which Ray's connection says nothing
@@ -161,18 +192,25 @@ def test_fault_C18_a_host_that_is_lost_half_way_is_done_without(how: str, cluste
     same(cluster, how, world / "whole")
 
 
-def test_fault_C18_a_cluster_that_is_lost_is_one_sentence(cluster: Cluster) -> None:
-    """The host of the head is switched off. What is made stays, for the next call."""
+def test_fault_C18_a_cluster_that_is_lost_is_one_sentence(cluster: Cluster, world: Path) -> None:
+    """The host of the head is switched off, with a call from outside, whose shards stand still, and one on a host of the cluster, which
+    waits for a CPU. What is made stays, for the next call."""
     stop_at(THIRD_SHARD, *cluster.workers)
     job = cluster.embed(cluster.caller, "lost", "ray://head:10001")
     for worker in cluster.workers:
         worker.wait_stopped(600)
+    inside = cluster.workers[0]
+    inside.give(world / "run", HOME / "run")
+    waiting = cluster.embed(inside, "waiting")
+    waiting.until("no shard is finished for", 600)
     cluster.head.close()
-    assert job.wait(600) == 2, job.said
-    (line,) = (line for line in job.said.splitlines() if line.startswith("error: "))
-    assert re.fullmatch(
-        r"error: engine 'ray': ray://head:10001 answers no more \(.*\); see that its hosts run and reach each other, then call again to go on",
-        line,
-    )
-    assert "Traceback" not in job.said
+    for call, where in ((job, "ray://head:10001"), (waiting, "head:6379")):
+        assert call.wait(600) == 2, call.said
+        (line,) = (line for line in call.said.splitlines() if line.startswith("error: "))
+        assert re.fullmatch(
+            rf"error: engine 'ray': {where} answers no more \(.*\); see that its hosts run and reach each other, then call again to go on",
+            line,
+        )
+        assert call.said.rstrip().endswith(line)
+        assert "Traceback" not in call.said
     assert len(cluster.done("lost")) == 2 * len(cluster.workers)

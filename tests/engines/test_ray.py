@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from messages import collected_messages
 from ray_worlds import imported_ray, running_ray
 
 from twotower.engines import open_engine
-from twotower.engines.ray import CLUSTER_SWITCH, RayEngine
+from twotower.engines.ray import CLUSTER_SWITCH, RayEngine, _Head
 from twotower.errors import ConfigError, DataError, RunError, Unavailable
 
 
@@ -118,7 +119,7 @@ class LostRay:
 
     def __init__(self, at: str, error: Exception) -> None:
         self._at, self._error, self._silent = at, error, at == "available_resources"
-        self.cancels = 0
+        self.cancels, self.gcs_address = 0, ""
 
     def put_in_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ray = imported_ray()
@@ -132,6 +133,7 @@ class LostRay:
             "cluster_resources",
             "nodes",
             "cancel",
+            "get_runtime_context",
         )
         for name in names:
             call = self._fail if name == self._at else getattr(self, name)
@@ -142,6 +144,9 @@ class LostRay:
 
     def is_initialized(self) -> bool:
         return True
+
+    def get_runtime_context(self) -> LostRay:
+        return self
 
     def put(self, job: object) -> object:
         return job
@@ -245,7 +250,7 @@ class RayWithTwins(LostRay):
 
 
 def test_of_a_shard_that_two_make_the_one_that_is_left_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that was scaled down, too, is one that is lost: its shards are Ray's affair, and the others' are made once."""
+    """The shards of the host that is lost are Ray's affair, and the others' are made once."""
     ray, made = RayWithTwins(), list[int]()
     ray.put_in_place(monkeypatch)
     RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
@@ -253,6 +258,69 @@ def test_of_a_shard_that_two_make_the_one_that_is_left_is_cancelled(monkeypatch:
     assert made == [14, 12, 10]
     assert ray.cancelled == [2, 1, 0]
     assert ray.functions == 2, "Ray asks for CPUs by function, and would wait for the answers of the lost host"
+
+
+@pytest.mark.parametrize(("reason", "is_lost"), [(1, False), (2, True), (3, True), (4, False)])
+def test_a_host_that_leaves_is_none_that_is_lost(reason: int, is_lost: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was stopped or, idle, scaled down; but not one that was taken away, whose connections may stay silent."""
+    ray, made = RayWithTwins(), list[int]()
+    ray.put_in_place(monkeypatch)
+    alive = [{"Alive": True}, {"Alive": True, "DeathReason": 0}]
+    states = iter([alive, [alive[0], {"Alive": False, "DeathReason": reason}]])
+    monkeypatch.setattr(imported_ray(), "nodes", lambda: next(states))
+    RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
+    assert sorted(made) == [10, 12, 14]
+    assert ray.sent == [5, 6, 7] * (1 + is_lost)
+
+
+class HeadlessRay(LostRay):
+    """A Ray whose head is lost: nothing listens at its address. `finished` shards are finished at a time."""
+
+    def __init__(self, finished: int) -> None:
+        super().__init__("", ConnectionError())
+        self.gcs_address, self._finished = f"127.0.0.1:{_free_port()}", finished
+
+    def wait(self, waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
+        time.sleep(min(timeout, 0.01))
+        return waiting[: self._finished], waiting[self._finished :]
+
+
+@pytest.mark.parametrize("finished", [0, 1])
+def test_fault_C18_a_head_that_is_lost_ends_the_job(finished: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while the other hosts make shards."""
+    ray = HeadlessRay(finished)
+    ray.put_in_place(monkeypatch)
+    told = rf"the Ray of this process answers no more \(its head, {ray.gcs_address}, is silent for \d+ seconds: .*refused\)"
+    with collected_messages(), pytest.raises(Unavailable, match=told):
+        RayEngine("", 2, silence=0.3).run(lambda: abs, range(10**9), lambda _: None)
+
+
+def test_a_head_that_comes_back_is_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        head = _Head(address, 0.0)
+        head.look()
+        assert head.answers
+    with pytest.raises(ConnectionError, match=rf"its head, {address}, is silent for 0 seconds: .*refused"):
+        head.look()
+    patient = _Head(address, 3600.0)
+    patient.every = 0.0
+    patient.look()
+    assert not patient.answers
+    with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
+        patient.look()
+    assert patient.answers
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For which Ray itself waits minutes."""
+    address = f"127.0.0.1:{_free_port()}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    ray = imported_ray()
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray is asked"))
+    with pytest.raises(Unavailable, match=rf"^engine 'ray': {address} does not answer \(.*refused\); start it"):
+        RayEngine("", 2).run(*doubles(3), print)
 
 
 def run_lost(at: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> LostRay:

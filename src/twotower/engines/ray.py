@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 import sys
 import time
 import traceback
@@ -43,6 +45,15 @@ STARTS = 3
 within its half a minute: both happen on a busy machine."""
 LOOK = 30.0
 """Seconds without a finished shard after which Ray is asked for CPUs and lost hosts."""
+HEAD_SILENCE = 30.0
+"""Seconds without a connection to the head after which a job ends. After 60 Ray ends the process itself."""
+HEAD_LOOKS = 6
+"""Connections to the head that are tried within these seconds."""
+CONNECTION = 5.0
+"""Seconds for which a connection is waited."""
+LEFT = frozenset({1, 4})
+"""Ray's reasons of a death (NodeDeathInfo) that no shard is lost by: a host that was told to stop has ended its processes, whose shards Ray
+repeats at once, and an idle one that was scaled down had none."""
 STORE_BYTES = 100_000_000
 """Memory of the objects of a Ray of this machine: shards go from file to file, and only their descriptions go through Ray."""
 LOOPBACK = "127.0.0.1"
@@ -58,7 +69,7 @@ class RayEngine(JobEngine):
     takes_address = True
     is_remote = True
 
-    def __init__(self, address: str, threads: int, timeout: float = TIMEOUT) -> None:
+    def __init__(self, address: str, threads: int, timeout: float = TIMEOUT, silence: float = HEAD_SILENCE) -> None:
         """Look for Ray. Raises ConfigError if it is not installed, if this machine is to give it one thread, or for an address in a process
         that has begun another Ray."""
         if find_spec("ray") is None:
@@ -69,6 +80,7 @@ class RayEngine(JobEngine):
                 f"`engine` is '{address}', and this process has begun a Ray already; choose `engine='ray'` to use that"
             )
         self._address, self._timeout = address or os.environ.get("RAY_ADDRESS", ""), timeout
+        self._silence = silence
         self._joins = bool(self._address or has_begun)
         self._where = self._address or ("the Ray of this process" if has_begun else "this machine")
         self._threads = threads or (1 if self._joins else default_threads())
@@ -105,6 +117,7 @@ class RayEngine(JobEngine):
         try:
             sent = _Sent(uuid.uuid4().hex, ray.put(job), tuple(modules))
             left = iter(enumerate(shards))
+            head = _Head(_head_address(), self._silence)
             last, lost, has_twins = time.monotonic(), _lost_hosts(), False
             is_new = True
             while True:
@@ -119,7 +132,8 @@ class RayEngine(JobEngine):
                     running[task.remote(sent, shard)] = number
                 if not unfinished:
                     return
-                ready, _ = ray.wait([*running], timeout=min(LOOK, self._timeout))
+                ready, _ = ray.wait([*running], timeout=min(LOOK if head.answers else head.every, self._timeout))
+                head.look()
                 if ready:
                     last = time.monotonic()
                 elif (silent := time.monotonic() - last) >= self._timeout:
@@ -127,7 +141,7 @@ class RayEngine(JobEngine):
                         f"engine 'ray': no shard is finished within {silent:,.0f} seconds, with {_cpus()}; see that the cluster has "
                         "free ones, or choose smaller shards (`shard_rows`), then call again to go on"
                     )
-                else:
+                elif head.answers:  # else Ray would not answer
                     log.info(f"engine 'ray': no shard is finished for {silent:,.0f} seconds, with {_cpus()}")
                     if (now := _lost_hosts()) > lost:  # whose tasks Ray repeats when it gives up their connections
                         lost = now
@@ -174,6 +188,8 @@ class RayEngine(JobEngine):
         begin = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR)
         try:
             if self._joins:
+                if re.fullmatch(r"[^/]+:\d+", self._address):
+                    _connect(self._address)  # for which Ray waits minutes
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "Ray Client connection timed out")  # which the error says
                     _start(partial(begin, self._address), lambda e: isinstance(e, ConnectionAbortedError))
@@ -246,6 +262,44 @@ def _cpus() -> str:
     return f"{free.get('CPU', 0):g} of {all_.get('CPU', 0):g} free CPUs"
 
 
+class _Head:
+    """The process that keeps the state of a Ray. Where it is lost, Ray waits without a word, and ends the calling process after a minute;
+    so the job looks at it."""
+
+    def __init__(self, address: str, silence: float) -> None:
+        """Take the address, "" for a Ray that tells of its loss, and the seconds of silence that are too many."""
+        self._address, self._silence, self.answers = address, silence, True
+        self.every = silence / HEAD_LOOKS
+        self._looked = self._heard = time.monotonic()
+
+    def look(self) -> None:
+        """Connect to the head, unless that has just been done. Raises ConnectionError for one that has been silent for long."""
+        if not self._address or time.monotonic() - self._looked < self.every:
+            return
+        try:
+            _connect(self._address)
+            self._heard, self.answers = time.monotonic(), True
+        except OSError as e:
+            self.answers = False
+            if (silent := time.monotonic() - self._heard) >= self._silence:
+                raise ConnectionError(f"its head, {self._address}, is silent for {silent:,.0f} seconds: {e}") from e
+        self._looked = time.monotonic()
+
+
+def _connect(address: str) -> None:
+    """Connect to HOST:PORT, and hang up. Raises OSError."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), CONNECTION).close()
+
+
+def _head_address() -> str:
+    """Return the address of the head of Ray, "" for Ray's client, whose connection tells of its loss."""
+    import ray
+
+    is_client = ray.util.client.ray.is_connected()  # type: ignore[no-untyped-call]
+    return "" if is_client else str(ray.get_runtime_context().gcs_address)
+
+
 def _own_address() -> str:
     """Return the address at which a Ray that starts here would be reached."""
     import ray
@@ -254,10 +308,10 @@ def _own_address() -> str:
 
 
 def _lost_hosts() -> int:
-    """Return the number of hosts that Ray has taken for lost since it began."""
+    """Return the number of hosts that Ray has taken for lost since it began, without those that have left."""
     import ray
 
-    return sum(not node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+    return sum(not node["Alive"] and node.get("DeathReason") not in LEFT for node in ray.nodes())  # type: ignore[no-untyped-call]
 
 
 def _result(ref: ObjectRef[Made]) -> Made:
