@@ -15,13 +15,16 @@ from ray_worlds import running_ray
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 from twotower import api
+from twotower.arrays.types import Ints, Shaped
 from twotower.cli.app import run_command
-from twotower.data.splits import TEST
+from twotower.data.splits import TEST, VALIDATION
 from twotower.engines.engine import Job, JobEngine, Made, Shard
 from twotower.errors import ConfigError, RunError
 from twotower.evaluation.config import Metrics
+from twotower.evaluation.factors import CatalogueScorer
 from twotower.evaluation.part_evaluation import evaluate_model
-from twotower.evaluation.ranking import evaluation_queries
+from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
+from twotower.evaluation.transitions import Transitions
 from twotower.runs import Run
 from twotower.runs.evaluation import QueryShard, _rank, evaluate_run
 
@@ -77,8 +80,24 @@ def test_the_numbers_are_those_of_one_process(split: str, run: Run, tmp_path: Pa
     expected = api.evaluate(found)
     assert {"test.recall@5.low", "baseline.popularity.recall@5", "validation.ndcg@2"} <= expected.keys()
     assert ranked_by(engine, found) == expected
-    n_queries = {shard.part: shard.stop for shard in engine.shards[::-1] if isinstance(shard, QueryShard)}
-    assert len(engine.shards) == sum(-(-n // 512) for n in n_queries.values()) > 2
+    n_queries = {(s.by, s.part): s.stop for s in engine.shards[::-1] if isinstance(s, QueryShard)}
+    assert n_queries.keys() == {("model", VALIDATION), *((by, TEST) for by in ("model", "popularity", "bias"))}
+    assert len(engine.shards) == sum(-(-n // 512) for n in n_queries.values()) > 4
+
+
+def test_the_calling_process_ranks_no_shared_user_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for transition counts, whose table other processes do not make."""
+    expected, ranked = api.evaluate(run), _rank(run, PickledEngine(), 1)
+    by = list[type]()
+    top_k = EvaluationQueries.top_k
+
+    def counted(queries: EvaluationQueries, factors: CatalogueScorer, k: int) -> Shaped[Ints, "Q K"]:
+        by.append(type(factors))
+        return top_k(queries, factors, k)
+
+    monkeypatch.setattr(EvaluationQueries, "top_k", counted)
+    assert evaluate_model(run.factors_during, run.dataset, run.config.evaluation, ranked=ranked) == expected
+    assert by == [Transitions]
 
 
 def test_some_queries_in_contexts_are_ranked_as_among_all(tmp_path: Path) -> None:
@@ -124,6 +143,9 @@ def test_an_unknown_engine_and_one_for_a_store_are_refused(
 def test_ray_measures_what_one_process_measures(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     expected = api.evaluate(run)
     with running_ray():
-        assert evaluate_run(run, "ray", 2, shard_users=1) == pytest.approx(expected, rel=1e-12)
+        found = evaluate_run(run, "ray", 2, shard_users=1)
+        assert found == pytest.approx(expected, rel=1e-12)
+        baselines = {name for name in expected if name.startswith("baseline.")}
+        assert {name: found[name] for name in baselines} == {name: expected[name] for name in baselines}
         assert run_command(["evaluate", str(run.folder), "--engine", "ray", "--threads", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == pytest.approx(expected, rel=1e-12)

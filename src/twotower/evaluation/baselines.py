@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import torch
 
 from twotower.arrays.pieces import mean_of, pieces
 from twotower.arrays.types import Bools, Codes, Doubles, Floats, Numbers, Shaped
+from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs, counts, weight_sums
 from twotower.evaluation.factors import Factors
 
@@ -67,3 +70,14 @@ def bias_baseline(train: Pairs, n_users: int, n_items: int, strength: float = 10
         torch.from_numpy(np.stack([bu + mean, one_u], 1)).float(),
         torch.from_numpy(np.stack([one_i, bi], 1)).float(),
     )
+
+
+BASELINES: Mapping[str, Callable[[Pairs, int, int], Factors]] = {
+    "popularity": popularity_baseline, "bias": bias_baseline,
+}  # fmt: skip
+"""Baselines that score pairs and items, by name, from the training pairs and the numbers of users and items."""
+
+
+def baseline_of(name: str, dataset: Dataset) -> Factors:
+    """Return the vectors of a baseline of BASELINES for a dataset."""
+    return BASELINES[name](dataset.train, len(dataset.users), len(dataset.items))

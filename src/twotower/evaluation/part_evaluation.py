@@ -18,7 +18,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST, VALIDATION
 from twotower.evaluation import cold_items
-from twotower.evaluation.baselines import bias_baseline, popularity_baseline
+from twotower.evaluation.baselines import BASELINES, baseline_of
 from twotower.evaluation.bootstrap import bootstrap
 from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Scorer
@@ -35,12 +35,17 @@ from twotower.features.side import SideName
 log = logging.getLogger(__name__)
 
 
+MODEL = "model"
+"""Name of the model beside those of BASELINES."""
+
+
 @dataclass(frozen=True)
 class Ranked:
-    """The queries of a part, and the best items of each as `EvaluationQueries.top_k` returns them."""
+    """The queries of a part, and the best items of each as `EvaluationQueries.top_k` returns them, by the name of what scores: MODEL, or
+    one of BASELINES."""
 
     queries: EvaluationQueries
-    best: Shaped[Ints, "Q K"]
+    best: Mapping[str, Shaped[Ints, "Q K"]]
 
 
 def evaluate_part(factors: Scorer, dataset: Dataset, part: int, config: EvaluationConfig) -> Metrics:
@@ -74,12 +79,11 @@ class PartEvaluation:
         part: int,
         config: EvaluationConfig,
         queries: EvaluationQueries | None = None,
-        ranked: Ranked | None = None,
+        best: Shaped[Ints, "Q K"] | None = None,
     ) -> PartEvaluation:
-        """Evaluate vectors by exact search. `queries` are those of the part, if they are computed already, and `ranked` also what they
-        find."""
-        queries = ranked.queries if ranked else queries or evaluation_queries(dataset, part, config)
-        best = ranked.best if ranked else queries.top_k(factors, max(config.k))
+        """Evaluate vectors by exact search. `queries` are those of the part, if they are computed already, and `best` what they find."""
+        queries = queries or evaluation_queries(dataset, part, config)
+        best = queries.top_k(factors, max(config.k)) if best is None else best
         return cls._of(queries, best, factors.part_scores(dataset, part), dataset, part, config)
 
     @classmethod
@@ -210,11 +214,13 @@ def evaluate_model(
     test.
 
     `factors_of(part)` returns the vectors from the data before that part, by which it is evaluated. `validated` are the
-    metrics of validation, if they are known; `ranked` are the rankings of these vectors by part, if other processes have made them.
+    metrics of validation, if they are known; `ranked` are rankings by part, if other processes have made them.
     """
     out = {m: v for m, v in (validated or {}).items() if m.startswith("validation.") and m != "validation.seconds"}
-    ranked = ranked or {}
-    queries = ranked[TEST].queries if TEST in ranked else evaluation_queries(dataset, TEST, config)
+    ranked = dict(ranked or {})
+    if TEST not in ranked:
+        ranked[TEST] = Ranked(evaluation_queries(dataset, TEST, config), {})
+    queries, best_of = ranked[TEST].queries, ranked[TEST].best
     log.info(f"test {queries.summary}")
     factors = None
     for name, part in (("validation", VALIDATION), ("test", TEST)):
@@ -222,22 +228,18 @@ def evaluate_model(
             continue
         if factors is None or part_of_vectors(dataset, part) == TEST:
             factors = factors_of(part)
-        evaluation = PartEvaluation.from_factors(
-            factors, dataset, part, config, queries if part == TEST else None, ranked.get(part)
-        )
+        given = ranked.get(part) or Ranked(evaluation_queries(dataset, part, config), {})
+        evaluation = PartEvaluation.from_factors(factors, dataset, part, config, given.queries, given.best.get(MODEL))
         out |= {f"{name}.{m}": v for m, v in evaluation.metrics().items()}
         if part == TEST:
             for m, (low, high) in evaluation.intervals().items():
                 out[f"test.{m}.low"], out[f"test.{m}.high"] = low, high
             found = evaluation.slices() | cold_items.among_cold_items(evaluation, factors)
             out |= {f"test.{m}": v for m, v in found.items()}
-    n_users, n_items = len(dataset.users), len(dataset.items)
     of_logits = {m.name for m in config.metric_set.of_pairs if m.of_logits}
-    for name, baseline in (
-        ("popularity", popularity_baseline(dataset.train, n_users, n_items)),
-        ("bias", bias_baseline(dataset.train, n_users, n_items)),
-    ):
-        metrics = PartEvaluation.from_factors(baseline, dataset, TEST, config, queries).metrics()
+    for name in BASELINES:
+        baseline = baseline_of(name, dataset)
+        metrics = PartEvaluation.from_factors(baseline, dataset, TEST, config, queries, best_of.get(name)).metrics()
         out |= {f"baseline.{name}.{m}": v for m, v in metrics.items() if m not in of_logits}
     of_pairs = {m.name for m in config.metric_set.of_pairs}
     for name, best in _rankings_of_baselines(dataset, queries, config):

@@ -1,14 +1,14 @@
 """Evaluation of a run, whose rankings the processes of an engine share.
 
-A shard is some blocks of the queries of a part, and gives their best item rows. The metrics, the intervals and the baselines are
-computed of all by the calling process, as without an engine.
+A shard is some blocks of the queries of a part, ranked by the model or a baseline, and gives their best item rows. The metrics and the
+intervals are computed of all by the calling process, as without an engine; it also ranks what needs a table in memory or few
+queries: transition counts, own counts, cold items among themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,10 @@ from twotower.data.splits import TEST, VALIDATION
 from twotower.engines import open_engine
 from twotower.engines.engine import JobEngine
 from twotower.errors import RunError
+from twotower.evaluation.baselines import BASELINES, baseline_of
 from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Scorer
-from twotower.evaluation.part_evaluation import Ranked, evaluate_model, part_of_vectors
+from twotower.evaluation.part_evaluation import MODEL, Ranked, evaluate_model, part_of_vectors
 from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
 from twotower.kinds import foreign_modules
 from twotower.runs import Run
@@ -33,8 +34,9 @@ SHARD_USERS = 4_096
 
 @dataclass(frozen=True)
 class QueryShard:
-    """Queries `start` to `stop` of a part."""
+    """Queries `start` to `stop` of a part, ranked by MODEL or one of BASELINES."""
 
+    by: str
     part: int
     start: int
     stop: int
@@ -60,20 +62,21 @@ def evaluate_run(
 
 
 def _rank(run: Run, engine: JobEngine, shard_users: int, share: Path | str = "") -> dict[int, Ranked]:
-    """Return the rankings of the validation and the test part, if they have rows."""
+    """Return the rankings of the validation and the test part, if they have rows, by the model, and of the test part by the baselines."""
     config, dataset = run.config.evaluation, run.dataset
     parts = [part for part, rows in ((VALIDATION, dataset.validation), (TEST, dataset.test)) if len(rows)]
     found, shards = dict[int, Ranked](), list[QueryShard]()
     for part in parts:
-        queries = evaluation_queries(dataset, part, config)
-        best = np.empty((len(queries.users), min(max(config.k), queries.n_items)), np.int64)
-        found[part] = Ranked(queries, best)
+        queries, scorers = evaluation_queries(dataset, part, config), (MODEL, *(BASELINES if part == TEST else ()))
+        shape = len(queries.users), min(max(config.k), queries.n_items)
+        found[part] = Ranked(queries, {by: np.empty(shape, np.int64) for by in scorers})
         step = queries.block * -(-shard_users // queries.block)
-        shards += [QueryShard(part, rows.start, rows.stop) for rows in pieces(len(queries.users), step)]
+        rows = [*pieces(len(queries.users), step)]
+        shards += [QueryShard(by, part, some.start, some.stop) for by in scorers for some in rows]
 
     def add(made: BestItems) -> None:
         shard, best = made
-        found[shard.part].best[shard.start : shard.stop] = best
+        found[shard.part].best[shard.by][shard.start : shard.stop] = best
 
     engine.run(
         _RankingJob(RunCopy.of(run, share), dataset.digest, config),
@@ -100,16 +103,26 @@ class _RankingJob:
                 f"{self.run.folder}: holds other data than the run of the call; evaluate a run as its folder has it, or choose "
                 "`engine='local'`"
             )
-        return partial(_best_items, run, self.config, dict[int, tuple[EvaluationQueries, Scorer]]())
+        return _Rankings(run, self.config).best_items
 
 
-def _best_items(
-    run: Run, config: EvaluationConfig, loaded: dict[int, tuple[EvaluationQueries, Scorer]], shard: QueryShard
-) -> BestItems:
-    """Return the best items of the queries of a shard; `loaded` keeps what the other shards of its part need too."""
-    if shard.part not in loaded:
-        loaded.clear()
-        queries = evaluation_queries(run.dataset, shard.part, config)
-        loaded[shard.part] = queries, run.factors_during(part_of_vectors(run.dataset, shard.part))
-    queries, factors = loaded[shard.part]
-    return shard, queries.some(slice(shard.start, shard.stop)).top_k(factors, max(config.k))
+class _Rankings:
+    """Ranks the queries of a run, in another process. Keeps what the next shard needs too."""
+
+    def __init__(self, run: Run, config: EvaluationConfig) -> None:
+        self._run, self._config = run, config
+        self._queries = dict[int, EvaluationQueries]()
+        self._scorer: tuple[tuple[str, int], Scorer] | None = None
+
+    def best_items(self, shard: QueryShard) -> BestItems:
+        """Return the best items of the queries of a shard."""
+        dataset = self._run.dataset
+        if shard.part not in self._queries:
+            self._queries = {shard.part: evaluation_queries(dataset, shard.part, self._config)}
+        name = (shard.by, before := part_of_vectors(dataset, shard.part))
+        if self._scorer is None or self._scorer[0] != name:
+            self._scorer = None  # and its memory
+            made = self._run.factors_during(before) if shard.by == MODEL else baseline_of(shard.by, dataset)
+            self._scorer = name, made
+        queries = self._queries[shard.part].some(slice(shard.start, shard.stop))
+        return shard, queries.top_k(self._scorer[1], max(self._config.k))
