@@ -815,8 +815,11 @@ def test_what_is_no_folder_of_whole_vectors_is_a_run_error(whole: Path, tmp_path
     (out / "embedding.json").unlink()
     for data in (b"", b"x", (whole / "part-00001.npy").read_bytes()[:90]):
         (out / "vectors.npy").write_bytes(data)
-        with pytest.raises(RunError, match="vectors.npy: damaged"):
+        with pytest.raises(RunError, match="vectors.npy: missing or damaged"):
             EmbeddingsFolder(out)
+    np.save(out / "vectors.npy", np.float32(1))
+    with pytest.raises(RunError, match=r"vectors.npy: holds \(\), expected rows of vectors"):
+        EmbeddingsFolder(out)
 
 
 def test_a_table_of_one_shard_does_not_replace_many_that_nobody_works_at(run: Run, whole: Path, tmp_path: Path) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
-import time
 from collections import abc
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from twotower import files
-from twotower.arrays.npy_writer import write_npy_header
+from twotower.arrays.npy_writer import write_blocks
 from twotower.data.readers import Reading, column_names, parse_canonical_text, table_errors
 from twotower.data.table_path import TablePath
 from twotower.data.table_paths import absolute, table_files, table_source
@@ -28,8 +27,8 @@ from twotower.data.table_shards import (
     text_as_parquet,
 )
 from twotower.data.text_format import TextFormat
-from twotower.embedding.folder import IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER, part_names
-from twotower.embedding.shards import EmbeddingWork, common_type, save_ids
+from twotower.embedding.folder import IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER, StoredVectors, part_names
+from twotower.embedding.shards import EmbeddingWork, save_ids
 from twotower.embedding.vectors import Precision, TableVectors
 from twotower.engines import open_engine
 from twotower.errors import ConfigError, DataError, RunError
@@ -37,6 +36,7 @@ from twotower.features.side import SideName
 from twotower.files.shard_folders import DiskFolder, JsonObject, shard_folder
 from twotower.files.sharded_work import HOW_TO_OVERWRITE, MadeShard
 from twotower.kinds import foreign_modules
+from twotower.progress import JobProgress
 from twotower.runs import Run
 from twotower.runs.copies import RunCopy, check_share, run_digests
 
@@ -104,15 +104,23 @@ def embed(
         "table": [f.state() for f in sources], "form": form.given,
     }  # fmt: skip
     copy = RunCopy.of(run, share) if chosen.is_remote else None
+    records, progress = dict[int, JsonObject](), JobProgress(log, f"{side}s embedded", seconds=math.inf)
+
+    def add(made: MadeShard) -> None:
+        made.log_damage()
+        records[made.number] = made.record
+        if made.is_new:
+            progress.advance(made.record["rows"])
+            log.info(f"{progress.line()}, shard {made.number + 1} of {len(shards)}")
+
     with EmbeddingWork.begin(at, plan, overwrite) as work:
-        progress = _Progress(side, len(shards))
-        job = _sent_job(copy, maker, work) if copy else partial(partial, maker.make, work)
-        chosen.run(job, shards, progress.add, foreign_modules(run.config, run.dataset.schema))
-        records = progress.in_order()
-        n: int = sum(record["rows"] for record in records)
+        here = partial(partial, maker.make, work)
+        job = partial(_load, copy, side, precision, form, batch_rows, work) if copy else here
+        chosen.run(job, shards, add, foreign_modules(run.config, run.dataset.schema))
+        n: int = sum(record["rows"] for record in records.values())
         if not n:
             raise _no_rows(side)
-        work.finish(run.model.config.metric, records)
+        work.finish(run.model.config.metric, [records[number] for number in range(len(shards))])
         log.info(f"{n:,} {side}s in {len(shards):,} shards have vectors: {at}")
         return n
 
@@ -129,60 +137,21 @@ def _embed_single_shard(maker: _ShardMaker, shard: TableShard, out: Path, overwr
             raise RunError(f"{out}: holds the shards of another table; {HOW_TO_OVERWRITE}")
         if (out / WORK_FOLDER).exists():
             EmbeddingWork.clear_folder(out)
-    side, started = maker.vectors.side, time.perf_counter()
+    progress = JobProgress(log, f"{maker.vectors.side}s embedded", seconds=math.inf)
     with files.new_folder(out) as folder:
-        n = int(maker.write(shard, folder)[1]["rows"])
-        if not n:
-            raise _no_rows(side)
-    log.info(f"{n:,} {side}s embedded, {n / (time.perf_counter() - started):,.0f} a second: {out}")
-    return n
+        progress.advance(maker.write(shard, folder)[1]["rows"])
+        if not progress.done:
+            raise _no_rows(maker.vectors.side)
+    log.info(f"{progress.line()}: {out}")
+    return progress.done
 
 
-class _Progress:
-    """Finished shards of a call, and lines of its progress."""
-
-    def __init__(self, side: SideName, shards: int) -> None:
-        self._side, self._shards, self._started, self._new = side, shards, time.perf_counter(), 0
-        self._records: dict[int, JsonObject] = {}
-
-    def add(self, made: MadeShard) -> None:
-        """Count a finished shard; log it if this call has made it."""
-        made.log_damage()
-        self._records[made.number] = made.record
-        if made.is_new:
-            self._new += made.record["rows"]
-            rate = self._new / (time.perf_counter() - self._started)
-            log.info(
-                f"{self._new:,} {self._side}s embedded, {rate:,.0f} a second, shard {made.number + 1} of {self._shards}"
-            )
-
-    def in_order(self) -> list[JsonObject]:
-        """Return the records of all shards, in the order of the table."""
-        return [self._records[number] for number in range(self._shards)]
-
-
-def _sent_job(copy: RunCopy, maker: _ShardMaker, work: EmbeddingWork) -> _EmbeddingJob:
-    """Return the job for other processes, which load a copy of the run."""
-    vectors = maker.vectors
-    return _EmbeddingJob(copy, vectors.side, vectors.precision, maker.form, maker.batch_rows, work)
-
-
-@dataclass(frozen=True)
-class _EmbeddingJob:
-    """Loads a run in another process, to make shards."""
-
-    run: RunCopy
-    side: SideName
-    precision: Precision
-    form: TextFormat
-    batch_rows: int
-    work: EmbeddingWork
-
-    def __call__(self) -> abc.Callable[[TableShard], MadeShard]:
-        """Load the run, and return the function that makes a shard. Raises RunError if it or the folder is another one."""
-        self.work.check_seen()
-        maker = _ShardMaker(TableVectors(self.run.load(), self.side, self.precision), self.form, self.batch_rows)
-        return partial(maker.make, self.work)
+def _load(
+    copy: RunCopy, side: SideName, precision: Precision, form: TextFormat, batch_rows: int, work: EmbeddingWork
+) -> abc.Callable[[TableShard], MadeShard]:
+    """Load a run in another process, and return the function that makes a shard. Raises RunError if it or the folder is another one."""
+    work.check_seen()
+    return partial(_ShardMaker(TableVectors(copy.load(), side, precision), form, batch_rows).make, work)
 
 
 class _ShardMaker:
@@ -199,16 +168,14 @@ class _ShardMaker:
     def files(self, paths: list[TablePath]) -> list[TableFile]:
         """Return the files of a table with their numbers of rows, None for a text file. Raises DataError if one lacks a column."""
         self.form.check_table(paths)
-        return [TableFile(p, name, self._length(p)) for p, name in zip(paths, names_within(paths), strict=True)]
+        return [TableFile(p, name, self._rows(p)) for p, name in zip(paths, names_within(paths), strict=True)]
 
-    def _length(self, path: TablePath) -> int | None:
+    def _rows(self, path: TablePath) -> int | None:
         with table_errors(path):
-            if path.is_text:
-                self.vectors.check(column_names(path, self._reading))
-                return None
-            table = path.scan()
-            self.vectors.check(table.collect_schema().names())
-            return int(table.select(pl.len()).collect().item())
+            table = None if path.is_text else path.scan()
+            names = column_names(path, self._reading) if table is None else table.collect_schema().names()
+            self.vectors.check(names)
+            return None if table is None else _length(table)
 
     def make(self, work: EmbeddingWork, shard: TableShard) -> MadeShard:
         """Return a shard of a folder, which is made unless it is there and intact."""
@@ -217,42 +184,41 @@ class _ShardMaker:
     def write(self, shard: TableShard, folder: Path) -> tuple[dict[str, str], JsonObject]:
         """Write vectors.npy (n, D) and ids.parquet of a shard into a folder; return their names in the result, and n, D and the
         type of the ids. A shard of no rows has no files."""
-        n = width = 0
-        scratch = folder / "scratch"
+        scratch, shapes = folder / "scratch", list[tuple[int, ...]]()
         scratch.mkdir()
-        with (folder / VECTORS_FILE).open("w+b") as file:
+
+        def blocks() -> Iterator[StoredVectors]:
             for frame in self._batches(shard, scratch):
                 try:
                     ids, found = self.vectors(frame)
                 except RunError as e:
                     raise RunError(f"{shard.file.path}: {e}") from None
-                if not width:
-                    width = found.shape[1]
-                    write_npy_header(file, found[0], 0)
-                file.write(found.data)
-                ids.to_frame().write_parquet(scratch / f"{n:015d}.parquet")
-                n += len(ids)
+                ids.to_frame().write_parquet(scratch / f"{len(shapes):09d}.parquet")
+                shapes.append(found.shape)
+                yield found
                 files.point(f"shard:{shard.number}")
-            if n:
-                write_npy_header(file, found[0], n)
-        names, kind = {}, ""
-        if n:
-            parts = sorted(scratch.glob("*.parquet"))
-            common = common_type({str(pl.scan_parquet(p, glob=False).collect_schema()["id"]) for p in parts})
-            save_ids(parts, common, folder / IDS_FILE)
-            names, kind = dict(zip((VECTORS_FILE, IDS_FILE), part_names(shard.number), strict=True)), str(common)
+
+        write_blocks(folder / VECTORS_FILE, blocks())
+        if not shapes:
+            return {}, {"rows": 0, "width": 0, "id": ""}
+        kind = save_ids(sorted(scratch.glob("*.parquet")), folder / IDS_FILE)
         shutil.rmtree(scratch)
-        return names, {"rows": n, "width": width, "id": kind}
+        names = dict(zip((VECTORS_FILE, IDS_FILE), part_names(shard.number), strict=True))
+        return names, {"rows": sum(n for n, _ in shapes), "width": shapes[0][1], "id": kind}
 
     def _batches(self, shard: TableShard, scratch: Path) -> Iterator[pl.DataFrame]:
         """Yield the needed columns of a shard, `batch_rows` rows at a time. Raises DataError as `tables.read_file` does."""
-        path, text, columns = shard.file.path, shard.file.path.is_text, self.vectors.columns
+        path, columns = shard.file.path, self.vectors.columns
         with table_errors(path):
             table = (
                 text_as_parquet(path, columns, self._reading, scratch / "table")
-                if text
+                if path.is_text
                 else path.scan().select(columns)
             )
-            n = int(table.select(pl.len()).collect().item()) if shard.rows is None else shard.rows
+            n = _length(table) if shard.rows is None else shard.rows
         for frame in read_slices(table, path, shard.start, n, self.batch_rows):
-            yield frame.with_columns(parse_canonical_text(frame[name]) for name in self._parsed) if text else frame
+            yield frame.with_columns(parse_canonical_text(frame[name]) for name in self._parsed if path.is_text)
+
+
+def _length(table: pl.LazyFrame) -> int:
+    return int(table.select(pl.len()).collect().item())

@@ -11,9 +11,8 @@ A table of one shard is vectors.npy and ids.parquet alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,7 @@ import polars as pl
 
 from twotower.errors import ConfigError, RunError, first_line
 from twotower.files.readers import read_array, read_json
+from twotower.files.shard_folders import JsonObject
 from twotower.files.urls import is_url
 
 VECTORS_FILE, IDS_FILE = "vectors.npy", "ids.parquet"
@@ -30,43 +30,17 @@ EMBEDDINGS_FORMAT = 1
 StoredVectors = npt.NDArray[np.float32 | np.float16]
 
 
-class ShardFiles(TypedDict):
-    """Names of a shard's files, and its number of rows."""
-
-    vectors: str
-    ids: str
-    rows: int
-
-
-class EmbeddingList(TypedDict, total=False):
-    """Content of embedding.json."""
-
-    format: int
-    side: str
-    model: str
-    schema: str
-    precision: str
-    shard_rows: int
-    twotower: str
-    metric: str
-    rows: int
-    width: int
-    id: str
-    shards: list[ShardFiles]
-
-
 def part_names(shard_index: int) -> tuple[str, str]:
     """Return the names of a shard's files: vectors and ids."""
     return f"part-{shard_index:05d}.npy", f"ids-{shard_index:05d}.parquet"
 
 
-@dataclass(frozen=True)
-class EmbeddingPart:
-    """The two files of a shard, and its number of rows."""
+class EmbeddingPart(NamedTuple):
+    """The two files of a shard, and its number of rows, None for that of its vectors."""
 
     vectors: Path
     ids: Path
-    rows: int
+    rows: int | None
 
     def open(self) -> StoredVectors:
         """Return the vectors (rows, D), mapped and read-only. Raises RunError if the file is missing or damaged."""
@@ -74,9 +48,10 @@ class EmbeddingPart:
             found: StoredVectors = read_array(self.vectors, "r")
         except (OSError, ValueError, EOFError) as e:
             raise RunError(f"{self.vectors}: missing or damaged ({e}); embed again to repair it") from None
-        if found.ndim != 2 or len(found) != self.rows:
+        if found.ndim != 2 or self.rows not in (None, len(found)):
+            wanted = "" if self.rows is None else f"{self.rows:,} "
             raise RunError(
-                f"{self.vectors}: holds {found.shape}, expected {self.rows:,} rows; embed again to repair it"
+                f"{self.vectors}: holds {found.shape}, expected {wanted}rows of vectors; embed again to repair it"
             )
         return found
 
@@ -94,34 +69,26 @@ class EmbeddingsFolder:
             raise ConfigError(
                 f"{folder}: an address, and vectors are read from a disk; copy its files to a folder, and name that"
             )
-        self.folder = Path(folder)
-        self.about: EmbeddingList = {}
-        if (self.folder / LIST_FILE).exists():
-            self.about = read_json(self.folder / LIST_FILE)
+        self.folder = at = Path(folder)
+        self.about: JsonObject = {}
+        if (listed := at / LIST_FILE).exists():
+            self.about = read_json(listed)
             if not isinstance(self.about, dict) or self.about.get("format") != EMBEDDINGS_FORMAT:
-                raise RunError(
-                    f"{self.folder / LIST_FILE}: not a list of shards that this version reads ({EMBEDDINGS_FORMAT})"
-                )
+                raise RunError(f"{listed}: not a list of shards that this version reads ({EMBEDDINGS_FORMAT})")
             try:
                 shards = self.about["shards"]
-                self.parts = [
-                    EmbeddingPart(self.folder / s["vectors"], self.folder / s["ids"], int(s["rows"])) for s in shards
-                ]
+                self.parts = [EmbeddingPart(at / s["vectors"], at / s["ids"], int(s["rows"])) for s in shards]
             except (KeyError, TypeError, ValueError) as e:
-                raise RunError(f"{self.folder / LIST_FILE}: damaged ({e!r}); embed again to repair it") from None
-        elif (self.folder / WORK_FOLDER).exists():
-            raise RunError(f"{self.folder}: not all vectors are written yet ({LIST_FILE} is missing); call embed again")
-        elif (self.folder / VECTORS_FILE).exists():
-            try:
-                rows = len(read_array(self.folder / VECTORS_FILE, "r"))
-            except (OSError, ValueError, EOFError) as e:
-                raise RunError(f"{self.folder / VECTORS_FILE}: damaged ({e}); embed again to repair it") from None
-            self.parts = [EmbeddingPart(self.folder / VECTORS_FILE, self.folder / IDS_FILE, rows)]
+                raise RunError(f"{listed}: damaged ({e!r}); embed again to repair it") from None
+        elif (at / WORK_FOLDER).exists():
+            raise RunError(f"{at}: not all vectors are written yet ({LIST_FILE} is missing); call embed again")
+        elif (at / VECTORS_FILE).exists():
+            self.parts = [EmbeddingPart(at / VECTORS_FILE, at / IDS_FILE, None)]
         else:
-            raise RunError(f"{self.folder}: holds no vectors; name a folder that embed wrote")
+            raise RunError(f"{at}: holds no vectors; name a folder that embed wrote")
         first = self.parts[0].open()
         self.width, self.dtype = first.shape[1], first.dtype
-        self._rows = sum(p.rows for p in self.parts)
+        self._rows = sum(len(first) if part.rows is None else part.rows for part in self.parts)
 
     def __len__(self) -> int:
         return self._rows
@@ -130,16 +97,15 @@ class EmbeddingsFolder:
         """Yield ids (n,) and their vectors (n, D), at most `rows` at a time, in the order of the table. Raises RunError."""
         for part in self.parts:
             vectors, at, step = part.open(), 0, max(rows, 1 << 20)
-            for first in range(0, part.rows, step):
+            for first in range(0, len(vectors), step):
                 try:
-                    ids = pl.scan_parquet(part.ids, glob=False).slice(first, step).collect()["id"]
+                    ids = pl.scan_parquet(part.ids, glob=False).select("id").slice(first, step).collect()
                 except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
                     raise RunError(
                         f"{part.ids}: missing or damaged ({first_line(e)}); embed again to repair it"
                     ) from None
-                for start in range(0, len(ids), rows):
-                    some = ids.slice(start, rows)
-                    yield some, vectors[at : at + len(some)]
+                for some in ids.iter_slices(rows):
+                    yield some["id"], vectors[at : at + len(some)]
                     at += len(some)
-            if at != part.rows:
-                raise RunError(f"{part.ids}: holds {at:,} ids, expected {part.rows:,}; embed again to repair it")
+            if at != len(vectors):
+                raise RunError(f"{part.ids}: holds {at:,} ids, expected {len(vectors):,}; embed again to repair it")

@@ -24,14 +24,18 @@ def common_type(types: Collection[str]) -> pl.DataType:
     return pl.String() if "String" in types else pl.UInt64()
 
 
-def save_ids(parts: list[Path], kind: pl.DataType, path: Path) -> None:
-    """Write the concatenated column `id` of all parts with type `kind`. Raises DataError if the type cannot hold an id."""
+def save_ids(parts: list[Path], path: Path, kind: pl.DataType | None = None) -> str:
+    """Write the concatenated column `id` of all parts with type `kind`, None for that which holds all of them, and return the type. Raises
+    DataError if the type cannot hold an id."""
+    scans = [pl.scan_parquet(part, glob=False) for part in parts]
+    kind = kind or common_type({str(scan.collect_schema()["id"]) for scan in scans})
     try:
-        pl.concat([pl.scan_parquet(p, glob=False).select(pl.col("id").cast(kind)) for p in parts]).sink_parquet(path)
+        pl.concat([scan.select(pl.col("id").cast(kind)) for scan in scans]).sink_parquet(path)
     except pl.exceptions.InvalidOperationError:
         raise DataError(
             "some ids are negative and some are from 2**63 on, which no integer type holds together; give them as text"
         ) from None
+    return str(kind)
 
 
 class EmbeddingWork(ShardedWork):
@@ -53,27 +57,24 @@ class EmbeddingWork(ShardedWork):
 
     def finish(self, metric: str, records: Sequence[JsonObject]) -> None:
         """Give the ids of all shards one type, and write the list of shards. One of them has rows."""
-        records = [record for record in self._with_one_type(records) if record["rows"]]
+        common = common_type({record["id"] for record in records if record["rows"]})
+        found = [self._of_type(common, number, record) for number, record in enumerate(records) if record["rows"]]
         about = self.plan | {
-            "twotower": __version__, "metric": metric, "rows": sum(r["rows"] for r in records), "width": records[0]["width"],
-            "id": records[0]["id"],
-            "shards": [{"vectors": r["files"][0][0], "ids": r["files"][1][0], "rows": r["rows"]} for r in records],
+            "twotower": __version__, "metric": metric, "rows": sum(r["rows"] for r in found), "width": found[0]["width"],
+            "id": found[0]["id"],
+            "shards": [{"vectors": r["files"][0][0], "ids": r["files"][1][0], "rows": r["rows"]} for r in found],
         }  # fmt: skip
         self.write_list(about)
 
-    def _with_one_type(self, records: Sequence[JsonObject]) -> list[JsonObject]:
-        """Convert the ids of all shards to one type, which holds all of them, and return the records."""
-        kind = str(common := common_type({r["id"] for r in records if r["rows"]}))
-        out = list(records)
-        for number, record in enumerate(records):
-            if record["rows"] and record["id"] != kind:
-                vectors, (name, *_) = record["files"]
-                with self.scratch(f"shard-{number:05d}-") as folder:
-                    path = folder / IDS_FILE
-                    save_ids([self.at.fetched(name, folder)], common, path)
-                    files.point("shard.ids")
-                    ids = [*self.replace_file(path, name)]
-                    files.point("shard.ids_renamed")
-                    out[number] = record | {"id": kind, "files": [vectors, ids]}
-                    self.write_record(number, out[number])
-        return out
+    def _of_type(self, kind: pl.DataType, number: int, record: JsonObject) -> JsonObject:
+        """Return the record of a shard, whose ids are converted to a type that holds them, unless they have it."""
+        if record["id"] == str(kind):
+            return record
+        vectors, (name, *_) = record["files"]
+        with self.scratch(f"shard-{number:05d}-") as folder:
+            save_ids([self.at.fetched(name, folder)], path := folder / IDS_FILE, kind)
+            files.point("shard.ids")
+            ids = [*self.replace_file(path, name)]
+            files.point("shard.ids_renamed")
+            self.write_record(number, record := record | {"id": str(kind), "files": [vectors, ids]})
+        return record

@@ -10,7 +10,6 @@ from collections import abc
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from twotower.arrays.ragged import Column, Ragged
@@ -102,10 +101,5 @@ class TableVectors:
         for h in self._histories:
             known = self.known.columns[h.name]
             assert isinstance(known, Ragged)
-            columns[h.name] = _take_known(known, known_rows)
+            columns[h.name] = Ragged(known.values, np.r_[0, known.offsets]).take(known_rows)  # row 0 is empty
         return frame[self.key].rename("id"), columns
-
-
-def _take_known(ragged: Ragged, known_rows: npt.NDArray[np.int32]) -> Ragged:
-    """Return row r - 1 of `ragged` for each r of `known_rows`, an empty row for 0."""
-    return Ragged(ragged.values, np.r_[0, ragged.offsets]).take(known_rows)
