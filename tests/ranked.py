@@ -46,7 +46,7 @@ AUGMENTED: dict[str, Any] = {"layers": [8], "augment": True}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "pairs": ("everything", {}),
-    "pairs and random ones": ("everything", {"negatives": {"random": 2}}),
+    "pairs and random ones": ("everything", {"negatives": {"random": 2}, "model": {"stacking": True}}),
     "pairs in shards": ("everything", {"negatives": {"random": 2}, "train": {"data_shards": 6}}),
     "mimic of pairs": (
         "board",

@@ -189,7 +189,8 @@ def _train(
     if not context.is_main:
         return done
     best = None
-    if not resumed:  # earlier epochs may be measured by other settings of `evaluation`
+    # Earlier epochs of a resumed run may be measured by other settings of `evaluation`, and stacking comes after the last one.
+    if not resumed and not config.model.stacking:
         best = next((e for e in trained.history if e["epoch"] == trained.metrics["train.best_epoch"]), None)
     metrics = evaluate_model(done.factors_during, dataset, config.evaluation, best) | trained.metrics
     metrics["train.peak_memory_mb"] = peak_memory_mb()

@@ -77,6 +77,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.user_id_dropout": (0.4, {}),
     "model.item_id_dropout": (0.4, {}),
     "model.embedding_std": (0.2, {}),
+    "model.stacking": (True, {}),
     "evaluation.metrics": (["mykinds.metrics:TailShare"], {}),
     "model.pairs.user.branches": ([{"kind": "identity"}, {"kind": "cross"}], {}),
     "model.pairs.user.augment": (True, {}),

@@ -153,9 +153,16 @@ def logits_by_hand(model: TwoTower, inputs: tuple[Inputs, Inputs]) -> Tensor:
     (u, user_bias), (v, item_bias) = (
         vectors_and_bias_by_hand(model, side, x) for side, x in zip(("user", "item"), inputs, strict=True)
     )
-    similarity = u @ v.T
     if model.config.similarity == "cosine":
-        similarity = similarity / (u.norm(dim=1)[:, None] * v.norm(dim=1)[None])
+        u, v = u / u.norm(dim=1)[:, None], v / v.norm(dim=1)[:, None]
+    similarity = u @ v.T
+    if model.config.stacking:
+        parts = model.parts_of_pairs()
+        similarity = torch.stack(
+            [w * (u[:, p] @ v[:, p].T) for p, w in zip(parts, model.term_weights, strict=False)]
+        ).sum(0)
+        if model.config.bias:
+            user_bias, item_bias = user_bias * model.term_weights[-2], item_bias * model.term_weights[-1]
     logits = similarity / model.log_temperature.exp() + user_bias[:, None] + item_bias[None]
     return logits + model.global_bias if model.config.bias else logits
 
@@ -164,10 +171,14 @@ def logits_by_hand(model: TwoTower, inputs: tuple[Inputs, Inputs]) -> Tensor:
 @pytest.mark.parametrize("learn", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("stacking", [False, True])
 def test_a_logit_is_the_similarity_over_the_temperature_plus_the_biases_and_a_plain_dot_product(
-    similarity: str, bias: bool, learn: bool, pair: tuple[dict[str, Any], dict[str, Any]]
+    stacking: bool, similarity: str, bias: bool, learn: bool, pair: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
-    model = build(pair, similarity=similarity, bias=bias, learn_temperature=learn, temperature=0.25)
+    pairs = (pair, pair) if stacking else (pair,)
+    model = build(
+        *pairs, similarity=similarity, bias=bias, stacking=stacking, learn_temperature=learn, temperature=0.25
+    )
     assert model.temperature.item() == pytest.approx(0.25)
     if learn and similarity == "cosine":
         with torch.no_grad():
@@ -190,6 +201,25 @@ def test_a_logit_is_the_similarity_over_the_temperature_plus_the_biases_and_a_pl
     for name, a, b in zip(trained, gradients, by_hand, strict=True):
         assert (a is None) == (b is None), name
         assert a is None or b is None or close(a, b, 2e-3), name
+
+
+def test_the_weights_of_some_pairs_are_those_of_their_numbers() -> None:
+    model = build(
+        (tower(), tower()), (tower(layers=[4]), tower(layers=[4])), similarity="dot", stacking=True, bias=False
+    )
+    users, items = world().inputs()
+    every, second = model.parts_of_pairs(), model.user_vectors(users, [1])
+    assert close(second, model.user_vectors(users)[:, every[1]])
+    assert close(model.item_vectors(items, [1]), model.item_vectors(items)[:, every[1]])
+
+
+@pytest.mark.parametrize(
+    ("bias", "stacking", "metric"), [(0, 0, "cosine"), (1, 0, "dot"), (0, 1, "dot"), (1, 1, "dot")]
+)
+def test_an_index_divides_by_lengths_only_where_nothing_is_beside_the_cosine(
+    bias: int, stacking: int, metric: str
+) -> None:
+    assert ModelConfig(similarity="cosine", bias=bool(bias), stacking=bool(stacking)).metric == metric
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])

@@ -46,7 +46,7 @@ class ModelConfig(Section):
     """The model: pairs of towers and the similarity of their vectors."""
 
     start_here = ("width",)
-    research = ("learn_temperature", "unknown_rate", "user_id_dropout", "embedding_std")
+    research = ("learn_temperature", "unknown_rate", "user_id_dropout", "embedding_std", "stacking")
 
     width: int = Field(16, ge=1, description="Embedding width of a field.")
     pairs: tuple[PairConfig, ...] = Field(
@@ -80,11 +80,16 @@ class ModelConfig(Section):
         "their other features learn to rank an item that training lacks (DropoutNet, Volkovs et al. 2017). 0: off.",
     )
     embedding_std: float = Field(0.05, gt=0, description="Standard deviation of initial embeddings.")
+    stacking: bool = Field(
+        False,
+        description="Weights of the terms of a score, fitted after training to the labels of the validation part (Wolpert 1992, "
+        "Stacked Generalization): one of each pair's score, and one of the biases of either side. false: each is 1.",
+    )
 
     @property
     def metric(self) -> Literal["cosine", "dot"]:
         """The metric by which an index over the item vectors ranks."""
-        return "cosine" if self.similarity == "cosine" and not self.bias else "dot"
+        return "cosine" if self.similarity == "cosine" and not self.bias and not self.stacking else "dot"
 
 
 class _Normalize(torch.autograd.Function):
@@ -137,7 +142,8 @@ class TwoTower(nn.Module):
     Huang et al. 2013; one or several pairs of towers, whose vectors are concatenated and whose scores therefore add
     up).
 
-    With biases the vectors are [v / T, b_u + b, 1] and [w, 1, b_i], T the temperature.
+    With biases the vectors are [v / T, b_u + b, 1] and [w, 1, b_i], T the temperature. With stacking, v is weighted pair by
+    pair, b_u by the second last of `term_weights`, and the 1 beside b_i is the last of them.
     """
 
     def __init__(
@@ -162,6 +168,9 @@ class TwoTower(nn.Module):
         if config.bias:
             self.user_bias, self.item_bias = FirstOrder(user_fields), FirstOrder(item_fields)
             self.global_bias = nn.Parameter(torch.zeros(()))
+        if config.stacking:
+            n_terms = len(self.pairs) + (2 if config.bias else 0)
+            self.term_weights = nn.Parameter(torch.ones(n_terms), requires_grad=False)
         self._id_columns = {
             side: _id_column(side, fields)
             for side, fields in zip(SIDES, (user_fields, item_fields), strict=True)
@@ -209,9 +218,14 @@ class TwoTower(nn.Module):
         """Return v / T, with biases [v / T, b_u + b, 1]; of some `pairs` alone, or of all."""
         vectors, bias = self._side(inputs, "user", pairs)
         vectors = vectors / self.temperature
+        if self.config.stacking:
+            vectors = vectors * self._column_weights(pairs)
         if bias is None:
             return vectors
-        return torch.cat([vectors, bias + self.global_bias, torch.ones_like(bias)], 1)
+        ones = torch.ones_like(bias)
+        if self.config.stacking:
+            bias, ones = bias * self.term_weights[-2], ones * self.term_weights[-1]
+        return torch.cat([vectors, bias + self.global_bias, ones], 1)
 
     def item_vectors(self, inputs: Inputs, pairs: Sequence[int] | None = None) -> F32[Tensor, "I D"]:
         """Return w, with biases [w, 1, b_i]; of some `pairs` alone, or of all."""
@@ -259,6 +273,12 @@ class TwoTower(nn.Module):
             joined = normalize(joined)
         return joined, bias
 
+    def _column_weights(self, pairs: Sequence[int] | None = None) -> F32[Tensor, "D"]:
+        """Return the weight of each column of a user vector that a pair fills."""
+        numbers = range(len(self.pairs)) if pairs is None else pairs
+        sizes = torch.tensor([tower.size for tower in self.towers("user", pairs)], device=self.term_weights.device)
+        return self.term_weights[list(numbers)].repeat_interleave(sizes)
+
     def _id_dropout(self, side: SideName) -> float:
         return self.config.user_id_dropout if side == "user" else self.config.item_id_dropout
 
@@ -280,14 +300,19 @@ class TwoTower(nn.Module):
             joined = g("Div", joined, g("Sqrt", square))
         if side == "user":
             joined = g("Div", joined, g.constant(self.temperature.item()))
+        weighted = side == "user" and self.config.stacking
+        if weighted:
+            joined = g("Mul", joined, g.constant(self._column_weights()))
         if not self.config.bias:
             return joined, width
         bias = self.first_order(side).lower(g, joined)
         for tower_bias in filter(None, biases):
             bias = g("Add", bias, tower_bias)
+        if weighted:
+            bias = g("Mul", bias, g.constant(self.term_weights[-2]))
         if side == "user":
             bias = g("Add", bias, g.constant(self.global_bias))
-        ones = g.filled(bias, 1.0)
+        ones = g.filled(bias, self.term_weights[-1].item() if weighted else 1.0)
         return g.concat([joined, bias, ones] if side == "user" else [joined, ones, bias]), width + 2
 
 

@@ -43,6 +43,13 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         raise ConfigError(
             "train.embedding_placement = 'torchrec' does not go with features of the context; set 'replicated', or drop them"
         )
+    if recipe.model.stacking and not (recipe.loss.pointwise and len(dataset.validation)):
+        lacks = (
+            "the split has none" if recipe.loss.pointwise else f"loss.kind = '{recipe.loss.kind}' is not one of labels"
+        )
+        raise ConfigError(
+            f"model.stacking fits weights to the labels of the validation part by log loss, and {lacks}; set model.stacking = false"
+        )
     for start in recipe.train.start:
         start.check(dataset, recipe.model)
     for metric in recipe.evaluation.metrics:

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
 import torch
 from pydantic import JsonValue
 
 from twotower import files
+from twotower.arrays.types import Floats, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext, choose_device
@@ -38,6 +40,7 @@ from twotower.train.precision import with_precision
 from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
+from twotower.train.stacking import stack
 from twotower.train.starts.start import Start, start_pair
 from twotower.train.stopping import BestWeights, StopSignals
 from twotower.train.weights import MovingAverage, Weights
@@ -118,6 +121,8 @@ class Trainer:
             while p.epoch < config.epochs and not self.best.out_of_patience:
                 self._train_epoch(self.objective.sampler.epoch(p.epoch))
         self.weights.load_state(self.best.weights)
+        if self.recipe.model.stacking:
+            stack(self.model, self._validation_scores, self.dataset, self.context)
         if self.torchrec:
             self.torchrec.gather_tables()
         self.objective.detach_from_group()
@@ -284,6 +289,15 @@ class Trainer:
                 scorer = VersionFactors.of_part(scorer, self.dataset, VALIDATION)
             metrics = evaluate_part(scorer, self.dataset, VALIDATION, self.recipe.evaluation)
         return self.context.broadcast({f"validation.{m}": v for m, v in metrics.items() if not math.isnan(v)})
+
+    def _validation_scores(self) -> Shaped[Floats, "n"]:
+        """Return the scores of the pairs of the validation part on rank 0, nothing on the others; the present weights."""
+        scorer = self._scorer()
+        if not self.context.is_main:
+            return np.empty(0, np.float32)
+        if isinstance(scorer, Factors):
+            scorer = VersionFactors.of_part(scorer, self.dataset, VALIDATION)
+        return scorer.part_scores(self.dataset, VALIDATION)
 
     def factors(self) -> Factors:
         """Return the vectors of all users and items, with the model's present weights; of those with versions, of the version that

@@ -1,0 +1,149 @@
+"""Stacking finds the weights under which the labels of the validation part are most likely."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from trainers import same, weights
+from worlds import settings
+
+from twotower import api, runs
+from twotower.config.experiment import Config
+from twotower.data.dataset import Dataset
+from twotower.data.splits import TRAIN, VALIDATION
+from twotower.errors import ConfigError
+from twotower.evaluation.metrics.log_loss import LogLoss
+from twotower.evaluation.metrics.measured import ScoredPairs
+from twotower.train.factors import factors_before
+from twotower.train.stacking import fit_weights
+from twotower.train.trainer import Trainer
+
+TOWERS: list[dict[str, Any]] = [
+    {"user": {"layers": [8]}, "item": {"layers": [8]}},
+    {"user": {"layers": [8, 4]}, "item": {"layers": [8, 4]}},
+]
+
+
+def config(stacking: bool = True, **sections: dict[str, Any]) -> Config:
+    model = {"stacking": stacking, "pairs": TOWERS} | sections.pop("model", {})
+    train = {"epochs": 3, "lr": 0.05} | sections.pop("train", {})
+    return settings(model=model, train=train, **sections)
+
+
+def drawn(factors: list[float], bias: float, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    terms = rng.normal(size=(n, len(factors)))
+    labels = (rng.random(n) < 1 / (1 + np.exp(-(terms @ np.array(factors) + bias)))).astype(np.float64)
+    return terms, labels
+
+
+def test_the_factors_that_drew_the_labels_are_found() -> None:
+    terms, labels = drawn([0.5, 2.0, 0.0], -1.0, 40_000)
+    found, bias = fit_weights(terms, labels, np.ones(len(labels)), np.ones(3), 0.0)
+    assert found == pytest.approx([0.5, 2.0, 0.0], abs=0.06)
+    assert bias == pytest.approx(-1.0, abs=0.06)
+    assert min(found) >= 0
+
+
+def test_what_points_the_wrong_way_gets_0_and_none_is_below() -> None:
+    terms, labels = drawn([1.0, -0.7], 0.0, 20_000)
+    found, _ = fit_weights(terms, labels, np.ones(len(labels)), np.ones(2), 0.0)
+    assert found[0] == pytest.approx(1.0, abs=0.1)
+    assert 0 <= found[1] < 0.01
+
+
+def test_few_labels_move_a_weight_little_and_a_weight_of_0_may_rise() -> None:
+    terms, labels = drawn([3.0, 3.0], 0.0, 4)
+    found, _ = fit_weights(terms, labels, np.ones(4), np.array([1.0, 1.0]), 0.0)
+    assert found == pytest.approx([1.0, 1.0], abs=0.5)
+    terms, labels = drawn([1.0, 1.0], 0.0, 20_000)
+    found, _ = fit_weights(terms, labels, np.ones(len(labels)), np.array([0.0, 1.0]), 0.0)
+    assert found == pytest.approx([1.0, 1.0], abs=0.1)
+
+
+def test_a_pair_counts_as_often_as_its_weight_says() -> None:
+    terms, labels = drawn([1.0, 0.3], 0.2, 200)
+    weight = np.random.default_rng(1).integers(0, 4, len(labels))
+    found, bias = fit_weights(terms, labels, weight.astype(np.float64), np.ones(2), 0.0)
+    repeated = np.repeat(np.arange(len(labels)), weight)
+    again, bias_again = fit_weights(terms[repeated], labels[repeated], np.ones(len(repeated)), np.ones(2), 0.0)
+    assert [*found, bias] == pytest.approx([*again, bias_again], abs=1e-4)
+
+
+def log_loss_of(trainer: Trainer, data: Dataset) -> float:
+    scores = factors_before(trainer.model, data, VALIDATION).part_scores(data, VALIDATION)
+    return float(LogLoss().value(ScoredPairs.of(scores, data.pairs_of(VALIDATION), False)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_only_the_weights_and_the_global_bias_differ_and_the_log_loss_falls(
+    everything_data: Dataset, bias: bool
+) -> None:
+    plain, stacked = (Trainer(everything_data, config(flag, model={"bias": bias})) for flag in (False, True))
+    for trainer in (plain, stacked):
+        trainer.run()
+    found = weights(stacked)
+    terms = found.pop("term_weights")
+    assert len(terms) == (4 if bias else 2)
+    assert (terms - 1).abs().max() > 0.05
+    assert (terms >= 0).all()
+    before = weights(plain)
+    assert not bias or not torch.equal(found["global_bias"], before["global_bias"])
+    for one in (found, before):
+        one.pop("global_bias", None)
+    assert same(found, before)
+    if bias:
+        assert log_loss_of(stacked, everything_data) < log_loss_of(plain, everything_data)
+    a, b = (factors_before(t.model, everything_data, VALIDATION) for t in (plain, stacked))
+    assert torch.equal(a.items, b.items)
+    columns = torch.cat([terms[:1].expand(8), terms[1:2].expand(b.users.shape[1] - 8 - 2 * bias)])
+    torch.testing.assert_close(b.users[:, : len(columns)], a.users[:, : len(columns)] * columns)
+
+
+def test_a_run_keeps_its_weights_and_measures_validation_with_them(everything_data: Dataset, tmp_path: Path) -> None:
+    run = api.fit(everything_data, everything_data.schema, config(), folder=tmp_path / "run")
+    loaded = runs.load(tmp_path / "run")
+    assert torch.equal(loaded.model.term_weights, run.model.term_weights)
+    assert not torch.equal(loaded.model.term_weights, torch.ones(4))
+    assert api.evaluate(loaded)["test.auc"] == pytest.approx(run.metrics["test.auc"], abs=1e-6)
+    best = next(e for e in run.history if e["epoch"] == run.metrics["train.best_epoch"])
+    assert run.metrics["validation.log_loss"] < best["validation.log_loss"]
+
+
+def test_a_training_that_goes_on_from_its_last_checkpoint_has_the_same_weights(
+    everything_data: Dataset, tmp_path: Path
+) -> None:
+    first = Trainer(everything_data, config(), tmp_path)
+    first.run()
+    again = Trainer(everything_data, config(), tmp_path)
+    assert again.resume()
+    again.run()
+    assert same(weights(first), weights(again))
+
+
+def test_labels_of_one_class_change_nothing_and_are_told(
+    everything_data: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    disliked = (everything_data.parts == VALIDATION) & ~everything_data.pairs.positive
+    data = replace(everything_data, parts=np.where(disliked, TRAIN, everything_data.parts))
+    trainer = Trainer(data, config(train={"monitor": "validation.recall@5"}))
+    with caplog.at_level(logging.WARNING, "twotower"):
+        trainer.run()
+    assert "holds labels of one class" in caplog.text
+    assert torch.equal(trainer.model.term_weights, torch.ones(4))
+
+
+def test_what_cannot_be_fitted_is_refused_before_the_first_step(everything_data: Dataset) -> None:
+    with pytest.raises(ConfigError, match=r"loss.kind = 'softmax' is not one of labels; set model.stacking = false"):
+        Trainer(everything_data, config(loss={"kind": "softmax"}, negatives={"full": True}))
+    without = replace(
+        everything_data, parts=np.where(everything_data.parts == VALIDATION, TRAIN, everything_data.parts)
+    )
+    with pytest.raises(ConfigError, match=r"the split has none; set model.stacking = false"):
+        Trainer(without, config())
