@@ -23,14 +23,19 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import Tables, check
 
 SLOW = (
-    "test_distributed",
-    "test_embeddings",
-    "test_protocol",
-    "test_process",
+    "test_experiment_options",
+    "test_prepare",
     "test_connections",
-    "test_export",
-    "test_runs",
     "test_milvus",
+    "test_runs",
+    "test_worker",
+    "test_protocol",
+    "test_embeddings",
+    "test_distributed",
+    "test_export",
+    "test_app",
+    "test_docs",
+    "test_supervisor",
 )
 """Files that take longest, which begin first."""
 

@@ -1,5 +1,5 @@
-"""Cases of matrices that `make test-system` runs: each costs as much as those of the same test that stay in `make test`, and
-differs from them by what another test has too. Every kind, and every row of docs/faults.md, keeps a quick case in `make test`."""
+"""Tests, and cases of matrices, that `make test-system` runs: each costs much, and differs from those that stay in `make test` by what
+another test has too. Every kind, and every row of docs/faults.md, keeps a quick case in `make test`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,61 @@ import pytest
 
 HEAVY = {
     # function: the cases, as a pattern of the whole text between the brackets
+    # whole tests, beside which others of the same row or module are quick
+    "test_the_recipe_ranks_cold_items_of_a_made_world_as_well_as_content_alone_and_warm_ones_better": r".*",
+    "test_faiss_runs_with_the_settings_that_its_row_states": r".*",
+    "test_characters_that_a_terminal_does_not_have_end_nothing": r".*",
+    "test_what_is_printed_into_a_file_is_utf_8_in_every_locale": r".*",
+    "test_fault_G17_names_that_are_no_utf_8_are_refused_before_anything_is_done": r".*",
+    "test_memory_does_not_grow_with_a_bucket": r".*",
+    "test_a_sequence_of_categories_finds_what_a_sequence_of_ids_does_not": r".*",
+    "test_faiss_gets_its_kernels_when_it_is_loaded_and_nobody_else_does": r".*",
+    "test_fault_F1_milvus_down_at_the_start_is_not_ready_and_comes_back": r".*",
+    "test_batches_need_no_torch": r".*",
+    "test_no_torch_in_the_process": r".*",
+    "test_fault_G4_the_soft_limit_of_open_files_is_raised": r".*",
+    "test_fault_E3_a_signal_to_the_whole_group_drains_as_one_to_the_first": r".*",
+    "test_fault_A10_readers_always_find_a_whole_bundle_while_it_is_replaced_and_collected": r".*",
+    "test_fault_A1_kill_at_every_point_of_rollback_and_gc": r".*",
+    "test_fault_A4_a_service_refuses_a_hostile_index_in_its_bucket": r".*",
+    "test_the_example_of_own_data_trains_and_beats_popularity": r".*",
+    "test_a_service_answers_in_the_base": r".*",
+    "test_a_run_is_utf_8_whatever_the_locale_says": r".*",
+    "test_a_killed_run_goes_on_to_the_same_bits": r".*",
+    "test_a_killed_run_of_pieces_is_read_at_its_best_epoch": r".*",
+    "test_a_run_of_pieces_goes_on_with_whole_tables_and_with_other_ranks": r".*",
+    # further cases of the services, runs and losses
+    "test_fault_G19_a_model_larger_than_the_machine_is_refused_before_anything_is_written": r"model\.pairs.*",
+    "test_a_log_by_day_is_trained_and_prepared_as_a_log_with_a_column_of_days": r"csv",
+    "test_each_interaction_reads_what_it_reads_in_memory": r"time",
+    "test_a_model_trained_on_a_disk_is_evaluated_published_and_asked": r"sections[12]",
+    "test_a_user_that_moves_is_understood_with_versions_alone": r"bce",
+    "test_the_leak_of_a_snapshot_is_gone_with_versions": r"bce",
+    "test_candidates_of_many_queries_take_memory_that_is_bounded": r"allowed1",
+    "test_fault_F3_a_publisher_killed_at_60_percent_leaves_nothing_that_is_served": r"gc",
+    "test_a_world_whose_next_item_follows_the_last_but_one_is_learnt_by_a_transformer": r"plain",
+    "test_fault_A4_a_hostile_index_is_refused_at_publish_and_the_old_bundle_answers": r"bucket",
+    "test_fault_E3_a_signal_while_workers_begin_ends_them_all": r"0\.0|0\.3|0\.6",
+    "test_fault_G7_a_store_that_hangs_stops_neither_answers_nor_sigterm": r"CURRENT-True|MANIFEST.*",
+    "test_each_shape_has_its_recipe_whose_config_trains": r"sequence-long",
+    "test_the_whole_way_through_folders_of_any_name": r"parquet",
+    "test_fault_G8_of_three_at_once_one_is_done": r"other",
+    "test_the_way_out_of_an_error_trains": r"negatives\.(?!in_batch|cross).*loss\.kind=softmax|train\.monitor=validation\.(gauc|log_loss|mrr.*)|split\.kind=(user_random|time)|schema\.duplicates=keep",
+    "test_every_option_changes_the_answers_and_is_refused_in_a_folder_of_another": r"where|unknown|ban",
+    "test_the_floor_of_every_loss_is_what_the_best_cosines_give": r"gbce",
+    "test_nor_have_other_sound_settings": r"sections[246]",
+    "test_a_feature_that_tells_the_label": r"words|bucket",
+    "test_a_contrastive_loss_is_that_of_each_positive_among_the_candidates_of_its_time": r"softmax-(full|hard|unmasked)|gbce-shared|bpr-per positive",
+    "test_a_contrastive_loss_equals_a_double_loop_in_value_and_gradients": r".*(calibration=0\.[47].*|log_q=False.*)",
+    "test_fault_G18_a_manifest_with_another_type_deep_inside_is_refused": r"disk-.*value[1-8]",
+    "test_fault_G30_buckets_of_another_schema_are_refused": r"update[345].*",
+    "test_every_metric_slice_interval_and_baseline_of_a_disk_is_that_of_memory": r"0-True-(last|time)|9-False-(time|random)|0-False-last",
+    "test_tables_of_embed_and_recommend_have_any_form": r"semicolons|tab as.*|no header",
+    "test_fault_G17_an_output_that_is_full_or_closed_costs_what_is_said_and_not_the_run": r"open-open-closed2.*|full-full.*",
+    "test_every_layout_of_codes_gives_what_rows_alone_give_and_the_same_gradient": r"bag-(sum|power|decay)|padded-(sqrt|ridge|attention)|prefixes-(mean|transformer)|windows-(sum|sqrt)",
+    "test_fault_G7_what_is_no_file_of_a_store_changes_nothing_but_a_counter": r"(True|False)-(huge|link)-(HISTORY|MANIFEST).*|False-(fifo|folder)-(HISTORY|MANIFEST).*",
+    "test_with_the_correction_the_mean_gradient_is_that_of_the_full_softmax_and_without_it_is_not": r"popularity",
+    "test_an_answer_does_not_depend_on_the_rest_of_its_table": r"milvus",
     # data
     "test_a_log_in_order_is_the_dataset_of_the_frame_in_any_form_too": r"(?!csv|semicolons|one user a line-|parquet).*-last|(no header|tsv|csv).*gz.*-time",
     "test_buckets_that_do_not_follow_the_contract_are_refused": r".*(does not follow|does not)[1-5]?",
