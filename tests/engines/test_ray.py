@@ -20,7 +20,7 @@ from messages import collected_messages
 from ray_worlds import imported_ray, running_ray
 
 from twotower.engines import open_engine
-from twotower.engines.ray import CLUSTER_SWITCH, RayEngine, _Head
+from twotower.engines.ray import CLUSTER_SWITCH, LEFT, RayEngine, _Head
 from twotower.errors import ConfigError, DataError, RunError, Unavailable
 
 
@@ -271,6 +271,13 @@ def test_a_host_that_leaves_is_none_that_is_lost(reason: int, is_lost: bool, mon
     RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
     assert sorted(made) == [10, 12, 14]
     assert ray.sent == [5, 6, 7] * (1 + is_lost)
+
+
+def test_reasons_of_a_death_are_those_of_the_installed_ray() -> None:
+    imported_ray()
+    from ray.core.generated.common_pb2 import NodeDeathInfo  # type: ignore[attr-defined]
+
+    assert {NodeDeathInfo.EXPECTED_TERMINATION, NodeDeathInfo.AUTOSCALER_DRAIN_IDLE} == LEFT
 
 
 class HeadlessRay(LostRay):
