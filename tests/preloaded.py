@@ -310,6 +310,7 @@ def _serve(name: str) -> dict[str, Any] | None:
 
     for module in IMPORTS:
         importlib.import_module(module)
+    _use_once()
     os.fsync = lambda fd: None  # as in the tests' own processes
     gc.freeze()  # what is loaded is not looked at again
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -353,6 +354,23 @@ def _serve(name: str) -> dict[str, Any] | None:
                     children[pid] = link
                     link.sendall(str(pid).encode())
             _reap(children)
+
+
+def _use_once() -> None:
+    """Use what loads the rest of itself when it is first used: figures and the command line."""
+    import plotly.io
+
+    from twotower.cli.app import app
+    from twotower.cli.flags import command_of
+    from twotower.reports.charts import empty_figure
+
+    command_of(app)
+    figure = empty_figure("", "", "")
+    figure.add_scatter(x=[0, 1], y=[0, 1], name="", line_color="#000000", fill="tozeroy", mode="lines+markers")
+    figure.add_bar(x=[0], y=[0], orientation="h", marker_color="#000000", error_x={"type": "data", "array": [0]})
+    figure.add_vline(x=0, line_dash="dot", line_color="#000000")
+    figure.update_xaxes(tickformat="d")
+    plotly.io.to_html(figure, full_html=False, include_plotlyjs=False)
 
 
 def _reap(children: dict[int, socket.socket]) -> None:

@@ -38,7 +38,7 @@ BASE: dict[str, Any] = {
     "negatives": {"random": {"n": 2}},
     "train": {
         "epochs": 2,
-        "batch_size": 200,
+        "batch_size": 400,
         "lr": 0.02,
         "device": "cpu",
         "precision": "fp32",
@@ -47,6 +47,8 @@ BASE: dict[str, Any] = {
     "evaluation": {"k": [5], "bootstrap": 10},
 }
 
+SMALL: dict[str, Any] = {"train.batch_size": 200}
+"""More steps."""
 CANDIDATES: dict[str, Any] = {"loss.kind": "softmax", "negatives.random": 0}
 FEW = CANDIDATES | {"negatives.in_batch": False, "negatives.uniform": 10}
 TWO_PAIRS = {
@@ -106,15 +108,15 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "negatives.popularity": (20, CANDIDATES),
     "negatives.popularity.n": (20, CANDIDATES | {"negatives.popularity.alpha": 0.5}),
     "negatives.popularity.alpha": (0.0, CANDIDATES | {"negatives.popularity.n": 20}),
-    "negatives.cross_batch_memory": (100, CANDIDATES),
-    "negatives.cross_batch_memory.n": (100, CANDIDATES | {"negatives.cross_batch_memory": {}}),
+    "negatives.cross_batch_memory": (100, CANDIDATES | SMALL),
+    "negatives.cross_batch_memory.n": (100, CANDIDATES | SMALL | {"negatives.cross_batch_memory": {}}),
     "negatives.disliked": (2, CANDIDATES),
     "negatives.disliked.n": (2, CANDIDATES | {"negatives.disliked": {}}),
     "negatives.hard": ({"n": 1, "ranks": [1, 10], "ratio": 10}, CANDIDATES | {"train.epochs": 5}),
     "negatives.hard.n": (1, HARD),
     "negatives.hard.ranks": ([5, 20], HARD),
     "negatives.hard.ratio": (200.0, HARD),
-    "negatives.hard.every": (2, HARD | {"train.lr": 0.05}),
+    "negatives.hard.every": (2, HARD | SMALL | {"train.lr": 0.05}),
     "negatives.hard.margin": (2.0, HARD),
     "negatives.attribute": ("brand", CANDIDATES),
     "negatives.attribute.feature": ("tags", CANDIDATES | {"negatives.attribute.feature": "brand"}),
@@ -136,8 +138,8 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "train.bias_weight_decay": (1.0, {}),
     "train.schedule": ("cosine", {}),
     "train.warmup_steps": (4, {}),
-    "train.lr_decay_rate": (0.1, {"train.schedule": "step"}),
-    "train.lr_decay_epochs": (2, {"train.schedule": "step"}),
+    "train.lr_decay_rate": (0.1, SMALL | {"train.schedule": "step"}),
+    "train.lr_decay_epochs": (2, SMALL | {"train.schedule": "step"}),
     "train.clip_norm": (0.01, {}),
     "train.ema_decay": (0.9, {}),
     "train.monitor": ("validation.mrr@5", {"train.lr": 0.2, "train.epochs": 6}),
