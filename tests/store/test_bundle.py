@@ -92,7 +92,7 @@ def shots(data: dict[str, bytes], share: int) -> Iterator[tuple[str, str, bytes]
                 yield name, what, other
 
 
-@pytest.mark.parametrize("share", [6, pytest.param(1, marks=pytest.mark.system)])
+@pytest.mark.parametrize("share", [12, pytest.param(1, marks=pytest.mark.system)])
 def test_fault_G18_a_damaged_file_of_a_bundle_is_a_line_that_names_it_and_never_a_traceback(
     store: Path, tmp_path: Path, share: int
 ) -> None:
