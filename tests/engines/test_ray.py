@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -114,10 +113,22 @@ def test_a_ray_of_a_busy_machine_is_started_three_times_and_leaves_no_process(
 # ---- a Ray that is lost
 
 
+class Clock:
+    """Stands for the module `time` of the engine: its seconds pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 class LostRay:
-    """Stands for the Ray of this process: its call `at` fails with `error`, and so does each cancel."""
+    """Stands for the Ray of this process: its call `at` fails with `error`, and so does each cancel. A wait without a finished task
+    takes its whole timeout, by a clock of its own."""
 
     def __init__(self, at: str, error: Exception) -> None:
+        self.clock = Clock()
         self._at, self._error, self._silent = at, error, at == "available_resources"
         self.cancels, self.gcs_address = 0, ""
 
@@ -138,6 +149,7 @@ class LostRay:
         for name in names:
             call = self._fail if name == self._at else getattr(self, name)
             monkeypatch.setattr(ray, name, call)
+        monkeypatch.setattr("twotower.engines.ray.time", self.clock)
 
     def _fail(self, *_: object, **__: object) -> Any:
         raise self._error
@@ -159,7 +171,11 @@ class LostRay:
         return self
 
     def wait(self, waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
-        return ([], waiting) if self._silent else (waiting[:1], waiting[1:])
+        return self.waited([] if self._silent else waiting[:1], waiting, timeout)
+
+    def waited(self, ready: list[int], waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
+        self.clock.now += 0.0 if ready else timeout
+        return ready, [task for task in waiting if task not in ready]
 
     def get(self, shard: int) -> int:
         return shard
@@ -184,22 +200,19 @@ class RayWithLostHost(LostRay):
     def __init__(self) -> None:
         super().__init__("", ConnectionError())
         self.sent: list[int] = []
-        self._looks = 0
 
     def remote(self, first: object, *shards: int) -> Any:
         self.sent += shards
         return len(self.sent) - 1 if shards else self
 
     def wait(self, waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
-        ready = [task for task in waiting if task][:1]
-        self._looks += not ready
-        return ready, [task for task in waiting if task not in ready]
+        return self.waited([task for task in waiting if task][:1], waiting, timeout)
 
     def get(self, task: int) -> int:
         return 2 * self.sent[task]
 
     def nodes(self) -> list[dict[str, bool]]:
-        return [*super().nodes(), {"Alive": self._looks < 2}]
+        return [*super().nodes(), {"Alive": self.clock.now < 60}]
 
 
 def test_fault_C18_a_shard_that_may_be_on_a_lost_host_is_made_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +238,6 @@ class RayWithTwins(LostRay):
         self.sent: list[int] = []
         self.cancelled: list[int] = []
         self.functions = 0
-        self._looks = 0
 
     def remote(self, first: object, *shards: int) -> Any:
         self.sent += shards
@@ -233,16 +245,13 @@ class RayWithTwins(LostRay):
         return len(self.sent) - 1 if shards else self
 
     def wait(self, waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
-        self._looks += 1
-        return (
-            ([], waiting) if self._looks == 1 else ([max(waiting)], [task for task in waiting if task != max(waiting)])
-        )
+        return self.waited([] if self.clock.now < 30 else [max(waiting)], waiting, timeout)
 
     def get(self, task: int) -> int:
         return 2 * self.sent[task]
 
     def nodes(self) -> list[dict[str, bool]]:
-        return [{"Alive": True}, {"Alive": not self._looks}]
+        return [{"Alive": True}, {"Alive": not self.clock.now}]
 
     def cancel(self, task: int, force: bool) -> None:
         assert not force, "whose process would load the run again"
@@ -280,48 +289,101 @@ def test_reasons_of_a_death_are_those_of_the_installed_ray() -> None:
     assert {NodeDeathInfo.EXPECTED_TERMINATION, NodeDeathInfo.AUTOSCALER_DRAIN_IDLE} == LEFT
 
 
-class HeadlessRay(LostRay):
-    """A Ray whose head is lost: nothing listens at its address. `finished` shards are finished at a time."""
+@pytest.fixture
+def held() -> Iterator[socket.socket]:
+    """A port of this machine that nobody listens at, nor can as long as it is held."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held
 
-    def __init__(self, finished: int) -> None:
+
+def _address(held: socket.socket) -> str:
+    return f"127.0.0.1:{held.getsockname()[1]}"
+
+
+class RayWithHead(LostRay):
+    """A Ray on whose head's host this process is not: a shard takes `seconds`, one after another."""
+
+    def __init__(self, address: str, seconds: float) -> None:
         super().__init__("", ConnectionError())
-        self.gcs_address, self._finished = f"127.0.0.1:{_free_port()}", finished
+        self.gcs_address, self._seconds, self._end = address, seconds, seconds
 
     def wait(self, waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
-        time.sleep(min(timeout, 0.01))
-        return waiting[: self._finished], waiting[self._finished :]
+        self.clock.now = min(self.clock.now + timeout, max(self.clock.now, self._end))
+        if self.clock.now < self._end:
+            return [], waiting
+        self._end = self.clock.now + self._seconds
+        return waiting[:1], waiting[1:]
 
 
-@pytest.mark.parametrize("finished", [0, 1])
-def test_fault_C18_a_head_that_is_lost_ends_the_job(finished: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also while the other hosts make shards."""
-    ray = HeadlessRay(finished)
+@pytest.mark.parametrize("seconds", [1.0, 3600.0])
+def test_fault_C18_a_head_that_is_lost_ends_the_job(
+    seconds: float, held: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the other hosts make shards. It is looked at every five seconds, and Ray would end the process after a minute."""
+    ray = RayWithHead(_address(held), seconds)
     ray.put_in_place(monkeypatch)
-    told = rf"the Ray of this process answers no more \(its head, {ray.gcs_address}, is silent for \d+ seconds: .*refused\)"
+    told = (
+        rf"the Ray of this process answers no more \(its head, {ray.gcs_address}, is silent for 30 seconds: .*refused\)"
+    )
     with collected_messages(), pytest.raises(Unavailable, match=told):
-        RayEngine("", 2, silence=0.3).run(lambda: abs, range(10**9), lambda _: None)
+        RayEngine("", 2).run(lambda: abs, range(100), lambda _: None)
+    assert ray.clock.now == 35.0
 
 
-def test_a_head_that_comes_back_is_waited_for() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        head = _Head(address, 0.0)
-        head.look()
-        assert head.answers
-    with pytest.raises(ConnectionError, match=rf"its head, {address}, is silent for 0 seconds: .*refused"):
-        head.look()
-    patient = _Head(address, 3600.0)
+@pytest.mark.parametrize(("seconds", "busy"), [(60.0, 0.0), (1.0, 40.0)])
+def test_one_connection_that_fails_after_a_while_ends_no_job(
+    seconds: float, busy: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither while no shard is finished nor after the call was busy with one."""
+    ray, failed, made = RayWithHead("127.0.0.1:9", seconds), list[float](), list[int]()
+    ray.put_in_place(monkeypatch)
+
+    def connect(address: str) -> None:
+        if ray.clock.now >= 30 and not failed:
+            failed.append(ray.clock.now)
+            raise ConnectionRefusedError("no room")
+
+    def done(shard: int) -> None:
+        made.append(shard)
+        ray.clock.now += busy
+
+    monkeypatch.setattr("twotower.engines.ray._connect", connect)
+    with collected_messages() as lines:
+        RayEngine("", 2).run(lambda: abs, [5, 6, 7], done)
+    assert made == [5, 6, 7]
+    assert len(failed) == 1
+    told = [re.findall(r"no shard is finished for (\d+) seconds", line) for line in lines]
+    assert [seconds for found in told for seconds in found] == ([] if busy else ["35", "30", "30"])
+
+
+def test_a_silent_head_is_asked_nothing_when_the_time_of_the_job_ends(
+    held: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's questions would not return."""
+    ray = RayWithHead(_address(held), 3600.0)
+    ray.put_in_place(monkeypatch)
+    monkeypatch.setattr(imported_ray(), "available_resources", lambda: pytest.fail("Ray is asked"))
+    with pytest.raises(Unavailable, match=r"its head, .*, is silent for 30 seconds"):
+        RayEngine("", 2, timeout=10.0).run(lambda: abs, [5], lambda _: None)
+
+
+def test_a_head_that_comes_back_is_waited_for(held: socket.socket) -> None:
+    hasty, patient = _Head(_address(held), 0.0), _Head(_address(held), 3600.0)
+    with pytest.raises(ConnectionError, match=rf"its head, {_address(held)}, is silent for 0 seconds: .*refused"):
+        hasty.look()
     patient.every = 0.0
     patient.look()
     assert not patient.answers
-    with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
-        patient.look()
-    assert patient.answers
+    held.listen()
+    for head in (patient, hasty):
+        head.look()
+        assert head.answers
 
 
-def test_a_cluster_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_is_not_there_is_said_at_once(held: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """For which Ray itself waits minutes."""
-    address = f"127.0.0.1:{_free_port()}"
+    address = _address(held)
     monkeypatch.setenv("RAY_ADDRESS", address)
     ray = imported_ray()
     monkeypatch.setattr(ray, "is_initialized", lambda: False)

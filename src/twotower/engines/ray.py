@@ -46,7 +46,8 @@ within its half a minute: both happen on a busy machine."""
 LOOK = 30.0
 """Seconds without a finished shard after which Ray is asked for CPUs and lost hosts."""
 HEAD_SILENCE = 30.0
-"""Seconds without a connection to the head after which a job ends. After 60 Ray ends the process itself."""
+"""Seconds from the first connection to the head that fails, without one that succeeds, after which a job ends. After 60 without the head
+Ray ends the process itself."""
 HEAD_LOOKS = 6
 """Connections to the head that are tried within these seconds."""
 CONNECTION = 5.0
@@ -118,7 +119,8 @@ class RayEngine(JobEngine):
             sent = _Sent(uuid.uuid4().hex, ray.put(job), tuple(modules))
             left = iter(enumerate(shards))
             head = _Head(_head_address(), self._silence)
-            last, lost, has_twins = time.monotonic(), _lost_hosts(), False
+            last = asked = time.monotonic()
+            lost, has_twins = _lost_hosts(), False
             is_new = True
             while True:
                 if is_new:  # a new function asks for CPUs anew, and not after those that a lost host was asked for
@@ -132,19 +134,24 @@ class RayEngine(JobEngine):
                     running[task.remote(sent, shard)] = number
                 if not unfinished:
                     return
-                ready, _ = ray.wait([*running], timeout=min(LOOK if head.answers else head.every, self._timeout))
+                ready, _ = ray.wait([*running], timeout=min(head.every, self._timeout))
                 head.look()
+                now = time.monotonic()
+                silent = now - last
                 if ready:
-                    last = time.monotonic()
-                elif (silent := time.monotonic() - last) >= self._timeout:
+                    last = asked = now
+                elif not head.answers:
+                    pass  # Ray would not answer
+                elif silent >= self._timeout:
                     raise Unavailable(
                         f"engine 'ray': no shard is finished within {silent:,.0f} seconds, with {_cpus()}; see that the cluster has "
                         "free ones, or choose smaller shards (`shard_rows`), then call again to go on"
                     )
-                elif head.answers:  # else Ray would not answer
+                elif now - asked >= LOOK:
+                    asked = now
                     log.info(f"engine 'ray': no shard is finished for {silent:,.0f} seconds, with {_cpus()}")
-                    if (now := _lost_hosts()) > lost:  # whose tasks Ray repeats when it gives up their connections
-                        lost = now
+                    if (found := _lost_hosts()) > lost:  # whose tasks Ray repeats when it gives up their connections
+                        lost = found
                         log.info(
                             f"engine 'ray': a host is lost; unfinished shards, which the others get too: {len(unfinished):,}"
                         )
@@ -270,18 +277,20 @@ class _Head:
         """Take the address, "" for a Ray that tells of its loss, and the seconds of silence that are too many."""
         self._address, self._silence, self.answers = address, silence, True
         self.every = silence / HEAD_LOOKS
-        self._looked = self._heard = time.monotonic()
+        self._looked = self._lost = time.monotonic()
 
     def look(self) -> None:
         """Connect to the head, unless that has just been done. Raises ConnectionError for one that has been silent for long."""
-        if not self._address or time.monotonic() - self._looked < self.every:
+        begun = time.monotonic()
+        if not self._address or begun - self._looked < self.every:
             return
         try:
             _connect(self._address)
-            self._heard, self.answers = time.monotonic(), True
+            self.answers = True
         except OSError as e:
-            self.answers = False
-            if (silent := time.monotonic() - self._heard) >= self._silence:
+            if self.answers:  # whoever has not looked has heard nothing, so that is no silence
+                self._lost, self.answers = begun, False
+            if (silent := time.monotonic() - self._lost) >= self._silence:
                 raise ConnectionError(f"its head, {self._address}, is silent for {silent:,.0f} seconds: {e}") from e
         self._looked = time.monotonic()
 
