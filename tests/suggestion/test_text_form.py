@@ -99,7 +99,7 @@ def test_a_header_that_names_a_column_twice_is_a_header(tmp_path: Path) -> None:
         ("user,item\nАННА,чай\n".encode("cp1251"), "looks like WINDOWS-1251: "),
         (
             "user,item\nМОСКВА,2\n".encode("cp1251"),
-            "looks like GB18030 or WINDOWS-1251: .*GB18030 .*, or with .*WINDOWS-1251",
+            "looks like GB18030 or WINDOWS-1251 or KOI8-R: .*GB18030 -t UTF-8 if it is Chinese, or with .*WINDOWS-1251",
         ),
         ("用户,城市\n刘洋,重庆\n张伟,哈尔滨\n".encode("gb18030"), "looks like GB18030: "),
         ("用户,城市\n朱镕基,北京\n李小龙,上海\n".encode("gb18030"), "looks like GB18030: "),
@@ -112,6 +112,39 @@ def test_other_files_say_what_they_are(tmp_path: Path, data: bytes, words: str) 
     (tmp_path / "a.csv").write_bytes(data)
     with pytest.raises(DataError, match=words):
         guess_form(TablePath(tmp_path / "a.csv"))
+
+
+RUSSIAN = "покупатель,товар\nМосква,чай\n"
+GREEK = "χρήστης,προϊόν\nΑθήνα,καφές\nΠάτρα,τυρί και ψωμί\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "likely"),
+    [
+        (RUSSIAN, "WINDOWS-1251", "WINDOWS-1251"),
+        (RUSSIAN, "KOI8-R", "KOI8-R"),
+        (RUSSIAN, "ISO-8859-5", "ISO-8859-5"),
+        ("покупатель,ягода\nМосква,земляника лесная\n", "MACCYRILLIC", "MACCYRILLIC"),
+        (RUSSIAN.lower(), "WINDOWS-1251", "WINDOWS-1251"),
+        (RUSSIAN.lower(), "KOI8-R", "WINDOWS-1251 or KOI8-R"),
+        (RUSSIAN.upper(), "WINDOWS-1251", "WINDOWS-1251 or KOI8-R"),
+        (RUSSIAN.lower(), "ISO-8859-5", "ISO-8859-5"),
+        (GREEK, "WINDOWS-1253", "WINDOWS-1253"),
+        (GREEK.lower(), "WINDOWS-1253", "WINDOWS-1253"),
+    ],
+)
+def test_alphabets_are_told_apart_by_their_words(tmp_path: Path, text: str, encoding: str, likely: str) -> None:
+    """Each conversion succeeds, and a wrong one gives other letters. So the message says how one sees that, and what to try then."""
+    (tmp_path / "a.csv").write_bytes(text.encode(encoding))
+    with pytest.raises(DataError) as e:
+        guess_form(TablePath(tmp_path / "a.csv"))
+    told, _, then = str(e.value).partition("; if that gives no words, or capitals within words, try ")
+    letters = "Greek" if text.lower() == GREEK.lower() else "Cyrillic"
+    names = likely.split(" or ")
+    commands = ", or with ".join(f"iconv -f {name} -t UTF-8 if its letters are {letters}" for name in names)
+    assert told.endswith(f"it looks like {likely}: convert it with {commands}")
+    others = {"WINDOWS-1251", "KOI8-R", "ISO-8859-5", "WINDOWS-1253", "MACCYRILLIC"} - {*names}
+    assert {other.partition(" ")[0] for other in then.split(", ")} == others
 
 
 def test_damaged_gzip_is_one_line(tmp_path: Path) -> None:

@@ -33,11 +33,29 @@ _LETTER_SHARE = 0.95
 
 _WORDS = re.compile(rb"(?<![A-Za-z\x80-\xff])[\x80-\xff]{2,}(?![A-Za-z\x80-\xff])")
 """Words without a letter of ASCII. Western letters beyond ASCII stand among those of ASCII."""
-_IF = {"WINDOWS-1251": " if its letters are Cyrillic (WINDOWS-1253 if Greek)"}
+_ALPHABETS = {
+    "WINDOWS-1251": "Cyrillic", "KOI8-R": "Cyrillic", "ISO-8859-5": "Cyrillic", "WINDOWS-1253": "Greek", "MACCYRILLIC": "Cyrillic",
+}  # fmt: skip
+"""Encodings of one byte a letter that are told apart, the more usual first -> their letters."""
+_IF = {"GB18030": " if it is Chinese", **{name: f" if its letters are {of}" for name, of in _ALPHABETS.items()}}
+_SMALL, _CAPITAL = "а-яёіїєґўά-ώ", "А-ЯЁІЇЄҐЎΆΈ-ΏΑ-Ϋ"
+_MISREAD = re.compile(
+    rf"[{_SMALL}](?=[{_CAPITAL}])|[ЂЃЅЈЉЊЋЌЏђѓѕјљњћќџΐΰ]|ς(?=[ά-ώ])|σ(?![ά-ώ])|[¬√ƒ≈∆÷\u2500-\u259f\ufffd]"
+)
+"""Signs of a wrong alphabet: capitals after small letters, rare letters, a sigma at the wrong place of a word, and characters of no word."""
+_CAPITALS = re.compile(f"[{_CAPITAL}]{{2,}}")
+
+
+def _likely_alphabets(start: bytes) -> list[str]:
+    """Return the encoding whose letters make the most usual words of the bytes, and WINDOWS-1251 too if it makes capitals alone of them."""
+    texts = {name: start.decode(name, errors="replace") for name in _ALPHABETS}
+    odd = {name: (len(_MISREAD.findall(text)), len(_CAPITALS.findall(text))) for name, text in texts.items()}
+    best, usual = min(odd, key=odd.__getitem__), next(iter(_ALPHABETS))
+    return [usual, best] if best != usual and odd[best][0] == odd[usual][0] else [best]
 
 
 def _likely_encodings(start: bytes) -> list[str]:
-    """Return the encodings that the bytes look like: GB18030, WINDOWS-1251, both where few bytes tell no difference, or none."""
+    """Return the encodings that the bytes look like: GB18030, those of an alphabet, both where few bytes tell no difference, or none."""
     rows = re.findall(rb"[\x80-\xff]+", start)
     beyond = b"".join(rows)
     if not beyond:
@@ -49,7 +67,7 @@ def _likely_encodings(start: bytes) -> list[str]:
         found.append("GB18030")
     words = b"".join(_WORDS.findall(start))
     if len(_LETTERS.findall(beyond)) >= _LETTER_SHARE * len(beyond) and 2 * len(words) > len(beyond):
-        found.append("WINDOWS-1251")
+        found += _likely_alphabets(start)
     return found
 
 
@@ -65,4 +83,7 @@ def not_utf8(path: TablePath, where: str = "it is") -> DataError:
     else:
         commands = (f"iconv -f {name} -t UTF-8{_IF.get(name, '')}" for name in known)
         how = f"it looks like {' or '.join(known)}: convert it with {', or with '.join(commands)}"
+        if any(name in _ALPHABETS for name in known):
+            others = [f"{name} ({of})" for name, of in _ALPHABETS.items() if name not in known]
+            how += f"; if that gives no words, or capitals within words, try {', '.join(others)}"
     return DataError(f"{path}: {where} not UTF-8; {how}")
