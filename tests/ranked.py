@@ -46,8 +46,11 @@ AUGMENTED: dict[str, Any] = {"layers": [8], "augment": True}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "pairs": ("everything", {}),
-    "pairs and random ones": ("everything", {"negatives": {"random": 2}, "model": {"stacking": True}}),
-    "pairs in shards": ("everything", {"negatives": {"random": 2}, "train": {"data_shards": 6}}),
+    "pairs and random ones": ("everything", {"negatives": {"random": 2}}),
+    "pairs in shards": (
+        "everything",
+        {"negatives": {"random": 2}, "train": {"data_shards": 6}, "model": {"stacking": True}},
+    ),
     "mimic of pairs": (
         "board",
         {"loss": {"mimic": 0.5}, "model": {"pairs": [{"user": AUGMENTED, "item": AUGMENTED}]}},
@@ -143,6 +146,7 @@ TORCHREC: dict[str, tuple[str, dict[str, Any]]] = {
     },
     **{f"{case}, by row": (case, {"embedding_sharding": "row_wise"}) for case in ("pairs", "earlier", "beside")},
     **{f"pairs, {rule}": ("pairs", {"embedding_sharding": "auto", **train}) for rule, train in _RULES.items()},
+    "pairs in shards, by row": ("pairs in shards", {"embedding_sharding": "row_wise"}),
 }
 """Cases with sharded tables: name -> (case, settings of `train` that differ)."""
 

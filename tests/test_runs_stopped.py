@@ -112,8 +112,10 @@ def test_a_training_that_still_runs_says_so(tmp_path: Path) -> None:
             if len(history) == 1:
                 found.append(api.load(tmp_path / "run").unfinished)
 
-    api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run", callback=Reader())
-    assert found == ["in training after epoch 1 of 2; the best is epoch 1"]
+    config = settings(model={"stacking": True})
+    api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run", callback=Reader())
+    lacks = "model.stacking weighs its terms after the last"
+    assert found == [f"in training after epoch 1 of 2; the best is epoch 1; {lacks}"]
 
 
 def test_a_training_that_sigterm_stopped_is_read_too(tmp_path: Path) -> None:

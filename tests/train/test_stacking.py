@@ -67,6 +67,14 @@ def test_few_labels_move_a_weight_little_and_a_weight_of_0_may_rise() -> None:
     assert found == pytest.approx([1.0, 1.0], abs=0.1)
 
 
+def test_without_a_bias_of_the_model_the_level_is_left_to_the_terms() -> None:
+    terms, labels = drawn([1.0, 0.0], -2.5, 20_000)
+    terms[:, 1] = -2.5 + 0.1 * terms[:, 1]  # the level of a log of few positives
+    found, bias = fit_weights(terms, labels, np.ones(len(labels)), np.ones(2), None)
+    assert bias == 0
+    assert found == pytest.approx([1.0, 1.0], abs=0.1)
+
+
 def test_a_pair_counts_as_often_as_its_weight_says() -> None:
     terms, labels = drawn([1.0, 0.3], 0.2, 200)
     weight = np.random.default_rng(1).integers(0, 4, len(labels))
@@ -98,8 +106,7 @@ def test_only_the_weights_and_the_global_bias_differ_and_the_log_loss_falls(
     for one in (found, before):
         one.pop("global_bias", None)
     assert same(found, before)
-    if bias:
-        assert log_loss_of(stacked, everything_data) < log_loss_of(plain, everything_data)
+    assert log_loss_of(stacked, everything_data) < log_loss_of(plain, everything_data)
     a, b = (factors_before(t.model, everything_data, VALIDATION) for t in (plain, stacked))
     assert torch.equal(a.items, b.items)
     columns = torch.cat([terms[:1].expand(8), terms[1:2].expand(b.users.shape[1] - 8 - 2 * bias)])

@@ -83,7 +83,8 @@ class ModelConfig(Section):
     stacking: bool = Field(
         False,
         description="Weights of the terms of a score, fitted after training to the labels of the validation part (Wolpert 1992, "
-        "Stacked Generalization): one of each pair's score, and one of the biases of either side. false: each is 1.",
+        "Stacked Generalization): one of each pair's score, and one of the biases of either side. Needs a pointwise loss and a validation part. "
+        "false: each is 1.",
     )
 
     @property

@@ -144,7 +144,8 @@ def _words(name: str, value: int | tuple[int, ...]) -> str:
 
 def _score_note(model: ModelConfig) -> str:
     found = "cosine" if model.similarity == "cosine" else "u · v"
-    return found + (f" / {model.temperature:g}" if model.temperature != 1 else "") + (" + biases" if model.bias else "")
+    found += (f" / {model.temperature:g}" if model.temperature != 1 else "") + (" + biases" if model.bias else "")
+    return f"{found}, weighted" if model.stacking else found
 
 
 def _right(columns: list[list[Box]]) -> float:

@@ -58,5 +58,6 @@ class StoppedTraining:
             progress.history,
             progress.metrics(best.epoch),
             f"{'in training' if running else 'stopped'} after epoch {progress.epoch} of {config.train.epochs}; "
-            f"the best is epoch {best.epoch}",
+            f"the best is epoch {best.epoch}"
+            + ("; model.stacking weighs its terms after the last" if config.model.stacking else ""),
         )

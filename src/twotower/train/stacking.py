@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 PRIOR_DEVIATION = 0.5
 """Standard deviation of a weight about its present value before any label is seen, so that few labels move it little."""
 ITERATIONS = 100
+MIN_WEIGHT = 1e-3
+"""Weight below which a term is as good as left out."""
 
 
 def stack(
@@ -38,7 +40,7 @@ def stack(
             weights.copy_(torch.arange(len(weights), device=weights.device) == number)
             columns.append(np.array(scores(), np.float32))
         weights.copy_(present)
-    found = context.broadcast(_fitted(columns, present, dataset) if context.is_main else None)
+    found = context.broadcast(_fitted(columns, present, dataset, model.config.bias) if context.is_main else None)
     if found is None:
         log.warning(
             "model.stacking fits nothing: the validation part holds labels of one class; each weight stays as it is"
@@ -52,11 +54,15 @@ def stack(
     names = [f"pair {n}" for n in range(len(model.pairs))] + (
         ["user biases", "item biases"] if model.config.bias else []
     )
+    if max(fitted) < MIN_WEIGHT:
+        log.warning(
+            "model.stacking finds no term of the score that tells the labels of the validation part apart: all weights are as good as 0"
+        )
     log.info("weights by validation: " + ", ".join(f"{name} {w:.2f}" for name, w in zip(names, fitted, strict=True)))
 
 
 def _fitted(
-    columns: list[Shaped[Floats, "n"]], present: Shaped[Tensor, "T"], dataset: Dataset
+    columns: list[Shaped[Floats, "n"]], present: Shaped[Tensor, "T"], dataset: Dataset, has_bias: bool
 ) -> tuple[list[float], float] | None:
     """Return the weights of the terms and the global bias; None if the pairs of a weight above 0 are of one class."""
     pairs = dataset.pairs_of(VALIDATION)
@@ -66,7 +72,7 @@ def _fitted(
         return None
     bias = float(columns[-1][0])
     terms = np.stack(columns[:-1], 1).astype(np.float64) - bias
-    return fit_weights(terms, labels, each, present.double().cpu().numpy(), bias)
+    return fit_weights(terms, labels, each, present.double().cpu().numpy(), bias if has_bias else None)
 
 
 def fit_weights(
@@ -74,15 +80,15 @@ def fit_weights(
     labels: Shaped[Doubles, "n"],
     weights: Shaped[Doubles, "n"],
     present: Shaped[Doubles, "T"],
-    bias: float,
+    bias: float | None,
 ) -> tuple[list[float], float]:
     """Return factors f >= 0 of the terms and a bias b that minimise the weighted log loss of sigmoid(terms . f + b), plus
-    |f - present|^2 / (2 PRIOR_DEVIATION^2)."""
+    |f - present|^2 / (2 PRIOR_DEVIATION^2). The search of b begins with `bias`; None holds it at 0."""
     x, y, w, prior = (torch.from_numpy(np.ascontiguousarray(a)) for a in (terms, labels, weights, present))
     roots = prior.clamp(min=1e-4).sqrt().requires_grad_()  # their squares are not below 0, and 0 has no gradient
-    intercept = torch.tensor(bias, dtype=torch.float64, requires_grad=True)
+    intercept = torch.tensor(bias or 0.0, dtype=torch.float64, requires_grad=bias is not None)
     optimizer = torch.optim.LBFGS(
-        [roots, intercept],
+        [roots] if bias is None else [roots, intercept],
         max_iter=ITERATIONS,
         tolerance_grad=1e-10,
         tolerance_change=1e-12,

@@ -47,8 +47,9 @@ from twotower.train.weights import MovingAverage, Weights
 
 log = logging.getLogger(__name__)
 
-MAX_BEYOND = 8
-"""Rounds of a search beyond the values of a start that are given. Each tries one value further of every option whose outermost is the best."""
+MAX_BEYOND, MAX_BETWEEN = 8, 2
+"""Rounds of a search among values of a start that are not given. A round beyond them tries one value further of every option whose outermost is
+the best, a round between them two further values of every option, and their combinations."""
 
 
 @dataclass
@@ -149,18 +150,21 @@ class Trainer:
         alternatives = start.alternatives()
         if len(alternatives) == 1:
             return alternatives[0]
-        best = max(((self._score_of_start(one), one) for one in alternatives), key=itemgetter(0))
-        for _ in range(MAX_BEYOND):
-            before, best = best, self._best_of(best, start.beyond(best[1]))
-            if best is before:
-                break
-        return self._best_of(best, start.between(best[1]))[1]
+        tried = [(self._score_of_start(one), one) for one in alternatives]
+        best = max(tried, key=itemgetter(0))
+        searches = (
+            (MAX_BEYOND, start.beyond),
+            (MAX_BETWEEN, lambda one: start.between(one, [other for _, other in tried])),
+        )
+        for rounds, further in searches:
+            for _ in range(rounds):
+                tried += [(self._score_of_further(one), one) for one in further(best[1])]
+                before, best = best, max(tried, key=itemgetter(0))
+                if best is before:
+                    break
+        return best[1]
 
-    def _best_of(self, best: tuple[float, Start], further: list[Start]) -> tuple[float, Start]:
-        """Return `best`, a validation metric and its start, or what is better among further starts."""
-        return max([best, *((self._score_beyond(one), one) for one in further)], key=itemgetter(0))
-
-    def _score_beyond(self, start: Start) -> float:
+    def _score_of_further(self, start: Start) -> float:
         """Return the validation metric of values that nobody gave, minus infinity for those too small for float32."""
         try:
             return self._score_of_start(start)

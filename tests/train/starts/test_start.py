@@ -402,25 +402,33 @@ class Scored(Trainer):
 
 
 @pytest.mark.parametrize(
-    ("at", "found"),
+    "at",
     [
-        ((0.2, 0.02), (0.2, 0.02)),  # in the middle
-        ((0.011, 0.3), (0.0125, 0.32)),  # beyond one end of each
-        ((0.8, 1e-6), (0.8, 1.5625e-4 / 2**0.5)),  # beyond the other ends; what is too small is no error
-        ((0.29, 0.02), (0.2 * 2**0.5, 0.02)),  # between two
-        ((0.05, 0.029), (0.05, 0.02 * 2**0.5)),  # beyond, and between
-        (None, (0.1, 0.04 * 2**8.5)),
+        (0.2, 0.02),  # given
+        (0.011, 0.3),  # beyond one end of each
+        (0.8, 1.1e-4),  # beyond the other ends; what is too small is no error
+        (0.29, 0.012),  # between two
+        (0.05, 0.029),  # beyond, and between
     ],
 )
 def test_values_beyond_the_given_ones_are_tried_while_they_are_better_and_then_those_between(
-    at: tuple[float, float] | None, found: tuple[float, float]
+    at: tuple[float, float],
 ) -> None:
-    tried = Ials(unobserved=(0.1, 0.2, 0.4), regularization=(0.01, 0.02, 0.04))
+    chosen = chosen_by(at)
+    assert chosen.value_of("unobserved") == pytest.approx(at[0], rel=0.2)
+    assert chosen.value_of("regularization") == pytest.approx(at[1], rel=0.2)
+
+
+def test_a_search_beyond_and_between_has_an_end() -> None:
+    assert chosen_by(None).value_of("regularization") == pytest.approx(0.04 * 2**8)
+
+
+def chosen_by(at: tuple[float, float] | None) -> Ials:
     trainer = Scored(world("ials"), config("ials"))
     trainer.at = at
-    chosen = trainer._chosen(tried)
+    chosen = trainer._chosen(Ials(unobserved=(0.1, 0.2, 0.4), regularization=(0.01, 0.02, 0.04)))
     assert isinstance(chosen, Ials)
-    assert (chosen.unobserved[0], chosen.regularization[0]) == pytest.approx(found)
+    return chosen
 
 
 def test_values_beyond_are_in_the_ratio_of_the_outermost() -> None:
@@ -435,22 +443,39 @@ def test_values_beyond_are_in_the_ratio_of_the_outermost() -> None:
     assert counts.beyond(TransitionFactors(frequency=(0.0,))) == [], "nothing is beyond 0"
 
 
-def test_values_between_are_geometric_means_with_the_neighbours() -> None:
-    start = Ials(unobserved=(0.1, 0.01, 0.3), regularization=(0.02,))
-    for best, neighbours in (
-        (0.1, (0.01, 0.3)),
-        (0.3, (0.1, 0.9)),
-        (0.9, (0.3, 2.7)),
-        (0.01, (0.001, 0.1)),
-        (0.001, (0.0001, 0.01)),
-    ):
-        found = start.between(Ials(unobserved=(best,), regularization=(0.02,)))
-        assert [one.model_dump()["unobserved"][0] for one in found] == pytest.approx(
-            [(best * n) ** 0.5 for n in neighbours]
-        )
+def test_values_between_are_geometric_means_with_the_nearest_tried_ones_and_their_combinations() -> None:
+    start = Ials(unobserved=(0.01, 0.04), regularization=(0.02, 0.08, 0.32))
+    tried = [*start.alternatives(), Ials(unobserved=(0.16,), regularization=(0.08,))]
+
+    def pairs(best: tuple[float, float]) -> list[tuple[float, float]]:
+        found = start.between(Ials(unobserved=(best[0],), regularization=(best[1],)), tried)
+        return [(one.value_of("unobserved"), one.value_of("regularization")) for one in found]
+
+    each = [(a, b) for a in (0.04, 0.02, 0.08) for b in (0.08, 0.04, 0.16)][1:]
+    assert np.array(pairs((0.04, 0.08))) == pytest.approx(np.array(each))
+    at_an_end = [(0.16, 0.04), (0.08, 0.02), (0.08, 0.04)]
+    assert np.array(pairs((0.16, 0.02))) == pytest.approx(np.array(at_an_end)), "nothing is beyond what was tried"
+    one_value = Ials(unobserved=(0.01,), regularization=(0.02, 0.08))
+    assert [
+        s.value_of("unobserved") for s in one_value.between(one_value.alternatives()[0], one_value.alternatives())
+    ] == [0.01]
     counts = TransitionFactors(frequency=(0.0, 0.5))
-    assert counts.between(TransitionFactors(frequency=(0.0,))) == [], "0 is in no ratio"
-    assert counts.between(TransitionFactors(frequency=(0.5,))) == []
+    zero, half = counts.alternatives()
+    assert counts.between(zero, (zero, half)) == [], "0 is in no ratio"
+    assert counts.between(half, (zero, half)) == []
+
+
+def test_options_that_make_up_for_one_another_are_changed_together() -> None:
+    class Ridge(Scored):
+        """Stands for a training whose validation metric is best at one place of a narrow ridge."""
+
+        def _score_of_start(self, start: Start) -> float:
+            a, rate = start.value_of("unobserved"), start.value_of("regularization")
+            return -abs(math.log(a * rate / 0.02)) - 0.1 * abs(math.log(a / 0.15))
+
+    trainer = Ridge(world("ials"), config("ials"))
+    chosen = trainer._chosen(Ials(unobserved=(0.1, 0.4), regularization=(0.05, 0.2)))
+    assert chosen.value_of("unobserved") == pytest.approx(0.15, rel=0.1)
 
 
 def test_values_beyond_that_are_too_small_are_no_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, ClassVar
@@ -71,31 +71,33 @@ class Start(Kind):
         return [self.model_copy(update=dict(zip(self.choices, chosen, strict=True))) for chosen in product(*values)]
 
     def beyond(self, best: Start) -> list[Start]:
-        """Return `best` with the next value outwards, for each option of several values whose outermost, or one beyond, it has."""
+        """Return `best` with the next value outwards, for each option of several values whose outermost, or one beyond, it has: in the
+        ratio of the two outermost; none beside a 0."""
         found = list[Start]()
-        for name, values, at in self._searched(best):
-            lower, upper = _neighbours(values, at)
-            found += best.with_value(name, lower if at <= values[0] else upper if at >= values[-1] else 0.0)
+        for name in self._searched():
+            values, at = sorted(set(getattr(self, name))), best.value_of(name)
+            if values[0] and (at <= values[0] or at >= values[-1]):
+                ratio = values[0] / values[1] if at <= values[0] else values[-1] / values[-2]
+                found.append(best.model_copy(update={name: (at * ratio,)}))
         return found
 
-    def between(self, best: Start) -> list[Start]:
-        """Return `best` with the geometric mean of its own value and either neighbour, for each option of several values."""
-        return [
-            one
-            for name, values, at in self._searched(best)
-            for neighbour in _neighbours(values, at)
-            for one in best.with_value(name, (at * neighbour) ** 0.5)
-        ]
+    def between(self, best: Start, tried: Iterable[Start]) -> list[Start]:
+        """Return `best` with other values of one or several options: the geometric mean of its own and either neighbour among those tried.
+        Options often make up for one another, so that two change at once."""
+        choices: list[list[tuple[str, float]]] = []
+        for name in self._searched():
+            at, values = best.value_of(name), {one.value_of(name) for one in tried}
+            beside = max((v for v in values if v < at), default=0.0), min((v for v in values if v > at), default=0.0)
+            choices.append([(name, at), *((name, (at * value) ** 0.5) for value in beside if at and value)])
+        return [best.model_copy(update={name: (value,) for name, value in chosen}) for chosen in product(*choices)][1:]
 
-    def with_value(self, name: str, value: float) -> list[Start]:
-        """Return this start with a value of an option; nothing for 0."""
-        return [self.model_copy(update={name: (value,)})] if value else []
+    def value_of(self, name: str) -> float:
+        """Return the first value of an option of `choices`."""
+        return float(getattr(self, name)[0])
 
-    def _searched(self, best: Start) -> Iterator[tuple[str, list[float], float]]:
-        """Yield name, rising values and the value of `best` of each option of several values."""
-        for name in self.choices:
-            if len(values := sorted(set(getattr(self, name)))) > 1:
-                yield name, values, getattr(best, name)[0]
+    def _searched(self) -> list[str]:
+        """Return the options of several values."""
+        return [name for name in self.choices if len(set(getattr(self, name))) > 1]
 
     def describe(self) -> str:
         """Return the first values of `choices`, for messages."""
@@ -182,21 +184,6 @@ class Start(Kind):
         codes = dataset.encoders.history_codes(history.history, dataset.items.frame)
         field = next(f for f in dataset.encoders.fields("user") if f.name == history.name)
         return self.solve(PositiveMatrix.of(dataset, codes, field.rows), width, seed)
-
-
-def _neighbours(values: list[float], at: float) -> tuple[float, float]:
-    """Return the values beside `at` among rising ones, continued outwards in the ratio of the two outermost; 0 where a ratio has a 0."""
-    lower = max((v for v in values if v < at), default=0.0)
-    upper = min((v for v in values if v > at), default=0.0)
-    if at <= values[0]:
-        lower = at * values[0] / values[1]
-    elif at > values[-1]:
-        lower = at * values[-2] / values[-1]
-    if at >= values[-1]:
-        upper = at * values[-1] / values[-2] if values[-2] else 0.0
-    elif at < values[0]:
-        upper = at * values[1] / values[0]
-    return lower, upper
 
 
 def start_pair(model: TwoTower, start: Start, dataset: Dataset, seed: int, context: DistributedContext) -> None:
