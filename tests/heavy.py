@@ -65,6 +65,10 @@ HEAVY = {
     "test_fault_G7_what_is_no_file_of_a_store_changes_nothing_but_a_counter": r"(True|False)-(huge|link)-(HISTORY|MANIFEST).*|False-(fifo|folder)-(HISTORY|MANIFEST).*",
     "test_with_the_correction_the_mean_gradient_is_that_of_the_full_softmax_and_without_it_is_not": r"popularity",
     "test_an_answer_does_not_depend_on_the_rest_of_its_table": r"milvus",
+    "test_changing_an_option_of_a_branch_changes_an_output": r"(?!mlp).*-senet-.*",
+    "test_changing_an_option_of_a_pooling_changes_an_output": r"transformer-(heads|blocks|feed_forward|input_dropout).*|attention-input_dropout.*|ridge-(penalty|rate).*",
+    "test_changing_an_option_of_a_text_changes_an_output": r"other[34568]",
+    "test_fault_G1_G2_a_foreign_tower_is_refused_counted_and_the_old_bundle_answers": r"(endless|bomb).*",
     # data
     "test_a_log_in_order_is_the_dataset_of_the_frame_in_any_form_too": r"(?!csv|semicolons|one user a line-|parquet).*-last|(no header|tsv|csv).*gz.*-time",
     "test_buckets_that_do_not_follow_the_contract_are_refused": r".*(does not follow|does not)[1-5]?",
