@@ -70,7 +70,7 @@ class RayEngine(JobEngine):
     takes_address = True
     is_remote = True
 
-    def __init__(self, address: str, threads: int, timeout: float = TIMEOUT, silence: float = HEAD_SILENCE) -> None:
+    def __init__(self, address: str, threads: int, timeout: float = TIMEOUT) -> None:
         """Look for Ray. Raises ConfigError if it is not installed, if this machine is to give it one thread, or for an address in a process
         that has begun another Ray."""
         if find_spec("ray") is None:
@@ -81,7 +81,6 @@ class RayEngine(JobEngine):
                 f"`engine` is '{address}', and this process has begun a Ray already; choose `engine='ray'` to use that"
             )
         self._address, self._timeout = address or os.environ.get("RAY_ADDRESS", ""), timeout
-        self._silence = silence
         self._joins = bool(self._address or has_begun)
         self._where = self._address or ("the Ray of this process" if has_begun else "this machine")
         self._threads = threads or (1 if self._joins else default_threads())
@@ -118,7 +117,7 @@ class RayEngine(JobEngine):
         try:
             sent = _Sent(uuid.uuid4().hex, ray.put(job), tuple(modules))
             left = iter(enumerate(shards))
-            head = _Head(_head_address(), self._silence)
+            head = _Head(_head_address(), HEAD_SILENCE)
             last = asked = time.monotonic()
             lost, has_twins = _lost_hosts(), False
             is_new = True
