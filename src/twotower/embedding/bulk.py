@@ -91,10 +91,8 @@ def embed(
     maker = _ShardMaker(TableVectors(run, side, precision), form, batch_rows)
     if chosen.is_remote:
         table, place = absolute(table), absolute(place)
-    at = shard_folder(place)
-    sources = maker.files(table_files(table))
-    shards = cut_into_shards(sources, shard_rows)
-    if not shards:
+    at, sources = shard_folder(place), maker.files(table_files(table))
+    if not (shards := cut_into_shards(sources, shard_rows)):
         raise _no_rows(side)
     if len(shards) == 1 and isinstance(place, Path):
         return _embed_single_shard(maker, shards[0], place, overwrite)
@@ -175,7 +173,7 @@ class _ShardMaker:
             table = None if path.is_text else path.scan()
             names = column_names(path, self._reading) if table is None else table.collect_schema().names()
             self.vectors.check(names)
-            return None if table is None else _length(table)
+            return None if table is None else int(table.select(pl.len()).collect().item())
 
     def make(self, work: EmbeddingWork, shard: TableShard) -> MadeShard:
         """Return a shard of a folder, which is made unless it is there and intact."""
@@ -215,10 +213,6 @@ class _ShardMaker:
                 if path.is_text
                 else path.scan().select(columns)
             )
-            n = _length(table) if shard.rows is None else shard.rows
+            n = int(table.select(pl.len()).collect().item()) if shard.rows is None else shard.rows
         for frame in read_slices(table, path, shard.start, n, self.batch_rows):
             yield frame.with_columns(parse_canonical_text(frame[name]) for name in self._parsed if path.is_text)
-
-
-def _length(table: pl.LazyFrame) -> int:
-    return int(table.select(pl.len()).collect().item())

@@ -59,12 +59,11 @@ class EmbeddingWork(ShardedWork):
         """Give the ids of all shards one type, and write the list of shards. One of them has rows."""
         common = common_type({record["id"] for record in records if record["rows"]})
         found = [self._of_type(common, number, record) for number, record in enumerate(records) if record["rows"]]
-        about = self.plan | {
+        self.write_list(self.plan | {
             "twotower": __version__, "metric": metric, "rows": sum(r["rows"] for r in found), "width": found[0]["width"],
             "id": found[0]["id"],
             "shards": [{"vectors": r["files"][0][0], "ids": r["files"][1][0], "rows": r["rows"]} for r in found],
-        }  # fmt: skip
-        self.write_list(about)
+        })  # fmt: skip
 
     def _of_type(self, kind: pl.DataType, number: int, record: JsonObject) -> JsonObject:
         """Return the record of a shard, whose ids are converted to a type that holds them, unless they have it."""

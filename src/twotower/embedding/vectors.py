@@ -42,7 +42,6 @@ class TableVectors:
         declares a default, which all users get."""
         if precision not in _DTYPES:
             raise ConfigError(f"precision '{precision}': allowed are {', '.join(_DTYPES)}")
-        self.precision: Precision = precision
         self._dtype = np.dtype(_DTYPES[precision])
         self.side, self.schema, self._encoders = side, run.dataset.schema, run.dataset.encoders
         self.key = self.schema.id_column(side)
@@ -71,9 +70,7 @@ class TableVectors:
 
     def _block(self, columns: dict[str, Column], start: int) -> StoredVectors:
         rows = ColumnRows(columns, slice(start, start + TOWER_BLOCK_ROWS))
-        block: ColumnRows | JoinedRows = rows
-        if self._context:
-            block = JoinedRows(rows, ColumnRows(self._context, np.zeros(rows.n, np.int64)))
+        block = JoinedRows(rows, ColumnRows(self._context, np.zeros(rows.n, np.int64))) if self._context else rows
         model = self._model
         tower = model.user_vectors if self.side == "user" else model.item_vectors
         with evaluation_mode(model):
