@@ -426,6 +426,17 @@ def test_parts_without_validation_train(tmp_path: Path, name: str) -> None:
     assert "test.recall@10" in run.metrics
 
 
+def test_without_a_validation_part_nothing_is_left_to_it(tmp_path: Path) -> None:
+    actions = with_label(log(length=8), 0.3)
+    actions[:400].write_csv(tmp_path / "train.csv")
+    actions[400:].write_csv(tmp_path / "test.csv")
+    ranking, collaborative = (suggest(tmp_path, recipe=name).config for name in ("ranking", "collaborative"))
+    assert not ranking.model.stacking
+    (start,) = collaborative.train.start
+    assert (start.value_of("unobserved"), start.value_of("regularization")) == (0.095, 0.011)
+    assert len(start.alternatives()) == 1
+
+
 def test_ids_of_another_name_in_a_table_say_what_to_rename() -> None:
     actions = log(length=8).rename({"user_id": "user"})
     users = pl.DataFrame({"age": [i % 9 for i in range(60)], "user_id": range(60)})

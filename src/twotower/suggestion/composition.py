@@ -49,6 +49,9 @@ def compose(
             train = sections["train"] = _section(sections, "train")
             train["start"] = [_middle(start.model_dump(exclude_defaults=True), start) for start in config.train.start]
             comments["train.start"] = "The middle of the recipe's values: no validation part chooses among them."
+        if config.model.stacking and "validation" not in (data or {}):
+            sections["model"] = {**_section(sections, "model"), "stacking": False}
+            comments["model.stacking"] = "No validation part weighs the terms of a score."
     elif config.split.needs_time and "time" not in schema:
         split = {"kind": "random"}
         comments["split.kind"] = "The recipe splits by time, and there is none."
@@ -87,8 +90,12 @@ def compose(
 
 
 def _middle(options: Settings, start: Start) -> Settings:
-    """Return the options of a start with the middle one of several values."""
-    middle = {name: sorted(values)[len(values) // 2] for name in start.choices if (values := getattr(start, name))}
+    """Return the options of a start with one value in place of several: half-way in ratio between the outermost, to two digits."""
+    middle = {
+        name: float(f"{(min(values) * max(values)) ** 0.5:.2g}")
+        for name in start.choices
+        if len(values := getattr(start, name)) > 1
+    }
     return {"kind": start.kind, **options, **{name: [value] for name, value in middle.items()}}
 
 
