@@ -73,7 +73,8 @@ def test_a_drawing_is_a_picture_of_every_part_and_arrow_within_its_frame() -> No
     assert len(arrows) == (3 + 1 + 2 + 2 + 1 + 1) + 2 + 2
     texts = [t.text for t in drawing.iter(f"{of}text")]
     assert "city & <town>" in texts
-    assert "cosine / 0.1 + biases" in texts
+    assert {"score", "cosine / 0.1 + biases"} <= set(texts)
+    assert "weighted score" in draw_model(SCHEMA, MODEL.model_copy(update={"stacking": True}))
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in EXAMPLES.glob("*.toml") if p.name != "mykinds.toml"))

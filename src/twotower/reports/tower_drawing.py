@@ -68,7 +68,7 @@ def draw_model(schema: Schema, model: ModelConfig) -> str:
         shapes += _tower(placed, side)
         vectors.append(placed[-1][0])
         top += 24 + tall + 22
-    score = Box("score", _score_note(model), "score")
+    score = Box("weighted score" if model.stacking else "score", _score_note(model), "score")
     at = _Placed(score, vectors[0].right + 2 * COLUMN_GAP, (vectors[0].y + vectors[-1].y) / 2)
     shapes += [_arrow(vector, at) for vector in vectors]
     shapes.append(_box(at, "score"))
@@ -144,8 +144,7 @@ def _words(name: str, value: int | tuple[int, ...]) -> str:
 
 def _score_note(model: ModelConfig) -> str:
     found = "cosine" if model.similarity == "cosine" else "u · v"
-    found += (f" / {model.temperature:g}" if model.temperature != 1 else "") + (" + biases" if model.bias else "")
-    return f"{found}, weighted" if model.stacking else found
+    return found + (f" / {model.temperature:g}" if model.temperature != 1 else "") + (" + biases" if model.bias else "")
 
 
 def _right(columns: list[list[Box]]) -> float:
