@@ -30,7 +30,7 @@ from twotower.errors import BundleError, ConfigError, DataError, RunError, Unava
 from twotower.index import build_index, load_index
 from twotower.index.deadline import deadline
 from twotower.index.exact import Exact
-from twotower.index.milvus.client import CollectionError, MilvusConnection
+from twotower.index.milvus.client import CHANNEL_OPTIONS, CollectionError, MilvusConnection
 from twotower.index.milvus.milvus import Milvus
 from twotower.index.milvus.milvus_index import MilvusIndex, MilvusLimits
 from twotower.retrieval.explanation import explain, stored_items
@@ -96,7 +96,7 @@ def prefix(request: pytest.FixtureRequest) -> str:
 def client(shared: Server) -> Any:
     from pymilvus import MilvusClient
 
-    return MilvusClient(shared.uri)
+    return MilvusClient(shared.uri, grpc_options=CHANNEL_OPTIONS)
 
 
 def there(uri: str, prefix: str, **more: Any) -> Milvus:
@@ -404,6 +404,15 @@ def test_the_token_comes_from_the_environment_and_goes_nowhere(
     assert set(given) == {"root:s3cret"}
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"s3cret" in p.read_bytes()]
     assert bundle.manifest.index.uri == shared.uri
+
+
+def test_an_idle_connection_sends_no_pings_which_would_make_the_server_close_it(
+    shared: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr("twotower.index.milvus.client.MilvusClient", lambda uri, **more: given.append(more))
+    MilvusConnection(shared.uri)
+    assert given[0]["grpc_options"]["grpc.keepalive_permit_without_calls"] is False
 
 
 def test_without_the_client_one_line_says_what_to_install() -> None:
@@ -802,7 +811,7 @@ def test_fault_F3_an_alias_that_could_not_be_moved_is_told_and_moved_later(
     assert Store(store).current().id == first.id
     server.start()
     maintenance.gc(store)
-    assert alias(MilvusClient(server.uri), prefix) == collection(first)
+    assert alias(MilvusClient(server.uri, grpc_options=CHANNEL_OPTIONS), prefix) == collection(first)
     assert replace(second).id in [b.id for b in Store(store).bundles()]
 
 

@@ -34,12 +34,16 @@ RETRY_PAUSES = (0.1, 0.4, 1.6)
 POLL_SECONDS = (0.01, 0.5)
 """First and longest pause between two polls of a server that builds or loads. Seconds."""
 T = TypeVar("T")
-_RECONNECT_OPTIONS = {
+CHANNEL_OPTIONS = {
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.min_reconnect_backoff_ms": 500,
     "grpc.max_reconnect_backoff_ms": 1000,
+    "grpc.keepalive_permit_without_calls": False,
 }
-"""gRPC options to reconnect within a second; its default waits up to two minutes."""
+"""gRPC options to reconnect within a second, where its default waits up to two minutes, and to send no pings between calls.
+
+A server with the default limits of gRPC, such as milvus-lite, closes a connection that sends pings while idle.
+"""
 
 # pymilvus logs a traceback for every error that it raises.
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
@@ -86,7 +90,7 @@ class MilvusConnection:
         try:
             token = os.environ.get(TOKEN_VARIABLE, "")
             self._milvus = MilvusClient(
-                uri, token=token, timeout=remaining_seconds(connect_timeout), grpc_options=_RECONNECT_OPTIONS
+                uri, token=token, timeout=remaining_seconds(connect_timeout), grpc_options=CHANNEL_OPTIONS
             )
         except (MilvusException, grpc.RpcError, OSError) as e:
             if local:
