@@ -26,9 +26,9 @@ def main(chosen: Namespace, report: Report) -> None:
         table, few = write_items(folder, chosen.rows), write_items(folder, 10_000, "few")
         for ids in chosen.ids:
             run = fresh_run(ids)
-            embed(run, "item", few, folder / "warm")
+            embed(run, "item", few, folder / f"warm-{ids}")
             before = resident(reset=True)
-            seconds = timed(lambda run=run: embed(run, "item", table, folder / "vectors"))  # type: ignore[misc]
+            seconds = timed(lambda run=run, ids=ids: embed(run, "item", table, folder / f"vectors-{ids}"))  # type: ignore[misc]
             peak = resident()
             model = run.config.model
             wide, deep = model.pairs[0].item.layers

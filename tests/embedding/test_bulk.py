@@ -143,7 +143,7 @@ def read(out: Path, rows: int = 65_536) -> tuple[pl.Series, np.ndarray[Any, Any]
 # ---- what is written
 
 
-def test_one_process_makes_the_vectors_that_one_shard_has(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
+def test_one_shard_has_the_vectors_that_several_have(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
     """To float rounding: a row stands in blocks of other sizes."""
     items(0, 417).write_parquet(tmp_path / "t.parquet")
     assert api.embed(run, "item", tmp_path / "t.parquet", tmp_path / "out") == 417
@@ -269,8 +269,6 @@ def test_a_folder_into_which_another_call_writes_is_refused(run: Run, table: Pat
         for overwrite in (False, True):
             with pytest.raises(RunError, match=said):
                 again(run, table, out, overwrite=overwrite)
-        with pytest.raises(RunError, match=said):
-            EmbeddingWork.clear_folder(out)
     again(run, table, out, overwrite=True)
     same(out, whole)
 
@@ -474,16 +472,25 @@ def test_another_model_side_schema_precision_or_cut_is_refused(run: Run, table: 
             again(given, table, out, **options)
     with pytest.raises(RunError, match=r"of the other side \(item then, user now\)"):
         api.embed(run, "user", tmp_path / "users.parquet", out, shard_rows=100)
-    with pytest.raises(RunError, match="holds the shards of another table"):
-        api.embed(run, "user", tmp_path / "users.parquet", out)
     assert state(out) == before
-    # Given up, they make room for a table of one shard, and that for one of several.
     api.embed(run, "user", tmp_path / "users.parquet", out, overwrite=True)
-    assert {p.name for p in out.iterdir()} == {"vectors.npy", "ids.parquet"}
-    with pytest.raises(RunError, match=r"holds other vectors \(ids.parquet\); choose another folder, or"):
+    assert {p.name for p in out.iterdir()} == {*part_names(0), "embedding.json", "work"}
+    assert EmbeddingsFolder(out).about["side"] == "user"
+
+
+def test_an_error_before_a_shard_is_there_leaves_no_plan(run: Run, tmp_path: Path) -> None:
+    table, out = tmp_path / "t.parquet", tmp_path / "out"
+    items(0, 150).with_columns(item_id=pl.Series([None, *range(149)])).write_parquet(table)
+    with pytest.raises(DataError, match="1 missing ids"):
         again(run, table, out)
-    again(run, table, out, overwrite=True)
-    assert len(EmbeddingsFolder(out)) == 417
+    assert [p.name for p in out.rglob("*") if p.is_file()] == ["lock"]
+    items(0, 150).with_columns(item_id=pl.Series([*range(149), None])).write_parquet(table)
+    with pytest.raises(DataError, match="1 missing ids"):
+        again(run, table, out)
+    assert state(out).keys() == {*part_names(0)}
+    items(0, 150).write_parquet(table)
+    with pytest.raises(RunError, match="of another table"):
+        again(run, table, out)
 
 
 def flipped(path: Path) -> None:
@@ -576,7 +583,7 @@ def test_numbers_with_a_decimal_comma_give_the_vectors_of_those_with_a_point(
         "1",
     ]
     assert run_command([*words, "--separator", ";", "--decimal", ","]) == 0
-    for name in ("vectors.npy", "ids.parquet"):
+    for name in part_names(0):
         assert (tmp_path / "commas" / name).read_bytes() == (tmp_path / "points" / name).read_bytes()
     assert run_command([*words, "--separator", ";"]) == 2, "a comma is no part of a number unless it is said"
     assert run_command([*words, "--decimal", ","]) == 2
@@ -718,7 +725,7 @@ def test_a_bucket_behind_a_slow_link_holds_the_same_files(
 
 
 def test_ids_of_a_bucket_get_one_type(run: Run, bucket: str, tmp_path: Path) -> None:
-    """One shard has whole numbers, the other text; a bucket has a list of one shard, too."""
+    """One shard has whole numbers, the other text."""
     (tmp_path / "t").mkdir()
     items(0, 5).write_parquet(tmp_path / "t" / "a.parquet")
     again(run, tmp_path / "t", Path(f"{bucket}/one"))
@@ -812,22 +819,22 @@ def test_what_is_no_folder_of_whole_vectors_is_a_run_error(whole: Path, tmp_path
     (out / "embedding.json").write_text('{"format": 99}')
     with pytest.raises(RunError, match="not a list of shards that this version reads"):
         EmbeddingsFolder(out)
-    (out / "embedding.json").unlink()
-    for data in (b"", b"x", (whole / "part-00001.npy").read_bytes()[:90]):
-        (out / "vectors.npy").write_bytes(data)
-        with pytest.raises(RunError, match="vectors.npy: missing or damaged"):
+    shutil.copy(whole / "embedding.json", out)
+    for data in (b"", b"x", (whole / "part-00000.npy").read_bytes()[:90]):
+        (out / "part-00000.npy").write_bytes(data)
+        with pytest.raises(RunError, match="part-00000.npy: missing or damaged"):
             EmbeddingsFolder(out)
-    np.save(out / "vectors.npy", np.float32(1))
-    with pytest.raises(RunError, match=r"vectors.npy: holds \(\), expected rows of vectors"):
+    np.save(out / "part-00000.npy", np.float32(1))
+    with pytest.raises(RunError, match=r"part-00000.npy: holds \(\), expected 100 rows of vectors"):
         EmbeddingsFolder(out)
 
 
-def test_a_table_of_one_shard_does_not_replace_many_that_nobody_works_at(run: Run, whole: Path, tmp_path: Path) -> None:
+def test_shards_without_a_plan_are_not_replaced(run: Run, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     shutil.rmtree(out / "work")
     items(0, 30).write_parquet(tmp_path / "few.parquet")
-    with pytest.raises(RunError, match="holds the shards of another table"):
+    with pytest.raises(RunError, match=r"holds other vectors \(embedding.json\); choose another folder, or"):
         api.embed(run, "item", tmp_path / "few.parquet", out)
     assert len(EmbeddingsFolder(out)) == 417
 

@@ -25,6 +25,7 @@ from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, Side, build_dataset
 from twotower.data.tables import check
 from twotower.embedding.bulk import embed
+from twotower.embedding.folder import EmbeddingsFolder
 from twotower.errors import DataError, RunError
 from twotower.features.categorical import Categorical
 from twotower.features.multi_hot import MultiHot
@@ -689,13 +690,9 @@ def source_of(run: Run, side: SideName) -> pl.DataFrame:
 
 
 def read(out: Path) -> tuple[np.ndarray[Any, Any], pl.Series]:
-    assert {p.name for p in out.iterdir()} == {"vectors.npy", "ids.parquet"}
-    vectors = np.load(out / "vectors.npy", mmap_mode="r")
-    ids = pl.read_parquet(out / "ids.parquet")
-    assert ids.columns == ["id"]
-    assert vectors.shape[0] == len(ids)
+    ((ids, vectors),) = EmbeddingsFolder(out).blocks()
     assert vectors.dtype == np.float32
-    return vectors, ids["id"]
+    return vectors, ids
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -713,10 +710,10 @@ def test_known_rows_get_the_vectors_of_the_run(
     factors = run.factors()
     wanted = factors.users if side == "user" else factors.items
     np.testing.assert_allclose(vectors, wanted.numpy(), rtol=1e-4, atol=1e-5)
-    assert f"{n:,} {side}s embedded" in caplog.messages[-1]
+    assert f"{n:,} {side}s in 1 shard have vectors" in caplog.messages[-1]
 
 
-def test_new_rows_have_no_history_and_a_second_run_replaces_the_first(run: Run, tmp_path: Path) -> None:
+def test_new_rows_have_no_history(run: Run, tmp_path: Path) -> None:
     frame = source_of(run, "item").with_columns(iid=pl.lit("new") + pl.col("iid"))
     frame.write_parquet(tmp_path / "t.parquet")
     data = run.dataset
@@ -727,12 +724,10 @@ def test_new_rows_have_no_history_and_a_second_run_replaces_the_first(run: Run, 
     inputs = SideTensors(Side(frame, columns, "iid"), data.encoders.fields("item")).take(np.arange(len(frame)))
     with torch.no_grad():
         wanted = run.model.item_vectors(inputs).numpy()
-    for _ in range(2):
-        embed(run, "item", tmp_path / "t.parquet", tmp_path / "out")
-        vectors, ids = read(tmp_path / "out")
-        np.testing.assert_allclose(vectors, wanted, rtol=1e-4, atol=1e-5)
-        assert ids[0] == "newi0"
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+    embed(run, "item", tmp_path / "t.parquet", tmp_path / "out")
+    vectors, ids = read(tmp_path / "out")
+    np.testing.assert_allclose(vectors, wanted, rtol=1e-4, atol=1e-5)
+    assert ids[0] == "newi0"
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv"])
@@ -762,8 +757,8 @@ def test_text_tables_are_read_with_the_types_of_all_their_rows(ending: str, tmp_
     items.with_columns(item_id=pl.col("item_id").cast(pl.String).replace("29", "007")).write_csv(
         tmp_path / f"i.{ending}", separator=separator
     )
-    embed(run, "item", tmp_path / f"i.{ending}", tmp_path / "out", 4)
-    again, ids = read(tmp_path / "out")
+    embed(run, "item", tmp_path / f"i.{ending}", tmp_path / "again", 4)
+    again, ids = read(tmp_path / "again")
     assert ids.to_list() == [str(i) for i in range(29)] + ["007"]
     assert np.array_equal(again[:28], vectors[:28])
 
@@ -792,7 +787,7 @@ def test_a_table_that_is_not_as_the_schema_says_is_a_data_error(name: str, run: 
     change(source_of(run, "item")).write_parquet(tmp_path / "t.parquet")
     with pytest.raises(DataError, match=message):
         embed(run, "item", tmp_path / "t.parquet", tmp_path / "out")
-    assert [p.name for p in tmp_path.iterdir()] == ["t.parquet"]
+    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} <= {"t.parquet", "lock"}
 
 
 def test_files_that_cannot_be_read_are_data_errors(run: Run, tmp_path: Path) -> None:
@@ -825,13 +820,13 @@ def test_a_folder_of_something_else_stays_as_it_is(run: Run, tmp_path: Path) -> 
     assert (tmp_path / "out" / "letter.txt").read_text() == "x"
 
 
-def test_the_present_folder_is_not_replaced(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_present_folder_gets_the_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run.dataset.users.frame.write_parquet(tmp_path / "users.parquet")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for out in (".", "../here"):
-        with pytest.raises(RunError, match="the current folder cannot be replaced"):
-            embed(run, "user", tmp_path / "users.parquet", out)
+        embed(run, "user", tmp_path / "users.parquet", out)
+    assert len(EmbeddingsFolder(".")) == len(run.dataset.users.frame)
 
 
 def test_vectors_that_are_not_finite_are_not_written(run: Run, worlds: dict[str, Dataset], tmp_path: Path) -> None:
@@ -841,4 +836,4 @@ def test_vectors_that_are_not_finite_are_not_written(run: Run, worlds: dict[str,
         next(broken.towers("item")[0].head.parameters())[0, 0] = torch.nan
     with pytest.raises(RunError, match="not finite"):
         embed(Run(None, Config(), run.dataset, broken, {}, []), "item", tmp_path / "t.parquet", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["lock"]

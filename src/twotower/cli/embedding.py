@@ -25,7 +25,7 @@ def embed(
     shard_rows: Annotated[
         int,
         typer.Option(
-            "--shard-rows", min=1, help="Rows of a shard. A table of one shard is vectors.npy and ids.parquet."
+            "--shard-rows", min=1, help="Greatest number of rows of a shard, which has two files: vectors and ids."
         ),
     ] = 1_048_576,
     precision: Annotated[str, typer.Option("--precision", help="Precision of the vectors: fp32 or fp16.")] = "fp32",

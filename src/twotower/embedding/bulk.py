@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections import abc
 from collections.abc import Iterator
 from functools import partial
@@ -27,14 +26,14 @@ from twotower.data.table_shards import (
     text_as_parquet,
 )
 from twotower.data.text_format import TextFormat
-from twotower.embedding.folder import IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER, StoredVectors, part_names
+from twotower.embedding.folder import StoredVectors, part_names
 from twotower.embedding.shards import EmbeddingWork, save_ids
 from twotower.embedding.vectors import Precision, TableVectors
 from twotower.engines import open_engine
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.side import SideName
-from twotower.files.shard_folders import DiskFolder, JsonObject, shard_folder
-from twotower.files.sharded_work import HOW_TO_OVERWRITE, MadeShard
+from twotower.files.shard_folders import JsonObject, shard_folder
+from twotower.files.sharded_work import MadeShard
 from twotower.kinds import foreign_modules
 from twotower.progress import JobProgress
 from twotower.runs import Run
@@ -67,9 +66,8 @@ def embed(
     the number of embedded rows.
 
     `source` is a text (.csv, .tsv, .txt) or Parquet file, a folder of them, or a pattern such as "items/*.parquet", of any size. A shard
-    is up to `shard_rows` rows of a Parquet file, or a whole text file. A single shard is written as vectors.npy (n, D) and
-    ids.parquet, several as folder.py describes, and so is any number at a URL; `EmbeddingsFolder` reads both from a disk. A later call
-    continues with shards that are missing or damaged. `engine` is "local" (this process), "ray" (`threads` processes of this machine) or "ray://HOST:PORT"
+    is up to `shard_rows` rows of a Parquet file, or a whole text file, and is written as folder.py describes; `EmbeddingsFolder` reads it
+    from a disk. A later call continues with shards that are missing or damaged. `engine` is "local" (this process), "ray" (`threads` processes of this machine) or "ray://HOST:PORT"
     (those of a cluster, with `threads` each), which makes several shards; its processes load the run from its folder, of which each host
     may have a copy, or through `share`, a prefix in a bucket such as "s3://BUCKET/RUNS", where its files stay. `separator` is the character between the values of text files, "" the one of their ending; `columns` are the names of
     their columns, if their first lines do not name them; `decimal` is the mark of their numbers, "." or ",".
@@ -86,7 +84,7 @@ def embed(
     check_share(share, chosen)
     if shard_rows < 1:
         raise ConfigError(f"shards of {shard_rows} rows: expected at least 1")
-    check_apart(table, place / IDS_FILE, f"{side}s")
+    check_apart(table, place / part_names(0)[1], f"{side}s")
     form = TextFormat.of_table(separator, columns, decimal=decimal)
     maker = _ShardMaker(TableVectors(run, side, precision), form, batch_rows)
     if chosen.is_remote:
@@ -94,8 +92,6 @@ def embed(
     at, sources = shard_folder(place), maker.files(table_files(table))
     if not (shards := cut_into_shards(sources, shard_rows)):
         raise _no_rows(side)
-    if len(shards) == 1 and isinstance(place, Path):
-        return _embed_single_shard(maker, shards[0], place, overwrite)
     model, schema = run_digests(run)
     plan = {
         "side": side, "model": model, "schema": schema, "precision": precision, "shard_rows": shard_rows,
@@ -119,29 +115,12 @@ def embed(
         if not n:
             raise _no_rows(side)
         work.finish(run.model.config.metric, [records[number] for number in range(len(shards))])
-        log.info(f"{n:,} {side}s in {len(shards):,} shards have vectors: {at}")
+        log.info(f"{n:,} {side}s in {len(shards):,} shard{'s' * (len(shards) > 1)} have vectors: {at}")
         return n
 
 
 def _no_rows(side: SideName) -> DataError:
     return DataError(f"{side}s: the table has no rows, expected at least one; fill it")
-
-
-def _embed_single_shard(maker: _ShardMaker, shard: TableShard, out: Path, overwrite: bool) -> int:
-    """Embed a table of one shard in this process, in place of an earlier one, and return the number of rows."""
-    EmbeddingWork.check_folder(DiskFolder(out))
-    if (out / WORK_FOLDER).exists() or (out / LIST_FILE).exists():
-        if not overwrite:
-            raise RunError(f"{out}: holds the shards of another table; {HOW_TO_OVERWRITE}")
-        if (out / WORK_FOLDER).exists():
-            EmbeddingWork.clear_folder(out)
-    progress = JobProgress(log, f"{maker.vectors.side}s embedded", seconds=math.inf)
-    with files.new_folder(out) as folder:
-        progress.advance(maker.write(shard, folder)[1]["rows"])
-        if not progress.done:
-            raise _no_rows(maker.vectors.side)
-    log.info(f"{progress.line()}: {out}")
-    return progress.done
 
 
 def _load(
@@ -180,9 +159,9 @@ class _ShardMaker:
         return work.make(shard.number, partial(self.write, shard))
 
     def write(self, shard: TableShard, folder: Path) -> tuple[dict[str, str], JsonObject]:
-        """Write vectors.npy (n, D) and ids.parquet of a shard into a folder; return their names in the result, and n, D and the
-        type of the ids. A shard of no rows has no files."""
-        scratch, shapes = folder / "scratch", list[tuple[int, ...]]()
+        """Write the vectors (n, D) and the ids of a shard into a folder; return the names of the files, and n, D and the type of the ids. A
+        shard of no rows has no files."""
+        scratch, shapes, (vectors, all_ids) = folder / "scratch", list[tuple[int, ...]](), part_names(shard.number)
         scratch.mkdir()
 
         def blocks() -> Iterator[StoredVectors]:
@@ -196,13 +175,15 @@ class _ShardMaker:
                 yield found
                 files.point(f"shard:{shard.number}")
 
-        write_blocks(folder / VECTORS_FILE, blocks())
+        write_blocks(folder / vectors, blocks())
         if not shapes:
             return {}, {"rows": 0, "width": 0, "id": ""}
-        kind = save_ids(sorted(scratch.glob("*.parquet")), folder / IDS_FILE)
-        shutil.rmtree(scratch)
-        names = dict(zip((VECTORS_FILE, IDS_FILE), part_names(shard.number), strict=True))
-        return names, {"rows": sum(n for n, _ in shapes), "width": shapes[0][1], "id": kind}
+        kind = save_ids(sorted(scratch.glob("*.parquet")), folder / all_ids)
+        return {vectors: vectors, all_ids: all_ids}, {
+            "rows": sum(n for n, _ in shapes),
+            "width": shapes[0][1],
+            "id": kind,
+        }
 
     def _batches(self, shard: TableShard, scratch: Path) -> Iterator[pl.DataFrame]:
         """Yield the needed columns of a shard, `batch_rows` rows at a time. Raises DataError as `tables.read_file` does."""

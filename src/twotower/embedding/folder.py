@@ -1,11 +1,9 @@
 """Reader of a folder of embeddings that `twotower embed` has written. Vectors are memory-mapped and read in blocks.
 
-embedding.json          side, model and precision, and the list of shards; written when all shards are complete
+embedding.json          side, model and precision, and the list of shards; written when all are complete
 part-00000.npy          vectors of a shard (rows, D), float32 or float16
 ids-00000.parquet       their ids in the same order, in the column `id`; of one type in all shards
 work/                   state from which a later call of `embed` continues; readers ignore it
-
-A table of one shard is vectors.npy and ids.parquet alone.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ from twotower.files.readers import read_array, read_json
 from twotower.files.shard_folders import JsonObject
 from twotower.files.urls import is_url
 
-VECTORS_FILE, IDS_FILE = "vectors.npy", "ids.parquet"
 LIST_FILE, WORK_FOLDER = "embedding.json", "work"
 EMBEDDINGS_FORMAT = 1
 
@@ -36,11 +33,11 @@ def part_names(shard_index: int) -> tuple[str, str]:
 
 
 class EmbeddingPart(NamedTuple):
-    """The two files of a shard, and its number of rows, None for that of its vectors."""
+    """The two files of a shard, and its number of rows."""
 
     vectors: Path
     ids: Path
-    rows: int | None
+    rows: int
 
     def open(self) -> StoredVectors:
         """Return the vectors (rows, D), mapped and read-only. Raises RunError if the file is missing or damaged."""
@@ -48,10 +45,9 @@ class EmbeddingPart(NamedTuple):
             found: StoredVectors = read_array(self.vectors, "r")
         except (OSError, ValueError, EOFError) as e:
             raise RunError(f"{self.vectors}: missing or damaged ({e}); embed again to repair it") from None
-        if found.ndim != 2 or self.rows not in (None, len(found)):
-            wanted = "" if self.rows is None else f"{self.rows:,} "
+        if found.ndim != 2 or len(found) != self.rows:
             raise RunError(
-                f"{self.vectors}: holds {found.shape}, expected {wanted}rows of vectors; embed again to repair it"
+                f"{self.vectors}: holds {found.shape}, expected {self.rows:,} rows of vectors; embed again to repair it"
             )
         return found
 
@@ -59,8 +55,7 @@ class EmbeddingPart(NamedTuple):
 class EmbeddingsFolder:
     """The vectors and ids of a whole table: `len(folder)` rows of `folder.width`, `for ids, vectors in folder.blocks()`.
 
-    `about` is the content of embedding.json: side, metric, model (the digest in the run's model.json), precision and more;
-    empty for a folder of one shard.
+    `about` is the content of embedding.json: side, metric, model (the digest in the run's model.json), precision and more.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -70,28 +65,23 @@ class EmbeddingsFolder:
                 f"{folder}: an address, and vectors are read from a disk; copy its files to a folder, and name that"
             )
         self.folder = at = Path(folder)
-        self.about: JsonObject = {}
-        if (listed := at / LIST_FILE).exists():
-            self.about = read_json(listed)
-            if not isinstance(self.about, dict) or self.about.get("format") != EMBEDDINGS_FORMAT:
-                raise RunError(f"{listed}: not a list of shards that this version reads ({EMBEDDINGS_FORMAT})")
-            try:
-                shards = self.about["shards"]
-                self.parts = [EmbeddingPart(at / s["vectors"], at / s["ids"], int(s["rows"])) for s in shards]
-            except (KeyError, TypeError, ValueError) as e:
-                raise RunError(f"{listed}: damaged ({e!r}); embed again to repair it") from None
-        elif (at / WORK_FOLDER).exists():
-            raise RunError(f"{at}: not all vectors are written yet ({LIST_FILE} is missing); call embed again")
-        elif (at / VECTORS_FILE).exists():
-            self.parts = [EmbeddingPart(at / VECTORS_FILE, at / IDS_FILE, None)]
-        else:
-            raise RunError(f"{at}: holds no vectors; name a folder that embed wrote")
-        first = self.parts[0].open()
+        if not (listed := at / LIST_FILE).exists():
+            if (at / WORK_FOLDER).exists():
+                raise RunError(f"{at}: not all vectors are written yet ({LIST_FILE} is missing); call embed again")
+            raise RunError(f"{at}: holds no vectors ({LIST_FILE} is missing); name a folder that embed wrote")
+        self.about: JsonObject = read_json(listed)
+        if not isinstance(self.about, dict) or self.about.get("format") != EMBEDDINGS_FORMAT:
+            raise RunError(f"{listed}: not a list of shards that this version reads ({EMBEDDINGS_FORMAT})")
+        try:
+            shards = self.about["shards"]
+            self.parts = [EmbeddingPart(at / s["vectors"], at / s["ids"], int(s["rows"])) for s in shards]
+            first = self.parts[0].open()
+        except (LookupError, TypeError, ValueError) as e:
+            raise RunError(f"{listed}: damaged ({e!r}); embed again to repair it") from None
         self.width, self.dtype = first.shape[1], first.dtype
-        self._rows = sum(len(first) if part.rows is None else part.rows for part in self.parts)
 
     def __len__(self) -> int:
-        return self._rows
+        return sum(part.rows for part in self.parts)
 
     def blocks(self, rows: int = 65_536) -> Iterator[tuple[pl.Series, StoredVectors]]:
         """Yield ids (n,) and their vectors (n, D), at most `rows` at a time, in the order of the table. Raises RunError."""

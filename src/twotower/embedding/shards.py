@@ -10,7 +10,7 @@ from typing import ClassVar
 import polars as pl
 
 from twotower import files
-from twotower.embedding.folder import EMBEDDINGS_FORMAT, IDS_FILE, LIST_FILE, VECTORS_FILE, WORK_FOLDER
+from twotower.embedding.folder import EMBEDDINGS_FORMAT, LIST_FILE, WORK_FOLDER
 from twotower.errors import DataError
 from twotower.files.shard_folders import JsonObject
 from twotower.files.sharded_work import ShardedWork, ShardFormat
@@ -52,7 +52,6 @@ class EmbeddingWork(ShardedWork):
             "precision": "in another precision", "shard_rows": "in shards of another size (`shard_rows`)",
             "form": "of text read with another `separator` or `decimal`, or other `columns`",
         },
-        frozenset({VECTORS_FILE, IDS_FILE}),
     )  # fmt: skip
 
     def finish(self, metric: str, records: Sequence[JsonObject]) -> None:
@@ -71,7 +70,7 @@ class EmbeddingWork(ShardedWork):
             return record
         vectors, (name, *_) = record["files"]
         with self.scratch(f"shard-{number:05d}-") as folder:
-            save_ids([self.at.fetched(name, folder)], path := folder / IDS_FILE, kind)
+            save_ids([self.at.fetched(name, folder)], path := folder / name, kind)
             files.point("shard.ids")
             ids = [*self.replace_file(path, name)]
             files.point("shard.ids_renamed")

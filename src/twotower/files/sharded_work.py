@@ -16,7 +16,6 @@ import json
 import logging
 import platform
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,10 +23,10 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from twotower import files
-from twotower.errors import RunError
+from twotower.errors import RunError, TwoTowerError
 from twotower.files import locks
 from twotower.files.object_stores import ObjectError
-from twotower.files.shard_folders import DiskFolder, FileEntry, JsonObject, ShardFolder
+from twotower.files.shard_folders import FileEntry, JsonObject, ShardFolder
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +48,6 @@ class ShardFormat:
     """Names of the files of shards."""
     differences: Mapping[str, str]
     """Key of a plan -> words for another value of it: "of another model"."""
-    other_files: frozenset[str] = frozenset()
-    """Names of further files that such a folder may hold."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ class ShardedWork:
         """Start or continue the work that `plan` describes; its `table` are the states of the files of a table.
 
         Raises RunError if the folder holds other files, or shards of another plan, which `overwrite` removes, or, on a disk, if another
-        call is writing into it. In a bucket two calls of one plan make the same."""
+        call is writing into it. In a bucket two calls of one plan make the same. An error before a shard is there leaves no plan."""
         cls.check_folder(at)
         work = cls(at, plan)
         with cls._alone(at):
@@ -99,27 +96,21 @@ class ShardedWork:
                     if e.cause != "changed":
                         raise
                     raise RunError(f"{at}: another call begins at the same time; let it end, or stop it") from None
-            yield work
+            try:
+                yield work
+            except TwoTowerError:
+                if not any(cls.format.shard_files.fullmatch(name) for name in at.names()):  # a table may be corrected
+                    at.remove([cls._work("plan.json")])
+                raise
 
     @classmethod
     def check_folder(cls, at: ShardFolder) -> None:
         """Raise RunError unless the folder is new, empty, or holds shards and no other files."""
-        known = {*cls.format.other_files, cls.format.list_file, cls.format.work_folder}
+        known = {cls.format.list_file, cls.format.work_folder}
         ours = re.compile(rf"{cls.format.shard_files.pattern}|\.{re.escape(cls.format.list_file)}\.\d+\.tmp")
         foreign = [name for name in at.names() if not (name in known or ours.fullmatch(name))]
         if foreign:
             raise RunError(f"{at}: not a folder of {cls.format.noun} (it holds {foreign[0]}); choose another folder")
-
-    @classmethod
-    def clear_folder(cls, out: Path) -> None:
-        """Remove all shards of a folder on a disk. Raises RunError if it holds other files, or a process is writing shards."""
-        at = DiskFolder(out)
-        cls.check_folder(at)
-        with cls._alone(at):
-            at.clear(cls.format.list_file, cls._work("plan.json"))
-            shutil.rmtree(
-                out / cls.format.work_folder, ignore_errors=not locks.HAS_SHARED_LOCKS
-            )  # Windows keeps the open lock
 
     @classmethod
     @contextmanager
