@@ -530,7 +530,10 @@ def test_a_table_of_another_form_is_one_line_that_names_the_flag(
     for _ in range(2):  # the second call finds the answers of the first
         assert run_command([*answer, "--separator", ";"]) == 0
     assert run_command([*answer, "--separator", ";", "--columns", "city,user_id"]) == 2
-    assert "of text read with another --separator or --decimal, or other --columns" in capsys.readouterr().err
+    assert (
+        "of another --separator, --decimal, --columns ([';'] then, [';', 'city', 'user_id'] now)"
+        in capsys.readouterr().err
+    )
     assert run_command(["recommend", "--store", str(published / "store"), "--user", "1", "--separator", ";"]) == 2
     assert "--separator is an option of --users" in capsys.readouterr().err
 

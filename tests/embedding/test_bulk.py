@@ -196,7 +196,7 @@ def test_a_killed_call_is_gone_on_with(run: Run, table: Path, whole: Path, tmp_p
     assert code == -signal.SIGKILL, said
     before = state(out)
     assert before.keys() == {n for i in range(3) for n in part_names(i)}
-    assert list((out / "work").glob("shard-00003-*"))
+    assert list((out / "work").glob("twotower-shard-00003-*"))
     with pytest.raises(RunError, match=r"not all vectors are written yet \(embedding.json is missing\)"):
         EmbeddingsFolder(out)
     code, said = ended(start(run, table, out))
@@ -209,11 +209,11 @@ def test_a_killed_call_is_gone_on_with(run: Run, table: Path, whole: Path, tmp_p
 def make(out: Path, plan: dict[str, Any], number: int = 3) -> list[int]:
     """Every step of writing shards, without a tower: gives those that were made."""
 
-    def write(i: int, folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
-        np.save(folder / "vectors.npy", np.full((2, 3), i, np.float32))
-        (folder / "ids.parquet").write_bytes(bytes([i]))
-        names = dict(zip(("vectors.npy", "ids.parquet"), part_names(i), strict=True))
-        return names, {"rows": 2, "width": 3, "id": "Int64"}
+    def write(i: int, folder: Path) -> dict[str, Any]:
+        vectors, ids = part_names(i)
+        np.save(folder / vectors, np.full((2, 3), i, np.float32))
+        (folder / ids).write_bytes(bytes([i]))
+        return {"rows": 2, "width": 3, "id": "Int64"}
 
     with EmbeddingWork.begin(DiskFolder(out), plan, False) as work:
         shards = [work.make(i, partial(write, i)) for i in range(number)]
@@ -288,11 +288,11 @@ def test_a_host_that_sees_another_folder_is_refused(tmp_path: Path) -> None:
 def test_a_task_of_a_killed_call_writes_nothing_into_the_folder_of_another(tmp_path: Path) -> None:
     out = tmp_path / "out"
 
-    def write(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    def write(folder: Path) -> dict[str, Any]:
         with EmbeddingWork.begin(DiskFolder(out), plan_of(model="another"), True):
             folder.mkdir()  # which the other call has removed
-            (folder / "vectors.npy").write_bytes(b"of the killed call")
-            return {"vectors.npy": part_names(0)[0]}, {"rows": 1, "width": 1, "id": "Int64"}
+            (folder / part_names(0)[0]).write_bytes(b"of the killed call")
+            return {"rows": 1, "width": 1, "id": "Int64"}
 
     with EmbeddingWork.begin(DiskFolder(out), plan_of(), False) as killed:
         pass
@@ -425,8 +425,8 @@ def touched(table: Path) -> None:
 
 
 OTHER_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "rows": (other_rows, r"of another table \(c.parquet has another size or version\)"),
-    "time": (touched, r"of another table \(a.parquet has another time of change\)"),
+    "rows": (other_rows, r"of another table \(c.parquet has changed\)"),
+    "time": (touched, r"of another table \(a.parquet has changed\)"),
     "gone": (lambda t: (t / "b.parquet").unlink(), r"of another table \(b.parquet is missing\)"),
     "new": (lambda t: items(0, 2).write_parquet(t / "e.parquet"), r"of another table \(e.parquet is new\)"),
 }
@@ -463,14 +463,14 @@ def test_another_model_side_schema_precision_or_cut_is_refused(run: Run, table: 
     users = pl.DataFrame({"user_id": range(300)})
     users.write_parquet(tmp_path / "users.parquet")
     for given, options, message in (
-        (other, {}, "its vectors are of another model"),
-        (replace(run, dataset=schema), {}, "its vectors are of another schema"),
-        (run, {"precision": "fp16"}, r"its vectors are in another precision \(fp32 then, fp16 now\)"),
-        (run, {"shard_rows": 90}, r"in shards of another size \(`shard_rows`\) \(100 then, 90 now\)"),
+        (other, {}, "its vectors are of another `model`"),
+        (replace(run, dataset=schema), {}, "its vectors are of another `schema`"),
+        (run, {"precision": "fp16"}, r"its vectors are of another `precision` \(fp32 then, fp16 now\)"),
+        (run, {"shard_rows": 90}, r"of another `shard_rows` \(100 then, 90 now\)"),
     ):
         with pytest.raises(RunError, match=message):
             again(given, table, out, **options)
-    with pytest.raises(RunError, match=r"of the other side \(item then, user now\)"):
+    with pytest.raises(RunError, match=r"of another `side` \(item then, user now\)"):
         api.embed(run, "user", tmp_path / "users.parquet", out, shard_rows=100)
     assert state(out) == before
     api.embed(run, "user", tmp_path / "users.parquet", out, overwrite=True)
@@ -599,7 +599,9 @@ def test_shards_of_numbers_with_another_decimal_mark_are_refused(run: Run, tmp_p
     for name in ("a", "b"):
         items(0, 4).with_columns(weight=pl.lit(2)).write_csv(tmp_path / "t" / f"{name}.csv", separator=";")
     again(run, tmp_path / "t", tmp_path / "out", separator=";")
-    with pytest.raises(RunError, match="of text read with another `separator` or `decimal`, or other `columns`"):
+    with pytest.raises(
+        RunError, match="of another `separator`, `decimal`, `columns` ..';'. then, .'decimal comma', ';'. now"
+    ):
         again(run, tmp_path / "t", tmp_path / "out", separator=";", decimal=",")
 
 
@@ -700,7 +702,7 @@ def test_a_bucket_holds_the_files_of_a_disk(run: Run, table: Path, whole: Path, 
     assert lines[-1].endswith(f"have vectors: {bucket}/out")
     again_found = copy_of(f"{bucket}/out", tmp_path / "again")
     assert (again_found / "embedding.json").read_bytes() == (whole / "embedding.json").read_bytes()
-    with pytest.raises(RunError, match=r"in shards of another size \(`shard_rows`\) \(100 then, 90 now\)"):
+    with pytest.raises(RunError, match=r"of another `shard_rows` \(100 then, 90 now\)"):
         again(run, table, Path(f"{bucket}/out"), shard_rows=90)
     with pytest.raises(ConfigError, match=r"an address, and vectors are read from a disk; copy its files"):
         EmbeddingsFolder(f"{bucket}/out")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from object_server import Fault, ObjectServer
 
+from twotower import files
 from twotower.embedding.folder import part_names
 from twotower.embedding.shards import EmbeddingWork
 from twotower.errors import ConfigError, RunError
@@ -34,13 +35,13 @@ def remote(bucket: str) -> BucketFolder:
     return BucketFolder(Url.parse(f"{bucket}/out"))
 
 
-def made(data: bytes, before: Callable[[], object] = lambda: None) -> Callable[[Path], tuple[dict[str, str], Any]]:
+def made(data: bytes, before: Callable[[], object] = lambda: None) -> Callable[[Path], dict[str, Any]]:
     """Return the writer of a shard of one file, which does something `before` it ends."""
 
-    def write(folder: Path) -> tuple[dict[str, str], Any]:
-        (folder / "v").write_bytes(data)
+    def write(folder: Path) -> dict[str, Any]:
+        (folder / NAME).write_bytes(data)
         before()
-        return {"v": NAME}, {"rows": 1}
+        return {"rows": 1}
 
     return write
 
@@ -49,29 +50,32 @@ def nothing() -> None:
     """Find nothing wrong."""
 
 
-def content(at: ShardFolder, scratch: Path) -> bytes:
-    return at.fetched(NAME, scratch).read_bytes()
+def names(at: ShardFolder) -> list[str]:
+    """The names of files and folders in a folder."""
+    return sorted({path.partition("/")[0] for path in at.paths()})
+
+
+def write(at: ShardFolder, path: str, value: Any) -> None:
+    at.write(path, files.json_bytes(value))
 
 
 def test_a_shard_is_made_once_and_again_if_its_file_is_another(at: ShardFolder, tmp_path: Path) -> None:
     begin = partial(EmbeddingWork.begin, at, PLAN, False)
     with begin() as work:
-        assert at.names() == ["work"]
+        assert names(at) == ["work"]
         assert work.read_list() is None
         assert work.make(0, made(b"one")).is_new
         assert not work.make(0, made(b"two")).is_new
         work.write_list({"shards": [NAME]})
-    assert at.names() == ["embedding.json", NAME, "work"]
-    with at.scratch("work", "shard-x") as scratch, (Path(scratch) / "other").open("wb") as file:
-        file.write(b"all")
-        file.flush()
-        at.put(Path(file.name), NAME, "", nothing)
+    assert names(at) == ["embedding.json", NAME, "work"]
+    (other := at.scratch("work") / f"other-{tmp_path.name}").write_bytes(b"all")
+    at.put(other, NAME, nothing)
     with begin() as work:
         again = work.make(0, made(b"one"))
         assert (again.is_new, again.was_damaged) == (True, True)
         assert work.read_list() is None, "a list of shards that are not there is no list"
         assert not work.make(0, made(b"two")).is_new
-    assert content(at, tmp_path) == b"one"
+    assert at.read(NAME) == b"one"
 
 
 def test_another_plan_is_refused_until_asked_for_and_then_nothing_of_the_first_stays(at: ShardFolder) -> None:
@@ -79,31 +83,31 @@ def test_another_plan_is_refused_until_asked_for_and_then_nothing_of_the_first_s
         work.make(0, made(b"one"))
         work.write_list({"shards": [NAME]})
     other = PLAN | {"model": "n"}
-    with pytest.raises(RunError, match=r"its vectors are of another model \(m then, n now\)"):
+    with pytest.raises(RunError, match=r"its vectors are of another `model` \(m then, n now\)"):
         EmbeddingWork.begin(at, other, False).__enter__()
-    assert len(at.names()) == 3
+    assert len(names(at)) == 3
     with EmbeddingWork.begin(at, other, True) as work:
-        assert at.names() == ["work"]
+        assert names(at) == ["work"]
         assert work.record(0) is None
 
 
 def test_files_of_something_else_are_refused(at: ShardFolder) -> None:
     at.place.mkdir(parents=True) if isinstance(at.place, Path) else None
-    at.write("letter.txt", {})
+    write(at, "letter.txt", {})
     for overwrite in (False, True):
         with pytest.raises(RunError, match=r"not a folder of vectors \(it holds letter.txt\); choose another folder"):
             EmbeddingWork.begin(at, PLAN, overwrite).__enter__()
-    assert at.names() == ["letter.txt"]
+    assert names(at) == ["letter.txt"]
 
 
 def test_no_json_is_a_difference_and_no_record(at: ShardFolder) -> None:
     with EmbeddingWork.begin(at, PLAN, False) as work:
         values: list[Any] = [[1], {}]
         for value in values:
-            at.write("work/done-00000.json", value)
+            write(at, "work/done-00000.json", value)
             assert work.record(0) is None
-    at.write("work/plan.json", [1])
-    with pytest.raises(RunError, match="its vectors were made by another version"):
+    write(at, "work/plan.json", [1])
+    with pytest.raises(RunError, match=r"its vectors are of another `format` \(None then, 1 now\)"):
         EmbeddingWork.begin(at, PLAN, False).__enter__()
 
 
@@ -117,7 +121,7 @@ def test_who_was_taken_for_lost_replaces_nothing(at: ShardFolder, tmp_path: Path
         found = work.make(0, made(b"of the lost", other))
         assert not found.is_new
         assert found.record == work.record(0)
-    assert content(at, tmp_path) == b"of the other"
+    assert at.read(NAME) == b"of the other"
 
 
 def test_a_list_is_not_written_into_the_folder_of_another_call(remote: BucketFolder) -> None:
@@ -127,7 +131,7 @@ def test_a_list_is_not_written_into_the_folder_of_another_call(remote: BucketFol
         pytest.raises(RunError, match="or one of another call"),
     ):
         work.write_list({"shards": []})
-    assert remote.names() == ["work"]
+    assert names(remote) == ["work"]
 
 
 def test_an_object_is_written_where_none_is_or_in_the_place_of_the_one_that_was_seen(
@@ -135,18 +139,18 @@ def test_an_object_is_written_where_none_is_or_in_the_place_of_the_one_that_was_
 ) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"first")
-    first = remote.put(file, NAME, "", nothing)
-    assert remote.holds(*first)
+    first = remote.put(file, NAME, nothing)
+    assert remote.entry(NAME) == first
     file.write_bytes(b"other")
     s3.let_happen(Fault("^PUT .*part-00000", 412, times=PUTS))  # another process is faster each time
     with pytest.raises(ObjectError, match="was changed by another process"):
-        remote.put(file, NAME, "", nothing)
-    assert remote.holds(*first)
+        remote.put(file, NAME, nothing)
+    assert remote.entry(NAME) == first
     s3.let_happen(Fault("^PUT .*part-00000", 500, done=True))  # the answer is lost, and the second try finds the first
-    second = remote.put(file, NAME, "", nothing)
-    assert remote.holds(*second)
-    assert not remote.holds(*first)
-    assert content(remote, tmp_path) == b"other"
+    second = remote.put(file, NAME, nothing)
+    assert remote.entry(NAME) == second
+    assert remote.entry(NAME) != first
+    assert remote.read(NAME) == b"other"
 
 
 @pytest.mark.parametrize("made_before", [False, True])
@@ -175,7 +179,7 @@ def test_what_a_lost_host_of_another_plan_sends_late_is_in_no_result(
     if not made_before:
         make()
     assert [shard.is_new for shard in results] == [True]
-    assert content(there, tmp_path) == b"of n"
+    assert there.read(NAME) == b"of n"
     with EmbeddingWork.begin(there, n, False) as work:
         assert not work.make(0, made(b"again")).is_new
 
@@ -184,7 +188,7 @@ def test_an_object_that_marks_a_folder_is_no_file(remote: BucketFolder) -> None:
     for mark in ("out/", "out/" + "work/"):
         ObjectClient(remote.place).write(mark, b"")
     with EmbeddingWork.begin(remote, PLAN, False):
-        assert remote.names() == ["work"]
+        assert names(remote) == ["work"]
 
 
 def test_of_two_calls_that_begin_at_once_one_is_refused(remote: BucketFolder, s3: ObjectServer) -> None:

@@ -180,7 +180,7 @@ def test_a_file_a_pattern_and_a_csv_give_the_same_answers(
         for method in (1, 2):
             out = tmp_path / f"{given.name.strip('*')}-{method}"
             job(store, given, out, method=method)
-            assert not list((out / WORK_FOLDER).glob("shard-*"))
+            assert not list((out / WORK_FOLDER).glob("twotower-*"))
             assert read(out).drop("score").equals(expected[method].drop("score"))
             np.testing.assert_allclose(read(out)["score"], expected[method]["score"], atol=1e-5)
 
@@ -483,7 +483,7 @@ def test_a_bucket_holds_the_files_of_a_disk(store: Path, table: Path, whole: Pat
         assert client.read(f"night/recs/{path.name}", 10**9).data == path.read_bytes(), path.name
     assert lines[-1].endswith(f"shards: {url}")
     assert job(store, table, Path(url)) == [line for line in lines if " users answered" not in line]
-    with pytest.raises(RunError, match=r"are of another length \(`k`\) \(5 then, 3 now\)"):
+    with pytest.raises(RunError, match=r"are of another `k` \(5 then, 3 now\)"):
         job(store, table, Path(url), k=3)
 
 
@@ -494,12 +494,12 @@ def test_other_bundles_tables_and_folders_are_refused(
     other = tmp_path / "store"
     api.publish(run, other)
     with pytest.raises(
-        RunError, match=r"its recommendations are of another bundle \(\S+ then, \S+ now\); choose another"
+        RunError, match=r"its recommendations are of another `bundle` \(\S+ then, \S+ now\); choose another"
     ):
         job(other, table, out)
     shutil.copytree(table, tmp_path / "table")
     os.utime(tmp_path / "table" / "a.parquet", ns=(1, 1))
-    with pytest.raises(RunError, match=r"of another table \(a.parquet has another time of change\)"):
+    with pytest.raises(RunError, match=r"of another table \(a.parquet has changed\)"):
         job(store, tmp_path / "table", out)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
@@ -553,9 +553,8 @@ def test_the_command_writes_what_the_function_does_and_prints_progress(
     assert "users: 63 read, 63 kept" in out
     same(tmp_path / "out", whole)
     assert run_command([*words, "--shard-rows", "20"]) == 2
-    assert (
-        "in shards of another size (--shard-rows) (12 then, 20 now); choose another folder, or start over with --overwrite"
-        in (capsys.readouterr().err)
+    assert "of another --shard-rows (12 then, 20 now); choose another folder, or start over with --overwrite" in (
+        capsys.readouterr().err
     )
     more = [
         "--method",

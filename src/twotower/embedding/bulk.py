@@ -32,8 +32,8 @@ from twotower.embedding.vectors import Precision, TableVectors
 from twotower.engines import open_engine
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.side import SideName
-from twotower.files.shard_folders import JsonObject, shard_folder
-from twotower.files.sharded_work import MadeShard
+from twotower.files.shard_folders import shard_folder
+from twotower.files.sharded_work import JsonObject, MadeShard
 from twotower.kinds import foreign_modules
 from twotower.progress import JobProgress
 from twotower.runs import Run
@@ -95,7 +95,7 @@ def embed(
     model, schema = run_digests(run)
     plan = {
         "side": side, "model": model, "schema": schema, "precision": precision, "shard_rows": shard_rows,
-        "table": [f.state() for f in sources], "form": form.given,
+        "table": [f.state() for f in sources], "separator, decimal, columns": form.given,
     }  # fmt: skip
     copy = RunCopy.of(run, share) if chosen.is_remote else None
     records, progress = dict[int, JsonObject](), JobProgress(log, f"{side}s embedded", seconds=math.inf)
@@ -158,9 +158,9 @@ class _ShardMaker:
         """Return a shard of a folder, which is made unless it is there and intact."""
         return work.make(shard.number, partial(self.write, shard))
 
-    def write(self, shard: TableShard, folder: Path) -> tuple[dict[str, str], JsonObject]:
-        """Write the vectors (n, D) and the ids of a shard into a folder; return the names of the files, and n, D and the type of the ids. A
-        shard of no rows has no files."""
+    def write(self, shard: TableShard, folder: Path) -> JsonObject:
+        """Write the vectors (n, D) and the ids of a shard into a folder; return n, D and the type of the ids. A shard of no rows has no
+        files."""
         scratch, shapes, (vectors, all_ids) = folder / "scratch", list[tuple[int, ...]](), part_names(shard.number)
         scratch.mkdir()
 
@@ -177,9 +177,10 @@ class _ShardMaker:
 
         write_blocks(folder / vectors, blocks())
         if not shapes:
-            return {}, {"rows": 0, "width": 0, "id": ""}
+            (folder / vectors).unlink()
+            return {"rows": 0, "width": 0, "id": ""}
         kind = save_ids(sorted(scratch.glob("*.parquet")), folder / all_ids)
-        return {vectors: vectors, all_ids: all_ids}, {
+        return {
             "rows": sum(n for n, _ in shapes),
             "width": shapes[0][1],
             "id": kind,

@@ -18,7 +18,7 @@ import polars as pl
 
 from twotower.errors import ConfigError, RunError, first_line
 from twotower.files.readers import read_array, read_json
-from twotower.files.shard_folders import JsonObject
+from twotower.files.sharded_work import JsonObject
 from twotower.files.urls import is_url
 
 LIST_FILE, WORK_FOLDER = "embedding.json", "work"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
+import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import polars as pl
 
-from twotower import files
-from twotower.embedding.folder import EMBEDDINGS_FORMAT, LIST_FILE, WORK_FOLDER
+from twotower.data.table_path import TablePath
+from twotower.embedding.folder import EMBEDDINGS_FORMAT, LIST_FILE, WORK_FOLDER, part_names
 from twotower.errors import DataError
-from twotower.files.shard_folders import JsonObject
-from twotower.files.sharded_work import ShardedWork, ShardFormat
+from twotower.files.sharded_work import JsonObject, ShardedWork
 from twotower.version import __version__
 
 
@@ -41,38 +39,32 @@ def save_ids(parts: list[Path], path: Path, kind: pl.DataType | None = None) -> 
 class EmbeddingWork(ShardedWork):
     """The work in a folder of embeddings."""
 
-    format: ClassVar[ShardFormat] = ShardFormat(
-        EMBEDDINGS_FORMAT,
-        "vectors",
-        WORK_FOLDER,
-        LIST_FILE,
-        re.compile(r"part-\d+\.npy|ids-\d+\.parquet"),
-        {
-            "side": "of the other side", "model": "of another model", "schema": "of another schema",
-            "precision": "in another precision", "shard_rows": "in shards of another size (`shard_rows`)",
-            "form": "of text read with another `separator` or `decimal`, or other `columns`",
-        },
-    )  # fmt: skip
+    version, noun, work_folder, list_file = EMBEDDINGS_FORMAT, "vectors", WORK_FOLDER, LIST_FILE
+    shard_files = r"part-\d+\.npy|ids-\d+\.parquet"
 
     def finish(self, metric: str, records: Sequence[JsonObject]) -> None:
         """Give the ids of all shards one type, and write the list of shards. One of them has rows."""
-        common = common_type({record["id"] for record in records if record["rows"]})
-        found = [self._of_type(common, number, record) for number, record in enumerate(records) if record["rows"]]
+        kind = common_type({record["id"] for record in records if record["rows"]})
+        shards = list[JsonObject]()
+        for number, record in enumerate(records):
+            if record["rows"]:
+                self._convert_ids(number, record, kind)
+                vectors, ids = part_names(number)
+                shards.append({"vectors": vectors, "ids": ids, "rows": record["rows"]})
         self.write_list(self.plan | {
-            "twotower": __version__, "metric": metric, "rows": sum(r["rows"] for r in found), "width": found[0]["width"],
-            "id": found[0]["id"],
-            "shards": [{"vectors": r["files"][0][0], "ids": r["files"][1][0], "rows": r["rows"]} for r in found],
+            "twotower": __version__, "metric": metric, "rows": sum(s["rows"] for s in shards),
+            "width": max(r["width"] for r in records), "id": str(kind), "shards": shards,
         })  # fmt: skip
 
-    def _of_type(self, kind: pl.DataType, number: int, record: JsonObject) -> JsonObject:
-        """Return the record of a shard, whose ids are converted to a type that holds them, unless they have it."""
+    def _convert_ids(self, number: int, record: JsonObject, kind: pl.DataType) -> None:
+        """Give the ids of a shard a type that holds them, unless they have it."""
         if record["id"] == str(kind):
-            return record
-        vectors, (name, *_) = record["files"]
-        with self.scratch(f"shard-{number:05d}-") as folder:
-            save_ids([self.at.fetched(name, folder)], path := folder / name, kind)
-            files.point("shard.ids")
-            ids = [*self.replace_file(path, name)]
-            files.point("shard.ids_renamed")
-            self.write_record(number, record := record | {"id": str(kind), "files": [vectors, ids]})
-        return record
+            return
+        _, name = part_names(number)
+        with self.scratch(f"shard-{number:05d}") as folder:
+            with TablePath(self.at.place / name).open() as ids, (folder / "copy").open("wb") as copy:
+                shutil.copyfileobj(ids, copy)
+            save_ids([folder / "copy"], made := folder / name, kind)
+            entry = self.put(made)
+        entries = [entry if other[0] == name else other for other in record["files"]]
+        self.write_record(number, record | {"id": str(kind), "files": entries})

@@ -74,7 +74,12 @@ def write(path: Path, data: bytes | str, mode: int | None = None) -> None:
 
 def write_json(path: Path, value: JsonData, mode: int | None = None) -> None:
     """Replace `path` by a JSON file, as `write` does."""
-    write(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", mode)
+    write(path, json_bytes(value), mode)
+
+
+def json_bytes(value: JsonData) -> bytes:
+    """Return the content of a JSON file."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 @contextmanager

@@ -3,51 +3,37 @@
 
 WORK/plan.json          what the shards are made of: another call of the same plan goes on
 WORK/done-00000.json    record of a finished shard, written after its files
-WORK/shard-00000-…/     temporary files of a shard in progress, on a disk
+WORK/twotower-…/        temporary files of a shard in progress, on a disk
 WORK/lock               kernel lock of the call, on a disk
 
-The format gives the name of WORK. A list of all shards is written when the last is finished.
+The kind of work gives the name of WORK. A list of all shards is written when the last is finished.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Self, TypeAlias
 
 from twotower import files
 from twotower.errors import RunError, TwoTowerError
 from twotower.files import locks
 from twotower.files.object_stores import ObjectError
-from twotower.files.shard_folders import FileEntry, JsonObject, ShardFolder
+from twotower.files.shard_folders import FileEntry, ShardFolder
 
 log = logging.getLogger(__name__)
 
-HOW_TO_OVERWRITE = "choose another folder, or start over with `overwrite=True`"
-
-
-@dataclass(frozen=True)
-class ShardFormat:
-    """Files of one kind of sharded folder, and the words of its messages."""
-
-    version: int
-    noun: str
-    """Content in plural: "vectors"."""
-    work_folder: str
-    """Name of the folder of plan, records, temporary files and the lock."""
-    list_file: str
-    """Name of the list of all shards."""
-    shard_files: re.Pattern[str]
-    """Names of the files of shards."""
-    differences: Mapping[str, str]
-    """Key of a plan -> words for another value of it: "of another model"."""
+JsonObject: TypeAlias = dict[str, Any]
+"""An object of parsed JSON."""
 
 
 @dataclass(frozen=True)
@@ -66,32 +52,47 @@ class MadeShard:
 
 
 class ShardedWork:
-    """The shards that a plan describes, in a folder. A subclass has a `format`. Every process that makes shards has such an object."""
+    """The shards that a plan describes, in a folder. Every process that makes shards has such an object."""
 
-    format: ClassVar[ShardFormat]
+    version: ClassVar[int]
+    noun: ClassVar[str]
+    """Content in plural: "vectors"."""
+    work_folder: ClassVar[str]
+    """Name of the folder of plan, records, temporary files and the lock."""
+    list_file: ClassVar[str]
+    """Name of the list of all shards."""
+    shard_files: ClassVar[str]
+    """Pattern of the names of the files of shards."""
 
     def __init__(self, at: ShardFolder, plan: JsonObject) -> None:
+        """Take what the shards depend on, by the names of arguments; `table` are the states of the files of a table, each a list that begins
+        with a name."""
         self.at = at
-        self.plan: JsonObject = {"format": self.format.version} | plan
+        self.plan: JsonObject = {"format": self.version} | plan
+        self._plan_file = f"{self.work_folder}/plan.json"
 
     @classmethod
     @contextmanager
     def begin(cls, at: ShardFolder, plan: JsonObject, overwrite: bool) -> Iterator[Self]:
-        """Start or continue the work that `plan` describes; its `table` are the states of the files of a table.
+        """Start or continue the work that `plan` describes.
 
         Raises RunError if the folder holds other files, or shards of another plan, which `overwrite` removes, or, on a disk, if another
         call is writing into it. In a bucket two calls of one plan make the same. An error before a shard is there leaves no plan."""
-        cls.check_folder(at)
-        work = cls(at, plan)
-        with cls._alone(at):
-            at.remove_leftovers(cls.format.work_folder)
+        work, half = cls(at, plan), rf"\.{re.escape(cls.list_file)}\.\d+\.tmp"
+        known = rf"{cls.shard_files}|{re.escape(cls.list_file)}|{half}|{cls.work_folder}(/.*)?"
+        if foreign := [path for path in at.paths() if not re.fullmatch(known, path)]:
+            raise RunError(f"{at}: not a folder of {cls.noun} (it holds {foreign[0]}); choose another folder")
+        with work._written(), at.alone(cls.work_folder):
+            work._remove_all(rf"{half}|{cls.work_folder}/(twotower-.*|\..*\.tmp)")
             if why := work._difference():
                 if not overwrite:
-                    raise RunError(f"{at}: {why}; {HOW_TO_OVERWRITE}")
-                at.clear(cls.format.list_file, cls._work("plan.json"))
-            if at.read(cls._work("plan.json")) is None:
+                    raise RunError(f"{at}: {why}; choose another folder, or start over with `overwrite=True`")
+                at.remove([cls.list_file])
+                work._remove_all(rf"{cls.shard_files}|{cls.work_folder}/done-.*")
+                at.remove([work._plan_file])
+            if work._read(work._plan_file) is None:
                 try:
-                    at.create(cls._work("plan.json"), work.plan)
+                    at.write(work._plan_file, files.json_bytes(work.plan), is_new=True)
                 except ObjectError as e:
                     if e.cause != "changed":
                         raise
@@ -99,155 +100,124 @@ class ShardedWork:
             try:
                 yield work
             except TwoTowerError:
-                if not any(cls.format.shard_files.fullmatch(name) for name in at.names()):  # a table may be corrected
-                    at.remove([cls._work("plan.json")])
+                if not any(re.fullmatch(cls.shard_files, path) for path in at.paths()):  # a table may be corrected
+                    at.remove([work._plan_file])
                 raise
-
-    @classmethod
-    def check_folder(cls, at: ShardFolder) -> None:
-        """Raise RunError unless the folder is new, empty, or holds shards and no other files."""
-        known = {cls.format.list_file, cls.format.work_folder}
-        ours = re.compile(rf"{cls.format.shard_files.pattern}|\.{re.escape(cls.format.list_file)}\.\d+\.tmp")
-        foreign = [name for name in at.names() if not (name in known or ours.fullmatch(name))]
-        if foreign:
-            raise RunError(f"{at}: not a folder of {cls.format.noun} (it holds {foreign[0]}); choose another folder")
-
-    @classmethod
-    @contextmanager
-    def _alone(cls, at: ShardFolder) -> Iterator[None]:
-        """Hold the lock of the folder within the block. Raises RunError if another call holds it, or nothing can be written."""
-        try:
-            with at.alone(cls.format.work_folder):
-                yield
-        except locks.LockHeld as e:
-            raise RunError(f"{at}: {e}; let it end, or stop it") from None
-        except OSError as e:
-            raise at.failed(e) from e
 
     def check_seen(self) -> None:
         """Raise RunError if this process sees another folder than the one of its call: on another host, or after its call was killed and
         another one began."""
-        if self.at.read(self._work("plan.json")) is None or self._difference():
+        if self._read(self._plan_file) is None or self._difference():
             raise RunError(
                 f"{self.at}: the host {platform.node()} sees another folder of that name, or one of another call; name a table, a model and a folder on a file "
                 "system that all hosts share, at the same paths, or in a bucket"
             )
 
-    def make(self, number: int, write: Callable[[Path], tuple[Mapping[str, str], JsonObject]]) -> MadeShard:
+    def make(self, number: int, write: Callable[[Path], JsonObject]) -> MadeShard:
         """Return the shard `number`, which is made if it is missing or its files are damaged.
 
-        `write` writes files into a folder, and returns the names of those that it made, each with its name in the result, and facts of
-        the record. Files are put in their places and then recorded: any number of processes may make a shard, which ends as that of one.
-        Raises RunError."""
-        found = self.record(number)
-        if found and self._is_intact(found):
-            return MadeShard(number, found, is_new=False)
-        try:
+        `write` writes the files into a folder, and returns facts of the record. Files are put in their places and then recorded: any
+        number of processes may make a shard, which ends as that of one. Raises RunError."""
+        with self._written():
+            found = self.record(number)
+            if found and self._is_intact(found):
+                return MadeShard(number, found, is_new=False)
             if found:
-                self.at.remove([self.format.list_file, self._record(number)])
-            with self.scratch(f"shard-{number:05d}-") as folder:
-                names, facts = write(folder)
+                self.at.remove([self.list_file, self._record_file(number)])
+            with self.scratch(f"shard-{number:05d}") as folder:
+                facts = write(folder)
                 if (other := self.record(number)) and self._is_intact(other):  # this host was taken for lost
                     return MadeShard(number, other, is_new=False)
-                record = self._publish(number, folder, names, facts)
-        except OSError as e:
-            raise self.at.failed(e) from e
+                entries = [self.put(made) for made in sorted(folder.iterdir()) if made.is_file()]
+            files.point("shard.files")
+            self.check_seen()
+            record = self.write_record(number, facts | {"files": entries, "plan": self._identity})
         return MadeShard(number, record, is_new=True, was_damaged=bool(found))
 
     @contextmanager
-    def scratch(self, prefix: str) -> Iterator[Path]:
-        """Yield a temporary folder on a disk; its name begins with `prefix`, of a shard with "shard-"."""
-        with self.at.scratch(self.format.work_folder, prefix) as folder:
+    def scratch(self, name: str) -> Iterator[Path]:
+        """Yield a temporary folder on a disk; its name begins with that of the package and `name`."""
+        at = self.at.scratch(self.work_folder)
+        with TemporaryDirectory(prefix=f"twotower-{name}-", dir=at, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
+    def put(self, made: Path) -> FileEntry:
+        """Move a file of `scratch` to its name in the folder, and return its entry in the record."""
+        files.point("shard.file")
+        return self.at.put(made, made.name, self.check_seen)
+
     def record(self, number: int) -> JsonObject | None:
-        """Return the record of a finished shard of this plan, None without one. Raises ObjectError."""
-        try:
-            found = self.at.read(self._record(number))
-        except ObjectError:
-            raise
-        except RunError:
-            return None
+        """Return the record of a finished shard of this plan, None without one. Raises RunError."""
+        found = self._read(self._record_file(number))
         return found if found and found.get("plan") == self._identity else None
 
-    def write_record(self, number: int, record: JsonObject) -> None:
-        """Replace the record of a shard."""
-        self.at.write(self._record(number), record)
-
-    def replace_file(self, made: Path, name: str) -> FileEntry:
-        """Put a file of `scratch` in the place of one of a shard, and return its entry in the record."""
-        return self.at.put(made, name, self.at.prepare(made), self.check_seen)
+    def write_record(self, number: int, record: JsonObject) -> JsonObject:
+        """Replace the record of a shard, and return it."""
+        self.at.write(self._record_file(number), files.json_bytes(record))
+        return record
 
     def read_list(self) -> JsonObject | None:
-        """Return the list of shards, None if it is missing."""
-        return self.at.read(self.format.list_file)
+        """Return the list of shards, None if it is missing, and {} for a damaged one."""
+        return self._read(self.list_file)
 
     def write_list(self, content: JsonObject) -> None:
         """Write the list of shards, unless it is so already. Raises RunError if the folder is of another call by now."""
         self.check_seen()
         if self.read_list() != content:
-            self.at.write(self.format.list_file, content)
+            self.at.write(self.list_file, files.json_bytes(content))
+
+    def _read(self, path: str) -> JsonObject | None:
+        """Return an object of JSON, {} for anything else, None if the file is missing. Raises RunError."""
+        if (data := self.at.read(path)) is None:
+            return None
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _remove_all(self, pattern: str) -> None:
+        self.at.remove([path for path in self.at.paths() if re.fullmatch(pattern, path)])
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """Raise RunError if another call holds the lock of the folder, or for an OSError of writing into it."""
+        try:
+            yield
+        except locks.LockHeld as e:
+            raise RunError(f"{self.at}: {e}; let it end, or stop it") from None
+        except OSError as e:
+            no_locks = e.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+            hint = "choose a folder on a file system with locks" if no_locks else "make room, or choose another one"
+            at = self.at.scratch(self.work_folder)
+            raise RunError(f"{at}: cannot be written ({e.strerror or e}); {hint}") from e
+
+    def _record_file(self, number: int) -> str:
+        return f"{self.work_folder}/done-{number:05d}.json"
 
     def _is_intact(self, record: JsonObject) -> bool:
         """Return True if the files of a finished shard are as its record has them."""
-        return all(self.at.holds(*entry) for entry in record.get("files", [["", 0, ""]]))
-
-    def _publish(self, number: int, folder: Path, names: Mapping[str, str], facts: JsonObject) -> JsonObject:
-        """Move files of a shard to their names in the result, and write its record: facts, and their names, sizes and digests."""
-        prepared = {made: self.at.prepare(folder / made) for made in names}
-        self.check_seen()
-        written: list[files.JsonData] = []
-        for made, name in names.items():
-            files.point("shard.file")
-            written.append([*self.at.put(folder / made, name, prepared[made], self.check_seen)])
-        files.point("shard.files")
-        self.at.sync()
-        self.check_seen()
-        self.write_record(number, record := facts | {"files": written, "plan": self._identity})
-        return record
-
-    @classmethod
-    def _work(cls, name: str) -> str:
-        return f"{cls.format.work_folder}/{name}"
-
-    def _record(self, number: int) -> str:
-        return self._work(f"done-{number:05d}.json")
+        return all(self.at.entry(name) == (name, *rest) for name, *rest in record["files"])
 
     @property
     def _identity(self) -> str:
-        """Digest of what makes two plans differ, which the records of their shards hold."""
-        told = [
-            self.format.version,
-            [self.plan.get(key) for key in self.format.differences],
-            sorted(self.plan["table"]),
-        ]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        """Digest of the plan, which the records of its shards hold."""
+        return hashlib.sha256(json.dumps(self.plan).encode()).hexdigest()
 
     def _difference(self) -> str:
         """Return the difference between the plan and that of the folder, as words; an empty string if both agree."""
-        noun = self.format.noun
-        try:
-            then = self.at.read(self._work("plan.json"))
-        except ObjectError:
-            raise
-        except RunError as e:
-            return str(e)
-        if then is None:
-            present = [name for name in self.at.names() if name != self.format.work_folder and name[:1] != "."]
-            return f"holds other {noun} ({present[0]})" if present else ""
-        if then.get("format") != self.format.version:
-            return f"its {noun} were made by another version"
-        for key, words in self.format.differences.items():
-            if then.get(key) != self.plan.get(key):
-                return f"its {noun} are {words} ({_shown(then.get(key))} then, {_shown(self.plan.get(key))} now)"
-        before, now = ({s[0]: s[1:] for s in table} for table in (then["table"], self.plan["table"]))
-        for name in sorted({*before, *now}):
-            if name not in before or name not in now:
-                return f"its {noun} are of another table ({name} is {'new' if name in now else 'missing'})"
-            if before[name] != now[name]:
-                labels = ("size or version", "time of change", "rows")
-                what = next(w for w, a, b in zip(labels, before[name], now[name], strict=True) if a != b)
-                return f"its {noun} are of another table ({name} has another {'number of rows' if what == 'rows' else what})"
+        if (then := self._read(self._plan_file)) is None:
+            present = [path for path in self.at.paths() if not re.fullmatch(rf"{self.work_folder}(/.*)?", path)]
+            return f"holds other {self.noun} ({present[0]})" if present else ""
+        for key in self.plan:
+            if key != "table" and then.get(key) != self.plan[key]:
+                shown = f"{_shown(then.get(key))} then, {_shown(self.plan[key])} now"
+                return f"its {self.noun} are of another `{key.replace(', ', '`, `')}` ({shown})"
+        before, now = ({name: state for name, *state in plan["table"]} for plan in (then, self.plan))
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                how = "is missing" if name not in now else "is new" if name not in before else "has changed"
+                return f"its {self.noun} are of another table ({name} {how})"
         return ""
 
 

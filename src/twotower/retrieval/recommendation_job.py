@@ -10,14 +10,12 @@ pandas and pyarrow open the folder as one table: they leave out names that begin
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
 from collections import Counter, abc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import polars as pl
@@ -28,8 +26,8 @@ from twotower.data.table_shards import TableShard, check_apart
 from twotower.data.text_format import TextFormat
 from twotower.engines import open_engine
 from twotower.errors import ConfigError, RunError, first_line
-from twotower.files.shard_folders import JsonObject, shard_folder
-from twotower.files.sharded_work import MadeShard, ShardedWork, ShardFormat
+from twotower.files.shard_folders import shard_folder
+from twotower.files.sharded_work import JsonObject, MadeShard, ShardedWork
 from twotower.files.urls import is_url
 from twotower.kinds import foreign_modules
 from twotower.machine import default_threads
@@ -61,25 +59,8 @@ ID_SLICE = 2**16
 class RecommendationWork(ShardedWork):
     """The work of one process in a folder of recommendations."""
 
-    format: ClassVar[ShardFormat] = ShardFormat(
-        RECOMMENDATIONS_FORMAT,
-        "recommendations",
-        WORK_FOLDER,
-        LIST_FILE,
-        re.compile(r"part-\d+\.parquet"),
-        {
-            "bundle": "of another bundle",
-            "k": "of another length (`k`)",
-            "method": "by another `method`",
-            "unknown": "with another choice of `unknown`",
-            "keep_seen": "with another choice of `keep_seen`",
-            "where": "with other conditions (`where`)",
-            "ban": "without other items (`ban`)",
-            "columns": "of other columns of the table",
-            "shard_rows": "in shards of another size (`shard_rows`)",
-            "form": "of text read with another `separator` or `decimal`, or other `columns`",
-        },
-    )
+    version, noun, work_folder, list_file = RECOMMENDATIONS_FORMAT, "recommendations", WORK_FOLDER, LIST_FILE
+    shard_files = r"part-\d+\.parquet"
 
 
 def recommend_users(
@@ -149,11 +130,11 @@ def recommend_users(
             "bundle": bundle.id, "k": asked.k, "method": int(method), "unknown": unknown, "keep_seen": asked.keep_seen,
             "where": {name: str(value) for name, value in sorted((where or {}).items())},
             "ban": sorted({str(item) for item in ban}), "columns": table.columns, "shard_rows": shard_rows,
-            "table": table.states, "form": form.given,
+            "table": table.states, "separator, decimal, columns": form.given,
         }  # fmt: skip
         with (
             RecommendationWork.begin(at, plan, overwrite) as work,
-            work.scratch("shard-text-") as scratch,
+            work.scratch("text") as scratch,
         ):
             call = _Call(work, table, scratch)
             shared = scratch if isinstance(place, Path) else None
@@ -203,7 +184,7 @@ class _AnswersJob:
         """Load the bundle, and return the function that makes a shard. Raises RunError if the folder is another one."""
         self.work.check_seen()
         retriever = Retriever(Store(self.store).open(self.bundle), default_threads())
-        held = tempfile.TemporaryDirectory(prefix="shard-text-", dir=self.scratch, ignore_cleanup_errors=True)
+        held = tempfile.TemporaryDirectory(prefix="twotower-text-", dir=self.scratch, ignore_cleanup_errors=True)
         return partial(
             _make, _Loaded(self.options.recommender(retriever), self.table, self.work, Path(held.name), held)
         )
@@ -223,15 +204,14 @@ class _Loaded:
 def _make(loaded: _Loaded, shard: TableShard) -> MadeShard:
     """Return a shard, which is made unless it is there and intact."""
 
-    def write(folder: Path) -> tuple[dict[str, str], JsonObject]:
+    def write(folder: Path) -> JsonObject:
         answers = list(loaded.asked.answers(loaded.table.read(shard, loaded.scratch)))
         files.point(f"shard:{shard.number}")
         frame = pl.concat([answer.frame for answer in answers])
         frame = frame.with_columns(pl.col("user_id").cast(loaded.table.id_type))
-        name = shard_file(shard.number)
-        _write(frame, folder / name)
+        _write(frame, folder / shard_file(shard.number))
         sources = sum((answer.sources for answer in answers), Counter[str]())
-        return {name: name}, {
+        return {
             "users": shard.rows, "rows": frame.height, "sources": dict(sorted(sources.items())),
             "unknown": sum(answer.unknown for answer in answers), "empty": sum(answer.empty for answer in answers),
         }  # fmt: skip
@@ -258,7 +238,7 @@ class _Call:
         """Write the list of all shards, and log its counts; return the number of users with an answer."""
         work = self._work
         records = [self._records[number] for number in range(shards)]
-        if (facts := work.read_list()) is None:
+        if not (facts := work.read_list()):
             counts = self._counts(records, retriever)
             self._table.check_unchanged()
             work.write_list(facts := work.plan | {"twotower": __version__} | counts)
