@@ -17,9 +17,12 @@ from twotower import api
 from twotower.config.experiment import Config
 from twotower.data import prepare
 from twotower.data.config import DataConfig
+from twotower.data.splits import TEST
 from twotower.errors import ConfigError, DataError
+from twotower.evaluation.factors import Scorer
 from twotower.features.events import EventRule
 from twotower.features.numeric import Numeric
+from twotower.reports import html
 from twotower.retrieval.explanation import stored_history
 from twotower.runs import Run
 from twotower.train.progress import Callback, EpochRecord
@@ -72,6 +75,49 @@ def test_recommendations_are_new_to_the_user_best_first_and_never_fewer_than_rem
     factors = done.factors()
     item = done.dataset.items.ids.to_list().index(int(best[0].id))
     assert best[0].score == pytest.approx(float(factors.users[row] @ factors.items[item]), abs=1e-6)
+
+
+def test_recommendations_share_vectors_that_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    users, items, actions = checkerboard()
+    keep = actions.filter((pl.col("user_id") != 3) | (pl.col("item_id") < 25))
+    done = twotower.fit((users, items, keep), CHECKERBOARD_SCHEMA, settings(train={"epochs": 1}))
+    found, factors = twotower.recommend(done, 3, k=2).items, done.factors()
+    monkeypatch.setattr(Run, "factors", None)  # so that none are made
+    assert len(found) == 2
+    assert twotower.recommend(done, 3, k=2, factors=factors).items == found
+
+
+@pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "disk"])
+def test_the_report_shows_the_vectors_that_were_evaluated(
+    on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, made, shown = settings(train={"epochs": 1}), list[Scorer](), list[Scorer]()
+    of_part, write = Run.factors_during, html.write_report
+
+    def factors(run: Run, part: int = TEST) -> Scorer:
+        made.append(of_part(run, part))
+        return made[-1]
+
+    def report(path: Path, run: Run, factors: Scorer) -> None:
+        shown.append(factors)
+        write(path, run, factors)
+
+    monkeypatch.setattr(Run, "factors_during", factors)
+    monkeypatch.setattr(html, "write_report", report)
+    data: Any = checkerboard()
+    if on_disk:
+        for name, frame in zip(("users", "items", "actions"), data, strict=True):
+            frame.write_parquet(tmp_path / f"{name}.parquet")
+        paths = {
+            n: str(tmp_path / f"{f}.parquet")
+            for n, f in (("users", "users"), ("items", "items"), ("interactions", "actions"))
+        }
+        config = settings(train={"epochs": 1}, data=paths)
+        data = api.prepare_folder(config, CHECKERBOARD_SCHEMA, tmp_path / "prepared")
+    twotower.fit(data, CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run")
+    assert shown == made[-1:]
+    assert len(made) == (2 if on_disk else 1)  # files that have moved are read where they are
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_an_unknown_user_is_an_error_that_names_them() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +24,14 @@ from twotower.data.memmap import MemmapDataset
 from twotower.data.prepare.options import PrepareOptions
 from twotower.data.readers import TableLike
 from twotower.data.source import read
-from twotower.data.splits import TRAIN
+from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import Tables, check
 from twotower.distributed import DistributedContext, choose_device
 from twotower.embedding.bulk import embed
 from twotower.errors import ConfigError, DataError, Interrupted, RunError, first_line
 from twotower.escaping import python_literal
 from twotower.evaluation.config import Metrics
+from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.features.schema import Schema
 from twotower.files import layout
@@ -192,7 +195,8 @@ def _train(
     # Earlier epochs of a resumed run may be measured by other settings of `evaluation`, and stacking comes after the last one.
     if not resumed and not config.model.stacking:
         best = next((e for e in trained.history if e["epoch"] == trained.metrics["train.best_epoch"]), None)
-    metrics = evaluate_model(done.factors_during, dataset, config.evaluation, best) | trained.metrics
+    factors_of: Callable[[int], Scorer] = lru_cache(1)(done.factors_during)  # the report shows those of the test part
+    metrics = evaluate_model(factors_of, dataset, config.evaluation, best) | trained.metrics
     metrics["train.peak_memory_mb"] = peak_memory_mb()
     done = replace(done, metrics=metrics)
     if folder and place:
@@ -200,8 +204,9 @@ def _train(
         replace_run(folder)
         if isinstance(dataset, MemmapDataset):
             done = replace(done, dataset=replace(dataset, folder=folder / layout.PREPARED))
+            factors_of = done.factors_during  # of the files where they are now
         try:
-            html.write_report(folder / layout.REPORT, done, done.factors_during())
+            html.write_report(folder / layout.REPORT, done, factors_of(TEST))
         except Exception as e:  # the run is complete without it
             log.warning(f"no report.html ({first_line(e)})")
     return done
@@ -245,9 +250,10 @@ def recent_titles(trained: Run, user_id: str | int, n: int = 5) -> list[str]:
     return [titles[i] for i in dataset.pairs.item[keep[::-1][:n]]]
 
 
-def recommend(trained: Run, user_id: str | int, k: int = 10) -> Answer:
+def recommend(trained: Run, user_id: str | int, k: int = 10, factors: Factors | None = None) -> Answer:
     """Return the best `k` items for a user of the run by exact search, without the user's known interactions unless
-    `evaluation.repeats` lets rankings hold them.
+    `evaluation.repeats` lets rankings hold them. `factors` are those of `trained.factors()`, which several calls share; None computes
+    them.
 
     It is the answer of method 1 (precomputed user vectors) of a bundle of this run; `bundle_id` is empty. Raises DataError
     if the run does not know the user.
@@ -260,7 +266,7 @@ def recommend(trained: Run, user_id: str | int, k: int = 10) -> Answer:
             "the model reads the context, which a user alone does not tell; publish the run, and give a retriever of the store "
             "a request with a context"
         )
-    factors = trained.factors()
+    factors = factors or trained.factors()
     index = build_index(
         "exact", factors.items.cpu().numpy(), np.arange(len(dataset.items)), trained.model.config.metric
     )

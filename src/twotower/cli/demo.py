@@ -302,7 +302,7 @@ def _recommendation_lines(run: Run, k: int) -> Iterator[str]:
     from twotower import api
 
     activity = np.bincount(run.dataset.train.user, minlength=len(run.dataset.users))
-    order = np.argsort(activity, kind="stable")
+    order, factors = np.argsort(activity, kind="stable"), run.factors()
     for share in (0.25, 0.5, 0.9):
         row = int(order[int(share * (len(order) - 1))])
         user = run.dataset.users.ids[row]
@@ -310,5 +310,5 @@ def _recommendation_lines(run: Run, k: int) -> Iterator[str]:
         yield f"user {user}, {activity[row]} ratings in training; watched last:"
         yield "    " + ";  ".join(api.recent_titles(run, user))
         yield f"  the {k} best films for them:"
-        for place, r in enumerate(api.recommend(run, user, k).items, 1):
+        for place, r in enumerate(api.recommend(run, user, k, factors).items, 1):
             yield f"    {place:>2}. {r.title}  (logit {r.score:+.2f})"

@@ -111,7 +111,7 @@ def count_transitions(
         ones = np.ones(len(keys), np.float32) if weights is None else weights[gap:][same]
         units = np.rint(ones * (gap**-lag / UNIT / mean)).astype(np.int64)
         if len(whole):
-            whole += np.bincount(keys, units, len(whole))
+            np.add.at(whole, keys, units.astype(np.float64))
             continue
         counted.append(pl.DataFrame({"key": keys, "n": units}).group_by("key").agg(pl.col("n").sum()))
     if len(whole):
