@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import gc
+import itertools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch; processes that tests start have it too
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime, which some tests load before the package
 
+import httpx
 import preloaded
 import pytest
 import shapes  # noqa: F401  before twotower
@@ -51,6 +56,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         mark_heavy(item)
     items.sort(key=lambda item: item.path.stem not in SLOW)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let the collector of garbage pass over modules and tests, hundreds of thousands of objects that stay."""
+    gc.freeze()
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new folder, as pytest's, without a link to the newest folder of the test's name, which would be made again each time."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    path = tmp_path_factory.getbasetemp() / f"{name}-{next(_numbers)}"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _certificates_are_read_once() -> Iterator[None]:
+    """Every client of httpx reads them from the disk, also one that speaks no TLS."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("httpx._transports.default.create_ssl_context", functools.cache(httpx.create_ssl_context))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

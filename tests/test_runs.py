@@ -503,7 +503,7 @@ def test_fault_G12_a_kill_at_any_point_leaves_the_old_run_or_the_new(
     assert found == [old] * turn + [new] * (len(found) - turn)
     assert turn > 20
     assert len(found) - turn > 10
-    for snapshot in [*snapshots.taken[2:turn:20], *snapshots.taken[turn::10]]:  # and it goes on from there
+    for snapshot in [*snapshots.taken[2:turn:40], *snapshots.taken[turn::20]]:  # and it goes on from there
         fit(0.5, snapshot, **way)
         assert state(snapshot)[:2] == new[:2]
         assert {p.name for p in snapshot.iterdir()} == FILES

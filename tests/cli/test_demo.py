@@ -55,11 +55,12 @@ def table(lines: list[str], title: str) -> tuple[list[str], dict[str, list[str]]
     return lines[head].split()[1:], rows, lines[end + 1]
 
 
+@pytest.mark.parametrize("times", [pytest.param(1, id="once"), pytest.param(2, id="again")])
 def test_the_demo_answers_two_questions_and_publishes_the_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    times: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    for _ in range(2):  # the second replaces the first
+    for _ in range(times):  # the second replaces the first
         assert run_command(["demo", "--data", str(archive(tmp_path)), "--run", str(run)]) == 0
     out = capsys.readouterr().out
     lines = out[out.rindex("What next?") :].splitlines()

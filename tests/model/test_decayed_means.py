@@ -326,7 +326,7 @@ ACTIONS = st.lists(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(rows=ACTIONS, data_of=st.data())
 def test_what_comes_later_or_is_held_out_changes_no_state_and_what_came_before_does(
     rows: list[Row], data_of: st.DataObject

@@ -512,7 +512,7 @@ EVENTS = [
 ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     log=st.one_of(*(st.lists(e, min_size=1, max_size=30) for e in EVENTS)),
     n_buckets=st.integers(1, 9),
