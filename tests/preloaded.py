@@ -358,19 +358,16 @@ def _serve(name: str) -> dict[str, Any] | None:
 
 def _use_once() -> None:
     """Use what loads the rest of itself when it is first used: figures and the command line."""
-    import plotly.io
-
     from twotower.cli.app import app
     from twotower.cli.flags import command_of
     from twotower.reports.charts import empty_figure
+    from twotower.reports.page import page, section
 
     command_of(app)
-    figure = empty_figure("", "", "")
+    figure = empty_figure("", "", "", x_axis={"tickformat": "d"}, vertical=0)
     figure.add_scatter(x=[0, 1], y=[0, 1], name="", line_color="#000000", fill="tozeroy", mode="lines+markers")
     figure.add_bar(x=[0], y=[0], orientation="h", marker_color="#000000", error_x={"type": "data", "array": [0]})
-    figure.add_vline(x=0, line_dash="dot", line_color="#000000")
-    figure.update_xaxes(tickformat="d")
-    plotly.io.to_html(figure, full_html=False, include_plotlyjs=False)
+    page("", "", [section("", "", [figure])])
 
 
 def _reap(children: dict[int, socket.socket]) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
 
 from twotower.evaluation.config import EvaluationConfig
-from twotower.reports.charts import negatives
+from twotower.reports.charts import empty_figure, negatives
 from twotower.reports.html import _slices
+from twotower.reports.page import section
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -46,3 +50,17 @@ def test_each_source_of_negatives_is_a_line_over_the_epochs_in_which_it_drew() -
     assert [list(t.y) for t in above.data] == [[0.3, 0.2], [0.5]]
     run.history = [{"epoch": 1, "train.loss": 0.5}]
     assert negatives(run) == []
+
+
+def test_a_figure_of_a_page_has_the_default_template_and_its_line() -> None:
+    figure = empty_figure("Loss", "epoch", "loss", x_axis={"dtick": 2}, vertical=3)
+    drawn = re.search(r"Plotly.newPlot\(\s*\S+\s*\[\],\s*(\{.*?\}),\s*\{\"displayModeBar", section("", "", [figure]))
+    assert drawn
+    expected = go.Figure(
+        layout={"title": {"text": "Loss", "font": {"size": 15, "color": "#1f2933"}, "x": 0.0, "xref": "paper"}}
+    )
+    expected.add_vline(x=3, line_dash="dot", line_color="#8a94a0")
+    layout = json.loads(drawn[1])
+    for part in ("template", "title", "shapes"):
+        assert layout[part] == json.loads(expected.to_json())["layout"][part]
+    assert layout["xaxis"]["dtick"] == 2

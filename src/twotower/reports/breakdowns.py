@@ -13,7 +13,7 @@ from twotower.arrays.types import Bools, Float, Ints, Shaped
 from twotower.data.splits import TEST
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
-from twotower.reports.charts import BLUE, GREY, ORANGE, empty_figure
+from twotower.reports.charts import BLUE, GREY, ORANGE, Axis, empty_figure
 
 if TYPE_CHECKING:
     from twotower.runs import Run
@@ -97,11 +97,12 @@ def spectra(factors: Scorer) -> list[go.Figure]:
     one a row."""
     if not isinstance(factors, Factors):
         return []
-    figure = empty_figure("Share of variance by principal direction", "direction", "share, logarithmic", 360)
+    logarithmic: Axis = {"type": "log", "exponentformat": "power"}
+    title = "Share of variance by principal direction"
+    figure = empty_figure(title, "direction", "share, logarithmic", 360, y_axis=logarithmic)
     for name, rows, color in (("users", factors.users, BLUE), ("items", factors.items, ORANGE)):
         shares = variance_shares(rows)
         figure.add_scatter(x=list(range(1, len(shares) + 1)), y=shares, name=name, line_color=color, mode="lines")
-    figure.update_yaxes(type="log", exponentformat="power")
     return [figure]
 
 
@@ -118,7 +119,6 @@ def variance_shares(rows: Float[Tensor, "n D"]) -> list[float]:
 
 
 def _bars(title: str, x: str, found: list[tuple[str, float]]) -> go.Figure:
-    figure = empty_figure(title, x, "recall")
+    figure = empty_figure(title, x, "recall", x_axis={"type": "category"})
     figure.add_bar(x=[name for name, _ in found], y=[value for _, value in found], marker_color=BLUE)
-    figure.update_xaxes(type="category")
     return figure

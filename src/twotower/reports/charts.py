@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
 import torch
+from pydantic import JsonValue
 
 from twotower.data.splits import TEST
 from twotower.evaluation.factors import Scorer
@@ -19,28 +21,43 @@ from twotower.train.negatives.source_tally import PREFIX
 if TYPE_CHECKING:
     from twotower.runs import Run
 
+Axis = Mapping[str, JsonValue]
+"""Settings of an axis by their names in plotly."""
 BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9822b", "#8a94a0", "#1f2933"
 SOURCE_COLORS = (BLUE, ORANGE, "#2e8b57", "#7b5ea7", "#b3261e", "#1797a6", "#8c6d46", "#c2569b", GREY)
 MAX_GATE_ROWS = 20_000
 """Rows of each side whose gates are shown; of more rows a fixed random sample."""
 
 
-def empty_figure(title: str, x: str, y: str, height: int = 340) -> go.Figure:
-    """Return an empty figure with a title and titles of the axes."""
-    # update_layout would take eight times as long
+def empty_figure(
+    title: str,
+    x: str,
+    y: str,
+    height: int = 340,
+    x_axis: Axis | None = None,
+    y_axis: Axis | None = None,
+    vertical: float | None = None,
+) -> go.Figure:
+    """Return an empty figure with a title, titles and further settings of the axes, and a dotted line at `vertical`. Its template is
+    added in the page."""
+    # update_layout and add_vline would take many times as long, and so would a template
+    dotted = {"type": "line", "x0": vertical, "x1": vertical, "xref": "x", "y0": 0, "y1": 1, "yref": "y domain"}
+    shapes = [] if vertical is None else [dotted | {"line": {"color": GREY, "dash": "dot"}}]
     return go.Figure(layout={
+        "template": {}, "shapes": shapes,
         "title": {"text": title, "font": {"size": 15, "color": INK}, "x": 0.0, "xref": "paper"}, "height": height,
         "margin": {"l": 10, "r": 10, "t": 40, "b": 10}, "plot_bgcolor": "white", "paper_bgcolor": "white",
         "font": {"color": INK, "size": 13}, "legend": {"orientation": "h", "y": -0.22, "x": 0},
-        "xaxis": {"title": x, "gridcolor": "#eef1f4", "zeroline": False, "automargin": True},
-        "yaxis": {"title": y, "gridcolor": "#eef1f4", "zeroline": False, "automargin": True},
+        "xaxis": {"title": x, "gridcolor": "#eef1f4", "zeroline": False, "automargin": True, **(x_axis or {})},
+        "yaxis": {"title": y, "gridcolor": "#eef1f4", "zeroline": False, "automargin": True, **(y_axis or {})},
     })  # fmt: skip
 
 
 def curves(run: Run) -> list[go.Figure]:
     """Return the curves of the loss and of the validation metrics over epochs."""
     epochs = [h["epoch"] for h in run.history]
-    loss = empty_figure("Loss", "epoch", "loss")
+    whole, best = _whole_epochs(len(epochs)), run.metrics["train.best_epoch"]
+    loss = empty_figure("Loss", "epoch", "loss", x_axis=whole, vertical=best)
     loss.add_scatter(x=epochs, y=[h["train.loss"] for h in run.history], name="train loss (weighted)", line_color=BLUE,
                      mode="lines+markers")  # fmt: skip
     figures = [loss]
@@ -57,16 +74,18 @@ def curves(run: Run) -> list[go.Figure]:
         names = [name for name in shown if measured.find(name).at_cut_offs == at_cut_offs]
         if not any(f"validation.{name}" in h for h in validated for name in names):
             continue  # AUC is undefined for pairs of one class
-        figure = empty_figure(f"{title} on validation", "epoch", "")
+        figure = empty_figure(f"{title} on validation", "epoch", "", x_axis=whole, vertical=best)
         for name, color in zip(names, cycle((BLUE, ORANGE, GREY)), strict=False):
             values = [h.get(f"validation.{name}") for h in validated]
             figure.add_scatter(x=validated_epochs, y=values, name=name, line_color=color,
                                mode="lines+markers")  # fmt: skip
         figures.append(figure)
-    for figure in figures:
-        figure.add_vline(x=run.metrics["train.best_epoch"], line_dash="dot", line_color=GREY)
-        figure.update_xaxes(tickformat="d", dtick=max(1, len(epochs) // 10))
     return figures
+
+
+def _whole_epochs(n: int) -> Axis:
+    """Return the settings of an axis of `n` epochs."""
+    return {"tickformat": "d", "dtick": max(1, n // 10)}
 
 
 def negatives(run: Run) -> list[go.Figure]:
@@ -80,7 +99,8 @@ def negatives(run: Run) -> list[go.Figure]:
     counted = [entry for entry in run.history if any(name.startswith(PREFIX) for name in entry)]
     figures = []
     for what, title in (("share", "Share of the gradient of all negatives"), ("above", "Share above the positive")):
-        figure = empty_figure(title, "epoch", "share")
+        shares: Axis = {"range": [0, 1], "tickformat": ".0%"}
+        figure = empty_figure(title, "epoch", "share", x_axis=_whole_epochs(len(run.history)), y_axis=shares)
         for kind, color in zip(kinds, cycle(SOURCE_COLORS), strict=False):
             found = [entry for entry in counted if f"{PREFIX}{kind}.{what}" in entry]
             n = found[-1][f"{PREFIX}{kind}.n"]
@@ -88,8 +108,6 @@ def negatives(run: Run) -> list[go.Figure]:
                 x=[entry["epoch"] for entry in found], y=[entry[f"{PREFIX}{kind}.{what}"] for entry in found],
                 name=f"{kind.rpartition(':')[2]} ({n:,.{0 if n >= 10 else 1}f} a positive)", line_color=color, mode="lines+markers",
             )  # fmt: skip
-        figure.update_yaxes(range=[0, 1], tickformat=".0%")
-        figure.update_xaxes(tickformat="d", dtick=max(1, len(run.history) // 10))
         figures.append(figure)
     return figures if kinds else []
 
@@ -132,14 +150,15 @@ def gates(run: Run) -> list[go.Figure]:
                 mean, (low, high) = gates.mean(0), np.quantile(gates, [0.1, 0.9], axis=0)
                 name = f"{side.capitalize()} tower" + (f", pair {number}" if len(run.model.pairs) > 1 else "")
                 name += f", branch {section.split('.')[1]}" if section.startswith("branches.") else ""
-                figure = empty_figure(name, "weight", "", 120 + 34 * len(mean))
+                upwards: Axis = {"autorange": "reversed"}
+                figure = empty_figure(
+                    name, "weight", "", 120 + 34 * len(mean), x_axis={"range": [0, 1]}, y_axis=upwards
+                )
                 figure.add_bar(
                     x=mean, y=tower.field_names, orientation="h", marker_color=BLUE, width=0.6,
                     error_x={
                         "type": "data", "array": high - mean, "arrayminus": mean - low, "color": INK, "thickness": 1
                     },
                 )  # fmt: skip
-                figure.update_xaxes(range=[0, 1])
-                figure.update_yaxes(autorange="reversed")
                 figures.append(figure)
     return figures

@@ -13,7 +13,7 @@ from twotower.config.differences import differing_options
 from twotower.evaluation.comparison import Comparison
 from twotower.evaluation.config import Metrics
 from twotower.evaluation.metrics.metric import Prominence
-from twotower.reports.charts import empty_figure
+from twotower.reports.charts import Axis, empty_figure
 from twotower.reports.compare import DECISION_RULE, summarize
 from twotower.reports.metric_tables import cell, columns
 from twotower.reports.page import page, section
@@ -152,7 +152,8 @@ def _curves(runs: Sequence[ComparedRun]) -> Iterable[str]:
 
 def _curve(title: str, name: str, runs: Sequence[ComparedRun], by_time: bool = False) -> go.Figure:
     x = "train.seconds" if by_time else "epoch"
-    figure = empty_figure(title, "seconds of training" if by_time else "epoch", "")
+    axis: Axis = {} if by_time else {"tickformat": "d"}
+    figure = empty_figure(title, "seconds of training" if by_time else "epoch", "", x_axis=axis)
     for run in runs:
         points = [entry for entry in run.history if name in entry and x in entry]
         if not points:
@@ -163,8 +164,6 @@ def _curve(title: str, name: str, runs: Sequence[ComparedRun], by_time: bool = F
             line_color=_color(run),
             marker={"symbol": ["diamond" if b else "circle" for b in best], "size": [11 if b else 5 for b in best]},
         )  # fmt: skip
-    if not by_time:
-        figure.update_xaxes(tickformat="d")
     return figure
 
 
@@ -201,9 +200,8 @@ def _slice_table(metric: str, slices: Sequence[Slice], runs: Sequence[ComparedRu
 
 def _slice_figure(name: str, slices: Sequence[Slice], runs: Sequence[ComparedRun]) -> go.Figure:
     first = runs[0]
-    figure = empty_figure(
-        f"Difference of {name} by slice, with 95 % intervals", "", f"difference to {first.letter}", 400
-    )
+    title, difference = f"Difference of {name} by slice, with 95 % intervals", f"difference to {first.letter}"
+    figure = empty_figure(title, "", difference, 400, x_axis={"type": "category"})
     for run in runs[1:]:
         found = {c.of: c for c in run.slices if c.metric == name}
         drawn = [
@@ -218,7 +216,6 @@ def _slice_figure(name: str, slices: Sequence[Slice], runs: Sequence[ComparedRun
                 "arrayminus": [c.difference - c.low if c.has_interval else 0 for _, c in drawn], "thickness": 1.5,
             },
         )  # fmt: skip
-    figure.update_xaxes(type="category")
     return figure
 
 
