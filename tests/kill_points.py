@@ -12,6 +12,7 @@ import itertools
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from twotower import files
@@ -30,6 +31,17 @@ class KillPoint:
         found = self.where in (name, str(self.passed)) or name.startswith(f"{self.where}:")
         if found and not next(self._found):  # of several threads, the first
             os.kill(os.getpid(), self.signal)
+
+
+class At:
+    """Hooks that act at a named point."""
+
+    def __init__(self, name: str, act: Callable[[], object]) -> None:
+        self.name, self.act = name, act
+
+    def point(self, name: str) -> None:
+        if name == self.name:
+            self.act()
 
 
 def install(where: str) -> None:

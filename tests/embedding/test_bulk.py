@@ -31,7 +31,7 @@ from ray_worlds import running_ray
 from wire import Wire
 from worlds import checkerboard, settings
 
-from twotower import api
+from twotower import api, files
 from twotower.cli.app import run_command
 from twotower.data.tables import check
 from twotower.embedding.folder import EmbeddingsFolder, part_names
@@ -603,6 +603,19 @@ def test_shards_of_numbers_with_another_decimal_mark_are_refused(run: Run, tmp_p
         RunError, match="of another `separator`, `decimal`, `columns` ..';'. then, .'decimal comma', ';'. now"
     ):
         again(run, tmp_path / "t", tmp_path / "out", separator=";", decimal=",")
+
+
+@pytest.mark.parametrize(("name", "shards"), [("c.parquet", 4), ("a.parquet", SHARDS)])
+def test_fault_C12_a_table_that_changes_while_it_is_embedded_ends_the_job(
+    name: str, shards: int, run: Run, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file changes while its second shard is made, or after its last one was."""
+    copy, out = Path(shutil.copytree(table, tmp_path / "table")), tmp_path / "out"
+    monkeypatch.setattr(files, "hooks", kill_points.At("shard:4", lambda: os.utime(copy / name, ns=(1, 1))))
+    with pytest.raises(DataError, match=rf"{name}: was changed while it was read; call again when it is complete"):
+        again(run, copy, out)
+    assert len(list(out.glob("part-*"))) == shards
+    assert not (out / "embedding.json").exists()
 
 
 def test_files_are_named_one_by_one_by_a_folder_or_by_a_pattern(

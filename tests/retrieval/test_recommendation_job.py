@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -262,24 +262,13 @@ def test_a_folder_that_the_table_does_not_read_is_written_twice(
     assert read(tmp_path / out)["user_id"].n_unique() == len({*IDS})
 
 
-class At:
-    """Hooks that act once, at a named point."""
-
-    def __init__(self, name: str, act: Callable[[], object]) -> None:
-        self.name, self.act = name, act
-
-    def point(self, name: str) -> None:
-        if name == self.name:
-            self.act()
-
-
 def test_fault_C12_a_table_that_changes_meanwhile_ends_the_job(
     store: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for change in (lambda p: os.utime(p, ns=(1, 1)), lambda p: p.unlink(), lambda p: users().head(5).write_parquet(p)):
         copy, out = tmp_path / "table", tmp_path / "out"
         shutil.copytree(table, copy)
-        monkeypatch.setattr(files, "hooks", At("shard:1", lambda: change(copy / "c.parquet")))  # noqa: B023
+        monkeypatch.setattr(files, "hooks", kill_points.At("shard:1", lambda: change(copy / "c.parquet")))  # noqa: B023
         with pytest.raises(DataError, match=r"c\.parquet: (was changed while|cannot be read)"):
             job(store, copy, out)
         assert {*state(out)} == {f"part-{i:05d}.parquet" for i in range(3)}
@@ -293,7 +282,9 @@ def test_fault_C12_a_table_that_changes_after_it_was_read_ends_the_job(
 ) -> None:
     """No answer is made of the first file once the last shard is read."""
     copy, out = Path(shutil.copytree(table, tmp_path / "table")), tmp_path / "out"
-    monkeypatch.setattr(files, "hooks", At(f"shard:{SHARDS - 1}", lambda: os.utime(copy / "a.parquet", ns=(1, 1))))
+    monkeypatch.setattr(
+        files, "hooks", kill_points.At(f"shard:{SHARDS - 1}", lambda: os.utime(copy / "a.parquet", ns=(1, 1)))
+    )
     with pytest.raises(DataError, match=r"a\.parquet: was changed while it was read; call again when it is complete"):
         job(store, copy, out)
     assert len(state(out)) == SHARDS
@@ -517,7 +508,7 @@ def test_a_bundle_that_is_being_read_is_not_removed(
     copy = Path(shutil.copytree(store, tmp_path / "store"))
     folder = copy / "bundles" / retriever.bundle.id
     removed: list[bool] = []
-    monkeypatch.setattr(files, "hooks", At("shard:2", lambda: removed.append(remove_bundle(folder))))
+    monkeypatch.setattr(files, "hooks", kill_points.At("shard:2", lambda: removed.append(remove_bundle(folder))))
     job(copy, table, tmp_path / "out")
     assert removed == [False]
     assert remove_bundle(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -18,15 +19,33 @@ from twotower.files.urls import Url
 
 @dataclass(frozen=True)
 class TableFile:
-    """A file of a table: its path, its name within the table, and its number of rows (None for a text file)."""
+    """A file of a table: its path, its name within the table, its number of rows (None for a text file), and its size and time of change,
+    or tag, as they were before it was first read."""
 
     path: TablePath
     name: str
     rows: int | None
+    seen: tuple[str | int, ...] = ()
+
+    @classmethod
+    def look_at(cls, paths: list[TablePath]) -> list[TableFile]:
+        """Return the files at some paths, whose rows are not counted yet. Raises DataError."""
+        found = list[TableFile]()
+        for path, name in zip(paths, names_within(paths), strict=True):
+            with table_errors(path):
+                found.append(cls(path, name, None, tuple(path.state())))
+        return found
 
     def state(self) -> list[str | int | None]:
         """Return name, size in bytes, modification time or tag, and rows, to detect changes."""
-        return [self.name, *self.path.state(), self.rows]
+        return [self.name, *self.seen, self.rows]
+
+    def check_unchanged(self) -> None:
+        """Raise DataError if the file has changed since it was looked at."""
+        with suppress(OSError, DataError):
+            if tuple(self.path.state()) == self.seen:
+                return
+        raise DataError(f"{self.path}: was changed while it was read; call again when it is complete")
 
 
 @dataclass(frozen=True)

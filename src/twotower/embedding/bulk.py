@@ -6,6 +6,7 @@ import logging
 import math
 from collections import abc
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from twotower.data.table_shards import (
     TableShard,
     check_apart,
     cut_into_shards,
-    names_within,
     read_slices,
     text_as_parquet,
 )
@@ -75,7 +75,7 @@ def embed(
     A row whose id is in the run has the run's sequences and statistics; a new row has empty sequences, a count of zero and
     no mean. A repeated id gets a vector for each of its rows.
 
-    Raises DataError if the table does not fit the schema; RunError if `out` lies in the folder `source`, holds other
+    Raises DataError if the table does not fit the schema, or changes meanwhile; RunError if `out` lies in the folder `source`, holds other
     files, or vectors of another table or model without `overwrite`, or is written by another call, or if a vector is not finite;
     ConfigError for an unusable argument, and for users of a model that reads the context, unless each of its features declares a
     default, which all users get; Unavailable for an engine that is lost.
@@ -95,7 +95,7 @@ def embed(
     model, schema = run_digests(run)
     plan = {
         "side": side, "model": model, "schema": schema, "precision": precision, "shard_rows": shard_rows,
-        "table": [f.state() for f in sources], "separator, decimal, columns": form.given,
+        "table": [file.state() for file in sources], "separator, decimal, columns": form.given,
     }  # fmt: skip
     copy = RunCopy.of(run, share) if chosen.is_remote else None
     records, progress = dict[int, JsonObject](), JobProgress(log, f"{side}s embedded", seconds=math.inf)
@@ -114,6 +114,8 @@ def embed(
         n: int = sum(record["rows"] for record in records.values())
         if not n:
             raise _no_rows(side)
+        for file in sources:
+            file.check_unchanged()
         work.finish(run.model.config.metric, [records[number] for number in range(len(shards))])
         log.info(f"{n:,} {side}s in {len(shards):,} shard{'s' * (len(shards) > 1)} have vectors: {at}")
         return n
@@ -145,7 +147,7 @@ class _ShardMaker:
     def files(self, paths: list[TablePath]) -> list[TableFile]:
         """Return the files of a table with their numbers of rows, None for a text file. Raises DataError if one lacks a column."""
         self.form.check_table(paths)
-        return [TableFile(p, name, self._rows(p)) for p, name in zip(paths, names_within(paths), strict=True)]
+        return [replace(file, rows=self._rows(file.path)) for file in TableFile.look_at(paths)]
 
     def _rows(self, path: TablePath) -> int | None:
         with table_errors(path):
@@ -176,6 +178,7 @@ class _ShardMaker:
                 files.point(f"shard:{shard.number}")
 
         write_blocks(folder / vectors, blocks())
+        shard.file.check_unchanged()
         if not shapes:
             (folder / vectors).unlink()
             return {"rows": 0, "width": 0, "id": ""}

@@ -130,7 +130,7 @@ def recommend_users(
             "bundle": bundle.id, "k": asked.k, "method": int(method), "unknown": unknown, "keep_seen": asked.keep_seen,
             "where": {name: str(value) for name, value in sorted((where or {}).items())},
             "ban": sorted({str(item) for item in ban}), "columns": table.columns, "shard_rows": shard_rows,
-            "table": table.states, "separator, decimal, columns": form.given,
+            "table": [file.state() for file in table.files], "separator, decimal, columns": form.given,
         }  # fmt: skip
         with (
             RecommendationWork.begin(at, plan, overwrite) as work,

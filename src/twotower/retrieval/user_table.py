@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from twotower.data.table_shards import (
     TableFile,
     TableShard,
     cut_into_shards,
-    names_within,
     read_slices,
     text_as_parquet,
 )
@@ -45,7 +43,7 @@ class UserTable:
         paths, form = table_files(source), form or TextFormat()
         form.check_table(paths)
         self._reading = Reading.of(retriever.schema, "user").of_table(form)
-        states = [TableFile(path, name, None).state() for path, name in zip(paths, names_within(paths), strict=True)]
+        files = TableFile.look_at(paths)
         schemas = [_schema(path, self._reading) for path in paths]
         self.columns = read_columns(retriever, schemas[0].names(), method)
         """Columns that are read: the ids first."""
@@ -62,15 +60,10 @@ class UserTable:
                     f"{path}: column '{more[0]}' is not in {paths[0].name}; give all files the same columns"
                 )
         measured = [self._measure(path, users.ids.dtype) for path in paths]
-        self.files = [
-            TableFile(path, name, rows)
-            for path, name, (rows, _) in zip(paths, names_within(paths), measured, strict=True)
-        ]
+        self.files = [replace(file, rows=rows) for file, (rows, _) in zip(files, measured, strict=True)]
         self.rows = sum(file.rows or 0 for file in self.files)
         if not self.rows:
             raise DataError(f"{source}: the table has no users, expected at least one; fill it")
-        self.states = [[*state[:-1], file.rows] for state, file in zip(states, self.files, strict=True)]
-        """Name, size, time of change and rows of each file, as they were before it was first read."""
         is_typed = not all(path.is_text for path in paths)
         self.odd_id = None if is_typed else next((odd for _, odd in measured if odd is not None), None)
         """The first id of a CSV that is not spelled as the ids of the bundle are, which are whole numbers; None without one."""
@@ -87,7 +80,7 @@ class UserTable:
         Raises DataError, also if the file has changed since the table was opened."""
         table = self._scan(shard.file, scratch)
         (frame,) = read_slices(table, shard.file.path, shard.start, shard.rows or 0, shard.rows or 1)
-        self._check_unchanged(shard.file)
+        shard.file.check_unchanged()
         if not shard.file.path.is_text:
             return frame
         return frame.with_columns(parse_canonical_text(frame[name]) for name in self._booleans)
@@ -102,7 +95,7 @@ class UserTable:
     def check_unchanged(self) -> None:
         """Raise DataError if a file has changed since the table was opened."""
         for file in self.files:
-            self._check_unchanged(file)
+            file.check_unchanged()
 
     def _measure(self, path: TablePath, id_type: pl.DataType) -> tuple[int, str | None]:
         """Return the number of rows of a file, and the first id of a CSV that is not spelled as those of a type are."""
@@ -125,12 +118,6 @@ class UserTable:
                 if copy.exists()
                 else text_as_parquet(file.path, self.columns, self._reading, copy)
             )
-
-    def _check_unchanged(self, file: TableFile) -> None:
-        with suppress(OSError, DataError):
-            if file.state() in self.states:
-                return
-        raise DataError(f"{file.path}: was changed while it was read; call again when it is complete")
 
 
 def _schema(path: TablePath, reading: Reading) -> pl.Schema:
