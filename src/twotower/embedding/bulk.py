@@ -108,8 +108,8 @@ def embed(
             log.info(f"{progress.line()}, shard {made.number + 1} of {len(shards)}")
 
     with EmbeddingWork.begin(at, plan, overwrite) as work:
-        here = partial(partial, maker.make, work)
-        job = partial(_load, copy, side, precision, form, batch_rows, work) if copy else here
+        here = partial(maker.make, work)
+        job = partial(_load, copy, side, precision, form, batch_rows, work) if copy else lambda: here
         chosen.run(job, shards, add, foreign_modules(run.config, run.dataset.schema))
         n: int = sum(record["rows"] for record in records.values())
         if not n:

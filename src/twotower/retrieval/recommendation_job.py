@@ -25,7 +25,8 @@ from twotower.data.table_paths import absolute, table_source
 from twotower.data.table_shards import TableShard, check_apart
 from twotower.data.text_format import TextFormat
 from twotower.engines import open_engine
-from twotower.errors import ConfigError, RunError, first_line
+from twotower.errors import ConfigError, RunError
+from twotower.files.readers import write_parquet
 from twotower.files.shard_folders import shard_folder
 from twotower.files.sharded_work import JsonObject, MadeShard, ShardedWork
 from twotower.files.urls import is_url
@@ -115,8 +116,10 @@ def recommend_users(
     bundle = Store(store).current()
     with bundle.lease():
         retriever = Retriever(bundle, threads or default_threads())
-        options = _Options(k, method, unknown, tuple(ban), dict(where or {}), keep_seen)
-        asked = options.recommender(retriever)
+        asked = partial(
+            BatchRecommender, k=k, method=method, unknown=unknown, ban=tuple(ban), where=dict(where or {}), keep_seen=keep_seen
+        )  # fmt: skip
+        recommender = asked(retriever)
         table = UserTable(table_at, retriever, method, answers_unknown=method == 2 or unknown == "popular", form=form)
         log.info(f"bundle {bundle.id}: {table.rows:,} users, read by {', '.join(table.columns)}")
         if table.odd_id is not None:
@@ -124,10 +127,10 @@ def recommend_users(
             log.info(
                 f"the id '{table.odd_id}' is no {theirs}, as those of the bundle are; the answers have {table.id_type}"
             )
-        shard_rows = min(shard_rows, max(1, SHARD_MAX_ITEMS // asked.k))
+        shard_rows = min(shard_rows, max(1, SHARD_MAX_ITEMS // recommender.k))
         shards = table.shards(shard_rows)
         plan: JsonObject = {
-            "bundle": bundle.id, "k": asked.k, "method": int(method), "unknown": unknown, "keep_seen": asked.keep_seen,
+            "bundle": bundle.id, "k": recommender.k, "method": int(method), "unknown": unknown, "keep_seen": recommender.keep_seen,
             "where": {name: str(value) for name, value in sorted((where or {}).items())},
             "ban": sorted({str(item) for item in ban}), "columns": table.columns, "shard_rows": shard_rows,
             "table": [file.state() for file in table.files], "separator, decimal, columns": form.given,
@@ -138,85 +141,58 @@ def recommend_users(
         ):
             call = _Call(work, table, scratch)
             shared = scratch if isinstance(place, Path) else None
-            sent = _AnswersJob(store, bundle.id, options, table, work, shared)
-            local = partial(partial, _make, _Loaded(asked, table, work, scratch))
-            chosen.run(sent if chosen.is_remote else local, shards, call.add, foreign_modules(retriever.schema))
+            here = _AnswersMaker(recommender, table, work, scratch)
+            job = (
+                partial(_load, store, bundle.id, asked, table, work, shared) if chosen.is_remote else lambda: here.make
+            )
+            chosen.run(job, shards, call.add, foreign_modules(retriever.schema))
             return call.finish(len(shards), retriever)
 
 
-@dataclass(frozen=True)
-class _Options:
-    """Options of the answers."""
-
-    k: int
-    method: Method
-    unknown: UnknownUsers
-    ban: tuple[str, ...]
-    where: dict[str, str]
-    keep_seen: bool | None
-
-    def recommender(self, retriever: Retriever) -> BatchRecommender:
-        """Return what answers by a bundle. Raises DataError, ConfigError."""
-        return BatchRecommender(
-            retriever,
-            self.k,
-            self.method,
-            unknown=self.unknown,
-            ban=self.ban,
-            where=self.where,
-            keep_seen=self.keep_seen,
-        )
+def _load(
+    store: Path | str,
+    bundle: str,
+    asked: abc.Callable[[Retriever], BatchRecommender],
+    table: UserTable,
+    work: RecommendationWork,
+    shared: Path | None,
+) -> abc.Callable[[TableShard], MadeShard]:
+    """Load a bundle in another process, and return the function that makes a shard. `shared` is a folder of all hosts, None without one.
+    Raises RunError if the folder is another one."""
+    work.check_seen()
+    recommender = asked(Retriever(Store(store).open(bundle), default_threads()))
+    held = tempfile.TemporaryDirectory(prefix="twotower-text-", dir=shared, ignore_cleanup_errors=True)
+    return _AnswersMaker(recommender, table, work, Path(held.name), held).make
 
 
 @dataclass(frozen=True)
-class _AnswersJob:
-    """Loads a bundle in another process, to make shards."""
+class _AnswersMaker:
+    """Makes shards in a process; text files are copied as Parquet into `scratch`, which is removed with `held`."""
 
-    store: Path | str
-    bundle: str
-    options: _Options
-    table: UserTable
-    work: RecommendationWork
-    scratch: Path | None
-    """A folder that all hosts share, None without one."""
-
-    def __call__(self) -> abc.Callable[[TableShard], MadeShard]:
-        """Load the bundle, and return the function that makes a shard. Raises RunError if the folder is another one."""
-        self.work.check_seen()
-        retriever = Retriever(Store(self.store).open(self.bundle), default_threads())
-        held = tempfile.TemporaryDirectory(prefix="twotower-text-", dir=self.scratch, ignore_cleanup_errors=True)
-        return partial(
-            _make, _Loaded(self.options.recommender(retriever), self.table, self.work, Path(held.name), held)
-        )
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """The source of the shards in a process; text files are copied as Parquet into `scratch`, which is removed with `held`."""
-
-    asked: BatchRecommender
+    recommender: BatchRecommender
     table: UserTable
     work: RecommendationWork
     scratch: Path
     held: tempfile.TemporaryDirectory[str] | None = None
 
+    def make(self, shard: TableShard) -> MadeShard:
+        """Return a shard, which is made unless it is there and intact."""
+        return self.work.make(shard.number, partial(self._write, shard))
 
-def _make(loaded: _Loaded, shard: TableShard) -> MadeShard:
-    """Return a shard, which is made unless it is there and intact."""
-
-    def write(folder: Path) -> JsonObject:
-        answers = list(loaded.asked.answers(loaded.table.read(shard, loaded.scratch)))
+    def _write(self, shard: TableShard, folder: Path) -> JsonObject:
+        answers = list(self.recommender.answers(self.table.read(shard, self.scratch)))
         files.point(f"shard:{shard.number}")
         frame = pl.concat([answer.frame for answer in answers])
-        frame = frame.with_columns(pl.col("user_id").cast(loaded.table.id_type))
-        _write(frame, folder / shard_file(shard.number))
+        frame = frame.with_columns(pl.col("user_id").cast(self.table.id_type))
+        try:
+            write_parquet(frame, path := folder / shard_file(shard.number))
+        except OSError as e:
+            raise RunError(f"{path}: cannot be written ({e}); free some space, then call again to go on") from e
         sources = sum((answer.sources for answer in answers), Counter[str]())
         return {
             "users": shard.rows, "rows": frame.height, "sources": dict(sorted(sources.items())),
             "unknown": sum(answer.unknown for answer in answers), "empty": sum(answer.empty for answer in answers),
         }  # fmt: skip
-
-    return loaded.work.make(shard.number, write)
 
 
 class _Call:
@@ -271,10 +247,3 @@ class _Call:
             seen[rows] = True
             known += len(rows)
         return known - int(seen.sum())
-
-
-def _write(frame: pl.DataFrame, path: Path) -> None:
-    try:
-        frame.write_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as e:
-        raise RunError(f"{path}: cannot be written ({first_line(e)}); free some space, then call again to go on") from e
