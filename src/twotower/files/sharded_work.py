@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self, TypeAlias
 
 from twotower import files
-from twotower.errors import RunError, TwoTowerError
+from twotower.errors import DataError, RunError
 from twotower.files import locks
 from twotower.files.object_stores import ObjectError
 from twotower.files.shard_folders import FileEntry, ShardFolder
@@ -77,7 +77,8 @@ class ShardedWork:
         """Start or continue the work that `plan` describes.
 
         Raises RunError if the folder holds other files, or shards of another plan, which `overwrite` removes, or, on a disk, if another
-        call is writing into it. In a bucket two calls of one plan make the same. An error before a shard is there leaves no plan."""
+        call is writing into it. In a bucket two calls of one plan make the same. A DataError before a shard is there leaves no plan, so that
+        the table can be corrected."""
         work, half = cls(at, plan), rf"\.{re.escape(cls.list_file)}\.\d+\.tmp"
         known = rf"{cls.shard_files}|{re.escape(cls.list_file)}|{half}|{cls.work_folder}(/.*)?"
         if foreign := [path for path in at.paths() if not re.fullmatch(known, path)]:
@@ -99,8 +100,8 @@ class ShardedWork:
                     raise RunError(f"{at}: another call begins at the same time; let it end, or stop it") from None
             try:
                 yield work
-            except TwoTowerError:
-                if not any(re.fullmatch(cls.shard_files, path) for path in at.paths()):  # a table may be corrected
+            except DataError:
+                if not any(re.fullmatch(cls.shard_files, path) for path in at.paths()):
                     at.remove([work._plan_file])
                 raise
 
@@ -213,7 +214,7 @@ class ShardedWork:
             if key != "table" and then.get(key) != self.plan[key]:
                 shown = f"{_shown(then.get(key))} then, {_shown(self.plan[key])} now"
                 return f"its {self.noun} are of another `{key.replace(', ', '`, `')}` ({shown})"
-        before, now = ({name: state for name, *state in plan["table"]} for plan in (then, self.plan))
+        before, now = ({name: state for name, *state in plan.get("table", [])} for plan in (then, self.plan))
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 how = "is missing" if name not in now else "is new" if name not in before else "has changed"
