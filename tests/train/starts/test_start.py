@@ -29,13 +29,16 @@ from twotower.evaluation.factors import Factors
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
+from twotower.model.pooling.pooling import Pooling
+from twotower.model.pooling.sum import Sum
 from twotower.onnx.export import export_tower
 from twotower.onnx.tower import OnnxTower
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.train.factors import factors_before
 from twotower.train.starts import STARTS, Ials, PairValues, Start, TransitionFactors
-from twotower.train.starts.positives import PositiveMatrix
+from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
+from twotower.train.starts.slit import decayed_products
 from twotower.train.trainer import Trainer
 
 USERS, ITEMS, WIDTH = 60, 14, 20
@@ -46,7 +49,7 @@ class Neighbours(Start):
 
     poolings = ("sum",)
 
-    def solve(self, positives: PositiveMatrix, width: int, seed: int) -> PairValues:
+    def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         counts = torch.nn.functional.pad(positives.gram().fill_diagonal_(0), (0, width - positives.n_columns))
         return PairValues(counts, torch.eye(positives.n_columns, width))
 
@@ -55,18 +58,22 @@ KINDS: list[type[Start]] = [*STARTS, Neighbours]
 POOLING: dict[str, dict[str, Any]] = {
     "ease": {"kind": "sum"},
     "ials": {"kind": "ridge", "steps": 30},
+    "slit": {"kind": "decay", "rates": [0.5]},
     "transitions": {"kind": "sum"},
     Neighbours.kind: {"kind": "sum"},
 }
+IN_ORDER = ("slit", "transitions")
 EXACT: dict[str, dict[str, Any]] = {
     "ease": {"regularization": [3.0]},
     "ials": {"steps": 30, "sweeps": 3, "unobserved": [0.2]},
+    "slit": {"regularization": [3.0]},
     "transitions": {"span": 3, "lag": 1.0, "frequency": [0.3]},
     Neighbours.kind: {},
 }
 CHOICES: dict[str, tuple[str, list[float]]] = {
     "ease": ("regularization", [0.001, 3.0, 1e6]),
     "ials": ("regularization", [0.001, 0.05, 10.0]),
+    "slit": ("regularization", [0.001, 3.0, 1e6]),
     "transitions": ("frequency", [0.0, 0.5, 3.0]),
 }
 
@@ -88,7 +95,7 @@ def log_of_tastes(weighted: bool) -> pl.DataFrame:
 def world(of: str, weighted: bool = False, share: bool = False, pooling: dict[str, Any] | None = None) -> Dataset:
     history = Sequence(name="h", side="user", share_embedding=share, pooling=pooling or POOLING[of])
     features = (history, Categorical(name="item_id", side="item"))
-    in_order: dict[str, Any] = {"time": "t", "time_unit": "order"} if of == "transitions" else {}
+    in_order: dict[str, Any] = {"time": "t", "time_unit": "order"} if of in IN_ORDER else {}
     schema = Schema(features=features, weight="w" if weighted else "", **in_order)
     return build_dataset(
         check(None, None, log_of_tastes(weighted), schema), schema, SplitConfig(kind="column", column="part")
@@ -102,7 +109,14 @@ def config(kind: str, pairs: int = 1, train: dict[str, Any] | None = None, **opt
         model={"width": WIDTH, "similarity": "dot", "bias": False, "temperature": 1.0, "pairs": [pair] * pairs},
         loss={"kind": "softmax"},
         negatives={"full": True, "mask_positives": False},
-        train={"epochs": 0, "start": [start], "monitor": "validation.recall@5", "device": "cpu"} | (train or {}),
+        train={
+            "epochs": 0,
+            "start": [start],
+            "monitor": "validation.recall@5",
+            "device": "cpu",
+            **({"history_scope": "causal"} if kind == "slit" else {}),
+        }
+        | (train or {}),
     )
 
 
@@ -151,11 +165,9 @@ def neighbour_scores(x: np.ndarray, histories: np.ndarray) -> np.ndarray:
 
 def transition_table(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Shares of transitions between items (items, items), by a loop over every pair of positives of a user, and the sums of rows."""
-    assert data.times is not None
     counts = np.zeros((len(data.items), len(data.items)))
     for user in range(len(data.users)):
-        mine = np.flatnonzero((data.pairs.user == user) & (data.parts == TRAIN))
-        mine = mine[np.argsort(data.times[mine])]
+        mine = latest_last(data, user)
         for place, before in enumerate(mine):
             for gap, after in enumerate(mine[place + 1 : place + 4], 1):
                 weight = 1.0 if data.pairs.weight is None else data.pairs.weight[after]
@@ -174,9 +186,58 @@ def transition_scores(data: Dataset, histories: np.ndarray, width: int = ITEMS) 
     return predicted
 
 
+def latest_last(data: Dataset, user: int) -> np.ndarray:
+    """Rows of the user's positives of the train part, the oldest first."""
+    assert data.times is not None
+    mine = np.flatnonzero((data.pairs.user == user) & (data.parts == TRAIN))
+    ordered: np.ndarray = mine[np.argsort(data.times[mine])]
+    return ordered
+
+
+def decayed(items: np.ndarray, n: int) -> np.ndarray:
+    """The decayed mean (n,) of items, the oldest first, at a rate of a half."""
+    out = np.zeros(n)
+    for age, item in enumerate(items[::-1]):
+        out[item] += 0.5**age
+    mean: np.ndarray = out / max(out.sum(), 1e-9)
+    return mean
+
+
+def slit_scores(data: Dataset, histories: np.ndarray, width: int = ITEMS) -> np.ndarray:
+    """The scores by `width` leading eigenvectors, of a root mean square of 1 after the histories that were learned from. Every
+    positive is a row of a regression that is solved by its normal equations."""
+    n = len(data.items)
+    x, y, w = [], [], []
+    for user in range(len(data.users)):
+        mine = latest_last(data, user)
+        for place in range(1, len(mine)):
+            items = data.pairs.item[mine]
+            x.append(decayed(items[:place], n))
+            y.append(np.eye(n)[items[place]])
+            positive = 1.0 if data.pairs.weight is None else data.pairs.weight[mine[place]]
+            w.append(positive * sum(0.5**age for age in range(place)) ** 2)
+    rows, targets, weights = np.array(x), np.array(y), np.array(w)
+    products = (rows * weights[:, None]).T @ targets
+    table = np.linalg.solve((rows * weights[:, None]).T @ rows + 3.0 * np.eye(n), products)
+    vectors = np.linalg.eigh(products.T @ table)[1][:, ::-1][:, :width]
+    projected = table @ vectors @ vectors.T
+    mean_square = weights @ ((rows @ projected) ** 2).sum(1) / weights.sum() / (matrix(data).sum(0) > 0).sum()
+    predicted: np.ndarray = histories @ projected / mean_square**0.5
+    return predicted
+
+
+def histories_of(kind: str, data: Dataset) -> np.ndarray:
+    """What the pooling of a kind makes of the histories of the train part (users, items), each item an axis."""
+    if kind == "slit":
+        items = data.pairs.item
+        return np.array([decayed(items[latest_last(data, user)], len(data.items)) for user in range(len(data.users))])
+    return (matrix(data) > 0).astype(float)
+
+
 NAIVE: dict[str, Callable[[Dataset, np.ndarray], np.ndarray]] = {
     "ease": lambda data, histories: ease_scores(matrix(data), histories),
     "ials": lambda data, histories: ials_scores(matrix(data), histories),
+    "slit": slit_scores,
     "transitions": transition_scores,
     Neighbours.kind: lambda data, histories: neighbour_scores(matrix(data), histories),
 }
@@ -194,8 +255,8 @@ def test_without_training_the_scores_are_those_of_the_closed_form(kind: type[Sta
     trained = Trainer(data, config(kind.kind)).run()
     assert (trained.history, trained.metrics["train.best_epoch"]) == ([], 0.0)
     x = matrix(data)
-    found = scores(factors_before(trained.model, data, TRAIN))
-    np.testing.assert_allclose(found, NAIVE[kind.kind](data, (x > 0).astype(float)), rtol=2e-3, atol=2e-4)
+    found = scores(factors_before(trained.model, data, VALIDATION))
+    np.testing.assert_allclose(found, NAIVE[kind.kind](data, histories_of(kind.kind, data)), rtol=2e-3, atol=2e-4)
     assert not found[:, x.sum(0) == 0].any(), "an item without training interactions scores 0"
 
 
@@ -211,8 +272,9 @@ def test_the_exported_towers_score_so_for_a_user_whom_training_never_saw(kind: t
         of_history = {"lookup": np.zeros((1, 0), np.int64), "bag0": codes[liked][None].astype(np.int64)}
         user = OnnxTower(Path(folder, "user"))(of_history)
         items = OnnxTower(Path(folder, "item"))({"lookup": codes[:, None].astype(np.int64)})
-    history = np.zeros((1, len(codes)))
-    history[0, liked] = 1
+    history = (
+        decayed(liked, len(codes))[None] if kind.kind == "slit" else np.isin(np.arange(len(codes)), liked)[None] * 1.0
+    )
     expected = NAIVE[kind.kind](data, history)
     np.testing.assert_allclose(user @ items.T, expected, rtol=2e-3, atol=2e-4)
 
@@ -262,17 +324,57 @@ def test_narrow_transitions_are_the_projection_on_leading_right_singular_vectors
 def test_from_as_many_numbers_as_items_on_each_item_is_an_axis_of_its_own(width: int, axes: bool) -> None:
     data = world("transitions")
     positives = PositiveMatrix.of(data, np.asarray(data.items.columns["item_id"]), ITEMS + 1)
-    found = TransitionFactors(span=3, lag=1.0, frequency=(0.3,)).solve(positives, width, 1)
+    found = TransitionFactors(span=3, lag=1.0, frequency=(0.3,)).solve(positives, Sum(), width, 1)
     assert found.source.shape == found.target.shape == (ITEMS + 1, width)
     assert bool(((found.target != 0).sum(1) == torch.tensor([0] + [1] * ITEMS)).all()) == axes
     scored = (found.source @ found.target.T)[1:, 1:].numpy()
     np.testing.assert_allclose(scored, transition_scores(data, np.eye(ITEMS), min(width, ITEMS)), atol=2e-3)
 
 
+def test_a_narrow_slit_is_the_projection_on_the_leading_eigenvectors() -> None:
+    data, sections = world("slit"), config("slit").model_dump(mode="json")
+    sections["model"]["width"] = 4
+    found = scores(factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, VALIDATION))
+    histories = histories_of("slit", data)
+    np.testing.assert_allclose(found, slit_scores(data, histories, 4), atol=1e-3)
+    assert np.abs(found - slit_scores(data, histories)).max() > 0.5, "the width matters"
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5, 0.9])
+def test_slit_adds_up_over_gaps_what_every_positive_gives(rate: float) -> None:
+    rng = np.random.default_rng(2)
+    lengths = np.array([0, 1, 2, 40, 7])
+    codes, weights = rng.integers(1, 5, lengths.sum()), rng.choice([0.5, 2.0], lengths.sum()).astype(np.float32)
+    gram, products, total = np.zeros((5, 5)), np.zeros((5, 5)), 0.0
+    for end, n in zip(np.cumsum(lengths), lengths, strict=True):
+        sums, c = np.zeros(5), 0.0
+        for row in range(end - n, end):
+            gram += weights[row] * np.outer(sums, sums)
+            products[:, codes[row]] += weights[row] * c * sums
+            total += weights[row] * c**2
+            sums, c = rate * sums + np.eye(5)[codes[row]], rate * c + 1
+    found = decayed_products(PositiveSequences(codes, lengths, weights), 5, rate)
+    np.testing.assert_allclose(found[0], gram, rtol=1e-6)
+    np.testing.assert_allclose(found[1], products, rtol=1e-6)
+    assert found[2] == pytest.approx(total)
+
+
+def test_above_the_bound_of_slit_transitions_stand_in_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    data = world("slit")
+    with caplog.at_level(logging.WARNING):
+        found = Trainer(data, config("slit", max_items=3)).run()
+    assert "13 items are more than max_items = 3, so the start transitions stands in" in caplog.text
+    causal = {"history_scope": "causal"}
+    sections = config("transitions", train=causal).model_dump(mode="json")
+    sections["train"]["start"] = [{"kind": "transitions"}]
+    other = Trainer(data, Config.model_validate(sections)).run()
+    assert same(dict(found.model.state_dict()), dict(other.model.state_dict()))
+
+
 def test_sparse_counts_give_what_dense_ones_give() -> None:
     data = world("transitions")
     positives = PositiveMatrix.of(data, np.asarray(data.items.columns["item_id"]), ITEMS + 1)
-    dense, sparse = (TransitionFactors(dense_cells=cells).solve(positives, 8, 1) for cells in (1000, 0))
+    dense, sparse = (TransitionFactors(dense_cells=cells).solve(positives, Sum(), 8, 1) for cells in (1000, 0))
     torch.testing.assert_close(dense.source @ dense.target.T, sparse.source @ sparse.target.T, atol=1e-3, rtol=1e-3)
 
 
@@ -588,7 +690,8 @@ def test_ease_refuses_a_shared_table_and_a_shared_one_no_scale() -> None:
         Trainer(world("ials", share=True), config("ials", scale=2.0))
 
 
-def test_transitions_of_users_with_one_positive_each_are_refused() -> None:
+@pytest.mark.parametrize("kind", IN_ORDER)
+def test_what_follows_of_users_with_one_positive_each_is_refused(kind: str) -> None:
     log = pl.DataFrame(
         {
             "user_id": range(9),
@@ -597,11 +700,11 @@ def test_transitions_of_users_with_one_positive_each_are_refused() -> None:
             "part": ["train"] * 6 + ["validation", "test", "test"],
         }
     )
-    history = Sequence(name="h", side="user", share_embedding=False, pooling={"kind": "sum"})
+    history = Sequence(name="h", side="user", share_embedding=False, pooling=POOLING[kind])
     schema = Schema(features=(history, Categorical(name="item_id", side="item")), time="t", time_unit="order")
     data = build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="column", column="part"))
     with pytest.raises(TrainingError, match="finds no positive that follows another of its user"):
-        Trainer(data, config("transitions")).run()
+        Trainer(data, config(kind)).run()
 
 
 def test_the_size_of_weights_does_not_matter_to_transitions() -> None:
@@ -620,6 +723,15 @@ def test_transitions_need_an_order_and_a_pooling_of_one_vector() -> None:
     sections["model"]["pairs"][0]["item"]["width"] = 2 * WIDTH
     with pytest.raises(ConfigError, match="needs a pooling of one vector; feature 'h' has 2"):
         Trainer(data, Config.model_validate(sections))
+
+
+def test_slit_needs_one_rate_below_1() -> None:
+    for rates in ([0.5, 0.9], [1.0]):
+        data = world("slit", pooling={"kind": "decay", "rates": rates})
+        sections = config("slit").model_dump(mode="json")
+        sections["model"]["pairs"][0]["item"]["width"] = len(rates) * WIDTH
+        with pytest.raises(ConfigError, match=r"needs one rate of decay below 1; .* of feature 'h'"):
+            Trainer(data, Config.model_validate(sections))
 
 
 @every_kind

@@ -43,6 +43,11 @@ class Decay(Pooling):
         """Number of rates."""
         return len(self.rates)
 
+    @property
+    def decay_rate(self) -> float | None:
+        """The rate, if it is one."""
+        return self.rates[0] if len(self.rates) == 1 else None
+
     def build(self, width: int, name: str) -> DecayLayer:
         """Return the means."""
         return DecayLayer(width, self.rates)

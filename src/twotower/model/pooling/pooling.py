@@ -34,6 +34,11 @@ class Pooling(Kind):
         """Number of vectors of the field's width that the pooling gives side by side."""
         return 1
 
+    @property
+    def decay_rate(self) -> float | None:
+        """Rate r if the vector is the mean of the embeddings in which the n-th latest interaction weighs r^n, else None."""
+        return None
+
     @abstractmethod
     def build(self, width: int, name: str) -> PoolingLayer:
         """Return a fresh module over embeddings of a width. Raises ConfigError, which names the feature `name`, for options

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from twotower.arrays.types import F32, F64
+from twotower.model.pooling.pooling import Pooling
 from twotower.train.starts.positives import PositiveMatrix
 from twotower.train.starts.start import PairValues, Positive, Start
 
@@ -42,7 +43,7 @@ class Ease(Start):
         description="Number of items N above which a truncated decomposition stands in. 10,000 items take 2.5 GB.",
     )
 
-    def solve(self, positives: PositiveMatrix, width: int, seed: int) -> PairValues:
+    def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         n, generator = positives.n_columns, torch.Generator().manual_seed(seed)
         if n - 1 > self.max_items:
             log.warning(

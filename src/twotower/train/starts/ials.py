@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from twotower.arrays.types import F32
+from twotower.model.pooling.pooling import Pooling
 from twotower.model.pooling.ridge import MAX_NUMBERS_PER_PASS, conjugate_gradients
 from twotower.train.starts.positives import PositiveMatrix
 from twotower.train.starts.start import PairValues, Positive, Start
@@ -43,7 +44,7 @@ class Ials(Start):
     sweeps: int = Field(8, ge=1, description="Number of alternations over users and items.")
     steps: int = Field(4, ge=1, description="Number of steps of conjugate gradients in a half step.")
 
-    def solve(self, positives: PositiveMatrix, width: int, seed: int) -> PairValues:
+    def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         a, rate = self.unobserved[0], self.regularization[0]
         users, items = positives, positives.transposed()
         n_users, n_items = items.n_items, users.n_items

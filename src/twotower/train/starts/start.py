@@ -22,6 +22,7 @@ from twotower.features.side import SIDES
 from twotower.features.values import UNKNOWN
 from twotower.kinds import Kind
 from twotower.model.pooling import resolve
+from twotower.model.pooling.pooling import Pooling
 from twotower.model.pooling.ridge import RidgeLayer
 from twotower.model.two_tower import ModelConfig, TwoTower
 from twotower.train.starts.positives import PositiveMatrix
@@ -104,8 +105,9 @@ class Start(Kind):
         return ", ".join(f"{name} = {getattr(self, name)[0]:g}" for name in self.choices)
 
     @abstractmethod
-    def solve(self, positives: PositiveMatrix, width: int, seed: int) -> PairValues:
-        """Return values of this width E, by the first of several values of an option. Deterministic by `seed`."""
+    def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
+        """Return values of this width E under the history's pooling, by the first of several values of an option. Deterministic by
+        `seed`."""
 
     def check(self, dataset: Dataset, model: ModelConfig) -> None:
         """Raise ConfigError if the pair cannot start so."""
@@ -181,9 +183,10 @@ class Start(Kind):
         """Return the values of the pair."""
         history, _ = self.fields(dataset, model)
         assert history.history is not None
+        assert history.pools is not None
         codes = dataset.encoders.history_codes(history.history, dataset.items.frame)
         field = next(f for f in dataset.encoders.fields("user") if f.name == history.name)
-        return self.solve(PositiveMatrix.of(dataset, codes, field.rows), width, seed)
+        return self.solve(PositiveMatrix.of(dataset, codes, field.rows), resolve(history.pools), width, seed)
 
 
 def start_pair(model: TwoTower, start: Start, dataset: Dataset, seed: int, context: DistributedContext) -> None:

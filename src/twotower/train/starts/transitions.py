@@ -16,6 +16,7 @@ from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, TrainingError
 from twotower.evaluation.transitions import FREQUENCY, LAG, SPAN, TransitionCounts, count_transitions
 from twotower.model.pooling import resolve
+from twotower.model.pooling.pooling import Pooling
 from twotower.model.two_tower import ModelConfig
 from twotower.train.starts.ease import leading, wide
 from twotower.train.starts.positives import PositiveMatrix
@@ -76,7 +77,7 @@ class TransitionFactors(Start):
                 "or take kind = 'ease'"
             )
 
-    def solve(self, positives: PositiveMatrix, width: int, seed: int) -> PairValues:
+    def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         n, counts = positives.n_columns, self._counts(positives)
         if not len(counts.count):
             raise TrainingError(

@@ -1,0 +1,134 @@
+"""Start `slit`: the ridge regression of the next item on the decayed history, as a product of two tables."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from twotower.arrays.types import F64, Doubles, Ints, Shaped
+from twotower.data.dataset import Dataset
+from twotower.errors import ConfigError, TrainingError
+from twotower.model.decayed_means import reach
+from twotower.model.pooling import resolve
+from twotower.model.pooling.pooling import Pooling
+from twotower.model.two_tower import ModelConfig
+from twotower.train.starts.ease import leading, wide
+from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
+from twotower.train.starts.start import PairValues, Positive, Start
+from twotower.train.starts.transitions import TransitionFactors
+
+log = logging.getLogger(__name__)
+ITERATIONS = 4
+"""Iterations of the subspace iteration, as many as those of `transitions`."""
+
+
+class Slit(Start):
+    """SLIT: the matrix W (N, N) that minimises
+
+        sum over positives of w c^2 |y - x W|^2  +  lambda |W|^2
+
+    with y the positive as a row of one 1, x the decayed mean of the user's positives before it, the pooling's, c the sum of its
+    decay weights, and w the positive's weight (Choi et al. 2021, "Session-aware Linear Item-Item Models for Session-based
+    Recommendation", section 4.2, of the one next item). With V the E leading eigenvectors of the regression's W^T C, C the
+    products of histories and next items (reduced-rank ridge regression: Mukherjee and Zhu 2011), a history's vector is the
+    mean of its rows of W V, an item's vector its row of V, and with E = N the score is that of W.
+
+    Use it where histories have an order, beside pairs that are trained: it sees all pairs of items, they see more of an order.
+    Scores are scaled so that those of all items after a history have the root mean square 1. Memory is N^2 and time N^3. Above
+    `max_items` items the start `transitions` stands in.
+    """
+
+    kind = "slit"
+    poolings = ("decay",)
+    choices = ("regularization",)
+
+    regularization: tuple[Positive, ...] = Field(
+        (1000.0,),
+        min_length=1,
+        description="Regularisation lambda. Of several values the best on validation, or one beyond or between them that is better.",
+    )
+    max_items: int = Field(
+        10_000,
+        ge=0,
+        description="Number of items N above which the start `transitions` stands in. 10,000 items take 3.2 GB.",
+    )
+
+    def check(self, dataset: Dataset, model: ModelConfig) -> None:
+        super().check(dataset, model)
+        history, _ = self.fields(dataset, model)
+        assert history.pools is not None
+        if resolve(history.pools).decay_rate in (None, 1.0):
+            raise ConfigError(
+                f"train.start of kind '{self.kind}' needs one rate of decay below 1; set pooling = {{ kind = 'decay', rates = [0.8] }} "
+                f"of feature '{history.name}'"
+            )
+
+    def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
+        n, histories, rate = positives.n_columns, positives.histories, pooling.decay_rate
+        assert histories is not None
+        assert rate is not None
+        if n - 1 > self.max_items:
+            log.warning(
+                f"start slit: {n - 1:,} items are more than max_items = {self.max_items:,}, so the start transitions stands in"
+            )
+            return TransitionFactors().solve(positives, pooling, width, seed)
+        gram, products, total = decayed_products(histories, n, rate)
+        if not total:
+            raise TrainingError(
+                "train.start of kind 'slit' finds no positive that follows another of its user; leave the start out, or give more data"
+            )
+        gram.diagonal().add_(self.regularization[0])
+        table = torch.cholesky_solve(products, torch.linalg.cholesky(gram)).float()
+        ahead = products.float()
+        if width >= n - 1:  # no less than an axis for each item: its score is that of W itself
+            target = torch.eye(n)[:, 1:]
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            target, _ = leading(lambda q: ahead.T @ (table @ q), n, width, generator, ITERATIONS)
+        source = table @ target
+        squares = ((ahead @ target) * source).sum() - self.regularization[0] * source.square().sum()
+        source /= (squares / (total * positives.n_items)).sqrt()
+        balance = (source.norm() / target.norm()).sqrt()  # entries of one size in both tables, which learn at one rate
+        return PairValues(wide(source / balance, width), wide(target * balance, width))
+
+
+def decayed_products(
+    histories: PositiveSequences, n: int, rate: float
+) -> tuple[F64[Tensor, "n n"], F64[Tensor, "n n"], float]:
+    """Return the products of decayed sums of histories, of such sums and their next items, both over the positives after a user's
+    first, and the sum of the latter's weights w c^2.
+
+    Two positives of one user and gap g are in every later sum with rate^g of the square of the nearer one's weight, so one pass
+    over the gaps adds all up.
+    """
+    codes, lengths = histories.codes.astype(np.int64), histories.lengths
+    user = np.repeat(np.arange(len(lengths)), lengths)
+    age = np.arange(len(codes)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    weight = np.ones(len(codes)) if histories.weights is None else histories.weights.astype(np.float64)
+    weight[age == 0] = 0.0  # nothing comes before it
+    total_weight = (1 - rate**age) / (1 - rate)
+    gram, products = torch.zeros(n * n, dtype=torch.float64), torch.zeros(n * n, dtype=torch.float64)
+    squares = _later_squares(user, weight, rate)
+    for gap in range((reach([rate]) or 0) + 1):
+        later = np.arange(gap, len(codes))[user[gap:] == user[: len(codes) - gap]]
+        if not len(later):
+            break
+        keys = torch.from_numpy(codes[later - gap] * n + codes[later])
+        gram.index_add_(0, keys, torch.from_numpy(squares[later] * (rate**gap / (1 if gap else 2))))
+        if gap:
+            products.index_add_(0, keys, torch.from_numpy((weight * total_weight)[later] * rate ** (gap - 1)))
+    half = gram.view(n, n)
+    return half + half.T, products.view(n, n), float(weight @ total_weight**2)
+
+
+def _later_squares(user: Shaped[Ints, "n"], weight: Shaped[Doubles, "n"], rate: float) -> Shaped[Doubles, "n"]:
+    """Return the sum over each user's later positives of their weight times the square of a positive's decay weight there."""
+    found = np.zeros(len(weight))
+    for gap in range(1, (reach([rate]) or 0) + 1):
+        same = user[gap:] == user[:-gap]
+        found[: len(weight) - gap][same] += weight[gap:][same] * rate ** (2 * (gap - 1))
+    return found
