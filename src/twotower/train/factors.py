@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,14 +28,14 @@ MAX_BLOCK_CODES = 2**20
 
 
 def model_factors(
-    model: TwoTower, users: SideTensors, items: SideTensors, block: int = 65_536, codes: int = MAX_BLOCK_CODES
-) -> Factors:
-    """Return the vectors of all rows of both sides in evaluation mode, at most `block` rows and `codes` codes of bags at a
-    time."""
+    model: TwoTower, users: SideTensors, items: SideTensors, block: int = 65_536, codes: int = MAX_BLOCK_CODES,
+    pairs: Sequence[int] | None = None,
+) -> Factors:  # fmt: skip
+    """Return the vectors of all rows of both sides in evaluation mode, of some `pairs` alone or of all, at most `block` rows and
+    `codes` codes of bags at a time."""
+    user, item = (partial(tower, pairs=pairs) for tower in (model.user_vectors, model.item_vectors))
     with evaluation_mode(model):
-        return Factors(
-            _all_vectors(model.user_vectors, users, block, codes), _all_vectors(model.item_vectors, items, block, codes)
-        )
+        return Factors(_all_vectors(user, users, block, codes), _all_vectors(item, items, block, codes))
 
 
 def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
@@ -86,15 +87,16 @@ def context_factors(
 
 def gathered_factors(
     model: TwoTower, users: SideTensors, items: SideTensors, context: DistributedContext,
-    torchrec: TorchRecEmbeddings | None,
+    torchrec: TorchRecEmbeddings | None, pairs: Sequence[int] | None = None,
 ) -> Factors:  # fmt: skip
-    """Return the vectors of all rows of both sides on every rank, each of which embeds a part of every block."""
+    """Return the vectors of all rows of both sides on every rank, of some `pairs` alone or of all. Each rank embeds a part of every
+    block."""
     if context.world_size == 1 and not torchrec:
-        return model_factors(model, users, items)
+        return model_factors(model, users, items, pairs=pairs)
     with evaluation_mode(model):
         return Factors(
-            _gathered_vectors("user", model, users, context, torchrec),
-            _gathered_vectors("item", model, items, context, torchrec),
+            _gathered_vectors("user", model, users, context, torchrec, pairs),
+            _gathered_vectors("item", model, items, context, torchrec, pairs),
         )
 
 
@@ -114,16 +116,17 @@ def _all_vectors(
 
 def _gathered_vectors(
     name: SideName, model: TwoTower, side: SideTensors, context: DistributedContext,
-    torchrec: TorchRecEmbeddings | None,
+    torchrec: TorchRecEmbeddings | None, pairs: Sequence[int] | None,
 ) -> Float[Tensor, "n D"]:  # fmt: skip
     """Return the vectors of all rows of a side. All ranks call their tower equally often."""
-    tower = model.user_vectors if name == "user" else model.item_vectors
+    tower = partial(model.user_vectors if name == "user" else model.item_vectors, pairs=pairs)
     block = 4096 if torchrec else 32_768  # with torchrec a block's rows of the tables are fetched and held
     blocks = []
     for start in range(0, side.n, block * context.world_size):
         n = min(side.n - start, block * context.world_size)
         sizes, part = context.partition_sizes(n), context.partition(n)
-        inputs = side.take(start + np.arange(part.start, max(part.stop, part.start + 1)) % n)
+        rows = start + np.arange(part.start, max(part.stop, part.start + 1)) % n
+        inputs = side.take(rows, interactions=np.zeros_like(rows) if side.has_context else None)
         if torchrec:
             torchrec.fetch(*((inputs, None) if name == "user" else (None, inputs)))
         blocks.append(context.all_gather(tower(inputs)[: sizes[context.rank]], sizes))

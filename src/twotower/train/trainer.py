@@ -176,10 +176,9 @@ class Trainer:
         """Return the validation metric of a pair that starts so, alone; higher is better."""
         config = self.recipe.train
         start_pair(self.model, start, self.dataset, config.seed, self.context)
-        scorer, part = self._scorer(), self.model.parts_of_pairs()[start.pair]
-        assert isinstance(scorer, Factors)  # `Start.check` refuses a user tower with more fields
+        users, items = self.objective.users, self.objective.items
         found = self._validation_metrics(
-            Factors(scorer.users[:, part].contiguous(), scorer.items[:, part].contiguous())
+            gathered_factors(self.model, users, items, self.context, self.torchrec, [start.pair])
         )
         score = self.best.score_of(found)
         log.info(

@@ -738,3 +738,18 @@ def test_slit_needs_one_rate_below_1() -> None:
 def test_a_start_comes_back_from_a_config(kind: type[Start]) -> None:
     given = config(kind.kind)
     assert Config.model_validate(given.model_dump(mode="json")) == given
+
+
+def test_values_are_chosen_by_their_pair_alone_beside_one_that_reads_the_context() -> None:
+    log = log_of_tastes(False).with_columns(place=pl.int_range(pl.len()) % 3)
+    features = (*world("ease").schema.features, Categorical(name="place", side="context"))
+    schema = Schema(features=features)
+    data = build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="column", column="part"))
+    train = {"pairs": "apart", "epochs": 1}
+    sections = config("ease", 2, train, regularization=[0.001, 3.0, 1e6], learn=False).model_dump(mode="json")
+    sections["model"]["pairs"][1]["user"] = {"fields": ["place"], "layers": [WIDTH]}
+    beside = Trainer(data, Config.model_validate(sections))
+    alone = Trainer(world("ease"), config("ease", regularization=[0.001, 3.0, 1e6]))
+    (start,), (other,) = beside.recipe.train.start, alone.recipe.train.start
+    assert beside._chosen(start).value_of("regularization") == alone._chosen(other).value_of("regularization")
+    assert beside.run().history
