@@ -114,6 +114,16 @@ def read_slices(table: pl.LazyFrame, source: TablePath, start: int, rows: int, s
         yield frame
 
 
+def scan_columns(file: TableFile, columns: list[str], reading: Reading, copy: Path) -> pl.LazyFrame:
+    """Scan columns of a file; a text file is first written as Parquet to `copy`, unless that is there. Raises DataError."""
+    with table_errors(file.path):
+        if not file.path.is_text:
+            return file.path.scan().select(columns)
+        return (
+            pl.scan_parquet(copy, glob=False) if copy.exists() else text_as_parquet(file.path, columns, reading, copy)
+        )
+
+
 def text_as_parquet(
     source: TablePath, columns: Collection[str], reading: Reading, to: Path, first: int = 0
 ) -> pl.LazyFrame:

@@ -23,7 +23,7 @@ from twotower.data.table_shards import (
     check_apart,
     cut_into_shards,
     read_slices,
-    text_as_parquet,
+    scan_columns,
 )
 from twotower.data.text_format import TextFormat
 from twotower.embedding.folder import StoredVectors, part_names
@@ -90,8 +90,7 @@ def embed(
     if chosen.is_remote:
         table, place = absolute(table), absolute(place)
     at, sources = shard_folder(place), maker.files(table_files(table))
-    if not (shards := cut_into_shards(sources, shard_rows)):
-        raise _no_rows(side)
+    shards = cut_into_shards(sources, shard_rows)
     model, schema = run_digests(run)
     plan = {
         "side": side, "model": model, "schema": schema, "precision": precision, "shard_rows": shard_rows,
@@ -113,16 +112,12 @@ def embed(
         chosen.run(job, shards, add, foreign_modules(run.config, run.dataset.schema))
         n: int = sum(record["rows"] for record in records.values())
         if not n:
-            raise _no_rows(side)
+            raise DataError(f"{side}s: the table has no rows, expected at least one; fill it")
         for file in sources:
             file.check_unchanged()
         work.finish(run.model.config.metric, [records[number] for number in range(len(shards))])
         log.info(f"{n:,} {side}s in {len(shards):,} shard{'s' * (len(shards) > 1)} have vectors: {at}")
         return n
-
-
-def _no_rows(side: SideName) -> DataError:
-    return DataError(f"{side}s: the table has no rows, expected at least one; fill it")
 
 
 def _load(
@@ -191,13 +186,9 @@ class _ShardMaker:
 
     def _batches(self, shard: TableShard, scratch: Path) -> Iterator[pl.DataFrame]:
         """Yield the needed columns of a shard, `batch_rows` rows at a time. Raises DataError as `tables.read_file` does."""
-        path, columns = shard.file.path, self.vectors.columns
+        path = shard.file.path
+        table = scan_columns(shard.file, self.vectors.columns, self._reading, scratch / "table")
         with table_errors(path):
-            table = (
-                text_as_parquet(path, columns, self._reading, scratch / "table")
-                if path.is_text
-                else path.scan().select(columns)
-            )
             n = int(table.select(pl.len()).collect().item()) if shard.rows is None else shard.rows
         for frame in read_slices(table, path, shard.start, n, self.batch_rows):
             yield frame.with_columns(parse_canonical_text(frame[name]) for name in self._parsed if path.is_text)

@@ -16,7 +16,7 @@ from twotower.data.table_shards import (
     TableShard,
     cut_into_shards,
     read_slices,
-    text_as_parquet,
+    scan_columns,
 )
 from twotower.data.text_format import TextFormat
 from twotower.errors import DataError
@@ -109,15 +109,7 @@ class UserTable:
             return rows, odd
 
     def _scan(self, file: TableFile, scratch: Path) -> pl.LazyFrame:
-        if not file.path.is_text:
-            return file.path.scan().select(self.columns)
-        copy = scratch / f"{self.files.index(file)}.parquet"
-        with table_errors(file.path):
-            return (
-                pl.scan_parquet(copy, glob=False)
-                if copy.exists()
-                else text_as_parquet(file.path, self.columns, self._reading, copy)
-            )
+        return scan_columns(file, self.columns, self._reading, scratch / f"{self.files.index(file)}.parquet")
 
 
 def _schema(path: TablePath, reading: Reading) -> pl.Schema:
