@@ -45,6 +45,9 @@ SLOW = (
 """Files that take longest, which begin first."""
 
 
+gc.disable()  # until all modules and tests are there
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Start the process that others are forked from once for all workers of pytest-xdist."""
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
@@ -61,6 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Let the collector of garbage pass over modules and tests, hundreds of thousands of objects that stay."""
     gc.freeze()
+    gc.enable()
 
 
 _numbers = itertools.count()

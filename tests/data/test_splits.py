@@ -16,7 +16,7 @@ from twotower.data.split import SplitConfig
 from twotower.data.splits import DROPPED, TEST, TRAIN, VALIDATION, split_interactions
 from twotower.errors import DataError
 
-FEW = examples(max_examples=60, deadline=None)
+FEW = examples(max_examples=30, deadline=None)
 SHARES = st.sampled_from([0.05, 0.1, 0.2, 1 / 3, 0.5])
 ROWS = st.lists(st.tuples(st.integers(0, 4), st.integers(-3, 6)), min_size=1, max_size=40)
 

@@ -199,7 +199,7 @@ def test_times_of_one_microsecond_keep_the_order_of_the_rows() -> None:
     assert tables.interactions["__time"].to_list() == [BASE * 10**6 + n for n in (0, 0, 1, 0)]
 
 
-@examples(max_examples=50, deadline=None)
+@examples(max_examples=25, deadline=None)
 @given(st.lists(st.integers(631_152_000_000_000, int(clock.time()) * 10**6), min_size=2, max_size=9))
 def test_every_make_of_a_moment_is_the_same_microsecond(moments: list[int]) -> None:
     whole = pl.Series(moments)

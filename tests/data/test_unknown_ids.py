@@ -124,7 +124,7 @@ IDS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_
 TREATMENTS = st.sampled_from(["add", "drop"])
 
 
-@examples(max_examples=60, deadline=None)
+@examples(max_examples=30, deadline=None)
 @given(IDS, st.permutations(range(6)), st.integers(2, 6), TREATMENTS, TREATMENTS)
 def test_checking_unknown_ids_equals_a_loop(
     pairs: list[tuple[int, int]], order: list[int], n: int, users: str, items: str

@@ -21,7 +21,7 @@ from twotower.evaluation.metrics.log_loss import LogLoss
 from twotower.evaluation.metrics.measured import Rankings, ScoredPairs
 from twotower.evaluation.metrics.metric import Prominence
 
-quick = settings(deadline=None, max_examples=80)
+quick = settings(deadline=None, max_examples=40)
 
 
 ROWS = st.lists(st.tuples(st.integers(-3, 3), st.booleans(), st.integers(0, 3)), max_size=25)

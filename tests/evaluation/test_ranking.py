@@ -17,7 +17,7 @@ from twotower.data.pairs import GroupedPairs, counts
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.ranking import EvaluationQueries, rank_catalogue, top_items
 
-quick = settings(deadline=None, max_examples=80)
+quick = settings(deadline=None, max_examples=40)
 
 
 @st.composite

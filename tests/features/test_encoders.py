@@ -31,7 +31,7 @@ from twotower.features.text import Text
 from twotower.features.values import SINGLE_ROW_MAX_VALUES, UNKNOWN, canonical_ids, missing_count
 from twotower.features.vector import Vector, VectorEncoder
 
-FEW = examples(max_examples=40, deadline=None)
+FEW = examples(max_examples=25, deadline=None)
 PLAIN_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 IDS: dict[str, tuple[pl.DataType, st.SearchStrategy[Any], Any]] = {
     "int": (pl.Int64(), st.integers(-(2**63), 2**63 - 2), 2**63 - 1),

@@ -31,7 +31,7 @@ from twotower.features.schema import Schema
 from twotower.features.text import Grams, Text, TextEncoder, grams, words
 from twotower.features.values import UNKNOWN
 
-FEW = examples(max_examples=60, deadline=None)
+FEW = examples(max_examples=30, deadline=None)
 TITLES = ["Good Will Hunting", "The Good, the Bad and the Ugly", "七人の侍", None, "", "  ?! ", "good good"]
 
 

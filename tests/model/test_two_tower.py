@@ -61,7 +61,7 @@ def bag_of(rows: list[list[int]], n_codes: int) -> Bag:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "sqrt", "sum", "power"])
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(rows=st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=1, max_size=6))
 def test_pooling_and_its_gradient_equal_a_loop_over_the_rows(pooling: str, rows: list[list[int]]) -> None:
     rng = torch.Generator().manual_seed(len(rows))

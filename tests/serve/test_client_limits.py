@@ -31,7 +31,7 @@ def test_a_client_has_its_rate_and_its_burst() -> None:
     assert "b" not in limiter._buckets
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0, 3), max_size=60), st.floats(0.1, 20), st.integers(1, 20))
 def test_no_client_gets_more_than_its_burst_and_its_rate(gaps: list[float], rate: float, burst: int) -> None:
     clock = Clock()

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -223,12 +224,12 @@ def test_the_admin_port_is_another_one(serve: Start, store: Path, tmp_path: Path
     (tmp_path / "keys.toml").write_text(lines)
     served = serve("--keys", str(tmp_path / "keys.toml"), "--admin-port", "0", "--poll", "0.05").wait()
     admin = re.search(r"admin: (http://\S+)\)", served.said)[1]  # type: ignore[index]
-    headers = {"authorization": f"Bearer {key}"}
+    given: dict[str, Any] = {"headers": {"authorization": f"Bearer {key}"}, "timeout": 120}
     first, second = (b.id for b in Store(store).bundles())
-    assert httpx.post(served.url + "/v1/rollback", json={"to": first}, headers=headers).status_code == 404
-    assert httpx.post(admin + "/v1/rollback", json={"to": first}, headers=headers).json()["current"] == first
-    assert httpx.get(served.url + "/v1/bundle", headers=headers).json()["bundle_id"] == first
-    assert httpx.post(admin + "/v1/rollback", json={"to": second}, headers=headers).status_code == 200
+    assert httpx.post(served.url + "/v1/rollback", json={"to": first}, **given).status_code == 404
+    assert httpx.post(admin + "/v1/rollback", json={"to": first}, **given).json()["current"] == first
+    assert httpx.get(served.url + "/v1/bundle", **given).json()["bundle_id"] == first
+    assert httpx.post(admin + "/v1/rollback", json={"to": second}, **given).status_code == 200
 
 
 def test_fault_G13_an_emptied_or_deleted_file_of_keys_lets_nobody_in(serve: Start, tmp_path: Path) -> None:

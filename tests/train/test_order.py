@@ -41,7 +41,7 @@ def test_what_is_packed_for_other_ranks_is_unpacked_the_same() -> None:
         assert getattr(found, name).dtype == value.dtype
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=4), min_size=1, max_size=4), st.integers(1, 9))
 def test_the_batches_of_an_epoch_are_all_of_it_in_order_and_all_shards_end_together(
     lengths: list[list[int]], size: int

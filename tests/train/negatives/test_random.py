@@ -52,7 +52,7 @@ WORLD = st.integers(1, 9).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(WORLD)
 def test_a_draw_is_an_item_the_user_has_not_met_and_every_such_item_is_drawn(
     world: tuple[int, list[tuple[int, int, bool]], int],
