@@ -463,8 +463,8 @@ def test_another_model_side_schema_precision_or_cut_is_refused(run: Run, table: 
     users = pl.DataFrame({"user_id": range(300)})
     users.write_parquet(tmp_path / "users.parquet")
     for given, options, message in (
-        (other, {}, "its vectors are of another `model`"),
-        (replace(run, dataset=schema), {}, "its vectors are of another `schema`"),
+        (other, {}, "its vectors are of another model"),
+        (replace(run, dataset=schema), {}, "its vectors are of another schema"),
         (run, {"precision": "fp16"}, r"its vectors are of another `precision` \(fp32 then, fp16 now\)"),
         (run, {"shard_rows": 90}, r"of another `shard_rows` \(100 then, 90 now\)"),
     ):
@@ -478,19 +478,41 @@ def test_another_model_side_schema_precision_or_cut_is_refused(run: Run, table: 
     assert EmbeddingsFolder(out).about["side"] == "user"
 
 
-def test_an_error_before_a_shard_is_there_leaves_no_plan(run: Run, tmp_path: Path) -> None:
-    table, out = tmp_path / "t.parquet", tmp_path / "out"
+def test_a_plan_without_a_finished_shard_gives_way_to_another(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    table, out, other = tmp_path / "t.parquet", tmp_path / "out", Run(None, run.config, run.dataset, run.model, {}, [])
     items(0, 150).with_columns(item_id=pl.Series([None, *range(149)])).write_parquet(table)
     with pytest.raises(DataError, match="1 missing ids"):
         again(run, table, out)
-    assert [p.name for p in out.rglob("*") if p.is_file()] == ["lock"]
     items(0, 150).with_columns(item_id=pl.Series([*range(149), None])).write_parquet(table)
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "hooks", kill_points.At("shard.file", stop))
+        with pytest.raises(KeyboardInterrupt):
+            again(run, table, out)
+    assert sorted(p.name for p in out.rglob("*") if p.is_file()) == ["lock", "plan.json"]
     with pytest.raises(DataError, match="1 missing ids"):
-        again(run, table, out)
+        again(other, table, out)
     assert state(out).keys() == {*part_names(0)}
+    with pytest.raises(RunError, match="of another model"):
+        again(run, table, out)
     items(0, 150).write_parquet(table)
     with pytest.raises(RunError, match="of another table"):
-        again(run, table, out)
+        again(other, table, out)
+
+
+def test_an_empty_table_leaves_the_vectors_of_another_as_they_are(run: Run, tmp_path: Path) -> None:
+    table, out = tmp_path / "t.parquet", tmp_path / "out"
+    items(0, 50).write_parquet(table)
+    again(run, table, out)
+    before = state(out)
+    items(0, 0).write_parquet(table)
+    with pytest.raises(DataError, match="the table has no rows"):
+        again(run, table, out, overwrite=True)
+    assert state(out) == before
 
 
 def flipped(path: Path) -> None:
@@ -612,10 +634,15 @@ def test_fault_C12_a_table_that_changes_while_it_is_embedded_ends_the_job(
     """A file changes while its second shard is made, or after its last one was."""
     copy, out = Path(shutil.copytree(table, tmp_path / "table")), tmp_path / "out"
     monkeypatch.setattr(files, "hooks", kill_points.At("shard:4", lambda: os.utime(copy / name, ns=(1, 1))))
-    with pytest.raises(DataError, match=rf"{name}: was changed while it was read; call again when it is complete"):
+    with pytest.raises(
+        DataError,
+        match=rf"{name}: was changed while it was read; when it is complete, call again with `overwrite=True`",
+    ):
         again(run, copy, out)
     assert len(list(out.glob("part-*"))) == shards
     assert not (out / "embedding.json").exists()
+    with pytest.raises(RunError, match=rf"of another table \({name} has changed\).*`overwrite=True`"):
+        again(run, copy, out)
 
 
 def test_files_are_named_one_by_one_by_a_folder_or_by_a_pattern(

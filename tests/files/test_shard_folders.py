@@ -83,7 +83,7 @@ def test_another_plan_is_refused_until_asked_for_and_then_nothing_of_the_first_s
         work.make(0, made(b"one"))
         work.write_list({"shards": [NAME]})
     other = PLAN | {"model": "n"}
-    with pytest.raises(RunError, match=r"its vectors are of another `model` \(m then, n now\)"):
+    with pytest.raises(RunError, match=r"its vectors are of another model \(m then, n now\)"):
         EmbeddingWork.begin(at, other, False).__enter__()
     assert len(names(at)) == 3
     with EmbeddingWork.begin(at, other, True) as work:
@@ -107,7 +107,7 @@ def test_no_json_is_a_difference_and_no_record(at: ShardFolder) -> None:
             write(at, "work/done-00000.json", value)
             assert work.record(0) is None
     write(at, "work/plan.json", [1])
-    with pytest.raises(RunError, match=r"its vectors are of another `format` \(None then, 1 now\)"):
+    with pytest.raises(RunError, match=r"its vectors are of another version of twotower, or work/plan.json is damaged"):
         EmbeddingWork.begin(at, PLAN, False).__enter__()
 
 

@@ -285,7 +285,10 @@ def test_fault_C12_a_table_that_changes_after_it_was_read_ends_the_job(
     monkeypatch.setattr(
         files, "hooks", kill_points.At(f"shard:{SHARDS - 1}", lambda: os.utime(copy / "a.parquet", ns=(1, 1)))
     )
-    with pytest.raises(DataError, match=r"a\.parquet: was changed while it was read; call again when it is complete"):
+    with pytest.raises(
+        DataError,
+        match=r"a\.parquet: was changed while it was read; when it is complete, call again with `overwrite=True`",
+    ):
         job(store, copy, out)
     assert len(state(out)) == SHARDS
     assert not (out / LIST_FILE).exists()
@@ -485,7 +488,7 @@ def test_other_bundles_tables_and_folders_are_refused(
     other = tmp_path / "store"
     api.publish(run, other)
     with pytest.raises(
-        RunError, match=r"its recommendations are of another `bundle` \(\S+ then, \S+ now\); choose another"
+        RunError, match=r"its recommendations are of another bundle \(\S+ then, \S+ now\); choose another"
     ):
         job(other, table, out)
     shutil.copytree(table, tmp_path / "table")

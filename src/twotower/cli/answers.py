@@ -87,7 +87,7 @@ def recommend(
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace answers of another bundle, table or options in --out.")
+        bool, typer.Option("--overwrite", help="Discard answers of another bundle, table or options in --out first.")
     ] = False,
     engine: EngineName = "local",
     separator: Separator = "",

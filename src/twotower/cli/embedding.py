@@ -30,7 +30,7 @@ def embed(
     ] = 1_048_576,
     precision: Annotated[str, typer.Option("--precision", help="Precision of the vectors: fp32 or fp16.")] = "fp32",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace vectors of another table or model in the folder.")
+        bool, typer.Option("--overwrite", help="Discard vectors of another table or model in the folder first.")
     ] = False,
     engine: EngineName = "local",
     share: Share = "",

@@ -45,7 +45,9 @@ class TableFile:
         with suppress(OSError, DataError):
             if tuple(self.path.state()) == self.seen:
                 return
-        raise DataError(f"{self.path}: was changed while it was read; call again when it is complete")
+        raise DataError(
+            f"{self.path}: was changed while it was read; when it is complete, call again with `overwrite=True`"
+        )
 
 
 @dataclass(frozen=True)

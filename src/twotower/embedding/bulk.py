@@ -91,6 +91,8 @@ def embed(
         table, place = absolute(table), absolute(place)
     at, sources = shard_folder(place), maker.files(table_files(table))
     shards = cut_into_shards(sources, shard_rows)
+    if not shards:
+        raise DataError(f"{side}s: the table has no rows, expected at least one; fill it")
     model, schema = run_digests(run)
     plan = {
         "side": side, "model": model, "schema": schema, "precision": precision, "shard_rows": shard_rows,

@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self, TypeAlias
 
 from twotower import files
-from twotower.errors import DataError, RunError
+from twotower.errors import RunError
 from twotower.files import locks
 from twotower.files.object_stores import ObjectError
 from twotower.files.shard_folders import FileEntry, ShardFolder
@@ -77,8 +77,8 @@ class ShardedWork:
         """Start or continue the work that `plan` describes.
 
         Raises RunError if the folder holds other files, or shards of another plan, which `overwrite` removes, or, on a disk, if another
-        call is writing into it. In a bucket two calls of one plan make the same. A DataError before a shard is there leaves no plan, so that
-        the table can be corrected."""
+        call is writing into it. In a bucket two calls of one plan make the same. On a disk another plan without a finished shard gives way,
+        so that a table or a model can be corrected; in a bucket it may be that of a call at work, and needs `overwrite`."""
         work, half = cls(at, plan), rf"\.{re.escape(cls.list_file)}\.\d+\.tmp"
         known = rf"{cls.shard_files}|{re.escape(cls.list_file)}|{half}|{cls.work_folder}(/.*)?"
         if foreign := [path for path in at.paths() if not re.fullmatch(known, path)]:
@@ -86,7 +86,7 @@ class ShardedWork:
         with work._written(), at.alone(cls.work_folder):
             work._remove_all(rf"{half}|{cls.work_folder}/(twotower-.*|\..*\.tmp)")
             if why := work._difference():
-                if not overwrite:
+                if not (overwrite or work._is_unused()):
                     raise RunError(f"{at}: {why}; choose another folder, or start over with `overwrite=True`")
                 at.remove([cls.list_file])
                 work._remove_all(rf"{cls.shard_files}|{cls.work_folder}/done-.*")
@@ -98,12 +98,7 @@ class ShardedWork:
                     if e.cause != "changed":
                         raise
                     raise RunError(f"{at}: another call begins at the same time; let it end, or stop it") from None
-            try:
-                yield work
-            except DataError:
-                if not any(re.fullmatch(cls.shard_files, path) for path in at.paths()):
-                    at.remove([work._plan_file])
-                raise
+            yield work
 
     def check_seen(self) -> None:
         """Raise RunError if this process sees another folder than the one of its call: on another host, or after its call was killed and
@@ -205,21 +200,35 @@ class ShardedWork:
         """Digest of the plan, which the records of its shards hold."""
         return hashlib.sha256(json.dumps(self.plan).encode()).hexdigest()
 
+    def _is_unused(self) -> bool:
+        """Return True on a disk, where the lock is held, if no shard of the folder's plan has been made. In a bucket another call may be
+        making its first."""
+        made = rf"{self.shard_files}|{self.list_file}|{self.work_folder}/done-.*"
+        return isinstance(self.at.place, Path) and not any(re.fullmatch(made, path) for path in self.at.paths())
+
     def _difference(self) -> str:
         """Return the difference between the plan and that of the folder, as words; an empty string if both agree."""
         if (then := self._read(self._plan_file)) is None:
             present = [path for path in self.at.paths() if not re.fullmatch(rf"{self.work_folder}(/.*)?", path)]
             return f"holds other {self.noun} ({present[0]})" if present else ""
+        if then.get("format") != self.plan["format"] or then.keys() != self.plan.keys():
+            return f"its {self.noun} are of another version of twotower, or {self._plan_file} is damaged"
         for key in self.plan:
-            if key != "table" and then.get(key) != self.plan[key]:
-                shown = f"{_shown(then.get(key))} then, {_shown(self.plan[key])} now"
-                return f"its {self.noun} are of another `{key.replace(', ', '`, `')}` ({shown})"
+            if key != "table" and then[key] != self.plan[key]:
+                option = key if key in _CONTENTS else f"`{key.replace(', ', '`, `')}`"
+                return (
+                    f"its {self.noun} are of another {option} ({_shown(then[key])} then, {_shown(self.plan[key])} now)"
+                )
         before, now = ({name: state for name, *state in plan.get("table", [])} for plan in (then, self.plan))
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 how = "is missing" if name not in now else "is new" if name not in before else "has changed"
                 return f"its {self.noun} are of another table ({name} {how})"
         return ""
+
+
+_CONTENTS = ("model", "schema", "bundle")
+"""Keys of plans that are digests of what an argument names; the others are arguments."""
 
 
 def _shown(value: object) -> str:
