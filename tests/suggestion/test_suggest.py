@@ -22,6 +22,7 @@ from twotower.suggestion.choice import MIN_LONG, RULES
 from twotower.suggestion.recipes import FittedRecipe, read_recipe
 from twotower.suggestion.settings import shaped_settings
 from twotower.suggestion.suggest import Suggestion, suggest
+from twotower.train.trainer import Trainer
 
 World = tuple[pl.DataFrame | None, pl.DataFrame | None, pl.DataFrame]
 
@@ -57,6 +58,23 @@ def test_each_shape_has_its_recipe_whose_config_trains(name: str) -> None:
     assert found.recipe == name
     run = twotower.fit(tables, found.schema, of_one_epoch(found.config))
     assert np.isfinite([value for metric, value in run.metrics.items() if metric.startswith("test.")]).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "dislikes"),
+    [
+        (rule.recipe, dislikes)
+        for rule in RULES
+        for dislikes in (False, True)
+        if rule.recipe != "ranking" or not dislikes
+    ],
+)
+def test_each_recipe_may_train_on_its_shape_and_beside_a_few_dislikes(name: str, dislikes: bool) -> None:
+    users, items, actions = worlds()[name]
+    actions = with_label(actions, 0.02) if dislikes else actions
+    found = of((users, items, actions), recipe=name)
+    data = build_dataset(check(users, items, actions, found.schema), found.schema, found.config.split)
+    Trainer(data, found.config)
 
 
 @pytest.mark.parametrize("name", [rule.recipe for rule in RULES])
