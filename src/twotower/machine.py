@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -52,6 +53,10 @@ def boot_id() -> str:
 SPINS = 10_000
 """Rounds that a thread of OpenMP waits in before it sleeps: as many as cost nothing on an idle machine (docs/log.md)."""
 
+KEPT_BLOCK_BYTES, KEPT_BYTES = 1 << 28, 1 << 30
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt(3)."""
+
 
 def limit_spinning() -> None:
     """Let threads of OpenMP (GNU) sleep after `SPINS` rounds of waiting, unless OMP_WAIT_POLICY or GOMP_SPINCOUNT says how they wait.
@@ -60,6 +65,18 @@ def limit_spinning() -> None:
     loaded, which reads it once."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
+
+
+def keep_freed_memory() -> None:
+    """Let the GNU C library keep freed blocks of up to `KEPT_BLOCK_BYTES`, `KEPT_BYTES` in all at the end of its memory, unless GLIBC_TUNABLES
+    or a variable MALLOC_… says what it keeps. Elsewhere it does nothing.
+
+    By default large blocks go back to the kernel, which fills the pages of each new one with zeros: up to a quarter of the time of a
+    training (docs/log.md). For commands that end with their work; a service would keep what it needs once."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt and not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        mallopt(_M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def available_cores() -> int:

@@ -18,6 +18,7 @@ import typer
 from twotower.cli.serving import serve
 from twotower.errors import DataError
 from twotower.escaping import WINDOWS, shell_command, shell_word
+from twotower.machine import keep_freed_memory
 from twotower.reports.terminal import print_line
 from twotower.train.progress import Callback
 
@@ -149,6 +150,7 @@ def demo(
     port: Annotated[int, typer.Option("--port", help="Port of the service. 0: a free one.")] = 8000,
 ) -> None:
     """Run the main job on MovieLens twice, for what comes next and for who likes what: train, evaluate, recommend, publish, and with --serve, serve."""
+    keep_freed_memory()
     from twotower import api
     from twotower.reports.progress import Progress
     from twotower.runs.folder import locked

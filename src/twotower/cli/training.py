@@ -13,6 +13,7 @@ from twotower.cli.threads import Threads, set_threads
 from twotower.errors import ConfigError, RunError
 from twotower.escaping import shell_command
 from twotower.files import layout
+from twotower.machine import keep_freed_memory
 from twotower.reports.terminal import print_line, silenced_messages
 
 
@@ -33,6 +34,7 @@ def train(
 
     context = DistributedContext.from_environment()
     set_threads(threads, context.world_size)
+    keep_freed_memory()
     from twotower import api
     from twotower.config.toml import load_config
     from twotower.reports.metric_tables import print_metrics
