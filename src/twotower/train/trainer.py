@@ -148,7 +148,7 @@ class Trainer:
         """Return the start with the values that are best on validation: of those given; while an outermost one of several is the best,
         of values beyond it; at last, of values between the best and its neighbours."""
         alternatives = start.alternatives()
-        if len(alternatives) == 1:
+        if len(alternatives) == 1 or not start.has_choice(self.dataset, self.model.config):
             return alternatives[0]
         tried = [(self._score_of_start(one), one) for one in alternatives]
         best = max(tried, key=itemgetter(0))

@@ -68,6 +68,9 @@ class Slit(Start):
                 f"of feature '{history.name}'"
             )
 
+    def has_choice(self, dataset: Dataset, model: ModelConfig) -> bool:
+        return self.n_codes(dataset, model) - 1 <= self.max_items
+
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         n, histories, rate = positives.n_columns, positives.histories, pooling.decay_rate
         assert histories is not None

@@ -71,6 +71,10 @@ class Start(Kind):
         values = [[(value,) for value in getattr(self, name)] for name in self.choices]
         return [self.model_copy(update=dict(zip(self.choices, chosen, strict=True))) for chosen in product(*values)]
 
+    def has_choice(self, dataset: Dataset, model: ModelConfig) -> bool:
+        """Return True if the values for this data depend on the values of `choices`."""
+        return True
+
     def beyond(self, best: Start) -> list[Start]:
         """Return `best` with the next value outwards, for each option of several values whose outermost, or one beyond, it has: in the
         ratio of the two outermost; none beside a 0."""
@@ -185,8 +189,13 @@ class Start(Kind):
         assert history.history is not None
         assert history.pools is not None
         codes = dataset.encoders.history_codes(history.history, dataset.items.frame)
-        field = next(f for f in dataset.encoders.fields("user") if f.name == history.name)
-        return self.solve(PositiveMatrix.of(dataset, codes, field.rows), resolve(history.pools), width, seed)
+        positives = PositiveMatrix.of(dataset, codes, self.n_codes(dataset, model))
+        return self.solve(positives, resolve(history.pools), width, seed)
+
+    def n_codes(self, dataset: Dataset, model: ModelConfig) -> int:
+        """Return the number of codes of the pair's history, the unknown one too."""
+        history, _ = self.fields(dataset, model)
+        return next(f.rows for f in dataset.encoders.fields("user") if f.name == history.name)
 
 
 def start_pair(model: TwoTower, start: Start, dataset: Dataset, seed: int, context: DistributedContext) -> None:
