@@ -54,6 +54,7 @@ SPINS = 10_000
 """Rounds that a thread of OpenMP waits in before it sleeps: as many as cost nothing on an idle machine (docs/log.md)."""
 
 KEPT_BLOCK_BYTES, KEPT_BYTES = 1 << 28, 1 << 30
+"""Greatest freed block that a training keeps for its next one, and freed memory that it keeps in all."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3)."""
 

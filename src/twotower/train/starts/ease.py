@@ -84,6 +84,16 @@ def leading(
     return (basis.double() @ vectors.flip(1)[:, :keep]).float(), values.flip(0)[:keep].float().clamp(min=0)
 
 
+def scaled_values(
+    source: F32[Tensor, "N E"], target: F32[Tensor, "N E"], mean_square: F32[Tensor, ""], width: int
+) -> PairValues:
+    """Return values whose scores have the root mean square 1, in place of the mean square given, and whose tables have entries of one size,
+    so that both learn at one rate."""
+    source = source / mean_square.sqrt()
+    balance = (source.norm() / target.norm()).sqrt()
+    return PairValues(wide(source / balance, width), wide(target * balance, width))
+
+
 def wide(rows: F32[Tensor, "N E"], width: int) -> F32[Tensor, "N W"]:
     """Return rows with zeros up to a width."""
     return torch.nn.functional.pad(rows, (0, width - rows.shape[1]))

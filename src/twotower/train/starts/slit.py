@@ -16,7 +16,7 @@ from twotower.model.decayed_means import reach
 from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.two_tower import ModelConfig
-from twotower.train.starts.ease import leading, wide
+from twotower.train.starts.ease import leading, scaled_values
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
 from twotower.train.starts.start import PairValues, Positive, Start
 from twotower.train.starts.transitions import TransitionFactors
@@ -31,9 +31,9 @@ class Slit(Start):
 
         sum over positives of w c^2 |y - x W|^2  +  lambda |W|^2
 
-    with y the positive as a row of one 1, x the decayed mean of the user's positives before it, the pooling's, c the sum of its
-    decay weights, and w the positive's weight (Choi et al. 2021, "Session-aware Linear Item-Item Models for Session-based
-    Recommendation", section 4.2, of the one next item). With V the E leading eigenvectors of the regression's W^T C, C the
+    with y the positive as a row of one 1, x the mean of the user's positives before it by the weights of the pooling, c the sum of
+    these weights, and w the positive's weight (Choi et al. 2021, "Session-aware Linear Item-Item Models for Session-based
+    Recommendation", SLIT, of the one next item). With V the E leading eigenvectors of the regression's W^T C, C the
     products of histories and next items (reduced-rank ridge regression: Mukherjee and Zhu 2011), a history's vector is the
     mean of its rows of W V, an item's vector its row of V, and with E = N the score is that of W.
 
@@ -100,9 +100,7 @@ class Slit(Start):
             target, _ = leading(lambda q: ahead.T @ weights(q), n, width, generator, ITERATIONS)
         source = weights(target)
         squares = ((ahead @ target) * source).sum() - self.regularization[0] * source.square().sum()
-        source /= (squares / (total * positives.n_items)).sqrt()
-        balance = (source.norm() / target.norm()).sqrt()  # entries of one size in both tables, which learn at one rate
-        return PairValues(wide(source / balance, width), wide(target * balance, width))
+        return scaled_values(source, target, squares / (total * positives.n_items), width)
 
 
 def decayed_products(

@@ -18,7 +18,7 @@ from twotower.evaluation.transitions import FREQUENCY, LAG, SPAN, TransitionCoun
 from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.two_tower import ModelConfig
-from twotower.train.starts.ease import leading, wide
+from twotower.train.starts.ease import leading, scaled_values
 from twotower.train.starts.positives import PositiveMatrix
 from twotower.train.starts.start import NotNegative, PairValues, Start
 
@@ -95,9 +95,7 @@ class TransitionFactors(Start):
             source = ahead(target)
             scores = source @ (target.T @ target)
         squares = (scores * source).sum(1)  # of the scores of all items after one item
-        source /= ((sums @ squares) / (sums.sum() * positives.n_items)).sqrt()
-        balance = (source.norm() / target.norm()).sqrt()  # entries of one size in both tables, which learn at one rate
-        return PairValues(wide(source / balance, width), wide(target * balance, width))
+        return scaled_values(source, target, (sums @ squares) / (sums.sum() * positives.n_items), width)
 
     def _products(self, counts: TransitionCounts, values: Shaped[Floats, "T"], n: int) -> tuple[Product, Product]:
         """Return the products with the square table (n, n) of some values of the transitions, and with its transpose."""
