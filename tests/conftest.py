@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Let the collector of garbage pass over modules and tests, hundreds of thousands of objects that stay."""
+    """Leave modules and tests, hundreds of thousands of objects that stay, out of garbage collection."""
     gc.freeze()
     gc.enable()
 
