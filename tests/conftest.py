@@ -19,6 +19,7 @@ import pytest
 import shapes  # noqa: F401  before twotower
 import torch
 from heavy import mark_heavy
+from hypothesis import HealthCheck, settings
 from messages import collected_messages
 from object_server import ObjectServer, object_server, use
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything
@@ -45,6 +46,9 @@ SLOW = (
 """Files that take longest, which begin first."""
 
 
+# A busy machine draws examples slowly, which is no fault of a test.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 gc.disable()  # until all modules and tests are there
 
 

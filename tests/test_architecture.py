@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import twotower
 from twotower.errors import MissingPackage, TwoTowerError
@@ -156,6 +157,15 @@ def test_no_test_patches_a_constant_of_a_module() -> None:
                 if any(re.search(r"(^|\.)_?[A-Z][A-Z0-9_]*$", text) for text in texts):
                     found.append(f"{path.relative_to(TESTS)}:{node.lineno}: {texts}")
     assert not found
+
+
+def test_no_property_depends_on_the_speed_of_the_machine() -> None:
+    assert settings.default is not None
+    assert settings.default.deadline is None
+    assert HealthCheck.too_slow in settings.default.suppress_health_check
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        own = re.findall(r"suppress_health_check=\[([^\]]*)\]", path.read_text(encoding="utf-8"))
+        assert all("too_slow" in checks for checks in own), path
 
 
 def test_the_package_has_no_switch_for_tests() -> None:

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from twotower.arrays.ragged import stable_order
 
 # The dataset is not changed by a test, so hypothesis may see one for all its examples.
-quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 CODES = st.one_of(st.integers(0, 3), st.integers(65_530, 65_545), st.integers(0, 2**31 - 1), st.just(2**16), st.just(0))

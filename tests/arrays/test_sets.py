@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from twotower.arrays.sets import DistinctRows, distinct_keys, find_in_sorted, is_in_sorted, pair_keys
 
 # The dataset is not changed by a test, so hypothesis may see one for all its examples.
-quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @quick

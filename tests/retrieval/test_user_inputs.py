@@ -183,7 +183,9 @@ ODD = st.one_of(
 )  # fmt: skip
 
 
-@examples(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     st.sampled_from([None, "3", "7", "nobody", "007", "-1", "\\udcff"]),
     st.dictionaries(

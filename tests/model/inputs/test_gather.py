@@ -16,7 +16,7 @@ from twotower.model.inputs.feed import feed, stack_feeds
 from twotower.model.inputs.gather import ColumnRows, OneRow, TowerFields, gather
 from twotower.model.inputs.padded import pad
 
-quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @pytest.mark.parametrize("side", ["user", "item"])

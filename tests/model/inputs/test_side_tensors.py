@@ -19,7 +19,7 @@ from twotower.features.side import SideName
 from twotower.model.inputs.bag import Bag
 
 # The dataset is not changed by a test, so hypothesis may see one for all its examples.
-quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 SIDES: tuple[SideName, SideName] = ("user", "item")

@@ -98,7 +98,9 @@ def test_fault_G14_a_strange_id_is_asked_and_forgotten_by_its_address(shared: Cl
     is_asked_and_forgotten(shared, id_)
 
 
-@hypothesis_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.text(min_size=1, max_size=30) | st.text("\n\r/.?#%&+; \x00\u2028a", min_size=1, max_size=8))
 def test_fault_G14_any_id_is_asked_and_forgotten_by_its_address(shared: Client, id_: str) -> None:
     is_asked_and_forgotten(shared, id_)

@@ -18,7 +18,9 @@ from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.mixture import CandidateSampler
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(rows=st.lists(ROW, min_size=1, max_size=60, unique_by=lambda row: row[:2]), n=st.integers(1, 5))
 def test_observed_candidates_are_distinct_training_dislikes_of_the_user_as_many_as_there_are(
     board: Dataset, rows: list[tuple[int, int, bool]], n: int

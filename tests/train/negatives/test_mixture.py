@@ -145,7 +145,9 @@ def test_without_the_batchs_own_positives_a_column_counts_only_what_was_drawn(bo
 # ---- what is not there
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     rows=st.lists(ROW, min_size=1, max_size=60, unique_by=lambda row: row[:2]),
     memory=st.lists(st.integers(0, 29), max_size=12),

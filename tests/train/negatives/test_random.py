@@ -86,7 +86,9 @@ def test_draws_are_uniform_over_the_items_not_met() -> None:
         assert abs(chi_square - freedom) < 4 * np.sqrt(2 * freedom)
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(rows=st.lists(ROW, min_size=1, max_size=60, unique_by=lambda row: row[:2]), n=st.integers(1, 31))
 def test_random_candidates_are_distinct_items_the_user_has_not_met_as_many_as_there_are(
     board: Dataset, rows: list[tuple[int, int, bool]], n: int
