@@ -90,6 +90,8 @@ def test_set_overrides_a_setting(project: Path) -> None:
         (["data", "fetch", "ml-1b", "--out", "{}/d"], ["ml-1b", "ml-1m"]),
         (["data", "fetch", "ml-1m", "--source", "{}/no.zip", "--out", "{}/d"], ["no.zip", "no such file"]),
         (["data", "stats", "{}/void"], ["holds no interactions.parquet"]),
+        (["suggest", "C:\\Users\\click log.csv"], ["C:\\Users\\click log.csv: no such file"]),
+        (["suggest", "C:log.csv"], ["C:log.csv: no such file"]),
         (["compare", "{}", "{}", "--resamples", "1000000001"], ["--resamples", "1000000\n"]),
         (["embed", "{}", "{}/users.csv", "--out", "{}/v", "--threads", "1000000000"], ["--threads", "1024\n"]),
         (["trian"], ["trian"]),
@@ -483,6 +485,27 @@ def test_the_template_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:
     schema, config = parse_config(tomllib.loads(capsys.readouterr().out))
     assert schema is not None
     assert config == Config()
+
+
+@pytest.mark.parametrize("words", [[], ["data"]])
+def test_without_a_verb_the_help_is_all_that_is_printed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*words) == 2
+    told = capsys.readouterr()
+    assert "Usage: " in told.out + told.err
+    assert "error:" not in told.out + told.err
+
+
+def test_stats_of_a_file_tell_its_columns(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file,) = project.glob("interactions.*")
+    assert call("data", "stats", project) == 0
+    of_folder = capsys.readouterr().out
+    assert call("data", "stats", file) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("interactions: ")
+    assert told in of_folder
+    (dates := project / "dates.csv").write_text("user_id,day\n1,31.12.23\n2,01.01.24\n", encoding="utf-8")
+    assert call("data", "stats", dates) == 0
+    assert capsys.readouterr().out.splitlines()[2].endswith("31.12.23")
 
 
 def test_stats_tell_what_tables_hold(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -595,6 +595,8 @@ def test_a_value_of_another_type_or_range_is_named_with_what_is_allowed(
             "pairs.0.item: residual needs layers, and layers is empty",
         ),
         ("[train\nepochs = 1", "not valid TOML"),
+        ('data.interactions = "C:\\Users\\clicks.csv"', "a backslash begins an escape: write a path with /"),
+        ('data.interactions = "D:\\Daten\\clicks.csv"', "a backslash begins an escape: write a path with /"),
     ],
 )
 def test_a_setting_that_is_missing_or_does_not_go_with_another_is_refused(

@@ -142,6 +142,10 @@ def test_times_and_their_units(name: str, values: list[object], unit: str) -> No
         ([f"{1 + i % 28:02d}/Jan/2023:12:00:00 +0100" for i in range(N)], "%d/%b/%Y:%H:%M:%S %z"),
         ([f"{1 + i % 28} Jan 2023" for i in range(N)], "%d %b %Y"),
         ([20230101 + i % 28 for i in range(N)], "%Y%m%d"),
+        ([f"{1 + i % 28:02d}.01.23 9:{i:02d}" for i in range(N)], "%d.%m.%y %H:%M"),
+        ([f"1/{1 + i % 28}/23 8:05:{i:02d}" for i in range(N)], "%m/%d/%y %H:%M:%S"),
+        ([f"19-01-{1 + i % 28:02d}" for i in range(N)], "%y-%m-%d"),
+        ([f"2023年1月{1 + i % 28}日 9:{i:02d}" for i in range(N)], "%Y年%m月%d日 %H:%M"),
         ([202301011200 + i for i in range(N)], "%Y%m%d%H%M"),
     ],
 )
@@ -163,6 +167,54 @@ def test_what_is_no_time_is_told() -> None:
     found = guessed(time=[START, None] * 20)
     assert "time" not in found.options
     assert found.remarks[0].startswith("'time': 20 of 40 values are missing")
+
+
+def test_dates_whose_year_has_two_digits_need_one_order() -> None:
+    dates = ["01.02.03", "03.04.05"] * 20
+    with pytest.raises(
+        DataError, match=r"in one of 3 orders.*set schema\.time_format = '%d\.%m\.%y' or '%m\.%d\.%y' or"
+    ):
+        guessed(date=dates)
+    assert (
+        guess_columns(pl.DataFrame({**IDS, "date": dates}), {"time": "date", "time_format": "%d.%m.%y"}, {}).options[
+            "time"
+        ]
+        == "date"
+    )
+    assert guessed(date=["05.05.05", "06.06.06"] * 20).options["time_format"] == "%d.%m.%y"
+
+
+@pytest.mark.parametrize("day", ["{:02d}.01.23", "{:02d}.01.2023", "202301{:02d}"])
+def test_dates_are_no_ids(day: str) -> None:
+    dates: list[object] = [day.format(1 + i % 28) for i in range(N)]
+    dates = [*map(int, map(str, dates))] if "." not in day else dates
+    found = guess_columns(pl.DataFrame({"Datum": dates, "Artikel": IDS["item_id"], "Kunde": IDS["user_id"]}), {}, {})
+    assert (found.options["user_id"], found.options["item_id"]) == ("Artikel", "Kunde")
+    assert found.remarks == [
+        "'Artikel' as the user and 'Kunde' as the item: by the place alone, because no name of a column tells it; `overrides` "
+        "schema.user_id=NAME schema.item_id=NAME would correct it"
+    ]
+
+
+def test_an_id_that_is_alone_in_its_place_is_no_guess() -> None:
+    frame = pl.DataFrame({"customer": IDS["user_id"], "was": IDS["item_id"]})
+    assert guess_columns(frame, {}, {}).remarks == []
+    (remark,) = guess_columns(frame.with_columns(wo=pl.Series(["x", "y"] * 20)), {}, {}).remarks
+    assert remark.startswith("'was' as the item: by the place alone")
+
+
+def test_numbers_of_a_scale_may_be_ratings() -> None:
+    told = "'Bewertung' has 9 steps from 0.5 to 4.5; schema.label=Bewertung would read ratings"
+    assert told in guessed(Bewertung=[i % 9 / 2 + 0.5 for i in range(N)]).notes
+    for values in (
+        [i % 4 for i in range(N)],
+        [i % 7 for i in range(N)],
+        [i % 9 / 3 for i in range(N)],
+    ):  # few, of items, no steps
+        assert not any("steps" in note for note in guessed(x=values).notes)
+    assert not any(
+        "steps" in note for note in guessed(x=[i % 9 for i in range(N)], rating=[i % 5 for i in range(N)]).notes
+    )
 
 
 def test_days_and_months_in_either_order_are_refused() -> None:

@@ -333,6 +333,21 @@ def test_times_in_a_file_are_read_as_a_training_reads_them(tmp_path: Path) -> No
         assert "'born' of the items, dates are no feature" in " ".join(found.reasons)
 
 
+def test_ids_with_a_point_are_told_where_they_keep_it(tmp_path: Path) -> None:
+    actions = log(length=8).with_columns(pl.col("user_id").cast(pl.Float64))
+    actions.write_csv(tmp_path / "clicks.csv")
+    found = suggest(tmp_path / "clicks.csv", folder=tmp_path)
+    told = [line for line in found.reasons if line.startswith("Look at 'user_id': ids such as ")]
+    assert len(told) == 1
+    assert "0.0 keep their point, and " in told[0]
+    tables, _ = read(found.config, found.schema)
+    assert isinstance(tables, Tables)
+    assert tables.interactions["user_id"].str.ends_with(".0").all()
+    assert not any("point" in line for line in suggest(actions).reasons)  # a whole float of a frame is its integer
+    log(length=8).write_csv(tmp_path / "whole.csv")
+    assert not any("point" in line for line in suggest(tmp_path / "whole.csv", folder=tmp_path).reasons)
+
+
 def test_paths_are_relative_to_the_folder_of_the_config(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "configs").mkdir()

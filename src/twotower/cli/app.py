@@ -138,7 +138,8 @@ def run_command(words: Sequence[str]) -> int:
             raise
         return _print_error(f"error: {missing}", missing.exit_code)
     except _UsageError as e:
-        return _print_error(f"error: {' '.join(e.format_message().split())}", 2)
+        said = " ".join(e.format_message().split())
+        return _print_error(f"error: {said}", 2) if said else 2  # without a verb the help is printed
     except MemoryError as e:
         return _print_error(f"error: out of memory ({e}); reduce the request, or use a larger machine", 1)
     except (Exception, KeyboardInterrupt) as e:

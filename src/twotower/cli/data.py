@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import typer
@@ -41,7 +41,9 @@ def fetch(
 
 
 def stats(
-    folder: Annotated[str, typer.Argument(help="Folder or URL with users, items and interactions.")],
+    folder: Annotated[
+        str, typer.Argument(help="Folder or URL with users, items and interactions, or one file of interactions.")
+    ],
     separator: Separator = "",
     columns: Annotated[
         str,
@@ -64,7 +66,7 @@ def stats(
     """Describe three tables: sizes, columns, missing and distinct values, activity per user and item."""
     from twotower.data import summary
     from twotower.data.readers import Reading, read_file
-    from twotower.data.table_path import TEXT_SUFFIXES, TablePath
+    from twotower.data.table_path import TABLE_SUFFIXES, TEXT_SUFFIXES, TablePath, ending
     from twotower.data.table_paths import exists, table_files, table_source
     from twotower.data.text_format import TextFormat
     from twotower.features.schema import Schema
@@ -74,7 +76,10 @@ def stats(
     form, schema = TextFormat.of_table(separator, split_names(columns), layout), Schema()
     endings = (".parquet", *TEXT_SUFFIXES, *(f"{ending}.gz" for ending in TEXT_SUFFIXES))
     paths, place = dict[str, TablePath](), table_source(folder)
-    for name in ("users", "items", "interactions"):
+    is_file = place.is_file() if isinstance(place, Path) else ending(PurePosixPath(place.key)) in TABLE_SUFFIXES
+    if is_file:
+        (paths["interactions"],) = table_files(place)
+    for name in () if paths else ("users", "items", "interactions"):
         found_at = next((p for ending in endings if exists(p := place / f"{name}{ending}")), None)
         if found_at is None and name == "interactions":
             raise DataError(f"{folder}: holds no interactions.parquet, .csv, .tsv or .txt")
@@ -83,7 +88,9 @@ def stats(
     form.check_used(any(path.is_text for path in paths.values()), paths["interactions"].is_text, "`{}`")
     found = {}
     for name, path in paths.items():
-        reading = Reading(None).of_table(form if name == "interactions" else TextFormat(separator=separator))
+        reading = Reading(None, dates=False).of_table(
+            form if name == "interactions" else TextFormat(separator=separator)
+        )
         if name == "interactions" and layout == "sequences":  # whose values have no types
             reading = replace(reading, numbers=frozenset(), lines=(schema.user_id, schema.item_id))
         found[name] = read_file(str(path), reading)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, time
@@ -110,7 +111,9 @@ def load_config(path: Path, overrides: Iterable[str] = (), trust: bool = False) 
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path}: not UTF-8 at byte {e.start}; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as e:
-        raise ConfigError(f"{path}: not valid TOML: {e}") from None
+        escape = "; between double quotes a backslash begins an escape: write a path with / or between single quotes"
+        hint = escape if re.search(r"hex value|Unescaped '\\'", str(e)) else ""
+        raise ConfigError(f"{path}: not valid TOML: {e}{hint}") from None
     except OSError as e:
         raise ConfigError(f"{path}: {e.strerror}") from None
     refuse_renamed(data, str(path))

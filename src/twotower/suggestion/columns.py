@@ -12,8 +12,8 @@ from twotower.config.toml import TomlValue
 from twotower.errors import DataError
 from twotower.features.values import missing_count
 from twotower.suggestion import names
-from twotower.suggestion.text_form import has_decimal_commas, looks_like_seconds, odd_times
-from twotower.suggestion.time_form import TimeForm, is_dated, time_form
+from twotower.suggestion.text_form import has_decimal_commas, looks_like_scale, looks_like_seconds, odd_times
+from twotower.suggestion.time_form import SAMPLED_ROWS, TimeForm, is_dated, time_form
 
 MAX_EVENT_TYPES = 20
 """Types of events up to which a column is one of event types."""
@@ -21,6 +21,8 @@ MAX_DISTINCT = 0.95
 """Share of distinct values in the rows from which a column names rows, and no items if another column repeats."""
 NONE = ("", "na", "n/a", "nan", "none", "null", "nil", "-", "unknown")
 """Words for a missing value, in lower case."""
+MIN_STEPS = 5
+"""Steps from which numbers of a scale may be ratings whatever their name."""
 MIN_ROWS = 20
 """Rows from which that share, and a column that is constant for each item, tell anything."""
 OUTCOMES = (
@@ -94,14 +96,25 @@ def _guess_ids(frame: pl.DataFrame, found: GuessedColumns, sides: Mapping[str, I
         elif named:
             named.sort(key=lambda name: (option == "item_id" and _is_distinct(frame[name]), *names.rank(name, option)))
             _put_first(found, option, named, dict.fromkeys(named, "by its name"), frame)
-    ids = [name for name in frame.columns if name not in found.named and _is_id(frame[name])]
-    for option in tests:
-        if option not in found.options and ids:
-            found.put(option, ids.pop(0), "by its place: the first column of repeated values that is left")
+    if missing := [option for option in tests if option not in found.options]:
+        _put_ids_by_place(frame, found, missing)
     if missing := [option for option in tests if not found.options.get(option)]:
         raise DataError(
             f"interactions: no column of {' and '.join(missing)} is found (columns: {', '.join(frame.columns[:12])}); name it: "
             f"`overrides` {' '.join(f'schema.{option}=NAME' for option in missing)}"
+        )
+
+
+def _put_ids_by_place(frame: pl.DataFrame, found: GuessedColumns, options: list[str]) -> None:
+    """Put the first columns of repeated values, and tell where others might be meant."""
+    ids = [name for name in frame.columns if name not in found.named and _is_id(frame[name])]
+    for option, name in zip(options, ids, strict=False):
+        found.put(option, name, "by its place: the first column of repeated values that is left")
+    if len(ids) >= len(options) and len(ids) > 1:
+        taken = " and ".join(f"'{name}' as the {option[:4]}" for option, name in zip(options, ids, strict=False))
+        setting = " ".join(f"schema.{option}=NAME" for option in options)
+        found.remarks.append(
+            f"{taken}: by the place alone, because no name of a column tells it; `overrides` {setting} would correct it"
         )
 
 
@@ -166,6 +179,9 @@ def _is_id(series: pl.Series) -> bool:
     if names.names_time(series.name) or names.names_label(series.name) or names.names_event(series.name):
         return False
     if series.dtype.is_integer() and looks_like_seconds(series):
+        return False
+    form = time_form(series.head(SAMPLED_ROWS), strict=False) if series.dtype.is_integer() else None
+    if is_dated(series) or (form is not None and form.format):
         return False
     return 2 <= series.n_unique() < len(series)
 
@@ -311,6 +327,8 @@ def _note_outcomes(frame: pl.DataFrame, found: GuessedColumns) -> None:
         if not (_is_number(series) or series.dtype == pl.String):
             continue
         present = series.drop_nulls()
+        if present.n_unique() >= MIN_STEPS and not series.null_count() and looks_like_scale(series):
+            found.notes += _note_scale(frame, found, series)
         if present.n_unique() != 2 or any(_is_of(frame, found, option, name) for option in ("user_id", "item_id")):
             continue
         values = [f"{v:g}" if isinstance(v, float) else str(v) for v in present.unique().sort()]
@@ -322,6 +340,18 @@ def _note_outcomes(frame: pl.DataFrame, found: GuessedColumns) -> None:
                 "schema.label to a column of 0 and 1"
             )
             found.notes.append(f"'{name}' looks like a label; set {ways}")
+
+
+def _note_scale(frame: pl.DataFrame, found: GuessedColumns, series: pl.Series) -> list[str]:
+    """Return a note about numbers of a scale whose name does not say that they are ratings."""
+    if found.options.get("label") or any(
+        _is_of(frame, found, option, series.name) for option in ("user_id", "item_id")
+    ):
+        return []
+    low, high = float(series.min()), float(series.max())  # type: ignore[arg-type]
+    return [
+        f"'{series.name}' has {series.n_unique()} steps from {low:g} to {high:g}; schema.label={series.name} would read ratings"
+    ]
 
 
 def _is_number(series: pl.Series) -> bool:

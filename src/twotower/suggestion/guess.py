@@ -63,6 +63,8 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
     """Return the meaning of tables. `given` are options of the schema that are not guessed. Raises DataError."""
     columns = _guess_columns(found, {key: value for key, value in given.items() if key in COLUMNS})
     ids = [str(columns.options[f"{side}_id"]) for side in SIDES]
+    if found.section and "dataset" not in found.section:
+        columns.remarks += [r for name in ids if (r := _point_of_ids(found, name))]
     repeats = repeated_share(found.interactions, *ids) if {*ids} <= {*found.interactions.columns} else 0.0
     sides: dict[SideName, SideFeatures] = {}
     for side, key in zip(SIDES, ids, strict=True):
@@ -78,6 +80,20 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
                 _refuse_other_name(frame, found.interactions[key], side)
             sides[side] = SideFeatures() if frame is None else guess_features(frame, side, key)
     return Guess(columns, sides, repeats)
+
+
+def _point_of_ids(found: FoundTables, name: str) -> str:
+    """Return a line about ids of a text file that are whole numbers with a point, as programs write that had missing values; "" for
+    others."""
+    if not found.is_text or name not in found.interactions.columns:
+        return ""
+    ids = found.interactions[name]
+    if not ids.dtype.is_float() or not ids.is_finite().all() or (ids != ids.round()).any():
+        return ""
+    return (
+        f"'{name}': ids such as {ids[0]} keep their point, and {ids[0]:.0f} is another id; write whole numbers if the tables of a side or "
+        "the requests have these"
+    )
 
 
 def _refuse_other_name(frame: pl.DataFrame, ids: pl.Series, side: SideName) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from twotower.data.datasets import DATASETS
 from twotower.data.datasets.named_dataset import NamedDataset
 from twotower.data.parts import PART, PartFiles
 from twotower.data.readers import Reading, TableLike, as_frame, read_file
-from twotower.data.table_path import ending
+from twotower.data.table_path import TABLE_SUFFIXES, ending
 from twotower.data.table_paths import table_files, table_source
 from twotower.data.text_format import SEPARATOR_OF, TextFormat
 from twotower.errors import ConfigError, DataError, did_you_mean
@@ -23,13 +24,11 @@ from twotower.features.schema import Schema
 from twotower.files.urls import Url, is_url
 from twotower.section import first_problem
 from twotower.suggestion.folder import FolderTables, folder_tables
-from twotower.suggestion.text_form import guess_form, has_decimal_commas, looks_like_seconds
+from twotower.suggestion.text_form import guess_form, has_decimal_commas, looks_like_scale, looks_like_seconds
 from twotower.suggestion.time_form import time_form
 
 USER, ITEM, PLACE = "user_id", "item_id", "place"
 """Columns of files with one user a line, which have no names."""
-MAX_SCALE = 20
-"""Number of steps up to which numbers in half or whole steps are ratings, and the highest of them."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ class FoundTables:
     schema: Schema | None = None
     """Schema of a data set by name."""
     layout: str = "rows"
+    is_text: bool = False
+    """True if the interactions stand in text files, where ids keep their spelling."""
     unnamed: frozenset[str] = frozenset()
     """Tables of users and items whose first line names no columns, as far as its values tell."""
     notes: tuple[str, ...] = ()
@@ -135,8 +136,9 @@ class _Files:
         if len(shown) > 1 or self.notes:
             self.notes.insert(0, f"read: {', '.join(f'{name} = {path.name}' for name, path in shown.items())}")
         return FoundTables(
-            frame, frames.get("users"), frames.get("items"), section, None, form.layout, self.unnamed, tuple(self.notes)
-        )
+            frame, frames.get("users"), frames.get("items"), section, None, form.layout, "interactions" in self.texts, self.unnamed,
+            tuple(self.notes),
+        )  # fmt: skip
 
     def _interactions(self) -> pl.DataFrame:
         log = self.files.log
@@ -219,7 +221,8 @@ def _named(name: str, folder: Path) -> tuple[dict[str, TomlValue], NamedDataset]
         return None
     path = Path(name)
     options: dict[str, TomlValue] = {}
-    if name in DATASETS or (":" in name and not path.exists()):
+    is_path = path.exists() or ending(path) in TABLE_SUFFIXES or re.search(r"[/\\]", name)  # C:\log.csv too
+    if name in DATASETS or (":" in name and not is_path):
         kind: type[NamedDataset] = DATASETS.find(name, trust=True)
     elif path.suffix.lower() == ".zip":
         kind = _of_archive(path)
@@ -285,5 +288,4 @@ def _meaning(series: pl.Series) -> str:
     values = [float(value) for value in series.drop_nulls().unique().sort()]
     if len(values) == 2:
         return "label" if values in ([0, 1], [-1, 1]) else ""
-    is_scale = 3 <= len(values) <= MAX_SCALE and values[0] >= -MAX_SCALE and values[-1] <= MAX_SCALE
-    return "rating" if is_scale and all(value * 2 == round(value * 2) for value in values) else ""
+    return "rating" if looks_like_scale(series) else ""

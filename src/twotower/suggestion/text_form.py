@@ -20,6 +20,8 @@ MIN_SAME_WIDTH = 0.9
 """Share of lines that must have as many values as the first for a line to be a row."""
 SEQUENCE_WIDTH = 6
 """Values of a line from which a file of numbers alone, without a header line, has one user a line."""
+MAX_SCALE = 20
+"""Number of steps up to which numbers in half or whole steps are ratings, and the highest of them."""
 
 _DECIMAL_COMMA = r"^\s*[-+]?\d+(,\d+)?\s*$"
 _SPREADSHEET = re.compile(r'"?sep=(.|\\t)"?', re.IGNORECASE)
@@ -118,6 +120,15 @@ def looks_like_seconds(series: pl.Series) -> bool:
     low, high = (float(v) for v in (values.min(), values.max()))  # type: ignore[arg-type]
     first, last = plausible_range()
     return any(first / per <= low and high <= last / per for per in (1_000_000, 1_000, 1))
+
+
+def looks_like_scale(series: pl.Series) -> bool:
+    """Return True for numbers in half or whole steps, 3 to MAX_SCALE of them, as ratings are."""
+    values = series.drop_nulls().unique()
+    if not values.dtype.is_numeric() or not 3 <= len(values) <= MAX_SCALE:
+        return False
+    steps = values.cast(pl.Float64)
+    return bool(((steps.abs() <= MAX_SCALE) & (steps * 2 == (steps * 2).round())).all())
 
 
 def odd_times(series: pl.Series) -> int:

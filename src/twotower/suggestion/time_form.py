@@ -17,11 +17,13 @@ FORMATS = (
     "%d/%b/%Y:%H:%M:%S %z", "%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %z %Y", "%a, %d %b %Y %H:%M:%S %z",
     "%d %b %Y %H:%M:%S", "%d %b %Y %H:%M", "%d %b %Y", "%d %B %Y", "%b %d, %Y %H:%M:%S", "%b %d, %Y", "%B %d, %Y",
     "%Y-%m-%d %I:%M:%S %p", "%Y-%m-%d %I:%M %p", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p", "%Y%m%dT%H%M%SZ",
-    "%Y%m%dT%H%M%S",
+    "%Y%m%dT%H%M%S", "%Y年%m月%d日 %H:%M:%S", "%Y年%m月%d日 %H:%M", "%Y年%m月%d日",
 )  # fmt: skip
 """Formats of text that a time has only if `schema.time_format` names them."""
 _DIGIT_FORMATS = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 """Formats of whole numbers, by the number of their digits."""
+_SHORT_DATE = re.compile(r"\d{1,2}(?P<sep>[-/.])\d{1,2}(?P=sep)\d{1,2}(?:(?P<gap>[T ])\d{1,2}:\d\d(?P<s>:\d\d)?)?")
+"""A date whose year has two digits, in any order of day, month and year."""
 _NAMED_ZONE = re.compile(r"(\d{4})([-/.])\d\d\2\d\d([T ])\d\d:\d\d(:\d\d(\.\d+)?)?( ?)(UTC|GMT)")
 
 
@@ -37,14 +39,43 @@ class TimeForm:
 
 def time_form(series: pl.Series, given: str = "", strict: bool = True) -> TimeForm | None:
     """Return the form of a column of times, None for a column of others. `given` is a format that is not guessed. Raises DataError
-    for days and months in either order, if `strict`."""
+    for days, months and years of two digits in several orders, if `strict`; else their form has no format, and no training reads them."""
     plain = _unit(series, given, strict)
     if given or (plain and plain != "order"):
         return TimeForm(plain, given) if plain else None
+    if short := [form for form in _short_formats(series) if _has_format(series, form)]:
+        return TimeForm(format=_only_order(series, short, strict))
     for form in _formats(series):
-        if _unit(series.head(SAMPLED_ROWS), form, False) == "s" and _unit(series, form, False) == "s":
+        if _has_format(series, form):
             return TimeForm(format=form)
     return TimeForm(plain) if plain else None
+
+
+def _has_format(series: pl.Series, form: str) -> bool:
+    return _unit(series.head(SAMPLED_ROWS), form, False) == "s" and _unit(series, form, False) == "s"
+
+
+def _short_formats(series: pl.Series) -> list[str]:
+    """Return the formats of the first value if its year has two digits."""
+    found = _SHORT_DATE.fullmatch(str(series[0]).strip()) if len(series) and series.dtype == pl.String else None
+    if found is None:
+        return []
+    clock = f"{found['gap']}%H:%M{':%S' if found['s'] else ''}" if found["gap"] else ""
+    return [found["sep"].join(f"%{part}" for part in order) + clock for order in ("dmy", "mdy", "ymd")]
+
+
+def _only_order(series: pl.Series, formats: list[str], strict: bool) -> str:
+    """Return the format of dates of which all rows fit some formats, "" if these give other times. Raises DataError then, if `strict`."""
+    text = series.str.strip_chars()
+    first, *others = (text.str.to_datetime(form, time_unit="us", strict=False) for form in formats)
+    if all(other.equals(first) for other in others):
+        return formats[0]
+    if strict:
+        raise DataError(
+            f"interactions: time '{series.name}' holds days, months and years of two digits in one of {len(formats)} orders, all rows fit "
+            f"each; set schema.time_format = {' or '.join(repr(form) for form in formats)}"
+        )
+    return ""
 
 
 def is_dated(series: pl.Series) -> bool:
