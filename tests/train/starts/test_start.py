@@ -128,13 +128,20 @@ def matrix(data: Dataset) -> np.ndarray:
     return x
 
 
-def ease_scores(x: np.ndarray, histories: np.ndarray) -> np.ndarray:
-    """The score of every item for some histories (n, items) of zeros and ones."""
+def ease_weights(x: np.ndarray) -> np.ndarray:
     inverse = np.linalg.inv(x.T @ x + 3.0 * np.eye(x.shape[1]))
-    b = -inverse / np.diag(inverse)
+    b: np.ndarray = -inverse / np.diag(inverse)
     np.fill_diagonal(b, 0)
-    predicted: np.ndarray = histories @ b
-    return predicted
+    return b
+
+
+def of_size_one(weights: np.ndarray, data: Dataset, histories: np.ndarray, root: float = 0.0) -> np.ndarray:
+    """The scores of some histories (n, items) of zeros and ones, divided by their lengths to the power of `root`, and scaled so that those of
+    the items of the train part for its histories have the root mean square 1."""
+    x = (matrix(data) > 0).astype(float)
+    learned, asked = ((h / np.maximum(h.sum(1, keepdims=True), 1) ** root) @ weights for h in (x, histories))
+    scaled: np.ndarray = asked / np.sqrt((learned[x.any(1)] ** 2).sum(1).mean() / x.any(0).sum())
+    return scaled
 
 
 def ials_scores(x: np.ndarray, histories: np.ndarray) -> np.ndarray:
@@ -235,7 +242,7 @@ def histories_of(kind: str, data: Dataset) -> np.ndarray:
 
 
 NAIVE: dict[str, Callable[[Dataset, np.ndarray], np.ndarray]] = {
-    "ease": lambda data, histories: ease_scores(matrix(data), histories),
+    "ease": lambda data, histories: of_size_one(ease_weights(matrix(data)), data, histories),
     "ials": lambda data, histories: ials_scores(matrix(data), histories),
     "slit": slit_scores,
     "transitions": transition_scores,
@@ -283,8 +290,8 @@ def test_histories_scaled_by_their_length_rank_as_their_sum() -> None:
     for pooling in ("mean", "sqrt"):
         data = world("ease", pooling={"kind": pooling})
         found = scores(factors_before(Trainer(data, config("ease")).run().model, data, TRAIN))
-        x = matrix(data)
-        expected = ease_scores(x, x / np.maximum(x.sum(1, keepdims=True), 1) ** {"mean": 1, "sqrt": 0.5}[pooling])
+        x, root = matrix(data), {"mean": 1.0, "sqrt": 0.5}[pooling]
+        expected = of_size_one(ease_weights(x), data, x, root)
         np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
 
 
@@ -293,9 +300,10 @@ def test_a_narrow_ease_is_the_projection_on_leading_right_singular_vectors() -> 
     sections = config("ease").model_dump(mode="json")
     sections["model"]["width"] = 4
     x = matrix(data)
-    _, _, vt = np.linalg.svd(ease_scores(x, x))
+    weights = ease_weights(x)
+    _, _, vt = np.linalg.svd(x @ weights)
     found = scores(factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, TRAIN))
-    np.testing.assert_allclose(found, ease_scores(x, x) @ vt[:4].T @ vt[:4], atol=2e-3)
+    np.testing.assert_allclose(found, of_size_one(weights @ vt[:4].T @ vt[:4], data, x), atol=2e-3)
 
 
 def test_above_the_bound_a_truncated_decomposition_stands_in_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -308,7 +316,15 @@ def test_above_the_bound_a_truncated_decomposition_stands_in_and_says_so(caplog:
     x = matrix(data)
     _, s, vt = np.linalg.svd(x, full_matrices=False)
     found = scores(factors_before(model, data, TRAIN))
-    np.testing.assert_allclose(found, x @ (vt.T * (s**2 / (s**2 + 3.0))) @ vt, atol=2e-3)
+    np.testing.assert_allclose(found, of_size_one((vt.T * (s**2 / (s**2 + 3.0))) @ vt, data, x), atol=2e-3)
+
+
+def test_an_ease_of_users_with_one_item_each_is_refused() -> None:
+    schema = world("ease").schema
+    log = pl.DataFrame({"user_id": range(9), "item_id": [0, 1, 2] * 3, "part": ["train"] * 7 + ["validation", "test"]})
+    data = build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="column", column="part"))
+    with pytest.raises(TrainingError, match="finds no user of two positive items; leave the start out"):
+        Trainer(data, config("ease")).run()
 
 
 def test_narrow_transitions_are_the_projection_on_leading_right_singular_vectors() -> None:

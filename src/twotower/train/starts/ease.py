@@ -5,18 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from twotower.arrays.ragged import offsets_of
 from twotower.arrays.types import F32, F64
+from twotower.errors import TrainingError
+from twotower.model.inputs.bag import Bag
 from twotower.model.pooling.pooling import Pooling
-from twotower.train.starts.positives import PositiveMatrix
+from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
 from twotower.train.starts.start import PairValues, Positive, Start
 
 log = logging.getLogger(__name__)
 OVERSAMPLING, ITERATIONS = 16, 12
 """Further directions, and iterations, of the subspace iteration."""
+USERS = 65_536
+"""Users whose histories are pooled at a time."""
 
 
 class Ease(Start):
@@ -24,8 +30,9 @@ class Ease(Start):
     Autoencoders for Sparse Data"), projected on the E leading right singular vectors V of X B: a history's vector is the sum of
     its rows of B V, an item's vector its row of V, and with E = N the score is that of B.
 
-    Use it where users take many items each and items are not too many. Memory is N^2 and time N^3. Above `max_items` items the
-    truncated singular value decomposition of X stands in, without the zero diagonal: rows of V S^2 / (S^2 + lambda), and V.
+    Use it where users take many items each and items are not too many. Scores are scaled so that those of all items after a
+    history have the root mean square 1. Memory is N^2 and time N^3. Above `max_items` items the truncated singular value
+    decomposition of X stands in, without the zero diagonal: rows of V S^2 / (S^2 + lambda), and V.
     """
 
     kind = "ease"
@@ -52,11 +59,30 @@ class Ease(Start):
             )
             turned = positives.transposed()
             right, squares = leading(lambda q: turned.product(positives.product(q)), n, width, generator)
-            return PairValues(wide(right * (squares / (squares + self.regularization[0])), width), wide(right, width))
-        gram = positives.gram()
-        b = ease_weights(gram.double(), self.regularization[0]).float()
-        right, _ = leading(lambda q: b.T @ (gram @ (b @ q)), n, width, generator)
-        return PairValues(wide(b @ right, width), wide(right, width))
+            source = right * (squares / (squares + self.regularization[0]))
+        else:
+            gram = positives.gram()
+            b = ease_weights(gram.double(), self.regularization[0]).float()
+            right, _ = leading(lambda q: b.T @ (gram @ (b @ q)), n, width, generator)
+            source = b @ right
+        assert positives.histories is not None
+        mean_square = _mean_square(source, positives.histories, pooling) / positives.n_items
+        if not mean_square:
+            raise TrainingError(
+                "train.start of kind 'ease' finds no user of two positive items; leave the start out, or give more data"
+            )
+        return scaled_values(source, right, mean_square, width)
+
+
+def _mean_square(rows: F32[Tensor, "N E"], histories: PositiveSequences, pooling: Pooling) -> F32[Tensor, ""]:
+    """Return the mean of the squares of the lengths of pooled rows, over the users who have a history."""
+    codes, offsets = torch.from_numpy(histories.codes), offsets_of(histories.lengths)
+    layer, total, none = pooling.build(rows.shape[1], ""), torch.zeros(()), torch.zeros(0, dtype=torch.int32)
+    for first in range(0, len(histories.lengths), USERS):
+        at = offsets[first : first + USERS + 1]
+        bag = Bag(codes[at[0] : at[-1]], torch.from_numpy((at - at[0]).astype(np.int32)), none, none)
+        total += layer(rows, bag).square().sum()
+    return total / int((histories.lengths > 0).sum())
 
 
 def ease_weights(gram: F64[Tensor, "N N"], regularization: float) -> F64[Tensor, "N N"]:
