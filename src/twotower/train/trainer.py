@@ -173,8 +173,11 @@ class Trainer:
             return -math.inf
 
     def _score_of_start(self, start: Start) -> float:
-        """Return the validation metric of a pair that starts so, alone; higher is better."""
+        """Return the validation metric of a pair that starts so, alone; higher is better. Raises Interrupted if a rank is to stop."""
         config = self.recipe.train
+        if any(self.context.all_reduce_sum(float(self._signals.received))):
+            self.objective.detach_from_group()
+            raise Interrupted("stopped before the first step, and no checkpoint is written")
         start_pair(self.model, start, self.dataset, config.seed, self.context)
         users, items = self.objective.users, self.objective.items
         found = self._validation_metrics(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import signal
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +26,7 @@ from twotower.data.split import SplitConfig
 from twotower.data.splits import TRAIN, VALIDATION
 from twotower.data.tables import check
 from twotower.diagnostics import diagnose
-from twotower.errors import ConfigError, RunError, TrainingError
+from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
 from twotower.evaluation.factors import Factors
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
@@ -666,6 +668,35 @@ def test_values_that_the_monitor_cannot_measure_are_refused() -> None:
     of = config("ease", 1, {"monitor": "validation.gauc"}, regularization=[1.0, 2.0])
     with pytest.raises(ConfigError, match=r"'validation.gauc' cannot be measured .* allowed: validation\."):
         Trainer(data, of).run()
+
+
+def test_fault_B2_a_signal_ends_the_choice_of_values_and_a_later_call_begins_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, scored = world("ease"), list[str]()
+    of = config("ease", regularization=[1.0, 2.0, 3.0])
+
+    class Press(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "regularization = 1: " in record.getMessage():
+                os.kill(os.getpid(), signal.SIGINT)
+            scored.extend(record.getMessage() for _ in range("regularization" in record.getMessage()))
+
+    log = logging.getLogger("twotower")
+    log.addHandler(press := Press(logging.INFO))
+    try:
+        with (
+            caplog.at_level(logging.INFO, "twotower"),
+            pytest.raises(
+                Interrupted, match=r"stopped before the first step, and no checkpoint is written; go on: `fit"
+            ),
+        ):
+            api.fit(data, data.schema, of, folder=tmp_path / "run")
+    finally:
+        log.removeHandler(press)
+    assert len(scored) == 1
+    again = api.fit(data, data.schema, of, folder=tmp_path / "run", resume=True)
+    assert again.metrics["test.recall@5"] == api.fit(data, data.schema, of).metrics["test.recall@5"]
 
 
 @pytest.mark.parametrize("interactions", ["all", "negative"])
