@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import plotly.graph_objects as go
 import pytest
 
+from twotower.config.toml import load_config
 from twotower.evaluation.config import EvaluationConfig
-from twotower.reports.charts import empty_figure, negatives
+from twotower.reports.charts import curves, empty_figure, negatives
 from twotower.reports.html import _slices
-from twotower.reports.page import section
+from twotower.reports.page import page, section
+from twotower.reports.tower_drawing import draw_model
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -25,11 +31,11 @@ def test_cold_items_have_a_row_among_all_and_one_among_themselves(alone: bool) -
     run: Any = SimpleNamespace(
         config=SimpleNamespace(evaluation=config), metrics=metrics, dataset=SimpleNamespace(test=range(90))
     )
-    page = _slices(run)
-    among_all = page.partition("cold items (no training interaction)")[2].partition("</tr>")[0]
+    found = _slices(run)
+    among_all = found.partition("cold items (no training interaction)")[2].partition("</tr>")[0]
     assert "<td>7</td>" in among_all
     assert "0.0312" in among_all
-    assert ("cold items, ranked among themselves" in page) == ("0.2468" in page) == alone
+    assert ("cold items, ranked among themselves" in found) == ("0.2468" in found) == alone
 
 
 def test_each_source_of_negatives_is_a_line_over_the_epochs_in_which_it_drew() -> None:
@@ -48,8 +54,40 @@ def test_each_source_of_negatives_is_a_line_over_the_epochs_in_which_it_drew() -
         ("Near (2.5 a positive)", [3], [0.25]),
     ]
     assert [list(t.y) for t in above.data] == [[0.3, 0.2], [0.5]]
+    assert all(t.showlegend for t in share.data)  # plotly leaves out the name of a line that is alone
     run.history = [{"epoch": 1, "train.loss": 0.5}]
     assert negatives(run) == []
+
+
+def test_curves_name_only_metrics_that_have_values() -> None:
+    """A part with one pair of each user has no AUC within users."""
+    evaluation = EvaluationConfig(k=(10,))
+    loss = SimpleNamespace(pointwise=True)
+    history = [{"epoch": 1, "train.loss": 0.5, "validation.auc": 0.7, "validation.log_loss": 0.6}]
+    run: Any = SimpleNamespace(
+        history=history, metrics={"train.best_epoch": 1}, config=SimpleNamespace(evaluation=evaluation, loss=loss)
+    )
+    loss_curve, auc = curves(run)
+    assert [t.name for t in loss_curve.data] == ["train loss (weighted)", "validation log loss"]
+    assert [(t.name, t.showlegend) for t in auc.data] == [("auc", True)]
+
+
+@pytest.mark.system
+def test_the_towers_fit_into_the_width_of_a_page() -> None:
+    from playwright import sync_api
+
+    schema, config = load_config(ROOT / "examples" / "parallel.toml")
+    assert schema
+    drawing = f"<div class='wide'>{draw_model(schema, config.model)}</div>"
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        tab = browser.new_page(viewport={"width": 1280, "height": 800})
+        tab.set_content(page("towers", "", [drawing]))
+        shown, drawn = tab.evaluate(
+            "[document.querySelector('.wide').clientWidth, document.querySelector('.wide').scrollWidth]"
+        )
+        browser.close()
+    assert drawn == shown
 
 
 def test_a_figure_of_a_page_has_the_default_template_and_its_line() -> None:

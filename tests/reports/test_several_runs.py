@@ -157,6 +157,13 @@ def test_options_that_differ_are_listed_and_those_of_a_run_left_out_are_not(page
     assert "train.batch_size" not in found
 
 
+def test_epochs_are_whole_numbers_on_the_axis(page: str) -> None:
+    """Without a step plotly writes 1, 2, 2, 3, 3 under three epochs."""
+    found = [axis for axis in re.findall(r'"xaxis":\{[^{}]*\{[^{}]*\}[^{}]*\}', page) if '"text":"epoch"' in axis]
+    assert len(found) > 1
+    assert all('"dtick":1' in axis for axis in found), found[0]
+
+
 def test_losses_stand_over_each_other_only_where_they_are_of_one_kind(
     compared: list[ComparedRun], tmp_path: Path
 ) -> None:

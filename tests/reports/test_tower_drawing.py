@@ -104,3 +104,10 @@ def test_the_picture_of_the_tutorial_is_up_to_date() -> None:
     assert kept.read_text(encoding="utf-8") == drawn, (
         "run twotower draw examples/parallel.toml -o docs/figures/parallel.svg"
     )
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.toml")), ids=lambda path: path.stem)
+def test_no_text_of_an_example_is_cut(path: Path) -> None:
+    schema, config = load_config(path, trust=True)
+    assert schema
+    assert "…" not in draw_model(schema, config.model)

@@ -56,7 +56,7 @@ def empty_figure(
 def curves(run: Run) -> list[go.Figure]:
     """Return the curves of the loss and of the validation metrics over epochs."""
     epochs = [h["epoch"] for h in run.history]
-    whole, best = _whole_epochs(len(epochs)), run.metrics["train.best_epoch"]
+    whole, best = whole_epochs(len(epochs)), run.metrics["train.best_epoch"]
     loss = empty_figure("Loss", "epoch", "loss", x_axis=whole, vertical=best)
     loss.add_scatter(x=epochs, y=[h["train.loss"] for h in run.history], name="train loss (weighted)", line_color=BLUE,
                      mode="lines+markers")  # fmt: skip
@@ -72,18 +72,19 @@ def curves(run: Run) -> list[go.Figure]:
     shown = measured.names(config.k[:1], Prominence.EPOCH)
     for title, at_cut_offs in (("AUC", False), ("Ranking", True)):
         names = [name for name in shown if measured.find(name).at_cut_offs == at_cut_offs]
-        if not any(f"validation.{name}" in h for h in validated for name in names):
+        names = [name for name in names if any(f"validation.{name}" in h for h in validated)]
+        if not names:
             continue  # AUC is undefined for pairs of one class
         figure = empty_figure(f"{title} on validation", "epoch", "", x_axis=whole, vertical=best)
         for name, color in zip(names, cycle((BLUE, ORANGE, GREY)), strict=False):
             values = [h.get(f"validation.{name}") for h in validated]
             figure.add_scatter(x=validated_epochs, y=values, name=name, line_color=color,
-                               mode="lines+markers")  # fmt: skip
+                               mode="lines+markers", showlegend=True)  # fmt: skip
         figures.append(figure)
     return figures
 
 
-def _whole_epochs(n: int) -> Axis:
+def whole_epochs(n: int) -> Axis:
     """Return the settings of an axis of `n` epochs."""
     return {"tickformat": "d", "dtick": max(1, n // 10)}
 
@@ -100,13 +101,13 @@ def negatives(run: Run) -> list[go.Figure]:
     figures = []
     for what, title in (("share", "Share of the gradient of all negatives"), ("above", "Share above the positive")):
         shares: Axis = {"range": [0, 1], "tickformat": ".0%"}
-        figure = empty_figure(title, "epoch", "share", x_axis=_whole_epochs(len(run.history)), y_axis=shares)
+        figure = empty_figure(title, "epoch", "share", x_axis=whole_epochs(len(run.history)), y_axis=shares)
         for kind, color in zip(kinds, cycle(SOURCE_COLORS), strict=False):
             found = [entry for entry in counted if f"{PREFIX}{kind}.{what}" in entry]
             n = found[-1][f"{PREFIX}{kind}.n"]
             figure.add_scatter(
                 x=[entry["epoch"] for entry in found], y=[entry[f"{PREFIX}{kind}.{what}"] for entry in found],
-                name=f"{kind.rpartition(':')[2]} ({n:,.{0 if n >= 10 else 1}f} a positive)", line_color=color, mode="lines+markers",
+                name=f"{kind.rpartition(':')[2]} ({n:,.{0 if n >= 10 else 1}f} a positive)", line_color=color, mode="lines+markers", showlegend=True,
             )  # fmt: skip
         figures.append(figure)
     return figures if kinds else []

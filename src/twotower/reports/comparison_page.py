@@ -13,7 +13,7 @@ from twotower.config.differences import differing_options
 from twotower.evaluation.comparison import Comparison
 from twotower.evaluation.config import Metrics
 from twotower.evaluation.metrics.metric import Prominence
-from twotower.reports.charts import Axis, empty_figure
+from twotower.reports.charts import Axis, empty_figure, whole_epochs
 from twotower.reports.compare import DECISION_RULE, summarize
 from twotower.reports.metric_tables import cell, columns
 from twotower.reports.page import page, section
@@ -152,7 +152,7 @@ def _curves(runs: Sequence[ComparedRun]) -> Iterable[str]:
 
 def _curve(title: str, name: str, runs: Sequence[ComparedRun], by_time: bool = False) -> go.Figure:
     x = "train.seconds" if by_time else "epoch"
-    axis: Axis = {} if by_time else {"tickformat": "d"}
+    axis: Axis = {} if by_time else whole_epochs(max(len(run.history) for run in runs))
     figure = empty_figure(title, "seconds of training" if by_time else "epoch", "", x_axis=axis)
     for run in runs:
         points = [entry for entry in run.history if name in entry and x in entry]

@@ -22,6 +22,7 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; } th { color
 .best { font-weight: 700; } .row { display: grid; gap: 16px; }
 .many { grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); }
 .row > div { min-width: 0; overflow: hidden; } .wide { overflow-x: auto; }
+.wide svg { max-width: 100%; min-width: 700px; height: auto; }
 .texts td { text-align: left; vertical-align: top; overflow-wrap: anywhere; } .texts th { text-align: left; }
 small { display: block; color: #52606d; white-space: nowrap; } .better { color: #1d7a46; } .worse { color: #b3261e; }
 .key { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 7px; }

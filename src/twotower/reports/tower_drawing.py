@@ -16,7 +16,7 @@ from twotower.features.side import SIDES, SideName
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import ModelConfig, PairConfig
 
-WIDTHS = {"field": 200, "part": 176, "layer": 78, "vector": 120, "score": 140}
+WIDTHS = {"field": 210, "part": 176, "layer": 78, "vector": 128, "score": 140}
 """Pixels: width of a box of each kind."""
 HEIGHT, GAP, COLUMN_GAP, MARGIN, LETTER = 40, 10, 34, 20, 6.1
 """Pixels: height of a box, distance of boxes, distance of columns, margin, width of a letter."""
