@@ -191,8 +191,8 @@ def test_dates_are_no_ids(day: str) -> None:
     found = guess_columns(pl.DataFrame({"Datum": dates, "Artikel": IDS["item_id"], "Kunde": IDS["user_id"]}), {}, {})
     assert (found.options["user_id"], found.options["item_id"]) == ("Artikel", "Kunde")
     assert found.remarks == [
-        "'Artikel' as the user and 'Kunde' as the item: by the place alone, because no name of a column tells it; `overrides` "
-        "schema.user_id=NAME schema.item_id=NAME would correct it"
+        "'Artikel' as the user and 'Kunde' as the item: by the place alone, because no name of a column tells it; overrides "
+        "such as schema.user_id=NAME and schema.item_id=NAME would correct it"
     ]
 
 
@@ -201,6 +201,7 @@ def test_an_id_that_is_alone_in_its_place_is_no_guess() -> None:
     assert guess_columns(frame, {}, {}).remarks == []
     (remark,) = guess_columns(frame.with_columns(wo=pl.Series(["x", "y"] * 20)), {}, {}).remarks
     assert remark.startswith("'was' as the item: by the place alone")
+    assert remark.endswith("an override such as schema.item_id=NAME would correct it")
 
 
 def test_numbers_of_a_scale_may_be_ratings() -> None:

@@ -112,9 +112,10 @@ def _put_ids_by_place(frame: pl.DataFrame, found: GuessedColumns, options: list[
         found.put(option, name, "by its place: the first column of repeated values that is left")
     if len(ids) >= len(options) and len(ids) > 1:
         taken = " and ".join(f"'{name}' as the {option[:4]}" for option, name in zip(options, ids, strict=False))
-        setting = " ".join(f"schema.{option}=NAME" for option in options)
+        setting = " and ".join(f"schema.{option}=NAME" for option in options)
         found.remarks.append(
-            f"{taken}: by the place alone, because no name of a column tells it; `overrides` {setting} would correct it"
+            f"{taken}: by the place alone, because no name of a column tells it; {'overrides' if options[1:] else 'an override'} such as {setting} "
+            "would correct it"
         )
 
 
