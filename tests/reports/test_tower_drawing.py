@@ -88,6 +88,8 @@ def test_every_example_is_drawn(name: str, capsys: pytest.CaptureFixture[str], t
         assert titles == [
             f"{side} tower of pair {n}" for n in range(len(config.model.pairs)) for side in ("user", "item")
         ]
+    score = [t.text for t in drawn.iter("{http://www.w3.org/2000/svg}title")][-1]
+    assert (score or "").startswith("score: sum of") == (len(titles) > 2 and config.model.similarity == "dot"), score
 
 
 def test_an_unknown_field_is_named(capsys: pytest.CaptureFixture[str]) -> None:
