@@ -82,7 +82,7 @@ def popularity(data: Dataset) -> Candidates:
 def ease(data: Dataset, ridges: list[float]) -> Candidates:
     """EASE, all of it, by the maths of the start `ease`."""
     codes = np.arange(1, len(data.items) + 1, dtype=np.int32)
-    gram = PositiveMatrix.of(data, codes, len(codes) + 1).gram()[1:, 1:].double()
+    gram = PositiveMatrix.of(data, codes, len(codes) + 1).gram()[1:, 1:]
     for ridge in ridges:
         weights = ease_weights(gram.clone(), ridge).float()
         yield {"lambda": ridge}, lambda seen, weights=weights: seen @ weights  # type: ignore[misc]

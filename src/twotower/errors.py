@@ -85,7 +85,7 @@ class TrainingError(TwoTowerError):
 
 
 class Interrupted(TwoTowerError):
-    """SIGTERM or SIGINT stopped the training after a step; a checkpoint is written."""
+    """SIGTERM or SIGINT stopped the training: after a step, where it writes a checkpoint, or before the first."""
 
     exit_code = 143
 

@@ -182,6 +182,26 @@ def test_dates_whose_year_has_two_digits_need_one_order() -> None:
         == "date"
     )
     assert guessed(date=["05.05.05", "06.06.06"] * 20).options["time_format"] == "%d.%m.%y"
+    with pytest.raises(DataError, match="in one of 3 orders"):
+        guess_columns(pl.DataFrame({**IDS, "v": dates}), {"time": "v"}, {})
+
+
+def test_versions_and_codes_that_would_fit_several_orders_are_no_dates() -> None:
+    version = ["4.3.2", "4.3.10", "5.1.1", "5.2.3"] * 10
+    found = guessed(version=version, epoch=[1_700_000_000 + i for i in range(N)])
+    assert found.options["time"] == "epoch"
+    assert "version" not in found.named
+    assert "time" not in guessed(version=version).options
+    assert guessed(date=["01.02.03", "03.04.05"] * 20, time=[*range(N)]).options["time"] == "time"
+    assert not guessed(version=[None, *version[1:]]).remarks
+    codes = pl.DataFrame({"user_id": IDS["user_id"], "shelf": ["01-02-03", "02-02-03", "03-04-05", "03-04-06"] * 10})
+    assert guess_columns(codes, {}, {}).options["item_id"] == "shelf"
+
+
+def test_an_id_that_begins_like_a_date_is_an_id() -> None:
+    users = [20120304] * (N // 2) + [87654321, 12345678] * (N // 4)
+    found = guess_columns(pl.DataFrame({"kunde": users, "ware": IDS["item_id"]}), {}, {})
+    assert (found.options["user_id"], found.options["item_id"]) == ("kunde", "ware")
 
 
 @pytest.mark.parametrize("day", ["{:02d}.01.23", "{:02d}.01.2023", "202301{:02d}"])
@@ -205,7 +225,7 @@ def test_an_id_that_is_alone_in_its_place_is_no_guess() -> None:
 
 
 def test_numbers_of_a_scale_may_be_ratings() -> None:
-    told = "'Bewertung' has 9 steps from 0.5 to 4.5; schema.label=Bewertung would read ratings"
+    told = "'Bewertung' has 9 steps from 0.5 to 4.5; schema.label=Bewertung would read ratings, a feature with side = 'context' what is known before"
     assert told in guessed(Bewertung=[i % 9 / 2 + 0.5 for i in range(N)]).notes
     for values in (
         [i % 4 for i in range(N)],
@@ -216,6 +236,11 @@ def test_numbers_of_a_scale_may_be_ratings() -> None:
     assert not any(
         "steps" in note for note in guessed(x=[i % 9 for i in range(N)], rating=[i % 5 for i in range(N)]).notes
     )
+
+
+def test_numbers_beside_events_are_no_ratings() -> None:
+    events = ["view", "buy"] * (N // 2)
+    assert not any("steps" in note for note in guessed(event=events, weekday=[i % 9 for i in range(N)]).notes)
 
 
 def test_days_and_months_in_either_order_are_refused() -> None:

@@ -348,6 +348,14 @@ def test_ids_with_a_point_are_told_where_they_keep_it(tmp_path: Path) -> None:
     assert not any("point" in line for line in suggest(tmp_path / "whole.csv", folder=tmp_path).reasons)
 
 
+def test_missing_ids_among_numbers_with_a_point_are_an_error(tmp_path: Path) -> None:
+    actions = log(length=8).with_columns(pl.col("user_id").cast(pl.Float64))
+    actions = actions.with_columns(user_id=pl.when(pl.int_range(pl.len()) > 0).then("user_id"))
+    actions.write_csv(tmp_path / "clicks.csv")
+    with pytest.raises(DataError, match="1 missing ids"):
+        suggest(tmp_path / "clicks.csv", folder=tmp_path)
+
+
 def test_paths_are_relative_to_the_folder_of_the_config(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "configs").mkdir()

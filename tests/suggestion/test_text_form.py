@@ -84,25 +84,25 @@ def test_a_header_that_names_a_column_twice_is_a_header(tmp_path: Path) -> None:
     [
         (
             "用户,商品\n用户1,商品2\n".encode("gbk"),
-            "looks like GB18030: convert it with iconv -f GB18030 -t UTF-8 OLD > NEW if it is Chinese; a spreadsheet saves it as 'CSV UTF-8'",
+            "looks like GB18030: convert it with `iconv -f GB18030 -t UTF-8 OLD > NEW` if it is Chinese; or save it from a spreadsheet as 'CSV UTF-8'",
         ),
-        ("user,item\n1,2\n".encode("utf-16"), "looks like UTF-16: convert it with iconv -f UTF-16"),
+        ("user,item\n1,2\n".encode("utf-16"), "looks like UTF-16: convert it with `iconv -f UTF-16"),
         ("用户,说明\n1,“好”、（新）\n".encode("gbk"), "looks like GB18030"),
         (
             "user,item\nJosé,2\n".encode("latin-1"),
-            "not UTF-8; convert the file, for example with iconv -f WINDOWS-1252",
+            "not UTF-8; convert the file, for example with `iconv -f WINDOWS-1252",
         ),
         ("shop,item\nSüd,2\nNordöst,3\nÖstlich,3\n".encode("cp1252"), "not UTF-8; convert the file"),
         (
             "покупатель,товар\nМосква,чай\n".encode("cp1251"),
-            "looks like WINDOWS-1251: convert it with iconv -f WINDOWS-1251",
+            "looks like WINDOWS-1251: convert it with `iconv -f WINDOWS-1251",
         ),
         ("ПОКУПАТЕЛЬ,ТОВАР\nМОСКВА,ЧАЙ ЧЁРНЫЙ\n".encode("cp1251"), "looks like WINDOWS-1251: "),
         ("ПОКУПЕЦЬ,МІСТО\nЇЖАК,КИЇВ\nЄВА,ЛЬВІВ\n".encode("cp1251"), "looks like WINDOWS-1251: "),
         ("user,item\nАННА,чай\n".encode("cp1251"), "looks like WINDOWS-1251: "),
         (
             "user,item\nМОСКВА,2\n".encode("cp1251"),
-            "looks like GB18030 or WINDOWS-1251 or KOI8-R: .*GB18030 -t UTF-8 OLD > NEW if it is Chinese, or with .*WINDOWS-1251",
+            "looks like GB18030 or WINDOWS-1251 or KOI8-R: .*GB18030 -t UTF-8 OLD > NEW` if it is Chinese, or with .*WINDOWS-1251",
         ),
         ("用户,城市\n刘洋,重庆\n张伟,哈尔滨\n".encode("gb18030"), "looks like GB18030: "),
         ("用户,城市\n朱镕基,北京\n李小龙,上海\n".encode("gb18030"), "looks like GB18030: "),
@@ -141,12 +141,12 @@ def test_alphabets_are_told_apart_by_their_words(tmp_path: Path, text: str, enco
     (tmp_path / "a.csv").write_bytes(text.encode(encoding))
     with pytest.raises(DataError) as e:
         guess_form(TablePath(tmp_path / "a.csv"))
-    message, _, hint = str(e.value).rpartition("; a spreadsheet saves it as ")
+    message, _, hint = str(e.value).rpartition("; or save it from a spreadsheet as ")
     assert hint == "'CSV UTF-8'"
     told, _, then = message.partition("; if that gives no words, or capitals within words, try ")
     letters = "Greek" if text.lower() == GREEK.lower() else "Cyrillic"
     names = likely.split(" or ")
-    commands = ", or with ".join(f"iconv -f {name} -t UTF-8 OLD > NEW if its letters are {letters}" for name in names)
+    commands = ", or with ".join(f"`iconv -f {name} -t UTF-8 OLD > NEW` if its letters are {letters}" for name in names)
     assert told.endswith(f"it looks like {likely}: convert it with {commands}")
     others = {"WINDOWS-1251", "KOI8-R", "ISO-8859-5", "WINDOWS-1253", "MACCYRILLIC"} - {*names}
     assert {other.partition(" ")[0] for other in then.split(", ")} == others

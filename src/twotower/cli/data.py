@@ -82,6 +82,8 @@ def stats(
     for name in () if paths else ("users", "items", "interactions"):
         found_at = next((p for ending in endings if exists(p := place / f"{name}{ending}")), None)
         if found_at is None and name == "interactions":
+            if isinstance(place, Path) and not place.exists():
+                raise DataError(f"{folder}: no such file or folder")
             raise DataError(f"{folder}: holds no interactions.parquet, .csv, .tsv or .txt")
         if found_at:
             (paths[name],) = table_files(found_at)

@@ -79,11 +79,11 @@ def not_utf8(path: TablePath, where: str = "it is") -> DataError:
         return DataError(f"{path}: is gzipped, and its name does not say so; add .gz to the name")
     known = ["UTF-16"] if start[:2] in (b"\xff\xfe", b"\xfe\xff") else _likely_encodings(start)
     if not known:
-        how = "convert the file, for example with iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW if Windows of Western Europe or America wrote it"
+        how = "convert the file, for example with `iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW` if Windows of Western Europe or America wrote it"
     else:
-        commands = (f"iconv -f {name} -t UTF-8 OLD > NEW{_IF.get(name, '')}" for name in known)
+        commands = (f"`iconv -f {name} -t UTF-8 OLD > NEW`{_IF.get(name, '')}" for name in known)
         how = f"it looks like {' or '.join(known)}: convert it with {', or with '.join(commands)}"
         if any(name in _ALPHABETS for name in known):
             others = [f"{name} ({of})" for name, of in _ALPHABETS.items() if name not in known]
             how += f"; if that gives no words, or capitals within words, try {', '.join(others)}"
-    return DataError(f"{path}: {where} not UTF-8; {how}; a spreadsheet saves it as 'CSV UTF-8'")
+    return DataError(f"{path}: {where} not UTF-8; {how}; or save it from a spreadsheet as 'CSV UTF-8'")

@@ -13,7 +13,7 @@ from twotower.errors import DataError
 from twotower.features.values import missing_count
 from twotower.suggestion import names
 from twotower.suggestion.text_form import has_decimal_commas, looks_like_scale, looks_like_seconds, odd_times
-from twotower.suggestion.time_form import SAMPLED_ROWS, TimeForm, is_dated, time_form
+from twotower.suggestion.time_form import TimeForm, has_digits_of_dates, is_dated, refuse_orders, time_form
 
 MAX_EVENT_TYPES = 20
 """Types of events up to which a column is one of event types."""
@@ -181,8 +181,7 @@ def _is_id(series: pl.Series) -> bool:
         return False
     if series.dtype.is_integer() and looks_like_seconds(series):
         return False
-    form = time_form(series.head(SAMPLED_ROWS), strict=False) if series.dtype.is_integer() else None
-    if is_dated(series) or (form is not None and form.format):
+    if is_dated(series) or has_digits_of_dates(series):
         return False
     return 2 <= series.n_unique() < len(series)
 
@@ -192,8 +191,10 @@ def _guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
         name = str(found.options["time"])
         if name in frame.columns and "time_unit" not in found.options:
             form = time_form(frame[name], str(found.options.get("time_format", "")))
-            if form is not None:  # else the check says what the values are not
+            if form is not None:
                 _put_form(found, form, frame[name])
+            elif "time_format" not in found.options:
+                refuse_orders(frame[name])  # else the check says what the values are not
         return
     named = _free(frame, found, names.names_time)
     typed = _free(frame, found, lambda name: is_dated(frame[name]))
@@ -207,6 +208,8 @@ def _guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
             forms[name] = form
         else:
             found.notes.append(f"'{name}': its values are no times")
+    for name in () if forms else named:
+        refuse_orders(frame[name])
     for name, n in incomplete.items():
         text = f"'{name}': {n:,} of {len(frame):,} values are missing, so it is no time"
         if forms or 2 * n > len(frame):
@@ -345,13 +348,16 @@ def _note_outcomes(frame: pl.DataFrame, found: GuessedColumns) -> None:
 
 def _note_scale(frame: pl.DataFrame, found: GuessedColumns, series: pl.Series) -> list[str]:
     """Return a note about numbers of a scale whose name does not say that they are ratings."""
-    if found.options.get("label") or any(
-        _is_of(frame, found, option, series.name) for option in ("user_id", "item_id")
+    if (
+        found.options.get("label")
+        or found.options.get("event")
+        or any(_is_of(frame, found, option, series.name) for option in ("user_id", "item_id"))
     ):
         return []
     low, high = float(series.min()), float(series.max())  # type: ignore[arg-type]
     return [
-        f"'{series.name}' has {series.n_unique()} steps from {low:g} to {high:g}; schema.label={series.name} would read ratings"
+        f"'{series.name}' has {series.n_unique()} steps from {low:g} to {high:g}; schema.label={series.name} would read ratings, a feature with "
+        "side = 'context' what is known before"
     ]
 
 

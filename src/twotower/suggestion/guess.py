@@ -87,8 +87,8 @@ def _point_of_ids(found: FoundTables, name: str) -> str:
     others."""
     if not found.is_text or name not in found.interactions.columns:
         return ""
-    ids = found.interactions[name]
-    if not ids.dtype.is_float() or not ids.is_finite().all() or (ids != ids.round()).any():
+    ids = found.interactions[name].drop_nulls()
+    if not ids.dtype.is_float() or not len(ids) or not (ids.abs() < 1e15).all() or (ids != ids.round()).any():
         return ""
     return (
         f"'{name}': ids such as {ids[0]} keep their point, and {ids[0]:.0f} is another id; write whole numbers if the tables of a side or "

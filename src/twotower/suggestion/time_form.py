@@ -38,13 +38,13 @@ class TimeForm:
 
 
 def time_form(series: pl.Series, given: str = "", strict: bool = True) -> TimeForm | None:
-    """Return the form of a column of times, None for a column of others. `given` is a format that is not guessed. Raises DataError
-    for days, months and years of two digits in several orders, if `strict`; else their form has no format, and no training reads them."""
+    """Return the form of a column of times, None for a column of others, and for years of two digits in several orders (`refuse_orders`).
+    `given` is a format that is not guessed. Raises DataError for days and months in either order, if `strict`."""
     plain = _unit(series, given, strict)
     if given or (plain and plain != "order"):
         return TimeForm(plain, given) if plain else None
-    if short := [form for form in _short_formats(series) if _has_format(series, form)]:
-        return TimeForm(format=_only_order(series, short, strict))
+    if short := _orders(series):
+        return TimeForm(format=short[0]) if len(short) == 1 else None
     for form in _formats(series):
         if _has_format(series, form):
             return TimeForm(format=form)
@@ -64,27 +64,40 @@ def _short_formats(series: pl.Series) -> list[str]:
     return [found["sep"].join(f"%{part}" for part in order) + clock for order in ("dmy", "mdy", "ymd")]
 
 
-def _only_order(series: pl.Series, formats: list[str], strict: bool) -> str:
-    """Return the format of dates of which all rows fit some formats, "" if these give other times. Raises DataError then, if `strict`."""
+def _orders(series: pl.Series) -> list[str]:
+    """Return the formats of dates whose years have two digits: those that fit all rows and give different times."""
+    formats = [form for form in _short_formats(series) if _has_format(series, form)]
+    if len(formats) < 2:
+        return formats
     text = series.str.strip_chars()
     first, *others = (text.str.to_datetime(form, time_unit="us", strict=False) for form in formats)
-    if all(other.equals(first) for other in others):
-        return formats[0]
-    if strict:
+    return formats[:1] if all(other.equals(first) for other in others) else formats
+
+
+def refuse_orders(series: pl.Series) -> None:
+    """Raise DataError for dates that fit several orders of day, month and a year of two digits."""
+    if len(formats := _orders(series.drop_nulls())) > 1:
         raise DataError(
             f"interactions: time '{series.name}' holds days, months and years of two digits in one of {len(formats)} orders, all rows fit "
-            f"each; set schema.time_format = {' or '.join(repr(form) for form in formats)}"
+            f"each; set schema.time_format = {' or '.join(repr(form) for form in formats)}, or schema.time = '' if it is no time"
         )
-    return ""
 
 
 def is_dated(series: pl.Series) -> bool:
     """Return True for dates, and for text whose first rows are."""
     if series.dtype == pl.String:
-        present = series.drop_nulls().head(SAMPLED_ROWS)
+        present = series.drop_nulls().unique(maintain_order=True).head(SAMPLED_ROWS)
         found = time_form(present, strict=False) if len(present) else None
         return found is not None and present.cast(pl.Float64, strict=False).null_count() > 0
     return series.dtype.is_temporal()
+
+
+def has_digits_of_dates(series: pl.Series) -> bool:
+    """Return True for whole numbers that are dates, such as 20230131."""
+    if not series.dtype.is_integer():
+        return False
+    form = time_form(series.unique(maintain_order=True).head(SAMPLED_ROWS), strict=False)
+    return form is not None and form.format != ""
 
 
 def _formats(series: pl.Series) -> list[str]:

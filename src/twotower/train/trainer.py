@@ -150,8 +150,10 @@ class Trainer:
         alternatives = start.alternatives()
         if len(alternatives) == 1 or not start.has_choice(self.dataset, self.model.config):
             return alternatives[0]
-        tried = [(self._score_of_start(one), one) for one in alternatives]
+        tried = [(self._score_of_further(one), one) for one in alternatives]
         best = max(tried, key=itemgetter(0))
+        if best[0] == -math.inf:
+            self._score_of_start(best[1])  # tells why
         searches = (
             (MAX_BEYOND, start.beyond),
             (MAX_BETWEEN, lambda one: start.between(one, [other for _, other in tried])),
@@ -165,7 +167,7 @@ class Trainer:
         return best[1]
 
     def _score_of_further(self, start: Start) -> float:
-        """Return the validation metric of values that nobody gave, minus infinity for those too small for float32."""
+        """Return the validation metric of some values, minus infinity for those too small for float32."""
         try:
             return self._score_of_start(start)
         except TrainingError as e:

@@ -52,7 +52,7 @@ class Neighbours(Start):
     poolings = ("sum",)
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
-        counts = torch.nn.functional.pad(positives.gram().fill_diagonal_(0), (0, width - positives.n_columns))
+        counts = torch.nn.functional.pad(positives.gram().float().fill_diagonal_(0), (0, width - positives.n_columns))
         return PairValues(counts, torch.eye(positives.n_columns, width))
 
 
@@ -297,6 +297,24 @@ def test_histories_scaled_by_their_length_rank_as_their_sum() -> None:
         np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
 
 
+def test_the_weights_of_an_ease_may_be_large() -> None:
+    frame = log_of_tastes(True).with_columns(
+        w=pl.Series(np.random.default_rng(0).lognormal(7, 1.2, len(log_of_tastes(True))))
+    )
+    schema = world("ease", weighted=True).schema
+    data = build_dataset(check(None, None, frame, schema), schema, SplitConfig(kind="column", column="part"))
+    found = scores(factors_before(Trainer(data, config("ease")).run().model, data, TRAIN))
+    x = matrix(data)
+    np.testing.assert_allclose(found, of_size_one(ease_weights(x), data, (x > 0) * 1.0), rtol=2e-2, atol=2e-3)
+
+
+def test_given_values_that_float32_cannot_solve_with_lose_to_others() -> None:
+    data = world("ials")
+    assert Trainer(data, config("ials", unobserved=[1e38, 0.2])).run().metrics["train.best_epoch"] == 0.0
+    with pytest.raises(TrainingError, match="values that are not finite"):
+        Trainer(data, config("ials", unobserved=[1e38, 1e37])).run()
+
+
 def test_a_narrow_ease_is_the_projection_on_leading_right_singular_vectors() -> None:
     data = world("ease")
     sections = config("ease").model_dump(mode="json")
@@ -325,7 +343,7 @@ def test_an_ease_of_users_with_one_item_each_is_refused() -> None:
     schema = world("ease").schema
     log = pl.DataFrame({"user_id": range(9), "item_id": [0, 1, 2] * 3, "part": ["train"] * 7 + ["validation", "test"]})
     data = build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="column", column="part"))
-    with pytest.raises(TrainingError, match="finds no user of two positive items; leave the start out"):
+    with pytest.raises(TrainingError, match="finds no user of two positive items; leave the start and its pair out"):
         Trainer(data, config("ease")).run()
 
 

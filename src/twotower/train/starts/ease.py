@@ -12,9 +12,11 @@ from torch import Tensor
 
 from twotower.arrays.ragged import offsets_of
 from twotower.arrays.types import F32, F64
+from twotower.data.dataset import Dataset
 from twotower.errors import TrainingError
 from twotower.model.inputs.bag import Bag
 from twotower.model.pooling.pooling import Pooling
+from twotower.model.two_tower import ModelConfig
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
 from twotower.train.starts.start import PairValues, Positive, Start
 
@@ -32,7 +34,8 @@ class Ease(Start):
 
     Use it where users take many items each and items are not too many. Scores are scaled so that those of all items after a
     history have the root mean square 1. Memory is N^2 and time N^3. Above `max_items` items the truncated singular value
-    decomposition of X stands in, without the zero diagonal: rows of V S^2 / (S^2 + lambda), and V.
+    decomposition of X stands in, without the zero diagonal: rows of V S^2 / (S^2 + lambda), and V,
+    by the first lambda given.
     """
 
     kind = "ease"
@@ -50,6 +53,9 @@ class Ease(Start):
         description="Number of items N above which a truncated decomposition stands in. 10,000 items take 2.5 GB.",
     )
 
+    def has_choice(self, dataset: Dataset, model: ModelConfig) -> bool:
+        return self.n_codes(dataset, model) - 1 <= self.max_items
+
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         n, generator = positives.n_columns, torch.Generator().manual_seed(seed)
         if n - 1 > self.max_items:
@@ -61,15 +67,17 @@ class Ease(Start):
             right, squares = leading(lambda q: turned.product(positives.product(q)), n, width, generator)
             source = right * (squares / (squares + self.regularization[0]))
         else:
-            gram = positives.gram()
-            b = ease_weights(gram.double(), self.regularization[0]).float()
+            products = positives.gram()
+            gram = products.float()
+            b = ease_weights(products, self.regularization[0]).float()
+            del products
             right, _ = leading(lambda q: b.T @ (gram @ (b @ q)), n, width, generator)
             source = b @ right
         assert positives.histories is not None
         mean_square = _mean_square(source, positives.histories, pooling) / positives.n_items
         if not mean_square:
             raise TrainingError(
-                "train.start of kind 'ease' finds no user of two positive items; leave the start out, or give more data"
+                "train.start of kind 'ease' finds no user of two positive items; leave the start and its pair out, or give more data"
             )
         return scaled_values(source, right, mean_square, width)
 

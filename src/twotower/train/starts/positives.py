@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.sets import distinct_keys, pair_keys
-from twotower.arrays.types import F32, I64, Codes, Doubles, Floats, Ints, Shaped
+from twotower.arrays.types import F32, F64, I64, Codes, Doubles, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.features.values import UNKNOWN
 
@@ -75,20 +75,22 @@ class PositiveMatrix:
         assert turned.source is not None
         return PositiveMatrix(turned.values, turned.offsets, self.values[turned.source], len(self))
 
-    def product(self, dense: F32[Tensor, "C E"]) -> F32[Tensor, "R E"]:
-        """Return X times a dense matrix."""
+    def product(self, dense: Float[Tensor, "C E"]) -> Float[Tensor, "R E"]:
+        """Return X times a dense matrix, of its type."""
         columns, offsets, values = (
             torch.from_numpy(a) for a in (self.columns.astype(np.int64), self.offsets, self.values)
         )
         return torch.nn.functional.embedding_bag(
-            columns, dense, offsets, mode="sum", include_last_offset=True, per_sample_weights=values
+            columns, dense, offsets, mode="sum", include_last_offset=True, per_sample_weights=values.to(dense.dtype)
         )
 
-    def gram(self, block: int = 256) -> F32[Tensor, "C C"]:
-        """Return X^T X, made `block` columns at a time."""
-        turned, out = self.transposed(), torch.empty(self.n_columns, self.n_columns)
+    def gram(self, block: int = 256) -> F64[Tensor, "C C"]:
+        """Return X^T X, made `block` columns at a time: of ones in float32, a fifth of the time, and of weights, whose squares differ by
+        orders of magnitude, in float64."""
+        dtype = torch.float32 if (self.values == 1).all() else torch.float64
+        turned, out = self.transposed(), torch.empty(self.n_columns, self.n_columns, dtype=torch.float64)
         for start in range(0, self.n_columns, block):
-            some = torch.zeros(self.n_columns, min(block, self.n_columns - start))
+            some = torch.zeros(self.n_columns, min(block, self.n_columns - start), dtype=dtype)
             some[start : start + some.shape[1]].fill_diagonal_(1.0)
             out[:, start : start + block] = turned.product(self.product(some))
         return out
