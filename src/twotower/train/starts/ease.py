@@ -61,7 +61,7 @@ class Ease(Start):
         if n - 1 > self.max_items:
             log.warning(
                 f"start ease: {n - 1:,} items are more than max_items = {self.max_items:,}, so a truncated singular value "
-                f"decomposition of width {width} stands in"
+                f"decomposition of width {width} stands in, by regularization = {self.regularization[0]:g}"
             )
             turned = positives.transposed()
             right, squares = leading(lambda q: turned.product(positives.product(q)), n, width, generator)
