@@ -79,7 +79,7 @@ def stats(
     is_file = place.is_file() if isinstance(place, Path) else ending(PurePosixPath(place.key)) in TABLE_SUFFIXES
     if is_file:
         (paths["interactions"],) = table_files(place)
-    for name in () if paths else ("users", "items", "interactions"):
+    for name in ("users", "items", "interactions") if not is_file else ():
         found_at = next((p for ending in endings if exists(p := place / f"{name}{ending}")), None)
         if found_at is None and name == "interactions":
             if isinstance(place, Path) and not place.exists():

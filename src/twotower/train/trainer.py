@@ -150,7 +150,7 @@ class Trainer:
         alternatives = start.alternatives()
         if len(alternatives) == 1 or not start.has_choice(self.dataset, self.model.config):
             return alternatives[0]
-        tried = [(self._score_of_further(one), one) for one in alternatives]
+        tried = [(self._score_if_finite(one), one) for one in alternatives]
         best = max(tried, key=itemgetter(0))
         if best[0] == -math.inf:
             self._score_of_start(best[1])  # tells why
@@ -160,14 +160,14 @@ class Trainer:
         )
         for rounds, further in searches:
             for _ in range(rounds):
-                tried += [(self._score_of_further(one), one) for one in further(best[1])]
+                tried += [(self._score_if_finite(one), one) for one in further(best[1])]
                 before, best = best, max(tried, key=itemgetter(0))
                 if best is before:
                     break
         return best[1]
 
-    def _score_of_further(self, start: Start) -> float:
-        """Return the validation metric of some values, minus infinity for those too small for float32."""
+    def _score_if_finite(self, start: Start) -> float:
+        """Return the validation metric of a start, minus infinity for one that float32 cannot solve."""
         try:
             return self._score_of_start(start)
         except TrainingError as e:

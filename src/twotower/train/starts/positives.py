@@ -85,8 +85,8 @@ class PositiveMatrix:
         )
 
     def gram(self, block: int = 256) -> F64[Tensor, "C C"]:
-        """Return X^T X, made `block` columns at a time: of ones in float32, a fifth of the time, and of weights, whose squares differ by
-        orders of magnitude, in float64."""
+        """Return X^T X, made `block` columns at a time. Sums of ones are exact in float32, which is faster; those of weights, whose
+        squares differ by orders of magnitude, are made in float64."""
         dtype = torch.float32 if (self.values == 1).all() else torch.float64
         turned, out = self.transposed(), torch.empty(self.n_columns, self.n_columns, dtype=torch.float64)
         for start in range(0, self.n_columns, block):
