@@ -49,6 +49,7 @@ from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check, check_versions
 from twotower.errors import ConfigError, DataError, RunError
+from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.side import SIDES
@@ -378,6 +379,20 @@ def test_fault_C9_a_truncated_shard_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"part-2.parquet: cannot be read as parquet .*is the file complete"):
         prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
+
+
+def test_fault_C9_a_line_of_too_many_values_never_gives_values_of_other_columns(tmp_path: Path) -> None:
+    """Also where the columns that are read end before the line does."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    lines = [f"u{n % 7},i{n % 5},{1_700_000_000 + n},note" for n in range(50)]
+    (folder / "log.csv").write_text("\n".join(["user_id,item_id,at,note", *lines, "u1,Smith, John,i2,1700000099"]))
+    schema = Schema(features=(Categorical(name="user_id", side="user"), Categorical(name="item_id", side="item")))
+    with pytest.raises(DataError, match="log.csv: a line has more values than the first line"):
+        prepare.write_prepared(
+            DataConfig(interactions=str(folder)), schema, SplitConfig(kind="random"), tmp_path / "out", SMALL
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def prepared(folder: Path, schema: Schema, split: str, *frames: pl.DataFrame | None) -> MemmapDataset:

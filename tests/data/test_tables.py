@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 import time as clock
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from worlds import EVERYTHING_SCHEMA, ID_FEATURES, everything
 
+from twotower.cli.app import run_command
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.readers import Reading, as_frame, read_file
 from twotower.data.split import SplitConfig
@@ -531,7 +533,13 @@ def test_ids_that_the_users_or_items_lack_are_refused(side: str) -> None:
         ("far.csv", b"id,n\n" + b"1,a\n" * 12_000 + "2,é\n".encode("latin-1"), "line 12002 is not UTF-8"),
         ("header.csv", "id,né\n1,a\n".encode("latin-1"), "line 1 is not UTF-8"),
         ("wide.tsv", "id\tn\n1\té\n".encode("utf-16"), "line 1 is not UTF-8"),
-        ("ragged.csv", b"a,b\n1,2,3\n", "cannot be read as csv (found more fields"),
+        (
+            "ragged.csv",
+            b"a,b\n1,2,3\n",
+            "a line has more values than the first line; put a value that holds the separator",
+        ),
+        ("mac.csv", b"id,n\r1,1\r2,1\r", "its lines end with a carriage return alone"),
+        ("book.csv", b"PK\x03\x04\xd2\n", "is no text but a workbook"),
         ("no.parquet", b"", "cannot be read as parquet"),
         ("no.pq", b"", "cannot be read as parquet"),
         ("text.parquet", b"a,b\n1,2\n" * 9, "is the file complete?"),
@@ -545,6 +553,22 @@ def test_fault_C9_a_file_that_cannot_be_read_is_named_with_the_reason(
     path = tmp_path / name
     path.write_bytes(data)
     refused(lambda: read_file(path), f"{path}: ", words)
+
+
+def test_fault_C9_a_damaged_gzip_is_refused_by_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An end of file within it is no end of standard input, which would be an interrupt."""
+    numbers = np.random.default_rng(0).integers(0, 9999, 4000)
+    whole = gzip.compress("\n".join(["user,item", *(f"{n},{n * 7919 % 9973}" for n in numbers)]).encode(), mtime=0)
+    for name, data in {"cut": whole[:-99], "noise": whole[:400] + b"\xff" * 99 + whole[499:]}.items():
+        (tmp_path / f"{name}.csv.gz").write_bytes(data)
+        for verb in ("suggest", "data stats"):
+            assert run_command([*verb.split(), str(tmp_path / f"{name}.csv.gz")]) == 2, verb
+            error = capsys.readouterr().err
+            assert error.startswith("error: ")
+            assert f"{name}.csv.gz: cannot be read" in error
+            assert "is the file complete?" in error
 
 
 def test_fault_C9_parquet_truncated_anywhere_is_refused(tmp_path: Path) -> None:

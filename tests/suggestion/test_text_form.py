@@ -109,6 +109,11 @@ def test_a_header_that_names_a_column_twice_is_a_header(tmp_path: Path) -> None:
         ("ÄRGER,ÜBER\nÄÖÜ,Größe\nœuvre,“Élan”\n".encode("cp1252"), "not UTF-8; convert the file"),
         (gzip.compress(b"user,item\n1,2\n", mtime=0), "is gzipped, and its name does not say so; add .gz"),
         (b"sep=;\nuser;item\n1;2\n", "the first line is 'sep=;', which spreadsheets alone read"),
+        (b"user,item\r1,2\r2,3\r", "its lines end with a carriage return alone; convert it with `tr "),
+        (b"PK\x03\x04\x14\x00\x06\x00\xd2\xf6\n", "is no text but a workbook of a spreadsheet, or a zip"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1\n", "is no text but a workbook of a spreadsheet"),
+        (b"PAR1\x15\x04\xd2\xf6\n", "is no text but Parquet; name it .parquet"),
+        (b"user,note\n1," + b"n" * 140_000, "cannot be read as lines of values .*; does a value begin with a quote"),
     ],
 )
 def test_other_files_say_what_they_are(tmp_path: Path, data: bytes, words: str) -> None:

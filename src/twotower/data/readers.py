@@ -17,7 +17,7 @@ from twotower.data.parts import PART, PartFiles
 from twotower.data.split import PART_NAMES
 from twotower.data.table_path import CsvOptions, TablePath, table_server
 from twotower.data.table_paths import part_paths, table_files
-from twotower.data.text_encoding import check_utf8
+from twotower.data.text_encoding import check_line_ends, check_utf8
 from twotower.data.text_format import SEPARATOR_OF, SEPARATORS, SPACE, TextFormat
 from twotower.data.user_lines import read_first_values, scan_user_lines, with_places
 from twotower.errors import DataError, first_line
@@ -255,6 +255,11 @@ def table_errors(path: TablePath) -> Iterator[None]:
                 raise explain(e, path.place) from None
         if path.is_text and (isinstance(path.place, Url) or path.place.is_file()):
             check_utf8(path)
+        if path.is_text and "more fields" in str(e):
+            raise DataError(
+                f"{path}: a line has more values than the first line; put a value that holds the separator between double quotes, and "
+                "remove lines above the header and separators at the ends of lines"
+            ) from None
         kind = path.ending[1:] if path.is_text else "parquet"
         raise DataError(f"{path}: cannot be read as {kind} ({first_line(e)}); is the file complete?") from None
 
@@ -305,6 +310,7 @@ def _own_names(path: TablePath, reading: Reading) -> list[str]:
         return [*reading.lines]
     read = partial(path.read_csv, separator=separator, infer_schema=False)
     header = read(n_rows=1, has_header=False, truncate_ragged_lines=True).row(0)
+    check_line_ends(path, header)
     _check_separator(path, header, separator, reading)
     if reading.columns:
         if len(header) != len(reading.columns):

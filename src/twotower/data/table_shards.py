@@ -131,5 +131,7 @@ def text_as_parquet(
 ) -> pl.LazyFrame:
     """Write columns of a text file as Parquet, with types inferred from all rows, and scan it. `first` is the row of the table
     at which the file begins. Call it within `table_errors`."""
-    scan_text(source, reading, first).select(columns).sink_parquet(to)
+    # All columns are parsed: else a line of too many values, as of a comma without quotes, would give values of other columns.
+    whole = pl.QueryOptFlags(projection_pushdown=False)
+    scan_text(source, reading, first).select(columns).sink_parquet(to, optimizations=whole)
     return pl.scan_parquet(to, glob=False)

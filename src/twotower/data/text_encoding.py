@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import zlib
+from collections.abc import Iterable
+from contextlib import suppress
 
 from twotower.data.table_path import TablePath
 from twotower.errors import DataError
 
 
 def check_utf8(path: TablePath) -> None:
-    """Raise DataError with the number of the first line that is not UTF-8."""
-    with path.open() as f:
+    """Raise DataError with the number of the first line that is not UTF-8. Damage of a gzipped file ends the search."""
+    with suppress(EOFError, OSError, zlib.error), path.open() as f:
         for number, line in enumerate(f, 1):
             try:
                 line.decode()
@@ -71,12 +74,30 @@ def _likely_encodings(start: bytes) -> list[str]:
     return found
 
 
+_NOT_TEXT = {
+    b"\x1f\x8b": "is gzipped, and its name does not say so; add .gz to the name",
+    b"PK\x03\x04": "is no text but a workbook of a spreadsheet, or a zip; open it there and save it as 'CSV UTF-8', or unpack it",
+    b"\xd0\xcf\x11\xe0": "is no text but a workbook of a spreadsheet; open it there and save it as 'CSV UTF-8'",
+    b"PAR1": "is no text but Parquet; name it .parquet",
+}
+"""First bytes of files of other kinds, and what to do with them."""
+
+
+def check_line_ends(path: TablePath, first_line: Iterable[str | None]) -> None:
+    """Raise DataError if a value of a file's first line holds ends of lines of one character, as old spreadsheets write them."""
+    if any(re.search(r"\r(?!\n)", value or "") for value in first_line):
+        raise DataError(
+            f"{path}: its lines end with a carriage return alone; convert it with `tr '\\r' '\\n' < OLD > NEW`, or save it from a "
+            "spreadsheet as 'CSV UTF-8'"
+        )
+
+
 def not_utf8(path: TablePath, where: str = "it is") -> DataError:
     """Return the error of a text file that is not UTF-8, with the command that converts it where its first bytes tell from what."""
     with path.open() as f:
         start = f.read(2**16)
-    if start[:2] == b"\x1f\x8b":
-        return DataError(f"{path}: is gzipped, and its name does not say so; add .gz to the name")
+    if other := next((what for mark, what in _NOT_TEXT.items() if start.startswith(mark)), ""):
+        return DataError(f"{path}: {other}")
     known = ["UTF-16"] if start[:2] in (b"\xff\xfe", b"\xfe\xff") else _likely_encodings(start)
     if not known:
         how = "convert the file, for example with `iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW` if Windows of Western Europe or America wrote it"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import re
+import zlib
 from itertools import islice
 
 import polars as pl
 
 from twotower.data.table_path import TablePath
-from twotower.data.text_encoding import not_utf8
+from twotower.data.text_encoding import check_line_ends, not_utf8
 from twotower.data.text_format import SEPARATOR_OF, SPACE, TextFormat
 from twotower.data.times import plausible_range
 from twotower.errors import DataError
@@ -35,7 +36,12 @@ def guess_form(path: TablePath) -> TextFormat:
     default = SEPARATOR_OF[path.ending]
     if not lines:
         raise DataError(f"{path}: the file is empty; it needs at least one row")
-    widths = {s: [len(row) for row in _rows(lines, s)] for s in _SEPARATORS}
+    try:
+        widths = {s: [len(row) for row in _rows(lines, s)] for s in _SEPARATORS}
+    except csv.Error as e:
+        raise DataError(
+            f"{path}: cannot be read as lines of values ({e}); does a value begin with a quote and not end with one?"
+        ) from None
     regular = {s: found[0] for s, found in widths.items() if found[0] > 1 and _share(found) >= MIN_SAME_WIDTH}
     decimal = {s: n for s, n in regular.items() if s not in (",", SPACE) and _has_commas_in_numbers(_rows(lines, s))}
     of_default = default in regular and not (default == "," and decimal)  # a comma a line may be of decimals: 7;8;1,5
@@ -62,8 +68,9 @@ def _first_lines(path: TablePath) -> list[str]:
             found = [line.decode("utf-8-sig") for line in islice(f, SAMPLED_LINES)]
     except UnicodeDecodeError:
         raise not_utf8(path) from None
-    except (OSError, EOFError) as e:
+    except (OSError, EOFError, zlib.error) as e:
         raise DataError(f"{path}: cannot be read ({e}); is the file complete?") from None
+    check_line_ends(path, [text.rstrip("\r\n") for text in found[:1]])
     lines = [line for text in found if (line := text.rstrip("\r\n")).strip()]
     if lines and _SPREADSHEET.fullmatch(lines[0]):
         raise DataError(
