@@ -169,6 +169,45 @@ def test_what_is_no_time_is_told() -> None:
     assert found.remarks[0].startswith("'time': 20 of 40 values are missing")
 
 
+def of_places(first: int, column: str = "position", time: bool = False) -> pl.DataFrame:
+    """Users of two to seven rows, of which a column numbers the rows of each, the latest first in the table."""
+    rows = [(u, (7 * u + 3 * i) % 11, first + i, START + i) for u in range(8) for i in reversed(range(2 + u % 6))]
+    frame = pl.DataFrame(rows, schema=["wer", "was", column, "seen_at"], orient="row")
+    return frame if time else frame.drop("seen_at")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_numbers_of_the_rows_of_each_user_are_an_order(first: int) -> None:
+    found = guess_columns(of_places(first), {"user_id": "wer", "item_id": "was"}, {})
+    assert (found.options["time"], found.options["time_unit"]) == ("position", "order")
+    assert found.why["time"] == f"it numbers the rows of each user from {first} on, which is read as oldest first"
+    assert not [note for note in found.notes if "position" in note]
+
+
+def test_numbers_of_the_rows_of_each_user_are_no_item_and_no_label() -> None:
+    found = guess_columns(of_places(0).select("wer", "position", "was"), {}, {})
+    assert (found.options["item_id"], found.options["time"]) == ("was", "position")
+    assert "time" not in guess_columns(of_places(1, "score"), {"user_id": "wer", "item_id": "was"}, {}).options
+    assert guess_columns(of_places(1, time=True), {"user_id": "wer"}, {}).options["time"] == "seen_at"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pl.col("position") * 2,  # gaps
+        pl.col("position").clip(0, 3),  # repeats
+        pl.col("position") + pl.col("wer") % 2,  # two first numbers
+        pl.col("position") + 0.5,
+        pl.when(pl.col("position") > 5).then(None).otherwise("position"),
+    ],
+)
+def test_other_numbers_are_no_order(change: pl.Expr) -> None:
+    frame = of_places(0).with_columns(position=change)
+    assert "time" not in guess_columns(frame, {"user_id": "wer", "item_id": "was"}, {}).options
+    few = of_places(0).filter(pl.col("wer") < 5)
+    assert "time" not in guess_columns(few, {"user_id": "wer", "item_id": "was"}, {}).options, "by chance"
+
+
 def test_dates_whose_year_has_two_digits_need_one_order() -> None:
     dates = ["01.02.03", "03.04.05"] * 20
     with pytest.raises(

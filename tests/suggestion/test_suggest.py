@@ -278,6 +278,19 @@ def test_repeats_of_lines_of_users_are_split_by_their_places(tmp_path: Path) -> 
     assert (found.schema.duplicates, found.config.split.kind) == ("keep", "last")
 
 
+def test_numbers_of_the_rows_of_each_user_order_them_and_compare_no_users() -> None:
+    actions = log(length=12, n_items=200).sort("user_id", "timestamp")
+    actions = actions.with_columns(step=pl.int_range(pl.len()).over("user_id") + 1).drop("timestamp")
+    found = of((None, None, actions.sample(fraction=1, shuffle=True, seed=1)))
+    assert (found.recipe, found.schema.time, found.schema.time_unit) == ("sequence-short", "step", "order")
+    assert not found.shape.by_time
+    again = pl.concat([actions, actions.with_columns(step=pl.col("step") + 12)])
+    found = of((None, None, again), recipe="collaborative")
+    assert (found.schema.duplicates, found.config.split.kind) == ("keep", "last"), "no time of all users is split"
+    given = of((None, None, again.rename({"step": "day"})), recipe="collaborative")
+    assert (given.schema.time, given.config.split.kind) == ("day", "last")
+
+
 @pytest.mark.parametrize(("items", "kind"), [(1024, "full"), (1025, "uniform")])
 def test_a_catalogue_that_is_drawn_whole_is_taken_whole(items: int, kind: str) -> None:
     catalogue = pl.DataFrame({"item_id": range(items), "category": [f"c{i % 4}" for i in range(items)]})

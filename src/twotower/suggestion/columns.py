@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -12,7 +11,9 @@ from twotower.config.toml import TomlValue
 from twotower.errors import DataError
 from twotower.features.values import missing_count
 from twotower.suggestion import names
+from twotower.suggestion.numbering import numbers_rows
 from twotower.suggestion.text_form import has_decimal_commas, looks_like_scale, looks_like_seconds, odd_times
+from twotower.suggestion.thresholds import threshold, why_threshold
 from twotower.suggestion.time_form import TimeForm, has_digits_of_dates, is_dated, refuse_orders, time_form
 
 MAX_EVENT_TYPES = 20
@@ -108,6 +109,9 @@ def _guess_ids(frame: pl.DataFrame, found: GuessedColumns, sides: Mapping[str, I
 def _put_ids_by_place(frame: pl.DataFrame, found: GuessedColumns, options: list[str]) -> None:
     """Put the first columns of repeated values, and tell where others might be meant."""
     ids = [name for name in frame.columns if name not in found.named and _is_id(frame[name])]
+    user = str(found.options.get("user_id", ids[0] if ids else ""))
+    places = [name for name in ids if numbers_rows(frame, user, name)]  # no items, if another column may be
+    ids = [name for name in ids if name not in places] + places
     for option, name in zip(options, ids, strict=False):
         found.put(option, name, "by its place: the first column of repeated values that is left")
     if len(ids) >= len(options) and len(ids) > 1:
@@ -223,6 +227,20 @@ def _guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
         why = {name: "by its name" if name in named else "by its values" for name in ranked}
         _put_first(found, "time", ranked, why, frame)
         _put_form(found, forms[ranked[0]], frame[ranked[0]])
+    elif not incomplete:
+        _guess_places(frame, found)
+
+
+def _guess_places(frame: pl.DataFrame, found: GuessedColumns) -> None:
+    """Put numbers of the rows of each user as the time of a log that has no other."""
+    user = str(found.options["user_id"])
+    means_other = (names.names_label, names.names_weight, names.names_event)
+    unnamed = _free(frame, found, lambda name: not any(test(name) for test in means_other))
+    if places := [name for name in unnamed if numbers_rows(frame, user, name)]:
+        first = int(frame[places[0]].min())  # type: ignore[arg-type]
+        why = f"it numbers the rows of each user from {first} on, which is read as oldest first"
+        _put_first(found, "time", places, dict.fromkeys(places, why), frame)
+        found.put("time_unit", "order", "by its values")
 
 
 def _put_form(found: GuessedColumns, form: TimeForm, series: pl.Series) -> None:
@@ -270,7 +288,7 @@ def _guess_label(frame: pl.DataFrame, found: GuessedColumns) -> None:
     if "label" in found.options:
         name = str(found.options["label"])
         if name in frame.columns and "positive_above" not in found.options and _is_number(frame[name]):
-            found.put("positive_above", _threshold(frame[name]), _why_threshold(frame[name]))
+            found.put("positive_above", threshold(frame[name]), why_threshold(frame[name]))
         return
     if found.options.get("event"):
         return
@@ -289,7 +307,7 @@ def _guess_label(frame: pl.DataFrame, found: GuessedColumns) -> None:
     if labels := _labels(frame, found, found.notes):
         _put_first(found, "label", labels, dict.fromkeys(labels, "by its name"), frame)
         series = frame[labels[0]]
-        found.put("positive_above", _threshold(series), _why_threshold(series))
+        found.put("positive_above", threshold(series), why_threshold(series))
 
 
 def _words_among_numbers(series: pl.Series) -> pl.Series | None:
@@ -363,28 +381,6 @@ def _note_scale(frame: pl.DataFrame, found: GuessedColumns, series: pl.Series) -
 
 def _is_number(series: pl.Series) -> bool:
     return series.dtype.is_numeric() or series.dtype == pl.Boolean
-
-
-def _threshold(series: pl.Series) -> float:
-    """Return the label above which a row is a positive: of two values the lower, of a scale with values on both sides of 0 that,
-    of another its middle, rounded up if the scale has whole steps above 1."""
-    values = series.cast(pl.Float64).unique().sort()
-    low, high = float(values[0]), float(values[-1])
-    if len(values) == 2:
-        return low
-    if low < 0 < high:
-        return 0.0
-    middle = (low + high) / 2
-    return float(math.ceil(middle)) if high > 1 else middle
-
-
-def _why_threshold(series: pl.Series) -> str:
-    values = series.cast(pl.Float64).unique().sort()
-    if len(values) == 2:
-        return f"two values: {values[1]:g} is a positive, {values[0]:g} a negative"
-    if values[0] < 0 < values[-1]:
-        return f"of {values[0]:g} to {values[-1]:g}, what is above 0"
-    return f"the middle of {values[0]:g} to {values[-1]:g}"
 
 
 def _guess_weight(frame: pl.DataFrame, found: GuessedColumns) -> None:

@@ -19,6 +19,7 @@ from twotower.suggestion.choice import RULES, RecipeRule, choose, describe_order
 from twotower.suggestion.composition import compose
 from twotower.suggestion.document import toml_value, write_document
 from twotower.suggestion.guess import COLUMNS, Guess, guess_meaning
+from twotower.suggestion.numbering import numbers_rows
 from twotower.suggestion.shape import Shape, measure_shape, parts_follow
 from twotower.suggestion.tables import FoundTables, find_tables
 
@@ -66,7 +67,8 @@ def suggest(
     other = {k: v for k, v in _section(given, "schema").items() if k not in (*COLUMNS, "features")}
     schema = parse_config({"schema": {**guess.schema, **other}})[0] or Schema()
     tables = _checked(found, schema, folder)
-    shape = measure_shape(tables, schema, guess.sides, shared_time=found.layout == "rows")
+    of_user = found.layout != "rows" or numbers_rows(found.interactions, schema.user_id, schema.time)
+    shape = measure_shape(tables, schema, guess.sides, shared_time=not of_user)
     ordered = found.has_parts and parts_follow(tables.interactions, schema)
     rule = next((rule for rule in RULES if rule.recipe == recipe), None) or choose(shape)
     if lack := rule.lacks(shape):
