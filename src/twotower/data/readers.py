@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import polars as pl
 
+from twotower.data.column_types import common_types, with_types
 from twotower.data.parts import PART, PartFiles
 from twotower.data.split import PART_NAMES
 from twotower.data.table_path import CsvOptions, TablePath, table_server
@@ -213,16 +214,18 @@ def _read_all(
     if parts:
         codes = (pl.lit(part, pl.Int8).alias(PART) for part in parts)
         frames = [f.with_columns(code) for f, code in zip(frames, codes, strict=True)]
-    inferred = paths[0].is_text
+    if not paths[0].is_text:
+        types = common_types(paths, [f.schema for f in frames])
+        return pl.concat([with_types(path, f, types) for path, f in zip(paths, frames, strict=True)])
     for path, other in zip(paths[1:], frames[1:], strict=True):
         for name in [*frames[0].columns, *other.columns]:
-            types = {frames[0].schema.get(name), other.schema.get(name)}
+            found = {frames[0].schema.get(name), other.schema.get(name)}
             # 3 in one CSV and 3.5 in the next are numbers of one column.
-            if len(types) > 1 and not (inferred and types <= {pl.Int64, pl.Float64}):
+            if len(found) > 1 and not found <= {pl.Int64, pl.Float64}:
                 raise DataError(
                     f"{path}: column '{name}' is not as in {paths[0].name}; give all files the same columns"
                 )
-    return pl.concat([f[frames[0].columns] for f in frames], how="vertical_relaxed" if inferred else "vertical")
+    return pl.concat([f[frames[0].columns] for f in frames], how="vertical_relaxed")
 
 
 def _read_one(path: TablePath, reading: Reading, wanted: Collection[str] | None = None) -> pl.DataFrame:
@@ -364,14 +367,14 @@ def _separator(path: TablePath, reading: Reading) -> str:
     return reading.separator or SEPARATOR_OF[path.ending]
 
 
-def columns_and_rows(path: TablePath, reading: Reading) -> tuple[list[str], int]:
-    """Return the names of the columns of a file, and its number of rows. Call it within `table_errors`."""
+def columns_and_rows(path: TablePath, reading: Reading) -> tuple[pl.Schema, int]:
+    """Return the columns of a file, of a text file without their types, and its number of rows. Call it within `table_errors`."""
     if path.is_text:
         table = scan_text(path, replace(reading, numbers=frozenset()), first=0)
     else:
         table = path.scan()
     rows = int(table.select(pl.len()).collect(engine="streaming").item())
-    return table.collect_schema().names(), rows
+    return table.collect_schema(), rows
 
 
 def parse_canonical_text(series: pl.Series) -> pl.Series:

@@ -27,6 +27,12 @@ def canonical_ids(series: pl.Series) -> pl.Series:
         if whole.all():
             return integers
         return integers.cast(pl.String).zip_with(whole.fill_null(False), series.cast(pl.String))
+    if isinstance(dtype, pl.Decimal):
+        text = series.cast(pl.String)
+        if dtype.scale:
+            text = text.str.strip_chars_end("0").str.strip_chars_end(".")
+        integers = text.cast(pl.Int64, strict=False)
+        return integers if integers.null_count() == text.null_count() else text
     if dtype.is_integer():
         for width in (pl.Int64, pl.UInt64):
             integers = series.cast(width, strict=False)

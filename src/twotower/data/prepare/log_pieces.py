@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from polars import selectors
 
 from twotower.arrays.types import Ints
 from twotower.data import interaction_columns
+from twotower.data.column_types import common_types, with_types
 from twotower.data.config import DataConfig
 from twotower.data.context import plain_type, refuse_missing
 from twotower.data.events import type_names, without_ignored
@@ -61,6 +63,8 @@ class Log:
     split: SplitConfig
     parts: Mapping[str, int]
     """Part code of each file, if files give the parts."""
+    types: Mapping[str, pl.DataType]
+    """Type of each column that is read of Parquet files; files may lack it, or have another one."""
     pieces: tuple[TableShard, ...] = ()
     text: TextLog | None = None
     """Parquet copies of the files, if they are text."""
@@ -74,19 +78,22 @@ class Log:
         users, items = (table_files(given)[0] if given else None for given in (data.users, data.items))
         data.format.check_tables({"users": users, "items": items, "interactions": paths[0]})
         reading = Reading.of(schema, form=data.format)
-        files = list[TableFile]()
+        files, schemas = list[TableFile](), list[pl.Schema]()
         for path, name in zip(paths, names_within(paths), strict=True):
             with table_errors(path):
                 columns, rows = columns_and_rows(path, reading)
                 files.append(TableFile(path, name, rows))
-            need(pl.DataFrame(schema=columns), used_columns(schema), "interactions")
-            check_part_column(columns, split)
+                schemas.append(columns)
+            if path.is_text:
+                need(pl.DataFrame(schema=columns), used_columns(schema), "interactions")
+                check_part_column(columns.names(), split)
             if path.is_text != paths[0].is_text:
                 raise DataError(
                     f"{path}: is not of the form of {paths[0].name}; give all files as text or all as Parquet"
                 )
         parts = {file.name: part for file, (_, part) in zip(files, given, strict=True)} if given else {}
-        log = cls(data, schema, tuple(files), _state(data), split, parts)
+        types = {} if paths[0].is_text else _types(paths, schemas, schema, split)
+        log = cls(data, schema, tuple(files), _state(data), split, parts, types)
         if not log.rows:
             raise DataError("interactions: the table has no rows, expected at least one; fill it")
         return log
@@ -124,10 +131,10 @@ class Log:
         path, rows = piece.file.path, piece.rows or 0
         with table_errors(path):
             table = self.text.scan(piece.file) if self.text else path.scan()
-            table = table.select(columns)
+            table = table.select(columns if self.text else selectors.by_name(*columns, require_all=False))
         (frame,) = read_slices(table, path, piece.start, rows, rows)
         self.check_unchanged("interactions", path)
-        return frame
+        return frame if self.text else with_types(path, frame, {name: self.types[name] for name in columns})
 
     @property
     def ignored(self) -> int:
@@ -143,6 +150,23 @@ class Log:
             found = path.state()
         if found != self.found[table].get(str(path)):
             raise DataError(f"{path}: was changed while it was read; call again when it is complete")
+
+
+def _types(
+    paths: Sequence[TablePath], schemas: Sequence[pl.Schema], schema: Schema, split: SplitConfig
+) -> dict[str, pl.DataType]:
+    """Return the types of the columns that a schema and a split name, of Parquet files. Raises DataError for a column that all
+    lack, or that has no type for all."""
+    wanted = [*used_columns(schema), *filter(None, [split.column])]
+    kept = [pl.Schema({name: t for name, t in columns.items() if name in wanted}) for columns in schemas]
+    types = common_types(paths, kept)
+    for name in types:
+        if n := sum(name not in columns for columns in kept):
+            log.info(f"interactions: {n} of {len(kept)} files lack the column '{name}'; it is missing in their rows")
+    found = list(dict.fromkeys([*types, *(name for columns in schemas for name in columns)]))
+    need(pl.DataFrame(schema=found), used_columns(schema), "interactions")
+    check_part_column(found, split)
+    return types
 
 
 def _state(data: DataConfig) -> dict[str, dict[str, JsonData]]:
