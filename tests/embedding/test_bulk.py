@@ -28,6 +28,7 @@ import torch
 from messages import collected_messages
 from object_server import ObjectServer
 from ray_worlds import running_ray
+from version_worlds import CITY_SCHEMA, leaking_city
 from wire import Wire
 from worlds import checkerboard, settings
 
@@ -906,3 +907,17 @@ for name in ("few", "many"):
     )
     few, many = map(int, done.stdout.split())
     assert many - few < 40_000
+
+
+def test_rows_of_versions_are_told_since_each_gets_a_vector(tmp_path: Path) -> None:
+    users, items, actions = leaking_city(n_users=12)
+    config = settings(train={"epochs": 1}, model={"width": 4})
+    run = api.fit(check(users, items, actions, CITY_SCHEMA), CITY_SCHEMA, config)
+    users.write_parquet(tmp_path / "users.parquet")
+    items.write_parquet(tmp_path / "items.parquet")
+    with collected_messages() as lines:
+        assert api.embed(run, "user", tmp_path / "users.parquet", tmp_path / "user_vectors") == 24
+        assert any("'since' tells versions of an id, and each row gets a vector" in line for line in lines)
+        lines.clear()
+        api.embed(run, "item", tmp_path / "items.parquet", tmp_path / "item_vectors")
+        assert not any("each row gets" in line for line in lines)

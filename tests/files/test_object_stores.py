@@ -48,6 +48,13 @@ def test_an_error_is_one_line_with_its_cause_and_without_addresses(text: str) ->
     assert str(found).startswith("s3://b/k: ")
 
 
+def test_a_web_server_at_the_address_of_metadata_needs_no_credentials() -> None:
+    error = OSError("Error performing GET http://169.254.169.254/a.csv in 4ms - HTTP error: error sending request")
+    found = explain(error, Url.parse("http://169.254.169.254/a.csv"))
+    assert found.cause == "unreachable"
+    assert "AZURE" not in str(found)
+
+
 def test_a_path_made_of_an_address_is_that_address() -> None:
     for text in ("s3://b/a/k", "https://host/a/k"):
         assert is_url(Path(text))

@@ -91,6 +91,11 @@ def embed(
         table, place = absolute(table), absolute(place)
     at, sources = shard_folder(place), maker.files(table_files(table))
     shards = cut_into_shards(sources, shard_rows)
+    if maker.has_versions:
+        log.warning(
+            f"{side}s: '{maker.vectors.schema.valid_from}' tells versions of an id, and each row gets a vector: give a table of the newest "
+            "row of each id for an index"
+        )
     if not shards:
         raise DataError(f"{side}s: the table has no rows, expected at least one; fill it")
     model, schema = run_digests(run)
@@ -139,6 +144,8 @@ class _ShardMaker:
         # A CSV has no types: ids and columns that were boolean in training are parsed from text.
         known = vectors.known.frame.schema
         booleans = {name for name, dtype in known.items() if dtype == pl.Boolean} - (self._reading.numbers or set())
+        self.has_versions = False
+        """True if a file of the table has the column of the times of versions."""
         self._parsed = [name for name in vectors.columns if name == vectors.key or name in booleans]
 
     def files(self, paths: list[TablePath]) -> list[TableFile]:
@@ -151,6 +158,7 @@ class _ShardMaker:
             table = None if path.is_text else path.scan()
             names = column_names(path, self._reading) if table is None else table.collect_schema().names()
             self.vectors.check(names)
+            self.has_versions |= bool(self.vectors.schema.valid_from) and self.vectors.schema.valid_from in names
             return None if table is None else int(table.select(pl.len()).collect().item())
 
     def make(self, work: EmbeddingWork, shard: TableShard) -> MadeShard:

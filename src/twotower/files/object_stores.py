@@ -320,7 +320,7 @@ def explain(error: BaseException, url: Url) -> ObjectError:
         return ObjectError(
             f"{url}: no such bucket ({url.bucket}); check its name, and the endpoint in the environment", "bucket"
         )
-    if _METADATA.search(text):
+    if url.is_object_store and _METADATA.search(text):
         names = {"s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "gs": "GOOGLE_APPLICATION_CREDENTIALS"}
         wanted = names.get(url.scheme, "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY")
         return ObjectError(f"{url}: no credentials found; set {wanted} in the environment", "refused")
