@@ -161,6 +161,7 @@ def test_encoders_that_do_not_fit_the_weights_are_refused(copy: Path) -> None:
     [
         ("config.toml", b"[]", "config.toml: damaged"),
         ("config.toml", b"\xff\xfe", "config.toml: damaged"),
+        pytest.param("config.toml", b"a = " + b"[" * 20_000, "config.toml: damaged", id="deep"),
         ("model.json", b"[]", "model.json: format None"),
         ("model.json", b'{"format": 1}', "model.json: format 1"),
         ("metrics.json", b"[" * 100_000, "metrics.json: not readable as JSON"),

@@ -595,6 +595,7 @@ def test_a_value_of_another_type_or_range_is_named_with_what_is_allowed(
             "pairs.0.item: residual needs layers, and layers is empty",
         ),
         ("[train\nepochs = 1", "not valid TOML"),
+        pytest.param("data.users = " + "[" * 20_000, "not valid TOML: lists or tables within each other", id="deep"),
         ('data.interactions = "C:\\Users\\clicks.csv"', "a backslash begins an escape: write a path with /"),
         ('data.interactions = "D:\\Daten\\clicks.csv"', "a backslash begins an escape: write a path with /"),
     ],
@@ -603,6 +604,13 @@ def test_a_setting_that_is_missing_or_does_not_go_with_another_is_refused(
     tmp_path: Path, text: str, words: str
 ) -> None:
     refused(written(tmp_path, text), [], words)
+
+
+def test_a_byte_order_mark_and_line_ends_of_windows_change_nothing(tmp_path: Path) -> None:
+    text = "\ufeff[train]\r\nepochs = 7\r\n"
+    (path := tmp_path / "c.toml").write_bytes(text.encode())
+    assert load_config(path)[1].train.epochs == 7
+    assert load_config(path, [f"data.users={'[' * 20_000}"])[1].data.users.endswith("[[")
 
 
 CANDIDATES = {"uniform": 5, "popularity": 5, "cross_batch_memory": 5, "disliked": 1, "hard": 1, "attribute": "genre"}

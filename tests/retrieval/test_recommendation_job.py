@@ -446,6 +446,17 @@ def test_ray_writes_the_answers_to_a_text_table_into_a_bucket(
         assert client.read(f"recs/{name}", 10**9).data == (tmp_path / "local" / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("damage", ['{"users": 3}', "{}", '{"format": NaN}', "", "whole", "no repeated"])
+def test_a_damaged_list_is_made_again(store: Path, table: Path, whole: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(whole, out := tmp_path / "out")
+    facts = json.loads((out / LIST_FILE).read_text())
+    told = {"whole": json.dumps(facts | {"users": 1}), "no repeated": json.dumps(facts | {"repeated": "1"})}
+    (out / LIST_FILE).write_text(told.get(damage, damage))
+    lines = job(store, table, out)
+    assert f"users: {len(IDS)} read, {len(IDS)} kept" in lines
+    same(out, whole)
+
+
 def test_a_damaged_shard_is_made_again_and_no_other(store: Path, table: Path, whole: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(whole, tmp_path / "out"))
     before = state(out)

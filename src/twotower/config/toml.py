@@ -105,7 +105,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), trust: bool = False) 
     """Read a TOML file and apply `key=value` overrides; data paths become relative to the file's folder. With `trust` the
     kinds of elsewhere that they name are imported."""
     try:
-        data: Mapping[str, TomlValue] = tomllib.loads(path.read_text(encoding="utf-8"))
+        data: Mapping[str, TomlValue] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; `config_template()` gives a template") from None
     except UnicodeDecodeError as e:
@@ -114,6 +114,10 @@ def load_config(path: Path, overrides: Iterable[str] = (), trust: bool = False) 
         escape = "; between double quotes a backslash begins an escape: write a path with / or between single quotes"
         hint = escape if re.search(r"hex value|Unescaped '\\'", str(e)) else ""
         raise ConfigError(f"{path}: not valid TOML: {e}{hint}") from None
+    except RecursionError:
+        raise ConfigError(
+            f"{path}: not valid TOML: lists or tables within each other, too deep for any option"
+        ) from None
     except OSError as e:
         raise ConfigError(f"{path}: {e.strerror}") from None
     refuse_renamed(data, str(path))
@@ -187,7 +191,7 @@ def _override(data: Mapping[str, TomlValue], text: str) -> Mapping[str, TomlValu
         raise ConfigError(f"`overrides` {text}: expected key=value, such as train.epochs=3")
     try:
         parsed = tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         parsed = value
     path = _split_key(key.strip())
     if path[-1] == "kind" and isinstance(parsed, str):

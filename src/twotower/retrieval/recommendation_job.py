@@ -214,10 +214,11 @@ class _Call:
         """Write the list of all shards, and log its counts; return the number of users with an answer."""
         work = self._work
         records = [self._records[number] for number in range(shards)]
-        if not (facts := work.read_list()):
-            counts = self._counts(records, retriever)
+        facts, told = work.read_list() or {}, work.plan | self._counts(records)
+        if type(facts.get("repeated")) is not int or any(facts.get(key) != value for key, value in told.items()):
+            repeated = self._count_repeated(retriever)
             self._table.check_unchanged()
-            work.write_list(facts := work.plan | {"twotower": __version__} | counts)
+            work.write_list(facts := told | {"twotower": __version__, "repeated": repeated})
         summary = Summary("users", facts["users"])
         summary.drop("unknown to the bundle", facts["unknown_left_out"])
         log.info(str(summary))
@@ -228,13 +229,13 @@ class _Call:
         log.info(f"{facts['rows']:,} recommendations in {len(records):,} shards: {work.at}")
         return summary.kept
 
-    def _counts(self, records: list[JsonObject], retriever: Retriever) -> JsonObject:
-        """Return what the list says about the shards of some records."""
+    def _counts(self, records: list[JsonObject]) -> JsonObject:
+        """Return what the list says about the shards of some records, but the number of repeated ids."""
         sources = sum((Counter[str](r["sources"]) for r in records), Counter[str]())
         return {
             "users": self._table.rows, "rows": sum(r["rows"] for r in records),
             "sources": dict(sorted(sources.items())), "unknown_left_out": sum(r["unknown"] for r in records),
-            "without_items": sum(r["empty"] for r in records), "repeated": self._count_repeated(retriever),
+            "without_items": sum(r["empty"] for r in records),
             "shards": [{"file": r["files"][0][0], "users": r["users"], "rows": r["rows"]} for r in records],
         }  # fmt: skip
 

@@ -281,7 +281,7 @@ def _read_settings(folder: Path) -> dict[str, TomlValue]:
         raise RunError(f"{folder}: holds no run (config.toml is missing)")
     try:
         data: dict[str, TomlValue] = tomllib.loads(read_checked(path, read_text))
-    except tomllib.TOMLDecodeError as e:
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
         raise RunError(f"{path}: damaged ({e})") from None
     if (form := data.get("format", 1)) != CONFIG_FORMAT:
         raise RunError(f"{path}: format {form!r}, this version reads {CONFIG_FORMAT}; train the run again")

@@ -100,8 +100,8 @@ class ApiKeys:
 def read_keys(path: Path) -> list[ApiKey]:
     """Return the keys of a file. Raises ConfigError if it cannot be read, holds no key, or holds anything else."""
     try:
-        content = tomllib.loads(read_regular(path.resolve(), MAX_FILE_BYTES).decode())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        content = tomllib.loads(read_regular(path.resolve(), MAX_FILE_BYTES).decode("utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
         why = e.strerror if isinstance(e, OSError) else e
         raise ConfigError(f"{path}: key file cannot be read ({why}); `make_key(name)` gives the lines of one") from None
     entries, keys = content.get("keys"), []
