@@ -110,6 +110,57 @@ def test_the_causes_of_a_poor_ranking_come_in_their_order() -> None:
     assert "too few epochs" not in finding.text
 
 
+def of_start(regularization: float) -> Run:
+    """A run of a closed form alone, on a log of tastes."""
+    data = of_groups(5)
+    met = Sequence(name="met", side="user", share_embedding=False, pooling="ridge")
+    schema = data.schema.model_copy(update={"features": (met, FEATURES[1])})
+    frame = pl.DataFrame({"user": data.pairs.user, "item": data.pairs.item})
+    data = build_dataset(check(None, None, frame, schema), schema, SplitConfig())
+    pair = {"user": {"fields": ["met"], "layers": []}, "item": {"fields": ["item"], "layers": []}}
+    config = settings(
+        model={"width": 64, "similarity": "dot", "temperature": 1.0, "bias": False, "pairs": [pair]},
+        loss={"kind": "softmax"},
+        negatives={"full": True},
+        train={
+            "epochs": 0,
+            "monitor": "validation.ndcg@5",
+            "start": [{"kind": "ials", "regularization": [regularization]}],
+        },
+    )
+    done = Trainer(data, config).run()
+    return Run(None, config, data, done.model.eval(), done.metrics, done.history)
+
+
+def test_small_scores_and_few_directions_of_a_closed_form_are_no_collapse() -> None:
+    finding = named(of_start(0.14), "collapse")
+    assert finding is not None
+    assert 1e-6 < finding.evidence["logit_spread"] < 0.05, "of logits an error"
+    assert finding.evidence["user_rank"] < 0.1 * 64, "of a trained model a warning"
+    assert finding.severity == "ok"
+
+
+def test_a_closed_form_of_zeros_is_a_collapse() -> None:
+    finding = named(of_start(0.5), "collapse")
+    assert finding is not None
+    assert finding.severity == "error"
+    assert finding.text.startswith("All items have nearly the same score")
+    assert "those of train.start: give other or several values" in finding.text
+
+
+def test_a_closed_form_that_is_worse_than_popularity_is_told_of_its_start_and_not_of_steps() -> None:
+    run = of_start(0.02)
+    with torch.no_grad():
+        for parameter in run.model.towers("item")[0].parameters():
+            parameter.neg_()
+    finding = named(run, "baseline_ranking")
+    assert finding is not None
+    assert finding.severity == "error"
+    assert "train.lr" not in finding.text
+    assert "No epoch is trained, so the vectors are those of train.start" in finding.text
+    assert "The median user has 6 training positives" in finding.text
+
+
 def of_groups(groups: int, seed: int = 0) -> Dataset:
     """A log of users who take items of their own group only, out of `groups`, and a few others."""
     rng = np.random.default_rng(seed)

@@ -31,6 +31,12 @@ from twotower.train.order_check import OrderReaders, order_problem
 
 FEW_DIRECTIONS = 0.1
 """Share of the width below which an effective rank of the user vectors is compared with the directions of the log."""
+NO_SPREAD = 1e-6
+"""Deviation of a user's scores below which those of a closed form, which have the size of no logit, are all the same."""
+_OF_START = (
+    "No epoch is trained, so the vectors are those of train.start: give other or several values of its options for validation to choose among, or "
+    "set train.epochs above 0."
+)
 
 
 def collapse(context: DiagnosisContext) -> Iterator[Finding]:
@@ -60,31 +66,37 @@ def collapse(context: DiagnosisContext) -> Iterator[Finding]:
     narrow = min(SIDES, key=lambda s: evidence[f"{s}_rank"])
     temperature_hint = ", and model.temperature" if context.config.model.similarity == "cosine" else ""
     severity: Severity = "error"
+    closed = not context.config.train.epochs
     advice = (
-        " If there is an unused_feature, start with that finding; otherwise lower train.lr and "
+        f" {_OF_START}"
+        if closed
+        else " If there is an unused_feature, start with that finding; otherwise lower train.lr and "
         f"train.embedding_weight_decay{temperature_hint}."
     )
-    if evidence["logit_spread"] < 0.05:
+    if evidence["logit_spread"] < (NO_SPREAD if closed else 0.05):
         text = f"All items have nearly the same score (deviation of a user's logits: {evidence['logit_spread']:.2g})."
-        if share >= 0.01 and _beats_popularity(context):
+        if share >= 0.01 and not closed and _beats_popularity(context):
             severity = "warning"
             advice = " They rank better than popularity all the same: train longer, or raise train.lr."
     elif share < 0.01:
         text = f"All users have nearly the same ranking: {share:.2%} of the variance of scores depends on the user."
-    elif cosine >= 0.98 and evidence["personal"] < 0.5:
+    elif cosine >= 0.98 and evidence["personal"] < 0.5 and not closed:
         text = f"The {side} vectors have collapsed: two of them have a cosine of {cosine:.3f} on average."
-    elif cosine >= 0.9 and evidence["personal"] < 0.5:
+    elif cosine >= 0.9 and evidence["personal"] < 0.5 and not closed:
         severity = "warning"
         text = (
             f"The {side} vectors point in nearly one direction: two of them have a cosine of {cosine:.3f} on average."
         )
     elif evidence[f"{narrow}_rank"] < 1.5 and width > 2:
-        severity, advice = (
-            "warning",
-            " If the data should have more, lower train.lr and the weight decays, or train longer.",
-        )
+        severity = "warning"
+        if not closed:
+            advice = " If the data should have more, lower train.lr and the weight decays, or train longer."
         text = f"The {narrow} vectors use {evidence[f'{narrow}_rank']:.1f} of {width} dimensions."
-    elif evidence["user_rank"] < FEW_DIRECTIONS * width and evidence["user_rank"] < (known := _directions(context)):
+    elif (
+        evidence["user_rank"] < FEW_DIRECTIONS * width
+        and not closed
+        and evidence["user_rank"] < (known := _directions(context))
+    ):
         severity = "warning"
         evidence["directions"] = known
         text = f"The user vectors use {evidence['user_rank']:.0f} of {width} dimensions, and the users of the log differ in at least {known:.0f}."
@@ -172,6 +184,10 @@ def _likely_causes(context: DiagnosisContext) -> str:
     """Return the causes of a poor ranking of the catalogue that the run shows, and what to set: first the data, then the loss, then
     the training."""
     config, causes = context.config, []
+    if not config.train.epochs:
+        n = context.data.positives_by_user.lengths
+        few = f"The median user has {np.median(n[n > 0]):g} training positives; where these are few, popularity tells more."
+        return f"{_OF_START} {few}"
     if context.order and order_problem(context.order) and config.train.history_scope == "causal":
         readers = OrderReaders.of(context.data.schema, config)
         causes.append(f"an order that the log does not show (set {readers.way_out})")
