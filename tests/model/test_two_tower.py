@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -148,6 +149,12 @@ def vectors_and_bias_by_hand(model: TwoTower, side: str, inputs: Inputs) -> tupl
     return torch.cat(vectors, 1), bias
 
 
+def ids_of(fields: Sequence[InputField], inputs: Inputs) -> Tensor:
+    """Codes of the ids of a side."""
+    lookups = [f for f in fields if f.kind == "lookup"]
+    return inputs.lookup[:, next(n for n, f in enumerate(lookups) if f.identifies)].long()
+
+
 def logits_by_hand(model: TwoTower, inputs: tuple[Inputs, Inputs]) -> Tensor:
     """(U, I): the similarity over the temperature, plus the three biases."""
     (u, user_bias), (v, item_bias) = (
@@ -162,7 +169,9 @@ def logits_by_hand(model: TwoTower, inputs: tuple[Inputs, Inputs]) -> Tensor:
             [w * (u[:, p] @ v[:, p].T) for p, w in zip(parts, model.term_weights, strict=False)]
         ).sum(0)
         if model.config.bias:
-            user_bias, item_bias = user_bias * model.term_weights[-2], item_bias * model.term_weights[-1]
+            (users, items), ids = inputs, world()
+            user_bias = user_bias * model.term_weights[-2] + model.user_prior.values[ids_of(ids.users.fields, users)]
+            item_bias = item_bias * model.term_weights[-1] + model.item_prior.values[ids_of(ids.items.fields, items)]
     logits = similarity / model.log_temperature.exp() + user_bias[:, None] + item_bias[None]
     return logits + model.global_bias if model.config.bias else logits
 

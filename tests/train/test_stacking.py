@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from trainers import same, weights
@@ -20,6 +22,9 @@ from twotower.data.splits import TRAIN, VALIDATION
 from twotower.errors import ConfigError
 from twotower.evaluation.metrics.log_loss import LogLoss
 from twotower.evaluation.metrics.measured import ScoredPairs
+from twotower.features.categorical import Categorical
+from twotower.features.schema import Schema
+from twotower.features.values import UNKNOWN
 from twotower.train.factors import factors_before
 from twotower.train.stacking import fit_weights
 from twotower.train.trainer import Trainer
@@ -103,14 +108,66 @@ def test_only_the_weights_and_the_global_bias_differ_and_the_log_loss_falls(
     assert (terms >= 0).all()
     before = weights(plain)
     assert not bias or not torch.equal(found["global_bias"], before["global_bias"])
+    if bias:
+        priors = [found.pop(f"{side}_prior.values") for side in ("user", "item")]
+        assert all(prior.abs().max() > 0 for prior in priors)
     for one in (found, before):
         one.pop("global_bias", None)
     assert same(found, before)
     assert log_loss_of(stacked, everything_data) < log_loss_of(plain, everything_data)
     a, b = (factors_before(t.model, everything_data, VALIDATION) for t in (plain, stacked))
-    assert torch.equal(a.items, b.items)
     columns = torch.cat([terms[:1].expand(8), terms[1:2].expand(b.users.shape[1] - 8 - 2 * bias)])
     torch.testing.assert_close(b.users[:, : len(columns)], a.users[:, : len(columns)] * columns)
+    assert torch.equal(a.items[:, : len(columns)], b.items[:, : len(columns)])
+
+
+def popular(n_users: int = 120, n_items: int = 40) -> pl.DataFrame:
+    """Likes that depend on how often an item is shown and on the user, which few rows of each tell."""
+    rng = np.random.default_rng(0)
+    kind = rng.normal(size=n_users)
+    shown = rng.choice(n_items, (n_users, 10), p=np.arange(1, n_items + 1) / (n_items * (n_items + 1) / 2))
+    odds = 0.12 * (shown - 0.7 * n_items) + kind[:, None]
+    liked = rng.random(shown.shape) < 1 / (1 + np.exp(-odds))
+    user = np.repeat(np.arange(n_users), 10)
+    return pl.DataFrame({"user_id": user, "item_id": shown.ravel(), "liked": liked.ravel().astype(int)}).unique(
+        ["user_id", "item_id"], maintain_order=True
+    )
+
+
+def test_baselines_count_as_far_as_they_help(caplog: pytest.LogCaptureFixture) -> None:
+    schema = Schema.model_validate({"label": "liked", "positive_above": 0, "title": ""})
+    run = {
+        flag: api.fit(
+            (None, None, popular()), schema, settings(model={"stacking": flag}, train={"epochs": 8, "lr": 0.3})
+        )
+        for flag in (False, True)
+    }
+    data, model = run[True].dataset, run[True].model
+    with caplog.at_level(logging.INFO, "twotower"):
+        Trainer(data, run[True].config).run()
+    found = re.search(r"popularity (\d\.\d\d), means of users \d", caplog.text)
+    assert found
+    assert float(found[1]) > 0.1
+    counted, codes = data.item_positive_counts, np.asarray(data.items.columns["item_id"])
+    assert np.corrcoef(model.item_prior.values.numpy()[codes], np.log1p(counted))[0, 1] > 0.9
+    assert run[True].metrics["test.log_loss"] < run[False].metrics["test.log_loss"]
+
+
+def test_an_unknown_id_has_no_prior_and_a_side_without_ids_none(caplog: pytest.LogCaptureFixture) -> None:
+    users = pl.DataFrame({"user_id": range(120)}).with_columns(club=pl.col("user_id") % 3)
+    features = (Categorical(name="club", side="user"), Categorical(name="item_id", side="item"))
+    schema = Schema(label="liked", title="", features=features)
+    with caplog.at_level(logging.INFO, "twotower"):
+        run = api.fit((users, None, popular()), schema, config())
+    assert "means of items" in caplog.text
+    assert "means of users" not in caplog.text
+    assert len(run.model.user_prior.values) == 0
+    values = run.model.item_prior.values
+    codes = run.dataset.items.columns["item_id"]
+    assert isinstance(codes, np.ndarray)
+    assert len(values) == 1 + codes.max()
+    assert values[UNKNOWN] == 0
+    assert values.abs().max() > 0
 
 
 def test_a_run_keeps_its_weights_and_measures_validation_with_them(everything_data: Dataset, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from twotower.features.side import SIDES, SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.field_tables import FieldTables
 from twotower.model.first_order import FirstOrder
+from twotower.model.id_prior import IdPrior
 from twotower.model.inputs import stacked
 from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.tables import Table
@@ -33,6 +34,10 @@ from twotower.section import Section
 
 if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder
+
+
+_BIAS_TERMS: Mapping[SideName, int] = {"user": -2, "item": -1}
+"""Places of the weights of the biases in `TwoTower.term_weights`."""
 
 
 class PairConfig(Section):
@@ -83,8 +88,8 @@ class ModelConfig(Section):
     stacking: bool = Field(
         False,
         description="Weights of the terms of a score, fitted after training to the labels of the validation part (Wolpert 1992, "
-        "Stacked Generalization): one of each pair's score, and one of the biases of either side. Needs a pointwise loss and a validation part. "
-        "false: each is 1.",
+        "Stacked Generalization): one of each pair's score and of the biases of either side, which are 1 without it; with biases also of three baselines, 0 "
+        "without it: popularity of an item, means of users and of items. Needs a pointwise loss and a validation part.",
     )
 
     @property
@@ -144,7 +149,7 @@ class TwoTower(nn.Module):
     up).
 
     With biases the vectors are [v / T, b_u + b, 1] and [w, 1, b_i], T the temperature. With stacking, v is weighted pair by
-    pair, b_u by the second last of `term_weights`, and the 1 beside b_i is the last of them.
+    pair, b_u by the second last of `term_weights` and b_i by the last, and both have the prior of the id added.
     """
 
     def __init__(
@@ -172,6 +177,8 @@ class TwoTower(nn.Module):
         if config.stacking:
             n_terms = len(self.pairs) + (2 if config.bias else 0)
             self.term_weights = nn.Parameter(torch.ones(n_terms), requires_grad=False)
+            if config.bias:
+                self.user_prior, self.item_prior = IdPrior(user_fields), IdPrior(item_fields)
         self._id_columns = {
             side: _id_column(side, fields)
             for side, fields in zip(SIDES, (user_fields, item_fields), strict=True)
@@ -210,6 +217,10 @@ class TwoTower(nn.Module):
         """Return the first-order term of `side` in a model with biases."""
         return self.user_bias if side == "user" else self.item_bias
 
+    def prior(self, side: SideName) -> IdPrior:
+        """Return the values of the ids of `side` in a model with biases and stacking."""
+        return self.user_prior if side == "user" else self.item_prior
+
     @property
     def temperature(self) -> F32[Tensor, ""]:
         """Temperature T > 0: logits are cosines divided by T."""
@@ -223,10 +234,7 @@ class TwoTower(nn.Module):
             vectors = vectors * self._column_weights(pairs)
         if bias is None:
             return vectors
-        ones = torch.ones_like(bias)
-        if self.config.stacking:
-            bias, ones = bias * self.term_weights[-2], ones * self.term_weights[-1]
-        return torch.cat([vectors, bias + self.global_bias, ones], 1)
+        return torch.cat([vectors, bias + self.global_bias, torch.ones_like(bias)], 1)
 
     def item_vectors(self, inputs: Inputs, pairs: Sequence[int] | None = None) -> F32[Tensor, "I D"]:
         """Return w, with biases [w, 1, b_i]; of some `pairs` alone, or of all."""
@@ -269,6 +277,8 @@ class TwoTower(nn.Module):
             vectors.append(vector.float())
             if bias is not None and tower_bias is not None:
                 bias = bias + tower_bias.float()
+        if bias is not None and self.config.stacking:
+            bias = self.prior(side)(inputs, bias * self.term_weights[_BIAS_TERMS[side]])
         joined = torch.cat(vectors, 1) if len(vectors) > 1 else vectors[0]
         if self.config.similarity == "cosine":
             joined = normalize(joined)
@@ -301,19 +311,18 @@ class TwoTower(nn.Module):
             joined = g("Div", joined, g("Sqrt", square))
         if side == "user":
             joined = g("Div", joined, g.constant(self.temperature.item()))
-        weighted = side == "user" and self.config.stacking
-        if weighted:
+        if side == "user" and self.config.stacking:
             joined = g("Mul", joined, g.constant(self._column_weights()))
         if not self.config.bias:
             return joined, width
         bias = self.first_order(side).lower(g, joined)
         for tower_bias in filter(None, biases):
             bias = g("Add", bias, tower_bias)
-        if weighted:
-            bias = g("Mul", bias, g.constant(self.term_weights[-2]))
+        if self.config.stacking:
+            bias = self.prior(side).lower(g, g("Mul", bias, g.constant(self.term_weights[_BIAS_TERMS[side]])))
         if side == "user":
             bias = g("Add", bias, g.constant(self.global_bias))
-        ones = g.filled(bias, self.term_weights[-1].item() if weighted else 1.0)
+        ones = g.filled(bias, 1.0)
         return g.concat([joined, bias, ones] if side == "user" else [joined, ones, bias]), width + 2
 
 

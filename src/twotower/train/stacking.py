@@ -1,19 +1,25 @@
-"""Stacking: weights of the terms of a score, fitted to the labels of the validation part (Wolpert 1992, Stacked Generalization)."""
+"""Stacking: weights of the terms of a score, and of baselines beside them, fitted to the labels of the validation part (Wolpert 1992,
+Stacked Generalization)."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from twotower.arrays.types import F64, Doubles, Floats, Shaped
+from twotower.arrays.types import F64, Codes, Doubles, Floats, Shaped
 from twotower.data.dataset import Dataset
+from twotower.data.pairs import counts
 from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext
+from twotower.evaluation.baselines import baseline_of
+from twotower.features.side import SIDES, SideName
+from twotower.features.values import UNKNOWN
 from twotower.model.two_tower import TwoTower
 
 log = logging.getLogger(__name__)
@@ -25,10 +31,29 @@ MIN_WEIGHT = 1e-3
 """Weight below which a term is as good as left out."""
 
 
+@dataclass(frozen=True)
+class _Baseline:
+    """A term of the score that training rows give: a number for each row of a side, of mean 0 over the training rows, 0 of an unknown id."""
+
+    name: str
+    side: SideName
+    values: Shaped[Doubles, "n"]
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Weights of the model's terms, the global bias, and the priors of both sides by the code of an id."""
+
+    weights: list[float]
+    bias: float
+    priors: dict[SideName, Shaped[Floats, "codes"]]
+
+
 def stack(
     model: TwoTower, scores: Callable[[], Shaped[Floats, "n"]], dataset: Dataset, context: DistributedContext
 ) -> None:
-    """Overwrite the weights of the model's terms, and its global bias, with those under which the validation labels are most likely.
+    """Overwrite the weights of the model's terms, and with biases the global bias and the priors of the ids, with those under which the
+    validation labels are most likely.
 
     `scores` returns the scores of the validation pairs by the model's present weights, on rank 0; all ranks call it. Labels of one
     class change nothing, with a line in the log.
@@ -40,39 +65,74 @@ def stack(
             weights.copy_(torch.arange(len(weights), device=weights.device) == number)
             columns.append(np.array(scores(), np.float32))
         weights.copy_(present)
-    found = context.broadcast(_fitted(columns, present, dataset, model.config.bias) if context.is_main else None)
-    if found is None:
+    fit = context.broadcast(_fit(columns, present, model, dataset) if context.is_main else None)
+    if fit is None:
         log.warning(
             "model.stacking fits nothing: the validation part holds labels of one class; each weight stays as it is"
         )
         return
-    fitted, bias = found
     with torch.no_grad():
-        weights.copy_(torch.tensor(fitted))
+        weights.copy_(torch.tensor(fit.weights))
         if model.config.bias:
-            model.global_bias.fill_(bias)
-    names = [f"pair {n}" for n in range(len(model.pairs))] + (
-        ["user biases", "item biases"] if model.config.bias else []
-    )
-    if max(fitted) < MIN_WEIGHT:
-        log.warning(
-            "model.stacking finds no term of the score that tells the labels of the validation part apart: all weights are as good as 0"
-        )
-    log.info("weights by validation: " + ", ".join(f"{name} {w:.2f}" for name, w in zip(names, fitted, strict=True)))
+            model.global_bias.fill_(fit.bias)
+        for side, values in fit.priors.items():
+            model.prior(side).values.copy_(torch.from_numpy(values))
 
 
-def _fitted(
-    columns: list[Shaped[Floats, "n"]], present: Shaped[Tensor, "T"], dataset: Dataset, has_bias: bool
-) -> tuple[list[float], float] | None:
-    """Return the weights of the terms and the global bias; None if the pairs of a weight above 0 are of one class."""
-    pairs = dataset.pairs_of(VALIDATION)
+def _fit(
+    columns: list[Shaped[Floats, "n"]], present: Shaped[Tensor, "T"], model: TwoTower, dataset: Dataset
+) -> _Fit | None:
+    """Return the fit to the labels of validation; None if the pairs of a weight above 0 are of one class."""
+    pairs, has_bias = dataset.pairs_of(VALIDATION), model.config.bias
     each = np.ones(len(pairs)) if pairs.weight is None else np.asarray(pairs.weight, np.float64)
     labels = np.asarray(pairs.positive, np.float64)
     if not 0 < (counted := labels[each > 0]).sum() < len(counted):
         return None
     bias = float(columns[-1][0])
-    terms = np.stack(columns[:-1], 1).astype(np.float64) - bias
-    return fit_weights(terms, labels, each, present.double().cpu().numpy(), bias if has_bias else None)
+    baselines = _baselines(model, dataset) if has_bias else []
+    terms = [column.astype(np.float64) - bias for column in columns[:-1]]
+    terms += [b.values[pairs.user if b.side == "user" else pairs.item] for b in baselines]
+    before = np.r_[present.double().cpu().numpy(), np.zeros(len(baselines))]
+    found, bias = fit_weights(np.stack(terms, 1), labels, each, before, bias if has_bias else None)
+    names = [f"pair {n}" for n in range(len(model.pairs))] + ["user biases", "item biases"] * has_bias
+    names += [b.name for b in baselines]
+    log.info("weights by validation: " + ", ".join(f"{name} {w:.2f}" for name, w in zip(names, found, strict=True)))
+    if max(found) < MIN_WEIGHT:
+        log.warning(
+            "model.stacking finds no term of the score that tells the labels of the validation part apart: all weights are as good as 0"
+        )
+    priors, n = dict[SideName, Shaped[Floats, "codes"]](), len(present)
+    for side in SIDES if has_bias else ():
+        prior = priors[side] = np.zeros(len(model.prior(side).values), np.float32)
+        for b, weight in zip(baselines, found[n:], strict=True):
+            if b.side == side:
+                prior[_codes(model, dataset, side)] += np.float32(weight) * b.values
+    return _Fit(found[:n], bias, priors)
+
+
+def _baselines(model: TwoTower, dataset: Dataset) -> list[_Baseline]:
+    """Return the baselines of a report (`evaluation/baselines.py`) as terms, of the sides whose ids the model reads: the logarithm of an
+    item's popularity, and the ridge means of users and items in the unit of a logit at the mean of the labels."""
+    train, means = dataset.train, baseline_of("bias", dataset)
+    share = min(max(float(train.positive.mean()), 0.01), 0.99)
+    rows = {side: counts(getattr(train, side), len(dataset.side(side))) for side in SIDES}
+    given: tuple[tuple[str, SideName, Shaped[Doubles, "n"]], ...] = (
+        ("popularity", "item", np.log1p(dataset.item_positive_counts.astype(np.float64))),
+        ("means of users", "user", means.users[:, 0].double().numpy() / (share * (1 - share))),
+        ("means of items", "item", means.items[:, 1].double().numpy() / (share * (1 - share))),
+    )
+    return [
+        _Baseline(name, side, np.where(codes == UNKNOWN, 0.0, values - np.average(values, weights=rows[side])))
+        for name, side, values in given
+        if (codes := _codes(model, dataset, side)) is not None
+    ]
+
+
+def _codes(model: TwoTower, dataset: Dataset, side: SideName) -> Shaped[Codes, "n"] | None:
+    """Return the codes of the ids of a side's rows, None if the model does not read them."""
+    field = model.prior(side).field
+    codes: Codes | None = np.asarray(dataset.side(side).columns[field.name]) if field else None
+    return codes
 
 
 def fit_weights(

@@ -1,0 +1,39 @@
+"""Values of ids that statistics of the training rows give, and no step trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from twotower.arrays.types import F32
+from twotower.features.field import InputField
+from twotower.model.inputs import stacked
+from twotower.model.inputs.tower_inputs import Inputs
+
+if TYPE_CHECKING:
+    from twotower.onnx.builder import GraphBuilder
+
+
+class IdPrior(nn.Module):
+    """A number for each id of a side, 0 at first and for an unknown id, which is added to the biases of a score."""
+
+    def __init__(self, fields: tuple[InputField, ...]) -> None:
+        """Find the ids among the fields of a side; a side without a field of its ids has no values."""
+        super().__init__()
+        lookups = stacked(fields)
+        self.field = next((f for f in lookups if f.identifies), None)
+        self.column = lookups.index(self.field) if self.field else 0
+        self.values = nn.Parameter(torch.zeros(self.field.rows if self.field else 0), requires_grad=False)
+
+    def forward(self, inputs: Inputs, bias: F32[Tensor, "U 1"]) -> F32[Tensor, "U 1"]:
+        """Return the biases with the values of the ids."""
+        return bias + self.values[inputs.lookup[:, self.column, None].long()] if self.field else bias
+
+    def lower(self, g: GraphBuilder, bias: str) -> str:
+        """Build `forward`."""
+        if not self.field:
+            return bias
+        codes = g("Gather", "lookup", g.constant([self.column]), axis=1)
+        return g("Add", bias, g("Gather", g.constant(self.values, "prior"), codes, axis=0))
