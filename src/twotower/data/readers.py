@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
 import polars as pl
 
 from twotower.data.column_types import common_types, with_types
 from twotower.data.parts import PART, PartFiles
+from twotower.data.python_frames import of_mapping, of_pandas
 from twotower.data.split import PART_NAMES
 from twotower.data.table_path import CsvOptions, TablePath, table_server
 from twotower.data.table_paths import part_paths, table_files
@@ -135,11 +135,9 @@ def as_frame(table: TableLike, what: str, reading: Reading | None = None) -> pl.
         if isinstance(table, pl.LazyFrame):
             return table.collect()
         if type(table).__module__.split(".")[0] == "pandas" and hasattr(table, "columns"):
-            # Conversion by column needs no pyarrow, and keeps lists and arrays as lists.
-            found: pd.DataFrame = table
-            return pl.DataFrame([_pandas_column(str(c), found.iloc[:, i]) for i, c in enumerate(found.columns)])
+            return of_pandas(table)
         if isinstance(table, dict):
-            return pl.DataFrame(table, strict=False)
+            return of_mapping(table)
         if hasattr(table, "__arrow_c_stream__") and not isinstance(table, pl.Series):
             return pl.DataFrame(table)
     except (pl.exceptions.PolarsError, TypeError, ValueError) as e:
@@ -150,21 +148,6 @@ def as_frame(table: TableLike, what: str, reading: Reading | None = None) -> pl.
         f"{what}: found {type(table).__name__}, expected a polars or pandas frame, an Arrow table, a mapping of "
         "columns, or a path or URL of a CSV or Parquet file"
     )
-
-
-def _pandas_column(name: str, column: pd.Series) -> pl.Series:
-    """Return a pandas column as a series: NaN, NaT and NA as null; lists, tuples and arrays in cells as lists."""
-    kind = column.dtype.kind if isinstance(column.dtype, np.dtype) else "O"
-    if kind in "biuf":
-        return pl.Series(name, column.to_numpy(), nan_to_null=True)
-    if kind == "M":
-        return pl.Series(name, column.to_numpy().astype("datetime64[us]"))
-    missing = column.isna().to_numpy()
-    values = [
-        None if is_missing else v.tolist() if isinstance(v, np.ndarray) else list(v) if isinstance(v, tuple) else v
-        for v, is_missing in zip(column, missing, strict=True)
-    ]
-    return pl.Series(name, values, strict=False)
 
 
 CANONICAL_INTEGER, CANONICAL_BOOLEAN = r"^(0|-?[1-9]\d*)$", r"^(?i:true|false)$"

@@ -1,0 +1,63 @@
+"""Frames of pandas, and mappings of columns of Python values, as frames of polars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Cell: TypeAlias = "str | bytes | float | date | np.generic | npt.NDArray[np.generic] | Sequence[Cell] | None"
+"""Value of a row, of one column."""
+_MISSING = ("NAType", "NaTType")
+"""Types of pandas' missing values, which this module does not import."""
+
+
+def of_pandas(frame: pd.DataFrame) -> pl.DataFrame:
+    """Return a frame of pandas, column by column, which needs no pyarrow, and keeps lists and arrays as lists."""
+    return pl.DataFrame([_pandas_column(str(c), frame.iloc[:, i]) for i, c in enumerate(frame.columns)])
+
+
+def of_mapping(columns: Mapping[str, Iterable[Cell]]) -> pl.DataFrame:
+    """Return a frame of columns: lists, arrays, series, or anything else that polars takes as a column."""
+    return pl.DataFrame({name: _mapped(values) for name, values in columns.items()}, strict=False)
+
+
+def _mapped(values: Iterable[Cell]) -> Iterable[Cell] | pl.Series:
+    is_plain = isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.dtype.kind == "O")
+    if not is_plain or len({v.dtype if isinstance(v, np.ndarray) else None for v in values} - {None}) == 1:
+        return values  # arrays of one type, such as vectors, are read as they are
+    return pl.Series(plain_values(values), strict=False)
+
+
+def _pandas_column(name: str, column: pd.Series) -> pl.Series:
+    """Return a pandas column as a series: NaN, NaT and NA as null; lists, tuples and arrays in cells as lists."""
+    kind = column.dtype.kind if isinstance(column.dtype, np.dtype) else "O"
+    if kind in "biuf":
+        return pl.Series(name, column.to_numpy(), nan_to_null=True)
+    if kind == "M":
+        return pl.Series(name, column.to_numpy().astype("datetime64[us]"))
+    return pl.Series(name, plain_values(column), strict=False)
+
+
+def plain_values(values: Iterable[Cell]) -> list[Cell]:
+    """Return values of Python: numbers of numpy as such, of which polars would make all others one type; NaN, NaT and NA as None."""
+    return [_plain(value) for value in values]
+
+
+def _plain(value: Cell) -> Cell:
+    if isinstance(value, np.number | np.bool_):
+        value = value.item()
+    elif isinstance(value, np.ndarray):
+        cells: Cell = value.tolist()
+        return cells
+    elif isinstance(value, list | tuple):
+        return plain_values(value) if len(value) and isinstance(value[0], np.generic) else list(value)
+    is_missing = value != value if isinstance(value, float) else type(value).__name__ in _MISSING
+    return None if is_missing else value

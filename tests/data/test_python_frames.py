@@ -1,0 +1,56 @@
+"""Values of Python, numpy and pandas as columns, of which no value is changed or lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from worlds import CHECKERBOARD_SCHEMA, checkerboard
+
+from twotower.data.readers import as_frame
+from twotower.data.tables import check
+from twotower.errors import DataError
+
+NAN = float("nan")
+COLUMNS: dict[str, tuple[list[Any], list[Any]]] = {
+    "a fraction after a whole number": ([np.int64(1), 2.5], [1.0, 2.5]),
+    "a fraction of numpy": ([None, np.int64(1), np.float64(2.5)], [None, 1.0, 2.5]),
+    "a text after a number": ([np.int64(1), "a"], ["1", "a"]),
+    "more than a byte": ([np.uint8(7), 300], [7, 300]),
+    "more than 32 bits": ([np.int32(7), 2**40], [7, 2**40]),
+    "a number after a truth value": ([np.bool_(True), 2], [1, 2]),
+    "NaN among texts": (["a", NAN, np.nan], ["a", None, None]),
+    "NaN among truth values": ([True, NAN], [True, None]),
+    "NA": (["a", pd.NA], ["a", None]),
+    "NaT": ([pd.Timestamp("2024-01-01"), pd.NaT], [pd.Timestamp("2024-01-01"), None]),
+    "lists of numpy": ([[np.int64(1)], [np.float64(2.5)], []], [[1.0], [2.5], []]),
+    "arrays of two types": ([np.array([1, 2]), np.array([2.5])], [[1.0, 2.0], [2.5]]),
+    "tuples": ([("a", "b"), ()], [["a", "b"], []]),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_column_of_any_values_keeps_them(name: str) -> None:
+    given, expected = COLUMNS[name]
+    objects = np.empty(len(given), object)
+    objects[:] = given
+    for table in ({"c": given}, {"c": objects}, pd.DataFrame({"c": pd.Series(given, dtype=object)})):
+        assert as_frame(table, "t")["c"].to_list() == expected
+
+
+def test_arrays_of_one_type_keep_it() -> None:
+    vectors = [np.array([0.5, 1.5], np.float32), np.array([2.5, 3.5], np.float32)]
+    found = as_frame({"v": vectors, "n": range(2)}, "t")
+    assert found.to_dict(as_series=False) == {"v": [[0.5, 1.5], [2.5, 3.5]], "n": [0, 1]}
+    assert found["v"].explode().dtype == pl.Float32
+
+
+def test_a_missing_id_in_a_mapping_is_no_user_called_nan() -> None:
+    actions = checkerboard()[2].to_dict(as_series=False)
+    actions["user_id"] = [f"u{user}" for user in actions["user_id"]]
+    actions["user_id"][3] = NAN
+    with pytest.raises(DataError, match="interactions: column 'user_id' has 1 missing ids"):
+        check(None, None, actions, CHECKERBOARD_SCHEMA)
