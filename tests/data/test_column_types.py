@@ -147,6 +147,17 @@ def test_a_lake_of_several_years_is_read_and_prepared_as_one_of_today(
     assert len({str(rows(dataset)) for dataset in found}) == 1
 
 
+def test_missing_values_of_the_context_are_counted_alike(tmp_path: Path, messages: list[str]) -> None:
+    actions = checkerboard()[2].with_columns(at=SECONDS, price=pl.int_range(pl.len()).cast(pl.Float64))
+    actions[:600].drop("price").write_parquet(tmp_path / "0.parquet")
+    actions[600:].with_columns(pl.when(pl.col("price") > 700).then("price")).write_parquet(tmp_path / "1.parquet")
+    told = "interactions: 701 of 1200 values of 'price' are missing or not finite; imputed"
+    assert told in check(None, None, str(tmp_path / "*.parquet"), PRICED).notes
+    data = DataConfig(interactions=str(tmp_path / "*.parquet"))
+    prepare.write_prepared(data, PRICED, SplitConfig(kind="last"), tmp_path / "out", PrepareOptions(piece_rows=101))
+    assert told in messages
+
+
 def rows(data: Dataset) -> list[tuple[Any, ...]]:
     """Return the interactions, with their part, time and price."""
     assert data.times is not None

@@ -223,7 +223,12 @@ def _features(frame: pl.DataFrame, side: FeatureSide, what: str, schema: Schema,
                     f"{what}: column '{f.source}' has {n} missing values and feature '{f.name}' has "
                     "missing = 'error'; fill them or set missing = 'impute'"
                 )
-            notes.append(f"{what}: {n} of {frame.height} values of '{f.source}' are missing or not finite; imputed")
+            notes.append(imputed_note(what, f.source, n, frame.height))
+
+
+def imputed_note(what: str, column: str, missing: int, rows: int) -> str:
+    """Return the message about missing values of a column that a feature reads."""
+    return f"{what}: {missing} of {rows} values of '{column}' are missing or not finite; imputed"
 
 
 def averaged_gaps(actions: pl.DataFrame, schema: Schema) -> dict[str, int]:

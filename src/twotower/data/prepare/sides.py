@@ -19,6 +19,7 @@ from twotower.data.tables import (
     averaged_notes,
     check_side,
     check_versions,
+    imputed_note,
     side_columns,
     with_ids,
 )
@@ -27,6 +28,7 @@ from twotower.data.unknown_ids import COUNT, counted_ids, of_one_type
 from twotower.data.versions import no_versions
 from twotower.errors import DataError
 from twotower.features.side import SIDES
+from twotower.features.values import missing_count
 from twotower.progress import JobProgress
 
 log = logging.getLogger(__name__)
@@ -76,10 +78,12 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
     times = Times(schema) if schema.time else None
     ids = {} if known else {side: LogIds(schema.id_column(side)) for side in SIDES}
     averaged = [] if known else [a for a in averaged_columns(schema) if a != POSITIVE]
-    wanted = [*(i.key for i in ids.values()), *averaged, *filter(None, [schema.time])]
+    read_as_is = (f.source for f in schema.columns("context") if not (f.computes or f.reads_time))
+    of_context = [] if known else list(dict.fromkeys(read_as_is))
+    wanted = [*(i.key for i in ids.values()), *averaged, *of_context, *filter(None, [schema.time])]
     columns = list(dict.fromkeys([*wanted, *filter(None, [schema.event])]))
     progress, gaps, kept = JobProgress(log, "interactions looked at", source.rows), Counter[str](), 0
-    types = Counter[str]()
+    types, missing = Counter[str](), Counter[str]()
     for piece in source.pieces if wanted else ():
         read = source.read(piece, columns)
         frame = without_ignored(read, schema)
@@ -92,11 +96,13 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
             of_side.add(frame)
         if not known:
             gaps.update(averaged_gaps(frame, schema))
+            missing.update({name: missing_count(frame[name]) for name in of_context})
     if times:
         times.settle()
     if known:
         return known, {}, times
     notes += [*event_notes(types, schema), *averaged_notes(gaps, kept)]
+    notes += [imputed_note("interactions", name, n, kept) for name, n in missing.items() if n]
     found, versions = Sides(), Sides()
     for side, given in zip(SIDES, (source.data.users, source.data.items), strict=True):
         key, counted = schema.id_column(side), ids[side].counted()
