@@ -219,6 +219,18 @@ WRONG: dict[str, tuple[Callable[[], Any], list[str]]] = {
         lambda: check(None, None, actions(stars=list("54321")), RATED),
         ["label 'stars' holds String, expected numbers or booleans", "cast"],
     ),
+    "label of decimal commas": (
+        lambda: check(None, None, actions(stars=["1", "3,5", "2", "n/a", "5"]), RATED),
+        ["the first that is none is '3,5': set data.format.decimal = ','"],
+    ),
+    "label of words": (
+        lambda: check(None, None, actions(stars=["1", "", "no", "yes", "5"]), RATED),
+        ["the first that is none is 'no': leave it empty, or give a number in its place", "schema.event"],
+    ),
+    "words among numbers": (
+        lambda: load(users(age=["1", "n/a", None]), None, actions(), schema=featured(Numeric(name="age", side="user"))),
+        ["column 'age': found String, expected numbers; the first that is none is 'n/a': leave it empty"],
+    ),
     "text time": (
         lambda: check(None, None, actions(at=["yesterday"] * 5), RATED),
         ["time 'at': row 1 holds 'yesterday', expected a number or a date such as 2023-01-31", "schema.time_format"],

@@ -9,7 +9,7 @@ from twotower.data.events import event_factors, event_positives, event_types
 from twotower.errors import DataError
 from twotower.features.events import WEIGHT_RANGE
 from twotower.features.schema import Schema
-from twotower.features.values import missing_count
+from twotower.features.values import advice_on_text, missing_count
 
 POSITIVE = "__positive"
 """The column of labels that checking adds to the interactions. Names that begin with '__' are reserved."""
@@ -33,7 +33,8 @@ def labelled(actions: pl.DataFrame, schema: Schema, some: bool = True) -> pl.Dat
     series = actions[schema.label]
     if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
         raise DataError(
-            f"interactions: label '{schema.label}' holds {series.dtype}, expected numbers or booleans; cast it"
+            f"interactions: label '{schema.label}' holds {series.dtype}, expected numbers or booleans; {advice_on_text(series)}, or "
+            "drop the rows; a column of words, such as yes and no, belongs in schema.event"
         )
     if n := missing_count(series):
         raise DataError(f"interactions: label '{schema.label}' has {n} missing values; fill them or drop the rows")
@@ -57,7 +58,9 @@ def weighted(actions: pl.DataFrame, schema: Schema, what: str = "interactions") 
         return actions.with_columns(factors.cast(pl.Float32).alias(WEIGHT))
     series = actions[schema.weight]
     if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
-        raise DataError(f"{what}: weight '{schema.weight}' holds {series.dtype}, expected numbers; cast it")
+        raise DataError(
+            f"{what}: weight '{schema.weight}' holds {series.dtype}, expected numbers; {advice_on_text(series)}"
+        )
     given = series.cast(pl.Float64)
     weights = (given if factors is None else given * factors).cast(pl.Float32)
     low, high = (float(np.float32(bound)) for bound in WEIGHT_RANGE)  # the column may be of float32

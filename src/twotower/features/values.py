@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -53,11 +55,23 @@ def numbers(series: pl.Series) -> npt.NDArray[np.float64]:
     """Return a numeric column as float64, NaN for nulls and non-finite values. Raises DataError for other types."""
     if not (series.dtype.is_numeric() or series.dtype in (pl.Boolean, pl.Null)):
         raise DataError(
-            f"column '{series.name}': found {series.dtype}, expected numbers; cast it, or make it categorical"
+            f"column '{series.name}': found {series.dtype}, expected numbers; {advice_on_text(series)}, or make it categorical"
         )
     x = np.array(series.cast(pl.Float64).to_numpy())  # a null is nan
     x[~np.isfinite(x)] = np.nan
     return x
+
+
+def advice_on_text(series: pl.Series) -> str:
+    """Return what to do with a column that should hold numbers: its first text that is none tells."""
+    if series.dtype != pl.String:
+        return "cast it"
+    is_odd = series.cast(pl.Float64, strict=False).is_null() & (series.str.strip_chars() != "")
+    if not (odd := series.filter(is_odd)).len():
+        return "cast it"
+    if re.fullmatch(r"[-+]?\d+,\d+", odd[0].strip()):
+        return f"the first that is none is '{odd[0]:.40}': set data.format.decimal = ',' for decimal commas"
+    return f"the first that is none is '{odd[0]:.40}': leave it empty, or give a number in its place"
 
 
 def cast_value(given: pl.Series, dtype: pl.DataType, category: bool) -> pl.Series:
