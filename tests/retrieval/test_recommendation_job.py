@@ -204,7 +204,7 @@ def bad_tables(folder: Path) -> dict[str, tuple[Path, dict[str, Any], str]]:
         "a null": (folder / "null.parquet", {}, "column 'uid' has 1 missing ids"),
         "no file": (folder / "nothing.parquet", {}, "no such file"),
         "half": (folder / "half.parquet", {}, "cannot be read as parquet"),
-        "types": (folder / "mixed", {}, "column 'uid' is Int64, and String in good.parquet; give all files the same"),
+        "types": (folder / "mixed", {}, "column 'uid' holds Int64, and String in "),
         "unknown": (good, {"unknown": "error"}, "user 'nobody' is not among the 60 users of this bundle"),
         "k": (good, {"k": 10**12}, "expected 1 to 10,000"),
         "where": (good, {"where": {"brnd": "x"}}, "no column 'brnd'"),

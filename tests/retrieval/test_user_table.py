@@ -123,3 +123,28 @@ def test_files_of_other_columns_are_refused(numbered: Retriever, tmp_path: Path)
     with pytest.raises(DataError, match=r"b\.parquet: column 'member' is not in a\.parquet; give all files the same"):
         UserTable(tmp_path, numbered, 2)
     assert UserTable(tmp_path, numbered, 1).rows == 2
+
+
+def test_files_with_other_types_of_a_column_are_answered_as_one_table(numbered: Retriever, tmp_path: Path) -> None:
+    users = pl.DataFrame({"user_id": [*range(9)], "member": [True, None, False] * 3})
+    for name, older in {
+        "today": {},
+        "years": {"user_id": pl.col("user_id").cast(pl.Int16), "member": pl.lit(None)},
+    }.items():
+        (tmp_path / name).mkdir()
+        users[:4].with_columns(member=pl.lit(None, pl.Boolean)).with_columns(**older).write_parquet(
+            tmp_path / name / "a.parquet"
+        )
+        users[4:].write_parquet(tmp_path / name / "b.parquet")
+    found, expected = (read(tmp_path / name, numbered, tmp_path) for name in ("years", "today"))
+    assert found.equals(expected)
+    assert found.schema == expected.schema == {"user_id": pl.Int64, "member": pl.Boolean}
+    for name in ("today", "years"):
+        answers(numbered, tmp_path / name, tmp_path / f"{name}.out", method=2)
+    first, second = (pl.read_parquet(tmp_path / f"{name}.out" / "part-*.parquet") for name in ("today", "years"))
+    assert first.equals(second)
+    users.select("user_id").write_parquet(tmp_path / "years" / "c.parquet")
+    with pytest.raises(
+        DataError, match=r"c\.parquet: no column 'member', which a\.parquet has; give all files the same"
+    ):
+        UserTable(tmp_path / "years", numbered, 2)

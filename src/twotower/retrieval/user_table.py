@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from twotower.data.column_types import common_types, with_types
 from twotower.data.readers import Reading, column_names, parse_canonical_text, scan_text, table_errors
 from twotower.data.table_path import TablePath
 from twotower.data.table_paths import table_files
@@ -50,15 +51,16 @@ class UserTable:
         self._booleans = [name for name in self.columns[1:] if users.frame.schema.get(name) == pl.Boolean]
         for path, schema in zip(paths[1:], schemas[1:], strict=True):
             for name in self.columns:
-                if schema.get(name) != schemas[0][name]:
+                if name not in schema:
                     raise DataError(
-                        f"{path}: column '{name}' is {schema.get(name, 'missing')}, and {schemas[0][name]} in {paths[0].name}; "
-                        "give all files the same columns"
+                        f"{path}: no column '{name}', which {paths[0].name} has; give all files the same columns"
                     )
             if more := [name for name in read_columns(retriever, schema.names(), method) if name not in self.columns]:
                 raise DataError(
                     f"{path}: column '{more[0]}' is not in {paths[0].name}; give all files the same columns"
                 )
+        kept = [pl.Schema({name: schema[name] for name in self.columns}) for schema in schemas]
+        self._types = common_types(paths, kept)
         measured = [self._measure(path, users.ids.dtype) for path in paths]
         self.files = [replace(file, rows=rows) for file, (rows, _) in zip(files, measured, strict=True)]
         self.rows = sum(file.rows or 0 for file in self.files)
@@ -67,7 +69,7 @@ class UserTable:
         is_typed = not all(path.is_text for path in paths)
         self.odd_id = None if is_typed else next((odd for _, odd in measured if odd is not None), None)
         """The first id of a CSV that is not spelled as the ids of the bundle are, which are whole numbers; None without one."""
-        id_type = schemas[0][self.columns[0]] if is_typed else users.ids.dtype
+        id_type = self._types[self.columns[0]] if is_typed else users.ids.dtype
         self.id_type = pl.String() if self.odd_id is not None and answers_unknown else id_type
         """Type of the ids of answers. A CSV has no types: the bundle's, or text if an answered id is spelled otherwise."""
 
@@ -82,15 +84,16 @@ class UserTable:
         (frame,) = read_slices(table, shard.file.path, shard.start, shard.rows or 0, shard.rows or 1)
         shard.file.check_unchanged()
         if not shard.file.path.is_text:
-            return frame
+            return with_types(shard.file.path, frame, self._types)
         return frame.with_columns(parse_canonical_text(frame[name]) for name in self._booleans)
 
     def id_slices(self, scratch: Path, step: int) -> Iterator[pl.Series]:
         """Yield the ids of all users, `step` at a time."""
         for file in self.files:
-            table = self._scan(file, scratch).select(self.columns[0])
+            key = self.columns[0]
+            table = self._scan(file, scratch).select(key)
             for frame in read_slices(table, file.path, 0, file.rows or 0, step):
-                yield frame.to_series()
+                yield with_types(file.path, frame, {key: self._types[key]}).to_series()
 
     def check_unchanged(self) -> None:
         """Raise DataError if a file has changed since the table was opened."""
