@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -41,15 +40,12 @@ from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
 from twotower.train.stacking import stack
+from twotower.train.starts.search import search
 from twotower.train.starts.start import Start, start_pair
 from twotower.train.stopping import BestWeights, StopSignals
 from twotower.train.weights import MovingAverage, Weights
 
 log = logging.getLogger(__name__)
-
-MAX_BEYOND, MAX_BETWEEN = 8, 2
-"""Rounds of a search among values of a start that are not given. A round beyond them tries one value further of every option whose outermost is
-the best, a round between them two further values of every option, and their combinations."""
 
 
 @dataclass
@@ -145,26 +141,10 @@ class Trainer:
             )
 
     def _chosen(self, start: Start) -> Start:
-        """Return the start with the values that are best on validation: of those given; while an outermost one of several is the best,
-        of values beyond it; at last, of values between the best and its neighbours."""
-        alternatives = start.alternatives()
-        if len(alternatives) == 1 or not start.has_choice(self.dataset, self.model.config):
-            return alternatives[0]
-        tried = [(self._score_if_finite(one), one) for one in alternatives]
-        best = max(tried, key=itemgetter(0))
-        if best[0] == -math.inf:
-            self._score_of_start(best[1])  # tells why
-        searches = (
-            (MAX_BEYOND, start.beyond),
-            (MAX_BETWEEN, lambda one: start.between(one, [other for _, other in tried])),
-        )
-        for rounds, further in searches:
-            for _ in range(rounds):
-                tried += [(self._score_if_finite(one), one) for one in further(best[1])]
-                before, best = best, max(tried, key=itemgetter(0))
-                if best is before:
-                    break
-        return best[1]
+        """Return the start with the values that are best on validation."""
+        if len(start.alternatives()) == 1 or not start.has_choice(self.dataset, self.model.config):
+            return start.alternatives()[0]
+        return search(start, self._score_if_finite)
 
     def _score_if_finite(self, start: Start) -> float:
         """Return the validation metric of a start, minus infinity for one that float32 cannot solve."""
