@@ -431,6 +431,32 @@ def test_a_recipe_without_epochs_keeps_its_batches() -> None:
     assert "train.batch_size" not in comments
 
 
+@pytest.mark.parametrize(
+    ("rows", "users", "items", "width"),
+    [
+        (575_281, 6038, 3533, 128),
+        (287_641, 6038, 3533, 128),
+        (287_640, 6038, 3533, 256),
+        (143_820, 6038, 3533, 512),
+        (1000, 6038, 3533, 512),
+        (1000, 6038, 240, 256),
+        (1000, 300, 9000, 512),
+        (1000, 6038, 128, 128),
+        (1000, 60, 9000, 128),
+    ],
+)
+def test_a_model_that_is_its_start_is_wider_on_a_small_log(rows: int, users: int, items: int, width: int) -> None:
+    rule = next(rule for rule in RULES if rule.recipe == "collaborative")
+    settings = read_recipe(rule.recipe)
+    _, config = parse_config(settings)
+    shape = replace(of((None, None, log(length=8))).shape, taken=rows, users=users, items=items)
+    fitted = FittedRecipe(settings, "user_id", "item_id", (), False)
+    found, comments = shaped_settings(settings, fitted, shape, config, rule.rows)
+    assert found["model"]["width"] == width  # type: ignore[call-overload, index]
+    assert ("model.width" in comments) == (width > 128)
+    assert fitted.model["width"] == 128, "the recipe keeps its own"
+
+
 def test_a_large_catalogue_is_sampled() -> None:
     actions = log(n_users=60, length=30)
     many = pl.DataFrame({"item_id": range(50_001), "category": [f"c{i % 4}" for i in range(50_001)]})

@@ -20,6 +20,8 @@ MIN_STEPS = 0.1
 """Share of the recipe's own steps that a training has at least (docs/log.md)."""
 MAX_EPOCHS = 100
 MIN_WINDOW = 8
+MAX_WIDTH = 512
+"""Width up to which that of a model that is its start is raised on a small log."""
 
 
 def shaped_settings(
@@ -34,6 +36,7 @@ def shaped_settings(
     _shape_windows(fitted, shape)
     _shape_catalogue(settings, shape, comments)
     _shape_steps(settings, shape, config, rows, min_steps, comments)
+    _shape_width(settings, shape, config, rows, comments)
     return settings, comments
 
 
@@ -65,6 +68,23 @@ def _shape_catalogue(settings: Settings, shape: Shape, comments: dict[str, str])
         settings["negatives"] = {"uniform": UNIFORM, **{k: v for k, v in negatives.items() if k != "full"}}
         comments["negatives.uniform"] = (
             f"{shape.items:,} items, more than {MAX_FULL_ITEMS:,}: {UNIFORM:,} drawn for each batch stand for the catalogue."
+        )
+
+
+def _shape_width(settings: Settings, shape: Shape, config: Config, own_rows: int, comments: dict[str, str]) -> None:
+    """Raise the width of a model without epochs, as far as its start takes no longer than on the recipe's own log: items that are
+    taken together in pairs and series have more directions than tastes have."""
+    model, own = settings.get("model"), config.model.width
+    if config.train.epochs or not isinstance(model, Mapping):
+        return
+    width, most = own, min(shape.users, shape.items, MAX_WIDTH)
+    while width < most and 2 * width * shape.taken <= own * own_rows:
+        width *= 2
+    if width > own:
+        settings["model"] = {**model, "width": width}
+        comments["model.width"] = (
+            f"The recipe's {own:,}, doubled up to {MAX_WIDTH:,} and the numbers of users and items, while {shape.taken:,} rows times the "
+            f"width are no more than the recipe's own {own_rows:,} times {own:,}."
         )
 
 
