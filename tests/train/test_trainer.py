@@ -391,6 +391,15 @@ def test_fault_B4_weights_that_are_not_finite_are_never_the_best(board: Dataset)
     assert not trainer.best.weights
 
 
+def test_fault_B4_weights_whose_vectors_are_not_finite_are_never_the_best(board: Dataset) -> None:
+    trainer = Trainer(
+        board, settings(model={"similarity": "dot"}, train={"epochs": 1, "batch_size": 10_000, "lr": 1e30})
+    )
+    with pytest.raises(TrainingError, match=r"a vector is not finite after step 1; .* try a lower train.lr"):
+        trainer.run()
+    assert not trainer.best.weights
+
+
 def test_a_device_that_is_not_there_is_an_error(board: Dataset) -> None:
     if torch.cuda.is_available():
         assert Trainer(board, settings(train={"device": "cuda"})).device.type == "cuda"

@@ -255,7 +255,8 @@ class Trainer:
         return self._measure(p.epoch + 1) if due or not len(self.dataset.validation) else {}
 
     def _measure(self, epoch: int) -> dict[str, float]:
-        """Return the validation metrics of the present weights, and keep these if they are the best; none without a part."""
+        """Return the validation metrics of the present weights, and keep these if they are the best; none without a part. Raises TrainingError
+        if a weight or a vector is not finite."""
         self._check_finite()
         present = self.weights.copy()
         if self.ema.weights:
@@ -264,7 +265,10 @@ class Trainer:
             self.best.keep(epoch, self.weights)
             self.weights.load_state(present)
             return {}
-        found = self._validation_metrics(self._scorer())
+        scorer = self._scorer()
+        if isinstance(scorer, Factors) and not (scorer.users.isfinite().all() and scorer.items.isfinite().all()):
+            raise TrainingError(f"a vector is not finite after step {self.progress.step}; {self._advice()}")
+        found = self._validation_metrics(scorer)
         self.best.observe(found, epoch, self.weights)
         self.weights.load_state(present)
         return found
