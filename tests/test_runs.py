@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -19,6 +20,8 @@ import polars as pl
 import preloaded
 import pytest
 import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 from twotower import api, files, runs
@@ -132,6 +135,17 @@ def test_one_flipped_bit_in_the_weights_is_refused(copy: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(RunError, match="checksum"):
+        runs.load(copy)
+
+
+def test_weights_of_a_version_without_a_part_of_the_model_are_refused(copy: Path) -> None:
+    path, about = copy / "model.safetensors", read_json(copy / "model.json")
+    data = save_tensors({name: t for name, t in load_tensors(path.read_bytes()).items() if name != "global_bias"})
+    path.write_bytes(data)
+    (copy / "model.json").write_text(json.dumps(about | {"sha256": hashlib.sha256(data).hexdigest()}))
+    with pytest.raises(
+        RunError, match=r"lacks global_bias, which the model of config.toml has .*; train the run again"
+    ):
         runs.load(copy)
 
 

@@ -26,7 +26,7 @@ from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.values import UNKNOWN
 from twotower.train.factors import factors_before
-from twotower.train.stacking import fit_weights
+from twotower.train.stacking import fit_weights, stack
 from twotower.train.trainer import Trainer
 
 TOWERS: list[dict[str, Any]] = [
@@ -153,7 +153,7 @@ def test_baselines_count_as_far_as_they_help(caplog: pytest.LogCaptureFixture) -
     assert run[True].metrics["test.log_loss"] < run[False].metrics["test.log_loss"]
 
 
-def test_an_unknown_id_has_no_prior_and_a_side_without_ids_none(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_id_has_the_prior_of_the_mean_and_a_side_without_ids_none(caplog: pytest.LogCaptureFixture) -> None:
     users = pl.DataFrame({"user_id": range(120)}).with_columns(club=pl.col("user_id") % 3)
     features = (Categorical(name="club", side="user"), Categorical(name="item_id", side="item"))
     schema = Schema(label="liked", title="", features=features)
@@ -167,7 +167,22 @@ def test_an_unknown_id_has_no_prior_and_a_side_without_ids_none(caplog: pytest.L
     assert isinstance(codes, np.ndarray)
     assert len(values) == 1 + codes.max()
     assert values[UNKNOWN] == 0
-    assert values.abs().max() > 0
+    assert values.min() < 0 < values.max(), "an unknown item is neither the least nor the most popular"
+
+
+def test_the_unit_of_the_weights_does_not_matter(everything_data: Dataset) -> None:
+    trainer = Trainer(everything_data, config())
+    trainer.run()
+    drawn = np.random.default_rng(0).integers(1, 4, len(everything_data.pairs)).astype(np.float32)
+    found = []
+    for unit in (1e-4, 1.0, 1e4):
+        data = replace(everything_data, pairs=replace(everything_data.pairs, weight=drawn * np.float32(unit)))
+        trainer.model.term_weights.fill_(1.0)
+        stack(trainer.model, trainer._validation_scores, data, trainer.context)
+        found.append(torch.cat([trainer.model.term_weights, trainer.model.item_prior.values]).clone())
+    assert (found[1][:-1] - 1).abs().max() > 0.05
+    for other in (found[0], found[2]):  # the strength of the ridge means is a sum of weights
+        torch.testing.assert_close(other[:4], found[1][:4], atol=0.2, rtol=0.2)
 
 
 def test_a_run_keeps_its_weights_and_measures_validation_with_them(everything_data: Dataset, tmp_path: Path) -> None:

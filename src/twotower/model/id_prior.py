@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class IdPrior(nn.Module):
-    """A number for each id of a side, 0 at first and for an unknown id, which is added to the biases of a score."""
+    """A number for each id of a side, 0 at first, which is added to the biases of a score."""
 
     def __init__(self, fields: tuple[InputField, ...]) -> None:
         """Find the ids among the fields of a side; a side without a field of its ids has no values."""

@@ -87,9 +87,8 @@ class ModelConfig(Section):
     embedding_std: float = Field(0.05, gt=0, description="Standard deviation of initial embeddings.")
     stacking: bool = Field(
         False,
-        description="Weights of the terms of a score, fitted after training to the labels of the validation part (Wolpert 1992, "
-        "Stacked Generalization): one of each pair's score and of the biases of either side, which are 1 without it; with biases also of three baselines, 0 "
-        "without it: popularity of an item, means of users and of items. Needs a pointwise loss and a validation part.",
+        description="Weights of the terms of a score, fitted after training to the labels of the validation part, which a pointwise loss and such "
+        "a part allow (Wolpert 1992, Stacked Generalization): of the pairs and biases, and of popularity and the means of users and items. false: 1, and 0.",
     )
 
     @property

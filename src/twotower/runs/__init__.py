@@ -314,7 +314,12 @@ def _model_of(
     try:
         with blank_tables():
             model = TwoTower(config.model, encoders.fields("user"), encoders.fields("item"))
-        model.load_state_dict(load_tensors(weights) if isinstance(weights, bytes) else weights, strict=True)
+        tensors = load_tensors(weights) if isinstance(weights, bytes) else weights
+        if lacking := [name for name, _ in model.named_parameters() if name not in tensors]:
+            raise RunError(
+                f"{path}: lacks {lacking[0]}, which the model of config.toml has in this version; train the run again"
+            )
+        model.load_state_dict(tensors, strict=True)
     except (ConfigError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as e:
         raise RunError(f"{path}: the weights do not fit config.toml and encoders.json ({first_line(e)})") from None
     return model.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from twotower.arrays.types import F64, Codes, Doubles, Floats, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.pairs import counts
 from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext
 from twotower.evaluation.baselines import baseline_of
@@ -33,7 +32,7 @@ MIN_WEIGHT = 1e-3
 
 @dataclass(frozen=True)
 class _Baseline:
-    """A term of the score that training rows give: a number for each row of a side, of mean 0 over the training rows, 0 of an unknown id."""
+    """A term of the score that training rows give: a number for each row of a side, 0 of an unknown id."""
 
     name: str
     side: SideName
@@ -88,6 +87,7 @@ def _fit(
     labels = np.asarray(pairs.positive, np.float64)
     if not 0 < (counted := labels[each > 0]).sum() < len(counted):
         return None
+    each = each / each[each > 0].mean()  # the pull to the present weights is that of a number of rows
     bias = float(columns[-1][0])
     baselines = _baselines(model, dataset) if has_bias else []
     terms = [column.astype(np.float64) - bias for column in columns[:-1]]
@@ -112,20 +112,23 @@ def _fit(
 
 def _baselines(model: TwoTower, dataset: Dataset) -> list[_Baseline]:
     """Return the baselines of a report (`evaluation/baselines.py`) as terms, of the sides whose ids the model reads: the logarithm of an
-    item's popularity, and the ridge means of users and items in the unit of a logit at the mean of the labels."""
-    train, means = dataset.train, baseline_of("bias", dataset)
-    share = min(max(float(train.positive.mean()), 0.01), 0.99)
-    rows = {side: counts(getattr(train, side), len(dataset.side(side))) for side in SIDES}
-    given: tuple[tuple[str, SideName, Shaped[Doubles, "n"]], ...] = (
-        ("popularity", "item", np.log1p(dataset.item_positive_counts.astype(np.float64))),
-        ("means of users", "user", means.users[:, 0].double().numpy() / (share * (1 - share))),
-        ("means of items", "item", means.items[:, 1].double().numpy() / (share * (1 - share))),
-    )
-    return [
-        _Baseline(name, side, np.where(codes == UNKNOWN, 0.0, values - np.average(values, weights=rows[side])))
-        for name, side, values in given
-        if (codes := _codes(model, dataset, side)) is not None
-    ]
+    item's popularity, in positives of the mean weight, and the ridge means of users and items in the unit of a logit at the mean of
+    the labels. An unknown item is as popular as known ones are in the mean, and an unknown id has the mean of all rows."""
+    train, sums = dataset.train, dataset.item_positive_counts.astype(np.float64)
+    share = sums.sum() / (len(train) if train.weight is None else float(train.weight.sum(dtype=np.float64)))
+    if not 0 < share < 1:
+        return []
+    means, slope = baseline_of("bias", dataset), share * (1 - share)  # slope of a probability by its logit
+    codes = {side: _codes(model, dataset, side) for side in SIDES}
+    found = list[_Baseline]()
+    if (of_items := codes["item"]) is not None and (known := of_items != UNKNOWN).any():
+        popularity = np.log1p(sums * (len(dataset.positive_indices) / sums.sum()))
+        found.append(_Baseline("popularity", "item", popularity - popularity[known].mean()))
+    if codes["user"] is not None:
+        found.append(_Baseline("means of users", "user", (means.users[:, 0].double().numpy() - share) / slope))
+    if codes["item"] is not None:
+        found.append(_Baseline("means of items", "item", means.items[:, 1].double().numpy() / slope))
+    return [replace(b, values=np.where(codes[b.side] == UNKNOWN, 0.0, b.values)) for b in found]
 
 
 def _codes(model: TwoTower, dataset: Dataset, side: SideName) -> Shaped[Codes, "n"] | None:
