@@ -23,6 +23,7 @@ from twotower.data.readers import read_file
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import DataError
+from twotower.features.categorical import Categorical
 from twotower.features.numeric import Numeric
 
 LATE = datetime(2026, 11, 1, 12, 0, 0, 123_456)
@@ -47,6 +48,7 @@ def series(values: list[Any], dtype: Any) -> pl.Series:
         (series([2**63], pl.UInt64), series([1], pl.UInt8), pl.UInt64()),
         (series([2**53], pl.Int64), series([0.5], pl.Float64), pl.Float64()),
         (series([0.5], pl.Float32), series([0.1], pl.Float64), pl.Float64()),
+        (series([None], pl.Null), series([None], pl.Null), pl.Null()),
         (series([None], pl.Null), series(["a"], pl.String), pl.String()),
         (series(["a"], pl.String), series([None], pl.Null), pl.String()),
         (series(["a"], pl.Categorical), series(["b"], pl.String), pl.String()),
@@ -64,6 +66,15 @@ def test_types_of_two_files_become_one_that_holds_both(
         found = read_file(written(tmp_path / name, *columns))["v"]
         assert found.dtype == dtype
         assert found.to_list() == [v for column in columns for v in column.to_list()]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_fraction_of_32_and_of_64_bits_is_one_category(tmp_path: Path, nested: bool) -> None:
+    values = [0.1, -3.3, 1e-30, None, float("nan"), float("inf"), 1_234_567_936.0]  # the last is 1.234568e9 as a text
+    one, other = (series([values] if nested else values, pl.List(t) if nested else t) for t in (pl.Float32, pl.Float64))
+    found = read_file(written(tmp_path / "a", one, other))["v"]
+    assert found.dtype == (pl.List(pl.Float64) if nested else pl.Float64)
+    assert found.explode().equals(series(values * 2, pl.Float64))
 
 
 def test_a_time_without_a_zone_is_one_of_utc_in_every_file(tmp_path: Path) -> None:
@@ -95,6 +106,12 @@ def test_types_that_no_type_holds_are_refused_with_both(
     with pytest.raises(DataError) as e:
         read_file(written(tmp_path / "a", one, other))
     assert words in str(e.value)
+
+
+def test_a_file_of_nulls_is_not_said_to_hold_numbers(tmp_path: Path) -> None:
+    nulls, number, text = series([None], pl.Null), series([1], pl.Int64), series(["a"], pl.String)
+    with pytest.raises(DataError, match=r"part-2\.parquet: column 'v' holds String, and Int64 in .*part-1\.parquet"):
+        read_file(written(tmp_path / "a", nulls, number, text))
 
 
 PRICED = CHECKERBOARD_SCHEMA.model_copy(
@@ -145,6 +162,30 @@ def test_a_lake_of_several_years_is_read_and_prepared_as_one_of_today(
         found += [build_dataset(ordered, PRICED, split), made]
     assert len({dataset.encoders.digest for dataset in found}) == 1
     assert len({str(rows(dataset)) for dataset in found}) == 1
+
+
+@pytest.mark.parametrize("nulls", [(True,), (True, True), (True, False), (False, True)])
+def test_a_column_of_nulls_is_read_and_prepared_as_one_of_missing_values(
+    tmp_path: Path, nulls: tuple[bool, ...]
+) -> None:
+    """`nulls` says of each file of a table if its column has no type; it has no values either way."""
+    context = Categorical(name="device", side="context"), Numeric(name="price", side="context")
+    schema = PRICED.model_copy(update={"features": (*CHECKERBOARD_SCHEMA.features, *context)})
+    actions = checkerboard()[2].with_columns(at=SECONDS, price=MISSING, device=pl.lit(None, pl.String))
+    found = []
+    for name, untyped in {"nulls": nulls, "typed": [False] * len(nulls)}.items():
+        (tmp_path / name).mkdir()
+        for n, is_null in enumerate(untyped):
+            part = actions[n * 600 : None if n + 1 == len(nulls) else 600]
+            lost = {"price": pl.lit(None), "device": pl.lit(None)} if is_null else {}
+            part.with_columns(**lost).write_parquet(tmp_path / name / f"{n}.parquet")
+        data, split = DataConfig(interactions=str(tmp_path / name)), SplitConfig(kind="last")
+        tables = check(None, None, data.interactions, schema)
+        ordered = replace(tables, users=in_user_order(tables.users, schema.user_id))
+        made = prepare.write_prepared(data, schema, split, tmp_path / f"{name}.out", PrepareOptions(piece_rows=101))
+        found += [build_dataset(ordered, schema, split), made]
+    assert len({dataset.encoders.digest for dataset in found}) == 1
+    assert len({str((rows(dataset), dataset.context["device"])) for dataset in found}) == 1
 
 
 def test_missing_values_of_the_context_are_counted_alike(tmp_path: Path, messages: list[str]) -> None:

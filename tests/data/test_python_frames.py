@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,19 @@ COLUMNS: dict[str, tuple[list[Any], list[Any]]] = {
     "NaN among truth values": ([True, NAN], [True, None]),
     "NA": (["a", pd.NA], ["a", None]),
     "NaT": ([pd.Timestamp("2024-01-01"), pd.NaT], [pd.Timestamp("2024-01-01"), None]),
+    "NaT of numpy": (
+        [np.datetime64("2024-01-01"), np.datetime64("NaT"), np.datetime64("2024-01-01T01", "ns")],
+        [datetime(2024, 1, 1), None, datetime(2024, 1, 1, 1)],
+    ),
+    "NaT of numpy among durations": (
+        [np.timedelta64(5 * 10**9, "ns"), np.timedelta64("NaT")],
+        [timedelta(seconds=5), None],
+    ),
+    "NaT of numpy among texts": (["a", np.datetime64("NaT")], ["a", None]),
+    "a decimal NaN": ([Decimal("1.25"), Decimal("NaN"), Decimal("sNaN"), None], [Decimal("1.25"), None, None, None]),
+    "a decimal NaN alone": ([Decimal("NaN")], [None]),
+    "an infinite decimal": ([Decimal("1.25"), Decimal("-Infinity")], [1.25, -math.inf]),
+    "lists of decimals": ([[Decimal("1.25"), Decimal("NaN")], []], [[Decimal("1.25"), None], []]),
     "lists of numpy": ([[np.int64(1)], [np.float64(2.5)], []], [[1.0], [2.5], []]),
     "arrays of two types": ([np.array([1, 2]), np.array([2.5])], [[1.0, 2.0], [2.5]]),
     "tuples": ([("a", "b"), ()], [["a", "b"], []]),
@@ -39,6 +55,13 @@ def test_a_column_of_any_values_keeps_them(name: str) -> None:
     objects[:] = given
     for table in ({"c": given}, {"c": objects}, pd.DataFrame({"c": pd.Series(given, dtype=object)})):
         assert as_frame(table, "t")["c"].to_list() == expected
+
+
+@pytest.mark.parametrize("value", [np.datetime64("20200-01-01"), np.timedelta64(10**10, "D")])
+def test_a_time_that_python_has_not_is_no_other_time(value: Any) -> None:
+    objects = pd.DataFrame({"c": pd.Series([value], dtype=object)})
+    with pytest.raises(DataError, match="is no time or duration of Python"):
+        as_frame(objects, "t")
 
 
 def test_arrays_of_one_type_keep_it() -> None:

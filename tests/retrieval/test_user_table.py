@@ -44,6 +44,23 @@ def read(path: Path, retriever: Retriever, scratch: Path) -> pl.DataFrame:
     return frame.with_columns(pl.col("user_id").cast(table.id_type))
 
 
+@pytest.mark.parametrize("nulls", [(True,), (True, True), (True, False), (False, True)])
+def test_a_column_of_nulls_gives_nothing(numbered: Retriever, tmp_path: Path, nulls: tuple[bool, ...]) -> None:
+    """`nulls` says of each file of a table if its columns have no type."""
+    (tmp_path / "t").mkdir()
+    parts = []
+    for n, is_null in enumerate(nulls):
+        typed = {"member": pl.lit(n % 2 == 0), "history": pl.lit([3])}
+        part = pl.DataFrame({"user_id": [n, 20 + n]})
+        part = part.with_columns(**dict.fromkeys(typed, pl.lit(None)) if is_null else typed)
+        part.write_parquet(tmp_path / "t" / f"{n}.parquet")
+        parts.append(part)
+    frame = read(tmp_path / "t", numbered, tmp_path)
+    assert frame.columns == ["user_id", "member", "history"]
+    expected = [recommend_batch(numbered, part, 4, 2) for part in parts]
+    assert recommend_batch(numbered, frame, 4, 2).drop("score").equals(pl.concat(expected).drop("score"))
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
 def test_a_csv_has_the_types_of_the_bundle(numbered: Retriever, tmp_path: Path, name: str) -> None:
     users = pl.DataFrame({"user_id": [*range(20), 99], "member": [None, True, False] * 7, "more": [1.5] * 21})

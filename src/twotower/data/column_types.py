@@ -24,9 +24,9 @@ def common_types(paths: Sequence[TablePath], schemas: Sequence[pl.Schema]) -> di
                 raise DataError(
                     f"{path}: column '{name}' holds {dtype}, and {found[name]} in {first[name]}; give all files one type"
                 )
-            if found.get(name, pl.Null()) != common:
-                found[name] = common
-                first.setdefault(name, path)
+            if found.get(name, pl.Null()) == pl.Null:
+                first[name] = path  # a column of nulls says nothing about the type
+            found[name] = common
     return found
 
 
@@ -65,6 +65,10 @@ def _as_type(path: TablePath, frame: pl.DataFrame, name: str, dtype: pl.DataType
     given = frame[name]
     if given.dtype == dtype:
         return given
+    if given.dtype == pl.Float32 and dtype == pl.Float64:
+        return frame.select(_widened(pl.col(name))).to_series()
+    if given.dtype == pl.List(pl.Float32) and dtype == pl.List(pl.Float64):
+        return given.list.eval(_widened(pl.element()))
     if isinstance(dtype, pl.Datetime) and isinstance(given.dtype, pl.Datetime):
         if dtype.time_zone and not given.dtype.time_zone:
             given = given.dt.replace_time_zone("UTC")
@@ -82,3 +86,10 @@ def _as_type(path: TablePath, frame: pl.DataFrame, name: str, dtype: pl.DataType
                 f"{path}: column '{name}' holds {lost[0]}, which is no {dtype}, as other files have it; give all files one type"
             )
     return cast
+
+
+def _widened(number: pl.Expr) -> pl.Expr:
+    """Return numbers of 32 bits as the numbers of 64 bits that are spelled alike, so that 0.1 of both is one category. Whole
+    numbers, such as ids, keep their value."""
+    wide = number.cast(pl.Float64)
+    return pl.when(wide == wide.floor()).then(wide).otherwise(number.cast(pl.String).cast(pl.Float64))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date
+from datetime import date, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -13,10 +14,14 @@ import polars as pl
 if TYPE_CHECKING:
     import pandas as pd
 
-Cell: TypeAlias = "str | bytes | float | date | np.generic | npt.NDArray[np.generic] | Sequence[Cell] | None"
+Cell: TypeAlias = (
+    "str | bytes | float | Decimal | date | timedelta | np.generic | npt.NDArray[np.generic] | Sequence[Cell] | None"
+)
 """Value of a row, of one column."""
 _MISSING = ("NAType", "NaTType")
 """Types of pandas' missing values, which this module does not import."""
+_FINE = ("ns", "ps", "fs", "as")
+"""Units of numpy below the microsecond, the unit of Python."""
 
 
 def of_pandas(frame: pd.DataFrame) -> pl.DataFrame:
@@ -47,17 +52,33 @@ def _pandas_column(name: str, column: pd.Series) -> pl.Series:
 
 
 def plain_values(values: Iterable[Cell]) -> list[Cell]:
-    """Return values of Python: numbers of numpy as such, of which polars would make all others one type; NaN, NaT and NA as None."""
+    """Return values of Python: numbers and times of numpy as such, of which polars would make all others one type, or takes none;
+    NaN, also a decimal one, NaT and NA as None."""
     return [_plain(value) for value in values]
 
 
 def _plain(value: Cell) -> Cell:
-    if isinstance(value, np.number | np.bool_):
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        value = _time(value)
+    elif isinstance(value, np.number | np.bool_):
         value = value.item()
     elif isinstance(value, np.ndarray):
         cells: Cell = value.tolist()
         return cells
     elif isinstance(value, list | tuple):
-        return plain_values(value) if len(value) and isinstance(value[0], np.generic) else list(value)
+        return plain_values(value) if len(value) and isinstance(value[0], np.generic | Decimal) else list(value)
+    elif isinstance(value, Decimal) and not value.is_finite():  # no decimal of polars
+        return None if value.is_nan() else float(value)
     is_missing = value != value if isinstance(value, float) else type(value).__name__ in _MISSING
     return None if is_missing else value
+
+
+def _time(value: np.datetime64 | np.timedelta64) -> Cell:
+    """Return a time or duration of numpy as one of Python, NaT as None. Raises ValueError for one that Python has not."""
+    if np.isnat(value):
+        return None
+    given = np.asarray(value)
+    if isinstance(given.item(), int) and np.datetime_data(value.dtype)[0] not in _FINE:
+        raise ValueError(f"{value!r} is no time or duration of Python")
+    found: Cell = given.astype(f"{given.dtype.kind}8[us]").item()
+    return found
