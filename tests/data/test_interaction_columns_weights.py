@@ -133,7 +133,10 @@ def test_weight_0_is_a_history_and_no_target_and_popularity_goes_by_weight() -> 
         ([1e300, 1.0, 1.0], r"has 1 values .* \(the first: 1e\+300\)"),
         ([1.0, 2e6, 1.0], r"has 1 values .* \(the first: 2000000.0\)"),
         ([1.0, 1e-7, 0.0], r"has 1 values .* \(the first: 1e-07\)"),
-        (["a", "b", "c"], "weight 'w' holds String, expected numbers; the first that is none is 'a': leave it empty"),
+        (
+            ["a", "b", "c"],
+            "weight 'w' holds String, expected numbers; the first that is none is 'a': give a number in its place, or drop the rows$",
+        ),
         ([0.0, 0.0, 0.0], "no positive interaction of a weight above 0 in the train part"),
     ],
 )

@@ -221,15 +221,23 @@ WRONG: dict[str, tuple[Callable[[], Any], list[str]]] = {
     ),
     "label of decimal commas": (
         lambda: check(None, None, actions(stars=["1", "3,5", "2", "n/a", "5"]), RATED),
-        ["the first that is none is '3,5': set data.format.decimal = ','"],
+        ["'3,5': write decimal commas as points, or, in text files whose values no comma separates, set data.format.decimal = ','; a column"],
+    ),
+    "label of thousands": (
+        lambda: check(None, None, actions(stars=["1", "1,234", "2", "-1,234,567.5", "5"]), RATED),
+        ["the first that is none is '1,234': remove commas that separate thousands, and write decimal commas as points; a column"],
+    ),
+    "label of three decimals beside one": (
+        lambda: check(None, None, actions(stars=["1", "1,234", "2", "1,2", "5"]), RATED),
+        ["the first that is none is '1,234': write decimal commas as points, or"],
     ),
     "label of words": (
         lambda: check(None, None, actions(stars=["1", "", "no", "yes", "5"]), RATED),
-        ["the first that is none is 'no': leave it empty, or give a number in its place", "schema.event"],
+        ["the first that is none is 'no': give a number in its place, or drop the rows; a column of words", "schema.event"],
     ),
     "words among numbers": (
         lambda: load(users(age=["1", "n/a", None]), None, actions(), schema=featured(Numeric(name="age", side="user"))),
-        ["column 'age': found String, expected numbers; the first that is none is 'n/a': leave it empty"],
+        ["column 'age': found String, expected numbers; the first that is none is 'n/a': leave it empty, or give a number in its place; or make it categorical"],
     ),
     "text time": (
         lambda: check(None, None, actions(at=["yesterday"] * 5), RATED),

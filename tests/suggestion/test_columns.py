@@ -77,7 +77,7 @@ def test_words_among_numbers_make_no_label() -> None:
     found = guessed(rating=ratings)
     assert "label" not in found.options
     assert found.notes == [
-        "'rating': 5 of 40 values are no numbers ('NULL'), so it is no label; leave these values empty, or drop the rows"
+        "'rating': 5 of 40 values are no numbers ('NULL'), so it is no label; give numbers in their place, or drop the rows"
     ]
     assert "no numbers" not in " ".join(guessed(rating=["good" if i % 3 else "1" for i in range(N)]).notes)
 

@@ -33,8 +33,8 @@ def labelled(actions: pl.DataFrame, schema: Schema, some: bool = True) -> pl.Dat
     series = actions[schema.label]
     if not (series.dtype.is_numeric() or series.dtype == pl.Boolean):
         raise DataError(
-            f"interactions: label '{schema.label}' holds {series.dtype}, expected numbers or booleans; {advice_on_text(series)}, or "
-            "drop the rows; a column of words, such as yes and no, belongs in schema.event"
+            f"interactions: label '{schema.label}' holds {series.dtype}, expected numbers or booleans; {advice_on_text(series)}; "
+            "a column of words, such as yes and no, belongs in schema.event"
         )
     if n := missing_count(series):
         raise DataError(f"interactions: label '{schema.label}' has {n} missing values; fill them or drop the rows")

@@ -19,6 +19,10 @@ SINGLE_ROW_MAX_VALUES = 400
 """Values of a list, or characters of a text, up to which a single row is encoded without data frames, which is faster."""
 
 
+THOUSANDS = r"^[-+]?\d{1,3}(,\d{3})+(\.\d*)?$"
+"""Numbers in which three digits follow every comma."""
+
+
 def canonical_ids(series: pl.Series) -> pl.Series:
     """Return a scalar column as Int64, UInt64 or String. 7, 7.0 and '7' are one value, whatever the other values are."""
     dtype = series.dtype
@@ -55,23 +59,33 @@ def numbers(series: pl.Series) -> npt.NDArray[np.float64]:
     """Return a numeric column as float64, NaN for nulls and non-finite values. Raises DataError for other types."""
     if not (series.dtype.is_numeric() or series.dtype in (pl.Boolean, pl.Null)):
         raise DataError(
-            f"column '{series.name}': found {series.dtype}, expected numbers; {advice_on_text(series)}, or make it categorical"
+            f"column '{series.name}': found {series.dtype}, expected numbers; {advice_on_text(series, may_be_empty=True)}; or make it "
+            "categorical"
         )
     x = np.array(series.cast(pl.Float64).to_numpy())  # a null is nan
     x[~np.isfinite(x)] = np.nan
     return x
 
 
-def advice_on_text(series: pl.Series) -> str:
-    """Return what to do with a column that should hold numbers: its first text that is none tells."""
+def advice_on_text(series: pl.Series, may_be_empty: bool = False) -> str:
+    """Return what to do with a column that should hold numbers: the texts that are none tell. `may_be_empty` is True for a column
+    whose values may be missing."""
     if series.dtype != pl.String:
         return "cast it"
     is_odd = series.cast(pl.Float64, strict=False).is_null() & (series.str.strip_chars() != "")
-    if not (odd := series.filter(is_odd)).len():
+    if not (odd := series.filter(is_odd).str.strip_chars()).len():
         return "cast it"
-    if re.fullmatch(r"[-+]?\d+,\d+", odd[0].strip()):
-        return f"the first that is none is '{odd[0]:.40}': set data.format.decimal = ',' for decimal commas"
-    return f"the first that is none is '{odd[0]:.40}': leave it empty, or give a number in its place"
+    first = f"the first that is none is '{odd[0]:.40}'"
+    if odd.str.contains(THOUSANDS).all():
+        return f"{first}: remove commas that separate thousands, and write decimal commas as points"
+    if re.fullmatch(r"[-+]?\d+,\d+", odd[0]):
+        return f"{first}: write decimal commas as points, or, in text files whose values no comma separates, set data.format.decimal = ','"
+    empty = (
+        "leave it empty, or give a number in its place"
+        if may_be_empty
+        else "give a number in its place, or drop the rows"
+    )
+    return f"{first}: {empty}"
 
 
 def cast_value(given: pl.Series, dtype: pl.DataType, category: bool) -> pl.Series:

@@ -299,8 +299,8 @@ def _guess_label(frame: pl.DataFrame, found: GuessedColumns) -> None:
             found.notes.append(f"'{name}': numbers with decimal commas are text; write them with points for a label")
         elif (odd := _words_among_numbers(frame[name])) is not None:
             found.notes.append(
-                f"'{name}': {len(odd):,} of {frame.height:,} values are no numbers ({odd[0]!r}), so it is no label; leave these "
-                "values empty, or drop the rows"
+                f"'{name}': {len(odd):,} of {frame.height:,} values are no numbers ({odd[0]!r}), so it is no label; give "
+                "numbers in their place, or drop the rows"
             )
         elif _has_spaced_numbers(frame[name]):
             found.notes.append(f"'{name}': numbers with spaces around them are text; remove the spaces for a label")
