@@ -415,7 +415,9 @@ def test_the_steps_of_short_histories_are_a_thousand(rows: int, epochs: int, bat
     _, config = parse_config(settings)
     shape = of((None, None, log(length=8))).shape
     fitted = FittedRecipe(settings, "user_id", "item_id", (), False)
-    found, comments = shaped_settings(settings, fitted, replace(shape, taken=rows), config, rule.rows, rule.min_steps)
+    found, comments = shaped_settings(
+        settings, fitted, replace(shape, taken=rows), config, rule.rows, rule.ids, rule.min_steps
+    )
     assert (found["train"]["epochs"], found["train"]["batch_size"]) == (epochs, batch)  # type: ignore[call-overload, index]
     assert ("1,000 are needed" in comments.get("train.epochs", "")) == (epochs > 8)
     assert ("At most 100 epochs" in comments.get("train.epochs", "")) == (epochs == 100)
@@ -435,14 +437,17 @@ def test_a_recipe_without_epochs_keeps_its_batches() -> None:
     ("rows", "users", "items", "width"),
     [
         (575_281, 6038, 3533, 128),
-        (287_641, 6038, 3533, 128),
-        (287_640, 6038, 3533, 256),
-        (143_820, 6038, 3533, 512),
+        (211_073, 6038, 3533, 128),
+        (211_072, 6038, 3533, 256),
         (1000, 6038, 3533, 512),
-        (1000, 6038, 240, 256),
-        (1000, 300, 9000, 512),
-        (1000, 6038, 128, 128),
+        (1000, 6038, 511, 256),
+        (1000, 6038, 255, 128),
+        (1000, 300, 9000, 256),
         (1000, 60, 9000, 128),
+        (141_000, 47_000, 19_263, 128),
+        (60_000, 2000, 800, 512),
+        (55_375, 943, 1447, 512),
+        (5_460, 420, 240, 128),
     ],
 )
 def test_a_model_that_is_its_start_is_wider_on_a_small_log(rows: int, users: int, items: int, width: int) -> None:
@@ -451,7 +456,7 @@ def test_a_model_that_is_its_start_is_wider_on_a_small_log(rows: int, users: int
     _, config = parse_config(settings)
     shape = replace(of((None, None, log(length=8))).shape, taken=rows, users=users, items=items)
     fitted = FittedRecipe(settings, "user_id", "item_id", (), False)
-    found, comments = shaped_settings(settings, fitted, shape, config, rule.rows)
+    found, comments = shaped_settings(settings, fitted, shape, config, rule.rows, rule.ids)
     assert found["model"]["width"] == width  # type: ignore[call-overload, index]
     assert ("model.width" in comments) == (width > 128)
     assert fitted.model["width"] == 128, "the recipe keeps its own"

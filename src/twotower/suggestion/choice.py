@@ -35,6 +35,8 @@ class RecipeRule:
     """Numbers that decided, with their thresholds, for a shape that fits or does not."""
     min_steps: int = 0
     """Steps that a training has at least, measured on small logs (docs/log.md). 0: a tenth of the recipe's own."""
+    ids: int = 0
+    """Users and items of the log on which the settings of a recipe without epochs were chosen."""
     needs_contents: bool = False
     """True if items are ranked by their contents alone, which read text where other columns are the same for several items."""
 
@@ -130,6 +132,7 @@ RULES = (
         lambda s: True,
         lambda s: "",
         lambda s: "no other recipe fits",
+        ids=6038 + 3533,
     ),
 )  # fmt: skip
 """Rules of the recipes; the first that fits is chosen."""

@@ -39,7 +39,7 @@ def compose(
         columns = tuple(replace(c, why=f"{c.why}; {why}") if c.is_text else c for c in columns)
     has_label = "label" in schema or "event" in schema
     fitted = FittedRecipe(source, str(schema["user_id"]), str(schema["item_id"]), columns, has_label, alike)
-    sections, of_shape = shaped_settings(source, fitted, shape, config, rule.rows, rule.min_steps)
+    sections, of_shape = shaped_settings(source, fitted, shape, config, rule.rows, rule.ids, rule.min_steps)
     comments |= of_shape | {f"schema.features.{place}": why for place, why in fitted.why.items()}
     split, evaluation = _section(source, "split"), _section(source, "evaluation")
     if ordered is not None:

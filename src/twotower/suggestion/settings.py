@@ -22,13 +22,15 @@ MAX_EPOCHS = 100
 MIN_WINDOW = 8
 MAX_WIDTH = 512
 """Width up to which that of a model that is its start is raised on a small log."""
+ROWS_OF_ID = 16
+"""Rows that take as long in a start as a user or an item does, whatever the width (docs/log.md)."""
 
 
 def shaped_settings(
-    recipe: Settings, fitted: FittedRecipe, shape: Shape, config: Config, rows: int, min_steps: int = 0
+    recipe: Settings, fitted: FittedRecipe, shape: Shape, config: Config, rows: int, ids: int = 0, min_steps: int = 0
 ) -> tuple[Settings, dict[str, str]]:
-    """Return the sections [model], [loss], [negatives] and [train] of a recipe, whose `config` was chosen on a log of `rows`, for a
-    shape, and comments by dotted key. A training has at least `min_steps`, by default a tenth of the recipe's own. The windows of
+    """Return the sections [model], [loss], [negatives] and [train] of a recipe, whose `config` was chosen on a log of `rows` of `ids`
+    users and items, for a shape, and comments by dotted key. A training has at least `min_steps`, by default a tenth of the recipe's own. The windows of
     `fitted.features` are set too."""
     settings: Settings = {"model": fitted.model}
     settings |= {key: recipe[key] for key in ("loss", "negatives", "train") if key in recipe}
@@ -36,7 +38,7 @@ def shaped_settings(
     _shape_windows(fitted, shape)
     _shape_catalogue(settings, shape, comments)
     _shape_steps(settings, shape, config, rows, min_steps, comments)
-    _shape_width(settings, shape, config, rows, comments)
+    _shape_width(settings, shape, config, rows + ROWS_OF_ID * ids, comments)
     return settings, comments
 
 
@@ -73,18 +75,20 @@ def _shape_catalogue(settings: Settings, shape: Shape, comments: dict[str, str])
 
 def _shape_width(settings: Settings, shape: Shape, config: Config, own_rows: int, comments: dict[str, str]) -> None:
     """Raise the width of a model without epochs, as far as its start takes no longer than on the recipe's own log: items that are
-    taken together in pairs and series have more directions than tastes have."""
+    taken together in pairs and series have more directions than tastes have. `own_rows` and those of the shape count each user and
+    item as ROWS_OF_ID rows."""
     model, own = settings.get("model"), config.model.width
     if config.train.epochs or not isinstance(model, Mapping):
         return
+    rows = shape.taken + ROWS_OF_ID * (shape.users + shape.items)
     width, most = own, min(shape.users, shape.items, MAX_WIDTH)
-    while width < most and 2 * width * shape.taken <= own * own_rows:
+    while 2 * width <= most and 2 * width * rows <= own * own_rows:
         width *= 2
     if width > own:
         settings["model"] = {**model, "width": width}
         comments["model.width"] = (
-            f"The recipe's {own:,}, doubled up to {MAX_WIDTH:,} and the numbers of users and items, while {shape.taken:,} rows times the "
-            f"width are no more than the recipe's own {own_rows:,} times {own:,}."
+            f"The recipe's {own:,}, doubled while it stays within {MAX_WIDTH:,} and the numbers of users and items, and the width times "
+            f"{rows:,}, the rows and {ROWS_OF_ID} for each user and item, within the recipe's own {own:,} times {own_rows:,}."
         )
 
 
