@@ -208,6 +208,35 @@ def test_other_numbers_are_no_order(change: pl.Expr) -> None:
     assert "time" not in guess_columns(few, {"user_id": "wer", "item_id": "was"}, {}).options, "by chance"
 
 
+@pytest.mark.parametrize("dropped", [0, 3], ids=["complete", "with users who end early"])
+@pytest.mark.parametrize("columns", [("student", "question", "answer"), ("a", "b", "c")])
+def test_answers_to_the_same_questions_are_of_items(columns: tuple[str, ...], dropped: int) -> None:
+    rows = [(u, q, (q * 7 + u % 3) % 4) for u in range(20) for q in range(1, 13 - u % (dropped + 1))]
+    found = guess_columns(pl.DataFrame(rows, schema=list(columns), orient="row"), {}, {})
+    assert (found.options["user_id"], found.options["item_id"]) == columns[:2]
+    assert "time" not in found.options
+
+
+@pytest.mark.parametrize("name", ["won", "bought", "preferred", "chosen", "x"])
+@pytest.mark.parametrize("single", [1, 3], ids=["pairs", "pairs and single rows"])
+def test_one_of_two_is_an_outcome_and_no_order(name: str, single: int) -> None:
+    rows = [(u, (7 * u + 3 * i) % 31, i) for u in range(60) for i in range(2) if u % 3 < single or i == 0]
+    found = guess_columns(pl.DataFrame(rows, schema=["user_id", "item_id", name], orient="row"), {}, {})
+    assert "time" not in found.options
+    assert [note for note in found.notes if note.startswith(f"'{name}'")] == [
+        f"'{name}' looks like a label; set schema.label={name}"
+    ]
+
+
+def test_numbers_of_rows_that_are_not_read_are_told() -> None:
+    frame = of_places(0).with_columns(liked=pl.int_range(pl.len()) % 2)
+    found = guess_columns(frame, {"user_id": "wer", "item_id": "was", "time": ""}, {})
+    assert found.notes == [
+        "'position' numbers the rows of each user; schema.time=position would read an order, the oldest first, a feature with "
+        "side = 'context' what is known before"
+    ]
+
+
 def test_dates_whose_year_has_two_digits_need_one_order() -> None:
     dates = ["01.02.03", "03.04.05"] * 20
     with pytest.raises(

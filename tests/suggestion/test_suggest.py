@@ -281,14 +281,28 @@ def test_repeats_of_lines_of_users_are_split_by_their_places(tmp_path: Path) -> 
 def test_numbers_of_the_rows_of_each_user_order_them_and_compare_no_users() -> None:
     actions = log(length=12, n_items=200).sort("user_id", "timestamp")
     actions = actions.with_columns(step=pl.int_range(pl.len()).over("user_id") + 1).drop("timestamp")
+    actions = actions.filter(pl.col("step") <= 12 - pl.col("user_id") % 3)
     found = of((None, None, actions.sample(fraction=1, shuffle=True, seed=1)))
     assert (found.recipe, found.schema.time, found.schema.time_unit) == ("sequence-short", "step", "order")
     assert not found.shape.by_time
-    again = pl.concat([actions, actions.with_columns(step=pl.col("step") + 12)])
+    again = pl.concat([actions, actions.with_columns(step=pl.col("step") + pl.len().over("user_id"))])
     found = of((None, None, again), recipe="collaborative")
     assert (found.schema.duplicates, found.config.split.kind) == ("keep", "last"), "no time of all users is split"
     given = of((None, None, again.rename({"step": "day"})), recipe="collaborative")
     assert (given.schema.time, given.config.split.kind) == ("day", "last")
+
+
+@pytest.mark.parametrize("lengths", [1, 3], ids=["one length", "three lengths"])
+@pytest.mark.parametrize("name", ["rank", "preference", "position", "impression_rank"])
+def test_places_in_lists_whose_items_do_not_follow_are_no_order(name: str, lengths: int) -> None:
+    actions = log(strength=0.0, n_items=200).unique(["user_id", "item_id"], maintain_order=True).drop("timestamp")
+    actions = actions.with_columns((pl.int_range(pl.len()).over("user_id") + 1).alias(name))
+    actions = actions.filter(pl.col(name) <= 10 - pl.col("user_id") % lengths)
+    found = of((None, None, actions))
+    assert (found.recipe, found.schema.time, found.shape.order) == ("collaborative", "", None)
+    told = next(line for line in found.reasons if line.startswith(f"Left out: '{name}'"))
+    assert f"'{name}' has 10 steps from 1 to 10; schema.label={name} would read ratings" in told
+    assert told.endswith(f"; schema.time={name} would read an order, the oldest first.")
 
 
 @pytest.mark.parametrize(("items", "kind"), [(1024, "full"), (1025, "uniform")])

@@ -11,7 +11,7 @@ from twotower.config.toml import TomlValue
 from twotower.errors import DataError
 from twotower.features.values import missing_count
 from twotower.suggestion import names
-from twotower.suggestion.numbering import numbers_rows
+from twotower.suggestion.numbering import may_order, note_orders
 from twotower.suggestion.text_form import has_decimal_commas, looks_like_scale, looks_like_seconds, odd_times
 from twotower.suggestion.thresholds import threshold, why_threshold
 from twotower.suggestion.time_form import TimeForm, has_digits_of_dates, is_dated, refuse_orders, time_form
@@ -44,6 +44,8 @@ class GuessedColumns:
     """Columns that are not used, each with the reason."""
     remarks: list[str] = field(default_factory=list)
     """Values of used columns that may be wrong."""
+    is_numbered: bool = False
+    """True if the time is numbers of the rows of each user, which order them only if the items follow one another."""
 
     def put(self, option: str, value: TomlValue, why: str) -> None:
         self.options[option], self.why[option] = value, why
@@ -69,6 +71,8 @@ def guess_columns(
     _note_ids_of_none(frame, found)
     for guess in (_guess_time, _guess_event, _guess_label, _guess_weight, _note_outcomes):
         guess(frame, found)
+    if not found.options.get("time"):
+        note_orders(frame, str(found.options["user_id"]), _free(frame, found, bool), found.notes)
     left = [name for name in frame.columns if name not in found.named]
     told = {note.split("'")[1] for note in found.notes}
     if left := [name for name in left if name not in told]:
@@ -110,7 +114,7 @@ def _put_ids_by_place(frame: pl.DataFrame, found: GuessedColumns, options: list[
     """Put the first columns of repeated values, and tell where others might be meant."""
     ids = [name for name in frame.columns if name not in found.named and _is_id(frame[name])]
     user = str(found.options.get("user_id", ids[0] if ids else ""))
-    places = [name for name in ids if numbers_rows(frame, user, name)]  # no items, if another column may be
+    places = [name for name in ids if names.names_place(name) and may_order(frame, user, name)]  # items if no other is
     ids = [name for name in ids if name not in places] + places
     for option, name in zip(options, ids, strict=False):
         found.put(option, name, "by its place: the first column of repeated values that is left")
@@ -236,7 +240,8 @@ def _guess_places(frame: pl.DataFrame, found: GuessedColumns) -> None:
     user = str(found.options["user_id"])
     means_other = (names.names_label, names.names_weight, names.names_event)
     unnamed = _free(frame, found, lambda name: not any(test(name) for test in means_other))
-    if places := [name for name in unnamed if numbers_rows(frame, user, name)]:
+    if places := [name for name in unnamed if may_order(frame, user, name)]:
+        found.is_numbered = True
         first = int(frame[places[0]].min())  # type: ignore[arg-type]
         why = f"it numbers the rows of each user from {first} on, which is read as oldest first"
         _put_first(found, "time", places, dict.fromkeys(places, why), frame)

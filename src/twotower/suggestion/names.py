@@ -20,6 +20,7 @@ _WEIGHTS = "weight weights"
 _EVENTS = (
     "event event_type type action action_type behavior behaviour behavior_type behaviour_type interaction_type activity"
 )
+_PLACES = "position pos place rank step seq sequence index idx turn slot"
 _TITLES = "title name label"
 _IDENTIFIER = re.compile(r"(.*?)_?(id|ids|key|no|nr|number|code|uuid|idx|index|hash)")
 
@@ -148,6 +149,11 @@ def event_rule(kind: str) -> str | float | None:
     if ends & {*_REFUSALS.split()}:
         return "negative"
     return 1 if ends & {*_CHOICES.split()} else None
+
+
+def names_place(name: str) -> bool:
+    """Return True for a name of places in a list: position, step."""
+    return _among(name, _PLACES)
 
 
 def names_title(name: str) -> bool:

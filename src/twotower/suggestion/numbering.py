@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import polars as pl
 
 MIN_NUMBERED = 20
 """Rows beyond the first of their users from which numbers that fit are no chance."""
+MIN_PLACES = 3
+"""Values from which numbers may be an order; two may be an outcome."""
 
 
 def numbers_rows(frame: pl.DataFrame, user_id: str, column: str) -> bool:
@@ -25,3 +29,26 @@ def numbers_rows(frame: pl.DataFrame, user_id: str, column: str) -> bool:
     n, distinct, low, high = (pl.col(name) for name in ("n", "distinct", "low", "high"))
     fits = (distinct == n) & (low == first) & (high.cast(pl.Int128) - first + 1 == n)
     return bool(of_users.select(fits.all()).item())
+
+
+def may_order(frame: pl.DataFrame, user_id: str, column: str) -> bool:
+    """Return True for such numbers of three values or more, of users with different numbers of rows: answers to the same questions,
+    and places in lists of one length, need be no order."""
+    if not numbers_rows(frame, user_id, column) or frame[column].n_unique() < MIN_PLACES:
+        return False
+    return frame[user_id].value_counts()["count"].n_unique() > 1
+
+
+def note_orders(frame: pl.DataFrame, user_id: str, columns: Iterable[str], notes: list[str]) -> None:
+    """Add to `notes`, which begin with the column in quotes, those of `columns` that number rows and are not read as an order."""
+    for name in columns:
+        if not numbers_rows(frame, user_id, name) or frame[name].n_unique() < MIN_PLACES:
+            continue
+        order = f"schema.time={name} would read an order, the oldest first"
+        told = next((place for place, note in enumerate(notes) if note.startswith(f"'{name}'")), None)
+        if told is None:
+            notes.append(
+                f"'{name}' numbers the rows of each user; {order}, a feature with side = 'context' what is known before"
+            )
+        else:
+            notes[told] += f"; {order}"

@@ -63,12 +63,15 @@ def suggest(
     overrides, folder = [*overrides], Path(folder)
     given = override_settings({}, filter(_is_guessed, overrides))
     found = find_tables(interactions, users, items, folder, _form(given))
-    guess = guess_meaning(found, _section(given, "schema"))
-    other = {k: v for k, v in _section(given, "schema").items() if k not in (*COLUMNS, "features")}
-    schema = parse_config({"schema": {**guess.schema, **other}})[0] or Schema()
-    tables = _checked(found, schema, folder)
-    of_user = found.layout != "rows" or numbers_rows(found.interactions, schema.user_id, schema.time)
-    shape = measure_shape(tables, schema, guess.sides, shared_time=not of_user)
+    options = _section(given, "schema")
+    guess = guess_meaning(found, options)
+    other = {k: v for k, v in options.items() if k not in (*COLUMNS, "features")}
+    schema, tables, shape = _measured(found, guess, other, folder)
+    if guess.columns.is_numbered and not (
+        shape.order and shape.order.exists
+    ):  # numbers of what else, such as places of ads
+        guess = guess_meaning(found, {**options, "time": ""})
+        schema, tables, shape = _measured(found, guess, other, folder)
     ordered = found.has_parts and parts_follow(tables.interactions, schema)
     rule = next((rule for rule in RULES if rule.recipe == recipe), None) or choose(shape)
     if lack := rule.lacks(shape):
@@ -81,6 +84,16 @@ def suggest(
     written, config = parse_config(tomllib.loads(text), "the suggested config", trust=True)
     config = config.model_copy(update={"data": config.data.located(folder.resolve())})
     return Suggestion(rule.recipe, tuple(reasons), shape, text, written or schema, config)
+
+
+def _measured(
+    found: FoundTables, guess: Guess, other: Mapping[str, TomlValue], folder: Path
+) -> tuple[Schema, Tables, Shape]:
+    """Return the schema of a guess with `other` options, the checked tables and their shape."""
+    schema = parse_config({"schema": {**guess.schema, **other}})[0] or Schema()
+    tables = _checked(found, schema, folder)
+    of_user = found.layout != "rows" or numbers_rows(found.interactions, schema.user_id, schema.time)
+    return schema, tables, measure_shape(tables, schema, guess.sides, shared_time=not of_user)
 
 
 def _is_guessed(override: str) -> bool:
