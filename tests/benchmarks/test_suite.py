@@ -10,7 +10,7 @@ from benchmarks import suite
 from benchmarks.lib import tables
 from benchmarks.lib.processes import ROOT
 from benchmarks.lib.report import Report, declared, options
-from benchmarks.quality import baselines, models, titles
+from benchmarks.quality import baselines, collaborative, models, titles
 
 SCRIPTS = sorted(p for p in (ROOT / "benchmarks").rglob("*.py") if "\ndef main(chosen: Namespace" in p.read_text())
 
@@ -25,6 +25,10 @@ def test_every_row_of_the_scripts_has_its_place() -> None:
         assert f"short_quality: {name}, HR@10\n" in expected
     for name in (*titles.BASELINES, *(f"examples/{name}" for name in titles.EXAMPLES)):
         assert f"search_quality: {name}, new queries, HR@1\n" in expected
+    for name in collaborative.DECLARED["rows"]:
+        assert f"collaborative: {name}, NDCG@20\n" in expected
+    for name in declared(str(ROOT / "benchmarks" / "quality" / "cold.py"))["rows"]:
+        assert f"cold_items: ml-1m, {name}, alone, NDCG@20\n" in expected
     for name in [*models.TABLES["rank"]["rows"], "baseline: popularity", "baseline: bias"]:
         assert f"rank_quality: {name}, test AUC" in expected
 
