@@ -533,6 +533,7 @@ def test_without_a_validation_part_nothing_is_left_to_it(tmp_path: Path) -> None
     assert not ranking.model.stacking
     (start,) = collaborative.train.start
     assert (start.value_of("unobserved"), start.value_of("regularization")) == (0.095, 0.011)
+    assert start.value_of("popularity") == 0
     assert len(start.alternatives()) == 1
 
 

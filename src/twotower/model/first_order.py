@@ -25,7 +25,8 @@ class FirstOrder(nn.Module):
 
     def __init__(self, fields: tuple[InputField, ...]) -> None:
         super().__init__()
-        rows = [f.rows for f in stacked(fields)]
+        self.fields = stacked(fields)
+        rows = [f.rows for f in self.fields]
         self.register_buffer("first_rows", torch.tensor([sum(rows[:i]) for i in range(len(rows))]), persistent=False)
         self.table: Table = Table(max(1, sum(rows)), 1)
         self.table.initialize(0)
@@ -37,6 +38,11 @@ class FirstOrder(nn.Module):
             codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < unknown_rate, UNKNOWN)
         out: Tensor = self.table(codes + self.first_rows.long()).sum(1)
         return out
+
+    def rows_of(self, name: str) -> Float[Tensor, "rows 1"]:
+        """Return the biases of the values of a field, part of the table."""
+        number = next(n for n, f in enumerate(self.fields) if f.name == name)
+        return self.table.rows(int(self.first_rows[number]), self.fields[number].rows)
 
     def codes(self, inputs: Inputs) -> Int[Tensor, "n"]:
         """Return the table rows that `forward` may read."""

@@ -194,6 +194,13 @@ class Recipe(Section):
             )
         if twice := {s.pair for s in starts if [o.pair for o in starts].count(s.pair) > 1}:
             raise ValueError(f"train.start names pair {min(twice)} twice; give each start a pair of its own")
+        if len(biased := [s for s in starts if s.bias_weight]) > 1 and any(
+            any(getattr(s, s.bias_weight)) for s in biased
+        ):
+            key = biased[0].bias_weight
+            raise ValueError(
+                f"train.start: {key} is a bias of the items, which all pairs share; leave it out, or have one start of kind '{biased[0].kind}'"
+            )
         if self.train.epochs and starts and {s.pair for s in starts if not s.learn} >= set(range(pairs)):
             raise ValueError(
                 "train.start has learn = false for every pair, so no epoch changes a weight; set train.epochs = 0, or learn = true"

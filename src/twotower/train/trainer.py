@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +102,8 @@ class Trainer:
             "objective": self.objective, "optimizer": self.optimizer,
         }  # fmt: skip
         self.checkpoints = Checkpoints(folder, fingerprint or {}, stateful, self.torchrec)
+        self._tried: tuple[Start, Factors] | None = None
+        """The start that was solved last, by the weight 1 of its biases, and its vectors."""
         self._signals = StopSignals()
         self._stop = self._save_due = False  # of all ranks, since their last agreement
         self._last_saved = time.monotonic()
@@ -144,7 +146,9 @@ class Trainer:
         """Return the start with the values that are best on validation."""
         if len(start.alternatives()) == 1 or not start.has_choice(self.dataset, self.model.config):
             return start.alternatives()[0]
-        return search(start, self._score_if_finite)
+        chosen = search(start, self._score_if_finite)
+        self._tried = None
+        return chosen
 
     def _score_if_finite(self, start: Start) -> float:
         """Return the validation metric of a start, minus infinity for one that float32 cannot solve."""
@@ -160,16 +164,28 @@ class Trainer:
         if any(self.context.all_reduce_sum(float(self._signals.received))):
             self.objective.detach_from_group()
             raise Interrupted("stopped before the first step, and no checkpoint is written")
-        start_pair(self.model, start, self.dataset, config.seed, self.context)
-        users, items = self.objective.users, self.objective.items
-        found = self._validation_metrics(
-            gathered_factors(self.model, users, items, self.context, self.torchrec, [start.pair])
-        )
+        found = self._validation_metrics(self._factors_of(start))
         score = self.best.score_of(found)
         log.info(
             f"start of pair {start.pair} by {start.kind}: {start.describe()}: {config.monitor} = {found[config.monitor]:.4f}"
         )
         return score
+
+    def _factors_of(self, start: Start) -> Factors:
+        """Return the vectors of a pair that starts so, alone. Starts that differ in the weight of their biases have those of the one
+        before, with other biases."""
+        unit = start.with_unit_biases()
+        if self._tried is None or self._tried[0] != unit:
+            self._tried = None
+            start_pair(self.model, unit, self.dataset, self.recipe.train.seed, self.context)
+            users, items = self.objective.users, self.objective.items
+            of_unit = gathered_factors(self.model, users, items, self.context, self.torchrec, [start.pair])
+            self._tried = unit, of_unit
+        found = self._tried[1]
+        if not (start.bias_weight and self.model.config.bias):
+            return found
+        last = found.items[:, -1:] * start.biases
+        return replace(found, items=torch.cat([found.items[:, :-1], last], 1))
 
     def _train_epoch(self, epoch: Epoch) -> None:
         p = self.progress

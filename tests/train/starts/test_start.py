@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Callable
@@ -288,6 +289,83 @@ def test_the_exported_towers_score_so_for_a_user_whom_training_never_saw(kind: t
     np.testing.assert_allclose(user @ items.T, expected, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_popularity_is_a_bias_of_the_items_beside_the_score(weighted: bool) -> None:
+    data = world("ials", weighted)
+    plain, biased, twice = (Trainer(data, of_popularity([weight])).run().model.eval() for weight in (0.0, 1.0, 2.0))
+    x = matrix(data)
+    sums = x.sum(0)
+    log_counts = np.log1p(sums * ((x > 0).sum() / x.sum()))
+    before, once, double = (scores(factors_before(model, data, VALIDATION)) for model in (plain, biased, twice))
+    beside, sold, users = once - before, sums > 0, x.any(1)
+    np.testing.assert_allclose(beside, np.tile(beside[0], (USERS, 1)), atol=1e-5)
+    np.testing.assert_allclose(beside[0, sold] / log_counts[sold], beside[0, 0] / log_counts[0], rtol=1e-3)
+    assert not beside[0, ~sold].any()
+    np.testing.assert_allclose(double - before, 2 * beside, atol=1e-5)
+    of_score, of_bias = (np.sqrt((s[users][:, sold] ** 2).mean()) for s in (before, beside))
+    assert of_bias == pytest.approx(of_score, rel=0.1), "of the size of the scores"
+
+
+def of_popularity(values: list[float], bias: bool = True, **options: Any) -> Config:
+    sections = config("ials", popularity=values, **options).model_dump(mode="json")
+    sections["model"]["bias"] = bias
+    return Config.model_validate(sections)
+
+
+def popular_log() -> Dataset:
+    """Users with four random items each, popular ones more often: no item tells of another."""
+    rng = np.random.default_rng(3)
+    odds = -1.5 * np.log(np.arange(40) + 1.0)
+    items = np.argsort(-(odds + rng.gumbel(size=(150, 40))), 1)[:, :4]
+    parts = rng.permuted(np.tile(["train", "train", "validation", "test"], (150, 1)), axis=1)
+    log = pl.DataFrame({"user_id": np.repeat(np.arange(150), 4), "item_id": items.ravel(), "part": parts.ravel()})
+    schema = world("ials").schema
+    return build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="column", column="part"))
+
+
+def test_where_popularity_tells_more_it_is_chosen_and_its_weights_share_a_solution(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, solved, solve = popular_log(), list[str](), Ials.solve
+
+    def counted(self: Ials, *rest: Any) -> PairValues:
+        solved.append(self.describe())
+        return solve(self, *rest)
+
+    plain = Trainer(data, of_popularity([0.0]))
+    plain.run()
+    monkeypatch.setattr(Ials, "solve", counted)
+    with caplog.at_level(logging.INFO, "twotower"):
+        chosen = Trainer(data, of_popularity([0.0, 1.0, 10.0]))
+        chosen.run()
+    lines = [line for line in caplog.messages if line.startswith("start of pair 0 by ials: ")]
+    assert float(lines[-1].split("popularity = ")[1]) >= 1
+    assert chosen.best.score > plain.best.score
+    assert len(lines) > len(solved)
+
+
+def test_popularity_needs_biases_and_one_start() -> None:
+    told = r"popularity is a bias of the items; set model.bias = true, or popularity = \[0.0\]"
+    with pytest.raises(ConfigError, match=told):
+        Trainer(world("ials"), of_popularity([0.0, 1.0], bias=False))
+    sections = of_popularity([1.0]).model_dump(mode="json")
+    sections["model"]["pairs"] *= 2
+    sections["train"]["start"] = [sections["train"]["start"][0] | {"pair": n} for n in range(2)]
+    with pytest.raises(ValueError, match="which all pairs share; leave it out, or have one start of kind 'ials'"):
+        Config.model_validate(sections)
+
+
+@pytest.mark.parametrize("kind", list(STARTS), ids=lambda kind: kind.kind)
+def test_biases_begin_at_zero_beside_a_start(kind: type[Start]) -> None:
+    data, sections = world(kind.kind), config(kind.kind).model_dump(mode="json")
+    sections["model"]["bias"] = True
+    found, plain = (
+        scores(factors_before(Trainer(data, c).run().model, data, VALIDATION))
+        for c in (Config.model_validate(sections), config(kind.kind))
+    )
+    np.testing.assert_allclose(found, plain, atol=1e-5)
+
+
 def test_histories_scaled_by_their_length_rank_as_their_sum() -> None:
     for pooling in ("mean", "sqrt"):
         data = world("ease", pooling={"kind": pooling})
@@ -514,10 +592,11 @@ def test_of_several_values_the_best_on_validation_is_kept(kind: type[Start], cap
     assert len({score for score, _ in each.values()}) > 1, "the values differ"
     lines = [line for line in caplog.messages if line.startswith(f"start of pair 0 by {kind.kind}")]
     assert len(lines) > len(tried)
-    scores = {line.split(f"{option} = ")[1].split(":")[0]: float(line.split(" = ")[-1]) for line in lines[:-1]}
+    value_in = re.compile(rf"{option} = ([^,:]+)")
+    scores = {value_in.findall(line)[0]: float(line.split(" = ")[-1]) for line in lines[:-1]}
     assert [*scores][: len(tried)] == [f"{value:g}" for value in tried]
     best = max(scores, key=scores.__getitem__)
-    assert lines[-1].endswith(f"{option} = {best}")
+    assert value_in.findall(lines[-1]) == [best]
     assert scores[best] == pytest.approx(trainer.best.score, abs=1e-4)
     if float(best) in each:
         assert same(weights(trainer), each[float(best)][1])
@@ -633,7 +712,8 @@ def test_values_beyond_that_are_too_small_are_no_error(caplog: pytest.LogCapture
 
 def test_a_regularisation_too_small_for_its_numbers_is_refused() -> None:
     with pytest.raises(
-        TrainingError, match=r"'ials' \(unobserved = 0.2, regularization = 1e-06\) has values that are not finite"
+        TrainingError,
+        match=r"'ials' \(unobserved = 0.2, regularization = 1e-06, popularity = 0\) has values that are not finite",
     ):
         Trainer(world("ials"), config("ials", regularization=[1e-6])).run()
 
@@ -641,9 +721,7 @@ def test_a_regularisation_too_small_for_its_numbers_is_refused() -> None:
 def test_a_choice_of_several_values_needs_a_validation_part() -> None:
     data = world("ials")
     without = replace(data, parts=np.where(data.parts == VALIDATION, TRAIN, data.parts))
-    with pytest.raises(
-        ConfigError, match="chooses among several values of unobserved and regularization on the validation part"
-    ):
+    with pytest.raises(ConfigError, match="chooses among several values of regularization on the validation part"):
         Trainer(without, config("ials", 1, {"monitor": ""}, regularization=[0.1, 0.2]))
 
 
@@ -727,7 +805,7 @@ def test_a_history_with_dislikes_has_no_start(interactions: str) -> None:
 WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "pooling": ({"kind": "mean"}, {}, r"needs a history with pooling = 'ridge'; feature 'h' has 'mean'"),
     "layers": ({}, {"model": {"pairs": [{"user": {"fields": ["h"], "layers": [20]}, "item": {"layers": []}}]}}, r"layers = \[\]"),
-    "cosine": ({}, {"model": {"similarity": "cosine"}}, "similarity = 'dot' and model.bias = false"),
+    "cosine": ({}, {"model": {"similarity": "cosine"}}, "needs a plain product; set model.similarity = 'dot'"),
     "field": ({}, {"model": {"pairs": [{"user": {"layers": []}, "item": {"layers": [], "fields": []}}]}}, ""),
     "pair": ({}, {"train": {"start": [{"kind": "ials", "pair": 1}]}}, "names pair 1, and model.pairs has 1, from 0; set pair to at most 0"),
     "twice": ({}, {"train": {"start": [{"kind": "ials"}, {"kind": "ials"}]}}, "names pair 0 twice"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -10,7 +13,7 @@ from twotower.arrays.types import F32
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.pooling.ridge import MAX_NUMBERS_PER_PASS, conjugate_gradients
 from twotower.train.starts.positives import PositiveMatrix
-from twotower.train.starts.start import PairValues, Positive, Start
+from twotower.train.starts.start import NotNegative, PairValues, Positive, Start
 
 
 class Ials(Start):
@@ -30,7 +33,8 @@ class Ials(Start):
     kind = "ials"
     poolings = ("ridge",)
     shares = True
-    choices = ("unobserved", "regularization")
+    choices = ("unobserved", "regularization", "popularity")
+    bias_weight = "popularity"
 
     unobserved: tuple[Positive, ...] = Field(
         (0.3,),
@@ -41,6 +45,12 @@ class Ials(Start):
         (0.008,),
         min_length=1,
         description="Regularisation lambda of each interaction. Of several values the best on validation, or one beyond or between them that is better.",
+    )
+    popularity: tuple[NotNegative, ...] = Field(
+        (0.0,),
+        min_length=1,
+        description="Weight of the logarithm of an item's popularity, a bias of the items, beside the score; both have the same root mean square at 1. "
+        "Of several values the best on validation, with the others, or one beyond or between them that is better. 0: off.",
     )
     sweeps: int = Field(8, ge=1, description="Number of alternations over users and items.")
     steps: int = Field(4, ge=1, description="Number of steps of conjugate gradients in a half step.")
@@ -56,7 +66,23 @@ class Ials(Start):
         for _ in range(self.sweeps):
             of_users = half_step(users, vectors, of_users, a, rate, n_items, self.steps)
             vectors = half_step(items, of_users, vectors, a, rate, n_users, self.steps)
-        return PairValues(vectors, vectors, _penalty(vectors, a, rate, n_items), rate)
+        bias = None
+        if weight := self.popularity[0]:
+            bias = weight * _popularity(items) * _root_mean_square(of_users, vectors, n_users, n_items)
+        return PairValues(vectors, vectors, _penalty(vectors, a, rate, n_items), rate, bias)
+
+
+def _popularity(items: PositiveMatrix) -> F32[Tensor, "codes"]:
+    """Return log(1 + n) of each item's positives n, in positives of the mean weight, divided by the root mean square over items that have any."""
+    sums = np.bincount(items.owners, items.values, len(items))
+    found = np.log1p(sums * (len(items.values) / sums.sum()))
+    return torch.from_numpy(found / np.sqrt(np.square(found).sum() / (found > 0).sum())).float()
+
+
+def _root_mean_square(users: F32[Tensor, "U E"], items: F32[Tensor, "codes E"], n_users: int, n_items: int) -> float:
+    """Return the root mean square of the scores of n_users and n_items, whose vectors alone are not 0."""
+    square = ((users.T @ users).double() * (items.T @ items).double()).sum().clamp(min=0)
+    return math.sqrt(float(square) / (n_users * n_items))
 
 
 def half_step(

@@ -41,6 +41,8 @@ class PairValues:
     penalty: F32[Tensor, "E E"] | None = None
     rate: float = 0.0
     """Penalties of a pooling `ridge`, with `penalty`."""
+    item_bias: F32[Tensor, "codes"] | None = None
+    """Biases of the items beside the score, None without."""
 
 
 class Start(Kind):
@@ -56,6 +58,8 @@ class Start(Kind):
     """Options of several values, of which the one that is best on the validation part is kept."""
     shares: ClassVar[bool] = False
     """True if source and target are one table's rows, which the history may share."""
+    bias_weight: ClassVar[str] = ""
+    """Option that the item biases are a multiple of, and nothing else depends on."""
 
     pair: int = Field(0, ge=0, description="Number of the pair of model.pairs that starts so, from 0.")
     learn: bool = Field(
@@ -100,6 +104,15 @@ class Start(Kind):
         """Return the first value of an option of `choices`."""
         return float(getattr(self, name)[0])
 
+    @property
+    def biases(self) -> float:
+        """Factor of the item biases of `with_unit_biases` that gives those of this start."""
+        return self.value_of(self.bias_weight) if self.bias_weight else 0.0
+
+    def with_unit_biases(self) -> Start:
+        """Return the start with the weight 1 of the item biases."""
+        return self.model_copy(update={self.bias_weight: (1.0,)}) if self.bias_weight else self
+
     def _searched(self) -> list[str]:
         """Return the options of several values."""
         return [name for name in self.choices if len(set(getattr(self, name))) > 1]
@@ -116,8 +129,12 @@ class Start(Kind):
     def check(self, dataset: Dataset, model: ModelConfig) -> None:
         """Raise ConfigError if the pair cannot start so."""
         key = f"train.start of kind '{self.kind}'"
-        if model.similarity != "dot" or model.bias:
-            raise ConfigError(f"{key} needs a plain product; set model.similarity = 'dot' and model.bias = false")
+        if model.similarity != "dot":
+            raise ConfigError(f"{key} needs a plain product; set model.similarity = 'dot'")
+        if self.bias_weight and any(getattr(self, self.bias_weight)) and not model.bias:
+            raise ConfigError(
+                f"{key}: {self.bias_weight} is a bias of the items; set model.bias = true, or {self.bias_weight} = [0.0]"
+            )
         for side, tower in (("user", model.pairs[self.pair].user), ("item", model.pairs[self.pair].item)):
             plain = not (tower.layers or tower.branches or tower.senet.enabled or tower.augment or tower.field_norm)
             if not plain or tower.output_norm or tower.join != "concat":
@@ -150,7 +167,7 @@ class Start(Kind):
             )
         if len(self.alternatives()) > 1 and not len(dataset.validation):
             raise ConfigError(
-                f"{key} chooses among several values of {' and '.join(self.choices)} on the validation part, and the split has none; "
+                f"{key} chooses among several values of {', '.join(self._searched())} on the validation part, and the split has none; "
                 "give one value each, or a validation part"
             )
         if dataset.items.versions is not None:
@@ -205,12 +222,17 @@ def start_pair(model: TwoTower, start: Start, dataset: Dataset, seed: int, conte
     found = context.broadcast(_values(start, model, dataset, history.width, seed) if context.is_main else None)
     if found is None:
         raise _not_finite(start)
-    if not all(bool(torch.isfinite(t).all()) for t in (found.source, found.target)):
+    if not all(bool(torch.isfinite(t).all()) for t in (found.source, found.target, found.item_bias) if t is not None):
         raise _not_finite(start)
     with torch.no_grad():
         _write(user.rows_of(history.name), found.source)
         if history.share_with != target.name:
             _write(item.rows_of(target.name), found.target * start.scale)
+        if start.bias_weight and model.config.bias:
+            biases = model.item_bias.rows_of(target.name)
+            _write(
+                biases, torch.zeros_like(biases) if found.item_bias is None else found.item_bias[:, None] * start.scale
+            )
     if found.penalty is not None:
         layer = _layer(user.encoders, history)
         try:
