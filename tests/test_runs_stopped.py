@@ -112,9 +112,9 @@ def test_a_training_that_still_runs_says_so(tmp_path: Path) -> None:
             if len(history) == 1:
                 found.append(api.load(tmp_path / "run").unfinished)
 
-    config = settings(model={"stacking": True})
+    config = settings(model={"stacking": True, "cold_item_bias": True})
     api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run", callback=Reader())
-    lacks = "model.stacking weighs its terms after the last"
+    lacks = "model.stacking weighs its terms after the last; model.cold_item_bias is fitted after the last"
     assert found == [f"in training after epoch 1 of 2; the best is epoch 1; {lacks}"]
 
 

@@ -192,8 +192,8 @@ def _train(
     if not context.is_main:
         return done
     best = None
-    # Earlier epochs of a resumed run may be measured by other settings of `evaluation`, and stacking comes after the last one.
-    if not resumed and not config.model.stacking:
+    # Earlier epochs of a resumed run may be measured by other settings of `evaluation`, and what is fitted to validation comes after the last one.
+    if not resumed and not config.model.stacking and not config.model.cold_item_bias:
         best = next((e for e in trained.history if e["epoch"] == trained.metrics["train.best_epoch"]), None)
     factors_of: Callable[[int], Scorer] = lru_cache(1)(done.factors_during)  # the report shows those of the test part
     metrics = evaluate_model(factors_of, dataset, config.evaluation, best) | trained.metrics

@@ -80,6 +80,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.item_id_dropout": (0.4, {}),
     "model.embedding_std": (0.2, {}),
     "model.stacking": (True, {}),
+    "model.cold_item_bias": (True, {}),
     "evaluation.metrics": (["mykinds.metrics:TailShare"], {}),
     "model.pairs.user.branches": ([{"kind": "identity"}, {"kind": "cross"}], {}),
     "model.pairs.user.augment": (True, {}),

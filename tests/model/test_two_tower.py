@@ -35,6 +35,7 @@ from worlds import EVERYTHING_SCHEMA
 
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
+from twotower.features.values import UNKNOWN
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.field_tables import FieldTables
 from twotower.model.inputs.bag import Bag
@@ -151,8 +152,13 @@ def vectors_and_bias_by_hand(model: TwoTower, side: str, inputs: Inputs) -> tupl
 
 def ids_of(fields: Sequence[InputField], inputs: Inputs) -> Tensor:
     """Codes of the ids of a side."""
+    return inputs.lookup[:, place_of_id(fields)].long()
+
+
+def place_of_id(fields: Sequence[InputField]) -> int:
+    """Column of the ids of a side."""
     lookups = [f for f in fields if f.kind == "lookup"]
-    return inputs.lookup[:, next(n for n, f in enumerate(lookups) if f.identifies)].long()
+    return next(n for n, f in enumerate(lookups) if f.identifies)
 
 
 def logits_by_hand(model: TwoTower, inputs: tuple[Inputs, Inputs]) -> Tensor:
@@ -229,6 +235,26 @@ def test_an_index_divides_by_lengths_only_where_nothing_is_beside_the_cosine(
     bias: int, stacking: int, metric: str
 ) -> None:
     assert ModelConfig(similarity="cosine", bias=bool(bias), stacking=bool(stacking)).metric == metric
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_the_bias_of_cold_items_is_added_to_items_of_the_unknown_id_alone(similarity: str, has_bias: bool) -> None:
+    model = build((tower(), tower()), similarity=similarity, bias=has_bias, cold_item_bias=True)
+    users, items = world().inputs()
+    lookup = items.lookup.clone()
+    lookup[:3, place_of_id(world().items.fields)] = UNKNOWN
+    items = replace(items, lookup=lookup)
+    found = []
+    for bias in (0.0, 3.0):
+        with torch.no_grad():
+            model.cold_items.values.zero_()[UNKNOWN] = bias
+        found.append(model.user_vectors(users) @ model.item_vectors(items).T)
+    unknown = ids_of(world().items.fields, items) == UNKNOWN
+    assert 0 < unknown.sum() < len(unknown)
+    assert close(found[1] - found[0], (3.0 * unknown).expand_as(found[0]), 1e-4)
+    assert model.config.metric == "dot"
+    assert model.config.bias_columns
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])

@@ -133,6 +133,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "bias, no layers": {"bias": True, "pairs": [{"user": {"fields": ["uid"]}, "item": {"fields": ["iid"]}}]},
     "no bias": {"bias": False, "pairs": both(layers=[16, 8])},
     "stacking": {"stacking": True, "bias": True, "pairs": 2 * both(layers=[16, 8])},
+    "cold items": {"cold_item_bias": True, "bias": True},
+    "cold items, no bias": {"cold_item_bias": True, "bias": False, "similarity": "dot"},
     "stacking, no bias": {"stacking": True, "bias": False, "pairs": 2 * both()},
     **{
         f"senet {s}": {"pairs": both(senet={"enabled": True, "squeeze": s, "reduction": 3})}

@@ -47,7 +47,7 @@ def collapse(context: DiagnosisContext) -> Iterator[Finding]:
     )
     if len(users) < 2 or len(items) < 2:
         return
-    end = -2 if context.config.model.bias else None  # without the columns of the biases
+    end = -2 if context.config.model.bias_columns else None  # without the columns of the biases
     evidence: dict[str, float] = {}
     for side, rows in (("user", users[:, :end]), ("item", items[:, :end])):
         evidence[f"{side}_cosine"], evidence[f"{side}_rank"] = _mean_cosine(rows), _effective_rank(rows)

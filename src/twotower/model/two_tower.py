@@ -51,7 +51,7 @@ class ModelConfig(Section):
     """The model: pairs of towers and the similarity of their vectors."""
 
     start_here = ("width",)
-    research = ("learn_temperature", "unknown_rate", "user_id_dropout", "embedding_std", "stacking")
+    research = ("learn_temperature", "unknown_rate", "user_id_dropout", "embedding_std", "stacking", "cold_item_bias")
 
     width: int = Field(16, ge=1, description="Embedding width of a field.")
     pairs: tuple[PairConfig, ...] = Field(
@@ -91,10 +91,21 @@ class ModelConfig(Section):
         "a part allow (Wolpert 1992, Stacked Generalization): of the pairs and biases, and of popularity and the means of users and items. false: 1, and 0.",
     )
 
+    cold_item_bias: bool = Field(
+        False,
+        description="Bias of the items that training lacks, whose id reads as unknown, fitted after training: the value whose train.monitor is highest "
+        "on a validation part that has such items. false: 0.",
+    )
+
+    @property
+    def bias_columns(self) -> bool:
+        """True if the last two numbers of a vector are biases."""
+        return self.bias or self.cold_item_bias
+
     @property
     def metric(self) -> Literal["cosine", "dot"]:
         """The metric by which an index over the item vectors ranks."""
-        return "cosine" if self.similarity == "cosine" and not self.bias and not self.stacking else "dot"
+        return "cosine" if self.similarity == "cosine" and not self.bias_columns and not self.stacking else "dot"
 
 
 class _Normalize(torch.autograd.Function):
@@ -148,7 +159,8 @@ class TwoTower(nn.Module):
     up).
 
     With biases the vectors are [v / T, b_u + b, 1] and [w, 1, b_i], T the temperature. With stacking, v is weighted pair by
-    pair, b_u by the second last of `term_weights` and b_i by the last, and both have the prior of the id added.
+    pair, b_u by the second last of `term_weights` and b_i by the last, and both have the prior of the id added. The bias of a cold
+    item is added to b_i.
     """
 
     def __init__(
@@ -178,6 +190,13 @@ class TwoTower(nn.Module):
             self.term_weights = nn.Parameter(torch.ones(n_terms), requires_grad=False)
             if config.bias:
                 self.user_prior, self.item_prior = IdPrior(user_fields), IdPrior(item_fields)
+        if config.cold_item_bias:
+            self.cold_items = IdPrior(item_fields)
+            if self.cold_items.field is None:
+                raise ConfigError(
+                    "model.cold_item_bias is of items whose id reads as unknown, and no feature of the items is their id; add one, or set "
+                    "model.cold_item_bias = false"
+                )
         self._id_columns = {
             side: _id_column(side, fields)
             for side, fields in zip(SIDES, (user_fields, item_fields), strict=True)
@@ -226,17 +245,19 @@ class TwoTower(nn.Module):
         return self.log_temperature.exp()
 
     def user_vectors(self, inputs: Inputs, pairs: Sequence[int] | None = None) -> F32[Tensor, "U D"]:
-        """Return v / T, with biases [v / T, b_u + b, 1]; of some `pairs` alone, or of all."""
+        """Return v / T, with columns of biases [v / T, b_u + b, 1]; of some `pairs` alone, or of all."""
         vectors, bias = self._side(inputs, "user", pairs)
         vectors = vectors / self.temperature
         if self.config.stacking:
             vectors = vectors * self._column_weights(pairs)
         if bias is None:
             return vectors
-        return torch.cat([vectors, bias + self.global_bias, torch.ones_like(bias)], 1)
+        if self.config.bias:
+            bias = bias + self.global_bias
+        return torch.cat([vectors, bias, torch.ones_like(bias)], 1)
 
     def item_vectors(self, inputs: Inputs, pairs: Sequence[int] | None = None) -> F32[Tensor, "I D"]:
-        """Return w, with biases [w, 1, b_i]; of some `pairs` alone, or of all."""
+        """Return w, with columns of biases [w, 1, b_i]; of some `pairs` alone, or of all."""
         vectors, bias = self._side(inputs, "item", pairs)
         if bias is None:
             return vectors
@@ -279,6 +300,9 @@ class TwoTower(nn.Module):
         if bias is not None and self.config.stacking:
             bias = self.prior(side)(inputs, bias * self.term_weights[_BIAS_TERMS[side]])
         joined = torch.cat(vectors, 1) if len(vectors) > 1 else vectors[0]
+        if self.config.cold_item_bias:
+            bias = joined.new_zeros(len(joined), 1) if bias is None else bias
+            bias = self.cold_items(inputs, bias) if side == "item" else bias
         if self.config.similarity == "cosine":
             joined = normalize(joined)
         return joined, bias
@@ -312,15 +336,20 @@ class TwoTower(nn.Module):
             joined = g("Div", joined, g.constant(self.temperature.item()))
         if side == "user" and self.config.stacking:
             joined = g("Mul", joined, g.constant(self._column_weights()))
-        if not self.config.bias:
+        if not self.config.bias_columns:
             return joined, width
-        bias = self.first_order(side).lower(g, joined)
-        for tower_bias in filter(None, biases):
-            bias = g("Add", bias, tower_bias)
-        if self.config.stacking:
-            bias = self.prior(side).lower(g, g("Mul", bias, g.constant(self.term_weights[_BIAS_TERMS[side]])))
-        if side == "user":
-            bias = g("Add", bias, g.constant(self.global_bias))
+        if self.config.bias:
+            bias = self.first_order(side).lower(g, joined)
+            for tower_bias in filter(None, biases):
+                bias = g("Add", bias, tower_bias)
+            if self.config.stacking:
+                bias = self.prior(side).lower(g, g("Mul", bias, g.constant(self.term_weights[_BIAS_TERMS[side]])))
+            if side == "user":
+                bias = g("Add", bias, g.constant(self.global_bias))
+        else:
+            bias = g.filled(g.reduce("Sum", joined, 1), 0.0)
+        if self.config.cold_item_bias and side == "item":
+            bias = self.cold_items.lower(g, bias)
         ones = g.filled(bias, 1.0)
         return g.concat([joined, bias, ones] if side == "user" else [joined, ones, bias]), width + 2
 

@@ -150,7 +150,7 @@ def _write(
         schema=run.dataset.schema,
         split=run.config.split,
         similarity=run.config.model.similarity,
-        bias=run.config.model.bias,
+        bias=run.config.model.bias_columns,
         keep_seen=run.config.evaluation.repeats != "exclude",
         recall_check=recall_check,
         index=index_facts(index),

@@ -145,7 +145,11 @@ def _words(name: str, value: int | tuple[int, ...]) -> str:
 def _score_note(model: ModelConfig) -> str:
     product = "sum of u · v" if len(model.pairs) > 1 else "u · v"
     found = "cosine" if model.similarity == "cosine" else product
-    return found + (f" / {model.temperature:g}" if model.temperature != 1 else "") + (" + biases" if model.bias else "")
+    return (
+        found
+        + (f" / {model.temperature:g}" if model.temperature != 1 else "")
+        + (" + biases" if model.bias_columns else "")
+    )
 
 
 def _right(columns: list[list[Box]]) -> float:

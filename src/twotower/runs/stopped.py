@@ -59,5 +59,6 @@ class StoppedTraining:
             progress.metrics(best.epoch),
             f"{'in training' if running else 'stopped'} after epoch {progress.epoch} of {config.train.epochs}; "
             f"the best is epoch {best.epoch}"
-            + ("; model.stacking weighs its terms after the last" if config.model.stacking else ""),
+            + ("; model.stacking weighs its terms after the last" if config.model.stacking else "")
+            + ("; model.cold_item_bias is fitted after the last" if config.model.cold_item_bias else ""),
         )

@@ -15,6 +15,8 @@ from twotower.suggestion.shape import Shape
 from twotower.suggestion.side_features import SideFeature
 from twotower.train.starts.start import Start
 
+_BY_VALIDATION = {"stacking": "weighs the terms of a score", "cold_item_bias": "tells how high new items rank"}
+"""Options of the model that a validation part fits, and what it does."""
 MIN_ROWS_OF_SPLIT = 6
 """Median rows of a user from which a tenth of a user's rows, rounded to the nearest number, is a row."""
 
@@ -49,9 +51,11 @@ def compose(
             train = sections["train"] = _section(sections, "train")
             train["start"] = [_middle(start.model_dump(exclude_defaults=True), start) for start in config.train.start]
             comments["train.start"] = "The middle of the recipe's values: no validation part chooses among them."
-        if config.model.stacking and "validation" not in (data or {}):
-            sections["model"] = {**_section(sections, "model"), "stacking": False}
-            comments["model.stacking"] = "No validation part weighs the terms of a score."
+        if "validation" not in (data or {}):
+            for option, does in _BY_VALIDATION.items():
+                if getattr(config.model, option):
+                    sections["model"] = {**_section(sections, "model"), option: False}
+                    comments[f"model.{option}"] = f"No validation part {does}."
     elif config.split.needs_time and "time" not in schema:
         split = {"kind": "random"}
         comments["split.kind"] = "The recipe splits by time, and there is none."

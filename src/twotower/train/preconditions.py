@@ -50,6 +50,10 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         raise ConfigError(
             f"model.stacking fits weights to the labels of the validation part by log loss, and {lacks}; set model.stacking = false"
         )
+    if recipe.model.cold_item_bias and not len(dataset.validation):
+        raise ConfigError(
+            "model.cold_item_bias is fitted to the validation part, and the split has none; set model.cold_item_bias = false"
+        )
     for start in recipe.train.start:
         start.check(dataset, recipe.model)
     for metric in recipe.evaluation.metrics:

@@ -27,8 +27,10 @@ from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.side import SIDES
 from twotower.machine import peak_memory_mb
+from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
+from twotower.train.cold_items import fit_cold_item_bias
 from twotower.train.contrastive_objective import ContrastiveObjective
 from twotower.train.factors import context_factors, gathered_factors
 from twotower.train.optim import ModelOptimizer
@@ -122,6 +124,10 @@ class Trainer:
         self.weights.load_state(self.best.weights)
         if self.recipe.model.stacking:
             stack(self.model, self._validation_scores, self.dataset, self.context)
+        if self.recipe.model.cold_item_bias:
+            fit_cold_item_bias(
+                self.model, self.dataset, self._scorer, self._score, self.context, self.recipe.train.seed
+            )
         if self.torchrec:
             self.torchrec.gather_tables()
         self.objective.detach_from_group()
@@ -298,6 +304,10 @@ class Trainer:
             metrics = evaluate_part(scorer, self.dataset, VALIDATION, self.recipe.evaluation)
         return self.context.broadcast({f"validation.{m}": v for m, v in metrics.items() if not math.isnan(v)})
 
+    def _score(self, scorer: Scorer) -> float:
+        """Return the monitored metric of scores; higher is better."""
+        return self.best.score_of(self._validation_metrics(scorer))
+
     def _validation_scores(self) -> Shaped[Floats, "n"]:
         """Return the scores of the pairs of the validation part on rank 0, nothing on the others; the present weights."""
         scorer = self._scorer()
@@ -322,11 +332,12 @@ class Trainer:
         )
         return Factors(users, items)
 
-    def _scorer(self) -> Scorer:
-        """Return the vectors of all rows of both sides `by_version`; of users with a context as they are asked for."""
-        if self.objective.users.has_context:
-            return context_factors(self.model, self.objective.users, self.objective.items, self.dataset)
-        return gathered_factors(self.model, self.objective.users, self.objective.items, self.context, self.torchrec)
+    def _scorer(self, items: SideTensors | None = None) -> Scorer:
+        """Return the vectors of all rows of both sides `by_version`, or of these items; of users with a context as they are asked for."""
+        users, items = self.objective.users, items or self.objective.items
+        if users.has_context:
+            return context_factors(self.model, users, items, self.dataset)
+        return gathered_factors(self.model, users, items, self.context, self.torchrec)
 
     def resume(self, override: bool = False, checkpoint: Checkpoint | None = None) -> bool:
         """Go on from a checkpoint: the newest intact one of the folder, or the given one.

@@ -80,6 +80,6 @@ def test_the_recipe_ranks_cold_items_of_a_made_world_as_well_as_content_alone_an
     data = build_dataset(check(*tables, schema), schema, config.split)
     model = trained([], tables, TEST, withheld)
     for name, baseline in BASELINES.items():
-        other = measured(baseline(data), data, TEST, withheld)
-        for measure in ("alone, Recall@20", "alone, NDCG@20", "warm, Recall@20"):
+        other = measured(baseline(data, withheld), data, TEST, withheld)
+        for measure in ("alone, Recall@20", "alone, NDCG@20", "warm, Recall@20", "every, Recall@20"):
             assert model[measure].mean() > other[measure].mean(), (name, measure)

@@ -1,0 +1,184 @@
+"""The bias of cold items is the one under which validation finds most, and nothing else of the model changes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from trainers import weights
+from worlds import settings
+
+from twotower import api, runs
+from twotower.config.experiment import Config
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.split import SplitConfig
+from twotower.data.splits import TEST, TRAIN, VALIDATION
+from twotower.data.tables import check
+from twotower.errors import ConfigError
+from twotower.features.categorical import Categorical
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
+from twotower.features.values import UNKNOWN
+from twotower.train.cold_items import _without_ids, best_bias
+from twotower.train.factors import factors_before
+from twotower.train.trainer import Trainer
+
+N_USERS, N_ITEMS, N_TAGS = 160, 60, 4
+SCHEMA = Schema(
+    title="",
+    features=(
+        Sequence(name="h", side="user"),
+        Categorical(name="item_id", side="item"),
+        Categorical(name="tag", side="item"),
+    ),
+)
+
+
+def log_of_tags() -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Items with a tag, and users of one tag who take most of its items. Every fifth item is in the validation and test part alone."""
+    rng = np.random.default_rng(0)
+    tag = np.arange(N_ITEMS) % N_TAGS
+    takes = rng.random((N_USERS, N_ITEMS)) < np.where(tag == np.arange(N_USERS)[:, None] % N_TAGS, 0.7, 0.05)
+    user, item = np.nonzero(takes)
+    new = item % 5 == 0
+    part = np.where(rng.random(len(user)) < 0.5, "validation", "test")
+    part = np.where(new, part, np.where(rng.random(len(user)) < 0.2, part, "train"))
+    actions = pl.DataFrame({"user_id": user, "item_id": item, "part": part})
+    return pl.DataFrame({"item_id": range(N_ITEMS), "tag": tag}), actions
+
+
+def world() -> Dataset:
+    items, actions = log_of_tags()
+    return build_dataset(check(None, items, actions, SCHEMA), SCHEMA, SplitConfig(kind="column", column="part"))
+
+
+def config(fitted: bool = True, **model: Any) -> Config:
+    return settings(
+        model={
+            "cold_item_bias": fitted, "similarity": "dot", "bias": False, "temperature": 1.0, "unknown_rate": 0.0, "width": 8,
+            "pairs": [{"user": {"layers": []}, "item": {"join": "sum", "layers": []}}],
+        } | model,
+        loss={"kind": "softmax"},
+        negatives={"full": {"cold": False}},
+        train={"epochs": 6, "lr": 0.05, "batch_size": 64, "monitor": "validation.recall@5", "device": "cpu"},
+        evaluation={"k": [5]},
+    )  # fmt: skip
+
+
+def hill(at: float) -> Callable[[float], float]:
+    return lambda bias: -abs(bias - at)
+
+
+@pytest.mark.parametrize(
+    ("at", "found"), [(1.1, 1.125), (-0.4, -0.375), (9.3, 7.375), (6.2, 6.25), (-5.0, -5.0), (0.0, 0.0)]
+)
+def test_the_bias_is_where_the_score_is_highest(at: float, found: float) -> None:
+    assert best_bias(hill(at), 1.0) == pytest.approx(found)
+    assert best_bias(hill(at * 40), 40.0) == pytest.approx(found * 40), "steps are of the spread of the scores"
+
+
+def test_of_biases_that_are_equally_good_the_smallest_is_taken() -> None:
+    assert best_bias(lambda bias: 1.0, 2.0) == 0.0
+    assert best_bias(lambda bias: float(bias >= 0.5), 1.0) == 0.5
+    assert best_bias(lambda bias: -float(bias > -0.5), 1.0) == 0.0 - 0.5
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_cold_items_are_found_among_all_and_warm_ones_rank_as_before(bias: bool) -> None:
+    data = world()
+    plain, fitted = (Trainer(data, config(flag, bias=bias)) for flag in (False, True))
+    for trainer in (plain, fitted):
+        trainer.run()
+    found = weights(fitted)
+    values = found.pop("cold_items.values")
+    assert values[UNKNOWN] > 0
+    assert not values[UNKNOWN + 1 :].any()
+    assert found.keys() == weights(plain).keys()
+    for name, weight in weights(plain).items():  # sums of products with two more numbers round otherwise
+        torch.testing.assert_close(found[name], weight, atol=1e-4, rtol=1e-4)
+    before, after = (factors_before(t.model, data, VALIDATION) for t in (plain, fitted))
+    cold = torch.from_numpy(data.item_counts == 0)
+    moved = (after.users @ after.items.T) - (before.users @ before.items.T)
+    expected = torch.where(cold, values[UNKNOWN], 0.0)
+    torch.testing.assert_close(moved, expected.expand_as(moved), atol=1e-4, rtol=1e-4)
+    assert fitted._score(fitted._scorer()) > plain._score(plain._scorer()) + 0.05
+
+
+def test_a_run_keeps_the_bias_and_measures_and_exports_with_it(tmp_path: Path) -> None:
+    data = world()
+    run = api.fit(data, SCHEMA, config(), folder=tmp_path / "run")
+    loaded = runs.load(tmp_path / "run")
+    assert torch.equal(loaded.model.cold_items.values, run.model.cold_items.values)
+    plain = api.fit(data, SCHEMA, config(False))
+    for part in ("validation", "test"):
+        assert run.metrics[f"{part}.recall@5"] > plain.metrics[f"{part}.recall@5"] + 0.05
+    assert run.metrics["test.recall@5.cold_item"] > plain.metrics["test.recall@5.cold_item"] + 0.05
+    assert run.metrics["test.recall@5.cold_item_alone"] == plain.metrics["test.recall@5.cold_item_alone"]
+
+
+def test_without_cold_positives_known_items_stand_for_cold_ones(caplog: pytest.LogCaptureFixture) -> None:
+    data = world()
+    cold, drawn = (data.item_counts == 0)[data.pairs.item], np.random.default_rng(1).random(len(data.pairs))
+    parts = np.where((drawn < 0.4) & (data.parts == TRAIN), VALIDATION, data.parts)
+    without = replace(data, parts=np.where(cold, TEST, parts))
+    trainer = Trainer(without, config())
+    with caplog.at_level(logging.INFO, "twotower"):
+        trainer.run()
+    assert "by validation and 4 items that read as cold ones" in caplog.text
+    bias, codes = trainer.model.cold_items.values[UNKNOWN].item(), np.asarray(without.items.columns["item_id"])
+    field = trainer.model.cold_items.field
+    assert field is not None
+    known = np.random.default_rng(1).permutation(np.unique(codes[codes != UNKNOWN]))
+    items = _without_ids(without, field, known[:4], torch.device("cpu"))
+    found = dict.fromkeys((bias, 0.0, bias + 1, bias - 1), 0.0)
+    for value in found:
+        trainer.model.cold_items.values[UNKNOWN] = value
+        found[value] = trainer._score(trainer._scorer(items))
+    assert max(found, key=lambda value: found[value]) == bias != 0
+
+
+def test_items_that_their_histories_tell_from_cold_ones_are_no_stand_ins(caplog: pytest.LogCaptureFixture) -> None:
+    items, actions = log_of_tags()
+    schema = Schema(title="", features=(*SCHEMA.features, Sequence(name="users", side="item", share_embedding=False)))
+    split = SplitConfig(kind="column", column="part")
+    warm = actions.with_columns(part=pl.when(pl.col("item_id") % 5 == 0).then(pl.lit("test")).otherwise("part"))
+    trainer = Trainer(build_dataset(check(None, items, warm, schema), schema, split), config())
+    with caplog.at_level(logging.WARNING, "twotower"):
+        trainer.run()
+    assert "model.cold_item_bias fits nothing: 0 validation positives" in caplog.text
+
+
+def test_too_few_cold_positives_change_nothing_and_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    data = world()
+    cold = (data.item_counts == 0)[data.pairs.item] & (data.parts == VALIDATION)
+    few = replace(data, parts=np.where(cold & (np.cumsum(cold) > 49), TEST, data.parts))
+    few = replace(few, parts=np.where((few.parts == VALIDATION) & ~cold, TRAIN, few.parts))
+    trainer = Trainer(few, config())
+    with caplog.at_level(logging.WARNING, "twotower"):
+        trainer.run()
+    assert (
+        "model.cold_item_bias fits nothing: 49 validation positives are of items that training lacks, and 50 are needed"
+        in caplog.text
+    )
+    assert not trainer.model.cold_items.values.any()
+
+
+def test_what_cannot_be_fitted_is_refused_before_the_first_step() -> None:
+    data = world()
+    without = replace(data, parts=np.where(data.parts == VALIDATION, TRAIN, data.parts))
+    with pytest.raises(ConfigError, match=r"and the split has none; set model.cold_item_bias = false"):
+        Trainer(without, config())
+    items, actions = log_of_tags()
+    schema = SCHEMA.model_copy(update={"features": tuple(f for f in SCHEMA.features if f.name != "item_id")})
+    data = build_dataset(check(None, items, actions, schema), schema, SplitConfig(kind="column", column="part"))
+    with pytest.raises(
+        ConfigError, match="no feature of the items is their id; add one, or set model.cold_item_bias = false"
+    ):
+        Trainer(data, config())
