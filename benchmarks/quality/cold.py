@@ -85,10 +85,13 @@ def trained(
 
 def measured(scores: Tensor, data: Dataset, part: int, withheld: dict[int, Ints]) -> Measured:
     """Return the measures of scores (U, N)."""
-    cold = torch.from_numpy(np.isin(data.items.frame["item_id"].to_numpy(), withheld[part]))
+    cold, of_other = (
+        torch.from_numpy(np.isin(data.items.frame["item_id"].to_numpy(), withheld[p]))
+        for p in (part, VALIDATION + TEST - part)
+    )
     warm = torch.from_numpy(likes(data, TRAIN).any(0))
     seen = torch.from_numpy(np.any([likes(data, p) for p in range(part)], 0))
-    targets, ranked = torch.from_numpy(likes(data, part)) & ~seen, scores.masked_fill(seen, -torch.inf)
+    targets, ranked = torch.from_numpy(likes(data, part)) & ~seen, scores.masked_fill(seen | of_other, -torch.inf)
     out: Measured = {}
     for name, wanted, shown in (
         ("alone", cold, ranked.masked_fill(~cold, -torch.inf)),

@@ -26,7 +26,8 @@ from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.values import UNKNOWN
-from twotower.train.cold_items import _without_ids, best_bias
+from twotower.model.inputs.side_tensors import SideTensors
+from twotower.train.cold_items import best_bias
 from twotower.train.factors import factors_before
 from twotower.train.trainer import Trainer
 
@@ -131,17 +132,39 @@ def test_without_cold_positives_known_items_stand_for_cold_ones(caplog: pytest.L
     trainer = Trainer(without, config())
     with caplog.at_level(logging.INFO, "twotower"):
         trainer.run()
-    assert "by validation and 4 items that read as cold ones" in caplog.text
-    bias, codes = trainer.model.cold_items.values[UNKNOWN].item(), np.asarray(without.items.columns["item_id"])
-    field = trainer.model.cold_items.field
-    assert field is not None
+    assert "by validation and 4 known items that read as cold ones" in caplog.text
+    codes = np.asarray(without.items.columns["item_id"])
     known = np.random.default_rng(1).permutation(np.unique(codes[codes != UNKNOWN]))
-    items = _without_ids(without, field, known[:4], torch.device("cpu"))
-    found = dict.fromkeys((bias, 0.0, bias + 1, bias - 1), 0.0)
-    for value in found:
-        trainer.model.cold_items.values[UNKNOWN] = value
-        found[value] = trainer._score(trainer._scorer(items))
-    assert max(found, key=lambda value: found[value]) == bias != 0
+    stand_ins = np.isin(codes, known[:4])
+    read = replace(without.items, columns=without.items.columns | {"item_id": np.where(stand_ins, UNKNOWN, codes)})
+    trainer.model.cold_items.values, bias = (
+        torch.nn.Parameter(torch.zeros(len(known) + 1)),
+        trainer.model.cold_items.values[UNKNOWN].item(),
+    )
+    found = trainer._scorer(SideTensors(read, without.encoders.fields("item")))
+
+    def score(value: float) -> float:
+        vectors = found.items.clone()
+        vectors[torch.from_numpy(stand_ins), -1] += value
+        return trainer._score(replace(found, items=vectors))
+
+    assert bias != 0
+    assert score(bias) >= max(score(0.0), score(bias + 1), score(bias - 1))
+
+
+def test_items_of_the_test_part_alone_are_not_there_yet_on_validation() -> None:
+    items, actions = log_of_tags()
+    later = items.with_columns(pl.col("item_id") + N_ITEMS)
+    of_later = actions.filter(pl.col("item_id") % 5 == 0).with_columns(pl.col("item_id") + N_ITEMS, part=pl.lit("test"))
+    split = SplitConfig(kind="column", column="part")
+    found = []
+    for tables in ((items, actions), (pl.concat([items, later]), pl.concat([actions, of_later]))):
+        data = build_dataset(check(None, *tables, SCHEMA), SCHEMA, split)
+        trainer = Trainer(data, config())
+        trainer.run()
+        found.append(trainer.model.cold_items.values[UNKNOWN].item())
+    assert found[1] == pytest.approx(found[0], abs=0.5)
+    assert found[0] > 0.5
 
 
 def test_items_that_their_histories_tell_from_cold_ones_are_no_stand_ins(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from twotower.arrays.types import Codes, Shaped
+from twotower.arrays.types import Bools, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.splits import VALIDATION
+from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.distributed import DistributedContext
-from twotower.evaluation.factors import Scorer
-from twotower.features.field import InputField
+from twotower.evaluation.context_factors import ContextFactors
+from twotower.evaluation.factors import Factors, Scorer
 from twotower.features.values import UNKNOWN
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
@@ -38,45 +38,53 @@ PAIRS = 256
 def fit_cold_item_bias(
     model: TwoTower,
     dataset: Dataset,
-    scorer: Callable[[SideTensors | None], Scorer],
+    scorer: Callable[[SideTensors | None], Factors | ContextFactors],
     score: Callable[[Scorer], float],
     context: DistributedContext,
     seed: int,
 ) -> None:
     """Overwrite the bias of the items whose id reads as unknown with the one whose validation score is highest.
 
-    Where validation has fewer than MIN_POSITIVES positives of such items, as in a random split, a share of the known items reads as
-    unknown during the fit. Where these have too few as well, or histories tell them from cold items, nothing changes, with a line in
-    the log. `scorer` returns the scores of these items, or of the data's own for None, by the present weights, and `score` their
-    validation metric, higher is better; all ranks call both.
+    During the fit an item that the test part alone has gets no bias: it is not there yet. Where validation has fewer than MIN_POSITIVES
+    positives of cold items, as in a random split, a share of the known items reads as unknown and stands for them. Where these have too
+    few as well, or histories tell them from cold items, nothing changes, with a line in the log. `scorer` returns the scores of these
+    items, or of the data's own for None, and `score` their validation metric, higher is better; all ranks call both.
     """
     field, items, of = model.cold_items.field, None, "cold items"
     assert field is not None
-    if (n := _positives(dataset, field, np.array([UNKNOWN]))) < MIN_POSITIVES:
-        codes = np.asarray(dataset.items.columns[field.name])
+    side = dataset.items.by_version()
+    codes, own = np.asarray(side.columns[field.name]), np.arange(len(side)) if side.owners is None else side.owners
+    biased = (codes == UNKNOWN) & ~_later(dataset)[own]
+    if (n := _positives(dataset, biased_items := _of_items(dataset, own, biased))) < MIN_POSITIVES:
         known = np.unique(codes[codes != UNKNOWN])
-        stand_ins = np.random.default_rng(seed).permutation(known)[: int(len(known) * STAND_INS)]
+        biased = np.isin(codes, np.random.default_rng(seed).permutation(known)[: int(len(known) * STAND_INS)])
+        biased_items = _of_items(dataset, own, biased)
         alike = not any(f.history or f.computes for f in dataset.schema.tower("item"))
-        if not alike or _positives(dataset, field, stand_ins) < MIN_POSITIVES:
+        if not alike or _positives(dataset, biased_items) < MIN_POSITIVES:
             log.warning(
                 f"model.cold_item_bias fits nothing: {n} validation positives are of items that training lacks, and {MIN_POSITIVES} are "
                 "needed; the bias stays 0"
             )
             return
-        items, of = (
-            _without_ids(dataset, field, stand_ins, model.log_temperature.device),
-            f"{len(stand_ins)} items that read as cold ones",
+        columns = side.columns | {field.name: np.where(biased, UNKNOWN, codes).astype(codes.dtype)}
+        items = SideTensors(
+            replace(side, columns=columns), dataset.encoders.fields("item"), model.log_temperature.device
         )
-    first = scorer(items)
-    spread = context.broadcast(_spread(first, dataset) if context.is_main else 0.0)
+        of = f"{biased_items.sum()} known items that read as cold ones"
+    found = scorer(items)
+    spread = context.broadcast(_spread(found, dataset) if context.is_main else 0.0)
+    rows = torch.from_numpy(biased).to(found.items.device)
 
     def of_bias(bias: float) -> float:
-        _write(model, bias)
-        return score(scorer(items))
+        vectors = found.items.clone()
+        vectors[:, -1] += bias * rows
+        return score(replace(found, items=vectors))
 
-    _write(model, chosen := best_bias(of_bias, spread))
+    bias = best_bias(of_bias, spread)
+    with torch.no_grad():
+        model.cold_items.values[UNKNOWN] = bias
     log.info(
-        f"bias of cold items: {chosen:.2f}, by validation and {of}; the standard deviation of a user's scores is {spread:.2f}"
+        f"bias of cold items: {bias:.2f}, by validation and {of}; the standard deviation of a user's scores is {spread:.2f}"
     )
 
 
@@ -99,20 +107,26 @@ def best_bias(score: Callable[[float], float], spread: float) -> float:
     return best * spread
 
 
-def _positives(dataset: Dataset, field: InputField, codes: Shaped[Codes, "_"]) -> int:
-    """Return the number of validation positives of items with some codes of their ids."""
+def _later(dataset: Dataset) -> Shaped[Bools, "items"]:
+    """Return True for the items that the test part alone has."""
+    of_parts = [
+        np.bincount(dataset.pairs_of(part).item, minlength=len(dataset.items)) for part in (TRAIN, VALIDATION, TEST)
+    ]
+    later: Bools = (of_parts[0] + of_parts[1] == 0) & (of_parts[2] > 0)
+    return later
+
+
+def _of_items(dataset: Dataset, items: Shaped[Ints, "n"], rows: Shaped[Bools, "n"]) -> Shaped[Bools, "items"]:
+    """Return True for the items of some rows `by_version`."""
+    out = np.zeros(len(dataset.items), bool)
+    out[items[rows]] = True
+    return out
+
+
+def _positives(dataset: Dataset, items: Shaped[Bools, "items"]) -> int:
+    """Return the number of validation positives of some items."""
     pairs = dataset.pairs_of(VALIDATION)
-    of_pairs = np.asarray(dataset.items.columns[field.name])[pairs.item[pairs.positive]]
-    return int(np.isin(of_pairs, codes).sum())
-
-
-def _without_ids(dataset: Dataset, field: InputField, codes: Shaped[Codes, "_"], device: torch.device) -> SideTensors:
-    """Return the items with the unknown code in place of some codes of their ids."""
-    side = dataset.items.by_version()
-    column = np.asarray(side.columns[field.name]).copy()
-    column[np.isin(column, codes)] = UNKNOWN
-    without = replace(side, columns={**side.columns, field.name: column})
-    return SideTensors(without, dataset.encoders.fields("item"), device)
+    return int(items[pairs.item[pairs.positive]].sum())
 
 
 def _spread(scorer: Scorer, dataset: Dataset) -> float:
@@ -120,8 +134,3 @@ def _spread(scorer: Scorer, dataset: Dataset) -> float:
     rows = dataset.part_indices(VALIDATION)
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), PAIRS)).astype(int)]
     return float(scorer.catalogue_scores(dataset.pairs.user[rows], rows).double().std(1).mean())
-
-
-def _write(model: TwoTower, bias: float) -> None:
-    with torch.no_grad():
-        model.cold_items.values[UNKNOWN] = bias

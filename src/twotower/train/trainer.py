@@ -22,6 +22,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext, choose_device
 from twotower.errors import ConfigError, Interrupted, TrainingError
+from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.evaluation.version_factors import VersionFactors
@@ -332,7 +333,7 @@ class Trainer:
         )
         return Factors(users, items)
 
-    def _scorer(self, items: SideTensors | None = None) -> Scorer:
+    def _scorer(self, items: SideTensors | None = None) -> Factors | ContextFactors:
         """Return the vectors of all rows of both sides `by_version`, or of these items; of users with a context as they are asked for."""
         users, items = self.objective.users, items or self.objective.items
         if users.has_context:

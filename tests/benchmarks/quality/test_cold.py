@@ -64,6 +64,8 @@ def test_cold_targets_are_ranked_alone_and_among_all_without_what_was_seen() -> 
     seen = torch.from_numpy(likes(data, TRAIN) | likes(data, VALIDATION)).float()
     assert measured(oracle + 2 * seen, data, TEST, withheld)["all, Recall@20"].mean() == 1, "seen items are not ranked"
     assert measured(-oracle, data, TEST, withheld)["all, Recall@20"].mean() == 0
+    other = torch.from_numpy(np.isin(data.items.frame["item_id"].to_numpy(), withheld[VALIDATION])).float()
+    assert measured(oracle + 2 * other, data, TEST, withheld)["all, NDCG@20"].mean() == 1, "nor those of validation"
 
 
 def test_content_is_genres_and_with_titles_words_and_years() -> None:
