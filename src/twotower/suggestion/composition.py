@@ -97,8 +97,8 @@ def _middle(options: Settings, start: Start) -> Settings:
     """Return the options of a start with one value in place of several: half-way in ratio between the outermost, to two digits."""
     middle = {
         name: float(f"{(min(values) * max(values)) ** 0.5:.2g}")
-        for name in start.choices
-        if len(values := getattr(start, name)) > 1
+        for name in start.several
+        if (values := getattr(start, name))
     }
     return {"kind": start.kind, **options, **{name: [value] for name, value in middle.items()}}
 

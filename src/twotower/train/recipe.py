@@ -194,9 +194,7 @@ class Recipe(Section):
             )
         if twice := {s.pair for s in starts if [o.pair for o in starts].count(s.pair) > 1}:
             raise ValueError(f"train.start names pair {min(twice)} twice; give each start a pair of its own")
-        if len(biased := [s for s in starts if s.bias_weight]) > 1 and any(
-            any(getattr(s, s.bias_weight)) for s in biased
-        ):
+        if len(biased := [s for s in starts if s.bias_weight]) > 1 and any(any(s.bias_weights) for s in biased):
             key = biased[0].bias_weight
             raise ValueError(
                 f"train.start: {key} is a bias of the items, which all pairs share; leave it out, or have one start of kind '{biased[0].kind}'"

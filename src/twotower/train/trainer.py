@@ -43,7 +43,7 @@ from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
 from twotower.train.stacking import stack
-from twotower.train.starts.search import search
+from twotower.train.starts.search import best_weight, search
 from twotower.train.starts.start import Start, start_pair
 from twotower.train.stopping import BestWeights, StopSignals
 from twotower.train.weights import MovingAverage, Weights
@@ -151,11 +151,14 @@ class Trainer:
 
     def _chosen(self, start: Start) -> Start:
         """Return the start with the values that are best on validation."""
-        if len(start.alternatives()) == 1 or not start.has_choice(self.dataset, self.model.config):
-            return start.alternatives()[0]
-        chosen = search(start, self._score_if_finite)
+        is_open = len(start.alternatives()) > 1 and start.has_choice(self.dataset, self.model.config)
+        found = search(start, self._score_if_finite) if is_open else start.alternatives()[0]
+        if len(found.bias_weights) > 1:
+            found = found.with_biases(
+                best_weight(found.bias_weights, lambda weight: self._score_if_finite(found.with_biases(weight)))
+            )
         self._tried = None
-        return chosen
+        return found
 
     def _score_if_finite(self, start: Start) -> float:
         """Return the validation metric of a start, minus infinity for one that float32 cannot solve."""
@@ -166,22 +169,22 @@ class Trainer:
             return -math.inf
 
     def _score_of_start(self, start: Start) -> float:
-        """Return the validation metric of a pair that starts so, alone; higher is better. Raises Interrupted if a rank is to stop."""
-        config = self.recipe.train
+        """Return the validation metric of a pair that starts so, alone, by the best weight of its biases; higher is better. Raises
+        Interrupted if a rank is to stop."""
+        monitor = self.recipe.train.monitor
         if any(self.context.all_reduce_sum(float(self._signals.received))):
             self.objective.detach_from_group()
             raise Interrupted("stopped before the first step, and no checkpoint is written")
-        found = self._validation_metrics(self._factors_of(start))
-        score = self.best.score_of(found)
+        found = {w: self._validation_metrics(self._factors_of(start, w)) for w in start.bias_weights or (0.0,)}
+        best = max(found, key=lambda weight: self.best.score_of(found[weight]))
         log.info(
-            f"start of pair {start.pair} by {start.kind}: {start.describe()}: {config.monitor} = {found[config.monitor]:.4f}"
+            f"start of pair {start.pair} by {start.kind}: {start.with_biases(best).describe()}: {monitor} = {found[best][monitor]:.4f}"
         )
-        return score
+        return self.best.score_of(found[best])
 
-    def _factors_of(self, start: Start) -> Factors:
-        """Return the vectors of a pair that starts so, alone. Starts that differ in the weight of their biases have those of the one
-        before, with other biases."""
-        unit = start.with_unit_biases()
+    def _factors_of(self, start: Start, biases: float) -> Factors:
+        """Return the vectors of a pair that starts so, alone, with a weight of its biases. Those of the start before are kept."""
+        unit = start.with_biases(1.0)
         if self._tried is None or self._tried[0] != unit:
             self._tried = None
             start_pair(self.model, unit, self.dataset, self.recipe.train.seed, self.context)
@@ -191,8 +194,7 @@ class Trainer:
         found = self._tried[1]
         if not (start.bias_weight and self.model.config.bias):
             return found
-        last = found.items[:, -1:] * start.biases
-        return replace(found, items=torch.cat([found.items[:, :-1], last], 1))
+        return replace(found, items=torch.cat([found.items[:, :-1], found.items[:, -1:] * biases], 1))
 
     def _train_epoch(self, epoch: Epoch) -> None:
         p = self.progress

@@ -33,7 +33,7 @@ class Ials(Start):
     kind = "ials"
     poolings = ("ridge",)
     shares = True
-    choices = ("unobserved", "regularization", "popularity")
+    choices = ("unobserved", "regularization")
     bias_weight = "popularity"
 
     unobserved: tuple[Positive, ...] = Field(
@@ -50,7 +50,7 @@ class Ials(Start):
         (0.0,),
         min_length=1,
         description="Weight of the logarithm of an item's popularity, a bias of the items, beside the score; both have the same root mean square at 1. "
-        "Of several values the best on validation, with the others, or one beyond or between them that is better. 0: off.",
+        "Of several values the best on validation, for each value of the others, or one beside it that is better. 0: off.",
     )
     sweeps: int = Field(8, ge=1, description="Number of alternations over users and items.")
     steps: int = Field(4, ge=1, description="Number of steps of conjugate gradients in a half step.")

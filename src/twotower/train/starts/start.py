@@ -105,21 +105,28 @@ class Start(Kind):
         return float(getattr(self, name)[0])
 
     @property
-    def biases(self) -> float:
-        """Factor of the item biases of `with_unit_biases` that gives those of this start."""
-        return self.value_of(self.bias_weight) if self.bias_weight else 0.0
+    def bias_weights(self) -> tuple[float, ...]:
+        """Weights of the item biases, of which one is chosen; none of a start without."""
+        weights: tuple[float, ...] = getattr(self, self.bias_weight) if self.bias_weight else ()
+        return weights
 
-    def with_unit_biases(self) -> Start:
-        """Return the start with the weight 1 of the item biases."""
-        return self.model_copy(update={self.bias_weight: (1.0,)}) if self.bias_weight else self
+    @property
+    def several(self) -> list[str]:
+        """Options of several values."""
+        return [*self._searched(), *([self.bias_weight] if len(self.bias_weights) > 1 else [])]
+
+    def with_biases(self, weight: float) -> Start:
+        """Return the start with one weight of the item biases."""
+        return self.model_copy(update={self.bias_weight: (weight,)}) if self.bias_weight else self
 
     def _searched(self) -> list[str]:
         """Return the options of several values."""
         return [name for name in self.choices if len(set(getattr(self, name))) > 1]
 
     def describe(self) -> str:
-        """Return the first values of `choices`, for messages."""
-        return ", ".join(f"{name} = {getattr(self, name)[0]:g}" for name in self.choices)
+        """Return the first values of `choices`, and the weight of the biases if one is chosen, for messages."""
+        chosen = [*self.choices, *([self.bias_weight] if len(self.bias_weights) == 1 else [])]
+        return ", ".join(f"{name} = {getattr(self, name)[0]:g}" for name in chosen)
 
     @abstractmethod
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
@@ -131,7 +138,7 @@ class Start(Kind):
         key = f"train.start of kind '{self.kind}'"
         if model.similarity != "dot":
             raise ConfigError(f"{key} needs a plain product; set model.similarity = 'dot'")
-        if self.bias_weight and any(getattr(self, self.bias_weight)) and not model.bias:
+        if any(self.bias_weights) and not model.bias:
             raise ConfigError(
                 f"{key}: {self.bias_weight} is a bias of the items; set model.bias = true, or {self.bias_weight} = [0.0]"
             )
@@ -165,9 +172,9 @@ class Start(Kind):
                 f"{key} is solved from positives, and feature '{history.name}' holds {spec.interactions} interactions, which a user's "
                 "vector would add up as if they were liked; set its interactions = 'positive'"
             )
-        if len(self.alternatives()) > 1 and not len(dataset.validation):
+        if self.several and not len(dataset.validation):
             raise ConfigError(
-                f"{key} chooses among several values of {', '.join(self._searched())} on the validation part, and the split has none; "
+                f"{key} chooses among several values of {', '.join(self.several)} on the validation part, and the split has none; "
                 "give one value each, or a validation part"
             )
         if dataset.items.versions is not None:
