@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
+_WORDS = {"list": "valid tuple", "List": "Tuple", " item": " item after validation"}
+"""Words of pydantic, by those of a config."""
+
 
 def explain(error: ValidationError) -> str:
     """Return one problem in one line: key, value, allowed values. An unknown key comes first, since it causes others."""
@@ -14,6 +17,8 @@ def explain(error: ValidationError) -> str:
         key, hint, allowed = (first["ctx"][name] for name in ("key", "hint", "allowed"))
         return f"unknown key '{where}{'.' * bool(where)}{key}'{hint} (allowed: {allowed})"
     message = first["msg"].removeprefix("Value error, ")
+    for ours, theirs in _WORDS.items():
+        message = message.replace(theirs, ours)
     if first["type"] in ("value_error", "kind", "kind_type", "untrusted_kind"):
         return f"{where}: {message}" if where else message
     if first["type"] == "missing":

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 class IdPrior(nn.Module):
     """A number for each id of a side, 0 at first, which is added to the biases of a score."""
 
-    def __init__(self, fields: tuple[InputField, ...]) -> None:
-        """Find the ids among the fields of a side; a side without a field of its ids has no values."""
+    def __init__(self, fields: tuple[InputField, ...], name: str = "prior") -> None:
+        """Find the ids among the fields of a side; a side without a field of its ids has no values. `name` tells its values from those of
+        others in an exported tower."""
         super().__init__()
+        self.name = name
         lookups = stacked(fields)
         self.field = next((f for f in lookups if f.identifies), None)
         self.column = lookups.index(self.field) if self.field else 0
@@ -36,4 +38,4 @@ class IdPrior(nn.Module):
         if not self.field:
             return bias
         codes = g("Gather", "lookup", g.constant([self.column]), axis=1)
-        return g("Add", bias, g("Gather", g.constant(self.values, "prior"), codes, axis=0))
+        return g("Add", bias, g("Gather", g.constant(self.values, self.name), codes, axis=0))

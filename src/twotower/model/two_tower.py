@@ -93,8 +93,8 @@ class ModelConfig(Section):
 
     cold_item_bias: bool = Field(
         False,
-        description="Bias of the items that training lacks, whose id reads as unknown, fitted after training: the value whose train.monitor is highest "
-        "on a validation part that has such items. false: 0.",
+        description="Bias of the items whose id reads as unknown, as training lacks them or has fewer than min_count, fitted after training: the value "
+        "whose train.monitor is best on the validation part, or on known items that read so where it has too few of them. false: 0.",
     )
 
     @property
@@ -191,11 +191,11 @@ class TwoTower(nn.Module):
             if config.bias:
                 self.user_prior, self.item_prior = IdPrior(user_fields), IdPrior(item_fields)
         if config.cold_item_bias:
-            self.cold_items = IdPrior(item_fields)
+            self.cold_items = IdPrior(item_fields, "cold_items")
             if self.cold_items.field is None:
                 raise ConfigError(
-                    "model.cold_item_bias is of items whose id reads as unknown, and no feature of the items is their id; add one, or set "
-                    "model.cold_item_bias = false"
+                    "model.cold_item_bias is of items whose id reads as unknown, and no feature of the items is their id without hash_buckets; "
+                    "add one, or set model.cold_item_bias = false"
                 )
         self._id_columns = {
             side: _id_column(side, fields)

@@ -53,8 +53,8 @@ def export_tower(
     if not difference <= MAX_DIFFERENCE:
         raise RunError(
             f"{path}: the exported {side} tower differs from the model by {difference:.1e} of the largest number in "
-            f"the vectors, expected at most {MAX_DIFFERENCE:.0e}; the weights are not finite, or the model is newer than "
-            "the exporter"
+            f"the vectors, expected at most {MAX_DIFFERENCE:.0e}; the weights are not finite, or "
+            "the exporter has a defect: report it with the config"
         )
     files.write(Path(path), data)
     return difference

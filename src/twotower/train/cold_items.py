@@ -59,11 +59,15 @@ def fit_cold_item_bias(
         known = np.unique(codes[codes != UNKNOWN])
         biased = np.isin(codes, np.random.default_rng(seed).permutation(known)[: int(len(known) * STAND_INS)])
         biased_items = _of_items(dataset, own, biased)
-        alike = not any(f.history or f.computes for f in dataset.schema.tower("item"))
-        if not alike or _positives(dataset, biased_items) < MIN_POSITIVES:
+        reason = f"known items that read so have {_positives(dataset, biased_items)}"
+        if any(f.history or f.computes for f in dataset.schema.tower("item")):
+            reason = "histories or statistics of the items tell known ones from them"
+        elif _positives(dataset, biased_items) >= MIN_POSITIVES:
+            reason = ""
+        if reason:
             log.warning(
-                f"model.cold_item_bias fits nothing: {n} validation positives are of items that training lacks, and {MIN_POSITIVES} are "
-                "needed; the bias stays 0"
+                f"model.cold_item_bias fits nothing, and the bias stays 0: cold items have {n} of the {MIN_POSITIVES} validation positives that are "
+                f"needed, and {reason}; give a larger split.validation, or set model.cold_item_bias = false"
             )
             return
         columns = side.columns | {field.name: np.where(biased, UNKNOWN, codes).astype(codes.dtype)}
@@ -80,11 +84,14 @@ def fit_cold_item_bias(
         vectors[:, -1] += bias * rows
         return score(replace(found, items=vectors))
 
-    bias = best_bias(of_bias, spread)
+    if not spread > 0:
+        return  # one item, or one score for all
+    before, bias = of_bias(0.0), best_bias(of_bias, spread)
     with torch.no_grad():
         model.cold_items.values[UNKNOWN] = bias
     log.info(
-        f"bias of cold items: {bias:.2f}, by validation and {of}; the standard deviation of a user's scores is {spread:.2f}"
+        f"bias of cold items: {bias:.2f}, the standard deviation of a user's scores is {spread:.2f}; by {of} the monitored metric of validation is "
+        f"{abs(of_bias(bias)):.4f}, without the bias {abs(before):.4f}"
     )
 
 
