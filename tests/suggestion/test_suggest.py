@@ -534,6 +534,9 @@ def test_without_a_validation_part_nothing_is_left_to_it(tmp_path: Path) -> None
     (start,) = collaborative.train.start
     assert (start.value_of("unobserved"), start.value_of("regularization")) == (0.095, 0.011)
     assert start.value_of("popularity") == 0
+    items = actions.select("item_id").unique().with_columns(brand=pl.col("item_id").hash() % 7)
+    items.write_csv(tmp_path / "items.csv")
+    assert not suggest(tmp_path, recipe="cold-start").config.model.cold_item_bias
     assert len(start.alternatives()) == 1
 
 

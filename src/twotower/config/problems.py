@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-_WORDS = {"list": "valid tuple", "List": "Tuple", " item": " item after validation"}
-"""Words of pydantic, by those of a config."""
+_WORDS = {"valid tuple": "list", "Tuple": "List", " after validation": ""}
+"""Words of pydantic, and those of a config."""
 
 
 def explain(error: ValidationError) -> str:
@@ -17,12 +17,12 @@ def explain(error: ValidationError) -> str:
         key, hint, allowed = (first["ctx"][name] for name in ("key", "hint", "allowed"))
         return f"unknown key '{where}{'.' * bool(where)}{key}'{hint} (allowed: {allowed})"
     message = first["msg"].removeprefix("Value error, ")
-    for ours, theirs in _WORDS.items():
-        message = message.replace(theirs, ours)
     if first["type"] in ("value_error", "kind", "kind_type", "untrusted_kind"):
         return f"{where}: {message}" if where else message
     if first["type"] == "missing":
         return f"'{where}' is missing"
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
     given = first.get("input")
     shown = f", got {given!r}" if isinstance(given, str | int | float | bool) else ""
     return f"{where}: {message[0].lower()}{message[1:]}{shown}"

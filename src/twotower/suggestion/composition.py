@@ -50,7 +50,9 @@ def compose(
         if config.train.start and "validation" not in (data or {}):
             train = sections["train"] = _section(sections, "train")
             train["start"] = [_middle(start.model_dump(exclude_defaults=True), start) for start in config.train.start]
-            comments["train.start"] = "The middle of the recipe's values: no validation part chooses among them."
+            comments["train.start"] = (
+                "The middle of the recipe's values, 0 where it is one of them: no validation part chooses."
+            )
         if "validation" not in (data or {}):
             for option, does in _BY_VALIDATION.items():
                 if getattr(config.model, option):

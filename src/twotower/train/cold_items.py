@@ -15,6 +15,7 @@ from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.distributed import DistributedContext
 from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors, Scorer
+from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.values import UNKNOWN
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
@@ -31,6 +32,8 @@ FINER = (0.25, 0.125)
 """Steps beside the best of them."""
 MAX_BEYOND = 8
 """Steps beyond the outermost."""
+BLOCK_SCORES = 2**25
+"""Scores that are held at a time."""
 PAIRS = 256
 """Validation pairs whose users' scores give the standard deviation."""
 
@@ -77,21 +80,24 @@ def fit_cold_item_bias(
         of = f"{biased_items.sum()} known items that read as cold ones"
     found = scorer(items)
     spread = context.broadcast(_spread(found, dataset) if context.is_main else 0.0)
-    rows = torch.from_numpy(biased).to(found.items.device)
+    if not spread > 0:
+        log.warning("model.cold_item_bias fits nothing, and the bias stays 0: each user scores all items alike")
+        return
+    rows, scores = torch.from_numpy(biased).to(found.items.device), dict[float, float]()
 
     def of_bias(bias: float) -> float:
-        vectors = found.items.clone()
-        vectors[:, -1] += bias * rows
-        return score(replace(found, items=vectors))
+        if bias not in scores:
+            vectors = found.items.clone()
+            vectors[:, -1] += bias * rows
+            scores[bias] = score(replace(found, items=vectors))
+        return scores[bias]
 
-    if not spread > 0:
-        return  # one item, or one score for all
-    before, bias = of_bias(0.0), best_bias(of_bias, spread)
+    bias = best_bias(of_bias, spread)
     with torch.no_grad():
         model.cold_items.values[UNKNOWN] = bias
     log.info(
         f"bias of cold items: {bias:.2f}, the standard deviation of a user's scores is {spread:.2f}; by {of} the monitored metric of validation is "
-        f"{abs(of_bias(bias)):.4f}, without the bias {abs(before):.4f}"
+        f"{abs(of_bias(bias)):.4f}, without the bias {abs(of_bias(0.0)):.4f}"
     )
 
 
@@ -136,8 +142,12 @@ def _positives(dataset: Dataset, items: Shaped[Bools, "items"]) -> int:
     return int(items[pairs.item[pairs.positive]].sum())
 
 
-def _spread(scorer: Scorer, dataset: Dataset) -> float:
+def _spread(found: Factors | ContextFactors, dataset: Dataset) -> float:
     """Return the standard deviation of a user's scores over all items, a mean over users of the validation part."""
+    scorer = VersionFactors.of_part(found, dataset, VALIDATION) if isinstance(found, Factors) else found
     rows = dataset.part_indices(VALIDATION)
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), PAIRS)).astype(int)]
-    return float(scorer.catalogue_scores(dataset.pairs.user[rows], rows).double().std(1).mean())
+    users, size = dataset.pairs.user[rows], max(1, BLOCK_SCORES // len(dataset.items))
+    blocks = [slice(start, start + size) for start in range(0, len(rows), size)]
+    each = [scorer.catalogue_scores(users[some], rows[some]).std(1) for some in blocks]
+    return float(torch.cat(each).double().mean())

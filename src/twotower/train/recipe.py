@@ -194,10 +194,16 @@ class Recipe(Section):
             )
         if twice := {s.pair for s in starts if [o.pair for o in starts].count(s.pair) > 1}:
             raise ValueError(f"train.start names pair {min(twice)} twice; give each start a pair of its own")
-        if len(biased := [s for s in starts if s.bias_weight]) > 1 and any(any(s.bias_weights) for s in biased):
+        biased = [s for s in starts if s.bias_weight]
+        if len(biased) > 1 and any(any(s.bias_weights) for s in biased):
             key = biased[0].bias_weight
             raise ValueError(
                 f"train.start: {key} is a bias of the items, which all pairs share; leave it out, or have one start of kind '{biased[0].kind}'"
+            )
+        if self.train.epochs and (kept := [s for s in biased if not s.learn and any(s.bias_weights)]):
+            raise ValueError(
+                f"train.start of kind '{kept[0].kind}' has learn = false, and its {kept[0].bias_weight} is a bias of the items, which is trained on; "
+                "set learn = true, or train.epochs = 0"
             )
         if self.train.epochs and starts and {s.pair for s in starts if not s.learn} >= set(range(pairs)):
             raise ValueError(

@@ -153,7 +153,7 @@ class Trainer:
         """Return the start with the values that are best on validation."""
         is_open = len(start.alternatives()) > 1 and start.has_choice(self.dataset, self.model.config)
         found = search(start, self._score_if_finite) if is_open else start.alternatives()[0]
-        if len(found.bias_weights) > 1:
+        if len(set(found.bias_weights)) > 1:
             found = found.with_biases(
                 best_weight(found.bias_weights, lambda weight: self._score_if_finite(found.with_biases(weight)))
             )
@@ -184,7 +184,7 @@ class Trainer:
 
     def _factors_of(self, start: Start, biases: float) -> Factors:
         """Return the vectors of a pair that starts so, alone, with a weight of its biases. Those of the start before are kept."""
-        unit = start.with_biases(1.0)
+        unit = start.with_biases(1.0) if any(start.bias_weights) else start
         if self._tried is None or self._tried[0] != unit:
             self._tried = None
             start_pair(self.model, unit, self.dataset, self.recipe.train.seed, self.context)
@@ -192,9 +192,10 @@ class Trainer:
             of_unit = gathered_factors(self.model, users, items, self.context, self.torchrec, [start.pair])
             self._tried = unit, of_unit
         found = self._tried[1]
-        if not (start.bias_weight and self.model.config.bias):
+        if not self.model.config.bias:
             return found
-        return replace(found, items=torch.cat([found.items[:, :-1], found.items[:, -1:] * biases], 1))
+        own = biases if start.bias_weight else 0.0  # without those of another start
+        return replace(found, items=torch.cat([found.items[:, :-1], found.items[:, -1:] * own], 1))
 
     def _train_epoch(self, epoch: Epoch) -> None:
         p = self.progress

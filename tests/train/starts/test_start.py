@@ -355,6 +355,35 @@ def test_popularity_needs_biases_and_one_start() -> None:
         Config.model_validate(sections)
 
 
+def test_popularity_is_not_kept_while_other_biases_are_trained() -> None:
+    told = "its popularity is a bias of the items, which is trained on; set learn = true, or train.epochs = 0"
+    sections = of_popularity([1.0], learn=False).model_dump(mode="json")
+    sections["model"]["pairs"] *= 2
+    sections["train"] |= {"epochs": 1}
+    with pytest.raises(ValueError, match=told):
+        Config.model_validate(sections)
+
+
+def test_another_start_is_measured_without_the_popularity_of_the_first(caplog: pytest.LogCaptureFixture) -> None:
+    table, data = {"kind": "sum"}, world("ials")
+    history = Sequence(name="h2", side="user", share_embedding=False, pooling=table)
+    schema = data.schema.model_copy(update={"features": (*data.schema.features, history)})
+    data = build_dataset(
+        check(None, None, log_of_tastes(False), schema), schema, SplitConfig(kind="column", column="part")
+    )
+    found = []
+    for popularity in (0.0, 1000.0):
+        sections = of_popularity([popularity]).model_dump(mode="json")
+        second = {"user": {"fields": ["h2"], "layers": []}, "item": {"fields": ["item_id"], "layers": []}}
+        sections["model"]["pairs"].append(second)
+        sections["train"]["start"].append({"kind": "ease", "pair": 1, "regularization": [1.0, 1000.0]})
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "twotower"):
+            Trainer(data, Config.model_validate(sections)).run()
+        found.append([line for line in caplog.messages if "pair 1 by ease" in line])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("kind", list(STARTS), ids=lambda kind: kind.kind)
 def test_biases_begin_at_zero_beside_a_start(kind: type[Start]) -> None:
     data, sections = world(kind.kind), config(kind.kind).model_dump(mode="json")

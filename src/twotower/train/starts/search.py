@@ -47,12 +47,12 @@ def search(start: Start, score: Callable[[Start], float]) -> Start:
 
 def best_weight(given: Sequence[float], score: Callable[[float], float]) -> float:
     """Return the weight of the highest score: of those given, then of those beside it, by the root and the fourth root of the ratio of the two
-    highest given. Beside a 0 is the least of the others, less the root."""
-    above = sorted(weight for weight in given if weight)
+    highest given. Beside a 0 is the least of the others, divided by the root. One of them is above 0."""
+    above = sorted({weight for weight in given if weight})
     ratio, tried = above[-1] / above[-2] if len(above) > 1 else 10.0, {weight: score(weight) for weight in given}
     for step in (ratio**0.5, ratio**0.25):
         best = max(tried, key=lambda weight: tried[weight])
-        beside = (best / step, best * step) if best else (above[0] / step,)
+        beside = (best / step, best * step) if best else (min(weight for weight in tried if weight) / step,)
         tried.update({weight: score(weight) for weight in beside if weight not in tried})
     return max(tried, key=lambda weight: tried[weight])
 

@@ -113,7 +113,7 @@ class Start(Kind):
     @property
     def several(self) -> list[str]:
         """Options of several values."""
-        return [*self._searched(), *([self.bias_weight] if len(self.bias_weights) > 1 else [])]
+        return [*self._searched(), *([self.bias_weight] if len(set(self.bias_weights)) > 1 else [])]
 
     def with_biases(self, weight: float) -> Start:
         """Return the start with one weight of the item biases."""
