@@ -49,6 +49,27 @@ def with_new_items(actions: pl.DataFrame, share: float) -> tuple[pl.DataFrame, p
     return actions, items
 
 
+def with_columns(
+    share: float, each: int = 2, n_users: int = 600, n_items: int = 40
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return a log without times of `each` rows of a user, and users with a city and a shoe size. A share of the rows is of the items of the
+    city, of which there are four, each with a quarter of the items; others are of any."""
+    rng = np.random.default_rng(2)
+    city, item = rng.integers(4, size=n_users), np.empty((n_users, each), np.int64)
+    for user in range(n_users):
+        own = rng.random(each) < share
+        odds = rng.random(n_items)
+        inside = np.arange(n_items) % 4 == city[user]
+        item[user] = [*np.argsort(-odds - inside)[: own.sum()], *np.argsort(-odds)[:each]][:each]
+    log = pl.DataFrame({"user_id": np.repeat(np.arange(n_users), each), "item_id": item.ravel()})
+    users = {
+        "user_id": np.arange(n_users),
+        "city": [f"in{c}" for c in city],
+        "shoe": rng.integers(36, 46, size=n_users),
+    }
+    return log, pl.DataFrame(users)
+
+
 FILMS = ("red planet", "blue moon", "green river", "old city", "dark forest", "silent sea", "golden hill", "last train")
 """Titles of two words."""
 

@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 
 from twotower.data.order_evidence import MIN_LIFT, MIN_Z, OrderEvidence
-from twotower.suggestion.choice import MAX_QUERY_LENGTH, MIN_LONG, MIN_NEGATIVES, MIN_NEW, RULES, choose
+from twotower.suggestion.choice import MAX_FEW, MAX_QUERY_LENGTH, MIN_LONG, MIN_NEGATIVES, MIN_NEW, RULES, choose
 from twotower.suggestion.query_evidence import MIN_SHARED, MIN_TIMES, QueryEvidence
 from twotower.suggestion.shape import Shape
+from twotower.suggestion.user_evidence import MIN_USER_LIFT, MIN_USER_Z, UserEvidence
 
 ORDER = OrderEvidence(1000, 499.0, 99.0, 1.0, 0.0)
 SHAPE = Shape(
     users=100, items=50, interactions=1000, taken=1000, length=10, long_length=20, order=ORDER, label_values=0, is_scale=False, negatives=0.0,
-    new_items=0.0, by_time=True, query="", words="", queries=None, content_kinds=1, contents=0,
+    new_items=0.0, by_time=True, query="", words="", queries=None, content_kinds=1, contents=0, telling=UserEvidence(),
 )  # fmt: skip
 
 
@@ -46,6 +47,17 @@ SHAPE = Shape(
         ({"queries": QueryEvidence(0.5, 0.5 / MIN_TIMES), "length": 1}, "words"),
         ({"queries": QueryEvidence(0.5, 0.5 / MIN_TIMES + 0.001), "length": 1}, "sequence-short"),
         ({"queries": QueryEvidence(0.1, 0.1), "length": 1, "label_values": 2, "negatives": 0.5}, "ranking"),
+        (
+            {"order": None, "telling": UserEvidence(("age",), MIN_USER_LIFT, MIN_USER_Z), "length": MAX_FEW},
+            "cold-start",
+        ),
+        (
+            {"order": None, "telling": UserEvidence(("age",), MIN_USER_LIFT, MIN_USER_Z), "length": MAX_FEW + 0.5},
+            "collaborative",
+        ),
+        ({"order": None, "telling": UserEvidence(("age",), MIN_USER_LIFT - 0.01, 100.0)}, "collaborative"),
+        ({"order": None, "telling": UserEvidence(("age",), 9.0, MIN_USER_Z - 0.01)}, "collaborative"),
+        ({"telling": UserEvidence(("age",), 9.0, 100.0)}, "sequence-short"),
         ({"query": "q", "length": 1}, "sequence-short"),
         ({"words": "t", "length": 1}, "sequence-short"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from suggestion_worlds import log, queries, with_label, with_new_items
+from suggestion_worlds import log, queries, with_columns, with_label, with_new_items
 
 import twotower
 from twotower.config.experiment import Config
@@ -184,6 +184,41 @@ def test_without_times_items_without_a_row_are_the_new_ones(unused: int, recipe:
     items = pl.DataFrame({"item_id": ids, "category": [f"c{i % 4}" for i in ids]})
     found = of((None, items, actions))
     assert (found.recipe, found.shape.by_time) == (recipe, False)
+
+
+@pytest.mark.parametrize(("share", "recipe"), [(0.0, "collaborative"), (0.3, "collaborative"), (0.6, "cold-start"), (1.0, "cold-start")])  # fmt: skip
+def test_columns_of_users_that_tell_what_they_take_decide(share: float, recipe: str) -> None:
+    actions, users = with_columns(share)
+    assert suggest(actions, users).recipe == recipe
+
+
+@pytest.mark.parametrize(("each", "recipe"), [(1, "cold-start"), (10, "cold-start"), (11, "collaborative")])
+def test_columns_of_users_decide_where_histories_are_short(each: int, recipe: str) -> None:
+    actions, users = with_columns(0.9, each)
+    assert suggest(actions, users).recipe == recipe
+
+
+def test_columns_of_users_stand_beside_an_order() -> None:
+    actions = log(n_users=400, length=8, n_items=40).with_columns(
+        item_id=pl.col("item_id") + 40 * (pl.col("user_id") % 3)
+    )
+    users = pl.DataFrame({"user_id": range(400), "club": [f"club {u % 3}" for u in range(400)]})
+    found = suggest(actions, users)
+    assert found.recipe == "sequence-short"
+    assert {f.name for f in found.schema.side("user")} == {"means", "order", "club"}
+    assert [pair.user.fields for pair in found.config.model.pairs] == [(), ("means",), (), ("means",)]
+    assert "club" not in {f.name for f in suggest(log(length=8), users).schema.side("user")}
+
+
+def test_users_without_a_history_are_ranked_by_their_columns() -> None:
+    actions, users = with_columns(1.0, each=1)
+    found = suggest(actions, users, overrides=["train.seed=1", "evaluation.k=[10,20]"])
+    assert {f.name for f in found.schema.side("user")} == {"history", "city"}
+    assert not found.config.model.cold_item_bias
+    assert "'shoe'" in found.text
+    metrics = twotower.fit(check(users, None, actions, found.schema), found.schema, found.config).metrics
+    assert metrics["test.recall@10"] > 0.9  # ten of forty items are of a city
+    assert metrics["baseline.popularity.recall@10"] < 0.5
 
 
 @pytest.mark.parametrize(("clicks", "is_words"), [(1, True), (5, True), (6, False)])

@@ -14,6 +14,8 @@ MIN_NEGATIVES = 0.05
 """Share of negatives from which a label of two values is worth a ranking of its own."""
 MIN_NEW = 0.2
 """Share of new items from which a model must know items by their contents."""
+MAX_FEW = 10
+"""Median rows of a user up to which columns of users may tell more than a history without an order."""
 MIN_LONG = 50
 """Median rows of a user from which a history is long: half of the users have more than the window of sequence-short."""
 
@@ -39,6 +41,8 @@ class RecipeRule:
     """Users and items of the log on which the settings of a recipe without epochs were chosen."""
     needs_contents: bool = False
     """True if items are ranked by their contents alone, which read text where other columns are the same for several items."""
+    reads_users: bool = False
+    """True if columns of users that tell what they take stand beside the history."""
 
 
 def describe_order(shape: Shape) -> str:
@@ -57,6 +61,10 @@ def _needs_time(shape: Shape) -> str:
     return "" if shape.order is not None else "a time: set schema.time"
 
 
+def _has_telling_users(shape: Shape) -> bool:
+    return shape.telling.exists and shape.length <= MAX_FEW and not _has_order(shape)
+
+
 def _new(shape: Shape) -> str:
     of = (
         "of the latest tenth of the rows are of items without an earlier row"
@@ -64,7 +72,8 @@ def _new(shape: Shape) -> str:
         else "of the catalogue has no row"
     )
     return (
-        f"{shape.new_items:.1%} {of} (threshold {MIN_NEW:.0%}), and the items have {shape.contents} columns of contents"
+        f"{shape.new_items:.1%} {of} (threshold {MIN_NEW:.0%}), and the items have {shape.contents} columns of contents; "
+        f"{shape.telling}, and a user has {shape.length:g} rows, the median (threshold at most {MAX_FEW}, in no order)"
     )
 
 
@@ -101,12 +110,13 @@ RULES = (
     ),
     RecipeRule(
         "cold-start",
-        "what does a user take next, items that nobody has taken yet among it?",
+        "what does a user take next, if items or users are new and columns tell about them?",
         575_281,
-        lambda s: s.contents > 0 and s.new_items >= MIN_NEW,
-        lambda s: "" if s.contents else "columns of contents in a table of items",
+        lambda s: (s.contents > 0 and s.new_items >= MIN_NEW) or _has_telling_users(s),
+        lambda s: "" if s.contents or s.telling.exists else "columns of contents in a table of items, or columns of users that tell what they take",
         _new,
         needs_contents=True,
+        reads_users=True,
     ),
     RecipeRule(
         "sequence-long",
@@ -124,6 +134,7 @@ RULES = (
         _needs_time,
         lambda s: _length(s) if _has_order(s) else "no order",
         min_steps=1000,
+        reads_users=True,
     ),
     RecipeRule(
         "collaborative",

@@ -40,9 +40,13 @@ def compose(
         why = f"the other columns have at most {shape.content_kinds:,} combinations of values for {shape.items:,} items"
         columns = tuple(replace(c, why=f"{c.why}; {why}") if c.is_text else c for c in columns)
     has_label = "label" in schema or "event" in schema
-    fitted = FittedRecipe(source, str(schema["user_id"]), str(schema["item_id"]), columns, has_label, alike)
+    of_users = shape.telling.columns if rule.reads_users and shape.telling.exists else ()
+    fitted = FittedRecipe(source, str(schema["user_id"]), str(schema["item_id"]), columns, has_label, alike, of_users)
     sections, of_shape = shaped_settings(source, fitted, shape, config, rule.rows, rule.ids, rule.min_steps)
     comments |= of_shape | {f"schema.features.{place}": why for place, why in fitted.why.items()}
+    if config.model.cold_item_bias and not shape.contents:
+        sections["model"] = {**_section(sections, "model"), "cold_item_bias": False}
+        comments["model.cold_item_bias"] = "The items have no columns of contents, by which new ones would rank."
     split, evaluation = _section(source, "split"), _section(source, "evaluation")
     if ordered is not None:
         split = {"kind": "files", **({"ordered": True} if ordered else {})}

@@ -59,9 +59,10 @@ class FittedRecipe:
         columns: Sequence[SideFeature],
         has_label: bool,
         reads_text: bool = False,
+        of_users: Sequence[str] = (),
     ) -> None:
         """Fit a recipe to tables with these id columns and `columns`. Without a label histories hold all interactions. With
-        `reads_text` a recipe without text reads that of the items too."""
+        `reads_text` a recipe without text reads that of the items too. A recipe without columns of users reads those in `of_users`."""
         self.recipe = parse_config(settings)[0] or Schema()
         self.ids = {"user": user_id, "item": item_id}
         self.has_label = has_label
@@ -77,6 +78,8 @@ class FittedRecipe:
         self.why: dict[int, str] = {}
         """Reason of a feature, by its place."""
         self.features = self._fit_features(settings, own)
+        if not any(f.side == "user" for f in own):
+            self._add_columns(of_users)
         model = settings.get("model", {})
         assert isinstance(model, Mapping)
         self.model: Settings = {**model}
@@ -86,6 +89,13 @@ class FittedRecipe:
                 for pair in pairs
                 if isinstance(pair, Mapping)
             ]
+
+    def _add_columns(self, of_users: Sequence[str]) -> None:
+        """Add columns of users, by name, which each tower of users without `fields` reads."""
+        for column in self.columns:
+            if column.options["side"] == "user" and column.column in of_users:
+                self.why[len(self.features)] = column.why
+                self.features.append({**column.options})
 
     def _is_column(self, f: Feature) -> bool:
         """Return True for a feature of a column of the recipe's users or items that is no id."""

@@ -19,6 +19,7 @@ from twotower.features.schema import Schema
 from twotower.features.side import SideName
 from twotower.suggestion.query_evidence import QueryEvidence, query_evidence
 from twotower.suggestion.side_features import SideFeature, SideFeatures, is_text
+from twotower.suggestion.user_evidence import UserEvidence, column_codes, user_evidence
 
 LAST_SHARE = 0.1
 """Share of the interactions, the latest, whose items are counted as new or known."""
@@ -66,6 +67,8 @@ class Shape:
     """Combinations of values that the items' columns without text can have at most, numbers in MAX_BUCKETS buckets. 1: no column."""
     contents: int
     """Features of the items beside their ids."""
+    telling: UserEvidence
+    """Evidence that columns of the users tell what they take."""
 
 
 def measure_shape(
@@ -74,7 +77,7 @@ def measure_shape(
     """Return the shape of checked tables with the features of their sides by "user" and "item". `shared_time` is False if times
     order the items of one user alone."""
     actions = tables.interactions
-    users = np.unique(actions[schema.user_id].to_numpy(), return_inverse=True)[1].astype(np.int64)
+    users = actions[schema.user_id].rank("dense").to_numpy().astype(np.int64) - 1
     items = np.unique(actions[schema.item_id].to_numpy(), return_inverse=True)[1].astype(np.int64)
     positive = actions[POSITIVE].to_numpy().astype(bool)
     label_values = actions[schema.label].n_unique() if schema.label else 0
@@ -110,7 +113,19 @@ def measure_shape(
         queries=evidence,
         content_kinds=math.prod(_kinds(tables.items[f.column], f) for f in sides["item"].features if not f.is_text),
         contents=len(sides["item"].features),
+        telling=_telling(tables, schema, sides["user"].features, users[taken], items[taken]),
     )
+
+
+def _telling(tables: Tables, schema: Schema, features: Sequence[SideFeature], users: Ints, items: Ints) -> UserEvidence:
+    """Return the evidence of the users' columns of one value a user, of rows of the codes of users, ascending by their ids, and items."""
+    ids = tables.interactions.select(pl.col(schema.user_id).unique().sort())
+    found = ids.join(
+        tables.users.unique(schema.user_id, keep="last"), on=schema.user_id, how="left", maintain_order="left"
+    )
+    single = [f for f in features if not (f.is_text or found[f.column].dtype.is_nested())]
+    codes = [column_codes(found[f.column], MAX_BUCKETS if "buckets" in f.options else 0) for f in single]
+    return user_evidence(users, items, [(f.column, c) for f, c in zip(single, codes, strict=True)])
 
 
 def _kinds(values: pl.Series, feature: SideFeature) -> int:
