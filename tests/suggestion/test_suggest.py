@@ -155,6 +155,31 @@ def test_new_items_are_tested_by_time_and_by_text_where_they_have_nothing_else()
     assert [f.source for f in found.schema.side("item")] == ["item_id", "title"]
 
 
+@pytest.mark.parametrize(("share", "is_dense"), [(0.4, False), (0.6, True)])
+def test_users_who_have_most_items_tell_by_a_label_alone(share: float, is_dense: bool) -> None:
+    rng = np.random.default_rng(3)
+    user, item = np.nonzero(rng.random((80, 40)) < share)
+    seen = pl.DataFrame({"user_id": user, "item_id": item, "watch_ratio": rng.lognormal(size=len(user))})
+    assert ("schema.label=watch_ratio" in suggest(seen).text) == is_dense
+    found = suggest(seen, overrides=["schema.label=watch_ratio"])
+    assert found.recipe == ("ranking" if is_dense else "collaborative")
+    assert found.shape.density == pytest.approx(share, abs=0.03)
+    twice = suggest(pl.concat([seen, seen]), overrides=["schema.label=watch_ratio"])
+    assert twice.shape.density == found.shape.density
+    assert "watch_ratio" not in " ".join(line for line in suggest(seen.drop("watch_ratio")).reasons)
+
+
+@pytest.mark.parametrize(("values", "above"), [(20, 10.0), (21, 4.0)])
+def test_a_label_of_many_values_is_divided_at_its_median(values: int, above: float) -> None:
+    steps = np.arange(values) + 0.5 * (values == 20)  # from 0.5 to 19.5, or to 20
+    label = np.r_[steps, np.repeat(4.0 if values == 21 else 4.5, 30)]
+    n = len(label)
+    rated = pl.DataFrame({"user_id": np.arange(n) % 9, "item_id": np.arange(n) % 7 + 10, "rating": label})
+    found = suggest(rated, recipe="ranking")
+    assert found.schema.positive_above == above
+    assert ("the median of 21 distinct values" in found.text) == (values == 21)
+
+
 def test_new_items_without_contents_are_no_cold_start() -> None:
     actions, items = with_new_items(log(n_users=100, length=10), 0.9)
     assert of((None, items.select("item_id"), actions)).recipe == "sequence-short"

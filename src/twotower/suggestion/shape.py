@@ -21,6 +21,8 @@ from twotower.suggestion.query_evidence import QueryEvidence, query_evidence
 from twotower.suggestion.side_features import SideFeature, SideFeatures, is_text
 from twotower.suggestion.user_evidence import UserEvidence, column_codes, user_evidence
 
+DENSE = 0.5
+"""Share of all pairs of user and item from which a row tells nothing by being there."""
 LAST_SHARE = 0.1
 """Share of the interactions, the latest, whose items are counted as new or known."""
 
@@ -49,7 +51,7 @@ class Shape:
     label_values: int
     """Distinct labels. 0: no label."""
     is_scale: bool
-    """True for three labels or more, none below 0: users rate what they took."""
+    """True for three labels or more, none below 0, in a log that is not dense: users rate what they took."""
     negatives: float
     """Share of the rows that are negatives, by label or event."""
     new_items: float
@@ -69,6 +71,13 @@ class Shape:
     """Features of the items beside their ids."""
     telling: UserEvidence
     """Evidence that columns of the users tell what they take."""
+    density: float
+    """Share of the pairs of a user and an item, both with a row, that have one."""
+
+    @property
+    def is_dense(self) -> bool:
+        """True if users have a row for most items, so that a row tells nothing by being there."""
+        return self.density >= DENSE
 
 
 def measure_shape(
@@ -81,7 +90,8 @@ def measure_shape(
     items = np.unique(actions[schema.item_id].to_numpy(), return_inverse=True)[1].astype(np.int64)
     positive = actions[POSITIVE].to_numpy().astype(bool)
     label_values = actions[schema.label].n_unique() if schema.label else 0
-    is_scale = label_values > 2 and float(actions[schema.label].min()) >= 0  # type: ignore[arg-type]
+    density = _density(users, items)
+    is_scale = label_values > 2 and float(actions[schema.label].min()) >= 0 and density < DENSE  # type: ignore[arg-type]
     taken = positive | is_scale
     lengths = np.bincount(users[taken])
     lengths = lengths[lengths > 0]
@@ -114,7 +124,16 @@ def measure_shape(
         content_kinds=math.prod(_kinds(tables.items[f.column], f) for f in sides["item"].features if not f.is_text),
         contents=len(sides["item"].features),
         telling=_telling(tables, schema, sides["user"].features, users[taken], items[taken]),
+        density=density,
     )
+
+
+def _density(users: Ints, items: Ints) -> float:
+    """Return the share of the pairs of two codes from 0 that rows (n,) have."""
+    n_users, n_items = int(users.max(initial=0)) + 1, int(items.max(initial=0)) + 1
+    if len(users) < DENSE * n_users * n_items:
+        return len(users) / (n_users * n_items)
+    return len(np.unique(users * n_items + items)) / (n_users * n_items)
 
 
 def _telling(tables: Tables, schema: Schema, features: Sequence[SideFeature], users: Ints, items: Ints) -> UserEvidence:

@@ -20,7 +20,7 @@ from twotower.suggestion.composition import compose
 from twotower.suggestion.document import toml_value, write_document
 from twotower.suggestion.guess import COLUMNS, Guess, guess_meaning
 from twotower.suggestion.numbering import numbers_rows
-from twotower.suggestion.shape import Shape, measure_shape, parts_follow
+from twotower.suggestion.shape import DENSE, Shape, measure_shape, parts_follow
 from twotower.suggestion.tables import FoundTables, find_tables
 
 GUESSED = ("schema", "data")
@@ -171,5 +171,19 @@ def _reasons(
     )
     if unread := [f"'{f.column}'" for f in guess.features if f.column not in read]:
         lines.append(f"Columns of users and items that this recipe does not read: {', '.join(unread)}.")
+    if shape.is_dense and not shape.negatives:
+        numbers = [
+            name
+            for name, kind in found.interactions.schema.items()
+            if kind.is_numeric() and name not in guess.columns.named
+        ]
+        such = (
+            f"; an override such as schema.label={numbers[0]} names the column that tells what they liked"
+            if numbers
+            else ""
+        )
+        lines.append(
+            f"Look at the rows: users have {shape.density:.0%} of the items (threshold {DENSE:.0%}), so a row tells nothing by being there{such}."
+        )
     lines += [f"Look at {remark}." for remark in guess.columns.remarks]
     return [*lines, *(f"Left out: {note}." for note in guess.notes)]
