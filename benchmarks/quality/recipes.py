@@ -97,6 +97,25 @@ def made(length: int, n_users: int, n_items: int) -> Log:
     return Log(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"))
 
 
+def made_order_and_tastes(length: int, n_users: int, n_items: int, width: int = 8) -> Log:
+    """Return made data: of ten items three are followers of the one before, as in `made`, and seven are to the taste of a user, in eight
+    directions; no item twice."""
+    rng = np.random.default_rng(SEED)
+    follow = rng.integers(0, n_items, (n_items, 3))
+    users, items = rng.normal(size=(n_users, width)), rng.normal(size=(n_items, width))
+    odds = 1.5 * users @ items.T / np.sqrt(width) + rng.normal(size=n_items) + rng.gumbel(size=(n_users, n_items))
+    rows = list[tuple[int, int, int]]()
+    for user, wanted in enumerate(np.argsort(-odds, 1)[:, : 2 * length]):
+        left = rng.permutation(wanted[:length]).tolist() + wanted[length:].tolist()
+        seen = dict.fromkeys([last := left.pop(0)])
+        while len(seen) < length:
+            item = int(follow[last, rng.integers(3)]) if rng.random() < 0.3 else left.pop(0)
+            if item not in seen:
+                seen[last := item] = None
+        rows += [(user, item, at) for at, item in enumerate(seen)]
+    return Log(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"))
+
+
 def made_tastes(has_label: bool, n_users: int = 2000, n_items: int = 800, each: int = 30, width: int = 8) -> Log:
     """Return made data: tastes of eight directions, popular items and generous users. Shown items are popular ones, and liked by chance;
     without a label, items are taken by chance and a user's are in no order."""
@@ -127,6 +146,7 @@ def short(archive: str) -> Log:
 
 LOGS: dict[str, Callable[[str], Log]] = {
     "made, 80 of a user": lambda _: made(80, 1500, 600),
+    "made, order and tastes": lambda _: made_order_and_tastes(60, 1500, 600),
     "made, 10 of a user": lambda _: made(10, 2000, 800),
     "made, no time": lambda _: made_tastes(False),
     "made, shown and liked": lambda _: made_tastes(True),

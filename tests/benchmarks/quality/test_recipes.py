@@ -22,9 +22,10 @@ def test_each_row_names_a_recipe_and_a_log() -> None:
     assert {name for row in ROWS.values() for name in row["logs"]} == set(LOGS)
 
 
-@pytest.mark.parametrize("recipe", ROWS)
-def test_the_rules_choose_the_recipe_for_its_made_log(recipe: str) -> None:
-    (made,) = (name for name in ROWS[recipe]["logs"] if name.startswith("made"))
+@pytest.mark.parametrize(
+    ("recipe", "made"), [(recipe, name) for recipe in ROWS for name in ROWS[recipe]["logs"] if name.startswith("made")]
+)
+def test_the_rules_choose_the_recipe_for_its_made_logs(recipe: str, made: str) -> None:
     assert suggest(LOGS[made]("").interactions).recipe == recipe
 
 
