@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 
 from twotower.data.order_evidence import MIN_LIFT, MIN_Z, OrderEvidence
-from twotower.suggestion.choice import MAX_FEW, MAX_QUERY_LENGTH, MIN_LONG, MIN_NEGATIVES, MIN_NEW, RULES, choose
+from twotower.suggestion.choice import MAX_FEW, MAX_QUERY_LENGTH, MIN_LONG, MIN_NEGATIVES, RULES, choose
 from twotower.suggestion.query_evidence import MIN_SHARED, MIN_TIMES, QueryEvidence
-from twotower.suggestion.shape import Shape
+from twotower.suggestion.shape import MIN_NEW, Shape
 from twotower.suggestion.user_evidence import MIN_USER_LIFT, MIN_USER_Z, UserEvidence
 
 ORDER = OrderEvidence(1000, 499.0, 99.0, 1.0, 0.0)
 SHAPE = Shape(
     users=100, items=50, interactions=1000, taken=1000, length=10, long_length=20, order=ORDER, label_values=0, is_scale=False, negatives=0.0,
-    new_items=0.0, by_time=True, query="", words="", queries=None, content_kinds=1, contents=0, telling=UserEvidence(), density=0.2,
+    new_items=0.0, by_time=True, query="", words="", queries=None, content_kinds=1, contents=0, telling=UserEvidence(), density=0.2, is_dense=False,
 )  # fmt: skip
 
 

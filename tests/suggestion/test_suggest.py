@@ -166,7 +166,55 @@ def test_users_who_have_most_items_tell_by_a_label_alone(share: float, is_dense:
     assert found.shape.density == pytest.approx(share, abs=0.03)
     twice = suggest(pl.concat([seen, seen]), overrides=["schema.label=watch_ratio"])
     assert twice.shape.density == found.shape.density
-    assert "watch_ratio" not in " ".join(line for line in suggest(seen.drop("watch_ratio")).reasons)
+    assert "tells what they liked" not in suggest(seen.drop("watch_ratio")).text
+
+
+def test_only_numbers_that_vary_are_named_as_labels() -> None:
+    user, item = np.divmod(np.arange(80 * 40), 40)
+    rng, n = np.random.default_rng(4), 80 * 40
+    seen = {
+        "user_id": user,
+        "item_id": item,
+        "seconds": item % 7,
+        "age": user % 9,
+        "one": 1,
+        "gaps": [None, *rng.random(n - 1)],
+    }
+    reasons = suggest(pl.DataFrame(seen | {"finished": rng.random(n) < 0.4, "watched": rng.random(n)})).reasons
+    text = " ".join(reasons)
+    assert "if 'finished' or 'watched' tells what they liked, an override such as schema.label=finished says so" in text
+    pairs = pl.DataFrame({"user_id": range(50), "item_id": [n % 2 for n in range(50)]})
+    assert "by being there" not in suggest(pairs).text, "one of two items each"
+
+
+def test_a_label_with_gaps_is_refused_by_its_check() -> None:
+    actions = log().with_columns(rating=pl.when(pl.int_range(pl.len()) > 5).then(pl.int_range(pl.len()) % 5))
+    with pytest.raises(DataError, match="'rating' has 6 missing values"):
+        suggest(actions, overrides=["schema.label=rating"])
+
+
+def test_columns_with_the_names_of_the_ids_are_read() -> None:
+    actions = log()
+    items = pl.DataFrame({"item_id": range(40), "user_id": [f"author {n % 9} of it" for n in range(40)]})
+    users = pl.DataFrame({"user_id": range(60), "item_id": [f"first {n % 9} of it" for n in range(60)]})
+    assert suggest(actions, users, items).recipe == "sequence-short"
+
+
+def test_a_scale_says_what_users_took_where_their_columns_tell() -> None:
+    actions, users = with_columns(0.9)
+    rated = actions.with_columns(rating=1 + pl.int_range(pl.len()) % 5)
+    found = suggest(rated, users)
+    assert found.recipe == "cold-start"
+    assert not found.schema.label
+
+
+def test_columns_that_tell_little_are_read_if_the_recipe_is_asked_for() -> None:
+    actions, users = with_columns(0.3)
+    found = suggest(actions, users, recipe="cold-start")
+    assert "city" in {f.name for f in found.schema.side("user")}
+    assert any(line.startswith("Look at 'city' of the users") for line in found.reasons)
+    with pytest.raises(ConfigError, match="columns of users that tell what they take"):
+        suggest(actions, users.drop("city"), recipe="cold-start")
 
 
 @pytest.mark.parametrize(("values", "above"), [(20, 10.0), (21, 4.0)])
@@ -178,6 +226,14 @@ def test_a_label_of_many_values_is_divided_at_its_median(values: int, above: flo
     found = suggest(rated, recipe="ranking")
     assert found.schema.positive_above == above
     assert ("the median of 21 distinct values" in found.text) == (values == 21)
+
+
+def test_the_largest_of_many_labels_is_a_positive_though_most_rows_have_it() -> None:
+    label = np.r_[np.arange(101), np.full(200, 100)]
+    rated = pl.DataFrame({"user_id": np.arange(301) % 19, "item_id": np.arange(301) % 17, "rating": label})
+    found = suggest(rated, recipe="ranking")
+    assert found.schema.positive_above == 99
+    assert "of 101 distinct values the largest, 100, is half of the rows or nearly so" in found.text
 
 
 def test_new_items_without_contents_are_no_cold_start() -> None:

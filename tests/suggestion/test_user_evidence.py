@@ -9,9 +9,7 @@ from suggestion_worlds import with_columns
 
 from twotower.arrays.types import Ints
 from twotower.suggestion.user_evidence import (
-    MAX_ROWS,
     MIN_USER_LIFT,
-    MIN_USER_Z,
     UserEvidence,
     column_codes,
     user_evidence,
@@ -71,23 +69,62 @@ def test_more_noise_is_less_lift() -> None:
     assert lifts[0] > MIN_USER_LIFT > lifts[-1]
 
 
-def test_ids_of_each_user_are_no_values_that_users_share() -> None:
-    assert not user_evidence(USERS, taken(), [("id", np.arange(2_000))]).columns
+def test_pairs_of_one_user_are_left_out() -> None:
+    users = np.repeat(np.arange(40), 10)  # each of ten items of its group, of which it has none twice
+    items = np.concatenate([RNG.permutation(10) + 10 * (user % 4) for user in range(40)])
+    assert user_evidence(users, items, [("group", np.arange(40) % 4)]).lift == pytest.approx(4, rel=0.15)
+
+
+def test_a_value_needs_rows_alone_and_together() -> None:
+    items = taken(by=B)
+    fine = 400 * B + np.arange(2_000) % 400  # a column that tells no more than the one that it refines
+    assert user_evidence(USERS, items, [("fine", fine)]).columns == ()
+    assert user_evidence(USERS, items, [("fine", fine), ("b", B)]).columns == ("b",)
+    half = 40 * B + np.arange(2_000) % 40
+    found = user_evidence(USERS, taken(0.3), [("half", half), ("a", A)])
+    assert found.columns == ("half",)
+    assert found.beside == ("a",), "200 values have 20 rows each, and 400 have not"
+    assert set(found.telling) == {"half", "a"}
+
+
+def test_a_column_that_repeats_another_adds_nothing() -> None:
+    found = user_evidence(USERS, taken(0.5, by=B), [("b", B), ("again", (B + 1) % 5), ("noise", NOISE)])
+    assert found.columns == ("b",)
+    assert found.beside == ()
+
+
+def test_missing_values_are_no_value() -> None:
+    items = taken(by=B)
+    some = np.where(np.arange(2_000) % 3 > 0, B, -1)
+    assert user_evidence(USERS, items, [("b", some)]).lift == pytest.approx(5, rel=0.1)
+    few = np.where(np.arange(2_000) % 3 == 0, B, -1)
+    assert user_evidence(USERS, items, [("b", few)]).columns == ()
+    both = user_evidence(USERS, taken(), [("a", np.where(np.arange(2_000) % 5 > 0, A, -1)), ("b", some)])
+    assert both.lift == pytest.approx(10, rel=0.2)
+
+
+def test_users_of_many_rows_count_no_more_than_others() -> None:
+    rng = np.random.default_rng(1)
+    value = rng.integers(2, size=1_000)
+    many = np.repeat(np.arange(10), 300)
+    users = np.r_[np.repeat(np.arange(1_000), 2), many]
+    items = np.r_[rng.integers(400, size=2_000), np.tile(np.arange(300), 10)]
+    value[:10] = 0
+    assert user_evidence(users, items, [("value", value)]).lift < MIN_USER_LIFT
 
 
 def test_of_many_rows_some_users_are_looked_at() -> None:
-    times = 2 * MAX_ROWS // len(USERS)
-    users = np.concatenate([USERS + n * 2_000 for n in range(times)])
-    items = np.concatenate([taken(0.5) for _ in range(times)])
-    found = user_evidence(users, items, [("a", np.tile(A, times))])
-    whole = user_evidence(USERS, taken(0.5), [("a", A)])
-    assert found.lift == pytest.approx(whole.lift, rel=0.1)
-    assert found.z > MIN_USER_Z
+    items = taken(0.5)
+    whole = user_evidence(USERS, items, [("a", A)])
+    part = user_evidence(USERS, items, [("a", A)], max_rows=2_000)
+    assert part.lift == pytest.approx(whole.lift, rel=0.2)
+    assert part.lift != whole.lift
 
 
 def test_codes_tell_values_apart_and_numbers_by_ranges() -> None:
-    assert column_codes(pl.Series(["b", None, "a", "b"])).tolist() == [2, 0, 1, 2]
-    assert column_codes(pl.Series([None, 1.0, 2.0, 3.0, 4.0]), 2).tolist() == [0, 1, 1, 2, 2]
+    assert column_codes(pl.Series(["b", None, "a", "b"])).tolist() == [1, -1, 0, 1]
+    assert column_codes(pl.Series([None, 1.0, 2.0, 3.0, 4.0]), 2).tolist() == [-1, 0, 0, 1, 1]
+    assert column_codes(pl.Series([None] * 8 + [1.0, np.nan, 2.0, np.inf]), 2).tolist() == [-1] * 8 + [0, -1, 1, -1]
     assert len(set(column_codes(pl.Series(np.arange(1000.0)), 16).tolist())) == 16
     assert len(set(column_codes(pl.Series([5.0] * 10), 16).tolist())) == 1
 

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from twotower.data.order_evidence import MIN_LIFT, MIN_Z
-from twotower.suggestion.shape import Shape
+from twotower.suggestion.shape import MIN_NEW, Shape
 
 MAX_QUERY_LENGTH = 5
 """Median interactions of a user up to which a text of users is a query, and not a description of people who come back."""
 MIN_NEGATIVES = 0.05
 """Share of negatives from which a label of two values is worth a ranking of its own."""
-MIN_NEW = 0.2
-"""Share of new items from which a model must know items by their contents."""
 MAX_FEW = 10
 """Median rows of a user up to which columns of users may tell more than a history without an order."""
 MIN_LONG = 50
@@ -112,8 +110,8 @@ RULES = (
         "cold-start",
         "what does a user take next, if items or users are new and columns tell about them?",
         575_281,
-        lambda s: (s.contents > 0 and s.new_items >= MIN_NEW) or _has_telling_users(s),
-        lambda s: "" if s.contents or s.telling.exists else "columns of contents in a table of items, or columns of users that tell what they take",
+        lambda s: s.has_new_items or _has_telling_users(s),
+        lambda s: "" if s.contents or s.telling.telling else "columns of contents in a table of items, or columns of users that tell what they take",
         _new,
         needs_contents=True,
         reads_users=True,

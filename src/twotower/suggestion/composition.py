@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from twotower.config.toml import TomlValue, parse_config
 from twotower.features.schema import Schema
-from twotower.suggestion.choice import MIN_NEW, RecipeRule
+from twotower.suggestion.choice import RecipeRule
 from twotower.suggestion.guess import MIN_REPEATS, Guess
 from twotower.suggestion.recipes import FittedRecipe, Settings, read_recipe
 from twotower.suggestion.settings import shaped_settings
-from twotower.suggestion.shape import Shape
+from twotower.suggestion.shape import MIN_NEW, Shape
 from twotower.suggestion.side_features import SideFeature
 from twotower.train.starts.start import Start
 
@@ -29,7 +29,8 @@ def compose(
     source = read_recipe(rule.recipe)
     own, config = parse_config(source, f"recipe {rule.recipe}")
     schema, comments = guess.schema, {f"schema.{key}": why for key, why in guess.columns.why.items()}
-    if shape.is_scale and not (own or Schema()).has_negatives:  # a scale rates what users took
+    by_users = rule.reads_users and shape.telling.exists and not shape.has_new_items
+    if shape.is_scale and (by_users or not (own or Schema()).has_negatives):  # a scale rates what users took
         schema = {key: value for key, value in schema.items() if key not in ("label", "positive_above")}
     columns = guess.features
     if shape.query == schema["user_id"]:  # what was searched for stands for the user
@@ -40,7 +41,7 @@ def compose(
         why = f"the other columns have at most {shape.content_kinds:,} combinations of values for {shape.items:,} items"
         columns = tuple(replace(c, why=f"{c.why}; {why}") if c.is_text else c for c in columns)
     has_label = "label" in schema or "event" in schema
-    of_users = shape.telling.columns if rule.reads_users and shape.telling.exists else ()
+    of_users = shape.telling.telling if rule.reads_users and (shape.telling.exists or not shape.contents) else ()
     fitted = FittedRecipe(source, str(schema["user_id"]), str(schema["item_id"]), columns, has_label, alike, of_users)
     sections, of_shape = shaped_settings(source, fitted, shape, config, rule.rows, rule.ids, rule.min_steps)
     comments |= of_shape | {f"schema.features.{place}": why for place, why in fitted.why.items()}

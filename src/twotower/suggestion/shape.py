@@ -23,6 +23,8 @@ from twotower.suggestion.user_evidence import UserEvidence, column_codes, user_e
 
 DENSE = 0.5
 """Share of all pairs of user and item from which a row tells nothing by being there."""
+MIN_NEW = 0.2
+"""Share of new items from which a model must know items by their contents."""
 LAST_SHARE = 0.1
 """Share of the interactions, the latest, whose items are counted as new or known."""
 
@@ -73,11 +75,13 @@ class Shape:
     """Evidence that columns of the users tell what they take."""
     density: float
     """Share of the pairs of a user and an item, both with a row, that have one."""
+    is_dense: bool
+    """True if users have rows, two or more on average, for most items, so that a row tells nothing by being there."""
 
     @property
-    def is_dense(self) -> bool:
-        """True if users have a row for most items, so that a row tells nothing by being there."""
-        return self.density >= DENSE
+    def has_new_items(self) -> bool:
+        """True if many items are new, and columns say what they are."""
+        return self.contents > 0 and self.new_items >= MIN_NEW
 
 
 def measure_shape(
@@ -90,8 +94,11 @@ def measure_shape(
     items = np.unique(actions[schema.item_id].to_numpy(), return_inverse=True)[1].astype(np.int64)
     positive = actions[POSITIVE].to_numpy().astype(bool)
     label_values = actions[schema.label].n_unique() if schema.label else 0
-    density = _density(users, items)
-    is_scale = label_values > 2 and float(actions[schema.label].min()) >= 0 and density < DENSE  # type: ignore[arg-type]
+    n_users, n_items = int(users.max(initial=0)) + 1, int(items.max(initial=0)) + 1
+    pairs = len(np.unique(users * n_items + items))
+    density = pairs / (n_users * n_items)
+    is_dense = density >= DENSE and pairs >= 2 * n_users
+    is_scale = label_values > 2 and float(actions[schema.label].min()) >= 0 and not is_dense  # type: ignore[arg-type]
     taken = positive | is_scale
     lengths = np.bincount(users[taken])
     lengths = lengths[lengths > 0]
@@ -125,15 +132,8 @@ def measure_shape(
         contents=len(sides["item"].features),
         telling=_telling(tables, schema, sides["user"].features, users[taken], items[taken]),
         density=density,
+        is_dense=is_dense,
     )
-
-
-def _density(users: Ints, items: Ints) -> float:
-    """Return the share of the pairs of two codes from 0 that rows (n,) have."""
-    n_users, n_items = int(users.max(initial=0)) + 1, int(items.max(initial=0)) + 1
-    if len(users) < DENSE * n_users * n_items:
-        return len(users) / (n_users * n_items)
-    return len(np.unique(users * n_items + items)) / (n_users * n_items)
 
 
 def _telling(tables: Tables, schema: Schema, features: Sequence[SideFeature], users: Ints, items: Ints) -> UserEvidence:

@@ -22,6 +22,7 @@ from twotower.suggestion.guess import COLUMNS, Guess, guess_meaning
 from twotower.suggestion.numbering import numbers_rows
 from twotower.suggestion.shape import DENSE, Shape, measure_shape, parts_follow
 from twotower.suggestion.tables import FoundTables, find_tables
+from twotower.suggestion.thresholds import may_be_labels
 
 GUESSED = ("schema", "data")
 """Sections whose overrides guesses read; the others change what a recipe gives."""
@@ -172,18 +173,20 @@ def _reasons(
     if unread := [f"'{f.column}'" for f in guess.features if f.column not in read]:
         lines.append(f"Columns of users and items that this recipe does not read: {', '.join(unread)}.")
     if shape.is_dense and not shape.negatives:
-        numbers = [
-            name
-            for name, kind in found.interactions.schema.items()
-            if kind.is_numeric() and name not in guess.columns.named
-        ]
+        ids = (str(options["user_id"]), str(options["item_id"]))
+        numbers = may_be_labels(found.interactions, guess.columns.named, ids)
         such = (
-            f"; an override such as schema.label={numbers[0]} names the column that tells what they liked"
+            f"; if {' or '.join(map(repr, numbers))} tells what they liked, an override such as schema.label={numbers[0]} says so"
             if numbers
             else ""
         )
         lines.append(
             f"Look at the rows: users have {shape.density:.0%} of the items (threshold {DENSE:.0%}), so a row tells nothing by being there{such}."
+        )
+    if telling := [name for name in shape.telling.telling if name in read]:
+        listed = ", ".join(f"'{name}'" for name in telling)
+        lines.append(
+            f"Look at {listed} of the users: what is made of these rows, such as a favourite, tells the answers; a value must be known before them."
         )
     lines += [f"Look at {remark}." for remark in guess.columns.remarks]
     return [*lines, *(f"Left out: {note}." for note in guess.notes)]

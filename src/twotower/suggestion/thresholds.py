@@ -1,8 +1,9 @@
-"""Thresholds of labels, by their values."""
+"""Labels: their thresholds by their values, and the columns of numbers that may be one."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import polars as pl
 
@@ -12,26 +13,51 @@ MAX_STEPS = 20
 
 def threshold(series: pl.Series) -> float:
     """Return the label above which a row is a positive: of two values the lower, of values on both sides of 0 that, of more than
-    MAX_STEPS values the median of the rows, of another scale its middle, rounded up if it has whole steps above 1."""
-    values = series.cast(pl.Float64).unique().sort()
+    MAX_STEPS values the median of the rows, or the second largest below a median that is the largest, of another scale its middle,
+    rounded up if it has whole steps above 1. 0 for no values."""
+    rows = _numbers(series)
+    values = rows.unique().sort()
+    if values.is_empty():
+        return 0.0
     low, high = float(values[0]), float(values[-1])
     if len(values) == 2:
         return low
     if low < 0 < high:
         return 0.0
     if len(values) > MAX_STEPS:
-        return float(series.cast(pl.Float64).median())  # type: ignore[arg-type]
+        return min(float(rows.median()), float(values[-2]))  # type: ignore[arg-type]
     middle = (low + high) / 2
     return float(math.ceil(middle)) if high > 1 else middle
 
 
 def why_threshold(series: pl.Series) -> str:
     """Return the reason for that threshold."""
-    values = series.cast(pl.Float64).unique().sort()
+    values = _numbers(series).unique().sort()
+    if values.is_empty():
+        return "it has no values"
     if len(values) == 2:
         return f"two values: {values[1]:g} is a positive, {values[0]:g} a negative"
     if values[0] < 0 < values[-1]:
         return f"of {values[0]:g} to {values[-1]:g}, what is above 0"
+    if len(values) > MAX_STEPS and threshold(series) == values[-2]:
+        return f"of {len(values):,} distinct values the largest, {values[-1]:g}, is half of the rows or nearly so"
     if len(values) > MAX_STEPS:
         return f"the median of {len(values):,} distinct values from {values[0]:g} to {values[-1]:g}"
     return f"the middle of {values[0]:g} to {values[-1]:g}"
+
+
+def may_be_labels(frame: pl.DataFrame, named: Iterable[str], keys: Iterable[str]) -> list[str]:
+    """Return the columns of numbers, or of true and false, without a missing value, that are not `named` and are no column of what a key tells
+    apart: they vary for users and for items."""
+    out = []
+    for series in frame.drop(named, strict=False):
+        if not (series.dtype.is_numeric() or series.dtype == pl.Boolean) or len(_numbers(series)) < len(series):
+            continue
+        if all(frame.select(pl.struct(key, series.name).n_unique()).item() > frame[key].n_unique() for key in keys):
+            out.append(series.name)
+    return out
+
+
+def _numbers(series: pl.Series) -> pl.Series:
+    """Return the values that are numbers."""
+    return series.cast(pl.Float64).drop_nulls().drop_nans()

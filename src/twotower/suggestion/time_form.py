@@ -117,8 +117,11 @@ def _formats(series: pl.Series) -> list[str]:
 
 def _unit(series: pl.Series, form: str, strict: bool) -> str:
     """Return the unit of a column of times, "" for none. Raises DataError for days and months in either order, if `strict`."""
+    name = series.name or "time"
     for unit in ("s", "ms", "us"):
-        times = Times(Schema(time=series.name, time_unit=unit, time_format=form))
+        times = Times(
+            Schema(user_id=f"{name} user", item_id=f"{name} item", time=name, time_unit=unit, time_format=form)
+        )
         try:
             times.look(series)
         except DataError:
