@@ -127,6 +127,16 @@ def test_a_scale_rates_what_users_took() -> None:
     assert "the rules choose sequence-short" in asked.text
 
 
+@pytest.mark.parametrize(("low", "high", "recipe"), [(0, 1, "ranking"), (1, 2, "ranking"), (-1, 1, "ranking"), (2, 3, "sequence-short"), (4, 5, "sequence-short")])  # fmt: skip
+def test_two_labels_at_the_top_of_a_scale_are_no_refusals(low: int, high: int, recipe: str) -> None:
+    actions = with_label(log(), 0.4)
+    rated = actions.with_columns(clicked=pl.when(pl.col("clicked") > 0).then(high).otherwise(low)).rename(
+        {"clicked": "rating"}
+    )
+    assert suggest(rated).recipe == recipe
+    assert suggest(rated, recipe="ranking").schema.positive_above == low
+
+
 def test_a_scale_with_negatives_tells_what_users_refused() -> None:
     actions = log()
     actions = actions.with_columns(rating=pl.Series([(-1, 0, 1, 1)[i % 4] for i in range(actions.height)]))

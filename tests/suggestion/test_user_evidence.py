@@ -54,7 +54,8 @@ def test_no_columns_no_rows_and_one_row_tell_nothing() -> None:
     assert user_evidence(USERS, taken(), []) == UserEvidence()
     assert not user_evidence(none, none, [("a", none)]).exists
     assert not user_evidence(np.zeros(1, np.int64), np.zeros(1, np.int64), [("a", A[:1])]).exists
-    assert str(UserEvidence())
+    assert "no columns of one value to look at" in str(UserEvidence())
+    assert "no column of the users tells" in str(user_evidence(USERS, taken(1.0), [("noise", NOISE)]))
 
 
 def test_rows_that_repeat_a_pair_count_once() -> None:

@@ -25,6 +25,8 @@ DENSE = 0.5
 """Share of all pairs of user and item from which a row tells nothing by being there."""
 MIN_NEW = 0.2
 """Share of new items from which a model must know items by their contents."""
+MIN_TOP = 2
+"""Least label from which two labels are the top of a scale, such as ratings of 4 and 5, and not refusals and likes."""
 LAST_SHARE = 0.1
 """Share of the interactions, the latest, whose items are counted as new or known."""
 
@@ -53,7 +55,7 @@ class Shape:
     label_values: int
     """Distinct labels. 0: no label."""
     is_scale: bool
-    """True for three labels or more, none below 0, in a log that is not dense: users rate what they took."""
+    """True for three labels or more, none below 0, or two from MIN_TOP on, in a log that is not dense: users rate what they took."""
     negatives: float
     """Share of the rows that are negatives, by label or event."""
     new_items: float
@@ -98,7 +100,8 @@ def measure_shape(
     pairs = len(np.unique(users * n_items + items))
     density = pairs / (n_users * n_items)
     is_dense = density >= DENSE and pairs >= 2 * n_users
-    is_scale = label_values > 2 and float(actions[schema.label].min()) >= 0 and not is_dense  # type: ignore[arg-type]
+    least = float(actions[schema.label].min()) if schema.label else 0.0  # type: ignore[arg-type]
+    is_scale = (label_values > 2 or least >= MIN_TOP) and least >= 0 and not is_dense
     taken = positive | is_scale
     lengths = np.bincount(users[taken])
     lengths = lengths[lengths > 0]

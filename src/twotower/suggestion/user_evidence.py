@@ -37,6 +37,8 @@ class UserEvidence:
     lift: float = 1.0
     z: float = 0.0
     """Distance from shuffled users in standard deviations."""
+    looked_at: int = 0
+    """Number of columns that were looked at."""
     beside: tuple[str, ...] = ()
     """Columns that tell something alone, with too few rows for each combination with the others."""
 
@@ -52,7 +54,11 @@ class UserEvidence:
 
     def __str__(self) -> str:
         if not self.columns:
-            return "no column of the users tells what they take"
+            return (
+                "no column of the users tells what they take"
+                if self.looked_at
+                else "the users have no columns of one value to look at"
+            )
         names = ", ".join(f"'{name}'" for name in self.columns)
         return (
             f"two users of the same {names} take one item {self.lift:.2f} times as often as two others (thresholds {MIN_USER_LIFT:g} times "
@@ -77,7 +83,7 @@ def user_evidence(
             found.append((evidence, codes))
     found.sort(key=lambda pair: -pair[0].lift)
     if not found:
-        return UserEvidence()
+        return UserEvidence(looked_at=len(columns))
     (best, joint), beside = found[0], list[str]()
     for evidence, codes in found[1:]:
         both = np.where((joint < 0) | (codes < 0), -1, joint * (int(codes.max()) + 1) + codes)
@@ -86,7 +92,7 @@ def user_evidence(
             beside += evidence.columns
         elif together.z >= MIN_USER_Z and together.lift >= MIN_GAIN * best.lift:
             best, joint = together, np.unique(both, return_inverse=True)[1].astype(np.int64) - int(both.min() < 0)
-    return UserEvidence(best.columns, best.lift, best.z, tuple(beside))
+    return UserEvidence(best.columns, best.lift, best.z, len(columns), tuple(beside))
 
 
 def column_codes(values: pl.Series, buckets: int = 0) -> Ints:
