@@ -298,7 +298,13 @@ def test_columns_of_users_stand_beside_an_order() -> None:
     assert found.recipe == "sequence-short"
     assert {f.name for f in found.schema.side("user")} == {"means", "order", "club"}
     assert [pair.user.fields for pair in found.config.model.pairs] == [(), ("means",), (), ("means",)]
-    assert "club" not in {f.name for f in suggest(log(length=8), users).schema.side("user")}
+    weak = actions.with_columns(
+        item_id=pl.when(pl.col("user_id") < 200).then("item_id").otherwise(pl.col("item_id") % 40)
+    )
+    found = suggest(weak, users)
+    assert found.shape.telling.names == ("club",)
+    assert 1 < found.shape.telling.lift < 1.4
+    assert "club" not in {f.name for f in found.schema.side("user")}
 
 
 def test_users_without_a_history_are_ranked_by_their_columns() -> None:

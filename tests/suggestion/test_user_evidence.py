@@ -85,7 +85,7 @@ def test_a_value_needs_rows_alone_and_together() -> None:
     found = user_evidence(USERS, taken(0.3), [("half", half), ("a", A)])
     assert found.columns == ("half",)
     assert found.beside == ("a",), "200 values have 20 rows each, and 400 have not"
-    assert set(found.telling) == {"half", "a"}
+    assert set(found.names) == {"half", "a"}
 
 
 def test_a_column_that_repeats_another_adds_nothing() -> None:

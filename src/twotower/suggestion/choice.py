@@ -111,7 +111,7 @@ RULES = (
         "what does a user take next, if items or users are new and columns tell about them?",
         575_281,
         lambda s: s.has_new_items or _has_telling_users(s),
-        lambda s: "" if s.contents or s.telling.telling else "columns of contents in a table of items, or columns of users that tell what they take",
+        lambda s: "" if s.contents or s.telling.names else "columns of contents in a table of items, or columns of users that tell what they take",
         _new,
         needs_contents=True,
         reads_users=True,

@@ -41,7 +41,11 @@ def compose(
         why = f"the other columns have at most {shape.content_kinds:,} combinations of values for {shape.items:,} items"
         columns = tuple(replace(c, why=f"{c.why}; {why}") if c.is_text else c for c in columns)
     has_label = "label" in schema or "event" in schema
-    of_users = shape.telling.telling if rule.reads_users and (shape.telling.exists or not shape.contents) else ()
+    of_users = (
+        shape.telling.names
+        if rule.reads_users and (shape.telling.exists or rule.needs_contents and not shape.contents)
+        else ()
+    )
     fitted = FittedRecipe(source, str(schema["user_id"]), str(schema["item_id"]), columns, has_label, alike, of_users)
     sections, of_shape = shaped_settings(source, fitted, shape, config, rule.rows, rule.ids, rule.min_steps)
     comments |= of_shape | {f"schema.features.{place}": why for place, why in fitted.why.items()}

@@ -183,7 +183,7 @@ def _reasons(
         lines.append(
             f"Look at the rows: users have {shape.density:.0%} of the items (threshold {DENSE:.0%}), so a row tells nothing by being there{such}."
         )
-    if telling := [name for name in shape.telling.telling if name in read]:
+    if telling := [name for name in shape.telling.names if name in read]:
         listed = ", ".join(f"'{name}'" for name in telling)
         lines.append(
             f"Look at {listed} of the users: what is made of these rows, such as a favourite, tells the answers; a value must be known before them."

@@ -48,7 +48,7 @@ class UserEvidence:
         return self.lift >= MIN_USER_LIFT and self.z >= MIN_USER_Z
 
     @property
-    def telling(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         """Columns that tell something."""
         return (*self.columns, *self.beside)
 
