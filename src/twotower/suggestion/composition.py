@@ -43,7 +43,7 @@ def compose(
     has_label = "label" in schema or "event" in schema
     of_users = (
         shape.telling.names
-        if rule.reads_users and (shape.telling.exists or rule.needs_contents and not shape.contents)
+        if rule.reads_users and (shape.telling.exists or (rule.needs_contents and not shape.contents))
         else ()
     )
     fitted = FittedRecipe(source, str(schema["user_id"]), str(schema["item_id"]), columns, has_label, alike, of_users)
