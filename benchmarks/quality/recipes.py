@@ -98,8 +98,8 @@ def made(length: int, n_users: int, n_items: int) -> Log:
 
 
 def made_order_and_tastes(length: int, n_users: int, n_items: int, width: int = 8) -> Log:
-    """Return made data: of ten items three are followers of the one before, as in `made`, and seven are to the taste of a user, in eight
-    directions; no item twice."""
+    """Return made data: of ten draws three are a follower of the item before, as in `made`, and seven popular items to the taste of a user,
+    in eight directions; no item twice."""
     rng = np.random.default_rng(SEED)
     follow = rng.integers(0, n_items, (n_items, 3))
     users, items = rng.normal(size=(n_users, width)), rng.normal(size=(n_items, width))

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from twotower.data.order_evidence import MIN_LIFT, MIN_Z, OrderEvidence
-from twotower.suggestion.choice import MAX_FEW, MAX_QUERY_LENGTH, MIN_LONG, MIN_NEGATIVES, RULES, choose
+from twotower.suggestion.choice import MAX_QUERY_LENGTH, MIN_LONG, MIN_NEGATIVES, RULES, choose
 from twotower.suggestion.query_evidence import MIN_SHARED, MIN_TIMES, QueryEvidence
-from twotower.suggestion.shape import MIN_NEW, Shape
+from twotower.suggestion.shape import MAX_FEW, MIN_NEW, Shape
 from twotower.suggestion.user_evidence import MIN_USER_LIFT, MIN_USER_Z, UserEvidence
 
 ORDER = OrderEvidence(1000, 499.0, 99.0, 1.0, 0.0)

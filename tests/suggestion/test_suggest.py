@@ -135,6 +135,7 @@ def test_two_labels_at_the_top_of_a_scale_are_no_refusals(low: int, high: int, r
     )
     assert suggest(rated).recipe == recipe
     assert suggest(rated, recipe="ranking").schema.positive_above == low
+    assert bool(suggest(rated.drop("timestamp")).schema.label) == (recipe == "ranking")
 
 
 def test_a_scale_with_negatives_tells_what_users_refused() -> None:
@@ -173,10 +174,11 @@ def test_users_who_have_most_items_tell_by_a_label_alone(share: float, is_dense:
     assert ("schema.label=watch_ratio" in suggest(seen).text) == is_dense
     found = suggest(seen, overrides=["schema.label=watch_ratio"])
     assert found.recipe == ("ranking" if is_dense else "collaborative")
+    assert any("of the items (threshold 50%): what they were shown" in line for line in found.reasons) == is_dense
     assert found.shape.density == pytest.approx(share, abs=0.03)
     twice = suggest(pl.concat([seen, seen]), overrides=["schema.label=watch_ratio"])
     assert twice.shape.density == found.shape.density
-    assert "tells what they liked" not in suggest(seen.drop("watch_ratio")).text
+    assert "tells what they liked" not in " ".join(suggest(seen.drop("watch_ratio")).reasons)
 
 
 def test_only_numbers_that_vary_are_named_as_labels() -> None:
@@ -194,7 +196,9 @@ def test_only_numbers_that_vary_are_named_as_labels() -> None:
     text = " ".join(reasons)
     assert "if 'finished' or 'watched' tells what they liked, an override such as schema.label=finished says so" in text
     pairs = pl.DataFrame({"user_id": range(50), "item_id": [n % 2 for n in range(50)]})
-    assert "by being there" not in suggest(pairs).text, "one of two items each"
+    apart = pl.DataFrame({"user_id": [0] * 30 + [1] * 30, "item_id": range(60)})
+    for few in (pairs, apart):  # one of two items each; two users of different items
+        assert "the presence of a row" not in " ".join(suggest(few).reasons)
 
 
 def test_a_label_with_gaps_is_refused_by_its_check() -> None:
@@ -203,11 +207,13 @@ def test_a_label_with_gaps_is_refused_by_its_check() -> None:
         suggest(actions, overrides=["schema.label=rating"])
 
 
-def test_columns_with_the_names_of_the_ids_are_read() -> None:
+def test_columns_with_the_names_of_the_ids_are_told() -> None:
     actions = log()
     items = pl.DataFrame({"item_id": range(40), "user_id": [f"author {n % 9} of it" for n in range(40)]})
     users = pl.DataFrame({"user_id": range(60), "item_id": [f"first {n % 9} of it" for n in range(60)]})
-    assert suggest(actions, users, items).recipe == "sequence-short"
+    found = suggest(actions, users, items)
+    assert found.recipe == "sequence-short"
+    assert any("does not read: 'item_id', 'user_id'" in line for line in found.reasons)
 
 
 def test_a_scale_says_what_users_took_where_their_columns_tell() -> None:
@@ -243,7 +249,7 @@ def test_the_largest_of_many_labels_is_a_positive_though_most_rows_have_it() -> 
     rated = pl.DataFrame({"user_id": np.arange(301) % 19, "item_id": np.arange(301) % 17, "rating": label})
     found = suggest(rated, recipe="ranking")
     assert found.schema.positive_above == 99
-    assert "of 101 distinct values the largest, 100, is half of the rows or nearly so" in found.text
+    assert "of 101 distinct values the largest, 100, is half of the rows or nearly so" in " ".join(found.text.split())
 
 
 def test_new_items_without_contents_are_no_cold_start() -> None:
@@ -298,6 +304,8 @@ def test_columns_of_users_stand_beside_an_order() -> None:
     assert found.recipe == "sequence-short"
     assert {f.name for f in found.schema.side("user")} == {"means", "order", "club"}
     assert [pair.user.fields for pair in found.config.model.pairs] == [(), ("means",), (), ("means",)]
+    data = build_dataset(check(users, None, actions, found.schema), found.schema, found.config.split)
+    Trainer(data, of_one_epoch(found.config))
     weak = actions.with_columns(
         item_id=pl.when(pl.col("user_id") < 200).then("item_id").otherwise(pl.col("item_id") % 40)
     )

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from twotower.data.order_evidence import MIN_LIFT, MIN_Z
-from twotower.suggestion.shape import MIN_NEW, Shape
+from twotower.suggestion.shape import DENSE, MAX_FEW, MIN_NEW, MIN_TOP, Shape
 
 MAX_QUERY_LENGTH = 5
 """Median interactions of a user up to which a text of users is a query, and not a description of people who come back."""
 MIN_NEGATIVES = 0.05
 """Share of negatives from which a label of two values is worth a ranking of its own."""
-MAX_FEW = 10
-"""Median rows of a user up to which columns of users may tell more than a history without an order."""
 MIN_LONG = 50
 """Median rows of a user from which a history is long: half of the users have more than the window of sequence-short."""
 
@@ -59,8 +57,15 @@ def _needs_time(shape: Shape) -> str:
     return "" if shape.order is not None else "a time: set schema.time"
 
 
-def _has_telling_users(shape: Shape) -> bool:
-    return shape.telling.exists and shape.length <= MAX_FEW and not _has_order(shape)
+def _refused(shape: Shape) -> str:
+    """Return the share of the negatives, and why they are refusals or not where the label alone does not say so."""
+    share = f"{shape.negatives:.1%} of the rows are negatives (threshold {MIN_NEGATIVES:.0%})"
+    if shape.is_scale:
+        two = f" from {MIN_TOP} on" if shape.label_values <= 2 else ""
+        return f"{share}, on a scale of {shape.label_values} labels{two}: what users chose and rated, not what they were shown"
+    if shape.is_dense:
+        return f"{share}, and users have {shape.density:.0%} of the items (threshold {DENSE:.0%}): what they were shown"
+    return share
 
 
 def _new(shape: Shape) -> str:
@@ -71,7 +76,7 @@ def _new(shape: Shape) -> str:
     )
     return (
         f"{shape.new_items:.1%} {of} (threshold {MIN_NEW:.0%}), and the items have {shape.contents} columns of contents; "
-        f"{shape.telling}, and a user has {shape.length:g} rows, the median (threshold at most {MAX_FEW}, in no order)"
+        f"{shape.telling}, and a user has {shape.length:g} rows, the median (threshold at most {MAX_FEW}, in a log without an order)"
     )
 
 
@@ -99,18 +104,13 @@ RULES = (
         1_000_209,
         lambda s: not s.is_scale and MIN_NEGATIVES <= s.negatives <= 1 - MIN_NEGATIVES,
         lambda s: "" if s.negatives else "negatives: set schema.label and schema.positive_above",
-        lambda s: (
-            f"{s.negatives:.1%} of the rows are negatives (threshold {MIN_NEGATIVES:.0%})"
-            + (f", on a scale of {s.label_values} labels: what users chose and rated, not what they were shown" if s.is_scale else "")
-            if s.negatives
-            else "every row is a positive"
-        ),
+        lambda s: _refused(s) if s.negatives else "every row is a positive",
     ),
     RecipeRule(
         "cold-start",
         "what does a user take next, if items or users are new and columns tell about them?",
         575_281,
-        lambda s: s.has_new_items or _has_telling_users(s),
+        lambda s: s.has_new_items or s.has_telling_users,
         lambda s: "" if s.contents or s.telling.names else "columns of contents in a table of items, or columns of users that tell what they take",
         _new,
         needs_contents=True,

@@ -29,8 +29,9 @@ def compose(
     source = read_recipe(rule.recipe)
     own, config = parse_config(source, f"recipe {rule.recipe}")
     schema, comments = guess.schema, {f"schema.{key}": why for key, why in guess.columns.why.items()}
-    by_users = rule.reads_users and shape.telling.exists and not shape.has_new_items
-    if shape.is_scale and (by_users or not (own or Schema()).has_negatives):  # a scale rates what users took
+    by_users = rule.needs_contents and shape.has_telling_users and not shape.has_new_items
+    tops = shape.label_values <= 2 and not config.loss.pointwise
+    if shape.is_scale and (by_users or tops or not (own or Schema()).has_negatives):  # a scale rates what users took
         schema = {key: value for key, value in schema.items() if key not in ("label", "positive_above")}
     columns = guess.features
     if shape.query == schema["user_id"]:  # what was searched for stands for the user

@@ -22,9 +22,11 @@ from twotower.suggestion.side_features import SideFeature, SideFeatures, is_text
 from twotower.suggestion.user_evidence import UserEvidence, column_codes, user_evidence
 
 DENSE = 0.5
-"""Share of all pairs of user and item from which a row tells nothing by being there."""
+"""Share of all pairs of user and item from which the presence of a row says nothing."""
 MIN_NEW = 0.2
 """Share of new items from which a model must know items by their contents."""
+MAX_FEW = 10
+"""Median rows of a user up to which columns of users may tell more than a history without an order."""
 MIN_TOP = 2
 """Least label from which two labels are the top of a scale, such as ratings of 4 and 5, and not refusals and likes."""
 LAST_SHARE = 0.1
@@ -78,7 +80,13 @@ class Shape:
     density: float
     """Share of the pairs of a user and an item, both with a row, that have one."""
     is_dense: bool
-    """True if users have rows, two or more on average, for most items, so that a row tells nothing by being there."""
+    """True if users have rows for most items, two or more of each user and item on average, so that the presence of a row says nothing."""
+
+    @property
+    def has_telling_users(self) -> bool:
+        """True if columns of users tell more than their histories, which are short and in no order."""
+        has_order = self.order is not None and self.order.exists
+        return self.telling.exists and self.length <= MAX_FEW and not has_order
 
     @property
     def has_new_items(self) -> bool:
@@ -99,7 +107,7 @@ def measure_shape(
     n_users, n_items = int(users.max(initial=0)) + 1, int(items.max(initial=0)) + 1
     pairs = len(np.unique(users * n_items + items))
     density = pairs / (n_users * n_items)
-    is_dense = density >= DENSE and pairs >= 2 * n_users
+    is_dense = density >= DENSE and pairs >= 2 * max(n_users, n_items)
     least = float(actions[schema.label].min()) if schema.label else 0.0  # type: ignore[arg-type]
     is_scale = (label_values > 2 or least >= MIN_TOP) and least >= 0 and not is_dense
     taken = positive | is_scale
@@ -145,8 +153,8 @@ def _telling(tables: Tables, schema: Schema, features: Sequence[SideFeature], us
     found = ids.join(
         tables.users.unique(schema.user_id, keep="last"), on=schema.user_id, how="left", maintain_order="left"
     )
-    single = [f for f in features if not (f.is_text or found[f.column].dtype.is_nested())]
-    codes = [column_codes(found[f.column], MAX_BUCKETS if "buckets" in f.options else 0) for f in single]
+    single = [f for f in features if not (f.is_text or "separator" in f.options or found[f.column].dtype.is_nested())]
+    codes = [column_codes(found[f.column], int(str(f.options.get("buckets", 0)))) for f in single]
     return user_evidence(users, items, [(f.column, c) for f, c in zip(single, codes, strict=True)])
 
 

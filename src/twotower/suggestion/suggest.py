@@ -167,10 +167,9 @@ def _reasons(
             f"The label '{options['label']}' is not read: a row says what a user took. The recipe ranking reads it."
         )
     features = schema.get("features")
-    read = (
-        {f.get("column", f["name"]) for f in features if isinstance(f, Mapping)} if isinstance(features, list) else ()
-    )
-    if unread := [f"'{f.column}'" for f in guess.features if f.column not in read]:
+    listed = features if isinstance(features, list) else []
+    read = {(f.get("side", ""), f.get("column", f["name"])) for f in listed if isinstance(f, Mapping)}
+    if unread := [f"'{f.column}'" for f in guess.features if (f.options["side"], f.column) not in read]:
         lines.append(f"Columns of users and items that this recipe does not read: {', '.join(unread)}.")
     if shape.is_dense and not shape.negatives:
         ids = (str(options["user_id"]), str(options["item_id"]))
@@ -181,12 +180,12 @@ def _reasons(
             else ""
         )
         lines.append(
-            f"Look at the rows: users have {shape.density:.0%} of the items (threshold {DENSE:.0%}), so a row tells nothing by being there{such}."
+            f"Look at the rows: users have {shape.density:.0%} of the items (threshold {DENSE:.0%}), so the presence of a row says nothing{such}."
         )
-    if telling := [name for name in shape.telling.names if name in read]:
-        listed = ", ".join(f"'{name}'" for name in telling)
+    if telling := [f"'{name}'" for name in shape.telling.names if ("user", name) in read]:
         lines.append(
-            f"Look at {listed} of the users: what is made of these rows, such as a favourite, tells the answers; a value must be known before them."
+            f"Look at {', '.join(telling)} of the users: a column computed from these rows, such as a favourite, gives the answers away; use "
+            "values known before the rows."
         )
     lines += [f"Look at {remark}." for remark in guess.columns.remarks]
     return [*lines, *(f"Left out: {note}." for note in guess.notes)]

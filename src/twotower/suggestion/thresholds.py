@@ -12,9 +12,9 @@ MAX_STEPS = 20
 
 
 def threshold(series: pl.Series) -> float:
-    """Return the label above which a row is a positive: of two values the lower, of values on both sides of 0 that, of more than
-    MAX_STEPS values the median of the rows, or the second largest below a median that is the largest, of another scale its middle,
-    rounded up if it has whole steps above 1. 0 for no values."""
+    """Return the label above which a row is a positive: the lower one of two values; 0 for values on both sides of 0; the median of the rows
+    for more than MAX_STEPS values, or the second largest if the median is the largest; the middle of another scale, rounded up if it has
+    whole steps above 1; 0 for no values."""
     rows = _numbers(series)
     values = rows.unique().sort()
     if values.is_empty():
@@ -39,7 +39,7 @@ def why_threshold(series: pl.Series) -> str:
         return f"two values: {values[1]:g} is a positive, {values[0]:g} a negative"
     if values[0] < 0 < values[-1]:
         return f"of {values[0]:g} to {values[-1]:g}, what is above 0"
-    if len(values) > MAX_STEPS and threshold(series) == values[-2]:
+    if len(values) > MAX_STEPS and _numbers(series).median() == values[-1]:
         return f"of {len(values):,} distinct values the largest, {values[-1]:g}, is half of the rows or nearly so"
     if len(values) > MAX_STEPS:
         return f"the median of {len(values):,} distinct values from {values[0]:g} to {values[-1]:g}"
@@ -47,8 +47,8 @@ def why_threshold(series: pl.Series) -> str:
 
 
 def may_be_labels(frame: pl.DataFrame, named: Iterable[str], keys: Iterable[str]) -> list[str]:
-    """Return the columns of numbers, or of true and false, without a missing value, that are not `named` and are no column of what a key tells
-    apart: they vary for users and for items."""
+    """Return the columns of finite numbers, or of true and false, without a missing value, that are not `named`, and not constant for each
+    value of a key, such as each user or each item."""
     out = []
     for series in frame.drop(named, strict=False):
         if not (series.dtype.is_numeric() or series.dtype == pl.Boolean) or len(_numbers(series)) < len(series):
@@ -59,5 +59,6 @@ def may_be_labels(frame: pl.DataFrame, named: Iterable[str], keys: Iterable[str]
 
 
 def _numbers(series: pl.Series) -> pl.Series:
-    """Return the values that are numbers."""
-    return series.cast(pl.Float64).drop_nulls().drop_nans()
+    """Return the values that are finite numbers."""
+    numbers = series.cast(pl.Float64)
+    return numbers.filter(numbers.is_finite())

@@ -15,7 +15,7 @@ MIN_USER_LIFT = 1.4
 MIN_USER_Z = 5.0
 """Deviations above the mean of shuffled users from which a column tells something."""
 MIN_GAIN = 1.03
-"""Times that the lift grows, at least, with a column that is looked at together with others."""
+"""Least factor by which a further column raises the lift of the others."""
 MIN_ROWS = 20
 """Rows, on average, of each value of a column, and of each combination of values of several."""
 MIN_KNOWN = 0.5
@@ -30,7 +30,7 @@ SHUFFLES, MORE_SHUFFLES = 8, 32
 
 @dataclass(frozen=True)
 class UserEvidence:
-    """Lift of columns together: how often two users who share their values take one item, in multiples of two users with shuffled values."""
+    """Lift of columns together: how often two users who share their values take one item, in multiples of two users at random."""
 
     columns: tuple[str, ...] = ()
     """Columns that are looked at together."""
@@ -40,7 +40,7 @@ class UserEvidence:
     looked_at: int = 0
     """Number of columns that were looked at."""
     beside: tuple[str, ...] = ()
-    """Columns that tell something alone, with too few rows for each combination with the others."""
+    """Columns that tell something alone, whose combinations with the others have too few rows."""
 
     @property
     def exists(self) -> bool:
@@ -61,7 +61,7 @@ class UserEvidence:
             )
         names = ", ".join(f"'{name}'" for name in self.columns)
         return (
-            f"two users of the same {names} take one item {self.lift:.2f} times as often as two others (thresholds {MIN_USER_LIFT:g} times "
+            f"two users of the same {names} take one item {self.lift:.2f} times as often as two users at random (thresholds {MIN_USER_LIFT:g} times "
             f"and z {MIN_USER_Z:g}; z {self.z:.0f})"
         )
 
@@ -76,10 +76,12 @@ def user_evidence(
     users, items = _some_rows(users, items, max_rows, np.random.default_rng(0))
     found = list[tuple[UserEvidence, Ints]]()
     for name, codes in columns:
-        evidence = _measured((name,), codes, users, items, SHUFFLES)
-        if evidence.z >= MIN_USER_Z:
-            evidence = _measured((name,), codes, users, items, MORE_SHUFFLES)
-        if evidence.z >= MIN_USER_Z:
+        for shuffles in (SHUFFLES, MORE_SHUFFLES):
+            evidence = _measured((name,), codes, users, items, shuffles)
+            if evidence is None or evidence.z < MIN_USER_Z:
+                break
+        else:
+            assert evidence is not None
             found.append((evidence, codes))
     found.sort(key=lambda pair: -pair[0].lift)
     if not found:
@@ -88,7 +90,7 @@ def user_evidence(
     for evidence, codes in found[1:]:
         both = np.where((joint < 0) | (codes < 0), -1, joint * (int(codes.max()) + 1) + codes)
         together = _measured((*best.columns, *evidence.columns), both, users, items, MORE_SHUFFLES)
-        if not together.z:
+        if together is None:
             beside += evidence.columns
         elif together.z >= MIN_USER_Z and together.lift >= MIN_GAIN * best.lift:
             best, joint = together, np.unique(both, return_inverse=True)[1].astype(np.int64) - int(both.min() < 0)
@@ -106,7 +108,7 @@ def column_codes(values: pl.Series, buckets: int = 0) -> Ints:
 
 
 def _some_rows(users: Ints, items: Ints, max_rows: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
-    """Return distinct pairs, in random order: of each user at most MAX_OF_USER, and of some users if there are more than `max_rows`."""
+    """Return distinct pairs by user: at most MAX_OF_USER of each, drawn at random, and those of some users if there are more than `max_rows`."""
     n_items = int(items.max()) + 1
     pairs = rng.permutation(np.unique(users * n_items + items))
     users, items = np.divmod(pairs, n_items)
@@ -120,11 +122,11 @@ def _some_rows(users: Ints, items: Ints, max_rows: int, rng: np.random.Generator
     return users[order], items[order]
 
 
-def _measured(names: tuple[str, ...], codes: Ints, users: Ints, items: Ints, shuffles: int) -> UserEvidence:
-    """Return the evidence of one column of codes (users,), without a lift for one of too few values or too few rows for each."""
+def _measured(names: tuple[str, ...], codes: Ints, users: Ints, items: Ints, shuffles: int) -> UserEvidence | None:
+    """Return the evidence of one column of codes (users,), None for one of too few values or too few rows for each."""
     known = codes[users] >= 0
     if known.sum() < MIN_KNOWN * len(users) or len(np.unique(codes[users[known]])) * MIN_ROWS > known.sum():
-        return UserEvidence(names)
+        return None
     rng = np.random.default_rng(1)
     here, of_row = np.unique(users[known], return_inverse=True)
     items, own = items[known], np.bincount(of_row).astype(float)
@@ -135,7 +137,7 @@ def _measured(names: tuple[str, ...], codes: Ints, users: Ints, items: Ints, shu
     )
     found, mean, deviation = _agreement(values[of_row], items, of_one_user), float(chance.mean()), float(chance.std())
     if not (mean and deviation):
-        return UserEvidence(names)
+        return None
     return UserEvidence(names, found / mean, (found - mean) / deviation)
 
 

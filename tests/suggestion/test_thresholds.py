@@ -1,0 +1,47 @@
+"""Thresholds of labels by their values, and columns that may be labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+
+from twotower.suggestion.thresholds import MAX_STEPS, may_be_labels, threshold, why_threshold
+
+MANY = [float(value) for value in range(MAX_STEPS + 1)]
+
+
+@pytest.mark.parametrize(
+    ("values", "above", "why"),
+    [
+        ([0, 1], 0.0, "two values: 1 is a positive, 0 a negative"),
+        ([4, 5, 4], 4.0, "two values"),
+        ([True, False], 0.0, "two values"),
+        ([1, 2, 3, 4, 5], 3.0, "the middle of 1 to 5"),
+        ([0.0, 0.5, 1.0], 0.5, "the middle of 0 to 1"),
+        ([-3, 0, 10], 0.0, "what is above 0"),
+        ([-1.0, *MANY], 0.0, "what is above 0"),
+        ([*MANY[:-1], *[4.0] * 9], 10.0, "the middle of 0 to 19"),
+        ([*MANY, *[4.0] * 30], 4.0, "the median of 21 distinct values from 0 to 20"),
+        ([*MANY, *[19.0] * 30], 19.0, "the median of 21 distinct values from 0 to 20"),
+        ([*MANY, *[20.0] * 30], 19.0, "of 21 distinct values the largest, 20, is half of the rows or nearly so"),
+        ([None, 1.0, np.nan, 2.0, np.inf], 1.0, "two values: 2 is a positive"),
+        ([None, None], 0.0, "it has no values"),
+    ],
+)
+def test_a_threshold_follows_the_values(values: list[float | None], above: float, why: str) -> None:
+    series = pl.Series(values)
+    assert threshold(series) == above
+    assert why in why_threshold(series)
+
+
+def test_labels_are_finite_numbers_that_vary_for_users_and_items() -> None:
+    user, item = np.divmod(np.arange(12), 4)
+    frame = pl.DataFrame(
+        {
+            "user": user, "item": item, "name": ["a", "b"] * 6, "of_user": user * 2, "of_item": item + 0.5, "one": 1,
+            "gap": [None, *range(11)], "endless": [np.inf, *[0.5, 1.5] * 5, 1.0], "taken": user * item,
+            "liked": user == item, "seconds": np.arange(12) % 5,
+        }
+    )  # fmt: skip
+    assert may_be_labels(frame, ["user", "item", "taken"], ["user", "item"]) == ["liked", "seconds"]
