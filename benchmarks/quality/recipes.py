@@ -133,6 +133,21 @@ def made_tastes(has_label: bool, n_users: int = 2000, n_items: int = 800, each: 
     return Log(log.with_columns(liked=pl.Series(liked.ravel().astype(int))))
 
 
+def made_columns(n_users: int, n_items: int) -> Log:
+    """Return made data: users of one row each, whose gender, age and city tell what they take; items by chance and popularity beside."""
+    rng = np.random.default_rng(SEED)
+    sizes = {"gender": 2, "age": 7, "city": 12}
+    values = {name: rng.integers(size, size=n_users) for name, size in sizes.items()}
+    odds = -0.6 * np.log(np.arange(n_items) + 1.0) + rng.gumbel(size=(n_users, n_items))
+    for name, size in sizes.items():
+        odds += 1.2 * rng.normal(size=(size, n_items))[values[name]]
+    log = pl.DataFrame({"user_id": np.arange(n_users), "item_id": odds.argmax(1)})
+    users = pl.DataFrame({"user_id": np.arange(n_users), **values}).with_columns(
+        pl.format("city {}", "city").alias("city")
+    )
+    return Log(log, users)
+
+
 def movielens(source: Callable[[], Tables]) -> Log:
     """Return the log of ratings with users and films."""
     tables = source()
@@ -150,6 +165,7 @@ LOGS: dict[str, Callable[[str], Log]] = {
     "made, 10 of a user": lambda _: made(10, 2000, 800),
     "made, no time": lambda _: made_tastes(False),
     "made, shown and liked": lambda _: made_tastes(True),
+    "made, users of one row": lambda _: made_columns(8000, 150),
     "MovieLens 100K": lambda _: movielens(MovieLens100K().load),
     "MovieLens 100K, last 12": lambda _: movielens(MovieLens100K().load).last(),
     "MovieLens 100K, likes without time": lambda _: movielens(MovieLens100K().load).likes(),

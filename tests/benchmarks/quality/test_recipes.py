@@ -26,7 +26,7 @@ def test_each_row_names_a_recipe_and_a_log() -> None:
     ("recipe", "made"), [(recipe, name) for recipe in ROWS for name in ROWS[recipe]["logs"] if name.startswith("made")]
 )
 def test_the_rules_choose_the_recipe_for_its_made_logs(recipe: str, made: str) -> None:
-    assert suggest(LOGS[made]("").interactions).recipe == recipe
+    assert suggest(*LOGS[made]("")).recipe == recipe
 
 
 def test_parts_of_a_log_keep_its_other_tables() -> None:
