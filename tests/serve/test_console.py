@@ -74,12 +74,16 @@ class Visit:
             assert time.monotonic() < end, condition
             self.page.wait_for_timeout(30)
 
+    def texts(self, selector: str) -> list[str]:
+        """Texts of elements as they are shown. One script finds and reads them, so nothing replaces them in between."""
+        return list(self.page.evaluate("all => [...document.querySelectorAll(all)].map(e => e.innerText)", selector))
+
     def best(self, column: int = 2) -> list[str]:
-        return list(self.page.locator(f"#answer-{column} .best .title").all_inner_texts())
+        return self.texts(f"#answer-{column} .best .title")
 
     def ids(self, column: int = 2) -> list[str]:
-        selector, script = f"#answer-{column} .best > li", "rows => rows.map(r => r.dataset.id)"
-        return list(self.page.eval_on_selector_all(selector, script))
+        script = "all => [...document.querySelectorAll(all)].map(r => r.dataset.id)"
+        return list(self.page.evaluate(script, f"#answer-{column} .best > li"))
 
     def changes(self, act: Callable[[], object]) -> None:
         """Do something that asks for new answers, and wait for them."""
@@ -269,7 +273,7 @@ def test_a_user_is_chosen_by_keyboard_alone(visit: Callable[..., Visit]) -> None
         titles = it.best(column)
         assert len(titles) == 10
         assert all(t.startswith("Item ") for t in titles)
-    assert len(page.locator("#answer-2 .score").all_inner_texts()) == 10
+    assert len(it.texts("#answer-2 .score")) == 10
     it.until("document.querySelectorAll('#history > li').length > 0")
     assert page.locator("#features input[name=age]").input_value() not in ("", "null")
     assert page.evaluate("document.activeElement.id") == "user"
@@ -299,10 +303,10 @@ def test_an_added_item_leaves_the_answer_of_method_2_and_changes_it(visit: Calla
     page = it.page
     assert it.ids(1) == it.ids(2)
     assert page.locator("#answer-2 .move:not(:empty)").count() == 0
-    before, scores = it.ids(), page.locator("#answer-2 .score").all_inner_texts()
+    before, scores = it.ids(), it.texts("#answer-2 .score")
     it.changes(lambda: page.locator("#answer-2 .best .title").nth(1).click())
     assert before[1] not in it.ids()
-    assert page.locator("#answer-2 .score").all_inner_texts() != scores
+    assert it.texts("#answer-2 .score") != scores
     assert page.locator("#chips li").get_attribute("data-id") == before[1]
     assert f"events=.{before[1]}" in page.url
     assert before[1] not in it.ids(1)  # method 1 leaves it out too
@@ -321,7 +325,7 @@ def test_items_are_found_by_title_and_added(visit: Callable[..., Visit]) -> None
     it = visit("#user=u7")
     it.page.fill("#item", "item 1")
     it.page.wait_for_selector("#item-list [role=option]")
-    assert all("Item 1" in text for text in it.page.locator("#item-list [role=option]").all_inner_texts())
+    assert all("Item 1" in text for text in it.texts("#item-list [role=option]"))
     it.page.keyboard.press("ArrowDown")
     it.changes(lambda: it.page.keyboard.press("Enter"))
     assert it.page.locator("#chips li").count() == 1
@@ -363,7 +367,7 @@ def test_the_second_bundle_stands_beside_the_first(visit: Callable[..., Visit], 
     assert f"bundle={service.old}" in page.url
     # Every row says how far it is from its place in the other answer.
     places = {i: at for at, i in enumerate(it.ids(2))}
-    marks = [m.split() for m in page.locator("#answer-3 .move").all_inner_texts()]
+    marks = [m.split() for m in it.texts("#answer-3 .move")]
     for at, (i, mark) in enumerate(zip(it.ids(3), marks, strict=True)):
         up = places[i] - at if i in places else None
         assert mark == (["new"] if up is None else [] if not up else ["▲" if up > 0 else "▼", str(abs(up))])
@@ -385,14 +389,12 @@ def test_the_towers_are_drawn_below_the_answer(visit: Callable[..., Visit]) -> N
 
 
 def test_gates_are_shown_as_bars(visit: Callable[..., Visit]) -> None:
-    page = visit("#user=u5").page
-    rows = page.locator("#gates li").all_inner_texts()
+    it = visit("#user=u5")
+    rows = it.texts("#gates li")
     fields = [row.split()[0] for row in rows]
     assert {"uid", "city", "age", "liked"} <= set(fields)
     assert all(0 <= float(row.split()[-1]) <= 1 for row in rows)
-    page.wait_for_timeout(400)
-    widths = page.eval_on_selector_all("#gates .bar i", "bars => bars.map(b => b.getBoundingClientRect().width)")
-    assert max(widths) > 10
+    it.until("[...document.querySelectorAll('#gates .bar i')].some(bar => bar.getBoundingClientRect().width > 10)")
 
 
 @pytest.mark.parametrize("gates", [0, 2])
@@ -408,7 +410,7 @@ def test_a_model_may_have_several_gates_or_none(visit: Callable[..., Visit], gat
 
     it.page.route("**/v1/console/explain*", other)
     it.changes(lambda: it.page.locator("#answer-2 .best .title").first.click())
-    assert it.page.locator("#gates h3").all_inner_texts() == [f"pair {n + 1}" for n in range(gates)]
+    assert it.texts("#gates h3") == [f"pair {n + 1}" for n in range(gates)]
     assert it.page.locator("#gates-note").inner_text().startswith("Share of" if gates else "This model has no gates")
 
 
@@ -426,7 +428,7 @@ def test_the_map_is_drawn_with_the_user_in_it(visit: Callable[..., Visit]) -> No
     pixel = f"() => [[...document.getElementById('map').getContext('2d').getImageData({x}, {y}, 1, 1).data].slice(0, 3), {accent}]"
     seen, wanted = page.evaluate(pixel)
     assert seen == wanted
-    assert page.locator("#column option").all_inner_texts()
+    assert it.texts("#column option")
     assert page.locator("#legend button").count() > 1
     page.locator("#legend button").first.click()
     assert page.locator("#legend button").first.get_attribute("aria-pressed") == "true"
@@ -470,7 +472,7 @@ def test_filter_k_and_ban(visit: Callable[..., Visit]) -> None:
     it.changes(lambda: page.locator("#answer-2 .best li").first.get_by_role("button", name=re.compile("^Ban ")).click())
     assert first not in it.ids() + it.ids(1)
     assert page.locator("#banned li").get_attribute("data-id") == first
-    assert first in page.eval_on_selector_all("#out > li", "rows => rows.map(r => r.dataset.id)")
+    assert first in page.evaluate("[...document.querySelectorAll('#out > li')].map(r => r.dataset.id)")
     it.changes(lambda: page.locator("#banned button").click())
     assert it.ids()[0] == first
     it.changes(lambda: page.fill("#k", "3"))
