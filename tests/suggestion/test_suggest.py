@@ -127,6 +127,21 @@ def test_a_scale_rates_what_users_took() -> None:
     assert "the rules choose sequence-short" in asked.text
 
 
+@pytest.mark.parametrize(("apart", "timed"), [(-1, True), (-1, False), (0, True), (0, False)])
+def test_rows_without_a_rating_are_taken(apart: int, timed: bool) -> None:
+    places = np.arange(log().height)
+    scale = np.repeat([1, 2, 3, 4, 5], [1, 1, 4, 5, 13])
+    ratings = np.where(places % 2, apart, scale[places // 2 % len(scale)])
+    actions = log().with_columns(rating=pl.Series(ratings))
+    found = of((None, None, actions if timed else actions.drop("timestamp")))
+    assert (found.recipe, found.schema.label) == ("sequence-short" if timed else "collaborative", "")
+    assert found.shape.taken == found.shape.interactions
+    assert f"Look at the label 'rating': {apart} has many more rows" in found.text
+    rated = of((None, None, actions.drop("timestamp").filter(pl.col("rating") != apart)))
+    assert (rated.recipe, rated.schema.label, rated.schema.positive_above) == ("collaborative", "rating", 3)
+    assert "no rating" not in rated.text
+
+
 @pytest.mark.parametrize(("low", "high", "recipe"), [(0, 1, "ranking"), (1, 2, "ranking"), (-1, 1, "ranking"), (2, 3, "sequence-short"), (4, 5, "sequence-short")])  # fmt: skip
 def test_two_labels_at_the_top_of_a_scale_are_no_refusals(low: int, high: int, recipe: str) -> None:
     actions = with_label(log(), 0.4)

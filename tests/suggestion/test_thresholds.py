@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from twotower.suggestion.thresholds import MAX_STEPS, may_be_labels, threshold, why_threshold
+from twotower.suggestion.thresholds import MAX_STEPS, MIN_APART, may_be_labels, no_rating, threshold, why_threshold
 
 MANY = [float(value) for value in range(MAX_STEPS + 1)]
 
@@ -33,6 +33,36 @@ def test_a_threshold_follows_the_values(values: list[float | None], above: float
     series = pl.Series(values)
     assert threshold(series) == above
     assert why in why_threshold(series)
+
+
+@pytest.mark.parametrize(
+    ("rows", "apart"),
+    [
+        ({-1: 400, 1: 20, 2: 50, 3: 300, 4: 900, 5: 200}, -1.0),
+        ({0: 1000, 1: 20, 2: 50, 3: 300, 4: 900, 5: 200}, 0.0),
+        ({0: 1000, 0.5: 20, 2: 50, 3.5: 300, 4: 900}, 0.0),
+        ({0: 900, 1: 20, 2: 50, 3: 300, 4: 900, 5: 200}, None),
+        ({-1: 20 * MIN_APART, 1: 20, 2: 50, 3: 300, 4: 900, 5: 200}, -1.0),
+        ({-1: 20 * MIN_APART - 1, 1: 20, 2: 50, 3: 300, 4: 900, 5: 200}, None),
+        ({0: 9000, 1: 900, 2: 300, 3: 90, 4: 30}, None),
+        ({0: 9000, 1: 20, 2: 300, 3: 90}, None),
+        ({-2: 1, -1: 400, 1: 20, 2: 50, 3: 300, 4: 900}, None),
+        ({1: 9000, 2: 20, 3: 50, 4: 300, 5: 900}, None),
+        ({-1: 9000, 0: 20, 1: 50, 2: 300, 3: 900, 4: 50}, None),
+        ({-1: 9000, **dict.fromkeys(range(1, MAX_STEPS + 1), 9), MAX_STEPS: 10}, -1.0),
+        ({-1: 9000, **dict.fromkeys(range(1, MAX_STEPS + 2), 9), MAX_STEPS: 10}, None),
+        ({}, None),
+    ],
+)
+def test_a_label_apart_from_a_scale_stands_for_no_rating(rows: dict[float, int], apart: float | None) -> None:
+    assert no_rating(pl.Series("rating", [float(v) for v, n in rows.items() for _ in range(n)], pl.Float64)) == apart
+
+
+def test_a_label_for_no_rating_is_no_step_of_the_scale() -> None:
+    ratings = pl.Series([1, *[2] * 5, *[3] * 30, *[4] * 40, *[5] * 20, *[None] * 3])
+    unrated = pl.Series([-1] * 50)
+    assert threshold(pl.concat([ratings, unrated])) == threshold(ratings) == 3
+    assert why_threshold(pl.concat([unrated, ratings])) == "the middle of 1 to 5, beside -1 for no rating"
 
 
 def test_labels_are_finite_numbers_that_vary_for_users_and_items() -> None:

@@ -31,7 +31,9 @@ def compose(
     schema, comments = guess.schema, {f"schema.{key}": why for key, why in guess.columns.why.items()}
     by_users = rule.needs_contents and shape.has_telling_users and not shape.has_new_items
     tops = shape.label_values <= 2 and not config.loss.pointwise
-    if shape.is_scale and (by_users or tops or not (own or Schema()).has_negatives):  # a scale rates what users took
+    all_taken = by_users or tops or not (own or Schema()).has_negatives
+    all_taken |= shape.no_rating is not None and not config.loss.pointwise
+    if shape.is_scale and all_taken:  # a scale rates what users took
         schema = {key: value for key, value in schema.items() if key not in ("label", "positive_above")}
     columns = guess.features
     if shape.query == schema["user_id"]:  # what was searched for stands for the user

@@ -19,6 +19,7 @@ from twotower.features.schema import Schema
 from twotower.features.side import SideName
 from twotower.suggestion.query_evidence import QueryEvidence, query_evidence
 from twotower.suggestion.side_features import SideFeature, SideFeatures, is_text
+from twotower.suggestion.thresholds import no_rating
 from twotower.suggestion.user_evidence import UserEvidence, column_codes, user_evidence
 
 DENSE = 0.5
@@ -46,8 +47,7 @@ class Shape:
     """Items of the catalogue, with an interaction or without."""
     interactions: int
     taken: int
-    """Rows of what users took: the positives, or all rows if the label is a scale without values below 0, on which users rate what
-    they took."""
+    """Rows of what users took: the positives, or all rows if the label is a scale, on which users rate what they took."""
     length: float
     """Median number of taken rows of a user that has any."""
     long_length: float
@@ -57,7 +57,10 @@ class Shape:
     label_values: int
     """Distinct labels. 0: no label."""
     is_scale: bool
-    """True for three labels or more, none below 0, or two from MIN_TOP on, in a log that is not dense: users rate what they took."""
+    """True for three labels or more, none below 0 but one for no rating, or two from MIN_TOP on, in a log that is not dense: users rate
+    what they took."""
+    no_rating: float | None
+    """Label that stands for no rating; None without."""
     negatives: float
     """Share of the rows that are negatives, by label or event."""
     new_items: float
@@ -109,7 +112,8 @@ def measure_shape(
     density = pairs / (n_users * n_items)
     is_dense = density >= DENSE and pairs >= 2 * max(n_users, n_items)
     least = float(actions[schema.label].min()) if schema.label else 0.0  # type: ignore[arg-type]
-    is_scale = (label_values > 2 or least >= MIN_TOP) and least >= 0 and not is_dense
+    unrated = no_rating(actions[schema.label]) if schema.label else None
+    is_scale = (label_values > 2 or least >= MIN_TOP) and (least >= 0 or unrated is not None) and not is_dense
     taken = positive | is_scale
     lengths = np.bincount(users[taken])
     lengths = lengths[lengths > 0]
@@ -131,6 +135,7 @@ def measure_shape(
         order=order,
         label_values=label_values,
         is_scale=is_scale,
+        no_rating=unrated,
         negatives=float(1 - positive.mean()),
         new_items=_new_share(items, times)
         if times is not None and by_time

@@ -166,6 +166,11 @@ def _reasons(
         lines.append(
             f"The label '{options['label']}' is not read: a row says what a user took. The recipe ranking reads it."
         )
+    if shape.no_rating is not None:
+        lines.append(
+            f"Look at the label '{options['label']}': {shape.no_rating:g} has many more rows than the lowest rating and stands for no rating, "
+            "so its rows tell what users took, not what they refused; leave them out to learn from ratings alone."
+        )
     features = schema.get("features")
     listed = features if isinstance(features, list) else []
     read = {(f.get("side", ""), f.get("column", f["name"])) for f in listed if isinstance(f, Mapping)}

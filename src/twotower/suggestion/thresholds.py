@@ -1,4 +1,4 @@
-"""Labels: their thresholds by their values, and the columns of numbers that may be one."""
+"""Labels: their thresholds by their values, what stands for no rating, and the columns of numbers that may be one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import polars as pl
 
 MAX_STEPS = 20
 """Distinct values up to which labels are steps of a scale, which has a middle."""
+MIN_RATINGS = 4
+"""Distinct labels above 0 from which a lower one may stand for no rating."""
+MIN_APART = 4
+"""Multiple of the rows of the lowest rating that a label for no rating has at least."""
 
 
 def threshold(series: pl.Series) -> float:
     """Return the label above which a row is a positive: the lower one of two values; 0 for values on both sides of 0; the median of the rows
     for more than MAX_STEPS values, or the second largest if the median is the largest; the middle of another scale, rounded up if it has
-    whole steps above 1; 0 for no values."""
-    rows = _numbers(series)
+    whole steps above 1; 0 for no values. A label for no rating is none of them."""
+    rows = _rated(series)
     values = rows.unique().sort()
     if values.is_empty():
         return 0.0
@@ -32,18 +36,36 @@ def threshold(series: pl.Series) -> float:
 
 def why_threshold(series: pl.Series) -> str:
     """Return the reason for that threshold."""
-    values = _numbers(series).unique().sort()
+    rows = _rated(series)
+    values = rows.unique().sort()
     if values.is_empty():
         return "it has no values"
     if len(values) == 2:
         return f"two values: {values[1]:g} is a positive, {values[0]:g} a negative"
     if values[0] < 0 < values[-1]:
         return f"of {values[0]:g} to {values[-1]:g}, what is above 0"
-    if len(values) > MAX_STEPS and _numbers(series).median() == values[-1]:
+    if len(values) > MAX_STEPS and rows.median() == values[-1]:
         return f"of {len(values):,} distinct values the largest, {values[-1]:g}, is half of the rows or nearly so"
     if len(values) > MAX_STEPS:
         return f"the median of {len(values):,} distinct values from {values[0]:g} to {values[-1]:g}"
-    return f"the middle of {values[0]:g} to {values[-1]:g}"
+    apart = no_rating(series)
+    return f"the middle of {values[0]:g} to {values[-1]:g}" + (
+        f", beside {apart:g} for no rating" if apart is not None else ""
+    )
+
+
+def no_rating(series: pl.Series) -> float | None:
+    """Return the label that stands for no rating, such as 0 or -1 beside ratings of 1 to 10; None without.
+
+    It is the only one that is not above 0, has many more rows than the lowest rating, which has fewer than the mean of the
+    ratings, and, if it is 0, which may also be the lowest rating, more rows than any rating."""
+    counts = _numbers(series).value_counts(name="rows").sort(series.name)
+    labels, rows = counts[series.name].to_list(), counts["rows"].to_list()
+    if not MIN_RATINGS < len(labels) <= MAX_STEPS + 1 or not labels[0] <= 0 < labels[1]:
+        return None
+    own, lowest, most, mean = rows[0], rows[1], max(rows[1:]), sum(rows[1:]) / len(rows[1:])
+    is_apart = own >= MIN_APART * lowest and lowest < mean and (labels[0] < 0 or own > most)
+    return float(labels[0]) if is_apart else None
 
 
 def may_be_labels(frame: pl.DataFrame, named: Iterable[str], keys: Iterable[str]) -> list[str]:
@@ -56,6 +78,12 @@ def may_be_labels(frame: pl.DataFrame, named: Iterable[str], keys: Iterable[str]
         if all(frame.select(pl.struct(key, series.name).n_unique()).item() > frame[key].n_unique() for key in keys):
             out.append(series.name)
     return out
+
+
+def _rated(series: pl.Series) -> pl.Series:
+    """Return the values that are finite numbers, without the one for no rating."""
+    numbers, apart = _numbers(series), no_rating(series)
+    return numbers if apart is None else numbers.filter(numbers != apart)
 
 
 def _numbers(series: pl.Series) -> pl.Series:
