@@ -22,6 +22,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext, choose_device
 from twotower.errors import ConfigError, Interrupted, TrainingError
+from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.part_evaluation import evaluate_part
@@ -43,7 +44,7 @@ from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
 from twotower.train.stacking import stack
-from twotower.train.starts.search import best_weight, search
+from twotower.train.starts.search import best_weight, evaluation_of_search, search
 from twotower.train.starts.start import Start, start_pair
 from twotower.train.stopping import BestWeights, StopSignals
 from twotower.train.weights import MovingAverage, Weights
@@ -175,7 +176,8 @@ class Trainer:
         if any(self.context.all_reduce_sum(float(self._signals.received))):
             self.objective.detach_from_group()
             raise Interrupted("stopped before the first step, and no checkpoint is written")
-        found = {w: self._validation_metrics(self._factors_of(start, w)) for w in start.bias_weights or (0.0,)}
+        config = evaluation_of_search(self.recipe.evaluation, len(self.dataset.items))
+        found = {w: self._validation_metrics(self._factors_of(start, w), config) for w in start.bias_weights or (0.0,)}
         best = max(found, key=lambda weight: self.best.score_of(found[weight]))
         log.info(
             f"start of pair {start.pair} by {start.kind}: {start.with_biases(best).describe()}: {monitor} = {found[best][monitor]:.4f}"
@@ -299,13 +301,13 @@ class Trainer:
         self.weights.load_state(present)
         return found
 
-    def _validation_metrics(self, scorer: Scorer) -> dict[str, float]:
-        """Return the validation metrics of vectors, on all ranks."""
+    def _validation_metrics(self, scorer: Scorer, config: EvaluationConfig | None = None) -> dict[str, float]:
+        """Return the validation metrics of vectors, on all ranks; `config` None is that of the training."""
         metrics = {}
         if self.context.is_main:
             if isinstance(scorer, Factors):
                 scorer = VersionFactors.of_part(scorer, self.dataset, VALIDATION)
-            metrics = evaluate_part(scorer, self.dataset, VALIDATION, self.recipe.evaluation)
+            metrics = evaluate_part(scorer, self.dataset, VALIDATION, config or self.recipe.evaluation)
         return self.context.broadcast({f"validation.{m}": v for m, v in metrics.items() if not math.isnan(v)})
 
     def _score(self, scorer: Scorer) -> float:

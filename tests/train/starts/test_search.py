@@ -6,8 +6,9 @@ import math
 
 import pytest
 
+from twotower.evaluation.config import EvaluationConfig
 from twotower.train.starts import Ials, Start
-from twotower.train.starts.search import best_weight, search
+from twotower.train.starts.search import MAX_SCORES, best_weight, evaluation_of_search, search
 
 GIVEN = Ials(unobserved=(0.03, 0.3), regularization=(0.004, 0.032))
 
@@ -62,3 +63,12 @@ def test_values_that_cannot_be_solved_end_the_search() -> None:
 
     assert search(GIVEN, score) in GIVEN.alternatives()
     assert len(tried) == 4
+
+
+@pytest.mark.parametrize(
+    ("own", "n_items", "users"),
+    [(0, 1000, MAX_SCORES // 1000), (50, 1000, 50), (0, 2 * MAX_SCORES, 1), (10**7, 10**6, MAX_SCORES // 10**6)],
+)
+def test_a_comparison_has_a_bounded_number_of_scores(own: int, n_items: int, users: int) -> None:
+    config = EvaluationConfig(max_users=own, k=(7,))
+    assert evaluation_of_search(config, n_items) == config.model_copy(update={"max_users": users})

@@ -126,7 +126,8 @@ def conjugate_gradients(
     0 if None."""
 
     def product(p: F32[Tensor, "U E"]) -> F32[Tensor, "U E"]:
-        of_gram = torch.bmm(rows.transpose(1, 2), torch.bmm(rows, p[:, :, None]))[:, :, 0]
+        # Vectors on the left of their matrices: twice as fast on a CPU.
+        of_gram = torch.bmm(torch.bmm(p[:, None], rows.transpose(1, 2)), rows)[:, 0]
         return of_gram + p @ penalty + of_rows[:, None] * p
 
     solution = torch.zeros_like(right) if start is None else start
@@ -170,7 +171,7 @@ class _Solution(torch.autograd.Function):
     def backward(ctx: SolutionContext, *grads: F32[Tensor, "U E"]) -> tuple[Shaped[Tensor, "*_"] | None, ...]:
         rows, penalty, of_rows, u = ctx.saved_tensors
         z = conjugate_gradients(rows, penalty, of_rows, grads[0].contiguous(), ctx.steps)
-        of_u, of_z = torch.bmm(rows, u[:, :, None]), torch.bmm(rows, z[:, :, None])
+        of_u, of_z = (torch.bmm(v[:, None], rows.transpose(1, 2)).transpose(1, 2) for v in (u, z))
         gradient = z[:, None] * (1 - of_u) - u[:, None] * of_z
         outer = z.T @ u
         return gradient, -(outer + outer.T) / 2, -(z * u).sum(1), None

@@ -7,12 +7,21 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import itemgetter
 
+from twotower.evaluation.config import EvaluationConfig
 from twotower.train.starts.start import Start
 
 MAX_BEYOND = 8
 """Rounds of values that are not given. A round tries one value further of every option whose outermost is the best."""
 CLOSE = 0.01
 """Share of the best score within which another one is as good, as far as a validation part can tell."""
+MAX_SCORES = 2_000_000_000
+"""Scores of users and items of one comparison, some 15 seconds of a processor core for vectors of 128 numbers."""
+
+
+def evaluation_of_search(config: EvaluationConfig, n_items: int) -> EvaluationConfig:
+    """Return how values are compared: as in a training, with no more users than MAX_SCORES has for all items."""
+    fits = max(1, MAX_SCORES // n_items)
+    return config.model_copy(update={"max_users": min(config.max_users or fits, fits)})
 
 
 def search(start: Start, score: Callable[[Start], float]) -> Start:
