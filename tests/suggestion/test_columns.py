@@ -284,6 +284,17 @@ def test_dates_are_no_ids(day: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(("slots", "rows", "fits"), [(3, 1000, False), (9, 1000, False), (10, 1000, True), (3, 300, True), (3, 399, True), (3, 400, False)])  # fmt: skip
+def test_few_values_are_no_ids_of_a_long_log(slots: int, rows: int, fits: bool) -> None:
+    shown = pl.DataFrame({"slot": [i % slots for i in range(rows)], "item_id": [f"i{i % 37}" for i in range(rows)]})
+    if fits:
+        assert guess_columns(shown, {}, {}).options["user_id"] == "slot"
+    else:
+        with pytest.raises(DataError, match="no column of user_id is found"):
+            guess_columns(shown, {}, {})
+    assert guess_columns(shown, {"user_id": "slot"}, {}).options["item_id"] == "item_id"
+
+
 def test_an_id_that_is_alone_in_its_place_is_no_guess() -> None:
     frame = pl.DataFrame({"customer": IDS["user_id"], "was": IDS["item_id"]})
     assert guess_columns(frame, {}, {}).remarks == []

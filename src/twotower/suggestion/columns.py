@@ -26,6 +26,8 @@ MIN_STEPS = 5
 """Steps from which numbers of a scale may be ratings whatever their name."""
 MIN_ROWS = 20
 """Rows from which that share, and a column that is constant for each item, tell anything."""
+MIN_IDS = 10
+"""Distinct values of ids without a name that says so, if there is one for 100 rows or more."""
 OUTCOMES = (
     {"0", "1"}, {"-1", "1"}, {"false", "true"}, {"no", "yes"}, {"n", "y"}, {"dislike", "like"}, {"disliked", "liked"},
     {"down", "up"}, {"negative", "positive"}, {"bad", "good"},
@@ -182,7 +184,7 @@ def _of_rows(frame: pl.DataFrame, found: GuessedColumns, option: str, columns: I
 
 
 def _is_id(series: pl.Series) -> bool:
-    """Return True for whole numbers or text, without gaps, of which a value stands twice."""
+    """Return True for whole numbers or text, without gaps, of several values, one of which stands twice."""
     if not (series.dtype.is_integer() or series.dtype == pl.String) or series.null_count():
         return False
     if names.names_time(series.name) or names.names_label(series.name) or names.names_event(series.name):
@@ -191,7 +193,7 @@ def _is_id(series: pl.Series) -> bool:
         return False
     if is_dated(series) or has_digits_of_dates(series):
         return False
-    return 2 <= series.n_unique() < len(series)
+    return max(2, min(MIN_IDS, len(series) // 100)) <= series.n_unique() < len(series)
 
 
 def _guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
