@@ -25,6 +25,7 @@ from twotower.evaluation.ranking import evaluation_queries
 from twotower.features.schema import Schema
 from twotower.retrieval.popularity import Popularity
 
+LOG = {"weight_scale": "log"}
 SCHEMA = EVERYTHING_SCHEMA.model_copy(
     update={"weight": "watched", "features": tuple(f for f in EVERYTHING_SCHEMA.features if f.name != "fans")}
 )
@@ -45,25 +46,29 @@ def rows(data: Dataset) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "engine"), [("gap", "local"), ("column", "local"), ("no validation", "local"), ("time", "duckdb")]
-)
-def test_prepared_weights_are_those_of_memory(tmp_path: Path, kind: str, engine: str) -> None:
-    frames, split = weighted_tables(), SPLITS[kind]
-    memory = in_memory(*frames, SCHEMA, split)
-    data = shards(tmp_path / "in", SCHEMA, *frames)
+    ("kind", "engine", "scale"),
+    [
+        ("gap", "local", "linear"), ("column", "local", "linear"), ("no validation", "local", "linear"),
+        ("time", "duckdb", "linear"), ("last", "local", "log"),
+    ],
+)  # fmt: skip
+def test_prepared_weights_are_those_of_memory(tmp_path: Path, kind: str, engine: str, scale: str) -> None:
+    frames, split, schema = weighted_tables(), SPLITS[kind], SCHEMA.model_copy(update={"weight_scale": scale})
+    memory = in_memory(*frames, schema, split)
+    data = shards(tmp_path / "in", schema, *frames)
     options = SMALL if engine == "local" else SMALL.__class__(engine, piece_rows=101, bucket_rows=150)
-    disk = prepare.write_prepared(data, SCHEMA, split, tmp_path / "out", options)
+    disk = prepare.write_prepared(data, schema, split, tmp_path / "out", options)
     assert rows(disk) == rows(memory)
-    assert {0, 1, 3} < set(disk.pairs.weight.tolist())  # type: ignore[union-attr]
+    assert {0, 1, 3 if scale == "linear" else 2} < set(disk.pairs.weight.tolist())  # type: ignore[union-attr]
     np.testing.assert_allclose(disk.item_positive_counts, memory.item_positive_counts)
     for name in ("positives_by_user", "positive_items", "seen_items"):
         assert getattr(disk, name).lengths.tolist() == getattr(memory, name).lengths.tolist(), name
     assert disk.positive_items.values.tolist() == memory.positive_items.values.tolist()
     assert (disk.pairs.target[disk.positive_indices]).all()
     assert len(disk.positive_indices) == int(disk.train.target.sum()) < int(disk.train.positive.sum())
-    buckets = prepare.write_buckets(data, SCHEMA, tmp_path / "buckets", options, split)
-    assert check_buckets(buckets.folder, SCHEMA) == []
-    again = prepare.write_prepared(DataConfig(buckets=str(buckets.folder)), SCHEMA, split, tmp_path / "again", SMALL)
+    buckets = prepare.write_buckets(data, schema, tmp_path / "buckets", options, split)
+    assert check_buckets(buckets.folder, schema) == []
+    again = prepare.write_prepared(DataConfig(buckets=str(buckets.folder)), schema, split, tmp_path / "again", SMALL)
     assert again.digest == disk.digest
 
 
@@ -96,6 +101,26 @@ def test_the_bounds_of_weights_are_weights_in_either_precision() -> None:
         log = pl.DataFrame({"user_id": [1, 2, 3], "item_id": [7, 8, 9], "w": pl.Series([1e-6, 0, 1e6], dtype=dtype)})
         found = check(None, None, log, schema).interactions["__weight"]
         assert found.to_list() == [np.float32(1e-6), 0, np.float32(1e6)]
+
+
+def test_the_log_scale_leaves_0_and_1_and_shortens_the_rest() -> None:
+    features = [{"kind": "categorical", "name": f"{s}_id", "side": s} for s in ("user", "item")]
+    schema = Schema.model_validate({"weight": "plays", "features": features} | LOG)
+    log = pl.DataFrame({"user_id": range(5), "item_id": range(5), "plays": [0, 1, 3, 1023, 1_000_000]})
+    found = check(None, None, log, schema).interactions["__weight"]
+    assert found.dtype == pl.Float32
+    assert found[:4].to_list() == [0, 1, 2, 10]
+    assert found[4] == pytest.approx(np.log2(1_000_001))
+    with pytest.raises(ValueError, match="weight_scale needs weight"):
+        Schema.model_validate({"features": features} | LOG)
+
+
+def test_the_log_scale_is_of_the_column_and_not_of_the_weights_of_events() -> None:
+    features = [{"kind": "categorical", "name": f"{s}_id", "side": s} for s in ("user", "item")]
+    events = {"event": "kind", "events": {"view": 0.5, "buy": 4}}
+    schema = Schema.model_validate({"weight": "n", "features": features} | LOG | events)
+    log = pl.DataFrame({"user_id": [1, 2], "item_id": [1, 2], "n": [7, 1], "kind": ["view", "buy"]})
+    assert check(None, None, log, schema).interactions["__weight"].to_list() == [1.5, 4]
 
 
 def test_weight_0_is_a_history_and_no_target_and_popularity_goes_by_weight() -> None:
@@ -178,6 +203,11 @@ def test_buckets_of_other_weights_are_refused(tmp_path: Path) -> None:
     other = SCHEMA.model_copy(update={"weight": ""})
     with pytest.raises(ConfigError, match=r"another schema \(log.weight 'watched', expected '' as in the schema\)"):
         prepare.write_prepared(given, other, SPLITS["last"], tmp_path / "out", SMALL)
+    scaled = SCHEMA.model_copy(update=LOG)
+    with pytest.raises(
+        ConfigError, match=r"another schema \(log.weight_scale 'linear', expected 'log' as in the schema\)"
+    ):
+        prepare.write_prepared(given, scaled, SPLITS["last"], tmp_path / "out", SMALL)
     path = Buckets.open(buckets.folder).file(buckets.facts.buckets[1])
     good = pl.read_parquet(path)
     for bad in (-1.0, float("nan")):

@@ -284,17 +284,6 @@ def test_dates_are_no_ids(day: str) -> None:
     ]
 
 
-@pytest.mark.parametrize(("slots", "rows", "fits"), [(3, 1000, False), (9, 1000, False), (10, 1000, True), (3, 300, True), (3, 399, True), (3, 400, False)])  # fmt: skip
-def test_few_values_are_no_ids_of_a_long_log(slots: int, rows: int, fits: bool) -> None:
-    shown = pl.DataFrame({"slot": [i % slots for i in range(rows)], "item_id": [f"i{i % 37}" for i in range(rows)]})
-    if fits:
-        assert guess_columns(shown, {}, {}).options["user_id"] == "slot"
-    else:
-        with pytest.raises(DataError, match="no column of user_id is found"):
-            guess_columns(shown, {}, {})
-    assert guess_columns(shown, {"user_id": "slot"}, {}).options["item_id"] == "item_id"
-
-
 def test_an_id_that_is_alone_in_its_place_is_no_guess() -> None:
     frame = pl.DataFrame({"customer": IDS["user_id"], "was": IDS["item_id"]})
     assert guess_columns(frame, {}, {}).remarks == []
@@ -480,6 +469,18 @@ def test_other_columns_are_no_outcomes(values: list[object]) -> None:
     assert not any(
         "label" in note for note in guessed(x=[i % 8 % 2 for i in range(N)]).notes
     )  # one value for each user
+
+
+@pytest.mark.parametrize(("largest", "scale"), [(9, None), (10, "log"), (99_000, "log")])
+def test_weights_of_a_long_tail_are_read_on_the_log_scale(largest: int, scale: str | None) -> None:
+    plays = [0, 1, *[10] * (N - 4), 10 * largest, 10 * largest]
+    found = guessed(weight=plays)
+    assert (found.options["weight"], found.options.get("weight_scale")) == ("weight", scale)
+    frame = pl.DataFrame({**IDS, "weight": plays})
+    assert guess_columns(frame, {"weight": "weight"}, {}).options.get("weight_scale") == scale
+    assert guess_columns(frame, {"weight_scale": "linear"}, {}).options["weight_scale"] == "linear"
+    assert "weight_scale" not in guess_columns(frame, {"weight": ""}, {}).options
+    assert "weight_scale" not in guessed(weight=[0] * N).options
 
 
 def test_a_weight_is_not_negative() -> None:

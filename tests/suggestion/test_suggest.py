@@ -136,10 +136,29 @@ def test_rows_without_a_rating_are_taken(apart: int, timed: bool) -> None:
     found = of((None, None, actions if timed else actions.drop("timestamp")))
     assert (found.recipe, found.schema.label) == ("sequence-short" if timed else "collaborative", "")
     assert found.shape.taken == found.shape.interactions
-    assert f"Look at the label 'rating': {apart} has many more rows" in found.text
+    told = f"Look at the label 'rating': {apart} has many more rows than the lowest rating and seems to stand for no rating"
+    assert f"{told}, so its rows are taken" in " ".join(found.reasons)
+    asked = of((None, None, actions), recipe="ranking")
+    assert (asked.schema.label, asked.schema.positive_above) == ("rating", 3)
+    assert f"{told}, so its rows are no positives here" in " ".join(asked.reasons)
     rated = of((None, None, actions.drop("timestamp").filter(pl.col("rating") != apart)))
     assert (rated.recipe, rated.schema.label, rated.schema.positive_above) == ("collaborative", "rating", 3)
     assert "no rating" not in rated.text
+
+
+def test_a_label_that_is_asked_for_is_read_whatever_the_recipe() -> None:
+    scale = np.repeat([-1, 1, 2, 3, 4, 5], [9, 1, 1, 4, 5, 13])
+    actions = log().with_columns(rating=pl.Series(scale[np.arange(log().height) % len(scale)])).drop("timestamp")
+    assert of((None, None, actions)).schema.label == ""
+    asked = suggest(actions, overrides=["schema.label=rating"])
+    assert (asked.recipe, asked.schema.label, asked.schema.positive_above) == ("collaborative", "rating", 3)
+    assert asked.schema.histories()[0].interactions == "positive"
+    Trainer(build_dataset(check(None, None, actions, asked.schema), asked.schema, asked.config.split), asked.config)
+    told = suggest(actions, overrides=["schema.label=rating", "schema.positive_above=0"])
+    assert (told.recipe, told.schema.label, told.schema.positive_above) == ("ranking", "rating", 0)
+    assert "no rating" not in told.text
+    half = suggest(with_label(log(), 0.4, scale=6), overrides=["schema.positive_above=4"])
+    assert (half.recipe, half.schema.label, half.schema.positive_above) == ("sequence-short", "rating", 4)
 
 
 @pytest.mark.parametrize(("low", "high", "recipe"), [(0, 1, "ranking"), (1, 2, "ranking"), (-1, 1, "ranking"), (2, 3, "sequence-short"), (4, 5, "sequence-short")])  # fmt: skip

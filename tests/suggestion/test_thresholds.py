@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from twotower.suggestion.thresholds import MAX_STEPS, MIN_APART, may_be_labels, no_rating, threshold, why_threshold
+from twotower.suggestion.thresholds import MAX_STEPS, may_be_labels, no_rating, threshold, why_threshold
 
 MANY = [float(value) for value in range(MAX_STEPS + 1)]
 
@@ -39,15 +39,18 @@ def test_a_threshold_follows_the_values(values: list[float | None], above: float
     ("rows", "apart"),
     [
         ({-1: 400, 1: 20, 2: 50, 3: 300, 4: 900, 5: 200}, -1.0),
-        ({0: 1000, 1: 20, 2: 50, 3: 300, 4: 900, 5: 200}, 0.0),
-        ({0: 1000, 0.5: 20, 2: 50, 3.5: 300, 4: 900}, 0.0),
-        ({0: 900, 1: 20, 2: 50, 3: 300, 4: 900, 5: 200}, None),
-        ({-1: 20 * MIN_APART, 1: 20, 2: 50, 3: 300, 4: 900, 5: 200}, -1.0),
-        ({-1: 20 * MIN_APART - 1, 1: 20, 2: 50, 3: 300, 4: 900, 5: 200}, None),
-        ({0: 9000, 1: 900, 2: 300, 3: 90, 4: 30}, None),
-        ({0: 9000, 1: 20, 2: 300, 3: 90}, None),
-        ({-2: 1, -1: 400, 1: 20, 2: 50, 3: 300, 4: 900}, None),
-        ({1: 9000, 2: 20, 3: 50, 4: 300, 5: 900}, None),
+        ({0: 1500, 1: 20, 2: 50, 3: 300, 4: 900, 5: 200}, 0.0),
+        ({0: 1500, 0.5: 20, 1: 10, 2: 50, 3.5: 300, 4: 900}, 0.0),
+        ({-0.0: 1500, 1: 20, 2: 50, 3: 300, 4: 900, 5: 200}, 0.0),
+        ({0: 1470, 1: 20, 2: 50, 3: 300, 4: 900, 5: 200}, None),
+        ({-1: 80, 1: 20, 2: 50, 3: 300, 4: 900, 5: 250}, -1.0),
+        ({-1: 79, 1: 20, 2: 50, 3: 300, 4: 900, 5: 200}, None),
+        ({-1: 70, 1: 5, 2: 50, 3: 300, 4: 900, 5: 200}, None),
+        ({0: 9000, 1: 900, 2: 300, 3: 90, 4: 30, 5: 10}, None),
+        ({0: 9000, 1: 20, 2: 300, 3: 90, 4: 500}, None),
+        ({0: 300, 1: 20, 2: 15, 3: 15, 4: 15, 5: 60, 6: 50, 7: 90, 8: 200, 9: 180, 10: 250}, None),
+        ({-2: 1, -1: 400, 1: 20, 2: 50, 3: 300, 4: 900, 5: 200}, None),
+        ({1: 9000, 2: 20, 3: 50, 4: 300, 5: 900, 6: 10}, None),
         ({-1: 9000, 0: 20, 1: 50, 2: 300, 3: 900, 4: 50}, None),
         ({-1: 9000, **dict.fromkeys(range(1, MAX_STEPS + 1), 9), MAX_STEPS: 10}, -1.0),
         ({-1: 9000, **dict.fromkeys(range(1, MAX_STEPS + 2), 9), MAX_STEPS: 10}, None),
@@ -55,12 +58,13 @@ def test_a_threshold_follows_the_values(values: list[float | None], above: float
     ],
 )
 def test_a_label_apart_from_a_scale_stands_for_no_rating(rows: dict[float, int], apart: float | None) -> None:
-    assert no_rating(pl.Series("rating", [float(v) for v, n in rows.items() for _ in range(n)], pl.Float64)) == apart
+    assert no_rating(pl.Series("rows", [float(v) for v, n in rows.items() for _ in range(n)], pl.Float64)) == apart
 
 
 def test_a_label_for_no_rating_is_no_step_of_the_scale() -> None:
     ratings = pl.Series([1, *[2] * 5, *[3] * 30, *[4] * 40, *[5] * 20, *[None] * 3])
     unrated = pl.Series([-1] * 50)
+    assert no_rating(pl.concat([ratings, unrated])) == -1
     assert threshold(pl.concat([ratings, unrated])) == threshold(ratings) == 3
     assert why_threshold(pl.concat([unrated, ratings])) == "the middle of 1 to 5, beside -1 for no rating"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import polars as pl
 
@@ -48,8 +50,8 @@ def labelled(actions: pl.DataFrame, schema: Schema, some: bool = True) -> pl.Dat
 
 
 def weighted(actions: pl.DataFrame, schema: Schema, what: str = "interactions") -> pl.DataFrame:
-    """Add the column WEIGHT, if the interactions have weights: the column of the schema, times those of the events. Raises
-    DataError for weights that are neither 0 nor in WEIGHT_RANGE."""
+    """Add the column WEIGHT, if the interactions have weights: the column of the schema on its scale, times those of the
+    events. Raises DataError for weights that are neither 0 nor in WEIGHT_RANGE."""
     if not schema.weighted:
         return actions
     factors = event_factors(actions[schema.event], schema) if schema.event else None
@@ -62,7 +64,8 @@ def weighted(actions: pl.DataFrame, schema: Schema, what: str = "interactions") 
             f"{what}: weight '{schema.weight}' holds {series.dtype}, expected numbers; {advice_on_text(series)}"
         )
     given = series.cast(pl.Float64)
-    weights = (given if factors is None else given * factors).cast(pl.Float32)
+    scaled = given.log1p() / math.log(2) if schema.weight_scale == "log" else given
+    weights = (scaled if factors is None else scaled * factors).cast(pl.Float32)
     low, high = (float(np.float32(bound)) for bound in WEIGHT_RANGE)  # the column may be of float32
     usable = ((given == 0) | given.is_between(low, high)).fill_null(False)
     if n := actions.height - int(usable.sum()):

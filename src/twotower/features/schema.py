@@ -65,6 +65,11 @@ class Schema(Section):
         "popularity, one of weight 0 is no target. A weight is a number of rows: scale weights so that their mean is near 1. "
         "Empty: every row weighs 1.",
     )
+    weight_scale: Literal["linear", "log"] = Field(
+        "linear",
+        description="Reading of the weight column. linear: as it is. log: log2(1 + weight), which leaves 0 and 1 as they are, for counts "
+        "and durations of which a few are many times the others.",
+    )
     event: str = Field(
         "", description="Event type column of the interactions: text or whole numbers. Empty: none. Instead of label."
     )
@@ -145,6 +150,8 @@ class Schema(Section):
                 f"time_format is {self.time_format!r}, expected a format such as '%d/%m/%Y %H:%M:%S.%f'; .%f is a fraction"
             )
         self._check_events()
+        if self.weight_scale != "linear" and not self.weight:
+            raise ValueError("weight_scale needs weight; name the weight column in schema.weight, or leave it out")
         if self.valid_from and not self.time:
             raise ValueError("valid_from needs time; name the time column of the interactions")
         if self.valid_from and self.time_unit == "order":

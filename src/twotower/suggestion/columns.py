@@ -11,10 +11,18 @@ from twotower.config.toml import TomlValue
 from twotower.errors import DataError
 from twotower.features.values import missing_count
 from twotower.suggestion import names
+from twotower.suggestion.ids_by_place import are_several, ids_by_place, too_few
 from twotower.suggestion.numbering import may_order, note_orders
-from twotower.suggestion.text_form import has_decimal_commas, looks_like_scale, looks_like_seconds, odd_times
-from twotower.suggestion.thresholds import threshold, why_threshold
-from twotower.suggestion.time_form import TimeForm, has_digits_of_dates, is_dated, refuse_orders, time_form
+from twotower.suggestion.text_form import (
+    has_decimal_commas,
+    has_spaced_numbers,
+    looks_like_scale,
+    looks_like_seconds,
+    odd_times,
+    words_among_numbers,
+)  # fmt: skip
+from twotower.suggestion.thresholds import threshold, why_log_scale, why_threshold
+from twotower.suggestion.time_form import TimeForm, is_dated, refuse_orders, time_form
 
 MAX_EVENT_TYPES = 20
 """Types of events up to which a column is one of event types."""
@@ -26,8 +34,6 @@ MIN_STEPS = 5
 """Steps from which numbers of a scale may be ratings whatever their name."""
 MIN_ROWS = 20
 """Rows from which that share, and a column that is constant for each item, tell anything."""
-MIN_IDS = 10
-"""Distinct values of ids without a name that says so, if there is one for 100 rows or more."""
 OUTCOMES = (
     {"0", "1"}, {"-1", "1"}, {"false", "true"}, {"no", "yes"}, {"n", "y"}, {"dislike", "like"}, {"disliked", "liked"},
     {"down", "up"}, {"negative", "positive"}, {"bad", "good"},
@@ -103,30 +109,31 @@ def _guess_ids(frame: pl.DataFrame, found: GuessedColumns, sides: Mapping[str, I
         elif named:
             named.sort(key=lambda name: (option == "item_id" and _is_distinct(frame[name]), *names.rank(name, option)))
             _put_first(found, option, named, dict.fromkeys(named, "by its name"), frame)
+    few = list[str]()
     if missing := [option for option in tests if option not in found.options]:
-        _put_ids_by_place(frame, found, missing)
+        few = _put_ids_by_place(frame, found, missing)
     if missing := [option for option in tests if not found.options.get(option)]:
+        why = f"; {told}" if (told := too_few(frame, few)) else ""
         raise DataError(
-            f"interactions: no column of {' and '.join(missing)} is found (columns: {', '.join(frame.columns[:12])}); name it: "
+            f"interactions: no column of {' and '.join(missing)} is found (columns: {', '.join(frame.columns[:12])}{why}); name it: "
             f"`overrides` {' '.join(f'schema.{option}=NAME' for option in missing)}"
         )
 
 
-def _put_ids_by_place(frame: pl.DataFrame, found: GuessedColumns, options: list[str]) -> None:
-    """Put the first columns of repeated values, and tell where others might be meant."""
-    ids = [name for name in frame.columns if name not in found.named and _is_id(frame[name])]
-    user = str(found.options.get("user_id", ids[0] if ids else ""))
-    places = [name for name in ids if names.names_place(name) and may_order(frame, user, name)]  # items if no other is
-    ids = [name for name in ids if name not in places] + places
-    for option, name in zip(options, ids, strict=False):
+def _put_ids_by_place(frame: pl.DataFrame, found: GuessedColumns, options: list[str]) -> list[str]:
+    """Put the first columns of repeated values, and tell where others might be meant. Return those of too few values."""
+    several = are_several(frame, found.named)
+    put, few = ids_by_place(frame, found.named, str(found.options.get("user_id", "")), options)
+    for option, name in put.items():
         found.put(option, name, "by its place: the first column of repeated values that is left")
-    if len(ids) >= len(options) and len(ids) > 1:
-        taken = " and ".join(f"'{name}' as the {option[:4]}" for option, name in zip(options, ids, strict=False))
+    if len(put) == len(options) and several:
+        taken = " and ".join(f"'{name}' as the {option[:4]}" for option, name in put.items())
         setting = " and ".join(f"schema.{option}=NAME" for option in options)
+        why = "; ".join(filter(None, ("by the place alone, because no name of a column tells it", too_few(frame, few))))
         found.remarks.append(
-            f"{taken}: by the place alone, because no name of a column tells it; {'overrides' if options[1:] else 'an override'} such as {setting} "
-            "would correct it"
+            f"{taken}: {why}; {'overrides' if options[1:] else 'an override'} such as {setting} would correct it"
         )
+    return few
 
 
 def _note_ids_of_none(frame: pl.DataFrame, found: GuessedColumns) -> None:
@@ -181,19 +188,6 @@ def _of_rows(frame: pl.DataFrame, found: GuessedColumns, option: str, columns: I
         else:
             left.append(name)
     return sorted(left, key=lambda name: names.rank(name, option))
-
-
-def _is_id(series: pl.Series) -> bool:
-    """Return True for whole numbers or text, without gaps, of several values, one of which stands twice."""
-    if not (series.dtype.is_integer() or series.dtype == pl.String) or series.null_count():
-        return False
-    if names.names_time(series.name) or names.names_label(series.name) or names.names_event(series.name):
-        return False
-    if series.dtype.is_integer() and looks_like_seconds(series):
-        return False
-    if is_dated(series) or has_digits_of_dates(series):
-        return False
-    return max(2, min(MIN_IDS, len(series) // 100)) <= series.n_unique() < len(series)
 
 
 def _guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
@@ -304,31 +298,17 @@ def _guess_label(frame: pl.DataFrame, found: GuessedColumns) -> None:
             continue
         if has_decimal_commas(frame[name]):
             found.notes.append(f"'{name}': numbers with decimal commas are text; write them with points for a label")
-        elif (odd := _words_among_numbers(frame[name])) is not None:
+        elif (odd := words_among_numbers(frame[name])) is not None:
             found.notes.append(
                 f"'{name}': {len(odd):,} of {frame.height:,} values are no numbers ({odd[0]!r}), so it is no label; give "
                 "numbers in their place, or drop the rows"
             )
-        elif _has_spaced_numbers(frame[name]):
+        elif has_spaced_numbers(frame[name]):
             found.notes.append(f"'{name}': numbers with spaces around them are text; remove the spaces for a label")
     if labels := _labels(frame, found, found.notes):
         _put_first(found, "label", labels, dict.fromkeys(labels, "by its name"), frame)
         series = frame[labels[0]]
         found.put("positive_above", threshold(series), why_threshold(series))
-
-
-def _words_among_numbers(series: pl.Series) -> pl.Series | None:
-    """Return the values that are no numbers in a column of text most of whose values are; None for another column."""
-    present = series.drop_nulls()
-    odd = present.filter(present.str.strip_chars().cast(pl.Float64, strict=False).is_null())
-    return odd if 0 < len(odd) < len(present) / 2 else None
-
-
-def _has_spaced_numbers(series: pl.Series) -> bool:
-    """Return True for a column of text of numbers, some with a space before or after."""
-    present = series.drop_nulls()
-    bare = present.str.strip_chars()
-    return bool((bare != present).any()) and not bare.cast(pl.Float64, strict=False).null_count()
 
 
 def _labels(frame: pl.DataFrame, found: GuessedColumns, notes: list[str]) -> list[str]:
@@ -391,10 +371,16 @@ def _is_number(series: pl.Series) -> bool:
 
 
 def _guess_weight(frame: pl.DataFrame, found: GuessedColumns) -> None:
-    if "weight" in found.options:
-        return
-    for name in _free(frame, found, names.names_weight):
-        series = frame[name]
-        if series.dtype.is_numeric() and not missing_count(series) and float(series.min() or 0) >= 0:  # type: ignore[arg-type]
+    if "weight" not in found.options:
+        usable = (name for name in _free(frame, found, names.names_weight) if _may_weigh(frame[name]))
+        if name := next(usable, ""):
             found.put("weight", name, "by its name")
-            return
+    weight = str(found.options.get("weight", ""))
+    is_open = weight in frame.columns and "weight_scale" not in found.options
+    if is_open and _may_weigh(frame[weight]) and (why := why_log_scale(frame[weight])):
+        found.put("weight_scale", "log", why)
+
+
+def _may_weigh(series: pl.Series) -> bool:
+    """Return True for numbers without gaps, none below 0."""
+    return series.dtype.is_numeric() and not missing_count(series) and float(series.min() or 0) >= 0  # type: ignore[arg-type]

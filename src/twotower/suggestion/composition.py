@@ -22,10 +22,16 @@ MIN_ROWS_OF_SPLIT = 6
 
 
 def compose(
-    rule: RecipeRule, guess: Guess, shape: Shape, data: Mapping[str, TomlValue] | None, ordered: bool | None = None
+    rule: RecipeRule,
+    guess: Guess,
+    shape: Shape,
+    data: Mapping[str, TomlValue] | None,
+    ordered: bool | None = None,
+    keeps_label: bool = False,
 ) -> tuple[Settings, dict[str, str]]:
     """Return the settings of a recipe for tables, and comments by dotted key. `data` is the section that names the tables.
-    `ordered` tells whether given parts follow one another in time; None: a rule splits."""
+    `ordered` tells whether given parts follow one another in time; None: a rule splits.
+    `keeps_label` is True if the label is read whatever the recipe."""
     source = read_recipe(rule.recipe)
     own, config = parse_config(source, f"recipe {rule.recipe}")
     schema, comments = guess.schema, {f"schema.{key}": why for key, why in guess.columns.why.items()}
@@ -33,7 +39,7 @@ def compose(
     tops = shape.label_values <= 2 and not config.loss.pointwise
     all_taken = by_users or tops or not (own or Schema()).has_negatives
     all_taken |= shape.no_rating is not None and not config.loss.pointwise
-    if shape.is_scale and all_taken:  # a scale rates what users took
+    if shape.is_scale and all_taken and not keeps_label:  # a scale rates what users took
         schema = {key: value for key, value in schema.items() if key not in ("label", "positive_above")}
     columns = guess.features
     if shape.query == schema["user_id"]:  # what was searched for stands for the user

@@ -21,7 +21,7 @@ MIN_REPEATS = 0.1
 MIN_KNOWN = 0.8
 """Share of the ids of the interactions that a column of another name must hold to be the ids of a table."""
 COLUMNS = (
-    "user_id", "item_id", "time", "time_unit", "time_format", "label", "positive_above", "weight", "event", "events"
+    "user_id", "item_id", "time", "time_unit", "time_format", "label", "positive_above", "weight", "weight_scale", "event", "events"
 )  # fmt: skip
 """Options of the schema that the columns of the interactions decide."""
 

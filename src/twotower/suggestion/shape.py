@@ -98,10 +98,14 @@ class Shape:
 
 
 def measure_shape(
-    tables: Tables, schema: Schema, sides: Mapping[SideName, SideFeatures], shared_time: bool = True
+    tables: Tables,
+    schema: Schema,
+    sides: Mapping[SideName, SideFeatures],
+    shared_time: bool = True,
+    may_be_unrated: bool = True,
 ) -> Shape:
     """Return the shape of checked tables with the features of their sides by "user" and "item". `shared_time` is False if times
-    order the items of one user alone."""
+    order the items of one user alone, `may_be_unrated` if no label stands for no rating, whatever their rows."""
     actions = tables.interactions
     users = actions[schema.user_id].rank("dense").to_numpy().astype(np.int64) - 1
     items = np.unique(actions[schema.item_id].to_numpy(), return_inverse=True)[1].astype(np.int64)
@@ -112,7 +116,7 @@ def measure_shape(
     density = pairs / (n_users * n_items)
     is_dense = density >= DENSE and pairs >= 2 * max(n_users, n_items)
     least = float(actions[schema.label].min()) if schema.label else 0.0  # type: ignore[arg-type]
-    unrated = no_rating(actions[schema.label]) if schema.label else None
+    unrated = no_rating(actions[schema.label]) if schema.label and may_be_unrated else None
     is_scale = (label_values > 2 or least >= MIN_TOP) and (least >= 0 or unrated is not None) and not is_dense
     taken = positive | is_scale
     lengths = np.bincount(users[taken])

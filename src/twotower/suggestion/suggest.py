@@ -66,18 +66,18 @@ def suggest(
     found = find_tables(interactions, users, items, folder, _form(given))
     options = _section(given, "schema")
     guess = guess_meaning(found, options)
-    other = {k: v for k, v in options.items() if k not in (*COLUMNS, "features")}
-    schema, tables, shape = _measured(found, guess, other, folder)
+    keeps_label = "positive_above" in options or bool(options.get("label"))
+    schema, tables, shape = _measured(found, guess, options, folder)
     if guess.columns.is_numbered and not (
         shape.order and shape.order.exists
     ):  # numbers of what else, such as places of ads
         guess = guess_meaning(found, {**options, "time": ""})
-        schema, tables, shape = _measured(found, guess, other, folder)
+        schema, tables, shape = _measured(found, guess, options, folder)
     ordered = found.has_parts and parts_follow(tables.interactions, schema)
     rule = next((rule for rule in RULES if rule.recipe == recipe), None) or choose(shape)
     if lack := rule.lacks(shape):
         raise ConfigError(f"recipe '{rule.recipe}' needs {lack}; these tables have none")
-    settings, comments = compose(rule, guess, shape, found.section, ordered if found.has_parts else None)
+    settings, comments = compose(rule, guess, shape, found.section, ordered if found.has_parts else None, keeps_label)
     composed, settings = settings, dict(override_settings(settings, overrides))
     comments = {path: said for path, said in comments.items() if _at(settings, path) == _at(composed, path)}
     reasons = _reasons(rule, shape, guess, found, _section(settings, "schema"), bool(recipe))
@@ -88,13 +88,20 @@ def suggest(
 
 
 def _measured(
-    found: FoundTables, guess: Guess, other: Mapping[str, TomlValue], folder: Path
+    found: FoundTables, guess: Guess, options: Mapping[str, TomlValue], folder: Path
 ) -> tuple[Schema, Tables, Shape]:
-    """Return the schema of a guess with `other` options, the checked tables and their shape."""
+    """Return the schema of a guess with the other `options` that are given, the checked tables and their shape."""
+    other = {k: v for k, v in options.items() if k not in (*COLUMNS, "features")}
     schema = parse_config({"schema": {**guess.schema, **other}})[0] or Schema()
     tables = _checked(found, schema, folder)
     of_user = found.layout != "rows" or numbers_rows(found.interactions, schema.user_id, schema.time)
-    return schema, tables, measure_shape(tables, schema, guess.sides, shared_time=not of_user)
+    return (
+        schema,
+        tables,
+        measure_shape(
+            tables, schema, guess.sides, shared_time=not of_user, may_be_unrated="positive_above" not in options
+        ),
+    )
 
 
 def _is_guessed(override: str) -> bool:
@@ -167,9 +174,13 @@ def _reasons(
             f"The label '{options['label']}' is not read: a row says what a user took. The recipe ranking reads it."
         )
     if shape.no_rating is not None:
+        rows = (
+            "its rows are no positives here; leave them out"
+            if schema.get("label")
+            else "its rows are taken like any other; leave them out to learn from ratings alone, or set schema.positive_above if they are refusals"
+        )
         lines.append(
-            f"Look at the label '{options['label']}': {shape.no_rating:g} has many more rows than the lowest rating and stands for no rating, "
-            "so its rows tell what users took, not what they refused; leave them out to learn from ratings alone."
+            f"Look at the label '{options['label']}': {shape.no_rating:g} has many more rows than the lowest rating and seems to stand for no rating, so {rows}."
         )
     features = schema.get("features")
     listed = features if isinstance(features, list) else []

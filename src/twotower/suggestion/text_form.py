@@ -147,3 +147,17 @@ def odd_times(series: pl.Series) -> int:
     counts = (int((~values.is_between(first / per, last / per)).sum()) for per in (1_000_000, 1_000, 1))
     fewest = min(counts)
     return fewest if fewest * 2 < len(values) else 0
+
+
+def words_among_numbers(series: pl.Series) -> pl.Series | None:
+    """Return the values that are no numbers in a column of text most of whose values are; None for another column."""
+    present = series.drop_nulls()
+    odd = present.filter(present.str.strip_chars().cast(pl.Float64, strict=False).is_null())
+    return odd if 0 < len(odd) < len(present) / 2 else None
+
+
+def has_spaced_numbers(series: pl.Series) -> bool:
+    """Return True for a column of text of numbers, some with a space before or after."""
+    present = series.drop_nulls()
+    bare = present.str.strip_chars()
+    return bool((bare != present).any()) and not bare.cast(pl.Float64, strict=False).null_count()

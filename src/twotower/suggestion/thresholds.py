@@ -1,4 +1,4 @@
-"""Labels: their thresholds by their values, what stands for no rating, and the columns of numbers that may be one."""
+"""Labels: their thresholds by their values, what stands for no rating, and the columns of numbers that may be one; scales of weights."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import polars as pl
 
 MAX_STEPS = 20
 """Distinct values up to which labels are steps of a scale, which has a middle."""
-MIN_RATINGS = 4
+MIN_RATINGS = 5
 """Distinct labels above 0 from which a lower one may stand for no rating."""
 MIN_APART = 4
 """Multiple of the rows of the lowest rating that a label for no rating has at least."""
+MIN_UNRATED = 0.05
+"""Share of the rows that such a label has at least."""
+MIN_TAIL = 10
+"""Multiple of the median that a hundredth of the weights exceeds, from which they are read on the log scale."""
 
 
 def threshold(series: pl.Series) -> float:
@@ -57,15 +61,29 @@ def why_threshold(series: pl.Series) -> str:
 def no_rating(series: pl.Series) -> float | None:
     """Return the label that stands for no rating, such as 0 or -1 beside ratings of 1 to 10; None without.
 
-    It is the only one that is not above 0, has many more rows than the lowest rating, which has fewer than the mean of the
-    ratings, and, if it is 0, which may also be the lowest rating, more rows than any rating."""
-    counts = _numbers(series).value_counts(name="rows").sort(series.name)
-    labels, rows = counts[series.name].to_list(), counts["rows"].to_list()
+    It is the only one that is not above 0, and has many more rows than the lowest rating, which has fewer than the mean of the
+    ratings. A 0, which may also be the lowest rating or a grade, has more rows than all ratings together."""
+    counts = _numbers(series).alias("label").value_counts(name="rows").sort("label")
+    labels, rows = counts["label"].to_list(), counts["rows"].to_list()
     if not MIN_RATINGS < len(labels) <= MAX_STEPS + 1 or not labels[0] <= 0 < labels[1]:
         return None
-    own, lowest, most, mean = rows[0], rows[1], max(rows[1:]), sum(rows[1:]) / len(rows[1:])
-    is_apart = own >= MIN_APART * lowest and lowest < mean and (labels[0] < 0 or own > most)
-    return float(labels[0]) if is_apart else None
+    own, lowest, rated = rows[0], rows[1], sum(rows[1:])
+    is_apart = own >= MIN_APART * lowest and own >= MIN_UNRATED * (own + rated) and lowest < rated / len(rows[1:])
+    return float(labels[0]) + 0.0 if is_apart and (labels[0] < 0 or own > rated) else None
+
+
+def why_log_scale(series: pl.Series) -> str:
+    """Return why weights are read on the log scale: few are many times the others. Empty: they are not."""
+    weights = _numbers(series)
+    weights = weights.filter(weights > 0)
+    if weights.is_empty():
+        return ""
+    times = float(weights.quantile(0.99)) / float(weights.median())  # type: ignore[arg-type]
+    return (
+        f"a hundredth of its values exceeds {times:.3g} times their median (threshold {MIN_TAIL})"
+        if times >= MIN_TAIL
+        else ""
+    )
 
 
 def may_be_labels(frame: pl.DataFrame, named: Iterable[str], keys: Iterable[str]) -> list[str]:

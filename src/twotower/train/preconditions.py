@@ -114,7 +114,7 @@ def _check_scale(dataset: Dataset) -> None:
     if not MEAN_WEIGHTS[0] <= mean <= MEAN_WEIGHTS[1]:
         log.warning(
             f"the mean weight of the training targets is {mean:.3g}, and a weight is a number of rows beside the other candidates; "
-            "scale schema.weight and schema.events so that it is near 1"
+            "scale schema.weight and schema.events so that it is near 1, or set schema.weight_scale = 'log'"
         )
 
 

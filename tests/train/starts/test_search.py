@@ -8,7 +8,7 @@ import pytest
 
 from twotower.evaluation.config import EvaluationConfig
 from twotower.train.starts import Ials, Start
-from twotower.train.starts.search import MAX_SCORES, best_weight, evaluation_of_search, search
+from twotower.train.starts.search import MAX_SCORES, MIN_USERS, best_weight, evaluation_of_search, search
 
 GIVEN = Ials(unobserved=(0.03, 0.3), regularization=(0.004, 0.032))
 
@@ -67,7 +67,12 @@ def test_values_that_cannot_be_solved_end_the_search() -> None:
 
 @pytest.mark.parametrize(
     ("own", "n_items", "users"),
-    [(0, 1000, MAX_SCORES // 1000), (50, 1000, 50), (0, 2 * MAX_SCORES, 1), (10**7, 10**6, MAX_SCORES // 10**6)],
+    [
+        (0, 1000, MAX_SCORES // 1000),
+        (50, 1000, 50),
+        (0, 2 * MAX_SCORES, MIN_USERS),
+        (10**7, 10**6, MAX_SCORES // 10**6),
+    ],
 )
 def test_a_comparison_has_a_bounded_number_of_scores(own: int, n_items: int, users: int) -> None:
     config = EvaluationConfig(max_users=own, k=(7,))

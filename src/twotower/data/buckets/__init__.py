@@ -60,6 +60,8 @@ class LogColumns(BaseModel):
     """Label above which an interaction is positive."""
     weight: str = ""
     """Column of the weights; empty: none."""
+    weight_scale: str = "linear"
+    """Reading of the weights; those of the buckets are on it."""
     event: str = ""
     """Column of the event types; empty: none."""
     events: dict[str, EventRule] = {}

@@ -16,11 +16,13 @@ CLOSE = 0.01
 """Share of the best score within which another one is as good, as far as a validation part can tell."""
 MAX_SCORES = 2_000_000_000
 """Scores of users and items of one comparison, some 15 seconds of a processor core for vectors of 128 numbers."""
+MIN_USERS = 1000
+"""Users of a comparison at least, whatever the scores."""
 
 
 def evaluation_of_search(config: EvaluationConfig, n_items: int) -> EvaluationConfig:
-    """Return how values are compared: as in a training, with no more users than MAX_SCORES has for all items."""
-    fits = max(1, MAX_SCORES // n_items)
+    """Return how values are compared: as in a training, with no more users, drawn once, than MAX_SCORES has for all items."""
+    fits = max(MIN_USERS, MAX_SCORES // n_items)
     return config.model_copy(update={"max_users": min(config.max_users or fits, fits)})
 
 

@@ -1,0 +1,54 @@
+"""Ids that no name of a column tells: the first columns of repeated values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import polars as pl
+
+from twotower.suggestion import names
+from twotower.suggestion.numbering import may_order
+from twotower.suggestion.text_form import looks_like_seconds
+from twotower.suggestion.time_form import has_digits_of_dates, is_dated
+
+MIN_IDS = 10
+"""Distinct values of such ids, if there is one for 100 rows or more."""
+
+
+def ids_by_place(
+    frame: pl.DataFrame, named: Iterable[str], user: str, options: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Return a column for each option of ids, as far as there are columns that have no meaning yet, and the columns of too few values before
+    them. `user` is the column of the users, empty for the first one found."""
+    known = {*named}
+    ids = [name for name in frame.columns if name not in known and _may_be_ids(frame[name])]
+    few = [name for name in ids if frame[name].n_unique() < min(MIN_IDS, frame.height // 100)]
+    many = [name for name in ids if name not in few]
+    user = user or next(iter(many), "")
+    places = [name for name in many if names.names_place(name) and may_order(frame, user, name)]  # items if no other is
+    return dict(zip(options, [*(name for name in many if name not in places), *places], strict=False)), few
+
+
+def are_several(frame: pl.DataFrame, named: Iterable[str]) -> bool:
+    """Return True if several columns that have no meaning yet may be ids."""
+    known = {*named}
+    return sum(name not in known and _may_be_ids(frame[name]) for name in frame.columns) > 1
+
+
+def too_few(frame: pl.DataFrame, few: Iterable[str]) -> str:
+    """Return why columns are no ids; empty without one."""
+    told = ", ".join(f"'{name}' has {frame[name].n_unique()} values" for name in few)
+    return f"{told}, too few for ids that no name tells" if told else ""
+
+
+def _may_be_ids(series: pl.Series) -> bool:
+    """Return True for whole numbers or text, without gaps, of several values, one of which stands twice."""
+    if not (series.dtype.is_integer() or series.dtype == pl.String) or series.null_count():
+        return False
+    if names.names_time(series.name) or names.names_label(series.name) or names.names_event(series.name):
+        return False
+    if series.dtype.is_integer() and looks_like_seconds(series):
+        return False
+    if is_dated(series) or has_digits_of_dates(series):
+        return False
+    return 2 <= series.n_unique() < len(series)

@@ -1,0 +1,40 @@
+"""Ids that no name of a column tells."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from twotower.errors import DataError
+from twotower.suggestion.columns import guess_columns
+from twotower.suggestion.ids_by_place import are_several, ids_by_place, too_few
+
+FRAME = pl.DataFrame(
+    {"a": [i % 3 for i in range(1000)], "b": [i % 10 for i in range(1000)], "c": ["x", "y"] * 500, "d": [0.5] * 1000}
+)
+
+
+def test_the_first_columns_of_enough_values_are_ids() -> None:
+    assert ids_by_place(FRAME, (), "", ["user_id", "item_id"]) == ({"user_id": "b"}, ["a", "c"])
+    assert ids_by_place(FRAME.head(299), (), "", ["user_id", "item_id"]) == ({"user_id": "a", "item_id": "b"}, [])
+    assert ids_by_place(FRAME, ("b",), "b", ["item_id"]) == ({}, ["a", "c"])
+    assert are_several(FRAME, ())
+    assert not are_several(FRAME, ("a", "b"))
+    assert too_few(FRAME, ["a", "c"]) == "'a' has 3 values, 'c' has 2 values, too few for ids that no name tells"
+    assert too_few(FRAME, []) == ""
+
+
+@pytest.mark.parametrize(("slots", "rows", "fits"), [(3, 1000, False), (9, 1000, False), (10, 1000, True), (3, 300, True), (3, 399, True), (3, 400, False)])  # fmt: skip
+def test_few_values_are_no_ids_of_a_long_log(slots: int, rows: int, fits: bool) -> None:
+    shown = pl.DataFrame({"slot": [i % slots for i in range(rows)], "item_id": [f"i{i % 37}" for i in range(rows)]})
+    if fits:
+        assert guess_columns(shown, {}, {}).options["user_id"] == "slot"
+    else:
+        told = rf"no column of user_id is found .*; 'slot' has {slots} values, too few for ids that no name tells\); name it"
+        with pytest.raises(DataError, match=told):
+            guess_columns(shown, {}, {})
+        with_city = guess_columns(shown.with_columns(city=pl.Series([f"c{i % 41}" for i in range(rows)])), {}, {})
+        assert with_city.options["user_id"] == "city"
+        (remark,) = with_city.remarks
+        assert f"tells it; 'slot' has {slots} values, too few for ids that no name tells; an override" in remark
+    assert guess_columns(shown, {"user_id": "slot"}, {}).options["item_id"] == "item_id"
