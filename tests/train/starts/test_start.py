@@ -28,7 +28,8 @@ from twotower.data.splits import TRAIN, VALIDATION
 from twotower.data.tables import check
 from twotower.diagnostics import diagnose
 from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
-from twotower.evaluation.factors import Factors
+from twotower.evaluation.config import EvaluationConfig
+from twotower.evaluation.factors import Factors, Scorer
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
@@ -41,6 +42,7 @@ from twotower.retrieval.retriever import Retriever
 from twotower.train.factors import factors_before
 from twotower.train.starts import STARTS, Ials, PairValues, Start, TransitionFactors
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
+from twotower.train.starts.search import evaluation_of_search
 from twotower.train.starts.slit import decayed_products
 from twotower.train.trainer import Trainer
 
@@ -321,6 +323,28 @@ def popular_log() -> Dataset:
     log = pl.DataFrame({"user_id": np.repeat(np.arange(150), 4), "item_id": items.ravel(), "part": parts.ravel()})
     schema = world("ials").schema
     return build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="column", column="part"))
+
+
+class Asked(Trainer):
+    """A trainer that notes how its vectors are evaluated."""
+
+    asked: list[EvaluationConfig | None]
+
+    def _validation_metrics(self, scorer: Scorer, config: EvaluationConfig | None = None) -> dict[str, float]:
+        self.asked.append(config)
+        return super()._validation_metrics(scorer, config)
+
+
+def test_values_are_compared_by_a_bounded_number_of_scores_and_the_chosen_by_all() -> None:
+    data = popular_log()
+    trainer = Asked(data, of_popularity([0.0, 1.0]))
+    trainer.asked = []
+    trainer.run()
+    *searched, chosen = trainer.asked
+    bounded = evaluation_of_search(trainer.recipe.evaluation, len(data.items))
+    assert (searched, chosen) == ([bounded] * len(searched), None)
+    assert len(searched) >= 2
+    assert bounded.max_users > 0 == trainer.recipe.evaluation.max_users
 
 
 def test_where_popularity_tells_more_it_is_chosen_and_its_weights_share_a_solution(
