@@ -8,6 +8,7 @@ from torch import Tensor
 
 from twotower.errors import ConfigError
 from twotower.features.pooling_spec import PoolingSpec
+from twotower.model.inputs.bag import Bag
 from twotower.model.inputs.padded import Padded
 from twotower.model.pooling import resolve
 from twotower.model.pooling.ridge import Ridge, RidgeLayer
@@ -63,6 +64,25 @@ def test_users_in_several_passes_get_the_vectors_of_one() -> None:
     expected = layer(table(), Padded(CODES))
     layer.max_numbers = WIDTH
     torch.testing.assert_close(layer(table(), Padded(CODES)), expected)
+
+
+def test_bags_are_padded_part_by_part_and_give_what_padded_rows_give() -> None:
+    class Bare(Bag):
+        def padded(self) -> Padded:
+            raise AssertionError("one long row pads all others")
+
+    torch.manual_seed(1)
+    lengths = torch.tensor([3, 0, 1, 40, 2, 0, 7, 0])
+    offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    values, none = torch.randint(0, 9, (int(lengths.sum()),)).int(), torch.zeros(0, dtype=torch.int32)
+    table, layer = torch.randn(9, 4, requires_grad=True), RidgeLayer(4, Ridge())
+    expected = layer.pool_padded(table, Bag(values, offsets, none, none).padded())
+    (of_padded,) = torch.autograd.grad(expected.square().sum(), table)
+    for layer.max_numbers in (1, 4 * 12, 2**23):
+        found = layer(table, Bare(values, offsets, none, none))
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad(found.square().sum(), table)[0], of_padded)
+    assert not layer(table, Bag(none, torch.zeros(4, dtype=torch.int32), none, none)).any()
 
 
 def test_bf16_products_of_other_layers_leave_the_solution_in_fp32() -> None:

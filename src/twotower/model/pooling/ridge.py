@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -10,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from twotower.arrays.types import F32, Bool, Float, Shaped
+from twotower.model.inputs.bag import Bag
 from twotower.model.inputs.padded import Padded
 from twotower.model.layers import gather
 from twotower.model.pooling.pooling import Pooling, PoolingLayer, lower_known
@@ -74,14 +76,31 @@ class RidgeLayer(PoolingLayer):
             return found
 
     def pool_padded(self, table: Float[Tensor, "rows E"], padded: Padded) -> Float[Tensor, "U E"]:
-        lengths = (padded.codes >= 0).sum(1)
-        order = torch.argsort(lengths, stable=True)  # rows of similar length together
+        return self._pool_parts(table, (padded.codes >= 0).sum(1), lambda rows, longest: padded.codes[rows, :longest])
+
+    def pool_bag(self, table: Float[Tensor, "rows E"], bag: Bag) -> Float[Tensor, "U E"]:
+        if not len(bag.values):
+            return self.pool_padded(table, bag.padded())
+
+        def codes(rows: Shaped[Tensor, "u"], longest: int) -> Shaped[Tensor, "u T"]:
+            place = torch.arange(longest, device=rows.device)
+            known = place < bag.lengths[rows, None]
+            return bag.values[(bag.offsets[rows, None] + place).where(known, 0)].long().where(known, -1)
+
+        return self._pool_parts(table, bag.lengths, codes)
+
+    def _pool_parts(
+        self, table: Float[Tensor, "rows E"], lengths: Shaped[Tensor, "U"],
+        codes_of: Callable[[Shaped[Tensor, "u"], int], Shaped[Tensor, "u T"]],
+    ) -> Float[Tensor, "U E"]:  # fmt: skip
+        """Pool rows of these lengths, those of similar length together; `codes_of` pads some of them to their longest."""
+        order = torch.argsort(lengths, stable=True)
         parts, start, sizes = [table.new_zeros(0, self.width)], 0, lengths[order].clamp(min=1).tolist()
         while start < len(sizes):
             stop = start + 1
             while stop < len(sizes) and (stop + 1 - start) * sizes[stop] * self.width <= self.max_numbers:
                 stop += 1
-            codes = padded.codes[order[start:stop], : sizes[stop - 1]]
+            codes = codes_of(order[start:stop], sizes[stop - 1])
             parts.append(self.pool(gather(table, codes.clamp(min=0)), codes >= 0))
             start = stop
         return torch.cat(parts).index_select(0, torch.argsort(order))
