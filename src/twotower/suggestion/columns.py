@@ -20,7 +20,7 @@ from twotower.suggestion.text_form import (
     looks_like_seconds,
     odd_times,
     words_among_numbers,
-)  # fmt: skip
+)
 from twotower.suggestion.thresholds import threshold, why_log_scale, why_threshold
 from twotower.suggestion.time_form import TimeForm, is_dated, refuse_orders, time_form
 
