@@ -209,6 +209,23 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def start_in(file: str, code: str) -> Process:
+    """Start code that knows the names of a test's file, in a process without threads."""
+    load("hypothesis", "pytest")
+    here = Path(file)
+    folders = [str(here.parent), str(Path(__file__).parent)]
+    imports = f"import sys; sys.path[:0] = {folders}; from {here.stem} import *"
+    return start("-c", f"{imports}\n{code}", stdin=PIPE, stdout=PIPE)
+
+
+def number_told(file: str, code: str, timeout: float = 120) -> int:
+    """The number that such code prints."""
+    with start_in(file, code) as process:
+        out, _ = process.communicate(timeout)
+    assert process.returncode == 0
+    return int(out)
+
+
 def start_ranks(n: int, *arguments: Any, env: Mapping[str, str] | None = None, **more: Any) -> list[Process]:
     """Start `n` ranks of one job on this machine, with the environment that torchrun gives them."""
     port = _free_port()

@@ -227,40 +227,27 @@ def plan_of(**changes: Any) -> dict[str, Any]:
     return plan | {"table": [["a.parquet", 9, 1, 6]]} | changes
 
 
-def fork(act: Callable[[], Any]) -> int:
-    if (pid := os.fork()) == 0:
-        code = 1
-        try:
-            act()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
-
-
-@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.system)])
-def test_a_kill_between_any_two_steps_leaves_shards_that_are_whole_or_not_there(stride: int, tmp_path: Path) -> None:
-    make(tmp_path / "whole", plan_of())
-    point, status = 0, 1
-    while status:
+def kill_everywhere(folder: str, stride: int) -> None:
+    made_whole, point, done = Path(folder) / "whole", 0, False
+    make(made_whole, plan_of())
+    while not done:
         point += stride
-        out = tmp_path / str(point)
-
-        def act(out: Path = out, point: int = point) -> None:
-            kill_points.install(str(point))
-            make(out, plan_of())
-
-        status = os.waitpid(fork(act), 0)[1]
-        assert status in (0, signal.SIGKILL)
+        out = Path(folder) / str(point)
+        done, _ = kill_points.in_a_fork(partial(make, out, plan_of()), point)
         before = state(out)
         finished = {n for p in (out / "work").glob("done-*.json") for n in json.loads(p.read_text())["files"][0][:1]}
         made = make(out, plan_of())
         assert len(made) == 3 - len(finished)
         assert {n: state(out)[n] for n in finished} == {n: before[n] for n in finished}
         assert not [p for p in (*out.iterdir(), *(out / "work").iterdir()) if p.name.endswith(".tmp")]
-        assert (out / "embedding.json").read_bytes() == (tmp_path / "whole" / "embedding.json").read_bytes()
+        assert (out / "embedding.json").read_bytes() == (made_whole / "embedding.json").read_bytes()
         assert EmbeddingsFolder(out).width == 3
-    assert point > 20
+    print(point)
+
+
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.system)])
+def test_a_kill_between_any_two_steps_leaves_shards_that_are_whole_or_not_there(stride: int, tmp_path: Path) -> None:
+    assert preloaded.number_told(__file__, f"kill_everywhere({str(tmp_path)!r}, {stride})") > 20
 
 
 def test_a_folder_into_which_another_call_writes_is_refused(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:

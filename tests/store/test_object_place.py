@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import kill_points
 import preloaded
@@ -184,33 +180,6 @@ def test_a_cache_that_cannot_be_written_says_where_to_put_it(store: Store, tmp_p
 # ---- A1: killed ---------------------------------------------------------------------------------------------------
 
 
-def in_a_fork(act: Callable[[], Any], point: int | str | None = None, after: float | None = None) -> Any:
-    """Run `act` in a fork, which alone may use the object store; return what it returns, or None if it was killed at a point or
-    after a time."""
-    ends = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        if point is not None:
-            kill_points.install(str(point))
-        try:
-            os.write(ends[1], json.dumps([act()]).encode())
-            os._exit(0)
-        finally:
-            os._exit(1)
-    os.close(ends[1])
-    if after is not None:
-        time.sleep(after)
-        os.kill(pid, signal.SIGKILL)
-    with os.fdopen(ends[0], "rb") as f:
-        told = f.read()
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return None
-    assert status == 0
-    return json.loads(told)[0]
-
-
 def look(url: str, cache: Path) -> tuple[str, str]:
     """The current bundle and its tag, read by a machine that has nothing yet."""
     bundle = opened(url, cache).current()
@@ -234,17 +203,17 @@ def kill_publish(url: str, folder: str, address: str, count: int, points: list[s
     """Kill publishers at points by name, or with none at each point by number until one comes to its end."""
     server = ObjectServer.at(address)
     cache, new, n, done = Path(folder), 0, 0, False
-    before = in_a_fork(partial(publish_one, url, cache / "mine", "tag0", count))
+    _, before = kill_points.in_a_fork(partial(publish_one, url, cache / "mine", "tag0", count))
     while not done and (not points or n < len(points)):
         point = points[n] if points else n + 1
         n += 1
         tag = f"tag{n}"
-        done = in_a_fork(partial(publish_one, url, cache / "mine", tag, count), point) is not None
-        name, found = in_a_fork(partial(look, url, cache / f"reader{n}"))
+        done, _ = kill_points.in_a_fork(partial(publish_one, url, cache / "mine", tag, count), point)
+        _, (name, found) = kill_points.in_a_fork(partial(look, url, cache / f"reader{n}"))
         assert (name == before) == (found != tag), (point, found)
         new += name != before
         server.age_leases()
-        assert in_a_fork(lambda: settle(url, cache / "mine")) <= 3
+        assert kill_points.in_a_fork(lambda: settle(url, cache / "mine"))[1] <= 3
         before = name
     assert new >= 1
     print(n)
@@ -252,7 +221,7 @@ def kill_publish(url: str, folder: str, address: str, count: int, points: list[s
 
 def kill_at_random(url: str, folder: str, address: str, kills: int) -> None:
     server, cache, draw = ObjectServer.at(address), Path(folder), random.Random(0)
-    in_a_fork(lambda: [opened(url, cache / "mine").publish(content("tag")).id for _ in range(2)])
+    kill_points.in_a_fork(lambda: [opened(url, cache / "mine").publish(content("tag")).id for _ in range(2)])
 
     def life() -> None:
         store = opened(url, cache / "mine")
@@ -263,16 +232,16 @@ def kill_at_random(url: str, folder: str, address: str, kills: int) -> None:
             store.gc()
 
     for n in range(kills):
-        assert in_a_fork(life, after=draw.uniform(0.02, 0.8)) is None
-        assert in_a_fork(partial(look, url, cache / f"reader{n % 3}"))[1] == "tag"
+        assert kill_points.in_a_fork(life, after=draw.uniform(0.02, 0.8)) == (False, None)
+        assert kill_points.in_a_fork(partial(look, url, cache / f"reader{n % 3}"))[1][1] == "tag"
         server.age_leases()
-        in_a_fork(lambda: settle(url, cache / "mine"))
+        kill_points.in_a_fork(lambda: settle(url, cache / "mine"))
     print(kills)
 
 
 def kill_changes(url: str, folder: str, address: str, points: list[str]) -> None:
     server, cache = ObjectServer.at(address), Path(folder)
-    in_a_fork(lambda: opened(url, cache / "mine").publish(content("a")).id)
+    kill_points.in_a_fork(lambda: opened(url, cache / "mine").publish(content("a")).id)
 
     def change() -> None:
         store = opened(url, cache / "mine")
@@ -280,23 +249,12 @@ def kill_changes(url: str, folder: str, address: str, points: list[str]) -> None
         store.gc()
 
     for point in points:
-        in_a_fork(lambda: [opened(url, cache / "mine").publish(content(tag, count=1)).id for tag in "bcd"])
-        assert in_a_fork(change, point) is None, point
-        assert in_a_fork(lambda: look(url, cache / "reader"))[1] in "bcd"
+        kill_points.in_a_fork(lambda: [opened(url, cache / "mine").publish(content(tag, count=1)).id for tag in "bcd"])
+        assert kill_points.in_a_fork(change, point) == (False, None), point
+        assert kill_points.in_a_fork(lambda: look(url, cache / "reader"))[1][1] in "bcd"
         server.age_leases()
-        in_a_fork(lambda: settle(url, cache / "mine"))
+        kill_points.in_a_fork(lambda: settle(url, cache / "mine"))
     print(len(points))
-
-
-def told_by(call: str) -> int:
-    """What a child that has never used an object store prints after a call of this module."""
-    preloaded.load("hypothesis", "pytest")
-    here = Path(__file__).parent
-    start = f"import sys; sys.path[:0] = [{str(here)!r}, {str(here.parent)!r}]; from test_object_place import *\n{call}"
-    process = preloaded.start("-c", start, stdin=preloaded.PIPE, stdout=preloaded.PIPE)
-    out, _ = process.communicate(timeout=3000)
-    assert process.returncode == 0
-    return int(out)
 
 
 ALL = ["store.locked", "test.half", "cache.renamed", "bucket.held", "bucket.file", "bucket.manifest", "bucket.current"]
@@ -306,21 +264,28 @@ ALL = ["store.locked", "test.half", "cache.renamed", "bucket.held", "bucket.file
 def test_fault_A1_a_publisher_killed_at_any_step_leaves_the_old_or_the_new(
     points: list[str], url: str, tmp_path: Path, s3: ObjectServer
 ) -> None:
-    assert told_by(f"kill_publish({url!r}, {str(tmp_path)!r}, {s3.address!r}, 3, {points!r})") == len(points)
+    assert preloaded.number_told(
+        __file__, f"kill_publish({url!r}, {str(tmp_path)!r}, {s3.address!r}, 3, {points!r})", 3000
+    ) == len(points)
 
 
 @pytest.mark.system
 def test_fault_A1_kill_at_200_points_of_publish_leaves_the_old_or_the_new(
     url: str, tmp_path: Path, s3: ObjectServer
 ) -> None:
-    assert told_by(f"kill_publish({url!r}, {str(tmp_path)!r}, {s3.address!r}, 48, [])") >= 200
+    assert (
+        preloaded.number_told(__file__, f"kill_publish({url!r}, {str(tmp_path)!r}, {s3.address!r}, 48, [])", 3000)
+        >= 200
+    )
 
 
 @pytest.mark.system
 def test_fault_A1_kill_at_random_times_leaves_a_whole_store_in_the_bucket(
     url: str, tmp_path: Path, s3: ObjectServer
 ) -> None:
-    assert told_by(f"kill_at_random({url!r}, {str(tmp_path)!r}, {s3.address!r}, 40)") == 40
+    assert (
+        preloaded.number_told(__file__, f"kill_at_random({url!r}, {str(tmp_path)!r}, {s3.address!r}, 40)", 3000) == 40
+    )
 
 
 @pytest.mark.parametrize(
@@ -336,7 +301,9 @@ def test_fault_A1_kill_at_random_times_leaves_a_whole_store_in_the_bucket(
 def test_fault_A1_rollback_and_gc_killed_at_any_step_leave_a_whole_store(
     points: list[str], url: str, tmp_path: Path, s3: ObjectServer
 ) -> None:
-    assert told_by(f"kill_changes({url!r}, {str(tmp_path)!r}, {s3.address!r}, {points!r})") == len(points)
+    assert preloaded.number_told(
+        __file__, f"kill_changes({url!r}, {str(tmp_path)!r}, {s3.address!r}, {points!r})", 3000
+    ) == len(points)
 
 
 def test_fault_A1_an_error_or_interrupt_while_writing_leaves_no_object(store: Store, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import pickle
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -51,14 +50,6 @@ def history(store: Store) -> list[Any]:
 
 def leftovers(store: Store) -> list[str]:
     return [p.name for p in [*store.path.iterdir(), *(store.path / "bundles").iterdir()] if p.name.startswith(".")]
-
-
-def child(code: str) -> preloaded.Process:
-    """A process in which the names of this file are known."""
-    preloaded.load("hypothesis", "pytest")
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    start = f"import sys; sys.path[:0] = {folders}; from test_store import *\n{code}"
-    return preloaded.start("-c", start, stdin=preloaded.PIPE, stdout=preloaded.PIPE)
 
 
 def forge(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
@@ -234,26 +225,8 @@ def mended(store: Store, killed: bool) -> None:
     assert (before["action"] == "recover" and before["reason"].endswith("died")) is killed
 
 
-def in_a_fork(act: Callable[[], Any], point: int | None = None, after: float | None = None) -> bool:
-    """Run `act` in a fork that is killed at a point or after a time; whether it came to its end."""
-    pid = os.fork()
-    if pid == 0:
-        if point is not None:
-            kill_points.install(str(point))
-        try:
-            act()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    if after is not None:
-        time.sleep(after)
-        os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return False
-    assert status == 0
-    return True
+def publish(store: Store, tag: str, count: int) -> str:
+    return store.publish(content(tag, count=count)).id
 
 
 def kill_publish_everywhere(folder: str, count: int) -> None:
@@ -263,7 +236,7 @@ def kill_publish_everywhere(folder: str, count: int) -> None:
     while not done:
         point += 1
         tag = f"tag{point}"
-        done = in_a_fork(lambda tag=tag: store.publish(content(tag, count=count)), point)  # type: ignore[misc]
+        done, _ = kill_points.in_a_fork(functools.partial(publish, store, tag, count), point)
         known = [line["bundle"] for line in history(store)]
         if whole(store, before, tag):
             before, new = tag, new + 1
@@ -294,7 +267,7 @@ def kill_everything_at_random(folder: str, kills: int) -> None:
             store.gc()
 
     for _ in range(kills):
-        assert not in_a_fork(life, after=draw.uniform(0.0005, 0.05))
+        assert not kill_points.in_a_fork(life, after=draw.uniform(0.0005, 0.05))[0]
         assert tag_of(store.current()) == "tag"
         held = bool((store.path / "LOCK").read_bytes())
         store.publish(content("tag", count=1))
@@ -315,7 +288,7 @@ def kill_rollback_and_gc_everywhere(folder: str) -> None:
             store.rollback()
             store.gc()
 
-        done = in_a_fork(change, point)
+        done, _ = kill_points.in_a_fork(change, point)
         assert tag_of(store.current()) in "bc"
         held = bool((store.path / "LOCK").read_bytes())
         store.rollback(store.current().id)
@@ -323,27 +296,20 @@ def kill_rollback_and_gc_everywhere(folder: str) -> None:
     print(point - 1)
 
 
-def points(code: str) -> int:
-    process = child(code)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    return int(out)
-
-
 @pytest.mark.parametrize(("count", "expected"), [(5, 22), pytest.param(48, 200, marks=pytest.mark.system)])
 def test_fault_A1_kill_at_every_point_of_publish_leaves_the_old_or_the_new(
     quick: Path, count: int, expected: int
 ) -> None:
-    assert points(f"kill_publish_everywhere({str(quick)!r}, {count})") >= expected
+    assert preloaded.number_told(__file__, f"kill_publish_everywhere({str(quick)!r}, {count})") >= expected
 
 
 @pytest.mark.parametrize("kills", [9, pytest.param(40, marks=pytest.mark.system)])
 def test_fault_A1_kill_at_random_times_leaves_a_whole_store(quick: Path, kills: int) -> None:
-    assert points(f"kill_everything_at_random({str(quick)!r}, {kills})") == kills
+    assert preloaded.number_told(__file__, f"kill_everything_at_random({str(quick)!r}, {kills})") == kills
 
 
 def test_fault_A1_kill_at_every_point_of_rollback_and_gc(quick: Path) -> None:
-    assert points(f"kill_rollback_and_gc_everywhere({str(quick)!r})") >= 20
+    assert preloaded.number_told(__file__, f"kill_rollback_and_gc_everywhere({str(quick)!r})") >= 20
 
 
 def test_fault_A1_an_error_or_interrupt_while_writing_leaves_nothing(store: Store) -> None:
@@ -407,7 +373,7 @@ def publish_in_little_space(folder: str) -> None:
 
 def test_fault_A2_a_full_disk_leaves_what_was_and_says_so(store: Store) -> None:
     old = store.publish(content("one"))
-    process = child(f"publish_in_little_space({str(store.path)!r})")
+    process = preloaded.start_in(__file__, f"publish_in_little_space({str(store.path)!r})")
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     lines = [tuple(map(int, line.split())) for line in out.splitlines()]
@@ -709,7 +675,7 @@ def test_fault_G7_what_is_no_file_of_a_store_keeps_no_verb_waiting(store: Store,
         paths[kind] = Path(folders[kind]) / path.relative_to(store.path)
         paths[kind].unlink(missing_ok=True)
         make(paths[kind])
-    asked = child(f"ask_everything({folders!r})")
+    asked = preloaded.start_in(__file__, f"ask_everything({folders!r})")
     said, _ = asked.communicate(timeout=120)
     assert asked.returncode == 0
     told = json.loads(said.splitlines()[-1])
@@ -764,7 +730,7 @@ def hold(folder: str) -> None:
 
 def test_fault_A9_of_two_publishers_one_is_refused_and_a_killed_one_is_in_nobodys_way(store: Store) -> None:
     old = store.publish(content("one"))
-    other = child(f"hold({str(store.path)!r})")
+    other = preloaded.start_in(__file__, f"hold({str(store.path)!r})")
     assert other.stdout is not None
     pid = int(other.stdout.readline())
     for act in (lambda: store.publish(content("two")), store.rollback, store.gc):
@@ -782,7 +748,7 @@ def test_fault_A9_of_two_publishers_one_is_refused_and_a_killed_one_is_in_nobody
     assert (line["action"], line["bundle"]) == ("recover", old.id)
     assert line["reason"].startswith(f"publish (pid {pid} on ")
     assert line["reason"].endswith("died")
-    patient = child(f"hold({str(store.path)!r})")
+    patient = preloaded.start_in(__file__, f"hold({str(store.path)!r})")
     assert patient.stdout is not None
     assert patient.stdin is not None
     patient.stdout.readline()
@@ -956,7 +922,9 @@ def test_fault_A13_gc_leaves_a_leased_bundle_alone_until_the_reader_ends_or_is_k
     with a.lease(), b.lease():
         for tag in "cdef":
             store.publish(content(tag))
-        reader = child(f"with Bundle.open({str(a.folder)!r}).lease():\n print('in', flush=True)\n sys.stdin.read(1)")
+        reader = preloaded.start_in(
+            __file__, f"with Bundle.open({str(a.folder)!r}).lease():\n print('in', flush=True)\n sys.stdin.read(1)"
+        )
         assert reader.stdout is not None
         assert reader.stdout.readline() == "in\n"
         assert len(store.gc()) == 2
