@@ -179,14 +179,14 @@ def age_leases(seconds: int) -> None:
 
 def serve(host: str = "127.0.0.1") -> None:
     """Serve S3 on a free port of an address, and print its URL, until standard input ends."""
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from moto.moto_server.werkzeug_app import create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
         def log(self, type: str, message: str, *args: object) -> None:
             """Write nothing."""
 
-    app = _InTurn(_Faults(DomainDispatcherApplication(create_backend_app)))
+    app = _InTurn(_Faults(create_backend_app("s3")))
     server = make_server(host, 0, app, threaded=True, request_handler=Quiet)
     print(f"http://{host}:{server.server_port}", flush=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
