@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from mykinds.losses import Focal
@@ -25,6 +26,7 @@ from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import ConfigError, Interrupted, TrainingError
 from twotower.features.categorical import Categorical
+from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.model.inputs.bag import Bag
 from twotower.model.inputs.prefixes import Prefixes
@@ -395,6 +397,23 @@ def test_fault_B4_weights_whose_vectors_are_not_finite_are_never_the_best(board:
     trainer = Trainer(
         board, settings(model={"similarity": "dot"}, train={"epochs": 1, "batch_size": 10_000, "lr": 1e30})
     )
+    with pytest.raises(TrainingError, match=r"a vector is not finite after step 1; .* try a lower train.lr"):
+        trainer.run()
+    assert not trainer.best.weights
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.2])
+@pytest.mark.parametrize("context", [False, True])
+def test_fault_B4_such_vectors_are_seen_without_a_validation_part_and_in_a_context(
+    context: bool, validation: float
+) -> None:
+    features = [Categorical(name="user_id", side="user"), Categorical(name="item_id", side="item")]
+    schema = Schema(features=(*features, *([Categorical(name="hour", side="context")] if context else [])))
+    rng = np.random.default_rng(0)
+    log = pl.DataFrame({name: rng.integers(0, n, 600) for name, n in (("user_id", 30), ("item_id", 20), ("hour", 24))})
+    split = SplitConfig(kind="random", test=0.2, validation=validation)
+    of = settings(model={"similarity": "dot"}, train={"epochs": 1, "batch_size": 10_000, "lr": 1e30})
+    trainer = Trainer(build_dataset(check(None, None, log, schema), schema, split), of)
     with pytest.raises(TrainingError, match=r"a vector is not finite after step 1; .* try a lower train.lr"):
         trainer.run()
     assert not trainer.best.weights

@@ -43,6 +43,13 @@ class ContextFactors(Scorer):
         assert times is not None
         return scores_at(scores, self.dataset.items, times[interactions])
 
+    def are_finite(self) -> bool:
+        user = self.dataset.pairs.user
+        latest = np.arange(max(0, len(user) - BLOCK_PAIRS), len(user))
+        return bool(
+            self.items.isfinite().all() and self.of_users(user[latest].astype(np.int64), latest).isfinite().all()
+        )
+
     def part_scores(self, dataset: Dataset, part: int) -> Shaped[Floats, "n"]:
         pairs, interactions = dataset.pairs_of(part), dataset.part_indices(part)
         out: Floats = temporary_array(len(pairs), np.float32)

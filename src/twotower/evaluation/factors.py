@@ -39,6 +39,10 @@ class Scorer(CatalogueScorer):
     def part_scores(self, dataset: Dataset, part: int) -> Shaped[Floats, "n"]:
         """Return the scores of the pairs of a part, as a temporary array."""
 
+    @abstractmethod
+    def are_finite(self) -> bool:
+        """Return True if all vectors are finite, of those that are computed when they are asked for some."""
+
 
 @dataclass(frozen=True)
 class _Split:
@@ -83,6 +87,9 @@ class Factors(Scorer):
         single, shared = n_items[dimensions] == 1, n_items > 1
         rows, dimensions = rows[single], dimensions[single]
         return _Split(self.users[:, shared], items[:, shared], dimensions, rows, items[rows, dimensions])
+
+    def are_finite(self) -> bool:
+        return bool(self.users.isfinite().all() and self.items.isfinite().all())
 
     def part_scores(self, dataset: Dataset, part: int) -> Shaped[Floats, "n"]:
         return self.scores(dataset.pairs_of(part))

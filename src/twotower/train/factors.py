@@ -25,6 +25,8 @@ from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 
 MAX_BLOCK_CODES = 2**20
 """Codes of bags, such as histories, that one call of a tower reads."""
+CHECKED_ROWS = 4096
+"""Rows of each side whose vectors tell whether a model is broken."""
 
 
 def model_factors(
@@ -100,6 +102,20 @@ def gathered_factors(
         )
 
 
+def has_finite_vectors(
+    model: TwoTower, users: SideTensors, items: SideTensors, context: DistributedContext,
+    torchrec: TorchRecEmbeddings | None,
+) -> bool:  # fmt: skip
+    """Return True if the vectors of the first rows of both sides are finite, on all ranks; of users with a context in that of the
+    first interaction."""
+    with evaluation_mode(model):
+        found = [
+            _gathered_vectors(side, model, rows, context, torchrec, n=min(rows.n, CHECKED_ROWS))
+            for side, rows in zip(SIDES, (users, items), strict=True)
+        ]
+    return all(bool(vectors.isfinite().all()) for vectors in found)
+
+
 def _all_vectors(
     tower: Callable[[Inputs], Float[Tensor, "b D"]], side: SideTensors, block: int, codes: int
 ) -> Float[Tensor, "n D"]:
@@ -116,16 +132,16 @@ def _all_vectors(
 
 def _gathered_vectors(
     name: SideName, model: TwoTower, side: SideTensors, context: DistributedContext,
-    torchrec: TorchRecEmbeddings | None, pairs: Sequence[int] | None,
+    torchrec: TorchRecEmbeddings | None, pairs: Sequence[int] | None = None, n: int | None = None,
 ) -> Float[Tensor, "n D"]:  # fmt: skip
-    """Return the vectors of all rows of a side. All ranks call their tower equally often."""
+    """Return the vectors of the first `n` rows of a side, None for all. All ranks call their tower equally often."""
     tower = partial(model.user_vectors if name == "user" else model.item_vectors, pairs=pairs)
     block = 4096 if torchrec else 32_768  # with torchrec a block's rows of the tables are fetched and held
-    blocks = []
-    for start in range(0, side.n, block * context.world_size):
-        n = min(side.n - start, block * context.world_size)
-        sizes, part = context.partition_sizes(n), context.partition(n)
-        rows = start + np.arange(part.start, max(part.stop, part.start + 1)) % n
+    blocks, end = [], side.n if n is None else n
+    for start in range(0, end, block * context.world_size):
+        size = min(end - start, block * context.world_size)
+        sizes, part = context.partition_sizes(size), context.partition(size)
+        rows = start + np.arange(part.start, max(part.stop, part.start + 1)) % size
         inputs = side.take(rows, interactions=np.zeros_like(rows) if side.has_context else None)
         if torchrec:
             torchrec.fetch(*((inputs, None) if name == "user" else (None, inputs)))

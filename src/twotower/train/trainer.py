@@ -34,7 +34,7 @@ from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
 from twotower.train.cold_items import fit_cold_item_bias
 from twotower.train.contrastive_objective import ContrastiveObjective
-from twotower.train.factors import context_factors, gathered_factors
+from twotower.train.factors import context_factors, gathered_factors, has_finite_vectors
 from twotower.train.optim import ModelOptimizer
 from twotower.train.order import Epoch
 from twotower.train.placement import build_model
@@ -290,16 +290,21 @@ class Trainer:
         if self.ema.weights:
             self.weights.load_state(self.ema.weights)
         if not len(self.dataset.validation):
+            users, items = self.objective.users, self.objective.items
+            self._check_vectors(has_finite_vectors(self.model, users, items, self.context, self.torchrec))
             self.best.keep(epoch, self.weights)
             self.weights.load_state(present)
             return {}
         scorer = self._scorer()
-        if isinstance(scorer, Factors) and not (scorer.users.isfinite().all() and scorer.items.isfinite().all()):
-            raise TrainingError(f"a vector is not finite after step {self.progress.step}; {self._advice()}")
+        self._check_vectors(scorer.are_finite())
         found = self._validation_metrics(scorer)
         self.best.observe(found, epoch, self.weights)
         self.weights.load_state(present)
         return found
+
+    def _check_vectors(self, are_finite: bool) -> None:
+        if not are_finite:
+            raise TrainingError(f"a vector is not finite after step {self.progress.step}; {self._advice()}")
 
     def _validation_metrics(self, scorer: Scorer, config: EvaluationConfig | None = None) -> dict[str, float]:
         """Return the validation metrics of vectors, on all ranks; `config` None is that of the training."""
