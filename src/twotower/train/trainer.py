@@ -44,7 +44,7 @@ from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
 from twotower.train.stacking import stack
-from twotower.train.starts.search import best_weight, evaluation_of_search, search
+from twotower.train.starts.search import best_weight, evaluation_of_search, search, users_told
 from twotower.train.starts.start import Start, start_pair
 from twotower.train.stopping import BestWeights, StopSignals
 from twotower.train.weights import MovingAverage, Weights
@@ -181,6 +181,7 @@ class Trainer:
         best = max(found, key=lambda weight: self.best.score_of(found[weight]))
         log.info(
             f"start of pair {start.pair} by {start.kind}: {start.with_biases(best).describe()}: {monitor} = {found[best][monitor]:.4f}"
+            f"{users_told(config, self.dataset.validation)}"
         )
         return self.best.score_of(found[best])
 

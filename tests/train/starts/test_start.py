@@ -347,6 +347,18 @@ def test_values_are_compared_by_a_bounded_number_of_scores_and_the_chosen_by_all
     assert bounded.max_users > 0 == trainer.recipe.evaluation.max_users
 
 
+def test_a_value_that_is_compared_by_a_sample_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    sections, data = of_popularity([0.0, 1.0]).model_dump(mode="json"), popular_log()
+    for most, said in ((0, ""), (100, " by 100 of 150 users of validation")):
+        sections["evaluation"]["max_users"] = most
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "twotower"):
+            Trainer(data, Config.model_validate(sections)).run()
+        lines = [line for line in caplog.messages if "validation.recall@5" in line and "of pair" in line]
+        assert lines
+        assert all(re.fullmatch(rf".* = [\d.]+{said}", line) for line in lines)
+
+
 def test_where_popularity_tells_more_it_is_chosen_and_its_weights_share_a_solution(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,10 +481,36 @@ def test_above_the_bound_a_truncated_decomposition_stands_in_and_says_so(caplog:
     np.testing.assert_allclose(found, of_size_one((vt.T * (s**2 / (s**2 + 3.0))) @ vt, data, x), atol=2e-3)
 
 
-def test_an_ease_of_users_with_one_item_each_is_refused() -> None:
-    schema = world("ease").schema
-    log = pl.DataFrame({"user_id": range(9), "item_id": [0, 1, 2] * 3, "part": ["train"] * 7 + ["validation", "test"]})
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("width", [3, WIDTH])
+def test_an_ease_of_few_users_and_many_items_is_that_of_the_items_also_above_the_bound(
+    width: int, weighted: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    schema, log = world("ease", weighted).schema, log_of_tastes(weighted).filter(pl.col("user_id") < 6)
     data = build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="column", column="part"))
+    assert (len(data.users), len(data.items)) == (6, 14)
+    x = matrix(data)
+    weights = ease_weights(x)
+    _, _, vt = np.linalg.svd(x @ weights)
+    axes = vt[: min(width, 6)]  # all of X B has no more than its users
+    expected = of_size_one(weights @ axes.T @ axes, data, (x > 0) * 1.0)
+    sections = config("ease", max_items=10).model_dump(mode="json")
+    sections["model"]["width"] = width
+    narrow = Config.model_validate(sections)
+    assert narrow.train.start[0].has_choice(data, narrow.model)
+    assert not config("ease", max_items=8).train.start[0].has_choice(data, narrow.model)
+    with caplog.at_level(logging.WARNING):
+        found = factors_before(Trainer(data, narrow).run().model, data, TRAIN)
+    np.testing.assert_allclose(scores(found), expected, atol=1e-4)
+    assert "stands in" not in caplog.text
+
+
+@pytest.mark.parametrize("items", [3, 9, 20])
+def test_an_ease_of_users_with_one_item_each_is_refused(items: int) -> None:
+    schema, catalogue = world("ease").schema, pl.DataFrame({"item_id": range(items)})
+    log = pl.DataFrame({"user_id": range(9), "item_id": [i * 2 % items for i in range(9)]})
+    log = log.with_columns(part=pl.Series(["train"] * 7 + ["validation", "test"]))
+    data = build_dataset(check(None, catalogue, log, schema), schema, SplitConfig(kind="column", column="part"))
     with pytest.raises(TrainingError, match="finds no user of two positive items; leave the start and its pair out"):
         Trainer(data, config("ease")).run()
 

@@ -30,11 +30,12 @@ USERS = 65_536
 class Ease(Start):
     """EASE: the matrix B (N, N) of zero diagonal that minimises |X - X B|^2 + lambda |B|^2 (Steck 2019, "Embarrassingly Shallow
     Autoencoders for Sparse Data"), projected on the E leading right singular vectors V of X B: a history's vector is the sum of
-    its rows of B V, an item's vector its row of V, and with E = N the score is that of B.
+    its rows of B V, an item's vector its row of V, and with E the rank of X B the score of a user's own history is that of B.
 
     Use it where users take many items each and items are not too many. Scores are scaled so that those of all items after a
-    history have the root mean square 1. Memory is N^2 and time N^3. Above `max_items` items the truncated singular value
-    decomposition of X stands in, without the zero diagonal: rows of V S^2 / (S^2 + lambda), and V, by the first lambda given.
+    history have the root mean square 1. Memory is N^2 and time N^3, or U N and U^2 N if the U users are at most half as many.
+    Where `max_items` allows neither, the truncated singular value decomposition of X stands in, without the zero diagonal: rows of
+    V S^2 / (S^2 + lambda), and V, by the first lambda given.
     """
 
     kind = "ease"
@@ -49,15 +50,23 @@ class Ease(Start):
     max_items: int = Field(
         10_000,
         ge=0,
-        description="Number of items N above which a truncated decomposition stands in. 10,000 items take 2.9 GB.",
+        description="Number of items N above which a truncated decomposition stands in, unless users times N are at most its square. "
+        "10,000 items take 2.9 GB.",
     )
 
     def has_choice(self, dataset: Dataset, model: ModelConfig) -> bool:
-        return self.n_codes(dataset, model) - 1 <= self.max_items
+        n = self.n_codes(dataset, model)
+        return n - 1 <= self.max_items or self._by_users(len(dataset.positives_by_user), n)
+
+    def _by_users(self, users: int, n: int) -> bool:
+        """Return True if the products of users are less work than those of items, and fit."""
+        return 2 * users <= n and users * (n - 1) <= self.max_items**2
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         n, generator = positives.n_columns, torch.Generator().manual_seed(seed)
-        if n - 1 > self.max_items:
+        if self._by_users(len(positives), n):
+            source, right = ease_of_few_users(positives, self.regularization[0], width)
+        elif n - 1 > self.max_items:
             log.warning(
                 f"start ease: {n - 1:,} items are more than max_items = {self.max_items:,}, so a truncated singular value "
                 f"decomposition of width {width} stands in, by regularization = {self.regularization[0]:g}"
@@ -90,6 +99,32 @@ def _mean_square(rows: F32[Tensor, "N E"], histories: PositiveSequences, pooling
         bag = Bag(codes[at[0] : at[-1]], torch.from_numpy((at - at[0]).astype(np.int32)), none, none)
         total += layer(rows, bag).square().sum()
     return total / int((histories.lengths > 0).sum())
+
+
+def ease_of_few_users(
+    positives: PositiveMatrix, regularization: float, width: int
+) -> tuple[F32[Tensor, "N E"], F32[Tensor, "N E"]]:
+    """Return B V and V from the products of users, X X^T = U S^2 U^T, without a matrix of the items.
+
+    With W the right singular vectors of X and f = S^2 / (S^2 + lambda), the inverse of X^T X + lambda I is (I - W f W^T) / lambda
+    (Woodbury). So with d the diagonal of I - W f W^T, B = I - (I - W f W^T) / d, and X B = U (S W^T - S (1 - f) W^T / d), whose
+    right singular vectors are those of the second factor.
+    """
+    turned = positives.transposed()
+    by_item = turned.product(torch.eye(len(positives), dtype=torch.float64))  # X^T
+    squares, users = torch.linalg.eigh(positives.product(by_item))
+    least = squares[-1] * len(positives) * torch.finfo(squares.dtype).eps  # what rounding leaves of a zero
+    found = squares > least
+    squares, root = squares[found], squares[found].sqrt()
+    items = turned.product(users[:, found] / root)  # W
+    kept = squares / (squares + regularization)
+    own = 1 - items.square() @ kept
+    factor = items * root - items * (root * (1 - kept)) / own[:, None]
+    values, axes = torch.linalg.eigh(factor.T @ factor)
+    found = values > least
+    right = factor @ (axes[:, found] / values[found].sqrt())[:, -width:].flip(1)
+    over = right / own[:, None]
+    return (right - over + items @ (kept[:, None] * (items.T @ over))).float(), right.float()
 
 
 def ease_weights(gram: F64[Tensor, "N N"], regularization: float) -> F64[Tensor, "N N"]:

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import itemgetter
 
+import numpy as np
+
+from twotower.data.pairs import Pairs
 from twotower.evaluation.config import EvaluationConfig
 from twotower.train.starts.start import Start
 
@@ -24,6 +27,12 @@ def evaluation_of_search(config: EvaluationConfig, n_items: int) -> EvaluationCo
     """Return how values are compared: as in a training, with no more users, drawn once, than MAX_SCORES has for all items."""
     fits = max(MIN_USERS, MAX_SCORES // n_items)
     return config.model_copy(update={"max_users": min(config.max_users or fits, fits)})
+
+
+def users_told(config: EvaluationConfig, validation: Pairs) -> str:
+    """Return what a line about a value says of the users who compare it: nothing if they are all of validation."""
+    users = len(np.unique(validation.user[validation.target]))
+    return f" by {config.max_users:,} of {users:,} users of validation" if config.max_users < users else ""
 
 
 def search(start: Start, score: Callable[[Start], float]) -> Start:
