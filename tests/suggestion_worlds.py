@@ -49,6 +49,17 @@ def with_new_items(actions: pl.DataFrame, share: float) -> tuple[pl.DataFrame, p
     return actions, items
 
 
+def sessions(n: int = 300, length: int = 6, returning: int = 0) -> pl.DataFrame:
+    """Return a log of sessions, one after the other, each of `length` rows of one of four groups of so many items, in no order, with
+    repeats. The `returning` last ones are of the users of the first."""
+    rng = np.random.default_rng(4)
+    user = np.arange(n) % (n - returning)
+    item = rng.integers(4, size=(n, 1)) + 4 * rng.integers(length, size=(n, length))
+    return pl.DataFrame(
+        {"user_id": np.repeat(user, length), "item_id": item.ravel(), "timestamp": START + 60 * np.arange(n * length)}
+    )
+
+
 def with_columns(
     share: float, each: int = 2, n_users: int = 600, n_items: int = 40
 ) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from suggestion_worlds import log, queries, with_columns, with_label, with_new_items
+from suggestion_worlds import log, queries, sessions, with_columns, with_label, with_new_items
 
 import twotower
 from twotower.config.experiment import Config
@@ -426,6 +426,26 @@ def test_repeats_that_are_kept_are_split_by_time(again: int, kind: str) -> None:
     found = of((None, None, pl.concat([actions, later])))
     assert (found.recipe, found.config.split.kind) == ("ranking", kind)
     assert ("Repeats are kept" in found.text) == (kind == "time")
+
+
+@pytest.mark.parametrize(
+    ("returning", "length", "kind"),
+    [(0, 6, "last"), (14, 6, "last"), (16, 6, "time"), (0, 3, "last"), (0, 2, "random")],
+)
+def test_users_who_do_not_come_again_are_tested_by_their_last_rows(returning: int, length: int, kind: str) -> None:
+    actions = sessions(300, length, returning)
+    found = of((None, None, actions))
+    assert (found.recipe, found.schema.duplicates, found.config.split.kind) == ("collaborative", "keep", kind)
+    assert found.shape.new_users == pytest.approx(1 - returning / 30, abs=0.04)
+    assert ("of users without an earlier row" in found.text.replace("\n# ", " ")) == (kind == "last")
+
+
+def test_new_items_of_users_who_do_not_come_again_are_tested_by_last_rows() -> None:
+    actions, items = with_new_items(sessions(), 0.5)
+    found = of((None, items, actions))
+    assert (found.recipe, found.config.split.kind) == ("cold-start", "last")
+    returning = actions.with_columns(pl.col("user_id") % 30)
+    assert of((None, items, returning)).config.split.kind == "time"
 
 
 @pytest.mark.parametrize(("length", "kind"), [(4, "random"), (5, "random"), (6, "user_random")])

@@ -11,12 +11,14 @@ from twotower.suggestion.choice import RecipeRule
 from twotower.suggestion.guess import MIN_REPEATS, Guess
 from twotower.suggestion.recipes import FittedRecipe, Settings, read_recipe
 from twotower.suggestion.settings import shaped_settings
-from twotower.suggestion.shape import MIN_NEW, Shape
+from twotower.suggestion.shape import MIN_NEW, MIN_NEW_USERS, Shape
 from twotower.suggestion.side_features import SideFeature
 from twotower.train.starts.start import Start
 
 _BY_VALIDATION = {"stacking": "weighs the terms of a score", "cold_item_bias": "tells how high new items rank"}
 """Options of the model that a validation part fits, and what it does."""
+MIN_LAST = 3
+"""Median rows of a user from which a last row, the one before it and one to learn are there."""
 MIN_ROWS_OF_SPLIT = 6
 """Median rows of a user from which a tenth of a user's rows, rounded to the nearest number, is a row."""
 
@@ -62,6 +64,11 @@ def compose(
         sections["model"] = {**_section(sections, "model"), "cold_item_bias": False}
         comments["model.cold_item_bias"] = "The items have no columns of contents, by which new ones would rank."
     split, evaluation = _section(source, "split"), _section(source, "evaluation")
+    are_known = shape.new_users < MIN_NEW_USERS or bool(of_users) or config.loss.pointwise
+    of_new_users = (
+        f"{shape.new_users:.1%} of the latest tenth of the rows are of users without an earlier row (threshold {MIN_NEW_USERS:.0%}), "
+        "of whom a model knows nothing"
+    )
     if ordered is not None:
         split = {"kind": "files", **({"ordered": True} if ordered else {})}
         comments["split.kind"] = "Files give the parts."
@@ -84,10 +91,22 @@ def compose(
         comments["split.kind"] = (
             "The recipe splits by times of all users, and each user's items have an order of their own."
         )
-    elif guess.keeps_repeats and not config.split.follows_time and shape.order is not None:
-        split = {"kind": "time" if shape.by_time else "last"}
+    elif config.split.has_boundaries and not are_known and shape.length >= MIN_LAST:
+        split = {"kind": "last"}
+        comments["split.kind"] = (
+            f"The recipe splits by times of all users, and {of_new_users}: each user's last row tests."
+        )
+    elif (
+        guess.keeps_repeats
+        and not config.split.follows_time
+        and shape.order is not None
+        and (are_known or shape.length >= MIN_LAST)
+    ):
+        split = {"kind": "time" if shape.by_time and are_known else "last"}
         comments["split.kind"] = "Repeats are kept: training has the earlier ones, so that the later ones are foreseen."
-    elif not config.split.follows_time and shape.by_time and shape.new_items >= MIN_NEW:
+        if shape.by_time and not are_known:
+            comments["split.kind"] += f" Each user's last row tests, as {of_new_users}."
+    elif not config.split.follows_time and shape.by_time and shape.new_items >= MIN_NEW and are_known:
         split = {"kind": "time"}
         comments["split.kind"] = (
             "New items come later: the latest rows test, and the report has items that training lacks."

@@ -26,12 +26,14 @@ DENSE = 0.5
 """Share of all pairs of user and item from which the presence of a row says nothing."""
 MIN_NEW = 0.2
 """Share of new items from which a model must know items by their contents."""
+MIN_NEW_USERS = 0.5
+"""Share of new users from which the latest rows are of users without a history, as in a log of sessions."""
 MAX_FEW = 10
 """Median rows of a user up to which columns of users may tell more than a history without an order."""
 MIN_TOP = 2
 """Least label from which two labels are the top of a scale, such as ratings of 4 and 5, and not refusals and likes."""
 LAST_SHARE = 0.1
-"""Share of the interactions, the latest, whose items are counted as new or known."""
+"""Share of the interactions, the latest, whose items and users are counted as new or known."""
 
 MAX_BUCKETS = 16
 """Values of a number that a recipe tells apart."""
@@ -66,6 +68,8 @@ class Shape:
     new_items: float
     """Share of the latest tenth of the rows whose item has no earlier row, or, of a log without times that all users share, of the
     catalogue that has no row."""
+    new_users: float
+    """Share of the latest tenth of the rows whose user has no earlier row. 0 of a log without times that all users share."""
     by_time: bool
     """True if `new_items` is of rows, False if it is of the catalogue."""
     query: str
@@ -144,6 +148,7 @@ def measure_shape(
         new_items=_new_share(items, times)
         if times is not None and by_time
         else (tables.items.height - actions[schema.item_id].n_unique()) / tables.items.height,
+        new_users=_new_share(users, times) if times is not None and by_time else 0.0,
         by_time=by_time,
         query=query,
         words=words,
@@ -195,12 +200,12 @@ def _of_rows(ids: pl.DataFrame, side: pl.DataFrame, key: str, column: str) -> pl
     ]
 
 
-def _new_share(items: Ints, times: Ints) -> float:
-    """Return the share of the latest tenth of the rows (n,) whose item has no row before that tenth begins."""
+def _new_share(ids: Ints, times: Ints) -> float:
+    """Return the share of the latest tenth of the rows (n,) whose item, or user, has no row before that tenth begins."""
     start = np.quantile(times, 1 - LAST_SHARE, method="higher")
     late = times >= start
-    known = np.unique(items[~late])
-    return float((~np.isin(items[late], known)).mean()) if len(known) else 0.0
+    known = np.unique(ids[~late])
+    return float((~np.isin(ids[late], known)).mean()) if len(known) else 0.0
 
 
 def parts_follow(actions: pl.DataFrame, schema: Schema) -> bool:
