@@ -220,8 +220,13 @@ def start_in(file: str, code: str) -> Process:
 
 def number_told(file: str, code: str, timeout: float = 120) -> int:
     """The number that such code prints."""
-    with start_in(file, code) as process:
+    process = start_in(file, code)
+    try:
         out, _ = process.communicate(timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
     assert process.returncode == 0
     return int(out)
 

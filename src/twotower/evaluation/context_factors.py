@@ -45,10 +45,8 @@ class ContextFactors(Scorer):
 
     def are_finite(self) -> bool:
         user = self.dataset.pairs.user
-        latest = np.arange(max(0, len(user) - BLOCK_PAIRS), len(user))
-        return bool(
-            self.items.isfinite().all() and self.of_users(user[latest].astype(np.int64), latest).isfinite().all()
-        )
+        some = np.arange(max(0, len(user) - BLOCK_PAIRS), len(user))
+        return bool(self.items.isfinite().all() and self.of_users(user[some].astype(np.int64), some).isfinite().all())
 
     def part_scores(self, dataset: Dataset, part: int) -> Shaped[Floats, "n"]:
         pairs, interactions = dataset.pairs_of(part), dataset.part_indices(part)

@@ -26,7 +26,7 @@ from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 MAX_BLOCK_CODES = 2**20
 """Codes of bags, such as histories, that one call of a tower reads."""
 CHECKED_ROWS = 4096
-"""Rows of each side whose vectors tell whether a model is broken."""
+"""Rows of each side, at most, whose vectors tell whether a model is broken."""
 
 
 def model_factors(
@@ -110,7 +110,9 @@ def has_finite_vectors(
     first interaction."""
     with evaluation_mode(model):
         found = [
-            _gathered_vectors(side, model, rows, context, torchrec, n=min(rows.n, CHECKED_ROWS))
+            _gathered_vectors(
+                side, model, rows, context, torchrec, n=len(next(rows.blocks(CHECKED_ROWS, MAX_BLOCK_CODES)))
+            )
             for side, rows in zip(SIDES, (users, items), strict=True)
         ]
     return all(bool(vectors.isfinite().all()) for vectors in found)

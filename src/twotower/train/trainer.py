@@ -181,7 +181,7 @@ class Trainer:
         best = max(found, key=lambda weight: self.best.score_of(found[weight]))
         log.info(
             f"start of pair {start.pair} by {start.kind}: {start.with_biases(best).describe()}: {monitor} = {found[best][monitor]:.4f}"
-            f"{users_told(config, self.dataset.validation)}"
+            f"{users_told(config, monitor, self.dataset.validation)}"
         )
         return self.best.score_of(found[best])
 

@@ -21,6 +21,7 @@ from trainers import same, weights
 from worlds import settings
 
 from twotower import api
+from twotower.arrays.ragged import offsets_of
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
@@ -41,6 +42,7 @@ from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.train.factors import factors_before
 from twotower.train.starts import STARTS, Ials, PairValues, Start, TransitionFactors
+from twotower.train.starts.ease import ease_of_few_users
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
 from twotower.train.starts.search import evaluation_of_search
 from twotower.train.starts.slit import decayed_products
@@ -349,12 +351,15 @@ def test_values_are_compared_by_a_bounded_number_of_scores_and_the_chosen_by_all
 
 def test_a_value_that_is_compared_by_a_sample_says_so(caplog: pytest.LogCaptureFixture) -> None:
     sections, data = of_popularity([0.0, 1.0]).model_dump(mode="json"), popular_log()
-    for most, said in ((0, ""), (100, " by 100 of 150 users of validation")):
+    for most, monitor, said in (
+        (0, "recall@5", ""), (100, "recall@5", " by 100 of 150 users of validation"), (100, "log_loss", "")
+    ):  # fmt: skip
         sections["evaluation"]["max_users"] = most
+        sections["train"]["monitor"] = f"validation.{monitor}"
         caplog.clear()
         with caplog.at_level(logging.INFO, "twotower"):
             Trainer(data, Config.model_validate(sections)).run()
-        lines = [line for line in caplog.messages if "validation.recall@5" in line and "of pair" in line]
+        lines = [line for line in caplog.messages if f"validation.{monitor}" in line and "of pair" in line]
         assert lines
         assert all(re.fullmatch(rf".* = [\d.]+{said}", line) for line in lines)
 
@@ -473,7 +478,7 @@ def test_above_the_bound_a_truncated_decomposition_stands_in_and_says_so(caplog:
     data = world("ease")
     with caplog.at_level(logging.WARNING):
         model = Trainer(data, config("ease", max_items=3, regularization=[3.0, 30.0])).run().model
-    told = "13 items are more than max_items = 3, so a truncated singular value decomposition of width 20 stands in, by regularization = 3"
+    told = "13 items are more than max_items = 3, and 59 users are too many, so a truncated singular value decomposition of width 20 stands in, by regularization = 3"
     assert caplog.text.count(told) == 1
     x = matrix(data)
     _, s, vt = np.linalg.svd(x, full_matrices=False)
@@ -503,6 +508,31 @@ def test_an_ease_of_few_users_and_many_items_is_that_of_the_items_also_above_the
         found = factors_before(Trainer(data, narrow).run().model, data, TRAIN)
     np.testing.assert_allclose(scores(found), expected, atol=1e-4)
     assert "stands in" not in caplog.text
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-3, 1e3])
+def test_an_ease_of_few_users_depends_on_weights_and_lambda_by_their_ratio(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.random((40, 200)) < 0.15) * rng.choice([0.5, 1.0, 2.0], (40, 200))
+    x[5], x[9], x[:, 3] = x[6], 0, 0
+    items = np.nonzero(x)[1]
+    found = [
+        source @ right.T
+        for factor in (1.0, scale)
+        for source, right in [
+            ease_of_few_users(
+                PositiveMatrix(
+                    items.astype(np.int32), offsets_of((x > 0).sum(1)), (factor * x[x > 0]).astype(np.float32), 200
+                ),
+                3.0 * factor**2,
+                64,
+            )
+        ]
+    ]
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+    inverse = np.linalg.inv(x.T @ x + 3.0 * np.eye(200))
+    b = np.eye(200) - inverse / np.diag(inverse)
+    np.testing.assert_allclose(x @ found[0].double().numpy(), x @ b, atol=1e-5)
 
 
 @pytest.mark.parametrize("items", [3, 9, 20])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,8 +34,8 @@ class Ease(Start):
     its rows of B V, an item's vector its row of V, and with E the rank of X B the score of a user's own history is that of B.
 
     Use it where users take many items each and items are not too many. Scores are scaled so that those of all items after a
-    history have the root mean square 1. Memory is N^2 and time N^3, or U N and U^2 N if the U users are at most half as many.
-    Where `max_items` allows neither, the truncated singular value decomposition of X stands in, without the zero diagonal: rows of
+    history have the root mean square 1. Memory is N^2 and time N^3, or U N and U^2 N where the U users are at most half as many,
+    or items more than `max_items`: then V has at most U vectors. Where `max_items` allows neither, the truncated singular value decomposition of X stands in, without the zero diagonal: rows of
     V S^2 / (S^2 + lambda), and V, by the first lambda given.
     """
 
@@ -51,25 +52,27 @@ class Ease(Start):
         10_000,
         ge=0,
         description="Number of items N above which a truncated decomposition stands in, unless users times N are at most its square. "
-        "10,000 items take 2.9 GB.",
+        "10,000 items take 2.9 GB, so many products of users and items 4.0 GB.",
     )
 
     def has_choice(self, dataset: Dataset, model: ModelConfig) -> bool:
         n = self.n_codes(dataset, model)
-        return n - 1 <= self.max_items or self._by_users(len(dataset.positives_by_user), n)
+        return n - 1 <= self.max_items or self._fits(int(np.count_nonzero(dataset.positives_by_user.lengths)), n)
 
-    def _by_users(self, users: int, n: int) -> bool:
-        """Return True if the products of users are less work than those of items, and fit."""
-        return 2 * users <= n and users * (n - 1) <= self.max_items**2
+    def _fits(self, users: int, n: int) -> bool:
+        """Return True if users are few enough to be solved for."""
+        return users * (n - 1) <= self.max_items**2
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         n, generator = positives.n_columns, torch.Generator().manual_seed(seed)
-        if self._by_users(len(positives), n):
-            source, right = ease_of_few_users(positives, self.regularization[0], width)
-        elif n - 1 > self.max_items:
+        active = replace(positives, offsets=np.unique(positives.offsets))  # without users who have none
+        users, are_many = len(active), n - 1 > self.max_items
+        if self._fits(users, n) and (are_many or width <= users <= n / 2):
+            source, right = ease_of_few_users(active, self.regularization[0], width)
+        elif are_many:
             log.warning(
-                f"start ease: {n - 1:,} items are more than max_items = {self.max_items:,}, so a truncated singular value "
-                f"decomposition of width {width} stands in, by regularization = {self.regularization[0]:g}"
+                f"start ease: {n - 1:,} items are more than max_items = {self.max_items:,}, and {users:,} users are too many, so a truncated singular value decomposition of width {width} stands in, by regularization = "
+                f"{self.regularization[0]:g}"
             )
             turned = positives.transposed()
             right, squares = leading(lambda q: turned.product(positives.product(q)), n, width, generator)
@@ -107,24 +110,25 @@ def ease_of_few_users(
     """Return B V and V from the products of users, X X^T = U S^2 U^T, without a matrix of the items.
 
     With W the right singular vectors of X and f = S^2 / (S^2 + lambda), the inverse of X^T X + lambda I is (I - W f W^T) / lambda
-    (Woodbury). So with d the diagonal of I - W f W^T, B = I - (I - W f W^T) / d, and X B = U (S W^T - S (1 - f) W^T / d), whose
-    right singular vectors are those of the second factor.
+    (Woodbury). So with d the diagonal of I - W f W^T, B = I - (I - W f W^T) / d, and X B = U S (f - (1 - d)) W^T / d, whose right
+    singular vectors are those of what follows U.
     """
     turned = positives.transposed()
     by_item = turned.product(torch.eye(len(positives), dtype=torch.float64))  # X^T
     squares, users = torch.linalg.eigh(positives.product(by_item))
-    least = squares[-1] * len(positives) * torch.finfo(squares.dtype).eps  # what rounding leaves of a zero
-    found = squares > least
+    del by_item
+    rounding = len(positives) * torch.finfo(squares.dtype).eps  # what is left of a zero, as a share of the largest
+    found = squares > squares[-1] * rounding
     squares, root = squares[found], squares[found].sqrt()
     items = turned.product(users[:, found] / root)  # W
-    kept = squares / (squares + regularization)
-    own = 1 - items.square() @ kept
-    factor = items * root - items * (root * (1 - kept)) / own[:, None]
+    kept = squares / (squares + regularization)  # f
+    share = (items.square() @ kept)[:, None]  # 1 - d
+    factor = (kept - share).mul_(items).mul_(root).div_(1 - share)
     values, axes = torch.linalg.eigh(factor.T @ factor)
-    found = values > least
+    found = values > torch.maximum(values[-1] * rounding, squares[-1] * (kept[-1] * rounding) ** 2)
     right = factor @ (axes[:, found] / values[found].sqrt())[:, -width:].flip(1)
-    over = right / own[:, None]
-    return (right - over + items @ (kept[:, None] * (items.T @ over))).float(), right.float()
+    over = right / (1 - share)
+    return (items @ (kept[:, None] * (items.T @ over)) - over * share).float(), right.float()
 
 
 def ease_weights(gram: F64[Tensor, "N N"], regularization: float) -> F64[Tensor, "N N"]:

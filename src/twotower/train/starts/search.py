@@ -11,6 +11,7 @@ import numpy as np
 
 from twotower.data.pairs import Pairs
 from twotower.evaluation.config import EvaluationConfig
+from twotower.evaluation.metrics.metric import PairMetric
 from twotower.train.starts.start import Start
 
 MAX_BEYOND = 8
@@ -29,8 +30,11 @@ def evaluation_of_search(config: EvaluationConfig, n_items: int) -> EvaluationCo
     return config.model_copy(update={"max_users": min(config.max_users or fits, fits)})
 
 
-def users_told(config: EvaluationConfig, validation: Pairs) -> str:
-    """Return what a line about a value says of the users who compare it: nothing if they are all of validation."""
+def users_told(config: EvaluationConfig, monitor: str, validation: Pairs) -> str:
+    """Return what a line about a value says of the users who compare it: nothing if they are all of validation, as for a metric of
+    pairs."""
+    if isinstance(config.metric_set.find(monitor), PairMetric):
+        return ""
     users = len(np.unique(validation.user[validation.target]))
     return f" by {config.max_users:,} of {users:,} users of validation" if config.max_users < users else ""
 
