@@ -70,6 +70,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "split.validation": (0.2, {}),
     "split.seed": (5, {}),
     "split.gap": (5_000.0, {"split.kind": "time"}),
+    "split.users": (0.5, {"split.kind": "last"}),
     "model.width": (12, {}),
     "model.similarity": ("dot", {}),
     "model.temperature": (0.5, {}),

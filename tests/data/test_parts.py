@@ -159,6 +159,7 @@ def test_part_names_that_are_none_are_one_line(
         ('[data]\ninteractions = "a"\n[split]\nkind = "files"\n', "split.kind = 'files' reads data.train"),
         ('[split]\nkind = "column"\n', "kind = 'column' needs the name of a column; set split.column"),
         ('[split]\ncolumn = "fold"\n', "column goes with split.kind = 'column', not 'random'; leave it out"),
+        ('[split]\nusers = 0.5\n', "users goes with split.kind = 'last' or 'user_ratio' or 'user_random', not 'random'; leave it out"),
         ('[split]\ngap = 5\n', "gap goes with split.kind = 'time', not 'random'; leave it out"),
         ('[split]\nordered = true\n', "ordered goes with split.kind = 'column' or 'files', not 'random'"),
     ],

@@ -76,10 +76,11 @@ SCHEMA = EVERYTHING_SCHEMA.model_copy(
 SPLITS = {
     "time": SplitConfig(kind="time", test=0.13, validation=0.11),
     "last": SplitConfig(kind="last"),
+    "last of some": SplitConfig(kind="last", users=0.7, seed=5),
     "random": SplitConfig(kind="random", test=0.13, validation=0.11, seed=7),
     "gap": SplitConfig(kind="time", test=0.13, validation=0.11, gap=11),
-    "user_ratio": SplitConfig(kind="user_ratio"),
-    "user_random": SplitConfig(kind="user_random", test=0.13, validation=0.11, seed=7),
+    "user_ratio": SplitConfig(kind="user_ratio", users=0.6),
+    "user_random": SplitConfig(kind="user_random", test=0.13, validation=0.11, seed=7, users=0.5),
     "column": SplitConfig(kind="column", column="fold", ordered=True),
     "no validation": SplitConfig(kind="last", validation=0),
 }

@@ -444,8 +444,40 @@ def test_new_items_of_users_who_do_not_come_again_are_tested_by_last_rows() -> N
     actions, items = with_new_items(sessions(), 0.5)
     found = of((None, items, actions))
     assert (found.recipe, found.config.split.kind) == ("cold-start", "last")
+    once = actions.unique(["user_id", "item_id"], maintain_order=True)
+    found = of((None, items, once))
+    assert (found.recipe, found.schema.duplicates, found.config.split.kind) == ("cold-start", "last", "last")
     returning = actions.with_columns(pl.col("user_id") % 30)
     assert of((None, items, returning)).config.split.kind == "time"
+
+
+def test_a_last_row_of_equal_times_is_none() -> None:
+    baskets = sessions().with_columns(pl.col("timestamp").min().over("user_id")).sort("user_id", "item_id")
+    found = of((None, None, baskets))
+    assert (found.recipe, found.schema.duplicates, found.config.split.kind) == ("collaborative", "keep", "user_random")
+
+
+def test_new_words_are_tested_by_time() -> None:
+    users, items, actions = queries(clicks=2, n=300)
+    again = (
+        pl.concat([actions, actions]).sort("query_id").with_columns(timestamp=1_600_000_000 + pl.int_range(pl.len()))
+    )
+    found = of((users, items, again))
+    assert (found.recipe, found.config.split.kind) == ("words", "time")
+    assert found.shape.new_users > 0.5
+
+
+@pytest.mark.parametrize(("users", "share"), [(39_999, None), (40_000, 0.5)])
+def test_of_many_users_some_are_measured(users: int, share: float | None) -> None:
+    actions = log(n_users=users, length=3, strength=1.0, n_items=60)
+    actions = pl.concat([actions, actions[:100].with_columns(pl.col("user_id") + users)])  # of one row
+    found = of((None, None, actions))
+    assert found.shape.measurable == users
+    assert (found.config.split.kind, found.config.split.users) == ("last", share or 1.0)
+    assert ("the others are trained whole" in found.text.replace("\n# ", " ")) == (share is not None)
+    if share:
+        assert suggest(actions, overrides=["split.kind=time"]).config.split.users == 1.0
+        assert suggest(actions, overrides=["split.users=0.7"]).config.split.users == 0.7
 
 
 @pytest.mark.parametrize(("length", "kind"), [(4, "random"), (5, "random"), (6, "user_random")])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,8 @@ class SplitConfig(Section):
 
     start_here = ("kind",)
     research = ("seed",)
+    kinds_of_users: ClassVar[tuple[str, ...]] = ("last", "user_ratio", "user_random")
+    """Rules that take a part of each user's rows."""
 
     kind: Literal["random", "user_random", "last", "time", "user_ratio", "column", "files"] = Field(
         "random",
@@ -45,20 +47,33 @@ class SplitConfig(Section):
         description="Share of the remaining rows in the validation part (kinds random, user_random, time and user_ratio). 0: no "
         "validation part (kind last too); training then keeps the last epoch.",
     )
+    users: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of users whose rows test and validate, drawn once (kinds last, user_ratio and user_random); all rows of the others "
+        "are train. 1: all users.",
+    )
     gap: float = Field(
         0.0,
         ge=0,
         description="Time before the validation part and before the test part whose rows are dropped (kind time). Seconds. "
         "0: none.",
     )
-    seed: int = Field(2022, ge=0, lt=2**32, description="Seed of the random splits.")
+    seed: int = Field(2022, ge=0, lt=2**32, description="Seed of the random splits, and of the drawn users.")
 
     @model_validator(mode="after")
     def _check(self) -> SplitConfig:
         if self.kind == "column" and not self.column:
             raise ValueError("kind = 'column' needs the name of a column; set split.column")
-        for name, kinds in (("column", ("column",)), ("ordered", ("column", "files")), ("gap", ("time",))):
-            if getattr(self, name) and self.kind not in kinds:
+        of = {
+            "column": ("column",),
+            "ordered": ("column", "files"),
+            "gap": ("time",),
+            "users": self.kinds_of_users,
+        }
+        for name, kinds in of.items():
+            if getattr(self, name) != type(self).model_fields[name].default and self.kind not in kinds:
                 other = " or ".join(f"'{kind}'" for kind in kinds)
                 raise ValueError(f"{name} goes with split.kind = {other}, not '{self.kind}'; leave it out")
         return self

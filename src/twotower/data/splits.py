@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from twotower.arrays.types import Ints
+from twotower.arrays.types import Bools, Ints
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.errors import DataError
 
@@ -22,6 +22,8 @@ Scratch = Callable[[int, type[np.generic]], npt.NDArray[Any]]
 BLOCK_ROWS = 2**22
 """Rows copied at a time."""
 
+_MEASURED = 1
+"""Number beside the seed, by which users are drawn apart from rows."""
 TRAIN, VALIDATION, TEST = 0, 1, 2
 DROPPED = -1
 """Code of a row that is in no part."""
@@ -42,6 +44,7 @@ def split_interactions(
     - `user_random`: as `user_ratio`, of each user's rows in the order of `random_order`, in place of time.
     - `user_ratio`: of each user's n rows the latest `test` n are test, of the m others the latest `validation` m
       validation, rounded to the nearest number, but every user keeps a train row. Ties keep the table's order.
+      By these two and `last` all rows of users who are not `measured_users` are train.
     - `column`, `files`: `given` (n,).
 
     Raises DataError if a part would be empty or if the split needs times and there are none.
@@ -127,13 +130,23 @@ def _split_users(users: npt.NDArray[np.int32], times: Ints, config: SplitConfig)
     """Return the parts (n,) by a rule of `user_parts`; a part may be empty."""
     order = np.lexsort((np.arange(len(users)), times, users))
     parts = np.empty(len(users), np.int8)
-    parts[order] = user_parts(np.bincount(users), config)
+    lengths = np.bincount(users)
+    parts[order] = user_parts(lengths, measured_users(len(lengths), config), config)
     return parts
 
 
-def user_parts(lengths: Ints, config: SplitConfig) -> Parts:
+def measured_users(n: int, config: SplitConfig) -> Bools:
+    """Return for each user row (n,) whether its rows may test and validate: a random share `users` of all, by `seed`. The first rows
+    are drawn as from fewer."""
+    draw = np.random.default_rng([config.seed, _MEASURED])
+    return np.concatenate(
+        [draw.random(min(BLOCK_ROWS, n - at)) < config.users for at in range(0, max(n, 1), BLOCK_ROWS)]
+    )
+
+
+def user_parts(lengths: Ints, measured: Bools, config: SplitConfig) -> Parts:
     """Return the parts by the rules `last` and `user_ratio` of interactions sorted by user and time, of users with
-    `lengths` (U,)."""
+    `lengths` (U,), those `measured` (U,)."""
     if config.kind == "last":
         n_validation = np.full(len(lengths), int(config.validation > 0))
         n_test = (lengths >= 2 + n_validation).astype(np.int64)
@@ -141,6 +154,7 @@ def user_parts(lengths: Ints, config: SplitConfig) -> Parts:
     else:
         n_test = _shares(lengths, config.test)
         n_validation = _shares(lengths - n_test, config.validation)
+    n_test, n_validation = n_test * measured, n_validation * measured
     from_end = np.repeat(np.cumsum(lengths), lengths) - np.arange(int(lengths.sum()))  # 1 for a user's last row
     parts = np.zeros(len(from_end), np.int8)
     parts[from_end <= np.repeat(n_test + n_validation, lengths)] = VALIDATION

@@ -6,19 +6,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from twotower.config.toml import TomlValue, parse_config
+from twotower.data.split import SplitConfig
 from twotower.features.schema import Schema
 from twotower.suggestion.choice import RecipeRule
 from twotower.suggestion.guess import MIN_REPEATS, Guess
 from twotower.suggestion.recipes import FittedRecipe, Settings, read_recipe
 from twotower.suggestion.settings import shaped_settings
-from twotower.suggestion.shape import MIN_NEW, MIN_NEW_USERS, Shape
+from twotower.suggestion.shape import MIN_LAST, MIN_NEW, MIN_NEW_USERS, Shape
 from twotower.suggestion.side_features import SideFeature
 from twotower.train.starts.start import Start
 
 _BY_VALIDATION = {"stacking": "weighs the terms of a score", "cold_item_bias": "tells how high new items rank"}
 """Options of the model that a validation part fits, and what it does."""
-MIN_LAST = 3
-"""Median rows of a user from which a last row, the one before it and one to learn are there."""
+MEASURED_USERS = 20_000
+"""Users who test and validate where twice as many can: the standard error of a recall of .05 among them is .0015."""
+MAX_TIES = 0.5
+"""Share of neighbouring rows of a user of equal time, up to which a user has a last row."""
 MIN_ROWS_OF_SPLIT = 6
 """Median rows of a user from which a tenth of a user's rows, rounded to the nearest number, is a row."""
 
@@ -64,11 +67,6 @@ def compose(
         sections["model"] = {**_section(sections, "model"), "cold_item_bias": False}
         comments["model.cold_item_bias"] = "The items have no columns of contents, by which new ones would rank."
     split, evaluation = _section(source, "split"), _section(source, "evaluation")
-    are_known = shape.new_users < MIN_NEW_USERS or bool(of_users) or config.loss.pointwise
-    of_new_users = (
-        f"{shape.new_users:.1%} of the latest tenth of the rows are of users without an earlier row (threshold {MIN_NEW_USERS:.0%}), "
-        "of whom a model knows nothing"
-    )
     if ordered is not None:
         split = {"kind": "files", **({"ordered": True} if ordered else {})}
         comments["split.kind"] = "Files give the parts."
@@ -83,40 +81,11 @@ def compose(
                 if getattr(config.model, option):
                     sections["model"] = {**_section(sections, "model"), option: False}
                     comments[f"model.{option}"] = f"No validation part {does}."
-    elif config.split.needs_time and "time" not in schema:
-        split = {"kind": "random"}
-        comments["split.kind"] = "The recipe splits by time, and there is none."
-    elif config.split.has_boundaries and not shape.by_time:
-        split = {"kind": "last"}
-        comments["split.kind"] = (
-            "The recipe splits by times of all users, and each user's items have an order of their own."
-        )
-    elif config.split.has_boundaries and not are_known and shape.length >= MIN_LAST:
-        split = {"kind": "last"}
-        comments["split.kind"] = (
-            f"The recipe splits by times of all users, and {of_new_users}: each user's last row tests."
-        )
-    elif (
-        guess.keeps_repeats
-        and not config.split.follows_time
-        and shape.order is not None
-        and (are_known or shape.length >= MIN_LAST)
-    ):
-        split = {"kind": "time" if shape.by_time and are_known else "last"}
-        comments["split.kind"] = "Repeats are kept: training has the earlier ones, so that the later ones are foreseen."
-        if shape.by_time and not are_known:
-            comments["split.kind"] += f" Each user's last row tests, as {of_new_users}."
-    elif not config.split.follows_time and shape.by_time and shape.new_items >= MIN_NEW and are_known:
-        split = {"kind": "time"}
-        comments["split.kind"] = (
-            "New items come later: the latest rows test, and the report has items that training lacks."
-        )
-    elif config.split.kind == "user_random" and shape.length < MIN_ROWS_OF_SPLIT:
-        split = {**split, "kind": "random"}
-        comments["split.kind"] = (
-            f"A user has {shape.length:g} rows, the median (threshold {MIN_ROWS_OF_SPLIT}): a tenth of most users' rows rounds to none, "
-            "so that the rows of all are drawn together."
-        )
+    else:
+        has_text = any(feature.get("side") == "user" and feature["kind"] == "text" for feature in fitted.features)
+        are_known = shape.new_users < MIN_NEW_USERS or bool(of_users) or has_text or config.loss.pointwise
+        split, of_split = _split(split, config.split, guess.keeps_repeats, shape, are_known)
+        comments |= of_split
     if guess.keeps_repeats:
         evaluation["repeats"] = "allow"
         comments["schema.duplicates"] = (
@@ -130,6 +99,46 @@ def compose(
         "evaluation": evaluation,
     }
     return {key: section for key, section in settings.items() if section}, comments
+
+
+def _split(
+    source: Settings, config: SplitConfig, keeps_repeats: bool, shape: Shape, are_known: bool
+) -> tuple[Settings, dict[str, str]]:
+    """Return the rule of the split for a log, and comments by dotted key, given that of the recipe. `are_known` is False if most of the
+    latest rows are of users of whom nothing is known."""
+    has_time, is_causal = shape.order is not None, config.follows_time
+    # A last row tells something of a user where rows follow one another, and one before it is left to learn from.
+    may_be_last = shape.order is not None and shape.order.ties < MAX_TIES and shape.length >= MIN_LAST
+    of_new_users = (
+        f"{shape.new_users:.1%} of the latest rows are of users without an earlier row (threshold {MIN_NEW_USERS:.0%}), of whom a "
+        "model knows nothing"
+    )
+    split, why = source, ""
+    if config.needs_time and not has_time:
+        split, why = {"kind": "random"}, "The recipe splits by time, and there is none."
+    elif keeps_repeats and not is_causal and has_time and (are_known or may_be_last):
+        split = {"kind": "time" if shape.by_time and are_known else "last"}
+        why = "Repeats are kept: training has the earlier ones, so that the later ones are foreseen."
+        if shape.by_time and not are_known:
+            why += f" Each user's last row tests, as {of_new_users}."
+    elif not is_causal and shape.by_time and shape.new_items >= MIN_NEW and (are_known or may_be_last):
+        split = {"kind": "time" if are_known else "last"}
+        why = "New items come later: the latest rows test, and the report has items that training lacks."
+        if not are_known:
+            why = f"Each user's last row tests, as {of_new_users}; new items are in the training by the rows of other users."
+    elif config.kind == "user_random" and shape.length < MIN_ROWS_OF_SPLIT:
+        split = {**split, "kind": "random"}
+        why = (
+            f"A user has {shape.length:g} rows, the median (threshold {MIN_ROWS_OF_SPLIT}): a tenth of most users' rows rounds to none, "
+            "so that the rows of all are drawn together."
+        )
+    comments = {"split.kind": why} if why else {}
+    if split.get("kind", config.kind) in SplitConfig.kinds_of_users and shape.measurable >= 2 * MEASURED_USERS:
+        split = {**split, "users": float(f"{MEASURED_USERS / shape.measurable:.2g}")}
+        comments["split.users"] = (
+            f"{shape.measurable:,} users have {MIN_LAST} rows or more: {MEASURED_USERS:,} of them tell enough, and the others are trained whole."
+        )
+    return split, comments
 
 
 def _middle(options: Settings, start: Start) -> Settings:

@@ -32,6 +32,8 @@ MAX_FEW = 10
 """Median rows of a user up to which columns of users may tell more than a history without an order."""
 MIN_TOP = 2
 """Least label from which two labels are the top of a scale, such as ratings of 4 and 5, and not refusals and likes."""
+MIN_LAST = 3
+"""Rows of a user from which a last one, the one before it and one to learn are there."""
 LAST_SHARE = 0.1
 """Share of the interactions, the latest, whose items and users are counted as new or known."""
 
@@ -54,6 +56,8 @@ class Shape:
     """Median number of taken rows of a user that has any."""
     long_length: float
     """Number of taken rows that a tenth of the users exceeds."""
+    measurable: int
+    """Users of MIN_LAST taken rows or more."""
     order: OrderEvidence | None
     """None: the log has no time."""
     label_values: int
@@ -140,6 +144,7 @@ def measure_shape(
         taken=int(taken.sum()),
         length=float(np.median(lengths)) if len(lengths) else 0.0,
         long_length=float(np.quantile(lengths, 0.9)) if len(lengths) else 0.0,
+        measurable=int((lengths >= MIN_LAST).sum()),
         order=order,
         label_values=label_values,
         is_scale=is_scale,

@@ -79,6 +79,9 @@ def suggest(
         raise ConfigError(f"recipe '{rule.recipe}' needs {lack}; these tables have none")
     settings, comments = compose(rule, guess, shape, found.section, ordered if found.has_parts else None, keeps_label)
     composed, settings = settings, dict(override_settings(settings, overrides))
+    split, of_rule = dict(_section(settings, "split")), _section(composed, "split")
+    if split.get("kind") != of_rule.get("kind") and split.get("users") == of_rule.get("users"):
+        settings["split"] = {key: value for key, value in split.items() if key != "users"}  # of another rule
     comments = {path: said for path, said in comments.items() if _at(settings, path) == _at(composed, path)}
     reasons = _reasons(rule, shape, guess, found, _section(settings, "schema"), bool(recipe))
     text = write_document(settings, "\n".join(reasons), comments)

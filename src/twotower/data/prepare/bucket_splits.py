@@ -38,8 +38,8 @@ from twotower.features.side import SIDES, SideName
 from twotower.files.readers import read_checked
 from twotower.files.resumable import make_once
 
-PartsOf = Callable[[Columns, Ints], Parts]
-"""Function of a bucket's columns, and of its users' numbers of interactions (U,), that returns the parts (n,)."""
+PartsOf = Callable[[Columns, Ints, slice], Parts]
+"""Function of a bucket's columns, of its users' numbers of interactions (U,), and of their rows, that returns the parts (n,)."""
 
 
 @dataclass(frozen=True)
@@ -101,25 +101,26 @@ class BucketSplits:
     def rule(self) -> PartsOf:
         """Return the rule of the split. The rules `time`, `random` and `user_random` look at all buckets first."""
         if self.split.is_given:
-            return lambda found, lengths: found[PART]
+            return lambda found, lengths, users: found[PART]
         if self.split.kind == "time":
             starts = splits.part_starts(self._times(), self.split)
-            return lambda found, lengths: splits.time_parts(found[TIME], starts, self.split)
-        if self.split.needs_time:
-            return lambda found, lengths: splits.user_parts(lengths, self.split)
-        if self.split.kind == "user_random":
-            return self._user_random()
+            return lambda found, lengths, users: splits.time_parts(found[TIME], starts, self.split)
+        if self.split.kind != "random":
+            measured = splits.measured_users(self.reader.buckets.facts.users, self.split)
+            if self.split.kind == "user_random":
+                return self._user_random(measured)
+            return lambda found, lengths, users: splits.user_parts(lengths, measured[users], self.split)
         by_row = self._by_row(splits.random_parts, np.int8)
-        return lambda found, lengths: by_row[found[ROW]]
+        return lambda found, lengths, users: by_row[found[ROW]]
 
-    def _user_random(self) -> PartsOf:
+    def _user_random(self, measured: Bools) -> PartsOf:
         """Return the rule `user_random`."""
         place = self._by_row(splits.random_order, np.int64)
 
-        def parts_of(found: Columns, lengths: Ints) -> Parts:
+        def parts_of(found: Columns, lengths: Ints, users: slice) -> Parts:
             order = np.lexsort((place[found[ROW]], found[USER]))
             parts = np.empty(len(order), np.int8)
-            parts[order] = splits.user_parts(lengths, self.split)
+            parts[order] = splits.user_parts(lengths, measured[users], self.split)
             return parts
 
         return parts_of
@@ -165,7 +166,7 @@ class BucketSplits:
         found = self.reader.read(bucket, ROW, *stored, *([PART] if self.split.is_given else []))
         user, item, positive = found[USER] - bucket.users[0], found[ITEM], found[POSITIVE]
         lengths = partial(np.bincount, minlength=bucket.users[1] - bucket.users[0])
-        parts = parts_of(found, lengths(user))
+        parts = parts_of(found, lengths(user), slice(*bucket.users))
         train, kept = parts == TRAIN, parts != DROPPED
         liked = train & target_mask(positive, found.get(WEIGHT))
         counts: Columns = {
