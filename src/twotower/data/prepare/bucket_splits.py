@@ -105,7 +105,7 @@ class BucketSplits:
         if self.split.kind == "time":
             starts = splits.part_starts(self._times(), self.split)
             return lambda found, lengths, users: splits.time_parts(found[TIME], starts, self.split)
-        if self.split.kind != "random":
+        if self.split.kind in SplitConfig.kinds_of_users:
             measured = splits.measured_users(self.reader.buckets.facts.users, self.split)
             if self.split.kind == "user_random":
                 return self._user_random(measured)
