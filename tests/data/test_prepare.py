@@ -733,8 +733,8 @@ def test_fault_C14_a_bucket_that_changes_between_two_passes_is_named(
     changed = buckets.file(buckets.facts.buckets[2])
     rule = bucket_splits.BucketSplits.rule
 
-    def grown(self: bucket_splits.BucketSplits) -> Any:
-        found = rule(self)
+    def grown(self: bucket_splits.BucketSplits, ids: pl.Series) -> Any:
+        found = rule(self, ids)
         pl.read_parquet(changed).with_columns(~pl.col("positive")).write_parquet(changed)
         return found
 
@@ -1145,3 +1145,19 @@ def test_of_a_sides_parquet_only_named_columns_are_read(tmp_path: Path, monkeypa
     prepared(tmp_path, SCHEMA, "last", *frames)
     assert seen
     assert not any("wide" in columns for columns in seen)
+
+
+@pytest.mark.parametrize("kind", ["last of some", "user_ratio", "user_random"])
+def test_the_measured_users_of_a_disk_are_those_of_memory_whose_users_have_another_order(
+    tmp_path: Path, kind: str
+) -> None:
+    frames = tables()
+    memory = build_dataset(check(*frames, SCHEMA), SCHEMA, SPLITS[kind])
+    prepare.write_prepared(shards(tmp_path / "in", SCHEMA, *frames), SCHEMA, SPLITS[kind], tmp_path / "out", SMALL)
+    disk = MemmapDataset.open(tmp_path / "out")
+    measured: list[set[Any]] = []
+    assert list(memory.users.ids) != list(disk.users.ids)
+    for dataset in (memory, disk):
+        measured.append(set(dataset.users.ids.gather(np.unique(dataset.part(TEST).user))))
+    assert measured[0] == measured[1]
+    assert len(measured[0]) < len(memory.users)

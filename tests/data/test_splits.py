@@ -7,13 +7,14 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import assume, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from twotower.data.split import SplitConfig
-from twotower.data.splits import BLOCK_ROWS, DROPPED, TEST, TRAIN, VALIDATION, measured_users, split_interactions
+from twotower.data.splits import DROPPED, TEST, TRAIN, VALIDATION, measured_users, split_interactions
 from twotower.errors import DataError
 
 FEW = examples(max_examples=30, deadline=None)
@@ -112,28 +113,35 @@ def test_the_split_of_random_rows_of_each_user_is_that_by_user_ratio_of_a_permut
 
 @pytest.mark.parametrize("kind", ["last", "user_ratio", "user_random"])
 def test_a_share_of_the_users_is_measured_as_all_are_and_the_others_are_trained_whole(kind: str) -> None:
+    ids = pl.Series([f"u{i}" for i in range(2_000)])
     users, times = np.repeat(np.arange(2_000, dtype=np.int32), 6), np.random.default_rng(0).permutation(12_000)
-    every, some, others, none = (
-        split_interactions(users, times, SplitConfig(kind=kind, users=share, seed=seed))
-        for share, seed in ((1.0, 1), (0.3, 1), (0.3, 2), (1e-3, 1))
+    every, some, others, few = (
+        split_interactions(users, times, config, measured=measured_users(ids, config))
+        for config in (
+            SplitConfig(kind=kind, users=u, seed=seed) for u, seed in ((1.0, 1), (0.3, 1), (0.3, 2), (0.01, 1))
+        )
     )
     measured = np.unique(users[some != TRAIN])
     assert len(measured) == pytest.approx(600, abs=60)
     of_measured = np.isin(users, measured)
-    assert np.array_equal(some[of_measured], every[of_measured])
+    if kind != "user_random":  # whose rows are drawn by the seed too
+        assert np.array_equal(some[of_measured], every[of_measured])
     assert (some[~of_measured] == TRAIN).all()
     assert not np.array_equal(some, others)
-    assert set(np.unique(users[none != TRAIN])) < set(measured)
-    fewer = split_interactions(users[:6_000], times[:6_000], SplitConfig(kind="last", users=0.3, seed=1))
-    assert set(np.unique(users[:6_000][fewer != TRAIN])) == {u for u in measured if u < 1_000}
+    assert set(np.unique(users[few != TRAIN])) < set(measured)
 
 
-def test_users_are_drawn_alike_whatever_their_number() -> None:
-    of = SplitConfig(kind="last", users=0.5)
-    many = measured_users(BLOCK_ROWS + 9, of)
-    assert np.array_equal(many[:100], measured_users(100, of))
-    assert np.array_equal(many[-9:], measured_users(BLOCK_ROWS + 20, of)[BLOCK_ROWS : BLOCK_ROWS + 9])
-    assert measured_users(0, of).shape == (0,)
+def test_a_user_is_measured_whatever_other_users_there_are_and_in_whatever_order() -> None:
+    of = SplitConfig(kind="last", users=0.5, seed=3)
+    ids = pl.Series(range(100))
+    found = measured_users(ids, of)
+    assert found is not None
+    chosen = set(ids.filter(pl.Series(found)))
+    for others in (ids.shuffle(1), pl.Series(["a", *ids.cast(pl.String)]), ids[:50]):
+        again = measured_users(others, of)
+        assert again is not None
+        assert {int(i) for i in others.filter(pl.Series(again)) if i != "a"} == {i for i in chosen if i < len(others)}
+    assert measured_users(ids, SplitConfig(kind="last")) is None
 
 
 def test_other_seeds_hold_out_other_rows_of_each_user() -> None:

@@ -20,7 +20,7 @@ from twotower.data.labels import POSITIVE, TYPE, WEIGHT, averaged_values
 from twotower.data.pairs import GroupedPairs, Pairs, counts, weight_sums
 from twotower.data.parts import check_gap, dropped_line, given_parts
 from twotower.data.split import PART_NAMES, SplitConfig
-from twotower.data.splits import DROPPED, TEST, TRAIN, VALIDATION, Parts, split_interactions
+from twotower.data.splits import DROPPED, TEST, TRAIN, VALIDATION, Parts, measured_users, split_interactions
 from twotower.data.tables import (
     Tables,
     averaged_columns,
@@ -311,7 +311,8 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
         for key, frame in ((schema.user_id, tables.users), (schema.item_id, tables.items))
     )
     times = actions[TIME].to_numpy().astype(np.int64) if TIME in actions.columns else None
-    parts = split_interactions(user, times, config, None if given is None else given.to_numpy())
+    measured = measured_users(tables.users[schema.user_id], config)
+    parts = split_interactions(user, times, config, None if given is None else given.to_numpy(), measured)
     if n := int(np.count_nonzero(parts == DROPPED)):
         kept = parts != DROPPED
         actions, user, item, parts = actions.filter(kept), user[kept], item[kept], parts[kept]

@@ -51,7 +51,7 @@ class SplitConfig(Section):
         1.0,
         gt=0,
         le=1,
-        description="Share of users whose rows test and validate, drawn once (kinds last, user_ratio and user_random); all rows of the others "
+        description="Share of users whose rows test and validate, drawn by their ids (kinds last, user_ratio and user_random); all rows of the others "
         "are train. 1: all users.",
     )
     gap: float = Field(

@@ -5,11 +5,13 @@ The model is trained on TRAIN, epochs and settings are chosen on VALIDATION, met
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from twotower.arrays.types import Bools, Ints
 from twotower.data.split import PART_NAMES, SplitConfig
@@ -22,16 +24,15 @@ Scratch = Callable[[int, type[np.generic]], npt.NDArray[Any]]
 BLOCK_ROWS = 2**22
 """Rows copied at a time."""
 
-_MEASURED = 1
-"""Number beside the seed, by which users are drawn apart from rows."""
 TRAIN, VALIDATION, TEST = 0, 1, 2
 DROPPED = -1
 """Code of a row that is in no part."""
 
 
 def split_interactions(
-    users: npt.NDArray[np.int32], times: Ints | None, config: SplitConfig, given: Parts | None = None
-) -> Parts:
+    users: npt.NDArray[np.int32], times: Ints | None, config: SplitConfig, given: Parts | None = None,
+    measured: Bools | None = None,
+) -> Parts:  # fmt: skip
     """Return the part (n,) of every interaction, 0..2, or DROPPED.
 
     - `random`: a share `test` of the rows, then a share `validation` of the rest, as two calls of scikit-learn's
@@ -44,15 +45,16 @@ def split_interactions(
     - `user_random`: as `user_ratio`, of each user's rows in the order of `random_order`, in place of time.
     - `user_ratio`: of each user's n rows the latest `test` n are test, of the m others the latest `validation` m
       validation, rounded to the nearest number, but every user keeps a train row. Ties keep the table's order.
-      By these two and `last` all rows of users who are not `measured_users` are train.
     - `column`, `files`: `given` (n,).
+
+    By `last`, `user_random` and `user_ratio` all rows of users who are not `measured` (U,) are train; None: all are measured.
 
     Raises DataError if a part would be empty or if the split needs times and there are none.
     """
     if config.kind == "random":
         parts = random_parts(len(users), config)
     elif config.kind == "user_random":
-        parts = _split_users(users, random_order(len(users), config), config)
+        parts = _split_users(users, random_order(len(users), config), config, measured)
     elif config.is_given:
         assert given is not None
         parts = given
@@ -63,7 +65,7 @@ def split_interactions(
     elif config.kind == "time":
         parts = time_parts(times, part_starts(times.copy(), config), config)
     else:
-        parts = _split_users(users, times, config)
+        parts = _split_users(users, times, config, measured)
     check_parts(part_sizes(parts), config)
     return parts
 
@@ -79,6 +81,7 @@ def check_parts(sizes: Ints, config: SplitConfig) -> None:
         if size or (name == "validation" and not config.needs_validation):
             continue
         what = "give rows of it" if config.is_given else "give more data or other shares"
+        what += f", or more users (split.users is {config.users:g})" if config.users < 1 else ""
         raise DataError(
             f"split.kind = '{config.kind}' leaves no {name} rows out of {sizes.sum()} interactions; "
             f"{what}{', or a smaller gap' if config.gap else ''}"
@@ -126,27 +129,34 @@ def _blocks(rows: Ints) -> Iterator[Ints]:
     return (rows[start : start + BLOCK_ROWS] for start in range(0, len(rows), BLOCK_ROWS))
 
 
-def _split_users(users: npt.NDArray[np.int32], times: Ints, config: SplitConfig) -> Parts:
+def _split_users(users: npt.NDArray[np.int32], times: Ints, config: SplitConfig, measured: Bools | None) -> Parts:
     """Return the parts (n,) by a rule of `user_parts`; a part may be empty."""
     order = np.lexsort((np.arange(len(users)), times, users))
     parts = np.empty(len(users), np.int8)
-    lengths = np.bincount(users)
-    parts[order] = user_parts(lengths, measured_users(len(lengths), config), config)
+    lengths = np.bincount(users, minlength=0 if measured is None else len(measured))
+    parts[order] = user_parts(lengths, measured, config)
     return parts
 
 
-def measured_users(n: int, config: SplitConfig) -> Bools:
-    """Return for each user row (n,) whether its rows may test and validate: a random share `users` of all, by `seed`. The first rows
-    are drawn as from fewer."""
-    draw = np.random.default_rng([config.seed, _MEASURED])
-    return np.concatenate(
-        [draw.random(min(BLOCK_ROWS, n - at)) < config.users for at in range(0, max(n, 1), BLOCK_ROWS)]
+def measured_users(ids: pl.Series, config: SplitConfig) -> Bools | None:
+    """Return for each user of some ids (U,) whether its rows may test and validate, None if all may.
+
+    A hash of seed and id draws them, the MD5 (RFC 1321) of both as text, so that a user is measured or not whatever other users there
+    are, and in whatever order."""
+    if config.users == 1:
+        return None
+    seed = f"{config.seed} "
+    digests = b"".join(
+        hashlib.md5((seed + text).encode(), usedforsecurity=False).digest()[:8]
+        for text in ids.cast(pl.String).to_list()
     )
+    measured: Bools = np.frombuffer(digests, ">u8") < config.users * 2.0**64
+    return measured
 
 
-def user_parts(lengths: Ints, measured: Bools, config: SplitConfig) -> Parts:
+def user_parts(lengths: Ints, measured: Bools | None, config: SplitConfig) -> Parts:
     """Return the parts by the rules `last` and `user_ratio` of interactions sorted by user and time, of users with
-    `lengths` (U,), those `measured` (U,)."""
+    `lengths` (U,), those `measured` (U,) or all."""
     if config.kind == "last":
         n_validation = np.full(len(lengths), int(config.validation > 0))
         n_test = (lengths >= 2 + n_validation).astype(np.int64)
@@ -154,7 +164,8 @@ def user_parts(lengths: Ints, measured: Bools, config: SplitConfig) -> Parts:
     else:
         n_test = _shares(lengths, config.test)
         n_validation = _shares(lengths - n_test, config.validation)
-    n_test, n_validation = n_test * measured, n_validation * measured
+    if measured is not None:
+        n_test, n_validation = n_test * measured, n_validation * measured
     from_end = np.repeat(np.cumsum(lengths), lengths) - np.arange(int(lengths.sum()))  # 1 for a user's last row
     parts = np.zeros(len(from_end), np.int8)
     parts[from_end <= np.repeat(n_test + n_validation, lengths)] = VALIDATION

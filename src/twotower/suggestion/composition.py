@@ -125,7 +125,7 @@ def _split(
         split = {"kind": "time" if are_known else "last"}
         why = "New items come later: the latest rows test, and the report has items that training lacks."
         if not are_known:
-            why = f"Each user's last row tests, as {of_new_users}; new items are in the training by the rows of other users."
+            why = f"Each user's last row tests, as {of_new_users}; a new item is in the training where another user took it earlier."
     elif config.kind == "user_random" and shape.length < MIN_ROWS_OF_SPLIT:
         split = {**split, "kind": "random"}
         why = (

@@ -94,7 +94,7 @@ class PreparedArrays:
                 f"{self.buckets.folder}: damaged ({n[0]:,} users and {n[1]:,} items, not those of buckets.json)"
             )
         if self.splits.missing():
-            rule = self.splits.rule()
+            rule = self.splits.rule(frames["user"][self.schema.user_id])
             each("interactions split", lambda bucket: self.splits.make(bucket, rule))
             del rule
         found = [self.splits.counts(b) for b in self.facts.buckets]

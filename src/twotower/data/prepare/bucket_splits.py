@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from twotower.arrays.pieces import Scalar, temporary_array
 from twotower.arrays.sets import distinct_keys, pair_keys
@@ -98,29 +99,29 @@ class BucketSplits:
 
         return read_checked(self._counts_file(bucket), read)
 
-    def rule(self) -> PartsOf:
-        """Return the rule of the split. The rules `time`, `random` and `user_random` look at all buckets first."""
+    def rule(self, ids: pl.Series) -> PartsOf:
+        """Return the rule of the split, of users with these ids. The rules `time`, `random` and `user_random` look at all buckets first."""
         if self.split.is_given:
             return lambda found, lengths, users: found[PART]
         if self.split.kind == "time":
             starts = splits.part_starts(self._times(), self.split)
             return lambda found, lengths, users: splits.time_parts(found[TIME], starts, self.split)
         if self.split.kind in SplitConfig.kinds_of_users:
-            measured = splits.measured_users(self.reader.buckets.facts.users, self.split)
+            measured = splits.measured_users(ids, self.split)
             if self.split.kind == "user_random":
                 return self._user_random(measured)
-            return lambda found, lengths, users: splits.user_parts(lengths, measured[users], self.split)
+            return lambda found, lengths, users: splits.user_parts(lengths, _some(measured, users), self.split)
         by_row = self._by_row(splits.random_parts, np.int8)
         return lambda found, lengths, users: by_row[found[ROW]]
 
-    def _user_random(self, measured: Bools) -> PartsOf:
+    def _user_random(self, measured: Bools | None) -> PartsOf:
         """Return the rule `user_random`."""
         place = self._by_row(splits.random_order, np.int64)
 
         def parts_of(found: Columns, lengths: Ints, users: slice) -> Parts:
             order = np.lexsort((place[found[ROW]], found[USER]))
             parts = np.empty(len(order), np.int8)
-            parts[order] = splits.user_parts(lengths, measured[users], self.split)
+            parts[order] = splits.user_parts(lengths, _some(measured, users), self.split)
             return parts
 
         return parts_of
@@ -215,3 +216,8 @@ class BucketSplits:
 
     def _scratch(self, n: int, dtype: type[Scalar]) -> npt.NDArray[Scalar]:
         return temporary_array(n, dtype, folder=self.folder)
+
+
+def _some(measured: Bools | None, users: slice) -> Bools | None:
+    """Return which users of a bucket are measured, None for all."""
+    return None if measured is None else measured[users]
