@@ -14,7 +14,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from twotower.data.split import SplitConfig
-from twotower.data.splits import DROPPED, TEST, TRAIN, VALIDATION, measured_users, split_interactions
+from twotower.data.splits import DROPPED, HASHED_IDS, TEST, TRAIN, VALIDATION, measured_users, split_interactions
 from twotower.errors import DataError
 
 FEW = examples(max_examples=30, deadline=None)
@@ -142,6 +142,10 @@ def test_a_user_is_measured_whatever_other_users_there_are_and_in_whatever_order
         assert again is not None
         assert {int(i) for i in others.filter(pl.Series(again)) if i != "a"} == {i for i in chosen if i < len(others)}
     assert measured_users(ids, SplitConfig(kind="last")) is None
+    many = measured_users(pl.Series(range(HASHED_IDS + 9)), of)
+    assert many is not None
+    assert many[:100].tolist() == found.tolist()
+    assert many.mean() == pytest.approx(0.5, abs=0.01)
 
 
 def test_other_seeds_hold_out_other_rows_of_each_user() -> None:

@@ -23,6 +23,8 @@ Scratch = Callable[[int, type[np.generic]], npt.NDArray[Any]]
 """Maker of an array of a length and a type, whose values do not matter."""
 BLOCK_ROWS = 2**22
 """Rows copied at a time."""
+HASHED_IDS = 2**16
+"""Ids that are texts of Python at a time."""
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 DROPPED = -1
@@ -145,12 +147,11 @@ def measured_users(ids: pl.Series, config: SplitConfig) -> Bools | None:
     are, and in whatever order."""
     if config.users == 1:
         return None
-    seed = f"{config.seed} "
-    digests = b"".join(
-        hashlib.md5((seed + text).encode(), usedforsecurity=False).digest()[:8]
-        for text in ids.cast(pl.String).to_list()
-    )
-    measured: Bools = np.frombuffer(digests, ">u8") < config.users * 2.0**64
+    seed, measured = f"{config.seed} ", np.empty(len(ids), np.bool_)
+    for start in range(0, len(ids), HASHED_IDS):
+        texts = ids[start : start + HASHED_IDS].cast(pl.String).to_list()
+        digests = b"".join(hashlib.md5((seed + t).encode(), usedforsecurity=False).digest()[:8] for t in texts)
+        measured[start : start + len(texts)] = np.frombuffer(digests, ">u8") < config.users * 2.0**64
     return measured
 
 
