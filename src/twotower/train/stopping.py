@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
@@ -32,7 +32,7 @@ class BestWeights:
         """True if as many validations as `patience` brought no better metric."""
         return bool(self._patience) and self._validations_since >= self._patience
 
-    def score_of(self, metrics: dict[str, float]) -> float:
+    def score_of(self, metrics: Mapping[str, float]) -> float:
         """Return the monitored metric, negated where lower is better. Raises ConfigError if it is not among the metrics."""
         if self._monitor not in metrics:
             raise ConfigError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +44,7 @@ from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
 from twotower.train.stacking import stack
-from twotower.train.starts.search import best_weight, evaluation_of_search, search, users_told
-from twotower.train.starts.start import Start, start_pair
+from twotower.train.start_values import StartValues, Validation
 from twotower.train.stopping import BestWeights, StopSignals
 from twotower.train.weights import MovingAverage, Weights
 
@@ -106,8 +105,6 @@ class Trainer:
             "objective": self.objective, "optimizer": self.optimizer,
         }  # fmt: skip
         self.checkpoints = Checkpoints(folder, fingerprint or {}, stateful, self.torchrec)
-        self._tried: tuple[Start, Factors] | None = None
-        """The start that was solved last, by the weight 1 of its biases, and its vectors."""
         self._signals = StopSignals()
         self._stop = self._save_due = False  # of all ranks, since their last agreement
         self._last_saved = time.monotonic()
@@ -138,11 +135,9 @@ class Trainer:
 
     def _begin(self) -> None:
         """Give the pairs with a start their values; as epoch 0 these may be the best weights."""
-        started, config = time.perf_counter(), self.recipe.train
+        started, config, values = time.perf_counter(), self.recipe.train, self._start_values()
         for start in config.start:
-            chosen = self._chosen(start)
-            start_pair(self.model, chosen, self.dataset, config.seed, self.context)
-            log.info(f"start of pair {start.pair} by {start.kind}: {chosen.describe()}")
+            values.fill(start)
         self.ema.restart()
         self.progress.seconds += time.perf_counter() - started
         if found := self._measure(0):
@@ -150,55 +145,16 @@ class Trainer:
                 f"started in {time.perf_counter() - started:.1f} s: {config.monitor} = {found[config.monitor]:.4f}"
             )
 
-    def _chosen(self, start: Start) -> Start:
-        """Return the start with the values that are best on validation."""
-        is_open = len(start.alternatives()) > 1 and start.has_choice(self.dataset, self.model.config)
-        found = search(start, self._score_if_finite) if is_open else start.alternatives()[0]
-        if len(set(found.bias_weights)) > 1:
-            found = found.with_biases(
-                best_weight(found.bias_weights, lambda weight: self._score_if_finite(found.with_biases(weight)))
-            )
-        self._tried = None
-        return found
+    def _start_values(self) -> StartValues:
+        parts = (self.dataset, self.recipe, self.objective.users, self.objective.items, self.context, self.torchrec)
+        validation = Validation(self._validation_metrics, self.best.score_of)
+        return StartValues(self.model, *parts, validation, self._check_stop)
 
-    def _score_if_finite(self, start: Start) -> float:
-        """Return the validation metric of a start, minus infinity for one that float32 cannot solve."""
-        try:
-            return self._score_of_start(start)
-        except TrainingError as e:
-            log.info(str(e))
-            return -math.inf
-
-    def _score_of_start(self, start: Start) -> float:
-        """Return the validation metric of a pair that starts so, alone, by the best weight of its biases; higher is better. Raises
-        Interrupted if a rank is to stop."""
-        monitor = self.recipe.train.monitor
+    def _check_stop(self) -> None:
+        """Raise Interrupted if a rank is to stop before the first step."""
         if any(self.context.all_reduce_sum(float(self._signals.received))):
             self.objective.detach_from_group()
             raise Interrupted("stopped before the first step, and no checkpoint is written")
-        config = evaluation_of_search(self.recipe.evaluation, len(self.dataset.items))
-        found = {w: self._validation_metrics(self._factors_of(start, w), config) for w in start.bias_weights or (0.0,)}
-        best = max(found, key=lambda weight: self.best.score_of(found[weight]))
-        log.info(
-            f"start of pair {start.pair} by {start.kind}: {start.with_biases(best).describe()}: {monitor} = {found[best][monitor]:.4f}"
-            f"{users_told(config, monitor, self.dataset.validation)}"
-        )
-        return self.best.score_of(found[best])
-
-    def _factors_of(self, start: Start, biases: float) -> Factors:
-        """Return the vectors of a pair that starts so, alone, with a weight of its biases. Those of the start before are kept."""
-        unit = start.with_biases(1.0) if any(start.bias_weights) else start
-        if self._tried is None or self._tried[0] != unit:
-            self._tried = None
-            start_pair(self.model, unit, self.dataset, self.recipe.train.seed, self.context)
-            users, items = self.objective.users, self.objective.items
-            of_unit = gathered_factors(self.model, users, items, self.context, self.torchrec, [start.pair])
-            self._tried = unit, of_unit
-        found = self._tried[1]
-        if not self.model.config.bias:
-            return found
-        own = biases if start.bias_weight else 0.0  # without those of another start
-        return replace(found, items=torch.cat([found.items[:, :-1], found.items[:, -1:] * own], 1))
 
     def _train_epoch(self, epoch: Epoch) -> None:
         p = self.progress

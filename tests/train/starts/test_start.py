@@ -44,7 +44,7 @@ from twotower.train.factors import factors_before
 from twotower.train.starts import STARTS, Ials, PairValues, Start, TransitionFactors
 from twotower.train.starts.ease import ease_of_few_users
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
-from twotower.train.starts.search import evaluation_of_search
+from twotower.train.starts.search import evaluation_of_search, search
 from twotower.train.starts.slit import decayed_products
 from twotower.train.trainer import Trainer
 
@@ -723,19 +723,12 @@ def test_of_several_values_the_best_on_validation_is_kept(kind: type[Start], cap
         assert same(weights(trainer), each[float(best)][1])
 
 
-class Scored(Trainer):
-    """Stands for a training whose validation metric is best at one place of both options, or rises for ever."""
-
-    at: tuple[float, float] | None
-
-    def _score_of_start(self, start: Start) -> float:
-        assert isinstance(start, Ials)
-        (a,), (rate,) = start.unobserved, start.regularization
-        if self.at is None:
-            return rate
-        if rate < 1e-4:
-            raise TrainingError("values that are not finite")
-        return -abs(math.log(a / self.at[0])) - abs(math.log(rate / self.at[1]))
+def score_at(start: Start, at: tuple[float, float] | None) -> float:
+    """A validation metric that is best at one place of both options, or rises for ever."""
+    a, rate = start.value_of("unobserved"), start.value_of("regularization")
+    if at is None:
+        return rate
+    return -math.inf if rate < 1e-4 else -abs(math.log(a / at[0])) - abs(math.log(rate / at[1]))
 
 
 @pytest.mark.parametrize(
@@ -760,12 +753,9 @@ def test_a_search_beyond_and_between_has_an_end() -> None:
     assert chosen_by(None).value_of("regularization") == pytest.approx(0.04 * 2**8)
 
 
-def chosen_by(at: tuple[float, float] | None) -> Ials:
-    trainer = Scored(world("ials"), config("ials"))
-    trainer.at = at
-    chosen = trainer._chosen(Ials(unobserved=(0.1, 0.2, 0.4), regularization=(0.01, 0.02, 0.04)))
-    assert isinstance(chosen, Ials)
-    return chosen
+def chosen_by(at: tuple[float, float] | None) -> Start:
+    given = Ials(unobserved=(0.1, 0.2, 0.4), regularization=(0.01, 0.02, 0.04))
+    return search(given, lambda start: score_at(start, at))
 
 
 def test_values_beyond_are_in_the_ratio_of_the_outermost() -> None:
@@ -803,31 +793,26 @@ def test_values_between_are_geometric_means_with_the_nearest_tried_ones_and_thei
 
 
 def test_options_that_make_up_for_one_another_are_changed_together() -> None:
-    class Ridge(Scored):
-        """Stands for a training whose validation metric is best at one place of a narrow ridge."""
+    def on_a_ridge(start: Start) -> float:
+        a, rate = start.value_of("unobserved"), start.value_of("regularization")
+        return -abs(math.log(a * rate / 0.02)) - 0.1 * abs(math.log(a / 0.15))
 
-        def _score_of_start(self, start: Start) -> float:
-            a, rate = start.value_of("unobserved"), start.value_of("regularization")
-            return -abs(math.log(a * rate / 0.02)) - 0.1 * abs(math.log(a / 0.15))
-
-    trainer = Ridge(world("ials"), config("ials"))
-    chosen = trainer._chosen(Ials(unobserved=(0.1, 0.4), regularization=(0.05, 0.2)))
+    chosen = search(Ials(unobserved=(0.1, 0.4), regularization=(0.05, 0.2)), on_a_ridge)
     assert chosen.value_of("unobserved") == pytest.approx(0.15, rel=0.1)
 
 
 def test_values_beyond_that_are_too_small_are_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    class Falling(Trainer):
-        """Stands for a training whose validation metric rises as the regularisation falls."""
+    values = Trainer(world("ials"), config("ials"))._start_values()
+    (given,) = config("ials", 1, None, regularization=[1e-7, 1e-3]).train.start
+    tried = list[float]()
 
-        def _score_of_start(self, start: Start) -> float:
-            super()._score_of_start(start)
-            return -float(start.model_dump()["regularization"][0])
+    def falling(start: Start) -> float:
+        tried.append(start.value_of("regularization"))
+        return -tried[-1] if math.isfinite(values.score(start)) else -math.inf
 
     with caplog.at_level(logging.INFO, "twotower"):
-        chosen = Falling(world("ials"), config("ials", 1, None, regularization=[1e-7, 1e-3]))._chosen(
-            config("ials", 1, None, regularization=[1e-7, 1e-3]).train.start[0]
-        )
-    assert chosen.model_dump()["regularization"][0] <= 1e-7
+        chosen = search(given, falling)
+    assert min(tried) < chosen.value_of("regularization") <= 1e-7
     assert any("has values that are not finite; raise its regularization" in line for line in caplog.messages)
 
 
@@ -1014,5 +999,6 @@ def test_values_are_chosen_by_their_pair_alone_beside_one_that_reads_the_context
     beside = Trainer(data, Config.model_validate(sections))
     alone = Trainer(world("ease"), config("ease", regularization=[0.001, 3.0, 1e6]))
     (start,), (other,) = beside.recipe.train.start, alone.recipe.train.start
-    assert beside._chosen(start).value_of("regularization") == alone._chosen(other).value_of("regularization")
+    found, expected = beside._start_values().best(start), alone._start_values().best(other)
+    assert found.value_of("regularization") == expected.value_of("regularization")
     assert beside.run().history

@@ -1,0 +1,106 @@
+"""Values of the starts of a model: those that are best on validation, before the first step."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from twotower.data.dataset import Dataset
+from twotower.distributed import DistributedContext
+from twotower.errors import TrainingError
+from twotower.evaluation.config import EvaluationConfig
+from twotower.evaluation.factors import Factors
+from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.two_tower import TwoTower
+from twotower.train.factors import gathered_factors
+from twotower.train.recipe import Recipe
+from twotower.train.starts.search import best_weight, evaluation_of_search, search, users_told
+from twotower.train.starts.start import Start, start_pair
+from twotower.train.torchrec.embeddings import TorchRecEmbeddings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Measures vectors on the validation part, for all ranks."""
+
+    metrics: Callable[[Factors, EvaluationConfig], Mapping[str, float]]
+    """Metrics by name, under the given options."""
+    score_of: Callable[[Mapping[str, float]], float]
+    """The monitored one of metrics; higher is better."""
+
+
+class StartValues:
+    """Gives pairs the values of their starts, each those that are best on validation by the pair alone."""
+
+    def __init__(
+        self, model: TwoTower, dataset: Dataset, recipe: Recipe, users: SideTensors, items: SideTensors,
+        context: DistributedContext, torchrec: TorchRecEmbeddings | None, validation: Validation,
+        check_stop: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """`users` and `items` are the inputs of all rows. `check_stop` raises Interrupted if a rank is to stop."""
+        self.model, self.dataset, self.recipe = model, dataset, recipe
+        self.users, self.items, self.context, self.torchrec = users, items, context, torchrec
+        self.validation, self.check_stop = validation, check_stop
+        self._evaluation = evaluation_of_search(recipe.evaluation, len(dataset.items))
+        self._tried: tuple[Start, Factors] | None = None
+        """The start that was solved last, by the weight 1 of its biases, and its vectors."""
+
+    def fill(self, start: Start) -> None:
+        """Overwrite the pair of a start with the values that are best. Raises TrainingError if none is finite, and what `check_stop`
+        raises."""
+        found = self.best(start)
+        self._start(found)
+        log.info(f"start of pair {start.pair} by {start.kind}: {found.describe()}")
+
+    def best(self, start: Start) -> Start:
+        """Return the start with the values that are best. Overwrites its pair."""
+        is_open = len(start.alternatives()) > 1 and start.has_choice(self.dataset, self.model.config)
+        found = search(start, self.score) if is_open else start.alternatives()[0]
+        if len(set(found.bias_weights)) > 1:
+            found = found.with_biases(best_weight(found.bias_weights, lambda w: self.score(found.with_biases(w))))
+        self._tried = None
+        return found
+
+    def score(self, start: Start) -> float:
+        """Return the validation metric of a pair that starts so, alone, by the best weight of its biases; higher is better, minus
+        infinity for a start that float32 cannot solve."""
+        self.check_stop()
+        try:
+            found = {w: self._metrics(self._factors_of(start, w)) for w in start.bias_weights or (0.0,)}
+        except TrainingError as e:
+            log.info(str(e))
+            return -math.inf
+        best, monitor = max(found, key=lambda w: self.validation.score_of(found[w])), self.recipe.train.monitor
+        log.info(
+            f"start of pair {start.pair} by {start.kind}: {start.with_biases(best).describe()}: {monitor} = {found[best][monitor]:.4f}"
+            f"{users_told(self._evaluation, monitor, self.dataset.validation)}"
+        )
+        return self.validation.score_of(found[best])
+
+    def _metrics(self, factors: Factors) -> Mapping[str, float]:
+        return self.validation.metrics(factors, self._evaluation)
+
+    def _start(self, start: Start) -> None:
+        start_pair(self.model, start, self.dataset, self.recipe.train.seed, self.context)
+
+    def _factors_of(self, start: Start, biases: float) -> Factors:
+        """Return the vectors of a pair that starts so, alone, with a weight of its biases. Those of the start before are kept."""
+        unit = start.with_biases(1.0) if any(start.bias_weights) else start
+        if self._tried is None or self._tried[0] != unit:
+            self._tried = None
+            self._start(unit)
+            self._tried = unit, self._factors([start.pair])
+        found = self._tried[1]
+        if not self.model.config.bias:
+            return found
+        own = biases if start.bias_weight else 0.0  # without those of another start
+        return replace(found, items=torch.cat([found.items[:, :-1], found.items[:, -1:] * own], 1))
+
+    def _factors(self, pairs: list[int]) -> Factors:
+        return gathered_factors(self.model, self.users, self.items, self.context, self.torchrec, pairs)
