@@ -543,6 +543,34 @@ def unused(findings: list[Finding]) -> dict[str, str]:
     return {f.text.split("'")[1]: f.text for f in findings if f.name == "unused_feature" and f.severity == "warning"}
 
 
+def test_a_pair_without_weight_beside_another_is_named(tmp_path: Path) -> None:
+    history: dict[str, Any] = {"kind": "sequence", "side": "user", "share_embedding": False}
+    features = [
+        history | {"name": "one", "pooling": "ridge"},
+        history | {"name": "two", "pooling": "sum"},
+        {"kind": "categorical", "side": "item", "name": "item_id"},
+    ]
+    schema = Schema.model_validate({"features": features})
+    rng = np.random.default_rng(0)
+    liked = rng.random((80, 20)) < np.where(np.arange(20) % 2 == np.arange(80)[:, None] % 2, 0.5, 0.1)
+    user, item = np.nonzero(liked)
+    item_tower = {"fields": ["item_id"], "layers": []}
+    pairs = [{"user": {"fields": [name], "layers": []}, "item": item_tower} for name in ("one", "two")]
+    for weight in (0.0, 1.0):
+        starts = [{"kind": "ials"}, {"kind": "ease", "pair": 1, "blend": [weight]}]
+        chosen = settings(
+            model={"width": 8, "similarity": "dot", "temperature": 1.0, "pairs": pairs},
+            loss={"kind": "softmax"},
+            negatives={"full": True},
+            train={"epochs": 0, "start": starts, "monitor": "validation.recall@5"},
+            split={"kind": "random"},
+        )
+        run = api.fit((None, None, pl.DataFrame({"user_id": user, "item_id": item})), schema, chosen)
+        texts = unused(diagnose(run))
+        assert [*texts] == ([] if weight else ["two"])
+        assert all("its pair, number 1, has a weight (train.start's blend) of about zero" in t for t in texts.values())
+
+
 def test_columns_that_tell_nothing() -> None:
     data = with_features(
         Categorical(name="same", side="item"),

@@ -211,6 +211,7 @@ ELSEWHERE = {
     "train.start.pair",
     "train.start.learn",
     "train.start.scale",
+    "train.start.blend",  # train/test_start_values.py
     "train.device",
     "train.timeout",
     "train.embedding_placement",

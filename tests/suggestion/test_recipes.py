@@ -84,6 +84,22 @@ def test_without_columns_their_fields_are_left_out() -> None:
     assert first["item"]["fields"] == ["item"]
 
 
+def test_a_pair_is_left_out_with_the_features_that_it_alone_reads() -> None:
+    found = fitted(column("plan", "user"), column("colour"))
+    (one, two), before = pairs(found), list(found.features)
+    found.drop_pair(1)
+    assert (pairs(found), names(found, "user")) == ([one], ["plan", "liked"]), (
+        "the customer was read by the second pair alone"
+    )
+    assert found.features == [f for f in before if f["name"] != "customer"]
+    assert found.why == {
+        place: f"why {f['name']}" for place, f in enumerate(found.features) if f["name"] in ("plan", "colour")
+    }
+    other = fitted(column("plan", "user"), column("colour"))
+    other.drop_pair(0)
+    assert (pairs(other), names(other, "user"), names(other, "item")) == ([two], ["customer"], ["n"])
+
+
 def test_a_kind_keeps_the_options_that_the_recipe_gives_it() -> None:
     plan, tags = column("plan", "user"), column("tags", kind="multi_hot", separator="|")
     found = fitted(plan, tags).features

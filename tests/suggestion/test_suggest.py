@@ -702,6 +702,28 @@ def test_a_model_that_is_its_start_is_wider_on_a_small_log(rows: int, users: int
     assert fitted.model["width"] == 128, "the recipe keeps its own"
 
 
+@pytest.mark.parametrize(
+    ("users", "items", "is_left"), [(50_000, 10_000, False), (50_000, 10_001, True), (9_000, 11_000, False)]
+)
+def test_a_closed_form_beside_another_is_left_out_where_it_does_not_fit(users: int, items: int, is_left: bool) -> None:
+    rule = next(rule for rule in RULES if rule.recipe == "collaborative")
+    settings = read_recipe(rule.recipe)
+    _, config = parse_config(settings)
+    shape = replace(of((None, None, log(length=8))).shape, users=users, items=items)
+    fitted = FittedRecipe(settings, "user_id", "item_id", (), False)
+    found, comments = shaped_settings(settings, fitted, shape, config, rule.rows, rule.ids)
+    schema, left = parse_config(
+        {**found, "evaluation": settings["evaluation"], "schema": {"features": fitted.features}}
+    )
+    assert schema is not None
+    kinds, names = [start.kind for start in left.train.start], [f.name for f in schema.features]
+    assert (kinds, len(left.model.pairs)) == ((["ials"], 1) if is_left else (["ials", "ease"], 2))
+    assert ("together" in names, "history" in names) == (not is_left, True)
+    assert ("train.start" in comments) == is_left
+    if is_left:
+        assert f"{users:,} users and {items:,} items are too many" in comments["train.start"]
+
+
 def test_a_large_catalogue_is_sampled() -> None:
     actions = log(n_users=60, length=30)
     many = pl.DataFrame({"item_id": range(50_001), "category": [f"c{i % 4}" for i in range(50_001)]})
@@ -757,7 +779,8 @@ def test_without_a_validation_part_nothing_is_left_to_it(tmp_path: Path) -> None
     actions[400:].write_csv(tmp_path / "test.csv")
     ranking, collaborative = (suggest(tmp_path, recipe=name).config for name in ("ranking", "collaborative"))
     assert not ranking.model.stacking
-    (start,) = collaborative.train.start
+    (start,) = collaborative.train.start  # without the pair whose weight validation chooses
+    assert len(collaborative.model.pairs) == 1
     assert (start.value_of("unobserved"), start.value_of("regularization")) == (0.095, 0.011)
     assert start.value_of("popularity") == 0
     items = actions.select("item_id").unique().with_columns(brand=pl.col("item_id").hash() % 7)

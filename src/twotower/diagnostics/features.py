@@ -211,7 +211,13 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
     if effect >= 1e-3:
         return ""
     field = next(f for f in data.encoders.fields(side) if f.name == name)
-    towers = [tower for tower in model.towers(side) if (field.beside or name) in tower.field_names]
+    readers = [n for n, tower in enumerate(model.towers(side)) if (field.beside or name) in tower.field_names]
+    towers = [model.towers(side)[n] for n in readers]
+    if readers and {*readers} <= {start.pair for start in context.config.train.start if start.blend}:
+        return (
+            f"has no effect: its pair, number {readers[0]}, has a weight (train.start's blend) of about zero beside the pairs before it. "
+            "Vectors are shorter without that pair, its start and the feature."
+        )
     if not towers:
         return f"is read by no tower. Add it to model.pairs.0.{side}.fields, or remove it from schema.features."
     norms = [_mean_row_norm(tower.embeddings, name) for tower in towers]

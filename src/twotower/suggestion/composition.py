@@ -14,6 +14,7 @@ from twotower.suggestion.recipes import FittedRecipe, Settings, read_recipe
 from twotower.suggestion.settings import shaped_settings
 from twotower.suggestion.shape import MIN_LAST, MIN_NEW, MIN_NEW_USERS, Shape
 from twotower.suggestion.side_features import SideFeature
+from twotower.train.recipe import TrainConfig
 from twotower.train.starts.start import Start
 
 _BY_VALIDATION = {"stacking": "weighs the terms of a score", "cold_item_bias": "tells how high new items rank"}
@@ -61,7 +62,10 @@ def compose(
         else ()
     )
     fitted = FittedRecipe(source, str(schema["user_id"]), str(schema["item_id"]), columns, has_label, alike, of_users)
-    sections, of_shape = shaped_settings(source, fitted, shape, config, rule.rows, rule.ids, rule.min_steps)
+    has_validation = ordered is None or "validation" in (data or {})
+    sections, of_shape = shaped_settings(
+        source, fitted, shape, config, rule.rows, rule.ids, rule.min_steps, has_validation
+    )
     comments |= of_shape | {f"schema.features.{place}": why for place, why in fitted.why.items()}
     if config.model.cold_item_bias and not shape.contents:
         sections["model"] = {**_section(sections, "model"), "cold_item_bias": False}
@@ -70,13 +74,8 @@ def compose(
     if ordered is not None:
         split = {"kind": "files", **({"ordered": True} if ordered else {})}
         comments["split.kind"] = "Files give the parts."
-        if config.train.start and "validation" not in (data or {}):
-            train = sections["train"] = _section(sections, "train")
-            train["start"] = [_middle(start.model_dump(exclude_defaults=True), start) for start in config.train.start]
-            comments["train.start"] = (
-                "The middle of the recipe's values, 0 where it is one of them: no validation part chooses."
-            )
-        if "validation" not in (data or {}):
+        if not has_validation:
+            _settle_starts(sections, comments)
             for option, does in _BY_VALIDATION.items():
                 if getattr(config.model, option):
                     sections["model"] = {**_section(sections, "model"), option: False}
@@ -139,6 +138,17 @@ def _split(
             f"{shape.measurable:,} users have {MIN_LAST} rows or more: {MEASURED_USERS:,} of them tell enough, and the others are trained whole."
         )
     return split, comments
+
+
+def _settle_starts(sections: Settings, comments: dict[str, str]) -> None:
+    """Give starts one value in place of several."""
+    train = _section(sections, "train")
+    starts = TrainConfig.model_validate(train).start
+    if starts:
+        train["start"] = [_middle(start.model_dump(exclude_defaults=True), start) for start in starts]
+        sections["train"] = train
+        told = "The middle of the recipe's values, 0 where it is one of them: no validation part chooses."
+        comments["train.start"] = f"{told} {comments.get('train.start', '')}".strip()
 
 
 def _middle(options: Settings, start: Start) -> Settings:

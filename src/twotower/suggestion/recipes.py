@@ -90,6 +90,18 @@ class FittedRecipe:
                 if isinstance(pair, Mapping)
             ]
 
+    def drop_pair(self, number: int) -> None:
+        """Leave out a pair of towers, and the features that it alone reads."""
+        pairs = self.model["pairs"]
+        assert isinstance(pairs, list)
+        read = [{side: set(tower.get("fields", ())) for side, tower in pair.items()} for pair in pairs]
+        own = {(side, name) for side, names in read.pop(number).items() for name in names}
+        own -= {(side, name) for fields in read for side, names in fields.items() for name in names}
+        self.model["pairs"] = [pair for place, pair in enumerate(pairs) if place != number]
+        kept = [place for place, f in enumerate(self.features) if (f["side"], f["name"]) not in own]
+        self.features = [self.features[place] for place in kept]
+        self.why = {kept.index(place): why for place, why in self.why.items() if place in kept}
+
     def _add_columns(self, of_users: Sequence[str]) -> None:
         """Add columns of users, by name, which each tower of users without `fields` reads."""
         for column in self.columns:

@@ -27,19 +27,62 @@ ROWS_OF_ID = 16
 
 
 def shaped_settings(
-    recipe: Settings, fitted: FittedRecipe, shape: Shape, config: Config, rows: int, ids: int = 0, min_steps: int = 0
+    recipe: Settings,
+    fitted: FittedRecipe,
+    shape: Shape,
+    config: Config,
+    rows: int,
+    ids: int = 0,
+    min_steps: int = 0,
+    has_validation: bool = True,
 ) -> tuple[Settings, dict[str, str]]:
     """Return the sections [model], [loss], [negatives] and [train] of a recipe, whose `config` was chosen on a log of `rows` of `ids`
     users and items, for a shape, and comments by dotted key. A training has at least `min_steps`, by default a tenth of the recipe's own. The windows of
-    `fitted.features` are set too."""
-    settings: Settings = {"model": fitted.model}
-    settings |= {key: recipe[key] for key in ("loss", "negatives", "train") if key in recipe}
+    `fitted.features` are set too, and pairs left out of `fitted` whose weight no validation chooses, or whose closed form is too large."""
+    settings: Settings = {key: recipe[key] for key in ("loss", "negatives", "train") if key in recipe}
     comments = dict[str, str]()
+    _shape_blends(settings, fitted, shape, config, has_validation, comments)
+    settings = {"model": fitted.model} | settings
     _shape_windows(fitted, shape)
     _shape_catalogue(settings, shape, comments)
     _shape_steps(settings, shape, config, rows, min_steps, comments)
     _shape_width(settings, shape, config, rows + ROWS_OF_ID * ids, comments)
     return settings, comments
+
+
+def _shape_blends(
+    settings: Settings,
+    fitted: FittedRecipe,
+    shape: Shape,
+    config: Config,
+    has_validation: bool,
+    comments: dict[str, str],
+) -> None:
+    """Leave out the pairs that are weighed beside others if nothing chooses the weight, or their closed form does not fit the log."""
+    train, starts = settings.get("train"), config.train.start
+    left = [s for s in starts if s.blend and not (has_validation and s.is_exact(shape.users, shape.items))]
+    if not (left and isinstance(train, Mapping) and isinstance(given := train["start"], list)):
+        return
+    gone = sorted(start.pair for start in left)
+    for pair in reversed(gone):
+        fitted.drop_pair(pair)
+    kept = [
+        (s.pair - sum(pair < s.pair for pair in gone), options)
+        for s, options in zip(starts, given, strict=True)
+        if s not in left
+    ]
+    settings["train"] = {
+        **train,
+        "start": [
+            {**options, "pair": pair} if pair else options for pair, options in kept if isinstance(options, Mapping)
+        ],
+    }
+    what = " and ".join(f"'{start.kind}'" for start in left)
+    comments["train.start"] = f"Without the recipe's {what} beside it: " + (
+        f"{shape.users:,} users and {shape.items:,} items are too many for its closed form."
+        if has_validation
+        else "no validation part chooses its weight."
+    )
 
 
 def _shape_windows(fitted: FittedRecipe, shape: Shape) -> None:

@@ -194,6 +194,15 @@ class Recipe(Section):
             )
         if twice := {s.pair for s in starts if [o.pair for o in starts].count(s.pair) > 1}:
             raise ValueError(f"train.start names pair {min(twice)} twice; give each start a pair of its own")
+        for start in (s for s in starts if s.blend and s.scale != 1):
+            raise ValueError(
+                f"train.start of kind '{start.kind}' has scale = {start.scale:g} and blend, which chooses the factor; leave out one of them"
+            )
+        if starts and starts[0].blend:
+            raise ValueError(
+                f"train.start of kind '{starts[0].kind}' has blend, a weight beside pairs that start before it, and is the first; leave "
+                "it out, or name another start before it"
+            )
         biased = [s for s in starts if s.bias_weight]
         if len(biased) > 1 and any(any(s.bias_weights) for s in biased):
             key = biased[0].bias_weight

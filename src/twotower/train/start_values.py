@@ -19,7 +19,7 @@ from twotower.model.two_tower import TwoTower
 from twotower.train.factors import gathered_factors
 from twotower.train.recipe import Recipe
 from twotower.train.starts.search import best_weight, evaluation_of_search, search, users_told
-from twotower.train.starts.start import Start, start_pair
+from twotower.train.starts.start import Start, root_mean_square, start_pair
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,8 @@ class Validation:
 
 
 class StartValues:
-    """Gives pairs the values of their starts, each those that are best on validation by the pair alone."""
+    """Gives pairs the values of their starts, each those that are best on validation by the pair alone, and then its weight beside
+    the pairs before it."""
 
     def __init__(
         self, model: TwoTower, dataset: Dataset, recipe: Recipe, users: SideTensors, items: SideTensors,
@@ -48,6 +49,8 @@ class StartValues:
         self.users, self.items, self.context, self.torchrec = users, items, context, torchrec
         self.validation, self.check_stop = validation, check_stop
         self._evaluation = evaluation_of_search(recipe.evaluation, len(dataset.items))
+        self._filled = list[int]()
+        """Pairs that have their values."""
         self._tried: tuple[Start, Factors] | None = None
         """The start that was solved last, by the weight 1 of its biases, and its vectors."""
 
@@ -55,8 +58,12 @@ class StartValues:
         """Overwrite the pair of a start with the values that are best. Raises TrainingError if none is finite, and what `check_stop`
         raises."""
         found = self.best(start)
+        if found.blend:
+            found = self._blended(found)
         self._start(found)
-        log.info(f"start of pair {start.pair} by {start.kind}: {found.describe()}")
+        self._filled.append(start.pair)
+        weight = f", blend = {found.blend[0]:g}" if found.blend else ""
+        log.info(f"start of pair {start.pair} by {start.kind}: {found.describe()}{weight}")
 
     def best(self, start: Start) -> Start:
         """Return the start with the values that are best. Overwrites its pair."""
@@ -79,9 +86,36 @@ class StartValues:
         best, monitor = max(found, key=lambda w: self.validation.score_of(found[w])), self.recipe.train.monitor
         log.info(
             f"start of pair {start.pair} by {start.kind}: {start.with_biases(best).describe()}: {monitor} = {found[best][monitor]:.4f}"
-            f"{users_told(self._evaluation, monitor, self.dataset.validation)}"
+            f"{self._told}"
         )
         return self.validation.score_of(found[best])
+
+    @property
+    def _told(self) -> str:
+        """Return what a line about a value says of the users who compare it."""
+        return users_told(self._evaluation, self.recipe.train.monitor, self.dataset.validation)
+
+    def _blended(self, start: Start) -> Start:
+        """Return the start with the weight that is best beside the pairs before it, as its `scale`. Overwrites its pair."""
+        self._start(start)
+        before, own = self._factors(self._filled), self._factors([start.pair])
+        if self.model.config.bias_columns:  # those of all pairs
+            own = Factors(own.users[:, :-2], own.items[:, :-2])
+        sizes = [root_mean_square(f.users, f.items, len(f.users), len(f.items)) for f in (before, own)]
+        unit: float = self.context.broadcast(sizes[0] / sizes[1] if all(sizes) else 1.0)
+        users, monitor = torch.cat([before.users, own.users], 1), self.recipe.train.monitor
+
+        def score(weight: float) -> float:
+            self.check_stop()
+            found = self._metrics(Factors(users, torch.cat([before.items, own.items * (weight * unit)], 1)))
+            log.info(
+                f"start of pair {start.pair} by {start.kind}, beside those before it: blend = {weight:g}: {monitor} = {found[monitor]:.4f}"
+                f"{self._told}"
+            )
+            return self.validation.score_of(found)
+
+        weight = best_weight(start.blend, score) if len(set(start.blend)) > 1 else start.blend[0]
+        return start.model_copy(update={"blend": (weight,), "scale": weight * unit})
 
     def _metrics(self, factors: Factors) -> Mapping[str, float]:
         return self.validation.metrics(factors, self._evaluation)

@@ -13,11 +13,9 @@ from torch import Tensor
 
 from twotower.arrays.ragged import offsets_of
 from twotower.arrays.types import F32, F64
-from twotower.data.dataset import Dataset
 from twotower.errors import TrainingError
 from twotower.model.inputs.bag import Bag
 from twotower.model.pooling.pooling import Pooling
-from twotower.model.two_tower import ModelConfig
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
 from twotower.train.starts.start import PairValues, Positive, Start
 
@@ -55,19 +53,18 @@ class Ease(Start):
         "10,000 items take 2.9 GB, so many products of users and items 4.0 GB.",
     )
 
-    def has_choice(self, dataset: Dataset, model: ModelConfig) -> bool:
-        n = self.n_codes(dataset, model)
-        return n - 1 <= self.max_items or self._fits(int(np.count_nonzero(dataset.positives_by_user.lengths)), n)
+    def is_exact(self, users: int, items: int) -> bool:
+        return items <= self.max_items or self._fits(users, items)
 
-    def _fits(self, users: int, n: int) -> bool:
+    def _fits(self, users: int, items: int) -> bool:
         """Return True if users are few enough to be solved for."""
-        return users * (n - 1) <= self.max_items**2
+        return users * items <= self.max_items**2
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         n, generator = positives.n_columns, torch.Generator().manual_seed(seed)
         active = replace(positives, offsets=np.unique(positives.offsets))  # without users who have none
         users, are_many = len(active), n - 1 > self.max_items
-        if self._fits(users, n) and (are_many or width <= users <= n / 2):
+        if self._fits(users, n - 1) and (are_many or width <= users <= n / 2):
             source, right = ease_of_few_users(active, self.regularization[0], width)
         elif are_many:
             log.warning(

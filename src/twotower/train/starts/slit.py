@@ -68,8 +68,8 @@ class Slit(Start):
                 f"of feature '{history.name}'"
             )
 
-    def has_choice(self, dataset: Dataset, model: ModelConfig) -> bool:
-        return self.n_codes(dataset, model) - 1 <= self.max_items
+    def is_exact(self, users: int, items: int) -> bool:
+        return items <= self.max_items
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         n, histories, rate = positives.n_columns, positives.histories, pooling.decay_rate

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, ClassVar
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -69,15 +71,26 @@ class Start(Kind):
     scale: float = Field(
         1.0, gt=0, description="Factor of the pair's scores, beside those of other pairs and in a softmax."
     )
+    blend: tuple[NotNegative, ...] = Field(
+        (),
+        description="Weight of the pair's scores beside those of the pairs that start before it; both have the same root mean square at 1. Of several "
+        "values the best on validation, or one beside it that is better; 0 adds nothing. Empty: `scale` in its place.",
+    )
 
     def alternatives(self) -> list[Start]:
         """Return a start for each combination of the values of `choices`."""
         values = [[(value,) for value in getattr(self, name)] for name in self.choices]
         return [self.model_copy(update=dict(zip(self.choices, chosen, strict=True))) for chosen in product(*values)]
 
+    def is_exact(self, users: int, items: int) -> bool:
+        """Return True if the closed form is solved for so many users, who have positives, and items, False if something else stands in
+        for it, on which `choices` have no influence."""
+        return True
+
     def has_choice(self, dataset: Dataset, model: ModelConfig) -> bool:
         """Return True if the values for this data depend on the values of `choices`."""
-        return True
+        users = int(np.count_nonzero(dataset.positives_by_user.lengths))
+        return self.is_exact(users, self.n_codes(dataset, model) - 1)
 
     def beyond(self, best: Start) -> list[Start]:
         """Return `best` with the next value outwards, for each option of several values whose outermost, or one beyond, it has: in the
@@ -113,7 +126,8 @@ class Start(Kind):
     @property
     def several(self) -> list[str]:
         """Options of several values."""
-        return [*self._searched(), *([self.bias_weight] if len(set(self.bias_weights)) > 1 else [])]
+        weights = {self.bias_weight: self.bias_weights, "blend": self.blend}
+        return [*self._searched(), *(name for name, values in weights.items() if len(set(values)) > 1)]
 
     def with_biases(self, weight: float) -> Start:
         """Return the start with one weight of the item biases."""
@@ -162,10 +176,10 @@ class Start(Kind):
             raise ConfigError(
                 f"{key} gives items other vectors in a history than as targets; set share_embedding = false of feature '{history.name}'"
             )
-        if spec.share_embedding and self.scale != 1:
+        if spec.share_embedding and (self.scale != 1 or self.blend):
+            option, out = (f"scale = {self.scale:g}", "scale = 1") if self.scale != 1 else ("blend", "leave it out")
             raise ConfigError(
-                f"{key}: scale = {self.scale:g} needs a table of the history's own; set share_embedding = false of feature "
-                f"'{history.name}', or scale = 1"
+                f"{key}: {option} needs a table of the history's own; set share_embedding = false of feature '{history.name}', or {out}"
             )
         if spec.interactions == "negative" or (spec.interactions == "all" and not dataset.train.labels.all()):
             raise ConfigError(
@@ -220,6 +234,12 @@ class Start(Kind):
         """Return the number of codes of the pair's history, the unknown one too."""
         history, _ = self.fields(dataset, model)
         return next(f.rows for f in dataset.encoders.fields("user") if f.name == history.name)
+
+
+def root_mean_square(users: F32[Tensor, "U E"], items: F32[Tensor, "I E"], n_users: int, n_items: int) -> float:
+    """Return the root mean square of the scores of n_users and n_items, whose vectors alone are not 0."""
+    square = ((users.T @ users).double() * (items.T @ items).double()).sum().clamp(min=0)
+    return math.sqrt(float(square) / (n_users * n_items))
 
 
 def start_pair(model: TwoTower, start: Start, dataset: Dataset, seed: int, context: DistributedContext) -> None:

@@ -1,0 +1,145 @@
+"""Pairs that are weighed beside those that start before them; the search for a start's own values is tested with the starts."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from worlds import settings
+
+from twotower.config.experiment import Config
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.split import SplitConfig
+from twotower.data.splits import VALIDATION
+from twotower.data.tables import check
+from twotower.errors import ConfigError
+from twotower.evaluation.factors import Factors
+from twotower.features.categorical import Categorical
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
+from twotower.train.factors import factors_before
+from twotower.train.trainer import Trainer
+
+ITEMS, GROUP = 60, 3
+
+
+def log(others: float, validates: bool = True) -> Dataset:
+    """Users take two of the three items of each of four groups, and `others` further ones of chance for each of these."""
+    rng, rows = np.random.default_rng(5), list[tuple[int, int]]()
+    for user in range(200):
+        groups = rng.choice(ITEMS // GROUP, 4, replace=False)
+        taken = {int(GROUP * g + i) for g in groups for i in rng.choice(GROUP, 2, replace=False)}
+        rows += [(user, item) for item in sorted(taken | {*rng.choice(ITEMS, int(8 * others)).tolist()})]
+    part = rng.choice(["train", "validation" if validates else "train", "test"], len(rows), p=[0.7, 0.2, 0.1])
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row").with_columns(part=pl.Series(part))
+    history: dict[str, Any] = {"side": "user", "share_embedding": False}
+    schema = Schema(
+        features=(
+            Sequence(name="one", pooling={"kind": "ridge", "steps": 30}, **history),
+            Sequence(name="two", pooling="sum", **history),
+            Categorical(name="item_id", side="item"),
+        )
+    )
+    return build_dataset(check(None, None, frame, schema), schema, SplitConfig(kind="column", column="part"))
+
+
+def config(blend: list[float] | None, bias: bool = True, **second: Any) -> Config:
+    """`ials` of few directions, and `ease` of all."""
+    item = {"fields": ["item_id"], "layers": []}
+    pairs = [
+        {"user": {"fields": ["one"], "layers": []}, "item": item},
+        {"user": {"fields": ["two"], "layers": [], "width": ITEMS}, "item": item | {"width": ITEMS}},
+    ]
+    starts: list[dict[str, Any]] = [
+        {"kind": "ials", "popularity": [2.0 if bias else 0.0]},
+        {"kind": "ease", "pair": 1} | second,
+    ]
+    if blend is not None:
+        starts[1]["blend"] = blend
+    return settings(
+        model={"width": 2, "similarity": "dot", "bias": bias, "temperature": 1.0, "pairs": pairs},
+        loss={"kind": "softmax"},
+        negatives={"full": True, "mask_positives": False},
+        train={"epochs": 0, "start": starts, "monitor": "validation.ndcg@5", "device": "cpu"},
+    )
+
+
+def scores(data: Dataset, chosen: Config) -> np.ndarray:
+    found: Factors = factors_before(Trainer(data, chosen).run().model.eval(), data, VALIDATION)
+    return (found.users @ found.items.T).double().numpy()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_at_one_both_have_the_same_root_mean_square(bias: bool) -> None:
+    data = log(1.0)
+    alone, once, half = (scores(data, config([weight], bias)) for weight in (0.0, 1.0, 0.5))
+    own = scores(data, config(None, bias)) - alone  # of the scale 1
+    beside = once - alone
+    assert math.sqrt((beside**2).mean()) == pytest.approx(math.sqrt((alone**2).mean()), rel=1e-3)
+    np.testing.assert_allclose(half - alone, beside / 2, atol=1e-4)
+    np.testing.assert_allclose(beside * math.sqrt((own**2).mean() / (beside**2).mean()), own, atol=1e-3)
+
+
+def test_the_weight_that_is_best_on_validation_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    data, given = log(1.0), [0.0, 0.1, 1.0, 10.0]
+    each = {}
+    for weight in given:
+        one = Trainer(data, config([weight]))
+        one.run()
+        each[weight] = one.best.score
+    with caplog.at_level(logging.INFO, "twotower"):
+        trainer = Trainer(data, config(given))
+        trainer.run()
+    assert each[0.0] < max(each.values()) <= trainer.best.score + 1e-9
+    asked = [line.split("blend = ")[1].split(": ") for line in caplog.messages if "beside those before it" in line]
+    tried = {float(weight): float(metric.split(" = ")[1]) for weight, metric in asked}
+    assert [*tried][: len(given)] == given, "then those beside the best"
+    assert len(tried) > len(given)
+    assert {w: tried[w] for w in given} == {w: pytest.approx(score, abs=1e-4) for w, score in each.items()}
+    (last,) = [line for line in caplog.messages if line.startswith("start of pair 1 by ease: ") and "blend" in line]
+    assert last.endswith(f", blend = {max(tried, key=lambda w: tried[w]):g}")
+
+
+def test_a_pair_that_only_disturbs_adds_nothing() -> None:
+    class Disturbed(Trainer):
+        """A trainer whose metric falls with all that is added to the first pair."""
+
+        def _validation_metrics(self, scorer: Any, config: Any = None) -> dict[str, float]:
+            return {"validation.ndcg@5": 1 / (1 + float(scorer.items.norm()))}
+
+    data = log(0.0)
+    trainer = Disturbed(data, config([0.0, 1.0]))
+    trainer.run()
+    found = trainer.model.item_vectors(trainer.objective.items.take(np.arange(ITEMS)))
+    assert not found[:, 2:-2].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"scale": 2.0}, "has scale = 2 and blend, which chooses the factor; leave out one of them"),
+        (
+            {"pair": 0, "first": True},
+            "has blend, a weight beside pairs that start before it, and is the first; leave it out",
+        ),
+    ],
+)
+def test_what_blend_does_not_go_with_is_told(change: dict[str, Any], told: str) -> None:
+    sections = config([1.0]).model_dump(mode="json")
+    starts = sections["train"]["start"]
+    if change.pop("first", False):
+        starts.reverse()
+    else:
+        starts[1] |= change
+    with pytest.raises(ValueError, match=told):
+        Config.model_validate(sections)
+
+
+def test_several_weights_need_a_validation_part() -> None:
+    with pytest.raises(ConfigError, match="chooses among several values of blend on the validation part"):
+        Trainer(log(1.0, validates=False), config([0.0, 1.0]))
+    Trainer(log(1.0, validates=False), config([0.5])).run()
