@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -73,9 +74,11 @@ class SplitConfig(Section):
             "users": self.kinds_of_users,
         }
         for name, kinds in of.items():
-            if getattr(self, name) != type(self).model_fields[name].default and self.kind not in kinds:
+            default = type(self).model_fields[name].default
+            if getattr(self, name) != default and self.kind not in kinds:
                 other = " or ".join(f"'{kind}'" for kind in kinds)
-                raise ValueError(f"{name} goes with split.kind = {other}, not '{self.kind}'; leave it out")
+                out = f"leave it out, or set split.{name} = {json.dumps(default)}"
+                raise ValueError(f"{name} goes with split.kind = {other}, not '{self.kind}'; {out}")
         return self
 
     @property

@@ -86,7 +86,7 @@ class Trainer:
         self.dataset, self.recipe = dataset, recipe
         self.model, self.torchrec = build_model(recipe, dataset.encoders, self.context, self.device)
         config = recipe.train
-        for start in config.start:
+        for start in config.start if config.epochs else ():  # an optimizer takes no model without anything to learn
             for tower in (self.model.towers(side)[start.pair] for side in SIDES):
                 tower.requires_grad_(start.learn)
         loss, parts = recipe.loss, (dataset, recipe, self.model, self.device, self.context, self.torchrec)

@@ -692,6 +692,13 @@ def test_a_start_that_training_only_worsens_is_what_is_kept() -> None:
     assert [entry["epoch"] for entry in result.history] == [1, 2]
 
 
+def test_a_model_that_learns_nothing_is_its_start() -> None:
+    data = world("ials")
+    kept = Trainer(data, config("ials", learn=False))
+    kept.run()
+    assert same(weights(kept), weights(_started(data)))
+
+
 def _started(data: Dataset) -> Trainer:
     trainer = Trainer(data, config("ials"))
     trainer.run()
