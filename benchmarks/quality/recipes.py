@@ -38,6 +38,11 @@ class Log(NamedTuple):
         """Return the pairs of ratings of at least 4, without their time."""
         return self.of(self.interactions.filter(pl.col("rating") >= 4).select("user_id", "item_id"))
 
+    def unordered(self) -> "Log":
+        """Return the pairs without their time, in no order."""
+        pairs = self.interactions.select("user_id", "item_id")
+        return self.of(pairs.sample(fraction=1.0, shuffle=True, seed=SEED))
+
     def some_users(self) -> "Log":
         """Return the log of a fifth of the users."""
         ids = self.interactions["user_id"].unique().sort()
@@ -82,15 +87,15 @@ def add(report: Report, key: str, metric: str, runs: list[Numbers]) -> None:
     report.add(f"{key}, {metric}, {best}", baselines[best])
 
 
-def made(length: int, n_users: int, n_items: int) -> Log:
-    """Return made data: three items in ten are one of three fixed followers of the one before; no item twice."""
+def made(length: int, n_users: int, n_items: int, share: float = 0.3) -> Log:
+    """Return made data: this share of the items is one of three fixed followers of the one before; no item twice."""
     rng, rows = np.random.default_rng(SEED), list[tuple[int, int, int]]()
     follow = rng.integers(0, n_items, (n_items, 3))
     for user in range(n_users):
         seen = dict.fromkeys([int(rng.integers(n_items))])
         last = next(iter(seen))
         while len(seen) < length:
-            item = int(follow[last, rng.integers(3)]) if rng.random() < 0.3 else int(rng.integers(n_items))
+            item = int(follow[last, rng.integers(3)]) if rng.random() < share else int(rng.integers(n_items))
             if item not in seen:
                 seen[last := item] = None
         rows += [(user, item, at) for at, item in enumerate(seen)]
@@ -164,6 +169,8 @@ LOGS: dict[str, Callable[[str], Log]] = {
     "made, order and tastes": lambda _: made_order_and_tastes(60, 1500, 600),
     "made, 10 of a user": lambda _: made(10, 2000, 800),
     "made, no time": lambda _: made_tastes(False),
+    "made, series without time": lambda _: made(15, 4000, 500, 0.6).unordered(),
+    "made, few users without time": lambda _: made_tastes(False, 300, 3000, 40),
     "made, shown and liked": lambda _: made_tastes(True),
     "made, users of one row": lambda _: made_columns(8000, 150),
     "MovieLens 100K": lambda _: movielens(MovieLens100K().load),

@@ -211,7 +211,7 @@ def test_large_filters_are_answered_whatever_it_takes(shared: Server, prefix: st
 # ---- publishing, going back, clearing up
 
 
-def test_the_story_of_a_store(
+def test_the_story_of_a_store_in_milvus(
     runs: tuple[Run, Run],
     shared: Server,
     client: Any,

@@ -88,16 +88,22 @@ def test_a_pair_is_left_out_with_the_features_that_it_alone_reads() -> None:
     found = fitted(column("plan", "user"), column("colour"))
     (one, two), before = pairs(found), list(found.features)
     found.drop_pair(1)
-    assert (pairs(found), names(found, "user")) == ([one], ["plan", "liked"]), (
-        "the customer was read by the second pair alone"
-    )
-    assert found.features == [f for f in before if f["name"] != "customer"]
+    assert pairs(found) == [one]
+    assert found.features == [f for f in before if f["name"] not in ("customer", "n")], "the second pair's alone"
     assert found.why == {
         place: f"why {f['name']}" for place, f in enumerate(found.features) if f["name"] in ("plan", "colour")
     }
     other = fitted(column("plan", "user"), column("colour"))
+    items = names(other, "item")
     other.drop_pair(0)
-    assert (pairs(other), names(other, "user"), names(other, "item")) == ([two], ["customer"], ["n"])
+    assert (pairs(other), names(other, "user")) == ([two], ["customer"])
+    assert (two["item"], names(other, "item")) == ({}, items), "a tower that names no fields reads all of its side"
+
+
+def test_a_pair_that_names_its_width_is_bounded() -> None:
+    found = FittedRecipe(read_recipe("collaborative"), "c", "p", (), False)
+    assert (found.narrow_pair(0, 60), found.narrow_pair(1, 256), found.narrow_pair(1, 60)) == (False, False, True)
+    assert [tower["width"] for tower in pairs(found)[1].values()] == [60, 60]
 
 
 def test_a_kind_keeps_the_options_that_the_recipe_gives_it() -> None:

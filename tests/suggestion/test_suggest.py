@@ -724,6 +724,15 @@ def test_a_closed_form_beside_another_is_left_out_where_it_does_not_fit(users: i
         assert f"{users:,} users and {items:,} items are too many" in comments["train.start"]
 
 
+def test_a_closed_form_beside_another_is_no_wider_than_the_log_has_items() -> None:
+    found = of((None, None, log(strength=0.0).drop("timestamp")), recipe="collaborative")
+    first, second = found.config.model.pairs
+    least = min(found.shape.users, found.shape.items)
+    assert second.user.width == second.item.width == least < 256
+    assert first.user.width != least
+    assert "The smaller number of" in found.text
+
+
 def test_a_large_catalogue_is_sampled() -> None:
     actions = log(n_users=60, length=30)
     many = pl.DataFrame({"item_id": range(50_001), "category": [f"c{i % 4}" for i in range(50_001)]})

@@ -16,7 +16,7 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.splits import VALIDATION
 from twotower.data.tables import check
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, TrainingError
 from twotower.evaluation.factors import Factors
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
@@ -118,25 +118,67 @@ def test_a_pair_that_only_disturbs_adds_nothing() -> None:
     assert not found[:, 2:-2].any()
 
 
+def changed(first: dict[str, Any], second: dict[str, Any]) -> Config:
+    """The config with other options of both starts."""
+    sections = config([1.0]).model_dump(mode="json")
+    starts = sections["train"]["start"]
+    sections["train"]["start"] = [starts[0] | first, starts[1] | second]
+    return Config.model_validate(sections)
+
+
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("first", "second", "told"),
     [
-        ({"scale": 2.0}, "has scale = 2 and blend, which chooses the factor; leave out one of them"),
+        ({}, {"scale": 2.0}, "has scale = 2 and blend, which chooses the factor; leave out one of them"),
+        ({"blend": [1.0]}, {}, "has blend, a weight of its pair, and popularity, which is of all pairs"),
         (
-            {"pair": 0, "first": True},
+            {"blend": [1.0], "popularity": [0.0]},
+            {},
             "has blend, a weight beside pairs that start before it, and is the first; leave it out",
         ),
     ],
 )
-def test_what_blend_does_not_go_with_is_told(change: dict[str, Any], told: str) -> None:
-    sections = config([1.0]).model_dump(mode="json")
-    starts = sections["train"]["start"]
-    if change.pop("first", False):
-        starts.reverse()
-    else:
-        starts[1] |= change
+def test_what_blend_does_not_go_with_is_told(first: dict[str, Any], second: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        Config.model_validate(sections)
+        changed(first, second)
+
+
+def single(n: int = 30) -> Dataset:
+    """Users with one positive in each part, of whom EASE learns nothing."""
+    rows = [
+        (user, (user + place) % 6, part)
+        for user in range(n)
+        for place, part in enumerate(("train", "validation", "test"))
+    ]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "part"], orient="row")
+    schema = log(0.0).schema
+    return build_dataset(check(None, None, frame, schema), schema, SplitConfig(kind="column", column="part"))
+
+
+def test_a_pair_for_which_nothing_can_be_solved_adds_nothing_if_it_may(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(TrainingError, match="finds no user of two positive items"):
+        Trainer(single(), config([0.5, 1.0])).run()
+    with caplog.at_level(logging.INFO, "twotower"):
+        trainer = Trainer(single(), config([0.0, 1.0]))
+        trainer.run()
+    items = trainer.model.item_vectors(trainer.objective.items.take(np.arange(6)))
+    assert not items[:, 2:-2].any()
+    assert any("finds no user of two positive items" in line for line in caplog.messages)
+    assert caplog.messages[-2].endswith("blend = 0")
+
+
+def test_a_metric_that_cannot_be_measured_is_told() -> None:
+    parts = ("train", "train", "train", "validation", "test")
+    rows = [
+        (user, (user + n) % 6, int(part != "validation"), part) for user in range(30) for n, part in enumerate(parts)
+    ]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "liked", "part"], orient="row")
+    schema = log(0.0).schema
+    histories = (f.model_copy(update={"interactions": "positive"}) for f in schema.features[:2])
+    schema = schema.model_copy(update={"label": "liked", "features": (*histories, schema.features[2])})
+    data = build_dataset(check(None, None, frame, schema), schema, SplitConfig(kind="column", column="part"))
+    with pytest.raises(ConfigError, match=r"validation\.ndcg@5"):
+        Trainer(data, config([0.0, 1.0])).run()
 
 
 def test_several_weights_need_a_validation_part() -> None:

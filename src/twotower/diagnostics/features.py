@@ -213,10 +213,11 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
     field = next(f for f in data.encoders.fields(side) if f.name == name)
     readers = [n for n, tower in enumerate(model.towers(side)) if (field.beside or name) in tower.field_names]
     towers = [model.towers(side)[n] for n in readers]
-    if readers and {*readers} <= {start.pair for start in context.config.train.start if start.blend}:
+    if readers and all(_adds_nothing(context, pair) for pair in readers):
+        of = f"its pair, number {readers[0]}, has" if len(readers) == 1 else f"its pairs, numbers {readers}, have"
         return (
-            f"has no effect: its pair, number {readers[0]}, has a weight (train.start's blend) of about zero beside the pairs before it. "
-            "Vectors are shorter without that pair, its start and the feature."
+            f"has no effect: {of} the weight 0 beside the pairs before (train.start's blend). Vectors are shorter without that pair, "
+            "its start and the feature."
         )
     if not towers:
         return f"is read by no tower. Add it to model.pairs.0.{side}.fields, or remove it from schema.features."
@@ -230,6 +231,13 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
         f"has no effect: with its values shuffled the scores change by {effect:.1g} of their deviation. Remove it, or "
         "check the SENet gates of its tower, and lower train.lr if its activations are constant."
     )
+
+
+def _adds_nothing(context: DiagnosisContext, pair: int) -> bool:
+    """Return True if the start of a pair has got the weight 0 beside others."""
+    item = context.run.model.towers("item")[pair].embeddings
+    is_weighed = any(start.pair == pair and start.blend for start in context.config.train.start)
+    return is_weighed and not any(_mean_row_norm(item, field.name) for field in item.fields)
 
 
 def _mean_row_norm(embeddings: FieldEmbeddings, name: str) -> float:

@@ -91,16 +91,26 @@ class FittedRecipe:
             ]
 
     def drop_pair(self, number: int) -> None:
-        """Leave out a pair of towers, and the features that it alone reads."""
+        """Leave out a pair of towers, and the features that it alone reads. A tower without `fields` reads all of its side."""
         pairs = self.model["pairs"]
         assert isinstance(pairs, list)
-        read = [{side: set(tower.get("fields", ())) for side, tower in pair.items()} for pair in pairs]
+        all_of = {side: [f["name"] for f in self.features if f["side"] == side] for side in SIDES}
+        read = [{side: set(tower.get("fields", all_of[side])) for side, tower in pair.items()} for pair in pairs]
         own = {(side, name) for side, names in read.pop(number).items() for name in names}
         own -= {(side, name) for fields in read for side, names in fields.items() for name in names}
         self.model["pairs"] = [pair for place, pair in enumerate(pairs) if place != number]
         kept = [place for place, f in enumerate(self.features) if (f["side"], f["name"]) not in own]
         self.features = [self.features[place] for place in kept]
         self.why = {kept.index(place): why for place, why in self.why.items() if place in kept}
+
+    def narrow_pair(self, number: int, most: int) -> bool:
+        """Bound the width of a pair that names it, and return True if it was greater."""
+        pairs = self.model["pairs"]
+        assert isinstance(pairs, list)
+        wide = [tower for tower in pairs[number].values() if tower.get("width", 0) > most]
+        for tower in wide:
+            tower["width"] = most
+        return bool(wide)
 
     def _add_columns(self, of_users: Sequence[str]) -> None:
         """Add columns of users, by name, which each tower of users without `fields` reads."""

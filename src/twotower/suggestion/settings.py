@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from twotower.config.experiment import Config
+from twotower.config.toml import TomlValue
 from twotower.suggestion.recipes import FittedRecipe, Settings
 from twotower.suggestion.shape import Shape
 
@@ -58,31 +59,38 @@ def _shape_blends(
     has_validation: bool,
     comments: dict[str, str],
 ) -> None:
-    """Leave out the pairs that are weighed beside others if nothing chooses the weight, or their closed form does not fit the log."""
+    """Leave out the pairs that are weighed beside others if nothing chooses the weight, or their closed form does not fit the log; others
+    are no wider than it can fill."""
     train, starts = settings.get("train"), config.train.start
-    left = [s for s in starts if s.blend and not (has_validation and s.is_exact(shape.users, shape.items))]
-    if not (left and isinstance(train, Mapping) and isinstance(given := train["start"], list)):
+    if not (
+        isinstance(train, Mapping)
+        and any(start.blend for start in starts)
+        and isinstance(given := train["start"], list)
+    ):
         return
-    gone = sorted(start.pair for start in left)
-    for pair in reversed(gone):
+    left = [s for s in starts if s.blend and not (has_validation and s.is_exact(shape.users, shape.items))]
+    gone = sorted((start.pair for start in left), reverse=True)
+    for pair in gone:
         fitted.drop_pair(pair)
-    kept = [
-        (s.pair - sum(pair < s.pair for pair in gone), options)
-        for s, options in zip(starts, given, strict=True)
-        if s not in left
-    ]
-    settings["train"] = {
-        **train,
-        "start": [
-            {**options, "pair": pair} if pair else options for pair, options in kept if isinstance(options, Mapping)
-        ],
-    }
-    what = " and ".join(f"'{start.kind}'" for start in left)
-    comments["train.start"] = f"Without the recipe's {what} beside it: " + (
-        f"{shape.users:,} users and {shape.items:,} items are too many for its closed form."
-        if has_validation
-        else "no validation part chooses its weight."
-    )
+    kept = list[TomlValue]()
+    most = min(shape.users, shape.items)
+    for start, options in zip(starts, given, strict=True):
+        if start in left or not isinstance(options, Mapping):
+            continue
+        pair = start.pair - sum(other < start.pair for other in gone)
+        kept.append({**options, "pair": pair} if pair else options)
+        if start.blend and fitted.narrow_pair(pair, most):
+            comments[f"model.pairs.{pair}.user.width"] = (
+                f"The smaller number of {shape.users:,} users and {shape.items:,} items."
+            )
+    settings["train"] = {**train, "start": kept}
+    if left:
+        what = " and ".join(f"'{start.kind}'" for start in left)
+        comments["train.start"] = f"Without the recipe's start {what} and its pair: " + (
+            f"{shape.users:,} users and {shape.items:,} items are too many for its closed form."
+            if has_validation
+            else "no validation part chooses its weight."
+        )
 
 
 def _shape_windows(fitted: FittedRecipe, shape: Shape) -> None:

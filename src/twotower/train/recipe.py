@@ -198,6 +198,11 @@ class Recipe(Section):
             raise ValueError(
                 f"train.start of kind '{start.kind}' has scale = {start.scale:g} and blend, which chooses the factor; leave out one of them"
             )
+        for start in (s for s in starts if s.blend and any(s.bias_weights)):
+            raise ValueError(
+                f"train.start of kind '{start.kind}' has blend, a weight of its pair, and {start.bias_weight}, which is of all pairs; leave "
+                f"{start.bias_weight} out, or name this start first, without blend"
+            )
         if starts and starts[0].blend:
             raise ValueError(
                 f"train.start of kind '{starts[0].kind}' has blend, a weight beside pairs that start before it, and is the first; leave "

@@ -19,7 +19,7 @@ from twotower.model.two_tower import TwoTower
 from twotower.train.factors import gathered_factors
 from twotower.train.recipe import Recipe
 from twotower.train.starts.search import best_weight, evaluation_of_search, search, users_told
-from twotower.train.starts.start import Start, root_mean_square, start_pair
+from twotower.train.starts.start import Start, scale_pair, start_pair
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 
 log = logging.getLogger(__name__)
@@ -55,18 +55,25 @@ class StartValues:
         """The start that was solved last, by the weight 1 of its biases, and its vectors."""
 
     def fill(self, start: Start) -> None:
-        """Overwrite the pair of a start with the values that are best. Raises TrainingError if none is finite, and what `check_stop`
-        raises."""
-        found = self.best(start)
-        if found.blend:
-            found = self._blended(found)
-        self._start(found)
+        """Overwrite the pair of a start with the values that are best. A pair that may have the weight 0 beside others, and for which
+        nothing can be solved, has it. Raises TrainingError if no values are finite, and what `check_stop` raises."""
+        found, weight = self.best(start), ""
+        try:
+            self._start(found)
+        except TrainingError as e:
+            if 0 not in start.blend:
+                raise
+            log.info(f"{e}; without it the pair adds nothing")
+            scale_pair(self.model, start.pair, 0.0)
+            weight = ", blend = 0"
+        else:
+            if found.blend:
+                weight = f", blend = {self._blend(found):g}"
         self._filled.append(start.pair)
-        weight = f", blend = {found.blend[0]:g}" if found.blend else ""
         log.info(f"start of pair {start.pair} by {start.kind}: {found.describe()}{weight}")
 
     def best(self, start: Start) -> Start:
-        """Return the start with the values that are best. Overwrites its pair."""
+        """Return the start with the values that are best. May overwrite its pair."""
         is_open = len(start.alternatives()) > 1 and start.has_choice(self.dataset, self.model.config)
         found = search(start, self.score) if is_open else start.alternatives()[0]
         if len(set(found.bias_weights)) > 1:
@@ -76,7 +83,7 @@ class StartValues:
 
     def score(self, start: Start) -> float:
         """Return the validation metric of a pair that starts so, alone, by the best weight of its biases; higher is better, minus
-        infinity for a start that float32 cannot solve."""
+        infinity for a start that cannot be solved. Raises what `check_stop` raises."""
         self.check_stop()
         try:
             found = {w: self._metrics(self._factors_of(start, w)) for w in start.bias_weights or (0.0,)}
@@ -95,27 +102,27 @@ class StartValues:
         """Return what a line about a value says of the users who compare it."""
         return users_told(self._evaluation, self.recipe.train.monitor, self.dataset.validation)
 
-    def _blended(self, start: Start) -> Start:
-        """Return the start with the weight that is best beside the pairs before it, as its `scale`. Overwrites its pair."""
-        self._start(start)
-        before, own = self._factors(self._filled), self._factors([start.pair])
-        if self.model.config.bias_columns:  # those of all pairs
-            own = Factors(own.users[:, :-2], own.items[:, :-2])
-        sizes = [root_mean_square(f.users, f.items, len(f.users), len(f.items)) for f in (before, own)]
-        unit: float = self.context.broadcast(sizes[0] / sizes[1] if all(sizes) else 1.0)
-        users, monitor = torch.cat([before.users, own.users], 1), self.recipe.train.monitor
+    def _blend(self, start: Start) -> float:
+        """Give a pair that has started the weight that is best beside the pairs before it, and return the weight."""
+        pairs, monitor = [*self._filled, start.pair], self.recipe.train.monitor
+        every, part = self._factors(pairs), self.model.parts_of_pairs(pairs)[-1]
+        unit: float = self.context.broadcast(_unit(every, part))
+        items, own = every.items.clone(), every.items[:, part] * unit
 
         def score(weight: float) -> float:
             self.check_stop()
-            found = self._metrics(Factors(users, torch.cat([before.items, own.items * (weight * unit)], 1)))
+            items[:, part] = own * weight
+            found = self._metrics(Factors(every.users, items))
+            value = self.validation.score_of(found)
             log.info(
                 f"start of pair {start.pair} by {start.kind}, beside those before it: blend = {weight:g}: {monitor} = {found[monitor]:.4f}"
                 f"{self._told}"
             )
-            return self.validation.score_of(found)
+            return value
 
         weight = best_weight(start.blend, score) if len(set(start.blend)) > 1 else start.blend[0]
-        return start.model_copy(update={"blend": (weight,), "scale": weight * unit})
+        scale_pair(self.model, start.pair, weight * unit)
+        return weight
 
     def _metrics(self, factors: Factors) -> Mapping[str, float]:
         return self.validation.metrics(factors, self._evaluation)
@@ -138,3 +145,12 @@ class StartValues:
 
     def _factors(self, pairs: list[int]) -> Factors:
         return gathered_factors(self.model, self.users, self.items, self.context, self.torchrec, pairs)
+
+
+def _unit(factors: Factors, part: slice) -> float:
+    """Return the root mean square of the scores without the columns of `part`, over that of theirs alone; 1 if either is 0."""
+    squares = (factors.users.T @ factors.users).double() * (factors.items.T @ factors.items).double()
+    others = torch.ones(len(squares), dtype=torch.bool)
+    others[part] = False
+    before, own = squares[others][:, others].sum(), squares[part, part].sum()
+    return float(before / own) ** 0.5 if before > 0 and own > 0 else 1.0

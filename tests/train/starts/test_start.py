@@ -943,6 +943,10 @@ def test_ease_refuses_a_shared_table_and_a_shared_one_no_scale() -> None:
         Trainer(world("ease", share=True), config("ease"))
     with pytest.raises(ConfigError, match="scale = 2 needs a table of the history's own"):
         Trainer(world("ials", share=True), config("ials", scale=2.0))
+    sections = config("ials", 2, {"epochs": 1}).model_dump(mode="json")
+    sections["train"]["start"].append(sections["train"]["start"][0] | {"pair": 1, "blend": [1.0]})
+    with pytest.raises(ConfigError, match="blend needs a table of the history's own; .*, or leave it out"):
+        Trainer(world("ials", share=True), Config.model_validate(sections))
 
 
 @pytest.mark.parametrize("kind", IN_ORDER)

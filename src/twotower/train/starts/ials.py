@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -11,7 +13,7 @@ from twotower.arrays.types import F32
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.pooling.ridge import MAX_NUMBERS_PER_PASS, conjugate_gradients
 from twotower.train.starts.positives import PositiveMatrix
-from twotower.train.starts.start import NotNegative, PairValues, Positive, Start, root_mean_square
+from twotower.train.starts.start import NotNegative, PairValues, Positive, Start
 
 
 class Ials(Start):
@@ -66,7 +68,7 @@ class Ials(Start):
             vectors = half_step(items, of_users, vectors, a, rate, n_users, self.steps)
         bias = None
         if weight := self.popularity[0]:
-            bias = weight * _popularity(items) * root_mean_square(of_users, vectors, n_users, n_items)
+            bias = weight * _popularity(items) * _root_mean_square(of_users, vectors, n_users, n_items)
         return PairValues(vectors, vectors, _penalty(vectors, a, rate, n_items), rate, bias)
 
 
@@ -75,6 +77,12 @@ def _popularity(items: PositiveMatrix) -> F32[Tensor, "codes"]:
     sums = np.bincount(items.owners, items.values, len(items))
     found = np.log1p(sums * (len(items.values) / sums.sum()))
     return torch.from_numpy(found / np.sqrt(np.square(found).sum() / (found > 0).sum())).float()
+
+
+def _root_mean_square(users: F32[Tensor, "U E"], items: F32[Tensor, "codes E"], n_users: int, n_items: int) -> float:
+    """Return the root mean square of the scores of n_users and n_items, whose vectors alone are not 0."""
+    square = ((users.T @ users).double() * (items.T @ items).double()).sum().clamp(min=0)
+    return math.sqrt(float(square) / (n_users * n_items))
 
 
 def half_step(

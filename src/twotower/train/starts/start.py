@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -236,17 +235,13 @@ class Start(Kind):
         return next(f.rows for f in dataset.encoders.fields("user") if f.name == history.name)
 
 
-def root_mean_square(users: F32[Tensor, "U E"], items: F32[Tensor, "I E"], n_users: int, n_items: int) -> float:
-    """Return the root mean square of the scores of n_users and n_items, whose vectors alone are not 0."""
-    square = ((users.T @ users).double() * (items.T @ items).double()).sum().clamp(min=0)
-    return math.sqrt(float(square) / (n_users * n_items))
-
-
 def start_pair(model: TwoTower, start: Start, dataset: Dataset, seed: int, context: DistributedContext) -> None:
     """Overwrite the pair of a start with its values, those of rank 0 on all ranks."""
     user, item = (model.towers(side)[start.pair].embeddings for side in SIDES)
     history, target = user.fields[0], item.fields[0]
     found = context.broadcast(_values(start, model, dataset, history.width, seed) if context.is_main else None)
+    if isinstance(found, str):
+        raise TrainingError(found)
     if found is None:
         raise _not_finite(start)
     if not all(bool(torch.isfinite(t).all()) for t in (found.source, found.target, found.item_bias) if t is not None):
@@ -268,10 +263,19 @@ def start_pair(model: TwoTower, start: Start, dataset: Dataset, seed: int, conte
             raise _not_finite(start) from None
 
 
-def _values(start: Start, model: TwoTower, dataset: Dataset, width: int, seed: int) -> PairValues | None:
-    """Return the values of a start; None where float32 cannot solve for them."""
+def scale_pair(model: TwoTower, pair: int, factor: float) -> None:
+    """Multiply the scores of a pair of a start by a factor, through its items, whose rows no history shares."""
+    embeddings = model.towers("item")[pair].embeddings
+    with torch.no_grad():
+        embeddings.rows_of(embeddings.fields[0].name).mul_(factor)
+
+
+def _values(start: Start, model: TwoTower, dataset: Dataset, width: int, seed: int) -> PairValues | str | None:
+    """Return the values of a start; why there are none, or None where float32 cannot solve for them."""
     try:
         return start.values(dataset, model.config, width, seed)
+    except TrainingError as e:
+        return str(e)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return None
 
