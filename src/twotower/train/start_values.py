@@ -57,20 +57,20 @@ class StartValues:
     def fill(self, start: Start) -> None:
         """Overwrite the pair of a start with the values that are best. A pair that may have the weight 0 beside others, and for which
         nothing can be solved, has it. Raises TrainingError if no values are finite, and what `check_stop` raises."""
-        found, weight = self.best(start), ""
+        found, weight = self.best(start), 0.0
         try:
             self._start(found)
         except TrainingError as e:
             if 0 not in start.blend:
                 raise
-            log.info(f"{e}; without it the pair adds nothing")
+            log.info(str(e))
             scale_pair(self.model, start.pair, 0.0)
-            weight = ", blend = 0"
         else:
-            if found.blend:
-                weight = f", blend = {self._blend(found):g}"
+            weight = self._blend(found) if found.blend else 1.0
         self._filled.append(start.pair)
-        log.info(f"start of pair {start.pair} by {start.kind}: {found.describe()}{weight}")
+        told = f", blend = {weight:g}" if found.blend else ""
+        told += "" if weight else " (it adds nothing, and vectors are shorter without the pair)"
+        log.info(f"start of pair {start.pair} by {start.kind}: {found.describe()}{told}")
 
     def best(self, start: Start) -> Start:
         """Return the start with the values that are best. May overwrite its pair."""

@@ -30,6 +30,7 @@ from twotower.train.starts.positives import PositiveMatrix
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=1000)]
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ class Start(Kind):
     scale: float = Field(
         1.0, gt=0, description="Factor of the pair's scores, beside those of other pairs and in a softmax."
     )
-    blend: tuple[NotNegative, ...] = Field(
+    blend: tuple[Weight, ...] = Field(
         (),
-        description="Weight of the pair's scores beside those of the pairs that start before it; both have the same root mean square at 1. Of several "
+        description="Weight of the pair's scores beside those of the pairs that start before it; both have the same root mean square at 1. 0 to 1000. Of several "
         "values the best on validation, or one beside it that is better; 0 adds nothing. Empty: `scale` in its place.",
     )
 
