@@ -798,6 +798,18 @@ def test_without_a_validation_part_nothing_is_left_to_it(tmp_path: Path) -> None
     assert len(start.alternatives()) == 1
 
 
+@pytest.mark.parametrize("recipe", ["collaborative", "ranking"])
+def test_a_rule_that_leaves_no_validation_part_leaves_nothing_to_it(recipe: str) -> None:
+    rows = with_label(log(length=8, strength=0.0).drop("timestamp"), 0.3)
+    found = suggest(rows, recipe=recipe, overrides=["split.validation=0"])
+    assert found.config.split.validation == 0
+    assert not found.config.model.stacking
+    assert not any(start.several or start.blend for start in found.config.train.start)
+    tables, schema = check(None, None, rows, found.schema), found.schema
+    metrics = twotower.fit(tables, schema, of_one_epoch(found.config)).metrics
+    assert any(name.startswith("test.") for name in metrics)
+
+
 def test_ids_of_another_name_in_a_table_say_what_to_rename() -> None:
     actions = log(length=8).rename({"user_id": "user"})
     users = pl.DataFrame({"age": [i % 9 for i in range(60)], "user_id": range(60)})

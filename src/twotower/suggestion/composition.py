@@ -34,10 +34,11 @@ def compose(
     data: Mapping[str, TomlValue] | None,
     ordered: bool | None = None,
     keeps_label: bool = False,
+    validates: bool = True,
 ) -> tuple[Settings, dict[str, str]]:
     """Return the settings of a recipe for tables, and comments by dotted key. `data` is the section that names the tables.
     `ordered` tells whether given parts follow one another in time; None: a rule splits.
-    `keeps_label` is True if the label is read whatever the recipe."""
+    `keeps_label` is True if the label is read whatever the recipe, and `validates` False if a rule leaves no validation part."""
     source = read_recipe(rule.recipe)
     own, config = parse_config(source, f"recipe {rule.recipe}")
     schema, comments = guess.schema, {f"schema.{key}": why for key, why in guess.columns.why.items()}
@@ -62,7 +63,7 @@ def compose(
         else ()
     )
     fitted = FittedRecipe(source, str(schema["user_id"]), str(schema["item_id"]), columns, has_label, alike, of_users)
-    has_validation = ordered is None or "validation" in (data or {})
+    has_validation = validates if ordered is None else "validation" in (data or {})
     sections, of_shape = shaped_settings(
         source, fitted, shape, config, rule.rows, rule.ids, rule.min_steps, has_validation
     )
@@ -74,17 +75,17 @@ def compose(
     if ordered is not None:
         split = {"kind": "files", **({"ordered": True} if ordered else {})}
         comments["split.kind"] = "Files give the parts."
-        if not has_validation:
-            _settle_starts(sections, comments)
-            for option, does in _BY_VALIDATION.items():
-                if getattr(config.model, option):
-                    sections["model"] = {**_section(sections, "model"), option: False}
-                    comments[f"model.{option}"] = f"No validation part {does}."
     else:
         has_text = any(feature.get("side") == "user" and feature["kind"] == "text" for feature in fitted.features)
         are_known = shape.new_users < MIN_NEW_USERS or bool(of_users) or has_text or config.loss.pointwise
         split, of_split = _split(split, config.split, guess.keeps_repeats, shape, are_known)
         comments |= of_split
+    if not has_validation:
+        _settle_starts(sections, comments)
+        for option, does in _BY_VALIDATION.items():
+            if getattr(config.model, option):
+                sections["model"] = {**_section(sections, "model"), option: False}
+                comments[f"model.{option}"] = f"No validation part {does}."
     if guess.keeps_repeats:
         evaluation["repeats"] = "allow"
         comments["schema.duplicates"] = (

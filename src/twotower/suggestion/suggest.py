@@ -24,7 +24,7 @@ from twotower.suggestion.shape import DENSE, Shape, measure_shape, parts_follow
 from twotower.suggestion.tables import FoundTables, find_tables
 from twotower.suggestion.thresholds import may_be_labels
 
-GUESSED = ("schema", "data")
+GUESSED = ("schema", "data", "split")
 """Sections whose overrides guesses read; the others change what a recipe gives."""
 
 
@@ -77,7 +77,10 @@ def suggest(
     rule = next((rule for rule in RULES if rule.recipe == recipe), None) or choose(shape)
     if lack := rule.lacks(shape):
         raise ConfigError(f"recipe '{rule.recipe}' needs {lack}; these tables have none")
-    settings, comments = compose(rule, guess, shape, found.section, ordered if found.has_parts else None, keeps_label)
+    validates = _section(given, "split").get("validation") != 0
+    settings, comments = compose(
+        rule, guess, shape, found.section, ordered if found.has_parts else None, keeps_label, validates
+    )
     composed, settings = settings, dict(override_settings(settings, overrides))
     split, of_rule = dict(_section(settings, "split")), _section(composed, "split")
     if split.get("kind") != of_rule.get("kind") and split.get("users") == of_rule.get("users"):
