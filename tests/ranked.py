@@ -34,6 +34,8 @@ from twotower.distributed import DistributedContext
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.model.pooling.decay import Decay
+from twotower.model.pooling.ridge import Ridge
+from twotower.model.pooling.sum import Sum
 from twotower.model.pooling.transformer import Transformer
 from twotower.train.order import Epoch
 from twotower.train.trainer import Trainer
@@ -114,6 +116,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "beside": ("beside", {"loss": SOFTMAX, "negatives": {"uniform": 9}, "train": EARLIER}),
+    "blend": (
+        "blend",
+        {
+            "loss": SOFTMAX,
+            "negatives": {"full": True},
+            "train": {
+                "start": [{"kind": "ials", "popularity": [1.0]}, {"kind": "ease", "pair": 1, "blend": [0.0, 0.1, 1.0]}]
+            },
+            "model": {
+                "similarity": "dot",
+                "pairs": [
+                    {"user": {"fields": [n], "layers": []}, "item": {"fields": ["item_id"], "layers": []}}
+                    for n in ("one", "two")
+                ],
+            },
+        },
+    ),
     "attention": (
         "attention",
         {
@@ -182,6 +201,11 @@ def world(name: str) -> Dataset:
         extra = (
             Sequence(name="also", side="user", share_embedding=False),
             Sequence(name="met", side="user", pooling=Decay(rates=(0.5, 0.9)), beside=("also",)),
+        )
+    if name == "blend":
+        extra = (
+            Sequence(name="one", side="user", pooling=Ridge(), share_embedding=False, interactions="positive"),
+            Sequence(name="two", side="user", pooling=Sum(), share_embedding=False, interactions="positive"),
         )
     if name == "attention":
         extra = (
