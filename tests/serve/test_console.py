@@ -436,6 +436,7 @@ def test_the_map_is_drawn_with_the_user_in_it(visit: Callable[..., Visit]) -> No
     canvas.focus()
     page.keyboard.press("ArrowRight")
     second = it.ids()[1]
+    it.until("document.getElementById('tip').innerText.startsWith('2 ')")  # painted with the next frame
     assert page.locator("#tip").inner_text() == f"2 {it.best()[1]} ({second})"
     assert it.best()[1] in page.locator("#status").inner_text()
     it.changes(lambda: page.keyboard.press("Enter"))
