@@ -50,7 +50,8 @@ class JobProgress:
         left = ""
         if self._total is not None and rate > 0 and self.done < self._total:
             left = f", {duration((self._total - self.done) / rate)} left"
-        return f"{self.done:,}{of} {self._what}, {rate:,.0f} a second{left}"
+        shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        return f"{self.done:,}{of} {self._what}, {shown} a second{left}"
 
 
 def duration(seconds: float) -> str:

@@ -53,3 +53,19 @@ def test_a_message_comes_after_the_progress_bar_is_gone(
         log.info("a message")
         assert [*shown, progress._bar is not None] == [True, False]
     assert capsys.readouterr().out.endswith("a message\n")
+
+
+def test_without_a_terminal_a_line_a_minute_counts_the_steps_of_an_epoch(messages: list[str]) -> None:
+    now = [0.0]
+    progress = Progress(clock=lambda: now[0])
+    for step in range(21, 61):  # twenty of another process, before the training was resumed
+        now[0] += 4.0
+        progress.on_step_end(step, 60, 0.5)
+    for step in range(1, 31):
+        now[0] += 4.0
+        progress.on_step_end(step, 60, 0.5)
+    assert messages == [
+        "36 of 60 steps of the epoch, 0.25 a second, 1:36 left",
+        "51 of 60 steps of the epoch, 0.25 a second, 0:36 left",
+        "16 of 60 steps of the epoch, 0.25 a second, 2:56 left",
+    ]

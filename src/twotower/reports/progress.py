@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from twotower.evaluation.config import MetricSet
+from twotower.progress import JobProgress
 from twotower.reports.metric_tables import epoch_metrics
 from twotower.reports.terminal import MessageHandler, log
 from twotower.train.progress import Callback, EpochRecord
@@ -16,13 +17,19 @@ if TYPE_CHECKING:
     from rich import progress as bars
 
 
-class Progress(Callback):
-    """Progress of a training: a bar on a terminal, and one line an epoch."""
+SECONDS_BETWEEN_LINES = 60.0
+"""Least seconds between two lines about the steps of an epoch."""
 
-    def __init__(self, measured: MetricSet | None = None) -> None:
+
+class Progress(Callback):
+    """Progress of a training: one line an epoch, and within it a bar on a terminal, elsewhere a line a minute."""
+
+    def __init__(self, measured: MetricSet | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Show the metrics of a training, by default the registered ones."""
+        self._clock = clock
         self._measured = measured or MetricSet()
         self._bar: tuple[bars.Progress, bars.TaskID] | None = None
+        self._lines: JobProgress | None = None
         self._live = sys.stdout.isatty()
         self._last = 0.0
 
@@ -41,8 +48,9 @@ class Progress(Callback):
 
     def on_step_end(self, done: int, total: int, loss: float) -> None:
         if not self._live:
+            self._count(done, total)
             return
-        now = time.monotonic()
+        now = self._clock()
         if done < total and now - self._last < 0.1:
             return
         self._last = now
@@ -59,6 +67,17 @@ class Progress(Callback):
         bar.update(task, completed=done, loss=f"loss {loss:.4f}")
         if done == total:
             self.close()
+
+    def _count(self, done: int, total: int) -> None:
+        if self._lines is None:
+            self._lines = JobProgress(
+                log, "steps of the epoch", total, seconds=SECONDS_BETWEEN_LINES, clock=self._clock
+            )
+            self._lines.skip(done)
+        else:
+            self._lines.advance(1)
+        if done == total:
+            self._lines = None
 
     def close(self) -> None:
         """Remove the bar."""

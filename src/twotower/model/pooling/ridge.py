@@ -19,8 +19,8 @@ from twotower.model.pooling.pooling import Pooling, PoolingLayer, lower_known
 if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder
 
-MAX_NUMBERS_PER_PASS = 2**23
-"""Numbers of padded rows that are held at a time: 32 MiB of float32."""
+MAX_NUMBERS_PER_PASS = 2**20
+"""Numbers of padded rows that are held at a time: 4 MiB of float32, which the steps read from a cache."""
 TINY = 1e-30
 
 
@@ -140,13 +140,15 @@ def conjugate_gradients(
     right: F32[Tensor, "U E"],
     steps: int,
     start: F32[Tensor, "U E"] | None = None,
+    weights: F32[Tensor, "U T"] | None = None,
 ) -> F32[Tensor, "U E"]:
-    """Return for each u the solution x of (rows_u^T rows_u + penalty + of_rows_u I) x = right_u after `steps` steps from `start`,
-    0 if None."""
+    """Return for each u the solution x of (rows_u^T W_u rows_u + penalty + of_rows_u I) x = right_u after `steps` steps from `start`,
+    0 if None. W has `weights` on its diagonal, 1 if None."""
 
     def product(p: F32[Tensor, "U E"]) -> F32[Tensor, "U E"]:
         # Vectors on the left of their matrices, which a CPU multiplies faster.
-        of_gram = torch.bmm(torch.bmm(p[:, None], rows.transpose(1, 2)), rows)[:, 0]
+        of_rows_p = torch.bmm(p[:, None], rows.transpose(1, 2))
+        of_gram = torch.bmm(of_rows_p if weights is None else of_rows_p * weights[:, None], rows)[:, 0]
         return of_gram + p @ penalty + of_rows[:, None] * p
 
     solution = torch.zeros_like(right) if start is None else start

@@ -92,9 +92,9 @@ def half_step(
     after `steps` steps from `start`. A row without positives keeps its vector."""
     penalty, found = _penalty(other, a, rate, n_other), start.clone()
     for numbers, columns, weights in rows.passes(MAX_NUMBERS_PER_PASS // other.shape[1]):
-        x = other[columns] * weights.sqrt()[:, :, None]
-        right = torch.bmm(weights.sqrt()[:, None], x)[:, 0]
-        found[numbers] = conjugate_gradients(x, penalty, rate * weights.sum(1), right, steps, start[numbers])
+        x = torch.nn.functional.embedding(columns, other)
+        right = torch.bmm(weights[:, None], x)[:, 0]
+        found[numbers] = conjugate_gradients(x, penalty, rate * weights.sum(1), right, steps, start[numbers], weights)
     return found
 
 
