@@ -84,7 +84,7 @@ def ease(data: Dataset, ridges: list[float]) -> Candidates:
     codes = np.arange(1, len(data.items) + 1, dtype=np.int32)
     gram = PositiveMatrix.of(data, codes, len(codes) + 1).gram()[1:, 1:]
     for ridge in ridges:
-        weights = ease_weights(gram.clone(), ridge).float()
+        weights = ease_weights(gram.to(torch.float64, copy=True), ridge).float()
         yield {"lambda": ridge}, lambda seen, weights=weights: seen @ weights  # type: ignore[misc]
 
 

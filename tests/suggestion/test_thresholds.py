@@ -18,6 +18,8 @@ MANY = [float(value) for value in range(MAX_STEPS + 1)]
         ([4, 5, 4], 4.0, "two values"),
         ([True, False], 0.0, "two values"),
         ([1, 2, 3, 4, 5], 3.0, "the middle of 1 to 5"),
+        ([1.0, 1.25, 1.5], 1.25, "the middle of 1 to 1.5"),
+        ([0.5 * half for half in range(1, 11)], 3.0, "the middle of 0.5 to 5"),
         ([0.0, 0.5, 1.0], 0.5, "the middle of 0 to 1"),
         ([-3, 0, 10], 0.0, "what is above 0"),
         ([-1.0, *MANY], 0.0, "what is above 0"),

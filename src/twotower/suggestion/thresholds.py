@@ -21,8 +21,8 @@ MIN_TAIL = 10
 
 def threshold(series: pl.Series) -> float:
     """Return the label above which a row is a positive: the lower one of two values; 0 for values on both sides of 0; the median of the rows
-    for more than MAX_STEPS values, or the second largest if the median is the largest; the middle of another scale, rounded up if it has
-    whole steps above 1; 0 for no values. A label for no rating is none of them."""
+    for more than MAX_STEPS values, or the second largest if the median is the largest; the middle of another scale, rounded up if it
+    reaches above 1, but no more than its second largest; 0 for no values. A label for no rating is none of them."""
     rows = _rated(series)
     values = rows.unique().sort()
     if values.is_empty():
@@ -35,7 +35,7 @@ def threshold(series: pl.Series) -> float:
     if len(values) > MAX_STEPS:
         return min(float(rows.median()), float(values[-2]))  # type: ignore[arg-type]
     middle = (low + high) / 2
-    return float(math.ceil(middle)) if high > 1 else middle
+    return min(float(math.ceil(middle)), float(values[-2])) if high > 1 else middle
 
 
 def why_threshold(series: pl.Series) -> str:

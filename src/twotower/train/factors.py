@@ -89,7 +89,7 @@ def context_factors(
 
 def gathered_factors(
     model: TwoTower, users: SideTensors, items: SideTensors, context: DistributedContext,
-    torchrec: TorchRecEmbeddings | None, pairs: Sequence[int] | None = None,
+    torchrec: TorchRecEmbeddings | None = None, pairs: Sequence[int] | None = None,
 ) -> Factors:  # fmt: skip
     """Return the vectors of all rows of both sides on every rank, of some `pairs` alone or of all. Each rank embeds a part of every
     block."""

@@ -18,9 +18,9 @@ from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
 from twotower.train.factors import gathered_factors
 from twotower.train.recipe import Recipe
+from twotower.train.starts.positives import PositiveMatrix
 from twotower.train.starts.search import best_weight, evaluation_of_search, search, users_told
 from twotower.train.starts.start import Start, scale_pair, start_pair
-from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +41,19 @@ class StartValues:
 
     def __init__(
         self, model: TwoTower, dataset: Dataset, recipe: Recipe, users: SideTensors, items: SideTensors,
-        context: DistributedContext, torchrec: TorchRecEmbeddings | None, validation: Validation,
-        check_stop: Callable[[], None],
+        context: DistributedContext, validation: Validation, check_stop: Callable[[], None],
     ) -> None:  # fmt: skip
         """`users` and `items` are the inputs of all rows. `check_stop` raises Interrupted if a rank is to stop."""
         self.model, self.dataset, self.recipe = model, dataset, recipe
-        self.users, self.items, self.context, self.torchrec = users, items, context, torchrec
+        self.users, self.items, self.context = users, items, context
         self.validation, self.check_stop = validation, check_stop
         self._evaluation = evaluation_of_search(recipe.evaluation, len(dataset.items))
         self._filled = list[int]()
         """Pairs that have their values."""
         self._tried: tuple[Start, Factors] | None = None
         """The start that was solved last, by the weight 1 of its biases, and its vectors."""
+        self._positives = dict[int, PositiveMatrix]()
+        """What the start of a pair is solved from, while its values are tried; on rank 0."""
 
     def fill(self, start: Start) -> None:
         """Overwrite the pair of a start with the values that are best. A pair that may have the weight 0 beside others, and for which
@@ -66,6 +67,7 @@ class StartValues:
             log.info(str(e))
             scale_pair(self.model, start.pair, 0.0)
         else:
+            self._positives.clear()
             weight = self._blend(found) if found.blend else 1.0
         self._filled.append(start.pair)
         told = f", blend = {weight:g}" if found.blend else ""
@@ -128,7 +130,10 @@ class StartValues:
         return self.validation.metrics(factors, self._evaluation)
 
     def _start(self, start: Start) -> None:
-        start_pair(self.model, start, self.dataset, self.recipe.train.seed, self.context)
+        if self.context.is_main and start.pair not in self._positives:
+            self._positives[start.pair] = start.positives(self.dataset, self.model.config)
+        found = self._positives.get(start.pair)
+        start_pair(self.model, start, self.dataset, found, self.recipe.train.seed, self.context)
 
     def _factors_of(self, start: Start, biases: float) -> Factors:
         """Return the vectors of a pair that starts so, alone, with a weight of its biases. Those of the start before are kept."""
@@ -144,7 +149,7 @@ class StartValues:
         return replace(found, items=torch.cat([found.items[:, :-1], found.items[:, -1:] * own], 1))
 
     def _factors(self, pairs: list[int]) -> Factors:
-        return gathered_factors(self.model, self.users, self.items, self.context, self.torchrec, pairs)
+        return gathered_factors(self.model, self.users, self.items, self.context, pairs=pairs)
 
 
 def _unit(factors: Factors, part: slice) -> float:

@@ -146,7 +146,7 @@ class Trainer:
             )
 
     def _start_values(self) -> StartValues:
-        parts = (self.dataset, self.recipe, self.objective.users, self.objective.items, self.context, self.torchrec)
+        parts = (self.dataset, self.recipe, self.objective.users, self.objective.items, self.context)
         validation = Validation(self._validation_metrics, self.best.score_of)
         return StartValues(self.model, *parts, validation, self._check_stop)
 

@@ -42,7 +42,7 @@ from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.train.factors import factors_before
 from twotower.train.starts import STARTS, Ials, PairValues, Start, TransitionFactors
-from twotower.train.starts.ease import ease_of_few_users
+from twotower.train.starts.ease import ease_of_few_users, singular_values_by_users
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
 from twotower.train.starts.search import evaluation_of_search, search
 from twotower.train.starts.slit import decayed_products
@@ -217,7 +217,7 @@ def decayed(items: np.ndarray, n: int) -> np.ndarray:
     return mean
 
 
-def slit_scores(data: Dataset, histories: np.ndarray, width: int = ITEMS) -> np.ndarray:
+def slit_scores(data: Dataset, histories: np.ndarray, width: int = ITEMS, ridge: float = 3.0) -> np.ndarray:
     """The scores by `width` leading eigenvectors, of a root mean square of 1 after the histories that were learned from. Every
     positive is a row of a regression that is solved by its normal equations."""
     n = len(data.items)
@@ -232,7 +232,7 @@ def slit_scores(data: Dataset, histories: np.ndarray, width: int = ITEMS) -> np.
             w.append(positive * sum(0.5**age for age in range(place)) ** 2)
     rows, targets, weights = np.array(x), np.array(y), np.array(w)
     products = (rows * weights[:, None]).T @ targets
-    table = np.linalg.solve((rows * weights[:, None]).T @ rows + 3.0 * np.eye(n), products)
+    table = np.linalg.solve((rows * weights[:, None]).T @ rows + ridge * np.eye(n), products)
     vectors = np.linalg.eigh(products.T @ table)[1][:, ::-1][:, :width]
     projected = table @ vectors @ vectors.T
     mean_square = weights @ ((rows @ projected) ** 2).sum(1) / weights.sum() / (matrix(data).sum(0) > 0).sum()
@@ -272,6 +272,24 @@ def test_without_training_the_scores_are_those_of_the_closed_form(kind: type[Sta
     found = scores(factors_before(trained.model, data, VALIDATION))
     np.testing.assert_allclose(found, NAIVE[kind.kind](data, histories_of(kind.kind, data)), rtol=2e-3, atol=2e-4)
     assert not found[:, x.sum(0) == 0].any(), "an item without training interactions scores 0"
+
+
+def test_the_scale_of_slit_holds_under_a_regularization_far_above_the_counts() -> None:
+    data = world("slit")
+    found = scores(factors_before(Trainer(data, config("slit", regularization=[1e9])).run().model, data, VALIDATION))
+    expected = slit_scores(data, histories_of("slit", data), ridge=1e9)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
+
+
+def test_what_no_value_changes_is_computed_once_for_all_values_of_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = list[object]()
+    of = PositiveMatrix.of
+    monkeypatch.setattr(PositiveMatrix, "of", lambda *parts: made.append(parts) or of(*parts))
+    found = Trainer(world("ease"), config("ease", regularization=[1.0, 3.0, 9.0])).run()
+    assert (len(made), found.metrics["train.best_epoch"]) == (1, 0.0)
+    matrix, calls = of(*made[0]), list[int]()  # type: ignore[misc]
+    assert [matrix.once("a", lambda: calls.append(1) or len(calls)) for _ in range(3)] == [1, 1, 1]
+    assert replace(matrix).once("a", lambda: 2) == 2, "another matrix has its own"
 
 
 @every_kind
@@ -521,8 +539,10 @@ def test_an_ease_of_few_users_depends_on_weights_and_lambda_by_their_ratio(scale
         for factor in (1.0, scale)
         for source, right in [
             ease_of_few_users(
-                PositiveMatrix(
-                    items.astype(np.int32), offsets_of((x > 0).sum(1)), (factor * x[x > 0]).astype(np.float32), 200
+                *singular_values_by_users(
+                    PositiveMatrix(
+                        items.astype(np.int32), offsets_of((x > 0).sum(1)), (factor * x[x > 0]).astype(np.float32), 200
+                    )
                 ),
                 3.0 * factor**2,
                 64,
@@ -775,6 +795,9 @@ def test_values_beyond_are_in_the_ratio_of_the_outermost() -> None:
     assert start.beyond(Ials(unobserved=(0.1,), regularization=(0.02,))) == [], "in the middle, and of one value"
     counts = TransitionFactors(frequency=(0.0, 0.5))
     assert counts.beyond(TransitionFactors(frequency=(0.0,))) == [], "nothing is beyond 0"
+    assert counts.beyond(TransitionFactors(frequency=(0.5,))) == [], "0.5 is in no ratio to 0"
+    counts = TransitionFactors(frequency=(0.0, 0.5, 1.0))
+    assert [s.value_of("frequency") for s in counts.beyond(TransitionFactors(frequency=(1.0,)))] == [2.0]
 
 
 def test_values_between_are_geometric_means_with_the_nearest_tried_ones_and_their_combinations() -> None:
@@ -820,7 +843,11 @@ def test_values_beyond_that_are_too_small_are_no_error(caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO, "twotower"):
         chosen = search(given, falling)
     assert min(tried) < chosen.value_of("regularization") <= 1e-7
-    assert any("has values that are not finite; raise its regularization" in line for line in caplog.messages)
+    assert any(
+        "has values that are not finite; set unobserved nearer its default, 0.3, regularization nearer its default, 0.008"
+        in line
+        for line in caplog.messages
+    )
 
 
 def test_a_regularisation_too_small_for_its_numbers_is_refused() -> None:

@@ -32,7 +32,7 @@ class Ease(Start):
     its rows of B V, an item's vector its row of V, and with E the rank of X B the score of a user's own history is that of B.
 
     Use it where users take many items each and items are not too many. Scores are scaled so that those of all items after a
-    history have the root mean square 1. Memory is N^2 and time N^3, or U N and U^2 N where the U users are at most half as many,
+    history have the root mean square 1. Memory is N^2 and some kilobytes a user, time N^3 and N of every positive, or U N and U^2 N where the U users are at most half as many,
     or items more than `max_items`: then V has at most U vectors. Where `max_items` allows neither, the truncated singular value
     decomposition of X stands in, without the zero diagonal: rows of V S^2 / (S^2 + lambda), and V, by the first lambda given.
     """
@@ -65,7 +65,8 @@ class Ease(Start):
         active = replace(positives, offsets=np.unique(positives.offsets))  # without users who have none
         users, are_many = len(active), n - 1 > self.max_items
         if self._fits(users, n - 1) and (are_many or width <= users <= n / 2):
-            source, right = ease_of_few_users(active, self.regularization[0], width)
+            found = positives.once("users", lambda: singular_values_by_users(active))
+            source, right = ease_of_few_users(*found, self.regularization[0], width)
         elif are_many:
             log.warning(
                 f"start ease: {n - 1:,} items are more than max_items = {self.max_items:,}, and {users:,} users are too many, so a truncated singular value decomposition of width {width} stands in, by regularization = "
@@ -75,10 +76,9 @@ class Ease(Start):
             right, squares = leading(lambda q: turned.product(positives.product(q)), n, width, generator)
             source = right * (squares / (squares + self.regularization[0]))
         else:
-            products = positives.gram()
+            products = positives.once("gram", positives.gram)
             gram = products.float()
-            b = ease_weights(products, self.regularization[0]).float()
-            del products
+            b = ease_weights(products.to(torch.float64, copy=True), self.regularization[0]).float()
             right, _ = leading(lambda q: b.T @ (gram @ (b @ q)), n, width, generator)
             source = b @ right
         assert positives.histories is not None
@@ -101,23 +101,33 @@ def _mean_square(rows: F32[Tensor, "N E"], histories: PositiveSequences, pooling
     return total / int((histories.lengths > 0).sum())
 
 
-def ease_of_few_users(
-    positives: PositiveMatrix, regularization: float, width: int
-) -> tuple[F32[Tensor, "N E"], F32[Tensor, "N E"]]:
-    """Return B V and V from the products of users, X X^T = U S^2 U^T, without a matrix of the items.
-
-    With W the right singular vectors of X and f = S^2 / (S^2 + lambda), the inverse of X^T X + lambda I is (I - W f W^T) / lambda
-    (Woodbury). So with d the diagonal of I - W f W^T, B = I - (I - W f W^T) / d, and X B = U S (f - (1 - d)) W^T / d, whose right
-    singular vectors are those of what follows U.
-    """
+def singular_values_by_users(positives: PositiveMatrix) -> tuple[F64[Tensor, "R"], F64[Tensor, "N R"]]:
+    """Return the squares S^2 of the singular values of X, and its right singular vectors W, from the products of users,
+    X X^T = U S^2 U^T, without a matrix of the items."""
     turned = positives.transposed()
     by_item = turned.product(torch.eye(len(positives), dtype=torch.float64))  # X^T
     squares, users = torch.linalg.eigh(positives.product(by_item))
     del by_item
-    rounding = len(positives) * torch.finfo(squares.dtype).eps  # what is left of a zero, as a share of the largest
-    found = squares > squares[-1] * rounding
-    squares, root = squares[found], squares[found].sqrt()
-    items = turned.product(users[:, found] / root)  # W
+    found = squares > squares[-1] * _rounding(squares)
+    squares = squares[found]
+    return squares, turned.product(users[:, found] / squares.sqrt())
+
+
+def _rounding(squares: F64[Tensor, "R"]) -> float:
+    """Return what is left of a zero among eigenvalues, as a share of the largest."""
+    return len(squares) * torch.finfo(squares.dtype).eps
+
+
+def ease_of_few_users(
+    squares: F64[Tensor, "R"], items: F64[Tensor, "N R"], regularization: float, width: int
+) -> tuple[F32[Tensor, "N E"], F32[Tensor, "N E"]]:
+    """Return B V and V from the squares of the singular values of X, and its right singular vectors.
+
+    With W these vectors and f = S^2 / (S^2 + lambda), the inverse of X^T X + lambda I is (I - W f W^T) / lambda (Woodbury). So with
+    d the diagonal of I - W f W^T, B = I - (I - W f W^T) / d, and X B = U S (f - (1 - d)) W^T / d, whose right singular vectors
+    are those of what follows U.
+    """
+    rounding, root = _rounding(squares), squares.sqrt()
     kept = squares / (squares + regularization)  # f
     share = (items.square() @ kept)[:, None]  # 1 - d
     factor = (kept - share).mul_(items).mul_(root).div_(1 - share)

@@ -26,7 +26,7 @@ class Ials(Start):
     Performance of iALS on Item Recommendation Benchmarks", section 3, exponent 1). The pooling `ridge` then solves for u
     from the history. Each half step continues each row's vector by a few steps of conjugate gradients (Takács et al. 2011).
 
-    Use it for tastes in no order. Memory is that of the vectors, the time of a sweep that of positives times width
+    Use it for tastes in no order. Memory is that of the vectors and some 60 bytes a positive, the time of a sweep that of positives times width
     and of users and items times its square.
     """
 
@@ -57,7 +57,7 @@ class Ials(Start):
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         a, rate = self.unobserved[0], self.regularization[0]
-        users, items = positives, positives.transposed()
+        users, items = positives, positives.once("transposed", positives.transposed)
         n_users, n_items = items.n_items, users.n_items
         generator = torch.Generator().manual_seed(seed)
         vectors = torch.randn(len(items), width, generator=generator) * (0.1 / width**0.5)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.sets import distinct_keys, pair_keys
-from twotower.arrays.types import F32, F64, I64, Codes, Doubles, Float, Floats, Ints, Shaped
+from twotower.arrays.types import F32, I64, Codes, Doubles, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.features.values import UNKNOWN
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class PositiveMatrix:
     n_columns: int
     histories: PositiveSequences | None = None
     """Positives in their order; None of a matrix that is no users by items."""
+    _made: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
     def of(cls, dataset: Dataset, codes: Shaped[Codes, "items"], n_codes: int) -> PositiveMatrix:
@@ -69,6 +73,13 @@ class PositiveMatrix:
         """Number of columns that have a value."""
         return len(np.unique(self.columns))
 
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """Return what the first call with this name made: what a start computes, and none of the values of its `choices` changes."""
+        if name not in self._made:
+            self._made[name] = make()
+        found: T = self._made[name]
+        return found
+
     def transposed(self) -> PositiveMatrix:
         """Return the columns as rows."""
         turned = Ragged.from_pairs(self.columns, self.owners, self.n_columns, np.arange(len(self.columns)))
@@ -84,11 +95,11 @@ class PositiveMatrix:
             columns, dense, offsets, mode="sum", include_last_offset=True, per_sample_weights=values.to(dense.dtype)
         )
 
-    def gram(self, block: int = 256) -> F64[Tensor, "C C"]:
+    def gram(self, block: int = 256) -> Float[Tensor, "C C"]:
         """Return X^T X, made `block` columns at a time. Sums of ones are exact in float32, which is faster; those of weights, whose
         squares differ by orders of magnitude, are made in float64."""
         dtype = torch.float32 if (self.values == 1).all() else torch.float64
-        turned, out = self.transposed(), torch.empty(self.n_columns, self.n_columns, dtype=torch.float64)
+        turned, out = self.transposed(), torch.empty(self.n_columns, self.n_columns, dtype=dtype)
         for start in range(0, self.n_columns, block):
             some = torch.zeros(self.n_columns, min(block, self.n_columns - start), dtype=dtype)
             some[start : start + some.shape[1]].fill_diagonal_(1.0)
@@ -103,9 +114,8 @@ class PositiveMatrix:
         order = order[lengths[order] > 0]
         start = 0
         while start < len(order):
-            longest = lengths[order[start:]]
-            fits = np.arange(1, len(longest) + 1) * longest <= numbers
-            stop = start + max(1, int(np.argmin(fits)) if not fits.all() else len(fits))
+            longest = lengths[order[start : start + max(1, numbers // lengths[order[start]])]]
+            stop = start + max(1, int((np.arange(1, len(longest) + 1) * longest <= numbers).sum()))
             rows = order[start:stop]
             within = np.arange(int(lengths[rows[-1]]))
             known = within < lengths[rows, None]

@@ -38,7 +38,7 @@ class Slit(Start):
     mean of its rows of W V, an item's vector its row of V, and with E = N the score is that of W.
 
     Use it where histories have an order, beside pairs that are trained. Scores are scaled so that those of all items after a
-    history have the root mean square 1. Items of the unknown code are left out of histories. Memory is N^2, time N^3 / 3 and
+    history have the root mean square 1. Items of the unknown code are left out of histories. Memory is N^2 and some 80 bytes a positive, time N^3 / 3 and
     positives times the gaps that the decay rate reaches (75 at .8, 823 at .98). Above `max_items` items the start `transitions`
     stands in.
     """
@@ -80,14 +80,15 @@ class Slit(Start):
                 f"start slit: {n - 1:,} items are more than max_items = {self.max_items:,}, so the start transitions stands in"
             )
             return TransitionFactors().solve(positives, pooling, width, seed)
-        gram, products, total = decayed_products(histories, n, rate)
+        gram, ahead, total = positives.once("products", lambda: decayed_products(histories, n, rate))
         if not total:
             raise TrainingError(
                 "train.start of kind 'slit' finds no positive that follows another of its user; leave the start out, or give more data"
             )
-        gram.diagonal().add_(self.regularization[0])
-        factor, ahead = torch.linalg.cholesky(gram).float(), products.float()
-        del gram, products
+        regular = gram.clone()
+        regular.diagonal().add_(self.regularization[0])
+        factor = torch.linalg.cholesky(regular).float()
+        del regular
 
         def weights(vectors: F32[Tensor, "n k"]) -> F32[Tensor, "n k"]:
             """Return W times some vectors, without W itself."""
@@ -99,13 +100,13 @@ class Slit(Start):
             generator = torch.Generator().manual_seed(seed)
             target, _ = leading(lambda q: ahead.T @ weights(q), n, width, generator, ITERATIONS)
         source = weights(target)
-        squares = ((ahead @ target) * source).sum() - self.regularization[0] * source.square().sum()
+        squares = ((gram @ source.double()) * source).sum().float()
         return scaled_values(source, target, squares / (total * positives.n_items), width)
 
 
 def decayed_products(
     histories: PositiveSequences, n: int, rate: float
-) -> tuple[F64[Tensor, "n n"], F64[Tensor, "n n"], float]:
+) -> tuple[F64[Tensor, "n n"], F32[Tensor, "n n"], float]:
     """Return the products of decayed sums of histories, of such sums and their next items, both over the positives after a user's
     first, and the sum of the latter's weights w c^2.
 
@@ -129,13 +130,15 @@ def decayed_products(
         if gap:
             products.index_add_(0, keys, torch.from_numpy((weight * total_weight)[later] * rate ** (gap - 1)))
     gram = gram.view(n, n)
-    return gram.add_(gram.T.clone()), products.view(n, n), float(weight @ total_weight**2)
+    return gram.add_(gram.T.clone()), products.view(n, n).float(), float(weight @ total_weight**2)
 
 
 def _later_squares(user: Shaped[Ints, "n"], weight: Shaped[Doubles, "n"], rate: float) -> Shaped[Doubles, "n"]:
     """Return the sum over each user's later positives of their weight times the square of a positive's decay weight there."""
     found = np.zeros(len(weight))
-    for gap in range(1, (reach([rate]) or 0) + 1):
-        same = user[gap:] == user[:-gap]
-        found[: len(weight) - gap][same] += weight[gap:][same] * rate ** (2 * (gap - 1))
+    found[:-1] = weight[1:] * (user[1:] == user[:-1])
+    gap = 1  # found has the sum of so many later positives; that of twice as many is its own and, decayed, that of the last of them
+    while (same := user[gap:] == user[:-gap]).any():
+        found[:-gap] += found[gap:] * same * rate ** (2 * gap)
+        gap *= 2
     return found

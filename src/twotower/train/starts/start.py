@@ -94,12 +94,13 @@ class Start(Kind):
 
     def beyond(self, best: Start) -> list[Start]:
         """Return `best` with the next value outwards, for each option of several values whose outermost, or one beyond, it has: in the
-        ratio of the two outermost; none beside a 0."""
+        ratio of the two outermost, if neither is 0."""
         found = list[Start]()
         for name in self._searched():
             values, at = sorted(set(getattr(self, name))), best.value_of(name)
-            if values[0] and (at <= values[0] or at >= values[-1]):
-                ratio = values[0] / values[1] if at <= values[0] else values[-1] / values[-2]
+            outer, inner = values[:2] if at <= values[0] else values[:-3:-1]
+            if min(outer, inner) and (at <= values[0] or at >= values[-1]):
+                ratio = outer / inner
                 found.append(best.model_copy(update={name: (at * ratio,)}))
         return found
 
@@ -116,6 +117,11 @@ class Start(Kind):
     def value_of(self, name: str) -> float:
         """Return the first value of an option of `choices`."""
         return float(getattr(self, name)[0])
+
+    @classmethod
+    def default_of(cls, name: str) -> float:
+        """Return the default of an option of `choices`."""
+        return float(cls.model_fields[name].default[0])
 
     @property
     def bias_weights(self) -> tuple[float, ...]:
@@ -221,14 +227,12 @@ class Start(Kind):
             found.append(one)
         return found[0], found[1]
 
-    def values(self, dataset: Dataset, model: ModelConfig, width: int, seed: int) -> PairValues:
-        """Return the values of the pair."""
+    def positives(self, dataset: Dataset, model: ModelConfig) -> PositiveMatrix:
+        """Return the positives that the pair's values are solved from."""
         history, _ = self.fields(dataset, model)
         assert history.history is not None
-        assert history.pools is not None
         codes = dataset.encoders.history_codes(history.history, dataset.items.frame)
-        positives = PositiveMatrix.of(dataset, codes, self.n_codes(dataset, model))
-        return self.solve(positives, resolve(history.pools), width, seed)
+        return PositiveMatrix.of(dataset, codes, self.n_codes(dataset, model))
 
     def n_codes(self, dataset: Dataset, model: ModelConfig) -> int:
         """Return the number of codes of the pair's history, the unknown one too."""
@@ -236,11 +240,17 @@ class Start(Kind):
         return next(f.rows for f in dataset.encoders.fields("user") if f.name == history.name)
 
 
-def start_pair(model: TwoTower, start: Start, dataset: Dataset, seed: int, context: DistributedContext) -> None:
-    """Overwrite the pair of a start with its values, those of rank 0 on all ranks."""
+def start_pair(
+    model: TwoTower, start: Start, dataset: Dataset, positives: PositiveMatrix | None, seed: int, context: DistributedContext
+) -> None:  # fmt: skip
+    """Overwrite the pair of a start with its values, those of rank 0 on all ranks. `positives` are those of the start, on rank 0."""
     user, item = (model.towers(side)[start.pair].embeddings for side in SIDES)
     history, target = user.fields[0], item.fields[0]
-    found = context.broadcast(_values(start, model, dataset, history.width, seed) if context.is_main else None)
+    pools = start.fields(dataset, model.config)[0].pools
+    assert pools is not None
+    found = context.broadcast(
+        None if positives is None else _values(start, positives, resolve(pools), history.width, seed)
+    )
     if isinstance(found, str):
         raise TrainingError(found)
     if found is None:
@@ -271,10 +281,12 @@ def scale_pair(model: TwoTower, pair: int, factor: float) -> None:
         embeddings.rows_of(embeddings.fields[0].name).mul_(factor)
 
 
-def _values(start: Start, model: TwoTower, dataset: Dataset, width: int, seed: int) -> PairValues | str | None:
+def _values(
+    start: Start, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int
+) -> PairValues | str | None:
     """Return the values of a start; why there are none, or None where float32 cannot solve for them."""
     try:
-        return start.values(dataset, model.config, width, seed)
+        return start.solve(positives, pooling, width, seed)
     except TrainingError as e:
         return str(e)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
@@ -283,7 +295,8 @@ def _values(start: Start, model: TwoTower, dataset: Dataset, width: int, seed: i
 
 def _not_finite(start: Start) -> TrainingError:
     return TrainingError(
-        f"train.start of kind '{start.kind}' ({start.describe()}) has values that are not finite; raise its regularization"
+        f"train.start of kind '{start.kind}' ({start.describe()}) has values that are not finite; set "
+        + ", ".join(f"{name} nearer its default, {start.default_of(name):g}" for name in start.choices)
     )
 
 

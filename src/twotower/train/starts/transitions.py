@@ -78,7 +78,7 @@ class TransitionFactors(Start):
             )
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
-        n, counts = positives.n_columns, self._counts(positives)
+        n, counts = positives.n_columns, positives.once("counts", lambda: self._counts(positives))
         if not len(counts.count):
             raise TrainingError(
                 "train.start of kind 'transitions' finds no positive that follows another of its user; leave the start out, or give more data"
