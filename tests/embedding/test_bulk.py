@@ -838,8 +838,10 @@ def test_what_is_no_folder_of_whole_vectors_is_a_run_error(whole: Path, tmp_path
     with pytest.raises(RunError, match="ids-00002.parquet: missing or damaged"):
         list(EmbeddingsFolder(out).blocks())
     shutil.copy(whole / "ids-00001.parquet", out / "ids-00002.parquet")
+    seen = list[int]()
     with pytest.raises(RunError, match="ids-00002.parquet: holds 100 ids, expected 50"):
-        list(EmbeddingsFolder(out).blocks())
+        seen.extend(len(ids) for ids, _ in EmbeddingsFolder(out).blocks())
+    assert seen == [100, 100], "nothing of the damaged shard"
     (out / "part-00000.npy").write_bytes(b"x")
     with pytest.raises(RunError, match="part-00000.npy: missing or damaged"):
         EmbeddingsFolder(out)

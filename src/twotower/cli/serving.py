@@ -20,8 +20,8 @@ def serve(**given: Any) -> None:
     """Serve the current bundle of a store over HTTP, with a console at /."""
     from twotower.serve import supervisor
 
-    settings: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
-    if code := supervisor.run_service(ServeSettings(**settings)):
+    given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    if code := supervisor.run_service(ServeSettings(**given)):
         raise typer.Exit(code)
 
 

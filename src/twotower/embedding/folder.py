@@ -51,6 +51,13 @@ class EmbeddingPart(NamedTuple):
             )
         return found
 
+    def read_ids(self, wanted: pl.Expr) -> pl.DataFrame:
+        """Return an expression of the column `id`. Raises RunError if the file is missing or damaged."""
+        try:
+            return pl.scan_parquet(self.ids, glob=False).select(wanted).collect()
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
+            raise RunError(f"{self.ids}: missing or damaged ({first_line(e)}); embed again to repair it") from None
+
 
 class EmbeddingsFolder:
     """The vectors and ids of a whole table: `len(folder)` rows of `folder.width`, `for ids, vectors in folder.blocks()`.
@@ -87,15 +94,9 @@ class EmbeddingsFolder:
         """Yield ids (n,) and their vectors (n, D), at most `rows` at a time, in the order of the table. Raises RunError."""
         for part in self.parts:
             vectors, at, step = part.open(), 0, max(rows, 1 << 20)
-            for first in range(0, len(vectors), step):
-                try:
-                    ids = pl.scan_parquet(part.ids, glob=False).select("id").slice(first, step).collect()
-                except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as e:
-                    raise RunError(
-                        f"{part.ids}: missing or damaged ({first_line(e)}); embed again to repair it"
-                    ) from None
-                for some in ids.iter_slices(rows):
+            if (n := part.read_ids(pl.len()).item()) != len(vectors):
+                raise RunError(f"{part.ids}: holds {n:,} ids, expected {len(vectors):,}; embed again to repair it")
+            for first in range(0, n, step):
+                for some in part.read_ids(pl.col("id").slice(first, step)).iter_slices(rows):
                     yield some["id"], vectors[at : at + len(some)]
                     at += len(some)
-            if at != len(vectors):
-                raise RunError(f"{part.ids}: holds {at:,} ids, expected {len(vectors):,}; embed again to repair it")

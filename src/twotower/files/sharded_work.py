@@ -3,7 +3,7 @@
 
 WORK/plan.json          what the shards are made of: another call of the same plan goes on
 WORK/done-00000.json    record of a finished shard, written after its files
-WORK/twotower-…/        temporary files of a shard in progress, on a disk
+WORK/twotower-…         temporary folder of a shard in progress and its lock, on a disk
 WORK/lock               kernel lock of the call, on a disk
 
 The kind of work gives the name of WORK. A list of all shards is written when the last is finished.
@@ -18,16 +18,17 @@ import logging
 import platform
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self, TypeAlias
 
 from twotower import files
-from twotower.errors import DataError, RunError
+from twotower.errors import RunError
 from twotower.files import locks
 from twotower.files.object_stores import ObjectError
+from twotower.files.scratch import scratch_folder
 from twotower.files.shard_folders import FileEntry, ShardFolder
 
 log = logging.getLogger(__name__)
@@ -93,22 +94,18 @@ class ShardedWork:
                 at.remove([work._plan_file])
             if work._read(work._plan_file) is None:
                 try:
-                    at.write(work._plan_file, files.json_bytes(work.plan), is_new=True)
+                    at.write(work._plan_file, work._plan_bytes, is_new=True)
                 except ObjectError as e:
                     if e.cause != "changed":
                         raise
                     raise RunError(f"{at}: another call begins at the same time; let it end, or stop it") from None
-            try:
-                yield work
-            except DataError:
-                if work._is_unused():
-                    at.remove([work._plan_file])
-                raise
+            yield work
 
     def check_seen(self) -> None:
         """Raise RunError if this process sees another folder than the one of its call: on another host, or after its call was killed and
         another one began."""
-        if self._read(self._plan_file) is None or self._difference():
+        plan = self.at.read(self._plan_file)
+        if plan is None or (plan != self._plan_bytes and self._difference()):
             raise RunError(
                 f"{self.at}: the host {platform.node()} sees another folder of that name, or one of another call; name a table, a model and a folder on a file "
                 "system that all hosts share, at the same paths, or in a bucket"
@@ -135,12 +132,9 @@ class ShardedWork:
             record = self.write_record(number, facts | {"files": entries, "plan": self._identity})
         return MadeShard(number, record, is_new=True, was_damaged=bool(found))
 
-    @contextmanager
-    def scratch(self, name: str) -> Iterator[Path]:
-        """Yield a temporary folder on a disk; its name begins with that of the package and `name`."""
-        at = self.at.scratch(self.work_folder)
-        with TemporaryDirectory(prefix=f"twotower-{name}-", dir=at, ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
+    def scratch(self, name: str) -> AbstractContextManager[Path]:
+        """Return a context with a temporary folder on a disk, as `scratch_folder` names it."""
+        return scratch_folder(self.at.scratch(self.work_folder), name)
 
     def put(self, made: Path) -> FileEntry:
         """Move a file of `scratch` to its name in the folder, and return its entry in the record."""
@@ -200,7 +194,12 @@ class ShardedWork:
         """Return True if the files of a finished shard are as its record has them."""
         return all(self.at.entry(name) == (name, *rest) for name, *rest in record["files"])
 
-    @property
+    @cached_property
+    def _plan_bytes(self) -> bytes:
+        """Content of the file of the plan, which grows with the table's files."""
+        return files.json_bytes(self.plan)
+
+    @cached_property
     def _identity(self) -> str:
         """Digest of the plan, which the records of its shards hold."""
         return hashlib.sha256(json.dumps(self.plan).encode()).hexdigest()
@@ -221,9 +220,7 @@ class ShardedWork:
         for key in self.plan:
             if key != "table" and then[key] != self.plan[key]:
                 option = key if key in _CONTENTS else f"`{key.replace(', ', '`, `')}`"
-                return (
-                    f"its {self.noun} are of another {option} ({_shown(then[key])} then, {_shown(self.plan[key])} now)"
-                )
+                return f"its {self.noun} are of another {option} ({_shown(str(then[key]))} then, {_shown(str(self.plan[key]))} now)"
         before, now = ({name: state for name, *state in plan.get("table", [])} for plan in (then, self.plan))
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
@@ -236,7 +233,6 @@ _CONTENTS = ("model", "schema", "bundle")
 """Keys of plans that are digests of what an argument names; the others are arguments."""
 
 
-def _shown(value: object) -> str:
-    """Return a value of a plan in a message: a digest by its beginning, others whole up to 60 characters."""
-    text = str(value)
+def _shown(text: str) -> str:
+    """Return a value of a plan as a message has it: a digest by its beginning, others whole up to 60 characters."""
     return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text[:60]

@@ -10,9 +10,9 @@ pandas and pyarrow open the folder as one table: they leave out names that begin
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections import Counter, abc
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from twotower.data.text_format import TextFormat
 from twotower.engines import open_engine
 from twotower.errors import ConfigError, RunError
 from twotower.files.readers import write_parquet
+from twotower.files.scratch import scratch_folder
 from twotower.files.shard_folders import shard_folder
 from twotower.files.sharded_work import JsonObject, MadeShard, ShardedWork
 from twotower.files.urls import is_url
@@ -161,8 +162,9 @@ def _load(
     Raises RunError if the folder is another one."""
     work.check_seen()
     recommender = asked(Retriever(Store(store).open(bundle), default_threads()))
-    held = tempfile.TemporaryDirectory(prefix="twotower-text-", dir=shared, ignore_cleanup_errors=True)
-    return _AnswersMaker(recommender, table, work, Path(held.name), held).make
+    held = ExitStack()
+    scratch = held.enter_context(work.scratch("text") if shared is None else scratch_folder(shared, "text"))
+    return _AnswersMaker(recommender, table, work, scratch, held).make
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ class _AnswersMaker:
     table: UserTable
     work: RecommendationWork
     scratch: Path
-    held: tempfile.TemporaryDirectory[str] | None = None
+    held: ExitStack | None = None
 
     def make(self, shard: TableShard) -> MadeShard:
         """Return a shard, which is made unless it is there and intact."""

@@ -78,7 +78,7 @@ class UserTable:
         return cut_into_shards(self.files, rows)
 
     def read(self, shard: TableShard, scratch: Path) -> pl.DataFrame:
-        """Return the rows of a shard, of a CSV with ids as text; a CSV is first written as Parquet into the folder `scratch`, once.
+        """Return the rows of a shard, of a CSV with ids as text; a CSV is first written as Parquet into the folder `scratch`, once for each such folder.
         Raises DataError, also if the file has changed since the table was opened."""
         table = self._scan(shard.file, scratch)
         (frame,) = read_slices(table, shard.file.path, shard.start, shard.rows or 0, shard.rows or 1)

@@ -103,7 +103,7 @@ def _shape_windows(fitted: FittedRecipe, shape: Shape) -> None:
         if needed < window:
             feature["pooling"] = {**pooling, "window": needed}
             fitted.why[place] = (
-                f"window: the power of two from {shape.long_length:g} on, the length that a tenth of the users exceeds; at most {window:g}"
+                f"window: the power of two from {shape.long_length:g} on, the length that a tenth of the users exceeds; at least {MIN_WINDOW}, at most {window:g}"
             )
 
 
@@ -153,11 +153,11 @@ def _shape_steps(
     if config.loss.pointwise:
         rows = round((1 - split.test) * (1 - split.validation) * shape.interactions)
         batch = max(MIN_BATCH, math.ceil(rows / STEPS_OF_EPOCH))
-        rule = f"A twentieth of the {rows:,} training rows."
+        rule = f"A twentieth of the {rows:,} training rows, at least {MIN_BATCH}."
     else:
         rows = shape.taken
         batch = max(MIN_BATCH, min(train.batch_size, 2 ** math.floor(math.log2(max(1.0, rows / STEPS_OF_EPOCH)))))
-        rule = f"The recipe's {train.batch_size:,}, or the power of two of which {rows:,} rows make {STEPS_OF_EPOCH} steps."
+        rule = f"The recipe's {train.batch_size:,}, or the power of two of which {rows:,} rows make {STEPS_OF_EPOCH} steps, at least {MIN_BATCH}."
     given = settings.get("train", {})
     changed = {"batch_size": batch}
     comments["train.batch_size"] = rule

@@ -53,7 +53,7 @@ class StartValues:
         self._tried: tuple[Start, Factors] | None = None
         """The start that was solved last, by the weight 1 of its biases, and its vectors."""
         self._positives = dict[int, PositiveMatrix]()
-        """What the start of a pair is solved from, while its values are tried; on rank 0."""
+        """Positives of the start of a pair while its values are tried; on rank 0."""
 
     def fill(self, start: Start) -> None:
         """Overwrite the pair of a start with the values that are best. A pair that may have the weight 0 beside others, and for which

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder
 
 MAX_NUMBERS_PER_PASS = 2**20
-"""Numbers of padded rows that are held at a time: 4 MiB of float32, which the steps read from a cache."""
+"""Numbers of padded rows that are solved for at a time: 4 MiB of float32, which the steps read from a cache. With a gradient the rows of all
+parts are kept."""
 TINY = 1e-30
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class PositiveMatrix:
     n_columns: int
     histories: PositiveSequences | None = None
     """Positives in their order; None of a matrix that is no users by items."""
-    _made: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _made: dict[str, object] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
     def of(cls, dataset: Dataset, codes: Shaped[Codes, "items"], n_codes: int) -> PositiveMatrix:
@@ -77,8 +77,7 @@ class PositiveMatrix:
         """Return what the first call with this name made: what a start computes, and none of the values of its `choices` changes."""
         if name not in self._made:
             self._made[name] = make()
-        found: T = self._made[name]
-        return found
+        return cast(T, self._made[name])
 
     def transposed(self) -> PositiveMatrix:
         """Return the columns as rows."""
