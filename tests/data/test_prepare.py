@@ -240,6 +240,18 @@ def test_unknown_ids_are_treated_on_a_disk_as_in_memory(
     assert any("ids of" in note for note in found.notes)
 
 
+def test_a_column_that_the_schema_does_not_name_is_told_and_left_out(tmp_path: Path, messages: list[str]) -> None:
+    users, items, actions = tables()
+    items = items.with_columns(shelf=pl.lit("a"), stock=pl.lit(1))
+    data = shards(tmp_path / "in", SCHEMA, users, items, actions)
+    disk = prepare.write_prepared(data, SCHEMA, SPLITS["random"], tmp_path / "out", SMALL)
+    assert "shelf" not in disk.items.frame.columns
+    told = [m for m in messages if "not kept" in m]
+    assert told == [
+        "items: 'shelf', 'stock' not kept, as the schema does not name it: filters and slices have no such column"
+    ]
+
+
 def test_fault_G10_categories_of_a_csv_are_prepared_as_they_are_spelled(tmp_path: Path) -> None:
     users, items, actions = tables()
     zips = pl.Series("city", ["02139", "2139", "1e5", "1.10", "1.1"] * 12)

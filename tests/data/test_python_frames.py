@@ -6,6 +6,7 @@ import math
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,11 @@ COLUMNS: dict[str, tuple[list[Any], list[Any]]] = {
     "a fraction after a whole number": ([np.int64(1), 2.5], [1.0, 2.5]),
     "a fraction of numpy": ([None, np.int64(1), np.float64(2.5)], [None, 1.0, 2.5]),
     "a text after a number": ([np.int64(1), "a"], ["1", "a"]),
+    "whole numbers beside a text": (
+        [7.0, "8", np.float32(9), Decimal("10.00"), 2.5, NAN],
+        ["7", "8", "9", "10", "2.5", None],
+    ),
+    "UUIDs": ([UUID(int=5), None], ["00000000-0000-0000-0000-000000000005", None]),
     "more than a byte": ([np.uint8(7), 300], [7, 300]),
     "more than 32 bits": ([np.int32(7), 2**40], [7, 2**40]),
     "a number after a truth value": ([np.bool_(True), 2], [1, 2]),

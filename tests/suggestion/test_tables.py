@@ -240,3 +240,12 @@ def test_what_is_no_path_is_refused(tmp_path: Path) -> None:
         find_tables(log()[:0])
     with pytest.raises(DataError, match="give all tables as frames or all as paths"):
         find_tables(tmp_path / "none.csv", users=USERS)
+
+
+def test_a_column_of_objects_is_left_out_and_noted() -> None:
+    things = log().with_columns(thing=pl.Series([{1}] * log().height, dtype=pl.Object))
+    found = find_tables(things, users=USERS)
+    assert found.interactions.columns == log().columns
+    assert found.notes == (
+        "not read: column 'thing', whose values are objects of Python; make them numbers, texts or times",
+    )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import kill_points
+import polars as pl
 import preloaded
 import pytest
 import torch
@@ -281,6 +282,24 @@ def test_fault_B5_resume_with_a_change_is_refused_with_the_difference(tmp_path: 
     longer = settings(train={"epochs": 3})
     done = api.fit(tables, CHECKERBOARD_SCHEMA, longer, folder=folder, resume=True, override=True)
     assert [h["epoch"] for h in done.history] == [1, 2, 3]
+
+
+def test_fault_B5_weights_are_not_taken_over_for_other_ids_and_the_best_is_measured_anew(tmp_path: Path) -> None:
+    users, items, log = checkerboard()
+    config, folder = settings(train={"epochs": 12, "lr": 0.05}), tmp_path / "run"
+    first = api.fit((users, items, log), CHECKERBOARD_SCHEMA, config, folder=folder)
+    renamed = pl.col("item_id").replace({old: 10_000 - old for old in range(30)})
+    others = (users, items.with_columns(renamed), log.with_columns(renamed))
+    for override in (False, True):
+        with pytest.raises(RunError, match="users, items or values of the data are others .*start a new run"):
+            api.fit(others, CHECKERBOARD_SCHEMA, config, folder=folder, resume=True, override=override)
+    turned = (users, items, log.with_columns(liked=1 - pl.col("liked")))
+    found = api.fit(turned, CHECKERBOARD_SCHEMA, config, folder=folder, resume=True, override=True)
+    assert first.metrics["validation.auc"] > 0.9
+    assert found.metrics["validation.auc"] == pytest.approx(1 - first.metrics["validation.auc"], abs=1e-6)
+    longer = settings(train={"epochs": 24, "lr": 0.05})
+    done = api.fit(turned, CHECKERBOARD_SCHEMA, longer, folder=folder, resume=True, override=True)
+    assert done.metrics["train.best_epoch"] > 12, "later epochs are compared with the best as it is on the data of now"
 
 
 def test_fault_B8_no_code_of_a_checkpoint_is_ever_run() -> None:

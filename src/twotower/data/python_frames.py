@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, TypeAlias
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,7 @@ import polars as pl
 if TYPE_CHECKING:
     import pandas as pd
 
-Cell: TypeAlias = (
-    "str | bytes | float | Decimal | date | timedelta | np.generic | npt.NDArray[np.generic] | Sequence[Cell] | None"
-)
+Cell: TypeAlias = "str | bytes | float | Decimal | date | timedelta | UUID | np.generic | npt.NDArray[np.generic] | Sequence[Cell] | None"
 """Value of a row, of one column."""
 _MISSING = ("NAType", "NaTType")
 """Types of pandas' missing values, which this module does not import."""
@@ -38,7 +37,7 @@ def _mapped(values: Iterable[Cell]) -> Iterable[Cell] | pl.Series:
     is_plain = isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.dtype.kind == "O")
     if not is_plain or len({v.dtype if isinstance(v, np.ndarray) else None for v in values} - {None}) == 1:
         return values  # arrays of one type, such as vectors, are read as they are
-    return pl.Series(plain_values(values), strict=False)
+    return _series("", values)
 
 
 def _pandas_column(name: str, column: pd.Series) -> pl.Series:
@@ -48,12 +47,21 @@ def _pandas_column(name: str, column: pd.Series) -> pl.Series:
         return pl.Series(name, column.to_numpy(), nan_to_null=True)
     if kind == "M":
         return pl.Series(name, column.to_numpy().astype("datetime64[us]"))
-    return pl.Series(name, plain_values(column), strict=False)
+    return _series(name, column)
+
+
+def _series(name: str, values: Iterable[Cell]) -> pl.Series:
+    """Return any values as a series. Beside a text all numbers are texts, a whole one that of its integer: an id 7 that a missing value
+    beside it made 7.0 stays 7."""
+    plain = plain_values(values)
+    if any(isinstance(value, str) for value in plain):
+        plain = [int(v) if isinstance(v, float | Decimal) and float(v).is_integer() else v for v in plain]
+    return pl.Series(name, plain, strict=False)
 
 
 def plain_values(values: Iterable[Cell]) -> list[Cell]:
     """Return values of Python: numbers and times of numpy as such, of which polars would make all others one type, or takes none;
-    NaN, also a decimal one, NaT and NA as None."""
+    a UUID as its text; NaN, also a decimal one, NaT and NA as None."""
     return [_plain(value) for value in values]
 
 
@@ -62,6 +70,8 @@ def _plain(value: Cell) -> Cell:
         value = _time(value)
     elif isinstance(value, np.number | np.bool_):
         value = value.item()
+    elif isinstance(value, UUID):
+        return str(value)
     elif isinstance(value, np.ndarray):
         cells: Cell = value.tolist()
         return cells

@@ -165,7 +165,15 @@ class Encoders:
     @property
     def digest(self) -> str:
         """SHA-256 of all states and vocabularies, the same with every version of polars."""
-        digest = hashlib.sha256(json.dumps(self._states(), ensure_ascii=False).encode())
+        return self._digest(json.dumps(self._states(), ensure_ascii=False))
+
+    @property
+    def digest_of_codes(self) -> str:
+        """SHA-256 of all vocabularies: which id or value has which code, and with it which row of a table of weights."""
+        return self._digest("")
+
+    def _digest(self, about: str) -> str:
+        digest = hashlib.sha256(about.encode())
         for values in self._vocabularies().values():
             text = values.cast(pl.String)
             digest.update(f"{values.dtype} {len(values)}".encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import abc
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import reduce
 from itertools import pairwise
 
@@ -126,8 +127,16 @@ class CatalogueFilters:
         elif series.dtype.is_nested():
             raise DataError(f"filter: items' column '{column}' holds {series.dtype}, which cannot be compared")
         else:
-            found = canonical_ids(series).cast(pl.String) == value
+            found = canonical_ids(series).cast(pl.String) == _spelled(value, self._items.schema[column])
         return np.flatnonzero(found.fill_null(False).to_numpy()).astype(np.int64)
+
+
+def _spelled(value: str, dtype: pl.DataType) -> str:
+    """Return a value as the column of that type spells it: 3.0 of numbers is 3."""
+    for number in (int, float) if dtype.is_numeric() else ():
+        with suppress(ValueError):
+            return str(canonical_ids(pl.Series([number(value)], strict=False)).cast(pl.String)[0])
+    return value
 
 
 _NO_ROWS: Ints = np.zeros(0, np.int64)

@@ -67,10 +67,11 @@ def find_tables(
     of its archive. Paths of the section are relative to `folder`; the form of text files is guessed if none is given. Raises
     DataError or ConfigError."""
     if not isinstance(interactions, str | Path):
-        of_users = None if users is None else as_frame(users, "users", Reading(None))
-        of_items = None if items is None else as_frame(items, "items", Reading(None))
+        notes = list[str]()
+        of_users = None if users is None else _of_values(as_frame(users, "users", Reading(None)), notes)
+        of_items = None if items is None else _of_values(as_frame(items, "items", Reading(None)), notes)
         frame = _of_rows(as_frame(interactions, "interactions", Reading(None)), "interactions")
-        return FoundTables(frame, of_users, of_items)
+        return FoundTables(_of_values(frame, notes), of_users, of_items, notes=tuple(notes))
     for table in (users, items):
         if table is not None and not isinstance(table, str | Path):
             raise DataError(
@@ -213,6 +214,16 @@ def _of_rows(frame: pl.DataFrame, what: str) -> pl.DataFrame:
     if not frame.height:
         raise DataError(f"{what}: the table has no rows, expected at least one; fill it")
     return frame
+
+
+def _of_values(frame: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
+    """Return the columns of a frame without those of Python objects, of which each is noted."""
+    objects = [name for name, dtype in frame.schema.items() if dtype == pl.Object]
+    for name in objects:
+        notes.append(
+            f"not read: column '{name}', whose values are objects of Python; make them numbers, texts or times"
+        )
+    return frame.drop(objects)
 
 
 def _named(name: str, folder: Path) -> tuple[dict[str, TomlValue], NamedDataset] | None:

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 STATE, TENSORS = "state.json", "tensors.safetensors"
 """Files of a checkpoint, all that it has."""
+CODES = "codes"
+"""Key of a fingerprint: digest of what the codes of the data stand for, without which weights mean nothing."""
 FORMAT = 4
 """Number of the present format, in `state.json`; a checkpoint of another format is refused."""
 CHECKPOINTS_KEPT = 2
@@ -112,6 +114,8 @@ class Checkpoints:
         self._parts, self._torchrec = parts, torchrec
         self.last: Path | None = None
         """The latest checkpoint that this training has written or loaded."""
+        self.has_changed = False
+        """True after a resume although the fingerprint has changed."""
 
     def save(self, progress: TrainingProgress) -> None:
         """Write a checkpoint and remove all but the newest `CHECKPOINTS_KEPT`, or on another rank than 0 send the pieces
@@ -147,15 +151,20 @@ class Checkpoints:
         """Load a checkpoint into the parts: the newest intact one of the folder, or the given one.
 
         Return its progress, or None if there is none. Raises RunError with the differences if the fingerprint has changed,
-        unless `override`.
+        unless `override`, and if values of the data have other codes, which are rows of the tables of weights.
         """
         found = checkpoint or (Checkpoint.newest(self.folder) if self.folder else None)
         if found is None:
             return None
         self.last = found.path
+        if found.fingerprint.get(CODES, codes := self.fingerprint.get(CODES)) != codes:  # older checkpoints have none
+            raise RunError(
+                "cannot resume: the users, items or values of the data are others than those of the checkpoint, whose weights belong to "
+                "them; undo the change, or start a new run"
+            )
         changed = [
             f"{key}: {old!r} then, {new!r} now"
-            for key in sorted({*found.fingerprint, *self.fingerprint})
+            for key in sorted({*found.fingerprint, *self.fingerprint} - {CODES})
             if (old := found.fingerprint.get(key)) != (new := self.fingerprint.get(key))
         ]
         if changed:
@@ -165,6 +174,7 @@ class Checkpoints:
                     f"cannot resume: the run has changed ({differences}); undo the change, or pass `override=True`"
                 )
             log.warning(f"resuming although the run has changed ({differences})")
+            self.has_changed = True
         self._restore(found.tensors)
         return TrainingProgress.restore(found.progress, found.path)
 

@@ -118,6 +118,8 @@ class Trainer:
         with self._signals.handled(), torch.random.fork_rng(devices=[]):
             if config.start and not p.step:
                 self._begin()
+            if self.checkpoints.has_changed:
+                self._measure_best_again()
             while p.epoch < config.epochs and not self.best.out_of_patience:
                 self._train_epoch(self.objective.sampler.epoch(p.epoch))
         self.weights.load_state(self.best.weights)
@@ -258,6 +260,14 @@ class Trainer:
         self.best.observe(found, epoch, self.weights)
         self.weights.load_state(present)
         return found
+
+    def _measure_best_again(self) -> None:
+        """Measure the best weights as the training measures now, so that epochs after a change of data or settings are compared with them."""
+        if self.best.weights and len(self.dataset.validation):
+            present = self.weights.copy()
+            self.weights.load_state(self.best.weights)
+            self.best.score = self._score(self._scorer())
+            self.weights.load_state(present)
 
     def _check_vectors(self, are_finite: bool) -> None:
         if not are_finite:

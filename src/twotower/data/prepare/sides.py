@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Container
 
 import polars as pl
 
@@ -11,7 +12,8 @@ from twotower.data.buckets import in_user_order
 from twotower.data.events import event_counts, event_notes, without_ignored
 from twotower.data.labels import POSITIVE
 from twotower.data.prepare.log_pieces import Log, Sides
-from twotower.data.readers import Reading, read_file
+from twotower.data.readers import Reading, column_names, read_file, table_errors
+from twotower.data.table_path import TablePath
 from twotower.data.table_paths import table_files
 from twotower.data.tables import (
     averaged_columns,
@@ -27,7 +29,7 @@ from twotower.data.times import Times
 from twotower.data.unknown_ids import COUNT, counted_ids, of_one_type
 from twotower.data.versions import no_versions
 from twotower.errors import DataError
-from twotower.features.side import SIDES
+from twotower.features.side import SIDES, SideName
 from twotower.features.values import missing_count
 from twotower.progress import JobProgress
 
@@ -109,7 +111,8 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
         if given:
             from_text = table_files(given)[0].is_text or source.is_text
             wanted = [*side_columns(side, schema), *filter(None, [schema.valid_from])]
-            frame = read_file(given, Reading.of(schema, side, source.data.format), wanted)
+            frame = read_file(given, reading := Reading.of(schema, side, source.data.format), wanted)
+            notes += _left_out(side, table_files(given)[0], reading, wanted)
             for path in table_files(given):
                 source.check_unchanged(f"{side}s", path)
             found[side], every = check_versions(frame, side, schema, notes, counted, from_text)
@@ -121,3 +124,15 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
         raise no_versions(schema)
     found["user"] = in_user_order(found["user"], schema.user_id)
     return found, versions, times
+
+
+def _left_out(side: SideName, path: TablePath, reading: Reading, wanted: Container[str]) -> list[str]:
+    """Return a line about the columns of a table that the schema does not name, none without such."""
+    with table_errors(path):
+        names = column_names(path, reading) if path.is_text else path.scan().collect_schema().names()
+    left = ", ".join(f"'{name}'" for name in names if name not in wanted)
+    return (
+        [f"{side}s: {left} not kept, as the schema does not name it: filters and slices have no such column"]
+        if left
+        else []
+    )

@@ -42,7 +42,7 @@ class Diversity(RankingMetric):
         if self.column not in columns:
             raise ConfigError(
                 f"evaluation.metrics: diversity reads the column '{self.column}', which the items lack"
-                f"{did_you_mean(self.column, columns)} (found: {', '.join(columns)})"
+                f"{did_you_mean(self.column, columns)} (found: {', '.join(columns)}); prepared data have the columns that [schema] names"
             )
 
     def values(self, rankings: Rankings) -> Shaped[Doubles, "Q"]:
