@@ -60,6 +60,24 @@ def test_rows_of_one_time_have_no_order_however_they_are_sorted() -> None:
     assert not found.exists
 
 
+def test_rows_that_were_logged_twice_and_baskets_are_no_order() -> None:
+    users, items = chains(0.0)
+    times, twice = np.arange(len(users)), np.arange(len(users)).repeat(1 + (np.arange(len(users)) % 4 == 0))
+    assert not order_evidence(users[twice], items[twice], times[twice]).exists
+    rng = np.random.default_rng(0)
+    sets = rng.permutation(60).reshape(20, 3)[rng.integers(20, size=2000)]  # three goods of a set in each basket
+    found = order_evidence(np.repeat(np.arange(200), 30), sets.ravel(), np.repeat(np.arange(2000), 3))
+    assert found.ties == pytest.approx(20 / 29)
+    assert not found.exists
+
+
+def test_an_order_of_few_pairs_among_rows_of_equal_time_counts_for_little() -> None:
+    users, items = chains(0.9)
+    found = [order_evidence(users, items, np.arange(6000) // rows) for rows in (1, 2, 10)]
+    assert [e.exists for e in found] == [True, True, False]
+    assert found[0].lift > found[1].lift > found[2].lift
+
+
 def test_codes_and_the_order_of_rows_do_not_matter() -> None:
     users, items = chains(0.3)
     times, rows = np.arange(len(users)), np.random.default_rng(1).permutation(len(users))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import date, timedelta
+
+import numpy as np
 import polars as pl
 import pytest
 
@@ -15,9 +18,9 @@ FRAME = pl.DataFrame(
 
 
 def test_the_first_columns_of_enough_values_are_ids() -> None:
-    assert ids_by_place(FRAME, (), "", ["user_id", "item_id"]) == ({"user_id": "b"}, ["a", "c"])
-    assert ids_by_place(FRAME.head(299), (), "", ["user_id", "item_id"]) == ({"user_id": "a", "item_id": "b"}, [])
-    assert ids_by_place(FRAME, ("b",), "b", ["item_id"]) == ({}, ["a", "c"])
+    assert ids_by_place(FRAME, (), "", ["user_id", "item_id"]) == ({"user_id": "b"}, ["a", "c"], {})
+    assert ids_by_place(FRAME.head(299), (), "", ["user_id", "item_id"]) == ({"user_id": "a", "item_id": "b"}, [], {})
+    assert ids_by_place(FRAME, ("b",), "b", ["item_id"]) == ({}, ["a", "c"], {})
     assert are_several(FRAME, ())
     assert not are_several(FRAME, ("a", "b"))
     assert too_few(FRAME, ["a", "c"]) == "'a' has 3 values, 'c' has 2 values, too few for ids that no name tells"
@@ -38,3 +41,24 @@ def test_few_values_are_no_ids_of_a_long_log(slots: int, rows: int, fits: bool) 
         (remark,) = with_city.remarks
         assert f"tells it; 'slot' has {slots} values, too few for ids that no name tells; an override" in remark
     assert guess_columns(shown, {"user_id": "slot"}, {}).options["item_id"] == "item_id"
+
+
+@pytest.mark.parametrize(
+    ("names", "user", "item"),
+    [(("slip", "party", "ware"), "party", "ware"), (("slip", "client_id", "ware"), "client_id", "ware"), (("ware", "slip", "party"), "party", "ware")],
+    ids=["no name tells", "a name tells the user", "the goods first"],
+)  # fmt: skip
+def test_a_number_of_orders_is_neither_a_user_nor_an_item(names: tuple[str, ...], user: str, item: str) -> None:
+    of_order = np.arange(3000) // 4
+    columns = {
+        "slip": 5_000 + of_order,
+        "party": 100 + of_order % 90,
+        "client_id": 100 + of_order % 90,
+        "ware": 7 + np.random.default_rng(0).integers(60, size=3000),
+    }
+    days = [date(2026, 1, 1) + timedelta(days=int(n) // 10) for n in of_order]
+    orders = pl.DataFrame({name: columns[name] for name in names} | {"on": days})
+    found = guess_columns(orders, {}, {})
+    assert (found.options["user_id"], found.options["item_id"]) == (user, item)
+    assert any(note.startswith("'slip': each has one time and one '") for note in found.notes)
+    assert guess_columns(orders.drop("on"), {}, {}).options["user_id"] != "party", "without a time nothing tells"

@@ -1,10 +1,11 @@
 """Evidence that the order of a log exists: adjacent items of users, compared with shuffled histories.
 
-A pair is two adjacent interactions of one user, (item, next item). The statistic is the number of agreements, two pairs that are
+A pair is two adjacent interactions of one user and of different times, (item, next item). The statistic is the number of agreements, two pairs that are
 equal: n (n - 1) / 2 for each pair that occurs n times. Under the null hypothesis every order of a user's interactions is as
 likely as any other, so shuffling each history gives draws of it, as a permutation test (Good, "Permutation, Parametric and
 Bootstrap Tests of Hypotheses", 2005, chapter 3). Histories keep their items, so a popular item, or two items of one taste, count
-for nothing. Rows of equal time have no order and are shuffled in the log too.
+for nothing. Rows of equal time have no order and are shuffled in the log too. They stay together in shuffled histories, so a row
+that was logged twice, or the items of one basket, count for nothing either.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class OrderEvidence:
     """Agreements of adjacent pairs in the log and in shuffled histories."""
 
     pairs: int
-    """Adjacent pairs of the log."""
+    """Adjacent rows of users in the log."""
     agreements: float
-    """Number of two equal pairs in the log."""
+    """Number of two equal pairs in the log, of rows of different times."""
     expected: float
     """Its mean over shuffled histories."""
     deviation: float
@@ -41,8 +42,9 @@ class OrderEvidence:
 
     @property
     def lift(self) -> float:
-        """Ratio of agreements in the log to those expected, one added to both. 1: the order does not exist."""
-        return (self.agreements + 1) / (self.expected + 1)
+        """Ratio of agreements in the log to those expected, one added to both, in its mean over adjacent rows, where those of equal time
+        have 1. 1: the order does not exist."""
+        return 1 + (1 - self.ties) * ((self.agreements + 1) / (self.expected + 1) - 1)
 
     @property
     def z(self) -> float:
@@ -74,13 +76,16 @@ def order_evidence(
     users = np.unique(users, return_inverse=True)[1].astype(np.int64)
     items = np.unique(items, return_inverse=True)[1].astype(np.int64)
     by_time = np.lexsort((rng.random(len(users)), times, users))
-    same_user = np.diff(users[by_time]) == 0
-    tied = (np.diff(times[by_time]) == 0) & same_user
-    agreements = _agreements(items[by_time], same_user)
-    # Users in ascending order, so `same_user` holds for every draw.
-    shuffled = np.array(
-        [_agreements(items[np.argsort(users + rng.random(len(users)))], same_user) for _ in range(draws)]
-    )
+    users, items, times = users[by_time], items[by_time], times[by_time]
+    same_user = np.diff(users) == 0
+    tied = (np.diff(times) == 0) & same_user
+    agreements = _agreements(items, same_user & ~tied)
+    moment = np.concatenate([np.zeros(min(1, len(users)), np.int64), np.cumsum(~tied)])
+    shuffled = np.zeros(draws)
+    for draw in range(draws):
+        # Users in ascending order, so `same_user` holds for every draw.
+        order = np.argsort(users + rng.random(len(users))[moment], kind="stable")
+        shuffled[draw] = _agreements(items[order], same_user & (np.diff(moment[order]) != 0))
     expected = float(shuffled.mean())
     n = int(same_user.sum())
     return OrderEvidence(
@@ -96,10 +101,10 @@ def _some_users(users: Ints, max_rows: int, rng: np.random.Generator) -> Ints:
     return np.flatnonzero(np.isin(users, kept))
 
 
-def _agreements(items: Ints, same_user: Ints) -> float:
-    """Return the number of two equal pairs of adjacent items (n,) of one user, where `same_user` (n - 1,) is True."""
+def _agreements(items: Ints, are_pairs: Ints) -> float:
+    """Return the number of two equal pairs of adjacent items (n,), where `are_pairs` (n - 1,) is True."""
     width = int(items.max(initial=0)) + 1
-    pairs = np.sort((items[:-1] * width + items[1:])[same_user.astype(bool)])
+    pairs = np.sort((items[:-1] * width + items[1:])[are_pairs.astype(bool)])
     ends = np.flatnonzero(np.diff(pairs, append=-1))
     counts = np.diff(ends, prepend=-1).astype(np.float64)
     return float((counts * (counts - 1) / 2).sum())

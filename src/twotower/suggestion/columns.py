@@ -123,7 +123,8 @@ def _guess_ids(frame: pl.DataFrame, found: GuessedColumns, sides: Mapping[str, I
 def _put_ids_by_place(frame: pl.DataFrame, found: GuessedColumns, options: list[str]) -> list[str]:
     """Put the first columns of repeated values, and tell where others might be meant. Return those of too few values."""
     several = are_several(frame, found.named)
-    put, few = ids_by_place(frame, found.named, str(found.options.get("user_id", "")), options)
+    put, few, orders = ids_by_place(frame, found.named, str(found.options.get("user_id", "")), options)
+    found.notes += [f"'{name}': each has one time and one '{of}', so it numbers orders" for name, of in orders.items()]
     for option, name in put.items():
         found.put(option, name, "by its place: the first column of repeated values that is left")
     if len(put) == len(options) and several:

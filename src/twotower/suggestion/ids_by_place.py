@@ -11,22 +11,51 @@ from twotower.suggestion.numbering import may_order
 from twotower.suggestion.text_form import looks_like_seconds
 from twotower.suggestion.time_form import has_digits_of_dates, is_dated
 
+HEAD_ROWS = 100_000
+"""Rows, the first ones, that tell whether a column numbers orders."""
 MIN_IDS = 10
 """Distinct values of such ids, if there is one for 100 rows or more."""
 
 
 def ids_by_place(
     frame: pl.DataFrame, named: Iterable[str], user: str, options: Sequence[str]
-) -> tuple[dict[str, str], list[str]]:
-    """Return a column for each option of ids, as far as there are columns that have no meaning yet, and the columns of too few values before
-    them. `user` is the column of the users, empty for the first one found."""
+) -> tuple[dict[str, str], list[str], dict[str, str]]:
+    """Return a column for each option of ids, as far as there are columns that have no meaning yet; the columns of too few values before
+    them; and those that number orders, each with the column of its customer. `user` is the column of the users, empty for the first one
+    found."""
     known = {*named}
     ids = [name for name in frame.columns if name not in known and _may_be_ids(frame[name])]
     few = [name for name in ids if frame[name].n_unique() < min(MIN_IDS, frame.height // 100)]
-    many = [name for name in ids if name not in few]
+    orders = _numbers_of_orders(frame, ids, [user] if user in frame.columns else [])
+    many = [name for name in ids if name not in few and name not in orders]
+    if "user_id" in options:
+        many.sort(key=lambda name: name not in orders.values())  # customers are the users
     user = user or next(iter(many), "")
     places = [name for name in many if names.names_place(name) and may_order(frame, user, name)]  # items if no other is
-    return dict(zip(options, [*(name for name in many if name not in places), *places], strict=False)), few
+    found = dict(zip(options, [*(name for name in many if name not in places), *places], strict=False))
+    return found, few, orders
+
+
+def _numbers_of_orders(frame: pl.DataFrame, ids: Sequence[str], others: Sequence[str]) -> dict[str, str]:
+    """Return those of some columns of ids that number orders, receipts or baskets of several rows: each of their values has one
+    time and one value of another column, of `ids` or of `others`, which has fewer values: that of the customer."""
+    rows, found = frame.head(HEAD_ROWS), dict[str, str]()
+    times = [name for name in frame.columns if name not in (*ids, *others) and _may_be_times(frame[name])]
+    sizes = {name: rows[name].n_unique() for name in (*ids, *others)}
+    for name in ids:
+
+        def decides(other: str, name: str = name) -> bool:
+            return rows.select(name, other).n_unique() == sizes[name]
+
+        fewer = (o for o in sizes if o != name and 1 < sizes[o] < sizes[name])
+        if sizes[name] < rows.height and any(map(decides, times)) and (of := next(filter(decides, fewer), None)):
+            found[name] = of
+    return found
+
+
+def _may_be_times(series: pl.Series) -> bool:
+    is_number = series.dtype.is_integer() and looks_like_seconds(series)
+    return names.names_time(series.name) or is_number or is_dated(series) or has_digits_of_dates(series)
 
 
 def are_several(frame: pl.DataFrame, named: Iterable[str]) -> bool:
