@@ -282,14 +282,18 @@ def test_the_scale_of_slit_holds_under_a_regularization_far_above_the_counts() -
 
 
 def test_what_no_value_changes_is_computed_once_for_all_values_of_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = list[object]()
-    of = PositiveMatrix.of
-    monkeypatch.setattr(PositiveMatrix, "of", lambda *parts: made.append(parts) or of(*parts))
+    of, made = PositiveMatrix.of, list[PositiveMatrix]()
+
+    def counted(data: Dataset, codes: np.ndarray, n_codes: int) -> PositiveMatrix:
+        made.append(of(data, codes, n_codes))
+        return made[-1]
+
+    monkeypatch.setattr(PositiveMatrix, "of", counted)
     found = Trainer(world("ease"), config("ease", regularization=[1.0, 3.0, 9.0])).run()
     assert (len(made), found.metrics["train.best_epoch"]) == (1, 0.0)
-    matrix, calls = of(*made[0]), list[int]()  # type: ignore[misc]
-    assert [matrix.once("a", lambda: calls.append(1) or len(calls)) for _ in range(3)] == [1, 1, 1]
-    assert replace(matrix).once("a", lambda: 2) == 2, "another matrix has its own"
+    numbers = iter(range(9))
+    assert [made[0].once("a", lambda: next(numbers)) for _ in range(3)] == [0, 0, 0]
+    assert replace(made[0]).once("a", lambda: next(numbers)) == 1, "another matrix has its own"
 
 
 @every_kind
