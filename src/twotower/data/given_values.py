@@ -49,7 +49,7 @@ class GivenValues:
     def column(self, name: str, value: object) -> pl.Series | None:
         """Return a value of a column in `types` as a column of one row, None if it is not of its type."""
         try:
-            if isinstance(value, dict) or (isinstance(value, bool) and self.types[name].is_numeric()):
+            if isinstance(value, dict):
                 return None
             if self.types[name] == pl.Boolean and isinstance(value, str):  # polars casts none
                 value = TRUTHS[value.lower()]

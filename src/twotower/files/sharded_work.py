@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeAlias
 
 from twotower import files
-from twotower.errors import RunError
+from twotower.errors import DataError, RunError
 from twotower.files import locks
 from twotower.files.object_stores import ObjectError
 from twotower.files.scratch import scratch_folder
@@ -99,7 +99,12 @@ class ShardedWork:
                     if e.cause != "changed":
                         raise
                     raise RunError(f"{at}: another call begins at the same time; let it end, or stop it") from None
-            yield work
+            try:
+                yield work
+            except DataError:
+                if work._is_unused():
+                    at.remove([work._plan_file])
+                raise
 
     def check_seen(self) -> None:
         """Raise RunError if this process sees another folder than the one of its call: on another host, or after its call was killed and

@@ -26,8 +26,8 @@ class Ials(Start):
     Performance of iALS on Item Recommendation Benchmarks", section 3, exponent 1). The pooling `ridge` then solves for u
     from the history. Each half step continues each row's vector by a few steps of conjugate gradients (Takács et al. 2011).
 
-    Use it for tastes in no order. Memory is that of the vectors and some 60 bytes a positive, the time of a sweep that of positives times width
-    and of users and items times its square.
+    Use it for tastes in no order. Memory is that of the vectors and some 60 bytes a positive, the time of a sweep that of positives
+    times width and of users and items times its square.
     """
 
     kind = "ials"

@@ -38,9 +38,9 @@ class Slit(Start):
     mean of its rows of W V, an item's vector its row of V, and with E = N the score is that of W.
 
     Use it where histories have an order, beside pairs that are trained. Scores are scaled so that those of all items after a
-    history have the root mean square 1. Items of the unknown code are left out of histories. Memory is N^2 and some 80 bytes a positive, time N^3 / 3 and
-    positives times the gaps that the decay rate reaches (75 at .8, 823 at .98). Above `max_items` items the start `transitions`
-    stands in.
+    history have the root mean square 1. Items of the unknown code are left out of histories. Memory is N^2 and some 80 bytes a
+    positive, time N^3 / 3 for each value and, once, positives times the gaps that the decay rate reaches (75 at .8, 823 at .98).
+    Above `max_items` items the start `transitions` stands in.
     """
 
     kind = "slit"
