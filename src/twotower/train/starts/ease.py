@@ -33,8 +33,8 @@ class Ease(Start):
 
     Use it where users take many items each and items are not too many. Scores are scaled so that those of all items after a
     history have the root mean square 1. Memory is N^2 and some kilobytes a user, time N^3 and N for every positive, or U N and
-    U^2 N where the U users are at most half as many, or items more than `max_items`: then V has at most U vectors. Where `max_items`
-    allows neither, the truncated singular value decomposition of X stands in, without the zero diagonal: rows of
+    U^2 N where the U users are at most half as many, or items more than `max_items`: then V has at most U vectors. Where
+    `max_items` allows neither, the truncated singular value decomposition of X stands in, without the zero diagonal: rows of
     V S^2 / (S^2 + lambda), and V, by the first lambda given.
     """
 
