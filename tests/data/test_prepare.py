@@ -248,7 +248,7 @@ def test_a_column_that_the_schema_does_not_name_is_told_and_left_out(tmp_path: P
     assert "shelf" not in disk.items.frame.columns
     told = [m for m in messages if "not kept" in m]
     assert told == [
-        "items: 'shelf', 'stock' not kept, as the schema does not name it: filters and slices have no such column"
+        "items: not kept, as the schema does not name them, so that no filter or slice reads them: 'shelf', 'stock'"
     ]
 
 

@@ -27,6 +27,10 @@ COLUMNS: dict[str, tuple[list[Any], list[Any]]] = {
         [7.0, "8", np.float32(9), Decimal("10.00"), 2.5, NAN],
         ["7", "8", "9", "10", "2.5", None],
     ),
+    "large numbers beside a text": (
+        [1e39, Decimal("9007199254740993.5"), Decimal("9007199254740993.0"), 2.0**53, "a"],
+        ["1e+39", "9007199254740993.5", "9007199254740993", "9007199254740992.0", "a"],
+    ),
     "UUIDs": ([UUID(int=5), None], ["00000000-0000-0000-0000-000000000005", None]),
     "more than a byte": ([np.uint8(7), 300], [7, 300]),
     "more than 32 bits": ([np.int32(7), 2**40], [7, 2**40]),

@@ -62,3 +62,16 @@ def test_a_number_of_orders_is_neither_a_user_nor_an_item(names: tuple[str, ...]
     assert (found.options["user_id"], found.options["item_id"]) == (user, item)
     assert any(note.startswith("'slip': each has one time and one '") for note in found.notes)
     assert guess_columns(orders.drop("on"), {}, {}).options["user_id"] != "party", "without a time nothing tells"
+
+
+def test_a_column_of_one_date_and_one_other_value_each_is_no_number_of_orders() -> None:
+    rng = np.random.default_rng(0)
+    party, ware = rng.integers(300, size=3000), rng.integers(80, size=3000)
+    of_party, of_ware = (
+        {"area": 500 + party % 20, "joined": [date(2020, 1, 1) + timedelta(days=int(n)) for n in party]},
+        {"maker": 700 + ware % 15, "released": [date(2010, 1, 1) + timedelta(days=int(n)) for n in ware]},
+    )
+    for beside in (of_party, of_ware, {"order_area": of_party["area"], "on": of_ware["released"]}):
+        for on in ({}, {"at": [date(2026, 1, 1) + timedelta(days=n // 30) for n in range(3000)]}):
+            found = guess_columns(pl.DataFrame({"party": party, "ware": ware} | beside | on), {}, {})
+            assert (found.options["user_id"], found.options["item_id"]) == ("party", "ware")

@@ -24,6 +24,8 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import RunError
+from twotower.features.categorical import Categorical
+from twotower.features.numeric import Numeric
 from twotower.features.sequence import Sequence
 from twotower.train import checkpoint
 from twotower.train.checkpoint import Checkpoint
@@ -300,6 +302,40 @@ def test_fault_B5_weights_are_not_taken_over_for_other_ids_and_the_best_is_measu
     longer = settings(train={"epochs": 24, "lr": 0.05})
     done = api.fit(turned, CHECKERBOARD_SCHEMA, longer, folder=folder, resume=True, override=True)
     assert done.metrics["train.best_epoch"] > 12, "later epochs are compared with the best as it is on the data of now"
+
+
+def test_fault_B5_codes_are_those_of_the_fields_that_a_model_has(tmp_path: Path) -> None:
+    users, items, log = checkerboard()
+    users = users.with_columns(group=pl.col("user_id") % 2)
+    items = items.with_columns(price=pl.col("item_id") * 1.5, kind=pl.col("item_id") % 2)
+    features = (
+        Categorical(name="group", side="user"), Categorical(name="kind", side="item"), Numeric(name="price", side="item", buckets=4),
+    )  # fmt: skip
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": features})
+    config, folder = settings(train={"epochs": 1}), tmp_path / "run"
+    api.fit((users, items, log), schema, config, folder=folder)
+    more = (pl.concat([users, users.head(1).with_columns(user_id=pl.lit(99, pl.Int64))]), items, log)
+    api.fit(more, schema, config, folder=folder, resume=True, override=True)
+    other = (users, items.with_columns(pl.col("price") * -1000), log)
+    with pytest.raises(RunError, match="users, items or values of the data are others"):
+        api.fit(other, schema, config, folder=folder, resume=True, override=True)
+    for path in (folder / "checkpoints").glob("*/state.json"):  # as before the digest of codes
+        state = json.loads(path.read_text())
+        del state["fingerprint"]["codes"]
+        path.write_text(json.dumps(state))
+    with pytest.raises(RunError, match="users, items or values of the data are others"):
+        api.fit(more, schema, config, folder=folder, resume=True, override=True)
+    api.fit((users, items, log), schema, config, folder=folder, resume=True)
+
+
+def test_another_evaluation_measures_the_best_weights_anew(board: Dataset, tmp_path: Path) -> None:
+    config = settings(train={"epochs": 1})
+    Trainer(board, config, tmp_path, fingerprint=runs.fingerprint(board, config)).run()
+    for evaluation, is_new in (({}, False), ({"max_users": 9}, True)):
+        config = settings(train={"epochs": 1}, evaluation=evaluation)
+        trainer = Trainer(board, config, tmp_path, fingerprint=runs.fingerprint(board, config))
+        trainer.resume()
+        assert trainer.checkpoints.has_changed == is_new
 
 
 def test_fault_B8_no_code_of_a_checkpoint_is_ever_run() -> None:

@@ -41,10 +41,14 @@ class OrderEvidence:
     """Share, 0 to 1, of adjacent pairs of equal time."""
 
     @property
+    def ratio(self) -> float:
+        """Ratio of agreements in the log to those expected, one added to both."""
+        return (self.agreements + 1) / (self.expected + 1)
+
+    @property
     def lift(self) -> float:
-        """Ratio of agreements in the log to those expected, one added to both, in its mean over adjacent rows, where those of equal time
-        have 1. 1: the order does not exist."""
-        return 1 + (1 - self.ties) * ((self.agreements + 1) / (self.expected + 1) - 1)
+        """Mean over all adjacent pairs of the ratio, which is 1 for those of equal time. 1: the order does not exist."""
+        return 1 + (1 - self.ties) * (self.ratio - 1)
 
     @property
     def z(self) -> float:
@@ -58,8 +62,9 @@ class OrderEvidence:
 
     def __str__(self) -> str:
         return (
-            f"pairs (item, next item) agree {self.lift:.2f} times as often as in shuffled histories, z {self.z:.1f} "
-            f"({self.pairs:,} pairs, {self.ties:.0%} of equal time)"
+            f"pairs (item, next item) agree {self.ratio:.2f} times as often as in shuffled histories"
+            + (f", {self.lift:.2f} times with the {self.ties:.0%} of equal time as chance" if self.ties else "")
+            + f", z {self.z:.1f} ({self.pairs:,} pairs)"
         )
 
 

@@ -55,8 +55,16 @@ def _series(name: str, values: Iterable[Cell]) -> pl.Series:
     beside it made 7.0 stays 7."""
     plain = plain_values(values)
     if any(isinstance(value, str) for value in plain):
-        plain = [int(v) if isinstance(v, float | Decimal) and float(v).is_integer() else v for v in plain]
+        plain = [str(v) if isinstance(v, float | Decimal) and not _is_whole(v) else v for v in plain]
+        plain = [int(v) if isinstance(v, float | Decimal) else v for v in plain]
     return pl.Series(name, plain, strict=False)
+
+
+def _is_whole(value: float | Decimal) -> bool:
+    """Return True for a number that is an integer, of floats for one that no other integer rounds to."""
+    return (
+        value == value.to_integral_value() if isinstance(value, Decimal) else value.is_integer() and abs(value) < 2**53
+    )
 
 
 def plain_values(values: Iterable[Cell]) -> list[Cell]:

@@ -165,21 +165,20 @@ class Encoders:
     @property
     def digest(self) -> str:
         """SHA-256 of all states and vocabularies, the same with every version of polars."""
-        return self._digest(json.dumps(self._states(), ensure_ascii=False))
+        return _digest(self._states(), self._vocabularies())
 
     @property
     def digest_of_codes(self) -> str:
-        """SHA-256 of all vocabularies: which id or value has which code, and with it which row of a table of weights."""
-        return self._digest("")
-
-    def _digest(self, about: str) -> str:
-        digest = hashlib.sha256(about.encode())
-        for values in self._vocabularies().values():
-            text = values.cast(pl.String)
-            digest.update(f"{values.dtype} {len(values)}".encode())
-            digest.update(text.str.len_bytes().to_numpy().tobytes())
-            digest.update((text.str.join()[0] or "").encode())
-        return digest.hexdigest()
+        """SHA-256 of what the codes of all fields stand for, and with them the rows of tables of weights."""
+        read = dict[str, Encoder]()
+        for side in SIDES:
+            for f, field in zip(self.schema.tower(side), self.fields(side), strict=True):
+                found = self._history_encoder(f.history) if f.history else self.by_side[f.side].get(f.name)
+                if field.rows and found:
+                    read[f"{side}.{f.name}"] = found
+        vocabularies = {name: encoder.stored_vocabulary() for name, encoder in read.items()}
+        states = {name: encoder.state().model_dump() for name, encoder in read.items()}
+        return _digest(states, {name: values for name, values in vocabularies.items() if values is not None})
 
     def _states(self) -> dict[str, dict[str, JsonValue]]:
         """Return the states of the encoders by side and feature."""
@@ -194,6 +193,16 @@ class Encoders:
         every = own | {f"ids.{side}": encoder for side, encoder in self.ids.items()}
         stored = {name: encoder.stored_vocabulary() for name, encoder in every.items()}
         return {name: vocabulary for name, vocabulary in stored.items() if vocabulary is not None}
+
+
+def _digest(states: Mapping[str, files.JsonData], vocabularies: Mapping[str, pl.Series]) -> str:
+    digest = hashlib.sha256(json.dumps(states, ensure_ascii=False).encode())
+    for values in vocabularies.values():
+        text = values.cast(pl.String)
+        digest.update(f"{values.dtype} {len(values)}".encode())
+        digest.update(text.str.len_bytes().to_numpy().tobytes())
+        digest.update((text.str.join()[0] or "").encode())
+    return digest.hexdigest()
 
 
 class _EncoderStates(BaseModel):

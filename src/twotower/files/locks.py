@@ -102,8 +102,14 @@ def lock(path: Path, keep: bool = True) -> Iterator[Lock]:
                 with suppress(*_OPEN_FILE_STAYS):
                     path.unlink(missing_ok=True)
             file.truncate(0)
+    except LockHeld:
+        keep = True
+        raise
     finally:
         file.close()
+        if not keep and not HAS_SHARED_LOCKS:  # Windows removes no open file
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -33,5 +33,8 @@ def scratch_folder(at: Path, name: str) -> Iterator[Path]:
 
 def _remove_left(at: Path) -> None:
     for lock in at.glob(f"twotower-*-{'[0-9a-f]' * 2 * _RANDOM_BYTES}.held"):
-        with suppress(locks.LockHeld, OSError), locks.lock(lock, keep=False):  # OSError: of another user
-            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+        with suppress(locks.LockHeld, OSError):  # OSError: of another user
+            if locks.is_locked(lock):
+                continue
+            with locks.lock(lock, keep=False):
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)

@@ -199,6 +199,10 @@ class ShardedWork:
         """Return True if the files of a finished shard are as its record has them."""
         return all(self.at.entry(name) == (name, *rest) for name, *rest in record["files"])
 
+    def __getstate__(self) -> JsonObject:
+        """Return what another process needs: not what it computes itself."""
+        return {name: value for name, value in vars(self).items() if name not in ("_plan_bytes", "_identity")}
+
     @cached_property
     def _plan_bytes(self) -> bytes:
         """Content of the file of the plan, which grows with the table's files."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import abc
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import reduce
 from itertools import pairwise
 
@@ -132,10 +132,9 @@ class CatalogueFilters:
 
 
 def _spelled(value: str, dtype: pl.DataType) -> str:
-    """Return a value as the column of that type spells it: 3.0 of numbers is 3."""
-    for number in (int, float) if dtype.is_numeric() else ():
-        with suppress(ValueError):
-            return str(canonical_ids(pl.Series([number(value)], strict=False)).cast(pl.String)[0])
+    """Return a value as a column of that type spells it: 3.0 of numbers is 3, and 3.50 is 3.5."""
+    if dtype.is_numeric() and re.fullmatch(r"-?[0-9]+\.[0-9]+", value):
+        return value.rstrip("0").rstrip(".")
     return value
 
 

@@ -53,7 +53,7 @@ from twotower.model.tables import blank_tables
 from twotower.model.two_tower import TwoTower
 from twotower.runs.folder import is_complete, reading_folder, run_stamp
 from twotower.runs.stopped import StoppedTraining
-from twotower.train.checkpoint import CODES
+from twotower.train.checkpoint import CODES, DATA, EVALUATION
 from twotower.train.factors import factors_before, factors_during
 from twotower.version import __version__
 
@@ -100,12 +100,14 @@ class Run:
 
 
 def fingerprint(dataset: Dataset, config: Config) -> dict[str, JsonValue]:
-    """Return what must be equal to resume a run: settings by key, digests of the data and of the codes of its values, library versions."""
+    """Return what must be equal to resume a run: settings by key, digests of the data and of the codes of its values, library versions;
+    and a digest of how it is measured, which may differ."""
     flat = _flattened("", config.model_dump(mode="json", exclude={"data", "evaluation", "index"}))
     # These settings do not change the result: times of checkpoints, the timeout, and the placement of tables.
     for key in ("checkpoint_seconds", "checkpoint_steps", "timeout", "embedding_placement", "embedding_sharding"):
         del flat[f"train.{key}"]
-    digests = {"data": dataset.digest, CODES: dataset.encoders.digest_of_codes}
+    measured = hashlib.sha256(config.evaluation.model_dump_json().encode()).hexdigest()
+    digests = {DATA: dataset.digest, CODES: dataset.encoders.digest_of_codes, EVALUATION: measured}
     return flat | digests | {"torch": torch.__version__, "twotower": __version__}
 
 

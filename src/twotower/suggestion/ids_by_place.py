@@ -37,18 +37,24 @@ def ids_by_place(
 
 
 def _numbers_of_orders(frame: pl.DataFrame, ids: Sequence[str], others: Sequence[str]) -> dict[str, str]:
-    """Return those of some columns of ids that number orders, receipts or baskets of several rows: each of their values has one
-    time and one value of another column, of `ids` or of `others`, which has fewer values: that of the customer."""
+    """Return those of some columns of ids that number orders, receipts or baskets of several rows, each with the column of its customer:
+    they are named so, and each of their values has one value of all times and of another column, of `ids` or of `others`, which has
+    fewer values."""
     rows, found = frame.head(HEAD_ROWS), dict[str, str]()
     times = [name for name in frame.columns if name not in (*ids, *others) and _may_be_times(frame[name])]
     sizes = {name: rows[name].n_unique() for name in (*ids, *others)}
-    for name in ids:
+    for name in filter(names.names_order, ids):
 
         def decides(other: str, name: str = name) -> bool:
             return rows.select(name, other).n_unique() == sizes[name]
 
         fewer = (o for o in sizes if o != name and 1 < sizes[o] < sizes[name])
-        if sizes[name] < rows.height and any(map(decides, times)) and (of := next(filter(decides, fewer), None)):
+        if (
+            sizes[name] < rows.height
+            and times
+            and all(map(decides, times))
+            and (of := next(filter(decides, fewer), None))
+        ):
             found[name] = of
     return found
 

@@ -22,6 +22,9 @@ _EVENTS = (
 )
 _PLACES = "position pos place rank step seq sequence index idx turn slot"
 _TITLES = "title name label"
+_ORDERS = (
+    "order invoice receipt basket cart transaction trx tx bill voucher ticket slip checkout sale delivery shipment"
+)
 _IDENTIFIER = re.compile(r"(.*?)_?(id|ids|key|no|nr|number|code|uuid|idx|index|hash)")
 
 _OF_OPTION = {"user_id": _USERS, "item_id": _ITEMS, "time": _TIMES, "label": _LABELS, "event": _EVENTS}
@@ -149,6 +152,11 @@ def event_rule(kind: str) -> str | float | None:
     if ends & {*_REFUSALS.split()}:
         return "negative"
     return 1 if ends & {*_CHOICES.split()} else None
+
+
+def names_order(name: str) -> bool:
+    """Return True for a name of orders or of their numbers: order_no, receipt."""
+    return _names_id(name, _ORDERS)
 
 
 def names_place(name: str) -> bool:

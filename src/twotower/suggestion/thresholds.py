@@ -52,7 +52,9 @@ def why_threshold(series: pl.Series) -> str:
         return f"of {len(values):,} distinct values the largest, {values[-1]:g}, is half of the rows or nearly so"
     if len(values) > MAX_STEPS:
         return f"the median of {len(values):,} distinct values from {values[0]:g} to {values[-1]:g}"
-    apart = no_rating(series)
+    apart, high = no_rating(series), float(values[-1])
+    if high > 1 and math.ceil((float(values[0]) + high) / 2) > float(values[-2]):
+        return f"the second largest of {values[0]:g} to {high:g}, whose middle is above it"
     return f"the middle of {values[0]:g} to {values[-1]:g}" + (
         f", beside {apart:g} for no rating" if apart is not None else ""
     )

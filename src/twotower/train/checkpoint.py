@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 
 STATE, TENSORS = "state.json", "tensors.safetensors"
 """Files of a checkpoint, all that it has."""
-CODES = "codes"
-"""Key of a fingerprint: digest of what the codes of the data stand for, without which weights mean nothing."""
+CODES, DATA, EVALUATION = "codes", "data", "evaluation"
+"""Keys of a fingerprint: digests of what the codes of the data stand for, without which weights mean nothing; of the data; and of how
+a training is measured, which may change."""
 FORMAT = 4
 """Number of the present format, in `state.json`; a checkpoint of another format is refused."""
 CHECKPOINTS_KEPT = 2
@@ -115,7 +116,7 @@ class Checkpoints:
         self.last: Path | None = None
         """The latest checkpoint that this training has written or loaded."""
         self.has_changed = False
-        """True after a resume although the fingerprint has changed."""
+        """True after a resume by another fingerprint, or evaluation."""
 
     def save(self, progress: TrainingProgress) -> None:
         """Write a checkpoint and remove all but the newest `CHECKPOINTS_KEPT`, or on another rank than 0 send the pieces
@@ -157,14 +158,16 @@ class Checkpoints:
         if found is None:
             return None
         self.last = found.path
-        if found.fingerprint.get(CODES, codes := self.fingerprint.get(CODES)) != codes:  # older checkpoints have none
+        then, now = found.fingerprint, self.fingerprint
+        key = CODES if CODES in then else DATA  # older checkpoints have no digest of codes
+        if then.get(key) != now.get(key):
             raise RunError(
                 "cannot resume: the users, items or values of the data are others than those of the checkpoint, whose weights belong to "
                 "them; undo the change, or start a new run"
             )
         changed = [
             f"{key}: {old!r} then, {new!r} now"
-            for key in sorted({*found.fingerprint, *self.fingerprint} - {CODES})
+            for key in sorted({*found.fingerprint, *self.fingerprint} - {CODES, EVALUATION})
             if (old := found.fingerprint.get(key)) != (new := self.fingerprint.get(key))
         ]
         if changed:
@@ -174,7 +177,7 @@ class Checkpoints:
                     f"cannot resume: the run has changed ({differences}); undo the change, or pass `override=True`"
                 )
             log.warning(f"resuming although the run has changed ({differences})")
-            self.has_changed = True
+        self.has_changed = bool(changed) or found.fingerprint.get(EVALUATION) != self.fingerprint.get(EVALUATION)
         self._restore(found.tensors)
         return TrainingProgress.restore(found.progress, found.path)
 

@@ -67,8 +67,9 @@ class StartValues:
             log.info(str(e))
             scale_pair(self.model, start.pair, 0.0)
         else:
-            self._positives.clear()
             weight = self._blend(found) if found.blend else 1.0
+        finally:
+            self._positives.clear()
         self._filled.append(start.pair)
         told = f", blend = {weight:g}" if found.blend else ""
         told += "" if weight else " (it adds nothing, and vectors are shorter without the pair)"

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import numpy as np
@@ -281,19 +282,38 @@ def test_the_scale_of_slit_holds_under_a_regularization_far_above_the_counts() -
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
 
 
-def test_what_no_value_changes_is_computed_once_for_all_values_of_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    of, made = PositiveMatrix.of, list[PositiveMatrix]()
+STARTS_MODULE = "twotower.train.starts"
+SHARED = {
+    "ease": "positives.PositiveMatrix.gram",
+    "ials": "positives.PositiveMatrix.transposed",
+    "slit": "slit.decayed_products",
+    "transitions": "transitions.TransitionFactors._counts",
+}
+"""What none of the values of a start's choices changes."""
 
-    def counted(data: Dataset, codes: np.ndarray, n_codes: int) -> PositiveMatrix:
-        made.append(of(data, codes, n_codes))
-        return made[-1]
 
-    monkeypatch.setattr(PositiveMatrix, "of", counted)
-    found = Trainer(world("ease"), config("ease", regularization=[1.0, 3.0, 9.0])).run()
-    assert (len(made), found.metrics["train.best_epoch"]) == (1, 0.0)
-    numbers = iter(range(9))
-    assert [made[0].once("a", lambda: next(numbers)) for _ in range(3)] == [0, 0, 0]
-    assert replace(made[0]).once("a", lambda: next(numbers)) == 1, "another matrix has its own"
+@pytest.mark.parametrize("kind", SHARED)
+def test_what_no_value_changes_is_computed_once_for_all_values_of_a_start(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = dict.fromkeys(("positives.PositiveMatrix.of", SHARED[kind]), 0)
+
+    def count(name: str) -> None:
+        made = locate(f"{STARTS_MODULE}.{name}")
+        assert callable(made)
+
+        def counted(*parts: object) -> object:
+            calls[name] += 1
+            return made(*parts)
+
+        monkeypatch.setattr(f"{STARTS_MODULE}.{name}", counted)
+
+    for name in calls:
+        count(name)
+    values: dict[str, Any] = {"frequency" if kind == "transitions" else "regularization": [0.4, 0.5, 0.6]}
+    found = Trainer(world(kind), config(kind, **values)).run()
+    assert found.metrics["train.best_epoch"] == 0.0
+    assert [*calls.values()] == [1, 1]
 
 
 @every_kind

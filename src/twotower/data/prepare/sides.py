@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Iterable
 
 import polars as pl
 
@@ -112,7 +112,7 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
             from_text = table_files(given)[0].is_text or source.is_text
             wanted = [*side_columns(side, schema), *filter(None, [schema.valid_from])]
             frame = read_file(given, reading := Reading.of(schema, side, source.data.format), wanted)
-            notes += _left_out(side, table_files(given)[0], reading, wanted)
+            notes += _left_out(side, table_files(given), reading, wanted)
             for path in table_files(given):
                 source.check_unchanged(f"{side}s", path)
             found[side], every = check_versions(frame, side, schema, notes, counted, from_text)
@@ -126,13 +126,16 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
     return found, versions, times
 
 
-def _left_out(side: SideName, path: TablePath, reading: Reading, wanted: Container[str]) -> list[str]:
+def _left_out(side: SideName, paths: Iterable[TablePath], reading: Reading, wanted: Container[str]) -> list[str]:
     """Return a line about the columns of a table that the schema does not name, none without such."""
-    with table_errors(path):
-        names = column_names(path, reading) if path.is_text else path.scan().collect_schema().names()
+    names = dict[str, None]()
+    for path in paths:
+        with table_errors(path):
+            found = column_names(path, reading) if path.is_text else path.scan().collect_schema().names()
+        names |= dict.fromkeys(found)
     left = ", ".join(f"'{name}'" for name in names if name not in wanted)
     return (
-        [f"{side}s: {left} not kept, as the schema does not name it: filters and slices have no such column"]
+        [f"{side}s: not kept, as the schema does not name them, so that no filter or slice reads them: {left}"]
         if left
         else []
     )

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder
 
 MAX_NUMBERS_PER_PASS = 2**20
-"""Numbers of padded rows that are solved for at a time: 4 MiB of float32, which the steps read from a cache. With a gradient the rows of all
-parts are kept."""
+"""Numbers of padded rows that are solved for at a time: 4 MiB of float32, which the steps read from a cache."""
+GRADIENT_PASSES = 8
+"""Multiple of them with a gradient, as each part has one of the whole table, and off a CPU."""
 TINY = 1e-30
 
 
@@ -95,11 +96,13 @@ class RidgeLayer(PoolingLayer):
         codes_of: Callable[[Shaped[Tensor, "u"], int], Shaped[Tensor, "u T"]],
     ) -> Float[Tensor, "U E"]:  # fmt: skip
         """Pool rows of these lengths, those of similar length together; `codes_of` pads some of them to their longest."""
+        is_costly = torch.is_grad_enabled() or table.device.type != "cpu"
+        numbers = self.max_numbers * (GRADIENT_PASSES if is_costly else 1)
         order = torch.argsort(lengths, stable=True)
         parts, start, sizes = [table.new_zeros(0, self.width)], 0, lengths[order].clamp(min=1).tolist()
         while start < len(sizes):
             stop = start + 1
-            while stop < len(sizes) and (stop + 1 - start) * sizes[stop] * self.width <= self.max_numbers:
+            while stop < len(sizes) and (stop + 1 - start) * sizes[stop] * self.width <= numbers:
                 stop += 1
             codes = codes_of(order[start:stop], sizes[stop - 1])
             parts.append(self.pool(gather(table, codes.clamp(min=0)), codes >= 0))
