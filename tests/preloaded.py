@@ -74,7 +74,8 @@ class Process:
     def send_signal(self, sig: int) -> None:
         """Send a signal, unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, sig)
+            with contextlib.suppress(ProcessLookupError):  # it ends just now
+                os.kill(self.pid, sig)
 
     def wait_stopped(self, timeout: float = 120, or_ended: bool = False) -> None:
         """Wait until SIGSTOP holds it, or it ends if that will do. Raises AssertionError if it ends where it should not."""
@@ -83,8 +84,9 @@ class Process:
             if self.poll() is not None:
                 assert or_ended, f"it ended with {self.returncode}"
                 return
-            if Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
-                return
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends just now
+                if Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+                    return
             time.sleep(0.01)
         raise AssertionError("it was not stopped")
 
