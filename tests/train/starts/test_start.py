@@ -1064,3 +1064,16 @@ def test_values_are_chosen_by_their_pair_alone_beside_one_that_reads_the_context
     found, expected = beside._start_values().best(start), alone._start_values().best(other)
     assert found.value_of("regularization") == expected.value_of("regularization")
     assert beside.run().history
+
+
+def test_values_that_are_not_finite_of_a_start_without_choices_have_a_way_out() -> None:
+    class Broken(Neighbours):
+        def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
+            found = super().solve(positives, pooling, width, seed)
+            return replace(found, source=found.source * math.nan)
+
+    trainer = Trainer(world(Neighbours.kind), config(Neighbours.kind))
+    (start,) = trainer.recipe.train.start
+    broken = Broken.model_construct(**dict(start))
+    with pytest.raises(TrainingError, match="has values that are not finite; leave the start out$"):
+        trainer._start_values().fill(broken)

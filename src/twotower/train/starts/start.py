@@ -294,9 +294,10 @@ def _values(
 
 
 def _not_finite(start: Start) -> TrainingError:
+    nearer = ", ".join(f"{name} nearer its default, {start.default_of(name):g}" for name in start.choices)
     return TrainingError(
-        f"train.start of kind '{start.kind}' ({start.describe()}) has values that are not finite; set "
-        + ", ".join(f"{name} nearer its default, {start.default_of(name):g}" for name in start.choices)
+        f"train.start of kind '{start.kind}' ({start.describe()}) has values that are not finite; "
+        + (f"set {nearer}" if nearer else "leave the start out")
     )
 
 
