@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from version_worlds import CHANGING_SCHEMA, changing
-from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
+from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, REPLAYED_SCHEMA, checkerboard, everything, replayed, settings
 
 from twotower.config.experiment import Config
 from twotower.data import prepare
@@ -133,6 +133,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "own counts": (
+        "replayed",
+        {
+            "loss": SOFTMAX,
+            "negatives": {"uniform": 9},
+            "model": {"own_counts": "taken"},
+            "evaluation": {"k": [5], "repeats": "allow"},
+            "train": {"monitor": "validation.recall@5"},
+        },
+    ),
     "attention": (
         "attention",
         {
@@ -188,6 +198,10 @@ def world(name: str) -> Dataset:
         checkerboard()[2].write_parquet(Path(folder, "interactions.parquet"))
         data = DataConfig(interactions=folder + "/*.parquet")
         return prepare.write_prepared(data, CHECKERBOARD_SCHEMA, SplitConfig(kind="last"), Path(folder, "out"))
+    if name == "replayed":
+        taken = Sequence(name="taken", side="user", share_embedding=False)
+        repeats = REPLAYED_SCHEMA.model_copy(update={"features": (*REPLAYED_SCHEMA.features, taken)})
+        return build_dataset(check(None, None, replayed(), repeats), repeats, SplitConfig(kind="last"))
     extra: Many[Sequence] = ()
     if name == "fans":
         extra = (Sequence(name="fans", side="item", interactions="all"),)

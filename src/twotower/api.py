@@ -193,7 +193,7 @@ def _train(
         return done
     best = None
     # Earlier epochs of a resumed run may be measured by other settings of `evaluation`, and what is fitted to validation comes after the last one.
-    if not resumed and not config.model.stacking and not config.model.cold_item_bias:
+    if not resumed and not config.model.is_fitted_last:
         best = next((e for e in trained.history if e["epoch"] == trained.metrics["train.best_epoch"]), None)
     factors_of: Callable[[int], Scorer] = lru_cache(1)(done.factors_during)  # the report shows those of the test part
     metrics = evaluate_model(factors_of, dataset, config.evaluation, best) | trained.metrics
@@ -275,7 +275,8 @@ def recommend(trained: Run, user_id: str | int, k: int = 10, factors: Factors | 
     if trained.config.evaluation.repeats != "exclude":
         seen = seen[:0]
     vector = factors.users[row : row + 1].cpu().numpy()
-    return catalogue.answer(catalogue.rank(vector, k, seen), k, started)
+    own = None if factors.own is None else factors.own.of_user(row)
+    return catalogue.answer(catalogue.rank(vector, k, seen, own=own), k, started)
 
 
 def _user_row(dataset: Dataset, user_id: str | int) -> int:

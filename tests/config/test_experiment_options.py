@@ -205,6 +205,7 @@ ELSEWHERE = {
     "data.format.columns",
     "data.format.layout",
     "evaluation.repeats",  # evaluation/test_own_counts.py
+    "model.own_counts",  # train/test_own_counts.py
     "data.buckets",
     "data.prepared",
     "train.start.kind",  # train/starts/test_start.py

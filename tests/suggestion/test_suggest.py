@@ -417,6 +417,17 @@ def test_repeats_are_kept_from_a_tenth_on(repeats: int, duplicates: str) -> None
     found = of((None, None, pl.concat([actions, again])))
     assert found.schema.duplicates == duplicates
     assert (found.config.evaluation.repeats == "allow") == (duplicates == "keep")
+    history = next(f.name for f in found.schema.features if f.history)
+    assert found.config.model.own_counts == (history if duplicates == "keep" else "")
+
+
+def test_own_counts_need_validation_and_a_loss_of_rankings() -> None:
+    actions = log(n_users=40, length=10, n_items=100)
+    again = pl.concat([actions, actions.with_columns(timestamp=pl.col("timestamp") + 10**6)])
+    assert of((None, None, again), recipe="collaborative").config.model.own_counts == "history"
+    assert not suggest(again, recipe="collaborative", overrides=["split.validation=0"]).config.model.own_counts
+    ranking = of((None, None, with_label(again, 0.4)))
+    assert (ranking.recipe, ranking.config.model.own_counts) == ("ranking", "")
 
 
 @pytest.mark.parametrize(("again", "kind"), [(0, "random"), (1000, "time")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -67,7 +67,7 @@ class DiagnosisContext:
     def factors(self) -> Factors:
         """Vectors of all rows from the data before the test part, of versions that are not later than it."""
         factors = self.run.factors_at_once(TEST)
-        return Factors(factors.users.cpu(), factors.items.cpu())
+        return replace(factors, users=factors.users.cpu(), items=factors.items.cpu())
 
     @cached_property
     def finite(self) -> bool:

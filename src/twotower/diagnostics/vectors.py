@@ -203,12 +203,15 @@ def _own_counts(
     context: DiagnosisContext, users: Ints, test_data: ComparisonData, k: int, remedy: str
 ) -> Iterator[Finding]:
     """Compare the model with what each user took most often."""
-    queries, places = test_data.queries, torch.from_numpy(users)
+    queries = test_data.queries
     taken = own_counts(context.data, TEST, users[queries.users], min(k, queries.n_items))
-    best = queries.top_k(Factors(context.factors.users[places], context.factors.items), k)
+    best = queries.top_k(context.factors.take(users), k)
     compared = {c.metric: c for c in compare_rankings(taken, best, test_data, [k], 200)}
     if found := compared.get(f"{Ndcg.name}@{k}"):
-        more = f"{remedy} A sequence of the user's items (kind = 'sequence') tells the towers what was taken before."
+        more = (
+            f"{remedy} A sequence of the user's items (kind = 'sequence') tells the towers what was taken before, and model.own_counts, "
+            "with its name, scores it beside them."
+        )
         yield _baseline_finding(found, "own counts", "baseline_repeats", "warning", more)
 
 
@@ -216,8 +219,8 @@ def _compare_with_baseline(
     context: DiagnosisContext, baseline: Factors, users: Ints, test_data: ComparisonData, k: list[int], metric: str
 ) -> list[Comparison]:
     """Compare the baseline (A) and the model (B) on the same test users by one metric; empty if it is undefined."""
-    factors_a, factors_b = (Factors(f.users[torch.from_numpy(users)], f.items) for f in (baseline, context.factors))
-    return [c for c in compare_factors(factors_a, factors_b, test_data, k, 200) if c.metric == metric]
+    own, other = context.factors.take(users), baseline.take(users)
+    return [c for c in compare_factors(other, own, test_data, k, 200) if c.metric == metric]
 
 
 def _baseline_finding(c: Comparison, baseline: str, name: str, severity: Severity, remedy: str) -> Finding:

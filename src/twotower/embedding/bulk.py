@@ -87,6 +87,11 @@ def embed(
     check_apart(table, place / part_names(0)[1], f"{side}s")
     form = TextFormat.of_table(separator, columns, decimal=decimal)
     maker = _ShardMaker(TableVectors(run, side, precision), form, batch_rows)
+    if side == "user" and run.config.model.own_counts:
+        log.warning(
+            "users: the model has own counts (model.own_counts), which stand beside the product and in no vector: an index of other software ranks "
+            "without them"
+        )
     if chosen.is_remote:
         table, place = absolute(table), absolute(place)
     at, sources = shard_folder(place), maker.files(table_files(table))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +14,7 @@ from twotower.arrays.pieces import temporary_array
 from twotower.arrays.types import Float, Floats, Int, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
+from twotower.evaluation.own_scores import OwnScores, added_own, added_own_of_pairs
 
 SINGLE_DIMENSIONS = 512
 """Number of dimensions in which one item alone is not zero, as in a table with an axis for each item, from which they are added to the
@@ -59,19 +60,30 @@ class _Split:
 
 @dataclass(frozen=True)
 class Factors(Scorer):
-    """Vectors of a model or baseline: the score of a pair (u, i) is users[u] . items[i]."""
+    """Vectors of a model or baseline: the score of a pair (u, i) is users[u] . items[i], and what u's own history adds to i."""
 
     users: Float[Tensor, "U D"]
     items: Float[Tensor, "I D"]
+    own: OwnScores | None = field(default=None, kw_only=True)
 
     def catalogue_scores(
         self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
     ) -> Float[Tensor, "B I"]:
+        return added_own(self.own, self.products(users), users)
+
+    def products(self, users: Shaped[Ints, "B"]) -> Float[Tensor, "B I"]:
+        """Return the products of the vectors of some user rows and all items."""
         rows = torch.from_numpy(users).to(self.items.device)
         if (split := self._split) is None:
             return self.users[rows] @ self.items.T
-        own = self.users[rows].index_select(1, split.dimensions) * split.values
-        return (split.users[rows] @ split.items.T).index_add_(1, split.rows, own)
+        single = self.users[rows].index_select(1, split.dimensions) * split.values
+        return (split.users[rows] @ split.items.T).index_add_(1, split.rows, single)
+
+    def take(self, users: Shaped[Ints, "u"], items: Shaped[Ints, "i"] | None = None) -> Factors:
+        """Return the vectors of some user rows, and of some distinct item rows, None for all."""
+        own = None if self.own is None else self.own.take(users, items)
+        of_items = self.items if items is None else self.items[torch.from_numpy(items)]
+        return Factors(self.users[torch.from_numpy(users)], of_items, own=own)
 
     @cached_property
     def _split(self) -> _Split | None:
@@ -96,6 +108,10 @@ class Factors(Scorer):
 
     def scores(self, pairs: Pairs, block: int = 16_384) -> Shaped[Floats, "n"]:
         """Return the scores of the pairs, `block` pairs at a time, as a temporary array."""
+        return added_own_of_pairs(self.own, self.pair_products(pairs, block), pairs)
+
+    def pair_products(self, pairs: Pairs, block: int) -> Shaped[Floats, "n"]:
+        """Return the products of the vectors of the pairs, `block` pairs at a time, as a temporary array."""
         out: Floats = temporary_array(len(pairs), np.float32)
         # Two small buffers are reused: allocating memory for all rows costs ten times the products.
         user_rows, item_rows = self.users.new_empty(2, min(block, len(pairs)), self.users.shape[1])

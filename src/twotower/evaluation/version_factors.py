@@ -14,6 +14,7 @@ from twotower.data.dataset import Dataset, Side
 from twotower.data.pairs import Pairs
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.moments import asked_times
+from twotower.evaluation.own_scores import added_own, added_own_of_pairs
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class VersionFactors(Factors):
         pairs, times = dataset.pairs_of(part), dataset.times_of(part)
         assert times is not None
         asked = asked_times(dataset, part)
-        return cls(factors.users, factors.items, dataset.users, dataset.items, pairs, times, asked)
+        return cls(factors.users, factors.items, dataset.users, dataset.items, pairs, times, asked, own=factors.own)
 
     def scores(self, pairs: Pairs, block: int = 16_384) -> Shaped[Floats, "n"]:
         """Return the scores of the pairs of the part."""
@@ -49,21 +50,23 @@ class VersionFactors(Factors):
         for part in pieces(len(pairs)):
             user[part] = _at(self.user_side, pairs.user[part], self.times[part])
             item[part] = _at(self.item_side, pairs.item[part], self.times[part])
-        return super().scores(replace(pairs, user=user, item=item), block)
+        products = self.pair_products(replace(pairs, user=user, item=item), block)
+        return added_own_of_pairs(self.own, products, pairs)
 
     def catalogue_scores(
         self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
     ) -> Float[Tensor, "B I"]:
         """Return the scores of all items for some user rows, each with the versions that hold when the user is asked."""
         asked = self.asked[users]
-        return scores_at(super().catalogue_scores(_at(self.user_side, users, asked)), self.item_side, asked)
+        scores = scores_at(self.products(_at(self.user_side, users, asked)), self.item_side, asked)
+        return added_own(self.own, scores, users)
 
     def at_once(self) -> Factors:
         """Return one vector for each user and item: users as they are asked, items as they were at the first of these times."""
         user = _at(self.user_side, np.arange(len(self.user_side)), self.asked)
         n_items = len(self.item_side)
         item = _at(self.item_side, np.arange(n_items), np.broadcast_to(self.asked.min(), n_items))
-        return Factors(self.users[torch.from_numpy(user)], self.items[torch.from_numpy(item)])
+        return Factors(self.users[torch.from_numpy(user)], self.items[torch.from_numpy(item)], own=self.own)
 
 
 def scores_at(scores: Float[Tensor, "B VI"], items: Side, times: Shaped[Ints, "B"]) -> Float[Tensor, "B I"]:

@@ -15,6 +15,9 @@ STORE_FILES = frozenset({BUNDLES, CURRENT, HISTORY, STORE_LOCK})
 MANIFEST, USER_VECTORS, INDEX, MODEL_CARD = "MANIFEST.json", "user_vectors.npy", "index", "README.md"
 DRAWING = "towers.svg"
 
+# Bundle of a model with own counts: the weight of each code of a history.
+OWN_COUNTS = "own_counts.npy"
+
 
 def tower(side: str) -> str:
     """Return the name of the exported tower of a side."""

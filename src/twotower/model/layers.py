@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
 from twotower.arrays.types import Float, Int
 from twotower.model.activations import Activation, activation_module
@@ -75,3 +76,27 @@ class Dropout(LoweredModule):
     def lower(self, g: GraphBuilder, x: str) -> str:
         """Return the input."""
         return x
+
+
+class _Normalize(torch.autograd.Function):
+    """Row normalisation y = x / |x| with the closed-form gradient (g - y (y . g)) / |x|."""
+
+    @staticmethod
+    def forward(ctx: BackwardCFunction, x: Float[Tensor, "U D"]) -> Float[Tensor, "U D"]:
+        inverse = x.square().sum(1, keepdim=True).clamp_(min=1e-12).rsqrt_()
+        y = x * inverse
+        ctx.save_for_backward(y, inverse)
+        return y
+
+    @staticmethod
+    def backward(ctx: BackwardCFunction, *grads: Float[Tensor, "U D"]) -> Float[Tensor, "U D"]:
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        y, inverse = saved
+        g = grads[0]
+        return torch.addcmul(g, y, (y * g).sum(1, keepdim=True), value=-1).mul_(inverse)
+
+
+def normalize(x: Float[Tensor, "U D"]) -> Float[Tensor, "U D"]:
+    """Scale the rows to length 1; a row of zeros stays zero."""
+    out: Tensor = _Normalize.apply(x)  # type: ignore[no-untyped-call]
+    return out

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 
 from twotower.arrays.types import F32, Float, Int
 from twotower.errors import ConfigError
@@ -28,6 +27,8 @@ from twotower.model.first_order import FirstOrder
 from twotower.model.id_prior import IdPrior
 from twotower.model.inputs import stacked
 from twotower.model.inputs.tower_inputs import Inputs
+from twotower.model.layers import normalize
+from twotower.model.own_counts import OwnCounts
 from twotower.model.tables import Table
 from twotower.model.towers import Tower, TowerConfig, select_fields
 from twotower.section import Section
@@ -51,7 +52,15 @@ class ModelConfig(Section):
     """The model: pairs of towers and the similarity of their vectors."""
 
     start_here = ("width",)
-    research = ("learn_temperature", "unknown_rate", "user_id_dropout", "embedding_std", "stacking", "cold_item_bias")
+    research = (
+        "learn_temperature",
+        "unknown_rate",
+        "user_id_dropout",
+        "embedding_std",
+        "stacking",
+        "cold_item_bias",
+        "own_counts",
+    )
 
     width: int = Field(16, ge=1, description="Embedding width of a field.")
     pairs: tuple[PairConfig, ...] = Field(
@@ -97,39 +106,27 @@ class ModelConfig(Section):
         "whose train.monitor is best on the validation part, or on known items that read so where it has too few of them. false: 0.",
     )
 
+    own_counts: str = Field(
+        "",
+        description="History of the users whose items have a score of their own beside the product, fitted after training: by how often and how lately the user "
+        "took them, and how often users take them again, whatever is best on the validation part by train.monitor. Empty: none.",
+    )
+
     @property
     def bias_columns(self) -> bool:
         """True if the last two numbers of a vector are biases."""
         return self.bias or self.cold_item_bias
 
     @property
+    def is_fitted_last(self) -> bool:
+        """True if terms of the score are fitted to validation after the training."""
+        return self.stacking or self.cold_item_bias or bool(self.own_counts)
+
+    @property
     def metric(self) -> Literal["cosine", "dot"]:
         """The metric by which an index over the item vectors ranks."""
-        return "cosine" if self.similarity == "cosine" and not self.bias_columns and not self.stacking else "dot"
-
-
-class _Normalize(torch.autograd.Function):
-    """Row normalisation y = x / |x| with the closed-form gradient (g - y (y . g)) / |x|."""
-
-    @staticmethod
-    def forward(ctx: BackwardCFunction, x: Float[Tensor, "U D"]) -> Float[Tensor, "U D"]:
-        inverse = x.square().sum(1, keepdim=True).clamp_(min=1e-12).rsqrt_()
-        y = x * inverse
-        ctx.save_for_backward(y, inverse)
-        return y
-
-    @staticmethod
-    def backward(ctx: BackwardCFunction, *grads: Float[Tensor, "U D"]) -> Float[Tensor, "U D"]:
-        saved: tuple[Tensor, ...] = ctx.saved_tensors
-        y, inverse = saved
-        g = grads[0]
-        return torch.addcmul(g, y, (y * g).sum(1, keepdim=True), value=-1).mul_(inverse)
-
-
-def normalize(x: Float[Tensor, "U D"]) -> Float[Tensor, "U D"]:
-    """Scale the rows to length 1; a row of zeros stays zero."""
-    out: Tensor = _Normalize.apply(x)  # type: ignore[no-untyped-call]
-    return out
+        adds = self.bias_columns or self.stacking or self.own_counts
+        return "cosine" if self.similarity == "cosine" and not adds else "dot"
 
 
 class TowerPair(nn.Module):
@@ -197,6 +194,8 @@ class TwoTower(nn.Module):
                     "model.cold_item_bias is of items whose id reads as unknown, and no feature of the items is their id without hash_buckets; "
                     "add one, or set model.cold_item_bias = false"
                 )
+        if config.own_counts:
+            self.own_counts = OwnCounts(user_fields, config.own_counts)
         self._id_columns = {
             side: _id_column(side, fields)
             for side, fields in zip(SIDES, (user_fields, item_fields), strict=True)

@@ -15,6 +15,7 @@ from twotower.data.splits import TEST
 from twotower.errors import RunError
 from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.own_scores import OwnScores, added_own_of_pairs
 from twotower.evaluation.part_evaluation import PartEvaluation
 from twotower.evaluation.ranking import EvaluationQueries
 from twotower.features.side import SideName
@@ -76,7 +77,7 @@ def _scores(retriever: Retriever, method: Method) -> Floats:
     for part in pieces(len(users), BLOCK_USERS):
         users[part] = embed_users(retriever, np.arange(part.start, part.stop), method)
     items = _item_vectors(retriever)
-    scores = Factors(torch.from_numpy(users), torch.from_numpy(items)).scores(pairs)
+    scores = Factors(torch.from_numpy(users), torch.from_numpy(items), own=_own(retriever)).scores(pairs)
     for part in pieces(len(scores)):
         np.nan_to_num(scores[part], copy=False, nan=-1e9)
     return scores
@@ -89,7 +90,13 @@ def _scores_in_context(retriever: Retriever, pairs: Pairs) -> Floats:
     for part in pieces(len(pairs), BLOCK_USERS):
         users = embed_users(retriever, pairs.user[part].astype(np.int64), 2, interactions[part])
         scores[part] = np.nan_to_num((users * items[pairs.item[part]]).sum(1), nan=-1e9)
-    return scores
+    return added_own_of_pairs(_own(retriever), scores, pairs)
+
+
+def _own(retriever: Retriever) -> OwnScores | None:
+    """Return what the stored histories of the users add to scores; None of a model without own counts."""
+    own = retriever.own_counts
+    return OwnScores.of(own.stored, own.rows, own.weights, own.exponent, own.n_items) if own else None
 
 
 def _item_vectors(retriever: Retriever) -> Floats:

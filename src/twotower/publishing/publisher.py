@@ -44,7 +44,7 @@ from twotower.retrieval.user_vectors import embed_users
 from twotower.runs import Run
 from twotower.runs.folder import reading_folder, run_stamp
 from twotower.store.bundle import Bundle
-from twotower.store.manifest import BundleFacts, Counts
+from twotower.store.manifest import BundleFacts, Counts, OwnCountsFacts
 from twotower.store.remote_collections import RemoteCollections
 from twotower.store.store import Store
 from twotower.train.factors import factors_during
@@ -152,6 +152,7 @@ def _write(
         similarity=run.config.model.similarity,
         bias=run.config.model.bias_columns,
         keep_seen=run.config.evaluation.repeats != "exclude",
+        own_counts=_own_counts(run, folder),
         recall_check=recall_check,
         index=index_facts(index),
         parity=parity,
@@ -160,6 +161,15 @@ def _write(
         versions={"twotower": __version__, "python": platform.python_version()}
         | {name: version(name) for name in (*PACKAGES, *index.options.packages)},
     )
+
+
+def _own_counts(run: Run, folder: Path) -> OwnCountsFacts | None:
+    """Write the weights of own counts, and return their facts; None of a model without."""
+    name = run.config.model.own_counts
+    if not name or not run.model.own_counts.are_fitted:
+        return None
+    np.save(folder / layout.OWN_COUNTS, run.model.own_counts.weights.cpu().numpy())
+    return OwnCountsFacts(history=name, exponent=float(run.model.own_counts.exponent))
 
 
 def _check_unchanged(run: Run, folder: Path, digest: str) -> None:

@@ -13,7 +13,6 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from twotower.arrays.sets import places_of_rows
 from twotower.arrays.types import Ints, Shaped
@@ -142,8 +141,8 @@ def _align_runs(
         places = places_of_rows(item, len(run.dataset.items))
         seen += [pairs.renumbered(user, places) for pairs in run.dataset.grouped_before(TEST)]
         known = run.factors_at_once(TEST)
-        aligned = Factors(known.users.cpu()[torch.from_numpy(user)], known.items.cpu()[torch.from_numpy(item)])
-        if not (bool(torch.isfinite(aligned.users).all()) and bool(torch.isfinite(aligned.items).all())):
+        aligned = replace(known, users=known.users.cpu(), items=known.items.cpu()).take(user, item)
+        if not (aligned.are_finite()):
             raise RunError(f"{name}: its vectors are not finite; `diagnose(run)` says why")
         factors.append(aligned)
     data, place = a.dataset, places_of_rows(items[0], len(a.dataset.items))

@@ -19,6 +19,7 @@ import polars as pl
 
 from twotower.arrays.ragged import run_indices
 from twotower.arrays.types import Bools, Floats, Ints
+from twotower.data.own_items import OwnItems
 from twotower.data.readers import TableLike, as_frame
 from twotower.errors import ConfigError, DataError
 from twotower.index.vector_store import MAX_NORM, norms
@@ -98,7 +99,8 @@ class BatchRecommender:
         scores = np.zeros((len(users), self.k), np.float32)
         places = np.flatnonzero(~popular)
         vectors = _embed(self._retriever, users, places, self._method)
-        ranked = self._retriever.catalogue.rank_many(vectors, self.k, self._excluded(users, places), self._allowed)
+        excluded, own = self._excluded(users, places), self._own(users, places)
+        ranked = self._retriever.catalogue.rank_many(vectors, self.k, excluded, self._allowed, own)
         rows[places], scores[places] = ranked
         if self._unknown == "popular":
             rows[np.flatnonzero(popular)[:, None], np.arange(len(self._popular))] = self._popular
@@ -118,6 +120,17 @@ class BatchRecommender:
         plain = iter(filters.excluded_of_users(self._ban, users.rows[places[~detailed]], self.keep_seen))
         return [
             filters.excluded(self._ban, users.details[place][1], self.keep_seen) if given else next(plain)
+            for place, given in zip(places.tolist(), detailed.tolist(), strict=True)
+        ]
+
+    def _own(self, users: UserBatch, places: Ints) -> list[OwnItems] | None:
+        """Return what the history of each of some users adds to the scores of its items; None of a model without own counts."""
+        if (own := self._retriever.own_counts) is None:
+            return None
+        detailed = users.is_detailed[places]
+        plain = iter(own.of_users(users.rows[places[~detailed]]))
+        return [
+            self._retriever.own_items(*users.details[place], self._method) if given else next(plain)  # type: ignore[misc]
             for place, given in zip(places.tolist(), detailed.tolist(), strict=True)
         ]
 

@@ -18,6 +18,7 @@ from twotower.retrieval.user_vectors import embed_users
 
 log = logging.getLogger(__name__)
 
+_NO_ROWS: Ints = np.zeros(0, np.int64)
 BLOCK_USERS = 256
 """Users whose items are searched at a time."""
 
@@ -34,14 +35,18 @@ def rank_items(
 ) -> Ints:
     """Return the top `k` item rows (B, k) for user rows (B,), without those in `seen`, or of those alone, padded with -1.
     `interactions` (B,) are those with the context of each user, for a tower that reads one."""
-    best = np.full((len(users), k), -1, np.int64)
+    best, rank = np.full((len(users), k), -1, np.int64), retriever.catalogue.rank
     progress = JobProgress(log, "users ranked", len(users))
     for part in pieces(len(users), BLOCK_USERS):
         vectors = embed_users(retriever, users[part], method, None if interactions is None else interactions[part])
         items = _distinct_items(seen, users[part], len(retriever.item_ids))
+        own = retriever.own_counts.of_users(users[part]) if retriever.own_counts else None
         if only_seen:
-            for n, (vector, allowed) in enumerate(zip(vectors, items, strict=True), part.start):
-                best[n] = retriever.index.search(vector[None], k, allowed=allowed, exact=exact)[0][0]
+            for n, (vector, allowed) in enumerate(zip(vectors, items, strict=True)):
+                best[part.start + n] = rank(vector[None], k, _NO_ROWS, allowed, own[n] if own else None, exact)[0]
+        elif own:
+            for n, (vector, banned) in enumerate(zip(vectors, items, strict=True)):
+                best[part.start + n] = rank(vector[None], k, banned, None, own[n], exact)[0]
         else:
             best[part] = retriever.index.search(vectors, k, banned=items, exact=exact)[0]
         progress.advance(len(vectors))

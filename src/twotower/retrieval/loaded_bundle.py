@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from twotower.arrays.ragged import Column
+from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Floats, Ints, ItemRow, UserRow
 from twotower.data import memmap
 from twotower.data.dataset import Dataset
@@ -23,9 +23,11 @@ from twotower.features.field import InputField
 from twotower.files import layout
 from twotower.files.readers import read_array, read_checked
 from twotower.index import Index, load_index
+from twotower.index.vector_store import MAX_NORM
 from twotower.onnx import inspection
 from twotower.onnx.inspection import InspectionLimits
 from twotower.onnx.tower import OnnxTower
+from twotower.retrieval.own_counts import OwnCountWeights
 from twotower.store.bundle import Bundle
 
 INDEX_FILE = f"{layout.INDEX}/{layout.INDEX_FAISS}"
@@ -49,6 +51,8 @@ class LoadedBundle:
     user_ids: UserIds
     item_ids: ItemIds
     titles: TextColumn[str]
+    own_counts: OwnCountWeights | None
+    """None: the model has none."""
 
     @classmethod
     def load(
@@ -67,11 +71,19 @@ class LoadedBundle:
             user_ids, item_ids = UserIds(dataset.users.ids, UserRow), ItemIds(dataset.items.ids, ItemRow)
             titles: TextColumn[str] = TextColumn(dataset.title_column())
             vectors = read_checked(folder / layout.USER_VECTORS, _matrix) if schema.precomputes else None
+            own = None
+            if facts := manifest.own_counts:
+                weights, stored = read_checked(folder / layout.OWN_COUNTS, _numbers), columns.get(facts.history)
+                if not isinstance(stored, Ragged):
+                    raise RunError(
+                        f"{folder}: damaged (own counts name no history of the users, but {facts.history!r:.80})"
+                    )
+                own = OwnCountWeights.of(dataset, stored, facts.history, weights, facts.exponent)
             inspected.result()
             user_tower = OnnxTower(folder / layout.tower("user"), threads)
             fields = dataset.encoders.fields("user")
             loaded = cls(
-                bundle, dataset, columns, fields, user_tower, vectors, index.result(), user_ids, item_ids, titles
+                bundle, dataset, columns, fields, user_tower, vectors, index.result(), user_ids, item_ids, titles, own
             )
         loaded.index.threads = threads
         loaded._compare_with_manifest()
@@ -140,6 +152,13 @@ def naming_damage(folder: Path) -> Iterator[None]:
     except (Exception, pl.exceptions.PanicException) as e:
         what = f"{type(e).__name__}: {first_line(e)}"
         raise RunError(f"{folder}: damaged, or of another version ({what})") from e
+
+
+def _numbers(path: Path) -> Floats:
+    found: Floats = np.asarray(read_array(path))
+    if found.ndim != 1 or found.dtype != np.float32 or not (np.abs(found) < MAX_NORM).all():
+        raise ValueError(f"{found.dtype} of shape {found.shape}, expected numbers of float32 below {MAX_NORM:.0e}")
+    return found
 
 
 def _matrix(path: Path) -> Floats:

@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.types import Floats, ItemId, UserId
+from twotower.data.own_items import OwnItems
 from twotower.data.readers import TableLike
 from twotower.errors import DataError, RunError
 from twotower.features.schema import Schema
@@ -83,6 +84,7 @@ class Retriever:
                 self.loaded = loaded = LoadedBundle.load(bundle, threads, verified_indexes, limits)
                 self.bundle, self.dataset, self.index = bundle, loaded.dataset, loaded.index
                 self.user_ids, self.item_ids, self.titles = loaded.user_ids, loaded.item_ids, loaded.titles
+                self.own_counts = loaded.own_counts
                 self.catalogue = Catalogue(self.index, self.item_ids, self.titles, bundle.id)
                 self.user_inputs = UserInputs(self.dataset, loaded.columns)
                 self.filters = CatalogueFilters(
@@ -182,8 +184,18 @@ class Retriever:
                 vector, _, unknown = self._embed(request, user, method)
             elif source == "popular":
                 source = "cold_start"
-            ranked = self.catalogue.rank(vector, k, excluded, allowed)
+            own = self.own_items(request, user, method)
+            ranked = self.catalogue.rank(vector, k, excluded, allowed, own)
         return self.catalogue.answer(ranked, k, started, method, source, unknown)
+
+    def own_items(self, request: Request, user: RequestRows, method: Method) -> OwnItems | None:
+        """Return what the history of a request adds to the scores of its items, by method 1 the stored one; None of a model without own
+        counts."""
+        if (own := self.own_counts) is None:
+            return None
+        plain = method == 1 and user.user is not None
+        asked, rows = (Request(request.user_id), RequestRows(user.user, {})) if plain else (request, user)
+        return own.of_codes(self.user_inputs.history(own.history, asked, rows))
 
     def recommend_frame(
         self,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twotower.arrays.ragged import Column, Ragged, Values, row_of
+from twotower.arrays.types import Codes
 from twotower.data.dataset import Dataset
 from twotower.features.values import is_unknown
 from twotower.model.inputs.feed import Feed, FeedFields
@@ -53,6 +54,10 @@ class UserInputs:
     def columns(self) -> list[str]:
         """Columns allowed in the `features` of a request."""
         return self._values.columns
+
+    def history(self, name: str, request: Request, rows: RequestRows) -> Codes:
+        """Return the codes (n,) of a history for a request, oldest first. Raises DataError for types of events that do not fit."""
+        return self._histories[name].read(request, rows)[0]
 
     def read(self, request: Request, rows: RequestRows) -> UserInput:
         """Return the input for a request. Raises DataError for features and types of events that do not fit."""

@@ -60,5 +60,9 @@ class StoppedTraining:
             f"{'in training' if running else 'stopped'} after epoch {progress.epoch} of {config.train.epochs}; "
             f"the best is epoch {best.epoch}"
             + ("; model.stacking weighs its terms after the last" if config.model.stacking else "")
-            + ("; model.cold_item_bias is fitted after the last" if config.model.cold_item_bias else ""),
+            + "".join(
+                f"; model.{option} is fitted after the last"
+                for option in ("own_counts", "cold_item_bias")
+                if getattr(config.model, option)
+            ),
         )

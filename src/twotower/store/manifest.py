@@ -92,6 +92,13 @@ class IndexFacts(_Facts):
     collection: StrictStr = ""
 
 
+class OwnCountsFacts(_Facts):
+    """History whose items have a score of their own, and the exponent of the places of its interactions."""
+
+    history: StrictStr
+    exponent: Annotated[Number, Field(ge=0)]
+
+
 class FileEntry(_Facts):
     """A file of the bundle. `size` in bytes."""
 
@@ -114,6 +121,8 @@ class BundleFacts(_Facts):
     bias: StrictBool
     keep_seen: StrictBool = False
     """True if answers hold items of the user's history, unless a request says otherwise. Manifests of earlier versions lack it."""
+    own_counts: OwnCountsFacts | None = None
+    """None: the model has none. Manifests of earlier versions lack it."""
     recall_check: RecallCheck
     index: IndexFacts
     parity: dict[SideName, Number]

@@ -79,7 +79,7 @@ def fit_cold_item_bias(
         )
         of = f"{biased_items.sum()} known items that read as cold ones"
     found = scorer(items)
-    spread = context.broadcast(_spread(found, dataset) if context.is_main else 0.0)
+    spread = context.broadcast(spread_of_scores(found, dataset) if context.is_main else 0.0)
     if not spread > 0:
         log.warning("model.cold_item_bias fits nothing, and the bias stays 0: each user scores all items alike")
         return
@@ -142,7 +142,7 @@ def _positives(dataset: Dataset, items: Shaped[Bools, "items"]) -> int:
     return int(items[pairs.item[pairs.positive]].sum())
 
 
-def _spread(found: Factors | ContextFactors, dataset: Dataset) -> float:
+def spread_of_scores(found: Factors | ContextFactors, dataset: Dataset) -> float:
     """Return the standard deviation of a user's scores over all items, a mean over users of the validation part."""
     scorer = VersionFactors.of_part(found, dataset, VALIDATION) if isinstance(found, Factors) else found
     rows = dataset.part_indices(VALIDATION)

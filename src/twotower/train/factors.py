@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,6 +22,7 @@ from twotower.features.side import SIDES, SideName
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.two_tower import TwoTower, evaluation_mode
+from twotower.train.own_counts import own_scores
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 
 MAX_BLOCK_CODES = 2**20
@@ -44,7 +46,9 @@ def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
     """Return the vectors of all users and items from the data before `part` (see `Dataset.side_before`), of the newest versions,
     and of a model that reads the context in the default one. Raises ConfigError if a feature of the context has no default."""
     context = default_context(dataset.encoders, dataset.context_frame) if dataset.schema.side("context") else None
-    return model_factors(model, *_tensors(model, dataset, [dataset.side_before(side, part) for side in SIDES], context))
+    sides = [dataset.side_before(side, part) for side in SIDES]
+    found = model_factors(model, *_tensors(model, dataset, sides, context))
+    return replace(found, own=own_scores(model, dataset, part))
 
 
 def factors_during(model: TwoTower, dataset: Dataset, part: int) -> Scorer:
@@ -52,9 +56,10 @@ def factors_during(model: TwoTower, dataset: Dataset, part: int) -> Scorer:
     interactions, and of users in the context of these."""
     sides = [dataset.side_before(side, part).by_version() for side in SIDES]
     users, items = _tensors(model, dataset, sides, dataset.context)
+    own = own_scores(model, dataset, part)
     if users.has_context:
-        return context_factors(model, users, items, dataset)
-    return VersionFactors.of_part(model_factors(model, users, items), dataset, part)
+        return replace(context_factors(model, users, items, dataset), own=own)
+    return VersionFactors.of_part(replace(model_factors(model, users, items), own=own), dataset, part)
 
 
 def _tensors(

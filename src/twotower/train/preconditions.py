@@ -15,6 +15,7 @@ from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.evaluation.user_slices import UserSlices
 from twotower.model.pooling import check_poolings, resolve
 from twotower.train.order_check import check_order
+from twotower.train.own_counts import check_own_counts
 from twotower.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         raise ConfigError(
             "model.cold_item_bias is fitted to the validation part, and the split has none; set model.cold_item_bias = false"
         )
+    if recipe.model.own_counts:
+        check_own_counts(dataset, recipe.model.own_counts, recipe.evaluation.repeats)
     for start in recipe.train.start:
         start.check(dataset, recipe.model)
     for metric in recipe.evaluation.metrics:

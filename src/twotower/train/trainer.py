@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ from twotower.train.contrastive_objective import ContrastiveObjective
 from twotower.train.factors import context_factors, gathered_factors, has_finite_vectors
 from twotower.train.optim import ModelOptimizer
 from twotower.train.order import Epoch
+from twotower.train.own_counts import OwnCountsFit, own_scores
 from twotower.train.placement import build_model
 from twotower.train.pointwise_objective import PointwiseObjective
 from twotower.train.precision import with_precision
@@ -45,6 +47,7 @@ from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
 from twotower.train.stacking import stack
 from twotower.train.start_values import StartValues, Validation
+from twotower.train.starts.search import evaluation_of_search
 from twotower.train.stopping import BestWeights, StopSignals
 from twotower.train.weights import MovingAverage, Weights
 
@@ -125,6 +128,8 @@ class Trainer:
         self.weights.load_state(self.best.weights)
         if self.recipe.model.stacking:
             stack(self.model, self._validation_scores, self.dataset, self.context)
+        if self.recipe.model.own_counts:
+            OwnCountsFit(self.model, self.dataset).fit(self._scorer(), self._score_of_search, self.context)
         if self.recipe.model.cold_item_bias:
             fit_cold_item_bias(
                 self.model, self.dataset, self._scorer, self._score, self.context, self.recipe.train.seed
@@ -149,7 +154,11 @@ class Trainer:
 
     def _start_values(self) -> StartValues:
         parts = (self.dataset, self.recipe, self.objective.users, self.objective.items, self.context)
-        validation = Validation(self._validation_metrics, self.best.score_of)
+        metrics: Callable[[Factors, EvaluationConfig], dict[str, float]] = self._validation_metrics
+        if self.recipe.model.own_counts:  # so that no value is chosen to tell what users take again
+            own = OwnCountsFit(self.model, self.dataset)
+            metrics = lambda factors, config: self._validation_metrics(own.beside(factors), config)  # noqa: E731
+        validation = Validation(metrics, self.best.score_of)
         return StartValues(self.model, *parts, validation, self._check_stop)
 
     def _check_stop(self) -> None:
@@ -286,6 +295,11 @@ class Trainer:
         """Return the monitored metric of scores; higher is better."""
         return self.best.score_of(self._validation_metrics(scorer))
 
+    def _score_of_search(self, scorer: Scorer) -> float:
+        """Return the monitored metric of scores as `_score` does, by no more users than a search compares values with."""
+        some = evaluation_of_search(self.recipe.evaluation, len(self.dataset.items))
+        return self.best.score_of(self._validation_metrics(scorer, some))
+
     def _validation_scores(self) -> Shaped[Floats, "n"]:
         """Return the scores of the pairs of the validation part on rank 0, nothing on the others; the present weights."""
         scorer = self._scorer()
@@ -313,9 +327,10 @@ class Trainer:
     def _scorer(self, items: SideTensors | None = None) -> Factors | ContextFactors:
         """Return the vectors of all rows of both sides `by_version`, or of these items; of users with a context as they are asked for."""
         users, items = self.objective.users, items or self.objective.items
+        own = own_scores(self.model, self.dataset, VALIDATION)
         if users.has_context:
-            return context_factors(self.model, users, items, self.dataset)
-        return gathered_factors(self.model, users, items, self.context, self.torchrec)
+            return replace(context_factors(self.model, users, items, self.dataset), own=own)
+        return replace(gathered_factors(self.model, users, items, self.context, self.torchrec), own=own)
 
     def resume(self, override: bool = False, checkpoint: Checkpoint | None = None) -> bool:
         """Go on from a checkpoint: the newest intact one of the folder, or the given one.

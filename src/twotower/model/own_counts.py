@@ -1,0 +1,34 @@
+"""Own counts: what a user's own history adds to the scores of the items it holds, beside the product of the vectors."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from twotower.errors import ConfigError
+from twotower.features.field import InputField
+
+
+class OwnCounts(nn.Module):
+    """Weight of each code of a history of the users, 0 at first.
+
+    The n-th latest interaction of a user adds the weight of its code times n^-exponent to the score of its item. No vector holds that,
+    as it would take a number for each item: what ranks items adds it.
+    """
+
+    def __init__(self, fields: tuple[InputField, ...], name: str) -> None:
+        """Find the history by its name among the fields of the users. Raises ConfigError."""
+        super().__init__()
+        field = next((f for f in fields if f.name == name and f.sequence), None)
+        if field is None:
+            found = ", ".join(f.name for f in fields if f.sequence) or "none"
+            raise ConfigError(
+                f"model.own_counts = '{name}' is no history of the users (found: {found}); name a feature of kind 'sequence', or leave it out"
+            )
+        self.weights = nn.Parameter(torch.zeros(field.rows), requires_grad=False)
+        self.exponent = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    @property
+    def are_fitted(self) -> bool:
+        """True if a score depends on them."""
+        return bool(self.weights.any())

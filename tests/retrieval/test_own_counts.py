@@ -1,0 +1,151 @@
+"""A bundle with own counts answers every way as its run scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from service_client import clients
+from worlds import REPLAYED_SCHEMA, replayed, settings
+
+from twotower import api
+from twotower.arrays.types import Floats
+from twotower.data.split import SplitConfig
+from twotower.data.splits import TEST
+from twotower.errors import RunError
+from twotower.features.sequence import Sequence
+from twotower.files import layout
+from twotower.index.exact import Exact
+from twotower.index.faiss.hnsw import Hnsw
+from twotower.publishing.bundle_evaluation import evaluate_bundle
+from twotower.retrieval.event import Event
+from twotower.retrieval.own_counts import OwnCountWeights
+from twotower.retrieval.request import Request
+from twotower.retrieval.retriever import Retriever
+from twotower.runs import Run
+from twotower.store.store import Store
+
+SCHEMA = REPLAYED_SCHEMA.model_copy(
+    update={"features": (*REPLAYED_SCHEMA.features, Sequence(name="taken", side="user", share_embedding=False))}
+)
+K = 8
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A run, its published bundle, and the scores of all users and items."""
+
+    run: Run
+    store: Path
+    scores: Floats
+
+    def best(self, user: int, among: set[str] | None = None, scores: Floats | None = None) -> list[str]:
+        row = int((self.run.dataset.users.ids == user).arg_true()[0])
+        ids = [str(i) for i in self.run.dataset.items.ids]
+        mine = self.scores[row] if scores is None else scores
+        order = [ids[i] for i in np.lexsort((np.arange(len(ids)), -mine))]
+        return [i for i in order if among is None or i in among][:K]
+
+
+@pytest.fixture(scope="module", params=[Exact(), Hnsw(min_recall=0.1)], ids=["exact", "hnsw"])
+def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    folder = tmp_path_factory.mktemp("shop")
+    config = settings(
+        split=SplitConfig(kind="time").model_dump(), loss={"kind": "softmax"}, evaluation={"k": [5], "repeats": "allow"},
+        train={"monitor": "validation.recall@5", "epochs": 1}, model={"own_counts": "taken"},
+    )  # fmt: skip
+    run = api.fit((None, None, replayed()), SCHEMA, config, folder=folder / "run")
+    assert run.model.own_counts.are_fitted
+    api.publish(run, folder / "store", request.param)
+    scores = run.factors(TEST).catalogue_scores(np.arange(len(run.dataset.users))).numpy()
+    return Shop(run, folder / "store", scores)
+
+
+@pytest.fixture
+def retriever(shop: Shop) -> Retriever:
+    return Retriever(Store(shop.store).current())
+
+
+@pytest.mark.parametrize("method", [1, 2])
+def test_answers_are_the_best_by_product_and_own_counts(shop: Shop, retriever: Retriever, method: Any) -> None:
+    for user in range(0, 30, 7):
+        answer = retriever.recommend(Request(str(user)), K, method)
+        assert [i.id for i in answer.items] == shop.best(user)
+        row = int((shop.run.dataset.users.ids == user).arg_true()[0])
+        np.testing.assert_allclose([i.score for i in answer.items], np.sort(shop.scores[row])[::-1][:K], rtol=1e-3)
+        allowed = [str(i) for i in range(0, 60, 3)]
+        some = retriever.recommend(Request(str(user)), K, method, allow=allowed, ban=allowed[:4])
+        assert [i.id for i in some.items] == shop.best(user, {*allowed[4:]})
+
+
+def test_answers_without_seen_items_are_those_of_the_product(shop: Shop, retriever: Retriever) -> None:
+    user = 3
+    seen = {i.id for i in retriever.recommend(Request("3"), 60).items}
+    seen -= {i.id for i in retriever.recommend(Request("3"), 60, keep_seen=False).items}
+    found = retriever.recommend(Request("3"), K, keep_seen=False)
+    row = int((shop.run.dataset.users.ids == user).arg_true()[0])
+    products = shop.run.factors(TEST).products(np.array([row])).numpy()[0]
+    assert seen
+    assert [i.id for i in found.items] == shop.best(3, {str(i) for i in range(60)} - seen, products)
+
+
+def test_a_table_is_answered_as_its_users_are(shop: Shop, retriever: Retriever, tmp_path: Path) -> None:
+    users = pl.DataFrame({"user_id": [3, 29, 11], "events": [None, ["7", "7"], None]})
+    frame = retriever.recommend_frame(users, K, 2)
+    for user, events in users.iter_rows():
+        request = Request(str(user), events=[Event(i) for i in events or []])
+        wanted = retriever.recommend(request, K, 2)
+        assert frame.filter(pl.col("user_id") == user)["item_id"].to_list() == [int(i.id) for i in wanted.items]
+    users.select("user_id").write_parquet(tmp_path / "users.parquet")
+    api.recommend_users(shop.store, tmp_path / "users.parquet", tmp_path / "out", K)
+    file = pl.read_parquet(tmp_path / "out" / "part-00000.parquet")
+    for user in users["user_id"]:
+        assert [str(i) for i in file.filter(pl.col("user_id") == user)["item_id"]] == shop.best(user)
+
+
+def test_a_request_with_events_counts_them(shop: Shop, retriever: Retriever) -> None:
+    new = retriever.recommend(Request("nobody", history=[Event("41")] * 30), K, 2)
+    assert new.items[0].id == "41"
+    before = {str(i.id): i.score for i in retriever.recommend(Request("3"), 60, 2).items}
+    after = {str(i.id): i.score for i in retriever.recommend(Request("3", events=[Event("41")] * 9), 60, 2).items}
+    assert after["41"] > before["41"] + 0.5 * max(shop.scores.std(), 0.1)
+    with clients(shop.store) as make:
+        client = make()
+        for method in (1, 2):
+            reply = client.post("/v1/recommend", {"user_id": "3", "k": K, "method": method}).json()
+            assert [i["id"] for i in reply["items"]] == shop.best(3)
+        body = {"user_id": "3", "k": 60, "events": ["41"] * 9}
+        reply = client.post("/v1/recommend", body).json()
+        assert {i["id"]: pytest.approx(i["score"], rel=1e-4) for i in reply["items"]} == after
+
+
+def test_the_bundle_is_measured_with_them(shop: Shop, retriever: Retriever) -> None:
+    found = evaluate_bundle(retriever)
+    for name in ("index", "exact", "live"):
+        for metric in ("recall@5", "ndcg@5"):
+            assert found[name][metric] == pytest.approx(shop.run.metrics[f"test.{metric}"], abs=2e-3), name
+
+
+def test_weights_of_another_history_are_refused(retriever: Retriever) -> None:
+    own = retriever.own_counts
+    assert own is not None
+    for name, weights in (("taken", own.weights[:-1]), ("other", own.weights), ("user_id", own.weights)):
+        with pytest.raises(RunError, match=f"weights are not those of the codes of a history '{name}'"):
+            OwnCountWeights.of(retriever.dataset, own.stored, name, weights, 0.5)
+
+
+def test_a_damaged_file_is_refused(shop: Shop) -> None:
+    bundle = Store(shop.store).current()
+    path = bundle.folder / layout.OWN_COUNTS
+    kept = path.read_bytes()
+    try:
+        for weights in (np.full(62, np.nan, np.float32), np.zeros((62, 1), np.float32), np.zeros(62)):
+            np.save(path, weights)
+            with pytest.raises(RunError, match="own_counts"):
+                Retriever(bundle)
+    finally:
+        path.write_bytes(kept)

@@ -1,0 +1,193 @@
+"""Own counts tell what each user takes again, which no taste does, and are fitted to validation."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from trainers import weights
+from worlds import settings
+
+from twotower import api, runs
+from twotower.config.experiment import Config
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.split import SplitConfig
+from twotower.data.tables import check
+from twotower.errors import ConfigError
+from twotower.features.categorical import Categorical
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
+from twotower.model.pooling.ridge import Ridge
+from twotower.reports.compare import compare_runs
+from twotower.train.own_counts import own_scores, shares_of_repeats
+from twotower.train.trainer import Trainer
+
+N_USERS, N_ITEMS = 150, 80
+TAKEN = Sequence(name="taken", side="user")
+SCHEMA = Schema(
+    time="at",
+    time_unit="order",
+    duplicates="keep",
+    title="",
+    features=(TAKEN, Categorical(name="item_id", side="item")),
+)
+
+
+def log_of_favourites(again: float = 0.8) -> pl.DataFrame:
+    """Each user has four favourites of the lower half of the items, drawn apart from all others', and takes one of them or any item of
+    the upper half, which nobody takes twice."""
+    rng, rows = np.random.default_rng(0), list[tuple[int, int, int]]()
+    for user in range(N_USERS):
+        mine = rng.choice(N_ITEMS // 2, 4, replace=False)
+        others = iter(N_ITEMS // 2 + rng.permutation(N_ITEMS // 2))
+        for _ in range(20):
+            rows.append((user, int(rng.choice(mine)) if rng.random() < again else int(next(others)), len(rows)))
+    order = rng.permutation(len(rows))
+    return pl.DataFrame(rows, schema=["user_id", "item_id", "at"], orient="row")[np.sort(order)]
+
+
+def world(again: float = 0.8, **split: Any) -> Dataset:
+    return build_dataset(
+        check(None, None, log_of_favourites(again), SCHEMA),
+        SCHEMA,
+        SplitConfig(**({"kind": "last"} | split)),
+    )
+
+
+def config(own: str = "taken", **sections: dict[str, Any]) -> Config:
+    base: dict[str, dict[str, Any]] = {
+        "model": {
+            "own_counts": own, "similarity": "dot", "temperature": 1.0, "unknown_rate": 0.0, "width": 8,
+            "pairs": [{"user": {"layers": []}, "item": {"layers": []}}],
+        },
+        "loss": {"kind": "softmax"},
+        "negatives": {"full": True},
+        "train": {"epochs": 3, "batch_size": 256, "lr": 0.02, "monitor": "validation.ndcg@5", "device": "cpu"},
+        "evaluation": {"k": [5], "repeats": "allow", "bootstrap": 0},
+    }  # fmt: skip
+    return settings(**base | sections)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("own") / "run"
+    api.fit(world(), SCHEMA, config(), folder=path)
+    return path
+
+
+def test_a_run_finds_what_its_users_take_again_and_keeps_it(folder: Path) -> None:
+    run, plain = runs.load(folder), api.fit(world(), SCHEMA, config(""))
+    assert run.metrics["test.recall@5"] > plain.metrics["test.recall@5"] + 0.2
+    assert run.metrics["test.recall@5"] > 0.95 * run.metrics["baseline.own_counts.recall@5"]
+    assert run.metrics["validation.recall@5"] > 0.5
+    own = run.model.own_counts
+    items = run.dataset.items.ids.cast(pl.Int64).to_numpy()
+    spec = next(h for h in SCHEMA.histories("user"))
+    codes = run.dataset.encoders.history_codes(spec, run.dataset.items.frame)
+    of_favourites, of_others = (own.weights[codes[rows]] for rows in (items < N_ITEMS // 2, items >= N_ITEMS // 2))
+    assert of_favourites.min() > 1.5 * of_others.max(), "an item counts by how often users take it again"
+    assert api.evaluate(run)["test.recall@5"] == pytest.approx(run.metrics["test.recall@5"])
+
+
+def test_the_towers_are_those_without(folder: Path) -> None:
+    plain, fitted = (Trainer(world(), config(own)) for own in ("", "taken"))
+    for trainer in (plain, fitted):
+        trainer.run()
+    found = weights(fitted)
+    for name, weight in weights(plain).items():
+        assert torch.equal(found.pop(name), weight)
+    assert sorted(found) == ["own_counts.exponent", "own_counts.weights"]
+
+
+def test_a_run_compares_and_recommends_with_them(folder: Path) -> None:
+    run = runs.load(folder)
+    factors = run.factors()
+    own = factors.own
+    assert own is not None
+    scores = factors.catalogue_scores(np.arange(N_USERS)).numpy()
+    for user in (0, 7, 149):
+        row = int((run.dataset.users.ids == user).arg_true()[0])
+        found = api.recommend(run, user, 5, factors=factors)
+        best = np.argsort(-scores[row], kind="stable")[:5]
+        assert [i.id for i in found.items] == [str(run.dataset.items.ids[int(i)]) for i in best]
+        np.testing.assert_allclose([i.score for i in found.items], scores[row][best], rtol=1e-4)
+
+
+def test_runs_are_compared_with_them() -> None:
+    plain, own = (api.fit(world(), SCHEMA, config(name)) for name in ("", "taken"))
+    compared = {c.metric: c for c in compare_runs(plain, own, resamples=100)}["recall@5"]
+    assert (compared.a, compared.b) == pytest.approx((plain.metrics["test.recall@5"], own.metrics["test.recall@5"]))
+    assert compared.low > 0
+
+
+def test_shares_are_of_the_training_part_and_drawn_to_their_mean() -> None:
+    data = world()
+    field = next(f for f in data.encoders.fields("user") if f.name == "taken")
+    shares = shares_of_repeats(data, "taken", field.rows)
+    taken, again, known = dict[int, int](), dict[int, int](), set[tuple[int, int]]()
+    train = data.train
+    for user, item in zip(train.user.tolist(), train.item.tolist(), strict=True):
+        taken[item] = taken.get(item, 0) + 1
+        again[item] = again.get(item, 0) + ((user, item) in known)
+        known.add((user, item))
+    mean = sum(again.values()) / sum(taken.values())
+    codes = data.encoders.history_codes(next(iter(SCHEMA.histories("user"))), data.items.frame)
+    wanted = [(again.get(i, 0) + 10 * mean) / (taken.get(i, 0) + 10) for i in range(len(data.items))]
+    np.testing.assert_allclose(shares[codes], wanted, rtol=1e-5)
+    assert shares[0] == 0
+
+
+def test_a_log_without_repeats_gets_none(caplog: pytest.LogCaptureFixture) -> None:
+    data = build_dataset(
+        check(None, None, log_of_favourites().unique(["user_id", "item_id"], maintain_order=True), SCHEMA),
+        SCHEMA,
+        SplitConfig(kind="last"),
+    )
+    trainer = Trainer(data, config())
+    with caplog.at_level(logging.WARNING):
+        trainer.run()
+    assert "fits nothing, and adds nothing: no user takes an item again in training" in caplog.text
+    assert own_scores(trainer.model, data, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("own", "sections", "split", "says"),
+    [
+        ("take", {}, {}, "model.own_counts = 'take' is no history of the users .found: taken.; name a feature of kind 'sequence'"),
+        ("taken", {"evaluation": {"k": [5], "repeats": "exclude"}}, {}, "'exclude' or schema.duplicates = 'keep' leaves none of it; set"),
+        ("taken", {"train": {"epochs": 1}}, {"kind": "random", "validation": 0.0}, "fitted to the validation part, and the split has none"),
+    ],
+)  # fmt: skip
+def test_what_it_needs_is_said(own: str, sections: dict[str, Any], split: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Trainer(world(**split), config(own, **sections))
+
+
+def test_a_start_is_chosen_beside_them(caplog: pytest.LogCaptureFixture) -> None:
+    history = Sequence(name="taken", side="user", share_embedding=False, pooling=Ridge())
+    schema = SCHEMA.model_copy(update={"features": (history, SCHEMA.features[1])})
+    data = build_dataset(check(None, None, log_of_favourites(), schema), schema, SplitConfig(kind="last"))
+    train = {"epochs": 0, "monitor": "validation.ndcg@5", "device": "cpu"}
+    pairs = {"pairs": [{"user": {"layers": []}, "item": {"layers": []}}], "bias": True, "similarity": "dot"}
+    start = [{"kind": "ials", "regularization": [0.001, 0.1]}]
+    best = {}
+    for own in ("", "taken"):
+        with caplog.at_level(logging.INFO):
+            trainer = Trainer(
+                data,
+                config(
+                    own,
+                    train=train | {"start": start},
+                    model={"temperature": 1.0, "width": 8, "own_counts": own} | pairs,
+                ),
+            )
+            caplog.clear()
+            trainer.run()
+        tried = [line for line in caplog.messages if "regularization = 0.1, popularity = 0: validation.ndcg@5" in line]
+        best[own] = float(tried[0].rsplit("= ", 1)[1])
+    assert best["taken"] > best[""] + 0.1
