@@ -153,6 +153,48 @@ def made_columns(n_users: int, n_items: int) -> Log:
     return Log(log, users)
 
 
+def made_groceries(n_users: int, n_items: int, baskets: float = 20, again: float = 0.6) -> Log:
+    """Return made data: baskets of some six goods. `again` of the rows are goods that the user bought before, the often and lately
+    bought ones most likely; the others are popular goods of the user's tastes, and half of all goods are bought once."""
+    rng, rows = np.random.default_rng(SEED), list[tuple[int, int, int]]()
+    popularity, group = 1 / np.arange(1, n_items + 1) ** 0.9, rng.integers(0, 30, n_items)
+    lasts = rng.random(n_items) < 0.5
+    for user in range(n_users):
+        likely = popularity * rng.dirichlet(np.full(30, 0.15))[group]
+        drawn = iter(rng.choice(n_items, 2000, p=likely / likely.sum()).tolist())
+        counts, latest = np.zeros(n_items), np.zeros(n_items)
+        at = int(rng.integers(10**6))
+        for basket in range(max(2, int(baskets * rng.lognormal(-0.3, 0.7)))):
+            at += 1 + int(rng.exponential(10**6))
+            goods = dict[int, None]()
+            for _ in range(1 + int(rng.poisson(5))):
+                own = np.flatnonzero((counts > 0) & ~lasts)
+                if len(own) and rng.random() < again:
+                    weights = counts[own] * 0.97 ** (basket - latest[own])
+                    goods[int(rng.choice(own, p=weights / weights.sum()))] = None
+                elif not (lasts[item := next(drawn, 0)] and counts[item]):
+                    goods[item] = None
+            for item in goods:
+                counts[item], latest[item] = counts[item] + 1, basket
+                rows.append((user, item, at))
+    return Log(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"))
+
+
+def made_visits(n_users: int, n_pages: int, again: float = 0.4) -> Log:
+    """Return made data: pages by popularity, and `again` of the visits to one of the last pages of the user."""
+    rng, rows = np.random.default_rng(SEED), list[tuple[int, int, int]]()
+    popularity = 1 / np.arange(1, n_pages + 1)
+    drawn = iter(rng.choice(n_pages, 40 * n_users, p=popularity / popularity.sum()).tolist())
+    for user in range(n_users):
+        at, past = int(rng.integers(10**6)), list[int]()
+        for _ in range(3 + int(min(rng.exponential(15), 100))):
+            at += 1 + int(rng.exponential(3600))
+            back = min(len(past), 1 + int(rng.exponential(3)))
+            past.append(past[-back] if past and rng.random() < again else next(drawn))
+            rows.append((user, past[-1], at))
+    return Log(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"))
+
+
 def movielens(source: Callable[[], Tables]) -> Log:
     """Return the log of ratings with users and films."""
     tables = source()
@@ -172,6 +214,9 @@ LOGS: dict[str, Callable[[str], Log]] = {
     "made, series without time": lambda _: made(15, 4000, 500, 0.6).unordered(),
     "made, few users without time": lambda _: made_tastes(False, 300, 3000, 40),
     "made, shown and liked": lambda _: made_tastes(True),
+    "made, groceries": lambda _: made_groceries(1500, 3000),
+    "made, groceries without time": lambda _: made_groceries(1500, 3000).unordered(),
+    "made, visits": lambda _: made_visits(3000, 800),
     "made, users of one row": lambda _: made_columns(8000, 150),
     "MovieLens 100K": lambda _: movielens(MovieLens100K().load),
     "MovieLens 100K, last 12": lambda _: movielens(MovieLens100K().load).last(),
