@@ -14,6 +14,8 @@ from worlds import REPLAYED_SCHEMA, replayed, settings
 
 from twotower import api
 from twotower.arrays.types import Floats
+from twotower.data.ids import TextColumn
+from twotower.data.own_items import OwnItems
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST
 from twotower.errors import RunError
@@ -22,6 +24,7 @@ from twotower.files import layout
 from twotower.index.exact import Exact
 from twotower.index.faiss.hnsw import Hnsw
 from twotower.publishing.bundle_evaluation import evaluate_bundle
+from twotower.retrieval.catalogue import Catalogue
 from twotower.retrieval.event import Event
 from twotower.retrieval.own_counts import OwnCountWeights
 from twotower.retrieval.request import Request
@@ -149,3 +152,36 @@ def test_a_damaged_file_is_refused(shop: Shop) -> None:
                 Retriever(bundle)
     finally:
         path.write_bytes(kept)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_own_items_are_merged_as_a_sort_of_all_scores_finds(seed: int) -> None:
+    """Own items that are excluded, not allowed or rejected by the index, lists shorter than k, and equal scores."""
+    rng = np.random.default_rng(seed)
+    n_items, n_users, k = 40, 9, 12
+    items = rng.integers(-2, 3, (n_items, 3)).astype(np.float32)
+    items[[5, 17]] = np.nan
+    index = Exact().build(items, np.arange(n_items), "dot")
+    vectors = rng.integers(-2, 3, (n_users, 3)).astype(np.float32)
+    own = [some_items(rng, n_items, int(rng.integers(0, 15))) for _ in range(n_users)]
+    excluded = [rng.permutation(n_items)[: rng.integers(0, 20)] for _ in range(n_users)]
+    allowed = np.sort(rng.permutation(n_items)[:25]) if seed % 2 else None
+    catalogue = Catalogue(index, TextColumn(pl.Series(range(n_items))), TextColumn(pl.Series(range(n_items))))
+    rows, scores = catalogue.rank_many(vectors, k, excluded, allowed, own)
+    for user in range(n_users):
+        dense = items @ vectors[user]
+        dense[own[user].rows] += own[user].scores
+        dense[np.isnan(dense)] = -np.inf
+        dense[excluded[user]] = -np.inf
+        if allowed is not None:
+            dense[np.setdiff1d(np.arange(n_items), allowed)] = -np.inf
+        wanted = [i for i in np.lexsort((np.arange(n_items), -dense)) if dense[i] > -np.inf][:k]
+        assert rows[user][rows[user] >= 0].tolist() == wanted
+        np.testing.assert_allclose(scores[user, : len(wanted)], dense[wanted], rtol=1e-5)
+        assert (scores[user, len(wanted) :] == -np.inf).all()
+        one = catalogue.rank(vectors[user : user + 1], k, excluded[user], allowed, own[user])
+        assert (one[0].tolist(), one[1].tolist()) == (rows[user].tolist(), scores[user].tolist())
+
+
+def some_items(rng: np.random.Generator, n_items: int, n: int) -> OwnItems:
+    return OwnItems(np.sort(rng.permutation(n_items)[:n]), rng.integers(0, 3, n).astype(np.float32))

@@ -9,17 +9,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from twotower.arrays.pieces import pieces
+from twotower.arrays.sets import is_in_sorted, pair_keys
 from twotower.arrays.types import Floats, Ints, ItemId
 from twotower.data.ids import TextColumn
 from twotower.data.own_items import OwnItems
 from twotower.index import Index
-from twotower.index.top_k import best
 from twotower.retrieval.request import Answer, Item, Method, Source
 
 REMOTE_SEARCHES = 16
 """Searches of a remote index at a time."""
 SIMILAR_EXCLUSIONS = 32
 """Numbers of excluded rows up to this one are searched together; from there on, those of the same power of two."""
+
+MAX_ITEMS = 2**40
+"""More than the items of any index."""
+OWN_NUMBERS = 2**20
+"""Numbers of the vectors of own items that are multiplied at a time."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,11 @@ class Catalogue:
         """Return the `k` rows of highest score for a vector (1, D) among the `allowed` ones without the `excluded`, and the
         scores; rows of -1 are padding. `own` adds to the scores of some items, and `exact` scores every vector. Raises Unavailable if the
         server of the index does not answer."""
-        if own is None or not len(own.rows):
-            rows, scores = self.index.search(vector, k, allowed=allowed, banned=[excluded], exact=exact)
-            return rows[0], scores[0]
-        banned = [np.concatenate([excluded, own.rows])]
-        others = self.index.search(vector, k, allowed=allowed, banned=banned, exact=exact)
-        return with_own(self.index, vector, (others[0][0], others[1][0]), k, excluded, allowed, own)
+        banned = excluded if own is None else np.concatenate([excluded, own.rows])
+        found = self.index.search(vector, k, allowed=allowed, banned=[banned], exact=exact)
+        if own is not None and len(own.rows):
+            found = with_own(self.index, vector, found, [excluded], allowed, [own])
+        return found[0][0], found[1][0]
 
     def rank_many(
         self, vectors: Floats, k: int, excluded: Sequence[Ints], allowed: Ints | None = None,
@@ -54,11 +59,8 @@ class Catalogue:
         `own` items, padded with row -1 and score -inf."""
         if own is not None:
             banned = [np.concatenate([out, mine.rows]) for out, mine in zip(excluded, own, strict=True)]
-            rows, scores = self._rank_each(vectors, k, banned, allowed)
-            for place, (out, mine) in enumerate(zip(excluded, own, strict=True)):
-                vector, others = vectors[place : place + 1], (rows[place], scores[place])
-                rows[place], scores[place] = with_own(self.index, vector, others, k, out, allowed, mine)
-            return rows, scores
+            found = self._rank_each(vectors, k, banned, allowed)
+            return with_own(self.index, vectors, found, excluded, allowed, own)
         return self._rank_each(vectors, k, excluded, allowed)
 
     def _rank_each(
@@ -105,17 +107,25 @@ class Catalogue:
 
 
 def with_own(
-    index: Index, vector: Floats, others: tuple[Ints, Floats], k: int, excluded: Ints, allowed: Ints | None, own: OwnItems
+    index: Index, vectors: Floats, others: tuple[Ints, Floats], excluded: Sequence[Ints], allowed: Ints | None,
+    own: Sequence[OwnItems],
 ) -> tuple[Ints, Floats]:  # fmt: skip
-    """Return the `k` best rows and their scores of `others`, the best of a search for a vector (1, D) without the own items, and of the
-    own items that may be ranked."""
-    may_be = ~np.isin(own.rows, excluded)
+    """Return the best rows and their scores (B, k) of `others`, those of a search for vectors (B, D) without the own items, and of the own
+    items of each that may be ranked."""
+    users, n_users, k = np.repeat(np.arange(len(own)), [len(mine.rows) for mine in own]), *others[0].shape
+    rows, scores = np.concatenate([mine.rows for mine in own]), np.concatenate([mine.scores for mine in own])
+    out = [pair_keys(np.full(len(some), user), some, MAX_ITEMS) for user, some in enumerate(excluded)]
+    may_be = ~np.isin(pair_keys(users, rows, MAX_ITEMS), np.concatenate(out))
+    may_be &= is_in_sorted(index.rows, rows)  # without those that the index rejects
     if allowed is not None:
-        may_be &= np.isin(own.rows, allowed)
-    if not may_be.any():
-        return others
-    rows, scores = (found[0] for found in index.search(vector, int(may_be.sum()), allowed=own.rows[may_be], exact=True))
-    rows, scores = rows[rows >= 0], scores[rows >= 0]  # without those that the index rejects
-    scores = scores + own.scores[np.searchsorted(own.rows, rows)]
-    found = best(np.concatenate([others[0], rows]), np.concatenate([others[1], scores.astype(np.float32)]), k)
-    return found.rows, found.scores
+        may_be &= is_in_sorted(allowed, rows)
+    users, rows, scores = users[may_be], rows[may_be], scores[may_be]
+    for some in pieces(len(rows), max(1, OWN_NUMBERS // vectors.shape[1])):
+        products = index.vectors(rows[some]) * vectors[users[some]].astype(np.float64)
+        scores[some] += products.sum(axis=1).astype(np.float32)
+    users = np.concatenate([np.repeat(np.arange(n_users), k), users])
+    rows, scores = np.concatenate([others[0].ravel(), rows]), np.concatenate([others[1].ravel(), scores])
+    order = np.lexsort((rows, -scores, users))
+    first = np.searchsorted(users[order], np.arange(n_users))
+    chosen = order[first[:, None] + np.arange(k)]  # each has k others, padding too
+    return rows[chosen], scores[chosen]

@@ -75,7 +75,7 @@ def check_own_counts(dataset: Dataset, name: str, repeats: str) -> None:
 
 
 class OwnCountsFit:
-    """Weights of own counts beside other scores.
+    """Own counts beside other scores, and their fit to validation.
 
     An item weighs as the share of its training interactions that repeat an earlier one of their user (Hu et al. 2020, "Modeling
     Personalized Item Frequency Information for Next-basket Recommendation").
@@ -122,8 +122,9 @@ class OwnCountsFit:
             )
             self._own.exponent.fill_(exponent)
         log.info(
-            f"own counts: weight {weight:g} in standard deviations of a user's scores, exponent {exponent:g}; the monitored metric of validation is "
-            f"{abs(of(weight, exponent)):.4f}, without them {abs(of(0.0, 0.0)):.4f}"
+            f"own counts: weight {weight:g} in standard deviations of a user's scores, exponent {exponent:g}"
+            + ("" if weight else " (they add nothing)")
+            + f"; the monitored metric of validation is {abs(of(weight, exponent)):.4f}, without them {abs(of(0.0, 0.0)):.4f}"
         )
 
     def _unit(self, exponent: float) -> OwnScores:
