@@ -35,7 +35,7 @@ from twotower.store.store import Store
 SCHEMA = REPLAYED_SCHEMA.model_copy(
     update={"features": (*REPLAYED_SCHEMA.features, Sequence(name="taken", side="user", share_embedding=False))}
 )
-K = 8
+K, N_ITEMS = 8, 300
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Shop:
         return [i for i in order if among is None or i in among][:K]
 
 
-@pytest.fixture(scope="module", params=[Exact(), Hnsw(min_recall=0.1)], ids=["exact", "hnsw"])
+@pytest.fixture(scope="module", params=[Exact(), Hnsw(min_recall=1.0)], ids=["exact", "hnsw"])
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shop:
     folder = tmp_path_factory.mktemp("shop")
     config = settings(
         split=SplitConfig(kind="time").model_dump(), loss={"kind": "softmax"}, evaluation={"k": [5], "repeats": "allow"},
         train={"monitor": "validation.recall@5", "epochs": 1}, model={"own_counts": "taken"},
     )  # fmt: skip
-    run = api.fit((None, None, replayed()), SCHEMA, config, folder=folder / "run")
+    run = api.fit((None, None, replayed(n_items=N_ITEMS, n=3000)), SCHEMA, config, folder=folder / "run")
     assert run.model.own_counts.are_fitted
     api.publish(run, folder / "store", request.param)
     scores = run.factors(TEST).catalogue_scores(np.arange(len(run.dataset.users))).numpy()
@@ -80,20 +80,20 @@ def test_answers_are_the_best_by_product_and_own_counts(shop: Shop, retriever: R
         assert [i.id for i in answer.items] == shop.best(user)
         row = int((shop.run.dataset.users.ids == user).arg_true()[0])
         np.testing.assert_allclose([i.score for i in answer.items], np.sort(shop.scores[row])[::-1][:K], rtol=1e-3)
-        allowed = [str(i) for i in range(0, 60, 3)]
+        allowed = [str(i) for i in range(0, N_ITEMS, 3)]
         some = retriever.recommend(Request(str(user)), K, method, allow=allowed, ban=allowed[:4])
         assert [i.id for i in some.items] == shop.best(user, {*allowed[4:]})
 
 
 def test_answers_without_seen_items_are_those_of_the_product(shop: Shop, retriever: Retriever) -> None:
     user = 3
-    seen = {i.id for i in retriever.recommend(Request("3"), 60).items}
-    seen -= {i.id for i in retriever.recommend(Request("3"), 60, keep_seen=False).items}
+    seen = {i.id for i in retriever.recommend(Request("3"), N_ITEMS).items}
+    seen -= {i.id for i in retriever.recommend(Request("3"), N_ITEMS, keep_seen=False).items}
     found = retriever.recommend(Request("3"), K, keep_seen=False)
     row = int((shop.run.dataset.users.ids == user).arg_true()[0])
     products = shop.run.factors(TEST).products(np.array([row])).numpy()[0]
     assert seen
-    assert [i.id for i in found.items] == shop.best(3, {str(i) for i in range(60)} - seen, products)
+    assert [i.id for i in found.items] == shop.best(3, {str(i) for i in range(N_ITEMS)} - seen, products)
 
 
 def test_a_table_is_answered_as_its_users_are(shop: Shop, retriever: Retriever, tmp_path: Path) -> None:
@@ -110,18 +110,30 @@ def test_a_table_is_answered_as_its_users_are(shop: Shop, retriever: Retriever, 
         assert [str(i) for i in file.filter(pl.col("user_id") == user)["item_id"]] == shop.best(user)
 
 
+def test_users_of_whom_nothing_is_known_get_what_is_popular(retriever: Retriever) -> None:
+    for method in (1, 2):
+        assert len(retriever.recommend_frame({"user_id": ["nobody", "nor me"]}, K, method)) == 2 * K
+        assert not len(retriever.recommend_frame({"user_id": np.zeros(0, np.int64)}, K, method))
+
+
+def test_an_index_of_many_items_has_an_engine(shop: Shop, retriever: Retriever) -> None:
+    assert (shop.store / "bundles" / retriever.bundle.id / "index" / layout.INDEX_FAISS).exists() == (
+        retriever.index.kind == "hnsw"
+    )
+
+
 def test_a_request_with_events_counts_them(shop: Shop, retriever: Retriever) -> None:
     new = retriever.recommend(Request("nobody", history=[Event("41")] * 30), K, 2)
     assert new.items[0].id == "41"
-    before = {str(i.id): i.score for i in retriever.recommend(Request("3"), 60, 2).items}
-    after = {str(i.id): i.score for i in retriever.recommend(Request("3", events=[Event("41")] * 9), 60, 2).items}
+    before = {str(i.id): i.score for i in retriever.recommend(Request("3"), N_ITEMS, 2).items}
+    after = {str(i.id): i.score for i in retriever.recommend(Request("3", events=[Event("41")] * 9), N_ITEMS, 2).items}
     assert after["41"] > before["41"] + 0.5 * max(shop.scores.std(), 0.1)
     with clients(shop.store) as make:
         client = make()
         for method in (1, 2):
             reply = client.post("/v1/recommend", {"user_id": "3", "k": K, "method": method}).json()
             assert [i["id"] for i in reply["items"]] == shop.best(3)
-        body = {"user_id": "3", "k": 60, "events": ["41"] * 9}
+        body = {"user_id": "3", "k": N_ITEMS, "events": ["41"] * 9}
         reply = client.post("/v1/recommend", body).json()
         assert {i["id"]: pytest.approx(i["score"], rel=1e-4) for i in reply["items"]} == after
 
@@ -146,7 +158,12 @@ def test_a_damaged_file_is_refused(shop: Shop) -> None:
     path = bundle.folder / layout.OWN_COUNTS
     kept = path.read_bytes()
     try:
-        for weights in (np.full(62, np.nan, np.float32), np.zeros((62, 1), np.float32), np.zeros(62)):
+        for weights in (
+            np.full(302, np.nan, np.float32),
+            np.zeros((302, 1), np.float32),
+            np.zeros(302),
+            np.zeros(9, np.float32),
+        ):
             np.save(path, weights)
             with pytest.raises(RunError, match="own_counts"):
                 Retriever(bundle)

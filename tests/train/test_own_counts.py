@@ -191,3 +191,20 @@ def test_a_start_is_chosen_beside_them(caplog: pytest.LogCaptureFixture) -> None
         tried = [line for line in caplog.messages if "regularization = 0.1, popularity = 0: validation.ndcg@5" in line]
         best[own] = float(tried[0].rsplit("= ", 1)[1])
     assert best["taken"] > best[""] + 0.1
+
+
+def test_known_items_that_stand_for_cold_ones_have_no_score_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody has taken a cold item before, so a bias that is fitted to stand-ins is above 0, though users take these again."""
+    base = config().model.model_dump() | {"cold_item_bias": True}
+    data = world(kind="user_ratio", test=0.2, validation=0.2)
+    trainer = Trainer(data, config(model=base))
+    with caplog.at_level(logging.INFO):
+        trainer.run()
+    assert "known items that read as cold ones" in caplog.text
+    own = own_scores(trainer.model, data, 1)
+    assert own is not None
+    mask = np.arange(N_ITEMS) % 2 == 0
+    left = own.without(mask)
+    assert not left.values[mask[left.items]].any()
+    assert (left.values[~mask[left.items]] == own.values[~mask[own.items]]).all()
+    assert float(trainer.model.cold_items.values[0]) >= 0

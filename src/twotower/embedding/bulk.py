@@ -87,7 +87,7 @@ def embed(
     check_apart(table, place / part_names(0)[1], f"{side}s")
     form = TextFormat.of_table(separator, columns, decimal=decimal)
     maker = _ShardMaker(TableVectors(run, side, precision), form, batch_rows)
-    if side == "user" and run.config.model.own_counts:
+    if side == "user" and run.config.model.own_counts and run.model.own_counts.are_fitted:
         log.warning(
             "users: the model has own counts (model.own_counts), which stand beside the product and in no vector: an index of other software ranks "
             "without them"

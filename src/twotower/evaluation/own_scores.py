@@ -10,7 +10,7 @@ from torch import Tensor
 
 from twotower.arrays.ragged import Ragged, offsets_of, run_indices
 from twotower.arrays.sets import pair_keys
-from twotower.arrays.types import Codes, Float, Floats, Ints, Shaped
+from twotower.arrays.types import Bools, Codes, Float, Floats, Ints, Shaped
 from twotower.data.own_items import OwnItems, own_items
 from twotower.data.pairs import Pairs
 
@@ -60,6 +60,10 @@ class OwnScores:
     def scaled(self, factor: float) -> OwnScores:
         """Return the scores times a factor."""
         return replace(self, values=self.values * np.float32(factor))
+
+    def without(self, items: Shaped[Bools, "I"]) -> OwnScores:
+        """Return the scores with 0 for the items of a mask."""
+        return replace(self, values=np.where(items[self.items], np.float32(0), self.values))
 
     def take(self, users: Shaped[Ints, "u"], items: Shaped[Ints, "i"] | None = None) -> OwnScores:
         """Return the scores of some user rows, and of some distinct item rows in their order, None for all."""

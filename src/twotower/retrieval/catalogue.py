@@ -53,24 +53,25 @@ class Catalogue:
 
     def rank_many(
         self, vectors: Floats, k: int, excluded: Sequence[Ints], allowed: Ints | None = None,
-        own: Sequence[OwnItems] | None = None,
+        own: Sequence[OwnItems] | None = None, exact: bool = False,
     ) -> tuple[Ints, Floats]:  # fmt: skip
         """Return the rows (B, k) and scores (B, k) that `rank` returns for each of the vectors (B, D) with its `excluded` rows and its
         `own` items, padded with row -1 and score -inf."""
-        if own is not None:
+        if own:
             banned = [np.concatenate([out, mine.rows]) for out, mine in zip(excluded, own, strict=True)]
-            found = self._rank_each(vectors, k, banned, allowed)
+            found = self._rank_each(vectors, k, banned, allowed, exact)
             return with_own(self.index, vectors, found, excluded, allowed, own)
-        return self._rank_each(vectors, k, excluded, allowed)
+        return self._rank_each(vectors, k, excluded, allowed, exact)
 
     def _rank_each(
-        self, vectors: Floats, k: int, excluded: Sequence[Ints], allowed: Ints | None
+        self, vectors: Floats, k: int, excluded: Sequence[Ints], allowed: Ints | None, exact: bool
     ) -> tuple[Ints, Floats]:
         rows, scores = np.full((len(vectors), k), -1, np.int64), np.full((len(vectors), k), -np.inf, np.float32)
 
         def search(some: Ints) -> None:
             banned = [excluded[place] for place in some.tolist()]
-            rows[some], scores[some] = self.index.search(vectors[some], k, allowed=allowed, banned=banned)
+            found = self.index.search(vectors[some], k, allowed=allowed, banned=banned, exact=exact)
+            rows[some], scores[some] = found
 
         if self.index.batch_invariant:
             # A search finds as many more candidates as its longest list of excluded rows has.
@@ -116,7 +117,7 @@ def with_own(
     rows, scores = np.concatenate([mine.rows for mine in own]), np.concatenate([mine.scores for mine in own])
     out = [pair_keys(np.full(len(some), user), some, MAX_ITEMS) for user, some in enumerate(excluded)]
     may_be = ~np.isin(pair_keys(users, rows, MAX_ITEMS), np.concatenate(out))
-    may_be &= is_in_sorted(index.rows, rows)  # without those that the index rejects
+    may_be &= ~is_in_sorted(index.rejected, rows)
     if allowed is not None:
         may_be &= is_in_sorted(allowed, rows)
     users, rows, scores = users[may_be], rows[may_be], scores[may_be]

@@ -45,8 +45,7 @@ def rank_items(
             for n, (vector, allowed) in enumerate(zip(vectors, items, strict=True)):
                 best[part.start + n] = rank(vector[None], k, _NO_ROWS, allowed, own[n] if own else None, exact)[0]
         elif own:
-            for n, (vector, banned) in enumerate(zip(vectors, items, strict=True)):
-                best[part.start + n] = rank(vector[None], k, banned, None, own[n], exact)[0]
+            best[part] = retriever.catalogue.rank_many(vectors, k, items, None, own, exact)[0]
         else:
             best[part] = retriever.index.search(vectors, k, banned=items, exact=exact)[0]
         progress.advance(len(vectors))

@@ -78,7 +78,10 @@ class LoadedBundle:
                     raise RunError(
                         f"{folder}: damaged (own counts name no history of the users, but {facts.history!r:.80})"
                     )
-                own = OwnCountWeights.of(dataset, stored, facts.history, weights, facts.exponent)
+                try:
+                    own = OwnCountWeights.of(dataset, stored, facts.history, weights, facts.exponent)
+                except RunError as e:
+                    raise RunError(f"{folder / layout.OWN_COUNTS}: damaged ({e})") from None
             inspected.result()
             user_tower = OnnxTower(folder / layout.tower("user"), threads)
             fields = dataset.encoders.fields("user")

@@ -33,7 +33,7 @@ class OwnCountWeights:
         spec = next((h for h in dataset.schema.histories("user") if h.name == history), None)
         field = next((f for f in dataset.encoders.fields("user") if f.name == history), None)
         if spec is None or field is None or spec.feature or spec.codes or len(weights) != field.rows:
-            raise RunError(f"own counts: {len(weights):,} weights are not those of the codes of a history '{history}'")
+            raise RunError(f"{len(weights):,} weights are not those of the codes of a history '{history}'")
         rows = rows_of_codes(dataset, spec, field.rows)
         return cls(history, stored, rows, weights, exponent, len(dataset.items))
 

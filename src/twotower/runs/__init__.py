@@ -82,8 +82,8 @@ class Run:
         """Return vectors of all users and items, with histories before `part` and of the newest versions, as they are served by
         method 1; of a model that reads the context in the default one.
 
-        `factors().users @ factors().items.T` are the logits, (users, items). Raises ConfigError if a feature of the context has
-        no default."""
+        `factors().users @ factors().items.T` are the logits, (users, items), of a model without own counts; of any model
+        `factors().catalogue_scores(rows)`. Raises ConfigError if a feature of the context has no default."""
         return factors_before(self.model, self.dataset, part)
 
     def factors_during(self, part: int = TEST) -> Scorer:

@@ -93,10 +93,14 @@ class OwnCountsFit:
         return replace(found, own=self._unit(exponent).scaled(weight * spread)) if self._shares.any() else found
 
     def fit(
-        self, found: Factors | ContextFactors, score: Callable[[Scorer], float], context: DistributedContext
+        self,
+        found: Factors | ContextFactors,
+        score: Callable[[Scorer], float],
+        context: DistributedContext,
+        told: str = "",
     ) -> None:
         """Overwrite the own counts of the model with those whose validation score is highest. `found` are the scores without them, and `score` a
-        validation metric, higher is better; all ranks call it."""
+        validation metric, higher is better; all ranks call it. `told` says by how many users it is measured."""
         spread = context.broadcast(spread_of_scores(found, self._dataset) if context.is_main else 0.0)
         if not self._shares.any() or not spread > 0:
             why = (
@@ -124,7 +128,7 @@ class OwnCountsFit:
         log.info(
             f"own counts: weight {weight:g} in standard deviations of a user's scores, exponent {exponent:g}"
             + ("" if weight else " (they add nothing)")
-            + f"; the monitored metric of validation is {abs(of(weight, exponent)):.4f}, without them {abs(of(0.0, 0.0)):.4f}"
+            + f"; the monitored metric of validation is {abs(of(weight, exponent)):.4f}, without them {abs(of(0.0, 0.0)):.4f}{told}"
         )
 
     def _unit(self, exponent: float) -> OwnScores:

@@ -47,7 +47,7 @@ from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
 from twotower.train.stacking import stack
 from twotower.train.start_values import StartValues, Validation
-from twotower.train.starts.search import evaluation_of_search
+from twotower.train.starts.search import evaluation_of_search, users_told
 from twotower.train.stopping import BestWeights, StopSignals
 from twotower.train.weights import MovingAverage, Weights
 
@@ -129,7 +129,10 @@ class Trainer:
         if self.recipe.model.stacking:
             stack(self.model, self._validation_scores, self.dataset, self.context)
         if self.recipe.model.own_counts:
-            OwnCountsFit(self.model, self.dataset).fit(self._scorer(), self._score_of_search, self.context)
+            some = evaluation_of_search(self.recipe.evaluation, len(self.dataset.items))
+            told = users_told(some, config.monitor, self.dataset.validation)
+            score: Callable[[Scorer], float] = lambda s: self.best.score_of(self._validation_metrics(s, some))  # noqa: E731
+            OwnCountsFit(self.model, self.dataset).fit(self._scorer(), score, self.context, told)
         if self.recipe.model.cold_item_bias:
             fit_cold_item_bias(
                 self.model, self.dataset, self._scorer, self._score, self.context, self.recipe.train.seed
@@ -294,11 +297,6 @@ class Trainer:
     def _score(self, scorer: Scorer) -> float:
         """Return the monitored metric of scores; higher is better."""
         return self.best.score_of(self._validation_metrics(scorer))
-
-    def _score_of_search(self, scorer: Scorer) -> float:
-        """Return the monitored metric of scores as `_score` does, by no more users than a search compares values with."""
-        some = evaluation_of_search(self.recipe.evaluation, len(self.dataset.items))
-        return self.best.score_of(self._validation_metrics(scorer, some))
 
     def _validation_scores(self) -> Shaped[Floats, "n"]:
         """Return the scores of the pairs of the validation part on rank 0, nothing on the others; the present weights."""
