@@ -15,7 +15,7 @@ from worlds import REPLAYED_SCHEMA, replayed, settings
 from twotower import api
 from twotower.arrays.types import Floats
 from twotower.data.ids import TextColumn
-from twotower.data.own_items import OwnItems
+from twotower.data.own_items import OwnItems, Recency
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST
 from twotower.errors import RunError
@@ -150,7 +150,7 @@ def test_weights_of_another_history_are_refused(retriever: Retriever) -> None:
     assert own is not None
     for name, weights in (("taken", own.weights[:-1]), ("other", own.weights), ("user_id", own.weights)):
         with pytest.raises(RunError, match=f"weights are not those of the codes of a history '{name}'"):
-            OwnCountWeights.of(retriever.dataset, own.stored, name, weights, 0.5)
+            OwnCountWeights.of(retriever.dataset, own.stored, name, weights, Recency())
 
 
 def test_a_damaged_file_is_refused(shop: Shop) -> None:

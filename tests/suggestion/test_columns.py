@@ -13,7 +13,7 @@ from twotower.data.tables import check
 from twotower.errors import DataError
 from twotower.features.schema import Schema
 from twotower.suggestion.columns import GuessedColumns, guess_columns
-from twotower.suggestion.names import names_item, names_time, names_user, plain
+from twotower.suggestion.names import names_item, names_time, names_user, plain, rank
 
 N = 40
 IDS = {"user_id": [i % 8 for i in range(N)], "item_id": [i % 7 for i in range(N)]}
@@ -561,3 +561,10 @@ KNOWN: dict[str, tuple[Mapping[str, Sequence[object]], dict[str, object]]] = {
 def test_known_logs(name: str) -> None:
     columns, expected = KNOWN[name]
     assert guess_columns(pl.DataFrame(columns, strict=False), {}, {}).options == expected
+
+
+def test_what_stands_at_a_place_is_the_item_and_not_the_place() -> None:
+    ranks = {name: rank(name, "item_id") for name in ("restaurant_id", "hotel", "place", "location", "venue_id")}
+    assert max(ranks[name] for name in ("restaurant_id", "hotel")) < min(
+        ranks[n] for n in ("place", "location", "venue_id")
+    )

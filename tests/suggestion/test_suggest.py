@@ -428,6 +428,10 @@ def test_own_counts_need_validation_and_a_loss_of_rankings() -> None:
     assert not suggest(again, recipe="collaborative", overrides=["split.validation=0"]).config.model.own_counts
     ranking = of((None, None, with_label(again, 0.4)))
     assert (ranking.recipe, ranking.config.model.own_counts) == ("ranking", "")
+    labelled = of((None, None, with_label(again, 0.4)), recipe="sequence-long")
+    liked = {f.name for f in labelled.schema.features if f.history and f.history.interactions == "positive"}
+    assert labelled.config.model.own_counts in liked, "not all that they met"
+    assert not of((None, None, with_label(again, 0.4)), recipe="sequence-short").config.model.own_counts
 
 
 @pytest.mark.parametrize(("again", "kind"), [(0, "random"), (1000, "time")])

@@ -101,7 +101,7 @@ def test_the_towers_are_those_without(folder: Path) -> None:
     found = weights(fitted)
     for name, weight in weights(plain).items():
         assert torch.equal(found.pop(name), weight)
-    assert sorted(found) == ["own_counts.exponent", "own_counts.weights"]
+    assert sorted(found) == ["own_counts.exponent", "own_counts.rate", "own_counts.weights"]
 
 
 def test_a_run_compares_and_recommends_with_them(folder: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_log_without_repeats_gets_none(caplog: pytest.LogCaptureFixture) -> No
     ("own", "sections", "split", "says"),
     [
         ("take", {}, {}, "model.own_counts = 'take' is no history of the users .found: taken.; name a feature of kind 'sequence'"),
-        ("taken", {"evaluation": {"k": [5], "repeats": "exclude"}}, {}, "'exclude' or schema.duplicates = 'keep' leaves none of it; set"),
+        ("taken", {"evaluation": {"k": [5], "repeats": "exclude"}}, {}, "evaluation.repeats = 'exclude' ranks none of it; set"),
         ("taken", {"train": {"epochs": 1}}, {"kind": "random", "validation": 0.0}, "fitted to the validation part, and the split has none"),
     ],
 )  # fmt: skip
@@ -208,3 +208,32 @@ def test_known_items_that_stand_for_cold_ones_have_no_score_of_their_own(caplog:
     assert not left.values[mask[left.items]].any()
     assert (left.values[~mask[left.items]] == own.values[~mask[own.items]]).all()
     assert float(trainer.model.cold_items.values[0]) >= 0
+
+
+def test_what_users_disliked_is_not_taken() -> None:
+    schema = SCHEMA.model_copy(update={"label": "liked", "positive_above": 0})
+    rows = log_of_favourites().with_columns(liked=pl.int_range(pl.len()) % 3)
+    data = build_dataset(check(None, None, rows, schema), schema, SplitConfig(kind="last"))
+    with pytest.raises(ConfigError, match=r"what a user disliked would count as taken; set interactions = 'positive'"):
+        Trainer(data, config())
+
+
+@pytest.mark.parametrize("kind", ["binges", "all alike"])
+def test_how_lately_an_item_was_taken_counts_where_it_tells(kind: str) -> None:
+    """In binges the next item is one of the user's last three; else one of all that the user has taken."""
+    rng, rows = np.random.default_rng(0), list[tuple[int, int, int]]()
+    for user in range(N_USERS):
+        past = rng.choice(N_ITEMS, 12, replace=False).tolist()
+        for _ in range(40):
+            past.append(int(rng.choice(past[-3:] if kind == "binges" and rng.random() < 0.7 else past)))
+            if kind == "binges" and rng.random() < 0.3:
+                past.append(int(rng.integers(N_ITEMS)))
+        rows += [(user, item, at) for at, item in enumerate(past)]
+    log = pl.DataFrame(rows, schema=["user_id", "item_id", "at"], orient="row")
+    trainer = Trainer(
+        build_dataset(check(None, None, log, SCHEMA), SCHEMA, SplitConfig(kind="last")), config(train={"epochs": 1})
+    )
+    trainer.run()
+    rate, exponent = trainer.model.own_counts.recency
+    half = rate**20 * 21**-exponent  # of the 21st latest, beside the latest
+    assert (half < 0.2) == (kind == "binges")

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from twotower.features.feature import HistorySpec
 
 
+class Recency(NamedTuple):
+    """Weight of the n-th latest interaction of a history, rate^(n - 1) n^-exponent; at (1, 0) all count alike."""
+
+    rate: float = 1.0
+    """0 to 1."""
+    exponent: float = 0.0
+    """0 or more."""
+
+
 class OwnItems(NamedTuple):
     """Items of one user, or of several one after another."""
 
@@ -25,13 +34,14 @@ class OwnItems(NamedTuple):
 
 
 def own_items(
-    histories: Ragged, rows: Shaped[Ints, "codes"], weights: Shaped[Floats, "codes"], exponent: float, n_items: int
+    histories: Ragged, rows: Shaped[Ints, "codes"], weights: Shaped[Floats, "codes"], recency: Recency, n_items: int
 ) -> tuple[Shaped[Ints, "_"], OwnItems]:
-    """Return offsets (U + 1,) and items of the histories of U users, rows of codes, oldest first: the n-th latest interaction adds the
-    weight of its code times n^-exponent to the score of the item of its code in `rows`, -1 for none."""
+    """Return offsets (U + 1,) and items of the histories of U users, rows of codes, oldest first: an interaction adds the weight of its
+    code times that of its `recency` to the score of the item of its code in `rows`, -1 for none."""
     codes, lengths = histories.values, histories.lengths
     places = run_indices(np.zeros(len(lengths), np.int64), lengths)
-    owner, latest = histories.owners, (np.repeat(lengths, lengths) - places) ** -float(exponent)
+    later = (np.repeat(lengths, lengths) - places - 1).astype(np.float64)  # 0 for the latest
+    owner, latest = histories.owners, recency.rate**later * (later + 1) ** -recency.exponent
     item = rows[codes]
     known = item >= 0
     keys, which = np.unique(pair_keys(owner[known], item[known], n_items), return_inverse=True)

@@ -208,9 +208,9 @@ def _own_counts(
     best = queries.top_k(context.factors.take(users), k)
     compared = {c.metric: c for c in compare_rankings(taken, best, test_data, [k], 200)}
     if found := compared.get(f"{Ndcg.name}@{k}"):
-        more = (
-            f"{remedy} A sequence of the user's items (kind = 'sequence') tells the towers what was taken before, and model.own_counts, "
-            "with its name, scores it beside them."
+        more = f"{remedy} A sequence of the user's items (kind = 'sequence') tells the towers what was taken before"
+        more += (
+            "." if context.config.model.own_counts else ", and model.own_counts, with its name, scores it beside them."
         )
         yield _baseline_finding(found, "own counts", "baseline_repeats", "warning", more)
 

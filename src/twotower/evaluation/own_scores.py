@@ -11,7 +11,7 @@ from torch import Tensor
 from twotower.arrays.ragged import Ragged, offsets_of, run_indices
 from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import Bools, Codes, Float, Floats, Ints, Shaped
-from twotower.data.own_items import OwnItems, own_items
+from twotower.data.own_items import OwnItems, Recency, own_items
 from twotower.data.pairs import Pairs
 
 
@@ -27,10 +27,10 @@ class OwnScores:
 
     @classmethod
     def of(
-        cls, histories: Ragged, rows: Shaped[Ints, "codes"], weights: Shaped[Floats, "codes"], exponent: float, n_items: int
+        cls, histories: Ragged, rows: Shaped[Ints, "codes"], weights: Shaped[Floats, "codes"], recency: Recency, n_items: int
     ) -> OwnScores:  # fmt: skip
         """Return the scores of `own_items`, of a history of each user."""
-        offsets, own = own_items(histories, rows, weights, exponent, n_items)
+        offsets, own = own_items(histories, rows, weights, recency, n_items)
         return cls(offsets, own.rows, own.scores, n_items)
 
     def of_user(self, user: int) -> OwnItems:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from twotower.data.own_items import Recency
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
 
@@ -12,7 +13,7 @@ from twotower.features.field import InputField
 class OwnCounts(nn.Module):
     """Weight of each code of a history of the users, 0 at first.
 
-    The n-th latest interaction of a user adds the weight of its code times n^-exponent to the score of its item. No vector holds that,
+    The n-th latest interaction of a user adds the weight of its code times rate^(n - 1) n^-exponent to the score of its item. No vector holds that,
     as it would take a number for each item: what ranks items adds it.
     """
 
@@ -26,7 +27,13 @@ class OwnCounts(nn.Module):
                 f"model.own_counts = '{name}' is no history of the users (found: {found}); name a feature of kind 'sequence', or leave it out"
             )
         self.weights = nn.Parameter(torch.zeros(field.rows), requires_grad=False)
+        self.rate = nn.Parameter(torch.ones(()), requires_grad=False)
         self.exponent = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    @property
+    def recency(self) -> Recency:
+        """Rate and exponent."""
+        return Recency(float(self.rate), float(self.exponent))
 
     @property
     def are_fitted(self) -> bool:

@@ -96,7 +96,7 @@ def _scores_in_context(retriever: Retriever, pairs: Pairs) -> Floats:
 def _own(retriever: Retriever) -> OwnScores | None:
     """Return what the stored histories of the users add to scores; None of a model without own counts."""
     own = retriever.own_counts
-    return OwnScores.of(own.stored, own.rows, own.weights, own.exponent, own.n_items) if own else None
+    return OwnScores.of(own.stored, own.rows, own.weights, own.recency, own.n_items) if own else None
 
 
 def _item_vectors(retriever: Retriever) -> Floats:

@@ -169,7 +169,8 @@ def _own_counts(run: Run, folder: Path) -> OwnCountsFacts | None:
     if not name or not run.model.own_counts.are_fitted:
         return None
     np.save(folder / layout.OWN_COUNTS, run.model.own_counts.weights.cpu().numpy())
-    return OwnCountsFacts(history=name, exponent=float(run.model.own_counts.exponent))
+    rate, exponent = run.model.own_counts.recency
+    return OwnCountsFacts(history=name, rate=rate, exponent=exponent)
 
 
 def _check_unchanged(run: Run, folder: Path, digest: str) -> None:

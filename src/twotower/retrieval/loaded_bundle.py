@@ -17,6 +17,7 @@ from twotower.arrays.types import Floats, Ints, ItemRow, UserRow
 from twotower.data import memmap
 from twotower.data.dataset import Dataset
 from twotower.data.ids import ItemIds, TextColumn, UserIds
+from twotower.data.own_items import Recency
 from twotower.data.splits import TEST
 from twotower.errors import DataError, RunError, TwoTowerError, first_line
 from twotower.features.field import InputField
@@ -79,7 +80,9 @@ class LoadedBundle:
                         f"{folder}: damaged (own counts name no history of the users, but {facts.history!r:.80})"
                     )
                 try:
-                    own = OwnCountWeights.of(dataset, stored, facts.history, weights, facts.exponent)
+                    own = OwnCountWeights.of(
+                        dataset, stored, facts.history, weights, Recency(facts.rate, facts.exponent)
+                    )
                 except RunError as e:
                     raise RunError(f"{folder / layout.OWN_COUNTS}: damaged ({e})") from None
             inspected.result()

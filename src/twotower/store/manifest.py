@@ -93,9 +93,10 @@ class IndexFacts(_Facts):
 
 
 class OwnCountsFacts(_Facts):
-    """History whose items have a score of their own, and the exponent of the places of its interactions."""
+    """History whose items have a score of their own, and how much the n-th latest of its interactions counts, rate^(n - 1) n^-exponent."""
 
     history: StrictStr
+    rate: Annotated[Number, Field(ge=0, le=1)]
     exponent: Annotated[Number, Field(ge=0)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 from twotower.config.toml import TomlValue, parse_config
@@ -87,7 +87,7 @@ def compose(
                 sections["model"] = {**_section(sections, "model"), option: False}
                 comments[f"model.{option}"] = f"No validation part {does}."
     if guess.keeps_repeats:
-        taken = _history_of_items(fitted.features)
+        taken = _history_of_items(fitted.features, {"positive"} if has_label else {"positive", "all"})
         if taken and has_validation and not config.loss.pointwise:
             sections["model"] = {**_section(sections, "model"), "own_counts": taken}
             comments["model.own_counts"] = "Repeats are kept: what a user took counts for itself."
@@ -105,11 +105,11 @@ def compose(
     return {key: section for key, section in settings.items() if section}, comments
 
 
-def _history_of_items(features: Sequence[Settings]) -> str:
-    """Return the name of the first history of the users that holds ids of the items they took; empty without one."""
+def _history_of_items(features: Sequence[Settings], interactions: Container[str]) -> str:
+    """Return the name of the first history of the users that holds ids of items, of such interactions; empty without one."""
     for feature in features:
         of_users = feature["kind"] == "sequence" and feature["side"] == "user" and not feature.get("feature")
-        if of_users and feature.get("interactions") != "negative" and not feature.get("max_length"):
+        if of_users and feature.get("interactions", "all") in interactions and not feature.get("max_length"):
             return str(feature["name"])
     return ""
 

@@ -9,8 +9,8 @@ _USERS = (
     "subscriber consumer u visitorid userid author session"
 )
 _ITEMS = (
-    "item product movie film article book song track artist asin parent_asin sku isbn business place venue poi location "
-    "restaurant hotel news video doc document page url game app course job ad post offer goods good content anime i itemid "
+    "item product movie film article book song track artist asin parent_asin sku isbn business restaurant hotel "
+    "place venue poi location news video doc document page url game app course job ad post offer goods good content anime i itemid "
     "merchant show stream channel stock"
 )
 _QUERIES = "query search search_query search_term keyword keywords query_text search_text q"

@@ -13,7 +13,7 @@ import torch
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Doubles, Floats, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.own_items import rows_of_codes
+from twotower.data.own_items import Recency, rows_of_codes
 from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
@@ -31,12 +31,16 @@ F = TypeVar("F", Factors, ContextFactors)
 
 PRIOR = 10.0
 """Interactions with an item at which its own share of repeats weighs as much as that of all items."""
-EXPONENTS = (0.0, 0.1, 0.25, 0.5)
-"""Exponents of the places of interactions that are tried."""
-WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+HALF_LIVES, EXPONENTS = (400, 200, 100, 50, 25, 12, 6, 3, 1), (0.1, 0.25, 0.5, 1.0, 2.0)
+"""Numbers of interactions after which one counts half, and exponents of their places, which are tried beside all alike: where the log has times."""
+WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Root mean squares of the added scores that are tried, in standard deviations of a user's scores."""
+OWN_SCORES = 500_000_000
+"""Scores of users and items of a comparison at most, of which a fit makes some fifty."""
+FIRST_WEIGHTS = (1.0, 300.0)
+"""Weights by which the recencies are compared at first: beside the other scores, and before them."""
 USUAL_WEIGHT, USUAL_EXPONENT = 3.0, 0.1
-"""Those beside which other values are chosen before these are fitted."""
+"""Those beside which the values of a start are chosen, before these are fitted."""
 
 
 def own_scores(model: TwoTower, dataset: Dataset, part: int) -> OwnScores | None:
@@ -45,7 +49,7 @@ def own_scores(model: TwoTower, dataset: Dataset, part: int) -> OwnScores | None
     if not name or not model.own_counts.are_fitted:
         return None
     weights = model.own_counts.weights.cpu().numpy()
-    return _scores(dataset, name, part, weights, float(model.own_counts.exponent))
+    return _scores(dataset, name, part, weights, model.own_counts.recency)
 
 
 def check_own_counts(dataset: Dataset, name: str, repeats: str) -> None:
@@ -58,6 +62,12 @@ def check_own_counts(dataset: Dataset, name: str, repeats: str) -> None:
             f"model.own_counts = '{name}' is no history of what users took (found: {', '.join(fits) or 'none'}); name a feature of "
             "kind 'sequence' of the users that holds ids of the items, or leave it out"
         )
+    if spec.interactions == "all" and not dataset.train.labels.all():
+        fits = [h.name for h in schema.histories("user") if not (h.feature or h.codes) and h.interactions == "positive"]
+        raise ConfigError(
+            f"model.own_counts = '{name}' holds all interactions, so that what a user disliked would count as taken; set interactions = "
+            f"'positive' of feature '{name}', or name a history of positives (found: {', '.join(fits) or 'none'})"
+        )
     codes = dataset.encoders.history_codes(spec, dataset.items.frame)
     known = codes[codes != UNKNOWN]
     if len(np.unique(known)) < len(known):
@@ -67,10 +77,15 @@ def check_own_counts(dataset: Dataset, name: str, repeats: str) -> None:
         )
     if not len(dataset.validation):
         raise ConfigError("model.own_counts is fitted to the validation part, and the split has none; leave it out")
-    if repeats == "exclude" or schema.duplicates != "keep":
+    if schema.duplicates != "keep":
         raise ConfigError(
-            "model.own_counts scores what users take again, and evaluation.repeats = 'exclude' or schema.duplicates = "
-            f"'{schema.duplicates}' leaves none of it; set evaluation.repeats = 'allow' and schema.duplicates = 'keep', or leave it out"
+            f"model.own_counts scores what users take again, and schema.duplicates = '{schema.duplicates}' leaves none of it; set "
+            "schema.duplicates = 'keep', or leave it out"
+        )
+    if repeats == "exclude":
+        raise ConfigError(
+            "model.own_counts scores what users take again, and evaluation.repeats = 'exclude' ranks none of it; set evaluation.repeats = "
+            "'allow', or leave it out"
         )
 
 
@@ -84,13 +99,17 @@ class OwnCountsFit:
     def __init__(self, model: TwoTower, dataset: Dataset) -> None:
         self._own, self._dataset, self._name = model.own_counts, dataset, model.config.own_counts
         self._shares = shares_of_repeats(dataset, self._name, len(self._own.weights))
-        self._known = dict[float, OwnScores]()
-        """Scores of validation by exponent, of the root mean square 1."""
+        self._recencies, self._known = [Recency()], dict[Recency, OwnScores]()
+        """What is tried, and scores of validation of the root mean square 1."""
+        if dataset.times is not None:
+            self._recencies += [Recency(exponent=exponent) for exponent in EXPONENTS]
+            self._recencies += [Recency(rate=0.5 ** (1 / n)) for n in HALF_LIVES]
 
-    def beside(self, found: F, weight: float = USUAL_WEIGHT, exponent: float = USUAL_EXPONENT) -> F:
-        """Return scores with own counts of a weight, in standard deviations of a user's scores; as they are if no user takes an item again."""
+    def beside(self, found: F) -> F:
+        """Return scores with own counts of the usual weight and exponent; as they are if no user takes an item again."""
         spread = spread_of_scores(found, self._dataset)
-        return replace(found, own=self._unit(exponent).scaled(weight * spread)) if self._shares.any() else found
+        usual = Recency(exponent=USUAL_EXPONENT) if len(self._recencies) > 1 else Recency()
+        return replace(found, own=self._unit(usual).scaled(USUAL_WEIGHT * spread)) if self._shares.any() else found
 
     def fit(
         self,
@@ -108,34 +127,36 @@ class OwnCountsFit:
             )
             log.warning(f"model.own_counts fits nothing, and adds nothing: {why}")
             return
-        tried = dict[tuple[float, float], float]()
+        tried = dict[tuple[float, Recency], float]()
 
-        def of(weight: float, exponent: float) -> float:
-            key = weight, exponent if weight else 0.0
+        def of(weight: float, recency: Recency) -> float:
+            key = weight, recency if weight else Recency()
             if key not in tried:
-                tried[key] = score(replace(found, own=self._unit(exponent).scaled(weight * spread)))
+                tried[key] = score(replace(found, own=self._unit(key[1]).scaled(weight * spread)))
             return tried[key]
 
-        exponent = max(EXPONENTS, key=lambda e: of(USUAL_WEIGHT, e))
-        weight = best_weight(WEIGHTS, lambda w: of(w, exponent))
-        exponent = max(EXPONENTS, key=lambda e: of(weight, e)) if weight else 0.0
-        scores = _scores(self._dataset, self._name, VALIDATION, self._shares, exponent)
+        first = ((w, r) for r in self._recencies for w in FIRST_WEIGHTS)
+        recency = max(first, key=lambda pair: of(*pair))[1]
+        weight = best_weight(WEIGHTS, lambda w: of(w, recency))
+        recency = max(self._recencies, key=lambda r: of(weight, r)) if weight else Recency()
+        scores = _scores(self._dataset, self._name, VALIDATION, self._shares, recency)
         with torch.no_grad():
-            self._own.weights.copy_(
-                torch.from_numpy(self._shares * np.float32(weight * spread / scores.root_mean_square))
-            )
-            self._own.exponent.fill_(exponent)
+            weights = self._shares * np.float32(weight * spread / scores.root_mean_square)
+            self._own.weights.copy_(torch.from_numpy(weights))
+            self._own.rate.fill_(recency.rate)
+            self._own.exponent.fill_(recency.exponent)
         log.info(
-            f"own counts: weight {weight:g} in standard deviations of a user's scores, exponent {exponent:g}"
+            f"own counts: weight {weight:g} in standard deviations of a user's scores, rate {recency.rate:.4g}, exponent {recency.exponent:g}"
             + ("" if weight else " (they add nothing)")
-            + f"; the monitored metric of validation is {abs(of(weight, exponent)):.4f}, without them {abs(of(0.0, 0.0)):.4f}{told}"
+            + f"; the monitored metric of validation is {abs(of(weight, recency)):.4f}, without them {abs(of(0.0, Recency())):.4f}{told}"
         )
 
-    def _unit(self, exponent: float) -> OwnScores:
-        if exponent not in self._known:
-            scores = _scores(self._dataset, self._name, VALIDATION, self._shares, exponent)
-            self._known[exponent] = scores.scaled(1 / (scores.root_mean_square or 1.0))
-        return self._known[exponent]
+    def _unit(self, recency: Recency) -> OwnScores:
+        if recency not in self._known:
+            scores = _scores(self._dataset, self._name, VALIDATION, self._shares, recency)
+            values = scores.scaled(1 / (scores.root_mean_square or 1.0)).values
+            self._known[recency] = replace(next(iter(self._known.values()), scores), values=values)  # of the same items
+        return self._known[recency]
 
 
 def shares_of_repeats(dataset: Dataset, name: str, n_codes: int) -> Shaped[Floats, "codes"]:
@@ -153,10 +174,10 @@ def shares_of_repeats(dataset: Dataset, name: str, n_codes: int) -> Shaped[Float
     return shares.astype(np.float32)
 
 
-def _scores(dataset: Dataset, name: str, part: int, weights: Shaped[Floats, "codes"], exponent: float) -> OwnScores:
+def _scores(dataset: Dataset, name: str, part: int, weights: Shaped[Floats, "codes"], recency: Recency) -> OwnScores:
     histories, spec = _histories(dataset, name, part)
     rows = rows_of_codes(dataset, spec, len(weights))
-    return OwnScores.of(histories, rows, weights, exponent, len(dataset.items))
+    return OwnScores.of(histories, rows, weights, recency, len(dataset.items))
 
 
 def _histories(dataset: Dataset, name: str, part: int) -> tuple[Ragged, HistorySpec]:

@@ -12,6 +12,7 @@ from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, DataError
 from twotower.evaluation.metrics.measured import ScoredPairs
+from twotower.evaluation.metrics.metric import PairMetric
 from twotower.evaluation.user_slices import UserSlices
 from twotower.model.pooling import check_poolings, resolve
 from twotower.train.order_check import check_order
@@ -57,6 +58,13 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         )
     if recipe.model.own_counts:
         check_own_counts(dataset, recipe.model.own_counts, recipe.evaluation.repeats)
+        if recipe.loss.pointwise and not isinstance(
+            recipe.evaluation.metric_set.find(recipe.train.monitor), PairMetric
+        ):
+            log.warning(
+                f"model.own_counts is fitted to {recipe.train.monitor}: the logits are no longer those of the labels that loss.kind = "
+                f"'{recipe.loss.kind}' learns, and log_loss says nothing; set train.monitor = 'validation.log_loss' to keep them so"
+            )
     for start in recipe.train.start:
         start.check(dataset, recipe.model)
     for metric in recipe.evaluation.metrics:

@@ -38,7 +38,7 @@ from twotower.train.contrastive_objective import ContrastiveObjective
 from twotower.train.factors import context_factors, gathered_factors, has_finite_vectors
 from twotower.train.optim import ModelOptimizer
 from twotower.train.order import Epoch
-from twotower.train.own_counts import OwnCountsFit, own_scores
+from twotower.train.own_counts import OWN_SCORES, OwnCountsFit, own_scores
 from twotower.train.placement import build_model
 from twotower.train.pointwise_objective import PointwiseObjective
 from twotower.train.precision import with_precision
@@ -129,7 +129,7 @@ class Trainer:
         if self.recipe.model.stacking:
             stack(self.model, self._validation_scores, self.dataset, self.context)
         if self.recipe.model.own_counts:
-            some = evaluation_of_search(self.recipe.evaluation, len(self.dataset.items))
+            some = evaluation_of_search(self.recipe.evaluation, len(self.dataset.items), OWN_SCORES)
             told = users_told(some, config.monitor, self.dataset.validation)
             score: Callable[[Scorer], float] = lambda s: self.best.score_of(self._validation_metrics(s, some))  # noqa: E731
             OwnCountsFit(self.model, self.dataset).fit(self._scorer(), score, self.context, told)

@@ -24,9 +24,9 @@ MIN_USERS = 1000
 """Users of a comparison at least, whatever the scores."""
 
 
-def evaluation_of_search(config: EvaluationConfig, n_items: int) -> EvaluationConfig:
-    """Return how values are compared: as in a training, with no more users, drawn once, than MAX_SCORES has for all items."""
-    fits = max(MIN_USERS, MAX_SCORES // n_items)
+def evaluation_of_search(config: EvaluationConfig, n_items: int, scores: int = MAX_SCORES) -> EvaluationConfig:
+    """Return how values are compared: as in a training, with no more users, drawn once, than so many `scores` have for all items."""
+    fits = max(MIN_USERS, scores // n_items)
     return config.model_copy(update={"max_users": min(config.max_users or fits, fits)})
 
 
