@@ -100,7 +100,7 @@ class OwnCountsFit:
         self._own, self._dataset, self._name = model.own_counts, dataset, model.config.own_counts
         self._shares = shares_of_repeats(dataset, self._name, len(self._own.weights))
         self._recencies, self._known = [Recency()], dict[Recency, OwnScores]()
-        """What is tried, and scores of validation of the root mean square 1."""
+        """Scores of validation by recency, of the root mean square 1."""
         if dataset.times is not None:
             self._recencies += [Recency(exponent=exponent) for exponent in EXPONENTS]
             self._recencies += [Recency(rate=0.5 ** (1 / n)) for n in HALF_LIVES]
