@@ -23,6 +23,7 @@ from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.diversity import Diversity
 from twotower.evaluation.metrics.measured import RankedItems
+from twotower.evaluation.own_scores import OwnScores
 from twotower.evaluation.part_evaluation import PartEvaluation, evaluate_part
 from twotower.evaluation.user_slices import MISSING
 from twotower.evaluation.version_factors import VersionFactors
@@ -186,3 +187,26 @@ def test_what_is_measured_is_what_the_model_says_of_the_versions() -> None:
     assert evaluate_part(run.factors(), of, TEST, run.config.evaluation)["recall@5"] < 0.5
     without = replace(of.users, versions=None)
     assert len(SideTensors(without.by_version(), of.encoders.fields("user")).take(np.arange(3)).lookup) == 3
+
+
+def test_own_scores_are_of_users_and_items_whatever_their_versions() -> None:
+    dataset, rng = data("time"), np.random.default_rng(0)
+    dense = (rng.random((len(dataset.users), len(dataset.items))) < 0.2).astype(np.float32)
+    users, items = np.nonzero(dense)
+    offsets = np.r_[0, np.cumsum(np.bincount(users, minlength=len(dense)))]
+    own = OwnScores(offsets, items, dense[users, items], len(dataset.items))
+    sides = [
+        torch.from_numpy(rng.standard_normal((len(s.by_version()), 3)).astype(np.float32))
+        for s in (dataset.users, dataset.items)
+    ]
+    plain, found = (VersionFactors.of_part(Factors(*sides, own=x), dataset, TEST) for x in (None, own))
+    asked, pairs = np.arange(len(dense)), dataset.test
+    added = (found.catalogue_scores(asked) - plain.catalogue_scores(asked)).numpy()
+    np.testing.assert_allclose(added, dense, atol=1e-5)
+    of_pairs = found.scores(pairs) - plain.scores(pairs)
+    np.testing.assert_allclose(of_pairs, dense[pairs.user, pairs.item], atol=1e-5)
+    assert isinstance(found, VersionFactors)
+    assert isinstance(plain, VersionFactors)
+    np.testing.assert_allclose(
+        found.at_once().catalogue_scores(asked) - plain.at_once().catalogue_scores(asked), dense, atol=1e-5
+    )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from service_client import clients
 from worlds import REPLAYED_SCHEMA, replayed, settings
 
@@ -19,6 +20,7 @@ from twotower.data.own_items import OwnItems, Recency
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST
 from twotower.errors import RunError
+from twotower.features.day_of_week import DayOfWeek
 from twotower.features.sequence import Sequence
 from twotower.files import layout
 from twotower.index.exact import Exact
@@ -126,6 +128,8 @@ def test_a_request_with_events_counts_them(shop: Shop, retriever: Retriever) -> 
     new = retriever.recommend(Request("nobody", history=[Event("41")] * 30), K, 2)
     assert new.items[0].id == "41"
     before = {str(i.id): i.score for i in retriever.recommend(Request("3"), N_ITEMS, 2).items}
+    stored = retriever.recommend(Request("3", events=[Event("41")] * 9), K, 1)
+    assert [i.id for i in stored.items] == shop.best(3), "method 1 reads the stored history alone"
     after = {str(i.id): i.score for i in retriever.recommend(Request("3", events=[Event("41")] * 9), N_ITEMS, 2).items}
     assert after["41"] > before["41"] + 0.5 * max(shop.scores.std(), 0.1)
     with clients(shop.store) as make:
@@ -143,6 +147,33 @@ def test_the_bundle_is_measured_with_them(shop: Shop, retriever: Retriever) -> N
     for name in ("index", "exact", "live"):
         for metric in ("recall@5", "ndcg@5"):
             assert found[name][metric] == pytest.approx(shop.run.metrics[f"test.{metric}"], abs=2e-3), name
+
+
+@pytest.mark.parametrize("repeats", ["allow", "only"])
+def test_a_run_that_reads_the_context_is_measured_and_served_with_them(repeats: str, tmp_path: Path) -> None:
+    day = DayOfWeek(name="day", side="context", default=3)
+    schema = SCHEMA.model_copy(update={"time_unit": "s", "features": (*SCHEMA.features, day)})
+    config = settings(
+        split=SplitConfig(kind="time").model_dump(), loss={"kind": "softmax"}, evaluation={"k": [5], "repeats": repeats},
+        train={"monitor": "validation.recall@5", "epochs": 1}, model={"own_counts": "taken"},
+    )  # fmt: skip
+    rows = replayed().with_columns(at=pl.col("at") * 20_000 + 1_600_000_000)
+    run = api.fit((None, None, rows), schema, config, folder=tmp_path / "run")
+    own, scorer = run.factors().own, run.factors_during(TEST)
+    assert own is not None
+    pairs, interactions = run.dataset.test, run.dataset.part_indices(TEST)
+    plain = replace(scorer, own=None)  # type: ignore[type-var]
+    user, item = pairs.user.astype(np.int64), pairs.item.astype(np.int64)
+    added = own.added_to(torch.zeros(len(run.dataset.users), own.n_items), np.arange(len(run.dataset.users))).numpy()
+    at = np.arange(len(user))
+    of_catalogue = [s.catalogue_scores(user, interactions).numpy()[at, item] for s in (scorer, plain)]
+    of_pairs = [s.part_scores(run.dataset, TEST) for s in (scorer, plain)]
+    for with_own, without in (of_catalogue, of_pairs):
+        np.testing.assert_allclose(with_own - without, added[user, item], atol=1e-4)
+    assert added[user, item].any()
+    api.publish(run, tmp_path / "store", Exact())
+    found = evaluate_bundle(api.retriever(tmp_path / "store"))["live"]
+    assert found["recall@5"] == pytest.approx(run.metrics["test.recall@5"], abs=2e-3)
 
 
 def test_weights_of_another_history_are_refused(retriever: Retriever) -> None:

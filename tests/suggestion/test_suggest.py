@@ -426,6 +426,12 @@ def test_own_counts_need_validation_and_a_loss_of_rankings() -> None:
     again = pl.concat([actions, actions.with_columns(timestamp=pl.col("timestamp") + 10**6)])
     assert of((None, None, again), recipe="collaborative").config.model.own_counts == "history"
     assert not suggest(again, recipe="collaborative", overrides=["split.validation=0"]).config.model.own_counts
+    for of_user in (["evaluation.repeats=exclude"], ["evaluation.repeats=exclude", "schema.duplicates=last"]):
+        found = suggest(again, recipe="collaborative", overrides=of_user)
+        assert not found.config.model.own_counts
+        assert "own_counts" not in found.text
+    only = suggest(again, recipe="collaborative", overrides=["evaluation.repeats=only"])
+    assert only.config.model.own_counts == "history"
     ranking = of((None, None, with_label(again, 0.4)))
     assert (ranking.recipe, ranking.config.model.own_counts) == ("ranking", "")
     labelled = of((None, None, with_label(again, 0.4)), recipe="sequence-long")

@@ -208,7 +208,7 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
         return (
             f"has the same value in every row, so it has no effect. Remove it, or check the column '{feature.source}'."
         )
-    if effect >= 1e-3:
+    if effect >= 1e-3 or (side == "user" and name == context.config.model.own_counts and model.own_counts.are_fitted):
         return ""
     field = next(f for f in data.encoders.fields(side) if f.name == name)
     readers = [n for n, tower in enumerate(model.towers(side)) if (field.beside or name) in tower.field_names]

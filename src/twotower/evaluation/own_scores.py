@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twotower.arrays.pieces import pieces
 from twotower.arrays.ragged import Ragged, offsets_of, run_indices
 from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import Bools, Codes, Float, Floats, Ints, Shaped
@@ -52,9 +53,11 @@ class OwnScores:
         if not len(self.items):
             return np.zeros(len(users), np.float32)
         owners = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
-        keys, asked = pair_keys(owners, self.items, self.n_items), pair_keys(users, items, self.n_items)
-        at = np.searchsorted(keys, asked).clip(max=len(keys) - 1)
-        found: Floats = np.where(keys[at] == asked, self.values[at], np.float32(0))
+        keys, found = pair_keys(owners, self.items, self.n_items), np.zeros(len(users), np.float32)
+        for some in pieces(len(users)):
+            asked = pair_keys(users[some], items[some], self.n_items)
+            at = np.searchsorted(keys, asked).clip(max=len(keys) - 1)
+            found[some] = np.where(keys[at] == asked, self.values[at], np.float32(0))
         return found
 
     def scaled(self, factor: float) -> OwnScores:

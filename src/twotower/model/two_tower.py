@@ -109,8 +109,8 @@ class ModelConfig(Section):
     own_counts: str = Field(
         "",
         description="History of the users whose items have a score of their own beside the product, fitted after training: by how often and how lately the user "
-        "took them, and how often users take them again, whatever is best on the validation part by train.monitor. A history of all interactions counts disliked "
-        "items too, and one with max_length its latest ones. Empty: none.",
+        "took them, and how often users take them again, whatever is best on the validation part by train.monitor. A history with max_length counts its latest "
+        "ones. Empty: none.",
     )
 
     @property

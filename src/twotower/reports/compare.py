@@ -142,7 +142,7 @@ def _align_runs(
         seen += [pairs.renumbered(user, places) for pairs in run.dataset.grouped_before(TEST)]
         known = run.factors_at_once(TEST)
         aligned = replace(known, users=known.users.cpu(), items=known.items.cpu()).take(user, item)
-        if not (aligned.are_finite()):
+        if not aligned.are_finite():
             raise RunError(f"{name}: its vectors are not finite; `diagnose(run)` says why")
         factors.append(aligned)
     data, place = a.dataset, places_of_rows(items[0], len(a.dataset.items))

@@ -20,6 +20,7 @@ from twotower.suggestion.composition import compose
 from twotower.suggestion.document import toml_value, write_document
 from twotower.suggestion.guess import COLUMNS, Guess, guess_meaning
 from twotower.suggestion.numbering import numbers_rows
+from twotower.suggestion.recipes import Settings
 from twotower.suggestion.shape import DENSE, Shape, measure_shape, parts_follow
 from twotower.suggestion.tables import FoundTables, find_tables
 from twotower.suggestion.thresholds import may_be_labels
@@ -85,6 +86,9 @@ def suggest(
     split, of_rule = dict(_section(settings, "split")), _section(composed, "split")
     if split.get("kind") != of_rule.get("kind") and split.get("users") == of_rule.get("users"):
         settings["split"] = {key: value for key, value in split.items() if key != "users"}  # of another rule
+    ranks_repeats = _section(settings, "evaluation").get("repeats", "exclude") != "exclude"
+    if not (ranks_repeats and _section(settings, "schema").get("duplicates") == "keep"):
+        settings = _without_own_counts(settings, composed)
     comments = {path: said for path, said in comments.items() if _at(settings, path) == _at(composed, path)}
     reasons = _reasons(rule, shape, guess, found, _section(settings, "schema"), bool(recipe))
     text = write_document(settings, "\n".join(reasons), comments)
@@ -108,6 +112,14 @@ def _measured(
             tables, schema, guess.sides, shared_time=not of_user, may_be_unrated="positive_above" not in options
         ),
     )
+
+
+def _without_own_counts(settings: Settings, composed: Settings) -> Settings:
+    """Return settings without the own counts that were composed for them, as overrides leave no repeats to rank."""
+    model = dict(_section(settings, "model"))
+    if model.get("own_counts") == _section(composed, "model").get("own_counts"):
+        model.pop("own_counts", None)
+    return {**settings, "model": model} if model else {key: s for key, s in settings.items() if key != "model"}
 
 
 def _is_guessed(override: str) -> bool:

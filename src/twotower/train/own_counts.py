@@ -62,7 +62,7 @@ def check_own_counts(dataset: Dataset, name: str, repeats: str) -> None:
             f"model.own_counts = '{name}' is no history of what users took (found: {', '.join(fits) or 'none'}); name a feature of "
             "kind 'sequence' of the users that holds ids of the items, or leave it out"
         )
-    if spec.interactions == "all" and not dataset.train.labels.all():
+    if spec.interactions == "all" and not dataset.pairs.labels.all():
         fits = [h.name for h in schema.histories("user") if not (h.feature or h.codes) and h.interactions == "positive"]
         raise ConfigError(
             f"model.own_counts = '{name}' holds all interactions, so that what a user disliked would count as taken; set interactions = "
@@ -126,6 +126,7 @@ class OwnCountsFit:
                 "each user scores all items alike" if self._shares.any() else "no user takes an item again in training"
             )
             log.warning(f"model.own_counts fits nothing, and adds nothing: {why}")
+            self._own.weights.zero_()
             return
         tried = dict[tuple[float, Recency], float]()
 
