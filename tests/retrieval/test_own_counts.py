@@ -56,7 +56,11 @@ class Shop:
         return [i for i in order if among is None or i in among][:K]
 
 
-@pytest.fixture(scope="module", params=[Exact(), Hnsw(min_recall=1.0)], ids=["exact", "hnsw"])
+@pytest.fixture(
+    scope="module",
+    params=[Exact(), pytest.param(Hnsw(min_recall=1.0), marks=pytest.mark.system)],
+    ids=["exact", "hnsw"],
+)
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shop:
     folder = tmp_path_factory.mktemp("shop")
     config = settings(
