@@ -55,9 +55,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def trained(dataset: Dataset, moved: float = 0.3, **model: Any) -> TwoTower:
-    """A model whose every parameter has moved from where it began."""
+    """A model whose every parameter has moved from where it began, the same in every order of the tests."""
+    torch.manual_seed(0)
     made = TwoTower(settings(model=model).model, dataset.encoders.fields("user"), dataset.encoders.fields("item"))
-    torch.manual_seed(1)
     with torch.no_grad():
         for p in made.parameters():
             p.add_(torch.randn_like(p) * moved)
@@ -407,7 +407,7 @@ def test_the_weights_of_the_gates_are_those_of_the_model(
         assert np.array_equal(vectors, exported(given))
         for (info, by_model), by_onnx in zip(wanted, got, strict=True):
             assert by_onnx.shape == by_model.shape == (len(vectors), len(info.fields))
-            np.testing.assert_allclose(by_onnx, by_model, rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(by_onnx, by_model, rtol=1e-6)
             assert by_onnx.std() > 0
         assert [w.shape[0] for w in exported.explain({n: x[:0] for n, x in given.items()})[1]] == [0] * len(got)
 
