@@ -133,6 +133,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "weighed last": (
+        "blend",
+        {
+            "loss": SOFTMAX,
+            "negatives": {"full": True},
+            "train": {
+                "start": [{"kind": "ials", "pair": 1, "learn": False, "blend": [0.0, 0.1, 1.0]}],
+                "lr": 0.1,  # a larger one makes rounding grow
+            },
+            "model": {
+                "similarity": "dot",
+                "pairs": [
+                    {"user": {"fields": [n], "layers": []}, "item": {"fields": ["item_id"], "layers": []}}
+                    for n in ("two", "one")
+                ],
+            },
+        },
+    ),
     "own counts": (
         "replayed",
         {

@@ -193,7 +193,7 @@ def _train(
         return done
     best = None
     # Earlier epochs of a resumed run may be measured by other settings of `evaluation`, and what is fitted to validation comes after the last one.
-    if not resumed and not config.model.is_fitted_last:
+    if not resumed and not config.is_fitted_last:
         best = next((e for e in trained.history if e["epoch"] == trained.metrics["train.best_epoch"]), None)
     factors_of: Callable[[int], Scorer] = lru_cache(1)(done.factors_during)  # the report shows those of the test part
     metrics = evaluate_model(factors_of, dataset, config.evaluation, best) | trained.metrics

@@ -336,8 +336,15 @@ def test_columns_of_users_stand_beside_an_order() -> None:
     users = pl.DataFrame({"user_id": range(400), "club": [f"club {u % 3}" for u in range(400)]})
     found = suggest(actions, users)
     assert found.recipe == "sequence-short"
-    assert {f.name for f in found.schema.side("user")} == {"means", "order", "club"}
-    assert [pair.user.fields for pair in found.config.model.pairs] == [(), ("means",), (), ("means",)]
+    assert {f.name for f in found.schema.side("user")} == {"tastes", "means", "order", "club"}
+    narrow = ("means", "order", "club")
+    assert [pair.user.fields for pair in found.config.model.pairs] == [
+        narrow,
+        ("means",),
+        narrow,
+        ("means",),
+        ("tastes",),
+    ]
     data = build_dataset(check(users, None, actions, found.schema), found.schema, found.config.split)
     Trainer(data, of_one_epoch(found.config))
     weak = actions.with_columns(
@@ -437,7 +444,8 @@ def test_own_counts_need_validation_and_a_loss_of_rankings() -> None:
     labelled = of((None, None, with_label(again, 0.4)), recipe="sequence-long")
     liked = {f.name for f in labelled.schema.features if f.history and f.history.interactions == "positive"}
     assert labelled.config.model.own_counts in liked, "not all that they met"
-    assert not of((None, None, with_label(again, 0.4)), recipe="sequence-short").config.model.own_counts
+    short = of((None, None, with_label(again, 0.4)), recipe="sequence-short")
+    assert short.config.model.own_counts == "tastes"
 
 
 @pytest.mark.parametrize(("again", "kind"), [(0, "random"), (1000, "time")])
@@ -817,6 +825,14 @@ def test_without_a_validation_part_nothing_is_left_to_it(tmp_path: Path) -> None
     items.write_csv(tmp_path / "items.csv")
     assert not suggest(tmp_path, recipe="cold-start").config.model.cold_item_bias
     assert len(start.alternatives()) == 1
+
+
+def test_without_a_validation_part_no_pair_is_weighed_after_the_last_epoch() -> None:
+    found = suggest(log(length=8), recipe="sequence-short", overrides=["split.validation=0"])
+    assert not found.config.train.start
+    assert "no validation part chooses its weight" in found.text
+    assert len(found.config.model.pairs) == 4
+    assert {f.name for f in found.schema.side("user")} == {"means", "order"}
 
 
 @pytest.mark.parametrize("recipe", ["collaborative", "ranking"])

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from worlds import settings
 
+from twotower import api
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.splits import VALIDATION
 from twotower.data.tables import check
-from twotower.errors import ConfigError, TrainingError
+from twotower.errors import ConfigError, Interrupted, TrainingError
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
@@ -186,3 +192,126 @@ def test_several_weights_need_a_validation_part() -> None:
     with pytest.raises(ConfigError, match="chooses among several values of blend on the validation part"):
         Trainer(log(1.0, validates=False), config([0.0, 1.0]))
     Trainer(log(1.0, validates=False), config([0.5])).run()
+
+
+def beside_trained(pairs: str, place: int, blend: list[float] | None, epochs: int = 3, **train: Any) -> Config:
+    """One or two pairs that are trained, and with `blend` a pair number `place` that starts by `ials` and is weighed after the last epoch."""
+    item = {"fields": ["item_id"], "layers": []}
+    trained = {"user": {"fields": ["two"], "layers": [], "width": 1}, "item": item | {"width": 1}}
+    others = [trained] * (1 if pairs == "together" else 2)
+    starts = list[dict[str, Any]]()
+    if blend is not None:
+        others.insert(place, {"user": {"fields": ["one"], "layers": []}, "item": item})
+        starts.append({"kind": "ials", "pair": place, "learn": False, "blend": blend, "regularization": [0.001]})
+    return settings(
+        model={"width": 8, "similarity": "dot", "bias": pairs == "together", "temperature": 1.0, "pairs": others},
+        loss={"kind": "softmax"},
+        negatives={"full": True, "mask_positives": False},
+        train={
+            "epochs": epochs,
+            "lr": 0.05,
+            "batch_size": 64,
+            "pairs": pairs,
+            "start": starts,
+            "monitor": "validation.ndcg@5",
+        }
+        | {"device": "cpu"}
+        | train,
+    )
+
+
+def solved(data: Dataset) -> np.ndarray:
+    """The scores of the pair that is weighed last, as if it were alone."""
+    alone = config(None, bias=False).model_dump(mode="json")
+    alone["model"] |= {
+        "width": 8,
+        "pairs": [{"user": {"fields": ["one"], "layers": []}, "item": {"fields": ["item_id"], "layers": []}}],
+    }
+    alone["train"]["start"] = [{"kind": "ials", "regularization": [0.001]}]
+    return scores(data, Config.model_validate(alone))
+
+
+@pytest.mark.parametrize(("pairs", "place"), [("together", 0), ("together", 1), ("apart", 0), ("apart", 2)])
+def test_a_pair_beside_trained_ones_is_weighed_after_the_last_epoch(
+    pairs: str, place: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, given = log(1.0), [0.0, 0.3, 1.0]
+    trained, once = (scores(data, beside_trained(pairs, place, [weight])) for weight in (0.0, 1.0))
+    own, beside = solved(data), once - trained
+    assert math.sqrt((beside**2).mean()) == pytest.approx(math.sqrt((trained**2).mean()), rel=1e-3)
+    np.testing.assert_allclose(beside * math.sqrt((own**2).mean() / (beside**2).mean()), own, atol=2e-3)
+    with caplog.at_level(logging.INFO, "twotower"):
+        trainer = Trainer(data, beside_trained(pairs, place, given))
+        done = trainer.run()
+    asked = [line.split("blend = ")[1].split(": ") for line in caplog.messages if "beside those before it" in line]
+    tried = {float(weight): float(metric.split(" = ")[1]) for weight, metric in asked}
+    assert [*tried][: len(given)] == given
+    assert tried[0.0] == pytest.approx(trainer.best.score, abs=1e-4)
+    best = max(tried, key=lambda w: tried[w])
+    assert tried[best] > tried[0.0]
+    assert f", blend = {best:g}" in "".join(caplog.messages)
+    found: Factors = factors_before(done.model.eval(), data, VALIDATION)
+    final = (found.users @ found.items.T).double().numpy()
+    np.testing.assert_allclose(final - trained, beside * best, atol=1e-3)
+    if place:  # the others begin by the numbers that they would draw without it
+        without = Trainer(data, beside_trained(pairs, place, None)).run()
+        for mine, theirs in zip(done.history, without.history, strict=True):
+            assert mine["validation.ndcg@5"] == theirs["validation.ndcg@5"]
+            assert mine["train.loss"] == theirs["train.loss"]
+
+
+def test_metrics_of_validation_are_of_the_model_with_what_is_weighed_last() -> None:
+    data = log(1.0)
+    run = api.fit(data, data.schema, beside_trained("together", 1, [0.0, 0.3, 1.0]))
+    last = max(epoch["validation.ndcg@5"] for epoch in run.history)
+    assert run.metrics["validation.ndcg@5"] > last
+    found = evaluate_part(run.factors_during(VALIDATION), run.dataset, VALIDATION, run.config.evaluation)
+    assert run.metrics["validation.ndcg@5"] == found["ndcg@5"]
+
+
+def test_fault_B2_a_signal_ends_the_weighing_after_the_last_epoch_and_a_later_call_goes_on(tmp_path: Path) -> None:
+    data, of = log(1.0), beside_trained("apart", 2, [0.0, 0.3, 1.0])
+
+    class Press(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "blend = 0.3: " in record.getMessage():
+                os.kill(os.getpid(), signal.SIGINT)
+
+    told = logging.getLogger("twotower")
+    told.setLevel(logging.INFO)
+    told.addHandler(press := Press(logging.INFO))
+    try:
+        with pytest.raises(Interrupted, match=r"stopped after the last step; a checkpoint is written; go on: `fit"):
+            api.fit(data, data.schema, of, folder=tmp_path / "run")
+    finally:
+        told.removeHandler(press)
+        told.setLevel(logging.NOTSET)
+    again = api.fit(data, data.schema, of, folder=tmp_path / "run", resume=True)
+    once = api.fit(data, data.schema, of)
+    for (name, mine), theirs in zip(again.model.named_parameters(), once.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def test_what_is_weighed_last_needs_a_score_that_no_context_changes() -> None:
+    data = log(1.0)
+    rows = [
+        (user, (user + n) % 6, n, part)
+        for user in range(9)
+        for n, part in enumerate(("train", "train", "validation", "test"))
+    ]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "hour", "part"], orient="row")
+    schema = data.schema.model_copy(
+        update={"features": (*data.schema.features, Categorical(name="hour", side="context"))}
+    )
+    with_context = build_dataset(check(None, None, frame, schema), schema, SplitConfig(kind="column", column="part"))
+    with pytest.raises(
+        ConfigError, match="a weight beside trained pairs, and their vectors depend on the context; give scale"
+    ):
+        Trainer(with_context, beside_trained("apart", 2, [1.0]))
+
+
+def test_a_first_blend_that_learns_names_the_way_out() -> None:
+    sections = beside_trained("apart", 2, [1.0]).model_dump(mode="json")
+    sections["train"]["start"][0]["learn"] = True
+    with pytest.raises(ValueError, match="or set learn = false, which weighs it beside the trained pairs"):
+        Config.model_validate(sections)

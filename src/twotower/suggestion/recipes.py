@@ -78,8 +78,6 @@ class FittedRecipe:
         self.why: dict[int, str] = {}
         """Reason of a feature, by its place."""
         self.features = self._fit_features(settings, own)
-        if not any(f.side == "user" for f in own):
-            self._add_columns(of_users)
         model = settings.get("model", {})
         assert isinstance(model, Mapping)
         self.model: Settings = {**model}
@@ -89,6 +87,8 @@ class FittedRecipe:
                 for pair in pairs
                 if isinstance(pair, Mapping)
             ]
+        if not any(f.side == "user" for f in own):
+            self._add_columns(of_users)
 
     def drop_pair(self, number: int) -> None:
         """Leave out a pair of towers, and the features that it alone reads. A tower without `fields` reads all of its side."""
@@ -113,11 +113,19 @@ class FittedRecipe:
         return bool(wide)
 
     def _add_columns(self, of_users: Sequence[str]) -> None:
-        """Add columns of users, by name, which each tower of users without `fields` reads."""
-        for column in self.columns:
-            if column.options["side"] == "user" and column.column in of_users:
-                self.why[len(self.features)] = column.why
-                self.features.append({**column.options})
+        """Add columns of users, by name, which each tower of users without `fields` reads, and those that read the most fields."""
+        added = [c for c in self.columns if c.options["side"] == "user" and c.column in of_users]
+        for column in added:
+            self.why[len(self.features)] = column.why
+            self.features.append({**column.options})
+        pairs = self.model.get("pairs")
+        fields = (
+            [pair["user"]["fields"] for pair in pairs if "fields" in pair["user"]] if isinstance(pairs, list) else []
+        )
+        most = max(map(len, fields), default=0)
+        for names in fields:
+            if len(names) == most:
+                names += [str(column.options["name"]) for column in added]
 
     def _is_column(self, f: Feature) -> bool:
         """Return True for a feature of a column of the recipe's users or items that is no id."""

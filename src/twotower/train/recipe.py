@@ -68,7 +68,8 @@ class TrainConfig(Section):
         "score, as if it were alone; their summed score is that of an ensemble.",
     )
     start: tuple[Annotated[Start, STARTS], ...] = Field(
-        (), description="Closed-form values of pairs before the first step, each with its `kind`. Empty: random ones."
+        (),
+        description="Closed-form values of pairs before the first step, or of kept ones with `blend` after the last, each with its `kind`. Empty: random ones.",
     )
     shuffle: bool = Field(
         True,
@@ -175,11 +176,35 @@ class Recipe(Section):
 
     @property
     def trained_pairs(self) -> list[int] | None:
-        """Pairs whose vectors a step needs: without those that keep their start where pairs are trained apart; None: all."""
-        kept = {start.pair for start in self.train.start if not start.learn}
-        if self.train.pairs == "together" or not kept:
-            return None
-        return [pair for pair in range(len(self.model.pairs)) if pair not in kept]
+        """Pairs whose vectors a step needs: without those that are weighed last, and, where pairs are trained apart, those that keep their
+        start; None: all."""
+        starts = self.last_starts if self.train.pairs == "together" else self.train.start
+        return self._pairs_without([start for start in starts if not start.learn])
+
+    @property
+    def last_starts(self) -> list[Start]:
+        """Starts that are weighed beside pairs that are trained, and so have their values after the last epoch."""
+        return [s for s in self.train.start if s.blend and not s.learn] if self.train.epochs else []
+
+    @property
+    def first_starts(self) -> list[Start]:
+        """Starts that have their values before the first step."""
+        last = self.last_starts
+        return [start for start in self.train.start if start not in last]
+
+    @property
+    def pairs_of_epochs(self) -> list[int] | None:
+        """Pairs whose scores an epoch is measured by: without those that are weighed last; None: all."""
+        return self._pairs_without(self.last_starts)
+
+    @property
+    def is_fitted_last(self) -> bool:
+        """True if something is fitted to validation after the last epoch."""
+        return bool(self.model.is_fitted_last or self.last_starts)
+
+    def _pairs_without(self, starts: list[Start]) -> list[int] | None:
+        without = {start.pair for start in starts}
+        return [pair for pair in range(len(self.model.pairs)) if pair not in without] if without else None
 
     def _check_starts(self) -> None:
         """Raise ValueError if starts and pairs do not go together, or nothing is trained and nothing given."""
@@ -203,10 +228,11 @@ class Recipe(Section):
                 f"train.start of kind '{start.kind}' has blend, a weight of its pair, and {start.bias_weight}, which is of all pairs; leave "
                 f"{start.bias_weight} out, or name this start first, without blend"
             )
-        if starts and starts[0].blend:
+        if (first := self.first_starts) and first[0].blend:
+            out = ", or set learn = false, which weighs it beside the trained pairs" if self.train.epochs else ""
             raise ValueError(
-                f"train.start of kind '{starts[0].kind}' has blend, a weight beside pairs that start before it, and is the first; leave "
-                "it out, or name another start before it"
+                f"train.start of kind '{first[0].kind}' has blend, a weight beside pairs that start before it, and is the first; leave "
+                f"it out, or name another start before it{out}"
             )
         biased = [s for s in starts if s.bias_weight]
         if len(biased) > 1 and any(any(s.bias_weights) for s in biased):
@@ -219,7 +245,7 @@ class Recipe(Section):
                 f"train.start of kind '{kept[0].kind}' has learn = false, and its {kept[0].bias_weight} is a bias of the items, which is trained on; "
                 "set learn = true, or train.epochs = 0"
             )
-        if self.train.epochs and starts and {s.pair for s in starts if not s.learn} >= set(range(pairs)):
+        if self.train.epochs and {s.pair for s in starts if not s.learn} >= set(range(pairs)):
             raise ValueError(
                 "train.start has learn = false for every pair, so no epoch changes a weight; set train.epochs = 0, or learn = true"
             )

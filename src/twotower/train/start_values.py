@@ -1,10 +1,10 @@
-"""Values of the starts of a model: those that are best on validation, before the first step."""
+"""Values of the starts of a model: those that are best on validation, before the first step, or beside trained pairs after the last."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,14 +41,15 @@ class StartValues:
 
     def __init__(
         self, model: TwoTower, dataset: Dataset, recipe: Recipe, users: SideTensors, items: SideTensors,
-        context: DistributedContext, validation: Validation, check_stop: Callable[[], None],
+        context: DistributedContext, validation: Validation, check_stop: Callable[[], None], trained: Sequence[int] = (),
     ) -> None:  # fmt: skip
-        """`users` and `items` are the inputs of all rows. `check_stop` raises Interrupted if a rank is to stop."""
+        """`users` and `items` are the inputs of all rows. `check_stop` raises Interrupted if a rank is to stop. `trained` are pairs that have
+        their values, after the last epoch."""
         self.model, self.dataset, self.recipe = model, dataset, recipe
         self.users, self.items, self.context = users, items, context
         self.validation, self.check_stop = validation, check_stop
         self._evaluation = evaluation_of_search(recipe.evaluation, len(dataset.items))
-        self._filled = list[int]()
+        self._filled, self._keeps_biases = [*trained], bool(trained)
         """Pairs that have their values."""
         self._tried: tuple[Start, Factors] | None = None
         """The start that was solved last, by the weight 1 of its biases, and its vectors."""
@@ -134,7 +135,8 @@ class StartValues:
         if self.context.is_main and start.pair not in self._positives:
             self._positives[start.pair] = start.positives(self.dataset, self.model.config)
         found = self._positives.get(start.pair)
-        start_pair(self.model, start, self.dataset, found, self.recipe.train.seed, self.context)
+        seed, keeps_biases = self.recipe.train.seed, self._keeps_biases
+        start_pair(self.model, start, self.dataset, found, seed, self.context, keeps_biases)
 
     def _factors_of(self, start: Start, biases: float) -> Factors:
         """Return the vectors of a pair that starts so, alone, with a weight of its biases. Those of the start before are kept."""

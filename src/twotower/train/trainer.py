@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ from twotower.train.settled import settled
 from twotower.train.stacking import stack
 from twotower.train.start_values import StartValues, Validation
 from twotower.train.starts.search import evaluation_of_search, users_told
+from twotower.train.starts.start import scale_pair
 from twotower.train.stopping import BestWeights, StopSignals
 from twotower.train.weights import MovingAverage, Weights
 
@@ -96,6 +98,9 @@ class Trainer:
         self.objective: PointwiseObjective | ContrastiveObjective = (
             PointwiseObjective(loss, *parts) if loss.pointwise else ContrastiveObjective(loss, *parts)
         )
+        self._measured_pairs = recipe.pairs_of_epochs
+        for start in recipe.last_starts:
+            scale_pair(self.model, start.pair, 0.0)  # until it has its values
         steps = self.objective.steps_per_epoch
         self.optimizer = ModelOptimizer(self.model, config, steps, self.device, self.context, self.torchrec)
         self.weights = Weights(self.model, self.context, sharded=self.torchrec is not None)
@@ -119,13 +124,14 @@ class Trainer:
         """
         p, config = self.progress, self.recipe.train
         with self._signals.handled(), torch.random.fork_rng(devices=[]):
-            if config.start and not p.step:
+            if self.recipe.first_starts and not p.step:
                 self._begin()
             if self.checkpoints.has_changed:
                 self._measure_best_again()
             while p.epoch < config.epochs and not self.best.out_of_patience:
                 self._train_epoch(self.objective.sampler.epoch(p.epoch))
-        self.weights.load_state(self.best.weights)
+            self.weights.load_state(self.best.weights)
+            self._weigh_last()
         if self.recipe.model.stacking:
             stack(self.model, self._validation_scores, self.dataset, self.context)
         if self.recipe.model.own_counts:
@@ -146,7 +152,7 @@ class Trainer:
     def _begin(self) -> None:
         """Give the pairs with a start their values; as epoch 0 these may be the best weights."""
         started, config, values = time.perf_counter(), self.recipe.train, self._start_values()
-        for start in config.start:
+        for start in self.recipe.first_starts:
             values.fill(start)
         self.ema.restart()
         self.progress.seconds += time.perf_counter() - started
@@ -155,20 +161,35 @@ class Trainer:
                 f"started in {time.perf_counter() - started:.1f} s: {config.monitor} = {found[config.monitor]:.4f}"
             )
 
-    def _start_values(self) -> StartValues:
+    def _weigh_last(self) -> None:
+        """Give the pairs that are weighed beside trained ones their values and weights."""
+        if not self.recipe.last_starts:
+            return
+        started, values = time.perf_counter(), self._start_values(self._measured_pairs or ())
+        self._measured_pairs = None
+        for start in self.recipe.last_starts:
+            values.fill(start)
+        self.progress.seconds += time.perf_counter() - started
+
+    def _start_values(self, trained: Sequence[int] = ()) -> StartValues:
         parts = (self.dataset, self.recipe, self.objective.users, self.objective.items, self.context)
         metrics: Callable[[Factors, EvaluationConfig], dict[str, float]] = self._validation_metrics
         if self.recipe.model.own_counts:  # so that no value is chosen to tell what users take again
             own = OwnCountsFit(self.model, self.dataset)
             metrics = lambda factors, config: self._validation_metrics(own.beside(factors), config)  # noqa: E731
         validation = Validation(metrics, self.best.score_of)
-        return StartValues(self.model, *parts, validation, self._check_stop)
+        return StartValues(self.model, *parts, validation, self._check_stop, trained)
 
     def _check_stop(self) -> None:
-        """Raise Interrupted if a rank is to stop before the first step."""
+        """Raise Interrupted if a rank is to stop before the first step, or after the last."""
         if any(self.context.all_reduce_sum(float(self._signals.received))):
-            self.objective.detach_from_group()
-            raise Interrupted("stopped before the first step, and no checkpoint is written")
+            self._interrupt("the last step" if self.progress.step else "", bool(self.progress.step))
+
+    def _interrupt(self, step: str, has_saved: bool) -> NoReturn:
+        """Raise Interrupted after a step, an empty text for before the first."""
+        self.objective.detach_from_group()
+        saved = "a checkpoint is written" if has_saved and self.checkpoints.folder else "no checkpoint is written"
+        raise Interrupted(f"stopped after {step}; {saved}" if step else f"stopped before the first step, and {saved}")
 
     def _train_epoch(self, epoch: Epoch) -> None:
         p = self.progress
@@ -182,9 +203,7 @@ class Trainer:
             p.seconds += time.perf_counter() - started
             if self._stop or (self._signals.received and self.context.world_size == 1):
                 self._save()
-                self.objective.detach_from_group()
-                saved = "a checkpoint is written" if self.checkpoints.folder else "no checkpoint is written"
-                raise Interrupted(f"stopped after step {p.step}; {saved}")
+                self._interrupt(f"step {p.step}", has_saved=True)
             if self._checkpoint_due():
                 self._save()
         started = time.perf_counter()
@@ -328,7 +347,8 @@ class Trainer:
         own = own_scores(self.model, self.dataset, VALIDATION)
         if users.has_context:
             return replace(context_factors(self.model, users, items, self.dataset), own=own)
-        return replace(gathered_factors(self.model, users, items, self.context, self.torchrec), own=own)
+        pairs = self._measured_pairs
+        return replace(gathered_factors(self.model, users, items, self.context, self.torchrec, pairs), own=own)
 
     def resume(self, override: bool = False, checkpoint: Checkpoint | None = None) -> bool:
         """Go on from a checkpoint: the newest intact one of the folder, or the given one.

@@ -73,8 +73,8 @@ class Start(Kind):
     )
     blend: tuple[Weight, ...] = Field(
         (),
-        description="Weight of the pair's scores beside those of the pairs that start before it; both have the same root mean square at 1. 0 to 1000. Of several "
-        "values the best on validation, or one beside it that is better; 0 adds nothing. Empty: `scale` in its place.",
+        description="Weight of the pair's scores beside those of the pairs that start before it, and with learn = false of those that are trained, after the last epoch; both have the same "
+        "root mean square at 1. 0 to 1000. Of several values the best on validation, or one beside it that is better; 0 adds nothing. Empty: `scale` in its place.",
     )
 
     def alternatives(self) -> list[Start]:
@@ -241,9 +241,11 @@ class Start(Kind):
 
 
 def start_pair(
-    model: TwoTower, start: Start, dataset: Dataset, positives: PositiveMatrix | None, seed: int, context: DistributedContext
+    model: TwoTower, start: Start, dataset: Dataset, positives: PositiveMatrix | None, seed: int, context: DistributedContext,
+    keeps_biases: bool = False,
 ) -> None:  # fmt: skip
-    """Overwrite the pair of a start with its values, those of rank 0 on all ranks. `positives` are those of the start, on rank 0."""
+    """Overwrite the pair of a start with its values, those of rank 0 on all ranks. `positives` are those of the start, on rank 0. The
+    biases of the items stay where `keeps_biases` says that they are trained."""
     user, item = (model.towers(side)[start.pair].embeddings for side in SIDES)
     history, target = user.fields[0], item.fields[0]
     pools = start.fields(dataset, model.config)[0].pools
@@ -261,7 +263,7 @@ def start_pair(
         _write(user.rows_of(history.name), found.source)
         if history.share_with != target.name:
             _write(item.rows_of(target.name), found.target * start.scale)
-        if start.bias_weight and model.config.bias:
+        if start.bias_weight and model.config.bias and not keeps_biases:
             biases = model.item_bias.rows_of(target.name)
             _write(
                 biases, torch.zeros_like(biases) if found.item_bias is None else found.item_bias[:, None] * start.scale
