@@ -569,8 +569,7 @@ def test_a_pair_without_weight_beside_another_is_named(tmp_path: Path) -> None:
         texts = unused(diagnose(run))
         assert [*texts] == ([] if weight else ["two"])
         assert all(
-            "its pair, number 1, has the weight 0 beside the pairs before (train.start's blend)" in t
-            for t in texts.values()
+            "its pair, number 1, has the weight 0 beside the others (train.start's blend)" in t for t in texts.values()
         )
 
 

@@ -1,5 +1,6 @@
 from argparse import Namespace
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -153,6 +154,7 @@ def made_columns(n_users: int, n_items: int) -> Log:
     return Log(log, users)
 
 
+@cache
 def made_groceries(n_users: int, n_items: int, baskets: float = 20, again: float = 0.6) -> Log:
     """Return made data: baskets of some six goods. `again` of the rows are goods that the user bought before, the often and lately
     bought ones most likely; the others are popular goods of the user's tastes, and half of all goods are bought once."""

@@ -21,6 +21,7 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.splits import VALIDATION
 from twotower.data.tables import check
+from twotower.diagnostics import diagnose
 from twotower.errors import ConfigError, Interrupted, TrainingError
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.part_evaluation import evaluate_part
@@ -75,7 +76,10 @@ def config(blend: list[float] | None, bias: bool = True, **second: Any) -> Confi
 
 
 def scores(data: Dataset, chosen: Config) -> np.ndarray:
+    """The scores of all users and items, without a bias of the users, which no ranking sees."""
     found: Factors = factors_before(Trainer(data, chosen).run().model.eval(), data, VALIDATION)
+    if chosen.model.bias:
+        found.users[:, -2] = 0
     return (found.users @ found.items.T).double().numpy()
 
 
@@ -141,7 +145,7 @@ def changed(first: dict[str, Any], second: dict[str, Any]) -> Config:
         (
             {"blend": [1.0], "popularity": [0.0]},
             {},
-            "has blend, a weight beside pairs that start before it, and is the first; leave it out",
+            "has blend, a weight beside pairs that start before it, and is the first of those before the first step; leave it out",
         ),
     ],
 )
@@ -243,7 +247,7 @@ def test_a_pair_beside_trained_ones_is_weighed_after_the_last_epoch(
     with caplog.at_level(logging.INFO, "twotower"):
         trainer = Trainer(data, beside_trained(pairs, place, given))
         done = trainer.run()
-    asked = [line.split("blend = ")[1].split(": ") for line in caplog.messages if "beside those before it" in line]
+    asked = [line.split("blend = ")[1].split(": ") for line in caplog.messages if "beside the trained ones" in line]
     tried = {float(weight): float(metric.split(" = ")[1]) for weight, metric in asked}
     assert [*tried][: len(given)] == given
     assert tried[0.0] == pytest.approx(trainer.best.score, abs=1e-4)
@@ -251,6 +255,8 @@ def test_a_pair_beside_trained_ones_is_weighed_after_the_last_epoch(
     assert tried[best] > tried[0.0]
     assert f", blend = {best:g}" in "".join(caplog.messages)
     found: Factors = factors_before(done.model.eval(), data, VALIDATION)
+    if pairs == "together":
+        found.users[:, -2] = 0
     final = (found.users @ found.items.T).double().numpy()
     np.testing.assert_allclose(final - trained, beside * best, atol=1e-3)
     if place:  # the others begin by the numbers that they would draw without it
@@ -269,12 +275,12 @@ def test_metrics_of_validation_are_of_the_model_with_what_is_weighed_last() -> N
     assert run.metrics["validation.ndcg@5"] == found["ndcg@5"]
 
 
-def test_fault_B2_a_signal_ends_the_weighing_after_the_last_epoch_and_a_later_call_goes_on(tmp_path: Path) -> None:
-    data, of = log(1.0), beside_trained("apart", 2, [0.0, 0.3, 1.0])
+def interrupted_at(text: str, data: Dataset, chosen: Config, folder: Path) -> None:
+    """Train into a folder, and send SIGINT when a line with this text is logged."""
 
     class Press(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if "blend = 0.3: " in record.getMessage():
+            if text in record.getMessage():
                 os.kill(os.getpid(), signal.SIGINT)
 
     told = logging.getLogger("twotower")
@@ -282,14 +288,69 @@ def test_fault_B2_a_signal_ends_the_weighing_after_the_last_epoch_and_a_later_ca
     told.addHandler(press := Press(logging.INFO))
     try:
         with pytest.raises(Interrupted, match=r"stopped after the last step; a checkpoint is written; go on: `fit"):
-            api.fit(data, data.schema, of, folder=tmp_path / "run")
+            api.fit(data, data.schema, chosen, folder=folder)
     finally:
         told.removeHandler(press)
         told.setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize(("text", "blend"), [("blend = 0.3: ", [0.0, 0.3, 1.0]), ("by ials: ", [1.0])])
+def test_fault_B2_a_signal_ends_the_weighing_after_the_last_epoch_and_a_later_call_goes_on(
+    text: str, blend: list[float], tmp_path: Path
+) -> None:
+    data, of = log(1.0), beside_trained("apart", 2, blend)
+    interrupted_at(text, data, of, tmp_path / "run")
+    stopped = api.load(tmp_path / "run")
+    assert stopped.unfinished.endswith("; train.start weighs pair 2 after the last")
+    assert not any("has no effect" in finding.text for finding in diagnose(stopped))
     again = api.fit(data, data.schema, of, folder=tmp_path / "run", resume=True)
     once = api.fit(data, data.schema, of)
     for (name, mine), theirs in zip(again.model.named_parameters(), once.model.parameters(), strict=True):
         assert torch.equal(mine, theirs), name
+
+
+def test_a_checkpoint_of_a_pair_that_is_weighed_last_is_none_of_one_that_starts_first(tmp_path: Path) -> None:
+    data, of = log(1.0), beside_trained("apart", 2, [1.0])
+    interrupted_at("by ials: ", data, of, tmp_path / "run")
+    sections = of.model_dump(mode="json")
+    sections["train"]["start"][0] |= {"blend": [], "scale": 0.5}
+    with pytest.raises(
+        TrainingError, match="the checkpoint is of a training that gives them after the last; leave its blend"
+    ):
+        api.fit(data, data.schema, Config.model_validate(sections), folder=tmp_path / "run", resume=True, override=True)
+
+
+def test_a_pair_for_which_nothing_can_be_solved_costs_no_training(caplog: pytest.LogCaptureFixture) -> None:
+    of = beside_trained("apart", 2, [1.0]).model_dump(mode="json")
+    of["model"]["pairs"][2] = {"user": {"fields": ["two"], "layers": []}, "item": {"fields": ["item_id"], "layers": []}}
+    of["train"]["start"] = [{"kind": "ease", "pair": 2, "learn": False, "blend": [1.0]}]
+    trainer = Trainer(single(), Config.model_validate(of))
+    trainer.run()
+    items = trainer.model.item_vectors(trainer.objective.items.take(np.arange(6)))
+    assert items[:, :2].any()
+    assert not items[:, 2:].any()
+    (told,) = [record for record in caplog.records if "finds no user of two positive items" in record.getMessage()]
+    assert told.levelno == logging.WARNING
+
+
+def test_the_unit_is_of_what_ranks(caplog: pytest.LogCaptureFixture) -> None:
+    """A bias of the users, which a loss of labels trains, is in every score of theirs."""
+    data = log(1.0)
+    sections = beside_trained("together", 1, [1.0]).model_dump(mode="json")
+    sections |= {"loss": {"kind": "bce"}, "negatives": {"random": 3}}
+    with caplog.at_level(logging.WARNING, "twotower"):
+        trainer = Trainer(data, Config.model_validate(sections))
+    assert (
+        "the weight of train.start (blend) is fitted to validation.ndcg@5: the logits are no longer those"
+        in caplog.text
+    )
+    found: Factors = factors_before(trainer.run().model.eval(), data, VALIDATION)
+    own, others = trainer.model.parts_of_pairs()[1], torch.ones(found.users.shape[1], dtype=torch.bool)
+    others[own] = False
+    assert found.users[:, -2].abs().max() > 0.05
+    others[-2] = False
+    mine, theirs = (found.users[:, of] @ found.items[:, of].T for of in (own, others))
+    assert float(mine.square().mean()) == pytest.approx(float(theirs.square().mean()), rel=1e-3)
 
 
 def test_what_is_weighed_last_needs_a_score_that_no_context_changes() -> None:

@@ -213,10 +213,12 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
     field = next(f for f in data.encoders.fields(side) if f.name == name)
     readers = [n for n, tower in enumerate(model.towers(side)) if (field.beside or name) in tower.field_names]
     towers = [model.towers(side)[n] for n in readers]
+    if readers and {start.pair for start in context.config.last_starts if context.run.unfinished} >= {*readers}:
+        return ""  # it has its weight after the last epoch
     if readers and all(_adds_nothing(context, pair) for pair in readers):
         of = f"its pair, number {readers[0]}, has" if len(readers) == 1 else f"its pairs, numbers {readers}, have"
         return (
-            f"has no effect: {of} the weight 0 beside the pairs before (train.start's blend). Vectors are shorter without that pair, "
+            f"has no effect: {of} the weight 0 beside the others (train.start's blend). Vectors are shorter without that pair, "
             "its start and the feature."
         )
     if not towers:

@@ -59,6 +59,7 @@ class StoppedTraining:
             progress.metrics(best.epoch),
             f"{'in training' if running else 'stopped'} after epoch {progress.epoch} of {config.train.epochs}; "
             f"the best is epoch {best.epoch}"
+            + "".join(f"; train.start weighs pair {start.pair} after the last" for start in config.last_starts)
             + ("; model.stacking weighs its terms after the last" if config.model.stacking else "")
             + "".join(
                 f"; model.{option} is fitted after the last"

@@ -58,13 +58,15 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         )
     if recipe.model.own_counts:
         check_own_counts(dataset, recipe.model.own_counts, recipe.evaluation.repeats)
-        if recipe.loss.pointwise and not isinstance(
-            recipe.evaluation.metric_set.find(recipe.train.monitor), PairMetric
-        ):
-            log.warning(
-                f"model.own_counts is fitted to {recipe.train.monitor}: the logits are no longer those of the labels that loss.kind = "
-                f"'{recipe.loss.kind}' learns, and log_loss says nothing; set train.monitor = 'validation.log_loss' to keep them so"
-            )
+    fitted = ["model.own_counts"] * bool(recipe.model.own_counts)
+    if recipe.last_starts and not recipe.model.stacking:  # which calibrates them
+        fitted.append("the weight of train.start (blend)")
+    of_pairs = isinstance(recipe.evaluation.metric_set.find(recipe.train.monitor), PairMetric)
+    if fitted and recipe.loss.pointwise and not of_pairs:
+        log.warning(
+            f"{' and '.join(fitted)} {'are' if len(fitted) > 1 else 'is'} fitted to {recipe.train.monitor}: the logits are no longer those of the labels that loss.kind = "
+            f"'{recipe.loss.kind}' learns, and log_loss says nothing; set train.monitor = 'validation.log_loss' to keep them so"
+        )
     for start in recipe.train.start:
         start.check(dataset, recipe.model)
     if recipe.last_starts and dataset.schema.side("context"):

@@ -231,8 +231,8 @@ class Recipe(Section):
         if (first := self.first_starts) and first[0].blend:
             out = ", or set learn = false, which weighs it beside the trained pairs" if self.train.epochs else ""
             raise ValueError(
-                f"train.start of kind '{first[0].kind}' has blend, a weight beside pairs that start before it, and is the first; leave "
-                f"it out, or name another start before it{out}"
+                f"train.start of kind '{first[0].kind}' has blend, a weight beside pairs that start before it, and is the first of those before "
+                f"the first step; leave it out, or name another start before it{out}"
             )
         biased = [s for s in starts if s.bias_weight]
         if len(biased) > 1 and any(any(s.bias_weights) for s in biased):

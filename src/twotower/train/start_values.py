@@ -49,23 +49,24 @@ class StartValues:
         self.users, self.items, self.context = users, items, context
         self.validation, self.check_stop = validation, check_stop
         self._evaluation = evaluation_of_search(recipe.evaluation, len(dataset.items))
-        self._filled, self._keeps_biases = [*trained], bool(trained)
+        self._filled = [*trained]
         """Pairs that have their values."""
+        self._trained = bool(trained)
         self._tried: tuple[Start, Factors] | None = None
         """The start that was solved last, by the weight 1 of its biases, and its vectors."""
         self._positives = dict[int, PositiveMatrix]()
         """Positives of the start of a pair while its values are tried; on rank 0."""
 
     def fill(self, start: Start) -> None:
-        """Overwrite the pair of a start with the values that are best. A pair that may have the weight 0 beside others, and for which
-        nothing can be solved, has it. Raises TrainingError if no values are finite, and what `check_stop` raises."""
+        """Overwrite the pair of a start with the values that are best. A pair for which nothing can be solved has the weight 0, if it may
+        have it beside others, or others are trained already. Raises TrainingError if no values are finite, and what `check_stop` raises."""
         found, weight = self.best(start), 0.0
         try:
             self._start(found)
         except TrainingError as e:
-            if 0 not in start.blend:
+            if 0 not in start.blend and not self._trained:
                 raise
-            log.info(str(e))
+            (log.info if 0 in start.blend else log.warning)(str(e))
             scale_pair(self.model, start.pair, 0.0)
         else:
             weight = self._blend(found) if found.blend else 1.0
@@ -110,7 +111,10 @@ class StartValues:
         """Give a pair that has started the weight that is best beside the pairs before it, and return the weight."""
         pairs, monitor = [*self._filled, start.pair], self.recipe.train.monitor
         every, part = self._factors(pairs), self.model.parts_of_pairs(pairs)[-1]
-        unit: float = self.context.broadcast(_unit(every, part))
+        unit: float = self.context.broadcast(
+            _unit(_without_user_bias(every) if self.model.config.bias else every, part)
+        )
+        others = "the trained ones" if self._trained else "those before it"
         items, own = every.items.clone(), every.items[:, part] * unit
 
         def score(weight: float) -> float:
@@ -119,7 +123,7 @@ class StartValues:
             found = self._metrics(Factors(every.users, items))
             value = self.validation.score_of(found)
             log.info(
-                f"start of pair {start.pair} by {start.kind}, beside those before it: blend = {weight:g}: {monitor} = {found[monitor]:.4f}"
+                f"start of pair {start.pair} by {start.kind}, beside {others}: blend = {weight:g}: {monitor} = {found[monitor]:.4f}"
                 f"{self._told}"
             )
             return value
@@ -135,8 +139,9 @@ class StartValues:
         if self.context.is_main and start.pair not in self._positives:
             self._positives[start.pair] = start.positives(self.dataset, self.model.config)
         found = self._positives.get(start.pair)
-        seed, keeps_biases = self.recipe.train.seed, self._keeps_biases
-        start_pair(self.model, start, self.dataset, found, seed, self.context, keeps_biases)
+        start_pair(
+            self.model, start, self.dataset, found, self.recipe.train.seed, self.context, keeps_biases=self._trained
+        )
 
     def _factors_of(self, start: Start, biases: float) -> Factors:
         """Return the vectors of a pair that starts so, alone, with a weight of its biases. Those of the start before are kept."""
@@ -149,10 +154,30 @@ class StartValues:
         if not self.model.config.bias:
             return found
         own = biases if start.bias_weight else 0.0  # without those of another start
-        return replace(found, items=torch.cat([found.items[:, :-1], found.items[:, -1:] * own], 1))
+        items = torch.cat([found.items[:, :-1], found.items[:, -1:] * own], 1)
+        return replace(_without_user_bias(found), items=items)
 
     def _factors(self, pairs: list[int]) -> Factors:
         return gathered_factors(self.model, self.users, self.items, self.context, pairs=pairs)
+
+
+def check_started(model: TwoTower, recipe: Recipe) -> None:
+    """Raise TrainingError if a pair that no step trains lacks its values after the first step: a checkpoint that is resumed under other
+    settings may hold it as one that is weighed after the last."""
+    for start in recipe.first_starts:
+        items = model.towers("item")[start.pair].embeddings
+        if not (start.learn or start.blend or items.rows_of(items.fields[0].name).any()):
+            raise TrainingError(
+                f"train.start of pair {start.pair} has its values before the first step, and the checkpoint is of a training that gives them "
+                "after the last; leave its blend as it was, or train anew"
+            )
+
+
+def _without_user_bias(factors: Factors) -> Factors:
+    """Return factors with columns of biases, without that of the users, which no ranking sees."""
+    users = factors.users.clone()
+    users[:, -2] = 0
+    return replace(factors, users=users)
 
 
 def _unit(factors: Factors, part: slice) -> float:

@@ -47,7 +47,7 @@ from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
 from twotower.train.stacking import stack
-from twotower.train.start_values import StartValues, Validation
+from twotower.train.start_values import StartValues, Validation, check_started
 from twotower.train.starts.search import evaluation_of_search, users_told
 from twotower.train.starts.start import scale_pair
 from twotower.train.stopping import BestWeights, StopSignals
@@ -127,6 +127,7 @@ class Trainer:
             if self.recipe.first_starts and not p.step:
                 self._begin()
             if self.checkpoints.has_changed:
+                check_started(self.model, self.recipe)
                 self._measure_best_again()
             while p.epoch < config.epochs and not self.best.out_of_patience:
                 self._train_epoch(self.objective.sampler.epoch(p.epoch))
@@ -168,7 +169,9 @@ class Trainer:
         started, values = time.perf_counter(), self._start_values(self._measured_pairs or ())
         self._measured_pairs = None
         for start in self.recipe.last_starts:
+            self._check_stop()
             values.fill(start)
+        self._check_stop()
         self.progress.seconds += time.perf_counter() - started
 
     def _start_values(self, trained: Sequence[int] = ()) -> StartValues:
@@ -183,13 +186,13 @@ class Trainer:
     def _check_stop(self) -> None:
         """Raise Interrupted if a rank is to stop before the first step, or after the last."""
         if any(self.context.all_reduce_sum(float(self._signals.received))):
-            self._interrupt("the last step" if self.progress.step else "", bool(self.progress.step))
+            self._interrupt("after the last step" if self.progress.step else "before the first step")
 
-    def _interrupt(self, step: str, has_saved: bool) -> NoReturn:
-        """Raise Interrupted after a step, an empty text for before the first."""
+    def _interrupt(self, when: str) -> NoReturn:
+        """Raise Interrupted. Every step but the first has a checkpoint before it, if there is a folder for them."""
         self.objective.detach_from_group()
-        saved = "a checkpoint is written" if has_saved and self.checkpoints.folder else "no checkpoint is written"
-        raise Interrupted(f"stopped after {step}; {saved}" if step else f"stopped before the first step, and {saved}")
+        has_saved = self.progress.step and self.checkpoints.folder
+        raise Interrupted(f"stopped {when}; {'a' if has_saved else 'no'} checkpoint is written")
 
     def _train_epoch(self, epoch: Epoch) -> None:
         p = self.progress
@@ -203,7 +206,7 @@ class Trainer:
             p.seconds += time.perf_counter() - started
             if self._stop or (self._signals.received and self.context.world_size == 1):
                 self._save()
-                self._interrupt(f"step {p.step}", has_saved=True)
+                self._interrupt(f"after step {p.step}")
             if self._checkpoint_due():
                 self._save()
         started = time.perf_counter()

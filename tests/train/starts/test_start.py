@@ -946,9 +946,7 @@ def test_fault_B2_a_signal_ends_the_choice_of_values_and_a_later_call_begins_ane
     try:
         with (
             caplog.at_level(logging.INFO, "twotower"),
-            pytest.raises(
-                Interrupted, match=r"stopped before the first step, and no checkpoint is written; go on: `fit"
-            ),
+            pytest.raises(Interrupted, match=r"stopped before the first step; no checkpoint is written; go on: `fit"),
         ):
             api.fit(data, data.schema, of, folder=tmp_path / "run")
     finally:

@@ -48,7 +48,7 @@ class PairValues:
 
 
 class Start(Kind):
-    """Values that a pair of towers has before the first step, in closed form from the training positives and their weights.
+    """Values that a pair of towers has before the first step, or, weighed beside trained pairs, after the last, in closed form from the training positives and their weights.
 
     The pair's user tower reads one history of item ids and its item tower the item's id, both without layers, so its first
     score is that of the closed form, for users without any training too. An unknown item gets zeros.
