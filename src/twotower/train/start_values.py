@@ -19,7 +19,14 @@ from twotower.model.two_tower import TwoTower
 from twotower.train.factors import gathered_factors
 from twotower.train.recipe import Recipe
 from twotower.train.starts.positives import PositiveMatrix
-from twotower.train.starts.search import best_weight, evaluation_of_search, search, users_told
+from twotower.train.starts.search import (
+    MAX_SCORES,
+    SCORES_BESIDE,
+    best_weight,
+    evaluation_of_search,
+    search,
+    users_told,
+)
 from twotower.train.starts.start import Start, scale_pair, start_pair
 
 log = logging.getLogger(__name__)
@@ -48,7 +55,8 @@ class StartValues:
         self.model, self.dataset, self.recipe = model, dataset, recipe
         self.users, self.items, self.context = users, items, context
         self.validation, self.check_stop = validation, check_stop
-        self._evaluation = evaluation_of_search(recipe.evaluation, len(dataset.items))
+        scores = SCORES_BESIDE if trained else MAX_SCORES
+        self._evaluation = evaluation_of_search(recipe.evaluation, len(dataset.items), scores)
         self._filled = [*trained]
         """Pairs that have their values."""
         self._trained = bool(trained)
@@ -80,7 +88,7 @@ class StartValues:
     def best(self, start: Start) -> Start:
         """Return the start with the values that are best. May overwrite its pair."""
         is_open = len(start.alternatives()) > 1 and start.has_choice(self.dataset, self.model.config)
-        found = search(start, self.score) if is_open else start.alternatives()[0]
+        found = search(start, self.score, is_fine=not self._trained) if is_open else start.alternatives()[0]
         if len(set(found.bias_weights)) > 1:
             found = found.with_biases(best_weight(found.bias_weights, lambda w: self.score(found.with_biases(w))))
         self._tried = None

@@ -20,6 +20,8 @@ CLOSE = 0.01
 """Share of the best score within which another one is as good, as far as a validation part can tell."""
 MAX_SCORES = 2_000_000_000
 """Scores of users and items of one comparison, some 15 seconds of a processor core for vectors of 128 numbers."""
+SCORES_BESIDE = 100_000_000
+"""The same where the start stands beside trained pairs, whose vectors are wider and which find most without it."""
 MIN_USERS = 1000
 """Users of a comparison at least, whatever the scores."""
 
@@ -39,10 +41,10 @@ def users_told(config: EvaluationConfig, monitor: str, validation: Pairs) -> str
     return f" by {config.max_users:,} of {users:,} users of validation" if config.max_users < users else ""
 
 
-def search(start: Start, score: Callable[[Start], float]) -> Start:
+def search(start: Start, score: Callable[[Start], float], is_fine: bool = True) -> Start:
     """Return the start with the values of the highest score: of those given; while an outermost one of several is the best, of values
-    beyond it; then of values between the best and its neighbours; at last of values between these, and about another one that is
-    as good. Options that make up for one another have such a second one, from which the way to the best is shorter.
+    beyond it; then of values between the best and its neighbours; at last, if `is_fine`, of values between these, and about another one that
+    is as good. Options that make up for one another have such a second one, from which the way to the best is shorter.
 
     A score is minus infinity for values that cannot be solved; if all given are so, one of them is returned.
     """
@@ -64,7 +66,7 @@ def search(start: Start, score: Callable[[Start], float]) -> Start:
         for _ in range(MAX_BEYOND):
             if not improves(start.beyond(_leaders(tried)[0])):
                 break
-        if improves(about(_leaders(tried)[0])):
+        if improves(about(_leaders(tried)[0])) and is_fine:
             improves(chain.from_iterable([about(leader) for leader in _leaders(tried)]))
     return _leaders(tried)[0]
 
