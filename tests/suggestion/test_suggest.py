@@ -823,7 +823,8 @@ def test_without_a_validation_part_nothing_is_left_to_it(tmp_path: Path) -> None
     assert start.value_of("popularity") == 0
     items = actions.select("item_id").unique().with_columns(brand=pl.col("item_id").hash() % 7)
     items.write_csv(tmp_path / "items.csv")
-    assert not suggest(tmp_path, recipe="cold-start").config.model.cold_item_bias
+    cold = suggest(tmp_path, recipe="cold-start").config
+    assert (cold.model.cold_item_bias, cold.train.patience) == (False, 0)
     assert len(start.alternatives()) == 1
 
 
@@ -833,6 +834,9 @@ def test_without_a_validation_part_no_pair_is_weighed_after_the_last_epoch() -> 
     assert "no validation part chooses its weight" in found.text
     assert len(found.config.model.pairs) == 4
     assert {f.name for f in found.schema.side("user")} == {"means", "order"}
+    assert not found.config.train.patience
+    data = build_dataset(check(None, None, log(length=8), found.schema), found.schema, found.config.split)
+    Trainer(data, of_one_epoch(found.config))
 
 
 @pytest.mark.parametrize("recipe", ["collaborative", "ranking"])

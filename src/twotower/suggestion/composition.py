@@ -82,6 +82,7 @@ def compose(
         comments |= of_split
     if not has_validation:
         _settle_starts(sections, comments)
+        sections["train"] = {k: v for k, v in _section(sections, "train").items() if k != "patience"}
         for option, does in _BY_VALIDATION.items():
             if getattr(config.model, option):
                 sections["model"] = {**_section(sections, "model"), option: False}
