@@ -336,7 +336,7 @@ def test_columns_of_users_stand_beside_an_order() -> None:
     users = pl.DataFrame({"user_id": range(400), "club": [f"club {u % 3}" for u in range(400)]})
     found = suggest(actions, users)
     assert found.recipe == "sequence-short"
-    assert {f.name for f in found.schema.side("user")} == {"tastes", "means", "order", "club"}
+    assert {f.name for f in found.schema.side("user")} == {"tastes", "recent", "means", "order", "club"}
     narrow = ("means", "order", "club")
     assert [pair.user.fields for pair in found.config.model.pairs] == [
         narrow,
@@ -344,7 +344,9 @@ def test_columns_of_users_stand_beside_an_order() -> None:
         narrow,
         ("means",),
         ("tastes",),
+        ("recent",),
     ]
+    assert [pair.user.width for pair in found.config.model.pairs] == [0, 256, 0, 256, 120, 120], "of 120 items"
     data = build_dataset(check(users, None, actions, found.schema), found.schema, found.config.split)
     Trainer(data, of_one_epoch(found.config))
     weak = actions.with_columns(

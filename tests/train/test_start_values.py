@@ -30,6 +30,7 @@ from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.train import start_values
 from twotower.train.factors import factors_before
+from twotower.train.progress import Callback, EpochRecord
 from twotower.train.trainer import Trainer
 
 ITEMS, GROUP = 60, 3
@@ -331,15 +332,40 @@ def test_fault_B2_a_signal_ends_the_weighing_after_the_last_epoch_and_a_later_ca
         assert torch.equal(mine, theirs), name
 
 
-def test_a_checkpoint_of_a_pair_that_is_weighed_last_is_none_of_one_that_starts_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [{"start": {"blend": [], "scale": 0.5}}, {"start": {"blend": [], "learn": True}, "epochs": 4}],
+)
+def test_a_checkpoint_of_a_pair_that_is_weighed_last_is_none_of_one_that_starts_first(
+    changed: dict[str, Any], tmp_path: Path
+) -> None:
     data, of = log(1.0), beside_trained("apart", 2, [1.0])
     interrupted_at("by ials: ", data, of, tmp_path / "run")
     sections = of.model_dump(mode="json")
-    sections["train"]["start"][0] |= {"blend": [], "scale": 0.5}
-    with pytest.raises(
-        TrainingError, match="the checkpoint is of a training that gives them after the last; leave its blend"
-    ):
+    sections["train"]["start"][0] |= changed["start"]
+    sections["train"]["epochs"] = changed.get("epochs", 3)
+    told = "the checkpoint is of a training that gives them after the last; leave its blend"
+    with pytest.raises(TrainingError, match=told):
         api.fit(data, data.schema, Config.model_validate(sections), folder=tmp_path / "run", resume=True, override=True)
+
+
+def test_what_is_fitted_afterwards_sees_the_pair_that_is_weighed_last() -> None:
+    trainer = Trainer(log(1.0), beside_trained("apart", 2, [1.0]))
+    assert trainer.factors().items.shape[1] == 2
+    trainer.run()
+    assert trainer.factors().items.shape[1] == 2 + 8
+
+
+def test_a_signal_during_the_last_validation_starts_no_weighing() -> None:
+    class Press(Callback):
+        def on_epoch_end(self, history: list[EpochRecord]) -> None:
+            if len(history) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    trainer = Trainer(log(1.0), beside_trained("apart", 2, [0.0, 1.0]), callback=Press())
+    with pytest.raises(Interrupted, match="stopped after the last step; no checkpoint is written"):
+        trainer.run()
+    assert not trainer.model.item_vectors(trainer.objective.items.take(np.arange(ITEMS)))[:, 2:].any()
 
 
 def test_a_pair_for_which_nothing_can_be_solved_costs_no_training(caplog: pytest.LogCaptureFixture) -> None:

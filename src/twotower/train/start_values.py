@@ -162,22 +162,22 @@ class StartValues:
         if not self.model.config.bias:
             return found
         own = biases if start.bias_weight else 0.0  # without those of another start
-        items = torch.cat([found.items[:, :-1], found.items[:, -1:] * own], 1)
-        return replace(_without_user_bias(found), items=items)
+        return replace(found, items=torch.cat([found.items[:, :-1], found.items[:, -1:] * own], 1))
 
     def _factors(self, pairs: list[int]) -> Factors:
         return gathered_factors(self.model, self.users, self.items, self.context, pairs=pairs)
 
 
 def check_started(model: TwoTower, recipe: Recipe) -> None:
-    """Raise TrainingError if a pair that no step trains lacks its values after the first step: a checkpoint that is resumed under other
-    settings may hold it as one that is weighed after the last."""
+    """Raise TrainingError if a pair lacks the values that it has before the first step: a checkpoint that is resumed under other settings
+    may hold it as one that is weighed after the last. A weight of 0 beside pairs that start before it is one."""
     for start in recipe.first_starts:
         items = model.towers("item")[start.pair].embeddings
-        if not (start.learn or start.blend or items.rows_of(items.fields[0].name).any()):
+        may_be_zero = start.blend and recipe.train.epochs
+        if not (may_be_zero or items.rows_of(items.fields[0].name).any()):
             raise TrainingError(
                 f"train.start of pair {start.pair} has its values before the first step, and the checkpoint is of a training that gives them "
-                "after the last; leave its blend as it was, or train anew"
+                "after the last; leave its blend, its learn and train.epochs as they were, or train anew"
             )
 
 

@@ -126,7 +126,7 @@ class Trainer:
         with self._signals.handled(), torch.random.fork_rng(devices=[]):
             if self.recipe.first_starts and not p.step:
                 self._begin()
-            if self.checkpoints.has_changed:
+            if self.checkpoints.has_changed and p.step:
                 check_started(self.model, self.recipe)
                 self._measure_best_again()
             while p.epoch < config.epochs and not self.best.out_of_patience:

@@ -21,7 +21,7 @@ CLOSE = 0.01
 MAX_SCORES = 2_000_000_000
 """Scores of users and items of one comparison, some 15 seconds of a processor core for vectors of 128 numbers."""
 SCORES_BESIDE = 100_000_000
-"""The same where the start stands beside trained pairs, whose vectors are wider and which find most without it."""
+"""The same where the start stands beside trained pairs, whose vectors are wider, and which find most without it."""
 MIN_USERS = 1000
 """Users of a comparison at least, whatever the scores."""
 
