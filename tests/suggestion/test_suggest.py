@@ -446,8 +446,11 @@ def test_own_counts_need_validation_and_a_loss_of_rankings() -> None:
     labelled = of((None, None, with_label(again, 0.4)), recipe="sequence-long")
     liked = {f.name for f in labelled.schema.features if f.history and f.history.interactions == "positive"}
     assert labelled.config.model.own_counts in liked, "not all that they met"
-    short = of((None, None, with_label(again, 0.4)), recipe="sequence-short")
-    assert short.config.model.own_counts == "tastes"
+    assert not of((None, None, with_label(again, 0.4)), recipe="sequence-short").config.model.own_counts
+    short = of((None, None, again), recipe="sequence-short")
+    assert short.config.model.own_counts == "means"
+    assert not short.config.train.start
+    assert "repeats are kept, and what is fitted to them comes after its weight" in " ".join(short.text.split("\n# "))
 
 
 @pytest.mark.parametrize(("again", "kind"), [(0, "random"), (1000, "time")])

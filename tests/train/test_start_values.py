@@ -28,7 +28,6 @@ from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
-from twotower.train import start_values
 from twotower.train.factors import factors_before
 from twotower.train.progress import Callback, EpochRecord
 from twotower.train.trainer import Trainer
@@ -268,12 +267,7 @@ def test_a_pair_beside_trained_ones_is_weighed_after_the_last_epoch(
             assert mine["train.loss"] == theirs["train.loss"]
 
 
-def test_values_beside_trained_pairs_are_searched_a_round_less_and_by_fewer_users(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(start_values, "SCORES_BESIDE", 50 * ITEMS)
-    monkeypatch.setattr(start_values, "MAX_SCORES", 100 * ITEMS)
-    monkeypatch.setattr("twotower.train.starts.search.MIN_USERS", 1)
+def test_values_beside_trained_pairs_are_searched_a_round_less(caplog: pytest.LogCaptureFixture) -> None:
     several = {"regularization": [0.0001, 0.001, 0.01]}
     beside = beside_trained("together", 1, [1.0], epochs=1).model_dump(mode="json")
     alone = config(None, bias=False).model_dump(mode="json")
@@ -284,9 +278,7 @@ def test_values_beside_trained_pairs_are_searched_a_round_less_and_by_fewer_user
         with caplog.at_level(logging.INFO, "twotower"):
             Trainer(log(1.0), Config.model_validate(sections)).run()
         told.append([line for line in caplog.messages if "ials: " in line and "ndcg@5 = " in line])
-    assert all("by 50 of 187 users" in line for line in told[0]), told[0]
-    assert all("by 100 of 187 users" in line for line in told[1]), told[1]
-    assert len(told[0]) < len(told[1])
+    assert 3 < len(told[0]) < len(told[1])
 
 
 def test_metrics_of_validation_are_of_the_model_with_what_is_weighed_last() -> None:

@@ -64,9 +64,10 @@ def compose(
     )
     fitted = FittedRecipe(source, str(schema["user_id"]), str(schema["item_id"]), columns, has_label, alike, of_users)
     has_validation = validates if ordered is None else "validation" in (data or {})
-    sections, of_shape = shaped_settings(
-        source, fitted, shape, config, rule.rows, rule.ids, rule.min_steps, has_validation
-    )
+    unweighed = "" if has_validation else "no validation part chooses its weight."
+    if has_validation and guess.keeps_repeats and config.last_starts:
+        unweighed = "repeats are kept, and what is fitted to them comes after its weight."
+    sections, of_shape = shaped_settings(source, fitted, shape, config, rule.rows, rule.ids, rule.min_steps, unweighed)
     comments |= of_shape | {f"schema.features.{place}": why for place, why in fitted.why.items()}
     if config.model.cold_item_bias and not shape.contents:
         sections["model"] = {**_section(sections, "model"), "cold_item_bias": False}

@@ -35,14 +35,15 @@ def shaped_settings(
     rows: int,
     ids: int = 0,
     min_steps: int = 0,
-    has_validation: bool = True,
+    unweighed: str = "",
 ) -> tuple[Settings, dict[str, str]]:
     """Return the sections [model], [loss], [negatives] and [train] of a recipe, whose `config` was chosen on a log of `rows` of `ids`
     users and items, for a shape, and comments by dotted key. A training has at least `min_steps`, by default a tenth of the recipe's own. The windows of
-    `fitted.features` are set too, and pairs left out of `fitted` whose weight no validation chooses, or whose closed form is too large."""
+    `fitted.features` are set too, and pairs left out of `fitted` whose weight cannot be chosen, for the reason `unweighed`, or whose closed form is too
+    large."""
     settings: Settings = {key: recipe[key] for key in ("loss", "negatives", "train") if key in recipe}
     comments = dict[str, str]()
-    _shape_blends(settings, fitted, shape, config, has_validation, comments)
+    _shape_blends(settings, fitted, shape, config, unweighed, comments)
     settings = {"model": fitted.model} | settings
     _shape_windows(fitted, shape)
     _shape_catalogue(settings, shape, comments)
@@ -56,10 +57,10 @@ def _shape_blends(
     fitted: FittedRecipe,
     shape: Shape,
     config: Config,
-    has_validation: bool,
+    unweighed: str,
     comments: dict[str, str],
 ) -> None:
-    """Leave out the pairs that are weighed beside others if nothing chooses the weight, or their closed form does not fit the log; others
+    """Leave out the pairs that are weighed beside others if their weight cannot be chosen, or their closed form does not fit the log; others
     are no wider than it can fill."""
     train, starts = settings.get("train"), config.train.start
     if not (
@@ -68,7 +69,7 @@ def _shape_blends(
         and isinstance(given := train["start"], list)
     ):
         return
-    left = [s for s in starts if s.blend and not (has_validation and s.is_exact(shape.users, shape.items))]
+    left = [s for s in starts if s.blend and (unweighed or not s.is_exact(shape.users, shape.items))]
     gone = sorted((start.pair for start in left), reverse=True)
     for pair in gone:
         fitted.drop_pair(pair)
@@ -87,9 +88,7 @@ def _shape_blends(
     if left:
         what = " and ".join(f"'{start.kind}'" for start in left)
         comments["train.start"] = f"Without the recipe's start {what} and its pair: " + (
-            f"{shape.users:,} users and {shape.items:,} items are too many for its closed form."
-            if has_validation
-            else "no validation part chooses its weight."
+            unweighed or f"{shape.users:,} users and {shape.items:,} items are too many for its closed form."
         )
 
 
