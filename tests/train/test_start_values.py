@@ -30,6 +30,9 @@ from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.train.factors import factors_before
 from twotower.train.progress import Callback, EpochRecord
+from twotower.train.starts.ials import Ials
+from twotower.train.starts.search import search
+from twotower.train.starts.start import Start
 from twotower.train.trainer import Trainer
 
 ITEMS, GROUP = 60, 3
@@ -267,18 +270,20 @@ def test_a_pair_beside_trained_ones_is_weighed_after_the_last_epoch(
             assert mine["train.loss"] == theirs["train.loss"]
 
 
-def test_values_beside_trained_pairs_are_searched_a_round_less(caplog: pytest.LogCaptureFixture) -> None:
-    several = {"regularization": [0.0001, 0.001, 0.01]}
-    beside = beside_trained("together", 1, [1.0], epochs=1).model_dump(mode="json")
-    alone = config(None, bias=False).model_dump(mode="json")
-    told = list[list[str]]()
-    for sections in (beside, alone):
-        sections["train"]["start"][0] |= several
-        caplog.clear()
-        with caplog.at_level(logging.INFO, "twotower"):
-            Trainer(log(1.0), Config.model_validate(sections)).run()
-        told.append([line for line in caplog.messages if "ials: " in line and "ndcg@5 = " in line])
-    assert 3 < len(told[0]) < len(told[1])
+def test_a_search_that_is_not_fine_ends_a_round_earlier() -> None:
+    tried = list[Ials]()
+
+    def score(start: Start) -> float:
+        assert isinstance(start, Ials)
+        tried.append(start)
+        return -(math.log(start.unobserved[0] / 0.02) ** 2) - math.log(start.regularization[0] / 0.007) ** 2
+
+    given = Ials(unobserved=(0.03, 0.3), regularization=(0.004, 0.032))
+    coarse = search(given, score, is_fine=False)
+    first = len(tried)
+    fine = search(given, score)
+    assert len(tried) - first > first
+    assert score(given.alternatives()[0]) < score(coarse) < score(fine)
 
 
 def test_metrics_of_validation_are_of_the_model_with_what_is_weighed_last() -> None:
