@@ -163,6 +163,8 @@ HEAVY = {
     "test_a_log_in_order_is_the_dataset_of_the_frame_in_any_form_too": r"(?!csv|semicolons|one user a line-|parquet).*-last|(no header|tsv|csv).*gz.*-time",
     "test_buckets_that_do_not_follow_the_contract_are_refused": r".*(does not follow|does not)[1-5]?|.*(no column 'time'|no column 'value.stars')",
     "test_fault_G30_a_folder_that_breaks_a_rule_is_refused_by_its_number": r".*-(1|1000)",
+    "test_the_rules_choose_the_recipe_for_its_made_logs": r"collaborative-made, groceries.*",
+    "test_a_pair_beside_trained_ones_is_weighed_after_the_last_epoch": r"together-0|apart-0",
     "test_no_byte_depends_on_engine_or_sizes": r"(?!random).*",
     "test_a_lake_of_several_years_is_read_and_prepared_as_one_of_today": r"at[12].*|at3.*",
     "test_prepared_weights_are_those_of_memory": r"column.*|no validation.*|gap.*|time-duckdb-linear",
