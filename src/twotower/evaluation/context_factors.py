@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from twotower.arrays.pieces import pieces, temporary_array
 from twotower.arrays.types import Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.evaluation.factors import Scorer
-from twotower.evaluation.own_scores import OwnScores, added_own, added_own_of_pairs
 from twotower.evaluation.version_factors import scores_at
 
 BLOCK_PAIRS = 4096
@@ -29,8 +28,6 @@ class ContextFactors(Scorer):
     items: Float[Tensor, "VI D"]
     """Vectors of the items `by_version`."""
     dataset: Dataset
-    own: OwnScores | None = field(default=None, kw_only=True)
-    """Scores that each user's own history adds."""
 
     def of_users(self, users: Shaped[Ints, "n"], interactions: Shaped[Ints, "n"]) -> Float[Tensor, "n D"]:
         """Return the vectors of some user rows in the context of some interactions."""
@@ -44,7 +41,7 @@ class ContextFactors(Scorer):
         if self.dataset.items.versions is not None:
             assert times is not None
             scores = scores_at(scores, self.dataset.items, times[interactions])
-        return added_own(self.own, scores, users)
+        return self._added(scores, users)
 
     def are_finite(self) -> bool:
         user = self.dataset.pairs.user
@@ -59,4 +56,4 @@ class ContextFactors(Scorer):
             rows = dataset.input_rows("item", pairs.item[some], interactions[some]).astype(np.int64)
             items = self.items[torch.from_numpy(rows).to(users.device)]
             out[some] = (users * items).sum(1).cpu().numpy()
-        return added_own_of_pairs(self.own, out, pairs)
+        return self._added_of_pairs(out, pairs)

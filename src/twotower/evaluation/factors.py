@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +14,7 @@ from twotower.arrays.pieces import temporary_array
 from twotower.arrays.types import Float, Floats, Int, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
-from twotower.evaluation.own_scores import OwnScores, added_own, added_own_of_pairs
+from twotower.evaluation.own_scores import OwnScores, added_own_of_pairs
 
 SINGLE_DIMENSIONS = 512
 """Number of dimensions in which one item alone is not zero, as in a table with an axis for each item, from which they are added to the
@@ -33,8 +33,12 @@ class CatalogueScorer(ABC):
         """Return the scores of all items for some user rows, of a model that reads the context in that of some interactions."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Scorer(CatalogueScorer):
-    """Scores of pairs as products of vectors of users and items."""
+    """Scores of pairs as products of vectors of users and items, and what is added to them."""
+
+    own: OwnScores | None = None
+    """Scores that each user's own history adds."""
 
     @abstractmethod
     def part_scores(self, dataset: Dataset, part: int) -> Shaped[Floats, "n"]:
@@ -43,6 +47,14 @@ class Scorer(CatalogueScorer):
     @abstractmethod
     def are_finite(self) -> bool:
         """Return True if all vectors are finite, of those that are computed when they are asked for some."""
+
+    def _added(self, scores: Float[Tensor, "B I"], users: Shaped[Ints, "B"]) -> Float[Tensor, "B I"]:
+        """Return the products of some user rows and all items, in place, with what is added to them."""
+        return scores if self.own is None else self.own.added_to(scores, users)
+
+    def _added_of_pairs(self, scores: Shaped[Floats, "n"], pairs: Pairs) -> Shaped[Floats, "n"]:
+        """Return the products of pairs, in place, with what is added to them."""
+        return added_own_of_pairs(self.own, scores, pairs)
 
 
 @dataclass(frozen=True)
@@ -64,12 +76,11 @@ class Factors(Scorer):
 
     users: Float[Tensor, "U D"]
     items: Float[Tensor, "I D"]
-    own: OwnScores | None = field(default=None, kw_only=True)
 
     def catalogue_scores(
         self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
     ) -> Float[Tensor, "B I"]:
-        return added_own(self.own, self.products(users), users)
+        return self._added(self.products(users), users)
 
     def products(self, users: Shaped[Ints, "B"]) -> Float[Tensor, "B I"]:
         """Return the products of the vectors of some user rows and all items."""
@@ -108,7 +119,7 @@ class Factors(Scorer):
 
     def scores(self, pairs: Pairs, block: int = 16_384) -> Shaped[Floats, "n"]:
         """Return the scores of the pairs, `block` pairs at a time, as a temporary array."""
-        return added_own_of_pairs(self.own, self.pair_products(pairs, block), pairs)
+        return self._added_of_pairs(self.pair_products(pairs, block), pairs)
 
     def pair_products(self, pairs: Pairs, block: int) -> Shaped[Floats, "n"]:
         """Return the products of the vectors of the pairs, `block` pairs at a time, as a temporary array."""

@@ -89,11 +89,6 @@ class OwnScores:
         return float(np.sqrt(np.square(self.values, dtype=np.float64).mean())) if len(self.values) else 0.0
 
 
-def added_own(own: OwnScores | None, scores: Float[Tensor, "B I"], users: Shaped[Ints, "B"]) -> Float[Tensor, "B I"]:
-    """Return scores of all items for some user rows with those of their histories; as they are for None."""
-    return scores if own is None else own.added_to(scores, users)
-
-
 def added_own_of_pairs(own: OwnScores | None, scores: Shaped[Floats, "n"], pairs: Pairs) -> Shaped[Floats, "n"]:
     """Return scores of pairs, in place, with those of the histories; as they are for None."""
     if own is not None:

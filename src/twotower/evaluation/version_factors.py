@@ -14,7 +14,6 @@ from twotower.data.dataset import Dataset, Side
 from twotower.data.pairs import Pairs
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.moments import asked_times
-from twotower.evaluation.own_scores import added_own, added_own_of_pairs
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class VersionFactors(Factors):
             user[part] = _at(self.user_side, pairs.user[part], self.times[part])
             item[part] = _at(self.item_side, pairs.item[part], self.times[part])
         products = self.pair_products(replace(pairs, user=user, item=item), block)
-        return added_own_of_pairs(self.own, products, pairs)
+        return self._added_of_pairs(products, pairs)
 
     def catalogue_scores(
         self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
@@ -59,7 +58,7 @@ class VersionFactors(Factors):
         """Return the scores of all items for some user rows, each with the versions that hold when the user is asked."""
         asked = self.asked[users]
         scores = scores_at(self.products(_at(self.user_side, users, asked)), self.item_side, asked)
-        return added_own(self.own, scores, users)
+        return self._added(scores, users)
 
     def at_once(self) -> Factors:
         """Return one vector for each user and item: users as they are asked, items as they were at the first of these times."""
