@@ -161,6 +161,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "train": {"monitor": "validation.recall@5", "lr": 0.1},  # a larger one makes rounding grow
         },
     ),
+    "recent popularity": (
+        "everything",
+        {
+            "loss": SOFTMAX,
+            "negatives": {"uniform": 9},
+            "model": {"recent_popularity": True},
+            "train": {"monitor": "validation.recall@5", "lr": 0.1},  # a larger one makes rounding grow
+        },
+    ),
     "attention": (
         "attention",
         {

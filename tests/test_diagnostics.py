@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import waves
 from disk_worlds import on_disk_and_in_memory
 from model_worlds import pair_of, weight_of
 from torch import nn
@@ -35,6 +36,7 @@ from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import check
 from twotower.diagnostics import Finding, context, describe_findings, diagnose
+from twotower.diagnostics.drift import drift
 from twotower.diagnostics.features import _gate_findings
 from twotower.diagnostics.pairs import _shared_pairs, false_negatives
 from twotower.diagnostics.vectors import _baseline_finding, _effective_rank, _mean_cosine, baselines
@@ -467,6 +469,24 @@ def test_a_model_of_repeats_is_compared_with_own_counts(repeats: str) -> None:
         measured = evaluate_model(run.factors, data, run.config.evaluation)
         assert found.evidence["baseline"] == pytest.approx(measured["baseline.own_counts.ndcg@5"])
         assert found.evidence["model"] == pytest.approx(measured["test.ndcg@5"])
+
+
+def test_what_is_popular_changes_and_the_model_does_not_know() -> None:
+    softmax: dict[str, Any] = {"loss": {"kind": "softmax"}}
+    data = waves.world()
+    found = [*drift(context.DiagnosisContext(untrained(data, **softmax)))]
+    assert [(f.severity, f.name) for f in found] == [("warning", "drift")]
+    assert "set model.recent_popularity = true" in found[0].text
+    assert found[0].evidence["lift"] > 1.5
+    unmeasured = waves.world(validation=0.0)
+    (without,) = drift(context.DiagnosisContext(untrained(unmeasured, **softmax)))
+    assert "fitted to a validation part, which split.validation gives" in without.text
+    reads = untrained(data, model={"recent_popularity": True}, **softmax)
+    assert [f.severity for f in drift(context.DiagnosisContext(reads))] == ["ok"]
+    assert not [*drift(context.DiagnosisContext(untrained(data)))], "a loss of labels"
+    assert not [*drift(context.DiagnosisContext(untrained(waves.world(0.0), **softmax)))]
+    unordered = waves.world(schema=waves.SCHEMA.model_copy(update={"time_unit": "order"}))
+    assert not [*drift(context.DiagnosisContext(untrained(unordered, **softmax)))]
 
 
 @pytest.mark.parametrize("kind", ["time", "last"])

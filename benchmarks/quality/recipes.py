@@ -197,6 +197,25 @@ def made_visits(n_users: int, n_pages: int, again: float = 0.4) -> Log:
     return Log(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"))
 
 
+@cache
+def made_news(n_users: int, n_items: int, topics: int = 12) -> Log:
+    """Return made data: articles of forty days, which rise at once and are forgotten within days, and users of tastes for topics who are there some
+    days."""
+    rng, rows = np.random.default_rng(SEED), list[tuple[int, int, int]]()
+    birth, appeal = np.sort(rng.random(n_items) * 40 - 2), 1.2 * rng.normal(size=n_items)
+    topic, life = rng.integers(0, topics, n_items), 0.6 + rng.exponential(1.0, n_items)
+    for user in range(n_users):
+        taste, begin = 1.2 * rng.normal(size=topics), rng.random() * 30
+        length, days = 4 + int(min(rng.exponential(8), 60)), min(rng.exponential(12) + 1, 38 - begin)
+        seen = np.zeros(n_items, bool)
+        for day in np.sort(begin + rng.random(length) * days):
+            age = day - birth
+            odds = np.where((age > 0) & ~seen, appeal + taste[topic] - age / life, -np.inf)
+            seen[item := int((odds + rng.gumbel(size=n_items)).argmax())] = True
+            rows.append((user, item, 1_600_000_000 + int(day * 86_400)))
+    return Log(pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row"))
+
+
 def movielens(source: Callable[[], Tables]) -> Log:
     """Return the log of ratings with users and films."""
     tables = source()
@@ -219,6 +238,7 @@ LOGS: dict[str, Callable[[str], Log]] = {
     "made, groceries": lambda _: made_groceries(1500, 3000),
     "made, groceries without time": lambda _: made_groceries(1500, 3000).unordered(),
     "made, visits": lambda _: made_visits(3000, 800),
+    "made, news": lambda _: made_news(1500, 700),
     "made, users of one row": lambda _: made_columns(8000, 150),
     "MovieLens 100K": lambda _: movielens(MovieLens100K().load),
     "MovieLens 100K, last 12": lambda _: movielens(MovieLens100K().load).last(),

@@ -82,6 +82,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.embedding_std": (0.2, {}),
     "model.stacking": (True, {}),
     "model.cold_item_bias": (True, {}),
+    "model.recent_popularity": (True, {}),
     "evaluation.metrics": (["mykinds.metrics:TailShare"], {}),
     "model.pairs.user.branches": ([{"kind": "identity"}, {"kind": "cross"}], {}),
     "model.pairs.user.augment": (True, {}),

@@ -134,6 +134,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "no bias": {"bias": False, "pairs": both(layers=[16, 8])},
     "stacking": {"stacking": True, "bias": True, "pairs": 2 * both(layers=[16, 8])},
     "cold items": {"cold_item_bias": True, "bias": True},
+    "recent popularity": {"recent_popularity": True, "bias": True},
+    "recent popularity, no bias": {"recent_popularity": True, "cold_item_bias": True, "bias": False},
     "cold items, stacking": {"cold_item_bias": True, "stacking": True, "bias": True},
     "cold items, no bias": {"cold_item_bias": True, "bias": False, "similarity": "dot"},
     "stacking, no bias": {"stacking": True, "bias": False, "pairs": 2 * both()},

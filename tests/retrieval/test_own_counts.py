@@ -166,7 +166,7 @@ def test_a_run_that_reads_the_context_is_measured_and_served_with_them(repeats: 
     own, scorer = run.factors().own, run.factors_during(TEST)
     assert own is not None
     pairs, interactions = run.dataset.test, run.dataset.part_indices(TEST)
-    plain = replace(scorer, own=None)  # type: ignore[type-var]
+    plain = replace(scorer, own=None)
     user, item = pairs.user.astype(np.int64), pairs.item.astype(np.int64)
     added = own.added_to(torch.zeros(len(run.dataset.users), own.n_items), np.arange(len(run.dataset.users))).numpy()
     at = np.arange(len(user))

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 from suggestion_worlds import log, queries, sessions, with_columns, with_label, with_new_items
+from waves import waves
 
 import twotower
 from twotower.config.experiment import Config
@@ -428,6 +429,29 @@ def test_repeats_are_kept_from_a_tenth_on(repeats: int, duplicates: str) -> None
     assert (found.config.evaluation.repeats == "allow") == (duplicates == "keep")
     history = next(f.name for f in found.schema.features if f.history)
     assert found.config.model.own_counts == (history if duplicates == "keep" else "")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.15, 0.2, 0.5, 0.9])
+def test_what_is_popular_now_is_read_where_it_changes(share: float) -> None:
+    found = of((None, None, waves(share, n_users=480)))
+    drift = found.shape.drift
+    assert drift is not None
+    assert (drift.lift >= 1.5) == (share >= 0.2), "the sweep has both sides of the threshold"
+    assert found.config.model.recent_popularity == (share >= 0.2)
+    assert f"one item {drift.lift:.2f} times as often as any two" in " ".join(found.reasons)
+    assert ("# What is popular changes:" in found.text) == (share >= 0.2)
+
+
+def test_what_is_popular_now_needs_a_time_validation_and_a_loss_of_rankings() -> None:
+    log = waves()
+    assert of((None, None, log), recipe="collaborative").config.model.recent_popularity
+    assert not suggest(log, overrides=["split.validation=0"]).config.model.recent_popularity
+    assert not suggest(log, overrides=["schema.time="]).config.model.recent_popularity
+    assert not of((None, None, with_label(log, 0.4)), recipe="ranking").config.model.recent_popularity
+    numbered = log.sort("user_id", "at").with_columns(at=pl.int_range(pl.len()).over("user_id"))
+    found = of((None, None, numbered), recipe="sequence-short")
+    assert (found.shape.drift, found.config.model.recent_popularity) == (None, False)
+    assert "Drift: no times that all users share" in " ".join(found.reasons)
 
 
 def test_own_counts_need_validation_and_a_loss_of_rankings() -> None:

@@ -76,7 +76,7 @@ def order_evidence(
     Codes are 0 or more; two times need only compare. The same arguments give the same evidence."""
     rng = np.random.default_rng(seed)
     if len(users) > max_rows:
-        kept = _some_users(users, max_rows, rng)
+        kept = some_users(users, max_rows, rng)
         users, items, times = users[kept], items[kept], times[kept]
     users = np.unique(users, return_inverse=True)[1].astype(np.int64)
     items = np.unique(items, return_inverse=True)[1].astype(np.int64)
@@ -98,7 +98,7 @@ def order_evidence(
     )
 
 
-def _some_users(users: Ints, max_rows: int, rng: np.random.Generator) -> Ints:
+def some_users(users: Ints, max_rows: int, rng: np.random.Generator) -> Ints:
     """Return the rows of users drawn at random, of about `max_rows` rows."""
     known, counts = np.unique(users, return_counts=True)
     order = rng.permutation(len(known))

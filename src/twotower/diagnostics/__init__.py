@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from twotower.diagnostics.context import MAX_SAMPLE_PAIRS, MAX_SAMPLE_ROWS, DiagnosisContext
 from twotower.diagnostics.curves import history, loss_floor
+from twotower.diagnostics.drift import drift
 from twotower.diagnostics.features import encodings, gates, leaking_features, statistics, unused_features
 from twotower.diagnostics.findings import Finding, describe_findings
 from twotower.diagnostics.order import order
@@ -22,8 +23,10 @@ from twotower.runs import Run
 __all__ = ["Finding", "describe_findings", "diagnose"]
 
 Diagnosis = Callable[[DiagnosisContext], Iterator[Finding]]
-UNCONDITIONAL: tuple[Diagnosis, ...] = (history, split, order, statistics, leaking_features, encodings, false_negatives)
-OF_TABLES: tuple[Diagnosis, ...] = (split, order, statistics, leaking_features, encodings)
+UNCONDITIONAL: tuple[Diagnosis, ...] = (
+    history, split, order, drift, statistics, leaking_features, encodings, false_negatives,
+)  # fmt: skip
+OF_TABLES: tuple[Diagnosis, ...] = (split, order, drift, statistics, leaking_features, encodings)
 """Diagnoses that ask for no vectors and no draws."""
 FINITE_ONLY: tuple[Diagnosis, ...] = (loss_floor, collapse, baselines, unused_features, gates)
 """Diagnoses that need finite vectors."""

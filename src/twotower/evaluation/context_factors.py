@@ -41,7 +41,7 @@ class ContextFactors(Scorer):
         if self.dataset.items.versions is not None:
             assert times is not None
             scores = scores_at(scores, self.dataset.items, times[interactions])
-        return self._added(scores, users)
+        return self._added(scores, users, interactions)
 
     def are_finite(self) -> bool:
         user = self.dataset.pairs.user
@@ -56,4 +56,4 @@ class ContextFactors(Scorer):
             rows = dataset.input_rows("item", pairs.item[some], interactions[some]).astype(np.int64)
             items = self.items[torch.from_numpy(rows).to(users.device)]
             out[some] = (users * items).sum(1).cpu().numpy()
-        return self._added_of_pairs(out, pairs)
+        return self._added_of_pairs(out, pairs, interactions)

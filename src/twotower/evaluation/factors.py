@@ -15,6 +15,7 @@ from twotower.arrays.types import Float, Floats, Int, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.evaluation.own_scores import OwnScores, added_own_of_pairs
+from twotower.evaluation.recent_scores import RecentScores
 
 SINGLE_DIMENSIONS = 512
 """Number of dimensions in which one item alone is not zero, as in a table with an axis for each item, from which they are added to the
@@ -39,6 +40,8 @@ class Scorer(CatalogueScorer):
 
     own: OwnScores | None = None
     """Scores that each user's own history adds."""
+    recent: RecentScores | None = None
+    """Scores that recent popularity adds."""
 
     @abstractmethod
     def part_scores(self, dataset: Dataset, part: int) -> Shaped[Floats, "n"]:
@@ -48,12 +51,20 @@ class Scorer(CatalogueScorer):
     def are_finite(self) -> bool:
         """Return True if all vectors are finite, of those that are computed when they are asked for some."""
 
-    def _added(self, scores: Float[Tensor, "B I"], users: Shaped[Ints, "B"]) -> Float[Tensor, "B I"]:
-        """Return the products of some user rows and all items, in place, with what is added to them."""
-        return scores if self.own is None else self.own.added_to(scores, users)
+    def _added(
+        self, scores: Float[Tensor, "B I"], users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
+    ) -> Float[Tensor, "B I"]:
+        """Return the products of some user rows and all items, in place, with what is added to them; with `interactions` at the times of these."""
+        if self.own is not None:
+            scores = self.own.added_to(scores, users)
+        return scores if self.recent is None else self.recent.added_to(scores, users, interactions)
 
-    def _added_of_pairs(self, scores: Shaped[Floats, "n"], pairs: Pairs) -> Shaped[Floats, "n"]:
-        """Return the products of pairs, in place, with what is added to them."""
+    def _added_of_pairs(
+        self, scores: Shaped[Floats, "n"], pairs: Pairs, interactions: Shaped[Ints, "n"] | None = None
+    ) -> Shaped[Floats, "n"]:
+        """Return the products of pairs, in place, with what is added to them; with `interactions` at the times of these."""
+        if self.recent is not None:
+            scores += self.recent.of_pairs(pairs.user, pairs.item, interactions)
         return added_own_of_pairs(self.own, scores, pairs)
 
 
@@ -72,7 +83,8 @@ class _Split:
 
 @dataclass(frozen=True)
 class Factors(Scorer):
-    """Vectors of a model or baseline: the score of a pair (u, i) is users[u] . items[i], and what u's own history adds to i."""
+    """Vectors of a model or baseline: the score of a pair (u, i) is users[u] . items[i], what u's own history adds to i, and what recent popularity
+    adds."""
 
     users: Float[Tensor, "U D"]
     items: Float[Tensor, "I D"]
@@ -80,7 +92,7 @@ class Factors(Scorer):
     def catalogue_scores(
         self, users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
     ) -> Float[Tensor, "B I"]:
-        return self._added(self.products(users), users)
+        return self._added(self.products(users), users, interactions)
 
     def products(self, users: Shaped[Ints, "B"]) -> Float[Tensor, "B I"]:
         """Return the products of the vectors of some user rows and all items."""
@@ -93,8 +105,9 @@ class Factors(Scorer):
     def take(self, users: Shaped[Ints, "u"], items: Shaped[Ints, "i"] | None = None) -> Factors:
         """Return the vectors of some user rows, and of some distinct item rows, None for all."""
         own = None if self.own is None else self.own.take(users, items)
+        recent = None if self.recent is None else self.recent.take(users, items)
         of_items = self.items if items is None else self.items[torch.from_numpy(items)]
-        return Factors(self.users[torch.from_numpy(users)], of_items, own=own)
+        return Factors(self.users[torch.from_numpy(users)], of_items, own=own, recent=recent)
 
     @cached_property
     def _split(self) -> _Split | None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from twotower.arrays.pieces import gathered
 from twotower.arrays.types import Bools, Doubles, Floats, Ints, Shaped
@@ -21,12 +22,13 @@ from twotower.evaluation import cold_items
 from twotower.evaluation.baselines import BASELINES, baseline_of
 from twotower.evaluation.bootstrap import bootstrap
 from twotower.evaluation.config import EvaluationConfig, Metrics
-from twotower.evaluation.factors import Scorer
+from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
 from twotower.evaluation.metrics.metric import RankingMetric
 from twotower.evaluation.moments import users_during
 from twotower.evaluation.own_counts import own_counts
 from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
+from twotower.evaluation.recent_scores import RecentScores
 from twotower.evaluation.table_slices import fixed_slices
 from twotower.evaluation.transitions import Transitions
 from twotower.evaluation.user_slices import UserSlices
@@ -226,7 +228,7 @@ def evaluate_model(
     for name, part in (("validation", VALIDATION), ("test", TEST)):
         if part == VALIDATION and (out or not len(dataset.validation)):
             continue
-        if factors is None or part_of_vectors(dataset, part) == TEST:
+        if factors is None or factors.recent is not None or part_of_vectors(dataset, part) == TEST:
             factors = factors_of(part)
         given = ranked.get(part) or Ranked(evaluation_queries(dataset, part, config), {})
         evaluation = PartEvaluation.from_factors(factors, dataset, part, config, given.queries, given.best.get(MODEL))
@@ -242,19 +244,29 @@ def evaluate_model(
         metrics = PartEvaluation.from_factors(baseline, dataset, TEST, config, queries, best_of.get(name)).metrics()
         out |= {f"baseline.{name}.{m}": v for m, v in metrics.items() if m not in of_logits}
     of_pairs = {m.name for m in config.metric_set.of_pairs}
-    for name, best in _rankings_of_baselines(dataset, queries, config):
+    for name, best in _rankings_of_baselines(dataset, queries, config, factors.recent if factors else None):
         nothing = np.zeros(len(dataset.test), np.float32)
         metrics = PartEvaluation._of(queries, best, nothing, dataset, TEST, config).metrics()
         out |= {f"baseline.{name}.{m}": v for m, v in metrics.items() if m not in of_pairs}
     return {m: v for m, v in out.items() if v == v}
 
 
+def _alone(recent: RecentScores) -> Factors:
+    """Return the scores of recent popularity beside nothing."""
+    n_users, n_items = len(recent.asked), len(recent.held)
+    scores = replace(recent, weight=1.0, held=np.zeros_like(recent.held))
+    return Factors(torch.zeros(n_users, 1), torch.zeros(n_items, 1), recent=scores)
+
+
 def _rankings_of_baselines(
-    dataset: Dataset, queries: EvaluationQueries, config: EvaluationConfig
+    dataset: Dataset, queries: EvaluationQueries, config: EvaluationConfig, recent: RecentScores | None = None
 ) -> Iterator[tuple[str, Shaped[Ints, "Q K"]]]:
-    """Yield the baselines that rank items and score no pairs, by name: the best item rows of each query of the test part."""
+    """Yield the baselines that rank items and score no pairs, by name: the best item rows of each query of the test part. `recent` is the recent
+    popularity of a model that has it."""
     k = min(max(config.k), len(dataset.items))
     if config.repeats != "exclude" and dataset.schema.duplicates == "keep":
         yield "own_counts", own_counts(dataset, TEST, queries.users, k)
+    if recent is not None:
+        yield "recent_popularity", queries.top_k(_alone(recent), k)
     if dataset.time_ordered and (transitions := Transitions.of(dataset, TEST)):
         yield "transitions", queries.top_k(transitions, k)

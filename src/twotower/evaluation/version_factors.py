@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ from twotower.arrays.pieces import pieces, temporary_array
 from twotower.arrays.types import Codes, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset, Side
 from twotower.data.pairs import Pairs
-from twotower.evaluation.factors import Factors
+from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.moments import asked_times
+
+S = TypeVar("S", bound=Scorer)
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,16 @@ class VersionFactors(Factors):
     """Time of the ranking of each user: of its first pair, or for a user without one of the first of all."""
 
     @classmethod
-    def of_part(cls, factors: Factors, dataset: Dataset, part: int) -> Factors:
-        """Return the vectors for a part, from those of all rows of both sides `by_version`; unchanged without versions."""
-        if not dataset.has_versions:
+    def of_part(cls, factors: S, dataset: Dataset, part: int) -> S | VersionFactors:
+        """Return the vectors for a part, from those of all rows of both sides `by_version`; unchanged without versions, and if the scores of an
+        interaction read its versions already."""
+        if not dataset.has_versions or not isinstance(factors, Factors):
             return factors
         pairs, times = dataset.pairs_of(part), dataset.times_of(part)
         assert times is not None
         asked = asked_times(dataset, part)
-        return cls(factors.users, factors.items, dataset.users, dataset.items, pairs, times, asked, own=factors.own)
+        own, recent, sides = factors.own, factors.recent, (dataset.users, dataset.items)
+        return cls(factors.users, factors.items, *sides, pairs, times, asked, own=own, recent=recent)
 
     def scores(self, pairs: Pairs, block: int = 16_384) -> Shaped[Floats, "n"]:
         """Return the scores of the pairs of the part."""
@@ -58,14 +63,15 @@ class VersionFactors(Factors):
         """Return the scores of all items for some user rows, each with the versions that hold when the user is asked."""
         asked = self.asked[users]
         scores = scores_at(self.products(_at(self.user_side, users, asked)), self.item_side, asked)
-        return self._added(scores, users)
+        return self._added(scores, users, interactions)
 
     def at_once(self) -> Factors:
         """Return one vector for each user and item: users as they are asked, items as they were at the first of these times."""
         user = _at(self.user_side, np.arange(len(self.user_side)), self.asked)
         n_items = len(self.item_side)
         item = _at(self.item_side, np.arange(n_items), np.broadcast_to(self.asked.min(), n_items))
-        return Factors(self.users[torch.from_numpy(user)], self.items[torch.from_numpy(item)], own=self.own)
+        users, items = self.users[torch.from_numpy(user)], self.items[torch.from_numpy(item)]
+        return Factors(users, items, own=self.own, recent=self.recent)
 
 
 def scores_at(scores: Float[Tensor, "B VI"], items: Side, times: Shaped[Ints, "B"]) -> Float[Tensor, "B I"]:

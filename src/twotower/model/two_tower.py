@@ -29,6 +29,7 @@ from twotower.model.inputs import stacked
 from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.layers import normalize
 from twotower.model.own_counts import OwnCounts
+from twotower.model.recent_popularity import RecentPopularityBias
 from twotower.model.tables import Table
 from twotower.model.towers import Tower, TowerConfig, select_fields
 from twotower.section import Section
@@ -60,6 +61,7 @@ class ModelConfig(Section):
         "stacking",
         "cold_item_bias",
         "own_counts",
+        "recent_popularity",
     )
 
     width: int = Field(16, ge=1, description="Embedding width of a field.")
@@ -113,15 +115,22 @@ class ModelConfig(Section):
         "ones. Empty: none.",
     )
 
+    recent_popularity: bool = Field(
+        False,
+        description="Bias of each item by how often it is taken in the latest rows of the log, for what is popular now, as news are: weight and half-life, in rows, "
+        "are fitted after training, whatever is best on the validation part by train.monitor. An evaluation reads the rows before each ranking; a bundle holds the "
+        "value at the end of what comes before the test part. false: 0.",
+    )
+
     @property
     def bias_columns(self) -> bool:
         """True if the last two numbers of a vector are biases."""
-        return self.bias or self.cold_item_bias
+        return self.bias or self.cold_item_bias or self.recent_popularity
 
     @property
     def is_fitted_last(self) -> bool:
         """True if terms of the score are fitted to validation after the training."""
-        return self.stacking or self.cold_item_bias or bool(self.own_counts)
+        return self.stacking or self.cold_item_bias or self.recent_popularity or bool(self.own_counts)
 
     @property
     def metric(self) -> Literal["cosine", "dot"]:
@@ -158,7 +167,7 @@ class TwoTower(nn.Module):
 
     With biases the vectors are [v / T, b_u + b, 1] and [w, 1, b_i], T the temperature. With stacking, v is weighted pair by
     pair, b_u by the second last of `term_weights` and b_i by the last, and both have the prior of the id added. The bias of a cold
-    item is added to b_i.
+    item and recent popularity are added to b_i.
     """
 
     def __init__(
@@ -188,6 +197,7 @@ class TwoTower(nn.Module):
             self.term_weights = nn.Parameter(torch.ones(n_terms), requires_grad=False)
             if config.bias:
                 self.user_prior, self.item_prior = IdPrior(user_fields), IdPrior(item_fields)
+        self._fitted_biases: dict[SideName, list[IdPrior]] = {"user": [], "item": []}
         if config.cold_item_bias:
             self.cold_items = IdPrior(item_fields, "cold_items")
             if self.cold_items.field is None:
@@ -195,6 +205,10 @@ class TwoTower(nn.Module):
                     "model.cold_item_bias is of items whose id reads as unknown, and no feature of the items is their id without hash_buckets; "
                     "add one, or set model.cold_item_bias = false"
                 )
+            self._fitted_biases["item"].append(self.cold_items)
+        if config.recent_popularity:
+            self.recent_popularity = RecentPopularityBias(item_fields)
+            self._fitted_biases["item"].append(self.recent_popularity)
         if config.own_counts:
             self.own_counts = OwnCounts(user_fields, config.own_counts)
         self._id_columns = {
@@ -300,9 +314,10 @@ class TwoTower(nn.Module):
         if bias is not None and self.config.stacking:
             bias = self.prior(side)(inputs, bias * self.term_weights[_BIAS_TERMS[side]])
         joined = torch.cat(vectors, 1) if len(vectors) > 1 else vectors[0]
-        if self.config.cold_item_bias:
+        if self.config.bias_columns:
             bias = joined.new_zeros(len(joined), 1) if bias is None else bias
-            bias = self.cold_items(inputs, bias) if side == "item" else bias
+            for fitted in self._fitted_biases[side]:
+                bias = fitted(inputs, bias)
         if self.config.similarity == "cosine":
             joined = normalize(joined)
         return joined, bias
@@ -348,8 +363,8 @@ class TwoTower(nn.Module):
                 bias = g("Add", bias, g.constant(self.global_bias))
         else:
             bias = g.filled(g.reduce("Sum", joined, 1), 0.0)
-        if self.config.cold_item_bias and side == "item":
-            bias = self.cold_items.lower(g, bias)
+        for fitted in self._fitted_biases[side]:
+            bias = fitted.lower(g, bias)
         ones = g.filled(bias, 1.0)
         return g.concat([joined, bias, ones] if side == "user" else [joined, ones, bias]), width + 2
 

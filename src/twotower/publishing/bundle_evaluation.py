@@ -40,6 +40,11 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
             "a bundle serves the newest versions of users and items, which test rows may not have seen yet, so that these metrics "
             "may be too high; those of the run read the versions of each row's time"
         )
+    if retriever.bundle.manifest.recent_popularity:
+        log.warning(
+            "a bundle ranks by what is popular at the end of the rows before its test part, which a test row of an earlier time has not seen; the "
+            "metrics of the run read the rows before each ranking"
+        )
     if not len(dataset.test):
         raise RunError(f"{retriever.bundle.folder}: the bundle has no test part")
     named: dict[SideName, Codes] = {"user": dataset.pairs.user, "item": dataset.pairs.item}

@@ -153,6 +153,7 @@ def _write(
         bias=run.config.model.bias_columns,
         keep_seen=run.config.evaluation.repeats != "exclude",
         own_counts=_own_counts(run, folder),
+        recent_popularity=run.follows_popularity,
         recall_check=recall_check,
         index=index_facts(index),
         parity=parity,

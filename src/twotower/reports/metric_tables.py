@@ -11,8 +11,12 @@ from twotower.train.progress import EpochRecord
 
 ROWS = {"model": "test", "popularity": "baseline.popularity", "user+item bias": "baseline.bias"}
 """Label of a row -> prefix of its metrics."""
-WHERE_MEASURED = {"transition counts": "baseline.transitions", "own counts": "baseline.own_counts"}
-"""Rows of evaluations whose data have an order, and that rank repeats."""
+WHERE_MEASURED = {
+    "transition counts": "baseline.transitions",
+    "own counts": "baseline.own_counts",
+    "recent popularity": "baseline.recent_popularity",
+}
+"""Rows of evaluations whose data have an order, that rank repeats, and of models that have it."""
 
 WAYS = {
     "method 1, exact search": "exact",

@@ -88,15 +88,22 @@ class Run:
 
     def factors_during(self, part: int = TEST) -> Scorer:
         """Return the vectors by which `part` is evaluated: those of `factors`, but of versions that are not later than its
-        interactions, and of users in the context of these. They give the scores of the pairs of the part, and of the catalogue for a user."""
-        own_moments = self.dataset.has_versions or self.dataset.schema.side("context")
+        interactions, with what is popular at their times, and of users in the context of these. They give the scores of the pairs of the part, and of the catalogue for a user."""
+        own_moments = self.dataset.has_versions or self.dataset.schema.side("context") or self.follows_popularity
         return factors_during(self.model, self.dataset, part) if own_moments else self.factors(part)
 
+    @property
+    def follows_popularity(self) -> bool:
+        """True if scores depend on what is popular at the time of a ranking."""
+        return self.config.model.recent_popularity and self.model.recent_popularity.is_fitted
+
     def factors_at_once(self, part: int = TEST) -> Factors:
-        """Return vectors of all users and items as `factors`, but of versions that are not later than the interactions of `part`:
-        users as at their first of it, items as at the first of all."""
-        found = self.factors_during(part) if self.dataset.has_versions else self.factors(part)
-        return found.at_once() if isinstance(found, VersionFactors) else self.factors(part)
+        """Return vectors of all users and items as `factors`, but with what is popular at the times of the interactions of `part`, and of versions that
+        are not later than these: users as at their first of it, items as at the first of all."""
+        found = self.factors_during(part)
+        if isinstance(found, VersionFactors):
+            return found.at_once()
+        return found if isinstance(found, Factors) else self.factors(part)
 
 
 def fingerprint(dataset: Dataset, config: Config) -> dict[str, JsonValue]:

@@ -119,7 +119,8 @@ class _Rankings:
         dataset = self._run.dataset
         if shard.part not in self._queries:
             self._queries = {shard.part: evaluation_queries(dataset, shard.part, self._config)}
-        name = (shard.by, before := part_of_vectors(dataset, shard.part))
+        before = shard.part if self._run.follows_popularity else part_of_vectors(dataset, shard.part)
+        name = (shard.by, before)
         if self._scorer is None or self._scorer[0] != name:
             self._scorer = None  # and its memory
             made = self._run.factors_during(before) if shard.by == MODEL else baseline_of(shard.by, dataset)

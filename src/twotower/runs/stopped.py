@@ -63,7 +63,7 @@ class StoppedTraining:
             + ("; model.stacking weighs its terms after the last" if config.model.stacking else "")
             + "".join(
                 f"; model.{option} is fitted after the last"
-                for option in ("own_counts", "cold_item_bias")
+                for option in ("own_counts", "recent_popularity", "cold_item_bias")
                 if getattr(config.model, option)
             ),
         )

@@ -124,6 +124,8 @@ class BundleFacts(_Facts):
     """True if answers hold items of the user's history, unless a request says otherwise. Manifests of earlier versions lack it."""
     own_counts: OwnCountsFacts | None = None
     """None: the model has none. Manifests of earlier versions lack it."""
+    recent_popularity: StrictBool = False
+    """True if the items have a bias of what is popular before the test part. Manifests of earlier versions lack it."""
     recall_check: RecallCheck
     index: IndexFacts
     parity: dict[SideName, Number]

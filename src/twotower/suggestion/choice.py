@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from twotower.data import drift_evidence
 from twotower.data.order_evidence import MIN_LIFT, MIN_Z
 from twotower.suggestion.shape import DENSE, MAX_FEW, MIN_NEW, MIN_TOP, Shape
 
@@ -47,6 +48,14 @@ def describe_order(shape: Shape) -> str:
         return "no time column tells the order of the interactions"
     verdict = "there is one" if shape.order.exists else "none is found"
     return f"{verdict}: {shape.order}; thresholds {MIN_LIFT:g} times and z {MIN_Z:g}"
+
+
+def describe_drift(shape: Shape) -> str:
+    """Return what is known of how popularity changes, with the thresholds."""
+    if shape.drift is None:
+        return "no times that all users share tell what is popular when"
+    verdict = "what is popular changes" if shape.drift.exists else "what is popular hardly changes"
+    return f"{verdict}: {shape.drift}; thresholds {drift_evidence.MIN_LIFT:g} times and z {drift_evidence.MIN_Z:g}"
 
 
 def _has_order(shape: Shape) -> bool:

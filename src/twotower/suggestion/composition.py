@@ -97,6 +97,10 @@ def compose(
         comments["schema.duplicates"] = (
             f"{guess.repeats:.1%} of the rows repeat a pair of user and item (threshold {MIN_REPEATS:.0%})."
         )
+    by_validation = has_validation and not (config.loss.pointwise or config.model.stacking)
+    if shape.drift and shape.drift.exists and by_validation and _has_id(fitted.features, str(schema["item_id"])):
+        sections["model"] = {**_section(sections, "model"), "recent_popularity": True}
+        comments["model.recent_popularity"] = f"What is popular changes: {shape.drift}."
     settings: Settings = {
         "data": dict(data or {}),
         "schema": {**schema, "features": fitted.features},
@@ -114,6 +118,12 @@ def _history_of_items(features: Sequence[Settings], interactions: Container[str]
         if of_users and feature.get("interactions", "all") in interactions and not feature.get("max_length"):
             return str(feature["name"])
     return ""
+
+
+def _has_id(features: Sequence[Settings], item_id: str) -> bool:
+    """Return True if a feature of the items is their id."""
+    of_items = (f for f in features if f["side"] == "item" and f["kind"] == "categorical")
+    return any(f.get("column", f["name"]) == item_id and not f.get("hash_buckets") for f in of_items)
 
 
 def _split(

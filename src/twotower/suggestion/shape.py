@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.types import Ints
+from twotower.data.drift_evidence import DriftEvidence, drift_evidence
 from twotower.data.labels import POSITIVE
 from twotower.data.order_evidence import OrderEvidence, order_evidence
 from twotower.data.parts import PART
@@ -60,6 +61,8 @@ class Shape:
     """Users of MIN_LAST taken rows or more."""
     order: OrderEvidence | None
     """None: the log has no time."""
+    drift: DriftEvidence | None
+    """Evidence that what is popular changes. None: the log has no times that all users share."""
     label_values: int
     """Distinct labels. 0: no label."""
     is_scale: bool
@@ -146,6 +149,7 @@ def measure_shape(
         long_length=float(np.quantile(lengths, 0.9)) if len(lengths) else 0.0,
         measurable=int((lengths >= MIN_LAST).sum()),
         order=order,
+        drift=drift_evidence(users[taken], items[taken], times[taken]) if times is not None and by_time else None,
         label_values=label_values,
         is_scale=is_scale,
         no_rating=unrated,

@@ -15,7 +15,7 @@ from twotower.data.tables import Tables, check
 from twotower.data.text_format import TextFormat
 from twotower.errors import ConfigError, did_you_mean
 from twotower.features.schema import Schema
-from twotower.suggestion.choice import RULES, RecipeRule, choose, describe_order
+from twotower.suggestion.choice import RULES, RecipeRule, choose, describe_drift, describe_order
 from twotower.suggestion.composition import compose
 from twotower.suggestion.document import toml_value, write_document
 from twotower.suggestion.guess import COLUMNS, Guess, guess_meaning
@@ -178,6 +178,7 @@ def _reasons(
         f"Tables: {shape.interactions:,} interactions of {shape.users:,} users and {shape.items:,} items.",
         f"Columns, guessed from names and values: {known}; an override such as schema.time=NAME corrects one.",
         f"Order: {describe_order(shape)}.",
+        f"Drift: {describe_drift(shape)}.",
     ]
     lines += [f"{note[:1].upper()}{note[1:]}." for note in found.notes]
     if asked:

@@ -79,8 +79,11 @@ def fit_cold_item_bias(
         )
         of = f"{biased_items.sum()} known items that read as cold ones"
     found = scorer(items)
-    if items is not None and found.own is not None:  # no cold item is in a history
-        found = replace(found, own=found.own.without(biased_items))
+    if items is not None:  # no cold item is in a history, or popular
+        counted, popular = found.own, found.recent
+        found = replace(
+            found, own=counted and counted.without(biased_items), recent=popular and popular.without(biased_items)
+        )
     spread = context.broadcast(spread_of_scores(found, dataset) if context.is_main else 0.0)
     if not spread > 0:
         log.warning("model.cold_item_bias fits nothing, and the bias stays 0: each user scores all items alike")
@@ -146,8 +149,7 @@ def _positives(dataset: Dataset, items: Shaped[Bools, "items"]) -> int:
 
 def spread_of_scores(found: Factors | ContextFactors, dataset: Dataset) -> float:
     """Return the standard deviation of a user's products over all items, a mean over users of the validation part."""
-    found = replace(found, own=None)
-    scorer = VersionFactors.of_part(found, dataset, VALIDATION) if isinstance(found, Factors) else found
+    scorer = VersionFactors.of_part(replace(found, own=None, recent=None), dataset, VALIDATION)
     rows = dataset.part_indices(VALIDATION)
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), PAIRS)).astype(int)]
     users, size = dataset.pairs.user[rows], max(1, BLOCK_SCORES // len(dataset.items))

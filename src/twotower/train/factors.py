@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +24,10 @@ from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.two_tower import TwoTower, evaluation_mode
 from twotower.train.own_counts import own_scores
+from twotower.train.recent_popularity import recent_scores
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
+
+F = TypeVar("F", bound=Factors | ContextFactors)
 
 MAX_BLOCK_CODES = 2**20
 """Codes of bags, such as histories, that one call of a tower reads."""
@@ -43,8 +47,8 @@ def model_factors(
 
 
 def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
-    """Return the vectors of all users and items from the data before `part` (see `Dataset.side_before`), of the newest versions,
-    and of a model that reads the context in the default one. Raises ConfigError if a feature of the context has no default."""
+    """Return the vectors of all users and items from the data before `part` (see `Dataset.side_before`), of the newest versions, with the
+    recent popularity at the end, and of a model that reads the context in the default one. Raises ConfigError if a feature of the context has no default."""
     context = default_context(dataset.encoders, dataset.context_frame) if dataset.schema.side("context") else None
     sides = [dataset.side_before(side, part) for side in SIDES]
     found = model_factors(model, *_tensors(model, dataset, sides, context))
@@ -53,13 +57,17 @@ def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
 
 def factors_during(model: TwoTower, dataset: Dataset, part: int) -> Scorer:
     """Return the vectors by which `part` is evaluated: as `factors_before`, but of the versions that hold at the times of its
-    interactions, and of users in the context of these."""
+    interactions, with what is popular at these times, and of users in the context of these."""
     sides = [dataset.side_before(side, part).by_version() for side in SIDES]
     users, items = _tensors(model, dataset, sides, dataset.context)
-    own = own_scores(model, dataset, part)
     if users.has_context:
-        return replace(context_factors(model, users, items, dataset), own=own)
-    return VersionFactors.of_part(replace(model_factors(model, users, items), own=own), dataset, part)
+        return with_added(context_factors(model, users, items, dataset), model, dataset, part)
+    return VersionFactors.of_part(with_added(model_factors(model, users, items), model, dataset, part), dataset, part)
+
+
+def with_added(found: F, model: TwoTower, dataset: Dataset, part: int) -> F:
+    """Return scores of a part with what is added to the products: own counts and what is popular at the time of each ranking."""
+    return replace(found, own=own_scores(model, dataset, part), recent=recent_scores(model, dataset, part))
 
 
 def _tensors(

@@ -27,7 +27,7 @@ from twotower.train.cold_items import spread_of_scores
 from twotower.train.starts.search import best_weight
 
 log = logging.getLogger(__name__)
-F = TypeVar("F", Factors, ContextFactors)
+F = TypeVar("F", bound=Factors | ContextFactors)
 
 PRIOR = 10.0
 """Interactions with an item at which its own share of repeats weighs as much as that of all items."""

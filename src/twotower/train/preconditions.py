@@ -17,6 +17,7 @@ from twotower.evaluation.user_slices import UserSlices
 from twotower.model.pooling import check_poolings, resolve
 from twotower.train.order_check import check_order
 from twotower.train.own_counts import check_own_counts
+from twotower.train.recent_popularity import check_recent_popularity
 from twotower.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,9 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         )
     if recipe.model.own_counts:
         check_own_counts(dataset, recipe.model.own_counts, recipe.evaluation.repeats)
-    fitted = ["model.own_counts"] * bool(recipe.model.own_counts)
+    if recipe.model.recent_popularity:
+        check_recent_popularity(dataset, recipe.model.stacking)
+    fitted = [f"model.{option}" for option in ("own_counts", "recent_popularity") if getattr(recipe.model, option)]
     if recipe.last_starts and not recipe.model.stacking:  # which calibrates them
         fitted.append("the weight of train.start (blend)")
     of_pairs = isinstance(recipe.evaluation.metric_set.find(recipe.train.monitor), PairMetric)

@@ -10,7 +10,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,14 +37,15 @@ from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
 from twotower.train.cold_items import fit_cold_item_bias
 from twotower.train.contrastive_objective import ContrastiveObjective
-from twotower.train.factors import context_factors, gathered_factors, has_finite_vectors
+from twotower.train.factors import context_factors, gathered_factors, has_finite_vectors, with_added
 from twotower.train.optim import ModelOptimizer
 from twotower.train.order import Epoch
-from twotower.train.own_counts import OWN_SCORES, OwnCountsFit, own_scores
+from twotower.train.own_counts import OWN_SCORES, OwnCountsFit
 from twotower.train.placement import build_model
 from twotower.train.pointwise_objective import PointwiseObjective
 from twotower.train.precision import with_precision
 from twotower.train.progress import Callback, EpochRecord, TrainingProgress
+from twotower.train.recent_popularity import fit_recent_popularity
 from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
 from twotower.train.stacking import stack
@@ -133,17 +135,7 @@ class Trainer:
                 self._train_epoch(self.objective.sampler.epoch(p.epoch))
             self.weights.load_state(self.best.weights)
             self._weigh_last()
-        if self.recipe.model.stacking:
-            stack(self.model, self._validation_scores, self.dataset, self.context)
-        if self.recipe.model.own_counts:
-            some = evaluation_of_search(self.recipe.evaluation, len(self.dataset.items), OWN_SCORES)
-            told = users_told(some, config.monitor, self.dataset.validation)
-            score: Callable[[Scorer], float] = lambda s: self.best.score_of(self._validation_metrics(s, some))  # noqa: E731
-            OwnCountsFit(self.model, self.dataset).fit(self._scorer(), score, self.context, told)
-        if self.recipe.model.cold_item_bias:
-            fit_cold_item_bias(
-                self.model, self.dataset, self._scorer, self._score, self.context, self.recipe.train.seed
-            )
+        self._fit_last()
         if self.torchrec:
             self.torchrec.gather_tables()
         self.objective.detach_from_group()
@@ -173,6 +165,23 @@ class Trainer:
             values.fill(start)
         self._check_stop()
         self.progress.seconds += time.perf_counter() - started
+
+    def _fit_last(self) -> None:
+        """Fit what stands beside the trained scores to validation."""
+        recipe, own = self.recipe, OwnCountsFit(self.model, self.dataset) if self.recipe.model.own_counts else None
+        some = evaluation_of_search(recipe.evaluation, len(self.dataset.items), OWN_SCORES)
+        told = users_told(some, recipe.train.monitor, self.dataset.validation)
+        score: Callable[[Scorer], float] = lambda s: self.best.score_of(self._validation_metrics(s, some))  # noqa: E731
+        if recipe.model.stacking:
+            stack(self.model, self._validation_scores, self.dataset, self.context)
+        if recipe.model.recent_popularity:
+            found = self._scorer()
+            found = own.beside(found) if own else found
+            fit_recent_popularity(self.model, self.dataset, found, score, self.context, told)
+        if own:
+            own.fit(self._scorer(), score, self.context, told)
+        if recipe.model.cold_item_bias:
+            fit_cold_item_bias(self.model, self.dataset, self._scorer, self._score, self.context, recipe.train.seed)
 
     def _start_values(self, trained: Sequence[int] = ()) -> StartValues:
         parts = (self.dataset, self.recipe, self.objective.users, self.objective.items, self.context)
@@ -311,8 +320,7 @@ class Trainer:
         """Return the validation metrics of vectors, on all ranks; `config` None is that of the training."""
         metrics = {}
         if self.context.is_main:
-            if isinstance(scorer, Factors):
-                scorer = VersionFactors.of_part(scorer, self.dataset, VALIDATION)
+            scorer = VersionFactors.of_part(scorer, self.dataset, VALIDATION)
             metrics = evaluate_part(scorer, self.dataset, VALIDATION, config or self.recipe.evaluation)
         return self.context.broadcast({f"validation.{m}": v for m, v in metrics.items() if not math.isnan(v)})
 
@@ -322,11 +330,9 @@ class Trainer:
 
     def _validation_scores(self) -> Shaped[Floats, "n"]:
         """Return the scores of the pairs of the validation part on rank 0, nothing on the others; the present weights."""
-        scorer = self._scorer()
+        scorer = VersionFactors.of_part(self._scorer(), self.dataset, VALIDATION)
         if not self.context.is_main:
             return np.empty(0, np.float32)
-        if isinstance(scorer, Factors):
-            scorer = VersionFactors.of_part(scorer, self.dataset, VALIDATION)
         return scorer.part_scores(self.dataset, VALIDATION)
 
     def factors(self) -> Factors:
@@ -347,11 +353,11 @@ class Trainer:
     def _scorer(self, items: SideTensors | None = None) -> Factors | ContextFactors:
         """Return the vectors of all rows of both sides `by_version`, or of these items; of users with a context as they are asked for."""
         users, items = self.objective.users, items or self.objective.items
-        own = own_scores(self.model, self.dataset, VALIDATION)
+        added = partial(with_added, model=self.model, dataset=self.dataset, part=VALIDATION)
         if users.has_context:
-            return replace(context_factors(self.model, users, items, self.dataset), own=own)
+            return added(context_factors(self.model, users, items, self.dataset))
         pairs = self._measured_pairs
-        return replace(gathered_factors(self.model, users, items, self.context, self.torchrec, pairs), own=own)
+        return added(gathered_factors(self.model, users, items, self.context, self.torchrec, pairs))
 
     def resume(self, override: bool = False, checkpoint: Checkpoint | None = None) -> bool:
         """Go on from a checkpoint: the newest intact one of the folder, or the given one.

@@ -1,0 +1,78 @@
+"""Evidence that what is popular changes: rows near in time, compared with rows at random.
+
+The statistic is the number of agreements, two rows of one item and of different users, within each of BLOCKS parts of the log of equally many
+rows, one after another. If popularity does not change, a part has its share of the agreements of the whole log, a Poisson variable.
+Rows of one user count for nothing, as they follow one another. Rows of equal time have no order and are shuffled.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from twotower.arrays.types import Ints
+from twotower.data.order_evidence import MAX_ROWS, some_users
+
+BLOCKS = 100
+MIN_LIFT = 1.5
+"""Lift from which what is popular changes. Logs of films, shops and songs have 1.0 to 1.3, news and ads 8 and more (docs/log.md)."""
+MIN_Z = 5.0
+"""Deviations above chance from which what is popular changes."""
+
+
+@dataclass(frozen=True)
+class DriftEvidence:
+    """Agreements within hundredths of the log, and by chance."""
+
+    agreements: float
+    expected: float
+    """Those within the same numbers of rows drawn from the whole log."""
+
+    @property
+    def lift(self) -> float:
+        """Ratio of agreements to those expected, one added to both. 1: what is popular does not change."""
+        return (self.agreements + 1) / (self.expected + 1)
+
+    @property
+    def z(self) -> float:
+        """Distance from chance, in deviations of a Poisson variable, of 1 at least."""
+        return (self.agreements - self.expected) / max(1.0, math.sqrt(self.expected))
+
+    @property
+    def exists(self) -> bool:
+        """True if rows near in time agree more than chance has it: a lift of MIN_LIFT or more, and a z of MIN_Z or more."""
+        return self.lift >= MIN_LIFT and self.z >= MIN_Z
+
+    def __str__(self) -> str:
+        return f"rows of different users within a hundredth of the log are of one item {self.lift:.2f} times as often as any two, z {self.z:.1f}"
+
+
+def drift_evidence(users: Ints, items: Ints, times: Ints, max_rows: int = MAX_ROWS, seed: int = 0) -> DriftEvidence:
+    """Measure how what is popular changes, of interactions (n,) by the codes of their users and items, 0 or more, and by times of any unit. The same
+    arguments give the same evidence."""
+    rng = np.random.default_rng(seed)
+    if len(users) > max_rows:
+        kept = some_users(users, max_rows, rng)
+        users, items, times = users[kept], items[kept], times[kept]
+    by_time = np.lexsort((rng.random(len(users)), times))
+    users, items = users[by_time], items[by_time]
+    block = np.arange(len(users)) * BLOCKS // max(1, len(users))
+    within, pairs = _agreements(block, users, items)
+    of_all, all_pairs = _agreements(np.zeros_like(block), users, items)
+    return DriftEvidence(within, of_all * pairs / max(1.0, all_pairs))
+
+
+def _agreements(block: Ints, users: Ints, items: Ints) -> tuple[float, float]:
+    """Return the numbers of pairs of rows of one item and block, and of one block, both of different users."""
+    of_item = block * (int(items.max(initial=0)) + 1) + items
+    n_users = int(users.max(initial=0)) + 1
+    same_item, same_user, both = (_pairs(key) for key in (of_item, block * n_users + users, of_item * n_users + users))
+    return same_item - both, _pairs(block) - same_user
+
+
+def _pairs(keys: Ints) -> float:
+    """Return the number of pairs of equal keys."""
+    n = np.unique(keys, return_counts=True)[1].astype(np.float64)
+    return float((n * (n - 1) / 2).sum())

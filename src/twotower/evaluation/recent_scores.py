@@ -1,0 +1,94 @@
+"""Scores that recent popularity adds to all items, by the time of the ranking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twotower.arrays.pieces import temporary_array
+from twotower.arrays.types import Bools, Codes, Float, Floats, Ints, Shaped
+from twotower.data.dataset import Dataset
+from twotower.data.recent_popularity import RecentPopularity
+from twotower.evaluation.moments import asked_times
+
+BLOCK_SCORES = 2**24
+"""Scores of times and items that are held at a time."""
+
+
+@dataclass(frozen=True)
+class RecentScores:
+    """A score for each item and time, added to the products of vectors: weight times the recent popularity before the time, less what the vectors
+    of the items have of it already."""
+
+    popularity: RecentPopularity
+    half_life: float
+    """Rows of the log after which one counts half."""
+    weight: float
+    held: Shaped[Floats, "I"]
+    """Recent popularity that the vectors of the items have."""
+    asked: Shaped[Ints, "U"]
+    """Time of the ranking of each user."""
+    times: Shaped[Ints, "n"]
+    """Time of each interaction, of which one may give the time of a ranking."""
+    rows: Shaped[Ints, "i"] | None = None
+    """Item rows that are ranked, in this order; None: all."""
+
+    @classmethod
+    def of_part(
+        cls, dataset: Dataset, part: int, half_life: float, weight: float, held: Shaped[Floats, "I"]
+    ) -> RecentScores:
+        """Return the scores of a part: of the positives of the parts before it, for each user before its first pair of the part."""
+        assert dataset.times is not None
+        known = RecentPopularity.before(dataset, part)
+        return cls(known, half_life, weight, held, asked_times(dataset, part), dataset.times)
+
+    def added_to(
+        self, scores: Float[Tensor, "B I"], users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
+    ) -> Float[Tensor, "B I"]:
+        """Add the scores of all items to those of some user rows, in place; with `interactions` at the times of these."""
+        times = self.asked[users] if interactions is None else self.times[interactions]
+        distinct, which = np.unique(times, return_inverse=True)
+        added = torch.from_numpy(self._at(distinct)).to(scores.device, scores.dtype)
+        return scores.add_(added[torch.from_numpy(which).to(scores.device)])
+
+    def of_pairs(
+        self, users: Shaped[Codes, "n"], items: Shaped[Codes, "n"], interactions: Shaped[Ints, "n"] | None = None,
+        block: int = 0,
+    ) -> Shaped[Floats, "n"]:  # fmt: skip
+        """Return the scores of pairs of user and item rows, at the time of the ranking of the user, with `interactions` at the times of these;
+        of `block` times at once, 0 for as many as BLOCK_SCORES allows."""
+        found: Floats = temporary_array(len(users), np.float32)
+        times = self.asked[users] if interactions is None else self.times[interactions]
+        order = np.argsort(times, kind="stable")
+        distinct, starts = np.unique(times[order], return_index=True)
+        ends, step = np.append(starts[1:], len(order)), block or max(1, BLOCK_SCORES // max(1, self.popularity.n_items))
+        for first in range(0, len(distinct), step):
+            some = slice(first, first + step)
+            added = self._at(distinct[some])
+            rows = order[starts[first] : ends[some][-1]]
+            found[rows] = added[np.searchsorted(distinct[some], times[rows]), items[rows]]
+        return found
+
+    def take(self, users: Shaped[Ints, "u"], items: Shaped[Ints, "i"] | None = None) -> RecentScores:
+        """Return the scores of some user rows, and of some item rows in their order, None for all."""
+        rows = self.rows
+        if items is not None:
+            rows = items if rows is None else rows[items]
+        return replace(self, asked=self.asked[users], rows=rows)
+
+    def without(self, items: Shaped[Bools, "I"]) -> RecentScores:
+        """Return the scores with 0 for the items of a mask, whose vectors have nothing of them."""
+        known, held = self.popularity, np.where(items, np.float32(0), self.held)
+        weights = np.ones(len(known.items), np.float32) if known.weights is None else known.weights
+        left = np.where(items[known.items], np.float32(0), weights)
+        return replace(self, popularity=replace(known, weights=left), held=held)
+
+    def _at(self, times: Shaped[Ints, "T"]) -> Shaped[Floats, "T i"]:
+        """Return the scores of all items at some times."""
+        found = self.popularity.at(times, self.half_life)
+        found *= np.float32(self.weight)
+        found -= self.held
+        return found if self.rows is None else found[:, self.rows]

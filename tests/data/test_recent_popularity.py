@@ -1,0 +1,50 @@
+"""Counts of the latest rows of a log, against a loop over them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from twotower.arrays.types import Floats, Ints
+from twotower.data.recent_popularity import RecentPopularity
+
+N_ITEMS = 7
+RNG = np.random.default_rng(0)
+ITEMS = RNG.integers(N_ITEMS - 1, size=400).astype(np.int32)  # nobody takes the last one
+TIMES = np.sort(RNG.integers(300, size=400))
+WEIGHTS = RNG.random(400).astype(np.float32)
+
+
+def by_loop(time: int, half_life: float, weights: Floats | None) -> list[float]:
+    n, places = [0.0] * N_ITEMS, [at for at in range(400) if TIMES[at] < time]
+    for at in places:
+        n[ITEMS[at]] += (1.0 if weights is None else float(weights[at])) * 0.5 ** ((len(places) - 1 - at) / half_life)
+    return [math.log(1 + value) for value in n]
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("half_life", [1.0, 3.0, 50.0, 4000.0])
+def test_each_time_counts_the_rows_before_it(half_life: float, weights: Floats | None) -> None:
+    """With 1 and 3 most rows are beyond those that are read."""
+    log, times = RecentPopularity(ITEMS, TIMES, weights, N_ITEMS), np.array([150, 0, 299, 10, 150, 400, -5])
+    found = log.at(times, half_life)
+    assert found.shape == (7, N_ITEMS)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, [by_loop(t, half_life, weights) for t in times], atol=1e-6)
+    assert not found[1].any(), "no row is before the first"
+    np.testing.assert_allclose(log.at_end(half_life), by_loop(1000, half_life, weights), atol=1e-6)
+
+
+@pytest.mark.parametrize("times", [[17, 230], [230], [3, 4, 5, 17, 18, 230]])
+def test_a_time_counts_alike_beside_any_others(times: list[int]) -> None:
+    log = RecentPopularity(ITEMS, TIMES, None, N_ITEMS)
+    alone: Ints = np.array([230])
+    np.testing.assert_array_equal(log.at(np.array(times), 5.0)[-1], log.at(alone, 5.0)[0])
+
+
+def test_a_log_without_rows_counts_nothing() -> None:
+    log = RecentPopularity(ITEMS[:0], TIMES[:0], None, N_ITEMS)
+    assert not log.at(np.array([5]), 2.0).any()
+    assert not log.at_end(2.0).any()

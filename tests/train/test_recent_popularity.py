@@ -1,0 +1,200 @@
+"""Recent popularity ranks by what is popular when a user is asked, and is fitted to validation."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from trainers import weights
+from waves import SCHEMA, waves, world
+from worlds import settings
+
+from twotower import api, runs
+from twotower.config.experiment import Config
+from twotower.data.recent_popularity import RecentPopularity
+from twotower.data.splits import TEST, VALIDATION
+from twotower.distributed import DistributedContext
+from twotower.errors import ConfigError
+from twotower.evaluation.context_factors import ContextFactors
+from twotower.evaluation.factors import Factors
+from twotower.features.categorical import Categorical
+from twotower.features.day_of_week import DayOfWeek
+from twotower.features.values import UNKNOWN
+from twotower.index.exact import Exact
+from twotower.publishing.bundle_evaluation import evaluate_bundle
+from twotower.reports.compare import compare_runs
+from twotower.retrieval.request import Method, Request
+from twotower.runs.evaluation import QueryShard, _Rankings
+from twotower.train.recent_popularity import fit_recent_popularity, recent_scores
+from twotower.train.trainer import Trainer
+
+
+def config(recent: bool = True, **sections: dict[str, Any]) -> Config:
+    base: dict[str, dict[str, Any]] = {
+        "model": {
+            "recent_popularity": recent, "similarity": "dot", "temperature": 1.0, "unknown_rate": 0.0, "width": 8,
+            "pairs": [{"user": {"layers": []}, "item": {"layers": []}}],
+        },
+        "loss": {"kind": "softmax"},
+        "negatives": {"full": True},
+        "train": {"epochs": 2, "batch_size": 256, "lr": 0.02, "monitor": "validation.ndcg@5", "device": "cpu"},
+        "evaluation": {"k": [5], "bootstrap": 0},
+    }  # fmt: skip
+    return settings(**base | sections)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recent") / "run"
+    api.fit(world(), SCHEMA, config(), folder=path)
+    return path
+
+
+def test_a_run_finds_what_is_popular_at_the_time_and_keeps_it(folder: Path) -> None:
+    """Three items of ninety have seven tenths of the rows of a day, and a user has some of them."""
+    run, plain = runs.load(folder), api.fit(world(), SCHEMA, config(recent=False))
+    for part in ("validation", "test"):
+        assert plain.metrics[f"{part}.recall@5"] < 0.2
+        assert run.metrics[f"{part}.recall@5"] > 0.4
+    assert run.metrics["baseline.recent_popularity.recall@5"] > run.metrics["baseline.popularity.recall@5"] + 0.2
+    assert "baseline.recent_popularity.recall@5" not in plain.metrics
+    assert api.evaluate(run)["test.recall@5"] == pytest.approx(run.metrics["test.recall@5"])
+    compared = {c.metric: c for c in compare_runs(plain, run, resamples=100)}["recall@5"]
+    assert (compared.a, compared.b) == pytest.approx((plain.metrics["test.recall@5"], run.metrics["test.recall@5"]))
+
+
+def test_the_towers_are_those_without() -> None:
+    plain, fitted = (Trainer(world(), config(recent)) for recent in (False, True))
+    for trainer in (plain, fitted):
+        trainer.run()
+    found = weights(fitted)
+    for name, weight in weights(plain).items():
+        assert torch.equal(found.pop(name), weight)
+    assert sorted(found) == [f"recent_popularity.{name}" for name in ("half_life", "values", "weight")]
+
+
+def test_items_have_what_is_popular_before_the_test_part(folder: Path) -> None:
+    """Method 1, recommendations and bundles serve that; the evaluation of a time takes it off."""
+    run = runs.load(folder)
+    bias, known = run.model.recent_popularity, RecentPopularity.before(run.dataset, TEST)
+    wanted = float(bias.weight) * known.at_end(float(bias.half_life))
+    factors = run.factors()
+    assert factors.recent is None
+    plain = run.factors().items[:, -1].clone()
+    codes = np.asarray(run.dataset.items.columns["item_id"])
+    np.testing.assert_allclose(bias.values.numpy()[codes], wanted, rtol=1e-5)
+    assert float(bias.values[UNKNOWN]) == 0
+    with torch.no_grad():
+        bias.values.zero_()
+    np.testing.assert_allclose(plain - run.factors().items[:, -1], wanted, atol=1e-5)
+    during = runs.load(folder).factors_during(TEST)
+    assert during.recent is not None
+    zeroed = run.factors_during(TEST)
+    users = np.arange(len(run.dataset.users))
+    np.testing.assert_allclose(during.catalogue_scores(users), zeroed.catalogue_scores(users), atol=1e-4)
+
+
+def test_a_bundle_serves_the_end_of_the_log_and_says_so(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = runs.load(folder)
+    api.publish(run, tmp_path / "store", Exact())
+    retriever = api.retriever(tmp_path / "store")
+    user = str(run.dataset.users.ids[5])
+    methods: tuple[Method, ...] = (1, 2)
+    for method in methods:
+        found = retriever.recommend(Request(user), 5, method)
+        assert [i.id for i in found.items] == [i.id for i in api.recommend(run, user, 5).items]
+    with caplog.at_level(logging.WARNING):
+        measured = evaluate_bundle(retriever)["index"]
+    assert "ranks by what is popular at the end of the rows before its test part" in caplog.text
+    assert measured["recall@5"] < run.metrics["test.recall@5"] - 0.1
+
+
+def test_of_a_split_by_time_a_bundle_has_the_numbers_of_the_run(tmp_path: Path) -> None:
+    """All test rows are later than what is counted."""
+    run = api.fit(world(kind="time"), SCHEMA, config(split={"kind": "time"}), folder=tmp_path / "run")
+    assert run.model.recent_popularity.is_fitted
+    users = np.arange(len(run.dataset.users))
+    scores = [found.catalogue_scores(users) for found in (run.factors(), run.factors_during(TEST))]
+    torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["last", "random"])
+def test_each_part_has_its_own_times(kind: str) -> None:
+    """Of a random split both parts have the same vectors, and other times."""
+    run = api.fit(world(kind=kind), SCHEMA, config(split={"kind": kind}))
+    own = run.factors_during(VALIDATION).recent, run.factors_during(TEST).recent
+    assert own[0] is not None
+    assert own[1] is not None
+    assert len(own[0].popularity.items) < len(own[1].popularity.items)
+    assert not np.array_equal(own[0].asked, own[1].asked)
+    rankings = _Rankings(run, run.config.evaluation)
+    for part, name in ((VALIDATION, "validation"), (TEST, "test")):
+        found = rankings.best_items(QueryShard("model", part, 0, 100_000))[1]
+        queries = rankings._queries[part]
+        assert queries.hits(found).any(1).mean() == pytest.approx(run.metrics[f"{name}.hit_rate@5"], abs=1e-6)
+
+
+def test_with_features_of_the_context_a_pair_has_its_own_time() -> None:
+    schema = SCHEMA.model_copy(update={"features": (*SCHEMA.features, DayOfWeek(name="day", default=3))})
+    model = config().model.model_dump() | {"pairs": [{"user": {"layers": [8]}, "item": {"layers": [8]}}]}
+    run = api.fit(world(schema=schema), schema, config(model=model))
+    scorer = run.factors_during(TEST)
+    assert isinstance(scorer, ContextFactors)
+    rows = run.dataset.part_indices(TEST)
+    users, items = (a[rows].astype(np.int64) for a in (run.dataset.pairs.user, run.dataset.pairs.item))
+    of_catalogue = scorer.catalogue_scores(users, rows).numpy()[np.arange(len(rows)), items]
+    np.testing.assert_allclose(scorer.part_scores(run.dataset, TEST), of_catalogue, atol=1e-4)
+    assert run.metrics["test.recall@5"] > 0.5
+
+
+def test_a_score_that_does_not_rise_adds_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    data = world()
+    trainer = Trainer(data, config())
+    found = trainer._scorer()
+    assert isinstance(found, Factors)
+    with caplog.at_level(logging.INFO):
+        fit_recent_popularity(trainer.model, data, found, lambda _: 0.5, DistributedContext())
+    assert "recent popularity: weight 0 in" in caplog.text
+    assert "(it adds nothing)" in caplog.text
+    assert recent_scores(trainer.model, data, TEST) is None
+    assert not trainer.model.recent_popularity.values.any()
+
+
+def test_known_items_that_stand_for_cold_ones_are_not_popular(caplog: pytest.LogCaptureFixture) -> None:
+    base = config().model.model_dump() | {"cold_item_bias": True}
+    trainer = Trainer(world(kind="random", test=0.1, validation=0.4), config(model=base))
+    with caplog.at_level(logging.INFO):
+        trainer.run()
+    assert "known items that read as cold ones" in caplog.text
+    assert trainer.model.recent_popularity.is_fitted
+
+
+@pytest.mark.parametrize(
+    ("update", "sections", "split", "says"),
+    [
+        ({"time": ""}, {}, {"kind": "random"}, "the latest rows of the log, and they have no time; name its column in schema.time, or set"),
+        ({}, {"train": {"epochs": 1}}, {"kind": "random", "validation": 0.0}, "fitted to the validation part, and the split has none; set"),
+        ({"features": (SCHEMA.features[0], Categorical(name="item_id", side="item", hash_buckets=8))}, {}, {}, "without hash_buckets; add one"),
+    ],
+)  # fmt: skip
+def test_what_it_needs_is_said(
+    update: dict[str, Any], sections: dict[str, Any], split: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Trainer(world(schema=SCHEMA.model_copy(update=update), **split), config(**sections))
+
+
+def test_stacking_does_not_go_with_it() -> None:
+    schema = SCHEMA.model_copy(update={"label": "liked"})
+    log = waves().with_columns(liked=pl.int_range(pl.len()) % 2)
+    model = config().model.model_dump() | {"stacking": True}
+    pointwise = config(model=model, loss={"kind": "bce"}, negatives={}, train={"epochs": 1})
+    with pytest.raises(ConfigError, match="weighs the terms of a logit, and model.recent_popularity would be added"):
+        api.fit((None, None, log), schema, pointwise)
