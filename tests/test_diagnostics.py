@@ -482,11 +482,31 @@ def test_what_is_popular_changes_and_the_model_does_not_know() -> None:
     (without,) = drift(context.DiagnosisContext(untrained(unmeasured, **softmax)))
     assert "fitted to a validation part, which split.validation gives" in without.text
     reads = untrained(data, model={"recent_popularity": True}, **softmax)
-    assert [f.severity for f in drift(context.DiagnosisContext(reads))] == ["ok"]
+    for run, says in (
+        (reads, "adds nothing, as validation gave it the weight 0"),
+        (
+            replace(reads, unfinished="stopped"),
+            "adds nothing, as the training has not ended, and it is fitted after the last",
+        ),
+    ):
+        (told,) = drift(context.DiagnosisContext(run))
+        assert told.severity == "ok"
+        assert says in told.text
+    with torch.no_grad():
+        reads.model.recent_popularity.weight.fill_(0.5)
+    (told,) = drift(context.DiagnosisContext(reads))
+    assert (told.severity, "and the model reads it" in told.text) == ("ok", True)
+    hashed = (waves.SCHEMA.features[0], Categorical(name="item_id", side="item", hash_buckets=8))
+    of_buckets = waves.world(schema=waves.SCHEMA.model_copy(update={"features": hashed}))
+    (without,) = drift(context.DiagnosisContext(untrained(of_buckets, **softmax)))
+    assert "it needs a categorical feature of the items over their id, without hash_buckets" in without.text
     assert not [*drift(context.DiagnosisContext(untrained(data)))], "a loss of labels"
     assert not [*drift(context.DiagnosisContext(untrained(waves.world(0.0), **softmax)))]
-    unordered = waves.world(schema=waves.SCHEMA.model_copy(update={"time_unit": "order"}))
-    assert not [*drift(context.DiagnosisContext(untrained(unordered, **softmax)))]
+    order = waves.SCHEMA.model_copy(update={"time_unit": "order"})
+    ordered = waves.world(schema=order)
+    assert [f.severity for f in drift(context.DiagnosisContext(untrained(ordered, **softmax)))] == ["warning"]
+    places = waves.waves().sort("user_id", "at").with_columns(at=pl.int_range(pl.len()).over("user_id"))
+    assert not [*drift(context.DiagnosisContext(untrained(world(order, None, None, places), **softmax)))]
 
 
 @pytest.mark.parametrize("kind", ["time", "last"])

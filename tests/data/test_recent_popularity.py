@@ -44,7 +44,20 @@ def test_a_time_counts_alike_beside_any_others(times: list[int]) -> None:
     np.testing.assert_array_equal(log.at(np.array(times), 5.0)[-1], log.at(alone, 5.0)[0])
 
 
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("half_life", [0.5, 1.0, 3.0, 50.0, 4000.0])
+def test_a_pair_counts_as_in_the_catalogue(half_life: float, weights: Floats | None) -> None:
+    """With a half-life of .5 a block of rows that are summed is 20 rows."""
+    log, rng = RecentPopularity(ITEMS, TIMES, weights, N_ITEMS), np.random.default_rng(1)
+    times, items = rng.integers(-5, 310, 900), rng.integers(N_ITEMS, size=900).astype(np.int32)
+    found = log.of_pairs(times, items, half_life)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, log.at(times, half_life)[np.arange(900), items], atol=1e-6)
+    assert len(log.of_pairs(times[:0], items[:0], half_life)) == 0
+
+
 def test_a_log_without_rows_counts_nothing() -> None:
     log = RecentPopularity(ITEMS[:0], TIMES[:0], None, N_ITEMS)
     assert not log.at(np.array([5]), 2.0).any()
     assert not log.at_end(2.0).any()
+    assert not log.of_pairs(np.array([5]), ITEMS[:1], 2.0).any()

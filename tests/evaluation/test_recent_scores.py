@@ -58,11 +58,10 @@ def test_an_interaction_has_its_own_time() -> None:
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("times", [1, 7, 10_000])
-def test_pairs_have_the_scores_of_the_catalogue(dense: np.ndarray, times: int) -> None:
+def test_pairs_have_the_scores_of_the_catalogue(dense: np.ndarray) -> None:
     rng = np.random.default_rng(0)
     users, items = (rng.integers(n, size=700).astype(np.int32) for n in (len(dense), N_ITEMS))
-    found = scores().of_pairs(users, items, block=times)
+    found = scores().of_pairs(users, items)
     np.testing.assert_allclose(found, dense[users, items], atol=1e-5)
     assert len(scores().of_pairs(users[:0], items[:0])) == 0
 

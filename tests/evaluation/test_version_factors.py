@@ -25,6 +25,7 @@ from twotower.evaluation.metrics.diversity import Diversity
 from twotower.evaluation.metrics.measured import RankedItems
 from twotower.evaluation.own_scores import OwnScores
 from twotower.evaluation.part_evaluation import PartEvaluation, evaluate_part
+from twotower.evaluation.recent_scores import RecentScores
 from twotower.evaluation.user_slices import MISSING
 from twotower.evaluation.version_factors import VersionFactors
 from twotower.model.inputs.side_tensors import SideTensors
@@ -187,6 +188,24 @@ def test_what_is_measured_is_what_the_model_says_of_the_versions() -> None:
     assert evaluate_part(run.factors(), of, TEST, run.config.evaluation)["recall@5"] < 0.5
     without = replace(of.users, versions=None)
     assert len(SideTensors(without.by_version(), of.encoders.fields("user")).take(np.arange(3)).lookup) == 3
+
+
+def test_recent_popularity_is_of_items_whatever_their_versions() -> None:
+    of = data("time")
+    held = np.random.default_rng(1).random(len(of.items)).astype(np.float32)
+    recent = RecentScores.of_part(of, TEST, 30.0, 0.5, held)
+    every = random_versions(of)
+    plain, found = (
+        VersionFactors.of_part(Factors(every.users, every.items, recent=x), of, TEST) for x in (None, recent)
+    )
+    assert isinstance(found, VersionFactors)
+    users = np.unique(of.test.user).astype(np.int64)
+    added = recent.added_to(torch.zeros(len(users), len(of.items)), users)
+    assert added.abs().max() > 0.5
+    torch.testing.assert_close(found.catalogue_scores(users) - plain.catalogue_scores(users), added, rtol=0, atol=1e-5)
+    of_pairs = found.scores(of.test) - plain.scores(of.test)
+    np.testing.assert_allclose(of_pairs, recent.of_pairs(of.test.user, of.test.item), atol=1e-5)
+    assert found.at_once().recent is recent
 
 
 def test_own_scores_are_of_users_and_items_whatever_their_versions() -> None:

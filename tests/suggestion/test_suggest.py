@@ -452,6 +452,11 @@ def test_what_is_popular_now_needs_a_time_validation_and_a_loss_of_rankings() ->
     found = of((None, None, numbered), recipe="sequence-short")
     assert (found.shape.drift, found.config.model.recent_popularity) == (None, False)
     assert "Drift: no times that all users share" in " ".join(found.reasons)
+    places = numbered.sample(fraction=0.8, seed=1)  # some are missing, so that they are no numbers of the rows
+    assert suggest(places, overrides=["schema.time=at"]).shape.drift is None
+    days = log.with_columns(at=(pl.col("at") - 1_500_000_000) // 86_400)
+    found = suggest(days, overrides=["schema.time=at"])
+    assert (found.schema.time_unit, found.config.model.recent_popularity) == ("order", True)
 
 
 def test_own_counts_need_validation_and_a_loss_of_rankings() -> None:

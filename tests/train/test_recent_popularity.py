@@ -16,12 +16,16 @@ from worlds import settings
 
 from twotower import api, runs
 from twotower.config.experiment import Config
+from twotower.data.dataset import build_dataset
 from twotower.data.recent_popularity import RecentPopularity
+from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, VALIDATION
+from twotower.data.tables import check
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
+from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.context_factors import ContextFactors
-from twotower.evaluation.factors import Factors
+from twotower.evaluation.factors import Factors, Scorer
 from twotower.features.categorical import Categorical
 from twotower.features.day_of_week import DayOfWeek
 from twotower.features.values import UNKNOWN
@@ -30,6 +34,7 @@ from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.reports.compare import compare_runs
 from twotower.retrieval.request import Method, Request
 from twotower.runs.evaluation import QueryShard, _Rankings
+from twotower.train.cold_items import fit_cold_item_bias
 from twotower.train.recent_popularity import fit_recent_popularity, recent_scores
 from twotower.train.trainer import Trainer
 
@@ -125,6 +130,38 @@ def test_of_a_split_by_time_a_bundle_has_the_numbers_of_the_run(tmp_path: Path) 
     torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=1e-4)
 
 
+RARE = SCHEMA.model_copy(
+    update={"features": (SCHEMA.features[0], Categorical(name="item_id", side="item", min_count=20))}
+)
+
+
+@pytest.mark.parametrize("context", [(), (DayOfWeek(name="day", default=3),)])
+def test_an_item_of_an_unknown_id_is_served_as_it_is_evaluated(context: tuple[DayOfWeek, ...], tmp_path: Path) -> None:
+    """Its code is not its own, so the vectors of the bundle have what the tower cannot."""
+    schema = RARE.model_copy(update={"features": (*RARE.features, *context)})
+    model = config().model.model_dump() | {"pairs": [{"user": {"layers": [8]}, "item": {"layers": [8]}}]}
+    run = api.fit(
+        world(schema=schema, kind="time"), schema, config(split={"kind": "time"}, model=model), folder=tmp_path / "run"
+    )
+    codes = np.asarray(run.dataset.items.columns["item_id"])
+    unknown, bias = codes == UNKNOWN, run.model.recent_popularity
+    assert unknown.sum() > 5
+    at_end = float(bias.weight) * RecentPopularity.before(run.dataset, TEST).at_end(float(bias.half_life))
+    assert at_end[unknown].max() > 0.1
+    assert float(bias.values[UNKNOWN]) == 0
+    rows = run.dataset.part_indices(TEST)
+    users = run.dataset.pairs.user[rows].astype(np.int64)
+    during = run.factors_during(TEST).catalogue_scores(users, rows)
+    api.publish(run, tmp_path / "store", Exact())
+    retriever = api.retriever(tmp_path / "store")
+    served = torch.from_numpy(retriever.index.vectors(np.arange(len(codes))))
+    torch.testing.assert_close(served, run.factors().items, rtol=0, atol=1e-5)
+    if not context:
+        torch.testing.assert_close(run.factors().catalogue_scores(users), during, rtol=0, atol=1e-4)
+    found = evaluate_bundle(retriever)["live"]
+    assert found["recall@5"] == pytest.approx(run.metrics["test.recall@5"], abs=2e-3)
+
+
 @pytest.mark.parametrize("kind", ["last", "random"])
 def test_each_part_has_its_own_times(kind: str) -> None:
     """Of a random split both parts have the same vectors, and other times."""
@@ -174,6 +211,63 @@ def test_known_items_that_stand_for_cold_ones_are_not_popular(caplog: pytest.Log
         trainer.run()
     assert "known items that read as cold ones" in caplog.text
     assert trainer.model.recent_popularity.is_fitted
+    seen = list[Factors]()
+
+    def score(scorer: Scorer) -> float:
+        assert isinstance(scorer, Factors)
+        seen.append(scorer)
+        return 0.5
+
+    with torch.no_grad():
+        trainer.model.cold_items.values.zero_()
+    fit_cold_item_bias(trainer.model, trainer.dataset, trainer._scorer, score, DistributedContext(), 0)
+    biased = (seen[0].items[:, -1] != seen[1].items[:, -1]).numpy()
+    assert biased.any()
+    recent = seen[0].recent
+    assert recent is not None
+    added = recent.added_to(torch.zeros(3, len(biased)), np.arange(3)).numpy()
+    assert not added[:, biased].any()
+    assert added[:, ~biased].any()
+
+
+def test_it_is_fitted_beside_what_users_take_again() -> None:
+    schema = SCHEMA.model_copy(update={"duplicates": "keep"})
+    log = pl.concat([waves(), waves().sample(fraction=0.3, seed=0).with_columns(at=pl.col("at") + 7 * 86_400)])
+    data = build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="last"))
+    model = config().model.model_dump() | {"own_counts": "taken"}
+    trainer, seen = Trainer(data, config(model=model, evaluation={"k": [5], "repeats": "allow"})), list[Scorer]()
+    measured = trainer._validation_metrics
+
+    def metrics(scorer: Scorer, config: EvaluationConfig | None = None) -> dict[str, float]:
+        seen.append(scorer)
+        return measured(scorer, config)
+
+    trainer._validation_metrics = metrics  # type: ignore[method-assign]
+    trainer._fit_last()
+    first = next(scorer for scorer in seen if scorer.recent is not None)
+    assert first.own is not None, "recent popularity comes first, beside usual own counts"
+    last = seen[-1]
+    assert (last.own is not None, last.recent is not None) == (True, trainer.model.recent_popularity.is_fitted)
+
+
+def test_the_half_life_is_chosen_again_by_the_best_weight() -> None:
+    """Scores as if the longest were the best by low weights, and the shortest by the best weight, which is high."""
+    data = world()
+    trainer = Trainer(data, config())
+    found, tried = trainer._scorer(), list[tuple[float, float]]()
+    assert isinstance(found, Factors)
+
+    def score(scorer: Scorer) -> float:
+        if scorer.recent is None:
+            return 0.0
+        half_life, weight = scorer.recent.half_life, scorer.recent.weight
+        tried.append((half_life, weight))
+        lowest = min(w for h, w in tried if h == half_life)  # the first of FIRST_WEIGHTS
+        is_high = weight > 8 * lowest
+        return 10_000 - half_life if is_high else half_life
+
+    fit_recent_popularity(trainer.model, data, found, score, DistributedContext())
+    assert float(trainer.model.recent_popularity.half_life) == min(h for h, _ in tried)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ MIN_LIFT = 1.5
 """Lift from which what is popular changes. Logs of films, shops and songs have 1.0 to 1.3, news and ads 8 and more (docs/log.md)."""
 MIN_Z = 5.0
 """Deviations above chance from which what is popular changes."""
+MIN_APART = 0.05
+"""Share of the range of numbers that order a log by which half of the users begin after the first, from which they order rows of all users."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,17 @@ def drift_evidence(users: Ints, items: Ints, times: Ints, max_rows: int = MAX_RO
     within, pairs = _agreements(block, users, items)
     of_all, all_pairs = _agreements(np.zeros_like(block), users, items)
     return DriftEvidence(within, of_all * pairs / max(1.0, all_pairs))
+
+
+def begin_apart(users: Ints, times: Ints) -> bool:
+    """Return False if times may be places in each user's list: half of the users (n,) begin within MIN_APART of the range after the first time."""
+    first = np.full(int(users.max(initial=-1)) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, users, times)
+    begins = first[first < np.iinfo(np.int64).max]
+    if not len(begins):
+        return False
+    low, high = int(times.min()), int(times.max())
+    return float(np.median(begins)) - low > MIN_APART * (high - low)
 
 
 def _agreements(block: Ints, users: Ints, items: Ints) -> tuple[float, float]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 
+from twotower.arrays.pieces import pieces
 from twotower.arrays.types import Codes, Doubles, Floats, Ints, Shaped
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ class RecentPopularity:
 
     def at(self, times: Shaped[Ints, "T"], half_life: float) -> Shaped[Floats, "T I"]:
         """Return log(1 + n), n the count of each item by the positives before each time; those at the time itself do not count."""
-        places, which = np.unique(np.searchsorted(self.times, times, side="left"), return_inverse=True)
+        places, which = np.unique(self._places(times), return_inverse=True)
         found = np.empty((len(places), self.n_items), np.float32)
         for row, counted in zip(found, self._counts(places, half_life), strict=True):
             np.log1p(counted, out=row, casting="same_kind")
@@ -51,6 +54,22 @@ class RecentPopularity:
         counted = next(self._counts(np.array([len(self.items)]), half_life))
         return np.log1p(counted).astype(np.float32)
 
+    def of_pairs(
+        self, times: Shaped[Ints, "n"], items: Shaped[Codes | Ints, "n"], half_life: float
+    ) -> Shaped[Floats, "n"]:
+        """Return log(1 + n) of one item at each time."""
+        places, (keys, by_item) = self._places(times), self._by_item
+        last = np.searchsorted(keys, items.astype(np.int64) * (len(keys) + 1) + places) - 1
+        found, known = np.zeros(len(times)), last >= 0
+        known[known] = self.items[by_item[last[known]]] == items[known]
+        last = last[known]
+        found[known] = self._after_each(half_life)[last] * np.exp2((by_item[last] + 1 - places[known]) / half_life)
+        return np.log1p(found).astype(np.float32)
+
+    def _places(self, times: Shaped[Ints, "n"]) -> Shaped[Ints, "n"]:
+        """Return the number of positives before each time."""
+        return np.searchsorted(self.times, times, side="left").astype(np.int64)
+
     def _counts(self, places: Shaped[Ints, "T"], half_life: float) -> Iterator[Shaped[Doubles, "I"]]:
         """Yield the counts by the first rows, of some rising numbers of rows; each is overwritten by the next."""
         counts, most = np.zeros(self.n_items), math.ceil(READ_HALF_LIVES * half_life)
@@ -58,10 +77,41 @@ class RecentPopularity:
         for place in places.tolist():
             first = max(done, place - most)
             counts *= 0.5 ** ((place - done) / half_life) if first == done else 0.0
-            ages = np.arange(place - 1 - first, -1, -1, dtype=np.float64)
-            value = np.exp2(ages / -half_life)
-            if self.weights is not None:
-                value *= self.weights[first:place]
-            counts += np.bincount(self.items[first:place], value, self.n_items)
+            for some in pieces(place - first):
+                rows = slice(first + some.start, first + some.stop)
+                value = np.exp2((np.arange(rows.start, rows.stop) + (1.0 - place)) / half_life)
+                counts += np.bincount(self.items[rows], self._weighted(value, rows), self.n_items)
             done = place
             yield counts
+
+    def _weighted(self, values: Shaped[Doubles, "n"], rows: slice | Ints) -> Shaped[Doubles, "n"]:
+        """Return values of some rows times their weights."""
+        return values if self.weights is None else values * self.weights[rows]
+
+    @cached_property
+    def _by_item(self) -> tuple[Shaped[Ints, "N"], Shaped[Ints, "N"]]:
+        """The rows by item, oldest first, and item * (N + 1) + row of each, which rises."""
+        order = np.argsort(self.items, kind="stable")
+        return self.items[order].astype(np.int64) * (len(order) + 1) + order, order
+
+    def _after_each(self, half_life: float) -> Shaped[Doubles, "N"]:
+        """Return the count of the item of each row by `_by_item` at that row, which counts 1.
+
+        Rows of an item are summed in blocks of READ_HALF_LIVES, in which powers of 2 neither overflow nor lose the latest row; of the blocks before
+        one the last alone counts."""
+        keys, rows = self._by_item
+        block = READ_HALF_LIVES * half_life
+        number = np.floor(rows / block)
+        grown = self._weighted(np.exp2((rows - number * block) / half_life), rows)
+        frame = pl.DataFrame({"item": keys // (len(keys) + 1), "block": number, "grown": grown})
+        sums = frame.select(pl.col("grown").cum_sum().over("item", "block"))["grown"].to_numpy()
+        own: Doubles = sums * np.exp2((number * block - rows) / half_life)
+        item = frame["item"].to_numpy()
+        begins = np.flatnonzero(np.r_[True, (item[1:] != item[:-1]) | (number[1:] != number[:-1])][: len(rows)])
+        before = np.repeat(begins, np.diff(np.append(begins, len(rows)))) - 1  # the last row of the block before
+        follows = (item[before] == item) & (
+            number[before] == number - 1
+        )  # a first one, whose place is -1, follows none
+        earlier = before[follows]
+        own[follows] += own[earlier] * np.exp2((rows[earlier] - rows[follows]) / half_life)
+        return own

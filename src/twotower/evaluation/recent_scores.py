@@ -8,14 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.arrays.pieces import temporary_array
 from twotower.arrays.types import Bools, Codes, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.recent_popularity import RecentPopularity
 from twotower.evaluation.moments import asked_times
-
-BLOCK_SCORES = 2**24
-"""Scores of times and items that are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +51,13 @@ class RecentScores:
         return scores.add_(added[torch.from_numpy(which).to(scores.device)])
 
     def of_pairs(
-        self, users: Shaped[Codes, "n"], items: Shaped[Codes, "n"], interactions: Shaped[Ints, "n"] | None = None,
-        block: int = 0,
-    ) -> Shaped[Floats, "n"]:  # fmt: skip
-        """Return the scores of pairs of user and item rows, at the time of the ranking of the user, with `interactions` at the times of these;
-        of `block` times at once, 0 for as many as BLOCK_SCORES allows."""
-        found: Floats = temporary_array(len(users), np.float32)
+        self, users: Shaped[Codes, "n"], items: Shaped[Codes, "n"], interactions: Shaped[Ints, "n"] | None = None
+    ) -> Shaped[Floats, "n"]:
+        """Return the scores of pairs of user and item rows, at the time of the ranking of the user, with `interactions` at the times of these."""
         times = self.asked[users] if interactions is None else self.times[interactions]
-        order = np.argsort(times, kind="stable")
-        distinct, starts = np.unique(times[order], return_index=True)
-        ends, step = np.append(starts[1:], len(order)), block or max(1, BLOCK_SCORES // max(1, self.popularity.n_items))
-        for first in range(0, len(distinct), step):
-            some = slice(first, first + step)
-            added = self._at(distinct[some])
-            rows = order[starts[first] : ends[some][-1]]
-            found[rows] = added[np.searchsorted(distinct[some], times[rows]), items[rows]]
-        return found
+        rows = items if self.rows is None else self.rows[items]
+        found = self.popularity.of_pairs(times, rows, self.half_life)
+        return found * np.float32(self.weight) - self.held[rows]
 
     def take(self, users: Shaped[Ints, "u"], items: Shaped[Ints, "i"] | None = None) -> RecentScores:
         """Return the scores of some user rows, and of some item rows in their order, None for all."""

@@ -10,6 +10,7 @@ import torch
 from twotower import runs
 from twotower.arrays.pieces import pieces
 from twotower.arrays.types import Codes, Floats, Ints
+from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST
 from twotower.errors import RunError
@@ -40,13 +41,13 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
             "a bundle serves the newest versions of users and items, which test rows may not have seen yet, so that these metrics "
             "may be too high; those of the run read the versions of each row's time"
         )
-    if retriever.bundle.manifest.recent_popularity:
-        log.warning(
-            "a bundle ranks by what is popular at the end of the rows before its test part, which a test row of an earlier time has not seen; the "
-            "metrics of the run read the rows before each ranking"
-        )
     if not len(dataset.test):
         raise RunError(f"{retriever.bundle.folder}: the bundle has no test part")
+    if retriever.bundle.manifest.recent_popularity and not _follows(dataset):
+        log.warning(
+            "a bundle ranks by what is popular at the end of the rows before its test part, and test rows have earlier times, so that these "
+            "metrics are lower than those of the run, which reads the rows before each ranking"
+        )
     named: dict[SideName, Codes] = {"user": dataset.pairs.user, "item": dataset.pairs.item}
     for side, rows in named.items():
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(retriever.dataset.side(side)):
@@ -71,6 +72,12 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
                 for end, v in zip(("low", "high"), pair, strict=True)
             }
     return out
+
+
+def _follows(dataset: Dataset) -> bool:
+    """Return True if no test row is earlier than a row of another part."""
+    times, earlier = dataset.times, dataset.parts < TEST
+    return times is None or not earlier.any() or int(times[dataset.parts == TEST].min()) >= int(times[earlier].max())
 
 
 def _scores(retriever: Retriever, method: Method) -> Floats:

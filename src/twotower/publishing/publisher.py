@@ -48,6 +48,7 @@ from twotower.store.manifest import BundleFacts, Counts, OwnCountsFacts
 from twotower.store.remote_collections import RemoteCollections
 from twotower.store.store import Store
 from twotower.train.factors import factors_during
+from twotower.train.recent_popularity import with_popularity_at_end
 from twotower.version import __version__
 
 log = logging.getLogger(__name__)
@@ -210,7 +211,8 @@ def _vectors(run: Run, n_queries: int) -> tuple[Floats, Floats, Floats | None]:
     rows = np.random.default_rng(0).permutation(rows)[:n_queries]
     queries = scorer.of_users(run.dataset.pairs.user[rows].astype(np.int64), rows).cpu().numpy()
     stored = run.factors(TEST).users.cpu().numpy() if run.dataset.schema.precomputes else None
-    return scorer.items.cpu().numpy(), queries, stored
+    items = with_popularity_at_end(scorer.items, run.model, newest)
+    return items.cpu().numpy(), queries, stored
 
 
 def _in_contexts(dataset: Dataset, users: Side) -> Side:

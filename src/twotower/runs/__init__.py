@@ -79,8 +79,8 @@ class Run:
     """State of a training that has not ended, whose best epoch so far this is; empty for a complete run."""
 
     def factors(self, part: int = TEST) -> Factors:
-        """Return vectors of all users and items, with histories before `part` and of the newest versions, as they are served by
-        method 1; of a model that reads the context in the default one.
+        """Return vectors of all users and items, with histories before `part`, of the newest versions and with what is popular before the test
+        part, as they are served by method 1; of a model that reads the context in the default one.
 
         `factors().users @ factors().items.T` are the logits, (users, items), of a model without own counts; of any model
         `factors().catalogue_scores(rows)`. Raises ConfigError if a feature of the context has no default."""
@@ -99,11 +99,12 @@ class Run:
 
     def factors_at_once(self, part: int = TEST) -> Factors:
         """Return vectors of all users and items as `factors`, but with what is popular at the times of the interactions of `part`, and of versions that
-        are not later than these: users as at their first of it, items as at the first of all."""
+        are not later than these: users as at their first of it, items as at the first of all. Of a model that reads the context they are `factors`."""
+        if self.dataset.schema.side("context"):
+            return self.factors(part)
         found = self.factors_during(part)
-        if isinstance(found, VersionFactors):
-            return found.at_once()
-        return found if isinstance(found, Factors) else self.factors(part)
+        assert isinstance(found, Factors)
+        return found.at_once() if isinstance(found, VersionFactors) else found
 
 
 def fingerprint(dataset: Dataset, config: Config) -> dict[str, JsonValue]:

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.types import Ints
-from twotower.data.drift_evidence import DriftEvidence, drift_evidence
+from twotower.data.drift_evidence import DriftEvidence, begin_apart, drift_evidence
 from twotower.data.labels import POSITIVE
 from twotower.data.order_evidence import OrderEvidence, order_evidence
 from twotower.data.parts import PART
@@ -134,6 +134,7 @@ def measure_shape(
     lengths = lengths[lengths > 0]
     times = actions[TIME].to_numpy() if TIME in actions.columns else None
     order = order_evidence(users[taken], items[taken], times[taken]) if times is not None else None
+    orders_all = times is not None and (schema.time_unit != "order" or begin_apart(users[taken], times[taken]))
     by_time = times is not None and shared_time and bool(times.min() < times.max())
     queries = [f.column for f in sides["user"].features if f.is_text and is_text(tables.users[f.column])]
     if not queries and is_text(actions[schema.user_id]):
@@ -149,7 +150,9 @@ def measure_shape(
         long_length=float(np.quantile(lengths, 0.9)) if len(lengths) else 0.0,
         measurable=int((lengths >= MIN_LAST).sum()),
         order=order,
-        drift=drift_evidence(users[taken], items[taken], times[taken]) if times is not None and by_time else None,
+        drift=drift_evidence(users[taken], items[taken], times[taken])
+        if times is not None and by_time and orders_all
+        else None,
         label_values=label_values,
         is_scale=is_scale,
         no_rating=unrated,

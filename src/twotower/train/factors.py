@@ -24,7 +24,7 @@ from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.two_tower import TwoTower, evaluation_mode
 from twotower.train.own_counts import own_scores
-from twotower.train.recent_popularity import recent_scores
+from twotower.train.recent_popularity import recent_scores, with_popularity_at_end
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 
 F = TypeVar("F", bound=Factors | ContextFactors)
@@ -52,7 +52,8 @@ def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
     context = default_context(dataset.encoders, dataset.context_frame) if dataset.schema.side("context") else None
     sides = [dataset.side_before(side, part) for side in SIDES]
     found = model_factors(model, *_tensors(model, dataset, sides, context))
-    return replace(found, own=own_scores(model, dataset, part))
+    items = with_popularity_at_end(found.items, model, dataset)
+    return replace(found, items=items, own=own_scores(model, dataset, part))
 
 
 def factors_during(model: TwoTower, dataset: Dataset, part: int) -> Scorer:

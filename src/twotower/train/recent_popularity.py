@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from twotower.arrays.types import Ints, Shaped
+from twotower.arrays.types import Float, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.recent_popularity import RecentPopularity
 from twotower.data.splits import TEST, VALIDATION
@@ -42,6 +43,18 @@ def recent_scores(model: TwoTower, dataset: Dataset, part: int) -> RecentScores 
     bias = model.recent_popularity
     held = bias.values.cpu().numpy()[_codes(model, dataset)]
     return RecentScores.of_part(dataset, part, float(bias.half_life), float(bias.weight), held)
+
+
+def with_popularity_at_end(items: Float[Tensor, "I D"], model: TwoTower, dataset: Dataset) -> Float[Tensor, "I D"]:
+    """Return the vectors of all items with the recent popularity at the end of what comes before the test part also of those of an unknown id,
+    whose code is not theirs alone; as they are of a model without."""
+    if not model.config.recent_popularity or not model.recent_popularity.is_fitted:
+        return items
+    bias, unknown = model.recent_popularity, _codes(model, dataset) == UNKNOWN
+    at_end = RecentPopularity.before(dataset, TEST).at_end(float(bias.half_life)) if unknown.any() else unknown
+    items = items.clone()
+    items[:, -1] += torch.from_numpy(np.where(unknown, at_end * np.float32(bias.weight), 0)).to(items)
+    return items
 
 
 def check_recent_popularity(dataset: Dataset, stacking: bool) -> None:
