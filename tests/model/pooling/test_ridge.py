@@ -45,6 +45,25 @@ def test_a_user_vector_is_the_half_step_of_ials() -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("rate", [1e-12, 1e-4])
+def test_small_penalties_of_a_start_are_solved_as_exactly(rate: float) -> None:
+    """Steps that are not scaled are off by a twentieth and more there, and by another one in other software."""
+    generator = torch.Generator().manual_seed(4)
+    items = torch.randn(60, 48, generator=generator) * torch.logspace(0, -2, 48)
+    axes = torch.linalg.eigh(items.double().T @ items.double()).eigenvectors
+    items = (items.double() @ axes).float()
+    penalty = 1e-4 * items.square().sum(0).diag()
+    layer = Ridge().build(48, "f")
+    layer.set_penalties(penalty, rate)
+    codes = torch.randint(1, 60, (40, 9), generator=generator)
+    x = items[codes].double()
+    system = x.mT @ x + penalty.double() + 9 * rate * torch.eye(48).double()
+    expected = torch.linalg.solve(system, x.sum(1))
+    found = layer(items, Padded(codes)).detach().double()
+    for ours, exact in ((found, expected), (found @ items.double().T, expected @ items.double().T)):
+        assert float((ours - exact).abs().max() / exact.abs().max()) < 0.005
+
+
 def test_gradients_are_those_of_the_exact_solution() -> None:
     ours, exact = table(), table().detach().double().requires_grad_()
     layer = layer_with(torch.eye(WIDTH) + 0.1, 0.05)

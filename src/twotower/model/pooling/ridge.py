@@ -35,7 +35,8 @@ class Ridge(Pooling):
     vectors V it is a user's half step of iALS, as `start.kind = "ials"` sets it (Rendle et al. 2022, "Revisiting the Performance
     of iALS on Item Recommendation Benchmarks", equation 4 with exponent 1), so that users without any training are served by
     their history. Use it for tastes in no order. It is solved by a fixed number of steps of conjugate gradients from 0 (Hestenes
-    and Stiefel 1952).
+    and Stiefel 1952), scaled by the diagonal of P + n r I: of a start P is diagonal, so that a row of n interactions takes some n steps,
+    whatever the penalties.
     """
 
     kind = "ridge"
@@ -121,8 +122,11 @@ class RidgeLayer(PoolingLayer):
             of_penalty = g("Add", g("MatMul", p, penalty), g("Mul", of_rows, p))
             return g("Add", g("Squeeze", of_gram, last), of_penalty)
 
-        residual = direction = g.reduce("Sum", rows, 1, keep=False)
-        solution, square = "", g.reduce("SumSquare", residual, 1)
+        diagonal = g("Add", of_rows, g.constant(self.penalty.diagonal()[None]))
+        inverse = g("Div", g.constant(1.0), g("Max", diagonal, tiny))
+        residual = g.reduce("Sum", rows, 1, keep=False)
+        direction = g("Mul", residual, inverse)
+        solution, square = "", g.reduce("Sum", g("Mul", residual, direction), 1)
         for step in range(self.steps):
             mapped = product(direction)
             curvature = g("Max", g.reduce("Sum", g("Mul", direction, mapped), 1), tiny)
@@ -131,9 +135,10 @@ class RidgeLayer(PoolingLayer):
             solution = g("Add", solution, move) if solution else move
             if step + 1 < self.steps:
                 residual = g("Sub", residual, g("Mul", length, mapped))
-                before, square = square, g.reduce("SumSquare", residual, 1)
+                scaled = g("Mul", residual, inverse)
+                before, square = square, g.reduce("Sum", g("Mul", residual, scaled), 1)
                 turn = g("Div", square, g("Max", before, tiny))
-                direction = g("Add", residual, g("Mul", turn, direction))
+                direction = g("Add", scaled, g("Mul", turn, direction))
         return solution
 
 
@@ -145,9 +150,10 @@ def conjugate_gradients(
     steps: int,
     start: F32[Tensor, "U E"] | None = None,
     weights: F32[Tensor, "U T"] | None = None,
+    scaled: bool = False,
 ) -> F32[Tensor, "U E"]:
     """Return for each u the solution x of (rows_u^T W_u rows_u + penalty + of_rows_u I) x = right_u after `steps` steps from `start`,
-    0 if None. W has `weights` on its diagonal, 1 if None."""
+    0 if None. W has `weights` on its diagonal, 1 if None. `scaled` divides by the diagonal of penalty + of_rows_u I before each step."""
 
     def product(p: F32[Tensor, "U E"]) -> F32[Tensor, "U E"]:
         # Vectors on the left of their matrices, which a CPU multiplies faster.
@@ -155,16 +161,19 @@ def conjugate_gradients(
         of_gram = torch.bmm(of_rows_p if weights is None else of_rows_p * weights[:, None], rows)[:, 0]
         return of_gram + p @ penalty + of_rows[:, None] * p
 
+    inverse = 1 / (penalty.diagonal() + of_rows[:, None]).clamp(min=TINY) if scaled else torch.ones(())
     solution = torch.zeros_like(right) if start is None else start
     residual = right if start is None else right - product(start)
-    direction, square = residual, residual.square().sum(1, keepdim=True)
+    direction = residual * inverse if scaled else residual
+    square = (residual * direction).sum(1, keepdim=True)
     for _ in range(steps):
         mapped = product(direction)
         length = square / (direction * mapped).sum(1, keepdim=True).clamp(min=TINY)
         solution = solution + length * direction
         residual = residual - length * mapped
-        before, square = square, residual.square().sum(1, keepdim=True)
-        direction = residual + square / before.clamp(min=TINY) * direction
+        turned = residual * inverse if scaled else residual
+        before, square = square, (residual * turned).sum(1, keepdim=True)
+        direction = turned + square / before.clamp(min=TINY) * direction
     return solution
 
 
@@ -187,7 +196,7 @@ class _Solution(torch.autograd.Function):
         ctx: SolutionContext, rows: F32[Tensor, "U T E"], penalty: F32[Tensor, "E E"], of_rows: F32[Tensor, "U"],
         steps: int,
     ) -> F32[Tensor, "U E"]:  # fmt: skip
-        found = conjugate_gradients(rows, penalty, of_rows, rows.sum(1), steps)
+        found = conjugate_gradients(rows, penalty, of_rows, rows.sum(1), steps, scaled=True)
         ctx.save_for_backward(rows, penalty, of_rows, found)
         ctx.steps = steps
         return found
@@ -195,7 +204,7 @@ class _Solution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: SolutionContext, *grads: F32[Tensor, "U E"]) -> tuple[Shaped[Tensor, "*_"] | None, ...]:
         rows, penalty, of_rows, u = ctx.saved_tensors
-        z = conjugate_gradients(rows, penalty, of_rows, grads[0].contiguous(), ctx.steps)
+        z = conjugate_gradients(rows, penalty, of_rows, grads[0].contiguous(), ctx.steps, scaled=True)
         of_u, of_z = (torch.bmm(v[:, None], rows.transpose(1, 2)).transpose(1, 2) for v in (u, z))
         gradient = z[:, None] * (1 - of_u) - u[:, None] * of_z
         outer = z.T @ u

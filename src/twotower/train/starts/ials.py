@@ -66,10 +66,20 @@ class Ials(Start):
         for _ in range(self.sweeps):
             of_users = half_step(users, vectors, of_users, a, rate, n_items, self.steps)
             vectors = half_step(items, of_users, vectors, a, rate, n_users, self.steps)
+        vectors, of_users = _turned(vectors, of_users)
         bias = None
         if weight := self.popularity[0]:
             bias = weight * _popularity(items) * _root_mean_square(of_users, vectors, n_users, n_items)
-        return PairValues(vectors, vectors, _penalty(vectors, a, rate, n_items), rate, bias)
+        penalty = _penalty(vectors, a, rate, n_items).diagonal()
+        if not penalty.min() > torch.finfo(torch.float32).eps * penalty.max():
+            raise torch.linalg.LinAlgError("float32 cannot tell the least penalty from 0")  # type: ignore[attr-defined]
+        return PairValues(vectors, vectors, penalty.diag(), rate, bias)
+
+
+def _turned(items: F32[Tensor, "C E"], users: F32[Tensor, "R E"]) -> tuple[F32[Tensor, "C E"], F32[Tensor, "R E"]]:
+    """Return vectors of the same products, turned so that the items' squares have a diagonal matrix, which the pooling `ridge` is fast and exact with."""
+    axes = torch.linalg.eigh(items.double().T @ items.double()).eigenvectors
+    return (items.double() @ axes).float(), (users.double() @ axes).float()
 
 
 def _popularity(items: PositiveMatrix) -> F32[Tensor, "codes"]:
