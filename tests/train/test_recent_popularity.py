@@ -199,7 +199,7 @@ def test_a_score_that_does_not_rise_adds_nothing(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO):
         fit_recent_popularity(trainer.model, data, found, lambda _: 0.5, DistributedContext())
     assert "recent popularity: weight 0 in" in caplog.text
-    assert "(it adds nothing)" in caplog.text
+    assert "(it adds nothing: the best one gains 0.0000, a hundredth or less)" in caplog.text
     assert recent_scores(trainer.model, data, TEST) is None
     assert not trainer.model.recent_popularity.values.any()
 

@@ -16,8 +16,8 @@ from twotower.arrays.types import Ints
 from twotower.data.order_evidence import MAX_ROWS, some_users
 
 BLOCKS = 100
-MIN_LIFT = 1.5
-"""Lift from which what is popular changes. Logs of films, shops and songs have 1.0 to 1.3, news and ads 8 and more (docs/log.md)."""
+MIN_LIFT = 1.2
+"""Lift from which what is popular changes. Logs of films, shops and songs have 1.0 to 1.2, seasons 1.5 to 2.4, news and ads 8 and more (docs/log.md)."""
 MIN_Z = 5.0
 """Deviations above chance from which what is popular changes."""
 MIN_APART = 0.05

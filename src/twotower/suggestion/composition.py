@@ -72,6 +72,8 @@ def compose(
     if config.model.cold_item_bias and not shape.contents:
         sections["model"] = {**_section(sections, "model"), "cold_item_bias": False}
         comments["model.cold_item_bias"] = "The items have no columns of contents, by which new ones would rank."
+    follows = shape.drift is not None and shape.drift.exists and _has_id(fitted.features, str(schema["item_id"]))
+    follows &= has_validation and not (config.loss.pointwise or config.model.stacking)
     split, evaluation = _section(source, "split"), _section(source, "evaluation")
     if ordered is not None:
         split = {"kind": "files", **({"ordered": True} if ordered else {})}
@@ -79,7 +81,7 @@ def compose(
     else:
         has_text = any(feature.get("side") == "user" and feature["kind"] == "text" for feature in fitted.features)
         are_known = shape.new_users < MIN_NEW_USERS or bool(of_users) or has_text or config.loss.pointwise
-        split, of_split = _split(split, config.split, guess.keeps_repeats, shape, are_known)
+        split, of_split = _split(split, config.split, guess.keeps_repeats, shape, are_known, follows)
         comments |= of_split
     if not has_validation:
         _settle_starts(sections, comments)
@@ -97,8 +99,7 @@ def compose(
         comments["schema.duplicates"] = (
             f"{guess.repeats:.1%} of the rows repeat a pair of user and item (threshold {MIN_REPEATS:.0%})."
         )
-    by_validation = has_validation and not (config.loss.pointwise or config.model.stacking)
-    if shape.drift and shape.drift.exists and by_validation and _has_id(fitted.features, str(schema["item_id"])):
+    if follows and shape.drift:
         sections["model"] = {**_section(sections, "model"), "recent_popularity": True}
         comments["model.recent_popularity"] = f"What is popular changes: {shape.drift}."
     settings: Settings = {
@@ -127,10 +128,10 @@ def _has_id(features: Sequence[Settings], item_id: str) -> bool:
 
 
 def _split(
-    source: Settings, config: SplitConfig, keeps_repeats: bool, shape: Shape, are_known: bool
+    source: Settings, config: SplitConfig, keeps_repeats: bool, shape: Shape, are_known: bool, follows_popularity: bool
 ) -> tuple[Settings, dict[str, str]]:
     """Return the rule of the split for a log, and comments by dotted key, given that of the recipe. `are_known` is False if most of the
-    latest rows are of users of whom nothing is known."""
+    latest rows are of users of whom nothing is known, `follows_popularity` True if the model ranks by what is popular now."""
     has_time, is_causal = shape.order is not None, config.follows_time
     # A last row tells something of a user where rows follow one another, and one before it is left to learn from.
     may_be_last = shape.order is not None and shape.order.ties < MAX_TIES and shape.length >= MIN_LAST
@@ -141,6 +142,9 @@ def _split(
     split, why = source, ""
     if config.needs_time and not has_time:
         split, why = {"kind": "random"}, "The recipe splits by time, and there is none."
+    elif follows_popularity and not is_causal and may_be_last:
+        split = {"kind": "last"}
+        why = "What is popular changes: each user's last row tests, and what is popular is that of its time."
     elif keeps_repeats and not is_causal and has_time and (are_known or may_be_last):
         split = {"kind": "time" if shape.by_time and are_known else "last"}
         why = "Repeats are kept: training has the earlier ones, so that the later ones are foreseen."

@@ -22,11 +22,11 @@ from twotower.evaluation.recent_scores import RecentScores
 from twotower.features.values import UNKNOWN
 from twotower.model.two_tower import TwoTower
 from twotower.train.cold_items import spread_of_scores
-from twotower.train.starts.search import best_weight
+from twotower.train.starts.search import CLOSE, best_weight
 
 log = logging.getLogger(__name__)
 
-HALF_LIVES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+HALF_LIVES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 """Rows after which one counts half that are tried, in shares of the rows before validation."""
 WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0)
 """Weights that are tried: standard deviations of the added scores, in those of a user's scores."""
@@ -103,6 +103,9 @@ def fit_recent_popularity(
     half_life = max(((w, h) for h in half_lives for w in FIRST_WEIGHTS), key=lambda pair: of(*pair))[1]
     weight = best_weight(WEIGHTS, lambda w: of(w, half_life))
     half_life = max(half_lives, key=lambda h: of(weight, h)) if weight else half_life
+    gain, plain = of(weight, half_life) - of(0.0, half_life), abs(of(0.0, half_life))
+    if gain <= CLOSE * plain:  # no more than chance may give
+        weight = 0.0
     added = np.float32(weight * scale[half_life])
     with torch.no_grad():
         values = bias.values.new_zeros(len(bias.values))
@@ -114,7 +117,7 @@ def fit_recent_popularity(
         bias.half_life.fill_(half_life)
     log.info(
         f"recent popularity: weight {weight:g} in standard deviations of a user's scores, half-life {half_life:,.0f} of {rows:,} rows"
-        + ("" if weight else " (it adds nothing)")
+        + ("" if weight else f" (it adds nothing: the best one gains {gain:.4f}, a hundredth or less)")
         + f"; the monitored metric of validation is {abs(of(weight, half_life)):.4f}, without it {abs(of(0.0, half_life)):.4f}{told}"
     )
 
