@@ -493,7 +493,7 @@ def test_what_is_popular_changes_and_the_model_does_not_know() -> None:
         assert told.severity == "ok"
         assert says in told.text
     with torch.no_grad():
-        reads.model.recent_popularity.weight.fill_(0.5)
+        reads.model.recent_popularity.numbers.fill_(0.5)
     (told,) = drift(context.DiagnosisContext(reads))
     assert (told.severity, "and the model reads it" in told.text) == ("ok", True)
     hashed = (waves.SCHEMA.features[0], Categorical(name="item_id", side="item", hash_buckets=8))

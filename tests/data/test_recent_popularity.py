@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from twotower.arrays.types import Floats, Ints
-from twotower.data.recent_popularity import RecentPopularity
+from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 
 N_ITEMS = 7
 RNG = np.random.default_rng(0)
@@ -34,7 +34,27 @@ def test_each_time_counts_the_rows_before_it(half_life: float, weights: Floats |
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, [by_loop(t, half_life, weights) for t in times], atol=1e-6)
     assert not found[1].any(), "no row is before the first"
-    np.testing.assert_allclose(log.at_end(half_life), by_loop(1000, half_life, weights), atol=1e-6)
+    recent = PopularityTerms(half_life, 0.5)
+    np.testing.assert_allclose(2 * log.scores_at_end(recent), by_loop(1000, half_life, weights), atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS, np.where(TIMES < 40, 0, WEIGHTS).astype(np.float32)])
+def test_terms_are_the_count_by_all_rows_and_the_rows_since_the_first(weights: Floats | None) -> None:
+    log, times = RecentPopularity(ITEMS, TIMES, weights, N_ITEMS), np.array([150, 0, 45, 400])
+    terms = PopularityTerms(half_life=20.0, recent=0.5, total=-0.3, age=0.2)
+    wanted = np.zeros((len(times), N_ITEMS))
+    for row, time in zip(wanted, times.tolist(), strict=True):
+        before, weight = time > TIMES, np.ones(400) if weights is None else weights
+        for item in range(N_ITEMS):
+            own = np.flatnonzero(before & (item == ITEMS) & (weight > 0))
+            since = before.sum() - own[0] if len(own) else 0
+            row[item] = -0.3 * np.log1p(weight[own].sum()) + 0.2 * np.log1p(since)
+        row += 0.5 * np.array(by_loop(time, 20.0, weights))
+    found = log.scores(times, terms)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    asked, items = np.repeat(times, N_ITEMS), np.tile(np.arange(N_ITEMS), len(times)).astype(np.int32)
+    np.testing.assert_allclose(log.scores_of_pairs(asked, items, terms), wanted.ravel(), atol=1e-5)
+    np.testing.assert_allclose(log.scores_at_end(terms), wanted[-1], atol=1e-5)
 
 
 @pytest.mark.parametrize("times", [[17, 230], [230], [3, 4, 5, 17, 18, 230]])
@@ -59,5 +79,5 @@ def test_a_pair_counts_as_in_the_catalogue(half_life: float, weights: Floats | N
 def test_a_log_without_rows_counts_nothing() -> None:
     log = RecentPopularity(ITEMS[:0], TIMES[:0], None, N_ITEMS)
     assert not log.at(np.array([5]), 2.0).any()
-    assert not log.at_end(2.0).any()
+    assert not log.scores_at_end(PopularityTerms(2.0, 1.0, 1.0, 1.0)).any()
     assert not log.of_pairs(np.array([5]), ITEMS[:1], 2.0).any()

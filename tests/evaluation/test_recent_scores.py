@@ -9,13 +9,14 @@ import pytest
 import torch
 from waves import N_ITEMS, world
 
-from twotower.data.recent_popularity import RecentPopularity
+from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.splits import TEST, VALIDATION
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.moments import asked_times
 from twotower.evaluation.recent_scores import RecentScores
 
 HALF_LIFE, WEIGHT = 20.0, 0.7
+TERMS = PopularityTerms(HALF_LIFE, WEIGHT, -0.3, 0.2)
 HELD = np.random.default_rng(3).random(N_ITEMS).astype(np.float32)
 
 
@@ -26,11 +27,11 @@ def dense() -> np.ndarray:
     assert data.times is not None
     known = RecentPopularity.before(data, TEST)
     asked = asked_times(data, TEST)
-    return np.stack([WEIGHT * known.at(np.array([time]), HALF_LIFE)[0] - HELD for time in asked])
+    return np.stack([known.scores(np.array([time]), TERMS)[0] - HELD for time in asked])
 
 
 def scores() -> RecentScores:
-    return RecentScores.of_part(world(), TEST, HALF_LIFE, WEIGHT, HELD)
+    return RecentScores.of_part(world(), TEST, TERMS, HELD)
 
 
 def test_the_log_of_a_part_is_what_comes_before_it() -> None:
@@ -53,7 +54,7 @@ def test_the_catalogue_of_a_user_has_the_time_of_its_first_pair(dense: np.ndarra
 def test_an_interaction_has_its_own_time() -> None:
     data, rows = world(), np.array([5, 900, 77])
     assert data.times is not None
-    wanted = WEIGHT * RecentPopularity.before(data, TEST).at(data.times[rows], HALF_LIFE) - HELD
+    wanted = RecentPopularity.before(data, TEST).scores(data.times[rows], TERMS) - HELD
     found = scores().added_to(torch.zeros(3, N_ITEMS), data.pairs.user[rows].astype(np.int64), rows)
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
 

@@ -16,6 +16,7 @@ from worlds import settings
 
 import twotower
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.recent_popularity import PopularityTerms
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import check
@@ -193,7 +194,7 @@ def test_what_is_measured_is_what_the_model_says_of_the_versions() -> None:
 def test_recent_popularity_is_of_items_whatever_their_versions() -> None:
     of = data("time")
     held = np.random.default_rng(1).random(len(of.items)).astype(np.float32)
-    recent = RecentScores.of_part(of, TEST, 30.0, 0.5, held)
+    recent = RecentScores.of_part(of, TEST, PopularityTerms(30.0, 0.5), held)
     every = random_versions(of)
     plain, found = (
         VersionFactors.of_part(Factors(every.users, every.items, recent=x), of, TEST) for x in (None, recent)

@@ -17,7 +17,7 @@ from worlds import settings
 from twotower import api, runs
 from twotower.config.experiment import Config
 from twotower.data.dataset import build_dataset
-from twotower.data.recent_popularity import RecentPopularity
+from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import check
@@ -80,14 +80,14 @@ def test_the_towers_are_those_without() -> None:
     found = weights(fitted)
     for name, weight in weights(plain).items():
         assert torch.equal(found.pop(name), weight)
-    assert sorted(found) == [f"recent_popularity.{name}" for name in ("half_life", "values", "weight")]
+    assert sorted(found) == [f"recent_popularity.{name}" for name in ("numbers", "values")]
 
 
 def test_items_have_what_is_popular_before_the_test_part(folder: Path) -> None:
     """Method 1, recommendations and bundles serve that; the evaluation of a time takes it off."""
     run = runs.load(folder)
     bias, known = run.model.recent_popularity, RecentPopularity.before(run.dataset, TEST)
-    wanted = float(bias.weight) * known.at_end(float(bias.half_life))
+    wanted = known.scores_at_end(bias.terms)
     factors = run.factors()
     assert factors.recent is None
     plain = run.factors().items[:, -1].clone()
@@ -146,8 +146,8 @@ def test_an_item_of_an_unknown_id_is_served_as_it_is_evaluated(context: tuple[Da
     codes = np.asarray(run.dataset.items.columns["item_id"])
     unknown, bias = codes == UNKNOWN, run.model.recent_popularity
     assert unknown.sum() > 5
-    at_end = float(bias.weight) * RecentPopularity.before(run.dataset, TEST).at_end(float(bias.half_life))
-    assert at_end[unknown].max() > 0.1
+    at_end = RecentPopularity.before(run.dataset, TEST).scores_at_end(bias.terms)
+    assert np.abs(at_end[unknown]).max() > 0.1
     assert float(bias.values[UNKNOWN]) == 0
     rows = run.dataset.part_indices(TEST)
     users = run.dataset.pairs.user[rows].astype(np.int64)
@@ -198,8 +198,10 @@ def test_a_score_that_does_not_rise_adds_nothing(caplog: pytest.LogCaptureFixtur
     assert isinstance(found, Factors)
     with caplog.at_level(logging.INFO):
         fit_recent_popularity(trainer.model, data, found, lambda _: 0.5, DistributedContext())
-    assert "recent popularity: weight 0 in" in caplog.text
-    assert "(it adds nothing: the best one gains 0.0000, a hundredth or less)" in caplog.text
+    assert (
+        "recent popularity adds nothing: by its best weight the monitored metric of validation changes by 0.0000 from 0.5000"
+        in caplog.text
+    )
     assert recent_scores(trainer.model, data, TEST) is None
     assert not trainer.model.recent_popularity.values.any()
 
@@ -260,14 +262,34 @@ def test_the_half_life_is_chosen_again_by_the_best_weight() -> None:
     def score(scorer: Scorer) -> float:
         if scorer.recent is None:
             return 0.0
-        half_life, weight = scorer.recent.half_life, scorer.recent.weight
+        half_life, weight = scorer.recent.terms[:2]
         tried.append((half_life, weight))
         lowest = min(w for h, w in tried if h == half_life)  # the first of FIRST_WEIGHTS
         is_high = weight > 8 * lowest
         return 10_000 - half_life if is_high else half_life
 
     fit_recent_popularity(trainer.model, data, found, score, DistributedContext())
-    assert float(trainer.model.recent_popularity.half_life) == min(h for h, _ in tried)
+    assert trainer.model.recent_popularity.terms.half_life == min(h for h, _ in tried)
+
+
+@pytest.mark.parametrize("name", ["total", "age"])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_terms_that_gain_a_hundredth_join_it(name: str, sign: float) -> None:
+    data = world()
+    trainer = Trainer(data, config())
+    found = trainer._scorer()
+    assert isinstance(found, Factors)
+
+    def score(scorer: Scorer) -> float:
+        terms = scorer.recent.terms if scorer.recent else PopularityTerms(1.0, 0.0)
+        other = {"total": terms.age, "age": terms.total}[name]
+        own: float = getattr(terms, name)
+        return 100.0 + 50 * (terms.recent > 0) + 2 * (sign * own > 0) + 1.4 * (other != 0)
+
+    fit_recent_popularity(trainer.model, data, found, score, DistributedContext())
+    terms = trainer.model.recent_popularity.terms
+    assert sign * getattr(terms, name) > 0
+    assert {"total": terms.age, "age": terms.total}[name] == 0, "1.4 of 150 is below a hundredth"
 
 
 @pytest.mark.parametrize(

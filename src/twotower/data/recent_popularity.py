@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,20 @@ if TYPE_CHECKING:
 
 READ_HALF_LIVES = 40
 """Half-lives of rows that are read; one that is older counts less than 1e-12."""
+ALL_ALIKE = 1e18
+"""Half-life by which all rows count alike."""
+
+
+class PopularityTerms(NamedTuple):
+    """Weights by which what a log knows of an item before a time makes a score."""
+
+    half_life: float
+    recent: float
+    """Of log(1 + n), n the count of the item by the half-life."""
+    total: float = 0.0
+    """Of log(1 + n), n the count of the item by all rows alike."""
+    age: float = 0.0
+    """Of log(1 + n), n the number of rows since the item's first."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +63,6 @@ class RecentPopularity:
             np.log1p(counted, out=row, casting="same_kind")
         return found[which]
 
-    def at_end(self, half_life: float) -> Shaped[Floats, "I"]:
-        """Return log(1 + n) by all positives."""
-        counted = next(self._counts(np.array([len(self.items)]), half_life))
-        return np.log1p(counted).astype(np.float32)
-
     def of_pairs(
         self, times: Shaped[Ints, "n"], items: Shaped[Codes | Ints, "n"], half_life: float
     ) -> Shaped[Floats, "n"]:
@@ -65,6 +74,44 @@ class RecentPopularity:
         last = last[known]
         found[known] = self._after_each(half_life)[last] * np.exp2((by_item[last] + 1 - places[known]) / half_life)
         return np.log1p(found).astype(np.float32)
+
+    def scores(self, times: Shaped[Ints, "T"], terms: PopularityTerms) -> Shaped[Floats, "T I"]:
+        """Return the score of each item before each time."""
+        found = np.zeros((len(times), self.n_items), np.float32)
+        for weight, half_life in ((terms.recent, terms.half_life), (terms.total, ALL_ALIKE)):
+            if weight:
+                found += np.float32(weight) * self.at(times, half_life)
+        if terms.age:
+            rows = self._places(times)[:, None] - self._first
+            found += np.float32(terms.age) * np.log1p(np.maximum(rows, 0), dtype=np.float32)
+        return found
+
+    def scores_of_pairs(
+        self, times: Shaped[Ints, "n"], items: Shaped[Codes | Ints, "n"], terms: PopularityTerms
+    ) -> Shaped[Floats, "n"]:
+        """Return the score of one item at each time."""
+        found = np.zeros(len(times), np.float32)
+        for weight, half_life in ((terms.recent, terms.half_life), (terms.total, ALL_ALIKE)):
+            if weight:
+                found += np.float32(weight) * self.of_pairs(times, items, half_life)
+        if terms.age:
+            rows = self._places(times) - self._first[items]
+            found += np.float32(terms.age) * np.log1p(np.maximum(rows, 0), dtype=np.float32)
+        return found
+
+    def scores_at_end(self, terms: PopularityTerms) -> Shaped[Floats, "I"]:
+        """Return the score of each item after all positives."""
+        end = np.array([int(self.times[-1]) + 1 if len(self.times) else 0])
+        scores: Floats = self.scores(end, terms)[0]
+        return scores
+
+    @cached_property
+    def _first(self) -> Shaped[Ints, "I"]:
+        """The row of the first positive of each item; their number for an item without one. One of the weight 0 is none."""
+        first, rows = np.full(self.n_items, len(self.items)), np.arange(len(self.items))
+        counts = slice(None) if self.weights is None else self.weights > 0
+        np.minimum.at(first, self.items[counts], rows[counts])
+        return first
 
     def _places(self, times: Shaped[Ints, "n"]) -> Shaped[Ints, "n"]:
         """Return the number of positives before each time."""

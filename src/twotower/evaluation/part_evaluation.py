@@ -17,6 +17,7 @@ from twotower.arrays.pieces import gathered
 from twotower.arrays.types import Bools, Doubles, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
+from twotower.data.recent_popularity import PopularityTerms
 from twotower.data.splits import TEST, VALIDATION
 from twotower.evaluation import cold_items
 from twotower.evaluation.baselines import BASELINES, baseline_of
@@ -254,7 +255,8 @@ def evaluate_model(
 def _alone(recent: RecentScores) -> Factors:
     """Return the scores of recent popularity beside nothing."""
     n_users, n_items = len(recent.asked), len(recent.held)
-    scores = replace(recent, weight=1.0, held=np.zeros_like(recent.held))
+    terms = PopularityTerms(recent.terms.half_life, 1.0)
+    scores = replace(recent, terms=terms, held=np.zeros_like(recent.held))
     return Factors(torch.zeros(n_users, 1), torch.zeros(n_items, 1), recent=scores)
 
 

@@ -10,19 +10,17 @@ from torch import Tensor
 
 from twotower.arrays.types import Bools, Codes, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.recent_popularity import RecentPopularity
+from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.evaluation.moments import asked_times
 
 
 @dataclass(frozen=True)
 class RecentScores:
-    """A score for each item and time, added to the products of vectors: weight times the recent popularity before the time, less what the vectors
-    of the items have of it already."""
+    """A score for each item and time, added to the products of vectors: that of the recent popularity before the time, less what the vectors of the
+    items have of it already."""
 
     popularity: RecentPopularity
-    half_life: float
-    """Rows of the log after which one counts half."""
-    weight: float
+    terms: PopularityTerms
     held: Shaped[Floats, "I"]
     """Recent popularity that the vectors of the items have."""
     asked: Shaped[Ints, "U"]
@@ -33,13 +31,11 @@ class RecentScores:
     """Item rows that are ranked, in this order; None: all."""
 
     @classmethod
-    def of_part(
-        cls, dataset: Dataset, part: int, half_life: float, weight: float, held: Shaped[Floats, "I"]
-    ) -> RecentScores:
+    def of_part(cls, dataset: Dataset, part: int, terms: PopularityTerms, held: Shaped[Floats, "I"]) -> RecentScores:
         """Return the scores of a part: of the positives of the parts before it, for each user before its first pair of the part."""
         assert dataset.times is not None
         known = RecentPopularity.before(dataset, part)
-        return cls(known, half_life, weight, held, asked_times(dataset, part), dataset.times)
+        return cls(known, terms, held, asked_times(dataset, part), dataset.times)
 
     def added_to(
         self, scores: Float[Tensor, "B I"], users: Shaped[Ints, "B"], interactions: Shaped[Ints, "B"] | None = None
@@ -56,8 +52,7 @@ class RecentScores:
         """Return the scores of pairs of user and item rows, at the time of the ranking of the user, with `interactions` at the times of these."""
         times = self.asked[users] if interactions is None else self.times[interactions]
         rows = items if self.rows is None else self.rows[items]
-        found = self.popularity.of_pairs(times, rows, self.half_life)
-        return found * np.float32(self.weight) - self.held[rows]
+        return self.popularity.scores_of_pairs(times, rows, self.terms) - self.held[rows]
 
     def take(self, users: Shaped[Ints, "u"], items: Shaped[Ints, "i"] | None = None) -> RecentScores:
         """Return the scores of some user rows, and of some item rows in their order, None for all."""
@@ -75,7 +70,6 @@ class RecentScores:
 
     def _at(self, times: Shaped[Ints, "T"]) -> Shaped[Floats, "T i"]:
         """Return the scores of all items at some times."""
-        found = self.popularity.at(times, self.half_life)
-        found *= np.float32(self.weight)
+        found = self.popularity.scores(times, self.terms)
         found -= self.held
         return found if self.rows is None else found[:, self.rows]

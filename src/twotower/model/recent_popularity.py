@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from twotower.data.recent_popularity import PopularityTerms
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
 from twotower.model.id_prior import IdPrior
 
 
 class RecentPopularityBias(IdPrior):
-    """Weight times log(1 + n) for each item, n how often it is taken in the latest rows before the test part; 0 at first and for an id that reads as
-    unknown."""
+    """Score of the recent popularity of each item, at the end of the rows before the test part; 0 at first and for an id that reads as unknown."""
 
     def __init__(self, fields: tuple[InputField, ...]) -> None:
         """Find the ids among the fields of the items. Raises ConfigError."""
@@ -22,11 +22,15 @@ class RecentPopularityBias(IdPrior):
                 "model.recent_popularity is a bias of each item, and no feature of the items is their id without hash_buckets; add one, or set "
                 "model.recent_popularity = false"
             )
-        self.weight = nn.Parameter(torch.zeros(()), requires_grad=False)
-        self.half_life = nn.Parameter(torch.ones(()), requires_grad=False)
-        """Rows of the log after which one counts half."""
+        self.numbers = nn.Parameter(torch.tensor(PopularityTerms(1.0, 0.0)), requires_grad=False)
+        """Half-life, in rows of the log, and weights, in the order of `PopularityTerms`."""
+
+    @property
+    def terms(self) -> PopularityTerms:
+        """Half-life and weights."""
+        return PopularityTerms(*self.numbers.tolist())
 
     @property
     def is_fitted(self) -> bool:
         """True if a score depends on it."""
-        return bool(self.weight)
+        return bool(self.terms.recent)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twotower.arrays.types import Float, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.data.recent_popularity import RecentPopularity
+from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.splits import TEST, VALIDATION
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
@@ -32,6 +32,8 @@ WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0)
 """Weights that are tried: standard deviations of the added scores, in those of a user's scores."""
 FIRST_WEIGHTS = (0.3, 1.0)
 """Weights by which the half-lives are compared at first."""
+SIGNED_WEIGHTS = (-3.0, -1.0, -0.5, -0.25, -0.1, 0.1, 0.25, 0.5, 1.0, 3.0)
+"""Weights of the count by all rows and of the age that are tried: an item that was popular long ago may be past, and a new one rise."""
 SPREAD_USERS = 256
 """Rankings whose added scores give their standard deviation."""
 
@@ -42,7 +44,7 @@ def recent_scores(model: TwoTower, dataset: Dataset, part: int) -> RecentScores 
         return None
     bias = model.recent_popularity
     held = bias.values.cpu().numpy()[_codes(model, dataset)]
-    return RecentScores.of_part(dataset, part, float(bias.half_life), float(bias.weight), held)
+    return RecentScores.of_part(dataset, part, bias.terms, held)
 
 
 def with_popularity_at_end(items: Float[Tensor, "I D"], model: TwoTower, dataset: Dataset) -> Float[Tensor, "I D"]:
@@ -51,9 +53,10 @@ def with_popularity_at_end(items: Float[Tensor, "I D"], model: TwoTower, dataset
     if not model.config.recent_popularity or not model.recent_popularity.is_fitted:
         return items
     bias, unknown = model.recent_popularity, _codes(model, dataset) == UNKNOWN
-    at_end = RecentPopularity.before(dataset, TEST).at_end(float(bias.half_life)) if unknown.any() else unknown
-    items = items.clone()
-    items[:, -1] += torch.from_numpy(np.where(unknown, at_end * np.float32(bias.weight), 0)).to(items)
+    if unknown.any():
+        at_end = RecentPopularity.before(dataset, TEST).scores_at_end(bias.terms)
+        items = items.clone()
+        items[:, -1] += torch.from_numpy(np.where(unknown, at_end, 0)).to(items)
     return items
 
 
@@ -84,42 +87,67 @@ def fit_recent_popularity(
 ) -> None:
     """Overwrite the recent popularity of the model with the one whose validation score is highest. `found` are the scores without it, and `score` a
     validation metric, higher is better; all ranks call it. `told` says by how many users it is measured."""
-    bias, nothing = model.recent_popularity, np.zeros(len(dataset.items), np.float32)
-    unit = RecentScores.of_part(dataset, VALIDATION, 1.0, 1.0, nothing)
+    unit = RecentScores.of_part(
+        dataset, VALIDATION, PopularityTerms(1.0, 1.0), np.zeros(len(dataset.items), np.float32)
+    )
     rows = len(unit.popularity.items)
     half_lives = sorted({max(1.0, round(share * rows)) for share in HALF_LIVES})
-    units = {half_life: replace(unit, half_life=half_life) for half_life in half_lives}
     spread = context.broadcast(spread_of_scores(found, dataset) if context.is_main else 0.0)
-    scale = {half_life: spread / (_spread(unit, dataset) or np.inf) for half_life, unit in units.items()}
-    tried = dict[tuple[float, float], float]()
+    tried = dict[PopularityTerms, float]()
 
-    def of(weight: float, half_life: float) -> float:
-        key = weight, half_life if weight else 0.0
-        if key not in tried:
-            recent = replace(units[half_life], weight=weight * scale[half_life]) if weight else None
-            tried[key] = score(replace(found, recent=recent))
-        return tried[key]
+    def scale(terms: PopularityTerms) -> float:
+        return spread / (_spread(replace(unit, terms=terms), dataset) or np.inf)
 
-    half_life = max(((w, h) for h in half_lives for w in FIRST_WEIGHTS), key=lambda pair: of(*pair))[1]
-    weight = best_weight(WEIGHTS, lambda w: of(w, half_life))
-    half_life = max(half_lives, key=lambda h: of(weight, h)) if weight else half_life
-    gain, plain = of(weight, half_life) - of(0.0, half_life), abs(of(0.0, half_life))
-    if gain <= CLOSE * plain:  # no more than chance may give
-        weight = 0.0
-    added = np.float32(weight * scale[half_life])
-    with torch.no_grad():
-        values = bias.values.new_zeros(len(bias.values))
-        held = added * RecentPopularity.before(dataset, TEST).at_end(half_life)
-        values[torch.from_numpy(_codes(model, dataset)).to(values.device)] = torch.from_numpy(held).to(values.device)
-        values[UNKNOWN] = 0
-        bias.values.copy_(values)
-        bias.weight.fill_(float(added))
-        bias.half_life.fill_(half_life)
+    def of(terms: PopularityTerms) -> float:
+        if terms not in tried:
+            recent = replace(unit, terms=terms) if any(terms[1:]) else None
+            tried[terms] = score(replace(found, recent=recent))
+        return tried[terms]
+
+    units = {half_life: scale(PopularityTerms(half_life, 1.0)) for half_life in half_lives}
+
+    def by(weight: float, half_life: float) -> PopularityTerms:
+        return PopularityTerms(half_life, weight * units[half_life]) if weight else PopularityTerms(1.0, 0.0)
+
+    terms = max((by(w, h) for h in half_lives for w in FIRST_WEIGHTS), key=of)
+    weight = best_weight(WEIGHTS, lambda w: of(by(w, terms.half_life)))
+    terms = max((by(weight, h) for h in half_lives), key=of)
+    nothing = PopularityTerms(1.0, 0.0)
+    if (gain := of(terms) - of(nothing)) <= CLOSE * abs(of(nothing)):  # no more than chance may give
+        _hold(model, dataset, nothing)
+        log.info(
+            f"recent popularity adds nothing: by its best weight the monitored metric of validation changes by {gain:.4f} from {abs(of(nothing)):.4f}{told}"
+        )
+        return
+    other = {name: scale(nothing._replace(**{name: 1.0})) for name in ("total", "age")}
+    for _ in other:
+        more = [
+            terms._replace(**{n: w * by}) for n, by in other.items() if not getattr(terms, n) for w in SIGNED_WEIGHTS
+        ]
+        best = max(more, key=of)
+        if of(best) - of(terms) <= CLOSE * abs(of(terms)):
+            break
+        terms = best
+    _hold(model, dataset, terms)
     log.info(
-        f"recent popularity: weight {weight:g} in standard deviations of a user's scores, half-life {half_life:,.0f} of {rows:,} rows"
-        + ("" if weight else f" (it adds nothing: the best one gains {gain:.4f}, a hundredth or less)")
-        + f"; the monitored metric of validation is {abs(of(weight, half_life)):.4f}, without it {abs(of(0.0, half_life)):.4f}{told}"
+        f"recent popularity: {terms.recent:.3g} log(1 + count by a half-life of {terms.half_life:,.0f} of {rows:,} rows)"
+        + (f" {terms.total:+.3g} log(1 + count by all)" if terms.total else "")
+        + (f" {terms.age:+.3g} log(1 + rows since the first)" if terms.age else "")
+        + f", the standard deviation of a user's scores is {spread:.3g}; the monitored metric of validation is {abs(of(terms)):.4f}, without it "
+        f"{abs(of(nothing)):.4f}{told}"
     )
+
+
+def _hold(model: TwoTower, dataset: Dataset, terms: PopularityTerms) -> None:
+    """Give the items of a model the recent popularity at the end of what comes before the test part."""
+    bias, numbers = model.recent_popularity, torch.tensor(terms)
+    terms = PopularityTerms(*numbers.tolist())
+    held = torch.from_numpy(RecentPopularity.before(dataset, TEST).scores_at_end(terms))
+    with torch.no_grad():
+        bias.values.zero_()
+        bias.values[torch.from_numpy(_codes(model, dataset)).to(bias.values.device)] = held.to(bias.values)
+        bias.values[UNKNOWN] = 0
+        bias.numbers.copy_(numbers)
 
 
 def _spread(unit: RecentScores, dataset: Dataset) -> float:
