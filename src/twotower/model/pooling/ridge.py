@@ -35,8 +35,8 @@ class Ridge(Pooling):
     vectors V it is a user's half step of iALS, as `start.kind = "ials"` sets it (Rendle et al. 2022, "Revisiting the Performance
     of iALS on Item Recommendation Benchmarks", equation 4 with exponent 1), so that users without any training are served by
     their history. Use it for tastes in no order. It is solved by a fixed number of steps of conjugate gradients from 0 (Hestenes
-    and Stiefel 1952), scaled by the diagonal of P + n r I: of a start P is diagonal, so that a row of n interactions takes some n steps,
-    whatever the penalties.
+    and Stiefel 1952), scaled by the diagonal of P + n r I. A start has a diagonal P, with which a row of n interactions takes some
+    n steps, whatever the penalties.
     """
 
     kind = "ridge"
