@@ -20,7 +20,8 @@ from twotower.data.source import read
 from twotower.data.tables import Tables, check
 from twotower.errors import ConfigError, DataError
 from twotower.suggestion.choice import MIN_LONG, RULES
-from twotower.suggestion.recipes import FittedRecipe, read_recipe
+from twotower.suggestion.composition import _has_id
+from twotower.suggestion.recipes import FittedRecipe, Settings, read_recipe
 from twotower.suggestion.settings import shaped_settings
 from twotower.suggestion.suggest import Suggestion, suggest
 from twotower.train.trainer import Trainer
@@ -444,7 +445,14 @@ def test_what_is_popular_now_is_read_where_it_changes(share: float) -> None:
 
 def test_what_is_popular_now_needs_a_time_validation_and_a_loss_of_rankings() -> None:
     log = waves()
-    assert of((None, None, log), recipe="collaborative").config.model.recent_popularity
+    found = of((None, None, log), recipe="collaborative")
+    assert (found.config.model.recent_popularity, found.config.split.kind) == (True, "last")
+    assert of((None, None, waves(0.0)), recipe="collaborative").config.split.kind == "user_random"
+    ids: list[Settings] = [
+        {"kind": "categorical", "side": "item", "name": name, **more}
+        for name, more in (("item_id", {}), ("brand", {}), ("item_id", {"hash_buckets": 9}))
+    ]
+    assert [_has_id([feature], "item_id") for feature in ids] == [True, False, False]
     assert not suggest(log, overrides=["split.validation=0"]).config.model.recent_popularity
     assert not suggest(log, overrides=["schema.time="]).config.model.recent_popularity
     assert not of((None, None, with_label(log, 0.4)), recipe="ranking").config.model.recent_popularity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from twotower.errors import ConfigError
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors, Scorer
+from twotower.evaluation.part_evaluation import _alone
 from twotower.features.categorical import Categorical
 from twotower.features.day_of_week import DayOfWeek
 from twotower.features.values import UNKNOWN
@@ -93,7 +95,8 @@ def test_items_have_what_is_popular_before_the_test_part(folder: Path) -> None:
     plain = run.factors().items[:, -1].clone()
     codes = np.asarray(run.dataset.items.columns["item_id"])
     np.testing.assert_allclose(bias.values.numpy()[codes], wanted, rtol=1e-5)
-    assert float(bias.values[UNKNOWN]) == 0
+    n_rows = len(RecentPopularity.before(run.dataset, TEST).items)
+    assert float(bias.values[UNKNOWN]) == pytest.approx(float(bias.terms.of_new(np.array(n_rows))), rel=1e-5)
     with torch.no_grad():
         bias.values.zero_()
     np.testing.assert_allclose(plain - run.factors().items[:, -1], wanted, atol=1e-5)
@@ -121,10 +124,16 @@ def test_a_bundle_serves_the_end_of_the_log_and_says_so(
     assert measured["recall@5"] < run.metrics["test.recall@5"] - 0.1
 
 
-def test_of_a_split_by_time_a_bundle_has_the_numbers_of_the_run(tmp_path: Path) -> None:
+def test_of_a_split_by_time_a_bundle_has_the_numbers_of_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """All test rows are later than what is counted."""
     run = api.fit(world(kind="time"), SCHEMA, config(split={"kind": "time"}), folder=tmp_path / "run")
     assert run.model.recent_popularity.is_fitted
+    api.publish(run, tmp_path / "store", Exact())
+    with caplog.at_level(logging.WARNING):
+        evaluate_bundle(api.retriever(tmp_path / "store"))
+    assert "what is popular" not in caplog.text, "no test row is earlier than what is counted"
     users = np.arange(len(run.dataset.users))
     scores = [found.catalogue_scores(users) for found in (run.factors(), run.factors_during(TEST))]
     torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=1e-4)
@@ -148,7 +157,8 @@ def test_an_item_of_an_unknown_id_is_served_as_it_is_evaluated(context: tuple[Da
     assert unknown.sum() > 5
     at_end = RecentPopularity.before(run.dataset, TEST).scores_at_end(bias.terms)
     assert np.abs(at_end[unknown]).max() > 0.1
-    assert float(bias.values[UNKNOWN]) == 0
+    n_rows = len(RecentPopularity.before(run.dataset, TEST).items)
+    assert float(bias.values[UNKNOWN]) == pytest.approx(float(bias.terms.of_new(np.array(n_rows))), rel=1e-5)
     rows = run.dataset.part_indices(TEST)
     users = run.dataset.pairs.user[rows].astype(np.int64)
     during = run.factors_during(TEST).catalogue_scores(users, rows)
@@ -228,8 +238,10 @@ def test_known_items_that_stand_for_cold_ones_are_not_popular(caplog: pytest.Log
     recent = seen[0].recent
     assert recent is not None
     added = recent.added_to(torch.zeros(3, len(biased)), np.arange(3)).numpy()
-    assert not added[:, biased].any()
-    assert added[:, ~biased].any()
+    of_unknown = float(trainer.model.recent_popularity.values[UNKNOWN])
+    wanted = recent.terms.of_new(np.searchsorted(recent.popularity.times, recent.asked[:3])) - of_unknown
+    np.testing.assert_allclose(added[:, biased], np.tile(wanted[:, None], (1, int(biased.sum()))), atol=1e-4)
+    assert (added[:, ~biased] != added[:, ~biased][:, :1]).any()
 
 
 def test_it_is_fitted_beside_what_users_take_again() -> None:
@@ -270,6 +282,37 @@ def test_the_half_life_is_chosen_again_by_the_best_weight() -> None:
 
     fit_recent_popularity(trainer.model, data, found, score, DistributedContext())
     assert trainer.model.recent_popularity.terms.half_life == min(h for h, _ in tried)
+
+
+@pytest.mark.parametrize(("gain", "joins"), [(0.9, False), (1.1, True)])
+def test_it_must_gain_more_than_a_hundredth(gain: float, joins: bool) -> None:
+    data = world()
+    trainer = Trainer(data, config())
+    found = trainer._scorer()
+    assert isinstance(found, Factors)
+    score: Callable[[Scorer], float] = lambda s: 100.0 + gain * (s.recent is not None)  # noqa: E731
+    fit_recent_popularity(trainer.model, data, found, score, DistributedContext())
+    assert trainer.model.recent_popularity.is_fitted == joins
+
+
+def test_both_terms_may_join_it_and_the_baseline_has_neither() -> None:
+    data = world()
+    trainer = Trainer(data, config())
+    found = trainer._scorer()
+    assert isinstance(found, Factors)
+
+    def score(scorer: Scorer) -> float:
+        terms = scorer.recent.terms if scorer.recent else PopularityTerms(1.0, 0.0)
+        return 100.0 + 50 * (terms.recent > 0) + 2 * (terms.total < 0) + 2 * (terms.age > 0)
+
+    fit_recent_popularity(trainer.model, data, found, score, DistributedContext())
+    terms = trainer.model.recent_popularity.terms
+    assert terms.total < 0 < terms.age
+    recent = recent_scores(trainer.model, data, TEST)
+    assert recent is not None
+    users = np.unique(data.test.user)[:9].astype(np.int64)
+    alone = _alone(recent).catalogue_scores(users).numpy()
+    np.testing.assert_allclose(alone, recent.popularity.at(recent.asked[users], terms.half_life), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["total", "age"])

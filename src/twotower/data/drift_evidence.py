@@ -1,7 +1,8 @@
 """Evidence that what is popular changes: rows near in time, compared with rows at random.
 
 The statistic is the number of agreements, two rows of one item and of different users, within each of BLOCKS parts of the log of equally many
-rows, one after another. If popularity does not change, a part has its share of the agreements of the whole log, a Poisson variable.
+rows, one after another. If popularity does not change, a part has its share of the agreements of the whole log. How far chance is off is measured by
+histories that are moved in time as wholes, each to the beginning of another one: a session of one kind of item makes agreements come in clumps.
 Rows of one user count for nothing, as they follow one another. Rows of equal time have no order and are shuffled.
 """
 
@@ -13,15 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from twotower.arrays.types import Ints
-from twotower.data.order_evidence import MAX_ROWS, some_users
+from twotower.data.order_evidence import DRAWS, MAX_ROWS, some_users
 
 BLOCKS = 100
 MIN_LIFT = 1.2
-"""Lift from which what is popular changes. Logs of films, shops and songs have 1.0 to 1.2, seasons 1.5 to 2.4, news and ads 8 and more (docs/log.md)."""
+"""Lift from which what is popular changes. Logs of films, shops and songs have 1.0 to 1.2, of seasons 1.5 to 2.4, of news and ads 8 and more (docs/log.md)."""
 MIN_Z = 5.0
 """Deviations above chance from which what is popular changes."""
 MIN_APART = 0.05
-"""Share of the range of numbers that order a log by which half of the users begin after the first, from which they order rows of all users."""
+"""Share of the range of numbers that order a log. Numbers of which half of the users begin later than that are those of all rows; else they may be places in
+the list of each user."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class DriftEvidence:
     agreements: float
     expected: float
     """Those within the same numbers of rows drawn from the whole log."""
+    deviation: float = 1.0
+    """Standard deviation of those of moved histories, at least that of a Poisson variable, and at least 1."""
 
     @property
     def lift(self) -> float:
@@ -39,8 +43,8 @@ class DriftEvidence:
 
     @property
     def z(self) -> float:
-        """Distance from chance, in deviations of a Poisson variable, of 1 at least."""
-        return (self.agreements - self.expected) / max(1.0, math.sqrt(self.expected))
+        """Distance from chance, in deviations."""
+        return (self.agreements - self.expected) / self.deviation
 
     @property
     def exists(self) -> bool:
@@ -51,19 +55,31 @@ class DriftEvidence:
         return f"rows of different users within a hundredth of the log are of one item {self.lift:.2f} times as often as any two, z {self.z:.1f}"
 
 
-def drift_evidence(users: Ints, items: Ints, times: Ints, max_rows: int = MAX_ROWS, seed: int = 0) -> DriftEvidence:
+def drift_evidence(
+    users: Ints, items: Ints, times: Ints, draws: int = DRAWS, max_rows: int = MAX_ROWS, seed: int = 0
+) -> DriftEvidence:
     """Measure how what is popular changes, of interactions (n,) by the codes of their users and items, 0 or more, and by times of any unit. The same
     arguments give the same evidence."""
     rng = np.random.default_rng(seed)
     if len(users) > max_rows:
         kept = some_users(users, max_rows, rng)
         users, items, times = users[kept], items[kept], times[kept]
-    by_time = np.lexsort((rng.random(len(users)), times))
-    users, items = users[by_time], items[by_time]
-    block = np.arange(len(users)) * BLOCKS // max(1, len(users))
-    within, pairs = _agreements(block, users, items)
-    of_all, all_pairs = _agreements(np.zeros_like(block), users, items)
-    return DriftEvidence(within, of_all * pairs / max(1.0, all_pairs))
+    if not len(users):
+        return DriftEvidence(0, 0)
+    users = np.unique(users, return_inverse=True)[1].astype(np.int64)
+    first = np.full(int(users.max()) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, users, times)
+    of_all, all_pairs = _agreements(np.zeros_like(users), users, items)
+
+    def within(moved: Ints) -> tuple[float, float]:
+        """Return the agreements within blocks of the rows at such times, and those expected."""
+        order = np.lexsort((rng.random(len(users)), moved))
+        found, pairs = _agreements(np.arange(len(users)) * BLOCKS // len(users), users[order], items[order])
+        return found, of_all * pairs / max(1.0, all_pairs)
+
+    found, expected = within(times)
+    moved = [np.subtract(*within(times + (rng.permutation(first) - first)[users])) for _ in range(draws)]
+    return DriftEvidence(found, expected, max(float(np.std(moved, ddof=1)), math.sqrt(expected), 1.0))
 
 
 def begin_apart(users: Ints, times: Ints) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,7 +24,8 @@ ALL_ALIKE = 1e18
 
 
 class PopularityTerms(NamedTuple):
-    """Weights by which what a log knows of an item before a time makes a score."""
+    """Weights by which what a log knows of an item before a time makes a score. An item without a row gains by no weight below 0: it counts as taken
+    once, by the first row."""
 
     half_life: float
     recent: float
@@ -33,6 +34,11 @@ class PopularityTerms(NamedTuple):
     """Of log(1 + n), n the count of the item by all rows alike."""
     age: float = 0.0
     """Of log(1 + n), n the number of rows since the item's first."""
+
+    def of_new(self, n_rows: Shaped[Ints, "*_"]) -> Shaped[Doubles, "*_"]:
+        """Return the score of an item without a row, after so many rows of others."""
+        scores: Doubles = min(self.total, 0.0) * math.log(2) + min(self.age, 0.0) * np.log1p(n_rows)
+        return scores
 
 
 @dataclass(frozen=True)
@@ -77,33 +83,36 @@ class RecentPopularity:
 
     def scores(self, times: Shaped[Ints, "T"], terms: PopularityTerms) -> Shaped[Floats, "T I"]:
         """Return the score of each item before each time."""
-        found = np.zeros((len(times), self.n_items), np.float32)
-        for weight, half_life in ((terms.recent, terms.half_life), (terms.total, ALL_ALIKE)):
-            if weight:
-                found += np.float32(weight) * self.at(times, half_life)
-        if terms.age:
-            rows = self._places(times)[:, None] - self._first
-            found += np.float32(terms.age) * np.log1p(np.maximum(rows, 0), dtype=np.float32)
-        return found
+        places = self._places(times)[:, None]
+        return self._scores(places, places - self._first, lambda half_life: self.at(times, half_life), terms)
 
     def scores_of_pairs(
         self, times: Shaped[Ints, "n"], items: Shaped[Codes | Ints, "n"], terms: PopularityTerms
     ) -> Shaped[Floats, "n"]:
         """Return the score of one item at each time."""
-        found = np.zeros(len(times), np.float32)
-        for weight, half_life in ((terms.recent, terms.half_life), (terms.total, ALL_ALIKE)):
-            if weight:
-                found += np.float32(weight) * self.of_pairs(times, items, half_life)
-        if terms.age:
-            rows = self._places(times) - self._first[items]
-            found += np.float32(terms.age) * np.log1p(np.maximum(rows, 0), dtype=np.float32)
-        return found
+        places = self._places(times)
+        since = places - self._first[items]
+        return self._scores(places, since, lambda half_life: self.of_pairs(times, items, half_life), terms)
 
     def scores_at_end(self, terms: PopularityTerms) -> Shaped[Floats, "I"]:
         """Return the score of each item after all positives."""
         end = np.array([int(self.times[-1]) + 1 if len(self.times) else 0])
         scores: Floats = self.scores(end, terms)[0]
         return scores
+
+    def _scores(
+        self, places: Shaped[Ints, "*_"], since: Shaped[Ints, "*_"], counts: Callable[[float], Floats], terms: PopularityTerms
+    ) -> Shaped[Floats, "*_"]:  # fmt: skip
+        """Return scores by the rows before them, those since the first of each item, not above 0 without one, and log(1 + count) by a half-life."""
+        found = np.zeros(since.shape, np.float32)
+        for weight, half_life in ((terms.recent, terms.half_life), (terms.total, ALL_ALIKE)):
+            if weight:
+                found += np.float32(weight) * counts(half_life)
+        if terms.age:
+            found += np.float32(terms.age) * np.log1p(np.maximum(since, 0), dtype=np.float32)
+        if min(terms.total, terms.age) < 0:
+            found = np.where(since > 0, found, terms.of_new(places).astype(np.float32))
+        return found
 
     @cached_property
     def _first(self) -> Shaped[Ints, "I"]:

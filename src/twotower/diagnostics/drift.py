@@ -41,7 +41,7 @@ def drift(context: DiagnosisContext) -> Iterator[Finding]:
             numbers,
         )
         return
-    way = "set model.recent_popularity = true, which ranks by the latest rows"
+    way = "set model.recent_popularity = true, which ranks by the latest rows, and train anew"
     if not len(data.validation):
         way += ", fitted to a validation part, which split.validation gives"
     if not any(f.identifies for f in data.encoders.fields("item")):

@@ -61,9 +61,9 @@ class RecentScores:
             rows = items if rows is None else rows[items]
         return replace(self, asked=self.asked[users], rows=rows)
 
-    def without(self, items: Shaped[Bools, "I"]) -> RecentScores:
-        """Return the scores with 0 for the items of a mask, whose vectors have nothing of them."""
-        known, held = self.popularity, np.where(items, np.float32(0), self.held)
+    def without(self, items: Shaped[Bools, "I"], held_by_each: float) -> RecentScores:
+        """Return the scores with those of an item without a row for the items of a mask, of which the vectors hold so much."""
+        known, held = self.popularity, np.where(items, np.float32(held_by_each), self.held)
         weights = np.ones(len(known.items), np.float32) if known.weights is None else known.weights
         left = np.where(items[known.items], np.float32(0), weights)
         return replace(self, popularity=replace(known, weights=left), held=held)

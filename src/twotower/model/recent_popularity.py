@@ -12,7 +12,8 @@ from twotower.model.id_prior import IdPrior
 
 
 class RecentPopularityBias(IdPrior):
-    """Score of the recent popularity of each item, at the end of the rows before the test part; 0 at first and for an id that reads as unknown."""
+    """Score of the recent popularity of each item, at the end of the rows before the test part; that of an item without a row for an id that reads as
+    unknown. 0 at first."""
 
     def __init__(self, fields: tuple[InputField, ...]) -> None:
         """Find the ids among the fields of the items. Raises ConfigError."""

@@ -46,7 +46,7 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
     if retriever.bundle.manifest.recent_popularity and not _follows(dataset):
         log.warning(
             "a bundle ranks by what is popular at the end of the rows before its test part, and test rows have earlier times, so that these "
-            "metrics are lower than those of the run, which reads the rows before each ranking"
+            "metrics are, as a rule, lower than those of the run, which reads the rows before each ranking"
         )
     named: dict[SideName, Codes] = {"user": dataset.pairs.user, "item": dataset.pairs.item}
     for side, rows in named.items():

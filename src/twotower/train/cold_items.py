@@ -81,9 +81,10 @@ def fit_cold_item_bias(
     found = scorer(items)
     if items is not None:  # no cold item is in a history, or popular
         counted, popular = found.own, found.recent
-        found = replace(
-            found, own=counted and counted.without(biased_items), recent=popular and popular.without(biased_items)
-        )
+        if popular:
+            of_unknown = float(model.recent_popularity.values[UNKNOWN])
+            popular = popular.without(biased_items, of_unknown)
+        found = replace(found, own=counted and counted.without(biased_items), recent=popular)
     spread = context.broadcast(spread_of_scores(found, dataset) if context.is_main else 0.0)
     if not spread > 0:
         log.warning("model.cold_item_bias fits nothing, and the bias stays 0: each user scores all items alike")

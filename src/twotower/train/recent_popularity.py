@@ -54,9 +54,9 @@ def with_popularity_at_end(items: Float[Tensor, "I D"], model: TwoTower, dataset
         return items
     bias, unknown = model.recent_popularity, _codes(model, dataset) == UNKNOWN
     if unknown.any():
-        at_end = RecentPopularity.before(dataset, TEST).scores_at_end(bias.terms)
+        own = RecentPopularity.before(dataset, TEST).scores_at_end(bias.terms) - float(bias.values[UNKNOWN])
         items = items.clone()
-        items[:, -1] += torch.from_numpy(np.where(unknown, at_end, 0)).to(items)
+        items[:, -1] += torch.from_numpy(np.where(unknown, own, 0)).to(items)
     return items
 
 
@@ -142,11 +142,11 @@ def _hold(model: TwoTower, dataset: Dataset, terms: PopularityTerms) -> None:
     """Give the items of a model the recent popularity at the end of what comes before the test part."""
     bias, numbers = model.recent_popularity, torch.tensor(terms)
     terms = PopularityTerms(*numbers.tolist())
-    held = torch.from_numpy(RecentPopularity.before(dataset, TEST).scores_at_end(terms))
+    known = RecentPopularity.before(dataset, TEST)
+    held = torch.from_numpy(known.scores_at_end(terms))
     with torch.no_grad():
-        bias.values.zero_()
         bias.values[torch.from_numpy(_codes(model, dataset)).to(bias.values.device)] = held.to(bias.values)
-        bias.values[UNKNOWN] = 0
+        bias.values[UNKNOWN] = float(terms.of_new(np.array(len(known.items))))
         bias.numbers.copy_(numbers)
 
 
