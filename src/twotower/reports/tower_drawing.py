@@ -149,7 +149,7 @@ def _score_note(model: ModelConfig) -> str:
         found
         + (f" / {model.temperature:g}" if model.temperature != 1 else "")
         + (" + biases" if model.bias or model.cold_item_bias else "")
-        + (" + recent popularity" if model.recent_popularity else "")
+        + (" + recent" if model.recent_popularity else "")
         + (" + own counts" if model.own_counts else "")
     )
 
