@@ -43,18 +43,19 @@ def test_each_time_counts_the_rows_before_it(half_life: float, weights: Floats |
 def test_terms_are_the_count_by_all_rows_and_the_rows_since_the_first(
     weights: Floats | None, total: float, age: float
 ) -> None:
-    """An item without a row gains by none: by a weight below 0 it is taken once, and first of all."""
+    """An item without a row gains by none: by a weight below 0 it has most rows, and the first."""
     log, times = RecentPopularity(ITEMS, TIMES, weights, N_ITEMS), np.array([150, 0, 45, 400])
     terms = PopularityTerms(20.0, 0.5, total, age)
     wanted = np.zeros((len(times), N_ITEMS))
     for row, time in zip(wanted, times.tolist(), strict=True):
         before, weight = time > TIMES, np.ones(400) if weights is None else weights
+        most = np.bincount(ITEMS[before], weight[before], N_ITEMS).max()
         for item in range(N_ITEMS):
             own = np.flatnonzero(before & (item == ITEMS) & (weight > 0))
             taken, since = (
                 (weight[own].sum(), before.sum() - own[0])
                 if len(own)
-                else (1.0 * (total < 0), before.sum() * (age < 0))
+                else (most * (total < 0), before.sum() * (age < 0))
             )
             row[item] = total * np.log1p(taken) + age * np.log1p(since)
         row += 0.5 * np.array(by_loop(time, 20.0, weights))

@@ -84,7 +84,9 @@ def test_items_of_a_mask_have_none(dense: np.ndarray) -> None:
     found = every.added_to(torch.zeros(len(dense), N_ITEMS), np.arange(len(dense))).numpy()
     places = np.searchsorted(every.popularity.times, every.asked)
     np.testing.assert_allclose(
-        found[:, mask], np.tile(TERMS.of_new(places)[:, None] - 0.25, (1, int(mask.sum()))), atol=1e-5
+        found[:, mask],
+        np.tile(every.popularity.scores_of_new(places, TERMS)[:, None] - 0.25, (1, int(mask.sum()))),
+        atol=1e-5,
     )
     np.testing.assert_allclose(found[:, ~mask], dense[:, ~mask], atol=1e-5)
 

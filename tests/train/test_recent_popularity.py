@@ -95,8 +95,9 @@ def test_items_have_what_is_popular_before_the_test_part(folder: Path) -> None:
     plain = run.factors().items[:, -1].clone()
     codes = np.asarray(run.dataset.items.columns["item_id"])
     np.testing.assert_allclose(bias.values.numpy()[codes], wanted, rtol=1e-5)
-    n_rows = len(RecentPopularity.before(run.dataset, TEST).items)
-    assert float(bias.values[UNKNOWN]) == pytest.approx(float(bias.terms.of_new(np.array(n_rows))), rel=1e-5)
+    known = RecentPopularity.before(run.dataset, TEST)
+    of_new = float(known.scores_of_new(np.array(len(known.items)), bias.terms))
+    assert float(bias.values[UNKNOWN]) == pytest.approx(of_new, rel=1e-5)
     with torch.no_grad():
         bias.values.zero_()
     np.testing.assert_allclose(plain - run.factors().items[:, -1], wanted, atol=1e-5)
@@ -157,8 +158,9 @@ def test_an_item_of_an_unknown_id_is_served_as_it_is_evaluated(context: tuple[Da
     assert unknown.sum() > 5
     at_end = RecentPopularity.before(run.dataset, TEST).scores_at_end(bias.terms)
     assert np.abs(at_end[unknown]).max() > 0.1
-    n_rows = len(RecentPopularity.before(run.dataset, TEST).items)
-    assert float(bias.values[UNKNOWN]) == pytest.approx(float(bias.terms.of_new(np.array(n_rows))), rel=1e-5)
+    known = RecentPopularity.before(run.dataset, TEST)
+    of_new = float(known.scores_of_new(np.array(len(known.items)), bias.terms))
+    assert float(bias.values[UNKNOWN]) == pytest.approx(of_new, rel=1e-5)
     rows = run.dataset.part_indices(TEST)
     users = run.dataset.pairs.user[rows].astype(np.int64)
     during = run.factors_during(TEST).catalogue_scores(users, rows)
@@ -239,7 +241,8 @@ def test_known_items_that_stand_for_cold_ones_are_not_popular(caplog: pytest.Log
     assert recent is not None
     added = recent.added_to(torch.zeros(3, len(biased)), np.arange(3)).numpy()
     of_unknown = float(trainer.model.recent_popularity.values[UNKNOWN])
-    wanted = recent.terms.of_new(np.searchsorted(recent.popularity.times, recent.asked[:3])) - of_unknown
+    places = np.searchsorted(recent.popularity.times, recent.asked[:3])
+    wanted = recent.popularity.scores_of_new(places, recent.terms) - of_unknown
     np.testing.assert_allclose(added[:, biased], np.tile(wanted[:, None], (1, int(biased.sum()))), atol=1e-4)
     assert (added[:, ~biased] != added[:, ~biased][:, :1]).any()
 

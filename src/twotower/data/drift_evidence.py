@@ -2,7 +2,8 @@
 
 The statistic is the number of agreements, two rows of one item and of different users, within each of BLOCKS parts of the log of equally many
 rows, one after another. If popularity does not change, a part has its share of the agreements of the whole log. How far chance is off is measured by
-histories that are moved in time as wholes, each to the beginning of another one: a session of one kind of item makes agreements come in clumps.
+histories that are moved as wholes, each by any number of rows, beyond the end from the beginning on: a session of one kind of item makes
+agreements come in clumps.
 Rows of one user count for nothing, as they follow one another. Rows of equal time have no order and are shuffled.
 """
 
@@ -14,11 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from twotower.arrays.types import Ints
-from twotower.data.order_evidence import DRAWS, MAX_ROWS, some_users
+from twotower.data.order_evidence import DRAWS, some_users
 
 BLOCKS = 100
+MAX_ROWS = 200_000
+"""Interactions that are read; more are cut to those of users drawn at random."""
 MIN_LIFT = 1.2
-"""Lift from which what is popular changes. Logs of films, shops and songs have 1.0 to 1.2, of seasons 1.5 to 2.4, of news and ads 8 and more (docs/log.md)."""
+"""Lift from which what is popular changes. Logs of films and sessions have 1.0 to 1.2, of seasons 1.5 to 2.4, of news and ads 8 and more (docs/log.md)."""
 MIN_Z = 5.0
 """Deviations above chance from which what is popular changes."""
 MIN_APART = 0.05
@@ -34,7 +37,7 @@ class DriftEvidence:
     expected: float
     """Those within the same numbers of rows drawn from the whole log."""
     deviation: float = 1.0
-    """Standard deviation of those of moved histories, at least that of a Poisson variable, and at least 1."""
+    """Standard deviation of agreements less those expected, of moved histories; at least that of a Poisson variable, and at least 1."""
 
     @property
     def lift(self) -> float:
@@ -55,9 +58,7 @@ class DriftEvidence:
         return f"rows of different users within a hundredth of the log are of one item {self.lift:.2f} times as often as any two, z {self.z:.1f}"
 
 
-def drift_evidence(
-    users: Ints, items: Ints, times: Ints, draws: int = DRAWS, max_rows: int = MAX_ROWS, seed: int = 0
-) -> DriftEvidence:
+def drift_evidence(users: Ints, items: Ints, times: Ints, max_rows: int = MAX_ROWS, seed: int = 0) -> DriftEvidence:
     """Measure how what is popular changes, of interactions (n,) by the codes of their users and items, 0 or more, and by times of any unit. The same
     arguments give the same evidence."""
     rng = np.random.default_rng(seed)
@@ -66,19 +67,19 @@ def drift_evidence(
         users, items, times = users[kept], items[kept], times[kept]
     if not len(users):
         return DriftEvidence(0, 0)
-    users = np.unique(users, return_inverse=True)[1].astype(np.int64)
-    first = np.full(int(users.max()) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(first, users, times)
-    of_all, all_pairs = _agreements(np.zeros_like(users), users, items)
+    n, users = len(users), np.unique(users, return_inverse=True)[1].astype(np.int64)
+    of_all, all_pairs = _agreements(np.zeros(n, np.int64), users, items)
 
-    def within(moved: Ints) -> tuple[float, float]:
-        """Return the agreements within blocks of the rows at such times, and those expected."""
-        order = np.lexsort((rng.random(len(users)), moved))
-        found, pairs = _agreements(np.arange(len(users)) * BLOCKS // len(users), users[order], items[order])
+    def within(places: Ints) -> tuple[float, float]:
+        """Return the agreements within blocks of the rows in the order of such places, and those expected."""
+        order = np.lexsort((rng.random(n), places))
+        found, pairs = _agreements(np.arange(n) * BLOCKS // n, users[order], items[order])
         return found, of_all * pairs / max(1.0, all_pairs)
 
     found, expected = within(times)
-    moved = [np.subtract(*within(times + (rng.permutation(first) - first)[users])) for _ in range(draws)]
+    places = np.empty(n, np.int64)
+    places[np.lexsort((rng.random(n), times))] = np.arange(n)
+    moved = [np.subtract(*within((places + rng.integers(n, size=users.max() + 1)[users]) % n)) for _ in range(DRAWS)]
     return DriftEvidence(found, expected, max(float(np.std(moved, ddof=1)), math.sqrt(expected), 1.0))
 
 

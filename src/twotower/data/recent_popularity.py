@@ -24,8 +24,8 @@ ALL_ALIKE = 1e18
 
 
 class PopularityTerms(NamedTuple):
-    """Weights by which what a log knows of an item before a time makes a score. An item without a row gains by no weight below 0: it counts as taken
-    once, by the first row."""
+    """Weights by which what a log knows of an item before a time makes a score. An item without a row gains by no weight below 0: by such a one it has
+    what the item with most rows, or the first one, has."""
 
     half_life: float
     recent: float
@@ -34,11 +34,6 @@ class PopularityTerms(NamedTuple):
     """Of log(1 + n), n the count of the item by all rows alike."""
     age: float = 0.0
     """Of log(1 + n), n the number of rows since the item's first."""
-
-    def of_new(self, n_rows: Shaped[Ints, "*_"]) -> Shaped[Doubles, "*_"]:
-        """Return the score of an item without a row, after so many rows of others."""
-        scores: Doubles = min(self.total, 0.0) * math.log(2) + min(self.age, 0.0) * np.log1p(n_rows)
-        return scores
 
 
 @dataclass(frozen=True)
@@ -84,15 +79,19 @@ class RecentPopularity:
     def scores(self, times: Shaped[Ints, "T"], terms: PopularityTerms) -> Shaped[Floats, "T I"]:
         """Return the score of each item before each time."""
         places = self._places(times)[:, None]
-        return self._scores(places, places - self._first, lambda half_life: self.at(times, half_life), terms)
+        return self._scores(places, self._first, lambda half_life: self.at(times, half_life), terms)
 
     def scores_of_pairs(
         self, times: Shaped[Ints, "n"], items: Shaped[Codes | Ints, "n"], terms: PopularityTerms
     ) -> Shaped[Floats, "n"]:
         """Return the score of one item at each time."""
         places = self._places(times)
-        since = places - self._first[items]
-        return self._scores(places, since, lambda half_life: self.of_pairs(times, items, half_life), terms)
+        return self._scores(places, self._first[items], lambda half_life: self.of_pairs(times, items, half_life), terms)
+
+    def scores_of_new(self, places: Shaped[Ints, "*_"], terms: PopularityTerms) -> Shaped[Doubles, "*_"]:
+        """Return the score of an item without a row, after so many rows of others."""
+        scores: Doubles = min(terms.age, 0.0) * np.log1p(places)
+        return scores if terms.total >= 0 else scores + terms.total * np.log1p(self._most[places])
 
     def scores_at_end(self, terms: PopularityTerms) -> Shaped[Floats, "I"]:
         """Return the score of each item after all positives."""
@@ -101,18 +100,24 @@ class RecentPopularity:
         return scores
 
     def _scores(
-        self, places: Shaped[Ints, "*_"], since: Shaped[Ints, "*_"], counts: Callable[[float], Floats], terms: PopularityTerms
+        self, places: Shaped[Ints, "*_"], first: Shaped[Ints, "*_"], counts: Callable[[float], Floats], terms: PopularityTerms
     ) -> Shaped[Floats, "*_"]:  # fmt: skip
-        """Return scores by the rows before them, those since the first of each item, not above 0 without one, and log(1 + count) by a half-life."""
-        found = np.zeros(since.shape, np.float32)
-        for weight, half_life in ((terms.recent, terms.half_life), (terms.total, ALL_ALIKE)):
-            if weight:
-                found += np.float32(weight) * counts(half_life)
+        """Return the scores after so many rows, of items by their first row and by log(1 + count) of a half-life."""
+        found = np.float32(terms.recent) * counts(terms.half_life)
+        if terms.total:
+            found += np.float32(terms.total) * counts(ALL_ALIKE)
         if terms.age:
-            found += np.float32(terms.age) * np.log1p(np.maximum(since, 0), dtype=np.float32)
+            found += np.float32(terms.age) * np.log1p(np.maximum(places - first, 0), dtype=np.float32)
         if min(terms.total, terms.age) < 0:
-            found = np.where(since > 0, found, terms.of_new(places).astype(np.float32))
+            found = np.where(places > first, found, self.scores_of_new(places, terms).astype(np.float32))
         return found
+
+    @cached_property
+    def _most(self) -> Shaped[Doubles, "N+1"]:
+        """The count of the item with most rows, by all rows alike, after each number of rows."""
+        counts = np.empty(len(self.items))
+        counts[self._by_item[1]] = self._after_each(ALL_ALIKE)
+        return np.maximum.accumulate(np.append(0.0, counts))
 
     @cached_property
     def _first(self) -> Shaped[Ints, "I"]:

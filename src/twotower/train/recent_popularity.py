@@ -145,8 +145,9 @@ def _hold(model: TwoTower, dataset: Dataset, terms: PopularityTerms) -> None:
     known = RecentPopularity.before(dataset, TEST)
     held = torch.from_numpy(known.scores_at_end(terms))
     with torch.no_grad():
+        bias.values.zero_()
         bias.values[torch.from_numpy(_codes(model, dataset)).to(bias.values.device)] = held.to(bias.values)
-        bias.values[UNKNOWN] = float(terms.of_new(np.array(len(known.items))))
+        bias.values[UNKNOWN] = float(known.scores_of_new(np.array(len(known.items)), terms))
         bias.numbers.copy_(numbers)
 
 
