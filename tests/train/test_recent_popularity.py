@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import torch
 from trainers import weights
-from waves import SCHEMA, waves, world
+from waves import N_ITEMS, SCHEMA, waves, world
 from worlds import settings
 
 from twotower import api, runs
@@ -53,6 +53,15 @@ def config(recent: bool = True, **sections: dict[str, Any]) -> Config:
         "evaluation": {"k": [5], "bootstrap": 0},
     }  # fmt: skip
     return settings(**base | sections)
+
+
+def fitted(score: Callable[[Scorer], float]) -> Trainer:
+    """A training whose recent popularity is fitted to a made-up validation score."""
+    trainer = Trainer(world(), config())
+    found = trainer._scorer()
+    assert isinstance(found, Factors)
+    fit_recent_popularity(trainer.model, trainer.dataset, found, score, DistributedContext())
+    return trainer
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +156,11 @@ RARE = SCHEMA.model_copy(
 
 @pytest.mark.parametrize("context", [(), (DayOfWeek(name="day", default=3),)])
 def test_an_item_of_an_unknown_id_is_served_as_it_is_evaluated(context: tuple[DayOfWeek, ...], tmp_path: Path) -> None:
-    """Its code is not its own, so the vectors of the bundle have what the tower cannot."""
+    """Its code is not its own, so the vectors of the bundle have what the tower cannot. Nobody takes the last item."""
     schema = RARE.model_copy(update={"features": (*RARE.features, *context)})
     model = config().model.model_dump() | {"pairs": [{"user": {"layers": [8]}, "item": {"layers": [8]}}]}
-    run = api.fit(
-        world(schema=schema, kind="time"), schema, config(split={"kind": "time"}, model=model), folder=tmp_path / "run"
-    )
+    tables = check(None, pl.DataFrame({"item_id": range(N_ITEMS + 1)}), waves(), schema)
+    run = api.fit(tables, schema, config(split={"kind": "time"}, model=model), folder=tmp_path / "run")
     codes = np.asarray(run.dataset.items.columns["item_id"])
     unknown, bias = codes == UNKNOWN, run.model.recent_popularity
     assert unknown.sum() > 5
@@ -161,6 +169,8 @@ def test_an_item_of_an_unknown_id_is_served_as_it_is_evaluated(context: tuple[Da
     known = RecentPopularity.before(run.dataset, TEST)
     of_new = float(known.scores_of_new(np.array(len(known.items)), bias.terms))
     assert float(bias.values[UNKNOWN]) == pytest.approx(of_new, rel=1e-5)
+    assert at_end[-1] == pytest.approx(of_new, rel=1e-5)
+    assert unknown[-1]
     rows = run.dataset.part_indices(TEST)
     users = run.dataset.pairs.user[rows].astype(np.int64)
     during = run.factors_during(TEST).catalogue_scores(users, rows)
@@ -204,17 +214,13 @@ def test_with_features_of_the_context_a_pair_has_its_own_time() -> None:
 
 
 def test_a_score_that_does_not_rise_adds_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    data = world()
-    trainer = Trainer(data, config())
-    found = trainer._scorer()
-    assert isinstance(found, Factors)
     with caplog.at_level(logging.INFO):
-        fit_recent_popularity(trainer.model, data, found, lambda _: 0.5, DistributedContext())
+        trainer = fitted(lambda _: 0.5)
     assert (
         "recent popularity adds nothing: by its best weight the monitored metric of validation changes by 0.0000 from 0.5000"
         in caplog.text
     )
-    assert recent_scores(trainer.model, data, TEST) is None
+    assert recent_scores(trainer.model, trainer.dataset, TEST) is None
     assert not trainer.model.recent_popularity.values.any()
 
 
@@ -269,10 +275,7 @@ def test_it_is_fitted_beside_what_users_take_again() -> None:
 
 def test_the_half_life_is_chosen_again_by_the_best_weight() -> None:
     """Scores as if the longest were the best by low weights, and the shortest by the best weight, which is high."""
-    data = world()
-    trainer = Trainer(data, config())
-    found, tried = trainer._scorer(), list[tuple[float, float]]()
-    assert isinstance(found, Factors)
+    tried = list[tuple[float, float]]()
 
     def score(scorer: Scorer) -> float:
         if scorer.recent is None:
@@ -283,33 +286,22 @@ def test_the_half_life_is_chosen_again_by_the_best_weight() -> None:
         is_high = weight > 8 * lowest
         return 10_000 - half_life if is_high else half_life
 
-    fit_recent_popularity(trainer.model, data, found, score, DistributedContext())
-    assert trainer.model.recent_popularity.terms.half_life == min(h for h, _ in tried)
+    assert fitted(score).model.recent_popularity.terms.half_life == min(h for h, _ in tried)
 
 
 @pytest.mark.parametrize(("gain", "joins"), [(0.9, False), (1.1, True)])
 def test_it_must_gain_more_than_a_hundredth(gain: float, joins: bool) -> None:
-    data = world()
-    trainer = Trainer(data, config())
-    found = trainer._scorer()
-    assert isinstance(found, Factors)
-    score: Callable[[Scorer], float] = lambda s: 100.0 + gain * (s.recent is not None)  # noqa: E731
-    fit_recent_popularity(trainer.model, data, found, score, DistributedContext())
+    trainer = fitted(lambda scorer: 100.0 + gain * (scorer.recent is not None))
     assert trainer.model.recent_popularity.is_fitted == joins
 
 
 def test_both_terms_may_join_it_and_the_baseline_has_neither() -> None:
-    data = world()
-    trainer = Trainer(data, config())
-    found = trainer._scorer()
-    assert isinstance(found, Factors)
-
     def score(scorer: Scorer) -> float:
         terms = scorer.recent.terms if scorer.recent else PopularityTerms(1.0, 0.0)
         return 100.0 + 50 * (terms.recent > 0) + 2 * (terms.total < 0) + 2 * (terms.age > 0)
 
-    fit_recent_popularity(trainer.model, data, found, score, DistributedContext())
-    terms = trainer.model.recent_popularity.terms
+    trainer = fitted(score)
+    data, terms = trainer.dataset, trainer.model.recent_popularity.terms
     assert terms.total < 0 < terms.age
     recent = recent_scores(trainer.model, data, TEST)
     assert recent is not None
@@ -321,19 +313,13 @@ def test_both_terms_may_join_it_and_the_baseline_has_neither() -> None:
 @pytest.mark.parametrize("name", ["total", "age"])
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_terms_that_gain_a_hundredth_join_it(name: str, sign: float) -> None:
-    data = world()
-    trainer = Trainer(data, config())
-    found = trainer._scorer()
-    assert isinstance(found, Factors)
-
     def score(scorer: Scorer) -> float:
         terms = scorer.recent.terms if scorer.recent else PopularityTerms(1.0, 0.0)
         other = {"total": terms.age, "age": terms.total}[name]
         own: float = getattr(terms, name)
         return 100.0 + 50 * (terms.recent > 0) + 2 * (sign * own > 0) + 1.4 * (other != 0)
 
-    fit_recent_popularity(trainer.model, data, found, score, DistributedContext())
-    terms = trainer.model.recent_popularity.terms
+    terms = fitted(score).model.recent_popularity.terms
     assert sign * getattr(terms, name) > 0
     assert {"total": terms.age, "age": terms.total}[name] == 0, "1.4 of 150 is below a hundredth"
 

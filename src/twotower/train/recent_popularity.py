@@ -122,7 +122,10 @@ def fit_recent_popularity(
     other = {name: scale(nothing._replace(**{name: 1.0})) for name in ("total", "age")}
     for _ in other:
         more = [
-            terms._replace(**{n: w * by}) for n, by in other.items() if not getattr(terms, n) for w in SIGNED_WEIGHTS
+            terms._replace(**{name: weight * of_one})
+            for name, of_one in other.items()
+            for weight in SIGNED_WEIGHTS
+            if not getattr(terms, name)
         ]
         best = max(more, key=of)
         if of(best) - of(terms) <= CLOSE * abs(of(terms)):
