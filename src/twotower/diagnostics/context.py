@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 MAX_SAMPLE_ROWS = 2_000
 """Rows of each side, and test users, that a diagnosis samples."""
-MAX_SAMPLE_PAIRS = 2**19
+MAX_SAMPLE_PAIRS = 2**18
 """Interactions of the users whose training is repeated: its pairs, its batches and their negatives."""
 MAX_BATCH_POSITIVES = 256
 """Positives of a batch whose candidates are examined."""
