@@ -9,7 +9,7 @@ import pytest
 from waves import waves
 
 from twotower.arrays.types import Ints
-from twotower.data.drift_evidence import MIN_LIFT, MIN_Z, DriftEvidence, drift_evidence
+from twotower.data.drift_evidence import MIN_LIFT, MIN_Z, DriftEvidence, begin_apart, drift_evidence
 
 
 def codes(share: float, seed: int = 0) -> tuple[Ints, Ints, Ints]:
@@ -85,3 +85,11 @@ def test_logs_without_rows_and_of_one_user_have_none() -> None:
     assert drift_evidence(none, none, none) == DriftEvidence(0, 0)
     one = np.zeros(50, np.int64)
     assert not drift_evidence(one, one, np.arange(50)).exists
+
+
+@pytest.mark.parametrize("outlier", [(), (10**9,), (-(10**9),)])
+def test_places_in_lists_are_told_from_numbers_of_all_rows_whatever_one_number_is(outlier: tuple[int, ...]) -> None:
+    users, extra = np.repeat(np.arange(50), 20), [0] * len(outlier)
+    places, rows = np.tile(np.arange(20), 50), np.arange(1_000)
+    assert not begin_apart(np.append(users, extra).astype(np.int64), np.append(places, outlier).astype(np.int64))
+    assert begin_apart(np.append(users, extra).astype(np.int64), np.append(rows, outlier).astype(np.int64))

@@ -84,14 +84,15 @@ def drift_evidence(users: Ints, items: Ints, times: Ints, max_rows: int = MAX_RO
 
 
 def begin_apart(users: Ints, times: Ints) -> bool:
-    """Return False if times may be places in each user's list: half of the users (n,) begin within MIN_APART of the range after the first time."""
+    """Return False if times may be places in each user's list: half of the users (n,) begin within MIN_APART of the range after its beginning.
+    The range holds all times but the lowest and the highest hundredth."""
     first = np.full(int(users.max(initial=-1)) + 1, np.iinfo(np.int64).max)
     np.minimum.at(first, users, times)
     begins = first[first < np.iinfo(np.int64).max]
     if not len(begins):
         return False
-    low, high = int(times.min()), int(times.max())
-    return float(np.median(begins)) - low > MIN_APART * (high - low)
+    low, high = np.quantile(times, (0.01, 0.99))
+    return bool(np.median(begins) - low > MIN_APART * (high - low))
 
 
 def _agreements(block: Ints, users: Ints, items: Ints) -> tuple[float, float]:
