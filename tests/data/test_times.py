@@ -331,6 +331,7 @@ IMPOSSIBLE: dict[str, tuple[Any, str, list[str]]] = {
         ["2 of 200", "(the first, in row 121: 0)", "99 % look like seconds, 1 % like zeros: drop those rows"],
     ),
     "years": ([2020 + n % 4 for n in range(N)], "s", ["all look like years", "set schema.time_unit = 'order'"]),
+    "months": ([202301 + n % 12 for n in range(N)], "s", ["all look like months as YYYYMM: set schema.time_format = '%Y%m'"]),
     "digits": ([int(f"{m:%Y%m%d}") for m in MOMENTS], "s",
                ["(the first, in row 1: 20230101)", "all look like dates as YYYYMMDD: set schema.time_format = '%Y%m%d'"]),
     "more digits": ([int(f"{m:%Y%m%d%H%M%S}") for m in MOMENTS], "ms", ["set schema.time_format = '%Y%m%d%H%M%S'"]),
@@ -460,6 +461,15 @@ def test_text_without_a_year_of_four_digits_needs_a_format(first: str) -> None:
 def test_dates_whose_day_is_the_month_need_no_format() -> None:
     found = check(None, None, log(["01/01/2023", "02/02/2023", "03/03/2023", "04/04/2023"]), schema()).interactions
     assert found["at"].dt.month().to_list() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("form", ["%Y-%m", "%m/%Y", "%b %Y", "%Y%m"])
+def test_a_month_is_its_first_day(tmp_path: Path, form: str, way: str) -> None:
+    firsts = [datetime(2019 + n // 12, 1 + n % 12, 1, tzinfo=UTC) for n in range(24)]
+    data = WAYS[way](log([f"{first:{form}}" for first in firsts]), schema(time_format=form), LAST, tmp_path)
+    assert data.times is not None
+    assert sorted(data.times.tolist()) == [int(first.timestamp()) * 10**6 for first in firsts]
 
 
 @pytest.mark.parametrize(

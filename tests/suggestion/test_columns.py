@@ -147,6 +147,9 @@ def test_times_and_their_units(name: str, values: list[object], unit: str) -> No
         ([f"19-01-{1 + i % 28:02d}" for i in range(N)], "%y-%m-%d"),
         ([f"2023年1月{1 + i % 28}日 9:{i:02d}" for i in range(N)], "%Y年%m月%d日 %H:%M"),
         ([202301011200 + i for i in range(N)], "%Y%m%d%H%M"),
+        ([f"2019-{1 + i % 12:02d}" for i in range(N)], "%Y-%m"),
+        ([f"{1 + i % 12:02d}/2019" for i in range(N)], "%m/%Y"),
+        ([201901 + i % 12 for i in range(N)], "%Y%m"),
     ],
 )
 def test_times_that_need_a_format(values: list[object], form: str) -> None:

@@ -29,11 +29,14 @@ _EARLIEST_SECOND = 631_152_000
 _DAY = 86_400
 
 _DIGITS = {
+    "months as YYYYMM": "%Y%m",
     "dates as YYYYMMDD": "%Y%m%d",
     "dates as YYYYMMDDhhmm": "%Y%m%d%H%M",
     "dates as YYYYMMDDhhmmss": "%Y%m%d%H%M%S",
 }
 
+_MONTH, _DAY_OF_MONTH = (re.compile(f"%[-_0]?[{letters}]") for letters in ("mbBh", "de"))
+"""Parts of a format. A month without a day is its first."""
 _NUMBER = ""
 """Format of texts that are numbers."""
 _DATE = re.compile(
@@ -183,7 +186,10 @@ class Times:
             *units,
             ("zeros", 0, 0),
             ("years", 1990, year),
-            *((f, 1990_01_01 * 10**n, (year * 10_000 + 1232) * 10**n) for f, n in zip(_DIGITS, (0, 4, 6), strict=True)),
+            *(
+                (f, 1990_01_00 * 10**n, (year * 10_000 + 1232) * 10**n)
+                for f, n in zip(_DIGITS, (-2, 0, 4, 6), strict=True)
+            ),
             ("days of a spreadsheet", _EARLIEST_SECOND / _DAY + 25_569, self._until / _DAY + 25_569),
             ("days since 1970", _EARLIEST_SECOND / _DAY, self._until / _DAY),
             *own,
@@ -251,6 +257,8 @@ def _formats(text: str) -> list[str]:
 def _read(text: pl.Series, form: str) -> pl.Series:
     """Return datetimes or numbers; null where the text does not have this format."""
     if form != _NUMBER:
+        if _MONTH.search(form) and not _DAY_OF_MONTH.search(form):
+            text, form = text + " 1", form + " %d"
         return text.str.to_datetime(form.replace(".%f", "%.f"), time_unit="us", strict=False)
     for kind in (pl.Int64, pl.Int128):  # many numbers such as 20231105123015250999 are one float
         whole = text.cast(kind, strict=False)
