@@ -79,7 +79,7 @@ def trained(
     """Return the measures of a model."""
     schema, config = recipe(changed)
     run = api.fit(check(*tables, schema), schema, config)
-    factors = run.factors(part)
+    factors = run.factors_at_once(part)
     return measured(factors.users.cpu() @ factors.items.cpu().T, run.dataset, part, withheld)
 
 
