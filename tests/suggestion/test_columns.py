@@ -12,7 +12,8 @@ from suggestion_worlds import START, log
 from twotower.data.tables import check
 from twotower.errors import DataError
 from twotower.features.schema import Schema
-from twotower.suggestion.columns import GuessedColumns, guess_columns
+from twotower.suggestion.columns import guess_columns
+from twotower.suggestion.guessed_columns import GuessedColumns
 from twotower.suggestion.names import names_item, names_time, names_user, plain, rank
 
 N = 40

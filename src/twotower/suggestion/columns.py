@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 
 import polars as pl
 
@@ -11,58 +10,29 @@ from twotower.config.toml import TomlValue
 from twotower.errors import DataError
 from twotower.features.values import missing_count
 from twotower.suggestion import names
+from twotower.suggestion.guessed_columns import GuessedColumns, free, is_distinct, is_of, put_first, rows_vary
 from twotower.suggestion.ids_by_place import are_several, ids_by_place, too_few
-from twotower.suggestion.numbering import may_order, note_orders
+from twotower.suggestion.numbering import note_orders
 from twotower.suggestion.text_form import (
     has_decimal_commas,
     has_spaced_numbers,
     looks_like_scale,
-    looks_like_seconds,
-    odd_times,
     words_among_numbers,
 )
 from twotower.suggestion.thresholds import threshold, why_log_scale, why_threshold
-from twotower.suggestion.time_form import TimeForm, is_dated, refuse_orders, time_form
+from twotower.suggestion.time_column import guess_time
 
 MAX_EVENT_TYPES = 20
 """Types of events up to which a column is one of event types."""
-MAX_DISTINCT = 0.95
-"""Share of distinct values in the rows from which a column names rows, and no items if another column repeats."""
 NONE = ("", "na", "n/a", "nan", "none", "null", "nil", "-", "unknown")
 """Words for a missing value, in lower case."""
 MIN_STEPS = 5
 """Steps from which numbers of a scale may be ratings whatever their name."""
-MIN_ROWS = 20
-"""Rows from which that share, and a column that is constant for each item, tell anything."""
 OUTCOMES = (
     {"0", "1"}, {"-1", "1"}, {"false", "true"}, {"no", "yes"}, {"n", "y"}, {"dislike", "like"}, {"disliked", "liked"},
     {"down", "up"}, {"negative", "positive"}, {"bad", "good"},
 )  # fmt: skip
 """Pairs of values, in lower case, that tell what came of an interaction."""
-
-
-@dataclass
-class GuessedColumns:
-    """Options of the schema that the interactions decide, each with the reason for it."""
-
-    options: dict[str, TomlValue] = field(default_factory=dict)
-    why: dict[str, str] = field(default_factory=dict)
-    """Reason by option."""
-    notes: list[str] = field(default_factory=list)
-    """Columns that are not used, each with the reason."""
-    remarks: list[str] = field(default_factory=list)
-    """Values of used columns that may be wrong."""
-    is_numbered: bool = False
-    """True if the time is numbers of the rows of each user, which order them only if the items follow one another."""
-
-    def put(self, option: str, value: TomlValue, why: str) -> None:
-        self.options[option], self.why[option] = value, why
-
-    @property
-    def named(self) -> set[str]:
-        """Columns that the options name."""
-        keys = ("user_id", "item_id", "time", "label", "weight", "event")
-        return {str(self.options[key]) for key in keys if self.options.get(key)}
 
 
 def guess_columns(
@@ -77,21 +47,16 @@ def guess_columns(
         found.put(option, value, "as given")
     _guess_ids(frame, found, sides)
     _note_ids_of_none(frame, found)
-    for guess in (_guess_time, _guess_event, _guess_label, _guess_weight, _note_outcomes):
+    for guess in (guess_time, _guess_event, _guess_label, _guess_weight, _note_outcomes):
         guess(frame, found)
     if not found.options.get("time"):
-        note_orders(frame, str(found.options["user_id"]), _free(frame, found, bool), found.notes)
+        note_orders(frame, str(found.options["user_id"]), free(frame, found, bool), found.notes)
     left = [name for name in frame.columns if name not in found.named]
     told = {note.split("'")[1] for note in found.notes}
     if left := [name for name in left if name not in told]:
         listed = ", ".join(f"'{name}'" for name in left[:6]) + (", …" if left[6:] else "")
         found.notes.append(f"{listed} of the interactions; a feature with side = 'context' would read it")
     return found
-
-
-def _free(frame: pl.DataFrame, found: GuessedColumns, test: Callable[[str], bool]) -> list[str]:
-    """Return the columns that pass a test of their name and have no meaning yet."""
-    return [name for name in frame.columns if name not in found.named and test(name)]
 
 
 def _guess_ids(frame: pl.DataFrame, found: GuessedColumns, sides: Mapping[str, Iterable[str]]) -> None:
@@ -101,14 +66,14 @@ def _guess_ids(frame: pl.DataFrame, found: GuessedColumns, sides: Mapping[str, I
         if option in found.options:
             continue
         shared = [*dict.fromkeys(name for name in sides.get(option, ()) if name in frame.columns)]
-        named = _free(frame, found, test)
+        named = free(frame, found, test)
         if both := [name for name in shared if name in named] or ([] if named else shared[:1]):
             found.put(option, both[0], "the tables share it")
         elif option == "user_id" and queries and not sides.get(option):
             found.put(option, queries[0], "what was searched for stands for the user")
         elif named:
-            named.sort(key=lambda name: (option == "item_id" and _is_distinct(frame[name]), *names.rank(name, option)))
-            _put_first(found, option, named, dict.fromkeys(named, "by its name"), frame)
+            named.sort(key=lambda name: (option == "item_id" and is_distinct(frame[name]), *names.rank(name, option)))
+            put_first(found, option, named, dict.fromkeys(named, "by its name"), frame)
     few = list[str]()
     if missing := [option for option in tests if option not in found.options]:
         few = _put_ids_by_place(frame, found, missing)
@@ -151,116 +116,10 @@ def _note_ids_of_none(frame: pl.DataFrame, found: GuessedColumns) -> None:
             )
 
 
-def _put_first(
-    found: GuessedColumns, option: str, columns: list[str], why: Mapping[str, str], frame: pl.DataFrame
-) -> None:
-    """Put the first of some columns, and note the others."""
-    first, *others = columns
-    what = {"user_id": "user", "item_id": "item"}.get(option, option)
-    article = "an" if what[0] in "aei" else "a"
-    found.put(
-        option, first, f"{why[first]}; {', '.join(others)} also looks like {article} {what}" if others else why[first]
-    )
-    for name in others:
-        distinct = ", but its values are distinct" if option == "item_id" and _is_distinct(frame[name]) else ""
-        found.notes.append(f"'{name}' also looks like {article} {what}{distinct}; schema.{option}={name} would read it")
-
-
-def _is_distinct(series: pl.Series) -> bool:
-    """Return True for a column of distinct values in nearly all rows."""
-    return len(series) >= MIN_ROWS and series.n_unique() >= MAX_DISTINCT * len(series)
-
-
-def _is_of(frame: pl.DataFrame, found: GuessedColumns, option: str, name: str) -> bool:
-    """Return True for a column of several values that is constant for each id of users or items, which repeat: theirs, and no
-    outcome."""
-    key = str(found.options[option])
-    if key not in frame.columns or frame.height < MIN_ROWS or (ids := frame[key].n_unique()) * 2 > frame.height:
-        return False
-    return frame[name].n_unique() > 1 and int(frame.select(pl.struct(key, name).n_unique()).item()) == ids
-
-
-def _of_rows(frame: pl.DataFrame, found: GuessedColumns, option: str, columns: Iterable[str]) -> list[str]:
-    """Return the columns that vary for an item, of these by their rank, and note the others."""
-    left = []
-    for name in columns:
-        if _is_of(frame, found, "item_id", name):
-            found.notes.append(f"'{name}': each item has one value, so it tells of items, and is no {option}")
-        else:
-            left.append(name)
-    return sorted(left, key=lambda name: names.rank(name, option))
-
-
-def _guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
-    if "time" in found.options:
-        name = str(found.options["time"])
-        if name in frame.columns and "time_unit" not in found.options:
-            form = time_form(frame[name], str(found.options.get("time_format", "")))
-            if form is not None:
-                _put_form(found, form, frame[name])
-            elif "time_format" not in found.options:
-                refuse_orders(frame[name])  # else the check says what the values are not
-        return
-    named = _free(frame, found, names.names_time)
-    typed = _free(frame, found, lambda name: is_dated(frame[name]))
-    others = _free(frame, found, lambda name: frame[name].n_unique() > 20 and looks_like_seconds(frame[name]))
-    forms, incomplete = dict[str, TimeForm](), dict[str, int]()
-    for name in _of_rows(frame, found, "time", dict.fromkeys([*named, *typed, *others])):
-        series = frame[name]
-        if n := missing_count(series):
-            incomplete[name] = n
-        elif form := time_form(series, str(found.options.get("time_format", "")), strict=not forms):
-            forms[name] = form
-        else:
-            found.notes.append(f"'{name}': its values are no times")
-    for name in () if forms else named:
-        refuse_orders(frame[name])
-    for name, n in incomplete.items():
-        text = f"'{name}': {n:,} of {len(frame):,} values are missing, so it is no time"
-        if forms or 2 * n > len(frame):
-            found.notes.append(text)
-        else:  # the recipe depends on it
-            found.remarks.append(
-                f"{text} and tells no order; fill these values or drop the rows, and call suggest again"
-            )
-    if forms:
-        ranked = sorted(forms, key=lambda name: forms[name].unit == "order")
-        why = {name: "by its name" if name in named else "by its values" for name in ranked}
-        _put_first(found, "time", ranked, why, frame)
-        _put_form(found, forms[ranked[0]], frame[ranked[0]])
-    elif not incomplete:
-        _guess_places(frame, found)
-
-
-def _guess_places(frame: pl.DataFrame, found: GuessedColumns) -> None:
-    """Put numbers of the rows of each user as the time of a log that has no other."""
-    user = str(found.options["user_id"])
-    means_other = (names.names_label, names.names_weight, names.names_event)
-    unnamed = _free(frame, found, lambda name: not any(test(name) for test in means_other))
-    if places := [name for name in unnamed if may_order(frame, user, name)]:
-        found.is_numbered = True
-        first = int(frame[places[0]].min())  # type: ignore[arg-type]
-        why = f"it numbers the rows of each user from {first} on, which is read as oldest first"
-        _put_first(found, "time", places, dict.fromkeys(places, why), frame)
-        found.put("time_unit", "order", "by its values")
-
-
-def _put_form(found: GuessedColumns, form: TimeForm, series: pl.Series) -> None:
-    if form.unit != "s":
-        found.put("time_unit", form.unit, "by its values")
-    if form.unit == "order" and (n := odd_times(series)):
-        found.remarks.append(
-            f"'{series.name}': {n:,} of {len(series):,} values are no times from 1990 to tomorrow and the others are, so all are read as "
-            "an order alone; drop these rows for times"
-        )
-    if form.format and "time_format" not in found.options:
-        found.put("time_format", form.format, "by its values")
-
-
 def _guess_event(frame: pl.DataFrame, found: GuessedColumns) -> None:
     if "event" in found.options or found.options.get("label"):
         return
-    for name in _of_rows(frame, found, "event", _free(frame, found, names.names_event)):
+    for name in rows_vary(frame, found, "event", free(frame, found, names.names_event)):
         series = frame[name]
         if series.null_count() or not (series.dtype.is_integer() or series.dtype == pl.String):
             continue
@@ -294,7 +153,7 @@ def _guess_label(frame: pl.DataFrame, found: GuessedColumns) -> None:
         return
     if found.options.get("event"):
         return
-    for name in _free(frame, found, names.names_label):
+    for name in free(frame, found, names.names_label):
         if frame[name].dtype != pl.String:
             continue
         if has_decimal_commas(frame[name]):
@@ -307,14 +166,14 @@ def _guess_label(frame: pl.DataFrame, found: GuessedColumns) -> None:
         elif has_spaced_numbers(frame[name]):
             found.notes.append(f"'{name}': numbers with spaces around them are text; remove the spaces for a label")
     if labels := _labels(frame, found, found.notes):
-        _put_first(found, "label", labels, dict.fromkeys(labels, "by its name"), frame)
+        put_first(found, "label", labels, dict.fromkeys(labels, "by its name"), frame)
         series = frame[labels[0]]
         found.put("positive_above", threshold(series), why_threshold(series))
 
 
 def _labels(frame: pl.DataFrame, found: GuessedColumns, notes: list[str]) -> list[str]:
     """Return the columns that may be labels, the best first, and note in `notes` what is none."""
-    columns = _free(frame, found, lambda name: names.names_label(name) and _is_number(frame[name]))
+    columns = free(frame, found, lambda name: names.names_label(name) and _is_number(frame[name]))
     usable = []
     for name in columns:
         series = frame[name]
@@ -322,7 +181,7 @@ def _labels(frame: pl.DataFrame, found: GuessedColumns, notes: list[str]) -> lis
             notes.append(f"'{name}': {n:,} missing values, so it is no label")
         elif series.n_unique() < 2:
             notes.append(f"'{name}': one value, so it tells nothing")
-        elif _is_of(frame, found, "item_id", name):
+        elif is_of(frame, found, "item_id", name):
             notes.append(f"'{name}': each item has one value, so it tells of items, and is no label")
         else:
             usable.append(name)
@@ -332,14 +191,14 @@ def _labels(frame: pl.DataFrame, found: GuessedColumns, notes: list[str]) -> lis
 def _note_outcomes(frame: pl.DataFrame, found: GuessedColumns) -> None:
     """Note columns of two values that tell what came of an interaction."""
     told = {note.split("'")[1] for note in found.notes}
-    for name in _free(frame, found, lambda name: name not in told):
+    for name in free(frame, found, lambda name: name not in told):
         series = frame[name]
         if not (_is_number(series) or series.dtype == pl.String):
             continue
         present = series.drop_nulls()
         if present.n_unique() >= MIN_STEPS and not series.null_count() and looks_like_scale(series):
             found.notes += _note_scale(frame, found, series)
-        if present.n_unique() != 2 or any(_is_of(frame, found, option, name) for option in ("user_id", "item_id")):
+        if present.n_unique() != 2 or any(is_of(frame, found, option, name) for option in ("user_id", "item_id")):
             continue
         values = [f"{v:g}" if isinstance(v, float) else str(v) for v in present.unique().sort()]
         if names.names_outcome(name) or {v.strip().lower() for v in values} in OUTCOMES:
@@ -357,7 +216,7 @@ def _note_scale(frame: pl.DataFrame, found: GuessedColumns, series: pl.Series) -
     if (
         found.options.get("label")
         or found.options.get("event")
-        or any(_is_of(frame, found, option, series.name) for option in ("user_id", "item_id"))
+        or any(is_of(frame, found, option, series.name) for option in ("user_id", "item_id"))
     ):
         return []
     low, high = float(series.min()), float(series.max())  # type: ignore[arg-type]
@@ -373,7 +232,7 @@ def _is_number(series: pl.Series) -> bool:
 
 def _guess_weight(frame: pl.DataFrame, found: GuessedColumns) -> None:
     if "weight" not in found.options:
-        usable = (name for name in _free(frame, found, names.names_weight) if _may_weigh(frame[name]))
+        usable = (name for name in free(frame, found, names.names_weight) if _may_weigh(frame[name]))
         if name := next(usable, ""):
             found.put("weight", name, "by its name")
     weight = str(found.options.get("weight", ""))

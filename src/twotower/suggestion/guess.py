@@ -11,7 +11,8 @@ from twotower.config.toml import TomlValue
 from twotower.errors import DataError
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
-from twotower.suggestion.columns import GuessedColumns, guess_columns
+from twotower.suggestion.columns import guess_columns
+from twotower.suggestion.guessed_columns import GuessedColumns
 from twotower.suggestion.shape import repeated_share
 from twotower.suggestion.side_features import SideFeature, SideFeatures, guess_features
 from twotower.suggestion.tables import PLACE, USER, FoundTables
