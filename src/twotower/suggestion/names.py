@@ -14,7 +14,15 @@ _ITEMS = (
     "merchant show stream channel stock"
 )
 _QUERIES = "query search search_query search_term keyword keywords query_text search_text q"
-_TIMES = "time timestamp ts date datetime day at when unix_review_time review_time moment"
+_TIMES = "time timestamp ts date datetime day at when unix_review_time review_time moment dt"
+_DURATIONS = (
+    "watch watching play playing dwell read reading view viewing listen listening stay total spent since elapsed session avg average "
+    "mean max min median response wait waiting load loading travel duration"
+)
+_OTHER_TIMES = (
+    "delivery delivered ship shipped shipping shipment due expiry expires expiration end ended signup registered registration birth "
+    "birthday born joined updated update modified loaded ingested ingestion imported release released last first"
+)
 _LABELS = "rating ratings stars star score label like liked likes click clicked target outcome overall feedback vote y is_click"
 _WEIGHTS = "weight weights"
 _EVENTS = (
@@ -121,6 +129,33 @@ def names_query(name: str) -> bool:
 def names_time(name: str) -> bool:
     """Return True for a name of times: timestamp, clicked_at."""
     return _among(name, _TIMES)
+
+
+def names_duration(name: str) -> bool:
+    """Return True for a name of how long something takes, or of a part of a clock: watch_time, hour_of_day."""
+    words = plain(name).split("_")
+    return bool({*words} & {*_DURATIONS.split()}) or "of" in words[1:-1]
+
+
+def names_other_time(name: str) -> bool:
+    """Return True for a name of a time of a user, an item or a file, or of what comes after an interaction: signup_date, delivered_at."""
+    words = plain(name).split("_")
+    return bool({*words} & {*_OTHER_TIMES.split()}) or "sign_up" in plain(name)
+
+
+def is_time(name: str) -> bool:
+    """Return True for a name that is known as one of times as a whole."""
+    return _among(name, _TIMES, last_too=False)
+
+
+def names_day(name: str) -> bool:
+    """Return True for a name of days."""
+    return plain(name) == "day"
+
+
+def names_part_of_date(name: str) -> bool:
+    """Return True for a name of the months or years beside which a day is one of a month."""
+    return plain(name) in ("month", "year")
 
 
 def names_label(name: str) -> bool:

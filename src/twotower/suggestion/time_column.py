@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
+from twotower.data.times import MICROSECONDS
 from twotower.features.values import missing_count
 from twotower.suggestion import names
-from twotower.suggestion.guessed_columns import GuessedColumns, free, put_first, rows_vary
+from twotower.suggestion.guessed_columns import GuessedColumns, free, is_of, put_first, rows_vary
 from twotower.suggestion.numbering import may_order
 from twotower.suggestion.text_form import looks_like_seconds, odd_times
-from twotower.suggestion.time_form import TimeForm, is_dated, refuse_orders, time_form
+from twotower.suggestion.time_form import TimeForm, is_dated, moments, odd_values, refuse_orders, time_form
+
+DAY = 86_400
+"""Seconds of a day."""
+COMPARED_ROWS = 2_000
+"""Rows by which times are compared."""
+MIN_AGREEING = 0.95
+"""Share of rows of the same day from which two columns are one time."""
+AGAIN = ", and call suggest again"
+"""End of what to do with values that are no times."""
 
 
 def guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
+    """Put the column of the time, or numbers that order the rows of each user, and note the columns that are none. Raises DataError for
+    times that can be read in two ways."""
     if "time" in found.options:
         name = str(found.options["time"])
         if name in frame.columns and "time_unit" not in found.options:
@@ -25,32 +38,94 @@ def guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
     named = free(frame, found, names.names_time)
     typed = free(frame, found, lambda name: is_dated(frame[name]))
     others = free(frame, found, lambda name: frame[name].n_unique() > 20 and looks_like_seconds(frame[name]))
-    forms, incomplete = dict[str, TimeForm](), dict[str, int]()
+    forms, none = dict[str, TimeForm](), dict[str, str]()
     for name in rows_vary(frame, found, "time", dict.fromkeys([*named, *typed, *others])):
         series = frame[name]
-        if n := missing_count(series):
-            incomplete[name] = n
-        elif form := time_form(series, str(found.options.get("time_format", "")), strict=not forms):
-            forms[name] = form
+        form = (
+            None
+            if missing_count(series)
+            else time_form(series, str(found.options.get("time_format", "")), strict=not forms)
+        )
+        if form is None:
+            none[name] = _no_time(series)
+        elif form.unit == "order" and _is_duration(frame, name):
+            found.notes.append(f"'{name}': by its name a duration or a part of a date, so it is no time")
         else:
-            found.notes.append(f"'{name}': its values are no times")
+            forms[name] = form
     for name in () if forms else named:
         refuse_orders(frame[name])
-    for name, n in incomplete.items():
-        text = f"'{name}': {n:,} of {len(frame):,} values are missing, so it is no time"
-        if forms or 2 * n > len(frame):
-            found.notes.append(text)
+    for name, why in none.items():
+        if forms or AGAIN not in why:
+            found.notes.append(f"'{name}': {why.partition(';')[0].removesuffix(' and tells no order')}")
         else:  # the recipe depends on it
-            found.remarks.append(
-                f"{text} and tells no order; fill these values or drop the rows, and call suggest again"
-            )
+            found.remarks.append(f"'{name}': {why}")
     if forms:
-        ranked = sorted(forms, key=lambda name: forms[name].unit == "order")
-        why = {name: "by its name" if name in named else "by its values" for name in ranked}
-        put_first(found, "time", ranked, why, frame)
-        _put_form(found, forms[ranked[0]], frame[ranked[0]])
-    elif not incomplete:
+        _put_best(frame, found, forms, named)
+    elif not any(AGAIN in why for why in none.values()):
         _guess_places(frame, found)
+
+
+def _no_time(series: pl.Series) -> str:
+    """Return why a column is no time, and where the recipe may depend on it what to do."""
+    none, mend = "so it is no time", f" and tells no order; fill these values or drop the rows{AGAIN}"
+    if n := missing_count(series):
+        return f"{n:,} of {len(series):,} values are missing, {none}{mend if 2 * n <= len(series) else ''}"
+    if series.dtype != pl.String or float(series.str.contains(r"\d").mean() or 0) < MIN_AGREEING:  # type: ignore[arg-type]
+        return "its values are no times"
+    odd = odd_values(series)
+    if (n := int(odd.sum())) and time_form(series.filter(~odd), strict=False) is not None:
+        at = int(odd.arg_max() or 0)
+        return (
+            f"{n:,} of {len(series):,} values are no times (the first, in row {at + 1:,}: {series[at]!r}), {none}{mend}"
+        )
+    return (
+        f"its values, such as {series[0]!r}, are no times that are known; name their form in schema.time_format{AGAIN}"
+    )
+
+
+def _is_duration(frame: pl.DataFrame, name: str) -> bool:
+    """Return True for numbers that are no order by their name: how long something takes, an hour of the day, a day beside its month."""
+    of_month = names.names_day(name) and any(names.names_part_of_date(other) for other in frame.columns)
+    return names.names_duration(name) or (of_month and bool(frame[name].is_between(1, 31).all()))
+
+
+def _put_best(frame: pl.DataFrame, found: GuessedColumns, forms: dict[str, TimeForm], named: list[str]) -> None:
+    """Put the best of some columns as the time: one of times, that varies for a user, by its name one of the row, and finer than a day
+    if others are."""
+    places = np.linspace(0, frame.height - 1, min(frame.height, COMPARED_ROWS)).astype(int)
+    real = [name for name, form in forms.items() if form.unit != "order"]
+    times = {name: moments(frame[name].gather(places), forms[name]) // MICROSECONDS for name in real}
+    whole = {name: bool((times[name] % DAY == 0).all()) for name in real}
+
+    def agree(one: str, other: str) -> bool:
+        """Return True if nearly all rows have the same day in both, or the next, as zones differ."""
+        apart = (times[one] // DAY - times[other] // DAY).abs()
+        return float((apart <= 1).mean() or 0) >= MIN_AGREEING  # type: ignore[arg-type]
+
+    coarse = {name for name in real if whole[name] and any(not whole[o] and agree(name, o) for o in real)}
+    of_user = {name for name in forms if is_of(frame, found, "user_id", name)}
+    keys = {
+        name: (form.unit == "order", name in of_user, names.names_other_time(name), name in coarse)
+        for name, form in forms.items()
+    }
+    ranked = sorted(forms, key=lambda name: keys[name])
+    best = ranked[0]
+    why = {name: "by its name" if name in named else "by its values" for name in ranked}
+    put_first(found, "time", ranked, why, frame)
+    _put_form(found, forms[best], frame[best])
+    if forms[best].unit != "order" and best in of_user:
+        found.remarks.append(
+            f"'{best}' as the time: each user has one value, so rows of a user have no order; schema.time=NAME would read another column, "
+            "an empty one none"
+        )
+    rivals = [name for name in ranked[1:] if keys[name] == keys[best] and name in times and not agree(best, name)]
+    if best in times and rivals:
+        found.remarks.append(f"'{best}' as the time: '{rivals[0]}' is another; schema.time={rivals[0]} would read it")
+    if forms[best].unit == "order" and not names.is_time(best):
+        found.remarks.append(
+            f"'{best}': its numbers are no times from 1990 to tomorrow, and are read as an order by its name alone; an empty schema.time "
+            "would read none"
+        )
 
 
 def _guess_places(frame: pl.DataFrame, found: GuessedColumns) -> None:

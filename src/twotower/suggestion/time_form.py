@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from twotower.data.times import Times
+from twotower.data.times import TIME, Times
 from twotower.errors import DataError
 from twotower.features.schema import Schema
 
@@ -16,11 +16,15 @@ SAMPLED_ROWS = 200
 FORMATS = (
     "%d/%b/%Y:%H:%M:%S %z", "%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %z %Y", "%a, %d %b %Y %H:%M:%S %z",
     "%d %b %Y %H:%M:%S", "%d %b %Y %H:%M", "%d %b %Y", "%d %B %Y", "%b %d, %Y %H:%M:%S", "%b %d, %Y", "%B %d, %Y",
+    "%d-%b-%Y %H:%M:%S", "%d-%b-%Y %H:%M", "%d-%b-%Y", "%d-%b-%y %H:%M:%S", "%d-%b-%y %H:%M", "%d-%b-%y",
+    "%d-%b-%y %I.%M.%S.%f %p", "%d/%b/%Y", "%b %d %Y %H:%M:%S", "%b %d %Y",
     "%Y-%m-%d %I:%M:%S %p", "%Y-%m-%d %I:%M %p", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p", "%Y%m%dT%H%M%SZ",
     "%Y%m%dT%H%M%S", "%Y年%m月%d日 %H:%M:%S", "%Y年%m月%d日 %H:%M", "%Y年%m月%d日",
-    "%Y-%m", "%Y/%m", "%m/%Y", "%m.%Y", "%b %Y", "%B %Y", "%Y年%m月",
+    "%Y-%m", "%Y/%m", "%m/%Y", "%m.%Y", "%b %Y", "%B %Y", "%Y年%m月", "%Y%m%d", "%Y%m%d%H%M%S",
 )  # fmt: skip
 """Formats of text that a time has only if `schema.time_format` names them."""
+MAX_ODD = 0.01
+"""Share of the values of a column, at most, that have a shape that those of a time have not."""
 _DIGIT_FORMATS = {6: "%Y%m", 8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 """Formats of whole numbers, by the number of their digits."""
 _SHORT_DATE = re.compile(r"\d{1,2}(?P<sep>[-/.])\d{1,2}(?P=sep)\d{1,2}(?:(?P<gap>[T ])\d{1,2}:\d\d(?P<s>:\d\d)?)?")
@@ -75,6 +79,23 @@ def _orders(series: pl.Series) -> list[str]:
     return formats[:1] if all(other.equals(first) for other in others) else formats
 
 
+def moments(series: pl.Series, form: TimeForm) -> pl.Series:
+    """Return the times of a column of this form, in microseconds since 1970."""
+    times = Times(_schema(series.name, form.unit, form.format))
+    times.look(series)
+    return times.add(series.to_frame())[TIME]
+
+
+def odd_values(series: pl.Series) -> pl.Series:
+    """Return True for the values of text that few others are like, at most MAX_ODD of them: their shape, digits and letters aside, or a year
+    before 1990 or after 2099, such as 0000 for none."""
+    text = series.cast(pl.String)
+    shape = text.str.replace_all(r"\d+", "0").str.replace_all(r"[A-Za-z]+", "a")
+    year = text.str.extract(r"(?:^|\D)(\d{4})(?:\D|$)").cast(pl.Int64)
+    kind = pl.DataFrame({"shape": shape, "year": year.is_between(1990, 2099).fill_null(True)})
+    return kind.select(pl.len().over("shape", "year") <= MAX_ODD * len(series)).to_series()
+
+
 def refuse_orders(series: pl.Series) -> None:
     """Raise DataError for dates that fit several orders of day, month and a year of two digits."""
     if len(formats := _orders(series.drop_nulls())) > 1:
@@ -118,11 +139,8 @@ def _formats(series: pl.Series) -> list[str]:
 
 def _unit(series: pl.Series, form: str, strict: bool) -> str:
     """Return the unit of a column of times, "" for none. Raises DataError for days and months in either order, if `strict`."""
-    name = series.name or "time"
     for unit in ("s", "ms", "us"):
-        times = Times(
-            Schema(user_id=f"{name} user", item_id=f"{name} item", time=name, time_unit=unit, time_format=form)
-        )
+        times = Times(_schema(series.name or "time", unit, form))
         try:
             times.look(series)
         except DataError:
@@ -139,3 +157,10 @@ def _unit(series: pl.Series, form: str, strict: bool) -> str:
             continue
         return unit
     return "order" if series.dtype.is_numeric() and series.n_unique() > 1 else ""
+
+
+def _schema(name: str, unit: str, form: str) -> Schema:
+    """Return a schema whose time is a column of this name and form."""
+    return Schema.model_validate(
+        {"user_id": f"{name} user", "item_id": f"{name} item", "time": name, "time_unit": unit, "time_format": form}
+    )

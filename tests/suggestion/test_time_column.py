@@ -1,0 +1,111 @@
+"""Choice of the time among several columns, and what is no time."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+
+from twotower.suggestion.columns import guess_columns
+from twotower.suggestion.guessed_columns import GuessedColumns
+
+N, START, DAY = 200, 1_600_000_000, 86_400
+USERS, ITEMS = [i % 20 for i in range(N)], [i * 7 % 30 for i in range(N)]
+SECONDS = [START + 5_000 * i for i in range(N)]
+
+
+def guessed(**columns: list[object]) -> GuessedColumns:
+    return guess_columns(pl.DataFrame({"user_id": USERS, "item_id": ITEMS, **columns}), {}, {})
+
+
+def date(second: int, form: str = "%Y-%m-%d") -> str:
+    return datetime.fromtimestamp(second, UTC).strftime(form)
+
+
+def test_a_time_of_the_rows_stands_before_one_of_the_users() -> None:
+    signup: list[object] = [date(START - DAY * (1 + user)) for user in USERS]
+    made: list[object] = [date(s, "%Y-%m-%d %H:%M:%S") for s in SECONDS]
+    found = guessed(date=signup, created_at=made)
+    assert found.options["time"] == "created_at"
+    assert found.remarks == []
+    found = guessed(date=signup)
+    assert found.options["time"] == "date"
+    assert found.remarks[0].startswith("'date' as the time: each user has one value, so rows of a user have no order")
+
+
+@pytest.mark.parametrize("coarse", ["%Y-%m-%d", "%Y%m%d"])
+def test_of_two_columns_of_one_time_the_finer_one_is_read(coarse: str) -> None:
+    days: list[object] = [date(s, coarse) for s in SECONDS]
+    found = guessed(date=days, time_ms=[1_000 * s for s in SECONDS])
+    assert (found.options["time"], found.options["time_unit"]) == ("time_ms", "ms")
+    assert found.remarks == []
+    far: list[object] = [1_000 * (s - 400 * DAY) for s in SECONDS]
+    found = guessed(date=days, time_ms=far)
+    assert found.options["time"] == "date"
+    assert found.remarks == ["'date' as the time: 'time_ms' is another; schema.time=time_ms would read it"]
+
+
+@pytest.mark.parametrize("other", ["delivery_date", "updated_at", "signup_time", "birthDate", "last_seen_at"])
+def test_what_comes_after_a_row_or_is_of_a_user_by_its_name_stands_last(other: str) -> None:
+    later: list[object] = [date(s + 3 * DAY, "%Y-%m-%d %H:%M") for s in SECONDS]
+    found = guessed(**{other: later, "x_at": [date(s, "%Y-%m-%d %H:%M") for s in SECONDS]})
+    assert found.options["time"] == "x_at"
+    assert found.remarks == []
+    assert guessed(**{other: later}).options["time"] == other
+
+
+@pytest.mark.parametrize("name", ["watch_time", "dwellTime", "total_play_time", "order_hour_of_day", "avg_time"])
+def test_durations_and_hours_order_nothing(name: str) -> None:
+    found = guessed(**{name: [i * 37 % 101 for i in range(N)]})
+    assert "time" not in found.options
+    assert f"'{name}': by its name a duration or a part of a date, so it is no time" in found.notes
+    assert guessed(**{name: list(SECONDS)}).options["time"] == name  # times they are
+
+
+def test_a_day_beside_its_month_orders_nothing() -> None:
+    day: list[object] = [1 + i % 28 for i in range(N)]
+    assert guessed(day=day).options["time"] == "day"
+    assert "time" not in guessed(day=day, month=[1 + i % 12 for i in range(N)]).options
+    assert guessed(day=[*range(N)], month=[i // 30 for i in range(N)]).options["time"] == "day"  # since the first one
+
+
+def test_an_order_by_a_part_of_a_name_is_looked_at() -> None:
+    (remark,) = guessed(event_time=[*range(N)]).remarks
+    assert remark.startswith("'event_time': its numbers are no times from 1990 to tomorrow, and are read as an order")
+    assert guessed(time=[*range(N)]).remarks == []
+
+
+@pytest.mark.parametrize(
+    ("odd", "at"), [("NULL", 3), ("0000-00-00 00:00:00", 17), ("created_at", 0), ("1970-01-01 00:00:00", 5)]
+)
+def test_a_value_that_is_no_time_among_times_is_named(odd: str, at: int) -> None:
+    times: list[object] = [date(s, "%Y-%m-%d %H:%M:%S") for s in SECONDS]
+    times[at] = odd
+    found = guessed(created_at=times)
+    assert "time" not in found.options
+    assert found.remarks == [
+        f"'created_at': 1 of 200 values are no times (the first, in row {at + 1}: '{odd}'), so it is no time and tells no order; fill these "
+        "values or drop the rows, and call suggest again"
+    ]
+    found = guessed(created_at=times, clicked=[*SECONDS])
+    assert (found.options["time"], found.remarks) == ("clicked", [])
+
+
+def test_a_form_that_is_not_known_is_asked_for() -> None:
+    (remark,) = guessed(date=[f"week {1 + i % 50} of 2019" for i in range(N)]).remarks
+    assert remark == (
+        "'date': its values, such as 'week 1 of 2019', are no times that are known; name their form in schema.time_format, and call "
+        "suggest again"
+    )
+    assert guessed(date=["morning", "noon"] * (N // 2)).remarks == []
+
+
+@pytest.mark.parametrize(
+    "form", ["%d-%b-%Y", "%d-%b-%y", "%d-%b-%Y %H:%M:%S", "%b %d %Y", "%d/%b/%Y", "%d-%b-%y %I.%M.%S.%f %p"]
+)
+@pytest.mark.parametrize("upper", [False, True])
+def test_months_by_their_names_are_known(form: str, upper: bool) -> None:
+    texts = [date(s, form) for s in SECONDS]
+    found = guessed(at=[t.upper() if upper else t for t in texts])
+    assert (found.options["time"], found.options["time_format"]) == ("at", form)
