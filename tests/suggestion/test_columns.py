@@ -572,3 +572,83 @@ def test_what_stands_at_a_place_is_the_item_and_not_the_place() -> None:
     assert max(ranks[name] for name in ("restaurant_id", "hotel")) < min(
         ranks[n] for n in ("place", "location", "venue_id")
     )
+
+
+# ---- what columns do not tell
+
+
+@pytest.mark.parametrize("name", ["dislike", "is_hate", "skip_2", "skipped", "returned", "nonclk", "thumbs_down"])
+def test_what_users_refused_is_no_label(name: str) -> None:
+    outcomes = [int(i % 11 == 0) for i in range(N)]
+    found = guessed(**{name: outcomes})
+    assert "label" not in found.options
+    assert any(note.startswith(f"'{name}' tells by its name what users refused") for note in found.notes)
+    frame = pl.DataFrame({**IDS, name: outcomes})
+    (remark,) = guess_columns(frame, {"label": name}, {}).remarks
+    assert remark.startswith(f"'{name}' as the label: by its name a row above 0 is what users refused")
+
+
+@pytest.mark.parametrize("name", ["not_skipped", "watched", "finished"])
+def test_what_users_did_not_refuse_may_be_a_label(name: str) -> None:
+    found = guessed(**{name: [int(i % 11 == 0) for i in range(N)]})
+    assert any(note == f"'{name}' looks like a label; set schema.label={name}" for note in found.notes)
+
+
+@pytest.mark.parametrize("none", ["\\N", "anonymous", "Guest", "<null>"])
+def test_words_for_no_user_are_looked_at(none: str) -> None:
+    frame = pl.DataFrame(
+        {"user_id": [none if i % 8 == 0 else f"u{i % 19}" for i in range(N)], "item_id": IDS["item_id"]}
+    )
+    assert guess_columns(frame, {}, {}).remarks[0].startswith(f"'user_id': 5 rows have the id {none!r}")
+
+
+@pytest.mark.parametrize("none", [0, -1])
+def test_a_user_of_very_many_rows_is_looked_at(none: int) -> None:
+    users = [none] * 40 + [1 + i % 90 for i in range(360)]
+    frame = pl.DataFrame({"user_id": users, "item_id": [i % 50 for i in range(400)]})
+    (remark,) = guess_columns(frame, {}, {}).remarks
+    assert remark == (
+        f"'user_id': 40 rows are of the one user {none}, and the next has 4; drop these rows if it stands for users who are not known"
+    )
+    less = frame.filter(pl.int_range(pl.len()) >= 1)
+    assert not guess_columns(less, {}, {}).remarks
+
+
+def test_rows_that_were_only_shown_are_looked_at_where_they_are_most_or_may_be_views() -> None:
+    found = guessed(event=["impression"] * 21 + ["click"] * 19)
+    assert found.options["events"] == {"impression": "ignored", "click": 1}
+    assert found.remarks == [
+        "'event': rows that were only shown are ignored (impression 21); schema.events gives them a weight if users chose them"
+    ]
+    assert guessed(event=["impression"] * 20 + ["click"] * 20).remarks == []
+    assert guessed(action=["show"] * 5 + ["buy"] * 35).remarks[0].startswith("'action': rows that were only shown")
+    assert guessed(action=["show_phone"] * 5 + ["buy"] * 35).options["events"] == {"buy": 1, "show_phone": 1}
+
+
+def test_numbers_of_users_are_no_labels_and_those_of_items_no_weights() -> None:
+    n = 500
+    users = [i % 50 for i in range(n)]
+    items = [i * 7 % 60 for i in range(n)]
+    frame = pl.DataFrame({
+        "user_id": users, "item_id": items, "credit_score": [300 + 7 * u for u in users], "weight": [100 + 3 * i for i in items],
+    })  # fmt: skip
+    found = guess_columns(frame, {}, {})
+    assert not {"label", "weight"} & {*found.options}
+    assert "'credit_score': each user has one value, so it tells of users, and is no label" in found.notes
+    assert "'weight': each item has one value, so it tells of items, and is no weight" in found.notes
+    found = guess_columns(frame.with_columns(credit_score=pl.Series([i * 37 % 101 for i in range(n)])), {}, {})
+    assert found.options["label"] == "credit_score"
+    assert found.remarks[0].startswith("'credit_score' as the label: 101 values, those above 50 are positives")
+
+
+def test_numbers_bought_below_0_are_looked_at() -> None:
+    found = guessed(Quantity=[-1 if i < 3 else 2 for i in range(N)])
+    assert found.remarks == [
+        "'Quantity': 3 of 40 values are below 0, as of returns, and these rows count as taken; drop them, or give a label"
+    ]
+    assert guessed(Quantity=[2] * N).remarks == []
+
+
+def test_a_post_code_is_no_item() -> None:
+    frame = pl.DataFrame({"user_id": IDS["user_id"], "postcode": [i % 7 for i in range(N)], "ware": IDS["item_id"]})
+    assert guess_columns(frame, {}, {}).options["item_id"] == "ware"

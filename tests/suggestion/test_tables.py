@@ -249,3 +249,21 @@ def test_a_column_of_objects_is_left_out_and_noted() -> None:
     assert found.notes == (
         "not read: column 'thing', whose values are objects of Python; make them numbers, texts or times",
     )
+
+
+def test_of_a_file_without_a_header_line_the_ids_are_the_first_columns_that_may_be_ids(tmp_path: Path) -> None:
+    n = 400
+    check_ins = pl.DataFrame({
+        "row": range(n), "who": [i % 40 for i in range(n)], "at": [f"2010-10-{1 + i % 28:02d}T{i % 24:02d}:10:00Z" for i in range(n)],
+        "lat": [30.1 + i % 50 / 7 for i in range(n)], "place": [i * 7 % 60 for i in range(n)],
+    })  # fmt: skip
+    check_ins.write_csv(tmp_path / "log.txt", separator="\t", include_header=False)
+    found = find_tables(tmp_path / "log.txt", folder=tmp_path)
+    assert found.interactions.columns == ["column_1", "user_id", "time", "column_4", "item_id"]
+    assert found.interactions["item_id"].to_list() == check_ins["place"].to_list()
+    check_ins.select("who", "place", "lat").write_csv(tmp_path / "plain.csv", include_header=False)
+    assert find_tables(tmp_path / "plain.csv", folder=tmp_path).interactions.columns == [
+        "user_id",
+        "item_id",
+        "column_3",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import polars as pl
@@ -15,7 +16,7 @@ USERS, ITEMS = [i % 20 for i in range(N)], [i * 7 % 30 for i in range(N)]
 SECONDS = [START + 5_000 * i for i in range(N)]
 
 
-def guessed(**columns: list[object]) -> GuessedColumns:
+def guessed(**columns: Sequence[object]) -> GuessedColumns:
     return guess_columns(pl.DataFrame({"user_id": USERS, "item_id": ITEMS, **columns}), {}, {})
 
 
@@ -49,7 +50,7 @@ def test_of_two_columns_of_one_time_the_finer_one_is_read(coarse: str) -> None:
 @pytest.mark.parametrize("other", ["delivery_date", "updated_at", "signup_time", "birthDate", "last_seen_at"])
 def test_what_comes_after_a_row_or_is_of_a_user_by_its_name_stands_last(other: str) -> None:
     later: list[object] = [date(s + 3 * DAY, "%Y-%m-%d %H:%M") for s in SECONDS]
-    found = guessed(**{other: later, "x_at": [date(s, "%Y-%m-%d %H:%M") for s in SECONDS]})
+    found = guessed(**{other: later}, x_at=[date(s, "%Y-%m-%d %H:%M") for s in SECONDS])
     assert found.options["time"] == "x_at"
     assert found.remarks == []
     assert guessed(**{other: later}).options["time"] == other

@@ -72,6 +72,8 @@ def _refused(shape: Shape) -> str:
     if shape.is_scale:
         two = f" from {MIN_TOP} on" if shape.label_values <= 2 else ""
         return f"{share}, on a scale of {shape.label_values} labels{two}: what users chose and rated, not what they were shown"
+    if shape.undone:
+        return f"{share}, {shape.undone:.1%} of the rows by taking an earlier choice back, which tells of no showing"
     if shape.is_dense:
         return f"{share}, and users have {shape.density:.0%} of the items (threshold {DENSE:.0%}): what they were shown"
     return share
@@ -111,7 +113,7 @@ RULES = (
         "ranking",
         "would the user like an item that is shown?",
         1_000_209,
-        lambda s: not s.is_scale and MIN_NEGATIVES <= s.negatives <= 1 - MIN_NEGATIVES,
+        lambda s: not s.is_scale and s.negatives - s.undone >= MIN_NEGATIVES and s.negatives <= 1 - MIN_NEGATIVES,
         lambda s: "" if s.negatives else "negatives: set schema.label and schema.positive_above",
         lambda s: _refused(s) if s.negatives else "every row is a positive",
     ),

@@ -10,7 +10,7 @@ from twotower.config.toml import TomlValue
 from twotower.errors import DataError
 from twotower.features.values import missing_count
 from twotower.suggestion import names
-from twotower.suggestion.guessed_columns import GuessedColumns, free, is_distinct, is_of, put_first, rows_vary
+from twotower.suggestion.guessed_columns import MIN_ROWS, GuessedColumns, free, is_distinct, is_of, put_first, rows_vary
 from twotower.suggestion.ids_by_place import are_several, ids_by_place, too_few
 from twotower.suggestion.numbering import note_orders
 from twotower.suggestion.text_form import (
@@ -24,8 +24,14 @@ from twotower.suggestion.time_column import guess_time
 
 MAX_EVENT_TYPES = 20
 """Types of events up to which a column is one of event types."""
-NONE = ("", "na", "n/a", "nan", "none", "null", "nil", "-", "unknown")
+NONE = (
+    "", "na", "n/a", "#n/a", "nan", "none", "null", "(null)", "<null>", "nil", "-", "unknown", "undefined", "\\n", "anonymous", "guest",
+)  # fmt: skip
 """Words for a missing value, in lower case."""
+LARGE, TIMES_NEXT = 0.05, 10
+"""Share of the rows, and number of times those of the next user, from which one user may stand for all without an id."""
+MANY_LABELS = 20
+"""Labels from which a column may count something."""
 MIN_STEPS = 5
 """Steps from which numbers of a scale may be ratings whatever their name."""
 OUTCOMES = (
@@ -47,7 +53,8 @@ def guess_columns(
         found.put(option, value, "as given")
     _guess_ids(frame, found, sides)
     _note_ids_of_none(frame, found)
-    for guess in (guess_time, _guess_event, _guess_label, _guess_weight, _note_outcomes):
+    _note_large_user(frame, found)
+    for guess in (guess_time, _guess_event, _guess_label, _guess_weight, _note_outcomes, _note_returns):
         guess(frame, found)
     if not found.options.get("time"):
         note_orders(frame, str(found.options["user_id"]), free(frame, found, bool), found.notes)
@@ -142,6 +149,12 @@ def _guess_event(frame: pl.DataFrame, found: GuessedColumns) -> None:
         why = "; ".join(f"{word} {n:,}" for word, n in counts.iter_rows())
         yours = f". No list knows {', '.join(unknown)}: weights of these are yours to set" if unknown else ""
         found.put("events", rules, why + yours)
+        ignored = {word: n for word, n in counts.iter_rows() if rules[word] == "ignored"}
+        if 2 * sum(ignored.values()) > frame.height or {*map(names.plain, ignored)} & {"show", "display"}:
+            listed = ", ".join(f"{word} {n:,}" for word, n in ignored.items())
+            found.remarks.append(
+                f"'{name}': rows that were only shown are ignored ({listed}); schema.events gives them a weight if users chose them"
+            )
         return
 
 
@@ -150,6 +163,11 @@ def _guess_label(frame: pl.DataFrame, found: GuessedColumns) -> None:
         name = str(found.options["label"])
         if name in frame.columns and "positive_above" not in found.options and _is_number(frame[name]):
             found.put("positive_above", threshold(frame[name]), why_threshold(frame[name]))
+            if names.names_refusal(name):
+                found.remarks.append(
+                    f"'{name}' as the label: by its name a row above {threshold(frame[name]):g} is what users refused, and is read as what they "
+                    "liked; give a column of the opposite"
+                )
         return
     if found.options.get("event"):
         return
@@ -169,6 +187,11 @@ def _guess_label(frame: pl.DataFrame, found: GuessedColumns) -> None:
         put_first(found, "label", labels, dict.fromkeys(labels, "by its name"), frame)
         series = frame[labels[0]]
         found.put("positive_above", threshold(series), why_threshold(series))
+        if series.n_unique() > MANY_LABELS:
+            found.remarks.append(
+                f"'{labels[0]}' as the label: {series.n_unique():,} values, those above {threshold(series):g} are positives; an empty schema.label if "
+                "it counts something"
+            )
 
 
 def _labels(frame: pl.DataFrame, found: GuessedColumns, notes: list[str]) -> list[str]:
@@ -183,6 +206,8 @@ def _labels(frame: pl.DataFrame, found: GuessedColumns, notes: list[str]) -> lis
             notes.append(f"'{name}': one value, so it tells nothing")
         elif is_of(frame, found, "item_id", name):
             notes.append(f"'{name}': each item has one value, so it tells of items, and is no label")
+        elif series.n_unique() > MANY_LABELS and is_of(frame, found, "user_id", name):
+            notes.append(f"'{name}': each user has one value, so it tells of users, and is no label")
         else:
             usable.append(name)
     return sorted(usable, key=lambda name: names.rank(name, "label"))
@@ -201,7 +226,12 @@ def _note_outcomes(frame: pl.DataFrame, found: GuessedColumns) -> None:
         if present.n_unique() != 2 or any(is_of(frame, found, option, name) for option in ("user_id", "item_id")):
             continue
         values = [f"{v:g}" if isinstance(v, float) else str(v) for v in present.unique().sort()]
-        if names.names_outcome(name) or {v.strip().lower() for v in values} in OUTCOMES:
+        if names.names_refusal(name):
+            found.notes.append(
+                f"'{name}' tells by its name what users refused, so its larger value is no positive; schema.label would read a column of the "
+                "opposite"
+            )
+        elif names.names_outcome(name) or {v.strip().lower() for v in values} in OUTCOMES:
             ways = (
                 f"schema.label={name}"
                 if _is_number(series)
@@ -226,15 +256,42 @@ def _note_scale(frame: pl.DataFrame, found: GuessedColumns, series: pl.Series) -
     ]
 
 
+def _note_large_user(frame: pl.DataFrame, found: GuessedColumns) -> None:
+    """Note a user with so many rows that it may stand for all whose id is not known."""
+    name = str(found.options["user_id"])
+    if name not in frame.columns or frame.height < MIN_ROWS:
+        return
+    counts = frame[name].drop_nulls().value_counts(sort=True, name="n").head(2)
+    if counts.height < 2 or str(counts[name][0]).strip().lower() in NONE:
+        return  # told as such
+    if counts["n"][0] >= max(LARGE * frame.height, TIMES_NEXT * counts["n"][1]):
+        found.remarks.append(
+            f"'{name}': {counts['n'][0]:,} rows are of the one user {counts[name][0]!r}, and the next has {counts['n'][1]:,}; drop these rows if "
+            "it stands for users who are not known"
+        )
+
+
+def _note_returns(frame: pl.DataFrame, found: GuessedColumns) -> None:
+    """Note numbers below 0 of what was bought."""
+    for name in free(frame, found, names.names_quantity):
+        if _is_number(frame[name]) and (n := int((frame[name] < 0).sum())):
+            found.remarks.append(
+                f"'{name}': {n:,} of {frame.height:,} values are below 0, as of returns, and these rows count as taken; drop them, or give a label"
+            )
+
+
 def _is_number(series: pl.Series) -> bool:
     return series.dtype.is_numeric() or series.dtype == pl.Boolean
 
 
 def _guess_weight(frame: pl.DataFrame, found: GuessedColumns) -> None:
     if "weight" not in found.options:
-        usable = (name for name in free(frame, found, names.names_weight) if _may_weigh(frame[name]))
-        if name := next(usable, ""):
-            found.put("weight", name, "by its name")
+        for name in free(frame, found, names.names_weight):
+            if side := next((s for s in ("item", "user") if is_of(frame, found, f"{s}_id", name)), ""):
+                found.notes.append(f"'{name}': each {side} has one value, so it tells of {side}s, and is no weight")
+            elif _may_weigh(frame[name]):
+                found.put("weight", name, "by its name")
+                break
     weight = str(found.options.get("weight", ""))
     is_open = weight in frame.columns and "weight_scale" not in found.options
     if is_open and _may_weigh(frame[weight]) and (why := why_log_scale(frame[weight])):

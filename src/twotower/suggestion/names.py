@@ -41,11 +41,15 @@ _OUTCOMES = (
     "applied subscribed saved followed success result response reaction sentiment opinion verdict"
 )
 _IMPRESSIONS = "impression impressions show shown expose exposure display displayed"
-_REFUSALS = (
-    "dislike disliked skip skipped hide hidden reject rejected remove removed delete deleted unlike thumbs_down return returned "
-    "refund refunded cancel canceled cancelled cancellation downvote unsubscribe unsubscribed unfollow unfollowed report reported "
-    "block blocked mute muted dismiss dismissed decline declined unfavorite unfavourite uninstall not_interested complaint"
+_UNDOINGS = (
+    "remove removed delete deleted unlike return returned refund refunded cancel canceled cancelled cancellation unsubscribe unsubscribed "
+    "unfollow unfollowed unfavorite unfavourite uninstall"
 )
+_REFUSALS = (
+    "dislike disliked hate hated skip skipped hide hidden reject rejected thumbs_down downvote report reported block blocked mute muted "
+    "dismiss dismissed decline declined not_interested complaint "
+) + _UNDOINGS
+_NOT = "not no non never"
 _CHOICES = (
     "view views click clicks pv buy purchase transaction order checkout cart addtocart add_to_cart fav favorite favourite "
     "like love upvote thumbs_up play watch listen read open visit detail share save bookmark wishlist comment review rate "
@@ -106,7 +110,7 @@ def names_user(name: str) -> bool:
 
 def names_item(name: str) -> bool:
     """Return True for a name of the ids of items: item_id, movieId, asin."""
-    return _names_id(name, _ITEMS)
+    return _names_id(name, _ITEMS) and not names_region(name)
 
 
 def rank(name: str, option: str) -> tuple[bool, int]:
@@ -181,12 +185,36 @@ def names_outcome(name: str) -> bool:
 def event_rule(kind: str) -> str | float | None:
     """Return what `schema.events` says of a type of events by its name: "ignored", "negative" or 1; None for an unknown one."""
     found = plain(kind)
-    ends = {found, found.partition("_")[0], found.rpartition("_")[2]}
-    if ends & {*_IMPRESSIONS.split()}:
+    if found.rpartition("_")[2] in _IMPRESSIONS.split() or found.startswith("impression"):
         return "ignored"
-    if ends & {*_REFUSALS.split()}:
+    if _ends(kind) & {*_REFUSALS.split()}:
         return "negative"
-    return 1 if ends & {*_CHOICES.split()} else None
+    return 1 if _ends(kind) & {*_CHOICES.split()} else None
+
+
+def names_undoing(name: str) -> bool:
+    """Return True for a name of what takes an earlier choice back: remove_from_cart, refund."""
+    return bool(_ends(name) & {*_UNDOINGS.split()})
+
+
+def names_refusal(name: str) -> bool:
+    """Return True for a name of what users refused, whose 1 is no positive: dislike, is_hate, skip_2, non_click."""
+    found = re.sub(r"_?[0-9]+$", "", plain(name))
+    first = found.partition("_")[0]
+    if first in _NOT.split():  # not_skipped is none
+        return not _ends(found.partition("_")[2]) & {*_REFUSALS.split()}
+    return found in ("nonclk", "nonclick", "noclick") or bool(_ends(found) & {*_REFUSALS.split()})
+
+
+def _ends(name: str) -> set[str]:
+    """Return a name, its first and its last word."""
+    found = plain(name)
+    return {found, found.partition("_")[0], found.rpartition("_")[2]}
+
+
+def names_quantity(name: str) -> bool:
+    """Return True for a name of how many were bought."""
+    return _among(name, "quantity qty units pieces")
 
 
 def names_order(name: str) -> bool:
@@ -197,6 +225,13 @@ def names_order(name: str) -> bool:
 def names_place(name: str) -> bool:
     """Return True for a name of places in a list: position, step."""
     return _among(name, _PLACES)
+
+
+def names_region(name: str) -> bool:
+    """Return True for a name of where users live: postcode, city."""
+    return _among(
+        name, "postcode zip zipcode postal city town country region state province county"
+    ) or "post_code" in plain(name)
 
 
 def names_title(name: str) -> bool:

@@ -18,6 +18,7 @@ from twotower.data.tables import Tables
 from twotower.data.times import TIME
 from twotower.features.schema import Schema
 from twotower.features.side import SideName
+from twotower.suggestion.names import names_undoing
 from twotower.suggestion.query_evidence import QueryEvidence, query_evidence
 from twotower.suggestion.side_features import SideFeature, SideFeatures, is_text
 from twotower.suggestion.thresholds import no_rating
@@ -72,6 +73,8 @@ class Shape:
     """Label that stands for no rating; None without."""
     negatives: float
     """Share of the rows that are negatives, by label or event."""
+    undone: float
+    """Share of the rows that are negatives as they take an earlier choice back, such as a refund."""
     new_items: float
     """Share of the latest tenth of the rows whose item has no earlier row, or, of a log without times that all users share, of the
     catalogue that has no row."""
@@ -157,6 +160,9 @@ def measure_shape(
         is_scale=is_scale,
         no_rating=unrated,
         negatives=float(1 - positive.mean()),
+        undone=_undone(actions[schema.event].filter(~actions[POSITIVE].cast(pl.Boolean))) / actions.height
+        if schema.event
+        else 0.0,
         new_items=_new_share(items, times)
         if times is not None and by_time
         else (tables.items.height - actions[schema.item_id].n_unique()) / tables.items.height,
@@ -171,6 +177,12 @@ def measure_shape(
         density=density,
         is_dense=is_dense,
     )
+
+
+def _undone(events: pl.Series) -> int:
+    """Return the number of events that take an earlier choice back, by their names."""
+    undoings = [kind for kind in events.unique().cast(pl.String).to_list() if kind and names_undoing(kind)]
+    return int(events.cast(pl.String).is_in(undoings).sum())
 
 
 def _telling(tables: Tables, schema: Schema, features: Sequence[SideFeature], users: Ints, items: Ints) -> UserEvidence:

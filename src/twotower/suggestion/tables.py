@@ -24,6 +24,7 @@ from twotower.features.schema import Schema
 from twotower.files.urls import Url, is_url
 from twotower.section import first_problem
 from twotower.suggestion.folder import FolderTables, folder_tables
+from twotower.suggestion.ids_by_place import ids_by_place
 from twotower.suggestion.text_form import guess_form, has_decimal_commas, looks_like_scale, looks_like_seconds
 from twotower.suggestion.time_form import time_form
 
@@ -278,11 +279,15 @@ def _relative(path: Path | Url | str, folder: Path) -> str:
 
 def _column_names(frame: pl.DataFrame, own: int) -> tuple[str, ...]:
     """Return names for the `own` first columns, of a file without a header line, none twice; the others are of its folders. The
-    first two are ids, a column of times is a time, one of 0 and 1 a label, one of few steps on a scale a rating."""
-    folders = frame.columns[own:]
-    given = [name for name in (USER, ITEM) if name not in folders][:own]
-    for name in frame.columns[len(given) : own]:
-        found = _meaning(frame[name]) or name
+    first two that may be ids are, a column of times is a time, one of 0 and 1 a label, one of few steps on a scale a rating."""
+    folders, table = frame.columns[own:], frame[:, :own]
+    wanted = [name for name in (USER, ITEM) if name not in folders]
+    placed = ids_by_place(table, (), "", wanted)[0]
+    if len(placed) < len(wanted):
+        placed = dict(zip(wanted, table.columns, strict=False))
+    ids, given = {column: option for option, column in placed.items()}, list[str]()
+    for name in table.columns:
+        found = ids.get(name) or _meaning(frame[name]) or name
         given.append(found if found not in (*given, *folders) else name)
     return tuple(given)
 
