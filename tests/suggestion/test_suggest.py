@@ -483,7 +483,20 @@ def test_own_counts_need_validation_and_a_loss_of_rankings() -> None:
     labelled = of((None, None, with_label(again, 0.4)), recipe="sequence-long")
     liked = {f.name for f in labelled.schema.features if f.history and f.history.interactions == "positive"}
     assert labelled.config.model.own_counts in liked, "not all that they met"
-    assert not of((None, None, with_label(again, 0.4)), recipe="sequence-short").config.model.own_counts
+    refused = of((None, None, with_label(again, 0.4)), recipe="sequence-short")
+    assert refused.config.model.own_counts == "means"
+    means, order = (f for f in refused.schema.features if f.name in ("means", "order"))
+    assert means.history
+    assert order.history
+    assert (means.history.interactions, order.history.interactions) == ("positive", "all")
+    assert "what users refused is not what they take again" in " ".join(refused.text.split("\n# "))
+    for word, interactions in (("view", "all"), ("remove_from_cart", "positive")):
+        kinds = pl.Series([word if i % 40 == 7 else "buy" for i in range(again.height)])
+        events = of((None, None, again.with_columns(event=kinds)), recipe="sequence-short")
+        assert (events.schema.event, events.config.model.own_counts) == ("event", "means")
+        means = next(f for f in events.schema.features if f.name == "means")
+        assert means.history
+        assert means.history.interactions == interactions
     short = of((None, None, again), recipe="sequence-short")
     assert short.config.model.own_counts == "means"
     assert not short.config.train.start

@@ -91,8 +91,10 @@ def compose(
                 sections["model"] = {**_section(sections, "model"), option: False}
                 comments[f"model.{option}"] = f"No validation part {does}."
     if guess.keeps_repeats:
-        taken = _history_of_items(fitted.features, {"positive"} if has_label else {"positive", "all"})
+        kinds = {"positive", "all"} if not shape.negatives else {"positive"}
+        taken = _history_of_items(fitted.features, kinds) or _history_of_items(fitted.features, {"all"})
         if taken and has_validation and not config.loss.pointwise:
+            comments |= _positives_alone(fitted.features, taken, kinds)
             sections["model"] = {**_section(sections, "model"), "own_counts": taken}
             comments["model.own_counts"] = "Repeats are kept: what a user took counts for itself."
         evaluation["repeats"] = "allow"
@@ -119,6 +121,15 @@ def _history_of_items(features: Sequence[Settings], interactions: Container[str]
         if of_users and feature.get("interactions", "all") in interactions and not feature.get("max_length"):
             return str(feature["name"])
     return ""
+
+
+def _positives_alone(features: Sequence[Settings], history: str, kinds: Container[str]) -> dict[str, str]:
+    """Let a history hold positives alone if `kinds` have not what it holds, and return the comment by its key."""
+    for place, feature in enumerate(features):
+        if feature["name"] == history and feature.get("interactions", "all") not in kinds:
+            feature["interactions"] = "positive"
+            return {f"schema.features.{place}": "interactions: what users refused is not what they take again"}
+    return {}
 
 
 def _has_id(features: Sequence[Settings], item_id: str) -> bool:
