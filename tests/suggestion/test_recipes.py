@@ -153,6 +153,18 @@ def test_text_is_read_by_recipes_of_text() -> None:
     assert {*shared} <= {str(f["name"]) for f in words.features if f["side"] == "item"}
 
 
+@pytest.mark.parametrize("name", ["cold-start", "sequence-short"])
+def test_columns_of_users_are_read_by_trained_pairs_alone(name: str) -> None:
+    recipe = read_recipe(name)
+    found = FittedRecipe(recipe, "c", "p", [column("city", "user"), column("brand")], False, of_users=["city"])
+    closed = {start.pair for start in parse_config(recipe)[1].train.start if not start.learn}
+    pairs: Any = found.model["pairs"]
+    read = {place for place, pair in enumerate(pairs) if "city" in pair["user"]["fields"]}
+    assert closed
+    assert read
+    assert not read & closed
+
+
 def test_a_checkout_reads_the_files_of_the_examples_and_no_other_place_has_them() -> None:
     root = Path(twotower.__file__).parents[2]
     assert root / "examples" / "recipes" == FOLDER

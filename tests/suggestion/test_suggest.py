@@ -363,7 +363,7 @@ def test_columns_of_users_stand_beside_an_order() -> None:
 def test_users_without_a_history_are_ranked_by_their_columns() -> None:
     actions, users = with_columns(1.0, each=1)
     found = suggest(actions, users, overrides=["train.seed=1", "evaluation.k=[10,20]"])
-    assert {f.name for f in found.schema.side("user")} == {"history", "city"}
+    assert {f.name for f in found.schema.side("user")} == {"history", "tastes", "city"}
     assert not found.config.model.cold_item_bias
     assert "'shoe'" in found.text
     metrics = twotower.fit(check(users, None, actions, found.schema), found.schema, found.config).metrics

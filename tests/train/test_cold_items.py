@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +29,11 @@ from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.values import UNKNOWN
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.train.cold_items import best_bias, fit_cold_item_bias
+from twotower.train.cold_items import ColdItems, best_bias, climb, cold_items, fit_cold_item_bias
 from twotower.train.factors import factors_before
 from twotower.train.trainer import Trainer
 
+LINE = re.compile(r"blend = ([0-9.]+), cold items raised by (-?[0-9.]+): validation.recall@5 = ([0-9.]+)")
 N_USERS, N_ITEMS, N_TAGS = 160, 60, 4
 SCHEMA = Schema(
     title="",
@@ -92,6 +94,13 @@ def test_of_biases_that_are_equally_good_the_smallest_is_taken() -> None:
     assert best_bias(lambda bias: -float(bias > -0.5), 1.0) == 0.0 - 0.5
 
 
+@pytest.mark.parametrize(("at", "found"), [(3.2, 3.0), (-1.2, -1.0), (0.1, 0.0), (99.0, 6.0)])
+def test_a_bias_is_climbed_to_from_the_one_before(at: float, found: float) -> None:
+    assert climb(hill(at), 0.0, 0.5) == found  # at most twelve steps
+    assert climb(hill(at), 0.0, 0.0) == 0.0
+    assert climb(hill(at), found, 0.5) == climb(hill(at), found, -0.5)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_cold_items_are_found_among_all_and_warm_ones_rank_as_before(bias: bool) -> None:
     data = world()
@@ -123,6 +132,65 @@ def test_a_run_keeps_the_bias_and_measures_with_it(tmp_path: Path) -> None:
         assert run.metrics[f"{part}.recall@5"] > plain.metrics[f"{part}.recall@5"] + 0.05
     assert run.metrics["test.recall@5.cold_item"] > plain.metrics["test.recall@5.cold_item"] + 0.05
     assert run.metrics["test.recall@5.cold_item_alone"] == plain.metrics["test.recall@5.cold_item_alone"]
+
+
+def beside_ials() -> tuple[Schema, Config]:
+    """A schema and a config whose second pair, of iALS, is weighed beside the first one after the last epoch."""
+    tastes = Sequence.model_validate({"name": "tastes", "side": "user", "share_embedding": False, "pooling": "ridge"})
+    schema = SCHEMA.model_copy(update={"features": (*SCHEMA.features, tastes)})
+    own = config()
+    pairs = [
+        {"user": {"fields": ["h"], "layers": []}, "item": {"fields": ["item_id", "tag"], "join": "sum", "layers": []}},
+        {"user": {"fields": ["tastes"], "layers": []}, "item": {"fields": ["item_id"], "layers": []}},
+    ]
+    start = {"kind": "ials", "pair": 1, "learn": False, "blend": [0.0, 0.3, 3.0]}
+    return schema, Config.model_validate(
+        own.model_dump()
+        | {"model": own.model.model_dump() | {"pairs": pairs}, "train": own.train.model_dump() | {"start": [start]}}
+    )
+
+
+def test_a_pair_that_is_weighed_last_is_so_beside_the_best_bias_of_cold_items(caplog: pytest.LogCaptureFixture) -> None:
+    schema, chosen = beside_ials()
+    items, actions = log_of_tags()
+    data = build_dataset(check(None, items, actions, schema), schema, SplitConfig(kind="column", column="part"))
+    with caplog.at_level(logging.INFO, "twotower"):
+        trainer = Trainer(data, chosen)
+        trainer.run()
+    cold = cold_items(trainer.model, data, 0)
+    assert isinstance(cold, ColdItems)
+    assert cold.inputs is None
+    assert np.flatnonzero(cold.rows).tolist() == [*range(0, N_ITEMS, 5)]
+    lines = [line for line in caplog.messages if "beside the trained ones" in line]
+    found = {m[1]: (float(m[2]), float(m[3])) for line in lines if (m := LINE.search(line))}
+    assert len(found) == len(lines) >= 3
+    assert all(raised > 0 for raised, _ in found.values())
+    (last,) = (line for line in caplog.messages if line.startswith("bias of cold items"))
+    with_bias, without = (float(v) for v in re.findall(r"(?:is|bias) ([0-9.]+)(?:, without|$)", last))
+    assert with_bias >= found["0"][1] > without
+    assert with_bias >= max(metric for _, metric in found.values())
+
+
+def test_without_cold_positives_a_pair_is_weighed_beside_known_items_that_stand_for_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    schema, chosen = beside_ials()
+    items, actions = log_of_tags()
+    warm = actions.filter(pl.col("item_id") % 5 != 0)
+    drawn = np.random.default_rng(1).random(warm.height)
+    part = np.where((drawn < 0.4) & (warm["part"] == "train").to_numpy(), "validation", warm["part"].to_numpy())
+    tables = check(None, items, warm.with_columns(part=pl.Series(part)), schema)
+    data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
+    with caplog.at_level(logging.INFO, "twotower"):
+        trainer = Trainer(data, chosen)
+        trainer.run()
+    cold = cold_items(trainer.model, data, chosen.train.seed)
+    assert isinstance(cold, ColdItems)
+    assert cold.inputs
+    assert cold.which.sum() == 4
+    lines = [line for line in caplog.messages if "beside the trained ones" in line]
+    assert lines
+    assert all(", 4 known items that read as cold ones raised by " in line for line in lines)
 
 
 def test_without_cold_positives_known_items_stand_for_cold_ones(caplog: pytest.LogCaptureFixture) -> None:

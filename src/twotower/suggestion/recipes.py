@@ -63,7 +63,10 @@ class FittedRecipe:
     ) -> None:
         """Fit a recipe to tables with these id columns and `columns`. Without a label histories hold all interactions. With
         `reads_text` a recipe without text reads that of the items too. A recipe without columns of users reads those in `of_users`."""
-        self.recipe = parse_config(settings)[0] or Schema()
+        schema, config = parse_config(settings)
+        self.recipe = schema or Schema()
+        self._closed = {start.pair for start in config.train.start if not start.learn}
+        """Pairs that no step trains, whose towers read what their closed form reads."""
         self.ids = {"user": user_id, "item": item_id}
         self.has_label = has_label
         own = [f for f in self.recipe.features if self._is_column(f)]
@@ -113,15 +116,14 @@ class FittedRecipe:
         return bool(wide)
 
     def _add_columns(self, of_users: Sequence[str]) -> None:
-        """Add columns of users, by name, which each tower of users without `fields` reads, and those that read the most fields."""
+        """Add columns of users, by name, which each trained tower of users without `fields` reads, and those that read the most fields."""
         added = [c for c in self.columns if c.options["side"] == "user" and c.column in of_users]
         for column in added:
             self.why[len(self.features)] = column.why
             self.features.append({**column.options})
         pairs = self.model.get("pairs")
-        fields = (
-            [pair["user"]["fields"] for pair in pairs if "fields" in pair["user"]] if isinstance(pairs, list) else []
-        )
+        trained = [p for place, p in enumerate(pairs) if place not in self._closed] if isinstance(pairs, list) else []
+        fields = [pair["user"]["fields"] for pair in trained if "fields" in pair["user"]]
         most = max(map(len, fields), default=0)
         for names in fields:
             if len(names) == most:

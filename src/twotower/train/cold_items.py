@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,12 +30,53 @@ LOWEST, HIGHEST, STEP = -2.0, 3.0, 0.5
 """Biases that are tried first, in standard deviations of a user's scores."""
 FINER = (0.25, 0.125)
 """Steps beside the best of them."""
+MAX_CLIMB = 12
+"""Steps from a bias that was the best under another weight."""
 MAX_BEYOND = 8
 """Steps beyond the outermost."""
 BLOCK_SCORES = 2**25
 """Scores that are held at a time."""
 PAIRS = 256
 """Validation pairs whose users' scores give the standard deviation."""
+
+
+@dataclass(frozen=True)
+class ColdItems:
+    """Items of an unknown id on validation: those that it has, or known items that stand for them."""
+
+    rows: Shaped[Bools, "rows"]
+    """True for their rows of the items `by_version`."""
+    which: Shaped[Bools, "items"]
+    inputs: SideTensors | None
+    """All items, of which those that stand for cold ones read as unknown. None: the data's own."""
+
+    def __str__(self) -> str:
+        return f"{self.which.sum()} known items that read as cold ones" if self.inputs else "cold items"
+
+
+def cold_items(model: TwoTower, dataset: Dataset, seed: int) -> ColdItems | str:
+    """Return the items that tell the bias of cold ones on validation, or why there are none.
+
+    An item that the test part alone has is none: it is not there yet. Where validation has fewer than MIN_POSITIVES positives of cold items, as
+    in a random split, a share of the known items reads as unknown and stands for them."""
+    field, side = model.cold_items.field, dataset.items.by_version()
+    assert field is not None
+    codes, own = np.asarray(side.columns[field.name]), np.arange(len(side)) if side.owners is None else side.owners
+    cold = (codes == UNKNOWN) & ~_later(dataset)[own]
+    which = _of_items(dataset, own, cold)
+    if (n := _positives(dataset, which)) >= MIN_POSITIVES:
+        return ColdItems(cold, which, None)
+    known = np.unique(codes[codes != UNKNOWN])
+    cold = np.isin(codes, np.random.default_rng(seed).permutation(known)[: int(len(known) * STAND_INS)])
+    which = _of_items(dataset, own, cold)
+    reason = f"known items that read so have {_positives(dataset, which)}"
+    if any(f.history or f.computes for f in dataset.schema.tower("item")):
+        reason = "histories or statistics of the items tell known ones from them"
+    elif _positives(dataset, which) >= MIN_POSITIVES:
+        columns = side.columns | {field.name: np.where(cold, UNKNOWN, codes).astype(codes.dtype)}
+        fields = dataset.encoders.fields("item")
+        return ColdItems(cold, which, SideTensors(replace(side, columns=columns), fields, model.log_temperature.device))
+    return f"cold items have {n} of the {MIN_POSITIVES} validation positives that are needed, and {reason}"
 
 
 def fit_cold_item_bias(
@@ -48,48 +89,28 @@ def fit_cold_item_bias(
 ) -> None:
     """Overwrite the bias of the items whose id reads as unknown with the one whose validation score is highest.
 
-    During the fit an item that the test part alone has gets no bias: it is not there yet. Where validation has fewer than MIN_POSITIVES
-    positives of cold items, as in a random split, a share of the known items reads as unknown and stands for them. Where these have too
-    few as well, or histories tell them from cold items, nothing changes, with a line in the log. `scorer` returns the scores of these
+    Where nothing tells it (`cold_items`), nothing changes, with a line in the log. `scorer` returns the scores of these
     items, or of the data's own for None, and `score` their validation metric, higher is better; all ranks call both.
     """
-    field, items, of = model.cold_items.field, None, "cold items"
-    assert field is not None
-    side = dataset.items.by_version()
-    codes, own = np.asarray(side.columns[field.name]), np.arange(len(side)) if side.owners is None else side.owners
-    biased = (codes == UNKNOWN) & ~_later(dataset)[own]
-    if (n := _positives(dataset, biased_items := _of_items(dataset, own, biased))) < MIN_POSITIVES:
-        known = np.unique(codes[codes != UNKNOWN])
-        biased = np.isin(codes, np.random.default_rng(seed).permutation(known)[: int(len(known) * STAND_INS)])
-        biased_items = _of_items(dataset, own, biased)
-        reason = f"known items that read so have {_positives(dataset, biased_items)}"
-        if any(f.history or f.computes for f in dataset.schema.tower("item")):
-            reason = "histories or statistics of the items tell known ones from them"
-        elif _positives(dataset, biased_items) >= MIN_POSITIVES:
-            reason = ""
-        if reason:
-            log.warning(
-                f"model.cold_item_bias fits nothing, and the bias stays 0: cold items have {n} of the {MIN_POSITIVES} validation positives that are "
-                f"needed, and {reason}; give a larger split.validation, or set model.cold_item_bias = false"
-            )
-            return
-        columns = side.columns | {field.name: np.where(biased, UNKNOWN, codes).astype(codes.dtype)}
-        items = SideTensors(
-            replace(side, columns=columns), dataset.encoders.fields("item"), model.log_temperature.device
+    cold = cold_items(model, dataset, seed)
+    if isinstance(cold, str):
+        log.warning(
+            f"model.cold_item_bias fits nothing, and the bias stays 0: {cold}; give a larger split.validation, or set "
+            "model.cold_item_bias = false"
         )
-        of = f"{biased_items.sum()} known items that read as cold ones"
-    found = scorer(items)
-    if items is not None:  # no cold item is in a history, or popular
+        return
+    found = scorer(cold.inputs)
+    if cold.inputs is not None:  # no cold item is in a history, or popular
         counted, popular = found.own, found.recent
         if popular:
             of_unknown = float(model.recent_popularity.values[UNKNOWN])
-            popular = popular.without(biased_items, of_unknown)
-        found = replace(found, own=counted and counted.without(biased_items), recent=popular)
+            popular = popular.without(cold.which, of_unknown)
+        found = replace(found, own=counted and counted.without(cold.which), recent=popular)
     spread = context.broadcast(spread_of_scores(found, dataset) if context.is_main else 0.0)
     if not spread > 0:
         log.warning("model.cold_item_bias fits nothing, and the bias stays 0: each user scores all items alike")
         return
-    rows, scores = torch.from_numpy(biased).to(found.items.device), dict[float, float]()
+    rows, scores = torch.from_numpy(cold.rows).to(found.items.device), dict[float, float]()
 
     def of_bias(bias: float) -> float:
         if bias not in scores:
@@ -102,7 +123,7 @@ def fit_cold_item_bias(
     with torch.no_grad():
         model.cold_items.values[UNKNOWN] = bias
     log.info(
-        f"bias of cold items: {bias:.2f}, the standard deviation of a user's scores is {spread:.2f}; by {of} the monitored metric of validation is "
+        f"bias of cold items: {bias:.2f}, the standard deviation of a user's scores is {spread:.2f}; by {cold} the monitored metric of validation is "
         f"{abs(of_bias(bias)):.4f}, without the bias {abs(of_bias(0.0)):.4f}"
     )
 
@@ -124,6 +145,19 @@ def best_bias(score: Callable[[float], float], spread: float) -> float:
     for step in FINER:
         best = best_with(best - step, best + step)
     return best * spread
+
+
+def climb(score: Callable[[float], float], start: float, step: float) -> float:
+    """Return the bias of the highest score, by steps up or down from `start` for as long as they gain, at most MAX_CLIMB. A step of 0 is none."""
+    best, found = start, score(start)
+    for sign in (step, -step) if step else ():
+        for _ in range(MAX_CLIMB):
+            if (value := score(best + sign)) <= found:
+                break
+            best, found = best + sign, value
+        if best != start:
+            break
+    return best
 
 
 def _later(dataset: Dataset) -> Shaped[Bools, "items"]:

@@ -16,6 +16,8 @@ from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
+from twotower.train.blend import Blend
+from twotower.train.cold_items import STEP, ColdItems, cold_items, spread_of_scores
 from twotower.train.factors import gathered_factors
 from twotower.train.recipe import Recipe
 from twotower.train.starts.positives import PositiveMatrix
@@ -51,12 +53,15 @@ class StartValues:
         context: DistributedContext, validation: Validation, check_stop: Callable[[], None], trained: Sequence[int] = (),
     ) -> None:  # fmt: skip
         """`users` and `items` are the inputs of all rows. `check_stop` raises Interrupted if a rank is to stop. `trained` are pairs that have
-        their values, after the last epoch."""
+        their values, after the last epoch; beside them cold items are raised by a bias, the best one for each weight, if the model has one."""
         self.model, self.dataset, self.recipe = model, dataset, recipe
         self.users, self.items, self.context = users, items, context
         self.validation, self.check_stop = validation, check_stop
         scores = SCORES_BESIDE if trained else MAX_SCORES
         self._evaluation = evaluation_of_search(recipe.evaluation, len(dataset.items), scores)
+        raises = bool(trained) and recipe.model.cold_item_bias and not recipe.model.own_counts
+        cold = cold_items(model, dataset, recipe.train.seed) if raises else ""
+        self._cold = cold if isinstance(cold, ColdItems) else None
         self._filled = [*trained]
         """Pairs that have their values."""
         self._trained = bool(trained)
@@ -118,27 +123,36 @@ class StartValues:
     def _blend(self, start: Start) -> float:
         """Give a pair that has started the weight that is best beside the pairs before it, and return the weight."""
         pairs, monitor = [*self._filled, start.pair], self.recipe.train.monitor
-        every, part = self._factors(pairs), self.model.parts_of_pairs(pairs)[-1]
+        cold, part = self._cold, self.model.parts_of_pairs(pairs)[-1]
+        every = self._factors(pairs, cold.inputs if cold else None)
         unit: float = self.context.broadcast(
             _unit(_without_user_bias(every) if self.model.config.bias else every, part)
         )
+        blend = Blend(every, part, unit, self._metrics, self.validation.score_of)
+        if cold:
+            blend.cold, blend.step = cold.rows, STEP * self._spread(every, part)
         others = "the trained ones" if self._trained else "those before it"
-        items, own = every.items.clone(), every.items[:, part] * unit
 
         def score(weight: float) -> float:
             self.check_stop()
-            items[:, part] = own * weight
-            found = self._metrics(Factors(every.users, items))
-            value = self.validation.score_of(found)
+            found = blend.metrics(weight)
+            told = f", {cold} raised by {blend.raised[weight]:.2f}" if cold else ""
             log.info(
-                f"start of pair {start.pair} by {start.kind}, beside {others}: blend = {weight:g}: {monitor} = {found[monitor]:.4f}"
+                f"start of pair {start.pair} by {start.kind}, beside {others}: blend = {weight:g}{told}: {monitor} = {found[monitor]:.4f}"
                 f"{self._told}"
             )
-            return value
+            return blend.scores[weight]
 
-        weight = best_weight(start.blend, score) if len(set(start.blend)) > 1 else start.blend[0]
+        weight = blend.best(start.blend, score)
         scale_pair(self.model, start.pair, weight * unit)
         return weight
+
+    def _spread(self, every: Factors, part: slice) -> float:
+        """Return the standard deviation of a user's scores without a pair, on all ranks."""
+        items = every.items.clone()
+        items[:, part] = 0
+        found = spread_of_scores(Factors(every.users, items), self.dataset) if self.context.is_main else 0.0
+        return self.context.broadcast(found)
 
     def _metrics(self, factors: Factors) -> Mapping[str, float]:
         return self.validation.metrics(factors, self._evaluation)
@@ -164,8 +178,8 @@ class StartValues:
         own = biases if start.bias_weight else 0.0  # without those of another start
         return replace(found, items=torch.cat([found.items[:, :-1], found.items[:, -1:] * own], 1))
 
-    def _factors(self, pairs: list[int]) -> Factors:
-        return gathered_factors(self.model, self.users, self.items, self.context, pairs=pairs)
+    def _factors(self, pairs: list[int], items: SideTensors | None = None) -> Factors:
+        return gathered_factors(self.model, self.users, items or self.items, self.context, pairs=pairs)
 
 
 def check_started(model: TwoTower, recipe: Recipe) -> None:

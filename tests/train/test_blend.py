@@ -1,0 +1,79 @@
+"""A pair has the weight that is best with the bias of cold items that is best beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+import torch
+
+from twotower.evaluation.factors import Factors
+from twotower.train.blend import Blend
+
+COLD = np.array([False, True])
+UNIT = 2.0
+
+
+def blend(of: Callable[[float, float], float], cold: bool = True) -> Blend:
+    """A pair in column 1 of two items, the second of which is cold; a score by the pair's weight and by the bias of the cold item."""
+    items = torch.tensor([[1.0, 1.0, 1.0, 0.5], [1.0, 0.0, 1.0, 0.5]])
+
+    def measure(factors: Factors) -> Mapping[str, float]:
+        warm, new = factors.items
+        assert warm[-1] == 0.5
+        return {"found": of(float(warm[1]) / UNIT, float(new[-1]) - 0.5)}
+
+    return Blend(
+        Factors(torch.ones(3, 4), items),
+        slice(1, 2),
+        UNIT,
+        measure,
+        lambda found: found["found"],
+        COLD if cold else None,
+        0.5,
+    )
+
+
+def best(made: Blend, *given: float) -> float:
+    return made.best(given, lambda weight: made.metrics(weight)["found"])
+
+
+def test_each_weight_has_the_bias_that_is_best_beside_it() -> None:
+    made = blend(lambda weight, bias: 10 - 9 * abs(weight - 0.1) - abs(bias - 1 - 10 * weight))
+    assert best(made, 0.0, 0.01, 0.1, 1.0) == pytest.approx(0.1)
+    assert made.raised[0.0] == 1.0
+    assert made.raised[0.1] == 2.0
+    assert made.raised[1.0] == 8.0  # twelve steps at most, from that of the nearest weight on
+    assert made.scores[0.1] == pytest.approx(10.0)
+
+
+def test_a_weight_begins_at_the_bias_of_the_nearest_one_and_not_of_the_one_before() -> None:
+    """Beside a bias that is far too high all biases near it are as bad, so no step leads down."""
+    made = blend(lambda weight, bias: 5.0 if bias > 4 + weight else 10 - abs(bias - weight))
+    for weight in (0.0, 1.0, 3.0):
+        made.metrics(weight)
+    made.raised[3.0] = 40.0
+    assert made.metrics(0.5)["found"] == pytest.approx(10.0)
+    assert made.raised[0.5] == 0.5
+
+
+def test_of_weights_that_are_as_good_beside_cold_items_the_least_is_taken() -> None:
+    def of(weight: float, bias: float) -> float:
+        return {0.0: 98.5, 0.1: 99.2, 1.0: 100.0}.get(round(weight, 6), 50.0)
+
+    assert best(blend(of), 0.0, 0.1, 1.0) == 0.1
+    assert best(blend(of, cold=False), 0.0, 0.1, 1.0) == 1.0
+    assert best(blend(lambda weight, bias: 100.0 + 0.9 * (weight == 1)), 0.0, 1.0) == 0.0
+
+
+def test_without_cold_items_no_bias_is_added() -> None:
+    made = blend(lambda weight, bias: 1 - abs(bias) if not bias else 99.0, cold=False)
+    assert best(made, 0.0, 0.3, 1.0) in (0.0, 0.3, 1.0)
+    assert {*made.raised.values()} == {0.0}
+
+
+def test_one_weight_is_not_measured() -> None:
+    made = blend(lambda weight, bias: 0.0)
+    assert best(made, 0.7) == 0.7
+    assert not made.scores
