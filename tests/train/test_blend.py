@@ -31,7 +31,7 @@ def blend(of: Callable[[float, float], float], cold: bool = True) -> Blend:
         measure,
         lambda found: found["found"],
         COLD if cold else None,
-        0.5,
+        spread,
     )
 
 
@@ -39,23 +39,23 @@ def best(made: Blend, *given: float) -> float:
     return made.best(given, lambda weight: made.metrics(weight)["found"])
 
 
+def spread(factors: Factors) -> float:
+    """Return 2 without the pair, and more the greater its weight."""
+    return 2 + float(factors.items[0, 1]) / UNIT
+
+
 def test_each_weight_has_the_bias_that_is_best_beside_it() -> None:
     made = blend(lambda weight, bias: 10 - 9 * abs(weight - 0.1) - abs(bias - 1 - 10 * weight))
-    assert best(made, 0.0, 0.01, 0.1, 1.0) == pytest.approx(0.1)
-    assert made.raised[0.0] == 1.0
-    assert made.raised[0.1] == 2.0
-    assert made.raised[1.0] == 8.0  # twelve steps at most, from that of the nearest weight on
-    assert made.scores[0.1] == pytest.approx(10.0)
+    assert best(made, 0.0, 0.1, 1.0) == pytest.approx(0.1)
+    assert made.raised[0.0] == 1.0  # half a deviation
+    assert made.raised[0.1] == pytest.approx(2.1)  # one, of 2.1
+    assert made.raised[1.0] == 7.5  # two and a half, of 3: the most
 
 
-def test_a_weight_begins_at_the_bias_of_the_nearest_one_and_not_of_the_one_before() -> None:
-    """Beside a bias that is far too high all biases near it are as bad, so no step leads down."""
-    made = blend(lambda weight, bias: 5.0 if bias > 4 + weight else 10 - abs(bias - weight))
-    for weight in (0.0, 1.0, 3.0):
-        made.metrics(weight)
-    made.raised[3.0] = 40.0
-    assert made.metrics(0.5)["found"] == pytest.approx(10.0)
-    assert made.raised[0.5] == 0.5
+def test_biases_that_change_nothing_hide_no_better_one() -> None:
+    made = blend(lambda weight, bias: 10 - abs(bias - 4) if bias >= 3 else 5.0)
+    made.metrics(0.0)
+    assert (made.raised[0.0], made.scores[0.0]) == (4.0, 10.0)
 
 
 def test_of_weights_that_are_as_good_beside_cold_items_the_least_is_taken() -> None:

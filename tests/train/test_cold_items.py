@@ -29,7 +29,7 @@ from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.values import UNKNOWN
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.train.cold_items import ColdItems, best_bias, climb, cold_items, fit_cold_item_bias
+from twotower.train.cold_items import ColdItems, best_bias, cold_items, fit_cold_item_bias
 from twotower.train.factors import factors_before
 from twotower.train.trainer import Trainer
 
@@ -92,13 +92,6 @@ def test_of_biases_that_are_equally_good_the_smallest_is_taken() -> None:
     assert best_bias(lambda bias: 1.0, 2.0) == 0.0
     assert best_bias(lambda bias: float(bias >= 0.5), 1.0) == 0.5
     assert best_bias(lambda bias: -float(bias > -0.5), 1.0) == 0.0 - 0.5
-
-
-@pytest.mark.parametrize(("at", "found"), [(3.2, 3.0), (-1.2, -1.0), (0.1, 0.0), (99.0, 6.0)])
-def test_a_bias_is_climbed_to_from_the_one_before(at: float, found: float) -> None:
-    assert climb(hill(at), 0.0, 0.5) == found  # at most twelve steps
-    assert climb(hill(at), 0.0, 0.0) == 0.0
-    assert climb(hill(at), found, 0.5) == climb(hill(at), found, -0.5)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,11 +9,11 @@ import torch
 
 from twotower.arrays.types import Bools, Shaped
 from twotower.evaluation.factors import Factors
-from twotower.train.cold_items import climb
 from twotower.train.starts.search import CLOSE, best_weight
 
-LEAST = 1e-3
-"""Weight that is taken for 0 where the ratio of two weights tells how near they are."""
+RAISES = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
+"""Biases of cold items that are tried beside each weight, in standard deviations of a user's scores; all of them, as those that lift cold items into no
+list are equally good."""
 
 
 @dataclass
@@ -32,30 +31,28 @@ class Blend:
     """The monitored one of metrics; higher is better."""
     cold: Shaped[Bools, "items"] | None = None
     """True for items that a bias raises. None: no item."""
-    step: float = 0.0
-    """Step of that bias."""
+    spread: Callable[[Factors], float] | None = None
+    """Standard deviation of a user's scores, the unit of that bias."""
     raised: dict[float, float] = field(default_factory=dict)
     """Bias of the cold items by the weights that were tried, the best one of each."""
     scores: dict[float, float] = field(default_factory=dict)
     """Score by the weights that were tried."""
 
     def metrics(self, weight: float) -> Mapping[str, float]:
-        """Return the metrics by a weight, with the bias of the cold items that is best beside it: from that of the nearest weight on."""
-        items, found = self.factors.items.clone(), dict[float, Mapping[str, float]]()
+        """Return the metrics by a weight, with the bias of the cold items that is best beside it, of RAISES."""
+        items = self.factors.items.clone()
         items[:, self.part] = items[:, self.part] * self.unit * weight
-        biases = items[:, -1].clone()
-        cold = None if self.cold is None else torch.from_numpy(self.cold).to(items)
-
-        def score(bias: float) -> float:
-            if cold is not None:
-                items[:, -1] = biases + bias * cold
-            found[bias] = self.measure(Factors(self.factors.users, items))
-            return self.score_of(found[bias])
-
-        near = min(self.raised, key=lambda one: abs(math.log((one or LEAST) / (weight or LEAST))), default=None)
-        bias = climb(score, 0.0 if near is None else self.raised[near], self.step if cold is not None else 0.0)
-        self.raised[weight], self.scores[weight] = bias, self.score_of(found[bias])
-        return found[bias]
+        found, biases = dict[float, Mapping[str, float]](), items[:, -1].clone()
+        if self.cold is None or self.spread is None:
+            found[0.0] = self.measure(Factors(self.factors.users, items))
+        else:
+            cold, unit = torch.from_numpy(self.cold).to(items), self.spread(Factors(self.factors.users, items))
+            for raised in RAISES:
+                items[:, -1] = biases + raised * unit * cold
+                found[raised * unit] = self.measure(Factors(self.factors.users, items))
+        best = max(found, key=lambda bias: self.score_of(found[bias]))
+        self.raised[weight], self.scores[weight] = best, self.score_of(found[best])
+        return found[best]
 
     def best(self, given: Sequence[float], score: Callable[[float], float]) -> float:
         """Return the weight of the highest score, of those given and between them. With cold items it is the least whose score is within CLOSE of

@@ -30,8 +30,6 @@ LOWEST, HIGHEST, STEP = -2.0, 3.0, 0.5
 """Biases that are tried first, in standard deviations of a user's scores."""
 FINER = (0.25, 0.125)
 """Steps beside the best of them."""
-MAX_CLIMB = 12
-"""Steps from a bias that was the best under another weight."""
 MAX_BEYOND = 8
 """Steps beyond the outermost."""
 BLOCK_SCORES = 2**25
@@ -145,19 +143,6 @@ def best_bias(score: Callable[[float], float], spread: float) -> float:
     for step in FINER:
         best = best_with(best - step, best + step)
     return best * spread
-
-
-def climb(score: Callable[[float], float], start: float, step: float) -> float:
-    """Return the bias of the highest score, by steps up or down from `start` for as long as they gain, at most MAX_CLIMB. A step of 0 is none."""
-    best, found = start, score(start)
-    for sign in (step, -step) if step else ():
-        for _ in range(MAX_CLIMB):
-            if (value := score(best + sign)) <= found:
-                break
-            best, found = best + sign, value
-        if best != start:
-            break
-    return best
 
 
 def _later(dataset: Dataset) -> Shaped[Bools, "items"]:

@@ -17,7 +17,7 @@ from twotower.evaluation.factors import Factors
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
 from twotower.train.blend import Blend
-from twotower.train.cold_items import STEP, ColdItems, cold_items, spread_of_scores
+from twotower.train.cold_items import ColdItems, cold_items, spread_of_scores
 from twotower.train.factors import gathered_factors
 from twotower.train.recipe import Recipe
 from twotower.train.starts.positives import PositiveMatrix
@@ -130,7 +130,7 @@ class StartValues:
         )
         blend = Blend(every, part, unit, self._metrics, self.validation.score_of)
         if cold:
-            blend.cold, blend.step = cold.rows, STEP * self._spread(every, part)
+            blend.cold, blend.spread = cold.rows, self._spread
         others = "the trained ones" if self._trained else "those before it"
 
         def score(weight: float) -> float:
@@ -147,12 +147,9 @@ class StartValues:
         scale_pair(self.model, start.pair, weight * unit)
         return weight
 
-    def _spread(self, every: Factors, part: slice) -> float:
-        """Return the standard deviation of a user's scores without a pair, on all ranks."""
-        items = every.items.clone()
-        items[:, part] = 0
-        found = spread_of_scores(Factors(every.users, items), self.dataset) if self.context.is_main else 0.0
-        return self.context.broadcast(found)
+    def _spread(self, factors: Factors) -> float:
+        """Return the standard deviation of a user's scores, on all ranks."""
+        return self.context.broadcast(spread_of_scores(factors, self.dataset) if self.context.is_main else 0.0)
 
     def _metrics(self, factors: Factors) -> Mapping[str, float]:
         return self.validation.metrics(factors, self._evaluation)
