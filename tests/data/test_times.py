@@ -464,10 +464,16 @@ def test_dates_whose_day_is_the_month_need_no_format() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("form", ["%Y-%m", "%m/%Y", "%b %Y", "%Y%m"])
-def test_a_month_is_its_first_day(tmp_path: Path, form: str, way: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ("%Y-%m", "{0.year}-{0.month:02}"), ("%Y-%m", "{0.year}-{0.month}"), ("%m/%Y", "{0.month}/{0.year}"), ("%Y年%m月", "{0.year}年{0.month}月"),
+        ("%b-%y", "{0:%b-%y}"), ("%Y%m", "{0:%Y%m}"),
+    ],
+)  # fmt: skip
+def test_a_month_is_its_first_day(tmp_path: Path, form: str, text: str, way: str) -> None:
     firsts = [datetime(2019 + n // 12, 1 + n % 12, 1, tzinfo=UTC) for n in range(24)]
-    data = WAYS[way](log([f"{first:{form}}" for first in firsts]), schema(time_format=form), LAST, tmp_path)
+    data = WAYS[way](log([text.format(first) for first in firsts]), schema(time_format=form), LAST, tmp_path)
     assert data.times is not None
     assert sorted(data.times.tolist()) == [int(first.timestamp()) * 10**6 for first in firsts]
 

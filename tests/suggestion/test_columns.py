@@ -577,7 +577,22 @@ def test_what_stands_at_a_place_is_the_item_and_not_the_place() -> None:
 # ---- what columns do not tell
 
 
-@pytest.mark.parametrize("name", ["dislike", "is_hate", "skip_2", "skipped", "returned", "nonclk", "thumbs_down"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dislike",
+        "is_hate",
+        "skip_2",
+        "skipped",
+        "returned",
+        "nonclk",
+        "thumbs_down",
+        "non_click",
+        "not_like",
+        "is_not_click",
+        "dislike_score",
+    ],
+)
 def test_what_users_refused_is_no_label(name: str) -> None:
     outcomes = [int(i % 11 == 0) for i in range(N)]
     found = guessed(**{name: outcomes})
@@ -592,6 +607,12 @@ def test_what_users_refused_is_no_label(name: str) -> None:
 def test_what_users_did_not_refuse_may_be_a_label(name: str) -> None:
     found = guessed(**{name: [int(i % 11 == 0) for i in range(N)]})
     assert any(note == f"'{name}' looks like a label; set schema.label={name}" for note in found.notes)
+
+
+def test_names_that_only_begin_like_refusals_are_none() -> None:
+    for name in ("no_of_nights", "non_member", "hidden_gem", "return_visit", "is_not_skipped", "no"):
+        found = guessed(**{name: [1 + int(i % 11 == 0) for i in range(N)]})
+        assert not any("refused" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("none", ["\\N", "anonymous", "Guest", "<null>"])
@@ -612,6 +633,8 @@ def test_a_user_of_very_many_rows_is_looked_at(none: int) -> None:
     )
     less = frame.filter(pl.int_range(pl.len()) >= 1)
     assert not guess_columns(less, {}, {}).remarks
+    told = guess_columns(frame.rename({"user_id": "n", "item_id": "m"}), {"user_id": "n"}, {}).remarks
+    assert any("rows are of the one user" in line for line in told)
 
 
 def test_rows_that_were_only_shown_are_looked_at_where_they_are_most_or_may_be_views() -> None:
@@ -622,6 +645,10 @@ def test_rows_that_were_only_shown_are_looked_at_where_they_are_most_or_may_be_v
     ]
     assert guessed(event=["impression"] * 20 + ["click"] * 20).remarks == []
     assert guessed(action=["show"] * 5 + ["buy"] * 35).remarks[0].startswith("'action': rows that were only shown")
+    for shown in ("show_item", "display_ad", "exposure_feed", "shown_in_list"):
+        kinds = guessed(action=[shown] * 5 + ["click_item"] * 35).options["events"]
+        assert kinds == {shown: "ignored", "click_item": 1}
+    assert guessed(action=["no_click"] * 5 + ["buy"] * 35).options["events"] == {"no_click": "negative", "buy": 1}
     assert guessed(action=["show_phone"] * 5 + ["buy"] * 35).options["events"] == {"buy": 1, "show_phone": 1}
 
 
@@ -646,7 +673,10 @@ def test_numbers_bought_below_0_are_looked_at() -> None:
     assert found.remarks == [
         "'Quantity': 3 of 40 values are below 0, as of returns, and these rows count as taken; drop them, or give a label"
     ]
-    assert guessed(Quantity=[2] * N).remarks == []
+    for other in ({"Quantity": [2] * N}, {"quantity": [True, False] * (N // 2)}):
+        assert guessed(**other).remarks == []  # type: ignore[arg-type]
+    assert guessed(Quantity=[-1] * N, label=[int(i % 11 == 0) for i in range(N)]).remarks == []
+    assert guessed(Quantity=[-1] * N, event=["buy", "refund"] * (N // 2)).remarks == []
 
 
 def test_a_post_code_is_no_item() -> None:

@@ -261,6 +261,17 @@ def test_of_a_file_without_a_header_line_the_ids_are_the_first_columns_that_may_
     found = find_tables(tmp_path / "log.txt", folder=tmp_path)
     assert found.interactions.columns == ["column_1", "user_id", "time", "column_4", "item_id"]
     assert found.interactions["item_id"].to_list() == check_ins["place"].to_list()
+    others: dict[str, list[object]] = {
+        "like seconds": [1_000_000_000 + i % 40 for i in range(n)], "with a gap": [None if i == 3 else i % 40 for i in range(n)],
+        "of one row each": [i * 7919 % 100_003 for i in range(n)], "few": [i % 6 for i in range(n)],
+    }  # fmt: skip
+    for name, users in others.items():
+        (tmp_path / name).mkdir()
+        pl.DataFrame({"u": users, "i": check_ins["place"], "q": [1 + i % 39 for i in range(n)]}).write_csv(
+            tmp_path / name / "log.csv", include_header=False
+        )
+        columns = find_tables(tmp_path / name / "log.csv", folder=tmp_path).interactions.columns
+        assert columns[:2] == ["user_id", "item_id"], name
     check_ins.select("who", "place", "lat").write_csv(tmp_path / "plain.csv", include_header=False)
     assert find_tables(tmp_path / "plain.csv", folder=tmp_path).interactions.columns == [
         "user_id",

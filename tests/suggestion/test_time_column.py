@@ -42,9 +42,12 @@ def test_of_two_columns_of_one_time_the_finer_one_is_read(coarse: str) -> None:
     assert (found.options["time"], found.options["time_unit"]) == ("time_ms", "ms")
     assert found.remarks == []
     far: list[object] = [1_000 * (s - 400 * DAY) for s in SECONDS]
-    found = guessed(date=days, time_ms=far)
+    found = guessed(date=days, event_time=far)
     assert found.options["time"] == "date"
-    assert found.remarks == ["'date' as the time: 'time_ms' is another; schema.time=time_ms would read it"]
+    assert found.remarks == ["'date' as the time: 'event_time' is another; schema.time=event_time would read it"]
+    months: list[object] = [date(s, "%Y-%m-01") for s in SECONDS]
+    found = guessed(date=months, ts=SECONDS)
+    assert (found.options["time"], found.remarks) == ("ts", [])  # the month of a time is not another one
 
 
 @pytest.mark.parametrize("other", ["delivery_date", "updated_at", "signup_time", "birthDate", "last_seen_at"])
@@ -60,14 +63,33 @@ def test_what_comes_after_a_row_or_is_of_a_user_by_its_name_stands_last(other: s
 def test_durations_and_hours_order_nothing(name: str) -> None:
     found = guessed(**{name: [i * 37 % 101 for i in range(N)]})
     assert "time" not in found.options
-    assert f"'{name}': by its name a duration or a part of a date, so it is no time" in found.notes
+    (remark,) = found.remarks
+    assert remark.startswith(
+        f"'{name}': by its name a duration or a part of a date; set schema.time={name} and schema.time_unit=order"
+    )
     assert guessed(**{name: list(SECONDS)}).options["time"] == name  # times they are
+    assert guessed(**{name: [0, *SECONDS[1:]]}).options["time_unit"] == "order"  # all but one of them
+    other = guessed(**{name: [i * 37 % 101 for i in range(N)]}, at=SECONDS)
+    assert (other.options["time"], other.remarks) == ("at", [])
+
+
+@pytest.mark.parametrize("name", ["view_ts", "session_timestamp", "read_date"])
+def test_numbers_that_are_named_times_and_no_durations_order_the_rows(name: str) -> None:
+    assert guessed(**{name: [*range(N)]}).options["time_unit"] == "order"
+
+
+def test_times_of_users_hide_no_broken_time_of_the_rows() -> None:
+    signup: list[object] = [date(START - DAY * (1 + user)) for user in USERS]
+    found = guessed(signup_date=signup, date=[None if i == 7 else date(s) for i, s in enumerate(SECONDS)])
+    assert found.options["time"] == "signup_date"
+    assert any(r.startswith("'date': 1 of 200 values are missing") and "fill these values" in r for r in found.remarks)
 
 
 def test_a_day_beside_its_month_orders_nothing() -> None:
     day: list[object] = [1 + i % 28 for i in range(N)]
     assert guessed(day=day).options["time"] == "day"
     assert "time" not in guessed(day=day, month=[1 + i % 12 for i in range(N)]).options
+    assert guessed(day=day, year=[2019] * N).options["time"] == "day"
     assert guessed(day=[*range(N)], month=[i // 30 for i in range(N)]).options["time"] == "day"  # since the first one
 
 
@@ -96,9 +118,12 @@ def test_a_value_that_is_no_time_among_times_is_named(odd: str, at: int) -> None
 def test_a_form_that_is_not_known_is_asked_for() -> None:
     (remark,) = guessed(date=[f"week {1 + i % 50} of 2019" for i in range(N)]).remarks
     assert remark == (
-        "'date': its values, such as 'week 1 of 2019', are no times that are known; name their form in schema.time_format, and call "
-        "suggest again"
+        "'date': row 1 holds 'week 1 of 2019', expected a number or a date such as 2023-01-31 12:30:15.250 or 31/01/2023 12:30; name another "
+        "format in schema.time_format; beside it set schema.time=date, and call suggest again"
     )
+    places = [i // 20 for i in range(N - 3)]  # rows of each user in their order
+    frame = pl.DataFrame({"user_id": USERS[:-3], "item_id": ITEMS[:-3], "date": ["Day 3"] * (N - 3), "step": places})
+    assert guess_columns(frame, {}, {}).options["time"] == "step"
     assert guessed(date=["morning", "noon"] * (N // 2)).remarks == []
 
 

@@ -72,10 +72,10 @@ def _refused(shape: Shape) -> str:
     if shape.is_scale:
         two = f" from {MIN_TOP} on" if shape.label_values <= 2 else ""
         return f"{share}, on a scale of {shape.label_values} labels{two}: what users chose and rated, not what they were shown"
-    if shape.undone:
-        return f"{share}, {shape.undone:.1%} of the rows by taking an earlier choice back, which tells of no showing"
     if shape.is_dense:
         return f"{share}, and users have {shape.density:.0%} of the items (threshold {DENSE:.0%}): what they were shown"
+    if shape.undone:
+        return f"{share}, {shape.undone:.1%} of the rows by taking an earlier choice back, which tells of no showing"
     return share
 
 

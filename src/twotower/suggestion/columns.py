@@ -189,8 +189,8 @@ def _guess_label(frame: pl.DataFrame, found: GuessedColumns) -> None:
         found.put("positive_above", threshold(series), why_threshold(series))
         if series.n_unique() > MANY_LABELS:
             found.remarks.append(
-                f"'{labels[0]}' as the label: {series.n_unique():,} values, those above {threshold(series):g} are positives; an empty schema.label if "
-                "it counts something"
+                f"'{labels[0]}' as the label: {series.n_unique():,} values, those above {threshold(series):g} are positives; set "
+                "schema.label = '' if it counts something"
             )
 
 
@@ -200,6 +200,8 @@ def _labels(frame: pl.DataFrame, found: GuessedColumns, notes: list[str]) -> lis
     usable = []
     for name in columns:
         series = frame[name]
+        if names.names_refusal(name):
+            continue  # noted as an outcome, and no label
         if n := missing_count(series):
             notes.append(f"'{name}': {n:,} missing values, so it is no label")
         elif series.n_unique() < 2:
@@ -261,20 +263,22 @@ def _note_large_user(frame: pl.DataFrame, found: GuessedColumns) -> None:
     name = str(found.options["user_id"])
     if name not in frame.columns or frame.height < MIN_ROWS:
         return
-    counts = frame[name].drop_nulls().value_counts(sort=True, name="n").head(2)
-    if counts.height < 2 or str(counts[name][0]).strip().lower() in NONE:
+    first, *others = frame[name].drop_nulls().alias("id").value_counts(sort=True, name="n").head(2).iter_rows()
+    if not others or (frame[name].dtype == pl.String and str(first[0]).strip().lower() in NONE):
         return  # told as such
-    if counts["n"][0] >= max(LARGE * frame.height, TIMES_NEXT * counts["n"][1]):
+    if first[1] >= max(LARGE * frame.height, TIMES_NEXT * others[0][1]):
         found.remarks.append(
-            f"'{name}': {counts['n'][0]:,} rows are of the one user {counts[name][0]!r}, and the next has {counts['n'][1]:,}; drop these rows if "
-            "it stands for users who are not known"
+            f"'{name}': {first[1]:,} rows are of the one user {first[0]!r}, and the next has {others[0][1]:,}; drop these rows if it stands for "
+            "users who are not known"
         )
 
 
 def _note_returns(frame: pl.DataFrame, found: GuessedColumns) -> None:
-    """Note numbers below 0 of what was bought."""
+    """Note numbers below 0 of what was bought, if no label or event tells what users took."""
+    if found.options.get("label") or found.options.get("event"):
+        return
     for name in free(frame, found, names.names_quantity):
-        if _is_number(frame[name]) and (n := int((frame[name] < 0).sum())):
+        if frame[name].dtype.is_numeric() and (n := int((frame[name] < 0).sum())):
             found.remarks.append(
                 f"'{name}': {n:,} of {frame.height:,} values are below 0, as of returns, and these rows count as taken; drop them, or give a label"
             )

@@ -91,7 +91,7 @@ def compose(
                 sections["model"] = {**_section(sections, "model"), option: False}
                 comments[f"model.{option}"] = f"No validation part {does}."
     if guess.keeps_repeats:
-        kinds = {"positive", "all"} if not shape.negatives else {"positive"}
+        kinds = {"positive"} if has_label and shape.negatives else {"positive", "all"}
         taken = _history_of_items(fitted.features, kinds) or _history_of_items(fitted.features, {"all"})
         if taken and has_validation and not config.loss.pointwise:
             comments |= _positives_alone(fitted.features, taken, kinds)

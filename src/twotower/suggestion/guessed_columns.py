@@ -15,6 +15,9 @@ MAX_DISTINCT = 0.95
 MIN_ROWS = 20
 """Rows from which that share, and a column that is constant for each item, tell anything."""
 
+HEAD_ROWS = 10_000
+"""Rows, the first ones, that tell most columns that vary for an id."""
+
 
 @dataclass
 class GuessedColumns:
@@ -69,7 +72,10 @@ def is_of(frame: pl.DataFrame, found: GuessedColumns, option: str, name: str) ->
     """Return True for a column of several values that is constant for each id of users or items, which repeat: theirs, and no
     outcome."""
     key = str(found.options[option])
-    if key not in frame.columns or frame.height < MIN_ROWS or (ids := frame[key].n_unique()) * 2 > frame.height:
+    if key not in frame.columns or frame.height < MIN_ROWS:
+        return False
+    head = frame.select(key, name).head(HEAD_ROWS)  # most that vary do so among the first rows
+    if head.n_unique() > head[key].n_unique() or (ids := frame[key].n_unique()) * 2 > frame.height:
         return False
     return frame[name].n_unique() > 1 and int(frame.select(pl.struct(key, name).n_unique()).item()) == ids
 

@@ -30,10 +30,12 @@ def ids_by_place(
     many = [name for name in ids if name not in few and name not in orders]
     if "user_id" in options:
         many.sort(key=lambda name: name not in orders.values())  # customers are the users
-        many.sort(key=names.names_region)
+        many.sort(key=names.names_post_code)
     user = user or next(iter(many), "")
     places = [
-        name for name in many if names.names_region(name) or (names.names_place(name) and may_order(frame, user, name))
+        name
+        for name in many
+        if names.names_post_code(name) or (names.names_place(name) and may_order(frame, user, name))
     ]  # items if no other is
     found = dict(zip(options, [*(name for name in many if name not in places), *places], strict=False))
     return found, few, orders

@@ -49,7 +49,7 @@ _REFUSALS = (
     "dislike disliked hate hated skip skipped hide hidden reject rejected thumbs_down downvote report reported block blocked mute muted "
     "dismiss dismissed decline declined not_interested complaint "
 ) + _UNDOINGS
-_NOT = "not no non never"
+_NOT = ("not", "no", "non", "never")
 _CHOICES = (
     "view views click clicks pv buy purchase transaction order checkout cart addtocart add_to_cart fav favorite favourite "
     "like love upvote thumbs_up play watch listen read open visit detail share save bookmark wishlist comment review rate "
@@ -110,7 +110,7 @@ def names_user(name: str) -> bool:
 
 def names_item(name: str) -> bool:
     """Return True for a name of the ids of items: item_id, movieId, asin."""
-    return _names_id(name, _ITEMS) and not names_region(name)
+    return _names_id(name, _ITEMS) and not names_post_code(name)
 
 
 def rank(name: str, option: str) -> tuple[bool, int]:
@@ -138,7 +138,7 @@ def names_time(name: str) -> bool:
 def names_duration(name: str) -> bool:
     """Return True for a name of how long something takes, or of a part of a clock: watch_time, hour_of_day."""
     words = plain(name).split("_")
-    return bool({*words} & {*_DURATIONS.split()}) or "of" in words[1:-1]
+    return (words[-1] == "time" and bool({*words} & {*_DURATIONS.split()})) or "of" in words[1:-1]
 
 
 def names_other_time(name: str) -> bool:
@@ -185,7 +185,14 @@ def names_outcome(name: str) -> bool:
 def event_rule(kind: str) -> str | float | None:
     """Return what `schema.events` says of a type of events by its name: "ignored", "negative" or 1; None for an unknown one."""
     found = plain(kind)
-    if found.rpartition("_")[2] in _IMPRESSIONS.split() or found.startswith("impression"):
+    first, _, rest = found.partition("_")
+    last = found.rpartition("_")[2]
+    if first in _NOT and rest:  # no_click is a refusal, not_skipped is not known
+        return "negative" if event_rule(rest) == 1 else None
+    shown = first in _IMPRESSIONS.split() and last not in _CHOICES.split()
+    if shown and first == "show" and rest:  # show_item, and not show_phone, which a user asks for
+        shown = last in f"{_ITEMS} list feed card banner".split()
+    if last in _IMPRESSIONS.split() or shown:
         return "ignored"
     if _ends(kind) & {*_REFUSALS.split()}:
         return "negative"
@@ -199,11 +206,14 @@ def names_undoing(name: str) -> bool:
 
 def names_refusal(name: str) -> bool:
     """Return True for a name of what users refused, whose 1 is no positive: dislike, is_hate, skip_2, non_click."""
-    found = re.sub(r"_?[0-9]+$", "", plain(name))
-    first = found.partition("_")[0]
-    if first in _NOT.split():  # not_skipped is none
-        return not _ends(found.partition("_")[2]) & {*_REFUSALS.split()}
-    return found in ("nonclk", "nonclick", "noclick") or bool(_ends(found) & {*_REFUSALS.split()})
+    found = re.sub(r"_?[0-9]+$", "", plain(name)).removeprefix("is_")
+    first, _, rest = found.partition("_")
+    last = found.rpartition("_")[2]
+    if first in _NOT:
+        chosen = {*f"{_CHOICES} {_LABELS} {_OUTCOMES}".split()}
+        return bool(_ends(rest) & chosen) and not _ends(rest) & {*_REFUSALS.split()}
+    told = {found, last} | ({first} if last in f"{_LABELS} flag count".split() else set())
+    return found in ("nonclk", "nonclick", "noclick") or bool(told & {*_REFUSALS.split()})
 
 
 def _ends(name: str) -> set[str]:
@@ -227,11 +237,20 @@ def names_place(name: str) -> bool:
     return _among(name, _PLACES)
 
 
-def names_region(name: str) -> bool:
-    """Return True for a name of where users live: postcode, city."""
-    return _among(
-        name, "postcode zip zipcode postal city town country region state province county"
-    ) or "post_code" in plain(name)
+def names_post_code(name: str) -> bool:
+    """Return True for a name of post codes: postcode, zip_code."""
+    return plain(name) in [
+        "postcode",
+        "post_code",
+        "zip",
+        "zipcode",
+        "zip_code",
+        "postalcode",
+        "postal_code",
+        "postal",
+        "postnumber",
+        "plz",
+    ]
 
 
 def names_title(name: str) -> bool:

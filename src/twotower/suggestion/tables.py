@@ -24,9 +24,9 @@ from twotower.features.schema import Schema
 from twotower.files.urls import Url, is_url
 from twotower.section import first_problem
 from twotower.suggestion.folder import FolderTables, folder_tables
-from twotower.suggestion.ids_by_place import ids_by_place
+from twotower.suggestion.guessed_columns import is_distinct
 from twotower.suggestion.text_form import guess_form, has_decimal_commas, looks_like_scale, looks_like_seconds
-from twotower.suggestion.time_form import time_form
+from twotower.suggestion.time_form import has_digits_of_dates, is_dated, time_form
 
 USER, ITEM, PLACE = "user_id", "item_id", "place"
 """Columns of files with one user a line, which have no names."""
@@ -123,9 +123,11 @@ class _Files:
                 given = _column_names(frame, len(form.columns))
                 named = dict(zip(form.columns, given, strict=True))
                 form, frame = form.model_copy(update={"columns": given}), frame.rename(named)
+                elsewhere = [name for name in (USER, ITEM) if name in given[2:]]
+                moved = f" ({' and '.join(elsewhere)} after columns that hold no ids)" if elsewhere else ""
                 self.notes.append(
                     f"the first line of {self.texts['interactions'].name} names no columns, so these are named by places and values: "
-                    f"{', '.join(form.columns)}; data.format.columns corrects them"
+                    f"{', '.join(form.columns)}{moved}; data.format.columns corrects them"
                 )
             if comma:
                 shown_as = {("interactions", old): new for old, new in named.items()}
@@ -280,16 +282,35 @@ def _relative(path: Path | Url | str, folder: Path) -> str:
 def _column_names(frame: pl.DataFrame, own: int) -> tuple[str, ...]:
     """Return names for the `own` first columns, of a file without a header line, none twice; the others are of its folders. The
     first two that may be ids are, a column of times is a time, one of 0 and 1 a label, one of few steps on a scale a rating."""
-    folders, table = frame.columns[own:], frame[:, :own]
+    folders, columns = frame.columns[own:], frame.columns[:own]
     wanted = [name for name in (USER, ITEM) if name not in folders]
-    placed = ids_by_place(table, (), "", wanted)[0]
-    if len(placed) < len(wanted):
-        placed = dict(zip(wanted, table.columns, strict=False))
-    ids, given = {column: option for option, column in placed.items()}, list[str]()
-    for name in table.columns:
+    left = [name for name in columns if not _is_no_id(frame[name])]
+    if ITEM in wanted and any(
+        not is_distinct(frame[name]) for name in left[len(wanted) - 1 :]
+    ):  # each row its own item is none
+        left = left[: len(wanted) - 1] + [name for name in left[len(wanted) - 1 :] if not is_distinct(frame[name])]
+    if len(left) < len(wanted):
+        left = columns
+    ids, given = dict(zip(left, wanted, strict=False)), list[str]()
+    for name in columns:
         found = ids.get(name) or _meaning(frame[name]) or name
         given.append(found if found not in (*given, *folders) else name)
     return tuple(given)
+
+
+def _is_no_id(series: pl.Series) -> bool:
+    """Return True for times, fractions, and numbers of the rows."""
+    values = series.drop_nulls()
+    if not len(values) or is_dated(values) or has_digits_of_dates(values):
+        return True
+    if values.dtype.is_float():
+        return not bool((values == values.round()).all())
+    if not values.dtype.is_integer():
+        return False
+    distinct = values.n_unique()
+    return (looks_like_seconds(values) and 2 * distinct > len(values)) or (
+        distinct == len(series) and values.is_sorted()
+    )
 
 
 def _meaning(series: pl.Series) -> str:

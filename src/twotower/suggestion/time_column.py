@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import polars as pl
 
@@ -11,7 +13,16 @@ from twotower.suggestion import names
 from twotower.suggestion.guessed_columns import GuessedColumns, free, is_of, put_first, rows_vary
 from twotower.suggestion.numbering import may_order
 from twotower.suggestion.text_form import looks_like_seconds, odd_times
-from twotower.suggestion.time_form import TimeForm, is_dated, moments, odd_values, refuse_orders, time_form
+from twotower.suggestion.time_form import (
+    MAX_ODD,
+    TimeForm,
+    is_dated,
+    moments,
+    odd_values,
+    problem,
+    refuse_orders,
+    time_form,
+)
 
 DAY = 86_400
 """Seconds of a day."""
@@ -19,8 +30,8 @@ COMPARED_ROWS = 2_000
 """Rows by which times are compared."""
 MIN_AGREEING = 0.95
 """Share of rows of the same day from which two columns are one time."""
-AGAIN = ", and call suggest again"
-"""End of what to do with values that are no times."""
+SHOWN = 60
+"""Characters of a value that are shown."""
 
 
 def guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
@@ -35,61 +46,92 @@ def guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
             elif "time_format" not in found.options:
                 refuse_orders(frame[name])  # else the check says what the values are not
         return
-    named = free(frame, found, names.names_time)
-    typed = free(frame, found, lambda name: is_dated(frame[name]))
-    others = free(frame, found, lambda name: frame[name].n_unique() > 20 and looks_like_seconds(frame[name]))
-    forms, none = dict[str, TimeForm](), dict[str, str]()
+    named = [name for name in free(frame, found, names.names_time) if name]
+    typed = free(frame, found, lambda name: bool(name) and is_dated(frame[name]))
+    others = free(
+        frame, found, lambda name: bool(name) and frame[name].n_unique() > 20 and looks_like_seconds(frame[name])
+    )
+    forms, broken, unknown = dict[str, TimeForm](), dict[str, _Fault](), dict[str, _Fault]()
     for name in rows_vary(frame, found, "time", dict.fromkeys([*named, *typed, *others])):
         series = frame[name]
-        form = (
-            None
-            if missing_count(series)
-            else time_form(series, str(found.options.get("time_format", "")), strict=not forms)
-        )
-        if form is None:
-            none[name] = _no_time(series)
+        form = None if missing_count(series) else time_form(series, given_format(found), strict=not forms)
+        if form is None and (why := _broken(series)):
+            broken[name] = why
+        elif form is None:
+            unknown[name] = _unknown(series)
         elif form.unit == "order" and _is_duration(frame, name):
-            found.notes.append(f"'{name}': by its name a duration or a part of a date, so it is no time")
+            unknown[name] = _Fault(
+                "by its name a duration or a part of a date",
+                f"set schema.time={name} and schema.time_unit=order if it orders the rows",
+            )
         else:
             forms[name] = form
     for name in () if forms else named:
         refuse_orders(frame[name])
-    for name, why in none.items():
-        if forms or AGAIN not in why:
-            found.notes.append(f"'{name}': {why.partition(';')[0].removesuffix(' and tells no order')}")
-        else:  # the recipe depends on it
-            found.remarks.append(f"'{name}': {why}")
-    if forms:
-        _put_best(frame, found, forms, named)
-    elif not any(AGAIN in why for why in none.values()):
+    of_user = {name for name in forms if is_of(frame, found, "user_id", name)}
+    if not broken and of_user == {*forms}:
         _guess_places(frame, found)
-
-
-def _no_time(series: pl.Series) -> str:
-    """Return why a column is no time, and where the recipe may depend on it what to do."""
-    none, mend = "so it is no time", f" and tells no order; fill these values or drop the rows{AGAIN}"
-    if n := missing_count(series):
-        return f"{n:,} of {len(series):,} values are missing, {none}{mend if 2 * n <= len(series) else ''}"
-    if series.dtype != pl.String or float(series.str.contains(r"\d").mean() or 0) < MIN_AGREEING:  # type: ignore[arg-type]
-        return "its values are no times"
-    odd = odd_values(series)
-    if (n := int(odd.sum())) and time_form(series.filter(~odd), strict=False) is not None:
-        at = int(odd.arg_max() or 0)
-        return (
-            f"{n:,} of {len(series):,} values are no times (the first, in row {at + 1:,}: {series[at]!r}), {none}{mend}"
-        )
-    return (
-        f"its values, such as {series[0]!r}, are no times that are known; name their form in schema.time_format{AGAIN}"
+    if forms and not found.options.get("time"):
+        _put_best(frame, found, forms, of_user, named)
+    is_sure = found.is_numbered or any(
+        form.unit != "order" and name not in of_user and not names.names_other_time(name)
+        for name, form in forms.items()
     )
+    for name, fault in (broken | unknown).items():
+        if is_sure or not fault.mend or (name in unknown and forms):
+            found.notes.append(f"'{name}': {fault.what}")
+        else:  # the recipe depends on it
+            tells = " and tells no order" if name in broken else ""
+            found.remarks.append(f"'{name}': {fault.what}{tells}; {fault.mend}, and call suggest again")
+
+
+class _Fault(NamedTuple):
+    """Why a column is no time, and what to do if it is to be one. Empty: nothing."""
+
+    what: str
+    mend: str = ""
+
+
+def given_format(found: GuessedColumns) -> str:
+    """Return the format of times that is given; "" for none."""
+    return str(found.options.get("time_format", ""))
+
+
+def _broken(series: pl.Series) -> _Fault | None:
+    """Return which values of a column of times are missing or no times; None for a column of others. Where most are missing nothing is to be done."""
+    mend = "fill these values or drop the rows"
+    if n := missing_count(series):
+        what = f"{n:,} of {len(series):,} values are missing, so it is no time"
+        return _Fault(what, mend if 2 * n <= len(series) else "")
+    if series.dtype != pl.String:
+        return None
+    odd = odd_values(series)
+    n, at = int(odd.sum()), int(odd.arg_max() or 0)
+    if not n or n > MAX_ODD * len(series) + 1 or time_form(series.filter(~odd), strict=False) is None:
+        return None
+    first = f"the first, in row {at + 1:,}: {series[at][:SHOWN]!r}"
+    return _Fault(f"{n:,} of {len(series):,} values are no times ({first}), so it is no time", mend)
+
+
+def _unknown(series: pl.Series) -> _Fault:
+    """Return why a column is none of times, and what to do where a format may read it."""
+    if series.dtype != pl.String or float(series.str.contains(r"\d").mean() or 0) < MIN_AGREEING:  # type: ignore[arg-type]
+        return _Fault("its values are no times")
+    return _Fault(problem(series), f"beside it set schema.time={series.name}")
 
 
 def _is_duration(frame: pl.DataFrame, name: str) -> bool:
     """Return True for numbers that are no order by their name: how long something takes, an hour of the day, a day beside its month."""
-    of_month = names.names_day(name) and any(names.names_part_of_date(other) for other in frame.columns)
-    return names.names_duration(name) or (of_month and bool(frame[name].is_between(1, 31).all()))
+    of_month = names.names_day(name) and any(
+        names.names_part_of_date(other) and frame[other].n_unique() > 1 for other in frame.columns
+    )
+    in_month = of_month and bool(frame[name].is_between(1, 31).all())
+    return (names.names_duration(name) or in_month) and not odd_times(frame[name])
 
 
-def _put_best(frame: pl.DataFrame, found: GuessedColumns, forms: dict[str, TimeForm], named: list[str]) -> None:
+def _put_best(
+    frame: pl.DataFrame, found: GuessedColumns, forms: dict[str, TimeForm], of_user: set[str], named: list[str]
+) -> None:
     """Put the best of some columns as the time: one of times, that varies for a user, by its name one of the row, and finer than a day
     if others are."""
     places = np.linspace(0, frame.height - 1, min(frame.height, COMPARED_ROWS)).astype(int)
@@ -103,7 +145,6 @@ def _put_best(frame: pl.DataFrame, found: GuessedColumns, forms: dict[str, TimeF
         return float((apart <= 1).mean() or 0) >= MIN_AGREEING  # type: ignore[arg-type]
 
     coarse = {name for name in real if whole[name] and any(not whole[o] and agree(name, o) for o in real)}
-    of_user = {name for name in forms if is_of(frame, found, "user_id", name)}
     keys = {
         name: (form.unit == "order", name in of_user, names.names_other_time(name), name in coarse)
         for name, form in forms.items()
@@ -115,16 +156,16 @@ def _put_best(frame: pl.DataFrame, found: GuessedColumns, forms: dict[str, TimeF
     _put_form(found, forms[best], frame[best])
     if forms[best].unit != "order" and best in of_user:
         found.remarks.append(
-            f"'{best}' as the time: each user has one value, so rows of a user have no order; schema.time=NAME would read another column, "
-            "an empty one none"
+            f"'{best}' as the time: each user has one value, so rows of a user have no order; schema.time=NAME would read another column"
         )
-    rivals = [name for name in ranked[1:] if keys[name] == keys[best] and name in times and not agree(best, name)]
+    alike = [name for name in ranked[1:] if keys[name] == keys[best] and name in times and name in named]
+    rivals = [name for name in alike if whole[name] <= whole[best] and not agree(best, name)]
     if best in times and rivals:
         found.remarks.append(f"'{best}' as the time: '{rivals[0]}' is another; schema.time={rivals[0]} would read it")
     if forms[best].unit == "order" and not names.is_time(best):
         found.remarks.append(
-            f"'{best}': its numbers are no times from 1990 to tomorrow, and are read as an order by its name alone; an empty schema.time "
-            "would read none"
+            f"'{best}': its numbers are no times from 1990 to tomorrow, and are read as an order by its name alone; set "
+            "schema.time = '' if it is none"
         )
 
 

@@ -23,7 +23,7 @@ FORMATS = (
     "%Y-%m", "%Y/%m", "%m/%Y", "%m.%Y", "%b %Y", "%B %Y", "%Y年%m月", "%Y%m%d", "%Y%m%d%H%M%S",
 )  # fmt: skip
 """Formats of text that a time has only if `schema.time_format` names them."""
-MAX_ODD = 0.01
+MAX_ODD = 0.05
 """Share of the values of a column, at most, that have a shape that those of a time have not."""
 _DIGIT_FORMATS = {6: "%Y%m", 8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 """Formats of whole numbers, by the number of their digits."""
@@ -87,13 +87,24 @@ def moments(series: pl.Series, form: TimeForm) -> pl.Series:
 
 
 def odd_values(series: pl.Series) -> pl.Series:
-    """Return True for the values of text that few others are like, at most MAX_ODD of them: their shape, digits and letters aside, or a year
-    before 1990 or after 2099, such as 0000 for none."""
+    """Return True for the values of text of a kind that few have, at most MAX_ODD of them and always one: the shape, digits and letters aside, and
+    whether a year of four digits is from 1990 to 2099, which 0000 for none is not."""
     text = series.cast(pl.String)
     shape = text.str.replace_all(r"\d+", "0").str.replace_all(r"[A-Za-z]+", "a")
     year = text.str.extract(r"(?:^|\D)(\d{4})(?:\D|$)").cast(pl.Int64)
     kind = pl.DataFrame({"shape": shape, "year": year.is_between(1990, 2099).fill_null(True)})
-    return kind.select(pl.len().over("shape", "year") <= MAX_ODD * len(series)).to_series()
+    return kind.select(pl.len().over("shape", "year") <= max(1, MAX_ODD * len(series))).to_series()
+
+
+def problem(series: pl.Series) -> str:
+    """Return why a column of text is none of times, as a training says it."""
+    times = Times(_schema(series.name or "time", "s", ""))
+    try:
+        times.look(series)
+        times.settle()
+    except DataError as e:
+        return str(e).removeprefix(times.what).lstrip(": ")
+    return "its values are no times"
 
 
 def refuse_orders(series: pl.Series) -> None:
