@@ -674,7 +674,7 @@ def test_numbers_bought_below_0_are_looked_at() -> None:
         "'Quantity': 3 of 40 values are below 0, as of returns, and these rows count as taken; drop them, or give a label"
     ]
     for other in ({"Quantity": [2] * N}, {"quantity": [True, False] * (N // 2)}):
-        assert guessed(**other).remarks == []  # type: ignore[arg-type]
+        assert guessed(**other).remarks == []
     assert guessed(Quantity=[-1] * N, label=[int(i % 11 == 0) for i in range(N)]).remarks == []
     assert guessed(Quantity=[-1] * N, event=["buy", "refund"] * (N // 2)).remarks == []
 

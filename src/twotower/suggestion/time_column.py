@@ -86,7 +86,7 @@ def guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
 
 
 class _Fault(NamedTuple):
-    """Why a column is no time, and what to do if it is to be one. Empty: nothing."""
+    """Reason why a column is no time, and what to do if it is to be one. Empty: nothing."""
 
     what: str
     mend: str = ""
