@@ -60,11 +60,11 @@ def test_biases_that_change_nothing_hide_no_better_one() -> None:
 
 def test_of_weights_that_are_as_good_beside_cold_items_the_least_is_taken() -> None:
     def of(weight: float, bias: float) -> float:
-        return {0.0: 98.5, 0.1: 99.2, 1.0: 100.0}.get(round(weight, 6), 50.0)
+        return {0.0: 96.9, 0.1: 97.1, 1.0: 100.0}.get(round(weight, 6), 50.0)
 
     assert best(blend(of), 0.0, 0.1, 1.0) == 0.1
     assert best(blend(of, cold=False), 0.0, 0.1, 1.0) == 1.0
-    assert best(blend(lambda weight, bias: 100.0 + 0.9 * (weight == 1)), 0.0, 1.0) == 0.0
+    assert best(blend(lambda weight, bias: 100.0 + 3.0 * (weight == 1)), 0.0, 1.0) == 0.0
 
 
 def test_without_cold_items_no_bias_is_added() -> None:

@@ -9,11 +9,13 @@ import torch
 
 from twotower.arrays.types import Bools, Shaped
 from twotower.evaluation.factors import Factors
-from twotower.train.starts.search import CLOSE, best_weight
+from twotower.train.starts.search import best_weight
 
 RAISES = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
 """Biases of cold items that are tried beside each weight, in standard deviations of a user's scores; all of them, as those that lift cold items into no
 list are equally good."""
+ENOUGH = 0.03
+"""Share of the best score within which the least weight is taken beside cold items: what is gained beyond is lost to these on some seeds (docs/log.md)."""
 
 
 @dataclass
@@ -55,12 +57,12 @@ class Blend:
         return found[best]
 
     def best(self, given: Sequence[float], score: Callable[[float], float]) -> float:
-        """Return the weight of the highest score, of those given and between them. With cold items it is the least whose score is within CLOSE of
+        """Return the weight of the highest score, of those given and between them. With cold items it is the least whose score is within ENOUGH of
         that: the greater the weight, the farther apart are known items, among which the scores of cold ones hardly differ."""
         if len(set(given)) == 1:
             return given[0]
         found = best_weight(given, score)
         if self.cold is None:
             return found
-        enough = self.scores[found] - CLOSE * abs(self.scores[found])
+        enough = self.scores[found] - ENOUGH * abs(self.scores[found])
         return min(weight for weight, value in self.scores.items() if value >= enough)
