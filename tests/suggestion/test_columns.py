@@ -648,6 +648,8 @@ def test_rows_that_were_only_shown_are_looked_at_where_they_are_most_or_may_be_v
     for shown in ("show_item", "display_ad", "exposure_feed", "shown_in_list"):
         kinds = guessed(action=[shown] * 5 + ["click_item"] * 35).options["events"]
         assert kinds == {shown: "ignored", "click_item": 1}
+    for refused in ("not_interested", "never_watched", "not_liked"):
+        assert guessed(action=[refused] * 5 + ["buy"] * 35).options["events"] == {refused: "negative", "buy": 1}
     assert guessed(action=["no_click"] * 5 + ["buy"] * 35).options["events"] == {"no_click": "negative", "buy": 1}
     assert guessed(action=["show_phone"] * 5 + ["buy"] * 35).options["events"] == {"buy": 1, "show_phone": 1}
 

@@ -272,6 +272,9 @@ def test_of_a_file_without_a_header_line_the_ids_are_the_first_columns_that_may_
         )
         columns = find_tables(tmp_path / name / "log.csv", folder=tmp_path).interactions.columns
         assert columns[:2] == ["user_id", "item_id"], name
+    liked = check_ins.select(pl.col("row") % 3 // 2, "who", "place")
+    liked.write_csv(tmp_path / "liked.csv", include_header=False)
+    assert find_tables(tmp_path / "liked.csv", folder=tmp_path).interactions.columns == ["label", "user_id", "item_id"]
     check_ins.select("who", "place", "lat").write_csv(tmp_path / "plain.csv", include_header=False)
     assert find_tables(tmp_path / "plain.csv", folder=tmp_path).interactions.columns == [
         "user_id",

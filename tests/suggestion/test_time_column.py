@@ -127,6 +127,12 @@ def test_a_form_that_is_not_known_is_asked_for() -> None:
     assert guessed(date=["morning", "noon"] * (N // 2)).remarks == []
 
 
+def test_a_given_format_that_does_not_fit_is_named() -> None:
+    frame = pl.DataFrame({"user_id": USERS, "item_id": ITEMS, "time": [date(s) for s in SECONDS]})
+    (remark,) = guess_columns(frame, {"time_format": "%d/%m/%Y"}, {}).remarks
+    assert remark.startswith("'time': row 1 holds '2020-09-13', which is not of schema.time_format = '%d/%m/%Y'")
+
+
 @pytest.mark.parametrize(
     "form", ["%d-%b-%Y", "%d-%b-%y", "%d-%b-%Y %H:%M:%S", "%b %d %Y", "%d/%b/%Y", "%d-%b-%y %I.%M.%S.%f %p"]
 )

@@ -20,7 +20,7 @@ _DURATIONS = (
     "mean max min median response wait waiting load loading travel duration"
 )
 _OTHER_TIMES = (
-    "delivery delivered ship shipped shipping shipment due expiry expires expiration end ended signup registered registration birth "
+    "delivery delivered return returned ship shipped shipping shipment due expiry expires expired expiration end ended signup registered registration birth "
     "birthday born joined updated update modified loaded ingested ingestion imported release released last first"
 )
 _LABELS = "rating ratings stars star score label like liked likes click clicked target outcome overall feedback vote y is_click"
@@ -187,8 +187,8 @@ def event_rule(kind: str) -> str | float | None:
     found = plain(kind)
     first, _, rest = found.partition("_")
     last = found.rpartition("_")[2]
-    if first in _NOT and rest:  # no_click is a refusal, not_skipped is not known
-        return "negative" if event_rule(rest) == 1 else None
+    if found not in _REFUSALS.split() and first in _NOT and rest:  # no_click is a refusal, not_skipped is not known
+        return "negative" if names_refusal(found) else None
     shown = first in _IMPRESSIONS.split() and last not in _CHOICES.split()
     if shown and first == "show" and rest:  # show_item, and not show_phone, which a user asks for
         shown = last in f"{_ITEMS} list feed card banner".split()
@@ -209,6 +209,8 @@ def names_refusal(name: str) -> bool:
     found = re.sub(r"_?[0-9]+$", "", plain(name)).removeprefix("is_")
     first, _, rest = found.partition("_")
     last = found.rpartition("_")[2]
+    if found in _REFUSALS.split():
+        return True
     if first in _NOT:
         chosen = {*f"{_CHOICES} {_LABELS} {_OUTCOMES}".split()}
         return bool(_ends(rest) & chosen) and not _ends(rest) & {*_REFUSALS.split()}

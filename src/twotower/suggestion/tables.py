@@ -285,6 +285,8 @@ def _column_names(frame: pl.DataFrame, own: int) -> tuple[str, ...]:
     folders, columns = frame.columns[own:], frame.columns[:own]
     wanted = [name for name in (USER, ITEM) if name not in folders]
     left = [name for name in columns if not _is_no_id(frame[name])]
+    others = [name for name in left if _meaning(frame[name]) != "label"]
+    left = others if len(others) >= len(wanted) else left
     if ITEM in wanted and any(
         not is_distinct(frame[name]) for name in left[len(wanted) - 1 :]
     ):  # each row its own item is none

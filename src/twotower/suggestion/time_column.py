@@ -58,7 +58,7 @@ def guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
         if form is None and (why := _broken(series)):
             broken[name] = why
         elif form is None:
-            unknown[name] = _unknown(series)
+            unknown[name] = _unknown(series, given_format(found))
         elif form.unit == "order" and _is_duration(frame, name):
             unknown[name] = _Fault(
                 "by its name a duration or a part of a date",
@@ -107,17 +107,22 @@ def _broken(series: pl.Series) -> _Fault | None:
         return None
     odd = odd_values(series)
     n, at = int(odd.sum()), int(odd.arg_max() or 0)
-    if not n or n > MAX_ODD * len(series) + 1 or time_form(series.filter(~odd), strict=False) is None:
+    if (
+        not n
+        or len(series) < 3
+        or n > MAX_ODD * len(series) + 1
+        or time_form(series.filter(~odd), strict=False) is None
+    ):
         return None
     first = f"the first, in row {at + 1:,}: {series[at][:SHOWN]!r}"
     return _Fault(f"{n:,} of {len(series):,} values are no times ({first}), so it is no time", mend)
 
 
-def _unknown(series: pl.Series) -> _Fault:
-    """Return why a column is none of times, and what to do where a format may read it."""
+def _unknown(series: pl.Series, given: str) -> _Fault:
+    """Return why a column is none of times, of a format if one is given, and what to do where another may read it."""
     if series.dtype != pl.String or float(series.str.contains(r"\d").mean() or 0) < MIN_AGREEING:  # type: ignore[arg-type]
         return _Fault("its values are no times")
-    return _Fault(problem(series), f"beside it set schema.time={series.name}")
+    return _Fault(problem(series, given), f"beside it set schema.time={series.name}")
 
 
 def _is_duration(frame: pl.DataFrame, name: str) -> bool:

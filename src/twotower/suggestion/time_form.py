@@ -96,9 +96,9 @@ def odd_values(series: pl.Series) -> pl.Series:
     return kind.select(pl.len().over("shape", "year") <= max(1, MAX_ODD * len(series))).to_series()
 
 
-def problem(series: pl.Series) -> str:
-    """Return why a column of text is none of times, as a training says it."""
-    times = Times(_schema(series.name or "time", "s", ""))
+def problem(series: pl.Series, given: str = "") -> str:
+    """Return why a column of text is none of times, of a format if one is given, as a training says it."""
+    times = Times(_schema(series.name or "time", "s", given))
     try:
         times.look(series)
         times.settle()

@@ -31,8 +31,8 @@ class Blend:
     """Metrics of vectors on validation."""
     score_of: Callable[[Mapping[str, float]], float]
     """The monitored one of metrics; higher is better."""
-    cold: Shaped[Bools, "items"] | None = None
-    """True for items that a bias raises. None: no item."""
+    cold: Shaped[Bools, "rows"] | None = None
+    """True for rows of items that a bias raises. None: no item."""
     spread: Callable[[Factors], float] | None = None
     """Standard deviation of a user's scores, the unit of that bias."""
     raised: dict[float, float] = field(default_factory=dict)

@@ -75,7 +75,7 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
     if recipe.last_starts and dataset.schema.side("context"):
         raise ConfigError(
             f"train.start of kind '{recipe.last_starts[0].kind}' has blend and learn = false, a weight beside trained pairs, and their vectors "
-            "depend on the context; give scale in its place, or drop the features of the context"
+            "depend on the context; give scale in its place, leave out the start and its pair, or drop the features of the context"
         )
     for metric in recipe.evaluation.metrics:
         metric.check(dataset)
