@@ -40,7 +40,7 @@ def guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
     if "time" in found.options:
         name = str(found.options["time"])
         if name in frame.columns and "time_unit" not in found.options:
-            form = time_form(frame[name], str(found.options.get("time_format", "")))
+            form = time_form(frame[name], _given_format(found))
             if form is not None:
                 _put_form(found, form, frame[name])
             elif "time_format" not in found.options:
@@ -54,11 +54,11 @@ def guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
     forms, broken, unknown = dict[str, TimeForm](), dict[str, _Fault](), dict[str, _Fault]()
     for name in rows_vary(frame, found, "time", dict.fromkeys([*named, *typed, *others])):
         series = frame[name]
-        form = None if missing_count(series) else time_form(series, given_format(found), strict=not forms)
+        form = None if missing_count(series) else time_form(series, _given_format(found), strict=not forms)
         if form is None and (why := _broken(series)):
             broken[name] = why
         elif form is None:
-            unknown[name] = _unknown(series, given_format(found))
+            unknown[name] = _unknown(series, _given_format(found))
         elif form.unit == "order" and _is_duration(frame, name):
             unknown[name] = _Fault(
                 "by its name a duration or a part of a date",
@@ -92,7 +92,7 @@ class _Fault(NamedTuple):
     mend: str = ""
 
 
-def given_format(found: GuessedColumns) -> str:
+def _given_format(found: GuessedColumns) -> str:
     """Return the format of times that is given; "" for none."""
     return str(found.options.get("time_format", ""))
 
