@@ -492,7 +492,7 @@ def test_join_sum_of_fields_of_different_widths_is_a_config_error() -> None:
 def test_each_activation_and_the_layer_norm_change_the_vectors_of_the_same_weights() -> None:
     users, _ = world().inputs()
     found = []
-    for activation in ("LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid"):
+    for activation in ("LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid", "Identity"):
         model = build((tower(activation=activation), tower()))
         found.append(model.user_vectors(users))
     layered = build((tower(layer_norm=True), tower()))

@@ -157,7 +157,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "dropout": {"pairs": both(dropout=0.5, field_dropout=0.5, layers=[12, 8]), "unknown_rate": 0.5, "user_id_dropout": 0.3, "item_id_dropout": 0.3},
     **{
         a: {"pairs": both(activation=a, layers=[12, 8])}
-        for a in ("LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid")
+        for a in ("LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid", "Identity")
     },
     **{
         f"branch {name}": {"pairs": both(branches=[b], layers=[12, 8])}

@@ -23,6 +23,7 @@ from twotower.suggestion.choice import MIN_LONG, RULES
 from twotower.suggestion.composition import _has_id
 from twotower.suggestion.recipes import FittedRecipe, Settings, read_recipe
 from twotower.suggestion.settings import shaped_settings
+from twotower.suggestion.side_features import SideFeature
 from twotower.suggestion.suggest import Suggestion, suggest
 from twotower.train.trainer import Trainer
 
@@ -787,25 +788,41 @@ def test_a_model_that_is_its_start_is_wider_on_a_small_log(rows: int, users: int
 
 
 @pytest.mark.parametrize(
-    ("users", "items", "is_left"), [(50_000, 10_000, False), (50_000, 10_001, True), (9_000, 11_000, False)]
+    ("users", "items", "is_left", "has_columns"),
+    [
+        (50_000, 10_000, False, True),
+        (50_000, 10_001, True, True),
+        (9_000, 11_000, False, True),
+        (50_000, 10_000, False, False),
+        (50_000, 10_001, True, False),
+    ],
 )
-def test_a_closed_form_beside_another_is_left_out_where_it_does_not_fit(users: int, items: int, is_left: bool) -> None:
+def test_a_closed_form_beside_another_is_left_out_where_it_does_not_fit(
+    users: int, items: int, is_left: bool, has_columns: bool
+) -> None:
     rule = next(rule for rule in RULES if rule.recipe == "collaborative")
     settings = read_recipe(rule.recipe)
     _, config = parse_config(settings)
     shape = replace(of((None, None, log(length=8))).shape, users=users, items=items)
-    fitted = FittedRecipe(settings, "user_id", "item_id", (), False)
+    columns = (
+        [SideFeature("brand", {"kind": "categorical", "side": "item", "name": "brand"}, "")] if has_columns else []
+    )
+    fitted = FittedRecipe(settings, "user_id", "item_id", columns, False)
     found, comments = shaped_settings(settings, fitted, shape, config, rule.rows, rule.ids)
     schema, left = parse_config(
         {**found, "evaluation": settings["evaluation"], "schema": {"features": fitted.features}}
     )
     assert schema is not None
     kinds, names = [start.kind for start in left.train.start], [f.name for f in schema.features]
-    assert (kinds, len(left.model.pairs)) == ((["ials"], 1) if is_left else (["ials", "ease"], 2))
-    assert ("together" in names, "history" in names) == (not is_left, True)
-    assert ("train.start" in comments) == is_left
-    if is_left:
-        assert f"{users:,} users and {items:,} items are too many" in comments["train.start"]
+    expected = ["ials"] + ["ease"] * (not is_left) + ["content"] * has_columns
+    assert (kinds, [start.pair for start in left.train.start]) == (expected, [*range(len(expected))])
+    assert len(left.model.pairs) == len(expected)
+    assert ("together" in names, "history" in names, "contents" in names) == (not is_left, True, has_columns)
+    if has_columns:
+        assert left.model.pairs[-1].item.fields == ("brand",)
+    told = comments.get("train.start", "")
+    assert (f"'ease' and its pair: {users:,} users and {items:,} items are too many" in told) == is_left
+    assert ("'content' and its pair: the tables have none of the columns" in told) == (not has_columns)
 
 
 def test_a_closed_form_beside_another_is_no_wider_than_the_log_has_items() -> None:

@@ -12,8 +12,8 @@ from twotower.model.lowering import lower
 if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder
 
-Activation = Literal["LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid"]
-"""Names of the activations, which are those of torch.nn."""
+Activation = Literal["LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid", "Identity"]
+"""Names of the activations, which are those of torch.nn. Identity: none."""
 
 
 def activation_module(name: Activation) -> nn.Module:
@@ -51,3 +51,8 @@ def _(module: nn.Tanh, g: GraphBuilder, x: str) -> str:
 @lower.register(nn.Sigmoid)
 def _(module: nn.Sigmoid, g: GraphBuilder, x: str) -> str:
     return g("Sigmoid", x)
+
+
+@lower.register(nn.Identity)
+def _(module: nn.Identity, g: GraphBuilder, x: str) -> str:
+    return x

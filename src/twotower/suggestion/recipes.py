@@ -84,6 +84,13 @@ class FittedRecipe:
         model = settings.get("model", {})
         assert isinstance(model, Mapping)
         self.model: Settings = {**model}
+        self.without_columns = {
+            place
+            for place, pair in enumerate(config.model.pairs)
+            for side, tower in (("user", pair.user), ("item", pair.item))
+            if tower.fields and not any(self._renamed.get((side, name)) for name in tower.fields)
+        }
+        """Pairs that read nothing but columns that the tables lack."""
         if isinstance(pairs := model.get("pairs"), list):
             self.model["pairs"] = [
                 {side: self._fit_tower(tower, side) for side, tower in pair.items() if isinstance(tower, Mapping)}

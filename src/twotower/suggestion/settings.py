@@ -9,6 +9,7 @@ from twotower.config.experiment import Config
 from twotower.config.toml import TomlValue
 from twotower.suggestion.recipes import FittedRecipe, Settings
 from twotower.suggestion.shape import Shape
+from twotower.train.starts.start import Start
 
 MAX_FULL_ITEMS = 50_000
 """Items up to which a loss over the whole catalogue is trained."""
@@ -69,7 +70,16 @@ def _shape_blends(
         and isinstance(given := train["start"], list)
     ):
         return
-    left = [s for s in starts if s.blend and (unweighed or not s.is_exact(shape.users, shape.items))]
+    too_large = f"{shape.users:,} users and {shape.items:,} items are too many for its closed form."
+    reasons = dict[str, list[str]]()
+    left = list[Start]()
+    for start in starts:
+        why = unweighed or ("" if start.is_exact(shape.users, shape.items) else too_large)
+        if start.pair in fitted.without_columns:
+            why = "the tables have none of the columns that it reads."
+        if start.blend and why:
+            left.append(start)
+            reasons.setdefault(why, []).append(f"'{start.kind}'")
     gone = sorted((start.pair for start in left), reverse=True)
     for pair in gone:
         fitted.drop_pair(pair)
@@ -86,9 +96,8 @@ def _shape_blends(
             )
     settings["train"] = {**train, "start": kept}
     if left:
-        what = " and ".join(f"'{start.kind}'" for start in left)
-        comments["train.start"] = f"Without the recipe's start {what} and its pair: " + (
-            unweighed or f"{shape.users:,} users and {shape.items:,} items are too many for its closed form."
+        comments["train.start"] = " ".join(
+            f"Without the recipe's start {' and '.join(kinds)} and its pair: {why}" for why, kinds in reasons.items()
         )
 
 

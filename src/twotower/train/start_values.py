@@ -185,7 +185,7 @@ def check_started(model: TwoTower, recipe: Recipe) -> None:
     for start in recipe.first_starts:
         items = model.towers("item")[start.pair].embeddings
         may_be_zero = start.blend and recipe.train.epochs
-        if not (may_be_zero or items.rows_of(items.fields[0].name).any()):
+        if not (may_be_zero or any(items.rows_of(field.name).any() for field in items.fields)):
             raise TrainingError(
                 f"train.start of pair {start.pair} has its values before the first step, and the checkpoint is of a training that gives them "
                 "after the last; leave its blend, its learn and train.epochs as they were, or train anew"

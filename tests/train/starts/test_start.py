@@ -22,7 +22,7 @@ from trainers import same, weights
 from worlds import settings
 
 from twotower import api
-from twotower.arrays.ragged import offsets_of
+from twotower.arrays.ragged import Column, Ragged, offsets_of
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
@@ -33,6 +33,9 @@ from twotower.errors import ConfigError, Interrupted, RunError, TrainingError
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.features.categorical import Categorical
+from twotower.features.feature import Feature
+from twotower.features.multi_hot import MultiHot
+from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.model.pooling.pooling import Pooling
@@ -59,11 +62,12 @@ class Neighbours(Start):
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         counts = torch.nn.functional.pad(positives.gram().float().fill_diagonal_(0), (0, width - positives.n_columns))
-        return PairValues(counts, torch.eye(positives.n_columns, width))
+        return PairValues(counts, (torch.eye(positives.n_columns, width),))
 
 
 KINDS: list[type[Start]] = [*STARTS, Neighbours]
 POOLING: dict[str, dict[str, Any]] = {
+    "content": {"kind": "ridge", "steps": 30},
     "ease": {"kind": "sum"},
     "ials": {"kind": "ridge", "steps": 30},
     "slit": {"kind": "decay", "rates": [0.5]},
@@ -71,7 +75,9 @@ POOLING: dict[str, dict[str, Any]] = {
     Neighbours.kind: {"kind": "sum"},
 }
 IN_ORDER = ("slit", "transitions")
+BY_COLUMNS = ("content",)
 EXACT: dict[str, dict[str, Any]] = {
+    "content": {"unobserved": [0.2], "regularization": [0.05]},
     "ease": {"regularization": [3.0]},
     "ials": {"steps": 30, "sweeps": 3, "unobserved": [0.2]},
     "slit": {"regularization": [3.0]},
@@ -79,6 +85,7 @@ EXACT: dict[str, dict[str, Any]] = {
     Neighbours.kind: {},
 }
 CHOICES: dict[str, tuple[str, list[float]]] = {
+    "content": ("regularization", [0.001, 0.05, 10.0]),
     "ease": ("regularization", [0.001, 3.0, 1e6]),
     "ials": ("regularization", [0.001, 0.05, 10.0]),
     "slit": ("regularization", [0.001, 3.0, 1e6]),
@@ -102,16 +109,29 @@ def log_of_tastes(weighted: bool) -> pl.DataFrame:
 
 def world(of: str, weighted: bool = False, share: bool = False, pooling: dict[str, Any] | None = None) -> Dataset:
     history = Sequence(name="h", side="user", share_embedding=share, pooling=pooling or POOLING[of])
-    features = (history, Categorical(name="item_id", side="item"))
+    features: tuple[Feature, ...] = (history, Categorical(name="item_id", side="item"))
+    if of in BY_COLUMNS:
+        features += Categorical(name="colour", side="item"), MultiHot(name="tags", side="item", separator="|")
     in_order: dict[str, Any] = {"time": "t", "time_unit": "order"} if of in IN_ORDER else {}
     schema = Schema(features=features, weight="w" if weighted else "", **in_order)
     return build_dataset(
-        check(None, None, log_of_tastes(weighted), schema), schema, SplitConfig(kind="column", column="part")
+        check(None, columns() if of in BY_COLUMNS else None, log_of_tastes(weighted), schema),
+        schema,
+        SplitConfig(kind="column", column="part"),
     )
 
 
+def columns() -> pl.DataFrame:
+    """A colour of each item, None for one, and up to three tags."""
+    tags = ["|".join(f"t{n}" for n in range(4) if (item >> n) & 1) for item in range(ITEMS)]
+    return pl.DataFrame({"item_id": range(ITEMS), "colour": [*"rgb" * 4, None, "r"], "tags": tags})
+
+
 def config(kind: str, pairs: int = 1, train: dict[str, Any] | None = None, **options: Any) -> Config:
-    pair = {"user": {"fields": ["h"], "layers": []}, "item": {"fields": ["item_id"], "layers": []}}
+    item: dict[str, Any] = {"fields": ["item_id"], "layers": []}
+    if kind in BY_COLUMNS:
+        item |= {"fields": ["tags", "colour"], "join": "sum", "activation": "Identity"}
+    pair = {"user": {"fields": ["h"], "layers": []}, "item": item}
     start = {"kind": kind} | EXACT[kind] | options
     return settings(
         model={"width": WIDTH, "similarity": "dot", "bias": False, "temperature": 1.0, "pairs": [pair] * pairs},
@@ -169,6 +189,35 @@ def ials_scores(x: np.ndarray, histories: np.ndarray) -> np.ndarray:
     for _ in range(3):
         v = half(x.T, half(x, v, len(codes)), int((x.sum(1) > 0).sum()))
     return half(histories, v, len(codes)) @ v.T
+
+
+def content_of(data: Dataset) -> np.ndarray:
+    """The values of the columns (items, values)."""
+    table, found = columns(), np.zeros((ITEMS, 7))
+    for item, (colour, tags) in enumerate(zip(table["colour"], table["tags"], strict=True)):
+        if colour:
+            found[item, "rgb".index(colour)] = 1
+        for tag in filter(None, tags.split("|")):
+            found[item, 3 + int(tag[1:])] = 1 / len(tags.split("|"))
+    order = data.items.ids.cast(pl.Int64).to_numpy()
+    content: np.ndarray = found[order]
+    return content
+
+
+def content_scores(data: Dataset, histories: np.ndarray, width: int = ITEMS) -> np.ndarray:
+    """The scores by `width` leading directions of the values among the positives. Every history is solved by its normal equations."""
+    a, rate, x = 0.2, 0.05, matrix(data)
+    v, taken = content_of(data), x.sum(0)
+    if width < v.shape[1]:
+        v = v @ np.linalg.eigh((v * taken[:, None]).T @ v)[1][:, ::-1][:, :width]
+    gram, n = a * v[taken > 0].T @ v[taken > 0], (taken > 0).sum()
+    users = np.zeros((len(histories), v.shape[1]))
+    for row in np.flatnonzero(histories.sum(1)):
+        mine = v[histories[row] > 0]
+        penalty = rate * (len(mine) + a * n) * np.eye(v.shape[1])
+        users[row] = np.linalg.solve(mine.T @ mine + gram + penalty, mine.sum(0))
+    predicted: np.ndarray = users @ v.T
+    return predicted
 
 
 def neighbour_scores(x: np.ndarray, histories: np.ndarray) -> np.ndarray:
@@ -250,12 +299,22 @@ def histories_of(kind: str, data: Dataset) -> np.ndarray:
 
 
 NAIVE: dict[str, Callable[[Dataset, np.ndarray], np.ndarray]] = {
+    "content": content_scores,
     "ease": lambda data, histories: of_size_one(ease_weights(matrix(data)), data, histories),
     "ials": lambda data, histories: ials_scores(matrix(data), histories),
     "slit": slit_scores,
     "transitions": transition_scores,
     Neighbours.kind: lambda data, histories: neighbour_scores(matrix(data), histories),
 }
+
+
+def padded(column: Column) -> np.ndarray:
+    """The codes of a column of lists, -1 after the end of a row."""
+    assert isinstance(column, Ragged)
+    found = np.full((len(column), max(1, column.lengths.max())), -1)
+    for row in range(len(column)):
+        found[row, : column.lengths[row]] = column.row(row)
+    return found
 
 
 def scores(found: Factors) -> np.ndarray:
@@ -272,7 +331,46 @@ def test_without_training_the_scores_are_those_of_the_closed_form(kind: type[Sta
     x = matrix(data)
     found = scores(factors_before(trained.model, data, VALIDATION))
     np.testing.assert_allclose(found, NAIVE[kind.kind](data, histories_of(kind.kind, data)), rtol=2e-3, atol=2e-4)
-    assert not found[:, x.sum(0) == 0].any(), "an item without training interactions scores 0"
+    assert found[:, x.sum(0) == 0].any() == (kind.kind in BY_COLUMNS), (
+        "an item without training scores 0, but for its columns"
+    )
+
+
+def test_of_more_values_than_numbers_the_leading_directions_are_kept() -> None:
+    data, sections = world("content"), config("content").model_dump(mode="json")
+    sections["model"]["width"] = 3
+    found = scores(factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, VALIDATION))
+    expected = content_scores(data, histories_of("content", data), width=3)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (["item_id", "tags"], "feature 'item_id' is the id of the items; leave it out of model.pairs.0.item.fields"),
+        (["tags", "size"], "feature 'size' has no embedding of each value; leave it out"),
+    ],
+)
+def test_content_reads_columns_of_values(fields: list[str], message: str) -> None:
+    schema = world("content").schema
+    schema = schema.model_copy(update={"features": (*schema.features, Numeric(name="size", side="item"))})
+    tables = check(None, columns().with_columns(size=pl.int_range(ITEMS)), log_of_tastes(False), schema)
+    data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
+    sections = config("content").model_dump(mode="json")
+    sections["model"]["pairs"][0]["item"]["fields"] = fields
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Trainer(data, Config.model_validate(sections))
+
+
+def test_items_of_no_known_value_are_no_content() -> None:
+    schema, empty = world("content").schema, columns().with_columns(colour=pl.lit(None, pl.String), tags=pl.lit(""))
+    data = build_dataset(
+        check(None, empty, log_of_tastes(False), schema), schema, SplitConfig(kind="column", column="part")
+    )
+    with pytest.raises(
+        TrainingError, match="no value of a column at the items of the positives; leave the start and its pair out"
+    ):
+        Trainer(data, config("content")).run()
 
 
 def test_the_scale_of_slit_holds_under_a_regularization_far_above_the_counts() -> None:
@@ -284,6 +382,7 @@ def test_the_scale_of_slit_holds_under_a_regularization_far_above_the_counts() -
 
 STARTS_MODULE = "twotower.train.starts"
 SHARED = {
+    "content": "content._directions",
     "ease": "positives.PositiveMatrix.gram",
     "ials": "positives.PositiveMatrix.transposed",
     "slit": "slit.decayed_products",
@@ -327,7 +426,11 @@ def test_the_exported_towers_score_so_for_a_user_whom_training_never_saw(kind: t
             export_tower(model, side, data.encoders.fields(side), Path(folder, side))
         of_history = {"lookup": np.zeros((1, 0), np.int64), "bag0": codes[liked][None].astype(np.int64)}
         user = OnnxTower(Path(folder, "user"))(of_history)
-        items = OnnxTower(Path(folder, "item"))({"lookup": codes[:, None].astype(np.int64)})
+        fields = data.encoders.fields("item")
+        lookups = [np.asarray(data.items.columns[f.name]) for f in fields if f.kind == "lookup"]
+        of_items = {"lookup": np.stack(lookups, 1).astype(np.int64)}
+        of_items |= {f"bag{n}": padded(data.items.columns[f.name]) for n, f in enumerate(fields) if f.kind == "bag"}
+        items = OnnxTower(Path(folder, "item"))(of_items)
     history = (
         decayed(liked, len(codes))[None] if kind.kind == "slit" else np.isin(np.arange(len(codes)), liked)[None] * 1.0
     )
@@ -603,9 +706,10 @@ def test_from_as_many_numbers_as_items_on_each_item_is_an_axis_of_its_own(width:
     data = world("transitions")
     positives = PositiveMatrix.of(data, np.asarray(data.items.columns["item_id"]), ITEMS + 1)
     found = TransitionFactors(span=3, lag=1.0, frequency=(0.3,)).solve(positives, Sum(), width, 1)
-    assert found.source.shape == found.target.shape == (ITEMS + 1, width)
-    assert bool(((found.target != 0).sum(1) == torch.tensor([0] + [1] * ITEMS)).all()) == axes
-    scored = (found.source @ found.target.T)[1:, 1:].numpy()
+    (target,) = found.targets
+    assert found.source.shape == target.shape == (ITEMS + 1, width)
+    assert bool(((target != 0).sum(1) == torch.tensor([0] + [1] * ITEMS)).all()) == axes
+    scored = (found.source @ target.T)[1:, 1:].numpy()
     np.testing.assert_allclose(scored, transition_scores(data, np.eye(ITEMS), min(width, ITEMS)), atol=2e-3)
 
 
@@ -653,7 +757,9 @@ def test_sparse_counts_give_what_dense_ones_give() -> None:
     data = world("transitions")
     positives = PositiveMatrix.of(data, np.asarray(data.items.columns["item_id"]), ITEMS + 1)
     dense, sparse = (TransitionFactors(dense_cells=cells).solve(positives, Sum(), 8, 1) for cells in (1000, 0))
-    torch.testing.assert_close(dense.source @ dense.target.T, sparse.source @ sparse.target.T, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        dense.source @ dense.targets[0].T, sparse.source @ sparse.targets[0].T, atol=1e-3, rtol=1e-3
+    )
 
 
 def test_more_transitions_than_the_bound_lower_the_span_and_say_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -171,7 +171,7 @@ def scaled_values(
     so that both learn at one rate."""
     source = source / mean_square.sqrt()
     balance = (source.norm() / target.norm()).sqrt()
-    return PairValues(wide(source / balance, width), wide(target * balance, width))
+    return PairValues(wide(source / balance, width), (wide(target * balance, width),))
 
 
 def wide(rows: F32[Tensor, "N E"], width: int) -> F32[Tensor, "N W"]:

@@ -73,7 +73,7 @@ class Ials(Start):
         penalty = _penalty(vectors, a, rate, n_items).diagonal()
         if not penalty.min() > torch.finfo(torch.float32).eps * penalty.max():
             raise torch.linalg.LinAlgError("float32 cannot tell the least penalty from 0")  # type: ignore[attr-defined]
-        return PairValues(vectors, vectors, penalty.diag(), rate, bias)
+        return PairValues(vectors, (vectors,), penalty.diag(), rate, bias)
 
 
 def _turned(items: F32[Tensor, "C E"], users: F32[Tensor, "R E"]) -> tuple[F32[Tensor, "C E"], F32[Tensor, "R E"]]:

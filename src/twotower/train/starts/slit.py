@@ -60,7 +60,7 @@ class Slit(Start):
 
     def check(self, dataset: Dataset, model: ModelConfig) -> None:
         super().check(dataset, model)
-        history, _ = self.fields(dataset, model)
+        history = self.history(dataset, model)
         assert history.pools is not None
         if resolve(history.pools).decay_rate in (None, 1.0):
             raise ConfigError(

@@ -13,13 +13,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from twotower.arrays.types import F32
+from twotower.arrays.types import F32, Codes, Shaped
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, TrainingError
 from twotower.features.feature import Feature
 from twotower.features.field import InputField
-from twotower.features.side import SIDES
+from twotower.features.side import SIDES, SideName
 from twotower.features.values import UNKNOWN
 from twotower.kinds import Kind
 from twotower.model.pooling import resolve
@@ -35,11 +35,12 @@ Weight = Annotated[float, Field(ge=0, le=1000)]
 
 @dataclass(frozen=True)
 class PairValues:
-    """Values of a pair: a user's vector is pooled `source` rows of the history, an item's vector its `target` row. A code is a
-    row; the score of user and item is their product."""
+    """Values of a pair: a user's vector is pooled `source` rows of the history, an item's vector its row of `targets`, or the sum of one row
+    of each. A code is a row; the score of user and item is their product."""
 
     source: F32[Tensor, "codes E"]
-    target: F32[Tensor, "codes E"]
+    targets: tuple[F32[Tensor, "_ E"], ...]
+    """Rows of each field of the item tower, in its order."""
     penalty: F32[Tensor, "E E"] | None = None
     rate: float = 0.0
     """Penalties of a pooling `ridge`, with `penalty`."""
@@ -50,8 +51,8 @@ class PairValues:
 class Start(Kind):
     """Values that a pair of towers has before the first step, or, weighed beside trained pairs, after the last, in closed form from the training positives and their weights.
 
-    The pair's user tower reads one history of item ids and its item tower the item's id, both without layers, so its first
-    score is that of the closed form, for users without any training too. An unknown item gets zeros.
+    The pair's user tower reads one history of item ids and its item tower the item's id, or what a kind reads in its place, both without
+    layers, so its first score is that of the closed form, for users without any training too. An unknown value gets zeros.
     """
 
     poolings: ClassVar[tuple[str, ...]]
@@ -164,12 +165,13 @@ class Start(Kind):
             )
         for side, tower in (("user", model.pairs[self.pair].user), ("item", model.pairs[self.pair].item)):
             plain = not (tower.layers or tower.branches or tower.senet.enabled or tower.augment or tower.field_norm)
-            if not plain or tower.output_norm or tower.join != "concat":
+            is_sum = tower.join == "sum" and tower.activation == "Identity" and not tower.layer_norm
+            if not plain or tower.output_norm or not (tower.join == "concat" or is_sum):
                 raise ConfigError(
-                    f"{key} needs towers that are their one field; set model.pairs.{self.pair}.{side} = {{ fields = […], layers = [] }} "
-                    "without other options"
+                    f"{key} needs towers that are their one field, or the plain sum of several (join = 'sum', activation = 'Identity'); set "
+                    f"model.pairs.{self.pair}.{side} = {{ fields = […], layers = [] }} without other options"
                 )
-        history, item = self.fields(dataset, model)
+        history = self.history(dataset, model)
         spec, pools = history.history, history.pools
         assert spec is not None
         assert pools is not None
@@ -201,43 +203,55 @@ class Start(Kind):
             raise ConfigError(
                 f"{key} does not go with schema.valid_from of items; leave out the start, or the versions"
             )
-        if not (dataset.encoders.history_codes(spec, dataset.items.frame) == dataset.items.columns[item.name]).all():
+        self.check_items(dataset, model)
+
+    def check_items(self, dataset: Dataset, model: ModelConfig) -> None:
+        """Raise ConfigError if the start does not go with what the pair's item tower reads: the id, with the codes of the history."""
+        _, found = self._fields("item", dataset, model)
+        if len(found) != 1 or found[0] != dataset.schema.id_feature("item"):
+            raise self._needs_one("item", "the categorical feature of the item ids", dataset, model)
+        history, item = self.history(dataset, model), found[0]
+        if not (self.history_codes(dataset, model) == dataset.items.columns[item.name]).all():
             raise ConfigError(
-                f"{key}: the codes of feature '{item.name}' are not those of history '{history.name}'; leave min_count and "
-                "hash_buckets of the item's id at their defaults"
+                f"train.start of kind '{self.kind}': the codes of feature '{item.name}' are not those of history '{history.name}'; leave "
+                "min_count and hash_buckets of the item's id at their defaults"
             )
 
-    def fields(self, dataset: Dataset, model: ModelConfig) -> tuple[Feature, Feature]:
-        """Return the history that the pair's user tower reads, and the id that its item tower reads. Raises ConfigError."""
-        schema, found = dataset.schema, []
-        for side in ("user", "item"):
-            features = {f.name: f for f in (schema.tower("user") if side == "user" else schema.tower("item"))}
-            pair = model.pairs[self.pair]
-            names = (pair.user if side == "user" else pair.item).fields or tuple(features)
-            fits = [f for f in (features.get(name) for name in names) if f is not None]
-            one = fits[0] if len(names) == 1 == len(fits) else None
-            spec = one.history if one else None
-            ids = spec is not None and not spec.feature if side == "user" else one == schema.id_feature("item")
-            if one is None or not ids:
-                what = "a sequence of item ids" if side == "user" else "the categorical feature of the item ids"
-                raise ConfigError(
-                    f"train.start of kind '{self.kind}' needs one field in model.pairs.{self.pair}.{side}.fields, {what}; it has "
-                    f"{', '.join(names) or 'none'}"
-                )
-            found.append(one)
-        return found[0], found[1]
+    def history(self, dataset: Dataset, model: ModelConfig) -> Feature:
+        """Return the history that the pair's user tower reads. Raises ConfigError."""
+        _, found = self._fields("user", dataset, model)
+        spec = found[0].history if len(found) == 1 else None
+        if spec is None or spec.feature:
+            raise self._needs_one("user", "a sequence of item ids", dataset, model)
+        return found[0]
+
+    def _fields(self, side: SideName, dataset: Dataset, model: ModelConfig) -> tuple[tuple[str, ...], list[Feature]]:
+        """Return the names of the fields that a tower of the pair reads, and the features that are there."""
+        features, pair = {f.name: f for f in dataset.schema.tower(side)}, model.pairs[self.pair]
+        names = (pair.user if side == "user" else pair.item).fields or tuple(features)
+        return names, [features[name] for name in names if name in features]
+
+    def _needs_one(self, side: SideName, what: str, dataset: Dataset, model: ModelConfig) -> ConfigError:
+        names, _ = self._fields(side, dataset, model)
+        return ConfigError(
+            f"train.start of kind '{self.kind}' needs one field in model.pairs.{self.pair}.{side}.fields, {what}; it has "
+            f"{', '.join(names) or 'none'}"
+        )
 
     def positives(self, dataset: Dataset, model: ModelConfig) -> PositiveMatrix:
         """Return the positives that the pair's values are solved from."""
-        history, _ = self.fields(dataset, model)
-        assert history.history is not None
-        codes = dataset.encoders.history_codes(history.history, dataset.items.frame)
-        return PositiveMatrix.of(dataset, codes, self.n_codes(dataset, model))
+        return PositiveMatrix.of(dataset, self.history_codes(dataset, model), self.n_codes(dataset, model))
+
+    def history_codes(self, dataset: Dataset, model: ModelConfig) -> Shaped[Codes, "items"]:
+        """Return the code of each item in the pair's history."""
+        spec = self.history(dataset, model).history
+        assert spec is not None
+        return dataset.encoders.history_codes(spec, dataset.items.frame)
 
     def n_codes(self, dataset: Dataset, model: ModelConfig) -> int:
         """Return the number of codes of the pair's history, the unknown one too."""
-        history, _ = self.fields(dataset, model)
-        return next(f.rows for f in dataset.encoders.fields("user") if f.name == history.name)
+        name = self.history(dataset, model).name
+        return next(f.rows for f in dataset.encoders.fields("user") if f.name == name)
 
 
 def start_pair(
@@ -247,8 +261,8 @@ def start_pair(
     """Overwrite the pair of a start with its values, those of rank 0 on all ranks. `positives` are those of the start, on rank 0. The
     biases of the items stay where `keeps_biases` says that they are trained."""
     user, item = (model.towers(side)[start.pair].embeddings for side in SIDES)
-    history, target = user.fields[0], item.fields[0]
-    pools = start.fields(dataset, model.config)[0].pools
+    history = user.fields[0]
+    pools = start.history(dataset, model.config).pools
     assert pools is not None
     found = context.broadcast(
         None if positives is None else _values(start, positives, resolve(pools), history.width, seed)
@@ -257,14 +271,16 @@ def start_pair(
         raise TrainingError(found)
     if found is None:
         raise _not_finite(start)
-    if not all(bool(torch.isfinite(t).all()) for t in (found.source, found.target, found.item_bias) if t is not None):
+    tables = found.source, *found.targets, *([] if found.item_bias is None else [found.item_bias])
+    if not all(bool(torch.isfinite(table).all()) for table in tables):
         raise _not_finite(start)
     with torch.no_grad():
         _write(user.rows_of(history.name), found.source)
-        if history.share_with != target.name:
-            _write(item.rows_of(target.name), found.target * start.scale)
+        for field, rows in zip(item.fields, found.targets, strict=True):
+            if history.share_with != field.name:
+                _write(item.rows_of(field.name), rows * start.scale)
         if start.bias_weight and model.config.bias and not keeps_biases:
-            biases = model.item_bias.rows_of(target.name)
+            biases = model.item_bias.rows_of(item.fields[0].name)
             _write(
                 biases, torch.zeros_like(biases) if found.item_bias is None else found.item_bias[:, None] * start.scale
             )
@@ -280,7 +296,8 @@ def scale_pair(model: TwoTower, pair: int, factor: float) -> None:
     """Multiply the scores of a pair of a start by a factor, through its items, whose rows no history shares."""
     embeddings = model.towers("item")[pair].embeddings
     with torch.no_grad():
-        embeddings.rows_of(embeddings.fields[0].name).mul_(factor)
+        for field in embeddings.fields:
+            embeddings.rows_of(field.name).mul_(factor)
 
 
 def _values(

@@ -64,7 +64,7 @@ class TransitionFactors(Start):
 
     def check(self, dataset: Dataset, model: ModelConfig) -> None:
         super().check(dataset, model)
-        history, _ = self.fields(dataset, model)
+        history = self.history(dataset, model)
         assert history.pools is not None
         if (pieces := resolve(history.pools).pieces) != 1:
             raise ConfigError(

@@ -1,0 +1,155 @@
+"""Start `content`: the columns of the items as their vectors, and users solved from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.types import F32, Floats, Ints, Shaped
+from twotower.data.dataset import Dataset
+from twotower.errors import ConfigError, TrainingError
+from twotower.features.field import InputField
+from twotower.features.pooling_spec import MEAN
+from twotower.features.values import UNKNOWN
+from twotower.model.field_tables import FieldTables
+from twotower.model.pooling.pooling import Pooling
+from twotower.model.towers import select_fields
+from twotower.model.two_tower import ModelConfig
+from twotower.train.starts.ease import leading, wide
+from twotower.train.starts.positives import PositiveMatrix
+from twotower.train.starts.start import PairValues, Positive, Start
+
+
+@dataclass(frozen=True)
+class ContentMatrix:
+    """Values of the items' columns: a row for each code of the history, and a column for each value of each field, one field after the
+    other."""
+
+    matrix: PositiveMatrix
+    rows: tuple[int, ...]
+    """Number of values of each field, the unknown one too."""
+
+
+@dataclass(frozen=True)
+class PositivesAndContent(PositiveMatrix):
+    """Positives of the users, with the content of the items."""
+
+    content: ContentMatrix = field(kw_only=True)
+
+
+class ContentFactors(Start):
+    """Item vectors v = F W of their columns: F has a 1 for each value of an item, divided by the number of its values in the
+    column, and W is the identity, or the E leading directions of the values among the positives, where these are more than the
+    width E. User vectors u minimise
+
+        sum over positives of w (1 - u . v)^2  +  a sum over all items of (u . v)^2  +  lambda (n_u + a N) |u|^2
+
+    with w the weight of a positive, n_u the sum of a user's, and N items: a half step of `ials` with vectors that no step changes
+    (Rendle et al. 2022, "Revisiting the Performance of iALS on Item Recommendation Benchmarks", section 3). The pooling `ridge`
+    solves for u from the history. The item tower reads columns in place of the id, added up, so that items without any training
+    are ranked too.
+
+    Use it beside other pairs, weighed by `blend`, where users keep to categories, cities or brands and have few interactions.
+    """
+
+    kind = "content"
+    poolings = ("ridge",)
+    choices = ("unobserved", "regularization")
+
+    unobserved: tuple[Positive, ...] = Field(
+        (0.3,),
+        min_length=1,
+        description="Weight a of every pair of user and item, beside those of positives. Of several values the best on validation, or one beyond or between them that is better.",
+    )
+    regularization: tuple[Positive, ...] = Field(
+        (0.2,),
+        min_length=1,
+        description="Regularisation lambda of each interaction. Of several values the best on validation, or one beyond or between them that is better.",
+    )
+
+    def check_items(self, dataset: Dataset, model: ModelConfig) -> None:
+        fields = self._item_fields(dataset, model)
+        for one in fields:
+            if one.identifies or not one.rows or one.pooling != MEAN:
+                what = (
+                    "is the id of the items"
+                    if one.identifies
+                    else "has no embedding of each value"
+                    if not one.rows
+                    else f"pools by '{one.pooling.kind}', not by the mean"
+                )
+                raise ConfigError(
+                    f"train.start of kind '{self.kind}' reads columns that tell about items, and feature '{one.name}' {what}; leave it out of "
+                    f"model.pairs.{self.pair}.item.fields"
+                )
+
+    def positives(self, dataset: Dataset, model: ModelConfig) -> PositivesAndContent:
+        found = super().positives(dataset, model)
+        content = self._content(dataset, model)
+        return PositivesAndContent(
+            found.columns, found.offsets, found.values, found.n_columns, found.histories, content=content
+        )
+
+    def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
+        assert isinstance(positives, PositivesAndContent)
+        a, rate, content = self.unobserved[0], self.regularization[0], positives.content
+        directions = positives.once("directions", lambda: _directions(positives, width, seed))
+        vectors = content.matrix.product(directions)[torch.from_numpy(np.unique(positives.columns).astype(np.int64))]
+        squares, axes = torch.linalg.eigh(vectors.double().T @ vectors.double())
+        if not squares.max() > 0:
+            raise TrainingError(
+                f"train.start of kind '{self.kind}' finds no value of a column at the items of the positives; leave the start and its pair out"
+            )
+        turned = (directions.double() @ axes).float()  # of the same products, and a diagonal penalty
+        penalty = a * (squares.clamp(min=0) + rate * positives.n_items)
+        return PairValues(content.matrix.product(turned), turned.split(content.rows), penalty.float().diag(), rate)
+
+    def _item_fields(self, dataset: Dataset, model: ModelConfig) -> tuple[InputField, ...]:
+        """Return the fields of the pair's item tower, in its order."""
+        names = model.pairs[self.pair].item.fields
+        return FieldTables(select_fields(tuple(dataset.encoders.fields("item")), names), model.width).fields
+
+    def _content(self, dataset: Dataset, model: ModelConfig) -> ContentMatrix:
+        """Return the values of the columns of each code of the history."""
+        codes, fields = self.history_codes(dataset, model), self._item_fields(dataset, model)
+        first = np.cumsum([0, *(one.rows for one in fields)])
+        cells = [_cells(dataset.items.columns[one.name]) for one in fields]
+        row = np.concatenate([codes[items] for items, _, _ in cells])
+        value = np.concatenate([found + start for (_, found, _), start in zip(cells, first, strict=False)])
+        share = np.concatenate([share for _, _, share in cells])
+        known = row != UNKNOWN
+        found = Ragged.from_pairs(
+            row[known], value[known], self.n_codes(dataset, model), np.arange(np.count_nonzero(known))
+        )
+        assert found.source is not None
+        matrix = PositiveMatrix(found.values, found.offsets, share[known][found.source], int(first[-1]))
+        return ContentMatrix(matrix, tuple(one.rows for one in fields))
+
+
+def _cells(column: Column) -> tuple[Shaped[Ints, "L"], Shaped[Ints, "L"], Shaped[Floats, "L"]]:
+    """Return the rows and codes of the known values of an encoded column, and 1 / the number of a row's values."""
+    if isinstance(column, Ragged):
+        return column.owners, column.values.astype(np.int64), (1 / column.lengths[column.owners]).astype(np.float32)
+    rows = np.flatnonzero(column != UNKNOWN)
+    return rows, column[rows].astype(np.int64), np.ones(len(rows), np.float32)
+
+
+def _directions(positives: PositivesAndContent, width: int, seed: int) -> F32[Tensor, "values E"]:
+    """Return the rows of W: unit vectors, or the leading eigenvectors of F^T D F, D the weights of the items' positives."""
+    content = positives.content.matrix
+    if content.n_columns <= width:
+        return torch.eye(content.n_columns, width)
+    turned, taken = content.transposed(), torch.zeros(positives.n_columns)
+    taken.index_add_(0, torch.from_numpy(positives.columns.astype(np.int64)), torch.from_numpy(positives.values))
+    found, _ = leading(
+        lambda q: turned.product(taken[:, None] * content.product(q)),
+        content.n_columns,
+        width,
+        torch.Generator().manual_seed(seed),
+    )
+    return wide(found, width)
