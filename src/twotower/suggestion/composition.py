@@ -35,10 +35,13 @@ def compose(
     ordered: bool | None = None,
     keeps_label: bool = False,
     validates: bool = True,
+    unsolved: str = "",
+    has_context: bool = False,
 ) -> tuple[Settings, dict[str, str]]:
     """Return the settings of a recipe for tables, and comments by dotted key. `data` is the section that names the tables.
     `ordered` tells whether given parts follow one another in time; None: a rule splits.
-    `keeps_label` is True if the label is read whatever the recipe, and `validates` False if a rule leaves no validation part."""
+    `keeps_label` is True if the label is read whatever the recipe, and `validates` False if a rule leaves no validation part.
+    `unsolved` is the reason that no closed form goes with the tables, and `has_context` is True if features are of the context."""
     source = read_recipe(rule.recipe)
     own, config = parse_config(source, f"recipe {rule.recipe}")
     schema, comments = guess.schema, {f"schema.{key}": why for key, why in guess.columns.why.items()}
@@ -67,7 +70,11 @@ def compose(
     unweighed = "" if has_validation else "no validation part chooses its weight."
     if has_validation and guess.keeps_repeats and config.last_starts:
         unweighed = "repeats are kept, and what is fitted to them comes after its weight."
-    sections, of_shape = shaped_settings(source, fitted, shape, config, rule.rows, rule.ids, rule.min_steps, unweighed)
+    if has_context and config.last_starts:
+        unweighed = "the vectors of trained pairs depend on the context, and its weight would too."
+    sections, of_shape = shaped_settings(
+        source, fitted, shape, config, rule.rows, rule.ids, rule.min_steps, unweighed, unsolved
+    )
     comments |= of_shape | {f"schema.features.{place}": why for place, why in fitted.why.items()}
     if config.model.cold_item_bias and not shape.contents:
         sections["model"] = {**_section(sections, "model"), "cold_item_bias": False}

@@ -37,14 +37,15 @@ def shaped_settings(
     ids: int = 0,
     min_steps: int = 0,
     unweighed: str = "",
+    unsolved: str = "",
 ) -> tuple[Settings, dict[str, str]]:
     """Return the sections [model], [loss], [negatives] and [train] of a recipe, whose `config` was chosen on a log of `rows` of `ids`
     users and items, for a shape, and comments by dotted key. A training has at least `min_steps`, by default a tenth of the recipe's own. The windows of
     `fitted.features` are set too, and pairs left out of `fitted` whose weight cannot be chosen, for the reason `unweighed`, or whose closed form is too
-    large."""
+    large; for the reason `unsolved` every pair that starts so."""
     settings: Settings = {key: recipe[key] for key in ("loss", "negatives", "train") if key in recipe}
     comments = dict[str, str]()
-    _shape_blends(settings, fitted, shape, config, unweighed, comments)
+    _shape_blends(settings, fitted, shape, config, unweighed, unsolved, comments)
     settings = {"model": fitted.model} | settings
     _shape_windows(fitted, shape)
     _shape_catalogue(settings, shape, comments)
@@ -59,14 +60,15 @@ def _shape_blends(
     shape: Shape,
     config: Config,
     unweighed: str,
+    unsolved: str,
     comments: dict[str, str],
 ) -> None:
-    """Leave out the pairs that are weighed beside others if their weight cannot be chosen, or their closed form does not fit the log; others
-    are no wider than it can fill."""
+    """Leave out the pairs that are weighed beside others if their weight cannot be chosen, or their closed form does not fit the log, and all
+    that start so if none does; others are no wider than it can fill."""
     train, starts = settings.get("train"), config.train.start
     if not (
         isinstance(train, Mapping)
-        and any(start.blend for start in starts)
+        and any(start.blend or unsolved for start in starts)
         and isinstance(given := train["start"], list)
     ):
         return
@@ -74,10 +76,10 @@ def _shape_blends(
     reasons = dict[str, list[str]]()
     left = list[Start]()
     for start in starts:
-        why = unweighed or ("" if start.is_exact(shape.users, shape.items) else too_large)
+        why = unsolved or unweighed or ("" if start.is_exact(shape.users, shape.items) else too_large)
         if start.pair in fitted.without_columns:
             why = "the tables have none of the columns that it reads."
-        if start.blend and why:
+        if unsolved or (start.blend and why):
             left.append(start)
             reasons.setdefault(why, []).append(f"'{start.kind}'")
     gone = sorted((start.pair for start in left), reverse=True)

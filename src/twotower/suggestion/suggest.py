@@ -20,7 +20,7 @@ from twotower.suggestion.composition import compose
 from twotower.suggestion.document import toml_value, write_document
 from twotower.suggestion.guess import COLUMNS, Guess, guess_meaning
 from twotower.suggestion.numbering import numbers_rows
-from twotower.suggestion.recipes import Settings
+from twotower.suggestion.recipes import Settings, read_recipe
 from twotower.suggestion.shape import DENSE, Shape, measure_shape, parts_follow
 from twotower.suggestion.tables import FoundTables, find_tables
 from twotower.suggestion.thresholds import may_be_labels
@@ -78,10 +78,14 @@ def suggest(
     rule = next((rule for rule in RULES if rule.recipe == recipe), None) or choose(shape)
     if lack := rule.lacks(shape):
         raise ConfigError(f"recipe '{rule.recipe}' needs {lack}; these tables have none")
-    validates = _section(given, "split").get("validation") != 0
+    validates, unsolved = _section(given, "split").get("validation") != 0, ""
+    if "item" in tables.versions:
+        _refuse_closed_form(rule, shape)
+        unsolved = f"no closed form goes with the versions of items that schema.valid_from = '{schema.valid_from}' tells apart."
     settings, comments = compose(
-        rule, guess, shape, found.section, ordered if found.has_parts else None, keeps_label, validates
-    )
+        rule, guess, shape, found.section, ordered if found.has_parts else None, keeps_label, validates, unsolved,
+        _has_context(options),
+    )  # fmt: skip
     composed, settings = settings, dict(override_settings(settings, overrides))
     split, of_rule = dict(_section(settings, "split")), _section(composed, "split")
     if split.get("kind") != of_rule.get("kind") and split.get("users") == of_rule.get("users"):
@@ -95,6 +99,27 @@ def suggest(
     written, config = parse_config(tomllib.loads(text), "the suggested config", trust=True)
     config = config.model_copy(update={"data": config.data.located(folder.resolve())})
     return Suggestion(rule.recipe, tuple(reasons), shape, text, written or schema, config)
+
+
+def _refuse_closed_form(rule: RecipeRule, shape: Shape) -> None:
+    """Raise ConfigError for a recipe without epochs, which has closed forms alone, of items with versions."""
+    if parse_config(read_recipe(rule.recipe))[1].train.epochs:
+        return
+    trained = [
+        other.recipe
+        for other in RULES
+        if not other.lacks(shape) and parse_config(read_recipe(other.recipe))[1].train.epochs
+    ]
+    raise ConfigError(
+        f"`recipe` {rule.recipe}: has closed forms alone, which do not go with versions of items, and reads no column of these; leave "
+        f"schema.valid_from out, or take a recipe that is trained: {', '.join(trained)}"
+    )
+
+
+def _has_context(options: Mapping[str, TomlValue]) -> bool:
+    """Return True if options of the schema give a feature of the context."""
+    features = options.get("features")
+    return isinstance(features, list) and any(isinstance(f, Mapping) and f.get("side") == "context" for f in features)
 
 
 def _measured(

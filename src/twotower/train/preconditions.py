@@ -19,6 +19,7 @@ from twotower.train.order_check import check_order
 from twotower.train.own_counts import check_own_counts
 from twotower.train.recent_popularity import check_recent_popularity
 from twotower.train.recipe import Recipe
+from twotower.train.start_check import check_starts_fit
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +71,9 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
             f"{' and '.join(fitted)} {'are' if len(fitted) > 1 else 'is'} fitted to {recipe.train.monitor}: the logits are no longer those of the labels that loss.kind = "
             f"'{recipe.loss.kind}' learns, and log_loss says nothing; set train.monitor = 'validation.log_loss' to keep them so"
         )
+    check_starts_fit(dataset, recipe)
     for start in recipe.train.start:
         start.check(dataset, recipe.model)
-    if recipe.last_starts and dataset.schema.side("context"):
-        raise ConfigError(
-            f"train.start of kind '{recipe.last_starts[0].kind}' has blend and learn = false, a weight beside trained pairs, and their vectors "
-            "depend on the context; give scale in its place, leave out the start and its pair, or drop the features of the context"
-        )
     for metric in recipe.evaluation.metrics:
         metric.check(dataset)
     for column in recipe.evaluation.slices:

@@ -199,10 +199,6 @@ class Start(Kind):
                 f"{key} chooses among several values of {', '.join(self.several)} on the validation part, and the split has none; "
                 "give one value each, or a validation part"
             )
-        if dataset.items.versions is not None:
-            raise ConfigError(
-                f"{key} does not go with schema.valid_from of items; leave out the start, or the versions"
-            )
         self.check_items(dataset, model)
 
     def check_items(self, dataset: Dataset, model: ModelConfig) -> None:
