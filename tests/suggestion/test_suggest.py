@@ -311,13 +311,49 @@ def test_text_is_read_where_other_columns_are_the_same_for_several_new_items(pri
     assert (said in found.text.replace("\n#", "")) != price
 
 
-@pytest.mark.parametrize(("unused", "recipe"), [(9, "collaborative"), (10, "cold-start"), (40, "cold-start")])
-def test_without_times_items_without_a_row_are_the_new_ones(unused: int, recipe: str) -> None:
-    actions = log(strength=0.0, n_items=40).drop("timestamp")
-    ids = [*range(40), *range(100, 100 + unused)]
-    items = pl.DataFrame({"item_id": ids, "category": [f"c{i % 4}" for i in ids]})
-    found = of((None, items, actions))
-    assert (found.recipe, found.shape.by_time) == (recipe, False)
+@pytest.mark.parametrize(("single", "recipe"), [(0, "collaborative"), (143, "collaborative"), (144, "cold-start")])
+@pytest.mark.parametrize("unused", [0, 40])
+def test_without_times_rows_of_items_without_another_row_are_the_new_ones(
+    single: int, unused: int, recipe: str
+) -> None:
+    """Whatever the catalogue holds beside them."""
+    users, items = np.divmod(np.arange(720), 12)
+    alone = np.random.default_rng(1).permutation(720) < single
+    taken = np.where(alone, 100 + np.cumsum(alone) - 1, (users * 7 + items * 3) % 40)
+    actions = pl.DataFrame({"user_id": users, "item_id": taken})
+    ids = [*range(40), *range(100, 100 + single), *range(500, 500 + unused)]
+    found = of((None, pl.DataFrame({"item_id": ids, "category": [f"c{i % 4}" for i in ids]}), actions))
+    assert (found.recipe, found.shape.by_time, found.shape.unused) == (recipe, False, unused)
+
+
+def padded(n_users: int = 90, unused: int = 110) -> tuple[None, pl.DataFrame, pl.DataFrame]:
+    """Return a log without times in which users take items of two of eleven groups, and a catalogue of twice as many items, with a tag."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for user in range(n_users):
+        groups = rng.choice(11, 2, replace=False)
+        own = [10 * g + i for g in groups for i in range(10)]
+        rows += [(user, int(item)) for item in rng.choice(own, 12, replace=False)]
+    items = pl.DataFrame({"item_id": range(110 + unused), "tag": [f"t{i}" for i in rng.integers(5, size=110 + unused)]})
+    actions = pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row")
+    return None, items, actions.sample(fraction=1.0, shuffle=True, seed=1)
+
+
+def test_a_catalogue_of_many_items_without_a_row_is_no_cold_start_and_says_what_recommends_them() -> None:
+    tables = padded()
+    found = of(tables)
+    assert (found.recipe, found.shape.unused) == ("collaborative", 110)
+    said = found.text.replace("\n#", "")
+    assert (
+        "Look at the items: 110 of 220 have no row, and this recipe, which reads no column of items, knows nothing of them."
+        in said
+    )
+    assert "(--recipe cold-start) if they are to be recommended" in said
+    asked = of(tables, recipe="cold-start")
+    assert "Look at the items" not in asked.text
+    assert "tag" in {f.name for f in asked.schema.side("item")}
+    for unread in ((None, None, tables[2]), (None, tables[1].drop("tag"), tables[2]), padded(unused=0)):
+        assert "Look at the items" not in of(unread).text  # no columns, or none without a row
 
 
 @pytest.mark.parametrize(("share", "recipe"), [(0.0, "collaborative"), (0.3, "collaborative"), (0.6, "cold-start"), (1.0, "cold-start")])  # fmt: skip

@@ -83,7 +83,7 @@ def _new(shape: Shape) -> str:
     of = (
         "of the latest tenth of the rows are of items without an earlier row"
         if shape.by_time
-        else "of the catalogue has no row"
+        else "of the rows are of items without another row"
     )
     return (
         f"{shape.new_items:.1%} {of} (threshold {MIN_NEW:.0%}), and the items have {shape.contents} columns of contents; "

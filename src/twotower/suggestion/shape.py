@@ -51,6 +51,8 @@ class Shape:
     """Users with an interaction."""
     items: int
     """Items of the catalogue, with an interaction or without."""
+    unused: int
+    """Items of the catalogue without an interaction."""
     interactions: int
     taken: int
     """Rows of what users took: the positives, or all rows if the label is a scale, on which users rate what they took."""
@@ -76,12 +78,12 @@ class Shape:
     undone: float
     """Share of the rows that are negatives as they take an earlier choice back, such as a refund."""
     new_items: float
-    """Share of the latest tenth of the rows whose item has no earlier row, or, of a log without times that all users share, of the
-    catalogue that has no row."""
+    """Share of the latest tenth of the rows whose item has no earlier row, or, of a log without times that all users share, of all rows
+    whose item has no other: by Good and Turing that of the next rows whose item has none."""
     new_users: float
     """Share of the latest tenth of the rows whose user has no earlier row. 0 of a log without times that all users share."""
     by_time: bool
-    """True if `new_items` is of rows, False if it is of the catalogue."""
+    """True if `new_items` is of the latest rows, False if it is of all."""
     query: str
     """Column of the users that holds text, that which shares most words with `words`. Empty: none."""
     words: str
@@ -147,6 +149,7 @@ def measure_shape(
     return Shape(
         users=int(users.max(initial=-1)) + 1,
         items=tables.items.height,
+        unused=tables.items.height - n_items,
         interactions=actions.height,
         taken=int(taken.sum()),
         length=float(np.median(lengths)) if len(lengths) else 0.0,
@@ -163,9 +166,7 @@ def measure_shape(
         undone=_undone(actions[schema.event].filter(~actions[POSITIVE].cast(pl.Boolean))) / actions.height
         if schema.event
         else 0.0,
-        new_items=_new_share(items, times)
-        if times is not None and by_time
-        else (tables.items.height - actions[schema.item_id].n_unique()) / tables.items.height,
+        new_items=_new_share(items, times) if times is not None and by_time else _single_share(items),
         new_users=_new_share(users, times) if times is not None and by_time else 0.0,
         by_time=by_time,
         query=query,
@@ -230,6 +231,11 @@ def _new_share(ids: Ints, times: Ints) -> float:
     late = times >= start
     known = np.unique(ids[~late])
     return float((~np.isin(ids[late], known)).mean()) if len(known) else 0.0
+
+
+def _single_share(ids: Ints) -> float:
+    """Return the share of rows (n,) whose item has no other row."""
+    return float((np.bincount(ids) == 1).sum()) / max(1, len(ids))
 
 
 def parts_follow(actions: pl.DataFrame, schema: Schema) -> bool:

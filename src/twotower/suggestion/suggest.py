@@ -27,6 +27,8 @@ from twotower.suggestion.thresholds import may_be_labels
 
 GUESSED = ("schema", "data", "split")
 """Sections whose overrides guesses read; the others change what a recipe gives."""
+_OF_CONTENTS = next(rule.recipe for rule in RULES if rule.needs_contents)
+"""Recipe that ranks items without a row."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,15 @@ def _reasons(
     features = schema.get("features")
     listed = features if isinstance(features, list) else []
     read = {(f.get("side", ""), f.get("column", f["name"])) for f in listed if isinstance(f, Mapping)}
+    if (
+        shape.unused
+        and shape.contents
+        and not any(side == "item" and name != options["item_id"] for side, name in read)
+    ):
+        lines.append(
+            f"Look at the items: {shape.unused:,} of {shape.items:,} have no row, and this recipe, which reads no column of items, knows nothing of "
+            f"them. The recipe {_OF_CONTENTS} ranks them by their columns: ask for it (--recipe {_OF_CONTENTS}) if they are to be recommended."
+        )
     if unread := [f"'{f.column}'" for f in guess.features if (f.options["side"], f.column) not in read]:
         lines.append(f"Columns of users and items that this recipe does not read: {', '.join(unread)}.")
     if shape.is_dense and not shape.negatives:
