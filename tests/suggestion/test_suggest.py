@@ -340,7 +340,10 @@ def padded(n_users: int = 90, unused: int = 110) -> tuple[None, pl.DataFrame, pl
 
 
 def test_a_catalogue_of_many_items_without_a_row_is_no_cold_start_and_says_what_recommends_them() -> None:
-    tables = padded()
+    users, items, actions = padded()
+    assert "Look at the items" not in of((users, items, actions)).text, "the recipe reads the tag"
+    texts = [f"story of {tag} and {item}" for item, tag in items.iter_rows()]
+    tables = users, items.drop("tag").with_columns(about=pl.Series(texts)), actions
     found = of(tables)
     assert (found.recipe, found.shape.unused) == ("collaborative", 110)
     said = found.text.replace("\n#", "")
@@ -348,11 +351,11 @@ def test_a_catalogue_of_many_items_without_a_row_is_no_cold_start_and_says_what_
         "Look at the items: 110 of 220 have no row, and this recipe, which reads no column of items, knows nothing of them."
         in said
     )
-    assert "(--recipe cold-start) if they are to be recommended" in said
+    assert "The recipe cold-start ranks them by their columns: ask for it if they are to be recommended." in said
     asked = of(tables, recipe="cold-start")
     assert "Look at the items" not in asked.text
-    assert "tag" in {f.name for f in asked.schema.side("item")}
-    for unread in ((None, None, tables[2]), (None, tables[1].drop("tag"), tables[2]), padded(unused=0)):
+    assert "about" in {f.name for f in asked.schema.side("item")}
+    for unread in ((None, None, actions), (None, items.drop("tag"), actions), padded(unused=0)):
         assert "Look at the items" not in of(unread).text  # no columns, or none without a row
 
 

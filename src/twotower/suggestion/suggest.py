@@ -113,7 +113,7 @@ def _refuse_closed_form(rule: RecipeRule, shape: Shape) -> None:
         if not other.lacks(shape) and parse_config(read_recipe(other.recipe))[1].train.epochs
     ]
     raise ConfigError(
-        f"`recipe` {rule.recipe}: has closed forms alone, which do not go with versions of items, and reads no column of these; leave "
+        f"`recipe` {rule.recipe}: has closed forms alone, which do not go with versions of items; leave "
         f"schema.valid_from out, or take a recipe that is trained: {', '.join(trained)}"
     )
 
@@ -238,7 +238,7 @@ def _reasons(
     ):
         lines.append(
             f"Look at the items: {shape.unused:,} of {shape.items:,} have no row, and this recipe, which reads no column of items, knows nothing of "
-            f"them. The recipe {_OF_CONTENTS} ranks them by their columns: ask for it (--recipe {_OF_CONTENTS}) if they are to be recommended."
+            f"them. The recipe {_OF_CONTENTS} ranks them by their columns: ask for it if they are to be recommended."
         )
     if unread := [f"'{f.column}'" for f in guess.features if (f.options["side"], f.column) not in read]:
         lines.append(f"Columns of users and items that this recipe does not read: {', '.join(unread)}.")

@@ -20,8 +20,8 @@ def check_starts_fit(dataset: Dataset, recipe: Recipe) -> None:
         refused = f"train.start of kind {_kinds(starts)} does not go with schema.valid_from of items"
         if not recipe.train.epochs:
             raise ConfigError(
-                f"{refused}, and train.epochs = 0 trains nothing beside it; leave out schema.valid_from, or use a recipe that is trained: "
-                "`twotower suggest` with --recipe cold-start, which reads columns of items, or with sequence-short"
+                f"{refused}, and train.epochs = 0 trains nothing beside it; leave out schema.valid_from, or use a recipe that is "
+                "trained: cold-start, which reads columns of items, or sequence-short"
             )
         raise ConfigError(f"{refused}; {_leave_out(starts, recipe, schema)}, or leave out schema.valid_from")
     context = [f"'{f.name}'" for f in schema.side("context")]
