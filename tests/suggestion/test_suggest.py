@@ -311,19 +311,33 @@ def test_text_is_read_where_other_columns_are_the_same_for_several_new_items(pri
     assert (said in found.text.replace("\n#", "")) != price
 
 
-@pytest.mark.parametrize(("single", "recipe"), [(0, "collaborative"), (143, "collaborative"), (144, "cold-start")])
+@pytest.mark.parametrize(
+    ("single", "has_text", "recipe"),
+    [
+        (0, True, "collaborative"),
+        (143, True, "collaborative"),
+        (144, True, "cold-start"),
+        (144, False, "collaborative"),
+    ],
+)
 @pytest.mark.parametrize("unused", [0, 40])
 def test_without_times_rows_of_items_without_another_row_are_the_new_ones(
-    single: int, unused: int, recipe: str
+    single: int, unused: int, has_text: bool, recipe: str
 ) -> None:
-    """Whatever the catalogue holds beside them."""
+    """Whatever the catalogue holds beside them. Without text the pair that reads columns ranks them."""
     users, items = np.divmod(np.arange(720), 12)
     alone = np.random.default_rng(1).permutation(720) < single
     taken = np.where(alone, 100 + np.cumsum(alone) - 1, (users * 7 + items * 3) % 40)
     actions = pl.DataFrame({"user_id": users, "item_id": taken})
     ids = [*range(40), *range(100, 100 + single), *range(500, 500 + unused)]
-    found = of((None, pl.DataFrame({"item_id": ids, "category": [f"c{i % 4}" for i in ids]}), actions))
+    catalogue = pl.DataFrame({"item_id": ids, "category": [f"c{i % 4}" for i in ids]})
+    if has_text:
+        catalogue = catalogue.with_columns(about=pl.Series([f"story of {i} and {i % 7}" for i in ids]))
+    found = of((None, catalogue, actions))
     assert (found.recipe, found.shape.by_time, found.shape.unused) == (recipe, False, unused)
+    pairs = found.config.model.pairs
+    if recipe == "collaborative":
+        assert (pairs[-1].item.fields, pairs[-1].item.width) == (("category",), 4)
 
 
 def padded(n_users: int = 90, unused: int = 110) -> tuple[None, pl.DataFrame, pl.DataFrame]:
@@ -862,6 +876,29 @@ def test_a_closed_form_beside_another_is_left_out_where_it_does_not_fit(
     told = comments.get("train.start", "")
     assert (f"'ease' and its pair: {users:,} users and {items:,} items are too many" in told) == is_left
     assert ("'content' and its pair: the tables have none of the columns" in told) == (not has_columns)
+
+
+@pytest.mark.parametrize(("values", "width"), [(3, 3), (127, 127), (128, 128), (4000, 128)])
+def test_a_pair_of_columns_is_no_wider_than_they_have_values(values: int, width: int) -> None:
+    rule = next(rule for rule in RULES if rule.recipe == "collaborative")
+    settings = read_recipe(rule.recipe)
+    _, config = parse_config(settings)
+    shape = replace(of((None, None, log(length=8))).shape, users=5000, items=5000, content_values=values)
+    columns = [SideFeature("brand", {"kind": "categorical", "side": "item", "name": "brand"}, "")]
+    fitted = FittedRecipe(settings, "user_id", "item_id", columns, False)
+    found, comments = shaped_settings(settings, fitted, shape, config, rule.rows, rule.ids)
+    _, fits = parse_config({**found, "evaluation": settings["evaluation"], "schema": {"features": fitted.features}})
+    assert [pair.user.width for pair in fits.model.pairs] == [0, 256, width] == [p.item.width for p in fits.model.pairs]
+    told = f"The number of values of the items' columns, {values:,}."
+    assert (comments.get("model.pairs.2.user.width") == told) == (values < 128)
+
+
+def test_values_of_columns_are_counted_in_lists_too_and_numbers_by_buckets() -> None:
+    items = pl.DataFrame({"item_id": range(200), "brand": [f"b{i % 7}" for i in range(200)]}).with_columns(
+        tags=pl.Series([f"t{i % 5}|t{5 + i % 3}" for i in range(200)]), price=pl.int_range(200) * 0.37
+    )
+    shape = of((None, items, log(n_items=200))).shape
+    assert (shape.contents, shape.texts, shape.content_values) == (3, 0, 7 + 8 + 16)
 
 
 def test_a_closed_form_beside_another_is_no_wider_than_the_log_has_items() -> None:

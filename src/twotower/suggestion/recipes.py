@@ -113,6 +113,12 @@ class FittedRecipe:
         self.features = [self.features[place] for place in kept]
         self.why = {kept.index(place): why for place, why in self.why.items() if place in kept}
 
+    def reads_columns(self, number: int) -> bool:
+        """Return True if the item tower of a pair reads columns, and no id."""
+        pairs = self.model["pairs"]
+        assert isinstance(pairs, list)
+        return self.ids["item"] not in pairs[number]["item"].get("fields", [self.ids["item"]])
+
     def narrow_pair(self, number: int, most: int) -> bool:
         """Bound the width of a pair that names it, and return True if it was greater."""
         pairs = self.model["pairs"]

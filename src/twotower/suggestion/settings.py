@@ -92,9 +92,12 @@ def _shape_blends(
             continue
         pair = start.pair - sum(other < start.pair for other in gone)
         kept.append({**options, "pair": pair} if pair else options)
-        if start.blend and fitted.narrow_pair(pair, most):
+        by_values = shape.content_values < most and fitted.reads_columns(pair)
+        if start.blend and fitted.narrow_pair(pair, shape.content_values if by_values else most):
             comments[f"model.pairs.{pair}.user.width"] = (
-                f"The smaller number of {shape.users:,} users and {shape.items:,} items."
+                f"The number of values of the items' columns, {shape.content_values:,}."
+                if by_values
+                else f"The smaller number of {shape.users:,} users and {shape.items:,} items."
             )
     settings["train"] = {**train, "start": kept}
     if left:

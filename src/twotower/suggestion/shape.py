@@ -92,8 +92,12 @@ class Shape:
     """Evidence that users search for items. None: users or items have no text."""
     content_kinds: int
     """Combinations of values that the items' columns without text can have at most, numbers in MAX_BUCKETS buckets. 1: no column."""
+    content_values: int
+    """Values of the items' columns without text, those of all columns together, numbers in MAX_BUCKETS buckets."""
     contents: int
     """Features of the items beside their ids."""
+    texts: int
+    """Those of them that are text."""
     telling: UserEvidence
     """Evidence that columns of the users tell what they take."""
     density: float
@@ -109,8 +113,9 @@ class Shape:
 
     @property
     def has_new_items(self) -> bool:
-        """True if many items are new, and columns say what they are."""
-        return self.contents > 0 and self.new_items >= MIN_NEW
+        """True if many items are new, and columns say what they are. Without times columns of values rank new items beside closed forms
+        too, and texts do not."""
+        return self.contents > 0 and self.new_items >= MIN_NEW and (self.by_time or self.texts > 0)
 
 
 def measure_shape(
@@ -173,7 +178,9 @@ def measure_shape(
         words=words,
         queries=evidence,
         content_kinds=math.prod(_kinds(tables.items[f.column], f) for f in sides["item"].features if not f.is_text),
+        content_values=sum(_values(tables.items[f.column], f) for f in sides["item"].features if not f.is_text),
         contents=len(sides["item"].features),
+        texts=sum(f.is_text for f in sides["item"].features),
         telling=_telling(tables, schema, sides["user"].features, users[taken], items[taken]),
         density=density,
         is_dense=is_dense,
@@ -201,6 +208,13 @@ def _kinds(values: pl.Series, feature: SideFeature) -> int:
     """Return the number of values that a feature tells apart."""
     distinct = max(1, values.n_unique())
     return min(distinct, MAX_BUCKETS) if feature.options["kind"] == "numeric" else distinct
+
+
+def _values(series: pl.Series, feature: SideFeature) -> int:
+    """Return the number of values that a feature has, of lists those in them."""
+    if separator := feature.options.get("separator"):
+        series = series.str.split(str(separator))
+    return _kinds(series.explode() if series.dtype.is_nested() else series, feature)
 
 
 def _searched(
