@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from heavy import HEAVY
+from heavy import COLLECTED, HEAVY, QUICK
 from packaging.requirements import Requirement
 from worlds import EVERYTHING_SCHEMA, everything, settings
 
@@ -426,6 +426,8 @@ def test_every_fault_has_a_test_that_is_run_before_each_commit() -> None:
         if (row := re.match(r"\| ([A-G]\d+) \|", line)) and row[1] not in minutes:
             named = re.findall(r"`([\w/]*test_\w+\.py)::(\w+)`", line)
             assert any(test in quick(file) - heavy for file, test in named), row[1]
+            names = {test for _, test in named}
+            assert names & QUICK or not names <= COLLECTED, f"{row[1]}: no case is quick"
 
 
 def test_every_heavy_case_is_of_a_test_that_exists() -> None:
@@ -433,6 +435,7 @@ def test_every_heavy_case_is_of_a_test_that_exists() -> None:
     names = {name for text in texts for name in re.findall(r"^def (test_\w+)\(", text, re.M)}
     assert HEAVY.keys() <= names
     assert all(re.compile(cases) for cases in HEAVY.values())
+    assert {name for name, cases in HEAVY.items() if cases != ".*"} & COLLECTED <= QUICK, "no case is left to make test"
 
 
 def test_every_module_is_in_the_index_of_the_design() -> None:

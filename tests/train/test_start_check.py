@@ -168,10 +168,13 @@ def test_suggest_leaves_out_what_does_not_go_with_versions(recipe: str) -> None:
 
 def test_suggest_says_what_else_to_use_than_closed_forms_alone() -> None:
     _, items, actions = world()
-    with pytest.raises(
-        ConfigError, match=r"recipe` collaborative: .*leave schema.valid_from out, or take .*: cold-start,"
-    ):
+    said = "leave schema.valid_from out, or ask for .*: cold-start,"
+    with pytest.raises(ConfigError, match=rf"recipe` collaborative: .*{said}"):
         suggest(actions, items=items, recipe="collaborative", overrides=["schema.valid_from=since"])
+    unordered = log(length=8, strength=0.0)
+    assert suggest(unordered, items=items.unique("item_id").drop("since")).recipe == "collaborative"
+    with pytest.raises(ConfigError, match=rf"^the rules choose the recipe collaborative, which has .*{said}"):
+        suggest(unordered, items=items, overrides=["schema.valid_from=since"])
 
 
 def test_suggest_weighs_no_pair_beside_a_context_that_is_given() -> None:

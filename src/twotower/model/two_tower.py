@@ -186,7 +186,7 @@ class TwoTower(nn.Module):
             if made.user.size != made.item.size:
                 raise ConfigError(
                     f"model.pairs.{number}: the user vector has width {made.user.size} and the item vector "
-                    f"{made.item.size}; end both towers' layers with the same width"
+                    f"{made.item.size}; end both towers' layers with the same width, or add up the fields of a tower without layers (join = 'sum')"
                 )
             self.pairs.append(made)
         if config.bias:

@@ -93,7 +93,7 @@ def _feature(series: pl.Series, side: SideName) -> SideFeature | str:
     if series.dtype.is_numeric() and not (series.dtype.is_integer() and distinct <= MAX_NUMBERS):
         if distinct == len(present) and series.dtype.is_integer():
             return "whole numbers, all distinct: a key"
-        return _made(series, side, "numeric", f"{few} of numbers, in {BUCKETS} buckets", buckets=BUCKETS)
+        return _made(series, side, "numeric", f"{few} of numbers, in buckets", buckets=BUCKETS)
     if series.dtype == pl.String:
         if separator := _separator(present):
             return _made(series, side, "multi_hot", f"lists separated by '{separator}'", separator=separator)

@@ -82,7 +82,7 @@ def suggest(
         raise ConfigError(f"recipe '{rule.recipe}' needs {lack}; these tables have none")
     validates, unsolved = _section(given, "split").get("validation") != 0, ""
     if "item" in tables.versions:
-        _refuse_closed_form(rule, shape)
+        _refuse_closed_form(rule, shape, bool(recipe))
         unsolved = f"no closed form goes with the versions of items that schema.valid_from = '{schema.valid_from}' tells apart."
     settings, comments = compose(
         rule, guess, shape, found.section, ordered if found.has_parts else None, keeps_label, validates, unsolved,
@@ -103,7 +103,7 @@ def suggest(
     return Suggestion(rule.recipe, tuple(reasons), shape, text, written or schema, config)
 
 
-def _refuse_closed_form(rule: RecipeRule, shape: Shape) -> None:
+def _refuse_closed_form(rule: RecipeRule, shape: Shape, is_asked: bool) -> None:
     """Raise ConfigError for a recipe without epochs, which has closed forms alone, of items with versions."""
     if parse_config(read_recipe(rule.recipe))[1].train.epochs:
         return
@@ -113,8 +113,9 @@ def _refuse_closed_form(rule: RecipeRule, shape: Shape) -> None:
         if not other.lacks(shape) and parse_config(read_recipe(other.recipe))[1].train.epochs
     ]
     raise ConfigError(
-        f"`recipe` {rule.recipe}: has closed forms alone, which do not go with versions of items; leave "
-        f"schema.valid_from out, or take a recipe that is trained: {', '.join(trained)}"
+        (f"`recipe` {rule.recipe}: " if is_asked else f"the rules choose the recipe {rule.recipe}, which ")
+        + "has closed forms alone, which do not go with versions of items; leave schema.valid_from out, or ask for a recipe that is trained: "
+        + ", ".join(trained)
     )
 
 

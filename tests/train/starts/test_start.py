@@ -38,6 +38,8 @@ from twotower.features.multi_hot import MultiHot
 from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
+from twotower.features.text import Text
+from twotower.features.values import UNKNOWN
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.pooling.sum import Sum
 from twotower.onnx.export import export_tower
@@ -50,6 +52,7 @@ from twotower.train.starts.ease import ease_of_few_users, singular_values_by_use
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
 from twotower.train.starts.search import evaluation_of_search, search
 from twotower.train.starts.slit import decayed_products
+from twotower.train.starts.start import scale_pair
 from twotower.train.trainer import Trainer
 
 USERS, ITEMS, WIDTH = 60, 14, 20
@@ -336,8 +339,15 @@ def test_without_training_the_scores_are_those_of_the_closed_form(kind: type[Sta
     )
 
 
-def test_of_more_values_than_numbers_the_leading_directions_are_kept() -> None:
-    data, sections = world("content"), config("content").model_dump(mode="json")
+SUM_OF_COLUMNS = (
+    "needs an item tower that is the sum of its fields; set model.pairs.0.item = { fields = […], join = 'sum', activation = 'Identity', "
+    "layers = [] } without other options"
+)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_of_more_values_than_numbers_the_leading_directions_are_kept(weighted: bool) -> None:
+    data, sections = world("content", weighted), config("content").model_dump(mode="json")
     sections["model"]["width"] = 3
     found = scores(factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, VALIDATION))
     expected = content_scores(data, histories_of("content", data), width=3)
@@ -345,21 +355,65 @@ def test_of_more_values_than_numbers_the_leading_directions_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("tower", "message"),
     [
-        (["item_id", "tags"], "feature 'item_id' is the id of the items; leave it out of model.pairs.0.item.fields"),
-        (["tags", "size"], "feature 'size' has no embedding of each value; leave it out"),
+        ({"fields": ["item_id", "tags"]}, "feature 'item_id' is the id of the items; leave it out of model.pairs.0.item.fields"),
+        ({"fields": []}, "feature 'item_id' is the id of the items; name the columns in model.pairs.0.item.fields"),
+        ({"fields": ["tags", "size"]}, "feature 'size' has no embedding of each value, as numbers without buckets and vectors have none; leave"),
+        ({"fields": ["tags", "takers"]}, "feature 'takers' is a history; leave it out"),
+        ({"join": "concat"}, "or add up the fields of a tower without layers (join = 'sum')"),
+        ({"join": "concat", "width": WIDTH // 2}, SUM_OF_COLUMNS),
+        ({"activation": "LeakyReLU"}, SUM_OF_COLUMNS),
+        ({"layer_norm": True}, SUM_OF_COLUMNS),
+        ({"layers": [20]}, SUM_OF_COLUMNS),
     ],
-)
-def test_content_reads_columns_of_values(fields: list[str], message: str) -> None:
+)  # fmt: skip
+def test_content_reads_columns_of_values_and_adds_them_up(tower: dict[str, Any], message: str) -> None:
     schema = world("content").schema
-    schema = schema.model_copy(update={"features": (*schema.features, Numeric(name="size", side="item"))})
+    further = Numeric(name="size", side="item"), Sequence(name="takers", side="item", share_embedding=False)
+    schema = schema.model_copy(update={"features": (*schema.features, *further)})
     tables = check(None, columns().with_columns(size=pl.int_range(ITEMS)), log_of_tastes(False), schema)
     data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
     sections = config("content").model_dump(mode="json")
-    sections["model"]["pairs"][0]["item"]["fields"] = fields
+    sections["model"]["pairs"][0]["item"] |= tower
     with pytest.raises(ConfigError, match=re.escape(message)):
         Trainer(data, Config.model_validate(sections))
+
+
+def test_words_that_training_lacks_are_no_direction_in_a_history_either() -> None:
+    """A text is a column of lists too, in which parts of words that are unknown have the code of that."""
+    about = pl.Series([f"common rare{item} {'red' if item % 2 else 'blue'}" for item in range(ITEMS)])
+    schema = world("content").schema
+    words = Text(name="about", side="item", pooling={"kind": "mean"}, min_count=40)
+    schema = schema.model_copy(update={"features": (*schema.features, words)})
+    tables = check(None, columns().with_columns(about=about), log_of_tastes(False), schema)
+    data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
+    sections = config("content").model_dump(mode="json")
+    sections["model"]["pairs"][0]["item"]["fields"] = ["about", "colour"]
+    trained = Trainer(data, Config.model_validate(sections)).run()
+    column = data.items.columns["about"]
+    assert isinstance(column, Ragged)
+    assert (column.values == UNKNOWN).any()
+    items = factors_before(trained.model, data, VALIDATION).items
+    history = trained.model.towers("user")[0].embeddings.rows_of("h")
+    known = np.asarray(data.items.columns["item_id"])
+    torch.testing.assert_close(history[torch.from_numpy(known[known > 0]).long()], items[torch.from_numpy(known > 0)])
+
+
+def test_the_weight_of_a_pair_of_columns_is_of_all_of_them() -> None:
+    data, found = world("content"), []
+    for weight in (1.0, 0.25):
+        trained = Trainer(data, config("content")).run()
+        scale_pair(trained.model, 0, weight)
+        found.append(scores(factors_before(trained.model, data, VALIDATION)))
+    np.testing.assert_allclose(found[0] * 0.25, found[1], rtol=1e-5, atol=1e-7)
+
+
+def test_strengths_that_float32_cannot_tell_from_none_are_refused() -> None:
+    with pytest.raises(
+        TrainingError, match="set unobserved nearer its default, 0.3, regularization nearer its default, 0.2"
+    ):
+        Trainer(world("content"), config("content", unobserved=[0.001], regularization=[1e-9])).run()
 
 
 def test_items_of_no_known_value_are_no_content() -> None:

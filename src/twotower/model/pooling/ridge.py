@@ -62,7 +62,10 @@ class RidgeLayer(PoolingLayer):
 
     @torch.no_grad()
     def set_penalties(self, penalty: F32[Tensor, "E E"], rate: float) -> None:
-        """Overwrite P, which must be positive definite, and r."""
+        """Overwrite P, which must be positive definite, and r. Raises LinAlgError, also if float32 cannot tell the least penalty from 0."""
+        diagonal = penalty.diagonal()
+        if not diagonal.min() > torch.finfo(torch.float32).eps * diagonal.max():
+            raise torch.linalg.LinAlgError("float32 cannot tell the least penalty from 0")  # type: ignore[attr-defined]
         self.factor.copy_(torch.linalg.cholesky(penalty.double()).float())
         self.log_rate.fill_(math.log(rate))
 

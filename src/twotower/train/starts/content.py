@@ -47,12 +47,12 @@ class ContentFactors(Start):
     column, and W is the identity, or the E leading directions of the values among the positives, where these are more than the
     width E. User vectors u minimise
 
-        sum over positives of w (1 - u . v)^2  +  a sum over all items of (u . v)^2  +  lambda (n_u + a N) |u|^2
+        sum over the history of (1 - u . v)^2  +  a sum over all items of (u . v)^2  +  lambda (n + a N) |u|^2
 
-    with w the weight of a positive, n_u the sum of a user's, and N items: a half step of `ials` with vectors that no step changes
-    (Rendle et al. 2022, "Revisiting the Performance of iALS on Item Recommendation Benchmarks", section 3). The pooling `ridge`
-    solves for u from the history. The item tower reads columns in place of the id, added up, so that items without any training
-    are ranked too.
+    with n the length of the history and N items: a half step of `ials` with vectors that no step changes (Rendle et al. 2022,
+    "Revisiting the Performance of iALS on Item Recommendation Benchmarks", section 3). The pooling `ridge` solves for u. Weights
+    of rows count in the choice of the leading directions alone. The item tower reads columns in place of the id, added up, so that
+    items without any training are ranked too.
 
     Use it beside other pairs, weighed by `blend`, where users keep to categories, cities or brands and have few interactions.
     """
@@ -60,6 +60,7 @@ class ContentFactors(Start):
     kind = "content"
     poolings = ("ridge",)
     choices = ("unobserved", "regularization")
+    adds_columns = True
 
     unobserved: tuple[Positive, ...] = Field(
         (0.3,),
@@ -73,20 +74,16 @@ class ContentFactors(Start):
     )
 
     def check_items(self, dataset: Dataset, model: ModelConfig) -> None:
-        fields = self._item_fields(dataset, model)
+        tower, place = model.pairs[self.pair].item, f"model.pairs.{self.pair}.item"
+        fields = select_fields(tuple(dataset.encoders.fields("item")), tower.fields)
         for one in fields:
-            if one.identifies or not one.rows or one.pooling != MEAN:
-                what = (
-                    "is the id of the items"
-                    if one.identifies
-                    else "has no embedding of each value"
-                    if not one.rows
-                    else f"pools by '{one.pooling.kind}', not by the mean"
-                )
+            if refused := _refused(one):
                 raise ConfigError(
-                    f"train.start of kind '{self.kind}' reads columns that tell about items, and feature '{one.name}' {what}; leave it out of "
-                    f"model.pairs.{self.pair}.item.fields"
+                    f"train.start of kind '{self.kind}' reads columns that tell about items, and feature '{one.name}' {refused}; "
+                    + (f"leave it out of {place}.fields" if tower.fields else f"name the columns in {place}.fields")
                 )
+        if len(fields) > 1 and tower.join != "sum":
+            raise self.needs_plain("item")
 
     def positives(self, dataset: Dataset, model: ModelConfig) -> PositivesAndContent:
         found = super().positives(dataset, model)
@@ -131,10 +128,23 @@ class ContentFactors(Start):
         return ContentMatrix(matrix, tuple(one.rows for one in fields))
 
 
+def _refused(one: InputField) -> str:
+    """Return why the values of a field are no directions; "" if they are."""
+    if one.identifies:
+        return "is the id of the items"
+    if one.sequence or one.beside:
+        return "is a history"
+    if not one.rows:
+        return "has no embedding of each value, as numbers without buckets and vectors have none"
+    return "" if one.pooling == MEAN else f"pools by '{one.pooling.kind}', not by the mean"
+
+
 def _cells(column: Column) -> tuple[Shaped[Ints, "L"], Shaped[Ints, "L"], Shaped[Floats, "L"]]:
     """Return the rows and codes of the known values of an encoded column, and 1 / the number of a row's values."""
     if isinstance(column, Ragged):
-        return column.owners, column.values.astype(np.int64), (1 / column.lengths[column.owners]).astype(np.float32)
+        known = column.values != UNKNOWN
+        owners = column.owners[known]
+        return owners, column.values[known].astype(np.int64), (1 / column.lengths[owners]).astype(np.float32)
     rows = np.flatnonzero(column != UNKNOWN)
     return rows, column[rows].astype(np.int64), np.ones(len(rows), np.float32)
 

@@ -70,10 +70,8 @@ class Ials(Start):
         bias = None
         if weight := self.popularity[0]:
             bias = weight * _popularity(items) * _root_mean_square(of_users, vectors, n_users, n_items)
-        penalty = _penalty(vectors, a, rate, n_items).diagonal()
-        if not penalty.min() > torch.finfo(torch.float32).eps * penalty.max():
-            raise torch.linalg.LinAlgError("float32 cannot tell the least penalty from 0")  # type: ignore[attr-defined]
-        return PairValues(vectors, (vectors,), penalty.diag(), rate, bias)
+        penalty = _penalty(vectors, a, rate, n_items).diagonal().diag()
+        return PairValues(vectors, (vectors,), penalty, rate, bias)
 
 
 def _turned(items: F32[Tensor, "C E"], users: F32[Tensor, "R E"]) -> tuple[F32[Tensor, "C E"], F32[Tensor, "R E"]]:

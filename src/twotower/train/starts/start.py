@@ -61,6 +61,8 @@ class Start(Kind):
     """Options of several values, of which the one that is best on the validation part is kept."""
     shares: ClassVar[bool] = False
     """True if source and target are one table's rows, which the history may share."""
+    adds_columns: ClassVar[bool] = False
+    """True if the item tower adds up columns in place of the id."""
     bias_weight: ClassVar[str] = ""
     """Option that the item biases are a multiple of, and nothing else depends on."""
 
@@ -165,12 +167,9 @@ class Start(Kind):
             )
         for side, tower in (("user", model.pairs[self.pair].user), ("item", model.pairs[self.pair].item)):
             plain = not (tower.layers or tower.branches or tower.senet.enabled or tower.augment or tower.field_norm)
-            is_sum = tower.join == "sum" and tower.activation == "Identity" and not tower.layer_norm
-            if not plain or tower.output_norm or not (tower.join == "concat" or is_sum):
-                raise ConfigError(
-                    f"{key} needs towers that are their one field, or the plain sum of several (join = 'sum', activation = 'Identity'); set "
-                    f"model.pairs.{self.pair}.{side} = {{ fields = […], layers = [] }} without other options"
-                )
+            adds = self.adds_columns and side == "item" and tower.activation == "Identity" and not tower.layer_norm
+            if not plain or tower.output_norm or not (tower.join == "concat" or adds):
+                raise self.needs_plain(side)
         history = self.history(dataset, model)
         spec, pools = history.history, history.pools
         assert spec is not None
@@ -200,6 +199,17 @@ class Start(Kind):
                 "give one value each, or a validation part"
             )
         self.check_items(dataset, model)
+
+    def needs_plain(self, side: str) -> ConfigError:
+        """Return the error of a tower that is more than its field, or the sum of its columns."""
+        adds = self.adds_columns and side == "item"
+        return ConfigError(
+            f"train.start of kind '{self.kind}' needs "
+            + ("an item tower that is the sum of its fields" if adds else "towers that are their one field")
+            + f"; set model.pairs.{self.pair}.{side} = {{ fields = […], "
+            + ("join = 'sum', activation = 'Identity', " if adds else "")
+            + "layers = [] } without other options"
+        )
 
     def check_items(self, dataset: Dataset, model: ModelConfig) -> None:
         """Raise ConfigError if the start does not go with what the pair's item tower reads: the id, with the codes of the history."""
@@ -270,6 +280,12 @@ def start_pair(
     tables = found.source, *found.targets, *([] if found.item_bias is None else [found.item_bias])
     if not all(bool(torch.isfinite(table).all()) for table in tables):
         raise _not_finite(start)
+    if found.penalty is not None:
+        layer = _layer(user.encoders, history)
+        try:
+            layer.set_penalties(found.penalty.to(layer.factor.device), found.rate)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            raise _not_finite(start) from None
     with torch.no_grad():
         _write(user.rows_of(history.name), found.source)
         for field, rows in zip(item.fields, found.targets, strict=True):
@@ -280,12 +296,6 @@ def start_pair(
             _write(
                 biases, torch.zeros_like(biases) if found.item_bias is None else found.item_bias[:, None] * start.scale
             )
-    if found.penalty is not None:
-        layer = _layer(user.encoders, history)
-        try:
-            layer.set_penalties(found.penalty.to(layer.factor.device), found.rate)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            raise _not_finite(start) from None
 
 
 def scale_pair(model: TwoTower, pair: int, factor: float) -> None:
