@@ -163,6 +163,9 @@ def test_columns_of_users_are_read_by_trained_pairs_alone(name: str) -> None:
     assert closed
     assert read
     assert not read & closed
+    for place in read:
+        user, item = pairs[place]["user"], pairs[place]["item"]
+        assert (user.get("join") == "sum" and user["layers"] == []) == (item.get("join") == "sum"), "as the items"
 
 
 def test_a_checkout_reads_the_files_of_the_examples_and_no_other_place_has_them() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 import pytest
 
-from twotower.suggestion.side_features import MAX_CATEGORIES, MAX_NUMBERS, guess_features
+from twotower.suggestion.side_features import MAX_CATEGORIES, MAX_NAMES, MAX_NUMBERS, guess_features
 
 N = 2200
 
@@ -34,7 +34,6 @@ def kind(name: str, values: Sequence[object], n: int = N) -> tuple[str, Mapping[
         ([*range(MAX_NUMBERS + 1)], "numeric"),
         ([i / 3 for i in range(50)], "numeric"),
         ([f"c{i}" for i in range(MAX_CATEGORIES)], "categorical"),
-        ([f"c{i}" for i in range(MAX_CATEGORIES + 1)], ""),
         ([*range(N)], ""),
         ([7], ""),
         (["x", None, None], ""),
@@ -51,7 +50,7 @@ def test_kinds_of_columns(values: list[object], expected: str) -> None:
     assert kind("column", values)[0] == expected
 
 
-@pytest.mark.parametrize("separator", ["|", ";", ",", " "])
+@pytest.mark.parametrize("separator", ["|", ";", ",", " ", ", ", "; "])
 def test_lists_in_text_have_their_separator(separator: str) -> None:
     values = [separator.join(["Action", "Drama", "War"][: 1 + i % 3]) for i in range(3)]
     assert kind("genres", values) == ("multi_hot", {"separator": separator})
@@ -63,6 +62,27 @@ def test_a_sentence_is_no_list() -> None:
     assert kind("title", ["red planet", "blue moon"])[0] == "text"
 
 
+@pytest.mark.parametrize(
+    ("distinct", "n", "expected"),
+    [(1100, N, "categorical"), (1101, N, "text"), (MAX_NAMES, 2 * MAX_NAMES, "categorical"), (MAX_NAMES + 1, 3 * MAX_NAMES, "text")],
+)  # fmt: skip
+def test_names_that_recur_are_categories(distinct: int, n: int, expected: str) -> None:
+    assert kind("author", [f"A. Smith{i}" for i in range(distinct)], n)[0] == expected
+    assert kind("author", [f"A. Smith{i} of no fixed abode" for i in range(1100)])[0] == "text", "no name"
+    assert kind("title", [f"A. Smith{i}" for i in range(1100)])[0] == "text", "by its name"
+
+
+@pytest.mark.parametrize(("n", "expected"), [(MAX_CATEGORIES, 1), (MAX_CATEGORIES + 1, 0)])
+def test_categories_of_users_are_fewer(n: int, expected: int) -> None:
+    table = pl.DataFrame({"user_id": range(N), "area": [f"c{i % n}" for i in range(N)]})
+    assert len(guess_features(table, "user", "user_id").features) == expected
+
+
+def test_lists_with_a_space_behind_some_separators_are_text() -> None:
+    values = ["Action, Drama", "Drama,War", "War, Action"]
+    assert kind("genres", [f"{value}, {i}" for i, value in enumerate(values * 400)])[0] == "text"
+
+
 def test_numbers_have_buckets() -> None:
     assert kind("price", [i / 3 for i in range(500)]) == ("numeric", {"buckets": 10})
 
@@ -72,12 +92,15 @@ def test_what_is_left_out_is_told() -> None:
     assert "1,466 of 2,200 values are missing" in str(kind("x", ["x", None, None])[1]["note"])
 
 
-@pytest.mark.parametrize(("columns", "title"), [(["about", "name"], "name"), (["about"], "about"), (["brand"], "")])
+@pytest.mark.parametrize(
+    ("columns", "title"), [(["about", "name"], "name"), (["about"], "about"), (["brand"], ""), (["kind_of"], "")]
+)
 def test_the_title_is_a_name_or_the_first_text(columns: list[str], title: str) -> None:
     values = {
         "about": [f"words and words {i}" for i in range(60)],
         "name": ["x y", "z y"] * 30,
         "brand": ["a", "b"] * 30,
+        "kind_of": ["red a", "red b"] * 30,
     }
     table = pl.DataFrame({"item_id": range(60), **{c: values[c] for c in columns}})
     assert guess_features(table, "item", "item_id").title == title

@@ -42,6 +42,11 @@ class Encoder(ABC):
     reports: ClassVar[bool] = False
     """True if `report` returns facts, for which the column is read again."""
 
+    @property
+    def is_ordered(self) -> bool:
+        """True if the codes of values are in the order of the values, so that neighbouring ones are near."""
+        return False
+
     @abstractmethod
     def transform(self, series: pl.Series) -> Column:
         """Return the encoded column, a row for each value. Raises DataError for values that it cannot read."""

@@ -26,6 +26,10 @@ class NumericEncoder(StateEncoder):
     edges: list[float]
     buckets: Count
 
+    @property
+    def is_ordered(self) -> bool:
+        return self.buckets > 0
+
     def transform(self, series: pl.Series) -> Column:
         x = numbers(series)
         missing = ~np.isfinite(x)

@@ -129,18 +129,22 @@ class FittedRecipe:
         return bool(wide)
 
     def _add_columns(self, of_users: Sequence[str]) -> None:
-        """Add columns of users, by name, which each trained tower of users without `fields` reads, and those that read the most fields."""
+        """Add columns of users, by name, which each trained tower of users without `fields` reads, and those that read the most fields. Beside
+        a tower of items that adds its fields up they are added up too: a layer learns which values of users and items are equal from
+        many more rows than a sum, whose values meet those of the items in the product."""
         added = [c for c in self.columns if c.options["side"] == "user" and c.column in of_users]
         for column in added:
             self.why[len(self.features)] = column.why
             self.features.append({**column.options})
         pairs = self.model.get("pairs")
         trained = [p for place, p in enumerate(pairs) if place not in self._closed] if isinstance(pairs, list) else []
-        fields = [pair["user"]["fields"] for pair in trained if "fields" in pair["user"]]
-        most = max(map(len, fields), default=0)
-        for names in fields:
-            if len(names) == most:
-                names += [str(column.options["name"]) for column in added]
+        towers = [(pair["user"], pair.get("item", {})) for pair in trained if "fields" in pair["user"]]
+        most = max((len(user["fields"]) for user, _ in towers), default=0)
+        for user, item in towers:
+            if added and len(user["fields"]) == most:
+                user["fields"] += [str(column.options["name"]) for column in added]
+                if item.get("join") == "sum":
+                    user |= {"join": "sum", "activation": "Identity", "layers": []}
 
     def _is_column(self, f: Feature) -> bool:
         """Return True for a feature of a column of the recipe's users or items that is no id."""

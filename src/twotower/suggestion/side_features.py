@@ -16,6 +16,10 @@ from twotower.suggestion.time_form import is_dated
 MAX_CATEGORIES = 1000
 """Distinct values up to which a column is categorical, if each stands for MIN_ROWS rows on average."""
 MIN_ROWS = 2
+MAX_NAMES = 10_000
+"""Distinct values of items up to which a column of names, such as authors, is categorical under the same condition."""
+MAX_WORDS = 3
+"""Words of a name at most, the median; longer texts are no names."""
 MAX_NUMBERS = 100
 """Distinct whole numbers up to which a column of numbers is categorical, such as a year or a code."""
 BUCKETS = 10
@@ -70,7 +74,7 @@ def guess_features(frame: pl.DataFrame, side: SideName, key: str) -> SideFeature
             features.append(found)
         if side == "item" and series.dtype == pl.String and names.names_title(series.name):
             titles.append(series.name)
-    texts = [f.column for f in features if is_text(frame[f.column])]
+    texts = [f.column for f in features if f.is_text and is_text(frame[f.column])]
     title = next(iter([*titles, *texts]), "") if side == "item" else ""
     return SideFeatures(tuple(features), title, tuple(notes))
 
@@ -97,7 +101,11 @@ def _feature(series: pl.Series, side: SideName) -> SideFeature | str:
     if series.dtype == pl.String:
         if separator := _separator(present):
             return _made(series, side, "multi_hot", f"lists separated by '{separator}'", separator=separator)
-        if is_text(present) and (distinct > n * MIN_PHRASES or names.names_phrase(series.name)):
+        is_phrase = names.names_phrase(series.name)
+        recurs = side == "item" and distinct <= MAX_NAMES and distinct * MIN_ROWS <= n
+        if recurs and not is_phrase and _are_names(present):
+            return _made(series, side, "categorical", few)
+        if is_text(present) and (distinct > n * MIN_PHRASES or is_phrase):
             return _text(series, side, f"{few}, of two words or more")
     if distinct <= MAX_CATEGORIES and distinct * MIN_ROWS <= n:
         return _made(series, side, "categorical", few)
@@ -137,6 +145,11 @@ def is_text(values: pl.Series) -> bool:
     return bool(len(present)) and float((words >= 2).mean() or 0) >= MIN_WORDS  # type: ignore[arg-type]
 
 
+def _are_names(values: pl.Series) -> bool:
+    """Return True for values of a few words."""
+    return float(values.str.count_matches(_WORDS).median() or 0) <= MAX_WORDS  # type: ignore[arg-type]
+
+
 def _recurs(distinct: pl.Series) -> bool:
     """Return True if the words of distinct values stand in MIN_RECURRING of these or more, on average."""
     words = distinct.drop_nulls().str.split(" ").explode()
@@ -150,9 +163,12 @@ def _separator(values: pl.Series) -> str:
         if float(several.mean() or 0) < MIN_SEVERAL:  # type: ignore[arg-type]
             continue
         parts = values.str.split(separator).explode().str.strip_chars()
-        spaced = values.str.contains(f"{separator} ", literal=True).any()
+        spaced = f"{separator} "
+        spaces = int(values.str.count_matches(spaced, literal=True).sum())
         if separator == " " and (names.names_phrase(values.name) or not _recurs(values.unique())):
             continue
-        if not spaced and parts.n_unique() * 5 <= len(parts) and parts.n_unique() <= most:
-            return separator
+        if spaces and spaces < int(values.str.count_matches(separator, literal=True).sum()):
+            continue  # a space behind some, as in a sentence
+        if parts.n_unique() * 5 <= len(parts) and parts.n_unique() <= most:
+            return spaced if spaces else separator
     return ""

@@ -115,6 +115,7 @@ def world(of: str, weighted: bool = False, share: bool = False, pooling: dict[st
     features: tuple[Feature, ...] = (history, Categorical(name="item_id", side="item"))
     if of in BY_COLUMNS:
         features += Categorical(name="colour", side="item"), MultiHot(name="tags", side="item", separator="|")
+        features += (Numeric(name="price", side="item", buckets=4),)
     in_order: dict[str, Any] = {"time": "t", "time_unit": "order"} if of in IN_ORDER else {}
     schema = Schema(features=features, weight="w" if weighted else "", **in_order)
     return build_dataset(
@@ -125,15 +126,16 @@ def world(of: str, weighted: bool = False, share: bool = False, pooling: dict[st
 
 
 def columns() -> pl.DataFrame:
-    """A colour of each item, None for one, and up to three tags."""
+    """A colour of each item, None for one, up to three tags, and a price, None for one."""
     tags = ["|".join(f"t{n}" for n in range(4) if (item >> n) & 1) for item in range(ITEMS)]
-    return pl.DataFrame({"item_id": range(ITEMS), "colour": [*"rgb" * 4, None, "r"], "tags": tags})
+    prices = [None, *(float((item * 5) % ITEMS) for item in range(1, ITEMS))]
+    return pl.DataFrame({"item_id": range(ITEMS), "colour": [*"rgb" * 4, None, "r"], "tags": tags, "price": prices})
 
 
 def config(kind: str, pairs: int = 1, train: dict[str, Any] | None = None, **options: Any) -> Config:
     item: dict[str, Any] = {"fields": ["item_id"], "layers": []}
     if kind in BY_COLUMNS:
-        item |= {"fields": ["tags", "colour"], "join": "sum", "activation": "Identity"}
+        item |= {"fields": ["tags", "colour", "price"], "join": "sum", "activation": "Identity"}
     pair = {"user": {"fields": ["h"], "layers": []}, "item": item}
     start = {"kind": kind} | EXACT[kind] | options
     return settings(
@@ -195,15 +197,22 @@ def ials_scores(x: np.ndarray, histories: np.ndarray) -> np.ndarray:
 
 
 def content_of(data: Dataset) -> np.ndarray:
-    """The values of the columns (items, values)."""
-    table, found = columns(), np.zeros((ITEMS, 7))
-    for item, (colour, tags) in enumerate(zip(table["colour"], table["tags"], strict=True)):
+    """The vectors of the items (items, values), by columns."""
+    table, order = columns(), data.items.ids.cast(pl.Int64).to_numpy()
+    colours, tags, prices = np.zeros((ITEMS, 3)), np.zeros((ITEMS, 4)), np.zeros((ITEMS, 4))
+    for item, (colour, listed) in enumerate(zip(table["colour"], table["tags"], strict=True)):
         if colour:
-            found[item, "rgb".index(colour)] = 1
-        for tag in filter(None, tags.split("|")):
-            found[item, 3 + int(tag[1:])] = 1 / len(tags.split("|"))
-    order = data.items.ids.cast(pl.Int64).to_numpy()
-    content: np.ndarray = found[order]
+            colours[item, "rgb".index(colour)] = 1
+        for tag in filter(None, listed.split("|")):
+            tags[item, int(tag[1:])] = 1 / len(listed.split("|"))
+    for row, bucket in enumerate(np.asarray(data.items.columns["price"])):
+        if bucket:
+            prices[order[row]] = [math.exp(-(((bucket - 1 - other) / 1.5) ** 2) / 2) for other in range(4)]
+    sized = []
+    for part in (colours, tags, prices):
+        squares = (part**2).sum(1)
+        sized.append(part / np.sqrt(squares[squares > 0].mean()))
+    content: np.ndarray = np.concatenate(sized, 1)[order]
     return content
 
 
@@ -362,7 +371,7 @@ def test_of_more_values_than_numbers_the_leading_directions_are_kept(weighted: b
         ({"fields": ["tags", "size"]}, "feature 'size' has no embedding of each value, as numbers without buckets and vectors have none; leave"),
         ({"fields": ["tags", "takers"]}, "feature 'takers' is a history; leave it out"),
         ({"join": "concat"}, "or add up the fields of a tower without layers (join = 'sum')"),
-        ({"join": "concat", "width": WIDTH // 2}, SUM_OF_COLUMNS),
+        ({"join": "concat", "fields": ["tags", "colour"], "width": WIDTH // 2}, SUM_OF_COLUMNS),
         ({"activation": "LeakyReLU"}, SUM_OF_COLUMNS),
         ({"layer_norm": True}, SUM_OF_COLUMNS),
         ({"layers": [20]}, SUM_OF_COLUMNS),
@@ -417,7 +426,8 @@ def test_strengths_that_float32_cannot_tell_from_none_are_refused() -> None:
 
 
 def test_items_of_no_known_value_are_no_content() -> None:
-    schema, empty = world("content").schema, columns().with_columns(colour=pl.lit(None, pl.String), tags=pl.lit(""))
+    schema, none = world("content").schema, pl.lit(None, pl.Float64)
+    empty = columns().with_columns(colour=none.cast(pl.String), tags=pl.lit(""), price=none)
     data = build_dataset(
         check(None, empty, log_of_tastes(False), schema), schema, SplitConfig(kind="column", column="part")
     )

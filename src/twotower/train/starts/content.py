@@ -24,6 +24,26 @@ from twotower.train.starts.ease import leading, wide
 from twotower.train.starts.positives import PositiveMatrix
 from twotower.train.starts.start import PairValues, Positive, Start
 
+BUCKETS_ALIKE = 1.5
+"""Distance in buckets at which two numbers have e^(-1/2) of their likeness."""
+MAX_BUCKETS = 1024
+"""Buckets up to which those that are near are alike."""
+
+
+@dataclass(frozen=True)
+class ColumnVectors:
+    """Vectors of the values of a column, before they are projected: a direction each, or, of numbers in buckets, vectors that are the more
+    alike the nearer the buckets are. Items have the root mean square length 1."""
+
+    rows: int
+    """Number of values, the unknown one too."""
+    likeness: F32[Tensor, "rows rows"] | None
+    scale: float
+
+    def of(self, directions: F32[Tensor, "rows E"]) -> F32[Tensor, "rows E"]:
+        """Return the vectors, each direction projected to E numbers."""
+        return self.scale * (directions if self.likeness is None else self.likeness @ directions)
+
 
 @dataclass(frozen=True)
 class ContentMatrix:
@@ -31,8 +51,12 @@ class ContentMatrix:
     other."""
 
     matrix: PositiveMatrix
-    rows: tuple[int, ...]
-    """Number of values of each field, the unknown one too."""
+    columns: tuple[ColumnVectors, ...]
+
+    def vectors(self, directions: F32[Tensor, "values E"]) -> F32[Tensor, "values E"]:
+        """Return the vectors of all values."""
+        parts = torch.split(directions, [column.rows for column in self.columns])
+        return torch.cat([column.of(part) for column, part in zip(self.columns, parts, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -44,8 +68,9 @@ class PositivesAndContent(PositiveMatrix):
 
 class ContentFactors(Start):
     """Item vectors v = F W of their columns: F has a 1 for each value of an item, divided by the number of its values in the
-    column, and W is the identity, or the E leading directions of the values among the positives, where these are more than the
-    width E. User vectors u minimise
+    column, and W a direction for each value, or the E leading directions of the values among the positives, where these are more
+    than the width E. Numbers in buckets are alike where they are near, by exp(-(i - j)^2 / 4.5) for the buckets i and j, and each
+    column gives items vectors of the root mean square length 1. User vectors u minimise
 
         sum over the history of (1 - u . v)^2  +  a sum over all items of (u . v)^2  +  lambda (n + a N) |u|^2
 
@@ -104,7 +129,8 @@ class ContentFactors(Start):
             )
         turned = (directions.double() @ axes).float()  # of the same products, and a diagonal penalty
         penalty = a * (squares.clamp(min=0) + rate * positives.n_items)
-        return PairValues(content.matrix.product(turned), turned.split(content.rows), penalty.float().diag(), rate)
+        of_values = torch.split(turned, [column.rows for column in content.columns])
+        return PairValues(content.matrix.product(turned), of_values, penalty.float().diag(), rate)
 
     def _item_fields(self, dataset: Dataset, model: ModelConfig) -> tuple[InputField, ...]:
         """Return the fields of the pair's item tower, in its order."""
@@ -125,7 +151,11 @@ class ContentFactors(Start):
         )
         assert found.source is not None
         matrix = PositiveMatrix(found.values, found.offsets, share[known][found.source], int(first[-1]))
-        return ContentMatrix(matrix, tuple(one.rows for one in fields))
+        encoders = dataset.encoders.by_side["item"]
+        vectors = (
+            _column_vectors(one.rows, encoders[one.name].is_ordered, *of) for one, of in zip(fields, cells, strict=True)
+        )
+        return ContentMatrix(matrix, tuple(vectors))
 
 
 def _refused(one: InputField) -> str:
@@ -149,17 +179,31 @@ def _cells(column: Column) -> tuple[Shaped[Ints, "L"], Shaped[Ints, "L"], Shaped
     return rows, column[rows].astype(np.int64), np.ones(len(rows), np.float32)
 
 
+def _column_vectors(
+    rows: int, is_ordered: bool, items: Shaped[Ints, "L"], codes: Shaped[Ints, "L"], shares: Shaped[Floats, "L"]
+) -> ColumnVectors:
+    """Return the vectors of a column of so many values, from its cells."""
+    likeness = None
+    if is_ordered and rows <= MAX_BUCKETS:
+        place = torch.arange(rows, dtype=torch.float32)
+        likeness = torch.exp(-(((place[:, None] - place) / BUCKETS_ALIKE) ** 2) / 2)
+        likeness[UNKNOWN, :] = likeness[:, UNKNOWN] = 0.0
+    squares = shares**2 if likeness is None else likeness.square().sum(1).numpy()[codes]
+    mean = float(squares.sum()) / max(1, len(np.unique(items)))
+    return ColumnVectors(rows, likeness, mean**-0.5 if mean else 1.0)
+
+
 def _directions(positives: PositivesAndContent, width: int, seed: int) -> F32[Tensor, "values E"]:
-    """Return the rows of W: unit vectors, or the leading eigenvectors of F^T D F, D the weights of the items' positives."""
-    content = positives.content.matrix
-    if content.n_columns <= width:
-        return torch.eye(content.n_columns, width)
-    turned, taken = content.transposed(), torch.zeros(positives.n_columns)
+    """Return the rows of W: the vectors of the values, or these on the leading eigenvectors of their products among the positives."""
+    content, n = positives.content, positives.content.matrix.n_columns
+    if n <= width:
+        return content.vectors(torch.eye(n, width))
+    turned, taken = content.matrix.transposed(), torch.zeros(positives.n_columns)
     taken.index_add_(0, torch.from_numpy(positives.columns.astype(np.int64)), torch.from_numpy(positives.values))
     found, _ = leading(
-        lambda q: turned.product(taken[:, None] * content.product(q)),
-        content.n_columns,
+        lambda q: content.vectors(turned.product(taken[:, None] * content.matrix.product(content.vectors(q)))),
+        n,
         width,
         torch.Generator().manual_seed(seed),
     )
-    return wide(found, width)
+    return wide(content.vectors(found), width)
