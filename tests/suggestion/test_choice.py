@@ -37,6 +37,11 @@ SHAPE = Shape(
         ({"contents": 1, "texts": 1, "new_items": MIN_NEW - 0.001, "by_time": False, "order": None}, "collaborative"),
         ({"contents": 1, "texts": 1, "new_items": MIN_NEW, "by_time": False, "order": None}, "cold-start"),
         ({"contents": 1, "texts": 0, "new_items": MIN_NEW, "by_time": False, "order": None}, "collaborative"),
+        ({"contents": 1, "texts": 0, "new_items": MIN_NEW, "by_time": False}, "cold-start"),
+        (
+            {"contents": 2, "texts": 1, "content_kinds": 10**6, "new_items": MIN_NEW, "by_time": False, "order": None},
+            "collaborative",
+        ),
         ({"label_values": 2, "negatives": MIN_NEGATIVES}, "ranking"),
         ({"label_values": 2, "negatives": MIN_NEGATIVES - 0.001}, "sequence-short"),
         ({"label_values": 2, "negatives": 1 - MIN_NEGATIVES}, "ranking"),

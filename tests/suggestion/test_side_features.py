@@ -50,7 +50,7 @@ def test_kinds_of_columns(values: list[object], expected: str) -> None:
     assert kind("column", values)[0] == expected
 
 
-@pytest.mark.parametrize("separator", ["|", ";", ",", " ", ", ", "; "])
+@pytest.mark.parametrize("separator", ["|", ";", ",", " ", ", ", "; ", " | "])
 def test_lists_in_text_have_their_separator(separator: str) -> None:
     values = [separator.join(["Action", "Drama", "War"][: 1 + i % 3]) for i in range(3)]
     assert kind("genres", values) == ("multi_hot", {"separator": separator})
@@ -70,6 +70,16 @@ def test_names_that_recur_are_categories(distinct: int, n: int, expected: str) -
     assert kind("author", [f"A. Smith{i}" for i in range(distinct)], n)[0] == expected
     assert kind("author", [f"A. Smith{i} of no fixed abode" for i in range(1100)])[0] == "text", "no name"
     assert kind("title", [f"A. Smith{i}" for i in range(1100)])[0] == "text", "by its name"
+
+
+def test_names_of_half_of_the_items_recur_among_those() -> None:
+    assert kind("author", [f"tale of {i}" for i in range(900)] + [None] * 900, 1800)[0] == "text"
+
+
+@pytest.mark.parametrize("separator", [" |", "|  ", ",  "])
+def test_spaces_that_would_be_part_of_the_values_make_no_list(separator: str) -> None:
+    values = [separator.join(["Action", "Drama", "War"][: 1 + i % 3]) for i in range(3)]
+    assert kind("genres", values)[0] != "multi_hot"
 
 
 @pytest.mark.parametrize(("n", "expected"), [(MAX_CATEGORIES, 1), (MAX_CATEGORIES + 1, 0)])

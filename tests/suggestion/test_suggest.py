@@ -311,6 +311,20 @@ def test_text_is_read_where_other_columns_are_the_same_for_several_new_items(pri
     assert (said in found.text.replace("\n#", "")) != price
 
 
+def test_names_that_recur_take_no_text_away() -> None:
+    """Authors are a category of many values, which tell few items apart from those of the other columns."""
+    actions, items = with_new_items(log(), 0.5)
+    about = [
+        f"story of {a} and {b}" for a, b in zip(range(100, 100 + len(items)), "abcdefg" * len(items), strict=False)
+    ]
+    authors = [f"A. Smith{i // 3}" for i in range(len(items))]
+    items = items.drop("price").with_columns(about=pl.Series(about), author=pl.Series(authors))
+    found = of((None, items, actions))
+    assert found.recipe == "cold-start"
+    kinds = {f.name: f.kind for f in found.schema.features if f.side == "item"}
+    assert (kinds["about"], kinds["author"]) == ("text", "categorical")
+
+
 @pytest.mark.parametrize(
     ("single", "has_text", "recipe"),
     [

@@ -86,7 +86,7 @@ def _new(shape: Shape) -> str:
         else "of the rows are of items without another row"
     )
     return (
-        f"{shape.new_items:.1%} {of} (threshold {MIN_NEW:.0%}{'' if shape.by_time else ', where texts tell about items'}), and the items have "
+        f"{shape.new_items:.1%} {of} (threshold {MIN_NEW:.0%}{'' if shape.by_time else ', where texts or an order tell'}), and the items have "
         f"{shape.contents} columns of contents, {shape.texts} of them text; "
         f"{shape.telling}, and a user has {shape.length:g} rows, the median (threshold at most {MAX_FEW}, in a log without an order)"
     )

@@ -91,7 +91,8 @@ class Shape:
     queries: QueryEvidence | None
     """Evidence that users search for items. None: users or items have no text."""
     content_kinds: int
-    """Combinations of values that the items' columns without text can have at most, numbers in MAX_BUCKETS buckets. 1: no column."""
+    """Combinations of values that the items' columns without text and many names can have at most, numbers in MAX_BUCKETS buckets.
+    1: no column."""
     content_values: int
     """Values of the items' columns without text, those of all columns together, numbers in MAX_BUCKETS buckets."""
     contents: int
@@ -113,9 +114,11 @@ class Shape:
 
     @property
     def has_new_items(self) -> bool:
-        """True if many items are new, and columns say what they are. Without times columns of values rank new items beside closed forms
-        too, and texts do not."""
-        return self.contents > 0 and self.new_items >= MIN_NEW and (self.by_time or self.texts > 0)
+        """True if many items are new, and columns say what they are. Without times and without an order columns of values rank new items
+        beside closed forms too, and texts do not, which are read where other columns are the same for several items."""
+        has_order = self.order is not None and self.order.exists
+        reads_text = self.texts > 0 and self.content_kinds < self.items
+        return self.contents > 0 and self.new_items >= MIN_NEW and (self.by_time or has_order or reads_text)
 
 
 def measure_shape(
@@ -177,7 +180,9 @@ def measure_shape(
         query=query,
         words=words,
         queries=evidence,
-        content_kinds=math.prod(_kinds(tables.items[f.column], f) for f in sides["item"].features if not f.is_text),
+        content_kinds=math.prod(
+            _kinds(tables.items[f.column], f) for f in sides["item"].features if not (f.is_text or f.is_name)
+        ),
         content_values=sum(_values(tables.items[f.column], f) for f in sides["item"].features if not f.is_text),
         contents=len(sides["item"].features),
         texts=sum(f.is_text for f in sides["item"].features),

@@ -49,6 +49,8 @@ class SideFeature:
     why: str
     is_text: bool = False
     """True for text, and for vectors, which stand for text or images."""
+    is_name: bool = False
+    """True for names of so many values that they tell few items apart from those of other columns."""
 
 
 @dataclass(frozen=True)
@@ -102,16 +104,18 @@ def _feature(series: pl.Series, side: SideName) -> SideFeature | str:
         if separator := _separator(present):
             return _made(series, side, "multi_hot", f"lists separated by '{separator}'", separator=separator)
         is_phrase = names.names_phrase(series.name)
-        recurs = side == "item" and distinct <= MAX_NAMES and distinct * MIN_ROWS <= n
+        recurs = side == "item" and distinct <= MAX_NAMES and distinct * MIN_ROWS <= len(present)
         if recurs and not is_phrase and _are_names(present):
-            return _made(series, side, "categorical", few)
+            many = distinct > MAX_CATEGORIES or (is_text(present) and distinct > n * MIN_PHRASES)
+            return replace(_made(series, side, "categorical", few), is_name=many)
         if is_text(present) and (distinct > n * MIN_PHRASES or is_phrase):
             return _text(series, side, f"{few}, of two words or more")
     if distinct <= MAX_CATEGORIES and distinct * MIN_ROWS <= n:
         return _made(series, side, "categorical", few)
     if series.dtype == pl.String and names.names_title(series.name):
         return _text(series, side, f"{few}, a title")
-    return f"{few} in {n:,} rows: too many for a category (at most {MAX_CATEGORIES:,}, each of {MIN_ROWS} rows), and no text"
+    most = MAX_NAMES if side == "item" and series.dtype == pl.String else MAX_CATEGORIES
+    return f"{few} in {n:,} rows: too many for a category (at most {most:,}, each of {MIN_ROWS} rows), and no text"
 
 
 def _made(series: pl.Series, side: SideName, kind: str, why: str, **options: TomlValue) -> SideFeature:
@@ -156,19 +160,29 @@ def _recurs(distinct: pl.Series) -> bool:
     return words.n_unique() * MIN_RECURRING <= len(words)
 
 
+def _with_spaces(values: pl.Series, separator: str) -> str:
+    """Return the separator with the spaces that stand beside it in all values, "" if other ones do, which would be part of what it divides."""
+    n = int(values.str.count_matches(separator, literal=True).sum())
+    forms = (separator, f"{separator} ", f" {separator} ") if separator.strip() else (separator,)
+    for spaced in forms:
+        parts = values.str.split(spaced).explode()
+        if int(values.str.count_matches(spaced, literal=True).sum()) == n and parts.equals(parts.str.strip_chars()):
+            return spaced
+    return ""
+
+
 def _separator(values: pl.Series) -> str:
     """Return the separator of a text column of lists of few distinct values, "" for none."""
     for separator, most in SEPARATORS.items():
         several = values.str.contains(separator, literal=True)
         if float(several.mean() or 0) < MIN_SEVERAL:  # type: ignore[arg-type]
             continue
-        parts = values.str.split(separator).explode().str.strip_chars()
-        spaced = f"{separator} "
-        spaces = int(values.str.count_matches(spaced, literal=True).sum())
         if separator == " " and (names.names_phrase(values.name) or not _recurs(values.unique())):
             continue
-        if spaces and spaces < int(values.str.count_matches(separator, literal=True).sum()):
-            continue  # a space behind some, as in a sentence
+        spaced = _with_spaces(values, separator)
+        if not spaced:
+            break
+        parts = values.str.split(spaced).explode()
         if parts.n_unique() * 5 <= len(parts) and parts.n_unique() <= most:
-            return spaced if spaces else separator
+            return spaced
     return ""

@@ -409,6 +409,21 @@ def test_words_that_training_lacks_are_no_direction_in_a_history_either() -> Non
     torch.testing.assert_close(history[torch.from_numpy(known[known > 0]).long()], items[torch.from_numpy(known > 0)])
 
 
+def test_columns_have_one_size_also_where_a_list_repeats_a_value() -> None:
+    schema = world("content").schema
+    tags = pl.Series(["|".join(["a", "b", "a", "c"][: 1 + item % 4]) for item in range(ITEMS)])
+    tables = check(None, columns().with_columns(tags=tags), log_of_tastes(False), schema)
+    data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
+    for column in ("tags", "colour", "price"):
+        sections = config("content").model_dump(mode="json")
+        sections["model"]["pairs"][0]["item"]["fields"] = [column]
+        items = factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, VALIDATION).items
+        squares = items.square().sum(1)[torch.from_numpy(np.asarray(data.items.columns["item_id"]) > 0)]
+        assert float(squares[squares > 0].mean()) == pytest.approx(1.0, rel=0.02), (
+            column
+        )  # one item is in the test part alone
+
+
 def test_the_weight_of_a_pair_of_columns_is_of_all_of_them() -> None:
     data, found = world("content"), []
     for weight in (1.0, 0.25):

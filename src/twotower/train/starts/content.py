@@ -188,7 +188,11 @@ def _column_vectors(
         place = torch.arange(rows, dtype=torch.float32)
         likeness = torch.exp(-(((place[:, None] - place) / BUCKETS_ALIKE) ** 2) / 2)
         likeness[UNKNOWN, :] = likeness[:, UNKNOWN] = 0.0
-    squares = shares**2 if likeness is None else likeness.square().sum(1).numpy()[codes]
+    if likeness is None:
+        _, cell = np.unique(items * rows + codes, return_inverse=True)  # a list may repeat a value
+        squares = np.bincount(cell, shares) ** 2
+    else:
+        squares = likeness.square().sum(1).numpy()[codes]
     mean = float(squares.sum()) / max(1, len(np.unique(items)))
     return ColumnVectors(rows, likeness, mean**-0.5 if mean else 1.0)
 
