@@ -33,8 +33,11 @@ help:
 	@$(PYTHON) -m venv .venv || \
 	  { rm -rf .venv; echo "error: no venv module; on Debian: apt-get install python3-venv"; exit 2; }
 
+# The bound of the extra torchrec: the tests are installed later, and torch is large.
+TORCH = torch<2.15
+
 .venv/.run: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train]' '$(TORCH)'
 	@touch $@
 
 .venv/.test: .venv/bin/python pyproject.toml
