@@ -33,7 +33,7 @@ help:
 	@$(PYTHON) -m venv .venv || \
 	  { rm -rf .venv; echo "error: no venv module; on Debian: apt-get install python3-venv"; exit 2; }
 
-# The bound of the extra torchrec: the tests are installed later, and torch is large.
+# The bound of the extra torchrec, which the tests need: so torch, which is large, is downloaded once.
 TORCH = torch<2.15
 
 .venv/.run: .venv/bin/python pyproject.toml
