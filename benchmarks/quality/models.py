@@ -61,12 +61,30 @@ def beside(config: Config, changes: list[Numbers]) -> Config:
     return Config.model_validate(given)
 
 
+def without_columns(schema: Schema, config: Config, tables: Any) -> tuple[Schema, Config]:
+    """Return schema and config without the features of columns that the tables of users and items lack, the pairs that read nothing else on a
+    side, and their starts."""
+    known = {"user": tables[0].columns, "item": tables[1].columns}
+    lacking = {f.name for f in schema.features if not f.history and f.source not in known.get(str(f.side), [f.source])}
+    given = config.model_dump(mode="json")
+    kept = [
+        place
+        for place, pair in enumerate(given["model"]["pairs"])
+        if not any(pair[side]["fields"] and lacking >= {*pair[side]["fields"]} for side in SIDES)
+    ]
+    given["model"]["pairs"] = [given["model"]["pairs"][place] for place in kept]
+    starts = [start for start in given["train"]["start"] if start["pair"] in kept]
+    given["train"]["start"] = [start | {"pair": kept.index(start["pair"])} for start in starts]
+    features = tuple(f for f in schema.features if f.name not in lacking)
+    return schema.model_copy(update={"features": features}), Config.model_validate(given)
+
+
 def train(tables: Any, schema: Schema | None, config: Config, seed: int) -> Numbers:
     config = override_config(config, [f"train.seed={seed}"])
     if tables is None:
         tables, schema = api.read(config, schema)
     else:
         assert schema is not None
-        schema = schema.model_copy(update={"time_unit": "order"})
+        schema, config = without_columns(schema.model_copy(update={"time_unit": "order"}), config, tables)
     with Progress() as progress:
         return dict(api.fit(tables, schema, config, callback=progress).metrics)

@@ -250,7 +250,8 @@ def test_columns_with_the_names_of_the_ids_are_told() -> None:
     users = pl.DataFrame({"user_id": range(60), "item_id": [f"first {n % 9} of it" for n in range(60)]})
     found = suggest(actions, users, items)
     assert found.recipe == "sequence-short"
-    assert any("does not read: 'item_id', 'user_id'" in line for line in found.reasons)
+    assert any("does not read: 'item_id'." in line for line in found.reasons)
+    assert "user_id" in {f.name for f in found.schema.side("item")}
 
 
 def test_a_scale_says_what_users_took_where_their_columns_tell() -> None:
@@ -474,8 +475,20 @@ def test_columns_that_a_recipe_leaves_are_told() -> None:
     actions, items = with_new_items(log(), 0.0)
     found = of((None, items, actions))
     assert found.recipe == "sequence-short"
-    assert "does not read: 'category', 'price'." in " ".join(found.reasons)
-    assert "does not read" not in " ".join(of((None, items, actions), recipe="cold-start").reasons)
+    assert "does not read" not in " ".join(found.reasons)
+    longer = of((None, items, actions), recipe="sequence-long")
+    assert "does not read: 'category', 'price'." in " ".join(longer.reasons)
+
+
+def test_pairs_that_read_columns_are_no_wider_than_the_columns_have_values() -> None:
+    """The item's vector is as wide as the history's for each of two rates."""
+    actions, items = with_new_items(log(), 0.0)
+    found = of((None, items, actions))
+    pair, (start,) = found.config.model.pairs[-1], (s for s in found.config.train.start if s.adds_columns)
+    values = items["category"].n_unique() + min(items["price"].n_unique(), 16)
+    assert (start.pair, pair.user.width, pair.item.width) == (len(found.config.model.pairs) - 1, values, 2 * values)
+    run = twotower.fit((None, items, actions), found.schema, of_one_epoch(found.config))
+    assert "test.recall@10" in run.metrics
 
 
 def test_a_log_of_queries_needs_no_table_of_users() -> None:

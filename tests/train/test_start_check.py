@@ -86,8 +86,8 @@ def refused(settings: Settings) -> str:
     [
         ("cold-start", "versions", "leave out train.start.0, model.pairs.1 and the feature 'tastes', or"),
         ("cold-start", "context", "leave out train.start.0, model.pairs.1 and the feature 'tastes', or"),
-        ("sequence-short", "versions", "leave out train.start.0, train.start.1, model.pairs.4, model.pairs.5 and the features 'tastes' and 'recent', or"),
-        ("sequence-short", "context", "leave out train.start.0, train.start.1, model.pairs.4, model.pairs.5 and the features 'tastes' and 'recent', or"),
+        ("sequence-short", "versions", "leave out train.start.0, train.start.1, train.start.2, model.pairs.4, model.pairs.5, model.pairs.6 and the features 'tastes', 'recent', 'contents' and 'tag', or"),
+        ("sequence-short", "context", "leave out train.start.0, train.start.1, train.start.2, model.pairs.4, model.pairs.5, model.pairs.6 and the features 'tastes', 'recent', 'contents' and 'tag', or"),
         ("sequence-long", "versions", "leave out train.start.0, train.start.1, model.pairs.2, model.pairs.3 and the features 'recent' and 'taken', or"),
     ],
 )  # fmt: skip
@@ -112,14 +112,15 @@ def test_a_scale_stands_in_place_of_a_weight_beside_a_context() -> None:
 
 def test_starts_that_stay_are_told_their_numbers() -> None:
     settings = changed(suggested("sequence-short"), "context")
-    first, second = settings["train"]["start"]
+    first, second, third = settings["train"]["start"]
     kept = {k: v for k, v in second.items() if k != "blend"} | {"scale": 0.1}
-    settings["train"]["start"] = [first, kept]
+    settings["train"]["start"] = [first, kept, third]
     message = refused(settings)
     advice = message.partition("leave out ")[2].partition(", or leave out")[0]
     assert (
         advice
-        == f"train.start.0, model.pairs.4 and the feature 'tastes', name pair 4 in the start of kind '{second['kind']}'"
+        == "train.start.0, train.start.2, model.pairs.4, model.pairs.6 and the features 'tastes', 'contents' and 'tag', "
+        f"name pair 4 in the start of kind '{second['kind']}'"
     )
     assert trained(without(settings, advice))
 

@@ -123,10 +123,13 @@ class FittedRecipe:
         """Bound the width of a pair that names it, and return True if it was greater."""
         pairs = self.model["pairs"]
         assert isinstance(pairs, list)
-        wide = [tower for tower in pairs[number].values() if tower.get("width", 0) > most]
-        for tower in wide:
-            tower["width"] = most
-        return bool(wide)
+        towers = [tower for tower in pairs[number].values() if tower.get("width", 0)]
+        least = min((tower["width"] for tower in towers), default=0)
+        if least <= most:
+            return False
+        for tower in towers:
+            tower["width"] = tower["width"] * most // least
+        return True
 
     def _add_columns(self, of_users: Sequence[str]) -> None:
         """Add columns of users, by name, which each trained tower of users without `fields` reads, and those that read the most fields. Beside

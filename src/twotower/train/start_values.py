@@ -15,10 +15,12 @@ from twotower.errors import TrainingError
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
 from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.pooling import resolve
 from twotower.model.two_tower import TwoTower
 from twotower.train.blend import Blend
 from twotower.train.cold_items import ColdItems, cold_items, spread_of_scores
 from twotower.train.factors import gathered_factors
+from twotower.train.part_weights import part_weights
 from twotower.train.recipe import Recipe
 from twotower.train.starts.positives import PositiveMatrix
 from twotower.train.starts.search import (
@@ -29,7 +31,7 @@ from twotower.train.starts.search import (
     search,
     users_told,
 )
-from twotower.train.starts.start import Start, scale_pair, start_pair
+from twotower.train.starts.start import Start, parts_of_pair, scale_pair, start_pair, weigh_parts
 
 log = logging.getLogger(__name__)
 
@@ -123,10 +125,11 @@ class StartValues:
     def _blend(self, start: Start) -> float:
         """Give a pair that has started the weight that is best beside the pairs before it, and return the weight."""
         pairs, monitor = [*self._filled, start.pair], self.recipe.train.monitor
+        is_weighed = start.weighs_parts and self._weigh_parts(start, pairs)
         cold, part = self._cold, self.model.parts_of_pairs(pairs)[-1]
         every = self._factors(pairs, cold.inputs if cold else None)
         unit: float = self.context.broadcast(
-            _unit(_without_user_bias(every) if self.model.config.bias else every, part)
+            1.0 if is_weighed else _unit(_without_user_bias(every) if self.model.config.bias else every, part)
         )
         blend = Blend(every, part, unit, self._metrics, self.validation.score_of)
         if cold:
@@ -146,6 +149,28 @@ class StartValues:
         weight = blend.best(start.blend, score)
         scale_pair(self.model, start.pair, weight * unit)
         return weight
+
+    def _weigh_parts(self, start: Start, pairs: list[int]) -> bool:
+        """Give the parts of a pair the weights under which what users of validation take anew is most likely beside the pairs before it, and
+        return True; False, with nothing changed, if too few tell."""
+        pools = start.history(self.dataset, self.model.config).pools
+        assert pools is not None
+        pieces = resolve(pools).pieces
+        parts = parts_of_pair(self.model, start, pieces)
+        first = self.model.parts_of_pairs(pairs)[-1].start
+        dimensions = [first + own for _, own in parts]
+        every = self._factors(pairs)
+        weights = self.context.broadcast(
+            part_weights(every, dimensions, self.dataset, self.recipe.train.seed) if self.context.is_main else None
+        )
+        if weights is None:
+            return False
+        weigh_parts(self.model, start, pieces, weights)
+        told = ", ".join(f"{field.name} {weight:.2f}" for (field, _), weight in zip(parts, weights, strict=True))
+        log.info(
+            f"start of pair {start.pair} by {start.kind}: weights of the columns by validation, of each rate: {told}"
+        )
+        return True
 
     def _spread(self, factors: Factors) -> float:
         """Return the standard deviation of a user's scores, on all ranks."""

@@ -73,16 +73,19 @@ POOLING: dict[str, dict[str, Any]] = {
     "content": {"kind": "ridge", "steps": 30},
     "ease": {"kind": "sum"},
     "ials": {"kind": "ridge", "steps": 30},
+    "next_content": {"kind": "decay", "rates": [0.5]},
     "slit": {"kind": "decay", "rates": [0.5]},
     "transitions": {"kind": "sum"},
     Neighbours.kind: {"kind": "sum"},
 }
-IN_ORDER = ("slit", "transitions")
-BY_COLUMNS = ("content",)
+IN_ORDER = ("next_content", "slit", "transitions")
+DECAYED = ("next_content", "slit")
+BY_COLUMNS = ("content", "next_content")
 EXACT: dict[str, dict[str, Any]] = {
     "content": {"unobserved": [0.2], "regularization": [0.05]},
     "ease": {"regularization": [3.0]},
     "ials": {"steps": 30, "sweeps": 3, "unobserved": [0.2]},
+    "next_content": {"regularization": [0.2]},
     "slit": {"regularization": [3.0]},
     "transitions": {"span": 3, "lag": 1.0, "frequency": [0.3]},
     Neighbours.kind: {},
@@ -91,6 +94,7 @@ CHOICES: dict[str, tuple[str, list[float]]] = {
     "content": ("regularization", [0.001, 0.05, 10.0]),
     "ease": ("regularization", [0.001, 3.0, 1e6]),
     "ials": ("regularization", [0.001, 0.05, 10.0]),
+    "next_content": ("regularization", [0.001, 0.2, 10.0]),
     "slit": ("regularization", [0.001, 3.0, 1e6]),
     "transitions": ("frequency", [0.0, 0.5, 3.0]),
 }
@@ -147,7 +151,7 @@ def config(kind: str, pairs: int = 1, train: dict[str, Any] | None = None, **opt
             "start": [start],
             "monitor": "validation.recall@5",
             "device": "cpu",
-            **({"history_scope": "causal"} if kind == "slit" else {}),
+            **({"history_scope": "causal"} if kind in DECAYED else {}),
         }
         | (train or {}),
     )
@@ -302,9 +306,32 @@ def slit_scores(data: Dataset, histories: np.ndarray, width: int = ITEMS, ridge:
     return predicted
 
 
+def next_content_scores(data: Dataset, histories: np.ndarray, ridge: float = 0.2) -> np.ndarray:
+    """The discriminants of each column, fitted over the positives after a user's first."""
+    content, taken = content_of(data), matrix(data).sum(0)
+    scores_of_columns = np.zeros(histories.shape)
+    for part in np.split(content, (3, 7), 1):
+        known = np.sign(part.max(1))
+        f = (part - np.average(part, axis=0, weights=taken * known)) * known[:, None]
+        before, after, weights = [], [], []
+        for user in range(len(data.users)):
+            mine = latest_last(data, user)
+            for place in range(1, len(mine)):
+                items = data.pairs.item[mine]
+                before.append(decayed(items[:place], len(f)) @ f)
+                after.append(f[items[place]])
+                weights.append(1.0 if data.pairs.weight is None else data.pairs.weight[mine[place]])
+        k = part.shape[1]
+        moments = np.cov(np.array(before).T, np.array(after).T, aweights=weights, ddof=0)
+        a, b, c = moments[:k, :k], moments[:k, k:], moments[k:, k:]
+        a, c = (m + ridge * np.trace(m) / k * np.eye(k) for m in (a, c))
+        scores_of_columns += histories @ f @ np.linalg.inv(a) @ b @ np.linalg.inv(c) @ f.T
+    return scores_of_columns
+
+
 def histories_of(kind: str, data: Dataset) -> np.ndarray:
     """What the pooling of a kind makes of the histories of the train part (users, items), each item an axis."""
-    if kind == "slit":
+    if kind in DECAYED:
         items = data.pairs.item
         return np.array([decayed(items[latest_last(data, user)], len(data.items)) for user in range(len(data.users))])
     return (matrix(data) > 0).astype(float)
@@ -314,6 +341,7 @@ NAIVE: dict[str, Callable[[Dataset, np.ndarray], np.ndarray]] = {
     "content": content_scores,
     "ease": lambda data, histories: of_size_one(ease_weights(matrix(data)), data, histories),
     "ials": lambda data, histories: ials_scores(matrix(data), histories),
+    "next_content": next_content_scores,
     "slit": slit_scores,
     "transitions": transition_scores,
     Neighbours.kind: lambda data, histories: neighbour_scores(matrix(data), histories),
@@ -452,6 +480,39 @@ def test_items_of_no_known_value_are_no_content() -> None:
         Trainer(data, config("content")).run()
 
 
+def test_each_rate_has_a_discriminant_of_its_own() -> None:
+    """At rates of 0.5 and 0 the score is the sum of both; the item's vector has the width of the history for each."""
+    each = []
+    for rates in ([0.5], [0.0], [0.5, 0.0]):
+        data = world("next_content", pooling={"kind": "decay", "rates": rates})
+        sections = config("next_content").model_dump(mode="json")
+        sections["model"]["pairs"][0]["item"]["width"] = len(rates) * WIDTH
+        each.append(
+            scores(factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, VALIDATION))
+        )
+    assert not np.allclose(each[0], each[1], atol=0.01)
+    np.testing.assert_allclose(each[0] + each[1], each[2], rtol=1e-3, atol=1e-4)
+
+
+def test_of_more_values_than_numbers_all_columns_share_the_leading_directions_of_what_comes_next() -> None:
+    """Tags of the items are one of two values by their taste, which two numbers tell; colours of an item each are left out."""
+    tags, colours = [f"t{item % 2}" for item in range(ITEMS)], [f"c{item}" for item in range(ITEMS)]
+    schema = world("next_content").schema
+    tables = check(
+        None, columns().with_columns(tags=pl.Series(tags), colour=pl.Series(colours)), log_of_tastes(False), schema
+    )
+    data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
+    found = []
+    for fields, width in ((["tags"], WIDTH), (["tags", "colour"], 2)):
+        sections = config("next_content").model_dump(mode="json")
+        sections["model"]["pairs"][0]["item"] |= {"fields": fields}
+        sections["model"]["width"] = width
+        found.append(
+            scores(factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, VALIDATION))
+        )
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
+
+
 def test_the_scale_of_slit_holds_under_a_regularization_far_above_the_counts() -> None:
     data = world("slit")
     found = scores(factors_before(Trainer(data, config("slit", regularization=[1e9])).run().model, data, VALIDATION))
@@ -464,6 +525,7 @@ SHARED = {
     "content": "content._directions",
     "ease": "positives.PositiveMatrix.gram",
     "ials": "positives.PositiveMatrix.transposed",
+    "next_content": "next_content._centred_directions",
     "slit": "slit.decayed_products",
     "transitions": "transitions.TransitionFactors._counts",
 }
@@ -511,7 +573,7 @@ def test_the_exported_towers_score_so_for_a_user_whom_training_never_saw(kind: t
         of_items |= {f"bag{n}": padded(data.items.columns[f.name]) for n, f in enumerate(fields) if f.kind == "bag"}
         items = OnnxTower(Path(folder, "item"))(of_items)
     history = (
-        decayed(liked, len(codes))[None] if kind.kind == "slit" else np.isin(np.arange(len(codes)), liked)[None] * 1.0
+        decayed(liked, len(codes))[None] if kind.kind in DECAYED else np.isin(np.arange(len(codes)), liked)[None] * 1.0
     )
     expected = NAIVE[kind.kind](data, history)
     np.testing.assert_allclose(user @ items.T, expected, rtol=2e-3, atol=2e-4)
@@ -1193,9 +1255,9 @@ def test_what_follows_of_users_with_one_positive_each_is_refused(kind: str) -> N
             "part": ["train"] * 6 + ["validation", "test", "test"],
         }
     )
-    history = Sequence(name="h", side="user", share_embedding=False, pooling=POOLING[kind])
-    schema = Schema(features=(history, Categorical(name="item_id", side="item")), time="t", time_unit="order")
-    data = build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="column", column="part"))
+    schema = world(kind).schema
+    tables = check(None, columns() if kind in BY_COLUMNS else None, log, schema)
+    data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
     with pytest.raises(TrainingError, match="finds no positive that follows another of its user"):
         Trainer(data, config(kind)).run()
 

@@ -44,9 +44,9 @@ class Decay(Pooling):
         return len(self.rates)
 
     @property
-    def decay_rate(self) -> float | None:
-        """The rate, if it is one."""
-        return self.rates[0] if len(self.rates) == 1 else None
+    def decay_rates(self) -> tuple[float, ...]:
+        """The rates."""
+        return self.rates
 
     def build(self, width: int, name: str) -> DecayLayer:
         """Return the means."""

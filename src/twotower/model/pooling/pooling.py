@@ -35,9 +35,15 @@ class Pooling(Kind):
         return 1
 
     @property
+    def decay_rates(self) -> tuple[float, ...]:
+        """Rate r of each vector if it is the mean of the embeddings in which the n-th latest interaction weighs r^n, else none."""
+        return ()
+
+    @property
     def decay_rate(self) -> float | None:
-        """Rate r if the vector is the mean of the embeddings in which the n-th latest interaction weighs r^n, else None."""
-        return None
+        """The rate, if it is one."""
+        rates = self.decay_rates
+        return rates[0] if len(rates) == 1 else None
 
     @abstractmethod
     def build(self, width: int, name: str) -> PoolingLayer:

@@ -6,11 +6,23 @@ from twotower.kinds import Kinds
 from twotower.train.starts.content import ContentFactors
 from twotower.train.starts.ease import Ease
 from twotower.train.starts.ials import Ials
+from twotower.train.starts.next_content import NextContent
 from twotower.train.starts.slit import Slit
 from twotower.train.starts.start import PairValues, Start, start_pair
 from twotower.train.starts.transitions import TransitionFactors
 
-__all__ = ["STARTS", "ContentFactors", "Ease", "Ials", "PairValues", "Slit", "Start", "TransitionFactors", "start_pair"]
+__all__ = [
+    "STARTS",
+    "ContentFactors",
+    "Ease",
+    "Ials",
+    "NextContent",
+    "PairValues",
+    "Slit",
+    "Start",
+    "TransitionFactors",
+    "start_pair",
+]
 
-STARTS: Kinds[Start] = Kinds("start", Start, ContentFactors, Ease, Ials, Slit, TransitionFactors)
+STARTS: Kinds[Start] = Kinds("start", Start, ContentFactors, Ease, Ials, NextContent, Slit, TransitionFactors)
 """Kinds of starts, by their names in a config."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, ClassVar
@@ -39,8 +39,8 @@ class PairValues:
     of each. A code is a row; the score of user and item is their product."""
 
     source: F32[Tensor, "codes E"]
-    targets: tuple[F32[Tensor, "_ E"], ...]
-    """Rows of each field of the item tower, in its order."""
+    targets: tuple[F32[Tensor, "_ F"], ...]
+    """Rows of each field of the item tower, in its order. F is E for each piece of the pooling."""
     penalty: F32[Tensor, "E E"] | None = None
     rate: float = 0.0
     """Penalties of a pooling `ridge`, with `penalty`."""
@@ -63,6 +63,9 @@ class Start(Kind):
     """True if source and target are one table's rows, which the history may share."""
     adds_columns: ClassVar[bool] = False
     """True if the item tower adds up columns in place of the id."""
+    weighs_parts: ClassVar[bool] = False
+    """True if the parts of the pair's vectors, one for each piece of the pooling and column of the items, have weights of their own beside
+    other pairs."""
     bias_weight: ClassVar[str] = ""
     """Option that the item biases are a multiple of, and nothing else depends on."""
 
@@ -304,6 +307,26 @@ def scale_pair(model: TwoTower, pair: int, factor: float) -> None:
     with torch.no_grad():
         for field in embeddings.fields:
             embeddings.rows_of(field.name).mul_(factor)
+
+
+def parts_of_pair(model: TwoTower, start: Start, pieces: int) -> list[tuple[InputField, Shaped[Tensor, "k"]]]:
+    """Return the parts of a pair's vectors, of a pooling of so many `pieces`: each column of the items, and the dimensions that it alone has in
+    a piece."""
+    embeddings, found = model.towers("item")[start.pair].embeddings, list[tuple[InputField, Shaped[Tensor, "k"]]]()
+    for field in embeddings.fields:
+        used = embeddings.rows_of(field.name).any(0).cpu()
+        for dimensions in torch.arange(len(used)).chunk(pieces):
+            if (own := dimensions[used[dimensions]]).numel():
+                found.append((field, own))
+    return found
+
+
+def weigh_parts(model: TwoTower, start: Start, pieces: int, weights: Sequence[float]) -> None:
+    """Multiply the scores of the parts of a pair, as `parts_of_pair` returns them, by weights."""
+    embeddings = model.towers("item")[start.pair].embeddings
+    with torch.no_grad():
+        for (field, dimensions), weight in zip(parts_of_pair(model, start, pieces), weights, strict=True):
+            embeddings.rows_of(field.name)[:, dimensions] *= weight
 
 
 def _values(

@@ -1,0 +1,113 @@
+"""Weights of the parts of a pair's vectors beside the other pairs: a conditional logit of what users of validation take anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twotower.arrays.sets import pair_keys
+from twotower.arrays.types import F32, Int, Ints, Shaped
+from twotower.data.dataset import Dataset
+from twotower.evaluation.factors import Factors
+
+MIN_ROWS, MAX_ROWS = 50, 2048
+"""Rows of validation from which weights are fitted, and that are read."""
+MAX_ITEMS = 1000
+"""Items that a row's own is compared with, drawn once from more."""
+MAX_NUMBERS = 2**25
+"""Numbers of the terms of all rows and items, 128 MiB of float32."""
+PRIOR_DEVIATION = 0.5
+"""Standard deviation of the weight of a part before any row is seen, in standard deviations of its scores."""
+ITERATIONS = 100
+
+
+def part_weights(
+    factors: Factors, parts: Sequence[Int[Tensor, "_"]], dataset: Dataset, seed: int
+) -> list[float] | None:
+    """Return a factor of the items' numbers in each of some `parts` of their dimensions, beside the score of all other dimensions: under these the
+    items that users take in the validation part, and did not take before, are most likely among items drawn at random, by a softmax over the
+    scores (McFadden 1974, "Conditional Logit Analysis of Qualitative Choice Behavior"). None for fewer than MIN_ROWS such rows, and where the
+    other dimensions tell nothing."""
+    rng = np.random.default_rng(seed)
+    users, items = _taken_anew(dataset)
+    compared = np.arange(len(dataset.items))
+    if len(compared) > MAX_ITEMS:
+        compared = np.sort(rng.choice(len(compared), MAX_ITEMS, replace=False))
+    most = min(MAX_ROWS, MAX_NUMBERS // ((len(parts) + 1) * (len(compared) + 1)))
+    if len(users) < MIN_ROWS or most < MIN_ROWS:
+        return None
+    rows = np.sort(rng.permutation(len(users))[:most])
+    users, items = users[rows], items[rows]
+    candidates = np.concatenate([items[:, None], np.broadcast_to(compared, (len(items), len(compared)))], 1)
+    terms = torch.stack(_terms(factors, parts, users, items, compared), 2)
+    known = _have_taken(dataset, users, candidates)
+    known[:, 1:] |= candidates[:, 1:] == items[:, None]
+    known[:, 0] = False
+    scale = terms[torch.from_numpy(~known)].std(0)
+    if not scale[0] > 0:
+        return None
+    found = _fit(terms / scale.clamp(min=torch.finfo(torch.float32).tiny), torch.from_numpy(known))
+    factor = found / scale.double()
+    return [float(of / factor[0]) if of.isfinite() else 0.0 for of in factor[1:]] if factor[0] > 0 else None
+
+
+def _taken_anew(dataset: Dataset) -> tuple[Shaped[Ints, "n"], Shaped[Ints, "n"]]:
+    """Return users and items of the positives of validation that the users have no earlier row of."""
+    pairs = dataset.validation.take(dataset.validation.target)
+    users, items = pairs.user.astype(np.int64), pairs.item.astype(np.int64)
+    is_new = ~_have_taken(dataset, users, items[:, None])[:, 0]
+    return users[is_new], items[is_new]
+
+
+def _have_taken(dataset: Dataset, users: Shaped[Ints, "n"], items: Shaped[Ints, "n k"]) -> Shaped[np.ndarray, "n k"]:
+    """Return True for items (n, k) that the users (n,) have in the training part."""
+    n, seen = len(dataset.items), dataset.seen_items
+    keys = pair_keys(seen.owners, seen.values, n)  # ascending
+    asked = users[:, None] * n + items
+    place = np.searchsorted(keys, asked).clip(max=max(len(keys) - 1, 0))
+    return keys[place] == asked if len(keys) else np.zeros(asked.shape, bool)
+
+
+def _terms(
+    factors: Factors,
+    parts: Sequence[Int[Tensor, "_"]],
+    users: Shaped[Ints, "n"],
+    items: Shaped[Ints, "n"],
+    compared: Shaped[Ints, "m"],
+) -> list[F32[Tensor, "n k"]]:
+    """Return the scores of each user's own item and the compared ones: those of all other dimensions, and of each part."""
+    of_users, own = (
+        factors.users[torch.from_numpy(users)].cpu().float(),
+        factors.items[torch.from_numpy(items)].cpu().float(),
+    )
+    others = factors.items[torch.from_numpy(compared)].cpu().float()
+    rest = torch.ones(of_users.shape[1], dtype=torch.bool)
+    rest[torch.cat([*parts])] = False
+    found = []
+    for part in (rest.nonzero()[:, 0], *parts):
+        u = of_users[:, part]
+        found.append(torch.cat([(u * own[:, part]).sum(1, keepdim=True), u @ others[:, part].T], 1))
+    return found
+
+
+def _fit(terms: F32[Tensor, "n k T"], is_left_out: Shaped[Tensor, "n k"]) -> Shaped[Tensor, "T"]:
+    """Return the factors of terms under which the first item of each row is most likely, with a normal prior of all but the first factor."""
+    weights = torch.zeros(terms.shape[2], dtype=torch.float64)
+    weights[0] = 1.0
+    weights.requires_grad_()
+    first = torch.zeros(len(terms), dtype=torch.long)
+    optimizer = torch.optim.LBFGS([weights], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> float:
+        optimizer.zero_grad()
+        logits = (terms @ weights.float()).masked_fill(is_left_out, -torch.inf)
+        prior = weights[1:].square().sum() / (2 * PRIOR_DEVIATION**2) / len(terms)
+        value = torch.nn.functional.cross_entropy(logits, first).double() + prior
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.item()
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return weights.detach()

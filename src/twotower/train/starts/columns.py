@@ -1,0 +1,152 @@
+"""Protocol of the starts whose item vectors come from columns of the items, and the values of these columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twotower.arrays.ragged import Column, Ragged
+from twotower.arrays.types import F32, Floats, Ints, Shaped
+from twotower.data.dataset import Dataset
+from twotower.errors import ConfigError
+from twotower.features.field import InputField
+from twotower.features.pooling_spec import MEAN
+from twotower.features.values import UNKNOWN
+from twotower.model.field_tables import FieldTables
+from twotower.model.towers import select_fields
+from twotower.model.two_tower import ModelConfig
+from twotower.train.starts.positives import PositiveMatrix
+from twotower.train.starts.start import Start
+
+BUCKETS_ALIKE = 1.5
+"""Distance in buckets at which two numbers have e^(-1/2) of their likeness."""
+MAX_BUCKETS = 1024
+"""Buckets up to which those that are near are alike."""
+
+
+@dataclass(frozen=True)
+class ColumnVectors:
+    """Vectors of the values of a column, before they are projected: a direction each, or, of numbers in buckets, vectors that are the more
+    alike the nearer the buckets are. Items have the root mean square length 1."""
+
+    rows: int
+    """Number of values, the unknown one too."""
+    likeness: F32[Tensor, "rows rows"] | None
+    scale: float
+
+    def of(self, directions: F32[Tensor, "rows E"]) -> F32[Tensor, "rows E"]:
+        """Return the vectors, each direction projected to E numbers."""
+        return self.scale * (directions if self.likeness is None else self.likeness @ directions)
+
+
+@dataclass(frozen=True)
+class ContentMatrix:
+    """Values of the items' columns: a row for each code of the history, and a column for each value of each field, one field after the
+    other."""
+
+    matrix: PositiveMatrix
+    columns: tuple[ColumnVectors, ...]
+
+    def vectors(self, directions: F32[Tensor, "values E"]) -> F32[Tensor, "values E"]:
+        """Return the vectors of all values."""
+        parts = torch.split(directions, [column.rows for column in self.columns])
+        return torch.cat([column.of(part) for column, part in zip(self.columns, parts, strict=True)])
+
+
+@dataclass(frozen=True)
+class PositivesAndContent(PositiveMatrix):
+    """Positives of the users, with the content of the items."""
+
+    content: ContentMatrix = field(kw_only=True)
+
+
+class ColumnStart(Start):
+    """Start of a pair whose item tower reads columns in place of the id, added up, so that items without any training are ranked too."""
+
+    adds_columns = True
+
+    def check_items(self, dataset: Dataset, model: ModelConfig) -> None:
+        tower, place = model.pairs[self.pair].item, f"model.pairs.{self.pair}.item"
+        fields = select_fields(tuple(dataset.encoders.fields("item")), tower.fields)
+        for one in fields:
+            if refused := _refused(one):
+                raise ConfigError(
+                    f"train.start of kind '{self.kind}' reads columns that tell about items, and feature '{one.name}' {refused}; "
+                    + (f"leave it out of {place}.fields" if tower.fields else f"name the columns in {place}.fields")
+                )
+        if len(fields) > 1 and tower.join != "sum":
+            raise self.needs_plain("item")
+
+    def positives(self, dataset: Dataset, model: ModelConfig) -> PositivesAndContent:
+        found = super().positives(dataset, model)
+        content = self._content(dataset, model)
+        return PositivesAndContent(
+            found.columns, found.offsets, found.values, found.n_columns, found.histories, content=content
+        )
+
+    def _item_fields(self, dataset: Dataset, model: ModelConfig) -> tuple[InputField, ...]:
+        """Return the fields of the pair's item tower, in its order."""
+        names = model.pairs[self.pair].item.fields
+        return FieldTables(select_fields(tuple(dataset.encoders.fields("item")), names), model.width).fields
+
+    def _content(self, dataset: Dataset, model: ModelConfig) -> ContentMatrix:
+        """Return the values of the columns of each code of the history."""
+        codes, fields = self.history_codes(dataset, model), self._item_fields(dataset, model)
+        first = np.cumsum([0, *(one.rows for one in fields)])
+        cells = [_cells(dataset.items.columns[one.name]) for one in fields]
+        row = np.concatenate([codes[items] for items, _, _ in cells])
+        value = np.concatenate([found + start for (_, found, _), start in zip(cells, first, strict=False)])
+        share = np.concatenate([share for _, _, share in cells])
+        known = row != UNKNOWN
+        found = Ragged.from_pairs(
+            row[known], value[known], self.n_codes(dataset, model), np.arange(np.count_nonzero(known))
+        )
+        assert found.source is not None
+        matrix = PositiveMatrix(found.values, found.offsets, share[known][found.source], int(first[-1]))
+        encoders = dataset.encoders.by_side["item"]
+        vectors = (
+            _column_vectors(one.rows, encoders[one.name].is_ordered, *of) for one, of in zip(fields, cells, strict=True)
+        )
+        return ContentMatrix(matrix, tuple(vectors))
+
+
+def _refused(one: InputField) -> str:
+    """Return why the values of a field are no directions; "" if they are."""
+    if one.identifies:
+        return "is the id of the items"
+    if one.sequence or one.beside:
+        return "is a history"
+    if not one.rows:
+        return "has no embedding of each value, as numbers without buckets and vectors have none"
+    return "" if one.pooling == MEAN else f"pools by '{one.pooling.kind}', not by the mean"
+
+
+def _cells(column: Column) -> tuple[Shaped[Ints, "L"], Shaped[Ints, "L"], Shaped[Floats, "L"]]:
+    """Return the rows and codes of the known values of an encoded column, and 1 / the number of a row's values."""
+    if isinstance(column, Ragged):
+        known = column.values != UNKNOWN
+        owners = column.owners[known]
+        return owners, column.values[known].astype(np.int64), (1 / column.lengths[owners]).astype(np.float32)
+    rows = np.flatnonzero(column != UNKNOWN)
+    return rows, column[rows].astype(np.int64), np.ones(len(rows), np.float32)
+
+
+def _column_vectors(
+    rows: int, is_ordered: bool, items: Shaped[Ints, "L"], codes: Shaped[Ints, "L"], shares: Shaped[Floats, "L"]
+) -> ColumnVectors:
+    """Return the vectors of a column of so many values, from its cells."""
+    likeness = None
+    if is_ordered and rows <= MAX_BUCKETS:
+        place = torch.arange(rows, dtype=torch.float32)
+        likeness = torch.exp(-(((place[:, None] - place) / BUCKETS_ALIKE) ** 2) / 2)
+        likeness[UNKNOWN, :] = likeness[:, UNKNOWN] = 0.0
+    if likeness is None:
+        _, cell = np.unique(items * rows + codes, return_inverse=True)  # a list may repeat a value
+        squares = np.bincount(cell, shares) ** 2
+    else:
+        squares = likeness.square().sum(1).numpy()[codes]
+    mean = float(squares.sum()) / max(1, len(np.unique(items)))
+    return ColumnVectors(rows, likeness, mean**-0.5 if mean else 1.0)

@@ -1,0 +1,95 @@
+"""Weights of parts of a pair beside the others: choices drawn by known weights, and what is not compared."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.split import SplitConfig
+from twotower.data.tables import check
+from twotower.evaluation.factors import Factors
+from twotower.features.categorical import Categorical
+from twotower.features.schema import Schema
+from twotower.train.part_weights import MAX_ITEMS, MIN_ROWS, part_weights
+
+PARTS = [torch.tensor([2, 3]), torch.tensor([4]), torch.tensor([5])]
+
+
+def vectors(n_users: int, n_items: int) -> Factors:
+    """Two numbers of the other pairs, and parts of two numbers and of one each."""
+    generator = torch.Generator().manual_seed(3)
+    return Factors(*(torch.randn(n, 6, generator=generator) for n in (n_users, n_items)))
+
+
+def taken(found: Factors, weights: list[float], again: bool = False) -> Dataset:
+    """A row of each user in training, and one in validation drawn by the scores under these weights; or that of training `again`."""
+    of_items = found.items.clone()
+    for part, weight in zip(PARTS, weights, strict=True):
+        of_items[:, part] *= weight
+    rng = np.random.default_rng(5)
+    odds = (found.users @ of_items.T).double().numpy() + rng.gumbel(size=(len(found.users), len(of_items)))
+    first = rng.integers(0, len(of_items), len(odds))
+    odds[np.arange(len(odds)), first] = -np.inf
+    users = np.arange(len(odds))
+    frame = pl.DataFrame(
+        {
+            "user_id": [*users, *users],
+            "item_id": [*first, *(first if again else odds.argmax(1))],
+            "part": ["train"] * len(odds) + ["validation"] * len(odds),
+        }
+    )
+    frame = pl.concat([frame, pl.DataFrame({"user_id": [0], "item_id": [0], "part": ["test"]})])
+    ids = Categorical(name="user_id", side="user"), Categorical(name="item_id", side="item")
+    schema = Schema(features=ids, duplicates="keep")
+    items = pl.DataFrame({"item_id": np.arange(len(of_items))})
+    data = build_dataset(check(None, items, frame, schema), schema, SplitConfig(kind="column", column="part"))
+    assert data.items.ids.to_list() == [*range(len(of_items))]
+    assert data.users.ids.to_list() == [*range(len(odds))]
+    return data
+
+
+@pytest.mark.parametrize("n_items", [40, MAX_ITEMS + 500])
+def test_weights_are_those_by_which_users_take(n_items: int) -> None:
+    found = vectors(2000, n_items)
+    assert part_weights(found, PARTS, taken(found, [2.0, -0.5, 0.0]), 1) == pytest.approx([2.0, -0.5, 0.0], abs=0.2)
+
+
+def test_the_scale_of_a_part_changes_its_weight_and_not_its_scores() -> None:
+    found = vectors(1000, 40)
+    data = taken(found, [1.0, 0.5, 0.0])
+    once = part_weights(found, PARTS, data, 1)
+    scaled = found.items.clone()
+    scaled[:, 4] *= 1000
+    thousandth = part_weights(Factors(found.users, scaled), PARTS, data, 1)
+    assert once is not None
+    assert thousandth is not None
+    assert thousandth == pytest.approx([once[0], once[1] / 1000, once[2]], rel=0.01, abs=0.001)
+
+
+def test_a_part_that_is_the_same_for_all_items_tells_nothing() -> None:
+    found = vectors(200, 40)
+    found.items[:, 5] = 0.0
+    weights = part_weights(found, PARTS, taken(found, [1.0, 1.0, 1.0]), 1)
+    assert weights is not None
+    assert weights[2] == 0.0
+
+
+def test_what_users_take_again_is_not_compared() -> None:
+    found = vectors(200, 40)
+    assert part_weights(found, PARTS, taken(found, [1.0, 1.0, 1.0], again=True), 1) is None
+
+
+def test_few_rows_tell_too_little() -> None:
+    for users, is_fitted in ((MIN_ROWS - 1, False), (MIN_ROWS, True)):
+        found = vectors(users, 40)
+        assert (part_weights(found, PARTS, taken(found, [1.0, 1.0, 1.0]), 1) is not None) == is_fitted
+
+
+def test_other_pairs_that_tell_nothing_give_no_scale() -> None:
+    found = vectors(200, 40)
+    data = taken(found, [1.0, 1.0, 1.0])
+    found.items[:, :2] = 0.0
+    assert part_weights(found, PARTS, data, 1) is None
