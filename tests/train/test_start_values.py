@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from twotower import api
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
-from twotower.data.splits import VALIDATION
+from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import check
 from twotower.diagnostics import diagnose
 from twotower.errors import ConfigError, Interrupted, TrainingError
+from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.features.categorical import Categorical
@@ -421,3 +423,67 @@ def test_a_first_blend_that_learns_names_the_way_out() -> None:
     sections["train"]["start"][0]["learn"] = True
     with pytest.raises(ValueError, match="or set learn = false, which weighs it beside the trained pairs"):
         Config.model_validate(sections)
+
+
+def courses(users: int) -> Dataset:
+    """Users take a course of each of six stages in turn; sizes tell nothing."""
+    rng, rows = np.random.default_rng(7), list[tuple[int, int, int]]()
+    stage, size = np.arange(ITEMS) % 6, rng.permutation(ITEMS) % 4
+    for user in range(users):
+        first = int(rng.integers(6))
+        rows += [(user, int(rng.choice(np.flatnonzero(stage == (first + place) % 6))), place) for place in range(6)]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "t"], orient="row")
+    items = pl.DataFrame({"item_id": range(ITEMS), "stage": [f"s{n}" for n in stage], "size": [f"z{n}" for n in size]})
+    history: dict[str, Any] = {"side": "user", "share_embedding": False}
+    schema = Schema(
+        features=(
+            Sequence(name="one", pooling={"kind": "decay", "rates": [0.5]}, **history),
+            Sequence(name="two", pooling={"kind": "decay", "rates": [0.0, 1.0]}, **history),
+            *(Categorical(name=name, side="item") for name in ("item_id", "stage", "size")),
+        ),
+        time="t",
+        time_unit="order",
+    )
+    return build_dataset(check(None, items, frame, schema), schema, SplitConfig(kind="last"))
+
+
+def by_columns(blend: list[float]) -> Config:
+    """`slit`, and beside it the columns of the next item."""
+    columns = {"fields": ["stage", "size"], "layers": [], "join": "sum", "activation": "Identity", "width": 40}
+    pairs = [
+        {"user": {"fields": ["one"], "layers": []}, "item": {"fields": ["item_id"], "layers": []}},
+        {"user": {"fields": ["two"], "layers": [], "width": 20}, "item": columns},
+    ]
+    starts = [
+        {"kind": "slit", "regularization": [10.0]},
+        {"kind": "next_content", "pair": 1, "blend": blend},
+    ]
+    return settings(
+        model={"width": 2, "similarity": "dot", "bias": False, "temperature": 1.0, "pairs": pairs},
+        loss={"kind": "softmax"},
+        negatives={"full": True, "mask_positives": False},
+        train={
+            "epochs": 0, "start": starts, "monitor": "validation.ndcg@5", "device": "cpu", "history_scope": "causal",
+        },
+    )  # fmt: skip
+
+
+def test_columns_that_tell_what_comes_next_weigh_most_and_find_more(caplog: pytest.LogCaptureFixture) -> None:
+    data, found = courses(300), []
+    for blend in ([0.0], [0.0, 1.0]):
+        with caplog.at_level(logging.INFO, "twotower"):
+            trained = Trainer(data, by_columns(blend)).run()
+        found.append(evaluate_part(factors_before(trained.model, data, TEST), data, TEST, EvaluationConfig(k=[5])))
+    (told,) = {line for line in caplog.messages if "weighed by validation" in line}
+    spreads = re.findall(r"(\w+) (-?\d+\.\d\d)", told.rpartition(": ")[2])
+    assert [name for name, _ in spreads] == ["stage", "stage", "size", "size"], "at each of two rates"
+    assert float(spreads[0][1]) > 4 * max(abs(float(text)) for _, text in spreads[2:])
+    before, after = (one["ndcg@5"] for one in found)
+    assert after > 1.2 * before
+
+
+def test_few_rows_of_validation_leave_all_columns_one_weight(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "twotower"):
+        Trainer(courses(40), by_columns([0.0, 1.0])).run()
+    assert not any("weighed by validation" in line for line in caplog.messages)
+    assert any("next_content, beside those before it: blend = 1" in line for line in caplog.messages)

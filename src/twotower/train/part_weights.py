@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,14 +21,25 @@ MAX_ITEMS = 1000
 MAX_NUMBERS = 2**25
 """Numbers of the terms of all rows and items, 128 MiB of float32."""
 PRIOR_DEVIATION = 0.5
-"""Standard deviation of the weight of a part before any row is seen, in standard deviations of its scores."""
+"""Standard deviation of the factor of a part before any row is seen, in standard deviations of its scores."""
+FIRST_DEVIATION = 1.0
+"""That of the logarithm of the factor of the other dimensions, whose mean is 0."""
 ITERATIONS = 100
+
+
+class PartWeight(NamedTuple):
+    """Weight of a part of the vectors."""
+
+    factor: float
+    """Factor of the items' numbers."""
+    spread: float
+    """Standard deviation of the part's scores by that factor, in that of the scores of all other dimensions, below 0 for a factor below 0."""
 
 
 def part_weights(
     factors: Factors, parts: Sequence[Int[Tensor, "_"]], dataset: Dataset, seed: int
-) -> list[float] | None:
-    """Return a factor of the items' numbers in each of some `parts` of their dimensions, beside the score of all other dimensions: under these the
+) -> list[PartWeight] | None:
+    """Return a weight of the items' numbers in each of some `parts` of their dimensions, beside the score of all other dimensions: under these the
     items that users take in the validation part, and did not take before, are most likely among items drawn at random, by a softmax over the
     scores (McFadden 1974, "Conditional Logit Analysis of Qualitative Choice Behavior"). None for fewer than MIN_ROWS such rows, and where the
     other dimensions tell nothing."""
@@ -50,8 +62,9 @@ def part_weights(
     if not scale[0] > 0:
         return None
     found = _fit(terms / scale.clamp(min=torch.finfo(torch.float32).tiny), torch.from_numpy(known))
-    factor = found / scale.double()
-    return [float(of / factor[0]) if of.isfinite() else 0.0 for of in factor[1:]] if factor[0] > 0 else None
+    spreads = (found[1:] / found[0]).where(scale[1:] > 0, 0.0)
+    factor = (spreads * scale[0] / scale[1:]).where(scale[1:] > 0, 0.0)
+    return [PartWeight(*pair) for pair in zip(factor.tolist(), spreads.tolist(), strict=True)]
 
 
 def _taken_anew(dataset: Dataset) -> tuple[Shaped[Ints, "n"], Shaped[Ints, "n"]]:
@@ -94,20 +107,23 @@ def _terms(
 
 
 def _fit(terms: F32[Tensor, "n k T"], is_left_out: Shaped[Tensor, "n k"]) -> Shaped[Tensor, "T"]:
-    """Return the factors of terms under which the first item of each row is most likely, with a normal prior of all but the first factor."""
-    weights = torch.zeros(terms.shape[2], dtype=torch.float64)
-    weights[0] = 1.0
-    weights.requires_grad_()
+    """Return the factors of terms under which the first item of each row is most likely, with a normal prior of each factor, of the first one's
+    logarithm, as it is above 0."""
+    numbers = torch.zeros(terms.shape[2], dtype=torch.float64, requires_grad=True)
     first = torch.zeros(len(terms), dtype=torch.long)
-    optimizer = torch.optim.LBFGS([weights], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+    deviations = torch.tensor([FIRST_DEVIATION] + [PRIOR_DEVIATION] * (len(numbers) - 1), dtype=torch.float64)
+    optimizer = torch.optim.LBFGS([numbers], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def factors() -> Shaped[Tensor, "T"]:
+        return torch.cat([numbers[:1].exp(), numbers[1:]])
 
     def loss() -> float:
         optimizer.zero_grad()
-        logits = (terms @ weights.float()).masked_fill(is_left_out, -torch.inf)
-        prior = weights[1:].square().sum() / (2 * PRIOR_DEVIATION**2) / len(terms)
+        logits = (terms @ factors().float()).masked_fill(is_left_out, -torch.inf)
+        prior = (numbers / deviations).square().sum() / (2 * len(terms))
         value = torch.nn.functional.cross_entropy(logits, first).double() + prior
         value.backward()  # type: ignore[no-untyped-call]
         return value.item()
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return weights.detach()
+    return factors().detach()

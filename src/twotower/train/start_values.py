@@ -165,10 +165,11 @@ class StartValues:
         )
         if weights is None:
             return False
-        weigh_parts(self.model, start, pieces, weights)
-        told = ", ".join(f"{field.name} {weight:.2f}" for (field, _), weight in zip(parts, weights, strict=True))
+        weigh_parts(self.model, start, pieces, [weight.factor for weight in weights])
+        told = ", ".join(f"{field.name} {one.spread:.2f}" for (field, _), one in zip(parts, weights, strict=True))
         log.info(
-            f"start of pair {start.pair} by {start.kind}: weights of the columns by validation, of each rate: {told}"
+            f"start of pair {start.pair} by {start.kind}: columns at each rate, weighed by validation, have scores of these standard deviations, in "
+            f"that of the other pairs: {told}"
         )
         return True
 
