@@ -2,6 +2,7 @@ import sys
 from argparse import Namespace
 from typing import Any
 
+from benchmarks.lib.columns import without_columns
 from benchmarks.lib.machine import Numbers
 from benchmarks.lib.processes import ROOT
 from benchmarks.lib.report import Report, declared
@@ -21,12 +22,13 @@ def main(chosen: Namespace, report: Report) -> None:
     report.name = f"{table['name']}: "
     if (bare := table.get("bare", False)) and not chosen.sequences:
         sys.exit(f"--table {chosen.table} needs the archive of its sequences: --sequences path/to/sequences.zip")
-    tables = Films.read(chosen.sequences).tables(bare) if bare or table.get("films") else None
+    films = Films.read(chosen.sequences) if bare or table.get("films") else None
     baselines = dict(table.get("baselines", {}))
     for name, row in table["rows"].items():
         if chosen.only not in name:
             continue
         schema, config = configured(table, row, [*row.get("set", []), *table["settings"], *filter(None, [chosen.set])])
+        tables = None if films is None else films.tables(bare or row.get("ids", False))
         key = f"{table['name']}: {name}"
         seeds: dict[str, Numbers] = report.rows().get(key, {})
         for seed in range(chosen.first_seed, chosen.first_seed + chosen.seeds):
@@ -61,30 +63,14 @@ def beside(config: Config, changes: list[Numbers]) -> Config:
     return Config.model_validate(given)
 
 
-def without_columns(schema: Schema, config: Config, tables: Any) -> tuple[Schema, Config]:
-    """Return schema and config without the features of columns that the tables of users and items lack, the pairs that read nothing else on a
-    side, and their starts."""
-    known = {"user": tables[0].columns, "item": tables[1].columns}
-    lacking = {f.name for f in schema.features if not f.history and f.source not in known.get(str(f.side), [f.source])}
-    given = config.model_dump(mode="json")
-    kept = [
-        place
-        for place, pair in enumerate(given["model"]["pairs"])
-        if not any(pair[side]["fields"] and lacking >= {*pair[side]["fields"]} for side in SIDES)
-    ]
-    given["model"]["pairs"] = [given["model"]["pairs"][place] for place in kept]
-    starts = [start for start in given["train"]["start"] if start["pair"] in kept]
-    given["train"]["start"] = [start | {"pair": kept.index(start["pair"])} for start in starts]
-    features = tuple(f for f in schema.features if f.name not in lacking)
-    return schema.model_copy(update={"features": features}), Config.model_validate(given)
-
-
 def train(tables: Any, schema: Schema | None, config: Config, seed: int) -> Numbers:
     config = override_config(config, [f"train.seed={seed}"])
     if tables is None:
         tables, schema = api.read(config, schema)
     else:
         assert schema is not None
-        schema, config = without_columns(schema.model_copy(update={"time_unit": "order"}), config, tables)
+        schema, config = without_columns(
+            schema.model_copy(update={"time_unit": "order"}), config, tables[0].columns, tables[1].columns
+        )
     with Progress() as progress:
         return dict(api.fit(tables, schema, config, callback=progress).metrics)

@@ -5,6 +5,7 @@ import numpy as np
 import polars as pl
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.lib.columns import without_columns
 from benchmarks.lib.machine import product_rate, timed
 from benchmarks.lib.processes import ROOT
 from benchmarks.lib.report import Report, declared
@@ -20,6 +21,7 @@ def main(chosen: Namespace, report: Report) -> None:
     schema, config = load_config(ROOT / "examples" / "recipes" / "sequence-long.toml", changed)
     assert schema is not None
     schema = schema.model_copy(update={"time_unit": "order", "title": ""})
+    schema, config = without_columns(schema, config, ["user_id"], ["item_id"])
     trainer = Trainer(dataset(None, None, drawn(**DECLARED["world"]), schema, config), config)
     epoch = trainer.objective.sampler.epoch(0)
     size, precision = config.train.batch_size, trainer.recipe.train.precision

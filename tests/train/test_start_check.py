@@ -88,7 +88,7 @@ def refused(settings: Settings) -> str:
         ("cold-start", "context", "leave out train.start.0, model.pairs.1 and the feature 'tastes', or"),
         ("sequence-short", "versions", "leave out train.start.0, train.start.1, train.start.2, model.pairs.4, model.pairs.5, model.pairs.6 and the features 'tastes', 'recent', 'contents' and 'tag', or"),
         ("sequence-short", "context", "leave out train.start.0, train.start.1, train.start.2, model.pairs.4, model.pairs.5, model.pairs.6 and the features 'tastes', 'recent', 'contents' and 'tag', or"),
-        ("sequence-long", "versions", "leave out train.start.0, train.start.1, model.pairs.2, model.pairs.3 and the features 'recent' and 'taken', or"),
+        ("sequence-long", "versions", "leave out train.start.0, train.start.1, train.start.2, model.pairs.2, model.pairs.3, model.pairs.4 and the features 'recent', 'taken', 'contents' and 'tag', or"),
     ],
 )  # fmt: skip
 def test_the_entries_that_an_error_names_are_all_that_stands_in_the_way(recipe: str, what: str, named: str) -> None:

@@ -1,0 +1,25 @@
+from collections.abc import Sequence
+
+from twotower.config.experiment import Config
+from twotower.features.schema import Schema
+from twotower.features.side import SIDES
+
+
+def without_columns(
+    schema: Schema, config: Config, of_users: Sequence[str], of_items: Sequence[str]
+) -> tuple[Schema, Config]:
+    """Return schema and config without the features of columns that users and items lack, the pairs that read nothing else on a
+    side, and their starts."""
+    known = {"user": of_users, "item": of_items}
+    lacking = {f.name for f in schema.features if not f.history and f.source not in known.get(str(f.side), [f.source])}
+    given = config.model_dump(mode="json")
+    kept = [
+        place
+        for place, pair in enumerate(given["model"]["pairs"])
+        if not any(pair[side]["fields"] and lacking >= {*pair[side]["fields"]} for side in SIDES)
+    ]
+    given["model"]["pairs"] = [given["model"]["pairs"][place] for place in kept]
+    starts = [start for start in given["train"]["start"] if start["pair"] in kept]
+    given["train"]["start"] = [start | {"pair": kept.index(start["pair"])} for start in starts]
+    features = tuple(f for f in schema.features if f.name not in lacking)
+    return schema.model_copy(update={"features": features}), Config.model_validate(given)
