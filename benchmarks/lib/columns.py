@@ -19,6 +19,9 @@ def without_columns(
         if not any(pair[side]["fields"] and lacking >= {*pair[side]["fields"]} for side in SIDES)
     ]
     given["model"]["pairs"] = [given["model"]["pairs"][place] for place in kept]
+    for pair in given["model"]["pairs"]:
+        for side in SIDES:
+            pair[side]["fields"] = [name for name in pair[side]["fields"] if name not in lacking]
     starts = [start for start in given["train"]["start"] if start["pair"] in kept]
     given["train"]["start"] = [start | {"pair": kept.index(start["pair"])} for start in starts]
     features = tuple(f for f in schema.features if f.name not in lacking)

@@ -37,14 +37,17 @@ def vectors(n_users: int, n_items: int) -> Factors:
     return Factors(*(torch.randn(n, 6, generator=generator) for n in (n_users, n_items)))
 
 
-def taken(found: Factors, weights: list[float], again: bool = False) -> Dataset:
-    """A row of each user in training, and one in validation drawn by the scores under these weights; or that of training `again`."""
+def taken(found: Factors, weights: list[float], again: bool = False, best_first: bool = False) -> Dataset:
+    """A row of each user in training, drawn at random or that of the best second part, and another one in validation drawn by the scores under these
+    weights; or that of training `again`."""
     of_items = found.items.clone()
     for part, weight in zip(PARTS, weights, strict=True):
         of_items[:, part] *= weight
     rng = np.random.default_rng(5)
     odds = (found.users @ of_items.T).double().numpy() + rng.gumbel(size=(len(found.users), len(of_items)))
     first = rng.integers(0, len(of_items), len(odds))
+    if best_first:
+        first = (found.users[:, 4:5] @ found.items[:, 4:5].T).argmax(1).numpy()
     odds[np.arange(len(odds)), first] = -np.inf
     users = np.arange(len(odds))
     frame = pl.DataFrame(
@@ -80,6 +83,23 @@ def test_the_scale_of_a_part_changes_its_weight_and_not_its_scores() -> None:
     assert once is not None
     assert thousandth is not None
     assert thousandth == pytest.approx([once[0], once[1] / 1000, once[2]], rel=0.01, abs=0.001)
+
+
+@pytest.mark.parametrize("n_items", [5, 40])
+def test_an_item_that_the_user_has_is_compared_with_none_and_the_own_item_is_not_compared_twice(n_items: int) -> None:
+    found = vectors(4000, n_items)
+    weights = weights_of(found, taken(found, [2.0, 0.0, 0.0], best_first=True))
+    assert weights == pytest.approx([2.0, 0.0, 0.0], abs=0.1)
+
+
+def test_a_part_of_small_scores_is_held_to_the_odds_that_they_are() -> None:
+    """Users take as if the second part weighed 500; a normal prior of the factors themselves lets it have a few."""
+    found = vectors(60, 40)
+    data = taken(found, [1.0, 0.5, 0.0])
+    found.items[:, 4] /= 1000
+    weights = weights_of(found, data)
+    assert weights is not None
+    assert 0 <= weights[1] < 10
 
 
 def test_a_part_that_is_the_same_for_all_items_tells_nothing() -> None:

@@ -31,6 +31,7 @@ from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.train.factors import factors_before
+from twotower.train.part_weights import part_weights
 from twotower.train.progress import Callback, EpochRecord
 from twotower.train.starts.ials import Ials
 from twotower.train.starts.search import search
@@ -425,15 +426,19 @@ def test_a_first_blend_that_learns_names_the_way_out() -> None:
         Config.model_validate(sections)
 
 
-def courses(users: int) -> Dataset:
-    """Users take a course of each of six stages in turn; sizes tell nothing."""
+def courses(users: int, stage: str | None = "by number") -> Dataset:
+    """Users take a course of each of six stages in turn; sizes tell nothing. Both columns may have one value, or none."""
+    told = stage == "by number"
     rng, rows = np.random.default_rng(7), list[tuple[int, int, int]]()
-    stage, size = np.arange(ITEMS) % 6, rng.permutation(ITEMS) % 4
+    stages, sizes = np.arange(ITEMS) % 6, rng.permutation(ITEMS) % 4
     for user in range(users):
         first = int(rng.integers(6))
-        rows += [(user, int(rng.choice(np.flatnonzero(stage == (first + place) % 6))), place) for place in range(6)]
+        rows += [(user, int(rng.choice(np.flatnonzero(stages == (first + place) % 6))), place) for place in range(6)]
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "t"], orient="row")
-    items = pl.DataFrame({"item_id": range(ITEMS), "stage": [f"s{n}" for n in stage], "size": [f"z{n}" for n in size]})
+    columns = {"stage": [f"s{n}" for n in stages], "size": [f"z{n}" for n in sizes]}
+    items = pl.DataFrame({"item_id": range(ITEMS), **columns} if told else {"item_id": range(ITEMS)})
+    if not told:
+        items = items.with_columns(pl.lit(stage, pl.String).alias(name) for name in columns)
     history: dict[str, Any] = {"side": "user", "share_embedding": False}
     schema = Schema(
         features=(
@@ -475,8 +480,8 @@ def test_columns_that_tell_what_comes_next_weigh_most_and_find_more(caplog: pyte
             trained = Trainer(data, by_columns(blend)).run()
         found.append(evaluate_part(factors_before(trained.model, data, TEST), data, TEST, EvaluationConfig(k=[5])))
     (told,) = {line for line in caplog.messages if "weighed by validation" in line}
-    spreads = re.findall(r"(\w+) (-?\d+\.\d\d)", told.rpartition(": ")[2])
-    assert [name for name, _ in spreads] == ["stage", "stage", "size", "size"], "at each of two rates"
+    spreads = re.findall(r"(\w+ \(rate \d\)) (-?\d+\.\d\d)", told.rpartition(": ")[2])
+    assert [name for name, _ in spreads] == [f"{name} (rate {rate})" for name in ("stage", "size") for rate in (0, 1)]
     assert float(spreads[0][1]) > 4 * max(abs(float(text)) for _, text in spreads[2:])
     before, after = (one["ndcg@5"] for one in found)
     assert after > 1.2 * before
@@ -484,6 +489,52 @@ def test_columns_that_tell_what_comes_next_weigh_most_and_find_more(caplog: pyte
 
 def test_few_rows_of_validation_leave_all_columns_one_weight(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "twotower"):
-        Trainer(courses(40), by_columns([0.0, 1.0])).run()
+        trained = Trainer(courses(40), by_columns([1.0])).run()
     assert not any("weighed by validation" in line for line in caplog.messages)
-    assert any("next_content, beside those before it: blend = 1" in line for line in caplog.messages)
+    assert any("its columns weigh alike, as too few new items of validation" in line for line in caplog.messages)
+    found = factors_before(trained.model, courses(40), VALIDATION)
+    slit, columns = (found.users[:, part] @ found.items[:, part].T for part in (slice(0, 2), slice(2, None)))
+    assert float(columns.square().mean() / slit.square().mean()) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_one_is_the_factor_of_each_column_and_rate_that_validation_fits() -> None:
+    data, unweighed = courses(300), by_columns([1.0]).model_dump(mode="json")
+    del unweighed["train"]["start"][1]["blend"]
+    solved, weighed = (
+        factors_before(Trainer(data, chosen).run().model, data, VALIDATION)
+        for chosen in (Config.model_validate(unweighed), by_columns([1.0]))
+    )
+    torch.testing.assert_close(weighed.users, solved.users)
+    torch.testing.assert_close(weighed.items[:, :2], solved.items[:, :2])
+    by_field = {6: slice(0, 6), 4: slice(6, 10)}  # values of stages and sizes, at the first rate
+    parts = [
+        torch.arange(2 + 20 * rate + own.start, 2 + 20 * rate + own.stop)
+        for own in by_field.values()
+        for rate in (0, 1)
+    ]
+    assert all(solved.items[:, part].any(1).all() for part in parts)
+    expected = part_weights(solved, parts, data, by_columns([1.0]).train.seed)
+    assert expected is not None
+    assert len({round(weight.factor, 3) for weight in expected}) == len(parts)
+    for part, weight in zip(parts, expected, strict=True):
+        torch.testing.assert_close(weighed.items[:, part], weight.factor * solved.items[:, part], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (None, "finds no column of several values at the items of the positives"),
+        ("all", "finds no column that differs among the positives that follow others"),
+    ],
+)
+def test_columns_that_are_the_same_for_all_items_add_nothing(
+    values: str | None, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With columns of one value, or of none, the pair has the weight 0; without a weight that may be 0 it is refused."""
+    data = courses(300, stage=values)
+    with caplog.at_level(logging.INFO, "twotower"):
+        trained = Trainer(data, by_columns([0.0, 1.0])).run()
+    assert any(message in line for line in caplog.messages)
+    assert not factors_before(trained.model, data, VALIDATION).items[:, 2:].any()
+    with pytest.raises(TrainingError, match=message):
+        Trainer(data, by_columns([1.0])).run()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from twotower.arrays.sets import pair_keys
-from twotower.arrays.types import F32, Int, Ints, Shaped
+from twotower.arrays.types import F32, F64, Int, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.evaluation.factors import Factors
 
@@ -18,12 +18,13 @@ MIN_ROWS, MAX_ROWS = 50, 2048
 """Rows of validation from which weights are fitted, and that are read."""
 MAX_ITEMS = 1000
 """Items that a row's own is compared with, drawn once from more."""
-MAX_NUMBERS = 2**25
-"""Numbers of the terms of all rows and items, 128 MiB of float32."""
-PRIOR_DEVIATION = 0.5
-"""Standard deviation of the factor of a part before any row is seen, in standard deviations of its scores."""
+MAX_NUMBERS = 2**23
+"""Numbers of the terms of all rows and items: some 32 MiB of float32, and three times that beside them."""
+PRIOR_DEVIATION = 2.0
+"""Standard deviation of the factor of a part before any row is seen, whose scores are logarithms of odds, so that a value that few items have cannot
+weigh as much as one of many."""
 FIRST_DEVIATION = 1.0
-"""That of the logarithm of the factor of the other dimensions, whose mean is 0."""
+"""That of the logarithm of the factor of the other dimensions, in standard deviations of their scores, whose mean is 0."""
 ITERATIONS = 100
 
 
@@ -41,8 +42,8 @@ def part_weights(
 ) -> list[PartWeight] | None:
     """Return a weight of the items' numbers in each of some `parts` of their dimensions, beside the score of all other dimensions: under these the
     items that users take in the validation part, and did not take before, are most likely among items drawn at random, by a softmax over the
-    scores (McFadden 1974, "Conditional Logit Analysis of Qualitative Choice Behavior"). None for fewer than MIN_ROWS such rows, and where the
-    other dimensions tell nothing."""
+    scores (McFadden 1974, "Conditional Logit Analysis of Qualitative Choice Behavior"). None for fewer than MIN_ROWS such rows, for so many parts that
+    MAX_NUMBERS leave no more, and where the other dimensions are the same for all items."""
     rng = np.random.default_rng(seed)
     users, items = _taken_anew(dataset)
     compared = np.arange(len(dataset.items))
@@ -61,7 +62,9 @@ def part_weights(
     scale = terms[torch.from_numpy(~known)].std(0)
     if not scale[0] > 0:
         return None
-    found = _fit(terms / scale.clamp(min=torch.finfo(torch.float32).tiny), torch.from_numpy(known))
+    deviations = PRIOR_DEVIATION * scale.double().where(scale > 0, 1.0)
+    deviations[0] = FIRST_DEVIATION
+    found = _fit(terms / scale.where(scale > 0, 1.0), torch.from_numpy(known), deviations)
     spreads = (found[1:] / found[0]).where(scale[1:] > 0, 0.0)
     factor = (spreads * scale[0] / scale[1:]).where(scale[1:] > 0, 0.0)
     return [PartWeight(*pair) for pair in zip(factor.tolist(), spreads.tolist(), strict=True)]
@@ -106,15 +109,16 @@ def _terms(
     return found
 
 
-def _fit(terms: F32[Tensor, "n k T"], is_left_out: Shaped[Tensor, "n k"]) -> Shaped[Tensor, "T"]:
+def _fit(
+    terms: F32[Tensor, "n k T"], is_left_out: Shaped[Tensor, "n k"], deviations: F64[Tensor, "T"]
+) -> F64[Tensor, "T"]:
     """Return the factors of terms under which the first item of each row is most likely, with a normal prior of each factor, of the first one's
     logarithm, as it is above 0."""
     numbers = torch.zeros(terms.shape[2], dtype=torch.float64, requires_grad=True)
     first = torch.zeros(len(terms), dtype=torch.long)
-    deviations = torch.tensor([FIRST_DEVIATION] + [PRIOR_DEVIATION] * (len(numbers) - 1), dtype=torch.float64)
     optimizer = torch.optim.LBFGS([numbers], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
-    def factors() -> Shaped[Tensor, "T"]:
+    def factors() -> F64[Tensor, "T"]:
         return torch.cat([numbers[:1].exp(), numbers[1:]])
 
     def loss() -> float:

@@ -152,24 +152,29 @@ class StartValues:
 
     def _weigh_parts(self, start: Start, pairs: list[int]) -> bool:
         """Give the parts of a pair the weights under which what users of validation take anew is most likely beside the pairs before it, and
-        return True; False, with nothing changed, if too few tell."""
+        return True; False, with nothing changed and a line in the log, where nothing tells them."""
         pools = start.history(self.dataset, self.model.config).pools
         assert pools is not None
-        pieces = resolve(pools).pieces
+        pooling = resolve(pools)
+        pieces, rates = pooling.pieces, pooling.decay_rates
         parts = parts_of_pair(self.model, start, pieces)
         first = self.model.parts_of_pairs(pairs)[-1].start
-        dimensions = [first + own for _, own in parts]
-        every = self._factors(pairs)
-        weights = self.context.broadcast(
-            part_weights(every, dimensions, self.dataset, self.recipe.train.seed) if self.context.is_main else None
-        )
+        every, dimensions = self._factors(pairs), [first + part.dimensions for part in parts]
+        seed, weights = self.recipe.train.seed, None
+        if self.context.is_main:
+            weights = part_weights(every, dimensions, self.dataset, seed)
+        weights = self.context.broadcast(weights)
+        told = f"start of pair {start.pair} by {start.kind}: "
         if weights is None:
+            log.info(f"{told}its columns weigh alike, as too few new items of validation tell more")
             return False
         weigh_parts(self.model, start, pieces, [weight.factor for weight in weights])
-        told = ", ".join(f"{field.name} {one.spread:.2f}" for (field, _), one in zip(parts, weights, strict=True))
+        spreads = ", ".join(
+            f"{part.field} (rate {rates[part.piece]:g}) {one.spread:.2f}"
+            for part, one in zip(parts, weights, strict=True)
+        )
         log.info(
-            f"start of pair {start.pair} by {start.kind}: columns at each rate, weighed by validation, have scores of these standard deviations, in "
-            f"that of the other pairs: {told}"
+            f"{told}weighed by validation, the scores of its columns have these standard deviations, in that of the other pairs: {spreads}"
         )
         return True
 

@@ -513,6 +513,25 @@ def test_of_more_values_than_numbers_all_columns_share_the_leading_directions_of
     np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
 
 
+def test_values_that_always_stand_together_are_one_direction_and_leave_room_for_other_columns() -> None:
+    """Lists of four values of either kind are no more than the two kinds are, also where they come first."""
+    kinds = pl.Series(["a" if item % 2 else "b" for item in range(ITEMS)])
+    lists = pl.Series(["|".join(f"{kind}{n}" for n in range(4)) for kind in kinds])
+    colours = pl.Series(["rgb"[item % 3] for item in range(ITEMS)])
+    schema, found = world("next_content").schema, []
+    for tags, fields in ((kinds, ["tags", "colour"]), (lists, ["tags", "colour"]), (lists, ["colour", "tags"])):
+        tables = check(None, columns().with_columns(tags=tags, colour=colours), log_of_tastes(False), schema)
+        data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
+        sections = config("next_content").model_dump(mode="json")
+        sections["model"]["pairs"][0]["item"] |= {"fields": fields}
+        sections["model"]["width"] = 6
+        found.append(
+            scores(factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, VALIDATION))
+        )
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found[0], found[2], rtol=1e-3, atol=1e-4)
+
+
 def test_the_scale_of_slit_holds_under_a_regularization_far_above_the_counts() -> None:
     data = world("slit")
     found = scores(factors_before(Trainer(data, config("slit", regularization=[1e9])).run().model, data, VALIDATION))
@@ -1262,11 +1281,14 @@ def test_what_follows_of_users_with_one_positive_each_is_refused(kind: str) -> N
         Trainer(data, config(kind)).run()
 
 
-def test_the_size_of_weights_does_not_matter_to_transitions() -> None:
-    data = world("transitions", weighted=True)
+@pytest.mark.parametrize("kind", ["next_content", "transitions"])
+def test_the_size_of_weights_does_not_matter_to_what_follows(kind: str) -> None:
+    data = world(kind, weighted=True)
     assert data.pairs.weight is not None
     small = replace(data, pairs=replace(data.pairs, weight=data.pairs.weight * np.float32(1e-5)))
-    found = [scores(factors_before(Trainer(d, config("transitions")).run().model, d, TRAIN)) for d in (data, small)]
+    part = VALIDATION if kind == "next_content" else TRAIN
+    found = [scores(factors_before(Trainer(d, config(kind)).run().model, d, part)) for d in (data, small)]
+    assert found[0].any()
     np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
 
 

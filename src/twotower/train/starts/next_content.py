@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ USERS = 8192
 """Users whose histories are read at a time."""
 MAX_LENGTH = 2048
 """Positives of a user that are read, the latest."""
+TINY = 1e-6
+"""Share of the greatest eigenvalue below which another one is rounding noise."""
 
 
 class NextContent(ColumnStart):
@@ -40,9 +42,11 @@ class NextContent(ColumnStart):
     The history's vector is s - m at each rate, the item's vector has the rest, in as many times the history's width as there are
     rates. A missing value counts as the mean.
 
-    Use it where histories have an order and the items have columns, beside trained pairs, weighed by `blend`: before that each
-    column and rate has the factor under which what users of validation take anew is most likely. A row's weight is that of the
-    positive that follows. Time is that of positives times the rates and E^2.
+    Use it where histories have an order and the items have columns, beside trained pairs, weighed by `blend`. Before that each
+    column and rate gets the factor under which what users of validation take anew is most likely, and the weight 1 is then these
+    factors; of fewer than 50 such rows there are none, and 1 is the root mean square of the other scores. A row's weight is that
+    of the positive that follows. Of a user the latest 2,048 positives are read, without items of the unknown code. The time is the
+    number of positives times the number of rates and E^2.
     """
 
     kind = "next_content"
@@ -61,18 +65,23 @@ class NextContent(ColumnStart):
         assert positives.histories is not None
         histories, content, rates = positives.histories, positives.content, pooling.decay_rates
         directions, places = positives.once("directions", lambda: _centred_directions(positives, width, seed))
+        if not directions.any():
+            raise self._finds_no("column of several values at the items of the positives")
         source = content.matrix.product(directions)
         found = positives.once("moments", lambda: [_Moments.of(histories, source, rate) for rate in rates])
-        if not found[0].total:
-            raise TrainingError(
-                f"train.start of kind '{self.kind}' finds no positive that follows another of its user; leave the start and its pair out"
-            )
+        if not found[0].total > 0:
+            raise self._finds_no("positive that follows another of its user")
         maps = torch.zeros(len(rates), width, width)
         for start, stop in pairwise(places):
             for number, moments in enumerate(found):
                 maps[number, start:stop, start:stop] = moments.discriminant(slice(start, stop), self.regularization[0])
+        if not maps.any():
+            raise self._finds_no("column that differs among the positives that follow others")
         of_items = torch.cat([directions @ one.T for one in maps], 1)
         return PairValues(source, torch.split(of_items, [column.rows for column in content.columns]))
+
+    def _finds_no(self, what: str) -> TrainingError:
+        return TrainingError(f"train.start of kind '{self.kind}' finds no {what}; leave the start and its pair out")
 
 
 @dataclass(frozen=True)
@@ -114,8 +123,8 @@ class _Moments:
                     )
                     total += float(each.sum(dtype=torch.float64))
                 state, weight = rate * state + following, rate * weight + 1
-        before, after = sums / max(total, 1.0)
-        of_history, of_both, of_next = products / max(total, 1.0)
+        before, after = sums / (total or 1.0)
+        of_history, of_both, of_next = products / (total or 1.0)
         return cls(
             of_history - torch.outer(before, before),
             of_both - torch.outer(before, after),
@@ -146,15 +155,16 @@ def _centred_directions(
     else:
         found = [_leading_of_column(content, taken, n, firsts[n], width, seed) for n in range(len(content.columns))]
     every = torch.cat([squares for _, squares in found])
-    least = every.sort(descending=True).values[min(width, len(every)) - 1]
+    owner = torch.cat([torch.full((len(squares),), n) for n, (_, squares) in enumerate(found)])
+    order = every.argsort(descending=True, stable=True)[:width]
+    least = TINY * float(every.max()) if len(every) else 0.0
+    rooms = torch.bincount(owner[order[every[order] > least]], minlength=len(found)).tolist()
     counts = content.matrix.transposed().product(taken[:, None])
-    directions, places = torch.zeros(firsts[-1], width), [0]
-    for (vectors, squares), (first, stop) in zip(found, pairwise(firsts), strict=True):
-        room = min(int((squares >= least).sum()), width - places[-1])
+    directions, places = torch.zeros(firsts[-1], width), [0, *accumulate(rooms)]
+    for (vectors, _), room, at, (first, stop) in zip(found, rooms, places, pairwise(firsts), strict=False):
         of_column, count = vectors[:, :room], counts[first:stop]
-        mean = (of_column * count).sum(0) / count.sum().clamp(min=1)
-        directions[first:stop, places[-1] : places[-1] + room] = of_column - mean
-        places.append(places[-1] + room)
+        mean = (of_column * count).sum(0) / (count.sum() if count.any() else 1.0)
+        directions[first:stop, at : at + room] = of_column - mean
     return directions, places
 
 

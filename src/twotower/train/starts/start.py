@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class Start(Kind):
     blend: tuple[Weight, ...] = Field(
         (),
         description="Weight of the pair's scores beside those of the pairs that start before it, and with learn = false of those that are trained, after the last epoch; both have the same "
-        "root mean square at 1. 0 to 1000. Of several values the best on validation, or one beside it that is better, and with model.cold_item_bias the least within 3 % of it; 0 adds nothing. Empty: `scale` in its place.",
+        "root mean square at 1, if the kind says nothing else. 0 to 1000. Of several values the best on validation, or one beside it that is better, and with model.cold_item_bias the least within 3 % of it; 0 adds nothing. Empty: `scale` in its place.",
     )
 
     def alternatives(self) -> list[Start]:
@@ -309,15 +309,22 @@ def scale_pair(model: TwoTower, pair: int, factor: float) -> None:
             embeddings.rows_of(field.name).mul_(factor)
 
 
-def parts_of_pair(model: TwoTower, start: Start, pieces: int) -> list[tuple[InputField, Shaped[Tensor, "k"]]]:
-    """Return the parts of a pair's vectors, of a pooling of so many `pieces`: each column of the items, and the dimensions that it alone has in
-    a piece."""
-    embeddings, found = model.towers("item")[start.pair].embeddings, list[tuple[InputField, Shaped[Tensor, "k"]]]()
+class PairPart(NamedTuple):
+    """Part of a pair's vectors: what one column of the items has in one piece of the pooling."""
+
+    field: str
+    piece: int
+    dimensions: Shaped[Tensor, "k"]
+
+
+def parts_of_pair(model: TwoTower, start: Start, pieces: int) -> list[PairPart]:
+    """Return the parts of a pair's vectors that are not 0, of a pooling of so many `pieces`."""
+    embeddings, found = model.towers("item")[start.pair].embeddings, list[PairPart]()
     for field in embeddings.fields:
         used = embeddings.rows_of(field.name).any(0).cpu()
-        for dimensions in torch.arange(len(used)).chunk(pieces):
+        for piece, dimensions in enumerate(torch.arange(len(used)).chunk(pieces)):
             if (own := dimensions[used[dimensions]]).numel():
-                found.append((field, own))
+                found.append(PairPart(field.name, piece, own))
     return found
 
 
@@ -325,8 +332,8 @@ def weigh_parts(model: TwoTower, start: Start, pieces: int, weights: Sequence[fl
     """Multiply the scores of the parts of a pair, as `parts_of_pair` returns them, by weights."""
     embeddings = model.towers("item")[start.pair].embeddings
     with torch.no_grad():
-        for (field, dimensions), weight in zip(parts_of_pair(model, start, pieces), weights, strict=True):
-            embeddings.rows_of(field.name)[:, dimensions] *= weight
+        for part, weight in zip(parts_of_pair(model, start, pieces), weights, strict=True):
+            embeddings.rows_of(part.field)[:, part.dimensions] *= weight
 
 
 def _values(
