@@ -49,6 +49,7 @@ from twotower.retrieval.retriever import Retriever
 from twotower.train.factors import factors_before
 from twotower.train.starts import STARTS, Ials, PairValues, Start, TransitionFactors
 from twotower.train.starts.ease import ease_of_few_users, singular_values_by_users
+from twotower.train.starts.next_content import shared_out
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
 from twotower.train.starts.search import evaluation_of_search, search
 from twotower.train.starts.slit import decayed_products
@@ -494,42 +495,48 @@ def test_each_rate_has_a_discriminant_of_its_own() -> None:
     np.testing.assert_allclose(each[0] + each[1], each[2], rtol=1e-3, atol=1e-4)
 
 
-def test_of_more_values_than_numbers_all_columns_share_the_leading_directions_of_what_comes_next() -> None:
-    """Tags of the items are one of two values by their taste, which two numbers tell; colours of an item each are left out."""
-    tags, colours = [f"t{item % 2}" for item in range(ITEMS)], [f"c{item}" for item in range(ITEMS)]
-    schema = world("next_content").schema
-    tables = check(
-        None, columns().with_columns(tags=pl.Series(tags), colour=pl.Series(colours)), log_of_tastes(False), schema
-    )
-    data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
-    found = []
-    for fields, width in ((["tags"], WIDTH), (["tags", "colour"], 2)):
-        sections = config("next_content").model_dump(mode="json")
-        sections["model"]["pairs"][0]["item"] |= {"fields": fields}
-        sections["model"]["width"] = width
-        found.append(
-            scores(factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, VALIDATION))
-        )
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize(
+    ("sizes", "width", "rooms"),
+    [
+        ([3, 5], 8, [3, 5]),
+        ([100, 3, 9], 21, [9, 3, 9]),
+        ([100, 90, 3], 20, [9, 8, 3]),
+        ([5, 5, 5], 2, [0, 1, 1]),
+        ([], 4, []),
+    ],
+)
+def test_small_columns_have_their_dimensions_and_large_ones_share_the_rest(
+    sizes: list[int], width: int, rooms: list[int]
+) -> None:
+    assert shared_out(sizes, width) == rooms
 
 
-def test_values_that_always_stand_together_are_one_direction_and_leave_room_for_other_columns() -> None:
-    """Lists of four values of either kind are no more than the two kinds are, also where they come first."""
-    kinds = pl.Series(["a" if item % 2 else "b" for item in range(ITEMS)])
-    lists = pl.Series(["|".join(f"{kind}{n}" for n in range(4)) for kind in kinds])
-    colours = pl.Series(["rgb"[item % 3] for item in range(ITEMS)])
-    schema, found = world("next_content").schema, []
-    for tags, fields in ((kinds, ["tags", "colour"]), (lists, ["tags", "colour"]), (lists, ["colour", "tags"])):
-        tables = check(None, columns().with_columns(tags=tags, colour=colours), log_of_tastes(False), schema)
-        data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
-        sections = config("next_content").model_dump(mode="json")
-        sections["model"]["pairs"][0]["item"] |= {"fields": fields}
-        sections["model"]["width"] = 6
-        found.append(
-            scores(factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, VALIDATION))
-        )
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(found[0], found[2], rtol=1e-3, atol=1e-4)
+def test_values_of_a_column_that_is_too_large_are_random_signs_by_which_equal_ones_are_found() -> None:
+    """A column of 200 values in 60 dimensions beside one of two: the score of the large one is that of the latest item's value."""
+    n, width, rng = 800, 62, np.random.default_rng(3)
+    colours, shapes = rng.permutation(n) % 200, np.arange(n) % 2
+    items = pl.DataFrame({"item_id": range(n), "colour": [f"c{c}" for c in colours], "tags": [f"s{x}" for x in shapes]})
+    parts = ["train"] * 4 + ["validation", "test"]
+    rows = [
+        (user, int(item), t, parts[t]) for user in range(300) for t, item in enumerate(rng.choice(n, 6, replace=False))
+    ]
+    log = pl.DataFrame(rows, schema=["user_id", "item_id", "t", "part"], orient="row")
+    schema = world("next_content", pooling={"kind": "decay", "rates": [0.0]}).schema
+    schema = schema.model_copy(update={"features": tuple(f for f in schema.features if f.name != "price")})
+    data = build_dataset(check(None, items, log, schema), schema, SplitConfig(kind="column", column="part"))
+    sections = config("next_content").model_dump(mode="json")
+    sections["model"] |= {"width": width}
+    sections["model"]["pairs"][0]["item"] |= {"fields": ["tags", "colour"]}
+    found = factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, VALIDATION)
+    by_colour = (found.users[:, 2:] @ found.items[:, 2:].T).numpy()
+    ids = data.items.ids.cast(pl.Int64).to_numpy()
+    latest = [ids[data.pairs.item[latest_last(data, user)[-1]]] for user in range(len(data.users))]
+    known = np.asarray(data.items.columns["item_id"]) > 0
+    equal = (colours[ids][None] == colours[latest][:, None])[:, known]
+    by_colour = by_colour[:, known]
+    assert by_colour[equal].min() > 0.5
+    assert by_colour[~equal].std() < 0.2
+    assert equal[np.arange(len(equal)), by_colour.argmax(1)].mean() > 0.98
 
 
 def test_the_scale_of_slit_holds_under_a_regularization_far_above_the_counts() -> None:
@@ -544,7 +551,7 @@ SHARED = {
     "content": "content._directions",
     "ease": "positives.PositiveMatrix.gram",
     "ials": "positives.PositiveMatrix.transposed",
-    "next_content": "next_content._centred_directions",
+    "next_content": "next_content._Directions.of",
     "slit": "slit.decayed_products",
     "transitions": "transitions.TransitionFactors._counts",
 }

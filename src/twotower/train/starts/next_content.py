@@ -15,8 +15,7 @@ from twotower.arrays.ragged import offsets_of
 from twotower.arrays.types import F32, F64
 from twotower.errors import TrainingError
 from twotower.model.pooling.pooling import Pooling
-from twotower.train.starts.columns import ColumnStart, ContentMatrix, PositivesAndContent
-from twotower.train.starts.ease import leading
+from twotower.train.starts.columns import ColumnStart, PositivesAndContent
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
 from twotower.train.starts.start import PairValues, Positive
 
@@ -24,8 +23,6 @@ USERS = 8192
 """Users whose histories are read at a time."""
 MAX_LENGTH = 2048
 """Positives of a user that are read, the latest."""
-TINY = 1e-6
-"""Share of the greatest eigenvalue below which another one is rounding noise."""
 
 
 class NextContent(ColumnStart):
@@ -37,8 +34,9 @@ class NextContent(ColumnStart):
     of the next item's f over the positives after a user's first, each plus `regularization` times its mean variance, and B that of
     both (Hastie, Tibshirani and Friedman 2009, "The Elements of Statistical Learning", section 4.3: the logarithm of how much more
     likely a next item with f is after s, if both are normal). So phones are followed by their cases, and a price by one that is
-    near. A column has a direction for each value, or all columns share the E leading directions of the values among the positives,
-    where these are more than the history's width E; numbers in near buckets are alike and columns have one size, as in `content`.
+    near. Numbers in near buckets are alike and columns have one size, as in `content`. A column has a dimension of the history's
+    width for each value. Where these are too many, small columns have theirs, and large ones share what is left: their values are
+    random signs there, and A^-1 B C^-1 is 1, so that the score is that of equal values.
     The history's vector is s - m at each rate, the item's vector has the rest, in as many times the history's width as there are
     rates. A missing value counts as the mean.
 
@@ -64,20 +62,22 @@ class NextContent(ColumnStart):
         assert isinstance(positives, PositivesAndContent)
         assert positives.histories is not None
         histories, content, rates = positives.histories, positives.content, pooling.decay_rates
-        directions, places = positives.once("directions", lambda: _centred_directions(positives, width, seed))
-        if not directions.any():
+        directions = positives.once("directions", lambda: _Directions.of(positives, width, seed))
+        if not directions.rows.any():
             raise self._finds_no("column of several values at the items of the positives")
-        source = content.matrix.product(directions)
+        source = content.matrix.product(directions.rows)
         found = positives.once("moments", lambda: [_Moments.of(histories, source, rate) for rate in rates])
         if not found[0].total > 0:
             raise self._finds_no("positive that follows another of its user")
         maps = torch.zeros(len(rates), width, width)
-        for start, stop in pairwise(places):
+        for is_whole, (start, stop) in zip(directions.whole, pairwise(directions.places), strict=True):
             for number, moments in enumerate(found):
-                maps[number, start:stop, start:stop] = moments.discriminant(slice(start, stop), self.regularization[0])
+                alike = torch.eye(stop - start)
+                own = moments.discriminant(slice(start, stop), self.regularization[0]) if is_whole else alike
+                maps[number, start:stop, start:stop] = own
         if not maps.any():
             raise self._finds_no("column that differs among the positives that follow others")
-        of_items = torch.cat([directions @ one.T for one in maps], 1)
+        of_items = torch.cat([directions.rows @ one.T for one in maps], 1)
         return PairValues(source, torch.split(of_items, [column.rows for column in content.columns]))
 
     def _finds_no(self, what: str) -> TrainingError:
@@ -142,43 +142,45 @@ class _Moments:
         return found.float()
 
 
-def _centred_directions(
-    positives: PositivesAndContent, width: int, seed: int
-) -> tuple[F32[Tensor, "values E"], Sequence[int]]:
-    """Return a row for each value, whose mean over the positives that have the column is 0, and the dimensions at which columns begin and the
-    last one ends."""
-    content, taken = positives.content, torch.zeros(positives.n_columns)
-    taken.index_add_(0, torch.from_numpy(positives.columns.astype(np.int64)), torch.from_numpy(positives.values))
-    firsts = np.cumsum([0, *(column.rows for column in content.columns)]).tolist()
-    if content.matrix.n_columns - len(content.columns) <= width:  # without the unknown values
-        found = [(column.of(torch.eye(column.rows)[:, 1:]), torch.ones(column.rows - 1)) for column in content.columns]
-    else:
-        found = [_leading_of_column(content, taken, n, firsts[n], width, seed) for n in range(len(content.columns))]
-    every = torch.cat([squares for _, squares in found])
-    owner = torch.cat([torch.full((len(squares),), n) for n, (_, squares) in enumerate(found)])
-    order = every.argsort(descending=True, stable=True)[:width]
-    least = TINY * float(every.max()) if len(every) else 0.0
-    rooms = torch.bincount(owner[order[every[order] > least]], minlength=len(found)).tolist()
-    counts = content.matrix.transposed().product(taken[:, None])
-    directions, places = torch.zeros(firsts[-1], width), [0, *accumulate(rooms)]
-    for (vectors, _), room, at, (first, stop) in zip(found, rooms, places, pairwise(firsts), strict=False):
-        of_column, count = vectors[:, :room], counts[first:stop]
-        mean = (of_column * count).sum(0) / (count.sum() if count.any() else 1.0)
-        directions[first:stop, at : at + room] = of_column - mean
-    return directions, places
+@dataclass(frozen=True)
+class _Directions:
+    """Vectors of the values of all columns."""
+
+    rows: F32[Tensor, "values E"]
+    """A row for each value. The mean over the positives that have a column is 0."""
+    places: Sequence[int]
+    """Dimensions at which columns begin, and the last one ends."""
+    whole: Sequence[bool]
+    """False for a column of more values than dimensions."""
+
+    @classmethod
+    def of(cls, positives: PositivesAndContent, width: int, seed: int) -> _Directions:
+        """Return a direction for each value, or for those of large columns random signs in the dimensions that smaller ones leave (Achlioptas
+        2003, "Database-friendly Random Projections")."""
+        content, taken = positives.content, torch.zeros(positives.n_columns)
+        taken.index_add_(0, torch.from_numpy(positives.columns.astype(np.int64)), torch.from_numpy(positives.values))
+        counts, generator = content.matrix.transposed().product(taken[:, None]), torch.Generator().manual_seed(seed)
+        sizes = [column.rows - 1 for column in content.columns]
+        rooms = shared_out(sizes, width)
+        rows, places = torch.zeros(len(counts), width), [0, *accumulate(rooms)]
+        firsts = accumulate((column.rows for column in content.columns), initial=0)
+        for column, room, at, first in zip(content.columns, rooms, places, firsts, strict=False):
+            if room == column.rows - 1:
+                axes = torch.eye(column.rows)[:, 1:]
+            else:
+                signs = 2.0 * torch.randint(2, (column.rows, room), generator=generator) - 1
+                axes = signs / max(1, room) ** 0.5
+            of_column, count = column.of(axes), counts[first : first + column.rows]
+            mean = (of_column * count).sum(0) / (count.sum() if count.any() else 1.0)
+            rows[first : first + column.rows, at : at + room] = of_column - mean
+        return cls(rows, places, [room == size for room, size in zip(rooms, sizes, strict=True)])
 
 
-def _leading_of_column(
-    content: ContentMatrix, taken: F32[Tensor, "codes"], number: int, first: int, width: int, seed: int
-) -> tuple[F32[Tensor, "rows k"], F32[Tensor, "k"]]:
-    """Return the vectors of a column's values on the leading eigenvectors of their products among items `taken` so often, and the eigenvalues.
-    The column's values begin at `first`."""
-    column, turned, n = content.columns[number], content.matrix.transposed(), content.matrix.n_columns
-
-    def product(q: F32[Tensor, "rows k"]) -> F32[Tensor, "rows k"]:
-        spread = torch.nn.functional.pad(column.of(q), (0, 0, first, n - first - column.rows))
-        back = turned.product(taken[:, None] * content.matrix.product(spread))
-        return column.of(back[first : first + column.rows])
-
-    axes, squares = leading(product, column.rows, min(width, column.rows - 1), torch.Generator().manual_seed(seed))
-    return column.of(axes), squares
+def shared_out(sizes: Sequence[int], width: int) -> list[int]:
+    """Return how many of `width` dimensions columns of some sizes have: as many as they want, or, where that is too many, the smallest ones first,
+    none more than an equal share of what is left."""
+    rooms, left = [0] * len(sizes), width
+    for done, place in enumerate(sorted(range(len(sizes)), key=lambda place: sizes[place])):
+        rooms[place] = min(sizes[place], left // (len(sizes) - done))
+        left -= rooms[place]
+    return rooms
