@@ -20,7 +20,7 @@ MAX_ITEMS = 1000
 """Items that a row's own is compared with, drawn once from more."""
 MAX_NUMBERS = 2**23
 """Numbers of the terms of all rows and items: some 32 MiB of float32, and three times that beside them."""
-PRIOR_DEVIATION = 2.0
+PRIOR_DEVIATION = 1.0
 """Standard deviation of the factor of a part before any row is seen, whose scores are logarithms of odds, so that a value that few items have cannot
 weigh as much as one of many."""
 FIRST_DEVIATION = 1.0
