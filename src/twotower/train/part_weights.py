@@ -21,8 +21,8 @@ MAX_ITEMS = 1000
 MAX_NUMBERS = 2**23
 """Numbers of the terms of all rows and items: some 32 MiB of float32, and three times that beside them."""
 PRIOR_DEVIATION = 1.0
-"""Standard deviation of the factor of a part before any row is seen, whose scores are logarithms of odds, so that a value that few items have cannot
-weigh as much as one of many."""
+"""Standard deviation of the factor of a part before any row is seen. The scores of a discriminant are logarithms of odds, so that a value that few items
+have cannot weigh as much as one of many."""
 FIRST_DEVIATION = 1.0
 """That of the logarithm of the factor of the other dimensions, in standard deviations of their scores, whose mean is 0."""
 ITERATIONS = 100
@@ -42,7 +42,7 @@ def part_weights(
 ) -> list[PartWeight] | None:
     """Return a weight of the items' numbers in each of some `parts` of their dimensions, beside the score of all other dimensions: under these the
     items that users take in the validation part, and did not take before, are most likely among items drawn at random, by a softmax over the
-    scores (McFadden 1974, "Conditional Logit Analysis of Qualitative Choice Behavior"). None for fewer than MIN_ROWS such rows, for so many parts that
+    scores (McFadden 1974, "Conditional Logit Analysis of Qualitative Choice Behavior"). None for no part, for fewer than MIN_ROWS such rows, for so many parts that
     MAX_NUMBERS leave no more, and where the other dimensions are the same for all items."""
     rng = np.random.default_rng(seed)
     users, items = _taken_anew(dataset)
@@ -50,7 +50,7 @@ def part_weights(
     if len(compared) > MAX_ITEMS:
         compared = np.sort(rng.choice(len(compared), MAX_ITEMS, replace=False))
     most = min(MAX_ROWS, MAX_NUMBERS // ((len(parts) + 1) * (len(compared) + 1)))
-    if len(users) < MIN_ROWS or most < MIN_ROWS:
+    if not parts or len(users) < MIN_ROWS or most < MIN_ROWS:
         return None
     rows = np.sort(rng.permutation(len(users))[:most])
     users, items = users[rows], items[rows]

@@ -162,11 +162,15 @@ class StartValues:
         every, dimensions = self._factors(pairs), [first + part.dimensions for part in parts]
         seed, weights = self.recipe.train.seed, None
         if self.context.is_main:
-            weights = part_weights(every, dimensions, self.dataset, seed)
+            weights = part_weights(
+                _without_user_bias(every) if self.model.config.bias else every, dimensions, self.dataset, seed
+            )
         weights = self.context.broadcast(weights)
         told = f"start of pair {start.pair} by {start.kind}: "
         if weights is None:
-            log.info(f"{told}its columns weigh alike, as too few new items of validation tell more")
+            log.info(
+                f"{told}its columns weigh alike, as validation does not tell their weights: too few rows of new items, or nothing beside them"
+            )
             return False
         weigh_parts(self.model, start, pieces, [weight.factor for weight in weights])
         spreads = ", ".join(

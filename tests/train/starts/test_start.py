@@ -495,6 +495,49 @@ def test_each_rate_has_a_discriminant_of_its_own() -> None:
     np.testing.assert_allclose(each[0] + each[1], each[2], rtol=1e-3, atol=1e-4)
 
 
+def of_tags(rows: list[tuple[int, int, int, str]], tags: dict[int, str], fields: list[str]) -> tuple[Dataset, Config]:
+    """A log of `rows` and items of these lists, which are halves too; and `next_content` on some columns."""
+    items = {"item_id": [*tags], "tags": [*tags.values()], "colour": ["rg"[item % 2] for item in tags]}
+    log = pl.DataFrame(rows, schema=["user_id", "item_id", "t", "part"], orient="row")
+    schema = world("next_content").schema
+    schema = schema.model_copy(update={"features": tuple(f for f in schema.features if f.name != "price")})
+    tables = check(None, pl.DataFrame(items), log, schema)
+    sections = config("next_content").model_dump(mode="json")
+    sections["model"]["pairs"][0]["item"] |= {"fields": fields}
+    data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
+    return data, Config.model_validate(sections)
+
+
+def scores_of_tags(rows: list[tuple[int, int, int, str]], tags: dict[int, str], fields: list[str]) -> np.ndarray:
+    data, chosen = of_tags(rows, tags, fields)
+    return scores(factors_before(Trainer(data, chosen).run().model, data, VALIDATION))
+
+
+@pytest.mark.parametrize("users", [101, 137, 211, 229, 251])
+def test_a_list_that_all_items_have_adds_no_rounding(users: int) -> None:
+    rng, parts = np.random.default_rng(users), ["train"] * 4 + ["validation", "test"]
+    rows = [(u, int(i), t, parts[t]) for u in range(users) for t, i in enumerate(rng.choice(60, 6, replace=False))]
+    same = dict.fromkeys(range(60), "a|b|c|d|e|f")
+    np.testing.assert_allclose(
+        scores_of_tags(rows, same, ["tags", "colour"]), scores_of_tags(rows, same, ["colour"]), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("single", [10, 17, 30])
+def test_values_of_users_with_one_positive_tell_nothing_of_what_follows(single: int) -> None:
+    """Ten items are taken by users with one row; all others have the same value, but for rounding."""
+    rng, parts = np.random.default_rng(3), ["train"] * 3 + ["validation", "test"]
+    rows = [(u, int(i), t, parts[t]) for u in range(200) for t, i in enumerate(rng.choice(50, 5, replace=False))]
+    rows += [(200 + u, 50 + u % 10, 0, "train") for u in range(single)]
+    tags = {item: "a" if item < 50 else "b" for item in range(60)}
+    np.testing.assert_allclose(
+        scores_of_tags(rows, tags, ["tags", "colour"]), scores_of_tags(rows, tags, ["colour"]), atol=1e-5
+    )
+    data, chosen = of_tags(rows, tags, ["tags"])
+    with pytest.raises(TrainingError, match="finds no column that differs among the positives that follow others"):
+        Trainer(data, chosen).run()
+
+
 @pytest.mark.parametrize(
     ("sizes", "width", "rooms"),
     [

@@ -14,6 +14,7 @@ from torch import Tensor
 from twotower.arrays.ragged import offsets_of
 from twotower.arrays.types import F32, F64
 from twotower.errors import TrainingError
+from twotower.features.values import UNKNOWN
 from twotower.model.pooling.pooling import Pooling
 from twotower.train.starts.columns import ColumnStart, PositivesAndContent
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
@@ -23,6 +24,8 @@ USERS = 8192
 """Users whose histories are read at a time."""
 MAX_LENGTH = 2048
 """Positives of a user that are read, the latest."""
+LEAST, LEAST_SHARE = 1e-9, 1e-6
+"""Variance, and its share of the mean square, up to which a column is constant but for rounding. Values have vectors of about the length 1."""
 
 
 class NextContent(ColumnStart):
@@ -36,13 +39,13 @@ class NextContent(ColumnStart):
     likely a next item with f is after s, if both are normal). So phones are followed by their cases, and a price by one that is
     near. Numbers in near buckets are alike and columns have one size, as in `content`. A column has a dimension of the history's
     width for each value. Where these are too many, small columns have theirs, and large ones share what is left: their values are
-    random signs there, and A^-1 B C^-1 is 1, so that the score is that of equal values.
+    random signs there, and A^-1 B C^-1 is 1, so that the score is roughly that of equal values.
     The history's vector is s - m at each rate, the item's vector has the rest, in as many times the history's width as there are
     rates. A missing value counts as the mean.
 
     Use it where histories have an order and the items have columns, beside trained pairs, weighed by `blend`. Before that each
     column and rate gets the factor under which what users of validation take anew is most likely, and the weight 1 is then these
-    factors; of fewer than 50 such rows there are none, and 1 is the root mean square of the other scores. A row's weight is that
+    factors; where validation tells none, as with fewer than 50 such rows, 1 is the root mean square of the other scores. A row's weight is that
     of the positive that follows. Of a user the latest 2,048 positives are read, without items of the unknown code. The time is the
     number of positives times the number of rates and E^2.
     """
@@ -91,6 +94,8 @@ class _Moments:
     of_history: F64[Tensor, "E E"]
     of_both: F64[Tensor, "E E"]
     of_next: F64[Tensor, "E E"]
+    squares: F64[Tensor, "2 E"]
+    """Mean squares of histories and next items."""
     total: float
 
     @classmethod
@@ -105,23 +110,23 @@ class _Moments:
             some = users[first : first + USERS]
             lengths = np.minimum(histories.lengths[some], MAX_LENGTH)
             starts = ends[some] - lengths
-            state, weight = torch.zeros(len(some), width), 0.0
+            state, weight = torch.zeros(len(some), width, dtype=torch.float64), 0.0
             for place in range(int(lengths[0])):
                 rows = starts[: np.searchsorted(-lengths, -place)] + place  # those of longer histories come first
-                following = vectors[torch.from_numpy(histories.codes[rows].astype(np.int64))]
+                following = vectors[torch.from_numpy(histories.codes[rows].astype(np.int64))].double()
                 state = state[: len(rows)]
                 if place:
                     each = (
-                        torch.ones(len(rows))
+                        torch.ones(len(rows), dtype=torch.float64)
                         if histories.weights is None
-                        else torch.from_numpy(histories.weights[rows])
+                        else torch.from_numpy(histories.weights[rows]).double()
                     )
                     mean, weighted = state / weight, following * each[:, None]
                     sums += torch.stack([each @ mean, weighted.sum(0)])
                     products += torch.stack(
                         [(mean * each[:, None]).T @ mean, mean.T @ weighted, following.T @ weighted]
                     )
-                    total += float(each.sum(dtype=torch.float64))
+                    total += float(each.sum())
                 state, weight = rate * state + following, rate * weight + 1
         before, after = sums / (total or 1.0)
         of_history, of_both, of_next = products / (total or 1.0)
@@ -129,13 +134,15 @@ class _Moments:
             of_history - torch.outer(before, before),
             of_both - torch.outer(before, after),
             of_next - torch.outer(after, after),
+            torch.stack([of_history.diagonal(), of_next.diagonal()]),
             total,
         )
 
     def discriminant(self, part: slice, regularization: float) -> F32[Tensor, "k k"]:
         """Return A^-1 B C^-1 of some dimensions; zeros where histories or items do not differ in them."""
         a, b, c = (every[part, part] for every in (self.of_history, self.of_both, self.of_next))
-        if not (a.trace() > 0 and c.trace() > 0):
+        least = (LEAST_SHARE * self.squares[:, part].sum(1)).clamp(min=LEAST)
+        if not (a.trace() > least[0] and c.trace() > least[1]):
             return torch.zeros_like(b).float()
         a, c = (m + regularization * m.trace() / len(m) * torch.eye(len(m)) for m in (a, c))
         found: Tensor = torch.linalg.solve(a, torch.linalg.solve(c, b.T).T)
@@ -173,6 +180,7 @@ class _Directions:
             of_column, count = column.of(axes), counts[first : first + column.rows]
             mean = (of_column * count).sum(0) / (count.sum() if count.any() else 1.0)
             rows[first : first + column.rows, at : at + room] = of_column - mean
+            rows[first + UNKNOWN] = 0.0
         return cls(rows, places, [room == size for room, size in zip(rooms, sizes, strict=True)])
 
 
