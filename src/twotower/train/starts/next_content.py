@@ -45,9 +45,9 @@ class NextContent(ColumnStart):
 
     Use it where histories have an order and the items have columns, beside trained pairs, weighed by `blend`. Before that each
     column and rate gets the factor under which what users of validation take anew is most likely, and the weight 1 is then these
-    factors; where validation tells none, as with fewer than 50 such rows, 1 is the root mean square of the other scores. A row's weight is that
-    of the positive that follows. Of a user the latest 2,048 positives are read, without items of the unknown code. The time is the
-    number of positives times the number of rates and E^2.
+    factors. Where validation tells none, as with fewer than 50 such rows, 1 is the root mean square of the other scores. A row's
+    weight is that of the positive that follows. Of a user the latest 2,048 positives are read, without items of the unknown code.
+    The time is the number of positives times the number of rates and E^2.
     """
 
     kind = "next_content"
