@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from twotower.arrays.sets import pair_keys
-from twotower.arrays.types import F32, F64, Int, Ints, Shaped
+from twotower.arrays.types import F32, F64, Bools, Int, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.evaluation.factors import Factors
 
@@ -42,8 +42,8 @@ def part_weights(
 ) -> list[PartWeight] | None:
     """Return a weight of the items' numbers in each of some `parts` of their dimensions, beside the score of all other dimensions: under these the
     items that users take in the validation part, and did not take before, are most likely among items drawn at random, by a softmax over the
-    scores (McFadden 1974, "Conditional Logit Analysis of Qualitative Choice Behavior"). None for no part, for fewer than MIN_ROWS such rows, for so many parts that
-    MAX_NUMBERS leave no more, and where the other dimensions are the same for all items."""
+    scores (McFadden 1974, "Conditional Logit Analysis of Qualitative Choice Behavior"). None for no part, for fewer than MIN_ROWS such rows, for so
+    many parts that MAX_NUMBERS leave no more, and where the other dimensions are the same for all items."""
     rng = np.random.default_rng(seed)
     users, items = _taken_anew(dataset)
     compared = np.arange(len(dataset.items))
@@ -78,7 +78,7 @@ def _taken_anew(dataset: Dataset) -> tuple[Shaped[Ints, "n"], Shaped[Ints, "n"]]
     return users[is_new], items[is_new]
 
 
-def _have_taken(dataset: Dataset, users: Shaped[Ints, "n"], items: Shaped[Ints, "n k"]) -> Shaped[np.ndarray, "n k"]:
+def _have_taken(dataset: Dataset, users: Shaped[Ints, "n"], items: Shaped[Ints, "n k"]) -> Shaped[Bools, "n k"]:
     """Return True for items (n, k) that the users (n,) have in the training part."""
     n, seen = len(dataset.items), dataset.seen_items
     keys = pair_keys(seen.owners, seen.values, n)  # ascending
