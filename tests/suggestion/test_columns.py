@@ -50,6 +50,15 @@ def test_ids_are_found_by_names_then_by_places(user: str, item: str) -> None:
     assert (found.options["user_id"], found.options["item_id"]) == (user, item)
 
 
+def test_a_chinese_name_with_a_word_that_is_not_known_is_no_id() -> None:
+    found = guessed(用户年龄=[30] * 40, 商品价格=[2.5] * 40, 商品类别=[1] * 40)
+    assert (found.options["user_id"], found.options["item_id"]) == ("user_id", "item_id")
+    frame = log().rename({"user_id": "用户", "item_id": "商品号"}).with_columns(用户年龄=30, 商品价格=2.5)
+    frame = frame.select("用户年龄", "商品价格", "用户", "商品号", "timestamp")
+    found = guess_columns(frame, {}, {})
+    assert (found.options["user_id"], found.options["item_id"]) == ("用户", "商品号")
+
+
 @pytest.mark.parametrize(("zeros", "told"), [(0, False), (1, True), (19, True), (20, False)])
 def test_few_values_that_are_no_times_are_told(zeros: int, told: bool) -> None:
     found = guessed(timestamp=[0] * zeros + SECONDS[zeros:])

@@ -97,6 +97,41 @@ def test_numbers_have_buckets() -> None:
     assert kind("price", [i / 3 for i in range(500)]) == ("numeric", {"buckets": 10})
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "brand_id",
+        "manufacturerId",
+        "colour_code",
+        "department_no",
+        "category",
+        "seller",
+        "main_category",
+        "品牌",
+        "店铺编号",
+    ],
+)
+def test_numbers_of_a_code_are_categories(name: str) -> None:
+    codes = [7 * i for i in range(1100)]
+    assert kind(name, codes) == ("categorical", {})
+    assert kind(name, [*map(float, codes), float("nan")], 2202) == ("categorical", {}), (
+        "as a program writes them beside missing ones"
+    )
+    assert kind("price", codes) == ("numeric", {"buckets": 10})
+    assert kind(name, [i / 3 for i in range(500)])[0] == "numeric", "no whole numbers"
+    assert "too many for a category" in str(kind(name, [*range(1101)])[1]["note"]), "each stands for two rows"
+
+
+def test_near_post_codes_are_near_places() -> None:
+    assert kind("zip_code", [*range(500)])[0] == "numeric"
+
+
+@pytest.mark.parametrize(("n", "expected"), [(MAX_CATEGORIES, 1), (MAX_CATEGORIES + 1, 0)])
+def test_codes_of_users_are_fewer(n: int, expected: int) -> None:
+    table = pl.DataFrame({"user_id": range(N), "city_id": [i % n for i in range(N)]})
+    assert [f.options["kind"] for f in guess_features(table, "user", "user_id").features] == ["categorical"] * expected
+
+
 def test_what_is_left_out_is_told() -> None:
     assert "too many for a category" in str(kind("zip", [f"z{i}" for i in range(N)])[1]["note"])
     assert "1,466 of 2,200 values are missing" in str(kind("x", ["x", None, None])[1]["note"])

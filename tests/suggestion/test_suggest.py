@@ -1062,8 +1062,25 @@ def test_a_folder_with_chinese_names_is_read(tmp_path: Path) -> None:
     assert "Read: users = 用户.csv, items = 电影.csv, interactions = 点击.csv." in found.reasons
 
 
-def test_options_that_an_error_names_are_read() -> None:
+def test_a_table_of_some_users_that_are_spelled_as_in_the_log_lacks_the_others() -> None:
     users = pl.DataFrame({"user_id": range(10), "city": ["a", "b"] * 5})
-    with pytest.raises(DataError, match=r"unknown_users"):
-        suggest(log(), users)
-    assert suggest(log(), users, overrides=["schema.unknown_users=add"]).schema.unknown_users == "add"
+    found = suggest(log(), users)
+    assert found.schema.unknown_users == "add"
+    assert (
+        "The table of users has 10 of 60 ids of the interactions, and 100% of its ids occur there"
+        in found.text.replace("\n# ", " ")
+    )
+    assert "unknown_users" not in suggest(log(), pl.DataFrame({"user_id": range(50), "city": ["a", "b"] * 25})).text, (
+        "few are added anyhow"
+    )
+    assert suggest(log(), users, overrides=["schema.unknown_users=drop"]).schema.unknown_users == "drop"
+
+
+@pytest.mark.parametrize("others", [[str(u) for u in range(100, 103)], ["010"], [" 11"]])
+def test_a_table_that_may_be_of_others_or_spelled_otherwise_is_refused_with_the_way_out(others: list[str]) -> None:
+    ids = [*map(str, range(10)), *others]
+    users = pl.DataFrame({"user_id": ids, "city": [f"c{i % 2}" for i in range(len(ids))]})
+    actions = log().with_columns(pl.col("user_id").cast(pl.String))
+    with pytest.raises(DataError, match=r"schema.unknown_users = 'add'"):
+        suggest(actions, users)
+    assert suggest(actions, users, overrides=["schema.unknown_users=add"]).schema.unknown_users == "add"

@@ -69,7 +69,7 @@ def with_unknown_ids(
             f"{option} = 'add' or 'drop'"
         )
     if treatment == "auto" and unknown.height > MAX_UNKNOWN_SHARE * ids.height:
-        one, other = _alike(unknown[key], frame[key])
+        one, other = spelled_alike(unknown[key], frame[key]) or (unknown[key][0], frame[key][0])
         raise DataError(
             f"interactions: {found} are not in {what}, more than a fifth ({_spelled(one)} in interactions, "
             f"{_spelled(other)} in {what}); spell the ids of both tables alike, or set {option} = 'add' or 'drop'"
@@ -87,14 +87,14 @@ def with_unknown_ids(
     return pl.concat([frame, unknown.select(key)], how="diagonal")
 
 
-def _alike(unknown: pl.Series, known: pl.Series) -> tuple[int | str, int | str]:
-    """Return an unknown and a known id that differ in leading zeros, case or spaces alone, or the first of both."""
+def spelled_alike(unknown: pl.Series, known: pl.Series) -> tuple[int | str, int | str] | None:
+    """Return an unknown and a known id that differ in leading zeros, case or spaces alone; None without."""
     one, other = (
         pl.DataFrame({name: ids, "plain": ids.cast(pl.String).str.strip_chars().str.to_lowercase().str.strip_chars_start("0")})
         for name, ids in (("one", unknown), ("other", known))
     )  # fmt: skip
     pairs = one.join(other, on="plain", how="inner", maintain_order="left").head(1).select("one", "other").rows()
-    return pairs[0] if pairs else (unknown[0], known[0])
+    return pairs[0] if pairs else None
 
 
 def _spelled(external_id: int | str) -> str:

@@ -45,6 +45,7 @@ def compose(
     source = read_recipe(rule.recipe)
     own, config = parse_config(source, f"recipe {rule.recipe}")
     schema, comments = guess.schema, {f"schema.{key}": why for key, why in guess.columns.why.items()}
+    comments |= {f"schema.unknown_{side}s": why for side, why in guess.lacking.items()}
     by_users = rule.needs_contents and shape.has_telling_users and not shape.has_new_items
     tops = shape.label_values <= 2 and not config.loss.pointwise
     all_taken = by_users or tops or not (own or Schema()).has_negatives

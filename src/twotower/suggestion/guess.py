@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import polars as pl
 
 from twotower.config.toml import TomlValue
+from twotower.data.unknown_ids import MAX_UNKNOWN_SHARE, spelled_alike
 from twotower.errors import DataError
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
@@ -20,7 +21,8 @@ from twotower.suggestion.tables import PLACE, USER, FoundTables
 MIN_REPEATS = 0.1
 """Share of repeated rows from which they are kept, and rankings hold what a user has taken before."""
 MIN_KNOWN = 0.8
-"""Share of the ids of the interactions that a column of another name must hold to be the ids of a table."""
+"""Share of the ids of the interactions that a column of another name must hold to be the ids of a table, and of the ids of a table that the
+interactions must hold to be spelled alike."""
 COLUMNS = (
     "user_id", "item_id", "time", "time_unit", "time_format", "label", "positive_above", "weight", "weight_scale", "event", "events"
 )  # fmt: skip
@@ -35,6 +37,8 @@ class Guess:
     sides: Mapping[SideName, SideFeatures]
     repeats: float
     """Share of the rows that repeat a pair of user and item."""
+    lacking: Mapping[SideName, str] = field(default_factory=dict)
+    """Sides whose table lacks many ids of the interactions, which are added, with the reason."""
 
     @property
     def schema(self) -> dict[str, TomlValue]:
@@ -42,6 +46,7 @@ class Guess:
         title = self.sides["item"].title
         options = {key: value for key, value in self.columns.options.items() if value != ""}
         options |= {"title": title} if title else {}
+        options |= {f"unknown_{side}s": "add" for side in self.lacking}
         return options | ({"duplicates": "keep"} if self.keeps_repeats else {})
 
     @property
@@ -67,7 +72,7 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
     if found.section and "dataset" not in found.section:
         columns.remarks += [r for name in ids if (r := _point_of_ids(found, name))]
     repeats = repeated_share(found.interactions, *ids) if {*ids} <= {*found.interactions.columns} else 0.0
-    sides: dict[SideName, SideFeatures] = {}
+    sides, lacking = dict[SideName, SideFeatures](), dict[SideName, str]()
     for side, key in zip(SIDES, ids, strict=True):
         frame = found.users if side == "user" else found.items
         if found.schema:
@@ -80,7 +85,23 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
             if frame is not None and key not in frame.columns and key in found.interactions.columns:
                 _refuse_other_name(frame, found.interactions[key], side)
             sides[side] = SideFeatures() if frame is None else guess_features(frame, side, key)
-    return Guess(columns, sides, repeats)
+        if frame is not None and key in frame.columns and key in found.interactions.columns:
+            lacking |= {side: why} if (why := _lacks(frame[key], found.interactions[key], side)) else {}
+    return Guess(columns, sides, repeats, lacking)
+
+
+def _lacks(of_table: pl.Series, of_rows: pl.Series, side: SideName) -> str:
+    """Return why ids of the interactions that a side's table lacks are added: they are more than a table lacks by chance, and it spells its own
+    as the interactions do. Empty: they are not."""
+    known, asked = (ids.drop_nulls().cast(pl.String).unique(maintain_order=True) for ids in (of_table, of_rows))
+    unknown = asked.filter(~asked.is_in(known.implode()))
+    both = len(asked) - len(unknown)
+    if len(unknown) <= MAX_UNKNOWN_SHARE * len(asked) or both < MIN_KNOWN * len(known) or spelled_alike(unknown, known):
+        return ""
+    return (
+        f"The table of {side}s has {both:,} of {len(asked):,} ids of the interactions, and {both / len(known):.0%} of its ids occur there, so "
+        "they are spelled alike; the others have no columns."
+    )
 
 
 def _point_of_ids(found: FoundTables, name: str) -> str:

@@ -30,6 +30,12 @@ _EVENTS = (
 )
 _PLACES = "position pos place rank step seq sequence index idx turn slot"
 _TITLES = "title name label"
+_CODES = (
+    "category categories cat subcategory cate brand genre type kind class group cluster topic theme tag style colour color material department dept section "
+    "segment aisle shelf city town region district province state country county area zone seller vendor shop store supplier maker manufacturer "
+    "publisher artist author director creator actor composer provider source series franchise language template"
+)
+_CODE = re.compile(r".*_(id|ids|key|no|nr|code|cd|uuid|hash)")
 _ORDERS = (
     "order invoice receipt basket cart transaction trx tx bill voucher ticket slip checkout sale delivery shipment"
 )
@@ -76,18 +82,21 @@ _CHINESE = {
     "打分": "score", "分数": "score", "权重": "weight", "行为类型": "event_type", "行为": "behavior", "事件": "event", "搜索词": "query",
     "查询词": "query", "关键词": "keyword", "标题": "title", "片名": "title", "书名": "title", "名称": "name", "点击": "click",
     "交互": "interaction", "日志": "log", "订单": "order", "购买": "purchase", "浏览": "view", "播放": "play", "收藏": "favorite",
+    "品牌": "brand", "类目": "category", "类别": "category", "分类": "category", "品类": "category", "城市": "city", "省份": "province",
+    "地区": "region", "颜色": "colour", "卖家": "seller", "厂商": "manufacturer", "导演": "director", "账号": "account", "号": "no",
     "加购": "cart", "喜欢": "like", "记录": "log", "训练集": "train", "训练": "train", "验证集": "validation", "验证": "validation", "测试集": "test", "测试": "test",
 }  # fmt: skip
 """Chinese words that stand for English ones in names, the longer before those that they begin with."""
 
 
 def plain(name: str) -> str:
-    """Return a column's name in lower case with underscores between words: `userId`, `user_id:token` and `用户ID` are `user_id`."""
+    """Return a column's name in lower case with underscores between words: `userId`, `user_id:token` and `用户ID` are `user_id`. Letters that
+    are neither Latin nor known Chinese words stay: `用户年龄`, a user's age, is `user_年龄`."""
     name = name.partition(":")[0].strip()
     for word, english in _CHINESE.items():
         name = name.replace(word, f" {english} ")
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
-    return re.sub(r"[^0-9a-z]+", "_", words.lower()).strip("_")
+    return re.sub(r"(?:[^\w]|_)+", "_", words.lower()).strip("_")
 
 
 def _among(name: str, words: str, last_too: bool = True) -> bool:
@@ -253,6 +262,12 @@ def names_post_code(name: str) -> bool:
         "postnumber",
         "plz",
     ]
+
+
+def names_code(name: str) -> bool:
+    """Return True for a name of codes, whose order says nothing where they are numbers: brand_id, colour_code, seller. Near post codes are
+    near places."""
+    return not names_post_code(name) and (bool(_CODE.fullmatch(plain(name))) or _among(name, _CODES))
 
 
 def names_title(name: str) -> bool:

@@ -17,11 +17,11 @@ MAX_CATEGORIES = 1000
 """Distinct values up to which a column is categorical, if each stands for MIN_ROWS rows on average."""
 MIN_ROWS = 2
 MAX_NAMES = 10_000
-"""Distinct values of items up to which a column of names, such as authors, is categorical under the same condition."""
+"""Distinct values of items up to which a column of names, such as authors, or of codes is categorical under the same condition."""
 MAX_WORDS = 3
 """Words of a name at most, the median; longer texts are no names."""
 MAX_NUMBERS = 100
-"""Distinct whole numbers up to which a column of numbers is categorical, such as a year or a code."""
+"""Distinct whole numbers up to which a column of numbers is categorical whatever its name, such as a year."""
 BUCKETS = 10
 """Buckets of a column of numbers."""
 MIN_WORDS = 0.5
@@ -96,15 +96,18 @@ def _feature(series: pl.Series, side: SideName) -> SideFeature | str:
     few = f"{distinct:,} distinct values"
     if series.dtype.is_float() and (missing_count(series) > n / 2):
         return "most values are not finite"
-    if series.dtype.is_numeric() and not (series.dtype.is_integer() and distinct <= MAX_NUMBERS):
+    is_code = series.dtype.is_numeric() and names.names_code(series.name) and _are_whole(present)
+    if series.dtype.is_numeric() and not is_code and not (series.dtype.is_integer() and distinct <= MAX_NUMBERS):
         if distinct == len(present) and series.dtype.is_integer():
             return "whole numbers, all distinct: a key"
         return _made(series, side, "numeric", f"{few} of numbers, in buckets", buckets=BUCKETS)
+    recurs = side == "item" and distinct <= MAX_NAMES and distinct * MIN_ROWS <= len(present)
+    if is_code and recurs:
+        return replace(_made(series, side, "categorical", f"{few} of a code"), is_name=distinct > MAX_CATEGORIES)
     if series.dtype == pl.String:
         if separator := _separator(present):
             return _made(series, side, "multi_hot", f"lists separated by '{separator}'", separator=separator)
         is_phrase = names.names_phrase(series.name)
-        recurs = side == "item" and distinct <= MAX_NAMES and distinct * MIN_ROWS <= len(present)
         if recurs and not is_phrase and _are_names(present):
             many = distinct > MAX_CATEGORIES or (is_text(present) and distinct > n * MIN_PHRASES)
             return replace(_made(series, side, "categorical", few), is_name=many)
@@ -114,7 +117,7 @@ def _feature(series: pl.Series, side: SideName) -> SideFeature | str:
         return _made(series, side, "categorical", few)
     if series.dtype == pl.String and names.names_title(series.name):
         return _text(series, side, f"{few}, a title")
-    most = MAX_NAMES if side == "item" and series.dtype == pl.String else MAX_CATEGORIES
+    most = MAX_NAMES if side == "item" and (series.dtype == pl.String or is_code) else MAX_CATEGORIES
     return f"{few} in {n:,} rows: too many for a category (at most {most:,}, each of {MIN_ROWS} rows), and no text"
 
 
@@ -138,6 +141,12 @@ def _of_lists(series: pl.Series, side: SideName) -> SideFeature | str:
     if inner.is_nested():
         return "lists of lists"
     return _made(series, side, "multi_hot", "lists of values")
+
+
+def _are_whole(values: pl.Series) -> bool:
+    """Return True for finite numbers without fractions, as a program writes whole ones beside missing ones."""
+    numbers = values.cast(pl.Float64).fill_nan(None).drop_nulls()
+    return len(numbers) > 0 and bool((numbers.is_finite() & (numbers.floor() == numbers)).all())
 
 
 def is_text(values: pl.Series) -> bool:
