@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
 from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.split import SplitConfig
+from twotower.data.splits import VALIDATION
 from twotower.data.tables import check
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.recent_scores import RecentScores
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.train.part_weights import MAX_ITEMS, MIN_ROWS, part_weights
@@ -37,7 +42,9 @@ def vectors(n_users: int, n_items: int) -> Factors:
     return Factors(*(torch.randn(n, 6, generator=generator) for n in (n_users, n_items)))
 
 
-def taken(found: Factors, weights: list[float], again: bool = False, best_first: bool = False) -> Dataset:
+def taken(
+    found: Factors, weights: list[float], again: bool = False, best_first: bool = False, has_times: bool = False
+) -> Dataset:
     """A row of each user in training, drawn at random or that of the best second part, and another one in validation drawn by the scores under these
     weights; or that of training `again`."""
     of_items = found.items.clone()
@@ -60,6 +67,9 @@ def taken(found: Factors, weights: list[float], again: bool = False, best_first:
     frame = pl.concat([frame, pl.DataFrame({"user_id": [0], "item_id": [0], "part": ["test"]})])
     ids = Categorical(name="user_id", side="user"), Categorical(name="item_id", side="item")
     schema = Schema(features=ids, duplicates="keep")
+    if has_times:  # in the order of the rows
+        frame = frame.with_row_index("at").with_columns(at=pl.col("at").cast(pl.Int64) + 1_600_000_000)
+        schema = schema.model_copy(update={"time": "at"})
     items = pl.DataFrame({"item_id": np.arange(len(of_items))})
     data = build_dataset(check(None, items, frame, schema), schema, SplitConfig(kind="column", column="part"))
     assert data.items.ids.to_list() == [*range(len(of_items))]
@@ -126,3 +136,25 @@ def test_other_pairs_that_tell_nothing_give_no_scale() -> None:
     data = taken(found, [1.0, 1.0, 1.0])
     found.items[:, :2] = 0.0
     assert part_weights(found, PARTS, data, 1) is None
+
+
+def test_weights_are_those_beside_what_is_popular() -> None:
+    found, weights = vectors(2000, 40), [2.0, -0.5, 0.0]
+    found.items[:, 3] = torch.arange(40) / 20  # the popular ones are those that the first part likes
+    found.users[:, 3] = 1.0
+    data = taken(found, weights, has_times=True, best_first=True)
+    terms = PopularityTerms(1e9, 2.0)
+    recent = RecentScores.of_part(data, VALIDATION, terms, np.zeros(40, np.float32))
+    counts = RecentPopularity.before(data, VALIDATION).scores_at_end(terms)
+    as_number = Factors(
+        torch.cat([found.users, torch.ones(2000, 1)], 1),
+        torch.cat([found.items, torch.from_numpy(counts).float()[:, None]], 1),
+    )
+    beside = part_weights(replace(found, recent=recent), PARTS, data, 1)
+    assert beside is not None
+    twin = part_weights(as_number, PARTS, data, 1)
+    assert twin is not None
+    assert [one.factor for one in beside] == pytest.approx([one.factor for one in twin], rel=1e-3, abs=1e-3)
+    alone = part_weights(found, PARTS, data, 1)
+    assert alone is not None
+    assert abs(alone[1].factor - beside[1].factor) > 0.05

@@ -30,6 +30,7 @@ from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.part_evaluation import _alone
 from twotower.features.categorical import Categorical
 from twotower.features.day_of_week import DayOfWeek
+from twotower.features.sequence import Sequence
 from twotower.features.values import UNKNOWN
 from twotower.index.exact import Exact
 from twotower.publishing.bundle_evaluation import evaluate_bundle
@@ -266,11 +267,32 @@ def test_it_is_fitted_beside_what_users_take_again() -> None:
         return measured(scorer, config)
 
     trainer._validation_metrics = metrics  # type: ignore[method-assign]
-    trainer._fit_last()
+    trainer._last_fits.fit(trainer._validation_scores)
     first = next(scorer for scorer in seen if scorer.recent is not None)
     assert first.own is not None, "recent popularity comes first, beside usual own counts"
     last = seen[-1]
     assert (last.own is not None, last.recent is not None) == (True, trainer.model.recent_popularity.is_fitted)
+
+
+def test_a_pair_that_is_weighed_last_is_so_beside_what_is_popular(caplog: pytest.LogCaptureFixture) -> None:
+    tastes = Sequence(name="tastes", side="user", share_embedding=False, pooling="ridge")
+    schema = SCHEMA.model_copy(update={"features": (*SCHEMA.features, tastes)})
+    item = {"fields": ["item_id"], "layers": []}
+    pairs = [{"user": {"fields": [name], "layers": []}, "item": item} for name in ("taken", "tastes")]
+    start = {"kind": "ials", "pair": 1, "learn": False, "unobserved": [0.03, 0.3], "blend": [0.0, 0.1]}
+    sections = config().model_dump(mode="json", exclude_defaults=True)
+    train = sections["train"] | {"pairs": "apart", "start": [start]}
+    model = sections["model"] | {"pairs": pairs, "similarity": "dot", "bias": False}
+    chosen = settings(**sections | {"model": model, "train": train})
+    trainer = Trainer(world(schema=schema), chosen)
+    with caplog.at_level(logging.INFO, "twotower"):
+        trainer.run()
+    lines = [line for line in caplog.messages if "beside the trained ones: blend = 0:" in line]
+    without = float(lines[0].rpartition(" = ")[2])
+    assert without > trainer.best.score + 0.1, "the trained pairs alone find less than with what is popular"
+    alone = [float(line.rpartition(" = ")[2]) for line in caplog.messages if "popularity = 0: validation" in line]
+    assert alone
+    assert max(alone) < trainer.best.score + 0.1, "its values are chosen by the pair alone"
 
 
 def test_the_half_life_is_chosen_again_by_the_best_weight() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -46,12 +46,12 @@ class Blend:
         items[:, self.part] = items[:, self.part] * self.unit * weight
         found, biases = dict[float, Mapping[str, float]](), items[:, -1].clone()
         if self.cold is None or self.spread is None:
-            found[0.0] = self.measure(Factors(self.factors.users, items))
+            found[0.0] = self.measure(replace(self.factors, items=items))
         else:
-            cold, unit = torch.from_numpy(self.cold).to(items), self.spread(Factors(self.factors.users, items))
+            cold, unit = torch.from_numpy(self.cold).to(items), self.spread(replace(self.factors, items=items))
             for raised in RAISES:
                 items[:, -1] = biases + raised * unit * cold
-                found[raised * unit] = self.measure(Factors(self.factors.users, items))
+                found[raised * unit] = self.measure(replace(self.factors, items=items))
         best = max(found, key=lambda bias: self.score_of(found[bias]))
         self.raised[weight], self.scores[weight] = best, self.score_of(found[best])
         return found[best]

@@ -13,6 +13,7 @@ from twotower.arrays.sets import pair_keys
 from twotower.arrays.types import F32, F64, Bools, Int, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.recent_scores import RecentScores
 
 MIN_ROWS, MAX_ROWS = 50, 2048
 """Rows of validation from which weights are fitted, and that are read."""
@@ -26,6 +27,8 @@ have cannot weigh as much as one of many."""
 FIRST_DEVIATION = 1.0
 """That of the logarithm of the factor of the other dimensions, in standard deviations of their scores, whose mean is 0."""
 ITERATIONS = 100
+BLOCK_SCORES = 2**25
+"""Scores of recent popularity, of all items, that are held at a time."""
 
 
 class PartWeight(NamedTuple):
@@ -40,7 +43,7 @@ class PartWeight(NamedTuple):
 def part_weights(
     factors: Factors, parts: Sequence[Int[Tensor, "_"]], dataset: Dataset, seed: int
 ) -> list[PartWeight] | None:
-    """Return a weight of the items' numbers in each of some `parts` of their dimensions, beside the score of all other dimensions: under these the
+    """Return a weight of the items' numbers in each of some `parts` of their dimensions, beside the score of all other dimensions and of recent popularity: under these the
     items that users take in the validation part, and did not take before, are most likely among items drawn at random, by a softmax over the
     scores (McFadden 1974, "Conditional Logit Analysis of Qualitative Choice Behavior"). None for no part, for fewer than MIN_ROWS such rows, for so
     many parts that MAX_NUMBERS leave no more, and where the other dimensions are the same for all items."""
@@ -106,7 +109,24 @@ def _terms(
     for part in (rest.nonzero()[:, 0], *parts):
         u = of_users[:, part]
         found.append(torch.cat([(u * own[:, part]).sum(1, keepdim=True), u @ others[:, part].T], 1))
+    if factors.recent is not None:
+        found[0] += _popularity(factors.recent, users, items, compared)
     return found
+
+
+def _popularity(
+    recent: RecentScores, users: Shaped[Ints, "n"], items: Shaped[Ints, "n"], compared: Shaped[Ints, "m"]
+) -> F32[Tensor, "n k"]:
+    """Return what is popular at each user's time, of the user's own item and the compared ones."""
+    size, found = max(1, BLOCK_SCORES // len(recent.held)), list[Tensor]()
+    for start in range(0, len(users), size):
+        some = slice(start, start + size)
+        of_users = recent.take(users[some], compared)
+        own = recent.of_pairs(users[some].astype(np.int32), items[some].astype(np.int32))
+        n = len(own)
+        others = of_users.added_to(torch.zeros(n, len(compared)), np.arange(n))
+        found.append(torch.cat([torch.from_numpy(own).float()[:, None], others], 1))
+    return torch.cat(found)
 
 
 def _fit(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -77,6 +77,28 @@ def check_recent_popularity(dataset: Dataset, stacking: bool) -> None:
         )
 
 
+@dataclass(frozen=True)
+class PopularityFit:
+    """Terms of the recent popularity that is best beside some scores."""
+
+    terms: PopularityTerms
+    """The weight of the latest rows is 0 if nothing is better than nothing by more than chance may give."""
+    score: float
+    """Validation score by the best terms; higher is better."""
+    score_without: float
+    spread: float
+    """Standard deviation of a user's scores without them."""
+
+
+def popularity_beside(
+    dataset: Dataset, found: Factors | ContextFactors, score: Callable[[Scorer], float], context: DistributedContext
+) -> RecentScores | None:
+    """Return what is popular at the times of the validation part by the terms that are best beside scores; None if it adds nothing."""
+    fit = best_terms(dataset, found, score, context)
+    held = np.zeros(len(dataset.items), np.float32)
+    return RecentScores.of_part(dataset, VALIDATION, fit.terms, held) if fit.terms.recent else None
+
+
 def fit_recent_popularity(
     model: TwoTower,
     dataset: Dataset,
@@ -87,6 +109,29 @@ def fit_recent_popularity(
 ) -> None:
     """Overwrite the recent popularity of the model with the one whose validation score is highest. `found` are the scores without it, and `score` a
     validation metric, higher is better; all ranks call it. `told` says by how many users it is measured."""
+    fit = best_terms(dataset, found, score, context)
+    _hold(model, dataset, fit.terms)
+    terms, without = fit.terms, abs(fit.score_without)
+    if not terms.recent:
+        log.info(
+            f"recent popularity adds nothing: by its best weight the monitored metric of validation changes by {fit.score - fit.score_without:.4f} from "
+            f"{without:.4f}{told}"
+        )
+        return
+    log.info(
+        f"recent popularity: {terms.recent:.3g} log(1 + count by a half-life of {terms.half_life:,.0f} of "
+        f"{len(RecentPopularity.before(dataset, VALIDATION).items):,} rows)"
+        + (f" {terms.total:+.3g} log(1 + count by all)" if terms.total else "")
+        + (f" {terms.age:+.3g} log(1 + rows since the first)" if terms.age else "")
+        + f", the standard deviation of a user's scores is {fit.spread:.3g}; the monitored metric of validation is {abs(fit.score):.4f}, without it "
+        f"{without:.4f}{told}"
+    )
+
+
+def best_terms(
+    dataset: Dataset, found: Factors | ContextFactors, score: Callable[[Scorer], float], context: DistributedContext
+) -> PopularityFit:
+    """Return the recent popularity whose validation score is highest beside scores that have none of it; all ranks call it."""
     unit = RecentScores.of_part(
         dataset, VALIDATION, PopularityTerms(1.0, 1.0), np.zeros(len(dataset.items), np.float32)
     )
@@ -113,12 +158,8 @@ def fit_recent_popularity(
     weight = best_weight(WEIGHTS, lambda w: of(by(w, terms.half_life)))
     terms = max((by(weight, h) for h in half_lives), key=of)
     nothing = PopularityTerms(1.0, 0.0)
-    if (gain := of(terms) - of(nothing)) <= CLOSE * abs(of(nothing)):  # no more than chance may give
-        _hold(model, dataset, nothing)
-        log.info(
-            f"recent popularity adds nothing: by its best weight the monitored metric of validation changes by {gain:.4f} from {abs(of(nothing)):.4f}{told}"
-        )
-        return
+    if of(terms) - of(nothing) <= CLOSE * abs(of(nothing)):  # no more than chance may give
+        return PopularityFit(nothing, of(terms), of(nothing), spread)
     other = {name: scale(nothing._replace(**{name: 1.0})) for name in ("total", "age")}
     for _ in other:
         more = [
@@ -131,14 +172,7 @@ def fit_recent_popularity(
         if of(best) - of(terms) <= CLOSE * abs(of(terms)):
             break
         terms = best
-    _hold(model, dataset, terms)
-    log.info(
-        f"recent popularity: {terms.recent:.3g} log(1 + count by a half-life of {terms.half_life:,.0f} of {rows:,} rows)"
-        + (f" {terms.total:+.3g} log(1 + count by all)" if terms.total else "")
-        + (f" {terms.age:+.3g} log(1 + rows since the first)" if terms.age else "")
-        + f", the standard deviation of a user's scores is {spread:.3g}; the monitored metric of validation is {abs(of(terms)):.4f}, without it "
-        f"{abs(of(nothing)):.4f}{told}"
-    )
+    return PopularityFit(terms, of(terms), of(nothing), spread)
 
 
 def _hold(model: TwoTower, dataset: Dataset, terms: PopularityTerms) -> None:

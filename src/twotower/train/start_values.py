@@ -14,6 +14,7 @@ from twotower.distributed import DistributedContext
 from twotower.errors import TrainingError
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
+from twotower.evaluation.recent_scores import RecentScores
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.pooling import resolve
 from twotower.model.two_tower import TwoTower
@@ -53,9 +54,11 @@ class StartValues:
     def __init__(
         self, model: TwoTower, dataset: Dataset, recipe: Recipe, users: SideTensors, items: SideTensors,
         context: DistributedContext, validation: Validation, check_stop: Callable[[], None], trained: Sequence[int] = (),
+        recent: RecentScores | None = None,
     ) -> None:  # fmt: skip
         """`users` and `items` are the inputs of all rows. `check_stop` raises Interrupted if a rank is to stop. `trained` are pairs that have
-        their values, after the last epoch; beside them cold items are raised by a bias, the best one for each weight, if the model has one."""
+        their values, after the last epoch; beside them cold items are raised by a bias, the best one for each weight, if the model has one, and `recent` is what is popular,
+        which a pair is weighed beside."""
         self.model, self.dataset, self.recipe = model, dataset, recipe
         self.users, self.items, self.context = users, items, context
         self.validation, self.check_stop = validation, check_stop
@@ -66,7 +69,7 @@ class StartValues:
         self._cold = cold if isinstance(cold, ColdItems) else None
         self._filled = [*trained]
         """Pairs that have their values."""
-        self._trained = bool(trained)
+        self._trained, self._recent = bool(trained), recent
         self._tried: tuple[Start, Factors] | None = None
         """The start that was solved last, by the weight 1 of its biases, and its vectors."""
         self._positives = dict[int, PositiveMatrix]()
@@ -127,7 +130,7 @@ class StartValues:
         pairs, monitor = [*self._filled, start.pair], self.recipe.train.monitor
         is_weighed = start.weighs_parts and self._weigh_parts(start, pairs)
         cold, part = self._cold, self.model.parts_of_pairs(pairs)[-1]
-        every = self._factors(pairs, cold.inputs if cold else None)
+        every = replace(self._factors(pairs, cold.inputs if cold else None), recent=self._recent_of(cold))
         unit: float = self.context.broadcast(
             1.0 if is_weighed else _unit(_without_user_bias(every) if self.model.config.bias else every, part)
         )
@@ -159,7 +162,10 @@ class StartValues:
         pieces, rates = pooling.pieces, pooling.decay_rates
         parts = parts_of_pair(self.model, start, pieces)
         first = self.model.parts_of_pairs(pairs)[-1].start
-        every, dimensions = self._factors(pairs), [first + part.dimensions for part in parts]
+        every, dimensions = (
+            replace(self._factors(pairs), recent=self._recent),
+            [first + part.dimensions for part in parts],
+        )
         seed, weights = self.recipe.train.seed, None
         if self.context.is_main:
             weights = part_weights(
@@ -181,6 +187,10 @@ class StartValues:
             f"{told}weighed by validation, the scores of its columns have these standard deviations, in that of the other pairs: {spreads}"
         )
         return True
+
+    def _recent_of(self, cold: ColdItems | None) -> RecentScores | None:
+        """Return what is popular, in which known items that stand for cold ones have no row."""
+        return self._recent.without(cold.which, 0.0) if self._recent and cold and cold.inputs else self._recent
 
     def _spread(self, factors: Factors) -> float:
         """Return the standard deviation of a user's scores, on all ranks."""

@@ -29,28 +29,26 @@ from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.part_evaluation import evaluate_part
+from twotower.evaluation.recent_scores import RecentScores
 from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.side import SIDES
 from twotower.machine import peak_memory_mb
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
-from twotower.train.cold_items import fit_cold_item_bias
 from twotower.train.contrastive_objective import ContrastiveObjective
 from twotower.train.factors import context_factors, gathered_factors, has_finite_vectors, with_added
+from twotower.train.last_fits import LastFits
 from twotower.train.optim import ModelOptimizer
 from twotower.train.order import Epoch
-from twotower.train.own_counts import OWN_SCORES, OwnCountsFit
+from twotower.train.own_counts import OwnCountsFit
 from twotower.train.placement import build_model
 from twotower.train.pointwise_objective import PointwiseObjective
 from twotower.train.precision import with_precision
 from twotower.train.progress import Callback, EpochRecord, TrainingProgress
-from twotower.train.recent_popularity import fit_recent_popularity
 from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
-from twotower.train.stacking import stack
 from twotower.train.start_values import StartValues, Validation, check_started
-from twotower.train.starts.search import evaluation_of_search, users_told
 from twotower.train.starts.start import scale_pair
 from twotower.train.stopping import BestWeights, StopSignals
 from twotower.train.weights import MovingAverage, Weights
@@ -135,7 +133,7 @@ class Trainer:
                 self._train_epoch(self.objective.sampler.epoch(p.epoch))
             self.weights.load_state(self.best.weights)
             self._weigh_last()
-        self._fit_last()
+        self._last_fits.fit(self._validation_scores)
         if self.torchrec:
             self.torchrec.gather_tables()
         self.objective.detach_from_group()
@@ -158,7 +156,8 @@ class Trainer:
         """Give the pairs that are weighed beside trained ones their values and weights."""
         if not self.recipe.last_starts:
             return
-        started, values = time.perf_counter(), self._start_values(self._measured_pairs or ())
+        started = time.perf_counter()
+        values = self._start_values(self._measured_pairs or (), self._last_fits.popularity())
         self._measured_pairs = None
         for start in self.recipe.last_starts:
             self._check_stop()
@@ -166,31 +165,20 @@ class Trainer:
         self._check_stop()
         self.progress.seconds += time.perf_counter() - started
 
-    def _fit_last(self) -> None:
-        """Fit what stands beside the trained scores to validation."""
-        recipe, own = self.recipe, OwnCountsFit(self.model, self.dataset) if self.recipe.model.own_counts else None
-        some = evaluation_of_search(recipe.evaluation, len(self.dataset.items), OWN_SCORES)
-        told = users_told(some, recipe.train.monitor, self.dataset.validation)
-        score: Callable[[Scorer], float] = lambda s: self.best.score_of(self._validation_metrics(s, some))  # noqa: E731
-        if recipe.model.stacking:
-            stack(self.model, self._validation_scores, self.dataset, self.context)
-        if recipe.model.recent_popularity:
-            found = self._scorer()
-            found = own.beside(found) if own else found
-            fit_recent_popularity(self.model, self.dataset, found, score, self.context, told)
-        if own:
-            own.fit(self._scorer(), score, self.context, told)
-        if recipe.model.cold_item_bias:
-            fit_cold_item_bias(self.model, self.dataset, self._scorer, self._score, self.context, recipe.train.seed)
+    @property
+    def _last_fits(self) -> LastFits:
+        """Fits of what stands beside the trained scores."""
+        parts = (self.model, self.dataset, self.recipe, self.context)
+        return LastFits(*parts, self._scorer, self._validation_metrics, self.best.score_of)
 
-    def _start_values(self, trained: Sequence[int] = ()) -> StartValues:
+    def _start_values(self, trained: Sequence[int] = (), recent: RecentScores | None = None) -> StartValues:
         parts = (self.dataset, self.recipe, self.objective.users, self.objective.items, self.context)
         metrics: Callable[[Factors, EvaluationConfig], dict[str, float]] = self._validation_metrics
         if self.recipe.model.own_counts:  # so that no value is chosen to tell what users take again
             own = OwnCountsFit(self.model, self.dataset)
             metrics = lambda factors, config: self._validation_metrics(own.beside(factors), config)  # noqa: E731
         validation = Validation(metrics, self.best.score_of)
-        return StartValues(self.model, *parts, validation, self._check_stop, trained)
+        return StartValues(self.model, *parts, validation, self._check_stop, trained, recent)
 
     def _check_stop(self) -> None:
         """Raise Interrupted if a rank is to stop before the first step, or after the last."""

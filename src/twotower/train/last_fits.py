@@ -1,0 +1,71 @@
+"""Fits of what stands beside the trained scores after the last epoch to the validation part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from twotower.arrays.types import Floats, Shaped
+from twotower.data.dataset import Dataset
+from twotower.distributed import DistributedContext
+from twotower.evaluation.config import EvaluationConfig
+from twotower.evaluation.context_factors import ContextFactors
+from twotower.evaluation.factors import Factors, Scorer
+from twotower.evaluation.recent_scores import RecentScores
+from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.two_tower import TwoTower
+from twotower.train.cold_items import fit_cold_item_bias
+from twotower.train.own_counts import OWN_SCORES, OwnCountsFit
+from twotower.train.recent_popularity import fit_recent_popularity, popularity_beside
+from twotower.train.recipe import Recipe
+from twotower.train.stacking import stack
+from twotower.train.starts.search import SCORES_BESIDE, evaluation_of_search, users_told
+
+
+@dataclass(frozen=True)
+class LastFits:
+    """Fits of one model; all ranks call them."""
+
+    model: TwoTower
+    dataset: Dataset
+    recipe: Recipe
+    context: DistributedContext
+    scorer: Callable[[SideTensors | None], Factors | ContextFactors]
+    """Present scores of validation, of some items or all."""
+    metrics: Callable[[Scorer, EvaluationConfig], Mapping[str, float]]
+    """Validation metrics of scores under some options."""
+    score_of: Callable[[Mapping[str, float]], float]
+    """The monitored one of metrics; higher is better."""
+
+    def popularity(self) -> RecentScores | None:
+        """Return what is popular at the times of validation, as is best beside the present scores, and changes no model; None of a model without recent
+        popularity, and if it adds nothing."""
+        if not self.recipe.model.recent_popularity:
+            return None
+        return popularity_beside(self.dataset, self._beside_own(), self._score(SCORES_BESIDE), self.context)
+
+    def fit(self, scores_of_pairs: Callable[[], Shaped[Floats, "n"]]) -> None:
+        """Overwrite stacking, recent popularity, own counts and the bias of cold items, each of a model that has it, one beside the other.
+        `scores_of_pairs` returns the present scores of the pairs of validation, on rank 0."""
+        model, dataset, recipe, context = self.model, self.dataset, self.recipe, self.context
+        some = evaluation_of_search(recipe.evaluation, len(dataset.items), OWN_SCORES)
+        told, score = users_told(some, recipe.train.monitor, dataset.validation), self._score(OWN_SCORES)
+        if recipe.model.stacking:
+            stack(model, scores_of_pairs, dataset, context)
+        if recipe.model.recent_popularity:
+            fit_recent_popularity(model, dataset, self._beside_own(), score, context, told)
+        if recipe.model.own_counts:
+            OwnCountsFit(model, dataset).fit(self.scorer(None), score, context, told)
+        if recipe.model.cold_item_bias:
+            whole: Callable[[Scorer], float] = lambda found: self.score_of(self.metrics(found, recipe.evaluation))  # noqa: E731
+            fit_cold_item_bias(model, dataset, self.scorer, whole, context, recipe.train.seed)
+
+    def _beside_own(self) -> Factors | ContextFactors:
+        """Return the present scores, with own counts of the usual weight of a model that has them."""
+        found = self.scorer(None)
+        return OwnCountsFit(self.model, self.dataset).beside(found) if self.recipe.model.own_counts else found
+
+    def _score(self, scores: int) -> Callable[[Scorer], float]:
+        """Return the function to the monitored metric, measured by so many scores at most."""
+        some = evaluation_of_search(self.recipe.evaluation, len(self.dataset.items), scores)
+        return lambda found: self.score_of(self.metrics(found, some))
