@@ -49,6 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Leave modules and tests, hundreds of thousands of objects that stay, out of garbage collection."""
+    """Leave modules and tests, hundreds of thousands of objects that stay, out of garbage collection, and look seldom."""
     gc.freeze()
+    gc.set_threshold(10_000, 20)
     gc.enable()
