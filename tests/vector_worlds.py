@@ -40,7 +40,7 @@ def naive(
     may = set(rows.tolist()) if allowed is None else set(np.asarray(allowed).tolist())
     for number, query in enumerate(queries):
         not_now = set() if banned is None else set(np.asarray(banned[number]).tolist())
-        scored = [np.float32((query.astype(np.float64) * vector).sum()) for vector in vectors]
+        scored = (query.astype(np.float64) * vectors).sum(axis=1).astype(np.float32)
         pairs = [(-s, r) for s, r in zip(scored, rows.tolist(), strict=True) if r in may and r not in not_now]
         for place, (score, row) in enumerate(sorted(pairs)[:k]):
             found[number, place], scores[number, place] = row, -score
