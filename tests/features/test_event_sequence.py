@@ -110,6 +110,15 @@ def store(run: Run) -> Path:
     return run.folder.parent / "store"
 
 
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a model that has learnt nothing, for what does not depend on its answers."""
+    folder, once = tmp_path_factory.mktemp("untrained"), shop_settings()
+    once = once.model_copy(update={"train": once.train.model_copy(update={"epochs": 1})})
+    twotower.publish(twotower.fit(shopping("type"), shop_schema(TYPES), once, folder=folder / "run"), folder / "store")
+    return folder / "store"
+
+
 def test_what_depends_on_the_types_of_a_history_is_found_with_them(run: Run) -> None:
     assert run.metrics["test.recall@1"] > 0.95
 
@@ -168,11 +177,11 @@ def test_recent_events_keep_their_types(store: Path) -> None:
         ({"id": "1", "event": "cart", "time": 1.7e12}, "has the time 1.7e+12, expected seconds since 1970"),
     ],
 )
-def test_types_that_the_bundle_does_not_know_are_refused(store: Path, event: dict[str, Any], words: str) -> None:
+def test_types_that_the_bundle_does_not_know_are_refused(untrained: Path, event: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError) as e:
-        twotower.retriever(store).embed_request(Request.parse({"events": [event]}), 2)
+        twotower.retriever(untrained).embed_request(Request.parse({"events": [event]}), 2)
     assert words in str(e.value)
-    with clients(store) as make:
+    with clients(untrained) as make:
         client = make()
         for path, body in (("/v1/recommend", {"events": [event]}), ("/v1/events", {"user_id": "1", "events": [event]})):
             assert words in problem(client.post(path, body), "invalid")["detail"]
