@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -39,12 +41,14 @@ from twotower.model.inputs.padded import pad
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.pooling.attention import AttentionPool
 from twotower.model.pooling.history_encoder import HistoryEncoder
+from twotower.model.pooling.ridge import Ridge
 from twotower.model.pooling.transformer import TransformerBlock
 from twotower.model.towers import TowerConfig
 from twotower.model.two_tower import ModelConfig, TwoTower
+from twotower.onnx import export
 from twotower.onnx.allow_list import ELEMENT_TYPES, MESSAGE_FIELDS, METADATA_KEYS, OPERATORS
 from twotower.onnx.check import inspect_tower
-from twotower.onnx.export import export_tower
+from twotower.onnx.export import MAX_DIFFERENCE, allowed_difference, export_tower
 from twotower.onnx.inspection import trust_tower
 from twotower.onnx.model_graph import build_graph
 from twotower.onnx.parity import parity
@@ -251,6 +255,27 @@ def test_an_exported_tower_gives_the_vectors_of_the_model(
             assert got.shape == wanted.shape == (len(rows), tower.width)
             assert got.dtype == np.float32
             np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_rows_of_data_may_differ_by_what_rounding_explains_and_random_ones_by_less(
+    worlds: dict[str, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps of a ridge regression depend on rounding where a user has hundreds of interactions."""
+    data = worlds["even"]
+    fields, side = data.encoders.fields("user"), data.side("user")
+    model = trained(data, 0.3)
+    ridge = tuple(replace(f, pooling=PoolingSpec(kind="ridge")) for f in fields)
+    assert (allowed_difference(fields), allowed_difference(ridge)) == (MAX_DIFFERENCE, Ridge.rounding)
+    found = {True: 0.0, False: 0.0}
+    monkeypatch.setattr(export, "parity", lambda tower, model, name, rows, fields: found[rows is side])
+    allowed = allowed_difference(fields)
+    for is_of_data, difference in ((True, 1.01 * allowed), (False, 1.01 * MAX_DIFFERENCE), (True, math.nan)):
+        found |= {True: 0.0, False: 0.0} | {is_of_data: difference}
+        with pytest.raises(RunError, match=f"differs from the model by {difference:.1e}"):
+            export_tower(model, "user", fields, tmp_path / "user.onnx", side)
+        assert not (tmp_path / "user.onnx").exists()
+    found |= {True: 0.99 * allowed, False: 0.5 * MAX_DIFFERENCE}
+    assert export_tower(model, "user", fields, tmp_path / "user.onnx", side) == 0.99 * allowed
 
 
 def test_every_setting_of_a_model_is_exported_or_only_of_training() -> None:

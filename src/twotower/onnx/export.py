@@ -7,7 +7,7 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from twotower import files
@@ -15,6 +15,7 @@ from twotower.data.dataset import Side
 from twotower.errors import RunError
 from twotower.features.field import InputField
 from twotower.features.side import SideName
+from twotower.model.pooling import resolve
 from twotower.model.two_tower import TwoTower
 from twotower.onnx.inspection import trust_tower
 from twotower.onnx.model_graph import build_graph
@@ -22,7 +23,8 @@ from twotower.onnx.parity import parity, random_side
 from twotower.onnx.tower import OnnxTower
 
 MAX_DIFFERENCE = 1e-4
-"""Largest allowed difference between exported tower and model, relative to the largest number in the vectors."""
+"""Largest allowed difference between exported tower and model, relative to the largest number in the vectors, over random features; over rows
+of data that of the pooling whose vectors depend most on rounding, if it is larger."""
 
 
 def export_tower(
@@ -44,17 +46,27 @@ def export_tower(
 
     Returns the `parity` with the model over random features and over `rows`, if given. `digest` of the model is written
     into the metadata; `build` makes the content of the file. Raises RunError, and writes nothing, if the parity exceeds
-    1e-4, if the tables exceed one file, or if the content is refused by the allow-list of towers.
+    `allowed_difference`, if the tables exceed one file, or if the content is refused by the allow-list of towers.
     """
     data = build(model, side, fields, digest)
     trust_tower(data, str(path))
     tower = OnnxTower(data)
-    difference = max(parity(tower, model, side, s, fields) for s in (random_side(fields), rows) if s is not None)
-    if not difference <= MAX_DIFFERENCE:
-        raise RunError(
-            f"{path}: the exported {side} tower differs from the model by {difference:.1e} of the largest number in "
-            f"the vectors, expected at most {MAX_DIFFERENCE:.0e}; the weights are not finite, or "
-            "the exporter has a defect: report it with the config"
-        )
+    largest = 0.0
+    for compared, allowed in ((random_side(fields), MAX_DIFFERENCE), (rows, allowed_difference(fields))):
+        if compared is None:
+            continue
+        difference = parity(tower, model, side, compared, fields)
+        if not difference <= allowed:
+            raise RunError(
+                f"{path}: the exported {side} tower differs from the model by {difference:.1e} of the largest number in "
+                f"the vectors, expected at most {allowed:.0e}; the weights are not finite, or "
+                "the exporter has a defect: report it with the config"
+            )
+        largest = max(largest, difference)
     files.write(Path(path), data)
-    return difference
+    return largest
+
+
+def allowed_difference(fields: Iterable[InputField]) -> float:
+    """Return the largest allowed difference over rows of data for a tower that reads some fields."""
+    return max([MAX_DIFFERENCE, *(resolve(f.pooling).rounding for f in fields if f.pooling)])

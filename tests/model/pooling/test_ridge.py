@@ -64,6 +64,25 @@ def test_small_penalties_of_a_start_are_solved_as_exactly(rate: float) -> None:
         assert float((ours - exact).abs().max() / exact.abs().max()) < 0.005
 
 
+def test_histories_of_hundreds_are_solved_as_exactly() -> None:
+    """With half the steps the vectors are off by more than a thousandth, and depend on rounding."""
+    generator = torch.Generator().manual_seed(4)
+    items = torch.randn(2000, 128, generator=generator) * torch.logspace(0, -1, 128)
+    penalty = 1e-3 * items.square().sum(0).diag()
+    codes = torch.randint(1, 2000, (20, 400), generator=generator)
+    x = items[codes].double()
+    system = x.mT @ x + penalty.double() + 400 * 1e-4 * torch.eye(128).double()
+    expected = torch.linalg.solve(system, x.sum(1))
+
+    def error(layer: RidgeLayer) -> float:
+        layer.set_penalties(penalty, 1e-4)
+        found = layer(items, Padded(codes)).detach().double()
+        return float((found - expected).abs().max() / expected.abs().max())
+
+    assert error(Ridge().build(128, "f")) < 1e-5
+    assert error(Ridge(steps=16).build(128, "f")) > 1e-3
+
+
 def test_gradients_are_those_of_the_exact_solution() -> None:
     ours, exact = table(), table().detach().double().requires_grad_()
     layer = layer_with(torch.eye(WIDTH) + 0.1, 0.05)

@@ -29,6 +29,9 @@ class Pooling(Kind):
     """True if it has an option `window`, the number of latest interactions that it reads; training cuts a history into
     windows."""
 
+    rounding: ClassVar[float] = 1e-4
+    """Largest difference of the vectors of two programs that rounding explains, in the largest number."""
+
     @property
     def pieces(self) -> int:
         """Number of vectors of the field's width that the pooling gives side by side."""
