@@ -909,6 +909,31 @@ def test_a_closed_form_beside_another_is_left_out_where_it_does_not_fit(
     assert ("'content' and its pair: the tables have none of the columns" in told) == (not has_columns)
 
 
+@pytest.mark.parametrize(("strength", "rates"), [(1.0, [0.0, 1.0]), (0.0, [])])
+def test_new_items_are_ranked_by_what_their_columns_follow_in_the_order_that_there_is(
+    strength: float, rates: list[float]
+) -> None:
+    actions, items = with_new_items(log(strength=strength, length=8), 0.5)
+    items = items.with_columns(about=pl.Series([f"film{i} of thing{7 * i} and other{3 * i}" for i in items["item_id"]]))
+    found = suggest(actions, None, items, recipe="cold-start")
+    history = next(f for f in tomllib.loads(found.text)["schema"]["features"] if f["name"] == "contents")
+    assert history["pooling"] == ({"kind": "decay", "rates": rates} if rates else "mean")
+    pair = found.config.model.pairs[found.config.train.start[-1].pair]
+    assert pair.item.fields == ("category", "price"), "no closed form reads text"
+    assert (pair.user.width or 0) * max(1, len(rates)) == pair.item.width
+    data = build_dataset(check(None, items, actions, found.schema), found.schema, found.config.split)
+    Trainer(data, found.config)
+
+
+def test_closed_forms_of_texts_alone_are_left_out() -> None:
+    actions, items = with_new_items(log(length=8), 0.5)
+    texts = [f"film{i} of thing{7 * i} and other{3 * i}" for i in items["item_id"]]
+    found = suggest(actions, None, items.select("item_id").with_columns(about=pl.Series(texts)), recipe="cold-start")
+    assert len(found.config.model.pairs) == 2
+    assert '"contents"' not in found.text
+    assert "its pair: the tables have none of the columns that it reads" in found.text.replace("\n# ", " ")
+
+
 @pytest.mark.parametrize(("values", "width"), [(3, 3), (127, 127), (128, 128), (4000, 128)])
 def test_a_pair_of_columns_is_no_wider_than_they_have_values(values: int, width: int) -> None:
     rule = next(rule for rule in RULES if rule.recipe == "collaborative")

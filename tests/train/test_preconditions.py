@@ -17,6 +17,7 @@ from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError
 from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric
+from twotower.features.pooling_spec import PoolingSpec
 from twotower.features.sequence import Sequence
 from twotower.train.settled import settled
 from twotower.train.trainer import Trainer
@@ -40,6 +41,29 @@ def test_sequences_that_cannot_be_had_as_asked_are_refused(
     data = build_dataset(check(*checkerboard(), schema), schema, SplitConfig())
     with pytest.raises(ConfigError, match=words):
         Trainer(data, settings(loss={"kind": "softmax"}, train={"history_scope": history_scope}))
+
+
+AT_ONE_RATE = PoolingSpec.model_validate({"kind": "decay", "rates": [0.8]})
+
+
+def test_a_history_that_no_step_reads_needs_no_scope_of_the_past() -> None:
+    """A pair that is weighed after the last epoch is solved from the order of the log, whatever the steps read."""
+    decayed = Sequence(name="s", side="user", share_embedding=False, pooling=AT_ONE_RATE, interactions="positive")
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"time": "at", "features": (*ID_FEATURES, decayed)})
+    data = build_dataset(check(*checkerboard(), schema), schema, SplitConfig())
+    item = {"fields": ["item_id"], "layers": []}
+    pairs = [{"user": {"fields": [name], "layers": []}, "item": item} for name in ("user_id", "s")]
+    sections: dict[str, Any] = {
+        "model": {"pairs": pairs, "similarity": "dot", "bias": False},
+        "loss": {"kind": "softmax"},
+        "negatives": {"full": True},
+    }
+    start = {"kind": "slit", "pair": 1, "learn": False, "blend": [0.0, 0.1]}
+    Trainer(data, settings(**sections, train={"start": [start]}))
+    refused: list[dict[str, Any]] = [{"start": [{**start, "blend": []}]}, {"start": []}]
+    for changed in refused:
+        with pytest.raises(ConfigError, match="feature 's': pooling = 'decay' needs the order of time"):
+            Trainer(data, settings(**sections, train=changed))
 
 
 def test_ranks_beyond_the_catalogue_and_an_attribute_that_is_not_there_are_refused_before_training(

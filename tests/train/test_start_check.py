@@ -84,8 +84,8 @@ def refused(settings: Settings) -> str:
 @pytest.mark.parametrize(
     ("recipe", "what", "named"),
     [
-        ("cold-start", "versions", "leave out train.start.0, model.pairs.1 and the feature 'tastes', or"),
-        ("cold-start", "context", "leave out train.start.0, model.pairs.1 and the feature 'tastes', or"),
+        ("cold-start", "versions", "leave out train.start.0, train.start.1, model.pairs.1, model.pairs.2 and the features 'tastes' and 'contents', or"),
+        ("cold-start", "context", "leave out train.start.0, train.start.1, model.pairs.1, model.pairs.2 and the features 'tastes' and 'contents', or"),
         ("sequence-short", "versions", "leave out train.start.0, train.start.1, train.start.2, model.pairs.4, model.pairs.5, model.pairs.6 and the features 'tastes', 'recent', 'contents' and 'tag', or"),
         ("sequence-short", "context", "leave out train.start.0, train.start.1, train.start.2, model.pairs.4, model.pairs.5, model.pairs.6 and the features 'tastes', 'recent', 'contents' and 'tag', or"),
         ("sequence-long", "versions", "leave out train.start.0, train.start.1, train.start.2, model.pairs.2, model.pairs.3, model.pairs.4 and the features 'recent', 'taken', 'contents' and 'tag', or"),
@@ -105,9 +105,10 @@ def test_the_entries_that_an_error_names_are_all_that_stands_in_the_way(recipe: 
 def test_a_scale_stands_in_place_of_a_weight_beside_a_context() -> None:
     settings = changed(suggested("cold-start"), "context")
     assert "give scale in its place, or" in refused(settings)
-    (start,) = settings["train"]["start"]
+    start, other = settings["train"]["start"]
     scaled = {k: v for k, v in start.items() if k != "blend"} | {"scale": 0.1}
-    assert trained({**settings, "train": {**settings["train"], "start": [scaled]}})
+    left = without(settings, f"train.start.1, model.pairs.{other['pair']} and the feature 'contents'")
+    assert trained({**left, "train": {**left["train"], "start": [scaled]}})
 
 
 def test_starts_that_stay_are_told_their_numbers() -> None:
@@ -138,12 +139,15 @@ def test_one_pair_that_stays_is_not_trained_apart() -> None:
 def test_a_feature_that_others_read_stays() -> None:
     settings = suggested("cold-start")
     settings["model"]["pairs"][0]["user"]["fields"].append("tastes")
-    assert "leave out train.start.0 and model.pairs.1, or" in refused(changed(settings, "versions"))
+    told = "leave out train.start.0, train.start.1, model.pairs.1, model.pairs.2 and the feature 'contents', or"
+    assert told in refused(changed(settings, "versions"))
 
 
 def test_a_start_that_is_trained_on_goes_and_its_pair_stays() -> None:
     settings = suggested("cold-start")
-    settings["train"]["start"] = [{"kind": s["kind"], "pair": s["pair"]} for s in settings["train"]["start"]]
+    first, other = settings["train"]["start"]
+    settings = without(settings, f"train.start.1, model.pairs.{other['pair']} and the feature 'contents'")
+    settings["train"]["start"] = [{"kind": first["kind"], "pair": first["pair"]}]
     message = refused(changed(settings, "versions"))
     assert message.endswith("; leave out train.start.0, or leave out schema.valid_from")
     assert trained(without(changed(settings, "versions"), "train.start.0"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from twotower.errors import ConfigError
 from twotower.features.feature import Feature
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES
+from twotower.model.pooling import resolve
+from twotower.model.pooling.pooling import Pooling
 from twotower.suggestion.side_features import SideFeature
 
 _PACKAGED = files("twotower") / "recipes"
@@ -88,13 +90,17 @@ class FittedRecipe:
             place
             for place, pair in enumerate(config.model.pairs)
             for side, tower in (("user", pair.user), ("item", pair.item))
-            if tower.fields and not any(self._renamed.get((side, name)) for name in tower.fields)
+            if tower.fields and not self._names(tower.fields, side, place in self._closed)
         }
         """Pairs that read nothing but columns that the tables lack."""
         if isinstance(pairs := model.get("pairs"), list):
             self.model["pairs"] = [
-                {side: self._fit_tower(tower, side) for side, tower in pair.items() if isinstance(tower, Mapping)}
-                for pair in pairs
+                {
+                    side: self._fit_tower(tower, side, place in self._closed)
+                    for side, tower in pair.items()
+                    if isinstance(tower, Mapping)
+                }
+                for place, pair in enumerate(pairs)
                 if isinstance(pair, Mapping)
             ]
         if not any(f.side == "user" for f in own):
@@ -118,6 +124,22 @@ class FittedRecipe:
         pairs = self.model["pairs"]
         assert isinstance(pairs, list)
         return self.ids["item"] not in pairs[number]["item"].get("fields", [self.ids["item"]])
+
+    def order_pair(self, number: int, pooling: Pooling) -> None:
+        """Let a history of a pair whose own pooling sees no order be pooled so. The pair's items have the user's width for each piece."""
+        pairs = self.model["pairs"]
+        assert isinstance(pairs, list)
+        user, item = pairs[number]["user"], pairs[number]["item"]
+        ordered = {
+            n
+            for f in self.recipe.features
+            if f.pools and resolve(f.pools).in_order
+            for n in self._renamed.get((f.side, f.name), ())
+        }
+        for feature in self.features:
+            if feature["side"] == "user" and feature["name"] in user["fields"] and feature["name"] not in ordered:
+                feature["pooling"] = {"kind": pooling.kind, **pooling.model_dump(mode="json", exclude_defaults=True)}
+                item["width"] = user["width"] * pooling.pieces
 
     def narrow_pair(self, number: int, most: int) -> bool:
         """Bound the width of a pair that names it, and return True if it was greater."""
@@ -220,12 +242,18 @@ class FittedRecipe:
             made.append((column, options))
         return made
 
-    def _fit_tower(self, tower: Mapping[str, TomlValue], side: str) -> Settings:
+    def _fit_tower(self, tower: Mapping[str, TomlValue], side: str, is_closed: bool) -> Settings:
         """Return the options of a tower with the names of the features; without `fields` if the tables have none of them, so that
         it reads all."""
         fitted: Settings = {**tower}
         fields = fitted.pop("fields", None)
         if isinstance(fields, list):
-            names = dict.fromkeys(new for name in fields for new in self._renamed.get((side, str(name)), ()))
+            names = self._names(map(str, fields), side, is_closed)
             fitted = {"fields": [*names], **fitted} if names else fitted
         return fitted
+
+    def _names(self, fields: Iterable[str], side: str, is_closed: bool) -> list[str]:
+        """Return the names that features of the recipe have here. No closed form reads text."""
+        names = dict.fromkeys(new for name in fields for new in self._renamed.get((side, name), ()))
+        texts = {str(c.options["name"]) for c in self.columns if c.is_text and c.options["side"] == side}
+        return [name for name in names if not (is_closed and name in texts)]

@@ -45,6 +45,9 @@ def shaped_settings(
     large; for the reason `unsolved` every pair that starts so."""
     settings: Settings = {key: recipe[key] for key in ("loss", "negatives", "train") if key in recipe}
     comments = dict[str, str]()
+    for start in config.train.start:
+        if start.in_order and shape.order and shape.order.exists and start.pair not in fitted.without_columns:
+            fitted.order_pair(start.pair, start.in_order)
     _shape_blends(settings, fitted, shape, config, unweighed, unsolved, comments)
     settings = {"model": fitted.model} | settings
     _shape_windows(fitted, shape)

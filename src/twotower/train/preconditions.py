@@ -151,7 +151,7 @@ def _check_histories(dataset: Dataset, recipe: Recipe) -> None:
     for f in dataset.schema.features:
         if not f.history:
             continue
-        if not causal and f.pools and resolve(f.pools).needs_time_order:
+        if not causal and f.pools and resolve(f.pools).needs_time_order and recipe.reads_in_steps(f.side, f.name):
             candidates = " and loss.kind = 'softmax'" if recipe.loss.pointwise else ""
             time = ", and name the column of times in schema.time" if dataset.times is None else ""
             raise ConfigError(

@@ -197,6 +197,12 @@ class Recipe(Section):
         """Pairs whose scores an epoch is measured by: without those that are weighed last; None: all."""
         return self._pairs_without(self.last_starts)
 
+    def reads_in_steps(self, side: str, feature: str) -> bool:
+        """Return True if a feature of a side is read by a tower whose vectors a step needs."""
+        pairs = range(len(self.model.pairs)) if self.trained_pairs is None else self.trained_pairs
+        towers = [self.model.pairs[pair].user if side == "user" else self.model.pairs[pair].item for pair in pairs]
+        return any(not tower.fields or feature in tower.fields for tower in towers)
+
     @property
     def is_fitted_last(self) -> bool:
         """True if something is fitted to validation after the last epoch."""

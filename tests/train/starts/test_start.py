@@ -495,6 +495,17 @@ def test_each_rate_has_a_discriminant_of_its_own() -> None:
     np.testing.assert_allclose(each[0] + each[1], each[2], rtol=1e-3, atol=1e-4)
 
 
+def test_a_mean_has_the_discriminant_of_the_rate_1() -> None:
+    found = []
+    for pooling in ({"kind": "decay", "rates": [1.0]}, {"kind": "mean"}):
+        data = world("next_content", pooling=pooling)
+        train = {"history_scope": "leave_batch_out"} if pooling["kind"] == "mean" else {}
+        model = Trainer(data, config("next_content", train=train)).run().model
+        found.append(scores(factors_before(model, data, VALIDATION)))
+    assert np.abs(found[0]).max() > 0.1
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
+
+
 def of_tags(rows: list[tuple[int, int, int, str]], tags: dict[int, str], fields: list[str]) -> tuple[Dataset, Config]:
     """A log of `rows` and items of these lists, which are halves too; and `next_content` on some columns."""
     items = {"item_id": [*tags], "tags": [*tags.values()], "colour": ["rg"[item % 2] for item in tags]}

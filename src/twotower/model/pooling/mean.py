@@ -21,6 +21,11 @@ class Mean(Pooling):
 
     kind = "mean"
 
+    @property
+    def decay_rates(self) -> tuple[float, ...]:
+        """The rate 1."""
+        return (1.0,)
+
     def build(self, width: int, name: str) -> MeanLayer:
         """Return the mean."""
         return MeanLayer(width)

@@ -36,8 +36,8 @@ class Ridge(Pooling):
     of iALS on Item Recommendation Benchmarks", equation 4 with exponent 1), so that users without any training are served by
     their history. Use it for tastes in no order. It is solved by a fixed number of steps of conjugate gradients from 0 (Hestenes
     and Stiefel 1952), scaled by the diagonal of P + n r I. A start has a diagonal P, with which a row of n interactions takes some
-    n steps, whatever the penalties. Of hundreds of interactions and small penalties the steps are not quite at the solution, and depend on
-    rounding.
+    n steps, whatever the penalties. With hundreds of interactions and small penalties the steps end before the solution, and depend
+    on rounding.
     """
 
     kind = "ridge"

@@ -15,6 +15,7 @@ from twotower.arrays.ragged import offsets_of
 from twotower.arrays.types import F32, F64
 from twotower.errors import TrainingError
 from twotower.features.values import UNKNOWN
+from twotower.model.pooling.decay import Decay
 from twotower.model.pooling.pooling import Pooling
 from twotower.train.starts.columns import ColumnStart, PositivesAndContent
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
@@ -43,15 +44,17 @@ class NextContent(ColumnStart):
     The history's vector is s - m at each rate, the item's vector has the rest, in as many times the history's width as there are
     rates. A missing value counts as the mean.
 
-    Use it where histories have an order and the items have columns, beside trained pairs, weighed by `blend`. Before that each
-    column and rate gets the factor under which what users of validation take anew is most likely, and the weight 1 is then these
-    factors. Where validation tells none, as with fewer than 50 such rows, 1 is the root mean square of the other scores. A row's
-    weight is that of the positive that follows. Of a user the latest 2,048 positives are read, without items of the unknown code.
+    Use it where the items have columns, beside trained pairs, weighed by `blend`: with the pooling `decay` where histories have
+    an order, with `mean`, of the rate 1, where they have none. Before it is weighed each column and rate gets the factor under
+    which what users of validation take anew is most likely, and the weight 1 is then these factors. Where validation tells
+    none, as of fewer than 50 such rows, 1 is the root mean square of the other scores. A row's weight is that of the positive
+    that follows. Of a user the latest 2,048 positives are read, without items of the unknown code.
     The time is the number of positives times the number of rates and E^2.
     """
 
     kind = "next_content"
-    poolings = ("decay",)
+    poolings = ("decay", "mean")
+    in_order = Decay(rates=(0.0, 1.0))
     choices = ("regularization",)
     weighs_parts = True
 

@@ -57,6 +57,8 @@ class Start(Kind):
 
     poolings: ClassVar[tuple[str, ...]]
     """Kinds of poolings under which the score is that of the closed form."""
+    in_order: ClassVar[Pooling | None] = None
+    """Pooling in place of one without an order, where the log has one. None: the same."""
     choices: ClassVar[tuple[str, ...]] = ()
     """Options of several values, of which the one that is best on the validation part is kept."""
     shares: ClassVar[bool] = False
