@@ -109,6 +109,9 @@ def test_numbers_have_buckets() -> None:
         "main_category",
         "品牌",
         "店铺编号",
+        "categoryid",
+        "brand_number",
+        "cat_idx",
     ],
 )
 def test_numbers_of_a_code_are_categories(name: str) -> None:
@@ -122,8 +125,12 @@ def test_numbers_of_a_code_are_categories(name: str) -> None:
     assert "too many for a category" in str(kind(name, [*range(1101)])[1]["note"]), "each stands for two rows"
 
 
-def test_near_post_codes_are_near_places() -> None:
-    assert kind("zip_code", [*range(500)])[0] == "numeric"
+@pytest.mark.parametrize(
+    "name",
+    ["zip_code", "rank_in_category", "distance_to_city", "num_colour", "area", "followers_of_artist", "reviews_no"],
+)
+def test_near_post_codes_are_near_places_and_quantities_are_no_codes(name: str) -> None:
+    assert kind(name, [*range(500)])[0] == "numeric"
 
 
 @pytest.mark.parametrize(("n", "expected"), [(MAX_CATEGORIES, 1), (MAX_CATEGORIES + 1, 0)])

@@ -1075,6 +1075,16 @@ def test_a_table_without_a_header_line_says_what_to_write(tmp_path: Path) -> Non
         suggest(tmp_path)
 
 
+def test_words_of_chinese_file_names_that_are_not_known_do_not_hide_the_others(tmp_path: Path) -> None:
+    log(length=8).rename({"user_id": "用户唯一标识", "item_id": "商品ID号", "timestamp": "时间(秒)"}).write_csv(
+        tmp_path / "点击流.csv"
+    )
+    pl.DataFrame({"用户唯一标识": range(60), "性别": ["男", "女"] * 30}).write_csv(tmp_path / "用户信息.csv")
+    found = suggest(tmp_path, folder=tmp_path)
+    assert (found.schema.user_id, found.schema.item_id, found.schema.time) == ("用户唯一标识", "商品ID号", "时间(秒)")
+    assert "Read: users = 用户信息.csv, interactions = 点击流.csv." in found.reasons
+
+
 def test_a_folder_with_chinese_names_is_read(tmp_path: Path) -> None:
     log(length=8).rename({"user_id": "会员编号", "item_id": "电影编号", "timestamp": "时间"}).write_csv(
         tmp_path / "点击.csv"
@@ -1092,13 +1102,27 @@ def test_a_table_of_some_users_that_are_spelled_as_in_the_log_lacks_the_others()
     found = suggest(log(), users)
     assert found.schema.unknown_users == "add"
     assert (
-        "The table of users has 10 of 60 ids of the interactions, and 100% of its ids occur there"
+        "The table of users has 10 of 60 ids of the interactions, and 100% of its own ids occur there"
         in found.text.replace("\n# ", " ")
     )
     assert "unknown_users" not in suggest(log(), pl.DataFrame({"user_id": range(50), "city": ["a", "b"] * 25})).text, (
         "few are added anyhow"
     )
     assert suggest(log(), users, overrides=["schema.unknown_users=drop"]).schema.unknown_users == "drop"
+
+
+@pytest.mark.parametrize(
+    ("users", "told"),
+    [
+        (pl.DataFrame({"user_id": pl.Series([], dtype=pl.Int64)}), "the table has no rows"),
+        (pl.DataFrame({"user_id": pl.Series([None] * 5, dtype=pl.Int64)}), "5 missing ids"),
+        (pl.DataFrame({"user_id": [[1], [2]]}), "expected one id a row"),
+        (pl.DataFrame({"user_id": [b"1", b"\xff"]}), "found Binary"),
+    ],
+)
+def test_a_table_whose_ids_are_none_is_told_so(users: pl.DataFrame, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        suggest(log(), users.with_columns(city=pl.lit("a")))
 
 
 @pytest.mark.parametrize("others", [[str(u) for u in range(100, 103)], ["010"], [" 11"]])

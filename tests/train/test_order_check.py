@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import ConfigError
 from twotower.features.categorical import Categorical
+from twotower.features.pooling_spec import MEAN
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.train.order_check import check_order, check_times, order_problem, training_order
@@ -65,9 +67,17 @@ def test_a_causal_training_is_told_that_there_is_no_order(
 
 def test_shuffled_times_have_no_order_and_others_read_none(caplog: pytest.LogCaptureFixture) -> None:
     shuffled = dataset(1.0, np.random.default_rng(0).permutation(N_USERS * LENGTH))
+    features = tuple(f.model_copy(update={"pooling": MEAN}) if f.history else f for f in shuffled.schema.features)
+    means = replace(shuffled, schema=shuffled.schema.model_copy(update={"features": features}))
+    with caplog.at_level(logging.WARNING, "twotower"):
+        check_order(means, settings(loss={"kind": "softmax"}))
+    assert not caplog.text
     with caplog.at_level(logging.WARNING, "twotower"):
         check_order(shuffled, settings(loss={"kind": "softmax"}))
-    assert not caplog.text
+    assert "the pooling 'decay' of feature 'met' needs an order, and the log" in caplog.text, (
+        "of a pair that no step reads"
+    )
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "twotower"):
         check_order(shuffled, config())
     assert "the log shows none: pairs (item, next item) agree 1.0" in caplog.text or "agree 0.9" in caplog.text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,14 @@ from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import check
 from twotower.distributed import DistributedContext
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, Interrupted
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.part_evaluation import _alone
 from twotower.features.categorical import Categorical
 from twotower.features.day_of_week import DayOfWeek
+from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.values import UNKNOWN
 from twotower.index.exact import Exact
@@ -37,7 +40,9 @@ from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.reports.compare import compare_runs
 from twotower.retrieval.request import Method, Request
 from twotower.runs.evaluation import QueryShard, _Rankings
-from twotower.train.cold_items import fit_cold_item_bias
+from twotower.train import last_fits, start_values
+from twotower.train.blend import Blend
+from twotower.train.cold_items import ColdItems, cold_items, fit_cold_item_bias
 from twotower.train.recent_popularity import fit_recent_popularity, recent_scores
 from twotower.train.trainer import Trainer
 
@@ -185,6 +190,32 @@ def test_an_item_of_an_unknown_id_is_served_as_it_is_evaluated(context: tuple[Da
     assert found["recall@5"] == pytest.approx(run.metrics["test.recall@5"], abs=2e-3)
 
 
+def test_the_bias_of_cold_items_ends_with_their_first_row() -> None:
+    """From there on an item of an unknown id has a popularity, which the bias stands for where there is none."""
+    model = config().model.model_dump() | {"cold_item_bias": True}
+    tables = check(None, pl.DataFrame({"item_id": range(N_ITEMS + 1)}), waves(), RARE)
+    run = api.fit(tables, RARE, config(split={"kind": "time"}, model=model))
+    assert run.model.recent_popularity.is_fitted
+    unknown = np.asarray(run.dataset.items.columns["item_id"]) == UNKNOWN
+    rows = run.dataset.part_indices(TEST)
+    users, pairs = run.dataset.pairs.user[rows].astype(np.int64), run.dataset.test
+    found = []
+    for bias in (0.0, 3.0):
+        with torch.no_grad():
+            run.model.cold_items.values[UNKNOWN] = bias
+        during, at_end = run.factors_during(TEST), run.factors()
+        assert isinstance(during, Factors)
+        found.append((during.catalogue_scores(users), during.scores(pairs), at_end.catalogue_scores(users)))
+    taken = RecentPopularity.before(run.dataset, TEST).have_rows_at_end
+    assert (unknown & taken).sum() > 5
+    assert unknown[-1]
+    assert not taken[-1]
+    for before, after in ((found[0][0], found[1][0]), (found[0][2], found[1][2])):
+        wanted = torch.from_numpy(np.where(unknown & ~taken, 3.0, 0.0)).float().expand_as(before)
+        torch.testing.assert_close(after - before, wanted, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found[1][1] - found[0][1], np.where((unknown & ~taken)[pairs.item], 3.0, 0.0), atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["last", "random"])
 def test_each_part_has_its_own_times(kind: str) -> None:
     """Of a random split both parts have the same vectors, and other times."""
@@ -274,16 +305,20 @@ def test_it_is_fitted_beside_what_users_take_again() -> None:
     assert (last.own is not None, last.recent is not None) == (True, trainer.model.recent_popularity.is_fitted)
 
 
-def test_a_pair_that_is_weighed_last_is_so_beside_what_is_popular(caplog: pytest.LogCaptureFixture) -> None:
+def beside_what_is_popular(**model: Any) -> tuple[Schema, Config]:
+    """A pair that is trained, and one of iALS that is weighed after the last epoch, with recent popularity."""
     tastes = Sequence(name="tastes", side="user", share_embedding=False, pooling="ridge")
-    schema = SCHEMA.model_copy(update={"features": (*SCHEMA.features, tastes)})
     item = {"fields": ["item_id"], "layers": []}
     pairs = [{"user": {"fields": [name], "layers": []}, "item": item} for name in ("taken", "tastes")]
     start = {"kind": "ials", "pair": 1, "learn": False, "unobserved": [0.03, 0.3], "blend": [0.0, 0.1]}
     sections = config().model_dump(mode="json", exclude_defaults=True)
-    train = sections["train"] | {"pairs": "apart", "start": [start]}
-    model = sections["model"] | {"pairs": pairs, "similarity": "dot", "bias": False}
-    chosen = settings(**sections | {"model": model, "train": train})
+    sections["model"] |= {"pairs": pairs, "similarity": "dot", "bias": False} | model
+    sections["train"] |= {"pairs": "apart", "start": [start]}
+    return SCHEMA.model_copy(update={"features": (*SCHEMA.features, tastes)}), settings(**sections)
+
+
+def test_a_pair_that_is_weighed_last_is_so_beside_what_is_popular(caplog: pytest.LogCaptureFixture) -> None:
+    schema, chosen = beside_what_is_popular()
     trainer = Trainer(world(schema=schema), chosen)
     with caplog.at_level(logging.INFO, "twotower"):
         trainer.run()
@@ -293,6 +328,86 @@ def test_a_pair_that_is_weighed_last_is_so_beside_what_is_popular(caplog: pytest
     alone = [float(line.rpartition(" = ")[2]) for line in caplog.messages if "popularity = 0: validation" in line]
     assert alone
     assert max(alone) < trainer.best.score + 0.1, "its values are chosen by the pair alone"
+
+
+def test_known_items_that_stand_for_cold_ones_are_not_popular_where_a_pair_is_weighed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    schema, chosen = beside_what_is_popular(cold_item_bias=True)
+    trainer, seen = Trainer(world(schema=schema, validation=0.4, kind="random"), chosen), list[Factors]()
+
+    class Seen(Blend):
+        def __init__(self, factors: Factors, *rest: Any) -> None:
+            seen.append(factors)
+            super().__init__(factors, *rest)
+
+    monkeypatch.setattr(start_values, "Blend", Seen)
+    trainer.run()
+    cold = cold_items(trainer.model, trainer.dataset, chosen.train.seed)
+    assert isinstance(cold, ColdItems)
+    assert cold.inputs is not None
+    recent = seen[0].recent
+    assert recent is not None
+    weights, stands_in = recent.popularity.weights, cold.which[recent.popularity.items]
+    assert weights is not None
+    assert not weights[stands_in].any()
+    assert weights[~stands_in].all()
+
+
+def test_columns_are_weighed_beside_what_is_popular(monkeypatch: pytest.MonkeyPatch) -> None:
+    schema, chosen = beside_what_is_popular()
+    colour = Categorical(name="colour", side="item")
+    columns = Sequence(name="tastes", side="user", share_embedding=False, pooling="mean")
+    schema = schema.model_copy(update={"features": (*SCHEMA.features, columns, colour)})
+    sections = chosen.model_dump(mode="json", exclude_defaults=True)
+    item = {"fields": ["colour"], "layers": [], "activation": "Identity", "join": "sum"}
+    sections["model"]["pairs"][1]["item"] = item
+    sections["train"]["start"] = [{"kind": "next_content", "pair": 1, "learn": False, "blend": [0.0, 1.0]}]
+    items = pl.DataFrame({"item_id": range(N_ITEMS), "colour": [f"c{i % 3}" for i in range(N_ITEMS)]})
+    data = build_dataset(check(None, items, waves(), schema), schema, SplitConfig(kind="last"))
+    seen = list[Factors]()
+
+    def weights(factors: Factors, *rest: Any) -> None:
+        seen.append(factors)
+
+    monkeypatch.setattr(start_values, "part_weights", weights)
+    trainer = Trainer(data, settings(**sections))
+    trainer.run()
+    assert [one.recent is not None for one in seen] == [True]
+
+
+def test_what_is_popular_is_found_beside_own_counts_before_a_pair_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    schema, chosen = beside_what_is_popular(own_counts="taken")
+    schema = schema.model_copy(update={"duplicates": "keep"})
+    log = pl.concat([waves(), waves().sample(fraction=0.3, seed=0).with_columns(at=pl.col("at") + 7 * 86_400)])
+    data = build_dataset(check(None, None, log, schema), schema, SplitConfig(kind="last"))
+    chosen = chosen.model_copy(update={"evaluation": EvaluationConfig(k=(5,), bootstrap=0, repeats="allow")})
+    trainer, seen = Trainer(data, chosen), list[Factors | ContextFactors]()
+
+    def popularity(data: Any, found: Factors, score: Any, context: Any) -> None:
+        seen.append(found)
+
+    monkeypatch.setattr(last_fits, "popularity_beside", popularity)
+    trainer.run()
+    assert [one.own is not None for one in seen] == [True]
+
+
+def test_fault_B2_a_signal_ends_the_fit_of_what_is_popular_before_a_pair_is_weighed() -> None:
+    schema, chosen = beside_what_is_popular()
+    trainer, after = Trainer(world(schema=schema), chosen), list[Scorer]()
+    measured = trainer._validation_metrics
+
+    def metrics(scorer: Scorer, config: EvaluationConfig | None = None) -> dict[str, float]:
+        if trainer.progress.epoch == chosen.train.epochs and config is not None:
+            after.append(scorer)
+            if len(after) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return measured(scorer, config)
+
+    trainer._validation_metrics = metrics  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match="after the last step"):
+        trainer.run()
+    assert len(after) == 1
 
 
 def test_the_half_life_is_chosen_again_by_the_best_weight() -> None:

@@ -27,6 +27,9 @@ class RecentScores:
     """Time of the ranking of each user."""
     times: Shaped[Ints, "n"]
     """Time of each interaction, of which one may give the time of a ranking."""
+    cold: Shaped[Floats, "I"] | None = None
+    """Bias that the vectors have of items of an unknown id, which ends with an item's first row: from there on it has a popularity. None: of no
+    item."""
     rows: Shaped[Ints, "i"] | None = None
     """Item rows that are ranked, in this order; None: all."""
 
@@ -52,7 +55,8 @@ class RecentScores:
         """Return the scores of pairs of user and item rows, at the time of the ranking of the user, with `interactions` at the times of these."""
         times = self.asked[users] if interactions is None else self.times[interactions]
         rows = items if self.rows is None else self.rows[items]
-        return self.popularity.scores_of_pairs(times, rows, self.terms) - self.held[rows]
+        found = self.popularity.scores_of_pairs(times, rows, self.terms) - self.held[rows]
+        return found if self.cold is None else found - self.cold[rows] * self.popularity.pairs_have_rows(times, rows)
 
     def take(self, users: Shaped[Ints, "u"], items: Shaped[Ints, "i"] | None = None) -> RecentScores:
         """Return the scores of some user rows, and of some item rows in their order, None for all."""
@@ -72,4 +76,6 @@ class RecentScores:
         """Return the scores of all items at some times."""
         found = self.popularity.scores(times, self.terms)
         found -= self.held
+        if self.cold is not None:
+            found -= self.cold * self.popularity.have_rows(times)
         return found if self.rows is None else found[:, self.rows]

@@ -22,7 +22,7 @@ MIN_REPEATS = 0.1
 """Share of repeated rows from which they are kept, and rankings hold what a user has taken before."""
 MIN_KNOWN = 0.8
 """Share of the ids of the interactions that a column of another name must hold to be the ids of a table, and of the ids of a table that the
-interactions must hold to be spelled alike."""
+interactions must hold for the others to be missing."""
 COLUMNS = (
     "user_id", "item_id", "time", "time_unit", "time_format", "label", "positive_above", "weight", "weight_scale", "event", "events"
 )  # fmt: skip
@@ -91,16 +91,19 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
 
 
 def _lacks(of_table: pl.Series, of_rows: pl.Series, side: SideName) -> str:
-    """Return why ids of the interactions that a side's table lacks are added: they are more than a table lacks by chance, and it spells its own
-    as the interactions do. Empty: they are not."""
-    known, asked = (ids.drop_nulls().cast(pl.String).unique(maintain_order=True) for ids in (of_table, of_rows))
+    """Return why ids of the interactions that a side's table lacks are added: they are more than a table lacks by chance, and nearly all of its own
+    are in the interactions, none in another spelling. Empty: they are not, or the ids are none, which a check of the tables tells."""
+    if not all(ids.dtype.is_integer() or ids.dtype == pl.String for ids in (of_table, of_rows)):
+        return ""
+    known, asked = (ids.drop_nulls().unique(maintain_order=True).cast(pl.String) for ids in (of_table, of_rows))
     unknown = asked.filter(~asked.is_in(known.implode()))
     both = len(asked) - len(unknown)
-    if len(unknown) <= MAX_UNKNOWN_SHARE * len(asked) or both < MIN_KNOWN * len(known) or spelled_alike(unknown, known):
+    is_short = len(unknown) > MAX_UNKNOWN_SHARE * len(asked) and both >= MIN_KNOWN * max(1, len(known))
+    if not is_short or spelled_alike(unknown, known):
         return ""
     return (
-        f"The table of {side}s has {both:,} of {len(asked):,} ids of the interactions, and {both / len(known):.0%} of its ids occur there, so "
-        "they are spelled alike; the others have no columns."
+        f"The table of {side}s has {both:,} of {len(asked):,} ids of the interactions, and {both / len(known):.0%} of its own ids occur there, so "
+        "that the others seem to be missing; 'drop' leaves their rows out."
     )
 
 

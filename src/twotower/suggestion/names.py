@@ -32,14 +32,18 @@ _PLACES = "position pos place rank step seq sequence index idx turn slot"
 _TITLES = "title name label"
 _CODES = (
     "category categories cat subcategory cate brand genre type kind class group cluster topic theme tag style colour color material department dept section "
-    "segment aisle shelf city town region district province state country county area zone seller vendor shop store supplier maker manufacturer "
-    "publisher artist author director creator actor composer provider source series franchise language template"
+    "segment aisle shelf city town region district province state country county zone seller vendor shop store supplier maker manufacturer "
+    "publisher artist author director creator actor composer provider source series franchise language template parent model"
 )
-_CODE = re.compile(r".*_(id|ids|key|no|nr|code|cd|uuid|hash)")
+_CODE = re.compile(r".*_(id|ids|key|code|cd|uuid|hash)")
+_QUANTITIES = (
+    "num n count counts number distance km miles m rank score views clicks sales sold units population followers likes reviews pages age price of to by "
+    "per in from since avg mean max min total"
+)
 _ORDERS = (
     "order invoice receipt basket cart transaction trx tx bill voucher ticket slip checkout sale delivery shipment"
 )
-_IDENTIFIER = re.compile(r"(.*?)_?(id|ids|key|no|nr|number|code|uuid|idx|index|hash)")
+_IDENTIFIER = re.compile(r"(.*?)(?:_?(?:id|ids|key|no|nr|number|code|uuid|idx|index|hash))+")
 
 _OF_OPTION = {"user_id": _USERS, "item_id": _ITEMS, "time": _TIMES, "label": _LABELS, "event": _EVENTS}
 _OUTCOMES = (
@@ -83,15 +87,20 @@ _CHINESE = {
     "查询词": "query", "关键词": "keyword", "标题": "title", "片名": "title", "书名": "title", "名称": "name", "点击": "click",
     "交互": "interaction", "日志": "log", "订单": "order", "购买": "purchase", "浏览": "view", "播放": "play", "收藏": "favorite",
     "品牌": "brand", "类目": "category", "类别": "category", "分类": "category", "品类": "category", "城市": "city", "省份": "province",
-    "地区": "region", "颜色": "colour", "卖家": "seller", "厂商": "manufacturer", "导演": "director", "账号": "account", "号": "no",
+    "地区": "region", "颜色": "colour", "卖家": "seller", "厂商": "manufacturer", "导演": "director", "唯一": "", "的": "", "账号": "account", "卡号": "no", "号": "no",
     "加购": "cart", "喜欢": "like", "记录": "log", "训练集": "train", "训练": "train", "验证集": "validation", "验证": "validation", "测试集": "test", "测试": "test",
 }  # fmt: skip
 """Chinese words that stand for English ones in names, the longer before those that they begin with."""
 
 
 def plain(name: str) -> str:
-    """Return a column's name in lower case with underscores between words: `userId`, `user_id:token` and `用户ID` are `user_id`. Letters that
-    are neither Latin nor known Chinese words stay: `用户年龄`, a user's age, is `user_年龄`."""
+    """Return a column's name in lower case with underscores between words: `userId`, `user_id:token` and `用户ID` are `user_id`. Words of
+    other letters that are not known are left out: `用户信息`, information on users, is `user`."""
+    return re.sub(r"[^0-9a-z]+", "_", all_words(name)).strip("_")
+
+
+def all_words(name: str) -> str:
+    """Return a name as `plain` does, with the words that are not known: `用户年龄`, a user's age, is `user_年龄`."""
     name = name.partition(":")[0].strip()
     for word, english in _CHINESE.items():
         name = name.replace(word, f" {english} ")
@@ -105,7 +114,7 @@ def _among(name: str, words: str, last_too: bool = True) -> bool:
 
 
 def _names_id(name: str, words: str) -> bool:
-    found = plain(name)
+    found = all_words(name)
     stem = m[1] if (m := _IDENTIFIER.fullmatch(found)) else found
     return (
         stem in words.split() or found in words.split() or (m is not None and stem.rpartition("_")[2] in words.split())
@@ -126,7 +135,7 @@ def rank(name: str, option: str) -> tuple[bool, int]:
     """Return the place of a name of a column among those of its meaning, `option` of the schema: one that is known as a whole
     stands before one whose last word is known, and `user_id` before `session_id`."""
     words = _OF_OPTION[option].split()
-    found = plain(name)
+    found = all_words(name) if option in ("user_id", "item_id") else plain(name)
     stem = m[1] if option in ("user_id", "item_id") and (m := _IDENTIFIER.fullmatch(found)) else found
     whole = [words.index(known) for known in (stem, found) if known in words]
     if whole:
@@ -265,9 +274,13 @@ def names_post_code(name: str) -> bool:
 
 
 def names_code(name: str) -> bool:
-    """Return True for a name of codes, whose order says nothing where they are numbers: brand_id, colour_code, seller. Near post codes are
-    near places."""
-    return not names_post_code(name) and (bool(_CODE.fullmatch(plain(name))) or _among(name, _CODES))
+    """Return True for a name of codes, whose order says nothing where they are numbers: brand_id, colourCode, seller, department_no. Near post
+    codes are near places, and a word of a quantity tells no code: rank_in_category, distance_to_city."""
+    found = all_words(name)
+    if names_post_code(name) or {*found.split("_")[:-1]} & {*_QUANTITIES.split()}:
+        return False
+    stem = m[1] if (m := _IDENTIFIER.fullmatch(found)) else found
+    return bool(_CODE.fullmatch(found)) or stem.rpartition("_")[2] in _CODES.split()
 
 
 def names_title(name: str) -> bool:

@@ -37,12 +37,18 @@ class LastFits:
     score_of: Callable[[Mapping[str, float]], float]
     """The monitored one of metrics; higher is better."""
 
-    def popularity(self) -> RecentScores | None:
-        """Return what is popular at the times of validation, as is best beside the present scores, and changes no model; None of a model without recent
-        popularity, and if it adds nothing."""
+    def popularity(self, check_stop: Callable[[], None]) -> RecentScores | None:
+        """Return what is popular at the times of validation, as is best beside the present scores, and change no model; None of a model without recent
+        popularity, and if it adds nothing. Raises what `check_stop` raises, which all ranks call."""
         if not self.recipe.model.recent_popularity:
             return None
-        return popularity_beside(self.dataset, self._beside_own(), self._score(SCORES_BESIDE), self.context)
+        measured = self._score(SCORES_BESIDE)
+
+        def score(found: Scorer) -> float:
+            check_stop()
+            return measured(found)
+
+        return popularity_beside(self.dataset, self._beside_own(), score, self.context)
 
     def fit(self, scores_of_pairs: Callable[[], Shaped[Floats, "n"]]) -> None:
         """Overwrite stacking, recent popularity, own counts and the bias of cold items, each of a model that has it, one beside the other.

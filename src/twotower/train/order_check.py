@@ -71,9 +71,9 @@ def check_times(schema: Schema, split: SplitConfig, recipe: Recipe) -> None:
 def check_order(dataset: Dataset, recipe: Recipe) -> None:
     """Log a warning if the recipe reads an order that the log does not show. Raises ConfigError if all times of each user are
     equal, so that the order is that of the table."""
-    if recipe.train.history_scope != "causal" or (evidence := training_order(dataset)) is None:
-        return
     found = OrderReaders.of(dataset.schema, recipe)
+    if not found.readers or (evidence := training_order(dataset)) is None:
+        return
     if evidence.ties == 1 and evidence.pairs >= MIN_PAIRS:
         raise ConfigError(
             f"{found} an order, and all times of '{dataset.schema.time}' are equal for each user; name another column in schema.time, or "

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.arrays.types import Float, Ints, Shaped
+from twotower.arrays.types import Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.splits import TEST, VALIDATION
@@ -42,22 +42,31 @@ def recent_scores(model: TwoTower, dataset: Dataset, part: int) -> RecentScores 
     """Return what is popular at the times of the rankings of a part; None of a model without recent popularity, or whose weight is 0."""
     if not model.config.recent_popularity or not model.recent_popularity.is_fitted:
         return None
-    bias = model.recent_popularity
-    held = bias.values.cpu().numpy()[_codes(model, dataset)]
-    return RecentScores.of_part(dataset, part, bias.terms, held)
+    bias, codes = model.recent_popularity, _codes(model, dataset)
+    found = RecentScores.of_part(dataset, part, bias.terms, bias.values.cpu().numpy()[codes])
+    return replace(found, cold=_bias_of_cold(model, codes))
 
 
 def with_popularity_at_end(items: Float[Tensor, "I D"], model: TwoTower, dataset: Dataset) -> Float[Tensor, "I D"]:
     """Return the vectors of all items with the recent popularity at the end of what comes before the test part also of those of an unknown id,
-    whose code is not theirs alone; as they are of a model without."""
+    whose code is not theirs alone, in place of the bias of cold items where they have a row; as they are of a model without."""
     if not model.config.recent_popularity or not model.recent_popularity.is_fitted:
         return items
     bias, unknown = model.recent_popularity, _codes(model, dataset) == UNKNOWN
     if unknown.any():
-        own = RecentPopularity.before(dataset, TEST).scores_at_end(bias.terms) - float(bias.values[UNKNOWN])
+        known = RecentPopularity.before(dataset, TEST)
+        own = known.scores_at_end(bias.terms) - float(bias.values[UNKNOWN])
+        if (cold := _bias_of_cold(model, _codes(model, dataset))) is not None:
+            own -= cold * known.have_rows_at_end
         items = items.clone()
         items[:, -1] += torch.from_numpy(np.where(unknown, own, 0)).to(items)
     return items
+
+
+def _bias_of_cold(model: TwoTower, codes: Shaped[Ints, "I"]) -> Shaped[Floats, "I"] | None:
+    """Return the bias of items of an unknown id, 0 of others; None of a model without, or if it is 0."""
+    bias = float(model.cold_items.values[UNKNOWN]) if model.config.cold_item_bias else 0.0
+    return np.where(codes == UNKNOWN, np.float32(bias), np.float32(0)) if bias else None
 
 
 def check_recent_popularity(dataset: Dataset, stacking: bool) -> None:

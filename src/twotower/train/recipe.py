@@ -198,7 +198,9 @@ class Recipe(Section):
         return self._pairs_without(self.last_starts)
 
     def reads_in_steps(self, side: str, feature: str) -> bool:
-        """Return True if a feature of a side is read by a tower whose vectors a step needs."""
+        """Return True if a feature of a side is read by a tower whose vectors a step needs. A training without epochs has no step."""
+        if not self.train.epochs:
+            return False
         pairs = range(len(self.model.pairs)) if self.trained_pairs is None else self.trained_pairs
         towers = [self.model.pairs[pair].user if side == "user" else self.model.pairs[pair].item for pair in pairs]
         return any(not tower.fields or feature in tower.fields for tower in towers)

@@ -156,8 +156,9 @@ class Trainer:
         """Give the pairs that are weighed beside trained ones their values and weights."""
         if not self.recipe.last_starts:
             return
+        self._check_stop()
         started = time.perf_counter()
-        values = self._start_values(self._measured_pairs or (), self._last_fits.popularity())
+        values = self._start_values(self._measured_pairs or (), self._last_fits.popularity(self._check_stop))
         self._measured_pairs = None
         for start in self.recipe.last_starts:
             self._check_stop()
