@@ -56,6 +56,16 @@ def test_lists_in_text_have_their_separator(separator: str) -> None:
     assert kind("genres", values) == ("multi_hot", {"separator": separator})
 
 
+@pytest.mark.parametrize(("separator", "expected"), [("|", "multi_hot"), ("; ", "multi_hot"), (", ", "text")])
+def test_lists_of_many_names_have_a_clear_separator(separator: str, expected: str) -> None:
+    """A comma may stand within a name."""
+    authors = [separator.join(f"A. Smith{n % 1400}" for n in (i, 7 * i + 1)) for i in range(N)]
+    assert kind("authors", authors)[0] == expected
+    table = pl.DataFrame({"user_id": range(N), "authors": authors})
+    found = guess_features(table, "user", "user_id").features
+    assert [f.options["kind"] for f in found] == ["text"], "of users they are too many"
+
+
 def test_a_sentence_is_no_list() -> None:
     sentences = [f"A{i}, the {['good', 'bad'][i % 2]}, of {i % 7}, or more" for i in range(N)]
     assert kind("about", sentences)[0] == "text"

@@ -158,3 +158,16 @@ def test_weights_are_those_beside_what_is_popular() -> None:
     alone = part_weights(found, PARTS, data, 1)
     assert alone is not None
     assert abs(alone[1].factor - beside[1].factor) > 0.05
+
+
+def test_columns_do_not_tell_which_items_are_cold() -> None:
+    """Cold items are taken seldom, as their scores lack what an id adds, until a bias raises them."""
+    found, cold = vectors(2000, 40), np.arange(40) % 3 == 0
+    found.users[:, 4], found.items[:, 4] = 1.0, torch.from_numpy(cold).float()
+    data = taken(found, [2.0, -3.0, 0.5])
+    blind, told = (part_weights(found, PARTS, data, 1, which) for which in (None, cold))
+    assert blind is not None
+    assert told is not None
+    assert blind[1].factor < -2
+    assert abs(told[1].factor) < 0.2
+    assert [told[0].factor, told[2].factor] == pytest.approx([2.0, 0.5], abs=0.2)

@@ -26,8 +26,11 @@ BUCKETS = 10
 """Buckets of a column of numbers."""
 MIN_WORDS = 0.5
 """Share of values of two words or more from which a column is text."""
-SEPARATORS = {"|": MAX_CATEGORIES, ";": MAX_CATEGORIES, ",": MAX_CATEGORIES, " ": 100}
-"""Separators of lists in text, and the distinct values up to which a column holds lists separated so."""
+SEPARATORS = {"|": MAX_NAMES, ";": MAX_NAMES, ",": MAX_CATEGORIES, " ": 100}
+"""Separators of lists in text, and the distinct values of items up to which a column holds lists separated so. A comma or a space stands in names
+and sentences too."""
+MIN_PARTS = {"|": MIN_ROWS, ";": MIN_ROWS}
+"""Parts of such a column for each of its distinct ones, on average; 5 of the other separators."""
 MIN_PHRASES = 0.1
 """Distinct values, as a share of the rows, above which such a column is text and no category."""
 MIN_SEVERAL = 0.1
@@ -105,7 +108,7 @@ def _feature(series: pl.Series, side: SideName) -> SideFeature | str:
     if is_code and recurs:
         return replace(_made(series, side, "categorical", f"{few} of a code"), is_name=distinct > MAX_CATEGORIES)
     if series.dtype == pl.String:
-        if separator := _separator(present):
+        if separator := _separator(present, side):
             return _made(series, side, "multi_hot", f"lists separated by '{separator}'", separator=separator)
         is_phrase = names.names_phrase(series.name)
         if recurs and not is_phrase and _are_names(present):
@@ -180,9 +183,10 @@ def _with_spaces(values: pl.Series, separator: str) -> str:
     return ""
 
 
-def _separator(values: pl.Series) -> str:
+def _separator(values: pl.Series, side: SideName) -> str:
     """Return the separator of a text column of lists of few distinct values, "" for none."""
-    for separator, most in SEPARATORS.items():
+    for separator, of_items in SEPARATORS.items():
+        most = of_items if side == "item" else min(of_items, MAX_CATEGORIES)
         several = values.str.contains(separator, literal=True)
         if float(several.mean() or 0) < MIN_SEVERAL:  # type: ignore[arg-type]
             continue
@@ -192,6 +196,6 @@ def _separator(values: pl.Series) -> str:
         if not spaced:
             break
         parts = values.str.split(spaced).explode()
-        if parts.n_unique() * 5 <= len(parts) and parts.n_unique() <= most:
+        if parts.n_unique() * MIN_PARTS.get(separator, 5) <= len(parts) and parts.n_unique() <= most:
             return spaced
     return ""

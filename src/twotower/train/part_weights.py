@@ -26,6 +26,8 @@ PRIOR_DEVIATION = 1.0
 have cannot weigh as much as one of many."""
 FIRST_DEVIATION = 1.0
 """That of the logarithm of the factor of the other dimensions, in standard deviations of their scores, whose mean is 0."""
+COLD_DEVIATION = 100.0
+"""That of the factor of cold items, which is free."""
 ITERATIONS = 100
 BLOCK_SCORES = 2**25
 """Scores of recent popularity, of all items, that are held at a time."""
@@ -41,24 +43,32 @@ class PartWeight(NamedTuple):
 
 
 def part_weights(
-    factors: Factors, parts: Sequence[Int[Tensor, "_"]], dataset: Dataset, seed: int
+    factors: Factors,
+    parts: Sequence[Int[Tensor, "_"]],
+    dataset: Dataset,
+    seed: int,
+    cold: Shaped[Bools, "items"] | None = None,
 ) -> list[PartWeight] | None:
     """Return a weight of the items' numbers in each of some `parts` of their dimensions, beside the score of all other dimensions and of recent popularity: under these the
     items that users take in the validation part, and did not take before, are most likely among items drawn at random, by a softmax over the
     scores (McFadden 1974, "Conditional Logit Analysis of Qualitative Choice Behavior"). None for no part, for fewer than MIN_ROWS such rows, for so
-    many parts that MAX_NUMBERS leave no more, and where the other dimensions are the same for all items."""
+    many parts that MAX_NUMBERS leave no more, and where the other dimensions are the same for all items. Items that are `cold` have a term of
+    their own, as a bias will raise them: else columns would tell which they are."""
     rng = np.random.default_rng(seed)
     users, items = _taken_anew(dataset)
     compared = np.arange(len(dataset.items))
     if len(compared) > MAX_ITEMS:
         compared = np.sort(rng.choice(len(compared), MAX_ITEMS, replace=False))
-    most = min(MAX_ROWS, MAX_NUMBERS // ((len(parts) + 1) * (len(compared) + 1)))
+    most = min(MAX_ROWS, MAX_NUMBERS // ((len(parts) + 2) * (len(compared) + 1)))
     if not parts or len(users) < MIN_ROWS or most < MIN_ROWS:
         return None
     rows = np.sort(rng.permutation(len(users))[:most])
     users, items = users[rows], items[rows]
     candidates = np.concatenate([items[:, None], np.broadcast_to(compared, (len(items), len(compared)))], 1)
-    terms = torch.stack(_terms(factors, parts, users, items, compared), 2)
+    found = _terms(factors, parts, users, items, compared)
+    if cold is not None:
+        found.append(torch.from_numpy(cold[candidates]).float())
+    terms = torch.stack(found, 2)
     known = _have_taken(dataset, users, candidates)
     known[:, 1:] |= candidates[:, 1:] == items[:, None]
     known[:, 0] = False
@@ -67,8 +77,11 @@ def part_weights(
         return None
     deviations = PRIOR_DEVIATION * scale.double().where(scale > 0, 1.0)
     deviations[0] = FIRST_DEVIATION
-    found = _fit(terms / scale.where(scale > 0, 1.0), torch.from_numpy(known), deviations)
-    spreads = (found[1:] / found[0]).where(scale[1:] > 0, 0.0)
+    if cold is not None:
+        deviations[-1] = COLD_DEVIATION
+    fit = _fit(terms / scale.where(scale > 0, 1.0), torch.from_numpy(known), deviations)[: len(parts) + 1]
+    scale = scale[: len(parts) + 1]
+    spreads = (fit[1:] / fit[0]).where(scale[1:] > 0, 0.0)
     factor = (spreads * scale[0] / scale[1:]).where(scale[1:] > 0, 0.0)
     return [PartWeight(*pair) for pair in zip(factor.tolist(), spreads.tolist(), strict=True)]
 

@@ -18,7 +18,7 @@ from twotower.evaluation.recent_scores import RecentScores
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.pooling import resolve
 from twotower.model.two_tower import TwoTower
-from twotower.train.blend import Blend
+from twotower.train.blend import ENOUGH, Blend
 from twotower.train.cold_items import ColdItems, cold_items, spread_of_scores
 from twotower.train.factors import gathered_factors
 from twotower.train.part_weights import part_weights
@@ -92,7 +92,8 @@ class StartValues:
             self._positives.clear()
         self._filled.append(start.pair)
         told = f", blend = {weight:g}" if found.blend else ""
-        told += "" if weight else " (it adds nothing, and vectors are shorter without the pair)"
+        adds = f"less than {ENOUGH:.0%} beside cold items" if self._cold else "nothing"
+        told += "" if weight else f" (it adds {adds}, and vectors are shorter without the pair)"
         log.info(f"start of pair {start.pair} by {start.kind}: {found.describe()}{told}")
 
     def best(self, start: Start) -> Start:
@@ -167,10 +168,10 @@ class StartValues:
             [first + part.dimensions for part in parts],
         )
         seed, weights = self.recipe.train.seed, None
+        cold = self._cold.which if self._cold and not self._cold.inputs else None
         if self.context.is_main:
-            weights = part_weights(
-                _without_user_bias(every) if self.model.config.bias else every, dimensions, self.dataset, seed
-            )
+            plain = _without_user_bias(every) if self.model.config.bias else every
+            weights = part_weights(plain, dimensions, self.dataset, seed, cold)
         weights = self.context.broadcast(weights)
         told = f"start of pair {start.pair} by {start.kind}: "
         if weights is None:
