@@ -42,6 +42,11 @@ def guessed(**columns: Sequence[object]) -> GuessedColumns:
         ("wer", "was"),
         ("用户ID", "商品ID"),
         ("买家编号", "电影标识"),
+        ("用户ID（脱敏）", "商品ID（脱敏后）"),
+        ("客户代码", "商品代码"),
+        ("会员卡ID", "商品条码"),
+        ("买家账号", "商品货号"),
+        ("用户号码", "商品唯一编码"),
     ],
 )  # fmt: skip
 def test_ids_are_found_by_names_then_by_places(user: str, item: str) -> None:

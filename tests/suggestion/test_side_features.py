@@ -66,6 +66,15 @@ def test_lists_of_many_names_have_a_clear_separator(separator: str, expected: st
     assert [f.options["kind"] for f in found] == ["text"], "of users they are too many"
 
 
+def test_titles_descriptions_and_numbers_with_such_a_separator_are_no_lists_of_names() -> None:
+    assert kind("title", [f"Model {i} lamp | Lamps | Acme Store" for i in range(N)])[0] == "text"
+    assert (
+        kind("description", [f"Lamp number {i} of glass; ships in 2 days; made in China" for i in range(N)])[0]
+        == "text"
+    )
+    assert kind("size", [f"{i % 1400}.5|{i % 7}" for i in range(N)])[0] != "multi_hot"
+
+
 def test_a_sentence_is_no_list() -> None:
     sentences = [f"A{i}, the {['good', 'bad'][i % 2]}, of {i % 7}, or more" for i in range(N)]
     assert kind("about", sentences)[0] == "text"
@@ -122,6 +131,9 @@ def test_numbers_have_buckets() -> None:
         "categoryid",
         "brand_number",
         "cat_idx",
+        "from_city_id",
+        "country_of_origin_id",
+        "age_group_id",
     ],
 )
 def test_numbers_of_a_code_are_categories(name: str) -> None:
@@ -137,7 +149,16 @@ def test_numbers_of_a_code_are_categories(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["zip_code", "rank_in_category", "distance_to_city", "num_colour", "area", "followers_of_artist", "reviews_no"],
+    [
+        "zip_code",
+        "postcode_id",
+        "rank_in_category",
+        "distance_to_city",
+        "num_colour",
+        "area",
+        "followers_of_artist",
+        "reviews_no",
+    ],
 )
 def test_near_post_codes_are_near_places_and_quantities_are_no_codes(name: str) -> None:
     assert kind(name, [*range(500)])[0] == "numeric"

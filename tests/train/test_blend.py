@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,6 +65,7 @@ def test_of_weights_that_are_as_good_beside_cold_items_the_least_is_taken() -> N
 
     assert best(blend(of), 0.0, 0.1, 1.0) == 0.1
     assert best(blend(of, cold=False), 0.0, 0.1, 1.0) == 1.0
+    assert best(replace(blend(of), tells_cold=True), 0.0, 0.1, 1.0) == 1.0, "a pair of columns spreads cold items too"
     assert best(blend(lambda weight, bias: 100.0 + 3.0 * (weight == 1)), 0.0, 1.0) == 0.0
 
 

@@ -12,7 +12,7 @@ import torch
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.split import SplitConfig
-from twotower.data.splits import VALIDATION
+from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.recent_scores import RecentScores
@@ -171,3 +171,14 @@ def test_columns_do_not_tell_which_items_are_cold() -> None:
     assert blind[1].factor < -2
     assert abs(told[1].factor) < 0.2
     assert [told[0].factor, told[2].factor] == pytest.approx([2.0, 0.5], abs=0.2)
+
+
+def test_items_that_are_not_there_yet_are_not_compared() -> None:
+    found, later = vectors(2000, 40), np.arange(40) % 4 == 1
+    found.users[:, 4], found.items[:, 4] = 1.0, torch.from_numpy(later).float()
+    data = taken(found, [2.0, -100.0, 0.5])  # nobody takes them in validation; in training some do at first
+    train = data.parts == TRAIN
+    parts = np.where(train & later[data.pairs.item], TEST, data.parts)
+    weights = part_weights(found, PARTS, replace(data, parts=parts), 1)
+    assert weights is not None
+    assert [one.factor for one in weights] == pytest.approx([2.0, 0.0, 0.5], abs=0.2)

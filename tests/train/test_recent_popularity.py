@@ -199,13 +199,15 @@ def test_the_bias_of_cold_items_ends_with_their_first_row() -> None:
     unknown = np.asarray(run.dataset.items.columns["item_id"]) == UNKNOWN
     rows = run.dataset.part_indices(TEST)
     users, pairs = run.dataset.pairs.user[rows].astype(np.int64), run.dataset.test
-    found = []
+    found, baselines = [], []
     for bias in (0.0, 3.0):
         with torch.no_grad():
             run.model.cold_items.values[UNKNOWN] = bias
+        baselines.append(api.evaluate(run)["baseline.recent_popularity.recall@5"])
         during, at_end = run.factors_during(TEST), run.factors()
         assert isinstance(during, Factors)
         found.append((during.catalogue_scores(users), during.scores(pairs), at_end.catalogue_scores(users)))
+    assert baselines[0] == baselines[1] > 0
     taken = RecentPopularity.before(run.dataset, TEST).have_rows_at_end
     assert (unknown & taken).sum() > 5
     assert unknown[-1]
@@ -214,6 +216,19 @@ def test_the_bias_of_cold_items_ends_with_their_first_row() -> None:
         wanted = torch.from_numpy(np.where(unknown & ~taken, 3.0, 0.0)).float().expand_as(before)
         torch.testing.assert_close(after - before, wanted, rtol=0, atol=1e-4)
     np.testing.assert_allclose(found[1][1] - found[0][1], np.where((unknown & ~taken)[pairs.item], 3.0, 0.0), atol=1e-4)
+
+
+def test_items_of_too_few_rows_for_a_code_are_no_cold_ones_of_a_bias_that_ends() -> None:
+    model = config().model.model_dump() | {"cold_item_bias": True}
+    trainer = Trainer(world(schema=RARE), config(model=model))
+    unknown = np.asarray(trainer.dataset.items.columns["item_id"]) == UNKNOWN
+    known = RecentPopularity.before(trainer.dataset, VALIDATION).have_rows_at_end
+    every, some = (cold_items(trainer.model, trainer.dataset, 0, ends) for ends in (False, True))
+    assert isinstance(every, ColdItems)
+    assert every.inputs is None
+    assert (every.rows & known).any()
+    assert not isinstance(some, ColdItems) or some.inputs is not None or not (some.rows & known).any()
+    assert (unknown & known).any()
 
 
 @pytest.mark.parametrize("kind", ["last", "random"])

@@ -256,7 +256,7 @@ def _alone(recent: RecentScores) -> Factors:
     """Return the scores of recent popularity beside nothing."""
     n_users, n_items = len(recent.asked), len(recent.held)
     terms = PopularityTerms(recent.terms.half_life, 1.0)
-    scores = replace(recent, terms=terms, held=np.zeros_like(recent.held))
+    scores = replace(recent, terms=terms, held=np.zeros_like(recent.held), cold=None)
     return Factors(torch.zeros(n_users, 1), torch.zeros(n_items, 1), recent=scores)
 
 

@@ -105,7 +105,7 @@ class ModelConfig(Section):
     cold_item_bias: bool = Field(
         False,
         description="Bias of the items whose id reads as unknown, as training lacks them or has fewer than min_count, fitted after training: the value "
-        "whose train.monitor is best on the validation part, or on known items that read so where it has too few of them. false: 0.",
+        "whose train.monitor is best on the validation part, or on known items that read so where it has too few of them. With a recent popularity that adds something it ends with an item's first row. false: 0.",
     )
 
     own_counts: str = Field(

@@ -33,7 +33,7 @@ _TITLES = "title name label"
 _CODES = (
     "category categories cat subcategory cate brand genre type kind class group cluster topic theme tag style colour color material department dept section "
     "segment aisle shelf city town region district province state country county zone seller vendor shop store supplier maker manufacturer "
-    "publisher artist author director creator actor composer provider source series franchise language template parent model"
+    "publisher artist author director creator actor composer provider source franchise language template parent model"
 )
 _CODE = re.compile(r".*_(id|ids|key|code|cd|uuid|hash)")
 _QUANTITIES = (
@@ -87,8 +87,9 @@ _CHINESE = {
     "查询词": "query", "关键词": "keyword", "标题": "title", "片名": "title", "书名": "title", "名称": "name", "点击": "click",
     "交互": "interaction", "日志": "log", "订单": "order", "购买": "purchase", "浏览": "view", "播放": "play", "收藏": "favorite",
     "品牌": "brand", "类目": "category", "类别": "category", "分类": "category", "品类": "category", "城市": "city", "省份": "province",
-    "地区": "region", "颜色": "colour", "卖家": "seller", "厂商": "manufacturer", "导演": "director", "唯一": "", "的": "", "账号": "account", "卡号": "no", "号": "no",
-    "加购": "cart", "喜欢": "like", "记录": "log", "训练集": "train", "训练": "train", "验证集": "validation", "验证": "validation", "测试集": "test", "测试": "test",
+    "地区": "region", "颜色": "colour", "卖家": "seller", "厂商": "manufacturer", "导演": "director", "年龄": "age", "性别": "gender", "等级": "level", "级别": "level", "价格": "price", "单价": "price", "昵称": "nickname", "标签": "tags",
+    "学历": "education", "数量": "quantity", "次数": "count", "时长": "duration", "状态": "state", "账号": "account_id", "号": "no",
+    "加购": "cart", "喜欢": "like", "记录": "log", "训练集": "train", "训练": "train", "验证集": "validation", "验证": "validation", "测试集": "test", "测试": "test", "名": "name",
 }  # fmt: skip
 """Chinese words that stand for English ones in names, the longer before those that they begin with."""
 
@@ -96,16 +97,11 @@ _CHINESE = {
 def plain(name: str) -> str:
     """Return a column's name in lower case with underscores between words: `userId`, `user_id:token` and `用户ID` are `user_id`. Words of
     other letters that are not known are left out: `用户信息`, information on users, is `user`."""
-    return re.sub(r"[^0-9a-z]+", "_", all_words(name)).strip("_")
-
-
-def all_words(name: str) -> str:
-    """Return a name as `plain` does, with the words that are not known: `用户年龄`, a user's age, is `user_年龄`."""
     name = name.partition(":")[0].strip()
     for word, english in _CHINESE.items():
         name = name.replace(word, f" {english} ")
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
-    return re.sub(r"(?:[^\w]|_)+", "_", words.lower()).strip("_")
+    return re.sub(r"[^0-9a-z]+", "_", words.lower()).strip("_")
 
 
 def _among(name: str, words: str, last_too: bool = True) -> bool:
@@ -114,7 +110,7 @@ def _among(name: str, words: str, last_too: bool = True) -> bool:
 
 
 def _names_id(name: str, words: str) -> bool:
-    found = all_words(name)
+    found = plain(name)
     stem = m[1] if (m := _IDENTIFIER.fullmatch(found)) else found
     return (
         stem in words.split() or found in words.split() or (m is not None and stem.rpartition("_")[2] in words.split())
@@ -128,14 +124,14 @@ def names_user(name: str) -> bool:
 
 def names_item(name: str) -> bool:
     """Return True for a name of the ids of items: item_id, movieId, asin."""
-    return _names_id(name, _ITEMS) and not names_post_code(name)
+    return _names_id(name, _ITEMS) and not _tells_post_code(name)
 
 
 def rank(name: str, option: str) -> tuple[bool, int]:
     """Return the place of a name of a column among those of its meaning, `option` of the schema: one that is known as a whole
     stands before one whose last word is known, and `user_id` before `session_id`."""
     words = _OF_OPTION[option].split()
-    found = all_words(name) if option in ("user_id", "item_id") else plain(name)
+    found = plain(name)
     stem = m[1] if option in ("user_id", "item_id") and (m := _IDENTIFIER.fullmatch(found)) else found
     whole = [words.index(known) for known in (stem, found) if known in words]
     if whole:
@@ -275,12 +271,19 @@ def names_post_code(name: str) -> bool:
 
 def names_code(name: str) -> bool:
     """Return True for a name of codes, whose order says nothing where they are numbers: brand_id, colourCode, seller, department_no. Near post
-    codes are near places, and a word of a quantity tells no code: rank_in_category, distance_to_city."""
-    found = all_words(name)
-    if names_post_code(name) or {*found.split("_")[:-1]} & {*_QUANTITIES.split()}:
+    codes are near places, and a word of a quantity before another one tells no code: rank_in_category, distance_to_city."""
+    found = plain(name)
+    if _tells_post_code(name):
         return False
     stem = m[1] if (m := _IDENTIFIER.fullmatch(found)) else found
-    return bool(_CODE.fullmatch(found)) or stem.rpartition("_")[2] in _CODES.split()
+    is_quantity = bool({*found.split("_")[:-1]} & {*_QUANTITIES.split()})
+    return bool(_CODE.fullmatch(found)) or (stem.rpartition("_")[2] in _CODES.split() and not is_quantity)
+
+
+def _tells_post_code(name: str) -> bool:
+    """Return True for a name of post codes, or of their ids."""
+    m = re.fullmatch(r"(.*?)_(?:id|ids|key|no|nr)", plain(name))
+    return names_post_code(name) or (m is not None and names_post_code(m[1]))
 
 
 def names_title(name: str) -> bool:

@@ -27,10 +27,10 @@ BUCKETS = 10
 MIN_WORDS = 0.5
 """Share of values of two words or more from which a column is text."""
 SEPARATORS = {"|": MAX_NAMES, ";": MAX_NAMES, ",": MAX_CATEGORIES, " ": 100}
-"""Separators of lists in text, and the distinct values of items up to which a column holds lists separated so. A comma or a space stands in names
-and sentences too."""
+"""Separators of lists in text, and the distinct names of items up to which a column holds lists separated so; of what are no names at most
+MAX_CATEGORIES. A comma or a space stands in names and sentences too."""
 MIN_PARTS = {"|": MIN_ROWS, ";": MIN_ROWS}
-"""Parts of such a column for each of its distinct ones, on average; 5 of the other separators."""
+"""Parts of such a column of names for each of its distinct ones, on average; 5 of other columns and separators."""
 MIN_PHRASES = 0.1
 """Distinct values, as a share of the rows, above which such a column is text and no category."""
 MIN_SEVERAL = 0.1
@@ -185,8 +185,7 @@ def _with_spaces(values: pl.Series, separator: str) -> str:
 
 def _separator(values: pl.Series, side: SideName) -> str:
     """Return the separator of a text column of lists of few distinct values, "" for none."""
-    for separator, of_items in SEPARATORS.items():
-        most = of_items if side == "item" else min(of_items, MAX_CATEGORIES)
+    for separator, of_names in SEPARATORS.items():
         several = values.str.contains(separator, literal=True)
         if float(several.mean() or 0) < MIN_SEVERAL:  # type: ignore[arg-type]
             continue
@@ -196,6 +195,9 @@ def _separator(values: pl.Series, side: SideName) -> str:
         if not spaced:
             break
         parts = values.str.split(spaced).explode()
-        if parts.n_unique() * MIN_PARTS.get(separator, 5) <= len(parts) and parts.n_unique() <= most:
+        holds_names = side == "item" and not names.names_phrase(values.name) and _are_names(parts)
+        holds_names &= not parts.str.contains(r"^[\d.,+-]*$").all()
+        most, each = (of_names, MIN_PARTS.get(separator, 5)) if holds_names else (min(of_names, MAX_CATEGORIES), 5)
+        if parts.n_unique() * each <= len(parts) and parts.n_unique() <= most:
             return spaced
     return ""

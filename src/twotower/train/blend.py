@@ -35,6 +35,8 @@ class Blend:
     """True for rows of items that a bias raises. None: no item."""
     spread: Callable[[Factors], float] | None = None
     """Standard deviation of a user's scores, the unit of that bias."""
+    tells_cold: bool = False
+    """True if the pair tells cold items apart too, so that its weight spreads these and the known ones alike."""
     raised: dict[float, float] = field(default_factory=dict)
     """Bias of the cold items by the weights that were tried, the best one of each."""
     scores: dict[float, float] = field(default_factory=dict)
@@ -57,12 +59,12 @@ class Blend:
         return found[best]
 
     def best(self, given: Sequence[float], score: Callable[[float], float]) -> float:
-        """Return the weight of the highest score, of those given and between them. With cold items it is the least whose score is within ENOUGH of
+        """Return the weight of the highest score, of those given and between them. With cold items that the pair does not tell apart it is the least whose score is within ENOUGH of
         that: the greater the weight, the farther apart are known items, among which the scores of cold ones hardly differ."""
         if len(set(given)) == 1:
             return given[0]
         found = best_weight(given, score)
-        if self.cold is None:
+        if self.cold is None or self.tells_cold:
             return found
         enough = self.scores[found] - ENOUGH * abs(self.scores[found])
         return min(weight for weight, value in self.scores.items() if value >= enough)

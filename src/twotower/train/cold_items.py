@@ -11,6 +11,7 @@ import torch
 
 from twotower.arrays.types import Bools, Ints, Shaped
 from twotower.data.dataset import Dataset
+from twotower.data.recent_popularity import RecentPopularity
 from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.distributed import DistributedContext
 from twotower.evaluation.context_factors import ContextFactors
@@ -52,15 +53,18 @@ class ColdItems:
         return f"{self.which.sum()} known items that read as cold ones" if self.inputs else "cold items"
 
 
-def cold_items(model: TwoTower, dataset: Dataset, seed: int) -> ColdItems | str:
+def cold_items(model: TwoTower, dataset: Dataset, seed: int, ends: bool = False) -> ColdItems | str:
     """Return the items that tell the bias of cold ones on validation, or why there are none.
 
     An item that the test part alone has is none: it is not there yet. Where validation has fewer than MIN_POSITIVES positives of cold items, as
-    in a random split, a share of the known items reads as unknown and stands for them."""
+    in a random split, a share of the known items reads as unknown and stands for them. `ends` is True if the bias ends with an item's first
+    row, so that an item of an unknown id with training rows, too few for a code, has none."""
     field, side = model.cold_items.field, dataset.items.by_version()
     assert field is not None
     codes, own = np.asarray(side.columns[field.name]), np.arange(len(side)) if side.owners is None else side.owners
-    cold = (codes == UNKNOWN) & ~_later(dataset)[own]
+    cold = (codes == UNKNOWN) & ~later_items(dataset)[own]
+    if ends:
+        cold &= ~RecentPopularity.before(dataset, VALIDATION).have_rows_at_end[own]
     which = _of_items(dataset, own, cold)
     if (n := _positives(dataset, which)) >= MIN_POSITIVES:
         return ColdItems(cold, which, None)
@@ -90,7 +94,8 @@ def fit_cold_item_bias(
     Where nothing tells it (`cold_items`), nothing changes, with a line in the log. `scorer` returns the scores of these
     items, or of the data's own for None, and `score` their validation metric, higher is better; all ranks call both.
     """
-    cold = cold_items(model, dataset, seed)
+    ends = model.config.recent_popularity and model.recent_popularity.is_fitted
+    cold = cold_items(model, dataset, seed, ends)
     if isinstance(cold, str):
         log.warning(
             f"model.cold_item_bias fits nothing, and the bias stays 0: {cold}; give a larger split.validation, or set "
@@ -145,7 +150,7 @@ def best_bias(score: Callable[[float], float], spread: float) -> float:
     return best * spread
 
 
-def _later(dataset: Dataset) -> Shaped[Bools, "items"]:
+def later_items(dataset: Dataset) -> Shaped[Bools, "items"]:
     """Return True for the items that the test part alone has."""
     of_parts = [
         np.bincount(dataset.pairs_of(part).item, minlength=len(dataset.items)) for part in (TRAIN, VALIDATION, TEST)

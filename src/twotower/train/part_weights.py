@@ -14,6 +14,7 @@ from twotower.arrays.types import F32, F64, Bools, Int, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.recent_scores import RecentScores
+from twotower.train.cold_items import later_items
 
 MIN_ROWS, MAX_ROWS = 50, 2048
 """Rows of validation from which weights are fitted, and that are read."""
@@ -53,7 +54,7 @@ def part_weights(
     items that users take in the validation part, and did not take before, are most likely among items drawn at random, by a softmax over the
     scores (McFadden 1974, "Conditional Logit Analysis of Qualitative Choice Behavior"). None for no part, for fewer than MIN_ROWS such rows, for so
     many parts that MAX_NUMBERS leave no more, and where the other dimensions are the same for all items. Items that are `cold` have a term of
-    their own, as a bias will raise them: else columns would tell which they are."""
+    their own, as a bias will raise them, and those that the test part alone has are not compared: else columns would tell which they are."""
     rng = np.random.default_rng(seed)
     users, items = _taken_anew(dataset)
     compared = np.arange(len(dataset.items))
@@ -70,7 +71,7 @@ def part_weights(
         found.append(torch.from_numpy(cold[candidates]).float())
     terms = torch.stack(found, 2)
     known = _have_taken(dataset, users, candidates)
-    known[:, 1:] |= candidates[:, 1:] == items[:, None]
+    known[:, 1:] |= (candidates[:, 1:] == items[:, None]) | later_items(dataset)[compared]
     known[:, 0] = False
     scale = terms[torch.from_numpy(~known)].std(0)
     if not scale[0] > 0:

@@ -156,11 +156,9 @@ def _check_histories(dataset: Dataset, recipe: Recipe) -> None:
             candidates = " and loss.kind = 'softmax'" if recipe.loss.pointwise else ""
             scope = f"set train.history_scope = 'causal'{candidates}" if is_read else ""
             time = "name the column of times in schema.time" if dataset.times is None else ""
-            starts = [s for s in recipe.train.start if f.name in recipe.model.pairs[s.pair].user.fields]
-            last = ", learn = false and blend in its start, with which no step reads it" if is_read and starts else ""
             raise ConfigError(
                 f"feature '{f.name}': pooling = '{f.pools.kind}' needs the order of time; "
-                f"{', and '.join(filter(None, (scope, time)))}{last}, or pooling = 'mean'"
+                f"{', and '.join(filter(None, (scope, time)))}, or pooling = 'mean'"
             )
         if causal and (f.side == "item" or f.history.max_length):
             what = "on the item side" if f.side == "item" else "with max_length"

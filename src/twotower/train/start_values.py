@@ -65,7 +65,7 @@ class StartValues:
         scores = SCORES_BESIDE if trained else MAX_SCORES
         self._evaluation = evaluation_of_search(recipe.evaluation, len(dataset.items), scores)
         raises = bool(trained) and recipe.model.cold_item_bias and not recipe.model.own_counts
-        cold = cold_items(model, dataset, recipe.train.seed) if raises else ""
+        cold = cold_items(model, dataset, recipe.train.seed, recent is not None) if raises else ""
         self._cold = cold if isinstance(cold, ColdItems) else None
         self._filled = [*trained]
         """Pairs that have their values."""
@@ -78,7 +78,7 @@ class StartValues:
     def fill(self, start: Start) -> None:
         """Overwrite the pair of a start with the values that are best. A pair for which nothing can be solved has the weight 0, if it may
         have it beside others, or others are trained already. Raises TrainingError if no values are finite, and what `check_stop` raises."""
-        found, weight = self.best(start), 0.0
+        found, weight, adds = self.best(start), 0.0, "nothing"
         try:
             self._start(found)
         except TrainingError as e:
@@ -88,11 +88,12 @@ class StartValues:
             scale_pair(self.model, start.pair, 0.0)
         else:
             weight = self._blend(found) if found.blend else 1.0
+            if self._cold and not start.adds_columns:
+                adds = f"less than {ENOUGH:.0%} beside cold items"
         finally:
             self._positives.clear()
         self._filled.append(start.pair)
         told = f", blend = {weight:g}" if found.blend else ""
-        adds = f"less than {ENOUGH:.0%} beside cold items" if self._cold else "nothing"
         told += "" if weight else f" (it adds {adds}, and vectors are shorter without the pair)"
         log.info(f"start of pair {start.pair} by {start.kind}: {found.describe()}{told}")
 
@@ -137,7 +138,7 @@ class StartValues:
         )
         blend = Blend(every, part, unit, self._metrics, self.validation.score_of)
         if cold:
-            blend.cold, blend.spread = cold.rows, self._spread
+            blend.cold, blend.spread, blend.tells_cold = cold.rows, self._spread, start.adds_columns
         others = "the trained ones" if self._trained else "those before it"
 
         def score(weight: float) -> float:
