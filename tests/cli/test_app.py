@@ -689,11 +689,19 @@ def test_fault_G17_a_locale_without_utf_8_trains_or_says_so_first(project: Path)
     assert done.returncode == 0, done.stderr
 
 
+INTERRUPTED = """import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
+os.kill(os.getpid(), signal.SIGINT)
+[None for _ in range(10**6)]
+"""
+"""A module in which an interrupt arrives."""
+
+
 @pytest.mark.parametrize(
     ("module", "text"),
     [
-        ("typer", "import os, signal; os.kill(os.getpid(), signal.SIGINT); [None for _ in range(10**6)]"),
-        ("torch", "import os, signal; os.kill(os.getpid(), signal.SIGINT); [None for _ in range(10**6)]"),
+        ("typer", INTERRUPTED),
+        ("torch", INTERRUPTED),
         (
             "torch",
             "try:\n    raise KeyboardInterrupt\nexcept BaseException as e:\n    raise ImportError('of C') from e",
