@@ -6,6 +6,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from benchmarks.lib.columns import without_columns
 from benchmarks.lib.processes import ROOT
 from benchmarks.lib.report import Report, declared
 from benchmarks.quality.films import Part
@@ -32,7 +33,7 @@ Measured = dict[str, Tensor]
 
 def main(chosen: Namespace, report: Report) -> None:
     tables, withheld = split(SOURCES[chosen.data]())
-    schema, config = recipe([])
+    schema, config = recipe([], tables)
     data, part = build_dataset(check(*tables, schema), schema, config.split), PARTS[chosen.part]
     for name, row in declared(__file__)["rows"].items():
         if chosen.only not in name:
@@ -51,10 +52,11 @@ def main(chosen: Namespace, report: Report) -> None:
         report.write()
 
 
-def recipe(changed: list[str]) -> tuple[Schema, Config]:
-    """Return the recipe for a split that a column gives, with options changed."""
+def recipe(changed: list[str], tables: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]) -> tuple[Schema, Config]:
+    """Return the recipe for a split that a column gives, with options changed, and without the columns that users and items lack."""
     schema, config = load_config(ROOT / "examples" / "recipes" / "cold-start.toml")
     assert schema is not None
+    schema, config = without_columns(schema, config, tables[0].columns, tables[1].columns)
     return schema, override_config(
         config, ["split.kind=column", "split.column=part", "evaluation.bootstrap=0", *changed]
     )
@@ -77,7 +79,7 @@ def trained(
     changed: list[str], tables: tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame], part: int, withheld: dict[int, Ints]
 ) -> Measured:
     """Return the measures of a model."""
-    schema, config = recipe(changed)
+    schema, config = recipe(changed, tables)
     run = api.fit(check(*tables, schema), schema, config)
     factors = run.factors_at_once(part)
     return measured(factors.users.cpu() @ factors.items.cpu().T, run.dataset, part, withheld)

@@ -49,6 +49,11 @@ def films(pairs: pl.DataFrame) -> pl.DataFrame:
     return MovieLens1M().load().items.join(pairs, "item_id", "semi")
 
 
+def people(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Return the users of some pairs, with their columns."""
+    return MovieLens1M().load().users.join(pairs, "user_id", "semi")
+
+
 def recipe() -> tuple[Schema, Config]:
     """Return the recipe's schema, without the label, which pairs lack, and the title, and its config."""
     schema, config = load_config(ROOT / DECLARED["recipe"])
@@ -128,7 +133,7 @@ def trained(name: str, pairs: pl.DataFrame, seeds: int) -> Numbers:
     for seed in range(1, seeds + 1):
         schema, config = recipe()
         changes = [*DECLARED["rows"][name]["set"], f"train.seed={seed}", "evaluation.bootstrap=0"]
-        run = api.fit((None, films(pairs), pairs), schema, override_config(config, changes))
+        run = api.fit((people(pairs), films(pairs), pairs), schema, override_config(config, changes))
         found, places = run.factors(TEST), iter(blocks(len(run.dataset.users)))
 
         def scores(seen: Tensor, found: Factors = found, places: Iterator[slice] = places) -> Tensor:
@@ -141,7 +146,7 @@ def trained(name: str, pairs: pl.DataFrame, seeds: int) -> Numbers:
 def main(chosen: Namespace, report: Report) -> None:
     pairs = liked()
     schema, config = recipe()
-    tables: Tables = check(None, films(pairs), pairs, schema)
+    tables: Tables = check(people(pairs), films(pairs), pairs, schema)
     data, done = build_dataset(tables, schema, config.split), {}
     print(data.describe())
     for name in chosen.only:

@@ -154,15 +154,19 @@ def test_text_is_read_by_recipes_of_text() -> None:
 
 
 @pytest.mark.parametrize("name", ["cold-start", "sequence-short"])
-def test_columns_of_users_are_read_by_trained_pairs_alone(name: str) -> None:
+def test_columns_of_users_are_read_by_trained_pairs_and_by_closed_forms_of_them(name: str) -> None:
     recipe = read_recipe(name)
     found = FittedRecipe(recipe, "c", "p", [column("city", "user"), column("brand")], False, of_users=["city"])
-    closed = {start.pair for start in parse_config(recipe)[1].train.start if not start.learn}
+    starts = parse_config(recipe)[1].train.start
+    closed = {start.pair for start in starts if not (start.learn or start.adds_users)}
     pairs: Any = found.model["pairs"]
     read = {place for place, pair in enumerate(pairs) if "city" in pair["user"]["fields"]}
     assert closed
-    assert read
     assert not read & closed
+    added = {start.pair for start in starts if start.adds_users}
+    assert added < read
+    assert sum(f["name"] == "city" for f in found.features) == 1
+    read -= added
     for place in read:
         user, item = pairs[place]["user"], pairs[place]["item"]
         assert (user.get("join") == "sum" and user["layers"] == []) == (item.get("join") == "sum"), "as the items"

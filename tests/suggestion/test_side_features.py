@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 import pytest
 
-from twotower.suggestion.side_features import MAX_CATEGORIES, MAX_NAMES, MAX_NUMBERS, guess_features
+from twotower.suggestion.side_features import MAX_CATEGORIES, MAX_NAMES, MAX_NUMBERS, MAX_STEPS, guess_features
 
 N = 2200
 
@@ -188,3 +188,31 @@ def test_the_title_is_a_name_or_the_first_text(columns: list[str], title: str) -
     table = pl.DataFrame({"item_id": range(60), **{c: values[c] for c in columns}})
     assert guess_features(table, "item", "item_id").title == title
     assert guess_features(table, "user", "item_id").title == ""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "year",
+        "releaseYear",
+        "birth_year",
+        "age",
+        "user_age",
+        "num_pages",
+        "price",
+        "年龄",
+        "出生年份",
+        "页数",
+        "rating_count",
+    ],
+)
+def test_whole_numbers_of_a_measure_are_alike_where_they_are_near(name: str) -> None:
+    most = [*range(MAX_STEPS)] * 3
+    assert kind(name, most)[0] == "categorical", "few steps, such as numbers of rooms"
+    assert kind(name, [*range(MAX_STEPS + 1)] * 3)[0] == "numeric"
+    assert kind(name, [*range(MAX_STEPS + 1)])[0] == "numeric", "a measure of distinct values is no key"
+
+
+@pytest.mark.parametrize("name", ["price_category", "age_group", "page_id", "occupation", "score_type", "year_code"])
+def test_whole_numbers_of_codes_and_of_unknown_names_are_categories(name: str) -> None:
+    assert kind(name, [*range(MAX_STEPS + 1)] * 3)[0] == "categorical"

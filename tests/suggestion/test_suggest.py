@@ -247,7 +247,7 @@ def test_a_label_with_gaps_is_refused_by_its_check() -> None:
 def test_columns_with_the_names_of_the_ids_are_told() -> None:
     actions = log()
     items = pl.DataFrame({"item_id": range(40), "user_id": [f"author {n % 9} of it" for n in range(40)]})
-    users = pl.DataFrame({"user_id": range(60), "item_id": [f"first {n % 9} of it" for n in range(60)]})
+    users = pl.DataFrame({"user_id": range(60), "item_id": [f"first {n} of {n * 7} and {n * 5}" for n in range(60)]})
     found = suggest(actions, users, items)
     assert found.recipe == "sequence-short"
     assert any("does not read: 'item_id'." in line for line in found.reasons)
@@ -416,8 +416,9 @@ def test_columns_of_users_stand_beside_an_order() -> None:
         ("means",),
         ("tastes",),
         ("recent",),
+        ("club",),
     ]
-    assert [pair.user.width for pair in found.config.model.pairs] == [0, 256, 0, 256, 120, 120], "of 120 items"
+    assert [pair.user.width for pair in found.config.model.pairs] == [0, 256, 0, 256, 120, 120, 3], "120 items, 3 clubs"
     data = build_dataset(check(users, None, actions, found.schema), found.schema, found.config.split)
     Trainer(data, of_one_epoch(found.config))
     weak = actions.with_columns(
@@ -426,7 +427,7 @@ def test_columns_of_users_stand_beside_an_order() -> None:
     found = suggest(weak, users)
     assert found.shape.telling.names == ("club",)
     assert 1 < found.shape.telling.lift < 1.4
-    assert "club" not in {f.name for f in found.schema.side("user")}
+    assert "club" not in suggest(weak, users).config.model.pairs[0].user.fields, "clubs tell too little"
 
 
 def test_users_without_a_history_are_ranked_by_their_columns() -> None:
@@ -838,7 +839,7 @@ def test_a_recipe_without_epochs_keeps_its_batches() -> None:
     assert isinstance(given, dict)
     assert isinstance(kept, dict)
     assert {**kept, "start": ()} == {**given, "start": ()}
-    assert kept["start"] == given["start"][:-1], "the last one reads columns"
+    assert kept["start"] == given["start"][:-2], "the last two read columns"
     assert "train.batch_size" not in comments
 
 
@@ -898,7 +899,7 @@ def test_a_closed_form_beside_another_is_left_out_where_it_does_not_fit(
     )
     assert schema is not None
     kinds, names = [start.kind for start in left.train.start], [f.name for f in schema.features]
-    expected = ["ials"] + ["ease"] * (not is_left) + ["content"] * has_columns
+    expected = ["ials"] + ["ease"] * (not is_left) + ["content", "next_content"] * has_columns
     assert (kinds, [start.pair for start in left.train.start]) == (expected, [*range(len(expected))])
     assert len(left.model.pairs) == len(expected)
     assert ("together" in names, "history" in names, "contents" in names) == (not is_left, True, has_columns)
@@ -906,7 +907,8 @@ def test_a_closed_form_beside_another_is_left_out_where_it_does_not_fit(
         assert left.model.pairs[-1].item.fields == ("brand",)
     told = comments.get("train.start", "")
     assert (f"'ease' and its pair: {users:,} users and {items:,} items are too many" in told) == is_left
-    assert ("'content' and its pair: the tables have none of the columns" in told) == (not has_columns)
+    without = "starts 'content', 'next_content' and 'user_content'" if not has_columns else "start 'user_content'"
+    assert f"{without} and its pair: the tables have none of the columns" in told
 
 
 @pytest.mark.parametrize(("strength", "rates"), [(1.0, [0.0, 1.0]), (0.0, [])])
@@ -944,7 +946,11 @@ def test_a_pair_of_columns_is_no_wider_than_they_have_values(values: int, width:
     fitted = FittedRecipe(settings, "user_id", "item_id", columns, False)
     found, comments = shaped_settings(settings, fitted, shape, config, rule.rows, rule.ids)
     _, fits = parse_config({**found, "evaluation": settings["evaluation"], "schema": {"features": fitted.features}})
-    assert [pair.user.width for pair in fits.model.pairs] == [0, 256, width] == [p.item.width for p in fits.model.pairs]
+    both = min(values, 256)
+    assert [pair.user.width for pair in fits.model.pairs] == [0, 256, width, both]
+    assert [pair.item.width for pair in fits.model.pairs] == [0, 256, width, 2 * both], (
+        "a piece for each rate of the order"
+    )
     told = f"The number of values of the items' columns, {values:,}."
     assert (comments.get("model.pairs.2.user.width") == told) == (values < 128)
 

@@ -182,3 +182,15 @@ def test_items_that_are_not_there_yet_are_not_compared() -> None:
     weights = part_weights(found, PARTS, replace(data, parts=parts), 1)
     assert weights is not None
     assert [one.factor for one in weights] == pytest.approx([2.0, 0.0, 0.5], abs=0.2)
+
+
+def test_popularity_has_a_weight_of_its_own_the_last_one() -> None:
+    found, popular = vectors(2000, 40), torch.arange(40) / 20
+    found.users[:, 5], found.items[:, 5] = 1.0, popular
+    data = taken(found, [2.0, -0.5, 1.5])
+    found.items[:, 5] = 0.0
+    weights = part_weights(found, PARTS[:2], data, 1, None, popular)
+    assert weights is not None
+    assert [one.factor for one in weights] == pytest.approx([2.0, -0.5, 1.5], abs=0.2)
+    others = (found.users[:, :2] @ found.items[:, :2].T).std()
+    assert weights[2].spread == pytest.approx(weights[2].factor * float(popular.std() / others), rel=0.1)

@@ -352,9 +352,9 @@ def test_known_items_that_stand_for_cold_ones_are_not_popular_where_a_pair_is_we
     trainer, seen = Trainer(world(schema=schema, validation=0.4, kind="random"), chosen), list[Factors]()
 
     class Seen(Blend):
-        def __init__(self, factors: Factors, *rest: Any) -> None:
+        def __init__(self, factors: Factors, *rest: Any, **options: Any) -> None:
             seen.append(factors)
-            super().__init__(factors, *rest)
+            super().__init__(factors, *rest, **options)
 
     monkeypatch.setattr(start_values, "Blend", Seen)
     trainer.run()

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from twotower import api
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
-from twotower.data.splits import TEST, VALIDATION
+from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check
 from twotower.diagnostics import diagnose
 from twotower.errors import ConfigError, Interrupted, TrainingError
@@ -518,6 +519,36 @@ def test_one_is_the_factor_of_each_column_and_rate_that_validation_fits() -> Non
     assert len({round(weight.factor, 3) for weight in expected}) == len(parts)
     for part, weight in zip(parts, expected, strict=True):
         torch.testing.assert_close(weighed.items[:, part], weight.factor * solved.items[:, part], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_popularity_that_is_fitted_beside_columns_is_a_bias_of_the_items(weight: float) -> None:
+    data, found = courses(300), []
+    for blend in (None, [weight]):
+        sections = by_columns([1.0]).model_dump(mode="json")
+        sections["model"]["bias"] = True
+        sections["train"]["start"][1]["blend"] = blend or []
+        model = Trainer(data, Config.model_validate(sections)).run().model
+        found.append((factors_before(model, data, VALIDATION), model.item_bias.rows_of("item_id").detach()[:, 0]))
+    (solved, before), (_, after) = found
+    assert not before.any()
+    counts = np.bincount(data.pairs.item[data.parts == TRAIN], minlength=len(data.items))
+    popular = torch.from_numpy(np.log1p(counts)).float()
+    plain = replace(
+        solved, users=torch.cat([solved.users[:, :-2], 0 * solved.users[:, -2:-1], solved.users[:, -1:]], 1)
+    )
+    parts = [torch.arange(2 + 20 * rate + a, 2 + 20 * rate + b) for a, b in ((0, 6), (6, 10)) for rate in (0, 1)]
+    expected = part_weights(plain, parts, data, 1, None, popular)
+    assert expected is not None
+    codes = np.asarray(data.items.columns["item_id"])
+    assert abs(expected[-1].factor) > 0.01
+    torch.testing.assert_close(
+        after[torch.from_numpy(codes).long()],
+        weight * expected[-1].factor * popular * torch.from_numpy(codes > 0),
+        rtol=1e-3,
+        atol=1e-4,
+    )
+    assert after[0] == 0.0
 
 
 @pytest.mark.parametrize("values", [None, "all"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import polars as pl
 from pydantic import Field, JsonValue
 
@@ -11,6 +13,7 @@ from twotower.features.categorical import CategoricalEncoder
 from twotower.features.encoder import Encoder
 from twotower.features.feature import ColumnFeature
 from twotower.features.field import InputField
+from twotower.features.pooling_spec import MEAN, PoolingSpec
 from twotower.features.state import EncoderState
 from twotower.features.values import SINGLE_ROW_MAX_VALUES, UNKNOWN, canonical_ids, explode, lists, one_row, present
 
@@ -59,9 +62,10 @@ class MultiHotEncoder(Encoder):
 
 
 class MultiHot(ColumnFeature):
-    """Values of one vocabulary, their embeddings averaged: a list column, or text split at `separator`.
+    """Values of one vocabulary, their embeddings pooled to one: a list column, or text split at `separator`.
 
-    Use it for genres, tags and categories. Values outside the vocabulary are left out, and no value gives zeros."""
+    Use it for genres, tags and categories. With the pooling `sqrt` a value of a long list says more than by the mean.
+    Values outside the vocabulary are left out, and no value gives zeros."""
 
     kind = "multi_hot"
     encoder = MultiHotEncoder
@@ -69,17 +73,28 @@ class MultiHot(ColumnFeature):
     groups = True
     counts_values = True
     cuts = ("min_count", "min_rate")
+    of_model = ("width", "pooling")
 
     separator: str = Field("", description="Separator of a text column, such as '|'. Empty: a list column.")
     min_count: int = Field(1, ge=1, description="Minimum number of training interactions of a value in the vocabulary.")
     min_rate: float = Field(
         0.0, ge=0, lt=1, description="Minimum share of training interactions of a value in the vocabulary. 0: off."
     )
+    pooling: PoolingSpec = Field(
+        MEAN, description="Pooling of the values' embeddings, of a kind that ignores their order."
+    )
+
+    @property
+    def pools(self) -> PoolingSpec:
+        return self.pooling
 
     def fit(self, series: pl.Series, counts: Ints) -> MultiHotEncoder:
         rows, flat = explode(series, self.separator)
         inner = CategoricalEncoder.fit(flat, counts[rows], self.min_count, self.min_rate, total=int(counts.sum()))
         return MultiHotEncoder(inner, self.separator)
+
+    def field(self, encoder: Encoder) -> InputField:
+        return replace(super().field(encoder), pooling=self.pooling)
 
     def values(self, series: pl.Series) -> pl.Series:
         return series.str.split(self.separator) if series.dtype == pl.String and self.separator else series

@@ -64,7 +64,7 @@ class FittedRecipe:
         of_users: Sequence[str] = (),
     ) -> None:
         """Fit a recipe to tables with these id columns and `columns`. Without a label histories hold all interactions. With
-        `reads_text` a recipe without text reads that of the items too. A recipe without columns of users reads those in `of_users`."""
+        `reads_text` a recipe without text reads that of the items too. Trained towers that read no columns of users read those in `of_users`."""
         schema, config = parse_config(settings)
         self.recipe = schema or Schema()
         self._closed = {start.pair for start in config.train.start if not start.learn}
@@ -103,8 +103,7 @@ class FittedRecipe:
                 for place, pair in enumerate(pairs)
                 if isinstance(pair, Mapping)
             ]
-        if not any(f.side == "user" for f in own):
-            self._add_columns(of_users)
+        self._add_columns(of_users)
 
     def drop_pair(self, number: int) -> None:
         """Leave out a pair of towers, and the features that it alone reads. A tower without `fields` reads all of its side."""
@@ -154,15 +153,20 @@ class FittedRecipe:
         return True
 
     def _add_columns(self, of_users: Sequence[str]) -> None:
-        """Add columns of users, by name, which each trained tower of users without `fields` reads, and those that read the most fields. Beside
-        a tower of items that adds its fields up they are added up too: a layer learns which values of users and items are equal from
+        """Add columns of users, by name, to the trained towers that read the most fields, if none of them reads such columns, and to features. A
+        tower without `fields` reads all. Beside a tower of items that adds its fields up they are added up too: a layer learns which values of users and items are equal from
         many more rows than a sum, whose values meet those of the items in the product."""
         added = [c for c in self.columns if c.options["side"] == "user" and c.column in of_users]
-        for column in added:
-            self.why[len(self.features)] = column.why
-            self.features.append({**column.options})
         pairs = self.model.get("pairs")
         trained = [p for place, p in enumerate(pairs) if place not in self._closed] if isinstance(pairs, list) else []
+        columns = {str(c.options["name"]) for c in self.columns if c.options["side"] == "user"}
+        if any(columns & {*pair["user"].get("fields", columns)} for pair in trained):
+            return
+        known = {(f["side"], f.get("column", f["name"])) for f in self.features}
+        for column in added:
+            if ("user", column.column) not in known:
+                self.why[len(self.features)] = column.why
+                self.features.append({**column.options})
         towers = [(pair["user"], pair.get("item", {})) for pair in trained if "fields" in pair["user"]]
         most = max((len(user["fields"]) for user, _ in towers), default=0)
         for user, item in towers:

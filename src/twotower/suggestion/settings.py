@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 
 from twotower.config.experiment import Config
 from twotower.config.toml import TomlValue
@@ -95,18 +96,27 @@ def _shape_blends(
             continue
         pair = start.pair - sum(other < start.pair for other in gone)
         kept.append({**options, "pair": pair} if pair else options)
-        by_values = shape.content_values < most and fitted.reads_columns(pair)
-        if start.blend and fitted.narrow_pair(pair, shape.content_values if by_values else most):
-            comments[f"model.pairs.{pair}.user.width"] = (
-                f"The number of values of the items' columns, {shape.content_values:,}."
-                if by_values
-                else f"The smaller number of {shape.users:,} users and {shape.items:,} items."
+        bounds = [(most, f"The smaller number of {shape.users:,} users and {shape.items:,} items.")]
+        if fitted.reads_columns(pair):
+            bounds.append(
+                (shape.content_values, f"The number of values of the items' columns, {shape.content_values:,}.")
             )
+        if start.adds_users:
+            why = f"The smaller number of values of each column of the users and of the items, added up, {shape.joint_values:,}."
+            bounds.append((shape.joint_values, why))
+        least, why = min(bounds, key=itemgetter(0))
+        if start.blend and fitted.narrow_pair(pair, least):
+            comments[f"model.pairs.{pair}.user.width"] = why
     settings["train"] = {**train, "start": kept}
     if left:
         comments["train.start"] = " ".join(
-            f"Without the recipe's start {' and '.join(kinds)} and its pair: {why}" for why, kinds in reasons.items()
+            f"Without {'each of ' * (len(kinds) > 1)}the recipe's start{'s' * (len(kinds) > 1)} {_listed(kinds)} and its pair: {why}"
+            for why, kinds in reasons.items()
         )
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(words[:-1])] if words[:-1] else []), words[-1]])
 
 
 def _shape_windows(fitted: FittedRecipe, shape: Shape) -> None:

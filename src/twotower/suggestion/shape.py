@@ -95,6 +95,8 @@ class Shape:
     1: no column."""
     content_values: int
     """Values of the items' columns without text, those of all columns together, numbers in MAX_BUCKETS buckets."""
+    joint_values: int
+    """Sum over each column of the users without text, and each of the items or their id, of the smaller number of values."""
     contents: int
     """Features of the items beside their ids."""
     texts: int
@@ -184,6 +186,7 @@ def measure_shape(
             _kinds(tables.items[f.column], f) for f in sides["item"].features if not (f.is_text or f.is_name)
         ),
         content_values=sum(_values(tables.items[f.column], f) for f in sides["item"].features if not f.is_text),
+        joint_values=_joint_values(tables, sides, n_items),
         contents=len(sides["item"].features),
         texts=sum(f.is_text for f in sides["item"].features),
         telling=_telling(tables, schema, sides["user"].features, users[taken], items[taken]),
@@ -220,6 +223,13 @@ def _values(series: pl.Series, feature: SideFeature) -> int:
     if separator := feature.options.get("separator"):
         series = series.str.split(str(separator))
     return _kinds(series.explode() if series.dtype.is_nested() else series, feature)
+
+
+def _joint_values(tables: Tables, sides: Mapping[SideName, SideFeatures], n_items: int) -> int:
+    """Return the sum of the smaller numbers of values, of each column of the users and each of the items or their id."""
+    of_users = [_values(tables.users[f.column], f) for f in sides["user"].features if not f.is_text]
+    of_items = [_values(tables.items[f.column], f) for f in sides["item"].features if not f.is_text]
+    return sum(min(one, other) for one in of_users for other in (*of_items, n_items))
 
 
 def _searched(

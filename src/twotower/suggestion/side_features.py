@@ -21,7 +21,10 @@ MAX_NAMES = 10_000
 MAX_WORDS = 3
 """Words of a name at most, the median; longer texts are no names."""
 MAX_NUMBERS = 100
-"""Distinct whole numbers up to which a column of numbers is categorical whatever its name, such as a year."""
+"""Distinct whole numbers up to which a column of numbers is categorical, unless its name tells a measure."""
+MAX_STEPS = 12
+"""Distinct whole numbers up to which a measure, such as a number of rooms, is categorical. More of them, such as years, are alike where they
+are near."""
 BUCKETS = 10
 """Buckets of a column of numbers."""
 MIN_WORDS = 0.5
@@ -100,8 +103,10 @@ def _feature(series: pl.Series, side: SideName) -> SideFeature | str:
     if series.dtype.is_float() and (missing_count(series) > n / 2):
         return "most values are not finite"
     is_code = series.dtype.is_numeric() and names.names_code(series.name) and _are_whole(present)
-    if series.dtype.is_numeric() and not is_code and not (series.dtype.is_integer() and distinct <= MAX_NUMBERS):
-        if distinct == len(present) and series.dtype.is_integer():
+    is_measure = names.names_measure(series.name)
+    most_whole = MAX_STEPS if is_measure else MAX_NUMBERS
+    if series.dtype.is_numeric() and not is_code and not (series.dtype.is_integer() and distinct <= most_whole):
+        if distinct == len(present) and series.dtype.is_integer() and not is_measure:
             return "whole numbers, all distinct: a key"
         return _made(series, side, "numeric", f"{few} of numbers, in buckets", buckets=BUCKETS)
     recurs = side == "item" and distinct <= MAX_NAMES and distinct * MIN_ROWS <= len(present)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
-from twotower.arrays.types import Bools, Shaped
+from twotower.arrays.types import F32, Bools, Shaped
 from twotower.evaluation.factors import Factors
 from twotower.train.starts.search import best_weight
 
@@ -37,6 +38,8 @@ class Blend:
     """Standard deviation of a user's scores, the unit of that bias."""
     tells_cold: bool = False
     """True if the pair tells cold items apart too, so that its weight spreads these and the known ones alike."""
+    beside: F32[Tensor, "rows"] | None = None
+    """Addition to the bias of each item by the weight 1."""
     raised: dict[float, float] = field(default_factory=dict)
     """Bias of the cold items by the weights that were tried, the best one of each."""
     scores: dict[float, float] = field(default_factory=dict)
@@ -46,6 +49,8 @@ class Blend:
         """Return the metrics by a weight, with the bias of the cold items that is best beside it, of RAISES."""
         items = self.factors.items.clone()
         items[:, self.part] = items[:, self.part] * self.unit * weight
+        if self.beside is not None:
+            items[:, -1] += weight * self.beside.to(items)
         found, biases = dict[float, Mapping[str, float]](), items[:, -1].clone()
         if self.cold is None or self.spread is None:
             found[0.0] = self.measure(replace(self.factors, items=items))

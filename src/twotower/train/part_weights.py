@@ -49,12 +49,13 @@ def part_weights(
     dataset: Dataset,
     seed: int,
     cold: Shaped[Bools, "items"] | None = None,
+    popular: F32[Tensor, "items"] | None = None,
 ) -> list[PartWeight] | None:
     """Return a weight of the items' numbers in each of some `parts` of their dimensions, beside the score of all other dimensions and of recent popularity: under these the
     items that users take in the validation part, and did not take before, are most likely among items drawn at random, by a softmax over the
     scores (McFadden 1974, "Conditional Logit Analysis of Qualitative Choice Behavior"). None for no part, for fewer than MIN_ROWS such rows, for so
     many parts that MAX_NUMBERS leave no more, and where the other dimensions are the same for all items. Items that are `cold` have a term of
-    their own, as a bias will raise them, and those that the test part alone has are not compared: else columns would tell which they are."""
+    their own, as a bias will raise them, and `popular` numbers of the items have one, whose weight is the last, and those that the test part alone has are not compared: else columns would tell which they are."""
     rng = np.random.default_rng(seed)
     users, items = _taken_anew(dataset)
     compared = np.arange(len(dataset.items))
@@ -69,10 +70,13 @@ def part_weights(
     found = _terms(factors, parts, users, items, compared)
     if cold is not None:
         found.append(torch.from_numpy(cold[candidates]).float())
+    if popular is not None:
+        found.insert(len(parts) + 1, popular.cpu()[torch.from_numpy(candidates)])
     terms = torch.stack(found, 2)
     known = _have_taken(dataset, users, candidates)
     known[:, 1:] |= (candidates[:, 1:] == items[:, None]) | later_items(dataset)[compared]
     known[:, 0] = False
+    n = 1 + len(parts) + (popular is not None)
     scale = terms[torch.from_numpy(~known)].std(0)
     if not scale[0] > 0:
         return None
@@ -80,8 +84,8 @@ def part_weights(
     deviations[0] = FIRST_DEVIATION
     if cold is not None:
         deviations[-1] = COLD_DEVIATION
-    fit = _fit(terms / scale.where(scale > 0, 1.0), torch.from_numpy(known), deviations)[: len(parts) + 1]
-    scale = scale[: len(parts) + 1]
+    fit = _fit(terms / scale.where(scale > 0, 1.0), torch.from_numpy(known), deviations)[:n]
+    scale = scale[:n]
     spreads = (fit[1:] / fit[0]).where(scale[1:] > 0, 0.0)
     factor = (spreads * scale[0] / scale[1:]).where(scale[1:] > 0, 0.0)
     return [PartWeight(*pair) for pair in zip(factor.tolist(), spreads.tolist(), strict=True)]

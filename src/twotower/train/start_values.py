@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
+from twotower.arrays.types import F32
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import TrainingError
@@ -16,13 +18,14 @@ from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.recent_scores import RecentScores
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.pooling import resolve
 from twotower.model.two_tower import TwoTower
 from twotower.train.blend import ENOUGH, Blend
 from twotower.train.cold_items import ColdItems, cold_items, spread_of_scores
 from twotower.train.factors import gathered_factors
+from twotower.train.item_biases import add_biases, log_popularity
 from twotower.train.part_weights import part_weights
 from twotower.train.recipe import Recipe
+from twotower.train.starts.pair import parts_of_pair, scale_pair, start_pair, weigh_parts
 from twotower.train.starts.positives import PositiveMatrix
 from twotower.train.starts.search import (
     MAX_SCORES,
@@ -32,7 +35,7 @@ from twotower.train.starts.search import (
     search,
     users_told,
 )
-from twotower.train.starts.start import Start, parts_of_pair, scale_pair, start_pair, weigh_parts
+from twotower.train.starts.start import Start
 
 log = logging.getLogger(__name__)
 
@@ -130,13 +133,13 @@ class StartValues:
     def _blend(self, start: Start) -> float:
         """Give a pair that has started the weight that is best beside the pairs before it, and return the weight."""
         pairs, monitor = [*self._filled, start.pair], self.recipe.train.monitor
-        is_weighed = start.weighs_parts and self._weigh_parts(start, pairs)
+        is_weighed, beside = self._weigh_parts(start, pairs) if start.weighs_parts else (False, None)
         cold, part = self._cold, self.model.parts_of_pairs(pairs)[-1]
         every = replace(self._factors(pairs, cold.inputs if cold else None), recent=self._recent_of(cold))
         unit: float = self.context.broadcast(
             1.0 if is_weighed else _unit(_without_user_bias(every) if self.model.config.bias else every, part)
         )
-        blend = Blend(every, part, unit, self._metrics, self.validation.score_of)
+        blend = Blend(every, part, unit, self._metrics, self.validation.score_of, beside=beside)
         if cold:
             blend.cold, blend.spread, blend.tells_cold = cold.rows, self._spread, start.adds_columns
         others = "the trained ones" if self._trained else "those before it"
@@ -153,42 +156,45 @@ class StartValues:
 
         weight = blend.best(start.blend, score)
         scale_pair(self.model, start.pair, weight * unit)
+        if beside is not None:
+            add_biases(self.model, self.dataset, weight * beside)
         return weight
 
-    def _weigh_parts(self, start: Start, pairs: list[int]) -> bool:
+    def _weigh_parts(self, start: Start, pairs: list[int]) -> tuple[bool, F32[Tensor, "items"] | None]:
         """Give the parts of a pair the weights under which what users of validation take anew is most likely beside the pairs before it, and
-        return True; False, with nothing changed and a line in the log, where nothing tells them."""
-        pools = start.history(self.dataset, self.model.config).pools
-        assert pools is not None
-        pooling = resolve(pools)
-        pieces, rates = pooling.pieces, pooling.decay_rates
-        parts = parts_of_pair(self.model, start, pieces)
+        return True, and what the popularity of each item adds beside them, of a model with biases and without recent popularity; False and None,
+        with nothing changed and a line in the log, where nothing tells them."""
+        parts = parts_of_pair(self.model, start)
         first = self.model.parts_of_pairs(pairs)[-1].start
         every, dimensions = (
             replace(self._factors(pairs), recent=self._recent),
             [first + part.dimensions for part in parts],
         )
         seed, weights = self.recipe.train.seed, None
+        popular = (
+            log_popularity(self.dataset) if self.model.config.bias and not self.model.config.recent_popularity else None
+        )
         cold = self._cold.which if self._cold and not self._cold.inputs else None
         if self.context.is_main:
             plain = _without_user_bias(every) if self.model.config.bias else every
-            weights = part_weights(plain, dimensions, self.dataset, seed, cold)
+            weights = part_weights(plain, dimensions, self.dataset, seed, cold, popular)
         weights = self.context.broadcast(weights)
         told = f"start of pair {start.pair} by {start.kind}: "
         if weights is None:
             log.info(
                 f"{told}its columns weigh alike, as validation does not tell their weights: too few rows of new items, or nothing beside them"
             )
-            return False
-        weigh_parts(self.model, start, pieces, [weight.factor for weight in weights])
+            return False, None
+        beside = None if popular is None else weights.pop()
+        weigh_parts(self.model, start, [weight.factor for weight in weights])
         spreads = ", ".join(
-            f"{part.field} (rate {rates[part.piece]:g}) {one.spread:.2f}"
-            for part, one in zip(parts, weights, strict=True)
+            f"{part.field} ({part.source}) {one.spread:.2f}" for part, one in zip(parts, weights, strict=True)
         )
         log.info(
             f"{told}weighed by validation, the scores of its columns have these standard deviations, in that of the other pairs: {spreads}"
+            + (f"; beside them log(1 + count) {beside.spread:.2f}" if beside else "")
         )
-        return True
+        return True, None if popular is None or beside is None else beside.factor * popular
 
     def _recent_of(self, cold: ColdItems | None) -> RecentScores | None:
         """Return what is popular, in which known items that stand for cold ones have no row."""
@@ -205,9 +211,7 @@ class StartValues:
         if self.context.is_main and start.pair not in self._positives:
             self._positives[start.pair] = start.positives(self.dataset, self.model.config)
         found = self._positives.get(start.pair)
-        start_pair(
-            self.model, start, self.dataset, found, self.recipe.train.seed, self.context, keeps_biases=self._trained
-        )
+        start_pair(self.model, start, found, self.recipe.train.seed, self.context, keeps_biases=self._trained)
 
     def _factors_of(self, start: Start, biases: float) -> Factors:
         """Return the vectors of a pair that starts so, alone, with a weight of its biases. Those of the start before are kept."""

@@ -49,7 +49,7 @@ from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
 from twotower.train.start_values import StartValues, Validation, check_started
-from twotower.train.starts.start import scale_pair
+from twotower.train.starts.pair import scale_pair
 from twotower.train.stopping import BestWeights, StopSignals
 from twotower.train.weights import MovingAverage, Weights
 

@@ -49,7 +49,7 @@ def test_recall_and_ndcg_by_hand() -> None:
 
 def test_cold_targets_are_ranked_alone_and_among_all_without_what_was_seen() -> None:
     tables, withheld = split(world(60, 100))
-    schema, config = recipe([])
+    schema, config = recipe([], tables)
     data = build_dataset(check(*tables, schema), schema, config.split)
     cold = torch.from_numpy(np.isin(data.items.frame["item_id"].to_numpy(), withheld[TEST]))
     oracle = torch.from_numpy(likes(data, TEST)).float() * cold
@@ -70,7 +70,7 @@ def test_cold_targets_are_ranked_alone_and_among_all_without_what_was_seen() -> 
 
 def test_content_is_genres_and_with_titles_words_and_years() -> None:
     tables, _ = split(world(60, 100))
-    schema, config = recipe([])
+    schema, config = recipe([], tables)
     data = build_dataset(check(*tables, schema), schema, config.split)
     assert tags(data, title=False).sum(1).tolist() == [2] * 100
     assert set(tags(data, title=True).sum(1).tolist()) <= {4, 5}  # two genres, "title", its number, the year
@@ -78,7 +78,7 @@ def test_content_is_genres_and_with_titles_words_and_years() -> None:
 
 def test_the_recipe_ranks_cold_items_of_a_made_world_as_well_as_content_alone_and_warm_ones_better() -> None:
     tables, withheld = split(world())
-    schema, config = recipe([])
+    schema, config = recipe([], tables)
     data = build_dataset(check(*tables, schema), schema, config.split)
     model = trained([], tables, TEST, withheld)
     for name, baseline in BASELINES.items():

@@ -36,6 +36,7 @@ from twotower.features.categorical import Categorical
 from twotower.features.feature import Feature
 from twotower.features.multi_hot import MultiHot
 from twotower.features.numeric import Numeric
+from twotower.features.pooling_spec import PoolingSpec
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.text import Text
@@ -48,12 +49,12 @@ from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.train.factors import factors_before
 from twotower.train.starts import STARTS, Ials, PairValues, Start, TransitionFactors
+from twotower.train.starts.columns import shared_out
 from twotower.train.starts.ease import ease_of_few_users, singular_values_by_users
-from twotower.train.starts.next_content import shared_out
+from twotower.train.starts.pair import scale_pair
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
 from twotower.train.starts.search import evaluation_of_search, search
 from twotower.train.starts.slit import decayed_products
-from twotower.train.starts.start import scale_pair
 from twotower.train.trainer import Trainer
 
 USERS, ITEMS, WIDTH = 60, 14, 20
@@ -77,11 +78,12 @@ POOLING: dict[str, dict[str, Any]] = {
     "next_content": {"kind": "decay", "rates": [0.5]},
     "slit": {"kind": "decay", "rates": [0.5]},
     "transitions": {"kind": "sum"},
+    "user_content": {"kind": "mean"},
     Neighbours.kind: {"kind": "sum"},
 }
 IN_ORDER = ("next_content", "slit", "transitions")
 DECAYED = ("next_content", "slit")
-BY_COLUMNS = ("content", "next_content")
+BY_COLUMNS = ("content", "next_content", "user_content")
 EXACT: dict[str, dict[str, Any]] = {
     "content": {"unobserved": [0.2], "regularization": [0.05]},
     "ease": {"regularization": [3.0]},
@@ -89,6 +91,7 @@ EXACT: dict[str, dict[str, Any]] = {
     "next_content": {"regularization": [0.2]},
     "slit": {"regularization": [3.0]},
     "transitions": {"span": 3, "lag": 1.0, "frequency": [0.3]},
+    "user_content": {"regularization": [2.0]},
     Neighbours.kind: {},
 }
 CHOICES: dict[str, tuple[str, list[float]]] = {
@@ -98,6 +101,7 @@ CHOICES: dict[str, tuple[str, list[float]]] = {
     "next_content": ("regularization", [0.001, 0.2, 10.0]),
     "slit": ("regularization", [0.001, 3.0, 1e6]),
     "transitions": ("frequency", [0.0, 0.5, 3.0]),
+    "user_content": ("regularization", [0.01, 2.0, 1000.0]),
 }
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
@@ -121,10 +125,17 @@ def world(of: str, weighted: bool = False, share: bool = False, pooling: dict[st
     if of in BY_COLUMNS:
         features += Categorical(name="colour", side="item"), MultiHot(name="tags", side="item", separator="|")
         features += (Numeric(name="price", side="item", buckets=4),)
+    if of == "user_content":
+        features += MultiHot(name="groups", side="user", separator="|"), Numeric(name="age", side="user", buckets=4)
     in_order: dict[str, Any] = {"time": "t", "time_unit": "order"} if of in IN_ORDER else {}
     schema = Schema(features=features, weight="w" if weighted else "", **in_order)
     return build_dataset(
-        check(None, columns() if of in BY_COLUMNS else None, log_of_tastes(weighted), schema),
+        check(
+            users() if of == "user_content" else None,
+            columns() if of in BY_COLUMNS else None,
+            log_of_tastes(weighted),
+            schema,
+        ),
         schema,
         SplitConfig(kind="column", column="part"),
     )
@@ -137,11 +148,21 @@ def columns() -> pl.DataFrame:
     return pl.DataFrame({"item_id": range(ITEMS), "colour": [*"rgb" * 4, None, "r"], "tags": tags, "price": prices})
 
 
+def users() -> pl.DataFrame:
+    """One or two groups of each user, none for one, by the taste, and an age, None for one."""
+    groups = ["", *("a|b" if user % 5 == 0 else "ab"[user % 2] for user in range(1, USERS))]
+    ages = [*(float((user * 7) % 40 + 20 * (user % 2)) for user in range(USERS - 1)), None]
+    return pl.DataFrame({"user_id": range(USERS), "groups": groups, "age": ages})
+
+
 def config(kind: str, pairs: int = 1, train: dict[str, Any] | None = None, **options: Any) -> Config:
     item: dict[str, Any] = {"fields": ["item_id"], "layers": []}
     if kind in BY_COLUMNS:
         item |= {"fields": ["tags", "colour", "price"], "join": "sum", "activation": "Identity"}
-    pair = {"user": {"fields": ["h"], "layers": []}, "item": item}
+    user: dict[str, Any] = {"fields": ["h"], "layers": []}
+    if kind == "user_content":
+        user |= {"fields": ["groups", "age"], "join": "sum", "activation": "Identity"}
+    pair = {"user": user, "item": item}
     start = {"kind": kind} | EXACT[kind] | options
     return settings(
         model={"width": WIDTH, "similarity": "dot", "bias": False, "temperature": 1.0, "pairs": [pair] * pairs},
@@ -330,6 +351,30 @@ def next_content_scores(data: Dataset, histories: np.ndarray, ridge: float = 0.2
     return scores_of_columns
 
 
+def user_content_scores(data: Dataset, histories: np.ndarray, prior: float = 2.0) -> np.ndarray:
+    """The logarithm of each pair of values' positives over what is expected, by a loop over all positives."""
+    table, order = columns(), data.items.ids.cast(pl.Int64).to_numpy()
+    tags, colours = np.zeros((ITEMS, 4)), np.zeros((ITEMS, 3))
+    for item, (colour, listed) in enumerate(zip(table["colour"], table["tags"], strict=True)):
+        colours[item] = [colour == letter for letter in "rgb"]
+        tags[item] = [(f"t{n}" in listed.split("|")) / len(listed.split("|")) for n in range(4)]
+    of_users = users()["groups"].to_list()
+    groups = np.array([[(g in x.split("|")) / len(x.split("|")) for g in "ab"] for x in of_users])
+    groups = groups[data.users.ids.cast(pl.Int64).to_numpy()]
+    prices, ages = (np.eye(5)[np.asarray(c)][:, 1:] for c in (data.items.columns["price"], data.users.columns["age"]))
+    near = np.exp(-(((np.arange(4)[:, None] - np.arange(4)) / 1.5) ** 2) / 2)
+    pairs = data.pairs.take(data.parts == TRAIN)
+    weights = np.ones(len(pairs.user)) if pairs.weight is None else pairs.weight
+    found = np.zeros((len(data.users), len(data.items)))
+    for u, of_user in ((groups, np.eye(2)), (ages, near)):
+        for f, of_item in ((tags[order], np.eye(4)), (colours[order], np.eye(3)), (prices, near)):
+            counts = sum(w * np.outer(u[a], f[b]) for a, b, w in zip(pairs.user, pairs.item, weights, strict=True))
+            counts = of_user @ counts @ of_item
+            expected = np.outer(counts.sum(1), counts.sum(0)) / counts.sum()
+            found += u @ np.log((counts + prior) / (expected + prior)) @ f.T
+    return found
+
+
 def histories_of(kind: str, data: Dataset) -> np.ndarray:
     """What the pooling of a kind makes of the histories of the train part (users, items), each item an axis."""
     if kind in DECAYED:
@@ -345,6 +390,7 @@ NAIVE: dict[str, Callable[[Dataset, np.ndarray], np.ndarray]] = {
     "next_content": next_content_scores,
     "slit": slit_scores,
     "transitions": transition_scores,
+    "user_content": user_content_scores,
     Neighbours.kind: lambda data, histories: neighbour_scores(matrix(data), histories),
 }
 
@@ -399,6 +445,7 @@ def test_of_more_values_than_numbers_the_leading_directions_are_kept(weighted: b
         ({"fields": []}, "feature 'item_id' is the id of the items; name the columns in model.pairs.0.item.fields"),
         ({"fields": ["tags", "size"]}, "feature 'size' has no embedding of each value, as numbers without buckets and vectors have none; leave"),
         ({"fields": ["tags", "takers"]}, "feature 'takers' is a history; leave it out"),
+        ({"fields": ["tags", "kinds"]}, "feature 'kinds' pools by 'ridge', by which its vector is no weighted sum of its values; leave it out"),
         ({"join": "concat"}, "or add up the fields of a tower without layers (join = 'sum')"),
         ({"join": "concat", "fields": ["tags", "colour"], "width": WIDTH // 2}, SUM_OF_COLUMNS),
         ({"activation": "LeakyReLU"}, SUM_OF_COLUMNS),
@@ -408,7 +455,11 @@ def test_of_more_values_than_numbers_the_leading_directions_are_kept(weighted: b
 )  # fmt: skip
 def test_content_reads_columns_of_values_and_adds_them_up(tower: dict[str, Any], message: str) -> None:
     schema = world("content").schema
-    further = Numeric(name="size", side="item"), Sequence(name="takers", side="item", share_embedding=False)
+    further: tuple[Feature, ...] = (
+        Numeric(name="size", side="item"),
+        Sequence(name="takers", side="item", share_embedding=False),
+    )
+    further += (MultiHot(name="kinds", column="tags", side="item", separator="|", pooling=PoolingSpec(kind="ridge")),)
     schema = schema.model_copy(update={"features": (*schema.features, *further)})
     tables = check(None, columns().with_columns(size=pl.int_range(ITEMS)), log_of_tastes(False), schema)
     data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
@@ -460,6 +511,34 @@ def test_the_weight_of_a_pair_of_columns_is_of_all_of_them() -> None:
         scale_pair(trained.model, 0, weight)
         found.append(scores(factors_before(trained.model, data, VALIDATION)))
     np.testing.assert_allclose(found[0] * 0.25, found[1], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", BY_COLUMNS)
+def test_the_values_of_a_list_weigh_as_its_pooling_has_them(kind: str) -> None:
+    """By `sqrt` each of n values weighs 1 / sqrt(n), in the vectors of the items and in those that histories are pooled from."""
+    schema, found = world(kind).schema, []
+    for pooling, exponent in (("mean", 1.0), ("sqrt", 0.5), ("sum", 0.0)):
+        features = [
+            f.model_copy(update={"pooling": PoolingSpec(kind=pooling)}) if f.name == "tags" else f
+            for f in schema.features
+        ]
+        changed = schema.model_copy(update={"features": tuple(features)})
+        people = users() if kind == "user_content" else None
+        tables = check(people, columns(), log_of_tastes(False), changed)
+        data = build_dataset(tables, changed, SplitConfig(kind="column", column="part"))
+        sections = config(kind).model_dump(mode="json")
+        sections["model"]["pairs"][0]["item"]["fields"] = ["tags"]
+        model = Trainer(data, Config.model_validate(sections)).run().model
+        rows = model.towers("item")[0].embeddings.rows_of("tags").detach()
+        vectors, lists = factors_before(model, data, VALIDATION).items, data.items.columns["tags"]
+        assert isinstance(lists, Ragged)
+        for place in range(len(lists)):
+            codes = torch.from_numpy(lists.row(place).astype(np.int64))
+            expected = rows[codes].sum(0) / max(1, len(codes)) ** exponent
+            torch.testing.assert_close(vectors[place], expected, rtol=1e-4, atol=1e-5)
+        found.append(scores(factors_before(model, data, VALIDATION)))
+    assert not np.allclose(found[0], found[1], atol=0.01)
+    assert not np.allclose(found[1], found[2], atol=0.01)
 
 
 def test_strengths_that_float32_cannot_tell_from_none_are_refused() -> None:
@@ -608,6 +687,7 @@ SHARED = {
     "next_content": "next_content._Directions.of",
     "slit": "slit.decayed_products",
     "transitions": "transitions.TransitionFactors._counts",
+    "user_content": "user_content._counts",
 }
 """What none of the values of a start's choices changes."""
 
@@ -636,7 +716,7 @@ def test_what_no_value_changes_is_computed_once_for_all_values_of_a_start(
     assert [*calls.values()] == [1, 1]
 
 
-@every_kind
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.adds_users], ids=lambda kind: kind.kind)
 def test_the_exported_towers_score_so_for_a_user_whom_training_never_saw(kind: type[Start]) -> None:
     data = world(kind.kind)
     model = Trainer(data, config(kind.kind)).run().model.eval()

@@ -26,6 +26,11 @@ class Mean(Pooling):
         """The rate 1."""
         return (1.0,)
 
+    @property
+    def length_exponent(self) -> float:
+        """The mean: 1."""
+        return 1.0
+
     def build(self, width: int, name: str) -> MeanLayer:
         """Return the mean."""
         return MeanLayer(width)

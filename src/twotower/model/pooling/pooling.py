@@ -48,6 +48,11 @@ class Pooling(Kind):
         rates = self.decay_rates
         return rates[0] if len(rates) == 1 else None
 
+    @property
+    def length_exponent(self) -> float | None:
+        """Exponent p if the vector is the sum of n embeddings divided by n^p, else None."""
+        return None
+
     @abstractmethod
     def build(self, width: int, name: str) -> PoolingLayer:
         """Return a fresh module over embeddings of a width. Raises ConfigError, which names the feature `name`, for options

@@ -27,6 +27,11 @@ class Power(Pooling):
 
     exponent: float = Field(0.35, ge=0, le=1, description="Exponent of the number of embeddings. 0: their sum.")
 
+    @property
+    def length_exponent(self) -> float:
+        """The option."""
+        return self.exponent
+
     def build(self, width: int, name: str) -> PowerLayer:
         """Return the scaled sum."""
         return PowerLayer(width, self.exponent)

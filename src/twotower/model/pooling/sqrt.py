@@ -22,6 +22,11 @@ class Sqrt(Pooling):
 
     kind = "sqrt"
 
+    @property
+    def length_exponent(self) -> float:
+        """The root: 0.5."""
+        return 0.5
+
     def build(self, width: int, name: str) -> SqrtLayer:
         """Return the scaled sum."""
         return SqrtLayer(width)

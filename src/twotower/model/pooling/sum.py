@@ -25,6 +25,11 @@ class Sum(Pooling):
 
     kind = "sum"
 
+    @property
+    def length_exponent(self) -> float:
+        """The sum: 0."""
+        return 0.0
+
     def build(self, width: int, name: str) -> SumLayer:
         """Return the sum."""
         return SumLayer(width)

@@ -7,9 +7,11 @@ from twotower.train.starts.content import ContentFactors
 from twotower.train.starts.ease import Ease
 from twotower.train.starts.ials import Ials
 from twotower.train.starts.next_content import NextContent
+from twotower.train.starts.pair import start_pair
 from twotower.train.starts.slit import Slit
-from twotower.train.starts.start import PairValues, Start, start_pair
+from twotower.train.starts.start import PairValues, Start
 from twotower.train.starts.transitions import TransitionFactors
+from twotower.train.starts.user_content import UserContent
 
 __all__ = [
     "STARTS",
@@ -21,8 +23,11 @@ __all__ = [
     "Slit",
     "Start",
     "TransitionFactors",
+    "UserContent",
     "start_pair",
 ]
 
-STARTS: Kinds[Start] = Kinds("start", Start, ContentFactors, Ease, Ials, NextContent, Slit, TransitionFactors)
+STARTS: Kinds[Start] = Kinds(
+    "start", Start, ContentFactors, Ease, Ials, NextContent, Slit, TransitionFactors, UserContent
+)
 """Kinds of starts, by their names in a config."""

@@ -1,21 +1,25 @@
-"""Protocol of the starts whose item vectors come from columns of the items, and the values of these columns."""
+"""Protocol of the starts whose item vectors come from columns of the items, and the values of columns of either side."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from twotower.arrays.ragged import Column, Ragged
-from twotower.arrays.types import F32, Floats, Ints, Shaped
+from twotower.arrays.types import F32, Codes, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError
 from twotower.features.field import InputField
-from twotower.features.pooling_spec import MEAN
+from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.side import SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.field_tables import FieldTables
+from twotower.model.pooling import resolve
 from twotower.model.towers import select_fields
 from twotower.model.two_tower import ModelConfig
 from twotower.train.starts.positives import PositiveMatrix
@@ -44,11 +48,30 @@ class ColumnVectors:
 
 @dataclass(frozen=True)
 class ContentMatrix:
-    """Values of the items' columns: a row for each code of the history, and a column for each value of each field, one field after the
-    other."""
+    """Values of columns: a row for each code of items, or each user, and a column for each value of each field, one field after the other."""
 
     matrix: PositiveMatrix
     columns: tuple[ColumnVectors, ...]
+
+    @classmethod
+    def of(
+        cls, side: SideName, fields: Sequence[InputField], dataset: Dataset, codes: Shaped[Codes, "rows"], n_codes: int
+    ) -> ContentMatrix:
+        """Return the values of `fields` of a side, a row for each of `n_codes` codes, given that of each row of the table."""
+        first = np.cumsum([0, *(one.rows for one in fields)])
+        cells = [_cells(dataset.side(side).columns[one.name], one.pooling) for one in fields]
+        row = np.concatenate([codes[rows] for rows, _, _ in cells])
+        value = np.concatenate([found + start for (_, found, _), start in zip(cells, first, strict=False)])
+        share = np.concatenate([share for _, _, share in cells])
+        known = row != UNKNOWN
+        found = Ragged.from_pairs(row[known], value[known], n_codes, np.arange(np.count_nonzero(known)))
+        assert found.source is not None
+        matrix = PositiveMatrix(found.values, found.offsets, share[known][found.source], int(first[-1]))
+        encoders = dataset.encoders.by_side[side]
+        vectors = (
+            _column_vectors(one.rows, encoders[one.name].is_ordered, *of) for one, of in zip(fields, cells, strict=True)
+        )
+        return cls(matrix, tuple(vectors))
 
     def vectors(self, directions: F32[Tensor, "values E"]) -> F32[Tensor, "values E"]:
         """Return the vectors of all values."""
@@ -67,69 +90,73 @@ class ColumnStart(Start):
     """Start of a pair whose item tower reads columns in place of the id, added up, so that items without any training are ranked too."""
 
     adds_columns = True
+    reads_ids: ClassVar[bool] = False
+    """True if the id of the items may be one of the columns."""
 
     def check_items(self, dataset: Dataset, model: ModelConfig) -> None:
-        tower, place = model.pairs[self.pair].item, f"model.pairs.{self.pair}.item"
-        fields = select_fields(tuple(dataset.encoders.fields("item")), tower.fields)
+        self._check_columns("item", dataset, model)
+
+    def _check_columns(self, side: SideName, dataset: Dataset, model: ModelConfig) -> None:
+        """Raise ConfigError if the pair's tower of a side reads what is no column of values, or does not add them up."""
+        pair = model.pairs[self.pair]
+        tower, place = pair.user if side == "user" else pair.item, f"model.pairs.{self.pair}.{side}"
+        fields = select_fields(tuple(dataset.encoders.fields(side)), tower.fields)
         for one in fields:
-            if refused := _refused(one):
+            if refused := _refused(one, side, self.reads_ids and side == "item"):
                 raise ConfigError(
-                    f"train.start of kind '{self.kind}' reads columns that tell about items, and feature '{one.name}' {refused}; "
+                    f"train.start of kind '{self.kind}' reads columns that tell about {side}s, and feature '{one.name}' {refused}; "
                     + (f"leave it out of {place}.fields" if tower.fields else f"name the columns in {place}.fields")
                 )
         if len(fields) > 1 and tower.join != "sum":
-            raise self.needs_plain("item")
+            raise self.needs_plain(side)
 
     def positives(self, dataset: Dataset, model: ModelConfig) -> PositivesAndContent:
         found = super().positives(dataset, model)
-        content = self._content(dataset, model)
+        codes, n_codes = self.item_codes(dataset, model), self.n_codes(dataset, model)
+        fields = self._column_fields("item", dataset, model)
+        content = ContentMatrix.of("item", fields, dataset, codes, n_codes)
         return PositivesAndContent(
             found.columns, found.offsets, found.values, found.n_columns, found.histories, content=content
         )
 
-    def _item_fields(self, dataset: Dataset, model: ModelConfig) -> tuple[InputField, ...]:
-        """Return the fields of the pair's item tower, in its order."""
-        names = model.pairs[self.pair].item.fields
-        return FieldTables(select_fields(tuple(dataset.encoders.fields("item")), names), model.width).fields
-
-    def _content(self, dataset: Dataset, model: ModelConfig) -> ContentMatrix:
-        """Return the values of the columns of each code of the history."""
-        codes, fields = self.history_codes(dataset, model), self._item_fields(dataset, model)
-        first = np.cumsum([0, *(one.rows for one in fields)])
-        cells = [_cells(dataset.items.columns[one.name]) for one in fields]
-        row = np.concatenate([codes[items] for items, _, _ in cells])
-        value = np.concatenate([found + start for (_, found, _), start in zip(cells, first, strict=False)])
-        share = np.concatenate([share for _, _, share in cells])
-        known = row != UNKNOWN
-        found = Ragged.from_pairs(
-            row[known], value[known], self.n_codes(dataset, model), np.arange(np.count_nonzero(known))
-        )
-        assert found.source is not None
-        matrix = PositiveMatrix(found.values, found.offsets, share[known][found.source], int(first[-1]))
-        encoders = dataset.encoders.by_side["item"]
-        vectors = (
-            _column_vectors(one.rows, encoders[one.name].is_ordered, *of) for one, of in zip(fields, cells, strict=True)
-        )
-        return ContentMatrix(matrix, tuple(vectors))
+    def _column_fields(self, side: SideName, dataset: Dataset, model: ModelConfig) -> tuple[InputField, ...]:
+        """Return the fields of the pair's tower of a side, in its order."""
+        pair = model.pairs[self.pair]
+        names = (pair.user if side == "user" else pair.item).fields
+        return FieldTables(select_fields(tuple(dataset.encoders.fields(side)), names), model.width).fields
 
 
-def _refused(one: InputField) -> str:
+def shared_out(sizes: Sequence[int], width: int) -> list[int]:
+    """Return how many of `width` dimensions columns of some sizes have: as many as they want, or, where that is too many, the smallest ones first,
+    none more than an equal share of what is left."""
+    rooms, left = [0] * len(sizes), width
+    for done, place in enumerate(sorted(range(len(sizes)), key=lambda place: sizes[place])):
+        rooms[place] = min(sizes[place], left // (len(sizes) - done))
+        left -= rooms[place]
+    return rooms
+
+
+def _refused(one: InputField, side: SideName, reads_ids: bool) -> str:
     """Return why the values of a field are no directions; "" if they are."""
-    if one.identifies:
-        return "is the id of the items"
+    if one.identifies and not reads_ids:
+        return f"is the id of the {side}s"
     if one.sequence or one.beside:
         return "is a history"
     if not one.rows:
         return "has no embedding of each value, as numbers without buckets and vectors have none"
-    return "" if one.pooling == MEAN else f"pools by '{one.pooling.kind}', not by the mean"
+    is_sum = resolve(one.pooling).length_exponent is not None
+    return "" if is_sum else f"pools by '{one.pooling.kind}', by which its vector is no weighted sum of its values"
 
 
-def _cells(column: Column) -> tuple[Shaped[Ints, "L"], Shaped[Ints, "L"], Shaped[Floats, "L"]]:
-    """Return the rows and codes of the known values of an encoded column, and 1 / the number of a row's values."""
+def _cells(column: Column, pooling: PoolingSpec) -> tuple[Shaped[Ints, "L"], Shaped[Ints, "L"], Shaped[Floats, "L"]]:
+    """Return the rows and codes of the known values of an encoded column, and the weight that each has in its row's pooling."""
     if isinstance(column, Ragged):
         known = column.values != UNKNOWN
         owners = column.owners[known]
-        return owners, column.values[known].astype(np.int64), (1 / column.lengths[owners]).astype(np.float32)
+        exponent = resolve(pooling).length_exponent
+        assert exponent is not None
+        share = column.lengths[owners] ** -exponent
+        return owners, column.values[known].astype(np.int64), share.astype(np.float32)
     rows = np.flatnonzero(column != UNKNOWN)
     return rows, column[rows].astype(np.int64), np.ones(len(rows), np.float32)
 

@@ -17,7 +17,7 @@ from twotower.errors import TrainingError
 from twotower.features.values import UNKNOWN
 from twotower.model.pooling.decay import Decay
 from twotower.model.pooling.pooling import Pooling
-from twotower.train.starts.columns import ColumnStart, PositivesAndContent
+from twotower.train.starts.columns import ColumnStart, PositivesAndContent, shared_out
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
 from twotower.train.starts.start import PairValues, Positive
 
@@ -175,23 +175,22 @@ class _Directions:
         rows, places = torch.zeros(len(counts), width), [0, *accumulate(rooms)]
         firsts = accumulate((column.rows for column in content.columns), initial=0)
         for column, room, at, first in zip(content.columns, rooms, places, firsts, strict=False):
+            count = counts[first : first + column.rows]
             if room == column.rows - 1:
                 axes = torch.eye(column.rows)[:, 1:]
             else:
                 signs = 2.0 * torch.randint(2, (column.rows, room), generator=generator) - 1
-                axes = signs / max(1, room) ** 0.5
-            of_column, count = column.of(axes), counts[first : first + column.rows]
+                axes = _rarity(count) * signs / max(1, room) ** 0.5
+            of_column = column.of(axes)
             mean = (of_column * count).sum(0) / (count.sum() if count.any() else 1.0)
             rows[first : first + column.rows, at : at + room] = of_column - mean
             rows[first + UNKNOWN] = 0.0
         return cls(rows, places, [room == size for room, size in zip(rooms, sizes, strict=True)])
 
 
-def shared_out(sizes: Sequence[int], width: int) -> list[int]:
-    """Return how many of `width` dimensions columns of some sizes have: as many as they want, or, where that is too many, the smallest ones first,
-    none more than an equal share of what is left."""
-    rooms, left = [0] * len(sizes), width
-    for done, place in enumerate(sorted(range(len(sizes)), key=lambda place: sizes[place])):
-        rooms[place] = min(sizes[place], left // (len(sizes) - done))
-        left -= rooms[place]
-    return rooms
+def _rarity(counts: F32[Tensor, "rows 1"]) -> F32[Tensor, "rows 1"]:
+    """Return log((n + 1) / (n_w + 1)) of each value's positives n_w and those of all, n, over its root mean square among the positives (Spärck Jones
+    1972, "A Statistical Interpretation of Term Specificity and Its Application in Retrieval")."""
+    found = ((counts.sum() + 1) / (counts + 1)).log()
+    mean_square = (counts * found.square()).sum() / counts.sum().clamp(min=1)
+    return found / mean_square.sqrt() if mean_square > 0 else torch.ones_like(found)

@@ -1,31 +1,27 @@
-"""Protocol of the starts, and the pairs of towers that can start so."""
+"""Protocol of the starts: closed-form values of a pair of towers."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from twotower.arrays.types import F32, Codes, Shaped
 from twotower.data.dataset import Dataset
-from twotower.distributed import DistributedContext
-from twotower.errors import ConfigError, TrainingError
+from twotower.errors import ConfigError
 from twotower.features.feature import Feature
-from twotower.features.field import InputField
-from twotower.features.side import SIDES, SideName
-from twotower.features.values import UNKNOWN
+from twotower.features.side import SideName
 from twotower.kinds import Kind
 from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
-from twotower.model.pooling.ridge import RidgeLayer
-from twotower.model.two_tower import ModelConfig, TwoTower
+from twotower.model.towers import TowerConfig
+from twotower.model.two_tower import ModelConfig
 from twotower.train.starts.positives import PositiveMatrix
 
 Positive = Annotated[float, Field(gt=0)]
@@ -35,10 +31,11 @@ Weight = Annotated[float, Field(ge=0, le=1000)]
 
 @dataclass(frozen=True)
 class PairValues:
-    """Values of a pair: a user's vector is pooled `source` rows of the history, an item's vector its row of `targets`, or the sum of one row
-    of each. A code is a row; the score of user and item is their product."""
+    """Values of a pair: a user's vector is pooled `source` rows of the history, or the sum of one row of each field, an item's vector its row of
+    `targets`, or the sum of one row of each. A code is a row; the score of user and item is their product."""
 
     source: F32[Tensor, "codes E"]
+    """Rows of the history, or of the first field of a user tower that adds its fields up."""
     targets: tuple[F32[Tensor, "_ F"], ...]
     """Rows of each field of the item tower, in its order. F is E for each piece of the pooling."""
     penalty: F32[Tensor, "E E"] | None = None
@@ -46,17 +43,19 @@ class PairValues:
     """Penalties of a pooling `ridge`, with `penalty`."""
     item_bias: F32[Tensor, "codes"] | None = None
     """Biases of the items beside the score, None without."""
+    further: tuple[F32[Tensor, "_ E"], ...] = ()
+    """Rows of the other fields of such a user tower, in its order."""
 
 
 class Start(Kind):
     """Values that a pair of towers has before the first step, or, weighed beside trained pairs, after the last, in closed form from the training positives and their weights.
 
-    The pair's user tower reads one history of item ids and its item tower the item's id, or what a kind reads in its place, both without
+    The pair's user tower reads one history of item ids and its item tower the item's id, or what a kind reads in their place, both without
     layers, so its first score is that of the closed form, for users without any training too. An unknown value gets zeros.
     """
 
-    poolings: ClassVar[tuple[str, ...]]
-    """Kinds of poolings under which the score is that of the closed form."""
+    poolings: ClassVar[tuple[str, ...]] = ()
+    """Kinds of poolings of the history under which the score is that of the closed form."""
     in_order: ClassVar[Pooling | None] = None
     """Pooling in place of one without an order, where the log has one. None: the same."""
     choices: ClassVar[tuple[str, ...]] = ()
@@ -65,9 +64,11 @@ class Start(Kind):
     """True if source and target are one table's rows, which the history may share."""
     adds_columns: ClassVar[bool] = False
     """True if the item tower adds up columns in place of the id."""
+    adds_users: ClassVar[bool] = False
+    """True if the user tower adds up columns in place of a history."""
     weighs_parts: ClassVar[bool] = False
-    """True if the parts of the pair's vectors, one for each piece of the pooling and column of the items, have weights of their own beside
-    other pairs."""
+    """True if the parts of the pair's vectors, one for each column of the items and piece of the pooling, or column of the users, have weights
+    of their own beside other pairs."""
     bias_weight: ClassVar[str] = ""
     """Option that the item biases are a multiple of, and nothing else depends on."""
 
@@ -170,12 +171,26 @@ class Start(Kind):
             raise ConfigError(
                 f"{key}: {self.bias_weight} is a bias of the items; set model.bias = true, or {self.bias_weight} = [0.0]"
             )
-        for side, tower in (("user", model.pairs[self.pair].user), ("item", model.pairs[self.pair].item)):
+        towers: dict[SideName, TowerConfig] = {
+            "user": model.pairs[self.pair].user,
+            "item": model.pairs[self.pair].item,
+        }
+        for side, tower in towers.items():
             plain = not (tower.layers or tower.branches or tower.senet.enabled or tower.augment or tower.field_norm)
-            adds = self.adds_columns and side == "item" and tower.activation == "Identity" and not tower.layer_norm
+            adds = self._adds(side) and tower.activation == "Identity" and not tower.layer_norm
             if not plain or tower.output_norm or not (tower.join == "concat" or adds):
                 raise self.needs_plain(side)
-        history = self.history(dataset, model)
+        self.check_users(dataset, model)
+        if self.several and not len(dataset.validation):
+            raise ConfigError(
+                f"{key} chooses among several values of {', '.join(self.several)} on the validation part, and the split has none; "
+                "give one value each, or a validation part"
+            )
+        self.check_items(dataset, model)
+
+    def check_users(self, dataset: Dataset, model: ModelConfig) -> None:
+        """Raise ConfigError if the start does not go with what the pair's user tower reads: a history of items that users took."""
+        key, history = f"train.start of kind '{self.kind}'", self.history(dataset, model)
         spec, pools = history.history, history.pools
         assert spec is not None
         assert pools is not None
@@ -198,23 +213,25 @@ class Start(Kind):
                 f"{key} is solved from positives, and feature '{history.name}' holds {spec.interactions} interactions, which a user's "
                 "vector would add up as if they were liked; set its interactions = 'positive'"
             )
-        if self.several and not len(dataset.validation):
-            raise ConfigError(
-                f"{key} chooses among several values of {', '.join(self.several)} on the validation part, and the split has none; "
-                "give one value each, or a validation part"
-            )
-        self.check_items(dataset, model)
 
-    def needs_plain(self, side: str) -> ConfigError:
+    def needs_plain(self, side: SideName) -> ConfigError:
         """Return the error of a tower that is more than its field, or the sum of its columns."""
-        adds = self.adds_columns and side == "item"
+        adds = self._adds(side)
         return ConfigError(
             f"train.start of kind '{self.kind}' needs "
-            + ("an item tower that is the sum of its fields" if adds else "towers that are their one field")
+            + (
+                f"{'an' if side == 'item' else 'a'} {side} tower that is the sum of its fields"
+                if adds
+                else "towers that are their one field"
+            )
             + f"; set model.pairs.{self.pair}.{side} = {{ fields = […], "
             + ("join = 'sum', activation = 'Identity', " if adds else "")
             + "layers = [] } without other options"
         )
+
+    def _adds(self, side: SideName) -> bool:
+        """Return True if the pair's tower of a side adds up columns."""
+        return self.adds_columns if side == "item" else self.adds_users
 
     def check_items(self, dataset: Dataset, model: ModelConfig) -> None:
         """Raise ConfigError if the start does not go with what the pair's item tower reads: the id, with the codes of the history."""
@@ -222,7 +239,7 @@ class Start(Kind):
         if len(found) != 1 or found[0] != dataset.schema.id_feature("item"):
             raise self._needs_one("item", "the categorical feature of the item ids", dataset, model)
         history, item = self.history(dataset, model), found[0]
-        if not (self.history_codes(dataset, model) == dataset.items.columns[item.name]).all():
+        if not (self.item_codes(dataset, model) == dataset.items.columns[item.name]).all():
             raise ConfigError(
                 f"train.start of kind '{self.kind}': the codes of feature '{item.name}' are not those of history '{history.name}'; leave "
                 "min_count and hash_buckets of the item's id at their defaults"
@@ -251,120 +268,15 @@ class Start(Kind):
 
     def positives(self, dataset: Dataset, model: ModelConfig) -> PositiveMatrix:
         """Return the positives that the pair's values are solved from."""
-        return PositiveMatrix.of(dataset, self.history_codes(dataset, model), self.n_codes(dataset, model))
+        return PositiveMatrix.of(dataset, self.item_codes(dataset, model), self.n_codes(dataset, model))
 
-    def history_codes(self, dataset: Dataset, model: ModelConfig) -> Shaped[Codes, "items"]:
-        """Return the code of each item in the pair's history."""
+    def item_codes(self, dataset: Dataset, model: ModelConfig) -> Shaped[Codes, "items"]:
+        """Return the code of each item among the positives: that of the pair's history."""
         spec = self.history(dataset, model).history
         assert spec is not None
         return dataset.encoders.history_codes(spec, dataset.items.frame)
 
     def n_codes(self, dataset: Dataset, model: ModelConfig) -> int:
-        """Return the number of codes of the pair's history, the unknown one too."""
+        """Return the number of codes of the items, the unknown one too."""
         name = self.history(dataset, model).name
         return next(f.rows for f in dataset.encoders.fields("user") if f.name == name)
-
-
-def start_pair(
-    model: TwoTower, start: Start, dataset: Dataset, positives: PositiveMatrix | None, seed: int, context: DistributedContext,
-    keeps_biases: bool = False,
-) -> None:  # fmt: skip
-    """Overwrite the pair of a start with its values, those of rank 0 on all ranks. `positives` are those of the start, on rank 0. The
-    biases of the items stay where `keeps_biases` says that they are trained."""
-    user, item = (model.towers(side)[start.pair].embeddings for side in SIDES)
-    history = user.fields[0]
-    pools = start.history(dataset, model.config).pools
-    assert pools is not None
-    found = context.broadcast(
-        None if positives is None else _values(start, positives, resolve(pools), history.width, seed)
-    )
-    if isinstance(found, str):
-        raise TrainingError(found)
-    if found is None:
-        raise _not_finite(start)
-    tables = found.source, *found.targets, *([] if found.item_bias is None else [found.item_bias])
-    if not all(bool(torch.isfinite(table).all()) for table in tables):
-        raise _not_finite(start)
-    if found.penalty is not None:
-        layer = _layer(user.encoders, history)
-        try:
-            layer.set_penalties(found.penalty.to(layer.factor.device), found.rate)
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            raise _not_finite(start) from None
-    with torch.no_grad():
-        _write(user.rows_of(history.name), found.source)
-        for field, rows in zip(item.fields, found.targets, strict=True):
-            if history.share_with != field.name:
-                _write(item.rows_of(field.name), rows * start.scale)
-        if start.bias_weight and model.config.bias and not keeps_biases:
-            biases = model.item_bias.rows_of(item.fields[0].name)
-            _write(
-                biases, torch.zeros_like(biases) if found.item_bias is None else found.item_bias[:, None] * start.scale
-            )
-
-
-def scale_pair(model: TwoTower, pair: int, factor: float) -> None:
-    """Multiply the scores of a pair of a start by a factor, through its items, whose rows no history shares."""
-    embeddings = model.towers("item")[pair].embeddings
-    with torch.no_grad():
-        for field in embeddings.fields:
-            embeddings.rows_of(field.name).mul_(factor)
-
-
-class PairPart(NamedTuple):
-    """Part of a pair's vectors: what one column of the items has in one piece of the pooling."""
-
-    field: str
-    piece: int
-    dimensions: Shaped[Tensor, "k"]
-
-
-def parts_of_pair(model: TwoTower, start: Start, pieces: int) -> list[PairPart]:
-    """Return the parts of a pair's vectors that are not 0, of a pooling of so many `pieces`."""
-    embeddings, found = model.towers("item")[start.pair].embeddings, list[PairPart]()
-    for field in embeddings.fields:
-        used = embeddings.rows_of(field.name).any(0).cpu()
-        for piece, dimensions in enumerate(torch.arange(len(used)).chunk(pieces)):
-            if (own := dimensions[used[dimensions]]).numel():
-                found.append(PairPart(field.name, piece, own))
-    return found
-
-
-def weigh_parts(model: TwoTower, start: Start, pieces: int, weights: Sequence[float]) -> None:
-    """Multiply the scores of the parts of a pair, as `parts_of_pair` returns them, by weights."""
-    embeddings = model.towers("item")[start.pair].embeddings
-    with torch.no_grad():
-        for part, weight in zip(parts_of_pair(model, start, pieces), weights, strict=True):
-            embeddings.rows_of(part.field)[:, part.dimensions] *= weight
-
-
-def _values(
-    start: Start, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int
-) -> PairValues | str | None:
-    """Return the values of a start; why there are none, or None where float32 cannot solve for them."""
-    try:
-        return start.solve(positives, pooling, width, seed)
-    except TrainingError as e:
-        return str(e)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        return None
-
-
-def _not_finite(start: Start) -> TrainingError:
-    nearer = ", ".join(f"{name} nearer its default, {start.default_of(name):g}" for name in start.choices)
-    return TrainingError(
-        f"train.start of kind '{start.kind}' ({start.describe()}) has values that are not finite; "
-        + (f"set {nearer}" if nearer else "leave the start out")
-    )
-
-
-def _layer(encoders: torch.nn.ModuleDict, history: InputField) -> RidgeLayer:
-    (layer,) = encoders.values()
-    assert isinstance(layer, RidgeLayer), history.name
-    return layer
-
-
-def _write(rows: F32[Tensor, "n E"], values: F32[Tensor, "n E"]) -> None:
-    """Overwrite rows of a table; the unknown one with zeros."""
-    rows.copy_(values)
-    rows[UNKNOWN].zero_()

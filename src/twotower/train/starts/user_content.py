@@ -1,0 +1,162 @@
+"""Start `user_content`: what users of some columns take, by the columns of the items."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from twotower.arrays.types import F32, F64, Codes, Shaped
+from twotower.data.dataset import Dataset
+from twotower.errors import ConfigError, TrainingError
+from twotower.model.pooling.pooling import Pooling
+from twotower.model.two_tower import ModelConfig
+from twotower.train.starts.columns import ColumnStart, ColumnVectors, ContentMatrix, PositivesAndContent, shared_out
+from twotower.train.starts.positives import PositiveMatrix
+from twotower.train.starts.start import PairValues, Positive
+
+MAX_CELLS = 2**27
+"""Pairs of a value of the users and one of the items that are counted at most: 512 MiB."""
+BLOCK = 2**24
+"""Cells of the users' values that are held at a time."""
+
+
+@dataclass(frozen=True)
+class PositivesOfColumns(PositivesAndContent):
+    """Positives of the users, with the content of the items and the columns of the users, which have a row 0 of the unknown user."""
+
+    users: ContentMatrix = field(kw_only=True)
+
+
+class UserContent(ColumnStart):
+    """Logarithms of how much more often users of one value take items of another. For a column of the users with the value v,
+    and a column of the items with the value w, the score is
+
+        log((n_vw + r) / (n_v n_w / n + r))
+
+    with n_vw the positives of users of v and items of w, n_v and n_w those of either, n all, and r `regularization`: the mean of
+    a gamma distribution of n_vw over its expectation, 1 before anything is seen (DuMouchel 1999, "Bayesian Data Mining in Large
+    Frequency Tables", of one component in place of two). A user's vector is the sum of its columns', an item's that of its own.
+    Each pair of columns has as many dimensions as the one of fewer values, or, where these are too many, an equal share of the
+    width, with the leading directions. Counts of numbers in near buckets are added up, by exp(-(i - j)^2 / 4.5) for the buckets
+    i and j. A value of a list counts as its pooling weighs it. A missing or unknown value says nothing.
+
+    Use it where users have columns such as age or city, beside other pairs, weighed by `blend`: it ranks for users without a
+    history, and new items too. The item tower may read the id as one of its columns. Before it is weighed each pair of columns
+    gets the factor under which what users of validation take anew is most likely, as in `next_content`. Columns that are computed
+    from the rows, such as a favourite, give the answers away.
+    The time is the number of positives times the number of the users' values.
+    """
+
+    kind = "user_content"
+    adds_users = True
+    reads_ids = True
+    weighs_parts = True
+    choices = ("regularization",)
+
+    regularization: tuple[Positive, ...] = Field(
+        (5.0,),
+        min_length=1,
+        description="Addition r to each count and its expectation, in positives. Of several values the best on validation, or one beyond or between them that is better.",
+    )
+
+    def check_users(self, dataset: Dataset, model: ModelConfig) -> None:
+        if dataset.users.versions is not None:
+            raise ConfigError(
+                f"train.start of kind '{self.kind}' counts what users of a value take, and schema.valid_from gives users several; leave out "
+                "the start and its pair, or schema.valid_from"
+            )
+        self._check_columns("user", dataset, model)
+
+    def item_codes(self, dataset: Dataset, model: ModelConfig) -> Shaped[Codes, "items"]:
+        return np.arange(1, len(dataset.items) + 1, dtype=np.int32)
+
+    def n_codes(self, dataset: Dataset, model: ModelConfig) -> int:
+        return len(dataset.items) + 1
+
+    def positives(self, dataset: Dataset, model: ModelConfig) -> PositivesOfColumns:
+        found, n = super().positives(dataset, model), len(dataset.users)
+        fields = self._column_fields("user", dataset, model)
+        users = ContentMatrix.of("user", fields, dataset, np.arange(1, n + 1, dtype=np.int32), n + 1)
+        return PositivesOfColumns(
+            found.columns, found.offsets, found.values, found.n_columns, found.histories, content=found.content, users=users
+        )  # fmt: skip
+
+    def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
+        assert isinstance(positives, PositivesOfColumns)
+        of_users, of_items = positives.users.columns, positives.content.columns
+        if positives.users.matrix.n_columns * positives.content.matrix.n_columns > MAX_CELLS:
+            raise TrainingError(
+                f"train.start of kind '{self.kind}' counts at most {MAX_CELLS:,} pairs of values, and the columns have "
+                f"{positives.users.matrix.n_columns:,} of users and {positives.content.matrix.n_columns:,} of items; leave the largest out"
+            )
+        counts = positives.once("counts", lambda: _counts(positives))
+        sizes = [min(one.rows, other.rows) - 1 for one in of_users for other in of_items]
+        rooms = shared_out(sizes, width)
+        places = [0, *accumulate(rooms)]
+        sources = tuple(torch.zeros(one.rows, width) for one in of_users)
+        targets = tuple(torch.zeros(one.rows, width) for one in of_items)
+        of_user = torch.split(counts, [column.rows for column in of_users])
+        blocks = [torch.split(rows, [column.rows for column in of_items], 1) for rows in of_user]
+        for number, (start, stop) in enumerate(pairwise(places)):
+            one, other = divmod(number, len(of_items))
+            found = _smoothed(blocks[one][other].double(), of_users[one], of_items[other])
+            left, right = _leading(found, self.regularization[0], stop - start)
+            sources[one][:, start:stop], targets[other][:, start:stop] = left, right
+        if not any(bool(rows.any()) for rows in sources):
+            raise TrainingError(
+                f"train.start of kind '{self.kind}' finds no column of the users that the positives tell apart; leave the start and its pair out"
+            )
+        return PairValues(sources[0], targets, further=sources[1:])
+
+
+def _counts(positives: PositivesOfColumns) -> F32[Tensor, "V W"]:
+    """Return the positives, by their weights, of each value of the users and of the items."""
+    by_item, of_items = positives.transposed(), positives.content.matrix.transposed()
+    by_value, n = positives.users.matrix.transposed(), len(positives)
+    size, found = max(1, BLOCK // max(1, n)), list[Tensor]()
+    for first in range(0, len(by_value), size):
+        some = range(first, min(first + size, len(by_value)))
+        dense = torch.zeros(n + 1, len(some))
+        for place, value in enumerate(some):
+            cells = slice(by_value.offsets[value], by_value.offsets[value + 1])
+            dense[torch.from_numpy(by_value.columns[cells].astype(np.int64)), place] = torch.from_numpy(
+                by_value.values[cells]
+            )
+        found.append(of_items.product(by_item.product(dense[1:])).T)
+    return torch.cat(found)
+
+
+def _smoothed(counts: F64[Tensor, "v w"], users: ColumnVectors, items: ColumnVectors) -> F64[Tensor, "v w"]:
+    """Return counts, to which those of near buckets are added."""
+    if users.likeness is not None:
+        counts = users.likeness.double() @ counts
+    return counts if items.likeness is None else counts @ items.likeness.double()
+
+
+def _leading(
+    counts: F64[Tensor, "v w"], regularization: float, width: int
+) -> tuple[F32[Tensor, "v F"], F32[Tensor, "w F"]]:
+    """Return vectors of both columns whose products are the logarithms of the counts over their expectations, or the nearest to them of this
+    width, by the squares over all positives if the columns were independent."""
+    total = counts.sum()
+    if not (width and total > 0):
+        return torch.zeros(counts.shape[0], width), torch.zeros(counts.shape[1], width)
+    rows, columns = counts.sum(1), counts.sum(0)
+    expected = torch.outer(rows, columns) / total
+    logs = ((counts + regularization) / (expected + regularization)).log()
+    roots, others = (rows / total).sqrt(), (columns / total).sqrt()
+    weighted = roots[:, None] * logs * others
+    _, axes = torch.linalg.eigh(weighted @ weighted.T)
+    axes = axes[:, -width:]
+    left = torch.where(roots[:, None] > 0, axes / roots[:, None], 0.0)
+    right = torch.where(others[:, None] > 0, weighted.T @ axes / others[:, None], 0.0)
+    return _wide(left.float(), width), _wide(right.float(), width)
+
+
+def _wide(vectors: F32[Tensor, "n k"], width: int) -> F32[Tensor, "n F"]:
+    return torch.nn.functional.pad(vectors, (0, width - vectors.shape[1]))
