@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Iterator
 from contextlib import suppress
@@ -45,6 +46,8 @@ CANDIDATES: dict[str, list[Any]] = {
     "vectors": [[float(i % 5), 1.0, -0.5] for i in range(ROWS)],
     "words": [f"v{i % 6}" for i in range(ROWS)],
     "texts": [f"less is more {i % 4}" for i in range(ROWS)],
+    "dates": [datetime.date(2020, 1 + i % 7, 1 + i % 9) for i in range(ROWS)],
+    "days": [f"2020-01-{1 + i % 9:02}" for i in range(ROWS)],
     "lists": [[f"v{i % 6}", f"w{i % 3}"][: i % 3] for i in range(ROWS)],
 }
 """Columns of which a kind must be able to read one."""

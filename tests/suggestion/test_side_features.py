@@ -37,7 +37,7 @@ def kind(name: str, values: Sequence[object], n: int = N) -> tuple[str, Mapping[
         ([*range(N)], ""),
         ([7], ""),
         (["x", None, None], ""),
-        ([datetime.date(2020, 1, 1 + i) for i in range(20)], ""),
+        ([datetime.date(2020, 1, 1 + i) for i in range(20)], "date"),
         ([f"A film about {i} things" for i in range(N)], "text"),
         ([f"电影{i}" for i in range(N)], "text"),
         (["young adults", "old people"], "categorical"),
@@ -216,3 +216,32 @@ def test_whole_numbers_of_a_measure_are_alike_where_they_are_near(name: str) -> 
 @pytest.mark.parametrize("name", ["price_category", "age_group", "page_id", "occupation", "score_type", "year_code"])
 def test_whole_numbers_of_codes_and_of_unknown_names_are_categories(name: str) -> None:
     assert kind(name, [*range(MAX_STEPS + 1)] * 3)[0] == "categorical"
+
+
+@pytest.mark.parametrize(
+    ("values", "options"),
+    [
+        ([f"2020-01-{1 + i % 28:02} 10:00:00" for i in range(60)], {}),
+        ([f"{1 + i % 28}.{1 + i % 12}.2020" for i in range(60)], {"format": "%d.%m.%Y"}),
+        ([f"{1 + i % 12}/{1 + i % 28}/2020 9:30" for i in range(60)], {"format": "%m/%d/%Y %H:%M"}),
+        ([f"Jan {1 + i % 28}, 2020" for i in range(60)], {"format": "%b %d, %Y"}),
+        ([datetime.datetime(2020, 1, 1 + i % 28, 10) for i in range(60)], {}),
+    ],
+)
+def test_dates_are_days_in_buckets(values: list[object], options: dict[str, str]) -> None:
+    assert kind("published", values) == ("date", {"buckets": 16, **options})
+    for name in ("last_review", "updated_at", "last_sold_date"):
+        assert "a date that changes with the rows gives the answers away" in str(kind(name, values)[1]["note"])
+
+
+def test_days_and_months_in_either_order_are_told() -> None:
+    values = [f"{1 + i % 12:02}.{1 + i % 7:02}.2020" for i in range(60)]
+    told = "its dates fit several formats, %d.%m.%Y and %m.%d.%Y; write them as year-month-day"
+    assert told in str(kind("published", values)[1]["note"])
+
+
+def test_dates_of_several_forms_are_told() -> None:
+    values = [*(f"20{i // 28:02}-01-{1 + i % 28:02}" for i in range(600)), "coming soon"]
+    assert "dates of several forms are no feature; write them as year-month-day" in str(
+        kind("published", values)[1]["note"]
+    )

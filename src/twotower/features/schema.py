@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from twotower.features.categorical import Categorical
+from twotower.features.date import Date
 from twotower.features.day_of_week import DayOfWeek
 from twotower.features.days_since_previous import DaysSincePrevious
 from twotower.features.event_sequence import EventSequence
@@ -25,7 +26,7 @@ from twotower.kinds import Kinds
 from twotower.section import Section
 
 __all__ = [
-    "FEATURES", "Categorical", "DayOfWeek", "DaysSincePrevious", "EventSequence", "Feature", "GapSequence", "HourOfDay",
+    "FEATURES", "Categorical", "Date", "DayOfWeek", "DaysSincePrevious", "EventSequence", "Feature", "GapSequence", "HourOfDay",
     "MultiHot", "Numeric", "Schema", "Sequence", "Text", "Vector",
 ]  # fmt: skip
 
@@ -34,6 +35,7 @@ FEATURES = Kinds(
     Feature,
     Categorical,
     Numeric,
+    Date,
     MultiHot,
     Vector,
     Sequence,

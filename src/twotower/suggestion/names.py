@@ -40,6 +40,7 @@ _QUANTITIES = (
     "num n count counts number distance km miles m rank score views clicks sales sold units population followers likes reviews pages age price of to by "
     "per in from since avg mean max min total"
 )
+_CHANGES = "last latest updated update modified modification changed seen visited reviewed sold loaded ingested ingestion imported sync synced"
 _MEASURES = (
     "year years yr age price prices cost fee salary income wage budget revenue discount percent percentage duration length minutes seconds hours days "
     "months runtime size width height depth weight area sqft capacity floors rooms bedrooms bathrooms seats pages words episodes calories experience "
@@ -284,6 +285,11 @@ def names_code(name: str) -> bool:
     stem = m[1] if (m := _IDENTIFIER.fullmatch(found)) else found
     is_quantity = bool({*found.split("_")[:-1]} & {*_QUANTITIES.split()})
     return bool(_CODE.fullmatch(found)) or (stem.rpartition("_")[2] in _CODES.split() and not is_quantity)
+
+
+def names_change(name: str) -> bool:
+    """Return True for a name of dates that change with the rows: last_review, updated_at."""
+    return bool({*plain(name).split("_")} & {*_CHANGES.split()})
 
 
 def names_measure(name: str) -> bool:

@@ -215,7 +215,7 @@ def _telling(tables: Tables, schema: Schema, features: Sequence[SideFeature], us
 def _kinds(values: pl.Series, feature: SideFeature) -> int:
     """Return the number of values that a feature tells apart."""
     distinct = max(1, values.n_unique())
-    return min(distinct, MAX_BUCKETS) if feature.options["kind"] == "numeric" else distinct
+    return min(distinct, MAX_BUCKETS) if "buckets" in feature.options else distinct
 
 
 def _values(series: pl.Series, feature: SideFeature) -> int:

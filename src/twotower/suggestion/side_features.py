@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from twotower.config.toml import TomlValue
+from twotower.errors import DataError
+from twotower.features.date import days
 from twotower.features.side import SideName
 from twotower.features.values import missing_count
 from twotower.suggestion import names
-from twotower.suggestion.time_form import is_dated
+from twotower.suggestion.time_form import SAMPLED_ROWS, is_dated, time_form
 
 MAX_CATEGORIES = 1000
 """Distinct values up to which a column is categorical, if each stands for MIN_ROWS rows on average."""
@@ -27,6 +29,11 @@ MAX_STEPS = 12
 are near."""
 BUCKETS = 10
 """Buckets of a column of numbers."""
+ORDERS = [f"{first}{sep}{second}{sep}%Y" for sep in "./-" for first, second in (("%d", "%m"), ("%m", "%d"))]
+CLOCKS = ("", " %H:%M", " %H:%M:%S")
+"""Formats of dates whose year is last, and of clocks beside them."""
+DATE_BUCKETS = 16
+"""Buckets of a column of dates."""
 MIN_WORDS = 0.5
 """Share of values of two words or more from which a column is text."""
 SEPARATORS = {"|": MAX_NAMES, ";": MAX_NAMES, ",": MAX_CATEGORIES, " ": 100}
@@ -98,7 +105,7 @@ def _feature(series: pl.Series, side: SideName) -> SideFeature | str:
     if distinct < 2:
         return "it has one value"
     if is_dated(series):
-        return "dates are no feature; a year would be one"
+        return _of_dates(series, side)
     few = f"{distinct:,} distinct values"
     if series.dtype.is_float() and (missing_count(series) > n / 2):
         return "most values are not finite"
@@ -127,6 +134,32 @@ def _feature(series: pl.Series, side: SideName) -> SideFeature | str:
         return _text(series, side, f"{few}, a title")
     most = MAX_NAMES if side == "item" and (series.dtype == pl.String or is_code) else MAX_CATEGORIES
     return f"{few} in {n:,} rows: too many for a category (at most {most:,}, each of {MIN_ROWS} rows), and no text"
+
+
+def _of_dates(series: pl.Series, side: SideName) -> SideFeature | str:
+    """Return the feature of a column of dates, or the reason that it has none."""
+    if names.names_change(series.name):
+        return "a date that changes with the rows gives the answers away"
+    found = time_form(series.drop_nulls().head(SAMPLED_ROWS), strict=False) if series.dtype == pl.String else None
+    guessed = (
+        [found.format] if found and found.format else ["", *(f"{order}{clock}" for order in ORDERS for clock in CLOCKS)]
+    )
+    fits = {form: read for form in guessed if (read := _days(series, form)) is not None}
+    if not fits:
+        return "dates of several forms are no feature; write them as year-month-day"
+    form, first = next(iter(fits.items()))
+    if not all(first.equals(other) for other in fits.values()):
+        return f"its dates fit several formats, {' and '.join(fits)}; write them as year-month-day"
+    options: dict[str, TomlValue] = {"format": form} if form else {}
+    return _made(series, side, "date", f"{first.n_unique():,} days, in buckets", buckets=DATE_BUCKETS, **options)
+
+
+def _days(series: pl.Series, form: str) -> pl.Series | None:
+    """Return the days of a column of a format, None for values that have another one."""
+    try:
+        return days(series, form)
+    except DataError:
+        return None
 
 
 def _made(series: pl.Series, side: SideName, kind: str, why: str, **options: TomlValue) -> SideFeature:

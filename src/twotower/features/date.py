@@ -1,0 +1,103 @@
+"""Feature `date`: the day of a column."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import polars as pl
+from pydantic import Field, field_validator
+
+from twotower.arrays.ragged import Column
+from twotower.arrays.types import Ints
+from twotower.errors import DataError
+from twotower.features.feature import ColumnFeature
+from twotower.features.numeric import NumericEncoder
+
+YEAR_FIRST = ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d")
+"""Formats of text that are read without `format`. A clock may follow."""
+_OF_A_DAY = re.compile(r"%[-_0]?[dejDFcxsv+]")
+_OF_A_MONTH = re.compile(r"%[-_0]?[mbBh]")
+
+
+class DateEncoder(NumericEncoder):
+    """Encoder of days as codes of quantile buckets 1..b, 0 for missing ones."""
+
+    format: str
+
+    def transform(self, series: pl.Series) -> Column:
+        return super().transform(days(series, self.format))
+
+
+class Date(ColumnFeature):
+    """The day of a date, in quantile buckets, each with an embedding: near days are alike to the starts that read columns.
+
+    Use it for the day on which an item was published, released or takes place, or on which a user was born or joined. The
+    column holds dates or times, or text. A day that changes with the rows, such as that of the last sale, gives the answers
+    away.
+    """
+
+    kind = "date"
+    encoder = DateEncoder
+
+    buckets: int = Field(16, ge=2, le=1_000_000, description="Number of quantile buckets, each with an embedding.")
+    format: str = Field(
+        "",
+        description="strptime format of dates in text or whole numbers, such as '%d.%m.%Y' or '%Y%m%d'; a month without a day, '%Y-%m', is its "
+        "first. Empty: dates whose year is first, such as 2023-01-31, with or without a clock.",
+    )
+
+    @field_validator("format")
+    @classmethod
+    def _check_format(cls, given: str) -> str:
+        if given and not (re.search("%[-_0]?[YyCGDFcxs+]", given)):
+            raise ValueError(f"format is {given!r}, expected one with a year, such as '%d.%m.%Y'")
+        return given
+
+    @property
+    def has_code(self) -> bool:
+        return True
+
+    def fit(self, series: pl.Series, counts: Ints) -> DateEncoder:
+        x = days(series, self.format).filter(pl.Series(counts > 0)).drop_nulls().to_numpy()
+        edges = np.unique(np.quantile(x, np.arange(1, self.buckets) / self.buckets)).tolist() if len(x) else []
+        return DateEncoder(mean=0.0, deviation=1.0, edges=edges, buckets=self.buckets, format=self.format)
+
+    def request_type(self, dtype: pl.DataType) -> pl.DataType:
+        """Return text, in which a request gives a date as the column's text has it, or with the year first."""
+        return pl.String()
+
+
+def days(series: pl.Series, given: str) -> pl.Series:
+    """Return the days since 1970 of a column of dates, times, or text of a format, null for missing values and empty text. Raises DataError for
+    others."""
+    if series.dtype == pl.Null:
+        return series.cast(pl.Float64)
+    if series.dtype in (pl.Date, pl.Datetime):
+        return series.cast(pl.Date).to_physical().cast(pl.Float64)
+    if not (series.dtype == pl.String or (given and series.dtype.is_integer())):
+        raise DataError(
+            f"column '{series.name}': found {series.dtype}, expected dates, or text of them; make it numeric, or name a format of whole numbers "
+            "such as '%Y%m%d'"
+        )
+    text = series.cast(pl.String).str.strip_chars()
+    text = text.set(text == "", None)
+    found = pl.Series(series.name, [None], pl.Date).new_from_index(0, len(series))
+    for form in (given, *YEAR_FIRST) if given else YEAR_FIRST:
+        found = found.zip_with(found.is_not_null(), _read(text, form, is_given=form == given))
+    if (odd := text.filter(found.is_null() & text.is_not_null())).len():
+        expected = f"a date of the format {given!r}" if given else "a date whose year is first, such as 2023-01-31"
+        raise DataError(
+            f"column '{series.name}': the first of {len(odd):,} values that are no dates is '{odd[0]:.40}', expected {expected}; name another "
+            "format, or make them empty, as missing values are"
+        )
+    return found.to_physical().cast(pl.Float64)
+
+
+def _read(text: pl.Series, form: str, is_given: bool) -> pl.Series:
+    """Return the dates of text of a format, null for others. A format that is not given reads the text up to a clock."""
+    if not is_given:
+        return text.str.extract(r"^(\d{4}[-/.]\d{1,2}[-/.]\d{1,2})(?:[T ].*)?$").str.to_date(form, strict=False)
+    if not _OF_A_DAY.search(form):
+        text, form = (text + " 1", form + " %d") if _OF_A_MONTH.search(form) else (text + " 1 1", form + " %m %d")
+    return text.str.to_datetime(form.replace(".%f", "%.f"), time_unit="us", strict=False).cast(pl.Date)
