@@ -79,3 +79,19 @@ def test_one_weight_is_not_measured() -> None:
     made = blend(lambda weight, bias: 0.0)
     assert best(made, 0.7) == 0.7
     assert not made.scores
+
+
+@pytest.mark.parametrize(("at_one", "expected"), [(0.996, 1.0), (0.98, 2.0)])
+def test_the_weight_of_a_fit_is_kept_unless_another_is_clearly_better(at_one: float, expected: float) -> None:
+    """2 is the best weight given, and those beside it are worse."""
+    values = {0.0: 0.5, 1.0: at_one, 2.0: 1.0}
+    for is_fitted in (False, True):
+        made = blend(lambda weight, _: values.get(round(weight, 3), 0.9), cold=False)
+        made.is_fitted = is_fitted
+        assert best(made, 0.0, 1.0, 2.0) == (expected if is_fitted else 2.0)
+
+
+def test_a_fit_that_adds_nothing_has_the_weight_0() -> None:
+    made = blend(lambda weight, _: 1.0 - 0.001 * weight, cold=False)
+    made.is_fitted = True
+    assert best(made, 0.0, 0.3, 1.0) == 0.0

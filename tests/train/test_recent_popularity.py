@@ -41,7 +41,6 @@ from twotower.reports.compare import compare_runs
 from twotower.retrieval.request import Method, Request
 from twotower.runs.evaluation import QueryShard, _Rankings
 from twotower.train import last_fits, start_values
-from twotower.train.blend import Blend
 from twotower.train.cold_items import ColdItems, cold_items, fit_cold_item_bias
 from twotower.train.recent_popularity import fit_recent_popularity, recent_scores
 from twotower.train.trainer import Trainer
@@ -343,30 +342,6 @@ def test_a_pair_that_is_weighed_last_is_so_beside_what_is_popular(caplog: pytest
     alone = [float(line.rpartition(" = ")[2]) for line in caplog.messages if "popularity = 0: validation" in line]
     assert alone
     assert max(alone) < trainer.best.score + 0.1, "its values are chosen by the pair alone"
-
-
-def test_known_items_that_stand_for_cold_ones_are_not_popular_where_a_pair_is_weighed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    schema, chosen = beside_what_is_popular(cold_item_bias=True)
-    trainer, seen = Trainer(world(schema=schema, validation=0.4, kind="random"), chosen), list[Factors]()
-
-    class Seen(Blend):
-        def __init__(self, factors: Factors, *rest: Any, **options: Any) -> None:
-            seen.append(factors)
-            super().__init__(factors, *rest, **options)
-
-    monkeypatch.setattr(start_values, "Blend", Seen)
-    trainer.run()
-    cold = cold_items(trainer.model, trainer.dataset, chosen.train.seed)
-    assert isinstance(cold, ColdItems)
-    assert cold.inputs is not None
-    recent = seen[0].recent
-    assert recent is not None
-    weights, stands_in = recent.popularity.weights, cold.which[recent.popularity.items]
-    assert weights is not None
-    assert not weights[stands_in].any()
-    assert weights[~stands_in].all()
 
 
 def test_columns_are_weighed_beside_what_is_popular(monkeypatch: pytest.MonkeyPatch) -> None:

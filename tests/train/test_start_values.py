@@ -31,6 +31,8 @@ from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
+from twotower.features.values import UNKNOWN
+from twotower.model.pooling.decay import Decay
 from twotower.train.factors import factors_before
 from twotower.train.part_weights import part_weights
 from twotower.train.progress import Callback, EpochRecord
@@ -498,7 +500,24 @@ def test_few_rows_of_validation_leave_all_columns_one_weight(caplog: pytest.LogC
     assert float(columns.square().mean() / slit.square().mean()) == pytest.approx(1.0, rel=1e-3)
 
 
-def test_one_is_the_factor_of_each_column_and_rate_that_validation_fits() -> None:
+def with_equal_values(solved: Factors, data: Dataset, chosen: Config) -> Factors:
+    """The vectors, and beside them those of the last pair by the map of equal values alone."""
+    start = chosen.train.start[1]
+    values = start.solve(start.positives(data, chosen.model), Decay(rates=(0.0, 1.0)), 20, 1)
+    codes = [torch.from_numpy(np.asarray(data.items.columns[name])).long() for name in ("stage", "size")]
+    rows = [table.clone() for table in values.alternative]
+    for table in rows:
+        table[UNKNOWN] = 0.0
+    items = sum(table[code] for table, code in zip(rows, codes, strict=True))
+    assert isinstance(items, torch.Tensor)
+    return replace(
+        solved,
+        users=torch.cat([solved.users, solved.users[:, 2:42]], 1),
+        items=torch.cat([solved.items, items], 1),
+    )
+
+
+def test_one_is_the_sum_of_both_maps_of_each_column_and_rate_with_the_factors_that_validation_fits() -> None:
     data, unweighed = courses(300), by_columns([1.0]).model_dump(mode="json")
     del unweighed["train"]["start"][1]["blend"]
     solved, weighed = (
@@ -514,11 +533,15 @@ def test_one_is_the_factor_of_each_column_and_rate_that_validation_fits() -> Non
         for rate in (0, 1)
     ]
     assert all(solved.items[:, part].any(1).all() for part in parts)
-    expected = part_weights(solved, parts, data, by_columns([1.0]).train.seed)
+    both = with_equal_values(solved, data, by_columns([1.0]))
+    equal = [part - 2 + solved.items.shape[1] for part in parts]
+    expected = part_weights(both, [*parts, *equal], data, by_columns([1.0]).train.seed)
     assert expected is not None
-    assert len({round(weight.factor, 3) for weight in expected}) == len(parts)
-    for part, weight in zip(parts, expected, strict=True):
-        torch.testing.assert_close(weighed.items[:, part], weight.factor * solved.items[:, part], rtol=1e-3, atol=1e-5)
+    assert len({round(weight.factor, 3) for weight in expected}) > len(parts)
+    for number, part in enumerate(parts):
+        one, other = expected[number].factor, expected[len(parts) + number].factor
+        found = one * both.items[:, part] + other * both.items[:, equal[number]]
+        torch.testing.assert_close(weighed.items[:, part], found, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.5])
@@ -538,7 +561,9 @@ def test_popularity_that_is_fitted_beside_columns_is_a_bias_of_the_items(weight:
         solved, users=torch.cat([solved.users[:, :-2], 0 * solved.users[:, -2:-1], solved.users[:, -1:]], 1)
     )
     parts = [torch.arange(2 + 20 * rate + a, 2 + 20 * rate + b) for a, b in ((0, 6), (6, 10)) for rate in (0, 1)]
-    expected = part_weights(plain, parts, data, 1, None, popular)
+    both = with_equal_values(plain, data, by_columns([1.0]))
+    equal = [part - 2 + plain.items.shape[1] for part in parts]
+    expected = part_weights(both, [*parts, *equal], data, 1, None, popular)
     assert expected is not None
     codes = np.asarray(data.items.columns["item_id"])
     assert abs(expected[-1].factor) > 0.01
@@ -549,6 +574,43 @@ def test_popularity_that_is_fitted_beside_columns_is_a_bias_of_the_items(weight:
         atol=1e-4,
     )
     assert after[0] == 0.0
+
+
+@pytest.mark.parametrize("of_id", [{"min_count": 25}, {"hash_buckets": 8}, None])
+def test_popularity_that_no_bias_can_hold_is_not_fitted(
+    of_id: dict[str, Any] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Validation is measured with the model that is kept, also where items have no code, or share one, or none of them has a feature."""
+    data = courses(300)
+    features = [f for f in data.schema.features if f.name != "item_id"]
+    if of_id is not None:
+        features.append(Categorical(name="item_id", side="item", **of_id))
+    schema = data.schema.model_copy(update={"features": tuple(features)})
+    items = data.items.frame
+    rows = pl.DataFrame({"user_id": data.users.ids[data.pairs.user], "item_id": data.items.ids[data.pairs.item]})
+    rows = rows.with_columns(t=pl.Series(data.times))
+    changed = build_dataset(check(None, items, rows, schema), schema, SplitConfig(kind="last"))
+    sections = by_columns([0.3, 1.0]).model_dump(mode="json")
+    sections["model"]["bias"] = True
+    sections["model"]["pairs"][0]["item"] = {
+        "fields": ["stage", "size"],
+        "layers": [],
+        "join": "sum",
+        "activation": "Identity",
+    }
+    sections["model"]["pairs"][0]["user"]["width"] = 10
+    sections["model"]["pairs"][0]["item"]["width"] = 10
+    sections["train"]["start"][0] = {"kind": "next_content"}
+    with caplog.at_level(logging.INFO, "twotower"):
+        trainer = Trainer(changed, Config.model_validate(sections))
+        trainer.run()
+    found = [re.search(r"pair 1 .*, beside .*: blend = ([\d.]+): .* = ([\d.]+)$", line) for line in caplog.messages]
+    tried = {one[1]: float(one[2]) for one in found if one}
+    (chosen,) = (
+        line.rpartition(" = ")[2] for line in caplog.messages if "pair 1 by next_content: regularization" in line
+    )
+    (kept,) = (float(line.rpartition(" = ")[2]) for line in caplog.messages if line.startswith("started in"))
+    assert kept == pytest.approx(tried[chosen], abs=2e-4)
 
 
 @pytest.mark.parametrize("values", [None, "all"])

@@ -64,8 +64,8 @@ class MultiHotEncoder(Encoder):
 class MultiHot(ColumnFeature):
     """Values of one vocabulary, their embeddings pooled to one: a list column, or text split at `separator`.
 
-    Use it for genres, tags and categories. With the pooling `sqrt` a value of a long list says more than by the mean.
-    Values outside the vocabulary are left out, and no value gives zeros."""
+    Use it for genres, tags and categories. With the pooling `sqrt` a value of a long list says more than by the mean;
+    a pooling that needs an order is refused. Values outside the vocabulary are left out, and no value gives zeros."""
 
     kind = "multi_hot"
     encoder = MultiHotEncoder
@@ -80,9 +80,7 @@ class MultiHot(ColumnFeature):
     min_rate: float = Field(
         0.0, ge=0, lt=1, description="Minimum share of training interactions of a value in the vocabulary. 0: off."
     )
-    pooling: PoolingSpec = Field(
-        MEAN, description="Pooling of the values' embeddings, of a kind that ignores their order."
-    )
+    pooling: PoolingSpec = Field(MEAN, description="Pooling of the embeddings, by name or section.")
 
     @property
     def pools(self) -> PoolingSpec:

@@ -82,6 +82,9 @@ def compose(
         comments["model.cold_item_bias"] = "The items have no columns of contents, by which new ones would rank."
     follows = shape.drift is not None and shape.drift.exists and _has_id(fitted.features, str(schema["item_id"]))
     follows &= has_validation and not (config.loss.pointwise or config.model.stacking)
+    if by_users and has_validation and not follows:
+        sections["model"] = {**_section(sections, "model"), "bias": True}
+        comments["model.bias"] = "Few items are new, so that popularity counts, in the weights of columns too."
     split, evaluation = _section(source, "split"), _section(source, "evaluation")
     if ordered is not None:
         split = {"kind": "files", **({"ordered": True} if ordered else {})}

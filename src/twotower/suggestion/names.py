@@ -43,8 +43,8 @@ _QUANTITIES = (
 _CHANGES = "last latest updated update modified modification changed seen visited reviewed sold loaded ingested ingestion imported sync synced"
 _MEASURES = (
     "year years yr age price prices cost fee salary income wage budget revenue discount percent percentage duration length minutes seconds hours days "
-    "months runtime size width height depth weight area sqft capacity floors rooms bedrooms bathrooms seats pages words episodes calories experience "
-    "distance km miles rating ratings score stars votes count views clicks sales sold likes followers reviews population stock mileage horsepower temperature"
+    "months runtime size width height depth weight sqft capacity floors rooms bedrooms bathrooms seats pages words episodes calories experience "
+    "distance km miles rating ratings score stars votes count views clicks sales likes followers reviews population mileage horsepower temperature"
 )
 _ORDERS = (
     "order invoice receipt basket cart transaction trx tx bill voucher ticket slip checkout sale delivery shipment"
@@ -94,7 +94,7 @@ _CHINESE = {
     "交互": "interaction", "日志": "log", "订单": "order", "购买": "purchase", "浏览": "view", "播放": "play", "收藏": "favorite",
     "品牌": "brand", "类目": "category", "类别": "category", "分类": "category", "品类": "category", "城市": "city", "省份": "province",
     "地区": "region", "颜色": "colour", "卖家": "seller", "厂商": "manufacturer", "导演": "director", "年龄": "age", "性别": "gender", "等级": "level", "级别": "level", "价格": "price", "单价": "price", "昵称": "nickname", "标签": "tags",
-    "年份": "year", "出生年": "birth_year", "页数": "pages", "薪资": "salary", "工资": "salary", "面积": "area",
+    "年份": "year", "出生年": "birth_year", "页数": "pages", "薪资": "salary", "工资": "salary",
     "学历": "education", "数量": "quantity", "次数": "count", "时长": "duration", "状态": "state", "账号": "account_id", "号": "no",
     "加购": "cart", "喜欢": "like", "记录": "log", "训练集": "train", "训练": "train", "验证集": "validation", "验证": "validation", "测试集": "test", "测试": "test", "名": "name",
 }  # fmt: skip
@@ -295,7 +295,8 @@ def names_change(name: str) -> bool:
 def names_measure(name: str) -> bool:
     """Return True for a name of numbers that are alike where they are near: release_year, age, pages, num_rooms."""
     words = plain(name).split("_")
-    return bool({*words} & {*_MEASURES.split()}) and not (names_code(name) or words[-1] in _CODES.split())
+    is_other = names_code(name) or words[-1] == "by" or words[-1] in _CODES.split()
+    return bool({*words} & {*_MEASURES.split()}) and not is_other
 
 
 def _tells_post_code(name: str) -> bool:

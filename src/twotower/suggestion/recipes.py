@@ -232,7 +232,10 @@ class FittedRecipe:
         ]
         patterns = [(f, r) for f, r in of_kind if f.source == of_kind[0][0].source]
         if not patterns:
-            return [(column, {**column.options})]
+            like = next(
+                (r for f, r in zip(self.recipe.features, raw, strict=True) if f.kind == column.options["kind"]), {}
+            )
+            return [(column, {**column.options, **{key: like[key] for key in ("pooling",) if key in like}})]
         made = list[tuple[SideFeature, Settings]]()
         for f, pattern in patterns:
             options: Settings = {**column.options}

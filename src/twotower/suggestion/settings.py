@@ -81,6 +81,8 @@ def _shape_blends(
     left = list[Start]()
     for start in starts:
         why = unsolved or unweighed or ("" if start.is_exact(shape.users, shape.items) else too_large)
+        if start.adds_users and shape.users_change:
+            why = "users have several values of a column, by schema.valid_from."
         if start.pair in fitted.without_columns:
             why = "the tables have none of the columns that it reads."
         if unsolved or (start.blend and why):

@@ -103,6 +103,8 @@ class Shape:
     """Those of them that are text."""
     telling: UserEvidence
     """Evidence that columns of the users tell what they take."""
+    users_change: bool
+    """True if a row of the users holds from a time on, so that they have several values of a column."""
     density: float
     """Share of the pairs of a user and an item, both with a row, that have one."""
     is_dense: bool
@@ -190,6 +192,7 @@ def measure_shape(
         contents=len(sides["item"].features),
         texts=sum(f.is_text for f in sides["item"].features),
         telling=_telling(tables, schema, sides["user"].features, users[taken], items[taken]),
+        users_change="user" in tables.versions,
         density=density,
         is_dense=is_dense,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from twotower.arrays.types import F32, Bools, Shaped
 from twotower.evaluation.factors import Factors
-from twotower.train.starts.search import best_weight
+from twotower.train.starts.search import CLOSE, best_weight
 
 RAISES = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
 """Biases of cold items that are tried beside each weight, in standard deviations of a user's scores; all of them, as those that lift cold items into no
@@ -38,6 +39,8 @@ class Blend:
     """Standard deviation of a user's scores, the unit of that bias."""
     tells_cold: bool = False
     """True if the pair tells cold items apart too, so that its weight spreads these and the known ones alike."""
+    is_fitted: bool = False
+    """True if the weight 1 is that of a fit, so that others must be clearly better."""
     beside: F32[Tensor, "rows"] | None = None
     """Addition to the bias of each item by the weight 1."""
     raised: dict[float, float] = field(default_factory=dict)
@@ -64,11 +67,15 @@ class Blend:
         return found[best]
 
     def best(self, given: Sequence[float], score: Callable[[float], float]) -> float:
-        """Return the weight of the highest score, of those given and between them. With cold items that the pair does not tell apart it is the least whose score is within ENOUGH of
+        """Return the weight of the highest score, of those given and between them; if 1 is that of a fit, the one nearest to it within CLOSE of the highest. With cold items that the pair does not tell apart it is the least whose score is within ENOUGH of
         that: the greater the weight, the farther apart are known items, among which the scores of cold ones hardly differ."""
         if len(set(given)) == 1:
             return given[0]
         found = best_weight(given, score)
+        if found and self.is_fitted:
+            least = self.scores[found] - CLOSE * abs(self.scores[found])
+            close = [weight for weight, value in self.scores.items() if weight and value >= least]
+            return min(close, key=lambda weight: abs(math.log(weight)))
         if self.cold is None or self.tells_cold:
             return found
         enough = self.scores[found] - ENOUGH * abs(self.scores[found])

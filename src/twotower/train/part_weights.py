@@ -18,10 +18,10 @@ from twotower.train.cold_items import later_items
 
 MIN_ROWS, MAX_ROWS = 50, 2048
 """Rows of validation from which weights are fitted, and that are read."""
-MAX_ITEMS = 1000
-"""Items that a row's own is compared with, drawn once from more."""
-MAX_NUMBERS = 2**23
-"""Numbers of the terms of all rows and items: some 32 MiB of float32, and three times that beside them."""
+MAX_ITEMS, FEWEST_ITEMS = 1000, 100
+"""Items that a row's own is compared with, drawn once from more; fewer of them, before fewer rows are read, where there are many parts."""
+MAX_NUMBERS = 2**25
+"""Numbers of the terms of all rows and items: some 128 MiB of float32, and three times that beside them."""
 PRIOR_DEVIATION = 1.0
 """Standard deviation of the factor of a part before any row is seen. The scores of a discriminant are logarithms of odds, so that a value that few items
 have cannot weigh as much as one of many."""
@@ -55,12 +55,14 @@ def part_weights(
     items that users take in the validation part, and did not take before, are most likely among items drawn at random, by a softmax over the
     scores (McFadden 1974, "Conditional Logit Analysis of Qualitative Choice Behavior"). None for no part, for fewer than MIN_ROWS such rows, for so
     many parts that MAX_NUMBERS leave no more, and where the other dimensions are the same for all items. Items that are `cold` have a term of
-    their own, as a bias will raise them, and `popular` numbers of the items have one, whose weight is the last, and those that the test part alone has are not compared: else columns would tell which they are."""
+    their own, as a bias will raise them, and those that the test part alone has are not compared: else columns would tell which they are. `popular`
+    numbers of the items have a weight too, the last one."""
     rng = np.random.default_rng(seed)
     users, items = _taken_anew(dataset)
     compared = np.arange(len(dataset.items))
-    if len(compared) > MAX_ITEMS:
-        compared = np.sort(rng.choice(len(compared), MAX_ITEMS, replace=False))
+    fits = MAX_NUMBERS // ((len(parts) + 2) * min(MAX_ROWS, max(1, len(users))))
+    if len(compared) > (n_items := min(MAX_ITEMS, max(FEWEST_ITEMS, fits))):
+        compared = np.sort(rng.choice(len(compared), n_items, replace=False))
     most = min(MAX_ROWS, MAX_NUMBERS // ((len(parts) + 2) * (len(compared) + 1)))
     if not parts or len(users) < MIN_ROWS or most < MIN_ROWS:
         return None

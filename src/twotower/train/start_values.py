@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from twotower.arrays.types import F32
+from twotower.arrays.types import F32, Int
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import TrainingError
@@ -22,10 +22,18 @@ from twotower.model.two_tower import TwoTower
 from twotower.train.blend import ENOUGH, Blend
 from twotower.train.cold_items import ColdItems, cold_items, spread_of_scores
 from twotower.train.factors import gathered_factors
-from twotower.train.item_biases import add_biases, log_popularity
+from twotower.train.item_biases import add_biases, has_biases, log_popularity
 from twotower.train.part_weights import part_weights
 from twotower.train.recipe import Recipe
-from twotower.train.starts.pair import parts_of_pair, scale_pair, start_pair, weigh_parts
+from twotower.train.starts.pair import (
+    PairPart,
+    WeighedParts,
+    parts_of_pair,
+    scale_pair,
+    start_pair,
+    weigh_parts,
+    write_targets,
+)
 from twotower.train.starts.positives import PositiveMatrix
 from twotower.train.starts.search import (
     MAX_SCORES,
@@ -35,9 +43,12 @@ from twotower.train.starts.search import (
     search,
     users_told,
 )
-from twotower.train.starts.start import Start
+from twotower.train.starts.start import PairValues, Start
 
 log = logging.getLogger(__name__)
+
+_Form = tuple[Sequence[F32[Tensor, "_ F"]], Sequence[PairPart], list[Int[Tensor, "k"]]]
+"""Rows of the item tower by one closed form, its parts, and the dimensions of each in vectors of all pairs."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class StartValues:
         recent: RecentScores | None = None,
     ) -> None:  # fmt: skip
         """`users` and `items` are the inputs of all rows. `check_stop` raises Interrupted if a rank is to stop. `trained` are pairs that have
-        their values, after the last epoch; beside them cold items are raised by a bias, the best one for each weight, if the model has one, and `recent` is what is popular,
+        their values, after the last epoch; beside them cold items are raised by a bias, the best one for each weight, if the model has one and validation has positives of them, and `recent` is what is popular,
         which a pair is weighed beside."""
         self.model, self.dataset, self.recipe = model, dataset, recipe
         self.users, self.items, self.context = users, items, context
@@ -69,12 +80,14 @@ class StartValues:
         self._evaluation = evaluation_of_search(recipe.evaluation, len(dataset.items), scores)
         raises = bool(trained) and recipe.model.cold_item_bias and not recipe.model.own_counts
         cold = cold_items(model, dataset, recipe.train.seed, recent is not None) if raises else ""
-        self._cold = cold if isinstance(cold, ColdItems) else None
+        self._cold = cold if isinstance(cold, ColdItems) and not cold.inputs else None
         self._filled = [*trained]
         """Pairs that have their values."""
         self._trained, self._recent = bool(trained), recent
         self._tried: tuple[Start, Factors] | None = None
         """The start that was solved last, by the weight 1 of its biases, and its vectors."""
+        self._values: PairValues | None = None
+        """Values of the start that was solved last."""
         self._positives = dict[int, PositiveMatrix]()
         """Positives of the start of a pair while its values are tried; on rank 0."""
 
@@ -135,13 +148,14 @@ class StartValues:
         pairs, monitor = [*self._filled, start.pair], self.recipe.train.monitor
         is_weighed, beside = self._weigh_parts(start, pairs) if start.weighs_parts else (False, None)
         cold, part = self._cold, self.model.parts_of_pairs(pairs)[-1]
-        every = replace(self._factors(pairs, cold.inputs if cold else None), recent=self._recent_of(cold))
+        every = replace(self._factors(pairs), recent=self._recent)
         unit: float = self.context.broadcast(
             1.0 if is_weighed else _unit(_without_user_bias(every) if self.model.config.bias else every, part)
         )
         blend = Blend(every, part, unit, self._metrics, self.validation.score_of, beside=beside)
         if cold:
             blend.cold, blend.spread, blend.tells_cold = cold.rows, self._spread, start.adds_columns
+        blend.is_fitted = is_weighed
         others = "the trained ones" if self._trained else "those before it"
 
         def score(weight: float) -> float:
@@ -164,41 +178,58 @@ class StartValues:
         """Give the parts of a pair the weights under which what users of validation take anew is most likely beside the pairs before it, and
         return True, and what the popularity of each item adds beside them, of a model with biases and without recent popularity; False and None,
         with nothing changed and a line in the log, where nothing tells them."""
-        parts = parts_of_pair(self.model, start)
-        first = self.model.parts_of_pairs(pairs)[-1].start
-        every, dimensions = (
-            replace(self._factors(pairs), recent=self._recent),
-            [first + part.dimensions for part in parts],
-        )
+        every, forms = self._forms(start, pairs)
         seed, weights = self.recipe.train.seed, None
-        popular = (
-            log_popularity(self.dataset) if self.model.config.bias and not self.model.config.recent_popularity else None
-        )
-        cold = self._cold.which if self._cold and not self._cold.inputs else None
+        adds_popularity = has_biases(self.model, self.dataset) and not self.model.config.recent_popularity
+        popular = log_popularity(self.dataset) if adds_popularity else None
+        cold = self._cold.which if self._cold else None
         if self.context.is_main:
-            plain = _without_user_bias(every) if self.model.config.bias else every
-            weights = part_weights(plain, dimensions, self.dataset, seed, cold, popular)
+            dimensions = [one for _, _, own in forms for one in own]
+            weights = part_weights(every, dimensions, self.dataset, seed, cold, popular)
         weights = self.context.broadcast(weights)
         told = f"start of pair {start.pair} by {start.kind}: "
         if weights is None:
             log.info(
-                f"{told}its columns weigh alike, as validation does not tell their weights: too few rows of new items, or nothing beside them"
+                f"{told}its columns weigh alike, as validation does not tell their weights: too few rows of new items, too many columns, or nothing beside them"
             )
             return False, None
         beside = None if popular is None else weights.pop()
-        weigh_parts(self.model, start, [weight.factor for weight in weights])
-        spreads = ", ".join(
-            f"{part.field} ({part.source}) {one.spread:.2f}" for part, one in zip(parts, weights, strict=True)
-        )
+        spreads, weighed = list[str](), list[WeighedParts]()
+        for targets, parts, _ in forms:
+            own, weights = weights[: len(parts)], weights[len(parts) :]
+            also = ", equal values" if weighed else ""
+            spreads += [
+                f"{part.field} ({part.source}{also}) {one.spread:.2f}" for part, one in zip(parts, own, strict=True)
+            ]
+            weighed.append(WeighedParts(targets, parts, [one.factor for one in own]))
+        weigh_parts(self.model, start, weighed)
         log.info(
-            f"{told}weighed by validation, the scores of its columns have these standard deviations, in that of the other pairs: {spreads}"
+            f"{told}weighed by validation, the scores of its columns have these standard deviations, in that of the other pairs: {', '.join(spreads)}"
             + (f"; beside them log(1 + count) {beside.spread:.2f}" if beside else "")
         )
         return True, None if popular is None or beside is None else beside.factor * popular
 
-    def _recent_of(self, cold: ColdItems | None) -> RecentScores | None:
-        """Return what is popular, in which known items that stand for cold ones have no row."""
-        return self._recent.without(cold.which, 0.0) if self._recent and cold and cold.inputs else self._recent
+    def _forms(self, start: Start, pairs: list[int]) -> tuple[Factors, list[_Form]]:
+        """Return the vectors of some pairs, the last of which has started, with those of its second closed form beside them, and the parts of each
+        form."""
+        assert self._values is not None
+        values, part = self._values, self.model.parts_of_pairs(pairs)[-1]
+        every = replace(self._factors(pairs), recent=self._recent)
+        every = _without_user_bias(every) if self.model.config.bias else every
+        parts = parts_of_pair(self.model, start)
+        forms: list[_Form] = [(values.targets, parts, [part.start + one.dimensions for one in parts])]
+        if values.alternative:
+            write_targets(self.model, start, values.alternative)
+            second, parts = self._factors(pairs), parts_of_pair(self.model, start)
+            write_targets(self.model, start, values.targets)
+            width = every.items.shape[1]
+            forms.append((values.alternative, parts, [width + one.dimensions for one in parts]))
+            users, items = (
+                torch.cat([one, other[:, part]], 1)
+                for one, other in ((every.users, every.users), (every.items, second.items))
+            )
+            every = replace(every, users=users, items=items)
+        return every, forms
 
     def _spread(self, factors: Factors) -> float:
         """Return the standard deviation of a user's scores, on all ranks."""
@@ -211,7 +242,8 @@ class StartValues:
         if self.context.is_main and start.pair not in self._positives:
             self._positives[start.pair] = start.positives(self.dataset, self.model.config)
         found = self._positives.get(start.pair)
-        start_pair(self.model, start, found, self.recipe.train.seed, self.context, keeps_biases=self._trained)
+        seed = self.recipe.train.seed
+        self._values = start_pair(self.model, start, found, seed, self.context, keeps_biases=self._trained)
 
     def _factors_of(self, start: Start, biases: float) -> Factors:
         """Return the vectors of a pair that starts so, alone, with a weight of its biases. Those of the start before are kept."""
@@ -226,8 +258,8 @@ class StartValues:
         own = biases if start.bias_weight else 0.0  # without those of another start
         return replace(found, items=torch.cat([found.items[:, :-1], found.items[:, -1:] * own], 1))
 
-    def _factors(self, pairs: list[int], items: SideTensors | None = None) -> Factors:
-        return gathered_factors(self.model, self.users, items or self.items, self.context, pairs=pairs)
+    def _factors(self, pairs: list[int]) -> Factors:
+        return gathered_factors(self.model, self.users, self.items, self.context, pairs=pairs)
 
 
 def check_started(model: TwoTower, recipe: Recipe) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from worlds import settings
 
 from twotower.config.experiment import Config
@@ -24,6 +25,7 @@ from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.features.categorical import Categorical
 from twotower.features.feature import Feature
+from twotower.features.multi_hot import MultiHot
 from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
@@ -31,6 +33,7 @@ from twotower.features.text import Text
 from twotower.onnx.export import export_tower
 from twotower.onnx.tower import OnnxTower
 from twotower.train.factors import factors_before
+from twotower.train.starts.user_content import leading
 from twotower.train.trainer import Trainer
 
 USERS, ITEMS, TOWNS = 600, 60, 6
@@ -219,7 +222,8 @@ def test_more_pairs_of_values_than_are_counted_are_refused() -> None:
     schema = Schema(features=features)
     data = build_dataset(check(people, goods, rows, schema), schema, SplitConfig(kind="column", column="part"))
     with pytest.raises(
-        TrainingError, match=r"counts at most 134,217,728 pairs of values, and the columns have 11,99\d of users"
+        TrainingError,
+        match=r"counts at most 67,108,864 pairs of values, and 4,096 values of one column; the columns have 11,99\d of",
     ):
         Trainer(data, of(["town"], ["place"])).run()
 
@@ -236,3 +240,45 @@ def test_weights_of_rows_count() -> None:
     at_home = towns[:, None] == places
     scores = (found.users @ found.items.T).numpy()
     assert scores[at_home].mean() < scores[~at_home].mean() - 1
+
+
+def test_values_that_a_list_repeats_count_as_often() -> None:
+    """Users of `b|b|a` take as users of a third of a and two thirds of b."""
+    lists = [("b|b|a" if u % 2 else "c|a") for u in range(USERS)]
+    people = users().with_columns(clubs=pl.Series(lists))
+    features = *FEATURES, MultiHot(name="clubs", side="user", separator="|")
+    data = world(features, people)
+    found = factors_before(Trainer(data, of(["clubs"], ["place"])).run().model, data, VALIDATION)
+    pairs = data.pairs.take(data.parts == TRAIN)
+    odd, places = (data.side(side).ids.cast(pl.Int64).to_numpy() for side in ("user", "item"))
+    shares = np.where((odd % 2 == 1)[:, None], [1 / 3, 2 / 3, 0], [1 / 2, 0, 1 / 2])
+    counts = np.zeros((3, TOWNS))
+    np.add.at(counts.T, places[pairs.item] % TOWNS, shares[pairs.user])
+    logs = np.log((counts + 5) / (np.outer(counts.sum(1), counts.sum(0)) / counts.sum() + 5))
+    expected = shares @ logs[:, places % TOWNS]
+    np.testing.assert_allclose((found.users @ found.items.T).numpy(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_columns_that_tell_nothing_take_no_dimensions_from_those_that_tell() -> None:
+    rng = np.random.default_rng(9)
+    noise = {f"n{n}": rng.integers(0, 12, USERS) for n in range(12)}
+    people = users().with_columns(**{name: pl.Series(values) for name, values in noise.items()})
+    features = *FEATURES, *(Categorical(name=name, side="user") for name in noise)
+    alone = ndcg(world(), of(["town"], ["item_id", "place"], width=16))
+    among = ndcg(world(features, people), of(["town", *noise], ["item_id", "place"], width=16))
+    assert among > 0.8 * alone
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_columns_of_many_values_on_either_side_are_solved_by_the_other(flipped: bool) -> None:
+    """A column of 400 values against one of 6 gives the scores of the logarithms, whichever side it is of."""
+    rng, many = np.random.default_rng(2), 400
+    shares = rng.dirichlet(np.ones(TOWNS), many)
+    counts = torch.from_numpy(rng.poisson(20 * shares).astype(np.float64))
+    counts = counts.T.contiguous() if flipped else counts
+    rows, columns, total = counts.sum(1, keepdim=True), counts.sum(0), counts.sum()
+    expected = ((counts + 5) / (rows * columns / total + 5)).log()
+    found = leading(counts.clone(), 5.0, 8)
+    assert found.users.shape[1] == TOWNS
+    torch.testing.assert_close(found.users @ found.items.T, expected.float(), rtol=1e-3, atol=1e-4)
+    assert (found.strengths.diff() <= 0).all()

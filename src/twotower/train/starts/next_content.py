@@ -41,6 +41,7 @@ class NextContent(ColumnStart):
     near. Numbers in near buckets are alike and columns have one size, as in `content`. A column has a dimension of the history's
     width for each value. Where these are too many, small columns have theirs, and large ones share what is left: their values are
     random signs there, and A^-1 B C^-1 is 1, so that the score is roughly that of equal values.
+    A second map is of equal values alone, the rarer the more, and has a weight of its own where the pair is weighed.
     The history's vector is s - m at each rate, the item's vector has the rest, in as many times the history's width as there are
     rates. A missing value counts as the mean.
 
@@ -83,8 +84,10 @@ class NextContent(ColumnStart):
                 maps[number, start:stop, start:stop] = own
         if not maps.any():
             raise self._finds_no("column that differs among the positives that follow others")
+        sizes = [column.rows for column in content.columns]
         of_items = torch.cat([directions.rows @ one.T for one in maps], 1)
-        return PairValues(source, torch.split(of_items, [column.rows for column in content.columns]))
+        equal = torch.cat([directions.equal] * len(rates), 1)
+        return PairValues(source, torch.split(of_items, sizes), alternative=torch.split(equal, sizes))
 
     def _finds_no(self, what: str) -> TrainingError:
         return TrainingError(f"train.start of kind '{self.kind}' finds no {what}; leave the start and its pair out")
@@ -158,6 +161,8 @@ class _Directions:
 
     rows: F32[Tensor, "values E"]
     """A row for each value. The mean over the positives that have a column is 0."""
+    equal: F32[Tensor, "values E"]
+    """The same weighted by rarity, so that products are of equal values, the more the rarer; 0 in columns whose own map is that."""
     places: Sequence[int]
     """Dimensions at which columns begin, and the last one ends."""
     whole: Sequence[bool]
@@ -172,7 +177,7 @@ class _Directions:
         counts, generator = content.matrix.transposed().product(taken[:, None]), torch.Generator().manual_seed(seed)
         sizes = [column.rows - 1 for column in content.columns]
         rooms = shared_out(sizes, width)
-        rows, places = torch.zeros(len(counts), width), [0, *accumulate(rooms)]
+        rows, equal, places = torch.zeros(len(counts), width), torch.zeros(len(counts), width), [0, *accumulate(rooms)]
         firsts = accumulate((column.rows for column in content.columns), initial=0)
         for column, room, at, first in zip(content.columns, rooms, places, firsts, strict=False):
             count = counts[first : first + column.rows]
@@ -185,7 +190,10 @@ class _Directions:
             mean = (of_column * count).sum(0) / (count.sum() if count.any() else 1.0)
             rows[first : first + column.rows, at : at + room] = of_column - mean
             rows[first + UNKNOWN] = 0.0
-        return cls(rows, places, [room == size for room, size in zip(rooms, sizes, strict=True)])
+            if room == column.rows - 1:
+                whole = slice(first, first + column.rows), slice(at, at + room)
+                equal[whole] = _rarity(count).square() * rows[whole]
+        return cls(rows, equal, places, [room == size for room, size in zip(rooms, sizes, strict=True)])
 
 
 def _rarity(counts: F32[Tensor, "rows 1"]) -> F32[Tensor, "rows 1"]:

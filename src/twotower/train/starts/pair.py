@@ -25,8 +25,8 @@ from twotower.train.starts.start import PairValues, Start
 
 def start_pair(
     model: TwoTower, start: Start, positives: PositiveMatrix | None, seed: int, context: DistributedContext, keeps_biases: bool = False
-) -> None:  # fmt: skip
-    """Overwrite the pair of a start with its values, those of rank 0 on all ranks. `positives` are those of the start, on rank 0. The
+) -> PairValues:  # fmt: skip
+    """Overwrite the pair of a start with its values, those of rank 0 on all ranks, and return them. `positives` are those of the start, on rank 0. The
     biases of the items stay where `keeps_biases` says that they are trained."""
     user, item = (model.towers(side)[start.pair].embeddings for side in SIDES)
     first = user.fields[0]
@@ -37,7 +37,13 @@ def start_pair(
         raise TrainingError(found)
     if found is None:
         raise _not_finite(start)
-    tables = found.source, *found.further, *found.targets, *([] if found.item_bias is None else [found.item_bias])
+    tables = (
+        found.source,
+        *found.further,
+        *found.targets,
+        *found.alternative,
+        *([] if found.item_bias is None else [found.item_bias]),
+    )
     if not all(bool(torch.isfinite(table).all()) for table in tables):
         raise _not_finite(start)
     if found.penalty is not None:
@@ -49,14 +55,22 @@ def start_pair(
     with torch.no_grad():
         for field, rows in zip(user.fields, (found.source, *found.further), strict=True):
             _write(user.rows_of(field.name), rows)
-        for field, rows in zip(item.fields, found.targets, strict=True):
-            if first.share_with != field.name:
-                _write(item.rows_of(field.name), rows * start.scale)
-        if start.bias_weight and model.config.bias and not keeps_biases:
+        write_targets(model, start, found.targets)
+        if start.bias_weight and model.config.bias and not (keeps_biases or start.blend):
             biases = model.item_bias.rows_of(item.fields[0].name)
             _write(
                 biases, torch.zeros_like(biases) if found.item_bias is None else found.item_bias[:, None] * start.scale
             )
+    return found
+
+
+def write_targets(model: TwoTower, start: Start, targets: Sequence[F32[Tensor, "_ F"]]) -> None:
+    """Overwrite the rows of the fields of the pair's item tower, but those of a table that the history shares."""
+    user, item = (model.towers(side)[start.pair].embeddings for side in SIDES)
+    with torch.no_grad():
+        for field, rows in zip(item.fields, targets, strict=True):
+            if user.fields[0].share_with != field.name:
+                _write(item.rows_of(field.name), rows * start.scale)
 
 
 def scale_pair(model: TwoTower, pair: int, factor: float) -> None:
@@ -89,12 +103,26 @@ def parts_of_pair(model: TwoTower, start: Start) -> list[PairPart]:
     return found
 
 
-def weigh_parts(model: TwoTower, start: Start, weights: Sequence[float]) -> None:
-    """Multiply the scores of the parts of a pair, as `parts_of_pair` returns them, by weights."""
-    embeddings = model.towers("item")[start.pair].embeddings
-    with torch.no_grad():
-        for part, weight in zip(parts_of_pair(model, start), weights, strict=True):
-            embeddings.rows_of(part.field)[:, part.dimensions] *= weight
+class WeighedParts(NamedTuple):
+    """Parts of a pair's vectors by one closed form, with their weights."""
+
+    targets: Sequence[F32[Tensor, "_ F"]]
+    """Rows of each field of the item tower."""
+    parts: Sequence[PairPart]
+    weights: Sequence[float]
+
+
+def weigh_parts(model: TwoTower, start: Start, forms: Sequence[WeighedParts]) -> None:
+    """Overwrite the rows of the items with the weighted sum of the parts of some closed forms, which `parts_of_pair` returns of each."""
+    fields, sums = model.towers("item")[start.pair].embeddings.fields, list[F32[Tensor, "_ F"]]()
+    for place, field in enumerate(fields):
+        total = torch.zeros_like(forms[0].targets[place])
+        for form in forms:
+            for part, weight in zip(form.parts, form.weights, strict=True):
+                if part.field == field.name:
+                    total[:, part.dimensions] += weight * form.targets[place][:, part.dimensions]
+        sums.append(total)
+    write_targets(model, start, sums)
 
 
 def _pieces(user: FieldEmbeddings) -> Iterator[tuple[str, Int[Tensor, "k"]]]:

@@ -43,6 +43,8 @@ class PairValues:
     """Penalties of a pooling `ridge`, with `penalty`."""
     item_bias: F32[Tensor, "codes"] | None = None
     """Biases of the items beside the score, None without."""
+    alternative: tuple[F32[Tensor, "_ F"], ...] = ()
+    """Rows of the fields of the item tower by a second closed form, which has weights of its own where the parts of a pair are weighed. Empty: none."""
     further: tuple[F32[Tensor, "_ E"], ...] = ()
     """Rows of the other fields of such a user tower, in its order."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, TrainingError
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.two_tower import ModelConfig
-from twotower.train.starts.columns import ColumnStart, ColumnVectors, ContentMatrix, PositivesAndContent, shared_out
+from twotower.train.starts.columns import ColumnStart, ColumnVectors, ContentMatrix, PositivesAndContent
 from twotower.train.starts.positives import PositiveMatrix
 from twotower.train.starts.start import PairValues, Positive
 
-MAX_CELLS = 2**27
-"""Pairs of a value of the users and one of the items that are counted at most: 512 MiB."""
+MAX_CELLS = 2**26
+"""Pairs of a value of the users and one of the items that are counted at most: 256 MiB, and some three times that for one pair of columns."""
+MAX_SIDE = 4096
+"""Values of the column of fewer values, of a pair of columns, at most: a minute of a processor core."""
 BLOCK = 2**24
 """Cells of the users' values that are held at a time."""
 
@@ -41,15 +43,16 @@ class UserContent(ColumnStart):
     with n_vw the positives of users of v and items of w, n_v and n_w those of either, n all, and r `regularization`: the mean of
     a gamma distribution of n_vw over its expectation, 1 before anything is seen (DuMouchel 1999, "Bayesian Data Mining in Large
     Frequency Tables", of one component in place of two). A user's vector is the sum of its columns', an item's that of its own.
-    Each pair of columns has as many dimensions as the one of fewer values, or, where these are too many, an equal share of the
-    width, with the leading directions. Counts of numbers in near buckets are added up, by exp(-(i - j)^2 / 4.5) for the buckets
-    i and j. A value of a list counts as its pooling weighs it. A missing or unknown value says nothing.
+    Each pair of columns has as many dimensions as the one of fewer values; where these are too many, the directions that tell
+    most, of all pairs together, have the width. Counts of numbers in near buckets are added up, by exp(-(i - j)^2 / 4.5) for the
+    buckets i and j. A value of a list counts as its pooling weighs it. A missing or unknown value says nothing.
 
     Use it where users have columns such as age or city, beside other pairs, weighed by `blend`: it ranks for users without a
     history, and new items too. The item tower may read the id as one of its columns. Before it is weighed each pair of columns
     gets the factor under which what users of validation take anew is most likely, as in `next_content`. Columns that are computed
     from the rows, such as a favourite, give the answers away.
-    The time is the number of positives times the number of the users' values.
+    The time is the number of positives times the number of the users' values, and for each pair of columns the square of the
+    fewer values times the others.
     """
 
     kind = "user_content"
@@ -89,24 +92,31 @@ class UserContent(ColumnStart):
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         assert isinstance(positives, PositivesOfColumns)
         of_users, of_items = positives.users.columns, positives.content.columns
-        if positives.users.matrix.n_columns * positives.content.matrix.n_columns > MAX_CELLS:
+        values, others = positives.users.matrix.n_columns, positives.content.matrix.n_columns
+        smaller = min(max(one.rows for one in of_users), max(one.rows for one in of_items))
+        if values * others > MAX_CELLS or smaller > MAX_SIDE:
             raise TrainingError(
-                f"train.start of kind '{self.kind}' counts at most {MAX_CELLS:,} pairs of values, and the columns have "
-                f"{positives.users.matrix.n_columns:,} of users and {positives.content.matrix.n_columns:,} of items; leave the largest out"
+                f"train.start of kind '{self.kind}' counts at most {MAX_CELLS:,} pairs of values, and {MAX_SIDE:,} values of one column; the columns "
+                f"have {values:,} of users and {others:,} of items; leave the largest out"
             )
         counts = positives.once("counts", lambda: _counts(positives))
-        sizes = [min(one.rows, other.rows) - 1 for one in of_users for other in of_items]
-        rooms = shared_out(sizes, width)
-        places = [0, *accumulate(rooms)]
         sources = tuple(torch.zeros(one.rows, width) for one in of_users)
         targets = tuple(torch.zeros(one.rows, width) for one in of_items)
         of_user = torch.split(counts, [column.rows for column in of_users])
         blocks = [torch.split(rows, [column.rows for column in of_items], 1) for rows in of_user]
-        for number, (start, stop) in enumerate(pairwise(places)):
+        found = [
+            leading(_smoothed(block.double(), users, items), self.regularization[0], width)
+            for row, users in zip(blocks, of_users, strict=True)
+            for block, items in zip(row, of_items, strict=True)
+        ]
+        strengths = torch.cat([pair.strengths for pair in found])
+        least = strengths.sort(descending=True).values[:width].min() if len(strengths) else 0.0
+        at = 0
+        for number, pair in enumerate(found):
             one, other = divmod(number, len(of_items))
-            found = _smoothed(blocks[one][other].double(), of_users[one], of_items[other])
-            left, right = _leading(found, self.regularization[0], stop - start)
-            sources[one][:, start:stop], targets[other][:, start:stop] = left, right
+            n = min(int(((pair.strengths >= least) & (pair.strengths > 0)).sum()), width - at)
+            sources[one][:, at : at + n], targets[other][:, at : at + n] = pair.users[:, :n], pair.items[:, :n]
+            at += n
         if not any(bool(rows.any()) for rows in sources):
             raise TrainingError(
                 f"train.start of kind '{self.kind}' finds no column of the users that the positives tell apart; leave the start and its pair out"
@@ -118,15 +128,14 @@ def _counts(positives: PositivesOfColumns) -> F32[Tensor, "V W"]:
     """Return the positives, by their weights, of each value of the users and of the items."""
     by_item, of_items = positives.transposed(), positives.content.matrix.transposed()
     by_value, n = positives.users.matrix.transposed(), len(positives)
-    size, found = max(1, BLOCK // max(1, n)), list[Tensor]()
+    size, found = max(1, BLOCK // max(1, n, len(by_item))), list[Tensor]()
     for first in range(0, len(by_value), size):
         some = range(first, min(first + size, len(by_value)))
         dense = torch.zeros(n + 1, len(some))
         for place, value in enumerate(some):
             cells = slice(by_value.offsets[value], by_value.offsets[value + 1])
-            dense[torch.from_numpy(by_value.columns[cells].astype(np.int64)), place] = torch.from_numpy(
-                by_value.values[cells]
-            )
+            rows = torch.from_numpy(by_value.columns[cells].astype(np.int64))
+            dense[:, place].index_add_(0, rows, torch.from_numpy(by_value.values[cells]))  # a list may repeat a value
         found.append(of_items.product(by_item.product(dense[1:])).T)
     return torch.cat(found)
 
@@ -138,25 +147,31 @@ def _smoothed(counts: F64[Tensor, "v w"], users: ColumnVectors, items: ColumnVec
     return counts if items.likeness is None else counts @ items.likeness.double()
 
 
-def _leading(
-    counts: F64[Tensor, "v w"], regularization: float, width: int
-) -> tuple[F32[Tensor, "v F"], F32[Tensor, "w F"]]:
+class ColumnPair(NamedTuple):
+    """Vectors of two columns, the directions that tell most first."""
+
+    users: F32[Tensor, "v F"]
+    items: F32[Tensor, "w F"]
+    strengths: F64[Tensor, "F"]
+    """Mean squares of the products of each direction, over all positives if the columns were independent."""
+
+
+def leading(counts: F64[Tensor, "v w"], regularization: float, width: int) -> ColumnPair:
     """Return vectors of both columns whose products are the logarithms of the counts over their expectations, or the nearest to them of this
     width, by the squares over all positives if the columns were independent."""
-    total = counts.sum()
-    if not (width and total > 0):
-        return torch.zeros(counts.shape[0], width), torch.zeros(counts.shape[1], width)
-    rows, columns = counts.sum(1), counts.sum(0)
-    expected = torch.outer(rows, columns) / total
-    logs = ((counts + regularization) / (expected + regularization)).log()
-    roots, others = (rows / total).sqrt(), (columns / total).sqrt()
-    weighted = roots[:, None] * logs * others
-    _, axes = torch.linalg.eigh(weighted @ weighted.T)
-    axes = axes[:, -width:]
-    left = torch.where(roots[:, None] > 0, axes / roots[:, None], 0.0)
-    right = torch.where(others[:, None] > 0, weighted.T @ axes / others[:, None], 0.0)
-    return _wide(left.float(), width), _wide(right.float(), width)
-
-
-def _wide(vectors: F32[Tensor, "n k"], width: int) -> F32[Tensor, "n F"]:
-    return torch.nn.functional.pad(vectors, (0, width - vectors.shape[1]))
+    total, (v, w) = counts.sum(), counts.shape
+    if not total > 0:
+        return ColumnPair(torch.zeros(v, 0), torch.zeros(w, 0), torch.zeros(0, dtype=torch.float64))
+    rows, columns = counts.sum(1) / total, counts.sum(0) / total
+    weighted = counts.add_(regularization).div_(torch.outer(rows * total, columns).add_(regularization)).log_()
+    roots, others = rows.sqrt(), columns.sqrt()
+    weighted *= roots[:, None] * others
+    flipped = w < v
+    side = weighted.T if flipped else weighted
+    squares, axes = torch.linalg.eigh(side @ side.T)
+    squares, axes = squares.flip(0)[:width].clamp(min=0), axes.flip(1)[:, :width]
+    pair = axes, side.T @ axes
+    left, right = pair[::-1] if flipped else pair
+    left = torch.where(roots[:, None] > 0, left / roots[:, None], 0.0)
+    right = torch.where(others[:, None] > 0, right / others[:, None], 0.0)
+    return ColumnPair(left.float(), right.float(), squares)
