@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import re
 
 import numpy as np
@@ -69,6 +70,20 @@ def test_what_is_no_date_is_refused(values: list[object], form: str, told: str) 
     encoder = Date(name="d", side="item", format=form).fit(pl.Series("d", [FIRST, SECOND]), np.ones(2, np.int64))
     with pytest.raises(DataError, match=re.escape(told)):
         encoder.transform(pl.Series("d", values))
+
+
+def test_whole_numbers_beside_missing_ones_are_read_and_a_zone_is_that_of_the_text() -> None:
+    assert (
+        days(pl.Series([2024.0, None, math.nan]), "%Y").to_list() == days(pl.Series([2024, None, None]), "%Y").to_list()
+    )
+    texts = pl.Series(["2024-02-29 00:30:00+0900", "2024-02-29 23:30:00 -0500"])
+    assert set(days(texts, "%Y-%m-%d %H:%M:%S%z")[:1]) == {days(pl.Series([SECOND]), "")[0]}
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%d %H", "%d.%m.%Y %p"])
+def test_a_format_that_is_not_read_is_refused_with_the_config(form: str) -> None:
+    with pytest.raises(ValidationError, match="which is not read; give hours with minutes"):
+        Date(name="d", side="item", format=form)
 
 
 def test_a_format_has_a_year() -> None:

@@ -234,6 +234,27 @@ def test_dates_are_days_in_buckets(values: list[object], options: dict[str, str]
         assert "a date that changes with the rows gives the answers away" in str(kind(name, values)[1]["note"])
 
 
+@pytest.mark.parametrize(
+    ("values", "form"),
+    [
+        ([f"19{50 + i % 40}-01-{1 + i % 28:02}" for i in range(60)], ""),
+        ([f"{1 + i % 28:02}/02/19{60 + i % 30}" for i in range(60)], "%d/%m/%Y"),
+        ([f"{1 + i % 28}-Aug-19{60 + i % 30}" for i in range(60)], "%d-%b-%Y"),
+        ([f"21{50 + i % 40}-01-{1 + i % 28:02}" if i % 9 else "" for i in range(60)], ""),
+    ],
+)
+def test_births_and_coming_events_are_dates_too_and_an_empty_cell_is_none(values: list[object], form: str) -> None:
+    assert kind("day", values) == ("date", {"buckets": 16} | ({"format": form} if form else {}))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [["1.2", "1.3"], ["10-20", "20-30"], ["2020", "2021"], ["20200101", "20200102"], ["A-2020-01", "B-2020-02"]],
+)
+def test_versions_ranges_and_codes_are_no_dates(values: list[str]) -> None:
+    assert kind("code", values * 30)[0] == "categorical"
+
+
 def test_days_and_months_in_either_order_are_told() -> None:
     values = [f"{1 + i % 12:02}.{1 + i % 7:02}.2020" for i in range(60)]
     told = "its dates fit several formats, %d.%m.%Y and %m.%d.%Y; write them as year-month-day"
@@ -242,6 +263,6 @@ def test_days_and_months_in_either_order_are_told() -> None:
 
 def test_dates_of_several_forms_are_told() -> None:
     values = [*(f"20{i // 28:02}-01-{1 + i % 28:02}" for i in range(600)), "coming soon"]
-    assert "dates of several forms are no feature; write them as year-month-day" in str(
+    assert "no format that is tried reads all its dates; write them as year-month-day" in str(
         kind("published", values)[1]["note"]
     )

@@ -52,6 +52,12 @@ class Date(ColumnFeature):
     def _check_format(cls, given: str) -> str:
         if given and not (re.search("%[-_0]?[YyCGDFcxs+]", given)):
             raise ValueError(f"format is {given!r}, expected one with a year, such as '%d.%m.%Y'")
+        try:
+            _read(pl.Series(["x"]), given or YEAR_FIRST[0], is_given=bool(given))
+        except pl.exceptions.PolarsError:
+            raise ValueError(
+                f"format is {given!r}, which is not read; give hours with minutes, as in '%d.%m.%Y %H:%M'"
+            ) from None
         return given
 
     @property
@@ -73,9 +79,13 @@ def days(series: pl.Series, given: str) -> pl.Series:
     others."""
     if series.dtype == pl.Null:
         return series.cast(pl.Float64)
-    if series.dtype in (pl.Date, pl.Datetime):
-        return series.cast(pl.Date).to_physical().cast(pl.Float64)
-    if not (series.dtype == pl.String or (given and series.dtype.is_integer())):
+    if series.dtype == pl.Datetime:
+        series = series.dt.date()  # of its own zone
+    if series.dtype == pl.Date:
+        return series.to_physical().cast(pl.Float64)
+    if series.dtype.is_float() and given and (series.fill_nan(None).drop_nulls() % 1 == 0).all():
+        series = series.fill_nan(None).cast(pl.Int64)  # whole numbers beside missing ones
+    if not (series.dtype in (pl.String, pl.Categorical, pl.Enum) or (given and series.dtype.is_integer())):
         raise DataError(
             f"column '{series.name}': found {series.dtype}, expected dates, or text of them; make it numeric, or name a format of whole numbers "
             "such as '%Y%m%d'"
@@ -100,4 +110,6 @@ def _read(text: pl.Series, form: str, is_given: bool) -> pl.Series:
         return text.str.extract(r"^(\d{4}[-/.]\d{1,2}[-/.]\d{1,2})(?:[T ].*)?$").str.to_date(form, strict=False)
     if not _OF_A_DAY.search(form):
         text, form = (text + " 1", form + " %d") if _OF_A_MONTH.search(form) else (text + " 1 1", form + " %m %d")
-    return text.str.to_datetime(form.replace(".%f", "%.f"), time_unit="us", strict=False).cast(pl.Date)
+    if form.endswith("z"):  # the day of the clock that the text shows
+        text, form = text.str.replace(r"\s*(?:[-+]\d{2}:?\d{2}|Z|UTC|GMT)$", ""), re.sub(r"\s*%#?:{0,2}z$", "", form)
+    return text.str.to_datetime(form.replace(".%f", "%.f"), time_unit="us", strict=False).dt.date()

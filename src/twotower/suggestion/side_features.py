@@ -13,7 +13,7 @@ from twotower.features.date import days
 from twotower.features.side import SideName
 from twotower.features.values import missing_count
 from twotower.suggestion import names
-from twotower.suggestion.time_form import SAMPLED_ROWS, is_dated, time_form
+from twotower.suggestion.time_form import FORMATS, SAMPLED_ROWS, is_dated
 
 MAX_CATEGORIES = 1000
 """Distinct values up to which a column is categorical, if each stands for MIN_ROWS rows on average."""
@@ -30,6 +30,10 @@ are near."""
 BUCKETS = 10
 """Buckets of a column of numbers."""
 ORDERS = [f"{first}{sep}{second}{sep}%Y" for sep in "./-" for first, second in (("%d", "%m"), ("%m", "%d"))]
+LIKELY_DAYS = -62_091, 84_006
+"""Days from 1970 of 1800 and of 2200, between which dates of users and items lie: 1.2 is a version, and no February of the year 2."""
+MAX_DATE = 40
+"""Letters of the text of a date at most."""
 CLOCKS = ("", " %H:%M", " %H:%M:%S")
 """Formats of dates whose year is last, and of clocks beside them."""
 DATE_BUCKETS = 16
@@ -104,7 +108,7 @@ def _feature(series: pl.Series, side: SideName) -> SideFeature | str:
     distinct = present.n_unique()
     if distinct < 2:
         return "it has one value"
-    if is_dated(series):
+    if is_dated(series) or (series.dtype == pl.String and _formats_of_dates(series)):
         return _of_dates(series, side)
     few = f"{distinct:,} distinct values"
     if series.dtype.is_float() and (missing_count(series) > n / 2):
@@ -140,18 +144,28 @@ def _of_dates(series: pl.Series, side: SideName) -> SideFeature | str:
     """Return the feature of a column of dates, or the reason that it has none."""
     if names.names_change(series.name):
         return "a date that changes with the rows gives the answers away"
-    found = time_form(series.drop_nulls().head(SAMPLED_ROWS), strict=False) if series.dtype == pl.String else None
-    guessed = (
-        [found.format] if found and found.format else ["", *(f"{order}{clock}" for order in ORDERS for clock in CLOCKS)]
-    )
+    guessed = [""] if series.dtype != pl.String else _formats_of_dates(series)
     fits = {form: read for form in guessed if (read := _days(series, form)) is not None}
     if not fits:
-        return "dates of several forms are no feature; write them as year-month-day"
+        return "no format that is tried reads all its dates; write them as year-month-day"
     form, first = next(iter(fits.items()))
     if not all(first.equals(other) for other in fits.values()):
         return f"its dates fit several formats, {' and '.join(fits)}; write them as year-month-day"
     options: dict[str, TomlValue] = {"format": form} if form else {}
     return _made(series, side, "date", f"{first.n_unique():,} days, in buckets", buckets=DATE_BUCKETS, **options)
+
+
+def _formats_of_dates(series: pl.Series) -> list[str]:
+    """Return the formats that read the first SAMPLED_ROWS values of text as dates, of births and of coming events too; none for text of digits alone,
+    which may be codes."""
+    text = series.drop_nulls().str.strip_chars()
+    some = text.filter(text != "").unique(maintain_order=True).head(SAMPLED_ROWS)
+    looks_so = len(some) and some.str.contains(r"\d").all() and some.str.contains(r"\D").all()
+    if not looks_so or (some.str.len_chars() > MAX_DATE).any():
+        return []
+    known = [*(f"{order}{clock}" for order in ORDERS for clock in CLOCKS), *FORMATS]
+    found = {form: _days(some, form) for form in ("", *known)}
+    return [form for form, read in found.items() if read is not None and read.is_between(*LIKELY_DAYS).all()]
 
 
 def _days(series: pl.Series, form: str) -> pl.Series | None:

@@ -40,7 +40,7 @@ class Blend:
     tells_cold: bool = False
     """True if the pair tells cold items apart too, so that its weight spreads these and the known ones alike."""
     is_fitted: bool = False
-    """True if the weight 1 is that of a fit, so that others must be clearly better."""
+    """True if the weight 1 is that of a fit, which others above 0 must be clearly better than."""
     beside: F32[Tensor, "rows"] | None = None
     """Addition to the bias of each item by the weight 1."""
     raised: dict[float, float] = field(default_factory=dict)

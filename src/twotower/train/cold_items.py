@@ -53,11 +53,13 @@ class ColdItems:
         return f"{self.which.sum()} known items that read as cold ones" if self.inputs else "cold items"
 
 
-def cold_items(model: TwoTower, dataset: Dataset, seed: int, ends: bool = False) -> ColdItems | str:
+def cold_items(
+    model: TwoTower, dataset: Dataset, seed: int, ends: bool = False, stand_in: bool = True
+) -> ColdItems | str:
     """Return the items that tell the bias of cold ones on validation, or why there are none.
 
     An item that the test part alone has is none: it is not there yet. Where validation has fewer than MIN_POSITIVES positives of cold items, as
-    in a random split, a share of the known items reads as unknown and stands for them. `ends` is True if the bias ends with an item's first
+    in a random split, a share of the known items reads as unknown and stands for them, unless `stand_in` is False. `ends` is True if the bias ends with an item's first
     row, so that an item of an unknown id with training rows, too few for a code, has none."""
     field, side = model.cold_items.field, dataset.items.by_version()
     assert field is not None
@@ -68,6 +70,8 @@ def cold_items(model: TwoTower, dataset: Dataset, seed: int, ends: bool = False)
     which = _of_items(dataset, own, cold)
     if (n := _positives(dataset, which)) >= MIN_POSITIVES:
         return ColdItems(cold, which, None)
+    if not stand_in:
+        return f"cold items have {n} of the {MIN_POSITIVES} validation positives that are needed"
     known = np.unique(codes[codes != UNKNOWN])
     cold = np.isin(codes, np.random.default_rng(seed).permutation(known)[: int(len(known) * STAND_INS)])
     which = _of_items(dataset, own, cold)

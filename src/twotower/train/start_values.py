@@ -79,8 +79,8 @@ class StartValues:
         scores = SCORES_BESIDE if trained else MAX_SCORES
         self._evaluation = evaluation_of_search(recipe.evaluation, len(dataset.items), scores)
         raises = bool(trained) and recipe.model.cold_item_bias and not recipe.model.own_counts
-        cold = cold_items(model, dataset, recipe.train.seed, recent is not None) if raises else ""
-        self._cold = cold if isinstance(cold, ColdItems) and not cold.inputs else None
+        cold = cold_items(model, dataset, recipe.train.seed, recent is not None, stand_in=False) if raises else ""
+        self._cold = cold if isinstance(cold, ColdItems) else None
         self._filled = [*trained]
         """Pairs that have their values."""
         self._trained, self._recent = bool(trained), recent
@@ -194,6 +194,9 @@ class StartValues:
             )
             return False, None
         beside = None if popular is None else weights.pop()
+        if not any(one.spread for one in weights):
+            log.info(f"{told}no user of validation tells a weight of its columns")
+            return False, None
         spreads, weighed = list[str](), list[WeighedParts]()
         for targets, parts, _ in forms:
             own, weights = weights[: len(parts)], weights[len(parts) :]
