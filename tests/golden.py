@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -36,6 +37,7 @@ from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
+from twotower.features.date import Date
 from twotower.features.day_of_week import DayOfWeek
 from twotower.features.days_since_previous import DaysSincePrevious
 from twotower.features.event_sequence import EventSequence
@@ -86,6 +88,10 @@ MOMENTS = (
     DaysSincePrevious(name="gap", default=0.5),
 )
 IN_CONTEXT: Schema = EVERYTHING_SCHEMA.model_copy(update={"features": (*EVERYTHING_SCHEMA.features, *MOMENTS)})
+
+DATED: Schema = EVERYTHING_SCHEMA.model_copy(
+    update={"features": (*EVERYTHING_SCHEMA.features, Date(name="released", side="item", buckets=4))}
+)
 
 BESIDE: Schema = EVERYTHING_SCHEMA.model_copy(
     update={
@@ -180,6 +186,7 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "features of the context": ("context", {"loss": SOFTMAX, "negatives": {"uniform": 16}}),
     "features of the context, pairs": ("context", {"negatives": {"random": 2}}),
+    "features of dates": ("dates", {"loss": SOFTMAX, "negatives": {"uniform": 9}}),
     "in shards": ("everything", {"negatives": {"random": 2}, "train": {"data_shards": 6}}),
 }  # fmt: skip
 """Name -> the world, and the sections of the config that differ."""
@@ -193,6 +200,11 @@ def world(name: str) -> Dataset:
     if kind == "split":
         split = SplitConfig(kind=what)
         return build_dataset(check(*everything(), EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, split)
+    if kind == "dates":
+        users, items, actions = everything()
+        released = pl.Series([f"20{10 + n % 9}-0{1 + n % 7}-1{n % 10}" for n in range(items.height)])
+        tables = check(users, items.with_columns(released=released), actions, DATED)
+        return build_dataset(tables, DATED, Config().split)
     if kind == "pooling":
         met = Sequence(name="met", side="user", width=8, pooling={"kind": what.split(",")[0]} | POOLINGS.get(what, {}))
         schema: Schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*CHECKERBOARD_SCHEMA.features, met)})

@@ -52,7 +52,9 @@ def test_every_kind_has_a_case() -> None:
     ):
         for kind in found:
             assert f"{group} {kind}" in names, f"{group} {kind}"
-    assert set(schema.FEATURES.names) == {f.kind for s in (golden.IN_CONTEXT, golden.BESIDE) for f in s.features}
+    assert set(schema.FEATURES.names) == {
+        f.kind for s in (golden.IN_CONTEXT, golden.BESIDE, golden.DATED) for f in s.features
+    }
     assert {case.split()[1] for case in golden.CASES if case.startswith("index")} == {
         kind.kind for kind in index.INDEXES if not kind.remote and kind.choose is IndexConfig.choose
     }
