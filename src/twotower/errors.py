@@ -6,7 +6,7 @@ A message is one line: what was given, what is allowed, what to do. Arguments st
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class TwoTowerError(Exception):
@@ -99,3 +99,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the known name closest to `name`, or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{match[0]}'?" if match else ""
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return one word or more as a list in a sentence: a, b and c."""
+    return " and ".join([*([", ".join(words[:-1])] if words[:-1] else []), words[-1]])

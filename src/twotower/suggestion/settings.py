@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from operator import itemgetter
 
 from twotower.config.experiment import Config
 from twotower.config.toml import TomlValue
+from twotower.errors import listed
 from twotower.suggestion.recipes import FittedRecipe, Settings
 from twotower.suggestion.shape import Shape
 from twotower.train.starts.start import Start
@@ -112,13 +113,9 @@ def _shape_blends(
     settings["train"] = {**train, "start": kept}
     if left:
         comments["train.start"] = " ".join(
-            f"Without {'each of ' * (len(kinds) > 1)}the recipe's start{'s' * (len(kinds) > 1)} {_listed(kinds)} and its pair: {why}"
+            f"Without {'each of ' * (len(kinds) > 1)}the recipe's start{'s' * (len(kinds) > 1)} {listed(kinds)} and its pair: {why}"
             for why, kinds in reasons.items()
         )
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join([*([", ".join(words[:-1])] if words[:-1] else []), words[-1]])
 
 
 def _shape_windows(fitted: FittedRecipe, shape: Shape) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from twotower.data.dataset import Dataset
 from twotower.data.order_evidence import MAX_ROWS, OrderEvidence, order_evidence
 from twotower.data.split import SplitConfig
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, listed
 from twotower.features.schema import Schema
 from twotower.model.pooling import check_poolings, resolve
 from twotower.train.recipe import Recipe
@@ -52,10 +52,10 @@ class OrderReaders(NamedTuple):
     @property
     def way_out(self) -> str:
         """The settings to set instead."""
-        return _listed(self.instead)
+        return listed(self.instead)
 
     def __str__(self) -> str:
-        return f"{_listed(self.readers)} {'need' if len(self.readers) > 1 else 'needs'}"
+        return f"{listed(self.readers)} {'need' if len(self.readers) > 1 else 'needs'}"
 
 
 def check_times(schema: Schema, split: SplitConfig, recipe: Recipe) -> None:
@@ -101,8 +101,3 @@ def order_problem(evidence: OrderEvidence) -> str:
     if evidence.exists or evidence.pairs < MIN_PAIRS or max(evidence.expected, evidence.agreements) < MIN_EXPECTED:
         return ""
     return f"the log shows none: {evidence}"
-
-
-def _listed(texts: list[str]) -> str:
-    """Return texts as a list in a sentence."""
-    return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))

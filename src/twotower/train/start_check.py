@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from twotower.data.dataset import Dataset
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, listed
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES
 from twotower.train.recipe import Recipe
@@ -40,7 +40,7 @@ def _leave_out(starts: Sequence[Start], recipe: Recipe, schema: Schema) -> str:
     entries = [*(f"train.start.{place}" for place in places), *(f"model.pairs.{pair}" for pair in gone)]
     if own := _read_alone(gone, recipe, schema):
         entries.append(_features([f"'{name}'" for name in own]))
-    advice = f"leave out {_listed(entries)}"
+    advice = f"leave out {listed(entries)}"
     for start in recipe.train.start:
         shift = sum(pair < start.pair for pair in gone)
         if start not in starts and shift:
@@ -67,12 +67,8 @@ def _read_alone(gone: Sequence[int], recipe: Recipe, schema: Schema) -> list[str
 
 
 def _features(names: Sequence[str]) -> str:
-    return f"the feature{'s' if len(names) > 1 else ''} {_listed(names)}"
+    return f"the feature{'s' if len(names) > 1 else ''} {listed(names)}"
 
 
 def _kinds(starts: Sequence[Start]) -> str:
-    return _listed([f"'{kind}'" for kind in dict.fromkeys(start.kind for start in starts)])
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join([*([", ".join(words[:-1])] if words[:-1] else []), words[-1]])
+    return listed([f"'{kind}'" for kind in dict.fromkeys(start.kind for start in starts)])

@@ -49,8 +49,8 @@ from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.train.factors import factors_before
 from twotower.train.starts import STARTS, Ials, PairValues, Start, TransitionFactors
-from twotower.train.starts.columns import shared_out
 from twotower.train.starts.ease import ease_of_few_users, singular_values_by_users
+from twotower.train.starts.next_content import shared_out
 from twotower.train.starts.pair import scale_pair
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
 from twotower.train.starts.search import evaluation_of_search, search

@@ -126,16 +126,6 @@ class ColumnStart(Start):
         return FieldTables(select_fields(tuple(dataset.encoders.fields(side)), names), model.width).fields
 
 
-def shared_out(sizes: Sequence[int], width: int) -> list[int]:
-    """Return how many of `width` dimensions columns of some sizes have: as many as they want, or, where that is too many, the smallest ones first,
-    none more than an equal share of what is left."""
-    rooms, left = [0] * len(sizes), width
-    for done, place in enumerate(sorted(range(len(sizes)), key=lambda place: sizes[place])):
-        rooms[place] = min(sizes[place], left // (len(sizes) - done))
-        left -= rooms[place]
-    return rooms
-
-
 def _refused(one: InputField, side: SideName, reads_ids: bool) -> str:
     """Return why the values of a field are no directions; "" if they are."""
     if one.identifies and not reads_ids:

@@ -17,7 +17,7 @@ from twotower.errors import TrainingError
 from twotower.features.values import UNKNOWN
 from twotower.model.pooling.decay import Decay
 from twotower.model.pooling.pooling import Pooling
-from twotower.train.starts.columns import ColumnStart, PositivesAndContent, shared_out
+from twotower.train.starts.columns import ColumnStart, PositivesAndContent
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
 from twotower.train.starts.start import PairValues, Positive
 
@@ -202,3 +202,13 @@ def _rarity(counts: F32[Tensor, "rows 1"]) -> F32[Tensor, "rows 1"]:
     found = ((counts.sum() + 1) / (counts + 1)).log()
     mean_square = (counts * found.square()).sum() / counts.sum().clamp(min=1)
     return found / mean_square.sqrt() if mean_square > 0 else torch.ones_like(found)
+
+
+def shared_out(sizes: Sequence[int], width: int) -> list[int]:
+    """Return how many of `width` dimensions columns of some sizes have: as many as they want, or, where that is too many, the smallest ones first,
+    none more than an equal share of what is left."""
+    rooms, left = [0] * len(sizes), width
+    for done, place in enumerate(sorted(range(len(sizes)), key=lambda place: sizes[place])):
+        rooms[place] = min(sizes[place], left // (len(sizes) - done))
+        left -= rooms[place]
+    return rooms
