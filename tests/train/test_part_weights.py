@@ -18,7 +18,8 @@ from twotower.evaluation.factors import Factors
 from twotower.evaluation.recent_scores import RecentScores
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
-from twotower.train.part_weights import MAX_ITEMS, MIN_ROWS, part_weights
+from twotower.train.choices import MAX_ITEMS, MIN_ROWS
+from twotower.train.part_weights import part_weights
 
 
 def weights_of(found: Factors, data: Dataset) -> list[float] | None:
@@ -27,10 +28,10 @@ def weights_of(found: Factors, data: Dataset) -> list[float] | None:
     if weights is None:
         return None
     others = (found.users[:, :2] @ found.items[:, :2].T).std()
-    for part, one in zip(PARTS, weights, strict=True):
-        spread = float((found.users[:, part] @ found.items[:, part].T).std() / others)
-        assert one.spread == pytest.approx(one.factor * spread, rel=0.1, abs=0.01)
-    return [one.factor for one in weights]
+    for part, factor, spread in zip(PARTS, *weights, strict=True):
+        of_part = float((found.users[:, part] @ found.items[:, part].T).std() / others)
+        assert spread == pytest.approx(factor * of_part, rel=0.1, abs=0.01)
+    return weights.factors
 
 
 PARTS = [torch.tensor([2, 3]), torch.tensor([4]), torch.tensor([5])]
@@ -154,10 +155,10 @@ def test_weights_are_those_beside_what_is_popular() -> None:
     assert beside is not None
     twin = part_weights(as_number, PARTS, data, 1)
     assert twin is not None
-    assert [one.factor for one in beside] == pytest.approx([one.factor for one in twin], rel=1e-3, abs=1e-3)
+    assert beside.factors == pytest.approx(twin.factors, rel=1e-3, abs=1e-3)
     alone = part_weights(found, PARTS, data, 1)
     assert alone is not None
-    assert abs(alone[1].factor - beside[1].factor) > 0.05
+    assert abs(alone.factors[1] - beside.factors[1]) > 0.05
 
 
 def test_columns_do_not_tell_which_items_are_cold() -> None:
@@ -168,9 +169,9 @@ def test_columns_do_not_tell_which_items_are_cold() -> None:
     blind, told = (part_weights(found, PARTS, data, 1, which) for which in (None, cold))
     assert blind is not None
     assert told is not None
-    assert blind[1].factor < -2
-    assert abs(told[1].factor) < 0.2
-    assert [told[0].factor, told[2].factor] == pytest.approx([2.0, 0.5], abs=0.2)
+    assert blind.factors[1] < -2
+    assert abs(told.factors[1]) < 0.2
+    assert told.factors[::2] == pytest.approx([2.0, 0.5], abs=0.2)
 
 
 def test_items_that_are_not_there_yet_are_not_compared() -> None:
@@ -181,7 +182,7 @@ def test_items_that_are_not_there_yet_are_not_compared() -> None:
     parts = np.where(train & later[data.pairs.item], TEST, data.parts)
     weights = part_weights(found, PARTS, replace(data, parts=parts), 1)
     assert weights is not None
-    assert [one.factor for one in weights] == pytest.approx([2.0, 0.0, 0.5], abs=0.2)
+    assert weights.factors == pytest.approx([2.0, 0.0, 0.5], abs=0.2)
 
 
 def test_popularity_has_a_weight_of_its_own_the_last_one() -> None:
@@ -191,6 +192,6 @@ def test_popularity_has_a_weight_of_its_own_the_last_one() -> None:
     found.items[:, 5] = 0.0
     weights = part_weights(found, PARTS[:2], data, 1, None, popular)
     assert weights is not None
-    assert [one.factor for one in weights] == pytest.approx([2.0, -0.5, 1.5], abs=0.2)
+    assert weights.factors == pytest.approx([2.0, -0.5, 1.5], abs=0.2)
     others = (found.users[:, :2] @ found.items[:, :2].T).std()
-    assert weights[2].spread == pytest.approx(weights[2].factor * float(popular.std() / others), rel=0.1)
+    assert weights.spreads[2] == pytest.approx(weights.factors[2] * float(popular.std() / others), rel=0.1)

@@ -72,13 +72,13 @@ def fitted(score: Callable[[Scorer], float]) -> Trainer:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recent") / "run"
-    api.fit(world(), SCHEMA, config(), folder=path)
+    api.fit(world(), SCHEMA, config(split={"kind": "last"}), folder=path)
     return path
 
 
 def test_a_run_finds_what_is_popular_at_the_time_and_keeps_it(folder: Path) -> None:
     """Three items of ninety have seven tenths of the rows of a day, and a user has some of them."""
-    run, plain = runs.load(folder), api.fit(world(), SCHEMA, config(recent=False))
+    run, plain = runs.load(folder), api.fit(world(), SCHEMA, config(recent=False, split={"kind": "last"}))
     for part in ("validation", "test"):
         assert plain.metrics[f"{part}.recall@5"] < 0.2
         assert run.metrics[f"{part}.recall@5"] > 0.4

@@ -537,9 +537,9 @@ def test_one_is_the_sum_of_both_maps_of_each_column_and_rate_with_the_factors_th
     equal = [part - 2 + solved.items.shape[1] for part in parts]
     expected = part_weights(both, [*parts, *equal], data, by_columns([1.0]).train.seed)
     assert expected is not None
-    assert len({round(weight.factor, 3) for weight in expected}) > len(parts)
+    assert len({round(factor, 3) for factor in expected.factors}) > len(parts)
     for number, part in enumerate(parts):
-        one, other = expected[number].factor, expected[len(parts) + number].factor
+        one, other = expected.factors[number], expected.factors[len(parts) + number]
         found = one * both.items[:, part] + other * both.items[:, equal[number]]
         torch.testing.assert_close(weighed.items[:, part], found, rtol=1e-3, atol=1e-4)
 
@@ -566,10 +566,10 @@ def test_popularity_that_is_fitted_beside_columns_is_a_bias_of_the_items(weight:
     expected = part_weights(both, [*parts, *equal], data, 1, None, popular)
     assert expected is not None
     codes = np.asarray(data.items.columns["item_id"])
-    assert abs(expected[-1].factor) > 0.01
+    assert abs(expected.factors[-1]) > 0.01
     torch.testing.assert_close(
         after[torch.from_numpy(codes).long()],
-        weight * expected[-1].factor * popular * torch.from_numpy(codes > 0),
+        weight * expected.factors[-1] * popular * torch.from_numpy(codes > 0),
         rtol=1e-3,
         atol=1e-4,
     )

@@ -24,8 +24,8 @@ ALL_ALIKE = 1e18
 
 
 class PopularityTerms(NamedTuple):
-    """Weights by which what a log knows of an item before a time makes a score. An item without a row gains by no weight below 0: by such a one it has
-    what the item with most rows, or the first one, has."""
+    """Weights by which what a log knows of an item before a time makes a score. An item without a row has no count and no age; by a weight of all
+    rows below 0 it has what the item with most of them has, so that it gains by none."""
 
     half_life: float
     recent: float
@@ -34,6 +34,8 @@ class PopularityTerms(NamedTuple):
     """Of log(1 + n), n the count of the item by all rows alike."""
     age: float = 0.0
     """Of log(1 + n), n the number of rows since the item's first."""
+    new: float = 0.0
+    """Of log(1 + n), n the number of all rows, of an item without one: the weight of the age, if it is to have what the first item has."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class RecentPopularity:
 
     def scores_of_new(self, places: Shaped[Ints, "*_"], terms: PopularityTerms) -> Shaped[Doubles, "*_"]:
         """Return the score of an item without a row, after so many rows of others."""
-        scores: Doubles = min(terms.age, 0.0) * np.log1p(places)
+        scores: Doubles = terms.new * np.log1p(places)
         return scores if terms.total >= 0 else scores + terms.total * np.log1p(self._most[places])
 
     def scores_at_end(self, terms: PopularityTerms) -> Shaped[Floats, "I"]:
@@ -128,7 +130,7 @@ class RecentPopularity:
             found += np.float32(terms.total) * counts(ALL_ALIKE)
         if terms.age:
             found += np.float32(terms.age) * np.log1p(np.maximum(places - first, 0), dtype=np.float32)
-        if min(terms.total, terms.age) < 0:
+        if terms.new or terms.total < 0:
             found = np.where(places > first, found, self.scores_of_new(places, terms).astype(np.float32))
         return found
 

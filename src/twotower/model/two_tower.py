@@ -117,8 +117,8 @@ class ModelConfig(Section):
 
     recent_popularity: bool = Field(
         False,
-        description="Bias of each item by its count in the latest rows of the log, its count in all rows, and the rows since its first, for what is popular now, as news are: weights and half-life, in rows, "
-        "are fitted after training, whatever is best on the validation part by train.monitor. An evaluation reads the rows before each ranking; a bundle holds the "
+        description="Bias of each item by its count in the latest rows of the log, its count in all rows, and the rows since its first, or that it has none, for what is popular now, as news are: "
+        "weights and half-life, in rows, are fitted to the validation part after training. An evaluation reads the rows before each ranking; a bundle holds the "
         "value at the end of what comes before the test part. false: 0.",
     )
 

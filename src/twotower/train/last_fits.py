@@ -15,11 +15,12 @@ from twotower.evaluation.recent_scores import RecentScores
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
 from twotower.train.cold_items import fit_cold_item_bias
+from twotower.train.joint_fit import JointFit, joint_fit
 from twotower.train.own_counts import OWN_SCORES, OwnCountsFit
 from twotower.train.recent_popularity import fit_recent_popularity, popularity_beside
 from twotower.train.recipe import Recipe
 from twotower.train.stacking import stack
-from twotower.train.starts.search import SCORES_BESIDE, evaluation_of_search, users_told
+from twotower.train.starts.search import CLOSE, SCORES_BESIDE, evaluation_of_search, users_told
 
 
 @dataclass(frozen=True)
@@ -50,21 +51,37 @@ class LastFits:
 
         return popularity_beside(self.dataset, self._beside_own(), score, self.context)
 
-    def fit(self, scores_of_pairs: Callable[[], Shaped[Floats, "n"]]) -> None:
+    def fit(self, scores_of_pairs: Callable[[], Shaped[Floats, "n"]], joint: JointFit | None = None) -> None:
         """Overwrite stacking, recent popularity, own counts and the bias of cold items, each of a model that has it, one beside the other.
-        `scores_of_pairs` returns the present scores of the pairs of validation, on rank 0."""
+        `scores_of_pairs` returns the present scores of the pairs of validation, on rank 0. Where the fit of columns and popularity together, or without
+        columns that of popularity, is not clearly worse than they are, it takes their place."""
         model, dataset, recipe, context = self.model, self.dataset, self.recipe, self.context
         some = evaluation_of_search(recipe.evaluation, len(dataset.items), OWN_SCORES)
         told, score = users_told(some, recipe.train.monitor, dataset.validation), self._score(OWN_SCORES)
         if recipe.model.stacking:
             stack(model, scores_of_pairs, dataset, context)
         if recipe.model.recent_popularity:
-            fit_recent_popularity(model, dataset, self._beside_own(), score, context, told)
+            found = self._beside_own()
+            fit_recent_popularity(model, dataset, found, score, context, told)
+            apart = score(self._beside_own())
+            least = apart - CLOSE * abs(apart)
+            if joint is None or score(joint.scorer) < least:
+                joint = self._most_likely(found, score)
+            if joint and score(joint.scorer) >= least:
+                joint.write(model, dataset)
         if recipe.model.own_counts:
             OwnCountsFit(model, dataset).fit(self.scorer(None), score, context, told)
         if recipe.model.cold_item_bias:
             whole: Callable[[Scorer], float] = lambda found: self.score_of(self.metrics(found, recipe.evaluation))  # noqa: E731
             fit_cold_item_bias(model, dataset, self.scorer, whole, context, recipe.train.seed)
+
+    def _most_likely(self, found: Factors | ContextFactors, score: Callable[[Scorer], float]) -> JointFit | None:
+        """Return the terms of recent popularity under which what users take is most likely beside the scores without it; None if it has no weight, with own
+        counts, and of users whose vectors depend on the context."""
+        model, seed = self.model, self.recipe.train.seed
+        if model.config.own_counts or not model.recent_popularity.is_fitted or not isinstance(found, Factors):
+            return None
+        return joint_fit(found, (), self.dataset, seed, model.recent_popularity.terms.half_life, score, self.context)
 
     def _beside_own(self) -> Factors | ContextFactors:
         """Return the present scores, with own counts of the usual weight of a model that has them."""

@@ -119,7 +119,7 @@ def fit_recent_popularity(
     """Overwrite the recent popularity of the model with the one whose validation score is highest. `found` are the scores without it, and `score` a
     validation metric, higher is better; all ranks call it. `told` says by how many users it is measured."""
     fit = best_terms(dataset, found, score, context)
-    _hold(model, dataset, fit.terms)
+    hold_popularity(model, dataset, fit.terms)
     terms, without = fit.terms, abs(fit.score_without)
     if not terms.recent:
         log.info(
@@ -128,12 +128,8 @@ def fit_recent_popularity(
         )
         return
     log.info(
-        f"recent popularity: {terms.recent:.3g} log(1 + count by a half-life of {terms.half_life:,.0f} of "
-        f"{len(RecentPopularity.before(dataset, VALIDATION).items):,} rows)"
-        + (f" {terms.total:+.3g} log(1 + count by all)" if terms.total else "")
-        + (f" {terms.age:+.3g} log(1 + rows since the first)" if terms.age else "")
-        + f", the standard deviation of a user's scores is {fit.spread:.3g}; the monitored metric of validation is {abs(fit.score):.4f}, without it "
-        f"{without:.4f}{told}"
+        f"recent popularity: {described(terms, dataset)}, the standard deviation of a user's scores is {fit.spread:.3g}; the monitored metric of "
+        f"validation is {abs(fit.score):.4f}, without it {without:.4f}{told}"
     )
 
 
@@ -144,8 +140,7 @@ def best_terms(
     unit = RecentScores.of_part(
         dataset, VALIDATION, PopularityTerms(1.0, 1.0), np.zeros(len(dataset.items), np.float32)
     )
-    rows = len(unit.popularity.items)
-    half_lives = sorted({max(1.0, round(share * rows)) for share in HALF_LIVES})
+    half_lives = half_lives_of(len(unit.popularity.items))
     spread = context.broadcast(spread_of_scores(found, dataset) if context.is_main else 0.0)
     tried = dict[PopularityTerms, float]()
 
@@ -167,12 +162,18 @@ def best_terms(
     weight = best_weight(WEIGHTS, lambda w: of(by(w, terms.half_life)))
     terms = max((by(weight, h) for h in half_lives), key=of)
     nothing = PopularityTerms(1.0, 0.0)
+
+    def also(name: str, weight: float) -> PopularityTerms:
+        """Return the terms with one more; an item without a row gains by no age."""
+        new = min(weight, 0.0) if name == "age" else terms.new
+        return terms._replace(**{name: weight, "new": new})
+
     if of(terms) - of(nothing) <= CLOSE * abs(of(nothing)):  # no more than chance may give
         return PopularityFit(nothing, of(terms), of(nothing), spread)
     other = {name: scale(nothing._replace(**{name: 1.0})) for name in ("total", "age")}
     for _ in other:
         more = [
-            terms._replace(**{name: weight * of_one})
+            also(name, weight * of_one)
             for name, of_one in other.items()
             for weight in SIGNED_WEIGHTS
             if not getattr(terms, name)
@@ -184,7 +185,22 @@ def best_terms(
     return PopularityFit(terms, of(terms), of(nothing), spread)
 
 
-def _hold(model: TwoTower, dataset: Dataset, terms: PopularityTerms) -> None:
+def half_lives_of(rows: int) -> list[float]:
+    """Return the half-lives that are tried of a log of so many rows before validation, rising."""
+    return sorted({max(1.0, round(share * rows)) for share in HALF_LIVES})
+
+
+def described(terms: PopularityTerms, dataset: Dataset) -> str:
+    """Return the terms in words, but for that of an item without a row."""
+    return (
+        f"{terms.recent:.3g} log(1 + count by a half-life of {terms.half_life:,.0f} of "
+        f"{len(RecentPopularity.before(dataset, VALIDATION).items):,} rows)"
+        + (f" {terms.total:+.3g} log(1 + count by all)" if terms.total else "")
+        + (f" {terms.age:+.3g} log(1 + rows since the first)" if terms.age else "")
+    )
+
+
+def hold_popularity(model: TwoTower, dataset: Dataset, terms: PopularityTerms) -> None:
     """Give the items of a model the recent popularity at the end of what comes before the test part."""
     bias, numbers = model.recent_popularity, torch.tensor(terms)
     terms = PopularityTerms(*numbers.tolist())

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from twotower.arrays.types import F32, Int
+from twotower.arrays.types import F32
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import TrainingError
@@ -23,14 +23,16 @@ from twotower.train.blend import ENOUGH, Blend
 from twotower.train.cold_items import ColdItems, cold_items, spread_of_scores
 from twotower.train.factors import gathered_factors
 from twotower.train.item_biases import add_biases, has_biases, log_popularity
+from twotower.train.joint_fit import JointFit, PairForm, joint_fit
 from twotower.train.part_weights import part_weights
 from twotower.train.recipe import Recipe
 from twotower.train.starts.pair import (
-    PairPart,
     WeighedParts,
     parts_of_pair,
     scale_pair,
     start_pair,
+    targets_kept,
+    told_spreads,
     weigh_parts,
     write_targets,
 )
@@ -46,9 +48,6 @@ from twotower.train.starts.search import (
 from twotower.train.starts.start import PairValues, Start
 
 log = logging.getLogger(__name__)
-
-_Form = tuple[Sequence[F32[Tensor, "_ F"]], Sequence[PairPart], list[Int[Tensor, "k"]]]
-"""Rows of the item tower by one closed form, its parts, and the dimensions of each in vectors of all pairs."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,8 @@ class StartValues:
         """The start that was solved last, by the weight 1 of its biases, and its vectors."""
         self._values: PairValues | None = None
         """Values of the start that was solved last."""
+        self._weighed = list[tuple[Start, PairValues]]()
+        """Pairs whose columns are weighed."""
         self._positives = dict[int, PositiveMatrix]()
         """Positives of the start of a pair while its values are tried; on rank 0."""
 
@@ -178,13 +179,16 @@ class StartValues:
         """Give the parts of a pair the weights under which what users of validation take anew is most likely beside the pairs before it, and
         return True, and what the popularity of each item adds beside them, of a model with biases and without recent popularity; False and None,
         with nothing changed and a line in the log, where nothing tells them."""
-        every, forms = self._forms(start, pairs)
+        assert self._values is not None
+        self._weighed.append((start, self._values))
+        every, forms = self._beside_forms(pairs, [self._weighed[-1]])
+        every = replace(every, recent=self._recent)
         seed, weights = self.recipe.train.seed, None
         adds_popularity = has_biases(self.model, self.dataset) and not self.model.config.recent_popularity
         popular = log_popularity(self.dataset) if adds_popularity else None
         cold = self._cold.which if self._cold else None
         if self.context.is_main:
-            dimensions = [one for _, _, own in forms for one in own]
+            dimensions = [one for form in forms for one in form.dimensions]
             weights = part_weights(every, dimensions, self.dataset, seed, cold, popular)
         weights = self.context.broadcast(weights)
         told = f"start of pair {start.pair} by {start.kind}: "
@@ -193,46 +197,64 @@ class StartValues:
                 f"{told}its columns weigh alike, as validation does not tell their weights: too few rows of new items, too many columns, or nothing beside them"
             )
             return False, None
-        beside = None if popular is None else weights.pop()
-        if not any(one.spread for one in weights):
+        (factors, spreads), beside = weights, None
+        if popular is not None:
+            beside = factors.pop(), spreads.pop()
+        if not any(spreads):
             log.info(f"{told}no user of validation tells a weight of its columns")
             return False, None
-        spreads, weighed = list[str](), list[WeighedParts]()
-        for targets, parts, _ in forms:
-            own, weights = weights[: len(parts)], weights[len(parts) :]
-            also = ", equal values" if weighed else ""
-            spreads += [
-                f"{part.field} ({part.source}{also}) {one.spread:.2f}" for part, one in zip(parts, own, strict=True)
-            ]
-            weighed.append(WeighedParts(targets, parts, [one.factor for one in own]))
+        of_columns, weighed = list[str](), list[WeighedParts]()
+        for form in forms:
+            n = len(form.parts)
+            of_columns += told_spreads(form.parts, spreads[:n], second=bool(weighed))
+            weighed.append(WeighedParts(form.targets, form.parts, factors[:n]))
+            factors, spreads = factors[n:], spreads[n:]
         weigh_parts(self.model, start, weighed)
         log.info(
-            f"{told}weighed by validation, the scores of its columns have these standard deviations, in that of the other pairs: {', '.join(spreads)}"
-            + (f"; beside them log(1 + count) {beside.spread:.2f}" if beside else "")
+            f"{told}weighed by validation, the scores of its columns have these standard deviations, in that of the other pairs: {', '.join(of_columns)}"
+            + (f"; beside them log(1 + count) {beside[1]:.2f}" if beside else "")
         )
-        return True, None if popular is None or beside is None else beside.factor * popular
+        return True, None if popular is None or beside is None else beside[0] * popular
 
-    def _forms(self, start: Start, pairs: list[int]) -> tuple[Factors, list[_Form]]:
-        """Return the vectors of some pairs, the last of which has started, with those of its second closed form beside them, and the parts of each
-        form."""
-        assert self._values is not None
-        values, part = self._values, self.model.parts_of_pairs(pairs)[-1]
-        every = replace(self._factors(pairs), recent=self._recent)
-        every = _without_user_bias(every) if self.model.config.bias else every
-        parts = parts_of_pair(self.model, start)
-        forms: list[_Form] = [(values.targets, parts, [part.start + one.dimensions for one in parts])]
-        if values.alternative:
-            write_targets(self.model, start, values.alternative)
-            second, parts = self._factors(pairs), parts_of_pair(self.model, start)
-            write_targets(self.model, start, values.targets)
-            width = every.items.shape[1]
-            forms.append((values.alternative, parts, [width + one.dimensions for one in parts]))
-            users, items = (
-                torch.cat([one, other[:, part]], 1)
-                for one, other in ((every.users, every.users), (every.items, second.items))
-            )
-            every = replace(every, users=users, items=items)
-        return every, forms
+    def weigh_together(self) -> JointFit | None:
+        """Return weights of the columns of all pairs, and of what is popular, that are fitted together; None where no pair has such weights, nothing is
+        popular, or validation does not tell them. Changes no value of the model."""
+        if not self._weighed or self._recent is None or self.recipe.model.own_counts:
+            return None
+
+        def score(found: Factors) -> float:
+            self.check_stop()
+            return self.validation.score_of(self._metrics(found))
+
+        every, forms = self._beside_forms(self._filled, self._weighed)
+        half_life, seed = self._recent.terms.half_life, self.recipe.train.seed
+        return joint_fit(every, forms, self.dataset, seed, half_life, score, self.context)
+
+    def _beside_forms(
+        self, pairs: list[int], weighed: Sequence[tuple[Start, PairValues]]
+    ) -> tuple[Factors, list[PairForm]]:
+        """Return the vectors of some pairs, in which those of some starts have the weight 1 of all parts and second closed forms stand beside them, and
+        all forms."""
+        every, forms = self._factors(pairs), list[PairForm]()
+        users, items = [every.users], [every.items.clone()]
+        if self.model.config.bias:
+            users[0] = _without_user_bias(every).users
+        for start, values in weighed:
+            part = self.model.parts_of_pairs(pairs)[pairs.index(start.pair)]
+            with targets_kept(self.model, start):
+                for targets in filter(None, (values.targets, values.alternative)):
+                    write_targets(self.model, start, targets)
+                    own, parts = self._factors([start.pair]), parts_of_pair(self.model, start)
+                    (place,) = self.model.parts_of_pairs([start.pair])
+                    begin = part.start
+                    if targets is values.targets:
+                        items[0][:, part] = own.items[:, place]
+                    else:
+                        begin = sum(one.shape[1] for one in items)
+                        users.append(own.users[:, place])
+                        items.append(own.items[:, place])
+                    forms.append(PairForm(start, targets, parts, [begin + one.dimensions for one in parts]))
+        return replace(every, users=torch.cat(users, 1), items=torch.cat(items, 1)), forms
 
     def _spread(self, factors: Factors) -> float:
         """Return the standard deviation of a user's scores, on all ranks."""

@@ -38,6 +38,7 @@ from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
 from twotower.train.contrastive_objective import ContrastiveObjective
 from twotower.train.factors import context_factors, gathered_factors, has_finite_vectors, with_added
+from twotower.train.joint_fit import JointFit
 from twotower.train.last_fits import LastFits
 from twotower.train.optim import ModelOptimizer
 from twotower.train.order import Epoch
@@ -132,8 +133,8 @@ class Trainer:
             while p.epoch < config.epochs and not self.best.out_of_patience:
                 self._train_epoch(self.objective.sampler.epoch(p.epoch))
             self.weights.load_state(self.best.weights)
-            self._weigh_last()
-        self._last_fits.fit(self._validation_scores)
+            joint = self._weigh_last()
+        self._last_fits.fit(self._validation_scores, joint)
         if self.torchrec:
             self.torchrec.gather_tables()
         self.objective.detach_from_group()
@@ -152,10 +153,10 @@ class Trainer:
                 f"started in {time.perf_counter() - started:.1f} s: {config.monitor} = {found[config.monitor]:.4f}"
             )
 
-    def _weigh_last(self) -> None:
-        """Give the pairs that are weighed beside trained ones their values and weights."""
+    def _weigh_last(self) -> JointFit | None:
+        """Give the pairs that are weighed beside trained ones their values and weights, and return weights of all their columns together."""
         if not self.recipe.last_starts:
-            return
+            return None
         self._check_stop()
         started = time.perf_counter()
         values = self._start_values(self._measured_pairs or (), self._last_fits.popularity(self._check_stop))
@@ -164,7 +165,9 @@ class Trainer:
             self._check_stop()
             values.fill(start)
         self._check_stop()
+        joint = values.weigh_together()
         self.progress.seconds += time.perf_counter() - started
+        return joint
 
     @property
     def _last_fits(self) -> LastFits:

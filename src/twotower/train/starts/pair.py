@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -73,6 +74,19 @@ def write_targets(model: TwoTower, start: Start, targets: Sequence[F32[Tensor, "
                 _write(item.rows_of(field.name), rows * start.scale)
 
 
+@contextmanager
+def targets_kept(model: TwoTower, start: Start) -> Iterator[None]:
+    """Leave the rows of the fields of the pair's item tower as they were."""
+    item = model.towers("item")[start.pair].embeddings
+    before = [item.rows_of(field.name).clone() for field in item.fields]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for field, rows in zip(item.fields, before, strict=True):
+                item.rows_of(field.name).copy_(rows)
+
+
 def scale_pair(model: TwoTower, pair: int, factor: float) -> None:
     """Multiply the scores of a pair of a start by a factor, through its items, whose rows no history shares."""
     embeddings = model.towers("item")[pair].embeddings
@@ -101,6 +115,13 @@ def parts_of_pair(model: TwoTower, start: Start) -> list[PairPart]:
             if (own := dimensions[used[dimensions]]).numel():
                 found.append(PairPart(field.name, name, own))
     return found
+
+
+def told_spreads(parts: Sequence[PairPart], spreads: Sequence[float], second: bool) -> Iterator[str]:
+    """Yield each part with the standard deviation of its scores, in words; `second` if it is of the second closed form."""
+    also = ", equal values" if second else ""
+    for part, spread in zip(parts, spreads, strict=True):
+        yield f"{part.field} ({part.source}{also}) {spread:.2f}"
 
 
 class WeighedParts(NamedTuple):

@@ -1,0 +1,137 @@
+"""Joint fit of the columns of several pairs and of what is popular, which were weighed one beside the other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+from torch import Tensor
+
+from twotower.arrays.types import F32, Int
+from twotower.data.dataset import Dataset
+from twotower.data.recent_popularity import PopularityTerms
+from twotower.data.splits import VALIDATION
+from twotower.distributed import DistributedContext
+from twotower.evaluation.factors import Factors
+from twotower.evaluation.recent_scores import RecentScores
+from twotower.model.two_tower import TwoTower
+from twotower.train.choices import Choices, ChoiceWeights
+from twotower.train.part_weights import other_dimensions
+from twotower.train.recent_popularity import described, half_lives_of, hold_popularity
+from twotower.train.starts.pair import PairPart, WeighedParts, told_spreads, weigh_parts
+from twotower.train.starts.start import Start
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PairForm:
+    """One closed form of a pair, with the weight 1 of all its parts."""
+
+    start: Start
+    targets: Sequence[F32[Tensor, "_ F"]]
+    """Rows of each field of the item tower."""
+    parts: Sequence[PairPart]
+    dimensions: Sequence[Int[Tensor, "_"]]
+    """Those of each part in vectors of all pairs and forms side by side."""
+
+
+@dataclass(frozen=True)
+class JointFit:
+    """Weights of all parts and of what is popular, fitted together."""
+
+    forms: Sequence[PairForm]
+    weights: ChoiceWeights
+    """Of the parts of all forms."""
+    terms: PopularityTerms
+    scorer: Factors
+    """Scores of validation by them."""
+
+    def write(self, model: TwoTower, dataset: Dataset) -> None:
+        """Overwrite the columns of the pairs, and the recent popularity of the model."""
+        told, weights = list[str](), zip(self.weights.factors, self.weights.spreads, strict=True)
+        of_pairs = dict[int, tuple[Start, list[WeighedParts]]]()
+        for form in self.forms:
+            own = [*islice(weights, len(form.parts))]
+            _, of_pair = of_pairs.setdefault(form.start.pair, (form.start, []))
+            told += told_spreads(form.parts, [spread for _, spread in own], second=bool(of_pair))
+            of_pair.append(WeighedParts(form.targets, form.parts, [factor for factor, _ in own]))
+        for start, weighed in of_pairs.values():
+            weigh_parts(model, start, weighed)
+        hold_popularity(model, dataset, self.terms)
+        log.info(
+            f"recent popularity by what users are most likely to take: {described(self.terms, dataset)}"
+            + (
+                f"; weighed together with it, the scores of columns have these standard deviations, in that of the other pairs: {', '.join(told)}"
+                if told
+                else ""
+            )
+        )
+
+
+def joint_fit(
+    factors: Factors, forms: Sequence[PairForm], dataset: Dataset, seed: int, half_life: float,
+    score: Callable[[Factors], float], context: DistributedContext,
+) -> JointFit | None:  # fmt: skip
+    """Return the weights of the parts of some forms, and of the terms of recent popularity, under which together what users of validation take anew is
+    most likely, by a softmax over the scores; None where validation does not tell them (`Choices`). `factors` are vectors of all pairs and
+    forms, without recent popularity. Half-lives are tried from the given one on, in both directions, while `score`, a metric of validation, higher
+    is better, rises; all ranks call it."""
+    parts = [dimensions for form in forms for dimensions in form.dimensions]
+    choices = Choices.of(dataset, seed, len(parts) + 5) if context.is_main else None
+    products = choices.products(factors, [other_dimensions(factors, parts), *parts]) if choices else []
+    unit = RecentScores.of_part(
+        dataset, VALIDATION, PopularityTerms(1.0, 0.0), np.zeros(len(dataset.items), np.float32)
+    )
+    half_lives = half_lives_of(len(unit.popularity.items))
+    tried = dict[int, tuple[float, JointFit]]()
+
+    def improves(place: int, than: float) -> bool:
+        """Try a half-life, and return True if its score is above another."""
+        if not 0 <= place < len(half_lives):
+            return False
+        found = context.broadcast(_weights(choices, products, unit, half_lives[place]) if choices else None)
+        if found is None:
+            return False
+        weights, terms = found
+        items = factors.items.clone()
+        for dimensions, factor in zip(parts, weights.factors, strict=True):
+            items[:, dimensions] *= factor
+        scorer = replace(factors, items=items, recent=replace(unit, terms=terms))
+        tried[place] = score(scorer), JointFit(forms, weights, terms, scorer)
+        return tried[place][0] > than
+
+    first = int(np.abs(np.log(np.array(half_lives) / half_life)).argmin())
+    if not improves(first, -np.inf):
+        return None
+    for step in (1, -1):
+        place = first
+        while improves(place + step, tried[place][0]):
+            place += step
+    return max(tried.values(), key=lambda one: one[0])[1]
+
+
+def _weights(
+    choices: Choices, products: Sequence[F32[Tensor, "n k"]], unit: RecentScores, half_life: float
+) -> tuple[ChoiceWeights, PopularityTerms] | None:
+    """Return the weights of the parts, of whose scores and those of all other dimensions the products are, and of the terms of recent popularity."""
+
+    def by(**weight: float) -> F32[Tensor, "n k"]:
+        return choices.popularity(
+            replace(unit, terms=PopularityTerms(half_life, weight.pop("recent", 0.0))._replace(**weight))
+        )
+
+    recent, age, new = by(recent=1.0), by(age=1.0), by(new=1.0)
+    for sign in (-1.0, 1.0, 0.0):  # what an item without a row has depends on that of the weight of all rows
+        found = choices.weights([*products, recent, sign * by(total=sign), age, new], n_free=4)
+        if found is None or found.factors[-3] * sign >= 0:
+            break
+    if found is None:
+        return None
+    terms = PopularityTerms(half_life, *found.factors[-4:])
+    if not bool(new.any()):  # nothing tells, and it gains by no age
+        terms = terms._replace(new=min(terms.age, 0.0))
+    return ChoiceWeights(found.factors[:-4], found.spreads[:-4]), terms
