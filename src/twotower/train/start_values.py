@@ -105,7 +105,7 @@ class StartValues:
             scale_pair(self.model, start.pair, 0.0)
         else:
             weight = self._blend(found) if found.blend else 1.0
-            if self._cold and not start.adds_columns:
+            if self._cold and not start.tells_cold(self.dataset, self.model.config):
                 adds = f"less than {ENOUGH:.0%} beside cold items"
         finally:
             self._positives.clear()
@@ -155,7 +155,8 @@ class StartValues:
         )
         blend = Blend(every, part, unit, self._metrics, self.validation.score_of, beside=beside)
         if cold:
-            blend.cold, blend.spread, blend.tells_cold = cold.rows, self._spread, start.adds_columns
+            blend.cold, blend.spread = cold.rows, self._spread
+            blend.tells_cold = start.tells_cold(self.dataset, self.model.config)
         blend.is_fitted = is_weighed
         others = "the trained ones" if self._trained else "those before it"
 

@@ -87,7 +87,7 @@ class PositivesAndContent(PositiveMatrix):
 
 
 class ColumnStart(Start):
-    """Start of a pair whose item tower reads columns in place of the id, added up, so that items without any training are ranked too."""
+    """Start of a pair whose item tower adds columns up, in place of the id or beside it, so that items without any training are ranked too."""
 
     adds_columns = True
     reads_ids: ClassVar[bool] = False
@@ -110,7 +110,11 @@ class ColumnStart(Start):
         if len(fields) > 1 and tower.join != "sum":
             raise self.needs_plain(side)
 
-    def positives(self, dataset: Dataset, model: ModelConfig) -> PositivesAndContent:
+    def positives(self, dataset: Dataset, model: ModelConfig) -> PositiveMatrix:
+        return self._with_content(dataset, model)
+
+    def _with_content(self, dataset: Dataset, model: ModelConfig) -> PositivesAndContent:
+        """Return the positives that the pair's values are solved from, with the content of the items."""
         found = super().positives(dataset, model)
         codes, n_codes = self.item_codes(dataset, model), self.n_codes(dataset, model)
         fields = self._column_fields("item", dataset, model)

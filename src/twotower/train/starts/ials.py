@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,13 +11,32 @@ from pydantic import Field
 from torch import Tensor
 
 from twotower.arrays.types import F32
+from twotower.data.dataset import Dataset
+from twotower.errors import ConfigError
+from twotower.features.field import InputField
+from twotower.features.side import SideName
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.pooling.ridge import MAX_NUMBERS_PER_PASS, conjugate_gradients
+from twotower.model.two_tower import ModelConfig
+from twotower.train.starts.columns import ColumnStart, ContentMatrix, PositivesAndContent
 from twotower.train.starts.positives import PositiveMatrix
 from twotower.train.starts.start import NotNegative, PairValues, Positive, Start
 
+PRIOR_ITEMS = 10.0
+"""Items of a value of a column, and positives of an item, by which half of its vector is believed."""
+REGRESSION_STEPS = 64
+"""Steps of conjugate gradients to the vectors of the values."""
 
-class Ials(Start):
+
+@dataclass(frozen=True)
+class PositivesBesideColumns(PositivesAndContent):
+    """Positives of the users, with the columns that the item tower reads beside the id."""
+
+    place: int = field(kw_only=True)
+    """Place of the id among the fields of the item tower."""
+
+
+class Ials(ColumnStart):
     """Implicit alternating least squares: user vectors u and item vectors v that minimise
 
         sum over positives of w (1 - u . v)^2  +  a sum over all pairs of (u . v)^2
@@ -25,6 +45,9 @@ class Ials(Start):
     with w the weight of a positive, n the sum of a row's weights, N items and U users (Rendle et al. 2022, "Revisiting the
     Performance of iALS on Item Recommendation Benchmarks", section 3, exponent 1). The pooling `ridge` then solves for u
     from the history. Each half step continues each row's vector by a few steps of conjugate gradients (Takács et al. 2011).
+
+    An item tower that adds columns up beside the id ranks items that training lacks: the columns have the vectors whose sum is
+    nearest to v, by a ridge regression in which an item of n positives weighs n / (n + 10), and the id has what is left of v.
 
     Use it for tastes in no order. Memory is that of the vectors and some 60 bytes a positive, the time of a sweep that of positives
     times width and of users and items times its square.
@@ -35,6 +58,8 @@ class Ials(Start):
     shares = True
     choices = ("unobserved", "regularization")
     bias_weight = "popularity"
+    adds_columns = True
+    reads_ids = True
 
     unobserved: tuple[Positive, ...] = Field(
         (0.3,),
@@ -55,6 +80,36 @@ class Ials(Start):
     sweeps: int = Field(8, ge=1, description="Number of alternations over users and items.")
     steps: int = Field(4, ge=1, description="Number of steps of conjugate gradients in a half step.")
 
+    def check_items(self, dataset: Dataset, model: ModelConfig) -> None:
+        if not self.tells_cold(dataset, model):
+            Start.check_items(self, dataset, model)
+            return
+        ids = [f for f in self._fields("item", dataset, model)[1] if f == dataset.schema.id_feature("item")]
+        self._check_columns("item", dataset, model)
+        self._check_ids(ids, dataset, model)
+        history = self.history(dataset, model)
+        assert history.history is not None
+        if history.history.share_embedding:
+            raise ConfigError(
+                f"train.start of kind '{self.kind}' with columns beside the id gives items other vectors in a history than as targets; set "
+                f"share_embedding = false of feature '{history.name}'"
+            )
+
+    def tells_cold(self, dataset: Dataset, model: ModelConfig) -> bool:
+        return len(self._fields("item", dataset, model)[0]) > 1
+
+    def positives(self, dataset: Dataset, model: ModelConfig) -> PositiveMatrix:
+        if not self.tells_cold(dataset, model):
+            return Start.positives(self, dataset, model)
+        found, every = self._with_content(dataset, model), super()._column_fields("item", dataset, model)
+        place = next(n for n, one in enumerate(every) if one.identifies)
+        return PositivesBesideColumns(
+            found.columns, found.offsets, found.values, found.n_columns, found.histories, content=found.content, place=place
+        )  # fmt: skip
+
+    def _column_fields(self, side: SideName, dataset: Dataset, model: ModelConfig) -> tuple[InputField, ...]:
+        return tuple(one for one in super()._column_fields(side, dataset, model) if not one.identifies)
+
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         a, rate = self.unobserved[0], self.regularization[0]
         users, items = positives, positives.once("transposed", positives.transposed)
@@ -71,7 +126,36 @@ class Ials(Start):
         if weight := self.popularity[0]:
             bias = weight * _popularity(items) * _root_mean_square(of_users, vectors, n_users, n_items)
         penalty = _penalty(vectors, a, rate, n_items).diagonal().diag()
-        return PairValues(vectors, (vectors,), penalty, rate, bias)
+        targets = [vectors]
+        if isinstance(positives, PositivesBesideColumns):
+            counts = torch.from_numpy(np.bincount(items.owners, items.values, len(items))).float()
+            of_values = nearest(positives.content, vectors, counts / (counts + PRIOR_ITEMS))
+            own = (vectors - positives.content.matrix.product(of_values)).where(counts[:, None] > 0, 0.0)
+            targets = [*torch.split(of_values, [column.rows for column in positives.content.columns])]
+            targets.insert(positives.place, own)
+        return PairValues(vectors, tuple(targets), penalty, rate, bias)
+
+
+def nearest(
+    content: ContentMatrix, vectors: F32[Tensor, "codes E"], weights: F32[Tensor, "codes"]
+) -> F32[Tensor, "values E"]:
+    """Return vectors of the values of columns whose sums are nearest to the vectors of the items, by a ridge regression with a weight of each item,
+    whose penalty is that of PRIOR_ITEMS items: x of (A + PRIOR_ITEMS) x = b, by steps of conjugate gradients for each of the E numbers."""
+    by_value = content.matrix.transposed()
+
+    def to_values(rows: F32[Tensor, "codes E"]) -> F32[Tensor, "values E"]:
+        return content.vectors(by_value.product(weights[:, None] * rows))
+
+    found, left = torch.zeros(content.matrix.n_columns, vectors.shape[1]), to_values(vectors)
+    step, square = left.clone(), left.square().sum(0)
+    for _ in range(REGRESSION_STEPS):
+        moved = to_values(content.matrix.product(content.vectors(step))) + PRIOR_ITEMS * step
+        size = (square / (step * moved).sum(0)).where(square > 0, 0.0)
+        found += size * step
+        left = left - size * moved
+        square, before = left.square().sum(0), square
+        step = left + (square / before).where(before > 0, 0.0) * step
+    return content.vectors(found)
 
 
 def _turned(items: F32[Tensor, "C E"], users: F32[Tensor, "R E"]) -> tuple[F32[Tensor, "C E"], F32[Tensor, "R E"]]:

@@ -58,7 +58,7 @@ def start_pair(
             _write(user.rows_of(field.name), rows)
         write_targets(model, start, found.targets)
         if start.bias_weight and model.config.bias and not (keeps_biases or start.blend):
-            biases = model.item_bias.rows_of(item.fields[0].name)
+            biases = model.item_bias.rows_of(next(one.name for one in item.fields if one.identifies))
             _write(
                 biases, torch.zeros_like(biases) if found.item_bias is None else found.item_bias[:, None] * start.scale
             )

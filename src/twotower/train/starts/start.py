@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Annotated, ClassVar
@@ -65,7 +65,7 @@ class Start(Kind):
     shares: ClassVar[bool] = False
     """True if source and target are one table's rows, which the history may share."""
     adds_columns: ClassVar[bool] = False
-    """True if the item tower adds up columns in place of the id."""
+    """True if the item tower adds up columns, in place of the id or beside it."""
     adds_users: ClassVar[bool] = False
     """True if the user tower adds up columns in place of a history."""
     weighs_parts: ClassVar[bool] = False
@@ -154,6 +154,10 @@ class Start(Kind):
         """Return the options of several values."""
         return [name for name in self.choices if len(set(getattr(self, name))) > 1]
 
+    def tells_cold(self, dataset: Dataset, model: ModelConfig) -> bool:
+        """Return True if the pair tells items apart that training lacks."""
+        return self.adds_columns
+
     def describe(self) -> str:
         """Return the first values of `choices`, and the weight of the biases if one is chosen, for messages."""
         chosen = [*self.choices, *([self.bias_weight] if len(self.bias_weights) == 1 else [])]
@@ -238,6 +242,10 @@ class Start(Kind):
     def check_items(self, dataset: Dataset, model: ModelConfig) -> None:
         """Raise ConfigError if the start does not go with what the pair's item tower reads: the id, with the codes of the history."""
         _, found = self._fields("item", dataset, model)
+        self._check_ids(found, dataset, model)
+
+    def _check_ids(self, found: Sequence[Feature], dataset: Dataset, model: ModelConfig) -> None:
+        """Raise ConfigError unless one feature of the pair's item tower is the id, with the codes of the history."""
         if len(found) != 1 or found[0] != dataset.schema.id_feature("item"):
             raise self._needs_one("item", "the categorical feature of the item ids", dataset, model)
         history, item = self.history(dataset, model), found[0]

@@ -82,7 +82,7 @@ class UserContent(ColumnStart):
         return len(dataset.items) + 1
 
     def positives(self, dataset: Dataset, model: ModelConfig) -> PositivesOfColumns:
-        found, n = super().positives(dataset, model), len(dataset.users)
+        found, n = self._with_content(dataset, model), len(dataset.users)
         fields = self._column_fields("user", dataset, model)
         users = ContentMatrix.of("user", fields, dataset, np.arange(1, n + 1, dtype=np.int32), n + 1)
         return PositivesOfColumns(
