@@ -17,7 +17,7 @@ from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.split import SplitConfig
-from twotower.data.splits import VALIDATION
+from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import check
 from twotower.distributed import DistributedContext
 from twotower.evaluation.factors import Factors
@@ -36,8 +36,9 @@ WEIGHTS = [1.5, -0.5, 0.0]
 PARTS = [torch.tensor([2, 3]), torch.tensor([4]), torch.tensor([5])]
 
 
-def drawn(terms: PopularityTerms, has_new: bool = True) -> tuple[Factors, Dataset]:
-    """Vectors, and two rows of each user at random, then one by the scores under known weights. New items come one by one, or are there from the start."""
+def drawn(terms: PopularityTerms, has_new: bool = True, untaken: int = 0) -> tuple[Factors, Dataset]:
+    """Vectors, and two rows of each user at random, then one by the scores under known weights. New items come one by one, or are there from the start, but
+    for the first ones, which nobody takes."""
     generator, rng = torch.Generator().manual_seed(1), np.random.default_rng(1)
     found = Factors(*(torch.randn(n, 6, generator=generator) for n in (USERS, ITEMS)))
     n = USERS * ROWS
@@ -47,6 +48,7 @@ def drawn(terms: PopularityTerms, has_new: bool = True) -> tuple[Factors, Datase
     items = np.where(rng.random(n) < 0.35, favourites, rng.integers(0, there))
     if not has_new:
         items[:ITEMS] = np.arange(ITEMS)
+        items = np.maximum(items, untaken)
     users = rng.permutation(np.repeat(np.arange(USERS), ROWS))
     asked = rng.integers(n // 4, n, USERS) if has_new else rng.integers(ITEMS + 1, n, USERS)
     popular = RecentPopularity(items.astype(np.int32), 2 * at, None, ITEMS).scores(2 * asked - 1, terms)
@@ -54,7 +56,7 @@ def drawn(terms: PopularityTerms, has_new: bool = True) -> tuple[Factors, Datase
     for part, weight in zip(PARTS, WEIGHTS, strict=True):
         of_items[:, part] *= weight
     odds = (found.users @ of_items.T).double().numpy() + popular + rng.gumbel(size=(USERS, ITEMS))
-    odds[users, items] = -np.inf
+    odds[users, items] = odds[:, :untaken] = -np.inf
     frame = pl.DataFrame(
         {
             "user_id": [*users, *range(USERS), 0],
@@ -83,7 +85,7 @@ def fitted(found: Factors, data: Dataset, half_life: float) -> JointFit | None:
         scores = scorer.catalogue_scores(users).double().log_softmax(1)
         return float(scores[torch.arange(len(items)), torch.from_numpy(items)].mean())
 
-    return joint_fit(found, forms, data, 1, half_life, likelihood, DistributedContext())
+    return joint_fit(found, forms, data, 1, half_life, likelihood, DistributedContext(), bias=False)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,41 @@ def test_where_no_item_is_new_such_ones_gain_by_no_age() -> None:
         assert joint.terms.new == min(joint.terms.age, 0.0)
 
 
+@pytest.mark.parametrize("of_test", [False, True])
+def test_items_that_nobody_took_yet_are_not_held_behind_all(of_test: bool) -> None:
+    """Some are in the catalogue and in no row, or in the test part alone; what users took of others tells nothing of them."""
+    half_life = half_lives_of(USERS * ROWS)[4]
+    found, data = drawn(PopularityTerms(half_life, 2.0, 0.0, -0.8), has_new=False, untaken=0 if of_test else 4)
+    if of_test:
+        data = replace(data, parts=np.where(data.pairs.item < 4, TEST, data.parts))
+    joint = fitted(found, data, half_life)
+    assert joint is not None
+    assert joint.terms.age == pytest.approx(-0.8, abs=0.3)
+    assert joint.terms.new == joint.terms.age
+    known = RecentPopularity.before(data, VALIDATION)
+    popular = known.scores_at_end(joint.terms)
+    assert not known.have_rows_at_end[:4].any()
+    assert popular[:4] == pytest.approx(popular[0])
+    assert popular[0] > popular[4:].min() - 2.0
+
+
+def test_biases_of_users_change_no_weight() -> None:
+    half_life = half_lives_of(USERS * ROWS)[4]
+    found, data = drawn(PopularityTerms(half_life, 2.0, -0.5))
+    users, items = (torch.cat([one, torch.zeros(len(one), 2)], 1) for one in (found.users, found.items))
+    users[:, -1], items[:, -2] = 1.0, 1.0
+    biased = users.clone()
+    biased[:, -2] = 100 * torch.randn(len(users), generator=torch.Generator().manual_seed(3))
+    joints = [
+        joint_fit(Factors(one, items), (), data, 1, half_life, lambda _: 0.0, DistributedContext(), bias=True)
+        for one in (users, biased)
+    ]
+    assert joints[0] is not None
+    assert joints[1] is not None
+    assert joints[0].terms == joints[1].terms
+    torch.testing.assert_close(joints[1].scorer.users, biased)
+
+
 def test_too_few_rows_tell_nothing() -> None:
     half_life = half_lives_of(USERS * ROWS)[4]
     found, data = drawn(PopularityTerms(half_life, 2.0))
@@ -120,7 +157,7 @@ def test_too_few_rows_tell_nothing() -> None:
     assert fitted(found, replace(data, parts=parts), half_life) is None
 
 
-def colours() -> tuple[Dataset, Config]:
+def colours(bias: bool = False) -> tuple[Dataset, Config]:
     """Waves of items of three colours, of which a user takes one, and a trained pair beside one of colours."""
     columns = Sequence(name="tastes", side="user", share_embedding=False, pooling="mean")
     colour = Categorical(name="colour", side="item")
@@ -137,11 +174,11 @@ def colours() -> tuple[Dataset, Config]:
         },
     ]
     chosen = settings(
-        model={"recent_popularity": True, "bias": False, "similarity": "dot", "temperature": 1.0, "unknown_rate": 0.0, "pairs": pairs},
+        model={"recent_popularity": True, "bias": bias, "similarity": "dot", "temperature": 1.0, "unknown_rate": 0.0, "pairs": pairs},
         loss={"kind": "softmax"},
         negatives={"full": True},
         train={
-            "epochs": 1, "batch_size": 256, "lr": 0.02, "monitor": "validation.ndcg@5", "device": "cpu", "pairs": "apart",
+            "epochs": 1, "batch_size": 256, "lr": 0.02, "monitor": "validation.ndcg@5", "device": "cpu", "pairs": "together" if bias else "apart",
             "start": [{"kind": "next_content", "pair": 1, "learn": False, "blend": [0.0, 1.0]}],
         },
         evaluation={"k": [5], "bootstrap": 0},
@@ -157,8 +194,9 @@ def weighed(data: Dataset, chosen: Config) -> tuple[Trainer, JointFit]:
     return trainer, joint
 
 
-def test_a_model_has_the_scores_of_the_fit(caplog: pytest.LogCaptureFixture) -> None:
-    data, chosen = colours()
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_model_has_the_scores_of_the_fit(bias: bool, caplog: pytest.LogCaptureFixture) -> None:
+    data, chosen = colours(bias)
     trainer, joint = weighed(data, chosen)
     with caplog.at_level(logging.INFO, "twotower"):
         trainer._last_fits.fit(trainer._validation_scores, joint)
@@ -180,22 +218,25 @@ def test_without_columns_what_is_popular_has_the_weights_of_the_fit(caplog: pyte
     assert isinstance(found, Factors)
     with caplog.at_level(logging.INFO, "twotower"):
         trainer._last_fits.fit(trainer._validation_scores)
-    (line,) = (line for line in caplog.messages if "most likely to take" in line)
-    assert "columns" not in line
+    assert any(line.endswith("by the weights before, which they replace") for line in caplog.messages)
+    assert not any("columns" in line for line in caplog.messages)
     terms = trainer.model.recent_popularity.terms
-    joint = joint_fit(found, (), data, chosen.train.seed, terms.half_life, lambda _: 0.0, DistributedContext())
+    joint = joint_fit(found, (), data, chosen.train.seed, terms.half_life, lambda _: 0.0, DistributedContext(), False)
     assert joint is not None
     assert terms == pytest.approx(joint.terms, rel=1e-3)
 
 
-def test_a_fit_that_finds_less_is_left() -> None:
-    data, chosen = colours()
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_fit_that_finds_less_is_left(bias: bool, caplog: pytest.LogCaptureFixture) -> None:
+    data, chosen = colours(bias)
     models = []
     for is_given in (False, True):
         trainer, joint = weighed(data, chosen)
         less = replace(joint, scorer=replace(joint.scorer, users=-joint.scorer.users, recent=None))
-        trainer._last_fits.fit(trainer._validation_scores, less if is_given else None)
+        with caplog.at_level(logging.INFO, "twotower"):
+            trainer._last_fits.fit(trainer._validation_scores, less if is_given else None)
         models.append(trainer.model.state_dict())
+    assert any("columns" in line and line.endswith("which stay") for line in caplog.messages)
     assert models[0]["recent_popularity.numbers"].tolist() != pytest.approx(joint.terms)
     for name, weight in models[0].items():
         assert torch.equal(models[1][name], weight)

@@ -125,7 +125,9 @@ class RecentPopularity:
         self, places: Shaped[Ints, "*_"], first: Shaped[Ints, "*_"], counts: Callable[[float], Floats], terms: PopularityTerms
     ) -> Shaped[Floats, "*_"]:  # fmt: skip
         """Return the scores after so many rows, of items by their first row and by log(1 + count) of a half-life."""
-        found = np.float32(terms.recent) * counts(terms.half_life)
+        found = np.zeros(np.broadcast_shapes(places.shape, first.shape), np.float32)
+        if terms.recent:
+            found += np.float32(terms.recent) * counts(terms.half_life)
         if terms.total:
             found += np.float32(terms.total) * counts(ALL_ALIKE)
         if terms.age:

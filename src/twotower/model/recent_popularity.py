@@ -34,4 +34,4 @@ class RecentPopularityBias(IdPrior):
     @property
     def is_fitted(self) -> bool:
         """True if a score depends on it."""
-        return bool(self.terms.recent)
+        return any(self.terms[1:])

@@ -333,5 +333,7 @@ def _model_of(
             )
         model.load_state_dict(tensors, strict=True)
     except (ConfigError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError) as e:
-        raise RunError(f"{path}: the weights do not fit config.toml and encoders.json ({first_line(e)})") from None
+        raise RunError(
+            f"{path}: the weights do not fit config.toml and encoders.json ({first_line(e)}); train the run again"
+        ) from None
     return model.eval()

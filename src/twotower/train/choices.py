@@ -33,8 +33,6 @@ FIRST_DEVIATION = 1.0
 FREE_DEVIATION = 100.0
 """That of a factor that is free, in the same unit."""
 ITERATIONS = 100
-BLOCK_SCORES = 2**25
-"""Scores of recent popularity, of all items, that are held at a time."""
 
 
 class ChoiceWeights(NamedTuple):
@@ -105,14 +103,10 @@ class Choices:
 
     def popularity(self, recent: RecentScores) -> F32[Tensor, "n k"]:
         """Return what is popular at each user's time."""
-        size, found = max(1, BLOCK_SCORES // len(recent.held)), list[Tensor]()
-        for start in range(0, len(self.users), size):
-            some = slice(start, start + size)
-            of_users = recent.take(self.users[some], self.compared)
-            own = recent.of_pairs(self.users[some].astype(np.int32), self.items[some].astype(np.int32))
-            others = of_users.added_to(torch.zeros(len(own), len(self.compared)), np.arange(len(own)))
-            found.append(torch.cat([torch.from_numpy(own).float()[:, None], others], 1))
-        return torch.cat(found)
+        shape = self.candidates.shape
+        users = np.broadcast_to(self.users[:, None], shape).ravel()
+        found = recent.of_pairs(users.astype(np.int32), self.candidates.ravel().astype(np.int32))
+        return torch.from_numpy(found).float().view(shape)
 
     def of_items(self, values: Shaped[Tensor, "items"]) -> F32[Tensor, "n k"]:
         """Return a number of each item."""

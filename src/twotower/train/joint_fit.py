@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from twotower.arrays.types import F32, Int
@@ -18,8 +19,8 @@ from twotower.distributed import DistributedContext
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.recent_scores import RecentScores
 from twotower.model.two_tower import TwoTower
-from twotower.train.choices import Choices, ChoiceWeights
-from twotower.train.part_weights import other_dimensions
+from twotower.train.choices import MIN_ROWS, Choices, ChoiceWeights
+from twotower.train.part_weights import other_dimensions, without_user_bias
 from twotower.train.recent_popularity import described, half_lives_of, hold_popularity
 from twotower.train.starts.pair import PairPart, WeighedParts, told_spreads, weigh_parts
 from twotower.train.starts.start import Start
@@ -74,64 +75,91 @@ class JointFit:
 
 def joint_fit(
     factors: Factors, forms: Sequence[PairForm], dataset: Dataset, seed: int, half_life: float,
-    score: Callable[[Factors], float], context: DistributedContext,
+    score: Callable[[Factors], float], context: DistributedContext, bias: bool,
 ) -> JointFit | None:  # fmt: skip
     """Return the weights of the parts of some forms, and of the terms of recent popularity, under which together what users of validation take anew is
     most likely, by a softmax over the scores; None where validation does not tell them (`Choices`). `factors` are vectors of all pairs and
-    forms, without recent popularity. Half-lives are tried from the given one on, in both directions, while `score`, a metric of validation, higher
-    is better, rises; all ranks call it."""
+    forms, without recent popularity, and with biases of users if `bias` is True. Half-lives are tried from the given one on, in both
+    directions, while `score`, a metric of validation, higher is better, rises; all ranks call it."""
     parts = [dimensions for form in forms for dimensions in form.dimensions]
-    choices = Choices.of(dataset, seed, len(parts) + 5) if context.is_main else None
-    products = choices.products(factors, [other_dimensions(factors, parts), *parts]) if choices else []
     unit = RecentScores.of_part(
         dataset, VALIDATION, PopularityTerms(1.0, 0.0), np.zeros(len(dataset.items), np.float32)
     )
+    choices = Choices.of(dataset, seed, len(parts) + 5) if context.is_main else None
+    fit = None
+    if choices:
+        compared = without_user_bias(factors) if bias else factors
+        fit = _JointTerms.of(choices, choices.products(compared, [other_dimensions(factors, parts), *parts]), unit)
     half_lives = half_lives_of(len(unit.popularity.items))
-    tried = dict[int, tuple[float, JointFit]]()
+    scores, best = dict[int, float](), list[JointFit]()
 
-    def improves(place: int, than: float) -> bool:
-        """Try a half-life, and return True if its score is above another."""
-        if not 0 <= place < len(half_lives):
-            return False
-        found = context.broadcast(_weights(choices, products, unit, half_lives[place]) if choices else None)
+    def improves(place: int) -> bool:
+        """Try a half-life, and return True if its score is the highest one."""
+        found = context.broadcast(fit.weights(half_lives[place]) if fit else None)
         if found is None:
             return False
         weights, terms = found
-        items = factors.items.clone()
-        for dimensions, factor in zip(parts, weights.factors, strict=True):
-            items[:, dimensions] *= factor
-        scorer = replace(factors, items=items, recent=replace(unit, terms=terms))
-        tried[place] = score(scorer), JointFit(forms, weights, terms, scorer)
-        return tried[place][0] > than
+        scorer = replace(factors, recent=replace(unit, terms=terms))
+        if parts:
+            items = factors.items.clone()
+            for dimensions, factor in zip(parts, weights.factors, strict=True):
+                items[:, dimensions] *= factor
+            scorer = replace(scorer, items=items)
+        scores[place] = score(scorer)
+        if scores[place] < max(scores.values()) or [*scores.values()].count(scores[place]) > 1:
+            return False
+        best[:] = [JointFit(forms, weights, terms, scorer)]
+        return True
 
     first = int(np.abs(np.log(np.array(half_lives) / half_life)).argmin())
-    if not improves(first, -np.inf):
+    if not improves(first):
         return None
     for step in (1, -1):
-        place = first
-        while improves(place + step, tried[place][0]):
+        place = first + step
+        while 0 <= place < len(half_lives) and improves(place):
             place += step
-    return max(tried.values(), key=lambda one: one[0])[1]
+    return best[0]
 
 
-def _weights(
-    choices: Choices, products: Sequence[F32[Tensor, "n k"]], unit: RecentScores, half_life: float
-) -> tuple[ChoiceWeights, PopularityTerms] | None:
-    """Return the weights of the parts, of whose scores and those of all other dimensions the products are, and of the terms of recent popularity."""
+@dataclass(frozen=True)
+class _JointTerms:
+    """Choices, and the terms that no half-life changes."""
 
-    def by(**weight: float) -> F32[Tensor, "n k"]:
-        return choices.popularity(
-            replace(unit, terms=PopularityTerms(half_life, weight.pop("recent", 0.0))._replace(**weight))
-        )
+    choices: Choices
+    products: Sequence[F32[Tensor, "n k"]]
+    """Scores of the pairs without columns, and of each part."""
+    unit: RecentScores
+    age: F32[Tensor, "n k"]
+    new: F32[Tensor, "n k"]
+    knows_new: bool
+    """True if enough users took items without a row before."""
 
-    recent, age, new = by(recent=1.0), by(age=1.0), by(new=1.0)
-    for sign in (-1.0, 1.0, 0.0):  # what an item without a row has depends on that of the weight of all rows
-        found = choices.weights([*products, recent, sign * by(total=sign), age, new], n_free=4)
-        if found is None or found.factors[-3] * sign >= 0:
-            break
-    if found is None:
-        return None
-    terms = PopularityTerms(half_life, *found.factors[-4:])
-    if not bool(new.any()):  # nothing tells, and it gains by no age
-        terms = terms._replace(new=min(terms.age, 0.0))
-    return ChoiceWeights(found.factors[:-4], found.spreads[:-4]), terms
+    @classmethod
+    def of(cls, choices: Choices, products: Sequence[F32[Tensor, "n k"]], unit: RecentScores) -> _JointTerms:
+        """Return the fit. Without enough users who took items without a row, such items are not compared: nothing tells their weight, and
+        they would hold down that of the age."""
+        age, new = (choices.popularity(replace(unit, terms=unit.terms._replace(**{name: 1.0}))) for name in ("age", "new"))  # fmt: skip
+        knows_new = int((new[:, 0] > 0).sum()) >= MIN_ROWS
+        if not knows_new:
+            left_out = choices.left_out | (new.numpy() > 0)
+            left_out[:, 0] = False
+            choices = replace(choices, left_out=left_out)
+        return cls(choices, products, unit, age, new if knows_new else torch.zeros_like(new), knows_new)
+
+    def weights(self, half_life: float) -> tuple[ChoiceWeights, PopularityTerms] | None:
+        """Return the weights of the parts, and of the terms of recent popularity by a half-life; None if the other scores tell nothing."""
+        recent, found = self._by(PopularityTerms(half_life, 1.0)), None
+        for sign in (-1.0, 1.0, 0.0):  # what an item without a row has depends on that of the weight of all rows
+            total = sign * self._by(PopularityTerms(half_life, 0.0, total=sign))
+            found = self.choices.weights([*self.products, recent, total, self.age, self.new], n_free=4)
+            if found is None or found.factors[-3] * sign >= 0:
+                break
+        if found is None:
+            return None
+        terms = PopularityTerms(half_life, *found.factors[-4:])
+        if not self.knows_new:  # it gains by no age
+            terms = terms._replace(new=min(terms.age, 0.0))
+        return ChoiceWeights(found.factors[:-4], found.spreads[:-4]), terms
+
+    def _by(self, terms: PopularityTerms) -> F32[Tensor, "n k"]:
+        return self.choices.popularity(replace(self.unit, terms=terms))

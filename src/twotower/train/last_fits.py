@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -14,13 +16,16 @@ from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.recent_scores import RecentScores
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
-from twotower.train.cold_items import fit_cold_item_bias
+from twotower.train.blend import Blend
+from twotower.train.cold_items import ColdItems, cold_items, fit_cold_item_bias, spread_of_scores
 from twotower.train.joint_fit import JointFit, joint_fit
 from twotower.train.own_counts import OWN_SCORES, OwnCountsFit
 from twotower.train.recent_popularity import fit_recent_popularity, popularity_beside
 from twotower.train.recipe import Recipe
 from twotower.train.stacking import stack
 from twotower.train.starts.search import CLOSE, SCORES_BESIDE, evaluation_of_search, users_told
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,25 +68,50 @@ class LastFits:
         if recipe.model.recent_popularity:
             found = self._beside_own()
             fit_recent_popularity(model, dataset, found, score, context, told)
-            apart = score(self._beside_own())
-            least = apart - CLOSE * abs(apart)
-            if joint is None or score(joint.scorer) < least:
-                joint = self._most_likely(found, score)
-            if joint and score(joint.scorer) >= least:
-                joint.write(model, dataset)
+            if not model.config.own_counts and isinstance(found, Factors) and model.recent_popularity.is_fitted:
+                self._fit_jointly(found, joint, some)
         if recipe.model.own_counts:
             OwnCountsFit(model, dataset).fit(self.scorer(None), score, context, told)
         if recipe.model.cold_item_bias:
             whole: Callable[[Scorer], float] = lambda found: self.score_of(self.metrics(found, recipe.evaluation))  # noqa: E731
             fit_cold_item_bias(model, dataset, self.scorer, whole, context, recipe.train.seed)
 
-    def _most_likely(self, found: Factors | ContextFactors, score: Callable[[Scorer], float]) -> JointFit | None:
-        """Return the terms of recent popularity under which what users take is most likely beside the scores without it; None if it has no weight, with own
-        counts, and of users whose vectors depend on the context."""
-        model, seed = self.model, self.recipe.train.seed
-        if model.config.own_counts or not model.recent_popularity.is_fitted or not isinstance(found, Factors):
-            return None
-        return joint_fit(found, (), self.dataset, seed, model.recent_popularity.terms.half_life, score, self.context)
+    def _fit_jointly(self, found: Factors, joint: JointFit | None, some: EvaluationConfig) -> None:
+        """Give columns and recent popularity the weights of a fit of both together, or without one that of popularity alone, beside the scores
+        `found` without it, unless the metric by `some` options is lower by more than CLOSE; each with the best bias of cold items, which is fitted later."""
+        model, dataset, seed = self.model, self.dataset, self.recipe.train.seed
+        cold = cold_items(model, dataset, seed, ends=True, stand_in=False) if model.config.cold_item_bias else ""
+
+        def score(scorer: Factors) -> float:
+            blend = Blend(scorer, slice(0), 1.0, lambda one: self.metrics(one, some), self.score_of)
+            if isinstance(cold, ColdItems):
+                blend.cold, blend.spread = cold.rows, lambda one: self.context.broadcast(self._spread(one))
+            blend.metrics(1.0)
+            return blend.scores[1.0]
+
+        apart, half_life = self.scorer(None), model.recent_popularity.terms.half_life
+        assert isinstance(apart, Factors)
+        before = score(apart)
+        after = score(joint.scorer) if joint else -math.inf
+        least = before - CLOSE * abs(before)
+        if after < least:
+            if joint:
+                self._tell_joint(joint, after, before, is_taken=False)
+            joint = joint_fit(found, (), dataset, seed, half_life, score, self.context, model.config.bias)
+            after = score(joint.scorer) if joint else -math.inf
+        if joint:
+            if after >= least:
+                joint.write(model, dataset)
+            self._tell_joint(joint, after, before, is_taken=after >= least)
+
+    def _tell_joint(self, joint: JointFit, after: float, before: float, is_taken: bool) -> None:
+        log.info(
+            f"{'columns and ' if joint.forms else ''}the terms of recent popularity, weighed together: the monitored metric of validation is {abs(after):.4f}, "
+            f"and {abs(before):.4f} by the weights before, which {'they replace' if is_taken else 'stay'}"
+        )
+
+    def _spread(self, factors: Factors) -> float:
+        return spread_of_scores(factors, self.dataset) if self.context.is_main else 0.0
 
     def _beside_own(self) -> Factors | ContextFactors:
         """Return the present scores, with own counts of the usual weight of a model that has them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -38,6 +39,13 @@ def part_weights(
         terms.append(choices.of_items(torch.from_numpy(cold)))
     found = choices.weights(terms, n_free=cold is not None)
     return found if cold is None or found is None else ChoiceWeights(found.factors[:-1], found.spreads[:-1])
+
+
+def without_user_bias(factors: Factors) -> Factors:
+    """Return factors with columns of biases, without that of the users, which no ranking sees."""
+    users = factors.users.clone()
+    users[:, -2] = 0
+    return replace(factors, users=users)
 
 
 def other_dimensions(factors: Factors, parts: Sequence[Int[Tensor, "_"]]) -> Int[Tensor, "_"]:

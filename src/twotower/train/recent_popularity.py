@@ -191,12 +191,13 @@ def half_lives_of(rows: int) -> list[float]:
 
 
 def described(terms: PopularityTerms, dataset: Dataset) -> str:
-    """Return the terms in words, but for that of an item without a row."""
+    """Return the terms in words."""
     return (
         f"{terms.recent:.3g} log(1 + count by a half-life of {terms.half_life:,.0f} of "
         f"{len(RecentPopularity.before(dataset, VALIDATION).items):,} rows)"
         + (f" {terms.total:+.3g} log(1 + count by all)" if terms.total else "")
         + (f" {terms.age:+.3g} log(1 + rows since the first)" if terms.age else "")
+        + (f", and of an item without a row {terms.new:+.3g} log(1 + all rows)" if terms.new else "")
     )
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -24,9 +25,10 @@ from twotower.train.cold_items import ColdItems, cold_items, spread_of_scores
 from twotower.train.factors import gathered_factors
 from twotower.train.item_biases import add_biases, has_biases, log_popularity
 from twotower.train.joint_fit import JointFit, PairForm, joint_fit
-from twotower.train.part_weights import part_weights
+from twotower.train.part_weights import part_weights, without_user_bias
 from twotower.train.recipe import Recipe
 from twotower.train.starts.pair import (
+    PairPart,
     WeighedParts,
     parts_of_pair,
     scale_pair,
@@ -151,7 +153,7 @@ class StartValues:
         cold, part = self._cold, self.model.parts_of_pairs(pairs)[-1]
         every = replace(self._factors(pairs), recent=self._recent)
         unit: float = self.context.broadcast(
-            1.0 if is_weighed else _unit(_without_user_bias(every) if self.model.config.bias else every, part)
+            1.0 if is_weighed else _unit(without_user_bias(every) if self.model.config.bias else every, part)
         )
         blend = Blend(every, part, unit, self._metrics, self.validation.score_of, beside=beside)
         if cold:
@@ -183,7 +185,7 @@ class StartValues:
         assert self._values is not None
         self._weighed.append((start, self._values))
         every, forms = self._beside_forms(pairs, [self._weighed[-1]])
-        every = replace(every, recent=self._recent)
+        every = replace(without_user_bias(every) if self.model.config.bias else every, recent=self._recent)
         seed, weights = self.recipe.train.seed, None
         adds_popularity = has_biases(self.model, self.dataset) and not self.model.config.recent_popularity
         popular = log_popularity(self.dataset) if adds_popularity else None
@@ -223,39 +225,52 @@ class StartValues:
         if not self._weighed or self._recent is None or self.recipe.model.own_counts:
             return None
 
-        def score(found: Factors) -> float:
-            self.check_stop()
-            return self.validation.score_of(self._metrics(found))
-
         every, forms = self._beside_forms(self._filled, self._weighed)
-        half_life, seed = self._recent.terms.half_life, self.recipe.train.seed
-        return joint_fit(every, forms, self.dataset, seed, half_life, score, self.context)
+        half_life, seed, bias = self._recent.terms.half_life, self.recipe.train.seed, self.model.config.bias
+        return joint_fit(every, forms, self.dataset, seed, half_life, self._score_raised, self.context, bias)
+
+    def _score_raised(self, found: Factors) -> float:
+        """Return the metric of scores with the bias of cold items that is best beside them. Raises what `check_stop` raises."""
+        self.check_stop()
+        blend = Blend(found, slice(0), 1.0, self._metrics, self.validation.score_of)
+        if self._cold:
+            blend.cold, blend.spread = self._cold.rows, self._spread
+        blend.metrics(1.0)
+        return blend.scores[1.0]
 
     def _beside_forms(
         self, pairs: list[int], weighed: Sequence[tuple[Start, PairValues]]
     ) -> tuple[Factors, list[PairForm]]:
-        """Return the vectors of some pairs, in which those of some starts have the weight 1 of all parts and second closed forms stand beside them, and
-        all forms."""
+        """Return the vectors of some pairs, in which those of some starts have the weight 1 of all parts, after those of their second closed forms,
+        and all forms."""
         every, forms = self._factors(pairs), list[PairForm]()
-        users, items = [every.users], [every.items.clone()]
-        if self.model.config.bias:
-            users[0] = _without_user_bias(every).users
+        places = dict(zip(pairs, self.model.parts_of_pairs(pairs), strict=True))
+        seconds = [start.pair for start, values in weighed if values.alternative]
+        ends = [*accumulate((places[pair].stop - places[pair].start for pair in seconds), initial=0)]
+        users, items = (
+            every.users.new_zeros(len(every.users), ends[-1]),
+            every.items.new_zeros(len(every.items), ends[-1]),
+        )
+        users, items = torch.cat([users, every.users], 1), torch.cat([items, every.items], 1)
         for start, values in weighed:
-            part = self.model.parts_of_pairs(pairs)[pairs.index(start.pair)]
-            with targets_kept(self.model, start):
-                for targets in filter(None, (values.targets, values.alternative)):
-                    write_targets(self.model, start, targets)
-                    own, parts = self._factors([start.pair]), parts_of_pair(self.model, start)
-                    (place,) = self.model.parts_of_pairs([start.pair])
-                    begin = part.start
-                    if targets is values.targets:
-                        items[0][:, part] = own.items[:, place]
-                    else:
-                        begin = sum(one.shape[1] for one in items)
-                        users.append(own.users[:, place])
-                        items.append(own.items[:, place])
-                    forms.append(PairForm(start, targets, parts, [begin + one.dimensions for one in parts]))
-        return replace(every, users=torch.cat(users, 1), items=torch.cat(items, 1)), forms
+            own, parts = self._of_targets(start, values.targets)
+            begin, size = ends[-1] + places[start.pair].start, own.items.shape[1]
+            items[:, begin : begin + size] = own.items
+            forms.append(PairForm(start, values.targets, parts, [begin + one.dimensions for one in parts]))
+            if values.alternative:
+                own, parts = self._of_targets(start, values.alternative)
+                begin = ends[seconds.index(start.pair)]
+                users[:, begin : begin + size], items[:, begin : begin + size] = own.users, own.items
+                forms.append(PairForm(start, values.alternative, parts, [begin + one.dimensions for one in parts]))
+        return replace(every, users=users, items=items), forms
+
+    def _of_targets(self, start: Start, targets: Sequence[F32[Tensor, "_ F"]]) -> tuple[Factors, list[PairPart]]:
+        """Return the vectors of a pair alone whose items have some rows, and its parts."""
+        (place,) = self.model.parts_of_pairs([start.pair])
+        with targets_kept(self.model, start):
+            write_targets(self.model, start, targets)
+            own, parts = self._factors([start.pair]), parts_of_pair(self.model, start)
+        return replace(own, users=own.users[:, place], items=own.items[:, place]), parts
 
     def _spread(self, factors: Factors) -> float:
         """Return the standard deviation of a user's scores, on all ranks."""
@@ -299,13 +314,6 @@ def check_started(model: TwoTower, recipe: Recipe) -> None:
                 f"train.start of pair {start.pair} has its values before the first step, and the checkpoint is of a training that gives them "
                 "after the last; leave its blend, its learn and train.epochs as they were, or train anew"
             )
-
-
-def _without_user_bias(factors: Factors) -> Factors:
-    """Return factors with columns of biases, without that of the users, which no ranking sees."""
-    users = factors.users.clone()
-    users[:, -2] = 0
-    return replace(factors, users=users)
 
 
 def _unit(factors: Factors, part: slice) -> float:
