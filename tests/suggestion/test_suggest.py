@@ -486,7 +486,8 @@ def test_pairs_that_read_columns_are_no_wider_than_the_columns_have_values() -> 
     """The item's vector is as wide as the history's for each of two rates."""
     actions, items = with_new_items(log(), 0.0)
     found = of((None, items, actions))
-    pair, (start,) = found.config.model.pairs[-1], (s for s in found.config.train.start if s.adds_columns)
+    pair, start = found.config.model.pairs[-1], found.config.train.start[-1]
+    assert start.adds_columns
     values = items["category"].n_unique() + min(items["price"].n_unique(), 16)
     assert (start.pair, pair.user.width, pair.item.width) == (len(found.config.model.pairs) - 1, values, 2 * values)
     run = twotower.fit((None, items, actions), found.schema, of_one_epoch(found.config))
