@@ -24,6 +24,7 @@ from twotower.evaluation.factors import Factors
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
+from twotower.train.choices import MIN_ROWS
 from twotower.train.factors import factors_during
 from twotower.train.joint_fit import JointFit, PairForm, joint_fit
 from twotower.train.recent_popularity import half_lives_of
@@ -132,6 +133,19 @@ def test_items_that_nobody_took_yet_are_not_held_behind_all(of_test: bool) -> No
     assert popular[0] > popular[4:].min() - 2.0
 
 
+@pytest.mark.parametrize("age", [0.8, -0.3])
+def test_few_users_who_take_new_items_change_no_weight(age: float) -> None:
+    half_life = half_lives_of(USERS * ROWS)[4]
+    found, data = drawn(PopularityTerms(half_life, 2.0, 0.0, age), has_new=False, untaken=4)
+    rows = np.flatnonzero(data.parts == VALIDATION)[: MIN_ROWS - 1]
+    items = data.pairs.item.copy()
+    items[rows] = np.arange(len(rows)) % 4
+    joints = [fitted(found, one, half_life) for one in (data, replace(data, pairs=replace(data.pairs, item=items)))]
+    assert joints[0] is not None
+    assert joints[1] is not None
+    assert joints[1].terms == pytest.approx(joints[0].terms, abs=0.15)
+
+
 def test_biases_of_users_change_no_weight() -> None:
     half_life = half_lives_of(USERS * ROWS)[4]
     found, data = drawn(PopularityTerms(half_life, 2.0, -0.5))
@@ -224,6 +238,18 @@ def test_without_columns_what_is_popular_has_the_weights_of_the_fit(caplog: pyte
     joint = joint_fit(found, (), data, chosen.train.seed, terms.half_life, lambda _: 0.0, DistributedContext(), False)
     assert joint is not None
     assert terms == pytest.approx(joint.terms, rel=1e-3)
+
+
+@pytest.mark.parametrize("blend", [[0.0], [0.5]])
+def test_a_weight_that_is_given_stays(blend: list[float]) -> None:
+    data, chosen = colours()
+    sections = chosen.model_dump(mode="json", exclude_defaults=True)
+    sections["train"]["start"][0]["blend"] = blend
+    trainer = Trainer(data, settings(**sections))
+    trainer._measured_pairs = [0]
+    assert trainer._weigh_last() is None
+    rows = trainer.model.towers("item")[1].embeddings.rows_of("colour")
+    assert bool(rows.any()) == bool(blend[0])
 
 
 @pytest.mark.parametrize("bias", [False, True])

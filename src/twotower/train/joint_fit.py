@@ -132,16 +132,19 @@ class _JointTerms:
     age: F32[Tensor, "n k"]
     new: F32[Tensor, "n k"]
     knows_new: bool
-    """True if enough users took items without a row before."""
+    """True if enough of the users that are read took items without a row before."""
 
     @classmethod
-    def of(cls, choices: Choices, products: Sequence[F32[Tensor, "n k"]], unit: RecentScores) -> _JointTerms:
-        """Return the fit. Without enough users who took items without a row, such items are not compared: nothing tells their weight, and
-        they would hold down that of the age."""
+    def of(cls, choices: Choices, products: Sequence[F32[Tensor, "n k"]], unit: RecentScores) -> _JointTerms | None:
+        """Return the terms. Without enough users who took items without a row, neither these users nor such items are compared: nothing tells their
+        weight, and they would change that of the age. None for too few other users."""
         age, new = (choices.popularity(replace(unit, terms=unit.terms._replace(**{name: 1.0}))) for name in ("age", "new"))  # fmt: skip
-        knows_new = int((new[:, 0] > 0).sum()) >= MIN_ROWS
+        takes_new = new[:, 0].numpy() > 0
+        knows_new = bool(np.count_nonzero(takes_new) >= MIN_ROWS)
         if not knows_new:
-            left_out = choices.left_out | (new.numpy() > 0)
+            if np.count_nonzero(~takes_new) < MIN_ROWS:
+                return None
+            left_out = choices.left_out | (new.numpy() > 0) | takes_new[:, None]
             left_out[:, 0] = False
             choices = replace(choices, left_out=left_out)
         return cls(choices, products, unit, age, new if knows_new else torch.zeros_like(new), knows_new)

@@ -113,7 +113,10 @@ class StartValues:
             self._positives.clear()
         self._filled.append(start.pair)
         told = f", blend = {weight:g}" if found.blend else ""
-        told += "" if weight else f" (it adds {adds}, and vectors are shorter without the pair)"
+        later = (
+            self._recent is not None and start.weighs_parts and len(set(start.blend)) > 1
+        )  # together with what is popular
+        told += "" if weight else f" (it adds {adds}{'' if later else ', and vectors are shorter without the pair'})"
         log.info(f"start of pair {start.pair} by {start.kind}: {found.describe()}{told}")
 
     def best(self, start: Start) -> Start:
@@ -220,12 +223,12 @@ class StartValues:
         return True, None if popular is None or beside is None else beside[0] * popular
 
     def weigh_together(self) -> JointFit | None:
-        """Return weights of the columns of all pairs, and of what is popular, that are fitted together; None where no pair has such weights, nothing is
-        popular, or validation does not tell them. Changes no value of the model."""
-        if not self._weighed or self._recent is None or self.recipe.model.own_counts:
+        """Return weights of the columns of all pairs whose `blend` has several values, and of what is popular, that are fitted together; None where no
+        pair has such weights, nothing is popular, or validation does not tell them. Changes no value of the model."""
+        weighed = [(start, values) for start, values in self._weighed if len(set(start.blend)) > 1]
+        if not weighed or self._recent is None or self.recipe.model.own_counts:
             return None
-
-        every, forms = self._beside_forms(self._filled, self._weighed)
+        every, forms = self._beside_forms(self._filled, weighed)
         half_life, seed, bias = self._recent.terms.half_life, self.recipe.train.seed, self.model.config.bias
         return joint_fit(every, forms, self.dataset, seed, half_life, self._score_raised, self.context, bias)
 

@@ -150,7 +150,7 @@ def test_what_the_item_tower_may_read() -> None:
     for item, message in (
         (
             BESIDE | {"fields": COLUMNS},
-            r"needs one field in model.pairs.0.item.fields, the categorical feature of the item ids",
+            r"beside the id of the items; add its feature to model.pairs.0.item.fields, or name it alone",
         ),
         (BESIDE | {"activation": "ReLU"}, r"join = 'sum', activation = 'Identity'"),
     ):

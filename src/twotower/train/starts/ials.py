@@ -47,7 +47,8 @@ class Ials(ColumnStart):
     from the history. Each half step continues each row's vector by a few steps of conjugate gradients (Takács et al. 2011).
 
     An item tower that adds columns up beside the id ranks items that training lacks: the columns have the vectors whose sum is
-    nearest to v, by a ridge regression in which an item of n positives weighs n / (n + 10), and the id has what is left of v.
+    nearest to v, by a ridge regression in which an item of n positives, of the mean weight, weighs n / (n + 10), and the id has
+    what is left of v.
 
     Use it for tastes in no order. Memory is that of the vectors and some 60 bytes a positive, the time of a sweep that of positives
     times width and of users and items times its square.
@@ -86,6 +87,11 @@ class Ials(ColumnStart):
             return
         ids = [f for f in self._fields("item", dataset, model)[1] if f == dataset.schema.id_feature("item")]
         self._check_columns("item", dataset, model)
+        if not ids:
+            raise ConfigError(
+                f"train.start of kind '{self.kind}' reads columns beside the id of the items; add its feature to "
+                f"model.pairs.{self.pair}.item.fields, or name it alone"
+            )
         self._check_ids(ids, dataset, model)
         history = self.history(dataset, model)
         assert history.history is not None
@@ -128,7 +134,8 @@ class Ials(ColumnStart):
         penalty = _penalty(vectors, a, rate, n_items).diagonal().diag()
         targets = [vectors]
         if isinstance(positives, PositivesBesideColumns):
-            counts = torch.from_numpy(np.bincount(items.owners, items.values, len(items))).float()
+            sums = np.bincount(items.owners, items.values, len(items))
+            counts = torch.from_numpy(sums * (len(items.values) / sums.sum())).float()
             of_values = nearest(positives.content, vectors, counts / (counts + PRIOR_ITEMS))
             own = (vectors - positives.content.matrix.product(of_values)).where(counts[:, None] > 0, 0.0)
             targets = [*torch.split(of_values, [column.rows for column in positives.content.columns])]
