@@ -91,7 +91,7 @@ def joint_fit(
         compared = without_user_bias(factors) if bias else factors
         fit = _JointTerms.of(choices, choices.products(compared, [other_dimensions(factors, parts), *parts]), unit)
     half_lives = half_lives_of(len(unit.popularity.items))
-    scores, best = dict[int, float](), list[JointFit]()
+    best = list[tuple[float, JointFit]]()
 
     def improves(place: int) -> bool:
         """Try a half-life, and return True if its score is the highest one."""
@@ -105,10 +105,10 @@ def joint_fit(
             for dimensions, factor in zip(parts, weights.factors, strict=True):
                 items[:, dimensions] *= factor
             scorer = replace(scorer, items=items)
-        scores[place] = score(scorer)
-        if scores[place] < max(scores.values()) or [*scores.values()].count(scores[place]) > 1:
+        value = score(scorer)
+        if not value > (best[0][0] if best else -np.inf):
             return False
-        best[:] = [JointFit(forms, weights, terms, scorer)]
+        best[:] = [(value, JointFit(forms, weights, terms, scorer))]
         return True
 
     first = int(np.abs(np.log(np.array(half_lives) / half_life)).argmin())
@@ -118,7 +118,7 @@ def joint_fit(
         place = first + step
         while 0 <= place < len(half_lives) and improves(place):
             place += step
-    return best[0]
+    return best[0][1]
 
 
 @dataclass(frozen=True)
