@@ -17,7 +17,10 @@ from twotower import api
 from twotower.config.experiment import Config
 from twotower.data import prepare
 from twotower.data.config import DataConfig
+from twotower.data.dataset import build_dataset
+from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST
+from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError
 from twotower.evaluation.factors import Scorer
 from twotower.features.events import EventRule
@@ -118,6 +121,22 @@ def test_the_report_shows_the_vectors_that_were_evaluated(
     assert shown == made[-1:]
     assert len(made) == (2 if on_disk else 1)  # files that have moved are read where they are
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_dataset_of_another_split_or_schema_is_refused(tmp_path: Path) -> None:
+    schema = CHECKERBOARD_SCHEMA
+    data = build_dataset(check(*checkerboard(), schema), schema, SplitConfig(kind="last"))
+    config = settings(train={"epochs": 1})
+    with pytest.raises(
+        ConfigError, match=r"made with another \[split\] \(kind\); pass its `schema`, and `split=dataset.split`"
+    ):
+        api.fit(data, schema, config, folder=tmp_path / "run")
+    config = config.model_copy(update={"split": data.split})
+    with pytest.raises(ConfigError, match=r"made with another \[schema\] \(positive_above\)"):
+        api.fit(data, schema.model_copy(update={"positive_above": 4}), config, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    run = api.fit(data, schema, config, folder=tmp_path / "run")
+    assert api.load(tmp_path / "run").metrics == run.metrics
 
 
 def test_an_unknown_user_is_an_error_that_names_them() -> None:

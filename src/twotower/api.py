@@ -123,7 +123,8 @@ def fit(
         if folder and not (resume or overwrite) and (folder / layout.ENCODERS).exists():
             raise RunError(f"{folder}: holds a run already; pass `resume=True` to go on, or choose another `folder`")
         if isinstance(tables, Dataset):
-            dataset = tables
+            tables.check(schema, config.split)
+            dataset = tables.with_schema(schema)
         else:
             check_times(schema, config.split, config)
             dataset = build_dataset(

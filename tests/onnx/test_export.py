@@ -24,7 +24,8 @@ from worlds import EVERYTHING_SCHEMA, checkerboard, everything, settings
 from twotower.arrays import npy_writer
 from twotower.arrays.ragged import Ragged
 from twotower.config.experiment import Config
-from twotower.data.dataset import Dataset, Side, build_dataset
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.side import Side
 from twotower.data.tables import check
 from twotower.embedding.bulk import embed
 from twotower.embedding.folder import EmbeddingsFolder

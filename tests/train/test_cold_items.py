@@ -73,6 +73,7 @@ def config(fitted: bool = True, **model: Any) -> Config:
         negatives={"full": {"cold": False}},
         train={"epochs": 6, "lr": 0.05, "batch_size": 64, "monitor": "validation.recall@5", "device": "cpu"},
         evaluation={"k": [5]},
+        split={"kind": "column", "column": "part"},
     )  # fmt: skip
 
 

@@ -221,6 +221,7 @@ def beside_trained(pairs: str, place: int, blend: list[float] | None, epochs: in
         model={"width": 8, "similarity": "dot", "bias": pairs == "together", "temperature": 1.0, "pairs": others},
         loss={"kind": "softmax"},
         negatives={"full": True, "mask_positives": False},
+        split={"kind": "column", "column": "part"},
         train={
             "epochs": epochs,
             "lr": 0.05,

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import polars as pl
@@ -19,6 +20,7 @@ from twotower.data.histories import history_of
 from twotower.data.labels import POSITIVE, TYPE, WEIGHT, averaged_values
 from twotower.data.pairs import GroupedPairs, Pairs, counts, weight_sums
 from twotower.data.parts import check_gap, dropped_line, given_parts
+from twotower.data.side import Side
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.splits import DROPPED, TEST, TRAIN, VALIDATION, Parts, measured_users, split_interactions
 from twotower.data.tables import (
@@ -31,6 +33,7 @@ from twotower.data.tables import (
 from twotower.data.times import TIME
 from twotower.data.unknown_ids import rows_of_ids
 from twotower.data.versions import Versions, check_first_versions, version_tables
+from twotower.errors import ConfigError
 from twotower.features.encoder import Report
 from twotower.features.encoders import Encoders
 from twotower.features.feature import HistorySpec
@@ -38,35 +41,6 @@ from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Side:
-    """All rows of one side: `frame` holds ids and raw features, `columns` the encoded features that the tower reads.
-
-    Where there are versions, these are the newest features of each row."""
-
-    frame: pl.DataFrame
-    columns: dict[str, Column]
-    id_column: str
-    versions: Versions | None = None
-    owners: Ints | None = None
-    """Row of the histories in `columns` that each row reads, for a side of `by_version`. None: its own."""
-
-    def __len__(self) -> int:
-        return self.frame.height
-
-    @property
-    def ids(self) -> pl.Series:
-        return self.frame[self.id_column]
-
-    def by_version(self) -> Side:
-        """Return the side with a row for each version; the same side if it has none."""
-        if self.versions is None:
-            return self
-        histories = {name: c for name, c in self.columns.items() if name not in self.versions.columns}
-        columns = self.versions.columns | histories
-        return Side(self.versions.frame, columns, self.id_column, owners=self.versions.owners)
 
 
 @dataclass(frozen=True)
@@ -80,10 +54,36 @@ class Dataset:
     pairs: Pairs
     parts: Parts
     times: Ints | None  # microseconds since 1970; with time_unit "order" numbers that grow with time
-    time_ordered: bool = False  # histories of the test part hold the validation part too
+    split: SplitConfig = field(default_factory=SplitConfig)
     context_frame: pl.DataFrame = field(default_factory=pl.DataFrame, kw_only=True)
     """Columns of the interactions that features of the context read, as they are in the log; of prepared data one
     row, which has their types."""
+
+    @property
+    def time_ordered(self) -> bool:
+        """True if histories of the test part hold the validation part too."""
+        return self.split.histories_grow
+
+    def with_schema(self, schema: Schema) -> Self:
+        """Return the dataset with another schema of the same data."""
+        return replace(self, schema=schema, encoders=self.encoders.with_schema(schema))
+
+    def check(self, schema: Schema, split: SplitConfig) -> None:
+        """Raise ConfigError if the dataset has another split, or a schema that makes other data."""
+        for what, before, after in (
+            ("[schema]", self.schema.of_data(), schema.of_data()),
+            ("[split]", self.split.model_dump(mode="json"), split.model_dump(mode="json")),
+        ):
+            if before != after:
+                differs = ", ".join(sorted(k for k in before if before[k] != after.get(k)))
+                raise self._made_otherwise(what, differs)
+
+    def _made_otherwise(self, section: str, options: str) -> ConfigError:
+        """Return the error of a dataset that another section of the config made."""
+        return ConfigError(
+            f"the dataset was made with another {section} ({options}); pass its `schema`, and `split=dataset.split` in the "
+            "config, or make it again from the tables"
+        )
 
     def part(self, part: int) -> Pairs:
         """Return the pairs of TRAIN, VALIDATION or TEST, in the table's order."""
@@ -343,9 +343,7 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
     encoders = Encoders.fit(schema, fitted, fitted_counts, of_context)
     check_defaults(encoders, raw)
     users, items = frames["user"], frames["item"]
-    return assemble_dataset(
-        encoders, users, items, pairs, parts, times, config.histories_grow, versions=versions, context=raw
-    )
+    return assemble_dataset(encoders, users, items, pairs, parts, times, config, versions=versions, context=raw)
 
 
 def assemble_dataset(
@@ -355,7 +353,7 @@ def assemble_dataset(
     pairs: Pairs,
     parts: Parts,
     times: Ints | None,
-    time_ordered: bool = False,
+    split: SplitConfig = SplitConfig(),
     encode: tuple[SideName, ...] = SIDES,
     versions: Mapping[SideName, Versions] | None = None,
     context: pl.DataFrame | None = None,
@@ -370,9 +368,7 @@ def assemble_dataset(
     tables: dict[SideName, pl.DataFrame] = {"user": users, "item": items}
     sides = {s: _encoded_side(encoders, s, t, s in encode, (versions or {}).get(s)) for s, t in tables.items()}
     columns = pl.DataFrame() if context is None else context
-    dataset = Dataset(
-        schema, encoders, sides["user"], sides["item"], pairs, parts, times, time_ordered, context_frame=columns
-    )
+    dataset = Dataset(schema, encoders, sides["user"], sides["item"], pairs, parts, times, split, context_frame=columns)
     for history in schema.histories(*encode):
         dataset.side(history.side).columns[history.name] = dataset.history(history, train)
     return dataset

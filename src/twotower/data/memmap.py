@@ -26,10 +26,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from twotower import files
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Ints, Numbers
-from twotower.data.dataset import Dataset, Side
+from twotower.data.dataset import Dataset
 from twotower.data.interaction_columns import WEIGHT, stored_columns
 from twotower.data.pairs import GroupedPairs, Pairs
 from twotower.data.run_tables import load_tables, read_side, save_tables
+from twotower.data.side import Side
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.splits import TEST
 from twotower.data.versions import Versions, read_versions
@@ -168,7 +169,7 @@ class MemmapDataset(Dataset):
             Pairs(**{name: arrays.numbers(name) for name in Pairs.columns() if name in plain}),
             arrays["part"],
             arrays["time"] if schema.time else None,
-            facts.split.histories_grow,
+            facts.split,
             folder,
             facts=facts,
             arrays=arrays,
@@ -179,22 +180,11 @@ class MemmapDataset(Dataset):
             ),
         )
 
-    def with_schema(self, schema: Schema) -> MemmapDataset:
-        """Return the dataset with another schema of the same data."""
-        return replace(self, schema=schema, encoders=self.encoders.with_schema(schema))
-
-    def check(self, schema: Schema, split: SplitConfig) -> None:
-        """Raise ConfigError if the dataset was prepared with another split, or a schema that makes other data."""
-        for what, before, after in (
-            ("[schema]", self.facts.table_schema.of_data(), schema.of_data()),
-            ("[split]", self.facts.split.model_dump(mode="json"), split.model_dump(mode="json")),
-        ):
-            if before != after:
-                differs = ", ".join(sorted(k for k in before if before[k] != after.get(k)))
-                raise ConfigError(
-                    f"data.prepared: {self.folder} was prepared with another {what} ({differs}); "
-                    "prepare the tables again, or restore these settings"
-                )
+    def _made_otherwise(self, section: str, options: str) -> ConfigError:
+        return ConfigError(
+            f"data.prepared: {self.folder} was prepared with another {section} ({options}); "
+            "prepare the tables again, or restore these settings"
+        )
 
     @property
     def digest(self) -> str:

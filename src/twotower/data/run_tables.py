@@ -74,9 +74,7 @@ def load_tables(
         given = actions.select(CONTEXT_PREFIX + name for name in schema.context_columns())
         context = given.rename(lambda name: name.removeprefix(CONTEXT_PREFIX))
         parts = actions["part"].to_numpy()
-        dataset = assemble_dataset(
-            encoders, users, items, pairs, parts, times, split.histories_grow, encode, versions, context
-        )
+        dataset = assemble_dataset(encoders, users, items, pairs, parts, times, split, encode, versions, context)
         if len(encode) == len(SIDES):
             _ = dataset.context  # encoded here, so that damage is found
         return dataset

@@ -13,9 +13,10 @@ from twotower.arrays.pieces import pieces
 from twotower.arrays.sets import find_in_sorted
 from twotower.arrays.types import Ints
 from twotower.config.experiment import Config
-from twotower.data.dataset import Dataset, Side
+from twotower.data.dataset import Dataset
 from twotower.data.order_evidence import OrderEvidence
 from twotower.data.pairs import Pairs
+from twotower.data.side import Side
 from twotower.data.split import PART_NAMES
 from twotower.data.splits import TEST
 from twotower.evaluation.factors import Factors
@@ -220,7 +221,7 @@ def _with_interactions_of(data: Dataset, users: Ints) -> Dataset:
         data.pairs.take(keep),
         data.parts[keep],
         times,
-        data.time_ordered,
+        data.split,
     )
 
 

@@ -7,7 +7,8 @@ import polars as pl
 
 from twotower.arrays.pieces import pieces
 from twotower.arrays.types import Ints, Shaped
-from twotower.data.dataset import Dataset, Side
+from twotower.data.dataset import Dataset
+from twotower.data.side import Side
 
 
 def asked_times(dataset: Dataset, part: int) -> Shaped[Ints, "U"]:

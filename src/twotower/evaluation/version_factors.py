@@ -11,8 +11,9 @@ from torch import Tensor
 
 from twotower.arrays.pieces import pieces, temporary_array
 from twotower.arrays.types import Codes, Float, Floats, Ints, Shaped
-from twotower.data.dataset import Dataset, Side
+from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
+from twotower.data.side import Side
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.moments import asked_times
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from twotower import files
-from twotower.data.dataset import Side
+from twotower.data.side import Side
 from twotower.errors import RunError
 from twotower.features.field import InputField
 from twotower.features.side import SideName

@@ -9,7 +9,7 @@ import polars as pl
 
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Ints
-from twotower.data.dataset import Side
+from twotower.data.side import Side
 from twotower.features.field import InputField
 from twotower.features.side import SideName
 from twotower.model.inputs import carrier

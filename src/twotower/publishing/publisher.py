@@ -22,8 +22,9 @@ import numpy as np
 from twotower import files, runs
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Floats, Ints
-from twotower.data.dataset import Dataset, Side
+from twotower.data.dataset import Dataset
 from twotower.data.memmap import MemmapDataset
+from twotower.data.side import Side
 from twotower.data.splits import TEST
 from twotower.errors import RunError
 from twotower.evaluation.context_factors import ContextFactors

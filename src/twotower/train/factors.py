@@ -14,7 +14,8 @@ from torch import Tensor
 from twotower.arrays.ragged import Column
 from twotower.arrays.types import Float, Ints, Shaped
 from twotower.data.context import default_context
-from twotower.data.dataset import Dataset, Side
+from twotower.data.dataset import Dataset
+from twotower.data.side import Side
 from twotower.distributed import DistributedContext
 from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors, Scorer

@@ -14,7 +14,8 @@ from worlds import settings
 
 from twotower.arrays.ragged import Ragged
 from twotower.config.toml import parse_config
-from twotower.data.dataset import Dataset, Side, build_dataset
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.side import Side
 from twotower.data.tables import check
 from twotower.errors import ConfigError
 from twotower.evaluation.ranking import rank_catalogue

@@ -168,6 +168,7 @@ def config(kind: str, pairs: int = 1, train: dict[str, Any] | None = None, **opt
         model={"width": WIDTH, "similarity": "dot", "bias": False, "temperature": 1.0, "pairs": [pair] * pairs},
         loss={"kind": "softmax"},
         negatives={"full": True, "mask_positives": False},
+        split={"kind": "column", "column": "part"},
         train={
             "epochs": 0,
             "start": [start],

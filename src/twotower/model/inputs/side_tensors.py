@@ -10,7 +10,7 @@ from torch import Tensor
 
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Array, Bools, Ints, Shaped
-from twotower.data.dataset import Side
+from twotower.data.side import Side
 from twotower.features.field import InputField
 from twotower.model.inputs.bag import Bag, bag_in_both_orders, bag_without_order, without_holes
 from twotower.model.inputs.code_layout import Arrays, CodeLayout

@@ -1,0 +1,40 @@
+"""Rows of one side with their encoded columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from twotower.arrays.ragged import Column
+from twotower.arrays.types import Ints
+from twotower.data.versions import Versions
+
+
+@dataclass(frozen=True)
+class Side:
+    """All rows of one side: `frame` holds ids and raw features, `columns` the encoded features that the tower reads.
+
+    Where there are versions, these are the newest features of each row."""
+
+    frame: pl.DataFrame
+    columns: dict[str, Column]
+    id_column: str
+    versions: Versions | None = None
+    owners: Ints | None = None
+    """Row of the histories in `columns` that each row reads, for a side of `by_version`. None: its own."""
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    @property
+    def ids(self) -> pl.Series:
+        return self.frame[self.id_column]
+
+    def by_version(self) -> Side:
+        """Return the side with a row for each version; the same side if it has none."""
+        if self.versions is None:
+            return self
+        histories = {name: c for name, c in self.columns.items() if name not in self.versions.columns}
+        columns = self.versions.columns | histories
+        return Side(self.versions.frame, columns, self.id_column, owners=self.versions.owners)
