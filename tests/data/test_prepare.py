@@ -338,6 +338,26 @@ def test_time_steps_are_found_by_search_as_by_a_table(tmp_path: Path) -> None:
         assert np.array_equal(np.sort(a.find(numbers)), np.sort(b.find(numbers)))
 
 
+def test_prepared_data_older_than_a_file_of_their_tables_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = shards(tmp_path / "in", SCHEMA, *tables())
+    prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
+    config = Config(data=data.model_copy(update={"prepared": str(tmp_path / "out")}), split=SPLITS["last"])
+    api.read(config, SCHEMA)
+    assert "is older than" not in caplog.text
+    files = sorted(Path(data.interactions).glob("part-*"))
+    written = (tmp_path / "out" / "prepared.json").stat().st_mtime
+    for path in files[:2]:
+        os.utime(path, (written + 5, written + 5))
+    api.read(config, SCHEMA)
+    assert f"out is older than {files[0]} and 1 more, whose changes it lacks; prepare the tables again" in caplog.text
+    caplog.clear()
+    shutil.rmtree(data.interactions)
+    api.read(config, SCHEMA)
+    assert "is older than" not in caplog.text
+
+
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     data = shards(tmp_path / "in", SCHEMA, *tables())
     with pytest.raises(DataError, match="split.kind = 'last' needs a time; name its column in schema.time"):

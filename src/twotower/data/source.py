@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
-from twotower.data.config import DatasetConfig
+from twotower.data.config import DataConfig, DatasetConfig
 from twotower.data.dataset import Dataset
 from twotower.data.memmap import MemmapDataset
 from twotower.data.parts import PartFiles
+from twotower.data.table_paths import table_files
 from twotower.data.tables import Tables, check
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, DataError
 from twotower.features.schema import Schema
+from twotower.files import layout
+from twotower.files.urls import is_url
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +28,7 @@ def read(config: DatasetConfig, schema: Schema | None) -> tuple[Tables | Dataset
         dataset = MemmapDataset.open(data.prepared)
         schema = schema or dataset.schema
         dataset.check(schema, config.split)
+        _tell_of_later_tables(data)
         return dataset.with_schema(schema), schema
     if data.dataset:
         schema = schema or data.dataset.table_schema
@@ -42,3 +47,21 @@ def read(config: DatasetConfig, schema: Schema | None) -> tuple[Tables | Dataset
     for note in tables.notes:
         log.info(note)
     return tables, schema
+
+
+def _tell_of_later_tables(data: DataConfig) -> None:
+    """Log a warning if files on the disk of the tables that `data` names too were changed after the prepared dataset was written."""
+    prepared = Path(data.prepared)
+    written = (prepared / layout.PREPARED_FACTS).stat().st_mtime
+    named = {data.users, data.items, data.interactions, *data.parts.values()} - {""}
+    for source in sorted(name for name in named if not is_url(name)):
+        try:
+            places = [file.place for file in table_files(source)]
+            later = [p for p in places if isinstance(p, Path) and p.stat().st_mtime > written]
+        except (DataError, OSError):  # a table that has gone is not needed
+            continue
+        if later:
+            others = f" and {len(later) - 1:,} more" if later[1:] else ""
+            log.warning(
+                f"data.prepared: {prepared} is older than {later[0]}{others}, whose changes it lacks; prepare the tables again"
+            )
