@@ -122,7 +122,8 @@ class Tower(nn.Module):
         layers: list[nn.Module] = []
         if config.join == "sum":
             if len(set(widths)) > 1:
-                raise ConfigError(f"join = 'sum' needs fields of one width, found the widths {sorted(set(widths))}")
+                found = ", ".join(f"{f.name} {w}" for f, w in zip(self.embeddings.fields, widths, strict=True))
+                raise ConfigError(f"join = 'sum' needs fields of one width, found {found}; give these features one `width`")
             joined = widths[0]
             self.shift: nn.Parameter | None = nn.Parameter(torch.zeros(joined))
             layers += norm_activation_dropout(joined, *after)
