@@ -128,7 +128,7 @@ def test_a_dataset_of_another_split_or_schema_is_refused(tmp_path: Path) -> None
     data = build_dataset(check(*checkerboard(), schema), schema, SplitConfig(kind="last"))
     config = settings(train={"epochs": 1})
     with pytest.raises(
-        ConfigError, match=r"made with another \[split\] \(kind\); pass its `schema`, and `split=dataset.split`"
+        ConfigError, match=r"made with another \[split\] \(kind\); pass its schema, and its split in the config"
     ):
         api.fit(data, schema, config, folder=tmp_path / "run")
     config = config.model_copy(update={"split": data.split})

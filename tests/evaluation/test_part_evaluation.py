@@ -57,6 +57,18 @@ def test_a_ranking_leaves_out_what_was_seen_before_its_part_and_nothing_else(
         assert {i for i in row if i >= 0} == {i for i in range(len(data.items)) if (u, i) not in seen}
 
 
+def test_a_metric_by_user_has_the_metric_as_its_mean(board: Dataset) -> None:
+    found = PartEvaluation.from_factors(random_factors(board), board, TEST, EvaluationConfig(k=(3, 7), bootstrap=0))
+    metrics, means = found.metrics(), set[str]()
+    for name in metrics:
+        if by_user := found.by_user(f"test.{name}"):
+            means.add(name)
+            assert metrics[name] == pytest.approx(np.average(by_user.values, weights=by_user.weights))
+            assert len(np.unique(by_user.users)) == len(by_user.users) == len(by_user.values)
+    assert {"gauc", "recall@3", "ndcg@7", "mrr@7", "hit_rate@3"} <= means
+    assert not {"auc", "coverage@3"} & means
+
+
 def test_coverage_is_the_share_of_the_catalogue_in_somebodys_ranking(board: Dataset) -> None:
     # Users 0, 1 and 2 are shown {0, 1}, {1, 2} and {0, 2}; user 3 has no positive and is shown nothing.
     scores = torch.zeros(len(board.users), len(board.items))

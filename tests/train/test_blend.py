@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -87,11 +88,34 @@ def test_the_weight_of_a_fit_is_kept_unless_another_is_clearly_better(at_one: fl
     values = {0.0: 0.5, 1.0: at_one, 2.0: 1.0}
     for is_fitted in (False, True):
         made = blend(lambda weight, _: values.get(round(weight, 3), 0.9), cold=False)
-        made.is_fitted = is_fitted
+        made.tolerance = (lambda _: lambda _: 0.01) if is_fitted else None
         assert best(made, 0.0, 1.0, 2.0) == (expected if is_fitted else 2.0)
+
+
+def test_weights_are_compared_by_the_vectors_that_gave_their_scores() -> None:
+    """Each with the bias of the cold item that is best beside it, of weights that are worse alone."""
+    made, compared = blend(lambda weight, bias: 10 - abs(weight - 2) - abs(bias - 4)), list[tuple[float, float]]()
+
+    def shown(found: Factors) -> tuple[float, float]:
+        return float(found.items[0, 1]) / UNIT, float(found.items[1, -1]) - 0.5
+
+    def tolerance(best: Factors) -> Callable[[Factors], float]:
+        compared.append(shown(best))
+
+        def allowed(other: Factors) -> float:
+            compared.append(shown(other))
+            return 0.7 if len(compared) == 4 else 0.1
+
+        return allowed
+
+    made.tolerance = tolerance
+    found = best(made, 0.0, 1.0, 2.0)
+    nearest = sorted((w for w in made.scores if w), key=lambda w: abs(math.log(w)))
+    assert found == nearest[2] not in (1.0, 2.0)
+    assert compared == [pytest.approx((w, made.raised[w])) for w in (2.0, *nearest[:3])]
 
 
 def test_a_fit_that_adds_nothing_has_the_weight_0() -> None:
     made = blend(lambda weight, _: 1.0 - 0.001 * weight, cold=False)
-    made.is_fitted = True
+    made.tolerance = lambda _: lambda _: 0.01
     assert best(made, 0.0, 0.3, 1.0) == 0.0

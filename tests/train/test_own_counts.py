@@ -69,6 +69,7 @@ def config(own: str = "taken", **sections: dict[str, Any]) -> Config:
         "negatives": {"full": True},
         "train": {"epochs": 3, "batch_size": 256, "lr": 0.02, "monitor": "validation.ndcg@5", "device": "cpu"},
         "evaluation": {"k": [5], "repeats": "allow", "bootstrap": 0},
+        "split": {"kind": "last"},
     }  # fmt: skip
     return settings(**base | sections)
 

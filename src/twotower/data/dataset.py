@@ -81,7 +81,7 @@ class Dataset:
     def _made_otherwise(self, section: str, options: str) -> ConfigError:
         """Return the error of a dataset that another section of the config made."""
         return ConfigError(
-            f"the dataset was made with another {section} ({options}); pass its `schema`, and `split=dataset.split` in the "
+            f"the dataset was made with another {section} ({options}); pass its schema, and its split in the "
             "config, or make it again from the tables"
         )
 

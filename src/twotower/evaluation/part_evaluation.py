@@ -25,7 +25,7 @@ from twotower.evaluation.bootstrap import bootstrap
 from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
-from twotower.evaluation.metrics.metric import RankingMetric
+from twotower.evaluation.metrics.metric import PairMetric, RankingMetric, UserValues
 from twotower.evaluation.moments import users_during
 from twotower.evaluation.own_counts import own_counts
 from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
@@ -125,6 +125,17 @@ class PartEvaluation:
                 out[f"{m.name}@{k}"] = float(values.mean()) if len(values) else float("nan")
             out |= {f"{m.name}@{k}": m.value(rankings) for m in measured.of_catalogue}
         return out
+
+    def by_user(self, name: str) -> UserValues | None:
+        """Return a metric such as `gauc` or `ndcg@10` by user; None if it is no mean over users."""
+        metric = self.config.metric_set.find(name)
+        if isinstance(metric, PairMetric):
+            return metric.by_user(self.scored)
+        if not isinstance(metric, RankingMetric):
+            return None
+        values = metric.values(self.rankings.at(int(name.rpartition("@")[2])))
+        means, n_queries = _by_user(self.users, values[:, None])
+        return UserValues(np.unique(self.users), means[:, 0], n_queries)
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Return 95 % bootstrap intervals over users of every metric that is a mean over users."""

@@ -124,7 +124,7 @@ class Tower(nn.Module):
             if len(set(widths)) > 1:
                 found = ", ".join(f"{f.name} {w}" for f, w in zip(self.embeddings.fields, widths, strict=True))
                 raise ConfigError(
-                    f"join = 'sum' needs fields of one width, found {found}; give these features one `width`"
+                    f"join = 'sum' needs fields of one width, found {found}; give these features one width"
                 )
             joined = widths[0]
             self.shift: nn.Parameter | None = nn.Parameter(torch.zeros(joined))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from twotower.arrays.types import F32, Bools, Shaped
 from twotower.evaluation.factors import Factors
-from twotower.train.starts.search import CLOSE, best_weight
+from twotower.train.starts.search import best_weight
 
 RAISES = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
 """Biases of cold items that are tried beside each weight, in standard deviations of a user's scores; all of them, as those that lift cold items into no
@@ -39,8 +39,9 @@ class Blend:
     """Standard deviation of a user's scores, the unit of that bias."""
     tells_cold: bool = False
     """True if the pair tells cold items apart too, so that its weight spreads these and the known ones alike."""
-    is_fitted: bool = False
-    """True if the weight 1 is that of a fit, which others above 0 must be clearly better than."""
+    tolerance: Callable[[Factors], Callable[[Factors], float]] | None = None
+    """By the best vectors, how far below them the score of others may be by chance, if the weight 1 is that of a fit, which others
+    above 0 must be clearly better than. None: the weight 1 is as any other."""
     beside: F32[Tensor, "rows"] | None = None
     """Addition to the bias of each item by the weight 1."""
     raised: dict[float, float] = field(default_factory=dict)
@@ -50,32 +51,36 @@ class Blend:
 
     def metrics(self, weight: float) -> Mapping[str, float]:
         """Return the metrics by a weight, with the bias of the cold items that is best beside it, of RAISES."""
-        items = self.factors.items.clone()
-        items[:, self.part] = items[:, self.part] * self.unit * weight
-        if self.beside is not None:
-            items[:, -1] += weight * self.beside.to(items)
-        found, biases = dict[float, Mapping[str, float]](), items[:, -1].clone()
-        if self.cold is None or self.spread is None:
-            found[0.0] = self.measure(replace(self.factors, items=items))
-        else:
-            cold, unit = torch.from_numpy(self.cold).to(items), self.spread(replace(self.factors, items=items))
-            for raised in RAISES:
-                items[:, -1] = biases + raised * unit * cold
-                found[raised * unit] = self.measure(replace(self.factors, items=items))
+        tried = [0.0]
+        if self.cold is not None and self.spread is not None:
+            unit = self.spread(self._weighed(weight))
+            tried = [raised * unit for raised in RAISES]
+        found = {bias: self.measure(self._weighed(weight, bias)) for bias in tried}
         best = max(found, key=lambda bias: self.score_of(found[bias]))
         self.raised[weight], self.scores[weight] = best, self.score_of(found[best])
         return found[best]
 
+    def _weighed(self, weight: float, bias: float = 0.0) -> Factors:
+        """Return the vectors by a weight, with a bias of the cold items."""
+        items = self.factors.items.clone()
+        items[:, self.part] = items[:, self.part] * self.unit * weight
+        if self.beside is not None:
+            items[:, -1] += weight * self.beside.to(items)
+        if self.cold is not None:
+            items[:, -1] += bias * torch.from_numpy(self.cold).to(items)
+        return replace(self.factors, items=items)
+
     def best(self, given: Sequence[float], score: Callable[[float], float]) -> float:
-        """Return the weight of the highest score, of those given and between them; if 1 is that of a fit, the one nearest to it within CLOSE of the highest. With cold items that the pair does not tell apart it is the least whose score is within ENOUGH of
+        """Return the weight of the highest score, of those given and between them; if 1 is that of a fit, the one nearest to it that is no worse but for chance. With cold items that the pair does not tell apart it is the least whose score is within ENOUGH of
         that: the greater the weight, the farther apart are known items, among which the scores of cold ones hardly differ."""
         if len(set(given)) == 1:
             return given[0]
         found = best_weight(given, score)
-        if found and self.is_fitted:
-            least = self.scores[found] - CLOSE * abs(self.scores[found])
-            close = [weight for weight, value in self.scores.items() if weight and value >= least]
-            return min(close, key=lambda weight: abs(math.log(weight)))
+        if found and self.tolerance:
+            allowed = self.tolerance(self._weighed(found, self.raised[found]))
+            nearest = sorted((weight for weight in self.scores if weight), key=lambda weight: abs(math.log(weight)))
+            less = {weight: self.scores[found] - self.scores[weight] for weight in nearest}
+            return next(w for w in nearest if less[w] <= 0 or less[w] <= allowed(self._weighed(w, self.raised[w])))
         if self.cold is None or self.tells_cold:
             return found
         enough = self.scores[found] - ENOUGH * abs(self.scores[found])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from twotower.arrays.types import Floats, Shaped
@@ -24,6 +24,7 @@ from twotower.train.recent_popularity import fit_recent_popularity, popularity_b
 from twotower.train.recipe import Recipe
 from twotower.train.stacking import stack
 from twotower.train.starts.search import CLOSE, SCORES_BESIDE, evaluation_of_search, users_told
+from twotower.train.validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +39,7 @@ class LastFits:
     context: DistributedContext
     scorer: Callable[[SideTensors | None], Factors | ContextFactors]
     """Present scores of validation, of some items or all."""
-    metrics: Callable[[Scorer, EvaluationConfig], Mapping[str, float]]
-    """Validation metrics of scores under some options."""
-    score_of: Callable[[Mapping[str, float]], float]
-    """The monitored one of metrics; higher is better."""
+    validation: Validation
 
     def popularity(self, check_stop: Callable[[], None]) -> RecentScores | None:
         """Return what is popular at the times of validation, as is best beside the present scores, and change no model; None of a model without recent
@@ -73,7 +71,7 @@ class LastFits:
         if recipe.model.own_counts:
             OwnCountsFit(model, dataset).fit(self.scorer(None), score, context, told)
         if recipe.model.cold_item_bias:
-            whole: Callable[[Scorer], float] = lambda found: self.score_of(self.metrics(found, recipe.evaluation))  # noqa: E731
+            whole: Callable[[Scorer], float] = lambda found: self.validation.score(found, recipe.evaluation)  # noqa: E731
             fit_cold_item_bias(model, dataset, self.scorer, whole, context, recipe.train.seed)
 
     def _fit_jointly(self, found: Factors, joint: JointFit | None, some: EvaluationConfig) -> None:
@@ -83,7 +81,9 @@ class LastFits:
         cold = cold_items(model, dataset, seed, ends=True, stand_in=False) if model.config.cold_item_bias else ""
 
         def score(scorer: Factors) -> float:
-            blend = Blend(scorer, slice(0), 1.0, lambda one: self.metrics(one, some), self.score_of)
+            blend = Blend(
+                scorer, slice(0), 1.0, lambda one: self.validation.metrics(one, some), self.validation.score_of
+            )
             if isinstance(cold, ColdItems):
                 blend.cold, blend.spread = cold.rows, lambda one: self.context.broadcast(self._spread(one))
             blend.metrics(1.0)
@@ -121,4 +121,4 @@ class LastFits:
     def _score(self, scores: int) -> Callable[[Scorer], float]:
         """Return the function to the monitored metric, measured by so many scores at most."""
         some = evaluation_of_search(self.recipe.evaluation, len(self.dataset.items), scores)
-        return lambda found: self.score_of(self.metrics(found, some))
+        return lambda found: self.validation.score(found, some)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -15,7 +15,6 @@ from twotower.arrays.types import F32
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import TrainingError
-from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.recent_scores import RecentScores
 from twotower.model.inputs.side_tensors import SideTensors
@@ -48,18 +47,9 @@ from twotower.train.starts.search import (
     users_told,
 )
 from twotower.train.starts.start import PairValues, Start
+from twotower.train.validation import Validation
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Measures vectors on the validation part, for all ranks."""
-
-    metrics: Callable[[Factors, EvaluationConfig], Mapping[str, float]]
-    """Metrics by name, under the given options."""
-    score_of: Callable[[Mapping[str, float]], float]
-    """The monitored one of metrics; higher is better."""
 
 
 class StartValues:
@@ -162,7 +152,8 @@ class StartValues:
         if cold:
             blend.cold, blend.spread = cold.rows, self._spread
             blend.tells_cold = start.tells_cold(self.dataset, self.model.config)
-        blend.is_fitted = is_weighed
+        if is_weighed:
+            blend.tolerance = lambda best: self.validation.tolerance(best, self._evaluation)
         others = "the trained ones" if self._trained else "those before it"
 
         def score(weight: float) -> float:

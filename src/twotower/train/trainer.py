@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,9 +49,10 @@ from twotower.train.precision import with_precision
 from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
-from twotower.train.start_values import StartValues, Validation, check_started
+from twotower.train.start_values import StartValues, check_started
 from twotower.train.starts.pair import scale_pair
 from twotower.train.stopping import BestWeights, StopSignals
+from twotower.train.validation import Validation, monitored_by_user
 from twotower.train.weights import MovingAverage, Weights
 
 log = logging.getLogger(__name__)
@@ -173,15 +174,19 @@ class Trainer:
     def _last_fits(self) -> LastFits:
         """Fits of what stands beside the trained scores."""
         parts = (self.model, self.dataset, self.recipe, self.context)
-        return LastFits(*parts, self._scorer, self._validation_metrics, self.best.score_of)
+        return LastFits(*parts, self._scorer, self._validation)
+
+    @property
+    def _validation(self) -> Validation:
+        config, context = self.recipe.train, self.context
+        by_user = partial(monitored_by_user, dataset=self.dataset, monitor=config.monitor, context=context)
+        return Validation(self._validation_metrics, self.best.score_of, by_user)
 
     def _start_values(self, trained: Sequence[int] = (), recent: RecentScores | None = None) -> StartValues:
         parts = (self.dataset, self.recipe, self.objective.users, self.objective.items, self.context)
-        metrics: Callable[[Factors, EvaluationConfig], dict[str, float]] = self._validation_metrics
+        validation = self._validation
         if self.recipe.model.own_counts:  # so that no value is chosen to tell what users take again
-            own = OwnCountsFit(self.model, self.dataset)
-            metrics = lambda factors, config: self._validation_metrics(own.beside(factors), config)  # noqa: E731
-        validation = Validation(metrics, self.best.score_of)
+            validation = validation.beside(OwnCountsFit(self.model, self.dataset).beside)
         return StartValues(self.model, *parts, validation, self._check_stop, trained, recent)
 
     def _check_stop(self) -> None:

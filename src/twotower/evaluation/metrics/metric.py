@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
+
 from twotower.arrays.types import Doubles, Ints, Shaped
 from twotower.evaluation.metrics.measured import Rankings, ScoredPairs
 from twotower.features.side import SideName
@@ -36,6 +38,11 @@ class UserValues(NamedTuple):
     users: Shaped[Ints, "n"]
     values: Shaped[Doubles, "n"]
     weights: Shaped[Doubles, "n"]
+
+    def error_of_difference(self, other: UserValues) -> float:
+        """Return the standard error of the difference from another mean over the same users with the same weights."""
+        difference, share = self.values - other.values, self.weights / self.weights.sum()
+        return float(np.linalg.norm(share * (difference - difference @ share)))
 
 
 class Metric(Kind):

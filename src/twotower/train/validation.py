@@ -1,0 +1,70 @@
+"""Measures of scores on the validation part, and how far apart two of them may be by chance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from twotower.data.dataset import Dataset
+from twotower.data.splits import VALIDATION
+from twotower.distributed import DistributedContext
+from twotower.evaluation.config import EvaluationConfig
+from twotower.evaluation.factors import Factors, Scorer
+from twotower.evaluation.metrics.metric import UserValues
+from twotower.evaluation.part_evaluation import PartEvaluation
+from twotower.evaluation.version_factors import VersionFactors
+from twotower.train.starts.search import CLOSE
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Measures scores on the validation part, for all ranks."""
+
+    metrics: Callable[[Scorer, EvaluationConfig], Mapping[str, float]]
+    """Metrics by name, under the given options."""
+    score_of: Callable[[Mapping[str, float]], float]
+    """The monitored one of metrics; higher is better."""
+    by_user: Callable[[Scorer, EvaluationConfig], UserValues | None]
+    """The monitored metric by user; None if it is no mean over users."""
+
+    def beside(self, added: Callable[[Factors], Scorer]) -> Validation:
+        """Return the measures of vectors with what a function adds to their scores."""
+
+        def of(scorer: Scorer) -> Scorer:
+            return added(scorer) if isinstance(scorer, Factors) else scorer
+
+        return replace(
+            self,
+            metrics=lambda scorer, config: self.metrics(of(scorer), config),
+            by_user=lambda scorer, config: self.by_user(of(scorer), config),
+        )
+
+    def score(self, scorer: Scorer, config: EvaluationConfig) -> float:
+        """Return the monitored metric under the given options; higher is better."""
+        return self.score_of(self.metrics(scorer, config))
+
+    def tolerance(self, best: Scorer, config: EvaluationConfig) -> Callable[[Scorer], float]:
+        """Return the function to how far the score of another scorer may be below that of `best` by chance: a standard error of the
+        difference, paired by user (the rule of one standard error, Breiman et al. 1984, section 3.4.3); of a metric that is no mean over users,
+        CLOSE of the score."""
+        of_best = self.by_user(best, config)
+
+        def allowed(other: Scorer) -> float:
+            found = self.by_user(other, config) if of_best else None
+            if of_best is None or found is None:
+                return CLOSE * abs(self.score(best, config))
+            return of_best.error_of_difference(found)
+
+        return allowed
+
+
+def monitored_by_user(
+    scorer: Scorer, config: EvaluationConfig, dataset: Dataset, monitor: str, context: DistributedContext
+) -> UserValues | None:
+    """Return a metric such as `validation.ndcg@10` by user of validation, on all ranks; None if it is no mean over users."""
+    found = None
+    if context.is_main:
+        scorer = VersionFactors.of_part(scorer, dataset, VALIDATION)
+        evaluation = PartEvaluation.from_factors(scorer, dataset, VALIDATION, config)
+        found = evaluation.by_user(monitor.rpartition(".")[2])
+    return context.broadcast(found)

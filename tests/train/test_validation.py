@@ -1,0 +1,79 @@
+"""Scores are as good as others within what chance explains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scored import random_factors
+
+from twotower.data.dataset import Dataset
+from twotower.data.splits import VALIDATION
+from twotower.distributed import DistributedContext
+from twotower.evaluation.config import EvaluationConfig
+from twotower.evaluation.factors import Factors
+from twotower.evaluation.metrics.metric import UserValues
+from twotower.evaluation.part_evaluation import evaluate_part
+from twotower.train.starts.search import CLOSE
+from twotower.train.validation import Validation, monitored_by_user
+
+SOME = EvaluationConfig(k=(5,), bootstrap=0)
+
+
+def validation(data: Dataset, monitor: str) -> Validation:
+    def metrics(scorer: Any, config: EvaluationConfig) -> dict[str, float]:
+        return {f"validation.{name}": v for name, v in evaluate_part(scorer, data, VALIDATION, config).items()}
+
+    by_user = partial(monitored_by_user, dataset=data, monitor=monitor, context=DistributedContext())
+    return Validation(metrics, lambda found: found[monitor], by_user)
+
+
+def near(factors: Factors, share: float) -> Factors:
+    """Return vectors that differ by a share of random ones."""
+    other = torch.randn(factors.items.shape, generator=torch.Generator().manual_seed(3))
+    return replace(factors, items=factors.items + share * other)
+
+
+def test_the_standard_error_is_that_of_the_weighted_mean_of_differences() -> None:
+    rng = np.random.default_rng(0)
+    values, others, weights = rng.random(200), rng.random(200), rng.integers(1, 4, 200).astype(float)
+    a, b = (UserValues(np.arange(200), one, weights) for one in (values, others))
+    drawn = rng.integers(0, 200, (4000, 200))
+    means = [np.average((values - others)[row], weights=weights[row]) for row in drawn]
+    assert a.error_of_difference(b) == pytest.approx(np.std(means), rel=0.1)
+    assert a.error_of_difference(a) == 0
+
+
+def test_what_chance_explains_is_less_where_scores_are_alike_and_where_users_are_many(board: Dataset) -> None:
+    found, measured = random_factors(board), validation(board, "validation.recall@5")
+    allowed = measured.tolerance(found, SOME)
+    assert allowed(found) == 0
+    assert 0 < allowed(near(found, 0.1)) < allowed(near(found, 3.0))
+    by_user = [
+        monitored_by_user(f, SOME, board, "validation.recall@5", DistributedContext())
+        for f in (found, near(found, 3.0))
+    ]
+    assert by_user[0]
+    assert by_user[1]
+    n, difference = len(by_user[0].users), by_user[0].values - by_user[1].values
+    assert allowed(near(found, 3.0)) == pytest.approx(difference.std() / n**0.5)
+
+
+def test_of_a_metric_that_is_no_mean_over_users_it_is_a_share_of_the_score(board: Dataset) -> None:
+    found, measured = random_factors(board), validation(board, "validation.auc")
+    score = measured.score(found, SOME)
+    assert measured.tolerance(found, SOME)(near(found, 1.0)) == pytest.approx(CLOSE * score)
+
+
+def test_scores_are_measured_with_what_stands_beside_them(board: Dataset) -> None:
+    found, measured = random_factors(board), validation(board, "validation.recall@5")
+    beside = measured.beside(lambda factors: replace(factors, items=-factors.items))
+    other = replace(found, items=-found.items)
+    assert beside.score(found, SOME) == measured.score(other, SOME) != measured.score(found, SOME)
+    assert beside.tolerance(found, SOME)(near(found, 1.0)) == measured.tolerance(other, SOME)(
+        replace(found, items=-near(found, 1.0).items)
+    )
