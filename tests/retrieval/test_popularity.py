@@ -21,3 +21,10 @@ def test_the_most_popular_as_a_sort_finds_them(k: int, most: int) -> None:
             rows, scores = Popularity(positives).top(k, excluded, allowed)
             assert rows.tolist() == sorted(left, key=lambda row: -positives[row])[:k]
             assert scores.tolist() == [0.0] * len(rows)
+
+
+def test_what_is_popular_now_comes_before_all_that_was() -> None:
+    rng = np.random.default_rng(0)
+    positives, recent = rng.integers(0, 50, 80), rng.integers(0, 6, 80).astype(np.float32)
+    rows, _ = Popularity(positives, recent).top(80, np.zeros(0, np.int64), None)
+    assert rows.tolist() == sorted(range(80), key=lambda row: (-recent[row], -positives[row], row))

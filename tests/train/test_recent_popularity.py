@@ -25,7 +25,7 @@ from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, VALIDATION
 from twotower.data.tables import check
 from twotower.distributed import DistributedContext
-from twotower.errors import ConfigError, Interrupted
+from twotower.errors import ConfigError, Interrupted, RunError
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors, Scorer
@@ -35,10 +35,12 @@ from twotower.features.day_of_week import DayOfWeek
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.values import UNKNOWN
+from twotower.files import layout
 from twotower.index.exact import Exact
 from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.reports.compare import compare_runs
 from twotower.retrieval.request import Method, Request
+from twotower.retrieval.retriever import Retriever
 from twotower.runs.evaluation import QueryShard, _Rankings
 from twotower.train import last_fits, start_values
 from twotower.train.cold_items import ColdItems, cold_items, fit_cold_item_bias
@@ -137,6 +139,28 @@ def test_a_bundle_serves_the_end_of_the_log_and_says_so(
         measured = evaluate_bundle(retriever)["index"]
     assert "ranks by what is popular at the end of the rows before its test part" in caplog.text
     assert measured["recall@5"] < run.metrics["test.recall@5"] - 0.1
+
+
+def test_a_user_of_whom_nothing_is_known_gets_what_is_popular_now(folder: Path, tmp_path: Path) -> None:
+    run = runs.load(folder)
+    bundle = api.publish(run, tmp_path / "store", Exact())
+    retriever = api.retriever(tmp_path / "store")
+    positives = run.dataset.item_positive_counts
+    known = RecentPopularity.before(run.dataset, TEST)
+    end = np.array([known.times[-1] + 1])
+    now = known.at(end, run.model.recent_popularity.terms.half_life)[0]
+    wanted = sorted(range(N_ITEMS), key=lambda row: (-now[row], -positives[row], row))[:5]
+    assert wanted != np.argsort(-positives, kind="stable")[:5].tolist(), "the wave has gone on"
+    found = retriever.recommend(Request("nobody"), 5)
+    assert found.source == "popular"
+    assert [i.id for i in found.items] == run.dataset.items.ids.gather(wanted).cast(pl.String).to_list()
+    batch = retriever.recommend_frame(pl.DataFrame({"user_id": ["nobody"]}), 5)
+    assert batch["item_id"].cast(pl.String).to_list() == [i.id for i in found.items]
+    path = bundle.folder / layout.POPULARITY
+    for numbers in (np.full(N_ITEMS, np.nan, np.float32), np.zeros(N_ITEMS), np.zeros(N_ITEMS - 1, np.float32)):
+        np.save(path, numbers)
+        with pytest.raises(RunError, match="popularity"):
+            Retriever(bundle)
 
 
 def test_of_a_split_by_time_a_bundle_has_the_numbers_of_the_run(

@@ -18,6 +18,9 @@ DRAWING = "towers.svg"
 # Bundle of a model with own counts: the weight of each code of a history.
 OWN_COUNTS = "own_counts.npy"
 
+# Bundle of a model with recent popularity: how popular each item is at the end of the rows before the test part.
+POPULARITY = "popularity.npy"
+
 
 def tower(side: str) -> str:
     """Return the name of the exported tower of a side."""

@@ -4,6 +4,7 @@ config.toml  encoders.json  vocabularies.arrow  users|items|interactions.parquet
 model.safetensors  model.json  metrics.json
 user_tower.onnx  item_tower.onnx      equality with torch is checked before they are published
 user_vectors.npy  index/              of the same model
+own_counts.npy  popularity.npy        of a model that has them
 README.md  towers.svg                 the model card, and the drawing of the towers, which the console shows
 """
 
@@ -24,6 +25,7 @@ from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Floats, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.memmap import MemmapDataset
+from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.side import Side
 from twotower.data.splits import TEST
 from twotower.errors import RunError
@@ -155,7 +157,7 @@ def _write(
         bias=run.config.model.bias_columns,
         keep_seen=run.config.evaluation.repeats != "exclude",
         own_counts=_own_counts(run, folder),
-        recent_popularity=run.follows_popularity,
+        recent_popularity=_write_popularity(run, folder),
         recall_check=recall_check,
         index=index_facts(index),
         parity=parity,
@@ -174,6 +176,17 @@ def _own_counts(run: Run, folder: Path) -> OwnCountsFacts | None:
     np.save(folder / layout.OWN_COUNTS, run.model.own_counts.weights.cpu().numpy())
     rate, exponent = run.model.own_counts.recency
     return OwnCountsFacts(history=name, rate=rate, exponent=exponent)
+
+
+def _write_popularity(run: Run, folder: Path) -> bool:
+    """Write how popular each item is at the end of the rows before the test part, by which users of whom nothing is known are answered, and return
+    True; False for a model in whose scores it is no part."""
+    if not run.follows_popularity:
+        return False
+    if (terms := run.model.recent_popularity.terms).recent > 0:
+        alone = PopularityTerms(terms.half_life, 1.0)
+        np.save(folder / layout.POPULARITY, RecentPopularity.before(run.dataset, TEST).scores_at_end(alone))
+    return True
 
 
 def _check_unchanged(run: Run, folder: Path, digest: str) -> None:

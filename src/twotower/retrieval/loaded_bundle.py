@@ -54,6 +54,8 @@ class LoadedBundle:
     titles: TextColumn[str]
     own_counts: OwnCountWeights | None
     """None: the model has none."""
+    popularity: Floats | None
+    """Recent popularity of the items (items,); None: the model has none."""
 
     @classmethod
     def load(
@@ -85,11 +87,25 @@ class LoadedBundle:
                     )
                 except RunError as e:
                     raise RunError(f"{folder / layout.OWN_COUNTS}: damaged ({e})") from None
+            popularity = None
+            if layout.POPULARITY in digests:
+                popularity = read_checked(folder / layout.POPULARITY, _numbers)
             inspected.result()
             user_tower = OnnxTower(folder / layout.tower("user"), threads)
             fields = dataset.encoders.fields("user")
             loaded = cls(
-                bundle, dataset, columns, fields, user_tower, vectors, index.result(), user_ids, item_ids, titles, own
+                bundle,
+                dataset,
+                columns,
+                fields,
+                user_tower,
+                vectors,
+                index.result(),
+                user_ids,
+                item_ids,
+                titles,
+                own,
+                popularity,
             )
         loaded.index.threads = threads
         loaded._compare_with_manifest()
@@ -143,6 +159,7 @@ class LoadedBundle:
             *((f"user column '{f.name}'", counts.get(f.name, 0), len(self.user_ids)) for f in features),
             ("seen items of users", len(data.interacted_items), len(self.user_ids)),
             ("positives of items", len(data.item_positive_counts), len(self.item_ids)),
+            *(() if self.popularity is None else (("popularity", len(self.popularity), len(self.item_ids)),)),
         ):
             if found != expected:
                 raise RunError(f"{self.bundle.folder}: damaged ({name}: {found:,} rows, expected {expected:,})")

@@ -9,11 +9,12 @@ from twotower.index.top_k import kth_largest
 
 
 class Popularity:
-    """Items in descending order of their training positives, by weight; equal ones are ordered by row."""
+    """Items in descending order of what is popular now, if that is known, then of their training positives, by weight; equal ones are
+    ordered by row."""
 
-    def __init__(self, positives: Numbers) -> None:
-        """Order the items by their numbers, or weights, of positives (n,)."""
-        self.rows: Ints = np.argsort(-positives, kind="stable")
+    def __init__(self, positives: Numbers, recent: Floats | None = None) -> None:
+        """Order the items by their recent popularity (n,), and by their numbers, or weights, of positives (n,)."""
+        self.rows: Ints = np.lexsort([-positives] if recent is None else [-positives, -recent])
         """Item rows (n,), the most popular first."""
         self._rank = np.empty_like(self.rows)
         self._rank[self.rows] = np.arange(len(self.rows))

@@ -90,7 +90,7 @@ class Retriever:
                 self.filters = CatalogueFilters(
                     self.dataset.items.frame, self.item_ids, self.schema, self.dataset.interacted_items
                 )
-                self.popularity = Popularity(self.dataset.item_positive_counts)
+                self.popularity = Popularity(self.dataset.item_positive_counts, loaded.popularity)
                 self.neighbours = Neighbours(self.index, bundle.manifest.bias, bundle.manifest.similarity)
             if (row := self.neighbours.broken_row) is not None:
                 raise RunError(f"{bundle.folder / layout.INDEX}: damaged (the vector of item row {row} is not finite)")
