@@ -21,6 +21,7 @@ from twotower.data import prepare
 from twotower.data.config import DataConfig
 from twotower.data.split import SplitConfig
 from twotower.errors import Interrupted, RunError
+from twotower.files import layout
 from twotower.retrieval.request import Request
 from twotower.train.progress import Callback
 
@@ -105,15 +106,26 @@ def test_the_best_epoch_is_not_the_last_one(tmp_path: Path) -> None:
 
 
 def test_a_training_that_still_runs_says_so(tmp_path: Path) -> None:
-    found = []
+    found, refused = list[str](), list[RunError]()
 
     class Reader(Callback):
         def on_epoch_end(self, history: list[dict[str, float]]) -> None:
             if len(history) == 1:
-                found.append(api.load(tmp_path / "run").unfinished)
+                loaded = api.load(tmp_path / "run")
+                found.append(loaded.unfinished)
+                try:
+                    api.publish(loaded, tmp_path / "store")
+                except RunError as e:
+                    refused.append(e)
 
     config = settings(model={"stacking": True, "cold_item_bias": True})
     api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run", callback=Reader())
+    with pytest.raises(
+        RunError,
+        match=r"the training has not ended \(in training after epoch 1 of 2; .*; let it end, go on with `resume=True`",
+    ):
+        raise refused[0]
+    assert not (tmp_path / "store" / layout.CURRENT).exists()
     lacks = "model.stacking weighs its terms after the last; model.cold_item_bias is fitted after the last"
     assert found == [f"in training after epoch 1 of 2; the best is epoch 1; {lacks}"]
 

@@ -25,7 +25,11 @@ def publish(
     store: StoreFolder,
     overrides: Overrides = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Publish below the recall threshold. The history records it.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Publish below the recall threshold, or a training that has not ended without what comes after its last epoch. The history records it.",
+        ),
     ] = False,
     reason: Annotated[str, typer.Option("--reason", help="Note for the history.")] = "",
     trust: Trust = False,

@@ -76,12 +76,19 @@ def publish(
 
     The index is tuned to `config.min_recall` with one half of a sample of users and checked with the other half; a bundle
     below it is refused, unless `force`, which the history records. A remote index is a new collection, to which the alias
-    moves once the bundle is current. The best epoch of a run whose training has not ended is evaluated first; the model card
-    says that it was stopped. Raises RunError, with the store unchanged.
+    moves once the bundle is current. The best epoch of a run whose training has not ended is evaluated first; the model card and the
+    history say so. One that lacks what is weighed or fitted after the last epoch is refused, unless `force`. Raises RunError, with the store
+    unchanged.
     """
     if run.folder is None:
         raise RunError("the run has no folder, which publishing needs; train it with one")
     if run.unfinished:
+        if run.config.is_fitted_last and not force:
+            raise RunError(
+                f"{run.folder}: the training has not ended ({run.unfinished}), and the model ranks worse without that; let it end, go on with "
+                "`resume=True`, or publish it as it is with `force=True`"
+            )
+        reason = "; ".join(filter(None, (reason, run.unfinished)))
         measured = evaluate_model(run.factors_during, run.dataset, run.config.evaluation)
         run = replace(run, metrics=measured | run.metrics)
     config = config or run.config.index
