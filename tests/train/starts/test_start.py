@@ -97,7 +97,7 @@ EXACT: dict[str, dict[str, Any]] = {
 CHOICES: dict[str, tuple[str, list[float]]] = {
     "content": ("regularization", [0.001, 0.05, 10.0]),
     "ease": ("regularization", [0.001, 3.0, 1e6]),
-    "ials": ("regularization", [0.001, 0.05, 10.0]),
+    "ials": ("regularization", [0.001, 0.05, 1.0]),
     "next_content": ("regularization", [0.001, 0.2, 10.0]),
     "slit": ("regularization", [0.001, 3.0, 1e6]),
     "transitions": ("frequency", [0.0, 0.5, 3.0]),
@@ -830,6 +830,22 @@ def test_where_popularity_tells_more_it_is_chosen_and_its_weights_share_a_soluti
     assert float(lines[-1].split("popularity = ")[1]) >= 1
     assert chosen.best.score > plain.best.score
     assert len(lines) > len(solved)
+
+
+def test_a_regularisation_that_removes_the_vectors_is_no_value_whatever_popularity_tells(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Popularity beside scores of 0 ranks as well as alone, and is 0 itself, as its root mean square is theirs."""
+    data = popular_log()
+    with pytest.raises(
+        TrainingError, match=r"regularization = 1e\+06 and unobserved = 0.2 leave nothing of the vectors"
+    ):
+        Trainer(data, of_popularity([1.0], regularization=[1e6])).run()
+    with caplog.at_level(logging.INFO, "twotower"):
+        Trainer(data, of_popularity([0.0, 1.0], regularization=[0.2, 1e6])).run()
+    assert "leave nothing of the vectors" in caplog.text
+    chosen = [line for line in caplog.messages if line.startswith("start of pair 0 by ials: ")][-1]
+    assert float(chosen.split("regularization = ")[1].split(",")[0]) < 1000
 
 
 def test_popularity_needs_biases_and_one_start() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twotower.arrays.types import F32
 from twotower.data.dataset import Dataset
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, TrainingError
 from twotower.features.field import InputField
 from twotower.features.side import SideName
 from twotower.model.pooling.pooling import Pooling
@@ -24,6 +24,8 @@ from twotower.train.starts.start import NotNegative, PairValues, Positive, Start
 
 PRIOR_ITEMS = 10.0
 """Items of a value of a column, and positives of an item, by which half of its vector is believed."""
+VANISHED = 1e-6
+"""Root mean square of the scores, of which those of positives are near 1, at which a regularisation has removed the vectors."""
 REGRESSION_STEPS = 64
 """Steps of conjugate gradients to the vectors of the values."""
 
@@ -127,10 +129,16 @@ class Ials(ColumnStart):
         for _ in range(self.sweeps):
             of_users = half_step(users, vectors, of_users, a, rate, n_items, self.steps)
             vectors = half_step(items, of_users, vectors, a, rate, n_users, self.steps)
+        size = _root_mean_square(of_users, vectors, n_users, n_items)
+        if size <= VANISHED:
+            raise TrainingError(
+                f"train.start of kind '{self.kind}': regularization = {rate:g} and unobserved = {a:g} leave nothing of the vectors (scores of "
+                f"{size:.0e}); lower regularization"
+            )
         vectors, of_users = _turned(vectors, of_users)
         bias = None
         if weight := self.popularity[0]:
-            bias = weight * _popularity(items) * _root_mean_square(of_users, vectors, n_users, n_items)
+            bias = weight * _popularity(items) * size
         penalty = _penalty(vectors, a, rate, n_items).diagonal().diag()
         targets = [vectors]
         if isinstance(positives, PositivesBesideColumns):
