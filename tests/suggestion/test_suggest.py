@@ -23,6 +23,7 @@ from twotower.suggestion.choice import MIN_LONG, RULES
 from twotower.suggestion.composition import _has_id
 from twotower.suggestion.recipes import FittedRecipe, Settings, read_recipe
 from twotower.suggestion.settings import shaped_settings
+from twotower.suggestion.shape import repeated_share
 from twotower.suggestion.side_features import SideFeature
 from twotower.suggestion.suggest import Suggestion, suggest
 from twotower.train.trainer import Trainer
@@ -501,6 +502,17 @@ def test_a_log_of_queries_needs_no_table_of_users() -> None:
     assert (found.recipe, found.schema.user_id) == ("words", "query")
     run = twotower.fit((None, items, actions), found.schema, of_one_epoch(found.config))
     assert "test.recall@10" in run.metrics
+
+
+def test_two_accounts_that_repeat_one_item_make_no_log_of_repeats() -> None:
+    rows = [(user, (user * 7 + 3 * n) % 50) for user in range(200) for n in range(6)]
+    rows += [(7, 1)] * 300 + [(8, 1)] * 400
+    actions = pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row")
+    assert repeated_share(actions, "user_id", "item_id") < 0.1 < 700 / len(rows)
+    assert repeated_share(actions.clear(), "user_id", "item_id") == 0
+    every = actions.head(1200)
+    again = pl.concat([every, every.head(400)])
+    assert repeated_share(again, "user_id", "item_id") == pytest.approx(400 / 1600)
 
 
 @pytest.mark.parametrize(("repeats", "duplicates"), [(0, "last"), (9, "last"), (10, "keep"), (50, "keep")])

@@ -12,7 +12,7 @@ from twotower.suggestion.choice import RecipeRule
 from twotower.suggestion.guess import MIN_REPEATS, Guess
 from twotower.suggestion.recipes import FittedRecipe, Settings, read_recipe
 from twotower.suggestion.settings import shaped_settings
-from twotower.suggestion.shape import MIN_LAST, MIN_NEW, MIN_NEW_USERS, Shape
+from twotower.suggestion.shape import MIN_LAST, MIN_NEW, MIN_NEW_USERS, TYPICAL_ROWS, Shape
 from twotower.suggestion.side_features import SideFeature
 from twotower.train.recipe import TrainConfig
 from twotower.train.starts.start import Start
@@ -110,7 +110,8 @@ def compose(
             comments["model.own_counts"] = "Repeats are kept: what a user took counts for itself."
         evaluation["repeats"] = "allow"
         comments["schema.duplicates"] = (
-            f"{guess.repeats:.1%} of the rows repeat a pair of user and item (threshold {MIN_REPEATS:.0%})."
+            f"{guess.repeats:.1%} of the rows repeat a pair of user and item (threshold {MIN_REPEATS:.0%}), where a user counts by "
+            f"{TYPICAL_ROWS} times the median number of rows at most."
         )
     if follows and shape.drift:
         sections["model"] = {**_section(sections, "model"), "recent_popularity": True}

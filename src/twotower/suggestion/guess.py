@@ -36,7 +36,7 @@ class Guess:
     columns: GuessedColumns
     sides: Mapping[SideName, SideFeatures]
     repeats: float
-    """Share of the rows that repeat a pair of user and item."""
+    """Share of the rows that repeat a pair of user and item, as `repeated_share` counts them."""
     lacking: Mapping[SideName, str] = field(default_factory=dict)
     """Sides whose table lacks many ids of the interactions, which are added, with the reason."""
 

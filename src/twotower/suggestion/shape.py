@@ -38,6 +38,8 @@ MIN_LAST = 3
 """Rows of a user from which a last one, the one before it and one to learn are there."""
 LAST_SHARE = 0.1
 """Share of the interactions, the latest, whose items and users are counted as new or known."""
+TYPICAL_ROWS = 10
+"""Times the median number of rows by which a user counts at most in the share of repeated rows."""
 
 MAX_BUCKETS = 16
 """Values of a number that a recipe tells apart."""
@@ -281,6 +283,11 @@ def parts_follow(actions: pl.DataFrame, schema: Schema) -> bool:
 
 
 def repeated_share(actions: pl.DataFrame, user_id: str, item_id: str) -> float:
-    """Return the share of the rows that repeat an earlier pair of user and item."""
-    distinct = int(actions.select(pl.struct(user_id, item_id).n_unique()).item())
-    return (actions.height - distinct) / max(1, actions.height)
+    """Return the share of the rows that repeat an earlier pair of user and item, in which a user counts by TYPICAL_ROWS times the median number of
+    rows at most: a few accounts that repeat one item tell nothing of the others."""
+    users = actions.group_by(user_id).agg(rows=pl.len(), items=pl.col(item_id).n_unique())
+    if not len(users):
+        return 0.0
+    rows, items = users["rows"].to_numpy(), users["items"].to_numpy()
+    weight = np.minimum(1.0, TYPICAL_ROWS * np.median(rows) / rows)
+    return float(weight @ (rows - items) / (weight @ rows))
