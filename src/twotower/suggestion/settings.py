@@ -101,12 +101,13 @@ def _shape_blends(
         kept.append({**options, "pair": pair} if pair else options)
         bounds = [(most, f"The smaller number of {shape.users:,} users and {shape.items:,} items.")]
         if fitted.reads_columns(pair):
-            bounds.append(
-                (shape.content_values, f"The number of values of the items' columns, {shape.content_values:,}.")
+            why = (
+                f"The number of values of the items' columns, {shape.content_values:,}, and a tenth more for new ones."
             )
+            bounds.append((_with_room(shape.content_values), why))
         if start.adds_users:
-            why = f"The smaller number of values of each column of the users and of the items, added up, {shape.joint_values:,}."
-            bounds.append((shape.joint_values, why))
+            why = f"The smaller number of values of each column of the users and of the items, added up, {shape.joint_values:,}, and a tenth more for new ones."
+            bounds.append((_with_room(shape.joint_values), why))
         least, why = min(bounds, key=itemgetter(0))
         if start.blend and fitted.narrow_pair(pair, least):
             comments[f"model.pairs.{pair}.user.width"] = why
@@ -116,6 +117,11 @@ def _shape_blends(
             f"Without {'each of ' * (len(kinds) > 1)}the recipe's start{'s' * (len(kinds) > 1)} {listed(kinds)} and its pair: {why}"
             for why, kinds in reasons.items()
         )
+
+
+def _with_room(values: int) -> int:
+    """Return a width for so many values and a tenth more, as a log of later has new ones, of which a narrow pair tells less."""
+    return -(-11 * values // 10)
 
 
 def _shape_windows(fitted: FittedRecipe, shape: Shape) -> None:
