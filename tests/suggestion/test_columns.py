@@ -466,6 +466,12 @@ def test_outcomes_are_no_context(name: str, values: list[object], ways: str) -> 
     assert not any("'context'" in note for note in notes)
 
 
+def test_an_outcome_with_missing_values_is_told_with_them() -> None:
+    (note,) = [n for n in guessed(accepted=[None if i % 4 else i % 3 % 2 for i in range(N)]).notes if "looks like" in n]
+    assert note.startswith(f"'accepted' looks like a label, but {3 * N // 4:,} of {N:,} values are missing; fill them")
+    assert note.endswith("and set schema.label=accepted")
+
+
 def test_decimal_commas_are_told() -> None:
     found = guessed(rating=[["1,5", "2,0", "4,5"][i % 3] for i in range(N)])
     assert found.notes == ["'rating': numbers with decimal commas are text; write them with points for a label"]

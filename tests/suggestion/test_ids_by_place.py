@@ -75,3 +75,18 @@ def test_a_column_of_one_date_and_one_other_value_each_is_no_number_of_orders() 
         for on in ({}, {"at": [date(2026, 1, 1) + timedelta(days=n // 30) for n in range(3000)]}):
             found = guess_columns(pl.DataFrame({"party": party, "ware": ware} | beside | on), {}, {})
             assert (found.options["user_id"], found.options["item_id"]) == ("party", "ware")
+
+
+def test_a_code_of_the_user_is_no_item_if_another_column_is_left() -> None:
+    rng = np.random.default_rng(0)
+    airline = rng.integers(0, 30, 1000)
+    rows = pl.DataFrame({"Airline": airline, "AirlineID": 19_000 + airline, "Source": rng.integers(0, 60, 1000)})
+    named = rows.with_columns(pl.format("L{}", "Airline").alias("Airline"))
+    assert (
+        guess_columns(named, {}, {}).options | {"user_id": "Airline", "item_id": "Source"}
+        == guess_columns(named, {}, {}).options
+    )
+    assert guess_columns(named.drop("Source"), {}, {}).options["item_id"] == "AirlineID"
+    once = pl.DataFrame({"a": range(1000), "b": rng.integers(0, 40, 1000), "c": rng.integers(0, 30, 1000)})
+    found, _, _ = ids_by_place(once.with_columns(a=pl.col("a") // 2 * 2), ("a",), "a", ["item_id"])
+    assert found == {"item_id": "b"}, "of users of two rows b is no code"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from movielens_archives import ML_1M, zipped
@@ -281,3 +282,31 @@ def test_of_a_file_without_a_header_line_the_ids_are_the_first_columns_that_may_
         "item_id",
         "column_3",
     ]
+
+
+def test_seconds_in_order_are_times_of_a_file_without_a_header_however_many_rows_share_one(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = pl.DataFrame(
+        {
+            "at": 1_254_386_420 + 20 * np.sort(rng.integers(0, 300, 2000)),
+            "a": rng.integers(1400, 1500, 2000),
+            "b": rng.integers(1400, 1500, 2000),
+        }
+    )
+    rows.write_csv(tmp_path / "contacts.tsv", separator="\t", include_header=False)
+    found = find_tables(tmp_path / "contacts.tsv")
+    assert found.interactions.columns == ["time", "user_id", "item_id"]
+
+
+def test_the_index_that_pandas_writes_is_no_column(tmp_path: Path) -> None:
+    rows = pl.DataFrame(
+        {
+            "client": [i % 20 for i in range(200)],
+            "what": [i * 7 % 30 for i in range(200)],
+            "__index_level_0__": range(200),
+        }
+    )
+    rows.write_parquet(tmp_path / "rows.parquet")
+    for found in (find_tables(tmp_path / "rows.parquet"), find_tables(rows)):
+        assert found.interactions.columns == ["client", "what"]
+    assert suggest(tmp_path / "rows.parquet").schema.user_id == "client"

@@ -141,3 +141,35 @@ def test_months_by_their_names_are_known(form: str, upper: bool) -> None:
     texts = [date(s, form) for s in SECONDS]
     found = guessed(at=[t.upper() if upper else t for t in texts])
     assert (found.options["time"], found.options["time_format"]) == ("at", form)
+
+
+YEARS = [2000 + (i * 7 + i // 20) % 15 for i in range(N)]
+
+
+@pytest.mark.parametrize("name", ["year", "yearID", "season", "Yr", "年份"])
+def test_years_of_the_rows_order_them_where_no_time_does(name: str) -> None:
+    frame = pl.DataFrame({name: YEARS, "player": USERS, "team": ITEMS})
+    found = guess_columns(frame, {}, {})
+    assert [found.options[key] for key in ("user_id", "item_id", "time", "time_unit")] == [
+        "player",
+        "team",
+        name,
+        "order",
+    ]
+    assert "of years" in found.why["time"]
+    with_time = guess_columns(frame.with_columns(at=pl.Series(SECONDS)), {}, {})
+    assert with_time.options["time"] == "at"
+
+
+@pytest.mark.parametrize("of", ["user", "item", "row", "no year"])
+def test_years_of_users_and_items_order_nothing(of: str) -> None:
+    """Nor do those of items of one row, which may be theirs, and other numbers of that name."""
+    years = {
+        "user": [1950 + user for user in USERS],
+        "item": [1990 + item for item in ITEMS],
+        "row": YEARS,
+        "no year": ITEMS,
+    }[of]
+    items = [*range(N)] if of == "row" else ITEMS
+    found = guess_columns(pl.DataFrame({"user_id": USERS, "item_id": items, "year": years}), {}, {})
+    assert not found.options.get("time")

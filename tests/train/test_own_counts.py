@@ -219,9 +219,13 @@ def test_what_users_disliked_is_not_taken() -> None:
         Trainer(data, config())
 
 
-@pytest.mark.parametrize("kind", ["binges", "all alike"])
-def test_how_lately_an_item_was_taken_counts_where_it_tells(kind: str) -> None:
-    """In binges the next item is one of the user's last three; else one of all that the user has taken."""
+@pytest.mark.parametrize(
+    ("kind", "monitor"),
+    [("binges", "validation.ndcg@5"), ("binges", "validation.recall@20"), ("all alike", "validation.ndcg@5")],
+)
+def test_how_lately_an_item_was_taken_counts_where_it_tells(kind: str, monitor: str) -> None:
+    """In binges the next item is one of the user's last three; else one of all that the user has taken. Of the first 20 items, which hold all of them, the
+    order tells."""
     rng, rows = np.random.default_rng(0), list[tuple[int, int, int]]()
     for user in range(N_USERS):
         past = rng.choice(N_ITEMS, 12, replace=False).tolist()
@@ -232,7 +236,8 @@ def test_how_lately_an_item_was_taken_counts_where_it_tells(kind: str) -> None:
         rows += [(user, item, at) for at, item in enumerate(past)]
     log = pl.DataFrame(rows, schema=["user_id", "item_id", "at"], orient="row")
     trainer = Trainer(
-        build_dataset(check(None, None, log, SCHEMA), SCHEMA, SplitConfig(kind="last")), config(train={"epochs": 1})
+        build_dataset(check(None, None, log, SCHEMA), SCHEMA, SplitConfig(kind="last")),
+        config(train={"epochs": 1, "monitor": monitor}, evaluation={"k": [5, 20], "repeats": "allow", "bootstrap": 0}),
     )
     trainer.run()
     rate, exponent = trainer.model.own_counts.recency

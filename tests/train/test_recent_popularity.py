@@ -398,7 +398,7 @@ def test_what_is_popular_is_found_beside_own_counts_before_a_pair_is_weighed(mon
     chosen = chosen.model_copy(update={"evaluation": EvaluationConfig(k=(5,), bootstrap=0, repeats="allow")})
     trainer, seen = Trainer(data, chosen), list[Factors | ContextFactors]()
 
-    def popularity(data: Any, found: Factors, score: Any, context: Any) -> None:
+    def popularity(data: Any, found: Factors, *_: Any) -> None:
         seen.append(found)
 
     monkeypatch.setattr(last_fits, "popularity_beside", popularity)
@@ -444,6 +444,24 @@ def test_the_half_life_is_chosen_again_by_the_best_weight() -> None:
 def test_it_must_gain_more_than_a_hundredth(gain: float, joins: bool) -> None:
     trainer = fitted(lambda scorer: 100.0 + gain * (scorer.recent is not None))
     assert trainer.model.recent_popularity.is_fitted == joins
+
+
+@pytest.mark.parametrize(("gain", "joins"), [(0.2, False), (0.4, True), (-0.4, False)])
+def test_or_more_than_chance_may_give(gain: float, joins: bool) -> None:
+    trainer, compared = Trainer(world(), config()), list[tuple[bool, bool]]()
+    found = trainer._scorer()
+    assert isinstance(found, Factors)
+
+    def score(scorer: Scorer) -> float:
+        return 100.0 + gain * (scorer.recent is not None)
+
+    def chance(better: Scorer, other: Scorer) -> float:
+        compared.append((better.recent is not None, other.recent is not None))
+        return 0.3
+
+    fit_recent_popularity(trainer.model, trainer.dataset, found, score, DistributedContext(), chance=chance)
+    assert trainer.model.recent_popularity.is_fitted == joins
+    assert compared[:1] == ([] if gain < 0 else [(True, False)])
 
 
 def test_both_terms_may_join_it_and_the_baseline_has_neither() -> None:

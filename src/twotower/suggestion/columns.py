@@ -240,7 +240,12 @@ def _note_outcomes(frame: pl.DataFrame, found: GuessedColumns) -> None:
                 else f"schema.event={name}, and schema.events: 'negative' for one of {' and '.join(map(repr, values))}, or "
                 "schema.label to a column of 0 and 1"
             )
-            found.notes.append(f"'{name}' looks like a label; set {ways}")
+            n = series.null_count()
+            found.notes.append(
+                f"'{name}' looks like a label, but {n:,} of {len(series):,} values are missing; fill them, or drop the rows, and set {ways}"
+                if n
+                else f"'{name}' looks like a label; set {ways}"
+            )
 
 
 def _note_scale(frame: pl.DataFrame, found: GuessedColumns, series: pl.Series) -> list[str]:

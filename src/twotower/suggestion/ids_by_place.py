@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import polars as pl
 
 from twotower.suggestion import names
 from twotower.suggestion.numbering import may_order
-from twotower.suggestion.text_form import looks_like_seconds
+from twotower.suggestion.text_form import looks_like_seconds, looks_like_years
 from twotower.suggestion.time_form import has_digits_of_dates, is_dated
 
 HEAD_ROWS = 100_000
 """Rows, the first ones, that tell whether a column numbers orders."""
+MIN_ROWS_OF_USER, FIXED = 2, 1.05
+"""Rows of a user, the mean, from which a column of one value for nearly each user is one of the users; values of a user, the mean, up to which it is."""
 MIN_IDS = 10
 """Distinct values of such ids, if there is one for 100 rows or more."""
 
@@ -37,8 +39,20 @@ def ids_by_place(
         for name in many
         if names.names_post_code(name) or (names.names_place(name) and may_order(frame, user, name))
     ]  # items if no other is
-    found = dict(zip(options, [*(name for name in many if name not in places), *places], strict=False))
+    if user in frame.columns:
+        places = [*filter(_is_fixed_by(frame.head(HEAD_ROWS), user), many), *places]  # such as a code of the user
+    found = dict(zip(options, [*(name for name in many if name not in places), *dict.fromkeys(places)], strict=False))
     return found, few, orders
+
+
+def _is_fixed_by(rows: pl.DataFrame, user: str) -> Callable[[str], bool]:
+    """Return a test for other columns that have one value for each user, but for a few, among users of several rows."""
+    n_users = rows[user].n_unique()
+    return lambda name: (
+        name != user
+        and MIN_ROWS_OF_USER * n_users <= rows.height
+        and rows.select(name, user).n_unique() <= FIXED * n_users
+    )
 
 
 def _numbers_of_orders(frame: pl.DataFrame, ids: Sequence[str], others: Sequence[str]) -> dict[str, str]:
@@ -88,6 +102,8 @@ def _may_be_ids(series: pl.Series) -> bool:
     if names.names_time(series.name) or names.names_label(series.name) or names.names_event(series.name):
         return False
     if series.dtype.is_integer() and looks_like_seconds(series):
+        return False
+    if names.names_year(series.name) and looks_like_years(series):
         return False
     if is_dated(series) or has_digits_of_dates(series):
         return False

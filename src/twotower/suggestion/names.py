@@ -183,6 +183,12 @@ def names_part_of_date(name: str) -> bool:
     return plain(name) in ("month", "year")
 
 
+def names_year(name: str) -> bool:
+    """Return True for a name of years: year, yearID, season."""
+    found = plain(name)
+    return (m[1] if (m := _IDENTIFIER.fullmatch(found)) else found) in ("year", "yr", "season")
+
+
 def names_label(name: str) -> bool:
     """Return True for a name of ratings and outcomes."""
     return _among(name, _LABELS)

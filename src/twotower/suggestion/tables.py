@@ -185,7 +185,8 @@ class _Files:
     def _side(self, name: str) -> pl.DataFrame:
         separator = self.separators.get(name, self.form.separator_of(name)) if name in self.texts else ""
         comma = self.form.decimal == ","
-        return read_file(str(self.sides[name]), Reading(None, separator=separator, dates=False, decimal_comma=comma))
+        found = read_file(str(self.sides[name]), Reading(None, separator=separator, dates=False, decimal_comma=comma))
+        return _without_reserved(found)
 
     def _separators(self) -> dict[str, TomlValue]:
         """Return the options of the separators: one for all text files, or one for each table whose own is another."""
@@ -216,7 +217,12 @@ class _Files:
 def _of_rows(frame: pl.DataFrame, what: str) -> pl.DataFrame:
     if not frame.height:
         raise DataError(f"{what}: the table has no rows, expected at least one; fill it")
-    return frame
+    return _without_reserved(frame)
+
+
+def _without_reserved(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the columns of a frame without those whose names no schema may name, such as the index that pandas writes, `__index_level_0__`."""
+    return frame.drop(name for name in frame.columns if name.startswith("__"))
 
 
 def _of_values(frame: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
@@ -226,7 +232,7 @@ def _of_values(frame: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
         notes.append(
             f"not read: column '{name}', whose values are objects of Python; make them numbers, texts or times"
         )
-    return frame.drop(objects)
+    return _without_reserved(frame.drop(objects))
 
 
 def _named(name: str, folder: Path) -> tuple[dict[str, TomlValue], NamedDataset] | None:
@@ -310,9 +316,9 @@ def _is_no_id(series: pl.Series) -> bool:
     if not values.dtype.is_integer():
         return False
     distinct = values.n_unique()
-    return (looks_like_seconds(values) and 2 * distinct > len(values)) or (
-        distinct == len(series) and values.is_sorted()
-    )
+    if looks_like_seconds(values):
+        return 2 * distinct > len(values) or values.is_sorted()
+    return distinct == len(series) and values.is_sorted()
 
 
 def _meaning(series: pl.Series) -> str:

@@ -119,6 +119,11 @@ def has_decimal_commas(series: pl.Series) -> bool:
     return bool(len(values)) and values.str.contains(_DECIMAL_COMMA).all() and values.str.contains(",").any()
 
 
+def looks_like_years(series: pl.Series) -> bool:
+    """Return True for whole numbers from 1800 to 2100."""
+    return series.dtype.is_integer() and bool(series.drop_nulls().is_between(1800, 2100).all())
+
+
 def looks_like_seconds(series: pl.Series) -> bool:
     """Return True for numbers between 1990 and tomorrow in seconds, milliseconds or microseconds since 1970."""
     values = series.drop_nulls()

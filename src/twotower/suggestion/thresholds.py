@@ -55,8 +55,11 @@ def why_threshold(series: pl.Series) -> str:
     apart, high = no_rating(series), float(values[-1])
     if high > 1 and math.ceil((float(values[0]) + high) / 2) > float(values[-2]):
         return f"the second largest of {values[0]:g} to {high:g}, whose middle is above it"
-    return f"the middle of {values[0]:g} to {values[-1]:g}" + (
-        f", beside {apart:g} for no rating" if apart is not None else ""
+    is_rounded = high > 1 and (float(values[0]) + high) % 2 != 0
+    return (
+        f"the middle of {values[0]:g} to {values[-1]:g}"
+        + (", rounded up" if is_rounded else "")
+        + (f", beside {apart:g} for no rating" if apart is not None else "")
     )
 
 

@@ -12,7 +12,7 @@ from twotower.features.values import missing_count
 from twotower.suggestion import names
 from twotower.suggestion.guessed_columns import GuessedColumns, free, is_of, put_first, rows_vary
 from twotower.suggestion.numbering import may_order
-from twotower.suggestion.text_form import looks_like_seconds, odd_times
+from twotower.suggestion.text_form import looks_like_seconds, looks_like_years, odd_times
 from twotower.suggestion.time_form import (
     MAX_ODD,
     TimeForm,
@@ -30,6 +30,8 @@ COMPARED_ROWS = 2_000
 """Rows by which times are compared."""
 MIN_AGREEING = 0.95
 """Share of rows of the same day from which two columns are one time."""
+MIN_VARYING = 0.1
+"""Share of the users, and of the items, of several rows that have several years if these are times."""
 SHOWN = 60
 """Characters of a value that are shown."""
 
@@ -71,6 +73,8 @@ def guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
     of_user = {name for name in forms if is_of(frame, found, "user_id", name)}
     if not broken and of_user == {*forms}:
         _guess_places(frame, found)
+    if not forms and not broken and not found.options.get("time"):
+        _guess_years(frame, found)
     if forms and not found.options.get("time"):
         _put_best(frame, found, forms, of_user, named)
     is_sure = found.is_numbered or any(
@@ -185,6 +189,28 @@ def _guess_places(frame: pl.DataFrame, found: GuessedColumns) -> None:
         why = f"it numbers the rows of each user from {first} on, which is read as oldest first"
         put_first(found, "time", places, dict.fromkeys(places, why), frame)
         found.put("time_unit", "order", "by its values")
+
+
+def _guess_years(frame: pl.DataFrame, found: GuessedColumns) -> None:
+    """Put years that vary for users and items as the time of a log that has no other: they order the rows of a user, but for those of one year."""
+    years = [
+        name
+        for name in free(frame, found, names.names_year)
+        if looks_like_years(frame[name])
+        and not missing_count(frame[name])
+        and all(_varies(frame, str(found.options[option]), name) for option in ("user_id", "item_id"))
+    ]
+    if years:
+        put_first(found, "time", years, dict.fromkeys(years, "by its name, of years"), frame)
+        found.put("time_unit", "order", "by its values")
+
+
+def _varies(frame: pl.DataFrame, key: str, name: str) -> bool:
+    """Return True if a column has several values for a tenth of the ids of several rows, or more."""
+    if key not in frame.columns:
+        return False
+    each = frame.group_by(key).agg(rows=pl.len(), values=pl.col(name).n_unique()).filter(pl.col("rows") > 1)
+    return len(each) > 0 and int((each["values"] > 1).sum()) >= MIN_VARYING * len(each)
 
 
 def _put_form(found: GuessedColumns, form: TimeForm, series: pl.Series) -> None:

@@ -19,7 +19,7 @@ from twotower.model.two_tower import TwoTower
 from twotower.train.blend import Blend
 from twotower.train.cold_items import ColdItems, cold_items, fit_cold_item_bias, spread_of_scores
 from twotower.train.joint_fit import JointFit, joint_fit
-from twotower.train.own_counts import OWN_SCORES, OwnCountsFit
+from twotower.train.own_counts import MONITORED, OWN_SCORES, OwnCountsFit
 from twotower.train.recent_popularity import fit_recent_popularity, popularity_beside
 from twotower.train.recipe import Recipe
 from twotower.train.stacking import stack
@@ -52,7 +52,7 @@ class LastFits:
             check_stop()
             return measured(found)
 
-        return popularity_beside(self.dataset, self._beside_own(), score, self.context)
+        return popularity_beside(self.dataset, self._beside_own(), score, self.context, self._chance(SCORES_BESIDE))
 
     def fit(self, scores_of_pairs: Callable[[], Shaped[Floats, "n"]], joint: JointFit | None = None) -> None:
         """Overwrite stacking, recent popularity, own counts and the bias of cold items, each of a model that has it, one beside the other.
@@ -65,11 +65,13 @@ class LastFits:
             stack(model, scores_of_pairs, dataset, context)
         if recipe.model.recent_popularity:
             found = self._beside_own()
-            fit_recent_popularity(model, dataset, found, score, context, told)
+            fit_recent_popularity(model, dataset, found, score, context, told, self._chance(OWN_SCORES))
             if not model.config.own_counts and isinstance(found, Factors) and model.recent_popularity.is_fitted:
                 self._fit_jointly(found, joint, some)
         if recipe.model.own_counts:
-            OwnCountsFit(model, dataset).fit(self.scorer(None), score, context, told)
+            metric = self.validation.ordering(some, recipe.train.monitor)
+            by_order: Callable[[Scorer], float] = lambda found: self.validation.score(found, some, metric)  # noqa: E731
+            OwnCountsFit(model, dataset).fit(self.scorer(None), by_order, context, metric or MONITORED, told)
         if recipe.model.cold_item_bias:
             whole: Callable[[Scorer], float] = lambda found: self.validation.score(found, recipe.evaluation)  # noqa: E731
             fit_cold_item_bias(model, dataset, self.scorer, whole, context, recipe.train.seed)
@@ -122,3 +124,8 @@ class LastFits:
         """Return the function to the monitored metric, measured by so many scores at most."""
         some = evaluation_of_search(self.recipe.evaluation, len(self.dataset.items), scores)
         return lambda found: self.validation.score(found, some)
+
+    def _chance(self, scores: int) -> Callable[[Scorer, Scorer], float]:
+        """Return the function to how much better one scorer may be than another by chance: two standard errors of the difference."""
+        some = evaluation_of_search(self.recipe.evaluation, len(self.dataset.items), scores)
+        return lambda better, other: 2 * self.validation.tolerance(better, some)(other)

@@ -37,6 +37,8 @@ WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Root mean squares of the added scores that are tried, in standard deviations of a user's scores."""
 OWN_SCORES = 500_000_000
 """Scores of users and items of a comparison at most, of which a fit makes some fifty."""
+MONITORED = "the monitored metric of validation"
+"""Name of what is measured, in a line of the log."""
 FIRST_WEIGHTS = (1.0, 300.0)
 """Weights by which the recencies are compared at first: beside the other scores, and before them."""
 USUAL_WEIGHT, USUAL_EXPONENT = 3.0, 0.1
@@ -116,10 +118,11 @@ class OwnCountsFit:
         found: Factors | ContextFactors,
         score: Callable[[Scorer], float],
         context: DistributedContext,
+        metric: str = MONITORED,
         told: str = "",
     ) -> None:
         """Overwrite the own counts of the model with those whose validation score is highest. `found` are the scores without them, and `score` a
-        validation metric, higher is better; all ranks call it. `told` says by how many users it is measured."""
+        metric of validation, higher is better; all ranks call it. `metric` names it, and `told` says by how many users it is measured."""
         spread = context.broadcast(spread_of_scores(found, self._dataset) if context.is_main else 0.0)
         if not self._shares.any() or not spread > 0:
             why = (
@@ -149,7 +152,7 @@ class OwnCountsFit:
         log.info(
             f"own counts: weight {weight:g} in standard deviations of a user's scores, rate {recency.rate:.4g}, exponent {recency.exponent:g}"
             + ("" if weight else " (they add nothing)")
-            + f"; the monitored metric of validation is {abs(of(weight, recency)):.4f}, without them {abs(of(0.0, Recency())):.4f}{told}"
+            + f"; {metric} is {abs(of(weight, recency)):.4f}, without them {abs(of(0.0, Recency())):.4f}{told}"
         )
 
     def _unit(self, recency: Recency) -> OwnScores:

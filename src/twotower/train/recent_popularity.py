@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -86,6 +87,15 @@ def check_recent_popularity(dataset: Dataset, stacking: bool) -> None:
         )
 
 
+Chance = Callable[[Scorer, Scorer], float]
+"""By how much one scorer may be better than another by chance."""
+
+
+def by_share(better: Scorer, other: Scorer) -> float:
+    """Return infinity: CLOSE of the score alone tells what chance may give."""
+    return math.inf
+
+
 @dataclass(frozen=True)
 class PopularityFit:
     """Terms of the recent popularity that is best beside some scores."""
@@ -100,10 +110,14 @@ class PopularityFit:
 
 
 def popularity_beside(
-    dataset: Dataset, found: Factors | ContextFactors, score: Callable[[Scorer], float], context: DistributedContext
+    dataset: Dataset,
+    found: Factors | ContextFactors,
+    score: Callable[[Scorer], float],
+    context: DistributedContext,
+    chance: Chance = by_share,
 ) -> RecentScores | None:
     """Return what is popular at the times of the validation part by the terms that are best beside scores; None if it adds nothing."""
-    fit = best_terms(dataset, found, score, context)
+    fit = best_terms(dataset, found, score, context, chance)
     held = np.zeros(len(dataset.items), np.float32)
     return RecentScores.of_part(dataset, VALIDATION, fit.terms, held) if fit.terms.recent else None
 
@@ -115,10 +129,11 @@ def fit_recent_popularity(
     score: Callable[[Scorer], float],
     context: DistributedContext,
     told: str = "",
+    chance: Chance = by_share,
 ) -> None:
     """Overwrite the recent popularity of the model with the one whose validation score is highest. `found` are the scores without it, and `score` a
     validation metric, higher is better; all ranks call it. `told` says by how many users it is measured."""
-    fit = best_terms(dataset, found, score, context)
+    fit = best_terms(dataset, found, score, context, chance)
     hold_popularity(model, dataset, fit.terms)
     terms, without = fit.terms, abs(fit.score_without)
     if not terms.recent:
@@ -134,9 +149,14 @@ def fit_recent_popularity(
 
 
 def best_terms(
-    dataset: Dataset, found: Factors | ContextFactors, score: Callable[[Scorer], float], context: DistributedContext
+    dataset: Dataset,
+    found: Factors | ContextFactors,
+    score: Callable[[Scorer], float],
+    context: DistributedContext,
+    chance: Chance = by_share,
 ) -> PopularityFit:
-    """Return the recent popularity whose validation score is highest beside scores that have none of it; all ranks call it."""
+    """Return the recent popularity whose validation score is highest beside scores that have none of it; all ranks call it. A term is in it if it gains
+    more than CLOSE of the score, or than chance may give by `chance`."""
     unit = RecentScores.of_part(
         dataset, VALIDATION, PopularityTerms(1.0, 1.0), np.zeros(len(dataset.items), np.float32)
     )
@@ -147,11 +167,17 @@ def best_terms(
     def scale(terms: PopularityTerms) -> float:
         return spread / (_spread(replace(unit, terms=terms), dataset) or np.inf)
 
+    def scorer(terms: PopularityTerms) -> Factors | ContextFactors:
+        return replace(found, recent=replace(unit, terms=terms) if any(terms[1:]) else None)
+
     def of(terms: PopularityTerms) -> float:
         if terms not in tried:
-            recent = replace(unit, terms=terms) if any(terms[1:]) else None
-            tried[terms] = score(replace(found, recent=recent))
+            tried[terms] = score(scorer(terms))
         return tried[terms]
+
+    def gains(more: PopularityTerms, than: PopularityTerms) -> bool:
+        gain = of(more) - of(than)
+        return gain > CLOSE * abs(of(than)) or (gain > 0 and gain > chance(scorer(more), scorer(than)))
 
     units = {half_life: scale(PopularityTerms(half_life, 1.0)) for half_life in half_lives}
 
@@ -168,7 +194,7 @@ def best_terms(
         new = min(weight, 0.0) if name == "age" else terms.new
         return terms._replace(**{name: weight, "new": new})
 
-    if of(terms) - of(nothing) <= CLOSE * abs(of(nothing)):  # no more than chance may give
+    if not gains(terms, nothing):
         return PopularityFit(nothing, of(terms), of(nothing), spread)
     other = {name: scale(nothing._replace(**{name: 1.0})) for name in ("total", "age")}
     for _ in other:
@@ -179,7 +205,7 @@ def best_terms(
             if not getattr(terms, name)
         ]
         best = max(more, key=of)
-        if of(best) - of(terms) <= CLOSE * abs(of(terms)):
+        if not gains(best, terms):
             break
         terms = best
     return PopularityFit(terms, of(terms), of(nothing), spread)

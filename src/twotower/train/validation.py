@@ -10,7 +10,7 @@ from twotower.data.splits import VALIDATION
 from twotower.distributed import DistributedContext
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors, Scorer
-from twotower.evaluation.metrics.metric import UserValues
+from twotower.evaluation.metrics.metric import RankingMetric, UserValues
 from twotower.evaluation.part_evaluation import PartEvaluation
 from twotower.evaluation.version_factors import VersionFactors
 from twotower.train.starts.search import CLOSE
@@ -39,9 +39,18 @@ class Validation:
             by_user=lambda scorer, config: self.by_user(of(scorer), config),
         )
 
-    def score(self, scorer: Scorer, config: EvaluationConfig) -> float:
-        """Return the monitored metric under the given options; higher is better."""
-        return self.score_of(self.metrics(scorer, config))
+    def score(self, scorer: Scorer, config: EvaluationConfig, metric: str = "") -> float:
+        """Return the monitored metric, or one that `ordering` returns, under the given options; higher is better."""
+        found = self.metrics(scorer, config)
+        return found[metric] if metric else self.score_of(found)
+
+    def ordering(self, config: EvaluationConfig, monitor: str) -> str:
+        """Return the metric that tells apart by their order lists which the monitored one holds equal; the empty string if there is none, or it is
+        not measured."""
+        metric, (part, _, name) = config.metric_set.find(monitor), monitor.rpartition(".")
+        other = metric.ordered_by if isinstance(metric, RankingMetric) else ""
+        is_measured = other in {one.name for one in config.metric_set.of_users}
+        return f"{part}.{other}@{name.rpartition('@')[2]}" if is_measured else ""
 
     def tolerance(self, best: Scorer, config: EvaluationConfig) -> Callable[[Scorer], float]:
         """Return the function to how far the score of another scorer may be below that of `best` by chance: a standard error of the

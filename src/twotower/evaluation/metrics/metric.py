@@ -104,6 +104,8 @@ class RankingMetric(Metric):
     """Metric of one user's ranking; its mean over users is reported, with an interval."""
 
     at_cut_offs = True
+    ordered_by: ClassVar[str] = ""
+    """Metric that tells lists apart by the order of their hits, for one that holds these equal. Empty: none."""
 
     @abstractmethod
     def values(self, rankings: Rankings) -> Shaped[Doubles, "Q"]:

@@ -14,6 +14,7 @@ class Recall(RankingMetric):
     """
 
     kind = "recall"
+    ordered_by = "ndcg"
     prominence = Prominence.EPOCH
     slices = ("user", "item")
 
