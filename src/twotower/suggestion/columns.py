@@ -62,7 +62,7 @@ def guess_columns(
     told = {note.split("'")[1] for note in found.notes}
     if left := [name for name in left if name not in told]:
         listed = ", ".join(f"'{name}'" for name in left[:6]) + (", …" if left[6:] else "")
-        found.notes.append(f"{listed} of the interactions; a feature with side = 'context' would read it")
+        found.notes.append(f"{listed} of the interactions; a feature with side = 'context' would read it, in a model of trained pairs alone")
     return found
 
 
