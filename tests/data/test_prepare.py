@@ -339,7 +339,7 @@ def test_time_steps_are_found_by_search_as_by_a_table(tmp_path: Path) -> None:
 
 
 def test_prepared_data_older_than_a_file_of_their_tables_are_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = shards(tmp_path / "in", SCHEMA, *tables())
     prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
@@ -355,6 +355,12 @@ def test_prepared_data_older_than_a_file_of_their_tables_are_told(
     caplog.clear()
     shutil.rmtree(data.interactions)
     api.read(config, SCHEMA)
+    assert "is older than" not in caplog.text
+    (Path(data.interactions) / "_delta_log").mkdir(parents=True)
+    (Path(data.interactions) / "_delta_log" / "00000000000000000000.json").touch()
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "deltalake", None)
+        api.read(config, SCHEMA)  # a lake is not read, and needs no package
     assert "is older than" not in caplog.text
 
 

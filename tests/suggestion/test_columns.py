@@ -489,7 +489,9 @@ def test_spaces_around_numbers_are_told() -> None:
 @pytest.mark.parametrize("values", [["ios", "web"], [0, 2], [0, 1, 2]])
 def test_other_columns_are_no_outcomes(values: list[object]) -> None:
     notes = guessed(x=[values[i % len(values)] for i in range(N)]).notes
-    assert notes == ["'x' of the interactions; a feature with side = 'context' would read it, in a model of trained pairs alone"]
+    assert notes == [
+        "'x' of the interactions; a feature with side = 'context' would read it, in a model of trained pairs alone"
+    ]
     assert not any(
         "label" in note for note in guessed(x=[i % 8 % 2 for i in range(N)]).notes
     )  # one value for each user

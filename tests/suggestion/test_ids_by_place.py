@@ -87,6 +87,14 @@ def test_a_code_of_the_user_is_no_item_if_another_column_is_left() -> None:
         == guess_columns(named, {}, {}).options
     )
     assert guess_columns(named.drop("Source"), {}, {}).options["item_id"] == "AirlineID"
+    post = named.rename({"Source": "zip"})
+    assert guess_columns(post, {}, {}).options["item_id"] == "zip", "a post code stands before a code of the user"
+    reserved = named.rename({"AirlineID": "__key"}).select("__key", "Airline", "Source")
+    found_without = guess_columns(reserved, {}, {})
+    assert found_without.options["user_id"] == "Airline", "no schema may name the first"
+    assert found_without.notes[0].startswith(
+        "'__key': names that begin with '__' are the package's own; rename the column"
+    )
     once = pl.DataFrame({"a": range(1000), "b": rng.integers(0, 40, 1000), "c": rng.integers(0, 30, 1000)})
     found, _, _ = ids_by_place(once.with_columns(a=pl.col("a") // 2 * 2), ("a",), "a", ["item_id"])
     assert found == {"item_id": "b"}, "of users of two rows b is no code"

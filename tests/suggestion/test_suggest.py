@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -485,14 +486,15 @@ def test_columns_that_a_recipe_leaves_are_told() -> None:
     assert "does not read: 'about'." in " ".join(of((None, texts, actions), recipe="sequence-long").reasons)
 
 
-def test_pairs_that_read_columns_are_no_wider_than_the_columns_have_values() -> None:
+def test_pairs_that_read_columns_are_a_tenth_wider_than_the_columns_have_values() -> None:
     """The item's vector is as wide as the history's for each of two rates."""
     actions, items = with_new_items(log(), 0.0)
     found = of((None, items, actions))
     pair, start = found.config.model.pairs[-1], found.config.train.start[-1]
     assert start.adds_columns
     values = items["category"].n_unique() + min(items["price"].n_unique(), 16)
-    assert (start.pair, pair.user.width, pair.item.width) == (len(found.config.model.pairs) - 1, values, 2 * values)
+    room = math.ceil(1.1 * values)
+    assert (start.pair, pair.user.width, pair.item.width) == (len(found.config.model.pairs) - 1, room, 2 * room)
     run = twotower.fit((None, items, actions), found.schema, of_one_epoch(found.config))
     assert "test.recall@10" in run.metrics
 
@@ -515,6 +517,9 @@ def test_two_accounts_that_repeat_one_item_make_no_log_of_repeats() -> None:
     every = actions.head(1200)
     again = pl.concat([every, every.head(400)])
     assert repeated_share(again, "user_id", "item_id") == pytest.approx(400 / 1600)
+    guests = pl.DataFrame({"user_id": range(1000, 4000), "item_id": [n % 50 for n in range(3000)]})
+    share = repeated_share(pl.concat([again, guests]), "user_id", "item_id")
+    assert share == pytest.approx(400 / 4600), "users of one row count by themselves, and make none typical"
 
 
 @pytest.mark.parametrize(("repeats", "duplicates"), [(0, "last"), (9, "last"), (10, "keep"), (50, "keep")])

@@ -298,6 +298,21 @@ def test_seconds_in_order_are_times_of_a_file_without_a_header_however_many_rows
     assert found.interactions.columns == ["time", "user_id", "item_id"]
 
 
+@pytest.mark.parametrize("has_time", [False, True])
+def test_ids_in_the_range_of_seconds_stay_ids_of_a_file_that_is_sorted_by_them(has_time: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ids = np.sort(rng.choice(np.arange(1_000_000_000, 1_400_000_000), 300, replace=False))
+    rows = pl.DataFrame({"a": ids[np.sort(rng.integers(0, 300, 2000))], "b": rng.integers(0, 120, 2000)})
+    more = {"c": rng.integers(1, 6, 2000)} | (
+        {"d": rng.integers(1_600_000_000, 1_700_000_000, 2000)} if has_time else {}
+    )
+    rows.with_columns(**{name: pl.Series(values) for name, values in more.items()}).write_csv(
+        tmp_path / "log.csv", include_header=False
+    )
+    found = find_tables(tmp_path / "log.csv")
+    assert found.interactions.columns == ["user_id", "item_id", "rating", *(["time"] if has_time else [])]
+
+
 def test_the_index_that_pandas_writes_is_no_column(tmp_path: Path) -> None:
     rows = pl.DataFrame(
         {

@@ -157,17 +157,22 @@ def test_years_of_the_rows_order_them_where_no_time_does(name: str) -> None:
         "order",
     ]
     assert "of years" in found.why["time"]
+    assert [r for r in found.remarks if r.endswith("set schema.time = '' if they are of the items")]
+    with_month = guess_columns(frame.with_columns(month=pl.Series([i % 12 + 1 for i in range(N)])), {}, {})
+    assert not with_month.options.get("time")
+    assert [r for r in with_month.remarks if "parts of a date order nothing; one column of dates would" in r]
     with_time = guess_columns(frame.with_columns(at=pl.Series(SECONDS)), {}, {})
     assert with_time.options["time"] == "at"
 
 
-@pytest.mark.parametrize("of", ["user", "item", "row", "no year"])
+@pytest.mark.parametrize("of", ["user", "item", "row", "mostly item", "no year"])
 def test_years_of_users_and_items_order_nothing(of: str) -> None:
     """Nor do those of items of one row, which may be theirs, and other numbers of that name."""
     years = {
         "user": [1950 + user for user in USERS],
         "item": [1990 + item for item in ITEMS],
         "row": YEARS,
+        "mostly item": [1990 + item + (item < 5 and n % 2) for n, item in enumerate(ITEMS)],  # two spellings of a few
         "no year": ITEMS,
     }[of]
     items = [*range(N)] if of == "row" else ITEMS

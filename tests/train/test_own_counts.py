@@ -17,14 +17,18 @@ from twotower import api, runs
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
+from twotower.data.splits import VALIDATION
 from twotower.data.tables import check
+from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
+from twotower.evaluation.factors import Factors, Scorer
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.model.pooling.ridge import Ridge
 from twotower.reports.compare import compare_runs
-from twotower.train.own_counts import own_scores, shares_of_repeats
+from twotower.train.cold_items import spread_of_scores
+from twotower.train.own_counts import OwnCountsFit, own_scores, shares_of_repeats
 from twotower.train.trainer import Trainer
 
 N_USERS, N_ITEMS = 150, 80
@@ -243,3 +247,25 @@ def test_how_lately_an_item_was_taken_counts_where_it_tells(kind: str, monitor: 
     rate, exponent = trainer.model.own_counts.recency
     half = rate**20 * 21**-exponent  # of the 21st latest, beside the latest
     assert (half < 0.2) == (kind == "binges")
+
+
+@pytest.mark.parametrize(("loss", "is_taken"), [(0.05, False), (0.005, True)])
+def test_what_loses_more_than_a_hundredth_of_the_monitored_metric_is_not_taken(loss: float, is_taken: bool) -> None:
+    """The metric that decides is the better the greater the weight, the monitored one by a weight up to 1."""
+    trainer = Trainer(world(), config())
+    found = trainer._scorer()
+    assert isinstance(found, Factors)
+    weights = list[float]()
+
+    def scores(scorer: Scorer) -> tuple[float, float]:
+        assert isinstance(scorer, Factors)
+        assert scorer.own is not None
+        weights.append(scorer.own.root_mean_square)
+        weight = weights[-1] / spread
+        return weight, 1.0 - loss * (weight > 1.5)
+
+    spread = spread_of_scores(found, trainer.dataset)
+    OwnCountsFit(trainer.model, trainer.dataset).fit(found, scores, DistributedContext(), "another")
+    own = own_scores(trainer.model, trainer.dataset, VALIDATION)
+    assert own is not None
+    assert (own.root_mean_square / spread > 1.5) == is_taken

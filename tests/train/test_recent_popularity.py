@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -67,7 +68,7 @@ def fitted(score: Callable[[Scorer], float]) -> Trainer:
     trainer = Trainer(world(), config())
     found = trainer._scorer()
     assert isinstance(found, Factors)
-    fit_recent_popularity(trainer.model, trainer.dataset, found, score, DistributedContext())
+    fit_recent_popularity(trainer.model, trainer.dataset, found, score, DistributedContext(), lambda *_: math.inf)
     return trainer
 
 
@@ -273,7 +274,7 @@ def test_each_part_has_its_own_times(kind: str) -> None:
 def test_with_features_of_the_context_a_pair_has_its_own_time() -> None:
     schema = SCHEMA.model_copy(update={"features": (*SCHEMA.features, DayOfWeek(name="day", default=3))})
     model = config().model.model_dump() | {"pairs": [{"user": {"layers": [8]}, "item": {"layers": [8]}}]}
-    run = api.fit(world(schema=schema), schema, config(model=model))
+    run = api.fit(world(schema=schema), schema, config(model=model, split={"kind": "last"}))
     scorer = run.factors_during(TEST)
     assert isinstance(scorer, ContextFactors)
     rows = run.dataset.part_indices(TEST)
@@ -459,7 +460,7 @@ def test_or_more_than_chance_may_give(gain: float, joins: bool) -> None:
         compared.append((better.recent is not None, other.recent is not None))
         return 0.3
 
-    fit_recent_popularity(trainer.model, trainer.dataset, found, score, DistributedContext(), chance=chance)
+    fit_recent_popularity(trainer.model, trainer.dataset, found, score, DistributedContext(), chance)
     assert trainer.model.recent_popularity.is_fitted == joins
     assert compared[:1] == ([] if gain < 0 else [(True, False)])
 

@@ -28,8 +28,9 @@ def validation(data: Dataset, monitor: str) -> Validation:
     def metrics(scorer: Any, config: EvaluationConfig) -> dict[str, float]:
         return {f"validation.{name}": v for name, v in evaluate_part(scorer, data, VALIDATION, config).items()}
 
-    by_user = partial(monitored_by_user, dataset=data, monitor=monitor, context=DistributedContext())
-    return Validation(metrics, lambda found: found[monitor], by_user)
+    context = DistributedContext()
+    by_user = partial(monitored_by_user, dataset=data, monitor=monitor, context=context)
+    return Validation(metrics, lambda found: found[monitor], by_user, context)
 
 
 def near(factors: Factors, share: float) -> Factors:
@@ -77,3 +78,23 @@ def test_scores_are_measured_with_what_stands_beside_them(board: Dataset) -> Non
     assert beside.tolerance(found, SOME)(near(found, 1.0)) == measured.tolerance(other, SOME)(
         replace(found, items=-near(found, 1.0).items)
     )
+
+
+def test_users_of_one_mean_alone_are_left_out() -> None:
+    a = UserValues(np.array([1, 2, 4, 7]), np.array([0.5, 0.1, 0.9, 0.3]), np.ones(4))
+    b = UserValues(np.array([2, 3, 4, 7]), np.array([0.2, 0.8, 0.4, 0.3]), np.ones(4))
+    difference = np.array([0.1 - 0.2, 0.9 - 0.4, 0.0])
+    assert a.error_of_difference(b) == pytest.approx(difference.std() / 3**0.5)
+
+
+def test_recall_has_a_metric_that_orders_equal_lists(board: Dataset) -> None:
+    measured = validation(board, "validation.recall@5")
+    assert measured.ordering(SOME, "validation.recall@5") == "validation.ndcg@5"
+    assert measured.ordering(SOME, "validation.ndcg@5") == measured.ordering(SOME, "validation.auc") == ""
+    found = random_factors(board)
+    metrics = measured.metrics(found, SOME)
+    assert measured.scores(found, SOME, "validation.ndcg@5") == (
+        metrics["validation.ndcg@5"],
+        metrics["validation.recall@5"],
+    )
+    assert measured.scores(found, SOME, "") == (metrics["validation.recall@5"],) * 2

@@ -11,7 +11,7 @@ from twotower.data.memmap import MemmapDataset
 from twotower.data.parts import PartFiles
 from twotower.data.table_paths import table_files
 from twotower.data.tables import Tables, check
-from twotower.errors import ConfigError, DataError
+from twotower.errors import ConfigError, TwoTowerError
 from twotower.features.schema import Schema
 from twotower.files import layout
 from twotower.files.urls import is_url
@@ -57,8 +57,8 @@ def _tell_of_later_tables(data: DataConfig) -> None:
     for source in sorted(name for name in named if not is_url(name)):
         try:
             places = [file.place for file in table_files(source)]
-            later = [p for p in places if isinstance(p, Path) and p.stat().st_mtime > written]
-        except (DataError, OSError):  # a table that has gone is not needed
+            later = [p for p in places if isinstance(p, Path) and p.is_file() and p.stat().st_mtime > written]
+        except (TwoTowerError, OSError):  # a table that has gone is not needed
             continue
         if later:
             others = f" and {len(later) - 1:,} more" if later[1:] else ""

@@ -29,6 +29,7 @@ from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.side import Side
 from twotower.data.splits import TEST
 from twotower.errors import RunError
+from twotower.escaping import python_literal
 from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.features.encoders import Encoders
@@ -84,9 +85,10 @@ def publish(
         raise RunError("the run has no folder, which publishing needs; train it with one")
     if run.unfinished:
         if run.config.is_fitted_last and not force:
+            again = f"`fit(config, folder={python_literal(run.folder)}, resume=True)`"
             raise RunError(
-                f"{run.folder}: the training has not ended ({run.unfinished}), and the model ranks worse without that; let it end, go on with "
-                "`resume=True`, or publish it as it is with `force=True`"
+                f"{run.folder}: the training has not ended ({run.unfinished}), and the model ranks worse without that; let it end, go on: {again}, or "
+                "publish it as it is with `force=True`"
             )
         reason = "; ".join(filter(None, (reason, run.unfinished)))
         measured = evaluate_model(run.factors_during, run.dataset, run.config.evaluation)

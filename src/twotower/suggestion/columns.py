@@ -49,6 +49,12 @@ def guess_columns(
 
     Raises DataError if no two columns look like ids, or if times can be read in two ways."""
     found = GuessedColumns()
+    reserved = [name for name in frame.columns if name.startswith("__")]
+    found.notes += [
+        f"'{name}': names that begin with '__' are the package's own; rename the column if it is to be read"
+        for name in reserved
+    ]
+    frame = frame.drop(reserved)
     for option, value in given.items():
         found.put(option, value, "as given")
     _guess_ids(frame, found, sides)
@@ -62,7 +68,9 @@ def guess_columns(
     told = {note.split("'")[1] for note in found.notes}
     if left := [name for name in left if name not in told]:
         listed = ", ".join(f"'{name}'" for name in left[:6]) + (", …" if left[6:] else "")
-        found.notes.append(f"{listed} of the interactions; a feature with side = 'context' would read it, in a model of trained pairs alone")
+        found.notes.append(
+            f"{listed} of the interactions; a feature with side = 'context' would read it, in a model of trained pairs alone"
+        )
     return found
 
 

@@ -111,7 +111,7 @@ def compose(
         evaluation["repeats"] = "allow"
         comments["schema.duplicates"] = (
             f"{guess.repeats:.1%} of the rows repeat a pair of user and item (threshold {MIN_REPEATS:.0%}), where a user counts by "
-            f"{TYPICAL_ROWS} times the median number of rows at most."
+            f"{TYPICAL_ROWS} times the median number of rows, of users of several, at most."
         )
     if follows and shape.drift:
         sections["model"] = {**_section(sections, "model"), "recent_popularity": True}

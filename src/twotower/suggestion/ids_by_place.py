@@ -13,8 +13,8 @@ from twotower.suggestion.time_form import has_digits_of_dates, is_dated
 
 HEAD_ROWS = 100_000
 """Rows, the first ones, that tell whether a column numbers orders."""
-MIN_ROWS_OF_USER, FIXED = 2, 1.05
-"""Rows of a user, the mean, from which a column of one value for nearly each user is one of the users; values of a user, the mean, up to which it is."""
+MIN_ROWS_OF_USER = 2
+"""Rows of a user, the mean, from which a column of one value for each user is one of the users."""
 MIN_IDS = 10
 """Distinct values of such ids, if there is one for 100 rows or more."""
 
@@ -40,18 +40,17 @@ def ids_by_place(
         if names.names_post_code(name) or (names.names_place(name) and may_order(frame, user, name))
     ]  # items if no other is
     if user in frame.columns:
-        places = [*filter(_is_fixed_by(frame.head(HEAD_ROWS), user), many), *places]  # such as a code of the user
-    found = dict(zip(options, [*(name for name in many if name not in places), *dict.fromkeys(places)], strict=False))
+        fixed = [*filter(_is_fixed_by(frame.head(HEAD_ROWS), user), many)]  # such as a code of the user, the last
+        places = [*(name for name in places if name not in fixed), *fixed]
+    found = dict(zip(options, [*(name for name in many if name not in places), *places], strict=False))
     return found, few, orders
 
 
 def _is_fixed_by(rows: pl.DataFrame, user: str) -> Callable[[str], bool]:
-    """Return a test for other columns that have one value for each user, but for a few, among users of several rows."""
+    """Return a test for other columns that have one value for each user, among users of several rows."""
     n_users = rows[user].n_unique()
     return lambda name: (
-        name != user
-        and MIN_ROWS_OF_USER * n_users <= rows.height
-        and rows.select(name, user).n_unique() <= FIXED * n_users
+        name != user and MIN_ROWS_OF_USER * n_users <= rows.height and rows.select(name, user).n_unique() == n_users
     )
 
 

@@ -284,10 +284,11 @@ def parts_follow(actions: pl.DataFrame, schema: Schema) -> bool:
 
 def repeated_share(actions: pl.DataFrame, user_id: str, item_id: str) -> float:
     """Return the share of the rows that repeat an earlier pair of user and item, in which a user counts by TYPICAL_ROWS times the median number of
-    rows at most: a few accounts that repeat one item tell nothing of the others."""
+    rows of those who have several at most: a few accounts that repeat one item tell nothing of the others."""
     users = actions.group_by(user_id).agg(rows=pl.len(), items=pl.col(item_id).n_unique())
     if not len(users):
         return 0.0
     rows, items = users["rows"].to_numpy(), users["items"].to_numpy()
-    weight = np.minimum(1.0, TYPICAL_ROWS * np.median(rows) / rows)
+    several = rows[rows > 1]
+    weight = np.minimum(1.0, TYPICAL_ROWS * np.median(several if len(several) else rows) / rows)
     return float(weight @ (rows - items) / (weight @ rows))

@@ -221,8 +221,8 @@ def _of_rows(frame: pl.DataFrame, what: str) -> pl.DataFrame:
 
 
 def _without_reserved(frame: pl.DataFrame) -> pl.DataFrame:
-    """Return the columns of a frame without those whose names no schema may name, such as the index that pandas writes, `__index_level_0__`."""
-    return frame.drop(name for name in frame.columns if name.startswith("__"))
+    """Return the columns of a frame without the index that pandas writes, `__index_level_0__`."""
+    return frame.drop(name for name in frame.columns if re.fullmatch(r"__index_level_\d+__", name))
 
 
 def _of_values(frame: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
@@ -293,6 +293,10 @@ def _column_names(frame: pl.DataFrame, own: int) -> tuple[str, ...]:
     left = [name for name in columns if not _is_no_id(frame[name])]
     others = [name for name in left if _meaning(frame[name]) != "label"]
     left = others if len(others) >= len(wanted) else left
+    if not any(_tells_time(frame[name]) for name in columns if name not in left):
+        others = [name for name in left if not (frame[name].is_sorted() and _tells_time(frame[name]))]
+        enough = sum(not _meaning(frame[name]) for name in others) >= len(wanted)
+        left = others if enough else left  # the others are times of which many rows share one
     if ITEM in wanted and any(
         not is_distinct(frame[name]) for name in left[len(wanted) - 1 :]
     ):  # each row its own item is none
@@ -316,9 +320,15 @@ def _is_no_id(series: pl.Series) -> bool:
     if not values.dtype.is_integer():
         return False
     distinct = values.n_unique()
-    if looks_like_seconds(values):
-        return 2 * distinct > len(values) or values.is_sorted()
-    return distinct == len(series) and values.is_sorted()
+    return (looks_like_seconds(values) and 2 * distinct > len(values)) or (
+        distinct == len(series) and values.is_sorted()
+    )
+
+
+def _tells_time(series: pl.Series) -> bool:
+    """Return True for dates, and for seconds."""
+    values = series.drop_nulls()
+    return is_dated(values) or has_digits_of_dates(values) or looks_like_seconds(values)
 
 
 def _meaning(series: pl.Series) -> str:

@@ -30,8 +30,8 @@ COMPARED_ROWS = 2_000
 """Rows by which times are compared."""
 MIN_AGREEING = 0.95
 """Share of rows of the same day from which two columns are one time."""
-MIN_VARYING = 0.1
-"""Share of the users, and of the items, of several rows that have several years if these are times."""
+MIN_VARYING = 0.5
+"""Share of the users, and of the items, of several rows that have several years if these are times of the rows."""
 SHOWN = 60
 """Characters of a value that are shown."""
 
@@ -200,13 +200,20 @@ def _guess_years(frame: pl.DataFrame, found: GuessedColumns) -> None:
         and not missing_count(frame[name])
         and all(_varies(frame, str(found.options[option]), name) for option in ("user_id", "item_id"))
     ]
-    if years:
+    if years and (parts := [name for name in frame.columns if names.names_month(name)]):
+        found.remarks.append(
+            f"'{years[0]}' beside '{parts[0]}': parts of a date order nothing; one column of dates would, and call suggest again"
+        )
+    elif years:
         put_first(found, "time", years, dict.fromkeys(years, "by its name, of years"), frame)
         found.put("time_unit", "order", "by its values")
+        found.remarks.append(
+            f"'{years[0]}' as the time: its years order the rows of a user, but for those of one year; set schema.time = '' if they are of the items"
+        )
 
 
 def _varies(frame: pl.DataFrame, key: str, name: str) -> bool:
-    """Return True if a column has several values for a tenth of the ids of several rows, or more."""
+    """Return True if a column has several values for most ids of several rows."""
     if key not in frame.columns:
         return False
     each = frame.group_by(key).agg(rows=pl.len(), values=pl.col(name).n_unique()).filter(pl.col("rows") > 1)

@@ -19,7 +19,7 @@ from twotower.model.two_tower import TwoTower
 from twotower.train.blend import Blend
 from twotower.train.cold_items import ColdItems, cold_items, fit_cold_item_bias, spread_of_scores
 from twotower.train.joint_fit import JointFit, joint_fit
-from twotower.train.own_counts import MONITORED, OWN_SCORES, OwnCountsFit
+from twotower.train.own_counts import OWN_SCORES, OwnCountsFit
 from twotower.train.recent_popularity import fit_recent_popularity, popularity_beside
 from twotower.train.recipe import Recipe
 from twotower.train.stacking import stack
@@ -65,13 +65,13 @@ class LastFits:
             stack(model, scores_of_pairs, dataset, context)
         if recipe.model.recent_popularity:
             found = self._beside_own()
-            fit_recent_popularity(model, dataset, found, score, context, told, self._chance(OWN_SCORES))
+            fit_recent_popularity(model, dataset, found, score, context, self._chance(OWN_SCORES), told)
             if not model.config.own_counts and isinstance(found, Factors) and model.recent_popularity.is_fitted:
                 self._fit_jointly(found, joint, some)
         if recipe.model.own_counts:
             metric = self.validation.ordering(some, recipe.train.monitor)
-            by_order: Callable[[Scorer], float] = lambda found: self.validation.score(found, some, metric)  # noqa: E731
-            OwnCountsFit(model, dataset).fit(self.scorer(None), by_order, context, metric or MONITORED, told)
+            both: Callable[[Scorer], tuple[float, float]] = lambda found: self.validation.scores(found, some, metric)  # noqa: E731
+            OwnCountsFit(model, dataset).fit(self.scorer(None), both, context, metric, told)
         if recipe.model.cold_item_bias:
             whole: Callable[[Scorer], float] = lambda found: self.validation.score(found, recipe.evaluation)  # noqa: E731
             fit_cold_item_bias(model, dataset, self.scorer, whole, context, recipe.train.seed)

@@ -24,7 +24,7 @@ from twotower.features.feature import HistorySpec
 from twotower.features.values import UNKNOWN
 from twotower.model.two_tower import TwoTower
 from twotower.train.cold_items import spread_of_scores
-from twotower.train.starts.search import best_weight
+from twotower.train.starts.search import CLOSE, best_weight
 
 log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Factors | ContextFactors)
@@ -37,8 +37,6 @@ WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Root mean squares of the added scores that are tried, in standard deviations of a user's scores."""
 OWN_SCORES = 500_000_000
 """Scores of users and items of a comparison at most, of which a fit makes some fifty."""
-MONITORED = "the monitored metric of validation"
-"""Name of what is measured, in a line of the log."""
 FIRST_WEIGHTS = (1.0, 300.0)
 """Weights by which the recencies are compared at first: beside the other scores, and before them."""
 USUAL_WEIGHT, USUAL_EXPONENT = 3.0, 0.1
@@ -116,13 +114,14 @@ class OwnCountsFit:
     def fit(
         self,
         found: Factors | ContextFactors,
-        score: Callable[[Scorer], float],
+        score: Callable[[Scorer], tuple[float, float]],
         context: DistributedContext,
-        metric: str = MONITORED,
+        metric: str = "",
         told: str = "",
     ) -> None:
-        """Overwrite the own counts of the model with those whose validation score is highest. `found` are the scores without them, and `score` a
-        metric of validation, higher is better; all ranks call it. `metric` names it, and `told` says by how many users it is measured."""
+        """Overwrite the own counts of the model with those whose validation score is highest. `found` are the scores without them, and `score` the
+        metric of validation that decides and the monitored one, higher is better; all ranks call it. `metric` names the former if it is another, and `told` says by how
+        many users they are measured. What loses more than CLOSE of the monitored metric is not taken."""
         spread = context.broadcast(spread_of_scores(found, self._dataset) if context.is_main else 0.0)
         if not self._shares.any() or not spread > 0:
             why = (
@@ -131,18 +130,23 @@ class OwnCountsFit:
             log.warning(f"model.own_counts fits nothing, and adds nothing: {why}")
             self._own.weights.zero_()
             return
-        tried = dict[tuple[float, Recency], float]()
+        tried = dict[tuple[float, Recency], tuple[float, float]]()
 
         def of(weight: float, recency: Recency) -> float:
             key = weight, recency if weight else Recency()
             if key not in tried:
                 tried[key] = score(replace(found, own=self._unit(key[1]).scaled(weight * spread)))
-            return tried[key]
+            return tried[key][0]
 
         first = ((w, r) for r in self._recencies for w in FIRST_WEIGHTS)
         recency = max(first, key=lambda pair: of(*pair))[1]
         weight = best_weight(WEIGHTS, lambda w: of(w, recency))
         recency = max(self._recencies, key=lambda r: of(weight, r)) if weight else Recency()
+        best = max(monitored for _, monitored in tried.values())
+        least = best - CLOSE * abs(best)
+        if tried[weight, recency][1] < least:
+            weight, recency = max((key for key in tried if tried[key][1] >= least), key=lambda key: tried[key][0])
+        (decides, monitored), without = tried[weight, recency], (of(0.0, Recency()), tried[0.0, Recency()][1])
         scores = _scores(self._dataset, self._name, VALIDATION, self._shares, recency)
         with torch.no_grad():
             weights = self._shares * np.float32(weight * spread / scores.root_mean_square)
@@ -152,7 +156,9 @@ class OwnCountsFit:
         log.info(
             f"own counts: weight {weight:g} in standard deviations of a user's scores, rate {recency.rate:.4g}, exponent {recency.exponent:g}"
             + ("" if weight else " (they add nothing)")
-            + f"; {metric} is {abs(of(weight, recency)):.4f}, without them {abs(of(0.0, Recency())):.4f}{told}"
+            + f"; the monitored metric of validation is {abs(monitored):.4f}, without them {abs(without[1]):.4f}"
+            + (f", and {metric} {decides:.4f}, without them {without[0]:.4f}" if metric else "")
+            + told
         )
 
     def _unit(self, recency: Recency) -> OwnScores:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -91,11 +90,6 @@ Chance = Callable[[Scorer, Scorer], float]
 """By how much one scorer may be better than another by chance."""
 
 
-def by_share(better: Scorer, other: Scorer) -> float:
-    """Return infinity: CLOSE of the score alone tells what chance may give."""
-    return math.inf
-
-
 @dataclass(frozen=True)
 class PopularityFit:
     """Terms of the recent popularity that is best beside some scores."""
@@ -114,7 +108,7 @@ def popularity_beside(
     found: Factors | ContextFactors,
     score: Callable[[Scorer], float],
     context: DistributedContext,
-    chance: Chance = by_share,
+    chance: Chance,
 ) -> RecentScores | None:
     """Return what is popular at the times of the validation part by the terms that are best beside scores; None if it adds nothing."""
     fit = best_terms(dataset, found, score, context, chance)
@@ -128,8 +122,8 @@ def fit_recent_popularity(
     found: Factors | ContextFactors,
     score: Callable[[Scorer], float],
     context: DistributedContext,
+    chance: Chance,
     told: str = "",
-    chance: Chance = by_share,
 ) -> None:
     """Overwrite the recent popularity of the model with the one whose validation score is highest. `found` are the scores without it, and `score` a
     validation metric, higher is better; all ranks call it. `told` says by how many users it is measured."""
@@ -153,7 +147,7 @@ def best_terms(
     found: Factors | ContextFactors,
     score: Callable[[Scorer], float],
     context: DistributedContext,
-    chance: Chance = by_share,
+    chance: Chance,
 ) -> PopularityFit:
     """Return the recent popularity whose validation score is highest beside scores that have none of it; all ranks call it. A term is in it if it gains
     more than CLOSE of the score, or than chance may give by `chance`."""

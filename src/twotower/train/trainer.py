@@ -180,7 +180,7 @@ class Trainer:
     def _validation(self) -> Validation:
         config, context = self.recipe.train, self.context
         by_user = partial(monitored_by_user, dataset=self.dataset, monitor=config.monitor, context=context)
-        return Validation(self._validation_metrics, self.best.score_of, by_user)
+        return Validation(self._validation_metrics, self.best.score_of, by_user, context)
 
     def _start_values(self, trained: Sequence[int] = (), recent: RecentScores | None = None) -> StartValues:
         parts = (self.dataset, self.recipe, self.objective.users, self.objective.items, self.context)

@@ -25,7 +25,8 @@ class Validation:
     score_of: Callable[[Mapping[str, float]], float]
     """The monitored one of metrics; higher is better."""
     by_user: Callable[[Scorer, EvaluationConfig], UserValues | None]
-    """The monitored metric by user; None if it is no mean over users."""
+    """The monitored metric by user, on rank 0; None if it is no mean over users, and on other ranks."""
+    context: DistributedContext
 
     def beside(self, added: Callable[[Factors], Scorer]) -> Validation:
         """Return the measures of vectors with what a function adds to their scores."""
@@ -39,30 +40,31 @@ class Validation:
             by_user=lambda scorer, config: self.by_user(of(scorer), config),
         )
 
-    def score(self, scorer: Scorer, config: EvaluationConfig, metric: str = "") -> float:
-        """Return the monitored metric, or one that `ordering` returns, under the given options; higher is better."""
+    def score(self, scorer: Scorer, config: EvaluationConfig) -> float:
+        """Return the monitored metric under the given options; higher is better."""
+        return self.score_of(self.metrics(scorer, config))
+
+    def scores(self, scorer: Scorer, config: EvaluationConfig, metric: str) -> tuple[float, float]:
+        """Return a metric that `ordering` returns, or the monitored one without it, and the monitored one; higher is better."""
         found = self.metrics(scorer, config)
-        return found[metric] if metric else self.score_of(found)
+        monitored = self.score_of(found)
+        return found[metric] if metric else monitored, monitored
 
     def ordering(self, config: EvaluationConfig, monitor: str) -> str:
-        """Return the metric that tells apart by their order lists which the monitored one holds equal; the empty string if there is none, or it is
-        not measured."""
+        """Return the metric that tells apart by their order lists which the monitored one holds equal; the empty string if there is none."""
         metric, (part, _, name) = config.metric_set.find(monitor), monitor.rpartition(".")
         other = metric.ordered_by if isinstance(metric, RankingMetric) else ""
-        is_measured = other in {one.name for one in config.metric_set.of_users}
-        return f"{part}.{other}@{name.rpartition('@')[2]}" if is_measured else ""
+        return f"{part}.{other}@{name.rpartition('@')[2]}" if other else ""
 
     def tolerance(self, best: Scorer, config: EvaluationConfig) -> Callable[[Scorer], float]:
         """Return the function to how far the score of another scorer may be below that of `best` by chance: a standard error of the
         difference, paired by user (the rule of one standard error, Breiman et al. 1984, section 3.4.3); of a metric that is no mean over users,
         CLOSE of the score."""
-        of_best = self.by_user(best, config)
+        of_best, share = self.by_user(best, config), CLOSE * abs(self.score(best, config))
 
         def allowed(other: Scorer) -> float:
             found = self.by_user(other, config) if of_best else None
-            if of_best is None or found is None:
-                return CLOSE * abs(self.score(best, config))
-            return of_best.error_of_difference(found)
+            return self.context.broadcast(of_best.error_of_difference(found) if of_best and found else share)
 
         return allowed
 
@@ -70,10 +72,8 @@ class Validation:
 def monitored_by_user(
     scorer: Scorer, config: EvaluationConfig, dataset: Dataset, monitor: str, context: DistributedContext
 ) -> UserValues | None:
-    """Return a metric such as `validation.ndcg@10` by user of validation, on all ranks; None if it is no mean over users."""
-    found = None
-    if context.is_main:
-        scorer = VersionFactors.of_part(scorer, dataset, VALIDATION)
-        evaluation = PartEvaluation.from_factors(scorer, dataset, VALIDATION, config)
-        found = evaluation.by_user(monitor.rpartition(".")[2])
-    return context.broadcast(found)
+    """Return a metric such as `validation.ndcg@10` by user of validation, on rank 0; None if it is no mean over users, and on other ranks."""
+    if not context.is_main:
+        return None
+    scorer = VersionFactors.of_part(scorer, dataset, VALIDATION)
+    return PartEvaluation.from_factors(scorer, dataset, VALIDATION, config).by_user(monitor.rpartition(".")[2])

@@ -40,8 +40,9 @@ class UserValues(NamedTuple):
     weights: Shaped[Doubles, "n"]
 
     def error_of_difference(self, other: UserValues) -> float:
-        """Return the standard error of the difference from another mean over the same users with the same weights."""
-        difference, share = self.values - other.values, self.weights / self.weights.sum()
+        """Return the standard error of the difference from another mean, over the users of both by the weights of this one."""
+        _, mine, theirs = np.intersect1d(self.users, other.users, assume_unique=True, return_indices=True)
+        difference, share = self.values[mine] - other.values[theirs], self.weights[mine] / self.weights[mine].sum()
         return float(np.linalg.norm(share * (difference - difference @ share)))
 
 
