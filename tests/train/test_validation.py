@@ -49,19 +49,33 @@ def test_the_standard_error_is_that_of_the_weighted_mean_of_differences() -> Non
     assert a.error_of_difference(a) == 0
 
 
-def test_what_chance_explains_is_less_where_scores_are_alike_and_where_users_are_many(board: Dataset) -> None:
-    found, measured = random_factors(board), validation(board, "validation.recall@5")
-    allowed = measured.tolerance(found, SOME)
-    assert allowed(found) == 0
-    assert 0 < allowed(near(found, 0.1)) < allowed(near(found, 3.0))
-    by_user = [
-        monitored_by_user(f, SOME, board, "validation.recall@5", DistributedContext())
-        for f in (found, near(found, 3.0))
-    ]
-    assert by_user[0]
-    assert by_user[1]
-    n, difference = len(by_user[0].users), by_user[0].values - by_user[1].values
-    assert allowed(near(found, 3.0)) == pytest.approx(difference.std() / n**0.5)
+@pytest.mark.parametrize("spread", [0.0, 0.05, 1.0])
+def test_what_chance_explains_is_a_standard_error_up_to_a_share_of_the_score(spread: float, board: Dataset) -> None:
+    rng = np.random.default_rng(0)
+    best, other = random_factors(board), random_factors(board, 1)
+    values = rng.random(400)
+    of = {id(best): values, id(other): values + spread * rng.normal(size=400)}
+
+    def by_user(scorer: Any, config: EvaluationConfig) -> UserValues:
+        return UserValues(np.arange(400), of[id(scorer)], np.ones(400))
+
+    measured = Validation(
+        lambda scorer, _: {"m": float(of[id(scorer)].mean())}, lambda found: found["m"], by_user, DistributedContext()
+    )
+    error, most = float((of[id(best)] - of[id(other)]).std() / 20), CLOSE * values.mean()
+    assert measured.tolerance(best, SOME)(other) == pytest.approx(min(error, most))
+    assert (error > most) == (spread == 1.0)
+
+
+def test_values_by_user_are_those_of_the_metric(board: Dataset) -> None:
+    found, monitor = random_factors(board), "validation.recall@5"
+    by_user = monitored_by_user(found, SOME, board, monitor, DistributedContext())
+    assert by_user
+    assert np.average(by_user.values, weights=by_user.weights) == pytest.approx(
+        validation(board, monitor).score(found, SOME)
+    )
+    other_rank = replace(DistributedContext(), rank=1, world_size=2)
+    assert monitored_by_user(found, SOME, board, monitor, other_rank) is None
 
 
 def test_of_a_metric_that_is_no_mean_over_users_it_is_a_share_of_the_score(board: Dataset) -> None:

@@ -58,13 +58,15 @@ class Validation:
 
     def tolerance(self, best: Scorer, config: EvaluationConfig) -> Callable[[Scorer], float]:
         """Return the function to how far the score of another scorer may be below that of `best` by chance: a standard error of the
-        difference, paired by user (the rule of one standard error, Breiman et al. 1984, section 3.4.3); of a metric that is no mean over users,
-        CLOSE of the score."""
+        difference, paired by user (the rule of one standard error, Breiman et al. 1984, section 3.4.3), but no more than CLOSE of the score, which it is
+        of a metric that is no mean over users."""
         of_best, share = self.by_user(best, config), CLOSE * abs(self.score(best, config))
 
         def allowed(other: Scorer) -> float:
             found = self.by_user(other, config) if of_best else None
-            return self.context.broadcast(of_best.error_of_difference(found) if of_best and found else share)
+            return self.context.broadcast(
+                min(share, of_best.error_of_difference(found)) if of_best and found else share
+            )
 
         return allowed
 

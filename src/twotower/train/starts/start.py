@@ -85,7 +85,7 @@ class Start(Kind):
     blend: tuple[Weight, ...] = Field(
         (),
         description="Weight of the pair's scores beside those of the pairs that start before it, and with learn = false of those that are trained, after the last epoch; both have the same "
-        "root mean square at 1, unless the kind says otherwise. 0 to 1000. Of several values the best on validation, or one beside it that is better, and with model.cold_item_bias and new items on validation the least within 3 % of it unless the pair reads columns. Of a pair whose columns are weighed first the one nearest to 1 that is worse than the best by no more than a standard error of the difference over users, unless 0 is best; with model.recent_popularity a fit of columns and popularity together may take the place of what is chosen of several. 0 adds nothing. Empty: `scale` in its place.",
+        "root mean square at 1, unless the kind says otherwise. 0 to 1000. Of several values the best on validation, or one beside it that is better, and with model.cold_item_bias and new items on validation the least within 3 % of it unless the pair reads columns. Of a pair whose columns are weighed first the one nearest to 1 that is worse than the best by no more than a standard error of the difference over users, and than 1 %, unless 0 is best; with model.recent_popularity a fit of columns and popularity together may take the place of what is chosen of several. 0 adds nothing. Empty: `scale` in its place.",
     )
 
     def alternatives(self) -> list[Start]:
