@@ -136,6 +136,7 @@ def test_a_dataset_of_another_split_or_schema_is_refused(tmp_path: Path) -> None
         api.fit(data, schema.model_copy(update={"positive_above": 4}), config, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     run = api.fit(data, schema, config, folder=tmp_path / "run")
+    assert run.dataset is data
     assert api.load(tmp_path / "run").metrics == run.metrics
 
 

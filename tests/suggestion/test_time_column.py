@@ -160,7 +160,9 @@ def test_years_of_the_rows_order_them_where_no_time_does(name: str) -> None:
     assert [r for r in found.remarks if r.endswith("set schema.time = '' if they are of the items")]
     with_month = guess_columns(frame.with_columns(month=pl.Series([i % 12 + 1 for i in range(N)])), {}, {})
     assert not with_month.options.get("time")
-    assert [r for r in with_month.remarks if "parts of a date order nothing; one column of dates would" in r]
+    assert [
+        r for r in with_month.remarks if "no part of a date is read as a time; join them to one column of dates" in r
+    ]
     with_time = guess_columns(frame.with_columns(at=pl.Series(SECONDS)), {}, {})
     assert with_time.options["time"] == "at"
 

@@ -28,7 +28,7 @@ def publish(
         bool,
         typer.Option(
             "--force",
-            help="Publish below the recall threshold, or a training that has not ended without what comes after its last epoch. The history records it.",
+            help="Publish below the recall threshold, or an unfinished training that lacks what comes after its last epoch. The history records it.",
         ),
     ] = False,
     reason: Annotated[str, typer.Option("--reason", help="Note for the history.")] = "",

@@ -65,7 +65,9 @@ class Dataset:
         return self.split.histories_grow
 
     def with_schema(self, schema: Schema) -> Self:
-        """Return the dataset with another schema of the same data."""
+        """Return the dataset with another schema of the same data; itself, with all that it keeps, if the schema is the same."""
+        if schema == self.schema:
+            return self
         return replace(self, schema=schema, encoders=self.encoders.with_schema(schema))
 
     def check(self, schema: Schema, split: SplitConfig) -> None:

@@ -87,8 +87,7 @@ def publish(
         if run.config.is_fitted_last and not force:
             again = f"`fit(config, folder={python_literal(run.folder)}, resume=True)`"
             raise RunError(
-                f"{run.folder}: the training has not ended ({run.unfinished}), and the model ranks worse without that; let it end, go on: {again}, or "
-                "publish it as it is with `force=True`"
+                f"{run.folder}: the training has not ended ({run.unfinished}); let it end, go on: {again}, or publish it as it is with `force=True`"
             )
         reason = "; ".join(filter(None, (reason, run.unfinished)))
         measured = evaluate_model(run.factors_during, run.dataset, run.config.evaluation)

@@ -110,8 +110,8 @@ def compose(
             comments["model.own_counts"] = "Repeats are kept: what a user took counts for itself."
         evaluation["repeats"] = "allow"
         comments["schema.duplicates"] = (
-            f"{guess.repeats:.1%} of the rows repeat a pair of user and item (threshold {MIN_REPEATS:.0%}), where a user counts by "
-            f"{TYPICAL_ROWS} times the median number of rows, of users of several, at most."
+            f"{guess.repeats:.1%} of the rows repeat a pair of user and item (threshold {MIN_REPEATS:.0%}). A user counts for at most "
+            f"{TYPICAL_ROWS} times the median number of rows of users with several."
         )
     if follows and shape.drift:
         sections["model"] = {**_section(sections, "model"), "recent_popularity": True}

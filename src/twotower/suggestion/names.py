@@ -189,11 +189,6 @@ def names_year(name: str) -> bool:
     return (m[1] if (m := _IDENTIFIER.fullmatch(found)) else found) in ("year", "yr", "season")
 
 
-def names_month(name: str) -> bool:
-    """Return True for a name of months."""
-    return plain(name) == "month"
-
-
 def names_label(name: str) -> bool:
     """Return True for a name of ratings and outcomes."""
     return _among(name, _LABELS)

@@ -120,7 +120,7 @@ def _shape_blends(
 
 
 def _with_room(values: int) -> int:
-    """Return a width for so many values and a tenth more, as a log of later has new ones, of which a narrow pair tells less."""
+    """Return a width for so many values and a tenth more: a later log has new values, and a narrow pair tells less of each column."""
     return -(-11 * values // 10)
 
 

@@ -39,7 +39,7 @@ MIN_LAST = 3
 LAST_SHARE = 0.1
 """Share of the interactions, the latest, whose items and users are counted as new or known."""
 TYPICAL_ROWS = 10
-"""Times the median number of rows by which a user counts at most in the share of repeated rows."""
+"""Times the median number of rows for which a user counts at most in the share of repeated rows."""
 
 MAX_BUCKETS = 16
 """Values of a number that a recipe tells apart."""
@@ -283,8 +283,8 @@ def parts_follow(actions: pl.DataFrame, schema: Schema) -> bool:
 
 
 def repeated_share(actions: pl.DataFrame, user_id: str, item_id: str) -> float:
-    """Return the share of the rows that repeat an earlier pair of user and item, in which a user counts by TYPICAL_ROWS times the median number of
-    rows of those who have several at most: a few accounts that repeat one item tell nothing of the others."""
+    """Return the share of the rows that repeat an earlier pair of user and item, in which a user counts for at most TYPICAL_ROWS times the
+    median number of rows of users with several: a few accounts that repeat one item tell nothing of the others."""
     users = actions.group_by(user_id).agg(rows=pl.len(), items=pl.col(item_id).n_unique())
     if not len(users):
         return 0.0

@@ -200,9 +200,11 @@ def _guess_years(frame: pl.DataFrame, found: GuessedColumns) -> None:
         and not missing_count(frame[name])
         and all(_varies(frame, str(found.options[option]), name) for option in ("user_id", "item_id"))
     ]
-    if years and (parts := [name for name in frame.columns if names.names_month(name)]):
+    if years and (
+        parts := [name for name in frame.columns if names.names_part_of_date(name) and not names.names_year(name)]
+    ):
         found.remarks.append(
-            f"'{years[0]}' beside '{parts[0]}': parts of a date order nothing; one column of dates would, and call suggest again"
+            f"'{years[0]}' beside '{parts[0]}': no part of a date is read as a time; join them to one column of dates, and call suggest again"
         )
     elif years:
         put_first(found, "time", years, dict.fromkeys(years, "by its name, of years"), frame)
