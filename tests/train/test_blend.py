@@ -51,7 +51,20 @@ def test_each_weight_has_the_bias_that_is_best_beside_it() -> None:
     assert best(made, 0.0, 0.1, 1.0) == pytest.approx(0.1)
     assert made.raised[0.0] == 1.0  # half a deviation
     assert made.raised[0.1] == pytest.approx(2.1)  # one, of 2.1
-    assert made.raised[1.0] == 7.5  # two and a half, of 3: the most
+    assert made.raised[1.0] == 8.625  # two and a half, of 3, and the finer steps: the most
+
+
+def test_a_weight_whose_bias_lies_between_the_first_steps_is_not_behind_one_whose_bias_is_a_step() -> None:
+    """The best one of the weight .1 is 2.1, a deviation, that of the weight 1 is 4.125, of 3 as a deviation."""
+    of = {0.1: (0.9, 2.1), 1.0: (1.0, 4.125)}
+
+    def score(weight: float, bias: float) -> float:
+        value, at = of.get(round(weight, 6), (0.0, 0.0))
+        return value - abs(bias - at)
+
+    made = blend(score)
+    assert best(made, 0.1, 1.0) == 1.0
+    assert made.raised[1.0] == 4.125
 
 
 def test_biases_that_change_nothing_hide_no_better_one() -> None:

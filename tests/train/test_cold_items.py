@@ -219,6 +219,30 @@ def test_without_cold_positives_known_items_stand_for_cold_ones(caplog: pytest.L
     assert score(bias) >= max(score(0.0), score(bias + 1), score(bias - 1))
 
 
+def test_items_that_nobody_takes_get_no_bias_that_costs_validation(caplog: pytest.LogCaptureFixture) -> None:
+    """The table has as many items again, of the same tags, without a row."""
+    items, actions = log_of_tags()
+    warm = actions.filter(pl.col("item_id") % 5 != 0)
+    drawn = np.random.default_rng(1).random(warm.height)
+    part = np.where((drawn < 0.4) & (warm["part"] == "train").to_numpy(), "validation", warm["part"].to_numpy())
+    more = items.with_columns(pl.col("item_id") + N_ITEMS)
+    tables = check(None, pl.concat([items, more]), warm.with_columns(part=pl.Series(part)), SCHEMA)
+    data = build_dataset(tables, SCHEMA, SplitConfig(kind="column", column="part"))
+    trainer = Trainer(data, config())
+    with caplog.at_level(logging.INFO, "twotower"):
+        trainer.run()
+    value = trainer.model.cold_items.values
+    with_bias = trainer._score(trainer._scorer())
+    bias = float(value[UNKNOWN])
+    with torch.no_grad():
+        value[UNKNOWN] = 0.0
+    without = trainer._score(trainer._scorer())
+    assert with_bias >= 0.99 * without
+    assert any("hardly anybody takes the items" in line for line in caplog.messages)
+    (told,) = (line for line in caplog.messages if line.startswith("bias of cold items") and "monitored" in line)
+    assert told.startswith(f"bias of cold items: {bias:.2f},")
+
+
 def test_items_of_the_test_part_alone_are_not_there_yet_on_validation() -> None:
     items, actions = log_of_tags()
     later = pl.DataFrame(

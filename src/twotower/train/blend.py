@@ -11,11 +11,12 @@ from torch import Tensor
 
 from twotower.arrays.types import F32, Bools, Shaped
 from twotower.evaluation.factors import Factors
+from twotower.train.cold_items import best_bias
 from twotower.train.starts.search import best_weight
 
-RAISES = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)
-"""Biases of cold items that are tried beside each weight, in standard deviations of a user's scores; all of them, as those that lift cold items into no
-list are equally good."""
+RAISE = 2.5
+"""Highest of the biases of cold items that are tried first beside each weight, from 0, in standard deviations of a user's scores; all of them, as those
+that lift cold items into no list are equally good, and then finer ones, as a weight looks worse by a bias that is not its own."""
 ENOUGH = 0.03
 """Share of the best score within which the least weight is taken beside cold items: what is gained beyond is lost to these on some seeds (docs/log.md)."""
 
@@ -50,13 +51,18 @@ class Blend:
     """Score by the weights that were tried."""
 
     def metrics(self, weight: float) -> Mapping[str, float]:
-        """Return the metrics by a weight, with the bias of the cold items that is best beside it, of RAISES."""
-        tried = [0.0]
-        if self.cold is not None and self.spread is not None:
-            unit = self.spread(self._weighed(weight))
-            tried = [raised * unit for raised in RAISES]
-        found = {bias: self.measure(self._weighed(weight, bias)) for bias in tried}
-        best = max(found, key=lambda bias: self.score_of(found[bias]))
+        """Return the metrics by a weight, with the bias of the cold items that is best beside it."""
+        found = dict[float, Mapping[str, float]]()
+
+        def score(bias: float) -> float:
+            found[bias] = self.measure(self._weighed(weight, bias))
+            return self.score_of(found[bias])
+
+        best = 0.0
+        if self.cold is None or self.spread is None:
+            score(best)
+        else:
+            best = best_bias(score, self.spread(self._weighed(weight)), lowest=0.0, highest=RAISE, beyond=0)
         self.raised[weight], self.scores[weight] = best, self.score_of(found[best])
         return found[best]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from twotower.arrays.types import Bools, Ints, Shaped
+from twotower.arrays.types import Bools, Codes, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.recent_popularity import RecentPopularity
 from twotower.data.splits import TEST, TRAIN, VALIDATION
@@ -20,6 +20,7 @@ from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.values import UNKNOWN
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
+from twotower.train.starts.search import CLOSE
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +62,8 @@ def cold_items(
     An item that the test part alone has is none: it is not there yet. Where validation has fewer than MIN_POSITIVES positives of cold items, as
     in a random split, a share of the known items reads as unknown and stands for them, unless `stand_in` is False. `ends` is True if the bias ends with an item's first
     row, so that an item of an unknown id with training rows, too few for a code, has none."""
-    field, side = model.cold_items.field, dataset.items.by_version()
-    assert field is not None
-    codes, own = np.asarray(side.columns[field.name]), np.arange(len(side)) if side.owners is None else side.owners
-    cold = (codes == UNKNOWN) & ~later_items(dataset)[own]
-    if ends:
-        cold &= ~RecentPopularity.before(dataset, VALIDATION).have_rows_at_end[own]
+    codes, own = _codes_and_items(model, dataset)
+    cold = _rows_of_cold_items(model, dataset, ends)
     which = _of_items(dataset, own, cold)
     if (n := _positives(dataset, which)) >= MIN_POSITIVES:
         return ColdItems(cold, which, None)
@@ -75,7 +72,12 @@ def cold_items(
     known = np.unique(codes[codes != UNKNOWN])
     cold = np.isin(codes, np.random.default_rng(seed).permutation(known)[: int(len(known) * STAND_INS)])
     which = _of_items(dataset, own, cold)
-    reason = f"known items that read so have {_positives(dataset, which)}"
+    reason, field, side = (
+        f"known items that read so have {_positives(dataset, which)}",
+        model.cold_items.field,
+        dataset.items.by_version(),
+    )
+    assert field is not None
     if any(f.history or f.computes for f in dataset.schema.tower("item")):
         reason = "histories or statistics of the items tell known ones from them"
     elif _positives(dataset, which) >= MIN_POSITIVES:
@@ -96,7 +98,8 @@ def fit_cold_item_bias(
     """Overwrite the bias of the items whose id reads as unknown with the one whose validation score is highest.
 
     Where nothing tells it (`cold_items`), nothing changes, with a line in the log. `scorer` returns the scores of these
-    items, or of the data's own for None, and `score` their validation metric, higher is better; all ranks call both.
+    items, or of the data's own for None, and `score` their validation metric, higher is better; all ranks call both. A bias by items that stand for cold ones
+    costs validation no more than CLOSE by the cold items that it has.
     """
     ends = model.config.recent_popularity and model.recent_popularity.is_fitted
     cold = cold_items(model, dataset, seed, ends)
@@ -127,6 +130,12 @@ def fit_cold_item_bias(
         return scores[bias]
 
     bias = best_bias(of_bias, spread)
+    if cold.inputs is not None and (no_more := _no_more(scores, model, dataset, scorer(None), score, ends)) != bias:
+        log.info(
+            f"bias of cold items: {bias:.2f} is best by {cold}, and costs validation more than {CLOSE:.0%}, as hardly anybody takes the items "
+            f"without a row there are; {no_more:.2f} in its place"
+        )
+        bias = no_more
     with torch.no_grad():
         model.cold_items.values[UNKNOWN] = bias
     log.info(
@@ -135,17 +144,39 @@ def fit_cold_item_bias(
     )
 
 
-def best_bias(score: Callable[[float], float], spread: float) -> float:
-    """Return the bias of the highest score: of multiples of `spread` from LOWEST to HIGHEST, then of those beyond while the outermost is the
-    best, at last of finer ones beside it. Of equal ones it is the nearest to 0."""
+def _no_more(
+    scores: dict[float, float], model: TwoTower, dataset: Dataset, found: Factors | ContextFactors, score: Callable[[Scorer], float], ends: bool
+) -> float:  # fmt: skip
+    """Return the bias of the highest of `scores`, which are by items that stand for cold ones, among those under which the score of validation by the cold items
+    that it has is lower by no more than CLOSE than without a bias."""
+    rows = torch.from_numpy(_rows_of_cold_items(model, dataset, ends)).to(found.items.device)
+    if not rows.any():
+        return max(scores, key=lambda bias: (scores[bias], -abs(bias)))
+
+    def of_bias(bias: float) -> float:
+        vectors = found.items.clone()
+        vectors[:, -1] += bias * rows
+        return score(replace(found, items=vectors))
+
+    before = of_bias(0.0)
+    least = before - CLOSE * abs(before)
+    tried = sorted(scores, key=lambda bias: (scores[bias], -abs(bias)), reverse=True)
+    return next((bias for bias in tried if not bias or of_bias(bias) >= least), 0.0)
+
+
+def best_bias(
+    score: Callable[[float], float], spread: float, lowest: float = LOWEST, highest: float = HIGHEST, beyond: int = MAX_BEYOND
+) -> float:  # fmt: skip
+    """Return the bias of the highest score: of multiples of `spread` from `lowest` to `highest`, then of at most `beyond` more while the outermost
+    is the best, at last of finer ones beside it. Of equal ones it is the nearest to 0."""
     tried = dict[float, float]()
 
     def best_with(*more: float) -> float:
         tried.update({value: score(value * spread) for value in more if value not in tried})
         return max(tried, key=lambda value: (tried[value], -abs(value)))
 
-    best = best_with(*np.arange(LOWEST, HIGHEST + STEP / 2, STEP).tolist())
-    for _ in range(MAX_BEYOND):
+    best = best_with(*np.arange(lowest, highest + STEP / 2, STEP).tolist())
+    for _ in range(beyond):
         if min(tried) < best < max(tried):
             break
         best = best_with(best + (STEP if best > 0 else -STEP))
@@ -161,6 +192,21 @@ def later_items(dataset: Dataset) -> Shaped[Bools, "items"]:
     ]
     later: Bools = (of_parts[0] + of_parts[1] == 0) & (of_parts[2] > 0)
     return later
+
+
+def _codes_and_items(model: TwoTower, dataset: Dataset) -> tuple[Shaped[Codes, "rows"], Shaped[Ints, "rows"]]:
+    """Return the code of the id and the item of each row of the items `by_version`."""
+    field, side = model.cold_items.field, dataset.items.by_version()
+    assert field is not None
+    own: Ints = np.arange(len(side)) if side.owners is None else side.owners
+    return np.asarray(side.columns[field.name]), own
+
+
+def _rows_of_cold_items(model: TwoTower, dataset: Dataset, ends: bool) -> Shaped[Bools, "rows"]:
+    """Return True for rows of an unknown id, but of items that the test part alone has, and if `ends` of those that have a training row."""
+    codes, own = _codes_and_items(model, dataset)
+    cold: Bools = (codes == UNKNOWN) & ~later_items(dataset)[own]
+    return cold & ~RecentPopularity.before(dataset, VALIDATION).have_rows_at_end[own] if ends else cold
 
 
 def _of_items(dataset: Dataset, items: Shaped[Ints, "n"], rows: Shaped[Bools, "n"]) -> Shaped[Bools, "items"]:
