@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,14 @@ def test_interactions_alone_are_enough() -> None:
     done = twotower.fit((None, None, actions), CHECKERBOARD_SCHEMA, settings())
     assert len(done.dataset.users) == 40
     assert len(done.dataset.items) == 30
+
+
+def test_what_the_check_of_frames_changes_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    users, _, actions = checkerboard()
+    with caplog.at_level(logging.INFO, "twotower"):
+        twotower.fit((users[1:], None, pl.concat([actions, actions[:7]])), CHECKERBOARD_SCHEMA, settings())
+    assert sum("rows repeated a pair of user and item" in line for line in caplog.messages) == 1
+    assert sum("were added from the interactions" in line for line in caplog.messages) == 1
 
 
 def test_clicks_without_a_label_train_against_random_negatives() -> None:

@@ -127,9 +127,11 @@ def fit(
             dataset = tables.with_schema(schema)
         else:
             check_times(schema, config.split, config)
-            dataset = build_dataset(
-                tables if isinstance(tables, Tables) else check(*tables, schema), schema, config.split
-            )
+            if not isinstance(tables, Tables):
+                tables = check(*tables, schema)
+                for note in tables.notes:
+                    log.info(note)
+            dataset = build_dataset(tables, schema, config.split)
         del tables
         log.info(dataset.describe())
         for line in dataset.describe_features():

@@ -34,6 +34,38 @@ COLUMN = SplitConfig(kind="column", column="fold")
 FILES = SplitConfig(kind="files")
 
 
+@pytest.mark.parametrize(
+    ("split", "duplicates", "again", "tells"),
+    [
+        (SplitConfig(kind="last"), "last", 60, True),
+        (SplitConfig(kind="time"), "last", 60, True),
+        (SplitConfig(kind="random"), "last", 60, False),
+        (SplitConfig(kind="last"), "keep", 60, False),
+        (SplitConfig(kind="last"), "last", 0, False),
+    ],
+)
+def test_fault_C4_rows_that_later_parts_take_out_of_training_are_told(
+    split: SplitConfig, duplicates: str, again: int, tells: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Seven rows come again, `again` seconds later; in memory and prepared."""
+    _, _, actions = checkerboard()
+    times = actions.with_columns(at=pl.int_range(1_700_000_000, 1_700_000_000 + len(actions)))
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"time": "at", "duplicates": duplicates})
+    log = pl.concat([times, times[:7].with_columns(pl.col("at") + again)])
+    told = "leaves out 7 rows whose pair of user and item comes again later"
+    with caplog.at_level("WARNING", "twotower"):
+        build_dataset(check(None, None, log, schema), schema, split)
+    assert (told in caplog.text) == tells
+    caplog.clear()
+    if again:
+        log.write_parquet(tmp_path / "log.parquet")
+        with caplog.at_level("WARNING", "twotower"):
+            prepare.write_prepared(
+                DataConfig(interactions=str(tmp_path / "log.parquet")), schema, split, tmp_path / "p", SMALL
+            )
+        assert (told in caplog.text) == tells
+
+
 def published() -> pl.DataFrame:
     """A log with a part for each row, in an order that has nothing to do with time."""
     actions = checkerboard()[2]

@@ -466,6 +466,26 @@ def test_another_model_side_schema_precision_or_cut_is_refused(run: Run, table: 
     assert EmbeddingsFolder(out).about["side"] == "user"
 
 
+def test_vectors_of_items_that_lack_what_a_bundle_knows_of_their_rows_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    users, _, actions = checkerboard()
+    config = settings(
+        train={"epochs": 1, "monitor": "validation.recall@5"}, model={"recent_popularity": True}, evaluation={"k": [5]},
+        loss={"kind": "softmax"}, negatives={"uniform": 5},
+    )  # fmt: skip
+    run = api.fit((users, items(0, 30), actions), SCHEMA, config, folder=tmp_path / "run")
+    items(0, 30).write_parquet(tmp_path / "items.parquet")
+    for weight, told in ((0.0, False), (1.0, True)):
+        caplog.clear()
+        with torch.no_grad():
+            run.model.recent_popularity.numbers.zero_()
+            run.model.recent_popularity.numbers[:2] = torch.tensor([1.0, weight])
+        with caplog.at_level("WARNING", "twotower"):
+            api.embed(run, "item", tmp_path / "items.parquet", tmp_path / f"out{weight}")
+        assert ("the model ranks by what is popular lately" in caplog.text) == told
+
+
 def test_a_plan_without_a_finished_shard_gives_way_to_another(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

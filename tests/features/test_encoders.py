@@ -65,6 +65,15 @@ def numeric(column: pl.Series, counts: Any, buckets: int = 0) -> NumericEncoder:
     return Numeric(name="col", side="user", buckets=buckets).fit(column, counts)
 
 
+def test_numbers_without_a_deviation_are_refused_but_in_buckets() -> None:
+    """Standardised, all others would be one number."""
+    column = series([1.0, 2.0, 3.0, 1e300])
+    with pytest.raises(DataError, match=r"values as large as 1e\+300 have no standard deviation"):
+        numeric(column, ones(4))
+    assert numeric(column, ones(4), buckets=4).transform(column).tolist() == [1, 2, 3, 4]
+    assert numeric(column, np.array([1, 1, 1, 0])).deviation < 1, "a row without a training row counts for nothing"
+
+
 def vocabulary(values: Any, counts: Any = None, **cut: Any) -> list[Any]:
     s = series(values)
     return CategoricalEncoder.fit(s, ones(len(s)) if counts is None else np.array(counts), **cut).vocabulary.to_list()

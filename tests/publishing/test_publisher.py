@@ -330,6 +330,21 @@ def _refused_without_a_folder(run: Run, folder: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("repeats", ["only", "allow"])
+def test_a_ranking_that_no_service_gives_is_told(
+    repeats: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    users, items, actions = world()
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"duplicates": "keep"})
+    config = settings(train={"epochs": 1}, evaluation={"repeats": repeats})
+    run = twotower.fit((users, items, pl.concat([actions, actions])), schema, config, folder=tmp_path / "run")
+    with caplog.at_level("WARNING", "twotower"):
+        twotower.publish(run, tmp_path / "store")
+    assert ("evaluation.repeats = 'only' measures rankings of what a user has taken" in caplog.text) == (
+        repeats == "only"
+    )
+
+
 def test_embedding_a_table_gives_the_vectors_of_the_run(
     runs: tuple[Run, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

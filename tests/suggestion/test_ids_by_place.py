@@ -60,7 +60,7 @@ def test_a_number_of_orders_is_neither_a_user_nor_an_item(names: tuple[str, ...]
     orders = pl.DataFrame({name: columns[name] for name in names} | {"on": days})
     found = guess_columns(orders, {}, {})
     assert (found.options["user_id"], found.options["item_id"]) == (user, item)
-    assert any(note.startswith("'slip': each has one time and one '") for note in found.notes)
+    assert any(note.startswith("'slip': each of its values has one '") for note in found.notes)
     assert guess_columns(orders.drop("on"), {}, {}).options["user_id"] != "party", "without a time nothing tells"
 
 
@@ -98,3 +98,51 @@ def test_a_code_of_the_user_is_no_item_if_another_column_is_left() -> None:
     once = pl.DataFrame({"a": range(1000), "b": rng.integers(0, 40, 1000), "c": rng.integers(0, 30, 1000)})
     found, _, _ = ids_by_place(once.with_columns(a=pl.col("a") // 2 * 2), ("a",), "a", ["item_id"])
     assert found == {"item_id": "b"}, "of users of two rows b is no code"
+
+
+def visits(n_users: int = 40, of_user: int = 8, rows: int = 6) -> pl.DataFrame:
+    """Rows of visits, each of one user, and pages whose column no name tells."""
+    visit = np.repeat(np.arange(n_users * of_user), rows)
+    page = np.random.default_rng(0).integers(50, size=len(visit))
+    return pl.DataFrame({"client_id": visit // of_user, "visit_ref": 9_000 + visit, "leaf": [f"p{n}" for n in page]})
+
+
+def test_what_no_two_users_share_is_no_item() -> None:
+    found = guess_columns(visits(), {}, {})
+    assert (found.options["user_id"], found.options["item_id"]) == ("client_id", "leaf")
+    assert any("'visit_ref': each of its values has one 'client_id'" in note for note in found.notes)
+    with pytest.raises(DataError, match=r"no column of item_id is found .*'visit_ref': each of its values has one"):
+        guess_columns(visits().drop("leaf"), {}, {})
+    shared = visits().with_columns(visit_ref=pl.col("visit_ref").shuffle(seed=1))
+    assert guess_columns(shared.drop("leaf"), {}, {}).options["item_id"] == "visit_ref"
+
+
+def test_a_session_of_few_values_is_no_user_beside_a_subject() -> None:
+    rows = visits().rename({"client_id": "subject", "leaf": "item"}).drop("visit_ref")
+    rows = rows.with_columns(session=pl.int_range(pl.len()) % 3)
+    found = guess_columns(rows, {}, {})
+    assert (found.options["user_id"], found.options["item_id"]) == ("subject", "item")
+    few = rows.rename({"session": "user", "subject": "session_id"})
+    assert guess_columns(few, {}, {}).options["user_id"] == "session_id", "three users are too few beside others"
+    assert guess_columns(rows.drop("subject"), {}, {}).options["user_id"] == "session", "the only one that a name tells"
+
+
+@pytest.mark.parametrize("part", ["month", "day", "weekday", "hour", "week"])
+def test_a_part_of_a_date_is_no_id(part: str) -> None:
+    rng = np.random.default_rng(0)
+    rows = pl.DataFrame(
+        {part: rng.integers(1, 24, 900), "plot": rng.integers(40, size=900), "kind": rng.integers(30, size=900)}
+    )
+    found = guess_columns(rows, {}, {})
+    assert (found.options["user_id"], found.options["item_id"]) == ("plot", "kind")
+
+
+def test_users_of_one_row_without_a_table_are_told() -> None:
+    rng = np.random.default_rng(0)
+    for users, told in ((1000, True), (300, False)):
+        rows = pl.DataFrame({"user_id": np.r_[0, np.arange(999)] % users, "item_id": rng.integers(40, size=1000)})
+        remarks = guess_columns(rows, {}, {}).remarks
+        assert any("so there is hardly a history to learn from" in line for line in remarks) == told
+        assert not any(
+            "hardly a history" in r for r in guess_columns(rows, {}, {"user_id": ["user_id", "age"]}).remarks
+        )

@@ -136,7 +136,7 @@ def test_a_scale_rates_what_users_took() -> None:
 def test_rows_without_a_rating_are_taken(apart: int, timed: bool) -> None:
     places = np.arange(log().height)
     scale = np.repeat([1, 2, 3, 4, 5], [1, 1, 4, 5, 13])
-    ratings = np.where(places % 2, apart, scale[places // 2 % len(scale)])
+    ratings = np.where(places % 9 < 5, apart, scale[places // 2 % len(scale)])
     actions = log().with_columns(rating=pl.Series(ratings))
     found = of((None, None, actions if timed else actions.drop("timestamp")))
     assert (found.recipe, found.schema.label) == ("sequence-short" if timed else "collaborative", "")
@@ -508,6 +508,17 @@ def test_a_log_of_queries_needs_no_table_of_users() -> None:
     assert "test.recall@10" in run.metrics
 
 
+def test_a_log_that_is_read_twice_repeats_no_pair_and_its_copies_are_told(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    user, item = np.repeat(np.arange(100), 15), np.concatenate([rng.permutation(60)[:15] for _ in range(100)])
+    once = pl.DataFrame({"user_id": user, "item_id": item, "t": 1_700_000_000 + rng.integers(0, 4_000_000, 1500)})
+    for name, frame in (("once", once), ("twice", pl.concat([once, once]))):
+        frame.write_parquet(tmp_path / f"{name}.parquet")
+        found = suggest(tmp_path / f"{name}.parquet")
+        assert "duplicates" not in found.text
+        assert ("1,500 of 3,000 rows equal an earlier one in every column" in found.text) == (name == "twice")
+
+
 def test_two_accounts_that_repeat_one_item_make_no_log_of_repeats() -> None:
     rows = [(user, (user * 7 + 3 * n) % 50) for user in range(200) for n in range(6)]
     rows += [(7, 1)] * 300 + [(8, 1)] * 400
@@ -522,17 +533,20 @@ def test_two_accounts_that_repeat_one_item_make_no_log_of_repeats() -> None:
     assert share == pytest.approx(400 / 4600), "users of one row count by themselves, and make none typical"
 
 
-@pytest.mark.parametrize(("repeats", "duplicates"), [(0, "last"), (9, "last"), (10, "keep"), (50, "keep")])
-def test_repeats_are_kept_from_a_tenth_on(repeats: int, duplicates: str) -> None:
+@pytest.mark.parametrize(("repeats", "ranked"), [(0, False), (9, False), (10, True), (50, True)])
+def test_repeats_are_ranked_from_a_tenth_on_and_kept_where_rows_have_times(repeats: int, ranked: bool) -> None:
     actions = log(n_users=10, length=10, n_items=4000).unique(["user_id", "item_id"], maintain_order=True)[
         : 100 - repeats
     ]
     again = actions[:repeats].with_columns(timestamp=pl.col("timestamp") + 10**6)
     found = of((None, None, pl.concat([actions, again])))
-    assert found.schema.duplicates == duplicates
-    assert (found.config.evaluation.repeats == "allow") == (duplicates == "keep")
+    assert found.schema.duplicates == ("keep" if repeats else "last")
+    assert (found.config.evaluation.repeats == "allow") == ranked
     history = next(f.name for f in found.schema.features if f.history)
-    assert found.config.model.own_counts == (history if duplicates == "keep" else "")
+    assert found.config.model.own_counts == (history if ranked else "")
+    assert ("rankings leave out what a user has taken before" in found.text) == (0 < repeats < 10)
+    without = of((None, None, pl.concat([actions, again]).drop("timestamp")))
+    assert without.schema.duplicates == ("keep" if ranked else "last")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.08, 0.1, 0.2, 0.9])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import polars as pl
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.errors import DataError, did_you_mean
 from twotower.features.schema import Schema
+
+log = logging.getLogger(__name__)
 
 PART = "__part"
 """The column of part codes that reading of `PartFiles` adds to the interactions. Names that begin with '__' are reserved."""
@@ -56,6 +59,17 @@ def check_gap(schema: Schema, split: SplitConfig) -> None:
     """Raise DataError if the split has a gap in seconds and the times are none."""
     if split.gap and schema.time_unit == "order":
         raise DataError("split.gap is in seconds, and schema.time_unit = 'order' has none; leave it out")
+
+
+def tell_of_replaced(n: int, schema: Schema, split: SplitConfig) -> None:
+    """Log a warning about `n` rows that a later one of their pair of user and item has replaced, if the split puts later rows into later parts, or names the part
+    of each row: a training row is missing because the test part has its pair, which a model can tell from what else the user has."""
+    if n and schema.duplicates == "last" and (split.follows_time or split.is_given):
+        log.warning(
+            f"schema.duplicates = 'last' leaves out {n:,} rows whose pair of user and item comes again later, and split.kind = '{split.kind}' tests the later "
+            "ones: an item is missing in a history because the test part has it, so metrics are too high; set schema.duplicates = 'keep', under which "
+            "rankings leave out what a user has taken before (evaluation.repeats)"
+        )
 
 
 def dropped_line(n: int) -> str:

@@ -58,7 +58,7 @@ class SplitConfig(Section):
     gap: float = Field(
         0.0,
         ge=0,
-        description="Time before the validation part and before the test part whose rows are dropped (kind time). Seconds. "
+        description="Time before the validation part and before the test part whose rows are dropped (kind time), so that a bundle does not know them as taken. Seconds. "
         "0: none.",
     )
     seed: int = Field(2022, ge=0, lt=2**32, description="Seed of the random splits, and of the drawn users.")

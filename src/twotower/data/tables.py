@@ -43,6 +43,8 @@ class Tables:
     notes: list[str] = field(default_factory=list)
     versions: Mapping[SideName, pl.DataFrame] = field(default_factory=dict)
     """All rows of a side with versions, with their TIME; its table above has the newest row of each id."""
+    replaced: int = 0
+    """Number of interactions left out because their pair of user and item comes again, at another time if there are times."""
 
 
 def check(
@@ -98,8 +100,10 @@ def check(
         raise no_known_rows()
 
     actions = weighted(labelled(actions, schema), schema)
-    actions = _deduplicate(actions, schema, notes)
-    return Tables(sides["user"], sides["item"], actions, notes, versions)
+    pairs = [schema.user_id, schema.item_id, *([TIME] if TIME in actions.columns else [])]
+    taken, actions = actions, _deduplicate(actions, schema, notes)
+    replaced = taken.n_unique(pairs) - len(actions) if len(taken) > len(actions) and schema.time else 0
+    return Tables(sides["user"], sides["item"], actions, notes, versions, replaced)
 
 
 def need(frame: pl.DataFrame, columns: list[str], what: str) -> None:
@@ -118,15 +122,18 @@ def _not_empty(frame: pl.DataFrame, what: str) -> None:
 
 
 def with_ids(frame: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
-    """Return the table with the id column as Int64, UInt64 or String. Raises DataError for missing or unusable ids."""
+    """Return the table with the id column as Int64, UInt64 or String. Raises DataError for missing or unusable ids; an empty text
+    is none, as that of a quoted field of a CSV file."""
     series = frame[key]
     if series.dtype.is_nested():
         raise DataError(
             f"{what}: column '{key}' holds {series.dtype}, expected one id a row (text or integer); give each id a row of its "
             "own, or name another column in [schema]"
         )
-    if n := missing_count(series):
-        raise DataError(f"{what}: column '{key}' has {n} missing ids; fill them or drop the rows")
+    blank = int((series == "").sum()) if series.dtype == pl.String else 0
+    if n := missing_count(series) + blank:
+        empty = f" ({blank} of them empty text)" if blank else ""
+        raise DataError(f"{what}: column '{key}' has {n} missing ids{empty}; fill them or drop the rows")
     ids = canonical_ids(series)
     if series.dtype.is_float() and ids.dtype == pl.String:
         first = ids.filter(~ids.str.contains(r"^-?\d+$"))[0]

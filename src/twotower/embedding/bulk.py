@@ -92,6 +92,11 @@ def embed(
             "users: the model has own counts (model.own_counts), which stand beside the product and in no vector: an index of other software ranks "
             "without them"
         )
+    if side == "item" and run.config.model.recent_popularity and run.model.recent_popularity.is_fitted:
+        log.warning(
+            "items: the model ranks by what is popular lately (model.recent_popularity), which the vectors have by the id: an item whose id training lacks, or "
+            "has fewer than min_count rows of, is taken for one without a row, where the index of a bundle reads its rows; publish the run for these"
+        )
     if chosen.is_remote:
         table, place = absolute(table), absolute(place)
     at, sources = shard_folder(place), maker.files(table_files(table))

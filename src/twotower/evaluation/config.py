@@ -61,7 +61,7 @@ class EvaluationConfig(Section):
     repeats: Repeats = Field(
         "exclude",
         description="Treatment of items that a user has seen in an earlier part. exclude: not ranked, and no targets. allow: "
-        "ranked as all others. only: ranked alone, for the items that a user takes again.",
+        "ranked as all others. only: ranked alone, for the items that a user takes again; a service ranks all items unless a request allows these alone.",
     )
     max_users: int = Field(
         0, ge=0, description="Maximum number of users in the ranking metrics, drawn once. 0: all users."

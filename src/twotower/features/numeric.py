@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -11,6 +12,7 @@ from pydantic import Field, model_validator
 
 from twotower.arrays.ragged import Column
 from twotower.arrays.types import Doubles, Ints
+from twotower.errors import DataError
 from twotower.features.encoder import StateEncoder
 from twotower.features.feature import ColumnFeature, Statistic
 from twotower.features.field import InputField
@@ -113,9 +115,17 @@ class Numeric(ColumnFeature):
         x = x[np.isfinite(x)]
         if not len(x):
             return NumericEncoder(mean=0.0, deviation=1.0, edges=[], buckets=self.buckets)
-        deviation = float(x.std())
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, deviation = float(x.mean()), float(x.std())
+        if not math.isfinite(deviation):
+            if not self.buckets:
+                raise DataError(
+                    f"feature '{self.name}': values as large as {np.abs(x).max():.3g} have no standard deviation, and all others would be equal; leave "
+                    "them out, or set buckets"
+                )
+            mean, deviation = 0.0, 1.0
         return NumericEncoder(
-            mean=float(x.mean()),
+            mean=mean,
             deviation=deviation if deviation > 1e-12 else 1.0,
             edges=np.unique(np.quantile(x, np.arange(1, self.buckets) / self.buckets)).tolist() if self.buckets else [],
             buckets=self.buckets,

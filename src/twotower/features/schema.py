@@ -106,7 +106,7 @@ class Schema(Section):
     duplicates: Literal["last", "keep", "error"] = Field(
         "last",
         description="Treatment of repeated ids and repeated (user, item) pairs. last: keep the last row, by time "
-        "where there is one. keep: keep all rows of a pair, and the last of an id; needed where a pair "
+        "where there is one; for splits in no order. keep: keep all rows of a pair, and the last of an id; needed where a pair "
         "has several contexts. error: refuse the table.",
     )
     unknown_users: UnknownIds = Field(

@@ -92,6 +92,11 @@ def publish(
         reason = "; ".join(filter(None, (reason, run.unfinished)))
         measured = evaluate_model(run.factors_during, run.dataset, run.config.evaluation)
         run = replace(run, metrics=measured | run.metrics)
+    if run.config.evaluation.repeats == "only":
+        log.warning(
+            "evaluation.repeats = 'only' measures rankings of what a user has taken before, and an answer of the service is of all items: give the user's own items in allow "
+            "of a request, or set evaluation.repeats = 'allow'"
+        )
     config = config or run.config.index
     opened = Store.create(store)
     collections = RemoteCollections(opened)

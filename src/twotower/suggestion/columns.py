@@ -11,7 +11,7 @@ from twotower.errors import DataError
 from twotower.features.values import missing_count
 from twotower.suggestion import names
 from twotower.suggestion.guessed_columns import MIN_ROWS, GuessedColumns, free, is_distinct, is_of, put_first, rows_vary
-from twotower.suggestion.ids_by_place import are_several, ids_by_place, too_few
+from twotower.suggestion.ids_by_place import are_several, has_few, ids_by_place, too_few
 from twotower.suggestion.numbering import note_orders
 from twotower.suggestion.text_form import (
     has_decimal_commas,
@@ -30,6 +30,8 @@ NONE = (
 """Words for a missing value, in lower case."""
 LARGE, TIMES_NEXT = 0.05, 10
 """Share of the rows, and number of times those of the next user, from which one user may stand for all without an id."""
+ONE_ROW = 0.95
+"""Number of users, in rows, from which users have one row."""
 MANY_LABELS = 20
 """Labels from which a column may count something."""
 MIN_STEPS = 5
@@ -60,6 +62,8 @@ def guess_columns(
     _guess_ids(frame, found, sides)
     _note_ids_of_none(frame, found)
     _note_large_user(frame, found)
+    if not sides.get("user_id"):
+        _note_users_of_one_row(frame, found)
     for guess in (guess_time, _guess_event, _guess_label, _guess_weight, _note_outcomes, _note_returns):
         guess(frame, found)
     if not found.options.get("time"):
@@ -87,13 +91,17 @@ def _guess_ids(frame: pl.DataFrame, found: GuessedColumns, sides: Mapping[str, I
         elif option == "user_id" and queries and not sides.get(option):
             found.put(option, queries[0], "what was searched for stands for the user")
         elif named:
+            if option == "user_id":
+                named = [name for name in named if not has_few(frame[name])] or named
             named.sort(key=lambda name: (option == "item_id" and is_distinct(frame[name]), *names.rank(name, option)))
             put_first(found, option, named, dict.fromkeys(named, "by its name"), frame)
     few = list[str]()
     if missing := [option for option in tests if option not in found.options]:
         few = _put_ids_by_place(frame, found, missing)
     if missing := [option for option in tests if not found.options.get(option)]:
-        why = f"; {told}" if (told := too_few(frame, few)) else ""
+        why = "".join(
+            f"; {told}" for told in (too_few(frame, few), *(n for n in found.notes if "is no item" in n)) if told
+        )
         raise DataError(
             f"interactions: no column of {' and '.join(missing)} is found (columns: {', '.join(frame.columns[:12])}{why}); name it: "
             f"`overrides` {' '.join(f'schema.{option}=NAME' for option in missing)}"
@@ -104,7 +112,10 @@ def _put_ids_by_place(frame: pl.DataFrame, found: GuessedColumns, options: list[
     """Put the first columns of repeated values, and tell where others might be meant. Return those of too few values."""
     several = are_several(frame, found.named)
     put, few, orders = ids_by_place(frame, found.named, str(found.options.get("user_id", "")), options)
-    found.notes += [f"'{name}': each has one time and one '{of}', so it numbers orders" for name, of in orders.items()]
+    found.notes += [
+        f"'{name}': each of its values has one '{of}', so it numbers orders or visits, and is no item"
+        for name, of in orders.items()
+    ]
     for option, name in put.items():
         found.put(option, name, "by its place: the first column of repeated values that is left")
     if len(put) == len(options) and several:
@@ -283,6 +294,18 @@ def _note_large_user(frame: pl.DataFrame, found: GuessedColumns) -> None:
         found.remarks.append(
             f"'{name}': {first[1]:,} rows are of the one user {first[0]!r}, and the next has {others[0][1]:,}; drop these rows if it stands for "
             "users who are not known"
+        )
+
+
+def _note_users_of_one_row(frame: pl.DataFrame, found: GuessedColumns) -> None:
+    """Note users nearly all of whom have one row, and no table that tells anything of them."""
+    name = str(found.options["user_id"])
+    if name not in frame.columns or frame.height < MIN_ROWS:
+        return
+    if (n := frame[name].n_unique()) > ONE_ROW * frame.height:
+        found.remarks.append(
+            f"'{name}' as the user: {frame.height:,} rows are of {n:,} users, so there is hardly a history to learn from; it may number rows or orders, and "
+            "schema.user_id=NAME would name another column"
         )
 
 

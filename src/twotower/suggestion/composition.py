@@ -69,7 +69,7 @@ def compose(
     fitted = FittedRecipe(source, str(schema["user_id"]), str(schema["item_id"]), columns, has_label, alike, of_users)
     has_validation = validates if ordered is None else "validation" in (data or {})
     unweighed = "" if has_validation else "no validation part chooses its weight."
-    if has_validation and guess.keeps_repeats and config.last_starts:
+    if has_validation and guess.ranks_repeats and config.last_starts:
         unweighed = "repeats are kept, and what is fitted to them comes after its weight."
     if has_context and config.last_starts:
         unweighed = "the vectors of trained pairs depend on the context, and its weight would too."
@@ -92,7 +92,7 @@ def compose(
     else:
         has_text = any(feature.get("side") == "user" and feature["kind"] == "text" for feature in fitted.features)
         are_known = shape.new_users < MIN_NEW_USERS or bool(of_users) or has_text or config.loss.pointwise
-        split, of_split = _split(split, config.split, guess.keeps_repeats, shape, are_known, follows)
+        split, of_split = _split(split, config.split, guess.ranks_repeats, shape, are_known, follows)
         comments |= of_split
     if not has_validation:
         _settle_starts(sections, comments)
@@ -101,7 +101,7 @@ def compose(
             if getattr(config.model, option):
                 sections["model"] = {**_section(sections, "model"), option: False}
                 comments[f"model.{option}"] = f"No validation part {does}."
-    if guess.keeps_repeats:
+    if guess.ranks_repeats:
         kinds = {"positive"} if has_label and shape.negatives else {"positive", "all"}
         taken = _history_of_items(fitted.features, kinds) or _history_of_items(fitted.features, {"all"})
         if taken and has_validation and not config.loss.pointwise:
@@ -112,6 +112,11 @@ def compose(
         comments["schema.duplicates"] = (
             f"{guess.repeats:.1%} of the rows repeat a pair of user and item (threshold {MIN_REPEATS:.0%}). A user counts for at most "
             f"{TYPICAL_ROWS} times the median number of rows of users with several."
+        )
+    elif guess.schema.get("duplicates"):
+        comments["schema.duplicates"] = (
+            f"{guess.repeats:.1%} of the rows repeat a pair of user and item: earlier ones stay in the training where later ones test, and rankings leave out what a "
+            "user has taken before."
         )
     if follows and shape.drift:
         sections["model"] = {**_section(sections, "model"), "recent_popularity": True}
@@ -151,7 +156,7 @@ def _has_id(features: Sequence[Settings], item_id: str) -> bool:
 
 
 def _split(
-    source: Settings, config: SplitConfig, keeps_repeats: bool, shape: Shape, are_known: bool, follows_popularity: bool
+    source: Settings, config: SplitConfig, ranks_repeats: bool, shape: Shape, are_known: bool, follows_popularity: bool
 ) -> tuple[Settings, dict[str, str]]:
     """Return the rule of the split for a log, and comments by dotted key, given that of the recipe. `are_known` is False if most of the
     latest rows are of users of whom nothing is known, `follows_popularity` True if the model ranks by what is popular now."""
@@ -168,7 +173,7 @@ def _split(
     elif follows_popularity and not is_causal and may_be_last:
         split = {"kind": "last"}
         why = "What is popular changes: each user's last row tests, and what is popular is that of its time."
-    elif keeps_repeats and not is_causal and has_time and (are_known or may_be_last):
+    elif ranks_repeats and not is_causal and has_time and (are_known or may_be_last):
         split = {"kind": "time" if shape.by_time and are_known else "last"}
         why = "Repeats are kept: training has the earlier ones, so that the later ones are foreseen."
         if shape.by_time and not are_known:

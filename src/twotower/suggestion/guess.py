@@ -19,7 +19,11 @@ from twotower.suggestion.side_features import SideFeature, SideFeatures, guess_f
 from twotower.suggestion.tables import PLACE, USER, FoundTables
 
 MIN_REPEATS = 0.1
-"""Share of repeated rows from which they are kept, and rankings hold what a user has taken before."""
+"""Share of repeated rows from which rankings hold what a user has taken before."""
+MIN_COPIES = 0.01
+"""Share of the rows from which those that equal another one in every column are told."""
+TWICE = 0.505
+"""Share of the rows that are distinct in a log that is read twice at most, whose copies are no repeats."""
 MIN_KNOWN = 0.8
 """Share of the ids of the interactions that a column of another name must hold to be the ids of a table, and of the ids of a table that the
 interactions must hold for the others to be missing."""
@@ -47,11 +51,14 @@ class Guess:
         options = {key: value for key, value in self.columns.options.items() if value != ""}
         options |= {"title": title} if title else {}
         options |= {f"unknown_{side}s": "add" for side in self.lacking}
-        return options | ({"duplicates": "keep"} if self.keeps_repeats else {})
+        return options | (
+            {"duplicates": "keep"} if self.ranks_repeats or (self.repeats and options.get("time")) else {}
+        )
 
     @property
-    def keeps_repeats(self) -> bool:
-        """True if repeated rows are many enough to be kept."""
+    def ranks_repeats(self) -> bool:
+        """True if repeated rows are many enough for rankings to hold what a user has taken before. Fewer are kept too where rows have times: without them
+        histories lack what comes again in a later part."""
         return self.repeats >= MIN_REPEATS
 
     @property
@@ -71,7 +78,16 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
     ids = [str(columns.options[f"{side}_id"]) for side in SIDES]
     if found.section and "dataset" not in found.section:
         columns.remarks += [r for name in ids if (r := _point_of_ids(found, name))]
-    repeats = repeated_share(found.interactions, *ids) if {*ids} <= {*found.interactions.columns} else 0.0
+    time = str(columns.options.get("time", ""))
+    time, repeats = time if time in found.interactions.columns else "", 0.0
+    if {*ids} <= {*found.interactions.columns}:
+        rows = found.interactions
+        if time and not any(dtype.is_nested() for dtype in rows.dtypes):
+            once = rows.unique()
+            columns.remarks += _copies_of_rows(len(rows) - len(once), len(rows))
+            if len(once) <= len(rows) * TWICE:
+                rows = once
+        repeats = repeated_share(rows, *ids)
     sides, lacking = dict[SideName, SideFeatures](), dict[SideName, str]()
     for side, key in zip(SIDES, ids, strict=True):
         frame = found.users if side == "user" else found.items
@@ -105,6 +121,16 @@ def _lacks(of_table: pl.Series, of_rows: pl.Series, side: SideName) -> str:
         f"The table of {side}s has {both:,} of {len(asked):,} ids of the interactions, and {both / len(known):.0%} of its own ids occur there, so "
         "that the others seem to be missing; 'drop' leaves their rows out."
     )
+
+
+def _copies_of_rows(copies: int, rows: int) -> list[str]:
+    """Return a line about so many `copies` among the rows of interactions with times, that equal another one in every column; an empty list if they are few."""
+    if copies < MIN_COPIES * rows:
+        return []
+    return [
+        f"{copies:,} of {rows:,} rows equal an earlier one in every column, the time included, as in a log that is read twice; drop them if they are "
+        "no interactions of their own"
+    ]
 
 
 def _point_of_ids(found: FoundTables, name: str) -> str:

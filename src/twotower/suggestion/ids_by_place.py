@@ -23,13 +23,16 @@ def ids_by_place(
     frame: pl.DataFrame, named: Iterable[str], user: str, options: Sequence[str]
 ) -> tuple[dict[str, str], list[str], dict[str, str]]:
     """Return a column for each option of ids, as far as there are columns that have no meaning yet; the columns of too few values before
-    them; and those that number orders, each with the column of its customer. `user` is the column of the users, empty for the first one
+    them; and those that number orders or visits, each with the column of its customer. `user` is the column of the users, empty for the first one
     found."""
     known = {*named}
     ids = [name for name in frame.columns if name not in known and _may_be_ids(frame[name])]
-    few = [name for name in ids if frame[name].n_unique() < min(MIN_IDS, frame.height // 100)]
+    few = [name for name in ids if has_few(frame[name])]
     orders = _numbers_of_orders(frame, ids, [user] if user in frame.columns else [])
     many = [name for name in ids if name not in few and name not in orders]
+    if user in frame.columns and "item_id" in options:
+        orders |= dict.fromkeys(filter(_is_of_one(frame.head(HEAD_ROWS), user), many), user)
+        many = [name for name in many if name not in orders]
     if "user_id" in options:
         many.sort(key=lambda name: name not in orders.values())  # customers are the users
         many.sort(key=names.names_post_code)
@@ -46,12 +49,30 @@ def ids_by_place(
     return found, few, orders
 
 
+def has_few(series: pl.Series) -> bool:
+    """Return True for a column of too few values for ids."""
+    return series.n_unique() < min(MIN_IDS, len(series) // 100)
+
+
 def _is_fixed_by(rows: pl.DataFrame, user: str) -> Callable[[str], bool]:
     """Return a test for other columns that have one value for each user, among users of several rows."""
     n_users = rows[user].n_unique()
     return lambda name: (
         name != user and MIN_ROWS_OF_USER * n_users <= rows.height and rows.select(name, user).n_unique() == n_users
     )
+
+
+def _is_of_one(rows: pl.DataFrame, user: str) -> Callable[[str], bool]:
+    """Return a test for columns each of whose values is of one user, of several rows in the mean and of users of several values, such as a visit: what no two
+    users share is no item."""
+    n_users = rows[user].n_unique()
+
+    def test(name: str) -> bool:
+        n = rows[name].n_unique()
+        several = n >= MIN_ROWS_OF_USER * n_users and rows.height >= MIN_ROWS_OF_USER * n
+        return name != user and several and rows.select(name, user).n_unique() == n
+
+    return test
 
 
 def _numbers_of_orders(frame: pl.DataFrame, ids: Sequence[str], others: Sequence[str]) -> dict[str, str]:
@@ -102,7 +123,7 @@ def _may_be_ids(series: pl.Series) -> bool:
         return False
     if series.dtype.is_integer() and looks_like_seconds(series):
         return False
-    if names.names_year(series.name) and looks_like_years(series):
+    if names.names_part_of_time(series.name) or (names.names_year(series.name) and looks_like_years(series)):
         return False
     if is_dated(series) or has_digits_of_dates(series):
         return False

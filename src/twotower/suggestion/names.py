@@ -6,7 +6,7 @@ import re
 
 _USERS = (
     "user customer visitor member account client reviewer person buyer shopper player listener reader viewer student "
-    "subscriber consumer u visitorid userid author session"
+    "subscriber consumer subject participant respondent patient u visitorid userid author session"
 )
 _ITEMS = (
     "item product movie film article book song track artist asin parent_asin sku isbn business restaurant hotel "
@@ -181,6 +181,22 @@ def names_day(name: str) -> bool:
 def names_part_of_date(name: str) -> bool:
     """Return True for a name of the months or years beside which a day is one of a month."""
     return plain(name) in ("month", "year")
+
+
+def names_part_of_time(name: str) -> bool:
+    """Return True for a name of a part of a date or of a time of day, which is no id: month, week, hour."""
+    return plain(name) in (
+        "month",
+        "quarter",
+        "week",
+        "weekday",
+        "day",
+        "day_of_week",
+        "day_of_month",
+        "dow",
+        "hour",
+        "minute",
+    )
 
 
 def names_year(name: str) -> bool:
