@@ -10,6 +10,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from benchmarks.lib.columns import without_columns
 from benchmarks.lib.machine import Numbers
 from benchmarks.lib.processes import ROOT
 from benchmarks.lib.report import Report, declared
@@ -55,10 +56,11 @@ def people(pairs: pl.DataFrame) -> pl.DataFrame:
 
 
 def recipe() -> tuple[Schema, Config]:
-    """Return the recipe's schema, without the label, which pairs lack, and the title, and its config."""
+    """Return the recipe's schema, without the label and negatives, which pairs lack, and the title, and its config."""
     schema, config = load_config(ROOT / DECLARED["recipe"])
     assert schema is not None
-    return schema.model_copy(update={"label": "", "title": ""}), config
+    columns = [f.source for f in schema.features]
+    return without_columns(schema.model_copy(update={"label": "", "title": ""}), config, columns, columns)
 
 
 def matrix(data: Dataset, *parts: int) -> Tensor:

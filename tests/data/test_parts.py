@@ -34,6 +34,9 @@ COLUMN = SplitConfig(kind="column", column="fold")
 FILES = SplitConfig(kind="files")
 
 
+LEFT_OUT = "leaves out {} rows whose pair of user and item comes again later"
+
+
 @pytest.mark.parametrize(
     ("split", "duplicates", "again", "tells"),
     [
@@ -47,23 +50,40 @@ FILES = SplitConfig(kind="files")
 def test_fault_C4_rows_that_later_parts_take_out_of_training_are_told(
     split: SplitConfig, duplicates: str, again: int, tells: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Seven rows come again, `again` seconds later; in memory and prepared."""
+    """Seven rows come again, `again` seconds later; in memory and prepared, which does not know how much later."""
     _, _, actions = checkerboard()
     times = actions.with_columns(at=pl.int_range(1_700_000_000, 1_700_000_000 + len(actions)))
     schema = CHECKERBOARD_SCHEMA.model_copy(update={"time": "at", "duplicates": duplicates})
     log = pl.concat([times, times[:7].with_columns(pl.col("at") + again)])
-    told = "leaves out 7 rows whose pair of user and item comes again later"
     with caplog.at_level("WARNING", "twotower"):
         build_dataset(check(None, None, log, schema), schema, split)
-    assert (told in caplog.text) == tells
+    assert (LEFT_OUT.format(7) in caplog.text) == tells
     caplog.clear()
-    if again:
-        log.write_parquet(tmp_path / "log.parquet")
-        with caplog.at_level("WARNING", "twotower"):
-            prepare.write_prepared(
-                DataConfig(interactions=str(tmp_path / "log.parquet")), schema, split, tmp_path / "p", SMALL
-            )
-        assert (told in caplog.text) == tells
+    log.write_parquet(tmp_path / "log.parquet")
+    with caplog.at_level("WARNING", "twotower"):
+        prepare.write_prepared(
+            DataConfig(interactions=str(tmp_path / "log.parquet")), schema, split, tmp_path / "p", SMALL
+        )
+    assert (LEFT_OUT.format("up to 7") in caplog.text) == (tells or not again)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "tells"), [("train", "test", True), ("train", "train", False), ("test", "train", False)]
+)
+@pytest.mark.parametrize("timed", [True, False])
+def test_fault_C4_rows_that_a_given_later_part_takes_out_of_training_are_told(
+    first: str, second: str, tells: bool, timed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Seven rows of one part stand in another one too, at the same time."""
+    _, _, actions = checkerboard()
+    fold = pl.Series(["train", "train", "validation", "test"] * len(actions))[: len(actions)]
+    log = actions.with_columns(at=pl.int_range(pl.len()), fold=fold)
+    some = log.filter(pl.col("fold") == first)[:7]
+    log = pl.concat([log, some.with_columns(fold=pl.lit(second))])
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"time": "at" if timed else "", "time_unit": "order"})
+    with caplog.at_level("WARNING", "twotower"):
+        build_dataset(check(None, None, log, schema), schema, COLUMN)
+    assert (LEFT_OUT.format(7) in caplog.text) == tells
 
 
 def published() -> pl.DataFrame:

@@ -525,6 +525,7 @@ def test_fault_C8_users_with_and_without_ids_above_the_signed_range_still_match(
         (["a", None, "b", None, "c"], ["column 'user_id' has 2 missing ids"]),
         ([None] * 5, ["column 'user_id' has 5 missing ids"]),
         (["a", "", "", "b", None], ["column 'user_id' has 3 missing ids (2 of them empty text); fill them"]),
+        (pl.Series(["a", "", "c", "b", "d"], dtype=pl.Categorical), ["has 1 missing ids (1 of them empty text)"]),
     ],
 )
 def test_fault_C8_fractional_and_missing_ids_are_refused(ids: list[Any], words: list[str]) -> None:

@@ -107,24 +107,42 @@ def visits(n_users: int = 40, of_user: int = 8, rows: int = 6) -> pl.DataFrame:
     return pl.DataFrame({"client_id": visit // of_user, "visit_ref": 9_000 + visit, "leaf": [f"p{n}" for n in page]})
 
 
-def test_what_no_two_users_share_is_no_item() -> None:
-    found = guess_columns(visits(), {}, {})
+def test_a_visit_that_no_two_users_share_is_no_item() -> None:
+    rows = visits().rename({"visit_ref": "session_id"})
+    found = guess_columns(rows, {}, {})
     assert (found.options["user_id"], found.options["item_id"]) == ("client_id", "leaf")
-    assert any("'visit_ref': each of its values has one 'client_id'" in note for note in found.notes)
-    with pytest.raises(DataError, match=r"no column of item_id is found .*'visit_ref': each of its values has one"):
-        guess_columns(visits().drop("leaf"), {}, {})
-    shared = visits().with_columns(visit_ref=pl.col("visit_ref").shuffle(seed=1))
-    assert guess_columns(shared.drop("leaf"), {}, {}).options["item_id"] == "visit_ref"
+    assert any("'session_id': each of its values has one 'client_id'" in note for note in found.notes)
+    with pytest.raises(DataError, match=r"no column of item_id is found .*'session_id': each of its values has one"):
+        guess_columns(rows.drop("leaf"), {}, {})
+    shared = rows.with_columns(session_id=pl.col("session_id").shuffle(seed=1))
+    assert guess_columns(shared.drop("leaf"), {}, {}).options["item_id"] == "session_id"
+    assert guess_columns(visits().drop("leaf"), {}, {}).options["item_id"] == "visit_ref", "its name tells nothing"
+    of_few = visits(n_users=9).rename({"visit_ref": "session_id"}).drop("leaf")
+    assert guess_columns(of_few, {}, {}).options["item_id"] == "session_id", "of nine users nothing is known"
 
 
-def test_a_session_of_few_values_is_no_user_beside_a_subject() -> None:
+def test_a_session_of_few_values_is_no_user() -> None:
     rows = visits().rename({"client_id": "subject", "leaf": "item"}).drop("visit_ref")
     rows = rows.with_columns(session=pl.int_range(pl.len()) % 3)
-    found = guess_columns(rows, {}, {})
+    found = guess_columns(rows.select("session", "subject", "item"), {}, {})
     assert (found.options["user_id"], found.options["item_id"]) == ("subject", "item")
-    few = rows.rename({"session": "user", "subject": "session_id"})
-    assert guess_columns(few, {}, {}).options["user_id"] == "session_id", "three users are too few beside others"
-    assert guess_columns(rows.drop("subject"), {}, {}).options["user_id"] == "session", "the only one that a name tells"
+    many = rows.with_columns(session=pl.int_range(pl.len()) % 30)
+    assert guess_columns(many, {}, {}).options["user_id"] == "session", "the one that a name tells"
+    few = rows.rename({"session": "user", "subject": "author"})
+    assert guess_columns(few, {}, {}).options["user_id"] == "user", "of a household"
+
+
+def test_a_subject_is_a_user_by_a_word_for_ids_alone() -> None:
+    rng = np.random.default_rng(0)
+    rows = pl.DataFrame(
+        {
+            "borrower": rng.integers(60, size=900),
+            "book": rng.integers(50, size=900),
+            "subject": rng.integers(20, size=900),
+        }
+    )
+    assert guess_columns(rows, {}, {}).options["user_id"] == "borrower"
+    assert guess_columns(rows.rename({"subject": "subject_id"}), {}, {}).options["user_id"] == "subject_id"
 
 
 @pytest.mark.parametrize("part", ["month", "day", "weekday", "hour", "week"])

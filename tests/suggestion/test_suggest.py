@@ -515,7 +515,7 @@ def test_a_log_that_is_read_twice_repeats_no_pair_and_its_copies_are_told(tmp_pa
     for name, frame in (("once", once), ("twice", pl.concat([once, once]))):
         frame.write_parquet(tmp_path / f"{name}.parquet")
         found = suggest(tmp_path / f"{name}.parquet")
-        assert "duplicates" not in found.text
+        assert "duplicates" not in found.text, "copies at one time are no repeats"
         assert ("1,500 of 3,000 rows equal an earlier one in every column" in found.text) == (name == "twice")
 
 
@@ -545,8 +545,13 @@ def test_repeats_are_ranked_from_a_tenth_on_and_kept_where_rows_have_times(repea
     history = next(f.name for f in found.schema.features if f.history)
     assert found.config.model.own_counts == (history if ranked else "")
     assert ("rankings leave out what a user has taken before" in found.text) == (0 < repeats < 10)
+    assert found.config.split.follows_time
     without = of((None, None, pl.concat([actions, again]).drop("timestamp")))
     assert without.schema.duplicates == ("keep" if ranked else "last")
+    drawn = of((None, None, pl.concat([actions, again])), overrides=["split.kind=random"])
+    assert drawn.schema.duplicates == ("keep" if ranked else "last"), "of rows in no order the last stays"
+    asked = of((None, None, pl.concat([actions, again])), overrides=["schema.duplicates=last"])
+    assert asked.schema.duplicates == "last"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.08, 0.1, 0.2, 0.9])

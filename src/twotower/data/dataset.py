@@ -19,7 +19,7 @@ from twotower.data.dataset_digest import digest_of
 from twotower.data.histories import history_of
 from twotower.data.labels import POSITIVE, TYPE, WEIGHT, averaged_values
 from twotower.data.pairs import GroupedPairs, Pairs, counts, weight_sums
-from twotower.data.parts import check_gap, dropped_line, given_parts, tell_of_replaced
+from twotower.data.parts import check_gap, dropped_line, given_parts, tell_of_repeats
 from twotower.data.side import Side
 from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.splits import DROPPED, TEST, TRAIN, VALIDATION, Parts, measured_users, split_interactions
@@ -307,7 +307,7 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
     Raises DataError for tables that no model can be trained on.
     """
     check_gap(schema, config)
-    tell_of_replaced(tables.replaced, schema, config)
+    tell_of_repeats(tables.left_out, tables.interactions, schema, config)
     actions, given = tables.interactions, given_parts(tables.interactions, config)
     user, item = (
         rows_of_ids(actions[key], frame[key]).to_numpy().astype(np.int32)

@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from twotower.data.split import PART_NAMES, SplitConfig
+from twotower.data.times import TIME
 from twotower.errors import DataError, did_you_mean
 from twotower.features.schema import Schema
 
@@ -61,15 +62,33 @@ def check_gap(schema: Schema, split: SplitConfig) -> None:
         raise DataError("split.gap is in seconds, and schema.time_unit = 'order' has none; leave it out")
 
 
-def tell_of_replaced(n: int, schema: Schema, split: SplitConfig) -> None:
-    """Log a warning about `n` rows that a later one of their pair of user and item has replaced, if the split puts later rows into later parts, or names the part
-    of each row: a training row is missing because the test part has its pair, which a model can tell from what else the user has."""
+def tell_of_repeats(left_out: pl.DataFrame | None, kept: pl.DataFrame, schema: Schema, split: SplitConfig) -> None:
+    """Log a warning about interactions that are `left_out` because their pair of user and item is `kept` in a later part: a training row is missing because the test
+    part has its pair, which a model can tell from what else the user has. A rule that splits by time puts later rows into later parts."""
+    if left_out is None or not (split.follows_time or split.is_given):
+        return
+    pair = [schema.user_id, schema.item_id]
+    both = [
+        frame.select(*pair, at=given_parts(frame, split) if split.is_given else frame[TIME])
+        for frame in (left_out, kept)
+    ]
+    joined = both[0].join(both[1], on=pair, suffix="_kept")
+    if n := int((joined["at"] < joined["at_kept"]).sum()):
+        log.warning(_repeats_line(f"{n:,}", split))
+
+
+def tell_of_repeats_at_most(n: int, schema: Schema, split: SplitConfig) -> None:
+    """Log the same warning about up to `n` interactions, of which is not known when they were."""
     if n and schema.duplicates == "last" and (split.follows_time or split.is_given):
-        log.warning(
-            f"schema.duplicates = 'last' leaves out {n:,} rows whose pair of user and item comes again later, and split.kind = '{split.kind}' tests the later "
-            "ones: an item is missing in a history because the test part has it, so metrics are too high; set schema.duplicates = 'keep', under which "
-            "rankings leave out what a user has taken before (evaluation.repeats)"
-        )
+        log.warning(_repeats_line(f"up to {n:,}", split))
+
+
+def _repeats_line(n: str, split: SplitConfig) -> str:
+    return (
+        f"schema.duplicates = 'last' leaves out {n} rows whose pair of user and item comes again later, and split.kind = '{split.kind}' tests the later "
+        "ones: an item is missing in a history because the test part has it, so metrics are too high; set schema.duplicates = 'keep', under which "
+        "rankings leave out what a user has taken before (evaluation.repeats)"
+    )
 
 
 def dropped_line(n: int) -> str:

@@ -43,8 +43,8 @@ class Tables:
     notes: list[str] = field(default_factory=list)
     versions: Mapping[SideName, pl.DataFrame] = field(default_factory=dict)
     """All rows of a side with versions, with their TIME; its table above has the newest row of each id."""
-    replaced: int = 0
-    """Number of interactions left out because their pair of user and item comes again, at another time if there are times."""
+    left_out: pl.DataFrame | None = None
+    """Interactions that are left out as their pair of user and item comes again. None: none is."""
 
 
 def check(
@@ -100,10 +100,8 @@ def check(
         raise no_known_rows()
 
     actions = weighted(labelled(actions, schema), schema)
-    pairs = [schema.user_id, schema.item_id, *([TIME] if TIME in actions.columns else [])]
-    taken, actions = actions, _deduplicate(actions, schema, notes)
-    replaced = taken.n_unique(pairs) - len(actions) if len(taken) > len(actions) and schema.time else 0
-    return Tables(sides["user"], sides["item"], actions, notes, versions, replaced)
+    actions, left_out = _deduplicate(actions, schema, notes)
+    return Tables(sides["user"], sides["item"], actions, notes, versions, left_out)
 
 
 def need(frame: pl.DataFrame, columns: list[str], what: str) -> None:
@@ -130,11 +128,11 @@ def with_ids(frame: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
             f"{what}: column '{key}' holds {series.dtype}, expected one id a row (text or integer); give each id a row of its "
             "own, or name another column in [schema]"
         )
-    blank = int((series == "").sum()) if series.dtype == pl.String else 0
+    ids = canonical_ids(series)
+    blank = int((ids == "").sum()) if ids.dtype == pl.String else 0
     if n := missing_count(series) + blank:
         empty = f" ({blank} of them empty text)" if blank else ""
         raise DataError(f"{what}: column '{key}' has {n} missing ids{empty}; fill them or drop the rows")
-    ids = canonical_ids(series)
     if series.dtype.is_float() and ids.dtype == pl.String:
         first = ids.filter(~ids.str.contains(r"^-?\d+$"))[0]
         raise DataError(
@@ -281,13 +279,14 @@ def timed(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
     return times.add(actions)
 
 
-def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.DataFrame:
+def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    """Return the rows that are kept, and those that are not, None if there are none."""
     pair = [schema.user_id, schema.item_id]
     if schema.duplicates == "keep":
-        return actions
+        return actions, None
     repeated = actions.height - actions.select(pl.struct(pair).n_unique()).item()
     if not repeated:
-        return actions
+        return actions, None
     if schema.duplicates == "error":
         first = actions.filter(pl.struct(pair).is_duplicated()).select(pair).row(0)
         raise DataError(
@@ -297,7 +296,9 @@ def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.
     notes.append(f"interactions: {repeated} rows repeated a pair of user and item; {kept_of_repeated(schema)}")
     actions = actions.with_row_index(_ROW_COLUMN)
     by = [TIME, _ROW_COLUMN] if TIME in actions.columns else [_ROW_COLUMN]
-    return actions.sort(by).unique(pair, keep="last", maintain_order=True).sort(_ROW_COLUMN).drop(_ROW_COLUMN)
+    kept = actions.sort(by).unique(pair, keep="last", maintain_order=True).sort(_ROW_COLUMN)
+    left_out = actions.join(kept.select(_ROW_COLUMN), on=_ROW_COLUMN, how="anti")
+    return kept.drop(_ROW_COLUMN), left_out.drop(_ROW_COLUMN)
 
 
 def kept_of_repeated(schema: Schema) -> str:

@@ -62,7 +62,7 @@ def guess_columns(
     _guess_ids(frame, found, sides)
     _note_ids_of_none(frame, found)
     _note_large_user(frame, found)
-    if not sides.get("user_id"):
+    if not sides.get("user_id") and "user_id" not in given:
         _note_users_of_one_row(frame, found)
     for guess in (guess_time, _guess_event, _guess_label, _guess_weight, _note_outcomes, _note_returns):
         guess(frame, found)
@@ -85,14 +85,12 @@ def _guess_ids(frame: pl.DataFrame, found: GuessedColumns, sides: Mapping[str, I
         if option in found.options:
             continue
         shared = [*dict.fromkeys(name for name in sides.get(option, ()) if name in frame.columns)]
-        named = free(frame, found, test)
+        named = [n for n in free(frame, found, test) if not (names.names_visit(n) and has_few(frame[n]))]
         if both := [name for name in shared if name in named] or ([] if named else shared[:1]):
             found.put(option, both[0], "the tables share it")
         elif option == "user_id" and queries and not sides.get(option):
             found.put(option, queries[0], "what was searched for stands for the user")
         elif named:
-            if option == "user_id":
-                named = [name for name in named if not has_few(frame[name])] or named
             named.sort(key=lambda name: (option == "item_id" and is_distinct(frame[name]), *names.rank(name, option)))
             put_first(found, option, named, dict.fromkeys(named, "by its name"), frame)
     few = list[str]()
@@ -300,7 +298,7 @@ def _note_large_user(frame: pl.DataFrame, found: GuessedColumns) -> None:
 def _note_users_of_one_row(frame: pl.DataFrame, found: GuessedColumns) -> None:
     """Note users nearly all of whom have one row, and no table that tells anything of them."""
     name = str(found.options["user_id"])
-    if name not in frame.columns or frame.height < MIN_ROWS:
+    if name not in frame.columns or frame.height < MIN_ROWS or names.names_query(name):
         return
     if (n := frame[name].n_unique()) > ONE_ROW * frame.height:
         found.remarks.append(

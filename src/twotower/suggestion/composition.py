@@ -23,6 +23,8 @@ MEASURED_USERS = 20_000
 """Users who test and validate where twice as many can: the standard error of a recall of .05 among them is .0015."""
 MAX_TIES = 0.5
 """Share of neighbouring rows of a user of equal time, up to which a user has a last row."""
+LEAST_TOLD = 0.001
+"""Least share of rows that is told as a number."""
 MIN_ROWS_OF_SPLIT = 6
 """Median rows of a user from which a tenth of a user's rows, rounded to the nearest number, is a row."""
 
@@ -101,6 +103,8 @@ def compose(
             if getattr(config.model, option):
                 sections["model"] = {**_section(sections, "model"), option: False}
                 comments[f"model.{option}"] = f"No validation part {does}."
+    if guess.keeps_repeats(split):
+        schema = {**schema, "duplicates": "keep"}
     if guess.ranks_repeats:
         kinds = {"positive"} if has_label and shape.negatives else {"positive", "all"}
         taken = _history_of_items(fitted.features, kinds) or _history_of_items(fitted.features, {"all"})
@@ -113,9 +117,10 @@ def compose(
             f"{guess.repeats:.1%} of the rows repeat a pair of user and item (threshold {MIN_REPEATS:.0%}). A user counts for at most "
             f"{TYPICAL_ROWS} times the median number of rows of users with several."
         )
-    elif guess.schema.get("duplicates"):
+    elif "duplicates" in schema:
+        share = f"{guess.repeats:.1%}" if guess.repeats >= LEAST_TOLD else f"Less than {LEAST_TOLD:.1%}"
         comments["schema.duplicates"] = (
-            f"{guess.repeats:.1%} of the rows repeat a pair of user and item: earlier ones stay in the training where later ones test, and rankings leave out what a "
+            f"{share} of the rows repeat a pair of user and item: earlier ones stay in the training where later ones test, and rankings leave out what a "
             "user has taken before."
         )
     if follows and shape.drift:

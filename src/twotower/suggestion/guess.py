@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from twotower.config.toml import TomlValue
+from twotower.data.split import SplitConfig
 from twotower.data.unknown_ids import MAX_UNKNOWN_SHARE, spelled_alike
 from twotower.errors import DataError
 from twotower.features.schema import Schema
@@ -22,8 +23,8 @@ MIN_REPEATS = 0.1
 """Share of repeated rows from which rankings hold what a user has taken before."""
 MIN_COPIES = 0.01
 """Share of the rows from which those that equal another one in every column are told."""
-TWICE = 0.505
-"""Share of the rows that are distinct in a log that is read twice at most, whose copies are no repeats."""
+MAX_SHARED = 0.1
+"""Share of a user's rows of other items at one time up to which times are those of rows, and not of baskets or days."""
 MIN_KNOWN = 0.8
 """Share of the ids of the interactions that a column of another name must hold to be the ids of a table, and of the ids of a table that the
 interactions must hold for the others to be missing."""
@@ -51,15 +52,18 @@ class Guess:
         options = {key: value for key, value in self.columns.options.items() if value != ""}
         options |= {"title": title} if title else {}
         options |= {f"unknown_{side}s": "add" for side in self.lacking}
-        return options | (
-            {"duplicates": "keep"} if self.ranks_repeats or (self.repeats and options.get("time")) else {}
-        )
+        return options | ({"duplicates": "keep"} if self.ranks_repeats else {})
 
     @property
     def ranks_repeats(self) -> bool:
-        """True if repeated rows are many enough for rankings to hold what a user has taken before. Fewer are kept too where rows have times: without them
-        histories lack what comes again in a later part."""
+        """True if repeated rows are many enough for rankings to hold what a user has taken before."""
         return self.repeats >= MIN_REPEATS
+
+    def keeps_repeats(self, split: Mapping[str, TomlValue]) -> bool:
+        """Return True if repeated rows are kept under a section [split]: many always, and few where parts follow in time or are given, as without
+        them histories lack what comes again in a later part."""
+        chosen = SplitConfig.model_validate(split)
+        return self.ranks_repeats or (self.repeats > 0 and (chosen.follows_time or chosen.is_given))
 
     @property
     def features(self) -> tuple[SideFeature, ...]:
@@ -81,13 +85,15 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
     time = str(columns.options.get("time", ""))
     time, repeats = time if time in found.interactions.columns else "", 0.0
     if {*ids} <= {*found.interactions.columns}:
-        rows = found.interactions
-        if time and not any(dtype.is_nested() for dtype in rows.dtypes):
-            once = rows.unique()
-            columns.remarks += _copies_of_rows(len(rows) - len(once), len(rows))
-            if len(once) <= len(rows) * TWICE:
-                rows = once
+        rows = found.interactions.select(*ids, *([time] if time else []))
+        once = rows.unique() if time else rows
+        # Where a user's rows have times of their own, one more of a pair at one time is a copy of it.
+        if time and once.select(ids[0], time).n_unique() >= (1 - MAX_SHARED) * len(once):
+            rows = once
         repeats = repeated_share(rows, *ids)
+        if time and not any(dtype.is_nested() for dtype in found.interactions.dtypes):
+            n = len(found.interactions)
+            columns.remarks += _copies_of_rows(n - found.interactions.hash_rows().n_unique(), n)
     sides, lacking = dict[SideName, SideFeatures](), dict[SideName, str]()
     for side, key in zip(SIDES, ids, strict=True):
         frame = found.users if side == "user" else found.items

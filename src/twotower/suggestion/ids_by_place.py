@@ -31,7 +31,8 @@ def ids_by_place(
     orders = _numbers_of_orders(frame, ids, [user] if user in frame.columns else [])
     many = [name for name in ids if name not in few and name not in orders]
     if user in frame.columns and "item_id" in options:
-        orders |= dict.fromkeys(filter(_is_of_one(frame.head(HEAD_ROWS), user), many), user)
+        visits = filter(_is_of_one(frame, user), filter(names.names_visit, many))
+        orders |= dict.fromkeys(visits, user)
         many = [name for name in many if name not in orders]
     if "user_id" in options:
         many.sort(key=lambda name: name not in orders.values())  # customers are the users
@@ -62,17 +63,10 @@ def _is_fixed_by(rows: pl.DataFrame, user: str) -> Callable[[str], bool]:
     )
 
 
-def _is_of_one(rows: pl.DataFrame, user: str) -> Callable[[str], bool]:
-    """Return a test for columns each of whose values is of one user, of several rows in the mean and of users of several values, such as a visit: what no two
-    users share is no item."""
-    n_users = rows[user].n_unique()
-
-    def test(name: str) -> bool:
-        n = rows[name].n_unique()
-        several = n >= MIN_ROWS_OF_USER * n_users and rows.height >= MIN_ROWS_OF_USER * n
-        return name != user and several and rows.select(name, user).n_unique() == n
-
-    return test
+def _is_of_one(frame: pl.DataFrame, user: str) -> Callable[[str], bool]:
+    """Return a test for columns each of whose values is of one user, of several: what no two users share is no item."""
+    several = frame[user].n_unique() >= MIN_IDS
+    return lambda name: name != user and several and frame.select(name, user).n_unique() == frame[name].n_unique()
 
 
 def _numbers_of_orders(frame: pl.DataFrame, ids: Sequence[str], others: Sequence[str]) -> dict[str, str]:
@@ -123,7 +117,9 @@ def _may_be_ids(series: pl.Series) -> bool:
         return False
     if series.dtype.is_integer() and looks_like_seconds(series):
         return False
-    if names.names_part_of_time(series.name) or (names.names_year(series.name) and looks_like_years(series)):
+    if names.names_part_of_time(series.name) and series.dtype.is_integer():
+        return False
+    if names.names_year(series.name) and looks_like_years(series):
         return False
     if is_dated(series) or has_digits_of_dates(series):
         return False

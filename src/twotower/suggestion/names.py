@@ -6,8 +6,10 @@ import re
 
 _USERS = (
     "user customer visitor member account client reviewer person buyer shopper player listener reader viewer student "
-    "subscriber consumer subject participant respondent patient u visitorid userid author session"
+    "subscriber consumer participant respondent u visitorid userid author session"
 )
+_USERS_BY_ID = "subject patient"
+"""Words that stand for users with a word such as `id` behind them alone."""
 _ITEMS = (
     "item product movie film article book song track artist asin parent_asin sku isbn business restaurant hotel "
     "place venue poi location news video doc document page url game app course job ad post offer goods good content anime i itemid "
@@ -125,8 +127,14 @@ def _names_id(name: str, words: str) -> bool:
 
 
 def names_user(name: str) -> bool:
-    """Return True for a name of the ids of users: user_id, customer, reviewerID."""
-    return _names_id(name, _USERS)
+    """Return True for a name of the ids of users: user_id, customer, reviewerID, subject_id."""
+    m = _IDENTIFIER.fullmatch(plain(name))
+    return _names_id(name, _USERS) or (m is not None and m[1] in _USERS_BY_ID.split())
+
+
+def names_visit(name: str) -> bool:
+    """Return True for a name of sessions, visits or orders, or of their numbers."""
+    return _names_id(name, "session visit " + _ORDERS)
 
 
 def names_item(name: str) -> bool:

@@ -92,6 +92,12 @@ def suggest(
     split, of_rule = dict(_section(settings, "split")), _section(composed, "split")
     if split.get("kind") != of_rule.get("kind") and split.get("users") == of_rule.get("users"):
         settings["split"] = {key: value for key, value in split.items() if key != "users"}  # of another rule
+    schema_section, kept = dict(_section(settings, "schema")), _at(composed, "schema.duplicates")
+    if (
+        not guess.ranks_repeats and schema_section.get("duplicates") == kept
+    ):  # a split that is given as an override decides
+        schema_section |= {"duplicates": "keep" if guess.keeps_repeats(_section(settings, "split")) else "last"}
+        settings["schema"] = {k: v for k, v in schema_section.items() if (k, v) != ("duplicates", "last")}
     ranks_repeats = _section(settings, "evaluation").get("repeats", "exclude") != "exclude"
     if not (ranks_repeats and _section(settings, "schema").get("duplicates") == "keep"):
         settings = _without_own_counts(settings, composed)

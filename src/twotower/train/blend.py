@@ -16,7 +16,7 @@ from twotower.train.starts.search import best_weight
 
 RAISE = 2.5
 """Highest of the biases of cold items that are tried first beside each weight, from 0, in standard deviations of a user's scores; all of them, as those
-that lift cold items into no list are equally good, and then finer ones, as a weight looks worse by a bias that is not its own."""
+that lift cold items into no list are equally good, and then finer ones beside the best, as a weight looks worse by a bias that is not its own."""
 ENOUGH = 0.03
 """Share of the best score within which the least weight is taken beside cold items: what is gained beyond is lost to these on some seeds (docs/log.md)."""
 
@@ -59,10 +59,11 @@ class Blend:
             return self.score_of(found[bias])
 
         best = 0.0
-        if self.cold is None or self.spread is None:
-            score(best)
+        spread = self.spread(self._weighed(weight)) if self.cold is not None and self.spread else 0.0
+        if spread > 0:
+            best = best_bias(score, spread, lowest=0.0, highest=RAISE, beyond=0)
         else:
-            best = best_bias(score, self.spread(self._weighed(weight)), lowest=0.0, highest=RAISE, beyond=0)
+            score(best)
         self.raised[weight], self.scores[weight] = best, self.score_of(found[best])
         return found[best]
 

@@ -19,7 +19,7 @@ import polars as pl
 from twotower.arrays.types import Ints
 from twotower.data.buckets import Bucket, BucketFacts, Buckets, LogColumns
 from twotower.data.interaction_columns import POSITIVE, TIME
-from twotower.data.parts import tell_of_replaced
+from twotower.data.parts import tell_of_repeats_at_most
 from twotower.data.prepare.engines import choose_engine
 from twotower.data.prepare.engines.engine import Engine
 from twotower.data.prepare.log_pieces import Log, Sides, counts_of_users, write_pieces
@@ -182,7 +182,7 @@ def _facts(
     summary.drop("rows have ids that users or items lack", source.rows - ignored - of_pieces)
     summary.drop(f"rows repeated a pair of user and item, {kept_of_repeated(schema)}", repeated)
     log.info(str(summary))
-    tell_of_replaced(repeated if schema.time else 0, schema, source.split)
+    tell_of_repeats_at_most(repeated, schema, source.split)
     times = [pl.col(TIME).min().alias("first"), pl.col(TIME).max().alias("last")] if schema.time else []
     each = [
         pl.scan_parquet(folder / b.file, glob=False).select(pl.col(POSITIVE).sum(), *times).collect()

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from twotower.arrays.ragged import offsets_of
+from twotower.arrays.ragged import Ragged, offsets_of
+from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import F32, F64
-from twotower.errors import TrainingError
+from twotower.data.dataset import Dataset
+from twotower.errors import ConfigError, TrainingError
+from twotower.features.feature import Feature
+from twotower.features.side import SideName
+from twotower.features.values import UNKNOWN
 from twotower.model.inputs.bag import Bag
+from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
+from twotower.model.two_tower import ModelConfig
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
 from twotower.train.starts.start import PairValues, Positive, Start
 
@@ -26,10 +33,33 @@ USERS = 65_536
 """Users whose histories are pooled at a time."""
 
 
+@dataclass(frozen=True)
+class PositivesAndNegatives(PositiveMatrix):
+    """Positives of the users, with the items of their negatives."""
+
+    negatives: PositiveMatrix = field(kw_only=True)
+
+    def with_negatives(self, weight: float) -> PositiveMatrix:
+        """Return the positives, and the negatives by a weight."""
+        of, n = (self, self.negatives), self.n_columns
+        keys = np.concatenate([pair_keys(one.owners, one.columns, n) for one in of])
+        values = np.concatenate([self.values, weight * self.negatives.values])
+        distinct = distinct_keys(keys)
+        sums = np.bincount(np.searchsorted(distinct, keys), values).astype(np.float32)
+        users, columns = np.divmod(distinct, n)
+        return PositiveMatrix(
+            columns.astype(np.int32), offsets_of(np.bincount(users, minlength=len(self))), sums, n, self.histories
+        )
+
+
 class Ease(Start):
     """EASE: the matrix B (N, N) of zero diagonal that minimises |X - X B|^2 + lambda |B|^2 (Steck 2019, "Embarrassingly Shallow
     Autoencoders for Sparse Data"), projected on the E leading right singular vectors V of X B: a history's vector is the sum of
     its rows of B V, an item's vector its row of V, and with E the rank of X B the score of a user's own history is that of B.
+
+    A user tower that adds up a history of positives and one of negatives (`join = "sum"`, `activation = "Identity"`) reads both:
+    what users have rated at all tells their tastes too. X then has `unliked` in the place of a negative, and the row of a negative
+    in the history is that of a positive times this number.
 
     Use it where users take many items each and items are not too many. Scores are scaled so that those of all items after a
     history have the root mean square 1. Memory is N^2 and some kilobytes a user, time N^3 and N for every positive, or U N and
@@ -47,12 +77,74 @@ class Ease(Start):
         min_length=1,
         description="Regularisation lambda. Of several values the best on validation, or one beyond or between them that is better.",
     )
+    unliked: float = Field(
+        0.5,
+        gt=0,
+        description="Weight of a negative, a row that is no positive, beside that of a positive. Read where the user tower adds up a history of negatives too.",
+    )
     max_items: int = Field(
         10_000,
         ge=0,
         description="Number of items N above which a truncated decomposition stands in, unless users times N are at most its square. "
         "10,000 items take 2.9 GB, with weights 4.0 GB, so many products of users and items 4.0 GB.",
     )
+
+    def check_users(self, dataset: Dataset, model: ModelConfig) -> None:
+        super().check_users(dataset, model)
+        key, second = f"train.start of kind '{self.kind}'", self._of_negatives(dataset, model)
+        if second is None:
+            if self.unliked != type(self).model_fields["unliked"].default:
+                raise ConfigError(
+                    f"{key}: unliked weighs a history of negatives, and the user tower reads none; add a sequence with interactions = 'negative' and pooling "
+                    f"= 'sum' to model.pairs.{self.pair}.user.fields, or leave unliked out"
+                )
+            return
+        history = self.history(dataset, model)
+        for one in (history, second):
+            assert one.history is not None
+            assert one.pools is not None
+            if one.history.share_embedding or resolve(one.pools).length_exponent != 0:
+                raise ConfigError(
+                    f"{key} adds histories of positives and negatives up; set share_embedding = false and pooling = 'sum' of feature '{one.name}'"
+                )
+        assert second.history is not None
+        if not (
+            dataset.encoders.history_codes(second.history, dataset.items.frame) == self.item_codes(dataset, model)
+        ).all():
+            raise ConfigError(
+                f"{key}: features '{history.name}' and '{second.name}' have other codes; give both the same options"
+            )
+
+    def _fields(self, side: SideName, dataset: Dataset, model: ModelConfig) -> tuple[tuple[str, ...], list[Feature]]:
+        names, found = super()._fields(side, dataset, model)
+        return names, found[:1] if side == "user" and self._of_negatives(dataset, model) else found
+
+    def _adds(self, side: SideName) -> bool:
+        return side == "user"
+
+    def _of_negatives(self, dataset: Dataset, model: ModelConfig) -> Feature | None:
+        """Return the history of negatives that the user tower reads beside another one; None without."""
+        _, found = super()._fields("user", dataset, model)
+        spec = found[1].history if len(found) == 2 else None
+        return found[1] if spec and not spec.feature and spec.interactions == "negative" else None
+
+    def positives(self, dataset: Dataset, model: ModelConfig) -> PositiveMatrix:
+        found, second = super().positives(dataset, model), self._of_negatives(dataset, model)
+        if second is None:
+            return found
+        column = dataset.users.columns[second.name]
+        assert isinstance(column, Ragged)
+        known = column.values != UNKNOWN
+        users, codes = np.divmod(
+            distinct_keys(pair_keys(column.owners[known], column.values[known], found.n_columns)), found.n_columns
+        )
+        lengths = np.bincount(users, minlength=len(column))
+        negatives = PositiveMatrix(
+            codes.astype(np.int32), offsets_of(lengths), np.ones(len(codes), np.float32), found.n_columns
+        )
+        return PositivesAndNegatives(
+            found.columns, found.offsets, found.values, found.n_columns, found.histories, negatives=negatives
+        )
 
     def is_exact(self, users: int, items: int) -> bool:
         return items <= self.max_items or self._fits(users, items)
@@ -62,7 +154,9 @@ class Ease(Start):
         return users * items <= self.max_items**2
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
-        n, generator = positives.n_columns, torch.Generator().manual_seed(seed)
+        n, generator, of = positives.n_columns, torch.Generator().manual_seed(seed), positives
+        if isinstance(of, PositivesAndNegatives):
+            positives = of.once("both", lambda: of.with_negatives(self.unliked))
         active = replace(positives, offsets=np.unique(positives.offsets))  # without users who have none
         users, are_many = len(active), n - 1 > self.max_items
         if self._fits(users, n - 1) and (are_many or width <= users <= n / 2):
@@ -88,7 +182,8 @@ class Ease(Start):
             raise TrainingError(
                 "train.start of kind 'ease' finds no user of two positive items; leave the start and its pair out, or give more data"
             )
-        return scaled_values(source, right, mean_square, width)
+        values = scaled_values(source, right, mean_square, width)
+        return replace(values, further=(self.unliked * values.source,)) if positives is not of else values
 
 
 def _mean_square(rows: F32[Tensor, "N E"], histories: PositiveSequences, pooling: Pooling) -> F32[Tensor, ""]:

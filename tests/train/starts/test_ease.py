@@ -1,0 +1,133 @@
+"""EASE that reads what users did not like, beside what they liked: the product with B of a matrix of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from worlds import settings
+
+from twotower.config.experiment import Config
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.split import SplitConfig
+from twotower.data.splits import TRAIN
+from twotower.data.tables import check
+from twotower.errors import ConfigError
+from twotower.features.categorical import Categorical
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
+from twotower.train.factors import factors_before
+from twotower.train.trainer import Trainer
+
+USERS, ITEMS, WIDTH = 50, 12, 16
+
+
+def log(liked: float = 0.5) -> pl.DataFrame:
+    """Users take items of their taste, and like a random part of them."""
+    rng = np.random.default_rng(3)
+    taken = rng.random((USERS, ITEMS)) < np.where(np.arange(ITEMS) % 2 == np.arange(USERS)[:, None] % 2, 0.8, 0.2)
+    user, item = np.nonzero(taken)
+    rating = np.where(rng.random(len(user)) < liked, 5, 2)
+    part = rng.choice(["train", "validation", "test"], len(user), p=[0.7, 0.15, 0.15])
+    return pl.DataFrame({"user_id": user, "item_id": item, "rating": rating, "part": part})
+
+
+def world(actions: pl.DataFrame, **second: Any) -> Dataset:
+    one = {"side": "user", "share_embedding": False, "pooling": "sum"}
+    features = (
+        Sequence.model_validate(one | {"name": "liked", "interactions": "positive"}),
+        Sequence.model_validate(one | {"name": "unliked", "interactions": "negative"} | second),
+        Categorical(name="item_id", side="item"),
+    )
+    schema = Schema(label="rating", positive_above=3, features=features)
+    return build_dataset(check(None, None, actions, schema), schema, SplitConfig(kind="column", column="part"))
+
+
+def config(unliked: float | None, fields: tuple[str, ...] = ("liked", "unliked"), width: int = WIDTH) -> Config:
+    user = {"fields": [*fields], "layers": [], "join": "sum", "activation": "Identity"}
+    return settings(
+        model={
+            "width": width, "similarity": "dot", "bias": False, "temperature": 1.0,
+            "pairs": [{"user": user, "item": {"fields": ["item_id"], "layers": []}}],
+        },
+        loss={"kind": "softmax"},
+        negatives={"full": True, "mask_positives": False},
+        split={"kind": "column", "column": "part"},
+        train={
+            "epochs": 0, "monitor": "validation.recall@5", "device": "cpu",
+            "start": [{"kind": "ease", "regularization": [3.0]} | ({"unliked": unliked} if unliked else {})],
+        },
+    )  # fmt: skip
+
+
+def scores(trainer: Trainer, data: Dataset) -> np.ndarray:
+    """The scores of the train part's histories, of size 1."""
+    found = factors_before(trainer.run().model, data, TRAIN)
+    return of_size_one((found.users @ found.items.T).double().numpy())
+
+
+def of_size_one(values: np.ndarray) -> np.ndarray:
+    sized: np.ndarray = values / np.linalg.norm(values)
+    return sized
+
+
+def matrices(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Positives and negatives (users, items) of the train part."""
+    pairs, out = data.pairs.take(data.parts == TRAIN), np.zeros((2, len(data.users), len(data.items)))
+    out[np.where(pairs.positive, 0, 1), pairs.user, pairs.item] = 1
+    return out[0], out[1]
+
+
+def of_both(data: Dataset, weight: float, width: int = WIDTH) -> np.ndarray:
+    """The scores of the histories, up to a factor, by the matrix of positives and weighed negatives."""
+    liked, unliked = matrices(data)
+    x = liked + weight * unliked
+    inverse = np.linalg.inv(x.T @ x + 3.0 * np.eye(x.shape[1]))
+    b = -inverse / np.diag(inverse)
+    np.fill_diagonal(b, 0)
+    axes = np.linalg.svd(x @ b)[2][:width]
+    found: np.ndarray = x @ b @ axes.T @ axes
+    return found
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+@pytest.mark.parametrize("width", [5, WIDTH])
+def test_what_users_did_not_like_is_in_the_matrix_and_in_their_history(weight: float, width: int) -> None:
+    data = world(log())
+    found = scores(Trainer(data, config(weight, width=width)), data)
+    expected = of_both(data, weight, width)
+    np.testing.assert_allclose(found, of_size_one(expected), atol=1e-4)
+
+
+def test_few_users_are_solved_for_as_the_items_are() -> None:
+    data = world(log().filter(pl.col("user_id") < 5))
+    found = scores(Trainer(data, config(0.5, width=3)), data)
+    expected = of_both(data, 0.5, 3)
+    np.testing.assert_allclose(found, of_size_one(expected), atol=1e-4)
+
+
+def test_without_negatives_the_values_are_those_of_the_positives() -> None:
+    data = world(log(1.0))
+    assert not data.users.columns["unliked"].values.any()
+    both = scores(Trainer(data, config(0.5)), data)
+    alone = scores(Trainer(data, config(None, ("liked",))), data)
+    np.testing.assert_allclose(both, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("second", "fields", "unliked", "message"),
+    [
+        ({}, ("liked",), 0.4, r"add a sequence with interactions = 'negative' and pooling = 'sum' to model.pairs.0.user.fields, or leave unliked out"),
+        ({"pooling": "mean"}, ("liked", "unliked"), 0.5, "pooling = 'sum' of feature 'unliked'"),
+        ({"share_embedding": True}, ("liked", "unliked"), 0.5, "set share_embedding = false"),
+        ({"interactions": "all"}, ("liked", "unliked"), 0.5, "needs one field in model.pairs.0.user.fields, a sequence of item ids"),
+        ({}, ("unliked",), 0.5, "set its interactions = 'positive'"),
+    ],
+)  # fmt: skip
+def test_what_does_not_add_up_is_refused_with_the_way_out(
+    second: dict[str, Any], fields: tuple[str, ...], unliked: float, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Trainer(world(log(), **second), config(unliked, fields))
