@@ -126,6 +126,7 @@ def test_a_session_of_few_values_is_no_user() -> None:
     rows = rows.with_columns(session=pl.int_range(pl.len()) % 3)
     found = guess_columns(rows.select("session", "subject", "item"), {}, {})
     assert (found.options["user_id"], found.options["item_id"]) == ("subject", "item")
+    assert guess_columns(rows.select("session", "item"), {}, {}).options["user_id"] == "session", "no other may be it"
     many = rows.with_columns(session=pl.int_range(pl.len()) % 30)
     assert guess_columns(many, {}, {}).options["user_id"] == "session", "the one that a name tells"
     few = rows.rename({"session": "user", "subject": "author"})

@@ -548,10 +548,38 @@ def test_repeats_are_ranked_from_a_tenth_on_and_kept_where_rows_have_times(repea
     assert found.config.split.follows_time
     without = of((None, None, pl.concat([actions, again]).drop("timestamp")))
     assert without.schema.duplicates == ("keep" if ranked else "last")
-    drawn = of((None, None, pl.concat([actions, again])), overrides=["split.kind=random"])
+    drawn = suggest(pl.concat([actions, again]), overrides=["split.kind=random"])
     assert drawn.schema.duplicates == ("keep" if ranked else "last"), "of rows in no order the last stays"
-    asked = of((None, None, pl.concat([actions, again])), overrides=["schema.duplicates=last"])
-    assert asked.schema.duplicates == "last"
+    for given in ("last", "keep"):
+        asked = suggest(pl.concat([actions, again]), overrides=[f"schema.duplicates={given}", "split.kind=random"])
+        assert asked.schema.duplicates == given
+    with pytest.raises(ConfigError, match=r"the suggested config: split\.kind: .*got 'foo'"):
+        suggest(pl.concat([actions, again]), overrides=["split.kind=foo"])
+
+
+def test_baskets_that_are_read_twice_are_no_log_of_repeats() -> None:
+    """Four items a day, of which none comes again."""
+    rng = np.random.default_rng(0)
+    rows = [(u, i, 20_000 + 7 * (n // 4)) for u in range(80) for n, i in enumerate(rng.permutation(60)[:20].tolist())]
+    once = pl.DataFrame(rows, schema=["user_id", "item_id", "day"], orient="row").with_columns(
+        pl.col("day").cast(pl.Date)
+    )
+    for frame in (once, pl.concat([once, once])):
+        found = suggest(frame)
+        assert found.schema.time == "day"
+        assert found.config.evaluation.repeats == "exclude"
+    partly = suggest(pl.concat([once, once[:300]]))
+    assert partly.config.evaluation.repeats == "allow", "a line for each piece, as far as anybody can tell"
+
+
+@pytest.mark.parametrize(("values", "reads"), [(5, True), (2, False)])
+def test_what_users_rated_low_is_read_of_a_scale_alone(values: int, reads: bool) -> None:
+    rng = np.random.default_rng(0)
+    frame = log().drop("timestamp").unique(["user_id", "item_id"], maintain_order=True)
+    label = np.where(rng.random(len(frame)) < 0.5, values - 1, rng.integers(values, size=len(frame)))
+    found = suggest(frame.with_columns(rating=label), recipe="collaborative", overrides=["schema.label=rating"])
+    assert found.schema.label == "rating"
+    assert any(f.name == "unliked" for f in found.schema.features) == reads
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.08, 0.1, 0.2, 0.9])

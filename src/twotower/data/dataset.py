@@ -307,7 +307,6 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
     Raises DataError for tables that no model can be trained on.
     """
     check_gap(schema, config)
-    tell_of_repeats(tables.left_out, tables.interactions, schema, config)
     actions, given = tables.interactions, given_parts(tables.interactions, config)
     user, item = (
         rows_of_ids(actions[key], frame[key]).to_numpy().astype(np.int32)
@@ -316,6 +315,7 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
     times = actions[TIME].to_numpy().astype(np.int64) if TIME in actions.columns else None
     measured = measured_users(tables.users[schema.user_id], config)
     parts = split_interactions(user, times, config, None if given is None else given.to_numpy(), measured)
+    tell_of_repeats(tables.left_out, actions, parts, schema, config)
     if n := int(np.count_nonzero(parts == DROPPED)):
         kept = parts != DROPPED
         actions, user, item, parts = actions.filter(kept), user[kept], item[kept], parts[kept]

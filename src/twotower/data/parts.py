@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from twotower.data.split import PART_NAMES, SplitConfig
@@ -62,17 +64,20 @@ def check_gap(schema: Schema, split: SplitConfig) -> None:
         raise DataError("split.gap is in seconds, and schema.time_unit = 'order' has none; leave it out")
 
 
-def tell_of_repeats(left_out: pl.DataFrame | None, kept: pl.DataFrame, schema: Schema, split: SplitConfig) -> None:
-    """Log a warning about interactions that are `left_out` because their pair of user and item is `kept` in a later part: a training row is missing because the test
-    part has its pair, which a model can tell from what else the user has. A rule that splits by time puts later rows into later parts."""
+def tell_of_repeats(
+    left_out: pl.DataFrame | None, kept: pl.DataFrame, parts: npt.NDArray[np.int8], schema: Schema, split: SplitConfig
+) -> None:
+    """Log a warning about interactions that are `left_out` because their pair of user and item is `kept` in a later one of the `parts` (n,) of the rows kept: a
+    training row is missing because the test part has its pair, which a model can tell from what else the user has. A rule that splits by time puts later rows
+    into later parts."""
     if left_out is None or not (split.follows_time or split.is_given):
         return
     pair = [schema.user_id, schema.item_id]
-    both = [
+    first, later = (
         frame.select(*pair, at=given_parts(frame, split) if split.is_given else frame[TIME])
-        for frame in (left_out, kept)
-    ]
-    joined = both[0].join(both[1], on=pair, suffix="_kept")
+        for frame in (left_out, kept.filter(parts > 0))
+    )
+    joined = first.join(later, on=pair, suffix="_kept")
     if n := int((joined["at"] < joined["at_kept"]).sum()):
         log.warning(_repeats_line(f"{n:,}", split))
 

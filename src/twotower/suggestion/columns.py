@@ -96,6 +96,8 @@ def _guess_ids(frame: pl.DataFrame, found: GuessedColumns, sides: Mapping[str, I
     few = list[str]()
     if missing := [option for option in tests if option not in found.options]:
         few = _put_ids_by_place(frame, found, missing)
+        if "user_id" not in found.options and (sessions := free(frame, found, names.names_user)):
+            found.put("user_id", sessions[0], "by its name, and no other column may be the user")
     if missing := [option for option in tests if not found.options.get(option)]:
         why = "".join(
             f"; {told}" for told in (too_few(frame, few), *(n for n in found.notes if "is no item" in n)) if told

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
+from pydantic import ValidationError
 
 from twotower.config.toml import TomlValue
 from twotower.data.split import SplitConfig
@@ -23,6 +24,8 @@ MIN_REPEATS = 0.1
 """Share of repeated rows from which rankings hold what a user has taken before."""
 MIN_COPIES = 0.01
 """Share of the rows from which those that equal another one in every column are told."""
+TWICE = 0.495
+"""Share of copies from which a log is read twice."""
 MAX_SHARED = 0.1
 """Share of a user's rows of other items at one time up to which times are those of rows, and not of baskets or days."""
 MIN_KNOWN = 0.8
@@ -62,8 +65,13 @@ class Guess:
     def keeps_repeats(self, split: Mapping[str, TomlValue]) -> bool:
         """Return True if repeated rows are kept under a section [split]: many always, and few where parts follow in time or are given, as without
         them histories lack what comes again in a later part."""
-        chosen = SplitConfig.model_validate(split)
-        return self.ranks_repeats or (self.repeats > 0 and (chosen.follows_time or chosen.is_given))
+        if self.ranks_repeats or not self.repeats:
+            return self.ranks_repeats
+        try:
+            chosen = SplitConfig.model_validate(split)
+        except ValidationError:  # told where the config is read
+            return False
+        return chosen.follows_time or chosen.is_given
 
     @property
     def features(self) -> tuple[SideFeature, ...]:
@@ -85,15 +93,19 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
     time = str(columns.options.get("time", ""))
     time, repeats = time if time in found.interactions.columns else "", 0.0
     if {*ids} <= {*found.interactions.columns}:
-        rows = found.interactions.select(*ids, *([time] if time else []))
-        once = rows.unique() if time else rows
-        # Where a user's rows have times of their own, one more of a pair at one time is a copy of it.
-        if time and once.select(ids[0], time).n_unique() >= (1 - MAX_SHARED) * len(once):
-            rows = once
+        rows = found.interactions.select(list(dict.fromkeys([*ids, *([time] if time else [])])))
+        n, copies = len(rows), 0
+        if time:
+            if not any(dtype.is_nested() for dtype in found.interactions.dtypes):
+                copies = n - found.interactions.hash_rows().n_unique()
+            columns.remarks += _copies_of_rows(copies, n)
+            once = rows.unique()
+            # Where a user's rows have times of their own, one more of a pair at one time is a copy of it.
+            if copies >= TWICE * n or once.select(list(dict.fromkeys([ids[0], time]))).n_unique() >= (
+                1 - MAX_SHARED
+            ) * len(once):
+                rows = once
         repeats = repeated_share(rows, *ids)
-        if time and not any(dtype.is_nested() for dtype in found.interactions.dtypes):
-            n = len(found.interactions)
-            columns.remarks += _copies_of_rows(n - found.interactions.hash_rows().n_unique(), n)
     sides, lacking = dict[SideName, SideFeatures](), dict[SideName, str]()
     for side, key in zip(SIDES, ids, strict=True):
         frame = found.users if side == "user" else found.items

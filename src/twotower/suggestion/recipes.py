@@ -62,15 +62,17 @@ class FittedRecipe:
         has_label: bool,
         reads_text: bool = False,
         of_users: Sequence[str] = (),
+        reads_negatives: bool = True,
     ) -> None:
-        """Fit a recipe to tables with these id columns and `columns`. Without a label histories hold all interactions. With
+        """Fit a recipe to tables with these id columns and `columns`. Without a label histories hold all interactions, and unless it `reads_negatives` there is none of
+        these. With
         `reads_text` a recipe without text reads that of the items too. Trained towers that read no columns of users read those in `of_users`."""
         schema, config = parse_config(settings)
         self.recipe = schema or Schema()
         self._closed = {start.pair for start in config.train.start if not start.learn}
         """Pairs that no step trains, whose towers read what their closed form reads."""
         self.ids = {"user": user_id, "item": item_id}
-        self.has_label = has_label
+        self.has_label, self.reads_negatives = has_label, reads_negatives
         own = [f for f in self.recipe.features if self._is_column(f)]
         texts = [f.searchable for f in own]
         self.columns = [
@@ -208,6 +210,8 @@ class FittedRecipe:
         if history := f.history:
             if history.feature:
                 return None  # a column of the recipe's own tables
+            if history.interactions == "negative" and not self.reads_negatives:
+                return None
             if not self.has_label and history.interactions != "all":
                 if history.interactions == "negative":
                     return None

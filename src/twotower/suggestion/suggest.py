@@ -94,7 +94,7 @@ def suggest(
         settings["split"] = {key: value for key, value in split.items() if key != "users"}  # of another rule
     schema_section, kept = dict(_section(settings, "schema")), _at(composed, "schema.duplicates")
     if (
-        not guess.ranks_repeats and schema_section.get("duplicates") == kept
+        not (guess.ranks_repeats or "duplicates" in options) and schema_section.get("duplicates") == kept
     ):  # a split that is given as an override decides
         schema_section |= {"duplicates": "keep" if guess.keeps_repeats(_section(settings, "split")) else "last"}
         settings["schema"] = {k: v for k, v in schema_section.items() if (k, v) != ("duplicates", "last")}

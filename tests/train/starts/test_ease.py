@@ -110,7 +110,7 @@ def test_few_users_are_solved_for_as_the_items_are() -> None:
 
 def test_without_negatives_the_values_are_those_of_the_positives() -> None:
     data = world(log(1.0))
-    assert not data.users.columns["unliked"].values.any()
+    assert not (data.parts[~data.pairs.positive] == TRAIN).any()
     both = scores(Trainer(data, config(0.5)), data)
     alone = scores(Trainer(data, config(None, ("liked",))), data)
     np.testing.assert_allclose(both, alone, atol=1e-5)

@@ -40,10 +40,11 @@ class PositivesAndNegatives(PositiveMatrix):
     negatives: PositiveMatrix = field(kw_only=True)
 
     def with_negatives(self, weight: float) -> PositiveMatrix:
-        """Return the positives, and the negatives by a weight."""
+        """Return the positives, and the negatives by a weight, in that of the mean positive."""
         of, n = (self, self.negatives), self.n_columns
         keys = np.concatenate([pair_keys(one.owners, one.columns, n) for one in of])
-        values = np.concatenate([self.values, weight * self.negatives.values])
+        size = weight * float(self.values.mean()) if len(self.values) else weight
+        values = np.concatenate([self.values, size * self.negatives.values])
         distinct = distinct_keys(keys)
         sums = np.bincount(np.searchsorted(distinct, keys), values).astype(np.float32)
         users, columns = np.divmod(distinct, n)
@@ -80,13 +81,13 @@ class Ease(Start):
     unliked: float = Field(
         0.5,
         gt=0,
-        description="Weight of a negative, a row that is no positive, beside that of a positive. Read where the user tower adds up a history of negatives too.",
+        description="Weight of a negative, a row that is no positive, beside that of the mean positive. Read where the user tower adds up a history of negatives too.",
     )
     max_items: int = Field(
         10_000,
         ge=0,
         description="Number of items N above which a truncated decomposition stands in, unless users times N are at most its square. "
-        "10,000 items take 2.9 GB, with weights 4.0 GB, so many products of users and items 4.0 GB.",
+        "10,000 items take 2.9 GB, with weights or negatives 4.0 GB, so many products of users and items 4.0 GB.",
     )
 
     def check_users(self, dataset: Dataset, model: ModelConfig) -> None:
@@ -145,6 +146,14 @@ class Ease(Start):
         return PositivesAndNegatives(
             found.columns, found.offsets, found.values, found.n_columns, found.histories, negatives=negatives
         )
+
+    def has_choice(self, dataset: Dataset, model: ModelConfig) -> bool:
+        if (second := self._of_negatives(dataset, model)) is None:
+            return super().has_choice(dataset, model)
+        column = dataset.users.columns[second.name]
+        assert isinstance(column, Ragged)
+        users = int(np.count_nonzero(dataset.positives_by_user.lengths + column.lengths))
+        return self.is_exact(users, self.n_codes(dataset, model) - 1)
 
     def is_exact(self, users: int, items: int) -> bool:
         return items <= self.max_items or self._fits(users, items)
