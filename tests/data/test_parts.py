@@ -40,21 +40,22 @@ LEFT_OUT = "leaves out {} rows whose pair of user and item comes again later"
 @pytest.mark.parametrize(
     ("split", "duplicates", "again", "tells"),
     [
-        (SplitConfig(kind="last"), "last", 60, True),
-        (SplitConfig(kind="time"), "last", 60, True),
-        (SplitConfig(kind="random"), "last", 60, False),
-        (SplitConfig(kind="last"), "keep", 60, False),
+        (SplitConfig(kind="last"), "last", 10**6, True),
+        (SplitConfig(kind="time"), "last", 10**6, True),
+        (SplitConfig(kind="random"), "last", 10**6, False),
+        (SplitConfig(kind="last"), "keep", 10**6, False),
         (SplitConfig(kind="last"), "last", 0, False),
     ],
 )
 def test_fault_C4_rows_that_later_parts_take_out_of_training_are_told(
     split: SplitConfig, duplicates: str, again: int, tells: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Seven rows come again, `again` seconds later; in memory and prepared, which does not know how much later."""
+    """Rows of seven users come again, `again` seconds later; in memory and prepared, which does not know how much later."""
     _, _, actions = checkerboard()
     times = actions.with_columns(at=pl.int_range(1_700_000_000, 1_700_000_000 + len(actions)))
     schema = CHECKERBOARD_SCHEMA.model_copy(update={"time": "at", "duplicates": duplicates})
-    log = pl.concat([times, times[:7].with_columns(pl.col("at") + again)])
+    some = times.unique("user_id", keep="first", maintain_order=True)[:7]
+    log = pl.concat([times, some.with_columns(pl.col("at") + again)])
     with caplog.at_level("WARNING", "twotower"):
         build_dataset(check(None, None, log, schema), schema, split)
     assert (LEFT_OUT.format(7) in caplog.text) == tells
@@ -65,6 +66,17 @@ def test_fault_C4_rows_that_later_parts_take_out_of_training_are_told(
             DataConfig(interactions=str(tmp_path / "log.parquet")), schema, split, tmp_path / "p", SMALL
         )
     assert (LEFT_OUT.format("up to 7") in caplog.text) == (tells or not again)
+
+
+def test_rows_that_come_again_in_the_same_part_are_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    _, _, actions = checkerboard()
+    times = actions.with_columns(at=pl.int_range(1_700_000_000, 1_700_000_000 + len(actions)))
+    schema = CHECKERBOARD_SCHEMA.model_copy(update={"time": "at"})
+    soon = times.group_by("user_id", maintain_order=True).head(1)[:7].with_columns(pl.col("at") + 1)
+    with caplog.at_level("WARNING", "twotower"):
+        found = build_dataset(check(None, None, pl.concat([times, soon]), schema), schema, SplitConfig(kind="last"))
+    assert len(found.pairs) == len(times)
+    assert "leaves out" not in caplog.text
 
 
 @pytest.mark.parametrize(
