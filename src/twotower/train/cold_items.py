@@ -130,12 +130,15 @@ def fit_cold_item_bias(
         return scores[bias]
 
     bias = best_bias(of_bias, spread)
-    if cold.inputs is not None and (no_more := _no_more(scores, model, dataset, scorer(None), score, ends)) != bias:
+    if (
+        cold.inputs is not None
+        and (bounded := _bounded_bias(scores, model, dataset, scorer(None), score, ends)) != bias
+    ):
         log.info(
             f"bias of cold items: {bias:.2f} is best by {cold}, and costs validation more than {CLOSE:.0%}, as hardly anybody takes the items "
-            f"without a row there are; {no_more:.2f} in its place"
+            f"without a row there are; {bounded:.2f} in its place"
         )
-        bias = no_more
+        bias = bounded
     with torch.no_grad():
         model.cold_items.values[UNKNOWN] = bias
     log.info(
@@ -144,7 +147,7 @@ def fit_cold_item_bias(
     )
 
 
-def _no_more(
+def _bounded_bias(
     scores: dict[float, float], model: TwoTower, dataset: Dataset, found: Factors | ContextFactors, score: Callable[[Scorer], float], ends: bool
 ) -> float:  # fmt: skip
     """Return the bias of the highest of `scores`, which are by items that stand for cold ones, among those under which the score of validation by the cold items

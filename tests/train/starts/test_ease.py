@@ -108,6 +108,17 @@ def test_few_users_are_solved_for_as_the_items_are() -> None:
     np.testing.assert_allclose(found, of_size_one(expected), atol=1e-4)
 
 
+@pytest.mark.parametrize(("fields", "has_choice"), [(("liked",), True), (("liked", "unliked"), False)])
+def test_users_of_negatives_alone_count_among_those_who_are_solved_for(
+    fields: tuple[str, ...], has_choice: bool
+) -> None:
+    """Five users like anything, few enough to be solved for above the bound of items; all fifty are too many."""
+    data = world(log().with_columns(rating=pl.when(pl.col("user_id") < 5).then(5).otherwise(2)))
+    of = config(None, fields)
+    start = of.train.start[0].model_copy(update={"max_items": 11})
+    assert start.has_choice(data, of.model) == has_choice
+
+
 def test_without_negatives_the_values_are_those_of_the_positives() -> None:
     data = world(log(1.0))
     assert not (data.parts[~data.pairs.positive] == TRAIN).any()
