@@ -301,8 +301,8 @@ def test_seconds_in_order_are_times_of_a_file_without_a_header_however_many_rows
 @pytest.mark.parametrize("has_time", [False, True])
 def test_ids_in_the_range_of_seconds_stay_ids_of_a_file_that_is_sorted_by_them(has_time: bool, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    ids = np.sort(rng.choice(np.arange(1_000_000_000, 1_400_000_000), 300, replace=False))
-    rows = pl.DataFrame({"a": ids[np.sort(rng.integers(0, 300, 2000))], "b": rng.integers(0, 120, 2000)})
+    ids = np.unique(rng.integers(1_000_000_000, 1_400_000_000, 300))
+    rows = pl.DataFrame({"a": np.sort(rng.choice(ids, 2000)), "b": rng.integers(0, 120, 2000)})
     more = {"c": rng.integers(1, 6, 2000)} | (
         {"d": rng.integers(1_600_000_000, 1_700_000_000, 2000)} if has_time else {}
     )
