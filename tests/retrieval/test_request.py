@@ -115,6 +115,12 @@ def test_ids_of_pandas_and_numpy_are_ids() -> None:
     assert [event.item for event in Request(history=of_numpy).told] == ["7", "8", "9"]
 
 
+@pytest.mark.parametrize("wrong", [3.0, np.float64(3), True, float("nan"), b"3"])
+def test_a_user_id_that_is_none_is_refused_in_python(wrong: Any) -> None:
+    with pytest.raises(DataError, match="user_id is .* expected text or a whole number"):
+        Request(wrong)
+
+
 @pytest.mark.parametrize("history", [5, 5.0, b"7", "7", {"id": 7}])
 def test_a_history_that_is_no_list_is_refused(history: Any) -> None:
     with pytest.raises(DataError, match="expected a list of item ids or events"):

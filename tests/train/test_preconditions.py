@@ -43,6 +43,25 @@ def test_sequences_that_cannot_be_had_as_asked_are_refused(
         Trainer(data, settings(loss={"kind": "softmax"}, train={"history_scope": history_scope}))
 
 
+@pytest.mark.parametrize(
+    ("tower", "names"),
+    [
+        ({"layers": [8], "dropout": 0.2}, "dropout changes nothing"),
+        ({"layers": [8], "dropout": 0.2, "layer_norm": True, "activation": "GELU"}, "dropout and layer_norm and activation change nothing"),
+        ({"layers": [8], "activation": "GELU", "activate_last": True}, ""),
+        ({"layers": [8], "activation": "GELU", "join": "sum", "dropout": 0.2}, ""),
+        ({"layers": [8, 8], "dropout": 0.2, "layer_norm": True}, ""),
+    ],
+)  # fmt: skip
+def test_options_of_hidden_units_of_a_tower_without_any_are_told(
+    tower: dict[str, Any], names: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = build_dataset(check(*checkerboard(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, SplitConfig())
+    Trainer(data, settings(model={"pairs": [{"user": tower, "item": {"layers": [8]}}]}))
+    told = [line.split(",")[0] for line in caplog.messages if "no hidden units" in line]
+    assert told == ([f"model.pairs.0.user: {names}"] if names else [])
+
+
 AT_ONE_RATE = PoolingSpec.model_validate({"kind": "decay", "rates": [0.8]})
 
 

@@ -85,6 +85,14 @@ class TowerConfig(Section):
             raise ValueError("activate_last needs layers, and layers is empty")
         return self
 
+    @property
+    def without_effect(self) -> tuple[str, ...]:
+        """Options that are set and change nothing: those of hidden units, of a tower that has none."""
+        if self.join == "sum" or len(self.layers) > 1:
+            return ()
+        names = ("dropout", "layer_norm", *(() if self.activate_last else ("activation",)))
+        return tuple(name for name in names if getattr(self, name) != type(self).model_fields[name].default)
+
 
 class Tower(nn.Module):
     """One tower of a two-tower model: inputs of U rows -> vectors (U, D) and biases (U, 1).

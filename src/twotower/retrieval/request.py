@@ -7,6 +7,7 @@ from collections import abc
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
+from uuid import UUID
 
 import numpy as np
 
@@ -45,8 +46,7 @@ class Request:
     """Values of the moment, by column."""
 
     def __post_init__(self) -> None:
-        if self.user_id is not None:
-            object.__setattr__(self, "user_id", str(self.user_id))
+        object.__setattr__(self, "user_id", _user_id(self.user_id))
         if self.history is not None:
             object.__setattr__(self, "history", _events(self.history))
         object.__setattr__(self, "events", _events(self.events))
@@ -76,8 +76,8 @@ class Request:
             if key not in known:
                 raise DataError(f"request: unknown key '{key}'{did_you_mean(key, known)} (allowed: {', '.join(known)})")
         user_id = body.get("user_id")
-        if isinstance(user_id, bool) or not isinstance(user_id, str | int | None):
-            raise DataError(f"request: user_id is {user_id!r}, expected text or a whole number")
+        if not isinstance(user_id, str | int | None):
+            raise DataError(f"request: user_id is {user_id!r:.80}, expected text or a whole number")
         objects: dict[str, Mapping[str, Json]] = {}
         for name in ("features", "context"):
             value = body.get(name)
@@ -91,9 +91,16 @@ class Request:
                     raise DataError(f"request: {name} is {value!r:.80}, expected a list")
                 lists[name] = [_event(e) for e in value]
         return cls(
-            None if user_id is None else str(user_id), objects["features"], lists.get("history"),
+            _user_id(user_id), objects["features"], lists.get("history"),
             lists.get("events", []), objects["context"],
         )  # fmt: skip
+
+
+def _user_id(told: str | int | np.integer | UUID | None) -> str | None:
+    """Return a user's id as text. Raises DataError for what is no id, such as 3.0."""
+    if isinstance(told, bool) or not isinstance(told, str | int | np.integer | UUID | None):
+        raise DataError(f"request: user_id is {told!r:.80}, expected text or a whole number")
+    return None if told is None else str(told)
 
 
 def _events(told: abc.Sequence[Told]) -> abc.Sequence[EventLike]:

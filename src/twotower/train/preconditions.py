@@ -14,6 +14,7 @@ from twotower.errors import ConfigError, DataError
 from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric
 from twotower.evaluation.user_slices import UserSlices
+from twotower.features.side import SIDES
 from twotower.model.pooling import check_poolings, resolve
 from twotower.train.order_check import check_order
 from twotower.train.own_counts import check_own_counts
@@ -71,6 +72,7 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
             f"{' and '.join(fitted)} {'are' if len(fitted) > 1 else 'is'} fitted to {recipe.train.monitor}: the logits are no longer those of the labels that loss.kind = "
             f"'{recipe.loss.kind}' learns, and log_loss says nothing; set train.monitor = 'validation.log_loss' to keep them so"
         )
+    _check_towers(recipe)
     check_starts_fit(dataset, recipe)
     for start in recipe.train.start:
         start.check(dataset, recipe.model)
@@ -83,6 +85,18 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
             "evaluation.weighted = true needs weights, and the schema has none; name a column in schema.weight, or give "
             "types in schema.events weights other than 1"
         )
+
+
+def _check_towers(recipe: Recipe) -> None:
+    """Log a warning for options of hidden units of a tower that has none."""
+    for number, pair in enumerate(recipe.model.pairs):
+        for side, tower in zip(SIDES, (pair.user, pair.item), strict=True):
+            if names := tower.without_effect:
+                log.warning(
+                    f"model.pairs.{number}.{side}: {' and '.join(names)} {'change' if len(names) > 1 else 'changes'} nothing, as the tower has no "
+                    f"hidden units (layers = {[*tower.layers]}, the last of which is the width of the vector); give layers another width before it, "
+                    f"or leave {'them' if len(names) > 1 else 'it'} out"
+                )
 
 
 def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
