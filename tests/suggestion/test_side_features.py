@@ -176,6 +176,25 @@ def test_what_is_left_out_is_told() -> None:
 
 
 @pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["red", "blue"], "categorical"),
+        (["a|b", "c|a|d", "b"], "multi_hot"),
+        ([["a"], ["b", "c"]], "multi_hot"),
+        ([0.5, 1.5, 2.25], None),
+        (["2001-02-03", "2004-05-06"], None),
+        (["words of one", "other words"], "categorical"),
+    ],
+)
+def test_categories_and_lists_are_read_where_most_values_are_missing(values: list[Any], expected: str | None) -> None:
+    for share, among in ((16, True), (24, False)):
+        some = [values[n // share % len(values)] if n % share == 0 else None for n in range(N)]
+        found, note = kind("x", some)
+        assert (found or None) == (expected if among else None)
+        assert "values are missing" in str(note) or found
+
+
+@pytest.mark.parametrize(
     ("columns", "title"), [(["about", "name"], "name"), (["about"], "about"), (["brand"], ""), (["kind_of"], "")]
 )
 def test_the_title_is_a_name_or_the_first_text(columns: list[str], title: str) -> None:

@@ -243,7 +243,13 @@ def test_items_that_nobody_takes_get_no_bias_that_costs_validation(caplog: pytes
     assert told.startswith(f"bias of cold items: {bias:.2f},")
 
 
-def test_items_of_the_test_part_alone_are_not_there_yet_on_validation() -> None:
+@pytest.mark.parametrize(
+    ("kind", "are_there"),
+    [("column", False), ("files", False), ("time", False), ("last", False), ("user_ratio", False), ("random", True), ("user_random", True)],
+)  # fmt: skip
+def test_items_of_the_test_part_alone_are_there_on_validation_if_the_split_is_in_no_order(
+    kind: str, are_there: bool
+) -> None:
     items, actions = log_of_tags()
     later = pl.DataFrame(
         {"item_id": [N_ITEMS, N_ITEMS + 1], "tag": [0, 1]}
@@ -251,6 +257,9 @@ def test_items_of_the_test_part_alone_are_not_there_yet_on_validation() -> None:
     of_later = pl.DataFrame({"user_id": [0, 4], "item_id": [N_ITEMS] * 2, "part": ["test"] * 2})
     tables = check(None, pl.concat([items, later]), pl.concat([actions, of_later]), SCHEMA)
     data = build_dataset(tables, SCHEMA, SplitConfig(kind="column", column="part"))
+    data = replace(
+        data, split=SplitConfig.model_validate({"kind": kind} | ({"column": "part"} if kind == "column" else {}))
+    )
     trainer, scored = Trainer(data, config()), list[torch.Tensor]()
 
     def score(scorer: Scorer) -> float:
@@ -260,7 +269,7 @@ def test_items_of_the_test_part_alone_are_not_there_yet_on_validation() -> None:
 
     fit_cold_item_bias(trainer.model, data, trainer._scorer, score, trainer.context, 1)
     raised = set(np.flatnonzero((scored[0] - scored[1]).numpy()).tolist())
-    assert raised == {*range(0, N_ITEMS, 5), N_ITEMS + 1}
+    assert raised == {*range(0, N_ITEMS, 5), N_ITEMS + 1} | ({N_ITEMS} if are_there else set())
 
 
 def test_items_that_their_histories_tell_from_cold_ones_are_no_stand_ins(caplog: pytest.LogCaptureFixture) -> None:

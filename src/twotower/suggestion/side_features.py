@@ -50,6 +50,10 @@ MIN_PHRASES = 0.1
 MIN_SEVERAL = 0.1
 """Share of values with a separator from which a column holds lists."""
 
+MIN_PRESENT = 0.5
+"""Share of values that are not missing from which a column is read."""
+MIN_SPARSE, SPARSE_KINDS = 0.05, ("categorical", "multi_hot")
+"""That of these kinds, of which a missing value is none among the others."""
 MIN_RECURRING = 2
 """Distinct values that hold a word, on average, from which words are a list and not a phrase."""
 
@@ -101,8 +105,16 @@ def guess_features(frame: pl.DataFrame, side: SideName, key: str) -> SideFeature
 def _feature(series: pl.Series, side: SideName) -> SideFeature | str:
     """Return the feature of a column, or the reason that it has none."""
     n, present = len(series), series.drop_nulls()
-    if len(present) < n / 2:
+    found = _of_present(series, present, side)
+    kinds = SPARSE_KINDS if len(present) >= n * MIN_SPARSE else ()
+    if len(present) < n * MIN_PRESENT and (isinstance(found, str) or found.options["kind"] not in kinds):
         return f"{n - len(present):,} of {n:,} values are missing"
+    return found
+
+
+def _of_present(series: pl.Series, present: pl.Series, side: SideName) -> SideFeature | str:
+    """Return the feature of a column by its values that are not missing, or the reason that it has none."""
+    n = len(series)
     if series.dtype.is_nested():
         return _of_lists(series, side)
     distinct = present.n_unique()

@@ -34,6 +34,8 @@ FINER = (0.25, 0.125)
 """Steps beside the best of them."""
 MAX_BEYOND = 8
 """Steps beyond the outermost."""
+IN_NO_ORDER = ("random", "user_random")
+"""Kinds of splits whose parts are of the same days."""
 BLOCK_SCORES = 2**25
 """Scores that are held at a time."""
 PAIRS = 256
@@ -59,7 +61,7 @@ def cold_items(
 ) -> ColdItems | str:
     """Return the items that tell the bias of cold ones on validation, or why there are none.
 
-    An item that the test part alone has is none: it is not there yet. Where validation has fewer than MIN_POSITIVES positives of cold items, as
+    An item that the test part alone has is none unless the split is in no order: it is not there yet. Where validation has fewer than MIN_POSITIVES positives of cold items, as
     in a random split, a share of the known items reads as unknown and stands for them, unless `stand_in` is False. `ends` is True if the bias ends with an item's first
     row, so that an item of an unknown id with training rows, too few for a code, has none."""
     codes, own = _codes_and_items(model, dataset)
@@ -189,7 +191,9 @@ def best_bias(
 
 
 def later_items(dataset: Dataset) -> Shaped[Bools, "items"]:
-    """Return True for the items that the test part alone has."""
+    """Return True for the items that the test part alone has, which are not there yet on validation; of a split in no order none is later."""
+    if dataset.split.kind in IN_NO_ORDER:
+        return np.zeros(len(dataset.items), bool)
     of_parts = [
         np.bincount(dataset.pairs_of(part).item, minlength=len(dataset.items)) for part in (TRAIN, VALIDATION, TEST)
     ]
@@ -206,7 +210,7 @@ def _codes_and_items(model: TwoTower, dataset: Dataset) -> tuple[Shaped[Codes, "
 
 
 def _rows_of_cold_items(model: TwoTower, dataset: Dataset, ends: bool) -> Shaped[Bools, "rows"]:
-    """Return True for rows of an unknown id, but of items that the test part alone has, and if `ends` of those that have a training row."""
+    """Return True for rows of an unknown id, but of `later_items`, and if `ends` of those that have a training row."""
     codes, own = _codes_and_items(model, dataset)
     cold: Bools = (codes == UNKNOWN) & ~later_items(dataset)[own]
     return cold & ~RecentPopularity.before(dataset, VALIDATION).have_rows_at_end[own] if ends else cold
