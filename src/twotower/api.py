@@ -177,7 +177,7 @@ def _train(
                     f"{folder}: the ranks see other settings, data or versions of the libraries; all need the same ones"
                 )
             if context.is_main:
-                runs.start_run(place, dataset, config, found.path.parent if found else None)
+                runs.start_run(place, dataset, config, found.path.parent if found else None, resume)
         resumed = found is not None
         del found
         held.close()  # the tensors are in the model

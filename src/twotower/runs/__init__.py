@@ -127,17 +127,20 @@ def _flattened(prefix: str, section: dict[str, JsonValue]) -> dict[str, JsonValu
     return flat
 
 
-def start_run(folder: Path, dataset: Dataset, config: Config, checkpoints: Path | None = None) -> None:
+def start_run(
+    folder: Path, dataset: Dataset, config: Config, checkpoints: Path | None = None, resume: bool = False
+) -> None:
     """Check that the folder can be written, and write settings and data before training starts.
 
-    `checkpoints` are those that the training resumes from. Call under the lock. Raises RunError."""
+    `checkpoints` are those that the training resumes from; of one that resumes without, the scores of starts are kept. Call under the lock. Raises RunError."""
     files.check_writable(folder)
     for stale in (layout.METRICS, layout.MODEL, layout.WEIGHTS, layout.REPORT):
         (folder / stale).unlink(missing_ok=True)
     kept = folder / layout.CHECKPOINTS
     try:
         if checkpoints is None:  # those of an earlier training may have later steps
-            files.remove(kept)
+            for old in kept.glob("step-*") if resume else [kept]:
+                files.remove(old)
         elif checkpoints != kept:
             files.link_tree(checkpoints, kept)
     except OSError as e:

@@ -28,6 +28,7 @@ from twotower.train.progress import TrainingProgress
 from twotower.train.tensor_file import TensorBlocks, file_order, write_tensors
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 from twotower.train.torchrec.shard import EmbeddingShard
+from twotower.train.tried_starts import TRIED, TriedStarts
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def _checkpoint_folders(folder: Path) -> list[Path]:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove incomplete checkpoints of killed processes. The caller holds the run's lock."""
-    files.remove_leftovers(folder, lambda name: name.startswith("step-"))
+    files.remove_leftovers(folder, lambda name: name.startswith("step-") or name == TRIED)
 
 
 class Checkpoints:
@@ -113,6 +114,8 @@ class Checkpoints:
         """Save the `parts` by name into `folder`; one is "model". `fingerprint` has to be equal at a resume."""
         self.folder, self.fingerprint = folder, fingerprint
         self._parts, self._torchrec = parts, torchrec
+        self.tried = TriedStarts(folder, fingerprint)
+        """The values of starts that this training has tried, before it was stopped too."""
         self.last: Path | None = None
         """The latest checkpoint that this training has written or loaded."""
         self.has_changed = False

@@ -47,6 +47,7 @@ from twotower.train.starts.search import (
     users_told,
 )
 from twotower.train.starts.start import PairValues, Start
+from twotower.train.tried_starts import TriedStarts
 from twotower.train.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -59,14 +60,15 @@ class StartValues:
     def __init__(
         self, model: TwoTower, dataset: Dataset, recipe: Recipe, users: SideTensors, items: SideTensors,
         context: DistributedContext, validation: Validation, check_stop: Callable[[], None], trained: Sequence[int] = (),
-        recent: RecentScores | None = None,
+        recent: RecentScores | None = None, tried: TriedStarts | None = None,
     ) -> None:  # fmt: skip
         """`users` and `items` are the inputs of all rows. `check_stop` raises Interrupted if a rank is to stop. `trained` are pairs that have
         their values, after the last epoch; beside them cold items are raised by a bias, the best one for each weight, if the model has one and validation has positives of them, and `recent` is what is popular,
-        which a pair is weighed beside."""
+        which a pair is weighed beside. `tried` keeps the scores of values."""
         self.model, self.dataset, self.recipe = model, dataset, recipe
         self.users, self.items, self.context = users, items, context
         self.validation, self.check_stop = validation, check_stop
+        self._scores = tried or TriedStarts(None, {})
         scores = SCORES_BESIDE if trained else MAX_SCORES
         self._evaluation = evaluation_of_search(recipe.evaluation, len(dataset.items), scores)
         raises = bool(trained) and recipe.model.cold_item_bias and not recipe.model.own_counts
@@ -122,6 +124,14 @@ class StartValues:
         """Return the validation metric of a pair that starts so, alone, by the best weight of its biases; higher is better, minus
         infinity for a start that cannot be solved. Raises what `check_stop` raises."""
         self.check_stop()
+        if (known := self.context.broadcast(self._scores.score(start) if self.context.is_main else None)) is not None:
+            return known
+        score = self._score(start)
+        if self.context.is_main:
+            self._scores.add(start, score)
+        return score
+
+    def _score(self, start: Start) -> float:
         try:
             found = {w: self._metrics(self._factors_of(start, w)) for w in start.bias_weights or (0.0,)}
         except TrainingError as e:

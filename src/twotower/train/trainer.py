@@ -187,7 +187,7 @@ class Trainer:
         validation = self._validation
         if self.recipe.model.own_counts:  # so that no value is chosen to tell what users take again
             validation = validation.beside(OwnCountsFit(self.model, self.dataset).beside)
-        return StartValues(self.model, *parts, validation, self._check_stop, trained, recent)
+        return StartValues(self.model, *parts, validation, self._check_stop, trained, recent, self.checkpoints.tried)
 
     def _check_stop(self) -> None:
         """Raise Interrupted if a rank is to stop before the first step, or after the last."""

@@ -1353,7 +1353,7 @@ def test_values_that_the_monitor_cannot_measure_are_refused() -> None:
         Trainer(data, of).run()
 
 
-def test_fault_B2_a_signal_ends_the_choice_of_values_and_a_later_call_begins_anew(
+def test_fault_B2_a_signal_ends_the_choice_of_values_and_a_later_call_has_the_same_result(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data, scored = world("ease"), list[str]()

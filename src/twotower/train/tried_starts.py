@@ -1,0 +1,69 @@
+"""Scores of the values of starts that a training has tried, kept beside its checkpoints: a training that is stopped and resumed tries none
+again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from twotower import files
+from twotower.errors import RunError
+from twotower.files.readers import read_json
+from twotower.train.starts.start import Start
+
+log = logging.getLogger(__name__)
+
+TRIED = "starts.json"
+"""The file, in the folder of the checkpoints: a digest of what the training depends on, and the score of each start."""
+
+
+class TriedStarts:
+    """Scores by start, of one training. Rank 0 calls the methods."""
+
+    def __init__(self, folder: Path | None, fingerprint: dict[str, JsonValue]) -> None:
+        """Keep scores in the folder of the checkpoints. Those of a training of another fingerprint are not read. None, or an empty
+        fingerprint: no file is read or written."""
+        self._file = folder / TRIED if folder and fingerprint else None
+        self._fingerprint = fingerprint
+
+    def score(self, start: Start) -> float | None:
+        """Return the score of a start that has been tried, minus infinity if it could not be solved; None if it has not been tried."""
+        key = start.model_dump_json()
+        if key not in self._scores:
+            return None
+        score = self._scores[key]
+        return -math.inf if score is None else score
+
+    def add(self, start: Start, score: float) -> None:
+        """Keep the score of a start. Raises RunError if the file cannot be written."""
+        self._scores[start.model_dump_json()] = score if math.isfinite(score) else None
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(self._file, {"of": self._digest, "scores": self._scores})
+
+    @cached_property
+    def _scores(self) -> dict[str, float | None]:
+        if self._file is None or not self._file.is_file():
+            return {}
+        try:
+            found = read_json(self._file)
+            scores = {str(start): None if score is None else float(score) for start, score in found["scores"].items()}
+            is_same = found["of"] == self._digest
+        except (RunError, KeyError, TypeError, ValueError, AttributeError) as e:
+            log.warning(f"{self._file} is damaged ({type(e).__name__}); the values of the starts are tried anew")
+            return {}
+        if scores and is_same:
+            log.info(
+                f"{len(scores)} values of starts, which the training tried before it was stopped, are not tried again"
+            )
+        return scores if is_same else {}
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(json.dumps(self._fingerprint, sort_keys=True).encode()).hexdigest()
