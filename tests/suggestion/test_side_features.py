@@ -186,7 +186,9 @@ def test_what_is_left_out_is_told() -> None:
         (["words of one", "other words"], "categorical"),
     ],
 )
-def test_categories_and_lists_are_read_where_most_values_are_missing(values: list[Any], expected: str | None) -> None:
+def test_categories_and_lists_are_read_where_most_values_are_missing(
+    values: list[object], expected: str | None
+) -> None:
     for share, among in ((16, True), (24, False)):
         some = [values[n // share % len(values)] if n % share == 0 else None for n in range(N)]
         found, note = kind("x", some)

@@ -24,6 +24,7 @@ from twotower.errors import Interrupted
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
+from twotower.runs import Run
 from twotower.train.starts.ials import Ials
 from twotower.train.tried_starts import TRIED, TriedStarts
 
@@ -101,7 +102,7 @@ class After(logging.Handler):
                 os.kill(os.getpid(), signal.SIGINT)
 
 
-def tried(n: int, data: Dataset, config: Config, **options: Any) -> tuple[int, api.Run | None]:
+def tried(n: int, data: Dataset, config: Config, **options: Any) -> tuple[int, Run | None]:
     """Train, stop with the n-th value, and return the number of values that were tried, and the run unless it was stopped."""
     told, after = logging.getLogger("twotower"), After(n)
     before = told.level
