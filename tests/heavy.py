@@ -154,6 +154,7 @@ HEAVY = {
     "test_no_byte_depends_on_engine_or_sizes": r".*",
     "test_main_trains_and_tests": r".*",
     "test_times_that_are_all_equal_split_nothing": r".*",
+    "test_of_many_positives_those_of_drawn_users_compare_the_values_of_ials": r".*",
     "test_the_model_beats_popularity_and_knows_its_own_quality": r".*",
     "test_a_pair_beside_trained_ones_is_weighed_after_the_last_epoch": r".*",
     "test_without_cold_positives_a_pair_is_weighed_without_a_bias_and_known_items_tell_the_bias_last": r".*",

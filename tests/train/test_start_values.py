@@ -626,3 +626,41 @@ def test_columns_that_are_the_same_for_all_items_add_nothing(
     assert not factors_before(trained.model, data, VALIDATION).items[:, 2:].any()
     with pytest.raises(TrainingError, match=message):
         Trainer(data, by_columns([1.0])).run()
+
+
+def test_of_many_positives_those_of_drawn_users_compare_the_values_of_ials(caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(0)
+    tastes, n_users, n_items = rng.normal(size=(2, 3)), 4000, 500
+    likes = rng.normal(size=(n_users, 2)) @ tastes @ rng.normal(size=(3, n_items)) + rng.normal(size=(n_users, n_items))
+    user, item = np.nonzero(likes > np.quantile(likes, 0.3, axis=1, keepdims=True))
+    part = rng.choice(["train", "validation", "test"], len(user), p=[0.96, 0.02, 0.02])
+    schema = Schema(
+        features=(
+            Sequence(name="one", side="user", share_embedding=False, pooling="ridge"),
+            Categorical(name="item_id", side="item"),
+        )
+    )
+    frame = pl.DataFrame({"user_id": user, "item_id": item, "part": part})
+    data = build_dataset(check(None, None, frame, schema), schema, SplitConfig(kind="column", column="part"))
+    chosen = config(None)
+    sections = chosen.model_dump(mode="json")
+    sections["model"]["pairs"] = sections["model"]["pairs"][:1]
+    sections["train"]["start"] = [{"kind": "ials", "sweeps": 2, "regularization": [0.001, 0.1], "popularity": [0.0]}]
+    trainer = Trainer(data, Config.model_validate(sections))
+    values = trainer._start_values()
+    with caplog.at_level(logging.INFO, "twotower"):
+        found = values.best(trainer.recipe.train.start[0])
+    (told,) = (line for line in caplog.messages if "compare its values" in line)
+    assert re.search(r"ials: 999,\d{3} of 1,3\d\d,\d{3} positives, those of users who are drawn", told), told
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "twotower"):
+        values.fill(found)
+        sections["train"]["start"] = [found.model_dump(mode="json")]
+        other = Trainer(data, Config.model_validate(sections))
+        other.run()
+    assert not any("compare its values" in line for line in caplog.messages)
+    mine, theirs = trainer.model.state_dict(), other.model.state_dict()
+    tables = [name for name in mine if name.startswith("pairs.0.")]
+    assert any(mine[name].dim() == 2 and mine[name].any() for name in tables)
+    for name in tables:
+        assert torch.equal(mine[name], theirs[name]), name

@@ -52,6 +52,9 @@ from twotower.train.validation import Validation
 
 log = logging.getLogger(__name__)
 
+MAX_COMPARED = 1_000_000
+"""Positives of a start up to which all of them compare its values, if those of some users can."""
+
 
 class StartValues:
     """Gives pairs the values of their starts, each those that are best on validation by the pair alone, and then its weight beside
@@ -83,6 +86,8 @@ class StartValues:
         """Values of the start that was solved last."""
         self._weighed = list[tuple[Start, PairValues]]()
         """Pairs whose columns are weighed."""
+        self._compares = False
+        """True while values are compared."""
         self._positives = dict[int, PositiveMatrix]()
         """Positives of the start of a pair while its values are tried; on rank 0."""
 
@@ -114,10 +119,11 @@ class StartValues:
     def best(self, start: Start) -> Start:
         """Return the start with the values that are best. May overwrite its pair."""
         is_open = len(start.alternatives()) > 1 and start.has_choice(self.dataset, self.model.config)
+        self._compares = is_open or len(set(start.bias_weights)) > 1
         found = search(start, self.score, is_fine=not self._trained) if is_open else start.alternatives()[0]
         if len(set(found.bias_weights)) > 1:
             found = found.with_biases(best_weight(found.bias_weights, lambda w: self.score(found.with_biases(w))))
-        self._tried = None
+        self._compares, self._tried = False, None
         return found
 
     def score(self, start: Start) -> float:
@@ -287,8 +293,20 @@ class StartValues:
         if self.context.is_main and start.pair not in self._positives:
             self._positives[start.pair] = start.positives(self.dataset, self.model.config)
         found = self._positives.get(start.pair)
+        if found is not None and self._compares and start.compares_by_few:
+            every = found
+            found = every.once("compared", lambda: self._compared(start, every))
         seed = self.recipe.train.seed
         self._values = start_pair(self.model, start, found, seed, self.context, keeps_biases=self._trained)
+
+    def _compared(self, start: Start, every: PositiveMatrix) -> PositiveMatrix:
+        """Return the positives that compare the values of a start."""
+        few = every.drawn(MAX_COMPARED, self.recipe.train.seed)
+        if few is not every:
+            log.info(
+                f"start of pair {start.pair} by {start.kind}: {len(few.values):,} of {len(every.values):,} positives, those of users who are drawn, compare its values"
+            )
+        return few
 
     def _factors_of(self, start: Start, biases: float) -> Factors:
         """Return the vectors of a pair that starts so, alone, with a weight of its biases. Those of the start before are kept."""

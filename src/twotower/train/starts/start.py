@@ -62,6 +62,9 @@ class Start(Kind):
     """Pooling in place of one without an order, where the log has one. None: the same."""
     choices: ClassVar[tuple[str, ...]] = ()
     """Options of several values, of which the one that is best on the validation part is kept."""
+    compares_by_few: ClassVar[bool] = False
+    """True if the values of `choices` that are best for some of the users are best for all, so that of many positives those of some compare
+    them."""
     shares: ClassVar[bool] = False
     """True if source and target are one table's rows, which the history may share."""
     adds_columns: ClassVar[bool] = False
