@@ -52,7 +52,7 @@ from twotower.train.validation import Validation
 
 log = logging.getLogger(__name__)
 
-MAX_COMPARED = 1_000_000
+MAX_COMPARED = 4_000_000
 """Positives of a start up to which all of them compare its values, if those of some users can."""
 
 
