@@ -270,7 +270,7 @@ def test_a_publish_below_the_recall_threshold_drops_its_collection(
 ) -> None:
     first = api.publish(runs[0], tmp_path / "store", there(shared.uri, prefix))
     with monkeypatch.context() as m:
-        m.setattr("twotower.publishing.item_index.measure_recall", lambda index, queries, k: 0.5)
+        m.setattr("twotower.publishing.item_index.measure_recall", lambda index, queries, k, banned: 0.5)
         with pytest.raises(BundleError, match=r"recall 0\.5"):
             api.publish(runs[1], tmp_path / "store", there(shared.uri, prefix, type="HNSW"))
     assert Store(tmp_path / "store").current().id == first.id

@@ -335,6 +335,32 @@ def test_recall_counts_against_a_loop() -> None:
     assert plain < 1
 
 
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_recall_is_of_what_an_answer_holds(kind: str) -> None:
+    """The nearest rows of each query are left out, and a search that finds these finds others worse."""
+    index, vectors, rows = made(kind, "cosine", 4000)
+    queries = users(40)
+    banned = [np.sort(found[found >= 0]) for found in naive(vectors, rows, queries, 300)[0]]
+    name, limit = next(iter(index.search_limits().items()))
+    index.search_params[name] = max(1, limit // 64)
+    wanted = index.search(queries, 10, banned=banned, exact=True)[0]
+    found = index.search(queries, 10, banned=banned)[0]
+    plain = np.mean([len(set(a.tolist()) & set(b.tolist())) / 10 for a, b in zip(found, wanted, strict=True)])
+    assert measure_recall(index, queries, 10, banned) == pytest.approx(plain, abs=0.005)
+    assert plain < measure_recall(index, queries, 10)
+    recall = tune_index(index, queries, 10, 0.98, banned)
+    assert recall == measure_recall(index, queries, 10, banned) >= 0.98
+    effort = index.search_params[name]
+    tune_index(index, queries, 10, 0.98)
+    assert index.search_params[name] < effort or (kind == "hnsw" and index.search_params[name] == effort)
+
+
+def test_recall_of_fewer_rows_than_asked_is_whole() -> None:
+    index, _, rows = made("ivf", "dot")
+    assert measure_recall(index, users(5), 10, [rows[3:]] * 5) == 1.0
+    assert measure_recall(index, users(5), 10, [rows] * 5) == 1.0
+
+
 @pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivfpq"])
 def test_biases_and_a_temperature_in_the_vectors_do_not_ruin_recall(kind: str) -> None:
     """Users look nothing like items here: raw inner products on a graph find a quarter, whatever the effort."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -253,7 +254,7 @@ def test_fault_C10_zero_and_broken_vectors_are_counted_and_never_found(
 def test_fault_A11_an_index_below_the_recall_threshold_is_refused_unless_forced(
     runs: tuple[Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("twotower.publishing.item_index.measure_recall", lambda index, queries, k: 0.5)
+    monkeypatch.setattr("twotower.publishing.item_index.measure_recall", lambda index, queries, k, banned: 0.5)
     assert runs[0].folder is not None
     arguments = ["publish", str(runs[0].folder), "--store", str(tmp_path / "store")]
     assert run_command(arguments) == 2
@@ -268,13 +269,40 @@ def test_the_index_aims_above_the_threshold_it_must_reach(
 ) -> None:
     asked: list[float] = []
 
-    def tune(index: Index, queries: np.ndarray, k: int, target: float) -> float:
+    def tune(index: Index, queries: np.ndarray, k: int, target: float, banned: list[np.ndarray] | None) -> float:
         asked.append(target)
-        return tune_index(index, queries, k, target)
+        return tune_index(index, queries, k, target, banned)
 
     monkeypatch.setattr(item_index, "tune_index", tune)
     api.publish(runs[0], tmp_path / "store", Ivf(k=5, min_recall=0.9))
     assert asked == [pytest.approx(0.92)]
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_the_recall_check_leaves_out_what_answers_leave_out(
+    runs: tuple[Run, Run], keeps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[np.ndarray, list[np.ndarray] | None]] = []
+
+    def check(index: Index, queries: np.ndarray, k: int, banned: list[np.ndarray] | None) -> float:
+        told.append((queries, banned))
+        return 1.0
+
+    monkeypatch.setattr(item_index, "measure_recall", check)
+    run = runs[0]
+    if keeps:
+        kept = run.config.evaluation.model_copy(update={"repeats": "allow"})
+        run = replace(run, config=run.config.model_copy(update={"evaluation": kept}))
+    api.publish(run, tmp_path / "store", force=True)
+    ((queries, banned),) = told
+    if keeps:
+        assert banned is None
+        return
+    assert banned
+    vectors = run.factors(TEST).users.cpu().numpy()
+    for query, rows in zip(queries, banned, strict=True):
+        users = np.flatnonzero((vectors == query).all(1))
+        assert any(set(rows) == set(run.dataset.interacted_items.row(int(user))) for user in users)
 
 
 def test_the_story_of_a_store(runs: tuple[Run, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,7 +144,7 @@ class IndexConfig(Kind):
         0.95,
         gt=0,
         le=1,
-        description="Minimum recall against exact search, over held-out users, that publishing accepts. Search "
+        description="Minimum recall against exact search that publishing accepts, over held-out users, without the items that their answers leave out. Search "
         "parameters are tuned to it.",
     )
     k: int = Field(100, ge=1, description="Cut-off of min_recall.")

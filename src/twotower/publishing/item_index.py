@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
-from twotower.arrays.types import Floats
+from twotower.arrays.types import Floats, Ints
 from twotower.errors import RunError
 from twotower.index import Index, Similarity, measure_recall, tune_index
 from twotower.index.protocol import IndexConfig, Publication
@@ -29,14 +30,17 @@ def build_item_index(items: Floats, metric: Similarity, config: IndexConfig, pub
     return index
 
 
-def tune_and_check(index: Index, queries: Floats, config: IndexConfig) -> RecallCheck:
-    """Tune the index with one half of the queries (B, D), and return the recall check by the other half."""
+def tune_and_check(
+    index: Index, queries: Floats, config: IndexConfig, banned: Sequence[Ints] | None = None
+) -> RecallCheck:
+    """Tune the index with one half of the queries (B, D), and return the recall check by the other half. `banned` are the rows that the answer of
+    each query leaves out."""
     half = len(queries) // 2
     # Recall of users outside the tuning is slightly lower, so tuning aims a fifth of the way from the threshold to 1.
     aim = config.min_recall + (1 - config.min_recall) / 5
     if index.search_limits():
-        tune_index(index, queries[:half], config.k, aim)
-    found = measure_recall(index, queries[half:], config.k)
+        tune_index(index, queries[:half], config.k, aim, banned and banned[:half])
+    found = measure_recall(index, queries[half:], config.k, banned and banned[half:])
     if index.search_params:
         log.info(
             f"index: {', '.join(f'{k} {v}' for k, v in index.search_params.items())}, tuned to recall@{config.k} {aim:.3f}"

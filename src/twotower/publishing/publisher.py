@@ -139,13 +139,13 @@ def _write(
     if run_stamp(run.folder) != before:
         raise RunError(f"{run.folder}: another run has replaced it; load the run again, then publish it")
     _check_unchanged(run, folder, model)
-    items, queries, users = _vectors(run, config.queries)
+    items, (queries, asking), users = _vectors(run, config.queries)
     for vectors in (queries, users):
         if vectors is not None:
             _check_users(vectors)
     register = None if collections is None else collections.register
     index = build_item_index(items, run.model.config.metric, config, Publication(model, register))
-    recall_check = tune_and_check(index, queries, config)
+    recall_check = tune_and_check(index, queries, config, _left_out(run, asking))
     index.save(folder / layout.INDEX)
     if users is not None:
         np.save(folder / layout.USER_VECTORS, users)
@@ -219,14 +219,23 @@ def _check_users(users: Floats) -> None:
         raise RunError(f"{bad} user vectors are not finite; the model is broken, train it again")
 
 
-def _vectors(run: Run, n_queries: int) -> tuple[Floats, Floats, Floats | None]:
-    """Return the vectors of all items, those that up to `n_queries` random users search with, and the precomputed ones of all
+def _left_out(run: Run, users: Ints) -> list[Ints] | None:
+    """Return the rows of the items that the answer of each user leaves out; None if it keeps what they have seen."""
+    if run.config.evaluation.repeats != "exclude":
+        return None
+    seen = run.dataset.interacted_items
+    return [seen.row(user).astype(np.int64) for user in users.tolist()]
+
+
+def _vectors(run: Run, n_queries: int) -> tuple[Floats, tuple[Floats, Ints], Floats | None]:
+    """Return the vectors of all items, those that up to `n_queries` random users search with, and these users, and the precomputed vectors of all
     users, None if a feature of the context has no default. With a context the queries are those of random interactions of the
     test part, of all parts if it has fewer than two."""
     if not run.dataset.schema.side("context"):
         factors = run.factors(TEST)
         users = factors.users.cpu().numpy()
-        return factors.items.cpu().numpy(), users[_query_users(run, n_queries)], users
+        asking = _query_users(run, n_queries)
+        return factors.items.cpu().numpy(), (users[asking], asking), users
     newest = replace(
         run.dataset, users=replace(run.dataset.users, versions=None), items=replace(run.dataset.items, versions=None)
     )
@@ -236,10 +245,11 @@ def _vectors(run: Run, n_queries: int) -> tuple[Floats, Floats, Floats | None]:
     if len(rows) < 2:
         rows = np.arange(len(run.dataset.pairs))
     rows = np.random.default_rng(0).permutation(rows)[:n_queries]
-    queries = scorer.of_users(run.dataset.pairs.user[rows].astype(np.int64), rows).cpu().numpy()
+    asking = run.dataset.pairs.user[rows].astype(np.int64)
+    queries = scorer.of_users(asking, rows).cpu().numpy()
     stored = run.factors(TEST).users.cpu().numpy() if run.dataset.schema.precomputes else None
     items = with_popularity_at_end(scorer.items, run.model, newest)
-    return items.cpu().numpy(), queries, stored
+    return items.cpu().numpy(), (queries, asking), stored
 
 
 def _in_contexts(dataset: Dataset, users: Side) -> Side:
