@@ -348,6 +348,10 @@ def test_recall_is_of_what_an_answer_holds(kind: str) -> None:
     plain = np.mean([len(set(a.tolist()) & set(b.tolist())) / 10 for a, b in zip(found, wanted, strict=True)])
     assert measure_recall(index, queries, 10, banned) == pytest.approx(plain, abs=0.005)
     assert plain < measure_recall(index, queries, 10)
+    index.search_params[name] = 1
+    of_all = measure_recall(index, queries, 10, banned)
+    of_each = np.mean([measure_recall(index, queries[n : n + 1], 10, [banned[n]]) for n in range(len(queries))])
+    assert of_each == pytest.approx(of_all, abs=0.02), "a query alone names its rows to the engine"
     recall = tune_index(index, queries, 10, 0.98, banned)
     assert recall == measure_recall(index, queries, 10, banned) >= 0.98
     effort = index.search_params[name]

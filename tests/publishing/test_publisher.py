@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from twotower import api
 from twotower.cli.app import run_command
 from twotower.data.splits import TEST
 from twotower.errors import BundleError, RunError
+from twotower.features.sequence import Sequence
 from twotower.files.object_stores import ObjectClient
 from twotower.files.urls import Url
 from twotower.index import Index, load_index, tune_index
@@ -276,6 +278,19 @@ def test_the_index_aims_above_the_threshold_it_must_reach(
     monkeypatch.setattr(item_index, "tune_index", tune)
     api.publish(runs[0], tmp_path / "store", Ivf(k=5, min_recall=0.9))
     assert asked == [pytest.approx(0.92)]
+
+
+def test_rows_that_no_history_of_a_bundle_holds_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    users, items, log = checkerboard()
+    history = Sequence(name="h", side="user")
+    for features, told in (((), False), ((history,), True)):
+        schema = CHECKERBOARD_SCHEMA.model_copy(update={"features": (*CHECKERBOARD_SCHEMA.features, *features)})
+        with caplog.at_level(logging.INFO, "twotower"):
+            run = api.fit((users, items, log), schema, settings(train={"epochs": 1}), folder=tmp_path / str(told))
+            api.publish(run, tmp_path / "store")
+        n = len(run.dataset.part_indices(TEST))
+        line = f"the {n:,} rows of the test part are in no history of the bundle, and their items are left out of answers; to serve nearly all rows train with a smaller split.test"
+        assert (line in caplog.messages) == told
 
 
 @pytest.mark.parametrize("keeps", [False, True])

@@ -169,15 +169,21 @@ def reordered(vectors: Factors, one: Dataset, other: Dataset) -> Factors:
     return Factors(vectors.users[rows[0]], vectors.items[rows[1]])
 
 
-def test_items_that_one_run_lacks_or_has_seen_are_left_out_for_both(board: Dataset) -> None:
+def test_items_that_one_run_lacks_or_has_seen_are_left_out_for_both(
+    board: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
     users, items, actions = checkerboard()
     more = prepared(users, pl.concat([items, pl.DataFrame({"item_id": [98, 99]})]), actions)
     found = compare_runs(scored(board, oracle(board)), scored(more, oracle(more)), resamples=20)
     assert all(c.difference == 0 for c in found)
+    n = len(board.items)
+    assert f"compared over the {n} items that both have: A has 0 more and B 2, among which" in caplog.text
+    caplog.clear()
     # B's train part lacks most rows; what A has seen is still no answer.
     few = replace(board, parts=np.where((board.parts == 0) & (np.arange(len(board.parts)) % 3 > 0), 3, board.parts))
     found = compare_runs(scored(board, oracle(board)), scored(few, oracle(few)), resamples=20)
     assert all(c.difference == 0 for c in found)
+    assert "items that both have" not in caplog.text
 
 
 def test_runs_with_other_test_pairs_are_refused(board: Dataset) -> None:

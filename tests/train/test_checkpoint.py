@@ -270,7 +270,9 @@ def test_a_checkpoint_of_another_format_is_refused_by_its_number(
         Trainer(board, config, folder).resume()
 
 
-def test_fault_B5_resume_with_a_change_is_refused_with_the_difference(tmp_path: Path) -> None:
+def test_fault_B5_resume_with_a_change_is_refused_with_the_difference(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tables = checkerboard()
     config = settings(train={"epochs": 1})
     folder = tmp_path / "run"
@@ -284,6 +286,24 @@ def test_fault_B5_resume_with_a_change_is_refused_with_the_difference(tmp_path: 
     longer = settings(train={"epochs": 3})
     done = api.fit(tables, CHECKERBOARD_SCHEMA, longer, folder=folder, resume=True, override=True)
     assert [h["epoch"] for h in done.history] == [1, 2, 3]
+    assert "although the run has changed (train.epochs" in caplog.text
+    assert "may be training rows of the epochs before" not in caplog.text
+
+
+@pytest.mark.parametrize("what", ["data", "split"])
+def test_rows_that_earlier_epochs_may_have_learned_and_now_test_are_told(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    users, items, log = checkerboard()
+    folder, sections = tmp_path / "run", dict[str, Any]()
+    api.fit((users, items, log), CHECKERBOARD_SCHEMA, settings(train={"epochs": 1}), folder=folder)
+    if what == "data":
+        log = log.with_columns(liked=1 - pl.col("liked"))
+    else:
+        sections["split"] = {"seed": 5}
+    longer = settings(train={"epochs": 2}, **sections)
+    api.fit((users, items, log), CHECKERBOARD_SCHEMA, longer, folder=folder, resume=True, override=True)
+    assert "may be training rows of the epochs before, so their metrics may be too high; start a new run" in caplog.text
 
 
 def test_fault_B5_weights_are_not_taken_over_for_other_ids_and_the_best_is_measured_anew(tmp_path: Path) -> None:

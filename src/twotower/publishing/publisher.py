@@ -139,6 +139,8 @@ def _write(
     if run_stamp(run.folder) != before:
         raise RunError(f"{run.folder}: another run has replaced it; load the run again, then publish it")
     _check_unchanged(run, folder, model)
+    if untold := _untold_rows(run):
+        log.info(untold)
     items, (queries, asking), users = _vectors(run, config.queries)
     for vectors in (queries, users):
         if vectors is not None:
@@ -217,6 +219,17 @@ def _check_users(users: Floats) -> None:
     bad = int((~np.isfinite(users).all(1)).sum())
     if bad:
         raise RunError(f"{bad} user vectors are not finite; the model is broken, train it again")
+
+
+def _untold_rows(run: Run) -> str:
+    """Return a line about the rows of the test part, which nothing of a bundle has read; empty if it reads no rows beside the weights."""
+    rows, split = len(run.dataset.part_indices(TEST)), run.config.split
+    if not rows or not (run.dataset.schema.histories("user") or run.follows_popularity):
+        return ""
+    option = "split.users" if split.kind in split.kinds_of_users else "split.test"
+    out = ", and their items are left out of answers" if run.config.evaluation.repeats == "exclude" else ""
+    way = "" if split.is_given else f"; to serve nearly all rows train with a smaller {option}"
+    return f"the {rows:,} rows of the test part are in no history of the bundle{out}{way}"
 
 
 def _left_out(run: Run, users: Ints) -> list[Ints] | None:

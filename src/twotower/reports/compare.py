@@ -135,6 +135,12 @@ def _align_runs(
     tested = np.flatnonzero(a.dataset.grouped(TEST).lengths)
     users = match_ids(a.dataset, b.dataset, "user", tested)
     items = match_ids(a.dataset, b.dataset, "item", np.arange(len(a.dataset.items)))
+    more = [len(run.dataset.items) - len(items[0]) for run in (a, b)]
+    if any(more):
+        log.warning(
+            f"compared over the {len(items[0]):,} items that both have: {names[0]} has {more[0]:,} more and {names[1]} {more[1]:,}, among which their own "
+            "metrics rank too, so these are lower"
+        )
     seen: list[GroupedPairs] = []
     factors: list[Factors] = []
     for run, name, user, item in zip((a, b), names, users, items, strict=True):

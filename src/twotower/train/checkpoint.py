@@ -180,6 +180,11 @@ class Checkpoints:
                     f"cannot resume: the run has changed ({differences}); undo the change, or pass `override=True`"
                 )
             log.warning(f"resuming although the run has changed ({differences})")
+            if any(line.startswith((f"{DATA}: ", "split.")) for line in changed):
+                log.warning(
+                    "rows of the present validation and test part may be training rows of the epochs before, so their metrics may be too high; "
+                    "start a new run to measure"
+                )
         self.has_changed = bool(changed) or found.fingerprint.get(EVALUATION) != self.fingerprint.get(EVALUATION)
         self._restore(found.tensors)
         return TrainingProgress.restore(found.progress, found.path)

@@ -48,7 +48,8 @@ class FaissIndex(ApproximateIndex):
 
     @abstractmethod
     def _faiss_params(self, factor: int, fetch: int, selector: Selector | None) -> SearchParameters | None:
-        """Return FAISS search parameters: `search_params` times `factor`, for `fetch` candidates that pass `selector`."""
+        """Return FAISS search parameters: `search_params` times `factor`, for `fetch` candidates, of which `selector` rejects those that are banned: a graph
+        has them in its queue all the same."""
 
     # Changes
 
@@ -94,7 +95,8 @@ class FaissIndex(ApproximateIndex):
         rest = SearchScope(None, None if single else banned, scope.remaining)
         hidden = 0 if rest.banned is None else max(len(rest.banned[number]) for number in todo)
         fetch = min(len(self._store.rows), self._candidates(k, hidden) * effort.more)
-        params = self._faiss_params(effort.factor, fetch, selector)
+        named = len(banned[todo[0]]) if banned is not None and single else 0
+        params = self._faiss_params(effort.factor, min(len(self._store.rows), fetch + named), selector)
         engine = self._engine
 
         def find(some: Shaped[Vectors, "b W"]) -> Shaped[Rows, "b _"]:
