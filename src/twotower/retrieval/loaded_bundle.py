@@ -22,7 +22,8 @@ from twotower.data.splits import TEST
 from twotower.errors import DataError, RunError, TwoTowerError, first_line
 from twotower.features.field import InputField
 from twotower.files import layout
-from twotower.files.readers import read_array, read_checked
+from twotower.files.readers import read_array, read_checked, read_json
+from twotower.foreign_code import CODE, warn_of_changes
 from twotower.index import Index, load_index
 from twotower.index.vector_store import MAX_NORM
 from twotower.onnx import inspection
@@ -70,6 +71,7 @@ class LoadedBundle:
             towers = {folder / path: digest for path, digest in digests.items() if path.endswith(".onnx")}
             inspected = pool.submit(inspection.inspect_towers, towers, limits=limits)
             dataset = memmap.load(folder, schema, split, encode=("user",), newest=True)
+            warn_of_changes(read_json(folder / layout.MODEL).get(CODE), folder)
             columns = dataset.side_before("user", TEST).columns
             user_ids, item_ids = UserIds(dataset.users.ids, UserRow), ItemIds(dataset.items.ids, ItemRow)
             titles: TextColumn[str] = TextColumn(dataset.title_column())

@@ -48,6 +48,7 @@ from twotower.features.schema import Schema
 from twotower.features.side import SIDES
 from twotower.files import layout
 from twotower.files.readers import read_checked, read_json, read_text
+from twotower.foreign_code import CODE, code_digests, warn_of_changes
 from twotower.kinds import untrusted_kind
 from twotower.model.tables import blank_tables
 from twotower.model.two_tower import TwoTower
@@ -116,7 +117,13 @@ def fingerprint(dataset: Dataset, config: Config) -> dict[str, JsonValue]:
         del flat[f"train.{key}"]
     measured = hashlib.sha256(config.evaluation.model_dump_json().encode()).hexdigest()
     digests = {DATA: dataset.digest, CODES: dataset.encoders.digest_of_codes, EVALUATION: measured}
-    return flat | digests | {"torch": torch.__version__, "twotower": __version__}
+    code = {f"code of {module}": digest for module, digest in _code(dataset, config).items()}
+    return flat | digests | code | {"torch": torch.__version__, "twotower": __version__}
+
+
+def _code(dataset: Dataset, config: Config) -> dict[str, JsonValue]:
+    """Return the digests of the code of kinds defined outside the package."""
+    return code_digests(dataset.schema.model_dump(mode="json"), config.model_dump(mode="json"))
 
 
 def _flattened(prefix: str, section: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -181,6 +188,7 @@ def save_model(folder: Path, run: Run) -> str:
             "metric": run.model.config.metric,
             "model": run.config.model.model_dump(mode="json"),
             "fields": {s: to_jsonable_python(run.dataset.encoders.fields(s)) for s in SIDES},
+            CODE: _code(run.dataset, run.config),
         },
     )
     return digest
@@ -228,6 +236,7 @@ def _load(folder: Path, trust: bool) -> Run:
     if stopped:
         return _best_so_far(folder, config, dataset, stopped)
     model = load_model(place, digest, config, dataset.encoders)
+    warn_of_changes(read_json(place / layout.MODEL).get(CODE), folder)
     metrics = read_json(place / layout.METRICS)
     if not _is_metrics(metrics):
         raise RunError(f"{place / layout.METRICS}: damaged (expected numbers by name)")

@@ -52,8 +52,8 @@ class Ials(ColumnStart):
     nearest to v, by a ridge regression in which an item of n positives, of the mean weight, weighs n / (n + 10), and the id has
     what is left of v.
 
-    Both strengths are relative to the numbers of users and of rows, so of more than 4,000,000 positives those of users who are drawn compare their
-    values, and all are solved from by the best ones.
+    Both strengths are relative to the numbers of users and of rows, so of more than 4,000,000 positives those of users
+    who are drawn compare their values, and all are solved from by the best ones.
 
     Use it for tastes in no order. Memory is that of the vectors and some 60 bytes a positive, the time of a sweep that of positives
     times width and of users and items times its square.

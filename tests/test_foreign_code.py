@@ -1,0 +1,82 @@
+"""A change of the code of a kind defined outside the package is told wherever its weights are used, and refused where a training is resumed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
+
+import twotower
+from twotower import api
+from twotower.config.experiment import Config
+from twotower.errors import RunError
+from twotower.foreign_code import code_digests, warn_of_changes
+
+NAME = "kinds_that_change"
+MODULE = """
+from twotower.train.losses.bce import Bce
+
+
+class Doubled(Bce):
+    '''Doubles nothing.'''
+
+    kind = __name__ + ":Doubled"
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a module that is loaded, with a kind of loss."""
+    path = tmp_path / f"{NAME}.py"
+    path.write_text(MODULE, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, NAME, raising=False)
+    importlib.invalidate_caches()
+    importlib.import_module(NAME)
+    return path
+
+
+def config(epochs: int = 1) -> Config:
+    return settings(loss={"kind": f"{NAME}:Doubled"}, train={"epochs": epochs})
+
+
+def test_digests_are_of_the_modules_that_are_named(module: Path) -> None:
+    found = code_digests({"a": [{"kind": f"{NAME}:Doubled"}], "b": "bce", "c": 1, f"{NAME}:key": None})
+    assert [*found] == [NAME]
+    assert code_digests({"b": "bce"}, [f"{NAME} :Doubled", "no_module_of_this:Name", "a:b"]) == {}
+    module.write_text(MODULE + "\n", encoding="utf-8")
+    assert code_digests(f"{NAME}:Doubled") != found
+
+
+@pytest.mark.parametrize("told", [None, [], {"no_module_of_this": "x"}, {"sys": "x"}])
+def test_what_has_no_file_is_no_change(told: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_changes(told, tmp_path)
+    assert not caplog.messages
+
+
+def test_a_change_is_told_where_a_run_or_its_bundle_is_loaded(
+    module: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config(), folder=tmp_path / "run")
+    api.publish(run, tmp_path / "store")
+    for changed in (False, True):
+        caplog.clear()
+        if changed:
+            module.write_text(MODULE + "\n", encoding="utf-8")
+        api.load(tmp_path / "run")
+        twotower.retriever(tmp_path / "store")
+        told = [line for line in caplog.messages if f"{NAME}.py has changed since the training" in line]
+        assert len(told) == 2 * changed
+
+
+def test_a_training_is_not_resumed_by_other_code(module: Path, tmp_path: Path) -> None:
+    tables = checkerboard()
+    api.fit(tables, CHECKERBOARD_SCHEMA, config(), folder=tmp_path / "run")
+    module.write_text(MODULE + "\n", encoding="utf-8")
+    with pytest.raises(RunError, match=f"cannot resume: the run has changed .code of {NAME}: "):
+        api.fit(tables, CHECKERBOARD_SCHEMA, config(), folder=tmp_path / "run", resume=True)
+    done = api.fit(tables, CHECKERBOARD_SCHEMA, config(2), folder=tmp_path / "run", resume=True, override=True)
+    assert len(done.history) == 2
