@@ -32,8 +32,7 @@ Operators = Mapping[str, Collection[str]]
 """Operators of the default ONNX domain, each with the attributes that are written."""
 
 
-IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-"""Module and class of a kind defined outside the package."""
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 class Kind(Section):
@@ -126,7 +125,7 @@ class Kinds(Generic[K]):
         be loaded already. Raises ConfigError."""
         if name in self._by_name:
             return self._by_name[name]
-        if not IMPORT_PATH.fullmatch(name):
+        if not _IMPORT_PATH.fullmatch(name):
             hint = did_you_mean(name, self.names)
             raise ConfigError(f"no {self.noun} of kind '{name}'{hint} (allowed: {', '.join(self.names)})")
         module = name.partition(":")[0]

@@ -47,8 +47,8 @@ from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES
 from twotower.files import layout
+from twotower.files.foreign_code import CODE, code_digests, warn_of_changes
 from twotower.files.readers import read_checked, read_json, read_text
-from twotower.foreign_code import CODE, code_digests, warn_of_changes
 from twotower.kinds import untrusted_kind
 from twotower.model.tables import blank_tables
 from twotower.model.two_tower import TwoTower

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 import twotower
 from twotower import api
 from twotower.config.experiment import Config
 from twotower.errors import RunError
-from twotower.foreign_code import code_digests, warn_of_changes
+from twotower.files.foreign_code import code_digests, warn_of_changes
 
 NAME = "kinds_that_change"
 MODULE = """
@@ -52,7 +53,7 @@ def test_digests_are_of_the_modules_that_are_named(module: Path) -> None:
 
 
 @pytest.mark.parametrize("told", [None, [], {"no_module_of_this": "x"}, {"sys": "x"}])
-def test_what_has_no_file_is_no_change(told: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_has_no_file_is_no_change(told: JsonValue, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     warn_of_changes(told, tmp_path)
     assert not caplog.messages
 

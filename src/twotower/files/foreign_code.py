@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pydantic import JsonValue
-
-from twotower.kinds import IMPORT_PATH
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +19,9 @@ CODE = "code"
 def code_digests(*sections: JsonValue) -> dict[str, JsonValue]:
     """Return the SHA-256 of the file of each module whose kinds some sections name by import path. A module without a file, as of an interactive
     session, has none."""
+    named = (text.partition(":") for section in sections for text in _texts(section))
     modules = sorted(
-        {name.partition(":")[0] for section in sections for name in _texts(section) if re.fullmatch(IMPORT_PATH, name)}
+        {module for module, _, kind in named if kind and hasattr(sys.modules.get(module), kind.partition(".")[0])}
     )
     return {module: digest for module in modules if (digest := _digest(module))}
 
@@ -47,7 +45,7 @@ def _texts(value: JsonValue) -> Iterator[str]:
     elif isinstance(value, Mapping):
         for one in value.values():
             yield from _texts(one)
-    elif isinstance(value, Sequence):
+    elif isinstance(value, list | tuple):
         for one in value:
             yield from _texts(one)
 
