@@ -81,7 +81,7 @@ def _shape_blends(
     reasons = dict[str, list[str]]()
     left = list[Start]()
     for start in starts:
-        why = unsolved or unweighed or ("" if start.is_exact(shape.users, shape.items) else too_large)
+        why = unsolved or unweighed or ("" if start.is_exact(shape.users, shape.items, shape.common) else too_large)
         if start.adds_users and shape.users_change:
             why = "users have several values of a column, by schema.valid_from."
         if start.pair in fitted.without_columns:

@@ -23,6 +23,7 @@ from twotower.suggestion.query_evidence import QueryEvidence, query_evidence
 from twotower.suggestion.side_features import SideFeature, SideFeatures, is_text
 from twotower.suggestion.thresholds import no_rating
 from twotower.suggestion.user_evidence import UserEvidence, column_codes, user_evidence
+from twotower.train.starts.start import common_items
 
 DENSE = 0.5
 """Share of all pairs of user and item from which the presence of a row says nothing."""
@@ -55,6 +56,8 @@ class Shape:
     """Items of the catalogue, with an interaction or without."""
     unused: int
     """Items of the catalogue without an interaction."""
+    common: int
+    """The least number of items that have most of the taken rows."""
     interactions: int
     taken: int
     """Rows of what users took: the positives, or all rows if the label is a scale, on which users rate what they took."""
@@ -164,6 +167,7 @@ def measure_shape(
         users=int(users.max(initial=-1)) + 1,
         items=tables.items.height,
         unused=tables.items.height - n_items,
+        common=common_items(np.bincount(items[taken])),
         interactions=actions.height,
         taken=int(taken.sum()),
         length=float(np.median(lengths)) if len(lengths) else 0.0,

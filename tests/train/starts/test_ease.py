@@ -115,7 +115,7 @@ def test_users_of_negatives_alone_count_among_those_who_are_solved_for(
     """Five users like anything, few enough to be solved for above the bound of items; all fifty are too many."""
     data = world(log().with_columns(rating=pl.when(pl.col("user_id") < 5).then(5).otherwise(2)))
     of = config(None, fields)
-    start = of.train.start[0].model_copy(update={"max_items": 11})
+    start = of.train.start[0].model_copy(update={"max_items": 8})
     assert start.has_choice(data, of.model) == has_choice
 
 

@@ -55,6 +55,7 @@ from twotower.train.starts.pair import scale_pair
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
 from twotower.train.starts.search import evaluation_of_search, search
 from twotower.train.starts.slit import decayed_products
+from twotower.train.starts.start import common_items
 from twotower.train.trainer import Trainer
 
 USERS, ITEMS, WIDTH = 60, 14, 20
@@ -935,6 +936,29 @@ def test_a_narrow_ease_is_the_projection_on_leading_right_singular_vectors() -> 
     _, _, vt = np.linalg.svd(x @ weights)
     found = scores(factors_before(Trainer(data, Config.model_validate(sections)).run().model, data, TRAIN))
     np.testing.assert_allclose(found, of_size_one(weights @ vt[:4].T @ vt[:4], data, x), atol=2e-3)
+
+
+def test_above_the_bound_the_items_that_most_users_take_are_solved_for(caplog: pytest.LogCaptureFixture) -> None:
+    rare = pl.DataFrame({"user_id": range(6), "item_id": [90 + n for n in range(6)], "part": "train"})
+    schema, log = world("ease").schema, log_of_tastes(False).drop("t")
+    tables = check(None, None, pl.concat([log, rare.cast(log.schema)]), schema)
+    data = build_dataset(tables, schema, SplitConfig(kind="column", column="part"))
+    chosen = config("ease", max_items=ITEMS - 1, regularization=[3.0])
+    assert chosen.train.start[0].has_choice(data, chosen.model)
+    with caplog.at_level(logging.INFO, "twotower"):
+        found = scores(factors_before(Trainer(data, chosen).run().model, data, TRAIN))
+    assert f"the {ITEMS - 1} items that most users take are solved for" in caplog.text
+    x = matrix(data)
+    common = np.sort(np.argsort(-x.sum(0), kind="stable")[: ITEMS - 1])
+    weights = np.zeros((x.shape[1], x.shape[1]))
+    weights[np.ix_(common, common)] = ease_weights(x[:, common])
+    np.testing.assert_allclose(found, of_size_one(weights, data, x), atol=2e-3)
+    assert not found[:, [i for i, name in enumerate(data.items.ids.to_list()) if name >= 90]].any()
+
+
+@pytest.mark.parametrize(("counts", "common"), [([], 0), ([0, 0], 0), ([9, 1], 1), ([8, 1, 1], 2), ([1] * 10, 9)])
+def test_common_items_have_nine_tenths_of_the_positives(counts: list[int], common: int) -> None:
+    assert common_items(np.array(counts, np.int64)) == common
 
 
 def test_above_the_bound_a_truncated_decomposition_stands_in_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

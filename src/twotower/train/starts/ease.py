@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.sets import distinct_keys, pair_keys
-from twotower.arrays.types import F32, F64
+from twotower.arrays.types import F32, F64, I64
 from twotower.data.dataset import Dataset
+from twotower.data.splits import TRAIN
 from twotower.errors import ConfigError, TrainingError
 from twotower.features.feature import Feature
 from twotower.features.side import SideName
@@ -24,7 +26,7 @@ from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.two_tower import ModelConfig
 from twotower.train.starts.positives import PositiveMatrix, PositiveSequences
-from twotower.train.starts.start import PairValues, Positive, Start
+from twotower.train.starts.start import PairValues, Positive, Start, common_items
 
 log = logging.getLogger(__name__)
 OVERSAMPLING, ITERATIONS = 16, 12
@@ -65,7 +67,8 @@ class Ease(Start):
     Use it where users take many items each and items are not too many. Scores are scaled so that those of all items after a
     history have the root mean square 1. Memory is N^2 and some kilobytes a user, time N^3 and N for every positive, or U N and
     U^2 N where the U users are at most half as many, or items more than `max_items`: then V has at most U vectors. Where
-    `max_items` allows neither, the truncated singular value decomposition of X stands in, without the zero diagonal: rows of
+    `max_items` allows neither, the items that most users take are solved for, if they have nine tenths of the positives, and
+    others have zeros; else the truncated singular value decomposition of X stands in, without the zero diagonal: rows of
     V S^2 / (S^2 + lambda), and V, by the first lambda given.
     """
 
@@ -86,7 +89,7 @@ class Ease(Start):
     max_items: int = Field(
         10_000,
         ge=0,
-        description="Number of items N above which a truncated decomposition stands in, unless users times N are at most its square. "
+        description="Number of items N above which the most taken ones alone are solved for, if they have nine tenths of the positives, or a truncated decomposition stands in, unless users times N are at most its square. "
         "10,000 items take 2.9 GB, with weights or negatives 4.0 GB, so many products of users and items 4.0 GB.",
     )
 
@@ -153,10 +156,11 @@ class Ease(Start):
         column = dataset.users.columns[second.name]
         assert isinstance(column, Ragged)
         users = int(np.count_nonzero(dataset.positives_by_user.lengths + column.lengths))
-        return self.is_exact(users, self.n_codes(dataset, model) - 1)
+        counts = np.bincount(dataset.pairs.item[dataset.parts == TRAIN], minlength=len(dataset.items))
+        return self.is_exact(users, self.n_codes(dataset, model) - 1, common_items(counts))
 
-    def is_exact(self, users: int, items: int) -> bool:
-        return items <= self.max_items or self._fits(users, items)
+    def is_exact(self, users: int, items: int, common: int) -> bool:
+        return min(items, common) <= self.max_items or self._fits(users, items)
 
     def _fits(self, users: int, items: int) -> bool:
         """Return True if users are few enough to be solved for."""
@@ -171,6 +175,11 @@ class Ease(Start):
         if self._fits(users, n - 1) and (are_many or width <= users <= n / 2):
             found = positives.once("users", lambda: singular_values_by_users(active))
             source, right = ease_of_few_users(*found, self.regularization[0], width)
+        elif are_many and (head := positives.once("head", lambda: most_taken(positives, self.max_items))):
+            source, right = (torch.zeros(n, width), torch.zeros(n, width))
+            found_source, found_right = self._of_items(head.positives, width, generator)
+            source[head.codes, : found_source.shape[1]] = found_source[1:]
+            right[head.codes, : found_right.shape[1]] = found_right[1:]
         elif are_many:
             log.warning(
                 f"start ease: {n - 1:,} items are more than max_items = {self.max_items:,}, and {users:,} users are too many, so a truncated singular value decomposition of width {width} stands in, by regularization = "
@@ -180,11 +189,7 @@ class Ease(Start):
             right, squares = leading(lambda q: turned.product(positives.product(q)), n, width, generator)
             source = right * (squares / (squares + self.regularization[0]))
         else:
-            products = positives.once("gram", positives.gram)
-            gram = products.float()
-            b = ease_weights(products.to(torch.float64, copy=True), self.regularization[0]).float()
-            right, _ = leading(lambda q: b.T @ (gram @ (b @ q)), n, width, generator)
-            source = b @ right
+            source, right = self._of_items(positives, width, generator)
         assert positives.histories is not None
         mean_square = _mean_square(source, positives.histories, pooling) / positives.n_items
         if not mean_square:
@@ -193,6 +198,42 @@ class Ease(Start):
             )
         values = scaled_values(source, right, mean_square, width)
         return replace(values, further=(self.unliked * values.source,)) if positives is not of else values
+
+    def _of_items(
+        self, positives: PositiveMatrix, width: int, generator: torch.Generator
+    ) -> tuple[F32[Tensor, "N E"], F32[Tensor, "N E"]]:
+        """Return B V and V from the products of all items."""
+        products = positives.once("gram", positives.gram)
+        gram = products.float()
+        b = ease_weights(products.to(torch.float64, copy=True), self.regularization[0]).float()
+        right, _ = leading(lambda q: b.T @ (gram @ (b @ q)), positives.n_columns, width, generator)
+        return b @ right, right
+
+
+class MostTaken(NamedTuple):
+    """Positives of the items that most users take, under codes from 1 on."""
+
+    codes: I64[Tensor, "n"]
+    """Their codes among all, rising."""
+    positives: PositiveMatrix
+
+
+def most_taken(positives: PositiveMatrix, n: int) -> MostTaken | None:
+    """Return the positives of the n items that most rows have, None if these have less than MOST of the positives."""
+    counts = np.bincount(positives.columns, minlength=positives.n_columns)
+    if not 0 < common_items(counts) <= n:
+        return None
+    codes = np.sort(np.argsort(-counts, kind="stable")[:n])
+    codes = codes[counts[codes] > 0]
+    places = np.zeros(positives.n_columns, np.int32)
+    places[codes] = np.arange(1, len(codes) + 1)
+    kept = places[positives.columns] > 0
+    offsets = offsets_of(np.bincount(positives.owners[kept], minlength=len(positives)))
+    found = PositiveMatrix(places[positives.columns[kept]], offsets, positives.values[kept], len(codes) + 1)
+    log.info(
+        f"start ease: the {len(codes):,} items that most users take are solved for, which have {kept.mean():.1%} of the positives"
+    )
+    return MostTaken(torch.from_numpy(codes), found)
 
 
 def _mean_square(rows: F32[Tensor, "N E"], histories: PositiveSequences, pooling: Pooling) -> F32[Tensor, ""]:

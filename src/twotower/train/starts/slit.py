@@ -68,7 +68,7 @@ class Slit(Start):
                 f"of feature '{history.name}'"
             )
 
-    def is_exact(self, users: int, items: int) -> bool:
+    def is_exact(self, users: int, items: int, common: int) -> bool:
         return items <= self.max_items
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:

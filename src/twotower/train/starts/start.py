@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from twotower.arrays.types import F32, Codes, Shaped
+from twotower.arrays.types import F32, Codes, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError
 from twotower.features.feature import Feature
@@ -27,6 +27,16 @@ from twotower.train.starts.positives import PositiveMatrix
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
+
+
+MOST = 0.9
+"""Share of the positives that common items have."""
+
+
+def common_items(counts: Shaped[Ints, "I"]) -> int:
+    """Return the least number of items that have MOST of the positives, by the number of positives of each."""
+    falling = np.sort(counts)[::-1].cumsum()
+    return int(np.searchsorted(falling, MOST * falling[-1])) + 1 if len(falling) and falling[-1] else 0
 
 
 @dataclass(frozen=True)
@@ -96,15 +106,16 @@ class Start(Kind):
         values = [[(value,) for value in getattr(self, name)] for name in self.choices]
         return [self.model_copy(update=dict(zip(self.choices, chosen, strict=True))) for chosen in product(*values)]
 
-    def is_exact(self, users: int, items: int) -> bool:
-        """Return True if the closed form is solved for so many users, who have positives, and items, False if something else stands in
-        for it, on which `choices` have no influence."""
+    def is_exact(self, users: int, items: int, common: int) -> bool:
+        """Return True if the closed form is solved for so many users, who have positives, and items, `common` of which have most positives
+        (`common_items`); False if something else stands in for it, on which `choices` have no influence."""
         return True
 
     def has_choice(self, dataset: Dataset, model: ModelConfig) -> bool:
         """Return True if the values for this data depend on the values of `choices`."""
-        users = int(np.count_nonzero(dataset.positives_by_user.lengths))
-        return self.is_exact(users, self.n_codes(dataset, model) - 1)
+        by_user = dataset.positives_by_user
+        users, counts = int(np.count_nonzero(by_user.lengths)), np.bincount(dataset.pairs.item[by_user.values])
+        return self.is_exact(users, self.n_codes(dataset, model) - 1, common_items(counts))
 
     def beyond(self, best: Start) -> list[Start]:
         """Return `best` with the next value outwards, for each option of several values whose outermost, or one beyond, it has: in the
