@@ -159,6 +159,29 @@ def test_the_gap_is_that_to_an_interaction_whose_pair_comes_again(tmp_path: Path
         assert flat(data, "gap")[order].tolist() == [0, 2, 3] * n, "none, a day, nine days"
 
 
+@pytest.mark.parametrize("split", [{"kind": "time"}, {"kind": "last"}], ids=["time", "last"])
+def test_interactions_of_one_time_have_the_days_that_a_request_has(split: Any, tmp_path: Path) -> None:
+    """Visits of one second, of one to three items: none of them is the interaction before another."""
+    n, rng = 30, np.random.default_rng(3)
+    visits = [
+        (user, item, 1_700_000_000 + 86_400 * day)
+        for user in range(n)
+        for day in rng.choice(30, 4, replace=False).tolist()
+        for item in rng.choice(9, rng.integers(1, 4), replace=False).tolist()
+    ]
+    actions = pl.DataFrame(visits, ["user_id", "item_id", "at"], orient="row")
+    users, items = pl.DataFrame({"user_id": range(n)}), pl.DataFrame({"item_id": range(9)})
+    schema = Schema(time="at", duplicates="keep", features=(IDS[0], IDS[2], DaysSincePrevious(name="gap")))
+    config = SplitConfig(**split)
+    memory = build_dataset(check(users, items, actions, schema), schema, config)
+    disk = prepare(tmp_path, (users, items, actions), schema, config, PrepareOptions(bucket_rows=20, piece_rows=30))
+    values, known = ContextValues(memory), memory.users.ids.to_list()
+    for (user, _, time), (_, code) in by_interaction(memory).items():
+        asked = Request(str(user), context={"at": time // 1_000_000})
+        assert values.read(asked, UserRow(known.index(user)))[0]["gap"].tolist() == [code]
+    assert by_interaction(disk) == by_interaction(memory)
+
+
 def test_a_log_whose_context_is_lost_with_its_repeats_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     users, items, actions = hourly(100)
     twice = pl.concat([actions, actions[:7].with_columns(hour=pl.lit(9, pl.Int64), at=pl.col("at") + 90_000)])
@@ -196,13 +219,12 @@ pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, ma
 
 @examples(deadline=None)
 @given(pairs)
-def test_the_time_before_is_that_of_the_users_last_interaction(events: list[tuple[int, int]]) -> None:
+def test_the_time_before_is_that_of_the_users_last_earlier_interaction(events: list[tuple[int, int]]) -> None:
     user, times = (np.array(x) for x in zip(*events, strict=True))
     found = times_before(user.astype(np.int32), times, hourly_schema(*MOMENTS))
     assert found is not None
     for i, (u, t) in enumerate(events):
-        earlier = [(s, j) for j, (v, s) in enumerate(events) if v == u and (s, j) < (t, i)]
-        assert found[i] == (max(earlier)[0] if earlier else -1)
+        assert found[i] == max((s for v, s in events if v == u and s < t), default=-1)
 
 
 @examples(deadline=None)

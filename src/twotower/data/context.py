@@ -30,14 +30,19 @@ def context_frame(columns: pl.DataFrame, schema: Schema, user: Codes, times: Int
 
 
 def times_before(user: Codes, times: Ints | None, schema: Schema) -> Ints | None:
-    """Return the times (n,) of the interaction before each of the same user, -1 for a user's first one; of equal times the
-    order of the rows decides. None if no feature of the context reads times."""
+    """Return the time (n,) of the latest interaction of the same user that is earlier than each, -1 if none is: interactions of one
+    time have the same. None if no feature of the context reads times."""
     if times is None or not any(f.reads_time for f in schema.side("context")):
         return None
     order = np.lexsort((times, user))
+    users, sorted_times, places = user[order], times[order], np.arange(len(order))
+    begins = np.ones(len(order), np.bool_)
+    begins[1:] = (users[1:] != users[:-1]) | (sorted_times[1:] != sorted_times[:-1])
+    last = (
+        np.maximum.accumulate(np.where(begins, places, 0)) - 1
+    )  # place of the interaction before all of this user and time
     before = np.full(len(user), -1, np.int64)
-    same = user[order[1:]] == user[order[:-1]]
-    before[order[1:][same]] = times[order[:-1][same]]
+    before[order] = np.where((last >= 0) & (users[last] == users), sorted_times[last], -1)
     return before
 
 

@@ -44,8 +44,8 @@ class DaysSincePrevious(Moment):
     without a previous interaction and for buckets that training lacks.
 
     Use it where somebody who comes back after a month wants something else than after an hour. It needs `schema.duplicates`
-    "keep" or "error": "last" drops interactions, and with them their times. A service reads the stored interactions of the
-    user, and the events that tell their times.
+    "keep" or "error": "last" drops interactions, and with them their times. Interactions of one time, as of a basket, count from
+    the one before all of them. A service reads the stored interactions of the user, and the events that tell their times.
     """
 
     kind = "days_since_previous"

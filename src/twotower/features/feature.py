@@ -161,7 +161,7 @@ class Feature(Kind):
 
     def of_times(self, times: Ints, previous: Ints) -> pl.Series:
         """Return the values (n,), called `source`, of a feature that `reads_time`: of the times (n,) of interactions, and of the
-        times of the interaction before each of the same user, -1 for none, in microseconds since 1970."""
+        latest earlier time of an interaction of each one's user, -1 for none, in microseconds since 1970."""
         raise NotImplementedError(f"{type(self).__name__} reads no time")
 
     def borrow(self, encoder: Encoder) -> Encoder:
