@@ -26,6 +26,7 @@ class Explanation:
 def explain(retriever: Retriever, request: Request, method: Method = 2) -> Explanation:
     """Explain the answer that `recommend` gives to a request. Raises DataError as `recommend` does."""
     check_method(method)
+    request = retriever.heard(request)
     rows = retriever.rows_of(request)
     if method == 1 and rows.user is not None and retriever.loaded.user_vectors is None:
         raise retriever.loaded.no_vectors()

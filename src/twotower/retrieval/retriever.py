@@ -119,7 +119,7 @@ class Retriever:
     def usual_method(self, request: Request) -> Method:
         """Return the method of a request that names none: 2 (online user tower) if it adds to what is stored or the tower reads
         the context, else 1 (precomputed user vectors)."""
-        return 2 if request.has_details or self.reads_context else 1
+        return 2 if self.heard(request).has_details or self.reads_context else 1
 
     @property
     def item_columns(self) -> list[str]:
@@ -138,6 +138,10 @@ class Retriever:
         """Return the distinct item ids that are not in the bundle."""
         distinct = [ItemId(i) for i in dict.fromkeys(items)]
         return [i for i, row in zip(distinct, self.item_ids.rows(distinct), strict=True) if row < 0]
+
+    def heard(self, request: Request) -> Request:
+        """Return a request without the events that count for nothing, of types that the schema ignores."""
+        return self.user_inputs.event_types.without_ignored(request)
 
     def rows_of(self, request: Request) -> RequestRows:
         """Return the rows of the user and of the items that a request names."""
@@ -170,6 +174,7 @@ class Retriever:
         started = time.perf_counter()
         k = checked_k(k)
         check_method(method)
+        request = self.heard(request)
         user = self.rows_of(request)
         excluded, allowed = (
             self.filters.excluded(ban, user, self.keeps_seen(keep_seen)),
@@ -222,6 +227,7 @@ class Retriever:
         inputs. Raises DataError as `recommend` does.
         """
         check_method(method)
+        request = self.heard(request)
         return self._embed(request, self.rows_of(request), method)
 
     def _embed(self, request: Request, user: RequestRows, method: Method) -> UserVector:

@@ -115,7 +115,7 @@ def _details(
         body["context"] = {name: given[name] for name in retriever.context_columns if name in given}
         body["features"] = {name: given[name] for name in retriever.user_columns if name in given}
         with naming_user(ids[place]):
-            request = Request.parse({"user_id": ids[place]} | body)
+            request = retriever.heard(Request.parse({"user_id": ids[place]} | body))
             if request.has_details:
                 yield place, (request, retriever.rows_of(request))
 

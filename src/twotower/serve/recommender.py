@@ -61,20 +61,24 @@ class Recommender:
             started = time.perf_counter()
             state = await self.event_store.fetch(self._bundles.event_bundles(retriever), body.user_id)
             self._metrics.stages["events"].observe(time.perf_counter() - started)
-        request = Request(
-            body.user_id,
-            body.features,
-            None if body.history is None else schemas.item_events(body.history),
-            [*retriever.user_inputs.event_types.read(state.events, stored=True), *schemas.item_events(body.events)],
-            body.context,
+        told = retriever.heard(
+            Request(
+                body.user_id,
+                body.features,
+                None if body.history is None else schemas.item_events(body.history),
+                schemas.item_events(body.events),
+                body.context,
+            )
         )
+        recent = retriever.user_inputs.event_types.read(state.events, stored=True)
+        request = replace(told, events=[*recent, *told.events])
         known = body.user_id is not None and retriever.has_user(body.user_id)
         if body.user_id is not None and not (known or request.has_details) and self._settings.unknown_user == "404":
             raise Problem("unknown-user", f"user '{body.user_id}' is not among the bundle's users")
         method: Method = body.method or retriever.usual_method(request)
         if not known and request.has_details:
             method = 2  # an unknown user has no precomputed vector
-        adds = body.features or body.events or body.history is not None or retriever.reads_context
+        adds = told.features or told.events or told.history is not None or retriever.reads_context
         cacheable = bool(state.events) and not adds
         return ResolvedRequest(request, method, known, state, cacheable)
 

@@ -83,7 +83,9 @@ class ItemEvent(_RequestModel):
     id: Id = Field(description="Item id.")
     liked: StrictBool | None = Field(None, description="false: an explicit negative. null: true, or as the type says.")
     event: Id | None = Field(
-        None, description="Type of the event, one of events of GET /v1/bundle; in place of liked. null: not told."
+        None,
+        description="Type of the event, one of events of GET /v1/bundle; in place of liked. One that the schema ignores counts for "
+        "nothing. null: not told.",
     )
     time: StrictInt | StrictFloat | None = Field(
         None, description="Seconds since 1970. null: the time of the call for POST /v1/events, else not told."
