@@ -476,6 +476,46 @@ def test_a_month_is_its_first_day(form: str, text: str) -> None:
     assert sorted(found["__time"].to_list()) == [int(first.timestamp()) * 10**6 for first in firsts]
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_names_of_zones_are_read_if_they_are_of_utc_and_refused_if_not(tmp_path: Path, way: str) -> None:
+    form = "%Y-%m-%d %H:%M:%S %Z"
+    named = [f"2024-03-3{n % 2} 02:30:0{n} {('UTC', 'GMT', 'Z')[n % 3]}" for n in range(8)]
+    data = WAYS[way](log(named), schema(time_format=form), LAST, tmp_path / "utc")
+    expected = [datetime(2024, 3, 30 + n % 2, 2, 30, n, tzinfo=UTC).timestamp() * 10**6 for n in range(8)]
+    assert sorted(data.times if data.times is not None else []) == sorted(expected)
+    for zone in ("CET", "EST", "+01:00"):
+        other = [*named[:5], f"2024-03-31 02:30:00 {zone}", *named[6:]]
+        with pytest.raises(
+            DataError, match=r"row 6 holds '2024-03-31 02:30:00 .*%Z.* write offsets, such as \+0100, and %z"
+        ):
+            WAYS[way](log(other), schema(time_format=form), LAST, tmp_path / zone)
+    with pytest.raises(DataError, match="row 2 holds 'soon', which is not of schema.time_format"):
+        WAYS[way](log([named[0], "soon", *named[2:]]), schema(time_format=form), LAST, tmp_path / "soon")
+    offsets = [text.rpartition(" ")[0] + " +0100" for text in named]
+    data = WAYS[way](log(offsets), schema(time_format=form.replace("Z", "z")), LAST, tmp_path / "offsets")
+    assert sorted(data.times if data.times is not None else []) == sorted(t - 3_600 * 10**6 for t in expected)
+
+
+def test_a_percent_sign_before_a_Z_names_no_zone() -> None:
+    found = check(None, None, log(["2024-03-31 %Z"] * 4), schema(time_format="%Y-%m-%d %%Z")).interactions
+    assert found["at"].dt.day().to_list() == [31] * 4
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%d %H:%M %p", "%Y-%m-%d %I:%M", "%Y-%m-%d %H"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_format_that_is_of_no_clock_is_refused_by_name(tmp_path: Path, way: str, form: str) -> None:
+    texts = [datetime(2024, 3, 1 + n, 2, 30, tzinfo=UTC).strftime(form) for n in range(8)]
+    with pytest.raises(
+        DataError, match=f"time 'at': schema.time_format = '{form}' is not read; give hours with minutes"
+    ):
+        WAYS[way](log(texts), schema(time_format=form), LAST, tmp_path / "text")
+    if way != "a CSV":
+        dates = WAYS[way](
+            log([datetime(2024, 3, 1 + n) for n in range(8)]), schema(time_format=form), LAST, tmp_path / "dates"
+        )
+        assert len(dates.pairs) == 8, "a column of dates needs no format"
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -78,9 +78,11 @@ def test_whole_numbers_beside_missing_ones_are_read_and_a_zone_is_that_of_the_te
     )
     texts = pl.Series(["2024-02-29 00:30:00+0900", "2024-02-29 23:30:00 -0500"])
     assert set(days(texts, "%Y-%m-%d %H:%M:%S%z")[:1]) == {days(pl.Series([SECOND]), "")[0]}
+    named = pl.Series(["2024-02-29 00:30:00 JST", "2024-02-29 23:30:00 EST"])
+    assert set(days(named, "%Y-%m-%d %H:%M:%S %Z")) == {days(pl.Series([SECOND]), "")[0]}
 
 
-@pytest.mark.parametrize("form", ["%Y-%m-%d %H", "%d.%m.%Y %p"])
+@pytest.mark.parametrize("form", ["%Y-%m-%d %H", "%d.%m.%Y %p", "%d.%m.%Y %H:%M %p", "%d.%m.%Y %I:%M"])
 def test_a_format_that_is_not_read_is_refused_with_the_config(form: str) -> None:
     with pytest.raises(ValidationError, match="which is not read; give hours with minutes"):
         Date(name="d", side="item", format=form)

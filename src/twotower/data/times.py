@@ -35,6 +35,10 @@ _DIGITS = {
     "dates as YYYYMMDDhhmmss": "%Y%m%d%H%M%S",
 }
 
+_ZONE_NAME = re.compile(r"%%|%Z")
+"""A zone by its letters, of a format, or an escaped %."""
+_ZONES_OF_ZERO = ("UTC", "GMT", "Z")
+"""Letters of a zone that are read. Those of all others stand for no offset of their own: CST is one of America and one of Asia."""
 _MONTH, _DAY_OF_MONTH = (re.compile(f"%[-_0]?[{letters}]") for letters in ("mbBh", "de"))
 """Parts of a format. A month without a day is its first."""
 _NUMBER = ""
@@ -118,19 +122,31 @@ class Times:
         return bool((column.cast(pl.Int64, strict=False) == column).fill_null(False).all())
 
     def _texts(self, column: pl.Series) -> pl.Series:
-        """Read a piece of text in a format that fits all rows so far. Raises DataError if none does."""
+        """Read a piece of text in a format that fits all rows so far. Raises DataError if none does, or the format is refused."""
         text = _as_text(column)
         if not self._formats:
             self._formats = [self.schema.time_format] if self.schema.time_format else _formats(text[0])
         found, at = [], -1
         for form in self._formats:
-            read = _read(text, form)
+            try:
+                read = _read(text, form)
+            except pl.exceptions.PolarsError:
+                raise DataError(
+                    f"{self.what}: schema.time_format = '{form}' is not read; give hours with minutes, as in '%H:%M', and hours of 1 to 12 "
+                    "with AM or PM, as in '%I:%M %p'"
+                ) from None
             if read.null_count():
                 at = max(at, int(read.is_null().arg_max() or 0))  # the first row that is not of this format
             else:
                 found.append((form, read))
         if not found:
             row, value, given = self.rows + at, text[at], self.schema.time_format
+            if _spell_zone(given, "") != given and not _read(text[at : at + 1], given, any_zone=True).null_count():
+                raise DataError(
+                    f"{self.what}: row {row + 1:,} holds '{value}', and %Z of schema.time_format = '{given}' reads the zones "
+                    f"{', '.join(_ZONES_OF_ZERO[:-1])} and {_ZONES_OF_ZERO[-1]} alone, as names of others say no offset; write offsets, such as "
+                    "+0100, and %z in its place"
+                )
             if given or row:
                 what = f"schema.time_format = '{given}'" if given else "the format of the rows before"
                 raise DataError(
@@ -254,8 +270,19 @@ def _formats(text: str) -> list[str]:
     return [found["sep"].join("%" + part for part in order) + rest for order in orders]
 
 
-def _read(text: pl.Series, form: str) -> pl.Series:
-    """Return datetimes or numbers; null where the text does not have this format."""
+def _spell_zone(form: str, zone: str) -> str:
+    """Return a format with a zone in the place of %Z."""
+    return _ZONE_NAME.sub(lambda found: zone if found[0] == "%Z" else found[0], form)
+
+
+def _read(text: pl.Series, form: str, any_zone: bool = False) -> pl.Series:
+    """Return datetimes or numbers; null where the text does not have this format, or a zone that it names is not UTC. `any_zone`: the
+    name of a zone is skipped. Raises PolarsError for a format that is not read."""
+    if not any_zone and (forms := [_spell_zone(form, zone) for zone in _ZONES_OF_ZERO])[0] != form:
+        found, *others = (_read(text, each) for each in forms)
+        for other in others:
+            found = found.zip_with(found.is_not_null(), other)
+        return found
     if form != _NUMBER:
         if _MONTH.search(form) and not _DAY_OF_MONTH.search(form):
             text, form = text + " 1", form + " %d"

@@ -56,7 +56,8 @@ class Date(ColumnFeature):
             _read(pl.Series(["x"]), given or YEAR_FIRST[0], is_given=bool(given))
         except pl.exceptions.PolarsError:
             raise ValueError(
-                f"format is {given!r}, which is not read; give hours with minutes, as in '%d.%m.%Y %H:%M'"
+                f"format is {given!r}, which is not read; give hours with minutes, as in '%d.%m.%Y %H:%M', and hours of 1 to 12 with AM or PM, "
+                "as in '%d.%m.%Y %I:%M %p'"
             ) from None
         return given
 

@@ -94,7 +94,8 @@ class Schema(Section):
     time_format: str = Field(
         "",
         description="strptime format of times in text or whole numbers, such as '%d/%m/%Y %H:%M:%S.%f' or '%Y%m%d'; "
-        "a month without a day, '%Y-%m', is its first. Empty: numbers, or dates such as 2023-01-31 12:30:15.250 and 31/01/2023 12:30.",
+        "a month without a day, '%Y-%m', is its first; %z reads offsets such as +0100, and %Z the names UTC, GMT and Z alone. "
+        "Empty: numbers, or dates such as 2023-01-31 12:30:15.250 and 31/01/2023 12:30.",
     )
     valid_from: str = Field(
         "",
