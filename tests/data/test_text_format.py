@@ -323,6 +323,9 @@ def test_numbers_with_points_are_text_where_commas_are_expected(tmp_path: Path) 
         ("a.csv", "user_id|item_id\n1|2\n", TextFormat(separator=";"), 'set data.format.separator = "|"'),
         ("a.csv", "1::2::3\n4::5::6\n", TextFormat(columns=NAMES), "holds '::' 2 times; replace it in the file by a tab"),
         ("a.csv", "1,2\n3,4\n", TextFormat(columns=NAMES), "has 2 columns, and data.format.columns names 5; name each once"),
+        ("a.csv", f"{','.join(NAMES)}\n1,2,3,4,5\n", TextFormat(columns=NAMES), "its first line holds the names of data.format.columns, which are for files without a header line; leave"),
+        ("a.tsv", "\ufeffUser_ID\t item_id\n1\t2\n3\t4\n", TextFormat(columns=("user_id", "item_id")), "its first line holds the names of data.format.columns"),
+        ("a.csv.gz", '"user_id";"item_id"\n1;2\n3;4\n', TextFormat(separator=";", columns=("user_id", "item_id")), "its first line holds the names of data.format.columns"),
         ("a.csv.gz", "user_id;item_id\n1;2\n", TextFormat(), "first line holds ';' 1 times"),
         ("a.csv.gz", b"user_id,item_id\n1,\xff\n", TextFormat(), "line 2 is not UTF-8"),
         ("a.csv", "u1 5 6\nu2 5\n", TextFormat(layout="sequences"), "its first line holds ' ' 2 times; set data.format.separator = \" \""),
@@ -524,14 +527,16 @@ def test_a_table_of_another_form_is_one_line_that_names_the_flag(
         assert "holds ';' 1 times; set --separator = \";\"" in capsys.readouterr().err
         assert run_command([*words, "--columns", "a,b,c", "--separator", ";"]) == 2
         assert "has 2 columns, and --columns names 3; name each once" in capsys.readouterr().err
+        assert run_command([*words, "--columns", ",".join(USERS.columns), "--separator", ";"]) == 2
+        assert "its first line holds the names of --columns, which are for files without" in capsys.readouterr().err
         assert run_command([*words, "--separator", "::"]) == 2
         assert capsys.readouterr().err.startswith("error: --separator: '::' is not one ASCII character")
     assert not (tmp_path / "out").exists()
     for _ in range(2):  # the second call finds the answers of the first
         assert run_command([*answer, "--separator", ";"]) == 0
-    assert run_command([*answer, "--separator", ";", "--columns", "city,user_id"]) == 2
+    assert run_command([*answer, "--separator", ";", "--columns", "user_id,city"]) == 2
     assert (
-        "of another --separator, --decimal, --columns ([';'] then, [';', 'city', 'user_id'] now)"
+        "of another --separator, --decimal, --columns ([';'] then, [';', 'user_id', 'city'] now)"
         in capsys.readouterr().err
     )
     assert run_command(["recommend", "--store", str(published / "store"), "--user", "1", "--separator", ";"]) == 2

@@ -287,7 +287,7 @@ def column_names(path: TablePath, reading: Reading) -> list[str]:
 
 def _own_names(path: TablePath, reading: Reading) -> list[str]:
     """Return the columns within a text file. Raises DataError if its header names one twice, if the file has another number of
-    columns than `reading` names, or if it looks separated by another character."""
+    columns than `reading` names, or a header line of these names, or if it looks separated by another character."""
     separator = _separator(path, reading)
     if reading.lines:
         values = read_first_values(path, separator)
@@ -299,10 +299,14 @@ def _own_names(path: TablePath, reading: Reading) -> list[str]:
     check_line_ends(path, header)
     _check_separator(path, header, separator, reading)
     if reading.columns:
+        option = reading.option.format("columns")
         if len(header) != len(reading.columns):
-            option = reading.option.format("columns")
             raise DataError(
                 f"{path}: has {len(header)} columns, and {option} names {len(reading.columns)}; name each once"
+            )
+        if [(name or "").strip().casefold() for name in header] == [name.casefold() for name in reading.columns]:
+            raise DataError(
+                f"{path}: its first line holds the names of {option}, which are for files without a header line; leave {option} out, or remove the line"
             )
         return [*reading.columns]
     twice = next((name for name in header if name and header.count(name) > 1), None)
