@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 
 import numpy as np
 import polars as pl
 import pytest
 from model_worlds import not_none
 
+from twotower.arrays.ragged import Ragged
+from twotower.arrays.types import ItemRow
+from twotower.data.ids import ItemIds
 from twotower.errors import DataError
-from twotower.retrieval.filters import Condition, RowCache
+from twotower.features.schema import Schema
+from twotower.retrieval.filters import CatalogueFilters, Condition, RowCache
 from twotower.retrieval.request import Answer, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
@@ -18,6 +23,18 @@ from twotower.runs import Run
 
 def ids(answer: Answer) -> list[str]:
     return [i.id for i in answer.items]
+
+
+def of_column(values: pl.Series) -> CatalogueFilters:
+    """Filters of items that have one column, `held`."""
+    none = np.zeros(0, np.int64)
+    ids = pl.Series([f"i{i}" for i in range(len(values))])
+    return CatalogueFilters(
+        pl.DataFrame({"held": values}),
+        ItemIds(ids, ItemRow),
+        Schema(),
+        Ragged.from_pairs(none, none.astype(np.int32), 1),
+    )
 
 
 def test_filters_and_bans(retriever: Retriever, run: Run) -> None:
@@ -77,6 +94,30 @@ def test_a_filter_gives_the_same_rows_when_it_is_cached(retriever: Retriever) ->
             assert not_none(retriever.filters.allowed(["i2", "i7", "zz"], where)).tolist() == sorted(rows & {2, 7})
     with pytest.raises(DataError, match="no column 'brnd'"):
         retriever.filters.allowed(None, {"brand": "brand2", "brnd": "x"})
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        (pl.Series([[0.0, 1.0, 1.0], [1.5], None, [], [10.0, None, float("nan")], [1.0]]), {"1": [0, 5], "1.0": [0, 5], "1.50": [1], "10": [4], "1.": [], "": []}),
+        (pl.Series([[0.5], None, [2.5], [2.0, 0.5], [], [1.0]], dtype=pl.List(pl.Float32)), {"0.5": [0, 3], "2": [3], "2.0": [3], "1": [5]}),
+        (pl.Series([[Decimal("1.0")], [Decimal("1.5"), Decimal(1)], None, [], [Decimal(10)], []], dtype=pl.List(pl.Decimal(6, 2))), {"1": [0, 1], "1.00": [0, 1], "1.5": [1], "10": [4]}),
+        (pl.Series([[1, 2], None, [2], [], [None], [1]]), {"1": [0, 5], "1.0": [0, 5], "2": [0, 2], "1.5": []}),
+        (pl.Series([["1.0", "x"], None, ["1"], [], [""], ["x", "x"]]), {"1": [2], "1.0": [0], "x": [0, 5], "": [4]}),
+        (pl.Series([[True], [False], None, [True, True], [], []]), {"true": [0, 3], "false": [1]}),
+        (pl.Series([1.0, 1.5, None, 2.0, 10.0, 1.0]), {"1": [0, 5], "1.0": [0, 5], "1.50": [1], "10": [4]}),
+    ],
+)  # fmt: skip
+def test_a_value_of_a_list_is_spelled_as_one_of_a_column(values: pl.Series, found: dict[str, list[int]]) -> None:
+    filters = of_column(values)
+    for value, rows in found.items():
+        assert not_none(filters.allowed(None, {"held": value})).tolist() == rows, value
+
+
+def test_a_list_of_lists_is_refused() -> None:
+    filters = of_column(pl.Series([[[1]], [[2]]]))
+    with pytest.raises(DataError, match="column 'held' holds List.*which cannot be compared"):
+        filters.allowed(None, {"held": "1"})
 
 
 def test_the_cache_keeps_the_latest_rows_within_its_limits() -> None:

@@ -122,13 +122,18 @@ class CatalogueFilters:
         value = value.encode(errors="backslashreplace").decode()  # a lone surrogate, which no column holds
         for f in self._features:
             series = f.values(series) if f.source == column else series
-        if isinstance(series.dtype, pl.List):
-            found = series.cast(pl.List(pl.String)).list.contains(value)
-        elif series.dtype.is_nested():
-            raise DataError(f"filter: items' column '{column}' holds {series.dtype}, which cannot be compared")
-        else:
-            found = canonical_ids(series).cast(pl.String) == _spelled(value, self._items.schema[column])
-        return np.flatnonzero(found.fill_null(False).to_numpy()).astype(np.int64)
+        if not isinstance(series.dtype, pl.List):
+            return _rows_that_equal(series, value, column)
+        held = pl.DataFrame({"value": series}).with_row_index("row").explode("value")
+        return np.unique(held["row"].to_numpy()[_rows_that_equal(held["value"], value, column)]).astype(np.int64)
+
+
+def _rows_that_equal(series: pl.Series, value: str, column: str) -> Ints:
+    """Return the places of a value in a series of the items' column. Raises DataError for lists and other values of parts."""
+    if series.dtype.is_nested():
+        raise DataError(f"filter: items' column '{column}' holds {series.dtype}, which cannot be compared")
+    found = canonical_ids(series).cast(pl.String) == _spelled(value, series.dtype)
+    return np.flatnonzero(found.fill_null(False).to_numpy()).astype(np.int64)
 
 
 def _spelled(value: str, dtype: pl.DataType) -> str:
