@@ -814,7 +814,10 @@ def test_a_run_from_disk(kind: str, tmp_path: Path) -> None:
         train |= {"history_scope": "causal", "monitor": "validation.recall@5"}
         sections = {"loss": {"kind": "softmax"}, "split": {"kind": "last"}}
     elif kind == "one class":
-        schema = schema.model_copy(update={"label": "", "positive_above": 0.0})
+        averaged = tuple(
+            f.model_copy(update={"statistic_column": "stars"}) if f.name == "mean_stars" else f for f in schema.features
+        )
+        schema = schema.model_copy(update={"label": "", "positive_above": 0.0, "features": averaged})
         train |= {"monitor": "validation.recall@5"}
         sections = {"negatives": {"random": 2}}
     api.fit((users, items, actions), schema, settings(train=train, **sections), folder=tmp_path / "run")

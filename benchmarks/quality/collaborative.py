@@ -60,7 +60,9 @@ def recipe() -> tuple[Schema, Config]:
     schema, config = load_config(ROOT / DECLARED["recipe"])
     assert schema is not None
     columns = [f.source for f in schema.features]
-    return without_columns(schema.model_copy(update={"label": "", "title": ""}), config, columns, columns)
+    return without_columns(
+        schema.model_copy(update={"label": "", "positive_above": 0.0, "title": ""}), config, columns, columns
+    )
 
 
 def matrix(data: Dataset, *parts: int) -> Tensor:

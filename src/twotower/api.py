@@ -20,6 +20,7 @@ from twotower.data.buckets import Buckets
 from twotower.data.buckets.check import check_buckets
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.ids import TextColumn
+from twotower.data.lone_options import check_lone_options
 from twotower.data.memmap import MemmapDataset
 from twotower.data.prepare.options import PrepareOptions
 from twotower.data.readers import TableLike
@@ -159,6 +160,8 @@ def _train(
         found = None
         if resume and folder and checkpoints:
             found = held.enter_context(shared_checkpoint(context, (checkpoints, folder / layout.CHECKPOINTS)))
+        if found is None:
+            check_lone_options(dataset.schema, dataset.split)
         earlier = found.fingerprint.get("train.precision") if found else None
         config = with_precision(config, dataset, device, context, earlier)
         trainer = Trainer(dataset, config, checkpoints, callback, runs.fingerprint(dataset, config), context, device)

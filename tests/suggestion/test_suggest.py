@@ -18,6 +18,7 @@ from twotower.config.experiment import Config
 from twotower.config.toml import load_config, override_config, parse_config
 from twotower.data.dataset import build_dataset
 from twotower.data.source import read
+from twotower.data.split import SplitConfig
 from twotower.data.tables import Tables, check
 from twotower.errors import ConfigError, DataError
 from twotower.suggestion.choice import MIN_LONG, RULES
@@ -699,6 +700,16 @@ def test_new_words_are_tested_by_time() -> None:
     found = of((users, items, again))
     assert (found.recipe, found.config.split.kind) == ("words", "time")
     assert found.shape.new_users > 0.5
+
+
+def test_shares_of_the_recipes_split_are_left_out_of_a_rule_that_reads_none() -> None:
+    default = SplitConfig()
+    for kind, validation in (("last", None), ("last", 0), ("random", None)):
+        given = [] if validation is None else [f"split.validation={validation}"]
+        found = suggest(log(), recipe="collaborative", overrides=[f"split.kind={kind}", *given]).config.split
+        own = (0.1, 0.1111) if kind == "random" else (default.test, default.validation if validation is None else 0)
+        assert (found.test, found.validation) == own
+        assert not found.without_effect
 
 
 @pytest.mark.parametrize(("users", "share"), [(39_999, None), (40_000, 0.5)])

@@ -82,6 +82,15 @@ class SplitConfig(Section):
         return self
 
     @property
+    def without_effect(self) -> tuple[str, ...]:
+        """Shares that are set and not read by the rule."""
+        if self.kind != "last" and not self.is_given:
+            return ()
+        kept = ("validation",) if self.kind == "last" and not self.validation else ()
+        fields = type(self).model_fields
+        return tuple(n for n in ("test", "validation") if n not in kept and getattr(self, n) != fields[n].default)
+
+    @property
     def is_given(self) -> bool:
         """True if the log names the part of each row."""
         return self.kind in ("column", "files")

@@ -134,6 +134,11 @@ class Feature(Kind):
         return None
 
     @property
+    def without_effect(self) -> tuple[str, ...]:
+        """Options of `cuts` that are set and cut nothing, as hash buckets take the place of a vocabulary."""
+        return ()
+
+    @property
     def identifies(self) -> bool:
         """True if every known value of the column has a code of its own."""
         return False
@@ -147,6 +152,10 @@ class Feature(Kind):
     def refuses_missing(self) -> bool:
         """True if a missing value is an error."""
         return False
+
+    def set_options(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return those of the options `names` that are not at their defaults."""
+        return tuple(n for n in names if getattr(self, n) != type(self).model_fields[n].default)
 
     def check(self, schema: Schema) -> None:
         """Raise ValueError if the feature does not fit the schema."""

@@ -245,9 +245,13 @@ class Text(ColumnFeature):
     @model_validator(mode="after")
     def _check(self) -> Text:
         own = ("n", "max_grams", "min_count", "hash_buckets")
-        if self.share_with and (set_ := [k for k in own if getattr(self, k) != type(self).model_fields[k].default]):
+        if self.share_with and (set_ := self.set_options(own)):
             raise ValueError(f"'{set_[0]}' is that of '{self.share_with}', whose grams it shares; set it there")
         return self
+
+    @property
+    def without_effect(self) -> tuple[str, ...]:
+        return self.set_options(self.cuts) if self.hash_buckets else ()
 
     @property
     def shares(self) -> str:

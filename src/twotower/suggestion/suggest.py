@@ -89,9 +89,9 @@ def suggest(
         _has_context(options),
     )  # fmt: skip
     composed, settings = settings, dict(override_settings(settings, overrides))
-    split, of_rule = dict(_section(settings, "split")), _section(composed, "split")
-    if split.get("kind") != of_rule.get("kind") and split.get("users") == of_rule.get("users"):
-        settings["split"] = {key: value for key, value in split.items() if key != "users"}  # of another rule
+    split, of_rule = _section(settings, "split"), _section(composed, "split")
+    if split.get("kind") != of_rule.get("kind"):
+        settings["split"] = _of_other_rule(split, of_rule)
     schema_section, kept = dict(_section(settings, "schema")), _at(composed, "schema.duplicates")
     if (
         not (guess.ranks_repeats or "duplicates" in options) and schema_section.get("duplicates") == kept
@@ -146,6 +146,12 @@ def _measured(
             tables, schema, guess.sides, shared_time=not of_user, may_be_unrated="positive_above" not in options
         ),
     )
+
+
+def _of_other_rule(split: Mapping[str, TomlValue], composed: Mapping[str, TomlValue]) -> Settings:
+    """Return the options of a split without those that were composed for the rule of another kind."""
+    shares = ("users", "test", "validation") if split.get("kind") in ("last", "column", "files") else ("users",)
+    return {key: value for key, value in split.items() if key not in shares or value != composed.get(key)}
 
 
 def _without_own_counts(settings: Settings, composed: Settings) -> Settings:

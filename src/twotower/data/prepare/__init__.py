@@ -15,6 +15,7 @@ from pathlib import Path
 from twotower import files
 from twotower.data.buckets import Bucket, Buckets
 from twotower.data.config import DataConfig
+from twotower.data.lone_options import check_lone_options
 from twotower.data.memmap import MEMMAP_FORMAT, MemmapDataset
 from twotower.data.parts import check_gap
 from twotower.data.prepare.arrays import PreparedArrays
@@ -131,6 +132,7 @@ def _check(data: DataConfig, schema: Schema, split: SplitConfig | None, out: Pat
         )
     if split:
         check_gap(schema, split)
+    check_lone_options(schema, split)
     if not (data.interactions or data.parts or (data.buckets and split)):
         raise ConfigError(
             "data.interactions is missing; name Parquet files, a folder of them or a pattern, or set data.buckets"
