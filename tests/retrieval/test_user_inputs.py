@@ -49,7 +49,7 @@ WIDE = Schema(
         Numeric(name="income", side="user", buckets=4),
         Numeric(name="years", side="user", missing="error"),
         Numeric(name="bought", side="user", statistic="count"),
-        Numeric(name="mildness", side="user", statistic="mean"),
+        Numeric(name="mildness", side="user", statistic="mean", statistic_column="when"),
         MultiHot(name="tags", side="user", separator="|"),
         MultiHot(name="numbers", side="user"),
         Vector(name="taste", side="user"),

@@ -94,7 +94,7 @@ def check_defaults(encoders: Encoders, frame: pl.DataFrame) -> None:
     for f in features:
         column = values.column(f.source, f.defaults)
         if column is None:
-            raise DataError(f"feature '{f.name}': default is {f.defaults!r}, expected {values.types[f.source]}")
+            raise DataError(f"feature '{f.name}': default is {f.defaults!r}, expected {values.expected(f.source)}")
         encoded = values.encode(f, column)
         if len(encoded) and is_unknown(encoded):
             near = _nearest(f.defaults, encoders.by_side["context"][f.name].known_values())

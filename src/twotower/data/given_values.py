@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from datetime import UTC, date, datetime, time
 
 import numpy as np
 import polars as pl
@@ -16,7 +18,9 @@ from twotower.features.values import cast_value
 TRUTHS = {"true": True, "false": False}
 """Truth values as text."""
 UNREADABLE = pl.exceptions.PolarsError, LookupError, TypeError, ValueError, OverflowError
-"""Errors of a value that is not of its column's type. ValueError: a lone surrogate."""
+"""Errors of a value that is not of its column's type. ValueError: a lone surrogate, or text that is no date."""
+_FINER = re.compile(r"[.,]\d{7}")
+"""A fraction of a second in more digits than a time has here."""
 
 
 class GivenValues:
@@ -53,9 +57,20 @@ class GivenValues:
                 return None
             if self.types[name] == pl.Boolean and isinstance(value, str):  # polars casts none
                 value = TRUTHS[value.lower()]
+            if (kind := _inner(self.types[name])).is_temporal():
+                value = [_moment(v, kind) for v in value] if isinstance(value, list) else _moment(value, kind)
             return cast_value(pl.Series(name, [value], strict=False), self.types[name], name in self._categories)
         except UNREADABLE:
             return None
+
+    def expected(self, name: str) -> str:
+        """Return what a value of a column in `types` is, as words: its type, and the text of one of time."""
+        kind = _inner(self.types[name])
+        if not kind.is_temporal() or kind == pl.Duration:
+            return str(self.types[name])
+        text = "12:30:00" if kind == pl.Time else "2024-01-31" + (" 12:30:00" if isinstance(kind, pl.Datetime) else "")
+        zone = "+01:00" if isinstance(kind, pl.Datetime) and kind.time_zone else ""
+        return f"{self.types[name]}, as text such as '{text}{zone}'"
 
     def encode(self, feature: Feature, column: pl.Series) -> Values:
         """Return a given value, encoded. Raises DataError for one that the feature cannot read."""
@@ -67,3 +82,32 @@ class GivenValues:
         if found is None:
             raise DataError(self._required[feature.name])
         return found
+
+
+def _inner(dtype: pl.DataType) -> pl.DataType:
+    """Return the type of the values of a list, or of a single value."""
+    found = dtype.inner if isinstance(dtype, pl.List | pl.Array) else dtype
+    return found if isinstance(found, pl.DataType) else found()
+
+
+def _moment(value: object, dtype: pl.DataType) -> object:
+    """Return a date, a time or both of ISO text as a value of a column's type, and anything else as it is. Raises ValueError for text that
+    is none, that lacks the zone that a column has or has one that it lacks, or that is finer than the column."""
+    if not isinstance(value, str):
+        return value
+    if dtype == pl.Date:
+        return date.fromisoformat(value)
+    if _FINER.search(value):
+        raise ValueError("finer than a microsecond")
+    if dtype == pl.Time:
+        if (read := time.fromisoformat(value)).tzinfo is not None:
+            raise ValueError("a zone of a time without a date")
+        return read
+    if not isinstance(dtype, pl.Datetime):
+        return value
+    moment = datetime.fromisoformat(value)
+    if (moment.tzinfo is None) != (dtype.time_zone is None):
+        raise ValueError("a zone that the column lacks, or none where it has one")
+    if dtype.time_unit == "ms" and moment.microsecond % 1_000:
+        raise ValueError("finer than a millisecond")
+    return moment if moment.tzinfo is None else moment.astimezone(UTC)

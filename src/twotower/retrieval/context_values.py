@@ -85,7 +85,7 @@ class ContextValues:
     def _column(self, name: str, value: Json) -> pl.Series:
         column = self._values.column(name, value)
         if column is None:
-            raise DataError(f"request: context '{name}' is {value!r}, expected {self._values.types[name]}")
+            raise DataError(f"request: context '{name}' is {value!r}, expected {self._values.expected(name)}")
         return column
 
     def _moment(self, request: Request, user: UserRow | None) -> tuple[np.ndarray, np.ndarray]:

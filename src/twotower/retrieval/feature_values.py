@@ -49,5 +49,5 @@ class FeatureValues:
             raise DataError(f"request: no feature '{name}'{hint} (allowed: {', '.join(allowed) or 'none'})")
         column = self._values.column(name, value)
         if column is None and name != self._key:
-            raise DataError(f"request: feature '{name}' is {value!r}, expected {self._values.types[name]}")
+            raise DataError(f"request: feature '{name}' is {value!r}, expected {self._values.expected(name)}")
         return column
