@@ -220,8 +220,16 @@ WRONG: dict[str, tuple[Callable[[], Any], list[str]]] = {
         ["label 'stars' holds String, expected numbers or booleans", "cast"],
     ),
     "label of decimal commas": (
-        lambda: check(None, None, actions(stars=["1", "3,5", "2", "n/a", "5"]), RATED),
+        lambda: check(None, None, actions(stars=["1", "3,5", "2", " -0,25 ", "5"]), RATED),
         ["'3,5': write decimal commas as points, or, in text files whose values no comma separates, set data.format.decimal = ','; a column"],
+    ),
+    "label of decimal commas and a word": (
+        lambda: check(None, None, actions(stars=["1", "3,5", "2", "n/a", "5"]), RATED),
+        ["the first that is none is '3,5', and with decimal commas (data.format.decimal = ',') 'n/a' is none: give a number in its place, or drop the rows; a column"],
+    ),
+    "label of decimal commas and points of thousands": (
+        lambda: check(None, None, actions(stars=["1", "1.234,5", "2", "3,5", "5"]), RATED),
+        ["the first that is none is '1.234,5': give all numbers one decimal mark, and no separators of thousands; a column"],
     ),
     "label of thousands": (
         lambda: check(None, None, actions(stars=["1", "1,234", "2", "-1,234,567.5", "5"]), RATED),

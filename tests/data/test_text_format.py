@@ -314,6 +314,20 @@ def test_numbers_with_points_are_text_where_commas_are_expected(tmp_path: Path) 
         read(DatasetConfig(data=data, split=SPLIT), SCHEMA)
 
 
+@pytest.mark.parametrize("odd", ["1.234,5", "1.234", "1,234,5", "-2.5"])
+def test_a_number_that_commas_do_not_make_one_is_named_and_no_option_that_is_set(tmp_path: Path, odd: str) -> None:
+    rows = [f"u{n};i{n};{text}" for n, text in enumerate(["3,5", "2", odd, "4,25"])]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id;item_id;stars", *rows]), encoding="utf-8")
+    form = TextFormat(separator=";", decimal=",")
+    schema = Schema(label="stars", features=(SCHEMA.features[0], SCHEMA.features[2]))
+    data = DataConfig(interactions=str(tmp_path / "log.csv"), format=form)
+    with pytest.raises(
+        DataError, match=f"'{odd}' is none: give all numbers one decimal mark, and no separators of"
+    ) as e:
+        read(DatasetConfig(data=data), schema)
+    assert "set data.format.decimal" not in str(e.value)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "form", "words"),
     [

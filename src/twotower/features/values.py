@@ -78,13 +78,22 @@ def advice_on_text(series: pl.Series, may_be_empty: bool = False) -> str:
     first = f"the first that is none is '{odd[0]:.40}'"
     if odd.str.contains(THOUSANDS).all():
         return f"{first}: remove commas that separate thousands, and write decimal commas as points"
-    if re.fullmatch(r"[-+]?\d+,\d+", odd[0]):
-        return f"{first}: write decimal commas as points, or, in text files whose values no comma separates, set data.format.decimal = ','"
     empty = (
         "leave it empty, or give a number in its place"
         if may_be_empty
         else "give a number in its place, or drop the rows"
     )
+    if not re.fullmatch(r"[-+]?\d[\d.]*,\d+", odd[0]):
+        return f"{first}: {empty}"
+    texts = present(series.str.strip_chars())
+    with_points = texts.str.replace_all(".", "_", literal=True).str.replace(",", ".", literal=True)
+    others = texts.filter(with_points.cast(pl.Float64, strict=False).is_null())
+    if not len(others):
+        return f"{first}: write decimal commas as points, or, in text files whose values no comma separates, set data.format.decimal = ','"
+    if others[0] != odd[0]:
+        first += f", and with decimal commas (data.format.decimal = ',') '{others[0]:.40}' is none"
+    if re.fullmatch(r"[-+\d.,]+", others[0]):
+        return f"{first}: give all numbers one decimal mark, and no separators of thousands"
     return f"{first}: {empty}"
 
 
