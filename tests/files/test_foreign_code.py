@@ -15,6 +15,7 @@ from twotower import api
 from twotower.config.experiment import Config
 from twotower.errors import RunError
 from twotower.files.foreign_code import code_digests, warn_of_changes
+from twotower.train.progress import Callback, EpochRecord
 
 NAME = "kinds_that_change"
 MODULE = """
@@ -40,16 +41,27 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+def edited(module: Path, again: bool = True) -> None:
+    """Change the file of the module, and with `again` load it as another process would."""
+    module.write_text(module.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    if again:
+        del sys.modules[NAME]
+        importlib.import_module(NAME)
+
+
 def config(epochs: int = 1) -> Config:
     return settings(loss={"kind": f"{NAME}:Doubled"}, train={"epochs": epochs})
 
 
 def test_digests_are_of_the_modules_that_are_named(module: Path) -> None:
-    found = code_digests({"a": [{"kind": f"{NAME}:Doubled"}], "b": "bce", "c": 1, f"{NAME}:key": None})
+    section: JsonValue = {"a": [{"kind": f"{NAME}:Doubled"}], "b": {"kind": "bce"}, "c": 1, "d": "json:loads"}
+    found = code_digests(section)
     assert [*found] == [NAME]
-    assert code_digests({"b": "bce"}, [f"{NAME} :Doubled", "no_module_of_this:Name", "a:b"]) == {}
-    module.write_text(MODULE + "\n", encoding="utf-8")
-    assert code_digests(f"{NAME}:Doubled") != found
+    assert code_digests({"kind": "no_module_of_this:Name"}, [{"kind": "__main__:Name"}], f"{NAME}:Doubled") == {}
+    edited(module, again=False)
+    assert code_digests(section) == found, "the code that is loaded is as it was"
+    edited(module)
+    assert code_digests(section) != found
 
 
 @pytest.mark.parametrize("told", [None, [], {"no_module_of_this": "x"}, {"sys": "x"}])
@@ -66,7 +78,7 @@ def test_a_change_is_told_where_a_run_or_its_bundle_is_loaded(
     for changed in (False, True):
         caplog.clear()
         if changed:
-            module.write_text(MODULE + "\n", encoding="utf-8")
+            edited(module)
         api.load(tmp_path / "run")
         twotower.retriever(tmp_path / "store")
         told = [line for line in caplog.messages if f"{NAME}.py has changed since the training" in line]
@@ -76,8 +88,43 @@ def test_a_change_is_told_where_a_run_or_its_bundle_is_loaded(
 def test_a_training_is_not_resumed_by_other_code(module: Path, tmp_path: Path) -> None:
     tables = checkerboard()
     api.fit(tables, CHECKERBOARD_SCHEMA, config(), folder=tmp_path / "run")
-    module.write_text(MODULE + "\n", encoding="utf-8")
+    edited(module)
     with pytest.raises(RunError, match=f"cannot resume: the run has changed .code of {NAME}: "):
         api.fit(tables, CHECKERBOARD_SCHEMA, config(), folder=tmp_path / "run", resume=True)
     done = api.fit(tables, CHECKERBOARD_SCHEMA, config(2), folder=tmp_path / "run", resume=True, override=True)
     assert len(done.history) == 2
+
+
+def test_what_was_trained_is_what_was_loaded_when_the_training_began(
+    module: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file is edited after the first epoch, and put back after the training."""
+
+    class Edit(Callback):
+        def on_epoch_end(self, history: list[EpochRecord]) -> None:
+            edited(module, again=False)
+
+    before = module.read_bytes()
+    api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config(), folder=tmp_path / "run", callback=Edit())
+    module.write_bytes(before)
+    del sys.modules[NAME]
+    importlib.import_module(NAME)
+    api.load(tmp_path / "run")
+    assert "has changed" not in caplog.text
+
+
+def test_a_stopped_training_by_other_code_is_told(
+    module: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stop(Callback):
+        def on_epoch_end(self, history: list[EpochRecord]) -> None:
+            if len(history) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config(5), folder=tmp_path / "run", callback=Stop())
+    assert api.load(tmp_path / "run").unfinished
+    assert "has changed" not in caplog.text
+    edited(module)
+    api.load(tmp_path / "run")
+    assert f"{NAME}.py has changed since the training" in caplog.text

@@ -17,8 +17,9 @@ from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 import twotower
 from twotower import api
+from twotower.arrays.ragged import Ragged
 from twotower.cli.app import run_command
-from twotower.data.splits import TEST
+from twotower.data.splits import TEST, VALIDATION
 from twotower.errors import BundleError, RunError
 from twotower.features.sequence import Sequence
 from twotower.files.object_stores import ObjectClient
@@ -277,7 +278,7 @@ def test_the_index_aims_above_the_threshold_it_must_reach(
 
     monkeypatch.setattr(item_index, "tune_index", tune)
     api.publish(runs[0], tmp_path / "store", Ivf(k=5, min_recall=0.9))
-    assert asked == [pytest.approx(0.92)]
+    assert asked == [pytest.approx(0.92)] * 2, "of answers that leave out what was seen, and of new users"
 
 
 def test_rows_that_no_history_of_a_bundle_holds_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -288,9 +289,12 @@ def test_rows_that_no_history_of_a_bundle_holds_are_told(tmp_path: Path, caplog:
         with caplog.at_level(logging.INFO, "twotower"):
             run = api.fit((users, items, log), schema, settings(train={"epochs": 1}), folder=tmp_path / str(told))
             api.publish(run, tmp_path / "store")
-        n = len(run.dataset.part_indices(TEST))
-        line = f"the {n:,} rows of the test part are in no history of the bundle, and their items are left out of answers; to serve nearly all rows train with a smaller split.test"
+        n = len(run.dataset.part_indices(VALIDATION)) + len(run.dataset.part_indices(TEST))
+        line = f"the {n:,} rows of the validation and test part are in no history of the bundle, and their items are left out of answers; to serve nearly all rows train with a smaller split.validation and split.test"
         assert (line in caplog.messages) == told
+    histories = run.dataset.side_before("user", TEST).columns["h"]
+    assert isinstance(histories, Ragged)
+    assert len(histories.values) == len(run.dataset.pairs) - n
 
 
 @pytest.mark.parametrize("keeps", [False, True])
@@ -301,18 +305,20 @@ def test_the_recall_check_leaves_out_what_answers_leave_out(
 
     def check(index: Index, queries: np.ndarray, k: int, banned: list[np.ndarray] | None) -> float:
         told.append((queries, banned))
-        return 1.0
+        return 1.0 if banned is None else 0.97
 
     monkeypatch.setattr(item_index, "measure_recall", check)
     run = runs[0]
     if keeps:
         kept = run.config.evaluation.model_copy(update={"repeats": "allow"})
         run = replace(run, config=run.config.model_copy(update={"evaluation": kept}))
-    api.publish(run, tmp_path / "store", force=True)
-    ((queries, banned),) = told
+    bundle = api.publish(run, tmp_path / "store", force=True)
+    assert told[-1][1] is None
     if keeps:
-        assert banned is None
+        assert len(told) == 1
         return
+    assert bundle.manifest.recall_check.recall == 0.97, "the lower of both"
+    (queries, banned), _ = told
     assert banned
     vectors = run.factors(TEST).users.cpu().numpy()
     for query, rows in zip(queries, banned, strict=True):

@@ -26,6 +26,24 @@ def kind(name: str, values: Sequence[object], n: int = N) -> tuple[str, Mapping[
 
 
 @pytest.mark.parametrize(
+    "dtype",
+    [pl.String, pl.Float64, pl.List(pl.Float32), pl.List(pl.String), pl.Array(pl.Float64, 3), pl.Date, pl.Boolean],
+)
+def test_a_column_without_a_value_is_missing(dtype: pl.DataType) -> None:
+    table = pl.DataFrame({"item_id": range(N), "x": pl.Series([None] * N, dtype=dtype)})
+    found = guess_features(table, "item", "item_id")
+    assert (found.features, found.notes) == ((), (f"'x' of the items, {N:,} of {N:,} values are missing",))
+
+
+def test_sparse_columns_whose_values_recur_in_no_other_row_are_left_out() -> None:
+    for value in ("https://a/{}", "note {} of this", "a{0}|b{0}"):
+        texts = [value.format(n) if n % 8 == 0 else None for n in range(N)]
+        assert "values are missing" in str(kind("x", texts)[1]["note"])
+    lists = [[f"a{n}", f"b{n}"] if n % 8 == 0 else None for n in range(N)]
+    assert "values are missing" in str(kind("x", lists)[1]["note"])
+
+
+@pytest.mark.parametrize(
     ("values", "expected"),
     [
         (["red", "blue"], "categorical"),

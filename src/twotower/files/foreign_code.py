@@ -6,6 +6,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Iterator, Mapping
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -14,15 +15,18 @@ log = logging.getLogger(__name__)
 
 CODE = "code"
 """Key of the digests in `model.json`."""
+CODE_OF = "code of "
+"""Prefix of a module in the fingerprint of a training."""
+SCRIPTS = ("__main__", "__mp_main__")
+"""Names of a script that is run."""
+_known = dict[str, tuple[ModuleSpec | None, str]]()
+"""Digest of each module, with what it was loaded by."""
 
 
 def code_digests(*sections: JsonValue) -> dict[str, JsonValue]:
-    """Return the SHA-256 of the file of each module whose kinds some sections name by import path. A module without a file, as of an interactive
-    session, has none."""
-    named = (text.partition(":") for section in sections for text in _texts(section))
-    modules = sorted(
-        {module for module, _, kind in named if kind and hasattr(sys.modules.get(module), kind.partition(".")[0])}
-    )
+    """Return the SHA-256 of the file of each module whose kinds some sections name by import path. An interactive session and a script that is
+    run have none."""
+    modules = sorted({name.partition(":")[0] for section in sections for name in _kinds(section) if ":" in name})
     return {module: digest for module in modules if (digest := _digest(module))}
 
 
@@ -38,22 +42,30 @@ def warn_of_changes(told: JsonValue, place: Path) -> None:
             )
 
 
-def _texts(value: JsonValue) -> Iterator[str]:
-    """Yield all texts in a value, but for keys."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
+def _kinds(value: JsonValue) -> Iterator[str]:
+    """Yield the names of all kinds in a section."""
+    if isinstance(value, Mapping):
+        if isinstance(kind := value.get("kind"), str):
+            yield kind
         for one in value.values():
-            yield from _texts(one)
+            yield from _kinds(one)
     elif isinstance(value, list | tuple):
         for one in value:
-            yield from _texts(one)
+            yield from _kinds(one)
 
 
-def _digest(module: str) -> str:
-    """Return the SHA-256 of the file of a loaded module; empty for others."""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    try:
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
-    except OSError:
+def _digest(name: str) -> str:
+    """Return the SHA-256 of the file of a loaded module as it was when this process first asked for it; empty for others, and for a script
+    that is run, each of which has the name of all."""
+    module = sys.modules.get(name)
+    if module is None or name in SCRIPTS:
         return ""
+    known = _known.get(name)
+    if known is None or known[0] is not module.__spec__:  # a reload has another
+        file = getattr(module, "__file__", None)
+        try:
+            digest = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+        except OSError:
+            digest = ""
+        known = _known[name] = (module.__spec__, digest)
+    return known[1]

@@ -38,9 +38,14 @@ def tune_and_check(
     half = len(queries) // 2
     # Recall of users outside the tuning is slightly lower, so tuning aims a fifth of the way from the threshold to 1.
     aim = config.min_recall + (1 - config.min_recall) / 5
+    asked = [banned, None] if banned else [None]  # a new user's answer leaves nothing out
     if index.search_limits():
-        tune_index(index, queries[:half], config.k, aim, banned and banned[:half])
-    found = measure_recall(index, queries[half:], config.k, banned and banned[half:])
+        params = dict[str, int]()
+        for out in asked:
+            tune_index(index, queries[:half], config.k, aim, out and out[:half])
+            params = {name: max(value, params.get(name, 0)) for name, value in index.search_params.items()}
+        index.search_params |= params
+    found = min(measure_recall(index, queries[half:], config.k, out and out[half:]) for out in asked)
     if index.search_params:
         log.info(
             f"index: {', '.join(f'{k} {v}' for k, v in index.search_params.items())}, tuned to recall@{config.k} {aim:.3f}"

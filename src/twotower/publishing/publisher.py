@@ -27,7 +27,8 @@ from twotower.data.dataset import Dataset
 from twotower.data.memmap import MemmapDataset
 from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.side import Side
-from twotower.data.splits import TEST
+from twotower.data.split import PART_NAMES
+from twotower.data.splits import TEST, VALIDATION
 from twotower.errors import RunError
 from twotower.escaping import python_literal
 from twotower.evaluation.context_factors import ContextFactors
@@ -52,6 +53,7 @@ from twotower.store.manifest import BundleFacts, Counts, OwnCountsFacts
 from twotower.store.remote_collections import RemoteCollections
 from twotower.store.store import Store
 from twotower.train.factors import factors_during
+from twotower.train.own_counts import own_scores
 from twotower.train.recent_popularity import with_popularity_at_end
 from twotower.version import __version__
 
@@ -223,21 +225,33 @@ def _check_users(users: Floats) -> None:
 
 def _untold_rows(run: Run) -> str:
     """Return a line about the rows of the test part, which nothing of a bundle has read; empty if it reads no rows beside the weights."""
-    rows, split = len(run.dataset.part_indices(TEST)), run.config.split
+    split = run.config.split
+    parts = (TEST,) if split.histories_grow else (VALIDATION, TEST)
+    rows = sum(len(run.dataset.part_indices(part)) for part in parts)
     if not rows or not (run.dataset.schema.histories("user") or run.follows_popularity):
         return ""
-    option = "split.users" if split.kind in split.kinds_of_users else "split.test"
+    option = (
+        "split.users"
+        if split.kind in split.kinds_of_users
+        else " and ".join(f"split.{PART_NAMES[part]}" for part in parts)
+    )
     out = ", and their items are left out of answers" if run.config.evaluation.repeats == "exclude" else ""
     way = "" if split.is_given else f"; to serve nearly all rows train with a smaller {option}"
-    return f"the {rows:,} rows of the test part are in no history of the bundle{out}{way}"
+    return f"the {rows:,} rows of the {' and '.join(PART_NAMES[part] for part in parts)} part are in no history of the bundle{out}{way}"
 
 
 def _left_out(run: Run, users: Ints) -> list[Ints] | None:
     """Return the rows of the items that the answer of each user leaves out; None if it keeps what they have seen."""
-    if run.config.evaluation.repeats != "exclude":
+    excludes, own = run.config.evaluation.repeats == "exclude", own_scores(run.model, run.dataset, TEST)
+    if not excludes and own is None:
         return None
-    seen = run.dataset.interacted_items
-    return [seen.row(user).astype(np.int64) for user in users.tolist()]
+    seen, none = run.dataset.interacted_items, np.zeros(0, np.int64)
+    return [  # items with a score of their own are ranked apart
+        np.union1d(seen.row(user) if excludes else none, none if own is None else own.of_user(user).rows).astype(
+            np.int64
+        )
+        for user in users.tolist()
+    ]
 
 
 def _vectors(run: Run, n_queries: int) -> tuple[Floats, tuple[Floats, Ints], Floats | None]:

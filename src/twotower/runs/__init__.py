@@ -47,7 +47,7 @@ from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES
 from twotower.files import layout
-from twotower.files.foreign_code import CODE, code_digests, warn_of_changes
+from twotower.files.foreign_code import CODE, CODE_OF, code_digests, warn_of_changes
 from twotower.files.readers import read_checked, read_json, read_text
 from twotower.kinds import untrusted_kind
 from twotower.model.tables import blank_tables
@@ -117,7 +117,7 @@ def fingerprint(dataset: Dataset, config: Config) -> dict[str, JsonValue]:
         del flat[f"train.{key}"]
     measured = hashlib.sha256(config.evaluation.model_dump_json().encode()).hexdigest()
     digests = {DATA: dataset.digest, CODES: dataset.encoders.digest_of_codes, EVALUATION: measured}
-    code = {f"code of {module}": digest for module, digest in _code(dataset, config).items()}
+    code = {f"{CODE_OF}{module}": digest for module, digest in _code(dataset, config).items()}
     return flat | digests | code | {"torch": torch.__version__, "twotower": __version__}
 
 
@@ -252,6 +252,7 @@ def _best_so_far(folder: Path, config: Config, dataset: Dataset, stopped: Stoppe
     """Return the best epoch of a training that has not ended."""
     if stopped.data != dataset.digest:
         raise RunError(f"{stopped.path}: of other data than the tables of {folder}; train the run again")
+    warn_of_changes(stopped.code, folder)
     model = _model_of(stopped.weights, config, dataset.encoders, stopped.path)
     history = _checked_history(stopped.history, stopped.path / "state.json", bool(config.train.start))
     digest = hashlib.sha256(_weights_file(model)).hexdigest()

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import JsonValue
 from torch import Tensor
 
 from twotower.arrays.types import Shaped
@@ -14,6 +15,7 @@ from twotower.errors import RunError
 from twotower.escaping import python_literal
 from twotower.evaluation.config import Metrics
 from twotower.files import layout, locks
+from twotower.files.foreign_code import CODE_OF
 from twotower.train.checkpoint import Checkpoint, load_states
 from twotower.train.progress import EpochRecord, TrainingProgress
 from twotower.train.stopping import BestWeights
@@ -27,6 +29,8 @@ class StoppedTraining:
     """Weights of the best epoch, by name."""
     data: str
     """Digest of the dataset that it was trained on."""
+    code: dict[str, JsonValue]
+    """Digests of the code of kinds defined outside the package, as it was trained by."""
     path: Path
     """Folder of the checkpoint."""
     history: list[EpochRecord]
@@ -54,6 +58,7 @@ class StoppedTraining:
         return cls(
             best.weights,
             str(found.fingerprint.get("data")),
+            {key.removeprefix(CODE_OF): value for key, value in found.fingerprint.items() if key.startswith(CODE_OF)},
             found.path,
             progress.history,
             progress.metrics(best.epoch),

@@ -105,11 +105,24 @@ def guess_features(frame: pl.DataFrame, side: SideName, key: str) -> SideFeature
 def _feature(series: pl.Series, side: SideName) -> SideFeature | str:
     """Return the feature of a column, or the reason that it has none."""
     n, present = len(series), series.drop_nulls()
+    missing = f"{n - len(present):,} of {n:,} values are missing"
+    if len(present) >= n * MIN_PRESENT:
+        return _of_present(series, present, side)
+    if len(present) < n * MIN_SPARSE or not len(present):
+        return missing
     found = _of_present(series, present, side)
-    kinds = SPARSE_KINDS if len(present) >= n * MIN_SPARSE else ()
-    if len(present) < n * MIN_PRESENT and (isinstance(found, str) or found.options["kind"] not in kinds):
-        return f"{n - len(present):,} of {n:,} values are missing"
-    return found
+    recurs = not isinstance(found, str) and found.options["kind"] in SPARSE_KINDS and _stand_for_rows(present, found)
+    return found if recurs else missing
+
+
+def _stand_for_rows(present: pl.Series, found: SideFeature) -> bool:
+    """Return True if each value of a column of categories or lists stands for MIN_ROWS of the rows that have one, on average."""
+    separator = found.options.get("separator")
+    if present.dtype.is_nested():
+        present = present.to_frame("v").select(pl.col("v").cast(pl.List(pl.String)).explode()).to_series().drop_nulls()
+    elif isinstance(separator, str):
+        present = present.str.split(separator).explode()
+    return present.n_unique() * MIN_ROWS <= len(present)
 
 
 def _of_present(series: pl.Series, present: pl.Series, side: SideName) -> SideFeature | str:

@@ -94,7 +94,7 @@ def _check_towers(recipe: Recipe) -> None:
             if names := tower.without_effect:
                 log.warning(
                     f"model.pairs.{number}.{side}: {' and '.join(names)} {'change' if len(names) > 1 else 'changes'} nothing, as the tower has no "
-                    f"hidden units (layers = {[*tower.layers]}, the last of which is the width of the vector); give layers another width before it, "
+                    f"hidden units (layers = {[*tower.layers]}{', of which the last is the width of the vector' if tower.layers else ''}); give layers two widths or more, "
                     f"or leave {'them' if len(names) > 1 else 'it'} out"
                 )
 

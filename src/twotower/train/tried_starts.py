@@ -42,9 +42,14 @@ class TriedStarts:
 
     def add(self, start: Start, score: float) -> None:
         """Keep the score of a start. Raises RunError if the file cannot be written."""
+        if math.isnan(score):
+            return
         self._scores[start.model_dump_json()] = score if math.isfinite(score) else None
         if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as e:
+                raise RunError(f"{self._file.parent}: cannot be made ({e.strerror or e})") from e
             files.write_json(self._file, {"of": self._digest, "scores": self._scores})
 
     @cached_property
@@ -59,9 +64,7 @@ class TriedStarts:
             log.warning(f"{self._file} is damaged ({type(e).__name__}); the values of the starts are tried anew")
             return {}
         if scores and is_same:
-            log.info(
-                f"{len(scores)} values of starts, which the training tried before it was stopped, are not tried again"
-            )
+            log.info(f"{len(scores)} values of starts, which were tried before, are not tried again")
         return scores if is_same else {}
 
     @cached_property

@@ -14,6 +14,9 @@ from twotower.index.protocol import Count, IndexConfig, Publication
 from twotower.index.top_k import SearchScope
 from twotower.index.vector_store import Similarity
 
+EXACT_SHARE = 64
+"""Share of the rows, one in so many, of which an exact search is less work than a search of the graph past as many banned ones."""
+
 
 class Hnsw(IndexConfig):
     """Graph of nearest neighbours in layers (Malkov and Yashunin 2018); a search walks it with a beam of width `ef`.
@@ -41,7 +44,8 @@ class HnswIndex(FaissIndex):
         return {"ef": max(64, min(len(self), 4096))}
 
     def _prefers_exact(self, k: int, scope: SearchScope) -> bool:
-        return super()._prefers_exact(k, scope) or self.search_params["ef"] >= len(self)
+        banned = max(map(len, scope.banned or []), default=0)
+        return super()._prefers_exact(k, scope) or max(self.search_params["ef"], banned * EXACT_SHARE) >= len(self)
 
     def _new_engine(self, vectors: Shaped[Vectors, "N D"]) -> HnswEngine:
         engine: HnswEngine = faiss().IndexHNSWFlat(self._engine_width, self.options.m, faiss().METRIC_L2)

@@ -73,8 +73,8 @@ class Start(Kind):
     choices: ClassVar[tuple[str, ...]] = ()
     """Options of several values, of which the one that is best on the validation part is kept."""
     compares_by_few: ClassVar[bool] = False
-    """True if the values of `choices` that are best for some of the users are best for all, so that of many positives those of some compare
-    them."""
+    """True if the values of `choices` that are best for some of the users are nearly so for all, so that of very many positives those of some
+    compare them."""
     shares: ClassVar[bool] = False
     """True if source and target are one table's rows, which the history may share."""
     adds_columns: ClassVar[bool] = False
