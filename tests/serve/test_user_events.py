@@ -255,7 +255,14 @@ def test_what_is_no_event_of_ours_is_left_out(server: Server) -> None:
     async def world() -> None:
         store = redis(server.url)
         await store._client.rpush(
-            "b:events:u", b"\xff", b"[1, true, 1.0]", b'["2", true, 1.5]', b'{"a": 1}', b'["3", true]'
+            "b:events:u",
+            b"\xff",
+            b"[1, true, 1.0]",
+            b'["2", true, 1.5]',
+            b'{"a": 1}',
+            b'["3", true]',
+            b'["4", true, 1e300]',
+            b'["5", true, -2.0]',
         )
         await store._client.set("b:vector:u", history_digest([Event("2", time=1.5)]) + b"123")  # cut short
         found = await store.fetch(["b"], "u")

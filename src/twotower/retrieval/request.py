@@ -31,9 +31,9 @@ class UnknownId(DataError):
 class Request:
     """The user of a recommendation: an id that the bundle may not know, features, interactions, and the context.
 
-    `features` replace the stored ones. `history` replaces the stored one, and `events` extend either. `context` gives the
+    `features` replace the stored ones. `history` replaces the stored one, and `recent` and `events` extend either. `context` gives the
     columns of the interactions that the model reads. Method 1 (precomputed user vectors) takes no `features` and no `context`,
-    and uses `history` and `events` only to exclude items; method 2 (online user tower) computes the vector from all of them.
+    and uses `history`, `recent` and `events` only to exclude items; method 2 (online user tower) computes the vector from all of them.
     """
 
     user_id: str | None = None
@@ -44,6 +44,8 @@ class Request:
     """Interactions since the history, oldest first; sorted by time if each has one."""
     context: Mapping[str, Json] = field(default_factory=dict)
     """Values of the moment, by column."""
+    recent: abc.Sequence[Event] = ()
+    """Interactions that a service has heard of before, oldest first; each with a time stands at it in the stored history."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "user_id", _user_id(self.user_id))
@@ -53,13 +55,14 @@ class Request:
 
     @property
     def told(self) -> list[Event]:
-        """The interactions of history and events, oldest first."""
-        return [as_event(event) for event in (*(self.history or ()), *self.events)]
+        """The interactions of history, recent events and events, oldest first."""
+        later = in_time_order([*self.recent, *map(as_event, self.events)])
+        return [as_event(event) for event in (*(self.history or ()), *later)]
 
     @property
     def has_details(self) -> bool:
-        """True if the request has features, a history, events or a context."""
-        return bool(self.features or self.events or self.context) or self.history is not None
+        """True if the request has features, a history, events, recent ones among them, or a context."""
+        return bool(self.features or self.recent or self.events or self.context) or self.history is not None
 
     @classmethod
     def parse(cls, body: Json) -> Request:

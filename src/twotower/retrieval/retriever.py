@@ -29,6 +29,7 @@ from twotower.index.vector_store import MAX_NORM
 from twotower.onnx.inspection import INSPECT_SECONDS, InspectionLimits
 from twotower.retrieval.batches import UnknownUsers, recommend_batch
 from twotower.retrieval.catalogue import Catalogue
+from twotower.retrieval.event import Event
 from twotower.retrieval.filters import CatalogueFilters
 from twotower.retrieval.loaded_bundle import LoadedBundle, naming_damage
 from twotower.retrieval.neighbours import Neighbours
@@ -44,6 +45,7 @@ from twotower.retrieval.request import (
     check_method,
     checked_k,
 )
+from twotower.retrieval.stored_events import StoredEvents
 from twotower.retrieval.text_query import TextQuery
 from twotower.retrieval.user_inputs import UserInputs
 from twotower.store.bundle import Bundle
@@ -87,6 +89,7 @@ class Retriever:
                 self.own_counts = loaded.own_counts
                 self.catalogue = Catalogue(self.index, self.item_ids, self.titles, bundle.id)
                 self.user_inputs = UserInputs(self.dataset, loaded.columns)
+                self.stored_events = StoredEvents(self.dataset)
                 self.filters = CatalogueFilters(
                     self.dataset.items.frame, self.item_ids, self.schema, self.dataset.interacted_items
                 )
@@ -142,6 +145,14 @@ class Retriever:
     def heard(self, request: Request) -> Request:
         """Return a request without the events that count for nothing, of types that the schema ignores."""
         return self.user_inputs.event_types.without_ignored(request)
+
+    def not_stored(self, user_id: str, recent: abc.Sequence[Event]) -> list[Event]:
+        """Return those recent events of a user that the bundle's histories do not hold."""
+        user = self.user_ids.row(UserId(user_id)) if recent else None
+        if user is None:
+            return [*recent]
+        items = self.item_ids.rows([ItemId(event.item) for event in recent])
+        return self.stored_events.missing(user, recent, items)
 
     def rows_of(self, request: Request) -> RequestRows:
         """Return the rows of the user and of the items that a request names."""

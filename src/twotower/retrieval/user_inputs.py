@@ -44,7 +44,7 @@ class UserInputs:
         self._histories = {
             h.name: HistoryCodes(
                 h, column, pairs.item, none if h.codes else encoders.history_codes(h, frame), last_only,
-                self.event_types, pairs.event, dataset.times,
+                self.event_types, pairs.event, None if schema.time_unit == "order" else dataset.times,
             )
             for h in schema.histories("user")
             if isinstance(column := columns[h.name], Ragged)

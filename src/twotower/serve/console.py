@@ -152,7 +152,7 @@ class Console:
             where=None if allowed is None else len(allowed),
             items=excluded,
         )
-        reply = ExplainedReply(ItemsReply.of(answer, len(resolved.state.events)), history[-SHOWN_EVENTS:], filtered)
+        reply = ExplainedReply(ItemsReply.of(answer, len(request.recent)), history[-SHOWN_EVENTS:], filtered)
         if explained is not None:
             reply.vector_norm = round(float(np.linalg.norm(explained.vector)), 4)
             reply.point = self._drawn(retriever).point_of_user(explained.vector).tolist()

@@ -71,7 +71,9 @@ class Recommender:
             )
         )
         recent = retriever.user_inputs.event_types.read(state.events, stored=True)
-        request = replace(told, events=[*recent, *told.events])
+        if body.user_id is not None and told.history is None:
+            recent = retriever.not_stored(body.user_id, recent)
+        request = replace(told, recent=recent)
         known = body.user_id is not None and retriever.has_user(body.user_id)
         if body.user_id is not None and not (known or request.has_details) and self._settings.unknown_user == "404":
             raise Problem("unknown-user", f"user '{body.user_id}' is not among the bundle's users")
@@ -79,7 +81,7 @@ class Recommender:
         if not known and request.has_details:
             method = 2  # an unknown user has no precomputed vector
         adds = told.features or told.events or told.history is not None or retriever.reads_context
-        cacheable = bool(state.events) and not adds
+        cacheable = bool(recent) and not adds
         return ResolvedRequest(request, method, known, state, cacheable)
 
     async def run_search(self, retriever: Retriever, work: Callable[[], T]) -> T:

@@ -32,6 +32,8 @@ from twotower.serve.user_events import (
 
 MAX_EVENT_BYTES = 8_192
 """Bytes of an event in JSON, at most: an id and a type have up to 512 characters each, of up to six bytes."""
+MAX_EVENT_TIME = 1e11
+"""Seconds since 1970 below which the time of an event is, in the sixth millennium: a later one is no time."""
 T = TypeVar("T")
 
 log = logging.getLogger("twotower.user_events")
@@ -177,6 +179,6 @@ def _parse_event(raw: bytes) -> TimedEvent | None:
     except (ValueError, TypeError):
         return None
     valid = isinstance(item, str) and isinstance(liked, bool) and isinstance(seconds, float) and len(types) < 2
-    if not valid or not all(isinstance(kind, str) for kind in types):
+    if not valid or not 0 <= seconds < MAX_EVENT_TIME or not all(isinstance(kind, str) for kind in types):
         return None
     return TimedEvent(item, liked, seconds, type=types[0] if types else None)

@@ -134,7 +134,8 @@ class UserRequest(_RequestModel):
         "add something or the model reads a context, else 1.",
     )
     use_recent_events: StrictBool = Field(
-        True, description="Append the user's recent events (POST /v1/events) to the history."
+        True,
+        description="Add the user's recent events (POST /v1/events) to the history, without those that the stored history holds.",
     )
 
 

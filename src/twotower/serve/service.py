@@ -90,7 +90,7 @@ class Service:
             await self._save(
                 self.event_store.save_vector(retriever.bundle.id, body.user_id, resolved.state.events, vector)
             )
-        return self._counted(answer, retriever, len(resolved.state.events))
+        return self._counted(answer, retriever, len(resolved.request.recent))
 
     async def batch(
         self, body: schemas.BatchRequest, disconnected: Callable[[], Awaitable[bool]]
@@ -129,7 +129,7 @@ class Service:
             source=source,
             milliseconds=round(spent, 3),
             unknown=unknown,
-            recent_events=len(resolved.state.events),
+            recent_events=len(resolved.request.recent),
         )
 
     async def search(self, body: schemas.SearchRequest) -> replies.ItemsReply:

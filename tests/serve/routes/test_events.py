@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +17,7 @@ from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 import twotower
 from twotower.data.tables import check
+from twotower.features.schema import Schema
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.serve.redis_events import RedisEvents
@@ -70,6 +72,50 @@ def test_recent_events_of_a_new_user_are_a_cold_start(shared: Client) -> None:
     shared.post("/v1/events", {"user_id": "new one", "events": ["i1", "i2"]})
     reply = shared.post("/v1/recommend", {"user_id": "new one"}).json()
     assert (reply["source"], reply["method"], reply["recent_events"]) == ("cold_start", 2, 2)
+
+
+@pytest.mark.parametrize("duplicates", ["keep", "last"])
+def test_events_that_the_log_of_a_new_bundle_holds_count_once(make: Make, tmp_path: Path, duplicates: str) -> None:
+    """A service hears of purchases, and runs on while the next log, which has most of them, is trained and published."""
+    now = int(time.time())
+    features = [
+        {"side": "user", "kind": "sequence", "name": "bought", "pooling": "decay"},
+        {"side": "item", "kind": "categorical", "name": "item_id"},
+    ]
+    schema = Schema.model_validate({"time": "at", "duplicates": duplicates, "features": features})
+    config = settings(
+        split={"kind": "column", "column": "part", "ordered": True}, loss={"kind": "softmax"}, negatives={"full": True},
+        train={"epochs": 1, "history_scope": "causal"}, evaluation={"repeats": "exclude"},
+    )  # fmt: skip
+    rows = [(f"u{n % 7}", f"i{n * 5 % 11}", now - 90_000 + 60 * n, "train") for n in range(150)]
+    rows += [(f"u{n}", f"i{n + 1}", now - 70_000 + n, "test") for n in range(1, 7)]
+
+    def publish(name: str, rows: list[tuple[str, str, int, str]]) -> None:
+        log = pl.DataFrame(rows, ["user_id", "item_id", "at", "part"], orient="row")
+        twotower.publish(
+            twotower.fit((None, None, log), schema, config, folder=tmp_path / name), tmp_path / "store", force=True
+        )
+
+    publish("monday", rows)
+    client = make(at=tmp_path / "store")
+    heard = [("i1", now - 2_000), ("i2", now - 1_990), ("i1", now - 1_500), ("i3", now - 1_000)]
+    client.post("/v1/events", {"user_id": "u0", "events": [{"id": i, "time": t} for i, t in heard]})
+    in_log = [(i, t) for i, t in heard if i != "i2"]  # the log lacks one, and has what the service did not hear of
+    publish("tuesday", [*rows, *(("u0", i, t, "train") for i, t in [*in_log, ("i9", now - 60)])])
+    client.run(client.service.bundles.refresh())
+    reply = client.post("/v1/embed/user", {"user_id": "u0", "method": 2}).json()
+    assert reply["recent_events"] == 1
+    log = [(i, t) for u, i, t, _ in rows if u == "u0"] + heard + [("i9", now - 60)]
+    whole = [{"id": i, "time": t} for i, t in log]
+    told = client.post("/v1/embed/user", {"user_id": "u0", "history": whole, "use_recent_events": False}).json()
+    assert reply["vector"] == pytest.approx(told["vector"], abs=1e-5)
+    asked = {"user_id": "u0", "k": 20, "keep_seen": False}
+    assert "i2" not in {item["id"] for item in client.post("/v1/recommend", asked).json()["items"]}
+    publish("wednesday", [*rows, *(("u0", i, t, "train") for i, t in [*heard, ("i9", now - 60)])])
+    client.run(client.service.bundles.refresh())
+    answers = [client.post("/v1/recommend", asked | more).json() for more in ({}, {"use_recent_events": False})]
+    assert [(a["method"], a["recent_events"]) for a in answers] == [(1, 0), (1, 0)]
+    assert answers[0]["items"] == answers[1]["items"]
 
 
 STRANGE = ["a\nb", "\n", "\r\n", "x\n", ".", "..", "/", "//", "a/b", "../../etc", "?", "#", "a?b#c", "%", "%2e%2e", "%0a", "+", "a b", " x ",

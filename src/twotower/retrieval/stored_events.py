@@ -1,0 +1,97 @@
+"""Recent events of users that a bundle's histories hold already: the log of a bundle that is made while a service runs has them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from twotower.arrays.types import Ints, UserRow
+from twotower.data.dataset import Dataset
+from twotower.data.splits import TEST, TRAIN
+from twotower.data.times import MICROSECONDS
+from twotower.retrieval.event import Event
+
+CLOCK_TOLERANCE = 60 * MICROSECONDS
+"""Microseconds by which the times of one event may differ: a service gives one without a time that of its call."""
+COARSEST_TIMES = 86_400 * MICROSECONDS
+"""Greatest unit of a log's times: days."""
+SAMPLED_TIMES = 4_096
+"""Times of the log, evenly spaced, whose greatest common divisor is their unit."""
+_Stored = tuple[int, bool]
+"""Time of an interaction in microseconds, and whether it was liked."""
+
+
+class StoredEvents:
+    """Finds the events of a user that the stored histories do not hold."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self.has_times = dataset.times is not None and dataset.schema.time_unit != "order"
+        """True if the log says when its interactions were."""
+
+    @cached_property
+    def unit(self) -> int:
+        """The unit of the log's times in microseconds: those of a log of dates are whole days."""
+        times = self._dataset.times
+        assert times is not None
+        found = int(np.gcd.reduce(times[:: max(1, len(times) // SAMPLED_TIMES)].astype(np.int64)))
+        return min(found, COARSEST_TIMES) or 1
+
+    def missing(self, user: UserRow, events: Sequence[Event], items: Sequence[int]) -> list[Event]:
+        """Return those events, of the item rows `items`, that the stored histories do not hold. Each interaction stands for one event
+        of its item, rather for one that is liked as it is, whose time is its own within the unit of the log's times and
+        CLOCK_TOLERANCE. Where the log keeps the last interaction of a pair alone, it stands for all events before it. An event
+        without a time is missing, and so is each of a log without times."""
+        if not self.has_times:
+            return [*events]
+        stored = self._stored(user, items)
+        timed = [place for place, event in enumerate(events) if event.time is not None]
+        left = sorted(timed, key=lambda place: _time(events[place]))
+        if self._dataset.schema.duplicates == "keep":
+            for alike in (True, False):
+                left = [place for place in left if not self._take(stored[items[place]], events[place], alike)]
+        else:
+            left = [place for place in left if not self._is_replaced(stored[items[place]], events[place])]
+        missing = {*left} | {*range(len(events))} - {*timed}
+        return [event for place, event in enumerate(events) if place in missing]
+
+    def _take(self, of_item: list[_Stored], event: Event, alike: bool) -> bool:
+        """Remove the first interaction that stands for an event, one that is liked as it is if `alike`; return False if none does."""
+        for place, (at, liked) in enumerate(of_item):
+            if self._agree(_time(event), at) and (liked == event.liked or not alike):
+                del of_item[place]
+                return True
+        return False
+
+    def _is_replaced(self, of_item: list[_Stored], event: Event) -> bool:
+        """Return True if an interaction with the item of an event is that event, or a later one."""
+        when = _time(event)
+        return any(when <= at or (liked == event.liked and self._agree(when, at)) for at, liked in of_item)
+
+    def _agree(self, when: int, at: int) -> bool:
+        """Return True if an event may be an interaction of the log by their times."""
+        return at - CLOCK_TOLERANCE <= when < at + self.unit + CLOCK_TOLERANCE
+
+    def _stored(self, user: UserRow, items: Sequence[int]) -> dict[int, list[_Stored]]:
+        """Return a user's interactions that histories hold with some items, by item row, oldest first."""
+        data, found = self._dataset, defaultdict[int, list[_Stored]](list)
+        seen, known = data.interacted_items, np.array([row for row in items if row >= 0], np.int64)
+        assert seen.source is not None
+        assert data.times is not None
+        rows: Ints = seen.source[seen.offsets[user] : seen.offsets[user + 1]]
+        rows = rows[np.isin(data.pairs.item[rows], known)]
+        parts = data.parts[rows]
+        rows = rows[parts != TEST] if data.time_ordered else rows[parts == TRAIN]
+        rows = rows[np.argsort(data.times[rows], kind="stable")]
+        for item, at, liked in zip(data.pairs.item[rows], data.times[rows], data.pairs.positive[rows], strict=True):
+            found[int(item)].append((int(at), bool(liked)))
+        return found
+
+
+def _time(event: Event) -> int:
+    """Return the time of an event in microseconds."""
+    assert event.time is not None
+    return round(event.time * MICROSECONDS)
