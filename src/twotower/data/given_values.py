@@ -57,8 +57,11 @@ class GivenValues:
                 return None
             if self.types[name] == pl.Boolean and isinstance(value, str):  # polars casts none
                 value = TRUTHS[value.lower()]
-            if (kind := _inner(self.types[name])).is_temporal():
-                value = [_moment(v, kind) for v in value] if isinstance(value, list) else _moment(value, kind)
+            if (kind := _inner(self.types[name])).is_temporal() and kind != pl.Duration:
+                if isinstance(value, list):
+                    value = [_moment(each, kind) if isinstance(each, str) else each for each in value]
+                elif isinstance(value, str):
+                    value = _moment(value, kind)
             return cast_value(pl.Series(name, [value], strict=False), self.types[name], name in self._categories)
         except UNREADABLE:
             return None
@@ -90,11 +93,9 @@ def _inner(dtype: pl.DataType) -> pl.DataType:
     return found if isinstance(found, pl.DataType) else found()
 
 
-def _moment(value: object, dtype: pl.DataType) -> object:
-    """Return a date, a time or both of ISO text as a value of a column's type, and anything else as it is. Raises ValueError for text that
+def _moment(value: str, dtype: pl.DataType) -> date | time:
+    """Return a date, a time or both of ISO text as a value of a column's type. Raises ValueError for text that
     is none, that lacks the zone that a column has or has one that it lacks, or that is finer than the column."""
-    if not isinstance(value, str):
-        return value
     if dtype == pl.Date:
         return date.fromisoformat(value)
     if _FINER.search(value):
@@ -103,8 +104,7 @@ def _moment(value: object, dtype: pl.DataType) -> object:
         if (read := time.fromisoformat(value)).tzinfo is not None:
             raise ValueError("a zone of a time without a date")
         return read
-    if not isinstance(dtype, pl.Datetime):
-        return value
+    assert isinstance(dtype, pl.Datetime)
     moment = datetime.fromisoformat(value)
     if (moment.tzinfo is None) != (dtype.time_zone is None):
         raise ValueError("a zone that the column lacks, or none where it has one")
