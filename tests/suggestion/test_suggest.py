@@ -953,22 +953,23 @@ def test_a_model_that_is_its_start_is_wider_on_a_small_log(rows: int, users: int
 
 
 @pytest.mark.parametrize(
-    ("users", "items", "is_left", "has_columns"),
+    ("users", "items", "common", "is_left", "has_columns"),
     [
-        (50_000, 10_000, False, True),
-        (50_000, 10_001, True, True),
-        (9_000, 11_000, False, True),
-        (50_000, 10_000, False, False),
-        (50_000, 10_001, True, False),
+        (50_000, 10_000, 9_990, False, True),
+        (50_000, 10_001, 10_001, True, True),
+        (50_000, 30_000, 10_000, False, True),
+        (9_000, 11_000, 11_000, False, True),
+        (50_000, 10_000, 9_990, False, False),
+        (50_000, 10_001, 10_001, True, False),
     ],
 )
 def test_a_closed_form_beside_another_is_left_out_where_it_does_not_fit(
-    users: int, items: int, is_left: bool, has_columns: bool
+    users: int, items: int, common: int, is_left: bool, has_columns: bool
 ) -> None:
     rule = next(rule for rule in RULES if rule.recipe == "collaborative")
     settings = read_recipe(rule.recipe)
     _, config = parse_config(settings)
-    shape = replace(of((None, None, log(length=8))).shape, users=users, items=items)
+    shape = replace(of((None, None, log(length=8))).shape, users=users, items=items, common=common)
     columns = (
         [SideFeature("brand", {"kind": "categorical", "side": "item", "name": "brand"}, "")] if has_columns else []
     )

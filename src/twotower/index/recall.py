@@ -66,9 +66,10 @@ def _kth_exact_score(index: Index, queries: Shaped[Vectors, "B D"], k: int, bann
 def _recall(
     index: Index, queries: Shaped[Vectors, "B D"], k: int, banned: Banned, floor: Shaped[Vectors, "B 1"]
 ) -> float:
+    k = min(k, len(index))
     if banned is None or index.batch_invariant:
         scores = index.search(queries, k, banned=banned)[1]
     else:  # as answers are searched: a batch looks for all as far as the longest list needs
         each = [index.search(queries[n : n + 1], k, banned=[rows])[1] for n, rows in enumerate(banned)]
         scores = np.concatenate(each)
-    return float((scores >= floor).sum() / (len(queries) * min(k, len(index))))
+    return float((scores >= floor).sum() / (len(queries) * k))

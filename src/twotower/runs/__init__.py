@@ -228,7 +228,7 @@ def _load(folder: Path, trust: bool) -> Run:
     place = reading_folder(folder)
     schema, config = read_config(place, trust)
     stopped = None if complete else StoppedTraining.read(folder, config)
-    digest = "" if stopped else weights_digest(place)  # first: files of another format would be called damaged
+    digest, code = ("", None) if stopped else _digests(place)  # first: files of another format would be called damaged
     try:
         dataset = memmap.load(place, schema, config.split)
     except (ArithmeticError, AttributeError, ConfigError, DataError, LookupError) as e:
@@ -236,7 +236,7 @@ def _load(folder: Path, trust: bool) -> Run:
     if stopped:
         return _best_so_far(folder, config, dataset, stopped)
     model = load_model(place, digest, config, dataset.encoders)
-    warn_of_changes(read_json(place / layout.MODEL).get(CODE), folder)
+    warn_of_changes(code, folder)
     metrics = read_json(place / layout.METRICS)
     if not _is_metrics(metrics):
         raise RunError(f"{place / layout.METRICS}: damaged (expected numbers by name)")
@@ -315,12 +315,17 @@ def _read_settings(folder: Path) -> dict[str, TomlValue]:
 
 def weights_digest(folder: Path) -> str:
     """Return the SHA-256 of the weights that model.json states. Raises RunError if it is damaged or of another format."""
+    return _digests(folder)[0]
+
+
+def _digests(folder: Path) -> tuple[str, JsonValue]:
+    """Return the SHA-256 of the weights that model.json states, and the digests of code. Raises RunError if it is damaged or of another format."""
     about = read_json(folder / layout.MODEL)
     form = about.get("format") if isinstance(about, dict) else None
     if form != RUN_FORMAT or not isinstance(digest := about.get("sha256"), str):
         path = folder / layout.MODEL
         raise RunError(f"{path}: format {form!r}, this version reads {RUN_FORMAT}; train the run again")
-    return digest
+    return digest, about.get(CODE)
 
 
 def load_model(folder: Path, digest: str, config: Config, encoders: Encoders) -> TwoTower:
