@@ -14,6 +14,7 @@ from twotower.data.unknown_ids import MAX_UNKNOWN_SHARE, spelled_alike
 from twotower.errors import DataError
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
+from twotower.suggestion.answers import taken_rows, without_answers
 from twotower.suggestion.columns import guess_columns
 from twotower.suggestion.guessed_columns import GuessedColumns
 from twotower.suggestion.shape import repeated_share
@@ -119,6 +120,9 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
             if frame is not None and key not in frame.columns and key in found.interactions.columns:
                 _refuse_other_name(frame, found.interactions[key], side)
             sides[side] = SideFeatures() if frame is None else guess_features(frame, side, key)
+            if frame is not None and key in frame.columns and {*ids} <= {*found.interactions.columns}:
+                rows = taken_rows(found.interactions, columns.options)
+                sides[side] = without_answers(sides[side], frame, side, dict(zip(SIDES, ids, strict=True)), rows)
         if frame is not None and key in frame.columns and key in found.interactions.columns:
             lacking |= {side: why} if (why := _lacks(frame[key], found.interactions[key], side)) else {}
     return Guess(columns, sides, repeats, lacking)
