@@ -101,12 +101,35 @@ def test_a_sentence_is_no_list() -> None:
 
 @pytest.mark.parametrize(
     ("distinct", "n", "expected"),
-    [(1100, N, "categorical"), (1101, N, "text"), (MAX_NAMES, 2 * MAX_NAMES, "categorical"), (MAX_NAMES + 1, 3 * MAX_NAMES, "text")],
+    [(1650, N, "categorical"), (1651, N, "text"), (MAX_NAMES, 2 * MAX_NAMES, "categorical"), (MAX_NAMES + 1, 3 * MAX_NAMES, "text")],
 )  # fmt: skip
 def test_names_that_recur_are_categories(distinct: int, n: int, expected: str) -> None:
     assert kind("author", [f"A. Smith{i}" for i in range(distinct)], n)[0] == expected
     assert kind("author", [f"A. Smith{i} of no fixed abode" for i in range(1100)])[0] == "text", "no name"
     assert kind("title", [f"A. Smith{i}" for i in range(1100)])[0] == "text", "by its name"
+
+
+@pytest.mark.parametrize(("alone", "expected"), [(900, "categorical"), (901, "text")])
+def test_names_most_of_which_stand_once_are_categories_where_half_of_the_items_share_theirs(
+    alone: int, expected: str
+) -> None:
+    """As of directors: a few have most of the films, and most have one."""
+    n = 1800
+    names = [f"A. Smith{i}" for i in range(alone)] + [f"B. Jones{i % 300}" for i in range(n - alone)]
+    table = pl.DataFrame({"item_id": range(n), "director": names})
+    found = guess_features(table, "item", "item_id").features[0]
+    assert found.options["kind"] == expected
+    assert found.is_name == (expected == "categorical"), "what tells few items apart makes no others the same"
+    assert ("50% have one that another has too" in found.why) == found.is_name
+    assert guess_features(table.rename({"director": "title"}), "item", "item_id").features[0].is_text
+    of_users = guess_features(table.rename({"item_id": "user_id"}), "user", "user_id")
+    assert [f.options["kind"] for f in of_users.features] == ["text"], "of users they are too many"
+
+
+def test_few_names_of_one_word_are_categories_where_half_of_the_items_share_theirs() -> None:
+    brands = [f"b{i}" for i in range(25)] + [f"c{i % 9}" for i in range(25)]
+    assert kind("brand", brands, 50)[0] == "categorical"
+    assert "too many for a category" in str(kind("brand", [f"d{i}" for i in range(30)] + brands[30:], 50)[1]["note"])
 
 
 def test_names_of_half_of_the_items_recur_among_those() -> None:

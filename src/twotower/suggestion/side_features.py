@@ -20,6 +20,10 @@ MAX_CATEGORIES = 1000
 MIN_ROWS = 2
 MAX_NAMES = 10_000
 """Distinct values of items up to which a column of names, such as authors, or of codes is categorical under the same condition."""
+MIN_SHARED = 0.5
+"""Share of items whose name, such as that of a director, another item has too, from which names of items are categorical too: names are as unequal
+as their fame, so that most items tell something of others by theirs while most names stand for one item; below it most items have a value of their
+own, as titles have."""
 MAX_WORDS = 3
 """Words of a name at most, the median; longer texts are no names."""
 MAX_NUMBERS = 100
@@ -58,6 +62,7 @@ MIN_RECURRING = 2
 """Distinct values that hold a word, on average, from which words are a list and not a phrase."""
 
 _WORDS = r"[\p{L}\p{N}]+"
+_BETWEEN = r"[|;,]"
 
 
 @dataclass(frozen=True)
@@ -152,9 +157,11 @@ def _of_present(series: pl.Series, present: pl.Series, side: SideName) -> SideFe
         if separator := _separator(present, side):
             return _made(series, side, "multi_hot", f"lists separated by '{separator}'", separator=separator)
         is_phrase = names.names_phrase(series.name)
-        if recurs and not is_phrase and _are_names(present):
-            many = distinct > MAX_CATEGORIES or (is_text(present) and distinct > n * MIN_PHRASES)
-            return replace(_made(series, side, "categorical", few), is_name=many)
+        shared = _shared(present) if side == "item" and distinct <= MAX_NAMES and not recurs else 0.0
+        if (recurs or shared >= MIN_SHARED) and not is_phrase and _are_names(present):
+            many = not recurs or distinct > MAX_CATEGORIES or (is_text(present) and distinct > n * MIN_PHRASES)
+            why = few if recurs else f"{few}, and {shared:.0%} have one that another has too"
+            return replace(_made(series, side, "categorical", why), is_name=many)
         if is_text(present) and (distinct > n * MIN_PHRASES or is_phrase):
             return _text(series, side, f"{few}, of two words or more")
     if distinct <= MAX_CATEGORIES and distinct * MIN_ROWS <= n:
@@ -241,6 +248,12 @@ def is_text(values: pl.Series) -> bool:
 def _are_names(values: pl.Series) -> bool:
     """Return True for values of a few words."""
     return float(values.str.count_matches(_WORDS).median() or 0) <= MAX_WORDS  # type: ignore[arg-type]
+
+
+def _shared(present: pl.Series) -> float:
+    """Return the share of values that another row has too; 0 for lists in text, in many of which two separators stand or more."""
+    are_lists = float((present.str.count_matches(_BETWEEN) >= 2).mean() or 0) >= MIN_SEVERAL  # type: ignore[arg-type]
+    return 0.0 if are_lists else float(present.is_duplicated().mean() or 0)  # type: ignore[arg-type]
 
 
 def _recurs(distinct: pl.Series) -> bool:
