@@ -1036,6 +1036,31 @@ def test_a_pair_of_columns_is_little_wider_than_they_have_values(values: int, ro
     assert (comments.get("model.pairs.2.user.width") == told) == (room < 128)
 
 
+def test_a_pair_that_counts_values_reads_no_column_of_too_many() -> None:
+    """A list of users may have as many values as there are users."""
+    n, rng = 4400, np.random.default_rng(0)
+    actions = pl.DataFrame({"user_id": np.arange(2 * n) % n, "item_id": rng.integers(n, size=2 * n)})
+    actions = pl.concat([actions, pl.DataFrame({"user_id": np.arange(n), "item_id": np.arange(n)})])
+    friends = [[f"f{user}", f"f{(user + 1) % n}"] for user in range(n)]
+    users = pl.DataFrame({"user_id": range(n), "friends": friends, "town": [f"w{user % 5}" for user in range(n)]})
+    found = suggest(actions, users, recipe="collaborative")
+    place = next(start.pair for start in found.config.train.start if start.kind == "user_content")
+    pair = found.config.model.pairs[place]
+    assert pair.user.fields == ("town",)
+    assert (pair.user.width, pair.item.width) == (6, 6), "of a pair of 5 towns"
+    told = "Without 'friends', of too many values for the counts of the start 'user_content'."
+    assert told in found.text.replace("\n# ", " ")
+    assert "friends" not in {f.name for f in found.schema.features}
+    assert "Columns of users and items that this recipe does not read: 'friends'." in found.reasons
+    few = suggest(
+        actions, users.with_columns(pl.col("friends").list.eval(pl.element().str.head(4))), recipe="collaborative"
+    )
+    assert few.config.model.pairs[place].user.fields == ("friends", "town")
+    alone = suggest(actions, users.drop("town"), recipe="collaborative")
+    assert "user_content" not in {start.kind for start in alone.config.train.start}
+    assert "its pair: the columns have too many values to be counted." in alone.text.replace("\n# ", " ")
+
+
 def test_values_of_columns_are_counted_in_lists_too_and_numbers_by_buckets() -> None:
     items = pl.DataFrame({"item_id": range(200), "brand": [f"b{i % 7}" for i in range(200)]}).with_columns(
         tags=pl.Series([f"t{i % 5}|t{5 + i % 3}" for i in range(200)]), price=pl.int_range(200) * 0.37

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from twotower.config.toml import TomlValue, parse_config
 from twotower.errors import ConfigError
 from twotower.features.feature import Feature
 from twotower.features.schema import Schema
-from twotower.features.side import SIDES
+from twotower.features.side import SIDES, SideName
 from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import Pooling
 from twotower.suggestion.side_features import SideFeature
@@ -116,6 +116,26 @@ class FittedRecipe:
         own = {(side, name) for side, names in read.pop(number).items() for name in names}
         own -= {(side, name) for fields in read for side, names in fields.items() for name in names}
         self.model["pairs"] = [pair for place, pair in enumerate(pairs) if place != number]
+        self._drop_features(own)
+
+    def columns_of(self, number: int, side: SideName) -> dict[str, str]:
+        """Return the columns that a tower of a pair reads, by the names of their features."""
+        pairs = self.model["pairs"]
+        assert isinstance(pairs, list)
+        found = {str(f["name"]): str(f.get("column", f["name"])) for f in self.features if f["side"] == side}
+        return {name: found[name] for name in pairs[number][side].get("fields", found)}
+
+    def keep_fields(self, number: int, side: SideName, names: Container[str]) -> None:
+        """Let a tower of a pair read no other fields than these, and leave out the features that it alone reads."""
+        pairs = self.model["pairs"]
+        assert isinstance(pairs, list)
+        read = [*self.columns_of(number, side)]
+        gone = {name for name in read if name not in names}
+        pairs[number][side]["fields"] = [name for name in read if name not in gone]
+        gone -= {name for pair in pairs for name in pair[side].get("fields", read)}
+        self._drop_features({(side, name) for name in gone})
+
+    def _drop_features(self, own: Container[tuple[TomlValue, TomlValue]]) -> None:
         kept = [place for place, f in enumerate(self.features) if (f["side"], f["name"]) not in own]
         self.features = [self.features[place] for place in kept]
         self.why = {kept.index(place): why for place, why in self.why.items() if place in kept}

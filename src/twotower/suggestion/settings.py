@@ -9,9 +9,11 @@ from operator import itemgetter
 from twotower.config.experiment import Config
 from twotower.config.toml import TomlValue
 from twotower.errors import listed
+from twotower.features.side import SIDES, SideName
 from twotower.suggestion.recipes import FittedRecipe, Settings
 from twotower.suggestion.shape import Shape
 from twotower.train.starts.start import Start
+from twotower.train.starts.user_content import fewer_columns
 
 MAX_FULL_ITEMS = 50_000
 """Items up to which a loss over the whole catalogue is trained."""
@@ -79,11 +81,14 @@ def _shape_blends(
         return
     too_large = f"{shape.users:,} users and {shape.items:,} items are too many for its closed form."
     reasons = dict[str, list[str]]()
-    left = list[Start]()
+    left, fewer = list[Start](), dict[int, dict[SideName, list[str]]]()
     for start in starts:
         why = unsolved or unweighed or ("" if start.is_exact(shape.users, shape.items, shape.common) else too_large)
         if start.adds_users and shape.users_change:
             why = "users have several values of a column, by schema.valid_from."
+        elif start.adds_users and start.pair not in fitted.without_columns:
+            fewer[start.pair] = _fewer_columns(fitted, shape, start.pair)
+            why = why or ("" if fewer[start.pair]["user"] else "the columns have too many values to be counted.")
         if start.pair in fitted.without_columns:
             why = "the tables have none of the columns that it reads."
         if unsolved or (start.blend and why):
@@ -99,6 +104,15 @@ def _shape_blends(
             continue
         pair = start.pair - sum(other < start.pair for other in gone)
         kept.append({**options, "pair": pair} if pair else options)
+        joint = shape.joint_values
+        for side, names in fewer.get(start.pair, {}).items():
+            if too_many := [f"'{name}'" for name in fitted.columns_of(pair, side) if name not in names]:
+                fitted.keep_fields(pair, side, names)
+                counts = [_counts(fitted, shape, pair, of).values() for of in SIDES]
+                joint = sum(min(one, other) for one in counts[0] for other in counts[1])
+                comments[f"model.pairs.{pair}.{side}.fields"] = (
+                    f"Without {listed(too_many)}, of too many values for the counts of the start '{start.kind}'."
+                )
         bounds = [(most, f"The smaller number of {shape.users:,} users and {shape.items:,} items.")]
         if fitted.reads_columns(pair):
             why = (
@@ -106,8 +120,8 @@ def _shape_blends(
             )
             bounds.append((_with_room(shape.content_values), why))
         if start.adds_users:
-            why = f"The smaller number of values of each column of the users and of the items, added up, {shape.joint_values:,}, and a tenth more for new ones."
-            bounds.append((_with_room(shape.joint_values), why))
+            why = f"The smaller number of values of each column of the users and of the items, added up, {joint:,}, and a tenth more for new ones."
+            bounds.append((_with_room(joint), why))
         least, why = min(bounds, key=itemgetter(0))
         if start.blend and fitted.narrow_pair(pair, least):
             comments[f"model.pairs.{pair}.user.width"] = why
@@ -117,6 +131,19 @@ def _shape_blends(
             f"Without {'each of ' * (len(kinds) > 1)}the recipe's start{'s' * (len(kinds) > 1)} {listed(kinds)} and its pair: {why}"
             for why, kinds in reasons.items()
         )
+
+
+def _fewer_columns(fitted: FittedRecipe, shape: Shape, pair: int) -> dict[SideName, list[str]]:
+    """Return the names of the columns of each side that a pair which counts their values can read."""
+    with_unknown = [{name: values + 1 for name, values in _counts(fitted, shape, pair, side).items()} for side in SIDES]
+    return dict(zip(SIDES, fewer_columns(*with_unknown), strict=True))
+
+
+def _counts(fitted: FittedRecipe, shape: Shape, pair: int, side: SideName) -> dict[str, int]:
+    """Return the numbers of values of the columns that a tower of a pair reads."""
+    of_ids = {fitted.ids["user"]: shape.users, fitted.ids["item"]: shape.items}
+    columns = fitted.columns_of(pair, side)
+    return {name: shape.values.get((side, c), of_ids.get(c, 0)) for name, c in columns.items()}
 
 
 def _with_room(values: int) -> int:

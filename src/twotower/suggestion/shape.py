@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
@@ -17,7 +17,7 @@ from twotower.data.parts import PART
 from twotower.data.tables import Tables
 from twotower.data.times import TIME
 from twotower.features.schema import Schema
-from twotower.features.side import SideName
+from twotower.features.side import SIDES, SideName
 from twotower.suggestion.names import names_undoing
 from twotower.suggestion.query_evidence import QueryEvidence, query_evidence
 from twotower.suggestion.side_features import SideFeature, SideFeatures, is_text
@@ -114,6 +114,8 @@ class Shape:
     """Share of the pairs of a user and an item, both with a row, that have one."""
     is_dense: bool
     """True if users have rows for most items, two or more of each user and item on average, so that the presence of a row says nothing."""
+    values: Mapping[tuple[SideName, str], int] = field(default_factory=dict)
+    """Values of each column without text, by side and column, numbers in MAX_BUCKETS buckets."""
 
     @property
     def has_telling_users(self) -> bool:
@@ -162,6 +164,13 @@ def measure_shape(
     if not queries and is_text(actions[schema.user_id]):
         queries = [schema.user_id]
     titles = [f.column for f in sides["item"].features if f.is_text and is_text(tables.items[f.column])]
+    frames: dict[SideName, pl.DataFrame] = {"user": tables.users, "item": tables.items}
+    values: dict[tuple[SideName, str], int] = {
+        (side, f.column): _values(frames[side][f.column], f)
+        for side in SIDES
+        for f in sides[side].features
+        if not f.is_text
+    }
     query, words, evidence = _searched(tables, schema, queries, titles)
     return Shape(
         users=int(users.max(initial=-1)) + 1,
@@ -193,14 +202,15 @@ def measure_shape(
         content_kinds=math.prod(
             _kinds(tables.items[f.column], f) for f in sides["item"].features if not (f.is_text or f.is_name)
         ),
-        content_values=sum(_values(tables.items[f.column], f) for f in sides["item"].features if not f.is_text),
-        joint_values=_joint_values(tables, sides, n_items),
+        content_values=sum(n for (side, _), n in values.items() if side == "item"),
+        joint_values=_joint_values(values, n_items),
         contents=len(sides["item"].features),
         texts=sum(f.is_text for f in sides["item"].features),
         telling=_telling(tables, schema, sides["user"].features, users[taken], items[taken]),
         users_change="user" in tables.versions,
         density=density,
         is_dense=is_dense,
+        values=values,
     )
 
 
@@ -234,11 +244,10 @@ def _values(series: pl.Series, feature: SideFeature) -> int:
     return _kinds(series.explode() if series.dtype.is_nested() else series, feature)
 
 
-def _joint_values(tables: Tables, sides: Mapping[SideName, SideFeatures], n_items: int) -> int:
+def _joint_values(values: Mapping[tuple[SideName, str], int], n_items: int) -> int:
     """Return the sum of the smaller numbers of values, of each column of the users and each of the items or their id."""
-    of_users = [_values(tables.users[f.column], f) for f in sides["user"].features if not f.is_text]
-    of_items = [_values(tables.items[f.column], f) for f in sides["item"].features if not f.is_text]
-    return sum(min(one, other) for one in of_users for other in (*of_items, n_items))
+    of = {side: [n for (where, _), n in values.items() if where == side] for side in SIDES}
+    return sum(min(one, other) for one in of["user"] for other in (*of["item"], n_items))
 
 
 def _searched(

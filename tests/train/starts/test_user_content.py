@@ -33,7 +33,7 @@ from twotower.features.text import Text
 from twotower.onnx.export import export_tower
 from twotower.onnx.tower import OnnxTower
 from twotower.train.factors import factors_before
-from twotower.train.starts.user_content import leading
+from twotower.train.starts.user_content import fewer_columns, leading
 from twotower.train.trainer import Trainer
 
 USERS, ITEMS, TOWNS = 600, 60, 6
@@ -210,6 +210,24 @@ def test_columns_that_no_user_has_tell_nothing() -> None:
         TrainingError, match="finds no column of the users that the positives tell apart; leave the start"
     ):
         Trainer(world(people=people), of(["town"], ["place"])).run()
+
+
+@pytest.mark.parametrize(
+    ("users", "items", "left"),
+    [
+        ({"friends": 5000, "town": 9}, {"id": 9000}, (["town"], ["id"])),
+        ({"friends": 4096, "town": 9}, {"id": 9000}, (["town", "friends"], ["id"])),
+        ({"friends": 5000, "town": 9}, {"id": 4000}, (["town", "friends"], ["id"])),
+        ({"friends": 5000}, {"id": 9000, "brand": 40}, (["friends"], ["brand"])),
+        ({"friends": 5000}, {"id": 9000}, ([], [])),
+        ({"town": 60, "age": 20}, {"id": 2**20}, (["age"], ["id"])),
+        ({}, {"id": 9}, ([], [])),
+    ],
+)
+def test_columns_of_too_many_values_to_be_counted_are_told(
+    users: dict[str, int], items: dict[str, int], left: tuple[list[str], list[str]]
+) -> None:
+    assert fewer_columns(users, items) == left
 
 
 def test_more_pairs_of_values_than_are_counted_are_refused() -> None:

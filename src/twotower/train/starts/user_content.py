@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -122,6 +124,18 @@ class UserContent(ColumnStart):
                 f"train.start of kind '{self.kind}' finds no column of the users that the positives tell apart; leave the start and its pair out"
             )
         return PairValues(sources[0], targets, further=sources[1:])
+
+
+def fewer_columns(users: Mapping[str, int], items: Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """Return the names of the columns of users and of items that are few enough to be counted, given the numbers of values of all: without the largest of the
+    users, and, of one of these, without the largest of the items; empty lists if no two are small enough."""
+    of_users, of_items = (sorted(values, key=lambda name: values[name]) for values in (users, items))
+    while of_users and of_items:
+        cells = (sum(users[name] for name in of_users), sum(items[name] for name in of_items))
+        if math.prod(cells) <= MAX_CELLS and min(users[of_users[-1]], items[of_items[-1]]) <= MAX_SIDE:
+            return of_users, of_items
+        (of_users if len(of_users) > 1 else of_items).pop()
+    return [], []
 
 
 def _counts(positives: PositivesOfColumns) -> F32[Tensor, "V W"]:
