@@ -124,6 +124,21 @@ def test_a_shared_column_wins() -> None:
     assert found.options["user_id"] == "who"
 
 
+def test_of_shared_columns_one_that_repeats_in_the_rows_and_is_distinct_in_the_table_is_the_id() -> None:
+    frame = log().rename({"user_id": "who", "item_id": "what"})
+    frame = frame.with_columns(nr=pl.int_range(pl.len()), city=pl.col("who") % 3)
+    sides = {"user_id": ["nr", "city", "who"], "item_id": ["nr", "what"]}
+    keys = {"user_id": ["nr", "who"], "item_id": ["nr", "what"]}
+    found = guess_columns(frame, {}, sides, keys)
+    assert (found.options["user_id"], found.options["item_id"]) == ("who", "what")
+    assert found.why["item_id"] == "the tables share it"
+    found = guess_columns(frame, {}, {"user_id": ["nr"]}, {"user_id": ["nr"]})
+    assert found.options["user_id"] == "nr", "the tables share no other"
+    assert any("'nr' as the user" in line and "hardly a history" in line for line in found.remarks)
+    found = guess_columns(frame, {}, {"user_id": ["who"], "item_id": ["who", "what"]})
+    assert (found.options["user_id"], found.options["item_id"]) == ("who", "what"), "no column is both"
+
+
 def test_no_ids_say_what_to_name() -> None:
     with pytest.raises(DataError, match="no column of user_id and item_id .*schema.user_id=NAME"):
         guess_columns(pl.DataFrame({"price": [1.5, 2.5], "rating": [1, 2]}), {}, {})

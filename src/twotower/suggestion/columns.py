@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import polars as pl
 
@@ -12,7 +12,7 @@ from twotower.features.values import missing_count
 from twotower.suggestion import names
 from twotower.suggestion.guessed_columns import MIN_ROWS, GuessedColumns, free, is_distinct, is_of, put_first, rows_vary
 from twotower.suggestion.ids_by_place import are_several, has_few, ids_by_place, too_few
-from twotower.suggestion.numbering import note_orders
+from twotower.suggestion.numbering import note_orders, notes_of_row_numbers, row_numbers
 from twotower.suggestion.text_form import (
     has_decimal_commas,
     has_spaced_numbers,
@@ -44,10 +44,14 @@ OUTCOMES = (
 
 
 def guess_columns(
-    frame: pl.DataFrame, given: Mapping[str, TomlValue], sides: Mapping[str, Iterable[str]]
+    frame: pl.DataFrame,
+    given: Mapping[str, TomlValue],
+    sides: Mapping[str, Iterable[str]],
+    keys: Mapping[str, Collection[str]] | None = None,
 ) -> GuessedColumns:
     """Return the options of the schema for a table of interactions. `given` are options that are not guessed, an empty text
-    for a column that is not there; `sides` are the columns of the tables of users and items, where there are such.
+    for a column that is not there; `sides` are the columns of the tables of users and items, where there are such, and `keys` those
+    of them that are distinct in their table.
 
     Raises DataError if no two columns look like ids, or if times can be read in two ways."""
     found = GuessedColumns()
@@ -56,13 +60,16 @@ def guess_columns(
         f"'{name}': names that begin with '__' are the package's own; rename the column if it is to be read"
         for name in reserved
     ]
-    frame = frame.drop(reserved)
+    numbers = row_numbers(frame, [*reserved, *map(str, given.values())])
+    found.notes += notes_of_row_numbers(numbers, "interactions")
+    frame = frame.drop(*reserved, *numbers)
     for option, value in given.items():
         found.put(option, value, "as given")
-    _guess_ids(frame, found, sides)
+    _guess_ids(frame, found, sides, keys or {})
     _note_ids_of_none(frame, found)
     _note_large_user(frame, found)
-    if not sides.get("user_id") and "user_id" not in given:
+    is_named = names.names_user(str(found.options["user_id"]))
+    if "user_id" not in given and not (is_named and sides.get("user_id")):  # of whom a table tells something
         _note_users_of_one_row(frame, found)
     for guess in (guess_time, _guess_event, _guess_label, _guess_weight, _note_outcomes, _note_returns):
         guess(frame, found)
@@ -78,13 +85,20 @@ def guess_columns(
     return found
 
 
-def _guess_ids(frame: pl.DataFrame, found: GuessedColumns, sides: Mapping[str, Iterable[str]]) -> None:
+def _guess_ids(
+    frame: pl.DataFrame,
+    found: GuessedColumns,
+    sides: Mapping[str, Iterable[str]],
+    keys: Mapping[str, Collection[str]],
+) -> None:
     queries = [name for name in frame.columns if names.names_query(name) and frame[name].dtype == pl.String]
     tests = {"user_id": names.names_user, "item_id": names.names_item}
     for option, test in tests.items():
         if option in found.options:
             continue
-        shared = [*dict.fromkeys(name for name in sides.get(option, ()) if name in frame.columns)]
+        shared = [*dict.fromkeys(sides.get(option, ()))]
+        shared = [name for name in shared if name in frame.columns and name not in found.named]
+        shared.sort(key=lambda name: (name not in keys.get(option, ()), is_distinct(frame[name])))
         named = [n for n in free(frame, found, test) if not (names.names_visit(n) and has_few(frame[n]))]
         if both := [name for name in shared if name in named] or ([] if named else shared[:1]):
             found.put(option, both[0], "the tables share it")
@@ -298,7 +312,7 @@ def _note_large_user(frame: pl.DataFrame, found: GuessedColumns) -> None:
 
 
 def _note_users_of_one_row(frame: pl.DataFrame, found: GuessedColumns) -> None:
-    """Note users nearly all of whom have one row, and no table that tells anything of them."""
+    """Note users nearly all of whom have one row."""
     name = str(found.options["user_id"])
     if name not in frame.columns or frame.height < MIN_ROWS or names.names_query(name):
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 from pydantic import ValidationError
@@ -16,7 +16,8 @@ from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.suggestion.answers import taken_rows, without_answers
 from twotower.suggestion.columns import guess_columns
-from twotower.suggestion.guessed_columns import GuessedColumns
+from twotower.suggestion.guessed_columns import MAX_DISTINCT, GuessedColumns
+from twotower.suggestion.numbering import notes_of_row_numbers, row_numbers
 from twotower.suggestion.shape import repeated_share
 from twotower.suggestion.side_features import SideFeature, SideFeatures, guess_features
 from twotower.suggestion.tables import PLACE, USER, FoundTables
@@ -119,7 +120,7 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
                 )
             if frame is not None and key not in frame.columns and key in found.interactions.columns:
                 _refuse_other_name(frame, found.interactions[key], side)
-            sides[side] = SideFeatures() if frame is None else guess_features(frame, side, key)
+            sides[side] = SideFeatures() if frame is None else _side_features(frame, side, key)
             if frame is not None and key in frame.columns and {*ids} <= {*found.interactions.columns}:
                 rows = taken_rows(found.interactions, columns.options)
                 sides[side] = without_answers(sides[side], frame, side, dict(zip(SIDES, ids, strict=True)), rows)
@@ -171,8 +172,8 @@ def _point_of_ids(found: FoundTables, name: str) -> str:
 
 def _refuse_other_name(frame: pl.DataFrame, ids: pl.Series, side: SideName) -> None:
     """Raise DataError if a column of a side's table holds ids of the interactions, whose column has another name."""
-    known = ids.cast(pl.String).unique()
-    for series in frame:
+    known, numbers = ids.cast(pl.String).unique(), row_numbers(frame)
+    for series in (*frame.drop(numbers), *frame.select(numbers)):
         if not (series.dtype.is_integer() or series.dtype == pl.String) or series.is_duplicated().any():
             continue
         if float(known.is_in(series.cast(pl.String).unique().implode()).mean() or 0) >= MIN_KNOWN:  # type: ignore[arg-type]
@@ -192,11 +193,30 @@ def _guess_columns(found: FoundTables, given: Mapping[str, TomlValue]) -> Guesse
         why = "a line is a user and the user's items, oldest first"
     if not known:
         shared = {"user_id": found.users, "item_id": found.items}
-        return guess_columns(found.interactions, given, {k: f.columns for k, f in shared.items() if f is not None})
+        tables = {k: f for k, f in shared.items() if f is not None}
+        return guess_columns(
+            found.interactions,
+            given,
+            {k: f.columns for k, f in tables.items()},
+            {k: _keys(f) for k, f in tables.items()},
+        )
     columns = GuessedColumns()
     for key, value in (known | {**given}).items():
         columns.put(key, value, "as given" if key in given else why)
     return columns
+
+
+def _keys(frame: pl.DataFrame) -> list[str]:
+    """Return the columns of whole numbers or text that are distinct in nearly all rows."""
+    may_be = (s for s in frame if s.dtype.is_integer() or s.dtype == pl.String)
+    return [s.name for s in may_be if s.n_unique() >= MAX_DISTINCT * len(s)]
+
+
+def _side_features(frame: pl.DataFrame, side: SideName, key: str) -> SideFeatures:
+    """Return the features of a side's table, without columns that number its rows."""
+    numbers = row_numbers(frame, [key])
+    found = guess_features(frame.drop(numbers), side, key)
+    return replace(found, notes=(*notes_of_row_numbers(numbers, f"{side}s"), *found.notes))
 
 
 def _of_schema(schema: Schema, side: SideName) -> SideFeatures:

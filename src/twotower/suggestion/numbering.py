@@ -1,8 +1,9 @@
-"""Numbers of the rows of each user: places in histories."""
+"""Numbers of the rows, of a table and of each user: places in files and in histories."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 
 import polars as pl
 
@@ -10,6 +11,26 @@ MIN_NUMBERED = 20
 """Rows beyond the first of their users from which numbers that fit are no chance."""
 MIN_PLACES = 3
 """Values from which numbers may be an order; two may be an outcome."""
+_OF_FILE = re.compile(
+    r"(_duplicated_\d+|unnamed(: ?|_)\d+(\.\d+)*|\.{3}\d+|row_?names|__index_level_\d+__|index)?", re.IGNORECASE
+)
+"""Names of the index that pandas writes and of the row names of R; none, of a header line that leaves its first place empty."""
+
+
+def row_numbers(frame: pl.DataFrame, but: Collection[str] = ()) -> list[str]:
+    """Return the columns that number the rows of a file, as pandas writes an index and R its row names: known by such a name, or none, and by
+    whole numbers that are distinct in all rows, in order unless rows were left out or sorted anew. `but` are those that have another meaning."""
+    found = (frame[name] for name in frame.columns if name not in but and _OF_FILE.fullmatch(name.strip()))
+    return [s.name for s in found if s.dtype.is_integer() and not s.null_count() and 1 < len(s) == s.n_unique()]
+
+
+def notes_of_row_numbers(columns: Iterable[str], table: str) -> list[str]:
+    """Return a note for each of such columns of a table."""
+    unnamed = {"": " (without a name)"}
+    return [
+        f"'{name}'{unnamed.get(name, '')} numbers the rows of the {table}, and is no column of theirs"
+        for name in columns
+    ]
 
 
 def numbers_rows(frame: pl.DataFrame, user_id: str, column: str) -> bool:
