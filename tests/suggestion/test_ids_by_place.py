@@ -100,6 +100,74 @@ def test_a_code_of_the_user_is_no_item_if_another_column_is_left() -> None:
     assert found == {"item_id": "b"}, "of users of two rows b is no code"
 
 
+def of_users(pairs: int, rows: int = 5) -> pl.DataFrame:
+    """Rows of a hundred users, each with a name, or two as far as `pairs` of users and names go, and goods."""
+    user = np.repeat(np.arange(100), rows)
+    second = (np.arange(len(user)) % rows == 1) & (user < pairs - 100)
+    name = np.where(second, user + 1000, user)
+    return pl.DataFrame({"who": user, "name_of": name, "ware": np.random.default_rng(0).integers(50, size=len(user))})
+
+
+@pytest.mark.parametrize(("pairs", "fixed"), [(100, True), (101, True), (114, True), (116, False), (150, False)])
+def test_a_column_of_one_value_for_nearly_every_user_is_no_item_if_another_is_left(pairs: int, fixed: bool) -> None:
+    rows = of_users(pairs)
+    assert rows.select("who", "name_of").n_unique() == pairs
+    once = pl.DataFrame({"who": range(1000, 1400), "name_of": range(400), "ware": [n % 50 for n in range(400)]})
+    for shown in (rows, pl.concat([rows, once])):
+        found = guess_columns(shown, {}, {})
+        assert (found.options["user_id"], found.options["item_id"]) == ("who", "ware" if fixed else "name_of")
+        assert not any("nearly every user has one item" in line for line in found.remarks)
+        alone = guess_columns(shown.drop("ware"), {}, {})
+        assert alone.options["item_id"] == "name_of"
+        assert any("'name_of' as the item: nearly every user has one item" in line for line in alone.remarks) == fixed
+    given = guess_columns(rows, {"item_id": "name_of"}, {})
+    assert not any("nearly every user" in line for line in given.remarks)
+    named = guess_columns(rows.rename({"name_of": "item_id"}), {}, {})
+    assert named.options["item_id"] == "item_id"
+    assert any("'item_id' as the item: nearly every user has one item" in line for line in named.remarks) == fixed
+
+
+def occasions(choices: int) -> pl.DataFrame:
+    """Rows of two hundred households of three to twenty occasions, most of few, counted from 1, and what was chosen."""
+    rng = np.random.default_rng(0)
+    counts = 3 + rng.binomial(1, 0.2, size=200) * rng.integers(18, size=200)
+    hid, occasion = np.repeat(np.arange(200), counts), np.concatenate([np.arange(1, n + 1) for n in counts])
+    choice = [f"brand {n}" for n in rng.integers(choices, size=len(hid))]
+    return pl.DataFrame({"hid": hid, "sale": occasion, "choice": choice})
+
+
+@pytest.mark.parametrize(("choices", "item"), [(40, "choice"), (5, "choice"), (3, "choice"), (2, "sale")])
+def test_numbers_of_the_rows_of_each_user_are_no_items_if_another_column_is_left(choices: int, item: str) -> None:
+    found = guess_columns(occasions(choices), {}, {})
+    assert (found.options["user_id"], found.options["item_id"]) == ("hid", item)
+    assert any("'sale' as the item: it numbers the rows of each user" in line for line in found.remarks) == (
+        item == "sale"
+    )
+    assert found.options.get("time", "sale") == "sale", "the numbers are an order"
+    alone = guess_columns(occasions(choices).drop("choice"), {}, {})
+    assert alone.options["item_id"] == "sale"
+
+
+def test_answers_to_the_same_questions_stay_items() -> None:
+    rows = pl.DataFrame(
+        {
+            "who": np.repeat(np.arange(100), 12),
+            "ask": np.tile(np.arange(1, 13), 100),
+            "mood": [f"m{n % 5}" for n in range(1200)],
+        }
+    )
+    assert guess_columns(rows, {}, {}).options["item_id"] == "ask"
+
+
+def test_of_items_by_their_names_one_that_numbers_the_rows_of_each_user_stands_last() -> None:
+    rows = occasions(40).rename({"hid": "customer", "sale": "item_no", "choice": "sku"})
+    found = guess_columns(rows, {}, {})
+    assert (found.options["user_id"], found.options["item_id"]) == ("customer", "sku")
+    alone = guess_columns(rows.rename({"sku": "shade"}), {}, {})
+    assert alone.options["item_id"] == "item_no"
+    assert any("'item_no' as the item: it numbers the rows of each user" in line for line in alone.remarks)
+
+
 def visits(n_users: int = 40, of_user: int = 8, rows: int = 6) -> pl.DataFrame:
     """Rows of visits, each of one user, and pages whose column no name tells."""
     visit = np.repeat(np.arange(n_users * of_user), rows)

@@ -11,8 +11,8 @@ from twotower.errors import DataError
 from twotower.features.values import missing_count
 from twotower.suggestion import names
 from twotower.suggestion.guessed_columns import MIN_ROWS, GuessedColumns, free, is_distinct, is_of, put_first, rows_vary
-from twotower.suggestion.ids_by_place import are_several, has_few, ids_by_place, too_few
-from twotower.suggestion.numbering import note_orders, notes_of_row_numbers, row_numbers
+from twotower.suggestion.ids_by_place import are_several, has_few, have_one_item, ids_by_place, too_few
+from twotower.suggestion.numbering import counts_occasions, note_orders, notes_of_row_numbers, row_numbers
 from twotower.suggestion.text_form import (
     has_decimal_commas,
     has_spaced_numbers,
@@ -71,6 +71,8 @@ def guess_columns(
     is_named = names.names_user(str(found.options["user_id"]))
     if "user_id" not in given and not (is_named and sides.get("user_id")):  # of whom a table tells something
         _note_users_of_one_row(frame, found)
+    if "item_id" not in given:
+        _note_items(frame, found)
     for guess in (guess_time, _guess_event, _guess_label, _guess_weight, _note_outcomes, _note_returns):
         guess(frame, found)
     if not found.options.get("time"):
@@ -92,7 +94,7 @@ def _guess_ids(
     keys: Mapping[str, Collection[str]],
 ) -> None:
     queries = [name for name in frame.columns if names.names_query(name) and frame[name].dtype == pl.String]
-    tests = {"user_id": names.names_user, "item_id": names.names_item}
+    tests, last = {"user_id": names.names_user, "item_id": names.names_item}, set[str]()
     for option, test in tests.items():
         if option in found.options:
             continue
@@ -105,7 +107,10 @@ def _guess_ids(
         elif option == "user_id" and queries and not sides.get(option):
             found.put(option, queries[0], "what was searched for stands for the user")
         elif named:
-            named.sort(key=lambda name: (option == "item_id" and is_distinct(frame[name]), *names.rank(name, option)))
+            if option == "item_id":
+                user = str(found.options.get("user_id", ""))
+                last = {name for name in named if is_distinct(frame[name]) or counts_occasions(frame, user, name)}
+            named.sort(key=lambda name: (name in last, *names.rank(name, option)))
             put_first(found, option, named, dict.fromkeys(named, "by its name"), frame)
     few = list[str]()
     if missing := [option for option in tests if option not in found.options]:
@@ -320,6 +325,23 @@ def _note_users_of_one_row(frame: pl.DataFrame, found: GuessedColumns) -> None:
         found.remarks.append(
             f"'{name}' as the user: {frame.height:,} rows are of {n:,} users, so there is hardly a history to learn from; it may number rows or orders, and "
             "schema.user_id=NAME would name another column"
+        )
+
+
+def _note_items(frame: pl.DataFrame, found: GuessedColumns) -> None:
+    """Note items of which nearly every user has one, so that a model has nothing to tell apart, and such as number rows."""
+    user, item = (str(found.options[option]) for option in ("user_id", "item_id"))
+    if not {user, item} <= {*frame.columns}:
+        return
+    if have_one_item(frame, user, item):
+        found.remarks.append(
+            f"'{item}' as the item: nearly every user has one item, as of a column that tells of users, and metrics near 1 would tell nothing; "
+            "schema.item_id=NAME would name another column"
+        )
+    elif counts_occasions(frame, user, item):
+        found.remarks.append(
+            f"'{item}' as the item: it numbers the rows of each user, as occasions and lines of orders do; schema.item_id=NAME would name another "
+            "column"
         )
 
 

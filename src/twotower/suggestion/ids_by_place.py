@@ -7,14 +7,18 @@ from collections.abc import Callable, Iterable, Sequence
 import polars as pl
 
 from twotower.suggestion import names
-from twotower.suggestion.numbering import may_order
+from twotower.suggestion.numbering import counts_occasions
 from twotower.suggestion.text_form import looks_like_seconds, looks_like_years
 from twotower.suggestion.time_form import has_digits_of_dates, is_dated
 
 HEAD_ROWS = 100_000
 """Rows, the first ones, that tell whether a column numbers orders."""
 MIN_ROWS_OF_USER = 2
-"""Rows of a user, the mean, from which a column of one value for each user is one of the users."""
+"""Rows of a user from which its values tell whether a column is one of the users."""
+MAX_VALUES_OF_USER = 1.15
+"""Values of such users, the mean, up to which a column is one of the users: a name that a few write in two ways."""
+MIN_CHOICES = 3
+"""Values from which a column of few may be the items where the others are numbers of each user's rows."""
 MIN_IDS = 10
 """Distinct values of such ids, if there is one for 100 rows or more."""
 
@@ -38,14 +42,17 @@ def ids_by_place(
         many.sort(key=lambda name: name not in orders.values())  # customers are the users
         many.sort(key=names.names_post_code)
     user = user or next(iter(many), "")
-    places = [
-        name
-        for name in many
-        if names.names_post_code(name) or (names.names_place(name) and may_order(frame, user, name))
-    ]  # items if no other is
-    if user in frame.columns:
-        fixed = [*filter(_is_fixed_by(frame.head(HEAD_ROWS), user), many)]  # such as a code of the user, the last
-        places = [*(name for name in places if name not in fixed), *fixed]
+    places = [*filter(names.names_post_code, many)]  # items if no other is
+    if user in frame.columns and "item_id" in options:
+        is_fixed = _is_fixed_by(frame.head(HEAD_ROWS), user)
+        fixed = [*filter(is_fixed, many)]  # such as a code of the user
+        numbers = [name for name in many if counts_occasions(frame, user, name)]  # such as occasions, the last
+        places = [*(name for name in places if name not in (*fixed, *numbers)), *fixed]
+        if numbers and {user, *numbers} >= {*many}:
+            choices = [name for name in few if name != user and _may_be_choices(frame[name]) and not is_fixed(name)]
+            places += sorted(choices, key=lambda name: -frame[name].n_unique())[:1]
+            few = [name for name in few if name not in places]
+        places += [name for name in numbers if name not in places]
     found = dict(zip(options, [*(name for name in many if name not in places), *places], strict=False))
     return found, few, orders
 
@@ -56,11 +63,22 @@ def has_few(series: pl.Series) -> bool:
 
 
 def _is_fixed_by(rows: pl.DataFrame, user: str) -> Callable[[str], bool]:
-    """Return a test for other columns that have one value for each user, among users of several rows."""
+    """Return a test for other columns that have one value for each user, or for nearly each, among users of several rows."""
+    rows = rows.filter(pl.len().over(user) >= MIN_ROWS_OF_USER)
     n_users = rows[user].n_unique()
-    return lambda name: (
-        name != user and MIN_ROWS_OF_USER * n_users <= rows.height and rows.select(name, user).n_unique() == n_users
-    )
+    most = MAX_VALUES_OF_USER * n_users if n_users >= MIN_IDS else n_users
+    return lambda name: name != user and 0 < rows.select(name, user).n_unique() <= most
+
+
+def have_one_item(frame: pl.DataFrame, user: str, item: str) -> bool:
+    """Return True if nearly every user of several rows has one item, of users who are not few."""
+    rows = frame.select(user, item).head(HEAD_ROWS)
+    several = rows.filter(pl.len().over(user) >= MIN_ROWS_OF_USER)[user].n_unique()
+    return user != item and several >= MIN_IDS and _is_fixed_by(rows, user)(item)
+
+
+def _may_be_choices(series: pl.Series) -> bool:
+    return series.n_unique() >= MIN_CHOICES
 
 
 def _is_of_one(frame: pl.DataFrame, user: str) -> Callable[[str], bool]:

@@ -7,10 +7,14 @@ from collections.abc import Collection, Iterable
 
 import polars as pl
 
+from twotower.suggestion.names import names_place
+
 MIN_NUMBERED = 20
 """Rows beyond the first of their users from which numbers that fit are no chance."""
 MIN_PLACES = 3
 """Values from which numbers may be an order; two may be an outcome."""
+MIN_ANSWERED = 0.5
+"""Share of numbered questions that users answer, the mean."""
 _OF_FILE = re.compile(
     r"(_duplicated_\d+|unnamed(: ?|_)\d+(\.\d+)*|\.{3}\d+|row_?names|__index_level_\d+__|index)?", re.IGNORECASE
 )
@@ -43,6 +47,8 @@ def numbers_rows(frame: pl.DataFrame, user_id: str, column: str) -> bool:
         return False
     first = values.min()
     assert isinstance(first, int)
+    if int((values == first).sum()) != frame[user_id].n_unique():
+        return False  # each user has the first number once
     value = pl.col(column)
     of_users = frame.group_by(user_id).agg(n=pl.len(), distinct=value.n_unique(), low=value.min(), high=value.max())
     if len(frame) - len(of_users) < MIN_NUMBERED:
@@ -58,6 +64,14 @@ def may_order(frame: pl.DataFrame, user_id: str, column: str) -> bool:
     if not numbers_rows(frame, user_id, column) or frame[column].n_unique() < MIN_PLACES:
         return False
     return frame[user_id].value_counts()["count"].n_unique() > 1
+
+
+def counts_occasions(frame: pl.DataFrame, user_id: str, column: str) -> bool:
+    """Return True for such numbers that are no items: named as places, or users have less than half of them, the mean, while answers to the
+    same questions have most, though some users end early."""
+    if not may_order(frame, user_id, column):
+        return False
+    return names_place(column) or len(frame) < MIN_ANSWERED * frame[user_id].n_unique() * frame[column].n_unique()
 
 
 def note_orders(frame: pl.DataFrame, user_id: str, columns: Iterable[str], notes: list[str]) -> None:
