@@ -341,6 +341,8 @@ def test_a_number_that_commas_do_not_make_one_is_named_and_no_option_that_is_set
         ("a.tsv", "\ufeffUser_ID\t item_id\n1\t2\n3\t4\n", TextFormat(columns=("user_id", "item_id")), "its first line holds the names of data.format.columns"),
         ("a.csv.gz", '"user_id";"item_id"\n1;2\n3;4\n', TextFormat(separator=";", columns=("user_id", "item_id")), "its first line holds the names of data.format.columns"),
         ("a.csv.gz", "user_id;item_id\n1;2\n", TextFormat(), "first line holds ';' 1 times"),
+        ("a.tsv", "# made by: a; b\n# on: c\nuser_id\titem_id\n1\t2\n", TextFormat(), "lines above line 3 begin with '#', as comments do, and are "),
+        ("a.csv", "#user_id;item_id\n1;2\n", TextFormat(), 'holds \';\' 1 times; set data.format.separator = ";"'),
         ("a.csv.gz", b"user_id,item_id\n1,\xff\n", TextFormat(), "line 2 is not UTF-8"),
         ("a.csv", "u1 5 6\nu2 5\n", TextFormat(layout="sequences"), "its first line holds ' ' 2 times; set data.format.separator = \" \""),
         ("a.txt", "u1,5,6\nu2,5\n", TextFormat(layout="sequences"), "holds ',' 2 times; set data.format.separator = \",\""),

@@ -317,9 +317,13 @@ def test_dates_are_no_ids(day: str) -> None:
     ]
 
 
-def test_an_id_that_is_alone_in_its_place_is_no_guess() -> None:
+def test_an_id_is_no_guess_where_no_other_column_is_left() -> None:
     frame = pl.DataFrame({"customer": IDS["user_id"], "was": IDS["item_id"]})
     assert guess_columns(frame, {}, {}).remarks == []
+    (remark,) = guess_columns(frame.with_columns(price=pl.Series([0.5, 1.5] * 20)), {}, {}).remarks
+    assert remark.startswith(
+        "'was' as the item: by the place alone, because no name of a column tells it; no other column may be one; an"
+    )
     (remark,) = guess_columns(frame.with_columns(wo=pl.Series(["x", "y"] * 20)), {}, {}).remarks
     assert remark.startswith("'was' as the item: by the place alone")
     assert remark.endswith("an override such as schema.item_id=NAME would correct it")

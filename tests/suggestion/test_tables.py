@@ -325,3 +325,9 @@ def test_the_index_that_pandas_writes_is_no_column(tmp_path: Path) -> None:
     for found in (find_tables(tmp_path / "rows.parquet"), find_tables(rows)):
         assert found.interactions.columns == ["client", "what"]
     assert suggest(tmp_path / "rows.parquet").schema.user_id == "client"
+
+
+def test_a_line_of_comments_above_the_header_is_to_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("# made by x\nuser_id,item_id\n1,2\n1,3\n2,3\n")
+    with pytest.raises(DataError, match=r"log.csv: the lines above line 2 begin with '#'.*`tail -n \+2 OLD > NEW`"):
+        find_tables(tmp_path / "log.csv")

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -36,6 +37,9 @@ TableLike: TypeAlias = (
 )
 """A table: a frame, an Arrow table (or any other producer of an Arrow stream), columns, the path or URL of a file, or interactions
 in files by part."""
+
+MAX_COMMENTS = 1000
+"""Lines, the first ones, that are looked at for comments."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +246,7 @@ def table_errors(path: TablePath) -> Iterator[None]:
         if path.is_text and (isinstance(path.place, Url) or path.place.is_file()):
             check_utf8(path)
         if path.is_text and "more fields" in str(e):
+            _check_comments(path)
             raise DataError(
                 f"{path}: a line has more values than the first line; put a value that holds the separator between double quotes, and "
                 "remove lines above the header and separators at the ends of lines"
@@ -322,6 +327,7 @@ def _check_separator(path: TablePath, header: Sequence[str | None], separator: s
     found = {other: first.count(other) for other in known if first.count(other)}
     if len(header) > 1 or not found:
         return
+    _check_comments(path)
     other = max(found, key=lambda s: found[s])
     what = (
         f"set {reading.option.format('separator')} = {json.dumps(other)}{'' if '`' in reading.option else ', for one table alone in separators'}"
@@ -329,6 +335,19 @@ def _check_separator(path: TablePath, header: Sequence[str | None], separator: s
         else "replace it in the file by a tab"
     )
     raise DataError(f"{path}: found one column, and its first line holds {other!r} {found[other]} times; {what}")
+
+
+def _check_comments(path: TablePath) -> None:
+    """Raise DataError if a file begins with lines of comments: they begin with '#', and a separator stands more often in the line after them
+    than in the first."""
+    with path.open() as f:
+        lines = [line.decode(errors="replace") for line in islice(f, MAX_COMMENTS)]
+    n = next((i for i, line in enumerate(lines) if not line.startswith("#")), 0)
+    if n and any(lines[n].count(s) > lines[0].count(s) for s in SEPARATORS):
+        raise DataError(
+            f"{path}: the lines above line {n + 1} begin with '#', as comments do, and are no rows; remove such lines above the header "
+            f"(`tail -n +{n + 1} OLD > NEW` writes the others)"
+        )
 
 
 def _check_values(path: TablePath, values: Sequence[str], separator: str) -> None:

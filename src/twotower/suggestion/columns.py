@@ -137,10 +137,13 @@ def _put_ids_by_place(frame: pl.DataFrame, found: GuessedColumns, options: list[
     ]
     for option, name in put.items():
         found.put(option, name, "by its place: the first column of repeated values that is left")
-    if len(put) == len(options) and several:
+    if len(put) == len(options) and {*frame.columns} - found.named:
         taken = " and ".join(f"'{name}' as the {option[:4]}" for option, name in put.items())
         setting = " and ".join(f"schema.{option}=NAME" for option in options)
-        why = "; ".join(filter(None, ("by the place alone, because no name of a column tells it", too_few(frame, few))))
+        alone = "" if several else "no other column may be one"
+        why = "; ".join(
+            filter(None, ("by the place alone, because no name of a column tells it", alone, too_few(frame, few)))
+        )
         found.remarks.append(
             f"{taken}: {why}; {'overrides' if options[1:] else 'an override'} such as {setting} would correct it"
         )
