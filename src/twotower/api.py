@@ -123,6 +123,8 @@ def fit(
             held.enter_context(locked(folder))
         if folder and not (resume or overwrite) and (folder / layout.ENCODERS).exists():
             raise RunError(f"{folder}: holds a run already; pass `resume=True` to go on, or choose another `folder`")
+        if not resume:
+            check_lone_options(schema, config.split)
         if isinstance(tables, Dataset):
             tables.check(schema, config.split)
             dataset = tables.with_schema(schema)
@@ -160,7 +162,7 @@ def _train(
         found = None
         if resume and folder and checkpoints:
             found = held.enter_context(shared_checkpoint(context, (checkpoints, folder / layout.CHECKPOINTS)))
-        if found is None:
+        if resume and found is None:
             check_lone_options(dataset.schema, dataset.split)
         earlier = found.fingerprint.get("train.precision") if found else None
         config = with_precision(config, dataset, device, context, earlier)

@@ -57,6 +57,7 @@ def test_digests_are_of_the_modules_that_are_named(module: Path) -> None:
     section: JsonValue = {"a": [{"kind": f"{NAME}:Doubled"}], "b": {"kind": "bce"}, "c": 1, "d": "json:loads"}
     found = code_digests(section)
     assert [*found] == [NAME]
+    assert code_digests({"negatives": {f"{NAME}:Doubled": {"n": 3}}}) == found
     assert code_digests({"kind": "no_module_of_this:Name"}, [{"kind": "__main__:Name"}], f"{NAME}:Doubled") == {}
     edited(module, again=False)
     assert code_digests(section) == found, "the code that is loaded is as it was"

@@ -113,6 +113,15 @@ def test_an_event_is_rather_the_interaction_that_is_liked_as_it_is() -> None:
     assert missing(data, [like]) == [], "a label of the log may say what the event did not"
 
 
+def test_an_event_is_rather_the_interaction_of_its_very_time() -> None:
+    """One that the log lacks, less than a minute before it, is the missing one."""
+    data = dataset([("a", BEGIN + 1_030, True, "train")])
+    events = [at("a", 1_000), at("a", 1_030)]
+    assert missing(data, events) == events[:1]
+    assert missing(data, events[::-1]) == events[:1]
+    assert missing(data, events[:1]) == []
+
+
 @pytest.mark.parametrize("duplicates", ["last", "error"])
 def test_the_last_interaction_of_a_pair_stands_for_all_before_it(duplicates: Literal["last", "error"]) -> None:
     data = dataset([("a", BEGIN + 10_000, True, "train")], duplicates)

@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from twotower.suggestion.answers import MIN_ROWS
+from twotower.config.toml import TomlValue
+from twotower.suggestion.answers import MIN_ROWS, taken_rows
 from twotower.suggestion.suggest import suggest
 
 N_USERS, N_TAGS = 300, 40
@@ -33,7 +34,7 @@ def table(tags: Sequence[object], **columns: Sequence[object]) -> pl.DataFrame:
 def left_out(actions: pl.DataFrame, users: pl.DataFrame | None = None, items: pl.DataFrame | None = None) -> list[str]:
     """Return the columns that hold the answers, and check that no feature reads them."""
     found = suggest(actions, users, items)
-    told = [reason for reason in found.reasons if reason.endswith(": the answers.")]
+    told = [reason for reason in found.reasons if ": the answers (add a feature of it if" in reason]
     columns = [line.split("'")[1] for line in told]
     assert not {*columns} & {f.source for f in found.schema.features}
     return columns
@@ -42,7 +43,7 @@ def left_out(actions: pl.DataFrame, users: pl.DataFrame | None = None, items: pl
 def test_a_list_that_the_log_is_exploded_from_is_left_out_and_told() -> None:
     tags = taken()
     found = suggest(log(tags), table(tags))
-    assert "Left out: 'tags' of the users, it holds the item of 100% of the rows with a value of it: the answers." in (
+    assert "Left out: 'tags' of the users, it holds the item of 100% of the rows with a value of it: the answers (add a feature of it if it was known before the rows)." in (
         found.reasons
     )
     names = {f.source for f in found.schema.features}
@@ -154,3 +155,13 @@ def test_a_title_and_a_query_that_say_what_is_taken_are_read() -> None:
     users = pl.DataFrame({"user_id": range(600), "query": [names[i % 60] for i in range(600)]})
     actions = pl.DataFrame({"user_id": range(600), "item_id": [names[i % 60] for i in range(600)]})
     assert left_out(actions, users, items) == []
+
+
+@pytest.mark.parametrize("buy", [1, "positive", {"target": "positive"}])
+@pytest.mark.parametrize("name", ["buy", "*"])
+def test_rows_are_taken_by_every_form_of_a_rule_of_events(buy: TomlValue, name: str) -> None:
+    rows = pl.DataFrame({"kind": ["buy", "view", "skip", "buy"], "n": range(4)})
+    rules: TomlValue = {name: buy, "view": "input", "skip": {"target": "negative"}}
+    assert taken_rows(rows, {"event": "kind", "events": rules})["n"].to_list() == [0, 3]
+    free: TomlValue = {name: {"weight": 0}, "view": "input", "skip": "ignored"}
+    assert not len(taken_rows(rows, {"event": "kind", "events": free}))

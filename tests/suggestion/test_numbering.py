@@ -71,3 +71,11 @@ def test_ids_of_another_name_are_not_looked_for_in_numbers_of_rows() -> None:
         suggest(rows, users)
     with pytest.raises(DataError, match="their ids stand in 'Unnamed: 0'"):
         suggest(rows, users.with_columns(number=pl.lit("x")))
+
+
+def test_an_error_of_missing_ids_names_the_numbers_that_were_left_out() -> None:
+    rows = pl.DataFrame({"user_id": [i % 20 for i in range(200)], "index": range(200)})
+    told = "no column of item_id is found .*left out, as they number the rows: 'index'; name one if it holds ids"
+    with pytest.raises(DataError, match=told):
+        suggest(rows)
+    assert suggest(rows, overrides=["schema.item_id=index"]).schema.item_id == "index"

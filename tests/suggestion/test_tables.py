@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import zipfile
 from pathlib import Path
 
@@ -331,3 +332,6 @@ def test_a_line_of_comments_above_the_header_is_to_be_removed(tmp_path: Path) ->
     (tmp_path / "log.csv").write_text("# made by x\nuser_id,item_id\n1,2\n1,3\n2,3\n")
     with pytest.raises(DataError, match=r"log.csv: the lines above line 2 begin with '#'.*`tail -n \+2 OLD > NEW`"):
         find_tables(tmp_path / "log.csv")
+    (tmp_path / "log.csv.gz").write_bytes(gzip.compress((tmp_path / "log.csv").read_bytes()))
+    with pytest.raises(DataError, match=r"`gzip -dc OLD \| tail -n \+2 \| gzip > NEW`"):
+        find_tables(tmp_path / "log.csv.gz")

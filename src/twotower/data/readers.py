@@ -344,9 +344,12 @@ def _check_comments(path: TablePath) -> None:
         lines = [line.decode(errors="replace") for line in islice(f, MAX_COMMENTS)]
     n = next((i for i, line in enumerate(lines) if not line.startswith("#")), 0)
     if n and any(lines[n].count(s) > lines[0].count(s) for s in SEPARATORS):
+        others = f"tail -n +{n + 1} OLD > NEW"
+        if str(path).endswith(".gz"):
+            others = f"gzip -dc OLD | tail -n +{n + 1} | gzip > NEW"
         raise DataError(
             f"{path}: the lines above line {n + 1} begin with '#', as comments do, and are no rows; remove such lines above the header "
-            f"(`tail -n +{n + 1} OLD > NEW` writes the others)"
+            f"(`{others}` writes the others)"
         )
 
 

@@ -43,8 +43,9 @@ def warn_of_changes(told: JsonValue, place: Path) -> None:
 
 
 def _kinds(value: JsonValue) -> Iterator[str]:
-    """Yield the names of all kinds in a section."""
+    """Yield the names of all kinds in a section, and its keys, which name sources of negatives."""
     if isinstance(value, Mapping):
+        yield from value
         if isinstance(kind := value.get("kind"), str):
             yield kind
         for one in value.values():

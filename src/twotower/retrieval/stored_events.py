@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 
@@ -47,23 +49,31 @@ class StoredEvents:
         without a time is missing, and so is each of a log without times."""
         if not self.has_times:
             return [*events]
-        stored = self._stored(user, items)
         timed = [place for place, event in enumerate(events) if event.time is not None]
         left = sorted(timed, key=lambda place: _time(events[place]))
+        between = None
+        if left and self._dataset.schema.duplicates == "keep":
+            reach = self.unit + CLOCK_TOLERANCE
+            between = _time(events[left[0]]) - reach, _time(events[left[-1]]) + reach
+        stored = self._stored(user, items, between)
         if self._dataset.schema.duplicates == "keep":
-            for alike in (True, False):
-                left = [place for place in left if not self._take(stored[items[place]], events[place], alike)]
+            for slack, alike in product((0, CLOCK_TOLERANCE), (True, False)):
+                left = [p for p in left if not self._take(stored[items[p]], events[p], slack, alike)]
         else:
             left = [place for place in left if not self._is_replaced(stored[items[place]], events[place])]
         missing = {*left} | {*range(len(events))} - {*timed}
         return [event for place, event in enumerate(events) if place in missing]
 
-    def _take(self, of_item: list[_Stored], event: Event, alike: bool) -> bool:
-        """Remove the first interaction that stands for an event, one that is liked as it is if `alike`; return False if none does."""
-        for place, (at, liked) in enumerate(of_item):
-            if self._agree(_time(event), at) and (liked == event.liked or not alike):
+    def _take(self, of_item: list[_Stored], event: Event, slack: int, alike: bool) -> bool:
+        """Remove the first interaction whose time is an event's, within the unit of the log's times and `slack`, one that is liked as it is if
+        `alike`; return False if none is."""
+        when = _time(event)
+        place = bisect_left(of_item, (when - self.unit - slack + 1, False))
+        while place < len(of_item) and of_item[place][0] <= when + slack:
+            if of_item[place][1] == event.liked or not alike:
                 del of_item[place]
                 return True
+            place += 1
         return False
 
     def _is_replaced(self, of_item: list[_Stored], event: Event) -> bool:
@@ -75,8 +85,8 @@ class StoredEvents:
         """Return True if an event may be an interaction of the log by their times."""
         return at - CLOCK_TOLERANCE <= when < at + self.unit + CLOCK_TOLERANCE
 
-    def _stored(self, user: UserRow, items: Sequence[int]) -> dict[int, list[_Stored]]:
-        """Return a user's interactions that histories hold with some items, by item row, oldest first."""
+    def _stored(self, user: UserRow, items: Sequence[int], between: tuple[int, int] | None) -> dict[int, list[_Stored]]:
+        """Return a user's interactions that histories hold with some items, between two times, by item row, oldest first."""
         data, found = self._dataset, defaultdict[int, list[_Stored]](list)
         seen, known = data.interacted_items, np.array([row for row in items if row >= 0], np.int64)
         assert seen.source is not None
@@ -86,6 +96,8 @@ class StoredEvents:
         parts = data.parts[rows]
         rows = rows[parts != TEST] if data.time_ordered else rows[parts == TRAIN]
         rows = rows[np.argsort(data.times[rows], kind="stable")]
+        if between is not None:
+            rows = rows[(data.times[rows] >= between[0]) & (data.times[rows] <= between[1])]
         for item, at, liked in zip(data.pairs.item[rows], data.times[rows], data.pairs.positive[rows], strict=True):
             found[int(item)].append((int(at), bool(liked)))
         return found

@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import polars as pl
+from pydantic import ValidationError
 
 from twotower.arrays.types import Ints
 from twotower.config.toml import TomlValue
+from twotower.features.events import EventRule
 from twotower.features.side import SIDES, SideName
 from twotower.features.values import canonical_ids, explode, lists
 from twotower.suggestion import names
@@ -50,8 +52,14 @@ def taken_rows(interactions: pl.DataFrame, options: Mapping[str, TomlValue]) -> 
         if dtype.is_numeric() or dtype == pl.Boolean:
             return interactions.filter(pl.col(label).cast(pl.Float64) > float(above))
     if event in interactions.columns and isinstance(events, Mapping):
-        positive = [kind for kind, rule in events.items() if not isinstance(rule, str)]
-        return interactions.filter(pl.col(event).cast(pl.String).is_in(positive))
+        try:
+            rules = {kind: EventRule.model_validate(rule) for kind, rule in events.items()}
+        except ValidationError:  # told where the config is read
+            return interactions
+        positive = {kind: rule.target == "positive" and rule.weight > 0 for kind, rule in rules.items()}
+        kinds = interactions[event].cast(pl.String).unique().drop_nulls().to_list()
+        taken = [kind for kind in kinds if positive.get(kind, positive.get("*", False))]
+        return interactions.filter(pl.col(event).cast(pl.String).is_in(taken))
     return interactions
 
 
@@ -74,7 +82,7 @@ def without_answers(
     if not left:
         return found
     notes = [
-        f"'{f.column}' of the {side}s, it holds the {other} of {shares[f.column]:.0%} of the rows with a value of it: the answers"
+        f"'{f.column}' of the {side}s, it holds the {other} of {shares[f.column]:.0%} of the rows with a value of it: the answers (add a feature of it if it was known before the rows)"
         for f in left
     ]
     features = tuple(f for f in found.features if f not in left)

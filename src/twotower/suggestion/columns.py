@@ -65,7 +65,14 @@ def guess_columns(
     frame = frame.drop(*reserved, *numbers)
     for option, value in given.items():
         found.put(option, value, "as given")
-    _guess_ids(frame, found, sides, keys or {})
+    try:
+        _guess_ids(frame, found, sides, keys or {})
+    except DataError as e:
+        if not numbers:
+            raise
+        raise DataError(
+            f"{e} (left out, as they number the rows: {', '.join(map(repr, numbers))}; name one if it holds ids)"
+        ) from None
     _note_ids_of_none(frame, found)
     _note_large_user(frame, found)
     is_named = names.names_user(str(found.options["user_id"]))

@@ -176,7 +176,7 @@ def measure_shape(
         users=int(users.max(initial=-1)) + 1,
         items=tables.items.height,
         unused=tables.items.height - n_items,
-        common=common_items(np.bincount(items[taken])),
+        common=common_items(np.bincount(np.unique(users[taken] * n_items + items[taken]) % n_items)),
         interactions=actions.height,
         taken=int(taken.sum()),
         length=float(np.median(lengths)) if len(lengths) else 0.0,

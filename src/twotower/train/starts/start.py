@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
+from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import F32, Codes, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError
@@ -113,8 +114,11 @@ class Start(Kind):
 
     def has_choice(self, dataset: Dataset, model: ModelConfig) -> bool:
         """Return True if the values for this data depend on the values of `choices`."""
-        by_user = dataset.positives_by_user
-        users, counts = int(np.count_nonzero(by_user.lengths)), np.bincount(dataset.pairs.item[by_user.values])
+        by_user, items = dataset.positives_by_user, dataset.pairs.item
+        of_pairs = distinct_keys(
+            pair_keys(by_user.owners, items[by_user.values], len(dataset.items))
+        )  # repeats are one
+        users, counts = int(np.count_nonzero(by_user.lengths)), np.bincount(of_pairs % max(1, len(dataset.items)))
         return self.is_exact(users, self.n_codes(dataset, model) - 1, common_items(counts))
 
     def beyond(self, best: Start) -> list[Start]:
