@@ -43,8 +43,9 @@ def left_out(actions: pl.DataFrame, users: pl.DataFrame | None = None, items: pl
 def test_a_list_that_the_log_is_exploded_from_is_left_out_and_told() -> None:
     tags = taken()
     found = suggest(log(tags), table(tags))
-    assert "Left out: 'tags' of the users, it holds the item of 100% of the rows with a value of it: the answers (add a feature of it if it was known before the rows)." in (
-        found.reasons
+    assert (
+        "Left out: 'tags' of the users, it holds the item of 100% of the rows with a value of it: the answers (add a feature of it if it was known before the rows)."
+        in (found.reasons)
     )
     names = {f.source for f in found.schema.features}
     assert "tags" not in names
