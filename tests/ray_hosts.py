@@ -95,8 +95,8 @@ class Cluster:
         return data
 
     def done(self, out: str) -> list[str]:
-        """Return the records of finished shards of a result."""
-        return [name for name in self.listed(out) if name.startswith("work/done-")]
+        """Return the files of finished shards of a result."""
+        return [name for name in self.listed(out) if name.startswith("part-")]
 
 
 @contextmanager

@@ -206,7 +206,7 @@ def test_a_shop_is_trained_measured_published_asked_and_served(tmp_path: Path) -
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path / "store" / "bundles").iterdir())) == 2
     assert pl.read_parquet(tmp_path / "answers" / "*.parquet").height == 290
-    assert (tmp_path / "vectors" / "embedding.json").exists()
+    assert (tmp_path / "vectors" / "_embedding.json").exists()
     assert not list((tmp_path / "run").glob(".*"))
     with serving(tmp_path / "store") as start:
         served = start("--event-ttl", "60", preload=False).wait()

@@ -55,6 +55,6 @@ def measure(cluster: Cluster, chosen: Namespace, report: Report) -> None:
         seconds[way] = time.perf_counter() - began
         report.add(f"{chosen.rows:,} items, {way}", seconds[way], "s")
         report.add(f"{chosen.rows:,} items, {way}, times one process", seconds[way] / seconds["one process"])
-        for file in (name for name in cluster.listed("out0") if name.startswith(("part-", "ids-"))):
+        for file in (name for name in cluster.listed("out0") if name.startswith("part-")):
             if cluster.read(out, file) != cluster.read("out0", file):
                 sys.exit(f"{way}: {file} is another file than that of one process")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import json
+import inspect
 import os
 import re
 import shutil
@@ -18,11 +18,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import kill_points
 import numpy as np
 import polars as pl
 import preloaded
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 from messages import collected_messages
@@ -33,17 +35,17 @@ from wire import Wire
 from worlds import checkerboard, settings
 
 from twotower import api, files
+from twotower.cli import embedding
 from twotower.cli.app import run_command
+from twotower.data.sharded_result import ShardedResult
 from twotower.data.tables import check
-from twotower.embedding.folder import EmbeddingsFolder, part_names
-from twotower.embedding.shards import EmbeddingWork
+from twotower.embedding.folder import LIST_FILE, EmbeddingsFolder
 from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.categorical import Categorical
 from twotower.features.multi_hot import MultiHot
 from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
 from twotower.files.object_stores import ObjectClient
-from twotower.files.shard_folders import DiskFolder
 from twotower.files.urls import Url
 from twotower.runs import Run
 
@@ -58,7 +60,7 @@ SCHEMA = Schema(
         MultiHot(name="kinds", side="item", separator="|"),
     ),
 )
-SHARDS = 6  # of `table`, by 100 rows: 100, 100, 50; none; 100, 30; 37
+SHARDS = 6  # of `table`, by 100 rows: 100, 100, 50; 100, 30; 37
 
 
 def items(first: int, n: int, ids: Callable[[pl.Expr], pl.Expr] = lambda e: e) -> pl.DataFrame:
@@ -121,22 +123,26 @@ def again(run: Run, table: Path | str, out: Path, **options: Any) -> list[str]:
 
 
 def state(out: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of change of every shard's files: another one for whatever is written again."""
-    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in out.glob("*-*")}
+    """Inode and time of change of every shard's file: another one for whatever is written again."""
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in sorted(out.glob("part-*"))}
+
+
+def shard(out: Path, number: int) -> Path:
+    """The file of a shard."""
+    (found,) = out.glob(f"part-{number:05d}-*.parquet")
+    return found
 
 
 def same(out: Path, wanted: Path) -> None:
     """The same bytes in all shards, the list, and nothing half made."""
-    names = {n for i in range(SHARDS) for n in part_names(i)} | {"embedding.json", "work"}
+    names = {p.name for p in wanted.iterdir()}
+    assert len(names) == SHARDS + 3
     assert {p.name for p in out.iterdir()} == names
-    assert {p.name for p in (out / "work").iterdir()} == {
-        *(f"done-{i:05d}.json" for i in range(SHARDS)), "plan.json", "lock",
-    }  # fmt: skip
-    for name in names - {"work"}:
+    for name in names:
         assert (out / name).read_bytes() == (wanted / name).read_bytes(), name
 
 
-def read(out: Path, rows: int = 65_536) -> tuple[pl.Series, np.ndarray[Any, Any]]:
+def read(out: Path | str, rows: int = 65_536) -> tuple[pl.Series, np.ndarray[Any, Any]]:
     blocks = list(EmbeddingsFolder(out).blocks(rows))
     return pl.concat([ids for ids, _ in blocks]), np.concatenate([block for _, block in blocks])
 
@@ -163,6 +169,12 @@ def test_the_command_makes_the_same_bytes(run: Run, table: Path, whole: Path, tm
     same(tmp_path / "out", whole)
     assert len(re.findall(r"items embedded, [\d,]+ a second, shard \d of 6", said)) == SHARDS
     assert "417 items in 6 shards have vectors" in said
+
+
+def test_the_command_has_the_defaults_of_the_function() -> None:
+    by_function, by_command = (inspect.signature(call).parameters for call in (api.embed, embedding.embed))
+    for name in by_function.keys() & by_command.keys() - {"run", "side", "out", "columns"}:
+        assert by_function[name].default == by_command[name].default, name
 
 
 def test_torchrun_is_refused(
@@ -196,9 +208,8 @@ def test_a_killed_call_is_gone_on_with(run: Run, table: Path, whole: Path, tmp_p
     code, said = ended(start(run, table, out, fail=3))
     assert code == -signal.SIGKILL, said
     before = state(out)
-    assert before.keys() == {n for i in range(3) for n in part_names(i)}
-    assert list((out / "work").glob("twotower-shard-00003-*"))
-    with pytest.raises(RunError, match=r"not all vectors are written yet \(embedding.json is missing\)"):
+    assert [name[:10] for name in before] == [f"part-{i:05d}" for i in range(3)]
+    with pytest.raises(RunError, match=r"_embedding.json is missing, or of another version"):
         EmbeddingsFolder(out)
     code, said = ended(start(run, table, out))
     assert code == 0, said
@@ -207,40 +218,37 @@ def test_a_killed_call_is_gone_on_with(run: Run, table: Path, whole: Path, tmp_p
     same(out, whole)
 
 
-def make(out: Path, plan: dict[str, Any], number: int = 3) -> list[int]:
+def result(out: Path, **changes: Any) -> ShardedResult:
+    plan = {"format": 2, "side": "item", "model": "m", "shard_rows": 2, "table (a.parquet)": [9, 1, 6]}
+    return ShardedResult(out, "vectors", LIST_FILE, plan | changes)
+
+
+def make(out: Path, number: int = 3) -> list[int]:
     """Every step of writing shards, without a tower: gives those that were made."""
 
-    def write(i: int, folder: Path) -> dict[str, Any]:
-        vectors, ids = part_names(i)
-        np.save(folder / vectors, np.full((2, 3), i, np.float32))
-        (folder / ids).write_bytes(bytes([i]))
-        return {"rows": 2, "width": 3, "id": "Int64"}
+    def rows(i: int) -> tuple[pl.DataFrame, dict[str, Any]]:
+        return pl.DataFrame({"id": [i, i], "vector": np.full((2, 3), i, np.float32)}), {"rows": 2}
 
-    with EmbeddingWork.begin(DiskFolder(out), plan, False) as work:
-        shards = [work.make(i, partial(write, i)) for i in range(number)]
-        work.finish("dot", [shard.record for shard in shards])
+    at = result(out)
+    with at.writing(overwrite=False):
+        at.look()
+        shards = [at.make(i, partial(rows, i)) for i in range(number)]
+        at.finish(shards, {"rows": 6, "width": 3, "shards": [{"file": s.file, "rows": 2} for s in shards]})
     return [shard.number for shard in shards if shard.is_new]
-
-
-def plan_of(**changes: Any) -> dict[str, Any]:
-    plan = {"side": "item", "model": "m", "schema": "s", "precision": "fp32", "shard_rows": 2}
-    return plan | {"table": [["a.parquet", 9, 1, 6]]} | changes
 
 
 def kill_everywhere(folder: str, stride: int) -> None:
     made_whole, point, done = Path(folder) / "whole", 0, False
-    make(made_whole, plan_of())
+    kill_points.in_a_fork(partial(make, made_whole))  # as each call: polars' threads are in no fork
     while not done:
         point += stride
         out = Path(folder) / str(point)
-        done, _ = kill_points.in_a_fork(partial(make, out, plan_of()), point)
+        done, _ = kill_points.in_a_fork(partial(make, out), point)
         before = state(out)
-        finished = {n for p in (out / "work").glob("done-*.json") for n in json.loads(p.read_text())["files"][0][:1]}
-        made = make(out, plan_of())
-        assert len(made) == 3 - len(finished)
-        assert {n: state(out)[n] for n in finished} == {n: before[n] for n in finished}
-        assert not [p for p in (*out.iterdir(), *(out / "work").iterdir()) if p.name.endswith(".tmp")]
-        assert (out / "embedding.json").read_bytes() == (made_whole / "embedding.json").read_bytes()
+        _, made = kill_points.in_a_fork(partial(make, out))
+        assert len(made) == 3 - len(before)
+        assert {n: state(out)[n] for n in before} == before
+        assert {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in made_whole.iterdir()}
         assert EmbeddingsFolder(out).width == 3
     print(point)
 
@@ -253,7 +261,7 @@ def test_a_kill_between_any_two_steps_leaves_shards_that_are_whole_or_not_there(
 def test_a_folder_into_which_another_call_writes_is_refused(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = rf"another call is running \(pid {os.getpid()} on .*\); let it end, or stop it"
-    with EmbeddingWork.begin(DiskFolder(out), plan_of(), False):
+    with result(out).writing(overwrite=False):
         for overwrite in (False, True):
             with pytest.raises(RunError, match=said):
                 again(run, table, out, overwrite=overwrite)
@@ -262,31 +270,26 @@ def test_a_folder_into_which_another_call_writes_is_refused(run: Run, table: Pat
 
 
 def test_a_host_that_sees_another_folder_is_refused(tmp_path: Path) -> None:
-    with EmbeddingWork.begin(DiskFolder(tmp_path / "out"), plan_of(), False) as work:
-        work.check_seen()
-        EmbeddingWork(DiskFolder(tmp_path / "out"), plan_of()).check_seen()
-        for elsewhere in (
-            EmbeddingWork(DiskFolder(tmp_path / "other"), plan_of()),
-            EmbeddingWork(DiskFolder(tmp_path / "out"), plan_of(side="user")),
-        ):
+    with result(tmp_path / "out").writing(overwrite=False):
+        result(tmp_path / "out").check()
+        for elsewhere in (result(tmp_path / "other"), result(tmp_path / "out", side="user")):
             with pytest.raises(RunError, match="sees another folder of that name"):
-                elsewhere.check_seen()
+                elsewhere.check()
 
 
 def test_a_task_of_a_killed_call_writes_nothing_into_the_folder_of_another(tmp_path: Path) -> None:
     out = tmp_path / "out"
 
-    def write(folder: Path) -> dict[str, Any]:
-        with EmbeddingWork.begin(DiskFolder(out), plan_of(model="another"), True):
-            folder.mkdir()  # which the other call has removed
-            (folder / part_names(0)[0]).write_bytes(b"of the killed call")
-            return {"rows": 1, "width": 1, "id": "Int64"}
+    def rows() -> tuple[pl.DataFrame, dict[str, Any]]:
+        with result(out, model="another").writing(overwrite=True):
+            return pl.DataFrame({"id": ["of the killed call"]}), {}
 
-    with EmbeddingWork.begin(DiskFolder(out), plan_of(), False) as killed:
-        pass
+    killed = result(out)
+    with killed.writing(overwrite=False):
+        killed.look()
     with pytest.raises(RunError, match="or one of another call"):
-        killed.make(0, write)
-    assert {p.name for p in out.rglob("*")} == {"work", "plan.json", "lock"}
+        killed.make(0, rows)
+    assert {p.name for p in out.iterdir()} == {"_plan.json", "_lock"}
 
 
 # ---- engines
@@ -320,15 +323,14 @@ def test_fault_C18_one_engine_goes_on_where_the_other_was_killed(
     code, said = ended(start(run, table, out, fail=3))
     assert code == -signal.SIGKILL, said
     before = state(out)
-    assert len(before) == 2 * 3
+    assert len(before) == 3
     lines = again(run, table, out, engine="ray")
     assert len([line for line in lines if "items embedded" in line]) == SHARDS - 3
     assert {name: s for name, s in state(out).items() if name in before} == before
     same(out, whole)
-    flipped(out / "part-00002.npy")
+    flipped(shard(out, 2))
     lines = again(run, table, out, engine="ray")
     assert len([line for line in lines if "items embedded" in line]) == 1
-    assert "shard 3 was damaged and is made again" in lines
     same(out, whole)
     before = state(out)
     assert again(run, table, out, engine="ray") == [f"417 items in 6 shards have vectors: {out}"]
@@ -343,7 +345,7 @@ def test_fault_C18_a_killed_call_of_ray_ends_its_processes_and_is_gone_on_with(
     words = ["--shard-rows", "3", "--threads", "2", "--engine", "ray"]
     with preloaded.start("-m", "twotower", "embed", run.folder, table, "--out", out, *words) as call:
         until = time.monotonic() + 300
-        while len(list(out.glob("work/done-*.json"))) < 3:
+        while len(state(out)) < 3:
             assert call.poll() is None
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -352,14 +354,12 @@ def test_fault_C18_a_killed_call_of_ray_ends_its_processes_and_is_gone_on_with(
     assert call.returncode == -signal.SIGKILL
     assert processes
     assert not psutil.wait_procs(processes, timeout=120)[1]
-    before, finished = state(out), len(list(out.glob("work/done-*.json")))
-    recorded = {p.stem.removeprefix("done-") for p in out.glob("work/done-*.json")}
-    before = {name: s for name, s in before.items() if re.findall(r"-(\d+)", name)[0] in recorded}
+    before = state(out)
     lines = again(run, table, out, shard_rows=3)
     again(run, table, again_out, shard_rows=3)
-    shards = len(list(again_out.glob("work/done-*.json")))
-    assert 3 <= finished < shards
-    assert len([line for line in lines if "items embedded" in line]) == shards - finished
+    shards = len(state(again_out))
+    assert 3 <= len(before) < shards
+    assert len([line for line in lines if "items embedded" in line]) == shards - len(before)
     assert {name: s for name, s in state(out).items() if name in before} == before
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == {
         p.name: p.read_bytes() for p in again_out.iterdir() if p.is_file()
@@ -377,7 +377,7 @@ def test_errors_of_a_process_of_ray_are_those_of_this_one(
         words = ["embed", run.folder, tmp_path / "table", "--out", tmp_path / engine, "--shard-rows", "100"]
         assert run_command([*map(str, words), "--engine", engine, "--threads", "2"]) == 2
         said.append(capsys.readouterr().err)
-        assert not (tmp_path / engine / "embedding.json").exists()
+        assert not (tmp_path / engine / LIST_FILE).exists()
     assert said[0].startswith("error: ")
     assert said[0].count("\n") == 1
     assert said[0] == said[1]
@@ -413,10 +413,13 @@ def touched(table: Path) -> None:
 
 
 OTHER_TABLES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "rows": (other_rows, r"of another table \(c.parquet has changed\)"),
-    "time": (touched, r"of another table \(a.parquet has changed\)"),
-    "gone": (lambda t: (t / "b.parquet").unlink(), r"of another table \(b.parquet is missing\)"),
-    "new": (lambda t: items(0, 2).write_parquet(t / "e.parquet"), r"of another table \(e.parquet is new\)"),
+    "rows": (other_rows, r"of another `table \(c.parquet\)` \(\[.*, 130\] then, \[.*, 131\] now\)"),
+    "time": (touched, r"of another `table \(a.parquet\)` \(\[.*, 250\] then, \[.*, 1, 250\] now\)"),
+    "gone": (lambda t: (t / "b.parquet").unlink(), r"of another `table \(b.parquet\)` \(\[.*, 0\] then, none now\)"),
+    "new": (
+        lambda t: items(0, 2).write_parquet(t / "e.parquet"),
+        r"of another `table \(e.parquet\)` \(none then, \[.*, 2\] now\)",
+    ),
 }
 
 
@@ -451,8 +454,8 @@ def test_another_model_side_schema_precision_or_cut_is_refused(run: Run, table: 
     users = pl.DataFrame({"user_id": range(300)})
     users.write_parquet(tmp_path / "users.parquet")
     for given, options, message in (
-        (other, {}, "its vectors are of another model"),
-        (replace(run, dataset=schema), {}, "its vectors are of another schema"),
+        (other, {}, "its vectors are of another `model`"),
+        (replace(run, dataset=schema), {}, "its vectors are of another `schema`"),
         (run, {"precision": "fp16"}, r"its vectors are of another `precision` \(fp32 then, fp16 now\)"),
         (run, {"shard_rows": 90}, r"of another `shard_rows` \(100 then, 90 now\)"),
     ):
@@ -462,7 +465,7 @@ def test_another_model_side_schema_precision_or_cut_is_refused(run: Run, table: 
         api.embed(run, "user", tmp_path / "users.parquet", out, shard_rows=100)
     assert state(out) == before
     api.embed(run, "user", tmp_path / "users.parquet", out, overwrite=True)
-    assert {p.name for p in out.iterdir()} == {*part_names(0), "embedding.json", "work"}
+    assert {p.name for p in out.iterdir()} == {shard(out, 0).name, "_embedding.json", "_lock", "_plan.json"}
     assert EmbeddingsFolder(out).about["side"] == "user"
 
 
@@ -498,17 +501,17 @@ def test_a_plan_without_a_finished_shard_gives_way_to_another(
         again(run, table, out)
     items(0, 150).with_columns(item_id=pl.Series([*range(149), None])).write_parquet(table)
     with monkeypatch.context() as patched:
-        patched.setattr(files, "hooks", kill_points.At("shard.file", stop))
+        patched.setattr(files, "hooks", kill_points.At("shard.made", stop))
         with pytest.raises(KeyboardInterrupt):
             again(run, table, out)
-    assert sorted(p.name for p in out.rglob("*") if p.is_file()) == ["lock", "plan.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["_lock", "_plan.json"]
     with pytest.raises(DataError, match="1 missing ids"):
         again(other, table, out)
-    assert state(out).keys() == {*part_names(0)}
-    with pytest.raises(RunError, match="of another model"):
+    assert [*state(out)] == [shard(out, 0).name]
+    with pytest.raises(RunError, match="of another `model`"):
         again(run, table, out)
     items(0, 150).write_parquet(table)
-    with pytest.raises(RunError, match="of another table"):
+    with pytest.raises(RunError, match="of another `table"):
         again(other, table, out)
 
 
@@ -530,11 +533,9 @@ def flipped(path: Path) -> None:
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "a bit of a vector": lambda out: flipped(out / "part-00002.npy"),
-    "cut short": lambda out: os.truncate(out / "ids-00002.parquet", 10),
-    "gone": lambda out: (out / "part-00002.npy").unlink(),
-    "a record": lambda out: (out / "work" / "done-00002.json").write_text("{"),
-    "a record of something else": lambda out: (out / "work" / "done-00002.json").write_text('{"rows": 1}'),
+    "a bit": flipped,
+    "cut short": lambda path: os.truncate(path, 10),
+    "gone": Path.unlink,
 }
 
 
@@ -544,56 +545,69 @@ def test_a_damaged_shard_is_made_again_and_no_other(
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(whole, out)
-    before = state(out)
-    DAMAGE[name](out)
+    before, damaged = state(out), shard(out, 2)
+    DAMAGE[name](damaged)
     lines = again(run, table, out)
     assert len([line for line in lines if "items embedded" in line]) == 1
-    assert any("shard 3 was damaged" in line for line in lines) != name.startswith("a record")
     same(out, whole)
-    assert {n for n, s in state(out).items() if s != before[n]} == {*part_names(2)}
+    assert {n for n, s in state(out).items() if s != before[n]} == {damaged.name}
+
+
+def test_a_list_goes_before_a_shard_of_it_is_made_again(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    flipped(shard(out, 2))
+    code, said = ended(start(run, table, out, fail=2))
+    assert code == -signal.SIGKILL, said
+    assert not (out / LIST_FILE).exists()
 
 
 # ---- tables
 
 
 @pytest.mark.parametrize(
-    ("kinds", "wanted"),
+    ("ids", "said"),
     [
-        ((pl.Int64, pl.String), pl.String),
-        ((pl.UInt64, pl.Int64), pl.UInt64),
-        ((pl.Int64, pl.UInt64, pl.String), pl.String),
+        (
+            pl.Series(["7", "x8"]),
+            r"column 'item_id' holds 'x8', and the ids of the training are Int64; give ids of this type",
+        ),
+        (pl.Series(["7", "08"]), "holds '08', and the ids"),
+        (pl.Series([7, 2**63], dtype=pl.UInt64), "holds 9223372036854775808, and the ids"),
     ],
 )
-def test_an_id_that_is_no_integer_makes_all_ids_text(
-    kinds: tuple[Any, ...], wanted: Any, run: Run, tmp_path: Path
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_ids_that_the_training_could_not_have_are_refused(
+    ids: pl.Series, said: str, ending: str, run: Run, tmp_path: Path
 ) -> None:
-    (tmp_path / "t").mkdir()
-    values: list[Any] = []
-    for i, kind in enumerate(kinds):
-        ids = [
-            f"x{n}" if kind == pl.String else n + (2**63 if kind == pl.UInt64 else 0) for n in range(10 * i, 10 * i + 7)
-        ]
-        values += ids
-        frame = items(0, 7).with_columns(item_id=pl.Series(ids, dtype=kind))
-        frame.write_parquet(tmp_path / "t" / f"{i}.parquet")
-    out = tmp_path / "out"
-    again(run, tmp_path / "t", out, shard_rows=4)
-    found, _ = read(out)
-    assert found.dtype == wanted
-    assert found.to_list() == ([str(v) for v in values] if wanted == pl.String else values)
-    for path in out.glob("ids-*"):
-        assert pl.read_parquet_schema(path) == {"id": wanted}
-    before = state(out)
-    assert len(again(run, tmp_path / "t", out, shard_rows=4)) == 1
-    assert state(out) == before
+    rows = items(0, 2).with_columns(item_id=ids)
+    rows.write_csv(tmp_path / "t.csv") if ending == "csv" else rows.write_parquet(tmp_path / "t.parquet")
+    if ending == "csv":
+        said = said.replace("holds 9223372036854775808", "holds '9223372036854775808'")
+    with pytest.raises(DataError, match=said):
+        again(run, tmp_path / f"t.{ending}", tmp_path / "out")
+    assert not state(tmp_path / "out")
 
 
-def test_ids_that_no_type_of_integers_holds_are_a_data_error(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "t").mkdir()
-    for name, ids in (("a", pl.Series([-1, 2])), ("b", pl.Series([3, 2**63], dtype=pl.UInt64))):
-        items(0, 2).with_columns(item_id=ids).write_parquet(tmp_path / "t" / f"{name}.parquet")
-    with pytest.raises(DataError, match="some ids are negative and some are from"):
-        again(run, tmp_path / "t", tmp_path / "out")
+@pytest.mark.parametrize("kind", [pl.String, pl.UInt16, pl.Float64])
+def test_ids_of_other_types_become_those_of_the_training(kind: Any, run: Run, tmp_path: Path) -> None:
+    items(0, 9).with_columns(pl.col("item_id").cast(pl.Int64).cast(kind)).write_parquet(tmp_path / "t.parquet")
+    again(run, tmp_path / "t.parquet", tmp_path / "out")
+    items(0, 9).write_parquet(tmp_path / "plain.parquet")
+    again(run, tmp_path / "plain.parquet", tmp_path / "plain")
+    assert shard(tmp_path / "out", 0).name[:10] == shard(tmp_path / "plain", 0).name[:10]
+    assert read(tmp_path / "out")[0].equals(read(tmp_path / "plain")[0])
+    assert np.array_equal(read(tmp_path / "out")[1], read(tmp_path / "plain")[1])
+
+
+def test_a_text_file_is_cut_into_shards_as_a_parquet_file_is(run: Run, tmp_path: Path) -> None:
+    rows = items(0, 250).with_columns(weight=pl.col("weight").round(3))
+    rows.write_csv(tmp_path / "t.csv")
+    rows.write_parquet(tmp_path / "t.parquet")
+    for ending in ("csv", "parquet"):
+        again(run, tmp_path / f"t.{ending}", tmp_path / ending)
+        assert len(state(tmp_path / ending)) == 3
+    assert np.array_equal(read(tmp_path / "csv")[1], read(tmp_path / "parquet")[1])
 
 
 def test_numbers_with_a_decimal_comma_give_the_vectors_of_those_with_a_point(
@@ -613,8 +627,9 @@ def test_numbers_with_a_decimal_comma_give_the_vectors_of_those_with_a_point(
         "1",
     ]
     assert run_command([*words, "--separator", ";", "--decimal", ","]) == 0
-    for name in part_names(0):
-        assert (tmp_path / "commas" / name).read_bytes() == (tmp_path / "points" / name).read_bytes()
+    commas, points = (read(tmp_path / name) for name in ("commas", "points"))
+    assert commas[0].equals(points[0])
+    assert np.array_equal(commas[1], points[1])
     assert run_command([*words, "--separator", ";"]) == 2, "a comma is no part of a number unless it is said"
     assert run_command([*words, "--decimal", ","]) == 2
     assert "--decimal is ',', which reads files whose values no comma separates" in capsys.readouterr().err
@@ -635,21 +650,21 @@ def test_shards_of_numbers_with_another_decimal_mark_are_refused(run: Run, tmp_p
         again(run, tmp_path / "t", tmp_path / "out", separator=";", decimal=",")
 
 
-@pytest.mark.parametrize(("name", "shards"), [("c.parquet", 4), ("a.parquet", SHARDS)])
+@pytest.mark.parametrize(("name", "point", "shards"), [("c.parquet", 3, 4), ("a.parquet", 4, SHARDS)])
 def test_fault_C12_a_table_that_changes_while_it_is_embedded_ends_the_job(
-    name: str, shards: int, run: Run, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, point: int, shards: int, run: Run, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file changes while its second shard is made, or after its last one was."""
+    """A file changes after its first shard is made, or after its last one was."""
     copy, out = Path(shutil.copytree(table, tmp_path / "table")), tmp_path / "out"
-    monkeypatch.setattr(files, "hooks", kill_points.At("shard:4", lambda: os.utime(copy / name, ns=(1, 1))))
+    monkeypatch.setattr(files, "hooks", kill_points.At(f"shard:{point}", lambda: os.utime(copy / name, ns=(1, 1))))
     with pytest.raises(
         DataError,
         match=rf"{name}: was changed while it was read; when it is complete, call again with `overwrite=True`",
     ):
         again(run, copy, out)
     assert len(list(out.glob("part-*"))) == shards
-    assert not (out / "embedding.json").exists()
-    with pytest.raises(RunError, match=rf"of another table \({name} has changed\).*`overwrite=True`"):
+    assert not (out / LIST_FILE).exists()
+    with pytest.raises(RunError, match=rf"of another `table \({name}\)` .*`overwrite=True`"):
         again(run, copy, out)
 
 
@@ -740,20 +755,19 @@ def test_a_bucket_holds_the_files_of_a_disk(run: Run, table: Path, whole: Path, 
     words = ["embed", str(run.folder), str(table), "--out", f"{bucket}/out", "--shard-rows", "100", "--threads", "1"]
     assert run_command(words) == 0
     found = copy_of(f"{bucket}/out", tmp_path / "found")
-    for name in {p.name for p in whole.iterdir()} - {"work"}:
+    for name in {p.name for p in whole.iterdir()} - {"_lock"}:
         assert (found / name).read_bytes() == (whole / name).read_bytes(), name
-    assert len(EmbeddingsFolder(found)) == 417
-    ObjectClient(Url.parse(bucket)).delete(["out/ids-00002.parquet"])
+    for place in (found, f"{bucket}/out", Path(f"{bucket}/out")):
+        assert np.array_equal(read(place)[1], read(whole)[1])
+    ObjectClient(Url.parse(bucket)).write(f"out/{shard(whole, 2).name}", b"of somebody else")
     lines = again(run, table, Path(f"{bucket}/out"))
-    assert [line for line in lines if "was damaged" in line] == ["shard 3 was damaged and is made again"]
     assert len([line for line in lines if "items embedded" in line]) == 1
     assert lines[-1].endswith(f"have vectors: {bucket}/out")
     again_found = copy_of(f"{bucket}/out", tmp_path / "again")
-    assert (again_found / "embedding.json").read_bytes() == (whole / "embedding.json").read_bytes()
+    assert {p.name for p in again_found.iterdir()} == {p.name for p in whole.iterdir()} - {"_lock"}
+    assert np.array_equal(read(again_found)[1], read(whole)[1])
     with pytest.raises(RunError, match=r"of another `shard_rows` \(100 then, 90 now\)"):
         again(run, table, Path(f"{bucket}/out"), shard_rows=90)
-    with pytest.raises(ConfigError, match=r"an address, and vectors are read from a disk; copy its files"):
-        EmbeddingsFolder(f"{bucket}/out")
 
 
 @pytest.mark.system  # the link takes seconds
@@ -770,20 +784,8 @@ def test_a_bucket_behind_a_slow_link_holds_the_same_files(
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.address)
     wire.close()
     found = copy_of(f"{bucket}/out", tmp_path / "found")
-    for name in {p.name for p in whole.iterdir()} - {"work", "embedding.json"}:
-        assert (found / name).read_bytes() == (whole / name).read_bytes(), name
-
-
-def test_ids_of_a_bucket_get_one_type(run: Run, bucket: str, tmp_path: Path) -> None:
-    """One shard has whole numbers, the other text."""
-    (tmp_path / "t").mkdir()
-    items(0, 5).write_parquet(tmp_path / "t" / "a.parquet")
-    again(run, tmp_path / "t", Path(f"{bucket}/one"))
-    assert EmbeddingsFolder(copy_of(f"{bucket}/one", tmp_path / "one")).about["id"] == "Int64"
-    items(0, 2, lambda e: pl.format("x{}", e).alias("item_id")).write_parquet(tmp_path / "t" / "b.parquet")
-    again(run, tmp_path / "t", Path(f"{bucket}/out"))
-    ids, _ = read(copy_of(f"{bucket}/out", tmp_path / "found"))
-    assert ids.to_list() == ["0", "1", "2", "3", "4", "x0", "x1"]
+    assert read(found)[0].equals(read(whole)[0])
+    assert np.array_equal(read(found)[1], read(whole)[1])
 
 
 @pytest.mark.parametrize(
@@ -812,8 +814,8 @@ def test_a_folder_within_the_table_of_a_bucket_or_around_it_is_refused(
 def test_half_precision_takes_half_the_disk(run: Run, table: Path, whole: Path, tmp_path: Path) -> None:
     again(run, table, tmp_path / "out", precision="fp16")
     half, full = EmbeddingsFolder(tmp_path / "out"), EmbeddingsFolder(whole)
-    assert half.dtype == np.float16
-    assert full.dtype == np.float32
+    assert {block.dtype for _, block in half.blocks()} == {np.dtype(np.float16)}
+    assert {block.dtype for _, block in full.blocks()} == {np.dtype(np.float32)}
     np.testing.assert_allclose(read(tmp_path / "out")[1], read(whole)[1], rtol=1e-3, atol=1e-4)
     with pytest.raises(ConfigError, match="allowed are fp32, fp16"):
         again(run, table, tmp_path / "out", precision="fp8")
@@ -829,7 +831,7 @@ def test_half_precision_takes_half_the_disk(run: Run, table: Path, whole: Path, 
 
 
 @pytest.mark.parametrize("rows", [1, 7, 100, 1000])
-def test_vectors_come_in_blocks_mapped_and_in_the_order_of_the_table(rows: int, whole: Path) -> None:
+def test_vectors_come_in_blocks_in_the_order_of_the_table(rows: int, whole: Path) -> None:
     vectors = EmbeddingsFolder(whole)
     sizes = [(len(ids), len(block)) for ids, block in vectors.blocks(rows)]
     assert all(a == b <= rows for a, b in sizes)
@@ -838,57 +840,53 @@ def test_vectors_come_in_blocks_mapped_and_in_the_order_of_the_table(rows: int, 
     assert ids.to_list() == list(range(417))
     assert found.shape == (417, vectors.width)
     assert (vectors.about["side"], vectors.about["metric"]) == ("item", "dot")
-    block = next(vectors.blocks())[1]
-    assert not block.flags.writeable
-    assert isinstance(block, np.memmap)
+
+
+def test_other_tools_read_the_folder_as_one_table(whole: Path) -> None:
+    ids, vectors = read(whole)
+    table = pq.read_table(whole)
+    assert table["id"].to_pylist() == ids.to_list()
+    assert np.array_equal(np.stack(table["vector"].to_numpy()), vectors)
+    rows = duckdb.connect().execute(f"SELECT vector FROM '{whole}/part-*.parquet' ORDER BY id").fetchall()
+    assert np.array_equal(np.array([row for (row,) in rows], np.float32), vectors)
 
 
 def test_what_is_no_folder_of_whole_vectors_is_a_run_error(whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="holds no vectors"):
+    with pytest.raises(RunError, match="_embedding.json is missing, or of another version"):
         EmbeddingsFolder(tmp_path)
     out = tmp_path / "out"
     shutil.copytree(whole, out)
-    shutil.rmtree(out / "work")
-    assert len(EmbeddingsFolder(out)) == 417
-    np.save(out / "part-00001.npy", np.zeros((3, 9), np.float32))
-    with pytest.raises(RunError, match=r"part-00001.npy: holds \(3, 9\), expected 100 rows"):
-        list(EmbeddingsFolder(out).blocks())
-    shutil.copy(whole / "part-00001.npy", out)
-    (out / "ids-00002.parquet").unlink()
-    with pytest.raises(RunError, match="ids-00002.parquet: missing or damaged"):
-        list(EmbeddingsFolder(out).blocks())
-    shutil.copy(whole / "ids-00001.parquet", out / "ids-00002.parquet")
+    second, third = shard(out, 1), shard(out, 2)
+    second.unlink()
     seen = list[int]()
-    with pytest.raises(RunError, match="ids-00002.parquet: holds 100 ids, expected 50"):
+    with pytest.raises(DataError, match=rf"{second.name}: .*is the file complete"):
         seen.extend(len(ids) for ids, _ in EmbeddingsFolder(out).blocks())
-    assert seen == [100, 100], "nothing of the damaged shard"
-    (out / "part-00000.npy").write_bytes(b"x")
-    with pytest.raises(RunError, match="part-00000.npy: missing or damaged"):
-        EmbeddingsFolder(out)
-    (out / "embedding.json").write_text('{"format": 1}')
-    with pytest.raises(RunError, match="embedding.json: damaged"):
-        EmbeddingsFolder(out)
-    (out / "embedding.json").write_text('{"format": 99}')
-    with pytest.raises(RunError, match="not a list of shards that this version reads"):
-        EmbeddingsFolder(out)
-    shutil.copy(whole / "embedding.json", out)
-    for data in (b"", b"x", (whole / "part-00000.npy").read_bytes()[:90]):
-        (out / "part-00000.npy").write_bytes(data)
-        with pytest.raises(RunError, match="part-00000.npy: missing or damaged"):
+    assert seen == [100]
+    shutil.copy(third, second)
+    with pytest.raises(DataError, match=rf"{second.name}: holds 50 vectors, expected 100; embed again to repair it"):
+        list(EmbeddingsFolder(out).blocks())
+    for data in (b"", b"x", third.read_bytes()[:90]):
+        second.write_bytes(data)
+        with pytest.raises(DataError, match=rf"{second.name}: .*is the file complete"):
+            list(EmbeddingsFolder(out).blocks())
+    for text in ('{"format": 99}', "{", "[]"):
+        (out / LIST_FILE).write_text(text)
+        with pytest.raises(RunError, match="_embedding.json is missing, or of another version"):
             EmbeddingsFolder(out)
-    np.save(out / "part-00000.npy", np.float32(1))
-    with pytest.raises(RunError, match=r"part-00000.npy: holds \(\), expected 100 rows of vectors"):
-        EmbeddingsFolder(out)
 
 
-def test_shards_without_a_plan_are_not_replaced(run: Run, whole: Path, tmp_path: Path) -> None:
+def test_shards_without_a_plan_are_not_replaced_unasked(run: Run, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(whole, out)
-    shutil.rmtree(out / "work")
+    (out / "_plan.json").unlink()
     items(0, 30).write_parquet(tmp_path / "few.parquet")
-    with pytest.raises(RunError, match=r"holds other vectors \(embedding.json\); choose another folder, or"):
+    with pytest.raises(
+        RunError, match=r"its vectors are of another `format` \(none then, 2 now\); choose another folder, or"
+    ):
         api.embed(run, "item", tmp_path / "few.parquet", out)
     assert len(EmbeddingsFolder(out)) == 417
+    api.embed(run, "item", tmp_path / "few.parquet", out, overwrite=True)
+    assert len(EmbeddingsFolder(out)) == 30
 
 
 @pytest.mark.system

@@ -188,7 +188,7 @@ def test_a_stranger_is_what_a_new_row_of_a_table_is(run: Run, retriever: Retriev
     features: dict[str, Json] = {"city": "city1", "age": 30.0, "income": 100.0, "motto": "more or less"}
     pl.DataFrame({"uid": ["nobody"]} | {n: [v] for n, v in features.items()}).write_parquet(tmp_path / "new.parquet")
     api.embed(run, "user", tmp_path / "new.parquet", tmp_path / "out")
-    expected = np.load(tmp_path / "out" / "part-00000.npy") @ run.factors().items.numpy().T
+    expected = pl.read_parquet(tmp_path / "out" / "part-*.parquet")["vector"].to_numpy() @ run.factors().items.numpy().T
     answer = retriever.recommend(Request(features=features), 40)
     assert ids(answer) == [f"i{i}" for i in np.argsort(-expected[0], kind="stable")]
     np.testing.assert_allclose([i.score for i in answer.items], np.sort(expected[0])[::-1], atol=1e-4)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,9 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Retriever:
     return api.retriever(folder / "store")
 
 
-def read(path: Path, retriever: Retriever, scratch: Path) -> pl.DataFrame:
+def read(path: Path, retriever: Retriever) -> pl.DataFrame:
     table = UserTable(path, retriever, 2)
-    frame = pl.concat([table.read(shard, scratch) for shard in table.shards(7)])
+    frame = pl.concat([table.read(shard) for shard in table.shards(7)])
     return frame.with_columns(pl.col("user_id").cast(table.id_type))
 
 
@@ -55,22 +57,31 @@ def test_a_column_of_nulls_gives_nothing(numbered: Retriever, tmp_path: Path, nu
         part = part.with_columns(**dict.fromkeys(typed, pl.lit(None)) if is_null else typed)
         part.write_parquet(tmp_path / "t" / f"{n}.parquet")
         parts.append(part)
-    frame = read(tmp_path / "t", numbered, tmp_path)
+    frame = read(tmp_path / "t", numbered)
     assert frame.columns == ["user_id", "member", "history"]
     expected = [recommend_batch(numbered, part, 4, 2) for part in parts]
     assert recommend_batch(numbered, frame, 4, 2).drop("score").equals(pl.concat(expected).drop("score"))
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
-def test_a_csv_has_the_types_of_the_bundle(numbered: Retriever, tmp_path: Path, name: str) -> None:
+def test_a_csv_has_the_types_of_the_bundle(
+    numbered: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     users = pl.DataFrame({"user_id": [*range(20), 99], "member": [None, True, False] * 7, "more": [1.5] * 21})
     users.write_parquet(tmp_path / "t.parquet")
     text = users.write_csv().encode()
     (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
-    typed, parsed = (read(tmp_path / n, numbered, tmp_path) for n in ("t.parquet", name))
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    table = UserTable(tmp_path / name, numbered, 2)
+    assert len([table.read(shard) for shard in table.shards(7)]) == 3
+    assert len(list((tmp_path / "scratch").rglob("*.parquet"))) == 1, "the CSV is read once, and its copy by shards"
+    del table
+    gc.collect()
+    assert not list((tmp_path / "scratch").iterdir()), "the copy goes with the table"
+    typed, parsed = (read(tmp_path / n, numbered) for n in ("t.parquet", name))
     assert parsed.equals(typed)
     assert parsed.schema == {"user_id": pl.Int64, "member": pl.Boolean}
-    assert (tmp_path / "0.parquet").exists(), "the CSV is read once, and its copy by shards"
     answers = [recommend_batch(numbered, frame, 4, 2) for frame in (typed, parsed)]
     assert answers[0].drop("score").equals(answers[1].drop("score"))
     np.testing.assert_allclose(answers[0]["score"], answers[1]["score"], atol=1e-6)
@@ -153,7 +164,7 @@ def test_files_with_other_types_of_a_column_are_answered_as_one_table(numbered: 
             tmp_path / name / "a.parquet"
         )
         users[4:].write_parquet(tmp_path / name / "b.parquet")
-    found, expected = (read(tmp_path / name, numbered, tmp_path) for name in ("years", "today"))
+    found, expected = (read(tmp_path / name, numbered) for name in ("years", "today"))
     assert found.equals(expected)
     assert found.schema == expected.schema == {"user_id": pl.Int64, "member": pl.Boolean}
     for name in ("today", "years"):

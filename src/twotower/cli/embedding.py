@@ -24,10 +24,8 @@ def embed(
     side: Annotated[str, typer.Option("--side", help="Side of the table: item or user.")] = "item",
     shard_rows: Annotated[
         int,
-        typer.Option(
-            "--shard-rows", min=1, help="Greatest number of rows of a shard, which has two files: vectors and ids."
-        ),
-    ] = 1_048_576,
+        typer.Option("--shard-rows", min=1, help="Greatest number of rows of a shard, a file, in memory together."),
+    ] = 131_072,
     precision: Annotated[str, typer.Option("--precision", help="Precision of the vectors: fp32 or fp16.")] = "fp32",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Discard vectors of another table or model in the folder first.")

@@ -19,7 +19,7 @@ from twotower.data.lakes.delta import DeltaLakeTable
 from twotower.data.parts import PartFiles
 from twotower.data.split import PART_NAMES
 from twotower.data.table_path import TABLE_SUFFIXES, FolderColumn, TablePath, ending, table_server
-from twotower.errors import DataError
+from twotower.errors import ConfigError, DataError
 from twotower.files import check_name
 from twotower.files.object_stores import ObjectClient, ObjectInfo
 from twotower.files.urls import Url, is_url
@@ -34,6 +34,16 @@ _INTEGER, _DATE = re.compile(r"0|-?[1-9]\d{0,17}"), re.compile(r"\d{4}-\d\d-\d\d
 def table_source(source: Path | str) -> Path | Url:
     """Return the place of a table. Raises ConfigError for a URL that cannot be read."""
     return Url.parse(source) if is_url(source) else Path(source)
+
+
+def result_place(out: Path | str) -> Path | Url:
+    """Return the place of a result. Raises ConfigError for a server that cannot be written."""
+    place = table_source(out)
+    if isinstance(place, Url) and not place.is_object_store:
+        raise ConfigError(
+            f"{place}: a server of {place.scheme}:// cannot be written; name a folder, or an object store, such as s3://BUCKET/FOLDER"
+        )
+    return place
 
 
 def absolute(place: Path | Url) -> Path | Url:

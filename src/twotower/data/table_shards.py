@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+import tempfile
+import weakref
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 import polars as pl
 
-from twotower.data.readers import Reading, scan_text, table_errors
+from twotower.data.readers import Reading, columns_and_rows, parse_canonical_text, scan_text, table_errors
 from twotower.data.table_path import TablePath
 from twotower.data.table_paths import table_files, takes_in
+from twotower.data.tables import need
+from twotower.data.text_format import TextFormat
 from twotower.errors import DataError, RunError
+from twotower.files.places import JsonObject
+from twotower.files.scratch import scratch_folder
 from twotower.files.urls import Url
 
 
 @dataclass(frozen=True)
 class TableFile:
-    """A file of a table: its path, its name within the table, its number of rows (None for a text file), and its size and time of change,
-    or tag, as they were before it was first read."""
+    """A file of a table: its path, its name within the table, its number of rows, 0 until they are counted, and its size and time of
+    change, or tag, as they were before it was first read."""
 
     path: TablePath
     name: str
-    rows: int | None
+    rows: int = 0
     seen: tuple[str | int, ...] = ()
 
     @classmethod
@@ -33,10 +39,10 @@ class TableFile:
         found = list[TableFile]()
         for path, name in zip(paths, names_within(paths), strict=True):
             with table_errors(path):
-                found.append(cls(path, name, None, tuple(path.state())))
+                found.append(cls(path, name, seen=tuple(path.state())))
         return found
 
-    def state(self) -> list[str | int | None]:
+    def state(self) -> list[str | int]:
         """Return name, size in bytes, modification time or tag, and rows, to detect changes."""
         return [self.name, *self.seen, self.rows]
 
@@ -52,12 +58,12 @@ class TableFile:
 
 @dataclass(frozen=True)
 class TableShard:
-    """Rows `start` to `start + rows` of a file, or with `rows` None a whole text file."""
+    """Rows `start` to `start + rows` of a file."""
 
     number: int
     file: TableFile
     start: int
-    rows: int | None
+    rows: int
 
 
 def check_apart(source: Path | Url, made: Path | Url, rows: str) -> None:
@@ -86,9 +92,6 @@ def cut_into_shards(sources: list[TableFile], rows: int) -> list[TableShard]:
     """Return the shards of at most `rows` rows of the files, in their order; a file without rows has none."""
     shards: list[TableShard] = []
     for file in sources:
-        if file.rows is None:
-            shards.append(TableShard(len(shards), file, 0, None))
-            continue
         for start in range(0, file.rows, rows):
             shards.append(TableShard(len(shards), file, start, min(rows, file.rows - start)))
     return shards
@@ -116,16 +119,6 @@ def read_slices(table: pl.LazyFrame, source: TablePath, start: int, rows: int, s
         yield frame
 
 
-def scan_columns(file: TableFile, columns: list[str], reading: Reading, copy: Path) -> pl.LazyFrame:
-    """Scan columns of a file; a text file is first written as Parquet to `copy`, unless that is there. Raises DataError."""
-    with table_errors(file.path):
-        if not file.path.is_text:
-            return file.path.scan().select(columns)
-        return (
-            pl.scan_parquet(copy, glob=False) if copy.exists() else text_as_parquet(file.path, columns, reading, copy)
-        )
-
-
 def text_as_parquet(
     source: TablePath, columns: Collection[str], reading: Reading, to: Path, first: int = 0
 ) -> pl.LazyFrame:
@@ -135,3 +128,72 @@ def text_as_parquet(
     whole = pl.QueryOptFlags(projection_pushdown=False)
     scan_text(source, reading, first).select(columns).sink_parquet(to, optimizations=whole)
     return pl.scan_parquet(to, glob=False)
+
+
+class ShardedTable:
+    """Columns of a table, read a slice at a time. A process copies a text file once, as Parquet, into its temporary folder."""
+
+    def __init__(self, source: Path | Url, reading: Reading, form: TextFormat, known: pl.Schema) -> None:
+        """Look at the columns of all files, and count their rows. `reading` has the types of text files in a form, and `known` those of the
+        training, whose booleans are parsed from text. Raises DataError."""
+        paths = table_files(source)
+        form.check_table(paths)
+        self.files, self.schemas = list[TableFile](), list[pl.Schema]()
+        for file in TableFile.look_at(paths):
+            with table_errors(file.path):
+                schema, rows = columns_and_rows(file.path, reading)
+            self.files.append(replace(file, rows=rows))
+            self.schemas.append(schema)
+        self.rows = sum(file.rows for file in self.files)
+        self.names = {name for schema in self.schemas for name in schema}
+        self.columns = list[str]()
+        """Columns that are read: the ids first."""
+        self._reading, self._known = reading, known
+        self._copies: Path | None = None
+
+    def __getstate__(self) -> JsonObject:
+        """Return what another process needs, which makes copies of its own."""
+        return vars(self) | {"_copies": None}
+
+    def select(self, columns: list[str], rows: str) -> None:
+        """Choose the columns that are read. Raises DataError if a file lacks one, or if there are no rows, such as "users"."""
+        for schema in self.schemas:
+            need(pl.DataFrame(schema=schema), columns, rows)
+        if not self.rows:
+            raise DataError(f"{rows}: the table has no rows, expected at least one; fill it")
+        self.columns = columns
+
+    def shards(self, rows: int) -> list[TableShard]:
+        """Return the shards of at most `rows` rows of one file."""
+        return cut_into_shards(self.files, rows)
+
+    def slices(self, shard: TableShard, step: int, columns: Sequence[str] = ()) -> Iterator[pl.DataFrame]:
+        """Yield the rows of a shard, at most `step` at a time, with some of the columns, or all. Raises DataError, also if the file has
+        changed since it was looked at."""
+        is_text, table = shard.file.path.is_text, self._scan(shard.file).select(columns or self.columns)
+        for frame in read_slices(table, shard.file.path, shard.start, shard.rows, step):
+            parsed = frame.select(name for name in frame.columns if self._known.get(name) == pl.Boolean)
+            yield frame.with_columns(map(parse_canonical_text, parsed.select(pl.col(pl.String)))) if is_text else frame
+        shard.file.check_unchanged()
+
+    def states(self) -> dict[str, list[str | int]]:
+        """Return the states of the files, by words for messages that name a file: "table (a.parquet)"."""
+        return {f"table ({name})": state for name, *state in (file.state() for file in self.files)}
+
+    def check_unchanged(self) -> None:
+        """Raise DataError if a file has changed since it was looked at."""
+        for file in self.files:
+            file.check_unchanged()
+
+    def _scan(self, file: TableFile) -> pl.LazyFrame:
+        with table_errors(file.path):
+            if not file.path.is_text:
+                return file.path.scan()
+            if self._copies is None:
+                held = ExitStack()
+                self._copies = held.enter_context(scratch_folder(Path(tempfile.gettempdir()), "text"))
+                weakref.finalize(self, held.close)
+            copy = self._copies / f"{self.files.index(file)}.parquet"
+            if copy.exists():
+                return pl.scan_parquet(copy, glob=False)
+            return text_as_parquet(file.path, self.columns, self._reading, copy)

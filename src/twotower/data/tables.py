@@ -142,6 +142,19 @@ def with_ids(frame: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
     return frame.with_columns(ids)
 
 
+def with_known_ids(frame: pl.DataFrame, key: str, what: str, dtype: pl.DataType) -> pl.DataFrame:
+    """Return the table with the id column of the type of the ids of a training. Raises DataError as `with_ids` does, and for an id that
+    has no such type."""
+    given = with_ids(frame, key, what)[key]
+    ids = given.cast(dtype, strict=False)
+    odd = given.filter(ids.cast(pl.String).ne_missing(given.cast(pl.String)))
+    if len(odd):
+        raise DataError(
+            f"{what}: column '{key}' holds {odd[0]!r}, and the ids of the training are {dtype}; give ids of this type"
+        )
+    return frame.with_columns(ids)
+
+
 def _without_repeats(frame: pl.DataFrame, what: str, key: str, schema: Schema, notes: list[str]) -> pl.DataFrame:
     repeated = frame.height - frame[key].n_unique()
     if repeated:

@@ -1,12 +1,11 @@
 """Vectors of blocks of a table: a pure function of a run and a block, for a bulk embedding or any engine of others.
 
 vectors = TableVectors(run, "item")
-ids, found = vectors(frame)     the ids (n,), and their vectors (n, D), of the columns `vectors.columns` of n rows
+found = vectors(frame)     the columns `id` and `vector`, n rows, of the columns `vectors.columns` of a table of n rows
 """
 
 from __future__ import annotations
 
-from collections import abc
 from typing import Literal
 
 import numpy as np
@@ -16,7 +15,7 @@ from twotower.arrays.ragged import Column, Ragged
 from twotower.data.context import default_context
 from twotower.data.readers import TableLike, as_frame
 from twotower.data.splits import TEST
-from twotower.data.tables import need, with_ids
+from twotower.data.tables import need, with_known_ids
 from twotower.embedding.folder import StoredVectors
 from twotower.errors import ConfigError, RunError
 from twotower.features.categorical import CategoricalEncoder
@@ -26,16 +25,13 @@ from twotower.model.inputs.side_tensors import carry_forward, tensors
 from twotower.model.two_tower import evaluation_mode
 from twotower.runs import Run
 
-TOWER_BLOCK_ROWS = 32_768
-"""Rows of one call of a tower. More rows need more memory; fewer make its threads wait for each other more often."""
-
 Precision = Literal["fp32", "fp16"]
 _DTYPES = {"fp32": "<f4", "fp16": "<f2"}
 
 
 class TableVectors:
     """Computes the vectors of rows of a side's table. A row whose id is in the run has the run's sequences and statistics; a new row
-    has empty sequences, a count of zero and no mean."""
+    has empty sequences, a count of zero and no mean. Ids have the type of the run's."""
 
     def __init__(self, run: Run, side: SideName, precision: Precision = "fp32") -> None:
         """Raises ConfigError for an unknown precision, and for users of a model that reads the context, unless each of its features
@@ -48,8 +44,7 @@ class TableVectors:
         self._model = run.model
         self._fields = TowerFields(self._encoders.fields(side))
         self._statistics, self._histories = self.schema.statistics(side), self.schema.histories(side)
-        given = [f.source for f in self.schema.columns(side) if not f.computes]
-        self.columns = list(dict.fromkeys([self.key, *given]))
+        self.columns = list(dict.fromkeys([self.key, *(f.source for f in self.schema.columns(side) if not f.computes)]))
         """Columns that are read: the ids first."""
         self.known = run.dataset.side_before(side, TEST)
         self._known_rows = CategoricalEncoder(self.known.ids)
@@ -57,37 +52,27 @@ class TableVectors:
         if side == "user" and self.schema.side("context"):
             self._context = default_context(self._encoders, run.dataset.context_frame)
 
-    def check(self, names: abc.Sequence[str]) -> None:
-        """Raise DataError if a column is missing."""
-        need(pl.DataFrame(schema=dict.fromkeys(names, pl.Null)), self.columns, self.side + "s")
-
-    def __call__(self, table: TableLike) -> tuple[pl.Series, StoredVectors]:
-        """Return the ids of a block, column `id`, and their vectors (n, D). A repeated id has a vector for each of its rows.
-        Raises DataError; RunError for a vector that is not finite, or that the precision does not reach."""
+    def __call__(self, table: TableLike) -> pl.DataFrame:
+        """Return the ids of a block, column `id`, and their vectors, column `vector` of arrays (D,). A repeated id has a vector for each of
+        its rows. Raises DataError; RunError for a vector that is not finite, or that the precision does not reach."""
         ids, columns = self._encoded(as_frame(table, f"{self.side}s"))
-        blocks = [self._block(columns, start) for start in range(0, max(1, len(ids)), TOWER_BLOCK_ROWS)]
-        return ids, np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
-
-    def _block(self, columns: dict[str, Column], start: int) -> StoredVectors:
-        rows = ColumnRows(columns, slice(start, start + TOWER_BLOCK_ROWS))
+        rows, model = ColumnRows(columns, slice(None)), self._model
         block = JoinedRows(rows, ColumnRows(self._context, np.zeros(rows.n, np.int64))) if self._context else rows
-        model = self._model
         tower = model.user_vectors if self.side == "user" else model.item_vectors
         with evaluation_mode(model):
             vectors = tower(tensors(self._fields, block, carry_forward, model.log_temperature.device)).cpu().numpy()
         if not np.isfinite(vectors).all():
             raise RunError("a vector is not finite; the model is broken, train it again")
         with np.errstate(over="ignore"):
-            out: StoredVectors = vectors.astype(self._dtype, copy=False)
-        if not np.isfinite(out).all():
+            found: StoredVectors = vectors.astype(self._dtype, copy=False)
+        if not np.isfinite(found).all():
             raise RunError("a vector has a number above 65,504, which fp16 does not reach; use fp32")
-        return np.ascontiguousarray(out)
+        return pl.DataFrame({"id": ids, "vector": found})
 
     def _encoded(self, frame: pl.DataFrame) -> tuple[pl.Series, dict[str, Column]]:
         """Return the ids, and the columns that the tower reads."""
-        frame = with_ids(frame, self.key, self.side + "s")
-        if self.known.ids.dtype == pl.String:
-            frame = frame.with_columns(pl.col(self.key).cast(pl.String))
+        need(frame, self.columns, f"{self.side}s")
+        frame = with_known_ids(frame, self.key, f"{self.side}s", self.known.ids.dtype)
         if self._statistics or self._histories:
             known_rows = self._known_rows.transform(frame[self.key])  # 0 for a new id, else 1 + its row in the run
         for s in self._statistics:

@@ -113,6 +113,21 @@ def lock(path: Path, keep: bool = True) -> Iterator[Lock]:
 
 
 @contextmanager
+def held_by_call(path: Path, action: str, what: Path, hint: str) -> Iterator[None]:
+    """Make the folder of a lock file, and hold the lock for an action while the block runs. Raises RunError, which names `what` is
+    written, if another process holds it, and for an OSError, with a hint."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with lock(path) as held:
+            held.write_holder(action)
+            yield
+    except LockHeld as e:
+        raise RunError(f"{what}: {e}; let it end, or stop it") from None
+    except OSError as e:
+        raise RunError(f"{what}: cannot be written ({e.strerror or e}); {hint}") from e
+
+
+@contextmanager
 def wait_for_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive file lock while the block runs, after waiting for its holder. Raises OSError."""
     file = _open_lock(path)

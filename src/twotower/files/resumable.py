@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from twotower import files
-from twotower.errors import DataError, RunError
+from twotower.errors import DataError
 from twotower.files import locks
 from twotower.files.readers import read_json
 from twotower.machine import boot_id
@@ -30,27 +30,19 @@ def resumable_folder(path: Path, action: str, plan: files.JsonData) -> Iterator[
     memory, and an interruption the files stay for the next call. One process at a time may make a folder. Raises RunError."""
     path = files.replaceable(path)
     partial, removed = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.removed")
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        with locks.lock(partial / LOCK) as held:
-            held.write_holder(action)
-            files.remove(removed)
-            _begin(partial, {"boot": boot_id(), "inputs": plan})
-            try:
-                yield partial / MADE, partial / WORK
-                for made in (partial / MADE).rglob("*"):
-                    files.sync(made)
-                files.replace_folder(partial / MADE, path)
-            except DataError:
-                _remove(partial, removed)
-                raise
+    hint = f"call again to go on, or remove {partial.name} beside it"
+    with locks.held_by_call(partial / LOCK, action, path, hint):
+        files.remove(removed)
+        _begin(partial, {"boot": boot_id(), "inputs": plan})
+        try:
+            yield partial / MADE, partial / WORK
+            for made in (partial / MADE).rglob("*"):
+                files.sync(made)
+            files.replace_folder(partial / MADE, path)
+        except DataError:
             _remove(partial, removed)
-    except locks.LockHeld as e:
-        raise RunError(f"{path}: {e}; let it end, or stop it") from None
-    except OSError as e:
-        raise RunError(
-            f"{path}: cannot be written ({e.strerror or e}); call again to go on, or remove {partial.name} beside it"
-        ) from e
+            raise
+        _remove(partial, removed)
 
 
 def _begin(partial: Path, plan: files.JsonData) -> None:

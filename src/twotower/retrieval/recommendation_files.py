@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-RECOMMENDATIONS_FORMAT = 1
-LIST_FILE, WORK_FOLDER = "_recommendations.json", "_work"
+RECOMMENDATIONS_FORMAT = 2
+LIST_FILE = "_recommendations.json"
 SHARD_USERS = 32_768
 """Default number of users of a shard."""
-
-
-def shard_file(number: int) -> str:
-    """Return the name of the file of a shard."""
-    return f"part-{number:05d}.parquet"

@@ -1,10 +1,7 @@
-"""Answers to all users of a table, in shards that a later call continues: the nightly job.
+"""Answers to all users of a table, in shards that a later call continues (data/sharded_result.py): the nightly job.
 
-part-00000.parquet      answers to the users of a shard: user_id, rank, item_id, score, source
-_recommendations.json   bundle, options, files of the table, counts, and the shards; written when all are complete
-_work/                  state from which a later call continues (files/sharded_work.py)
-
-pandas and pyarrow open the folder as one table: they leave out names that begin with an underscore.
+The columns are user_id, rank, item_id, score, source. `_recommendations.json` has the bundle, options, files of the table, counts, and
+the shards. pandas and pyarrow open the folder as one table: they leave out names that begin with an underscore.
 """
 
 from __future__ import annotations
@@ -12,36 +9,26 @@ from __future__ import annotations
 import logging
 from collections import Counter, abc
 from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
-from twotower import files
-from twotower.data.table_paths import absolute, table_source
+from twotower.data.sharded_result import MadeShard, ShardedResult, shard_name
+from twotower.data.table_paths import absolute, result_place, table_source
 from twotower.data.table_shards import TableShard, check_apart
 from twotower.data.text_format import TextFormat
 from twotower.engines import open_engine
-from twotower.errors import ConfigError, RunError
-from twotower.files.readers import write_parquet
-from twotower.files.scratch import scratch_folder
-from twotower.files.shard_folders import shard_folder
-from twotower.files.sharded_work import JsonObject, MadeShard, ShardedWork
+from twotower.errors import ConfigError
+from twotower.files import places
+from twotower.files.places import JsonObject
 from twotower.files.urls import is_url
 from twotower.kinds import foreign_modules
 from twotower.machine import default_threads
 from twotower.progress import JobProgress, Summary
 from twotower.retrieval.batches import BatchRecommender, UnknownUsers
-from twotower.retrieval.recommendation_files import (
-    LIST_FILE,
-    RECOMMENDATIONS_FORMAT,
-    SHARD_USERS,
-    WORK_FOLDER,
-    shard_file,
-)
+from twotower.retrieval.recommendation_files import LIST_FILE, RECOMMENDATIONS_FORMAT, SHARD_USERS
 from twotower.retrieval.request import Method
 from twotower.retrieval.retriever import Retriever
 from twotower.retrieval.user_batch import UserBatch
@@ -56,13 +43,6 @@ SHARD_MAX_ITEMS = 2**22
 users."""
 ID_SLICE = 2**16
 """Ids that are counted at a time."""
-
-
-class RecommendationWork(ShardedWork):
-    """The work of one process in a folder of recommendations."""
-
-    version, noun, work_folder, list_file = RECOMMENDATIONS_FORMAT, "recommendations", WORK_FOLDER, LIST_FILE
-    shard_files = r"part-\d+\.parquet"
 
 
 def recommend_users(
@@ -104,16 +84,12 @@ def recommend_users(
     if threads < 0:
         raise ConfigError(f"`threads` is {threads}, expected at least 0")
     chosen = open_engine(engine, threads)
-    table_at, place, form = (
-        table_source(users),
-        table_source(out),
-        TextFormat.of_table(separator, columns, decimal=decimal),
-    )
-    check_apart(table_at, place / shard_file(0), "users")
+    table_at, place = table_source(users), result_place(out)
+    form = TextFormat.of_table(separator, columns, decimal=decimal)
+    check_apart(table_at, place / shard_name(0), "users")
     if chosen.is_remote:
         table_at, place = absolute(table_at), absolute(place)
         store = store if is_url(store) else Path(store).absolute()
-    at = shard_folder(place)
     bundle = Store(store).current()
     with bundle.lease():
         retriever = Retriever(bundle, threads or default_threads())
@@ -131,96 +107,68 @@ def recommend_users(
         shard_rows = min(shard_rows, max(1, SHARD_MAX_ITEMS // recommender.k))
         shards = table.shards(shard_rows)
         plan: JsonObject = {
-            "bundle": bundle.id, "k": recommender.k, "method": int(method), "unknown": unknown, "keep_seen": recommender.keep_seen,
-            "where": {name: str(value) for name, value in sorted((where or {}).items())},
+            "format": RECOMMENDATIONS_FORMAT, "bundle": bundle.id, "k": recommender.k, "method": int(method), "unknown": unknown,
+            "keep_seen": recommender.keep_seen, "where": {name: str(value) for name, value in sorted((where or {}).items())},
             "ban": sorted({str(item) for item in ban}), "columns": table.columns, "shard_rows": shard_rows,
-            "table": [file.state() for file in table.files], "separator, decimal, columns": form.given,
+            "separator, decimal, columns": form.given, **table.states(),
         }  # fmt: skip
-        with (
-            RecommendationWork.begin(at, plan, overwrite) as work,
-            work.scratch("text") as scratch,
-        ):
-            call = _Call(work, table, scratch)
-            shared = scratch if isinstance(place, Path) else None
-            here = _AnswersMaker(recommender, table, work, scratch)
-            job = (
-                partial(_load, store, bundle.id, asked, table, work, shared) if chosen.is_remote else lambda: here.make
-            )
-            chosen.run(job, shards, call.add, foreign_modules(retriever.schema))
-            return call.finish(len(shards), retriever)
+        result = ShardedResult(place, "recommendations", LIST_FILE, plan)
+        call = _Call(result, table)
+        with result.writing(overwrite):
+            load = partial(_load, store, bundle.id, asked) if chosen.is_remote else lambda: recommender
+            chosen.run(partial(_job, load, result, table), shards, call.add, foreign_modules(retriever.schema))
+            return call.finish(retriever)
 
 
-def _load(
-    store: Path | str,
-    bundle: str,
-    asked: abc.Callable[[Retriever], BatchRecommender],
-    table: UserTable,
-    work: RecommendationWork,
-    shared: Path | None,
+def _load(store: Path | str, bundle: str, asked: abc.Callable[[Retriever], BatchRecommender]) -> BatchRecommender:
+    """Load a bundle in another process."""
+    return asked(Retriever(Store(store).open(bundle), default_threads()))
+
+
+def _job(
+    load: abc.Callable[[], BatchRecommender], result: ShardedResult, table: UserTable
 ) -> abc.Callable[[TableShard], MadeShard]:
-    """Load a bundle in another process, and return the function that makes a shard. `shared` is a folder of all hosts, None without one.
-    Raises RunError if the folder is another one."""
-    work.check_seen()
-    recommender = asked(Retriever(Store(store).open(bundle), default_threads()))
-    held = ExitStack()
-    scratch = held.enter_context(work.scratch("text") if shared is None else scratch_folder(shared, "text"))
-    return _AnswersMaker(recommender, table, work, scratch, held).make
+    """Return the function that makes a shard in this process. Raises RunError if it sees another folder than the call."""
+    result.look()
+    recommender = load()
 
+    def make(shard: TableShard) -> MadeShard:
+        def rows() -> tuple[pl.DataFrame, JsonObject]:
+            answers = list(recommender.answers(table.read(shard)))
+            frame = pl.concat([answer.frame for answer in answers])
+            sources = sum((answer.sources for answer in answers), Counter[str]())
+            return frame.with_columns(pl.col("user_id").cast(table.id_type)), {
+                "users": shard.rows, "rows": frame.height, "sources": dict(sorted(sources.items())),
+                "unknown": sum(answer.unknown for answer in answers), "empty": sum(answer.empty for answer in answers),
+            }  # fmt: skip
 
-@dataclass(frozen=True)
-class _AnswersMaker:
-    """Makes shards in a process; text files are copied as Parquet into `scratch`, which is removed with `held`."""
+        return result.make(shard.number, rows)
 
-    recommender: BatchRecommender
-    table: UserTable
-    work: RecommendationWork
-    scratch: Path
-    held: ExitStack | None = None
-
-    def make(self, shard: TableShard) -> MadeShard:
-        """Return a shard, which is made unless it is there and intact."""
-        return self.work.make(shard.number, partial(self._write, shard))
-
-    def _write(self, shard: TableShard, folder: Path) -> JsonObject:
-        answers = list(self.recommender.answers(self.table.read(shard, self.scratch)))
-        files.point(f"shard:{shard.number}")
-        frame = pl.concat([answer.frame for answer in answers])
-        frame = frame.with_columns(pl.col("user_id").cast(self.table.id_type))
-        try:
-            write_parquet(frame, path := folder / shard_file(shard.number))
-        except OSError as e:
-            raise RunError(f"{path}: cannot be written ({e}); free some space, then call again to go on") from e
-        sources = sum((answer.sources for answer in answers), Counter[str]())
-        return {
-            "users": shard.rows, "rows": frame.height, "sources": dict(sorted(sources.items())),
-            "unknown": sum(answer.unknown for answer in answers), "empty": sum(answer.empty for answer in answers),
-        }  # fmt: skip
+    return make
 
 
 class _Call:
     """Collects the shards of a call, and writes the list of them."""
 
-    def __init__(self, work: RecommendationWork, table: UserTable, scratch: Path) -> None:
-        self._work, self._table, self._scratch = work, table, scratch
+    def __init__(self, result: ShardedResult, table: UserTable) -> None:
+        self._result, self._table, self._made = result, table, list[MadeShard]()
         self._progress = JobProgress(log, "users answered", table.rows)
-        self._records: dict[int, JsonObject] = {}
 
     def add(self, made: MadeShard) -> None:
         """Count a finished shard."""
-        made.log_damage()
-        self._records[made.number] = made.record
+        self._made.append(made)
         count = self._progress.advance if made.is_new else self._progress.skip
-        count(made.record["users"])
+        count(made.facts["users"])
 
-    def finish(self, shards: int, retriever: Retriever) -> int:
+    def finish(self, retriever: Retriever) -> int:
         """Write the list of all shards, and log its counts; return the number of users with an answer."""
-        work = self._work
-        records = [self._records[number] for number in range(shards)]
-        facts, told = work.read_list() or {}, work.plan | self._counts(records)
-        if type(facts.get("repeated")) is not int or any(facts.get(key) != value for key, value in told.items()):
-            repeated = self._count_repeated(retriever)
-            self._table.check_unchanged()
-            work.write_list(facts := told | {"twotower": __version__, "repeated": repeated})
+        before, facts = places.read_json(self._result.place / LIST_FILE) or {}, self._counts()
+        is_counted = (
+            all(before.get(key) == value for key, value in facts.items()) and type(before.get("repeated")) is int
+        )
+        facts["repeated"] = before["repeated"] if is_counted else self._count_repeated(retriever)
+        self._table.check_unchanged()
+        self._result.finish(self._made, {"twotower": __version__} | facts)
         summary = Summary("users", facts["users"])
         summary.drop("unknown to the bundle", facts["unknown_left_out"])
         log.info(str(summary))
@@ -228,23 +176,25 @@ class _Call:
         for n, words in ((facts["without_items"], "without an item left"), (facts["repeated"], "repeat an id")):
             notes += [f"{n:,} {words}"] if n else []
         log.info(f"answers: {', '.join(notes) or 'none'}")
-        log.info(f"{facts['rows']:,} recommendations in {len(records):,} shards: {work.at}")
+        log.info(f"{facts['rows']:,} recommendations in {len(self._made):,} shards: {self._result.place}")
         return summary.kept
 
-    def _counts(self, records: list[JsonObject]) -> JsonObject:
-        """Return what the list says about the shards of some records, but the number of repeated ids."""
-        sources = sum((Counter[str](r["sources"]) for r in records), Counter[str]())
+    def _counts(self) -> JsonObject:
+        """Return what the list says about the shards, but the number of repeated ids."""
+        self._made.sort()
+        all_facts = [made.facts for made in self._made]
+        sources = sum((Counter[str](facts["sources"]) for facts in all_facts), Counter[str]())
         return {
-            "users": self._table.rows, "rows": sum(r["rows"] for r in records),
-            "sources": dict(sorted(sources.items())), "unknown_left_out": sum(r["unknown"] for r in records),
-            "without_items": sum(r["empty"] for r in records),
-            "shards": [{"file": r["files"][0][0], "users": r["users"], "rows": r["rows"]} for r in records],
+            "users": self._table.rows, "rows": sum(facts["rows"] for facts in all_facts),
+            "sources": dict(sorted(sources.items())), "unknown_left_out": sum(facts["unknown"] for facts in all_facts),
+            "without_items": sum(facts["empty"] for facts in all_facts),
+            "shards": [{"file": m.file, "users": m.facts["users"], "rows": m.facts["rows"]} for m in self._made],
         }  # fmt: skip
 
     def _count_repeated(self, retriever: Retriever) -> int:
         """Return the number of rows whose user, one of the bundle, stands in an earlier row."""
         seen, known = np.zeros(len(retriever.user_ids), np.bool_), 0
-        for ids in self._table.id_slices(self._scratch, ID_SLICE):
+        for ids in self._table.id_slices(ID_SLICE):
             rows = UserBatch.read(retriever, ids.to_frame(), 1).rows
             rows = rows[rows >= 0]
             seen[rows] = True

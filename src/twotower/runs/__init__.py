@@ -18,7 +18,7 @@ import hashlib
 import json
 import logging
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
@@ -45,7 +45,7 @@ from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
-from twotower.features.side import SIDES
+from twotower.features.side import SIDES, SideName
 from twotower.files import layout
 from twotower.files.foreign_code import CODE, CODE_OF, code_digests, warn_of_changes
 from twotower.files.readers import read_checked, read_json, read_text
@@ -97,6 +97,26 @@ class Run:
     def follows_popularity(self) -> bool:
         """True if scores depend on what is popular at the time of a ranking."""
         return self.config.model.recent_popularity and self.model.recent_popularity.is_fitted
+
+    def missed_outside(self, side: SideName, columns: Collection[str]) -> list[str]:
+        """Return what an index of other software misses, which has no more than the vectors of a side, made of a table with some columns,
+        as sentences."""
+        missed, model = list[str](), self.config.model
+        if side == "user" and model.own_counts and self.model.own_counts.are_fitted:
+            missed.append(
+                "users: the model has own counts (model.own_counts), which stand beside the product and in no vector: an index of other software ranks "
+                "without them"
+            )
+        if side == "item" and self.follows_popularity:
+            missed.append(
+                "items: the model ranks by what is popular lately (model.recent_popularity), which the vectors have by the id: an item whose id training "
+                "lacks, or has fewer than min_count rows of, is taken for one without a row, where the index of a bundle reads its rows; publish the run for these"
+            )
+        if (version := self.dataset.schema.valid_from) in columns:
+            missed.append(
+                f"{side}s: '{version}' tells versions of an id, and each row gets a vector: give a table of the newest row of each id for an index"
+            )
+        return missed
 
     def factors_at_once(self, part: int = TEST) -> Factors:
         """Return vectors of all users and items as `factors`, but with what is popular at the times of the interactions of `part`, and of versions that

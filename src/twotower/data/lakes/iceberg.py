@@ -12,7 +12,8 @@ import polars as pl
 from twotower.data.lakes.lake import LakeTable, has, lake_errors
 from twotower.data.table_path import table_server
 from twotower.errors import DataError
-from twotower.files.object_stores import ObjectClient, RemoteLimits
+from twotower.files import places
+from twotower.files.object_stores import RemoteLimits
 from twotower.files.urls import Url
 
 _METADATA, _HINT, _ENDING = "metadata", "version-hint.text", ".metadata.json"
@@ -70,25 +71,19 @@ def _location(file: Path | Url) -> str:
 
 
 def _names(folder: Path | Url) -> list[str]:
-    if isinstance(folder, Path):
-        try:
-            return [p.name for p in folder.iterdir()] if folder.is_dir() else []
-        except OSError as e:
-            raise DataError(f"{folder}: cannot be read ({e.strerror})") from None
-    with table_server():
-        return [o.key.rpartition("/")[2] for o in ObjectClient(folder).list(folder.key)]
+    try:
+        with table_server():
+            return [name.rpartition("/")[2] for name in places.names(folder)]
+    except OSError as e:
+        raise DataError(f"{folder}: cannot be read ({e.strerror})") from None
 
 
 def _hinted(place: Path | Url) -> Path | Url:
     """Return the metadata file that the hint of a folder names."""
     folder = place / _METADATA
     hint = folder / _HINT
-    if isinstance(hint, Path):
-        text = hint.read_text(encoding="utf-8")
-    else:
-        with table_server():
-            text = ObjectClient(hint).read(hint.key, 10_000).data.decode()
-    name = text.strip()
+    with table_server():
+        name = (places.read(hint) or b"").decode().strip()
     return folder / (name if name.endswith(_ENDING) else f"v{name}{_ENDING}" if name.isdigit() else f"{name}{_ENDING}")
 
 

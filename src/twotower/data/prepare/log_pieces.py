@@ -119,16 +119,16 @@ class Log:
     @property
     def firsts(self) -> list[int]:
         """Row of the log at which each piece begins."""
-        return [0, *itertools.accumulate(piece.rows or 0 for piece in self.pieces)][:-1]
+        return [0, *itertools.accumulate(piece.rows for piece in self.pieces)][:-1]
 
     @property
     def rows(self) -> int:
         """Number of interactions."""
-        return sum(file.rows or 0 for file in self.files)
+        return sum(file.rows for file in self.files)
 
     def read(self, piece: TableShard, columns: Sequence[str]) -> pl.DataFrame:
         """Return some columns of a piece. Raises DataError if its file is another one than at first."""
-        path, rows = piece.file.path, piece.rows or 0
+        path, rows = piece.file.path, piece.rows
         with table_errors(path):
             table = self.text.scan(piece.file) if self.text else path.scan()
             table = table.select(columns if self.text else selectors.by_name(*columns, require_all=False))
@@ -199,7 +199,7 @@ def write_pieces(
             write_parquet(piece, path, compression="lz4", row_group_size=ROW_GROUP_ROWS)
 
         made = make_once(paths[n], into)
-        (progress.advance if made else progress.skip)(source.pieces[n].rows or 0)
+        (progress.advance if made else progress.skip)(source.pieces[n].rows)
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(write, range(len(paths))))

@@ -35,7 +35,7 @@ class TextLog:
                     text_as_parquet(path, columns, reading, to, first)
 
             make_once(copies[file.name], into)
-            first += file.rows or 0
+            first += file.rows
         text = [name for name in columns if name not in (reading.numbers or ())]
         return cls(copies, _types([*copies.values()], text))
 

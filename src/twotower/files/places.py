@@ -1,0 +1,63 @@
+"""Files of a folder: on a disk, or below a prefix of an object store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from twotower import files
+from twotower.files.object_stores import ObjectClient
+from twotower.files.readers import read_checked
+from twotower.files.urls import Url
+
+JsonObject: TypeAlias = dict[str, Any]
+"""An object of parsed JSON."""
+_MAX_BYTES = 1 << 34
+
+
+def names(folder: Path | Url) -> list[str]:
+    """Return the names in a folder, sorted; of an object store, the keys of all objects below the prefix, which may name folders. None
+    of a folder that does not exist. Raises OSError, ObjectError."""
+    if isinstance(folder, Path):
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    depth = len(folder.parts)
+    keys = ("/".join(found.key.split("/")[depth:]) for found in ObjectClient(folder).list(folder.key))
+    return [key for key in keys if key and key[-1] != "/"]  # others mark folders, and hold nothing
+
+
+def read(at: Path | Url) -> bytes | None:
+    """Return the content of a file, None if it is missing. Raises RunError."""
+    if isinstance(at, Path):
+        return read_checked(at, Path.read_bytes) if at.exists() else None
+    content = ObjectClient(at).read(at.key, _MAX_BYTES)
+    return content.data if content.info else None
+
+
+def read_json(at: Path | Url) -> JsonObject | None:
+    """Return the object in a file of JSON, None if it is missing, {} for anything else. Raises RunError."""
+    if (data := read(at)) is None:
+        return None
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write(at: Path | Url, data: bytes) -> None:
+    """Write a file in one step, which replaces another of its name. Raises RunError."""
+    if isinstance(at, Path):
+        files.write(at, data)
+    else:
+        ObjectClient(at).write(at.key, data)
+
+
+def remove(folder: Path | Url, listed: Iterable[str]) -> None:
+    """Remove files of a folder, if they exist. Raises OSError, ObjectError."""
+    if isinstance(folder, Url):
+        ObjectClient(folder).delete([(folder / name).key for name in listed])
+    else:
+        for name in listed:
+            files.remove(folder / name)
