@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time as clock
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -284,15 +285,27 @@ def _read(text: pl.Series, form: str, any_zone: bool = False) -> pl.Series:
             found = found.zip_with(found.is_not_null(), other)
         return found
     if form != _NUMBER:
-        if _MONTH.search(form) and not _DAY_OF_MONTH.search(form):
-            text, form = text + " 1", form + " %d"
-        return text.str.to_datetime(form.replace(".%f", "%.f"), time_unit="us", strict=False)
+        return text.to_frame("text").select(_datetimes(form)).to_series().alias(text.name)
     for kind in (pl.Int64, pl.Int128):  # many numbers such as 20231105123015250999 are one float
         whole = text.cast(kind, strict=False)
         if not whole.null_count():
             return whole
     read = text.cast(pl.Float64, strict=False)
     return read.set(~read.is_finite(), None)
+
+
+def _datetimes(form: str) -> pl.Expr:
+    """Return the datetimes of a column `text`, null where it does not have this format."""
+    text = pl.col("text")
+    if _MONTH.search(form) and not _DAY_OF_MONTH.search(form):
+        text, form = text + " 1", form + " %d"
+    return text.str.to_datetime(form.replace(".%f", "%.f"), time_unit="us", strict=False)
+
+
+def formats_of(text: str, formats: Sequence[str]) -> list[str]:
+    """Return those of some formats without %Z that a text has."""
+    read = pl.DataFrame({"text": [text.strip()]}).select(_datetimes(form).is_not_null().alias(form) for form in formats)
+    return [form for form, is_read in zip(formats, read.row(0), strict=True) if is_read]
 
 
 def _seconds(dates: pl.Series) -> npt.NDArray[np.float64]:

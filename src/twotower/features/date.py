@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import polars as pl
@@ -53,7 +54,7 @@ class Date(ColumnFeature):
         if given and not (re.search("%[-_0]?[YyCGDFcxs+]", given)):
             raise ValueError(f"format is {given!r}, expected one with a year, such as '%d.%m.%Y'")
         try:
-            _read(pl.Series(["x"]), given or YEAR_FIRST[0], is_given=bool(given))
+            pl.select(_read(pl.lit("x"), given or YEAR_FIRST[0]))
         except pl.exceptions.PolarsError:
             raise ValueError(
                 f"format is {given!r}, which is not read; give hours with minutes, as in '%d.%m.%Y %H:%M', and hours of 1 to 12 with AM or PM, "
@@ -91,11 +92,8 @@ def days(series: pl.Series, given: str) -> pl.Series:
             f"column '{series.name}': found {series.dtype}, expected dates, or text of them; make it numeric, or name a format of whole numbers "
             "such as '%Y%m%d'"
         )
-    text = series.cast(pl.String).str.strip_chars()
-    text = text.set(text == "", None)
-    found = pl.Series(series.name, [None], pl.Date).new_from_index(0, len(series))
-    for form in (given, *YEAR_FIRST) if given else YEAR_FIRST:
-        found = found.zip_with(found.is_not_null(), _read(text, form, is_given=form == given))
+    text = _stripped(series.cast(pl.String))
+    found = text.to_frame("text").select(_dates(given)).to_series()
     if (odd := text.filter(found.is_null() & text.is_not_null())).len():
         expected = f"a date of the format {given!r}" if given else "a date whose year is first, such as 2023-01-31"
         raise DataError(
@@ -105,10 +103,33 @@ def days(series: pl.Series, given: str) -> pl.Series:
     return found.to_physical().cast(pl.Float64)
 
 
-def _read(text: pl.Series, form: str, is_given: bool) -> pl.Series:
-    """Return the dates of text of a format, null for others. A format that is not given reads the text up to a clock."""
-    if not is_given:
-        return text.str.extract(r"^(\d{4}[-/.]\d{1,2}[-/.]\d{1,2})(?:[T ].*)?$").str.to_date(form, strict=False)
+def fitting_formats(text: pl.Series, formats: Iterable[str]) -> dict[str, pl.Series]:
+    """Return the days since 1970 of text by each format, of which YEAR_FIRST has none, by which `days` reads all of it."""
+    text = _stripped(text)
+    frame = text.to_frame("text").with_columns(year_first=_dates(""))
+    found = frame.select(
+        (pl.coalesce(_read(pl.col("text"), form), "year_first") if form else pl.col("year_first")).alias(form)
+        for form in formats
+    )
+    fits = (dates for dates in found if dates.null_count() == text.null_count())
+    return {dates.name: dates.to_physical().cast(pl.Float64) for dates in fits}
+
+
+def _stripped(text: pl.Series) -> pl.Series:
+    """Return text without spaces around it, null where it is empty."""
+    text = text.str.strip_chars()
+    return text.set(text == "", None)
+
+
+def _dates(given: str) -> pl.Expr:
+    """Return the dates of a column `text`, null for what has neither the given format nor the year first, with a clock or without."""
+    day = pl.col("text").str.extract(r"^(\d{4}[-/.]\d{1,2}[-/.]\d{1,2})(?:[T ].*)?$")
+    others = [day.str.to_date(form, strict=False) for form in YEAR_FIRST if form != given]
+    return pl.coalesce(_read(pl.col("text"), given), *others) if given else pl.coalesce(others)
+
+
+def _read(text: pl.Expr, form: str) -> pl.Expr:
+    """Return the dates of text of a format, null for others."""
     if not _OF_A_DAY.search(form):
         text, form = (text + " 1", form + " %d") if _OF_A_MONTH.search(form) else (text + " 1 1", form + " %m %d")
     if form.endswith("z"):  # the day of the clock that the text shows

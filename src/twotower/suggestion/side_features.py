@@ -9,7 +9,7 @@ import polars as pl
 
 from twotower.config.toml import TomlValue
 from twotower.errors import DataError
-from twotower.features.date import days
+from twotower.features.date import days, fitting_formats
 from twotower.features.side import SideName
 from twotower.features.values import missing_count
 from twotower.suggestion import names
@@ -196,8 +196,8 @@ def _formats_of_dates(series: pl.Series) -> list[str]:
     if not looks_so or (some.str.len_chars() > MAX_DATE).any():
         return []
     known = [*(f"{order}{clock}" for order in ORDERS for clock in CLOCKS), *FORMATS]
-    found = {form: _days(some, form) for form in ("", *known)}
-    return [form for form, read in found.items() if read is not None and read.is_between(*LIKELY_DAYS).all()]
+    found = fitting_formats(some, ("", *known))
+    return [form for form, read in found.items() if read.is_between(*LIKELY_DAYS).all()]
 
 
 def _days(series: pl.Series, form: str) -> pl.Series | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from twotower.data.times import TIME, Times
+from twotower.data.times import TIME, Times, formats_of
 from twotower.errors import DataError
 from twotower.features.schema import Schema
 
@@ -145,7 +145,7 @@ def _formats(series: pl.Series) -> list[str]:
         _, sep, gap, seconds, fraction, space, zone = found.groups()
         clock = "%H:%M" + (":%S" if seconds else "") + (".%f" if fraction else "")
         return [f"%Y{sep}%m{sep}%d{gap}{clock}{space}{zone}"]
-    return [*FORMATS]
+    return formats_of(str(series[0]), FORMATS)
 
 
 def _unit(series: pl.Series, form: str, strict: bool) -> str:
