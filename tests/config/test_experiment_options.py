@@ -14,8 +14,12 @@ import twotower
 from twotower.config.experiment import Config
 from twotower.config.reference import config_tables, options, schema_tables
 from twotower.config.toml import parse_config
+from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.datasets import DATASETS
+from twotower.data.split import SplitConfig
+from twotower.data.tables import check
 from twotower.features.feature import Feature
+from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.text import Text
 from twotower.index import build_index
@@ -238,6 +242,7 @@ def put(body: dict[str, Any], key: str, value: Any) -> None:
 
 
 OUTCOMES: dict[str, dict[str, Any]] = {}
+MADE: dict[str, Dataset] = {}
 
 
 def outcome(changes: dict[str, Any]) -> dict[str, Any]:
@@ -246,6 +251,14 @@ def outcome(changes: dict[str, Any]) -> dict[str, Any]:
     if key not in OUTCOMES:
         OUTCOMES[key] = trained(changes)
     return OUTCOMES[key]
+
+
+def dataset(schema: Schema, split: SplitConfig) -> Dataset:
+    """The tables by a schema and a split; of each they are read once."""
+    key = repr((schema, split))
+    if key not in MADE:
+        MADE[key] = build_dataset(check(*TABLES, schema), schema, split)
+    return copy.deepcopy(MADE[key])
 
 
 def trained(changes: dict[str, Any]) -> dict[str, Any]:
@@ -270,7 +283,7 @@ def trained(changes: dict[str, Any]) -> dict[str, Any]:
     for key, value in changes.items():
         put(body, key, value)
     _, config = parse_config(body)
-    done = twotower.fit(TABLES, schema, config)
+    done = twotower.fit(dataset(schema, config.split), schema, config)
     drop = {"train.seconds", "train.rows_per_second", "train.peak_memory_mb"}
     weights = {n: round(float(p.detach().double().abs().sum()), 9) for n, p in done.model.named_parameters()}
     validations = {"validations": sum("validation.auc" in h for h in done.history)}

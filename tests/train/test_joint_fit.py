@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -171,14 +173,19 @@ def test_too_few_rows_tell_nothing() -> None:
     assert fitted(found, replace(data, parts=parts), half_life) is None
 
 
-def colours(bias: bool = False) -> tuple[Dataset, Config]:
-    """Waves of items of three colours, of which a user takes one, and a trained pair beside one of colours."""
+@cache
+def colours_data() -> Dataset:
+    """Waves of items of three colours, of which a user takes one."""
     columns = Sequence(name="tastes", side="user", share_embedding=False, pooling="mean")
     colour = Categorical(name="colour", side="item")
     schema = SCHEMA.model_copy(update={"features": (*SCHEMA.features, columns, colour)})
     log = waves(n_users=800).filter((pl.col("user_id") + pl.col("item_id")) % 3 != 0)
     items = pl.DataFrame({"item_id": range(N_ITEMS), "colour": [f"c{i % 3}" for i in range(N_ITEMS)]})
-    data = build_dataset(check(None, items, log, schema), schema, SplitConfig(kind="last"))
+    return build_dataset(check(None, items, log, schema), schema, SplitConfig(kind="last"))
+
+
+def colours(bias: bool = False) -> tuple[Dataset, Config]:
+    """Such waves, and a trained pair beside one of colours."""
     item: dict[str, Any] = {"layers": [], "width": 8}
     pairs = [
         {"user": {"fields": ["taken"], "layers": [], "width": 8}, "item": item | {"fields": ["item_id"]}},
@@ -197,7 +204,7 @@ def colours(bias: bool = False) -> tuple[Dataset, Config]:
         },
         evaluation={"k": [5], "bootstrap": 0},
     )  # fmt: skip
-    return data, chosen
+    return copy.deepcopy(colours_data()), chosen
 
 
 def weighed(data: Dataset, chosen: Config) -> tuple[Trainer, JointFit]:
@@ -254,14 +261,14 @@ def test_a_weight_that_is_given_stays(blend: list[float]) -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_fit_that_finds_less_is_left(bias: bool, caplog: pytest.LogCaptureFixture) -> None:
-    data, chosen = colours(bias)
-    models = []
+    trainer, joint = weighed(*colours(bias))
+    before, models = copy.deepcopy(trainer.model.state_dict()), []
+    less = replace(joint, scorer=replace(joint.scorer, users=-joint.scorer.users, recent=None))
     for is_given in (False, True):
-        trainer, joint = weighed(data, chosen)
-        less = replace(joint, scorer=replace(joint.scorer, users=-joint.scorer.users, recent=None))
+        trainer.model.load_state_dict(before)
         with caplog.at_level(logging.INFO, "twotower"):
             trainer._last_fits.fit(trainer._validation_scores, less if is_given else None)
-        models.append(trainer.model.state_dict())
+        models.append(copy.deepcopy(trainer.model.state_dict()))
     assert any("columns" in line and line.endswith("which stay") for line in caplog.messages)
     assert models[0]["recent_popularity.numbers"].tolist() != pytest.approx(joint.terms)
     for name, weight in models[0].items():
