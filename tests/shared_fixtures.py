@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import os
@@ -19,7 +20,7 @@ from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everyth
 
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.tables import Tables, check
+from twotower.data.tables import check
 
 # A busy machine draws examples slowly, which is no fault of a test.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -87,19 +88,26 @@ def messages() -> Iterator[list[str]]:
         yield lines
 
 
-@pytest.fixture
-def board() -> Dataset:
+@functools.cache
+def _board() -> Dataset:
     return build_dataset(check(*checkerboard(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, Config().split)
 
 
-@pytest.fixture
-def everything_tables() -> Tables:
-    return check(*everything(), EVERYTHING_SCHEMA)
+@functools.cache
+def _everything() -> Dataset:
+    return build_dataset(check(*everything(), EVERYTHING_SCHEMA), EVERYTHING_SCHEMA, Config().split)
 
 
 @pytest.fixture
-def everything_data(everything_tables: Tables) -> Dataset:
-    return build_dataset(everything_tables, EVERYTHING_SCHEMA, Config().split)
+def board() -> Dataset:
+    """A copy, which a test may change."""
+    return copy.deepcopy(_board())
+
+
+@pytest.fixture
+def everything_data() -> Dataset:
+    """A copy, which a test may change."""
+    return copy.deepcopy(_everything())
 
 
 @pytest.fixture
