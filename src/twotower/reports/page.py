@@ -31,11 +31,10 @@ small { display: block; color: #52606d; white-space: nowrap; } .better { color: 
 
 def page(title: str, about: str, sections: Iterable[str]) -> str:
     """Return a page with a heading, a paragraph of text and sections of HTML."""
-    script = f"<script>{plotly.offline.get_plotlyjs()}</script>"
     named, body = html.escape(title), "\n".join(sections)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{named}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style>{script}</head>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style><script>{_plotly()}</script></head>'
         f"<body><h1>{named}</h1><p>{html.escape(about)}</p>{body}</body></html>"
     )
 
@@ -55,6 +54,12 @@ def _plot(figure: go.Figure) -> str:
     settings = {"displayModeBar": False}
     # The figure is valid, and so is its template.
     return str(plotly.io.to_html(drawn, full_html=False, include_plotlyjs=False, config=settings, validate=False))
+
+
+@cache
+def _plotly() -> str:
+    """Return the code of plotly, 5 MB, which every page holds."""
+    return str(plotly.offline.get_plotlyjs())
 
 
 @cache
