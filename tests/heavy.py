@@ -331,7 +331,7 @@ HEAVY = {
     "test_changing_an_option_of_a_kind_changes_an_output": r"train\.optimizer\.AdamW.*|loss\.softmax.*",
     "test_random_candidates_are_an_option_with_every_contrastive_loss": r"bpr|gbce",
     "test_suggest_leaves_out_what_does_not_go_with_versions": r"sequence-short",
-    "test_how_lately_an_item_was_taken_counts_where_it_tells": r"binges",
+    "test_how_lately_an_item_was_taken_counts_where_it_tells": r"binges-.*",
     "test_a_version_that_is_read_stays_while_the_table_changes": r"bucket",
     "test_a_folder_is_read_where_it_names_its_metadata": r"bucket",
     "test_fault_G6_who_goes_for_want_of_room_is_counted_and_others_are_remembered": r"redis.*",
@@ -376,8 +376,8 @@ HEAVY = {
 }
 
 
-COLLECTED, QUICK = set[str](), set[str]()
-"""Functions of the tests that are collected, and those of them that `make test` runs a case of."""
+COLLECTED, QUICK, MARKED = set[str](), set[str](), set[str]()
+"""Functions of the tests that are collected, those of them that `make test` runs a case of, and those with a case that is marked here."""
 
 
 def mark_heavy(item: pytest.Item) -> None:
@@ -386,6 +386,7 @@ def mark_heavy(item: pytest.Item) -> None:
     cases = HEAVY.get(function)
     if cases is not None and re.fullmatch(cases, case.removesuffix("]")):
         item.add_marker(pytest.mark.system)
+        MARKED.add(function)
     COLLECTED.add(function)
     if not {mark.name for mark in item.iter_markers()} & {"system", "hosts", "spark", "real"}:
         QUICK.add(function)
