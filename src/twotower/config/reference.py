@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Annotated, Literal, TypeAlias, get_args, get_origin
 
 import tomli_w
@@ -130,7 +131,7 @@ def _section_tables(
         name, options, about or _documentation(section), listed, optional=optional or (bool(kinds) and listed)
     )
     for word, found in kinds.items():
-        own, about = tuple(_own_options(found, section)), _documentation(found)
+        own, about = _options_of_kind(found, section), _documentation(found)
         yield OptionTable(name, own, about, listed, word, optional=True, always=content.added and _is_always_on(found))
     of_kinds = ((key, info) for kind in kinds.values() for key, info in kind.model_fields.items())
     nested = [(k, i) for k, i in of_kinds if k not in section.model_fields and (c := _content(i)) and c.kinds]
@@ -151,6 +152,12 @@ def _section_tables(
 
 def _is_always_on(section: SectionType) -> bool:
     return issubclass(section, Kind) and section.always
+
+
+@cache
+def _options_of_kind(kind: SectionType, protocol: SectionType) -> tuple[Option, ...]:
+    """Return the options of a kind that its protocol lacks, or has with another default."""
+    return tuple(_own_options(kind, protocol))
 
 
 def _own_options(section: SectionType, protocol: SectionType | None = None) -> Iterator[Option]:
