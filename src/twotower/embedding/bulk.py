@@ -87,7 +87,8 @@ def embed(
         "separator, decimal, columns": form.given, **table.states(),
     }  # fmt: skip
     result, shards = ShardedResult(place, "vectors", LIST_FILE, plan), table.shards(shard_rows)
-    load = RunCopy.of(run, share).load if chosen.is_remote else lambda: run
+    copy = RunCopy.of(run, share) if chosen.is_remote else None
+    load = (lambda: TableVectors(copy.load(), side, precision)) if copy else (lambda: vectors)
     made, progress = list[MadeShard](), JobProgress(log, f"{side}s embedded", seconds=math.inf)
 
     def add(shard: MadeShard) -> None:
@@ -97,8 +98,8 @@ def embed(
             log.info(f"{progress.line()}, shard {shard.number + 1} of {len(shards)}")
 
     with result.writing(overwrite):
-        job = partial(_job, load, side, precision, result, table, batch_rows)
-        chosen.run(job, shards, add, foreign_modules(run.config, run.dataset.schema))
+        modules = foreign_modules(run.config, run.dataset.schema)
+        chosen.run(partial(_job, load, result, table, batch_rows), shards, add, modules)
         table.check_unchanged()
         made.sort()
         result.finish(made, {
@@ -110,16 +111,11 @@ def embed(
 
 
 def _job(
-    load: abc.Callable[[], Run],
-    side: SideName,
-    precision: Precision,
-    result: ShardedResult,
-    table: ShardedTable,
-    batch_rows: int,
+    load: abc.Callable[[], TableVectors], result: ShardedResult, table: ShardedTable, batch_rows: int
 ) -> abc.Callable[[TableShard], MadeShard]:
     """Return the function that makes a shard in this process. Raises RunError if it sees another folder or run than the call."""
     result.look()
-    vectors = TableVectors(load(), side, precision)
+    vectors = load()
 
     def make(shard: TableShard) -> MadeShard:
         def rows() -> tuple[pl.DataFrame, JsonObject]:

@@ -41,8 +41,7 @@ class TableVectors:
         self._dtype = np.dtype(_DTYPES[precision])
         self.side, self.schema, self._encoders = side, run.dataset.schema, run.dataset.encoders
         self.key = self.schema.id_column(side)
-        self._model = run.model
-        self._fields = TowerFields(self._encoders.fields(side))
+        self._model, self._fields = run.model, TowerFields(self._encoders.fields(side))
         self._statistics, self._histories = self.schema.statistics(side), self.schema.histories(side)
         self.columns = list(dict.fromkeys([self.key, *(f.source for f in self.schema.columns(side) if not f.computes)]))
         """Columns that are read: the ids first."""
