@@ -140,6 +140,40 @@ def test_who_was_taken_for_lost_makes_the_same_file(at: Path | Url) -> None:
     assert names(at) == ["_plan.json", found.file]
 
 
+def test_a_list_names_no_shard_that_another_call_has_removed(at: Path | Url) -> None:
+    """Two calls of one plan at once, whose shards differ in their bytes, as those of two processors do."""
+    first, second = begun(at), begun(at)
+    ours, theirs = first.make(0, rows([1])), second.make(0, rows([2]))
+    assert ours.file != theirs.file
+    first.finish([ours], {"shards": [ours.file]})
+    with pytest.raises(RunError, match=rf"{theirs.file} was removed meanwhile, as by a call at the same time; call"):
+        second.finish([theirs], {"shards": [theirs.file]})
+    assert names(at) == ["_plan.json", LIST, ours.file]
+    assert places.read_json(at / LIST) == PLAN | {"shards": [ours.file]}
+
+
+def test_a_list_goes_before_the_shards_that_it_names(remote: Url, s3: ObjectServer) -> None:
+    """A call that ends while it removes them: for another plan, or for other files of its shards."""
+    first = begun(remote)
+    late = first.make(0, rows([1]))
+    data = places.read(remote / late.file)
+    assert data is not None
+    places.remove(remote, [late.file])
+    made = first.make(0, rows([2]))
+    first.finish([made], {"shards": [made.file]})
+    s3.let_happen(Fault("^POST", 503, times=99, skip=1))
+    with pytest.raises(ObjectError):
+        result(remote, model="n").writing(overwrite=True).__enter__()
+    assert names(remote) == ["_plan.json", made.file]
+    s3.let_happen()
+    first.finish([made], {"shards": [made.file]})
+    places.write(remote / late.file, data)
+    s3.let_happen(Fault("^PUT", 503, times=99))
+    with pytest.raises(ObjectError):
+        first.finish([late], {"shards": [late.file]})
+    assert names(remote) == ["_plan.json", late.file]
+
+
 def test_nothing_is_written_into_the_folder_of_another_call(at: Path | Url) -> None:
     """The shard takes so long that a call of another plan begins."""
 

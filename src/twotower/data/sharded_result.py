@@ -63,7 +63,8 @@ class ShardedResult:
             if there and (why := self._difference(places.read_json(at / _PLAN) or {})):
                 if not overwrite:
                     raise RunError(f"{at}: {why}; choose another folder, or start over with `overwrite=True`")
-                places.remove(at, sorted(there))  # the list first
+                places.remove(at, [self.list_file])  # first, also where many objects are deleted in no order
+                places.remove(at, there)
             places.write(at / _PLAN, files.json_bytes(self.plan))
             yield
 
@@ -98,12 +99,16 @@ class ShardedResult:
         return MadeShard(number, name, facts, is_new=True)
 
     def finish(self, shards: list[MadeShard], about: JsonObject) -> None:
-        """Write the list of all shards, and remove files that are none. Raises RunError if the folder is of another call by now."""
+        """Remove files of no shard, and write the list of all. Raises RunError if the folder is of another call by now, or a shard is gone."""
         self.check()
-        listed = {shard.file for shard in shards}
-        places.remove(self.place, [n for n in places.names(self.place) if _SHARD.fullmatch(n) and n not in listed])
-        if places.read_json(at := self.place / self.list_file) != (content := self.plan | about):
-            places.write(at, files.json_bytes(content))
+        listed, content = {shard.file for shard in shards}, self.plan | about
+        there = set(filter(_SHARD.fullmatch, places.names(self.place)))
+        if lost := [name for name in sorted(listed - there) if places.read(self.place / name) is None]:
+            raise RunError(f"{self.place}: {lost[0]} was removed meanwhile, as by a call at the same time; call again")
+        if there - listed or places.read_json(self.place / self.list_file) != content:
+            places.remove(self.place, [self.list_file])  # first, since it may name the others
+            places.remove(self.place, there - listed)
+            places.write(self.place / self.list_file, files.json_bytes(content))
 
     def _facts(self, name: str) -> JsonObject | None:
         """Return the facts of an intact shard of this plan, None for another file."""
