@@ -110,6 +110,24 @@ def test_files_of_something_else_are_refused(at: Path | Url) -> None:
     assert places.names(at) == ["letter.txt"]
 
 
+def test_the_folder_of_another_kind_of_result_is_refused(at: Path | Url) -> None:
+    """Else the files that its list names would go."""
+    answers = ShardedResult(at, "recommendations", "_answers.json", PLAN | {"k": 5})
+    with answers.writing(overwrite=False):
+        answers.look()
+        answers.finish([answers.make(0, rows([1]))], {})
+    places.write(at / "_SUCCESS", b"")
+    before = places.names(at)
+    for overwrite in (False, True):
+        with pytest.raises(
+            RunError, match=r"not a folder of vectors \(it holds _answers.json\); choose another folder"
+        ):
+            result(at).writing(overwrite).__enter__()
+    assert places.names(at) == before
+    with answers.writing(overwrite=True):
+        pass
+
+
 @pytest.mark.parametrize("text", [b"{", b"[1]", b"{}"])
 def test_a_damaged_plan_is_another(at: Path | Url, text: bytes) -> None:
     begun(at).make(0, rows([1]))

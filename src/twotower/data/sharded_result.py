@@ -53,7 +53,8 @@ class ShardedResult:
     def writing(self, overwrite: bool) -> Iterator[None]:
         """Begin or continue within the block. Raises RunError if the folder holds other files, or shards of another plan, which `overwrite`
         removes, or, on a disk, if another call is writing into it. A plan without a shard gives way."""
-        if other := [n for n in places.names(self.place) if not (n[0] in "_." or _SHARD.fullmatch(n))]:
+        known = re.compile(rf"{_SHARD.pattern}|{_PLAN}|{self.list_file}|[._](?!.*\.json$).*", re.DOTALL)
+        if other := [name for name in places.names(self.place) if not known.fullmatch(name)]:
             raise RunError(f"{self.place}: not a folder of {self.noun} (it holds {other[0]}); choose another folder")
         at, hint = self.place, "choose another folder"
         with locks.held_by_call(at / "_lock", "call", at, hint) if isinstance(at, Path) else nullcontext():

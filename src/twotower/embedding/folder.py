@@ -31,9 +31,7 @@ class EmbeddingsFolder:
         """Open a folder, on a disk or at a URL. Raises RunError if it holds no vectors, or not yet all of them."""
         self.folder, self.about = table_source(folder), places.read_json(table_source(folder) / LIST_FILE) or {}
         if self.about.get("format") != EMBEDDINGS_FORMAT:
-            raise RunError(
-                f"{folder}: {LIST_FILE} is missing, or of another version: vectors are missing, or all; embed again, or name another folder"
-            )
+            raise RunError(f"{folder}: {LIST_FILE} is missing, or of another version; embed again, or name another")
         self.width: int = self.about["width"]
 
     def __len__(self) -> int:
