@@ -707,6 +707,16 @@ def test_a_table_without_rows_is_an_error_and_a_text_without_rows_is_not(run: Ru
     assert read(tmp_path / "out")[0].to_list() == list(range(5))
 
 
+def test_a_text_file_of_which_no_row_can_be_read_is_not_one_without_rows(run: Run, tmp_path: Path) -> None:
+    """A quote within the first row of a file of two, whose rows a count takes for none."""
+    (tmp_path / "t").mkdir()
+    items(0, 5).write_csv(tmp_path / "t" / "a.csv")
+    (tmp_path / "t" / "b.csv").write_text('item_id,weight,kinds\n5,0.5,k5" pipe\n6,0.5,k1\n')
+    with pytest.raises(DataError, match=r"b.csv: cannot be read as csv \(CSV malformed"):
+        again(run, tmp_path / "t", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_column_that_one_file_lacks_is_said_before_anything_is_made(run: Run, table: Path, tmp_path: Path) -> None:
     shutil.copytree(table, tmp_path / "t")
     items(0, 9).drop("kinds").write_parquet(tmp_path / "t" / "z.parquet")

@@ -383,7 +383,7 @@ def columns_and_rows(path: TablePath, reading: Reading) -> tuple[pl.Schema, int]
     else:
         table = path.scan()
     rows = int(table.select(pl.len()).collect(engine="streaming").item())
-    return table.collect_schema(), rows
+    return table.collect_schema(), rows or table.collect().height  # a quote in the first row hides all from a count
 
 
 def parse_canonical_text(series: pl.Series) -> pl.Series:
