@@ -47,3 +47,12 @@ def test_names_of_an_object_store_are_keys_below_the_prefix(bucket: str) -> None
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="none/x: cannot be written"):
         places.write(tmp_path / "none" / "x", b"")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """One line of the command, as for a folder within another user's."""
+    strange = tmp_path / ("x" * 300)
+    with pytest.raises(RunError, match=r"xxx: cannot be read \(File name too long\)"):
+        places.names(strange)
+    with pytest.raises(RunError, match="xxx/y: .*too long"):
+        places.read(strange / "y")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from twotower import files
+from twotower.errors import RunError
 from twotower.files.object_stores import ObjectClient
 from twotower.files.readers import read_checked
 from twotower.files.urls import Url
@@ -19,9 +20,12 @@ _MAX_BYTES = 1 << 34
 
 def names(folder: Path | Url) -> list[str]:
     """Return the names in a folder, sorted; of an object store, the keys of all objects below the prefix, which may name folders. None
-    of a folder that does not exist. Raises OSError, ObjectError."""
+    of a folder that does not exist. Raises RunError."""
     if isinstance(folder, Path):
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        try:
+            return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        except OSError as e:
+            raise RunError(f"{folder}: cannot be read ({e.strerror})") from None
     depth = len(folder.parts)
     keys = ("/".join(found.key.split("/")[depth:]) for found in ObjectClient(folder).list(folder.key))
     return [key for key in keys if key and key[-1] != "/"]  # others mark folders, and hold nothing
@@ -30,7 +34,7 @@ def names(folder: Path | Url) -> list[str]:
 def read(at: Path | Url) -> bytes | None:
     """Return the content of a file, None if it is missing. Raises RunError."""
     if isinstance(at, Path):
-        return read_checked(at, Path.read_bytes) if at.exists() else None
+        return read_checked(at, lambda path: path.read_bytes() if path.exists() else None)
     content = ObjectClient(at).read(at.key, _MAX_BYTES)
     return content.data if content.info else None
 

@@ -71,11 +71,8 @@ def _location(file: Path | Url) -> str:
 
 
 def _names(folder: Path | Url) -> list[str]:
-    try:
-        with table_server():
-            return [name.rpartition("/")[2] for name in places.names(folder)]
-    except OSError as e:
-        raise DataError(f"{folder}: cannot be read ({e.strerror})") from None
+    with table_server():
+        return [name.rpartition("/")[2] for name in places.names(folder)]
 
 
 def _hinted(place: Path | Url) -> Path | Url:
