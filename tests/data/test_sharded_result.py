@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from object_server import Fault, ObjectServer
 
 from twotower import files
-from twotower.data.sharded_result import ShardedResult
+from twotower.data.sharded_result import ShardedResult, shard_name
 from twotower.errors import RunError
 from twotower.files import places
 from twotower.files.object_stores import ObjectClient, ObjectError
@@ -231,6 +233,24 @@ def test_a_shard_whose_answer_is_lost_is_there_once(remote: Url, s3: ObjectServe
     s3.let_happen(Fault("^PUT .*part-00000", 500, done=True))
     made = call.make(0, rows([1]))
     assert names(remote) == ["_plan.json", made.file]
+
+
+def test_a_shard_costs_the_same_among_many(tmp_path: Path) -> None:
+    """By the calls of Python and of its library; else a job of thousands of files spends minutes on names."""
+    counts = list[int]()
+    for n in (1, 3, 300):
+        call = begun(tmp_path / str(n))
+        for number in range(n):
+            files.write(tmp_path / str(n) / shard_name(number), b"")
+        call.look()
+        calls = Counter[str]()
+        sys.setprofile(lambda frame, event, arg, calls=calls: calls.update([event]))  # type: ignore[misc]
+        try:
+            call.make(n, rows([1]))
+        finally:
+            sys.setprofile(None)
+        counts.append(calls.total())
+    assert counts[2] < counts[1] + 100  # the first imports
 
 
 def test_what_a_killed_write_has_left_is_removed(tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ class ShardedResult:
     def __init__(self, place: Path | Url, noun: str, list_file: str, plan: JsonObject) -> None:
         """Take what the shards depend on, by words for messages; `noun` is their content in plural: "vectors"."""
         self.place, self.noun, self.list_file = place, noun, list_file
-        self.plan: JsonObject = json.loads(text := json.dumps(plan))
-        self._identity = hashlib.sha256(text.encode()).hexdigest()
-        self._there = list[str]()
+        self.plan: JsonObject = json.loads(json.dumps(plan))
+        self._plan_bytes, self._there = files.json_bytes(self.plan), dict[str, list[str]]()
+        self._identity = hashlib.sha256(self._plan_bytes).hexdigest()
 
     @contextmanager
     def writing(self, overwrite: bool) -> Iterator[None]:
@@ -66,17 +66,19 @@ class ShardedResult:
                     raise RunError(f"{at}: {why}; choose another folder, or start over with `overwrite=True`")
                 places.remove(at, [self.list_file])  # first, also where many objects are deleted in no order
                 places.remove(at, there)
-            places.write(at / _PLAN, files.json_bytes(self.plan))
+            places.write(at / _PLAN, self._plan_bytes)
             yield
 
     def look(self) -> None:
         """Look for shards that are there. Raises RunError as `check` does."""
         self.check()
-        self._there = places.names(self.place)
+        self._there.clear()
+        for name in places.names(self.place):
+            self._there.setdefault(name.rpartition("-")[0] or name, []).append(name)
 
     def check(self) -> None:
         """Raise RunError if this process sees another plan than its call: on another host, or after another call began."""
-        if places.read_json(self.place / _PLAN) != self.plan:
+        if places.read(self.place / _PLAN) != self._plan_bytes:
             raise RunError(
                 f"{self.place}: the host {platform.node()} sees another folder of that name, or one of another call; name one that all hosts share"
             )
@@ -84,8 +86,8 @@ class ShardedResult:
     def make(self, number: int, rows: Callable[[], tuple[pl.DataFrame, JsonObject]]) -> MadeShard:
         """Return the shard `number`. Unless it was there, it is made of the rows and facts that `rows` returns. Any number of processes may
         make a shard. Raises RunError."""
-        for name in self._there:
-            if name.startswith(f"part-{number:05d}-") and (facts := self._facts(name)) is not None:
+        for name in self._there.get(f"part-{number:05d}", ()):
+            if (facts := self._facts(name)) is not None:
                 return MadeShard(number, name, facts, is_new=False)
         if self.list_file in self._there:
             places.remove(self.place, [self.list_file])
@@ -102,14 +104,13 @@ class ShardedResult:
     def finish(self, shards: list[MadeShard], about: JsonObject) -> None:
         """Remove files of no shard, and write the list of all. Raises RunError if the folder is of another call by now, or a shard is gone."""
         self.check()
-        listed, content = {shard.file for shard in shards}, self.plan | about
-        there = set(filter(_SHARD.fullmatch, places.names(self.place)))
+        there, listed = set(filter(_SHARD.fullmatch, places.names(self.place))), {shard.file for shard in shards}
         if lost := [name for name in sorted(listed - there) if places.read(self.place / name) is None]:
             raise RunError(f"{self.place}: {lost[0]} was removed meanwhile, as by a call at the same time; call again")
-        if there - listed or places.read_json(self.place / self.list_file) != content:
+        if there - listed or places.read_json(self.place / self.list_file) != self.plan | about:
             places.remove(self.place, [self.list_file])  # first, since it may name the others
             places.remove(self.place, there - listed)
-            places.write(self.place / self.list_file, files.json_bytes(content))
+            places.write(self.place / self.list_file, files.json_bytes(self.plan | about))
 
     def _facts(self, name: str) -> JsonObject | None:
         """Return the facts of an intact shard of this plan, None for another file."""
