@@ -89,6 +89,23 @@ def test_a_csv_has_the_types_of_the_bundle(
     assert not without["score"].equals(answers[0]["score"])
 
 
+def test_one_copy_of_a_text_file_is_there_at_a_time(
+    tmp_path: Path, numbered: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the temporary folder, which may be in memory, holds the whole table in the end."""
+    (tmp_path / "t").mkdir()
+    for name, ids in (("a", [1, 2]), ("b", [3, 4]), ("c", [5])):
+        pl.DataFrame({"user_id": ids}).write_csv(tmp_path / "t" / f"{name}.csv")
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    table = UserTable(tmp_path / "t", numbered)
+    found = list[str]()
+    for shard in table.shards(1):
+        found.extend(table.read(shard)["user_id"])
+        assert len(list((tmp_path / "scratch").rglob("*.parquet"))) == 1
+    assert found == ["1", "2", "3", "4", "5"]
+
+
 ODD = ["abc", "007", "7.0", "+7", " 7", "99999999999999999999"]
 """Ids that a bundle of whole numbers could not have."""
 

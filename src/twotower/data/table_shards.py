@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 import weakref
@@ -131,7 +132,8 @@ def text_as_parquet(
 
 
 class ShardedTable:
-    """Columns of a table, read a slice at a time. A process copies a text file once, as Parquet, into its temporary folder."""
+    """Columns of a table, read a slice at a time. A process copies a text file as Parquet into its temporary folder, where one such copy is at a
+    time: the shards of a file come one after the other."""
 
     def __init__(self, source: Path | Url, reading: Reading, form: TextFormat, known: pl.Schema) -> None:
         """Look at the columns of all files, and count their rows. `reading` has the types of text files in a form, and `known` those of the
@@ -193,7 +195,9 @@ class ShardedTable:
                 held = ExitStack()
                 self._copies = held.enter_context(scratch_folder(Path(tempfile.gettempdir()), "text"))
                 weakref.finalize(self, held.close)
-            copy = self._copies / f"{self.files.index(file)}.parquet"
+            copy = self._copies / f"{hashlib.sha256(file.name.encode()).hexdigest()}.parquet"
             if copy.exists():
                 return pl.scan_parquet(copy, glob=False)
+            for other in self._copies.iterdir():
+                other.unlink()
             return text_as_parquet(file.path, self.columns, self._reading, copy)
