@@ -17,15 +17,14 @@ from twotower.data.table_paths import table_source
 from twotower.errors import DataError, RunError
 from twotower.files import places
 
-LIST_FILE, EMBEDDINGS_FORMAT = "_embedding.json", 2
+EMBEDDINGS_FORMAT = 2
+LIST_FILE = "_embedding.json"
 StoredVectors = npt.NDArray[np.float32 | np.float16]
 
 
 class EmbeddingsFolder:
-    """The vectors and ids of a whole table: `len(folder)` rows of `folder.width`, `for ids, vectors in folder.blocks()`.
-
-    `about` is the content of the list: side, metric, model (the digest in the run's model.json), precision and more.
-    """
+    """The vectors and ids of a whole table: `len(folder)` rows of `folder.width`, `for ids, vectors in folder.blocks()`. `about` is the content
+    of the list: side, metric, model (the digest in the run's model.json), precision and more."""
 
     def __init__(self, folder: Path | str) -> None:
         """Open a folder, on a disk or at a URL. Raises RunError if it holds no vectors, or not yet all of them."""
