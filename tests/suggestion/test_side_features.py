@@ -157,6 +157,16 @@ def test_numbers_have_buckets() -> None:
     assert kind("price", [i / 3 for i in range(500)]) == ("numeric", {"buckets": 10})
 
 
+def test_whole_numbers_beside_missing_ones_are_categories_as_without_a_gap() -> None:
+    codes = [float(i) for i in range(MAX_NUMBERS)]
+    assert kind("subgroup", [*codes, None]) == ("categorical", {})
+    assert kind("subgroup", [*codes[1:], float("nan")]) == ("categorical", {})
+    assert kind("subgroup", codes)[0] == "numeric", "a program has no reason to write a point"
+    assert kind("subgroup", [*codes, MAX_NUMBERS, None])[0] == "numeric"
+    assert kind("subgroup", [*codes, 0.5, None][1:])[0] == "numeric"
+    assert kind("num_pages", [*codes, None])[0] == "numeric", "a measure"
+
+
 @pytest.mark.parametrize(
     "name",
     [

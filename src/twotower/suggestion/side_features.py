@@ -143,10 +143,14 @@ def _of_present(series: pl.Series, present: pl.Series, side: SideName) -> SideFe
     few = f"{distinct:,} distinct values"
     if series.dtype.is_float() and (missing_count(series) > n / 2):
         return "most values are not finite"
+    # Programs write whole numbers beside missing values as 1.0.
+    is_whole = series.dtype.is_integer() or (
+        series.dtype.is_float() and bool(missing_count(series)) and _are_whole(present)
+    )
     is_code = series.dtype.is_numeric() and names.names_code(series.name) and _are_whole(present)
     is_measure = names.names_measure(series.name)
     most_whole = MAX_STEPS if is_measure else MAX_NUMBERS
-    if series.dtype.is_numeric() and not is_code and not (series.dtype.is_integer() and distinct <= most_whole):
+    if series.dtype.is_numeric() and not is_code and not (is_whole and distinct <= most_whole):
         if distinct == len(present) and series.dtype.is_integer() and not is_measure:
             return "whole numbers, all distinct: a key"
         return _made(series, side, "numeric", f"{few} of numbers, in buckets", buckets=BUCKETS)
