@@ -534,6 +534,16 @@ def test_two_accounts_that_repeat_one_item_make_no_log_of_repeats() -> None:
     assert share == pytest.approx(400 / 4600), "users of one row count by themselves, and make none typical"
 
 
+def test_a_log_whose_repeats_are_dropped_ranks_none() -> None:
+    actions = log(n_users=40, length=10, n_items=100)
+    again = pl.concat([actions, actions.with_columns(timestamp=pl.col("timestamp") + 10**6)])
+    assert suggest(again).config.evaluation.repeats == "allow"
+    found = suggest(again, overrides=["schema.duplicates=last"])
+    assert (found.schema.duplicates, found.config.evaluation.repeats) == ("last", "exclude")
+    assert "repeats" not in found.text
+    twotower.fit((None, None, again), found.schema, of_one_epoch(found.config))
+
+
 @pytest.mark.parametrize(("repeats", "ranked"), [(0, False), (9, False), (10, True), (50, True)])
 def test_repeats_are_ranked_from_a_tenth_on_and_kept_where_rows_have_times(repeats: int, ranked: bool) -> None:
     actions = log(n_users=10, length=10, n_items=4000).unique(["user_id", "item_id"], maintain_order=True)[

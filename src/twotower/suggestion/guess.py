@@ -107,7 +107,8 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
                 1 - MAX_SHARED
             ) * len(once):
                 rows = once
-        repeats = repeated_share(rows, *ids)
+        if given.get("duplicates", "keep") == "keep":
+            repeats = repeated_share(rows, *ids)
     sides, lacking = dict[SideName, SideFeatures](), dict[SideName, str]()
     for side, key in zip(SIDES, ids, strict=True):
         frame = found.users if side == "user" else found.items
