@@ -534,6 +534,26 @@ def test_two_accounts_that_repeat_one_item_make_no_log_of_repeats() -> None:
     assert share == pytest.approx(400 / 4600), "users of one row count by themselves, and make none typical"
 
 
+@pytest.mark.parametrize(("seconds", "ranked"), [(1, False), (5, False), (7, True), (200_000, True)])
+def test_rows_of_one_item_at_once_are_no_repeats(seconds: int, ranked: bool) -> None:
+    """A user takes another item each minute, and a fifth of the rows are sent again so many seconds later."""
+    once = log(n_users=40, length=10, n_items=4000).unique(["user_id", "item_id"], maintain_order=True)
+    once = once.with_columns(timestamp=1_700_000_000 + 60 * pl.int_range(pl.len()).over("user_id"))
+    again = once.sample(fraction=0.25, seed=0).with_columns(timestamp=pl.col("timestamp") + seconds)
+    rows = pl.concat([once, again])
+    found = of((None, None, rows))
+    assert (found.config.evaluation.repeats == "allow") == ranked
+    assert found.schema.duplicates == "keep" or not ranked
+    typed = suggest(
+        rows.with_columns(event=pl.Series(["view"] * len(once) + ["buy"] * len(again))), overrides=["schema.event="]
+    )
+    assert (typed.config.evaluation.repeats == "allow") == ranked
+    typed = suggest(rows.with_columns(event=pl.Series(["view"] * len(once) + ["buy"] * len(again))))
+    assert typed.config.evaluation.repeats == "allow", "rows of two types tell two things"
+    numbered = suggest(rows, overrides=["schema.time_unit=order"])
+    assert numbered.config.evaluation.repeats == "allow", "an order tells no time between rows"
+
+
 def test_a_log_whose_repeats_are_dropped_ranks_none() -> None:
     actions = log(n_users=40, length=10, n_items=100)
     again = pl.concat([actions, actions.with_columns(timestamp=pl.col("timestamp") + 10**6)])

@@ -21,6 +21,7 @@ from twotower.suggestion.numbering import notes_of_row_numbers, row_numbers
 from twotower.suggestion.shape import repeated_share
 from twotower.suggestion.side_features import SideFeature, SideFeatures, guess_features
 from twotower.suggestion.tables import PLACE, USER, FoundTables
+from twotower.suggestion.time_form import TimeForm, moments
 
 MIN_REPEATS = 0.1
 """Share of repeated rows from which rankings hold what a user has taken before."""
@@ -30,6 +31,9 @@ TWICE = 0.495
 """Share of copies from which a log is read twice."""
 MAX_SHARED = 0.1
 """Share of a user's rows of other items at one time up to which times are those of rows, and not of baskets or days."""
+AT_ONCE = 0.1
+"""Time from a row to the same user's next one of the same item, as a share of the median time to one of another item, below which both are one
+act, as of a form that is sent twice."""
 MIN_KNOWN = 0.8
 """Share of the ids of the interactions that a column of another name must hold to be the ids of a table, and of the ids of a table that the
 interactions must hold for the others to be missing."""
@@ -107,6 +111,8 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
                 1 - MAX_SHARED
             ) * len(once):
                 rows = once
+            if not columns.options.get("event"):  # rows of several types of events tell more than one
+                rows = _without_repeats_at_once(rows, ids[0], ids[1], columns.options)
         if given.get("duplicates", "keep") == "keep":
             repeats = repeated_share(rows, *ids)
     sides, lacking = dict[SideName, SideFeatures](), dict[SideName, str]()
@@ -128,6 +134,28 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
         if frame is not None and key in frame.columns and key in found.interactions.columns:
             lacking |= {side: why} if (why := _lacks(frame[key], found.interactions[key], side)) else {}
     return Guess(columns, sides, repeats, lacking)
+
+
+def _without_repeats_at_once(
+    rows: pl.DataFrame, user: str, item: str, options: Mapping[str, TomlValue]
+) -> pl.DataFrame:
+    """Return rows without those that repeat the user's row before them within AT_ONCE of the time that lies between rows of different items. Times of
+    which only the order counts tell no such time."""
+    form = TimeForm(str(options.get("time_unit", "s")), str(options.get("time_format", "")))
+    if form.unit == "order":
+        return rows
+    try:
+        times = moments(rows[str(options["time"])], form)
+    except DataError:
+        return rows  # which the check of the tables tells
+    ordered = pl.DataFrame({"user": rows[user], "item": rows[item], "time": times}).sort("user", "time")
+    of_user, is_same = (pl.col(name) == pl.col(name).shift() for name in ("user", "item"))
+    gaps = ordered.select(gap=pl.col("time").diff(), follows=of_user.fill_null(False), is_same=is_same.fill_null(False))
+    between = gaps.filter(pl.col("follows") & ~pl.col("is_same"))["gap"].median()
+    if not between:
+        return rows
+    at_once = gaps["follows"] & gaps["is_same"] & (gaps["gap"] < AT_ONCE * float(between)).fill_null(False)  # type: ignore[arg-type]
+    return ordered.filter(~at_once).select(pl.col("user").alias(user), pl.col("item").alias(item))
 
 
 def _lacks(of_table: pl.Series, of_rows: pl.Series, side: SideName) -> str:
