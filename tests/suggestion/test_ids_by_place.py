@@ -101,10 +101,10 @@ def test_a_code_of_the_user_is_no_item_if_another_column_is_left() -> None:
 
 
 def of_users(pairs: int, rows: int = 5) -> pl.DataFrame:
-    """Rows of a hundred users, each with a name, or two as far as `pairs` of users and names go, and goods."""
+    """Rows of a hundred users, each with a name of two users, or two of these as far as `pairs` of users and names go, and goods."""
     user = np.repeat(np.arange(100), rows)
     second = (np.arange(len(user)) % rows == 1) & (user < pairs - 100)
-    name = np.where(second, user + 1000, user)
+    name = np.where(second, user // 2 + 1000, user // 2)
     return pl.DataFrame({"who": user, "name_of": name, "ware": np.random.default_rng(0).integers(50, size=len(user))})
 
 
@@ -125,6 +125,21 @@ def test_a_column_of_one_value_for_nearly_every_user_is_no_item_if_another_is_le
     named = guess_columns(rows.rename({"name_of": "item_id"}), {}, {})
     assert named.options["item_id"] == "item_id"
     assert any("'item_id' as the item: nearly every user has one item" in line for line in named.remarks) == fixed
+
+
+@pytest.mark.parametrize(("shared", "own"), [(0, True), (14, True), (16, False), (100, False)])
+def test_a_column_each_value_of_which_is_of_one_user_is_no_item_if_another_is_left(shared: int, own: bool) -> None:
+    """Users write from two addresses each, of which some are of two users."""
+    user = np.arange(2000) % 50
+    address = 2 * user + np.arange(2000) // 50 % 2
+    rows = pl.DataFrame({"who": user, "address": address, "file": np.random.default_rng(0).integers(300, size=2000)})
+    also = rows.head(shared).with_columns(who=(pl.col("who") + 1) % 50)
+    found = guess_columns(pl.concat([rows, also]), {}, {})
+    assert (found.options["user_id"], found.options["item_id"]) == ("who", "file" if own else "address")
+    alone = guess_columns(rows.drop("file"), {}, {})
+    assert alone.options["item_id"] == "address", "no other column is left"
+    seldom = rows.with_columns(address=pl.when(pl.int_range(2000) < 900).then("address").otherwise(pl.int_range(2000)))
+    assert guess_columns(seldom, {}, {}).options["item_id"] == "address", "most of its values have one row"
 
 
 def occasions(choices: int) -> pl.DataFrame:

@@ -46,6 +46,7 @@ def ids_by_place(
     if user in frame.columns and "item_id" in options:
         is_fixed = _is_fixed_by(frame.head(HEAD_ROWS), user)
         fixed = [*filter(is_fixed, many)]  # such as a code of the user
+        fixed += [name for name in many if name not in fixed and _is_own(frame, user, name)]  # such as an address
         numbers = [name for name in many if counts_occasions(frame, user, name)]  # such as occasions, the last
         places = [*(name for name in places if name not in (*fixed, *numbers)), *fixed]
         if numbers and {user, *numbers} >= {*many}:
@@ -68,6 +69,15 @@ def _is_fixed_by(rows: pl.DataFrame, user: str) -> Callable[[str], bool]:
     n_users = rows[user].n_unique()
     most = MAX_VALUES_OF_USER * n_users if n_users >= MIN_IDS else n_users
     return lambda name: name != user and 0 < rows.select(name, user).n_unique() <= most
+
+
+def _is_own(frame: pl.DataFrame, user: str, name: str) -> bool:
+    """Return True for another column whose values are of one user each, or nearly each, in most of the rows: no item is shared there."""
+    rows = frame.select(user, name).head(HEAD_ROWS) if name != user else pl.DataFrame()
+    several = rows.filter(pl.len().over(name) >= MIN_ROWS_OF_USER) if rows.height else rows
+    if 2 * several.height <= rows.height or min(several[name].n_unique(), several[user].n_unique()) < MIN_IDS:
+        return False
+    return _is_fixed_by(several, name)(user)
 
 
 def have_one_item(frame: pl.DataFrame, user: str, item: str) -> bool:
