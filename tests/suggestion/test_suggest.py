@@ -1208,6 +1208,30 @@ def test_ids_of_another_name_in_a_table_say_what_to_rename() -> None:
         suggest(actions, users.with_columns(user_id=pl.col("user_id") + 100))
 
 
+def test_ids_of_another_column_than_the_guessed_one_say_what_to_rename() -> None:
+    """A column `flight` has the name of an item, and the table of airports holds the ids of `dest`."""
+    n = np.arange(600)
+    rows = pl.DataFrame(
+        {
+            "user_id": n // 10,
+            "flight": [f"F{i % 77}" for i in n],
+            "origin": [f"A{i % 3}" for i in n],
+            "dest": [f"A{i * 7 % 40}" for i in n],
+        }
+    )
+    airports = pl.DataFrame({"faa": [f"A{i}" for i in range(200)], "height": [i % 50 for i in range(200)]})
+    with pytest.raises(DataError, match="stand in 'faa', and those of the interactions in 'dest'; schema.item_id is"):
+        suggest(rows, None, airports)
+    with pytest.raises(DataError, match="no column 'flight'"):
+        suggest(rows, None, airports, overrides=["schema.item_id=flight"])
+    few = rows.with_columns(dest=n % 40, origin=n % 3)
+    with pytest.raises(DataError, match="no column 'flight'"):  # by chance: these are few of the numbers
+        suggest(few, None, airports.with_columns(faa=pl.int_range(200)))
+    half = rows.with_columns(dest=n % 110, origin=n % 3)
+    with pytest.raises(DataError, match="stand in 'faa', and those of the interactions in 'dest'"):
+        suggest(half, None, airports.with_columns(faa=pl.int_range(200)))
+
+
 def test_a_table_without_a_header_line_says_what_to_write(tmp_path: Path) -> None:
     log(length=8).write_csv(tmp_path / "clicks.csv")
     (tmp_path / "users.csv").write_text("".join(f"{u},c{u % 3}\n" for u in range(60)))

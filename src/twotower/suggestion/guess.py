@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import polars as pl
@@ -126,7 +126,8 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
                     f"{side}s: the first line names no columns ({', '.join(frame.columns[:6])}); write a header line, with '{key}' over the ids"
                 )
             if frame is not None and key not in frame.columns and key in found.interactions.columns:
-                _refuse_other_name(frame, found.interactions[key], side)
+                guessed = [] if f"{side}_id" in given else found.interactions.columns
+                _refuse_other_name(frame, found.interactions, [key, *guessed], side)
             sides[side] = SideFeatures() if frame is None else _side_features(frame, side, key)
             if frame is not None and key in frame.columns and {*ids} <= {*found.interactions.columns}:
                 rows = taken_rows(found.interactions, columns.options)
@@ -199,17 +200,25 @@ def _point_of_ids(found: FoundTables, name: str) -> str:
     )
 
 
-def _refuse_other_name(frame: pl.DataFrame, ids: pl.Series, side: SideName) -> None:
-    """Raise DataError if a column of a side's table holds ids of the interactions, whose column has another name."""
-    known, numbers = ids.cast(pl.String).unique(), row_numbers(frame)
-    for series in (*frame.drop(numbers), *frame.select(numbers)):
-        if not (series.dtype.is_integer() or series.dtype == pl.String) or series.is_duplicated().any():
-            continue
-        if float(known.is_in(series.cast(pl.String).unique().implode()).mean() or 0) >= MIN_KNOWN:  # type: ignore[arg-type]
-            raise DataError(
-                f"{side}s: their ids stand in '{series.name}', and those of the interactions in '{ids.name}'; schema.{side}_id is one "
-                f"name for both tables: rename '{series.name}' to '{ids.name}' in the table of {side}s"
-            )
+def _refuse_other_name(frame: pl.DataFrame, rows: pl.DataFrame, names: Sequence[str], side: SideName) -> None:
+    """Raise DataError if a column of a side's table holds the ids of a column of the interactions that has another name: of the first of some names, or
+    else of the one with the most ids, which are text, or numbers as many as half of the table's."""
+    key, *others = names
+    numbers = row_numbers(frame)
+    keys = [s for s in (*frame.drop(numbers), *frame.select(numbers)) if _holds_ids(s) and not s.is_duplicated().any()]
+    ids = {name: rows[name].drop_nulls().unique() for name in others if name != key and _holds_ids(rows[name])}
+    of_others = [s for s in ids.values() if len(s) > 1 and (s.dtype == pl.String or 2 * len(s) >= frame.height)]
+    for known in (rows[key].unique(), *sorted(of_others, key=len, reverse=True)):
+        for series in keys:
+            if float(known.cast(pl.String).is_in(series.cast(pl.String).implode()).mean() or 0) >= MIN_KNOWN:  # type: ignore[arg-type]
+                raise DataError(
+                    f"{side}s: their ids stand in '{series.name}', and those of the interactions in '{known.name}'; schema.{side}_id is one "
+                    f"name for both tables: rename '{series.name}' to '{known.name}' in the table of {side}s"
+                )
+
+
+def _holds_ids(series: pl.Series) -> bool:
+    return series.dtype.is_integer() or series.dtype == pl.String
 
 
 def _guess_columns(found: FoundTables, given: Mapping[str, TomlValue]) -> GuessedColumns:
