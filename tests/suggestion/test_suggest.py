@@ -554,6 +554,26 @@ def test_rows_of_one_item_at_once_are_no_repeats(seconds: int, ranked: bool) -> 
     assert numbered.config.evaluation.repeats == "allow", "an order tells no time between rows"
 
 
+@pytest.mark.parametrize(("back", "told"), [(0.0, False), (0.04, False), (0.2, True), (1.0, True)])
+def test_users_that_are_items_and_are_taken_back_are_told(back: float, told: bool) -> None:
+    """A hundred people follow ten others each, and a share of these follow them back."""
+    rng = np.random.default_rng(0)
+    pairs = [(u, int(v)) for u in range(100) for v in rng.permutation(100)[:10] if u < v]
+    pairs += [(v, u) for u, v in pairs if rng.random() < back]
+    rows = pl.DataFrame(pairs, schema=["follower", "followed"], orient="row")
+    names = rows.cast(pl.String)
+    for frame in (rows, names):
+        text = suggest(frame, overrides=["schema.user_id=follower", "schema.item_id=followed"]).text
+        assert ("no recipe reads which items took a user" in " ".join(text.split("\n# "))) == told
+    others = names.with_columns(pl.format("film {}", "followed").alias("followed"))
+    assert "took a user" not in suggest(others, overrides=["schema.user_id=follower", "schema.item_id=followed"]).text
+
+
+def test_all_pairs_of_a_league_are_taken_back_by_chance() -> None:
+    rows = pl.DataFrame([(u, v) for u in range(30) for v in range(30) if u != v], schema=["home", "away"], orient="row")
+    assert "took a user" not in suggest(rows, overrides=["schema.user_id=home", "schema.item_id=away"]).text
+
+
 def test_a_log_whose_repeats_are_dropped_ranks_none() -> None:
     actions = log(n_users=40, length=10, n_items=100)
     again = pl.concat([actions, actions.with_columns(timestamp=pl.col("timestamp") + 10**6)])

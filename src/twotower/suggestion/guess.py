@@ -34,6 +34,9 @@ MAX_SHARED = 0.1
 AT_ONCE = 0.1
 """Time from a row to the same user's next one of the same item, as a share of the median time to one of another item, below which both are one
 act, as of a form that is sent twice."""
+MIN_MUTUAL, TIMES_CHANCE = 0.1, 5
+"""Share of the pairs of a user and an item, both of which are users and items, that stand the other way round too, and that share as a multiple of
+chance, from which this is told."""
 MIN_KNOWN = 0.8
 """Share of the ids of the interactions that a column of another name must hold to be the ids of a table, and of the ids of a table that the
 interactions must hold for the others to be missing."""
@@ -115,6 +118,7 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
                 rows = _without_repeats_at_once(rows, ids[0], ids[1], columns.options)
         if given.get("duplicates", "keep") == "keep":
             repeats = repeated_share(rows, *ids)
+        columns.remarks += _mutual(rows.select(user=ids[0], item=ids[1]) if ids[0] != ids[1] else rows.clear())
     sides, lacking = dict[SideName, SideFeatures](), dict[SideName, str]()
     for side, key in zip(SIDES, ids, strict=True):
         frame = found.users if side == "user" else found.items
@@ -183,6 +187,28 @@ def _copies_of_rows(copies: int, rows: int) -> list[str]:
     return [
         f"{copies:,} of {rows:,} rows equal an earlier one in every column, the time included, as in a log that is read twice; drop them if they are "
         "no interactions of their own"
+    ]
+
+
+def _mutual(rows: pl.DataFrame) -> list[str]:
+    """Return a line about users that are items too, as of people who follow one another, where many pairs of a user and an item stand the other way
+    round as well, and more than by chance; an empty list for others."""
+    if not len(rows) or rows["user"].dtype != rows["item"].dtype or not _holds_ids(rows["user"]):
+        return []
+    pairs = rows.unique()
+    users = pairs["user"].unique()
+    both = users.filter(users.is_in(pairs["item"].unique().implode())).implode()
+    among = pairs.filter(pl.col("user").is_in(both) & pl.col("item").is_in(both) & (pl.col("user") != pl.col("item")))
+    if 2 * len(both[0]) < len(users) or 2 * len(among) < len(pairs):
+        return []
+    turned = among.select(user="item", item="user")
+    share = len(among.join(turned, on=["user", "item"], how="semi")) / len(among)
+    chance = len(among) / (len(both[0]) * (len(both[0]) - 1))
+    if share < max(MIN_MUTUAL, TIMES_CHANCE * chance):
+        return []
+    return [
+        f"the ids: {len(both[0]):,} of {len(users):,} users are items too, and {share:.0%} of the pairs among them stand the other way round as well "
+        f"(by chance {chance:.1%}); no recipe reads which items took a user, and the user is likely to take these: rank them before the answers of the model"
     ]
 
 
