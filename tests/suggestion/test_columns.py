@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+import numpy as np
 import polars as pl
 import pytest
 from suggestion_worlds import START, log
@@ -412,6 +413,25 @@ def test_events_that_no_list_knows_are_named() -> None:
     assert found.options["events"] == {"view": 1, "frob": 1, "7": 1}
     assert "No list knows '7', 'frob'" in found.why["events"] or "No list knows 'frob', '7'" in found.why["events"]
     assert "weights of these are yours to set" in found.why["events"]
+
+
+def test_a_label_in_words_says_how_it_is_read() -> None:
+    words = ["yea", "nay", "absent", "present", "paired"]
+    for n_words, told in ((2, False), (3, True), (5, True)):
+        drawn = np.random.default_rng(0).integers(n_words, size=len(log()))
+        votes = log().with_columns(vote=pl.Series([words[i] for i in drawn]))
+        found = guess_columns(votes, {}, {})
+        assert not found.options.get("label")
+        assert any("'vote' is a label in words" in note for note in found.notes) == told
+        assert not any("'vote' of the interactions" in note for note in found.notes)
+    (note,) = (note for note in found.notes if "in words" in note)
+    assert note.startswith(
+        "'vote' is a label in words ('absent', 'nay', 'paired', 'present', …), which is not read; schema.event=vote"
+    )
+    of_items = log().with_columns(vote=pl.format("w{}", pl.col("item_id").hash() % 4))
+    many = log().with_columns(vote=pl.format("w{}", pl.int_range(pl.len()) % 21))
+    for other in (of_items, many):
+        assert not any("in words" in note for note in guess_columns(other, {}, {}).notes)
 
 
 def test_a_label_stands_before_events_that_all_weigh_1() -> None:

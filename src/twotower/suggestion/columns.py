@@ -231,6 +231,12 @@ def _guess_label(frame: pl.DataFrame, found: GuessedColumns) -> None:
             )
         elif has_spaced_numbers(frame[name]):
             found.notes.append(f"'{name}': numbers with spaces around them are text; remove the spaces for a label")
+        elif 2 < frame[name].drop_nulls().n_unique() <= MAX_EVENT_TYPES and _tells_rows(frame, found, name):
+            words = frame[name].drop_nulls().unique().sort().to_list()
+            found.notes.append(
+                f"'{name}' is a label in words ({', '.join(map(repr, words[:4]))}{', …' if words[4:] else ''}), which is not read; "
+                f"schema.event={name} reads it, with what each word means in schema.events: a weight, 'negative' or 'ignored'"
+            )
     if labels := _labels(frame, found, found.notes):
         put_first(found, "label", labels, dict.fromkeys(labels, "by its name"), frame)
         series = frame[labels[0]]
@@ -240,6 +246,11 @@ def _guess_label(frame: pl.DataFrame, found: GuessedColumns) -> None:
                 f"'{labels[0]}' as the label: {series.n_unique():,} values, those above {threshold(series):g} are positives; set "
                 "schema.label = '' if it counts something"
             )
+
+
+def _tells_rows(frame: pl.DataFrame, found: GuessedColumns, name: str) -> bool:
+    """Return True for a column that tells neither of users nor of items, each of which has several values."""
+    return not any(is_of(frame, found, option, name) for option in ("user_id", "item_id"))
 
 
 def _labels(frame: pl.DataFrame, found: GuessedColumns, notes: list[str]) -> list[str]:
