@@ -166,3 +166,28 @@ def test_rows_are_taken_by_every_form_of_a_rule_of_events(buy: TomlValue, name: 
     assert taken_rows(rows, {"event": "kind", "events": rules})["n"].to_list() == [0, 3]
     free: TomlValue = {name: {"weight": 0}, "view": "input", "skip": "ignored"}
     assert not len(taken_rows(rows, {"event": "kind", "events": free}))
+
+
+@pytest.mark.parametrize(("noise", "told"), [(0.0, True), (0.02, True), (2.0, False)])
+def test_totals_of_the_rows_of_items_are_told_where_they_are_read(noise: float, told: bool) -> None:
+    rng = np.random.default_rng(0)
+    actions = pl.DataFrame({"user_id": rng.integers(400, size=6000), "item_id": rng.integers(80, size=6000) ** 2 // 80})
+    actions = actions.unique(maintain_order=True).with_columns(
+        rating=pl.Series(rng.integers(2, size=len(actions.unique())))
+    )
+    items = actions.group_by("item_id", maintain_order=True).agg(n=pl.len(), liked=pl.col("rating").mean())
+    items = items.with_columns(
+        total=pl.col("n").log() + noise * pl.Series(rng.normal(size=len(items))),
+        size=pl.Series(rng.normal(size=len(items))),
+    )
+    line = "counted from these rows, as totals and means are, they give the answers away"
+    found = suggest(actions, None, items.select("item_id", "total", "size"), recipe="ranking")
+    assert [f.name for f in found.schema.side("item") if f.name == "total"], "the recipe reads it"
+    assert (line in " ".join(found.reasons)) == told
+    assert not any("'size'" in reason for reason in found.reasons if line in reason)
+    if noise:
+        return
+    means = suggest(actions, None, items.select("item_id", "liked"), recipe="ranking")
+    assert any("'liked' of the items" in reason for reason in means.reasons if line in reason)
+    few = suggest(actions, None, items.select("item_id", total=pl.col("n") // 200), recipe="ranking")
+    assert line not in " ".join(few.reasons), "a few steps"

@@ -33,6 +33,9 @@ MIN_SEVERAL = 1.1
 """Values of each text, on average, from which text is a list in which ids are looked for."""
 MIN_IDS = 0.5
 """Share of them that are ids of the other side, from which they are a list of these, and no words."""
+MIN_COUNTED = 0.9
+"""Rank correlation of a column of numbers and the rows that took an item, or of a user, their number or share, from which it may be counted from these
+rows."""
 KINDS = ("categorical", "multi_hot", "numeric")
 """Kinds of features whose values may be ids, beside lists in text."""
 SEPARATORS = ("|", ";", ",", "\t", " ")
@@ -41,6 +44,7 @@ SEPARATORS = ("|", ";", ",", "\t", " ")
 _AROUND = " []()'\""
 """Characters around a value, as a program writes lists in text: ['a', 'b']."""
 _OWN, _OTHER = "own", "other"
+_TAKEN, _ALL, _SHARE = "__taken", "__all", "__share"
 
 
 def taken_rows(interactions: pl.DataFrame, options: Mapping[str, TomlValue]) -> pl.DataFrame:
@@ -90,6 +94,36 @@ def without_answers(
     if title in [f.column for f in left]:
         title = next((f.column for f in features if f.is_text and is_text(frame[f.column])), "")
     return replace(found, features=features, title=title, notes=(*found.notes, *notes))
+
+
+def counted_columns(
+    found: SideFeatures, frame: pl.DataFrame, key: str, taken: pl.DataFrame, rows: pl.DataFrame
+) -> dict[str, float]:
+    """Return the columns of numbers of a side's table that follow the number of the `taken` rows of its ids, of all `rows`, or the share, each with
+    the rank correlation: totals and means of what the log holds."""
+    if any(table[key].dtype.is_nested() for table in (frame, taken, rows)):
+        return {}
+    numbers = [f.column for f in found.features if frame[f.column].dtype.is_numeric()]
+    owners = frame.select(pl.col(key).cast(pl.String), *(pl.col(name).cast(pl.Float64).alias(name) for name in numbers))
+    for name, table in ((_TAKEN, taken), (_ALL, rows)):
+        counts = table.group_by(pl.col(key).cast(pl.String)).agg(pl.len().cast(pl.Float64).alias(name))
+        owners = owners.join(counts, on=key, how="left").with_columns(pl.col(name).fill_null(0.0))
+    owners = owners.with_columns((pl.col(_TAKEN) / pl.col(_ALL)).fill_nan(None).alias(_SHARE))
+    shown = dict[str, float]()
+    for name in numbers:
+        known = owners.filter(pl.col(name).is_finite())
+        if len(known) < MIN_ROWS or known[name].n_unique() < MIN_ROWS:
+            continue
+        best = max(_rank_correlation(known, name, told) for told in (_TAKEN, _ALL, _SHARE))
+        shown |= {name: best} if best >= MIN_COUNTED else {}
+    return shown
+
+
+def _rank_correlation(frame: pl.DataFrame, one: str, other: str) -> float:
+    """Return the absolute rank correlation of two columns; 0 if one of them has one value."""
+    both = frame.select(one, other).drop_nulls().select(pl.all().rank())
+    found = both.select(pl.corr(one, other)).item() if len(both) >= MIN_ROWS else None
+    return abs(float(found)) if found is not None and math.isfinite(found) else 0.0
 
 
 def _held(feature: SideFeature, column: pl.Series, own: pl.Series, pairs: pl.DataFrame, known: pl.Series) -> float:

@@ -14,7 +14,7 @@ from twotower.data.unknown_ids import MAX_UNKNOWN_SHARE, spelled_alike
 from twotower.errors import DataError
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
-from twotower.suggestion.answers import taken_rows, without_answers
+from twotower.suggestion.answers import counted_columns, taken_rows, without_answers
 from twotower.suggestion.columns import guess_columns
 from twotower.suggestion.guessed_columns import MAX_DISTINCT, GuessedColumns
 from twotower.suggestion.numbering import notes_of_row_numbers, row_numbers
@@ -56,6 +56,8 @@ class Guess:
     """Share of the rows that repeat a pair of user and item, as `repeated_share` counts them."""
     lacking: Mapping[SideName, str] = field(default_factory=dict)
     """Sides whose table lacks many ids of the interactions, which are added, with the reason."""
+    counted: Mapping[SideName, Mapping[str, float]] = field(default_factory=dict)
+    """Columns that may be counted from the interactions, of each side, as `counted_columns` returns them."""
 
     @property
     def schema(self) -> dict[str, TomlValue]:
@@ -120,6 +122,7 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
             repeats = repeated_share(rows, *ids)
         columns.remarks += _mutual(rows.select(user=ids[0], item=ids[1]) if ids[0] != ids[1] else rows.clear())
     sides, lacking = dict[SideName, SideFeatures](), dict[SideName, str]()
+    counted = dict[SideName, Mapping[str, float]]()
     for side, key in zip(SIDES, ids, strict=True):
         frame = found.users if side == "user" else found.items
         if found.schema:
@@ -136,9 +139,10 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
             if frame is not None and key in frame.columns and {*ids} <= {*found.interactions.columns}:
                 rows = taken_rows(found.interactions, columns.options)
                 sides[side] = without_answers(sides[side], frame, side, dict(zip(SIDES, ids, strict=True)), rows)
+                counted[side] = counted_columns(sides[side], frame, key, rows, found.interactions)
         if frame is not None and key in frame.columns and key in found.interactions.columns:
             lacking |= {side: why} if (why := _lacks(frame[key], found.interactions[key], side)) else {}
-    return Guess(columns, sides, repeats, lacking)
+    return Guess(columns, sides, repeats, lacking, counted)
 
 
 def _without_repeats_at_once(

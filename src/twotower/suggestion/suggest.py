@@ -271,5 +271,11 @@ def _reasons(
             f"Look at {', '.join(telling)} of the users: a column computed from these rows, such as a favourite, gives the answers away; use "
             "values known before the rows."
         )
+    for side, columns in guess.counted.items():
+        if counted := {f"'{name}'": found for name, found in columns.items() if (side, name) in read}:
+            lines.append(
+                f"Look at {', '.join(counted)} of the {side}s: the numbers follow those of the rows of each {side} (rank correlation "
+                f"{min(counted.values()):.2f}); counted from these rows, as totals and means are, they give the answers away; use values known before."
+            )
     lines += [f"Look at {remark}." for remark in guess.columns.remarks]
     return [*lines, *(f"Left out: {note}." for note in guess.notes)]
