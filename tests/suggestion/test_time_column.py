@@ -127,6 +127,19 @@ def test_a_form_that_is_not_known_is_asked_for() -> None:
     assert guessed(date=["morning", "noon"] * (N // 2)).remarks == []
 
 
+@pytest.mark.parametrize("form", ["%H:%M:%S", "%H:%M", "%I:%M %p", "%H:%M:%S.%f"])
+def test_times_of_day_are_no_times_and_ask_for_their_date(form: str) -> None:
+    days, clock = [date(s, "%Y-%m-%d") for s in SECONDS], [date(s, form) for s in SECONDS]
+    found = guessed(date=days, time=clock)
+    assert (found.options["time"], found.remarks) == ("date", [])
+    assert found.notes == [
+        "'time': times of day without a date; one column of both, such as 2023-01-31 12:30:15, tells the order within a day"
+    ]
+    assert "time" not in guessed(time=clock).options
+    rest = clock[: N // 2] + ["some time in week 1"] * (N // 2)
+    assert not any("times of day" in line for line in (*guessed(time=rest).notes, *guessed(time=rest).remarks))
+
+
 def test_a_given_format_that_does_not_fit_is_named() -> None:
     frame = pl.DataFrame({"user_id": USERS, "item_id": ITEMS, "time": [date(s) for s in SECONDS]})
     (remark,) = guess_columns(frame, {"time_format": "%d/%m/%Y"}, {}).remarks

@@ -32,6 +32,8 @@ MIN_AGREEING = 0.95
 """Share of rows of the same day from which two columns are one time."""
 MIN_VARYING = 0.5
 """Share of the users, and of the items, of several rows that have several years if these are times of the rows."""
+CLOCK = r"^\s*\d{1,2}:\d\d(:\d\d([.,]\d+)?)?\s*([AaPp]\.?[Mm]\.?)?\s*$"
+"""A time of day."""
 SHOWN = 60
 """Characters of a value that are shown."""
 
@@ -126,6 +128,10 @@ def _unknown(series: pl.Series, given: str) -> _Fault:
     """Return why a column is none of times, of a format if one is given, and what to do where another may read it."""
     if series.dtype != pl.String or float(series.str.contains(r"\d").mean() or 0) < MIN_AGREEING:  # type: ignore[arg-type]
         return _Fault("its values are no times")
+    if not given and float(series.str.contains(CLOCK).mean() or 0) >= MIN_AGREEING:  # type: ignore[arg-type]
+        return _Fault(
+            "times of day without a date; one column of both, such as 2023-01-31 12:30:15, tells the order within a day"
+        )
     return _Fault(problem(series, given), f"beside it set schema.time={series.name}")
 
 
