@@ -141,7 +141,7 @@ class StartValues:
         try:
             found = {w: self._metrics(self._factors_of(start, w)) for w in start.bias_weights or (0.0,)}
         except TrainingError as e:
-            log.info(str(e))
+            log.info(f"left out of the values that are tried: {e}")
             return -math.inf
         best, monitor = max(found, key=lambda w: self.validation.score_of(found[w])), self.recipe.train.monitor
         log.info(

@@ -844,6 +844,7 @@ def test_a_regularisation_that_removes_the_vectors_is_no_value_whatever_populari
         Trainer(data, of_popularity([1.0], regularization=[1e6])).run()
     with caplog.at_level(logging.INFO, "twotower"):
         Trainer(data, of_popularity([0.0, 1.0], regularization=[0.2, 1e6])).run()
+    assert "left out of the values that are tried: train.start of kind 'ials'" in caplog.text
     assert "leave nothing of the vectors" in caplog.text
     chosen = [line for line in caplog.messages if line.startswith("start of pair 0 by ials: ")][-1]
     assert float(chosen.split("regularization = ")[1].split(",")[0]) < 1000
