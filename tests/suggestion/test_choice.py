@@ -80,3 +80,10 @@ def test_each_threshold_decides(change: dict[str, object], recipe: str) -> None:
     assert choose(shape).recipe == recipe
     assert not choose(shape).lacks(shape)
     assert all(rule.reason(shape) for rule in RULES)
+
+
+def test_one_row_of_a_user_is_no_rows() -> None:
+    told = {rule.recipe: rule.reason(replace(SHAPE, length=1, query="q", words="w")) for rule in RULES}
+    for recipe in ("words", "cold-start", "sequence-long", "sequence-short"):
+        assert "a user has 1 row, the median" in told[recipe]
+    assert "a user has 1.5 rows, the median" in RULES[-2].reason(replace(SHAPE, length=1.5))

@@ -88,12 +88,12 @@ def _new(shape: Shape) -> str:
     return (
         f"{shape.new_items:.1%} {of} (threshold {MIN_NEW:.0%}{'' if shape.by_time else ', where texts or an order tell'}), and the items have "
         f"{shape.contents} columns of contents, {shape.texts} of them text; "
-        f"{shape.telling}, and a user has {shape.length:g} rows, the median (threshold at most {MAX_FEW}, in a log without an order)"
+        f"{shape.telling}, and a user has {shape.rows_of_user}, the median (threshold at most {MAX_FEW}, in a log without an order)"
     )
 
 
 def _length(shape: Shape) -> str:
-    return f"a user has {shape.length:g} rows, the median (threshold {MIN_LONG})"
+    return f"a user has {shape.rows_of_user}, the median (threshold {MIN_LONG})"
 
 
 RULES = (
@@ -104,7 +104,7 @@ RULES = (
         lambda s: s.queries is not None and s.queries.exists and s.length <= MAX_QUERY_LENGTH,
         lambda s: "" if s.query and s.words else f"a text column of the {'items' if s.query else 'users'}",
         lambda s: (
-            f"'{s.query}' and '{s.words}' are text, and a user has {s.length:g} rows, the median (threshold at most "
+            f"'{s.query}' and '{s.words}' are text, and a user has {s.rows_of_user}, the median (threshold at most "
             f"{MAX_QUERY_LENGTH}); {s.queries}"
             if s.query and s.words
             else "users or items have no column of text"

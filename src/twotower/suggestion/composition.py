@@ -194,7 +194,7 @@ def _split(
     elif config.kind == "user_random" and shape.length < MIN_ROWS_OF_SPLIT:
         split = {**split, "kind": "random"}
         why = (
-            f"A user has {shape.length:g} rows, the median (threshold {MIN_ROWS_OF_SPLIT}): a tenth of most users' rows rounds to none, "
+            f"A user has {shape.rows_of_user}, the median (threshold {MIN_ROWS_OF_SPLIT}): a tenth of most users' rows rounds to none, "
             "so that the rows of all are drawn together."
         )
     comments = {"split.kind": why} if why else {}

@@ -118,6 +118,11 @@ class Shape:
     """Values of each column without text, by side and column, numbers in MAX_BUCKETS buckets."""
 
     @property
+    def rows_of_user(self) -> str:
+        """Rows of a user, the median, in words."""
+        return f"{self.length:g} row{'' if self.length == 1 else 's'}"
+
+    @property
     def has_telling_users(self) -> bool:
         """True if columns of users tell more than their histories, which are short and in no order."""
         has_order = self.order is not None and self.order.exists
