@@ -563,15 +563,43 @@ def test_users_that_are_items_and_are_taken_back_are_told(back: float, told: boo
     rows = pl.DataFrame(pairs, schema=["follower", "followed"], orient="row")
     names = rows.cast(pl.String)
     for frame in (rows, names):
-        text = suggest(frame, overrides=["schema.user_id=follower", "schema.item_id=followed"]).text
-        assert ("no recipe reads which items took a user" in " ".join(text.split("\n# "))) == told
+        found = suggest(frame, overrides=["schema.user_id=follower", "schema.item_id=followed"])
+        assert any("a user is likely to take what took the user" in reason for reason in found.reasons) == told
+        starts = [start for start in found.config.train.start if start.kind == "taken_by"]
+        assert len(starts) == told
+        if not told:
+            continue
+        pair = found.config.model.pairs[starts[0].pair]
+        both = len({*frame["follower"]} & {*frame["followed"]})
+        assert (pair.user.fields, pair.item.fields, pair.user.width) == (("follower",), ("followed",), both)
+        run = twotower.fit((None, None, frame), found.schema, of_one_epoch(found.config))
+        assert run.metrics["test.recall@10"] > run.metrics["baseline.popularity.recall@10"]
     others = names.with_columns(pl.format("film {}", "followed").alias("followed"))
-    assert "took a user" not in suggest(others, overrides=["schema.user_id=follower", "schema.item_id=followed"]).text
+    assert "took the user" not in suggest(others, overrides=["schema.user_id=follower", "schema.item_id=followed"]).text
 
 
 def test_all_pairs_of_a_league_are_taken_back_by_chance() -> None:
     rows = pl.DataFrame([(u, v) for u in range(30) for v in range(30) if u != v], schema=["home", "away"], orient="row")
-    assert "took a user" not in suggest(rows, overrides=["schema.user_id=home", "schema.item_id=away"]).text
+    assert "took the user" not in suggest(rows, overrides=["schema.user_id=home", "schema.item_id=away"]).text
+
+
+def test_recipes_that_train_or_weigh_no_pair_of_mutual_ids_have_none() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [(u, int(v)) for u in range(100) for v in rng.permutation(100)[:10] if u < v]
+    rows = pl.DataFrame(pairs + [(v, u) for u, v in pairs], schema=["user_id", "item_id"], orient="row")
+    rows = rows.with_columns(
+        rating=pl.Series(rng.integers(2, size=len(rows))), at=1_700_000_000 + pl.int_range(pl.len())
+    )
+    kinds = [start.kind for start in suggest(rows, recipe="ranking").config.train.start]
+    assert "taken_by" not in kinds
+    unweighed = suggest(rows.drop("rating"), recipe="collaborative", overrides=["split.validation=0"])
+    assert "taken_by" not in {start.kind for start in unweighed.config.train.start}
+    trained = suggest(rows.drop("rating"), recipe="sequence-short")
+    (start,) = (start for start in trained.config.train.start if start.kind == "taken_by")
+    assert not start.learn
+    assert start.pair == len(trained.config.model.pairs) - 1
+    closed = suggest(rows.drop("rating"), recipe="collaborative").config.train
+    assert next(start for start in closed.start if start.kind == "taken_by").learn
 
 
 def test_a_log_whose_repeats_are_dropped_ranks_none() -> None:

@@ -25,6 +25,8 @@ MAX_TIES = 0.5
 """Share of neighbouring rows of a user of equal time, up to which a user has a last row."""
 LEAST_TOLD = 0.001
 """Least share of rows that is told as a number."""
+MAX_MUTUAL = 1024
+"""Width of the pair of users that are items at most."""
 MIN_ROWS_OF_SPLIT = 6
 """Median rows of a user from which a tenth of a user's rows, rounded to the nearest number, is a row."""
 
@@ -81,6 +83,9 @@ def compose(
     sections, of_shape = shaped_settings(
         source, fitted, shape, config, rule.rows, rule.ids, rule.min_steps, unweighed, unsolved
     )
+    can_weigh = has_validation and not (unweighed or unsolved or has_context or config.model.stacking)
+    if guess.mutual and can_weigh and config.model.similarity == "dot" and not config.loss.pointwise:
+        comments |= _add_taken_by(sections, fitted, guess.mutual, bool(config.train.epochs))
     comments |= of_shape | {f"schema.features.{place}": why for place, why in fitted.why.items()}
     if config.model.cold_item_bias and not shape.contents:
         sections["model"] = {**_section(sections, "model"), "cold_item_bias": False}
@@ -230,3 +235,22 @@ def _middle(options: Settings, start: Start) -> Settings:
 def _section(settings: Settings, key: str) -> Settings:
     found = settings.get(key, {})
     return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _add_taken_by(sections: Settings, fitted: FittedRecipe, both: int, is_trained: bool) -> dict[str, str]:
+    """Add the pair of the start `taken_by`, for so many ids of both sides, beside the others, and return its comment."""
+    model, train = _section(sections, "model"), _section(sections, "train")
+    pairs, starts = model.get("pairs"), train.get("start", [])
+    if not (isinstance(pairs, list) and isinstance(starts, list)):
+        return {}
+    width, place = min(both, MAX_MUTUAL), len(pairs)
+    fitted.features.append({"kind": "categorical", "side": "user", "name": fitted.ids["user"]})
+    of_sides: dict[str, TomlValue] = {}
+    for side, name in fitted.ids.items():
+        of_sides[side] = {"fields": [name], "width": width, "layers": []}
+    start: dict[str, TomlValue] = {"kind": "taken_by", "pair": place, **({"learn": False} if is_trained else {})}
+    sections["model"] = {**model, "pairs": [*pairs, of_sides]}
+    sections["train"] = {**train, "start": [*starts, {**start, "blend": [0.0, 0.3, 1.0]}]}
+    return {
+        f"model.pairs.{place}.user.fields": "Users are items too: what took a user is likely to be taken (start 'taken_by')."
+    }

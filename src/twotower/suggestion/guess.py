@@ -56,6 +56,8 @@ class Guess:
     """Share of the rows that repeat a pair of user and item, as `repeated_share` counts them."""
     lacking: Mapping[SideName, str] = field(default_factory=dict)
     """Sides whose table lacks many ids of the interactions, which are added, with the reason."""
+    mutual: int = 0
+    """Users that are items too, where many pairs of these stand the other way round as well; 0 where few do."""
     counted: Mapping[SideName, Mapping[str, float]] = field(default_factory=dict)
     """Columns that may be counted from the interactions, of each side, as `counted_columns` returns them."""
 
@@ -102,7 +104,7 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
     if found.section and "dataset" not in found.section:
         columns.remarks += [r for name in ids if (r := _point_of_ids(found, name))]
     time = str(columns.options.get("time", ""))
-    time, repeats = time if time in found.interactions.columns else "", 0.0
+    time, repeats, mutual = time if time in found.interactions.columns else "", 0.0, 0
     if {*ids} <= {*found.interactions.columns}:
         rows = found.interactions.select(list(dict.fromkeys([*ids, *([time] if time else [])])))
         n, copies = len(rows), 0
@@ -120,7 +122,9 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
                 rows = _without_repeats_at_once(rows, ids[0], ids[1], columns.options)
         if given.get("duplicates", "keep") == "keep":
             repeats = repeated_share(rows, *ids)
-        columns.remarks += _mutual(rows.select(user=ids[0], item=ids[1]) if ids[0] != ids[1] else rows.clear())
+        if ids[0] != ids[1]:
+            mutual, told = _mutual(rows.select(user=ids[0], item=ids[1]))
+            columns.remarks += told
     sides, lacking = dict[SideName, SideFeatures](), dict[SideName, str]()
     counted = dict[SideName, Mapping[str, float]]()
     for side, key in zip(SIDES, ids, strict=True):
@@ -142,7 +146,7 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
                 counted[side] = counted_columns(sides[side], frame, key, rows, found.interactions)
         if frame is not None and key in frame.columns and key in found.interactions.columns:
             lacking |= {side: why} if (why := _lacks(frame[key], found.interactions[key], side)) else {}
-    return Guess(columns, sides, repeats, lacking, counted)
+    return Guess(columns, sides, repeats, lacking, mutual, counted)
 
 
 def _without_repeats_at_once(
@@ -194,25 +198,25 @@ def _copies_of_rows(copies: int, rows: int) -> list[str]:
     ]
 
 
-def _mutual(rows: pl.DataFrame) -> list[str]:
-    """Return a line about users that are items too, as of people who follow one another, where many pairs of a user and an item stand the other way
-    round as well, and more than by chance; an empty list for others."""
+def _mutual(rows: pl.DataFrame) -> tuple[int, list[str]]:
+    """Return the number of users that are items too, and a line about users that are items too, as of people who follow one another, where many pairs of a user and an item stand the other way
+    round as well, and more than by chance; 0 and an empty list for others."""
     if not len(rows) or rows["user"].dtype != rows["item"].dtype or not _holds_ids(rows["user"]):
-        return []
+        return 0, []
     pairs = rows.unique()
     users = pairs["user"].unique()
     both = users.filter(users.is_in(pairs["item"].unique().implode())).implode()
     among = pairs.filter(pl.col("user").is_in(both) & pl.col("item").is_in(both) & (pl.col("user") != pl.col("item")))
     if 2 * len(both[0]) < len(users) or 2 * len(among) < len(pairs):
-        return []
+        return 0, []
     turned = among.select(user="item", item="user")
     share = len(among.join(turned, on=["user", "item"], how="semi")) / len(among)
     chance = len(among) / (len(both[0]) * (len(both[0]) - 1))
     if share < max(MIN_MUTUAL, TIMES_CHANCE * chance):
-        return []
-    return [
+        return 0, []
+    return len(both[0]), [
         f"the ids: {len(both[0]):,} of {len(users):,} users are items too, and {share:.0%} of the pairs among them stand the other way round as well "
-        f"(by chance {chance:.1%}); no recipe reads which items took a user, and the user is likely to take these: rank them before the answers of the model"
+        f"(by chance {chance:.1%}), so that a user is likely to take what took the user; the start 'taken_by' alone reads that"
     ]
 
 
