@@ -105,3 +105,15 @@ def test_a_user_of_no_item_has_scores_of_zero() -> None:
     vectors = factors_before(model, data, TEST)
     assert not model.towers("user")[0].embeddings.rows_of("user_id")[0].any(), "an unknown user"
     assert vectors.users.shape == (len(data.users), PEOPLE)
+
+
+def test_ids_that_nobody_took_need_no_direction() -> None:
+    """Forty more people follow others and stand in the table of items, and nobody follows them."""
+    more = pl.DataFrame({"user_id": [f"q{n}" for n in range(40)], "item_id": [f"p{n}" for n in range(40)]})
+    rows = pl.concat([follows(), more])
+    items = pl.DataFrame({"item_id": rows["user_id"].unique(maintain_order=True)})
+    schema, split = world().schema, SplitConfig(kind="random")
+    data = build_dataset(check(None, items, rows, schema), schema, split)
+    exact, wide = (Trainer(data, config(width, [{"kind": "taken_by"}])).run().model for width in (PEOPLE, 2 * PEOPLE))
+    of_exact, of_wide = (factors_before(model.eval(), data, TEST) for model in (exact, wide))
+    np.testing.assert_allclose(of_exact.users @ of_exact.items.T, of_wide.users @ of_wide.items.T, atol=1e-6)

@@ -38,7 +38,7 @@ class TakenBy(Start):
     a page one that links to it.
 
     The user tower reads the user's id and the item tower the item's, both alone. A user's vector is a direction of its own, an
-    item's the sum of those of what it took as a user: an axis for each id of both sides up to the width, and above it random
+    item's the sum of those of what it took as a user: an axis for each such id that was taken up to the width, and above it random
     signs, by which a score errs by the root of the number of what the item took over the width. Use it beside other pairs,
     weighed by `blend`, where users are items and pairs stand the other way round more often than by chance. Users and items that
     training lacks have a score of 0.
@@ -77,22 +77,24 @@ class TakenBy(Start):
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         assert isinstance(positives, PositivesOfBoth)
-        n = len(positives.users)
-        own = torch.eye(n, width)
-        if n > width:
-            generator = torch.Generator().manual_seed(seed)
-            own = (torch.randint(0, 2, (n, width), generator=generator) * 2 - 1) / width**0.5
-        directions = torch.zeros(positives.n_columns, width)
-        directions[torch.from_numpy(positives.items + 1)] = own
-        took = positives.product(directions)[torch.from_numpy(positives.users)]
-        if not took.any():
+        by_users = np.isin(positives.owners, positives.users)
+        taken = np.flatnonzero(np.isin(positives.items + 1, positives.columns[by_users]))  # others need no direction
+        if not len(taken):
             raise TrainingError(
                 f"train.start of kind '{self.kind}' finds no user that is an item too and took another one; leave the start and its pair out"
             )
+        vectors = torch.eye(len(taken), width)
+        if len(taken) > width:
+            generator = torch.Generator().manual_seed(seed)
+            vectors = (torch.randint(0, 2, (len(taken), width), generator=generator) * 2 - 1) / width**0.5
+        own, directions = torch.zeros(len(positives.users), width), torch.zeros(positives.n_columns, width)
+        own[torch.from_numpy(taken)] = vectors
+        directions[torch.from_numpy(positives.items[taken] + 1)] = vectors
+        took = positives.product(directions)[torch.from_numpy(positives.users)]
         tables = [torch.zeros(rows, width) for rows in positives.rows]
         codes = (positives.user_codes, positives.item_codes)
-        for table, code, vectors in zip(tables, codes, (own, took), strict=True):
-            table.index_add_(0, torch.from_numpy(code.astype(np.int64)), vectors)
+        for table, code, rows in zip(tables, codes, (own, took), strict=True):
+            table.index_add_(0, torch.from_numpy(code.astype(np.int64)), rows)
         return PairValues(tables[0], (tables[1],))
 
 
