@@ -25,8 +25,10 @@ MAX_TIES = 0.5
 """Share of neighbouring rows of a user of equal time, up to which a user has a last row."""
 LEAST_TOLD = 0.001
 """Least share of rows that is told as a number."""
-MAX_MUTUAL = 1024
-"""Width of the pair of users that are items at most."""
+MAX_MUTUAL, MIN_MUTUAL = 1024, 64
+"""Width of the pair of users that are items at most, and at least: below it random signs tell little."""
+MAX_MUTUAL_NUMBERS = 1 << 26
+"""Greatest number of the numbers of its vectors of a side, of four bytes each; more ids have narrower ones."""
 MIN_ROWS_OF_SPLIT = 6
 """Median rows of a user from which a tenth of a user's rows, rounded to the nearest number, is a row."""
 
@@ -237,13 +239,19 @@ def _section(settings: Settings, key: str) -> Settings:
     return dict(found) if isinstance(found, Mapping) else {}
 
 
+def mutual_width(both: int) -> int:
+    """Return the width of the pair of so many users that are items too; 0 where they are too many for one."""
+    width = min(both, MAX_MUTUAL, MAX_MUTUAL_NUMBERS // max(both, 1))
+    return width if width >= min(both, MIN_MUTUAL) else 0
+
+
 def _add_taken_by(sections: Settings, fitted: FittedRecipe, both: int, is_trained: bool) -> dict[str, str]:
     """Add the pair of the start `taken_by`, for so many ids of both sides, beside the others, and return its comment."""
     model, train = _section(sections, "model"), _section(sections, "train")
     pairs, starts = model.get("pairs"), train.get("start", [])
-    if not (isinstance(pairs, list) and isinstance(starts, list)):
+    if not (isinstance(pairs, list) and isinstance(starts, list) and (width := mutual_width(both))):
         return {}
-    width, place = min(both, MAX_MUTUAL), len(pairs)
+    place = len(pairs)
     fitted.features.append({"kind": "categorical", "side": "user", "name": fitted.ids["user"]})
     of_sides: dict[str, TomlValue] = {}
     for side, name in fitted.ids.items():
