@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ class LostRay:
     def __init__(self, at: str, error: Exception) -> None:
         self.clock = Clock()
         self._at, self._error, self._silent = at, error, at == "available_resources"
-        self.cancels, self.gcs_address = 0, ""
+        self.cancels, self.gcs_address, self.seconds = 0, "", 3600.0
 
     def put_in_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ray = imported_ray()
@@ -177,8 +178,9 @@ class LostRay:
         self.clock.now += 0.0 if ready else timeout
         return ready, [task for task in waiting if task not in ready]
 
-    def get(self, shard: int) -> int:
-        return shard
+    def get(self, shard: int) -> tuple[int, str, float]:
+        """Return what a shard gives, its process and its seconds."""
+        return shard, "a process", self.seconds
 
     def available_resources(self) -> dict[str, float]:
         return {}
@@ -208,8 +210,8 @@ class RayWithLostHost(LostRay):
     def wait(self, waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
         return self.waited([task for task in waiting if task][:1], waiting, timeout)
 
-    def get(self, task: int) -> int:
-        return 2 * self.sent[task]
+    def get(self, task: int) -> tuple[int, str, float]:
+        return 2 * self.sent[task], "a process", self.seconds
 
     def nodes(self) -> list[dict[str, bool]]:
         return [*super().nodes(), {"Alive": self.clock.now < 60}]
@@ -230,6 +232,37 @@ def test_fault_C18_a_shard_that_may_be_on_a_lost_host_is_made_by_another(monkeyp
     assert cut.cancels == 1, "of the task that nobody hears of"
 
 
+@pytest.mark.parametrize(("seconds", "silence"), [(0.5, 10), (5.0, 10), (18.0, 40), (45.0, 90)])
+def test_the_last_shard_is_made_by_another_where_it_takes_twice_the_longest(
+    seconds: float, silence: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Ray knows of a lost host, and where one is slow."""
+    cut = RayWithLostHost()
+    cut.put_in_place(monkeypatch)
+    monkeypatch.setattr(imported_ray(), "nodes", lambda: [{"Alive": True}])
+    cut.seconds, made = seconds, list[int]()
+    with collected_messages() as lines:
+        RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
+    assert made == [12, 14, 10]
+    assert cut.sent == [5, 6, 7, 5]
+    told = f"no shard is finished for {silence} seconds, and the longest took {seconds:,.0f}; unfinished shards, which others get too: 1"
+    assert any(told in line for line in lines)
+
+
+def test_shards_that_wait_for_a_process_are_given_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two are unfinished, and one process is known."""
+    cut = RayWithLostHost()
+    cut.put_in_place(monkeypatch)
+    monkeypatch.setattr(imported_ray(), "nodes", lambda: [{"Alive": True}])
+    monkeypatch.setattr(
+        imported_ray(), "wait", lambda waiting, timeout: cut.waited([t for t in waiting if t == 1], waiting, timeout)
+    )
+    cut.seconds = 0.5
+    with pytest.raises(Unavailable, match="no shard is finished within"):
+        RayEngine("", 2, timeout=300).run(lambda: abs, [5, 6, 7], print)
+    assert cut.sent == [5, 6, 7]
+
+
 class RayWithTwins(LostRay):
     """A Ray with a host less, whose others are at work: after a silence, all tasks are finished, the later ones first."""
 
@@ -247,8 +280,8 @@ class RayWithTwins(LostRay):
     def wait(self, waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
         return self.waited([] if self.clock.now < 30 else [max(waiting)], waiting, timeout)
 
-    def get(self, task: int) -> int:
-        return 2 * self.sent[task]
+    def get(self, task: int) -> tuple[int, str, float]:
+        return 2 * self.sent[task], "a process", self.seconds
 
     def nodes(self) -> list[dict[str, bool]]:
         return [{"Alive": True}, {"Alive": not self.clock.now}]
@@ -275,7 +308,7 @@ def test_a_host_that_leaves_is_none_that_is_lost(reason: int, is_lost: bool, mon
     ray, made = RayWithTwins(), list[int]()
     ray.put_in_place(monkeypatch)
     alive = [{"Alive": True}, {"Alive": True, "DeathReason": 0}]
-    states = iter([alive, [alive[0], {"Alive": False, "DeathReason": reason}]])
+    states = chain([alive], repeat([alive[0], {"Alive": False, "DeathReason": reason}]))
     monkeypatch.setattr(imported_ray(), "nodes", lambda: next(states))
     RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
     assert sorted(made) == [10, 12, 14]

@@ -44,7 +44,10 @@ STARTS = 3
 """Tries to join a cluster whose client server cannot start a process for this one, or to start a Ray here whose processes are not up
 within its half a minute: both happen on a busy machine."""
 LOOK = 30.0
-"""Seconds without a finished shard after which Ray is asked for CPUs and lost hosts."""
+"""Seconds without a finished shard after which Ray is asked for CPUs. It is asked for lost hosts as often as the head is looked at."""
+PATIENCE = 10.0
+"""Seconds without a finished shard, at least, and twice those of the longest shard, after which the last shards, of which each process has one,
+are given to others too: a host may be lost, which Ray notices in a minute, or slow."""
 HEAD_SILENCE = 30.0
 """Seconds from the first connection to the head that fails, without one that succeeds, after which a job ends. After 60 without the head
 Ray ends the process itself."""
@@ -112,7 +115,7 @@ class RayEngine(JobEngine):
 
         threads = self._threads if self._joins else 1
         variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS")}
-        running: dict[ObjectRef[Made], int] = {}
+        running: dict[ObjectRef[tuple[Made, str, float]], int] = {}
         unfinished: dict[int, Shard] = {}
         try:
             sent = _Sent(uuid.uuid4().hex, ray.put(job), tuple(modules))
@@ -120,6 +123,7 @@ class RayEngine(JobEngine):
             head = _Head(_head_address(), HEAD_SILENCE)
             last = asked = time.monotonic()
             lost, has_twins = _lost_hosts(), False
+            makers, longest = set[str](), 0.0
             is_new = True
             while True:
                 if is_new:  # a new function asks for CPUs anew, and not after those that a lost host was asked for
@@ -146,18 +150,26 @@ class RayEngine(JobEngine):
                         f"engine 'ray': no shard is finished within {silent:,.0f} seconds, with {_cpus()}; see that the cluster has "
                         "free ones, or choose smaller shards (`shard_rows`), then call again to go on"
                     )
+                elif (found := _lost_hosts()) > lost:  # whose tasks Ray repeats when it gives up their connections
+                    lost = found
+                    log.info(
+                        f"engine 'ray': a host is lost; unfinished shards, which the others get too: {len(unfinished):,}"
+                    )
+                    is_new = has_twins = True
+                elif not has_twins and len(unfinished) <= len(makers) and silent >= max(PATIENCE, 2 * longest):
+                    log.info(
+                        f"engine 'ray': no shard is finished for {silent:,.0f} seconds, and the longest took {longest:,.0f}; unfinished shards, "
+                        f"which others get too: {len(unfinished):,}"
+                    )
+                    is_new = has_twins = True
                 elif now - asked >= LOOK:
                     asked = now
                     log.info(f"engine 'ray': no shard is finished for {silent:,.0f} seconds, with {_cpus()}")
-                    if (found := _lost_hosts()) > lost:  # whose tasks Ray repeats when it gives up their connections
-                        lost = found
-                        log.info(
-                            f"engine 'ray': a host is lost; unfinished shards, which the others get too: {len(unfinished):,}"
-                        )
-                        is_new = has_twins = True
                 for ref in ready:
                     if (number := running.pop(ref, -1)) in unfinished:  # else a twin has made it
-                        made = _result(ref)
+                        made, maker, seconds = _result(ref)
+                        makers.add(maker)
+                        longest = max(longest, seconds)
                         del unfinished[number]
                         for twin in [other for other, of in running.items() if of == number] if has_twins else ():
                             del running[twin]
@@ -322,8 +334,8 @@ def _lost_hosts() -> int:
     return sum(not node["Alive"] and node.get("DeathReason") not in LEFT for node in ray.nodes())  # type: ignore[no-untyped-call]
 
 
-def _result(ref: ObjectRef[Made]) -> Made:
-    """Return what a task gives. Raises the error of this package that it raised, RunError if its processes were lost or Ray has no
+def _result(ref: ObjectRef[tuple[Made, str, float]]) -> tuple[Made, str, float]:
+    """Return what a task gives, as `_make` does. Raises the error of this package that it raised, RunError if its processes were lost or Ray has no
     result of it."""
     import ray
 
@@ -363,8 +375,8 @@ class _Sent(Generic[Shard, Made]):
     version: str = __version__
 
 
-def _make(sent: _Sent[Shard, Made], shard: Shard) -> Made:
-    """Make a shard in a process of Ray."""
+def _make(sent: _Sent[Shard, Made], shard: Shard) -> tuple[Made, str, float]:
+    """Make a shard in a process of Ray; return it, the process and the seconds."""
     import ray
 
     if sent.token not in _loaded:
@@ -375,5 +387,6 @@ def _make(sent: _Sent[Shard, Made], shard: Shard) -> Made:
         _loaded.clear()
         import_modules(sent.modules)
         _loaded[sent.token] = ray.get(sent.job)()
+    began = time.monotonic()
     made: Made = _loaded[sent.token](shard)
-    return made
+    return made, str(ray.get_runtime_context().get_worker_id()), time.monotonic() - began
