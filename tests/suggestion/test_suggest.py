@@ -583,6 +583,35 @@ def test_all_pairs_of_a_league_are_taken_back_by_chance() -> None:
     assert "took the user" not in suggest(rows, overrides=["schema.user_id=home", "schema.item_id=away"]).text
 
 
+def test_ids_that_count_from_the_most_frequent_are_taken_back_by_chance() -> None:
+    """On both sides, so that what is frequent meets what is frequent both ways."""
+    rng = np.random.default_rng(0)
+    drawn = pl.DataFrame({name: np.minimum(rng.zipf(1.5, 6_000), 400) for name in ("query", "click")}).unique(
+        maintain_order=True
+    )
+    turned = drawn.select(query="click", click="query")
+    among = drawn.filter(
+        pl.col("query").is_in(drawn["click"].implode()) & pl.col("click").is_in(drawn["query"].implode())
+    )
+    assert among.join(turned, on=["query", "click"], how="semi").height > 0.1 * among.height
+    assert "took the user" not in suggest(drawn, overrides=["schema.user_id=query", "schema.item_id=click"]).text
+
+
+def test_recipes_whose_towers_read_all_fields_have_no_pair_of_mutual_ids(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pairs = [(u, int(v)) for u in range(100) for v in rng.permutation(100)[:10] if u < v]
+    rows = pl.DataFrame(pairs + [(v, u) for u, v in pairs], schema=["query_id", "item_id"], orient="row")
+    names = pl.Series([f"{a}{b} {c}" for a in "abcde" for b in "fghij" for c in "klmn"])
+    queries = pl.DataFrame({"query_id": range(100), "query": names})
+    items = pl.DataFrame({"item_id": range(100), "title": names})
+    for name, frame in (("interactions", rows), ("users", queries), ("items", items)):
+        frame.write_csv(tmp_path / f"{name}.csv")
+    found = suggest(tmp_path, recipe="words", overrides=["schema.user_id=query_id"])
+    assert any("a user is likely to take what took the user" in reason for reason in found.reasons)
+    assert "taken_by" not in {start.kind for start in found.config.train.start}
+    twotower.fit((queries, items, rows), found.schema, of_one_epoch(found.config))
+
+
 def test_recipes_that_train_or_weigh_no_pair_of_mutual_ids_have_none() -> None:
     rng = np.random.default_rng(0)
     pairs = [(u, int(v)) for u in range(100) for v in rng.permutation(100)[:10] if u < v]

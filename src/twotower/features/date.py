@@ -93,7 +93,7 @@ def days(series: pl.Series, given: str) -> pl.Series:
             "such as '%Y%m%d'"
         )
     text = _stripped(series.cast(pl.String))
-    found = text.to_frame("text").select(_dates(given)).to_series()
+    found = text.to_frame("text").select(_dates(given).alias(series.name)).to_series()
     if (odd := text.filter(found.is_null() & text.is_not_null())).len():
         expected = f"a date of the format {given!r}" if given else "a date whose year is first, such as 2023-01-31"
         raise DataError(

@@ -9,7 +9,7 @@ from twotower.config.toml import TomlValue, parse_config
 from twotower.data.split import SplitConfig
 from twotower.features.schema import Schema
 from twotower.suggestion.choice import RecipeRule
-from twotower.suggestion.guess import MIN_REPEATS, Guess
+from twotower.suggestion.guess import MIN_REPEATS, Guess, Mutual
 from twotower.suggestion.recipes import FittedRecipe, Settings, read_recipe
 from twotower.suggestion.settings import shaped_settings
 from twotower.suggestion.shape import MIN_LAST, MIN_NEW, MIN_NEW_USERS, TYPICAL_ROWS, Shape
@@ -86,7 +86,7 @@ def compose(
         source, fitted, shape, config, rule.rows, rule.ids, rule.min_steps, unweighed, unsolved
     )
     can_weigh = has_validation and not (unweighed or unsolved or has_context or config.model.stacking)
-    if guess.mutual and can_weigh and config.model.similarity == "dot" and not config.loss.pointwise:
+    if guess.mutual.both and can_weigh and config.model.similarity == "dot" and not config.loss.pointwise:
         comments |= _add_taken_by(sections, fitted, guess.mutual, bool(config.train.epochs))
     comments |= of_shape | {f"schema.features.{place}": why for place, why in fitted.why.items()}
     if config.model.cold_item_bias and not shape.contents:
@@ -239,17 +239,23 @@ def _section(settings: Settings, key: str) -> Settings:
     return dict(found) if isinstance(found, Mapping) else {}
 
 
-def mutual_width(both: int) -> int:
-    """Return the width of the pair of so many users that are items too; 0 where they are too many for one."""
-    width = min(both, MAX_MUTUAL, MAX_MUTUAL_NUMBERS // max(both, 1))
-    return width if width >= min(both, MIN_MUTUAL) else 0
+def mutual_width(mutual: Mutual) -> int:
+    """Return the width of the pair of users that are items too; 0 where the ids are too many for one."""
+    width = min(mutual.both, MAX_MUTUAL, MAX_MUTUAL_NUMBERS // max(mutual.of_a_side, 1))
+    return width if width >= min(mutual.both, MIN_MUTUAL) else 0
 
 
-def _add_taken_by(sections: Settings, fitted: FittedRecipe, both: int, is_trained: bool) -> dict[str, str]:
-    """Add the pair of the start `taken_by`, for so many ids of both sides, beside the others, and return its comment."""
+def _add_taken_by(sections: Settings, fitted: FittedRecipe, mutual: Mutual, is_trained: bool) -> dict[str, str]:
+    """Add the pair of the start `taken_by` beside the others, and return its comment; nothing beside towers that read all fields, or without
+    the ids of the items."""
     model, train = _section(sections, "model"), _section(sections, "train")
     pairs, starts = model.get("pairs"), train.get("start", [])
-    if not (isinstance(pairs, list) and isinstance(starts, list) and (width := mutual_width(both))):
+    if not (isinstance(pairs, list) and isinstance(starts, list) and (width := mutual_width(mutual))):
+        return {}
+    names = {(feature.get("side"), feature.get("name")) for feature in fitted.features}
+    towers = [_section(pair, side) for pair in pairs if isinstance(pair, dict) for side in fitted.ids]
+    reads_all = any("fields" not in tower for tower in towers)
+    if reads_all or ("item", fitted.ids["item"]) not in names or ("user", fitted.ids["user"]) in names:
         return {}
     place = len(pairs)
     fitted.features.append({"kind": "categorical", "side": "user", "name": fitted.ids["user"]})

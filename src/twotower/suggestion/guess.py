@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import polars as pl
 from pydantic import ValidationError
@@ -46,6 +47,13 @@ COLUMNS = (
 """Options of the schema that the columns of the interactions decide."""
 
 
+class Mutual(NamedTuple):
+    """Numbers of the users that are items too, and of all ids of the side that has more."""
+
+    both: int = 0
+    of_a_side: int = 0
+
+
 @dataclass(frozen=True)
 class Guess:
     """Meaning of tables."""
@@ -56,8 +64,8 @@ class Guess:
     """Share of the rows that repeat a pair of user and item, as `repeated_share` counts them."""
     lacking: Mapping[SideName, str] = field(default_factory=dict)
     """Sides whose table lacks many ids of the interactions, which are added, with the reason."""
-    mutual: int = 0
-    """Users that are items too, where many pairs of these stand the other way round as well; 0 where few do."""
+    mutual: Mutual = field(default_factory=Mutual)
+    """Users that are items too, where many pairs of these stand the other way round as well; none where few do."""
     counted: Mapping[SideName, Mapping[str, float]] = field(default_factory=dict)
     """Columns that may be counted from the interactions, of each side, as `counted_columns` returns them."""
 
@@ -104,7 +112,7 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
     if found.section and "dataset" not in found.section:
         columns.remarks += [r for name in ids if (r := _point_of_ids(found, name))]
     time = str(columns.options.get("time", ""))
-    time, repeats, mutual = time if time in found.interactions.columns else "", 0.0, 0
+    time, repeats, mutual = time if time in found.interactions.columns else "", 0.0, Mutual()
     if {*ids} <= {*found.interactions.columns}:
         rows = found.interactions.select(list(dict.fromkeys([*ids, *([time] if time else [])])))
         n, copies = len(rows), 0
@@ -198,23 +206,31 @@ def _copies_of_rows(copies: int, rows: int) -> list[str]:
     ]
 
 
-def _mutual(rows: pl.DataFrame) -> tuple[int, list[str]]:
-    """Return the number of users that are items too, and a line about users that are items too, as of people who follow one another, where many pairs of a user and an item stand the other way
-    round as well, and more than by chance; 0 and an empty list for others."""
+def _mutual(rows: pl.DataFrame) -> tuple[Mutual, list[str]]:
+    """Return the users that are items too, and a line about them, where many of their pairs stand the other way round as well, and more than by
+    chance, as of people who follow one another; an empty one for others. By chance an id takes another one as often as the numbers of what
+    it takes and of who takes the other give."""
     if not len(rows) or rows["user"].dtype != rows["item"].dtype or not _holds_ids(rows["user"]):
-        return 0, []
+        return Mutual(), []
     pairs = rows.unique()
-    users = pairs["user"].unique()
-    both = users.filter(users.is_in(pairs["item"].unique().implode())).implode()
+    users, items = (pairs[name].unique() for name in ("user", "item"))
+    both = users.filter(users.is_in(items.implode())).implode()
     among = pairs.filter(pl.col("user").is_in(both) & pl.col("item").is_in(both) & (pl.col("user") != pl.col("item")))
     if 2 * len(both[0]) < len(users) or 2 * len(among) < len(pairs):
-        return 0, []
+        return Mutual(), []
+    takes, taken = (among.group_by(pl.col(name).alias("id")).agg(pl.len().alias(name)) for name in ("user", "item"))
     turned = among.select(user="item", item="user")
     share = len(among.join(turned, on=["user", "item"], how="semi")) / len(among)
-    chance = len(among) / (len(both[0]) * (len(both[0]) - 1))
+    degrees = turned.join(takes, left_on="user", right_on="id", how="left").join(
+        taken, left_on="item", right_on="id", how="left", suffix="_of"
+    )
+    expected = degrees.select(
+        pl.col("user_right").fill_null(0).cast(pl.Float64) * pl.col("item_of").fill_null(0) / len(among)
+    )
+    chance = float(expected.to_series().clip(0, 1).mean() or 0)  # type: ignore[arg-type]
     if share < max(MIN_MUTUAL, TIMES_CHANCE * chance):
-        return 0, []
-    return len(both[0]), [
+        return Mutual(), []
+    return Mutual(len(both[0]), max(len(users), len(items))), [
         f"the ids: {len(both[0]):,} of {len(users):,} users are items too, and {share:.0%} of the pairs among them stand the other way round as well "
         f"(by chance {chance:.1%}), so that a user is likely to take what took the user; the start 'taken_by' alone reads that"
     ]

@@ -114,7 +114,8 @@ class StartValues:
             self._recent is not None and start.weighs_parts and len(set(start.blend)) > 1
         )  # together with what is popular
         told += "" if weight else f" (it adds {adds}{'' if later else ', and vectors are shorter without the pair'})"
-        log.info(f"start of pair {start.pair} by {start.kind}: {found.describe()}{told}")
+        values = (found.describe() + told).removeprefix(", ") or "no values to choose"
+        log.info(f"start of pair {start.pair} by {start.kind}: {values}")
 
     def best(self, start: Start) -> Start:
         """Return the start with the values that are best. May overwrite its pair."""
