@@ -38,7 +38,7 @@ def embed(
     side: SideName,
     source: Path | str,
     out: Path | str,
-    batch_rows: int = 32_768,
+    batch_rows: int = 65_536,
     *,
     shard_rows: int = SHARD_ROWS,
     precision: Precision = "fp32",
