@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -19,6 +20,11 @@ def imported_ray() -> Any:
     """Return Ray's module, imported as the engine imports it: a Ray that begins later in this process listens on loopback too."""
     _set_environment("")
     return import_module("ray")
+
+
+def address_of(bound: socket.socket) -> str:
+    """Return the address of a socket of this machine as HOST:PORT."""
+    return f"127.0.0.1:{bound.getsockname()[1]}"
 
 
 @contextmanager

@@ -17,10 +17,10 @@ import preloaded
 import psutil
 import pytest
 from messages import collected_messages
-from ray_worlds import imported_ray, running_ray
+from ray_worlds import address_of, imported_ray, running_ray
 
 from twotower.engines import open_engine
-from twotower.engines.ray import CLUSTER_SWITCH, LEFT, RayEngine, _Head
+from twotower.engines.ray import CLUSTER_SWITCH, RayEngine
 from twotower.errors import ConfigError, DataError, RunError, Unavailable
 
 
@@ -124,6 +124,12 @@ class Clock:
         return self.now
 
 
+def host(name: str, port: int = 9, alive: bool = True, reason: int = 0) -> dict[str, object]:
+    """Return a host as Ray tells it."""
+    address = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port}
+    return {"NodeID": name, "Alive": alive, "DeathReason": reason, **address}
+
+
 class LostRay:
     """Stands for the Ray of this process: its call `at` fails with `error`, and so does each cancel. A wait without a finished task
     takes its whole timeout, by a clock of its own."""
@@ -131,7 +137,7 @@ class LostRay:
     def __init__(self, at: str, error: Exception) -> None:
         self.clock = Clock()
         self._at, self._error, self._silent = at, error, at == "available_resources"
-        self.cancels, self.gcs_address, self.seconds = 0, "", 3600.0
+        self.cancels, self.gcs_address = 0, ""
 
     def put_in_place(self, monkeypatch: pytest.MonkeyPatch) -> None:
         ray = imported_ray()
@@ -150,7 +156,8 @@ class LostRay:
         for name in names:
             call = self._fail if name == self._at else getattr(self, name)
             monkeypatch.setattr(ray, name, call)
-        monkeypatch.setattr("twotower.engines.ray.time", self.clock)
+        for module in ("ray", "ray_hosts"):
+            monkeypatch.setattr(f"twotower.engines.{module}.time", self.clock)
 
     def _fail(self, *_: object, **__: object) -> Any:
         raise self._error
@@ -178,9 +185,9 @@ class LostRay:
         self.clock.now += 0.0 if ready else timeout
         return ready, [task for task in waiting if task not in ready]
 
-    def get(self, shard: int) -> tuple[int, str, float]:
-        """Return what a shard gives, its process and its seconds."""
-        return shard, "a process", self.seconds
+    def get(self, shard: int) -> int:
+        """Return what a shard gives."""
+        return shard
 
     def available_resources(self) -> dict[str, float]:
         return {}
@@ -188,8 +195,8 @@ class LostRay:
     def cluster_resources(self) -> dict[str, float]:
         return {}
 
-    def nodes(self) -> list[dict[str, bool]]:
-        return [{"Alive": True}, {"Alive": False}]
+    def nodes(self) -> list[dict[str, object]]:
+        return [host("here"), host("lost before", alive=False)]
 
     def cancel(self, shard: int, force: bool) -> None:
         self.cancels += 1
@@ -210,11 +217,11 @@ class RayWithLostHost(LostRay):
     def wait(self, waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
         return self.waited([task for task in waiting if task][:1], waiting, timeout)
 
-    def get(self, task: int) -> tuple[int, str, float]:
-        return 2 * self.sent[task], "a process", self.seconds
+    def get(self, task: int) -> int:
+        return 2 * self.sent[task]
 
-    def nodes(self) -> list[dict[str, bool]]:
-        return [*super().nodes(), {"Alive": self.clock.now < 60}]
+    def nodes(self) -> list[dict[str, object]]:
+        return [*super().nodes(), host("cut off", alive=self.clock.now < 60)]
 
 
 def test_fault_C18_a_shard_that_may_be_on_a_lost_host_is_made_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,35 +239,67 @@ def test_fault_C18_a_shard_that_may_be_on_a_lost_host_is_made_by_another(monkeyp
     assert cut.cancels == 1, "of the task that nobody hears of"
 
 
-@pytest.mark.parametrize(("seconds", "silence"), [(0.5, 10), (5.0, 10), (18.0, 40), (45.0, 90)])
-def test_the_last_shard_is_made_by_another_where_it_takes_twice_the_longest(
-    seconds: float, silence: int, monkeypatch: pytest.MonkeyPatch
+class RayWithSilentHost(LostRay):
+    """A Ray that waits for the answer of a host that takes no connection: no task is finished that may run there, but the first."""
+
+    def __init__(self, head: str, hosts: dict[str, int]) -> None:
+        super().__init__("", ConnectionError())
+        self.gcs_address, self.hosts = head, hosts
+        self.sent, self.functions = list[tuple[int, int]](), list[tuple[float, str]]()
+
+    def options(self, **given: Any) -> LostRay:
+        self.functions.append((self.clock.now, (given["label_selector"] or {}).get("ray.io/node-id", "")))
+        return self
+
+    def remote(self, first: object, *shards: int) -> Any:
+        self.sent += [(shard, len(self.functions) - 1) for shard in shards]
+        return len(self.sent) - 1 if shards else self
+
+    def wait(self, waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
+        ready = [task for task in waiting if task == 0 or self.functions[self.sent[task][1]][1]]
+        return self.waited(ready[:1], waiting, timeout)
+
+    def get(self, task: int) -> int:
+        return 2 * self.sent[task][0]
+
+    def nodes(self) -> list[dict[str, object]]:
+        return [host(name, port) for name, port in self.hosts.items()]
+
+    def cancel(self, task: int, force: bool) -> None:
+        self.cancels += 1
+
+
+def test_fault_C18_shards_that_wait_for_a_host_that_takes_no_connection_are_given_to_the_others(
+    held: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before Ray knows of a lost host, and where one is slow."""
-    cut = RayWithLostHost()
-    cut.put_in_place(monkeypatch)
-    monkeypatch.setattr(imported_ray(), "nodes", lambda: [{"Alive": True}])
-    cut.seconds, made = seconds, list[int]()
-    with collected_messages() as lines:
-        RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
-    assert made == [12, 14, 10]
-    assert cut.sent == [5, 6, 7, 5]
-    told = f"no shard is finished for {silence} seconds, and the longest took {seconds:,.0f}; unfinished shards, which others get too: 1"
-    assert any(told in line for line in lines)
+    """Ray takes it for lost half a minute later, and asks it for CPUs until then, while the others are idle."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(100)
+        port, made = listening.getsockname()[1], list[int]()
+        ray = RayWithSilentHost(address_of(listening), {"head": port, "off": held.getsockname()[1], "on": port})
+        ray.put_in_place(monkeypatch)
+        with collected_messages() as lines:
+            RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
+    assert made == [10, 12, 14]
+    assert ray.functions == [(0, ""), (5, "!in(off)")]
+    assert ray.sent == [(5, 0), (6, 0), (7, 0), (6, 1), (7, 1)]
+    assert ray.cancels == 2, "of the tasks that wait"
+    assert lines == ["engine 'ray': a host is lost; unfinished shards, which the others get too: 2"]
 
 
-def test_shards_that_wait_for_a_process_are_given_to_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two are unfinished, and one process is known."""
-    cut = RayWithLostHost()
-    cut.put_in_place(monkeypatch)
-    monkeypatch.setattr(imported_ray(), "nodes", lambda: [{"Alive": True}])
-    monkeypatch.setattr(
-        imported_ray(), "wait", lambda waiting, timeout: cut.waited([t for t in waiting if t == 1], waiting, timeout)
-    )
-    cut.seconds = 0.5
-    with pytest.raises(Unavailable, match="no shard is finished within"):
-        RayEngine("", 2, timeout=300).run(lambda: abs, [5, 6, 7], print)
-    assert cut.sent == [5, 6, 7]
+def test_shards_are_given_once_while_all_hosts_take_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long one takes. Ray's client, whose process may reach the head alone, connects to none."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(100)
+        port = listening.getsockname()[1]
+        for head, hosts in ((address_of(listening), {"a": port, "b": port}), ("", {"a": 9, "b": 9})):
+            ray = RayWithSilentHost(head, hosts)
+            ray.put_in_place(monkeypatch)
+            with pytest.raises(Unavailable, match="no shard is finished within 100 seconds"):
+                RayEngine("", 2, timeout=100).run(lambda: abs, [5, 6, 7], print)
+            assert [shard for shard, _ in ray.sent] == [5, 6, 7]
 
 
 class RayWithTwins(LostRay):
@@ -280,11 +319,11 @@ class RayWithTwins(LostRay):
     def wait(self, waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
         return self.waited([] if self.clock.now < 30 else [max(waiting)], waiting, timeout)
 
-    def get(self, task: int) -> tuple[int, str, float]:
-        return 2 * self.sent[task], "a process", self.seconds
+    def get(self, task: int) -> int:
+        return 2 * self.sent[task]
 
-    def nodes(self) -> list[dict[str, bool]]:
-        return [{"Alive": True}, {"Alive": not self.clock.now}]
+    def nodes(self) -> list[dict[str, object]]:
+        return [host("here"), host("lost", alive=not self.clock.now)]
 
     def cancel(self, task: int, force: bool) -> None:
         assert not force, "whose process would load the run again"
@@ -307,31 +346,11 @@ def test_a_host_that_leaves_is_none_that_is_lost(reason: int, is_lost: bool, mon
     """One that was stopped or, idle, scaled down; but not one that was taken away, whose connections may stay silent."""
     ray, made = RayWithTwins(), list[int]()
     ray.put_in_place(monkeypatch)
-    alive = [{"Alive": True}, {"Alive": True, "DeathReason": 0}]
-    states = chain([alive], repeat([alive[0], {"Alive": False, "DeathReason": reason}]))
+    states = chain([[host("here"), host("gone")]], repeat([host("here"), host("gone", alive=False, reason=reason)]))
     monkeypatch.setattr(imported_ray(), "nodes", lambda: next(states))
     RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
     assert sorted(made) == [10, 12, 14]
     assert ray.sent == [5, 6, 7] * (1 + is_lost)
-
-
-def test_reasons_of_a_death_are_those_of_the_installed_ray() -> None:
-    imported_ray()
-    from ray.core.generated.common_pb2 import NodeDeathInfo  # type: ignore[attr-defined]
-
-    assert {NodeDeathInfo.EXPECTED_TERMINATION, NodeDeathInfo.AUTOSCALER_DRAIN_IDLE} == LEFT
-
-
-@pytest.fixture
-def held() -> Iterator[socket.socket]:
-    """A port of this machine that nobody listens at, nor can as long as it is held."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield held
-
-
-def _address(held: socket.socket) -> str:
-    return f"127.0.0.1:{held.getsockname()[1]}"
 
 
 class RayWithHead(LostRay):
@@ -354,7 +373,7 @@ def test_fault_C18_a_head_that_is_lost_ends_the_job(
     seconds: float, held: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while the other hosts make shards. It is looked at every five seconds, and Ray would end the process after a minute."""
-    ray = RayWithHead(_address(held), seconds)
+    ray = RayWithHead(address_of(held), seconds)
     ray.put_in_place(monkeypatch)
     told = (
         rf"the Ray of this process answers no more \(its head, {ray.gcs_address}, is silent for 30 seconds: .*refused\)"
@@ -372,7 +391,7 @@ def test_one_connection_that_fails_after_a_while_ends_no_job(
     ray, failed, made = RayWithHead("127.0.0.1:9", seconds), list[float](), list[int]()
     ray.put_in_place(monkeypatch)
 
-    def connect(address: str) -> None:
+    def connect(address: str, seconds: float = 0.0) -> None:
         if ray.clock.now >= 30 and not failed:
             failed.append(ray.clock.now)
             raise ConnectionRefusedError("no room")
@@ -381,7 +400,7 @@ def test_one_connection_that_fails_after_a_while_ends_no_job(
         made.append(shard)
         ray.clock.now += busy
 
-    monkeypatch.setattr("twotower.engines.ray._connect", connect)
+    monkeypatch.setattr("twotower.engines.ray_hosts.connect", connect)
     with collected_messages() as lines:
         RayEngine("", 2).run(lambda: abs, [5, 6, 7], done)
     assert made == [5, 6, 7]
@@ -394,29 +413,16 @@ def test_a_silent_head_is_asked_nothing_when_the_time_of_the_job_ends(
     held: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray's questions would not return."""
-    ray = RayWithHead(_address(held), 3600.0)
+    ray = RayWithHead(address_of(held), 3600.0)
     ray.put_in_place(monkeypatch)
     monkeypatch.setattr(imported_ray(), "available_resources", lambda: pytest.fail("Ray is asked"))
     with pytest.raises(Unavailable, match=r"its head, .*, is silent for 30 seconds"):
         RayEngine("", 2, timeout=10.0).run(lambda: abs, [5], lambda _: None)
 
 
-def test_a_head_that_comes_back_is_waited_for(held: socket.socket) -> None:
-    hasty, patient = _Head(_address(held), 0.0), _Head(_address(held), 3600.0)
-    with pytest.raises(ConnectionError, match=rf"its head, {_address(held)}, is silent for 0 seconds: .*refused"):
-        hasty.look()
-    patient.every = 0.0
-    patient.look()
-    assert not patient.answers
-    held.listen()
-    for head in (patient, hasty):
-        head.look()
-        assert head.answers
-
-
 def test_a_cluster_that_is_not_there_is_said_at_once(held: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """For which Ray itself waits minutes."""
-    address = _address(held)
+    address = address_of(held)
     monkeypatch.setenv("RAY_ADDRESS", address)
     ray = imported_ray()
     monkeypatch.setattr(ray, "is_initialized", lambda: False)

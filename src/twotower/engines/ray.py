@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import socket
 import sys
 import time
 import traceback
@@ -24,6 +23,16 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic
 
 from twotower.engines.engine import Job, JobEngine, Made, Shard
+from twotower.engines.ray_hosts import (
+    HEAD_SILENCE,
+    NODE,
+    Head,
+    connect,
+    dead_hosts,
+    free_cpus,
+    head_address,
+    silent_hosts,
+)
 from twotower.errors import ConfigError, RunError, TwoTowerError, Unavailable, first_line, install_command
 from twotower.kinds import import_modules
 from twotower.machine import default_threads
@@ -44,20 +53,7 @@ STARTS = 3
 """Tries to join a cluster whose client server cannot start a process for this one, or to start a Ray here whose processes are not up
 within its half a minute: both happen on a busy machine."""
 LOOK = 30.0
-"""Seconds without a finished shard after which Ray is asked for CPUs. It is asked for lost hosts as often as the head is looked at."""
-PATIENCE = 10.0
-"""Seconds without a finished shard, at least, and twice those of the longest shard, after which the last shards, of which each process has one,
-are given to others too: a host may be lost, which Ray notices in a minute, or slow."""
-HEAD_SILENCE = 30.0
-"""Seconds from the first connection to the head that fails, without one that succeeds, after which a job ends. After 60 without the head
-Ray ends the process itself."""
-HEAD_LOOKS = 6
-"""Connections to the head that are tried within these seconds."""
-CONNECTION = 5.0
-"""Seconds for which a connection is waited."""
-LEFT = frozenset({1, 4})
-"""Ray's reasons of a death (NodeDeathInfo) that no shard is lost by: a host that was told to stop has ended its processes, whose shards Ray
-repeats at once, and an idle one that was scaled down had none."""
+"""Seconds without a finished shard after which Ray is asked for CPUs. Lost hosts are looked for as often as the head."""
 STORE_BYTES = 100_000_000
 """Memory of the objects of a Ray of this machine: shards go from file to file, and only their descriptions go through Ray."""
 LOOPBACK = "127.0.0.1"
@@ -101,7 +97,7 @@ class RayEngine(JobEngine):
         done: Callable[[Made], None],
         modules: Sequence[str] = (),
     ) -> None:
-        """Make the shards as tasks. A task whose process is lost is repeated, and one that may be on a lost host is made by another too;
+        """Make the shards as tasks. A task whose process is lost is repeated, and one that may be on a lost host, or wait for it, is given to others too;
         after `timeout` seconds without a finished one, or if one fails, the job ends. Raises TwoTowerError as a task does, RunError, Unavailable."""
         if not shards:
             return
@@ -115,21 +111,21 @@ class RayEngine(JobEngine):
 
         threads = self._threads if self._joins else 1
         variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS")}
-        running: dict[ObjectRef[tuple[Made, str, float]], int] = {}
+        running: dict[ObjectRef[Made], int] = {}
         unfinished: dict[int, Shard] = {}
         try:
             sent = _Sent(uuid.uuid4().hex, ray.put(job), tuple(modules))
             left = iter(enumerate(shards))
-            head = _Head(_head_address(), HEAD_SILENCE)
+            head = Head(head_address(), HEAD_SILENCE)
             last = asked = time.monotonic()
-            lost, has_twins = _lost_hosts(), False
-            makers, longest = set[str](), 0.0
+            lost, avoided = dead_hosts(), frozenset[str]()
             is_new = True
             while True:
                 if is_new:  # a new function asks for CPUs anew, and not after those that a lost host was asked for
                     task = ray.remote(_make).options(  # type: ignore[var-annotated]
-                        num_cpus=threads, max_retries=RETRIES, runtime_env={"env_vars": variables}
-                    )
+                        num_cpus=threads, max_retries=RETRIES, runtime_env={"env_vars": variables},
+                        label_selector={NODE: f"!in({','.join(sorted(avoided))})"} if avoided else None,
+                    )  # fmt: skip
                     running |= {task.remote(sent, shard): number for number, shard in unfinished.items()}
                     is_new = False
                 for number, shard in islice(left, WAITING - len(unfinished)):
@@ -147,31 +143,23 @@ class RayEngine(JobEngine):
                     pass  # Ray would not answer
                 elif silent >= self._timeout:
                     raise Unavailable(
-                        f"engine 'ray': no shard is finished within {silent:,.0f} seconds, with {_cpus()}; see that the cluster has "
+                        f"engine 'ray': no shard is finished within {silent:,.0f} seconds, with {free_cpus()}; see that the cluster has "
                         "free ones, or choose smaller shards (`shard_rows`), then call again to go on"
                     )
-                elif (found := _lost_hosts()) > lost:  # whose tasks Ray repeats when it gives up their connections
-                    lost = found
+                elif (found := dead_hosts() | (avoided := silent_hosts())) - lost:
+                    lost |= found
                     log.info(
                         f"engine 'ray': a host is lost; unfinished shards, which the others get too: {len(unfinished):,}"
                     )
-                    is_new = has_twins = True
-                elif not has_twins and len(unfinished) <= len(makers) and silent >= max(PATIENCE, 2 * longest):
-                    log.info(
-                        f"engine 'ray': no shard is finished for {silent:,.0f} seconds, and the longest took {longest:,.0f}; unfinished shards, "
-                        f"which others get too: {len(unfinished):,}"
-                    )
-                    is_new = has_twins = True
+                    is_new = True
                 elif now - asked >= LOOK:
                     asked = now
-                    log.info(f"engine 'ray': no shard is finished for {silent:,.0f} seconds, with {_cpus()}")
+                    log.info(f"engine 'ray': no shard is finished for {silent:,.0f} seconds, with {free_cpus()}")
                 for ref in ready:
                     if (number := running.pop(ref, -1)) in unfinished:  # else a twin has made it
-                        made, maker, seconds = _result(ref)
-                        makers.add(maker)
-                        longest = max(longest, seconds)
+                        made = _result(ref)
                         del unfinished[number]
-                        for twin in [other for other, of in running.items() if of == number] if has_twins else ():
+                        for twin in [other for other, of in running.items() if of == number]:
                             del running[twin]
                             with suppress(Exception):  # its process stays, with what it has loaded
                                 ray.cancel(twin, force=False)
@@ -207,7 +195,7 @@ class RayEngine(JobEngine):
         try:
             if self._joins:
                 if re.fullmatch(r"[^/]+:\d+", self._address):
-                    _connect(self._address)  # for which Ray waits minutes
+                    connect(self._address)  # for which Ray waits minutes
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "Ray Client connection timed out")  # which the error says
                     _start(partial(begin, self._address), lambda e: isinstance(e, ConnectionAbortedError))
@@ -272,54 +260,6 @@ def _losses() -> tuple[type[Exception], ...]:
     return (*found, grpc.RpcError)
 
 
-def _cpus() -> str:
-    """Return the free and all CPUs of Ray, as "3 of 8 free CPUs"."""
-    import ray
-
-    free, all_ = ray.available_resources(), ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return f"{free.get('CPU', 0):g} of {all_.get('CPU', 0):g} free CPUs"
-
-
-class _Head:
-    """The process that keeps the state of a Ray. Where it is lost, Ray waits without a word, and ends the calling process after a minute;
-    so the job looks at it."""
-
-    def __init__(self, address: str, silence: float) -> None:
-        """Take the address, "" for a Ray that tells of its loss, and the seconds of silence that are too many."""
-        self._address, self._silence, self.answers = address, silence, True
-        self.every = silence / HEAD_LOOKS
-        self._looked = self._lost = time.monotonic()
-
-    def look(self) -> None:
-        """Connect to the head, unless that has just been done. Raises ConnectionError for one that has been silent for long."""
-        begun = time.monotonic()
-        if not self._address or begun - self._looked < self.every:
-            return
-        try:
-            _connect(self._address)
-            self.answers = True
-        except OSError as e:
-            if self.answers:  # whoever has not looked has heard nothing, so that is no silence
-                self._lost, self.answers = begun, False
-            if (silent := time.monotonic() - self._lost) >= self._silence:
-                raise ConnectionError(f"its head, {self._address}, is silent for {silent:,.0f} seconds: {e}") from e
-        self._looked = time.monotonic()
-
-
-def _connect(address: str) -> None:
-    """Connect to HOST:PORT, and hang up. Raises OSError."""
-    host, _, port = address.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), CONNECTION).close()
-
-
-def _head_address() -> str:
-    """Return the address of the head of Ray, "" for Ray's client, whose connection tells of its loss."""
-    import ray
-
-    is_client = ray.util.client.ray.is_connected()  # type: ignore[no-untyped-call]
-    return "" if is_client else str(ray.get_runtime_context().gcs_address)
-
-
 def _own_address() -> str:
     """Return the address at which a Ray that starts here would be reached."""
     import ray
@@ -327,16 +267,8 @@ def _own_address() -> str:
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
-def _lost_hosts() -> int:
-    """Return the number of hosts that Ray has taken for lost since it began, without those that have left."""
-    import ray
-
-    return sum(not node["Alive"] and node.get("DeathReason") not in LEFT for node in ray.nodes())  # type: ignore[no-untyped-call]
-
-
-def _result(ref: ObjectRef[tuple[Made, str, float]]) -> tuple[Made, str, float]:
-    """Return what a task gives, as `_make` does. Raises the error of this package that it raised, RunError if its processes were lost or Ray has no
-    result of it."""
+def _result(ref: ObjectRef[Made]) -> Made:
+    """Return what a task gives. Raises the error of this package that it raised, RunError if its processes were lost or Ray has no result of it."""
     import ray
 
     try:
@@ -375,8 +307,8 @@ class _Sent(Generic[Shard, Made]):
     version: str = __version__
 
 
-def _make(sent: _Sent[Shard, Made], shard: Shard) -> tuple[Made, str, float]:
-    """Make a shard in a process of Ray; return it, the process and the seconds."""
+def _make(sent: _Sent[Shard, Made], shard: Shard) -> Made:
+    """Make a shard in a process of Ray."""
     import ray
 
     if sent.token not in _loaded:
@@ -387,6 +319,5 @@ def _make(sent: _Sent[Shard, Made], shard: Shard) -> tuple[Made, str, float]:
         _loaded.clear()
         import_modules(sent.modules)
         _loaded[sent.token] = ray.get(sent.job)()
-    began = time.monotonic()
     made: Made = _loaded[sent.token](shard)
-    return made, str(ray.get_runtime_context().get_worker_id()), time.monotonic() - began
+    return made
