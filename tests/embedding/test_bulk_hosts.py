@@ -187,7 +187,7 @@ def test_fault_C18_a_host_that_is_lost_half_way_is_done_without(how: str, cluste
     assert job.wait(900) == 0, job.said
     assert made(job.said) == SHARDS
     if how == "cut-off":  # of which Ray's connection says nothing
-        assert re.search(r"unfinished shards, which (the )?others get too: \d", job.said)
+        assert re.search(r"unfinished shards, which the others get too: \d", job.said)
     same(cluster, how, world / "whole")
 
 

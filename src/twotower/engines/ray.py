@@ -23,16 +23,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic
 
 from twotower.engines.engine import Job, JobEngine, Made, Shard
-from twotower.engines.ray_hosts import (
-    HEAD_SILENCE,
-    NODE,
-    Head,
-    connect,
-    dead_hosts,
-    free_cpus,
-    head_address,
-    silent_hosts,
-)
+from twotower.engines.ray_hosts import HEAD_SILENCE, Head, Hosts, connect, elsewhere, free_cpus, head_address
 from twotower.errors import ConfigError, RunError, TwoTowerError, Unavailable, first_line, install_command
 from twotower.kinds import import_modules
 from twotower.machine import default_threads
@@ -53,7 +44,7 @@ STARTS = 3
 """Tries to join a cluster whose client server cannot start a process for this one, or to start a Ray here whose processes are not up
 within its half a minute: both happen on a busy machine."""
 LOOK = 30.0
-"""Seconds without a finished shard after which Ray is asked for CPUs. Lost hosts are looked for as often as the head."""
+"""Seconds without a finished shard after which Ray is asked for CPUs."""
 STORE_BYTES = 100_000_000
 """Memory of the objects of a Ray of this machine: shards go from file to file, and only their descriptions go through Ray."""
 LOOPBACK = "127.0.0.1"
@@ -118,16 +109,19 @@ class RayEngine(JobEngine):
             left = iter(enumerate(shards))
             head = Head(head_address(), HEAD_SILENCE)
             last = asked = time.monotonic()
-            lost, avoided = dead_hosts(), frozenset[str]()
-            is_new = True
+            hosts = Hosts(head.every)
+            avoided, is_lost = None, False
             while True:
-                if is_new:  # a new function asks for CPUs anew, and not after those that a lost host was asked for
+                if (
+                    is_lost or hosts.silent != avoided
+                ):  # a new function asks for CPUs anew, and not after those that a lost host was asked for
+                    avoided = hosts.silent
                     task = ray.remote(_make).options(  # type: ignore[var-annotated]
-                        num_cpus=threads, max_retries=RETRIES, runtime_env={"env_vars": variables},
-                        label_selector={NODE: f"!in({','.join(sorted(avoided))})"} if avoided else None,
+                        num_cpus=threads, max_retries=RETRIES, runtime_env={"env_vars": variables}, label_selector=elsewhere(avoided)
                     )  # fmt: skip
-                    running |= {task.remote(sent, shard): number for number, shard in unfinished.items()}
-                    is_new = False
+                if is_lost:  # the first functions begin with the oldest
+                    running |= {task.remote(sent, shard): number for number, shard in reversed(unfinished.items())}
+                    is_lost = False
                 for number, shard in islice(left, WAITING - len(unfinished)):
                     unfinished[number] = shard
                     running[task.remote(sent, shard)] = number
@@ -146,15 +140,13 @@ class RayEngine(JobEngine):
                         f"engine 'ray': no shard is finished within {silent:,.0f} seconds, with {free_cpus()}; see that the cluster has "
                         "free ones, or choose smaller shards (`shard_rows`), then call again to go on"
                     )
-                elif (found := dead_hosts() | (avoided := silent_hosts())) - lost:
-                    lost |= found
-                    log.info(
-                        f"engine 'ray': a host is lost; unfinished shards, which the others get too: {len(unfinished):,}"
-                    )
-                    is_new = True
                 elif now - asked >= LOOK:
                     asked = now
                     log.info(f"engine 'ray': no shard is finished for {silent:,.0f} seconds, with {free_cpus()}")
+                if head.answers and (found := hosts.look()):
+                    told = f"unfinished shards, which the others get too: {len(unfinished):,}"
+                    log.info(f"engine 'ray': a host is lost ({', '.join(found)}); {told}")
+                    is_lost = True
                 for ref in ready:
                     if (number := running.pop(ref, -1)) in unfinished:  # else a twin has made it
                         made = _result(ref)

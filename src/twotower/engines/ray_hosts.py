@@ -1,4 +1,4 @@
-"""The hosts of a Ray that is joined, as the process of a job sees them: the head, the lost ones, and free CPUs."""
+"""The hosts of a Ray as the process of a job sees them: the head, the lost ones, and free CPUs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import NamedTuple
 
 HEAD_SILENCE = 30.0
 """Seconds from the first connection to the head that fails, without one that succeeds, after which a job ends. After 60 without the head
@@ -16,7 +17,7 @@ CONNECTION = 5.0
 """Seconds for which a connection to the head is waited."""
 HOST_CONNECTION = 2.0
 """Seconds for which one to another host is waited, whose shards may be made elsewhere if it is slow."""
-CONNECTIONS = 64
+CONNECTIONS = 256
 """Hosts that are connected to at a time."""
 LEFT = frozenset({1, 4})
 """Ray's reasons of a death (NodeDeathInfo) that no shard is lost by: a host that was told to stop has ended its processes, whose shards Ray
@@ -65,23 +66,59 @@ def head_address() -> str:
     return "" if is_client else str(ray.get_runtime_context().gcs_address)
 
 
-def dead_hosts() -> frozenset[str]:
-    """Return the ids of the hosts that Ray has taken for lost since it began, without those that have left."""
+class Hosts:
+    """The hosts of a Ray that are lost: those that Ray has taken for lost, and those that take no connection, which it takes for lost up to a
+    minute later and asks for CPUs until then. By Ray's client none is connected to: its process may reach the head alone."""
+
+    def __init__(self, every: float) -> None:
+        """Take the seconds from one look to the next."""
+        self._every, self._connects = every, bool(head_address())
+        self._lost = {h.id for h in _hosts() if h.is_lost}
+        self._looked = time.monotonic()
+        self.silent: frozenset[str] = frozenset()
+
+    def look(self) -> list[str]:
+        """Look at all hosts, unless that has just been done, for HOST_CONNECTION seconds where one is silent. Return the addresses of those that are
+        lost since the last look. Where all are silent, this process is cut off, or may open no connection, and none is lost."""
+        if time.monotonic() - self._looked < self._every:
+            return []
+        hosts = _hosts()
+        alive = [h for h in hosts if h.is_alive] if self._connects else []
+        with ThreadPoolExecutor(CONNECTIONS) as threads:
+            answers = [*threads.map(_answers, [h.address for h in alive])]
+        silent = {h.id for h, is_there in zip(alive, answers, strict=True) if not is_there}
+        self.silent = frozenset(silent if any(answers) else ())
+        lost = {h.id for h in hosts if h.is_lost} | self.silent
+        found = [h.address for h in hosts if h.id in lost - self._lost]
+        self._lost, self._looked = lost, time.monotonic()
+        return found
+
+
+def elsewhere(hosts: frozenset[str]) -> dict[str, str] | None:
+    """Return the selector of all hosts but these, None for all."""
+    return {NODE: f"!in({','.join(sorted(hosts))})"} if hosts else None
+
+
+class _Host(NamedTuple):
+    """A host of a Ray, and whether Ray has taken it for lost; one that has left is neither alive nor lost."""
+
+    id: str
+    address: str
+    """HOST:PORT of Ray's process there."""
+    is_alive: bool
+    is_lost: bool
+
+
+def _hosts() -> list[_Host]:
     import ray
 
-    lost = [n for n in ray.nodes() if not n["Alive"] and n.get("DeathReason") not in LEFT]  # type: ignore[no-untyped-call]
-    return frozenset(n["NodeID"] for n in lost)
-
-
-def silent_hosts() -> frozenset[str]:
-    """Return the ids of the hosts that take no connection, which Ray notices later, and asks for CPUs until then; none by Ray's client, whose
-    process may reach the head alone."""
-    import ray
-
-    hosts = [n for n in ray.nodes() if n["Alive"]] if head_address() else []  # type: ignore[no-untyped-call]
-    with ThreadPoolExecutor(CONNECTIONS) as threads:
-        answers = threads.map(_answers, [f"{n['NodeManagerAddress']}:{n['NodeManagerPort']}" for n in hosts])
-        return frozenset(n["NodeID"] for n, is_there in zip(hosts, answers, strict=True) if not is_there)
+    return [
+        _Host(
+            n["NodeID"], f"{n['NodeManagerAddress']}:{n['NodeManagerPort']}", n["Alive"],
+            not n["Alive"] and n.get("DeathReason") not in LEFT,
+        )
+        for n in ray.nodes()  # type: ignore[no-untyped-call]
+    ]  # fmt: skip
 
 
 def _answers(address: str) -> bool:
