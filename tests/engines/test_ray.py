@@ -291,6 +291,27 @@ def test_fault_C18_shards_that_wait_for_a_host_that_takes_no_connection_are_give
     ]
 
 
+def test_a_host_that_answers_again_gets_the_coming_shards(held: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the first shard take 20 seconds, and a host is silent for a moment."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(100)
+        port, made = listening.getsockname()[1], list[int]()
+        ray = RayWithSilentHost(address_of(listening), {"head": port, "blip": held.getsockname()[1]})
+        ray.put_in_place(monkeypatch)
+        wait = ray.wait
+
+        def slowly(waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
+            ray.hosts["blip"] = held.getsockname()[1] if ray.clock.now < 10 else port
+            return wait(waiting, timeout) if ray.clock.now >= 20 else ray.waited([], waiting, timeout)
+
+        monkeypatch.setattr(imported_ray(), "wait", slowly)
+        RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
+    assert ray.functions == [(0, ""), (5, "!in(blip)"), (15, "")]
+    assert [shard for shard, _ in ray.sent] == [5, 6, 7, 7, 6, 5]
+    assert sorted(made) == [10, 12, 14]
+
+
 def test_shards_are_given_once_while_all_hosts_take_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long one takes. Ray's client, whose process may reach the head alone, connects to none."""
     with socket.socket() as listening:
