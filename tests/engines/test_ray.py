@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import signal
@@ -20,7 +21,7 @@ from messages import collected_messages
 from ray_worlds import address_of, imported_ray, running_ray
 
 from twotower.engines import open_engine
-from twotower.engines.ray import CLUSTER_SWITCH, RayEngine
+from twotower.engines.ray import CLUSTER_SWITCH, LEASE_SWITCH, RayEngine
 from twotower.engines.ray_hosts import elsewhere
 from twotower.errors import ConfigError, DataError, RunError, Unavailable
 
@@ -110,6 +111,18 @@ def test_a_ray_of_a_busy_machine_is_started_three_times_and_leaves_no_process(
         with pytest.raises(Unavailable, match=told), engine.started():
             raise AssertionError("no Ray is there")
         assert [node.stopped for node in started] == [1] * 3
+
+
+def test_the_switch_of_leases_is_one_of_the_installed_ray_and_stays_as_it_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code = Path(imported_ray()._raylet.__file__)
+    with code.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        assert data.find(LEASE_SWITCH.encode()) >= 0
+    assert os.environ[LEASE_SWITCH] == "10000"
+    monkeypatch.setenv(LEASE_SWITCH, "500")
+    imported_ray()
+    assert os.environ[LEASE_SWITCH] == "500"
 
 
 # ---- a Ray that is lost

@@ -45,6 +45,9 @@ STARTS = 3
 within its half a minute: both happen on a busy machine."""
 LOOK = 30.0
 """Seconds without a finished shard after which Ray is asked for CPUs."""
+LEASE_SWITCH, LEASE = "RAY_worker_lease_timeout_milliseconds", 10_000
+"""Ray's switch for how long a job holds a process before it gives that back and asks for one again, and our value, in milliseconds. By Ray's own
+value, 500, it asks after nearly every shard, which leaves hosts idle, and for long where the one that is asked is lost."""
 STORE_BYTES = 100_000_000
 """Memory of the objects of a Ray of this machine: shards go from file to file, and only their descriptions go through Ray."""
 LOOPBACK = "127.0.0.1"
@@ -235,6 +238,7 @@ def _stop_started(error: Exception) -> None:
 def _set_environment(address: str) -> None:
     """Set what Ray reads when it is imported and started."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault(LEASE_SWITCH, str(LEASE))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming behaviour, of which Ray warns
     if not address:
         os.environ.setdefault(CLUSTER_SWITCH, "0")
