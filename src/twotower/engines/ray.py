@@ -115,14 +115,13 @@ class RayEngine(JobEngine):
             hosts = Hosts(head.every)
             avoided, is_lost = None, False
             while True:
-                if (
-                    is_lost or hosts.silent != avoided
-                ):  # a new function asks for CPUs anew, and not after those that a lost host was asked for
+                # A new function asks for CPUs anew, and not after those that a lost host was asked for.
+                if is_lost or hosts.silent != avoided:
                     avoided = hosts.silent
                     task = ray.remote(_make).options(  # type: ignore[var-annotated]
                         num_cpus=threads, max_retries=RETRIES, runtime_env={"env_vars": variables}, label_selector=elsewhere(avoided)
                     )  # fmt: skip
-                if is_lost:  # the first functions begin with the oldest
+                if is_lost:  # newest first, since the tasks before begin with the oldest
                     running |= {task.remote(sent, shard): number for number, shard in reversed(unfinished.items())}
                     is_lost = False
                 for number, shard in islice(left, WAITING - len(unfinished)):
