@@ -235,7 +235,7 @@ LOGS: dict[str, Callable[[str], Log]] = {
     "made, series without time": lambda _: made(15, 4000, 500, 0.6).unordered(),
     "made, few users without time": lambda _: made_tastes(False, 300, 3000, 40),
     "made, shown and liked": lambda _: made_tastes(True),
-    "made, shown and liked, 100 of a user": lambda _: made_tastes(True, each=100),
+    "shown and liked, 100 of a user, made": lambda _: made_tastes(True, each=100),
     "made, groceries": lambda _: made_groceries(1500, 3000),
     "made, groceries without time": lambda _: made_groceries(1500, 3000).unordered(),
     "made, visits": lambda _: made_visits(3000, 800),

@@ -119,6 +119,8 @@ def test_the_switch_of_leases_is_one_of_the_installed_ray_and_stays_as_it_is_set
     code = Path(imported_ray()._raylet.__file__)
     with code.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         assert data.find(LEASE_SWITCH.encode()) >= 0
+    monkeypatch.delenv(LEASE_SWITCH)
+    imported_ray()
     assert os.environ[LEASE_SWITCH] == "10000"
     monkeypatch.setenv(LEASE_SWITCH, "500")
     imported_ray()
@@ -140,7 +142,7 @@ class Clock:
 
 def host(name: str, port: int = 9, alive: bool = True, reason: int = 0) -> dict[str, object]:
     """Return a host as Ray tells it."""
-    address = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port}
+    address = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port, "Resources": {"CPU": 1.0}}
     return {"NodeID": name, "Alive": alive, "DeathReason": reason, **address}
 
 
@@ -248,7 +250,7 @@ def test_fault_C18_a_shard_that_may_be_on_a_lost_host_is_made_by_another(monkeyp
     assert made == [12, 14, 10]
     assert cut.sent == [5, 6, 7, 5]
     assert [line for line in lines if "lost" in line] == [
-        "engine 'ray': a host is lost (127.0.0.1:9); unfinished shards, which the others get too: 1"
+        "engine 'ray': a host is lost or silent (127.0.0.1:9); unfinished shards, which the others get too: 1"
     ]
     assert cut.cancels == 1, "of the task that nobody hears of"
 
@@ -295,17 +297,18 @@ def test_fault_C18_shards_that_wait_for_a_host_that_takes_no_connection_are_give
         ray.put_in_place(monkeypatch)
         with collected_messages() as lines:
             RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
-    assert made == [10, 14, 12]
+    assert sorted(made) == [10, 12, 14]
     assert ray.functions == [(0, ""), (5, "!in(off)")]
-    assert ray.sent == [(5, 0), (6, 0), (7, 0), (7, 1), (6, 1)]
+    assert ray.sent[:3] == [(5, 0), (6, 0), (7, 0)]
+    assert sorted(ray.sent[3:]) == [(6, 1), (7, 1)]
     assert ray.cancels == 2, "of the tasks that wait"
     assert lines == [
-        f"engine 'ray': a host is lost ({address_of(held)}); unfinished shards, which the others get too: 2"
+        f"engine 'ray': a host is lost or silent ({address_of(held)}); unfinished shards, which the others get too: 2"
     ]
 
 
-def test_a_host_that_answers_again_gets_the_coming_shards(held: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but the first shard take 20 seconds, and a host is silent for a moment."""
+def test_a_host_that_answers_again_gets_shards(held: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host is silent for a moment, and those that were given out meanwhile may run there too."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(100)
@@ -321,7 +324,7 @@ def test_a_host_that_answers_again_gets_the_coming_shards(held: socket.socket, m
         monkeypatch.setattr(imported_ray(), "wait", slowly)
         RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
     assert ray.functions == [(0, ""), (5, "!in(blip)"), (15, "")]
-    assert [shard for shard, _ in ray.sent] == [5, 6, 7, 7, 6, 5]
+    assert sorted(ray.sent) == [(shard, function) for shard in (5, 6, 7) for function in (0, 1, 2)]
     assert sorted(made) == [10, 12, 14]
 
 
@@ -372,9 +375,9 @@ def test_of_a_shard_that_two_make_the_one_that_is_left_is_cancelled(monkeypatch:
     ray, made = RayWithTwins(), list[int]()
     ray.put_in_place(monkeypatch)
     RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
-    assert ray.sent == [5, 6, 7, 7, 6, 5], "the first functions begin with the oldest"
-    assert made == [10, 12, 14]
-    assert ray.cancelled == [0, 1, 2]
+    assert ray.sent[:3] == [5, 6, 7] == sorted(ray.sent[3:])
+    assert made == [2 * shard for shard in ray.sent[:2:-1]]
+    assert ray.cancelled == [shard - 5 for shard in ray.sent[:2:-1]]
     assert ray.functions == 2, "Ray asks for CPUs by function, and would wait for the answers of the lost host"
 
 
@@ -387,7 +390,7 @@ def test_a_host_that_leaves_is_none_that_is_lost(reason: int, is_lost: bool, mon
     monkeypatch.setattr(imported_ray(), "nodes", lambda: next(states))
     RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
     assert sorted(made) == [10, 12, 14]
-    assert ray.sent == [5, 6, 7] + [7, 6, 5] * is_lost
+    assert sorted(ray.sent) == sorted([5, 6, 7] * (1 + is_lost))
 
 
 class RayWithHead(LostRay):

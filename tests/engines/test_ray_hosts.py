@@ -16,17 +16,24 @@ class Nodes:
     gcs_address = "head:6379"
 
     def __init__(self, *names: str) -> None:
-        self.names, self.on, self.dead, self.asked = names, {*names}, set[str](), list[str]()
+        self.names, self.on, self.dead, self.asked = names, {*names, "head"}, set[str](), list[str]()
+        self.head = "head"
 
     def nodes(self) -> list[dict[str, object]]:
         return [
-            {"NodeID": name, "Alive": name not in self.dead, "NodeManagerAddress": name, "NodeManagerPort": 7}
+            {
+                "NodeID": name,
+                "Alive": name not in self.dead,
+                "NodeManagerAddress": name,
+                "NodeManagerPort": 7,
+                "Resources": {} if name == self.head else {"CPU": 1.0},
+            }
             for name in self.names
         ]
 
     def connect(self, address: str, seconds: float) -> None:
         self.asked.append(address)
-        if address.removesuffix(":7") not in self.on:
+        if address.partition(":")[0] not in self.on:
             raise OSError("no route")
 
     def get_runtime_context(self) -> Nodes:
@@ -49,7 +56,7 @@ def test_a_host_that_is_silent_is_lost_once_until_it_answers(nodes: Nodes) -> No
     assert (hosts.look(), hosts.silent) == (["b:7"], frozenset("b"))
     assert (hosts.look(), hosts.silent) == ([], frozenset("b"))
     nodes.dead |= {"b"}  # Ray knows later
-    assert (hosts.look(), hosts.silent) == ([], frozenset())
+    assert (hosts.look(), hosts.silent) == ([], frozenset("b"))
 
 
 def test_a_host_that_comes_back_may_be_lost_again(nodes: Nodes) -> None:
@@ -57,16 +64,38 @@ def test_a_host_that_comes_back_may_be_lost_again(nodes: Nodes) -> None:
     hosts = Hosts(0.0)
     nodes.on -= {"a"}
     assert hosts.look() == ["a:7"]
-    nodes.on = {"a", "c"}
+    nodes.on = {"head", "a", "c"}
     assert (hosts.look(), hosts.silent) == (["b:7"], frozenset("b"))
     nodes.dead |= {"a"}
     assert (hosts.look(), hosts.silent) == (["a:7"], frozenset("b"))
 
 
 def test_a_process_to_which_all_hosts_are_silent_has_lost_none(nodes: Nodes) -> None:
-    """It may open no connection, and Ray's own process beside it is one of them."""
+    """It is cut off, or may open no connection. The head alone makes no shard."""
     hosts = Hosts(0.0)
-    nodes.on.clear()
+    nodes.head = "a"
+    nodes.on = {"head", "a"}
+    assert (hosts.look(), hosts.silent) == ([], frozenset())
+    nodes.head = ""
+    assert (hosts.look(), hosts.silent) == (["b:7", "c:7"], frozenset("bc"))
+
+
+def test_where_the_head_is_silent_ray_is_asked_nothing(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would not answer."""
+    hosts = Hosts(0.0)
+    nodes.on -= {"head"}
+    monkeypatch.setattr(imported_ray(), "nodes", lambda: pytest.fail("Ray is asked"))
+    assert hosts.look() == []
+    assert nodes.asked == ["head:6379"]
+
+
+def test_a_host_that_leaves_while_it_is_connected_to_is_none_that_is_lost(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = Hosts(0.0)
+    nodes.on -= {"b"}
+    known = iter([nodes.nodes(), nodes.nodes()[::2]])
+    monkeypatch.setattr(imported_ray(), "nodes", lambda: next(known))
     assert (hosts.look(), hosts.silent) == ([], frozenset())
 
 
@@ -80,7 +109,7 @@ def test_a_look_after_another_asks_nobody(nodes: Nodes) -> None:
 def test_hosts_that_were_lost_before_are_none_that_are_lost(nodes: Nodes) -> None:
     nodes.dead |= {"a"}
     assert Hosts(0.0).look() == []
-    assert {*nodes.asked} == {"b:7", "c:7"}
+    assert {*nodes.asked} == {"head:6379", "b:7", "c:7"}
 
 
 def test_by_the_client_of_ray_no_host_is_connected_to(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import re
 import sys
 import time
@@ -47,7 +48,8 @@ LOOK = 30.0
 """Seconds without a finished shard after which Ray is asked for CPUs."""
 LEASE_SWITCH, LEASE = "RAY_worker_lease_timeout_milliseconds", 10_000
 """Ray's switch for how long a job holds a process before it gives that back and asks for one again, and our value, in milliseconds. By Ray's own
-value, 500, it asks after nearly every shard, which leaves hosts idle, and for long where the one that is asked is lost."""
+value, 500, it asks after nearly every shard, which leaves hosts idle, and for long where the one that is asked is lost. Ray reads it when it is
+imported, and for jobs by its client where its head is started."""
 STORE_BYTES = 100_000_000
 """Memory of the objects of a Ray of this machine: shards go from file to file, and only their descriptions go through Ray."""
 LOOPBACK = "127.0.0.1"
@@ -117,13 +119,14 @@ class RayEngine(JobEngine):
             while True:
                 # A new function asks for CPUs anew, and not after those that a lost host was asked for.
                 if is_lost or hosts.silent != avoided:
-                    avoided = hosts.silent
+                    is_lost, avoided = False, hosts.silent
                     task = ray.remote(_make).options(  # type: ignore[var-annotated]
                         num_cpus=threads, max_retries=RETRIES, runtime_env={"env_vars": variables}, label_selector=elsewhere(avoided)
                     )  # fmt: skip
-                if is_lost:  # newest first, since the tasks before begin with the oldest
-                    running |= {task.remote(sent, shard): number for number, shard in reversed(unfinished.items())}
-                    is_lost = False
+                    twins = random.sample(
+                        [*unfinished.items()], len(unfinished)
+                    )  # so that two functions seldom make one at once
+                    running |= {task.remote(sent, shard): number for number, shard in twins}
                 for number, shard in islice(left, WAITING - len(unfinished)):
                     unfinished[number] = shard
                     running[task.remote(sent, shard)] = number
@@ -145,10 +148,6 @@ class RayEngine(JobEngine):
                 elif now - asked >= LOOK:
                     asked = now
                     log.info(f"engine 'ray': no shard is finished for {silent:,.0f} seconds, with {free_cpus()}")
-                if head.answers and (found := hosts.look()):
-                    told = f"unfinished shards, which the others get too: {len(unfinished):,}"
-                    log.info(f"engine 'ray': a host is lost ({', '.join(found)}); {told}")
-                    is_lost = True
                 for ref in ready:
                     if (number := running.pop(ref, -1)) in unfinished:  # else a twin has made it
                         made = _result(ref)
@@ -158,6 +157,10 @@ class RayEngine(JobEngine):
                             with suppress(Exception):  # its process stays, with what it has loaded
                                 ray.cancel(twin, force=False)
                         yield made
+                if unfinished and head.answers and (found := hosts.look()):
+                    told = f"unfinished shards, which the others get too: {len(unfinished):,}"
+                    log.info(f"engine 'ray': a host is lost or silent ({', '.join(found)}); {told}")
+                    is_lost = True
         except ray.exceptions.RayTaskError:
             raise
         except _losses() as e:

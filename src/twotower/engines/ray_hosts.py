@@ -68,27 +68,36 @@ def head_address() -> str:
 
 class Hosts:
     """The hosts of a Ray that are lost: those that Ray has taken for lost, and those that take no connection, which it takes for lost up to a
-    minute later and asks for CPUs until then. By Ray's client none is connected to: its process may reach the head alone."""
+    minute later and may ask for CPUs until then. By Ray's client none is connected to: its process may reach the head alone."""
 
     def __init__(self, every: float) -> None:
         """Take the seconds from one look to the next."""
-        self._every, self._connects = every, bool(head_address())
+        self._every, self._head = every, head_address()
         self._lost = {h.id for h in _hosts() if h.is_lost}
         self._looked = time.monotonic()
         self.silent: frozenset[str] = frozenset()
+        """Hosts that take no connection, those among them that Ray has taken for lost since too."""
 
     def look(self) -> list[str]:
-        """Look at all hosts, unless that has just been done, for HOST_CONNECTION seconds where one is silent. Return the addresses of those that are
-        lost since the last look. Where all are silent, this process is cut off, or may open no connection, and none is lost."""
+        """Look at all hosts, unless that has just been done or the head is silent. Return the addresses of those that are lost since the last look.
+        Where all are silent that have CPUs, this process is cut off, or may open no connection, and none is lost."""
         if time.monotonic() - self._looked < self._every:
             return []
+        self._looked = time.monotonic()
+        if self._head and not _answers(self._head):
+            return []  # nor would Ray answer
         hosts = _hosts()
-        alive = [h for h in hosts if h.is_alive] if self._connects else []
+        alive = [h for h in hosts if h.is_alive] if self._head else []
         with ThreadPoolExecutor(CONNECTIONS) as threads:
-            answers = [*threads.map(_answers, [h.address for h in alive])]
-        silent = {h.id for h, is_there in zip(alive, answers, strict=True) if not is_there}
-        self.silent = frozenset(silent if any(answers) else ())
-        lost = {h.id for h in hosts if h.is_lost} | self.silent
+            answers = dict(zip(alive, threads.map(_answers, [h.address for h in alive]), strict=True))
+        if not all(answers.values()):
+            hosts = _hosts()  # one may have left meanwhile
+        silent = {h.id for h, is_there in answers.items() if not is_there}
+        if not any(is_there for h, is_there in answers.items() if h.has_cpus):
+            silent = set()
+        dead = {h.id for h in hosts if h.is_lost}
+        self.silent = frozenset(silent & {h.id for h in hosts if h.is_alive} | self.silent & dead)
+        lost = dead | self.silent
         found = [h.address for h in hosts if h.id in lost - self._lost]
         self._lost, self._looked = lost, time.monotonic()
         return found
@@ -107,6 +116,7 @@ class _Host(NamedTuple):
     """HOST:PORT of Ray's process there."""
     is_alive: bool
     is_lost: bool
+    has_cpus: bool
 
 
 def _hosts() -> list[_Host]:
@@ -115,7 +125,7 @@ def _hosts() -> list[_Host]:
     return [
         _Host(
             n["NodeID"], f"{n['NodeManagerAddress']}:{n['NodeManagerPort']}", n["Alive"],
-            not n["Alive"] and n.get("DeathReason") not in LEFT,
+            not n["Alive"] and n.get("DeathReason") not in LEFT, n.get("Resources", {}).get("CPU", 0) > 0,
         )
         for n in ray.nodes()  # type: ignore[no-untyped-call]
     ]  # fmt: skip
