@@ -123,9 +123,8 @@ class RayEngine(JobEngine):
                     task = ray.remote(_make).options(  # type: ignore[var-annotated]
                         num_cpus=threads, max_retries=RETRIES, runtime_env={"env_vars": variables}, label_selector=elsewhere(avoided)
                     )  # fmt: skip
-                    twins = random.sample(
-                        [*unfinished.items()], len(unfinished)
-                    )  # so that two functions seldom make one at once
+                    # In no order, so that two functions seldom make one shard at once.
+                    twins = random.sample([*unfinished.items()], len(unfinished))
                     running |= {task.remote(sent, shard): number for number, shard in twins}
                 for number, shard in islice(left, WAITING - len(unfinished)):
                     unfinished[number] = shard
