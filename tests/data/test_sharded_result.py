@@ -75,12 +75,12 @@ def test_a_shard_is_made_once_and_again_if_its_file_is_another(at: Path | Url) -
     first = result(at)
     with first.writing(overwrite=False):
         first.look()
-        assert names(at) == ["_plan.json"]
+        assert names(at) == ["_plan_vectors.json"]
         assert places.read_json(at / LIST) is None
         made = first.make(0, rows([1]))
         assert made.is_new
         first.finish([made], {"shards": [made.file]})
-    assert names(at) == ["_plan.json", LIST, made.file]
+    assert names(at) == ["_plan_vectors.json", LIST, made.file]
     assert begun(at).make(0, rows([2])) == made._replace(is_new=False)
     places.write(at / made.file, b"of somebody else")
     other = begun(at)
@@ -98,7 +98,7 @@ def test_another_plan_is_refused_until_asked_for_and_then_nothing_of_the_first_s
         other.writing(overwrite=False).__enter__()
     assert len(names(at)) == 3
     with other.writing(overwrite=True):
-        assert names(at) == ["_plan.json"]
+        assert names(at) == ["_plan_vectors.json"]
         other.look()
         assert other.make(0, rows([1])).is_new
 
@@ -112,18 +112,19 @@ def test_files_of_something_else_are_refused(at: Path | Url) -> None:
     assert places.names(at) == ["letter.txt"]
 
 
-def test_the_folder_of_another_kind_of_result_is_refused(at: Path | Url) -> None:
-    """Else the files that its list names would go."""
+@pytest.mark.parametrize("held", ["_answers.json", "_plan_answers.json"])
+def test_the_folder_of_another_kind_of_result_is_refused(at: Path | Url, held: str) -> None:
+    """Else its shards would go, of a call that was killed too."""
     answers = ShardedResult(at, "recommendations", "_answers.json", PLAN | {"k": 5})
     with answers.writing(overwrite=False):
         answers.look()
-        answers.finish([answers.make(0, rows([1]))], {})
+        made = answers.make(0, rows([1]))
+        if held == "_answers.json":
+            answers.finish([made], {})
     places.write(at / "_SUCCESS", b"")
     before = places.names(at)
     for overwrite in (False, True):
-        with pytest.raises(
-            RunError, match=r"not a folder of vectors \(it holds _answers.json\); choose another folder"
-        ):
+        with pytest.raises(RunError, match=rf"not a folder of vectors \(it holds {held}\); choose another folder"):
             result(at).writing(overwrite).__enter__()
     assert places.names(at) == before
     with answers.writing(overwrite=True):
@@ -133,7 +134,7 @@ def test_the_folder_of_another_kind_of_result_is_refused(at: Path | Url) -> None
 @pytest.mark.parametrize("text", [b"{", b"[1]", b"{}"])
 def test_a_damaged_plan_is_another(at: Path | Url, text: bytes) -> None:
     begun(at).make(0, rows([1]))
-    places.write(at / "_plan.json", text)
+    places.write(at / "_plan_vectors.json", text)
     with pytest.raises(RunError, match=r"its vectors are of another `format` \(none then, 2 now\)"):
         result(at).writing(overwrite=False).__enter__()
 
@@ -150,14 +151,14 @@ def test_a_shard_of_another_plan_is_none(at: Path | Url) -> None:
     again = begun(at)
     assert again.make(0, rows([3])) == made._replace(is_new=False)
     again.finish([made], {})
-    assert names(at) == ["_plan.json", LIST, made.file], "the list's alone stay"
+    assert names(at) == ["_plan_vectors.json", LIST, made.file], "the list's alone stay"
 
 
 def test_who_was_taken_for_lost_makes_the_same_file(at: Path | Url) -> None:
     """Another process makes the shard while this one stands still."""
     call = begun(at)
     found = call.make(0, rows([1], lambda: begun(at).make(0, rows([1]))))
-    assert names(at) == ["_plan.json", found.file]
+    assert names(at) == ["_plan_vectors.json", found.file]
 
 
 def test_a_list_names_no_shard_that_another_call_has_removed(at: Path | Url) -> None:
@@ -168,7 +169,7 @@ def test_a_list_names_no_shard_that_another_call_has_removed(at: Path | Url) -> 
     first.finish([ours], {"shards": [ours.file]})
     with pytest.raises(RunError, match=rf"{theirs.file} was removed meanwhile, as by a call at the same time; call"):
         second.finish([theirs], {"shards": [theirs.file]})
-    assert names(at) == ["_plan.json", LIST, ours.file]
+    assert names(at) == ["_plan_vectors.json", LIST, ours.file]
     assert places.read_json(at / LIST) == PLAN | {"shards": [ours.file]}
 
 
@@ -184,14 +185,14 @@ def test_a_list_goes_before_the_shards_that_it_names(remote: Url, s3: ObjectServ
     s3.let_happen(Fault("^POST", 503, times=99, skip=1))
     with pytest.raises(ObjectError):
         result(remote, model="n").writing(overwrite=True).__enter__()
-    assert names(remote) == ["_plan.json", made.file]
+    assert names(remote) == ["_plan_vectors.json", made.file]
     s3.let_happen()
     first.finish([made], {"shards": [made.file]})
     places.write(remote / late.file, data)
     s3.let_happen(Fault("^PUT", 503, times=99))
     with pytest.raises(ObjectError):
         first.finish([late], {"shards": [late.file]})
-    assert names(remote) == ["_plan.json", late.file]
+    assert names(remote) == ["_plan_vectors.json", late.file]
 
 
 def test_nothing_is_written_into_the_folder_of_another_call(at: Path | Url) -> None:
@@ -205,13 +206,13 @@ def test_nothing_is_written_into_the_folder_of_another_call(at: Path | Url) -> N
     for act in (lambda: call.make(0, rows([1], other)), lambda: call.finish([], {}), call.look):
         with pytest.raises(RunError, match="or one of another call"):
             act()
-    assert names(at) == ["_plan.json"]
+    assert names(at) == ["_plan_vectors.json"]
 
 
 def test_an_object_that_marks_a_folder_is_no_file(remote: Url) -> None:
     ObjectClient(remote).write("out/", b"")
     begun(remote)
-    assert names(remote) == ["_plan.json"]
+    assert names(remote) == ["_plan_vectors.json"]
 
 
 def test_a_silent_bucket_is_neither_another_plan_nor_a_missing_shard(remote: Url, s3: ObjectServer) -> None:
@@ -232,7 +233,7 @@ def test_a_shard_whose_answer_is_lost_is_there_once(remote: Url, s3: ObjectServe
     call = begun(remote)
     s3.let_happen(Fault("^PUT .*part-00000", 500, done=True))
     made = call.make(0, rows([1]))
-    assert names(remote) == ["_plan.json", made.file]
+    assert names(remote) == ["_plan_vectors.json", made.file]
 
 
 def test_a_shard_costs_the_same_among_many(tmp_path: Path) -> None:
@@ -255,7 +256,7 @@ def test_a_shard_costs_the_same_among_many(tmp_path: Path) -> None:
 
 def test_what_a_killed_write_has_left_is_removed(tmp_path: Path) -> None:
     begun(tmp_path)
-    (tmp_path / "._plan.json.123.tmp").write_bytes(files.json_bytes({}))
+    (tmp_path / "._plan_vectors.json.123.tmp").write_bytes(files.json_bytes({}))
     (tmp_path / ".hidden").touch()
     begun(tmp_path)
-    assert names(tmp_path) == [".hidden", "_plan.json"]
+    assert names(tmp_path) == [".hidden", "_plan_vectors.json"]

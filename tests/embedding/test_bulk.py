@@ -289,7 +289,7 @@ def test_a_task_of_a_killed_call_writes_nothing_into_the_folder_of_another(tmp_p
         killed.look()
     with pytest.raises(RunError, match="or one of another call"):
         killed.make(0, rows)
-    assert {p.name for p in out.iterdir()} == {"_plan.json", "_lock"}
+    assert {p.name for p in out.iterdir()} == {"_plan_embedding.json", "_lock"}
 
 
 # ---- engines
@@ -465,7 +465,7 @@ def test_another_model_side_schema_precision_or_cut_is_refused(run: Run, table: 
         api.embed(run, "user", tmp_path / "users.parquet", out, shard_rows=100)
     assert state(out) == before
     api.embed(run, "user", tmp_path / "users.parquet", out, overwrite=True)
-    assert {p.name for p in out.iterdir()} == {shard(out, 0).name, "_embedding.json", "_lock", "_plan.json"}
+    assert {p.name for p in out.iterdir()} == {shard(out, 0).name, "_embedding.json", "_lock", "_plan_embedding.json"}
     assert EmbeddingsFolder(out).about["side"] == "user"
 
 
@@ -504,7 +504,7 @@ def test_a_plan_without_a_finished_shard_gives_way_to_another(
         patched.setattr(files, "hooks", kill_points.At("shard.made", stop))
         with pytest.raises(KeyboardInterrupt):
             again(run, table, out)
-    assert sorted(p.name for p in out.iterdir()) == ["_lock", "_plan.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["_lock", "_plan_embedding.json"]
     with pytest.raises(DataError, match="1 missing ids"):
         again(other, table, out)
     assert [*state(out)] == [shard(out, 0).name]
@@ -888,7 +888,7 @@ def test_what_is_no_folder_of_whole_vectors_is_a_run_error(whole: Path, tmp_path
 def test_shards_without_a_plan_are_not_replaced_unasked(run: Run, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(whole, out)
-    (out / "_plan.json").unlink()
+    (out / "_plan_embedding.json").unlink()
     items(0, 30).write_parquet(tmp_path / "few.parquet")
     with pytest.raises(
         RunError, match=r"its vectors are of another `format` \(none then, 2 now\); choose another folder, or"

@@ -72,7 +72,7 @@ def cluster(world: Path) -> Iterator[Cluster]:
 def same(cluster: Cluster, out: str, whole: Path) -> None:
     """Fails unless a result has the rows of a folder that one process has made, each shard once, and nothing else."""
     parts = sorted(cluster.done(out))
-    assert cluster.listed(out).keys() == {*parts, LIST_FILE, "_plan.json"}
+    assert cluster.listed(out).keys() == {*parts, LIST_FILE, "_plan_embedding.json"}
     for name, path in zip(parts, sorted(whole.glob("part-*")), strict=True):
         assert name[:10] == path.name[:10]
         found, expected = pl.read_parquet(cluster.read(out, name)), pl.read_parquet(path)

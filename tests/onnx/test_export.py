@@ -815,7 +815,7 @@ def test_a_table_that_is_not_as_the_schema_says_is_a_data_error(name: str, run: 
     change(source_of(run, "item")).write_parquet(tmp_path / "t.parquet")
     with pytest.raises(DataError, match=message):
         embed(run, "item", tmp_path / "t.parquet", tmp_path / "out")
-    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} <= {"t.parquet", "_plan.json", "_lock"}
+    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} <= {"t.parquet", "_plan_embedding.json", "_lock"}
 
 
 def test_files_that_cannot_be_read_are_data_errors(run: Run, tmp_path: Path) -> None:
@@ -864,4 +864,4 @@ def test_vectors_that_are_not_finite_are_not_written(run: Run, worlds: dict[str,
         next(broken.towers("item")[0].head.parameters())[0, 0] = torch.nan
     with pytest.raises(RunError, match="not finite"):
         embed(Run(None, Config(), run.dataset, broken, {}, []), "item", tmp_path / "t.parquet", tmp_path / "out")
-    assert {p.name for p in (tmp_path / "out").rglob("*") if p.is_file()} == {"_plan.json", "_lock"}
+    assert {p.name for p in (tmp_path / "out").rglob("*") if p.is_file()} == {"_plan_embedding.json", "_lock"}

@@ -103,7 +103,12 @@ def test_the_shards_hold_what_a_batch_of_all_users_gives(
 
 
 def test_pandas_and_pyarrow_open_the_folder_as_one_table(whole: Path) -> None:
-    assert {p.name for p in whole.iterdir()} == {*state(whole), "_recommendations.json", "_plan.json", "_lock"}
+    assert {p.name for p in whole.iterdir()} == {
+        *state(whole),
+        "_recommendations.json",
+        "_plan_recommendations.json",
+        "_lock",
+    }
     expected = read(whole).rows()
     assert [*pd.read_parquet(whole).itertuples(index=False, name=None)] == expected
     for table in (pyarrow.parquet.read_table(whole), pyarrow.dataset.dataset(whole, format="parquet").to_table()):
@@ -445,7 +450,9 @@ def test_ray_writes_the_answers_to_a_text_table_into_a_bucket(
     preloaded.run("-m", "twotower", *map(str, words), check=True, timeout=600)
     client = ObjectClient(Url.parse(bucket))
     names = {path.name for path in (tmp_path / "local").iterdir() if path.name[0] == "p" or path.name == LIST_FILE}
-    assert {found.key for found in client.list("recs")} - {"recs/_plan.json"} == {f"recs/{n}" for n in names}
+    assert {found.key for found in client.list("recs")} - {"recs/_plan_recommendations.json"} == {
+        f"recs/{n}" for n in names
+    }
     for name in names:
         assert client.read(f"recs/{name}", 10**9).data == (tmp_path / "local" / name).read_bytes(), name
 

@@ -2,8 +2,8 @@
 
 part-00000-0123456789abcdef.parquet   rows of a shard, with its plan and facts in the metadata. The name ends with the SHA-256 of the file:
                                       what is damaged is no shard, and what a lost host sends late replaces none
-_plan.json, _lock                     what the shards are made of; kernel lock of the call, on a disk
-_RESULT.json                          plan, facts and names of all shards, written last; the kind of result gives the name
+_plan_RESULT.json, _lock              what the shards are made of; kernel lock of the call, on a disk
+_RESULT.json                          plan, facts and names of all shards, written last; the kind of result gives both names
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from twotower.files import locks, places
 from twotower.files.places import JsonObject
 from twotower.files.urls import Url
 
-_PLAN, _ABOUT, _DIGITS = "_plan.json", "twotower", 16
+_ABOUT, _DIGITS = "twotower", 16
 _SHARD, _LEFT = re.compile(rf"part-\d{{5,}}-[0-9a-f]{{{_DIGITS}}}\.parquet"), re.compile(r"\..+\.\d+\.tmp")
 
 
@@ -44,7 +44,7 @@ class ShardedResult:
 
     def __init__(self, place: Path | Url, noun: str, list_file: str, plan: JsonObject) -> None:
         """Take what the shards depend on, by words for messages; `noun` is their content in plural: "vectors"."""
-        self.place, self.noun, self.list_file = place, noun, list_file
+        self.place, self.noun, self.list_file, self._plan_file = place, noun, list_file, f"_plan{list_file}"
         self.plan: JsonObject = json.loads(json.dumps(plan))
         self._plan_bytes, self._there = files.json_bytes(self.plan), dict[str, list[str]]()
         self._identity = hashlib.sha256(self._plan_bytes).hexdigest()
@@ -53,7 +53,7 @@ class ShardedResult:
     def writing(self, overwrite: bool) -> Iterator[None]:
         """Begin or continue within the block. Raises RunError if the folder holds other files, or shards of another plan, which `overwrite`
         removes, or, on a disk, if another call is writing into it. A plan without a shard gives way."""
-        known = re.compile(rf"{_SHARD.pattern}|{_PLAN}|{self.list_file}|[._](?!.*\.json$).*", re.DOTALL)
+        known = re.compile(rf"{_SHARD.pattern}|{self._plan_file}|{self.list_file}|[._](?!.*\.json$).*", re.DOTALL)
         if other := [name for name in places.names(self.place) if not known.fullmatch(name)]:
             raise RunError(f"{self.place}: not a folder of {self.noun} (it holds {other[0]}); choose another folder")
         at, hint = self.place, "choose another folder"
@@ -61,12 +61,12 @@ class ShardedResult:
             names = places.names(at)
             places.remove(at, [name for name in names if _LEFT.fullmatch(name)])
             there = [name for name in names if name == self.list_file or _SHARD.fullmatch(name)]
-            if there and (why := self._difference(places.read_json(at / _PLAN) or {})):
+            if there and (why := self._difference(places.read_json(at / self._plan_file) or {})):
                 if not overwrite:
                     raise RunError(f"{at}: {why}; choose another folder, or start over with `overwrite=True`")
                 places.remove(at, [self.list_file])  # first, also where many objects are deleted in no order
                 places.remove(at, there)
-            places.write(at / _PLAN, self._plan_bytes)
+            places.write(at / self._plan_file, self._plan_bytes)
             yield
 
     def look(self) -> None:
@@ -78,7 +78,7 @@ class ShardedResult:
 
     def check(self) -> None:
         """Raise RunError if this process sees another plan than its call: on another host, or after another call began."""
-        if places.read(self.place / _PLAN) != self._plan_bytes:
+        if places.read(self.place / self._plan_file) != self._plan_bytes:
             raise RunError(
                 f"{self.place}: the host {platform.node()} sees another folder of that name, or one of another call; name one that all hosts share"
             )
