@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -101,6 +102,14 @@ def test_another_plan_is_refused_until_asked_for_and_then_nothing_of_the_first_s
         assert names(at) == ["_plan_vectors.json"]
         other.look()
         assert other.make(0, rows([1])).is_new
+
+
+def test_a_refusal_shows_twelve_digits_of_a_digest(tmp_path: Path) -> None:
+    one, other = (hashlib.sha256(text).hexdigest() for text in (b"one", b"other"))
+    call = begun(tmp_path, model=one)
+    call.make(0, rows([1]))
+    with pytest.raises(RunError, match=rf"another `model` \({one[:12]} then, {other[:12]} now\)"):
+        begun(tmp_path, model=other)
 
 
 def test_files_of_something_else_are_refused(at: Path | Url) -> None:

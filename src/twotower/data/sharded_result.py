@@ -26,7 +26,7 @@ from twotower.files import locks, places
 from twotower.files.places import JsonObject
 from twotower.files.urls import Url
 
-_ABOUT, _DIGITS = "twotower", 16
+_ABOUT, _DIGITS, _LONG = "twotower", 16, re.compile(r"(?<=\b[0-9a-f]{12})[0-9a-f]{20,}\b")
 _SHARD, _LEFT = re.compile(rf"part-\d{{5,}}-[0-9a-f]{{{_DIGITS}}}\.parquet"), re.compile(r"\..+\.\d+\.tmp")
 
 
@@ -125,7 +125,7 @@ class ShardedResult:
         """Return the first difference between this plan and another, as words; an empty text without one."""
         for key in then | self.plan:
             if then.get(key) != self.plan.get(key):
-                before, now = (str(plan.get(key, "none"))[:60] for plan in (then, self.plan))
+                before, now = (_LONG.sub("", str(plan.get(key, "none")))[:60] for plan in (then, self.plan))
                 named = key.replace(", ", "`, `")
                 return f"its {self.noun} are of another `{named}` ({before} then, {now} now)"
         return ""
