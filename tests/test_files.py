@@ -1,9 +1,10 @@
-"""A folder is replaced as a whole, or stays as it is."""
+"""A file or a folder is replaced as a whole, or stays as it is."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -69,3 +70,30 @@ def test_what_a_process_left_that_was_killed_between_two_renames_comes_back(tmp_
         raise ZeroDivisionError
     assert held(tmp_path / "out") == ({} if there else {"old": "1"})
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_two_writes_of_a_file_at_once_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of two hosts whose processes have one number."""
+    path, calls = tmp_path / "f", list[str]()
+
+    class Other:
+        def point(self, name: str) -> None:
+            calls.append(name)
+            if len(calls) == 1:
+                files.write(path, b"of the other")
+                assert path.read_bytes() == b"of the other"
+
+    monkeypatch.setattr(files, "hooks", Other())
+    files.write(path, b"ours")
+    assert calls.count("file.renamed") == 2
+    assert held(tmp_path) == {"f": "ours"}
+
+
+@pytest.mark.parametrize("ending", ["tmp", "old"])
+def test_what_a_write_has_left_is_known_by_its_name(tmp_path: Path, ending: Literal["tmp", "old"]) -> None:
+    left = files.temporary_path(tmp_path / "a.json", ending)
+    left.write_text("1")
+    files.remove_leftovers(tmp_path, {"b.json"}.__contains__)
+    assert held(tmp_path) == {left.name: "1"}
+    files.remove_leftovers(tmp_path, {"a.json"}.__contains__)
+    assert held(tmp_path) == ({"a.json": "1"} if ending == "old" else {})

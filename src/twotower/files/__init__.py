@@ -6,12 +6,13 @@ import glob
 import json
 import os
 import re
+import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from twotower.errors import RunError
 
@@ -50,9 +51,14 @@ def point(name: str) -> None:
     hooks.point(name)
 
 
+def temporary_path(path: Path, ending: Literal["tmp", "old"] = "tmp") -> Path:
+    """Return a path beside `path` that no other write has, of this host or of another, and that `remove_leftovers` knows."""
+    return path.with_name(f".{path.name}.{secrets.randbits(48)}.{ending}")
+
+
 def write(path: Path, data: bytes | str, mode: int | None = None) -> None:
     """Replace `path` by `data` in one step; on failure the old file stays. Raises RunError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         with temporary.open("wb") as f:
             point("file.opened")
@@ -88,8 +94,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     The former content of `path` is removed as a whole, and only on success; a symbolic link is kept. Raises RunError."""
     path = replaceable(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_path(path)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -119,7 +124,7 @@ def replaceable(path: Path) -> Path:
 
 def replace_folder(made: Path, path: Path) -> None:
     """Put the folder `made` in the place of `path`, whose content is removed as a whole. Raises OSError."""
-    before = path.with_name(f".{path.name}.{os.getpid()}.old")
+    before = temporary_path(path, "old")
     for file in made.iterdir():
         sync(file)
     sync(made)
@@ -175,8 +180,7 @@ def link_tree(source: Path, to: Path) -> None:
 
     Raises OSError."""
     if source.is_file():
-        temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
-        temporary.unlink(missing_ok=True)
+        temporary = temporary_path(to)
         link(source, temporary)
         os.replace(temporary, to)
         temporary.unlink(missing_ok=True)  # two names of one file: then a rename does nothing

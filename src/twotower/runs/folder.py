@@ -97,7 +97,7 @@ def replace_run(folder: Path) -> None:
     new = reading_folder(folder)
     if new == folder:
         return
-    removed = folder / f".{layout.NEXT_RUN}.{os.getpid()}.tmp"
+    removed = files.temporary_path(folder / layout.NEXT_RUN)
     try:
         # A reader that does not know `.next` sees an incomplete run.
         (folder / layout.METRICS).unlink(missing_ok=True)
