@@ -124,7 +124,7 @@ def _stripped(text: pl.Series) -> pl.Series:
 def _dates(given: str) -> pl.Expr:
     """Return the dates of a column `text`, null for what has neither the given format nor the year first, with a clock or without."""
     day = pl.col("text").str.extract(r"^(\d{4}[-/.]\d{1,2}[-/.]\d{1,2})(?:[T ].*)?$")
-    others = [day.str.to_date(form, strict=False) for form in YEAR_FIRST if form != given]
+    others = [day.str.to_date(form, strict=False) for form in YEAR_FIRST]
     return pl.coalesce(_read(pl.col("text"), given), *others) if given else pl.coalesce(others)
 
 
