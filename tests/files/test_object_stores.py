@@ -102,13 +102,20 @@ def slow(bucket: str, s3: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 @pytest.mark.system  # the link takes seconds
-@pytest.mark.parametrize("way", ["write", "conditional write", "upload", "read in chunks"])
+@pytest.mark.parametrize("way", ["write", "conditional write", "upload", "read in chunks", "read"])
 def test_bytes_of_a_slow_link_are_no_silence(
     way: str, bucket: str, s3: ObjectServer, slow: Wire, tmp_path: Path
 ) -> None:
     """Neither are they the end of a request: without their own seconds each of these ends after one."""
     url = Url.parse(bucket)
     limits = RemoteLimits(silence_seconds=1.0, request_seconds=1.0, retries=0, slowest=2_000.0)
+    if way == "read":
+        ObjectClient(url).write("k", DATA)
+        limits = replace(limits, silence_seconds=60.0)
+        assert ObjectClient(url, limits).read("k", len(DATA)).data == DATA
+        with pytest.raises(ObjectError, match="does not answer as expected"):
+            ObjectClient(url, replace(limits, slowest=1e9)).read("k", len(DATA))
+        return
     if way == "read in chunks":
         limits = replace(limits, silence_seconds=60.0)
         ObjectClient(url).write("k", DATA)

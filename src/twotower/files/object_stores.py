@@ -169,8 +169,10 @@ class ObjectClient:
         try:
             with remote_errors(url):
                 found = self.store.get(key)
-                if found.meta["size"] > max_bytes:
-                    raise ObjectError(f"{url}: {found.meta['size']:,} bytes, expected at most {max_bytes:,}", "other")
+                if (size := found.meta["size"]) > max_bytes:
+                    raise ObjectError(f"{url}: {size:,} bytes, expected at most {max_bytes:,}", "other")
+                if size > self.limits.slowest * self.limits.request_seconds / 2:  # too many for its seconds: with more
+                    found = self._of_limits(self.limits.of_transfer(size, is_sent=False)).get(key)
                 return Content(found.bytes().to_bytes(), _info(found.meta))
         except ObjectError as e:
             if e.cause != "missing":
