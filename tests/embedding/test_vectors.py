@@ -19,6 +19,7 @@ from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.categorical import Categorical
 from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
+from twotower.model.inputs.tower_inputs import Inputs
 from twotower.runs import Run
 
 SCHEMA = Schema(
@@ -64,6 +65,23 @@ def test_a_block_without_rows_has_none(run: Run) -> None:
     found = TableVectors(run, "item")(items(0))
     assert len(found) == 0
     assert found.schema == TableVectors(run, "item")(items(1)).schema
+
+
+def test_a_tower_takes_a_large_block_in_several(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays of more rows would each be new memory of the system, a fourth more time for a layer of 128."""
+    rows, tower = list[int](), run.model.item_vectors
+
+    def counted(inputs: Inputs) -> torch.Tensor:
+        rows.append(len(inputs.lookup))
+        return tower(inputs)
+
+    monkeypatch.setattr(run.model, "item_vectors", counted)
+    vectors, table = TableVectors(run, "item"), items(65_537)
+    found = vectors(table)
+    assert rows == [32_768, 32_768, 1]
+    assert found["id"].equals(table["item_id"].rename("id"))
+    parts = [vectors(some)["vector"].to_numpy() for some in table.iter_slices(32_768)]
+    assert np.array_equal(found["vector"].to_numpy(), np.concatenate(parts))
 
 
 def test_what_cannot_be_embedded_is_refused(run: Run) -> None:

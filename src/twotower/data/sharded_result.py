@@ -58,8 +58,7 @@ class ShardedResult:
             raise RunError(f"{self.place}: not a folder of {self.noun} (it holds {other[0]}); choose another folder")
         at, hint = self.place, "choose another folder"
         with locks.held_by_call(at / "_lock", "call", at, hint) if isinstance(at, Path) else nullcontext():
-            names = places.names(at)
-            places.remove(at, [name for name in names if _LEFT.fullmatch(name)])
+            places.remove(at, filter(_LEFT.fullmatch, names := places.names(at)))
             there = [name for name in names if name == self.list_file or _SHARD.fullmatch(name)]
             if there and (why := self._difference(places.read_json(at / self._plan_file) or {})):
                 if not overwrite:
@@ -115,8 +114,7 @@ class ShardedResult:
 
     def _facts(self, name: str) -> JsonObject | None:
         """Return the facts of an intact shard of this plan, None for another file."""
-        data = places.read(self.place / name)
-        if data is None or hashlib.sha256(data).hexdigest()[:_DIGITS] not in name:
+        if (data := places.read(self.place / name)) is None or hashlib.sha256(data).hexdigest()[:_DIGITS] not in name:
             return None
         about = json.loads(pl.read_parquet_metadata(io.BytesIO(data))[_ABOUT])
         return about["facts"] if about["plan"] == self._identity else None
@@ -126,8 +124,7 @@ class ShardedResult:
         for key in then | self.plan:
             if then.get(key) != self.plan.get(key):
                 before, now = (_LONG.sub("", str(plan.get(key, "none")))[:60] for plan in (then, self.plan))
-                named = key.replace(", ", "`, `")
-                return f"its {self.noun} are of another `{named}` ({before} then, {now} now)"
+                return f"its {self.noun} are of another `{key.replace(', ', '`, `')}` ({before} then, {now} now)"
         return ""
 
 

@@ -27,6 +27,7 @@ from twotower.runs import Run
 
 Precision = Literal["fp32", "fp16"]
 _DTYPES = {"fp32": "<f4", "fp16": "<f2"}
+_TOWER_ROWS = 32_768  # more are slower: glibc takes each array above 32 MiB anew from the kernel, page by page
 
 
 class TableVectors:
@@ -46,8 +47,7 @@ class TableVectors:
         self.columns = list(dict.fromkeys([self.key, *(f.source for f in self.schema.columns(side) if not f.computes)]))
         """Columns that are read: the ids first."""
         self.known = run.dataset.side_before(side, TEST)
-        self._known_rows = CategoricalEncoder(self.known.ids)
-        self._context = dict[str, Column]()
+        self._known_rows, self._context = CategoricalEncoder(self.known.ids), dict[str, Column]()
         if side == "user" and self.schema.side("context"):
             self._context = default_context(self._encoders, run.dataset.context_frame)
 
@@ -55,18 +55,21 @@ class TableVectors:
         """Return the ids of a block, column `id`, and their vectors, column `vector` of arrays (D,). A repeated id has a vector for each of
         its rows. Raises DataError; RunError for a vector that is not finite, or that the precision does not reach."""
         ids, columns = self._encoded(as_frame(table, f"{self.side}s"))
-        rows, model = ColumnRows(columns, slice(None)), self._model
+        blocks = [self._block(columns, start) for start in range(0, max(1, len(ids)), _TOWER_ROWS)]
+        return pl.DataFrame({"id": ids, "vector": np.concatenate(blocks)})
+
+    def _block(self, columns: dict[str, Column], start: int) -> StoredVectors:
+        rows, model = ColumnRows(columns, slice(start, start + _TOWER_ROWS)), self._model
         block = JoinedRows(rows, ColumnRows(self._context, np.zeros(rows.n, np.int64))) if self._context else rows
         tower = model.user_vectors if self.side == "user" else model.item_vectors
-        with evaluation_mode(model):
+        with evaluation_mode(model), np.errstate(over="ignore"):
             vectors = tower(tensors(self._fields, block, carry_forward, model.log_temperature.device)).cpu().numpy()
+            found: StoredVectors = vectors.astype(self._dtype, copy=False)
         if not np.isfinite(vectors).all():
             raise RunError("a vector is not finite; the model is broken, train it again")
-        with np.errstate(over="ignore"):
-            found: StoredVectors = vectors.astype(self._dtype, copy=False)
         if not np.isfinite(found).all():
             raise RunError("a vector has a number above 65,504, which fp16 does not reach; use fp32")
-        return pl.DataFrame({"id": ids, "vector": found})
+        return found
 
     def _encoded(self, frame: pl.DataFrame) -> tuple[pl.Series, dict[str, Column]]:
         """Return the ids, and the columns that the tower reads."""
