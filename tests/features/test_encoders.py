@@ -225,6 +225,7 @@ def test_rows_without_training_interactions_teach_nothing() -> None:
 def test_hash_buckets_are_the_same_in_every_release(value: Any, bucket: int) -> None:
     encoder = CategoricalEncoder.fit(series(["x"]), ones(1), hash_buckets=100)
     assert encoder.transform(series([value])).tolist() == [bucket]
+    assert encoder.transform(series([value, value])).tolist() == [bucket, bucket], "by another way"
     assert encoder.rows == 101
 
 

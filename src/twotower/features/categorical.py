@@ -66,9 +66,10 @@ class CategoricalEncoder(Encoder):
         if len(values) == 1 and self.has_binary_search:
             return np.array([self.code(values[0])], np.int32)
         if self.hash_buckets:
-            distinct = values.unique()
-            codes = [_bucket(v, self.hash_buckets) for v in distinct.to_list()]
-            table = pl.DataFrame({"value": distinct, "code": pl.Series(codes, dtype=pl.Int32)})
+            distinct = values.drop_nulls().unique()
+            digests = b"".join(map(_digest, distinct.cast(pl.String).cast(pl.Binary).to_list()))
+            codes = np.frombuffer(digests, "<u8") % self.hash_buckets + 1
+            table = pl.DataFrame({"value": distinct, "code": codes.astype(np.int32)})
         else:
             table = self._codes
         if values.dtype != table["value"].dtype:
@@ -150,5 +151,9 @@ def _bucket(value: str | int | None, buckets: int) -> int:
     """Return the bucket of a value, 1..buckets, equal on every machine and in every release; `UNKNOWN` for None."""
     if value is None:
         return UNKNOWN
-    digest = hashlib.blake2b(str(value).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % buckets + 1
+    return int.from_bytes(_digest(str(value).encode()), "little") % buckets + 1
+
+
+def _digest(value: bytes) -> bytes:
+    """Return eight bytes, in little-endian order a number of which the bucket is the remainder."""
+    return hashlib.blake2b(value, digest_size=8).digest()
