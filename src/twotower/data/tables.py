@@ -145,7 +145,9 @@ def with_ids(frame: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
 def with_known_ids(frame: pl.DataFrame, key: str, what: str, dtype: pl.DataType) -> pl.DataFrame:
     """Return the table with the id column of the type of the ids of a training. Raises DataError as `with_ids` does, and for an id that
     has no such type."""
-    given = with_ids(frame, key, what)[key]
+    frame = with_ids(frame, key, what)
+    if (given := frame[key]).dtype == dtype:
+        return frame
     ids = given.cast(dtype, strict=False)
     odd = given.filter(ids.cast(pl.String).ne_missing(given.cast(pl.String)))
     if len(odd):
