@@ -214,6 +214,7 @@ def test_every_make_of_a_moment_is_the_same_microsecond(moments: list[int]) -> N
         (dates, "s"),
         (dates.cast(pl.Datetime("ns")), "s"),
         (dates.dt.to_string("%Y-%m-%dT%H:%M:%S%.6fZ"), "s"),
+        (dates.dt.to_string("%Y-%m-%dT%H:%M:%S%.6fZ").cast(pl.Categorical), "s"),
         (dates.dt.to_string("%d/%m/%Y %H:%M:%S%.6f"), "order"),
         (pd.Series(dates.to_numpy()), "s"),
     ]

@@ -332,6 +332,7 @@ MULTI_HOT = {
     "text": (series(["x|y", None, "", "y|z", "x|"]), "|"),
     "category": (series(["x|y", None, "", "y|z", "x|"], pl.Categorical), "|"),
     "list despite a separator": (series(LISTS), "|"),
+    "categories": (series([["x", "y"], None, ["", ""], ["y", "z"], ["x", None]], pl.List(pl.Categorical)), ""),
 }
 
 
@@ -346,6 +347,12 @@ def test_multi_hot_reads_lists_and_separated_text_alike_and_drops_unknown_values
     assert [row.tolist() for row in np.split(found.values, found.offsets[1:-1])] == [[1, 2], [], [], [2], [1]]
     again = restored(encoder).transform(column)
     assert (again.values.tolist(), again.offsets.tolist()) == (found.values.tolist(), found.offsets.tolist())
+
+
+@pytest.mark.parametrize("dtype", [pl.String, pl.Categorical, pl.Enum(["x|y", "z"])])
+def test_single_values_of_separated_text_are_those_between_the_separators(dtype: pl.DataType) -> None:
+    feature = MultiHot(name="col", side="item", separator="|")
+    assert feature.values(series(["x|y", None, "z"], dtype)).to_list() == [["x", "y"], None, ["z"]]
 
 
 def test_multi_hot_reads_fixed_arrays_and_a_column_without_any_value() -> None:

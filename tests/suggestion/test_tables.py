@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zipfile
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,44 @@ def test_tables_are_named_apart(tmp_path: Path) -> None:
     found = find_tables(tmp_path / "a.csv", users=tmp_path / "b.csv", folder=tmp_path)
     assert found.section == {"users": "b.csv", "interactions": "a.csv"}
     assert found.users is not None
+
+
+@pytest.mark.parametrize("dictionary", ["Categorical", "Enum"])
+def test_dictionaries_of_texts_are_texts(tmp_path: Path, dictionary: str) -> None:
+    """As pandas, Arrow and DuckDB have columns of few texts."""
+
+    def with_dictionaries(frame: pl.DataFrame) -> pl.DataFrame:
+        of_names = {
+            s.name: s.cast(pl.Enum(s.unique()) if dictionary == "Enum" else pl.Categorical)
+            for s in frame
+            if s.dtype == pl.String
+        }
+        return frame.with_columns(**of_names)
+
+    rows = log().with_columns(
+        pl.format("visitor {}", "user_id").alias("visitor"),
+        pl.format("a{}", "item_id").alias("article"),
+        pl.from_epoch("timestamp").dt.to_string("%Y-%m-%d %H:%M:%S").alias("read at"),
+    )
+    rows = rows.select("visitor", "article", "read at")
+    names, days = rows["article"].unique(maintain_order=True), ("a good", "one more", "the last")
+    articles = pl.DataFrame(
+        {
+            "article": names,
+            "title": [f"{days[n % 3]} day in town {n}" for n in range(len(names))],
+            "tags": [f"{n % 3}|{n % 4}" for n in range(len(names))],
+            "released": [str(date(2020, 1, 1) + timedelta(days=7 * n)) for n in range(len(names))],
+        }
+    )
+    texts = suggest(rows, items=articles)
+    assert {f.kind for f in texts.schema.side("item")} >= {"multi_hot", "date"}
+    assert (texts.schema.time, texts.schema.title) == ("read at", "title")
+    found = suggest(with_dictionaries(rows), items=with_dictionaries(articles))
+    assert found.text == texts.text
+    for name, frame in (("rows", rows), ("items", articles)):
+        with_dictionaries(frame).write_parquet(tmp_path / f"{name}.parquet")
+    found = suggest(tmp_path / "rows.parquet", items=tmp_path / "items.parquet")
+    assert found.schema == texts.schema
 
 
 def test_two_files_of_one_role_are_refused(tmp_path: Path) -> None:

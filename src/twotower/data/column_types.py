@@ -8,8 +8,7 @@ import polars as pl
 
 from twotower.data.table_path import TablePath
 from twotower.errors import DataError, first_line
-
-_TEXT = (pl.String, pl.Categorical, pl.Enum)
+from twotower.features.values import TEXT_TYPES
 
 
 def common_types(paths: Sequence[TablePath], schemas: Sequence[pl.Schema]) -> dict[str, pl.DataType]:
@@ -50,7 +49,7 @@ def _common(one: pl.DataType, other: pl.DataType) -> pl.DataType | None:
     if isinstance(one, pl.List) and isinstance(other, pl.List):
         inner = _common(pl.Series(dtype=one.inner).dtype, pl.Series(dtype=other.inner).dtype)
         return None if inner is None else pl.List(inner)
-    return pl.String() if one in _TEXT and other in _TEXT else None
+    return pl.String() if one in TEXT_TYPES and other in TEXT_TYPES else None
 
 
 def with_types(path: TablePath, frame: pl.DataFrame, types: Mapping[str, pl.DataType]) -> pl.DataFrame:

@@ -14,7 +14,7 @@ from twotower.data.given_values import GivenValues
 from twotower.errors import ConfigError, DataError, did_you_mean
 from twotower.features.encoders import Encoders
 from twotower.features.schema import Schema
-from twotower.features.values import is_unknown, missing_count
+from twotower.features.values import TEXT_TYPES, is_unknown, missing_count
 
 
 def context_frame(columns: pl.DataFrame, schema: Schema, user: Codes, times: Ints | None) -> pl.DataFrame:
@@ -62,7 +62,7 @@ def plain_type(column: pl.Series) -> pl.Series:
         return column.cast(pl.Int64)
     if column.dtype.is_float():
         return column.cast(pl.Float64)
-    return column.cast(pl.String) if column.dtype in (pl.Categorical, pl.Enum) else column
+    return column.cast(pl.String) if column.dtype in TEXT_TYPES else column
 
 
 def distinct_contexts(users: Codes, columns: Mapping[str, Column], rows: Ints) -> tuple[Ints, Ints]:

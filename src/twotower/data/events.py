@@ -13,6 +13,7 @@ import polars as pl
 from twotower.errors import DataError, did_you_mean
 from twotower.features.events import OTHER_EVENTS, EventRule
 from twotower.features.schema import Schema
+from twotower.features.values import TEXT_TYPES
 
 LISTED_TYPES = 5
 """Types of events that a message lists."""
@@ -90,7 +91,7 @@ def type_names(events: pl.Series) -> pl.Series:
 def _rules(events: pl.Series, schema: Schema) -> dict[str, EventRule]:
     """Return the rule of each type among events. Raises DataError for one without, missing types, or a column of others."""
     what = f"interactions: event '{schema.event}'"
-    if not (events.dtype.is_integer() or events.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Null)):
+    if not (events.dtype.is_integer() or events.dtype in (*TEXT_TYPES, pl.Boolean, pl.Null)):
         raise DataError(f"{what} holds {events.dtype}, expected text or whole numbers; cast it")
     if n := events.null_count():
         raise DataError(f"{what} has {n} missing values; fill them or drop the rows")

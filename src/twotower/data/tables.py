@@ -28,7 +28,7 @@ from twotower.errors import DataError, did_you_mean
 from twotower.features.feature import Statistic
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, FeatureSide, SideName
-from twotower.features.values import canonical_ids, missing_count
+from twotower.features.values import canonical_ids, missing_count, with_texts
 
 _ROW_COLUMN = "__row"  # temporary
 
@@ -212,7 +212,9 @@ def _checked_side(
     need(frame, [key], what)
     _not_empty(frame, what)
     # Without ids of interactions the table is made of them, or was checked before.
-    frame, versions = newest_and_all(with_ids(frame, key, what), side, key, schema, notes if ids is not None else [])
+    frame, versions = newest_and_all(
+        with_ids(with_texts(frame), key, what), side, key, schema, notes if ids is not None else []
+    )
     if versions is None:
         frame = _without_repeats(frame, what, key, schema, notes)
     _features(frame if versions is None else versions, side, what, schema, notes)

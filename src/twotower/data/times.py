@@ -16,7 +16,7 @@ import polars as pl
 
 from twotower.errors import DataError
 from twotower.features.schema import Schema
-from twotower.features.values import missing_count
+from twotower.features.values import TEXT_TYPES, missing_count
 
 TIME = "__time"
 """The column that `Times.add` adds to the interactions."""
@@ -76,7 +76,7 @@ class Times:
             return
         if n := missing_count(column):
             raise DataError(f"{self.what} has {n} missing values; fill them or drop the rows")
-        if not (column.dtype in (pl.Datetime, pl.Date, pl.String) or column.dtype.is_numeric()):
+        if not (column.dtype in (pl.Datetime, pl.Date, *TEXT_TYPES) or column.dtype.is_numeric()):
             raise DataError(f"{self.what} holds {column.dtype}, expected a datetime, a number or text; parse it")
         if column.dtype == pl.Float32 and self.schema.time_unit != "order":
             raise DataError(
@@ -119,7 +119,7 @@ class Times:
         """Return True for a column that is read by a format: text, or whole numbers such as 20231105 if the schema has a
         time_format."""
         if not self.schema.time_format or not column.dtype.is_numeric():
-            return column.dtype == pl.String
+            return column.dtype in TEXT_TYPES
         return bool((column.cast(pl.Int64, strict=False) == column).fill_null(False).all())
 
     def _texts(self, column: pl.Series) -> pl.Series:
@@ -254,7 +254,7 @@ def _percent(n: int, of: int) -> str:
 
 
 def _as_text(column: pl.Series) -> pl.Series:
-    return (column if column.dtype == pl.String else column.cast(pl.Int64).cast(pl.String)).str.strip_chars()
+    return (column if column.dtype in TEXT_TYPES else column.cast(pl.Int64)).cast(pl.String).str.strip_chars()
 
 
 def _formats(text: str) -> list[str]:

@@ -14,6 +14,7 @@ from twotower.arrays.types import Ints
 from twotower.errors import DataError
 from twotower.features.feature import ColumnFeature
 from twotower.features.numeric import NumericEncoder
+from twotower.features.values import TEXT_TYPES
 
 YEAR_FIRST = ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d")
 """Formats of text that are read without `format`. A clock may follow."""
@@ -87,7 +88,7 @@ def days(series: pl.Series, given: str) -> pl.Series:
         return series.to_physical().cast(pl.Float64)
     if series.dtype.is_float() and given and (series.fill_nan(None).drop_nulls() % 1 == 0).all():
         series = series.fill_nan(None).cast(pl.Int64)  # whole numbers beside missing ones
-    if not (series.dtype in (pl.String, pl.Categorical, pl.Enum) or (given and series.dtype.is_integer())):
+    if not (series.dtype in TEXT_TYPES or (given and series.dtype.is_integer())):
         raise DataError(
             f"column '{series.name}': found {series.dtype}, expected dates, or text of them; make it numeric, or name a format of whole numbers "
             "such as '%Y%m%d'"

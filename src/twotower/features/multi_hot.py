@@ -15,7 +15,16 @@ from twotower.features.feature import ColumnFeature
 from twotower.features.field import InputField
 from twotower.features.pooling_spec import MEAN, PoolingSpec
 from twotower.features.state import EncoderState
-from twotower.features.values import SINGLE_ROW_MAX_VALUES, UNKNOWN, canonical_ids, explode, lists, one_row, present
+from twotower.features.values import (
+    SINGLE_ROW_MAX_VALUES,
+    TEXT_TYPES,
+    UNKNOWN,
+    canonical_ids,
+    explode,
+    lists,
+    one_row,
+    present,
+)
 
 
 class MultiHotState(EncoderState):
@@ -95,4 +104,4 @@ class MultiHot(ColumnFeature):
         return replace(super().field(encoder), pooling=self.pooling)
 
     def values(self, series: pl.Series) -> pl.Series:
-        return series.str.split(self.separator) if series.dtype == pl.String and self.separator else series
+        return lists(series, self.separator) if series.dtype in TEXT_TYPES and self.separator else series

@@ -12,6 +12,9 @@ from twotower.arrays.ragged import Ragged, Values
 from twotower.arrays.types import Ints
 from twotower.errors import DataError
 
+TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)
+"""Types of a column of text: a dictionary of texts, as of categories in pandas, is one too."""
+
 UNKNOWN = 0
 """Embedding row of values below the frequency cut and values never seen in training."""
 
@@ -53,6 +56,14 @@ def canonical_ids(series: pl.Series) -> pl.Series:
         f"column '{series.name}': found {dtype}, expected one value a row (text, integers or booleans); "
         "cast it, or choose another kind of feature"
     )
+
+
+def with_texts(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return a table whose dictionaries of texts, and lists of these, are texts."""
+    lists_of = [
+        s.cast(pl.List(pl.String)) for s in frame if isinstance(s.dtype, pl.List) and s.dtype.inner in TEXT_TYPES
+    ]
+    return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String), *lists_of)
 
 
 def numbers(series: pl.Series) -> npt.NDArray[np.float64]:
@@ -110,7 +121,7 @@ def cast_value(given: pl.Series, dtype: pl.DataType, category: bool) -> pl.Serie
 def present(values: pl.Series) -> pl.Series:
     """Return the values without nulls and empty texts."""
     values = values.drop_nulls()
-    return values.filter(values != "") if values.dtype == pl.String else values
+    return values.filter(values != "") if values.dtype in TEXT_TYPES else values
 
 
 def is_long(texts: pl.Series) -> bool:
@@ -123,7 +134,7 @@ def one_row(codes: list[int]) -> Ragged:
 
 def lists(series: pl.Series, separator: str) -> pl.Series:
     """Return a list column unchanged, or a text column split at the separator. Raises DataError for other types."""
-    if separator and series.dtype in (pl.String, pl.Categorical, pl.Enum):
+    if separator and series.dtype in TEXT_TYPES:
         series = series.cast(pl.String).str.split(separator)
     elif isinstance(series.dtype, pl.Array):
         series = series.arr.to_list()
@@ -141,7 +152,7 @@ def explode(series: pl.Series, separator: str) -> tuple[Ints, pl.Series]:
     """Return row indices and values of a list column, flat, without nulls and empty texts."""
     series = lists(series, separator)
     flat = series.to_frame("value").with_row_index("row").explode("value").filter(pl.col("value").is_not_null())
-    if flat["value"].dtype == pl.String:
+    if flat["value"].dtype in TEXT_TYPES:
         flat = flat.filter(pl.col("value") != "")
     return flat["row"].to_numpy().astype(np.int64), flat["value"].rename(series.name)
 

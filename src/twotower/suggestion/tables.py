@@ -21,6 +21,7 @@ from twotower.data.table_paths import table_files, table_source
 from twotower.data.text_format import SEPARATOR_OF, TextFormat
 from twotower.errors import ConfigError, DataError, did_you_mean
 from twotower.features.schema import Schema
+from twotower.features.values import with_texts
 from twotower.files.urls import Url, is_url
 from twotower.section import first_problem
 from twotower.suggestion.folder import FolderTables, folder_tables
@@ -221,8 +222,9 @@ def _of_rows(frame: pl.DataFrame, what: str) -> pl.DataFrame:
 
 
 def _without_reserved(frame: pl.DataFrame) -> pl.DataFrame:
-    """Return the columns of a frame without the index that pandas writes, `__index_level_0__`."""
-    return frame.drop(name for name in frame.columns if re.fullmatch(r"__index_level_\d+__", name))
+    """Return the columns of a frame without the index that pandas writes, `__index_level_0__`; dictionaries of texts as text."""
+    kept = frame.drop(name for name in frame.columns if re.fullmatch(r"__index_level_\d+__", name))
+    return with_texts(kept)
 
 
 def _of_values(frame: pl.DataFrame, notes: list[str]) -> pl.DataFrame:

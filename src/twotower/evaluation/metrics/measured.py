@@ -15,6 +15,7 @@ from twotower.data.pairs import Pairs
 from twotower.data.splits import TEST
 from twotower.evaluation.moments import items_during
 from twotower.features.schema import Schema
+from twotower.features.values import TEXT_TYPES
 
 BLOCK_RANKINGS = 65_536
 """Rankings of which a number is averaged at a time."""
@@ -89,7 +90,7 @@ class RankedItems:
         if isinstance(series.dtype, pl.List):
             flat = flat.explode("value")
         flat = flat.drop_nulls().unique()
-        if flat["value"].dtype == pl.String:
+        if flat["value"].dtype in TEXT_TYPES:
             flat = flat.filter(pl.col("value") != "")
         codes = flat["value"].rank("dense").to_numpy().astype(np.int64) - 1
         return Ragged.from_pairs(flat["row"].to_numpy().astype(np.int64), codes, self.n_items)
