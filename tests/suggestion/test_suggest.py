@@ -562,7 +562,8 @@ def test_users_that_are_items_and_are_taken_back_are_told(back: float, told: boo
     pairs += [(v, u) for u, v in pairs if rng.random() < back]
     rows = pl.DataFrame(pairs, schema=["follower", "followed"], orient="row")
     names = rows.cast(pl.String)
-    for frame in (rows, names):
+    of_two_types = (rows.with_columns(names["followed"]), rows.cast({"follower": pl.Int32}))
+    for frame in (rows, names, *of_two_types):
         found = suggest(frame, overrides=["schema.user_id=follower", "schema.item_id=followed"])
         assert any("a user is likely to take what took the user" in reason for reason in found.reasons) == told
         starts = [start for start in found.config.train.start if start.kind == "taken_by"]
@@ -570,7 +571,7 @@ def test_users_that_are_items_and_are_taken_back_are_told(back: float, told: boo
         if not told:
             continue
         pair = found.config.model.pairs[starts[0].pair]
-        both = len({*frame["follower"]} & {*frame["followed"]})
+        both = len({*names["follower"]} & {*names["followed"]})
         assert (pair.user.fields, pair.item.fields, pair.user.width) == (("follower",), ("followed",), both)
         run = twotower.fit((None, None, frame), found.schema, of_one_epoch(found.config))
         assert run.metrics["test.recall@10"] > run.metrics["baseline.popularity.recall@10"]

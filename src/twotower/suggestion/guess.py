@@ -210,8 +210,10 @@ def _mutual(rows: pl.DataFrame) -> tuple[Mutual, list[str]]:
     """Return the users that are items too, and a line about them, where many of their pairs stand the other way round as well, and more than by
     chance, as of people who follow one another; an empty one for others. By chance an id takes another one as often as the numbers of what
     it takes and of who takes the other give."""
-    if not len(rows) or rows["user"].dtype != rows["item"].dtype or not _holds_ids(rows["user"]):
+    if not len(rows) or not all(map(_holds_ids, rows)):
         return Mutual(), []
+    if rows["user"].dtype != rows["item"].dtype:
+        rows = rows.cast(pl.String)  # 7 and '7' are one id
     pairs = rows.unique()
     users, items = (pairs[name].unique() for name in ("user", "item"))
     both = users.filter(users.is_in(items.implode())).implode()
