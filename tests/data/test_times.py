@@ -240,6 +240,21 @@ def test_dates_before_1970_and_of_other_zones_are_exact(times: Any, expected: li
     assert found["__time"].to_list() == expected
 
 
+@pytest.mark.parametrize(
+    ("times", "shown"),
+    [
+        (["2020-01-01 00:00:00", "0000-01-01 00:00:00"], "in row 2: 0000-01-01 00:00:00.;"),
+        (
+            pl.Series([BASE * 10**6, BASE * 10**6]).cast(pl.Datetime("ms")),
+            r"in row 1: \+55840-.* look like times in the future",
+        ),
+    ],
+)
+def test_years_that_python_lacks_are_refused_as_others(times: Any, shown: str) -> None:
+    with pytest.raises(DataError, match=f"are not between 1990 and tomorrow .*{shown}"):
+        check(None, None, {"user_id": [1, 2], "item_id": [1, 2], "at": times}, Schema(time="at", features=ID_FEATURES))
+
+
 @pytest.mark.parametrize("way", ["in memory", "a CSV"])
 def test_fault_G9_an_order_in_text_of_more_than_64_bits_is_exact(tmp_path: Path, way: str) -> None:
     times = [f"202311051230152{n:05d}" for n in range(9, -1, -1)]  # newest first, and one and the same as floats

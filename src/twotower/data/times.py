@@ -176,7 +176,8 @@ class Times:
             return
         at = int(np.argmin(good))
         if not self._wrong:
-            self._first = (self.rows + at, str(read[at]))
+            value = read[at : at + 1].cast(pl.String)[0] if dated else str(read[at])  # Python has no year 0, nor 10000
+            self._first = (self.rows + at, re.sub(r"\.0+(?=\D|$)", "", value))
         left = values[~good]
         self._wrong += len(left)
         for name, low, high in self._likely(unit, dated):
