@@ -434,6 +434,13 @@ def test_a_label_in_words_says_how_it_is_read() -> None:
         assert not any("in words" in note for note in guess_columns(other, {}, {}).notes)
 
 
+def test_a_label_of_numbers_that_are_text_says_what_to_do() -> None:
+    rated = log().with_columns(rating=(pl.int_range(pl.len()) % 5 + 1).cast(pl.String))
+    found = guess_columns(rated, {}, {})
+    assert "'rating': its numbers are text; make them numbers for a label" in found.notes
+    assert not any("in words" in note for note in found.notes)
+
+
 def test_a_label_stands_before_events_that_all_weigh_1() -> None:
     kinds = [["movie", "series", "short"][i % 3] for i in range(N)]
     clicked = [int(i % 4 == 0) for i in range(N)]

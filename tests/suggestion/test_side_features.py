@@ -25,6 +25,21 @@ def kind(name: str, values: Sequence[object], n: int = N) -> tuple[str, Mapping[
     return str(options.pop("kind")), options
 
 
+@pytest.mark.parametrize("name", ["price", "page_count"])
+def test_numbers_that_are_text_are_told_and_are_no_title(name: str) -> None:
+    for make in ("{}", "{}.50"):
+        numbers = [make.format(n) for n in range(1, N + 1)]
+        assert kind(name, numbers)[1]["note"] == (
+            f"'{name}' of the items, {N:,} distinct values of numbers that are text; make them numbers"
+        )
+    for make in ("{}.50", "${}.50"):
+        table = pl.DataFrame({"item_id": range(N), name: [make.format(n) for n in range(N)]})
+        assert guess_features(table, "item", "item_id").title == ""
+    assert kind("price", [f"{n}" for n in range(60)])[0] == ""
+    assert kind("version", [f"1.{n}" for n in range(60)])[0] == "categorical"
+    assert kind("zip", [f"{n:04}" for n in range(60)])[0] == "categorical"
+
+
 @pytest.mark.parametrize(
     "dtype",
     [pl.String, pl.Float64, pl.List(pl.Float32), pl.List(pl.String), pl.Array(pl.Float64, 3), pl.Date, pl.Boolean],

@@ -24,6 +24,8 @@ SINGLE_ROW_MAX_VALUES = 400
 
 THOUSANDS = r"^[-+]?\d{1,3}(,\d{3})+(\.\d*)?$"
 """Numbers in which three digits follow every comma."""
+_NUMBER = r"^[-+]?(0|[1-9]\d*)(\.\d+)?$"
+"""Number as it is printed, without zeros in front."""
 
 
 def canonical_ids(series: pl.Series) -> pl.Series:
@@ -76,6 +78,12 @@ def numbers(series: pl.Series) -> npt.NDArray[np.float64]:
     x = np.array(series.cast(pl.Float64).to_numpy())  # a null is nan
     x[~np.isfinite(x)] = np.nan
     return x
+
+
+def are_numbers(series: pl.Series) -> bool:
+    """Return True for a column of text whose values are numbers, without codes such as 0042."""
+    present = series.drop_nulls() if series.dtype == pl.String else series.head(0)
+    return bool(len(present)) and bool(present.str.contains(_NUMBER).all())
 
 
 def advice_on_text(series: pl.Series, may_be_empty: bool = False) -> str:

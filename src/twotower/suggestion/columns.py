@@ -14,8 +14,7 @@ from twotower.suggestion.guessed_columns import MIN_ROWS, GuessedColumns, free, 
 from twotower.suggestion.ids_by_place import are_several, has_few, have_one_item, ids_by_place, too_few
 from twotower.suggestion.numbering import counts_occasions, note_orders, notes_of_row_numbers, row_numbers
 from twotower.suggestion.text_form import (
-    has_decimal_commas,
-    has_spaced_numbers,
+    fault_of_numbers,
     looks_like_scale,
     words_among_numbers,
 )
@@ -222,15 +221,13 @@ def _guess_label(frame: pl.DataFrame, found: GuessedColumns) -> None:
     for name in free(frame, found, names.names_label):
         if frame[name].dtype != pl.String:
             continue
-        if has_decimal_commas(frame[name]):
-            found.notes.append(f"'{name}': numbers with decimal commas are text; write them with points for a label")
+        if fault := fault_of_numbers(frame[name]):
+            found.notes.append(f"'{name}': {fault} for a label")
         elif (odd := words_among_numbers(frame[name])) is not None:
             found.notes.append(
                 f"'{name}': {len(odd):,} of {frame.height:,} values are no numbers ({odd[0]!r}), so it is no label; give "
                 "numbers in their place, or drop the rows"
             )
-        elif has_spaced_numbers(frame[name]):
-            found.notes.append(f"'{name}': numbers with spaces around them are text; remove the spaces for a label")
         elif 2 < frame[name].drop_nulls().n_unique() <= MAX_EVENT_TYPES and _tells_rows(frame, found, name):
             words = frame[name].drop_nulls().unique().sort().to_list()
             found.notes.append(

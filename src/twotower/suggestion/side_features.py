@@ -11,7 +11,7 @@ from twotower.config.toml import TomlValue
 from twotower.errors import DataError
 from twotower.features.date import days, fitting_formats
 from twotower.features.side import SideName
-from twotower.features.values import missing_count
+from twotower.features.values import are_numbers, missing_count
 from twotower.suggestion import names
 from twotower.suggestion.time_form import FORMATS, SAMPLED_ROWS, is_dated
 
@@ -158,6 +158,12 @@ def _of_present(series: pl.Series, present: pl.Series, side: SideName) -> SideFe
     if is_code and recurs:
         return replace(_made(series, side, "categorical", f"{few} of a code"), is_name=distinct > MAX_CATEGORIES)
     if series.dtype == pl.String:
+        if are_numbers(present) and (is_measure or distinct * MIN_ROWS > n):  # others may be versions, such as 1.10
+            whole = not present.str.contains(".", literal=True).any()
+            numbers, some = (s.cast(pl.Int64 if whole else pl.Float64, strict=False) for s in (series, present))
+            found = _of_present(numbers, some, side)
+            if not isinstance(found, str) and found.options["kind"] == "numeric":
+                return f"{few} of numbers that are text; make them numbers"
         if separator := _separator(present, side):
             return _made(series, side, "multi_hot", f"lists separated by '{separator}'", separator=separator)
         is_phrase = names.names_phrase(series.name)
@@ -241,12 +247,13 @@ def _are_whole(values: pl.Series) -> bool:
 
 
 def is_text(values: pl.Series) -> bool:
-    """Return True for a column of which MIN_WORDS or more of the values have two words or more."""
+    """Return True for a column of which MIN_WORDS or more of the values have two words or more, and a letter."""
     if values.dtype != pl.String:
         return False
     present = values.drop_nulls()
     words = present.str.count_matches(_WORDS) + present.str.count_matches(r"\p{Han}")
-    return bool(len(present)) and float((words >= 2).mean() or 0) >= MIN_WORDS  # type: ignore[arg-type]
+    are_words = (words >= 2) & present.str.contains(r"\p{L}")  # 12.50 is no text
+    return bool(len(present)) and float(are_words.mean() or 0) >= MIN_WORDS  # type: ignore[arg-type]
 
 
 def _are_names(values: pl.Series) -> bool:

@@ -14,6 +14,7 @@ from twotower.data.text_encoding import check_line_ends, not_utf8
 from twotower.data.text_format import SEPARATOR_OF, SPACE, TextFormat
 from twotower.data.times import plausible_range
 from twotower.errors import DataError
+from twotower.features.values import are_numbers
 from twotower.suggestion.names import is_known
 
 SAMPLED_LINES = 200
@@ -161,8 +162,12 @@ def words_among_numbers(series: pl.Series) -> pl.Series | None:
     return odd if 0 < len(odd) < len(present) / 2 else None
 
 
-def has_spaced_numbers(series: pl.Series) -> bool:
-    """Return True for a column of text of numbers, some with a space before or after."""
+def fault_of_numbers(series: pl.Series) -> str:
+    """Return why numbers of a column of text are not read, and what to do, "" for other text."""
     present = series.drop_nulls()
     bare = present.str.strip_chars()
-    return bool((bare != present).any()) and not bare.cast(pl.Float64, strict=False).null_count()
+    if has_decimal_commas(series):
+        return "numbers with decimal commas are text; write them with points"
+    if (bare != present).any() and not bare.cast(pl.Float64, strict=False).null_count():
+        return "numbers with spaces around them are text; remove the spaces"
+    return "its numbers are text; make them numbers" if are_numbers(series) else ""
