@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from dataclasses import replace
@@ -630,6 +631,26 @@ def test_recipes_that_train_or_weigh_no_pair_of_mutual_ids_have_none() -> None:
     assert start.pair == len(trained.config.model.pairs) - 1
     closed = suggest(rows.drop("rating"), recipe="collaborative").config.train
     assert next(start for start in closed.start if start.kind == "taken_by").learn
+
+
+def test_lists_that_a_program_printed_are_told() -> None:
+    actions = log()
+    tags = [[f"t{n % 4}", f"t{n % 3}"] for n in range(actions["item_id"].n_unique())]
+    for texts, told in (
+        ([str(t) for t in tags], True),
+        ([json.dumps(t) for t in tags], True),
+        (["|".join(t) for t in tags], False),
+    ):
+        items = pl.DataFrame({"item_id": actions["item_id"].unique(), "tags": texts})
+        found = suggest(actions, items=items)
+        assert any(f.kind == "multi_hot" for f in found.schema.side("item"))
+        assert (
+            any(
+                "'tags' of the items: lists such as [" in reason and "stay part of the values" in reason
+                for reason in found.reasons
+            )
+            == told
+        )
 
 
 def test_a_log_whose_repeats_are_dropped_ranks_none() -> None:

@@ -20,7 +20,7 @@ from twotower.suggestion.columns import guess_columns
 from twotower.suggestion.guessed_columns import MAX_DISTINCT, GuessedColumns
 from twotower.suggestion.numbering import notes_of_row_numbers, row_numbers
 from twotower.suggestion.shape import repeated_share
-from twotower.suggestion.side_features import SideFeature, SideFeatures, guess_features
+from twotower.suggestion.side_features import SideFeature, SideFeatures, guess_features, lists_in_brackets
 from twotower.suggestion.tables import PLACE, USER, FoundTables
 from twotower.suggestion.time_form import TimeForm, moments
 
@@ -148,6 +148,8 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
                 guessed = [] if f"{side}_id" in given else found.interactions.columns
                 _refuse_other_name(frame, found.interactions, [key, *guessed], side)
             sides[side] = SideFeatures() if frame is None else _side_features(frame, side, key)
+            if frame is not None:
+                columns.remarks += lists_in_brackets(sides[side], frame, side)
             if frame is not None and key in frame.columns and {*ids} <= {*found.interactions.columns}:
                 rows = taken_rows(found.interactions, columns.options)
                 sides[side] = without_answers(sides[side], frame, side, dict(zip(SIDES, ids, strict=True)), rows)

@@ -63,6 +63,7 @@ MIN_RECURRING = 2
 
 _WORDS = r"[\p{L}\p{N}]+"
 _BETWEEN = r"[|;,]"
+_IN_BRACKETS = r"^\s*(\[.*\]|\(.*\)|\{.*\})\s*$"
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,20 @@ def guess_features(frame: pl.DataFrame, side: SideName, key: str) -> SideFeature
     texts = [f.column for f in features if f.is_text and is_text(frame[f.column])]
     title = next(iter([*titles, *texts]), "") if side == "item" else ""
     return SideFeatures(tuple(features), title, tuple(notes))
+
+
+def lists_in_brackets(features: SideFeatures, frame: pl.DataFrame, side: SideName) -> list[str]:
+    """Return a line for each column of lists in text that has them in brackets, as programs print lists: these stay part of the values."""
+    lines = list[str]()
+    for name in (f.column for f in features.features if "separator" in f.options):
+        values = frame[name].drop_nulls()
+        printed = values.filter(values.str.contains(_IN_BRACKETS))
+        if 2 * len(printed) > len(values):
+            lines.append(
+                f"'{name}' of the {side}s: lists such as {printed[0]:.40}, whose brackets and quotes stay part of the values; write the values alone, "
+                "such as a|b, or give a column of lists"
+            )
+    return lines
 
 
 def _feature(series: pl.Series, side: SideName) -> SideFeature | str:
