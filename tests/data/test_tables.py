@@ -677,6 +677,14 @@ def test_a_description_counts_missing_and_distinct_values() -> None:
     ]
 
 
+def test_a_description_shows_values_of_several_fields_and_years_that_python_lacks() -> None:
+    far, first = (pl.Series([n * 5 * 10**17]).cast(pl.Datetime("us")) for n in (1, -1))
+    frame = pl.DataFrame({"a": [{"b": 1}], "c": far, "d": first, "e": first.dt.date(), "f": [[{"b": [1]}]]})
+    assert [example for *_, example in describe(frame)] == [
+        "{'b': 1}", "+17814-05-16 00:53:20", "-13875-08-18 23:06:40", "-13875-08-18", "[{'b': [1]}]"
+    ]  # fmt: skip
+
+
 # ---- ids of a CSV, and names a user may take
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import polars as pl
 
@@ -14,9 +16,16 @@ def describe(frame: pl.DataFrame) -> list[tuple[str, str, int, str, str]]:
     for series in frame:
         distinct = "–" if series.dtype.is_nested() else f"{series.n_unique():,}"
         values = series.drop_nulls()
-        example = "" if not len(values) else str(values[0] if not series.dtype.is_nested() else values[0].to_list())
+        example = _shown(values[:1]) if len(values) else ""
         out.append((series.name, str(series.dtype), missing_count(series), distinct, example[:40]))
     return out
+
+
+def _shown(value: pl.Series) -> str:
+    """Return a series of one value as text."""
+    if value.dtype in (pl.Date, pl.Datetime):  # Python has no year 0, nor 10000
+        return re.sub(r"\.0+(?=\D|$)", "", value.cast(pl.String)[0])
+    return str(value.to_list()[0])
 
 
 def activity(found: dict[str, pl.DataFrame]) -> list[str]:
