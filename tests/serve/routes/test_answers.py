@@ -159,6 +159,8 @@ def test_fault_D6_ten_thousand_banned_ids_and_still_k(make: Make) -> None:
         problem(client.post("/v1/recommend", {name: [*ban, "one more"]}), "invalid")
     problem(client.post("/v1/events", {"user_id": "u1", "events": [*ban, "one more"]}), "invalid")
     problem(client.post("/v1/recommend:batch", {"requests": [{}] * 101}), "invalid")
+    broken = problem(client.post("/v1/recommend:batch", {"requests": [{"k": 3}, {"k": "3"}]}), "invalid")
+    assert broken["errors"][0]["at"] == "body.requests.1.k", "a broken request fails all, and is named"
 
 
 def test_fault_D8_a_client_that_goes_away_ends_its_batch_and_the_gauge_is_zero(

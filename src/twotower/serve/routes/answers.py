@@ -31,7 +31,7 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
         tags=["answers"],
     )
     async def recommend_batch(body: schemas.BatchRequest, request: Request) -> Response:
-        """Answer several requests. An invalid one gets a problem in its place."""
+        """Answer several requests. One that cannot be answered gets a problem in its place; one with a field of another type or range fails them all."""
         return json_response(await service.batch(body, request.is_disconnected))
 
     @app.post(
