@@ -347,6 +347,21 @@ def test_the_clock_tells_the_time_of_a_request_that_gives_none(
             retriever.embed_request(Request("1", context={"at": wrong}))
 
 
+def test_a_table_of_users_tells_the_moment_as_a_table_of_interactions_does(
+    with_defaults: tuple[Run, Retriever],
+) -> None:
+    _, retriever = with_defaults
+    moments = pl.Series("at", [1_700_002_800, 1_700_013_600])  # 2023-11-14 23:00 and 2023-11-15 02:00 UTC
+    dates = pl.from_epoch(moments)
+    zoned = dates.dt.replace_time_zone("UTC").dt.convert_time_zone("Europe/Zurich")
+    expected = retriever.recommend_frame({"user_id": ["1", "2"], "at": moments}, 3, 2)
+    assert not expected.equals(retriever.recommend_frame({"user_id": ["1", "2"], "at": moments + 6 * 3600}, 3, 2))
+    for makes in (dates, dates.cast(pl.Datetime("ns")), zoned, dates.dt.to_string()):
+        assert retriever.recommend_frame({"user_id": ["1", "2"], "at": makes}, 3, 2).equals(expected)
+    days = retriever.recommend_frame({"user_id": ["1", "2"], "at": dates.dt.date()}, 3, 2)
+    assert days.equals(retriever.recommend_frame({"user_id": ["1", "2"], "at": moments // 86_400 * 86_400}, 3, 2))
+
+
 def test_damaged_files_of_the_context_are_refused(run: Run) -> None:
     assert run.folder is not None
     frame = pl.read_parquet(run.folder / "interactions.parquet")

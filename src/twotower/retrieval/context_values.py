@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time as clock
+from datetime import date
 
 import numpy as np
 import polars as pl
@@ -108,8 +109,8 @@ class ContextValues:
         return np.array([now]), np.array([last])
 
     def _parsed(self, value: Json) -> int:
-        """Return a time as the log has it, in microseconds."""
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        """Return a time as the log has it, or a date or datetime, as a table of users may have, in microseconds."""
+        if isinstance(value, bool) or not isinstance(value, str | int | float | date):
             raise DataError(f"request: context '{self._time}' is {value!r}, expected a time as in the log")
         times, frame = Times(self._schema), pl.DataFrame({self._time: [value]})
         try:
