@@ -26,6 +26,7 @@ from twotower.index.approximate import ApproximateIndex
 from twotower.retrieval.batches import embed_batch, recommend_batch
 from twotower.retrieval.request import Answer, Request, UnknownId
 from twotower.retrieval.retriever import Retriever
+from twotower.retrieval.user_batch import with_seconds
 from twotower.runs import Run
 
 KINDS = [kind.kind for kind in (*INDEXES, Lsh)]
@@ -179,6 +180,21 @@ def test_each_column_changes_the_answers_of_method_2_and_none_those_of_method_1(
     request = Request("u5", events=[("i9", False)])
     expected = retriever.recommend(request, 6, 2)
     assert answers_of(recommend_batch(retriever, likes, 6, 2), ["u5"])[0][0] == [i.id for i in expected.items]
+
+
+@pytest.mark.parametrize("dtype", [pl.Datetime("us"), pl.Datetime("ns", "Europe/Zurich"), pl.Date, pl.Float64])
+def test_events_of_a_table_have_the_times_of_the_log(dtype: pl.DataType) -> None:
+    days = pl.Series("time", [1_699_920_000, 1_700_006_400, None])  # midnight, UTC
+    times = days.cast(pl.Float64) if dtype == pl.Float64 else pl.from_epoch(days).dt.cast_time_unit("us")
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone:
+        times = times.dt.replace_time_zone("UTC").dt.convert_time_zone(dtype.time_zone)
+    rows = pl.DataFrame({"id": ["a", "b", "c"], "time": times.cast(dtype)})
+    lists = rows.select(pl.struct("id", "time").implode()).to_series()
+    for events in (lists, lists.list.to_array(3)):
+        found = with_seconds(events).to_list()[0]
+        assert [(e["id"], e["time"]) for e in found] == [*zip("abc", days.to_list(), strict=True)]
+    plain = pl.Series([["a", "b"]])
+    assert with_seconds(plain).equals(plain)
 
 
 @pytest.mark.parametrize("method", [1, 2])

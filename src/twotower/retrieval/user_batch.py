@@ -13,6 +13,7 @@ import polars as pl
 
 from twotower.arrays.types import Bools, Ints
 from twotower.data.tables import with_ids
+from twotower.data.times import MICROSECONDS
 from twotower.errors import DataError, did_you_mean
 from twotower.retrieval.request import Json, Method, Request, RequestRows
 
@@ -107,6 +108,7 @@ def _details(
     for name in EVENT_COLUMNS:
         if name in frame.columns and not isinstance(frame.schema[name], pl.List | pl.Array | pl.Null):
             raise DataError(f"users: column '{name}' holds {frame.schema[name]}, expected lists of item ids")
+    frame = frame.with_columns(with_seconds(frame[name]) for name in EVENT_COLUMNS if name in frame.columns)
     for place, values in enumerate(frame.iter_rows(named=True)):
         given: dict[str, Json] = {name: value for name, value in values.items() if not _is_missing(value)}
         if not given:
@@ -118,6 +120,15 @@ def _details(
             request = retriever.heard(Request.parse({"user_id": ids[place]} | body))
             if request.has_details:
                 yield place, (request, retriever.rows_of(request))
+
+
+def with_seconds(events: pl.Series) -> pl.Series:
+    """Return lists of events with times in seconds since 1970, where they are dates or datetimes."""
+    lists = events.arr.to_list() if isinstance(events.dtype, pl.Array) else events
+    event = lists.dtype.inner if isinstance(lists.dtype, pl.List) else None
+    if not isinstance(event, pl.Struct) or event.to_schema().get("time") not in (pl.Date, pl.Datetime):
+        return events
+    return lists.list.eval(pl.element().struct.with_fields(pl.field("time").dt.epoch("us") / MICROSECONDS))
 
 
 def _is_missing(value: Json) -> bool:
