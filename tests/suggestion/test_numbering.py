@@ -79,3 +79,27 @@ def test_an_error_of_missing_ids_names_the_numbers_that_were_left_out() -> None:
     with pytest.raises(DataError, match=told):
         suggest(rows)
     assert suggest(rows, overrides=["schema.item_id=index"]).schema.item_id == "index"
+
+
+def test_ids_of_the_rows_of_each_table_are_no_ids_that_they_share() -> None:
+    rows = pl.DataFrame(
+        {
+            "row_id": [f"row-{i}" for i in range(1000)],
+            "revoked": [False] * 1000,
+            "source_ref": [f"user-{i * 7 % 100}" for i in range(1000)],
+            "target_ref": [f"item-{i % 41}" for i in range(1000)],
+        }
+    )
+    users = pl.DataFrame({"row_id": [f"user-{i}" for i in range(100)], "revoked": [i % 9 == 0 for i in range(100)]})
+    items = pl.DataFrame({"row_id": [f"item-{i}" for i in range(41)], "revoked": [i % 9 == 0 for i in range(41)]})
+    with pytest.raises(
+        DataError, match="users: their ids stand in 'row_id', and those of the interactions in 'source_ref'"
+    ):
+        suggest(rows, users, items)
+    users = users.rename({"row_id": "source_ref"})
+    with pytest.raises(
+        DataError, match="items: their ids stand in 'row_id', and those of the interactions in 'target_ref'"
+    ):
+        suggest(rows, users, items)
+    found = suggest(rows, users, items.rename({"row_id": "target_ref"}))
+    assert (found.schema.user_id, found.schema.item_id) == ("source_ref", "target_ref")

@@ -17,7 +17,7 @@ from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.suggestion.answers import counted_columns, taken_rows, without_answers
 from twotower.suggestion.columns import guess_columns
-from twotower.suggestion.guessed_columns import MAX_DISTINCT, GuessedColumns
+from twotower.suggestion.guessed_columns import MAX_DISTINCT, GuessedColumns, is_distinct
 from twotower.suggestion.numbering import notes_of_row_numbers, row_numbers
 from twotower.suggestion.shape import repeated_share
 from twotower.suggestion.side_features import SideFeature, SideFeatures, guess_features, lists_in_brackets
@@ -289,13 +289,26 @@ def _guess_columns(found: FoundTables, given: Mapping[str, TomlValue]) -> Guesse
         return guess_columns(
             found.interactions,
             given,
-            {k: f.columns for k, f in tables.items()},
+            {k: _of_rows_too(f, found.interactions) for k, f in tables.items()},
             {k: _keys(f) for k, f in tables.items()},
         )
     columns = GuessedColumns()
     for key, value in (known | {**given}).items():
         columns.put(key, value, "as given" if key in given else why)
     return columns
+
+
+def _of_rows_too(frame: pl.DataFrame, rows: pl.DataFrame) -> list[str]:
+    """Return the columns of a side's table without those that name rows in the interactions too, none of which is in the table, and without
+    true and false there: each table has its own of these."""
+
+    def is_own(name: str) -> bool:
+        series, table = rows[name], frame[name]
+        if series.dtype == pl.Boolean or not (_holds_ids(series) and _holds_ids(table) and is_distinct(series)):
+            return series.dtype == pl.Boolean
+        return not bool(series.cast(pl.String).is_in(table.cast(pl.String).implode()).any())
+
+    return [name for name in frame.columns if name not in rows.columns or not is_own(name)]
 
 
 def _keys(frame: pl.DataFrame) -> list[str]:
