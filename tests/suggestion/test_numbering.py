@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -103,3 +104,15 @@ def test_ids_of_the_rows_of_each_table_are_no_ids_that_they_share() -> None:
         suggest(rows, users, items)
     found = suggest(rows, users, items.rename({"row_id": "target_ref"}))
     assert (found.schema.user_id, found.schema.item_id) == ("source_ref", "target_ref")
+
+
+def test_numbers_of_the_rows_are_no_hint_at_a_label() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [(user, item) for user in range(60) for item in range(20) if rng.random() < 0.8]
+    rows = pl.DataFrame(
+        {"rownames": range(len(pairs)), "user_id": [u for u, _ in pairs], "item_id": [i for _, i in pairs]}
+    )
+    rows = rows.with_columns(value=pl.Series(rng.integers(1, 90, len(pairs))))
+    hint = next(line for line in suggest(rows).reasons if "users have" in line and "of the items" in line)
+    assert "schema.label=value" in hint
+    assert "rownames" not in hint

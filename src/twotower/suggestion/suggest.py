@@ -19,7 +19,7 @@ from twotower.suggestion.choice import RULES, RecipeRule, choose, describe_drift
 from twotower.suggestion.composition import compose
 from twotower.suggestion.document import toml_value, write_document
 from twotower.suggestion.guess import COLUMNS, Guess, guess_meaning
-from twotower.suggestion.numbering import numbers_rows
+from twotower.suggestion.numbering import numbers_rows, row_numbers
 from twotower.suggestion.recipes import Settings, read_recipe
 from twotower.suggestion.shape import DENSE, Shape, measure_shape, parts_follow
 from twotower.suggestion.tables import FoundTables, find_tables
@@ -257,7 +257,8 @@ def _reasons(
         lines.append(f"Columns of users and items that this recipe does not read: {', '.join(unread)}.")
     if shape.is_dense and not shape.negatives:
         ids = (str(options["user_id"]), str(options["item_id"]))
-        numbers = may_be_labels(found.interactions, guess.columns.named, ids)
+        named = {*guess.columns.named, *row_numbers(found.interactions, guess.columns.named)}
+        numbers = may_be_labels(found.interactions, named, ids)
         such = (
             f"; if {' or '.join(map(repr, numbers))} tells what they liked, an override such as schema.label={numbers[0]} says so"
             if numbers
