@@ -248,3 +248,33 @@ def test_users_of_one_row_without_a_table_are_told() -> None:
         assert not any(
             "hardly a history" in r for r in guess_columns(rows, {}, {"user_id": ["user_id", "age"]}).remarks
         )
+
+
+def of_rows(**columns: object) -> pl.DataFrame:
+    """Return a log of 60 users and 40 items, named by its first and its last column, with others between them."""
+    rng = np.random.default_rng(0)
+    first, *others, last = columns
+    ends = {first: rng.integers(60, size=2000), last: rng.integers(40, size=2000)}
+    return pl.DataFrame({name: ends.get(name, columns[name]) for name in (first, *others, last)})
+
+
+@pytest.mark.parametrize(
+    "ends", [("source", "target"), ("Source", "Target"), ("head", "tail"), ("subject", "object"), ("from_node", "to_node")]
+)  # fmt: skip
+@pytest.mark.parametrize("kinds", [5, 46])
+def test_the_ends_of_edges_are_ids_by_their_names(ends: tuple[str, str], kinds: int) -> None:
+    one, other = ends
+    edges = of_rows(**{one: (), "relation": [f"r{i % kinds}" for i in range(2000)], "weight": [i % 30 + 1 for i in range(2000)], other: ()})  # fmt: skip
+    for frame in (edges, edges.select(one, other, "relation", "weight"), edges.select(one, other)):
+        found = guess_columns(frame, {}, {})
+        assert (found.options["user_id"], found.options["item_id"]) == ends
+        assert found.why["item_id"] == "by its name, as one end of edges"
+        assert "label" not in found.options
+        assert found.options.get("weight") == ("weight" if "weight" in frame.columns else None)
+
+
+def test_the_ends_of_edges_are_none_behind_other_ids_and_with_few_values() -> None:
+    frame = of_rows(party=(), source=[f"s{i % 12}" for i in range(2000)], target=[i % 30 for i in range(2000)], ware=())
+    assert guess_columns(frame.select("party", "ware", "source", "target"), {}, {}).options["item_id"] == "ware"
+    found = guess_columns(frame.select("source", "ware", target=pl.col("target") % 2), {}, {})
+    assert (found.options["item_id"], found.options["label"]) == ("ware", "target")

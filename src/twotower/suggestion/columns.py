@@ -11,7 +11,7 @@ from twotower.errors import DataError
 from twotower.features.values import missing_count
 from twotower.suggestion import names
 from twotower.suggestion.guessed_columns import MIN_ROWS, GuessedColumns, free, is_distinct, is_of, put_first, rows_vary
-from twotower.suggestion.ids_by_place import are_several, has_few, have_one_item, ids_by_place, too_few
+from twotower.suggestion.ids_by_place import are_several, edge_ends, has_few, have_one_item, ids_by_place, too_few
 from twotower.suggestion.numbering import counts_occasions, note_orders, notes_of_row_numbers, row_numbers
 from twotower.suggestion.text_form import (
     fault_of_numbers,
@@ -50,9 +50,7 @@ def guess_columns(
 ) -> GuessedColumns:
     """Return the options of the schema for a table of interactions. `given` are options that are not guessed, an empty text
     for a column that is not there; `sides` are the columns of the tables of users and items, where there are such, and `keys` those
-    of them that are distinct in their table.
-
-    Raises DataError if no two columns look like ids, or if times can be read in two ways."""
+    of them that are distinct in their table. Raises DataError if no two columns look like ids, or if times can be read in two ways."""
     found = GuessedColumns()
     reserved = [name for name in frame.columns if name.startswith("__")]
     found.notes += [
@@ -118,6 +116,8 @@ def _guess_ids(
                 last = {name for name in named if is_distinct(frame[name]) or counts_occasions(frame, user, name)}
             named.sort(key=lambda name: (name in last, *names.rank(name, option)))
             put_first(found, option, named, dict.fromkeys(named, "by its name"), frame)
+    for option, name in zip(tests, () if {*tests} & {*found.options} else edge_ends(frame), strict=False):
+        found.put(option, name, "by its name, as one end of edges")
     few = list[str]()
     if missing := [option for option in tests if option not in found.options]:
         few = _put_ids_by_place(frame, found, missing)

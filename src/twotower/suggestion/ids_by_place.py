@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import polars as pl
 
 from twotower.suggestion import names
+from twotower.suggestion.guessed_columns import is_distinct
 from twotower.suggestion.numbering import counts_occasions
 from twotower.suggestion.text_form import looks_like_seconds, looks_like_years
 from twotower.suggestion.time_form import has_digits_of_dates, is_dated
@@ -56,6 +57,17 @@ def ids_by_place(
         places += [name for name in numbers if name not in places]
     found = dict(zip(options, [*(name for name in many if name not in places), *places], strict=False))
     return found, few, orders
+
+
+def edge_ends(frame: pl.DataFrame) -> tuple[str, ...]:
+    """Return the columns of the two ends of edges that their names tell as a pair: ids both, of not too few values, before which no other
+    column may be ids. Empty without such columns."""
+    ends = names.ends_of_edges(frame.columns)
+    if ends is None or not all(_has_ids(frame[name]) and not has_few(frame[name]) for name in ends):
+        return ()
+    before = frame.columns[: frame.columns.index(ends[0])]
+    others = (frame[name] for name in before if name != ends[1])
+    return () if any(_may_be_ids(s) and not has_few(s) and not is_distinct(s) for s in others) else ends
 
 
 def has_few(series: pl.Series) -> bool:
@@ -138,9 +150,7 @@ def too_few(frame: pl.DataFrame, few: Iterable[str]) -> str:
 
 
 def _may_be_ids(series: pl.Series) -> bool:
-    """Return True for whole numbers or text, without gaps, of several values, one of which stands twice."""
-    if not (series.dtype.is_integer() or series.dtype == pl.String) or series.null_count():
-        return False
+    """Return True for a column of ids by its values whose name tells no other meaning."""
     if names.names_time(series.name) or names.names_label(series.name) or names.names_event(series.name):
         return False
     if series.dtype.is_integer() and looks_like_seconds(series):
@@ -149,6 +159,11 @@ def _may_be_ids(series: pl.Series) -> bool:
         return False
     if names.names_year(series.name) and looks_like_years(series):
         return False
-    if is_dated(series) or has_digits_of_dates(series):
+    return _has_ids(series)
+
+
+def _has_ids(series: pl.Series) -> bool:
+    """Return True for whole numbers or text, without gaps, no dates, of several values, one of which stands twice."""
+    if not (series.dtype.is_integer() or series.dtype == pl.String) or series.null_count():
         return False
-    return 2 <= series.n_unique() < len(series)
+    return 2 <= series.n_unique() < len(series) and not (is_dated(series) or has_digits_of_dates(series))

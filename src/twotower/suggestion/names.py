@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _USERS = (
     "user customer visitor member account client reviewer person buyer shopper player listener reader viewer student "
@@ -51,6 +52,11 @@ _MEASURES = (
 _ORDERS = (
     "order invoice receipt basket cart transaction trx tx bill voucher ticket slip checkout sale delivery shipment"
 )
+_EDGES = (
+    ("source", "target"), ("src", "dst"), ("from", "to"), ("head", "tail"), ("subject", "object"), ("sender", "receiver"), ("sender", "recipient"),
+    ("follower", "followee"), ("citing", "cited"),
+)  # fmt: skip
+_END = re.compile(r"_(ref|node|name|label)$")
 _IDENTIFIER = re.compile(r"(.*?)(?:_?(?:id|ids|key|no|nr|number|code|uuid|idx|index|hash))+")
 
 _OF_OPTION = {"user_id": _USERS, "item_id": _ITEMS, "time": _TIMES, "label": _LABELS, "event": _EVENTS}
@@ -327,6 +333,17 @@ def names_measure(name: str) -> bool:
     words = plain(name).split("_")
     is_other = names_code(name) or words[-1] == "by" or words[-1] in _CODES.split()
     return bool({*words} & {*_MEASURES.split()}) and not is_other
+
+
+def ends_of_edges(columns: Iterable[str]) -> tuple[str, str] | None:
+    """Return the columns of the two ends of edges, which their names tell as a pair: source and target, from_id and to_id. None
+    without such a pair."""
+    ends = {_END.sub("", _without_identifier(plain(name))): name for name in reversed([*columns])}
+    return next(((ends[one], ends[other]) for one, other in _EDGES if {one, other} <= {*ends}), None)
+
+
+def _without_identifier(found: str) -> str:
+    return m[1] if (m := _IDENTIFIER.fullmatch(found)) else found
 
 
 def _tells_post_code(name: str) -> bool:
