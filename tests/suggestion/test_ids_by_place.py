@@ -278,3 +278,23 @@ def test_the_ends_of_edges_are_none_behind_other_ids_and_with_few_values() -> No
     assert guess_columns(frame.select("party", "ware", "source", "target"), {}, {}).options["item_id"] == "ware"
     found = guess_columns(frame.select("source", "ware", target=pl.col("target") % 2), {}, {})
     assert (found.options["item_id"], found.options["label"]) == ("ware", "target")
+
+
+@pytest.mark.parametrize("name", ["price", "days", "age", "amount", "weight", "watch_minutes", "goals", "offset"])
+def test_numbers_that_say_how_much_are_no_ids_if_another_column_is_left(name: str) -> None:
+    first = -300 if name == "offset" else 1  # no id is far below 0
+    frame = of_rows(party=(), **{name: [first + i % 90 for i in range(2000)]}, ware=())
+    for columns in (frame, frame.select(name, "party", "ware")):
+        found = guess_columns(columns, {}, {})
+        assert (found.options["user_id"], found.options["item_id"]) == ("party", "ware")
+    assert guess_columns(frame.drop("ware"), {}, {}).options["item_id"] == name, "no other is left"
+    few = guess_columns(frame.with_columns(ware=pl.col("ware") % 6), {}, {})
+    assert few.options["item_id"] == "ware", "rather one of few values"
+    found = guess_columns(frame.select(name, "ware"), {}, {})
+    assert found.options["user_id"] == name, "the order of two columns tells more"
+
+
+def test_a_name_of_each_row_is_no_item_if_another_column_is_left() -> None:
+    frame = of_rows(party=(), licence=[f"l{i // 2 if i < 20 else i}" for i in range(2000)], breed=())
+    assert guess_columns(frame, {"user_id": "party"}, {}).options["item_id"] == "breed"
+    assert guess_columns(frame.drop("breed"), {"user_id": "party"}, {}).options["item_id"] == "licence"

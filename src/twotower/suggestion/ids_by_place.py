@@ -22,6 +22,8 @@ MIN_CHOICES = 3
 """Values from which a column of few may be the items where the others are numbers of each user's rows."""
 MIN_IDS = 10
 """Distinct values of such ids, if there is one for 100 rows or more."""
+NO_ID = -1
+"""Number below which no id is."""
 
 
 def ids_by_place(
@@ -42,13 +44,19 @@ def ids_by_place(
     if "user_id" in options:
         many.sort(key=lambda name: name not in orders.values())  # customers are the users
         many.sort(key=names.names_post_code)
+    amounts = _amounts(frame, many, len(options))
+    many.sort(key=lambda name: name in amounts)
     user = user or next(iter(many), "")
-    places = [*filter(names.names_post_code, many)]  # items if no other is
+    places = [*filter(names.names_post_code, many), *amounts]  # items if no other is
     if user in frame.columns and "item_id" in options:
         is_fixed = _is_fixed_by(frame.head(HEAD_ROWS), user)
         fixed = [*filter(is_fixed, many)]  # such as a code of the user
         fixed += [name for name in many if name not in fixed and _is_own(frame, user, name)]  # such as an address
         numbers = [name for name in many if counts_occasions(frame, user, name)]  # such as occasions, the last
+        numbers += [
+            name for name in many if name not in (user, *numbers) and (name in amounts or is_distinct(frame[name]))
+        ]
+        fixed = [name for name in fixed if name not in numbers]
         places = [*(name for name in places if name not in (*fixed, *numbers)), *fixed]
         if numbers and {user, *numbers} >= {*many}:
             choices = [name for name in few if name != user and _may_be_choices(frame[name]) and not is_fixed(name)]
@@ -68,6 +76,19 @@ def edge_ends(frame: pl.DataFrame) -> tuple[str, ...]:
     before = frame.columns[: frame.columns.index(ends[0])]
     others = (frame[name] for name in before if name != ends[1])
     return () if any(_may_be_ids(s) and not has_few(s) and not is_distinct(s) for s in others) else ends
+
+
+def _amounts(frame: pl.DataFrame, many: Sequence[str], wanted: int) -> list[str]:
+    """Return those of some columns that say how much, which are ids only if no other column may be. None where too few others are left
+    and the first column is none of them, as the order of the columns then tells more."""
+    amounts = [name for name in many if _tells_amount(frame[name])]
+    others = [name for name in many if name not in amounts]
+    return amounts if len(others) >= wanted or wanted == 1 or others[:1] == [*many[:1]] else []
+
+
+def _tells_amount(series: pl.Series) -> bool:
+    """Return True for whole numbers that say how much, by their name or by one below -1, which stands for none."""
+    return series.dtype.is_integer() and (names.names_amount(series.name) or int(series.min()) < NO_ID)  # type: ignore[arg-type]
 
 
 def has_few(series: pl.Series) -> bool:

@@ -52,6 +52,7 @@ _MEASURES = (
 _ORDERS = (
     "order invoice receipt basket cart transaction trx tx bill voucher ticket slip checkout sale delivery shipment"
 )
+_AMOUNTS = "amount amt total sum value quantity qty units pieces count counts frequency freq points goals"
 _EDGES = (
     ("source", "target"), ("src", "dst"), ("from", "to"), ("head", "tail"), ("subject", "object"), ("sender", "receiver"), ("sender", "recipient"),
     ("follower", "followee"), ("citing", "cited"),
@@ -333,6 +334,11 @@ def names_measure(name: str) -> bool:
     words = plain(name).split("_")
     is_other = names_code(name) or words[-1] == "by" or words[-1] in _CODES.split()
     return bool({*words} & {*_MEASURES.split()}) and not is_other
+
+
+def names_amount(name: str) -> bool:
+    """Return True for a name of numbers that say how much or how many: amount, weight, days, price."""
+    return _among(name, _AMOUNTS) or names_weight(name) or names_measure(name)
 
 
 def ends_of_edges(columns: Iterable[str]) -> tuple[str, str] | None:
