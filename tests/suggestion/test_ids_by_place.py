@@ -298,3 +298,27 @@ def test_a_name_of_each_row_is_no_item_if_another_column_is_left() -> None:
     frame = of_rows(party=(), licence=[f"l{i // 2 if i < 20 else i}" for i in range(2000)], breed=())
     assert guess_columns(frame, {"user_id": "party"}, {}).options["item_id"] == "breed"
     assert guess_columns(frame.drop("breed"), {"user_id": "party"}, {}).options["item_id"] == "licence"
+
+
+@pytest.mark.parametrize("last", [(), ("days",)])
+@pytest.mark.parametrize(
+    ("kinds", "item"),
+    [(("sign_in", "settings", "pay", "help"), "event"), (("view", "cart", "purchase", "refund"), ""), ((1, 2, 3, 4), "")],
+    ids=["of what users do", "with an item", "numbers"],
+)  # fmt: skip
+def test_kinds_of_events_are_items_where_no_other_column_is_one(
+    kinds: tuple[object, ...], item: str, last: tuple[str, ...]
+) -> None:
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame({"user_id": rng.integers(60, size=2000), "days": rng.integers(-300, 300, size=2000)})
+    frame = frame.with_columns(
+        event=pl.Series([kinds[i % len(kinds)] for i in rng.integers(12, size=2000)]), timestamp=pl.lit(1_700_000_000) + pl.int_range(2000)
+    ).drop([] if last else ["days"])  # fmt: skip
+    if item or last:
+        found = guess_columns(frame, {}, {})
+        assert found.options["item_id"] == (item or last[0])
+        assert found.options.get("event") == (None if item else "event")
+    else:
+        with pytest.raises(DataError, match="no column of item_id is found"):
+            guess_columns(frame, {}, {})
+    assert guess_columns(frame.with_columns(ware=frame["user_id"] * 7 % 11), {}, {}).options["item_id"] == "ware"

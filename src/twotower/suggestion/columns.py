@@ -11,7 +11,7 @@ from twotower.errors import DataError
 from twotower.features.values import missing_count
 from twotower.suggestion import names
 from twotower.suggestion.guessed_columns import MIN_ROWS, GuessedColumns, free, is_distinct, is_of, put_first, rows_vary
-from twotower.suggestion.ids_by_place import are_several, edge_ends, has_few, have_one_item, ids_by_place, too_few
+from twotower.suggestion.ids_by_place import are_several, edge_ends, has_few, ids_by_place, note_items, too_few, why_id
 from twotower.suggestion.numbering import counts_occasions, note_orders, notes_of_row_numbers, row_numbers
 from twotower.suggestion.text_form import (
     fault_of_numbers,
@@ -76,7 +76,7 @@ def guess_columns(
     if "user_id" not in given and not (is_named and sides.get("user_id")):  # of whom a table tells something
         _note_users_of_one_row(frame, found)
     if "item_id" not in given:
-        _note_items(frame, found)
+        note_items(frame, found)
     for guess in (guess_time, _guess_event, _guess_label, _guess_weight, _note_outcomes, _note_returns):
         guess(frame, found)
     if not found.options.get("time"):
@@ -142,14 +142,13 @@ def _put_ids_by_place(frame: pl.DataFrame, found: GuessedColumns, options: list[
         for name, of in orders.items()
     ]
     for option, name in put.items():
-        found.put(option, name, "by its place: the first column of repeated values that is left")
+        found.put(option, name, why_id(name))
     if len(put) == len(options) and {*frame.columns} - found.named:
         taken = " and ".join(f"'{name}' as the {option[:4]}" for option, name in put.items())
         setting = " and ".join(f"schema.{option}=NAME" for option in options)
         alone = "" if several else "no other column may be one"
-        why = "; ".join(
-            filter(None, ("by the place alone, because no name of a column tells it", alone, too_few(frame, few)))
-        )
+        by_place = "by the place alone, because no name of a column tells it"
+        why = "; ".join(filter(None, (by_place, alone, too_few(frame, few))))
         found.remarks.append(
             f"{taken}: {why}; {'overrides' if options[1:] else 'an override'} such as {setting} would correct it"
         )
@@ -343,23 +342,6 @@ def _note_users_of_one_row(frame: pl.DataFrame, found: GuessedColumns) -> None:
         found.remarks.append(
             f"'{name}' as the user: {frame.height:,} rows are of {n:,} users, so there is hardly a history to learn from; it may number rows or orders, and "
             "schema.user_id=NAME would name another column"
-        )
-
-
-def _note_items(frame: pl.DataFrame, found: GuessedColumns) -> None:
-    """Note items of which nearly every user has one, so that a model has nothing to tell apart, and such as number rows."""
-    user, item = (str(found.options[option]) for option in ("user_id", "item_id"))
-    if not {user, item} <= {*frame.columns}:
-        return
-    if have_one_item(frame, user, item):
-        found.remarks.append(
-            f"'{item}' as the item: nearly every user has one item, as of a column that tells of users, and metrics near 1 would tell nothing; "
-            "schema.item_id=NAME would name another column"
-        )
-    elif counts_occasions(frame, user, item):
-        found.remarks.append(
-            f"'{item}' as the item: it numbers the rows of each user, as occasions and lines of orders do; schema.item_id=NAME would name another "
-            "column"
         )
 
 

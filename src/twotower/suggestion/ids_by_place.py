@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import polars as pl
 
 from twotower.suggestion import names
-from twotower.suggestion.guessed_columns import is_distinct
+from twotower.suggestion.guessed_columns import GuessedColumns, is_distinct
 from twotower.suggestion.numbering import counts_occasions
 from twotower.suggestion.text_form import looks_like_seconds, looks_like_years
 from twotower.suggestion.time_form import has_digits_of_dates, is_dated
@@ -58,13 +58,22 @@ def ids_by_place(
         ]
         fixed = [name for name in fixed if name not in numbers]
         places = [*(name for name in places if name not in (*fixed, *numbers)), *fixed]
-        if numbers and {user, *numbers} >= {*many}:
-            choices = [name for name in few if name != user and _may_be_choices(frame[name]) and not is_fixed(name)]
+        if {user, *numbers} >= {*many}:
+            kinds = [name for name in frame.columns if name not in known and _are_items_of_events(frame[name])]
+            choices = [name for name in [*(few if numbers else ()), *kinds] if name != user and not is_fixed(name)]
+            choices = [name for name in choices if _may_be_choices(frame[name])]
             places += sorted(choices, key=lambda name: -frame[name].n_unique())[:1]
             few = [name for name in few if name not in places]
         places += [name for name in numbers if name not in places]
     found = dict(zip(options, [*(name for name in many if name not in places), *places], strict=False))
     return found, few, orders
+
+
+def why_id(name: str) -> str:
+    """Return the reason for such an id."""
+    if names.names_event(name):
+        return "by its name, kinds of events"
+    return "by its place: the first column of repeated values that is left"
 
 
 def edge_ends(frame: pl.DataFrame) -> tuple[str, ...]:
@@ -113,15 +122,41 @@ def _is_own(frame: pl.DataFrame, user: str, name: str) -> bool:
     return _is_fixed_by(several, name)(user)
 
 
-def have_one_item(frame: pl.DataFrame, user: str, item: str) -> bool:
+def _have_one_item(frame: pl.DataFrame, user: str, item: str) -> bool:
     """Return True if nearly every user of several rows has one item, of users who are not few."""
     rows = frame.select(user, item).head(HEAD_ROWS)
     several = rows.filter(pl.len().over(user) >= MIN_ROWS_OF_USER)[user].n_unique()
     return user != item and several >= MIN_IDS and _is_fixed_by(rows, user)(item)
 
 
+def note_items(frame: pl.DataFrame, found: GuessedColumns) -> None:
+    """Note items of which nearly every user has one, so that a model has nothing to tell apart, and such as number rows."""
+    user, item = (str(found.options[option]) for option in ("user_id", "item_id"))
+    if not {user, item} <= {*frame.columns}:
+        return
+    if _have_one_item(frame, user, item):
+        found.remarks.append(
+            f"'{item}' as the item: nearly every user has one item, as of a column that tells of users, and metrics near 1 would tell nothing; "
+            "schema.item_id=NAME would name another column"
+        )
+    elif counts_occasions(frame, user, item):
+        found.remarks.append(
+            f"'{item}' as the item: it numbers the rows of each user, as occasions and lines of orders do; schema.item_id=NAME would name another "
+            "column"
+        )
+
+
 def _may_be_choices(series: pl.Series) -> bool:
     return series.n_unique() >= MIN_CHOICES
+
+
+def _are_items_of_events(series: pl.Series) -> bool:
+    """Return True for kinds of events in words, most of which no list knows as what users do with items, such as the pages of a visit or the
+    steps of a case: they are what a user takes where no other column is an item."""
+    if not names.names_event(series.name) or series.dtype != pl.String or not _has_ids(series):
+        return False
+    rules = [names.event_rule(kind) for kind in series.unique()]
+    return 2 * rules.count(None) > len(rules)
 
 
 def _is_of_one(frame: pl.DataFrame, user: str) -> Callable[[str], bool]:
