@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+import numpy as np
 import polars as pl
 import pytest
 
 from twotower.suggestion.columns import guess_columns
 from twotower.suggestion.guessed_columns import GuessedColumns
+from twotower.suggestion.suggest import suggest
 
 N, START, DAY = 200, 1_600_000_000, 86_400
 USERS, ITEMS = [i % 20 for i in range(N)], [i * 7 % 30 for i in range(N)]
@@ -193,3 +195,38 @@ def test_years_of_users_and_items_order_nothing(of: str) -> None:
     items = [*range(N)] if of == "row" else ITEMS
     found = guess_columns(pl.DataFrame({"user_id": USERS, "item_id": items, "year": years}), {}, {})
     assert not found.options.get("time")
+
+
+def of_visits(column: str, falls: int = 0, chain: bool = True) -> pl.DataFrame:
+    """Return rows of 80 users on growing numbers of days, of which some fall, with items that follow one another or do not."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(80):
+        days = np.cumsum(rng.integers(0, 9, size=8 + user % 5))
+        items = (user + np.arange(len(days))) % 20 if chain else rng.integers(20, size=len(days))
+        rows += [(user, int(day), f"d{item}") for day, item in zip(days, items, strict=True)]
+    frame = pl.DataFrame(rows, schema=["patient", column, "diagnosis"], orient="row")
+    return frame.with_columns(
+        pl.when(pl.int_range(pl.len()) < falls).then(900 - pl.col(column)).otherwise(column).alias(column)
+    )
+
+
+@pytest.mark.parametrize("column", ["days", "visit_day", "age", "weeks"])
+def test_numbers_that_never_fall_among_the_rows_of_a_user_order_them(column: str) -> None:
+    found = guess_columns(of_visits(column), {}, {})
+    assert {key: found.options[key] for key in ("user_id", "item_id", "time", "time_unit")} == {
+        "user_id": "patient", "item_id": "diagnosis", "time": column, "time_unit": "order"
+    }  # fmt: skip
+    assert "time" not in guess_columns(of_visits("offset_of_it"), {}, {}).options, "the name tells no time"
+    if column != "visit_day":  # a name of times
+        assert "time" not in guess_columns(of_visits(column, falls=3), {}, {}).options
+    frame = of_visits(column).with_columns(pl.col(column).max().over("patient"))
+    assert column == "visit_day" or "time" not in guess_columns(frame, {}, {}).options, "each user has one value"
+    assert guess_columns(of_visits(column), {"time": ""}, {}).options["time"] == ""
+
+
+def test_numbers_of_each_user_are_times_only_where_items_follow_one_another() -> None:
+    found = suggest(of_visits("days"))
+    assert (found.schema.time, found.schema.time_unit) == ("days", "order")
+    assert "no times that all users share" in next(line for line in found.reasons if line.startswith("Drift"))
+    assert suggest(of_visits("days", chain=False)).schema.time == ""

@@ -220,6 +220,11 @@ def names_year(name: str) -> bool:
     return (m[1] if (m := _IDENTIFIER.fullmatch(found)) else found) in ("year", "yr", "season")
 
 
+def names_elapsed(name: str) -> bool:
+    """Return True for a name of numbers that pass with time, such as days since a user came: days, visit_day, age, month."""
+    return _among(name, "day days week weeks month months hour hours minute minutes second seconds age elapsed t")
+
+
 def names_label(name: str) -> bool:
     """Return True for a name of ratings and outcomes."""
     return _among(name, _LABELS)
@@ -338,7 +343,7 @@ def names_measure(name: str) -> bool:
 
 def names_amount(name: str) -> bool:
     """Return True for a name of numbers that say how much or how many: amount, weight, days, price."""
-    return _among(name, _AMOUNTS) or names_weight(name) or names_measure(name)
+    return _among(name, _AMOUNTS) or names_weight(name) or names_measure(name) or names_elapsed(name)
 
 
 def ends_of_edges(columns: Iterable[str]) -> tuple[str, str] | None:

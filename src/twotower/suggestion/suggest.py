@@ -138,7 +138,8 @@ def _measured(
     other = {k: v for k, v in options.items() if k not in (*COLUMNS, "features")}
     schema = parse_config({"schema": {**guess.schema, **other}})[0] or Schema()
     tables = _checked(found, schema, folder)
-    of_user = found.layout != "rows" or numbers_rows(found.interactions, schema.user_id, schema.time)
+    of_user = guess.columns.is_numbered or found.layout != "rows"
+    of_user = of_user or numbers_rows(found.interactions, schema.user_id, schema.time)
     return (
         schema,
         tables,

@@ -11,7 +11,7 @@ from twotower.data.times import MICROSECONDS
 from twotower.features.values import missing_count
 from twotower.suggestion import names
 from twotower.suggestion.guessed_columns import GuessedColumns, free, is_of, put_first, rows_vary
-from twotower.suggestion.numbering import may_order
+from twotower.suggestion.numbering import MIN_NUMBERED, may_order
 from twotower.suggestion.text_form import looks_like_seconds, looks_like_years, odd_times
 from twotower.suggestion.time_form import (
     MAX_ODD,
@@ -77,6 +77,8 @@ def guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
         _guess_places(frame, found)
     if not forms and not broken and not found.options.get("time"):
         _guess_years(frame, found)
+    if not forms and not broken and not found.options.get("time"):
+        _guess_elapsed(frame, found)
     if forms and not found.options.get("time"):
         _put_best(frame, found, forms, of_user, named)
     is_sure = found.is_numbered or any(
@@ -218,6 +220,26 @@ def _guess_years(frame: pl.DataFrame, found: GuessedColumns) -> None:
         found.remarks.append(
             f"'{years[0]}' as the time: its years order the rows of a user, but for those of one year; set schema.time = '' if they are of the items"
         )
+
+
+def _guess_elapsed(frame: pl.DataFrame, found: GuessedColumns) -> None:
+    """Put numbers that never fall among the rows of a user, such as days since the first visit, as the time of a log that has no other."""
+    user = str(found.options["user_id"])
+    if user not in frame.columns:
+        return
+    numbers = free(frame, found, lambda name: names.names_elapsed(name) and frame[name].dtype.is_numeric())
+    rising = [name for name in numbers if not missing_count(frame[name]) and _never_falls(frame, user, name)]
+    if rising and found.options.get("time") is None:
+        found.is_numbered = True
+        why = "its numbers never fall among the rows of a user, which is read as oldest first"
+        put_first(found, "time", rising, dict.fromkeys(rising, why), frame)
+        found.put("time_unit", "order", "by its values")
+
+
+def _never_falls(frame: pl.DataFrame, user: str, name: str) -> bool:
+    """Return True for numbers that never fall from one row of a user to the next, vary for most users, and rise often enough."""
+    steps = frame.select(step=pl.col(name).cast(pl.Float64).diff().over(user)).drop_nulls()["step"]
+    return int((steps > 0).sum()) >= MIN_NUMBERED and not (steps < 0).any() and _varies(frame, user, name)
 
 
 def _varies(frame: pl.DataFrame, key: str, name: str) -> bool:
