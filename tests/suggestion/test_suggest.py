@@ -501,6 +501,28 @@ def test_pairs_that_read_columns_are_a_tenth_wider_than_the_columns_have_values(
     assert "test.recall@10" in run.metrics
 
 
+@pytest.mark.parametrize(("of_users", "of_items"), [(1, 0), (0, 1), (1, 1)])
+def test_texts_beside_the_one_that_is_searched_are_not_read(of_users: int, of_items: int) -> None:
+    rng = np.random.default_rng(0)
+    words = [f"{one}{other}{last}ka" for one in "bdfgklmn" for other in "aeiou" for last in "bdfgklmn"]
+
+    def texts(rows: int, n: int) -> list[str]:
+        return [" ".join(rng.choice(words, n)) for _ in range(rows)]
+
+    found = rng.integers(60, size=400)
+    items = pl.DataFrame({"item_id": range(60), "description": texts(60, 9), "title": texts(60, 4)})
+    queries = [" ".join(items["title"][int(i)].split()[:2]) for i in found]
+    users = pl.DataFrame({"user_id": range(400), "remark": texts(400, 9), "query": queries})
+    users, items = users.drop([] if of_users else ["remark"]), items.drop([] if of_items else ["description"])
+    rows = pl.DataFrame({"user_id": range(400), "item_id": found})
+    made = suggest(rows, users, items)
+    assert made.recipe == "words"
+    assert {feature.source for feature in made.schema.features} == {"query", "title"}
+    unread = next(line for line in made.reasons if "does not read" in line)
+    assert [name in unread for name in ("'remark'", "'description'")] == [bool(of_users), bool(of_items)]
+    twotower.fit((users, items, rows), made.schema, of_one_epoch(made.config))
+
+
 def test_a_log_of_queries_needs_no_table_of_users() -> None:
     users, items, actions = queries()
     actions = actions.join(users, on="query_id").select("query", "item_id")

@@ -74,8 +74,9 @@ def compose(
     )
     reads_negatives = config.loss.pointwise or shape.is_scale  # what users took and rated low, and no refusals or shows
     fitted = FittedRecipe(
-        source, str(schema["user_id"]), str(schema["item_id"]), columns, has_label, alike, of_users, reads_negatives
-    )
+        source, str(schema["user_id"]), str(schema["item_id"]), columns, has_label, alike, of_users, reads_negatives,
+        (("user", shape.query), ("item", shape.words)),
+    )  # fmt: skip
     has_validation = validates if ordered is None else "validation" in (data or {})
     unweighed = "" if has_validation else "no validation part chooses its weight."
     if has_validation and guess.ranks_repeats and config.last_starts:

@@ -63,10 +63,12 @@ class FittedRecipe:
         reads_text: bool = False,
         of_users: Sequence[str] = (),
         reads_negatives: bool = True,
+        searched: Container[tuple[TomlValue, str]] | None = None,
     ) -> None:
         """Fit a recipe to tables with these id columns and `columns`. Without a label histories hold all interactions, and unless it `reads_negatives` there is none of
         these. With
-        `reads_text` a recipe without text reads that of the items too. Trained towers that read no columns of users read those in `of_users`."""
+        `reads_text` a recipe without text reads that of the items too. Trained towers that read no columns of users read those in `of_users`. A recipe that reads
+        nothing but text reads the columns in `searched`, of a side and a name, whose words both sides share; None for all."""
         schema, config = parse_config(settings)
         self.recipe = schema or Schema()
         self._closed = {start.pair for start in config.train.start if not start.learn}
@@ -75,12 +77,12 @@ class FittedRecipe:
         self.has_label, self.reads_negatives = has_label, reads_negatives
         own = [f for f in self.recipe.features if self._is_column(f)]
         texts = [f.searchable for f in own]
-        self.columns = [
-            c
-            for c in columns
-            if (c.is_text if own and all(texts) else any(texts) or not c.is_text)
-            or (reads_text and c.options["side"] == "item")
-        ]
+        known = [c for c in columns if searched is None or (c.options["side"], c.column) in searched]
+        self.columns = (
+            [c for c in known if c.is_text]
+            if own and all(texts)
+            else [c for c in columns if any(texts) or not c.is_text or (reads_text and c.options["side"] == "item")]
+        )
         self._renamed: dict[tuple[str, str], tuple[str, ...]] = {}
         self.why: dict[int, str] = {}
         """Reason of a feature, by its place."""
