@@ -322,3 +322,14 @@ def test_kinds_of_events_are_items_where_no_other_column_is_one(
         with pytest.raises(DataError, match="no column of item_id is found"):
             guess_columns(frame, {}, {})
     assert guess_columns(frame.with_columns(ware=frame["user_id"] * 7 % 11), {}, {}).options["item_id"] == "ware"
+
+
+def test_an_id_beside_the_items_is_the_user() -> None:
+    rng = np.random.default_rng(0)
+    users = rng.integers(60, size=2000)
+    frame = pl.DataFrame({"anger": users % 23, "item": rng.integers(24, size=2000), "id": users})
+    assert guess_columns(frame, {}, {}).options["user_id"] == "id"
+    of_items = frame.with_columns(id=pl.col("item") + 100)
+    assert guess_columns(of_items, {}, {}).options["user_id"] == "anger", "an id of the items"
+    both = frame.rename({"item": "ware"})
+    assert guess_columns(both, {}, {}).options["user_id"] == "anger", "the order of the columns tells more"

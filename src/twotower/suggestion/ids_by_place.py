@@ -44,6 +44,9 @@ def ids_by_place(
     if "user_id" in options:
         many.sort(key=lambda name: name not in orders.values())  # customers are the users
         many.sort(key=names.names_post_code)
+    if [*options] == ["user_id"]:  # the items are known, and what has an id beside them is the user
+        others = [name for name in known if name in frame.columns]
+        many.sort(key=lambda name: not names.is_id(name) or any(_is_fixed_by(frame, key)(name) for key in others))
     amounts = _amounts(frame, many, len(options))
     many.sort(key=lambda name: name in amounts)
     user = user or next(iter(many), "")

@@ -139,6 +139,11 @@ def names_user(name: str) -> bool:
     return _names_id(name, _USERS) or (m is not None and m[1] in _USERS_BY_ID.split())
 
 
+def is_id(name: str) -> bool:
+    """Return True for a name that says that its column holds ids, and not of what."""
+    return plain(name) in ("id", "ids", "pid", "uuid", "guid")
+
+
 def names_visit(name: str) -> bool:
     """Return True for a name of sessions, visits or orders, or of their numbers."""
     return _names_id(name, "session visit " + _ORDERS)
