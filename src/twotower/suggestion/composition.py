@@ -66,6 +66,10 @@ def compose(
     if alike and shape.content_kinds > 1:
         why = f"the other columns have at most {shape.content_kinds:,} combinations of values for {shape.items:,} items"
         columns = tuple(replace(c, why=f"{c.why}; {why}") if c.is_text else c for c in columns)
+    if not (config.train.epochs or unsolved):  # closed forms alone, which weigh what tells little by little
+        parts = _parts_of_ids(str(schema["item_id"]), shape)
+        columns = (*columns, *parts)
+        shape = replace(shape, content_values=shape.content_values + (shape.id_parts.values if parts else 0))
     has_label = "label" in schema or "event" in schema
     of_users = (
         shape.telling.names
@@ -145,6 +149,24 @@ def compose(
         "evaluation": evaluation,
     }
     return {key: section for key, section in settings.items() if section}, comments
+
+
+def _parts_of_ids(item_id: str, shape: Shape) -> list[SideFeature]:
+    """Return a feature of the parts of the items' ids for each separator whose parts tell what users take."""
+    made = list[SideFeature]()
+    for place, separator in enumerate(shape.id_parts.separators, 1):
+        name = f"{item_id}_parts{place}"
+        options: Settings = {
+            "kind": "multi_hot",
+            "side": "item",
+            "name": name,
+            "column": item_id,
+            "separator": separator,
+        }
+        made.append(
+            SideFeature(name, options, "parts of the ids, which items of one user share more often than others")
+        )
+    return made
 
 
 def _history_of_items(features: Sequence[Settings], interactions: Container[str]) -> str:

@@ -18,6 +18,7 @@ from twotower.data.tables import Tables
 from twotower.data.times import TIME
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
+from twotower.suggestion.id_parts import IdParts, id_parts
 from twotower.suggestion.names import names_undoing
 from twotower.suggestion.query_evidence import QueryEvidence, query_evidence
 from twotower.suggestion.side_features import SideFeature, SideFeatures, is_text
@@ -116,6 +117,8 @@ class Shape:
     """True if users have rows for most items, two or more of each user and item on average, so that the presence of a row says nothing."""
     values: Mapping[tuple[SideName, str], int] = field(default_factory=dict)
     """Values of each column without text, by side and column, numbers in MAX_BUCKETS buckets."""
+    id_parts: IdParts = field(default_factory=IdParts)
+    """Parts of the items' ids that tell what users take."""
 
     @property
     def rows_of_user(self) -> str:
@@ -148,7 +151,8 @@ def measure_shape(
     order the items of one user alone, `may_be_unrated` if no label stands for no rating, whatever their rows."""
     actions = tables.interactions
     users = actions[schema.user_id].rank("dense").to_numpy().astype(np.int64) - 1
-    items = np.unique(actions[schema.item_id].to_numpy(), return_inverse=True)[1].astype(np.int64)
+    ids, codes = np.unique(actions[schema.item_id].to_numpy(), return_inverse=True)
+    items = codes.astype(np.int64)
     positive = actions[POSITIVE].to_numpy().astype(bool)
     label_values = actions[schema.label].n_unique() if schema.label else 0
     n_users, n_items = int(users.max(initial=0)) + 1, int(items.max(initial=0)) + 1
@@ -216,6 +220,7 @@ def measure_shape(
         density=density,
         is_dense=is_dense,
         values=values,
+        id_parts=id_parts(users[taken], items[taken], pl.Series(ids.tolist())),
     )
 
 

@@ -1,0 +1,76 @@
+"""Parts of the ids of items, such as the folders of a path: evidence that users take items that share some."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from twotower.arrays.types import Ints
+
+SEPARATORS = "/.-_: "
+"""Characters between the parts of ids."""
+MIN_SEVERAL = 0.1
+"""Share of the ids with a separator from which it divides parts."""
+MIN_TIMES = 1.4
+"""Times that two items of a user share a part as often as two items at random, from which parts tell what users take."""
+MIN_SHARED = 0.05
+"""Share of such pairs beyond that of pairs at random, at least."""
+MAX_COMMON = 0.1
+"""Share of the rows whose items have a part, above which it tells little and is not compared."""
+MAX_PARTS = 10_000
+"""Distinct parts of all separators at most: a closed form solves for them."""
+SAMPLED_PAIRS = 20_000
+"""Pairs of rows that are compared."""
+
+
+@dataclass(frozen=True)
+class IdParts:
+    """Separators whose parts of the ids tell what users take."""
+
+    separators: tuple[str, ...] = ()
+    values: int = 0
+    """Number of the distinct parts, of all these separators."""
+
+
+def id_parts(users: Ints, items: Ints, ids: pl.Series) -> IdParts:
+    """Return the separators of `ids`, one of each code of items, by the rows of the codes of users and items."""
+    if ids.dtype != pl.String or ids.null_count():
+        return IdParts()
+    shares = {separator: float(ids.str.contains(separator, literal=True).mean() or 0) for separator in SEPARATORS}  # type: ignore[arg-type]
+    separators = [separator for separator, share in shares.items() if share >= MIN_SEVERAL]
+    if not separators:
+        return IdParts()
+    ranked = np.lexsort((np.random.default_rng(0).permutation(len(users)), users))
+    one, other = ranked[:-1], ranked[1:]
+    near = (users[one] == users[other]) & (items[one] != items[other])
+    one, other = one[near][:SAMPLED_PAIRS], other[near][:SAMPLED_PAIRS]
+    if not len(one):
+        return IdParts()
+    at_random = np.random.default_rng(1).permutation(len(items))[: len(one)]
+    found, values = list[str](), 0
+    for separator in separators:
+        parts = pl.DataFrame({"item": np.arange(len(ids)), "part": ids.str.split(separator)}).explode("part").unique()
+        rows = np.bincount(items, minlength=len(ids))
+        counted = parts.with_columns(n=pl.Series(rows[parts["item"].to_numpy()]))
+        rare = counted.filter((pl.col("n").sum().over("part") <= MAX_COMMON * len(items)) & (pl.len().over("part") > 1))
+        lists = rare.group_by("item").agg("part")
+        n_parts = parts["part"].n_unique()
+        shared = _shared(lists, items[one], items[other]) if values + n_parts <= MAX_PARTS else 0.0
+        chance = _shared(lists, items[one], items[at_random[: len(one)]])
+        if shared >= MIN_TIMES * chance and shared >= chance + MIN_SHARED:
+            found.append(separator)
+            values += n_parts
+    return IdParts(tuple(found), values)
+
+
+def _shared(lists: pl.DataFrame, one: Ints, other: Ints) -> float:
+    """Return the share of pairs of two items that have a part in common."""
+    n = min(len(one), len(other))
+    pairs = pl.DataFrame({"one": one[:n], "other": other[:n]}).filter(pl.col("one") != pl.col("other"))
+    joined = pairs.join(lists, left_on="one", right_on="item", how="left", maintain_order="left").join(
+        lists, left_on="other", right_on="item", how="left", maintain_order="left", suffix="_of"
+    )
+    both = pl.col("part").list.set_intersection("part_of").list.len().fill_null(0) > 0
+    return float(joined.select(both.mean()).item() or 0)
