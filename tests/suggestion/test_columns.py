@@ -532,6 +532,18 @@ def test_spaces_around_numbers_are_told() -> None:
     assert told not in guessed(rating=[[" good", "1.5"][i % 2] for i in range(N)]).notes
 
 
+@pytest.mark.parametrize("name", ["plays", "listen_count", "hours", "quantity", "total_hours"])
+def test_numbers_that_may_weigh_rows_are_told(name: str) -> None:
+    told = f"'{name}' may tell how much a row counts; schema.weight={name} would weigh rows by it"
+    values = [i % 9 for i in range(N)]
+    assert told in guessed(**{name: values}).notes
+    others: list[Sequence[object]] = [
+        [i % 8 for i in range(N)], [i % 7 for i in range(N)], [i % 2 for i in range(N)], [-1, *values[1:]], [None, *values[1:]]
+    ]  # fmt: skip  # of users, of items, of two values, below 0, with a gap
+    assert not any(told in guessed(**{name: column}).notes for column in others)
+    assert told not in guessed(**{name: values, "weight": values}).notes
+
+
 @pytest.mark.parametrize("values", [["ios", "web"], [0, 2], [0, 1, 2]])
 def test_other_columns_are_no_outcomes(values: list[object]) -> None:
     notes = guessed(x=[values[i % len(values)] for i in range(N)]).notes

@@ -77,7 +77,7 @@ def guess_columns(
         _note_users_of_one_row(frame, found)
     if "item_id" not in given:
         note_items(frame, found)
-    for guess in (guess_time, _guess_event, _guess_label, _guess_weight, _note_outcomes, _note_returns):
+    for guess in (guess_time, _guess_event, _guess_label, _guess_weight, _note_weights, _note_outcomes, _note_returns):
         guess(frame, found)
     if not found.options.get("time"):
         note_orders(frame, str(found.options["user_id"]), free(frame, found, bool), found.notes)
@@ -372,6 +372,14 @@ def _guess_weight(frame: pl.DataFrame, found: GuessedColumns) -> None:
     is_open = weight in frame.columns and "weight_scale" not in found.options
     if is_open and _may_weigh(frame[weight]) and (why := why_log_scale(frame[weight])):
         found.put("weight_scale", "log", why)
+
+
+def _note_weights(frame: pl.DataFrame, found: GuessedColumns) -> None:
+    """Note numbers that may tell how much a row counts, such as plays of a song, if no column is the weight."""
+    for name in [] if found.options.get("weight") else free(frame, found, names.names_count):
+        is_of_side = any(is_of(frame, found, option, name) for option in ("user_id", "item_id"))
+        if _may_weigh(frame[name]) and frame[name].n_unique() >= MIN_STEPS and not is_of_side:
+            found.notes.append(f"'{name}' may tell how much a row counts; schema.weight={name} would weigh rows by it")
 
 
 def _may_weigh(series: pl.Series) -> bool:

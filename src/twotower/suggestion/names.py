@@ -53,6 +53,7 @@ _ORDERS = (
     "order invoice receipt basket cart transaction trx tx bill voucher ticket slip checkout sale delivery shipment"
 )
 _AMOUNTS = "amount amt total sum value quantity qty units pieces count counts frequency freq points goals"
+_COUNTS = "plays play_count playcount listens listen_count playtime play_time hours minutes seconds duration dwell dwell_time watch_time times"
 _EDGES = (
     ("source", "target"), ("src", "dst"), ("from", "to"), ("head", "tail"), ("subject", "object"), ("sender", "receiver"), ("sender", "recipient"),
     ("follower", "followee"), ("citing", "cited"),
@@ -349,6 +350,11 @@ def names_measure(name: str) -> bool:
 def names_amount(name: str) -> bool:
     """Return True for a name of numbers that say how much or how many: amount, weight, days, price."""
     return _among(name, _AMOUNTS) or names_weight(name) or names_measure(name) or names_elapsed(name)
+
+
+def names_count(name: str) -> bool:
+    """Return True for a name of how often or how long an item was taken: plays, watch_time, total_quantity."""
+    return _among(name, f"{_AMOUNTS} {_COUNTS}")
 
 
 def ends_of_edges(columns: Iterable[str]) -> tuple[str, str] | None:
