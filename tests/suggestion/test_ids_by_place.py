@@ -278,6 +278,8 @@ def test_the_ends_of_edges_are_none_behind_other_ids_and_with_few_values() -> No
     assert guess_columns(frame.select("party", "ware", "source", "target"), {}, {}).options["item_id"] == "ware"
     found = guess_columns(frame.select("source", "ware", target=pl.col("target") % 2), {}, {})
     assert (found.options["item_id"], found.options["label"]) == ("ware", "target")
+    short = guess_columns(frame.select("source", "ware", target=pl.col("target") % 5).head(550), {}, {})
+    assert (short.options["item_id"], short.options["label"]) == ("ware", "target"), "of a short log too"
 
 
 @pytest.mark.parametrize("name", ["price", "days", "age", "amount", "weight", "watch_minutes", "goals", "offset"])

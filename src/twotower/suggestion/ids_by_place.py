@@ -83,7 +83,7 @@ def edge_ends(frame: pl.DataFrame) -> tuple[str, ...]:
     """Return the columns of the two ends of edges that their names tell as a pair: ids both, of not too few values, before which no other
     column may be ids. Empty without such columns."""
     ends = names.ends_of_edges(frame.columns)
-    if ends is None or not all(_has_ids(frame[name]) and not has_few(frame[name]) for name in ends):
+    if ends is None or not all(_has_ids(frame[name]) and frame[name].n_unique() >= MIN_IDS for name in ends):
         return ()
     before = frame.columns[: frame.columns.index(ends[0])]
     others = (frame[name] for name in before if name != ends[1])
