@@ -335,3 +335,12 @@ def test_an_id_beside_the_items_is_the_user() -> None:
     assert guess_columns(of_items, {}, {}).options["user_id"] == "anger", "an id of the items"
     both = frame.rename({"item": "ware"})
     assert guess_columns(both, {}, {}).options["user_id"] == "anger", "the order of the columns tells more"
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_hashes_below_0_are_ids(bits: int) -> None:
+    hashes = [
+        i % 90 * 2_654_435_761 * (1 if bits == 32 else 7_919_123_456) % 2**bits - 2 ** (bits - 1) for i in range(2000)
+    ]
+    frame = of_rows(party=(), digest=hashes, area=[i % 31 for i in range(2000)])
+    assert guess_columns(frame, {"user_id": "party"}, {}).options["item_id"] == "digest"

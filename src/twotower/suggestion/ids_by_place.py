@@ -23,7 +23,9 @@ MIN_CHOICES = 3
 MIN_IDS = 10
 """Distinct values of such ids, if there is one for 100 rows or more."""
 NO_ID = -1
-"""Number below which no id is."""
+"""Number below which no id is, but a hash."""
+MIN_AMOUNT = -(2**24)
+"""Number below which numbers are hashes, about half of which are below 0."""
 
 
 def ids_by_place(
@@ -99,8 +101,10 @@ def _amounts(frame: pl.DataFrame, many: Sequence[str], wanted: int) -> list[str]
 
 
 def _tells_amount(series: pl.Series) -> bool:
-    """Return True for whole numbers that say how much, by their name or by one below -1, which stands for none."""
-    return series.dtype.is_integer() and (names.names_amount(series.name) or int(series.min()) < NO_ID)  # type: ignore[arg-type]
+    """Return True for whole numbers that say how much, by their name or by one below -1, which stands for none. Hashes are none."""
+    return series.dtype.is_integer() and (
+        names.names_amount(series.name) or MIN_AMOUNT <= int(series.min()) < NO_ID  # type: ignore[arg-type]
+    )
 
 
 def has_few(series: pl.Series) -> bool:
