@@ -333,6 +333,8 @@ def test_an_id_beside_the_items_is_the_user() -> None:
     assert guess_columns(frame, {}, {}).options["user_id"] == "id"
     of_items = frame.with_columns(id=pl.col("item") + 100)
     assert guess_columns(of_items, {}, {}).options["user_id"] == "anger", "an id of the items"
+    of_rows_too = frame.with_columns(id=pl.when(pl.int_range(2000) % 200 > 0).then(pl.int_range(2000)).otherwise(7))
+    assert guess_columns(of_rows_too, {}, {}).options["user_id"] == "anger", "an id of nearly each row"
     both = frame.rename({"item": "ware"})
     assert guess_columns(both, {}, {}).options["user_id"] == "anger", "the order of the columns tells more"
 

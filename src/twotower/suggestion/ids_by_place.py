@@ -48,7 +48,7 @@ def ids_by_place(
         many.sort(key=names.names_post_code)
     if [*options] == ["user_id"]:  # the items are known, and what has an id beside them is the user
         others = [name for name in known if name in frame.columns]
-        many.sort(key=lambda name: not names.is_id(name) or any(_is_fixed_by(frame, key)(name) for key in others))
+        many.sort(key=lambda name: not _may_be_user(frame, name, others))
     amounts = _amounts(frame, many, len(options))
     many.sort(key=lambda name: name in amounts)
     user = user or next(iter(many), "")
@@ -72,6 +72,15 @@ def ids_by_place(
         places += [name for name in numbers if name not in places]
     found = dict(zip(options, [*(name for name in many if name not in places), *places], strict=False))
     return found, few, orders
+
+
+def _may_be_user(frame: pl.DataFrame, name: str, others: Iterable[str]) -> bool:
+    """Return True for a column that its name says holds ids, and whose values are neither those of each row nor fixed by one of some others."""
+    return (
+        names.is_id(name)
+        and not is_distinct(frame[name])
+        and not any(_is_fixed_by(frame, other)(name) for other in others)
+    )
 
 
 def why_id(name: str) -> str:
