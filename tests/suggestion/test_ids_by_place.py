@@ -346,3 +346,14 @@ def test_hashes_below_0_are_ids(bits: int) -> None:
     ]
     frame = of_rows(party=(), digest=hashes, area=[i % 31 for i in range(2000)])
     assert guess_columns(frame, {"user_id": "party"}, {}).options["item_id"] == "digest"
+
+
+def test_kinds_of_events_are_no_items_beside_ids_with_gaps() -> None:
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame(
+        {"user_id": rng.integers(60, size=2000), "ware": [f"w{i % 41}" if i % 9 else None for i in range(2000)]}
+    )
+    frame = frame.with_columns(event=pl.Series(["scroll", "hover", "zoom"]).gather(rng.integers(3, size=2000)))
+    with pytest.raises(DataError, match="no column of item_id is found"):
+        guess_columns(frame, {}, {})
+    assert guess_columns(frame.drop("ware"), {}, {}).options["item_id"] == "event"

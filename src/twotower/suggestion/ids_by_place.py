@@ -64,7 +64,9 @@ def ids_by_place(
         fixed = [name for name in fixed if name not in numbers]
         places = [*(name for name in places if name not in (*fixed, *numbers)), *fixed]
         if {user, *numbers} >= {*many}:
-            kinds = [name for name in frame.columns if name not in known and _are_items_of_events(frame[name])]
+            free = [frame[name] for name in frame.columns if name not in known]
+            has_gaps = any(s.null_count() and _may_be_ids(s.drop_nulls()) and not has_few(s) for s in free)
+            kinds = [s.name for s in free if not has_gaps and _are_items_of_events(s)]
             choices = [name for name in [*(few if numbers else ()), *kinds] if name != user and not is_fixed(name)]
             choices = [name for name in choices if _may_be_choices(frame[name])]
             places += sorted(choices, key=lambda name: -frame[name].n_unique())[:1]
