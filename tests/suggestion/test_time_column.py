@@ -230,3 +230,10 @@ def test_numbers_of_each_user_are_times_only_where_items_follow_one_another() ->
     assert (found.schema.time, found.schema.time_unit) == ("days", "order")
     assert "no times that all users share" in next(line for line in found.reasons if line.startswith("Drift"))
     assert suggest(of_visits("days", chain=False)).schema.time == ""
+
+
+def test_numbers_of_items_by_which_a_file_is_sorted_order_nothing() -> None:
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame({"user_id": rng.integers(80, size=4000), "item_id": rng.integers(60, size=4000)})
+    frame = frame.with_columns(minutes=pl.col("item_id") * 13 % 50).sort("minutes")
+    assert "time" not in guess_columns(frame, {}, {}).options

@@ -229,6 +229,7 @@ def _guess_elapsed(frame: pl.DataFrame, found: GuessedColumns) -> None:
         return
     numbers = free(frame, found, lambda name: names.names_elapsed(name) and frame[name].dtype.is_numeric())
     rising = [name for name in numbers if not missing_count(frame[name]) and _never_falls(frame, user, name)]
+    rising = rows_vary(frame, found, "time", rising)  # sorted by the age of the items, no user's row falls
     if rising and found.options.get("time") is None:
         found.is_numbered = True
         why = "its numbers never fall among the rows of a user, which is read as oldest first"
