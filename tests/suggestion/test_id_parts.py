@@ -62,3 +62,11 @@ def test_parts_of_ids_are_columns_of_a_recipe_of_closed_forms() -> None:
     metrics = twotower.fit((None, None, rows), found.schema, found.config).metrics
     without = twotower.fit((None, None, plain), other.schema, other.config).metrics
     assert metrics["test.ndcg@10"] > 1.1 * without["test.ndcg@10"]
+
+
+def test_parts_of_ids_take_no_name_of_a_column() -> None:
+    users, items, ids = world(n_items=500)
+    rows = pl.DataFrame({"user_id": users, "item_id": ids.gather(items)})
+    table = pl.DataFrame({"item_id": ids, "item_id_parts1": ["old", "new"] * 250})
+    names = [f.name for f in suggest(rows, items=table).schema.features]
+    assert {"item_id_parts1", "item_id_parts2"} <= {*names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 
 from twotower.config.toml import TomlValue, parse_config
 from twotower.data.split import SplitConfig
@@ -67,7 +68,7 @@ def compose(
         why = f"the other columns have at most {shape.content_kinds:,} combinations of values for {shape.items:,} items"
         columns = tuple(replace(c, why=f"{c.why}; {why}") if c.is_text else c for c in columns)
     if not (config.train.epochs or unsolved):  # closed forms alone, which weigh what tells little by little
-        parts = _parts_of_ids(str(schema["item_id"]), shape)
+        parts = _parts_of_ids(str(schema["item_id"]), shape, [c.options["name"] for c in columns])
         columns = (*columns, *parts)
         shape = replace(shape, content_values=shape.content_values + (shape.id_parts.values if parts else 0))
     has_label = "label" in schema or "event" in schema
@@ -151,11 +152,11 @@ def compose(
     return {key: section for key, section in settings.items() if section}, comments
 
 
-def _parts_of_ids(item_id: str, shape: Shape) -> list[SideFeature]:
-    """Return a feature of the parts of the items' ids for each separator whose parts tell what users take."""
+def _parts_of_ids(item_id: str, shape: Shape, taken: Container[TomlValue]) -> list[SideFeature]:
+    """Return a feature of the parts of the items' ids for each separator whose parts tell what users take, of a name that is not taken."""
     made = list[SideFeature]()
-    for place, separator in enumerate(shape.id_parts.separators, 1):
-        name = f"{item_id}_parts{place}"
+    names = filter(lambda name: name not in taken, (f"{item_id}_parts{place}" for place in count(1)))
+    for separator, name in zip(shape.id_parts.separators, names, strict=False):
         options: Settings = {
             "kind": "multi_hot",
             "side": "item",
