@@ -42,6 +42,13 @@ def test_parts_that_tell_nothing_are_none() -> None:
     assert id_parts(users, items, pl.Series([None, *ids[1:]])) == IdParts(), "a gap"
 
 
+def test_rows_of_all_users_tell() -> None:
+    users, items, ids = world()
+    first = np.random.default_rng(1).integers(len(ids), size=25_000)  # one user, who takes anything
+    many = np.concatenate([np.zeros(len(first), np.int64), *(1 + users + 400 * i for i in range(10))])
+    assert id_parts(many, np.concatenate([first, *[items] * 10]), ids).separators == ("/",)
+
+
 def test_ids_of_more_parts_than_a_closed_form_solves_for_have_none() -> None:
     users, items, ids = world(n_items=9_975)
     assert id_parts(users, items, ids).values == 10_000

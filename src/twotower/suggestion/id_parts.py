@@ -22,7 +22,7 @@ MAX_COMMON = 0.1
 MAX_PARTS = 10_000
 """Distinct parts of all separators at most: a closed form solves for them."""
 SAMPLED_PAIRS = 20_000
-"""Pairs of rows that are compared."""
+"""Pairs of rows at random that are compared, at most."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,9 @@ def id_parts(users: Ints, items: Ints, ids: pl.Series) -> IdParts:
     separators = [separator for separator, share in shares.items() if share >= MIN_SEVERAL]
     if not separators:
         return IdParts()
-    ranked = np.lexsort((np.random.default_rng(0).permutation(len(users)), users))
-    one, other = ranked[:-1], ranked[1:]
-    near = (users[one] == users[other]) & (items[one] != items[other])
-    one, other = one[near][:SAMPLED_PAIRS], other[near][:SAMPLED_PAIRS]
+    one, other, at_random = _pairs(users, items)
     if not len(one):
         return IdParts()
-    at_random = np.random.default_rng(1).permutation(len(items))[: len(one)]
     found, values = list[str](), 0
     for separator in separators:
         parts = pl.DataFrame({"item": np.arange(len(ids)), "part": ids.str.split(separator)}).explode("part").unique()
@@ -57,18 +53,30 @@ def id_parts(users: Ints, items: Ints, ids: pl.Series) -> IdParts:
         rare = counted.filter((pl.col("n").sum().over("part") <= MAX_COMMON * len(items)) & (pl.len().over("part") > 1))
         lists = rare.group_by("item").agg("part")
         n_parts = parts["part"].n_unique()
-        shared = _shared(lists, items[one], items[other]) if values + n_parts <= MAX_PARTS else 0.0
-        chance = _shared(lists, items[one], items[at_random[: len(one)]])
+        shared = _shared(lists, one, other) if values + n_parts <= MAX_PARTS else 0.0
+        chance = _shared(lists, one, at_random)
         if shared >= MIN_TIMES * chance and shared >= chance + MIN_SHARED:
             found.append(separator)
             values += n_parts
     return IdParts(tuple(found), values)
 
 
+def _pairs(users: Ints, items: Ints) -> tuple[Ints, Ints, Ints]:
+    """Return the items of rows at random, another item of the same user for each, and one of another row at random."""
+    if not len(users):
+        return items, items, items
+    rng = np.random.default_rng(0)
+    rows, at_random = rng.integers(len(users), size=(2, SAMPLED_PAIRS))
+    ranked, counts = np.argsort(users, kind="stable"), np.bincount(users)
+    first, of_user = (np.cumsum(counts) - counts)[users[rows]], counts[users[rows]]
+    others = ranked[first + (rng.random(SAMPLED_PAIRS) * of_user).astype(np.int64)]
+    differ = items[rows] != items[others]
+    return items[rows][differ], items[others][differ], items[at_random][differ]
+
+
 def _shared(lists: pl.DataFrame, one: Ints, other: Ints) -> float:
     """Return the share of pairs of two items that have a part in common."""
-    n = min(len(one), len(other))
-    pairs = pl.DataFrame({"one": one[:n], "other": other[:n]}).filter(pl.col("one") != pl.col("other"))
+    pairs = pl.DataFrame({"one": one, "other": other}).filter(pl.col("one") != pl.col("other"))
     joined = pairs.join(lists, left_on="one", right_on="item", how="left", maintain_order="left").join(
         lists, left_on="other", right_on="item", how="left", maintain_order="left", suffix="_of"
     )
