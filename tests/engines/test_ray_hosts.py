@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+from threading import Event
 
 import pytest
 from ray_worlds import address_of, imported_ray
 
-from twotower.engines.ray_hosts import LEFT, NODE, Head, Hosts, elsewhere
+from twotower.engines.ray_hosts import LEFT, NODE, Head, Hosts, ask, elsewhere
 
 
 class Nodes:
@@ -151,3 +152,15 @@ def test_a_head_that_comes_back_is_waited_for(held: socket.socket) -> None:
     for head in (patient, hasty):
         head.look()
         assert head.answers
+
+
+def test_a_head_that_is_lost_while_it_is_asked_gives_no_answer() -> None:
+    never = Event()
+    try:
+        with pytest.raises(ConnectionError, match=r"its head gives no answer within 0\.1 seconds"):
+            ask(never.wait, 0.1)
+    finally:
+        never.set()
+    assert ask(lambda: 7) == 7
+    with pytest.raises(ValueError, match="odd"):
+        ask(lambda: int("odd"))

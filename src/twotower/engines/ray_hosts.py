@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import NamedTuple
+from threading import Thread
+from typing import NamedTuple, TypeVar
+
+Said = TypeVar("Said")
 
 HEAD_SILENCE = 30.0
 """Seconds from the first connection to the head that fails, without one that succeeds, after which a job ends. After 60 without the head
@@ -119,6 +123,24 @@ class _Host(NamedTuple):
     has_cpus: bool
 
 
+def ask(question: Callable[[], Said], seconds: float = HEAD_SILENCE) -> Said:
+    """Return what Ray says to a question. Raises ConnectionError without an answer within these seconds, as of a head that was lost meanwhile, for
+    which Ray waits until it ends the process."""
+    answer = Future[Said]()
+
+    def wait() -> None:
+        try:
+            answer.set_result(question())
+        except Exception as e:
+            answer.set_exception(e)
+
+    Thread(target=wait, daemon=True).start()  # no end of this process waits for it
+    try:
+        return answer.result(seconds)
+    except TimeoutError as e:
+        raise ConnectionError(f"its head gives no answer within {seconds:g} seconds") from e
+
+
 def _hosts() -> list[_Host]:
     import ray
 
@@ -127,7 +149,7 @@ def _hosts() -> list[_Host]:
             n["NodeID"], f"{n['NodeManagerAddress']}:{n['NodeManagerPort']}", n["Alive"],
             not n["Alive"] and n.get("DeathReason") not in LEFT, n.get("Resources", {}).get("CPU", 0) > 0,
         )
-        for n in ray.nodes()  # type: ignore[no-untyped-call]
+        for n in ask(ray.nodes)
     ]  # fmt: skip
 
 
@@ -143,5 +165,5 @@ def free_cpus() -> str:
     """Return the free and all CPUs of Ray, as "3 of 8 free CPUs"."""
     import ray
 
-    free, all_ = ray.available_resources(), ray.cluster_resources()  # type: ignore[no-untyped-call]
+    free, all_ = ask(ray.available_resources), ask(ray.cluster_resources)
     return f"{free.get('CPU', 0):g} of {all_.get('CPU', 0):g} free CPUs"
