@@ -1,4 +1,4 @@
-"""Parts of the ids of items, such as the folders of a path: evidence that users take items that share some."""
+"""Parts of the ids of items, such as the folders of a path: whether the items of a user share them more often than others do."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def id_parts(users: Ints, items: Ints, ids: pl.Series) -> IdParts:
     if not len(one):
         return IdParts()
     found, values = list[str](), 0
+    rows = np.bincount(items, minlength=len(ids))
     for separator in separators:
         parts = pl.DataFrame({"item": np.arange(len(ids)), "part": ids.str.split(separator)}).explode("part").unique()
-        rows = np.bincount(items, minlength=len(ids))
+        if values + (n_parts := parts["part"].n_unique()) > MAX_PARTS:
+            continue
         counted = parts.with_columns(n=pl.Series(rows[parts["item"].to_numpy()]))
         rare = counted.filter((pl.col("n").sum().over("part") <= MAX_COMMON * len(items)) & (pl.len().over("part") > 1))
         lists = rare.group_by("item").agg("part")
-        n_parts = parts["part"].n_unique()
-        shared = _shared(lists, one, other) if values + n_parts <= MAX_PARTS else 0.0
-        chance = _shared(lists, one, at_random)
+        shared, chance = _shared(lists, one, other), _shared(lists, one, at_random)
         if shared >= MIN_TIMES * chance and shared >= chance + MIN_SHARED:
             found.append(separator)
             values += n_parts
