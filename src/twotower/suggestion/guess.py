@@ -289,7 +289,7 @@ def _guess_columns(found: FoundTables, given: Mapping[str, TomlValue]) -> Guesse
         return guess_columns(
             found.interactions,
             given,
-            {k: _of_rows_too(f, found.interactions) for k, f in tables.items()},
+            {k: _shared_columns(f, found.interactions) for k, f in tables.items()},
             {k: _keys(f) for k, f in tables.items()},
         )
     columns = GuessedColumns()
@@ -298,15 +298,16 @@ def _guess_columns(found: FoundTables, given: Mapping[str, TomlValue]) -> Guesse
     return columns
 
 
-def _of_rows_too(frame: pl.DataFrame, rows: pl.DataFrame) -> list[str]:
-    """Return the columns of a side's table without those that name rows in the interactions too, none of which is in the table, and without
-    true and false there: each table has its own of these."""
+def _shared_columns(frame: pl.DataFrame, rows: pl.DataFrame) -> list[str]:
+    """Return the columns of a side's table without those of which it and the interactions each have their own: true and false, and names of
+    rows, none of which stands in the other table."""
 
     def is_own(name: str) -> bool:
         series, table = rows[name], frame[name]
-        if series.dtype == pl.Boolean or not (_holds_ids(series) and _holds_ids(table) and is_distinct(series)):
-            return series.dtype == pl.Boolean
-        return not bool(series.cast(pl.String).is_in(table.cast(pl.String).implode()).any())
+        if series.dtype == pl.Boolean:
+            return True
+        names_rows = _holds_ids(series) and _holds_ids(table) and is_distinct(series)
+        return names_rows and not bool(series.cast(pl.String).is_in(table.cast(pl.String).implode()).any())
 
     return [name for name in frame.columns if name not in rows.columns or not is_own(name)]
 
