@@ -11,10 +11,12 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from suggestion_worlds import log
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 import twotower
 from twotower import api
+from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.data import prepare
 from twotower.data.config import DataConfig
@@ -22,7 +24,7 @@ from twotower.data.dataset import build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST
 from twotower.data.tables import check
-from twotower.errors import ConfigError, DataError
+from twotower.errors import ConfigError, DataError, TwoTowerError
 from twotower.evaluation.factors import Scorer
 from twotower.features.events import EventRule
 from twotower.features.numeric import Numeric
@@ -55,6 +57,67 @@ def test_interactions_alone_are_enough() -> None:
     done = twotower.fit((None, None, actions), CHECKERBOARD_SCHEMA, settings())
     assert len(done.dataset.users) == 40
     assert len(done.dataset.items) == 30
+
+
+@pytest.fixture(scope="module")
+def suggested(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
+    """A file of clicks, and the run of `twotower suggest` and `twotower train`."""
+    folder = tmp_path_factory.mktemp("suggested")
+    clicks, config = folder / "clicks.csv", folder / "mine.toml"
+    log(40, 8, 0.0, 20).drop("timestamp").write_csv(clicks)
+    assert run_command(["suggest", str(clicks), "-o", str(config)]) == 0
+    assert run_command(["train", str(config), "--run", str(folder / "run"), "--threads", "1"]) == 0
+    return clicks, twotower.load(folder / "run")
+
+
+@pytest.mark.parametrize("make", ["path", "frame"])
+def test_a_table_alone_is_trained_as_suggest_says(make: str, suggested: tuple[Path, Run], tmp_path: Path) -> None:
+    clicks, expected = suggested
+    tables: Any = clicks if make == "path" else pl.read_csv(clicks)
+    run = twotower.fit(tables, folder=tmp_path / "run")
+    assert run.dataset.schema == expected.dataset.schema
+    assert run.config.model_copy(update={"data": expected.config.data}) == expected.config
+    assert (run.config.data == expected.config.data) == (make == "path")
+    assert run.sha256 == expected.sha256
+    assert {k: v for k, v in run.metrics.items() if k[:6] != "train."} == (
+        {k: v for k, v in expected.metrics.items() if k[:6] != "train."}
+    )
+
+
+@pytest.mark.system
+def test_a_folder_alone_is_trained_with_all_its_tables(tmp_path: Path) -> None:
+    for name, frame in zip(("users", "items", "interactions"), everything(), strict=True):
+        frame.select(c for c, t in frame.schema.items() if not t.is_nested()).write_csv(tmp_path / f"{name}.csv")
+    run = twotower.fit(tmp_path)
+    assert {f.side for f in run.dataset.schema.features} == {"user", "item"}
+    assert run.config.data.users.endswith("users.csv")
+
+
+def test_a_dataset_alone_is_trained_with_its_schema() -> None:
+    schema = CHECKERBOARD_SCHEMA
+    config = settings(train={"epochs": 1})
+    data = build_dataset(check(*checkerboard(), schema), schema, config.split)
+    assert twotower.fit(data, config=config).dataset is data
+
+
+def test_what_a_training_without_a_schema_cannot_tell_is_an_error(tmp_path: Path) -> None:
+    users, items, actions = checkerboard()
+    checked = check(users, items, actions, CHECKERBOARD_SCHEMA)
+    bad: tuple[tuple[Any, Config | None, type[TwoTowerError], str], ...] = (
+        (
+            actions,
+            settings(),
+            ConfigError,
+            "`schema` is missing: a config goes with one; pass it too, or leave out both",
+        ),
+        (checked, None, ConfigError, "`schema` is missing: tables that are checked have one"),
+        ((users, actions), None, DataError, r"found \(DataFrame, DataFrame\), expected one table of interactions"),
+        ((users, items, None), None, DataError, r"found \(DataFrame, DataFrame, None\), expected one table"),
+    )
+    for tables, config, error, words in bad:
+        with pytest.raises(error, match=words):
+            twotower.fit(tables, config=config, folder=tmp_path / "run")
+        assert not (tmp_path / "run" / "config.toml").exists()
 
 
 def test_what_the_check_of_frames_changes_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -149,10 +212,42 @@ def test_a_dataset_of_another_split_or_schema_is_refused(tmp_path: Path) -> None
     assert api.load(tmp_path / "run").metrics == run.metrics
 
 
-def test_an_unknown_user_is_an_error_that_names_them() -> None:
-    done = twotower.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(train={"epochs": 1}))
-    with pytest.raises(DataError, match="user 'nobody' is not among the 40 users"):
-        twotower.recommend(done, "nobody")
+@pytest.fixture(scope="module")
+def rated(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return twotower.fit(
+        everything(), EVERYTHING_SCHEMA, settings(train={"epochs": 1}), folder=tmp_path_factory.mktemp("rated") / "run"
+    )
+
+
+def test_a_list_of_users_gets_one_frame_of_the_answers_to_each(rated: Run) -> None:
+    users = ["u5", "nobody", "u2", "u5"]
+    frame = twotower.recommend(rated, users, 3)
+    assert frame.columns == ["user_id", "rank", "item_id", "title", "score", "source"]
+    rows = list(frame.iter_rows())
+    for place, user in enumerate(users):
+        answer = twotower.recommend(rated, user, 3)
+        items = [
+            (user, rank, item.id, item.title, item.score, answer.source) for rank, item in enumerate(answer.items, 1)
+        ]
+        assert rows[3 * place : 3 * place + 3] == items
+    for make in (tuple, iter, pl.Series, np.array, pd.Series, pd.array):
+        assert twotower.recommend(rated, make(users), 3).equals(frame)
+    assert twotower.recommend(rated, [], 3).columns == frame.columns
+
+
+def test_unknown_users_get_the_popular_items_of_the_store(rated: Run, tmp_path: Path) -> None:
+    twotower.publish(rated, tmp_path / "store", force=True)
+    served = twotower.retriever(tmp_path / "store").recommend(twotower.Request("nobody"), 4)
+    mine = twotower.recommend(rated, "nobody", 4)
+    assert (mine.items, mine.source) == (served.items, "popular")
+    assert twotower.recommend(rated, 10**20, 4).items == served.items
+    assert twotower.recommend(rated, "nobody", 999).truncated
+
+
+@pytest.mark.parametrize("user", [None, 3.0, True, b"u5", [1.5], [None], [["u5"]]])
+def test_what_is_no_id_is_an_error(user: Any, rated: Run) -> None:
+    with pytest.raises(DataError, match="user_id"):
+        twotower.recommend(rated, user)
 
 
 def test_recent_lists_liked_training_items_latest_first() -> None:

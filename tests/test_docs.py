@@ -123,7 +123,7 @@ def test_the_python_of_a_how_to_runs(
 ) -> None:
     in_the_shop(tmp_path, monkeypatch)
     (code,) = blocks("docs/how-to/own-data.md", "python")
-    assert len(run_python(code, tmp_path, monkeypatch, capsys).splitlines()) == 4
+    assert len(run_python(code, tmp_path, monkeypatch, capsys).splitlines()) == 5
 
 
 @pytest.mark.system

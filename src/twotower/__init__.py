@@ -1,9 +1,9 @@
 """Two-tower retrieval (DSSM): train on tables of users, items and interactions, evaluate, publish, recommend.
 
     import twotower
-    run = twotower.fit((users, items, interactions), schema, config, folder="runs/mine")
+    run = twotower.fit(clicks, folder="runs/mine")  # or fit((users, items, clicks), schema, config)
     twotower.evaluate(run)
-    twotower.recommend(twotower.load("runs/mine"), user_id)
+    twotower.recommend(twotower.load("runs/mine"), [user_id, other_id])
     twotower.publish(run, "store")
     twotower.retriever("store").recommend(twotower.Request(user_id), k=10)
 

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, overload
+from uuid import UUID
 
 import numpy as np
 import polars as pl
+import torch
 
 from twotower import runs
+from twotower.arrays.pieces import pieces
+from twotower.arrays.types import UserRow
 from twotower.config.experiment import Config
 from twotower.data import prepare
 from twotower.data.buckets import Buckets
 from twotower.data.buckets.check import check_buckets
 from twotower.data.dataset import Dataset, build_dataset
-from twotower.data.ids import TextColumn
+from twotower.data.ids import IdColumn, TextColumn
 from twotower.data.lone_options import check_lone_options
 from twotower.data.memmap import MemmapDataset
 from twotower.data.prepare.options import PrepareOptions
-from twotower.data.readers import TableLike
+from twotower.data.readers import TableLike, as_frame
 from twotower.data.source import read
 from twotower.data.splits import TEST, TRAIN
-from twotower.data.tables import Tables, check
+from twotower.data.tables import Tables, check, with_ids
 from twotower.distributed import DistributedContext, choose_device
 from twotower.embedding.bulk import embed
 from twotower.errors import ConfigError, DataError, Interrupted, RunError, first_line
@@ -42,10 +47,13 @@ from twotower.machine import peak_memory_mb
 from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.publishing.publisher import publish
 from twotower.reports import html
+from twotower.retrieval.batches import BLOCK_ITEMS, BLOCK_USERS, answer_frame
 from twotower.retrieval.catalogue import Catalogue
+from twotower.retrieval.popularity import Popularity
 from twotower.retrieval.recommendation_job import recommend_users
 from twotower.retrieval.request import Answer, checked_k
 from twotower.retrieval.retriever import current_retriever
+from twotower.retrieval.user_batch import SOURCES
 from twotower.runs import Run, load
 from twotower.runs.evaluation import evaluate_run
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
@@ -61,6 +69,9 @@ __all__ = [
     "check_buckets", "embed", "evaluate", "evaluate_bundle", "fit", "is_store", "load", "prepare_folder", "publish", "read",
     "recent_titles", "recommend", "recommend_users", "retriever", "suggest", "write_buckets",
 ]  # fmt: skip
+
+ONE_ID = (str, int, np.integer, UUID)
+"""Types of one id."""
 
 log = logging.getLogger(__name__)
 retriever = current_retriever
@@ -96,8 +107,8 @@ def write_buckets(
 
 
 def fit(
-    tables: Tables | Dataset | tuple[TableLike | None, TableLike | None, TableLike],
-    schema: Schema,
+    tables: TableLike | tuple[TableLike | None, TableLike | None, TableLike] | Tables | Dataset,
+    schema: Schema | None = None,
     config: Config | None = None,
     *,
     folder: str | Path | None = None,
@@ -106,23 +117,32 @@ def fit(
     overwrite: bool = False,
     callback: Callback | None = None,
 ) -> Run:
-    """Train a two-tower model on (users, items, interactions), or on a prepared dataset, and evaluate it.
+    """Train a two-tower model on a table of interactions, on (users, items, interactions), or on a prepared dataset, and evaluate it.
 
     A table is a polars or pandas frame, anything with an Arrow stream, or a path to CSV or Parquet; users and items may be
-    None. Under torchrun all ranks train together; the main rank evaluates and writes.
+    None. Without a schema, schema and config are those of `suggest` for the tables; without a schema `tables` may also be whatever
+    `suggest` takes, such as a folder. A config without a schema is refused: pass both, or neither. Under torchrun all ranks
+    train together; the main rank evaluates and writes.
 
     With `folder` the run is written to it, by one process or job at a time; a complete run stays until the new one is
     complete. `resume` continues from the newest undamaged checkpoint, or starts if there is none; `override` resumes although
     settings or data have changed; `overwrite` replaces a run in the folder. `callback` is called after each step and epoch;
     messages go to the logger "twotower". Raises DataError, ConfigError, RunError or TrainingError.
     """
-    config, callback, context = config or Config(), callback or Callback(), DistributedContext.from_environment()
+    callback, context = callback or Callback(), DistributedContext.from_environment()
     folder = Path(folder) if folder is not None else None
     with ExitStack() as held:
         if folder and context.is_main:
             held.enter_context(locked(folder))
         if folder and not (resume or overwrite) and (folder / layout.ENCODERS).exists():
             raise RunError(f"{folder}: holds a run already; pass `resume=True` to go on, or choose another `folder`")
+        if isinstance(tables, Dataset):
+            schema = schema or tables.schema
+        else:
+            tables = tables if isinstance(tables, Tables) else _three(tables)
+            if schema is None:
+                tables, schema, config = _suggested(tables, config)
+        config = config or Config()
         if not resume:
             check_lone_options(schema, config.split)
         if isinstance(tables, Dataset):
@@ -140,6 +160,40 @@ def fit(
         for line in dataset.describe_features():
             log.info(line)
         return _train(dataset, settled(config, dataset), context, folder, callback, resume, override)
+
+
+def _three(tables: TableLike | tuple[TableLike | None, ...]) -> tuple[TableLike | None, TableLike | None, TableLike]:
+    """Return users, items and interactions. Raises DataError."""
+    given = tables if isinstance(tables, tuple) else (None, None, tables)
+    if len(given) != 3 or given[2] is None:
+        found = ", ".join("None" if table is None else type(table).__name__ for table in given)
+        raise DataError(
+            f"tables: found ({found}), expected one table of interactions, or (users, items, interactions), where users and items may "
+            "be None"
+        )
+    return given[0], given[1], given[2]
+
+
+def _suggested(
+    tables: tuple[TableLike | None, TableLike | None, TableLike] | Tables, config: Config | None
+) -> tuple[tuple[TableLike | None, TableLike | None, TableLike] | Tables, Schema, Config]:
+    """Return the tables with the schema and the config that `suggest` finds for them. Raises ConfigError if a config is given, or the
+    tables are checked by a schema."""
+    if config is not None or isinstance(tables, Tables):
+        what = "tables that are checked have" if config is None else "a config goes with"
+        raise ConfigError(
+            f"`schema` is missing: {what} one; pass it too, or leave out both and change what is suggested: "
+            "found = twotower.suggest(clicks, overrides=['train.lr=0.01']), then twotower.fit(clicks, found.schema, found.config)"
+        )
+    users, items, interactions = tables
+    found = suggest(interactions, users, items)
+    for line in found.reasons:
+        log.info(line)
+    if isinstance(interactions, str | Path):  # the config names the files and their form
+        checked, schema = read(found.config, found.schema)
+        assert isinstance(checked, Tables)
+        return checked, schema, found.config
+    return (users, items, interactions), found.schema, found.config
 
 
 def _train(
@@ -258,33 +312,71 @@ def recent_titles(trained: Run, user_id: str | int, n: int = 5) -> list[str]:
     return [titles[i] for i in dataset.pairs.item[keep[::-1][:n]]]
 
 
-def recommend(trained: Run, user_id: str | int, k: int = 10, factors: Factors | None = None) -> Answer:
-    """Return the best `k` items for a user of the run by exact search, without the user's known interactions unless
-    `evaluation.repeats` lets rankings hold them. `factors` are those of `trained.factors()`, which several calls share; None computes
-    them.
+@overload
+def recommend(  # type: ignore[overload-overlap]
+    trained: Run, user_id: str | int, k: int = 10, factors: Factors | None = None
+) -> Answer: ...
+@overload
+def recommend(
+    trained: Run, user_id: Iterable[str | int], k: int = 10, factors: Factors | None = None
+) -> pl.DataFrame: ...
+def recommend(
+    trained: Run, user_id: str | int | Iterable[str | int], k: int = 10, factors: Factors | None = None
+) -> Answer | pl.DataFrame:
+    """Return the best `k` items for a user of the run, or for each of several, by exact search, without the user's known interactions
+    unless `evaluation.repeats` lets rankings hold them.
 
-    It is the answer of method 1 (precomputed user vectors) of a bundle of this run; `bundle_id` is empty. Raises DataError
-    if the run does not know the user.
+    One id gives an `Answer`. A list, an array or a series of ids gives a frame with a row for each user and item, the users in the
+    order given: `user_id`, `rank` from 1, `item_id`, `title`, `score` and `source`. A user whom the run does not know gets the most
+    popular items, with the source "popular" and scores of 0, as from a store. `factors` are those of `trained.factors()`, which several
+    calls share; None computes them.
+
+    It is the answer of method 1 (precomputed user vectors) of a bundle of this run; `bundle_id` is empty. Raises DataError for what is
+    no id, ConfigError for a model that reads the context.
     """
-    started = time.perf_counter()
-    k = checked_k(k)
-    dataset, row = trained.dataset, _user_row(trained.dataset, user_id)
-    if trained.dataset.schema.side("context"):
+    started, k, dataset = time.perf_counter(), checked_k(k), trained.dataset
+    if dataset.schema.side("context"):
         raise ConfigError(
-            "the model reads the context, which a user alone does not tell; publish the run, and give a retriever of the store "
+            "the model reads the context, which an id alone does not give; publish the run, and give a retriever of the store "
             "a request with a context"
         )
+    ids = _ids_of(user_id)
+    texts = with_ids(ids.to_frame(), "user_id", "users")["user_id"].cast(pl.String) if len(ids) else ids.cast(pl.String)
+    users = IdColumn(dataset.users.ids, UserRow).find(texts)
+    rows, scores = np.full((len(ids), k), -1, np.int64), np.zeros((len(ids), k), np.float32)
+    unknown = users < 0
+    if unknown.any():
+        popular = Popularity(dataset.item_positive_counts, trained.latest_popularity()).top(k, users[:0], None)[0]
+        rows[np.flatnonzero(unknown)[:, None], np.arange(len(popular))] = popular
     factors = factors or trained.factors()
     index = build_index(
         "exact", factors.items.cpu().numpy(), np.arange(len(dataset.items)), trained.model.config.metric
     )
     catalogue = Catalogue(index, TextColumn(dataset.items.ids), TextColumn(dataset.title_column()))
-    seen = dataset.interacted_items.row(row).astype(np.int64)
-    if trained.config.evaluation.repeats != "exclude":
-        seen = seen[:0]
-    vector = factors.users[row : row + 1].cpu().numpy()
-    own = None if factors.own is None else factors.own.of_user(row)
-    return catalogue.answer(catalogue.rank(vector, k, seen, own=own), k, started)
+    keeps, none = trained.config.evaluation.repeats != "exclude", users[:0]
+    for part in pieces(len(ids), max(1, min(BLOCK_USERS, BLOCK_ITEMS // k))):
+        known = np.flatnonzero(~unknown[part])
+        some = users[part][known]
+        seen = [none if keeps else dataset.interacted_items.row(row).astype(np.int64) for row in some.tolist()]
+        own = None if factors.own is None else [factors.own.of_user(row) for row in some.tolist()]
+        if len(some):
+            found = catalogue.rank_many(factors.users[torch.from_numpy(some)].cpu().numpy(), k, seen, own=own)
+            rows[part][known], scores[part][known] = found
+    sources = SOURCES.gather(np.where(unknown, 2, 0))
+    if isinstance(user_id, ONE_ID):
+        return catalogue.answer((rows[0], scores[0]), k, started, source=sources[0])
+    items = (dataset.items.ids.rename("item_id"), dataset.title_column().rename("title"))
+    return answer_frame(ids, rows, scores, (rows >= 0).sum(axis=1), sources, items)
+
+
+def _ids_of(given: str | int | Iterable[str | int]) -> pl.Series:
+    """Return one id, or several, as a column. Raises DataError."""
+    if isinstance(given, ONE_ID) and not isinstance(given, bool):
+        given = [given]
+    if isinstance(given, int | bytes) or not isinstance(given, Iterable):
+        raise DataError(f"user_id is {given!r:.80}, expected an id (text or a whole number), or a list of ids")
+    ids: Any = given if isinstance(given, pl.Series | np.ndarray) else list(given)
+    return as_frame({"user_id": ids}, "users")["user_id"]
 
 
 def _user_row(dataset: Dataset, user_id: str | int) -> int:

@@ -112,6 +112,8 @@ def test_a_table_is_answered_as_its_users_are(shop: Shop, retriever: Retriever, 
     users.select("user_id").write_parquet(tmp_path / "users.parquet")
     api.recommend_users(shop.store, tmp_path / "users.parquet", tmp_path / "out", K)
     file = pl.read_parquet(tmp_path / "out" / "part-*.parquet")
+    of_run = api.recommend(shop.run, [*users["user_id"]], K)
+    assert of_run["item_id"].to_list() == file["item_id"].to_list()
     for user in users["user_id"]:
         assert [str(i) for i in file.filter(pl.col("user_id") == user)["item_id"]] == shop.best(user)
 

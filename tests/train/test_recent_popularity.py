@@ -157,6 +157,7 @@ def test_a_user_of_whom_nothing_is_known_gets_what_is_popular_now(folder: Path, 
     assert [i.id for i in found.items] == run.dataset.items.ids.gather(wanted).cast(pl.String).to_list()
     batch = retriever.recommend_frame(pl.DataFrame({"user_id": ["nobody"]}), 5)
     assert batch["item_id"].cast(pl.String).to_list() == [i.id for i in found.items]
+    assert api.recommend(run, "nobody", 5).items == found.items
     path = bundle.folder / layout.POPULARITY
     for numbers in (np.full(N_ITEMS, np.nan, np.float32), np.zeros(N_ITEMS), np.zeros(N_ITEMS - 1, np.float32)):
         np.save(path, numbers)

@@ -25,7 +25,6 @@ from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Floats, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.memmap import MemmapDataset
-from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.side import Side
 from twotower.data.split import PART_NAMES
 from twotower.data.splits import TEST, VALIDATION
@@ -198,12 +197,9 @@ def _own_counts(run: Run, folder: Path) -> OwnCountsFacts | None:
 def _write_popularity(run: Run, folder: Path) -> bool:
     """Write how popular each item is at the end of the rows before the test part, by which users of whom nothing is known are answered, and return
     True; False for a model in whose scores it is no part."""
-    if not run.follows_popularity:
-        return False
-    if (terms := run.model.recent_popularity.terms).recent > 0:
-        alone = PopularityTerms(terms.half_life, 1.0)
-        np.save(folder / layout.POPULARITY, RecentPopularity.before(run.dataset, TEST).scores_at_end(alone))
-    return True
+    if (latest := run.latest_popularity()) is not None:
+        np.save(folder / layout.POPULARITY, latest)
+    return run.follows_popularity
 
 
 def _check_unchanged(run: Run, folder: Path, digest: str) -> None:

@@ -107,7 +107,9 @@ class BatchRecommender:
         answered = np.ones(len(users), np.bool_) if self._unknown == "popular" else ~popular
         counts = (rows >= 0).sum(axis=1)
         return BatchAnswer(
-            self._frame(users, rows, scores, counts, sources),
+            answer_frame(
+                users.ids, rows, scores, counts, sources, [self._retriever.dataset.items.ids.rename("item_id")]
+            ),
             Counter(dict(sources.filter(pl.Series(answered)).value_counts().iter_rows())),
             int((~answered).sum()),
             int((answered & (counts == 0)).sum()),
@@ -134,20 +136,24 @@ class BatchRecommender:
             for place, given in zip(places.tolist(), detailed.tolist(), strict=True)
         ]
 
-    def _frame(self, users: UserBatch, rows: Ints, scores: Floats, counts: Ints, sources: pl.Series) -> pl.DataFrame:
-        """Return the answers as one row for each user and rank; an answer is `rows` and `scores` up to its count."""
-        found: Bools = np.arange(rows.shape[1]) < counts[:, None]
-        owners = np.repeat(np.arange(len(users)), counts)
-        ranks = run_indices(np.ones(len(users), np.int64), counts)
-        return pl.DataFrame(
-            [
-                users.ids.gather(owners).rename("user_id"),
-                pl.Series("rank", ranks.astype(np.int32)),
-                self._retriever.dataset.items.ids.gather(rows[found]).rename("item_id"),
-                pl.Series("score", scores[found]),
-                sources.gather(owners),
-            ]
-        )
+
+def answer_frame(
+    ids: pl.Series, rows: Ints, scores: Floats, counts: Ints, sources: pl.Series, items: abc.Sequence[pl.Series]
+) -> pl.DataFrame:
+    """Return the answers to B users as one row for each user and rank: `user_id`, `rank` from 1, the columns of the `items`, `score`
+    and `source`. An answer is the `rows` and `scores` (B, k) up to its count (B,)."""
+    found: Bools = np.arange(rows.shape[1]) < counts[:, None]
+    owners = np.repeat(np.arange(len(ids)), counts)
+    ranks = run_indices(np.ones(len(ids), np.int64), counts)
+    return pl.DataFrame(
+        [
+            ids.gather(owners).rename("user_id"),
+            pl.Series("rank", ranks.astype(np.int32)),
+            *(column.gather(rows[found]) for column in items),
+            pl.Series("score", scores[found]),
+            sources.gather(owners),
+        ]
+    )
 
 
 def recommend_batch(

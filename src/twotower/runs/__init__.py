@@ -32,12 +32,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from twotower import files
-from twotower.arrays.types import Shaped
+from twotower.arrays.types import Floats, Shaped
 from twotower.config.experiment import Config
 from twotower.config.problems import explain
 from twotower.config.toml import CONFIG_FORMAT, TomlValue, dump_config, parse_config
 from twotower.data import memmap
 from twotower.data.dataset import Dataset
+from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.splits import TEST
 from twotower.errors import ConfigError, DataError, RunError, first_line
 from twotower.evaluation.config import EvaluationConfig, Metrics
@@ -97,6 +98,13 @@ class Run:
     def follows_popularity(self) -> bool:
         """True if scores depend on what is popular at the time of a ranking."""
         return self.config.model.recent_popularity and self.model.recent_popularity.is_fitted
+
+    def latest_popularity(self) -> Floats | None:
+        """Return how popular each item (items,) is at the end of the rows before the test part, by which users of whom nothing is known are
+        answered; None for a model in whose scores it is no part."""
+        if not self.follows_popularity or (terms := self.model.recent_popularity.terms).recent <= 0:
+            return None
+        return RecentPopularity.before(self.dataset, TEST).scores_at_end(PopularityTerms(terms.half_life, 1.0))
 
     def missed_outside(self, side: SideName, columns: Collection[str]) -> list[str]:
         """Return what an index of other software misses, which has no more than the vectors of a side, made of a table with some columns,
