@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -256,6 +257,12 @@ def tracked(*suffixes: str) -> list[Path]:
     names = listed.stdout.decode().split("\0") if listed.returncode == 0 else []
     paths = [ROOT / name for name in names if name] or [p for p in ROOT.rglob("*") if ".venv" not in str(p)]
     return [path for path in paths if path.is_file() and (not suffixes or path.suffix in suffixes)]
+
+
+def test_git_ignores_every_environment_that_make_creates() -> None:
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    for name in set(re.findall(r"\.venv[\w-]*", (ROOT / "Makefile").read_text(encoding="utf-8"))):
+        assert any(fnmatch(f"{name}/", pattern) or name == pattern for pattern in ignored), name
 
 
 def test_nothing_installs_the_name_from_an_index() -> None:
