@@ -108,9 +108,9 @@ def test_what_a_training_without_a_schema_cannot_tell_is_an_error(tmp_path: Path
             actions,
             settings(),
             ConfigError,
-            "`schema` is missing: a config goes with one; pass it too, or leave out both",
+            "schema is missing: a config goes with one; pass it too, or leave out both",
         ),
-        (checked, None, ConfigError, "`schema` is missing: tables that are checked have one"),
+        (checked, None, ConfigError, "schema is missing: tables that are checked have one"),
         ((users, actions), None, DataError, r"found \(DataFrame, DataFrame\), expected one table of interactions"),
         ((users, items, None), None, DataError, r"found \(DataFrame, DataFrame, None\), expected one table"),
     )

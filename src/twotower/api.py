@@ -182,7 +182,7 @@ def _suggested(
     if config is not None or isinstance(tables, Tables):
         what = "tables that are checked have" if config is None else "a config goes with"
         raise ConfigError(
-            f"`schema` is missing: {what} one; pass it too, or leave out both and change what is suggested: "
+            f"schema is missing: {what} one; pass it too, or leave out both and change what is suggested: "
             "found = twotower.suggest(clicks, overrides=['train.lr=0.01']), then twotower.fit(clicks, found.schema, found.config)"
         )
     users, items, interactions = tables

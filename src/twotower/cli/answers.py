@@ -174,16 +174,23 @@ def search(
 
 
 def similar(
-    store: StoreFolder,
-    item: Annotated[str, typer.Option("--item", help="Id of the item.")],
+    places: Annotated[
+        list[str] | None, typer.Argument(metavar="STORE ITEM", help="Store, a folder or a URL, and id of the item.")
+    ] = None,
+    store: StoreFolder = "",
+    item: Annotated[str, typer.Option("--item", help="Id of the item.")] = "",
     k: ItemCount = 10,
     as_json: AsJson = False,
     kinds: KindModules = None,
 ) -> None:
-    """Print the items with the most similar vectors."""
+    """Print the items whose vectors have the highest cosine with the vector of an item, with titles."""
+    given = [*filter(None, [store]), *(places or ()), *filter(None, [item])]
+    if len(given) != 2:
+        found = " ".join(given) or "nothing"
+        raise ConfigError(f"similar: found {found}, expected a store and an item: `twotower similar STORE ITEM`")
     from twotower.retrieval.retriever import current_retriever
 
-    print_answer(current_retriever(store).similar(item, k), as_json)
+    print_answer(current_retriever(given[0]).similar(given[1], k), as_json)
 
 
 def _filters(conditions: list[str] | None) -> dict[str, str] | None:
