@@ -244,6 +244,30 @@ def test_unknown_users_get_the_popular_items_of_the_store(rated: Run, tmp_path: 
     assert twotower.recommend(rated, "nobody", 999).truncated
 
 
+def test_what_a_console_shows_is_one_line_that_says_what_it_is(rated: Run, tmp_path: Path) -> None:
+    bundle = twotower.publish(rated, tmp_path / "store", force=True)
+    answer, users = twotower.recommend(rated, "u5"), rated.dataset.users.ids.to_list()
+    shown = {
+        "Run": (rated, f"{rated.folder}: {rated.dataset.describe()}; test.auc {rated.metrics['test.auc']:.4f}"),
+        "Dataset": (rated.dataset, rated.dataset.describe()),
+        "Tables": (check(*everything(), EVERYTHING_SCHEMA), f"{len(users)} users, {len(rated.dataset.items)} items, "),
+        "Bundle": (bundle, f"{bundle.id}: {len(users)} users"),
+        "Retriever": (twotower.retriever(tmp_path / "store"), f"Bundle({bundle.id}: "),
+        "Answer": (answer, f"source='model', 10 items: {answer.items[0].title!r} {answer.items[0].score:.3f}, "),
+        "Request": (twotower.Request("u5", history=["i1"] * 500), "user_id='u5', "),
+        "Schema": (CHECKERBOARD_SCHEMA, "label='liked', time='at', time_unit='order', features=(Categorical(name="),
+        "Config": (settings(train={"epochs": 7}), ""),
+        "Suggestion": (twotower.suggest(log(40, 8, 0.0, 20)), "recipe='"),
+    }
+    for name, (value, words) in shown.items():
+        text = repr(value)
+        assert text.startswith(f"{name}({words}")
+        assert "\n" not in text
+        assert len(text) <= 200
+        assert text.endswith(")")
+    assert repr(Config()) == "Config()"
+
+
 @pytest.mark.parametrize("user", [None, 3.0, True, b"u5", [1.5], [None], [["u5"]]])
 def test_what_is_no_id_is_an_error(user: Any, rated: Run) -> None:
     with pytest.raises(DataError, match="user_id"):

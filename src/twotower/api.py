@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 from uuid import UUID
 
 import numpy as np
@@ -167,18 +167,14 @@ def _three(tables: TableLike | tuple[TableLike | None, ...]) -> tuple[TableLike 
     given = tables if isinstance(tables, tuple) else (None, None, tables)
     if len(given) != 3 or given[2] is None:
         found = ", ".join("None" if table is None else type(table).__name__ for table in given)
-        raise DataError(
-            f"tables: found ({found}), expected one table of interactions, or (users, items, interactions), where users and items may "
-            "be None"
-        )
+        raise DataError(f"tables: found ({found}), expected one table of interactions, or (users, items, interactions)")
     return given[0], given[1], given[2]
 
 
 def _suggested(
     tables: tuple[TableLike | None, TableLike | None, TableLike] | Tables, config: Config | None
 ) -> tuple[tuple[TableLike | None, TableLike | None, TableLike] | Tables, Schema, Config]:
-    """Return the tables with the schema and the config that `suggest` finds for them. Raises ConfigError if a config is given, or the
-    tables are checked by a schema."""
+    """Return the tables with the schema and the config of `suggest`. Raises ConfigError if a config is given, or checked tables."""
     if config is not None or isinstance(tables, Tables):
         what = "tables that are checked have" if config is None else "a config goes with"
         raise ConfigError(
@@ -341,13 +337,15 @@ def recommend(
             "a request with a context"
         )
     ids = _ids_of(user_id)
-    texts = with_ids(ids.to_frame(), "user_id", "users")["user_id"].cast(pl.String) if len(ids) else ids.cast(pl.String)
-    users = IdColumn(dataset.users.ids, UserRow).find(texts)
-    rows, scores = np.full((len(ids), k), -1, np.int64), np.zeros((len(ids), k), np.float32)
+    users = IdColumn(dataset.users.ids, UserRow).find(
+        with_ids(ids.to_frame(), "user_id", "users")["user_id"].cast(pl.String)
+    )
+    rows = np.full((len(ids), min(k, len(dataset.items))), -1, np.int64)
+    scores = np.zeros(rows.shape, np.float32)
     unknown = users < 0
     if unknown.any():
-        popular = Popularity(dataset.item_positive_counts, trained.latest_popularity()).top(k, users[:0], None)[0]
-        rows[np.flatnonzero(unknown)[:, None], np.arange(len(popular))] = popular
+        popularity = Popularity(dataset.item_positive_counts, trained.latest_popularity())
+        rows[unknown] = popularity.top(k, users[:0], None)[0]
     factors = factors or trained.factors()
     index = build_index(
         "exact", factors.items.cpu().numpy(), np.arange(len(dataset.items)), trained.model.config.metric
@@ -355,13 +353,12 @@ def recommend(
     catalogue = Catalogue(index, TextColumn(dataset.items.ids), TextColumn(dataset.title_column()))
     keeps, none = trained.config.evaluation.repeats != "exclude", users[:0]
     for part in pieces(len(ids), max(1, min(BLOCK_USERS, BLOCK_ITEMS // k))):
-        known = np.flatnonzero(~unknown[part])
-        some = users[part][known]
+        known = part.start + np.flatnonzero(~unknown[part])
+        some = users[known]
         seen = [none if keeps else dataset.interacted_items.row(row).astype(np.int64) for row in some.tolist()]
         own = None if factors.own is None else [factors.own.of_user(row) for row in some.tolist()]
-        if len(some):
-            found = catalogue.rank_many(factors.users[torch.from_numpy(some)].cpu().numpy(), k, seen, own=own)
-            rows[part][known], scores[part][known] = found
+        vectors = factors.users[torch.from_numpy(some)].cpu().numpy()
+        rows[known], scores[known] = catalogue.rank_many(vectors, rows.shape[1], seen, own=own)
     sources = SOURCES.gather(np.where(unknown, 2, 0))
     if isinstance(user_id, ONE_ID):
         return catalogue.answer((rows[0], scores[0]), k, started, source=sources[0])
@@ -375,7 +372,7 @@ def _ids_of(given: str | int | Iterable[str | int]) -> pl.Series:
         given = [given]
     if isinstance(given, int | bytes) or not isinstance(given, Iterable):
         raise DataError(f"user_id is {given!r:.80}, expected an id (text or a whole number), or a list of ids")
-    ids: Any = given if isinstance(given, pl.Series | np.ndarray) else list(given)
+    ids = given if isinstance(given, pl.Series | np.ndarray) else list(given)
     return as_frame({"user_id": ids}, "users")["user_id"]
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 _CONTROL_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")  # controls, lone surrogates, separators of lines and paragraphs
 _DIRECTION_CONTROLS = frozenset(chr(c) for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
 
+REPRESENTATION = 200
+
 
 def escape_controls(text: str) -> str:
     """Return one line in which control characters and changes of writing direction are escaped as in `\\u001b`.
@@ -19,6 +21,12 @@ def escape_controls(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(f"\\u{ord(c):04x}" if _is_control(c) else c for c in text)
+
+
+def representation(kind: type, facts: str) -> str:
+    """Return the name of a class and facts, on one line of at most REPRESENTATION characters, for a `__repr__`."""
+    text = escape_controls(f"{kind.__name__}({facts})")
+    return text if len(text) <= REPRESENTATION else f"{text[: REPRESENTATION - 2]}…)"
 
 
 def _is_control(character: str) -> bool:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticCustomError
 
 from twotower.errors import did_you_mean
+from twotower.escaping import representation
 
 T = TypeVar("T")
 Tier: TypeAlias = Literal["start here", "tune", "research"]
@@ -35,6 +36,14 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
     _bound = field_validator("*")(_check_whole_numbers)
+
+    def __repr__(self) -> str:
+        """Return the options that differ from their defaults, on one line."""
+        options = ((key, getattr(self, key), field) for key, field in type(self).model_fields.items())
+        changed = (
+            f"{key}={value!r}" for key, value, field in options if value != field.get_default(call_default_factory=True)
+        )
+        return representation(type(self), ", ".join(changed))
 
     @model_validator(mode="before")
     @classmethod

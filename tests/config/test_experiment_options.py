@@ -255,7 +255,7 @@ def outcome(changes: dict[str, Any]) -> dict[str, Any]:
 
 def dataset(schema: Schema, split: SplitConfig) -> Dataset:
     """The tables by a schema and a split; of each they are read once."""
-    key = repr((schema, split))
+    key = schema.model_dump_json() + split.model_dump_json()
     if key not in MADE:
         MADE[key] = build_dataset(check(*TABLES, schema), schema, split)
     return copy.deepcopy(MADE[key])

@@ -168,6 +168,7 @@ def test_what_is_prepared_on_a_disk_is_what_is_prepared_in_memory(
     data = shards(tmp_path / "in", schema, *frames)
     prepare.write_prepared(data, schema, SPLITS[kind], tmp_path / "out", replace(SMALL, engine=engine))
     disk = MemmapDataset.open(tmp_path / "out")
+    assert repr(disk) == f"MemmapDataset({disk.describe()})"
     read, kept = frames[2].height, frames[2].height - (0 if schema is KEPT else 90)
     dropped = "; dropped: 90 rows repeated a pair of user and item, the last of each was kept"
     assert f"interactions: {read:,} read, {kept:,} kept{dropped if read > kept else ''}" in messages

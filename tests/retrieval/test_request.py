@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from twotower.arrays.types import ItemId
 from twotower.errors import DataError
 from twotower.features.schema import Schema
 from twotower.retrieval.event import Event, EventLike, told_event
 from twotower.retrieval.event_types import EventTypes
-from twotower.retrieval.request import Json, Request
+from twotower.retrieval.request import Answer, Item, Json, Request
 from twotower.retrieval.retriever import Retriever
 
 
@@ -21,6 +22,12 @@ def test_json_has_ids_as_text(retriever: Retriever) -> None:
     assert set(body) == {"items", "bundle_id", "method", "source", "milliseconds", "truncated", "unknown"}
     assert len(body["items"]) == 3
     assert all(isinstance(i["id"], str) and isinstance(i["score"], float) for i in body["items"])
+
+
+def test_a_notebook_shows_a_table_in_which_titles_are_no_markup() -> None:
+    answer = Answer([Item(ItemId("<1>"), 0.25, "A & <b>")], "", 1, "popular", 0.1)
+    rows = "<tr><td>1<td>A &amp; &lt;b&gt;<td>&lt;1&gt;<td>0.250"
+    assert answer._repr_html_() == f"<table><tr><th>rank<th>title<th>id<th>score (popular){rows}</table>"
 
 
 def test_an_item_id_alone_is_an_event_in_python(retriever: Retriever) -> None:

@@ -34,6 +34,7 @@ from twotower.data.times import TIME
 from twotower.data.unknown_ids import rows_of_ids
 from twotower.data.versions import Versions, check_first_versions, version_tables
 from twotower.errors import ConfigError
+from twotower.escaping import representation
 from twotower.features.encoder import Report
 from twotower.features.encoders import Encoders
 from twotower.features.feature import HistorySpec
@@ -58,6 +59,9 @@ class Dataset:
     context_frame: pl.DataFrame = field(default_factory=pl.DataFrame, kw_only=True)
     """Columns of the interactions that features of the context read, as they are in the log; of prepared data one
     row, which has their types."""
+
+    def __repr__(self) -> str:
+        return representation(type(self), self.describe())
 
     @property
     def time_ordered(self) -> bool:

@@ -129,7 +129,7 @@ class _Arrays:
         return self._checked(name, "iuf", 2) if name in self._found else self.ragged(name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MemmapDataset(Dataset):
     """A dataset of memory-mapped arrays. Its interactions are sorted by part, user and time."""
 

@@ -25,6 +25,7 @@ from twotower.data.times import TIME, Times
 from twotower.data.unknown_ids import counted_ids, with_unknown_ids
 from twotower.data.versions import newest_and_all, no_versions
 from twotower.errors import DataError, did_you_mean
+from twotower.escaping import representation
 from twotower.features.feature import Statistic
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, FeatureSide, SideName
@@ -45,6 +46,10 @@ class Tables:
     """All rows of a side with versions, with their TIME; its table above has the newest row of each id."""
     left_out: pl.DataFrame | None = None
     """Interactions that are left out as their pair of user and item comes again. None: none is."""
+
+    def __repr__(self) -> str:
+        named = (("users", self.users), ("items", self.items), ("interactions", self.interactions))
+        return representation(type(self), ", ".join(f"{frame.height:,} {name}" for name, frame in named))
 
 
 def check(

@@ -6,6 +6,7 @@ import json
 from collections import abc
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from html import escape
 from typing import Literal, NamedTuple
 from uuid import UUID
 
@@ -14,6 +15,7 @@ import numpy as np
 from twotower.arrays.types import Ints, ItemId, ItemRow, UserId, UserRow
 from twotower.data.ids import ItemIds, UserIds
 from twotower.errors import DataError, did_you_mean
+from twotower.escaping import representation
 from twotower.retrieval.event import EVENT_KEYS, Event, EventLike, Told, as_event, in_time_order, told_event
 
 Json = str | float | None | abc.Sequence["Json"] | Mapping[str, "Json"]
@@ -52,6 +54,9 @@ class Request:
         if self.history is not None:
             object.__setattr__(self, "history", _events(self.history))
         object.__setattr__(self, "events", _events(self.events))
+
+    def __repr__(self) -> str:
+        return representation(type(self), ", ".join(f"{key}={value!r}" for key, value in vars(self).items()))
 
     @property
     def told(self) -> list[Event]:
@@ -154,6 +159,18 @@ class Answer:
     """True if fewer than k items remain after the filters."""
     unknown: list[str] = field(default_factory=list)
     """Features with values outside the training data, and items of the history that are not in the bundle."""
+
+    def __repr__(self) -> str:
+        items = ", ".join(f"{item.title!r} {item.score:.3f}" for item in self.items[:20])
+        return representation(type(self), f"source={self.source!r}, {len(self.items)} items: {items}")
+
+    def _repr_html_(self) -> str:
+        """Return the answer as a table, for notebooks."""
+        rows = (
+            f"<tr><td>{place}<td>{escape(item.title)}<td>{escape(item.id)}<td>{item.score:.3f}"
+            for place, item in enumerate(self.items, 1)
+        )
+        return f"<table><tr><th>rank<th>title<th>id<th>score ({self.source}){''.join(rows)}</table>"
 
     def to_json(self) -> str:
         """Return the answer as JSON."""

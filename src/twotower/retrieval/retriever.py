@@ -23,6 +23,7 @@ from twotower.arrays.types import Floats, ItemId, UserId
 from twotower.data.own_items import OwnItems
 from twotower.data.readers import TableLike
 from twotower.errors import DataError, RunError
+from twotower.escaping import representation
 from twotower.features.schema import Schema
 from twotower.files import layout
 from twotower.index.vector_store import MAX_NORM
@@ -99,6 +100,9 @@ class Retriever:
                 raise RunError(f"{bundle.folder / layout.INDEX}: damaged (the vector of item row {row} is not finite)")
             if self.index.remote:  # gc drops a collection with its bundle
                 weakref.finalize(self, held.pop_all().close)
+
+    def __repr__(self) -> str:
+        return representation(type(self), f"{self.bundle!r}, index {self.index.kind}")
 
     @property
     def schema(self) -> Schema:

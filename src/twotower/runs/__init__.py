@@ -41,6 +41,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
 from twotower.data.splits import TEST
 from twotower.errors import ConfigError, DataError, RunError, first_line
+from twotower.escaping import representation
 from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.version_factors import VersionFactors
@@ -79,6 +80,11 @@ class Run:
     sha256: str = field(default="", kw_only=True)  # of model.safetensors, if there is a folder
     unfinished: str = field(default="", kw_only=True)
     """State of a training that has not ended, whose best epoch so far this is; empty for a complete run."""
+
+    def __repr__(self) -> str:
+        name = self.config.train.monitor.replace("validation.", "test.")
+        quality = f"; {name} {self.metrics[name]:.4f}" if name in self.metrics else ""
+        return representation(type(self), f"{self.folder or 'in memory'}: {self.dataset.describe()}{quality}")
 
     def factors(self, part: int = TEST) -> Factors:
         """Return vectors of all users and items, with histories before `part`, of the newest versions and with what is popular before the test

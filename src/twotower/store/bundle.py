@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from twotower import files
 from twotower.errors import BundleError
+from twotower.escaping import representation
 from twotower.files import layout, locks
 from twotower.files.urls import Url
 from twotower.store.manifest import BundleFacts, FileEntry, Manifest, read_manifest, write_manifest
@@ -50,6 +51,10 @@ class Bundle:
             reason = "missing" if isinstance(e, FileNotFoundError) else "unreadable"
             raise BundleError(f"{e.filename or folder}: cannot be read ({e.strerror})", reason) from e
         return bundle
+
+    def __repr__(self) -> str:
+        counts = self.manifest.counts
+        return representation(type(self), f"{self.id}: {counts.users:,} users, {counts.items:,} items")
 
     @property
     def id(self) -> str:

@@ -14,6 +14,7 @@ from twotower.data.source import read
 from twotower.data.tables import Tables, check
 from twotower.data.text_format import TextFormat
 from twotower.errors import ConfigError, did_you_mean
+from twotower.escaping import representation
 from twotower.features.schema import Schema
 from twotower.suggestion.choice import RULES, RecipeRule, choose, describe_drift, describe_order
 from twotower.suggestion.composition import compose
@@ -43,6 +44,9 @@ class Suggestion:
     """The config as TOML with comments; of frames without a section [data]."""
     schema: Schema
     config: Config
+
+    def __repr__(self) -> str:
+        return representation(type(self), f"recipe={self.recipe!r}, {self.schema!r}")
 
 
 def suggest(
