@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -122,13 +124,69 @@ def api_page() -> str:
     lines = [
         "# Python",
         "",
-        "The public names of `import twotower`; [the start](../index.md#python) has an example.",
+        "The public names of `import twotower`; [the start](../index.md#python) has an example. A section of a config may be given as a "
+        'mapping: `Config.model_validate({"train": {"epochs": 3}})`.',
         "",
     ]
     for name in sorted(homes, key=str.lower):
         module, _, there = homes[name].partition(":")
-        lines += [f"::: twotower.{module}.{there or name}", ""]
+        lines.append(f"::: twotower.{module}.{there or name}")
+        if there:  # the signature would have the name that only the module has
+            heading = json.dumps(f"{name}{signature(module, there)}")
+            lines += [
+                "    options:",
+                f"      heading: {heading}",
+                f"      toc_label: {name}",
+                "      separate_signature: false",
+            ]
+        table = parameters(module)
+        lines += ["    options:", "      members: []", "", *table, ""] if table else [""]
     return "\n".join(lines)
+
+
+def signature(module: str, function: str) -> str:
+    """Return the parameters and the result of a function of the package."""
+    tree = ast.parse((ROOT / "src" / "twotower" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    (found,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
+    return f"({ast.unparse(found.args)}) -> {ast.unparse(found.returns or ast.Constant(None))}"
+
+
+def parameters(module: str) -> list[str]:
+    """Return the table of the parameters of Config, Schema or a feature, by its module, from docs/configuration.md; nothing for others."""
+    rows, about = option_rows()
+    shown = dict[str, str]()
+    if module == "config.experiment":
+        sections = [name for name in about if re.fullmatch(r"\[\w+\]", name) and name != "[schema]"]
+        shown = {
+            name[1:-1]: f"| `{name[1:-1]}` | [options](configuration.md#{name[1:-1]}) | {about[name]} |"
+            for name in sections
+        }
+    elif module == "features.schema":
+        shown = rows["[schema]"] | {"features": f"| `features` | `()` | {about['[[schema.features]]']} |"}
+    elif own := rows.get(f'[[schema.features]] kind = "{module.rpartition(".")[2]}"'):
+        shown = rows["[[schema.features]]"] | own
+    return ["| parameter | default | meaning |", "|---|---|---|", *shown.values()] if shown else []
+
+
+@cache
+def option_rows() -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Return the rows of docs/configuration.md by section and key, with defaults as Python has them, and what each section is about."""
+    rows, about, section = defaultdict[str, dict[str, str]](dict), dict[str, str](), ""
+    for line in (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            section = line.lstrip("# ")
+        elif found := re.match(r"\| `([\w.]+)` \|", line):
+            *path, key = found[1].split(".")
+            for toml, python in (
+                ("`true` |", "`True` |"),
+                ("`false` |", "`False` |"),
+                (f"| `{found[1]}`", f"| `{key}`"),
+            ):
+                line = line.replace(toml, python, 1)
+            rows[f"[{'.'.join(path)}]" if path else section].setdefault(key, line)
+        elif line and section not in about and not line.startswith(("|", "<!--")):
+            about[section] = line
+    return rows, about
 
 
 def search_on_disk() -> str:

@@ -31,6 +31,7 @@ from twotower.api import fit
 from twotower.cli.app import run_command
 from twotower.config.toml import load_config, parse_config
 from twotower.data.tables import check
+from twotower.section import Section
 from twotower.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -146,9 +147,25 @@ def test_the_site_has_every_page_of_the_documents(tmp_path: Path) -> None:
     in_nav = set(re.findall(r"[\w./-]+\.md", str(config["nav"])))
     assert in_nav == {str(site.place(page)) for page in site.pages() if page.parts[0] != "benchmarks"} | {site.API}
     assert all((tmp_path / page).is_file() for page in in_nav)
-    assert "::: twotower.retrieval.retriever.current_retriever\n" in (tmp_path / site.API).read_text(encoding="utf-8")
     assert "recipes/words.toml.md)" in (tmp_path / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert "[data]" in (tmp_path / "examples" / "recipes" / "words.toml.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_python_lists_the_parameters_of_config_schema_and_features() -> None:
+    import twotower
+
+    shown = dict[str, str]()
+    for part in re.split(r"^::: ", script("docs/site.py").api_page(), flags=re.M)[1:]:
+        (name,) = re.findall(r'heading: "(\w+)', part) or re.findall(r"^[\w.]*\.(\w+)\n", part)
+        shown[name] = part
+    assert set(shown) == set(twotower.__all__)
+    sections = {name: found for name in shown if isinstance(found := getattr(twotower, name), type)}
+    fields = {name: found.model_fields for name, found in sections.items() if issubclass(found, Section)}
+    assert len(fields) == 8
+    for name, of_class in fields.items():
+        assert set(re.findall(r"^\| `(\w+)` \|", shown[name], re.M)) == set(of_class), name
+    assert "`share_embedding` | `True` |" in shown["Sequence"]
+    assert 'heading: "retriever(store: Path | str) -> Retriever"' in shown["retriever"]
 
 
 def test_the_site_refuses_a_link_that_leads_nowhere() -> None:
