@@ -265,6 +265,14 @@ def test_both_languages_have_the_same_sections_code_and_numbers(pages: tuple[str
             assert re.sub(r" *#.*", "", one) == re.sub(r" *#.*", "", other)
 
 
+def test_chinese_pages_address_readers_as_ni_and_tell_repository_and_store_apart() -> None:
+    """This repository is 本仓库, and a store of bundles 发布库."""
+    pages = [path for path in tracked(".md", ".ipynb") if ".zh-CN." in path.name]
+    assert len(pages) == 3
+    for page in pages:
+        assert re.findall("您|(?<!本)仓库", page.read_text(encoding="utf-8")) == [], page.name
+
+
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
 def test_a_readme_is_short_and_has_one_table_of_results(readme: str) -> None:
     text = (ROOT / readme).read_text(encoding="utf-8")
