@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import overload
+from typing import TypeAlias, overload
 from uuid import UUID
 
 import numpy as np
@@ -70,6 +70,8 @@ __all__ = [
     "recent_titles", "recommend", "recommend_users", "retriever", "suggest", "write_buckets",
 ]  # fmt: skip
 
+ThreeTables: TypeAlias = "tuple[TableLike | None, TableLike | None, TableLike]"
+"""Users, items and interactions."""
 ONE_ID = (str, int, np.integer, UUID)
 """Types of one id."""
 
@@ -107,7 +109,7 @@ def write_buckets(
 
 
 def fit(
-    tables: TableLike | tuple[TableLike | None, TableLike | None, TableLike] | Tables | Dataset,
+    tables: TableLike | ThreeTables | Tables | Dataset,
     schema: Schema | None = None,
     config: Config | None = None,
     *,
@@ -162,7 +164,7 @@ def fit(
         return _train(dataset, settled(config, dataset), context, folder, callback, resume, override)
 
 
-def _three(tables: TableLike | tuple[TableLike | None, ...]) -> tuple[TableLike | None, TableLike | None, TableLike]:
+def _three(tables: TableLike | tuple[TableLike | None, ...]) -> ThreeTables:
     """Return users, items and interactions. Raises DataError."""
     given = tables if isinstance(tables, tuple) else (None, None, tables)
     if len(given) != 3 or given[2] is None:
@@ -171,14 +173,11 @@ def _three(tables: TableLike | tuple[TableLike | None, ...]) -> tuple[TableLike 
     return given[0], given[1], given[2]
 
 
-def _suggested(
-    tables: tuple[TableLike | None, TableLike | None, TableLike] | Tables, config: Config | None
-) -> tuple[tuple[TableLike | None, TableLike | None, TableLike] | Tables, Schema, Config]:
+def _suggested(tables: ThreeTables | Tables, config: Config | None) -> tuple[ThreeTables | Tables, Schema, Config]:
     """Return the tables with the schema and the config of `suggest`. Raises ConfigError if a config is given, or checked tables."""
     if config is not None or isinstance(tables, Tables):
-        what = "tables that are checked have" if config is None else "a config goes with"
         raise ConfigError(
-            f"schema is missing: {what} one; pass it too, or leave out both and change what is suggested: "
+            f"schema is missing: {'checked tables have' if config is None else 'a config goes with'} one; pass it too, or leave out both and change what is suggested: "
             "found = twotower.suggest(clicks, overrides=['train.lr=0.01']), then twotower.fit(clicks, found.schema, found.config)"
         )
     users, items, interactions = tables
@@ -186,10 +185,8 @@ def _suggested(
     for line in found.reasons:
         log.info(line)
     if isinstance(interactions, str | Path):  # the config names the files and their form
-        checked, schema = read(found.config, found.schema)
-        assert isinstance(checked, Tables)
-        return checked, schema, found.config
-    return (users, items, interactions), found.schema, found.config
+        tables, _ = read(found.config, found.schema)  # type: ignore[assignment]
+    return tables, found.schema, found.config
 
 
 def _train(
