@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 
@@ -61,8 +62,8 @@ class ObjectServer:
         return name
 
     def put(self, url: str, data: bytes) -> None:
-        """Write the object of an address s3://…."""
-        at = f"{self.address}/{url.removeprefix('s3://')}"
+        """Write the object of an address s3://…, whose key may have parts that no client of the package writes."""
+        at = f"{self.address}/{quote(url.removeprefix('s3://'))}"
         request = urllib.request.Request(at, data, {"Content-Type": "application/octet-stream"}, method="PUT")
         with urllib.request.urlopen(request, timeout=60) as reply:
             assert reply.status == 200

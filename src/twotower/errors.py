@@ -6,7 +6,11 @@ A message is one line: what was given, what is allowed, what to do. Arguments st
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+log = logging.getLogger(__name__)
 
 
 class TwoTowerError(Exception):
@@ -47,6 +51,12 @@ class Unavailable(TwoTowerError):
 
 class MissingPackage(ConfigError, ImportError):
     """A package of an extra of this one is not installed."""
+
+
+@lru_cache(maxsize=1024)
+def warn_once(message: str) -> None:
+    """Log a warning, unless this process has logged it before."""
+    log.warning(message)
 
 
 _EXTRAS = {

@@ -28,7 +28,10 @@ def test_strays_have_no_time_or_one_to_come_that_was_never_served() -> None:
     assert stray_ids([soon, far, invalid, last], {far}) == {invalid, last}
 
 
-@pytest.mark.parametrize("name", ["", ".tmp-20260101T000000Z", "20260101T000000Z-ABCDEF", "../20260101T000000Z-abcdef"])
+@pytest.mark.parametrize(
+    "name",
+    ["", ".tmp-20260101T000000Z", "20260101T000000Z-ABCDEF", "../20260101T000000Z-abcdef", "٢٠٢٦٠١٠١T٠٠٠٠٠٠Z-abcdef"],
+)
 def test_another_name_is_no_id(name: str) -> None:
     assert is_bundle_id("20260101T000000Z-abcdef")
     assert not is_bundle_id(name)

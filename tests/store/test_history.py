@@ -49,3 +49,24 @@ def test_a_history_that_is_no_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="HISTORY.jsonl: cannot be read") as caught:
         History(tmp_path).lines()
     assert caught.value.reason == "unreadable"
+
+
+def test_damaged_lines_are_skipped_and_named_and_a_last_line_may_lack_its_end(
+    tmp_path: Path, messages: list[str]
+) -> None:
+    good = '{"action": "publish", "bundle": "a"}'
+    damaged = [
+        '{"bundle": "b"}',
+        '{"action": "publish", "bundle": 5}',
+        "[]",
+        "7",
+        '{"action": ["gc"], "bundle": "a"}',
+        "{",
+    ]
+    (tmp_path / "HISTORY.jsonl").write_text("\n".join([good, "", *damaged, good]))
+    history = History(tmp_path)
+    assert history.current_ids() == ["a", "a"]
+    history.append(new_line("recover", "b", "a", ""))
+    assert history.current_ids() == ["a", "a", "b"]
+    named = {m for m in messages if "HISTORY.jsonl: damaged and skipped: line 3, 4, 5, 6, 7 …; a rollback without" in m}
+    assert len(named) == 1

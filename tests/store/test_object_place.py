@@ -674,3 +674,68 @@ def test_fault_A13_a_killed_download_is_continued(
 def _no_faults_are_left(s3: ObjectServer) -> Iterator[None]:
     yield
     s3.let_happen()
+
+
+# ---- foreign keys, and damaged lines ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "leases/none/publish.²².x",
+        f"leases/none/publish.{'9' * 400}.{'0' * 32}",
+        "leases/none/../x",
+        "leases//x",
+        "bundles//x",
+        "bundles/20250101T000000Z-abcdef/../x",
+    ],
+)
+def test_foreign_keys_are_skipped_and_named(store: Store, s3: ObjectServer, key: str, messages: list[str]) -> None:
+    s3.put(f"{store.at}/{key}", b"not ours")
+    a, b = store.publish(content("a")), store.publish(content("b"))
+    assert store.rollback() == a
+    assert ids(store) == [a.id, b.id]
+    assert store.gc() == []
+    (named,) = {message for message in messages if "skipped" in message}
+    assert f"{key}'" in named
+
+
+def test_a_foreign_key_that_hides_leases_is_named_and_nothing_is_removed(store: Store, s3: ObjectServer) -> None:
+    first = store.publish(content("a"))
+    s3.put(f"{store.at}/leases/none/publish\x7f", b"not ours")
+    for act in (store.gc, store.rollback, lambda: store.publish(content("b"))):
+        with pytest.raises(
+            BundleError, match=r"leases/none/publish\\x7f' has .* control character.*; delete or rename"
+        ):
+            act()
+    assert ids(store) == [first.id]
+
+
+def test_gc_leaves_foreign_folders_and_what_looks_like_a_lease(store: Store, tmp_path: Path) -> None:
+    foreign = ["bundles/notes/a.txt", "leases/none/report.2024.csv"]
+    for key in foreign:
+        put(store, key, b"not ours")
+    assert isinstance(store.at, Url)
+    old = LeaseTimes(seconds=60, margin=-3600.0)  # all that was not written within an hour from now is old
+    Store(store.at, ObjectPlace(store.at, old, BundleCache(str(store.at), tmp_path))).gc()
+    assert [key for key in keys(store) if key in foreign] == foreign
+
+
+def test_a_current_that_was_edited_and_touched_has_no_line_of_the_history(store: Store) -> None:
+    a, b = store.publish(content("a")), store.publish(content("b"))
+    put(store, "CURRENT", f"{a.id}\n".encode())
+    store.touch_current()
+    assert store.history()[-1]["bundle"] == b.id
+    assert store.rollback(b.id) == b
+    assert [line["action"] for line in store.history()] == ["publish", "publish", "recover", "rollback"]
+
+
+def test_damaged_lines_of_a_bucket_are_skipped_and_named(store: Store, messages: list[str]) -> None:
+    a, b, _ = (store.publish(content(tag)) for tag in "abc")
+    lines = get(store, "HISTORY.jsonl").decode().splitlines()
+    lines.insert(1, '{"bundle": "x"}')
+    put(store, "HISTORY.jsonl", "\n".join(lines).encode())  # the last line lacks its end
+    assert store.rollback() == b
+    assert [line["action"] for line in store.history()] == [*["publish"] * 3, "rollback"]
+    assert len([m for m in messages if f"{store.at}/HISTORY.jsonl: damaged and skipped: line 2;" in m]) == 1
+    assert store.rollback() == a

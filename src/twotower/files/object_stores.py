@@ -9,7 +9,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -34,7 +34,7 @@ POLARS_BYTES = 1 << 30
 """Bytes that polars asks for at a time: many requests of up to 64 MiB."""
 TRANSFERS = 4
 """Files that a process reads or writes at a time."""
-Cause = Literal["missing", "bucket", "refused", "unreachable", "changed", "size", "checksum", "other"]
+Cause = Literal["missing", "bucket", "refused", "unreachable", "changed", "size", "checksum", "foreign", "other"]
 
 
 class ObjectError(RunError):
@@ -152,11 +152,26 @@ class ObjectClient:
                 raise
             return None
 
-    def list(self, prefix: str) -> list[ObjectInfo]:
-        """Return the objects below a prefix of whole parts, in the order of their keys."""
+    def list(self, prefix: str, skip: Callable[[str], None] | None = None) -> list[ObjectInfo]:
+        """Return the objects below a prefix of whole parts, in the order of their keys.
+
+        The client cannot read a key with an empty part, "." or "..", or a control character: raises ObjectError "foreign".
+        `skip` is called with the message instead, unless the key hides others: a listing fails as a whole, and begins
+        after such parts or, where they are further below, at each folder."""
         with remote_errors(self.url.of_key(prefix) if prefix else self.url):
-            found = [_info(o) for o in self.store.list(prefix=prefix or None).collect()]
-        return sorted(found, key=lambda o: o.key)
+            try:
+                found = self.store.list(prefix=prefix or None).collect()
+            except Exception as e:
+                if skip is None or type(e).__name__ != "InvalidPathError":
+                    raise
+                skip(f"{explain(e, self.url)}; it is skipped")
+                try:
+                    found = self.store.list(prefix=prefix, offset=f"{prefix}/0").collect()
+                except type(e):
+                    level = self.store.list_with_delimiter(prefix)
+                    folders = [o for folder in level["common_prefixes"] for o in self.list(folder, skip)]
+                    return sorted([*map(_info, level["objects"]), *folders], key=lambda o: o.key)
+        return sorted(map(_info, found), key=lambda o: o.key)
 
     def holds(self, prefix: str) -> bool:
         """Return True if there is an object below a prefix of whole parts."""
@@ -318,6 +333,9 @@ def explain(error: BaseException, url: Url) -> ObjectError:
     text = str(error).partition("Debug source:")[0]
     if type(error).__name__ in ("AlreadyExistsError", "PreconditionError"):
         return ObjectError(f"{url}: was changed by another process meanwhile", "changed")
+    if type(error).__name__ == "InvalidPathError" and (key := re.search(r'Path "(.*?)"', text, re.DOTALL)):
+        what = "has an empty part, '.', '..' or a control character"
+        return ObjectError(f"{url.root}: the key {key[1]!r} {what}, and cannot be read; delete or rename it", "foreign")
     if _NO_BUCKET.search(text):
         return ObjectError(
             f"{url}: no such bucket ({url.bucket}); check its name, and the endpoint in the environment", "bucket"

@@ -26,7 +26,7 @@ from twotower.files import layout, locks
 from twotower.files.urls import Url
 from twotower.store.manifest import BundleFacts, FileEntry, Manifest, read_manifest, write_manifest
 
-_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
+_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}")
 _STAMP = "%Y%m%dT%H%M%SZ"
 
 

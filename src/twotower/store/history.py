@@ -12,8 +12,10 @@ from typing import Literal
 from pydantic import JsonValue
 
 from twotower import files
+from twotower.errors import warn_once
 from twotower.files import layout
 from twotower.files.readers import parse_json
+from twotower.files.urls import Url
 from twotower.store.current import read_store_file
 from twotower.store.manifest import JsonObject, RecallCheck
 
@@ -31,7 +33,7 @@ class History:
 
     def lines(self) -> list[JsonObject]:
         """Return the lines, without invalid ones. Raises BundleError if the file cannot be read."""
-        return read_lines(read_store_file(self._path, MAX_HISTORY_BYTES))
+        return read_lines(read_store_file(self._path, MAX_HISTORY_BYTES), self._path)
 
     def bundles(self) -> list[str]:
         """Return the ids in all lines; empty where a line has none."""
@@ -44,7 +46,7 @@ class History:
     def append(self, line: JsonObject) -> None:
         """Add a line. The file is replaced atomically. Raises RunError."""
         before = read_store_file(self._path, MAX_HISTORY_BYTES)
-        files.write(self._path, before + line_bytes(line), 0o644)
+        files.write(self._path, with_line(before, line), 0o644)
 
 
 def new_line(
@@ -62,20 +64,35 @@ def new_line(
     }  # fmt: skip
 
 
-def line_bytes(line: JsonObject) -> bytes:
-    """Return a line as it stands in the file."""
-    return (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")
+def with_line(data: bytes, line: JsonObject) -> bytes:
+    """Return a file with a line at its end, whose last line may lack its end."""
+    text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+    return data + b"\n" * (data[-1:] not in (b"", b"\n")) + text.encode(errors="backslashreplace")
 
 
-def read_lines(data: bytes) -> list[JsonObject]:
-    """Return the lines of a file, without invalid ones."""
-    lines = []
-    for text in data.decode(errors="replace").split("\n"):
-        with suppress(ValueError, RecursionError):
-            line = parse_json(text)
-            if isinstance(line, dict) and all(_is_ascii_text(line.get(name)) for name in ("bundle", "action")):
-                lines.append(line)
+def read_lines(data: bytes, at: Path | Url) -> list[JsonObject]:
+    """Return the lines of the file `at`, without invalid ones, whose numbers are logged."""
+    lines, invalid = list[JsonObject](), list[str]()
+    for number, text in enumerate(data.decode(errors="replace").split("\n"), 1):
+        if (line := parse_line(text)) is not None:
+            lines.append(line)
+        elif text.strip():
+            invalid.append(str(number))
+    if invalid:
+        shown = ", ".join(invalid[:5]) + " …" * (len(invalid) > 5)
+        warn_once(
+            f"{at}: damaged and skipped: line {shown}; a rollback without `to` may miss the bundle that was current before"
+        )
     return lines
+
+
+def parse_line(text: str) -> JsonObject | None:
+    """Return a line of the history; None for text without the id of a bundle, which may be empty, and an action."""
+    with suppress(ValueError, RecursionError):
+        line = parse_json(text)
+        if isinstance(line, dict) and all(_is_ascii_text(line.get(name)) for name in ("bundle", "action")):
+            return line
+    return None
 
 
 def current_ids(lines: Iterable[JsonObject]) -> list[str]:

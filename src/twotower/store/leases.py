@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import threading
 import time
 import uuid
@@ -18,10 +19,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from twotower.errors import BundleError
+from twotower.errors import BundleError, warn_once
 from twotower.files.object_stores import ObjectClient, ObjectError, ObjectInfo
+from twotower.store.bundle import is_bundle_id
 
 LEASES, NO_BUNDLE = "leases", "none"
+_KEY = re.compile(r"([^/]+)/([a-z]+)\.([0-9]{1,9})\.[0-9a-f]{32}")
 _MAX_BYTES = 10_000
 
 
@@ -117,12 +120,16 @@ class Leases:
     def found(self, own: Lease) -> tuple[list[FoundLease], float]:
         """Return the leases of all processes but `own`, which is renewed, and the time of the object store in seconds since 1970."""
         own.renew()
-        listed = self._client.list(self._key(LEASES))
+        listed = self._client.list(self._key(LEASES), warn_once)
         now = next((o.changed for o in listed if o.key == own.key), None)
         if now is None:
             raise BundleError(f"{self._client.url}: a lease is gone as soon as it is written; call again", "store")
-        found = (self._parsed(o, now) for o in listed if o.key != own.key)
-        return [lease for lease in found if lease is not None], now
+        found = {o: self._parsed(o, now) for o in listed if o.key != own.key}
+        foreign = [o.key for o, lease in found.items() if lease is None and o.size]  # a folder's marker is empty
+        if foreign:
+            shown = ", ".join(map(repr, foreign[:3])) + " …" * (len(foreign) > 3)
+            warn_once(f"{self._client.url}: {len(foreign):,} foreign keys among the leases are skipped: {shown}")
+        return [lease for lease in found.values() if lease is not None], now
 
     def holder(self, lease: FoundLease) -> str:
         """Return the process of a lease."""
@@ -137,10 +144,9 @@ class Leases:
         self._client.delete([lease.key for lease in leases])
 
     def _parsed(self, found: ObjectInfo, now: float) -> FoundLease | None:
-        bundle, name = found.key.split("/")[-2:]
-        action, _, rest = name.partition(".")
-        seconds = rest.partition(".")[0]
-        if not seconds.isdigit():
+        parts = _KEY.fullmatch(found.key.removeprefix(f"{self._key(LEASES)}/"))
+        if parts is None or not (parts[1] == NO_BUNDLE or is_bundle_id(parts[1])):
             return None
+        bundle, action, seconds = parts.groups()
         ends = found.changed + int(seconds) + self.times.margin
         return FoundLease(found.key, action, "" if bundle == NO_BUNDLE else bundle, now <= ends)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from twotower import files
-from twotower.errors import BundleError
+from twotower.errors import BundleError, warn_once
 from twotower.files import layout
 from twotower.files.object_stores import TRANSFERS, Content, ObjectError
-from twotower.store.bundle import Bundle, check_sizes, listed_files, next_stamp, stray_ids
-from twotower.store.history import current_ids, line_bytes, new_line, read_lines
+from twotower.store.bundle import Bundle, check_sizes, is_bundle_id, listed_files, next_stamp, stray_ids
+from twotower.store.history import current_ids, new_line, read_lines, with_line
 from twotower.store.leases import FoundLease, Lease
 from twotower.store.manifest import MAX_MANIFEST_BYTES, FileEntry, JsonObject
 from twotower.store.place import Change
@@ -146,12 +146,12 @@ class ObjectChange(Change):
 
     def log(self, line: JsonObject) -> None:
         line.setdefault(CHANGE, uuid.uuid4().hex)
-        kept = {name: value for name, value in line.items() if name != "touched"}
+        place, kept = self._place, {name: value for name, value in line.items() if name != "touched"}
 
         def append(data: bytes) -> bytes:
-            return data if has_line(read_lines(data), line) else data + line_bytes(kept)
+            return data if has_line(read_lines(data, place.path / layout.HISTORY), line) else with_line(data, kept)
 
-        self._place.edit(layout.HISTORY, append)
+        place.edit(layout.HISTORY, append)
         files.point("bucket.logged")
 
     def remove(self, name: str) -> bool:
@@ -181,7 +181,7 @@ class ObjectChange(Change):
     def _delete(self, name: str) -> None:
         """Delete the objects of a bundle, the manifest first."""
         prefix = self._place.key(f"{layout.BUNDLES}/{name}")
-        keys = [o.key for o in self._place.client.list(prefix)]
+        keys = [o.key for o in self._place.client.list(prefix, warn_once)]
         manifest = f"{prefix}/{layout.MANIFEST}"
         self._place.client.delete([manifest] if manifest in keys else [])
         files.point("bucket.deleting")
@@ -195,9 +195,10 @@ class ObjectChange(Change):
         prefix = place.key(layout.BUNDLES)
         found: dict[str, list[tuple[str, float]]] = {}
         published = {str(line["bundle"]) for line in place.lines()}
-        for o in place.client.list(prefix):
+        for o in place.client.list(prefix, warn_once):
             name, _, path = o.key[len(prefix) + 1 :].partition("/")
-            found.setdefault(name, []).append((path, o.changed))
+            if is_bundle_id(name):
+                found.setdefault(name, []).append((path, o.changed))
         for name, objects in found.items():
             latest = max(changed for _, changed in objects)
             is_old = self._now > latest + times.seconds + times.margin

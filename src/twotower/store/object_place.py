@@ -18,19 +18,18 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 from twotower import files
-from twotower.errors import BundleError
+from twotower.errors import BundleError, warn_once
 from twotower.files import layout
 from twotower.files.object_stores import TRANSFERS, Content, ObjectClient, ObjectError, RemoteLimits
-from twotower.files.readers import parse_json
 from twotower.files.urls import Url
 from twotower.store.bundle import Bundle, check_sizes, is_bundle_id, listed_files
 from twotower.store.cache import BundleCache
-from twotower.store.history import MAX_HISTORY_BYTES, read_lines
+from twotower.store.history import MAX_HISTORY_BYTES, parse_line, read_lines
 from twotower.store.leases import Lease, Leases, LeaseTimes
 from twotower.store.manifest import MAX_MANIFEST_BYTES, FileEntry, JsonObject, Manifest, parse_manifest
 from twotower.store.object_change import CHANGE, ObjectChange, current_bytes, has_line, suppress_changed
@@ -84,7 +83,7 @@ class ObjectPlace(StorePlace):
 
     def ids(self) -> list[str]:
         with self.errors("unreadable"):
-            listed = self.client.list(self.key(layout.BUNDLES))
+            listed = self.client.list(self.key(layout.BUNDLES), warn_once)
         paths = (o.key.split("/")[len(self.path.parts) + 1 :] for o in listed)
         return sorted(path[0] for path in paths if path[1:] == [layout.MANIFEST] and is_bundle_id(path[0]))
 
@@ -96,11 +95,9 @@ class ObjectPlace(StorePlace):
         with self.errors("unreadable"):
             content = ObjectClient(self.path, limits).read(self.key(layout.CURRENT), _MAX_CURRENT_BYTES)
         name, _, text = content.data.decode(errors="replace").partition("\n")
-        line = None
-        with suppress(ValueError, RecursionError):
-            line = parse_json(text)
-        whole = isinstance(line, dict) and line.get("bundle") == name.strip() and isinstance(line.get(CHANGE), str)
-        return name.strip(), line if whole and isinstance(line, dict) else None, content
+        line = parse_line(text)
+        whole = line is not None and line["bundle"] == name.strip() and isinstance(line.get(CHANGE), str)
+        return name.strip(), line if whole else None, content
 
     def stamp(self, serving: str) -> tuple[str, int | str]:
         name, _, content = self.read_current(POLL_LIMITS)
@@ -132,7 +129,7 @@ class ObjectPlace(StorePlace):
     def lines(self) -> list[JsonObject]:
         with self.errors("unreadable"):
             content = self.client.read(self.key(layout.HISTORY), MAX_HISTORY_BYTES)
-        lines = read_lines(content.data)
+        lines = read_lines(content.data, self.path / layout.HISTORY)
         _, line, _ = self.read_current()
         return lines if line is None or has_line(lines, line) else [*lines, line]
 
@@ -145,7 +142,7 @@ class ObjectPlace(StorePlace):
         """Return the sizes of the objects of a bundle in bytes, by path."""
         prefix = self.key(f"{layout.BUNDLES}/{name}")
         with self.errors("unreadable"):
-            return {o.key[len(prefix) + 1 :]: o.size for o in self.client.list(prefix)}
+            return {o.key[len(prefix) + 1 :]: o.size for o in self.client.list(prefix, warn_once)}
 
     def manifest(self, name: str) -> Manifest:
         return self._parsed(name, self._manifest_bytes(name))
@@ -238,6 +235,7 @@ class ObjectPlace(StorePlace):
                 "bucket": "store",
                 "changed": "locked",
                 "refused": reason,
+                "foreign": reason,
                 "other": reason,
             }
             raise BundleError(str(e), reasons.get(e.cause, e.cause)) from e
