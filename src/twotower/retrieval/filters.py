@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections import abc
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import reduce
 from itertools import pairwise
 
@@ -15,14 +18,15 @@ import polars as pl
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Ints, ItemId
+from twotower.data.given_values import TRUTHS, UNREADABLE
 from twotower.data.ids import ItemIds
 from twotower.errors import DataError, did_you_mean
 from twotower.features.schema import Schema
-from twotower.features.values import canonical_ids
 from twotower.retrieval.request import RequestRows
 
 Condition = tuple[str, str]
 """Column of the items, and the value that it equals or, a column of lists, holds."""
+_FINER = re.compile(r"[.,]\d{6}(\d{1,3})0*(?!\d)")
 
 
 class RowCache:
@@ -129,18 +133,47 @@ class CatalogueFilters:
 
 
 def _rows_that_equal(series: pl.Series, value: str, column: str) -> Ints:
-    """Return the places of a value in a series of the items' column. Raises DataError for lists and other values of parts."""
-    if series.dtype.is_nested():
-        raise DataError(f"filter: items' column '{column}' holds {series.dtype}, which cannot be compared")
-    found = canonical_ids(series).cast(pl.String) == _spelled(value, series.dtype)
+    """Return the places of a value in a series of the items' column. Raises DataError for a type whose values cannot be compared,
+    and for a value that the type cannot hold."""
+    dtype = series.dtype
+    if dtype.is_nested() or dtype in (pl.Duration, pl.Binary, pl.Object):
+        raise DataError(f"filter: items' column '{column}' holds {dtype}, which cannot be compared")
+    try:
+        wanted = _of_type(value, dtype)
+    except (*UNREADABLE, ArithmeticError):
+        held = (series.drop_nans() if dtype.is_float() else series).drop_nulls().head(1).cast(pl.String)
+        such = f"; expected a value such as '{held[0]}'" if len(held) else ""
+        raise DataError(f"filter: items' column '{column}' holds {dtype}, not '{value[:80]}'{such}") from None
+    found = (series.to_physical() if dtype.is_temporal() else series) == wanted
     return np.flatnonzero(found.fill_null(False).to_numpy()).astype(np.int64)
 
 
-def _spelled(value: str, dtype: pl.DataType) -> str:
-    """Return a value as a column of that type spells it: 3.0 of numbers is 3, and 3.50 is 3.5."""
-    if dtype.is_numeric() and re.fullmatch(r"-?[0-9]+\.[0-9]+", value):
-        return value.rstrip("0").rstrip(".")
-    return value
+def _of_type(text: str, dtype: pl.DataType) -> pl.Series:
+    """Return a value of a column's type as a column of one row, a date or time as its integer. A time without a zone is in UTC,
+    and refused if the column has another. Raises ArithmeticError or one of UNREADABLE."""
+    if dtype == pl.Boolean:
+        return pl.Series([(TRUTHS | {"1": True, "0": False})[text.lower()]])
+    if dtype.is_numeric():
+        number = Decimal(text.replace("_", "?"))
+        if not number.is_finite() or abs(number.adjusted()) > 400:  # such an integer takes long
+            raise OverflowError
+        value = float(number) if dtype.is_float() else int(number) if dtype.is_integer() else f"{number:f}"
+        held = pl.Series([value]).cast(dtype)
+        if not (math.isfinite(held[0]) if dtype.is_float() else held[0] == number):
+            raise ValueError
+        return held
+    if not dtype.is_temporal():
+        return pl.Series([text])
+    moment = datetime.fromisoformat(f"1970-01-01T{text}" if dtype == pl.Time else text)
+    since = moment.replace(tzinfo=moment.tzinfo or UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    finer = _FINER.search(text)  # digits that a datetime of Python drops
+    nanoseconds = since // timedelta(microseconds=1) * 1_000 + (int(f"{finer[1]:0<3}") if finer else 0)
+    unit = dtype.time_unit if isinstance(dtype, pl.Datetime) else "day" if dtype == pl.Date else "ns"
+    count, rest = divmod(nanoseconds, {"ns": 1, "us": 1_000, "ms": 1_000_000, "day": 86_400_000_000_000}[unit])
+    zone = getattr(dtype, "time_zone", None)
+    if rest or (moment.tzinfo if dtype == pl.Time else not moment.tzinfo and zone not in (None, "UTC")):
+        raise ValueError
+    return pl.Series([count])
 
 
 _NO_ROWS: Ints = np.zeros(0, np.int64)

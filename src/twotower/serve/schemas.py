@@ -148,7 +148,8 @@ class ItemFilter(_RequestModel):
     where: dict[ColumnName, Annotated[str, Field(max_length=MAX_ID_LENGTH)]] = Field(
         {},
         max_length=20,
-        description="Only items whose column equals the value, or contains it (multi-hot), by column.",
+        description="Only items whose column equals the value, or contains it (multi-hot), by column. Dates and times "
+        "are in ISO 8601, in UTC without a zone. A value that the column's type cannot hold is refused with one that it holds.",
     )
 
 

@@ -81,6 +81,7 @@ INVALID = [
     b'{"features": {"colour": 1}}',
     b'{"where": {"colour": "red"}}',
     b'{"where": {"brand": 1}}',
+    b'{"where": {"year": "MCMXCIII"}}',
     b'{"allow": "i1"}',
     b'{"keep_seen": 1}',
     json.dumps({"user_id": "u" * 513}).encode(),
