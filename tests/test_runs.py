@@ -725,16 +725,29 @@ def test_fault_G26_a_run_folder_that_names_code_imports_nothing_unless_it_is_tru
     with pytest.raises(ConfigError, match=f"^{re.escape(where)}.*pass `trust=True`$"):
         runs.load(copy)
     table, out = str(tmp_path / "items.csv"), str(tmp_path / "out")
-    for verb, *more in (
-        ["evaluate"], ["doctor"], ["compare", str(copy)], ["embed", table, "--out", out], ["publish", "--store", out],
+    again = str(copy / "config.toml")
+    for command in (
+        ["evaluate", str(copy)], ["doctor", str(copy)], ["compare", str(copy), str(copy)], ["embed", str(copy), table, "--out", out],
+        ["publish", str(copy), "--store", out], ["train", again, "--run", str(copy), "--resume"], ["train", again, "--run", out],
     ):  # fmt: skip
-        assert run_command([verb, str(copy), *more]) == 2
+        assert run_command(command) == 2
         assert capsys.readouterr().err == f"error: {where}, and {module} is not imported; import it, or pass --trust\n"
         assert not ran.exists()
     assert run_command(["evaluate", str(copy), "--trust"]) == 2
     assert f"'{module}:Mine' is no " in capsys.readouterr().err
     assert ran.exists()
     sys.modules.pop(module)
+    ran.unlink()
+    (tmp_path / "own.toml").write_text((copy / "config.toml").read_text(encoding="utf-8"), encoding="utf-8")
+    for command in (
+        ["train", again, "--trust"],
+        ["train", str(tmp_path / "own.toml")],
+    ):  # a file of one's own needs none
+        assert run_command([*command, "--run", str(copy), "--resume"]) == 2
+        assert f"'{module}:Mine' is no " in capsys.readouterr().err
+        assert ran.exists()
+        sys.modules.pop(module)
+        ran.unlink()
 
 
 @pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])

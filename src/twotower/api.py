@@ -41,6 +41,7 @@ from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.features.schema import Schema
 from twotower.files import layout
+from twotower.files.foreign_code import CODE_OF
 from twotower.files.urls import is_url
 from twotower.index import build_index
 from twotower.machine import peak_memory_mb
@@ -239,8 +240,10 @@ def _train(
             if not folder:
                 raise
             assert place
-            how = f"`fit(config={python_literal(place / layout.CONFIG)}, folder={python_literal(folder)}, resume=True)`"
-            raise Interrupted(f"{e}; go on: {how}") from None
+            how = f"config={python_literal(place / layout.CONFIG)}, folder={python_literal(folder)}, resume=True"
+            if any(name.startswith(CODE_OF) for name in trainer.checkpoints.fingerprint):
+                how += ", trust=True"
+            raise Interrupted(f"{e}; go on: `fit({how})`") from None
     if place and context.is_main and isinstance(dataset, MemmapDataset):  # its source may be removed or replaced
         dataset = replace(dataset, folder=place / layout.PREPARED)
     done = Run(folder, config, dataset, trained.model.eval(), trained.metrics, trained.history)

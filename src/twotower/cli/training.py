@@ -27,6 +27,7 @@ def train(
         bool, typer.Option("--override", help="Resume although settings or data have changed.")
     ] = False,
     threads: Threads = 0,
+    trust: Trust = False,
     kinds: KindModules = None,
 ) -> None:
     """Train on the tables that a config names, evaluate, and write a run folder. Under torchrun, all ranks take part."""
@@ -40,7 +41,9 @@ def train(
     from twotower.reports.metric_tables import print_metrics
     from twotower.reports.progress import Progress
 
-    schema, resolved = load_config(config, overrides or [], trust=True)
+    # The config of a run folder is data, which may come from anybody.
+    is_of_run = folder.resolve() in config.resolve().parents or (config.parent / layout.ENCODERS).exists()
+    schema, resolved = load_config(config, overrides or [], trust=trust or not is_of_run)
     is_main = context.is_main
     with Progress(resolved.evaluation.metric_set) if is_main else silenced_messages() as callback:
         tables, schema = api.read(resolved, schema)
