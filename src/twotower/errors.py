@@ -10,8 +10,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-log = logging.getLogger(__name__)
-
 
 class TwoTowerError(Exception):
     """Base of all errors of this package for bad input; `exit_code` is that of the command line."""
@@ -56,7 +54,7 @@ class MissingPackage(ConfigError, ImportError):
 @lru_cache(maxsize=1024)
 def warn_once(message: str) -> None:
     """Log a warning, unless this process has logged it before."""
-    log.warning(message)
+    logging.getLogger(__name__).warning(message)
 
 
 _EXTRAS = {

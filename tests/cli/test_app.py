@@ -296,6 +296,19 @@ def test_fault_G19_a_model_larger_than_the_machine_is_refused_before_anything_is
     assert not (project / "run").exists()
 
 
+def test_fault_G19_a_tower_that_no_file_holds_is_refused_before_anything_is_written(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = "{kind='categorical', name='user_id', side='user', hash_buckets=600000, width=896}"
+    assert call("train", project / "config.toml", "--run", project / "run", "--set", f"schema.features.0={large}") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: the user tower reads weights of 2,153 MB, and a published tower has at most 2,146 MB "
+    )
+    assert "600,001 x 896); lower hash_buckets" in error
+    assert not (project / "run").exists()
+
+
 def test_fault_G19_more_memory_than_there_is_ends_with_one_line(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ import onnxruntime
 import polars as pl
 import pytest
 import torch
+from onnx import numpy_helper
 from worlds import EVERYTHING_SCHEMA, checkerboard, everything, settings
 
 from twotower.arrays import npy_writer
@@ -244,6 +245,10 @@ def test_an_exported_tower_gives_the_vectors_of_the_model(
         fields, path = data.encoders.fields(side), tmp_path / f"{side}.onnx"
         found = export_tower(model, side, fields, path, data.side(side), "digest")
         assert found < 2e-5
+        tensors = sum(numpy_helper.to_array(t).nbytes for t in onnx.load(path).graph.initializer)
+        assert -32 <= tensors - model.exported_bytes(side) <= 0.03 * tensors + 3_000, (
+            "small constants alone are not counted"
+        )
         tower = OnnxTower(path)
         if world == "even":
             assert parity(tower, model, side, data.side(side), fields) <= found

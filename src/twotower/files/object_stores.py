@@ -155,9 +155,8 @@ class ObjectClient:
     def list(self, prefix: str, skip: Callable[[str], None] | None = None) -> list[ObjectInfo]:
         """Return the objects below a prefix of whole parts, in the order of their keys.
 
-        The client cannot read a key with an empty part, "." or "..", or a control character: raises ObjectError "foreign".
-        `skip` is called with the message instead, unless the key hides others: a listing fails as a whole, and begins
-        after such parts or, where they are further below, at each folder."""
+        A key with an empty part, ".", ".." or a control character makes a listing fail: raises ObjectError "foreign". `skip` is
+        called with the message instead, and the listing begins after such parts or at each folder, unless others stay hidden."""
         with remote_errors(self.url.of_key(prefix) if prefix else self.url):
             try:
                 found = self.store.list(prefix=prefix or None).collect()

@@ -93,6 +93,12 @@ class FieldEmbeddings(nn.Module):
         f = next(f for f in (*self.fields, *(f for bags in self._bags.values() for f in bags)) if f.name == name)
         return self._bag_tables.get(name, self.tables).rows_of(f.share_with or name)
 
+    @property
+    def shared_numbers(self) -> int:
+        """Number of weights of the other tower that this one reads."""
+        bags = (f for bags in self._bags.values() for f in bags if f.share_with)
+        return sum({f.share_with: self.rows_of(f.name).numel() for f in bags}.values())
+
     def codes(self, inputs: Inputs) -> Iterator[tuple[Table, Int[Tensor, "n"]]]:
         """Yield (table, rows) for every table row that `forward` may read; a table may occur repeatedly."""
         for table, columns, first_rows in self.lookups():

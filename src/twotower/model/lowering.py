@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder
 
 
+MAX_TABLE_BYTES = (1 << 31) - (1 << 20)
+"""Bytes of constants that fit one ONNX file: protobuf limits a message to 2 GiB."""
+
+
 class LoweredModule(nn.Module, ABC):
     """Module of one input and one output that builds its own ONNX nodes."""
 

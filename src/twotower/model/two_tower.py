@@ -338,6 +338,13 @@ class TwoTower(nn.Module):
         lookup[:, self._id_columns[side]].masked_fill_(unknown, UNKNOWN)
         return replace(inputs, lookup=lookup)
 
+    def exported_bytes(self, side: SideName) -> int:
+        """Return the size of the weights in the graph of a side, without small constants."""
+        biases = [self._modules[name] for name in (f"{side}_bias", f"{side}_prior") if name in self._modules]
+        parts = filter(None, [*self.towers(side), *self._fitted_biases[side], *biases])
+        own = sum(weight.numel() for part in parts for weight in part.parameters())
+        return 4 * (own + sum(tower.embeddings.shared_numbers for tower in self.towers(side)))
+
     def lower(self, g: GraphBuilder, side: SideName, inputs: Mapping[str, str]) -> tuple[str, int]:
         """Build `user_vectors` or `item_vectors`, and return the name of the output and its width. `inputs` maps a field that is
         no lookup to its input."""

@@ -12,15 +12,13 @@ import numpy.typing as npt
 from torch import Tensor
 
 from twotower.errors import ConfigError, RunError
+from twotower.model.lowering import MAX_TABLE_BYTES
 from twotower.onnx.allow_list import IR_VERSION, OPSET, allowed_operators
 from twotower.onnx.tower import GATES_OUTPUT, VECTOR_OUTPUT, GateInfo
 from twotower.version import __version__
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto, ValueInfoProto
-
-MAX_TABLE_BYTES = (1 << 31) - (1 << 20)
-"""Bytes of constants that fit one ONNX file: protobuf limits a message to 2 GiB."""
 
 
 class GraphBuilder:

@@ -7,8 +7,9 @@ import numpy as np
 from twotower.features.field import InputField
 from twotower.features.side import SideName
 from twotower.model.inputs import carrier, stacked
+from twotower.model.lowering import MAX_TABLE_BYTES
 from twotower.model.two_tower import TwoTower
-from twotower.onnx.builder import MAX_TABLE_BYTES, GraphBuilder
+from twotower.onnx.builder import GraphBuilder
 
 
 def build_graph(

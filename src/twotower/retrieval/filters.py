@@ -168,8 +168,8 @@ def _of_type(text: str, dtype: pl.DataType) -> pl.Series:
     since = moment.replace(tzinfo=moment.tzinfo or UTC) - datetime(1970, 1, 1, tzinfo=UTC)
     finer = _FINER.search(text)  # digits that a datetime of Python drops
     nanoseconds = since // timedelta(microseconds=1) * 1_000 + (int(f"{finer[1]:0<3}") if finer else 0)
-    unit = dtype.time_unit if isinstance(dtype, pl.Datetime) else "day" if dtype == pl.Date else "ns"
-    count, rest = divmod(nanoseconds, {"ns": 1, "us": 1_000, "ms": 1_000_000, "day": 86_400_000_000_000}[unit])
+    unit = {"us": 1_000, "ms": 1_000_000}.get(getattr(dtype, "time_unit", "ns"), 1)
+    count, rest = divmod(nanoseconds, 86_400_000_000_000 if dtype == pl.Date else unit)
     zone = getattr(dtype, "time_zone", None)
     if rest or (moment.tzinfo if dtype == pl.Time else not moment.tzinfo and zone not in (None, "UTC")):
         raise ValueError

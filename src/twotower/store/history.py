@@ -72,18 +72,14 @@ def with_line(data: bytes, line: JsonObject) -> bytes:
 
 def read_lines(data: bytes, at: Path | Url) -> list[JsonObject]:
     """Return the lines of the file `at`, without invalid ones, whose numbers are logged."""
-    lines, invalid = list[JsonObject](), list[str]()
-    for number, text in enumerate(data.decode(errors="replace").split("\n"), 1):
-        if (line := parse_line(text)) is not None:
-            lines.append(line)
-        elif text.strip():
-            invalid.append(str(number))
-    if invalid:
+    texts = data.decode(errors="replace").split("\n")
+    lines = {number: parse_line(text) for number, text in enumerate(texts, 1) if text.strip()}
+    if invalid := [str(number) for number, line in lines.items() if line is None]:
         shown = ", ".join(invalid[:5]) + " …" * (len(invalid) > 5)
         warn_once(
             f"{at}: damaged and skipped: line {shown}; a rollback without `to` may miss the bundle that was current before"
         )
-    return lines
+    return [line for line in lines.values() if line is not None]
 
 
 def parse_line(text: str) -> JsonObject | None:

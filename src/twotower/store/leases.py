@@ -125,8 +125,7 @@ class Leases:
         if now is None:
             raise BundleError(f"{self._client.url}: a lease is gone as soon as it is written; call again", "store")
         found = {o: self._parsed(o, now) for o in listed if o.key != own.key}
-        foreign = [o.key for o, lease in found.items() if lease is None and o.size]  # a folder's marker is empty
-        if foreign:
+        if foreign := [o.key for o, lease in found.items() if lease is None and o.size]:  # a folder's marker is empty
             shown = ", ".join(map(repr, foreign[:3])) + " …" * (len(foreign) > 3)
             warn_once(f"{self._client.url}: {len(foreign):,} foreign keys among the leases are skipped: {shown}")
         return [lease for lease in found.values() if lease is not None], now

@@ -8,7 +8,9 @@ from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
 from twotower.features.encoders import Encoders
 from twotower.features.field import InputField
+from twotower.features.side import SIDES
 from twotower.machine import physical_memory
+from twotower.model.lowering import MAX_TABLE_BYTES
 from twotower.model.tables import blank_tables, deferred_tables
 from twotower.model.two_tower import TwoTower
 from twotower.train.recipe import Recipe
@@ -29,26 +31,34 @@ def build_model(
             with deferred_tables():
                 model = TwoTower(recipe.model, user_fields, item_fields)
             return model, TorchRecEmbeddings(model, recipe, context, device)
-        _check_memory(recipe, user_fields, item_fields)
+        _check_size(recipe, user_fields, item_fields)
         return TwoTower(recipe.model, user_fields, item_fields).to(device), None
 
 
-def _check_memory(recipe: Recipe, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...]) -> None:
-    """Raise ConfigError if the weights and their gradients take more bytes than the machine's memory."""
+def _check_size(recipe: Recipe, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...]) -> None:
+    """Raise ConfigError if the weights and their gradients take more bytes than the machine's memory, or a tower more than a published
+    file may have."""
     with torch.device("meta"), blank_tables():  # tensors with shapes and without numbers
         try:
-            weights = dict(TwoTower(recipe.model, user_fields, item_fields).named_parameters())
+            model = TwoTower(recipe.model, user_fields, item_fields)
         except RuntimeError as e:  # a weight has more numbers than torch can count
             raise ConfigError(f"the model cannot be built ({str(e).splitlines()[0]}); {_HOW_TO_SHRINK}") from None
+    weights = dict(model.named_parameters())
     need = 2 * sum(w.numel() * w.element_size() for w in weights.values())
     have = physical_memory()
+    name, largest = max(weights.items(), key=lambda named: named[1].numel())
+    advice = f"(the largest: {name}, {' x '.join(f'{n:,}' for n in largest.shape)}); {_HOW_TO_SHRINK}"
     if need > have:
-        name, largest = max(weights.items(), key=lambda named: named[1].numel())
-        shape = " x ".join(f"{n:,}" for n in largest.shape)
         raise ConfigError(
             f"the model's weights and gradients take {need / 1e9:,.0f} GB and this machine has {have / 1e9:,.0f} GB of "
-            f"memory (the largest: {name}, {shape}); {_HOW_TO_SHRINK}"
+            f"memory {advice}"
         )
+    for side in SIDES:
+        if (size := model.exported_bytes(side)) > MAX_TABLE_BYTES:
+            raise ConfigError(
+                f"the {side} tower reads weights of {size / 1e6:,.0f} MB, and a published tower has at most "
+                f"{MAX_TABLE_BYTES / 1e6:,.0f} MB {advice}"
+            )
 
 
 _HOW_TO_SHRINK = "lower hash_buckets, max_grams, max_length, width or layers, or raise min_count"
