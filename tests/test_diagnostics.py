@@ -554,6 +554,19 @@ def test_a_feature_that_tells_the_label(feature: str) -> None:
     assert named(found, "leaking_feature").evidence["auc"] >= 0.99
 
 
+@pytest.mark.parametrize(("column", "severity"), [("brand", "error"), ("device", "ok")])
+def test_a_context_that_tells_the_item(column: str, severity: str) -> None:
+    """A run of before such a column was refused."""
+    users, items, actions = checkerboard()
+    actions = actions.with_columns(brand=pl.col("item_id") % 5, device=pl.col("user_id") % 2)
+    schema = CHECKERBOARD_SCHEMA.model_copy(
+        update={"features": (*ID_FEATURES, Categorical(name=column, side="context"))}
+    )
+    finding = named(diagnose(untrained(world(schema, users, items, actions))), "leaking_context")
+    assert finding.severity == severity
+    assert ("feature 'brand' is a function of the item" in finding.text) == (severity == "error")
+
+
 def test_a_feature_that_tells_nothing_is_fine() -> None:
     data = with_features(Numeric(name="x", side="item"), x=[float(i % 7) for i in range(30)])
     assert named(diagnose(untrained(data)), "leaking_feature").severity == "ok"

@@ -70,13 +70,13 @@ def distinct_contexts(users: Codes, columns: Mapping[str, Column], rows: Ints) -
     interaction (G,) of each group, as places in `rows`, the rows (n,) of the encoded `columns`."""
     group = np.unique(users, return_inverse=True)[1].astype(np.int64)
     for column in columns.values():
-        value = _numbered(column, rows)
+        value = numbered(column, rows)
         group = np.unique(group * (int(value.max(initial=0)) + 1) + value, return_inverse=True)[1].astype(np.int64)
     _, first = np.unique(group, return_index=True)
     return group, first
 
 
-def _numbered(column: Column, rows: Ints) -> Ints:
+def numbered(column: Column, rows: Ints) -> Ints:
     """Return numbers (n,) of which two are equal if and only if the rows hold equal values."""
     if isinstance(column, Ragged):
         seen: dict[bytes, int] = {}

@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterator
 from twotower.diagnostics.context import MAX_SAMPLE_PAIRS, MAX_SAMPLE_ROWS, DiagnosisContext
 from twotower.diagnostics.curves import history, loss_floor
 from twotower.diagnostics.drift import drift
-from twotower.diagnostics.features import encodings, gates, leaking_features, statistics, unused_features
+from twotower.diagnostics.features import (
+    encodings,
+    gates,
+    leaking_context,
+    leaking_features,
+    statistics,
+    unused_features,
+)  # fmt: skip
 from twotower.diagnostics.findings import Finding, describe_findings
 from twotower.diagnostics.order import order
 from twotower.diagnostics.pairs import false_negatives, split
@@ -26,7 +33,7 @@ Diagnosis = Callable[[DiagnosisContext], Iterator[Finding]]
 UNCONDITIONAL: tuple[Diagnosis, ...] = (
     history, split, order, drift, statistics, leaking_features, encodings, false_negatives,
 )  # fmt: skip
-OF_TABLES: tuple[Diagnosis, ...] = (split, order, drift, statistics, leaking_features, encodings)
+OF_TABLES: tuple[Diagnosis, ...] = (split, order, drift, statistics, leaking_features, leaking_context, encodings)
 """Diagnoses that ask for no vectors and no draws."""
 FINITE_ONLY: tuple[Diagnosis, ...] = (loss_floor, collapse, baselines, unused_features, gates)
 """Diagnoses that need finite vectors."""

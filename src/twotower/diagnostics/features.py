@@ -13,6 +13,7 @@ from torch import Tensor
 from twotower.arrays.pieces import gathered
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Bools
+from twotower.data.constant_columns import contexts_of_items
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import counts
 from twotower.data.splits import TEST, TRAIN
@@ -76,6 +77,22 @@ def leaking_features(context: DiagnosisContext) -> Iterator[Finding]:
             f"No feature alone predicts the label; the best is the {side} feature '{name}' (AUC {value:.3f}).",
             {"auc": value},
         )  # fmt: skip
+
+
+def leaking_context(context: DiagnosisContext) -> Iterator[Finding]:
+    """Find features of the context that are functions of the item, which a request cannot know before the item."""
+    if not context.data.schema.side("context"):
+        return
+    found = (
+        Finding(
+            "error", "leaking_context",
+            f"The context feature '{name}' is a function of the item, so it gives the answer away, and all metrics are invalid: a request "
+            "does not know it before the item. Put its column in the table of items with side = 'item', or remove it from schema.features.",
+            {"share": constancy.share, "rows": float(constancy.rows)},
+        )
+        for name, constancy in contexts_of_items(context.data).items()
+    )  # fmt: skip
+    yield from or_ok(found, "leaking_context", "No feature of the context is a function of the item.")
 
 
 def _rows_read(data: Dataset, side: SideName, part: int) -> npt.NDArray[np.integer]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from twotower.arrays.pieces import pieces, temporary_array
 from twotower.arrays.types import Floats, Shaped
+from twotower.data.constant_columns import contexts_of_items
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, DataError
@@ -37,6 +38,7 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
             "without repeats"
         )
     _check_learnable(dataset, recipe)
+    _check_context(dataset)
     _check_histories(dataset, recipe)
     _check_shards(recipe, context)
     if dataset.items.versions is not None and recipe.negatives.remembered:
@@ -138,6 +140,16 @@ def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
                 f"train.monitor '{monitor}' cannot be measured: the validation part has one class only; "
                 f"use train.monitor = 'validation.recall@{recipe.evaluation.k[0]}'"
             )
+
+
+def _check_context(dataset: Dataset) -> None:
+    """Raise ConfigError if a feature of the context is a function of the item."""
+    for name, found in contexts_of_items(dataset).items():
+        raise ConfigError(
+            f"feature '{name}' of the context is a function of the item: {found.same:,} of {found.rows:,} rows have the most frequent value of "
+            "their item, so it gives the answer away, and no request knows it before the item; put its column in the table of items "
+            "(data.items), and set side = 'item', or leave the feature out"
+        )
 
 
 def _check_scale(dataset: Dataset) -> None:
