@@ -331,7 +331,7 @@ def test_an_id_is_no_guess_where_no_other_column_is_left() -> None:
 
 
 def test_numbers_of_a_scale_may_be_ratings() -> None:
-    told = "'Bewertung' has 9 steps from 0.5 to 4.5; schema.label=Bewertung would read ratings, a feature with side = 'context' what is known before"
+    told = "'Bewertung' has 9 steps from 0.5 to 4.5; schema.label=Bewertung would read ratings"
     assert told in guessed(Bewertung=[i % 9 / 2 + 0.5 for i in range(N)]).notes
     for values in (
         [i % 4 for i in range(N)],
@@ -423,7 +423,6 @@ def test_a_label_in_words_says_how_it_is_read() -> None:
         found = guess_columns(votes, {}, {})
         assert not found.options.get("label")
         assert any("'vote' is a label in words" in note for note in found.notes) == told
-        assert not any("'vote' of the interactions" in note for note in found.notes)
     (note,) = (note for note in found.notes if "in words" in note)
     assert note.startswith(
         "'vote' is a label in words ('absent', 'nay', 'paired', 'present', …), which is not read; schema.event=vote"
@@ -506,10 +505,9 @@ def test_a_column_of_rows_is_no_item(distinct: float, item: str) -> None:
         ("x", ["No", "Yes"], "schema.event=x"),
     ],
 )
-def test_outcomes_are_no_context(name: str, values: list[object], ways: str) -> None:
+def test_outcomes_are_told(name: str, values: list[object], ways: str) -> None:
     notes = guessed(**{name: [values[i % 3 % 2] for i in range(N)]}).notes
     assert [note for note in notes if note.startswith(f"'{name}' looks like a label; set {ways}")]
-    assert not any("'context'" in note for note in notes)
 
 
 def test_an_outcome_with_missing_values_is_told_with_them() -> None:
@@ -547,9 +545,7 @@ def test_numbers_that_may_weigh_rows_are_told(name: str) -> None:
 @pytest.mark.parametrize("values", [["ios", "web"], [0, 2], [0, 1, 2]])
 def test_other_columns_are_no_outcomes(values: list[object]) -> None:
     notes = guessed(x=[values[i % len(values)] for i in range(N)]).notes
-    assert notes == [
-        "'x' of the interactions; a feature with side = 'context' would read it, in a model of trained pairs alone"
-    ]
+    assert notes == []
     assert not any(
         "label" in note for note in guessed(x=[i % 8 % 2 for i in range(N)]).notes
     )  # one value for each user
@@ -577,10 +573,6 @@ def test_given_options_are_not_guessed() -> None:
     found = guess_columns(frame, {"label": "", "time": "", "user_id": "item_id", "item_id": "user_id"}, {})
     assert found.options == {"label": "", "time": "", "user_id": "item_id", "item_id": "user_id"}
     assert guess_columns(frame, {"label": "rating", "positive_above": 1}, {}).options["positive_above"] == 1
-
-
-def test_other_columns_are_told() -> None:
-    assert any("'device'" in note for note in guessed(device=["a", "b"] * 20).notes)
 
 
 def test_names_are_plain() -> None:

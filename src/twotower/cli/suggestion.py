@@ -45,6 +45,7 @@ def suggest(
 ) -> None:
     """Look at tables and write a config for them: guessed columns, the recipe for their shape, and the reasons."""
     from twotower import files
+    from twotower.suggestion.constant_tables import table_file, table_path
     from twotower.suggestion.suggest import suggest
 
     if output is not None and output.exists():
@@ -52,11 +53,13 @@ def suggest(
     if output is not None and not output.parent.is_dir():
         raise ConfigError(f"{output}: its folder does not exist; make it, or choose another file for `output`")
     found = suggest(
-        data, users or None, items or None, recipe=recipe, overrides=overrides or (), folder=output.parent if output else "."
+        data, users or None, items or None, recipe=recipe, overrides=overrides or (), folder=output.parent if output else ".", output=output
     )  # fmt: skip
     if output is None:
         print("\n".join(map(escape_controls, found.text.splitlines())))
         return
+    for name, table in found.tables.items():
+        files.write(table_path(output, name), table_file(table))
     files.write(output, found.text)
     for line in found.reasons:
         print_line(line)

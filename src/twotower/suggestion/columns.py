@@ -81,13 +81,6 @@ def guess_columns(
         guess(frame, found)
     if not found.options.get("time"):
         note_orders(frame, str(found.options["user_id"]), free(frame, found, bool), found.notes)
-    left = [name for name in frame.columns if name not in found.named]
-    told = {note.split("'")[1] for note in found.notes}
-    if left := [name for name in left if name not in told]:
-        listed = ", ".join(f"'{name}'" for name in left[:6]) + (", …" if left[6:] else "")
-        found.notes.append(
-            f"{listed} of the interactions; a feature with side = 'context' would read it, in a model of trained pairs alone"
-        )
     return found
 
 
@@ -313,8 +306,7 @@ def _note_scale(frame: pl.DataFrame, found: GuessedColumns, series: pl.Series) -
         return []
     low, high = float(series.min()), float(series.max())  # type: ignore[arg-type]
     return [
-        f"'{series.name}' has {series.n_unique()} steps from {low:g} to {high:g}; schema.label={series.name} would read ratings, a feature with "
-        "side = 'context' what is known before"
+        f"'{series.name}' has {series.n_unique()} steps from {low:g} to {high:g}; schema.label={series.name} would read ratings"
     ]
 
 

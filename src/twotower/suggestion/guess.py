@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
@@ -17,6 +18,7 @@ from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
 from twotower.suggestion.answers import counted_columns, taken_rows, without_answers
 from twotower.suggestion.columns import guess_columns
+from twotower.suggestion.constant_tables import with_constant_columns
 from twotower.suggestion.guessed_columns import MAX_DISTINCT, GuessedColumns, is_distinct
 from twotower.suggestion.numbering import notes_of_row_numbers, row_numbers
 from twotower.suggestion.shape import repeated_share
@@ -68,6 +70,8 @@ class Guess:
     """Users that are items too, where many pairs of these stand the other way round as well; none where few do."""
     counted: Mapping[SideName, Mapping[str, float]] = field(default_factory=dict)
     """Columns that may be counted from the interactions, of each side, as `counted_columns` returns them."""
+    tables: FoundTables = field(default_factory=lambda: FoundTables(pl.DataFrame()))
+    """The tables, with those of columns of the interactions."""
 
     @property
     def schema(self) -> dict[str, TomlValue]:
@@ -105,9 +109,11 @@ class Guess:
         return [*self.columns.notes, *(note for side in SIDES for note in self.sides[side].notes)]
 
 
-def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
-    """Return the meaning of tables. `given` are options of the schema that are not guessed. Raises DataError."""
+def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue], output: Path | None = None) -> Guess:
+    """Return the meaning of tables. `given` are options of the schema that are not guessed, `output` the file of the config. Raises
+    DataError or ConfigError."""
     columns = _guess_columns(found, {key: value for key, value in given.items() if key in COLUMNS})
+    found = with_constant_columns(found, columns, output)
     ids = [str(columns.options[f"{side}_id"]) for side in SIDES]
     if found.section and "dataset" not in found.section:
         columns.remarks += [r for name in ids if (r := _point_of_ids(found, name))]
@@ -156,7 +162,7 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue]) -> Guess:
                 counted[side] = counted_columns(sides[side], frame, key, rows, found.interactions)
         if frame is not None and key in frame.columns and key in found.interactions.columns:
             lacking |= {side: why} if (why := _lacks(frame[key], found.interactions[key], side)) else {}
-    return Guess(columns, sides, repeats, lacking, mutual, counted)
+    return Guess(columns, sides, repeats, lacking, mutual, counted, found)
 
 
 def _without_repeats_at_once(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import polars as pl
 
 from twotower.config.experiment import Config
 from twotower.config.toml import TomlValue, override_settings, parse_config
+from twotower.data.parts import PartFiles
 from twotower.data.readers import TableLike
 from twotower.data.source import read
 from twotower.data.tables import Tables, check
@@ -18,6 +21,7 @@ from twotower.escaping import representation
 from twotower.features.schema import Schema
 from twotower.suggestion.choice import RULES, RecipeRule, choose, describe_drift, describe_order
 from twotower.suggestion.composition import compose
+from twotower.suggestion.constant_tables import refuse_among_tables
 from twotower.suggestion.document import toml_value, write_document
 from twotower.suggestion.guess import COLUMNS, Guess, guess_meaning
 from twotower.suggestion.numbering import numbers_rows, row_numbers
@@ -44,6 +48,9 @@ class Suggestion:
     """The config as TOML with comments; of frames without a section [data]."""
     schema: Schema
     config: Config
+    tables: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    """Tables "users" and "items" of columns of the interactions that have one value for each of them, added to what the given table has. The
+    config of files names them; a training of frames needs them."""
 
     def __repr__(self) -> str:
         return representation(type(self), f"recipe={self.recipe!r}, {self.schema!r}")
@@ -57,29 +64,35 @@ def suggest(
     recipe: str = "",
     overrides: Iterable[str] = (),
     folder: str | Path = ".",
+    output: str | Path | None = None,
 ) -> Suggestion:
     """Look at tables and return a config for them, by one of six recipes.
 
     `interactions` is a table, a folder with a file for each table, a data set by name, or an archive of one. `recipe` is the name of
     one, empty for that which the rules choose. `overrides` are settings `key=value`; one of a column of the schema replaces a
-    guess, an empty one says that there is none. `folder` is that of the config, to which its paths are relative. Raises DataError or
-    ConfigError."""
+    guess, an empty one says that there is none. `folder` is that of the config, to which its paths are relative, `output` the
+    new file of the config, in that folder: tables of columns of the interactions are called by it, and without one there are none of
+    files. Raises DataError or ConfigError."""
     if recipe and recipe not in (known := [rule.recipe for rule in RULES]):
         raise ConfigError(
             f"`recipe` {recipe}: no such recipe{did_you_mean(recipe, known)} (allowed: {', '.join(known)})"
         )
     overrides, folder = [*overrides], Path(folder)
+    output = None if output is None else folder / Path(output).name
     given = override_settings({}, filter(_is_guessed, overrides))
     found = find_tables(interactions, users, items, folder, _form(given))
     options = _section(given, "schema")
-    guess = guess_meaning(found, options)
+    if output is not None:
+        refuse_among_tables(found, output)
+    guess = guess_meaning(found, options, output)
     keeps_label = "positive_above" in options or bool(options.get("label"))
-    schema, tables, shape = _measured(found, guess, options, folder)
+    schema, tables, shape = _measured(guess, options, folder)
     if guess.columns.is_numbered and not (
         shape.order and shape.order.exists
     ):  # numbers of what else, such as places of ads
-        guess = guess_meaning(found, {**options, "time": ""})
-        schema, tables, shape = _measured(found, guess, options, folder)
+        guess = guess_meaning(found, {**options, "time": ""}, output)
+        schema, tables, shape = _measured(guess, options, folder)
+    found = guess.tables
     ordered = found.has_parts and parts_follow(tables.interactions, schema)
     rule = next((rule for rule in RULES if rule.recipe == recipe), None) or choose(shape)
     if lack := rule.lacks(shape):
@@ -110,7 +123,8 @@ def suggest(
     text = write_document(settings, "\n".join(reasons), comments)
     written, config = parse_config(tomllib.loads(text), "the suggested config", trust=True)
     config = config.model_copy(update={"data": config.data.located(folder.resolve())})
-    return Suggestion(rule.recipe, tuple(reasons), shape, text, written or schema, config)
+    made = {name: getattr(found, name) for name in found.made}
+    return Suggestion(rule.recipe, tuple(reasons), shape, text, written or schema, config, made)
 
 
 def _refuse_closed_form(rule: RecipeRule, shape: Shape, is_asked: bool) -> None:
@@ -135,11 +149,9 @@ def _has_context(options: Mapping[str, TomlValue]) -> bool:
     return isinstance(features, list) and any(isinstance(f, Mapping) and f.get("side") == "context" for f in features)
 
 
-def _measured(
-    found: FoundTables, guess: Guess, options: Mapping[str, TomlValue], folder: Path
-) -> tuple[Schema, Tables, Shape]:
+def _measured(guess: Guess, options: Mapping[str, TomlValue], folder: Path) -> tuple[Schema, Tables, Shape]:
     """Return the schema of a guess with the other `options` that are given, the checked tables and their shape."""
-    other = {k: v for k, v in options.items() if k not in (*COLUMNS, "features")}
+    found, other = guess.tables, {k: v for k, v in options.items() if k not in (*COLUMNS, "features")}
     schema = parse_config({"schema": {**guess.schema, **other}})[0] or Schema()
     tables = _checked(found, schema, folder)
     of_user = guess.columns.is_numbered or found.layout != "rows"
@@ -206,8 +218,12 @@ def _checked(found: FoundTables, schema: Schema, folder: Path) -> Tables:
     if found.has_parts:
         sections["split"] = {"kind": "files"}
     config = parse_config(sections)[1]
-    config = config.model_copy(update={"data": config.data.located(folder.resolve())})
-    tables, _ = read(config, schema)
+    data = config.data.located(folder.resolve())
+    if found.made:
+        users = found.users if "users" in found.made else data.users or None
+        items = found.items if "items" in found.made else data.items or None
+        return check(users, items, PartFiles(data.parts) if data.parts else data.interactions, schema, data.format)
+    tables, _ = read(config.model_copy(update={"data": data}), schema)
     assert isinstance(tables, Tables)
     return tables
 

@@ -51,6 +51,8 @@ class FoundTables:
     """Tables of users and items whose first line names no columns, as far as its values tell."""
     notes: tuple[str, ...] = ()
     """Lines: which files are read and as what, which are not and why, what their form is."""
+    made: tuple[str, ...] = ()
+    """Those of "items" and "users" that have columns of the interactions, which no file or frame has there."""
 
     @property
     def has_parts(self) -> bool:
