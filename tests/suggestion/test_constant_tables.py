@@ -17,7 +17,9 @@ from twotower.data.dataset import build_dataset
 from twotower.data.source import read
 from twotower.data.tables import Tables, check
 from twotower.errors import ConfigError
+from twotower.suggestion.guess import guess_meaning
 from twotower.suggestion.suggest import suggest
+from twotower.suggestion.tables import find_tables
 
 ITEMS = 40
 BRANDS = [f"b{i % 9}" for i in range(ITEMS)]
@@ -93,10 +95,10 @@ def test_numbers_counted_from_the_rows_are_no_column_of_items() -> None:
 
 
 def test_a_given_table_gets_the_columns_that_it_lacks() -> None:
-    """A column that both tables have stays that of the table."""
+    """A column that both tables have stays that of the table; one of the users of the same name is another one."""
     given = pl.DataFrame({"item_id": range(ITEMS + 3), "brand": ["own"] * 20 + ["other"] * 23})
     actions = shop().with_columns(colour=pl.col("item_id") % 5)
-    found = suggest(actions, items=given)
+    found = suggest(actions, pl.DataFrame({"user_id": range(60), "colour": ["x", "y"] * 30}), given)
     items = found.tables["items"]
     assert items.drop("colour").equals(given)
     of_log = {*actions["item_id"]}
@@ -169,3 +171,9 @@ def test_other_columns_are_told_once() -> None:
     reasons = suggest(actions.with_columns(*others, vote=words)).reasons
     assert "Left out: 'a', 'b', 'c', 'd', 'e', 'f', … of the interactions." in reasons
     assert len([line for line in reasons if "'vote'" in line]) == 1
+
+
+def test_a_column_that_is_given_as_a_context_is_in_no_table() -> None:
+    given = [{"kind": "categorical", "side": "context", "name": "from", "column": "country"}]
+    made = [guess_meaning(find_tables(shop()), options).tables.made for options in ({}, {"features": given})]
+    assert made == [("items", "users"), ("items",)]

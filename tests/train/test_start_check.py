@@ -23,7 +23,9 @@ DEVICE = {"kind": "categorical", "side": "context", "name": "device"}
 def world() -> tuple[None, pl.DataFrame, pl.DataFrame]:
     """Return a log with a device of each row, and items of which half have a second version."""
     actions = log(length=8)
-    actions = actions.with_columns(device=pl.Series([["web", "app", "tv"][i % 3] for i in range(actions.height)]))
+    actions = actions.with_columns(
+        device=pl.Series([["web", "app", "tv"][(i + i // 60) % 3] for i in range(actions.height)])
+    )
     ids, middle = range(40), int(actions["timestamp"].median())  # type: ignore[arg-type]
     first = pl.DataFrame({"item_id": ids, "tag": [f"t{i % 5}" for i in ids]}).with_columns(since=pl.lit(None, pl.Int64))
     return None, pl.concat([first, first[::2].with_columns(since=pl.lit(middle, pl.Int64))]), actions

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from twotower.arrays.pieces import pieces
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Ints
 from twotower.data.context import numbered
@@ -89,7 +90,8 @@ def _some_rows(dataset: Dataset, max_rows: int = MAX_ROWS, max_of_item: int = MA
     chosen = order[: np.searchsorted(np.cumsum(np.minimum(counts[order], max_of_item)), max_rows)]
     kept = np.zeros(len(counts), np.float32)
     kept[chosen] = max_of_item / np.maximum(counts[chosen], max_of_item)
-    return rows[rng.random(len(rows), np.float32) < kept[dataset.pairs.item[rows]]]
+    some = [rows[part] for part in pieces(len(rows))]
+    return np.concatenate([r[rng.random(len(r), np.float32) < kept[dataset.pairs.item[r]]] for r in some])
 
 
 def _values(column: Column, rows: Ints) -> pl.Series:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,18 +26,22 @@ MAX_CHANGED = 0.25
 that changes."""
 
 
-def with_constant_columns(found: FoundTables, columns: GuessedColumns, output: Path | None) -> FoundTables:
+def with_constant_columns(
+    found: FoundTables, columns: GuessedColumns, output: Path | None, context: Collection[str] = ()
+) -> FoundTables:
     """Return the tables with those of items and users that columns of the interactions give, where no table has them: columns without another
     meaning, with one value in MIN_SHARE of the rows of each item or user. Notes of `columns` say which are left out. `output`, the file of the
-    config, names the files; without it tables of files get none. Raises ConfigError if such a file exists."""
+    config, names the files; without it tables of files get none. Columns of a given `context` have a meaning. Raises ConfigError if such a file
+    exists."""
     log, options = found.interactions, columns.options
     ids = {"items": str(options["item_id"]), "users": str(options["user_id"])}
     if found.schema is not None or not {*ids.values()} <= {*log.columns}:
         return found
-    meant = {*columns.named, *row_numbers(log, columns.named)}
-    left = [name for name in log.columns if name not in meant and not name.startswith("__")]
+    meant = {*columns.named, *row_numbers(log, columns.named), *context}
+    left = [name for name in log.columns if name not in meant and not re.match(r"__|\*$|\^.*\$$", name)]  # no patterns
     for table, key in ids.items():
-        taken = {name for frame in (found.items, found.users) if frame is not None for name in frame.columns}
+        frames = (found.items,) if table == "items" else (found.items, found.users)
+        taken = {name for frame in frames if frame is not None for name in frame.columns}
         side, other = table[:-1], ids["users" if table == "items" else "items"]
         measured = _measured(found, key, other, [name for name in left if name not in taken])
         made = _values_of_ids(log, key, [name for name, constancy in measured.items() if constancy.exists])
@@ -81,8 +86,8 @@ def table_path(output: Path, table: str) -> Path:
 
 def refuse_among_tables(found: FoundTables, path: Path) -> None:
     """Raise ConfigError for a path in the folder of the config that would be read with one of the tables."""
-    for name, given in (found.section or {}).items():
-        source = table_source(str(given)) if name not in ("format", "dataset") else path
+    named = {name: value for name, value in (found.section or {}).items() if name not in ("format", "dataset")}
+    for source in map(table_source, map(str, named.values())):
         if takes_in(path.parent / source if isinstance(source, Path) else source, path):
             raise ConfigError(f"{path}: would be read with the files of {source}; choose another folder for `output`")
 
@@ -104,7 +109,7 @@ def _measured(found: FoundTables, key: str, other: str, names: Collection[str]) 
 
 def _changes(found: Constancy) -> bool:
     """Return True for a column of which most rows of an item have one value, and too many another one."""
-    return not found.exists and found.ids > 0 and found.rows - found.same <= MAX_CHANGED * (found.rows - found.common)
+    return found.share < MIN_SHARE and found.rows - found.same <= MAX_CHANGED * (found.rows - found.common)
 
 
 def _values_of_ids(log: pl.DataFrame, key: str, names: Collection[str]) -> pl.DataFrame:

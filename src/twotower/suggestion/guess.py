@@ -113,7 +113,10 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue], output: Pa
     """Return the meaning of tables. `given` are options of the schema that are not guessed, `output` the file of the config. Raises
     DataError or ConfigError."""
     columns = _guess_columns(found, {key: value for key, value in given.items() if key in COLUMNS})
-    found = with_constant_columns(found, columns, output)
+    features = given.get("features")
+    listed = [f for f in features if isinstance(f, Mapping)] if isinstance(features, list) else []
+    context = {str(f.get("column") or f.get("name")) for f in listed if f.get("side") == "context"}
+    found = with_constant_columns(found, columns, output, context)
     ids = [str(columns.options[f"{side}_id"]) for side in SIDES]
     if found.section and "dataset" not in found.section:
         columns.remarks += [r for name in ids if (r := _point_of_ids(found, name))]
