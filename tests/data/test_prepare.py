@@ -496,6 +496,42 @@ def test_no_byte_depends_on_engine_or_sizes(tmp_path: Path, kind: str) -> None:
     assert len(digests) == 1
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rows_without_ids_or_of_bad_times_are_left_out_as_in_memory(
+    tmp_path: Path, engine: str, messages: list[str]
+) -> None:
+    users, items, actions = tables()
+    n = actions.height
+    row = pl.Series(range(n))
+    holes = actions.with_columns(
+        uid=pl.when(row % 19 == 3).then(None).when(row % 23 == 4).then(pl.lit("")).otherwise("uid"),
+        iid=pl.when(row % 29 == 5).then(None).otherwise("iid"),
+        when=pl.when(row % 31 == 6).then(0).otherwise("when"),
+    )
+    holes = pl.concat([holes, holes[:1].with_columns(uid=pl.lit("only a bad time"), when=pl.lit(-1, pl.Int64))])
+    here = pl.Series([r % 19 != 3 and r % 23 != 4 and r % 29 != 5 for r in range(n)])
+    good = here & pl.Series([r % 31 != 6 for r in range(n)])
+    nobody = users[:1].with_columns(uid=pl.lit(None, pl.String))
+    schema = SCHEMA.model_copy(update={"missing": "drop", "bad_times": "drop"})
+    memory = in_memory(users, items, actions.filter(good), SCHEMA, SPLITS["time"])
+    data = shards(tmp_path / "in", SCHEMA, pl.concat([users, nobody]), items, holes)
+    disk = prepare.write_prepared(data, schema, SPLITS["time"], tmp_path / "out", replace(SMALL, engine=engine))
+    assert (
+        rows(disk) == rows(memory) == rows(in_memory(pl.concat([nobody, users]), items, holes, schema, SPLITS["time"]))
+    )
+    assert disk.encoders.digest == memory.encoders.digest
+    assert disk.users.ids.equals(memory.users.ids)
+    lack, bad = n - int(here.sum()), int((here & ~good).sum()) + 1
+    assert f"interactions: {lack:,} of {n + 1:,} rows have no id in 'uid' or 'iid'; left out" in messages
+    assert f"users: 1 of {users.height + 1:,} rows have no id in 'uid'; left out" in messages
+    assert any(f"dropped: {lack:,} rows lack an id, {bad:,} rows have bad times, " in line for line in messages)
+    with pytest.raises(DataError, match=r"column 'uid' has \d+ missing ids.*or set schema\.missing = 'drop'"):
+        prepare.write_prepared(data, SCHEMA, SPLITS["time"], tmp_path / "refused", SMALL)
+    none = shards(tmp_path / "none", schema, users, items, holes.with_columns(uid=pl.lit(None, pl.String)))
+    with pytest.raises(DataError, match="have no id in 'uid' or 'iid', and no other row is left"):
+        prepare.write_prepared(none, schema, SPLITS["time"], tmp_path / "refused", SMALL)
+
+
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
     with running_ray():

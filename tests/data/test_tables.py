@@ -310,8 +310,8 @@ def test_fault_C2_gaps_in_a_numeric_column_are_imputed_and_counted(gaps: list[fl
     ("column", "words"),
     [
         ("stars", "label 'stars' has 1 missing values; fill them or drop"),
-        ("at", "time 'at' has 1 missing values; fill them or drop"),
-        ("item_id", "column 'item_id' has 1 missing ids; fill them or drop"),
+        ("at", "time 'at' has 1 missing values in 5 rows; fill them, or set schema.bad_times = 'drop'"),
+        ("item_id", "column 'item_id' has 1 missing ids in 5 rows; fill them, or set schema.missing = 'drop'"),
     ],
 )
 def test_fault_C2_gaps_in_labels_times_and_ids_are_refused(gap: float | None, column: str, words: str) -> None:
@@ -467,11 +467,11 @@ UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds"}
 @pytest.mark.parametrize(
     ("latest", "unit", "what"),
     [
-        (NOW + 10**7, "s", "times in the future: drop"),
-        ((NOW + 10**7) * 1_000, "ms", "times in the future: drop"),
-        (1e30, "s", "no unit of time: drop"),
+        (NOW + 10**7, "s", "times in the future: set schema.bad_times = 'drop'"),
+        ((NOW + 10**7) * 1_000, "ms", "times in the future: set schema.bad_times = 'drop'"),
+        (1e30, "s", "no unit of time: set schema.bad_times = 'drop'"),
         (10**18, "s", "nanoseconds: give all rows one unit"),
-        (FUTURE, "s", "times in the future: drop"),
+        (FUTURE, "s", "times in the future: set schema.bad_times = 'drop'"),
     ],
     ids=["seconds", "milliseconds", "beyond any time", "nanoseconds", "dates"],
 )
@@ -532,12 +532,37 @@ def test_fault_C8_users_with_and_without_ids_above_the_signed_range_still_match(
         ([1.0, 2.0**60, 3.0, 4.0, 5.0], ["floats from 2**53 on", "text or integers"]),
         (["a", None, "b", None, "c"], ["column 'user_id' has 2 missing ids"]),
         ([None] * 5, ["column 'user_id' has 5 missing ids"]),
-        (["a", "", "", "b", None], ["column 'user_id' has 3 missing ids (2 of them empty text); fill them"]),
+        (["a", "", "", "b", None], ["column 'user_id' has 3 missing ids (2 of them empty text) in 5 rows; fill them"]),
         (pl.Series(["a", "", "c", "b", "d"], dtype=pl.Categorical), ["has 1 missing ids (1 of them empty text)"]),
     ],
 )
 def test_fault_C8_fractional_and_missing_ids_are_refused(ids: list[Any], words: list[str]) -> None:
     refused(lambda: check(None, None, actions(user_id=ids), PLAIN), "interactions:", *words)
+
+
+@pytest.mark.parametrize("ids", [["a", None, "b", "", "c"], [1, None, 2, None, 3], [1.0, float("nan"), 2.0, None, 3.0]])
+def test_rows_without_an_id_are_left_out_on_purpose(ids: list[Any]) -> None:
+    given = actions(user_id=ids, session_id=[1, 1, 2, 2, 3])
+    shown = refused(
+        lambda: check(None, None, given, PLAIN),
+        "user_id' has 2 missing ids",
+        "in 5 rows; fill them, or set schema.missing = 'drop' to leave",
+    )
+    assert shown.endswith("these rows out, or set schema.user_id = 'session_id' for visits in place of users")
+    schema = PLAIN.model_copy(update={"missing": "drop"})
+    found = check(None, None, given, schema)
+    assert found.notes[0] == "interactions: 2 of 5 rows have no id in 'user_id' or 'item_id'; left out"
+    kept = [i for i in ids if i and i == i]
+    assert found.interactions["user_id"].to_list() == kept
+    assert found.interactions["user_id"].dtype == (pl.String if "a" in kept else pl.Int64)
+    refused(
+        lambda: check(None, None, actions(user_id=[None] * 5), schema), "5 of 5 rows have no id", "no other row is left"
+    )
+    table = {"user_id": ids, "age": [1, 2, 3, 4, 5]}
+    refused(
+        lambda: check(table, None, actions(user_id=[kept[0]] * 5), PLAIN), "users: column 'user_id' has 2 missing ids"
+    )
+    assert check(table, None, actions(user_id=[kept[0]] * 5), schema).users["age"].to_list() == [1, 3, 5]
 
 
 @pytest.mark.parametrize("side", ["user", "item"])

@@ -30,6 +30,7 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
+from twotower.data.times import Times
 from twotower.errors import BundleError, ConfigError, DataError, RunError
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
@@ -332,7 +333,7 @@ IMPOSSIBLE: dict[str, tuple[Any, str, list[str]]] = {
     "mixed": (
         [s * 1_000 if n % 4 else s for n, s in enumerate(SECONDS)], "ms",
         ["50 of 200 times are not between 1990 and tomorrow in unit 'ms' (the first, in row 1: 1700000000)",
-         "75 % look like milliseconds, 25 % like seconds: give all rows one unit"],
+         "75 % look like milliseconds, 25 % like seconds: give all rows one unit, or set schema.bad_times = 'drop'"],
     ),
     "mixed, read as seconds": (
         [s * 1_000 if n % 4 else s for n, s in enumerate(SECONDS)], "s",
@@ -344,7 +345,7 @@ IMPOSSIBLE: dict[str, tuple[Any, str, list[str]]] = {
                     ["all look like nanoseconds: divide them by 1,000 and set schema.time_unit = 'us'"]),
     "a few zeros": (
         [0 if n in (120, 130) else s for n, s in enumerate(SECONDS)], "s",
-        ["2 of 200", "(the first, in row 121: 0)", "99 % look like seconds, 1 % like zeros: drop those rows"],
+        ["2 of 200", "(the first, in row 121: 0)", "99 % look like seconds, 1 % like zeros: set schema.bad_times = 'drop' to leave those rows out"],
     ),
     "years": ([2020 + n % 4 for n in range(N)], "s", ["all look like years", "set schema.time_unit = 'order'"]),
     "months": ([202301 + n % 12 for n in range(N)], "s", ["all look like months as YYYYMM: set schema.time_format = '%Y%m'"]),
@@ -356,11 +357,11 @@ IMPOSSIBLE: dict[str, tuple[Any, str, list[str]]] = {
     "negative": ([-1 if n == 7 else s for n, s in enumerate(SECONDS)], "s", ["1 of 200", "in row 8: -1"]),
     "dates of 1970": (
         [datetime(1970, 1, 1) if n == 9 else m for n, m in enumerate(MOMENTS)], "s",
-        ["1 of 200 times are not between 1990 and tomorrow (the first, in row 10: 1970-01-01 00:00:00)", "99.5 % look like dates since 1990, 0.5 % like zeros: drop those rows, or set their times"],
+        ["1 of 200 times are not between 1990 and tomorrow (the first, in row 10: 1970-01-01 00:00:00)", "99.5 % look like dates since 1990, 0.5 % like zeros: set schema.bad_times = 'drop' to leave those rows out, or set their times"],
     ),
     "dates of tomorrow": (
         [*MOMENTS[:-1], datetime.fromtimestamp(clock.time() + 10**6)], "s",
-        ["1 of 200", "0.5 % like times in the future: drop those rows"],
+        ["1 of 200", "0.5 % like times in the future: set schema.bad_times = 'drop' to leave those rows out; if all"],
     ),
 }  # fmt: skip
 
@@ -406,8 +407,69 @@ def test_fault_G11_the_command_ends_with_code_2_and_one_line(
     code = run_command([verb, str(tmp_path / "config.toml"), option, str(tmp_path / "made")])
     shown = capsys.readouterr().err
     assert code == 2
-    assert "75 % look like milliseconds, 25 % like seconds: give all rows one unit" in shown
+    assert (
+        "75 % look like milliseconds, 25 % like seconds: give all rows one unit, or set schema.bad_times = 'drop'"
+        in shown
+    )
     assert not (tmp_path / "made").exists()
+
+
+ODD = {6: 1, 41: 2, 120: 0, 150: 3, 199: 0}
+"""Rows of bad times, and the number of each among the bad values of a case."""
+BAD: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
+    "seconds": (SECONDS, [0, 4_102_444_800, -1, None], {}),
+    "seconds with other units": (SECONDS, [1_700_000_000_000, 2023, 20230101, 5], {}),
+    "milliseconds": ([1_000 * s for s in SECONDS], [0, 1_700_000_000, -1, None], {"time_unit": "ms"}),
+    "fractions": ([s + 0.5 for s in SECONDS], [0.0, float("nan"), float("inf"), None], {}),
+    "datetimes": (MOMENTS, [datetime(1970, 1, 1), datetime(2100, 1, 1), datetime(1, 1, 1), None], {}),
+    "texts": ([f"{m:%Y-%m-%d %H:%M:%S}" for m in MOMENTS], ["0000-00-00 00:00:00", "NULL", "2100-01-01 00:00:00", None], {}),
+    "days first": ([f"{m + timedelta(days=12):%d/%m/%Y %H:%M}" for m in MOMENTS], ["00/00/0000 00:00", "n/a", "01/01/1970 00:00", None], {}),
+    "a format": ([int(f"{m:%Y%m%d%H%M%S}") for m in MOMENTS], [0, 19000101000000, 99999999999999, None], {"time_format": "%Y%m%d%H%M%S"}),
+    "an order": ([1.0 * n for n in range(N)], [None] * 4, {"time_unit": "order"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", BAD)
+def test_rows_of_bad_times_are_left_out_on_purpose(
+    tmp_path: Path, case: str, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    times, bad, more = BAD[case]
+    given = log([bad[ODD[n]] if n in ODD else t for n, t in enumerate(times)])
+    good = given.filter(pl.Series([n not in ODD for n in range(N)]))
+    with pytest.raises(DataError, match=r"set schema\.bad_times = 'drop'"):
+        WAYS[way](given, schema(**more), LAST, tmp_path / "refused")
+    with caplog.at_level("INFO"):
+        left = WAYS[way](given, schema(bad_times="drop", **more), LAST, tmp_path / "left")
+    expected = WAYS[way](good, schema(**more), LAST, tmp_path / "good")
+    assert facts(left) == facts(expected)
+    assert left.users.ids.equals(expected.users.ids)
+    notes = caplog.text if way == "on a disk" else str(check(None, None, given, schema(bad_times="drop", **more)).notes)
+    assert "'at': 5 of 200 times are not between 1990 and tomorrow" in notes
+    assert "these rows are left out" in notes
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ([1_000 * s for s in SECONDS], "all look like milliseconds: set schema.time_unit = 'ms'"),
+        ([0] * N, "all look like zeros: no row would be left"),
+        ([None] * N, "all look like no time: no row would be left"),
+    ],
+)
+def test_bad_times_that_leave_no_row_are_refused(tmp_path: Path, times: list[Any], words: str, way: str) -> None:
+    with pytest.raises(DataError) as caught:
+        WAYS[way](log(times), schema(bad_times="drop"), LAST, tmp_path)
+    assert words in str(caught.value)
+
+
+def test_a_time_that_a_request_gives_is_refused_whatever_the_log_leaves_out() -> None:
+    with pytest.raises(ValueError, match="bad_times needs time"):
+        Schema(bad_times="drop")
+    assert Times(schema(bad_times="drop")).drops
+    assert not Times(schema(bad_times="drop"), drops=False).drops
+    assert not Times(schema(bad_times="drop", valid_from="since"), "items", "since").drops
 
 
 def test_times_of_the_nineties_and_of_today_are_fine() -> None:

@@ -7,7 +7,8 @@ line: what was found, what is allowed and what to do.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from twotower.escaping import representation
 from twotower.features.feature import Statistic
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, FeatureSide, SideName
-from twotower.features.values import canonical_ids, missing_count, with_texts
+from twotower.features.values import TEXT_TYPES, canonical_ids, missing_count, with_texts
 
 _ROW_COLUMN = "__row"  # temporary
 
@@ -75,9 +76,9 @@ def check(
     _not_empty(actions, "interactions")
     read, actions = actions, without_ignored(actions, schema)
     notes += event_notes(event_counts(read, schema), schema)
+    actions = with_present_ids(actions, [schema.user_id, schema.item_id], "interactions", schema, notes)
+    actions = timed(actions, schema, notes)
     _features(actions, "context", "interactions", schema, notes)
-    actions = with_ids(with_ids(actions, schema.user_id, "interactions"), schema.item_id, "interactions")
-    actions = timed(actions, schema)
     notes += averaged_notes(averaged_gaps(actions, schema), actions.height)
 
     sides: dict[SideName, pl.DataFrame] = {}
@@ -124,9 +125,9 @@ def _not_empty(frame: pl.DataFrame, what: str) -> None:
         raise DataError(f"{what}: the table has no rows, expected at least one; fill it")
 
 
-def with_ids(frame: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
-    """Return the table with the id column as Int64, UInt64 or String. Raises DataError for missing or unusable ids; an empty text
-    is none, as that of a quoted field of a CSV file."""
+def with_ids(frame: pl.DataFrame, key: str, what: str, or_else: str = " or drop the rows") -> pl.DataFrame:
+    """Return the table with the id column as Int64, UInt64 or String. Raises DataError for missing ids (`lacks_id`), whose message
+    ends with `or_else`, or unusable ones."""
     series = frame[key]
     if series.dtype.is_nested():
         raise DataError(
@@ -134,10 +135,12 @@ def with_ids(frame: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
             "own, or name another column in [schema]"
         )
     ids = canonical_ids(series)
-    blank = int((ids == "").sum()) if ids.dtype == pl.String else 0
-    if n := missing_count(series) + blank:
-        empty = f" ({blank} of them empty text)" if blank else ""
-        raise DataError(f"{what}: column '{key}' has {n} missing ids{empty}; fill them or drop the rows")
+    if n := int((missing := lacks_id(series)).sum()):
+        blank = n - missing_count(series)
+        empty = f" ({blank:,} of them empty text)" if blank else ""
+        raise DataError(
+            f"{what}: column '{key}' has {n:,} missing ids{empty} in {len(series):,} rows; fill them{or_else}"
+        )
     if series.dtype.is_float() and ids.dtype == pl.String:
         first = ids.filter(~ids.str.contains(r"^-?\d+$"))[0]
         raise DataError(
@@ -145,6 +148,48 @@ def with_ids(frame: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
             "text or integers; cast it"
         )
     return frame.with_columns(ids)
+
+
+def with_present_ids(
+    frame: pl.DataFrame, keys: Sequence[str], what: str, schema: Schema, notes: list[str]
+) -> pl.DataFrame:
+    """Return the rows of a table with an id in each of the columns `keys`, as `with_ids` returns these. Raises DataError for rows
+    without one, unless schema.missing is 'drop', and if none is left."""
+    kept = without_missing(frame, keys, schema)
+    if n := frame.height - kept.height:
+        notes.append(missing_note(what, n, frame.height, keys))
+    for key in keys:
+        kept = with_ids(kept, key, what, f", or {_way_out(kept.columns, key, what, schema)}")
+    return kept
+
+
+def missing_note(what: str, missing: int, rows: int, keys: Sequence[str]) -> str:
+    """Return the message about rows without an id, which are left out. Raises DataError if none is left."""
+    found = f"{what}: {missing:,} of {rows:,} rows have no id in {' or '.join(map(repr, keys))}"
+    if missing == rows:
+        raise DataError(f"{found}, and no other row is left; name the column of ids in [schema]")
+    return f"{found}; left out"
+
+
+def without_missing(frame: pl.DataFrame, keys: Sequence[str], schema: Schema) -> pl.DataFrame:
+    """Return the rows of a table with an id in each of some columns, if schema.missing leaves the others out; else all."""
+    return frame.filter(*(~lacks_id(frame[key]) for key in keys)) if schema.missing == "drop" else frame
+
+
+def lacks_id(ids: pl.Series) -> pl.Series:
+    """Return True (n,) for missing ids: null, not a finite number, or an empty text, as of a quoted field of a CSV file."""
+    missing = ids.is_null()
+    if ids.dtype.is_float():
+        missing |= ~ids.is_finite().fill_null(False)
+    return missing | (ids.cast(pl.String) == "").fill_null(False) if ids.dtype in TEXT_TYPES else missing
+
+
+def _way_out(columns: Sequence[str], key: str, what: str, schema: Schema) -> str:
+    """Return the settings that read a table whose column `key` lacks ids."""
+    may_stand = what == "interactions" and key == schema.user_id
+    visits = [name for name in columns if may_stand and re.search("session|visit", name, re.IGNORECASE)]
+    other = f", or set schema.user_id = '{visits[0]}' for visits in place of users" if visits else ""
+    return f"set schema.missing = 'drop' to leave these rows out{other}"
 
 
 def with_known_ids(frame: pl.DataFrame, key: str, what: str, dtype: pl.DataType) -> pl.DataFrame:
@@ -218,7 +263,11 @@ def _checked_side(
     _not_empty(frame, what)
     # Without ids of interactions the table is made of them, or was checked before.
     frame, versions = newest_and_all(
-        with_ids(with_texts(frame), key, what), side, key, schema, notes if ids is not None else []
+        with_present_ids(with_texts(frame), [key], what, schema, notes),
+        side,
+        key,
+        schema,
+        notes if ids is not None else [],
     )
     if versions is None:
         frame = _without_repeats(frame, what, key, schema, notes)
@@ -291,14 +340,16 @@ def no_known_rows() -> DataError:
     )
 
 
-def timed(actions: pl.DataFrame, schema: Schema) -> pl.DataFrame:
-    """Add the column TIME, if the schema has a time. Raises DataError if its column holds no times."""
+def timed(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.DataFrame:
+    """Add the column TIME, if the schema has a time, to the rows that schema.bad_times keeps. Raises DataError if its column holds
+    no times."""
     if not schema.time:
         return actions
     times = Times(schema)
     times.look(actions[schema.time])
     times.settle()
-    return times.add(actions)
+    notes += times.notes
+    return times.add(times.kept(actions))
 
 
 def _deduplicate(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> tuple[pl.DataFrame, pl.DataFrame | None]:

@@ -42,6 +42,8 @@ _ZONES_OF_ZERO = ("UTC", "GMT", "Z")
 """Letters of a zone that are read. Those of all others stand for no offset of their own: CST is one of America and one of Asia."""
 _MONTH, _DAY_OF_MONTH = (re.compile(f"%[-_0]?[{letters}]") for letters in ("mbBh", "de"))
 """Parts of a format. A month without a day is its first."""
+SAMPLED_TEXTS = 200
+"""Distinct texts, the first, whose formats are tried where bad times are left out."""
 _NUMBER = ""
 """Format of texts that are numbers."""
 _DATE = re.compile(
@@ -58,13 +60,19 @@ def plausible_range() -> tuple[int, int]:
 class Times:
     """Reader of one time column: call `look` on every piece, then `settle` once, then `add` on every piece."""
 
-    def __init__(self, schema: Schema, table: str = "interactions", column: str = "") -> None:
-        """Read a column of a table, by default `schema.time` of the interactions."""
+    def __init__(
+        self, schema: Schema, table: str = "interactions", column: str = "", drops: bool | None = None
+    ) -> None:
+        """Read a column of a table, by default `schema.time` of the interactions, whose bad times are left out if `drops`; None: as
+        schema.bad_times has it."""
         self.schema, self.column, self.rows = schema, column or schema.time, 0
         self.what = f"{table}: time '{self.column}'"
+        self.drops = not column and (schema.bad_times == "drop" if drops is None else drops)
+        """True if rows of bad times are left out (`kept`), and are no error."""
         self._until = clock.time() + _DAY
         self._kinds: set[bool] = set()  # True for dates, False for numbers
         self._formats: list[str] = []  # formats that fit all texts so far
+        self._unread: dict[str, int] = {}  # texts that a format does not read, where these are left out
         self._ambiguous = False  # two formats fit and give different times
         self._wrong = 0
         self._first: tuple[int, str] = (0, "")
@@ -74,8 +82,12 @@ class Times:
         """Check the next piece. Raises DataError for values that cannot be read."""
         if not len(column):
             return
-        if n := missing_count(column):
-            raise DataError(f"{self.what} has {n} missing values; fill them or drop the rows")
+        if (n := missing_count(column)) and not self.drops:
+            raise DataError(f"{self.what} has {n:,} missing values in {len(column):,} rows; fill them{self._or_drop}")
+        if n == len(column):
+            self._judge(pl.Series([None], dtype=pl.Float64).new_from_index(0, n))
+            self.rows += n
+            return
         if not (column.dtype in (pl.Datetime, pl.Date, *TEXT_TYPES) or column.dtype.is_numeric()):
             raise DataError(f"{self.what} holds {column.dtype}, expected a datetime, a number or text; parse it")
         if column.dtype == pl.Float32 and self.schema.time_unit != "order":
@@ -86,7 +98,7 @@ class Times:
         self._kinds.add(read.dtype.is_temporal())
         if len(self._kinds) > 1:
             raise DataError(f"{self.what} is a date in some rows and a number in others; make it one")
-        if self.schema.time_unit != "order":
+        if self.schema.time_unit != "order" or self.drops:
             self._judge(read)
         self.rows += len(column)
 
@@ -96,22 +108,37 @@ class Times:
         return self._ambiguous and len(self._formats) > 1
 
     def settle(self) -> None:
-        """Raise DataError if the texts fit two formats, or times are implausible."""
+        """Raise DataError if the texts fit two formats, or times are bad: one of them, or all if bad ones are left out."""
         if self.is_ambiguous:
             one, other = self._formats
             raise DataError(
                 f"{self.what} holds days and months in either order, all rows fit both; "
                 f"set schema.time_format = '{one}' or '{other}'"
             )
-        if self._wrong:
-            raise DataError(self._refusal())
+        if self._wrong and not (self.drops and self._wrong < self.rows):
+            raise DataError(f"{self.what}: {self._faults()}: {self._advice()}")
+
+    @property
+    def _or_drop(self) -> str:
+        is_of_log = self.column == self.schema.time
+        return ", or set schema.bad_times = 'drop' to leave those rows out" if is_of_log else ""
+
+    @property
+    def notes(self) -> list[str]:
+        """A message about the bad times that are left out, none without such."""
+        return [f"{self.what}: {self._faults()}; these rows are left out"] if self.drops and self._wrong else []
+
+    def kept(self, actions: pl.DataFrame) -> pl.DataFrame:
+        """Return the rows without those of bad times, if these are left out."""
+        return actions.filter(self._good(*self._values(self._parsed(actions[self.column])))) if self._wrong else actions
 
     def add(self, actions: pl.DataFrame) -> pl.DataFrame:
         """Return the rows with parsed text and the column TIME (Int64; with unit 'order' the numbers themselves)."""
-        column = actions[self.column]
-        if self._is_text(column):
-            column = _read(_as_text(column), self._formats[0])
+        column = self._parsed(actions[self.column])
         return actions.with_columns(column, _as_microseconds(column, self.schema.time_unit).alias(TIME))
+
+    def _parsed(self, column: pl.Series) -> pl.Series:
+        return _read(_as_text(column), self._formats[0]) if self._is_text(column) and self._formats else column
 
     # ---- text
 
@@ -120,22 +147,18 @@ class Times:
         time_format."""
         if not self.schema.time_format or not column.dtype.is_numeric():
             return column.dtype in TEXT_TYPES
-        return bool((column.cast(pl.Int64, strict=False) == column).fill_null(False).all())
+        return bool((column.cast(pl.Int64, strict=False) == column).fill_null(self.drops).all())
 
     def _texts(self, column: pl.Series) -> pl.Series:
         """Read a piece of text in a format that fits all rows so far. Raises DataError if none does, or the format is refused."""
         text = _as_text(column)
+        if self.drops:
+            return self._most(text)
         if not self._formats:
             self._formats = [self.schema.time_format] if self.schema.time_format else _formats(text[0])
         found, at = [], -1
         for form in self._formats:
-            try:
-                read = _read(text, form)
-            except pl.exceptions.PolarsError:
-                raise DataError(
-                    f"{self.what}: schema.time_format = '{form}' is not read; give hours with minutes, as in '%H:%M', and hours of 1 to 12 "
-                    "with AM or PM, as in '%I:%M %p'"
-                ) from None
+            read = self._read(text, form)
             if read.null_count():
                 at = max(at, int(read.is_null().arg_max() or 0))  # the first row that is not of this format
             else:
@@ -152,7 +175,7 @@ class Times:
                 what = f"schema.time_format = '{given}'" if given else "the format of the rows before"
                 raise DataError(
                     f"{self.what}: row {row + 1:,} holds '{value}', which is not of {what}; give all rows one format "
-                    "and name it in schema.time_format"
+                    f"and name it in schema.time_format{self._or_drop}"
                 )
             raise DataError(
                 f"{self.what}: row 1 holds '{value}', expected a number or a date such as 2023-01-31 12:30:15.250 or "
@@ -162,24 +185,62 @@ class Times:
         self._ambiguous = self._ambiguous or any(not read.equals(found[0][1]) for _, read in found)
         return found[0][1]
 
+    def _most(self, text: pl.Series) -> pl.Series:
+        """Read a piece of text in the format that reads most texts so far; null where it reads none."""
+        if not self._unread:
+            some = text.drop_nulls().unique(maintain_order=True).head(SAMPLED_TEXTS)
+            forms = [self.schema.time_format] if self.schema.time_format else [f for t in some for f in _formats(t)]
+            self._unread = dict.fromkeys(forms, 0)
+        found = {form: self._read(text, form) for form in self._unread}
+        self._unread = {form: n + found[form].null_count() for form, n in self._unread.items()}
+        fewest = min(self._unread.values())
+        self._formats = [form for form, n in self._unread.items() if n == fewest]
+        first, *others = (found[form] for form in self._formats)
+        self._ambiguous = self._ambiguous or any(not read.equals(first) for read in others)
+        return first
+
+    def _read(self, text: pl.Series, form: str) -> pl.Series:
+        """Read text in a format. Raises DataError for a format that is not read."""
+        try:
+            return _read(text, form)
+        except pl.exceptions.PolarsError:
+            raise DataError(
+                f"{self.what}: schema.time_format = '{form}' is not read; give hours with minutes, as in '%H:%M', and hours of 1 to 12 "
+                "with AM or PM, as in '%I:%M %p'"
+            ) from None
+
     # ---- plausibility
+
+    def _values(self, read: pl.Series) -> tuple[npt.NDArray[np.float64], bool]:
+        """Return the values (n,) of dates in seconds, or of numbers, NaN for missing ones, and True for dates."""
+        dated = read.dtype.is_temporal()
+        return (_seconds(read) if dated else read.cast(pl.Float64).to_numpy()), dated
+
+    def _good(self, values: npt.NDArray[np.float64], dated: bool) -> npt.NDArray[np.bool_]:
+        """Return True (n,) for times between 1990 and tomorrow; with unit 'order' for finite numbers, and all dates."""
+        if self.schema.time_unit == "order":
+            return np.isfinite(values)
+        per = 1 if dated else _PER_SECOND[self.schema.time_unit]
+        return (values >= _EARLIEST_SECOND * per) & (values <= self._until * per)
 
     def _judge(self, read: pl.Series) -> None:
         """Count the times that are not between 1990 and tomorrow, by the unit that they resemble."""
-        dated = read.dtype.is_temporal()
+        values, dated = self._values(read)
+        good = self._good(values, dated)
         unit = "s" if dated else self.schema.time_unit
-        values = _seconds(read) if dated else read.cast(pl.Float64).to_numpy()
-        per = _PER_SECOND[unit]
-        good = (values >= _EARLIEST_SECOND * per) & (values <= self._until * per)
-        self._count("dates since 1990" if dated else _UNIT_NAMES[unit], int(good.sum()))
+        self._count("dates since 1990" if dated else _UNIT_NAMES.get(unit, "numbers"), int(good.sum()))
         if good.all():
             return
         at = int(np.argmin(good))
         if not self._wrong:
             value = read[at : at + 1].cast(pl.String)[0] if dated else str(read[at])  # Python has no year 0, nor 10000
-            self._first = (self.rows + at, re.sub(r"\.0+(?=\D|$)", "", value))
+            self._first = (self.rows + at, re.sub(r"\.0+(?=\D|$)", "", "none" if value in (None, "None") else value))
         left = values[~good]
         self._wrong += len(left)
+        self._count("no time", int((~np.isfinite(left)).sum()))
+        left = left[np.isfinite(left)]
+        if not len(left):
+            return
         for name, low, high in self._likely(unit, dated):
             fits = (left >= low) & (left <= high)
             self._count(name, int(fits.sum()))
@@ -213,7 +274,8 @@ class Times:
             *own,
         ]
 
-    def _refusal(self) -> str:
+    def _faults(self) -> str:
+        """Return how many times are bad, the first of them, and what the times look like."""
         unit = "" if True in self._kinds else f" in unit '{self.schema.time_unit}'"
         shares = sorted(self._like.items(), key=lambda found: -found[1])
         likes = ", ".join(
@@ -221,11 +283,12 @@ class Times:
         )
         row, value = self._first
         return (
-            f"{self.what}: {self._wrong:,} of {self.rows:,} times are not between 1990 and tomorrow{unit} (the first, in "
-            f"row {row + 1:,}: {value}); {likes}: {self._advice([name for name, _ in shares])}"
+            f"{self._wrong:,} of {self.rows:,} times are not between 1990 and tomorrow{unit} (the first, in "
+            f"row {row + 1:,}: {value}); {likes}"
         )
 
-    def _advice(self, names: list[str]) -> str:
+    def _advice(self) -> str:
+        names = [*self._like]
         if self.column == self.schema.valid_from:
             if set(names) & {*_UNIT_NAMES.values(), *_DIGITS, "years", "days since 1970", "days of a spreadsheet"} - {
                 _UNIT_NAMES[self.schema.time_unit]
@@ -243,11 +306,14 @@ class Times:
                 return "divide them by 1,000 and set schema.time_unit = 'us'"
             if names[0] in _DIGITS:
                 return f"set schema.time_format = '{_DIGITS[names[0]]}'"
+        if self.drops:
+            return "no row would be left; give times, or leave schema.time out"
+        drop = "set schema.bad_times = 'drop' to leave those rows out"
         if set(names) & {*_UNIT_NAMES.values(), *_DIGITS} - {_UNIT_NAMES.get(self.schema.time_unit, "")}:
-            return "give all rows one unit"
+            return f"give all rows one unit, or {drop}"
         if not set(names) - {"zeros", "dates since 1990", _UNIT_NAMES.get(self.schema.time_unit)}:
-            return "drop those rows, or set their times"
-        return "drop those rows; if all are right, set schema.time_unit = 'order'"
+            return f"{drop}, or set their times"
+        return f"{drop}; if all are right, set schema.time_unit = 'order'"
 
 
 def _percent(n: int, of: int) -> str:
@@ -255,7 +321,11 @@ def _percent(n: int, of: int) -> str:
 
 
 def _as_text(column: pl.Series) -> pl.Series:
-    return (column if column.dtype in TEXT_TYPES else column.cast(pl.Int64)).cast(pl.String).str.strip_chars()
+    return (
+        (column if column.dtype in TEXT_TYPES else column.cast(pl.Int64, strict=False))
+        .cast(pl.String)
+        .str.strip_chars()
+    )
 
 
 def _formats(text: str) -> list[str]:

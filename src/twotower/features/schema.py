@@ -105,6 +105,16 @@ class Schema(Section):
         "of a user the latest at the user's first row of the part. A row without a value "
         "always held, before the others of its id; a table without the column has one row an id, which always holds. Empty: none.",
     )
+    missing: Literal["error", "drop"] = Field(
+        "error",
+        description="Treatment of rows without an id, which is null or an empty text, in any of the three tables. error: refuse the "
+        "table. drop: leave these rows out.",
+    )
+    bad_times: Literal["error", "drop"] = Field(
+        "error",
+        description="Treatment of interactions whose time is missing, cannot be read, or is not between 1990 and tomorrow. error: "
+        "refuse the table. drop: leave these rows out; with time_unit 'order', those without a number.",
+    )
     title: str = Field("", description="Title column of the items, shown to people. Empty: the id.")
     duplicates: Literal["last", "keep", "error"] = Field(
         "last",
@@ -150,6 +160,8 @@ class Schema(Section):
         self._check_context()
         if self.time_format and not self.time:
             raise ValueError("time_format needs time; name the time column in schema.time, or leave it out")
+        if self.bad_times != "error" and not self.time:
+            raise ValueError("bad_times needs time; name the time column in schema.time, or leave it out")
         if self.time_format and ("%" not in self.time_format or "%f" in self.time_format.replace(".%f", "")):
             raise ValueError(
                 f"time_format is {self.time_format!r}, expected a format such as '%d/%m/%Y %H:%M:%S.%f'; .%f is a fraction"

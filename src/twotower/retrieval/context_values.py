@@ -112,7 +112,7 @@ class ContextValues:
         """Return a time as the log has it, or a date or datetime, as a table of users may have, in microseconds."""
         if isinstance(value, bool) or not isinstance(value, str | int | float | date):
             raise DataError(f"request: context '{self._time}' is {value!r}, expected a time as in the log")
-        times, frame = Times(self._schema), pl.DataFrame({self._time: [value]})
+        times, frame = Times(self._schema, drops=False), pl.DataFrame({self._time: [value]})
         try:
             times.look(frame[self._time])
             times.settle()

@@ -6,7 +6,7 @@ import logging
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -53,7 +53,7 @@ def make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions)
     pieces, spill, interactions = work / "pieces", work / "spill", folder / layout.BUCKET_FOLDER
     for path in (pieces, spill, interactions):
         path.mkdir(exist_ok=True)
-    sides, paths = _write_pieces(source, folder, pieces, options)
+    sides, paths, left_out = _write_pieces(source, folder, pieces, options)
     counts = counts_of_users(paths, sides["user"].height)
     if not counts.any():
         raise no_known_rows()
@@ -79,7 +79,9 @@ def make_buckets(source: Log, folder: Path, work: Path, options: PrepareOptions)
             job = partial(partial, sorting.write, held.enter_context(sorting.sorter(options.threads, spill)), None)
         runner.run(job, list(enumerate(_ranges(counts, options.bucket_rows))), add)
     found.sort(key=lambda bucket: bucket.users)
-    buckets = Buckets(folder, _facts(source, sides, engine.name, tuple(found), interactions, int(counts.sum())))
+    buckets = Buckets(
+        folder, _facts(source, sides, engine.name, tuple(found), interactions, int(counts.sum()), left_out)
+    )
     buckets.save()
     shutil.rmtree(pieces)
     shutil.rmtree(spill)
@@ -135,11 +137,14 @@ class _Sorting:
             raise RunError(f"{self.to}: cannot be written ({e.strerror or e}); call again to go on") from e
 
 
-def _write_pieces(source: Log, folder: Path, pieces: Path, options: PrepareOptions) -> tuple[Sides, list[Path]]:
-    """Write the tables of both sides and the pieces, those that are missing; return the tables and the pieces' files."""
+def _write_pieces(
+    source: Log, folder: Path, pieces: Path, options: PrepareOptions
+) -> tuple[Sides, list[Path], Mapping[str, int]]:
+    """Write the tables of both sides and the pieces, those that are missing; return the tables, the pieces' files, and the numbers of
+    interactions that are left out, by reason."""
     tables, notes = {side: folder / layout.table(side) for side in SIDES}, list[str]()
     known = {side: pl.read_parquet(path, glob=False) for side, path in tables.items() if path.exists()}
-    sides, versions, times = settle_sides(source, known if len(known) == len(SIDES) else None, notes)
+    sides, versions, times, left_out = settle_sides(source, known if len(known) == len(SIDES) else None, notes)
     for note in notes:
         log.info(note)
     for side, of_side in versions.items():
@@ -147,7 +152,7 @@ def _write_pieces(source: Log, folder: Path, pieces: Path, options: PrepareOptio
     for side, path in tables.items():
         make_once(path, partial(write_parquet, sides[side]))
     progress = JobProgress(log, "interactions read", source.rows)
-    return sides, write_pieces(source, sides, times, pieces, options.threads, progress)
+    return sides, write_pieces(source, sides, times, pieces, options.threads, progress), left_out
 
 
 def _ranges(counts: Ints, bucket_rows: int) -> Iterator[tuple[int, int]]:
@@ -165,9 +170,15 @@ def _height(path: Path) -> int:
 
 
 def _facts(
-    source: Log, sides: Sides, engine: str, buckets: tuple[Bucket, ...], folder: Path, of_pieces: int
+    source: Log,
+    sides: Sides,
+    engine: str,
+    buckets: tuple[Bucket, ...],
+    folder: Path,
+    of_pieces: int,
+    left_out: Mapping[str, int],
 ) -> BucketFacts:
-    """Return the facts of finished buckets; `of_pieces` interactions were sorted. Raises DataError for repeated pairs, if not
+    """Return the facts of finished buckets; `of_pieces` interactions were sorted, others `left_out` by reason. Raises DataError for repeated pairs, if not
     allowed, or without a positive row."""
     schema, kept = source.schema, sum(b.rows for b in buckets)
     repeated = of_pieces - kept
@@ -177,9 +188,9 @@ def _facts(
             "'keep'"
         )
     summary = Summary("interactions", source.rows)
-    ignored = source.ignored
-    summary.drop("rows are ignored events", ignored)
-    summary.drop("rows have ids that users or items lack", source.rows - ignored - of_pieces)
+    for reason, rows in left_out.items():
+        summary.drop(reason, rows)
+    summary.drop("rows have ids that users or items lack", source.rows - sum(left_out.values()) - of_pieces)
     summary.drop(f"rows repeated a pair of user and item, {kept_of_repeated(schema)}", repeated)
     log.info(str(summary))
     tell_of_repeats_at_most(repeated, schema, source.split)

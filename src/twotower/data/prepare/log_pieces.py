@@ -31,7 +31,7 @@ from twotower.data.split import PART_NAMES, SplitConfig
 from twotower.data.table_path import TablePath
 from twotower.data.table_paths import part_paths, table_files
 from twotower.data.table_shards import TableFile, TableShard, cut_into_shards, names_within, read_slices
-from twotower.data.tables import averaged_columns, need, with_ids
+from twotower.data.tables import averaged_columns, need, with_ids, without_missing
 from twotower.data.times import TIME, Times
 from twotower.data.unknown_ids import rows_of_ids
 from twotower.errors import DataError
@@ -137,12 +137,10 @@ class Log:
         return frame if self.text else with_types(path, frame, {name: self.types[name] for name in columns})
 
     @property
-    def ignored(self) -> int:
-        """Number of interactions that are ignored events; these are read again."""
-        if all(rule.target != "ignored" for rule in self.schema.events.values()):
-            return 0
-        frames = (self.read(piece, [self.schema.event]) for piece in self.pieces)
-        return sum(frame.height - without_ignored(frame, self.schema).height for frame in frames)
+    def drops(self) -> bool:
+        """True if the schema leaves interactions out: ignored events, rows without an id, or of bad times."""
+        ignores = any(rule.target == "ignored" for rule in self.schema.events.values())
+        return ignores or "drop" in (self.schema.missing, self.schema.bad_times)
 
     def check_unchanged(self, table: str, path: TablePath) -> None:
         """Raise DataError if a file is another one than at first."""
@@ -213,7 +211,9 @@ def _encoded(source: Log, piece: TableShard, first: int, sides: Sides, times: Ti
     columns_read = dict.fromkeys([*used_columns(schema), *([split.column] if split.column else [])])
     frame = source.read(piece, list(columns_read))
     frame = frame.with_columns(pl.Series(_ROW, np.arange(first, first + frame.height)))
-    frame = weighted(labelled(without_ignored(frame, schema), schema, some=False), schema)
+    frame = without_missing(without_ignored(frame, schema), [schema.user_id, schema.item_id], schema)
+    frame = times.kept(frame) if times else frame
+    frame = weighted(labelled(frame, schema, some=False), schema)
     if source.parts:
         frame = frame.with_columns(pl.lit(source.parts[piece.file.name], pl.Int8).alias(PART))
     parts = given_parts(frame, split)

@@ -22,8 +22,10 @@ from twotower.data.tables import (
     check_side,
     check_versions,
     imputed_note,
+    missing_note,
     side_columns,
-    with_ids,
+    with_present_ids,
+    without_missing,
 )
 from twotower.data.times import Times
 from twotower.data.unknown_ids import COUNT, counted_ids, of_one_type
@@ -48,8 +50,8 @@ class LogIds:
         self._pending = list[pl.DataFrame]()
 
     def add(self, piece: pl.DataFrame) -> None:
-        """Add the ids of a piece. Raises DataError for unusable ids, or ids of another type than before."""
-        self._pending.append(counted_ids(with_ids(piece.select(self.key), self.key, "interactions"), self.key))
+        """Add the ids of a piece, as `with_ids` returns them. Raises DataError for ids of another type than before."""
+        self._pending.append(counted_ids(piece, self.key))
         if sum(p.height for p in self._pending) > max(PENDING_IDS, 0 if self._found is None else self._found.height):
             self.counted()
 
@@ -72,37 +74,52 @@ class LogIds:
         return pl.concat([found, piece])
 
 
-def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Sides, Sides, Times | None]:
+def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Sides, Sides, Times | None, Counter[str]]:
     """Return the tables of both sides, the users in the order of their rows, those of the versions of sides that have some,
-    and a reader of the times that has looked at all of them. `known` are the tables, if an earlier call has written them and
-    those of versions. Raises DataError."""
+    a reader of the times that has looked at all of them, and the numbers of interactions that are left out, by reason. `known` are
+    the tables, if an earlier call has written them and those of versions. Raises DataError."""
     schema = source.schema
-    times = Times(schema) if schema.time else None
+    keys = [schema.id_column(side) for side in SIDES]
+    times, drops = (Times(schema) if schema.time else None), source.drops
+    if times and times.drops:  # the ids of rows that are left out are none, so all times are looked at first
+        for piece in source.pieces:
+            rows = source.read(piece, list(dict.fromkeys([*keys, schema.time, *filter(None, [schema.event])])))
+            times.look(without_missing(without_ignored(rows, schema), keys, schema)[schema.time])
+        times.settle()
+        notes += times.notes
     ids = {} if known else {side: LogIds(schema.id_column(side)) for side in SIDES}
     averaged = [] if known else [a for a in averaged_columns(schema) if a != POSITIVE]
     read_as_is = (f.source for f in schema.columns("context") if not (f.computes or f.reads_time))
     of_context = [] if known else list(dict.fromkeys(read_as_is))
-    wanted = [*(i.key for i in ids.values()), *averaged, *of_context, *filter(None, [schema.time])]
+    wanted = [*(keys if ids or drops else []), *averaged, *of_context, *filter(None, [schema.time])]
     columns = list(dict.fromkeys([*wanted, *filter(None, [schema.event])]))
     progress, gaps, kept = JobProgress(log, "interactions looked at", source.rows), Counter[str](), 0
-    types, missing = Counter[str](), Counter[str]()
+    types, missing, left_out = Counter[str](), Counter[str](), Counter[str]()
     for piece in source.pieces if wanted else ():
         read = source.read(piece, columns)
-        frame = without_ignored(read, schema)
+        named = without_ignored(read, schema)
+        present = without_missing(named, keys, schema) if drops else named
+        if times and not times.drops:
+            times.look(present[schema.time])
+        frame = times.kept(present) if times else present
+        left_out["rows are ignored events"] += read.height - named.height
+        left_out["rows lack an id"] += named.height - present.height
+        left_out["rows have bad times"] += present.height - frame.height
         types.update(event_counts(read, schema))
         progress.advance(piece.rows or 0)
         kept += frame.height
-        if times:
-            times.look(frame[schema.time])
-        for of_side in ids.values():
-            of_side.add(frame)
         if not known:
+            frame = with_present_ids(frame, keys, "interactions", schema, [])
+            for of_side in ids.values():
+                of_side.add(frame)
             gaps.update(averaged_gaps(frame, schema))
             missing.update({name: missing_count(frame[name]) for name in of_context})
-    if times:
+    if times and not times.drops:
         times.settle()
+    if n := left_out["rows lack an id"]:
+        notes += [missing_note("interactions", n, n + kept + left_out["rows have bad times"], keys)]
     if known:
-        return known, {}, times
+        return known, {}, times, left_out
     notes += [*event_notes(types, schema), *averaged_notes(gaps, kept)]
     notes += [imputed_note("interactions", name, n, kept) for name, n in missing.items() if n]
     found, versions = Sides(), Sides()
@@ -123,7 +140,7 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
     if schema.valid_from and not versions:
         raise no_versions(schema)
     found["user"] = in_user_order(found["user"], schema.user_id)
-    return found, versions, times
+    return found, versions, times, left_out
 
 
 def _left_out(side: SideName, paths: Iterable[TablePath], reading: Reading, wanted: Container[str]) -> list[str]:
