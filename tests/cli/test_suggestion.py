@@ -65,6 +65,8 @@ def bad(folder: Path) -> dict[str, tuple[list[object], str]]:
     (folder / "damaged.parquet").write_bytes(b"PAR1 and nothing more")
     (folder / "prices.csv").write_text("price,rating\n1.5,3\n2.5,4\n")
     (folder / "gaps.csv").write_text("user_id,item_id\n1,\n1,2\n2,3\n")
+    rows = [f"{i % 5},{i % 7},{4_102_444_800 if i == 3 else 1_650_000_000 + i}\n" for i in range(40)]
+    (folder / "years.csv").write_text(f"user_id,item_id,timestamp\n{''.join(rows)}")
     (folder / "notes.docx").write_text("words")
     (folder / "folder").mkdir()
     return {
@@ -73,7 +75,18 @@ def bad(folder: Path) -> dict[str, tuple[list[object], str]]:
         "no rows": ([folder / "header.csv"], "no rows"),
         "damaged": ([folder / "damaged.parquet"], "cannot be read as parquet"),
         "no ids": ([folder / "prices.csv"], "--set schema.user_id=NAME schema.item_id=NAME"),
-        "gaps": ([folder / "gaps.csv"], "missing ids"),
+        "gaps": (
+            [folder / "gaps.csv"],
+            "missing ids in 3 rows; fill them, or give --set schema.missing=drop to leave these rows out",
+        ),
+        "years": (
+            [folder / "years.csv"],
+            "1 of 40 times are not between 1990 and tomorrow in unit 's' (the first, in row 4: 4102444800)",
+        ),
+        "order": (
+            [folder / "years.csv"],
+            "give --set schema.bad_times=drop to leave those rows out, give --set schema.time_unit=order if",
+        ),
         "ending": ([folder / "notes.docx"], "expected .csv, .tsv, .txt or .parquet"),
         "empty folder": ([folder / "folder"], "no file found"),
         "recipe": ([clicks, "--recipe", "sequence"], "--recipe sequence: no such recipe; did you mean"),
@@ -90,7 +103,7 @@ def bad(folder: Path) -> dict[str, tuple[list[object], str]]:
     }
 
 
-@pytest.mark.parametrize("case", ["missing", "empty", "no rows", "damaged", "no ids", "gaps", "ending", "empty folder", "recipe", "setting", "no value", "type", "users", "other users", "time", "time recipe"])  # fmt: skip
+@pytest.mark.parametrize("case", ["missing", "empty", "no rows", "damaged", "no ids", "gaps", "years", "order", "ending", "empty folder", "recipe", "setting", "no value", "type", "users", "other users", "time", "time recipe"])  # fmt: skip
 def test_bad_input_is_one_line_and_writes_nothing(case: str, clicks: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, words = bad(clicks.parent)[case]
     before = sorted(clicks.parent.rglob("*"))

@@ -207,6 +207,7 @@ ELSEWHERE = {
     "data.format.separator",  # data/test_text_format.py
     "data.format.separators",
     "data.format.decimal",
+    "data.format.encoding",
     "data.format.columns",
     "data.format.layout",
     "evaluation.repeats",  # evaluation/test_own_counts.py

@@ -532,6 +532,37 @@ def test_rows_without_ids_or_of_bad_times_are_left_out_as_in_memory(
         prepare.write_prepared(none, schema, SPLITS["time"], tmp_path / "refused", SMALL)
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_side_tables_may_name_their_ids_otherwise(tmp_path: Path, suffix: str) -> None:
+    users, items, actions = (
+        t.drop(n for n, d in t.schema.items() if d.is_nested() and suffix == "csv") for t in tables()
+    )
+    features = tuple(
+        f for f in SCHEMA.features if f.source in {*users.columns, *items.columns} or f.history or f.computes
+    )
+    plain = SCHEMA.model_copy(update={"features": features})
+    schema = plain.model_copy(update={"users_id": "customer", "items_id": "asin"})
+    given = [
+        users.rename({"uid": "customer"}),
+        items.rename({"iid": "asin"}).with_columns(iid=pl.lit("another column")),
+        actions,
+    ]
+    for name, frame in zip(("users", "items", "interactions"), given, strict=True):
+        getattr(frame, f"write_{suffix}")(tmp_path / f"{name}.{suffix}")
+    data = DataConfig(**{name: str(tmp_path / f"{name}.{suffix}") for name in ("users", "items", "interactions")})
+    found = prepare.write_prepared(data, schema, SPLITS["random"], tmp_path / "out", SMALL)
+    memory = in_memory(users, items, actions, plain, SPLITS["random"])
+    assert rows(found) == rows(memory)
+    assert found.encoders.digest == memory.encoders.digest
+    assert check(data.users, data.items, data.interactions, schema).items.equals(
+        check(users, items, actions, plain).items, null_equal=True
+    )
+    with pytest.raises(DataError, match="users: no column 'uid'.*or the id column of this table in schema.users_id"):
+        prepare.write_prepared(data, plain, SPLITS["random"], tmp_path / "refused", SMALL)
+    with pytest.raises(DataError, match="items: no column 'asim'; did you mean 'asin'"):
+        check(data.users, data.items, data.interactions, schema.model_copy(update={"items_id": "asim"}))
+
+
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
     with running_ray():

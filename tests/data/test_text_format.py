@@ -593,3 +593,89 @@ def test_stats_read_any_form(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "interactions: 300 rows" in said
     assert "users: 3 rows" in said
     assert "item_id          Int64" in said
+
+
+WORDS = ["größer", "Öl", "weiß", "naïve", "Süd"]
+
+
+def words(folder: Path, encoding: str, ending: str = "csv", text: str | None = None) -> DataConfig:
+    """A log and a table of items in an encoding, in two files and one, gzipped if the ending says so."""
+    rows = [f"{WORDS[n % 5]}{n % 7};{WORDS[n * 3 % 5]} {n % 11};{n % 9 + 1},5\r\n" for n in range(300)]
+    header = "Käufer;Stück;Größe\r\n"
+    halves = {"log/a": "".join([header, *rows[:140]]), "log/b": "".join([header, *rows[140:]])}
+    items = "".join(["Stück;Name\r\n", *(f"{w} {n};Das {w} {n}\r\n" for w in WORDS for n in range(11))])
+    (folder / "log").mkdir(parents=True)
+    for name, content in {**halves, "items": items}.items():
+        data = (text or content).encode(encoding)
+        (folder / f"{name}.{ending}").write_bytes(gzip.compress(data) if ending.endswith("gz") else data)
+    return DataConfig.model_validate(
+        {
+            "interactions": str(folder / "log"), "items": str(folder / f"items.{ending}"),
+            "format": {"separator": ";", "decimal": ",", "encoding": encoding},
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("encoding", "ending"), [("cp1252", "csv"), ("utf-16", "csv.gz"), ("gb18030", "txt"), ("UTF-16-LE", "csv")])  # fmt: skip
+def test_text_of_any_encoding_gives_the_dataset_of_utf8(tmp_path: Path, encoding: str, ending: str) -> None:
+    schema = Schema(user_id="Käufer", item_id="Stück", label="Größe", positive_above=2, title="Name", duplicates="keep")
+    expected, _ = read(DatasetConfig(data=words(tmp_path / "plain", "utf-8")), schema)
+    data = words(tmp_path / "other", encoding, ending)
+    found, _ = read(DatasetConfig(data=data), schema)
+    for side in ("users", "items", "interactions"):
+        assert getattr(found, side).equals(getattr(expected, side))
+    assert found.items["Name"][0] == "Das größer 0"
+    split = SplitConfig(kind="random")
+    disk = prepare.write_prepared(data, schema, split, tmp_path / "out", SMALL)
+    of_utf8 = prepare.write_prepared(
+        words(tmp_path / "again", "utf-8"), schema, split, tmp_path / "plain" / "out", SMALL
+    )
+    assert disk.encoders.digest == of_utf8.encoders.digest
+    assert disk.items.frame.equals(of_utf8.items.frame)
+
+
+def test_lines_of_one_user_are_decoded_too(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_bytes("Jörg Öl Süd\nZoë Süd\n".encode("cp1252"))
+    data = {"interactions": str(tmp_path / "log.txt"), "format": {"layout": "sequences", "encoding": "cp1252"}}
+    found, _ = read(DatasetConfig.model_validate({"data": data}), Schema())
+    assert found.interactions.rows() == [("Jörg", "Öl", True), ("Jörg", "Süd", True), ("Zoë", "Süd", True)]
+
+
+def test_a_file_of_utf8_stays_so_whatever_the_encoding(tmp_path: Path) -> None:
+    data = words(tmp_path, "cp1252")
+    (tmp_path / "items.csv").write_text((tmp_path / "items.csv").read_text(encoding="cp1252"), encoding="utf-8")
+    schema = Schema(user_id="Käufer", item_id="Stück", title="Name", duplicates="keep")
+    assert read(DatasetConfig(data=data), schema)[0].items["Name"][0] == "Das größer 0"
+
+
+def test_an_encoding_that_is_none_or_does_not_fit_is_named(tmp_path: Path) -> None:
+    for unknown in ("klingon", "rot13", "zlib", ""):
+        with pytest.raises(
+            ValueError, match=f"'{unknown}' is no encoding that is known; give one such as 'utf-8', 'cp1252'"
+        ):
+            TextFormat(encoding=unknown)
+    schema = Schema(user_id="Käufer", item_id="Stück", label="Größe", duplicates="keep")
+    data = words(tmp_path / "a", "cp1252")
+    with pytest.raises(DataError, match=r"a\.csv: line 1 is not UTF-8; set data\.format\.encoding = 'windows-1252' if"):
+        read(DatasetConfig(data=data.model_copy(update={"format": TextFormat(separator=";", decimal=",")})), schema)
+    path = tmp_path / "a" / "log" / "b.csv"
+    path.write_bytes(path.read_bytes().replace(b"\r\n", b"\x81\r\n", 3).replace(b"\x81\r\n", b"\r\n", 2))
+    for call in (
+        lambda: read(DatasetConfig(data=data), schema),
+        lambda: prepare.write_prepared(data, schema, SplitConfig(), tmp_path / "out", SMALL),
+    ):
+        with pytest.raises(
+            DataError, match=r"b\.csv: line 3 is not cp1252; name the encoding of the file in data\.format\.encoding"
+        ):
+            call()
+    half = words(tmp_path / "c", "utf-16")
+    path = tmp_path / "c" / "items.csv"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"items\.csv: line \d+ is not utf-16"):
+        read(DatasetConfig(data=half), schema)
+    log().write_parquet(tmp_path / "log.parquet")
+    unused = {"interactions": str(tmp_path / "log.parquet"), "format": {"encoding": "cp1252"}}
+    with pytest.raises(
+        DataError, match=r"data\.format\.encoding tells how text files are read, and the table is Parquet"
+    ):
+        read(DatasetConfig.model_validate({"data": unused}), SCHEMA)

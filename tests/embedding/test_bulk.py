@@ -47,6 +47,7 @@ from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
 from twotower.files.object_stores import ObjectClient
 from twotower.files.urls import Url
+from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
 
 SCHEMA = Schema(
@@ -938,3 +939,22 @@ def test_rows_of_versions_are_told_since_each_gets_a_vector(tmp_path: Path) -> N
         lines.clear()
         api.embed(run, "item", tmp_path / "items.parquet", tmp_path / "item_vectors")
         assert not any("each row gets" in line for line in lines)
+
+
+def test_a_table_with_ids_of_another_name_is_embedded_and_answered(run: Run, whole: Path, tmp_path: Path) -> None:
+    users, _, actions = checkerboard()
+    schema = SCHEMA.model_copy(update={"users_id": "uid", "items_id": "asin"})
+    given = users.rename({"user_id": "uid"}), items(0, 30).rename({"item_id": "asin"})
+    named = api.fit(check(*given, actions, schema), schema, run.config, folder=tmp_path / "run")
+    table = items(0, 40).rename({"item_id": "asin"})
+    table.write_parquet(tmp_path / "items.parquet")
+    table.write_csv(tmp_path / "items.csv")
+    expected = pl.read_parquet(shard(whole, 0)).head(40)
+    for n, path in enumerate([tmp_path / "items.parquet", tmp_path / "items.csv"]):
+        api.embed(named, "item", path, tmp_path / f"out{n}")
+        assert pl.read_parquet(shard(tmp_path / f"out{n}", 0)).equals(expected)
+    items(0, 40).write_parquet(tmp_path / "plain.parquet")  # as the log names them
+    api.embed(named, "item", tmp_path / "plain.parquet", tmp_path / "plain")
+    assert pl.read_parquet(shard(tmp_path / "plain", 0)).equals(expected)
+    retriever = Retriever(api.publish(named, tmp_path / "store", force=True))
+    assert retriever.recommend_frame(given[0], 4).equals(retriever.recommend_frame(users, 4))

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from suggestion_worlds import START, log
 
+from twotower.config.toml import TomlValue
 from twotower.data.tables import check
 from twotower.errors import DataError
 from twotower.features.schema import Schema
@@ -65,27 +66,69 @@ def test_a_chinese_name_with_a_word_that_is_not_known_is_no_id() -> None:
     assert (found.options["user_id"], found.options["item_id"]) == ("用户", "商品号")
 
 
-@pytest.mark.parametrize(("zeros", "told"), [(0, False), (1, True), (19, True), (20, False)])
-def test_few_values_that_are_no_times_are_told(zeros: int, told: bool) -> None:
-    found = guessed(timestamp=[0] * zeros + SECONDS[zeros:])
-    assert found.options.get("time_unit", "") == ("order" if zeros else "")
-    assert bool(found.remarks) == told
-    assert not told or f"'timestamp': {zeros} of 40 values are no times from 1990" in found.remarks[0]
+@pytest.mark.parametrize("given", [{}, {"time": "timestamp"}])
+@pytest.mark.parametrize(
+    ("bad", "unit", "words"),
+    [
+        (
+            [0],
+            "s",
+            "1 of 40 times are not between 1990 and tomorrow in unit 's' (the first, in row 1: 0); 97.5 % look like seconds, 2.5 % like zeros",
+        ),
+        ([0] * 30, "s", "30 of 40 times"),
+        ([-1] * 7, "s", "17.5 % like no unit of time"),
+        ([4_102_444_800], "s", "2.5 % like times in the future"),
+        ([2023, 2024], "s", "2 of 40 times are not between 1990 and tomorrow in unit 's' (the first, in row 1: 2023)"),
+        ([1_000 * s for s in SECONDS[:20]], "s", "50 % look like seconds, 50 % like milliseconds"),
+        ([1_000 * s for s in SECONDS[:30]], "ms", "75 % look like milliseconds, 25 % like seconds"),
+        ([float("nan"), 0.5], "s", "2 of 40 times are missing or not between"),
+        ([None], "s", "1 of 40 times are missing (the first in row 1)"),
+    ],
+)
+def test_a_few_bad_times_are_refused_and_are_no_order(
+    bad: list[float | None], unit: str, words: str, given: dict[str, TomlValue]
+) -> None:
+    frame = pl.DataFrame(IDS).with_columns(timestamp=pl.Series([*bad, *SECONDS[len(bad) :]], strict=False))
+    with pytest.raises(DataError) as caught:
+        guess_columns(frame, given, {})
+    assert str(caught.value).startswith("interactions: time 'timestamp': ")
+    assert words in str(caught.value)
+    assert "set schema.bad_times = 'drop' to leave those rows out, set schema.time_unit = 'order' if" in str(
+        caught.value
+    )
+    found = guess_columns(frame, {**given, "bad_times": "drop"}, {})
+    assert (found.options["time"], found.options.get("time_unit", "s"), found.remarks) == ("timestamp", unit, [])
+    check(None, None, frame, Schema.model_validate(found.options))
+    if None not in bad and not any(b != b for b in bad):
+        order = guess_columns(frame, {**given, "time_unit": "order", "time": "timestamp"}, {})
+        assert order.options["time_unit"] == "order"
 
 
-def test_a_time_with_missing_values_is_told_and_is_looked_at_where_it_would_tell_the_order() -> None:
+@pytest.mark.parametrize(
+    "numbers", [[*range(1, 41)], [0, 0, *range(38)], [i / 7 for i in range(40)], [i * 10**11 for i in range(40)]]
+)
+def test_numbers_that_order_the_rows_are_an_order(numbers: list[float]) -> None:
+    assert guessed(timestamp=numbers).options["time_unit"] == "order"
+
+
+def test_a_time_with_missing_values_is_looked_at_where_it_would_tell_the_order() -> None:
     few = [None if i == 3 else s for i, s in enumerate(SECONDS)]
-    found = guessed(timestamp=few)
+    found = guessed(timestamp=[None if i % 4 == 3 else s for i, s in enumerate(SECONDS)])
     assert "time" not in found.options
     assert found.remarks == [
-        "'timestamp': 1 of 40 values are missing, so it is no time and tells no order; fill these values or drop the rows, and call suggest "
-        "again"
+        "'timestamp': 10 of 40 times are missing (the first in row 4) and tells no order; set schema.time=timestamp and schema.bad_times=drop to leave "
+        "these rows out, and call suggest again"
     ]
     found = guessed(timestamp=[None if i < 21 else s for i, s in enumerate(SECONDS)])
     assert (found.remarks, found.notes) == ([], ["'timestamp': 21 of 40 values are missing, so it is no time"])
     found = guessed(clicked_at=SECONDS, timestamp=few)
     assert found.options["time"] == "clicked_at"
-    assert (found.remarks, found.notes) == ([], ["'timestamp': 1 of 40 values are missing, so it is no time"])
+    assert (found.remarks, found.notes) == ([], ["'timestamp': 1 of 40 times are missing (the first in row 4)"])
+    frame = pl.DataFrame(IDS).with_columns(
+        bought_at=pl.Series(few), updated_at=pl.Series([None if i % 3 else s for i, s in enumerate(SECONDS)])
+    )
+    found = guess_columns(frame, {"bad_times": "drop"}, {})
+    assert found.options["time"] == "bought_at"
 
 
 def test_words_among_numbers_make_no_label() -> None:
@@ -200,7 +243,7 @@ def test_what_is_no_time_is_told() -> None:
     assert "time" not in guessed(time=["morning", "noon"] * 20).options
     found = guessed(time=[START, None] * 20)
     assert "time" not in found.options
-    assert found.remarks[0].startswith("'time': 20 of 40 values are missing")
+    assert found.remarks[0].startswith("'time': 20 of 40 times are missing")
 
 
 def of_places(first: int, column: str = "position", time: bool = False) -> pl.DataFrame:

@@ -262,6 +262,37 @@ def test_categories_and_lists_are_read_where_most_values_are_missing(
         assert "values are missing" in str(note) or found
 
 
+TITLES = {
+    "Bezeichnung": [f"Bohrer {'abcdefghij'[n % 10]}{'xyzuv'[n % 5]} {n}" for n in range(60)],
+    "wort": [f"wort{chr(97 + n % 26)}{chr(97 + n // 26)}" for n in range(60)],
+    "xx": [f"中文{chr(0x4E00 + 7 * n)}" for n in range(60)],
+    "langer_text": [f"a long description of the item with the number {n}" for n in range(60)],
+    "sku": [f"SKU-{n:05d}" for n in range(60)],
+    "asin": [f"B{n:02d}XW{n:02d}P" for n in range(60)],
+    "link": [f"https://shop.example/item{chr(97 + n % 26)}{chr(97 + n // 26)}" for n in range(60)],
+    "seit": [f"{1 + n % 28:02d}.{1 + n % 12:02d}.2020 10:{n:02d}" for n in range(60)],
+    "marke": ["Acme Works", "Other Works"] * 30,
+}
+
+
+@pytest.mark.parametrize(
+    ("columns", "title"),
+    [
+        (["sku", "marke", "Bezeichnung"], "Bezeichnung"),
+        (["langer_text", "wort", "link"], "wort"),
+        (["asin", "xx"], "xx"),
+        (["seit", "langer_text"], "langer_text"),
+        (["asin", "seit", "marke"], ""),
+    ],
+)
+def test_a_text_that_is_nearly_unique_is_the_title_whatever_its_name(columns: list[str], title: str) -> None:
+    table = pl.DataFrame({"item_id": range(60), **{c: TITLES[c] for c in columns}})
+    assert guess_features(table, "item", "item_id").title == title
+    some = table.with_columns(pl.col(title).gather(pl.int_range(60) // 2)) if title else table
+    assert not title or guess_features(some, "item", "item_id").title != title or title == "langer_text"
+    assert guess_features(table.with_columns(title=pl.lit("x")), "item", "item_id").title == "title"
+
+
 @pytest.mark.parametrize(
     ("columns", "title"), [(["about", "name"], "name"), (["about"], "about"), (["brand"], ""), (["kind_of"], "")]
 )

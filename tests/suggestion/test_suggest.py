@@ -1318,18 +1318,29 @@ def test_a_rule_that_leaves_no_validation_part_leaves_nothing_to_it(recipe: str)
     assert any(name.startswith("test.") for name in metrics)
 
 
-def test_ids_of_another_name_in_a_table_say_what_to_rename() -> None:
-    actions = log(length=8).rename({"user_id": "user"})
+def test_ids_of_another_name_in_a_table_are_found_and_written(tmp_path: Path) -> None:
+    actions = log(length=8).rename({"user_id": "user", "item_id": "product"})
     users = pl.DataFrame({"age": [i % 9 for i in range(60)], "user_id": range(60)})
-    with pytest.raises(
-        DataError, match="stand in 'user_id', and those of the interactions in 'user'.*rename 'user_id' to 'user'"
-    ):
-        suggest(actions, users)
-    with pytest.raises(DataError, match="no column 'user'"):  # no column holds them
-        suggest(actions, users.with_columns(user_id=pl.col("user_id") + 100))
+    items = pl.DataFrame({"asin": sorted(actions["product"].unique())}).with_columns(
+        title=pl.format("the item {}", "asin")
+    )
+    (tmp_path / "shop").mkdir()
+    for name, table in {"clicks": actions, "users": users, "items": items}.items():
+        table.write_csv(tmp_path / "shop" / f"{name}.csv")
+    for found in (suggest(actions, users, items), suggest(tmp_path / "shop", folder=tmp_path)):
+        assert (found.schema.user_id, found.schema.users_id) == ("user", "user_id")
+        assert (found.schema.item_id, found.schema.items_id, found.schema.title) == ("product", "asin", "title")
+        assert 'users_id = "user_id"  # the table of users holds the same ids in it' in found.text
+    tables, _ = read(found.config, found.schema)
+    assert isinstance(tables, Tables)
+    assert tables.users.columns == ["age", "user"]
+    assert tables.items["product"].to_list() == items["asin"].to_list()
+    assert suggest(actions, users, overrides=["schema.users_id=user_id"]).schema.users_id == "user_id"
+    with pytest.raises(DataError, match="no column 'user'.*or the id column of this table in schema.users_id"):
+        suggest(actions, users.with_columns(user_id=pl.col("user_id") + 100))  # no column holds them
 
 
-def test_ids_of_another_column_than_the_guessed_one_say_what_to_rename() -> None:
+def test_ids_of_another_column_than_the_guessed_one_say_what_to_set() -> None:
     """A column `flight` has the name of an item, and the table of airports holds the ids of `dest`."""
     n = np.arange(600)
     rows = pl.DataFrame(
@@ -1341,15 +1352,18 @@ def test_ids_of_another_column_than_the_guessed_one_say_what_to_rename() -> None
         }
     )
     airports = pl.DataFrame({"faa": [f"A{i}" for i in range(200)], "height": [i % 50 for i in range(200)]})
-    with pytest.raises(DataError, match="stand in 'faa', and those of the interactions in 'dest'; schema.item_id is"):
+    with pytest.raises(
+        DataError, match="'faa' holds the ids that 'dest' of the inter.*set schema.item_id = 'dest', and"
+    ):
         suggest(rows, None, airports)
+    assert suggest(rows, None, airports, overrides=["schema.item_id=dest"]).schema.items_id == "faa"
     with pytest.raises(DataError, match="no column 'flight'"):
         suggest(rows, None, airports, overrides=["schema.item_id=flight"])
     few = rows.with_columns(dest=n % 40, origin=n % 3)
     with pytest.raises(DataError, match="no column 'flight'"):  # by chance: these are few of the numbers
         suggest(few, None, airports.with_columns(faa=pl.int_range(200)))
     half = rows.with_columns(dest=n % 110, origin=n % 3)
-    with pytest.raises(DataError, match="stand in 'faa', and those of the interactions in 'dest'"):
+    with pytest.raises(DataError, match="'faa' holds the ids that 'dest' of the inter"):
         suggest(half, None, airports.with_columns(faa=pl.int_range(200)))
 
 
@@ -1420,3 +1434,72 @@ def test_a_table_that_may_be_of_others_or_spelled_otherwise_is_refused_with_the_
     with pytest.raises(DataError, match=r"schema.unknown_users = 'add'"):
         suggest(actions, users)
     assert suggest(actions, users, overrides=["schema.unknown_users=add"]).schema.unknown_users == "add"
+
+
+IDS = {"user_id": [i % 40 for i in range(400)], "item_id": [i * 7 % 23 for i in range(400)]}
+TIMES = [1_600_000_000 + 100 * i for i in range(400)]
+
+
+@pytest.mark.parametrize("values", [TIMES, [i % 5 for i in range(400)], [f"a text {i}" for i in range(400)], [f"2023-01-{1 + i % 28:02d}" for i in range(400)]], ids=["times", "steps", "texts", "dates"])  # fmt: skip
+@pytest.mark.parametrize("name", ["*", "^.*$", "^a$", "__row", "__time", "__count"])
+def test_a_column_of_a_name_that_no_schema_has_is_left_out(name: str, values: list[object], tmp_path: Path) -> None:
+    rows = pl.DataFrame({**IDS, name: values})
+    items = rows.unique("item_id", maintain_order=True).drop("user_id")
+    rows.write_csv(tmp_path / "clicks.csv")
+    for found in (
+        suggest(rows),
+        suggest(pl.DataFrame(IDS), None, items),
+        suggest(tmp_path / "clicks.csv", folder=tmp_path),
+    ):
+        assert f"'{name}'" in "".join(found.reasons)
+        assert (found.schema.user_id, found.schema.item_id, found.schema.time) == ("user_id", "item_id", "")
+        assert name not in [f.source for f in found.schema.features]
+    with pytest.raises((DataError, ConfigError), match=r"rename|no column"):
+        suggest(rows, overrides=[f"schema.user_id={name}"])
+
+
+def test_a_table_without_a_value_is_refused() -> None:
+    nothing = pl.DataFrame({"user_id": [None] * 50, "item_id": [None] * 50, "time": [None] * 50})
+    with pytest.raises(DataError, match="'user_id' has 50 missing ids in 50 rows; fill them, or set schema.missing"):
+        suggest(nothing)
+    with pytest.raises(DataError, match="50 of 50 rows have no id .* and no other row is left"):
+        suggest(nothing, overrides=["schema.missing=drop"])
+    with pytest.raises(DataError, match="no column of user_id and item_id is found"):
+        suggest(nothing.rename({"user_id": "a", "item_id": "b", "time": "c"}))
+
+
+def test_rows_without_an_id_are_one_refusal_that_names_the_setting(tmp_path: Path) -> None:
+    rows = log(length=8).with_columns(session=pl.col("user_id") * 2)
+    rows = rows.with_columns(user_id=pl.when(pl.int_range(pl.len()) % 4 > 0).then("user_id"))
+    rows.write_parquet(tmp_path / "clicks.parquet")
+    missing = rows["user_id"].null_count()
+    with pytest.raises(DataError) as caught:
+        suggest(tmp_path / "clicks.parquet", folder=tmp_path)
+    assert str(caught.value) == (
+        f"interactions: column 'user_id' has {missing} missing ids in {rows.height} rows; fill them, or set schema.missing = 'drop' to leave these "
+        "rows out, or set schema.user_id = 'session' for visits in place of users"
+    )
+    found = suggest(tmp_path / "clicks.parquet", folder=tmp_path, overrides=["schema.missing=drop"])
+    assert found.shape.users == rows["user_id"].drop_nulls().n_unique()
+    assert found.schema.missing == "drop"
+    tables, _ = read(found.config, found.schema)
+    assert isinstance(tables, Tables)
+    assert tables.interactions.height == rows.height - missing
+    assert suggest(tmp_path / "clicks.parquet", overrides=["schema.user_id=session"]).schema.user_id == "session"
+    views = rows.with_columns(event=pl.when(pl.col("user_id").is_null()).then(pl.lit("view")).otherwise(pl.lit("buy")))
+    rules = ["schema.event=event", "schema.events.view=ignored", "schema.events.buy=1"]
+    assert suggest(views, overrides=rules).schema.missing == "error"  # ignored rows need no user
+
+
+def test_bad_times_are_one_refusal_that_names_the_setting(tmp_path: Path) -> None:
+    rows = log(length=8)
+    bad = rows.with_columns(timestamp=pl.when(pl.int_range(pl.len()) % 100 == 7).then(0).otherwise("timestamp"))
+    bad.write_csv(tmp_path / "clicks.csv")
+    with pytest.raises(
+        DataError, match=r"times are not between 1990 and tomorrow in unit 's' .*; set schema.bad_times = 'drop'"
+    ):
+        suggest(tmp_path / "clicks.csv", folder=tmp_path)
+    found = suggest(tmp_path / "clicks.csv", folder=tmp_path, overrides=["schema.bad_times=drop"])
+    good = suggest(bad.filter(pl.col("timestamp") > 0))
+    assert (found.schema.time, found.schema.time_unit, found.schema.bad_times) == ("timestamp", "s", "drop")
+    assert (found.recipe, found.shape.interactions) == (good.recipe, good.shape.interactions)

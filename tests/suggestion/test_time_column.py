@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from twotower.errors import DataError
 from twotower.suggestion.columns import guess_columns
 from twotower.suggestion.guessed_columns import GuessedColumns
 from twotower.suggestion.suggest import suggest
@@ -70,7 +71,8 @@ def test_durations_and_hours_order_nothing(name: str) -> None:
         f"'{name}': by its name a duration or a part of a date; set schema.time={name} and schema.time_unit=order"
     )
     assert guessed(**{name: list(SECONDS)}).options["time"] == name  # times they are
-    assert guessed(**{name: [0, *SECONDS[1:]]}).options["time_unit"] == "order"  # all but one of them
+    with pytest.raises(DataError, match="1 of 200 times are not between 1990 and tomorrow"):
+        guessed(**{name: [0, *SECONDS[1:]]})
     other = guessed(**{name: [i * 37 % 101 for i in range(N)]}, at=SECONDS)
     assert (other.options["time"], other.remarks) == ("at", [])
 
@@ -82,9 +84,11 @@ def test_numbers_that_are_named_times_and_no_durations_order_the_rows(name: str)
 
 def test_times_of_users_hide_no_broken_time_of_the_rows() -> None:
     signup: list[object] = [date(START - DAY * (1 + user)) for user in USERS]
-    found = guessed(signup_date=signup, date=[None if i == 7 else date(s) for i, s in enumerate(SECONDS)])
-    assert found.options["time"] == "signup_date"
-    assert any(r.startswith("'date': 1 of 200 values are missing") and "fill these values" in r for r in found.remarks)
+    with pytest.raises(
+        DataError,
+        match=r"time 'date': 1 of 200 times are missing \(the first in row 8\); set schema.bad_times = 'drop'",
+    ):
+        guessed(signup_date=signup, date=[None if i == 7 else date(s) for i, s in enumerate(SECONDS)])
 
 
 def test_a_day_beside_its_month_orders_nothing() -> None:
@@ -102,17 +106,25 @@ def test_an_order_by_a_part_of_a_name_is_looked_at() -> None:
 
 
 @pytest.mark.parametrize(
-    ("odd", "at"), [("NULL", 3), ("0000-00-00 00:00:00", 17), ("created_at", 0), ("1970-01-01 00:00:00", 5)]
+    ("odd", "at", "like"),
+    [
+        ("NULL", 3, "no time"),
+        ("0000-00-00 00:00:00", 17, "no time"),
+        ("created_at", 0, "no time"),
+        ("1970-01-01 00:00:00", 5, "zeros"),
+        ("2035-01-01 00:00:00", 9, "times in the future"),
+    ],
 )
-def test_a_value_that_is_no_time_among_times_is_named(odd: str, at: int) -> None:
+def test_a_value_that_is_no_time_among_times_is_refused(odd: str, at: int, like: str) -> None:
     times: list[object] = [date(s, "%Y-%m-%d %H:%M:%S") for s in SECONDS]
     times[at] = odd
-    found = guessed(created_at=times)
-    assert "time" not in found.options
-    assert found.remarks == [
-        f"'created_at': 1 of 200 values are no times (the first, in row {at + 1}: '{odd}'), so it is no time and tells no order; fill these "
-        "values or drop the rows, and call suggest again"
-    ]
+    with pytest.raises(DataError) as caught:
+        guessed(created_at=times)
+    assert str(caught.value) == (
+        "interactions: time 'created_at': 1 of 200 times are not between 1990 and tomorrow "
+        f"(the first, in row {at + 1}: {odd}); 99.5 % look like dates since 1990, 0.5 % like {like}; set schema.bad_times = 'drop' to leave those rows "
+        "out, or set schema.time = '' if the column holds no times"
+    )
     found = guessed(created_at=times, clicked=[*SECONDS])
     assert (found.options["time"], found.remarks) == ("clicked", [])
 

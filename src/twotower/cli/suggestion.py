@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from twotower.cli.flags import Overrides
-from twotower.errors import ConfigError
-from twotower.escaping import escape_controls, shell_command
+from twotower.errors import ConfigError, DataError
+from twotower.escaping import escape_controls, shell_command, shell_word
 from twotower.reports.terminal import print_line
 
+_SETTING = re.compile(r"\bset ((?:schema|data|split)\.[\w.]+) = (?:'([^']*)'|\"([^\"]*)\")")
+"""A setting in a message, with its value."""
 OUTPUT = "--output"
 """The option with which the result is a file."""
+
+
+def _as_flag(setting: re.Match[str]) -> str:
+    return f"give --set {shell_word(setting[1] + '=' + (setting[2] or setting[3] or ''))}"
 
 
 def suggest(
@@ -52,9 +59,12 @@ def suggest(
         raise ConfigError(f"{output}: exists already; choose another file for `output`, or remove this one")
     if output is not None and not output.parent.is_dir():
         raise ConfigError(f"{output}: its folder does not exist; make it, or choose another file for `output`")
-    found = suggest(
-        data, users or None, items or None, recipe=recipe, overrides=overrides or (), folder=output.parent if output else ".", output=output
-    )  # fmt: skip
+    try:
+        found = suggest(
+            data, users or None, items or None, recipe=recipe, overrides=overrides or (), folder=output.parent if output else ".", output=output
+        )  # fmt: skip
+    except DataError as e:  # there is no config yet in which a setting could be written
+        raise DataError(_SETTING.sub(_as_flag, str(e))) from None
     if output is None:
         print("\n".join(map(escape_controls, found.text.splitlines())))
         return

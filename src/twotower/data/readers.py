@@ -64,13 +64,15 @@ class Reading:
     """False: dates in text files stay text, where `numbers` is None."""
     decimal_comma: bool = False
     """True: numbers have a decimal comma, in files whose separator is none."""
+    encoding: str | None = None
+    """Encoding of the files, as Python names it. None: UTF-8, and no option names another one."""
 
     @classmethod
     def of(cls, schema: Schema, side: SideName | None = None, form: TextFormat | None = None) -> Reading:
         """Return the types that a schema requires for the table of a side, or for the interactions, in files of a form."""
         form = form or TextFormat()
         comma = form.decimal == ","
-        ids = {schema.user_id, schema.item_id}
+        ids = {schema.user_id, schema.item_id, schema.table_id(side or "user")}
         if side is None:
             averaged = {s.column for s in schema.statistics() if s.column}
             of_type = _columns_by_type(schema, "context")
@@ -85,16 +87,22 @@ class Reading:
                 form.columns,
                 lines,
                 decimal_comma=comma,
+                encoding=form.encoding,
             )
         of_type = _columns_by_type(schema, side)
         text = frozenset(of_type["text"] - of_type["numbers"] - ids)
         separator = form.separator_of(f"{side}s")
-        return cls(frozenset(of_type["numbers"] - ids), text, separator, decimal_comma=comma)
+        return cls(frozenset(of_type["numbers"] - ids), text, separator, decimal_comma=comma, encoding=form.encoding)
 
     def of_table(self, form: TextFormat) -> Reading:
         """Return the types of columns for one table in files of a form, whose options are arguments of a call."""
         return replace(
-            self, separator=form.separator, columns=form.columns, option="`{}`", decimal_comma=form.decimal == ","
+            self,
+            separator=form.separator,
+            columns=form.columns,
+            option="`{}`",
+            decimal_comma=form.decimal == ",",
+            encoding=None,
         )
 
 
@@ -181,6 +189,7 @@ def _read_paths(
 ) -> pl.DataFrame:
     """Read files as one table. `parts` are their part codes, if a column PART is wanted."""
     reading = reading or Reading(None)
+    paths = [replace(path, encoding=reading.encoding) for path in paths]
     frame = _read_all(paths, reading, wanted, parts)
     if not paths[0].is_text:
         return frame
@@ -389,6 +398,11 @@ def columns_and_rows(path: TablePath, reading: Reading) -> tuple[pl.Schema, int]
 def parse_canonical_text(series: pl.Series) -> pl.Series:
     """Return a text column as Int64 or UInt64 if every value is a canonical integer (no leading zeros or plus sign), as
     Boolean if every value is true or false, else unchanged."""
+    name, series = series.name, series.alias("values")  # polars reads names such as ^a$ as patterns
+    return _canonical(series).alias(name)
+
+
+def _canonical(series: pl.Series) -> pl.Series:
     if series.is_null().all():
         return series
     if series.str.contains(CANONICAL_INTEGER).all():

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
+import codecs
 import gzip
+import secrets
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path, PurePath
-from typing import BinaryIO, TypedDict, Unpack
+from threading import Lock
+from typing import Any, BinaryIO, TypedDict, Unpack
 
 import polars as pl
 
 from twotower.errors import DataError
 from twotower.files.object_stores import ObjectClient, ObjectError
+from twotower.files.scratch import scratch_folder
 from twotower.files.urls import Url
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
@@ -43,6 +49,14 @@ class _ServerOptions(TypedDict, total=False):
     credential_provider: None
 
 
+COPIES = 4
+"""Copies of text files as UTF-8 that a process has at once: of the tables that it reads together."""
+_copies: dict[tuple[object, ...], Path] = {}
+_copying = Lock()
+_held: list[Any] = []
+"""Holder of the folder of the copies until the process ends, and the folder."""
+
+
 @dataclass(frozen=True)
 class FolderColumn:
     """A column whose value is that of the folder `name=value` around a file. `type` is common to all files of a table: whole
@@ -66,6 +80,8 @@ class TablePath:
 
     place: Path | Url
     folder_columns: tuple[FolderColumn, ...] = ()
+    encoding: str | None = None
+    """Encoding of a text file, as Python names it. None: UTF-8, and no option of the reader names another one."""
 
     def __str__(self) -> str:
         return str(self.place)
@@ -106,7 +122,11 @@ class TablePath:
         return [info.size, info.tag]
 
     def open(self) -> BinaryIO | gzip.GzipFile:
-        """Open the file, of a gzipped one the content. Raises OSError, RunError."""
+        """Open the file, of a gzipped one the content, as UTF-8. Raises OSError, RunError, DataError."""
+        return self.open_bytes() if self._is_utf8 else self._utf8_copy.open("rb")
+
+    def open_bytes(self) -> BinaryIO | gzip.GzipFile:
+        """Open the file in its own encoding, of a gzipped one the content. Raises OSError, RunError."""
         is_gzipped = self.name.lower().endswith(".gz")
         if isinstance(self.place, Path):
             return gzip.open(self.place, "rb") if is_gzipped else self.place.open("rb")
@@ -121,12 +141,14 @@ class TablePath:
 
     def scan_csv(self, **options: Unpack[CsvOptions]) -> pl.LazyFrame:
         """Scan a text file, without the columns of its folders."""
+        if not self._is_utf8:
+            return pl.scan_csv(self._utf8_copy, glob=False, **options)
         return pl.scan_csv(self._where, glob=False, **options, **self._options)
 
     def read_csv(self, **options: Unpack[CsvOptions]) -> pl.DataFrame:
         """Read a text file, without the columns of its folders."""
-        if isinstance(self.place, Path):
-            return pl.read_csv(self.place, glob=False, **options)
+        if isinstance(self.place, Path) or not self._is_utf8:
+            return pl.read_csv(self.place if self._is_utf8 else self._utf8_copy, glob=False, **options)  # type: ignore[arg-type]
         return self.scan_csv(**options).collect()
 
     def with_folder_columns(self, table: pl.LazyFrame, as_text: frozenset[str] | None = frozenset()) -> pl.LazyFrame:
@@ -137,6 +159,61 @@ class TablePath:
         return table.with_columns(
             c.literal(as_text is None or c.name in as_text) for c in self.folder_columns if c.name not in own
         )
+
+    @property
+    def _is_utf8(self) -> bool:
+        return not self.is_text or codecs.lookup(self.encoding or "utf-8").name == "utf-8"
+
+    @property
+    def _utf8_copy(self) -> Path:
+        """A copy of the file as UTF-8, made where the latest COPIES lack it. Raises OSError, RunError, and DataError with the number of the first
+        line that is not of the encoding."""
+        key = (self.identity, self.encoding, *self.state())
+        with _copying:
+            if key not in _copies:
+                while len(_copies) >= COPIES:
+                    _copies.pop(next(iter(_copies))).unlink(missing_ok=True)
+                if not _held:
+                    _held.append(ExitStack())
+                    atexit.register(_held[0].close)
+                    _held.append(_held[0].enter_context(scratch_folder(Path(tempfile.gettempdir()), "utf8")))
+                _copies[key] = self._write_utf8(_held[1] / f"{secrets.token_hex(8)}{self.ending}")
+            _copies[key] = _copies.pop(key)
+            return _copies[key]
+
+    def _holds_utf8(self) -> bool:
+        """Return True for a file of UTF-8 that is not ASCII alone, which bytes of other encodings hardly ever are."""
+        decoder, is_ascii = codecs.getincrementaldecoder("utf-8")(), True
+        with self.open_bytes() as source:
+            try:
+                while block := source.read(2**20):
+                    decoder.decode(block)
+                    is_ascii = is_ascii and block.isascii()
+                decoder.decode(b"", final=True)
+            except UnicodeDecodeError:
+                return False
+        return not is_ascii
+
+    def _write_utf8(self, to: Path) -> Path:
+        encoding = "utf-8" if self._holds_utf8() else str(self.encoding)
+        decoder = codecs.getincrementaldecoder(encoding)()
+        line, is_last = 1, False
+        with self.open_bytes() as source, to.open("w", encoding="utf-8", newline="") as copy:
+            while not is_last:
+                block, before = source.read(2**20), decoder.getstate()
+                is_last = not block
+                try:
+                    text = decoder.decode(block, is_last)
+                except UnicodeError as e:
+                    decoder.setstate(before)
+                    read = getattr(e, "start", 0) - len(before[0])
+                    line += decoder.decode(block[: max(0, read)]).count("\n")
+                    raise DataError(
+                        f"{self}: line {line:,} is not {self.encoding}; name the encoding of the file in data.format.encoding"
+                    ) from None
+                line += text.count("\n")
+                copy.write(text.removeprefix("\ufeff") if not copy.tell() else text)
+        return to
 
     @property
     def _where(self) -> Path | str:

@@ -89,7 +89,7 @@ def check(
         if table is None:
             sides[side], _ = _checked_side(actions.select(pl.col(key).unique().sort()), side, schema, notes)
             continue
-        frame = as_frame(table, f"{side}s", Reading.of(schema, side, form))
+        frame = with_id_name(as_frame(table, f"{side}s", Reading.of(schema, side, form)), side, schema)
         frame = frame.drop(TIME, strict=False) if schema.valid_from else frame
         ids, from_text = counted_ids(actions, key), has_text(table, interactions)
         sides[side], of_side = _checked_side(frame, side, schema, notes, ids, from_text)
@@ -110,14 +110,22 @@ def check(
     return Tables(sides["user"], sides["item"], actions, notes, versions, left_out)
 
 
-def need(frame: pl.DataFrame, columns: list[str], what: str) -> None:
+def need(frame: pl.DataFrame, columns: list[str], what: str, or_else: str = "") -> None:
     """Raise DataError if the table `what` lacks one of the columns."""
     for name in columns:
         if name not in frame.columns:
             raise DataError(
                 f"{what}: no column '{name}'{did_you_mean(name, frame.columns)} "
-                f"(found: {', '.join(frame.columns[:12])}{', …' if frame.width > 12 else ''}); name it in [schema]"
+                f"(found: {', '.join(frame.columns[:12])}{', …' if frame.width > 12 else ''}); name it in [schema]{or_else}"
             )
+
+
+def with_id_name(frame: pl.DataFrame, side: SideName, schema: Schema) -> pl.DataFrame:
+    """Return the table of a side with its ids under the name that those of the interactions have. Raises DataError without such a column."""
+    own, key = schema.table_id(side), schema.id_column(side)
+    if own not in frame.columns:
+        need(frame, [own], f"{side}s", f", or the id column of this table in schema.{side}s_id")
+    return frame if own == key else frame.drop(key, strict=False).rename({own: key})
 
 
 def _not_empty(frame: pl.DataFrame, what: str) -> None:
@@ -135,7 +143,7 @@ def with_ids(frame: pl.DataFrame, key: str, what: str, or_else: str = " or drop 
             "own, or name another column in [schema]"
         )
     ids = canonical_ids(series)
-    if n := int((missing := lacks_id(series)).sum()):
+    if n := int(lacks_id(series).sum()):
         blank = n - missing_count(series)
         empty = f" ({blank:,} of them empty text)" if blank else ""
         raise DataError(

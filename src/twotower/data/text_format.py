@@ -32,6 +32,11 @@ class TextFormat(Section):
         description="Character between the values in the files of one table, in place of separator: a character by users, items or "
         "interactions. Empty: none.",
     )
+    encoding: str = Field(
+        "utf-8",
+        description="Encoding of the text files of all tables, as Python names it, such as cp1252, gb18030 or utf-16. A file is decoded into the "
+        "temporary folder of the machine before it is read; one that is UTF-8 stays so.",
+    )
     decimal: Literal[".", ","] = Field(
         ".", description="Decimal mark of numbers. A comma is read in files whose values no comma separates."
     )
@@ -66,6 +71,17 @@ class TextFormat(Section):
             raise ValueError(f"{empty} has an empty separator; leave {empty} out")
         return {name: cls._one_character(separator) for name, separator in value.items()}
 
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        try:
+            "".encode(value)
+        except (LookupError, UnicodeError, ValueError):
+            raise ValueError(
+                f"{value!r} is no encoding that is known; give one such as 'utf-8', 'cp1252' or 'gb18030'"
+            ) from None
+        return value
+
     @field_validator("columns")
     @classmethod
     def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -92,9 +108,17 @@ class TextFormat(Section):
     def check_used(self, has_text: bool, is_text: bool, option: str = "data.format.{}") -> None:
         """Raise DataError if an option has no effect: `has_text` tells whether a table is text, `is_text` whether the interactions,
         or the only table, are. `option` is the name of an option in the message."""
-        texts = {"separator": has_text, "decimal": has_text, "columns": is_text, "layout": is_text}
+        texts = {
+            "separator": has_text,
+            "decimal": has_text,
+            "encoding": has_text,
+            "columns": is_text,
+            "layout": is_text,
+        }
         unused = [
-            name for name, found in texts.items() if not found and getattr(self, name) not in ("", (), "rows", ".")
+            name
+            for name, found in texts.items()
+            if not found and getattr(self, name) not in ("", (), "rows", ".", "utf-8")
         ]
         if unused:
             raise DataError(

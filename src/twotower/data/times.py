@@ -44,6 +44,8 @@ _MONTH, _DAY_OF_MONTH = (re.compile(f"%[-_0]?[{letters}]") for letters in ("mbBh
 """Parts of a format. A month without a day is its first."""
 SAMPLED_TEXTS = 200
 """Distinct texts, the first, whose formats are tried where bad times are left out."""
+SHOWN = 60
+"""Characters of a value that are shown."""
 _NUMBER = ""
 """Format of texts that are numbers."""
 _DATE = re.compile(
@@ -74,7 +76,8 @@ class Times:
         self._formats: list[str] = []  # formats that fit all texts so far
         self._unread: dict[str, int] = {}  # texts that a format does not read, where these are left out
         self._ambiguous = False  # two formats fit and give different times
-        self._wrong = 0
+        self.bad, self.missing = 0, 0
+        """Number of times that are bad, and of those that are missing."""
         self._first: tuple[int, str] = (0, "")
         self._like: dict[str, int] = {}
 
@@ -82,10 +85,11 @@ class Times:
         """Check the next piece. Raises DataError for values that cannot be read."""
         if not len(column):
             return
-        if (n := missing_count(column)) and not self.drops:
+        self.missing += (n := missing_count(column))
+        if n and not self.drops:
             raise DataError(f"{self.what} has {n:,} missing values in {len(column):,} rows; fill them{self._or_drop}")
         if n == len(column):
-            self._judge(pl.Series([None], dtype=pl.Float64).new_from_index(0, n))
+            self._judge(pl.Series([None], dtype=pl.Float64).new_from_index(0, n), column)
             self.rows += n
             return
         if not (column.dtype in (pl.Datetime, pl.Date, *TEXT_TYPES) or column.dtype.is_numeric()):
@@ -99,7 +103,7 @@ class Times:
         if len(self._kinds) > 1:
             raise DataError(f"{self.what} is a date in some rows and a number in others; make it one")
         if self.schema.time_unit != "order" or self.drops:
-            self._judge(read)
+            self._judge(read, column)
         self.rows += len(column)
 
     @property
@@ -115,8 +119,8 @@ class Times:
                 f"{self.what} holds days and months in either order, all rows fit both; "
                 f"set schema.time_format = '{one}' or '{other}'"
             )
-        if self._wrong and not (self.drops and self._wrong < self.rows):
-            raise DataError(f"{self.what}: {self._faults()}: {self._advice()}")
+        if self.bad and not (self.drops and self.bad < self.rows):
+            raise DataError(f"{self.what}: {self.faults()}: {self._advice()}")
 
     @property
     def _or_drop(self) -> str:
@@ -126,11 +130,11 @@ class Times:
     @property
     def notes(self) -> list[str]:
         """A message about the bad times that are left out, none without such."""
-        return [f"{self.what}: {self._faults()}; these rows are left out"] if self.drops and self._wrong else []
+        return [f"{self.what}: {self.faults()}; these rows are left out"] if self.drops and self.bad else []
 
     def kept(self, actions: pl.DataFrame) -> pl.DataFrame:
         """Return the rows without those of bad times, if these are left out."""
-        return actions.filter(self._good(*self._values(self._parsed(actions[self.column])))) if self._wrong else actions
+        return actions.filter(self._good(*self._values(self._parsed(actions[self.column])))) if self.bad else actions
 
     def add(self, actions: pl.DataFrame) -> pl.DataFrame:
         """Return the rows with parsed text and the column TIME (Int64; with unit 'order' the numbers themselves)."""
@@ -223,8 +227,8 @@ class Times:
         per = 1 if dated else _PER_SECOND[self.schema.time_unit]
         return (values >= _EARLIEST_SECOND * per) & (values <= self._until * per)
 
-    def _judge(self, read: pl.Series) -> None:
-        """Count the times that are not between 1990 and tomorrow, by the unit that they resemble."""
+    def _judge(self, read: pl.Series, given: pl.Series) -> None:
+        """Count the times, read from given values, that are not between 1990 and tomorrow, by the unit that they resemble."""
         values, dated = self._values(read)
         good = self._good(values, dated)
         unit = "s" if dated else self.schema.time_unit
@@ -232,11 +236,12 @@ class Times:
         if good.all():
             return
         at = int(np.argmin(good))
-        if not self._wrong:
+        if not self.bad:
             value = read[at : at + 1].cast(pl.String)[0] if dated else str(read[at])  # Python has no year 0, nor 10000
-            self._first = (self.rows + at, re.sub(r"\.0+(?=\D|$)", "", "none" if value in (None, "None") else value))
+            value = ("missing" if given[at] is None else str(given[at])[:SHOWN]) if read.is_null()[at] else value
+            self._first = (self.rows + at, re.sub(r"\.0+(?=\D|$)", "", value))
         left = values[~good]
-        self._wrong += len(left)
+        self.bad += len(left)
         self._count("no time", int((~np.isfinite(left)).sum()))
         left = left[np.isfinite(left)]
         if not len(left):
@@ -274,7 +279,7 @@ class Times:
             *own,
         ]
 
-    def _faults(self) -> str:
+    def faults(self) -> str:
         """Return how many times are bad, the first of them, and what the times look like."""
         unit = "" if True in self._kinds else f" in unit '{self.schema.time_unit}'"
         shares = sorted(self._like.items(), key=lambda found: -found[1])
@@ -282,8 +287,11 @@ class Times:
             f"{_percent(n, self.rows)} {'look ' if i == 0 else ''}like {name}" for i, (name, n) in enumerate(shares)
         )
         row, value = self._first
+        missing = "missing or " if self.missing else ""
+        if self.bad == self.missing:
+            return f"{self.bad:,} of {self.rows:,} times are missing (the first in row {row + 1:,})"
         return (
-            f"{self._wrong:,} of {self.rows:,} times are not between 1990 and tomorrow{unit} (the first, in "
+            f"{self.bad:,} of {self.rows:,} times are {missing}not between 1990 and tomorrow{unit} (the first, in "
             f"row {row + 1:,}: {value}); {likes}"
         )
 

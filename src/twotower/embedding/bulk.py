@@ -78,7 +78,8 @@ def embed(
     vectors, form = TableVectors(run, side, precision), TextFormat.of_table(separator, columns, decimal=decimal)
     reading = Reading.of(vectors.schema, side).of_table(form)
     table = ShardedTable(table_at, reading, form, vectors.known.frame.schema)
-    table.select(vectors.columns, f"{side}s")
+    own = vectors.schema.table_id(side)
+    table.select([own if own in table.names else vectors.key, *vectors.columns[1:]], f"{side}s")
     for missed in run.missed_outside(side, table.names):
         log.warning(missed)
     model, schema = run_digests(run)

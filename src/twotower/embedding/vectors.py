@@ -15,7 +15,7 @@ from twotower.arrays.ragged import Column, Ragged
 from twotower.data.context import default_context
 from twotower.data.readers import TableLike, as_frame
 from twotower.data.splits import TEST
-from twotower.data.tables import need, with_known_ids
+from twotower.data.tables import need, with_id_name, with_known_ids
 from twotower.embedding.folder import StoredVectors
 from twotower.errors import ConfigError, RunError
 from twotower.features.categorical import CategoricalEncoder
@@ -73,6 +73,8 @@ class TableVectors:
 
     def _encoded(self, frame: pl.DataFrame) -> tuple[pl.Series, dict[str, Column]]:
         """Return the ids, and the columns that the tower reads."""
+        if self.schema.table_id(self.side) in frame.columns:
+            frame = with_id_name(frame, self.side, self.schema)
         need(frame, self.columns, f"{self.side}s")
         frame = with_known_ids(frame, self.key, f"{self.side}s", self.known.ids.dtype)
         if self._statistics or self._histories:

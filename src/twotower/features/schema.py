@@ -52,6 +52,11 @@ HISTORY = "history"
 """Name of the sequence that a schema without features has."""
 
 
+def is_pattern(name: str) -> bool:
+    """Return True for a name of a column that polars reads as a pattern of names."""
+    return name == "*" or (name.startswith("^") and name.endswith("$"))
+
+
 class Schema(Section):
     """Columns of the three tables, and features. Ids are external values; rows 0..n-1 are internal."""
 
@@ -59,6 +64,8 @@ class Schema(Section):
 
     user_id: str = Field("user_id", description="Id column of users and interactions.")
     item_id: str = Field("item_id", description="Id column of items and interactions.")
+    users_id: str = Field("", description="Id column of the table of users, where it has another name. Empty: user_id.")
+    items_id: str = Field("", description="Id column of the table of items, where it has another name. Empty: item_id.")
     label: str = Field("", description="Outcome column of the interactions. Empty: every row is a positive.")
     positive_above: float = Field(0.0, description="Label above which a row is a positive.")
     weight: str = Field(
@@ -219,7 +226,7 @@ class Schema(Section):
                         f"{key} and {other} are both '{getattr(self, key)}'; give each a column of its own"
                     )
         for where, name in self._names():
-            if name == "*" or (name.startswith("^") and name.endswith("$")):
+            if is_pattern(name):
                 raise ValueError(f"{where} is '{name}', which tables are searched for as a pattern; rename the column")
             if name.startswith("__") and name not in ROW_IDS.values():
                 raise ValueError(
@@ -253,7 +260,7 @@ class Schema(Section):
 
     def _names(self) -> list[tuple[str, str]]:
         """Return (option, column) for each column that the schema names."""
-        own = ("user_id", "item_id", "label", "weight", "event", "time", "valid_from", "title")
+        own = ("user_id", "item_id", "users_id", "items_id", "label", "weight", "event", "time", "valid_from", "title")
         named = [(key, getattr(self, key)) for key in own]
         for f in self.features:
             named += [(f"{option} of feature {f.name!r}", column) for option, column in f.named_columns()]
@@ -309,6 +316,10 @@ class Schema(Section):
 
     def id_column(self, side: SideName) -> str:
         return self.user_id if side == "user" else self.item_id
+
+    def table_id(self, side: SideName) -> str:
+        """Return the id column that the table of a side has, before it is read under the name of `id_column`."""
+        return (self.users_id if side == "user" else self.items_id) or self.id_column(side)
 
     def code_feature(self, side: SideName, name: str = "") -> Feature | None:
         """Return the feature of a side with this name, or that reads its id column, if a row has one code of it, else None."""

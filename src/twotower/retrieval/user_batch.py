@@ -78,7 +78,7 @@ def read_columns(retriever: Retriever, names: Sequence[str], method: Method) -> 
     EVENT_COLUMNS.
     Raises DataError without a column of ids."""
     key = retriever.schema.user_id
-    found = next((name for name in (key, USER_ID) if name in names), None)
+    found = next((name for name in (retriever.schema.table_id("user"), key, USER_ID) if name in names), None)
     if found is None:
         shown = f"{', '.join(names[:12])}{', …' if len(names) > 12 else ''}"
         raise DataError(

@@ -11,7 +11,10 @@ import polars as pl
 from pydantic import ValidationError
 
 from twotower.config.toml import TomlValue
+from twotower.data.events import without_ignored
 from twotower.data.split import SplitConfig
+from twotower.data.tables import lacks_id, with_present_ids, without_missing
+from twotower.data.times import Times
 from twotower.data.unknown_ids import MAX_UNKNOWN_SHARE, spelled_alike
 from twotower.errors import DataError
 from twotower.features.schema import Schema
@@ -44,9 +47,10 @@ MIN_KNOWN = 0.8
 """Share of the ids of the interactions that a column of another name must hold to be the ids of a table, and of the ids of a table that the
 interactions must hold for the others to be missing."""
 COLUMNS = (
-    "user_id", "item_id", "time", "time_unit", "time_format", "label", "positive_above", "weight", "weight_scale", "event", "events"
+    "user_id", "item_id", "time", "time_unit", "time_format", "label", "positive_above", "weight", "weight_scale", "event", "events",
+    "users_id", "items_id", "missing", "bad_times",
 )  # fmt: skip
-"""Options of the schema that the columns of the interactions decide."""
+"""Options of the schema that the columns of the interactions decide, or that decide which rows are read."""
 
 
 class Mutual(NamedTuple):
@@ -118,6 +122,7 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue], output: Pa
     context = {str(f.get("column") or f.get("name")) for f in listed if f.get("side") == "context"}
     found = with_constant_columns(found, columns, output, context)
     ids = [str(columns.options[f"{side}_id"]) for side in SIDES]
+    found = _usable(found, columns.options)
     if found.section and "dataset" not in found.section:
         columns.remarks += [r for name in ids if (r := _point_of_ids(found, name))]
     time = str(columns.options.get("time", ""))
@@ -153,9 +158,13 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue], output: Pa
                 raise DataError(
                     f"{side}s: the first line names no columns ({', '.join(frame.columns[:6])}); write a header line, with '{key}' over the ids"
                 )
-            if frame is not None and key not in frame.columns and key in found.interactions.columns:
+            own = str(columns.options.get(f"{side}s_id", ""))
+            if frame is not None and not own and key not in frame.columns and key in found.interactions.columns:
                 guessed = [] if f"{side}_id" in given else found.interactions.columns
-                _refuse_other_name(frame, found.interactions, [key, *guessed], side)
+                own = _own_name(frame, found.interactions, [key, *guessed], side)
+                columns.put(f"{side}s_id", own, f"the table of {side}s holds the same ids in it")
+            if frame is not None and own in frame.columns:
+                frame = frame.drop(key, strict=False).rename({own: key})
             sides[side] = SideFeatures() if frame is None else _side_features(frame, side, key)
             if frame is not None:
                 columns.remarks += lists_in_brackets(sides[side], frame, side)
@@ -166,6 +175,27 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue], output: Pa
         if frame is not None and key in frame.columns and key in found.interactions.columns:
             lacking |= {side: why} if (why := _lacks(frame[key], found.interactions[key], side)) else {}
     return Guess(columns, sides, repeats, lacking, mutual, counted, found)
+
+
+def _usable(found: FoundTables, options: Mapping[str, TomlValue]) -> FoundTables:
+    """Return tables with the interactions that a training reads, by their ids and times. Raises DataError as it does."""
+    names = ("user_id", "item_id", "event", "events", "missing", "time", "time_unit", "time_format", "bad_times")
+    try:
+        schema = Schema.model_validate({name: options[name] for name in names if options.get(name, "") != ""})
+    except ValidationError:  # told where the config is read
+        return found
+    rows, keys = found.interactions, [schema.user_id, schema.item_id]
+    if not {*keys} <= {*rows.columns}:
+        return found
+    if any(lacks_id(rows[key]).any() for key in keys):
+        with_present_ids(without_ignored(rows, schema), keys, "interactions", schema, [])
+        rows = without_missing(rows, keys, schema)
+    if schema.bad_times == "drop" and schema.time in rows.columns:
+        times = Times(schema)
+        times.look(rows[schema.time])
+        times.settle()
+        rows = times.kept(rows)
+    return replace(found, interactions=rows)
 
 
 def _without_repeats_at_once(
@@ -263,9 +293,9 @@ def _point_of_ids(found: FoundTables, name: str) -> str:
     )
 
 
-def _refuse_other_name(frame: pl.DataFrame, rows: pl.DataFrame, names: Sequence[str], side: SideName) -> None:
-    """Raise DataError if a column of a side's table holds the ids of a column of the interactions that has another name: of the first of some names, or
-    else of the one with the most ids, which are text, or numbers as many as half of the table's."""
+def _own_name(frame: pl.DataFrame, rows: pl.DataFrame, names: Sequence[str], side: SideName) -> str:
+    """Return the column of a side's table that holds the ids of the interactions, whose column is the first of some names; empty for none. Raises
+    DataError if one holds the ids of another one of the names, of that with the most ids, which are text, or numbers as many as half of the table's."""
     key, *others = names
     numbers = row_numbers(frame)
     keys = [s for s in (*frame.drop(numbers), *frame.select(numbers)) if _holds_ids(s) and not s.is_duplicated().any()]
@@ -274,10 +304,13 @@ def _refuse_other_name(frame: pl.DataFrame, rows: pl.DataFrame, names: Sequence[
     for known in (rows[key].unique(), *sorted(of_others, key=len, reverse=True)):
         for series in keys:
             if float(known.cast(pl.String).is_in(series.cast(pl.String).implode()).mean() or 0) >= MIN_KNOWN:  # type: ignore[arg-type]
+                if known.name == key:
+                    return series.name
                 raise DataError(
-                    f"{side}s: their ids stand in '{series.name}', and those of the interactions in '{known.name}'; schema.{side}_id is one "
-                    f"name for both tables: rename '{series.name}' to '{known.name}' in the table of {side}s"
+                    f"{side}s: '{series.name}' holds the ids that '{known.name}' of the interactions has, and none are those of '{key}'; set "
+                    f"schema.{side}_id = '{known.name}', and set schema.{side}s_id = '{series.name}'"
                 )
+    return ""
 
 
 def _holds_ids(series: pl.Series) -> bool:

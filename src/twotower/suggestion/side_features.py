@@ -13,6 +13,7 @@ from twotower.features.date import days, fitting_formats
 from twotower.features.side import SideName
 from twotower.features.values import are_numbers, missing_count
 from twotower.suggestion import names
+from twotower.suggestion.guessed_columns import is_distinct
 from twotower.suggestion.time_form import FORMATS, SAMPLED_ROWS, is_dated
 
 MAX_CATEGORIES = 1000
@@ -63,6 +64,10 @@ MIN_RECURRING = 2
 
 _WORDS = r"[\p{L}\p{N}]+"
 _BETWEEN = r"[|;,]"
+_WORD = r"\p{L}{3}|\p{Han}{2}"
+_SYLLABLES = r"\p{L}{2,}|\p{Han}"
+_NO_NAME = r"://|^\S*(\p{L}\d+\p{L}|@)\S*$"
+"""Addresses, and codes such as B00X4WHP5E: one word with digits between letters."""
 _IN_BRACKETS = r"^\s*(\[.*\]|\(.*\)|\{.*\})\s*$"
 
 
@@ -92,7 +97,11 @@ class SideFeatures:
 
 def guess_features(frame: pl.DataFrame, side: SideName, key: str) -> SideFeatures:
     """Return the features of a table of users or items, whose ids are in the column `key`."""
-    features, notes, titles = [], [], []
+    reserved = [name for name in frame.columns if name.startswith("__")]
+    notes = [
+        f"'{name}' of the {side}s: names that begin with '__' are the package's own; rename it" for name in reserved
+    ]
+    frame, features, titles = frame.drop(reserved), [], []
     for series in frame:
         if series.name == key:
             continue
@@ -104,7 +113,9 @@ def guess_features(frame: pl.DataFrame, side: SideName, key: str) -> SideFeature
         if side == "item" and series.dtype == pl.String and names.names_title(series.name):
             titles.append(series.name)
     texts = [f.column for f in features if f.is_text and is_text(frame[f.column])]
-    title = next(iter([*titles, *texts]), "") if side == "item" else ""
+    alike = [] if titles or side != "item" else [s for s in frame if s.name != key and _may_name_rows(s)]
+    alike.sort(key=lambda s: float(s.str.len_chars().median() or 0))  # type: ignore[arg-type]
+    title = next(iter([*titles, *(s.name for s in alike), *texts]), "") if side == "item" else ""
     return SideFeatures(tuple(features), title, tuple(notes))
 
 
@@ -269,6 +280,19 @@ def is_text(values: pl.Series) -> bool:
     words = present.str.count_matches(_WORDS) + present.str.count_matches(r"\p{Han}")
     are_words = (words >= 2) & present.str.contains(r"\p{L}")  # 12.50 is no text
     return bool(len(present)) and float(are_words.mean() or 0) >= MIN_WORDS  # type: ignore[arg-type]
+
+
+def _may_name_rows(series: pl.Series) -> bool:
+    """Return True for text whose values are distinct in nearly all rows and are words, and no codes, addresses of the web or dates."""
+    present = series.drop_nulls()
+    if series.dtype != pl.String or len(present) < MIN_PRESENT * len(series) or not is_distinct(present):
+        return False
+    if float(present.str.contains(_NO_NAME).mean() or 0) >= MIN_WORDS or is_dated(series) or _formats_of_dates(series):  # type: ignore[arg-type]
+        return False
+    letters = present.str.replace_all(r"[^\p{L}]", "")
+    are_words = float(present.str.contains(_WORD).mean() or 0) >= MIN_WORDS  # type: ignore[arg-type]
+    several = float((present.str.count_matches(_SYLLABLES) >= 2).mean() or 0) >= MIN_WORDS  # type: ignore[arg-type]
+    return several or (are_words and letters.n_unique() >= MIN_WORDS * len(letters))  # SKU-0001 is a code
 
 
 def _are_names(values: pl.Series) -> bool:

@@ -20,7 +20,7 @@ from twotower.data.table_path import TABLE_SUFFIXES, ending
 from twotower.data.table_paths import table_files, table_source
 from twotower.data.text_format import SEPARATOR_OF, TextFormat
 from twotower.errors import ConfigError, DataError, did_you_mean
-from twotower.features.schema import Schema
+from twotower.features.schema import Schema, is_pattern
 from twotower.features.values import with_texts
 from twotower.files.urls import Url, is_url
 from twotower.section import first_problem
@@ -74,7 +74,7 @@ def find_tables(
         notes = list[str]()
         of_users = None if users is None else _of_values(as_frame(users, "users", Reading(None)), notes)
         of_items = None if items is None else _of_values(as_frame(items, "items", Reading(None)), notes)
-        frame = _of_rows(as_frame(interactions, "interactions", Reading(None)), "interactions")
+        frame = _of_rows(as_frame(interactions, "interactions", Reading(None)), "interactions", notes)
         return FoundTables(_of_values(frame, notes), of_users, of_items, notes=tuple(notes))
     for table in (users, items):
         if table is not None and not isinstance(table, str | Path):
@@ -102,9 +102,12 @@ class _Files:
     ) -> None:
         self.files, self.sides, self.folder, self.given = files, sides, folder, form
         first = {name: table_files(path)[0] for name, path in {"interactions": files.log, **sides}.items()}
-        self.texts = {name: path for name, path in first.items() if path.is_text}
+        encoding = (form or TextFormat()).encoding
+        self.texts = {name: replace(path, encoding=encoding) for name, path in first.items() if path.is_text}
+        if form and form.model_fields_set == {"encoding"}:  # which tells nothing of the values
+            form = self.given = None
         own = {name: guess_form(path) for name, path in self.texts.items()} if form is None else {}
-        self.form = form or own.get("interactions") or TextFormat()
+        self.form = (form or own.get("interactions") or TextFormat()).model_copy(update={"encoding": encoding})
         self.separators = {name: of.separator for name, of in own.items()}
         self.unnamed = frozenset(name for name in sides if name in own and own[name].columns)
         self.notes = [f"not read: {line}" for line in files.unread]
@@ -150,7 +153,7 @@ class _Files:
     def _interactions(self) -> pl.DataFrame:
         log = self.files.log
         reading = replace(
-            Reading(None, dates=False).of_table(self.form), option="data.format.{}"
+            Reading(None, dates=False).of_table(self.form), option="data.format.{}", encoding=self.form.encoding
         )  # times stay text, as in a training
         if self.form.layout == "sequences":
             reading = replace(reading, numbers=frozenset([PLACE]), lines=(USER, ITEM, PLACE))
@@ -160,7 +163,7 @@ class _Files:
                 frame = as_frame(
                     PartFiles({name: str(path) for name, path in self.files.parts.items()}), "interactions", reading
                 ).drop(PART)
-                return _of_rows(frame, str(log))
+                return _of_rows(frame, str(log), self.notes)
             except DataError as e:
                 self.files = self.files.without_parts(f"no part beside {log.name} ({e})")
                 self.notes = [f"not read: {line}" for line in self.files.unread]
@@ -170,7 +173,7 @@ class _Files:
             is_folder = isinstance(log, Url) or log.is_dir()
             hint = "; or name the file of the interactions, and give `users` and `items`" if is_folder else ""
             raise DataError(f"{e}{hint}") from None
-        return _of_rows(frame, str(log))
+        return _of_rows(frame, str(log), self.notes)
 
     def _check_parts(self) -> None:
         """Raise DataError if files of the parts have other forms than that of the part train."""
@@ -178,7 +181,7 @@ class _Files:
         if self.given is not None or not first["train"].is_text:
             return  # reading tells of other columns
         for path in first.values():
-            own = guess_form(path) if path.is_text else None
+            own = guess_form(replace(path, encoding=self.form.encoding)) if path.is_text else None
             same = own is not None and own.separator == self.form.separator
             if self.form.layout == "rows" and own is not None:  # a line of a few items of one user may look like a row
                 same &= (own.layout, len(own.columns)) == (self.form.layout, len(self.form.columns))
@@ -188,8 +191,9 @@ class _Files:
     def _side(self, name: str) -> pl.DataFrame:
         separator = self.separators.get(name, self.form.separator_of(name)) if name in self.texts else ""
         comma = self.form.decimal == ","
-        found = read_file(str(self.sides[name]), Reading(None, separator=separator, dates=False, decimal_comma=comma))
-        return _without_reserved(found)
+        reading = Reading(None, separator=separator, dates=False, decimal_comma=comma, encoding=self.form.encoding)
+        found = read_file(str(self.sides[name]), reading)
+        return _without_reserved(found, self.notes)
 
     def _separators(self) -> dict[str, TomlValue]:
         """Return the options of the separators: one for all text files, or one for each table whose own is another."""
@@ -217,16 +221,22 @@ class _Files:
         return found
 
 
-def _of_rows(frame: pl.DataFrame, what: str) -> pl.DataFrame:
+def _of_rows(frame: pl.DataFrame, what: str, notes: list[str]) -> pl.DataFrame:
     if not frame.height:
         raise DataError(f"{what}: the table has no rows, expected at least one; fill it")
-    return _without_reserved(frame)
+    return _without_reserved(frame, notes)
 
 
-def _without_reserved(frame: pl.DataFrame) -> pl.DataFrame:
-    """Return the columns of a frame without the index that pandas writes, `__index_level_0__`; dictionaries of texts as text."""
-    kept = frame.drop(name for name in frame.columns if re.fullmatch(r"__index_level_\d+__", name))
-    return with_texts(kept)
+def _without_reserved(frame: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
+    """Return the columns of a frame without the index that pandas writes, `__index_level_0__`, and those of names that are patterns, which are
+    noted; dictionaries of texts as text."""
+    patterns = [name for name in frame.columns if is_pattern(name)]
+    more = [
+        f"not read: column '{name}', as tables are searched for this name as a pattern; rename it" for name in patterns
+    ]
+    notes += [note for note in more if note not in notes]
+    left = [n for n in frame.columns if n not in patterns and not re.fullmatch(r"__index_level_\d+__", n)]
+    return with_texts(pl.DataFrame([frame[name] for name in left]))
 
 
 def _of_values(frame: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
@@ -236,7 +246,7 @@ def _of_values(frame: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
         notes.append(
             f"not read: column '{name}', whose values are objects of Python; make them numbers, texts or times"
         )
-    return _without_reserved(frame.drop(objects))
+    return _without_reserved(frame.drop(objects), notes)
 
 
 def _named(name: str, folder: Path) -> tuple[dict[str, TomlValue], NamedDataset] | None:

@@ -144,17 +144,6 @@ def looks_like_scale(series: pl.Series) -> bool:
     return bool(((steps.abs() <= MAX_SCALE) & (steps * 2 == (steps * 2).round())).all())
 
 
-def odd_times(series: pl.Series) -> int:
-    """Return the number of values that are no times, of numbers most of which are (`looks_like_seconds`); 0 for others."""
-    values = series.drop_nulls()
-    if not len(values) or not values.dtype.is_numeric():
-        return 0
-    first, last = plausible_range()
-    counts = (int((~values.is_between(first / per, last / per)).sum()) for per in (1_000_000, 1_000, 1))
-    fewest = min(counts)
-    return fewest if fewest * 2 < len(values) else 0
-
-
 def words_among_numbers(series: pl.Series) -> pl.Series | None:
     """Return the values that are no numbers in a column of text most of whose values are; None for another column."""
     present = series.drop_nulls()

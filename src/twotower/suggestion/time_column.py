@@ -8,17 +8,18 @@ import numpy as np
 import polars as pl
 
 from twotower.data.times import MICROSECONDS
+from twotower.errors import DataError
 from twotower.features.values import missing_count
 from twotower.suggestion import names
 from twotower.suggestion.guessed_columns import GuessedColumns, free, is_of, put_first, rows_vary
 from twotower.suggestion.numbering import MIN_NUMBERED, may_order
-from twotower.suggestion.text_form import looks_like_seconds, looks_like_years, odd_times
+from twotower.suggestion.text_form import looks_like_seconds, looks_like_years
 from twotower.suggestion.time_form import (
     MAX_ODD,
     TimeForm,
+    faults_of_times,
     is_dated,
     moments,
-    odd_values,
     problem,
     refuse_orders,
     time_form,
@@ -34,19 +35,25 @@ MIN_VARYING = 0.5
 """Share of the users, and of the items, of several rows that have several years if these are times of the rows."""
 CLOCK = r"^\s*\d{1,2}:\d\d(:\d\d([.,]\d+)?)?\s*([AaPp]\.?[Mm]\.?)?\s*$"
 """A time of day."""
-SHOWN = 60
-"""Characters of a value that are shown."""
 
 
 def guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
     """Put the column of the time, or numbers that order the rows of each user, and note the columns that are none. Raises DataError for
     times that can be read in two ways."""
+    given, drops = str(found.options.get("time_format", "")), found.options.get("bad_times") == "drop"
     if "time" in found.options:
         name = str(found.options["time"])
         if name in frame.columns and "time_unit" not in found.options:
-            form = time_form(frame[name], _given_format(found))
+            form = time_form(frame[name], given, drops=drops)
+            if (
+                (form is None or form.unit == "order")
+                and not drops
+                and (fault := _broken(frame[name], given))
+                and fault.mend
+            ):
+                _refuse(frame[name], fault)
             if form is not None:
-                _put_form(found, form, frame[name])
+                _put_form(found, form)
             elif "time_format" not in found.options:
                 refuse_orders(frame[name])  # else the check says what the values are not
         return
@@ -58,11 +65,13 @@ def guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
     forms, broken, unknown = dict[str, TimeForm](), dict[str, _Fault](), dict[str, _Fault]()
     for name in rows_vary(frame, found, "time", dict.fromkeys([*named, *typed, *others])):
         series = frame[name]
-        form = None if missing_count(series) else time_form(series, _given_format(found), strict=not forms)
-        if form is None and (why := _broken(series)):
+        most = 0.5 if drops else 0
+        has_values = missing_count(series) <= most * len(series)
+        form = time_form(series, given, strict=not forms, drops=drops) if has_values else None
+        if (form is None or form.unit == "order") and not drops and (why := _broken(series, given)):
             broken[name] = why
         elif form is None:
-            unknown[name] = _unknown(series, _given_format(found))
+            unknown[name] = _unknown(series, given)
         elif form.unit == "order" and _is_duration(frame, name):
             unknown[name] = _Fault(
                 "by its name a duration or a part of a date",
@@ -85,6 +94,9 @@ def guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
         form.unit != "order" and name not in of_user and not names.names_other_time(name)
         for name, form in forms.items()
     )
+    for name, fault in () if is_sure else broken.items():
+        if fault.refused and not names.names_other_time(name) and not is_of(frame, found, "user_id", name):
+            _refuse(frame[name], fault)
     for name, fault in (broken | unknown).items():
         if is_sure or not fault.mend or (name in unknown and forms):
             found.notes.append(f"'{name}': {fault.what}")
@@ -98,32 +110,29 @@ class _Fault(NamedTuple):
 
     what: str
     mend: str = ""
+    refused: bool = False
+    """True for times of which a few are bad."""
 
 
-def _given_format(found: GuessedColumns) -> str:
-    """Return the format of times that is given; "" for none."""
-    return str(found.options.get("time_format", ""))
+def _broken(series: pl.Series, given: str) -> _Fault | None:
+    """Return which values of a column of times, of a format if one is given, are missing or no times; None for a column of others. Where most are
+    missing nothing is to be done."""
+    if 2 * (n := missing_count(series)) > len(series):
+        return _Fault(f"{n:,} of {len(series):,} values are missing, so it is no time")
+    if times := faults_of_times(series, given):
+        few = times.bad > times.missing or not _lacks_many(series)
+        mend = f"set schema.time={series.name} and schema.bad_times=drop to leave these rows out"
+        return _Fault(times.faults(), mend, refused=few)
+    return _Fault(f"{n:,} of {len(series):,} values are missing, so it is no time") if n else None
 
 
-def _broken(series: pl.Series) -> _Fault | None:
-    """Return which values of a column of times are missing or no times; None for a column of others. Where most are missing nothing is to be done."""
-    mend = "fill these values or drop the rows"
-    if n := missing_count(series):
-        what = f"{n:,} of {len(series):,} values are missing, so it is no time"
-        return _Fault(what, mend if 2 * n <= len(series) else "")
-    if series.dtype != pl.String:
-        return None
-    odd = odd_values(series)
-    n, at = int(odd.sum()), int(odd.arg_max() or 0)
-    if (
-        not n
-        or len(series) < 3
-        or n > MAX_ODD * len(series) + 1
-        or time_form(series.filter(~odd), strict=False) is None
-    ):
-        return None
-    first = f"the first, in row {at + 1:,}: {series[at][:SHOWN]!r}"
-    return _Fault(f"{n:,} of {len(series):,} values are no times ({first}), so it is no time", mend)
+def _refuse(series: pl.Series, fault: _Fault) -> None:
+    """Raise DataError for a column of times of which a few are bad."""
+    order = "set schema.time_unit = 'order' if the numbers tell an order alone, " if series.dtype.is_numeric() else ""
+    raise DataError(
+        f"interactions: time '{series.name}': {fault.what}; set schema.bad_times = 'drop' to leave those rows out, {order}or set schema.time = '' if "
+        "the column holds no times"
+    )
 
 
 def _unknown(series: pl.Series, given: str) -> _Fault:
@@ -143,7 +152,7 @@ def _is_duration(frame: pl.DataFrame, name: str) -> bool:
         names.names_part_of_date(other) and frame[other].n_unique() > 1 for other in frame.columns
     )
     in_month = of_month and bool(frame[name].is_between(1, 31).all())
-    return (names.names_duration(name) or in_month) and not odd_times(frame[name])
+    return names.names_duration(name) or in_month
 
 
 def _put_best(
@@ -153,7 +162,7 @@ def _put_best(
     if others are."""
     places = np.linspace(0, frame.height - 1, min(frame.height, COMPARED_ROWS)).astype(int)
     real = [name for name, form in forms.items() if form.unit != "order"]
-    times = {name: moments(frame[name].gather(places), forms[name]) // MICROSECONDS for name in real}
+    times = {name: moments(frame[name].gather(places), forms[name], drops=True) // MICROSECONDS for name in real}
     whole = {name: bool((times[name] % DAY == 0).all()) for name in real}
 
     def agree(one: str, other: str) -> bool:
@@ -163,14 +172,20 @@ def _put_best(
 
     coarse = {name for name in real if whole[name] and any(not whole[o] and agree(name, o) for o in real)}
     keys = {
-        name: (form.unit == "order", name in of_user, names.names_other_time(name), name in coarse)
+        name: (
+            form.unit == "order",
+            name in of_user,
+            names.names_other_time(name),
+            _lacks_many(frame[name]),
+            name in coarse,
+        )
         for name, form in forms.items()
     }
     ranked = sorted(forms, key=lambda name: keys[name])
     best = ranked[0]
     why = {name: "by its name" if name in named else "by its values" for name in ranked}
     put_first(found, "time", ranked, why, frame)
-    _put_form(found, forms[best], frame[best])
+    _put_form(found, forms[best])
     if forms[best].unit != "order" and best in of_user:
         found.remarks.append(
             f"'{best}' as the time: each user has one value, so rows of a user have no order; schema.time=NAME would read another column"
@@ -184,6 +199,10 @@ def _put_best(
             f"'{best}': its numbers are no times from 1990 to tomorrow, and are read as an order by its name alone; set "
             "schema.time = '' if it is none"
         )
+
+
+def _lacks_many(series: pl.Series) -> bool:
+    return missing_count(series) > MAX_ODD * len(series)
 
 
 def _guess_places(frame: pl.DataFrame, found: GuessedColumns) -> None:
@@ -251,13 +270,8 @@ def _varies(frame: pl.DataFrame, key: str, name: str) -> bool:
     return len(each) > 0 and int((each["values"] > 1).sum()) >= MIN_VARYING * len(each)
 
 
-def _put_form(found: GuessedColumns, form: TimeForm, series: pl.Series) -> None:
+def _put_form(found: GuessedColumns, form: TimeForm) -> None:
     if form.unit != "s":
         found.put("time_unit", form.unit, "by its values")
-    if form.unit == "order" and (n := odd_times(series)):
-        found.remarks.append(
-            f"'{series.name}': {n:,} of {len(series):,} values are no times from 1990 to tomorrow and the others are, so all are read as "
-            "an order alone; drop these rows for times"
-        )
     if form.format and "time_format" not in found.options:
         found.put("time_format", form.format, "by its values")

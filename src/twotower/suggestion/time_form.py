@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from twotower.data.times import TIME, Times, formats_of
+from twotower.data.times import TIME, Times, formats_of, plausible_range
 from twotower.errors import DataError
 from twotower.features.schema import Schema
 
@@ -42,22 +42,49 @@ class TimeForm:
     """Value of `time_format`. Empty: numbers, or dates that are read without one."""
 
 
-def time_form(series: pl.Series, given: str = "", strict: bool = True) -> TimeForm | None:
+def time_form(series: pl.Series, given: str = "", strict: bool = True, drops: bool = False) -> TimeForm | None:
     """Return the form of a column of times, None for a column of others, and for years of two digits in several orders (`refuse_orders`).
-    `given` is a format that is not guessed. Raises DataError for days and months in either order, if `strict`."""
-    plain = _unit(series, given, strict)
+    `given` is a format that is not guessed. `drops`: the form of most values, whatever the others are. Raises DataError for days and months in
+    either order, if `strict`."""
+    series = _likely(series) if drops else series
+    plain = _unit(series, given, strict, drops)
     if given or (plain and plain != "order"):
         return TimeForm(plain, given) if plain else None
     if short := _orders(series):
         return TimeForm(format=short[0]) if len(short) == 1 else None
     for form in _formats(series):
-        if _has_format(series, form):
+        if _has_format(series, form, drops):
             return TimeForm(format=form)
     return TimeForm(plain) if plain else None
 
 
-def _has_format(series: pl.Series, form: str) -> bool:
-    return _unit(series.head(SAMPLED_ROWS), form, False) == "s" and _unit(series, form, False) == "s"
+def _has_format(series: pl.Series, form: str, drops: bool = False) -> bool:
+    return all(_unit(some, form, False, drops) == "s" for some in (series.head(SAMPLED_ROWS), series))
+
+
+def _likely(series: pl.Series) -> pl.Series:
+    """Return the values that may be times by their looks: of text those of the usual shape, of numbers those in the unit, s, ms or us, that most
+    have, if half of the values above 0 are times in one; else all that are not missing."""
+    series = series.drop_nulls().drop_nans() if series.dtype.is_float() else series.drop_nulls()
+    if series.dtype == pl.String:
+        return series.filter(~odd_values(series))
+    if not series.dtype.is_numeric():
+        return series
+    first, last = plausible_range()
+    fits = [series.is_between(first / per, last / per) for per in (1_000_000, 1_000, 1)]
+    are_times = 2 * sum(int(of.sum()) for of in fits) >= int((series > 0).sum())
+    return series.filter(max(fits, key=lambda of: int(of.sum()))) if are_times else series
+
+
+def faults_of_times(series: pl.Series, given: str = "") -> Times | None:
+    """Return the reader of a column of times that has found bad ones among them; None for a column of others, or without bad ones. `given` is a
+    format."""
+    form = time_form(series, given, strict=False, drops=True)
+    if form is None or form.unit == "order":
+        return None
+    times = Times(_schema(series.name, form.unit, form.format), drops=True)
+    times.look(series)
+    return times if times.bad else None
 
 
 def _short_formats(series: pl.Series) -> list[str]:
@@ -79,11 +106,13 @@ def _orders(series: pl.Series) -> list[str]:
     return formats[:1] if all(other.equals(first) for other in others) else formats
 
 
-def moments(series: pl.Series, form: TimeForm) -> pl.Series:
-    """Return the times of a column of this form, in microseconds since 1970."""
-    times = Times(_schema(series.name, form.unit, form.format))
+def moments(series: pl.Series, form: TimeForm, drops: bool = False) -> pl.Series:
+    """Return the times of a column of this form, in microseconds since 1970; null for bad ones if `drops`, which else raise DataError."""
+    times = Times(_schema(series.name, form.unit, form.format), drops=drops)
     times.look(series)
-    return times.add(series.to_frame())[TIME]
+    row = f"row of {series.name}"
+    rows = series.to_frame().with_row_index(row)
+    return rows.select(row).join(times.add(times.kept(rows)), on=row, how="left", maintain_order="left")[TIME]
 
 
 def odd_values(series: pl.Series) -> pl.Series:
@@ -148,10 +177,10 @@ def _formats(series: pl.Series) -> list[str]:
     return formats_of(str(series[0]), FORMATS)
 
 
-def _unit(series: pl.Series, form: str, strict: bool) -> str:
-    """Return the unit of a column of times, "" for none. Raises DataError for days and months in either order, if `strict`."""
+def _unit(series: pl.Series, form: str, strict: bool, drops: bool = False) -> str:
+    """Return the unit of a column of times, "" for none; of most of its values with `drops`. Raises DataError for days and months in either order, if `strict`."""
     for unit in ("s", "ms", "us"):
-        times = Times(_schema(series.name or "time", unit, form))
+        times = Times(_schema(series.name or "time", unit, form), drops=drops)
         try:
             times.look(series)
         except DataError:
@@ -160,6 +189,8 @@ def _unit(series: pl.Series, form: str, strict: bool) -> str:
             times.settle()
         try:
             times.settle()
+            if 2 * times.bad > times.rows:
+                raise DataError("most are no times")
         except DataError:
             if times.is_ambiguous:
                 return unit
@@ -172,6 +203,5 @@ def _unit(series: pl.Series, form: str, strict: bool) -> str:
 
 def _schema(name: str, unit: str, form: str) -> Schema:
     """Return a schema whose time is a column of this name and form."""
-    return Schema.model_validate(
-        {"user_id": f"{name} user", "item_id": f"{name} item", "time": name, "time_unit": unit, "time_format": form}
-    )
+    # Not validated: a column that is looked at may have a name that no schema has.
+    return Schema.model_construct(time=name, time_unit=unit, time_format=form)  # type: ignore[arg-type]

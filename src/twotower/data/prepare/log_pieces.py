@@ -79,6 +79,7 @@ class Log:
         data.format.check_tables({"users": users, "items": items, "interactions": paths[0]})
         reading = Reading.of(schema, form=data.format)
         files, schemas = list[TableFile](), list[pl.Schema]()
+        paths = [replace(path, encoding=data.format.encoding) for path in paths]
         for path, name in zip(paths, names_within(paths), strict=True):
             with table_errors(path):
                 columns, rows = columns_and_rows(path, reading)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Container, Iterable
+from dataclasses import replace
 
 import polars as pl
 
@@ -24,6 +25,7 @@ from twotower.data.tables import (
     imputed_note,
     missing_note,
     side_columns,
+    with_id_name,
     with_present_ids,
     without_missing,
 )
@@ -127,8 +129,9 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
         key, counted = schema.id_column(side), ids[side].counted()
         if given:
             from_text = table_files(given)[0].is_text or source.is_text
-            wanted = [*side_columns(side, schema), *filter(None, [schema.valid_from])]
-            frame = read_file(given, reading := Reading.of(schema, side, source.data.format), wanted)
+            wanted = [schema.table_id(side), *side_columns(side, schema)[1:], *filter(None, [schema.valid_from])]
+            reading = Reading.of(schema, side, source.data.format)
+            frame = with_id_name(read_file(given, reading, wanted), side, schema)
             notes += _left_out(side, table_files(given), reading, wanted)
             for path in table_files(given):
                 source.check_unchanged(f"{side}s", path)
@@ -147,7 +150,7 @@ def _left_out(side: SideName, paths: Iterable[TablePath], reading: Reading, want
     """Return a line about the columns of a table that the schema does not name, none without such."""
     names = dict[str, None]()
     for path in paths:
-        with table_errors(path):
+        with table_errors(path := replace(path, encoding=reading.encoding)):
             found = column_names(path, reading) if path.is_text else path.scan().collect_schema().names()
         names |= dict.fromkeys(found)
     left = ", ".join(f"'{name}'" for name in names if name not in wanted)
