@@ -23,7 +23,7 @@ from twotower.data.text_encoding import check_line_ends, check_utf8
 from twotower.data.text_format import SEPARATOR_OF, SEPARATORS, SPACE, TextFormat
 from twotower.data.user_lines import read_first_values, scan_user_lines, with_places
 from twotower.errors import DataError, first_line
-from twotower.features.schema import Schema
+from twotower.features.schema import Schema, is_pattern
 from twotower.features.side import FeatureSide, SideName
 from twotower.files.object_stores import explain
 from twotower.files.urls import Url
@@ -398,11 +398,8 @@ def columns_and_rows(path: TablePath, reading: Reading) -> tuple[pl.Schema, int]
 def parse_canonical_text(series: pl.Series) -> pl.Series:
     """Return a text column as Int64 or UInt64 if every value is a canonical integer (no leading zeros or plus sign), as
     Boolean if every value is true or false, else unchanged."""
-    name, series = series.name, series.alias("values")  # polars reads names such as ^a$ as patterns
-    return _canonical(series).alias(name)
-
-
-def _canonical(series: pl.Series) -> pl.Series:
+    if is_pattern(series.name):  # which methods of a series search for
+        return parse_canonical_text(series.alias("")).alias(series.name)
     if series.is_null().all():
         return series
     if series.str.contains(CANONICAL_INTEGER).all():

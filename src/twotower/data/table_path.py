@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import atexit
 import codecs
 import gzip
-import secrets
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
+from io import TextIOWrapper
 from pathlib import Path, PurePath
-from threading import Lock
-from typing import Any, BinaryIO, TypedDict, Unpack
+from typing import BinaryIO, TypedDict, Unpack
 
 import polars as pl
 
@@ -47,14 +48,6 @@ class _ServerOptions(TypedDict, total=False):
 
     storage_options: dict[str, str | int]
     credential_provider: None
-
-
-COPIES = 4
-"""Copies of text files as UTF-8 that a process has at once: of the tables that it reads together."""
-_copies: dict[tuple[object, ...], Path] = {}
-_copying = Lock()
-_held: list[Any] = []
-"""Holder of the folder of the copies until the process ends, and the folder."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ class TablePath:
 
     def open(self) -> BinaryIO | gzip.GzipFile:
         """Open the file, of a gzipped one the content, as UTF-8. Raises OSError, RunError, DataError."""
-        return self.open_bytes() if self._is_utf8 else self._utf8_copy.open("rb")
+        return self._as_utf8.open_bytes()
 
     def open_bytes(self) -> BinaryIO | gzip.GzipFile:
         """Open the file in its own encoding, of a gzipped one the content. Raises OSError, RunError."""
@@ -141,14 +134,13 @@ class TablePath:
 
     def scan_csv(self, **options: Unpack[CsvOptions]) -> pl.LazyFrame:
         """Scan a text file, without the columns of its folders."""
-        if not self._is_utf8:
-            return pl.scan_csv(self._utf8_copy, glob=False, **options)
-        return pl.scan_csv(self._where, glob=False, **options, **self._options)
+        file = self._as_utf8
+        return pl.scan_csv(file._where, glob=False, **options, **file._options)
 
     def read_csv(self, **options: Unpack[CsvOptions]) -> pl.DataFrame:
         """Read a text file, without the columns of its folders."""
-        if isinstance(self.place, Path) or not self._is_utf8:
-            return pl.read_csv(self.place if self._is_utf8 else self._utf8_copy, glob=False, **options)  # type: ignore[arg-type]
+        if isinstance(place := self._as_utf8.place, Path):
+            return pl.read_csv(place, glob=False, **options)
         return self.scan_csv(**options).collect()
 
     def with_folder_columns(self, table: pl.LazyFrame, as_text: frozenset[str] | None = frozenset()) -> pl.LazyFrame:
@@ -161,59 +153,14 @@ class TablePath:
         )
 
     @property
-    def _is_utf8(self) -> bool:
-        return not self.is_text or codecs.lookup(self.encoding or "utf-8").name == "utf-8"
+    def _as_utf8(self) -> TablePath:
+        """The file, or a copy of a text file of another encoding. Raises OSError, RunError, and DataError for a line that is not of the encoding."""
+        is_utf8 = not self.is_text or codecs.lookup(self.encoding or "utf-8").name == "utf-8"
+        return self if is_utf8 else TablePath(_utf8_copy(self, *self.state()).path)
 
-    @property
-    def _utf8_copy(self) -> Path:
-        """A copy of the file as UTF-8, made where the latest COPIES lack it. Raises OSError, RunError, and DataError with the number of the first
-        line that is not of the encoding."""
-        key = (self.identity, self.encoding, *self.state())
-        with _copying:
-            if key not in _copies:
-                while len(_copies) >= COPIES:
-                    _copies.pop(next(iter(_copies))).unlink(missing_ok=True)
-                if not _held:
-                    _held.append(ExitStack())
-                    atexit.register(_held[0].close)
-                    _held.append(_held[0].enter_context(scratch_folder(Path(tempfile.gettempdir()), "utf8")))
-                _copies[key] = self._write_utf8(_held[1] / f"{secrets.token_hex(8)}{self.ending}")
-            _copies[key] = _copies.pop(key)
-            return _copies[key]
-
-    def _holds_utf8(self) -> bool:
-        """Return True for a file of UTF-8 that is not ASCII alone, which bytes of other encodings hardly ever are."""
-        decoder, is_ascii = codecs.getincrementaldecoder("utf-8")(), True
-        with self.open_bytes() as source:
-            try:
-                while block := source.read(2**20):
-                    decoder.decode(block)
-                    is_ascii = is_ascii and block.isascii()
-                decoder.decode(b"", final=True)
-            except UnicodeDecodeError:
-                return False
-        return not is_ascii
-
-    def _write_utf8(self, to: Path) -> Path:
-        encoding = "utf-8" if self._holds_utf8() else str(self.encoding)
-        decoder = codecs.getincrementaldecoder(encoding)()
-        line, is_last = 1, False
-        with self.open_bytes() as source, to.open("w", encoding="utf-8", newline="") as copy:
-            while not is_last:
-                block, before = source.read(2**20), decoder.getstate()
-                is_last = not block
-                try:
-                    text = decoder.decode(block, is_last)
-                except UnicodeError as e:
-                    decoder.setstate(before)
-                    read = getattr(e, "start", 0) - len(before[0])
-                    line += decoder.decode(block[: max(0, read)]).count("\n")
-                    raise DataError(
-                        f"{self}: line {line:,} is not {self.encoding}; name the encoding of the file in data.format.encoding"
-                    ) from None
-                line += text.count("\n")
-                copy.write(text.removeprefix("\ufeff") if not copy.tell() else text)
-        return to
+    def decoded(self, encoding: str, errors: str = "strict") -> TextIOWrapper:
+        """Open the text of the file in an encoding. Raises OSError, RunError."""
+        return TextIOWrapper(self.open_bytes(), encoding, errors, newline="")
 
     @property
     def _where(self) -> Path | str:
@@ -225,6 +172,34 @@ class TablePath:
         if isinstance(self.place, Path):
             return {}
         return {"storage_options": ObjectClient(self.place).limits.for_polars(), "credential_provider": None}
+
+
+class _Utf8Copy:
+    """A copy of a text file as UTF-8, in a folder that lives as long as the copy. A file that is UTF-8 and not ASCII alone stays so: text of other
+    encodings hardly ever looks like that."""
+
+    def __init__(self, source: TablePath) -> None:
+        held = ExitStack()
+        self.path = held.enter_context(scratch_folder(Path(tempfile.gettempdir()), "utf8")) / f"copy{source.ending}"
+        weakref.finalize(self, held.close)
+        encoding = str(source.encoding)
+        with suppress(UnicodeError), source.decoded("utf-8") as text:
+            encoding = "utf-8" if sum(not block.isascii() for block in iter(lambda: text.read(2**20), "")) else encoding
+        try:
+            with source.decoded(encoding) as text, self.path.open("w", encoding="utf-8", newline="") as copy:
+                shutil.copyfileobj(text, copy, 2**20)
+        except UnicodeError:
+            with source.decoded(encoding, "replace") as text:
+                line = next((n for n, line in enumerate(text, 1) if "\ufffd" in line), 1)
+            raise DataError(
+                f"{source}: line {line:,} is not {encoding}; name the encoding of the file in data.format.encoding"
+            ) from None
+
+
+@lru_cache(maxsize=4)
+def _utf8_copy(source: TablePath, *state: str | int) -> _Utf8Copy:
+    """Return the copy of a file in some state. Those of the latest files stay, as many as are read together."""
+    return _Utf8Copy(source)
 
 
 @contextmanager

@@ -244,9 +244,7 @@ class Times:
         self.bad += len(left)
         self._count("no time", int((~np.isfinite(left)).sum()))
         left = left[np.isfinite(left)]
-        if not len(left):
-            return
-        for name, low, high in self._likely(unit, dated):
+        for name, low, high in self._likely(unit, dated) if len(left) else ():
             fits = (left >= low) & (left <= high)
             self._count(name, int(fits.sum()))
             left = left[~fits]

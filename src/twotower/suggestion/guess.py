@@ -14,7 +14,6 @@ from twotower.config.toml import TomlValue
 from twotower.data.events import without_ignored
 from twotower.data.split import SplitConfig
 from twotower.data.tables import lacks_id, with_present_ids, without_missing
-from twotower.data.times import Times
 from twotower.data.unknown_ids import MAX_UNKNOWN_SHARE, spelled_alike
 from twotower.errors import DataError
 from twotower.features.schema import Schema
@@ -178,8 +177,8 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue], output: Pa
 
 
 def _usable(found: FoundTables, options: Mapping[str, TomlValue]) -> FoundTables:
-    """Return tables with the interactions that a training reads, by their ids and times. Raises DataError as it does."""
-    names = ("user_id", "item_id", "event", "events", "missing", "time", "time_unit", "time_format", "bad_times")
+    """Return tables with the interactions that a training reads, by their ids. Raises DataError as it does."""
+    names = ("user_id", "item_id", "event", "events", "missing")
     try:
         schema = Schema.model_validate({name: options[name] for name in names if options.get(name, "") != ""})
     except ValidationError:  # told where the config is read
@@ -189,13 +188,7 @@ def _usable(found: FoundTables, options: Mapping[str, TomlValue]) -> FoundTables
         return found
     if any(lacks_id(rows[key]).any() for key in keys):
         with_present_ids(without_ignored(rows, schema), keys, "interactions", schema, [])
-        rows = without_missing(rows, keys, schema)
-    if schema.bad_times == "drop" and schema.time in rows.columns:
-        times = Times(schema)
-        times.look(rows[schema.time])
-        times.settle()
-        rows = times.kept(rows)
-    return replace(found, interactions=rows)
+    return replace(found, interactions=without_missing(rows, keys, schema))
 
 
 def _without_repeats_at_once(

@@ -230,13 +230,11 @@ def _of_rows(frame: pl.DataFrame, what: str, notes: list[str]) -> pl.DataFrame:
 def _without_reserved(frame: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
     """Return the columns of a frame without the index that pandas writes, `__index_level_0__`, and those of names that are patterns, which are
     noted; dictionaries of texts as text."""
-    patterns = [name for name in frame.columns if is_pattern(name)]
-    more = [
-        f"not read: column '{name}', as tables are searched for this name as a pattern; rename it" for name in patterns
-    ]
-    notes += [note for note in more if note not in notes]
-    left = [n for n in frame.columns if n not in patterns and not re.fullmatch(r"__index_level_\d+__", n)]
-    return with_texts(pl.DataFrame([frame[name] for name in left]))
+    for name in filter(is_pattern, frame.columns):
+        note = f"not read: column '{name}', as tables are searched for this name as a pattern; rename it"
+        notes += [] if note in notes else [note]
+    left = [s for s in frame if not is_pattern(s.name) and not re.fullmatch(r"__index_level_\d+__", s.name)]
+    return with_texts(pl.DataFrame(left))
 
 
 def _of_values(frame: pl.DataFrame, notes: list[str]) -> pl.DataFrame:

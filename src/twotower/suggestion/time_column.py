@@ -45,12 +45,7 @@ def guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
         name = str(found.options["time"])
         if name in frame.columns and "time_unit" not in found.options:
             form = time_form(frame[name], given, drops=drops)
-            if (
-                (form is None or form.unit == "order")
-                and not drops
-                and (fault := _broken(frame[name], given))
-                and fault.mend
-            ):
+            if not drops and (fault := _broken(frame[name], form, given)) and fault.mend:
                 _refuse(frame[name], fault)
             if form is not None:
                 _put_form(found, form)
@@ -65,10 +60,9 @@ def guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
     forms, broken, unknown = dict[str, TimeForm](), dict[str, _Fault](), dict[str, _Fault]()
     for name in rows_vary(frame, found, "time", dict.fromkeys([*named, *typed, *others])):
         series = frame[name]
-        most = 0.5 if drops else 0
-        has_values = missing_count(series) <= most * len(series)
+        has_values = missing_count(series) <= (len(series) / 2 if drops else 0)
         form = time_form(series, given, strict=not forms, drops=drops) if has_values else None
-        if (form is None or form.unit == "order") and not drops and (why := _broken(series, given)):
+        if not drops and (why := _broken(series, form, given)):
             broken[name] = why
         elif form is None:
             unknown[name] = _unknown(series, given)
@@ -114,9 +108,11 @@ class _Fault(NamedTuple):
     """True for times of which a few are bad."""
 
 
-def _broken(series: pl.Series, given: str) -> _Fault | None:
-    """Return which values of a column of times, of a format if one is given, are missing or no times; None for a column of others. Where most are
-    missing nothing is to be done."""
+def _broken(series: pl.Series, form: TimeForm | None, given: str) -> _Fault | None:
+    """Return which values of a column are missing or no times where others are times, of a format if one is `given`; None for a column of others,
+    and for one of the form of times. Where most are missing nothing is to be done."""
+    if form is not None and form.unit != "order":
+        return None
     if 2 * (n := missing_count(series)) > len(series):
         return _Fault(f"{n:,} of {len(series):,} values are missing, so it is no time")
     if times := faults_of_times(series, given):
@@ -162,7 +158,7 @@ def _put_best(
     if others are."""
     places = np.linspace(0, frame.height - 1, min(frame.height, COMPARED_ROWS)).astype(int)
     real = [name for name, form in forms.items() if form.unit != "order"]
-    times = {name: moments(frame[name].gather(places), forms[name], drops=True) // MICROSECONDS for name in real}
+    times = {name: moments(frame[name].gather(places), forms[name]) // MICROSECONDS for name in real}
     whole = {name: bool((times[name] % DAY == 0).all()) for name in real}
 
     def agree(one: str, other: str) -> bool:
@@ -175,8 +171,7 @@ def _put_best(
         name: (
             form.unit == "order",
             name in of_user,
-            names.names_other_time(name),
-            _lacks_many(frame[name]),
+            _lacks_many(frame[name]) or names.names_other_time(name),
             name in coarse,
         )
         for name, form in forms.items()

@@ -106,9 +106,9 @@ def _orders(series: pl.Series) -> list[str]:
     return formats[:1] if all(other.equals(first) for other in others) else formats
 
 
-def moments(series: pl.Series, form: TimeForm, drops: bool = False) -> pl.Series:
-    """Return the times of a column of this form, in microseconds since 1970; null for bad ones if `drops`, which else raise DataError."""
-    times = Times(_schema(series.name, form.unit, form.format), drops=drops)
+def moments(series: pl.Series, form: TimeForm) -> pl.Series:
+    """Return the times of a column of this form, in microseconds since 1970; null for bad ones."""
+    times = Times(_schema(series.name, form.unit, form.format), drops=True)
     times.look(series)
     row = f"row of {series.name}"
     rows = series.to_frame().with_row_index(row)
