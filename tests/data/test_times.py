@@ -431,7 +431,7 @@ BAD: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", BAD)
-def test_rows_of_bad_times_are_left_out_on_purpose(
+def test_fault_G11_rows_of_bad_times_are_left_out_on_purpose(
     tmp_path: Path, case: str, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     times, bad, more = BAD[case]

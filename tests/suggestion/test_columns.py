@@ -85,7 +85,7 @@ def test_a_chinese_name_with_a_word_that_is_not_known_is_no_id() -> None:
         ([None], "s", "1 of 40 times are missing (the first in row 1)"),
     ],
 )
-def test_a_few_bad_times_are_refused_and_are_no_order(
+def test_fault_G11_a_few_bad_times_are_refused_and_are_no_order(
     bad: list[float | None], unit: str, words: str, given: dict[str, TomlValue]
 ) -> None:
     frame = pl.DataFrame(IDS).with_columns(timestamp=pl.Series([*bad, *SECONDS[len(bad) :]], strict=False))
