@@ -72,8 +72,8 @@ def guess_columns(
             f"{e} (left out, as they number the rows: {', '.join(map(repr, numbers))}; name one if it holds ids)"
         ) from None
     if given.get("missing") == "drop":
-        keys = [key for option in ("user_id", "item_id") if (key := str(found.options[option])) in frame.columns]
-        frame = frame.filter(*(~lacks_id(frame[key]) for key in keys))
+        ids = [key for option in ("user_id", "item_id") if (key := str(found.options[option])) in frame.columns]
+        frame = frame.filter(*(~lacks_id(frame[key]) for key in ids))
     _note_ids_of_none(frame, found)
     _note_large_user(frame, found)
     is_named = names.names_user(str(found.options["user_id"]))
@@ -319,8 +319,8 @@ def _note_large_user(frame: pl.DataFrame, found: GuessedColumns) -> None:
     name = str(found.options["user_id"])
     if name not in frame.columns or frame.height < MIN_ROWS:
         return
-    first, *others = (*frame[name].drop_nulls().alias("id").value_counts(sort=True, name="n").head(2).iter_rows(), None)
-    if not first or not others[:-1] or (frame[name].dtype == pl.String and str(first[0]).strip().lower() in NONE):
+    first, *others = frame[name].drop_nulls().alias("id").value_counts(sort=True, name="n").head(2).rows() or [()]
+    if not others or (frame[name].dtype == pl.String and str(first[0]).strip().lower() in NONE):
         return  # told as such
     if first[1] >= max(LARGE * frame.height, TIMES_NEXT * others[0][1]):
         found.remarks.append(

@@ -298,7 +298,7 @@ def _own_name(frame: pl.DataFrame, rows: pl.DataFrame, names: Sequence[str], sid
         for series in keys:
             if float(known.cast(pl.String).is_in(series.cast(pl.String).implode()).mean() or 0) >= MIN_KNOWN:  # type: ignore[arg-type]
                 if known.name == key:
-                    return series.name
+                    return str(series.name)
                 raise DataError(
                     f"{side}s: '{series.name}' holds the ids that '{known.name}' of the interactions has, and none are those of '{key}'; set "
                     f"schema.{side}_id = '{known.name}', and set schema.{side}s_id = '{series.name}'"
