@@ -68,10 +68,17 @@ def test_numbers_of_the_rows_that_are_asked_for_are_read() -> None:
 def test_ids_of_another_name_are_not_looked_for_in_numbers_of_rows() -> None:
     rows = pl.DataFrame({"user_id": [1 + i * 7 % 100 for i in range(1000)], "item_id": [i % 41 for i in range(1000)]})
     users = pl.DataFrame({"Unnamed: 0": range(1, 101), "number": range(1, 101)})
-    with pytest.raises(DataError, match="their ids stand in 'number'"):
-        suggest(rows, users)
-    with pytest.raises(DataError, match="their ids stand in 'Unnamed: 0'"):
+    assert suggest(rows, users).schema.users_id == "number"
+    with pytest.raises(
+        DataError, match="'Unnamed: 0' may hold the ids .* set schema.users_id = 'Unnamed: 0' to say so"
+    ):
         suggest(rows, users.with_columns(number=pl.lit("x")))
+    two = users.with_columns(rank=pl.col("number").reverse())
+    with pytest.raises(
+        DataError, match="'number' and 'rank' may hold the ids that 'user_id' of the interactions has; set"
+    ):
+        suggest(rows, two)
+    assert suggest(rows, two.rename({"rank": "customer"})).schema.users_id == "customer"
 
 
 def test_an_error_of_missing_ids_names_the_numbers_that_were_left_out() -> None:
@@ -93,17 +100,11 @@ def test_ids_of_the_rows_of_each_table_are_no_ids_that_they_share() -> None:
     )
     users = pl.DataFrame({"row_id": [f"user-{i}" for i in range(100)], "revoked": [i % 9 == 0 for i in range(100)]})
     items = pl.DataFrame({"row_id": [f"item-{i}" for i in range(41)], "revoked": [i % 9 == 0 for i in range(41)]})
-    with pytest.raises(
-        DataError, match="users: their ids stand in 'row_id', and those of the interactions in 'source_ref'"
-    ):
-        suggest(rows, users, items)
-    users = users.rename({"row_id": "source_ref"})
-    with pytest.raises(
-        DataError, match="items: their ids stand in 'row_id', and those of the interactions in 'target_ref'"
-    ):
-        suggest(rows, users, items)
-    found = suggest(rows, users, items.rename({"row_id": "target_ref"}))
+    found = suggest(rows, users, items)
     assert (found.schema.user_id, found.schema.item_id) == ("source_ref", "target_ref")
+    assert (found.schema.users_id, found.schema.items_id) == ("row_id", "row_id")
+    found = suggest(rows, users.rename({"row_id": "source_ref"}), items.rename({"row_id": "target_ref"}))
+    assert (found.schema.user_id, found.schema.users_id, found.schema.item_id) == ("source_ref", "", "target_ref")
 
 
 def test_numbers_of_the_rows_are_no_hint_at_a_label() -> None:

@@ -22,6 +22,7 @@ from twotower.suggestion.answers import counted_columns, taken_rows, without_ans
 from twotower.suggestion.columns import guess_columns
 from twotower.suggestion.constant_tables import with_constant_columns
 from twotower.suggestion.guessed_columns import MAX_DISTINCT, GuessedColumns, is_distinct
+from twotower.suggestion.names import is_id, names_item, names_user
 from twotower.suggestion.numbering import notes_of_row_numbers, row_numbers
 from twotower.suggestion.shape import repeated_share
 from twotower.suggestion.side_features import SideFeature, SideFeatures, guess_features, lists_in_brackets
@@ -162,7 +163,7 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue], output: Pa
                 guessed = [] if f"{side}_id" in given else found.interactions.columns
                 own = _own_name(frame, found.interactions, [key, *guessed], side)
                 columns.put(f"{side}s_id", own, f"the table of {side}s holds the same ids in it")
-            if frame is not None and own in frame.columns:
+            if frame is not None and own and own in frame.columns:
                 frame = frame.drop(key, strict=False).rename({own: key})
             sides[side] = SideFeatures() if frame is None else _side_features(frame, side, key)
             if frame is not None:
@@ -288,21 +289,27 @@ def _point_of_ids(found: FoundTables, name: str) -> str:
 
 def _own_name(frame: pl.DataFrame, rows: pl.DataFrame, names: Sequence[str], side: SideName) -> str:
     """Return the column of a side's table that holds the ids of the interactions, whose column is the first of some names; empty for none. Raises
-    DataError if one holds the ids of another one of the names, of that with the most ids, which are text, or numbers as many as half of the table's."""
+    DataError if several may be it, or the number of the row alone, and if one holds the ids of another one of the names, of that with the most ids,
+    which are text, or numbers as many as half of the table's."""
     key, *others = names
     numbers = row_numbers(frame)
     keys = [s for s in (*frame.drop(numbers), *frame.select(numbers)) if _holds_ids(s) and not s.is_duplicated().any()]
     ids = {name: rows[name].drop_nulls().unique() for name in others if name != key and _holds_ids(rows[name])}
     of_others = [s for s in ids.values() if len(s) > 1 and (s.dtype == pl.String or 2 * len(s) >= frame.height)]
     for known in (rows[key].unique(), *sorted(of_others, key=len, reverse=True)):
-        for series in keys:
-            if float(known.cast(pl.String).is_in(series.cast(pl.String).implode()).mean() or 0) >= MIN_KNOWN:  # type: ignore[arg-type]
-                if known.name == key:
-                    return str(series.name)
-                raise DataError(
-                    f"{side}s: '{series.name}' holds the ids that '{known.name}' of the interactions has, and none are those of '{key}'; set "
-                    f"schema.{side}_id = '{known.name}', and set schema.{side}s_id = '{series.name}'"
-                )
+        asked = known.cast(pl.String)
+        fits = [s.name for s in keys if float(asked.is_in(s.cast(pl.String).implode()).mean() or 0) >= MIN_KNOWN]  # type: ignore[arg-type]
+        plain = [name for name in fits if name not in numbers]
+        if named := [name for name in plain if plain[1:] == [] or is_id(name) or names_user(name) or names_item(name)]:
+            plain = named[:1]
+        if known.name == key and len(plain) == 1:
+            return plain[0]
+        if fits:
+            of_log = f"set schema.{side}_id = '{known.name}', and " if known.name != key else ""
+            raise DataError(
+                f"{side}s: {' and '.join(map(repr, plain or fits))} may hold the ids that '{known.name}' of the interactions has; {of_log}set "
+                f"schema.{side}s_id = '{(plain or fits)[0]}' to say so"
+            )
     return ""
 
 

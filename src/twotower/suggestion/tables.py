@@ -233,7 +233,7 @@ def _without_reserved(frame: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
     for name in filter(is_pattern, frame.columns):
         note = f"not read: column '{name}', as tables are searched for this name as a pattern; rename it"
         notes += [] if note in notes else [note]
-    left = [s for s in frame if not is_pattern(s.name) and not re.fullmatch(r"__index_level_\d+__", s.name)]
+    left = {s.name: s for s in frame if not is_pattern(s.name) and not re.fullmatch(r"__index_level_\d+__", s.name)}
     return with_texts(pl.DataFrame(left))
 
 
