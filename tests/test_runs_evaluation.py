@@ -69,7 +69,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def ranked_by(engine: JobEngine, run: Run) -> Metrics:
-    return evaluate_model(run.factors_during, run.dataset, run.config.evaluation, ranked=_rank(run, engine, 1))
+    ranked, monitor = _rank(run, engine, 1), run.config.train.monitor
+    return evaluate_model(run.factors_during, run.dataset, run.config.evaluation, ranked=ranked, monitor=monitor)
 
 
 @pytest.mark.parametrize("split", ["last", "random"])
@@ -96,7 +97,8 @@ def test_the_calling_process_ranks_no_shared_user_again(run: Run, monkeypatch: p
         return top_k(queries, factors, k)
 
     monkeypatch.setattr(EvaluationQueries, "top_k", counted)
-    assert evaluate_model(run.factors_during, run.dataset, run.config.evaluation, ranked=ranked) == expected
+    monitor, evaluation = run.config.train.monitor, run.config.evaluation
+    assert evaluate_model(run.factors_during, run.dataset, evaluation, ranked=ranked, monitor=monitor) == expected
     assert by == [Transitions]
 
 

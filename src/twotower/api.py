@@ -254,7 +254,8 @@ def _train(
     if not resumed and not config.is_fitted_last:
         best = next((e for e in trained.history if e["epoch"] == trained.metrics["train.best_epoch"]), None)
     factors_of: Callable[[int], Scorer] = lru_cache(1)(done.factors_during)  # the report shows those of the test part
-    metrics = evaluate_model(factors_of, dataset, config.evaluation, best) | trained.metrics
+    metrics = evaluate_model(factors_of, dataset, config.evaluation, best, monitor=config.train.monitor)
+    metrics |= trained.metrics
     metrics["train.peak_memory_mb"] = peak_memory_mb()
     done = replace(done, metrics=metrics)
     if folder and place:

@@ -34,6 +34,7 @@ from twotower.features.multi_hot import MultiHot
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES
 from twotower.features.text import Text
+from twotower.reports.verdict import verdict
 from twotower.retrieval.retriever import Retriever
 
 
@@ -58,7 +59,12 @@ def test_train_then_evaluate_agree(project: Path, capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     assert "popularity" in shown
     assert "user+item bias" in shown
-    assert f"twotower evaluate {project / 'run'}" in shown
+    run = api.load(project / "run")
+    found = verdict(run.metrics, run.config)
+    assert found
+    assert "\n".join(found.sentences) in shown
+    command = f"publish {project / 'run'} --store store" if found.is_better else f"doctor {project / 'run'}"
+    assert shown.endswith(f"next: twotower {command}\n")
     assert call("evaluate", project / "run", "--json") == 0
     measured = json.loads(capsys.readouterr().out)
     saved = json.loads((project / "run" / "metrics.json").read_text())

@@ -212,3 +212,30 @@ def test_a_part_without_positives_has_no_ranking_metrics_and_breaks_nothing(boar
     assert "validation.recall@3" in found
     assert not [name for name in found if name.startswith("test.") and "@3" in name and "coverage" not in name]
     assert math.isfinite(found["test.log_loss"])
+
+
+@pytest.mark.parametrize("metric", ["ndcg@5", "gauc", "auc"])
+def test_a_difference_to_a_baseline_has_a_paired_interval(everything_data: Dataset, metric: str) -> None:
+    """An interval of the same vectors is zero, and an oracle is better than popularity by more than chance."""
+    data, config = everything_data, EvaluationConfig(k=(5,), bootstrap=50)
+    best = PartEvaluation.from_factors(oracle(data, TEST), data, TEST, config)
+    popular = PartEvaluation.from_factors(
+        popularity_baseline(data.train, len(data.users), len(data.items)), data, TEST, config
+    )
+    difference = best.metrics()[metric] - popular.metrics()[metric]
+    low, high = best.interval_of_difference(popular, metric)
+    assert 0 < low < difference < high
+    assert best.interval_of_difference(best, metric) == (0, 0)
+    assert popular.interval_of_difference(best, metric) == pytest.approx((-high, -low))
+    without = replace(best, config=EvaluationConfig(k=(5,), bootstrap=0))
+    assert np.isnan(without.interval_of_difference(popular, metric)).all()
+
+
+def test_the_best_baseline_by_the_monitored_metric_has_the_interval(everything_data: Dataset) -> None:
+    data = everything_data
+    for metric in ("ndcg@5", "auc", "log_loss"):
+        found = evaluate_model(lambda part: oracle(data, TEST), data, SLICED, monitor=f"validation.{metric}")
+        judged = "auc" if metric == "log_loss" else metric
+        best = max(("popularity", "bias"), key=lambda of: found[f"baseline.{of}.{judged}"])
+        ends = {f"difference.{best}.{judged}.low", f"difference.{best}.{judged}.high"}
+        assert {name for name in found if name.startswith("difference.")} == ends

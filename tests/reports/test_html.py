@@ -11,11 +11,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
+from worlds import settings
 
 from twotower.config.toml import load_config
 from twotower.evaluation.config import EvaluationConfig
 from twotower.reports.charts import curves, empty_figure, negatives
-from twotower.reports.html import _slices
+from twotower.reports.html import _slices, _summary
 from twotower.reports.page import page, section
 from twotower.reports.tower_drawing import draw_model
 
@@ -102,3 +103,15 @@ def test_a_figure_of_a_page_has_the_default_template_and_its_line() -> None:
     for part in ("template", "title", "shapes"):
         assert layout[part] == json.loads(expected.to_json())["layout"][part]
     assert layout["xaxis"]["dtick"] == 2
+
+
+@pytest.mark.parametrize(
+    ("repeats", "words"),
+    [("exclude", "are left out."), ("allow", "are ranked as all others."), ("only", ": only items")],
+)
+def test_the_page_says_how_items_that_a_user_has_seen_are_ranked(repeats: str, words: str) -> None:
+    run: Any = SimpleNamespace(
+        config=settings(evaluation={"repeats": repeats}, train={"monitor": "validation.auc"}), metrics={}
+    )
+    assert words in _summary(run).replace("\n", " ")
+    assert ("left out" in _summary(run)) == (repeats == "exclude")

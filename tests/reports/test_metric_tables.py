@@ -84,5 +84,5 @@ def test_the_page_and_the_card_show_the_same_numbers(tmp_path: Path) -> None:
         ]
     card = (bundle.folder / "README.md").read_text(encoding="utf-8")
     for name in config.metric_set.names(config.k):
-        values = (cell(run.metrics.get(f"{prefix}.{name}")) for prefix in ("test", "baseline.popularity"))
+        values = (cell(run.metrics.get(f"{prefix}.{name}")) for prefix in ROWS.values())
         assert f"\n| {name} | {' | '.join(values)} |\n" in card

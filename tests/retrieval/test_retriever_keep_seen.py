@@ -87,8 +87,8 @@ def test_a_bundle_of_an_evaluation_without_repeats_drops_seen_items(tmp_path: Pa
     bundle = api.publish(run, tmp_path / "store", Exact())
     assert read_manifest(bundle.folder).keep_seen is False
     card = (bundle.folder / layout.MODEL_CARD).read_text()
-    assert "seen items left out" in card
-    assert "| test metric | model | popularity | transition counts |\n|---|---|---|---|\n" in card
+    assert "items that a user has seen are left out" in card
+    assert "| test metric | model | popularity | user+item bias | transition counts |\n|---|---|---|---|---|\n" in card
     retriever = Retriever(bundle)
     answered = {i.id for i in retriever.recommend(Request("3"), ALL).items}
     assert answered == {str(i) for i in retriever.item_ids} - seen_by(retriever, "3")
@@ -100,8 +100,11 @@ def test_a_run_answers_as_its_bundle(tmp_path: Path, repeats: str) -> None:
     run = trained(repeats, tmp_path / "run")
     bundle = api.publish(run, tmp_path / "store", Exact())
     card = (bundle.folder / layout.MODEL_CARD).read_text()
-    assert "seen items a" in card
-    assert "| test metric | model | popularity | transition counts | own counts |\n|---|---|---|---|---|\n| " in card
+    assert "items that a user has seen are ranked" in card
+    assert (
+        "| test metric | model | popularity | user+item bias | transition counts | own counts |\n|---|---|---|---|---|---|\n| "
+        in card
+    )
     served = Retriever(bundle).recommend(Request("3"), ALL).items
     assert [i.id for i in api.recommend(run, 3, ALL).items] == [i.id for i in served]
     assert len(served) == len(run.dataset.items)

@@ -40,6 +40,7 @@ def train(
     from twotower.config.toml import load_config
     from twotower.reports.metric_tables import print_metrics
     from twotower.reports.progress import Progress
+    from twotower.reports.verdict import verdict
 
     # The config of a run folder is data, which may come from anybody.
     is_of_run = folder.resolve() in config.resolve().parents or (config.parent / layout.ENCODERS).exists()
@@ -51,8 +52,12 @@ def train(
     if not is_main:
         return
     print_metrics(done.metrics, resolved.evaluation)
+    found = verdict(done.metrics, done.config)
+    for line in found.sentences if found else ():
+        print_line(line)
     print_line(f"run: {folder}" + (f"   report: {folder / layout.REPORT}" if (folder / layout.REPORT).exists() else ""))
-    print_line(f"next: {shell_command('evaluate', folder)}")
+    words = ("publish", folder, "--store", Path("store")) if found and found.is_better else ("doctor", folder)
+    print_line(f"next: {shell_command(*words)}")
 
 
 def evaluate(

@@ -105,7 +105,7 @@ def compare_factors(
     scores = [f.scores(data.pairs) for f in (a, b)]
     scored = [ScoredPairs.of(s, data.pairs, data.weighted) for s in scores]
     out = [
-        c for m in metrics.of_pairs if (c := _compare_resampled(m, scored[0], scored[1], data.n_users, resamples, seed))
+        c for m in metrics.of_pairs if (c := compare_resampled(m, scored[0], scored[1], data.n_users, resamples, seed))
     ]
     best = [data.queries.top_k(f, max(k)) if k else None for f in (a, b)]
     first, second = (_per_user(s, found, data, k, metrics) for s, found in zip(scored, best, strict=True))
@@ -118,7 +118,7 @@ def compare_factors(
         found = [
             replace(c, users=n_users)
             for m in metrics.of_pairs
-            if of.side in m.slices and (c := _compare_resampled(m, parts[0], parts[1], data.n_users, resamples, seed))
+            if of.side in m.slices and (c := compare_resampled(m, parts[0], parts[1], data.n_users, resamples, seed))
         ]
         by_user = [_per_user(s, b, data, k[:1], metrics, of) for s, b in zip(parts, best, strict=True)]
         found += _compare_per_user(by_user[0], by_user[1], data.n_users, metrics, resamples, seed)
@@ -161,8 +161,8 @@ def _compare_per_user(
     ]  # fmt: skip
 
 
-def _compare_resampled(
-    metric: PairMetric, a: ScoredPairs, b: ScoredPairs, n_users: int, resamples: int, seed: int
+def compare_resampled(
+    metric: PairMetric, a: ScoredPairs, b: ScoredPairs, n_users: int, resamples: int, seed: int = 0
 ) -> Comparison | None:
     """Compare by a metric that resamples itself; None for another, or where it is undefined."""
     first, second = (metric.resampled(s, bootstrap_counts(n_users, resamples, seed)) for s in (a, b))

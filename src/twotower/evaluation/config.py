@@ -40,6 +40,12 @@ class MetricSet:
         at_once = [m.name for m in shown if not m.at_cut_offs]
         return at_once + [f"{m.name}@{n}" for n in k for m in shown if m.at_cut_offs]
 
+    def judged_by(self, monitor: str) -> str:
+        """Return the name of the metric that compares a model with baselines: the monitored one such as validation.ndcg@10, or `auc` for
+        one that reads logits, which baselines do not give."""
+        metric = self.find(monitor)
+        return "auc" if isinstance(metric, PairMetric) and metric.of_logits else monitor.rpartition(".")[2]
+
     def find(self, name: str) -> Metric:
         """Return a metric by a name such as recall@10 or validation.recall@10. Raises KeyError if it is unknown."""
         return {m.name: m for m in self._all}[name.rpartition(".")[2].partition("@")[0]]

@@ -1,7 +1,7 @@
 """Metrics of a model on a part of a dataset.
 
 Metrics of pairs measure whether a user likes an item that was shown. Metrics of rankings rank the whole catalogue
-by exact search, without the items that the user has seen; no negatives are sampled.
+by exact search, with the items that the user has seen as `evaluation.repeats` says; no negatives are sampled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from twotower.data.recent_popularity import PopularityTerms
 from twotower.data.splits import TEST, VALIDATION
 from twotower.evaluation import cold_items
 from twotower.evaluation.baselines import BASELINES, baseline_of
-from twotower.evaluation.bootstrap import bootstrap
+from twotower.evaluation.bootstrap import bootstrap, paired_bootstrap
+from twotower.evaluation.comparison import compare_resampled
 from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.metrics.measured import RankedItems, Rankings, ScoredPairs
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 
 MODEL = "model"
 """Name of the model beside those of BASELINES."""
+MAX_RESAMPLED_PAIRS = 2**20
+"""Pairs up to which a metric that is no mean over users, such as `auc`, has an interval of a difference."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,21 @@ class PartEvaluation:
         out |= {name: (float(low), float(high)) for name, low, high in zip(per_user, *bounds, strict=True)}
         return {name: interval for name, interval in out.items() if np.isfinite(interval).all()}
 
+    def interval_of_difference(self, other: PartEvaluation, name: str) -> tuple[float, float]:
+        """Return the 95 % paired bootstrap interval over users of a metric of this evaluation minus the metric of another one of the part.
+        NaN without resamples or users, for a metric without an interval, and for `auc` of more than MAX_RESAMPLED_PAIRS."""
+        metric, resamples = self.config.metric_set.find(name), self.config.bootstrap
+        one, two = self.by_user(name), other.by_user(name)
+        if one and two and len(one.users) and resamples:
+            low, high, _ = paired_bootstrap(two.values[:, None], one.values[:, None], one.weights[:, None], resamples)
+            return float(low[0]), float(high[0])
+        if isinstance(metric, PairMetric) and resamples and 0 < len(self.pairs) <= MAX_RESAMPLED_PAIRS:
+            users, place = np.unique(self.scored.users, return_inverse=True)
+            scored = (replace(e.scored, users=place) for e in (other, self))
+            if found := compare_resampled(metric, *scored, len(users), resamples):
+                return found.low, found.high
+        return float("nan"), float("nan")
+
     def slices(self) -> Metrics:
         """Return `auc.new_user`, `recall@10.tail`, `recall@10.cold_item`, `recall@10.gender=F`, … for the slices on which the metric is defined."""
         config, k, out = self.config, self.config.k[0], Metrics()
@@ -223,9 +241,10 @@ def evaluate_model(
     config: EvaluationConfig,
     validated: Metrics | None = None,
     ranked: Mapping[int, Ranked] | None = None,
+    monitor: str = "",
 ) -> Metrics:
     """Return the metrics of a run by name: validation, if it has rows, and test, intervals and slices of test, baselines on
-    test.
+    test. With `monitor`, such as validation.ndcg@10, also the interval of the difference to the best baseline by that metric.
 
     `factors_of(part)` returns the vectors from the data before that part, by which it is evaluated. `validated` are the
     metrics of validation, if they are known; `ranked` are rankings by part, if other processes have made them.
@@ -250,17 +269,35 @@ def evaluate_model(
                 out[f"test.{m}.low"], out[f"test.{m}.high"] = low, high
             found = evaluation.slices() | cold_items.among_cold_items(evaluation, factors)
             out |= {f"test.{m}": v for m, v in found.items()}
+    judged = config.metric_set.judged_by(monitor) if monitor else ""
+    sign = 1 if not judged or config.metric_set.find(judged).higher_is_better else -1
+    leader: tuple[float, str, PartEvaluation] | None = None
+    for name, baseline, left_out in _baselines(dataset, queries, best_of, config, factors.recent if factors else None):
+        metrics = {m: v for m, v in baseline.metrics().items() if m not in left_out}
+        out |= {f"baseline.{name}.{m}": v for m, v in metrics.items()}
+        value = sign * metrics.get(judged, float("nan"))
+        if value == value and (leader is None or value > leader[0]):
+            leader = value, name, baseline
+    if leader:
+        low, high = evaluation.interval_of_difference(leader[2], judged)
+        out |= {f"difference.{leader[1]}.{judged}.low": low, f"difference.{leader[1]}.{judged}.high": high}
+    return {m: v for m, v in out.items() if v == v}
+
+
+def _baselines(
+    dataset: Dataset, queries: EvaluationQueries, ranked: Mapping[str, Shaped[Ints, "Q K"]], config: EvaluationConfig,
+    recent: RecentScores | None,
+) -> Iterator[tuple[str, PartEvaluation, set[str]]]:  # fmt: skip
+    """Yield the name of each baseline, its evaluation on the test part, and the metrics that it does not have. Those of BASELINES may be
+    `ranked` already."""
     of_logits = {m.name for m in config.metric_set.of_pairs if m.of_logits}
     for name in BASELINES:
-        baseline = baseline_of(name, dataset)
-        metrics = PartEvaluation.from_factors(baseline, dataset, TEST, config, queries, best_of.get(name)).metrics()
-        out |= {f"baseline.{name}.{m}": v for m, v in metrics.items() if m not in of_logits}
+        scorer = baseline_of(name, dataset)
+        yield name, PartEvaluation.from_factors(scorer, dataset, TEST, config, queries, ranked.get(name)), of_logits
     of_pairs = {m.name for m in config.metric_set.of_pairs}
-    for name, best in _rankings_of_baselines(dataset, queries, config, factors.recent if factors else None):
+    for name, best in _rankings_of_baselines(dataset, queries, config, recent):
         nothing = np.zeros(len(dataset.test), np.float32)
-        metrics = PartEvaluation._of(queries, best, nothing, dataset, TEST, config).metrics()
-        out |= {f"baseline.{name}.{m}": v for m, v in metrics.items() if m not in of_pairs}
-    return {m: v for m, v in out.items() if v == v}
+        yield name, PartEvaluation._of(queries, best, nothing, dataset, TEST, config), of_pairs
 
 
 def _alone(recent: RecentScores) -> Factors:

@@ -91,7 +91,8 @@ def publish(
                 f"{run.folder}: the training has not ended ({run.unfinished}); let it end, go on: {again}, or publish it as it is with `force=True`"
             )
         reason = "; ".join(filter(None, (reason, run.unfinished)))
-        measured = evaluate_model(run.factors_during, run.dataset, run.config.evaluation)
+        monitor = run.config.train.monitor
+        measured = evaluate_model(run.factors_during, run.dataset, run.config.evaluation, monitor=monitor)
         run = replace(run, metrics=measured | run.metrics)
     if run.config.evaluation.repeats == "only":
         log.warning(

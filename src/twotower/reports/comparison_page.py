@@ -19,6 +19,7 @@ from twotower.reports.metric_tables import cell, columns
 from twotower.reports.page import page, section
 from twotower.reports.several_runs import ComparedRun
 from twotower.reports.slices import FIXED, Slice, column_slices, fixed_slices
+from twotower.reports.verdict import verdict
 
 COLORS = (
     "#2f6fb0", "#d9822b", "#2e8b57", "#b3261e", "#7b5ea7", "#8c6d46", "#c2569b", "#5f6b76", "#9a9a00", "#1797a6",
@@ -72,7 +73,12 @@ def _metrics(runs: Sequence[ComparedRun]) -> str:
         "Metrics of each run on its own catalogue, with their 95 % bootstrap intervals over users. Bold: best value of the row. "
         f"Popularity is the baseline of {html.escape(first.label)}."
     )
-    return f"<h2>Test metrics</h2><p>{text}</p>{_table(['metric', *map(_named, runs), 'popularity'], rows)}"
+    verdicts = "".join(
+        f"<p><b>{html.escape(run.label)}</b>. {html.escape(found.text)}</p>"
+        for run in runs
+        if (found := verdict(run.metrics, run.config))
+    )
+    return f"<h2>Test metrics</h2><p>{text}</p>{verdicts}{_table(['metric', *map(_named, runs), 'popularity'], rows)}"
 
 
 def _with_interval(metrics: Metrics, name: str, best: float | None) -> str:

@@ -11,10 +11,11 @@ from twotower.evaluation.cold_items import ALONE, SLICE
 from twotower.evaluation.factors import Scorer
 from twotower.reports.breakdowns import calibration, recalls, spectra
 from twotower.reports.charts import curves, distributions, gates, negatives
-from twotower.reports.metric_tables import cell, columns, metric_rows
+from twotower.reports.metric_tables import RANKED, cell, columns, metric_rows
 from twotower.reports.page import page, section
 from twotower.reports.slices import column_slices, fixed_slices
 from twotower.reports.tower_drawing import draw_model
+from twotower.reports.verdict import verdict
 from twotower.train.negatives.source_tally import MAX_ROWS
 
 if TYPE_CHECKING:
@@ -119,10 +120,12 @@ def _summary(run: Run) -> str:
         if (low := run.metrics.get(f"test.{m.name}.low")) is not None
     )
     head = "".join(f"<th>{c}</th>" for c in names)
+    found = verdict(run.metrics, run.config)
     weighted = " Rows count by their weights." if run.config.evaluation.weighted else ""
     return (
-        "<h2>Test metrics</h2><p>Ranking metrics are computed by exact search over the whole catalogue "
-        f"without the items that a user has seen.{weighted} Bold: best value of the column.{intervals}</p>"
+        f"<h2>Test metrics</h2>{f'<p><b>{html.escape(found.text)}</b></p>' if found else ''}"
+        "<p>Ranking metrics are computed by exact search over the whole catalogue: "
+        f"{RANKED[run.config.evaluation.repeats]}.{weighted} Bold: best value of the column.{intervals}</p>"
         f"<table><tr><th>model</th>{head}</tr>{lines}</table>"
     )
 

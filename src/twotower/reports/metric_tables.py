@@ -18,6 +18,12 @@ WHERE_MEASURED = {
 }
 """Rows of evaluations whose data have an order, that rank repeats, and of models that have it."""
 
+RANKED = {
+    "exclude": "items that a user has seen are left out", "allow": "items that a user has seen are ranked as all others",
+    "only": "only items that a user has seen are ranked",
+}  # fmt: skip
+"""Items of the rankings by `evaluation.repeats`."""
+
 WAYS = {
     "method 1, exact search": "exact",
     "method 1, index": "index",

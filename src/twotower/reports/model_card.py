@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from twotower.index import Index
-from twotower.reports.metric_tables import cell, metric_rows
+from twotower.reports.metric_tables import RANKED, cell, metric_rows
+from twotower.reports.verdict import verdict
 from twotower.store.manifest import RecallCheck
 from twotower.version import __version__
 
 if TYPE_CHECKING:
     from twotower.runs import Run
-
-_RANKED = {
-    "exclude": "seen items left out", "allow": "seen items among the others", "only": "seen items alone",
-}  # fmt: skip
-"""Items of the rankings by `evaluation.repeats`."""
 
 
 def model_card(run: Run, index: Index, recall_check: RecallCheck) -> str:
@@ -23,9 +19,10 @@ def model_card(run: Run, index: Index, recall_check: RecallCheck) -> str:
     config = run.config.evaluation
     names = [name for name in config.metric_set.names(config.k) if f"test.{name}" in run.metrics]
     values = metric_rows(run.metrics, names)
-    shown = [label for label in ("model", "popularity", "transition counts", "own counts") if label in values]
+    shown = [label for label, row in values.items() if any(v is not None for v in row)]
     table = zip(names, *(values[label] for label in shown), strict=True)
     rows = "\n".join(f"| {name} | {' | '.join(map(cell, row))} |" for name, *row in table)
+    found = verdict(run.metrics, run.config)
     features = "\n".join(f"- {f.side}: `{f.name}` ({f.kind})" for f in run.dataset.schema.features)
     return f"""# Two-tower model
 
@@ -38,7 +35,7 @@ Index: {index.kind}, recall@{recall_check.k} {recall_check.recall:.4f} against e
 |---|{"---|" * len(shown)}
 {rows}
 
-Full catalogue, {_RANKED[run.config.evaluation.repeats]}; see config.toml for every setting.
+{f"{found.text}{chr(10) * 2}" if found else ""}Full catalogue: {RANKED[run.config.evaluation.repeats]}; see config.toml for every setting.
 
 Features:
 

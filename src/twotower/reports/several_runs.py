@@ -13,6 +13,7 @@ from twotower.evaluation.comparison import Comparison
 from twotower.evaluation.config import Metrics
 from twotower.features.schema import Schema
 from twotower.reports.compare import DECISION_RULE, compare_sliced, describe_table
+from twotower.reports.verdict import verdict
 
 if TYPE_CHECKING:
     from twotower.runs import Run
@@ -79,7 +80,7 @@ def compare_with_first(runs: Iterable[Run], resamples: int = 1000, sliced: bool 
 
 def describe_runs(runs: Sequence[ComparedRun]) -> Iterator[str]:
     """Yield printable lines: for each run after the first a table and a summary, or the reason why there is none; then the
-    decision rule. With more than two runs a line names the run of each table."""
+    decision rule, and the verdict on each run. With more than two runs a line names the run of each table."""
     for run in runs[1:]:
         if len(runs) > 2:
             yield f"{run.letter} ({run.folder}) compared with {runs[0].letter} ({runs[0].folder})"
@@ -90,3 +91,4 @@ def describe_runs(runs: Sequence[ComparedRun]) -> Iterator[str]:
         if len(runs) > 2:
             yield ""
     yield DECISION_RULE
+    yield from (f"{run.letter}: {found.text}" for run in runs if (found := verdict(run.metrics, run.config)))

@@ -58,7 +58,8 @@ def evaluate_run(
     if not len(run.dataset.test):
         raise RunError(f"{run.folder}: this run holds no test part; score it with DSSMTrainable or main.py")
     ranked = _rank(run, chosen, shard_users, share) if chosen.is_remote else {}
-    return evaluate_model(run.factors_during, run.dataset, run.config.evaluation, ranked=ranked)
+    monitor = run.config.train.monitor
+    return evaluate_model(run.factors_during, run.dataset, run.config.evaluation, ranked=ranked, monitor=monitor)
 
 
 def _rank(run: Run, engine: JobEngine, shard_users: int, share: Path | str = "") -> dict[int, Ranked]:

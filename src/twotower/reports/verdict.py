@@ -1,0 +1,76 @@
+"""Verdict on a run, the same sentences in every report: the best simple baseline, the difference to it, and what to do next."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from twotower.config.experiment import Config
+from twotower.evaluation.config import Metrics
+from twotower.reports.metric_tables import ROWS, WHERE_MEASURED, cell
+
+_BASELINES = {label: prefix.partition(".")[2] for label, prefix in (ROWS | WHERE_MEASURED).items() if prefix != "test"}
+"""Label of a baseline -> its name."""
+_ORDERED = ("transitions", "slit")
+"""Starts that count what follows what."""
+
+
+class Verdict(NamedTuple):
+    """Three sentences about a run."""
+
+    sentences: tuple[str, str, str]
+    is_better: bool
+    """True if the model is better than every baseline, beyond chance where the difference has an interval."""
+
+    @property
+    def text(self) -> str:
+        """The sentences as one paragraph."""
+        return " ".join(self.sentences)
+
+
+def verdict(metrics: Metrics, config: Config) -> Verdict | None:
+    """Compare the model of a run with its best baseline by the monitored metric; None without a test part that has the metric."""
+    monitored, measured = config.train.monitor.rpartition(".")[2], config.evaluation.metric_set
+    name = measured.judged_by(monitored)
+    model, sign = metrics.get(f"test.{name}"), 1 if measured.find(name).higher_is_better else -1
+    values = {of: v for of, at in _BASELINES.items() if (v := metrics.get(f"baseline.{at}.{name}")) is not None}
+    if model is None or not values:
+        return None
+    best = max(values, key=lambda of: sign * values[of])
+    difference = model - values[best]
+    low, high = (metrics.get(f"difference.{_BASELINES[best]}.{name}.{end}") for end in ("low", "high"))
+    if low is None or high is None:
+        interval, is_clear, relation = "without an interval", difference != 0, "ahead"
+    else:
+        relation, interval = "better", f"95 % interval {low:+.4f} to {high:+.4f}, paired by test user"
+        is_clear = low > 0 or high < 0
+    is_better = is_clear and difference * sign > 0
+    outcome = (
+        f"the model is {relation}"
+        if is_better
+        else f"{best} is {relation}"
+        if is_clear
+        else "the difference may be chance"
+    )
+    by = f"{name}, the monitored metric" if name == monitored else f"{name}, as no baseline has {monitored}"
+    advice = "Publish the model (`twotower publish`), or compare it with a run of other settings (`twotower compare`)."
+    if not is_better:
+        advice = f"{_help(best, config)}Run `twotower doctor`, which names likely causes, or train another recipe (`twotower suggest DATA --recipe NAME`)."
+    return Verdict(
+        (
+            f"The best simple baseline by {by}, is {best}: {cell(values[best])} on the test part.",
+            f"The model has {cell(model)}, a difference of {difference:+.4f} ({interval}): {outcome}.",
+            advice,
+        ),
+        is_better,
+    )
+
+
+def _help(baseline: str, config: Config) -> str:
+    """Return a sentence about the option that adds a baseline to the model; empty if there is none, or it is set."""
+    if baseline == "own counts" and not config.model.own_counts:
+        return "Name the history in model.own_counts, which adds the own counts to the score. "
+    if baseline == "user+item bias" and not config.model.bias:
+        return "Set model.bias = true, which adds the biases to the score. "
+    if baseline == "transition counts" and not any(start.kind in _ORDERED for start in config.train.start):
+        return "Give a pair of model.pairs the start 'transitions' (train.start). "
+    return ""

@@ -1,0 +1,101 @@
+"""Verdict on a run: the best baseline, the difference with its interval, and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
+
+from twotower import api
+from twotower.config.experiment import Config
+from twotower.reports.comparison_page import write_comparison
+from twotower.reports.html import write_report
+from twotower.reports.several_runs import compare_with_first, describe_runs
+from twotower.reports.verdict import verdict
+
+
+def monitored(metric: str, **sections: dict[str, object]) -> Config:
+    """A config that monitors a metric of validation."""
+    sections["train"] = {"monitor": f"validation.{metric}"} | sections.get("train", {})
+    return settings(evaluation={"k": [5]}, **sections)
+
+
+NDCG = {"test.ndcg@5": 0.3, "baseline.popularity.ndcg@5": 0.2, "baseline.transitions.ndcg@5": 0.25}
+CLEAR = {"difference.transitions.ndcg@5.low": 0.01, "difference.transitions.ndcg@5.high": 0.09}
+
+
+def test_a_model_that_is_better_than_its_best_baseline_is_published() -> None:
+    found = verdict(NDCG | CLEAR, monitored("ndcg@5"))
+    assert found
+    assert found.is_better
+    assert found.sentences == (
+        "The best simple baseline by ndcg@5, the monitored metric, is transition counts: 0.2500 on the test part.",
+        "The model has 0.3000, a difference of +0.0500 (95 % interval +0.0100 to +0.0900, paired by test user): the model is better.",
+        "Publish the model (`twotower publish`), or compare it with a run of other settings (`twotower compare`).",
+    )
+    assert found.text == " ".join(found.sentences)
+
+
+@pytest.mark.parametrize("low", [-0.09, None])
+def test_a_count_that_wins_is_named_with_what_helps(low: float | None) -> None:
+    ends = (
+        {} if low is None else {"difference.transitions.ndcg@5.low": low, "difference.transitions.ndcg@5.high": -0.01}
+    )
+    found = verdict(NDCG | {"test.ndcg@5": 0.2} | ends, monitored("ndcg@5"))
+    assert found
+    assert not found.is_better
+    between = (
+        "without an interval): transition counts is ahead." if low is None else "user): transition counts is better."
+    )
+    assert found.sentences[1].endswith(between)
+    assert "start 'transitions'" in found.sentences[2]
+    assert "`twotower doctor`" in found.sentences[2]
+    assert "--recipe NAME" in found.sentences[2]
+
+
+def test_an_interval_with_zero_in_it_is_no_win() -> None:
+    found = verdict(NDCG | CLEAR | {"difference.transitions.ndcg@5.low": -0.01}, monitored("ndcg@5"))
+    assert found
+    assert not found.is_better
+    assert found.sentences[1].endswith(": the difference may be chance.")
+
+
+def test_the_help_is_the_option_that_adds_the_baseline_and_is_not_set_yet() -> None:
+    own = {"test.ndcg@5": 0.1, "baseline.own_counts.ndcg@5": 0.2}
+    biased = {"test.auc": 0.6, "baseline.bias.auc": 0.7}
+    assert "model.own_counts" in verdict(own, monitored("ndcg@5")).text
+    assert "model.own_counts" not in verdict(own, monitored("ndcg@5", model={"own_counts": "history"})).text
+    assert "model.bias = true" in verdict(biased, monitored("auc", model={"bias": False})).text
+    assert "model.bias" not in verdict(biased, monitored("auc", model={"bias": True})).text
+
+
+def test_a_monitored_loss_is_judged_by_auc() -> None:
+    metrics = {"test.log_loss": 0.5, "test.auc": 0.8, "baseline.bias.auc": 0.7, "baseline.popularity.auc": 0.6}
+    found = verdict(metrics, monitored("log_loss"))
+    assert found
+    assert found.sentences[0].startswith(
+        "The best simple baseline by auc, as no baseline has log_loss, is user+item bias: 0.7000"
+    )
+
+
+def test_there_is_no_verdict_without_a_test_part_or_a_baseline() -> None:
+    assert verdict({"validation.ndcg@5": 0.5}, monitored("ndcg@5")) is None
+    assert verdict({"test.ndcg@5": 0.5}, monitored("ndcg@5")) is None
+
+
+def test_every_report_says_the_same_sentences(tmp_path: Path) -> None:
+    run = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(evaluation={"bootstrap": 20}), folder=tmp_path / "run")
+    assert api.evaluate(run).items() <= run.metrics.items()
+    found = verdict(run.metrics, run.config)
+    assert found
+    assert "95 % interval" in found.text
+    write_report(tmp_path / "report.html", run, run.factors())
+    card = (api.publish(run, tmp_path / "store", force=True).folder / "README.md").read_text(encoding="utf-8")
+    compared = compare_with_first([run, run], resamples=100)
+    write_comparison(tmp_path / "comparison.html", compared)
+    lines = list(describe_runs(compared))
+    assert lines[-2:] == [f"A: {found.text}", f"B: {found.text}"]
+    pages = [(tmp_path / f"{name}.html").read_text(encoding="utf-8") for name in ("report", "comparison")]
+    for text, times in ((card, 1), (pages[0], 1), (pages[1], 2)):
+        assert text.count(found.text) == times
