@@ -1,6 +1,6 @@
 """Checks the wheel of dist/ in clean environments: `make dist`.
 
-The base installation is made for each Python of this machine that the package allows: it has no torch, plotly or pyarrow, stays
+The base installation is made for each Python of this machine that the package allows: it has no torch, duckdb or pyarrow, stays
 below LIMIT_MB, says its version, and a verb of training names the extra. With the first, whose torch is at hand, the quickstart
 of the README is run from the wheel with the extra `train`: its config, its commands, its request. The store that it publishes is
 asked by the base of every Python.
@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_MB = 550
 VERSIONS = range(11, 16)
-ABSENT = ("torch", "plotly", "pyarrow", "pandas", "duckdb")
+ABSENT = ("torch", "pyarrow", "pandas", "duckdb")
 USERS, ITEMS = 60, 40
 
 

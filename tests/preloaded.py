@@ -35,7 +35,7 @@ from typing import IO, Any
 
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 IMPORTS = (
-    "torch", "torch.distributed", "torch._dynamo", "polars", "numpy", "faiss", "onnx", "plotly.graph_objects", "twotower.api", "twotower.cli.app",
+    "torch", "torch.distributed", "torch._dynamo", "polars", "numpy", "faiss", "onnx", "twotower.api", "twotower.cli.app",
     "twotower.diagnostics", "twotower.legacy.training_script", "twotower.cli.demo", "twotower.serve.supervisor", "twotower.serve.app",
 )  # fmt: skip
 
@@ -381,17 +381,11 @@ def _serve(name: str) -> dict[str, Any] | None:
 
 
 def _use_once() -> None:
-    """Use what loads the rest of itself when it is first used: figures and the command line."""
+    """Use what loads the rest of itself when it is first used: the command line."""
     from twotower.cli.app import app
     from twotower.cli.flags import command_of
-    from twotower.reports.charts import empty_figure
-    from twotower.reports.page import page, section
 
     command_of(app)
-    figure = empty_figure("", "", "", x_axis={"tickformat": "d"}, vertical=0)
-    figure.add_scatter(x=[0, 1], y=[0, 1], name="", line_color="#000000", fill="tozeroy", mode="lines+markers")
-    figure.add_bar(x=[0], y=[0], orientation="h", marker_color="#000000", error_x={"type": "data", "array": [0]})
-    page("", "", [section("", "", [figure])])
 
 
 def _reap(children: dict[int, socket.socket]) -> None:

@@ -93,14 +93,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_base_has_nothing_that_trains_draws_or_converts() -> None:
     assert {"numpy", "polars", "faiss-cpu", "onnxruntime", "onnx", "fastapi", "uvicorn"} <= base_distributions()
-    assert not {"torch", "plotly", "pyarrow", "pandas", "safetensors", "tomli-w", "duckdb"} & base_distributions()
-    assert {"torch", "plotly", "pyarrow", "pandas", "safetensors"} <= set(blocked_modules())
+    assert not {"torch", "pyarrow", "pandas", "safetensors", "tomli-w", "duckdb"} & base_distributions()
+    assert {"torch", "pyarrow", "pandas", "safetensors"} <= set(blocked_modules())
 
 
 def test_the_extras_are_those_that_texts_name() -> None:
     extras = PROJECT["optional-dependencies"]
     assert set(extras) == {"train", "prepare", "milvus", "bucket", "ray", "delta", "iceberg", "torchrec", "all", "test"}
-    assert {Requirement(line).name for line in extras["train"]} >= {"torch", "plotly", "safetensors", "tomli-w"}
+    assert {Requirement(line).name for line in extras["train"]} >= {"torch", "safetensors", "tomli-w"}
     assert Requirement(extras["all"][0]).extras == {"train", "prepare", "milvus", "bucket", "ray", "delta", "iceberg"}
     named = set()
     for path in [
@@ -210,7 +210,6 @@ def test_every_package_of_an_extra_is_named_with_it() -> None:
     """What a message says installs the package."""
     modules = {
         "torch": "torch",
-        "plotly": "plotly",
         "safetensors": "safetensors",
         "tomli-w": "tomli_w",
         "duckdb": "duckdb",

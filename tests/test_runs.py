@@ -228,9 +228,8 @@ def test_the_report_is_one_offline_page_with_every_section(trained: Path) -> Non
     page = (trained / "report.html").read_text(encoding="utf-8")
     for title in ("Test metrics", "Learning curves", "Scores of test pairs", "SENet gates", "Slices"):
         assert f"<h2>{title}" in page
-    body = page.split("</script>", 1)[1]  # plotly's own text names hosts it never calls here
-    assert "http://" not in body.replace("http://www.w3.org", "")
-    assert "<script src" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "<script" not in page
     assert "<link" not in page
 
 
@@ -238,12 +237,7 @@ def test_the_gate_charts_show_all_from_zero_to_one_whatever_stands_beside_them(t
     loaded = runs.load(trained)
     figures = charts.gates(loaded)
     assert len(figures) == 2
-    assert [tuple(f.layout.xaxis.range) for f in figures] == [(0, 1), (0, 1)]
-    page = (trained / "report.html").read_text(encoding="utf-8")
-    style = page.split("<style>")[1].split("</style>")[0]
-    assert "auto-fit" not in style, "the first of two would be drawn as wide as both, and cut"
-    rows = [part.split("<h2>")[0] for part in page.split('<div class="row')[1:]]
-    assert [(row.count("Plotly.newPlot") > 1) == row.startswith(" many") for row in rows] == [True] * 7
+    assert [f.x_range for f in figures] == [(0, 1), (0, 1)]
 
 
 def test_loading_puts_the_model_in_evaluation_mode(copy: Path) -> None:

@@ -59,7 +59,6 @@ def warn_once(message: str) -> None:
 
 _EXTRAS = {
     "torch": "train",
-    "plotly": "train",
     "safetensors": "train",
     "tomli_w": "train",
     "duckdb": "prepare",

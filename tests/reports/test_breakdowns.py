@@ -53,11 +53,11 @@ def test_recall_of_a_group_counts_its_own_items_alone(run: Any) -> None:
     k = run.config.evaluation.k[0]
     queries = evaluation_queries(run.dataset, TEST, run.config.evaluation)
     assert queries.n_targets.max() <= k
-    by_item, by_user = recalls(run, wanted(run, np.ones(len(popular), bool)))
-    assert {y for y in by_item.data[0].y if not math.isnan(y)} == {1.0}
-    assert set(by_user.data[0].y) == {1.0}
-    found = wanted(run, popular)
-    best = queries.top_k(found, k)
+    found: Any = recalls(run, wanted(run, np.ones(len(popular), bool)))
+    by_item, by_user = found
+    assert {x for x in by_item.series[0].x if not math.isnan(x)} == {1.0}
+    assert set(by_user.series[0].x) == {1.0}
+    best = queries.top_k(wanted(run, popular), k)
     hit = queries.hits(best)
     assert item_recall(queries, best, hit, popularity, popular)[1] == 1.0
     assert item_recall(queries, best, hit, popularity, ~popular)[1] < 1.0
@@ -73,9 +73,9 @@ def test_calibrated_probabilities_lie_on_the_line() -> None:
         config=SimpleNamespace(loss=SimpleNamespace(pointwise=True)),
     )
     scorer: Any = SimpleNamespace(part_scores=lambda *_: scores)
-    (figure,) = calibration(fake, scorer)
-    assert np.allclose(figure.data[1].x, np.repeat([0.25, 0.75], 10))
-    assert np.allclose(figure.data[1].y, figure.data[1].x)
+    figure: Any = calibration(fake, scorer)[0]
+    assert np.allclose(figure.series[1].x, np.repeat([0.25, 0.75], 10))
+    assert np.allclose(figure.series[1].y, figure.series[1].x)
     fake.config.loss.pointwise = False
     assert calibration(fake, scorer) == []
 
@@ -83,10 +83,10 @@ def test_calibrated_probabilities_lie_on_the_line() -> None:
 def test_the_spectrum_of_vectors_on_a_line_is_one_direction() -> None:
     line = torch.arange(6.0)[:, None] * torch.tensor([[1.0, 2.0, 3.0]]) + 5
     assert variance_shares(line) == pytest.approx([1.0])
-    (figure,) = spectra(Factors(torch.eye(4)[:, :3], line))
-    assert len(figure.data[0].y) == 3
-    assert sum(figure.data[0].y) == pytest.approx(1)
-    assert figure.data[1].y == pytest.approx([1.0])
+    figure: Any = spectra(Factors(torch.eye(4)[:, :3], line))[0]
+    assert len(figure.series[0].y) == 3
+    assert sum(10**y for y in figure.series[0].y) == pytest.approx(1)
+    assert figure.series[1].y == pytest.approx([0.0])
     assert variance_shares(torch.ones(5, 3)) == []
 
 
@@ -101,4 +101,6 @@ def test_the_spectrum_is_that_of_the_singular_values(shape: tuple[int, int]) -> 
 def test_the_report_has_the_figures(run: Any, tmp_path: Path) -> None:
     write_report(tmp_path / "report.html", run, run.factors_during(TEST))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len(page.encode()) < 1_500_000
+    assert "<script" not in page
     assert all(f"<h2>{title}</h2>" in page for title in ("Towers", "Recall by group", "Calibration", "Vectors"))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import plotly.graph_objects as go
 import pytest
 from worlds import settings
 
 from twotower.config.toml import load_config
 from twotower.evaluation.config import EvaluationConfig
-from twotower.reports.charts import curves, empty_figure, negatives
+from twotower.reports.charts import curves, negatives
+from twotower.reports.figure import Figure, Series
 from twotower.reports.html import _slices, _summary
 from twotower.reports.page import page, section
 from twotower.reports.tower_drawing import draw_model
@@ -50,12 +48,12 @@ def test_each_source_of_negatives_is_a_line_over_the_epochs_in_which_it_drew() -
     ]  # fmt: skip
     run: Any = SimpleNamespace(history=history)
     share, above = negatives(run)
-    assert [(t.name, list(t.x), list(t.y)) for t in share.data] == [
+    assert [(t.name, t.x, t.y) for t in share.series] == [
         ("uniform (98 a positive)", [1, 3], [1.0, 0.75]),
         ("Near (2.5 a positive)", [3], [0.25]),
     ]
-    assert [list(t.y) for t in above.data] == [[0.3, 0.2], [0.5]]
-    assert all(t.showlegend for t in share.data)  # plotly leaves out the name of a line that is alone
+    assert [t.y for t in above.series] == [[0.3, 0.2], [0.5]]
+    assert "Near (2.5 a positive)" in share.html()
     run.history = [{"epoch": 1, "train.loss": 0.5}]
     assert negatives(run) == []
 
@@ -69,8 +67,8 @@ def test_curves_name_only_metrics_that_have_values() -> None:
         history=history, metrics={"train.best_epoch": 1}, config=SimpleNamespace(evaluation=evaluation, loss=loss)
     )
     loss_curve, auc = curves(run)
-    assert [t.name for t in loss_curve.data] == ["train loss (weighted)", "validation log loss"]
-    assert [(t.name, t.showlegend) for t in auc.data] == [("auc", True)]
+    assert [t.name for t in loss_curve.series] == ["train loss (weighted)", "validation log loss"]
+    assert [t.name for t in auc.series] == ["auc"]
 
 
 @pytest.mark.system
@@ -91,20 +89,6 @@ def test_the_towers_fit_into_the_width_of_a_page() -> None:
     assert drawn == shown
 
 
-def test_a_figure_of_a_page_has_the_default_template_and_its_line() -> None:
-    figure = empty_figure("Loss", "epoch", "loss", x_axis={"dtick": 2}, vertical=3)
-    drawn = re.search(r"Plotly.newPlot\(\s*\S+\s*\[\],\s*(\{.*?\}),\s*\{\"displayModeBar", section("", "", [figure]))
-    assert drawn
-    expected = go.Figure(
-        layout={"title": {"text": "Loss", "font": {"size": 15, "color": "#1f2933"}, "x": 0.0, "xref": "paper"}}
-    )
-    expected.add_vline(x=3, line_dash="dot", line_color="#8a94a0")
-    layout = json.loads(drawn[1])
-    for part in ("template", "title", "shapes"):
-        assert layout[part] == json.loads(expected.to_json())["layout"][part]
-    assert layout["xaxis"]["dtick"] == 2
-
-
 @pytest.mark.parametrize(
     ("repeats", "words"),
     [("exclude", "are left out."), ("allow", "are ranked as all others."), ("only", ": only items")],
@@ -115,3 +99,29 @@ def test_the_page_says_how_items_that_a_user_has_seen_are_ranked(repeats: str, w
     )
     assert words in _summary(run).replace("\n", " ")
     assert ("left out" in _summary(run)) == (repeats == "exclude")
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_page_is_as_wide_as_the_screen_and_a_wide_table_scrolls_in_its_box(width: int) -> None:
+    from playwright import sync_api
+
+    cells = "".join(f"<td>0.{n:04}</td>" for n in range(9))
+    table = f"<table><tr><td>transition counts</td>{cells}</tr></table>"
+    row = "x" * 20
+    figure = Figure("recall", "epoch", rows=[row], series=[Series("", [0.5], [row], "red", "bar")])
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        tab = browser.new_page(viewport={"width": width, "height": 800})
+        tab.set_content(page("a run", "", [table, section("Figures", "", [figure, figure])]))
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+        box, first, svg = (tab.locator(of).first for of in ("table", "td", "figure svg"))
+        assert (box.evaluate("t => t.scrollWidth > t.clientWidth")) == (width == 390)
+        at = first.bounding_box()
+        box.evaluate("t => t.scrollLeft = 200")
+        assert first.bounding_box() == at, "the names of the rows stay"
+        drawn = svg.bounding_box()
+        assert drawn
+        assert drawn["width"] > 340
+        assert drawn["x"] + drawn["width"] <= width
+        browser.close()

@@ -157,13 +157,6 @@ def test_options_that_differ_are_listed_and_those_of_a_run_left_out_are_not(page
     assert "train.batch_size" not in found
 
 
-def test_epochs_are_whole_numbers_on_the_axis(page: str) -> None:
-    """Without a step plotly writes 1, 2, 2, 3, 3 under three epochs."""
-    found = [axis for axis in re.findall(r'"xaxis":\{[^{}]*\{[^{}]*\}[^{}]*\}', page) if '"text":"epoch"' in axis]
-    assert len(found) > 1
-    assert all('"dtick":1' in axis for axis in found), found[0]
-
-
 def test_losses_stand_over_each_other_only_where_they_are_of_one_kind(
     compared: list[ComparedRun], tmp_path: Path
 ) -> None:
@@ -171,17 +164,18 @@ def test_losses_stand_over_each_other_only_where_they_are_of_one_kind(
     path = tmp_path / "page.html"
     write_comparison(path, [first, third])
     same = path.read_text(encoding="utf-8")
-    assert '"text":"Loss"' in same
+    assert "<b>Loss</b>" in same
     assert "losses are comparable only" not in same
     larger = third.config.model_copy(update={"train": third.config.train.model_copy(update={"batch_size": 7})})
     write_comparison(path, [first, replace(third, config=larger)])
     differing = path.read_text(encoding="utf-8")
-    assert '"text":"Loss"' not in differing
+    assert "<b>Loss</b>" not in differing
     assert "The loss leaves out C &lt;i&gt;other: losses are comparable only" in differing
 
 
 def test_the_page_loads_nothing_and_shows_names_as_text(page: str) -> None:
     body = page.partition("<body>")[2]
+    assert len(page.encode()) < 1_500_000
     assert "<i>" not in body
     assert "C &lt;i&gt;other" in body
-    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page)
+    assert not re.search(r"<(script|link|img)\b", page)

@@ -164,8 +164,8 @@ class PartEvaluation:
             return float(low[0]), float(high[0])
         if isinstance(metric, PairMetric) and resamples and 0 < len(self.pairs) <= MAX_RESAMPLED_PAIRS:
             users, place = np.unique(self.scored.users, return_inverse=True)
-            scored = (replace(e.scored, users=place) for e in (other, self))
-            if found := compare_resampled(metric, *scored, len(users), resamples):
+            first, second = (replace(e.scored, users=place) for e in (other, self))
+            if found := compare_resampled(metric, first, second, len(users), resamples):
                 return found.low, found.high
         return float("nan"), float("nan")
 

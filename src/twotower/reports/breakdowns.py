@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from twotower.arrays.types import Bools, Float, Ints, Shaped
 from twotower.data.splits import TEST
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.ranking import EvaluationQueries, evaluation_queries
-from twotower.reports.charts import BLUE, GREY, ORANGE, Axis, empty_figure
+from twotower.reports.figure import BLUE, GREY, ORANGE, Figure, Series
 
 if TYPE_CHECKING:
     from twotower.runs import Run
@@ -23,7 +23,7 @@ MAX_RANKED, MAX_ROWS, MAX_SQUARE = 5_000, 5_000, 1_000
 DECILES, BINS = 10, 20
 
 
-def recalls(run: Run, factors: Scorer) -> list[go.Figure]:
+def recalls(run: Run, factors: Scorer) -> list[Figure]:
     """Return recall by the popularity of the items looked for, and by the activity of the users. Hits and targets of a group are
     added over its users, so that groups of few targets do not jump; empty without a user to rank."""
     dataset, k = run.dataset, run.config.evaluation.k[0]
@@ -74,7 +74,7 @@ def _user_recall(
     )
 
 
-def calibration(run: Run, factors: Scorer) -> list[go.Figure]:
+def calibration(run: Run, factors: Scorer) -> list[Figure]:
     """Return the share of positives by predicted probability, for a loss of labelled pairs; empty for another, and for test
     pairs of one class."""
     positive = run.dataset.part(TEST).positive
@@ -83,26 +83,23 @@ def calibration(run: Run, factors: Scorer) -> list[go.Figure]:
     predicted = 1 / (1 + np.exp(-factors.part_scores(run.dataset, TEST).astype(np.float64)))
     order = np.argsort(predicted, kind="stable")
     bins = [rows for rows in np.array_split(order, BINS) if len(rows)]
-    figure = empty_figure("Share of positives by predicted probability", "predicted", "observed", 360)
-    figure.add_scatter(x=[0, 1], y=[0, 1], name="calibrated", line={"color": GREY, "dash": "dot"}, mode="lines")
+    calibrated = Series("calibrated", [0, 1], [0, 1], GREY, "dashes")
+    figure = Figure("Share of positives by predicted probability", "predicted", "observed", series=[calibrated])
     x, y = ([float(of[rows].mean()) for rows in bins] for of in (predicted, positive))
-    figure.add_scatter(
-        x=x, y=y, name=f"test pairs, {len(bins)} bins of equal size", line_color=BLUE, mode="lines+markers"
-    )
+    figure.series.append(Series(f"test pairs, {len(bins)} bins of equal size", x, y, BLUE))
     return [figure]
 
 
-def spectra(factors: Scorer) -> list[go.Figure]:
+def spectra(factors: Scorer) -> list[Figure]:
     """Return the share of variance along each principal direction of the user and item vectors; empty for vectors that are not
     one a row."""
     if not isinstance(factors, Factors):
         return []
-    logarithmic: Axis = {"type": "log", "exponentformat": "power"}
-    title = "Share of variance by principal direction"
-    figure = empty_figure(title, "direction", "share, logarithmic", 360, y_axis=logarithmic)
+    figure = Figure("Share of variance by principal direction", "direction", whole=True, y_tick="1e{:.3g}")
     for name, rows, color in (("users", factors.users, BLUE), ("items", factors.items, ORANGE)):
         shares = variance_shares(rows)
-        figure.add_scatter(x=list(range(1, len(shares) + 1)), y=shares, name=name, line_color=color, mode="lines")
+        logarithms = [math.log10(share) for share in shares]
+        figure.series.append(Series(name, list(range(1, len(shares) + 1)), logarithms, color, "line"))
     return [figure]
 
 
@@ -118,7 +115,6 @@ def variance_shares(rows: Float[Tensor, "n D"]) -> list[float]:
     return [float(share) for share in shares if share > 1e-9]
 
 
-def _bars(title: str, x: str, found: list[tuple[str, float]]) -> go.Figure:
-    figure = empty_figure(title, x, "recall", x_axis={"type": "category"})
-    figure.add_bar(x=[name for name, _ in found], y=[value for _, value in found], marker_color=BLUE)
-    return figure
+def _bars(title: str, y: str, found: list[tuple[str, float]]) -> Figure:
+    names, values = zip(*found, strict=True)
+    return Figure(title, y=y, rows=names, series=[Series("", values, names, BLUE, "bar")])

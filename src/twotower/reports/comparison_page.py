@@ -6,15 +6,13 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import plotly.graph_objects as go
-
 from twotower import files
 from twotower.config.differences import differing_options
 from twotower.evaluation.comparison import Comparison
 from twotower.evaluation.config import Metrics
 from twotower.evaluation.metrics.metric import Prominence
-from twotower.reports.charts import Axis, empty_figure, whole_epochs
 from twotower.reports.compare import DECISION_RULE, summarize
+from twotower.reports.figure import Figure, Series
 from twotower.reports.metric_tables import cell, columns
 from twotower.reports.page import page, section
 from twotower.reports.several_runs import ComparedRun
@@ -74,7 +72,7 @@ def _metrics(runs: Sequence[ComparedRun]) -> str:
         f"Popularity is the baseline of {html.escape(first.label)}."
     )
     verdicts = "".join(
-        f"<p><b>{html.escape(run.label)}</b>. {html.escape(found.text)}</p>"
+        f"<p class=verdict><b>{html.escape(run.label)}</b>. {found.html}</p>"
         for run in runs
         if (found := verdict(run.metrics, run.config))
     )
@@ -101,19 +99,8 @@ def _differences(runs: Sequence[ComparedRun]) -> str:
     names = list(dict.fromkeys(c.metric for run in others for c in run.comparisons))
     of_runs = [{c.metric: c for c in run.comparisons} for run in others]
     rows = [[name, *(_difference(found.get(name)) for found in of_runs)] for name in names]
-    figure = empty_figure("Difference of metrics from 0 to 1, with 95 % intervals", "", f"difference to {first.letter}")
-    figure.update_layout(scattermode="group")
-    for run in others:
-        drawn = [c for c in run.comparisons if max(abs(c.a), abs(c.b)) <= 1]
-        figure.add_scatter(
-            x=[c.metric for c in drawn], y=[c.difference for c in drawn], name=run.label, mode="markers",
-            marker={"color": _color(run), "size": 9},
-            error_y={
-                "type": "data", "array": [c.high - c.difference for c in drawn],
-                "arrayminus": [c.difference - c.low for c in drawn], "thickness": 1.5,
-            },
-        )  # fmt: skip
-    figure.add_hline(y=0, line_color="#8a94a0")
+    drawn = [(run, [(c.metric, c) for c in run.comparisons if max(abs(c.a), abs(c.b)) <= 1]) for run in others]
+    figure = _forest("Difference of metrics from 0 to 1, with 95 % intervals", first, drawn)
     return section("Differences", text, [figure]) + sentences + _table(["metric", *map(_named, others)], rows)
 
 
@@ -137,7 +124,7 @@ def _curves(runs: Sequence[ComparedRun]) -> Iterable[str]:
         if (run.config.loss, run.config.negatives, run.config.train.batch_size)
         == (first.config.loss, first.config.negatives, first.config.train.batch_size)
     ]
-    text = "One point per epoch, each run on its own validation part; the diamond is the epoch whose weights are the model."
+    text = "One point per epoch, each run on its own validation part; the large point is the epoch whose weights are the model."
     if left := [run.label for run in runs if run not in losses]:
         text += (
             f" The loss leaves out {html.escape(', '.join(left))}: losses are comparable only between runs of the same loss, "
@@ -152,24 +139,20 @@ def _curves(runs: Sequence[ComparedRun]) -> Iterable[str]:
     figures += [_curve(name, f"validation.{name}", runs) for name in dict.fromkeys(names)]
     monitor = first.config.train.monitor
     figures.append(_curve(f"{monitor.removeprefix('validation.')} by time", monitor, runs, by_time=True))
-    if figures := [f for f in figures if f.data]:
+    if figures := [f for f in figures if f.series]:
         yield section("Learning curves", text, figures)
 
 
-def _curve(title: str, name: str, runs: Sequence[ComparedRun], by_time: bool = False) -> go.Figure:
+def _curve(title: str, name: str, runs: Sequence[ComparedRun], by_time: bool = False) -> Figure:
     x = "train.seconds" if by_time else "epoch"
-    axis: Axis = {} if by_time else whole_epochs(max(len(run.history) for run in runs))
-    figure = empty_figure(title, "seconds of training" if by_time else "epoch", "", x_axis=axis)
+    figure = Figure(title, "seconds of training" if by_time else "epoch", whole=not by_time)
     for run in runs:
         points = [entry for entry in run.history if name in entry and x in entry]
         if not points:
             continue
-        best = [entry["epoch"] == run.metrics.get("train.best_epoch") for entry in points]
-        figure.add_scatter(
-            x=[entry[x] for entry in points], y=[entry[name] for entry in points], name=run.label, mode="lines+markers",
-            line_color=_color(run),
-            marker={"symbol": ["diamond" if b else "circle" for b in best], "size": [11 if b else 5 for b in best]},
-        )  # fmt: skip
+        best = next((entry[x] for entry in points if entry["epoch"] == run.metrics.get("train.best_epoch")), None)
+        places, values = [entry[x] for entry in points], [entry[name] for entry in points]
+        figure.series.append(Series(run.label, places, values, _color(run), best=best))
     return figure
 
 
@@ -204,25 +187,28 @@ def _slice_table(metric: str, slices: Sequence[Slice], runs: Sequence[ComparedRu
     return _table(["slice", "size", *map(_named, runs)], rows)
 
 
-def _slice_figure(name: str, slices: Sequence[Slice], runs: Sequence[ComparedRun]) -> go.Figure:
-    first = runs[0]
-    title, difference = f"Difference of {name} by slice, with 95 % intervals", f"difference to {first.letter}"
-    figure = empty_figure(title, "", difference, 400, x_axis={"type": "category"})
+def _slice_figure(name: str, slices: Sequence[Slice], runs: Sequence[ComparedRun]) -> Figure:
+    drawn = []
     for run in runs[1:]:
         found = {c.of: c for c in run.slices if c.metric == name}
-        drawn = [
-            (of.text.partition(" (")[0] if of.name in FIXED else of.text, found[of.name])
-            for of in slices
-            if of.name in found
-        ]
-        figure.add_bar(
-            x=[x for x, _ in drawn], y=[c.difference for _, c in drawn], name=run.label, marker_color=_color(run),
-            error_y={
-                "type": "data", "array": [c.high - c.difference if c.has_interval else 0 for _, c in drawn],
-                "arrayminus": [c.difference - c.low if c.has_interval else 0 for _, c in drawn], "thickness": 1.5,
-            },
-        )  # fmt: skip
-    return figure
+        named = ((of.text.partition(" (")[0] if of.name in FIXED else of.text, found.get(of.name)) for of in slices)
+        drawn.append((run, [(text, c) for text, c in named if c]))
+    return _forest(f"Difference of {name} by slice, with 95 % intervals", runs[0], drawn)
+
+
+def _forest(
+    title: str, first: ComparedRun, drawn: Sequence[tuple[ComparedRun, Sequence[tuple[str, Comparison]]]]
+) -> Figure:
+    """Return a figure with a row for each name, and in it a dot with an interval for each run."""
+    rows = list(dict.fromkeys(name for _, found in drawn for name, _ in found))
+    series = [
+        Series(
+            run.label, [c.difference for _, c in found], [name for name, _ in found], _color(run), "dot",
+            [c.low for _, c in found], [c.high for _, c in found],
+        )
+        for run, found in drawn
+    ]  # fmt: skip
+    return Figure(title, f"difference to {first.letter}", rows=rows, series=series)
 
 
 def _slices_of(run: ComparedRun) -> Iterable[Slice]:

@@ -100,8 +100,10 @@ def _scores_text(run: Run) -> str:
 def _summary(run: Run) -> str:
     """Return the table of test metrics: the model and the baselines."""
     names, measured = columns(run.config.evaluation), run.config.evaluation.metric_set
-    rows = metric_rows(run.metrics, names)
-    best = []
+    names = [
+        name for name in names if any(v is not None for row in metric_rows(run.metrics, [name]).values() for v in row)
+    ]
+    rows, best = metric_rows(run.metrics, names), []
     for name, column in zip(names, zip(*rows.values(), strict=True), strict=True):
         choose = max if measured.find(name).higher_is_better else min
         best.append(choose((v for v in column if v is not None), default=None))
@@ -123,7 +125,7 @@ def _summary(run: Run) -> str:
     found = verdict(run.metrics, run.config)
     weighted = " Rows count by their weights." if run.config.evaluation.weighted else ""
     return (
-        f"<h2>Test metrics</h2>{f'<p><b>{html.escape(found.text)}</b></p>' if found else ''}"
+        f"<h2>Test metrics</h2>{f'<p class=verdict>{found.html}</p>' if found else ''}"
         "<p>Ranking metrics are computed by exact search over the whole catalogue: "
         f"{RANKED[run.config.evaluation.repeats]}.{weighted} Bold: best value of the column.{intervals}</p>"
         f"<table><tr><th>model</th>{head}</tr>{lines}</table>"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from typing import NamedTuple
 
 from twotower.config.experiment import Config
@@ -25,6 +27,11 @@ class Verdict(NamedTuple):
     def text(self) -> str:
         """The sentences as one paragraph."""
         return " ".join(self.sentences)
+
+    @property
+    def html(self) -> str:
+        """The paragraph as HTML, with commands as code."""
+        return re.sub("`(.+?)`", r"<code>\1</code>", html.escape(self.text))
 
 
 def verdict(metrics: Metrics, config: Config) -> Verdict | None:
