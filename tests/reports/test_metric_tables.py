@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import count
 from pathlib import Path
 
@@ -86,3 +87,31 @@ def test_the_page_and_the_card_show_the_same_numbers(tmp_path: Path) -> None:
     for name in config.metric_set.names(config.k):
         values = (cell(run.metrics.get(f"{prefix}.{name}")) for prefix in ROWS.values())
         assert f"\n| {name} | {' | '.join(values)} |\n" in card
+
+
+def test_columns_are_as_wide_as_their_text_and_those_that_nothing_has_are_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    metrics = {"test.recall@5": 0.5, "test.a_metric_of_my_own@5": 123456.75, "baseline.popularity.recall@5": 0.25}
+    print_metrics(metrics, AT_FIVE, ["auc", "recall@5", "a_metric_of_my_own@5"])
+    head, model, popularity, _ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["test", "recall@5", "a_metric_of_my_own@5"]
+    assert model.split() == ["model", "0.5000", "123456.7500"]
+    assert popularity.split() == ["popularity", "0.2500", "–"]
+    assert len({len(line) for line in (head, model, popularity)}) == 1
+
+
+def test_a_narrow_terminal_gets_the_columns_below_each_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = columns(AT_FIVE)
+    metrics = {f"{prefix}.{name}": 0.5 for prefix in ROWS.values() for name in names}
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for width in (60, 10, 300):
+        monkeypatch.setenv("COLUMNS", str(width))
+        print_metrics(metrics, AT_FIVE)
+        lines = capsys.readouterr().out.splitlines()
+        heads = lines[:: 1 + len(ROWS)]
+        assert [name for head in heads for name in head.split()[1:]] == names
+        assert len(heads) == {60: -(-len(names) // 3), 10: len(names), 300: 1}[width]
+        assert all(len(line) <= max(width, 18 + 13) for line in lines)

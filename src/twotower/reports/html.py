@@ -11,7 +11,7 @@ from twotower.evaluation.cold_items import ALONE, SLICE
 from twotower.evaluation.factors import Scorer
 from twotower.reports.breakdowns import calibration, recalls, spectra
 from twotower.reports.charts import curves, distributions, gates, negatives
-from twotower.reports.metric_tables import RANKED, cell, columns, metric_rows
+from twotower.reports.metric_tables import RANKED, cell, columns, measured_columns, metric_rows
 from twotower.reports.page import page, section
 from twotower.reports.slices import column_slices, fixed_slices
 from twotower.reports.tower_drawing import draw_model
@@ -99,10 +99,8 @@ def _scores_text(run: Run) -> str:
 
 def _summary(run: Run) -> str:
     """Return the table of test metrics: the model and the baselines."""
-    names, measured = columns(run.config.evaluation), run.config.evaluation.metric_set
-    names = [
-        name for name in names if any(v is not None for row in metric_rows(run.metrics, [name]).values() for v in row)
-    ]
+    measured = run.config.evaluation.metric_set
+    names = measured_columns(run.metrics, columns(run.config.evaluation))
     rows, best = metric_rows(run.metrics, names), []
     for name, column in zip(names, zip(*rows.values(), strict=True), strict=True):
         choose = max if measured.find(name).higher_is_better else min

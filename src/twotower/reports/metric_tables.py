@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 
 from twotower.evaluation.config import EvaluationConfig, Metrics, MetricSet
@@ -35,7 +37,7 @@ WAYS = {
 
 def print_metrics(metrics: Metrics, config: EvaluationConfig, names: Sequence[str] = ()) -> None:
     """Print a table of test metrics, of `names` or of all that a table shows: a row for the model and each baseline."""
-    names = names or columns(config)
+    names = measured_columns(metrics, names or columns(config))
     _print_table(_heading(config), names, metric_rows(metrics, names), 18)
     if "train.seconds" in metrics:
         print(
@@ -56,9 +58,25 @@ def _heading(config: EvaluationConfig) -> str:
 
 
 def _print_table(heading: str, names: Sequence[str], rows: Mapping[str, Sequence[float | None]], width: int) -> None:
-    print(f"{heading:<{width}}" + "".join(f"{name:>13}" for name in names))
-    for label, values in rows.items():
-        print(f"{label:<{width}}" + "".join(f"{cell(value):>13}" for value in values))
+    """Print a table whose columns are as wide as their text, in parts one below the other where a terminal is narrower."""
+    columns_of = [[name, *map(cell, column)] for name, *column in zip(names, *rows.values(), strict=True)]
+    widths = [max(13, *(len(text) + 2 for text in column)) for column in columns_of]
+    labels, width = [heading, *rows], max(width, *(len(label) + 2 for label in (heading, *rows)))
+    limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    start = 0
+    while start < len(names):
+        stop = start + 1
+        while stop < len(names) and width + sum(widths[start : stop + 1]) <= limit:
+            stop += 1
+        for i, label in enumerate(labels):
+            print(f"{label:<{width}}" + "".join(f"{columns_of[n][i]:>{widths[n]}}" for n in range(start, stop)))
+        start = stop
+
+
+def measured_columns(metrics: Metrics, names: Sequence[str]) -> list[str]:
+    """Return the names of the metrics that the model or a baseline has."""
+    known = {name for prefix in (ROWS | WHERE_MEASURED).values() for name in names if f"{prefix}.{name}" in metrics}
+    return [name for name in names if name in known]
 
 
 def columns(config: EvaluationConfig) -> list[str]:
