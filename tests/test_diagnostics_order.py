@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from worlds import settings
 
 from twotower.arrays.types import Ints
+from twotower.config.toml import parse_config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
@@ -21,6 +23,7 @@ from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.runs import Run
+from twotower.suggestion.recipes import read_recipe
 from twotower.train.trainer import Trainer
 
 FEATURES = (Sequence(name="met", side="user", pooling={"kind": "decay"}), Categorical(name="item", side="item"))
@@ -163,6 +166,28 @@ def test_a_closed_form_that_is_worse_than_popularity_is_told_of_its_start_and_no
     assert "train.lr" not in finding.text
     assert "No epoch is trained, so the vectors are those of train.start" in finding.text
     assert "The median user has 6 training positives" in finding.text
+
+
+@pytest.mark.parametrize("name", ["sequence-long", "collaborative"])
+def test_nobody_is_told_to_change_what_a_recipe_has(name: str) -> None:
+    """`suggest` writes these values; of others the finding names the option."""
+    _, recipe = parse_config(read_recipe(name))
+    run = of_start(0.02)
+    with torch.no_grad():
+        for parameter in run.model.towers("item")[0].parameters():
+            parameter.zero_()
+    chosen = run.config.train.model_copy(update={"start": recipe.train.start})
+    chosen = chosen.model_copy(
+        update={key: getattr(recipe.train, key) for key in ("epochs", "lr", "optimizer", "schedule")}
+    )
+    as_written = run.config.model_copy(update={"train": chosen, "loss": recipe.loss})
+    other = chosen.model_copy(update={"lr": 0.5})
+    for config, is_recipe in ((as_written, True), (as_written.model_copy(update={"train": other}), False)):
+        finding = named(replace(run, config=config), "collapse")
+        assert finding is not None
+        assert finding.severity == "error"
+        assert ("The settings are those of a recipe: train another one" in finding.text) == is_recipe
+        assert bool(re.search(r"lower train.lr|give other or several values", finding.text)) == (not is_recipe)
 
 
 def of_groups(groups: int, seed: int = 0) -> Dataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from twotower.arrays.pieces import pieces
 from twotower.arrays.sets import find_in_sorted
 from twotower.arrays.types import Ints
 from twotower.config.experiment import Config
+from twotower.config.toml import parse_config
 from twotower.data.dataset import Dataset
 from twotower.data.order_evidence import OrderEvidence
 from twotower.data.pairs import Pairs
@@ -25,6 +27,7 @@ from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.inputs.tower_inputs import Inputs
 from twotower.progress import Summary
 from twotower.runs import Run
+from twotower.suggestion.recipes import read_recipe, recipe_names
 from twotower.train.contrastive import contrastive_loss
 from twotower.train.losses.loss import PointwiseLoss
 from twotower.train.negatives.candidates import Candidates
@@ -44,6 +47,10 @@ MAX_BATCH_POSITIVES = 256
 """Positives of a batch whose candidates are examined."""
 MAX_BATCH_CELLS = 2**22
 """(positive, candidate) cells of a batch that are examined."""
+_OF_RECIPE = (
+    "loss", "train.lr", "train.optimizer", "train.schedule", "train.embedding_weight_decay", "model.similarity", "model.temperature",
+)  # fmt: skip
+"""Options that `suggest` takes from a recipe as they are."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,26 @@ class DiagnosisContext:
         rows = sample(np.arange(len(user)), max(1, min(MAX_BATCH_POSITIVES, MAX_BATCH_CELLS // columns)))
         drawn = drawn.take(torch.from_numpy(rows))
         return Pairs(user[rows], item[rows], np.ones(len(rows), bool)), drawn
+
+    @cached_property
+    def follows_recipe(self) -> bool:
+        """True if a recipe has the loss, the optimizer and the score of the run, as `suggest` writes them. Of a model that is its start, also
+        validation chooses among values."""
+        settings, config = attrgetter(*_OF_RECIPE), self.config
+        trains = config.train.epochs > 0
+        if not trains and not any(len(getattr(start, n)) > 1 for start in config.train.start for n in start.choices):
+            return False
+        recipes = (parse_config(read_recipe(name))[1] for name in recipe_names())
+        return any(settings(r) == settings(config) and (r.train.epochs > 0) == trains for r in recipes)
+
+    def remedy(self, change: str) -> str:
+        """Return a sentence about settings to change, or about other recipes where the settings are a recipe's."""
+        if not self.follows_recipe:
+            return change
+        return (
+            "The settings are those of a recipe: train another one (`twotower suggest DATA --recipe NAME`), or leave it, as the log may hold "
+            "no more."
+        )
 
     @property
     def temperature(self) -> float:

@@ -148,8 +148,9 @@ def unused_features(context: DiagnosisContext) -> Iterator[Finding]:
             reason = _why_unused(context, side, feature.name, effect)
             if reason:
                 n_unused += 1
+                severity: Severity = "ok" if _weightless(context, side, feature.name) else "warning"
                 yield Finding(
-                    "warning", "unused_feature", f"The {side} feature '{feature.name}' {reason}", {"effect": effect}
+                    severity, "unused_feature", f"The {side} feature '{feature.name}' {reason}", {"effect": effect}
                 )
     if n_features and not n_unused:
         yield Finding("ok", "unused_feature", f"Each of {n_features} features changes the scores.")
@@ -227,12 +228,11 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
         )
     if effect >= 1e-3 or (side == "user" and name == context.config.model.own_counts and model.own_counts.are_fitted):
         return ""
-    field = next(f for f in data.encoders.fields(side) if f.name == name)
-    readers = [n for n, tower in enumerate(model.towers(side)) if (field.beside or name) in tower.field_names]
+    readers = _readers(context, side, name)
     towers = [model.towers(side)[n] for n in readers]
     if readers and {start.pair for start in context.config.last_starts if context.run.unfinished} >= {*readers}:
         return ""  # it has its weight after the last epoch
-    if readers and all(_adds_nothing(context, pair) for pair in readers):
+    if _weightless(context, side, name):
         of = f"its pair, number {readers[0]}, has" if len(readers) == 1 else f"its pairs, numbers {readers}, have"
         return (
             f"has no effect: {of} the weight 0 beside the others (train.start's blend). Vectors are shorter without that pair, "
@@ -243,13 +243,30 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
     norms = [_mean_row_norm(tower.embeddings, name) for tower in towers]
     if max(norms) < 0.01 * context.config.model.embedding_std:
         return (
-            f"has embeddings of about zero (mean length {max(norms):.2g}): weight decay removed them. Lower "
-            "train.embedding_weight_decay or that tower's weight_decay_scale, or remove the feature."
+            f"has embeddings of about zero (mean length {max(norms):.2g}): weight decay removed them. "
+            + context.remedy(
+                "Lower train.embedding_weight_decay or that tower's weight_decay_scale, or remove the feature."
+            )
         )
     return (
-        f"has no effect: with its values shuffled the scores change by {effect:.1g} of their deviation. Remove it, or "
-        "check the SENet gates of its tower, and lower train.lr if its activations are constant."
+        f"has no effect: with its values shuffled the scores change by {effect:.1g} of their deviation. "
+        + context.remedy(
+            "Remove it, or check the SENet gates of its tower, and lower train.lr if its activations are constant."
+        )
     )
+
+
+def _readers(context: DiagnosisContext, side: SideName, name: str) -> list[int]:
+    """Return the numbers of the pairs whose tower of a side reads a feature."""
+    field = next(f for f in context.data.encoders.fields(side) if f.name == name)
+    towers = context.run.model.towers(side)
+    return [n for n, tower in enumerate(towers) if (field.beside or name) in tower.field_names]
+
+
+def _weightless(context: DiagnosisContext, side: SideName, name: str) -> bool:
+    """Return True if all pairs that read a feature have got the weight 0 beside others."""
+    readers = _readers(context, side, name)
+    return bool(readers) and all(_adds_nothing(context, pair) for pair in readers)
 
 
 def _adds_nothing(context: DiagnosisContext, pair: int) -> bool:

@@ -122,11 +122,11 @@ def false_negatives(context: DiagnosisContext) -> Iterator[Finding]:
             float(is_in_sorted(later_positives, keys).mean()),
         )
         options = [f"negatives.{s.kind}.{key}" for s in n.pairs for key in ("n", "share")]
-        remedy = f"Lower {' or '.join(options)}."
+        remedy = context.remedy(f"Lower {' or '.join(options)}.")
     else:
         unmasked, later = _false_candidates(context, train_positives, later_positives)
         options = [f"negatives.{s.kind}" for s in n.sources if s.draws] or ["train.batch_size"]
-        remedy = (
+        remedy = context.remedy(
             f"Draw fewer or others: {', '.join(options)}; negatives.disliked draws items that the user is known to "
             "dislike."
         )

@@ -77,7 +77,8 @@ def collapse(context: DiagnosisContext) -> Iterator[Finding]:
         text = f"All items have nearly the same score (deviation of a user's logits: {evidence['logit_spread']:.2g})."
         if share >= 0.01 and not closed and _beats_popularity(context):
             severity = "warning"
-            advice = " They rank better than popularity all the same: train longer, or raise train.lr."
+            text += " They rank better than popularity all the same."
+            advice = " Train longer, or raise train.lr."
     elif share < 0.01:
         text = f"All users have nearly the same ranking: {share:.2%} of the variance of scores depends on the user."
     elif cosine >= 0.98 and evidence["personal"] < 0.5 and not closed:
@@ -110,7 +111,7 @@ def collapse(context: DiagnosisContext) -> Iterator[Finding]:
             f"User vectors use about {evidence['user_rank']:.0f} of {width} dimensions and item vectors "
             f"{evidence['item_rank']:.0f}; {share:.0%} of the variance of scores depends on the user."
         )
-    yield Finding(severity, "collapse", text + advice, evidence)
+    yield Finding(severity, "collapse", f"{text} {context.remedy(advice[1:])}" if advice else text, evidence)
 
 
 def _beats_popularity(context: DiagnosisContext) -> bool:
@@ -173,7 +174,7 @@ def baselines(context: DiagnosisContext) -> Iterator[Finding]:
             "Drawn pairs train the ranking of the catalogue at the cost of the AUC of shown items: for the latter "
             f"lower negatives.{drawn_pairs[0].kind}.share."
             if drawn_pairs
-            else "Raise train.epochs, set model.bias = true, and see the other findings."
+            else context.remedy("Raise train.epochs, set model.bias = true, and see the other findings.")
         )
         fitted = bias_baseline(data.train, n_users, n_items)
         for c in _compare_with_baseline(context, fitted, users, test_data, [], Auc.name):
@@ -187,7 +188,7 @@ def _likely_causes(context: DiagnosisContext) -> str:
     if not config.train.epochs:
         n = context.data.positives_by_user.lengths
         few = f"The median user has {np.median(n[n > 0]):g} training positives; where these are few, popularity tells more."
-        return f"{_OF_START} {few}"
+        return f"{context.remedy(_OF_START)} {few}"
     if context.order and order_problem(context.order) and config.train.history_scope == "causal":
         readers = OrderReaders.of(context.data.schema, config)
         causes.append(f"an order that the log does not show (set {readers.way_out})")
@@ -196,7 +197,7 @@ def _likely_causes(context: DiagnosisContext) -> str:
     if context.monitored and context.monitored[-1] == context.best_epoch:
         causes.append(f"too few epochs, as the last is the best (raise train.epochs, now {config.train.epochs})")
     causes.append("a step too small or too large (train.lr)")
-    return f"Likely causes, the first first: {'; '.join(causes)}. See the other findings."
+    return context.remedy(f"Likely causes, the first first: {'; '.join(causes)}. See the other findings.")
 
 
 def _own_counts(
@@ -208,10 +209,9 @@ def _own_counts(
     best = queries.top_k(context.factors.take(users), k)
     compared = {c.metric: c for c in compare_rankings(taken, best, test_data, [k], 200)}
     if found := compared.get(f"{Ndcg.name}@{k}"):
-        more = f"{remedy} A sequence of the user's items (kind = 'sequence') tells the towers what was taken before"
-        more += (
-            "." if context.config.model.own_counts else ", and model.own_counts, with its name, scores it beside them."
-        )
+        more = remedy
+        if not context.config.model.own_counts:
+            more += " A sequence of the user's items (kind = 'sequence') tells the towers what was taken before, and model.own_counts, with its name, scores it beside them."
         yield _baseline_finding(found, "own counts", "baseline_repeats", "warning", more)
 
 
