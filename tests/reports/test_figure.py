@@ -65,3 +65,7 @@ def test_names_are_text_and_long_ones_are_cut() -> None:
     page = figure.html()
     assert not re.search("<(i|u|s|b)>", page.replace("<b>&lt;i&gt;</b>", ""))
     assert f"&lt;b&gt;{22 * 'x'}…</text>" in page
+    cut = Figure("f", rows=["类" * 20]).svg()
+    assert f">{'类' * 12}…</text>" in cut
+    (end,) = re.findall(r"<text x='([\d.]+)' [^>]*text-anchor='end'", cut)
+    assert float(end) > 25 * 6, "a wide character is as wide as two"

@@ -69,6 +69,8 @@ def test_curves_name_only_metrics_that_have_values() -> None:
     loss_curve, auc = curves(run)
     assert [t.name for t in loss_curve.series] == ["train loss (weighted)", "validation log loss"]
     assert [t.name for t in auc.series] == ["auc"]
+    run.history = []  # of a model that is its start
+    assert curves(run) == []
 
 
 @pytest.mark.system

@@ -25,7 +25,9 @@ MAX_GATE_ROWS = 20_000
 
 
 def curves(run: Run) -> list[Figure]:
-    """Return the curves of the loss and of the validation metrics over epochs."""
+    """Return the curves of the loss and of the validation metrics over epochs; empty without an epoch."""
+    if not run.history:
+        return []
     epochs = [h["epoch"] for h in run.history]
     best = run.metrics["train.best_epoch"]
     loss = Figure("Loss", "epoch", whole=True, vertical=best)

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal, NamedTuple
+from unicodedata import east_asian_width
 
 BLUE, ORANGE, GREY, INK, GRID = "#2f6fb0", "#d9822b", "#8a94a0", "#1f2933", "#e4e7eb"
 DASHES = "stroke-dasharray='3 3'"
 WIDTH, TOP, HEIGHT, MARK = 400, 8, 210, 10
 """Pixels: width of a figure, space above its lines, their height, height of a bar or a dot."""
 CHARACTER, MAX_LABEL = 6.5, 26
-"""Mean width of a character in pixels, and the most characters of the name of a row."""
+"""Mean width of a character in pixels, and the most narrow characters of the name of a row."""
 
 
 class Series(NamedTuple):
@@ -69,9 +70,9 @@ class Figure:
         labels = [self.y_tick.format(v) for v in y.ticks]
         if names:
             y = _Axis(0, len(names), [i + 0.5 for i in range(len(names))], TOP, bottom)
-            labels = [f"{name[: MAX_LABEL - 1]}…" if len(name) > MAX_LABEL else name for name in names]
+            labels = [_cut(name) for name in names]
         ends = [*(v for s in self.series for v in (*s.x, *s.low, *s.high)), *([0.0] if names else [])]
-        left, right = 14 + CHARACTER * max(map(len, labels), default=0), WIDTH - 16
+        left, right = 14 + CHARACTER * max(map(_size, labels), default=0), WIDTH - 16
         x = _Axis.of(ends, left, right, self.x_range, self.whole)
         out = [_line(x.at(v), TOP, x.at(v), bottom, GREY if names and not v else GRID) for v in x.ticks]
         out += [_text(x.at(v), bottom + 16, f"{v:,.6g}", "middle") for v in x.ticks]
@@ -145,6 +146,17 @@ def _shapes(s: Series, x: _Axis, places: Sequence[float]) -> Iterator[str]:
             yield f"<circle cx='{across:.1f}' cy='{down:.1f}' r='{radius}' fill='{s.color}'>{said}</circle>"
         if s.low and math.isfinite(s.low[i]):
             yield _line(x.at(s.low[i]), down, x.at(s.high[i]), down, INK)
+
+
+def _size(text: str) -> int:
+    """Return the width of a text in narrow characters."""
+    return sum(2 if east_asian_width(c) in "FW" else 1 for c in text)
+
+
+def _cut(name: str) -> str:
+    while _size(name) > MAX_LABEL:
+        name = f"{name[:-2]}…"
+    return name
 
 
 def _line(x: float, y: float, to_x: float, to_y: float, color: str, more: str = "") -> str:

@@ -21,6 +21,7 @@ from twotower.train.negatives.source_tally import MAX_ROWS
 if TYPE_CHECKING:
     from twotower.runs import Run
 
+_GATES = "Weight of each feature in its tower, from 0 to 1: mean over rows, and the 10 % and 90 % quantiles."
 _RECALLS = (
     "Share of the test items that are among the best of their user, by group: items by training interactions, users by training "
     "interactions; groups of about the same size. Of many users a random sample."
@@ -31,30 +32,14 @@ _SPECTRA = "Share of the variance along each principal direction. A line that fa
 
 def write_report(path: Path, run: Run, factors: Scorer) -> None:
     """Write the page of a run, with `factors` as its vectors. The page loads nothing from the network."""
-    sections = [
-        _summary(run),
-        section(
-            "Learning curves",
-            "One point per epoch. The dotted line marks the epoch with the best "
-            f"<code>{html.escape(run.config.train.monitor)}</code>, whose weights are the model.",
-            curves(run),
-        ),
-        section("Scores of test pairs", _scores_text(run), [distributions(run, factors)]),
-    ]
-    sections.insert(1, _towers(run))
-    if figures := negatives(run):
-        sections.insert(3, section("Negatives by source", _negatives_text(run), figures))
-    if figures := gates(run):
-        sections.append(
-            section(
-                "SENet gates",
-                "Weight of each feature in its tower, from 0 to 1: mean over rows, and the 10 % and 90 % quantiles.",
-                figures,
-            )
-        )
+    sections = [_summary(run), _towers(run)]
     sections += [
         section(title, text, figures)
         for title, text, figures in (
+            ("Learning curves", _curves_text(run), curves(run)),
+            ("Negatives by source", _negatives_text(run), negatives(run)),
+            ("Scores of test pairs", _scores_text(run), [distributions(run, factors)]),
+            ("SENet gates", _GATES, gates(run)),
             ("Recall by group", _RECALLS, recalls(run, factors)),
             ("Calibration", _CALIBRATION, calibration(run, factors)),
             ("Vectors", _SPECTRA, spectra(factors)),
@@ -72,6 +57,12 @@ def _towers(run: Run) -> str:
     return (
         f"<h2>Towers</h2><p>From the fields to the score; pairs of towers add up.</p><div class='wide'>{drawing}</div>"
     )
+
+
+def _curves_text(run: Run) -> str:
+    """Return the paragraph above the learning curves."""
+    monitor = html.escape(run.config.train.monitor)
+    return f"One point per epoch. The dotted line marks the epoch with the best <code>{monitor}</code>, whose weights are the model."
 
 
 def _negatives_text(run: Run) -> str:

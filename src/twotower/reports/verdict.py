@@ -12,8 +12,6 @@ from twotower.reports.metric_tables import ROWS, WHERE_MEASURED, cell
 
 _BASELINES = {label: prefix.partition(".")[2] for label, prefix in (ROWS | WHERE_MEASURED).items() if prefix != "test"}
 """Label of a baseline -> its name."""
-_ORDERED = ("transitions", "slit")
-"""Starts that count what follows what."""
 
 
 class Verdict(NamedTuple):
@@ -51,13 +49,8 @@ def verdict(metrics: Metrics, config: Config) -> Verdict | None:
         relation, interval = "better", f"95 % interval {low:+.4f} to {high:+.4f}, paired by test user"
         is_clear = low > 0 or high < 0
     is_better = is_clear and difference * sign > 0
-    outcome = (
-        f"the model is {relation}"
-        if is_better
-        else f"{best} is {relation}"
-        if is_clear
-        else "the difference may be chance"
-    )
+    winner = "the model" if is_better else best
+    outcome = f"{winner} is {relation}" if is_clear else "the difference may be chance"
     by = f"{name}, the monitored metric" if name == monitored else f"{name}, as no baseline has {monitored}"
     advice = "Publish the model (`twotower publish`), or compare it with a run of other settings (`twotower compare`)."
     if not is_better:
@@ -74,10 +67,13 @@ def verdict(metrics: Metrics, config: Config) -> Verdict | None:
 
 def _help(baseline: str, config: Config) -> str:
     """Return a sentence about the option that adds a baseline to the model; empty if there is none, or it is set."""
-    if baseline == "own counts" and not config.model.own_counts:
-        return "Name the history in model.own_counts, which adds the own counts to the score. "
-    if baseline == "user+item bias" and not config.model.bias:
-        return "Set model.bias = true, which adds the biases to the score. "
-    if baseline == "transition counts" and not any(start.kind in _ORDERED for start in config.train.start):
-        return "Give a pair of model.pairs the start 'transitions' (train.start). "
-    return ""
+    has_order = any(start.kind in ("transitions", "slit") for start in config.train.start)
+    is_set, text = {
+        "own counts": (
+            config.model.own_counts,
+            "Name the history in model.own_counts, which adds the own counts to the score. ",
+        ),
+        "user+item bias": (config.model.bias, "Set model.bias = true, which adds the biases to the score. "),
+        "transition counts": (has_order, "Give a pair of model.pairs the start 'transitions' (train.start). "),
+    }.get(baseline, (True, ""))
+    return "" if is_set else text
