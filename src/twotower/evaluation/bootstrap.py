@@ -8,7 +8,7 @@ import numpy as np
 
 from twotower.arrays.types import Doubles, Shaped
 
-COUNTS_PER_BLOCK = 2**23
+COUNTS_PER_BLOCK = 2**20
 """Counts (resamples x users) that one block of the bootstrap holds."""
 
 

@@ -21,7 +21,7 @@ from twotower.data.recent_popularity import PopularityTerms
 from twotower.data.splits import TEST, VALIDATION
 from twotower.evaluation import cold_items
 from twotower.evaluation.baselines import BASELINES, baseline_of
-from twotower.evaluation.bootstrap import bootstrap, paired_bootstrap
+from twotower.evaluation.bootstrap import bootstrap
 from twotower.evaluation.comparison import compare_resampled
 from twotower.evaluation.config import EvaluationConfig, Metrics
 from twotower.evaluation.factors import Factors, Scorer
@@ -160,8 +160,8 @@ class PartEvaluation:
         metric, resamples = self.config.metric_set.find(name), self.config.bootstrap
         one, two = self.by_user(name), other.by_user(name)
         if one and two and len(one.users) and resamples:
-            low, high, _ = paired_bootstrap(two.values[:, None], one.values[:, None], one.weights[:, None], resamples)
-            return float(low[0]), float(high[0])
+            low, high = bootstrap(one.values - two.values, one.weights, resamples)
+            return float(low), float(high)
         if isinstance(metric, PairMetric) and resamples and 0 < len(self.pairs) <= MAX_RESAMPLED_PAIRS:
             users, place = np.unique(self.scored.users, return_inverse=True)
             first, second = (replace(e.scored, users=place) for e in (other, self))
