@@ -68,8 +68,8 @@ def _cell(text: str) -> str:
 
 def command_line() -> str:
     """Return cli.md: every command with its arguments and options."""
-    lines = ["# Command line", NOTE, "Exit codes: 0 done, 1 training failed, 2 a mistake in the input, 143 stopped by "
-             "a signal after saving.\n"]  # fmt: skip
+    lines = ["# Command line", NOTE, "Exit codes: 0 done, 1 training failed, 2 a mistake in the input, 130 stopped by "
+             "Ctrl-C, 143 by SIGTERM.\n"]  # fmt: skip
     _command(typer.main.get_command(app), "twotower", lines)
     return "\n".join(lines) + "\n"
 

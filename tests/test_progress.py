@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import pytest
 
-from twotower.progress import JobProgress, Summary, duration
+from twotower.progress import JobProgress, Summary, doing, duration
 
 
 def test_a_line_is_logged_at_most_every_few_seconds_with_rate_and_time_left(messages: list[str]) -> None:
@@ -44,3 +45,29 @@ def test_a_summary_says_what_was_read_kept_and_dropped() -> None:
     summary.drop("repeated a pair", 1)
     summary.drop("had no time", 0)
     assert str(summary) == "interactions: 1,000 read, 997 kept; dropped: 3 repeated a pair"
+
+
+def test_what_takes_long_is_said_and_what_does_not_is_not(messages: list[str]) -> None:
+    said = threading.Event()
+
+    class Hears(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.set()
+
+    log = logging.getLogger("twotower")
+    log.addHandler(hears := Hears())
+
+    @doing("looking at nothing")
+    def short() -> None:
+        pass
+
+    @doing("looking at much", seconds=0.0)
+    def long() -> None:
+        assert said.wait(60)
+
+    try:
+        short()
+        long()
+    finally:
+        log.removeHandler(hears)
+    assert messages == ["looking at much …"]

@@ -558,6 +558,27 @@ def test_what_an_interrupted_replacement_says_goes_on(folder: Path) -> None:
     assert runs.load(folder).config.train.epochs == 3
 
 
+def test_fault_B2_a_signal_ends_the_evaluation_and_the_run_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = api.evaluate_model
+
+    def interrupted(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        measure(*arguments)
+
+    monkeypatch.setattr(api, "evaluate_model", interrupted)
+    with pytest.raises(
+        Interrupted, match=r"in the evaluation; a checkpoint is written; go on: `fit\(.*resume=True"
+    ) as stop:
+        api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=folder)
+    assert stop.value.exit_code == 128 + signal.SIGINT
+    assert not (folder / "metrics.json").exists()
+    monkeypatch.undo()
+    done = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=folder, resume=True)
+    assert len(done.history) == 2
+
+
 def test_damaged_checkpoints_are_in_no_new_ones_way(folder: Path) -> None:
     replaced(folder, train={"epochs": 3})
     (folder / "metrics.json").unlink()

@@ -11,11 +11,16 @@ def main() -> None:
     """Run the command line; an interrupt ends it with one line, also while its modules are loaded."""
     limit_spinning()
     try:
-        from twotower.cli import app
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    app.main()
+        try:
+            from twotower.cli import app
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+        app.main()
+    finally:
+        exec(
+            ""
+        )  # else an interrupt in code that is made from text, as of a dataclass, ends Python by the signal, though it is handled
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -45,9 +45,11 @@ from twotower.files.foreign_code import CODE_OF
 from twotower.files.urls import is_url
 from twotower.index import build_index
 from twotower.machine import peak_memory_mb
+from twotower.progress import StatusLine, is_notebook
 from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.publishing.publisher import publish
 from twotower.reports import html
+from twotower.reports.progress import Progress
 from twotower.retrieval.batches import BLOCK_ITEMS, BLOCK_USERS, answer_frame
 from twotower.retrieval.catalogue import Catalogue
 from twotower.retrieval.popularity import Popularity
@@ -62,6 +64,7 @@ from twotower.suggestion.suggest import suggest
 from twotower.train.order_check import check_times
 from twotower.train.precision import with_precision
 from twotower.train.progress import Callback, EpochRecord
+from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
 from twotower.train.shared_checkpoint import shared_checkpoint
 from twotower.train.trainer import Trainer
@@ -129,12 +132,15 @@ def fit(
 
     With `folder` the run is written to it, by one process or job at a time; a complete run stays until the new one is
     complete. `resume` continues from the newest undamaged checkpoint, or starts if there is none; `override` resumes although
-    settings or data have changed; `overwrite` replaces a run in the folder. `callback` is called after each step and epoch;
-    messages go to the logger "twotower". Raises DataError, ConfigError, RunError or TrainingError.
+    settings or data have changed; `overwrite` replaces a run in the folder. `callback` is called after each step and epoch; None
+    shows the progress in a notebook; messages go to the logger "twotower". Raises DataError, ConfigError, RunError or TrainingError.
     """
-    callback, context = callback or Callback(), DistributedContext.from_environment()
+    context = DistributedContext.from_environment()
+    callback = callback or (Progress(ends_process=False) if is_notebook() else Callback())
     folder = Path(folder) if folder is not None else None
     with ExitStack() as held:
+        held.enter_context(StatusLine.on())
+        callback.on_phase("reading", config)
         if folder and context.is_main:
             held.enter_context(locked(folder))
         if folder and not (resume or overwrite) and (folder / layout.ENCODERS).exists():
@@ -234,16 +240,8 @@ def _train(
         resumed = found is not None
         del found
         held.close()  # the tensors are in the model
-        try:
+        with _going_on(place, folder, trainer):
             trained = trainer.run()
-        except Interrupted as e:
-            if not folder:
-                raise
-            assert place
-            how = f"config={python_literal(place / layout.CONFIG)}, folder={python_literal(folder)}, resume=True"
-            if any(name.startswith(CODE_OF) for name in trainer.checkpoints.fingerprint):
-                how += ", trust=True"
-            raise Interrupted(f"{e}; go on: `fit({how})`") from None
     if place and context.is_main and isinstance(dataset, MemmapDataset):  # its source may be removed or replaced
         dataset = replace(dataset, folder=place / layout.PREPARED)
     done = Run(folder, config, dataset, trained.model.eval(), trained.metrics, trained.history)
@@ -254,8 +252,10 @@ def _train(
     if not resumed and not config.is_fitted_last:
         best = next((e for e in trained.history if e["epoch"] == trained.metrics["train.best_epoch"]), None)
     factors_of: Callable[[int], Scorer] = lru_cache(1)(done.factors_during)  # the report shows those of the test part
-    metrics = evaluate_model(factors_of, dataset, config.evaluation, best, monitor=config.train.monitor)
-    metrics |= trained.metrics
+    callback.on_phase("evaluation", config)
+    with _going_on(place, folder, trainer), trainer.ends_at_once("in the evaluation"):
+        metrics = evaluate_model(factors_of, dataset, config.evaluation, best, monitor=config.train.monitor)
+        metrics |= trained.metrics
     metrics["train.peak_memory_mb"] = peak_memory_mb()
     done = replace(done, metrics=metrics)
     if folder and place:
@@ -271,11 +271,31 @@ def _train(
     return done
 
 
+@contextmanager
+def _going_on(place: Path | None, folder: Path | None, trainer: Trainer) -> Iterator[None]:
+    """Add to the message of Interrupted how a training that writes to `place`, for `folder`, goes on."""
+    try:
+        yield
+    except Interrupted as e:
+        if place and folder:
+            how = f"config={python_literal(place / layout.CONFIG)}, folder={python_literal(folder)}, resume=True"
+            if any(name.startswith(CODE_OF) for name in trainer.checkpoints.fingerprint):
+                how += ", trust=True"
+            e.args = (f"{e}; go on: `fit({how})`",)
+        raise
+
+
 class _HistoryWriter(Callback):
     """Writes history.jsonl after each epoch, and calls the callback of the caller."""
 
     def __init__(self, folder: Path | None, callback: Callback) -> None:
-        self.folder, self.callback = folder, callback
+        self.folder, self.callback, self.ends_process = folder, callback, callback.ends_process
+
+    def on_phase(self, name: str, recipe: Recipe, epochs: int = 0) -> None:
+        self.callback.on_phase(name, recipe, epochs)
+
+    def on_value(self) -> None:
+        self.callback.on_value()
 
     def on_step_end(self, done: int, total: int, loss: float) -> None:
         self.callback.on_step_end(done, total, loss)

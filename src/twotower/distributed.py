@@ -197,13 +197,15 @@ class DistributedContext:
         return sums
 
     def broadcast(self, value: Value) -> Value:
-        """Return rank 0's `value`, any picklable object, on every rank."""
+        """Return rank 0's `value`, any picklable object, on every rank; raise it on every rank if it is Interrupted."""
         if self.world_size == 1:
             return value
         from torch import distributed
 
         box = [value]
         distributed.broadcast_object_list(box, src=0, device=_group_device())
+        if isinstance(box[0], Interrupted):
+            raise box[0]
         return box[0]
 
 

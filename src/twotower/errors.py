@@ -92,7 +92,7 @@ class TrainingError(TwoTowerError):
 
 
 class Interrupted(TwoTowerError):
-    """SIGTERM or SIGINT stopped the training: after a step, where it writes a checkpoint, or before the first."""
+    """SIGTERM or SIGINT stopped the training: after a step, where it writes a checkpoint, or before the first. `exit_code` is 143 or 130."""
 
     exit_code = 143
 

@@ -3,16 +3,86 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar, TextIO
 
+log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 5.0
 """Least seconds between two lines of progress."""
+SECONDS_BETWEEN_UPDATES = 0.2
+"""The same where one line overwrites the other."""
+
+
+def is_notebook() -> bool:
+    """Return True in the kernel of a notebook, whose output shows lines that are overwritten as a terminal does."""
+    shell = sys.modules.get("IPython")
+    return shell is not None and hasattr(shell.get_ipython(), "kernel")
+
+
+class StatusLine:
+    """Line about what is going on, which the next one overwrites."""
+
+    present: ClassVar[StatusLine | None] = None
+    """The one of this process; None where nobody sees it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.context = ""
+        """Beginning of each line."""
+        self._stream, self._width = stream, 0
+
+    @classmethod
+    @contextmanager
+    def on(cls, stream: TextIO | None = None) -> Iterator[None]:
+        """Show one while the block runs, if there is one already, in a notebook, or if `stream` is that of a terminal."""
+        before, context = cls.present, cls.present.context if cls.present else ""
+        is_seen = is_notebook() or (stream is not None and stream.isatty())
+        cls.present = before or (cls(stream or sys.stdout) if is_seen else None)
+        try:
+            yield
+        finally:
+            cls.clear()
+            cls.present = before
+            if before:
+                before.context = context
+
+    def show(self, text: str = "") -> None:
+        """Overwrite the line by the context and a text."""
+        line = ": ".join(filter(None, (self.context, text)))[: shutil.get_terminal_size().columns - 1]
+        self._stream.write(f"\r{line:<{self._width}}\r{line}")
+        self._stream.flush()
+        self._width = len(line)
+
+    @classmethod
+    def clear(cls) -> None:
+        """Remove the line, before another one is printed."""
+        if (line := cls.present) is not None and line._width:
+            line._stream.write(f"\r{'':<{line._width}}\r")
+            line._stream.flush()
+            line._width = 0
+
+
+@contextmanager
+def doing(what: str, seconds: float = 2.0) -> Iterator[None]:
+    """Say what a block or a function does if it takes more than some seconds, in the status line, and where there is none in the log."""
+    line = StatusLine.present
+    timer = threading.Timer(seconds, line.show if line else log.info, [f"{what} …"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        StatusLine.clear()
 
 
 class JobProgress:
-    """Counts units of work and logs a line every few seconds: units done, units a second, time left."""
+    """Counts units of work and shows a line, in the status line or every few seconds in the log: units done, units a second, time left."""
 
     def __init__(
         self,
@@ -34,13 +104,15 @@ class JobProgress:
         self.done += n
         self._skipped += n
 
-    def advance(self, n: int) -> None:
-        """Count finished units, and log a line if the last one is old."""
+    def advance(self, n: int, more: str = "") -> None:
+        """Count finished units, and show a line, which ends with `more`, if the last one is old."""
         self.done += n
-        now = self._clock()
-        if now - self._logged >= self._seconds:
+        now, status = self._clock(), StatusLine.present
+        if now - self._logged >= (min(self._seconds, SECONDS_BETWEEN_UPDATES) if status else self._seconds):
             self._logged = now
-            self._log.info(self.line(now))
+            (status.show if status else self._log.info)(self.line(now) + more)
+        if status and self.done == self._total:
+            status.show()
 
     def line(self, now: float | None = None) -> str:
         """Return the line of progress: "2,000 of 8,000 users embedded, 400 a second, 0:15 left"."""

@@ -17,7 +17,7 @@ import torch
 from mykinds.losses import Focal
 from mykinds.optimizers import RmsProp
 from torch import nn
-from trainers import contrastive, weights
+from trainers import contrastive, same, weights
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard, settings
 
 from twotower.config.experiment import Config
@@ -25,6 +25,7 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import ConfigError, Interrupted, TrainingError
+from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
@@ -363,6 +364,51 @@ def test_sigint_stops_like_sigterm_and_handlers_are_restored(board: Dataset, fol
     with pytest.raises(Interrupted, match="after step 1;"):
         Trainer(board, settings(), folder, Press()).run()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_fault_B2_a_signal_ends_a_validation_saved_and_the_resumed_training_is_the_same(
+    board: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(train={"epochs": 3, "ema_decay": 0.9})
+    once, stopped = Trainer(board, config), Trainer(board, config, folder)
+    once.run()
+    reached = list[int]()
+
+    def interrupted(*arguments: Any) -> dict[str, float]:
+        reached.append(stopped.progress.step)
+        if len(reached) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append(-1)
+        return evaluate_part(*arguments)
+
+    monkeypatch.setattr("twotower.train.trainer.evaluate_part", interrupted)
+    with pytest.raises(Interrupted, match=r"after step \d+; a checkpoint") as stop:
+        stopped.run()
+    monkeypatch.undo()
+    assert stop.value.exit_code == 128 + signal.SIGTERM
+    assert reached == [once.objective.steps_per_epoch, 2 * once.objective.steps_per_epoch]
+    again = Trainer(board, config, folder)
+    assert again.resume()
+    assert again.progress.step == reached[-1]
+    again.run()
+    assert same(weights(again), weights(once))
+    assert len(again.progress.history) == 3
+
+
+def test_fault_B2_a_signal_ends_what_comes_before_the_first_step_of_an_epoch(
+    board: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: HardSampler, *arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append(True)
+
+    reached = list[bool]()
+    monkeypatch.setattr(HardSampler, "refresh", interrupted)
+    config = settings(loss={"kind": "softmax"}, negatives={"hard": {"n": 1, "ranks": [1, 3]}})
+    with pytest.raises(Interrupted, match=r"after step \d+; a checkpoint") as stop:
+        Trainer(board, config, folder).run()
+    assert stop.value.exit_code == 128 + signal.SIGINT
+    assert not reached
 
 
 def test_fault_B4_a_loss_that_is_not_finite_stops_with_step_rows_and_last_good_checkpoint(

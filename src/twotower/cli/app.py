@@ -115,7 +115,7 @@ def main() -> None:
 
 def run_command(words: Sequence[str]) -> int:
     """Run the command of some words and return the exit code: 0, 2 for a mistake in the input, 1 for failed training,
-    143 if stopped after saving, 130 if interrupted without saving."""
+    130 after Ctrl-C, 143 after SIGTERM in a training."""
 
     def translate(text: str) -> str:
         return in_flags(text, words, app)

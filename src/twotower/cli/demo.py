@@ -170,8 +170,7 @@ def demo(
     for question, place in places:
         print()
         print_line(f"{question.title} {question.asks}")
-        with Progress() as progress:
-            runs.append(_train(question, dataset, raw, place, progress))
+        runs.append(_train(question, dataset, raw, place, Progress()))
         print()
         _print_table(question, runs[-1])
     run, like = runs

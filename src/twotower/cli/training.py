@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +47,8 @@ def train(
     is_of_run = folder.resolve() in config.resolve().parents or (config.parent / layout.ENCODERS).exists()
     schema, resolved = load_config(config, overrides or [], trust=trust or not is_of_run)
     is_main = context.is_main
-    with Progress(resolved.evaluation.metric_set) if is_main else silenced_messages() as callback:
+    with nullcontext(Progress()) if is_main else silenced_messages() as callback:
+        callback.on_phase("reading", resolved)
         tables, schema = api.read(resolved, schema)
         done = api.fit(tables, schema, resolved, folder=folder, resume=resume, override=override, callback=callback)
     if not is_main:

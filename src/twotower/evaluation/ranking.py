@@ -173,7 +173,7 @@ class EvaluationQueries:
     def top_k(self, factors: CatalogueScorer, k: int) -> Shaped[Ints, "Q K"]:
         """Return the best item rows by the vectors, -1 after the last item that may be ranked."""
         best = np.empty((len(self.users), min(k, self.n_items)), np.int64)
-        progress = JobProgress(log, "users ranked", len(self.users))
+        progress = JobProgress(log, "users ranked", len(self.users), seconds=60.0)
         for part in self._blocks():
             rows = self.users[part]
             moments = None if self.interactions is None else self.interactions[part]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from twotower.escaping import escape_controls
+from twotower.progress import StatusLine
 from twotower.train.progress import Callback
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ log = logging.getLogger("twotower")
 
 def print_line(line: str) -> None:
     """Print a line, with control characters in data escaped."""
+    StatusLine.clear()
     print(escape_controls(line), flush=True)
 
 
@@ -45,22 +47,21 @@ def print_answer(answer: Answer, as_json: bool) -> None:
 
 
 class MessageHandler(logging.Handler):
-    """Prints each message of the library as a line, after a call of `before`; a warning begins with "warning: "."""
+    """Prints each message of the library as a line; a warning begins with "warning: "."""
 
     def __init__(self, translate: Callable[[str], str] = str, on_stderr: bool = False) -> None:
         super().__init__()
         self.translate, self.on_stderr = translate, on_stderr
-        self.before: Callable[[], None] = lambda: None
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.before()
+        StatusLine.clear()
         line = f"{'warning: ' if record.levelno >= logging.WARNING else ''}{self.translate(record.getMessage())}"
         print(escape_controls(line), flush=True, file=sys.stderr if self.on_stderr else sys.stdout)
 
 
 @contextmanager
 def printed_messages(translate: Callable[[str], str] = str, on_stderr: bool = False) -> Iterator[None]:
-    """Print messages of the library, translated, on standard output or standard error while the block runs.
+    """Print messages of the library, translated, and the progress of its jobs on standard output or standard error while the block runs.
 
     They do not reach handlers of the root logger, such as the one that importing fbgemm_gpu installs."""
     handler, level, propagate = MessageHandler(translate, on_stderr), log.level, log.propagate
@@ -68,7 +69,8 @@ def printed_messages(translate: Callable[[str], str] = str, on_stderr: bool = Fa
     log.setLevel(logging.INFO)
     log.propagate = False
     try:
-        yield
+        with StatusLine.on(sys.stderr if on_stderr else sys.stdout):
+            yield
     finally:
         log.removeHandler(handler)
         log.setLevel(level)

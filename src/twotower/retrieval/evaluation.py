@@ -36,7 +36,7 @@ def rank_items(
     """Return the top `k` item rows (B, k) for user rows (B,), without those in `seen`, or of those alone, padded with -1.
     `interactions` (B,) are those with the context of each user, for a tower that reads one."""
     best, rank = np.full((len(users), k), -1, np.int64), retriever.catalogue.rank
-    progress = JobProgress(log, "users ranked", len(users))
+    progress = JobProgress(log, "users ranked", len(users), seconds=60.0)
     for part in pieces(len(users), BLOCK_USERS):
         vectors = embed_users(retriever, users[part], method, None if interactions is None else interactions[part])
         items = _distinct_items(seen, users[part], len(retriever.item_ids))

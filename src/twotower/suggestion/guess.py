@@ -18,6 +18,7 @@ from twotower.data.unknown_ids import MAX_UNKNOWN_SHARE, spelled_alike
 from twotower.errors import DataError
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
+from twotower.progress import doing
 from twotower.suggestion.answers import counted_columns, taken_rows, without_answers
 from twotower.suggestion.columns import guess_columns
 from twotower.suggestion.constant_tables import with_constant_columns
@@ -113,6 +114,7 @@ class Guess:
         return [*self.columns.notes, *(note for side in SIDES for note in self.sides[side].notes)]
 
 
+@doing("guessing what the columns mean")
 def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue], output: Path | None = None) -> Guess:
     """Return the meaning of tables. `given` are options of the schema that are not guessed, `output` the file of the config. Raises
     DataError or ConfigError."""

@@ -18,6 +18,7 @@ from twotower.data.tables import Tables
 from twotower.data.times import TIME
 from twotower.features.schema import Schema
 from twotower.features.side import SIDES, SideName
+from twotower.progress import doing
 from twotower.suggestion.id_parts import IdParts, id_parts
 from twotower.suggestion.names import names_undoing
 from twotower.suggestion.query_evidence import QueryEvidence, query_evidence
@@ -140,6 +141,7 @@ class Shape:
         return self.contents > 0 and self.new_items >= MIN_NEW and (self.by_time or has_order or reads_text)
 
 
+@doing("measuring the shape of the log")
 def measure_shape(
     tables: Tables,
     schema: Schema,

@@ -19,6 +19,7 @@ from twotower.data.text_format import TextFormat
 from twotower.errors import ConfigError, did_you_mean
 from twotower.escaping import representation
 from twotower.features.schema import Schema
+from twotower.progress import doing
 from twotower.suggestion.choice import RULES, RecipeRule, choose, describe_drift, describe_order
 from twotower.suggestion.composition import compose
 from twotower.suggestion.constant_tables import refuse_among_tables
@@ -210,6 +211,7 @@ def _at(settings: TomlValue, path: str) -> TomlValue | None:
     return node
 
 
+@doing("checking the tables")
 def _checked(found: FoundTables, schema: Schema, folder: Path) -> Tables:
     """Return the tables as a training reads them. Raises DataError."""
     if found.section is None:

@@ -23,6 +23,7 @@ from twotower.errors import ConfigError, DataError, did_you_mean
 from twotower.features.schema import Schema, is_pattern
 from twotower.features.values import with_texts
 from twotower.files.urls import Url, is_url
+from twotower.progress import doing
 from twotower.section import first_problem
 from twotower.suggestion.folder import FolderTables, folder_tables
 from twotower.suggestion.guessed_columns import is_distinct
@@ -60,6 +61,7 @@ class FoundTables:
         return "train" in (self.section or {})
 
 
+@doing("looking for the tables")
 def find_tables(
     interactions: TableLike,
     users: TableLike | None = None,

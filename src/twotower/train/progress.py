@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
 from twotower.errors import RunError
+
+if TYPE_CHECKING:
+    from twotower.train.recipe import Recipe
 
 EpochRecord = dict[str, float]
 """Loss, validation metrics, learning rate and seconds of one epoch, by name."""
@@ -53,6 +57,15 @@ class TrainingProgress:
 
 class Callback:
     """Methods that a training calls; these do nothing. Override those that matter."""
+
+    ends_process = False
+    """True if a second signal to stop may end the process, as of a command."""
+
+    def on_phase(self, name: str, recipe: Recipe, epochs: int = 0) -> None:
+        """Run at the beginning of a phase, one of `recipe.phases`; `epochs` are done already."""
+
+    def on_value(self) -> None:
+        """Run after a value of a start or of a fit was measured on validation."""
 
     def on_step_end(self, done: int, total: int, loss: float) -> None:
         """Run after step `done`, from 1, of the `total` steps of an epoch; `loss` is that of the step's batch."""

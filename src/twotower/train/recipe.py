@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from twotower.errors import did_you_mean
+from twotower.errors import did_you_mean, listed
 from twotower.evaluation.config import EvaluationConfig
 from twotower.model.two_tower import ModelConfig
 from twotower.section import Section
@@ -208,7 +208,27 @@ class Recipe(Section):
     @property
     def is_fitted_last(self) -> bool:
         """True if something is fitted to validation after the last epoch."""
-        return bool(self.model.is_fitted_last or self.last_starts)
+        return bool(self.fitted_last)
+
+    @property
+    def phases(self) -> list[str]:
+        """Names of the phases of a training and its evaluation, in their order."""
+        runs = {"closed forms": self.first_starts, "epochs": self.train.epochs, "closed forms beside the trained pairs": self.last_starts, "fits to validation": self.model.is_fitted_last}  # fmt: skip
+        return ["reading", *(name for name, is_run in runs.items() if is_run), "evaluation"]
+
+    @property
+    def fitted_last(self) -> str:
+        """Return in words what is fitted to validation after the last epoch; the empty string for nothing."""
+        model, pairs = self.model, [str(start.pair) for start in self.last_starts]
+        named = {
+            "stacking": model.stacking,
+            "recent popularity": model.recent_popularity,
+            "own counts": model.own_counts,
+            "the bias of cold items": model.cold_item_bias,
+            f"pair{'s' * (len(pairs) > 1)} {listed(pairs) if pairs else ''}": pairs,
+        }
+        found = [name for name, is_fitted in named.items() if is_fitted]
+        return listed(found) if found else ""
 
     def _pairs_without(self, starts: list[Start]) -> list[int] | None:
         without = {start.pair for start in starts}

@@ -133,23 +133,23 @@ class StartValues:
         self.check_stop()
         if (known := self.context.broadcast(self._scores.score(start) if self.context.is_main else None)) is not None:
             return known
-        score = self._score(start)
+        score, line = self._score(start)
         if self.context.is_main:
             self._scores.add(start, score)
+        log.info(line)
         return score
 
-    def _score(self, start: Start) -> float:
+    def _score(self, start: Start) -> tuple[float, str]:
+        """Return the score and a line that says it."""
         try:
             found = {w: self._metrics(self._factors_of(start, w)) for w in start.bias_weights or (0.0,)}
         except TrainingError as e:
-            log.info(f"left out of the values that are tried: {e}")
-            return -math.inf
+            return -math.inf, f"left out of the values that are tried: {str(e).partition(';')[0]}"
         best, monitor = max(found, key=lambda w: self.validation.score_of(found[w])), self.recipe.train.monitor
-        log.info(
+        return self.validation.score_of(found[best]), (
             f"start of pair {start.pair} by {start.kind}: {start.with_biases(best).describe()}: {monitor} = {found[best][monitor]:.4f}"
             f"{self._told}"
         )
-        return self.validation.score_of(found[best])
 
     @property
     def _told(self) -> str:

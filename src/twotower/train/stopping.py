@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import signal
+import socket
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +19,10 @@ from torch import Tensor
 from twotower.arrays.types import Shaped
 from twotower.errors import ConfigError
 from twotower.train.weights import Weights
+
+log = logging.getLogger(__name__)
+SECONDS_OF_OPERATION = 4.0
+"""Seconds that an operation may take, such as one of a large matrix, after a signal that stops a training at once."""
 
 
 class BestWeights:
@@ -75,25 +84,100 @@ class BestWeights:
             self.weights = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
 
 
-class StopSignals:
-    """Requests of SIGTERM and SIGINT to stop a training after the present step."""
+class StopNow(KeyboardInterrupt):
+    """A signal has ended a block of `at_once`."""
 
-    def __init__(self) -> None:
-        self.received = False
+
+class StopSignals:
+    """Requests of SIGTERM and SIGINT to stop a training: after the present step, or within a block of `at_once` there and then."""
+
+    _present: ClassVar[StopSignals | None] = None
+    """The one whose block `handled` runs."""
+
+    def __init__(self, ends_process: bool = False, ranks: int = 1) -> None:
+        """With `ends_process` a second signal ends the process, as does the first one if the operation that a block of `at_once` is in keeps
+        Python waiting for longer than SECONDS_OF_OPERATION. Otherwise the second one does what it did before. Of several `ranks` no
+        signal does either: a launcher repeats them."""
+        self.received = 0
+        """Number of the signal that has arrived; 0: none."""
+        self._ends_process, self._ranks = ends_process and ranks == 1, ranks
+        self._at_once = False
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Note these signals for the length of the block instead of ending; without effect outside the main thread."""
+        """Note these signals for the length of the block instead of ending, and log a line when the first one arrives; without effect outside the
+        main thread."""
 
-        def request_stop(signal_number: int, frame: FrameType | None) -> None:
-            self.received = True  # several ranks agree first: all must stop after the same step
+        def request_stop(number: int, frame: FrameType | None) -> None:
+            if self.received and self._ranks == 1:
+                self._end(number)
+                signal.signal(number, old[number])
+                signal.raise_signal(number)
+            self.received = number  # several ranks agree first: all must stop after the same step
+            if self._at_once:
+                self._at_once = False
+                raise StopNow
 
         try:
-            old = {s: signal.signal(s, request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+            old = {int(s): signal.signal(s, request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         except ValueError:
-            old = {}
+            yield
+            return
+        arrivals, arrived = socket.socketpair()
+        arrived.setblocking(False)
+        before, StopSignals._present = StopSignals._present, self
+        descriptor = signal.set_wakeup_fd(arrived.fileno(), warn_on_full_buffer=False)
+        watcher = threading.Thread(target=self._watch, args=(arrivals,), daemon=True)
+        watcher.start()
         try:
             yield
         finally:
+            signal.set_wakeup_fd(descriptor)
             for s, handler in old.items():
                 signal.signal(s, handler)
+            StopSignals._present = before
+            arrived.close()
+            watcher.join()
+
+    def _watch(self, arrivals: socket.socket) -> None:
+        """Answer signals while the main thread is in an operation, at whose end alone Python handles them."""
+        first = 0
+        with arrivals, suppress(IndexError):  # the block ends, and has closed the other end
+            while True:
+                try:
+                    number = arrivals.recv(1)[0]
+                except TimeoutError:
+                    arrivals.settimeout(None)
+                    if self._at_once and not self.received:
+                        log.info("stopped; `resume=True` goes on")
+                        self._end(first)
+                    continue
+                if number not in (signal.SIGTERM, signal.SIGINT):
+                    continue
+                if first:
+                    self._end(number)
+                else:
+                    first = number
+                    log.info("stopping after this step …" + ("; a second signal ends now" if self._ranks == 1 else ""))
+                    arrivals.settimeout(SECONDS_OF_OPERATION)
+
+    def _end(self, number: int) -> None:
+        """End the process, if it is to."""
+        if self._ends_process:
+            os._exit(128 + number)
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Let a signal that `StopSignals` handle end the block by StopNow, also one that has arrived before."""
+    signals = StopSignals._present
+    if signals is None:
+        yield
+        return
+    before, signals._at_once = signals._at_once, True
+    try:
+        if signals.received:
+            raise StopNow
+        yield
+    finally:
+        signals._at_once = before

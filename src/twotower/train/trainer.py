@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
 from twotower.train.start_values import StartValues, check_started
 from twotower.train.starts.pair import scale_pair
-from twotower.train.stopping import BestWeights, StopSignals
+from twotower.train.stopping import BestWeights, StopNow, StopSignals, at_once
 from twotower.train.validation import Validation, monitored_by_user
 from twotower.train.weights import MovingAverage, Weights
 
@@ -115,27 +116,60 @@ class Trainer:
             "objective": self.objective, "optimizer": self.optimizer,
         }  # fmt: skip
         self.checkpoints = Checkpoints(folder, fingerprint or {}, stateful, self.torchrec)
-        self._signals = StopSignals()
+        self._signals = StopSignals(self.callback.ends_process, self.context.world_size)
         self._stop = self._save_due = False  # of all ranks, since their last agreement
         self._last_saved = time.monotonic()
 
     def run(self) -> TrainingResult:
         """Train to the last epoch or until patience runs out, and load the best weights.
 
-        Raises TrainingError if the loss or a weight is not finite, Interrupted after SIGTERM or SIGINT.
+        Raises TrainingError if the loss or a weight is not finite, Interrupted after SIGTERM or SIGINT: between the steps with a checkpoint of
+        the last one, within a step after it.
         """
-        p, config = self.progress, self.recipe.train
         with self._signals.handled(), torch.random.fork_rng(devices=[]):
-            if self.recipe.first_starts and not p.step:
+            try:
+                try:
+                    return self._run()
+                except StopNow:
+                    raise self.context.broadcast(
+                        self._interrupted()
+                    ) from None  # where other ranks wait for what this one alone computes
+            except Interrupted:
+                if self.progress.batch:
+                    self._save()
+                self.objective.detach_from_group()
+                raise
+
+    @contextmanager
+    def ends_at_once(self, what: str) -> Iterator[None]:
+        """Let SIGTERM or SIGINT end the block, after the training, by Interrupted."""
+        with self._signals.handled():
+            try:
+                with at_once():
+                    yield
+            except StopNow:
+                raise self._interrupted(what) from None
+
+    def _run(self) -> TrainingResult:
+        p, config = self.progress, self.recipe.train
+        if self.recipe.first_starts and not p.step:
+            self.callback.on_phase("closed forms", self.recipe)
+            with self._at_once():
                 self._begin()
-            if self.checkpoints.has_changed and p.step:
-                check_started(self.model, self.recipe)
-                self._measure_best_again()
-            while p.epoch < config.epochs and not self.best.out_of_patience:
-                self._train_epoch(self.objective.sampler.epoch(p.epoch))
-            self.weights.load_state(self.best.weights)
+        if self.checkpoints.has_changed and p.step:
+            check_started(self.model, self.recipe)
+            self._measure_best_again()
+        if p.epoch < config.epochs and not self.best.out_of_patience:
+            self.callback.on_phase("epochs", self.recipe, p.epoch)
+        while p.epoch < config.epochs and not self.best.out_of_patience:
+            self._train_epoch(self.objective.sampler.epoch(p.epoch))
+        self.weights.load_state(self.best.weights)
+        with self._at_once():
+            self._check_stop()
             joint = self._weigh_last()
-        self._last_fits.fit(self._validation_scores, joint)
+            if self.recipe.model.is_fitted_last:
+                self.callback.on_phase("fits to validation", self.recipe)
+            self._last_fits.fit(self._validation_scores, joint)
         if self.torchrec:
             self.torchrec.gather_tables()
         self.objective.detach_from_group()
@@ -158,7 +192,7 @@ class Trainer:
         """Give the pairs that are weighed beside trained ones their values and weights, and return weights of all their columns together."""
         if not self.recipe.last_starts:
             return None
-        self._check_stop()
+        self.callback.on_phase("closed forms beside the trained pairs", self.recipe)
         started = time.perf_counter()
         values = self._start_values(self._measured_pairs or (), self._last_fits.popularity(self._check_stop))
         self._measured_pairs = None
@@ -189,30 +223,39 @@ class Trainer:
             validation = validation.beside(OwnCountsFit(self.model, self.dataset).beside)
         return StartValues(self.model, *parts, validation, self._check_stop, trained, recent, self.checkpoints.tried)
 
+    def _at_once(self) -> AbstractContextManager[None]:
+        """Return a block that a signal ends at once, unless other ranks would wait for this one."""
+        return at_once() if self.context.world_size == 1 else nullcontext()
+
     def _check_stop(self) -> None:
         """Raise Interrupted if a rank is to stop before the first step, or after the last."""
         if any(self.context.all_reduce_sum(float(self._signals.received))):
-            self._interrupt("after the last step" if self.progress.step else "before the first step")
+            raise self._interrupted()
 
-    def _interrupt(self, when: str) -> NoReturn:
-        """Raise Interrupted. Every step but the first has a checkpoint before it, if there is a folder for them."""
-        self.objective.detach_from_group()
-        has_saved = self.progress.step and self.checkpoints.folder
-        raise Interrupted(f"stopped {when}; {'a' if has_saved else 'no'} checkpoint is written")
+    def _interrupted(self, when: str = "") -> Interrupted:
+        """Return the error of a training that stops between two steps. Every step but the first has a checkpoint before it, if there is a folder
+        for them."""
+        p = self.progress
+        is_over = self.best.out_of_patience or p.epoch == self.recipe.train.epochs
+        after = f"after {'the last step' if is_over else f'step {p.step}'}" if p.step else "before the first step"
+        has_saved = p.step and self.checkpoints.folder
+        error = Interrupted(f"stopped {when or after}; {'a' if has_saved else 'no'} checkpoint is written")
+        error.exit_code = 128 + (self._signals.received or signal.SIGTERM)
+        return error
 
     def _train_epoch(self, epoch: Epoch) -> None:
         p = self.progress
         started = time.perf_counter()
         if not p.batch:
-            self.objective.begin_epoch(self.factors, p.epoch)
+            with self._at_once():
+                self.objective.begin_epoch(self.factors, p.epoch)
         p.seconds += time.perf_counter() - started
         while p.batch < self.objective.steps_per_epoch:
             started = time.perf_counter()
             self.step(epoch, p.batch)
             p.seconds += time.perf_counter() - started
             if self._stop or (self._signals.received and self.context.world_size == 1):
-                self._save()
-                self._interrupt(f"after step {p.step}")
+                raise self._interrupted()
             if self._checkpoint_due():
                 self._save()
         started = time.perf_counter()
@@ -294,11 +337,14 @@ class Trainer:
             self.best.keep(epoch, self.weights)
             self.weights.load_state(present)
             return {}
-        scorer = self._scorer()
-        self._check_vectors(scorer.are_finite())
-        found = self._validation_metrics(scorer)
-        self.best.observe(found, epoch, self.weights)
-        self.weights.load_state(present)
+        try:
+            with self._at_once():
+                scorer = self._scorer()
+                self._check_vectors(scorer.are_finite())
+                found = self._validation_metrics(scorer)
+            self.best.observe(found, epoch, self.weights)
+        finally:
+            self.weights.load_state(present)
         return found
 
     def _measure_best_again(self) -> None:
@@ -317,8 +363,11 @@ class Trainer:
         """Return the validation metrics of vectors, on all ranks; `config` None is that of the training."""
         metrics = {}
         if self.context.is_main:
-            scorer = VersionFactors.of_part(scorer, self.dataset, VALIDATION)
-            metrics = evaluate_part(scorer, self.dataset, VALIDATION, config or self.recipe.evaluation)
+            with at_once():
+                scorer = VersionFactors.of_part(scorer, self.dataset, VALIDATION)
+                metrics = evaluate_part(scorer, self.dataset, VALIDATION, config or self.recipe.evaluation)
+            if config:
+                self.callback.on_value()
         return self.context.broadcast({f"validation.{m}": v for m, v in metrics.items() if not math.isnan(v)})
 
     def _score(self, scorer: Scorer) -> float:

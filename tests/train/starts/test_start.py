@@ -865,6 +865,7 @@ def test_a_regularisation_that_removes_the_vectors_is_no_value_whatever_populari
     with caplog.at_level(logging.INFO, "twotower"):
         Trainer(data, of_popularity([0.0, 1.0], regularization=[0.2, 1e6])).run()
     assert "left out of the values that are tried: train.start of kind 'ials'" in caplog.text
+    assert "lower regularization" not in caplog.text  # the search has chosen it
     assert "leave nothing of the vectors" in caplog.text
     chosen = [line for line in caplog.messages if line.startswith("start of pair 0 by ials: ")][-1]
     assert float(chosen.split("regularization = ")[1].split(",")[0]) < 1000
@@ -1336,11 +1337,7 @@ def test_values_beyond_that_are_too_small_are_no_error(caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO, "twotower"):
         chosen = search(given, falling)
     assert min(tried) < chosen.value_of("regularization") <= 1e-7
-    assert any(
-        "has values that are not finite; set unobserved nearer its default, 0.3, regularization nearer its default, 0.008"
-        in line
-        for line in caplog.messages
-    )
+    assert any(line.endswith("has values that are not finite") for line in caplog.messages)
 
 
 def test_a_regularisation_too_small_for_its_numbers_is_refused() -> None:

@@ -22,6 +22,7 @@ from twotower.model.pooling.ridge import RidgeLayer
 from twotower.model.two_tower import TwoTower
 from twotower.train.starts.positives import PositiveMatrix
 from twotower.train.starts.start import PairValues, Start
+from twotower.train.stopping import at_once
 
 
 def start_pair(
@@ -165,7 +166,8 @@ def _values(
 ) -> PairValues | str | None:
     """Return the values of a start; why there are none, or None where float32 cannot solve for them."""
     try:
-        return start.solve(positives, pooling, width, seed)
+        with at_once():
+            return start.solve(positives, pooling, width, seed)
     except TrainingError as e:
         return str(e)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
