@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -399,6 +401,24 @@ def test_no_module_hides_a_name_of_the_package(tmp_path: Path) -> None:
     assert twotower.retriever(tmp_path / "store").bundle.id == bundle.id
     for name in twotower.__all__:
         assert callable(getattr(twotower, name)), name
+
+
+def test_a_training_is_silent_but_in_a_notebook(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(**options: Any) -> list[str]:
+        twotower.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(train={"epochs": 1}), **options)
+        return capsys.readouterr().out.splitlines()
+
+    assert said() == []
+    shell = SimpleNamespace(kernel=None)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    assert said(callback=Callback()) == []
+    assert [line for line in said() if line.startswith(("phase", "epoch "))][:2] == [
+        "phase 1 of 3: reading", "phase 2 of 3: epochs",
+    ]  # fmt: skip
+    del shell.kernel  # IPython on a terminal
+    assert said() == []
 
 
 class StopAfterAnEpoch(Callback):

@@ -49,6 +49,30 @@ def test_both_languages_of_the_lesson_have_the_same_code() -> None:
     assert len(cells(LESSONS[0], "markdown")) == len(cells(LESSONS[1], "markdown"))
 
 
+CODE = """
+import sys
+sys.path.insert(0, {tests!r})
+import twotower
+from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
+twotower.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings());
+"""
+
+
+@pytest.mark.system
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_training_shows_its_progress_in_a_notebook(tmp_path: Path) -> None:
+    nbformat: Any = import_module("nbformat")  # without types
+    cell = nbformat.v4.new_code_cell(CODE.format(tests=str(Path(__file__).parent)))
+    book = nbformat.v4.new_notebook(cells=[cell])
+    client = import_module("nbclient").NotebookClient(book, timeout=600, kernel_name="python3")
+    (done,) = client.execute().cells
+    lines = "".join(output["text"] for output in done["outputs"]).splitlines()
+    assert [line for line in lines if line.startswith("phase")] == [
+        "phase 1 of 3: reading", "phase 2 of 3: epochs", "phase 3 of 3: evaluation",
+    ]  # fmt: skip
+    assert [line[:14] for line in lines if line.startswith("epoch ")] == ["epoch   1 of 2", "epoch   2 of 2"]
+
+
 @pytest.mark.system
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name != "lesson.zh-CN.ipynb"])

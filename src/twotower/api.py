@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -136,11 +137,12 @@ def fit(
     shows the progress in a notebook; messages go to the logger "twotower". Raises DataError, ConfigError, RunError or TrainingError.
     """
     context = DistributedContext.from_environment()
-    callback = callback or (Progress(ends_process=False) if is_notebook() else Callback())
+    shown = is_notebook() and callback is None
+    callback = callback or (Progress(ends_process=False) if shown else Callback())
     folder = Path(folder) if folder is not None else None
     with ExitStack() as held:
-        held.enter_context(StatusLine.on())
-        callback.on_phase("reading", config)
+        held.enter_context(StatusLine.on(sys.stdout if shown else None))
+        callback.on_phase("reading", config or Config())
         if folder and context.is_main:
             held.enter_context(locked(folder))
         if folder and not (resume or overwrite) and (folder / layout.ENCODERS).exists():

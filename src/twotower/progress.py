@@ -38,11 +38,10 @@ class StatusLine:
 
     @classmethod
     @contextmanager
-    def on(cls, stream: TextIO | None = None) -> Iterator[None]:
-        """Show one while the block runs, if there is one already, in a notebook, or if `stream` is that of a terminal."""
+    def on(cls, stream: TextIO | None) -> Iterator[None]:
+        """Show one while the block runs, if there is one already, or `stream` is that of a terminal or a notebook."""
         before, context = cls.present, cls.present.context if cls.present else ""
-        is_seen = is_notebook() or (stream is not None and stream.isatty())
-        cls.present = before or (cls(stream or sys.stdout) if is_seen else None)
+        cls.present = before or (cls(stream) if stream and (stream.isatty() or is_notebook()) else None)
         try:
             yield
         finally:
