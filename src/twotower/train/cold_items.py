@@ -106,10 +106,7 @@ def fit_cold_item_bias(
     ends = model.config.recent_popularity and model.recent_popularity.is_fitted
     cold = cold_items(model, dataset, seed, ends)
     if isinstance(cold, str):
-        log.warning(
-            f"model.cold_item_bias fits nothing, and the bias stays 0: {cold}; give a larger split.validation, or set "
-            "model.cold_item_bias = false"
-        )
+        log.warning(f"model.cold_item_bias fits nothing, and the bias stays 0: {cold}")
         return
     found = scorer(cold.inputs)
     if cold.inputs is not None:  # no cold item is in a history, or popular
