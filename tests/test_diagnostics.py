@@ -789,6 +789,18 @@ def test_validation_that_never_improves(sound: Run) -> None:
     finding = named(with_history(sound, [0.7, 0.6, 0.5], [0.7, 0.65, 0.6]), "peaks_early")
     assert finding.severity == "warning"
     assert "best at its first value (epoch 1)" in finding.text
+    assert "lower train.lr" in finding.text
+
+
+@pytest.mark.parametrize(("batch", "few"), [(512, True), (16, False)])
+def test_a_model_that_has_not_learned_yet_takes_more_or_larger_steps(sound: Run, batch: int, few: bool) -> None:
+    train = sound.config.train.model_copy(update={"batch_size": batch})
+    config = sound.config.model_copy(update={"train": train})
+    for losses, name in (([0.6935, 0.6934, 0.6936], "loss_flat"), ([0.695, 0.694, 0.693], "peaks_early")):
+        text = named(with_history(sound, losses, [0.7, 0.65, 0.6], config=config), name).text
+        assert "raise train.lr (now " in text
+        assert "lower train.lr" not in text
+        assert ("set train.batch_size = 0 (512 makes 2 steps an epoch) or raise" in text) == few
 
 
 def test_a_log_loss_is_better_when_it_is_lower(data: Dataset) -> None:
@@ -917,3 +929,22 @@ def test_a_batch_is_looked_at_without_the_whole_epoch(monkeypatch: pytest.Monkey
     size = broken.config.train.batch_size
     assert set(zip(pairs.user, pairs.item, strict=True)) <= set(zip(whole.user[:size], whole.item[:size], strict=True))
     assert len(drawn.items) >= 30
+
+
+def test_a_log_of_which_an_epoch_has_three_steps_takes_more_of_them() -> None:
+    """Clicks of four clusters, which smaller batches learn at once."""
+    rng = np.random.default_rng(0)
+    rows = [(u, int(i), t) for u in range(150) for t, i in enumerate(rng.permutation(np.arange(u % 4, 80, 4))[:12])]
+    schema = Schema(user_id="user_id", item_id="item_id", time="at", time_unit="order", features=(
+        Categorical(name="user_id", side="user"), Sequence(name="clicked", side="user"), Categorical(name="item_id", side="item"),
+    ))  # fmt: skip
+    tables = check(None, None, pl.DataFrame(rows, schema=["user_id", "item_id", "at"], orient="row"), schema)
+    sections = {"split": {"kind": "last"}, "loss": {"kind": "softmax"}, "negatives": {"uniform": 200}}
+    train = {"epochs": 3, "batch_size": 512, "monitor": "validation.recall@10", "device": "cpu"}
+    config = Config.model_validate(sections | {"train": train, "evaluation": {"bootstrap": 0}})
+    found = diagnose(api.fit(tables, schema, config))
+    told = [f.text for f in found if "train.lr" in f.text]
+    assert told
+    assert all(
+        "set train.batch_size = 0 (512 makes 3 steps an epoch) or raise train.lr (now 0.001)" in text for text in told
+    )

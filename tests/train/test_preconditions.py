@@ -182,3 +182,18 @@ def test_a_monitor_says_itself_if_one_class_is_enough(refused: str) -> None:
         return
     with pytest.raises(ConfigError, match=f"'validation.{refused}' .* one class only; use .* 'validation.recall@5'"):
         Trainer(data, settings(**sections, train={"monitor": f"validation.{refused}"}))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [({"batch_size": 256}, True), ({"batch_size": 0}, False), ({"batch_size": 32}, False)]
+)
+def test_a_batch_that_leaves_few_steps_is_told(
+    given: dict[str, Any], told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = build_dataset(check(*checkerboard(), CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, SplitConfig())
+    Trainer(data, settings(train=given))
+    line = (
+        "train.batch_size = 256 makes 4 steps an epoch, too few to learn much; set 0, which follows the number of rows"
+    )
+    assert (line in caplog.text) == told
+    assert ("steps an epoch, too few" in caplog.text) == told

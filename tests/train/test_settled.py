@@ -313,3 +313,29 @@ def test_ways_out_are_read_from_messages() -> None:
     assert settings_of("a; set loss.kind to one of softmax, gbce and schema.time to a column, or set a.b = 1") == [
         ["a.b=1"]
     ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "batch"),
+    [(1_000, 0, 64), (10_000, 0, 256), (40_959, 0, 1024), (40_960, 0, 2048), (1_000, 500, 500)],
+)
+def test_the_batch_follows_the_training_rows_unless_it_is_given(rows: int, given: int, batch: int) -> None:
+    """Of the rows all but two train."""
+    frame = pl.DataFrame({"user_id": np.arange(rows + 2) // 40, "item_id": np.arange(rows + 2) % 40})
+    parts = frame.with_columns(part=pl.Series(["train"] * rows + ["validation", "test"]))
+    schema = Schema(features=(Categorical(name="item_id", side="item"), Sequence(name="history", side="user")))
+    data = build_dataset(check(None, None, parts, schema), schema, SplitConfig(kind="column", column="part"))
+    config = Config.model_validate({"train": {"batch_size": given}} if given else {})
+    once = settled(config, data)
+    assert once.train.batch_size == settled(once, data).train.batch_size == batch
+    assert given or rows < 1280 or rows // batch >= 20
+
+
+def test_a_labelled_log_counts_the_rows_of_both_classes() -> None:
+    frame = pl.DataFrame({"user_id": np.arange(8_000) // 40, "item_id": np.arange(8_000) % 40})
+    frame = frame.with_columns(liked=pl.int_range(pl.len()) % 4 == 0)
+    schema = Schema(label="liked")
+    data = build_dataset(check(None, None, frame, schema), schema, SplitConfig())
+    assert settled(Config(), data).train.batch_size == 256  # 5,760 rows; a quarter of them are positives
+    softmax = Config.model_validate({"loss": {"kind": "softmax"}, "negatives": {"full": True}})
+    assert settled(softmax, data).train.batch_size == 64

@@ -36,6 +36,7 @@ from twotower.train.order import Epoch
 from twotower.train.order_check import training_order
 from twotower.train.pair_sampler import PairSampler
 from twotower.train.positive_sampler import PositiveSampler
+from twotower.train.settled import STEPS_OF_EPOCH, training_rows
 
 log = logging.getLogger(__name__)
 
@@ -214,6 +215,25 @@ class DiagnosisContext:
         losses = [float(h["train.loss"]) for h in self.run.history if "train.loss" in h]
         changes = not self.config.loss.pointwise and any(s.warms_up for s in self.config.negatives.sources)
         return losses[1:] if changes else losses
+
+    @property
+    def is_untrained(self) -> bool:
+        """True if the last training loss is about that of the same logit for every pair."""
+        near = 0.95 if self.few_steps else 0.98  # the last batch is smaller, and so is its loss by fewer candidates
+        return bool(self.losses) and self.losses[-1] > near * self.constant_loss
+
+    @property
+    def few_steps(self) -> int:
+        """Number of steps of an epoch where they are few, else 0."""
+        steps = -(-training_rows(self.data, self.config) // self.config.train.batch_size)
+        return steps if steps < STEPS_OF_EPOCH else 0
+
+    @property
+    def to_learn(self) -> str:
+        """Return what to set where a model has not learned yet: more steps where an epoch has few, and larger ones."""
+        train, n = self.config.train, self.few_steps
+        few = f"set train.batch_size = 0 ({train.batch_size} makes {n} steps an epoch) or " if n else ""
+        return f"{few}raise train.lr (now {train.lr:g})"
 
     @cached_property
     def monitored(self) -> list[tuple[int, float]]:

@@ -43,13 +43,13 @@ def _train_loss(context: DiagnosisContext) -> Iterator[Finding]:
         )  # fmt: skip
     elif min(losses) > 0.999 * losses[0]:
         # A flat curve is no error if the first epoch has already lowered the loss.
-        untrained = losses[-1] > 0.98 * context.constant_loss
+        untrained = context.is_untrained
         yield Finding(
             "error" if untrained else "warning", "loss_flat",
             f"The training loss does not fall: {losses[0]:.4f} after the first epoch, {losses[-1]:.4f} after the last"
             + (
                 f", and the same logit for every pair gives {context.constant_loss:.4f}. The model does not learn: "
-                "raise train.lr, and see the other findings for the cause."
+                f"{context.to_learn}, and see the other findings for the cause."
                 if untrained
                 else ". If the validation metric does not improve either, raise train.lr or the width of model.pairs."
             ),
@@ -76,9 +76,13 @@ def _validation_curve(context: DiagnosisContext) -> Iterator[Finding]:
     elif best == 0 and len(curve) >= 3 and value[0] - value[-1] > 1e-3 * abs(value[0]):
         yield Finding(
             "warning", "peaks_early",
-            f"{train.monitor} is best at its first value (epoch {curve[0][0]}) and never improves. The model overfits "
-            "the training pairs, or the steps are too large: lower train.lr, or raise train.embedding_weight_decay or a "
-            "pair's dropout.",
+            f"{train.monitor} is best at its first value (epoch {curve[0][0]}) and never improves. "
+            + (
+                f"The training loss is that of the same logit for every pair, so the model has not learned yet: {context.to_learn}."
+                if context.is_untrained
+                else "The model overfits the training pairs, or the steps are too large: lower train.lr, or raise "
+                "train.embedding_weight_decay or a pair's dropout."
+            ),
             evidence,
         )  # fmt: skip
 

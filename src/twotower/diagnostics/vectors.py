@@ -73,6 +73,8 @@ def collapse(context: DiagnosisContext) -> Iterator[Finding]:
         else " If there is an unused_feature, start with that finding; otherwise lower train.lr and "
         f"train.embedding_weight_decay{temperature_hint}."
     )
+    if context.is_untrained and context.few_steps:
+        advice = f" The training loss has not fallen yet: {context.to_learn}."
     if evidence["logit_spread"] < (NO_SPREAD if closed else 0.05):
         text = f"All items have nearly the same score (deviation of a user's logits: {evidence['logit_spread']:.2g})."
         if share >= 0.01 and not closed and _beats_popularity(context):
@@ -196,7 +198,11 @@ def _likely_causes(context: DiagnosisContext) -> str:
         causes.append("a loss of pairs (set loss.kind = 'softmax' with negatives.uniform or negatives.full)")
     if context.monitored and context.monitored[-1] == context.best_epoch:
         causes.append(f"too few epochs, as the last is the best (raise train.epochs, now {config.train.epochs})")
-    causes.append("a step too small or too large (train.lr)")
+    causes.append(
+        f"steps too few or too small ({context.to_learn})"
+        if context.is_untrained
+        else "a step too small or too large (train.lr)"
+    )
     return context.remedy(f"Likely causes, the first first: {'; '.join(causes)}. See the other findings.")
 
 

@@ -12,6 +12,7 @@ from twotower.errors import listed
 from twotower.features.side import SIDES, SideName
 from twotower.suggestion.recipes import FittedRecipe, Settings
 from twotower.suggestion.shape import Shape
+from twotower.train.settled import MIN_BATCH, STEPS_OF_EPOCH, batch_of
 from twotower.train.starts.start import Start
 from twotower.train.starts.user_content import fewer_columns
 
@@ -19,9 +20,6 @@ MAX_FULL_ITEMS = 50_000
 """Items up to which a loss over the whole catalogue is trained."""
 UNIFORM = 4096
 """Items drawn for each batch in place of a larger catalogue."""
-STEPS_OF_EPOCH = 20
-"""Steps that an epoch has at least."""
-MIN_BATCH = 64
 MIN_STEPS = 0.1
 """Share of the recipe's own steps that a training has at least (docs/log.md)."""
 MAX_EPOCHS = 100
@@ -214,7 +212,7 @@ def _shape_steps(
         rule = f"A twentieth of the {rows:,} training rows, at least {MIN_BATCH}."
     else:
         rows = shape.taken
-        batch = max(MIN_BATCH, min(train.batch_size, 2 ** math.floor(math.log2(max(1.0, rows / STEPS_OF_EPOCH)))))
+        batch = batch_of(rows, train.batch_size)
         rule = f"The recipe's {train.batch_size:,}, or the power of two of which {rows:,} rows make {STEPS_OF_EPOCH} steps, at least {MIN_BATCH}."
     given = settings.get("train", {})
     changed = {"batch_size": batch}

@@ -21,6 +21,7 @@ from twotower.train.order_check import check_order
 from twotower.train.own_counts import check_own_counts
 from twotower.train.recent_popularity import check_recent_popularity
 from twotower.train.recipe import Recipe
+from twotower.train.settled import STEPS_OF_EPOCH, batch_of, training_rows
 from twotower.train.start_check import check_starts_fit
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,11 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         log.warning(
             f"{' and '.join(fitted)} {'are' if len(fitted) > 1 else 'is'} fitted to {recipe.train.monitor}: the logits are no longer those of the labels that loss.kind = "
             f"'{recipe.loss.kind}' learns, and log_loss says nothing; set train.monitor = 'validation.log_loss' to keep them so"
+        )
+    size, steps = recipe.train.batch_size, -(-training_rows(dataset, recipe) // recipe.train.batch_size)
+    if recipe.train.epochs and steps < STEPS_OF_EPOCH and size > batch_of(len(dataset.pairs)):
+        log.warning(
+            f"train.batch_size = {size} makes {steps} steps an epoch, too few to learn much; set 0, which follows the number of rows, or a smaller one"
         )
     _check_towers(recipe)
     check_starts_fit(dataset, recipe)

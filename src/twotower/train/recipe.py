@@ -40,7 +40,12 @@ class TrainConfig(Section):
     epochs: int = Field(
         10, ge=0, description="Passes over the training interactions. 0: none, the model is that of train.start."
     )
-    batch_size: int = Field(2048, ge=1, description="Training pairs per step, over all ranks together.")
+    batch_size: int = Field(
+        0,
+        ge=0,
+        description="Training pairs per step, over all ranks together. 0: 2,048, or on a small log the power of two of which the training rows make 20 "
+        "steps an epoch, at least 64.",
+    )
     data_shards: int = Field(
         1,
         ge=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -25,6 +26,19 @@ MAX_FULL_ITEMS = 20_000
 """Items up to which all of them are candidates of each positive."""
 SAMPLED_ITEMS = 4096
 """Items drawn for each batch of a larger catalogue."""
+STEPS_OF_EPOCH = 20
+"""Steps that an epoch has at least."""
+MIN_BATCH, MAX_BATCH = 64, 2048
+
+
+def batch_of(rows: int, most: int = MAX_BATCH) -> int:
+    """Return the largest power of two of which so many rows make STEPS_OF_EPOCH batches, from MIN_BATCH to `most`."""
+    return max(MIN_BATCH, min(most, 1 << math.floor(math.log2(max(1.0, rows / STEPS_OF_EPOCH)))))
+
+
+def training_rows(dataset: Dataset, recipe: Recipe) -> int:
+    """Return the number of training rows of an epoch, without negatives that are drawn."""
+    return len(dataset.train_indices if recipe.loss.pointwise else dataset.positive_indices)
 
 
 def settled(recipe: R, dataset: Dataset) -> R:
@@ -32,7 +46,8 @@ def settled(recipe: R, dataset: Dataset) -> R:
 
     Where every interaction is a positive and neither `loss` nor `negatives` is given: a schema without features gets the model of a
     history (`_of_clicks`), and another one random negatives for the pointwise loss. An empty `train.monitor` becomes the AUC, or
-    the recall at the first cut-off where the loss ranks candidates, or the validation rows of a weight above 0 are of one class.
+    the recall at the first cut-off where the loss ranks candidates, or the validation rows of a weight above 0 are of one class. A batch size
+    of 0 becomes that of `batch_of`.
     """
     schema = dataset.schema
     if recipe.loss.pointwise and not schema.has_negatives and not recipe.negatives.pairs:
@@ -47,6 +62,12 @@ def settled(recipe: R, dataset: Dataset) -> R:
         by_rank = len(labels) and (not recipe.loss.pointwise or labels.all() or not labels.any())
         monitor = f"validation.recall@{recipe.evaluation.k[0]}" if by_rank else "validation.auc"
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"monitor": monitor})})
+    if not recipe.train.batch_size:
+        if (batch := batch_of(rows := training_rows(dataset, recipe))) < MAX_BATCH and recipe.train.epochs:
+            log.info(
+                f"train.batch_size = {batch}, by which {rows:,} training rows make {-(-rows // batch)} steps an epoch"
+            )
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"batch_size": batch})})
     return recipe
 
 
