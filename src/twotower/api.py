@@ -170,7 +170,8 @@ def fit(
         log.info(dataset.describe())
         for line in dataset.describe_features():
             log.info(line)
-        return _train(dataset, settled(config, dataset), context, folder, callback, resume, override)
+        config = settled(config.model_copy(update={"split": dataset.split}), dataset)
+        return _train(dataset, config, context, folder, callback, resume, override)
 
 
 def _three(tables: TableLike | tuple[TableLike | None, ...]) -> ThreeTables:
@@ -253,6 +254,7 @@ def _train(
     # Earlier epochs of a resumed run may be measured by other settings of `evaluation`, and what is fitted to validation comes after the last one.
     if not resumed and not config.is_fitted_last:
         best = next((e for e in trained.history if e["epoch"] == trained.metrics["train.best_epoch"]), None)
+    best = {m: v for m, v in trained.metrics.items() if m.startswith("validation.")} or best
     factors_of: Callable[[int], Scorer] = lru_cache(1)(done.factors_during)  # the report shows those of the test part
     callback.on_phase("evaluation", config)
     with _going_on(place, folder, trainer), trainer.ends_at_once("in the evaluation"):

@@ -201,6 +201,7 @@ ELSEWHERE = {
     "data.test",
     "split.column",
     "split.ordered",
+    "split.from_train",
     "evaluation.weighted",  # evaluation/test_metrics_weighted.py
     "negatives.full.cold",  # train/negatives/test_mixture.py
     "negatives.uniform.cold",

@@ -14,6 +14,7 @@ from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 import twotower
 from twotower import api
+from twotower.arrays.ragged import Ragged
 from twotower.config.toml import dump_config, load_config
 from twotower.data import prepare
 from twotower.data.config import DataConfig, DatasetConfig
@@ -23,9 +24,12 @@ from twotower.data.parts import PartFiles
 from twotower.data.prepare.options import PrepareOptions
 from twotower.data.source import read
 from twotower.data.split import PART_NAMES, SplitConfig
+from twotower.data.splits import TEST, TRAIN, VALIDATION
 from twotower.data.tables import check
 from twotower.diagnostics import diagnose
 from twotower.errors import ConfigError, DataError, RunError
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
 from twotower.runs import Run
 from twotower.train.progress import Callback, EpochRecord
 
@@ -141,12 +145,13 @@ def test_a_published_split_is_reproduced_row_by_row(tmp_path: Path, way: str, va
     if not validation:
         log = log.filter(pl.col("fold") != "validation")
     split = FILES if "files" in way else COLUMN
+    split = split if validation else split.model_copy(update={"validation": 0.0})
     if way == "frame":
         data = build_dataset(check(None, None, log, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, split)
     else:
         ending = "csv" if "csv" in way else "parquet"
         named = part_files(tmp_path / "in", log, ending)
-        if split is COLUMN:
+        if split.kind == "column":
             path = tmp_path / f"log.{ending}"
             log.write_csv(path) if ending == "csv" else log.write_parquet(path)
             named = DataConfig(interactions=str(path))
@@ -158,6 +163,75 @@ def test_a_published_split_is_reproduced_row_by_row(tmp_path: Path, way: str, va
             data = build_dataset(tables, schema, split)
     assert by_id(data) == sorted((u, i, fold, liked > 0) for u, i, liked, _, fold in log.rows())
     assert len(data.validation) == (log["fold"] == "validation").sum()
+
+
+def two_parts(kind: str) -> tuple[pl.DataFrame, Schema]:
+    """A log of train and test alone, whose test rows are any, later than all of train, or the last of each user; times fall, so that the last row is not
+    that of the table."""
+    log = checkerboard()[2].with_columns(at=10**6 - pl.int_range(pl.len()))
+    newest = pl.col("at").rank("ordinal").over("user_id") > pl.len().over("user_id") - 3
+    test = {"time": pl.col("at") > 10**6 - 300, "last": newest}.get(kind, pl.int_range(pl.len()) % 4 == 0)
+    log = log.with_columns(fold=pl.when(test).then(pl.lit("test")).otherwise(pl.lit("train")))
+    features = (*CHECKERBOARD_SCHEMA.features, Sequence(name="history", side="user"))
+    return log, CHECKERBOARD_SCHEMA.model_copy(update={"features": features})
+
+
+@pytest.mark.parametrize("kind", ["random", "time", "last"])
+def test_without_a_validation_part_rows_of_train_validate_as_the_test_part_follows_them(
+    tmp_path: Path, kind: str, messages: list[str]
+) -> None:
+    log, schema = two_parts(kind)
+    log.write_parquet(tmp_path / "log.parquet")
+    split = COLUMN.model_copy(update={"ordered": kind != "random"})
+    data = build_dataset(check(None, None, log, schema), schema, split)
+    assert data.split.from_train == kind
+    assert data.time_ordered
+    assert any(f"split.from_train = '{kind}'" in text for text in messages)
+    ids = data.users.ids.to_list(), data.items.ids.to_list()
+    fold = {(u, i): PART_NAMES.index(name) for u, i, name in log.select("user_id", "item_id", "fold").rows()}
+    given = np.array([fold[ids[0][u], ids[1][i]] for u, i in zip(data.pairs.user, data.pairs.item, strict=True)])
+    validates, train = data.parts == VALIDATION, data.parts == TRAIN
+    assert (given[validates] == TRAIN).all()
+    assert (data.parts[~validates] == given[~validates]).all()
+    times, users = data.times, data.pairs.user
+    assert times is not None
+    if kind == "time":
+        assert times[validates].min() > times[train].max()
+    elif kind == "last":
+        last = [times[(given == TRAIN) & (users == user)].max() for user in range(len(ids[0]))]
+        assert sorted(times[validates]) == sorted(last)
+    if kind != "last":
+        assert validates.sum() == pytest.approx(0.1 * (given == TRAIN).sum(), rel=0.2)
+    config = DataConfig(interactions=str(tmp_path / "log.parquet"))
+    prepared = prepare.write_prepared(config, schema, split, tmp_path / "out", SMALL)
+    assert by_id(prepared) == by_id(data)
+    prepared.check(schema, split)
+    for part, known in ((VALIDATION, train), (TEST, given == TRAIN)):
+        for found in (prepared, data):
+            history = found.side_before("user", part).columns["history"]
+            assert isinstance(history, Ragged)
+            assert history.lengths.sum() == np.count_nonzero(known)
+
+
+def test_a_user_of_one_training_row_keeps_it() -> None:
+    rows = [(user, item, "test" if item == 9 else "train") for user in range(200) for item in (user % 7, 9)]
+    log = pl.DataFrame(rows, schema=["user_id", "item_id", "fold"], orient="row")
+    schema = Schema(features=CHECKERBOARD_SCHEMA.features)
+    data = build_dataset(check(None, None, log, schema), schema, COLUMN)
+    assert not len(data.validation)
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.1])
+def test_given_rows_and_a_share_of_none_take_nothing_from_train(validation: float) -> None:
+    log = published() if validation else published().filter(pl.col("fold") != "validation")
+    split = COLUMN.model_copy(update={"validation": validation})
+    data = build_dataset(check(None, None, log, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, split)
+    assert not data.split.from_train
+    assert len(data.train) == (log["fold"] == "train").sum()
+    if validation:
+        both = split.model_copy(update={"from_train": "last"})
+        with pytest.raises(ConfigError, match="takes a validation part from train, and one is given; leave one"):
+            build_dataset(check(None, None, log, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, both)
 
 
 def test_files_of_ids_that_are_numbers_in_one_and_text_in_another_are_one_column(tmp_path: Path) -> None:
@@ -225,6 +299,8 @@ def test_part_names_that_are_none_are_one_line(
         ('[split]\ncolumn = "fold"\n', "column goes with split.kind = 'column', not 'random'; leave it out, or set split.column = \"\""),
         ('[split]\nusers = 0.5\n', "users goes with split.kind = 'last' or 'user_ratio' or 'user_random', not 'random'; leave it out, or set split.users = 1.0"),
         ('[split]\ngap = 5\n', "gap goes with split.kind = 'time', not 'random'; leave it out"),
+        ('[split]\nkind = "column"\ncolumn = "fold"\nvalidation = 0\nfrom_train = "last"\n', "set split.validation above 0, or leave it out"),
+        ('[split]\nfrom_train = "last"\n', "from_train goes with split.kind = 'column' or 'files', not 'random'"),
         ('[split]\nordered = true\n', "ordered goes with split.kind = 'column' or 'files', not 'random'"),
     ],
 )  # fmt: skip

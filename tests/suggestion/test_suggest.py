@@ -1282,17 +1282,38 @@ def test_without_a_validation_part_nothing_is_left_to_it(tmp_path: Path) -> None
     actions = with_label(log(length=8), 0.3)
     actions[:400].write_csv(tmp_path / "train.csv")
     actions[400:].write_csv(tmp_path / "test.csv")
-    ranking, collaborative = (suggest(tmp_path, recipe=name).config for name in ("ranking", "collaborative"))
+    none = ["split.validation=0"]
+    ranking, collaborative = (
+        suggest(tmp_path, recipe=name, overrides=none).config for name in ("ranking", "collaborative")
+    )
     assert not ranking.model.stacking
     (start,) = collaborative.train.start  # without the pair whose weight validation chooses
     assert len(collaborative.model.pairs) == 1
-    assert (start.value_of("unobserved"), start.value_of("regularization")) == (0.095, 0.011)
+    assert (start.value_of("unobserved"), start.value_of("regularization")) == (0.03, 0.004)
     assert start.value_of("popularity") == 0
     items = actions.select("item_id").unique().with_columns(brand=pl.col("item_id").hash() % 7)
     items.write_csv(tmp_path / "items.csv")
-    cold = suggest(tmp_path, recipe="cold-start").config
+    cold = suggest(tmp_path, recipe="cold-start", overrides=none).config
     assert (cold.model.cold_item_bias, cold.train.patience) == (False, 0)
     assert len(start.alternatives()) == 1
+
+
+def test_files_without_one_of_validation_leave_a_recipe_as_it_is(tmp_path: Path) -> None:
+    """A part of train validates, so that values and weights are chosen as with a file."""
+    actions = with_label(log(length=8), 0.3)
+    for name, rows in (("train", actions[:360]), ("test", actions[420:])):
+        rows.write_csv(tmp_path / f"{name}.csv")
+    for recipe in ("ranking", "collaborative", "sequence-short"):
+        without = suggest(tmp_path, folder=tmp_path, recipe=recipe)
+        actions[360:420].write_csv(tmp_path / "validation.csv")
+        given = suggest(tmp_path, folder=tmp_path, recipe=recipe)
+        (tmp_path / "validation.csv").unlink()
+        assert without.config.train.start == given.config.train.start
+        assert without.config.model == given.config.model
+        assert without.config.train.patience == given.config.train.patience
+        assert "Files give the parts. None validates: a part of train does." in without.text
+        assert "Files give the parts." in given.text
+        assert "None validates" not in given.text
 
 
 def test_without_a_validation_part_no_pair_is_weighed_after_the_last_epoch() -> None:

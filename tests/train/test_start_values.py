@@ -44,8 +44,9 @@ from twotower.train.trainer import Trainer
 ITEMS, GROUP = 60, 3
 
 
-def log(others: float, validates: bool = True) -> Dataset:
-    """Users take two of the three items of each of four groups, and `others` further ones of chance for each of these."""
+def log(others: float, validates: bool = True, share: float = 0.0) -> Dataset:
+    """Users take two of the three items of each of four groups, and `others` further ones of chance for each of these. A `share` of train validates
+    where no part is given."""
     rng, rows = np.random.default_rng(5), list[tuple[int, int]]()
     for user in range(200):
         groups = rng.choice(ITEMS // GROUP, 4, replace=False)
@@ -61,7 +62,11 @@ def log(others: float, validates: bool = True) -> Dataset:
             Categorical(name="item_id", side="item"),
         )
     )
-    return build_dataset(check(None, None, frame, schema), schema, SplitConfig(kind="column", column="part"))
+    return build_dataset(
+        check(None, None, frame, schema),
+        schema,
+        SplitConfig(kind="column", column="part", validation=0.1 if validates else share),
+    )
 
 
 def config(blend: list[float] | None, bias: bool = True, **second: Any) -> Config:
@@ -235,15 +240,20 @@ def beside_trained(pairs: str, place: int, blend: list[float] | None, epochs: in
     )
 
 
-def solved(data: Dataset) -> np.ndarray:
-    """The scores of the pair that is weighed last, as if it were alone."""
+def chosen_alone() -> Config:
+    """The pair that is weighed last, as if it were alone."""
     alone = config(None, bias=False).model_dump(mode="json")
     alone["model"] |= {
         "width": 8,
         "pairs": [{"user": {"fields": ["one"], "layers": []}, "item": {"fields": ["item_id"], "layers": []}}],
     }
     alone["train"]["start"] = [{"kind": "ials", "regularization": [0.001]}]
-    return scores(data, Config.model_validate(alone))
+    return Config.model_validate(alone)
+
+
+def solved(data: Dataset) -> np.ndarray:
+    """The scores of the pair that is weighed last, as if it were alone."""
+    return scores(data, chosen_alone())
 
 
 @pytest.mark.parametrize(("pairs", "place"), [("together", 0), ("together", 1), ("apart", 0), ("apart", 2)])
@@ -664,3 +674,56 @@ def test_of_many_positives_those_of_drawn_users_compare_the_values_of_ials(caplo
     assert any(mine[name].dim() == 2 and mine[name].any() for name in tables)
     for name in tables:
         assert torch.equal(mine[name], theirs[name]), name
+
+
+@pytest.mark.parametrize("what", ["one value", "weighed", "columns", "biases", "beside trained ones"])
+def test_starts_that_are_solved_again_from_the_same_rows_are_as_they_were(what: str) -> None:
+    data = courses(300) if what in ("columns", "biases") else log(1.0)
+    chosen = {"columns": by_columns([0.0, 1.0]), "one value": config(None)}.get(what, config([0.3, 1.0]))
+    if what == "biases":
+        sections = by_columns([0.5, 1.0]).model_dump(mode="json")
+        chosen = Config.model_validate(sections | {"model": sections["model"] | {"bias": True}})
+    if what == "beside trained ones":
+        chosen = beside_trained("together", 1, [0.3, 1.0], 1)
+    trainer = Trainer(data, chosen)
+    before = {name: weight.clone() for name, weight in trainer.run().model.state_dict().items()}
+    assert trainer._values is not None
+    trainer._values.solve_again(data, {})
+    for name, weight in trainer.model.state_dict().items():
+        torch.testing.assert_close(weight, before[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_what_validation_chooses_is_solved_again_on_all_of_train(
+    epochs: int, messages: list[str], tmp_path: Path
+) -> None:
+    """The starts are those of a split without validation by the chosen values; the metrics of validation are of before."""
+    whole, data = log(1.0, validates=False), log(1.0, validates=False, share=0.1)
+    assert (len(data.train) + len(data.validation), len(whole.validation)) == (len(whole.train), 0)
+    chosen = beside_trained("together", 1, [0.3, 1.0], epochs) if epochs else config([0.3, 1.0])
+    trainer = Trainer(data, chosen)
+    done = trainer.run()
+    assert (
+        f"closed forms are solved again on all {len(whole.train):,} training rows, with the chosen values and weights"
+        in messages
+    )
+    found = factors_before(done.model.eval(), data, TEST)
+    again = evaluate_part(found, data, VALIDATION, EvaluationConfig(k=[5]))["ndcg@5"]
+    assert again > (before := done.metrics["validation.ndcg@5"])
+    split = SplitConfig(kind="column", column="part")
+    run = api.fit(data, data.schema, chosen.model_copy(update={"split": split}), folder=tmp_path / "run")
+    assert run.config.split.from_train == "random"
+    assert run.metrics["validation.ndcg@5"] == before
+    assert api.evaluate(api.load(tmp_path / "run")) == {n: v for n, v in run.metrics.items() if "train." not in n}
+    alone = Trainer(whole, config(None, bias=False) if not epochs else chosen_alone()).run().model
+    other = factors_before(alone.eval(), whole, TEST)
+    own, solved = (
+        (one.users[:, part] @ one.items[:, part].T).double().numpy().ravel()
+        for one, part in (
+            (found, done.model.parts_of_pairs([0, 1])[1]),
+            (other, alone.parts_of_pairs([0, 1][: 2 - bool(epochs)])[-1]),
+        )
+    )
+    factor = own @ solved / (solved @ solved)
+    assert factor > 0
+    np.testing.assert_allclose(own, factor * solved, atol=2e-3 * np.abs(own).max())

@@ -14,6 +14,7 @@ import polars as pl
 from twotower.arrays.ragged import Column, Ragged, offsets_of
 from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import Bools, Codes, Ints, Numbers, WholeNumbers
+from twotower.data import splits
 from twotower.data.context import check_defaults, context_frame
 from twotower.data.dataset_digest import digest_of
 from twotower.data.histories import history_of
@@ -76,6 +77,8 @@ class Dataset:
 
     def check(self, schema: Schema, split: SplitConfig) -> None:
         """Raise ConfigError if the dataset has another split, or a schema that makes other data."""
+        if self.split.from_train and not split.from_train:  # the data settle it
+            split = split.model_copy(update={"from_train": self.split.from_train})
         for what, before, after in (
             ("[schema]", self.schema.of_data(), schema.of_data()),
             ("[split]", self.split.model_dump(mode="json"), split.model_dump(mode="json")),
@@ -90,6 +93,13 @@ class Dataset:
             f"the dataset was made with another {section} ({options}); pass its schema, and its split in the "
             "config, or make it again from the tables"
         )
+
+    def with_all_of_train(self) -> Dataset:
+        """Return the dataset in memory whose train part has the validation part too, with the same encoders."""
+        parts = np.where(self.parts == VALIDATION, np.int8(TRAIN), self.parts)
+        frame = self.context_frame
+        users, items = (self.side_before(side, TEST) for side in SIDES)
+        return Dataset(self.schema, self.encoders, users, items, self.pairs, parts, self.times, self.split, context_frame=frame)  # fmt: skip
 
     def part(self, part: int) -> Pairs:
         """Return the pairs of TRAIN, VALIDATION or TEST, in the table's order."""
@@ -318,7 +328,9 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
     )
     times = actions[TIME].to_numpy().astype(np.int64) if TIME in actions.columns else None
     measured = measured_users(tables.users[schema.user_id], config)
-    parts = split_interactions(user, times, config, None if given is None else given.to_numpy(), measured)
+    codes = None if given is None else given.to_numpy()
+    config = config if codes is None else splits.with_source(config, splits.given_facts(times, codes))
+    parts = split_interactions(user, times, config, codes, measured)
     tell_of_repeats(tables.left_out, actions, parts, schema, config)
     if n := int(np.count_nonzero(parts == DROPPED)):
         kept = parts != DROPPED

@@ -45,8 +45,13 @@ class SplitConfig(Section):
         0.1,
         ge=0,
         lt=1,
-        description="Share of the remaining rows in the validation part (kinds random, user_random, time and user_ratio). 0: no "
-        "validation part (kind last too); training then keeps the last epoch.",
+        description="Share of the remaining rows in the validation part (kinds random, user_random, time and user_ratio; column and files where no "
+        "given row validates). 0: no validation part (kind last too); training then keeps the last epoch.",
+    )
+    from_train: Literal["", "random", "last", "time"] = Field(
+        "",
+        description="Training rows that validate where no given row does (kinds column and files); histories of the test part hold them. random: a share "
+        "drawn at random. last: each user's last row. time: the latest share. Empty: random, or of ordered parts as the test part follows train.",
     )
     users: float = Field(
         1.0,
@@ -70,6 +75,7 @@ class SplitConfig(Section):
         of = {
             "column": ("column",),
             "ordered": ("column", "files"),
+            "from_train": ("column", "files"),
             "gap": ("time",),
             "users": self.kinds_of_users,
         }
@@ -79,6 +85,10 @@ class SplitConfig(Section):
                 other = " or ".join(f"'{kind}'" for kind in kinds)
                 out = f"leave it out, or set split.{name} = {json.dumps(default)}"
                 raise ValueError(f"{name} goes with split.kind = {other}, not '{self.kind}'; {out}")
+        if self.from_train and not self.validation:
+            raise ValueError(
+                "from_train takes a validation part from train; set split.validation above 0, or leave it out"
+            )
         return self
 
     @property
@@ -86,7 +96,7 @@ class SplitConfig(Section):
         """Shares that are set and not read by the rule."""
         if self.kind != "last" and not self.is_given:
             return ()
-        kept = ("validation",) if self.kind == "last" and not self.validation else ()
+        kept = ("validation",) if self.is_given or not self.validation else ()
         fields = type(self).model_fields
         return tuple(n for n in ("test", "validation") if n not in kept and getattr(self, n) != fields[n].default)
 
@@ -107,8 +117,14 @@ class SplitConfig(Section):
 
     @property
     def histories_grow(self) -> bool:
-        """True if histories of the test part hold the validation part too: it is earlier, or of a user's rows in no order."""
-        return self.follows_time or self.kind == "user_random"
+        """True if histories of the test part hold the validation part too: it is earlier, or of the rows that train in no order."""
+        return self.follows_time or self.kind == "user_random" or bool(self.from_train)
+
+    @property
+    def rule_of_train(self) -> SplitConfig | None:
+        """Split of the given training rows whose test part validates; None if none does."""
+        shares = {"test": self.validation, "validation": 0, "seed": self.seed}
+        return SplitConfig.model_validate({"kind": self.from_train, **shares}) if self.from_train else None
 
     @property
     def has_boundaries(self) -> bool:

@@ -6,6 +6,7 @@ The model is trained on TRAIN, epochs and settings are chosen on VALIDATION, met
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,9 @@ import polars as pl
 
 from twotower.arrays.types import Bools, Ints
 from twotower.data.split import PART_NAMES, SplitConfig
-from twotower.errors import DataError
+from twotower.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
 
 Parts = npt.NDArray[np.int8]
 
@@ -29,6 +32,8 @@ HASHED_IDS = 2**16
 TRAIN, VALIDATION, TEST = 0, 1, 2
 DROPPED = -1
 """Code of a row that is in no part."""
+EVER = 2**62
+"""Later than any time."""
 
 
 def split_interactions(
@@ -47,7 +52,7 @@ def split_interactions(
     - `user_random`: as `user_ratio`, of each user's rows in the order of `random_order`, in place of time.
     - `user_ratio`: of each user's n rows the latest `test` n are test, of the m others the latest `validation` m
       validation, rounded to the nearest number, but every user keeps a train row. Ties keep the table's order.
-    - `column`, `files`: `given` (n,).
+    - `column`, `files`: `given` (n,); by `from_train` some of its training rows validate.
 
     By `last`, `user_random` and `user_ratio` all rows of users who are not `measured` (U,) are train; None: all are measured.
 
@@ -60,6 +65,10 @@ def split_interactions(
     elif config.is_given:
         assert given is not None
         parts = given
+        if rule := config.rule_of_train:
+            start = part_starts(times[given == TRAIN], rule)[1] if rule.kind == "time" and times is not None else 0
+            is_drawn = random_parts(len(users), rule) == TEST if rule.kind == "random" else None
+            parts = part_of_train(rule, start, users, times, is_drawn, given)
     elif times is None:
         raise DataError(
             f"split.kind = '{config.kind}' needs a time; name its column in schema.time, or set split.kind = 'user_random'"
@@ -69,6 +78,49 @@ def split_interactions(
     else:
         parts = _split_users(users, times, config, measured)
     check_parts(part_sizes(parts), config)
+    return parts
+
+
+def given_facts(times: Ints | None, given: Parts) -> Ints:
+    """Return (3,) of given parts (n,): 1 if a row validates, the latest time of the training rows, and minus the earliest of the test rows. The facts
+    of all rows are the maxima of those of some."""
+    validates = (given == VALIDATION).any()
+    if times is None:
+        return np.array([validates, 1, 0])
+    return np.array([validates, times[given == TRAIN].max(initial=-EVER), -times[given == TEST].min(initial=EVER)])
+
+
+def with_source(config: SplitConfig, facts: Ints) -> SplitConfig:
+    """Return the split of given parts with `from_train` where no row validates, by `given_facts`: as the test part follows the training rows. Raises
+    ConfigError."""
+    if facts[0] and config.from_train:
+        raise ConfigError(
+            "split.from_train takes a validation part from train, and one is given; leave one of them out"
+        )
+    if facts[0] or config.from_train or not config.validation:
+        return config
+    kind = "random" if not config.ordered else "time" if int(facts[1]) <= -int(facts[2]) else "last"
+    log.info(
+        f"no given row validates, so some training rows do (split.from_train = '{kind}', split.validation = {config.validation:g}); "
+        "histories of the test part hold them"
+    )
+    return config.model_copy(update={"from_train": kind})
+
+
+def part_of_train(
+    rule: SplitConfig, start: int, users: npt.NDArray[np.int32], times: Ints | None, is_drawn: Bools | None, given: Parts
+) -> Parts:  # fmt: skip
+    """Return given parts (n,) in which training rows validate: those from the time `start` on, those that are drawn but for users whose rows all are,
+    or the last row of each user of two."""
+    parts, train = given.copy(), np.flatnonzero(given == TRAIN)
+    own = users[train]
+    if is_drawn is not None:
+        taken = is_drawn[train] & np.isin(own, own[~is_drawn[train]])
+    elif rule.kind == "time" and times is not None:
+        taken = times[train] >= start
+    else:
+        taken = _split_users(own, np.zeros(len(own), np.int64) if times is None else times[train], rule, None) == TEST
+    parts[train[taken]] = VALIDATION
     return parts
 
 

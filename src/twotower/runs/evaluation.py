@@ -58,8 +58,13 @@ def evaluate_run(
     if not len(run.dataset.test):
         raise RunError(f"{run.folder}: this run holds no test part; score it with DSSMTrainable or main.py")
     ranked = _rank(run, chosen, shard_users, share) if chosen.is_remote else {}
-    monitor = run.config.train.monitor
-    return evaluate_model(run.factors_during, run.dataset, run.config.evaluation, ranked=ranked, monitor=monitor)
+    learned = (
+        run.dataset.split.from_train and run.config.untrained_starts
+    )  # rows of validation, after they were measured
+    return evaluate_model(
+        run.factors_during, run.dataset, run.config.evaluation, run.metrics if learned else None, ranked=ranked,
+        monitor=run.config.train.monitor,
+    )  # fmt: skip
 
 
 def _rank(run: Run, engine: JobEngine, shard_users: int, share: Path | str = "") -> dict[int, Ranked]:

@@ -16,7 +16,6 @@ from twotower.suggestion.settings import shaped_settings
 from twotower.suggestion.shape import MIN_LAST, MIN_NEW, MIN_NEW_USERS, TYPICAL_ROWS, Shape
 from twotower.suggestion.side_features import SideFeature
 from twotower.train.recipe import TrainConfig
-from twotower.train.starts.start import Start
 
 _BY_VALIDATION = {"stacking": "weighs the terms of a score", "cold_item_bias": "tells how high new items rank"}
 """Options of the model that a validation part fits, and what it does."""
@@ -47,7 +46,7 @@ def compose(
 ) -> tuple[Settings, dict[str, str]]:
     """Return the settings of a recipe for tables, and comments by dotted key. `data` is the section that names the tables.
     `ordered` tells whether given parts follow one another in time; None: a rule splits.
-    `keeps_label` is True if the label is read whatever the recipe, and `validates` False if a rule leaves no validation part.
+    `keeps_label` is True if the label is read whatever the recipe, and `validates` False if a rule leaves no validation part, or takes none from train.
     `unsolved` is the reason that no closed form goes with the tables, and `has_context` is True if features are of the context."""
     source = read_recipe(rule.recipe)
     own, config = parse_config(source, f"recipe {rule.recipe}")
@@ -82,7 +81,8 @@ def compose(
         source, str(schema["user_id"]), str(schema["item_id"]), columns, has_label, alike, of_users, reads_negatives,
         (("user", shape.query), ("item", shape.words)),
     )  # fmt: skip
-    has_validation = validates if ordered is None else "validation" in (data or {})
+    given = ordered is not None and "validation" in (data or {})
+    has_validation = validates or given
     unweighed = "" if has_validation else "no validation part chooses its weight."
     if has_validation and guess.ranks_repeats and config.last_starts:
         unweighed = "repeats are kept, and what is fitted to them comes after its weight."
@@ -106,7 +106,9 @@ def compose(
     split, evaluation = _section(source, "split"), _section(source, "evaluation")
     if ordered is not None:
         split = {"kind": "files", **({"ordered": True} if ordered else {})}
-        comments["split.kind"] = "Files give the parts."
+        comments["split.kind"] = "Files give the parts." + " None validates: a part of train does." * (
+            validates and not given
+        )
     else:
         has_text = any(feature.get("side") == "user" and feature["kind"] == "text" for feature in fitted.features)
         are_known = shape.new_users < MIN_NEW_USERS or bool(of_users) or has_text or config.loss.pointwise
@@ -238,24 +240,17 @@ def _split(
 
 
 def _settle_starts(sections: Settings, comments: dict[str, str]) -> None:
-    """Give starts one value in place of several."""
+    """Give starts their first value in place of several."""
     train = _section(sections, "train")
-    starts = TrainConfig.model_validate(train).start
-    if starts:
-        train["start"] = [_middle(start.model_dump(exclude_defaults=True), start) for start in starts]
-        sections["train"] = train
-        told = "The middle of the recipe's values, 0 where it is one of them: no validation part chooses."
+    if starts := TrainConfig.model_validate(train).start:
+        firsts = (
+            {name: [getattr(start, name)[0]] for name in start.several if getattr(start, name)} for start in starts
+        )
+        given = (start.model_dump(exclude_defaults=True) for start in starts)
+        kept = [{"kind": s.kind, **own, **first} for s, own, first in zip(starts, given, firsts, strict=True)]
+        sections["train"] = {**train, "start": kept}
+        told = "The first of the recipe's values: no validation part chooses."
         comments["train.start"] = f"{told} {comments.get('train.start', '')}".strip()
-
-
-def _middle(options: Settings, start: Start) -> Settings:
-    """Return the options of a start with one value in place of several: half-way in ratio between the outermost, to two digits."""
-    middle = {
-        name: float(f"{(min(values) * max(values)) ** 0.5:.2g}")
-        for name in start.several
-        if (values := getattr(start, name))
-    }
-    return {"kind": start.kind, **options, **{name: [value] for name, value in middle.items()}}
 
 
 def _section(settings: Settings, key: str) -> Settings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -26,6 +26,9 @@ from twotower.train.starts.pair import PairPart, WeighedParts, told_spreads, wei
 from twotower.train.starts.start import Start
 
 log = logging.getLogger(__name__)
+
+WeighedPairs = Mapping[int, Sequence[WeighedParts]]
+"""Closed forms of pairs with their weights, by number."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,8 @@ class JointFit:
     scorer: Factors
     """Scores of validation by them."""
 
-    def write(self, model: TwoTower, dataset: Dataset) -> None:
-        """Overwrite the columns of the pairs, and the recent popularity of the model."""
+    def write(self, model: TwoTower, dataset: Dataset) -> WeighedPairs:
+        """Overwrite the columns of the pairs, which are returned by pair, and the recent popularity of the model."""
         told, weights = list[str](), zip(self.weights.factors, self.weights.spreads, strict=True)
         of_pairs = dict[int, tuple[Start, list[WeighedParts]]]()
         for form in self.forms:
@@ -71,6 +74,7 @@ class JointFit:
                 else ""
             )
         )
+        return {pair: weighed for pair, (_, weighed) in of_pairs.items()}
 
 
 def joint_fit(

@@ -18,7 +18,7 @@ from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.two_tower import TwoTower
 from twotower.train.blend import Blend
 from twotower.train.cold_items import ColdItems, cold_items, fit_cold_item_bias, spread_of_scores
-from twotower.train.joint_fit import JointFit, joint_fit
+from twotower.train.joint_fit import JointFit, WeighedPairs, joint_fit
 from twotower.train.own_counts import OWN_SCORES, OwnCountsFit
 from twotower.train.recent_popularity import fit_recent_popularity, popularity_beside
 from twotower.train.recipe import Recipe
@@ -54,11 +54,12 @@ class LastFits:
 
         return popularity_beside(self.dataset, self._beside_own(), score, self.context, self._chance(SCORES_BESIDE))
 
-    def fit(self, scores_of_pairs: Callable[[], Shaped[Floats, "n"]], joint: JointFit | None = None) -> None:
+    def fit(self, scores_of_pairs: Callable[[], Shaped[Floats, "n"]], joint: JointFit | None = None) -> WeighedPairs:
         """Overwrite stacking, recent popularity, own counts and the bias of cold items, each of a model that has it, one beside the other.
         `scores_of_pairs` returns the present scores of the pairs of validation, on rank 0. Where the fit of columns and popularity together, or without
-        columns that of popularity, is not clearly worse than they are, it takes their place."""
+        columns that of popularity, is not clearly worse than they are, it takes their place, and its columns by pair are returned."""
         model, dataset, recipe, context = self.model, self.dataset, self.recipe, self.context
+        written: WeighedPairs = {}
         some = evaluation_of_search(recipe.evaluation, len(dataset.items), OWN_SCORES)
         told, score = users_told(some, recipe.train.monitor, dataset.validation), self._score(OWN_SCORES)
         if recipe.model.stacking:
@@ -67,7 +68,7 @@ class LastFits:
             found = self._beside_own()
             fit_recent_popularity(model, dataset, found, score, context, self._chance(OWN_SCORES), told)
             if not model.config.own_counts and isinstance(found, Factors) and model.recent_popularity.is_fitted:
-                self._fit_jointly(found, joint, some)
+                written = self._fit_jointly(found, joint, some)
         if recipe.model.own_counts:
             metric = self.validation.ordering(some, recipe.train.monitor)
             both: Callable[[Scorer], tuple[float, float]] = lambda found: self.validation.scores(found, some, metric)  # noqa: E731
@@ -75,8 +76,9 @@ class LastFits:
         if recipe.model.cold_item_bias:
             whole: Callable[[Scorer], float] = lambda found: self.validation.score(found, recipe.evaluation)  # noqa: E731
             fit_cold_item_bias(model, dataset, self.scorer, whole, context, recipe.train.seed)
+        return written
 
-    def _fit_jointly(self, found: Factors, joint: JointFit | None, some: EvaluationConfig) -> None:
+    def _fit_jointly(self, found: Factors, joint: JointFit | None, some: EvaluationConfig) -> WeighedPairs:
         """Give columns and recent popularity the weights of a fit of both together, or without one that of popularity alone, beside the scores
         `found` without it, unless the metric by `some` options is lower by more than CLOSE; each with the best bias of cold items, which is fitted later."""
         model, dataset, seed = self.model, self.dataset, self.recipe.train.seed
@@ -101,10 +103,10 @@ class LastFits:
                 self._tell_joint(joint, after, before, is_taken=False)
             joint = joint_fit(found, (), dataset, seed, half_life, score, self.context, model.config.bias)
             after = score(joint.scorer) if joint else -math.inf
+        written = joint.write(model, dataset) if joint and after >= least else {}
         if joint:
-            if after >= least:
-                joint.write(model, dataset)
             self._tell_joint(joint, after, before, is_taken=after >= least)
+        return written
 
     def _tell_joint(self, joint: JointFit, after: float, before: float, is_taken: bool) -> None:
         log.info(

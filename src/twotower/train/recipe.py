@@ -198,6 +198,11 @@ class Recipe(Section):
         return [start for start in self.train.start if start not in last]
 
     @property
+    def untrained_starts(self) -> list[Start]:
+        """Starts of pairs that no step reads, which can be solved again when the training has ended."""
+        return self.last_starts if self.train.epochs else [*self.train.start]
+
+    @property
     def pairs_of_epochs(self) -> list[int] | None:
         """Pairs whose scores an epoch is measured by: without those that are weighed last; None: all."""
         return self._pairs_without(self.last_starts)

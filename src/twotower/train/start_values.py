@@ -23,7 +23,7 @@ from twotower.train.blend import ENOUGH, Blend
 from twotower.train.cold_items import ColdItems, cold_items, spread_of_scores
 from twotower.train.factors import gathered_factors
 from twotower.train.item_biases import add_biases, has_biases, log_popularity
-from twotower.train.joint_fit import JointFit, PairForm, joint_fit
+from twotower.train.joint_fit import JointFit, PairForm, WeighedPairs, joint_fit
 from twotower.train.part_weights import part_weights, without_user_bias
 from twotower.train.recipe import Recipe
 from twotower.train.starts.pair import (
@@ -86,6 +86,8 @@ class StartValues:
         """Values of the start that was solved last."""
         self._weighed = list[tuple[Start, PairValues]]()
         """Pairs whose columns are weighed."""
+        self._chosen = list[tuple[Start, float, Sequence[WeighedParts], F32[Tensor, "items"] | None]]()
+        """Starts with the values that are best, the factor of their scores, the weights of their parts, and what they add to the biases."""
         self._compares = False
         """True while values are compared."""
         self._positives = dict[int, PositiveMatrix]()
@@ -103,6 +105,7 @@ class StartValues:
             (log.info if 0 in start.blend else log.warning)(str(e))
             scale_pair(self.model, start.pair, 0.0)
         else:
+            self._chosen.append((found, 1.0, [], None))
             weight = self._blend(found) if found.blend else 1.0
             if self._cold and not start.tells_cold(self.dataset, self.model.config):
                 adds = f"less than {ENOUGH:.0%} beside cold items"
@@ -187,6 +190,8 @@ class StartValues:
         scale_pair(self.model, start.pair, weight * unit)
         if beside is not None:
             add_biases(self.model, self.dataset, weight * beside)
+        added = None if beside is None else weight * beside
+        self._chosen[-1] = (start, weight * unit, self._parts if is_weighed else [], added)
         return weight
 
     def _weigh_parts(self, start: Start, pairs: list[int]) -> tuple[bool, F32[Tensor, "items"] | None]:
@@ -224,6 +229,7 @@ class StartValues:
             weighed.append(WeighedParts(form.targets, form.parts, factors[:n]))
             factors, spreads = factors[n:], spreads[n:]
         weigh_parts(self.model, start, weighed)
+        self._parts = weighed
         log.info(
             f"{told}weighed by validation, the scores of its columns have these standard deviations, in that of the other pairs: {', '.join(of_columns)}"
             + (f"; beside them log(1 + count) {beside[1]:.2f}" if beside else "")
@@ -239,6 +245,25 @@ class StartValues:
         every, forms = self._beside_forms(self._filled, weighed)
         half_life, seed, bias = self._recent.terms.half_life, self.recipe.train.seed, self.model.config.bias
         return joint_fit(every, forms, self.dataset, seed, half_life, self._score_raised, self.context, bias)
+
+    def solve_again(self, dataset: Dataset, fitted: WeighedPairs) -> None:
+        """Solve the chosen starts from the train part of another dataset. Their values and weights stay; `fitted` has columns, by pair, that were
+        weighed anew."""
+        has_new_biases = False
+        for start, factor, weighed, added in self._chosen:
+            if start.pair in fitted:
+                factor, weighed = 1.0, fitted[start.pair]
+            if not factor:
+                continue
+            found = start.positives(dataset, self.model.config) if self.context.is_main else None
+            values = start_pair(self.model, start, found, self.recipe.train.seed, self.context, self._trained)
+            if weighed:
+                forms = zip(weighed, (values.targets, values.alternative), strict=False)
+                weigh_parts(self.model, start, [form._replace(targets=targets) for form, targets in forms])
+            scale_pair(self.model, start.pair, factor)
+            has_new_biases |= bool(start.bias_weight) and not (self._trained or start.blend)
+            if added is not None and has_new_biases:
+                add_biases(self.model, self.dataset, added)
 
     def _score_raised(self, found: Factors) -> float:
         """Return the metric of scores with the bias of cold items that is best beside them. Raises what `check_stop` raises."""

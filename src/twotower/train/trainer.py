@@ -39,7 +39,7 @@ from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
 from twotower.train.contrastive_objective import ContrastiveObjective
 from twotower.train.factors import context_factors, gathered_factors, has_finite_vectors, with_added
-from twotower.train.joint_fit import JointFit
+from twotower.train.joint_fit import JointFit, WeighedPairs
 from twotower.train.last_fits import LastFits
 from twotower.train.optim import ModelOptimizer
 from twotower.train.order import Epoch
@@ -61,7 +61,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class TrainingResult:
-    """A model with its best weights, one record per epoch, and the metrics `train.…` of the whole run."""
+    """A model with its best weights, one record per epoch, and the metrics `train.…` of the whole run; those of validation too, if rows of it
+    are learned after it was measured."""
 
     model: TwoTower
     history: list[EpochRecord]
@@ -102,6 +103,7 @@ class Trainer:
             PointwiseObjective(loss, *parts) if loss.pointwise else ContrastiveObjective(loss, *parts)
         )
         self._measured_pairs = recipe.pairs_of_epochs
+        self._values: StartValues | None = None
         for start in recipe.last_starts:
             scale_pair(self.model, start.pair, 0.0)  # until it has its values
         steps = self.objective.steps_per_epoch
@@ -169,16 +171,17 @@ class Trainer:
             joint = self._weigh_last()
             if self.recipe.model.is_fitted_last:
                 self.callback.on_phase("fits to validation", self.recipe)
-            self._last_fits.fit(self._validation_scores, joint)
+            validated = self._solve_again(self._last_fits.fit(self._validation_scores, joint))
         if self.torchrec:
             self.torchrec.gather_tables()
         self.objective.detach_from_group()
-        metrics = p.metrics(self.best.epoch) | {"train.peak_memory_mb": peak_memory_mb()}
+        metrics = p.metrics(self.best.epoch) | {"train.peak_memory_mb": peak_memory_mb()} | validated
         return TrainingResult(self.model, p.history, metrics)
 
     def _begin(self) -> None:
         """Give the pairs with a start their values; as epoch 0 these may be the best weights."""
         started, config, values = time.perf_counter(), self.recipe.train, self._start_values()
+        self._values = values
         for start in self.recipe.first_starts:
             values.fill(start)
         self.ema.restart()
@@ -195,7 +198,7 @@ class Trainer:
         self.callback.on_phase("closed forms beside the trained pairs", self.recipe)
         started = time.perf_counter()
         values = self._start_values(self._measured_pairs or (), self._last_fits.popularity(self._check_stop))
-        self._measured_pairs = None
+        self._measured_pairs, self._values = None, values
         for start in self.recipe.last_starts:
             self._check_stop()
             values.fill(start)
@@ -203,6 +206,18 @@ class Trainer:
         joint = values.weigh_together()
         self.progress.seconds += time.perf_counter() - started
         return joint
+
+    def _solve_again(self, fitted: WeighedPairs) -> dict[str, float]:
+        """Solve the pairs that no step reads on all of train where it has the validation part, and return the validation metrics of before; none where
+        nothing is solved."""
+        if not (self._values and self.recipe.untrained_starts and self.dataset.split.from_train):
+            return {}
+        validated, whole = self._validation_metrics(self._scorer()), self.dataset.with_all_of_train()
+        log.info(
+            f"closed forms are solved again on all {len(whole.train):,} training rows, with the chosen values and weights"
+        )
+        self._values.solve_again(whole, fitted)
+        return validated
 
     @property
     def _last_fits(self) -> LastFits:

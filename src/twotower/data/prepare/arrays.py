@@ -32,7 +32,7 @@ from twotower.data.memmap import MEMMAP_FORMAT
 from twotower.data.pairs import target_mask
 from twotower.data.parts import dropped_line
 from twotower.data.prepare.bucket_reader import BucketReader
-from twotower.data.prepare.bucket_splits import BucketSplits
+from twotower.data.prepare.bucket_splits import BucketSplits, given_facts
 from twotower.data.prepare.context import PreparedContext
 from twotower.data.prepare.options import SIDE_BLOCK_ROWS
 from twotower.data.prepare.versions import PreparedVersions
@@ -73,6 +73,7 @@ class PreparedArrays:
         max_short_rows: int = MAX_SHORT_ROWS,
     ) -> None:
         """`made` becomes the dataset, `work` holds what is known of each bucket."""
+        split = splits.with_source(split, given_facts(reader)) if split.is_given else split
         self.reader, self.buckets, self.schema, self.split = reader, reader.buckets, reader.schema, split
         self.facts = reader.buckets.facts
         self.made, self.arrays, self.written = made, made / layout.ARRAYS, work / "written"

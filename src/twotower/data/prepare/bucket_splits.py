@@ -100,9 +100,10 @@ class BucketSplits:
         return read_checked(self._counts_file(bucket), read)
 
     def rule(self, ids: pl.Series) -> PartsOf:
-        """Return the rule of the split, of users with these ids. The rules `time`, `random` and `user_random` look at all buckets first."""
+        """Return the rule of the split, of users with these ids. The rules `time`, `random` and `user_random`, and one of train, look at all buckets first."""
         if self.split.is_given:
-            return lambda found, lengths, users: found[PART]
+            rule = self.split.rule_of_train
+            return self._from_train(rule) if rule else lambda found, lengths, users: found[PART]
         if self.split.kind == "time":
             starts = splits.part_starts(self._times(), self.split)
             return lambda found, lengths, users: splits.time_parts(found[TIME], starts, self.split)
@@ -113,6 +114,19 @@ class BucketSplits:
             return lambda found, lengths, users: splits.user_parts(lengths, _some(measured, users), self.split)
         by_row = self._by_row(splits.random_parts, np.int8)
         return lambda found, lengths, users: by_row[found[ROW]]
+
+    def _from_train(self, rule: SplitConfig) -> PartsOf:
+        """Return the rule of given parts whose validation part is taken from train by another rule."""
+        draw = lambda n, split, scratch: splits.random_parts(n, rule, scratch)  # noqa: E731
+        drawn = self._by_row(draw, np.int8) if rule.kind == "random" else None
+        start = splits.part_starts(self._times(of_train=True), rule)[1] if rule.kind == "time" else 0
+
+        def parts_of(found: Columns, lengths: Ints, users: slice) -> Parts:
+            is_drawn = None if drawn is None else drawn[found[ROW]] == TEST
+            user = found[USER] - users.start
+            return splits.part_of_train(rule, start, user, found.get(TIME), is_drawn, found[PART])
+
+        return parts_of
 
     def _user_random(self, measured: Bools | None) -> PartsOf:
         """Return the rule `user_random`."""
@@ -187,14 +201,16 @@ class BucketSplits:
             counts[f"{name}.counts"] = n[counts[name]]
         return parts, counts
 
-    def _times(self) -> Ints:
-        """Return the times of all interactions, in any order."""
+    def _times(self, of_train: bool = False) -> Ints:
+        """Return the times of all interactions, or of those that are given as train, in any order."""
         facts, start = self.reader.buckets.facts, 0
         times = self._scratch(facts.rows, np.int64)
         for bucket in facts.buckets:
-            times[start : start + bucket.rows] = self.reader.read(bucket, TIME)[TIME]
-            start += bucket.rows
-        return times
+            found = self.reader.read(bucket, TIME, *([PART] if of_train else []))
+            own = found[TIME][found[PART] == TRAIN] if of_train else found[TIME]
+            times[start : start + len(own)] = own
+            start += len(own)
+        return times[:start]
 
     def _by_row(
         self, draw: Callable[[int, SplitConfig, splits.Scratch], npt.NDArray[Scalar]], dtype: type[Scalar]
@@ -216,6 +232,14 @@ class BucketSplits:
 
     def _scratch(self, n: int, dtype: type[Scalar]) -> npt.NDArray[Scalar]:
         return temporary_array(n, dtype, folder=self.folder)
+
+
+def given_facts(reader: BucketReader) -> Ints:
+    """Return the facts of the given parts of all buckets, as `splits.given_facts`."""
+    names = (PART, *([TIME] if reader.schema.time else []))
+    found = (reader.read(bucket, *names) for bucket in reader.buckets.facts.buckets)
+    facts: Ints = np.stack([splits.given_facts(f.get(TIME), f[PART]) for f in found]).max(0)
+    return facts
 
 
 def _some(measured: Bools | None, users: slice) -> Bools | None:
