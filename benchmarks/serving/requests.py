@@ -22,25 +22,29 @@ def request(method: str, path: str, body: Any = None) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + data
 
 
+def ids(store: Path, table: str) -> list[str]:
+    """Return the ids of the table `user` or `item` of the current bundle."""
+    folder = Store(store).current().folder
+    column = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))["schema"][f"{table}_id"]
+    return list(pl.read_parquet(folder / f"{table}s.parquet", columns=[column])[column].cast(pl.String))
+
+
+def items(store: Path) -> list[str]:
+    """Return the ids of the items with interactions."""
+    met = pl.read_parquet(Store(store).current().folder / "interactions.parquet", columns=["item"])["item"]
+    return list(np.array(ids(store, "item"), object)[met.unique().sort().to_numpy()])
+
+
 def pool(shares: Mapping[str, float], store: Path) -> list[bytes]:
     """Return POOL requests of the kinds of `shares`: method1, method2, similar, events."""
-    rng, bundle = np.random.default_rng(0), Store(store).current()
-    schema = tomllib.loads((bundle.folder / "config.toml").read_text(encoding="utf-8"))["schema"]
-
-    def ids(table: str) -> list[str]:
-        column = schema[f"{table}_id"]
-        frame = pl.read_parquet(bundle.folder / f"{table}s.parquet", columns=[column])
-        return list(frame[column].cast(pl.String))
-
-    met = pl.read_parquet(bundle.folder / "interactions.parquet", columns=["item"])["item"].unique().sort()
-    items = np.array(ids("item"), object)[met.to_numpy()].tolist()
-    asked = rng.permutation(np.resize(np.array(ids("user"), object), POOL)).tolist()
+    rng, met = np.random.default_rng(0), items(store)
+    asked = rng.permutation(np.resize(np.array(ids(store, "user"), object), POOL)).tolist()
     kinds = rng.choice(list(shares), len(asked), p=list(shares.values())).tolist()
 
     def one(kind: str, user: str) -> bytes:
         if kind == "method1":
             return request("POST", "/v1/recommend", {"user_id": user, "k": 10})
-        some = [items[i] for i in rng.integers(0, len(items), HISTORY)]
+        some = [met[i] for i in rng.integers(0, len(met), HISTORY)]
         if kind == "method2":
             body = {"user_id": user, "history": some, "k": 10, "method": 2}
             return request("POST", "/v1/recommend", body)

@@ -402,3 +402,29 @@ def test_the_service_times_of_few_clients_are_remembered() -> None:
     controller = asyncio.run(go())
     assert len(controller._clients) == 64
     assert controller._active_clients == controller._queued_clients == {}
+
+
+def test_fault_G33_after_long_work_arrivals_are_queued_before_the_next_permit() -> None:
+    clock = Clock()
+
+    async def world() -> list[str]:
+        controller, order = AdmissionController(clock=clock), list[str]()
+
+        async def one(client: str, seconds: float) -> None:
+            async with controller.permit(client):
+                order.append(client)
+                clock.now += seconds
+
+        def accept() -> int:
+            order.append("accept")
+            tasks.append(asyncio.create_task(one("new", 0.0001)))  # it waited in the kernel
+            return 2
+
+        controller.accept = accept  # type: ignore[method-assign]
+        tasks = [asyncio.create_task(one("greedy", seconds)) for seconds in (0.0001, 0.1, 0.0001)]
+        while len(order) < 5:
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        return order
+
+    assert asyncio.run(world()) == ["greedy", "greedy", "accept", "new", "greedy"]

@@ -1,10 +1,11 @@
-"""One worker as a process: answers, swaps, drains and ends (rows A8, A10, E3, G7, G13 and G16 of the faults)."""
+"""One worker as a process: answers, swaps, drains and ends (rows A8, A10, D8, E3, G7, G13, G16 and G33 of the faults)."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import re
+import select
 import shutil
 import signal
 import threading
@@ -314,3 +315,36 @@ def test_fault_G16_the_largest_requests_of_few_clients_leave_others_their_share(
     assert answered.count(200) >= 38
     assert statuses.count(200) >= 5  # they have their share too
     assert set(statuses) <= {200, 503}
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_fault_G33_a_new_connection_waits_for_few_requests_of_another_address(serve: Start, loop: str) -> None:
+    """And what clients that have left have sent is not answered (D8)."""
+    plain = "import sys\nsys.modules['uvloop'] = None\nfrom twotower.cli.app import main\nmain()"
+    waits = ("--max-wait", "60000", "--target-wait", "60000")  # nothing is refused
+    served = serve("--no-access-log", *waits, code=plain if loop == "asyncio" else "").wait()
+
+    def post(body: dict[str, Any]) -> bytes:
+        data = json.dumps(body).encode()
+        head = "POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
+        return f"{head}\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+
+    with contextlib.ExitStack() as stack:
+        greedy = [stack.enter_context(served.connect("127.0.0.2")) for _ in range(48)]
+        for connection in greedy:
+            connection.sendall(post({"k": 1000, "history": [f"i{n % 40}" for n in range(10_000)]}))
+        for request in (post({"user_id": "u1"}), b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+            with served.connect("127.0.0.3") as ordinary:
+                ordinary.sendall(request)
+                assert ordinary.recv(100).startswith(b"HTTP/1.1 200")
+        answered, _, _ = select.select(greedy, [], [], 0)
+        assert len(answered) <= 8  # four for each of the two
+    text = ""
+
+    def have_left() -> bool:
+        nonlocal text
+        text = httpx.get(served.url + "/metrics", timeout=60).text
+        return "twotower_in_flight_requests 1.0" in text
+
+    wait_until(have_left)
+    assert float(re.search(r'requests_total\{route="gone",status="0"\} (\S+)', text)[1]) >= 36  # type: ignore[index]

@@ -18,6 +18,8 @@ Headers = Mapping[bytes, bytes]
 """Headers of a request, by their names in lower case."""
 PUBLIC_PATHS = ("/", "/livez", "/readyz", "/problems", "/page", "/openapi.json", "/favicon.ico")
 """Paths and prefixes served without a key: they reveal nothing of users or items."""
+LIMITED_PATHS = ("/v1/", "/openapi.json")
+"""Prefixes of the paths that the rate of a client limits, and that an overload refuses."""
 
 
 class AccessPolicy:
@@ -58,7 +60,7 @@ class AccessPolicy:
             raise Problem("foreign-host")
         if self._keys is None and not is_public and _is_cross_origin(headers):
             raise Problem("foreign-origin")
-        if self._limiter is not None and path.startswith("/v1/"):
+        if self._limiter is not None and path.startswith(LIMITED_PATHS):
             self._limiter.take(client)
         return key.name if key and not is_public else "-"
 

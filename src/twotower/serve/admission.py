@@ -36,6 +36,9 @@ BYTES_PER_WEIGHT = 2_048
 """Bytes of a body that cost about as much to parse and use as an ordinary request; they add 1 to its weight."""
 ENTRIES_PER_WEIGHT = 300
 """Entries of lists (history, events, allow, ban) that add 1 to a request's weight."""
+WORK_BETWEEN_ARRIVALS = 0.002
+"""Seconds of work after which arrivals are queued before the next permit is granted. An event loop accepts and reads only
+between two pieces of work, uvloop a single connection each time."""
 
 
 class _ClientQueue:
@@ -70,6 +73,10 @@ class AdmissionController:
     Up to `concurrency` permits are held at once: 1 where a request does not wait for other processes. Weight 1 is an
     ordinary request."""
 
+    accept: Callable[[], int] = staticmethod(lambda: 0)
+    """Accepts waiting connections and returns the turns of the event loop after which their requests, and those of open
+    connections, are queued."""
+
     def __init__(
         self,
         max_wait: float = 0.05,
@@ -92,6 +99,10 @@ class AdmissionController:
         self._queued_clients: dict[str, _ClientQueue] = {}
         """Clients with waiting requests, in order of arrival."""
         self._active_permits = self._arrivals = 0
+        self._unaccepted_work = 0.0
+        """Seconds of work since arrivals were last queued."""
+        self._accepting = False
+        """True while arrivals are queued; no permit is granted meanwhile."""
         self._virtual_clock = 0.0
         """Virtual time of a client that is always active; an arriving client starts at it."""
         self._last_release = self._last_idle = clock()
@@ -103,13 +114,18 @@ class AdmissionController:
     @property
     def expected_wait(self) -> float:
         """Expected wait, in seconds, of an ordinary request of a client without a name."""
-        return self._wait_ahead("", 1.0, float("inf")) if self._active_permits >= self.concurrency else 0.0
+        return 0.0 if self._empty else self._wait_ahead("", 1.0, float("inf"))
+
+    @property
+    def _empty(self) -> bool:
+        """True if a request that arrives now waits for no other."""
+        return self._active_permits < self.concurrency and not self._queued_clients
 
     def overloaded(self, client: str = "", weight: float = 1.0) -> bool:
         """Return whether a request that arrives now would wait longer than the limit. Call it for every request: it also
         records when the queue was empty."""
         now = self._clock()
-        if self._active_permits < self.concurrency:
+        if self._empty:
             self._last_idle = now
             return False
         burst_allowed = now - self._last_idle <= self.max_wait and now - self._last_refusal >= REFUSAL_COOLDOWN
@@ -180,10 +196,24 @@ class AdmissionController:
         self._active_permits -= 1
         client.permits -= 1
         self._forget_if_idle(permit.client, client)
-        self._grant_next()
+        self._unaccepted_work += spent
+        if self._unaccepted_work >= WORK_BETWEEN_ARRIVALS and not self._accepting:
+            self._accepting = True
+            self._grant_after(self.accept())
+        else:
+            self._grant_next()
+
+    def _grant_after(self, turns: int) -> None:
+        """Grant the next permit after some turns of the event loop."""
+        if turns:
+            asyncio.get_running_loop().call_soon(self._grant_after, turns - 1)
+        else:
+            self._accepting, self._unaccepted_work = False, 0.0
+            self._last_release = self._clock()  # no client pays for the arrivals
+            self._grant_next()
 
     def _grant_next(self) -> None:
-        while self._queued_clients and self._active_permits < self.concurrency:
+        while self._queued_clients and self._active_permits < self.concurrency and not self._accepting:
             name, client = min(self._queued_clients.items(), key=lambda item: item[1].next_finish)
             _, _, permit = client.queue.pop(0)
             self._dequeue(name, client, permit)
@@ -224,7 +254,7 @@ class Permit:
     async def __aenter__(self) -> Permit:
         controller = self._controller
         client = controller._arrive(self.client)
-        if controller._active_permits < controller.concurrency and not controller._queued_clients:
+        if controller._empty and not controller._accepting:
             controller._grant(self, client)
             self._held = True
             controller._last_release = controller._clock()  # no request waited for this permit

@@ -9,7 +9,7 @@ from twotower.serve.routes.answers import add_answer_routes
 from twotower.serve.routes.console import add_console_routes
 from twotower.serve.routes.errors import add_error_replies
 from twotower.serve.routes.events import add_event_routes
-from twotower.serve.routes.openapi import describe_problems
+from twotower.serve.routes.openapi import add_openapi
 from twotower.serve.routes.operation import add_operation_routes
 from twotower.serve.routes.requests import JsonRoute, accept_any_id
 from twotower.serve.service import Service
@@ -24,6 +24,7 @@ def create_app(service: Service) -> FastAPI:
         description="Items for a user, from a published bundle. Every error is application/problem+json (RFC 9457).",
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
         redirect_slashes=False,
         strict_content_type=False,  # the middleware has checked the content type
         openapi_tags=[
@@ -41,7 +42,7 @@ def create_app(service: Service) -> FastAPI:
     if service.settings.console:
         add_console_routes(app, service)
     accept_any_id(app)
-    describe_problems(app)
+    add_openapi(app)
     return app
 
 

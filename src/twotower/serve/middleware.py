@@ -13,7 +13,7 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from twotower.serve.access_policy import AccessPolicy
+from twotower.serve.access_policy import LIMITED_PATHS, AccessPolicy
 from twotower.serve.api_keys import ApiKeys
 from twotower.serve.problems import Problem, overload_problem
 from twotower.serve.request_body import (
@@ -36,7 +36,9 @@ OVERLOAD_LOG_INTERVAL = 1.0
 REPLY_CHUNK_BYTES = 64 << 10
 """Bytes of a reply passed to the transport at a time; the rest stays here, where it is counted."""
 CLIENT_GONE_ROUTE = "gone"
-"""Label `route` of requests whose client disconnected before the body was complete."""
+"""Label `route` of requests whose client disconnected before the body was complete, or before the request had a permit."""
+HEALTH_PATHS = ("/livez", "/readyz")
+"""Paths answered without a permit."""
 
 
 class RequestMiddleware:
@@ -64,8 +66,9 @@ class RequestMiddleware:
         key = self._access.find_key(headers)
         client = key.name if key else self._access.address(scope)
         # Batches and console requests release their permit once the body is read, and continue without it.
-        needs_permit = path.startswith("/v1/") and not self._admin
-        if needs_permit and self._admission.overloaded(client, body_weight(headers)):
+        needs_permit = path not in HEALTH_PATHS and not self._admin
+        may_be_refused = needs_permit and path.startswith(LIMITED_PATHS)
+        if may_be_refused and self._admission.overloaded(client, body_weight(headers)):
             await self._refuse_for_overload(send)
             return
         given_id = headers.get(b"x-request-id", b"")
@@ -90,9 +93,11 @@ class RequestMiddleware:
                 if needs_permit:
                     arrived = time.perf_counter()
                     weight = body_weight(headers, size)
-                    if size and self._admission.overloaded(client, weight):  # other requests arrived while it was read
-                        raise overload_problem()
+                    if size and may_be_refused and self._admission.overloaded(client, weight):
+                        raise overload_problem()  # other requests arrived while it was read
                     async with self._admission.permit(client, weight):
+                        if (cycle := scope.get("state", {}).get("cycle")) is not None and cycle.disconnected:
+                            raise ClientDisconnected
                         self._metrics.stages["wait"].observe(time.perf_counter() - arrived)
                         await self.app(inner, receive, collect)
                 else:

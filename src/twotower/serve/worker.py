@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -23,6 +25,10 @@ from twotower.serve.settings import METRICS_FOLDER, ServeSettings
 
 THREAD_SWITCH_INTERVAL = 0.0005
 """Switch interval of Python threads in seconds: how long loading a bundle may delay an answer."""
+MAX_ACCEPTED = 256
+"""Most connections accepted at a time between two answers."""
+TURNS_TO_READ, TURNS_TO_ACCEPT = 3, 6
+"""Turns of the event loop, asyncio's or uvloop's, in which the requests of open and of accepted connections are read and queued."""
 SIGNAL_REPEAT_INTERVAL = 0.5
 """Seconds after which another signal counts as a second one: a terminal and systemd signal every process of a group."""
 
@@ -55,10 +61,12 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
     service = Service(settings)
     keys = ApiKeys(settings.keys) if settings.keys else None
     connections = Connections(settings, service.metrics)
-    apps = [RequestMiddleware(create_app(service), service, keys)]
+    public = create_app(service)
+    apps = [RequestMiddleware(public, service, keys)]
     if len(sockets) > 1:
         apps.append(RequestMiddleware(create_admin_app(service), service, keys, admin=True))
     servers = [DrainingServer(app, settings, connections) for app in apps]
+    service.admission.accept = lambda: max(server.accept_waiting() for server in servers)
     shutdown: list[tuple[float, asyncio.Task[None]]] = []
 
     async def drain_and_stop() -> None:
@@ -87,6 +95,8 @@ async def _serve(settings: ServeSettings, sockets: list[socket.socket]) -> bool:
         tasks.append(asyncio.create_task(_watch_supervisor(os.getppid(), request_shutdown)))
     # A worker that accepts connections before its bundle is loaded takes requests from workers that could answer them.
     first = asyncio.create_task(service.bundles.refresh())
+    await asyncio.sleep(0)  # it loads in a thread
+    public.openapi()  # a tenth of a second, which no request waits for
     while not first.done() and not shutdown:
         await asyncio.wait([first], timeout=0.1)
     await service.start()
@@ -117,7 +127,7 @@ async def _watch_supervisor(parent: int, stop: Callable[[], None]) -> None:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn's server, which accepts the connections that are still queued before it closes its sockets."""
+    """uvicorn's server, which accepts all queued connections between two answers and before it closes its sockets."""
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, connections: Connections) -> None:
         class WorkerProtocol(HttpProtocol):
@@ -139,28 +149,41 @@ class DrainingServer(uvicorn.Server):
         self._protocol_class = WorkerProtocol
         self._exclusive = settings.workers == 1
         """True if no other process listens on the same sockets."""
+        self._listening: list[socket.socket] = []
+        self._accepted: set[asyncio.Task[Any]] = set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to the worker, which drains before it stops."""
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._listening = [s.dup() for s in sockets or ()]  # the loop closes the others
+        for s in self._listening:
+            s.setblocking(False)
+        await super().startup(sockets)
+
+    def accept_waiting(self, most: int | None = MAX_ACCEPTED) -> int:
+        """Accept queued connections; return the turns of the event loop after which all that has arrived is read."""
+        loop, before = asyncio.get_running_loop(), len(self._accepted)
+        for connection in itertools.islice(itertools.chain.from_iterable(map(accept_queued, self._listening)), most):
+            connection.setblocking(False)
+            task = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
+            self._accepted.add(task)
+            task.add_done_callback(self._accepted.discard)
+        return TURNS_TO_ACCEPT if len(self._accepted) > before else TURNS_TO_READ
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept queued connections, whose requests are on the way, before closing: closing would reset them."""
-        loop = asyncio.get_running_loop()
-        listening = [s.dup() for s in sockets or ()]
         for server in self.servers:
             server.close()
-        for s in listening:
-            s.setblocking(False)
-            with s:
-                queued = list(accept_queued(s))
+        self.accept_waiting(most=None)
+        while self._listening:
+            with self._listening.pop() as s:
                 if self._exclusive:  # now, not when the loop closes the socket: more connections could arrive meanwhile
                     with contextlib.suppress(OSError):  # Windows and macOS shut down connections only
                         s.shutdown(socket.SHUT_RD)
-            for connection in queued:
-                connection.setblocking(False)
-                await loop.connect_accepted_socket(self._protocol, connection)
+        await asyncio.gather(*self._accepted, return_exceptions=True)
         await super().shutdown(sockets)
 
     def _protocol(self) -> HttpProtocol:
@@ -174,5 +197,5 @@ def accept_queued(listener: socket.socket) -> Iterator[socket.socket]:
     while True:
         try:
             yield listener.accept()[0]
-        except BlockingIOError:
+        except OSError:  # the queue is empty, or no file is left
             return

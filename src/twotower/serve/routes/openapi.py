@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import orjson
 from fastapi import FastAPI
+from fastapi.responses import Response
 
 from twotower.serve import replies
 from twotower.serve.problems import PROBLEMS
@@ -32,8 +35,8 @@ def problems(*names: str) -> Replies:
     return found
 
 
-def describe_problems(app: FastAPI) -> None:
-    """Replace FastAPI's own error schemas in the OpenAPI document by that of a problem."""
+def add_openapi(app: FastAPI) -> None:
+    """Add the route of the OpenAPI document, with the error schema of a problem in place of FastAPI's own."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -51,3 +54,9 @@ def describe_problems(app: FastAPI) -> None:
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]
+    document = functools.cache(lambda: orjson.dumps(app.openapi()))
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi_document() -> Response:
+        """Return the OpenAPI document, which is made once."""
+        return Response(document(), media_type="application/json")
