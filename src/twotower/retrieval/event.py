@@ -37,6 +37,8 @@ Told = EventLike | str | int | np.integer
 def as_event(told: Told) -> Event:
     """Return an event as a caller tells it, with its item id as text. Raises DataError for anything else."""
     if isinstance(told, Event):
+        if type(told.item) is str and type(told.liked) is bool:
+            return told
         event = told
     elif isinstance(told, tuple) and len(told) == 2:
         event = Event(*told)  # type: ignore[arg-type]
