@@ -14,11 +14,12 @@ from twotower.serve import json_log
 def test_the_log_of_a_service_replaces_the_messages_of_the_command_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    levels = {logger: logger.level for logger in (logging.getLogger(), logging.getLogger("uvicorn.error"))}
+    levels = {logger: logger.level for logger in map(logging.getLogger, (None, "uvicorn.error", "faiss.loader"))}
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     try:
         with printed_messages():
             json_log.log_as_json()
+            logging.getLogger("faiss.loader").info("Could not load library with AVX2 support")
             logging.getLogger("twotower.process").warning("a message")
     finally:
         for logger, level in levels.items():

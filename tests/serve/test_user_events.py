@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import subprocess
 import sys
@@ -268,6 +269,12 @@ def test_what_is_no_event_of_ours_is_left_out(server: Server) -> None:
         found = await store.fetch(["b"], "u")
         assert liked_of(found) == [("2", True)]
         assert found.vector is None
+        digest = history_digest([Event("2", time=1.5)])
+        for numbers in ([1.0, np.nan], [np.inf, 1.0]):
+            await store._client.set("b:vector:u", digest + np.array(numbers, "<f4").tobytes())
+            assert (await store.fetch(["b"], "u")).vector is None
+        await store._client.set("b:vector:u", digest + np.array([1, 2], "<f4").tobytes())
+        assert (await store.fetch(["b"], "u")).vector is not None
         await store.close()
 
     asyncio.run(world())
@@ -283,8 +290,8 @@ def test_fault_G6_what_another_program_pushed_costs_no_more_than_the_latest_even
             pipe = pipeline(**more)
             execute = pipe.execute
 
-            async def kept() -> Any:
-                asked.append(await execute())
+            async def kept(**more: Any) -> Any:
+                asked.append(await execute(**more))
                 return asked[-1]
 
             pipe.execute = kept  # type: ignore[method-assign, assignment]
@@ -373,6 +380,47 @@ def test_fault_F1_a_store_that_answers_too_slowly_is_left_alone() -> None:
         slow.close()
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
+
+    asyncio.run(world())
+
+
+@pytest.mark.parametrize(
+    "said", [b"+OK\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"*1\r\n:1\r\n", b":x\r\n", b"$x\r\n", b"\xff\n"]
+)
+def test_fault_F1_a_server_that_is_no_redis_is_down(said: bytes) -> None:
+    async def world() -> None:
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(ConnectionError):
+                while await reader.read(10_000):
+                    writer.write(said * 20)
+            writer.close()
+
+        other = await asyncio.start_server(talk, "127.0.0.1", 0)
+        failed: list[str] = []
+        store = redis(f"redis://127.0.0.1:{other.sockets[0].getsockname()[1]}/0", on_failure=failed.append)
+        assert await store.add(["b"], "u", [("1", True)]) == (1, False)
+        assert liked_of(await store.fetch(["b"], "u")) == [("1", True)]
+        assert failed == ["write", "read", "read"]
+        assert not store.breaker.closed
+        await store.close()
+        other.close()
+
+    asyncio.run(world())
+
+
+def test_fault_F1_the_broken_keys_of_one_user_leave_the_store_to_others(server: Server) -> None:
+    async def world() -> None:
+        store = redis(server.url)
+        await store._client.set("b:events:u", "no list")
+        await store._client.rpush("b:vector:v", "no text")
+        await store.add(["b"], "v", [("2", True)])
+        for _ in range(5):
+            assert (await store.add(["b"], "u", [("1", True)]))[1] is False
+        assert ("1", True) in liked_of(await store.fetch(["b"], "u"))  # from this process
+        found = await store.fetch(["b"], "v")
+        assert (liked_of(found), found.vector) == ([("2", True)], None)
+        assert store.breaker.closed
+        await store.close()
 
     asyncio.run(world())
 

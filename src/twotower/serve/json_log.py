@@ -36,3 +36,5 @@ def log_as_json() -> None:
     root.setLevel(logging.INFO)
     # Below errors uvicorn logs every client that sends no valid HTTP.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    # Below warnings FAISS logs which of its libraries this processor does not use.
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)

@@ -1,7 +1,7 @@
 """Event store in Redis or Valkey, which workers and hosts share.
 
 If Redis is unavailable, no request fails: reads return the events that this process has, and writes are kept here until
-Redis answers again.
+Redis answers again. Replies that are none of Redis's count as no answer; a user's key of another type is no key.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Container, Sequence
+from types import UnionType
 from typing import TypeVar
 
 import numpy as np
@@ -63,7 +64,6 @@ class RedisEvents:
         import redis.asyncio as client
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
-        from redis.exceptions import RedisError
 
         try:
             self._client = client.Redis.from_url(
@@ -75,7 +75,6 @@ class RedisEvents:
         self.events, self.seconds, self.timeout = events, seconds, timeout
         self.breaker = CircuitBreaker()
         self._on_failure = on_failure
-        self._errors: tuple[type[BaseException], ...] = (RedisError, OSError, TimeoutError)
         self._fallback = fallback or InProcessEvents(events, seconds)
 
     async def add(
@@ -84,14 +83,15 @@ class RedisEvents:
         key, new = _events_key(bundles[-1], user), with_times(events[-self.events :], unknown)
         waiting = self._fallback.take(bundles, user)
 
-        async def push() -> int:
+        async def push() -> int | None:
             pipe = self._client.pipeline(transaction=True)
             pipe.rpush(key, *map(_event_json, (*waiting, *new)))
             pipe.ltrim(key, -self.events, -1)
             pipe.expire(key, self.seconds)
             for bundle in bundles:
                 pipe.llen(_events_key(bundle, user))
-            return sum(map(int, (await pipe.execute())[3:]))
+            pushed, _, _, *counts = (_value(r, int, 0) for r in await pipe.execute(raise_on_error=False))
+            return sum(counts) if pushed else None
 
         # One attempt: a write without a reply may have been done.
         count = await self._call("write", push, attempts=1)
@@ -106,8 +106,8 @@ class RedisEvents:
             for bundle in bundles:
                 pipe.lrange(_events_key(bundle, user), -self.events, -1)
             pipe.get(_vector_key(bundles[-1], user))
-            *histories, vector = await pipe.execute()
-            return histories, vector
+            *histories, vector = await pipe.execute(raise_on_error=False)
+            return [_value(history, list, []) for history in histories], _value(vector, bytes | None, None)
 
         found = await self._call("read", read, attempts=2)
         if found is None:
@@ -119,7 +119,8 @@ class RedisEvents:
             return EMPTY_STATE
         if kept is None or kept[:DIGEST_BYTES] != history_digest(events) or (len(kept) - DIGEST_BYTES) % 4:
             return UserState(events)
-        return UserState(events, np.frombuffer(kept, "<f4", offset=DIGEST_BYTES)[None])
+        vector = np.frombuffer(kept, "<f4", offset=DIGEST_BYTES)[None]
+        return UserState(events, vector if np.isfinite(vector).all() else None)
 
     async def save_vector(self, bundle: str, user: str, events: Sequence[EventLike], vector: Floats) -> None:
         value = history_digest(events) + vector.astype("<f4").tobytes()
@@ -143,7 +144,7 @@ class RedisEvents:
             try:
                 async with asyncio.timeout(self.timeout):
                     answer = await call()
-            except self._errors as e:
+            except Exception as e:  # the client fails in many ways on what is not Redis
                 self._on_failure(what)
                 if self.breaker.failed(began):
                     log.warning("the event store fails and is not used for a while: %s", type(e).__name__)
@@ -154,6 +155,18 @@ class RedisEvents:
                     log.warning("the event store answers again")
                 return answer
         return None
+
+
+def _value(reply: object, kind: type[T] | UnionType, missing: T) -> T:
+    """Return the reply to one command, or `missing` if its key has another type. Raises TypeError for a reply that is not of
+    the kind, and the server's own errors."""
+    if isinstance(reply, Exception):
+        if str(reply).startswith("WRONGTYPE"):
+            return missing
+        raise reply
+    if not isinstance(reply, kind):
+        raise TypeError(f"the event store sends {type(reply).__name__}")
+    return reply
 
 
 def _events_key(bundle: str, user: str) -> str:
@@ -172,7 +185,7 @@ def _event_json(event: TimedEvent) -> bytes:
 
 def _parse_event(raw: bytes) -> TimedEvent | None:
     """Return the event in `raw`; None if it is not an event in JSON (another program may write to the key)."""
-    if len(raw) > MAX_EVENT_BYTES:
+    if not isinstance(raw, bytes) or len(raw) > MAX_EVENT_BYTES:
         return None
     try:
         item, liked, seconds, *types = orjson.loads(raw)

@@ -73,6 +73,13 @@ FeatureValue = Annotated[
 """A feature's value: text, number, boolean, null, or a list of these."""
 
 
+def _method(value: JsonValue) -> JsonValue:
+    """Return a method. Raises PydanticCustomError for true, which equals 1."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("literal_error", "Input should be 1 or 2")
+    return value
+
+
 class _RequestModel(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
@@ -128,7 +135,7 @@ class UserRequest(_RequestModel):
         [], description="Events after the history, oldest first; sorted by time if each has one."
     )
     context: dict[ColumnName, FeatureValue] = Field({}, max_length=1_000, description=CONTEXT)
-    method: Literal[1, 2] | None = Field(
+    method: Annotated[Literal[1, 2] | None, BeforeValidator(_method)] = Field(
         None,
         description="1: the precomputed user vector. 2: the online user tower. null: 2 if the request or the recent events "
         "add something or the model reads a context, else 1.",

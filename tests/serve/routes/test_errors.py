@@ -66,6 +66,7 @@ INVALID = [
     b'{"k": 1.5}',
     b'{"k": true}',
     b'{"method": 3}',
+    b'{"method": true}',
     b'{"user_id": true}',
     b'{"user_id": ""}',
     b'{"user_id": 1.5}',

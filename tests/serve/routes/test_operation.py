@@ -61,6 +61,7 @@ def test_metrics_tell_stages_bundles_recall_and_what_is_unknown(client: Client, 
         "twotower_ready 1.0",
     ):
         assert line in text, line
+    assert "_created" not in text
     assert "never seen" not in text
     assert "u1" not in text
 
