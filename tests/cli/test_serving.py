@@ -54,6 +54,17 @@ def test_every_option_reaches_the_settings(tmp_path: Path, monkeypatch: pytest.M
     assert given == [ServeSettings(**want)]
 
 
+def test_options_are_read_from_the_environment_and_flags_override_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[ServeSettings] = []
+    monkeypatch.setattr(supervisor, "run_service", lambda settings: given.append(settings))
+    for name, value in (("STORE", "s"), ("MAX_K", "9"), ("CONSOLE", "false"), ("KINDS", "json csv"), ("PORT", "1")):
+        monkeypatch.setenv(f"TWOTOWER_SERVE_{name}", value)
+    assert run_command(["serve", "--port", "2"]) == 0
+    assert given == [ServeSettings(store="s", max_k=9, console=False, kinds=("json", "csv"), port=2)]
+    monkeypatch.setenv("TWOTOWER_SERVE_MAX_K", "many")
+    assert run_command(["serve"]) == 2
+
+
 def settings_with(**given: Any) -> ServeSettings:
     more = {"rate": 1.0} if "burst" in given else {}
     return ServeSettings(**{"store": Path("s"), **more, **given})

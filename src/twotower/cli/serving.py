@@ -16,6 +16,10 @@ from twotower.cli.flags import VERB_OF_FUNCTION
 from twotower.serve.settings import HINTS, ServeSettings
 
 
+ENVIRONMENT_PREFIX = "TWOTOWER_SERVE_"
+"""Start of the environment variable of an option. Without SERVE_, a Kubernetes Service called twotower sets TWOTOWER_PORT."""
+
+
 def serve(**given: Any) -> None:
     """Serve the current bundle of a store over HTTP, with a console at /."""
     from twotower.serve import supervisor
@@ -37,6 +41,7 @@ def _options() -> Iterator[inspect.Parameter]:
             default=typer.Option(
                 ... if field.default is MISSING else field.default,
                 f"{flag}/--no-{flag[2:]}" if field.default is True else flag,
+                envvar=f"{ENVIRONMENT_PREFIX}{field.name.upper()}",
                 help=re.sub(r"`(\w+)(?:\(\))?`", _in_flags, setting.description),
             ),
         )
