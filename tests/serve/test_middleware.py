@@ -148,3 +148,34 @@ def test_fault_G16_the_large_batch_of_a_client_leaves_another_its_turns(
     between = [order[a:b].count("read") for a, b in itertools.pairwise([0, *ordinary])]
     assert max(between) <= 2
     assert order.count("read") > 2
+
+
+def test_fault_G33_the_openapi_document_is_made_once_and_is_a_request_like_others(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, made = make(rate=1.0, burst=2), []
+    dumps = orjson.dumps
+    monkeypatch.setattr(orjson, "dumps", lambda value: made.append(value) or dumps(value))  # type: ignore[func-returns-value]
+    replies = [client.get("/openapi.json") for _ in range(3)]
+    assert [reply.status_code for reply in replies] == [200, 200, 429]
+    assert replies[0].content == replies[1].content
+    assert len([value for value in made if "openapi" in value]) == 1
+    assert 'requests_total{route="/openapi.json",status="200"} 2.0' in client.get("/metrics").text
+    monkeypatch.setattr(client.service.admission, "overloaded", lambda *_: True)
+    problem(client.get("/openapi.json"), "overload")
+    assert client.get("/metrics").status_code == 200  # an operator needs them most in an overload
+
+
+def test_fault_G33_only_health_checks_need_no_permit(client: Client) -> None:
+    async def go() -> None:
+        transport = httpx.ASGITransport(client.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            async with client.service.admission.permit("another"):
+                waiting = [asyncio.create_task(http.get(path)) for path in ("/metrics", "/openapi.json", "/", "/none")]
+                for path in ("/livez", "/readyz") * 10:
+                    assert (await http.get(path)).status_code == 200
+                    await asyncio.sleep(0)
+                assert not any(task.done() for task in waiting)
+            assert [(await task).status_code for task in waiting] == [200, 200, 200, 404]
+
+    client.run(go())
