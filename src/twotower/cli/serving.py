@@ -15,7 +15,6 @@ import typer
 from twotower.cli.flags import VERB_OF_FUNCTION
 from twotower.serve.settings import HINTS, ServeSettings
 
-
 ENVIRONMENT_PREFIX = "TWOTOWER_SERVE_"
 """Start of the environment variable of an option. Without SERVE_, a Kubernetes Service called twotower sets TWOTOWER_PORT."""
 
