@@ -99,6 +99,19 @@ def test_a_folder_alone_is_trained_with_all_its_tables(tmp_path: Path) -> None:
     assert run.config.data.users.endswith("users.csv")
 
 
+def test_a_stream_alone_is_read_once_and_gives_the_columns_of_its_items() -> None:
+    clicks = log(80, 8, 0.0, 30).drop("timestamp").with_columns(brand=pl.format("b{}", pl.col("item_id") % 5))
+    stream = pa.RecordBatchReader.from_stream(clicks)
+    run = twotower.fit(stream, overrides=["train.seed=3", "evaluation.bootstrap=0"])
+    assert run.config.train.seed == 3
+    assert "brand" in {feature.name for feature in run.dataset.schema.side("item")}
+
+
+def test_overrides_are_for_what_is_suggested() -> None:
+    with pytest.raises(ConfigError, match="`overrides` are settings for what is suggested"):
+        twotower.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), overrides=["train.lr=0.1"])
+
+
 def test_a_dataset_alone_is_trained_with_its_schema() -> None:
     schema = CHECKERBOARD_SCHEMA
     config = settings(train={"epochs": 1})

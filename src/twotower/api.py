@@ -118,6 +118,7 @@ def fit(
     schema: Schema | None = None,
     config: Config | None = None,
     *,
+    overrides: Iterable[str] = (),
     folder: str | Path | None = None,
     resume: bool = False,
     override: bool = False,
@@ -128,8 +129,8 @@ def fit(
 
     A table is a polars or pandas frame, anything with an Arrow stream, or a path to CSV or Parquet; users and items may be
     None. Without a schema, schema and config are those of `suggest` for the tables; without a schema `tables` may also be whatever
-    `suggest` takes, such as a folder. A config without a schema is refused: pass both, or neither. Under torchrun all ranks
-    train together; the main rank evaluates and writes.
+    `suggest` takes, such as a folder, and `overrides` are settings for it, such as "train.lr=0.01". A config without a schema is
+    refused: pass both, or neither. Under torchrun all ranks train together; the main rank evaluates and writes.
 
     With `folder` the run is written to it, by one process or job at a time; a complete run stays until the new one is
     complete. `resume` continues from the newest undamaged checkpoint, or starts if there is none; `override` resumes although
@@ -147,12 +148,14 @@ def fit(
             held.enter_context(locked(folder))
         if folder and not (resume or overwrite) and (folder / layout.ENCODERS).exists():
             raise RunError(f"{folder}: holds a run already; pass `resume=True` to go on, or choose another `folder`")
+        if (overrides := [*overrides]) and (schema is not None or isinstance(tables, Dataset)):
+            raise ConfigError("`overrides` are settings for what is suggested without a schema; change the config")
         if isinstance(tables, Dataset):
             schema = schema or tables.schema
         else:
             tables = tables if isinstance(tables, Tables) else _three(tables)
             if schema is None:
-                tables, schema, config = _suggested(tables, config)
+                tables, schema, config = _suggested(tables, config, overrides)
         config = config or Config()
         if not resume:
             check_lone_options(schema, config.split)
@@ -183,19 +186,27 @@ def _three(tables: TableLike | tuple[TableLike | None, ...]) -> ThreeTables:
     return given[0], given[1], given[2]
 
 
-def _suggested(tables: ThreeTables | Tables, config: Config | None) -> tuple[ThreeTables | Tables, Schema, Config]:
+def _suggested(
+    tables: ThreeTables | Tables, config: Config | None, overrides: list[str]
+) -> tuple[ThreeTables | Tables, Schema, Config]:
     """Return the tables with the schema and the config of `suggest`. Raises ConfigError if a config is given, or checked tables."""
     if config is not None or isinstance(tables, Tables):
         raise ConfigError(
-            f"schema is missing: {'checked tables have' if config is None else 'a config goes with'} one; pass it too, or leave out both and change what is suggested: "
-            "found = twotower.suggest(clicks, overrides=['train.lr=0.01']), then twotower.fit(clicks, found.schema, found.config)"
+            f"schema is missing: {'checked tables have' if config is None else 'a config goes with'} one; pass it too, or leave out "
+            "both and change what is suggested: twotower.fit(clicks, overrides=['train.lr=0.01'])"
         )
     users, items, interactions = tables
-    found = suggest(interactions, users, items)
+    if isinstance(interactions, str | Path):
+        found = suggest(interactions, users, items, overrides=overrides)
+        read_tables, _ = read(found.config, found.schema)  # the config names the files and their form
+        assert isinstance(read_tables, Tables)
+        tables = read_tables
+    else:
+        interactions = as_frame(interactions, "interactions")  # most streams can be read once
+        found = suggest(interactions, users, items, overrides=overrides)
+        tables = found.tables.get("users", users), found.tables.get("items", items), interactions
     for line in found.reasons:
         log.info(line)
-    if isinstance(interactions, str | Path):  # the config names the files and their form
-        tables, _ = read(found.config, found.schema)  # type: ignore[assignment]
     return tables, found.schema, found.config
 
 
