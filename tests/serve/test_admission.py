@@ -420,7 +420,7 @@ def test_fault_G33_after_long_work_arrivals_are_queued_before_the_next_permit() 
             tasks.append(asyncio.create_task(one("new", 0.0001)))  # it waited in the kernel
             return 2
 
-        controller.accept = accept  # type: ignore[method-assign]
+        controller.accept = accept
         tasks = [asyncio.create_task(one("greedy", seconds)) for seconds in (0.0001, 0.1, 0.0001)]
         while len(order) < 5:
             await asyncio.sleep(0)

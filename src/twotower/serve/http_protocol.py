@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import weakref
 from collections import deque
 from enum import Enum
 from typing import ClassVar, NoReturn
@@ -179,7 +180,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._state, self._stray_bytes, self._head_ended = ParserState.BODY, 0, True
         super().on_headers_complete()
         self._unanswered.append(self.cycle)
-        self.scope["state"]["cycle"] = self.cycle  # so that the middleware sees whether the client has left
+        self.scope["state"]["cycle"] = weakref.ref(self.cycle)  # which holds the scope
         if len(self.pipeline) > MAX_PIPELINED:
             self._refuse(f"more than {MAX_PIPELINED} requests came before the reply to the first")
         if self.expect_100_continue and not self._stopping:

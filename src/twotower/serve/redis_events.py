@@ -157,7 +157,7 @@ class RedisEvents:
         return None
 
 
-def _value(reply: object, kind: type[T] | UnionType, missing: T) -> T:
+def _value(reply: T | Exception, kind: type[T] | UnionType, missing: T) -> T:
     """Return the reply to one command, or `missing` if its key has another type. Raises TypeError for a reply that is not of
     the kind, and the server's own errors."""
     if isinstance(reply, Exception):

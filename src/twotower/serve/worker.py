@@ -12,7 +12,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -150,7 +149,7 @@ class DrainingServer(uvicorn.Server):
         self._exclusive = settings.workers == 1
         """True if no other process listens on the same sockets."""
         self._listening: list[socket.socket] = []
-        self._accepted: set[asyncio.Task[Any]] = set()
+        self._accepted = set[asyncio.Task[tuple[asyncio.Transport, HttpProtocol]]]()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
