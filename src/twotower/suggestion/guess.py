@@ -300,7 +300,7 @@ def _own_name(frame: pl.DataFrame, rows: pl.DataFrame, names: Sequence[str], sid
     of_others = [s for s in ids.values() if len(s) > 1 and (s.dtype == pl.String or 2 * len(s) >= frame.height)]
     for known in (rows[key].unique(), *sorted(of_others, key=len, reverse=True)):
         asked = known.cast(pl.String)
-        fits = [s.name for s in keys if float(asked.is_in(s.cast(pl.String).implode()).mean() or 0) >= MIN_KNOWN]  # type: ignore[arg-type]
+        fits = [str(s.name) for s in keys if float(asked.is_in(s.cast(pl.String).implode()).mean() or 0) >= MIN_KNOWN]  # type: ignore[arg-type]
         plain = [name for name in fits if name not in numbers]
         if named := [name for name in plain if plain[1:] == [] or is_id(name) or names_user(name) or names_item(name)]:
             plain = named[:1]
