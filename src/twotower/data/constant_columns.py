@@ -54,8 +54,7 @@ class Constancy(NamedTuple):
 def measure_constancy(values: pl.Series, ids: pl.Series, others: pl.Series) -> Constancy:
     """Return how far the values (n,) of a column are a function of ids (n,). A pair of an id and another one counts once: a user who takes an item
     ten times on one device says nothing of the item. Rows without a value or an id are left out."""
-    if values.dtype.is_float():
-        values = values.fill_nan(None)
+    values, ids = (s.fill_nan(None) if s.dtype.is_float() else s for s in (values, ids))
     rows = pl.DataFrame({"id": ids, "other": others, "value": values.hash(), "missing": values.is_null()})
     rows = rows.filter(~pl.col("missing") & pl.col("id").is_not_null()).unique(["id", "other"], keep="first")
     counts = rows.group_by("id", "value").agg(n=pl.len()).filter(pl.col("n").sum().over("id") > 1)
