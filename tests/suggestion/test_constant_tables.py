@@ -17,9 +17,11 @@ from twotower.data.dataset import build_dataset
 from twotower.data.source import read
 from twotower.data.tables import Tables, check
 from twotower.errors import ConfigError
+from twotower.suggestion.constant_tables import with_constant_columns
 from twotower.suggestion.guess import guess_meaning
+from twotower.suggestion.guessed_columns import GuessedColumns
 from twotower.suggestion.suggest import suggest
-from twotower.suggestion.tables import find_tables
+from twotower.suggestion.tables import FoundTables, find_tables
 
 ITEMS = 40
 BRANDS = [f"b{i % 9}" for i in range(ITEMS)]
@@ -177,3 +179,16 @@ def test_a_column_that_is_given_as_a_context_is_in_no_table() -> None:
     given = [{"kind": "categorical", "side": "context", "name": "from", "column": "country"}]
     made = [guess_meaning(find_tables(shop()), options).tables.made for options in ({}, {"features": given})]
     assert made == [("items", "users"), ("items",)]
+
+
+def test_ids_of_another_name_find_the_rows_of_a_given_table() -> None:
+    given = pl.DataFrame({"item_id": range(100, 100 + ITEMS), "sku": range(ITEMS)})
+    for own in ("sku", "item_id"):
+        columns = GuessedColumns({"user_id": "user_id", "item_id": "item_id", "items_id": own})
+        items = with_constant_columns(FoundTables(shop(), items=given), columns, None).items
+        assert items is not None
+        assert items["brand"].to_list() == (BRANDS if own == "sku" else [None] * ITEMS)
+    columns = GuessedColumns({"user_id": "user_id", "item_id": "item_id"})
+    found = with_constant_columns(FoundTables(shop(), items=given.drop("item_id")), columns, None)
+    assert found.made == ("users",)
+    assert "'brand' of the interactions, one value for each item; add them to the table of items" in columns.notes

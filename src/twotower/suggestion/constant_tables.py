@@ -43,6 +43,7 @@ def with_constant_columns(
         frames = (found.items,) if table == "items" else (found.items, found.users)
         taken = {name for frame in frames if frame is not None for name in frame.columns}
         side, other = table[:-1], ids["users" if table == "items" else "items"]
+        own = str(options.get(f"{table}_id") or key)
         measured = _measured(found, key, other, [name for name in left if name not in taken])
         made = _values_of_ids(log, key, [name for name, constancy in measured.items() if constancy.exists])
         counted = counted_columns(guess_features(made, "item", key), made, key, taken_rows(log, options), log)
@@ -62,10 +63,10 @@ def with_constant_columns(
             continue
         listed = f"{', '.join(map(repr, names))} of the interactions"
         columns.notes[:] = [note for note in columns.notes if not note.startswith(tuple(f"'{n}'" for n in names))]
-        if why := _why_unwritten(found, key, output, table):
+        if why := _why_unwritten(found, own, output, table):
             columns.notes.append(f"{listed}, one value for each {side}; {why}")
             continue
-        found = _with_table(found, table, key, made.select(key, *names), listed, output)
+        found = _with_table(found, table, own, made.select(pl.col(key).alias(own), *names), listed, output)
     told = {name for note in (*columns.notes, *found.notes) for name in note.split("'")[1::2]}
     if left := [f"'{name}'" for name in left if name not in told]:
         columns.notes.append(f"{', '.join(left[:6])}{', …' if left[6:] else ''} of the interactions")
@@ -123,11 +124,11 @@ def _values_of_ids(log: pl.DataFrame, key: str, names: Collection[str]) -> pl.Da
     return table
 
 
-def _why_unwritten(found: FoundTables, key: str, output: Path | None, table: str) -> str:
+def _why_unwritten(found: FoundTables, own: str, output: Path | None, table: str) -> str:
     """Return why no table has columns of the interactions, empty if one may. Raises ConfigError if its file exists."""
     given, form = getattr(found, table), (found.section or {}).get("format")
-    own = form.get("separators") if isinstance(form, Mapping) else None
-    if (given is not None and key not in given.columns) or (isinstance(own, Mapping) and table in own):
+    separators = form.get("separators") if isinstance(form, Mapping) else None
+    if (given is not None and own not in given.columns) or (isinstance(separators, Mapping) and table in separators):
         return f"add them to the table of {table}"
     if found.section is None:
         return ""
@@ -143,14 +144,14 @@ def _why_unwritten(found: FoundTables, key: str, output: Path | None, table: str
 
 
 def _with_table(
-    found: FoundTables, table: str, key: str, made: pl.DataFrame, listed: str, output: Path | None
+    found: FoundTables, table: str, own: str, made: pl.DataFrame, listed: str, output: Path | None
 ) -> FoundTables:
     """Return the tables with `made` as a table, or added to the one that is given, and with a note."""
     given, section = getattr(found, table), found.section
     note = f"table of {table}: {listed}, of each {table[:-1]} the most frequent value, of equally frequent ones the smallest"
     if given is not None:
-        made = made.select(pl.col(key).cast(pl.String).alias("__key"), pl.exclude(key))
-        given = given.with_columns(pl.col(key).cast(pl.String).alias("__key"))
+        made = made.select(pl.col(own).cast(pl.String).alias("__key"), pl.exclude(own))
+        given = given.with_columns(pl.col(own).cast(pl.String).alias("__key"))
         made = given.join(made, on="__key", how="left", maintain_order="left").drop("__key")
         note += f", added to the table of {table}"
     if section is not None and output is not None:
