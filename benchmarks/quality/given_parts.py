@@ -16,7 +16,7 @@ TEST, VALIDATION = 0.2, 0.1
 
 
 def main(chosen: Namespace, report: Report) -> None:
-    pairs = LOGS[chosen.log]("").interactions.select("user_id", "item_id")
+    pairs = LOGS[chosen.log](chosen.sequences).interactions.select("user_id", "item_id")
     pairs = pairs.with_columns(drawn=pl.Series(np.random.default_rng(SEED).random(len(pairs))))
     place = (pl.col("drawn").rank("ordinal") - 0.5) / pl.len()
     pairs = pairs.select("user_id", "item_id", place=place.over("user_id"))

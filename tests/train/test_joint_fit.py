@@ -220,8 +220,13 @@ def test_a_model_has_the_scores_of_the_fit(bias: bool, caplog: pytest.LogCapture
     data, chosen = colours(bias)
     trainer, joint = weighed(data, chosen)
     with caplog.at_level(logging.INFO, "twotower"):
-        trainer._last_fits.fit(trainer._validation_scores, joint)
+        written = trainer._last_fits.fit(trainer._validation_scores, joint)
     assert any("weighed together" in line and "colour (rate 1)" in line for line in caplog.messages)
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    assert trainer._values is not None
+    trainer._values.solve_again(data, written)
+    for name, weight in trainer.model.state_dict().items():
+        torch.testing.assert_close(weight, before[name], rtol=1e-5, atol=1e-6, msg=name)
     assert trainer.model.recent_popularity.terms == pytest.approx(joint.terms, rel=1e-5)
     users = np.unique(data.validation.user).astype(np.int64)
     found = factors_during(trainer.model.eval(), data, VALIDATION).catalogue_scores(users)

@@ -55,7 +55,8 @@ class DataConfig(Section):
         "split.kind = 'files' instead of data.interactions. Empty: none.",
     )
     validation: str = Field(
-        "", description="Interactions of the validation part, beside data.train. Empty: no validation part."
+        "",
+        description="Interactions of the validation part, beside data.train. Empty: some rows of train (split.validation).",
     )
     test: str = Field("", description="Interactions of the test part, beside data.train. Empty: none.")
     format: TextFormat = TextFormat()
