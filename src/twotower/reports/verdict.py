@@ -67,13 +67,15 @@ def verdict(metrics: Metrics, config: Config) -> Verdict | None:
 
 def _help(baseline: str, config: Config) -> str:
     """Return a sentence about the option that adds a baseline to the model; empty if there is none, or it is set."""
-    has_order = any(start.kind in ("transitions", "slit") for start in config.train.start)
     is_set, text = {
         "own counts": (
             config.model.own_counts,
             "Name the history in model.own_counts, which adds the own counts to the score. ",
         ),
         "user+item bias": (config.model.bias, "Set model.bias = true, which adds the biases to the score. "),
-        "transition counts": (has_order, "Give a pair of model.pairs the start 'transitions' (train.start). "),
+        "transition counts": (
+            bool(config.train.start),
+            "Give a pair of model.pairs the start 'transitions' (train.start). ",
+        ),
     }.get(baseline, (True, ""))
     return "" if is_set else text
