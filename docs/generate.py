@@ -69,7 +69,7 @@ def _cell(text: str) -> str:
 def command_line() -> str:
     """Return cli.md: every command with its arguments and options."""
     lines = ["# Command line", NOTE, "Exit codes: 0 done, 1 training failed, 2 a mistake in the input, 130 stopped by "
-             "Ctrl-C, 143 by SIGTERM.\n"]  # fmt: skip
+             "Ctrl-C, 143 by SIGTERM. `twotower --install-completion` completes verbs and options in a shell.\n"]  # fmt: skip
     _command(typer.main.get_command(app), "twotower", lines)
     return "\n".join(lines) + "\n"
 

@@ -561,18 +561,18 @@ def test_what_an_interrupted_replacement_says_goes_on(folder: Path) -> None:
 def test_fault_B2_a_signal_ends_the_evaluation_and_the_run_goes_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = api.evaluate_model
-
     def interrupted(*arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        measure(*arguments)
+        reached.append(arguments)
 
-    monkeypatch.setattr(api, "evaluate_model", interrupted)
+    reached = list[object]()
+    monkeypatch.setattr("twotower.api.evaluate_model", interrupted)
     with pytest.raises(
         Interrupted, match=r"in the evaluation; a checkpoint is written; go on: `fit\(.*resume=True"
     ) as stop:
         api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=folder)
     assert stop.value.exit_code == 128 + signal.SIGINT
+    assert not reached
     assert not (folder / "metrics.json").exists()
     monkeypatch.undo()
     done = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=folder, resume=True)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import Any, TypeAlias, cast, overload
 from uuid import UUID
 
 import numpy as np
@@ -65,7 +65,6 @@ from twotower.suggestion.suggest import suggest
 from twotower.train.order_check import check_times
 from twotower.train.precision import with_precision
 from twotower.train.progress import Callback, EpochRecord
-from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
 from twotower.train.shared_checkpoint import shared_checkpoint
 from twotower.train.trainer import Trainer
@@ -225,7 +224,7 @@ def _train(
         ExitStack() as held,
     ):
         place = writing_folder(folder) if folder else None
-        callback = _HistoryWriter(place, callback) if context.is_main else Callback()
+        callback = cast(Callback, _HistoryWriter(place, callback)) if context.is_main else Callback()
         checkpoints = place / layout.CHECKPOINTS if place else None
         found = None
         if resume and folder and checkpoints:
@@ -268,7 +267,7 @@ def _train(
     best = {m: v for m, v in trained.metrics.items() if m.startswith("validation.")} or best
     factors_of: Callable[[int], Scorer] = lru_cache(1)(done.factors_during)  # the report shows those of the test part
     callback.on_phase("evaluation", config)
-    with _going_on(place, folder, trainer), trainer.ends_at_once("in the evaluation"):
+    with _going_on(place, folder, trainer), trainer.stoppable("in the evaluation"):
         metrics = evaluate_model(factors_of, dataset, config.evaluation, best, monitor=config.train.monitor)
         metrics |= trained.metrics
     metrics["train.peak_memory_mb"] = peak_memory_mb()
@@ -300,20 +299,14 @@ def _going_on(place: Path | None, folder: Path | None, trainer: Trainer) -> Iter
         raise
 
 
-class _HistoryWriter(Callback):
-    """Writes history.jsonl after each epoch, and calls the callback of the caller."""
+class _HistoryWriter:
+    """Callback that writes history.jsonl after each epoch, and is that of the caller in all else."""
 
     def __init__(self, folder: Path | None, callback: Callback) -> None:
-        self.folder, self.callback, self.ends_process = folder, callback, callback.ends_process
+        self.folder, self.callback = folder, callback
 
-    def on_phase(self, name: str, recipe: Recipe, epochs: int = 0) -> None:
-        self.callback.on_phase(name, recipe, epochs)
-
-    def on_value(self) -> None:
-        self.callback.on_value()
-
-    def on_step_end(self, done: int, total: int, loss: float) -> None:
-        self.callback.on_step_end(done, total, loss)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.callback, name)
 
     def on_epoch_end(self, history: list[EpochRecord]) -> None:
         if self.folder:

@@ -736,6 +736,18 @@ def test_fault_G21_an_interrupt_while_libraries_are_loaded_is_one_line(tmp_path:
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+@pytest.mark.parametrize(("words", "found"), [("twotower tr", ["train"]), ("twotower train --res", ["--resume"])])
+def test_a_shell_completes_verbs_and_options(words: str, found: list[str]) -> None:
+    code = "import sys; sys.argv = ['twotower']; from twotower.__main__ import main; main()"
+    asked = {
+        "_TWOTOWER_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    done = preloaded.run("-c", code, env=os.environ | asked)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, found, "")
+
+
 def test_help_needs_no_torch() -> None:
     code = (
         "import sys\nfrom twotower.cli.app import run_command\nassert run_command(['serve', '--help']) == 0\n"

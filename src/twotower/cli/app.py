@@ -19,7 +19,7 @@ from twotower.reports.terminal import printed_messages
 from twotower.version import __version__
 
 app = typer.Typer(help="Two-tower retrieval: train, evaluate, publish, recommend.", no_args_is_help=True,
-                  pretty_exceptions_enable=False, add_completion=False)  # fmt: skip
+                  pretty_exceptions_enable=False)  # fmt: skip
 
 
 def _print_version(asked: bool) -> None:

@@ -230,14 +230,9 @@ class Recipe(Section):
     def fitted_last(self) -> str:
         """Return in words what is fitted to validation after the last epoch; the empty string for nothing."""
         model, pairs = self.model, [str(start.pair) for start in self.last_starts]
-        named = {
-            "stacking": model.stacking,
-            "recent popularity": model.recent_popularity,
-            "own counts": model.own_counts,
-            "the bias of cold items": model.cold_item_bias,
-            f"pair{'s' * (len(pairs) > 1)} {listed(pairs) if pairs else ''}": pairs,
-        }
+        named = {"stacking": model.stacking, "recent popularity": model.recent_popularity, "own counts": model.own_counts, "the bias of cold items": model.cold_item_bias}  # fmt: skip
         found = [name for name, is_fitted in named.items() if is_fitted]
+        found += [f"pair{'s' * (len(pairs) > 1)} {listed(pairs)}"] if pairs else []
         return listed(found) if found else ""
 
     def _pairs_without(self, starts: list[Start]) -> list[int] | None:

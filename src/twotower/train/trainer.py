@@ -128,55 +128,49 @@ class Trainer:
         Raises TrainingError if the loss or a weight is not finite, Interrupted after SIGTERM or SIGINT: between the steps with a checkpoint of
         the last one, within a step after it.
         """
-        with self._signals.handled(), torch.random.fork_rng(devices=[]):
-            try:
-                try:
-                    return self._run()
-                except StopNow:
-                    raise self.context.broadcast(
-                        self._interrupted()
-                    ) from None  # where other ranks wait for what this one alone computes
-            except Interrupted:
-                if self.progress.batch:
-                    self._save()
-                self.objective.detach_from_group()
-                raise
-
-    @contextmanager
-    def ends_at_once(self, what: str) -> Iterator[None]:
-        """Let SIGTERM or SIGINT end the block, after the training, by Interrupted."""
-        with self._signals.handled():
-            try:
-                with at_once():
-                    yield
-            except StopNow:
-                raise self._interrupted(what) from None
-
-    def _run(self) -> TrainingResult:
         p, config = self.progress, self.recipe.train
-        if self.recipe.first_starts and not p.step:
-            self.callback.on_phase("closed forms", self.recipe)
+        with self.stoppable(), torch.random.fork_rng(devices=[]):
+            if self.recipe.first_starts and not p.step:
+                self.callback.on_phase("closed forms", self.recipe)
+                with self._at_once():
+                    self._begin()
+            if self.checkpoints.has_changed and p.step:
+                check_started(self.model, self.recipe)
+                self._measure_best_again()
+            if p.epoch < config.epochs and not self.best.out_of_patience:
+                self.callback.on_phase("epochs", self.recipe, p.epoch)
+            while p.epoch < config.epochs and not self.best.out_of_patience:
+                self._train_epoch(self.objective.sampler.epoch(p.epoch))
+            self.weights.load_state(self.best.weights)
             with self._at_once():
-                self._begin()
-        if self.checkpoints.has_changed and p.step:
-            check_started(self.model, self.recipe)
-            self._measure_best_again()
-        if p.epoch < config.epochs and not self.best.out_of_patience:
-            self.callback.on_phase("epochs", self.recipe, p.epoch)
-        while p.epoch < config.epochs and not self.best.out_of_patience:
-            self._train_epoch(self.objective.sampler.epoch(p.epoch))
-        self.weights.load_state(self.best.weights)
-        with self._at_once():
-            self._check_stop()
-            joint = self._weigh_last()
-            if self.recipe.model.is_fitted_last:
-                self.callback.on_phase("fits to validation", self.recipe)
-            validated = self._solve_again(self._last_fits.fit(self._validation_scores, joint))
+                self._check_stop()
+                joint = self._weigh_last()
+                if self.recipe.model.is_fitted_last:
+                    self.callback.on_phase("fits to validation", self.recipe)
+                validated = self._solve_again(self._last_fits.fit(self._validation_scores, joint))
         if self.torchrec:
             self.torchrec.gather_tables()
         self.objective.detach_from_group()
         metrics = p.metrics(self.best.epoch) | {"train.peak_memory_mb": peak_memory_mb()} | validated
         return TrainingResult(self.model, p.history, metrics)
+
+    @contextmanager
+    def stoppable(self, where: str = "") -> Iterator[None]:
+        """Let SIGTERM or SIGINT end the training, or on rank 0 the block `where` after it, by Interrupted."""
+        with self._signals.handled():
+            try:
+                try:
+                    with at_once() if where else nullcontext():
+                        yield
+                except StopNow:
+                    error = self._interrupted(where)
+                    # Other ranks wait for what this one alone was to compute.
+                    raise (error if where else self.context.broadcast(error)) from None
+            except Interrupted:
+                if self.progress.batch:
+                    self._save()
+                self.objective.detach_from_group()
+                raise
 
     def _begin(self) -> None:
         """Give the pairs with a start their values; as epoch 0 these may be the best weights."""
