@@ -188,6 +188,13 @@ def test_nobody_is_told_to_change_what_a_recipe_has(name: str) -> None:
         assert finding.severity == "error"
         assert ("The settings are those of a recipe: train another one" in finding.text) == is_recipe
         assert bool(re.search(r"lower train.lr|give other or several values", finding.text)) == (not is_recipe)
+        curve = zip((0.3, 0.2, 0.1), (0.2, 0.15, 0.1), strict=True)  # the loss falls, and so does the metric
+        history = [
+            {"epoch": n + 1.0, "train.loss": loss, config.train.monitor: value} for n, (loss, value) in enumerate(curve)
+        ]
+        early = named(replace(run, config=config, history=history), "peaks_early")
+        assert early is not None
+        assert ("lower train.lr" in early.text) == (not is_recipe)
 
 
 def of_groups(groups: int, seed: int = 0) -> Dataset:

@@ -80,8 +80,10 @@ def _validation_curve(context: DiagnosisContext) -> Iterator[Finding]:
             + (
                 f"The training loss is that of the same logit for every pair, so the model has not learned yet: {context.to_learn}."
                 if context.is_untrained
-                else "The model overfits the training pairs, or the steps are too large: lower train.lr, or raise "
-                "train.embedding_weight_decay or a pair's dropout."
+                else context.remedy(
+                    "The model overfits the training pairs, or the steps are too large: lower train.lr, or raise "
+                    "train.embedding_weight_decay or a pair's dropout."
+                )
             ),
             evidence,
         )  # fmt: skip
