@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from suggestion_worlds import log
 
 from twotower.cli.app import run_command
@@ -17,7 +22,7 @@ from twotower.data.dataset import build_dataset
 from twotower.data.source import read
 from twotower.data.tables import Tables, check
 from twotower.errors import ConfigError
-from twotower.suggestion.constant_tables import with_constant_columns
+from twotower.suggestion.constant_tables import _values_of_ids, with_constant_columns
 from twotower.suggestion.guess import guess_meaning
 from twotower.suggestion.guessed_columns import GuessedColumns
 from twotower.suggestion.suggest import suggest
@@ -45,12 +50,12 @@ def call(*arguments: object) -> int:
 
 
 def test_constant_columns_are_tables_and_the_others_are_left_out() -> None:
-    found = suggest(shop())
+    found = suggest(shop().with_columns(rare=pl.col("item_id") < 3))  # of too few items
     items, users = found.tables["items"], found.tables["users"]
     assert items.columns == ["item_id", "brand"]
     assert dict(items.iter_rows()) == {i: BRANDS[i] for i in items["item_id"]}
     assert (users.columns, users.height) == (["user_id", "country"], 60)
-    assert "Left out: 'device' of the interactions." in found.reasons
+    assert "Left out: 'device', 'rare' of the interactions." in found.reasons
     assert "context" not in found.text
     line = "Table of items: 'brand' of the interactions, of each item the most frequent value, of equally frequent ones the smallest."
     assert line in found.reasons
@@ -61,9 +66,26 @@ def test_constant_columns_are_tables_and_the_others_are_left_out() -> None:
     assert codes.max() == 9  # each brand has a code
 
 
+def most_frequent(rows: Iterable[tuple[Any, ...]]) -> dict[Any, Any]:
+    """Return the most frequent value of each id by plain loops, of equally frequent ones the smallest."""
+    counts = dict[Any, Counter[Any]]()
+    for key, value in rows:
+        if key is not None:
+            counts.setdefault(key, Counter()).update([] if value is None or value != value else [value])
+    return {key: min(c, key=lambda v: (-c[v], v)) if c else None for key, c in counts.items()}
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", "a", "b", None]), st.sampled_from([None, float("nan"), 1.0, 2.0, 3.0]))))
+@examples(max_examples=50, deadline=None)
+def test_the_value_of_an_id_is_that_of_plain_loops(rows: list[tuple[str | None, float | None]]) -> None:
+    frame = pl.DataFrame(rows, schema={"id": pl.String, "x": pl.Float64}, orient="row")
+    expected = most_frequent((key or None, value) for key, value in rows)
+    assert dict(_values_of_ids(frame, "id", ["x"]).iter_rows()) == expected
+
+
 @pytest.mark.parametrize(("wrong", "is_constant"), [(0.006, True), (0.03, False)])
 def test_values_that_change_are_no_column_of_items(wrong: float, is_constant: bool) -> None:
-    """Of equally frequent values the smallest is taken, and nulls are none."""
+    """An item without a value has none."""
     actions = shop(wrong)
     actions = actions.with_columns(brand=pl.when(pl.int_range(pl.len()) % 5 > 0).then("brand"))
     actions = actions.with_columns(brand=pl.when(pl.col("item_id") != 7).then("brand"))
@@ -73,12 +95,7 @@ def test_values_that_change_are_no_column_of_items(wrong: float, is_constant: bo
         said = r"Left out: 'brand': \d\.\d% of the rows differ from the most frequent value of their item \(at most 1%\), as of a price that changes"
         assert any(pl.Series([line]).str.contains(said).item() for line in found.reasons)
         return
-    counts = dict[int, Counter[str]]()
-    for item, brand in actions.select("item_id", "brand").drop_nulls().iter_rows():
-        counts.setdefault(item, Counter())[brand] += 1
-    expected = {
-        i: min(counts[i], key=lambda b: (-counts[i][b], b)) if i in counts else None for i in actions["item_id"]
-    }
+    expected = most_frequent(actions.select("item_id", "brand").rows())
     assert dict(found.tables["items"].iter_rows()) == expected
     assert expected[7] is None
 
@@ -98,16 +115,16 @@ def test_numbers_counted_from_the_rows_are_no_column_of_items() -> None:
 
 def test_a_given_table_gets_the_columns_that_it_lacks() -> None:
     """A column that both tables have stays that of the table; one of the users of the same name is another one."""
-    given = pl.DataFrame({"item_id": range(ITEMS + 3), "brand": ["own"] * 20 + ["other"] * 23})
+    table = pl.DataFrame({"item_id": range(ITEMS + 3), "brand": ["own"] * 20 + ["other"] * 23})
     actions = shop().with_columns(colour=pl.col("item_id") % 5)
-    found = suggest(actions, pl.DataFrame({"user_id": range(60), "colour": ["x", "y"] * 30}), given)
+    found = suggest(actions, pl.DataFrame({"user_id": range(60), "colour": ["x", "y"] * 30}), table)
     items = found.tables["items"]
-    assert items.drop("colour").equals(given)
+    assert items.drop("colour").equals(table)
     of_log = {*actions["item_id"]}
     assert items["colour"].to_list() == [i % 5 if i in of_log else None for i in items["item_id"]]
     assert not suggest(
         actions,
-        items=given.with_columns(colour=pl.lit("red")),
+        items=table.with_columns(colour=pl.lit("red")),
         users=pl.DataFrame({"user_id": range(60), "country": ["x", "y"] * 30}),
     ).tables
 
@@ -176,19 +193,19 @@ def test_other_columns_are_told_once() -> None:
 
 
 def test_a_column_that_is_given_as_a_context_is_in_no_table() -> None:
-    given = [{"kind": "categorical", "side": "context", "name": "from", "column": "country"}]
-    made = [guess_meaning(find_tables(shop()), options).tables.made for options in ({}, {"features": given})]
+    context = [{"kind": "categorical", "side": "context", "name": "from", "column": "country"}]
+    made = [guess_meaning(find_tables(shop()), options).tables.made for options in ({}, {"features": context})]
     assert made == [("items", "users"), ("items",)]
 
 
 def test_ids_of_another_name_find_the_rows_of_a_given_table() -> None:
-    given = pl.DataFrame({"item_id": range(100, 100 + ITEMS), "sku": range(ITEMS)})
+    table = pl.DataFrame({"item_id": range(100, 100 + ITEMS), "sku": range(ITEMS)})
     for own in ("sku", "item_id"):
         columns = GuessedColumns({"user_id": "user_id", "item_id": "item_id", "items_id": own})
-        items = with_constant_columns(FoundTables(shop(), items=given), columns, None).items
+        items = with_constant_columns(FoundTables(shop(), items=table), columns, None).items
         assert items is not None
         assert items["brand"].to_list() == (BRANDS if own == "sku" else [None] * ITEMS)
     columns = GuessedColumns({"user_id": "user_id", "item_id": "item_id"})
-    found = with_constant_columns(FoundTables(shop(), items=given.drop("item_id")), columns, None)
+    found = with_constant_columns(FoundTables(shop(), items=table.drop("item_id")), columns, None)
     assert found.made == ("users",)
     assert "'brand' of the interactions, one value for each item; add them to the table of items" in columns.notes
