@@ -106,7 +106,7 @@ def test_the_causes_of_a_poor_ranking_come_in_their_order() -> None:
     causes = finding.text.partition("Likely causes, the first first: ")[2].split("; ")
     assert causes[0].startswith("an order that the log does not show (set train.history_scope = 'leave_batch_out' and")
     assert causes[1] == "too few epochs, as the last is the best (raise train.epochs, now 2)"
-    assert causes[2].startswith("a step too small or too large (train.lr)")
+    assert causes[2].startswith("steps too few or too small (set train.batch_size = 0 (256 makes 12 steps an epoch)")
     falling = [{**h, "validation.ndcg@5": 1 / h["epoch"]} for h in run.history]
     finding = named(replace(run, history=falling), "baseline_ranking")
     assert finding is not None
