@@ -118,7 +118,7 @@ class BucketSplits:
     def _from_train(self, rule: SplitConfig) -> PartsOf:
         """Return the rule of given parts whose validation part is taken from train by another rule."""
         draw = lambda n, split, scratch: splits.random_parts(n, rule, scratch)  # noqa: E731
-        drawn = self._by_row(draw, np.int8) if rule.kind == "random" else None
+        drawn = self._by_row(draw, np.int8) if not rule.needs_time else None
         start = splits.part_starts(self._times(of_train=True), rule)[1] if rule.kind == "time" else 0
 
         def parts_of(found: Columns, lengths: Ints, users: slice) -> Parts:
