@@ -66,7 +66,7 @@ def shop_settings(**sections: dict[str, object]) -> Config:
         "negatives": {"full": True},
         "train": {"epochs": 40, "lr": 0.01, "batch_size": 256, "history_scope": "causal"},
         "evaluation": {"k": [1], "repeats": "allow"},
-        "split": {"kind": "column", "column": "part", "ordered": True},
+        "split": {"kind": "column", "column": "part", "ordered": True, "validation": 0},
         "index": {"kind": "exact"},
     }
     return settings(**{name: base.get(name, {}) | sections.get(name, {}) for name in {**base, **sections}})

@@ -93,7 +93,7 @@ def test_a_threshold_beside_events_is_told(caplog: pytest.LogCaptureFixture) -> 
         ({"kind": "last", "test": 0.4}, "split.test = 0.4 changes nothing, as split.kind = 'last' tests the last row of each user"),
         ({"kind": "last", "test": 0.4, "validation": 0}, "split.test = 0.4 changes nothing, as split.kind = 'last'"),
         ({"kind": "last", "validation": 0.3}, "split.validation = 0.3 changes nothing, as split.kind = 'last'"),
-        ({"kind": "column", "column": "fold", "test": 0.4, "validation": 0}, "split.test = 0.4 and split.validation = 0 change nothing, as split.kind = 'column' reads the parts of the column 'fold'"),
+        ({"kind": "column", "column": "fold", "test": 0.4, "validation": 0}, "split.test = 0.4 changes nothing, as split.kind = 'column' reads the parts of the column 'fold'"),
         ({"kind": "files", "test": 0.1}, "split.test = 0.1 changes nothing, as split.kind = 'files' reads the parts of the files; leave it out"),
     ],
 )  # fmt: skip

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from event_worlds import shop_schema, shopping
 from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
 import twotower
@@ -198,8 +199,9 @@ def test_without_a_validation_part_rows_of_train_validate_as_the_test_part_follo
     if kind == "time":
         assert times[validates].min() > times[train].max()
     elif kind == "last":
-        last = [times[(given == TRAIN) & (users == user)].max() for user in range(len(ids[0]))]
-        assert sorted(times[validates]) == sorted(last)
+        liked = (given == TRAIN) & data.pairs.positive
+        last = np.array([times[liked & (users == user)].max() for user in range(len(ids[0]))])
+        assert (validates == ((given == TRAIN) & (times >= last[users]))).all()
     if kind != "last":
         assert validates.sum() == pytest.approx(0.1 * (given == TRAIN).sum(), rel=0.2)
     config = DataConfig(interactions=str(tmp_path / "log.parquet"))
@@ -211,6 +213,21 @@ def test_without_a_validation_part_rows_of_train_validate_as_the_test_part_follo
             history = found.side_before("user", part).columns["history"]
             assert isinstance(history, Ragged)
             assert history.lengths.sum() == np.count_nonzero(known)
+
+
+def test_the_last_positive_validates_with_the_rows_that_follow_it() -> None:
+    """Rows of events that are no targets end a user's training rows."""
+    schema = shop_schema()
+    data = build_dataset(
+        check(*shopping("type"), schema), schema, SplitConfig(kind="column", column="part", ordered=True)
+    )
+    assert data.split.from_train == "last"
+    assert data.times is not None
+    for user in range(0, len(data.users), 9):
+        own, validates = data.pairs.user == user, data.parts == VALIDATION
+        assert np.count_nonzero(data.pairs.target[own & validates]) == 1
+        assert np.count_nonzero(own & validates) == 3
+        assert data.times[own & (data.parts == TRAIN)].max() < data.times[own & validates].min()
 
 
 def test_a_user_of_one_training_row_keeps_it() -> None:

@@ -217,7 +217,7 @@ def test_lines_of_users_give_the_parts_of_a_split_and_no_time_unless_named(tmp_p
     data = DataConfig(
         train=str(tmp_path / "train.txt"), test=str(tmp_path / "test.txt"), format=TextFormat(layout="sequences")
     )
-    schema, config = Schema(), DatasetConfig(data=data, split=SplitConfig(kind="files"))
+    schema, config = Schema(), DatasetConfig(data=data, split=SplitConfig(kind="files", validation=0))
     if prepared:
         found: Dataset = prepare.write_prepared(data, schema, config.split, tmp_path / "out", SMALL)
     else:

@@ -31,7 +31,7 @@ from twotower.retrieval.request import Request
 from twotower.runs import Run
 
 CODES = {"buy": 1, "cart": 2, "view": 3}
-SPLIT = SplitConfig(kind="column", column="part", ordered=True)
+SPLIT = SplitConfig(kind="column", column="part", ordered=True, validation=0)
 OTHERS = (
     EventSequence(name="last_likes", side="user", interactions="positive", max_length=2),
     EventSequence(name="of_item", side="item"),

@@ -25,7 +25,7 @@ from twotower.retrieval.event import Event
 from twotower.retrieval.request import Request
 from twotower.runs import Run
 
-SPLIT = SplitConfig(kind="column", column="part", ordered=True)
+SPLIT = SplitConfig(kind="column", column="part", ordered=True, validation=0)
 
 
 def codes(seconds: list[float], first: list[bool] | None = None, **options: Any) -> list[int]:

@@ -340,6 +340,8 @@ def build_dataset(tables: Tables, schema: Schema, config: SplitConfig) -> Datase
     weight = actions[WEIGHT].to_numpy() if schema.weighted else None
     types = actions[TYPE].to_numpy() if schema.reads_types else None
     pairs = Pairs(user, item, actions[POSITIVE].to_numpy().astype(bool), weight, types)
+    if rule := config.rule_of_train:
+        parts = splits.split_train(rule, user, times, pairs.target, parts)
     train = parts == TRAIN
     frames: dict[SideName, pl.DataFrame] = {}
     counts: dict[SideName, Ints] = {}

@@ -51,7 +51,7 @@ class SplitConfig(Section):
     from_train: Literal["", "random", "last", "time"] = Field(
         "",
         description="Training rows that validate where no given row does (kinds column and files); histories of the test part hold them. random: a share "
-        "drawn at random. last: each user's last row. time: the latest share. Empty: random, or of ordered parts as the test part follows train.",
+        "drawn at random. last: each user's last positive, and what follows. time: the latest share. Empty: random, or of ordered parts as the test part follows train.",
     )
     users: float = Field(
         1.0,

@@ -52,7 +52,7 @@ def split_interactions(
     - `user_random`: as `user_ratio`, of each user's rows in the order of `random_order`, in place of time.
     - `user_ratio`: of each user's n rows the latest `test` n are test, of the m others the latest `validation` m
       validation, rounded to the nearest number, but every user keeps a train row. Ties keep the table's order.
-    - `column`, `files`: `given` (n,); by `from_train` some of its training rows validate.
+    - `column`, `files`: `given` (n,).
 
     By `last`, `user_random` and `user_ratio` all rows of users who are not `measured` (U,) are train; None: all are measured.
 
@@ -65,10 +65,6 @@ def split_interactions(
     elif config.is_given:
         assert given is not None
         parts = given
-        if rule := config.rule_of_train:
-            start = part_starts(times[given == TRAIN], rule)[1] if rule.kind == "time" and times is not None else 0
-            is_drawn = random_parts(len(users), rule) == TEST if rule.kind == "random" else None
-            parts = part_of_train(rule, start, users, times, is_drawn, given)
     elif times is None:
         raise DataError(
             f"split.kind = '{config.kind}' needs a time; name its column in schema.time, or set split.kind = 'user_random'"
@@ -107,19 +103,31 @@ def with_source(config: SplitConfig, facts: Ints) -> SplitConfig:
     return config.model_copy(update={"from_train": kind})
 
 
+def split_train(
+    rule: SplitConfig, users: npt.NDArray[np.int32], times: Ints | None, targets: Bools, given: Parts
+) -> Parts:
+    """Return given parts (n,) in which training rows validate by `SplitConfig.rule_of_train`; `targets` (n,) are rows that can be measured."""
+    start = part_starts(times[given == TRAIN], rule)[1] if rule.kind == "time" and times is not None else 0
+    is_drawn = random_parts(len(users), rule) == TEST if rule.kind == "random" else None
+    return part_of_train(rule, start, users, times, targets, is_drawn, given)
+
+
 def part_of_train(
-    rule: SplitConfig, start: int, users: npt.NDArray[np.int32], times: Ints | None, is_drawn: Bools | None, given: Parts
+    rule: SplitConfig, start: int, users: npt.NDArray[np.int32], times: Ints | None, targets: Bools, is_drawn: Bools | None, given: Parts
 ) -> Parts:  # fmt: skip
     """Return given parts (n,) in which training rows validate: those from the time `start` on, those that are drawn but for users whose rows all are,
-    or the last row of each user of two."""
+    or the last target of each user of two and what follows it."""
     parts, train = given.copy(), np.flatnonzero(given == TRAIN)
-    own = users[train]
+    own, is_target = users[train], targets[train]
     if is_drawn is not None:
         taken = is_drawn[train] & np.isin(own, own[~is_drawn[train]])
     elif rule.kind == "time" and times is not None:
         taken = times[train] >= start
     else:
-        taken = _split_users(own, np.zeros(len(own), np.int64) if times is None else times[train], rule, None) == TEST
+        place, last = np.empty(len(own), np.int64), np.zeros(users.max(initial=0) + 1, np.int64)
+        place[np.lexsort((train, train if times is None else times[train], own))] = np.arange(len(own))
+        np.maximum.at(last, own[is_target], place[is_target])
+        taken = (place >= last[own]) & (np.bincount(own[is_target], minlength=len(last)) > 1)[own]
     parts[train[taken]] = VALIDATION
     return parts
 

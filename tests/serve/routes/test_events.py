@@ -84,7 +84,7 @@ def test_events_that_the_log_of_a_new_bundle_holds_count_once(make: Make, tmp_pa
     ]
     schema = Schema.model_validate({"time": "at", "duplicates": duplicates, "features": features})
     config = settings(
-        split={"kind": "column", "column": "part", "ordered": True}, loss={"kind": "softmax"}, negatives={"full": True},
+        split={"kind": "column", "column": "part", "ordered": True, "validation": 0}, loss={"kind": "softmax"}, negatives={"full": True},
         train={"epochs": 1, "history_scope": "causal"}, evaluation={"repeats": "exclude"},
     )  # fmt: skip
     rows = [(f"u{n % 7}", f"i{n * 5 % 11}", now - 90_000 + 60 * n, "train") for n in range(150)]

@@ -123,8 +123,8 @@ class BucketSplits:
 
         def parts_of(found: Columns, lengths: Ints, users: slice) -> Parts:
             is_drawn = None if drawn is None else drawn[found[ROW]] == TEST
-            user = found[USER] - users.start
-            return splits.part_of_train(rule, start, user, found.get(TIME), is_drawn, found[PART])
+            user, targets = found[USER] - users.start, target_mask(found[POSITIVE], found.get(WEIGHT))
+            return splits.part_of_train(rule, start, user, found.get(TIME), targets, is_drawn, found[PART])
 
         return parts_of
 
