@@ -10,7 +10,7 @@ from twotower.config.toml import TomlValue, parse_config
 from twotower.data.split import SplitConfig
 from twotower.features.schema import Schema
 from twotower.suggestion.choice import RecipeRule
-from twotower.suggestion.guess import MIN_REPEATS, Guess, Mutual
+from twotower.suggestion.guess import MIN_REPEATS, Guess
 from twotower.suggestion.recipes import FittedRecipe, Settings, read_recipe
 from twotower.suggestion.settings import shaped_settings
 from twotower.suggestion.shape import MIN_LAST, MIN_NEW, MIN_NEW_USERS, TYPICAL_ROWS, Shape
@@ -25,10 +25,6 @@ MAX_TIES = 0.5
 """Share of neighbouring rows of a user of equal time, up to which a user has a last row."""
 LEAST_TOLD = 0.001
 """Least share of rows that is told as a number."""
-MAX_MUTUAL, MIN_MUTUAL = 1024, 64
-"""Width of the pair of users that are items at most, and at least: below it random signs tell little."""
-MAX_MUTUAL_NUMBERS = 1 << 26
-"""Greatest number of the numbers of its vectors of a side, of four bytes each; more ids have narrower ones."""
 MIN_ROWS_OF_SPLIT = 6
 """Median rows of a user from which a tenth of a user's rows, rounded to the nearest number, is a row."""
 
@@ -91,9 +87,6 @@ def compose(
     sections, of_shape = shaped_settings(
         source, fitted, shape, config, rule.rows, rule.ids, rule.min_steps, unweighed, unsolved
     )
-    can_weigh = has_validation and not (unweighed or unsolved or has_context or config.model.stacking)
-    if guess.mutual.both and can_weigh and config.model.similarity == "dot" and not config.loss.pointwise:
-        comments |= _add_taken_by(sections, fitted, guess.mutual, bool(config.train.epochs))
     comments |= of_shape | {f"schema.features.{place}": why for place, why in fitted.why.items()}
     if config.model.cold_item_bias and not shape.contents:
         sections["model"] = {**_section(sections, "model"), "cold_item_bias": False}
@@ -256,34 +249,3 @@ def _settle_starts(sections: Settings, comments: dict[str, str]) -> None:
 def _section(settings: Settings, key: str) -> Settings:
     found = settings.get(key, {})
     return dict(found) if isinstance(found, Mapping) else {}
-
-
-def mutual_width(mutual: Mutual) -> int:
-    """Return the width of the pair of users that are items too; 0 where the ids are too many for one."""
-    width = min(mutual.both, MAX_MUTUAL, MAX_MUTUAL_NUMBERS // max(mutual.of_a_side, 1))
-    return width if width >= min(mutual.both, MIN_MUTUAL) else 0
-
-
-def _add_taken_by(sections: Settings, fitted: FittedRecipe, mutual: Mutual, is_trained: bool) -> dict[str, str]:
-    """Add the pair of the start `taken_by` beside the others, and return its comment; nothing beside towers that read all fields, or without
-    the ids of the items."""
-    model, train = _section(sections, "model"), _section(sections, "train")
-    pairs, starts = model.get("pairs"), train.get("start", [])
-    if not (isinstance(pairs, list) and isinstance(starts, list) and (width := mutual_width(mutual))):
-        return {}
-    names = {(feature.get("side"), feature.get("name")) for feature in fitted.features}
-    towers = [_section(pair, side) for pair in pairs if isinstance(pair, dict) for side in fitted.ids]
-    reads_all = any("fields" not in tower for tower in towers)
-    if reads_all or ("item", fitted.ids["item"]) not in names or ("user", fitted.ids["user"]) in names:
-        return {}
-    place = len(pairs)
-    fitted.features.append({"kind": "categorical", "side": "user", "name": fitted.ids["user"]})
-    of_sides: dict[str, TomlValue] = {}
-    for side, name in fitted.ids.items():
-        of_sides[side] = {"fields": [name], "width": width, "layers": []}
-    start: dict[str, TomlValue] = {"kind": "taken_by", "pair": place, **({"learn": False} if is_trained else {})}
-    sections["model"] = {**model, "pairs": [*pairs, of_sides]}
-    sections["train"] = {**train, "start": [*starts, {**start, "blend": [0.0, 0.3, 1.0]}]}
-    return {
-        f"model.pairs.{place}.user.fields": "Users are items too: what took a user is likely to be taken (start 'taken_by')."
-    }

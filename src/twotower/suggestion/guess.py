@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import polars as pl
 from pydantic import ValidationError
@@ -41,9 +40,6 @@ MAX_SHARED = 0.1
 AT_ONCE = 0.1
 """Time from a row to the same user's next one of the same item, as a share of the median time to one of another item, below which both are one
 act, as of a form that is sent twice."""
-MIN_MUTUAL, TIMES_CHANCE = 0.1, 5
-"""Share of the pairs of a user and an item, both of which are users and items, that stand the other way round too, and that share as a multiple of
-chance, from which this is told."""
 MIN_KNOWN = 0.8
 """Share of the ids of the interactions that a column of another name must hold to be the ids of a table, and of the ids of a table that the
 interactions must hold for the others to be missing."""
@@ -52,13 +48,6 @@ COLUMNS = (
     "users_id", "items_id", "missing", "bad_times",
 )  # fmt: skip
 """Options of the schema that the columns of the interactions decide, or that decide which rows are read."""
-
-
-class Mutual(NamedTuple):
-    """Numbers of the users that are items too, and of all ids of the side that has more."""
-
-    both: int = 0
-    of_a_side: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,8 +60,6 @@ class Guess:
     """Share of the rows that repeat a pair of user and item, as `repeated_share` counts them."""
     lacking: Mapping[SideName, str] = field(default_factory=dict)
     """Sides whose table lacks many ids of the interactions, which are added, with the reason."""
-    mutual: Mutual = field(default_factory=Mutual)
-    """Users that are items too, where many pairs of these stand the other way round as well; none where few do."""
     counted: Mapping[SideName, Mapping[str, float]] = field(default_factory=dict)
     """Columns that may be counted from the interactions, of each side, as `counted_columns` returns them."""
     tables: FoundTables = field(default_factory=lambda: FoundTables(pl.DataFrame()))
@@ -128,7 +115,7 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue], output: Pa
     if found.section and "dataset" not in found.section:
         columns.remarks += [r for name in ids if (r := _point_of_ids(found, name))]
     time = str(columns.options.get("time", ""))
-    time, repeats, mutual = time if time in found.interactions.columns else "", 0.0, Mutual()
+    time, repeats = time if time in found.interactions.columns else "", 0.0
     if {*ids} <= {*found.interactions.columns}:
         rows = found.interactions.select(list(dict.fromkeys([*ids, *([time] if time else [])])))
         n, copies = len(rows), 0
@@ -146,9 +133,6 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue], output: Pa
                 rows = _without_repeats_at_once(rows, ids[0], ids[1], columns.options)
         if given.get("duplicates", "keep") == "keep":
             repeats = repeated_share(rows, *ids)
-        if ids[0] != ids[1]:
-            mutual, told = _mutual(rows.select(user=ids[0], item=ids[1]))
-            columns.remarks += told
     sides, lacking = dict[SideName, SideFeatures](), dict[SideName, str]()
     counted = dict[SideName, Mapping[str, float]]()
     for side, key in zip(SIDES, ids, strict=True):
@@ -176,7 +160,7 @@ def guess_meaning(found: FoundTables, given: Mapping[str, TomlValue], output: Pa
                 counted[side] = counted_columns(sides[side], frame, key, rows, found.interactions)
         if frame is not None and key in frame.columns and key in found.interactions.columns:
             lacking |= {side: why} if (why := _lacks(frame[key], found.interactions[key], side)) else {}
-    return Guess(columns, sides, repeats, lacking, mutual, counted, found)
+    return Guess(columns, sides, repeats, lacking, counted, found)
 
 
 def _usable(found: FoundTables, options: Mapping[str, TomlValue]) -> FoundTables:
@@ -240,38 +224,6 @@ def _copies_of_rows(copies: int, rows: int) -> list[str]:
     return [
         f"{copies:,} of {rows:,} rows equal an earlier one in every column, the time included, as in a log that is read twice; drop them if they are "
         "no interactions of their own"
-    ]
-
-
-def _mutual(rows: pl.DataFrame) -> tuple[Mutual, list[str]]:
-    """Return the users that are items too, and a line about them, where many of their pairs stand the other way round as well, and more than by
-    chance, as of people who follow one another; an empty one for others. By chance an id takes another one as often as the numbers of what
-    it takes and of who takes the other give."""
-    if not len(rows) or not all(map(_holds_ids, rows)):
-        return Mutual(), []
-    if rows["user"].dtype != rows["item"].dtype:
-        rows = rows.cast(pl.String)  # 7 and '7' are one id
-    pairs = rows.unique()
-    users, items = (pairs[name].unique() for name in ("user", "item"))
-    both = users.filter(users.is_in(items.implode())).implode()
-    among = pairs.filter(pl.col("user").is_in(both) & pl.col("item").is_in(both) & (pl.col("user") != pl.col("item")))
-    if 2 * len(both[0]) < len(users) or 2 * len(among) < len(pairs):
-        return Mutual(), []
-    takes, taken = (among.group_by(pl.col(name).alias("id")).agg(pl.len().alias(name)) for name in ("user", "item"))
-    turned = among.select(user="item", item="user")
-    share = len(among.join(turned, on=["user", "item"], how="semi")) / len(among)
-    degrees = turned.join(takes, left_on="user", right_on="id", how="left").join(
-        taken, left_on="item", right_on="id", how="left", suffix="_of"
-    )
-    expected = degrees.select(
-        pl.col("user_right").fill_null(0).cast(pl.Float64) * pl.col("item_of").fill_null(0) / len(among)
-    )
-    chance = float(expected.to_series().clip(0, 1).mean() or 0)  # type: ignore[arg-type]
-    if share < max(MIN_MUTUAL, TIMES_CHANCE * chance):
-        return Mutual(), []
-    return Mutual(len(both[0]), max(len(users), len(items))), [
-        f"the ids: {len(both[0]):,} of {len(users):,} users are items too, and {share:.0%} of the pairs among them stand the other way round as well "
-        f"(by chance {chance:.1%}), so that a user is likely to take what took the user; the start 'taken_by' alone reads that"
     ]
 
 

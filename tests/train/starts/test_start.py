@@ -78,7 +78,6 @@ POOLING: dict[str, dict[str, Any]] = {
     "ials": {"kind": "ridge", "steps": 30},
     "next_content": {"kind": "decay", "rates": [0.5]},
     "slit": {"kind": "decay", "rates": [0.5]},
-    "taken_by": {"kind": "mean"},
     "transitions": {"kind": "sum"},
     "user_content": {"kind": "mean"},
     Neighbours.kind: {"kind": "sum"},
@@ -92,7 +91,6 @@ EXACT: dict[str, dict[str, Any]] = {
     "ials": {"steps": 30, "sweeps": 3, "unobserved": [0.2]},
     "next_content": {"regularization": [0.2]},
     "slit": {"regularization": [3.0]},
-    "taken_by": {},
     "transitions": {"span": 3, "lag": 1.0, "frequency": [0.3]},
     "user_content": {"regularization": [2.0]},
     Neighbours.kind: {},
@@ -130,8 +128,6 @@ def world(of: str, weighted: bool = False, share: bool = False, pooling: dict[st
         features += (Numeric(name="price", side="item", buckets=4),)
     if of == "user_content":
         features += MultiHot(name="groups", side="user", separator="|"), Numeric(name="age", side="user", buckets=4)
-    if of == "taken_by":
-        features += (Categorical(name="user_id", side="user"),)
     in_order: dict[str, Any] = {"time": "t", "time_unit": "order"} if of in IN_ORDER else {}
     schema = Schema(features=features, weight="w" if weighted else "", **in_order)
     return build_dataset(
@@ -167,8 +163,6 @@ def config(kind: str, pairs: int = 1, train: dict[str, Any] | None = None, **opt
     user: dict[str, Any] = {"fields": ["h"], "layers": []}
     if kind == "user_content":
         user |= {"fields": ["groups", "age"], "join": "sum", "activation": "Identity"}
-    if kind == "taken_by":
-        user |= {"fields": ["user_id"]}
     pair = {"user": user, "item": item}
     start = {"kind": kind} | EXACT[kind] | options
     return settings(
@@ -383,17 +377,6 @@ def user_content_scores(data: Dataset, histories: np.ndarray, prior: float = 2.0
     return found
 
 
-def taken_by_scores(data: Dataset) -> np.ndarray:
-    """What each item, as a user, took of the item that each user is."""
-    x, found = matrix(data), np.zeros((len(data.users), len(data.items)))
-    users, items = (side.ids.cast(pl.Int64).to_list() for side in (data.users, data.items))
-    for row, user in enumerate(users):
-        for column, item in enumerate(items):
-            if user in items and item in users and x[:, column].any():  # known ids
-                found[row, column] = x[users.index(item), items.index(user)]
-    return found
-
-
 def histories_of(kind: str, data: Dataset) -> np.ndarray:
     """What the pooling of a kind makes of the histories of the train part (users, items), each item an axis."""
     if kind in DECAYED:
@@ -408,7 +391,6 @@ NAIVE: dict[str, Callable[[Dataset, np.ndarray], np.ndarray]] = {
     "ials": lambda data, histories: ials_scores(matrix(data), histories),
     "next_content": next_content_scores,
     "slit": slit_scores,
-    "taken_by": lambda data, _: taken_by_scores(data),
     "transitions": transition_scores,
     "user_content": user_content_scores,
     Neighbours.kind: lambda data, histories: neighbour_scores(matrix(data), histories),
@@ -736,9 +718,7 @@ def test_what_no_value_changes_is_computed_once_for_all_values_of_a_start(
     assert [*calls.values()] == [1, 1]
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS if not kind.adds_users and kind.kind != "taken_by"], ids=lambda kind: kind.kind
-)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.adds_users], ids=lambda kind: kind.kind)
 def test_the_exported_towers_score_so_for_a_user_whom_training_never_saw(kind: type[Start]) -> None:
     data = world(kind.kind)
     model = Trainer(data, config(kind.kind)).run().model.eval()

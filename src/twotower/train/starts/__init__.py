@@ -10,7 +10,6 @@ from twotower.train.starts.next_content import NextContent
 from twotower.train.starts.pair import start_pair
 from twotower.train.starts.slit import Slit
 from twotower.train.starts.start import PairValues, Start
-from twotower.train.starts.taken_by import TakenBy
 from twotower.train.starts.transitions import TransitionFactors
 from twotower.train.starts.user_content import UserContent
 
@@ -23,13 +22,12 @@ __all__ = [
     "PairValues",
     "Slit",
     "Start",
-    "TakenBy",
     "TransitionFactors",
     "UserContent",
     "start_pair",
 ]
 
 STARTS: Kinds[Start] = Kinds(
-    "start", Start, ContentFactors, Ease, Ials, NextContent, Slit, TakenBy, TransitionFactors, UserContent
+    "start", Start, ContentFactors, Ease, Ials, NextContent, Slit, TransitionFactors, UserContent
 )
 """Kinds of starts, by their names in a config."""
