@@ -7,7 +7,6 @@
 `make golden BASE=commit` records a commit in a worktree and this tree on the same machine, and compares: a change that
 keeps behaviour keeps every bit. Bits differ between processors, so tests/test_golden.py compares the numbers of
 tests/golden.json, within 1e-5 of an array's largest.
-RENAMED says under which name an array of an older commit is found here.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -60,15 +58,6 @@ from twotower.train.trainer import Trainer
 Arrays = dict[str, np.ndarray[Any, Any]]
 Digests = dict[str, dict[str, dict[str, Any]]]
 
-RENAMED: dict[str, str] = {
-    r"^negatives memory: ": "negatives cross_batch_memory: ",
-    r"^negatives observed: ": "negatives disliked: ",
-    r"^branch plain: ": "branch identity: ",
-    r"\.(user|item)\.layers\.\d+\.(weight|bias)": r".\1.head.layer.\2",
-    r"\.(user|item)\.residual\.": r".\1.head.residual.",
-    r"\.(user|item)\.output_norm\.": r".\1.head.norm.",
-}
-"""Pattern in the name of an array of an older commit that is not here -> its name here. Names are `case: array`."""
 FILE = Path(__file__).with_suffix(".json")
 NUMBERS = 6
 """Values of an array that are kept beside its hash."""
@@ -399,19 +388,12 @@ def differences(old: Digests, new: Digests) -> list[str]:
     before, after = (
         {f"{case}: {name}": found for case, arrays in of.items() for name, found in arrays.items()} for of in (old, new)
     )
-    named = {name if name in after else _renamed(name): found for name, found in before.items()}
-    lines = [f"{name}: gone" for name in named if name not in after]
-    lines += [f"{name}: new" for name in after if name not in named]
-    for name in sorted(named.keys() & after.keys()):
-        if named[name] != after[name]:
-            lines.append(f"{name}: {named[name]} is now {after[name]}")
+    lines = [f"{name}: gone" for name in before if name not in after]
+    lines += [f"{name}: new" for name in after if name not in before]
+    for name in sorted(before.keys() & after.keys()):
+        if before[name] != after[name]:
+            lines.append(f"{name}: {before[name]} is now {after[name]}")
     return lines
-
-
-def _renamed(name: str) -> str:
-    for was, now in RENAMED.items():
-        name = re.sub(was, now, name)
-    return name
 
 
 def main(arguments: list[str]) -> int:

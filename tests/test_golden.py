@@ -77,11 +77,3 @@ def test_a_bit_that_differs_is_named() -> None:
     assert lines[0].endswith("gone")
     assert lines[1].endswith("new")
     assert lines[2].startswith("index exact dot: all, scores: ")
-
-
-def test_an_array_is_found_under_its_new_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    old = {"loss bce": {"weights a.b": golden.digest(np.ones(3))}}
-    new = {"loss bce": {"weights c.b": golden.digest(np.ones(3))}}
-    assert len(golden.differences(old, new)) == 2
-    monkeypatch.setitem(golden.RENAMED, "loss bce: weights a.", "loss bce: weights c.")
-    assert golden.differences(old, new) == []

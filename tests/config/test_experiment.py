@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import tomli_w
 from mykinds.negatives import Recent
 from pydantic import BaseModel, ValidationError
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES
 
-from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.config.reference import config_tables, config_template, of_tier, options, schema_tables
-from twotower.config.toml import RENAMED, dump_config, load_config, override_config, parse_config, refuse_renamed
+from twotower.config.toml import dump_config, load_config, override_config, parse_config
 from twotower.data.datasets import movielens
 from twotower.data.datasets.ml_1m import MovieLens1M
 from twotower.errors import ConfigError, did_you_mean
@@ -366,122 +364,6 @@ def test_a_bad_override_is_refused(tmp_path: Path, text: str, words: str) -> Non
     refused(written(tmp_path, "[train]\nepochs = 2\n[[model.pairs]]"), [text], words)
 
 
-# --- renamed ------------------------------------------------------------------------------------------------------
-
-
-def nested(name: str, value: Any) -> dict[str, Any]:
-    """The tables of TOML that hold one key of `RENAMED`."""
-    first, *steps, last = name.split(".")
-    if first == "schema":
-        feature = {"kind": steps[1], "name": "f", "side": "user"}
-        return {"schema": {"features": [feature, feature | {last: value}]}}
-    if first == "model":
-        side = {steps[1]: {"branches": [{"kind": "mlp"}, {last: value}]} if "branches" in steps else {last: value}}
-        return {"model": {"pairs": [{}, side]}}
-    assert not steps
-    return {first: {last: value}}
-
-
-def at(name: str) -> str:
-    """The path of such a key as a user writes it."""
-    swaps = {r"features\.\w+\.": "features.1.", r"pairs\.": "pairs.1.", r"branches\.": "branches.1."}
-    for pattern, text in swaps.items():
-        name = re.sub(pattern, text, name)
-    return name
-
-
-@pytest.mark.parametrize("old", RENAMED)
-def test_a_former_key_or_value_is_answered_with_the_present_one(tmp_path: Path, old: str) -> None:
-    key, _, value = old.partition(" = ")
-    new = RENAMED[old]
-    data = nested(key, value.strip("'") or 1)
-    told = f"{at(old)} is renamed to {at(new) if new.startswith(old.split('.')[0]) else new}"
-    path = written(tmp_path, tomli_w.dumps(data))
-    with pytest.raises(ConfigError, match=re.escape(f"{path}: {told}") + "$"):
-        load_config(path)
-    with pytest.raises(ConfigError, match=re.escape(f"config: {told}") + "$"):
-        parse_config(data)
-    base = {"schema": {"features": nested(key, 0)["schema"]["features"][:1] * 2}} if key.startswith("schema") else {}
-    base |= {
-        "model": {
-            "pairs": [{}, {"user": {"branches": [{"kind": "mlp"}] * 2}, "item": {"branches": [{"kind": "mlp"}] * 2}}]
-        }
-    }
-    override = f"{at(key)}={value.strip(chr(39)) or 1}"
-    with pytest.raises(ConfigError, match=re.escape(f"`overrides` {override}: {told}") + "$"):
-        load_config(written(tmp_path, tomli_w.dumps(base)), [override])
-
-
-@pytest.mark.parametrize("new", RENAMED.values())
-def test_a_present_key_is_known(new: str) -> None:
-    key, _, value = new.replace("model.pairs.item", "model.pairs.user").partition(" = ")
-    key = re.sub(r"features\.\w+\.pooling\.", "features.pooling.", key)
-    known: dict[str, set[str]] = {}
-    for table in (*config_tables(), *schema_tables()):
-        of_feature = table.name == "schema.features" and table.kind
-        for option in table.options:
-            name = f"{table.name}.{table.kind}.{option.key}" if of_feature else f"{table.name}.{option.key}"
-            known.setdefault(name, set()).update([*re.findall(r"[\w-]+", option.meaning)])
-    assert key in known
-    assert not value or value.strip("'") in known[key]
-    assert new not in RENAMED
-
-
-def test_a_key_that_moved_to_another_section_is_answered_with_its_path() -> None:
-    moved = {
-        "negatives.far_ranks": "negatives.far.ranks",
-        "train.far": "loss.near",
-        "model.pairs.user.far.heads": "schema.features.sequence.pooling.heads",
-        "model.pairs.user.senet.far": "model.pairs.user.branches.near",
-        "schema.features.sequence.far": "schema.features.sequence.pooling.near",
-        "train.far_rule = 'x'": "loss.near.rule = 'y'",
-    }
-    feature = {"kind": "sequence", "name": "f", "side": "user"}
-    cases: list[tuple[dict[str, Any], str]] = [
-        ({"negatives": {"far_ranks": [1]}}, "negatives.far_ranks is renamed to negatives.far.ranks"),
-        ({"train": {"far": 1}}, "train.far is renamed to loss.near"),
-        ({"train": {"far_rule": "x"}}, "train.far_rule = 'x' is renamed to loss.near.rule = 'y'"),
-        (
-            {"model": {"pairs": [{}, {"user": {"far": {"heads": 2}}}]}},
-            "model.pairs.1.user.far.heads is renamed to schema.features.sequence.pooling.heads",
-        ),
-        (
-            {"model": {"pairs": [{"user": {"senet": {"far": 2}}}]}},
-            "model.pairs.0.user.senet.far is renamed to model.pairs.0.user.branches.near",
-        ),
-        (
-            {"schema": {"features": [feature, feature | {"far": 2}]}},
-            "schema.features.1.far is renamed to schema.features.1.pooling.near",
-        ),
-    ]
-    for data, told in cases:
-        with pytest.raises(ConfigError, match=re.escape(f"c.toml: {told}") + "$"):
-            refuse_renamed(data, "c.toml", moved)
-
-
-def test_a_written_config_of_an_earlier_format_is_answered_with_its_former_keys_first(tmp_path: Path) -> None:
-    text = dump_config(CHECKERBOARD_SCHEMA, Config()).replace("format = 3", "format = 2")
-    path = written(tmp_path, text.replace("ema_decay", "average"))
-    refused(path, [], f"{path}: train.average is renamed to train.ema_decay")
-    refused(written(tmp_path, text), [], f"{path}: format 2, this version reads 3")
-
-
-def test_a_former_key_with_a_former_value_is_answered_with_both(tmp_path: Path) -> None:
-    words = "train.histories = 'earlier' is renamed to train.history_scope = 'causal'"
-    refused(written(tmp_path, "[train]\nhistories = 'earlier'"), [], words)
-    refused(written(tmp_path, ""), ["train.histories=earlier"], "`overrides` train.histories=earlier: " + words)
-
-
-@pytest.mark.parametrize(("text", "options"), [("[train]\naverage = 0.9", []), ("", ["--set", "train.average=0.9"])])
-def test_a_former_key_ends_a_command_with_code_2(
-    tmp_path: Path, text: str, options: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = written(tmp_path, text)
-    assert run_command(["train", str(path), "--run", str(tmp_path / "run"), *options]) == 2
-    assert "train.average is renamed to train.ema_decay" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
 # --- mistakes -----------------------------------------------------------------------------------------------------
 
 
@@ -712,8 +594,6 @@ def test_pairs_and_candidates_do_not_mix(tmp_path: Path, kind: str) -> None:
             "schema.features.2.pooling=3",
             "features.2.pooling: expected the name of a pooling or a section with its kind",
         ),
-        ("schema.features.2.rates=[0.5]", "schema.features.2.rates is renamed to"),
-        ("model.pairs=[{user={history={heads=2}}}]", "model.pairs.0.user.history is renamed to"),
     ],
 )
 def test_a_setting_of_candidates_and_histories_out_of_range_is_refused(

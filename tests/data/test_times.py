@@ -296,8 +296,8 @@ def test_fault_G9_runs_and_bundles_of_a_former_format_are_refused_by_name(tmp_pa
     with pytest.raises(BundleError, match=r"schema_version is 2, this version reads 5"):
         Bundle.open(bundle)
     text = (folder / "config.toml").read_text()
-    for form in (1, 99):
-        changed = text.replace("format = 3\n", "" if form == 1 else f"format = {form}\n")
+    for form in (None, 99):
+        changed = text.replace("format = 3\n", "" if form is None else f"format = {form}\n")
         (folder / "config.toml").write_text(changed)
         with pytest.raises(RunError, match=rf"config\.toml: format {form}, this version reads 3; train the run again"):
             twotower.load(folder)
@@ -316,7 +316,7 @@ def test_fault_G9_runs_and_bundles_of_a_former_format_are_refused_by_name(tmp_pa
     assert facts(twotower.load(folder).dataset) == facts(run.dataset)
 
 
-@pytest.mark.parametrize("form", [4, 3, 2, 1])
+@pytest.mark.parametrize("form", [5, 1])
 def test_fault_G9_a_prepared_folder_of_a_former_format_is_refused_by_name(tmp_path: Path, form: int) -> None:
     on_a_disk(log([BASE + n for n in range(12)]), schema(), LAST, tmp_path)
     rewrite(tmp_path / "out" / "prepared.json", format=form, twotower="0.1.0")

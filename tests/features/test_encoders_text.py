@@ -172,12 +172,6 @@ def test_the_bags_are_those_of_a_loop_also_after_json(texts: list[str | None], k
     assert [rows(encoder, [t])[0] for t in texts] == looped, "one text has a way of its own"
 
 
-def test_the_state_of_an_encoder_names_distinct_only_where_it_is_set() -> None:
-    state = fitted(TITLES).state().model_dump()
-    assert state == {"n": 3, "max_length": 1000, "hash_buckets": 0}, "as encoders of earlier versions have it"
-    assert fitted(TITLES, distinct=True).state().model_dump() == state | {"distinct": True}
-
-
 def test_columns_that_are_no_text() -> None:
     encoder = fitted(["7 seven"])
     assert [len(encoder.transform(pl.Series("t", values))) for values in ([7, 8], [None, None], [True, False])] == [

@@ -136,8 +136,6 @@ def test_fault_E3_a_signal_that_came_before_starts_no_worker(store: Path) -> Non
         (["--max-connections", "1000000000"], "the limit of open files"),
         (["--max-connections", "10", "--max-per-address", "11"], "at most the 10 of --max-connections"),
         (["--event-store", "http://x"], "allowed: memory"),
-        (["--live", "memory"], "--live is renamed to --event-store"),
-        (["--live-seconds=5"], "--live-seconds is renamed to --event-ttl"),
         (["--unknown-user", "maybe"], "allowed: popular, 404"),
         (["--admin-port", "0"], "--admin-port needs --keys"),
         (["--keys", "none.toml"], "none.toml"),

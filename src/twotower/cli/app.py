@@ -11,9 +11,9 @@ import typer
 
 from twotower import files
 from twotower.cli import answers, data, demo, embedding, preparation, serving, store, suggestion, training
-from twotower.cli.flags import RENAMED_FLAGS, command_of, in_flags
+from twotower.cli.flags import command_of, in_flags
 from twotower.cli.streams import install_failsafe_streams
-from twotower.errors import ConfigError, Interrupted, TwoTowerError, missing_package
+from twotower.errors import Interrupted, TwoTowerError, missing_package
 from twotower.escaping import escape_controls
 from twotower.reports.terminal import printed_messages
 from twotower.version import __version__
@@ -123,9 +123,6 @@ def run_command(words: Sequence[str]) -> int:
     try:
         for word in words:
             files.check_name(word)
-        for word in words[: words.index("--") if "--" in words else None]:
-            if new := RENAMED_FLAGS.get(flag := word.partition("=")[0]):
-                raise ConfigError(f"{flag} is renamed to {new}")
         with printed_messages(translate, on_stderr=_prints_its_result(words)):
             code = int(command_of(app).main(words, standalone_mode=False) or 0)
         if code == 130:  # typer's exit code for KeyboardInterrupt

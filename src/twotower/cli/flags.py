@@ -31,17 +31,6 @@ VERB_OF_FUNCTION = {
 }
 """Function of the library -> verb with the same arguments."""
 
-RENAMED_FLAGS = {
-    "--live": "--event-store",
-    "--live-events": "--events-per-user",
-    "--live-seconds": "--event-ttl",
-    "--live-memory": "--event-memory",
-    "--live-timeout": "--event-timeout",
-    "--max-under-way": "--body-memory",
-    "--anew": "--overwrite",
-}
-"""Former flag -> present flag."""
-
 Flag = Mapping[bool, str]
 """True: the flag, False: the negated flag, "" for none."""
 

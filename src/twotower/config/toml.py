@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
 from typing import TypeAlias
@@ -24,53 +24,8 @@ from twotower.section import Section
 TomlValue: TypeAlias = "str | float | date | time | Sequence[TomlValue] | Mapping[str, TomlValue]"
 """Value of a key in TOML."""
 
-KeyPath: TypeAlias = "tuple[tuple[str, str], ...]"
-"""Steps to a key: each as the user writes it, and its name in `RENAMED`, which is empty for an index."""
-
 CONFIG_FORMAT = 3
-"""Value of `format` in a written config. Optional in a file written by hand. Earlier formats have former keys of `RENAMED`."""
-
-RENAMED: dict[str, str] = {
-    "data.source": "data.dataset.archive",
-    "data.archive": "data.dataset.archive",
-    "schema.features.numeric.of": "schema.features.numeric.statistic_column",
-    "schema.features.sequence.of": "schema.features.sequence.interactions",
-    "schema.features.sequence.share": "schema.features.sequence.share_embedding",
-    "schema.features.sequence.rates": "schema.features.sequence.pooling.rates",
-    "schema.features.text.shares": "schema.features.text.share_with",
-    "model.pairs.user.decay_scale": "model.pairs.user.weight_decay_scale",
-    "model.pairs.item.decay_scale": "model.pairs.item.weight_decay_scale",
-    "model.pairs.user.history": "schema.features.sequence.pooling",
-    "model.pairs.item.history": "schema.features.sequence.pooling",
-    "model.pairs.user.branches.kind = 'plain'": "model.pairs.user.branches.kind = 'identity'",
-    "model.pairs.item.branches.kind = 'plain'": "model.pairs.item.branches.kind = 'identity'",
-    "negatives.alpha": "negatives.popularity.alpha",
-    "negatives.popularity_alpha": "negatives.popularity.alpha",
-    "negatives.random_share": "negatives.random.share",
-    "negatives.hard_ranks": "negatives.hard.ranks",
-    "negatives.hard_ratio": "negatives.hard.ratio",
-    "negatives.hard_every": "negatives.hard.every",
-    "negatives.hard_margin": "negatives.hard.margin",
-    "negatives.attribute_items": "negatives.attribute.n",
-    "negatives.memory": "negatives.cross_batch_memory",
-    "negatives.observed": "negatives.disliked",
-    "train.shards": "train.data_shards",
-    "train.tables": "train.embedding_placement",
-    "train.sharding": "train.embedding_sharding",
-    "train.embedding_sharding = 'table'": "train.embedding_sharding = 'table_wise'",
-    "train.embedding_sharding = 'column'": "train.embedding_sharding = 'column_wise'",
-    "train.embedding_sharding = 'row'": "train.embedding_sharding = 'row_wise'",
-    "train.histories": "train.history_scope",
-    "train.history_scope = 'others'": "train.history_scope = 'leave_batch_out'",
-    "train.history_scope = 'earlier'": "train.history_scope = 'causal'",
-    "train.decay_rate": "train.lr_decay_rate",
-    "train.decay_epochs": "train.lr_decay_epochs",
-    "train.average": "train.ema_decay",
-    "train.beta2": "train.optimizer.beta2",
-    "evaluation.users": "evaluation.max_users",
-    "index.recall": "index.min_recall",
-}
-"""Former key, or `key = 'value'`, to the present one, in any section. Keys of lists have no index; a feature's have its kind."""
+"""Value of `format` in a written config. Optional in a file written by hand."""
 
 
 def parse_config(
@@ -83,7 +38,6 @@ def parse_config(
         raise ConfigError(
             f"{where}: format {form!r}, this version reads {CONFIG_FORMAT}; begin with the keys of `config_template(everything=True)`"
         )
-    refuse_renamed(rest, where)
     schema = rest.pop("schema", None)
     known = [*Config.model_fields, "schema"]
     for key in rest:
@@ -120,7 +74,6 @@ def load_config(path: Path, overrides: Iterable[str] = (), trust: bool = False) 
         ) from None
     except OSError as e:
         raise ConfigError(f"{path}: {e.strerror}") from None
-    refuse_renamed(data, str(path))
     schema, config = parse_config(override_settings(data, overrides), str(path), trust)
     files.check_name(path)
     return schema, config.model_copy(update={"data": config.data.located(path.resolve().parent)})
@@ -137,45 +90,6 @@ def override_settings(data: Mapping[str, TomlValue], overrides: Iterable[str]) -
     for text in overrides:
         data = _override(data, text)
     return data
-
-
-def refuse_renamed(data: Mapping[str, TomlValue], where: str, renamed: Mapping[str, str] = RENAMED) -> None:
-    """Raise ConfigError for the first former key or value in a mapping as TOML gives it."""
-    for path, value in _settings(data):
-        shown, name = (".".join(part for part in parts if part) for parts in zip(*path, strict=True))
-        key = renamed.get(name, name)
-        entry = renamed.get(f"{key} = {value!r}", "") if isinstance(value, str) else ""
-        if entry or key != name:
-            old = f"{shown} = {value!r}" if entry else shown
-            raise ConfigError(f"{where}: {old} is renamed to {_located(entry or key, path)}")
-
-
-def _located(new: str, path: KeyPath) -> str:
-    """Return a present key of `RENAMED` with the indices of the former key at `path`, as far as both stand in the same
-    section."""
-    key, equals, value = new.partition(" = ")
-    rest = key.split(".")
-    shown = []
-    for part, name in path:
-        if name and (len(rest) == 1 or rest[0] != name):
-            break
-        shown.append(part)
-        rest = rest[bool(name) :]
-    return ".".join([*shown, *rest]) + equals + value
-
-
-def _settings(node: TomlValue, path: KeyPath = ()) -> Iterator[tuple[KeyPath, TomlValue]]:
-    """Yield each key with its path and value, outermost first."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            here = (*path, (key, key))
-            yield here, value
-            yield from _settings(value, here)
-    elif isinstance(node, list):
-        of_features = [name for _, name in path] == ["schema", "features"]
-        for i, value in enumerate(node):
-            kind = value.get("kind") if of_features and isinstance(value, Mapping) else None
-            yield from _settings(value, (*path, (str(i), kind if isinstance(kind, str) else "")))
 
 
 def dump_config(schema: Schema, config: Config) -> str:
@@ -196,9 +110,7 @@ def _override(data: Mapping[str, TomlValue], text: str) -> Mapping[str, TomlValu
     path = _split_key(key.strip())
     if path[-1] == "kind" and isinstance(parsed, str):
         data = _without_options_of_other_kinds(data, path[:-1], parsed)
-    changed = _replace_key(data, [], path, parsed, text)
-    refuse_renamed(changed, f"`overrides` {text}")
-    return changed
+    return _replace_key(data, [], path, parsed, text)
 
 
 def registry_at(path: list[str]) -> Kinds[Kind] | None:

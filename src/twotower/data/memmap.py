@@ -44,8 +44,7 @@ from twotower.kinds import untrusted_kind
 from twotower.section import first_problem
 
 MEMMAP_FORMAT = 6
-"""Format of a prepared dataset, in prepared.json. Format 5 always has times, and is read; 4 has poolings without sections; 3 also vocabularies in encoders.json; 2 also former names of
-features' options and of arrays; 1 also times in whole seconds."""
+"""Format of a prepared dataset, in prepared.json."""
 
 
 class PreparedFacts(BaseModel):
@@ -76,7 +75,7 @@ def read_facts(folder: Path) -> PreparedFacts:
     path = folder / layout.PREPARED_FACTS
     facts = read_json(path)
     form = facts.get("format") if isinstance(facts, dict) else None
-    if form not in (5, MEMMAP_FORMAT):
+    if form != MEMMAP_FORMAT:
         maker = f", made by twotower {facts.get('twotower')}" if isinstance(facts, dict) else ""
         raise RunError(f"{path}: format {form!r}{maker}, this version reads {MEMMAP_FORMAT}; prepare the tables again")
     try:

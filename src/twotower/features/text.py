@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import polars as pl
-from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.types import Codes, Ints
@@ -108,13 +108,7 @@ class TextState(EncoderState):
     n: Count
     max_length: Count
     hash_buckets: Count
-    distinct: bool = False
-
-    @model_serializer(mode="wrap")
-    def _short(self, handler: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
-        """Leave `distinct` out where it is false: older encoders keep their digest."""
-        dumped: dict[str, JsonValue] = handler(self)
-        return {name: value for name, value in dumped.items() if name != "distinct" or value}
+    distinct: bool
 
 
 class TextEncoder(Encoder):

@@ -36,7 +36,7 @@ class GateInfo:
 class OnnxTower:
     """Exported tower: inputs of U rows, as `inputs.feed.feed` makes them -> vectors (U, D). Threads may share one tower.
 
-    `gates` are its SENet gates, for each pair the tower's own before its branches'; empty in files of older versions.
+    `gates` are its SENet gates, for each pair the tower's own before its branches'; empty without any.
     """
 
     def __init__(

@@ -63,8 +63,7 @@ from twotower.version import __version__
 log = logging.getLogger(__name__)
 
 RUN_FORMAT = 5
-"""Format of a run folder, in model.json. Format 4 has poolings without sections; 3 also vocabularies in encoders.json; 2 also config keys of former names; 1
-also times in whole seconds."""
+"""Format of a run folder, in model.json."""
 
 
 @dataclass(frozen=True)
@@ -342,7 +341,7 @@ def _read_settings(folder: Path) -> dict[str, TomlValue]:
         data: dict[str, TomlValue] = tomllib.loads(read_checked(path, read_text))
     except (tomllib.TOMLDecodeError, RecursionError) as e:
         raise RunError(f"{path}: damaged ({e})") from None
-    if (form := data.get("format", 1)) != CONFIG_FORMAT:
+    if (form := data.get("format")) != CONFIG_FORMAT:
         raise RunError(f"{path}: format {form!r}, this version reads {CONFIG_FORMAT}; train the run again")
     return data
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -29,9 +29,6 @@ MAX_TEXT_LENGTH = 10_000
 """Characters of a text feature or of a search text."""
 MAX_VECTOR_LENGTH = 65_536
 """Values of a vector or multi-hot feature."""
-T = TypeVar("T")
-RENAMED_FIELDS = {"live": "use_recent_events"}
-"""Fields of requests: former name -> present name."""
 
 
 def _id_text(value: JsonValue) -> JsonValue:

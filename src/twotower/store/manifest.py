@@ -120,12 +120,12 @@ class BundleFacts(_Facts):
     split: JsonObject
     similarity: Literal["cosine", "dot"]
     bias: StrictBool
-    keep_seen: StrictBool = False
-    """True if answers hold items of the user's history, unless a request says otherwise. Manifests of earlier versions lack it."""
-    own_counts: OwnCountsFacts | None = None
-    """None: the model has none. Manifests of earlier versions lack it."""
-    recent_popularity: StrictBool = False
-    """True if the items have a bias of what is popular before the test part. Manifests of earlier versions lack it."""
+    keep_seen: StrictBool
+    """True if answers hold items of the user's history, unless a request says otherwise."""
+    own_counts: OwnCountsFacts | None
+    """None: the model has none."""
+    recent_popularity: StrictBool
+    """True if the items have a bias of what is popular before the test part."""
     recall_check: RecallCheck
     index: IndexFacts
     parity: dict[SideName, Number]

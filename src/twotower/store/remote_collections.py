@@ -31,7 +31,7 @@ _MAX_FILE_BYTES = 16 << 20
 class Collection(BaseModel):
     """A collection at a server, made by an index of a kind."""
 
-    kind: str = "milvus"  # entries of earlier versions name none
+    kind: str
     uri: str
     collection: str
 

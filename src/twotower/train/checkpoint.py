@@ -72,7 +72,7 @@ class Checkpoint:
     def load(cls, path: Path) -> Checkpoint:
         """Read a checkpoint. Raises RunError if it is damaged or has another format."""
         state = read_json(path / STATE)
-        if isinstance(state, dict) and (written := state.get("format", 1)) != FORMAT:
+        if isinstance(state, dict) and (written := state.get("format")) != FORMAT:
             raise _OtherFormatError(
                 f"checkpoint {path} has format {written!r}, and this version reads format {FORMAT}; start a new run"
             )
@@ -162,8 +162,7 @@ class Checkpoints:
             return None
         self.last = found.path
         then, now = found.fingerprint, self.fingerprint
-        key = CODES if CODES in then else DATA  # older checkpoints have no digest of codes
-        if then.get(key) != now.get(key):
+        if then.get(CODES) != now.get(CODES):
             raise RunError(
                 "cannot resume: the users, items or values of the data are others than those of the checkpoint, whose weights belong to "
                 "them; undo the change, or start a new run"

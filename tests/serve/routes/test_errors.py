@@ -103,11 +103,6 @@ def test_fault_D1_what_is_no_request_is_422_and_says_where(shared: Client, conte
     problem(reply, "invalid")
 
 
-def test_a_renamed_field_is_refused_with_its_new_name(shared: Client) -> None:
-    told = problem(shared.post("/v1/recommend", {"user_id": "u1", "live": True}), "invalid")
-    assert told["errors"] == [{"at": "body.live", "detail": "'live' is renamed to 'use_recent_events'"}]
-
-
 FORMS = (
     "expected an item id (text or a whole number), or an object with id and, where the model reads them, liked or event, "
     "and time"

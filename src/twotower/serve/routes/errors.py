@@ -66,11 +66,8 @@ def _place(error: ErrorDetails) -> str:
 
 
 def _error_text(error: ErrorDetails) -> str:
-    """Return the message of a validation error; for a field that was renamed, its new name."""
+    """Return the message of a validation error."""
     if error["type"] == schemas.NO_EVENT:
         given = json.dumps(error["input"], ensure_ascii=False)
         return f"found {given[:MAX_SHOWN]}{'…' if len(given) > MAX_SHOWN else ''}, {error['msg']}"
-    old = error["loc"][-1]
-    if error["type"] == "extra_forbidden" and old in schemas.RENAMED_FIELDS:
-        return f"'{old}' is renamed to '{schemas.RENAMED_FIELDS[old]}'"
     return str(error["msg"])
