@@ -330,7 +330,7 @@ CASES: dict[str, Callable[[], Arrays]] = {
     **{name: _training(name) for name in TRAININGS},
     **{
         f"index {kind} {metric}": _searches(kind, metric)
-        for kind in ("exact", "flat", "ivf", "hnsw", "ivfpq") for metric in ("cosine", "dot")
+        for kind in ("exact", "ivf", "hnsw", "ivfpq") for metric in ("cosine", "dot")
     },
     "replies": replies,
 }  # fmt: skip

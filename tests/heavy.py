@@ -307,7 +307,7 @@ HEAVY = {
     "test_every_index_answers_a_table_as_it_answers_single_requests": r"auto-.*|milvus-(?!plain).*|.*-(seen|banned|allowed)|milvus-plain",
     "test_fault_C10_a_constant_catalogue": r"milvus (IVF|HNSW).*",
     "test_rows_come_change_and_go": r"milvus (IVF|HNSW).*",
-    "test_rows_from_0_on_are_found_as_any_others": r"milvus (?!FLAT).*|.*-cosine|(flat|auto)-.*",
+    "test_rows_from_0_on_are_found_as_any_others": r"milvus (?!FLAT).*|.*-cosine|auto-.*",
     "test_the_best_k_as_a_loop_finds_them": r"(7|600)-.*|.*-milvus (IVF|HNSW).*|630-.*",
     "test_tuning_reaches_the_target_with_the_least": r"milvus (IVF|HNSW).*|(?!exact).*-dot",
     # towers, bundles, stores

@@ -203,7 +203,7 @@ def test_a_retriever_needs_no_torch(store: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw", "ivfpq"])
+@pytest.mark.parametrize("kind", ["ivf", "hnsw", "ivfpq"])
 def test_every_index_serves_what_it_was_judged_by(run: Run, tmp_path: Path, kind: str, messages: list[str]) -> None:
     bundle = api.publish(run, tmp_path / "store", INDEXES.parse({"kind": kind, "min_recall": 0.9, "k": 5}))
     assert bundle.manifest.recall_check.recall >= 0.9

@@ -18,7 +18,6 @@ from twotower.files.readers import read_json
 from twotower.index.auto import Auto
 from twotower.index.description import INDEX_FORMAT
 from twotower.index.exact import Exact
-from twotower.index.faiss.flat import Flat
 from twotower.index.faiss.hnsw import Hnsw
 from twotower.index.faiss.ivf import Ivf
 from twotower.index.faiss.ivfpq import IvfPq
@@ -30,11 +29,11 @@ from twotower.kinds import Kinds, UntrustedKind
 from twotower.section import first_problem
 
 __all__ = [
-    "INDEXES", "Auto", "Exact", "Flat", "Hnsw", "Index", "IndexConfig", "Ivf", "IvfPq", "Milvus",
+    "INDEXES", "Auto", "Exact", "Hnsw", "Index", "IndexConfig", "Ivf", "IvfPq", "Milvus",
     "Similarity", "build_index", "load_index", "measure_recall", "tune_index",
 ]  # fmt: skip
 
-INDEXES = Kinds("index", IndexConfig, Auto, Exact, Flat, Ivf, Hnsw, IvfPq, Milvus, default=Auto)
+INDEXES = Kinds("index", IndexConfig, Auto, Exact, Ivf, Hnsw, IvfPq, Milvus, default=Auto)
 """Kinds of indexes, by their names in a config."""
 
 

@@ -47,7 +47,7 @@ class FaissIndex(ApproximateIndex):
         """Return an empty FAISS index trained on a sample of the vectors."""
 
     @abstractmethod
-    def _faiss_params(self, factor: int, fetch: int, selector: Selector | None) -> SearchParameters | None:
+    def _faiss_params(self, factor: int, fetch: int, selector: Selector | None) -> SearchParameters:
         """Return FAISS search parameters: `search_params` times `factor`, for `fetch` candidates, of which `selector` rejects those that are banned: a graph
         has them in its queue all the same."""
 
