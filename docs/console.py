@@ -33,13 +33,13 @@ SHOWN = ("#answer-1 .best li", "#answer-2 .best li", "#recent li", "#history li"
 def photograph(
     browser: Browser, url: str, user: str, events: Sequence[str | dict[str, str | bool]], picture: Path
 ) -> None:
-    """Write a picture of the whole console at a URL: of a user with events, once the answers and the drawing of the towers are shown."""
+    """Write a picture of the whole console at a URL: of a user with events, once the answers are shown."""
     page = browser.new_page(viewport=SIZE, locale="en-US", reduced_motion="reduce")
     sent = page.request.post(f"{url}/v1/events", data={"user_id": user, "events": list(events)})
     if not sent.ok:
         raise SystemExit(f"error: the events are answered with {sent.status}: {sent.text()}")
     there = " && ".join(f"document.querySelector('{part}')" for part in SHOWN)
-    ready = f"{there} && !document.querySelector('.answer.waiting') && document.querySelector('#towers').naturalWidth"
+    ready = f"{there} && !document.querySelector('.answer.waiting')"
     for _ in range(VISITS):
         page.goto("about:blank")
         page.goto(f"{url}/#user={user}")

@@ -40,7 +40,6 @@ def test_names_of_a_folder_are_distinct() -> None:
         layout.USER_VECTORS,
         layout.INDEX,
         layout.MODEL_CARD,
-        layout.DRAWING,
         layout.tower("user"),
         layout.tower("item"),
     ]

@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 from worlds import settings
 
-from twotower.config.toml import load_config
 from twotower.evaluation.config import EvaluationConfig
 from twotower.reports.charts import curves, negatives
 from twotower.reports.figure import Figure, Series
 from twotower.reports.html import _slices, _summary
 from twotower.reports.page import page, section
-from twotower.reports.tower_drawing import draw_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,24 +69,6 @@ def test_curves_name_only_metrics_that_have_values() -> None:
     assert [t.name for t in auc.series] == ["auc"]
     run.history = []  # of a model that is its start
     assert curves(run) == []
-
-
-@pytest.mark.system
-def test_the_towers_fit_into_the_width_of_a_page() -> None:
-    from playwright import sync_api
-
-    schema, config = load_config(ROOT / "examples" / "parallel.toml")
-    assert schema
-    drawing = f"<div class='wide'>{draw_model(schema, config.model)}</div>"
-    with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page(viewport={"width": 1280, "height": 800})
-        tab.set_content(page("towers", "", [drawing]))
-        shown, drawn = tab.evaluate(
-            "[document.querySelector('.wide').clientWidth, document.querySelector('.wide').scrollWidth]"
-        )
-        browser.close()
-    assert drawn == shown
 
 
 @pytest.mark.parametrize(

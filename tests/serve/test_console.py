@@ -374,20 +374,6 @@ def test_the_second_bundle_stands_beside_the_first(visit: Callable[..., Visit], 
     assert any(marks)
 
 
-def test_the_towers_are_drawn_below_the_answer(visit: Callable[..., Visit]) -> None:
-    it = visit("#user=u5")
-    it.until("document.getElementById('towers').naturalWidth > 500 && !document.getElementById('towers-card').hidden")
-    assert it.page.locator("#towers").get_attribute("alt") == "Drawing of the user tower and the item tower"
-    it.page.locator("#lang").click()
-    assert it.page.locator("#towers-h").inner_text() == "双塔结构"
-    # Its own styles are applied: a box of the user tower has a colour.
-    colours = """() => { const i = document.getElementById('towers'), c = document.createElement('canvas');
-        c.width = i.naturalWidth; c.height = i.naturalHeight; const x = c.getContext('2d'); x.drawImage(i, 0, 0);
-        const d = x.getImageData(0, 0, c.width, c.height).data, seen = new Set();
-        for (let n = 0; n < d.length; n += 4) seen.add(`${d[n]},${d[n + 1]},${d[n + 2]}`); return [...seen]; }"""
-    assert {"255,255,255", "231,239,251", "230,244,234"} <= set(it.page.evaluate(colours))
-
-
 def test_gates_are_shown_as_bars(visit: Callable[..., Visit]) -> None:
     it = visit("#user=u5")
     rows = it.texts("#gates li")

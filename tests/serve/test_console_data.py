@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from pathlib import Path
-from xml.etree import ElementTree
 
-import hostile_towers
 import httpx
 import numpy as np
-import pytest
 from service_client import Client, problem
 
 from twotower.retrieval.explanation import stored_history, stored_items
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
-from twotower.serve.console import MAX_DRAWING_BYTES
 from twotower.store.store import Store
 
 
@@ -77,26 +72,6 @@ def test_the_console_maps_the_items(shared: Client) -> None:
     assert points.std() > 0.05
     assert len(shared.get("/v1/console/map?limit=7").json()["ids"]) == 7
     problem(shared.get("/v1/console/map?column=colour"), "invalid")
-
-
-def test_the_console_draws_the_towers_of_a_bundle(shared: Client, client: Client, store: Path) -> None:
-    first, second = (b.id for b in Store(store).bundles())
-    told = shared.get("/v1/console/towers").json()
-    assert told["bundle_id"] == second
-    drawing = ElementTree.fromstring(told["svg"])
-    texts = {element.text for element in drawing.iter() if element.text}
-    assert {"user tower", "item tower", "city", "tags", "SENet gate", "score"} <= texts
-    other = client.get(f"/v1/console/towers?bundle={first}").json()
-    assert other["bundle_id"] == first
-    assert other["svg"] == (store / "bundles" / first / "towers.svg").read_text(encoding="utf-8")
-    problem(client.get("/v1/console/towers?bundle=none"), "unknown-bundle")
-
-
-@pytest.mark.parametrize("size", [0, MAX_DRAWING_BYTES + 1])
-def test_a_drawing_that_is_empty_or_too_large_is_not_shown(client: Client, store: Path, size: int) -> None:
-    made = hostile_towers.forged(store, {"towers.svg": lambda _: b" " * size})
-    assert client.get(f"/v1/console/towers?bundle={made}").json() == {"bundle_id": made, "svg": None}
-    shutil.rmtree(store / "bundles" / made)
 
 
 def test_the_console_asks_another_bundle(client: Client, store: Path) -> None:

@@ -66,7 +66,6 @@ VERBS: dict[Callable[..., None], Output] = {
     training.evaluate: ANSWERS,
     training.doctor: ANSWERS,
     training.compare: ANSWERS,
-    training.draw: ANSWERS,
     embedding.embed: WORKS,
     store.publish: WORKS,
     store.rollback: WORKS,

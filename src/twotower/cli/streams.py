@@ -42,7 +42,7 @@ class FailsafeStream:
 
 def install_failsafe_streams() -> FailsafeStream:
     """Wrap standard output and error, open those that a shell has closed, and return standard output, which is UTF-8 in a file or a
-    pipe, whatever the locale, unless PYTHONIOENCODING is set: what is printed there is read again, as a config or a drawing."""
+    pipe, whatever the locale, unless PYTHONIOENCODING is set: what is printed there is read again, as a config."""
     for number in range(3):
         try:
             os.fstat(number)

@@ -1,4 +1,4 @@
-"""Verbs of a training: train, evaluate, doctor, compare, draw, config."""
+"""Verbs of a training: train, evaluate, doctor, compare, config."""
 
 from __future__ import annotations
 
@@ -158,33 +158,6 @@ def compare(
     if report is not None:
         write_comparison(report, compared)
         print_line(f"report: {report}")
-
-
-def draw(
-    path: Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="TOML file, or run folder.")],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="SVG file, replaced if it is there. Left out: the SVG is printed."),
-    ] = None,
-    overrides: Overrides = None,
-    trust: Trust = False,
-) -> None:
-    """Draw the towers of a config as SVG: fields, gates, branches, layers, vectors and the score."""
-    from twotower import files
-    from twotower.config.toml import load_config
-    from twotower.features.schema import Schema
-    from twotower.reports.tower_drawing import draw_model
-
-    is_run = path.is_dir()
-    schema, found = load_config(path / layout.CONFIG if is_run else path, overrides or [], trust=trust or not is_run)
-    if schema is None:
-        schema = found.data.dataset.table_schema if found.data.dataset else Schema()
-    drawing = draw_model(schema, found.model)
-    if output is None:
-        print(drawing, end="")
-    else:
-        files.write(output, drawing)
-        print_line(f"drawn: {output}")
 
 
 def config(

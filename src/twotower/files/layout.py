@@ -11,9 +11,8 @@ BUNDLES, CURRENT, HISTORY, STORE_LOCK, COLLECTIONS = "bundles", "CURRENT", "HIST
 STORE_FILES = frozenset({BUNDLES, CURRENT, HISTORY, STORE_LOCK})
 """Files that a store has from its beginning, or soon after."""
 
-# Bundle: the manifest, the vectors of all users, the index of the items, the model card, and the drawing of the towers.
+# Bundle: the manifest, the vectors of all users, the index of the items, and the model card.
 MANIFEST, USER_VECTORS, INDEX, MODEL_CARD = "MANIFEST.json", "user_vectors.npy", "index", "README.md"
-DRAWING = "towers.svg"
 
 # Bundle of a model with own counts: the weight of each code of a history.
 OWN_COUNTS = "own_counts.npy"

@@ -5,7 +5,7 @@ model.safetensors  model.json  metrics.json
 user_tower.onnx  item_tower.onnx      equality with torch is checked before they are published
 user_vectors.npy  index/              of the same model
 own_counts.npy  popularity.npy        of a model that has them
-README.md  towers.svg                 the model card, and the drawing of the towers, which the console shows
+README.md                             the model card
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ from twotower.onnx.export import export_tower
 from twotower.onnx.parity import PARITY_ROWS
 from twotower.publishing.item_index import build_item_index, index_facts, tune_and_check
 from twotower.reports.model_card import model_card
-from twotower.reports.tower_drawing import draw_model
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.retrieval.user_vectors import embed_users
@@ -162,7 +161,6 @@ def _write(
         parity[side] = export_tower(run.model, side, fields, folder / layout.tower(side), rows, model)
         log.info(f"{side}_tower.onnx: largest difference from torch {parity[side]:.1e}")
     (folder / layout.MODEL_CARD).write_text(model_card(run, index, recall_check), encoding="utf-8")
-    (folder / layout.DRAWING).write_text(draw_model(run.dataset.schema, run.config.model), encoding="utf-8")
     return BundleFacts(
         model=model,
         dims=items.shape[1],

@@ -1,4 +1,4 @@
-"""report.html: metrics, the towers, learning curves, score distributions, SENet gates and slices of a run, as one offline page."""
+"""report.html: metrics, learning curves, score distributions, SENet gates and slices of a run, as one offline page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from twotower.reports.charts import curves, distributions, gates, negatives
 from twotower.reports.metric_tables import RANKED, cell, columns, measured_columns, metric_rows
 from twotower.reports.page import page, section
 from twotower.reports.slices import column_slices, fixed_slices
-from twotower.reports.tower_drawing import draw_model
 from twotower.reports.verdict import verdict
 from twotower.train.negatives.source_tally import MAX_ROWS
 
@@ -32,7 +31,7 @@ _SPECTRA = "Share of the variance along each principal direction. A line that fa
 
 def write_report(path: Path, run: Run, factors: Scorer) -> None:
     """Write the page of a run, with `factors` as its vectors. The page loads nothing from the network."""
-    sections = [_summary(run), _towers(run)]
+    sections = [_summary(run)]
     sections += [
         section(title, text, figures)
         for title, text, figures in (
@@ -49,14 +48,6 @@ def write_report(path: Path, run: Run, factors: Scorer) -> None:
     sections.append(_slices(run))
     title = f"twotower: {run.folder.name if run.folder else 'run'}"
     files.write(path, page(title, run.dataset.describe(), sections))
-
-
-def _towers(run: Run) -> str:
-    """Return the drawing of the model."""
-    drawing = draw_model(run.dataset.schema, run.config.model)
-    return (
-        f"<h2>Towers</h2><p>From the fields to the score; pairs of towers add up.</p><div class='wide'>{drawing}</div>"
-    )
 
 
 def _curves_text(run: Run) -> str:

@@ -20,11 +20,10 @@ th, td { padding: 5px 14px; text-align: right; border-bottom: 1px solid #e4e7eb;
 th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: normal; min-width: 8em;
                                  position: sticky; left: 0; background: #fff; }
 th { color: #52606d; font-weight: 600; } .verdict { border-left: 4px solid #2f6fb0; padding-left: 12px; color: #1f2933; }
-.best { font-weight: 700; } .wide { overflow-x: auto; }
+.best { font-weight: 700; }
 .figures { display: grid; gap: 16px 32px; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); }
 figure { margin: 8px 0; max-width: 520px; min-width: 0; } figure svg { display: block; width: 100%; font-size: 12px; }
 figure p { font-size: 14px; margin: 0; } figure p span { margin-right: 14px; }
-.wide svg { max-width: 100%; min-width: 700px; height: auto; }
 .texts td { text-align: left; vertical-align: top; overflow-wrap: anywhere; white-space: normal; } .texts th { text-align: left; }
 small { display: block; color: #52606d; white-space: nowrap; } .better { color: #1d7a46; } .worse { color: #b3261e; }
 .key { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 7px; }

@@ -12,8 +12,6 @@ import polars as pl
 
 from twotower.arrays.types import Floats, Ints, ItemId
 from twotower.data.ids import UserIds
-from twotower.files import layout
-from twotower.files.readers import read_regular
 from twotower.retrieval.event import Event
 from twotower.retrieval.explanation import explain, stored_features, stored_history, stored_items
 from twotower.retrieval.request import MAX_K, Answer, Request
@@ -33,14 +31,12 @@ from twotower.serve.console_replies import (
     StoredBundle,
     TitledEvent,
     TitledItem,
-    TowersReply,
     UserReply,
 )
 from twotower.serve.item_map import ItemMap, colour_columns, colour_feature, colour_groups, rounded
 from twotower.serve.problems import Problem
 from twotower.serve.replies import ItemsReply
 from twotower.serve.service import Service, request_weight
-from twotower.store.bundle import Bundle
 from twotower.store.store import Store
 
 SHOWN_EVENTS = 100
@@ -48,9 +44,7 @@ SHOWN_EVENTS = 100
 SHOWN_EXCLUDED = 10
 """Excluded items shown beside an answer, best first."""
 MAX_CONSOLE_REQUESTS, MAX_CONSOLE_REQUESTS_PER_CLIENT = 16, 8
-"""Requests of consoles under way at once: of all clients, and of one. Opening the page sends six."""
-MAX_DRAWING_BYTES = 1_000_000
-"""Largest drawing of towers that the console shows: one of some thousand features."""
+"""Requests of consoles under way at once: of all clients, and of one. Opening the page sends five."""
 
 
 class Console:
@@ -106,11 +100,6 @@ class Console:
         """Project the most popular items to the first two principal components of all item vectors."""
         retriever = await self._retriever(bundle)
         return await asyncio.to_thread(self._map, retriever, column, limit)
-
-    async def towers(self, bundle: str) -> TowersReply:
-        """Return the drawing of the towers of a bundle."""
-        retriever = await self._retriever(bundle)
-        return TowersReply(retriever.bundle.id, await asyncio.to_thread(_drawing, retriever.bundle))
 
     async def explain(self, body: schemas.RecommendRequest, bundle: str) -> ExplainedReply:
         """Return an answer with its history, excluded items, gates, and the user's point on the map."""
@@ -200,14 +189,6 @@ class Console:
         if (found := self._maps.get(retriever)) is None:
             found = self._maps[retriever] = ItemMap(retriever)
         return found
-
-
-def _drawing(bundle: Bundle) -> str | None:
-    """Return the drawing of a bundle's towers, whose checksum was verified when the bundle was opened."""
-    listed = {entry.path: entry.size for entry in bundle.manifest.files}
-    if not 0 < listed.get(layout.DRAWING, 0) <= MAX_DRAWING_BYTES:
-        return None
-    return read_regular(bundle.folder / layout.DRAWING, MAX_DRAWING_BYTES).decode(errors="replace")
 
 
 def _titled(events: Sequence[Event], retriever: Retriever) -> list[TitledEvent]:

@@ -77,14 +77,6 @@ class MapReply:
 
 
 @dataclass
-class TowersReply:
-    """Drawing of the towers of a bundle, as SVG; null for a bundle that has none, or one larger than the console shows."""
-
-    bundle_id: str
-    svg: str | None
-
-
-@dataclass
 class GateReply:
     """Weights of the features of a SENet gate."""
 

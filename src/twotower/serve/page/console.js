@@ -685,7 +685,6 @@ function drawAll() {
   speak(state.lang);
   fill("lang", t("other_language"));
   $("lang").lang = state.lang === "zh" ? "en" : "zh-CN";
-  $("towers").alt = t("towers_label");
   drawTools();
   drawPerson();
   drawContext();
@@ -702,16 +701,6 @@ async function offer() {
   if (!columns.includes(column)) return;
   const data = await guard(() => chart(column));
   if (data && state.where.column === column) $("where-values").replaceChildren(...data.groups.map((g) => make("option", { value: g })));
-}
-
-/** Shows the drawing of the served bundle's towers, if it has one. As an image it runs nothing and loads nothing. */
-async function towers() {
-  const data = await guard(() => ask("towers", "/v1/console/towers"), towers);
-  if (!data) return;
-  // It shrinks to the page, as far as its letters can be read.
-  $("towers").onload = () => ($("towers").style.minWidth = `${Math.round($("towers").naturalWidth * 0.75)}px`);
-  if (data.svg) $("towers").src = `data:image/svg+xml,${encodeURIComponent(data.svg)}`;
-  $("towers-card").hidden = !data.svg;
 }
 
 async function colour() {
@@ -872,7 +861,7 @@ async function start() {
     state.isNew = state.user === null;
   }
   drawAll();
-  await Promise.all([person(), refresh(), colour().then(offer), towers(), ...(state.chosen ? [look(state.chosen, false)] : [])]);
+  await Promise.all([person(), refresh(), colour().then(offer), ...(state.chosen ? [look(state.chosen, false)] : [])]);
   await nameUnknown();
 }
 

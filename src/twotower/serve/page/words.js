@@ -130,9 +130,6 @@ export const words = {
   gates_1: { en: "This answer did not use the gates.", zh: "这个结果没有使用门控。" },
   norm: { en: "Norm of the user vector: {n}.", zh: "用户向量的范数：{n}。" },
 
-  towers: { en: "Towers", zh: "双塔结构" },
-  towers_note: { en: "The model of this bundle, from its fields to the score.", zh: "此发布包的模型，从特征域到分数。" },
-  towers_label: { en: "Drawing of the user tower and the item tower", zh: "用户塔与物品塔的结构图" },
 
   filtered: { en: "Excluded items", zh: "被排除的物品" },
   sum_seen: { en: "in the history", zh: "在历史中" },

@@ -30,9 +30,7 @@ CONTENT_TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-CONTENT_SECURITY_POLICY = (
-    "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
+CONTENT_SECURITY_POLICY = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 PAGE_HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -99,12 +97,6 @@ def add_console_routes(app: FastAPI, service: Service) -> None:
         """Project item vectors to their first two principal components."""
         with console.slot():
             return json_response(await console.map(column, limit, bundle))
-
-    @app.get("/v1/console/towers", responses=of_a_bundle, tags=["console"])
-    async def towers(bundle: BundleId = "") -> Response:
-        """Return the drawing of the towers as SVG; null for a bundle without one."""
-        with console.slot():
-            return json_response(await console.towers(bundle))
 
     @app.post(
         "/v1/console/explain",
