@@ -13,12 +13,11 @@ import torch
 from trainers import weights
 from worlds import settings
 
-import twotower
 from twotower import api, runs
 from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
-from twotower.data.splits import TEST, VALIDATION
+from twotower.data.splits import VALIDATION
 from twotower.data.tables import check
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
@@ -270,30 +269,3 @@ def test_what_loses_more_than_a_hundredth_of_the_monitored_metric_is_not_taken(l
     own = own_scores(trainer.model, trainer.dataset, VALIDATION)
     assert own is not None
     assert (own.root_mean_square / spread > 1.5) == is_taken
-
-
-def rounds(n_users: int = 60, of: int = 14) -> pl.DataFrame:
-    """Each user meets the others of a league in an order of its own, again and again: the next is the one met least lately."""
-    rng, rows = np.random.default_rng(4), list[tuple[int, int, int]]()
-    for user in range(n_users):
-        order = rng.permutation(of)
-        rows += [(user, int(order[n % of]), 1000 * n + user) for n in range(2 * of + int(rng.integers(of)))]
-    return pl.DataFrame(rows, schema=["user_id", "item_id", "at"], orient="row")
-
-
-def test_what_was_just_taken_is_held_back_where_it_does_not_come_next(tmp_path: Path) -> None:
-    data = build_dataset(check(None, None, rounds(), SCHEMA), SCHEMA, SplitConfig(kind="last"))
-    plain = api.fit(data, SCHEMA, config(""))
-    run = api.fit(data, SCHEMA, config(), folder=tmp_path / "run")
-    weights_ = run.model.own_counts.weights
-    assert float(weights_.min()) < 0
-    assert float(weights_.max()) <= 0
-    assert run.metrics["test.ndcg@5"] > plain.metrics["test.ndcg@5"] + 0.3
-    api.publish(run, tmp_path / "store")
-    retriever, factors = twotower.retriever(tmp_path / "store"), run.factors_during(TEST)
-    for user in (0, 7):
-        scores = factors.catalogue_scores(np.array([user]), np.array([0]))[0]
-        best = scores.topk(5)
-        answer = retriever.recommend(twotower.Request(run.dataset.users.ids[user]), 5)
-        assert [item.id for item in answer.items] == [str(run.dataset.items.ids[int(row)]) for row in best.indices]
-        assert [item.score for item in answer.items] == pytest.approx(best.values.tolist(), abs=1e-3)

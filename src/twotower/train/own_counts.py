@@ -39,8 +39,6 @@ OWN_SCORES = 500_000_000
 """Scores of users and items of a comparison at most, of which a fit makes some fifty."""
 FIRST_WEIGHTS = (1.0, 300.0)
 """Weights by which the recencies are compared at first: beside the other scores, and before them."""
-FIRST_BELOW, LONGEST_BELOW = -1.0, 12
-"""The weight by which they are compared where what was just taken does not come next, as the opponent of a match, and the longest half-life of these."""
 USUAL_WEIGHT, USUAL_EXPONENT = 3.0, 0.1
 """Those beside which the values of a start are chosen, before these are fitted."""
 
@@ -143,12 +141,6 @@ class OwnCountsFit:
         first = ((w, r) for r in self._recencies for w in FIRST_WEIGHTS)
         recency = max(first, key=lambda pair: of(*pair))[1]
         weight = best_weight(WEIGHTS, lambda w: of(w, recency))
-        lately = [r for r in self._recencies if r.rate <= 0.5 ** (1 / LONGEST_BELOW) or r == Recency()]
-        last = max(lately, key=lambda r: of(FIRST_BELOW, r))
-        if of(FIRST_BELOW, last) > of(0.0, last):
-            below = -best_weight(WEIGHTS, lambda w: of(-w, last))
-            if of(below, last) > of(weight, recency):
-                weight, recency = below, last
         recency = max(self._recencies, key=lambda r: of(weight, r)) if weight else Recency()
         best = max(monitored for _, monitored in tried.values())
         least = best - CLOSE * abs(best)
