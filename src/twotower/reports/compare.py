@@ -68,12 +68,6 @@ def compare_sliced(
     return [replace(c, names=names) for c in comparisons]
 
 
-def describe_comparisons(comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """Yield printable lines: a table, a summary and the decision rule."""
-    yield from describe_table(comparisons)
-    yield DECISION_RULE
-
-
 def describe_table(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """Yield printable lines: a table and a summary."""
     a, b = comparisons[0].names
