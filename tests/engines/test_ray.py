@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import signal
@@ -10,7 +9,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,7 @@ from messages import collected_messages
 from ray_worlds import address_of, imported_ray, running_ray
 
 from twotower.engines import open_engine
-from twotower.engines.ray import CLUSTER_SWITCH, LEASE_SWITCH, RayEngine
-from twotower.engines.ray_hosts import elsewhere
+from twotower.engines.ray import CLUSTER_SWITCH, RayEngine
 from twotower.errors import ConfigError, DataError, RunError, Unavailable
 
 
@@ -113,20 +110,6 @@ def test_a_ray_of_a_busy_machine_is_started_three_times_and_leaves_no_process(
         assert [node.stopped for node in started] == [1] * 3
 
 
-def test_the_switch_of_leases_is_one_of_the_installed_ray_and_stays_as_it_is_set(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    code = Path(imported_ray()._raylet.__file__)
-    with code.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        assert data.find(LEASE_SWITCH.encode()) >= 0
-    monkeypatch.delenv(LEASE_SWITCH)
-    imported_ray()
-    assert os.environ[LEASE_SWITCH] == "10000"
-    monkeypatch.setenv(LEASE_SWITCH, "500")
-    imported_ray()
-    assert os.environ[LEASE_SWITCH] == "500"
-
-
 # ---- a Ray that is lost
 
 
@@ -139,11 +122,8 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
-
-def host(name: str, port: int = 9, alive: bool = True, reason: int = 0) -> dict[str, object]:
-    """Return a host as Ray tells it."""
-    address = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port, "Resources": {"CPU": 1.0}}
-    return {"NodeID": name, "Alive": alive, "DeathReason": reason, **address}
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 class LostRay:
@@ -165,15 +145,13 @@ class LostRay:
             "get",
             "available_resources",
             "cluster_resources",
-            "nodes",
             "cancel",
             "get_runtime_context",
         )
         for name in names:
             call = self._fail if name == self._at else getattr(self, name)
             monkeypatch.setattr(ray, name, call)
-        for module in ("ray", "ray_hosts"):
-            monkeypatch.setattr(f"twotower.engines.{module}.time", self.clock)
+        monkeypatch.setattr("twotower.engines.ray.time", self.clock)
 
     def _fail(self, *_: object, **__: object) -> Any:
         raise self._error
@@ -211,186 +189,9 @@ class LostRay:
     def cluster_resources(self) -> dict[str, float]:
         return {}
 
-    def nodes(self) -> list[dict[str, object]]:
-        return [host("here"), host("lost before", alive=False)]
-
     def cancel(self, shard: int, force: bool) -> None:
         self.cancels += 1
         raise ConnectionError("Client is shutting down.")
-
-
-class RayWithLostHost(LostRay):
-    """A Ray one of whose hosts is cut off with the first shard: nobody hears of that task again, and Ray says so after a while."""
-
-    def __init__(self) -> None:
-        super().__init__("", ConnectionError())
-        self.sent: list[int] = []
-
-    def remote(self, first: object, *shards: int) -> Any:
-        self.sent += shards
-        return len(self.sent) - 1 if shards else self
-
-    def wait(self, waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
-        return self.waited([task for task in waiting if task][:1], waiting, timeout)
-
-    def get(self, task: int) -> int:
-        return 2 * self.sent[task]
-
-    def nodes(self) -> list[dict[str, object]]:
-        return [*super().nodes(), host("cut off", alive=self.clock.now < 60)]
-
-
-def test_fault_C18_a_shard_that_may_be_on_a_lost_host_is_made_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray itself gives up the task when its connection ends, minutes later. What it says then is heard no more."""
-    cut = RayWithLostHost()
-    cut.put_in_place(monkeypatch)
-    made: list[int] = []
-    with collected_messages() as lines:
-        RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
-    assert made == [12, 14, 10]
-    assert cut.sent == [5, 6, 7, 5]
-    assert [line for line in lines if "lost" in line] == [
-        "engine 'ray': a host is lost or silent (127.0.0.1:9); unfinished shards, which the others get too: 1"
-    ]
-    assert cut.cancels == 1, "of the task that nobody hears of"
-
-
-class RayWithSilentHost(LostRay):
-    """A Ray that waits for the answer of a host that takes no connection: no task is finished that may run there, but the first."""
-
-    def __init__(self, head: str, hosts: dict[str, int]) -> None:
-        super().__init__("", ConnectionError())
-        self.gcs_address, self.hosts = head, hosts
-        self.sent, self.functions = list[tuple[int, int]](), list[tuple[float, str]]()
-
-    def options(self, **given: Any) -> LostRay:
-        self.functions.append((self.clock.now, (given["label_selector"] or {}).get("ray.io/node-id", "")))
-        return self
-
-    def remote(self, first: object, *shards: int) -> Any:
-        self.sent += [(shard, len(self.functions) - 1) for shard in shards]
-        return len(self.sent) - 1 if shards else self
-
-    def wait(self, waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
-        ready = [task for task in waiting if task == 0 or self.functions[self.sent[task][1]][1]]
-        return self.waited(ready[:1], waiting, timeout)
-
-    def get(self, task: int) -> int:
-        return 2 * self.sent[task][0]
-
-    def nodes(self) -> list[dict[str, object]]:
-        return [host(name, port) for name, port in self.hosts.items()]
-
-    def cancel(self, task: int, force: bool) -> None:
-        self.cancels += 1
-
-
-def test_fault_C18_shards_that_wait_for_a_host_that_takes_no_connection_are_given_to_the_others(
-    held: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ray takes it for lost half a minute later, and asks it for CPUs until then, while the others are idle."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(100)
-        port, made = listening.getsockname()[1], list[int]()
-        ray = RayWithSilentHost(address_of(listening), {"head": port, "off": held.getsockname()[1], "on": port})
-        ray.put_in_place(monkeypatch)
-        with collected_messages() as lines:
-            RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
-    assert sorted(made) == [10, 12, 14]
-    assert ray.functions == [(0, ""), (5, "!in(off)")]
-    assert ray.sent[:3] == [(5, 0), (6, 0), (7, 0)]
-    assert sorted(ray.sent[3:]) == [(6, 1), (7, 1)]
-    assert ray.cancels == 2, "of the tasks that wait"
-    assert lines == [
-        f"engine 'ray': a host is lost or silent ({address_of(held)}); unfinished shards, which the others get too: 2"
-    ]
-
-
-def test_a_host_that_answers_again_gets_shards(held: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host is silent for a moment, and those that were given out meanwhile may run there too."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(100)
-        port, made = listening.getsockname()[1], list[int]()
-        ray = RayWithSilentHost(address_of(listening), {"head": port, "blip": held.getsockname()[1]})
-        ray.put_in_place(monkeypatch)
-        wait = ray.wait
-
-        def slowly(waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
-            ray.hosts["blip"] = held.getsockname()[1] if ray.clock.now < 10 else port
-            return wait(waiting, timeout) if ray.clock.now >= 20 else ray.waited([], waiting, timeout)
-
-        monkeypatch.setattr(imported_ray(), "wait", slowly)
-        RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
-    assert ray.functions == [(0, ""), (5, "!in(blip)"), (15, "")]
-    assert sorted(ray.sent) == [(shard, function) for shard in (5, 6, 7) for function in (0, 1, 2)]
-    assert sorted(made) == [10, 12, 14]
-
-
-def test_shards_are_given_once_while_all_hosts_take_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long one takes. Ray's client, whose process may reach the head alone, connects to none."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(100)
-        port = listening.getsockname()[1]
-        for head, hosts in ((address_of(listening), {"a": port, "b": port}), ("", {"a": 9, "b": 9})):
-            ray = RayWithSilentHost(head, hosts)
-            ray.put_in_place(monkeypatch)
-            with pytest.raises(Unavailable, match="no shard is finished within 50 seconds"):
-                RayEngine("", 2, timeout=50).run(lambda: abs, [5, 6, 7], print)
-            assert [shard for shard, _ in ray.sent] == [5, 6, 7]
-
-
-class RayWithTwins(LostRay):
-    """A Ray with a host less, whose others are at work: after a silence, all tasks are finished, the later ones first."""
-
-    def __init__(self) -> None:
-        super().__init__("", ConnectionError())
-        self.sent: list[int] = []
-        self.cancelled: list[int] = []
-        self.functions = 0
-
-    def remote(self, first: object, *shards: int) -> Any:
-        self.sent += shards
-        self.functions += not shards
-        return len(self.sent) - 1 if shards else self
-
-    def wait(self, waiting: list[int], timeout: float) -> tuple[list[int], list[int]]:
-        return self.waited([] if self.clock.now < 30 else [max(waiting)], waiting, timeout)
-
-    def get(self, task: int) -> int:
-        return 2 * self.sent[task]
-
-    def nodes(self) -> list[dict[str, object]]:
-        return [host("here"), host("lost", alive=not self.clock.now)]
-
-    def cancel(self, task: int, force: bool) -> None:
-        assert not force, "whose process would load the run again"
-        self.cancelled.append(task)
-
-
-def test_of_a_shard_that_two_make_the_one_that_is_left_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shards of the host that is lost are Ray's affair, and the others' are made once."""
-    ray, made = RayWithTwins(), list[int]()
-    ray.put_in_place(monkeypatch)
-    RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
-    assert ray.sent[:3] == [5, 6, 7] == sorted(ray.sent[3:])
-    assert made == [2 * shard for shard in ray.sent[:2:-1]]
-    assert ray.cancelled == [shard - 5 for shard in ray.sent[:2:-1]]
-    assert ray.functions == 2, "Ray asks for CPUs by function, and would wait for the answers of the lost host"
-
-
-@pytest.mark.parametrize(("reason", "is_lost"), [(1, False), (2, True), (3, True), (4, False)])
-def test_a_host_that_leaves_is_none_that_is_lost(reason: int, is_lost: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was stopped or, idle, scaled down; but not one that was taken away, whose connections may stay silent."""
-    ray, made = RayWithTwins(), list[int]()
-    ray.put_in_place(monkeypatch)
-    states = chain([[host("here"), host("gone")]], repeat([host("here"), host("gone", alive=False, reason=reason)]))
-    monkeypatch.setattr(imported_ray(), "nodes", lambda: next(states))
-    RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
-    assert sorted(made) == [10, 12, 14]
-    assert sorted(ray.sent) == sorted([5, 6, 7] * (1 + is_lost))
 
 
 class RayWithHead(LostRay):
@@ -412,52 +213,32 @@ class RayWithHead(LostRay):
 def test_fault_C18_a_head_that_is_lost_ends_the_job(
     seconds: float, held: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also while the other hosts make shards. It is looked at every five seconds, and Ray would end the process after a minute."""
+    """Also while the other hosts make shards, and before Ray would end the process, after a minute."""
     ray = RayWithHead(address_of(held), seconds)
     ray.put_in_place(monkeypatch)
-    told = (
-        rf"the Ray of this process answers no more \(its head, {ray.gcs_address}, is silent for 30 seconds: .*refused\)"
-    )
-    with collected_messages(), pytest.raises(Unavailable, match=told):
-        RayEngine("", 2).run(lambda: abs, range(100), lambda _: None)
-    assert ray.clock.now == 35.0
-
-
-@pytest.mark.parametrize(("seconds", "busy"), [(60.0, 0.0), (1.0, 40.0)])
-def test_one_connection_that_fails_after_a_while_ends_no_job(
-    seconds: float, busy: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither while no shard is finished nor after the call was busy with one."""
-    ray, failed, made = RayWithHead("127.0.0.1:9", seconds), list[float](), list[int]()
-    ray.put_in_place(monkeypatch)
-
-    def connect(address: str, seconds: float = 0.0) -> None:
-        if ray.clock.now >= 30 and not failed:
-            failed.append(ray.clock.now)
-            raise ConnectionRefusedError("no room")
-
-    def done(shard: int) -> None:
-        made.append(shard)
-        ray.clock.now += busy
-
-    monkeypatch.setattr("twotower.engines.ray_hosts.connect", connect)
-    with collected_messages() as lines:
-        RayEngine("", 2).run(lambda: abs, [5, 6, 7], done)
-    assert made == [5, 6, 7]
-    assert len(failed) == 1
-    told = [re.findall(r"no shard is finished for (\d+) seconds", line) for line in lines]
-    assert [seconds for found in told for seconds in found] == ([] if busy else ["35", "30", "30"])
-
-
-def test_a_silent_head_is_asked_nothing_when_the_time_of_the_job_ends(
-    held: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ray's questions would not return."""
-    ray = RayWithHead(address_of(held), 3600.0)
-    ray.put_in_place(monkeypatch)
     monkeypatch.setattr(imported_ray(), "available_resources", lambda: pytest.fail("Ray is asked"))
-    with pytest.raises(Unavailable, match=r"its head, .*, is silent for 30 seconds"):
-        RayEngine("", 2, timeout=10.0).run(lambda: abs, [5], lambda _: None)
+    told = rf"the Ray of this process answers no more \({ray.gcs_address} takes no connection: .*refused\); see"
+    with pytest.raises(Unavailable, match=told):
+        RayEngine("", 2, timeout=20.0).run(lambda: abs, range(100), lambda _: None)
+    assert ray.clock.now == 40.0
+
+
+def test_a_head_that_takes_connections_again_ends_no_job(held: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray, made = RayWithHead(address_of(held), 60.0), list[int]()
+    ray.put_in_place(monkeypatch)
+    sleep = ray.clock.sleep
+
+    def restart(seconds: float) -> None:
+        sleep(seconds)
+        held.listen()
+
+    monkeypatch.setattr(ray.clock, "sleep", restart)
+    with collected_messages() as lines:
+        RayEngine("", 2).run(lambda: abs, [5, 6, 7], made.append)
+    assert made == [5, 6, 7]
+    assert [line.partition(",")[0] for line in lines] == [
+        f"engine 'ray': no shard is finished for {seconds} seconds" for seconds in (31, 30, 30)
+    ]
 
 
 def test_a_cluster_that_is_not_there_is_said_at_once(held: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -561,19 +342,6 @@ def test_a_process_loads_a_job_once(engine: RayEngine, tmp_path: Path) -> None:
 
     pids = set(collect(engine, job, list(range(12))))
     assert {p.name for p in tmp_path.iterdir()} == {f"loaded-{pid}" for pid in pids}
-
-
-@pytest.mark.system
-def test_ray_gives_no_task_to_a_host_that_is_left_out(engine: RayEngine) -> None:
-    ray = imported_ray()
-    (here,) = ray.nodes()
-    there, nowhere = (
-        ray.remote(lambda n: -n).options(label_selector=elsewhere(frozenset([i]))) for i in ("0", here["NodeID"])
-    )
-    waiting = nowhere.remote(-7)
-    assert ray.get([there.remote(-5) for _ in range(20)], timeout=300) == [5] * 20
-    assert ray.wait([waiting], timeout=0.5) == ([], [waiting])
-    ray.cancel(waiting)
 
 
 @pytest.mark.system

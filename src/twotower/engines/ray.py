@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import re
+import socket
 import sys
 import time
 import traceback
@@ -24,7 +24,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic
 
 from twotower.engines.engine import Job, JobEngine, Made, Shard
-from twotower.engines.ray_hosts import HEAD_SILENCE, Head, Hosts, connect, elsewhere, free_cpus, head_address
 from twotower.errors import ConfigError, RunError, TwoTowerError, Unavailable, first_line, install_command
 from twotower.kinds import import_modules
 from twotower.machine import default_threads
@@ -44,12 +43,14 @@ WAITING = 1024
 STARTS = 3
 """Tries to join a cluster whose client server cannot start a process for this one, or to start a Ray here whose processes are not up
 within its half a minute: both happen on a busy machine."""
-LOOK = 30.0
+REPORT = 30.0
 """Seconds without a finished shard after which Ray is asked for CPUs."""
-LEASE_SWITCH, LEASE = "RAY_worker_lease_timeout_milliseconds", 10_000
-"""Ray's switch for how long a job holds a process before it gives that back and asks for one again, and our value, in milliseconds. By Ray's own
-value, 500, it asks after nearly every shard, which leaves hosts idle, and for long where the one that is asked is lost. Ray reads it when it is
-imported, and for jobs by its client where its head is started."""
+LOOK = 10.0
+"""Seconds from one connection to the head to the next."""
+HEAD_SILENCE = 30.0
+"""Seconds for which the head may take no connection. After 60 without it Ray ends the process itself, without an exception."""
+CONNECTION = 5.0
+"""Seconds for which one connection to the head is waited."""
 STORE_BYTES = 100_000_000
 """Memory of the objects of a Ray of this machine: shards go from file to file, and only their descriptions go through Ray."""
 LOOPBACK = "127.0.0.1"
@@ -93,8 +94,8 @@ class RayEngine(JobEngine):
         done: Callable[[Made], None],
         modules: Sequence[str] = (),
     ) -> None:
-        """Make the shards as tasks. A task whose process is lost is repeated, and one that may be on a lost host, or wait for it, is given to others too;
-        after `timeout` seconds without a finished one, or if one fails, the job ends. Raises TwoTowerError as a task does, RunError, Unavailable."""
+        """Make the shards as tasks. Ray repeats a task whose process or host is lost. After `timeout` seconds without a finished shard, or if
+        one fails, the job ends. Raises TwoTowerError as a task does, RunError, Unavailable."""
         if not shards:
             return
         with self.started(), closing(self._made(job, shards, modules)) as all_made:
@@ -107,59 +108,33 @@ class RayEngine(JobEngine):
 
         threads = self._threads if self._joins else 1
         variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS")}
-        running: dict[ObjectRef[Made], int] = {}
-        unfinished: dict[int, Shard] = {}
+        running: list[ObjectRef[Made]] = []
         try:
-            sent = _Sent(uuid.uuid4().hex, ray.put(job), tuple(modules))
-            left = iter(enumerate(shards))
-            head = Head(head_address(), HEAD_SILENCE)
-            last = asked = time.monotonic()
-            hosts = Hosts(head.every)
-            avoided, is_lost = None, False
+            task = ray.remote(_make).options(  # type: ignore[var-annotated]
+                num_cpus=threads, max_retries=RETRIES, runtime_env={"env_vars": variables}
+            )
+            sent, left, head = _Sent(uuid.uuid4().hex, ray.put(job), tuple(modules)), iter(shards), _head_address()
+            last = asked = looked = time.monotonic()
             while True:
-                # A new function asks for CPUs anew, and not after those that a lost host was asked for.
-                if is_lost or hosts.silent != avoided:
-                    is_lost, avoided = False, hosts.silent
-                    task = ray.remote(_make).options(  # type: ignore[var-annotated]
-                        num_cpus=threads, max_retries=RETRIES, runtime_env={"env_vars": variables}, label_selector=elsewhere(avoided)
-                    )  # fmt: skip
-                    # In no order, so that two functions seldom make one shard at once.
-                    twins = random.sample([*unfinished.items()], len(unfinished))
-                    running |= {task.remote(sent, shard): number for number, shard in twins}
-                for number, shard in islice(left, WAITING - len(unfinished)):
-                    unfinished[number] = shard
-                    running[task.remote(sent, shard)] = number
-                if not unfinished:
+                running += [task.remote(sent, shard) for shard in islice(left, WAITING - len(running))]
+                if not running:
                     return
-                ready, _ = ray.wait([*running], timeout=min(head.every, self._timeout))
-                head.look()
+                ready, running = ray.wait(running, timeout=min(LOOK, self._timeout))
                 now = time.monotonic()
-                silent = now - last
+                if head and now - looked >= LOOK:
+                    connect(head, HEAD_SILENCE)
+                    now = looked = time.monotonic()
                 if ready:
                     last = asked = now
-                elif not head.answers:
-                    pass  # Ray would not answer
-                elif silent >= self._timeout:
+                elif (silent := now - last) >= self._timeout:
                     raise Unavailable(
-                        f"engine 'ray': no shard is finished within {silent:,.0f} seconds, with {free_cpus()}; see that the cluster has "
+                        f"engine 'ray': no shard is finished within {silent:,.0f} seconds, with {_free_cpus()}; see that the cluster has "
                         "free ones, or choose smaller shards (`shard_rows`), then call again to go on"
                     )
-                elif now - asked >= LOOK:
+                elif now - asked >= REPORT:
                     asked = now
-                    log.info(f"engine 'ray': no shard is finished for {silent:,.0f} seconds, with {free_cpus()}")
-                for ref in ready:
-                    if (number := running.pop(ref, -1)) in unfinished:  # else a twin has made it
-                        made = _result(ref)
-                        del unfinished[number]
-                        for twin in [other for other, of in running.items() if of == number]:
-                            del running[twin]
-                            with suppress(Exception):  # its process stays, with what it has loaded
-                                ray.cancel(twin, force=False)
-                        yield made
-                if unfinished and head.answers and (found := hosts.look()):
-                    told = f"unfinished shards, which the others get too: {len(unfinished):,}"
-                    log.info(f"engine 'ray': a host is lost or silent ({', '.join(found)}); {told}")
-                    is_lost = True
+                    log.info(f"engine 'ray': no shard is finished for {silent:,.0f} seconds, with {_free_cpus()}")
+                yield from map(_result, ready)
         except ray.exceptions.RayTaskError:
             raise
         except _losses() as e:
@@ -239,10 +214,38 @@ def _stop_started(error: Exception) -> None:
 def _set_environment(address: str) -> None:
     """Set what Ray reads when it is imported and started."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault(LEASE_SWITCH, str(LEASE))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming behaviour, of which Ray warns
     if not address:
         os.environ.setdefault(CLUSTER_SWITCH, "0")
+
+
+def connect(address: str, seconds: float = 0.0) -> None:
+    """Connect to HOST:PORT and hang up, again for as long as it fails. Raises ConnectionError after these seconds."""
+    host, _, port = address.rpartition(":")
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), CONNECTION).close()
+        except OSError as e:
+            if time.monotonic() >= end:
+                raise ConnectionError(f"{address} takes no connection: {e}") from e
+            time.sleep(1)
+
+
+def _head_address() -> str:
+    """Return the address of the head of Ray, "" for Ray's client, whose connection reports its loss."""
+    import ray
+
+    is_client = ray.util.client.ray.is_connected()  # type: ignore[no-untyped-call]
+    return "" if is_client else str(ray.get_runtime_context().gcs_address)
+
+
+def _free_cpus() -> str:
+    """Return the free and all CPUs of Ray, as "3 of 8 free CPUs"."""
+    import ray
+
+    free, all_ = ray.available_resources(), ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return f"{free.get('CPU', 0):g} of {all_.get('CPU', 0):g} free CPUs"
 
 
 def _losses() -> tuple[type[Exception], ...]:
