@@ -1,8 +1,7 @@
-"""A training with `train.precision = "auto"` takes the faster precision, says why, and keeps it."""
+"""A training with `train.precision = "auto"` takes bf16 for large products where a device has it, says why, and keeps it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,137 +15,85 @@ from twotower.config.experiment import Config
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.train import precision
-from twotower.train.precision import Precision, Product, choose, products, seconds, with_precision
+from twotower.train.precision import MIN_WORK, has_bf16, with_precision, work
 from twotower.train.trainer import Trainer
 
 CPU = torch.device("cpu")
-LARGE = Product(4096, 128, 4000)
-
-
-def stopwatch(fp32: float, bf16: float) -> precision.Stopwatch:
-    """A stopwatch of a machine with these seconds for a billion multiplications, on which every second time is ten times as long,
-    and every third in fp32."""
-    calls = {"fp32": 0, "bf16": 0}
-
-    def watch(product: Product, chosen: Precision, device: torch.device) -> float:
-        calls[chosen] += 1
-        busy = calls[chosen] % (3 if chosen == "fp32" else 2) == 0
-        return (10 if busy else 1) * {"fp32": fp32, "bf16": bf16}[chosen] * product.work / 1e9
-
-    return watch
+WIDE: dict[str, Any] = {"train": {"batch_size": 2**13}, "loss": {"kind": "softmax"}}
+"""A step with large products, if the data had as many rows."""
 
 
 @pytest.mark.parametrize(
-    ("fp32", "bf16", "expected"), [(1.0, 0.5, "bf16"), (0.5, 0.8, "fp32"), (1.0, 0.95, "fp32"), (1.0, 1.0, "fp32")]
+    ("flags", "expected"),
+    [("fpu avx512f avx512_bf16 amx_tile", True), ("amx_bf16", True), ("fpu avx512f amx_int8", False), ("", False)],
 )
-def test_the_faster_precision_is_chosen_on_a_busy_machine(fp32: float, bf16: float, expected: str) -> None:
-    chosen, reason = choose([LARGE], CPU, stopwatch(fp32, bf16))
-    assert chosen == expected
-    assert reason == (
-        f"the largest matrix products of a step take about {bf16 * LARGE.work / 1e6:.3g} ms in bf16 and "
-        f"{fp32 * LARGE.work / 1e6:.3g} ms in fp32"
-    )
+def test_a_processor_has_bf16_by_its_flags(flags: str, expected: bool, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t:\n")
+    assert has_bf16(CPU, tmp_path / "cpuinfo") is expected
 
 
-def test_the_larger_product_counts_more() -> None:
-    def watch(product: Product, chosen: Precision, device: torch.device) -> float:
-        fast = "bf16" if product.inner == 128 else "fp32"
-        return product.work * (1.0 if chosen == fast else 3.0)
-
-    assert choose([LARGE, Product(4096, 64, 4000)], CPU, watch)[0] == "bf16"
-    assert choose([LARGE, Product(4096, 512, 4000)], CPU, watch)[0] == "fp32"
+def test_other_devices_and_systems_have_no_bf16(tmp_path: Path) -> None:
+    assert not has_bf16(CPU, tmp_path / "none")
+    (tmp_path / "cpuinfo").write_text("amx_bf16")
+    assert not has_bf16(torch.device("mps"), tmp_path / "cpuinfo")
 
 
-def test_small_products_and_other_devices_are_not_timed() -> None:
-    def watch(product: Product, chosen: Precision, device: torch.device) -> float:
-        raise AssertionError
-
-    assert choose([Product(256, 8, 100)], CPU, watch) == (
-        "fp32", "the matrix products of a step are small (0.2 million multiplications)"
-    )  # fmt: skip
-    assert choose([LARGE], torch.device("mps"), watch) == ("fp32", "bf16 is not measured on mps")
-
-
-def test_a_piece_of_a_product_is_timed() -> None:
-    assert Product(8, 4, 3).timed == Product(8, 4, 3)
-    assert max(Product(2048, 10**9, 10**9).timed) <= 2**14
-    for large in (LARGE, Product(10**6, 4096, 10**6), Product(10**6, 10**6, 1), Product(2, 3, 10**9)):
-        piece = large.timed
-        assert piece.inner == min(large.inner, precision.MAX_INNER)
-        assert all(a <= b for a, b in zip(piece, large, strict=True))
-        assert piece.work <= max(precision.MAX_WORK, 16 * piece.rows * piece.inner)
+def test_the_work_of_a_step_is_that_of_its_largest_product() -> None:
+    layers = {"pairs": [{"user": {"layers": [64, 8]}, "item": {"layers": [8]}}]}
+    softmax = {"loss": {"kind": "softmax"}}
+    assert work(settings(model=layers), 10**6) == 256 * 64 * 64
+    assert work(settings(model=layers, **softmax), 10**6) == 256 * 64 * 64
+    assert work(settings(model=layers, train={"batch_size": 1024}, **softmax), 10**6) == 1024 * 1024 * 8
+    assert work(settings(model=layers, negatives={"full": True}, **softmax), 10**6) == 256 * 8 * 10**6
+    plain = {"width": 32, "pairs": [{"user": {"layers": []}, "item": {"layers": []}}]}
+    assert work(settings(model=plain, **softmax), 10**6) == 256 * 32 * 256
 
 
-@pytest.mark.parametrize("chosen", precision.PRECISIONS)
-def test_a_product_takes_time_and_no_random_number(chosen: Precision) -> None:
-    state = torch.get_rng_state()
-    assert 0 < seconds(Product(64, 512, 512), chosen, CPU) < 10
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_the_products_are_those_of_the_layers_and_of_the_loss(board: Dataset) -> None:
-    n = len(board.items)
-    layers = {"bias": False, "pairs": [{"user": {"layers": [16, 8]}, "item": {"layers": [8]}}]}
-    pairs = products(settings(model=layers), board)
-    assert {p.rows for p in pairs} <= {256, 512}
-    assert (16, 8) in [(p.inner, p.columns) for p in pairs]
-    full = products(settings(model=layers, loss={"kind": "softmax"}, negatives={"full": True}), board)
-    in_batch = products(settings(model=layers, loss={"kind": "softmax"}), board)
-    assert [(p.rows, p.columns) for p in full if p not in pairs][-1] == (256, n)
-    assert [(p.rows, p.columns) for p in in_batch if p not in pairs] == [(256, 256)]
-
-
-def test_a_pair_that_a_step_leaves_out_has_no_products(board: Dataset) -> None:
+def test_a_pair_that_a_step_leaves_out_has_no_products() -> None:
     narrow, wide = ({side: {"layers": [width]} for side in ("user", "item")} for width in (8, 32))
-    common: dict[str, Any] = {"loss": {"kind": "softmax"}, "negatives": {"full": True}}
     kept = {"pairs": "apart", "start": [{"kind": "transitions", "pair": 1, "learn": False}]}
-    alone = settings(model={"bias": False, "similarity": "dot", "pairs": [narrow]}, **common)
-    both = settings(model={"bias": False, "similarity": "dot", "pairs": [narrow, wide]}, train=kept, **common)
-    assert products(both, board) == products(alone, board)
+    both = {"bias": False, "similarity": "dot", "pairs": [narrow, wide]}
+    softmax = {"loss": {"kind": "softmax"}}
+    assert work(settings(model=both, train=kept, **softmax), 30) == 256 * 256 * 8
+    assert work(settings(model=both, **softmax), 30) == 256 * 256 * 32
 
 
-def machine(fp32: float, bf16: float) -> Callable[..., tuple[Precision, str]]:
-    """The choice on a machine of these speeds, on which the products of a test are large."""
-    return lambda found, device, watch: choose([p._replace(rows=10**8) for p in found], device, stopwatch(fp32, bf16))
-
-
-@pytest.fixture
-def fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "choose", machine(1.0, 0.5))
-
-
-def test_auto_is_the_default_and_a_given_precision_stays(board: Dataset, fast_bf16: None) -> None:
+@pytest.mark.parametrize(("has", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_large_products_are_in_bf16_where_the_device_has_it(
+    has: bool, expected: str, board: Dataset, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "has_bf16", lambda device: has)
     assert Config().train.precision == "auto"
-    assert Trainer(board, settings()).recipe.train.precision == "bf16"
+    assert work(settings(**WIDE), len(board.items)) >= MIN_WORK
+    assert Trainer(board, settings(**WIDE)).recipe.train.precision == expected
     given = settings(train={"precision": "fp32"})
     assert with_precision(given, board, CPU, DistributedContext()) is given
-    assert Trainer(board, given).recipe.train.precision == "fp32"
-
-
-def test_small_models_train_in_fp32(board: Dataset) -> None:
-    """Whatever the machine, so that a fixed seed gives the bits of fp32."""
-    assert Trainer(board, settings()).recipe.train.precision == "fp32"
-
-
-@pytest.mark.usefixtures("fast_bf16")
-def test_a_run_keeps_the_choice_and_the_log_the_reason(tmp_path: Path, messages: list[str]) -> None:
-    done = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run")
-    assert done.config.train.precision == runs.load(tmp_path / "run").config.train.precision == "bf16"
     said = [m for m in messages if m.startswith("train.precision")]
-    assert len(said) == 1
-    assert said[0].startswith("train.precision = 'bf16': the largest matrix products of a step take about")
+    instructions = f"{'' if has else 'no '}instructions for matrix products in bf16"
+    assert said == [f"train.precision = '{expected}': this cpu has {instructions}"]
+
+
+def test_small_models_train_in_fp32(board: Dataset, messages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the machine, so that a fixed seed gives the bits of fp32."""
+    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
+    assert Trainer(board, settings()).recipe.train.precision == "fp32"
+    told = "train.precision = 'fp32': the matrix products of a step are small (0.0 million multiplications)"
+    assert told in messages
 
 
 def test_a_resumed_training_keeps_the_choice_of_its_start(
     tmp_path: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = settings(train={"checkpoint_steps": 1})
-    monkeypatch.setattr(precision, "choose", machine(1.0, 0.5))
+    config = settings(
+        model={"pairs": [{"user": {"layers": [768, 8]}, "item": {"layers": [8]}}]}, train={"checkpoint_steps": 1}
+    )
+    assert work(config, 30) >= MIN_WORK
+    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
     with pytest.raises(KeyboardInterrupt):
         api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run", callback=StopAt(3))
-    monkeypatch.setattr(precision, "choose", machine(0.5, 1.0))
+    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
     done = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run", resume=True)
-    assert done.config.train.precision == "bf16"
+    assert done.config.train.precision == runs.load(tmp_path / "run").config.train.precision == "bf16"
     assert "resuming after step 2" in messages
     assert "train.precision = 'bf16': the training that is resumed has it" in messages
     again = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "other")
@@ -155,6 +102,6 @@ def test_a_resumed_training_keeps_the_choice_of_its_start(
 
 def test_all_ranks_take_the_choice_of_the_first(board: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DistributedContext, "broadcast", lambda self, value: "bf16")
-    monkeypatch.setattr(precision, "choose", None)  # another rank measures nothing
+    monkeypatch.setattr(precision, "work", None)  # another rank decides nothing
     found = with_precision(settings(), board, CPU, DistributedContext(rank=1, world_size=2))
     assert found.train.precision == "bf16"

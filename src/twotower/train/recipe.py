@@ -110,8 +110,8 @@ class TrainConfig(Section):
     validate_every: int = Field(1, ge=1, description="Epochs between validations.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="Precision of the matrix products of training. Weights are fp32. auto: the faster on this machine, measured at "
-        "the start; the run keeps the choice.",
+        description="Precision of the matrix products of training. Weights are fp32. auto: bf16 for large products on a device with "
+        "instructions for them, else fp32; the run keeps the choice.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device. auto: cuda, else mps, else cpu.")
     seed: int = Field(1, ge=0, lt=2**31, description="Seed of initial weights, order, negatives and dropout.")
