@@ -44,8 +44,8 @@ from twotower.model.branches.cin import Cin, CinBranch
 from twotower.model.branches.cross import Cross, CrossBranch
 from twotower.model.branches.fm import Fm
 from twotower.model.branches.mlp import Mlp, MlpBranch
-from twotower.model.head import TowerHead
 from twotower.model.pooling.decay import Decay
+from twotower.model.towers import TowerHead
 from twotower.model.two_tower import TwoTower
 from twotower.reports import charts
 from twotower.retrieval.request import Request

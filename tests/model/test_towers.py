@@ -7,7 +7,7 @@ import torch
 from model_worlds import close, not_none
 from torch import nn
 
-from twotower.model.head import TowerHead
+from twotower.model.towers import TowerHead
 
 HIDDEN, JOINED = torch.randn(9, 6), torch.randn(9, 8)
 
