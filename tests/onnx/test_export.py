@@ -50,9 +50,8 @@ from twotower.model.two_tower import ModelConfig, TwoTower
 from twotower.onnx import export
 from twotower.onnx.allow_list import ELEMENT_TYPES, MESSAGE_FIELDS, METADATA_KEYS, OPERATORS
 from twotower.onnx.check import inspect_tower
-from twotower.onnx.export import MAX_DIFFERENCE, allowed_difference, export_tower
+from twotower.onnx.export import MAX_DIFFERENCE, allowed_difference, build_graph, export_tower
 from twotower.onnx.inspection import trust_tower
-from twotower.onnx.model_graph import build_graph
 from twotower.onnx.parity import parity
 from twotower.onnx.tower import GateInfo, OnnxTower
 from twotower.runs import Run

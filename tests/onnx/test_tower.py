@@ -23,9 +23,8 @@ from twotower.errors import BundleError, RunError
 from twotower.kinds import Kind
 from twotower.onnx import inspection
 from twotower.onnx.allow_list import disallowed_content
-from twotower.onnx.export import export_tower
+from twotower.onnx.export import build_graph, export_tower
 from twotower.onnx.inspection import InspectionLimits
-from twotower.onnx.model_graph import build_graph
 from twotower.onnx.session import TowerError
 from twotower.onnx.tower import OnnxTower
 from twotower.publishing import publisher

@@ -10,21 +10,44 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
+
 from twotower import files
 from twotower.data.side import Side
 from twotower.errors import RunError
 from twotower.features.field import InputField
 from twotower.features.side import SideName
+from twotower.model.inputs import carrier, stacked
+from twotower.model.lowering import MAX_TABLE_BYTES
 from twotower.model.pooling import resolve
 from twotower.model.two_tower import TwoTower
+from twotower.onnx.builder import GraphBuilder
 from twotower.onnx.inspection import trust_tower
-from twotower.onnx.model_graph import build_graph
 from twotower.onnx.parity import parity, random_side
 from twotower.onnx.tower import OnnxTower
 
 MAX_DIFFERENCE = 1e-4
 """Largest allowed difference between exported tower and model, relative to the largest number in the vectors, over random features; over rows
 of data that of the pooling whose vectors depend most on rounding, if it is larger."""
+
+
+def build_graph(
+    model: TwoTower,
+    side: SideName,
+    fields: tuple[InputField, ...],
+    digest: str = "",
+    max_table_bytes: int = MAX_TABLE_BYTES,
+) -> bytes:
+    """Return the ONNX file of one side's vectors. Raises RunError if its constants exceed `max_table_bytes`."""
+    g = GraphBuilder(max_table_bytes)
+    g.input("lookup", np.int64, ["U", len(stacked(fields))])
+    inputs = {
+        f.name: carrier(f.kind).declare(g, f"{carrier(f.kind).label}{number}", f)
+        for number, f in enumerate(fields)
+        if not carrier(f.kind).is_stacked
+    }
+    output, width = model.lower(g, side, inputs)
+    return g.serialize(output, width, {"side": side} | ({"model": digest} if digest else {}))
 
 
 def export_tower(
