@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save as save_tensors
 
-from twotower.train.tensor_file import TensorBlocks, write_tensors
+from twotower.train.checkpoint import TensorBlocks, write_tensors
 
 
 def test_a_checkpoint_is_the_file_that_safetensors_would_write(tmp_path: Path) -> None:
