@@ -18,7 +18,7 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.diagnostics import Finding, diagnose
-from twotower.diagnostics.directions import significant_directions
+from twotower.diagnostics.vectors import significant_directions
 from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
