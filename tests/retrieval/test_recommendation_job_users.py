@@ -20,8 +20,8 @@ from twotower import api
 from twotower.errors import DataError
 from twotower.features.categorical import Categorical
 from twotower.retrieval.batches import recommend_batch
+from twotower.retrieval.recommendation_job import UserTable
 from twotower.retrieval.retriever import Retriever
-from twotower.retrieval.user_table import UserTable
 
 
 @pytest.fixture(scope="module")
