@@ -32,7 +32,7 @@ def main(chosen: Namespace, report: Report) -> None:
             for part, rows in parts.items():
                 rows.drop("place").write_csv(Path(folder, f"{part}.csv"))
             suggestion = suggest(folder, folder=folder, overrides=filter(None, chosen.set))
-            metrics = api.fit(*read(suggestion.config, suggestion.schema), suggestion.config).metrics  # type: ignore[arg-type]
+            metrics = api.fit(*read(suggestion.config, suggestion.schema), suggestion.config).metrics
         for metric in ("ndcg@20", "recall@20"):
             report.add(f"{name}, {metric}", metrics[f"test.{metric}"])
             report.add(f"{name}, {metric}, popularity", metrics[f"baseline.popularity.{metric}"])

@@ -72,5 +72,4 @@ def train(tables: Any, schema: Schema | None, config: Config, seed: int) -> Numb
         schema, config = without_columns(
             schema.model_copy(update={"time_unit": "order"}), config, tables[0].columns, tables[1].columns
         )
-    with Progress() as progress:
-        return dict(api.fit(tables, schema, config, callback=progress).metrics)
+    return dict(api.fit(tables, schema, config, callback=Progress()).metrics)

@@ -22,7 +22,7 @@ from twotower.data.prepare.options import PrepareOptions
 from twotower.data.readers import Reading, read_file
 from twotower.data.source import read
 from twotower.data.split import SplitConfig
-from twotower.data.tables import check
+from twotower.data.tables import Tables, check
 from twotower.data.text_format import TextFormat
 from twotower.errors import ConfigError, DataError
 from twotower.features.categorical import Categorical
@@ -624,6 +624,7 @@ def test_text_of_any_encoding_gives_the_dataset_of_utf8(tmp_path: Path, encoding
     found, _ = read(DatasetConfig(data=data), schema)
     for side in ("users", "items", "interactions"):
         assert getattr(found, side).equals(getattr(expected, side))
+    assert isinstance(found, Tables)
     assert found.items["Name"][0] == "Das größer 0"
     split = SplitConfig(kind="random")
     disk = prepare.write_prepared(data, schema, split, tmp_path / "out", SMALL)
@@ -638,6 +639,7 @@ def test_lines_of_one_user_are_decoded_too(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_bytes("Jörg Öl Süd\nZoë Süd\n".encode("cp1252"))
     data = {"interactions": str(tmp_path / "log.txt"), "format": {"layout": "sequences", "encoding": "cp1252"}}
     found, _ = read(DatasetConfig.model_validate({"data": data}), Schema())
+    assert isinstance(found, Tables)
     assert found.interactions.rows() == [("Jörg", "Öl", True), ("Jörg", "Süd", True), ("Zoë", "Süd", True)]
 
 
@@ -645,7 +647,9 @@ def test_a_file_of_utf8_stays_so_whatever_the_encoding(tmp_path: Path) -> None:
     data = words(tmp_path, "cp1252")
     (tmp_path / "items.csv").write_text((tmp_path / "items.csv").read_text(encoding="cp1252"), encoding="utf-8")
     schema = Schema(user_id="Käufer", item_id="Stück", title="Name", duplicates="keep")
-    assert read(DatasetConfig(data=data), schema)[0].items["Name"][0] == "Das größer 0"
+    found, _ = read(DatasetConfig(data=data), schema)
+    assert isinstance(found, Tables)
+    assert found.items["Name"][0] == "Das größer 0"
 
 
 def test_an_encoding_that_is_none_or_does_not_fit_is_named(tmp_path: Path) -> None:

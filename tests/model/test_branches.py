@@ -637,7 +637,7 @@ def test_the_doctor_and_the_report_look_at_the_gates_of_branches(board: Dataset)
     config = settled(config, board)
     done = Trainer(board, config).run()
     run = Run(None, config, board, done.model.eval(), done.metrics, done.history)
-    titles = [str(f.layout.title.text) for f in charts.gates(run)]
+    titles = [f.title for f in charts.gates(run)]
     assert ["branch 1" in t for t in titles] == [True, True], titles
     gate = not_none(branches_of(pair_of(run.model).item.branches)[1].senet)
     with torch.no_grad():
