@@ -6,14 +6,16 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import torch
 
 from twotower.arrays.types import Ints
 from twotower.data.dataset import Dataset
-from twotower.data.pairs import Pairs
+from twotower.data.pairs import GroupedPairs, Pairs, counts
 from twotower.evaluation.factors import Factors
 from twotower.evaluation.metrics.measured import RankedItems
+from twotower.evaluation.ranking import MAX_SCORES, EvaluationQueries
 from twotower.features.categorical import Categorical
 from twotower.features.multi_hot import MultiHot
 from twotower.features.schema import Schema
@@ -50,3 +52,21 @@ def ranked_items(
     values = pl.Series("tags", [f"t{i % 2}|t{i % 3}" for i in range(n)]) if tags is None else tags
     table = pl.DataFrame({"item_id": np.arange(n), "tags": values})
     return RankedItems(popularity, popularity if user_counts is None else user_counts, n_users, table, ITEMS_SCHEMA)
+
+
+def rank_catalogue(
+    user_vectors: torch.Tensor,
+    item_vectors: torch.Tensor,
+    pairs: Pairs,
+    seen: Sequence[Pairs],
+    k: int,
+    block: int = 512,
+    max_scores: int = MAX_SCORES,
+) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
+    """Return users with a positive in `pairs`, best item rows without those of `seen`, and hits, by exact dot product."""
+    n_users, n_items = len(user_vectors), len(item_vectors)
+    positives = counts(pairs.user, n_users, pairs.target)
+    grouped = [GroupedPairs.of(p, n_users) for p in (pairs, *seen)]
+    queries = EvaluationQueries.build(grouped[0], grouped[1:], positives, n_items, block=block, max_scores=max_scores)
+    best = queries.top_k(Factors(user_vectors, item_vectors), k)
+    return queries.users, best, queries.hits(best)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scored import pairs_of
+from scored import pairs_of, rank_catalogue
 
 from twotower.data.pairs import GroupedPairs, counts
 from twotower.evaluation.factors import Factors
-from twotower.evaluation.ranking import EvaluationQueries, rank_catalogue, top_items
+from twotower.evaluation.ranking import EvaluationQueries, top_items
 
 quick = settings(deadline=None, max_examples=40)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,9 +15,9 @@ from twotower.arrays.sets import distinct_keys, find_in_sorted, is_in_sorted, pa
 from twotower.arrays.types import Bools, Doubles, Float, Floats, Ints, Shaped
 from twotower.data.context import distinct_contexts
 from twotower.data.dataset import Dataset
-from twotower.data.pairs import GroupedPairs, Pairs, counts
+from twotower.data.pairs import GroupedPairs, counts
 from twotower.evaluation.config import EvaluationConfig, Repeats
-from twotower.evaluation.factors import CatalogueScorer, Factors
+from twotower.evaluation.factors import CatalogueScorer
 from twotower.evaluation.metrics.auc import ordered_codes
 from twotower.evaluation.metrics.measured import TargetWeights
 from twotower.progress import JobProgress, Summary
@@ -61,29 +61,6 @@ def _in_order(scores: Shaped[Floats, "B C"], rows: Shaped[Ints, "B C"], k: int) 
     keys = ((0xFFFFFFFF - ordered_codes(scores)).astype(np.int64) << 32) | rows
     ordered = np.sort(keys.view(np.uint64), axis=1)[:, :k].view(np.int64) & 0xFFFFFFFF
     return np.where(np.arange(ordered.shape[1]) < (scores > -np.inf).sum(1)[:, None], ordered, -1)
-
-
-def rank_catalogue(
-    user_vectors: Float[Tensor, "U D"],
-    item_vectors: Float[Tensor, "I D"],
-    pairs: Pairs,
-    seen: Iterable[Pairs],
-    k: int,
-    block: int = 512,
-    max_scores: int = MAX_SCORES,
-) -> tuple[Shaped[Ints, "Q"], Shaped[Ints, "Q K"], Shaped[Bools, "Q K"]]:
-    """Return users, best item rows and hits by exact dot product over all items.
-
-    The targets are the positives of `pairs`. The items of `seen` are excluded, also as targets; equal scores are ordered by
-    item row. Users without a positive in `pairs` are left out. A block holds at most `block` users and
-    `max_scores` scores, but at least 8 users.
-    """
-    n_users, n_items = len(user_vectors), len(item_vectors)
-    positives = counts(pairs.user, n_users, pairs.target)
-    grouped = [GroupedPairs.of(p, n_users) for p in (pairs, *seen)]
-    queries = EvaluationQueries.build(grouped[0], grouped[1:], positives, n_items, block=block, max_scores=max_scores)
-    best = queries.top_k(Factors(user_vectors, item_vectors), k)
-    return queries.users, best, queries.hits(best)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from scored import rank_catalogue
 from torch import Tensor
 from worlds import settings
 
@@ -18,7 +19,6 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.side import Side
 from twotower.data.tables import check
 from twotower.errors import ConfigError
-from twotower.evaluation.ranking import rank_catalogue
 from twotower.features.categorical import Categorical
 from twotower.features.field import InputField
 from twotower.features.pooling_spec import PoolingSpec
