@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import JsonValue
@@ -16,6 +16,7 @@ from twotower.train.recipe import Recipe
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Recipe)
 Precision = Literal["fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 MIN_WORK = 2**27
 """Multiplications of a step's largest product below which it is in fp32: there is little to save, and a fixed seed gives the same bits."""
@@ -35,8 +36,8 @@ def with_precision(
         return recipe
     chosen: Precision = "fp32"
     if context.is_main:
-        if earlier in ("fp32", "bf16"):
-            chosen, reason = cast("Precision", earlier), "the training that is resumed has it"
+        if kept := next((precision for precision in PRECISIONS if precision == earlier), None):
+            chosen, reason = kept, "the training that is resumed has it"
         elif (largest := work(recipe, len(dataset.items))) < MIN_WORK:
             reason = f"the matrix products of a step are small ({largest / 1e6:,.1f} million multiplications)"
         elif has_bf16(device):
