@@ -561,7 +561,7 @@ def test_what_an_interrupted_replacement_says_goes_on(folder: Path) -> None:
 def test_fault_B2_a_signal_ends_the_evaluation_and_the_run_goes_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*arguments: Any) -> None:
+    def interrupted(*arguments: Any, **_: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         reached.append(arguments)
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias, cast, overload
+from typing import TypeAlias, overload
 from uuid import UUID
 
 import numpy as np
@@ -65,6 +65,7 @@ from twotower.suggestion.suggest import suggest
 from twotower.train.order_check import check_times
 from twotower.train.precision import with_precision
 from twotower.train.progress import Callback, EpochRecord
+from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
 from twotower.train.shared_checkpoint import shared_checkpoint
 from twotower.train.trainer import Trainer
@@ -224,7 +225,7 @@ def _train(
         ExitStack() as held,
     ):
         place = writing_folder(folder) if folder else None
-        callback = cast(Callback, _HistoryWriter(place, callback)) if context.is_main else Callback()
+        callback = _HistoryWriter(place, callback) if context.is_main else Callback()
         checkpoints = place / layout.CHECKPOINTS if place else None
         found = None
         if resume and folder and checkpoints:
@@ -299,14 +300,20 @@ def _going_on(place: Path | None, folder: Path | None, trainer: Trainer) -> Iter
         raise
 
 
-class _HistoryWriter:
+class _HistoryWriter(Callback):
     """Callback that writes history.jsonl after each epoch, and is that of the caller in all else."""
 
     def __init__(self, folder: Path | None, callback: Callback) -> None:
-        self.folder, self.callback = folder, callback
+        self.folder, self.callback, self.ends_process = folder, callback, callback.ends_process
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.callback, name)
+    def on_phase(self, name: str, recipe: Recipe, epochs: int = 0) -> None:
+        self.callback.on_phase(name, recipe, epochs)
+
+    def on_value(self) -> None:
+        self.callback.on_value()
+
+    def on_step_end(self, done: int, total: int, loss: float) -> None:
+        self.callback.on_step_end(done, total, loss)
 
     def on_epoch_end(self, history: list[EpochRecord]) -> None:
         if self.folder:

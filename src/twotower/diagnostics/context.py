@@ -161,10 +161,7 @@ class DiagnosisContext:
         """Return a sentence about settings to change, or about other recipes where the settings are a recipe's."""
         if not self.follows_recipe:
             return change
-        return (
-            "The settings are those of a recipe: train another one (`twotower suggest DATA --recipe NAME`), or leave it, as the log may hold "
-            "no more."
-        )
+        return "The settings are those of a recipe: train another one, or leave it, as the log may hold no more."
 
     @property
     def temperature(self) -> float:

@@ -52,9 +52,9 @@ def verdict(metrics: Metrics, config: Config) -> Verdict | None:
     winner = "the model" if is_better else best
     outcome = f"{winner} is {relation}" if is_clear else "the difference may be chance"
     by = f"{name}, the monitored metric" if name == monitored else f"{name}, as no baseline has {monitored}"
-    advice = "Publish the model (`twotower publish`), or compare it with a run of other settings (`twotower compare`)."
+    advice = "Publish the model, or compare it with a run of other settings."
     if not is_better:
-        advice = f"{_help(best, config)}Run `twotower doctor`, which names likely causes, or train another recipe (`twotower suggest DATA --recipe NAME`)."
+        advice = f"{_help(best, config)}Run the doctor, which names likely causes, or train another recipe."
     return Verdict(
         (
             f"The best simple baseline by {by}, is {best}: {cell(values[best])} on the test part.",

@@ -1383,9 +1383,9 @@ def test_fault_B2_a_signal_ends_the_choice_of_values_and_a_later_call_has_the_sa
 
     class Press(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
+            scored.extend(record.getMessage() for _ in range("regularization" in record.getMessage()))
             if "regularization = 1: " in record.getMessage():
                 os.kill(os.getpid(), signal.SIGINT)
-            scored.extend(record.getMessage() for _ in range("regularization" in record.getMessage()))
 
     log = logging.getLogger("twotower")
     log.addHandler(press := Press(logging.INFO))
