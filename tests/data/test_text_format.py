@@ -652,8 +652,23 @@ def test_a_file_of_utf8_stays_so_whatever_the_encoding(tmp_path: Path) -> None:
     assert found.items["Name"][0] == "Das größer 0"
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_a_log_of_ascii_goes_with_items_of_an_encoding_that_writes_ascii_otherwise(
+    tmp_path: Path, encoding: str
+) -> None:
+    (tmp_path / "log.csv").write_text("user_id,item_id\n1,10\n2,11\n", encoding="ascii")
+    (tmp_path / "items.csv").write_text("item_id,name\n10,Öl\n11,Süd\n", encoding=encoding)
+    data = {"interactions": str(tmp_path / "log.csv"), "items": str(tmp_path / "items.csv")}
+    config = DatasetConfig.model_validate({"data": {**data, "format": {"encoding": encoding}}})
+    found, _ = read(config, Schema(title="name"))
+    assert found.items["name"].to_list() == ["Öl", "Süd"]
+    (tmp_path / "log.csv").write_bytes("user_id,item_id\n1,Öl\n".encode("cp1252"))
+    with pytest.raises(DataError, match=rf"log\.csv: line \d is not {encoding}; name the encoding"):
+        read(config, Schema(title="name"))
+
+
 def test_an_encoding_that_is_none_or_does_not_fit_is_named(tmp_path: Path) -> None:
-    for unknown in ("klingon", "rot13", "zlib", ""):
+    for unknown in ("klingon", "rot13", "idna", ""):
         with pytest.raises(
             ValueError, match=f"'{unknown}' is no encoding that is known; give one such as 'utf-8', 'cp1252'"
         ):

@@ -175,8 +175,8 @@ class TablePath:
 
 
 class _Utf8Copy:
-    """A copy of a text file as UTF-8, in a folder that lives as long as the copy. A file that is UTF-8 and not ASCII alone stays so: text of other
-    encodings hardly ever looks like that."""
+    """A copy of a text file as UTF-8, in a folder that lives as long as the copy. A file that is UTF-8 stays so: text of another encoding hardly
+    ever looks like it. ASCII is decoded if the encoding writes letters as ASCII does, since some mark other letters by signs of it."""
 
     def __init__(self, source: TablePath) -> None:
         held = ExitStack()
@@ -184,12 +184,15 @@ class _Utf8Copy:
         weakref.finalize(self, held.close)
         encoding = str(source.encoding)
         with suppress(UnicodeError), source.decoded("utf-8") as text:
-            encoding = "utf-8" if sum(not block.isascii() for block in iter(lambda: text.read(2**20), "")) else encoding
+            blocks = [(block.isascii(), "\0" in block) for block in iter(lambda: text.read(2**20), "")]
+            is_other = all(is_ascii for is_ascii, _ in blocks) and "a".encode(encoding) == b"a"
+            encoding = encoding if is_other or any(has_zero for _, has_zero in blocks) else "utf-8"
         try:
             with source.decoded(encoding) as text, self.path.open("w", encoding="utf-8", newline="") as copy:
                 shutil.copyfileobj(text, copy, 2**20)
         except UnicodeError:
-            with source.decoded(encoding, "replace") as text:
+            line = 1
+            with suppress(UnicodeError), source.decoded(encoding, "replace") as text:  # UTF-16 needs its mark
                 line = next((n for n, line in enumerate(text, 1) if "\ufffd" in line), 1)
             raise DataError(
                 f"{source}: line {line:,} is not {encoding}; name the encoding of the file in data.format.encoding"

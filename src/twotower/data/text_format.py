@@ -75,7 +75,7 @@ class TextFormat(Section):
     @classmethod
     def _is_known(cls, value: str) -> str:
         try:
-            "".encode(value)
+            b"\xff".decode(value, "replace")
         except (LookupError, UnicodeError, ValueError):
             raise ValueError(
                 f"{value!r} is no encoding that is known; give one such as 'utf-8', 'cp1252' or 'gb18030'"
