@@ -467,6 +467,18 @@ def test_bad_times_that_leave_no_row_are_refused(tmp_path: Path, times: list[Any
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("first", [["n/a"] * 20, [*["01/20/2023 10:00"] * 19, "01/02/2023 10:00"]], ids=["no times", "another format"])  # fmt: skip
+def test_bad_times_of_a_first_file_do_not_hide_the_format_of_the_others(tmp_path: Path, first: list[str]) -> None:
+    given = log([*first, *(f"20/01/2023 {m:%H:%M}" for m in MOMENTS[20:])])
+    (tmp_path / "log").mkdir()
+    for name, some in (("a", given[:20]), ("b", given[20:])):
+        some.write_csv(tmp_path / "log" / f"{name}.csv")
+    data, drops = DataConfig(interactions=str(tmp_path / "log")), schema(bad_times="drop")
+    found = prepare.write_prepared(data, drops, LAST, tmp_path / "out")
+    assert facts(found) == facts(WAYS["in memory"](given, drops, LAST, tmp_path))
+    assert len(found.parts) >= N - 20
+
+
 def test_a_time_that_a_request_gives_is_refused_whatever_the_log_leaves_out() -> None:
     with pytest.raises(ValueError, match="bad_times needs time"):
         Schema(bad_times="drop")

@@ -43,7 +43,7 @@ _ZONES_OF_ZERO = ("UTC", "GMT", "Z")
 _MONTH, _DAY_OF_MONTH = (re.compile(f"%[-_0]?[{letters}]") for letters in ("mbBh", "de"))
 """Parts of a format. A month without a day is its first."""
 SAMPLED_TEXTS = 200
-"""Distinct texts, the first, whose formats are tried where bad times are left out."""
+"""Distinct texts of a piece, the first, whose formats are tried where bad times are left out."""
 SHOWN = 60
 """Characters of a value that are shown."""
 _NUMBER = ""
@@ -74,7 +74,7 @@ class Times:
         self._until = clock.time() + _DAY
         self._kinds: set[bool] = set()  # True for dates, False for numbers
         self._formats: list[str] = []  # formats that fit all texts so far
-        self._unread: dict[str, int] = {}  # texts that a format does not read, where these are left out
+        self._counts: dict[str, int] = {}  # texts that a format reads, where the others are left out
         self._ambiguous = False  # two formats fit and give different times
         self.bad, self.missing = 0, 0
         """Number of times that are bad, and of those that are missing."""
@@ -99,7 +99,8 @@ class Times:
                 f"{self.what} holds Float32, which keeps 7 digits: seconds since 1970 need 10; give Float64 or integers"
             )
         read = self._texts(column) if self._is_text(column) else column
-        self._kinds.add(read.dtype.is_temporal())
+        if read.count():  # of a file whose texts are all bad, others say the kind
+            self._kinds.add(read.dtype.is_temporal())
         if len(self._kinds) > 1:
             raise DataError(f"{self.what} is a date in some rows and a number in others; make it one")
         if self.schema.time_unit != "order" or self.drops:
@@ -134,7 +135,7 @@ class Times:
 
     def kept(self, actions: pl.DataFrame) -> pl.DataFrame:
         """Return the rows without those of bad times, if these are left out."""
-        return actions.filter(self._good(*self._values(self._parsed(actions[self.column])))) if self.bad else actions
+        return actions.filter(self._good(*self._values(self._parsed(actions[self.column])))) if self.drops else actions
 
     def add(self, actions: pl.DataFrame) -> pl.DataFrame:
         """Return the rows with parsed text and the column TIME (Int64; with unit 'order' the numbers themselves)."""
@@ -191,14 +192,13 @@ class Times:
 
     def _most(self, text: pl.Series) -> pl.Series:
         """Read a piece of text in the format that reads most texts so far; null where it reads none."""
-        if not self._unread:
-            some = text.drop_nulls().unique(maintain_order=True).head(SAMPLED_TEXTS)
-            forms = [self.schema.time_format] if self.schema.time_format else [f for t in some for f in _formats(t)]
-            self._unread = dict.fromkeys(forms, 0)
-        found = {form: self._read(text, form) for form in self._unread}
-        self._unread = {form: n + found[form].null_count() for form, n in self._unread.items()}
-        fewest = min(self._unread.values())
-        self._formats = [form for form, n in self._unread.items() if n == fewest]
+        some = text.drop_nulls().unique(maintain_order=True).head(SAMPLED_TEXTS)
+        forms = [self.schema.time_format] if self.schema.time_format else [f for t in some for f in _formats(t)]
+        self._counts = dict.fromkeys(forms, 0) | self._counts
+        found = {form: self._read(text, form) for form in self._counts}
+        self._counts = {form: n + found[form].count() for form, n in self._counts.items()}
+        most = max(self._counts.values())
+        self._formats = [form for form, n in self._counts.items() if n == most]
         first, *others = (found[form] for form in self._formats)
         self._ambiguous = self._ambiguous or any(not read.equals(first) for read in others)
         return first
