@@ -525,8 +525,11 @@ def test_rows_without_ids_or_of_bad_times_are_left_out_as_in_memory(
     assert f"interactions: {lack:,} of {n + 1:,} rows have no id in 'uid' or 'iid'; left out" in messages
     assert f"users: 1 of {users.height + 1:,} rows have no id in 'uid'; left out" in messages
     assert any(f"dropped: {lack:,} rows lack an id, {bad:,} rows have bad times, " in line for line in messages)
-    with pytest.raises(DataError, match=r"column 'uid' has \d+ missing ids.*or set schema\.missing = 'drop'"):
-        prepare.write_prepared(data, SCHEMA, SPLITS["time"], tmp_path / "refused", SMALL)
+    unknown = holes.with_columns(when=pl.when(pl.int_range(pl.len()) == 3).then(None).otherwise("when"))
+    both = shards(tmp_path / "both", SCHEMA, users, items, unknown)
+    for each in (data, both):  # ids first
+        with pytest.raises(DataError, match=r"column 'uid' has \d+ missing ids.*or set schema\.missing = 'drop'"):
+            prepare.write_prepared(each, SCHEMA, SPLITS["time"], tmp_path / "refused", SMALL)
     none = shards(tmp_path / "none", schema, users, items, holes.with_columns(uid=pl.lit(None, pl.String)))
     with pytest.raises(DataError, match="have no id in 'uid' or 'iid', and no other row is left"):
         prepare.write_prepared(none, schema, SPLITS["time"], tmp_path / "refused", SMALL)

@@ -101,6 +101,8 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
         read = source.read(piece, columns)
         named = without_ignored(read, schema)
         present = without_missing(named, keys, schema) if drops else named
+        if not known:
+            present = with_present_ids(present, keys, "interactions", schema, [])
         if times and not times.drops:
             times.look(present[schema.time])
         frame = times.kept(present) if times else present
@@ -111,7 +113,6 @@ def settle_sides(source: Log, known: Sides | None, notes: list[str]) -> tuple[Si
         progress.advance(piece.rows or 0)
         kept += frame.height
         if not known:
-            frame = with_present_ids(frame, keys, "interactions", schema, [])
             for of_side in ids.values():
                 of_side.add(frame)
             gaps.update(averaged_gaps(frame, schema))
