@@ -126,5 +126,9 @@ def test_without_a_time_all_that_needs_one_is_named() -> None:
     )
     with pytest.raises(ConfigError, match="split.kind = 'time' needs a time"):
         check_times(Schema(user_id="user", item_id="item"), SplitConfig(kind="time"), Config())
+    with pytest.raises(
+        ConfigError, match=r"split.from_train = 'time', .* need a time.*set split.from_train = 'random'"
+    ):
+        check_times(SCHEMA.model_copy(update={"time": ""}), SplitConfig(kind="files", from_train="time"), config())
     check_times(SCHEMA, SplitConfig(kind="last"), config())
     check_times(Schema(user_id="user", item_id="item"), SplitConfig(), Config())

@@ -243,6 +243,8 @@ def _shares(lengths: Ints, share: float) -> Ints:
 
 def part_starts(times: Ints, config: SplitConfig) -> tuple[int, int]:
     """Return the times at which validation and test begin by the rule `time`. Reorders `times` (n,)."""
+    if not len(times):  # a file of train whose rows are all left out
+        return EVER, EVER
     last = int(np.ceil((len(times) - 1) * (1 - config.test)))
     times.partition(last)
     test, before = int(times[last]), times[:last]

@@ -36,6 +36,8 @@ class OrderReaders(NamedTuple):
         found = cls([], [])
         if split and split.needs_time:
             found.add(f"split.kind = '{split.kind}'", "split.kind = 'random'")
+        if split and split.from_train == "time":
+            found.add("split.from_train = 'time'", "split.from_train = 'random'")
         if recipe.train.history_scope == "causal":
             found.add("train.history_scope = 'causal'", "train.history_scope = 'leave_batch_out'")
         for i, f in enumerate(schema.features):
