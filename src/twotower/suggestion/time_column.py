@@ -52,6 +52,7 @@ def guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
             elif "time_format" not in found.options:
                 refuse_orders(frame[name])  # else the check says what the values are not
         return
+    is_order = found.options.get("time_unit") == "order"
     named = [name for name in free(frame, found, names.names_time) if name]
     typed = free(frame, found, lambda name: bool(name) and is_dated(frame[name]))
     others = free(
@@ -62,7 +63,7 @@ def guess_time(frame: pl.DataFrame, found: GuessedColumns) -> None:
         series = frame[name]
         has_values = missing_count(series) <= (len(series) / 2 if drops else 0)
         form = time_form(series, given, strict=not forms, drops=drops) if has_values else None
-        if not drops and (why := _broken(series, form, given)):
+        if not drops and not is_order and (why := _broken(series, form, given)):
             broken[name] = why
         elif form is None:
             unknown[name] = _unknown(series, given)
@@ -124,7 +125,8 @@ def _broken(series: pl.Series, form: TimeForm | None, given: str) -> _Fault | No
 
 def _refuse(series: pl.Series, fault: _Fault) -> None:
     """Raise DataError for a column of times of which a few are bad."""
-    order = "set schema.time_unit = 'order' if the numbers tell an order alone, " if series.dtype.is_numeric() else ""
+    is_whole = series.dtype.is_numeric() and not missing_count(series)
+    order = "set schema.time_unit = 'order' if the numbers are an order alone, " if is_whole else ""
     raise DataError(
         f"interactions: time '{series.name}': {fault.what}; set schema.bad_times = 'drop' to leave those rows out, {order}or set schema.time = '' if "
         "the column holds no times"
