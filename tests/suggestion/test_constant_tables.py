@@ -100,6 +100,13 @@ def test_values_that_change_are_no_column_of_items(wrong: float, is_constant: bo
     assert expected[7] is None
 
 
+def test_a_log_without_two_rows_of_an_item_says_nothing_of_its_columns() -> None:
+    frame = pl.DataFrame({"user_id": range(6), "item_id": range(6), "brand": list("abcabc")})
+    reasons = suggest(frame).reasons
+    assert "Left out: 'brand' of the interactions." in reasons
+    assert not [line for line in reasons if "as of a price that changes" in line]
+
+
 def test_numbers_counted_from_the_rows_are_no_column_of_items() -> None:
     actions = shop()
     rng = np.random.default_rng(0)

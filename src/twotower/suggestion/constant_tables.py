@@ -110,7 +110,7 @@ def _measured(found: FoundTables, key: str, other: str, names: Collection[str]) 
 
 def _changes(found: Constancy) -> bool:
     """Return True for a column of which most rows of an item have one value, and too many another one."""
-    return found.share < MIN_SHARE and found.rows - found.same <= MAX_CHANGED * (found.rows - found.common)
+    return found.share < MIN_SHARE and 0 < found.rows - found.same <= MAX_CHANGED * (found.rows - found.common)
 
 
 def _values_of_ids(log: pl.DataFrame, key: str, names: Collection[str]) -> pl.DataFrame:
