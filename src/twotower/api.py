@@ -125,18 +125,20 @@ def fit(
     overwrite: bool = False,
     callback: Callback | None = None,
 ) -> Run:
-    """Train a two-tower model on a table of interactions, on (users, items, interactions), or on a prepared dataset, and evaluate it.
+    """Train a two-tower model on a table of interactions, on (users, items, interactions), or on a prepared dataset,
+    and evaluate it.
 
-    A table is a polars or pandas frame, anything with an Arrow stream, or a path to CSV or Parquet; users and items may be
-    None. Without a schema, schema and config are those of `suggest` for the tables; without a schema `tables` may also be whatever
-    `suggest` takes, such as a folder, and `overrides` are settings for it, such as "train.lr=0.01". A config without a schema is
-    refused: pass both, or neither. Under torchrun all ranks train together; the main rank evaluates and writes.
+    A table is a polars or pandas frame, anything with an Arrow stream, or a path to CSV or Parquet; users and items may
+    be None. Without a schema, schema and config are those of `suggest` for the tables; without a schema `tables` may
+    also be whatever `suggest` takes, such as a folder, and `overrides` are settings for it, such as "train.lr=0.01". A
+    config without a schema is refused: pass both, or neither. Under torchrun all ranks train together; the main rank
+    evaluates and writes.
 
     With `folder` the run is written to it, by one process or job at a time; a complete run stays until the new one is
-    complete. `resume` continues from the newest undamaged checkpoint, or starts if there is none; `override` resumes although
-    settings or data have changed; `overwrite` replaces a run in the folder. `callback` is called after each step and epoch; None
-    shows the progress in a notebook; messages go to the logger "twotower". Raises DataError, ConfigError, RunError or TrainingError.
-    """
+    complete. `resume` continues from the newest undamaged checkpoint, or starts if there is none; `override` resumes
+    although settings or data have changed; `overwrite` replaces a run in the folder. `callback` is called after each
+    step and epoch; None shows the progress in a notebook; messages go to the logger "twotower". Raises DataError,
+    ConfigError, RunError or TrainingError."""
     context = DistributedContext.from_environment()
     shown = is_notebook() and callback is None
     callback = callback or (Progress(ends_process=False) if shown else Callback())
@@ -189,11 +191,12 @@ def _three(tables: TableLike | tuple[TableLike | None, ...]) -> ThreeTables:
 def _suggested(
     tables: ThreeTables | Tables, config: Config | None, overrides: list[str]
 ) -> tuple[ThreeTables | Tables, Schema, Config]:
-    """Return the tables with the schema and the config of `suggest`. Raises ConfigError if a config is given, or checked tables."""
+    """Return the tables with the schema and the config of `suggest`. Raises ConfigError if a config is given, or
+    checked tables."""
     if config is not None or isinstance(tables, Tables):
         raise ConfigError(
-            f"schema is missing: {'checked tables have' if config is None else 'a config goes with'} one; pass it too, or leave out "
-            "both and change what is suggested: twotower.fit(clicks, overrides=['train.lr=0.01'])"
+            f"schema is missing: {'checked tables have' if config is None else 'a config goes with'} one; pass it too, "
+            "or leave out both and change what is suggested: twotower.fit(clicks, overrides=['train.lr=0.01'])"
         )
     users, items, interactions = tables
     if isinstance(interactions, str | Path):
@@ -355,22 +358,21 @@ def recommend(
 def recommend(
     trained: Run, user_id: str | int | Iterable[str | int], k: int = 10, factors: Factors | None = None
 ) -> Answer | pl.DataFrame:
-    """Return the best `k` items for a user of the run, or for each of several, by exact search, without the user's known interactions
-    unless `evaluation.repeats` lets rankings hold them.
+    """Return the best `k` items for a user of the run, or for each of several, by exact search, without the user's
+    known interactions unless `evaluation.repeats` lets rankings hold them.
 
-    One id gives an `Answer`. A list, an array or a series of ids gives a frame with a row for each user and item, the users in the
-    order given: `user_id`, `rank` from 1, `item_id`, `title`, `score` and `source`. A user whom the run does not know gets the most
-    popular items, with the source "popular" and scores of 0, as from a store. `factors` are those of `trained.factors()`, which several
-    calls share; None computes them.
+    One id gives an `Answer`. A list, an array or a series of ids gives a frame with a row for each user and item, the
+    users in the order given: `user_id`, `rank` from 1, `item_id`, `title`, `score` and `source`. A user whom the run
+    does not know gets the most popular items, with the source "popular" and scores of 0, as from a store. `factors` are
+    those of `trained.factors()`, which several calls share; None computes them.
 
-    It is the answer of method 1 (precomputed user vectors) of a bundle of this run; `bundle_id` is empty. Raises DataError for what is
-    no id, ConfigError for a model that reads the context.
-    """
+    It is the answer of method 1 (precomputed user vectors) of a bundle of this run; `bundle_id` is empty. Raises
+    DataError for what is no id, ConfigError for a model that reads the context."""
     started, k, dataset = time.perf_counter(), checked_k(k), trained.dataset
     if dataset.schema.side("context"):
         raise ConfigError(
-            "the model reads the context, which an id alone does not give; publish the run, and give a retriever of the store "
-            "a request with a context"
+            "the model reads the context, which an id alone does not give; publish the run, and give a retriever of "
+            "the store a request with a context"
         )
     ids = _ids_of(user_id)
     users = IdColumn(dataset.users.ids, UserRow).find(

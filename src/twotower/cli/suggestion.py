@@ -61,7 +61,8 @@ def suggest(
         raise ConfigError(f"{output}: its folder does not exist; make it, or choose another file for `output`")
     try:
         found = suggest(
-            data, users or None, items or None, recipe=recipe, overrides=overrides or (), folder=output.parent if output else ".", output=output
+            data, users or None, items or None, recipe=recipe, overrides=overrides or (),
+            folder=output.parent if output else ".", output=output,
         )  # fmt: skip
     except DataError as e:  # there is no config yet in which a setting could be written
         raise DataError(_SETTING.sub(_as_flag, str(e))) from None

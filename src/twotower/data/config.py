@@ -56,7 +56,7 @@ class DataConfig(Section):
     )
     validation: str = Field(
         "",
-        description="Interactions of the validation part, beside data.train. Empty: some rows of train (split.validation).",
+        description="Interactions of the validation part. Empty: some rows of train (split.validation).",
     )
     test: str = Field("", description="Interactions of the test part, beside data.train. Empty: none.")
     format: TextFormat = TextFormat()

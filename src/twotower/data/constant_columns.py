@@ -18,14 +18,14 @@ MIN_SHARE = 0.99
 MIN_IDS = 20
 """Ids, at least, whose most frequent value is another than that of the whole log."""
 MAX_LEFT = 0.1
-"""Rows without the most frequent value of their id, as a share of those without that of the whole log, at most: a value that nearly all rows have
-says nothing of an id."""
+"""Largest ratio of the rows without the most frequent value of their id to the rows without that of the log. A value
+that nearly all rows have says nothing of an id."""
 MAX_ROWS, MAX_OF_ITEM = 500_000, 100
 """Training interactions that are measured; of more, those of some items, and about so many of each."""
 
 
 class Constancy(NamedTuple):
-    """Numbers of rows, one of each pair of an id and another one, whose id has two or more of them with a value of a column."""
+    """Numbers of rows with a value of a column: one for each pair of ids, where the id has two or more."""
 
     rows: int = 0
     same: int = 0
@@ -42,7 +42,7 @@ class Constancy(NamedTuple):
 
     @property
     def explains(self) -> bool:
-        """True if ids, enough of them, tell values better than the most frequent value of all does."""
+        """True if enough ids predict the values better than the most frequent value of all does."""
         return self.ids >= MIN_IDS and self.rows - self.same <= MAX_LEFT * (self.rows - self.common)
 
     @property
@@ -52,8 +52,8 @@ class Constancy(NamedTuple):
 
 
 def measure_constancy(values: pl.Series, ids: pl.Series, others: pl.Series) -> Constancy:
-    """Return how far the values (n,) of a column are a function of ids (n,). A pair of an id and another one counts once: a user who takes an item
-    ten times on one device says nothing of the item. Rows without a value or an id are left out."""
+    """Return how far the values (n,) of a column are a function of ids (n,). A pair of ids counts once: a user who
+    takes an item ten times on one device says nothing of the item. Rows without a value or an id are left out."""
     values, ids = (s.fill_nan(None) if s.dtype.is_float() else s for s in (values, ids))
     rows = pl.DataFrame({"id": ids, "other": others, "value": values.hash(), "missing": values.is_null()})
     rows = rows.filter(~pl.col("missing") & pl.col("id").is_not_null()).unique(["id", "other"], keep="first")
@@ -68,8 +68,9 @@ def measure_constancy(values: pl.Series, ids: pl.Series, others: pl.Series) -> C
 
 
 def contexts_of_items(dataset: Dataset) -> dict[str, Constancy]:
-    """Return the features of the context that are functions of the item, measured in training interactions: a request cannot know them before the
-    item. Text, which may be a search for the item, and what is computed of times are not measured."""
+    """Return the features of the context that are functions of the item in the training interactions: a request cannot
+    know them before the item. Text, which may be a search for the item, and what is computed from times are not
+    measured."""
     features = [f for f in dataset.schema.side("context") if not (f.searchable or f.reads_time)]
     if not features:
         return {}
@@ -80,7 +81,8 @@ def contexts_of_items(dataset: Dataset) -> dict[str, Constancy]:
 
 
 def _some_rows(dataset: Dataset, max_rows: int = MAX_ROWS, max_of_item: int = MAX_OF_ITEM) -> Ints:
-    """Return the indices of the training interactions; of more than `max_rows` those of some items, about `max_of_item` of each at most."""
+    """Return the indices of the training interactions; of more than `max_rows` about `max_of_item` of each of some
+    items."""
     rows, counts = dataset.train_indices, dataset.item_counts
     if len(rows) <= max_rows:
         return rows
@@ -94,7 +96,8 @@ def _some_rows(dataset: Dataset, max_rows: int = MAX_ROWS, max_of_item: int = MA
 
 
 def _values(column: Column, rows: Ints) -> pl.Series:
-    """Return a number (n,) for each of equal values of an encoded column, null for a missing one: no code, or zeros alone."""
+    """Return numbers (n,), equal for equal values of an encoded column, null for missing ones: no code, or zeros
+    alone."""
     if isinstance(column, Ragged):
         is_missing = column.lengths[rows] == 0
     else:

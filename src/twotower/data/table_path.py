@@ -154,7 +154,8 @@ class TablePath:
 
     @property
     def _as_utf8(self) -> TablePath:
-        """The file, or a copy of a text file of another encoding. Raises OSError, RunError, and DataError for a line that is not of the encoding."""
+        """The file, or a copy of a text file of another encoding. Raises OSError, RunError, or DataError for another
+        one."""
         is_utf8 = not self.is_text or codecs.lookup(self.encoding or "utf-8").name == "utf-8"
         return self if is_utf8 else TablePath(_utf8_copy(self, *self.state()).path)
 
@@ -175,8 +176,9 @@ class TablePath:
 
 
 class _Utf8Copy:
-    """A copy of a text file as UTF-8, in a folder that lives as long as the copy. A file that is UTF-8 stays so: text of another encoding hardly
-    ever looks like it. ASCII is decoded if the encoding writes letters as ASCII does, since some mark other letters by signs of it."""
+    """A copy of a text file as UTF-8, in a folder that lives as long as the copy. A file that is UTF-8 stays so: text
+    of another encoding hardly ever looks like it. A file of ASCII is decoded where the encoding writes letters as ASCII
+    does: some encodings write other letters with characters of ASCII."""
 
     def __init__(self, source: TablePath) -> None:
         held = ExitStack()

@@ -116,12 +116,14 @@ def need(frame: pl.DataFrame, columns: list[str], what: str, or_else: str = "") 
         if name not in frame.columns:
             raise DataError(
                 f"{what}: no column '{name}'{did_you_mean(name, frame.columns)} "
-                f"(found: {', '.join(frame.columns[:12])}{', …' if frame.width > 12 else ''}); name it in [schema]{or_else}"
+                f"(found: {', '.join(frame.columns[:12])}{', …' if frame.width > 12 else ''}); "
+                f"name it in [schema]{or_else}"
             )
 
 
 def with_id_name(frame: pl.DataFrame, side: SideName, schema: Schema) -> pl.DataFrame:
-    """Return the table of a side with its ids under the name that those of the interactions have. Raises DataError without such a column."""
+    """Return the table of a side with its ids under their name in the interactions. Raises DataError without the
+    column."""
     own, key = schema.table_id(side), schema.id_column(side)
     if own not in frame.columns:
         need(frame, [own], f"{side}s", f", or the id column of this table in schema.{side}s_id")
@@ -134,8 +136,8 @@ def _not_empty(frame: pl.DataFrame, what: str) -> None:
 
 
 def with_ids(frame: pl.DataFrame, key: str, what: str, or_else: str = " or drop the rows") -> pl.DataFrame:
-    """Return the table with the id column as Int64, UInt64 or String. Raises DataError for missing ids (`lacks_id`), whose message
-    ends with `or_else`, or unusable ones."""
+    """Return the table with the id column as Int64, UInt64 or String. Raises DataError for missing ids (`lacks_id`),
+    with a message that ends with `or_else`, or unusable ones."""
     series = frame[key]
     if series.dtype.is_nested():
         raise DataError(
@@ -161,8 +163,8 @@ def with_ids(frame: pl.DataFrame, key: str, what: str, or_else: str = " or drop 
 def with_present_ids(
     frame: pl.DataFrame, keys: Sequence[str], what: str, schema: Schema, notes: list[str]
 ) -> pl.DataFrame:
-    """Return the rows of a table with an id in each of the columns `keys`, as `with_ids` returns these. Raises DataError for rows
-    without one, unless schema.missing is 'drop', and if none is left."""
+    """Return the rows of a table with an id in each of the columns `keys`, as `with_ids` returns these. Raises
+    DataError for rows without one, unless schema.missing is 'drop', and if no row is left."""
     kept = without_missing(frame, keys, schema)
     if n := frame.height - kept.height:
         notes.append(missing_note(what, n, frame.height, keys))
@@ -180,12 +182,12 @@ def missing_note(what: str, missing: int, rows: int, keys: Sequence[str]) -> str
 
 
 def without_missing(frame: pl.DataFrame, keys: Sequence[str], schema: Schema) -> pl.DataFrame:
-    """Return the rows of a table with an id in each of some columns, if schema.missing leaves the others out; else all."""
+    """Return the rows of a table with an id in each of some columns, all rows unless schema.missing is 'drop'."""
     return frame.filter(*(~lacks_id(frame[key]) for key in keys)) if schema.missing == "drop" else frame
 
 
 def lacks_id(ids: pl.Series) -> pl.Series:
-    """Return True (n,) for missing ids: null, not a finite number, or an empty text, as of a quoted field of a CSV file."""
+    """Return True (n,) for missing ids: null, no finite number, or empty text, such as a quoted field of a CSV file."""
     missing = ids.is_null()
     if ids.dtype.is_float():
         missing |= ~ids.is_finite().fill_null(False)
@@ -349,8 +351,8 @@ def no_known_rows() -> DataError:
 
 
 def timed(actions: pl.DataFrame, schema: Schema, notes: list[str]) -> pl.DataFrame:
-    """Add the column TIME, if the schema has a time, to the rows that schema.bad_times keeps. Raises DataError if its column holds
-    no times."""
+    """Add the column TIME, if the schema has a time, to the rows that schema.bad_times keeps. Raises DataError if its
+    column holds no times."""
     if not schema.time:
         return actions
     times = Times(schema)

@@ -100,15 +100,17 @@ def not_utf8(path: TablePath, where: str = "it is") -> DataError:
         return DataError(f"{path}: {other}")
     known = ["UTF-16"] if start[:2] in (b"\xff\xfe", b"\xfe\xff") else _likely_encodings(start)
     if not known:
-        how = "convert the file, for example with `iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW` if Windows of Western Europe or America wrote it"
-        if path.encoding:
-            how = f"set data.format.encoding = 'windows-1252' if Windows of Western Europe or America wrote it, or {how.partition(' if')[0]}"
+        convert = "convert the file, for example with `iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW`"
+        western = " if Windows of Western Europe or America wrote it"
+        setting = f"set data.format.encoding = 'windows-1252'{western}, or {convert}"
+        how = setting if path.encoding else convert + western
     else:
         commands = (f"`iconv -f {name} -t UTF-8 OLD > NEW`{_IF.get(name, '')}" for name in known)
         how = f"it looks like {' or '.join(known)}: convert it with {', or with '.join(commands)}"
         if path.encoding:
             settings = (f"set data.format.encoding = '{name.lower()}'{_IF.get(name, '')}" for name in known)
-            how = f"it looks like {' or '.join(known)}: {', or '.join(settings)}, or convert the file with `iconv -f {known[0]} -t UTF-8 OLD > NEW`"
+            convert = f"convert the file with `iconv -f {known[0]} -t UTF-8 OLD > NEW`"
+            how = f"it looks like {' or '.join(known)}: {', or '.join([*settings, convert])}"
         if any(name in _ALPHABETS for name in known):
             others = [f"{name} ({of})" for name, of in _ALPHABETS.items() if name not in known]
             how += f"; if that gives no words, or capitals within words, try {', '.join(others)}"

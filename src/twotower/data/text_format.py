@@ -34,8 +34,8 @@ class TextFormat(Section):
     )
     encoding: str = Field(
         "utf-8",
-        description="Encoding of the text files of all tables, as Python names it, such as cp1252, gb18030 or utf-16. A file is decoded into the "
-        "temporary folder of the machine before it is read; one that is UTF-8 stays so.",
+        description="Encoding of the text files of all tables, as Python names it, such as cp1252, gb18030 or utf-16. "
+        "A file is decoded into the temporary folder of the machine before it is read; one that is UTF-8 stays so.",
     )
     decimal: Literal[".", ","] = Field(
         ".", description="Decimal mark of numbers. A comma is read in files whose values no comma separates."
@@ -108,19 +108,9 @@ class TextFormat(Section):
     def check_used(self, has_text: bool, is_text: bool, option: str = "data.format.{}") -> None:
         """Raise DataError if an option has no effect: `has_text` tells whether a table is text, `is_text` whether the interactions,
         or the only table, are. `option` is the name of an option in the message."""
-        texts = {
-            "separator": has_text,
-            "decimal": has_text,
-            "encoding": has_text,
-            "columns": is_text,
-            "layout": is_text,
-        }
-        unused = [
-            name
-            for name, found in texts.items()
-            if not found and getattr(self, name) not in ("", (), "rows", ".", "utf-8")
-        ]
-        if unused:
+        unread = () if has_text else ("separator", "decimal", "encoding")
+        unread += () if is_text else ("columns", "layout")
+        if unused := [name for name in unread if getattr(self, name) != type(self).model_fields[name].default]:
             raise DataError(
                 f"{option.format(unused[0])} tells how text files are read, and the table is Parquet; leave it out"
             )

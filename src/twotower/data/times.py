@@ -65,8 +65,8 @@ class Times:
     def __init__(
         self, schema: Schema, table: str = "interactions", column: str = "", drops: bool | None = None
     ) -> None:
-        """Read a column of a table, by default `schema.time` of the interactions, whose bad times are left out if `drops`; None: as
-        schema.bad_times has it."""
+        """Read a column of a table, by default `schema.time` of the interactions, whose bad times are left out if
+        `drops`; None: as schema.bad_times says."""
         self.schema, self.column, self.rows = schema, column or schema.time, 0
         self.what = f"{table}: time '{self.column}'"
         self.drops = not column and (schema.bad_times == "drop" if drops is None else drops)
@@ -113,7 +113,7 @@ class Times:
         return self._ambiguous and len(self._formats) > 1
 
     def settle(self) -> None:
-        """Raise DataError if the texts fit two formats, or times are bad: one of them, or all if bad ones are left out."""
+        """Raise DataError if the texts fit two formats, or a time is bad; if bad times are left out, if all are."""
         if self.is_ambiguous:
             one, other = self._formats
             raise DataError(
@@ -228,7 +228,7 @@ class Times:
         return (values >= _EARLIEST_SECOND * per) & (values <= self._until * per)
 
     def _judge(self, read: pl.Series, given: pl.Series) -> None:
-        """Count the times, read from given values, that are not between 1990 and tomorrow, by the unit that they resemble."""
+        """Count the times, read from given values, that are not between 1990 and tomorrow, by their likely unit."""
         values, dated = self._values(read)
         good = self._good(values, dated)
         unit = "s" if dated else self.schema.time_unit

@@ -71,8 +71,8 @@ class Schema(Section):
     weight: str = Field(
         "",
         description="Weight column of the interactions: 0, or from 1e-6 to 1e6. A row of weight 2 counts twice in losses and "
-        "popularity, but model.unknown_rate draws for it once, and biases of users, which change no ranking, may differ. A row of "
-        "weight 0 is no target. A weight is a number of rows: scale weights so that their mean is near 1. "
+        "popularity, but model.unknown_rate draws for it once, and biases of users, which change no ranking, may differ. "
+        "A row of weight 0 is no target. A weight is a number of rows: scale weights so that their mean is near 1. "
         "Empty: every row weighs 1.",
     )
     weight_scale: Literal["linear", "log"] = Field(
@@ -107,20 +107,20 @@ class Schema(Section):
     )
     valid_from: str = Field(
         "",
-        description="Time column of the tables of users and items, in the form of time. A row holds from that time on, and an "
-        "id may have several. Training and the scores of pairs read the latest that is not later than the interaction, a ranking "
-        "of a user the latest at the user's first row of the part. A row without a value "
+        description="Time column of the tables of users and items, in the form of time. A row holds from that time on, and "
+        "an id may have several. Training and the scores of pairs read the latest that is not later than the interaction, a "
+        "ranking of a user the latest at the user's first row of the part. A row without a value "
         "always held, before the others of its id; a table without the column has one row an id, which always holds. Empty: none.",
     )
     missing: Literal["error", "drop"] = Field(
         "error",
-        description="Treatment of rows without an id, which is null or an empty text, in any of the three tables. error: refuse the "
-        "table. drop: leave these rows out.",
+        description="Treatment of rows without an id, which is null or an empty text, in any of the three tables. error: refuse "
+        "the table. drop: leave these rows out.",
     )
     bad_times: Literal["error", "drop"] = Field(
         "error",
-        description="Treatment of interactions whose time is missing, cannot be read, or is not between 1990 and tomorrow. error: "
-        "refuse the table. drop: leave these rows out; with time_unit 'order', those without a number.",
+        description="Treatment of interactions whose time is missing, cannot be read, or is not between 1990 and tomorrow. "
+        "error: refuse the table. drop: leave these rows out; with time_unit 'order', those without a number.",
     )
     title: str = Field("", description="Title column of the items, shown to people. Empty: the id.")
     duplicates: Literal["last", "keep", "error"] = Field(

@@ -310,7 +310,8 @@ def _note_scale(frame: pl.DataFrame, found: GuessedColumns, series: pl.Series) -
         return []
     low, high = float(series.min()), float(series.max())  # type: ignore[arg-type]
     return [
-        f"'{series.name}' has {series.n_unique()} steps from {low:g} to {high:g}; schema.label={series.name} would read ratings"
+        f"'{series.name}' has {series.n_unique()} steps from {low:g} to {high:g}; "
+        f"schema.label={series.name} would read ratings"
     ]
 
 

@@ -22,17 +22,17 @@ from twotower.suggestion.tables import FoundTables
 MAX_ROWS, MIN_IDS = 500_000, 2_000
 """Rows in which columns are measured; of more, those of some items or users, about MIN_IDS of them or more."""
 MAX_CHANGED = 0.25
-"""Rows without the most frequent value of their item, as a share of those without that of the log, up to which a column seems to be one of items
-that changes."""
+"""Largest ratio of the rows without the most frequent value of their item to the rows without that of the log, of a
+column that seems to be one of items whose values change."""
 
 
 def with_constant_columns(
     found: FoundTables, columns: GuessedColumns, output: Path | None, context: Collection[str] = ()
 ) -> FoundTables:
-    """Return the tables with those of items and users that columns of the interactions give, where no table has them: columns without another
-    meaning, with one value in MIN_SHARE of the rows of each item or user. Notes of `columns` say which are left out. `output`, the file of the
-    config, names the files; without it tables of files get none. Columns of a given `context` have a meaning. Raises ConfigError if such a file
-    exists."""
+    """Return the tables, with tables of items and users made of columns of the interactions: columns without another
+    meaning (`context` names some that have one), which no table has, with one value in MIN_SHARE of the rows of each
+    item or user. Notes of `columns` say which are left out. The new files are named by `output`, the file of the
+    config; without it tables of files get none. Raises ConfigError if such a file exists."""
     log, options = found.interactions, columns.options
     ids = {"items": str(options["item_id"]), "users": str(options["user_id"])}
     if found.schema is not None or not {*ids.values()} <= {*log.columns}:
@@ -53,8 +53,8 @@ def with_constant_columns(
         ]
         if table == "items":
             columns.notes += [
-                f"'{name}': {1 - c.share:.1%} of the rows differ from the most frequent value of their item (at most {1 - MIN_SHARE:.0%}), as of a "
-                "price that changes, so it is no column of items"
+                f"'{name}': {1 - c.share:.1%} of the rows differ from the most frequent value of their item "
+                f"(at most {1 - MIN_SHARE:.0%}), as of a price that changes, so it is no column of items"
                 for name, c in measured.items()
                 if _changes(c)
             ]
@@ -99,7 +99,8 @@ def _present(frame: pl.DataFrame, name: str) -> pl.Expr:
 
 
 def _measured(found: FoundTables, key: str, other: str, names: Collection[str]) -> Mapping[str, Constancy]:
-    """Return how far columns are functions of ids, in the rows of some ids if there are many; nothing of ids whose spelling a table would change."""
+    """Return how far columns are functions of ids, in the rows of some ids if there are many; empty for ids whose
+    spelling a table would change."""
     log, is_float = found.interactions, found.interactions[key].dtype.is_float()
     if not (log[key].dtype == pl.String or log[key].dtype.is_integer() or (is_float and not found.is_text)):
         return {}
@@ -114,7 +115,7 @@ def _changes(found: Constancy) -> bool:
 
 
 def _values_of_ids(log: pl.DataFrame, key: str, names: Collection[str]) -> pl.DataFrame:
-    """Return a table of the ids of a log with the most frequent value of each column, the smallest of equally frequent ones."""
+    """Return a table of the ids of a log with the most frequent value of each column, of equal counts the smallest."""
     rows = log.select(_present(log, name) for name in (key, *names)).filter(pl.col(key).cast(pl.String) != "")
     table = rows.select(pl.col(key).unique().sort())
     for name in names:
@@ -138,7 +139,8 @@ def _why_unwritten(found: FoundTables, own: str, output: Path | None, table: str
     refuse_among_tables(found, path)
     if path.exists():
         raise ConfigError(
-            f"{path}: exists already, and holds no place for the table of {table}; choose another file for `output`, or remove this one"
+            f"{path}: exists already, and the table of {table} would be written there; choose another file for "
+            "`output`, or remove this one"
         )
     return ""
 

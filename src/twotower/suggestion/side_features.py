@@ -283,7 +283,7 @@ def is_text(values: pl.Series) -> bool:
 
 
 def _may_name_rows(series: pl.Series) -> bool:
-    """Return True for text whose values are distinct in nearly all rows and are words, and no codes, addresses of the web or dates."""
+    """Return True for text of words that differ in nearly all rows, and that are no codes, web addresses or dates."""
     present = series.drop_nulls()
     if series.dtype != pl.String or len(present) < MIN_PRESENT * len(series) or not is_distinct(present):
         return False

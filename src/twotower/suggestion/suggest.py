@@ -50,8 +50,8 @@ class Suggestion:
     schema: Schema
     config: Config
     tables: Mapping[str, pl.DataFrame] = field(default_factory=dict)
-    """Tables "users" and "items" of columns of the interactions that have one value for each of them, added to what the given table has. The
-    config of files names them; a training of frames needs them."""
+    """Tables "users" and "items" with columns of the interactions that have one value for each user or item, and the
+    columns of the given table. The config of files names them; a training of frames needs them."""
 
     def __repr__(self) -> str:
         return representation(type(self), f"recipe={self.recipe!r}, {self.schema!r}")
@@ -69,11 +69,11 @@ def suggest(
 ) -> Suggestion:
     """Look at tables and return a config for them, by one of six recipes.
 
-    `interactions` is a table, a folder with a file for each table, a data set by name, or an archive of one. `recipe` is the name of
-    one, empty for that which the rules choose. `overrides` are settings `key=value`; one of a column of the schema replaces a
-    guess, an empty one says that there is none. `folder` is that of the config, to which its paths are relative, `output` the
-    new file of the config, in that folder: tables of columns of the interactions are called by it, and without one there are none of
-    files. Raises DataError or ConfigError."""
+    `interactions` is a table, a folder with a file for each table, a data set by name, or an archive of one. `recipe`
+    is the name of one, empty for that which the rules choose. `overrides` are settings `key=value`; one of a column of
+    the schema replaces a guess, an empty one says that there is none. `folder` is the folder of the config, to which
+    its paths are relative, and `output` its new file there, by which tables made of columns of the interactions are
+    named; without it files get none. Raises DataError or ConfigError."""
     if recipe and recipe not in (known := [rule.recipe for rule in RULES]):
         raise ConfigError(
             f"`recipe` {recipe}: no such recipe{did_you_mean(recipe, known)} (allowed: {', '.join(known)})"

@@ -230,8 +230,8 @@ def _of_rows(frame: pl.DataFrame, what: str, notes: list[str]) -> pl.DataFrame:
 
 
 def _without_reserved(frame: pl.DataFrame, notes: list[str]) -> pl.DataFrame:
-    """Return the columns of a frame without the index that pandas writes, `__index_level_0__`, and those of names that are patterns, which are
-    noted; dictionaries of texts as text."""
+    """Return a frame without the index that pandas writes, `__index_level_0__`, and columns whose names are patterns,
+    which are noted; dictionaries of texts become text."""
     for name in filter(is_pattern, frame.columns):
         note = f"not read: column '{name}', as tables are searched for this name as a pattern; rename it"
         notes += [] if note in notes else [note]

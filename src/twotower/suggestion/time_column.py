@@ -110,8 +110,8 @@ class _Fault(NamedTuple):
 
 
 def _broken(series: pl.Series, form: TimeForm | None, given: str) -> _Fault | None:
-    """Return which values of a column are missing or no times where others are times, of a format if one is `given`; None for a column of others,
-    and for one of the form of times. Where most are missing nothing is to be done."""
+    """Return which values of a column of times are missing or bad, by a format if one is `given`; None for a column of
+    the form of times, or of no times. Where most are missing nothing is to be done."""
     if form is not None and form.unit != "order":
         return None
     if 2 * (n := missing_count(series)) > len(series):
@@ -128,8 +128,8 @@ def _refuse(series: pl.Series, fault: _Fault) -> None:
     is_whole = series.dtype.is_numeric() and not missing_count(series)
     order = "set schema.time_unit = 'order' if the numbers are an order alone, " if is_whole else ""
     raise DataError(
-        f"interactions: time '{series.name}': {fault.what}; set schema.bad_times = 'drop' to leave those rows out, {order}or set schema.time = '' if "
-        "the column holds no times"
+        f"interactions: time '{series.name}': {fault.what}; set schema.bad_times = 'drop' to leave those rows out, "
+        f"{order}or set schema.time = '' if the column holds no times"
     )
 
 

@@ -43,9 +43,9 @@ class TimeForm:
 
 
 def time_form(series: pl.Series, given: str = "", strict: bool = True, drops: bool = False) -> TimeForm | None:
-    """Return the form of a column of times, None for a column of others, and for years of two digits in several orders (`refuse_orders`).
-    `given` is a format that is not guessed. `drops`: the form of most values, whatever the others are. Raises DataError for days and months in
-    either order, if `strict`."""
+    """Return the form of a column of times, None for a column of others, and for years of two digits in several orders
+    (`refuse_orders`). `given` is a format that is not guessed. `drops`: the form of most values, whatever the others
+    are. Raises DataError for days and months in either order, if `strict`."""
     series = _likely(series) if drops else series
     plain = _unit(series, given, strict, drops)
     if given or (plain and plain != "order"):
@@ -63,8 +63,8 @@ def _has_format(series: pl.Series, form: str, drops: bool = False) -> bool:
 
 
 def _likely(series: pl.Series) -> pl.Series:
-    """Return the values that may be times by their looks: of text those of the usual shape, of numbers those in the unit, s, ms or us, that most
-    have, if half of the values above 0 are times in one; else all that are not missing."""
+    """Return the values that may be times by their looks: text of the usual shape, or numbers in the most frequent unit
+    of s, ms and us, if half of the values above 0 are times in one; else all that are not missing."""
     series = series.drop_nulls().drop_nans() if series.dtype.is_float() else series.drop_nulls()
     if series.dtype == pl.String:
         return series.filter(~odd_values(series))
@@ -77,8 +77,8 @@ def _likely(series: pl.Series) -> pl.Series:
 
 
 def faults_of_times(series: pl.Series, given: str = "") -> Times | None:
-    """Return the reader of a column of times that has found bad ones among them; None for a column of others, or without bad ones. `given` is a
-    format."""
+    """Return a reader that has found bad times in a column; None for a column without them, or of no times. `given` is
+    a format."""
     form = time_form(series, given, strict=False, drops=True)
     if form is None or form.unit == "order":
         return None
@@ -178,7 +178,8 @@ def _formats(series: pl.Series) -> list[str]:
 
 
 def _unit(series: pl.Series, form: str, strict: bool, drops: bool = False) -> str:
-    """Return the unit of a column of times, "" for none; of most of its values with `drops`. Raises DataError for days and months in either order, if `strict`."""
+    """Return the unit of a column of times, or of most of its values if `drops`; "" for none. Raises DataError for days
+    and months in either order, if `strict`."""
     for unit in ("s", "ms", "us"):
         times = Times(_schema(series.name or "time", unit, form), drops=drops)
         try:

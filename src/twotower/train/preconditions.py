@@ -78,7 +78,8 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
     size, steps = recipe.train.batch_size, -(-training_rows(dataset, recipe) // recipe.train.batch_size)
     if recipe.train.epochs and steps < STEPS_OF_EPOCH and size > batch_of(len(dataset.pairs)):
         log.warning(
-            f"train.batch_size = {size} makes {steps} steps an epoch, too few to learn much; set 0, which follows the number of rows, or a smaller one"
+            f"train.batch_size = {size} makes {steps} steps an epoch, too few to learn much; set 0, which "
+            "follows the number of rows, or a smaller one"
         )
     _check_towers(recipe)
     check_starts_fit(dataset, recipe)
@@ -152,9 +153,9 @@ def _check_context(dataset: Dataset) -> None:
     """Raise ConfigError if a feature of the context is a function of the item."""
     for name, found in contexts_of_items(dataset).items():
         raise ConfigError(
-            f"feature '{name}' of the context is a function of the item: {found.same:,} of {found.rows:,} rows have the most frequent value of "
-            "their item, so it gives the answer away, and no request knows it before the item; put its column in the table of items "
-            "(data.items), and set side = 'item', or leave the feature out"
+            f"feature '{name}' of the context is a function of the item: {found.same:,} of {found.rows:,} rows have the "
+            "most frequent value of their item, so it gives the answer away, and no request knows it before the item; put "
+            "its column in the table of items (data.items), and set side = 'item', or leave the feature out"
         )
 
 

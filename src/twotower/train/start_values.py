@@ -87,7 +87,8 @@ class StartValues:
         self._weighed = list[tuple[Start, PairValues]]()
         """Pairs whose columns are weighed."""
         self._chosen = list[tuple[Start, float, Sequence[WeighedParts], F32[Tensor, "items"] | None]]()
-        """Starts with the values that are best, the factor of their scores, the weights of their parts, and what they add to the biases."""
+        """Starts with the values that are best, the factor of their scores, the weights of their parts, and what they
+        add to the biases."""
         self._compares = False
         """True while values are compared."""
         self._positives = dict[int, PositiveMatrix]()
@@ -247,8 +248,8 @@ class StartValues:
         return joint_fit(every, forms, self.dataset, seed, half_life, self._score_raised, self.context, bias)
 
     def solve_again(self, dataset: Dataset, fitted: WeighedPairs) -> None:
-        """Solve the chosen starts from the train part of another dataset. Their values and weights stay; `fitted` has columns, by pair, that were
-        weighed anew."""
+        """Solve the chosen starts from the train part of another dataset. Their values and weights stay; `fitted` has
+        columns, by pair, that were weighed anew."""
         has_new_biases = False
         for start, factor, weighed, added in self._chosen:
             if start.pair in fitted:

@@ -140,8 +140,8 @@ class _Sorting:
 def _write_pieces(
     source: Log, folder: Path, pieces: Path, options: PrepareOptions
 ) -> tuple[Sides, list[Path], Mapping[str, int]]:
-    """Write the tables of both sides and the pieces, those that are missing; return the tables, the pieces' files, and the numbers of
-    interactions that are left out, by reason."""
+    """Write the tables of both sides and the pieces, those that are missing; return the tables, the pieces' files, and
+    the numbers of interactions that are left out, by reason."""
     tables, notes = {side: folder / layout.table(side) for side in SIDES}, list[str]()
     known = {side: pl.read_parquet(path, glob=False) for side, path in tables.items() if path.exists()}
     sides, versions, times, left_out = settle_sides(source, known if len(known) == len(SIDES) else None, notes)
@@ -178,8 +178,8 @@ def _facts(
     of_pieces: int,
     left_out: Mapping[str, int],
 ) -> BucketFacts:
-    """Return the facts of finished buckets; `of_pieces` interactions were sorted, others `left_out` by reason. Raises DataError for repeated pairs, if not
-    allowed, or without a positive row."""
+    """Return the facts of finished buckets; `of_pieces` interactions were sorted, others `left_out` by reason. Raises
+    DataError for repeated pairs, if not allowed, or without a positive row."""
     schema, kept = source.schema, sum(b.rows for b in buckets)
     repeated = of_pieces - kept
     if repeated and schema.duplicates == "error":
