@@ -108,7 +108,7 @@ class TextFormat(Section):
     def check_used(self, has_text: bool, is_text: bool, option: str = "data.format.{}") -> None:
         """Raise DataError if an option has no effect: `has_text` tells whether a table is text, `is_text` whether the interactions,
         or the only table, are. `option` is the name of an option in the message."""
-        unread = () if has_text else ("separator", "decimal", "encoding")
+        unread: tuple[str, ...] = () if has_text else ("separator", "decimal", "encoding")
         unread += () if is_text else ("columns", "layout")
         if unused := [name for name in unread if getattr(self, name) != type(self).model_fields[name].default]:
             raise DataError(
