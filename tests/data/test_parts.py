@@ -230,20 +230,6 @@ def test_the_last_positive_validates_with_the_rows_that_follow_it() -> None:
         assert data.times[own & (data.parts == TRAIN)].max() < data.times[own & validates].min()
 
 
-@pytest.mark.parametrize("prepared", [False, True], ids=["memory", "prepared"])
-def test_a_train_part_whose_rows_are_all_left_out_is_refused(tmp_path: Path, prepared: bool) -> None:
-    log, schema = two_parts("time")
-    log = log.with_columns(at=pl.when(pl.col("fold") == "train").then(None).otherwise("at"))
-    log.write_parquet(tmp_path / "log.parquet")
-    schema = schema.model_copy(update={"bad_times": "drop"})
-    split = COLUMN.model_copy(update={"ordered": True})
-    data, to = DataConfig(interactions=str(tmp_path / "log.parquet")), tmp_path / "out"
-    with pytest.raises(DataError, match="leaves no train rows out of 300 interactions"):
-        prepare.write_prepared(data, schema, split, to) if prepared else build_dataset(
-            check(None, None, log, schema), schema, split
-        )
-
-
 def test_a_user_of_one_training_row_keeps_it() -> None:
     rows = [(user, item, "test" if item == 9 else "train") for user in range(200) for item in (user % 7, 9)]
     log = pl.DataFrame(rows, schema=["user_id", "item_id", "fold"], orient="row")
@@ -263,6 +249,20 @@ def test_given_rows_and_a_share_of_none_take_nothing_from_train(validation: floa
         both = split.model_copy(update={"from_train": "last"})
         with pytest.raises(ConfigError, match="takes a validation part from train, and one is given; leave one"):
             build_dataset(check(None, None, log, CHECKERBOARD_SCHEMA), CHECKERBOARD_SCHEMA, both)
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["memory", "prepared"])
+def test_a_train_part_whose_rows_are_all_left_out_is_refused(tmp_path: Path, prepared: bool) -> None:
+    log, schema = two_parts("time")
+    log = log.with_columns(at=pl.when(pl.col("fold") == "train").then(None).otherwise("at"))
+    log.write_parquet(tmp_path / "log.parquet")
+    schema = schema.model_copy(update={"bad_times": "drop"})
+    split = COLUMN.model_copy(update={"ordered": True})
+    data, to = DataConfig(interactions=str(tmp_path / "log.parquet")), tmp_path / "out"
+    with pytest.raises(DataError, match="leaves no train rows out of 300 interactions"):
+        prepare.write_prepared(data, schema, split, to) if prepared else build_dataset(
+            check(None, None, log, schema), schema, split
+        )
 
 
 def test_files_of_ids_that_are_numbers_in_one_and_text_in_another_are_one_column(tmp_path: Path) -> None:
