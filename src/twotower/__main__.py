@@ -11,16 +11,14 @@ def main() -> None:
     """Run the command line; an interrupt ends it with one line, also while its modules are loaded."""
     limit_spinning()
     try:
-        try:
-            from twotower.cli import app
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
+        from twotower.cli import app
+
         app.main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     finally:
-        exec(
-            ""
-        )  # else an interrupt in code that is made from text, as of a dataclass, ends Python by the signal, though it is handled
+        exec("")  # else Python ends by the signal if the interrupt came in code that `exec` ran, as of a dataclass
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 from pathlib import Path
 
@@ -83,8 +84,8 @@ def test_signals_are_noted_and_other_threads_leave_the_handlers_alone() -> None:
 ANSWER = "stopping after this step …; a second signal ends now"
 
 
-def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+def interrupt(number: int = signal.SIGINT) -> None:
+    os.kill(os.getpid(), number)
 
 
 def test_a_signal_ends_a_block_at_once_and_is_answered(messages: list[str]) -> None:
@@ -107,16 +108,30 @@ def test_a_signal_ends_a_block_at_once_and_is_answered(messages: list[str]) -> N
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_second_signal_does_what_it_did_before_unless_ranks_stop_together(ranks: int, messages: list[str]) -> None:
     reached = list[int]()
-    before = signal.signal(signal.SIGINT, lambda *_: reached.append(0))
+    before = signal.signal(signal.SIGTERM, lambda *_: reached.append(0))
     try:
         with StopSignals(ranks=ranks).handled():
-            for n in (1, 2):
-                interrupt()
-                reached.append(n)
+            for n, number in enumerate(
+                (signal.SIGINT, signal.SIGINT, signal.SIGTERM)
+            ):  # the same one at once is a repeat
+                interrupt(number)
+                reached.append(n + 1)
     finally:
-        signal.signal(signal.SIGINT, before)
-    assert reached == ([1, 0, 2] if ranks == 1 else [1, 2])
+        signal.signal(signal.SIGTERM, before)
+    assert reached == ([1, 2, 0, 3] if ranks == 1 else [1, 2, 3])
     assert messages == [ANSWER if ranks == 1 else ANSWER.partition(";")[0]]
+
+
+def test_a_process_that_is_forked_in_the_block_delays_no_end() -> None:
+    with StopSignals().handled():
+        descriptor = signal.set_wakeup_fd(-1)
+        of_child = os.dup(descriptor)
+        signal.set_wakeup_fd(descriptor)
+        late = threading.Timer(20, os.close, [of_child])
+        late.start()
+    assert not late.finished.is_set()
+    late.cancel()
+    os.close(of_child)
 
 
 BUSY = """
@@ -147,6 +162,9 @@ def busy_process() -> tuple[preloaded.Process, list[str]]:
 def test_fault_B2_a_long_operation_delays_no_answer_and_a_second_signal_ends_the_process() -> None:
     process, lines = busy_process()
     with process:
+        process.send_signal(signal.SIGINT)  # a repeat
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
     assert lines == ["busy\n", f"{ANSWER}\n"]

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -23,6 +24,8 @@ from twotower.train.weights import Weights
 log = logging.getLogger(__name__)
 SECONDS_OF_OPERATION = 4.0
 """Seconds that an operation may take, such as one of a large matrix, after a signal that stops a training at once."""
+SECONDS_OF_REPEATS = 0.5
+"""Seconds in which the same signal is no second one: `timeout` and other launchers send it to a process and to its group."""
 
 
 class BestWeights:
@@ -95,9 +98,9 @@ class StopSignals:
     """The one whose block `handled` runs."""
 
     def __init__(self, ends_process: bool = False, ranks: int = 1) -> None:
-        """With `ends_process` a second signal ends the process, as does the first one if the operation that a block of `at_once` is in keeps
-        Python waiting for longer than SECONDS_OF_OPERATION. Otherwise the second one does what it did before. Of several `ranks` no
-        signal does either: a launcher repeats them."""
+        """With `ends_process` a second signal ends the process. So does the first one if an operation in a block of `at_once`
+        takes longer than SECONDS_OF_OPERATION. Otherwise a second signal calls the handler of before. With several `ranks` it
+        does nothing: a launcher repeats signals."""
         self.received = 0
         """Number of the signal that has arrived; 0: none."""
         self._ends_process, self._ranks = ends_process and ranks == 1, ranks
@@ -105,15 +108,17 @@ class StopSignals:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Note these signals for the length of the block instead of ending, and log a line when the first one arrives; without effect outside the
-        main thread."""
+        """Note these signals in the block instead of ending, and log a line when the first one arrives. Outside the main
+        thread the block has no effect."""
+        since = 0.0
 
         def request_stop(number: int, frame: FrameType | None) -> None:
-            if self.received and self._ranks == 1:
-                self._end(number)
+            nonlocal since
+            if not self.received:
+                self.received, since = number, time.monotonic()  # ranks agree first: all must stop after the same step
+            elif self._ranks == 1 and not self._ends_process and _is_second(number, self.received, since):
                 signal.signal(number, old[number])
                 signal.raise_signal(number)
-            self.received = number  # several ranks agree first: all must stop after the same step
             if self._at_once:
                 self._at_once = False
                 raise StopNow
@@ -136,12 +141,13 @@ class StopSignals:
             for s, handler in old.items():
                 signal.signal(s, handler)
             StopSignals._present = before
-            arrived.close()
+            with arrived:
+                arrived.shutdown(socket.SHUT_WR)  # also for a forked process that has it
             watcher.join()
 
     def _watch(self, arrivals: socket.socket) -> None:
         """Answer signals while the main thread is in an operation, at whose end alone Python handles them."""
-        first = 0
+        first, since = 0, 0.0
         with arrivals, suppress(IndexError):  # the block ends, and has closed the other end
             while True:
                 try:
@@ -155,9 +161,10 @@ class StopSignals:
                 if number not in (signal.SIGTERM, signal.SIGINT):
                     continue
                 if first:
-                    self._end(number)
+                    if _is_second(number, first, since):
+                        self._end(number)
                 else:
-                    first = number
+                    first, since = number, time.monotonic()
                     log.info("stopping after this step …" + ("; a second signal ends now" if self._ranks == 1 else ""))
                     arrivals.settimeout(SECONDS_OF_OPERATION)
 
@@ -165,6 +172,11 @@ class StopSignals:
         """End the process, if it is to."""
         if self._ends_process:
             os._exit(128 + number)
+
+
+def _is_second(number: int, first: int, since: float) -> bool:
+    """Return False for a signal that repeats the first one, of the time `since`."""
+    return number != first or time.monotonic() - since > SECONDS_OF_REPEATS
 
 
 @contextmanager
