@@ -33,7 +33,7 @@ from twotower.model.inputs.bag import Bag
 from twotower.model.inputs.prefixes import Prefixes
 from twotower.model.pooling.decay import Decay
 from twotower.train.batches import ContrastiveBatch
-from twotower.train.checkpoint import Checkpoint
+from twotower.train.checkpoint import EVALUATION, Checkpoint
 from twotower.train.losses import LOSSES
 from twotower.train.negatives.candidates import Candidates
 from twotower.train.negatives.hard import HardSampler
@@ -393,6 +393,29 @@ def test_fault_B2_a_signal_ends_a_validation_saved_and_the_resumed_training_is_t
     again.run()
     assert same(weights(again), weights(once))
     assert len(again.progress.history) == 3
+
+
+def test_fault_B2_a_signal_while_the_best_weights_are_measured_again_leaves_the_present_ones_in_the_checkpoint(
+    board: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Trainer(board, settings(train={"epochs": 2}), folder, fingerprint={EVALUATION: "then"})
+    first._train_epoch(first.objective.sampler.epoch(0))
+    first.step(first.objective.sampler.epoch(1), 0)
+    first._save()
+    saved = Checkpoint.newest(folder)
+    again = Trainer(board, settings(train={"epochs": 2}), folder, fingerprint={EVALUATION: "now"})
+    assert again.resume()
+
+    def interrupted(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("twotower.train.trainer.evaluate_part", interrupted)
+    with pytest.raises(Interrupted, match=r"after step \d+; a checkpoint"):
+        again.run()
+    found = Checkpoint.newest(folder)
+    assert saved
+    assert found
+    assert same(found.tensors, saved.tensors)
 
 
 def test_fault_B2_a_signal_ends_what_comes_before_the_first_step_of_an_epoch(

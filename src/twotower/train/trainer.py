@@ -61,8 +61,8 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class TrainingResult:
-    """A model with its best weights, one record per epoch, and the metrics `train.…` of the whole run; those of validation too, if rows of it
-    are learned after it was measured."""
+    """A model with its best weights, one record per epoch, and the metrics `train.…` of the whole run; also those of
+    validation, if its rows are learned after it was measured."""
 
     model: TwoTower
     history: list[EpochRecord]
@@ -125,8 +125,8 @@ class Trainer:
     def run(self) -> TrainingResult:
         """Train to the last epoch or until patience runs out, and load the best weights.
 
-        Raises TrainingError if the loss or a weight is not finite, Interrupted after SIGTERM or SIGINT: between the steps with a checkpoint of
-        the last one, within a step after it.
+        Raises TrainingError if the loss or a weight is not finite, and Interrupted after SIGTERM or SIGINT, which end a step
+        after it, and other work at once, with a checkpoint of the last step.
         """
         p, config = self.progress, self.recipe.train
         with self.stoppable(), torch.random.fork_rng(devices=[]):
@@ -202,8 +202,8 @@ class Trainer:
         return joint
 
     def _solve_again(self, fitted: WeighedPairs) -> dict[str, float]:
-        """Solve the pairs that no step reads on all of train where it has the validation part, and return the validation metrics of before; none where
-        nothing is solved."""
+        """Solve the pairs that no step reads on all of train if the validation part is of it. Return the validation metrics
+        of before; none if nothing is solved."""
         if not (self._values and self.recipe.untrained_starts and self.dataset.split.from_train):
             return {}
         validated, whole = self._validation_metrics(self._scorer()), self.dataset.with_all_of_train()
@@ -242,8 +242,8 @@ class Trainer:
             raise self._interrupted()
 
     def _interrupted(self, when: str = "") -> Interrupted:
-        """Return the error of a training that stops between two steps. Every step but the first has a checkpoint before it, if there is a folder
-        for them."""
+        """Return the error of a training that stops between two steps. Every step but the first has a checkpoint before it,
+        if there is a folder for them."""
         p = self.progress
         is_over = self.best.out_of_patience or p.epoch == self.recipe.train.epochs
         after = f"after {'the last step' if is_over else f'step {p.step}'}" if p.step else "before the first step"
@@ -337,31 +337,34 @@ class Trainer:
         """Return the validation metrics of the present weights, and keep these if they are the best; none without a part. Raises TrainingError
         if a weight or a vector is not finite."""
         self._check_finite()
-        present = self.weights.copy()
-        if self.ema.weights:
-            self.weights.load_state(self.ema.weights)
-        if not len(self.dataset.validation):
-            users, items = self.objective.users, self.objective.items
-            self._check_vectors(has_finite_vectors(self.model, users, items, self.context, self.torchrec))
-            self.best.keep(epoch, self.weights)
-            self.weights.load_state(present)
-            return {}
-        try:
+        with self._loaded(self.ema.weights):
+            if not len(self.dataset.validation):
+                users, items = self.objective.users, self.objective.items
+                self._check_vectors(has_finite_vectors(self.model, users, items, self.context, self.torchrec))
+                self.best.keep(epoch, self.weights)
+                return {}
             with self._at_once():
                 scorer = self._scorer()
                 self._check_vectors(scorer.are_finite())
                 found = self._validation_metrics(scorer)
             self.best.observe(found, epoch, self.weights)
-        finally:
-            self.weights.load_state(present)
         return found
 
     def _measure_best_again(self) -> None:
         """Measure the best weights as the training measures now, so that epochs after a change of data or settings are compared with them."""
         if self.best.weights and len(self.dataset.validation):
-            present = self.weights.copy()
-            self.weights.load_state(self.best.weights)
-            self.best.score = self._score(self._scorer())
+            with self._loaded(self.best.weights):
+                self.best.score = self._score(self._scorer())
+
+    @contextmanager
+    def _loaded(self, weights: dict[str, Shaped[Tensor, "*_"]]) -> Iterator[None]:
+        """Load weights, if there are any, for the block; the present ones return whatever ends it, as they are saved then."""
+        present = self.weights.copy()
+        try:
+            if weights:
+                self.weights.load_state(weights)
+            yield
+        finally:
             self.weights.load_state(present)
 
     def _check_vectors(self, are_finite: bool) -> None:
