@@ -68,7 +68,7 @@ class StatusLine:
 
 @contextmanager
 def doing(what: str, seconds: float = 2.0) -> Iterator[None]:
-    """Say what a block or a function does if it takes more than some seconds, in the status line, and where there is none in the log."""
+    """Show what a block does if it takes more than some seconds: in the status line, or else in the log."""
     line = StatusLine.present
     timer = threading.Timer(seconds, line.show if line else log.info, [f"{what} …"])
     timer.daemon = True
@@ -81,7 +81,7 @@ def doing(what: str, seconds: float = 2.0) -> Iterator[None]:
 
 
 class JobProgress:
-    """Counts units of work and shows a line, in the status line or every few seconds in the log: units done, units a second, time left."""
+    """Counts work and shows units done, units a second and the time left: in the status line, or else in the log."""
 
     def __init__(
         self,

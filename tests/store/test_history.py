@@ -68,5 +68,5 @@ def test_damaged_lines_are_skipped_and_named_and_a_last_line_may_lack_its_end(
     assert history.current_ids() == ["a", "a"]
     history.append(new_line("recover", "b", "a", ""))
     assert history.current_ids() == ["a", "a", "b"]
-    named = {m for m in messages if "HISTORY.jsonl: damaged and skipped: line 3, 4, 5, 6, 7 …; a rollback without" in m}
+    named = {m for m in messages if "HISTORY.jsonl: skipped damaged lines 3, 4, 5, 6, 7 …; a rollback without" in m}
     assert len(named) == 1

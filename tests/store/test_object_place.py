@@ -737,5 +737,5 @@ def test_damaged_lines_of_a_bucket_are_skipped_and_named(store: Store, messages:
     put(store, "HISTORY.jsonl", "\n".join(lines).encode())  # the last line lacks its end
     assert store.rollback() == b
     assert [line["action"] for line in store.history()] == [*["publish"] * 3, "rollback"]
-    assert len([m for m in messages if f"{store.at}/HISTORY.jsonl: damaged and skipped: line 2;" in m]) == 1
+    assert len([m for m in messages if f"{store.at}/HISTORY.jsonl: skipped damaged line 2;" in m]) == 1
     assert store.rollback() == a

@@ -16,7 +16,7 @@ from twotower.cli.flags import VERB_OF_FUNCTION
 from twotower.serve.settings import HINTS, ServeSettings
 
 ENVIRONMENT_PREFIX = "TWOTOWER_SERVE_"
-"""Start of the environment variable of an option: a Kubernetes Service called twotower sets TWOTOWER_PORT."""
+"""Start of the environment variable of an option. A Kubernetes Service named twotower sets TWOTOWER_PORT by itself."""
 
 
 def serve(**given: Any) -> None:

@@ -49,7 +49,8 @@ MAX_BATCH_POSITIVES = 256
 MAX_BATCH_CELLS = 2**22
 """(positive, candidate) cells of a batch that are examined."""
 _OF_RECIPE = (
-    "loss", "train.lr", "train.optimizer", "train.schedule", "train.embedding_weight_decay", "model.similarity", "model.temperature",
+    "loss", "train.lr", "train.optimizer", "train.schedule", "train.embedding_weight_decay",
+    "model.similarity", "model.temperature",
 )  # fmt: skip
 """Options that `suggest` takes from a recipe as they are."""
 
@@ -148,8 +149,8 @@ class DiagnosisContext:
 
     @cached_property
     def follows_recipe(self) -> bool:
-        """True if a recipe has the loss, the optimizer and the score of the run, as `suggest` writes them. Of a model that is its start, also
-        validation chooses among values."""
+        """True if a recipe has the loss, the optimizer and the score of the run, as `suggest` writes them. Without
+        epochs the run also has a start whose values validation chooses."""
         settings, config = attrgetter(*_OF_RECIPE), self.config
         trains = config.train.epochs > 0
         if not trains and not any(len(getattr(start, n)) > 1 for start in config.train.start for n in start.choices):
@@ -161,7 +162,7 @@ class DiagnosisContext:
         """Return a sentence about settings to change, or about other recipes where the settings are a recipe's."""
         if not self.follows_recipe:
             return change
-        return "The settings are those of a recipe: train another one, or leave it, as the log may hold no more."
+        return "The settings are those of a recipe: train another one, or keep this run, as the log may allow no better one."
 
     @property
     def temperature(self) -> float:

@@ -78,7 +78,7 @@ def _validation_curve(context: DiagnosisContext) -> Iterator[Finding]:
             "warning", "peaks_early",
             f"{train.monitor} is best at its first value (epoch {curve[0][0]}) and never improves. "
             + (
-                f"The training loss is that of the same logit for every pair, so the model has not learned yet: {context.to_learn}."
+                f"The same logit for every pair gives this training loss: nothing is learned; {context.to_learn}."
                 if context.is_untrained
                 else context.remedy(
                     "The model overfits the training pairs, or the steps are too large: lower train.lr, or raise "

@@ -86,8 +86,8 @@ def leaking_context(context: DiagnosisContext) -> Iterator[Finding]:
     found = (
         Finding(
             "error", "leaking_context",
-            f"The context feature '{name}' is a function of the item, so it gives the answer away, and all metrics are invalid: a request "
-            "does not know it before the item. Put its column in the table of items with side = 'item', or remove it from schema.features.",
+            f"The context feature '{name}' is a function of the item, which a request does not know: it gives the "
+            "answer away; all metrics are invalid. Put its column in the table of items (side = 'item'), or remove it.",
             {"share": constancy.share, "rows": float(constancy.rows)},
         )
         for name, constancy in contexts_of_items(context.data).items()

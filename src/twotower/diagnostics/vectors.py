@@ -221,7 +221,7 @@ def _own_counts(
     if found := compared.get(f"{Ndcg.name}@{k}"):
         more = remedy
         if not context.config.model.own_counts:
-            more += " A sequence of the user's items (kind = 'sequence') tells the towers what was taken before, and model.own_counts, with its name, scores it beside them."
+            more += " A sequence of the user's items (kind = 'sequence'), named in model.own_counts, scores repeats."
         yield _baseline_finding(found, "own counts", "baseline_repeats", "warning", more)
 
 

@@ -41,8 +41,8 @@ class MetricSet:
         return at_once + [f"{m.name}@{n}" for n in k for m in shown if m.at_cut_offs]
 
     def judged_by(self, monitor: str) -> str:
-        """Return the name of the metric that compares a model with baselines: the monitored one such as validation.ndcg@10, or `auc` for
-        one that reads logits, which baselines do not give."""
+        """Return the name of the metric that compares a model with baselines: ndcg@10 of monitor validation.ndcg@10,
+        or `auc` for a metric of logits, which baselines do not have."""
         metric = self.find(monitor)
         return "auc" if isinstance(metric, PairMetric) and metric.of_logits else monitor.rpartition(".")[2]
 

@@ -155,8 +155,8 @@ class PartEvaluation:
         return {name: interval for name, interval in out.items() if np.isfinite(interval).all()}
 
     def interval_of_difference(self, other: PartEvaluation, name: str) -> tuple[float, float]:
-        """Return the 95 % paired bootstrap interval over users of a metric of this evaluation minus the metric of another one of the part.
-        NaN without resamples or users, for a metric without an interval, and for `auc` of more than MAX_RESAMPLED_PAIRS."""
+        """Return the 95 % paired bootstrap interval, over users, of a metric of this evaluation minus that metric of
+        another one of the part. NaN without resamples, users or an interval, or for `auc` above MAX_RESAMPLED_PAIRS."""
         metric, resamples = self.config.metric_set.find(name), self.config.bootstrap
         one, two = self.by_user(name), other.by_user(name)
         if one and two and len(one.users) and resamples:
@@ -244,7 +244,7 @@ def evaluate_model(
     monitor: str = "",
 ) -> Metrics:
     """Return the metrics of a run by name: validation, if it has rows, and test, intervals and slices of test, baselines on
-    test. With `monitor`, such as validation.ndcg@10, also the interval of the difference to the best baseline by that metric.
+    test. With `monitor`, such as validation.ndcg@10, also the interval of the difference to the best baseline by it.
 
     `factors_of(part)` returns the vectors from the data before that part, by which it is evaluated. `validated` are the
     metrics of validation, if they are known; `ranked` are rankings by part, if other processes have made them.
@@ -288,8 +288,8 @@ def _baselines(
     dataset: Dataset, queries: EvaluationQueries, ranked: Mapping[str, Shaped[Ints, "Q K"]], config: EvaluationConfig,
     recent: RecentScores | None,
 ) -> Iterator[tuple[str, PartEvaluation, set[str]]]:  # fmt: skip
-    """Yield the name of each baseline, its evaluation on the test part, and the metrics that it does not have. Those of BASELINES may be
-    `ranked` already."""
+    """Yield the name of each baseline, its evaluation on the test part, and the metrics that it does not have. `ranked`
+    has known rankings by baseline."""
     of_logits = {m.name for m in config.metric_set.of_pairs if m.of_logits}
     for name in BASELINES:
         scorer = baseline_of(name, dataset)

@@ -30,7 +30,7 @@ FREQUENCY = 0.2
 """Exponent q: the transitions to an item are divided by their sum^q, which takes a part of its popularity away. The exponents
 are the best on the validation part of MovieLens 1M (`benchmarks/quality/baselines.toml`)."""
 MAX_INTERACTIONS = 1_200_000
-"""Training positives above which the baseline is left out: it holds up to `SPAN` transitions of each, in up to 2.5 GB."""
+"""Training positives above which the baseline is left out: it holds up to `SPAN` transitions of each, up to 2.5 GB."""
 MAX_CELLS = 1 << 24
 """Pairs of items up to which every pair has a count in memory, 128 MiB, which is faster than to sort the transitions."""
 UNIT = 2.0**-16

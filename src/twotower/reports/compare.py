@@ -40,8 +40,9 @@ DECISION_RULE = (
 def compare_runs(a: Run, b: Run, *, resamples: int = 1000, names: tuple[str, str] = ("A", "B")) -> list[Comparison]:
     """Compare two runs by AUC, GAUC and the ranking metrics that both measure, at every cut-off in both evaluation.k.
 
-    `names` name them. Users and items are matched by id. Both runs rank the items that both know; those that a user has seen in the
-    train or validation part of either as `evaluation.repeats` says. Raises RunError unless the test pairs, their labels and their weights are equal.
+    `names` name them. Users and items are matched by id. Both runs rank the items that both know; `evaluation.repeats`
+    rules those that a user has seen in the train or validation part of either. Raises RunError unless the test pairs,
+    their labels and their weights are equal.
     """
     return [c for c in compare_sliced(a, b, resamples=resamples, names=names, sliced=False) if not c.of]
 

@@ -124,7 +124,7 @@ def _curves(runs: Sequence[ComparedRun]) -> Iterable[str]:
         if (run.config.loss, run.config.negatives, run.config.train.batch_size)
         == (first.config.loss, first.config.negatives, first.config.train.batch_size)
     ]
-    text = "One point per epoch, each run on its own validation part; the large point is the epoch whose weights are the model."
+    text = "One point per epoch, each run on its own validation part; the large point is the epoch of the model."
     if left := [run.label for run in runs if run not in losses]:
         text += (
             f" The loss leaves out {html.escape(', '.join(left))}: losses are comparable only between runs of the same loss, "

@@ -100,8 +100,8 @@ class _Axis(NamedTuple):
 
     @classmethod
     def of(
-        cls, values: Iterable[float | str | None], start: float, end: float, bounds: tuple[float, float] | None, whole: bool = False,
-        margin: float = 0.0,
+        cls, values: Iterable[float | str | None], start: float, end: float, bounds: tuple[float, float] | None,
+        whole: bool = False, margin: float = 0.0,
     ) -> _Axis:  # fmt: skip
         """Return an axis over the finite values, with a share of them as `margin` at both ends, or over `bounds`."""
         known = [v for v in values if isinstance(v, float | int) and math.isfinite(v)]
@@ -122,7 +122,7 @@ class _Axis(NamedTuple):
 
 
 def _shapes(s: Series, x: _Axis, places: Sequence[float]) -> Iterator[str]:
-    """Yield the lines, bars and points of a series, whose values have the `places` as heights; a missing value ends a line."""
+    """Yield the lines, bars and points of a series at the heights `places`. A missing value ends a line."""
     points = [(x.at(v), y) for v, y in zip(s.x, places, strict=True)]
     if s.mark in ("points", "line", "dashes"):
         of_value = groupby(points, lambda point: math.isfinite(sum(point)))
@@ -140,7 +140,8 @@ def _shapes(s: Series, x: _Axis, places: Sequence[float]) -> Iterator[str]:
         said = f"<title>{html.escape(named)}</title>"
         if s.mark == "bar":
             left, right = sorted((x.at(0.0), across))
-            yield f"<rect x='{left:.1f}' y='{down - 4:.1f}' width='{right - left:.1f}' height='8' fill='{s.color}'>{said}</rect>"
+            at = f"x='{left:.1f}' y='{down - 4:.1f}' width='{right - left:.1f}'"
+            yield f"<rect {at} height='8' fill='{s.color}'>{said}</rect>"
         else:
             radius = 5 if s.mark == "dot" or s.x[i] == s.best else 2.5
             yield f"<circle cx='{across:.1f}' cy='{down:.1f}' r='{radius}' fill='{s.color}'>{said}</circle>"

@@ -52,8 +52,8 @@ def write_report(path: Path, run: Run, factors: Scorer) -> None:
 
 def _curves_text(run: Run) -> str:
     """Return the paragraph above the learning curves."""
-    monitor = html.escape(run.config.train.monitor)
-    return f"One point per epoch. The dotted line marks the epoch with the best <code>{monitor}</code>, whose weights are the model."
+    monitor = f"<code>{html.escape(run.config.train.monitor)}</code>"
+    return f"One point per epoch. The dotted line marks the epoch with the best {monitor}, whose weights are the model."
 
 
 def _negatives_text(run: Run) -> str:

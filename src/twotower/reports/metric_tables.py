@@ -21,8 +21,8 @@ WHERE_MEASURED = {
 """Rows of evaluations whose data have an order, that rank repeats, and of models that have it."""
 
 RANKED = {
-    "exclude": "items that a user has seen are left out", "allow": "items that a user has seen are ranked as all others",
-    "only": "only items that a user has seen are ranked",
+    "exclude": "items that a user has seen are left out", "only": "only items that a user has seen are ranked",
+    "allow": "items that a user has seen are ranked as all others",
 }  # fmt: skip
 """Items of the rankings by `evaluation.repeats`."""
 
@@ -58,7 +58,7 @@ def _heading(config: EvaluationConfig) -> str:
 
 
 def _print_table(heading: str, names: Sequence[str], rows: Mapping[str, Sequence[float | None]], width: int) -> None:
-    """Print a table whose columns are as wide as their text, in parts one below the other where a terminal is narrower."""
+    """Print a table whose columns are as wide as their text, in parts one below the other on a narrower terminal."""
     columns_of = [[name, *map(cell, column)] for name, *column in zip(names, *rows.values(), strict=True)]
     widths = [max(13, *(len(text) + 2 for text in column)) for column in columns_of]
     labels, width = [heading, *rows], max(width, *(len(label) + 2 for label in (heading, *rows)))

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from twotower.train.recipe import Recipe
 
 SECONDS_BETWEEN_LINES = 60.0
-"""Least seconds between two lines about the steps of an epoch, or about values that are compared, where no line is overwritten."""
+"""Least seconds between two lines about steps or about values that are compared, where no line is overwritten."""
 
 
 class Progress(Callback):
-    """Progress of a training: a line for each phase and each epoch, and in between the status line, or a line a minute."""
+    """Progress of a training: a line for each phase and epoch; between them the status line, or a line a minute."""
 
     def __init__(self, ends_process: bool = True, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.ends_process, self._clock = ends_process, clock
@@ -68,7 +68,8 @@ class Progress(Callback):
             seconds = (self._clock() - self._began) / (self._epoch - self._first) * n
             left = f", {'at most ' if recipe.train.patience else ''}{duration(seconds)} of epochs left"
         print_line(
-            f"epoch {self._epoch:>3}{self._of_epochs}  loss {entry['train.loss']:.4f}  {shown}  {entry['train.seconds']:.1f} s{left}"
+            f"epoch {self._epoch:>3}{self._of_epochs}  loss {entry['train.loss']:.4f}  {shown}  "
+            f"{entry['train.seconds']:.1f} s{left}"
         )
 
     @property

@@ -61,7 +61,7 @@ class MessageHandler(logging.Handler):
 
 @contextmanager
 def printed_messages(translate: Callable[[str], str] = str, on_stderr: bool = False) -> Iterator[None]:
-    """Print messages of the library, translated, and the progress of its jobs on standard output or standard error while the block runs.
+    """Print translated messages of the library and the progress of its jobs, in the block, on standard output or error.
 
     They do not reach handlers of the root logger, such as the one that importing fbgemm_gpu installs."""
     handler, level, propagate = MessageHandler(translate, on_stderr), log.level, log.propagate

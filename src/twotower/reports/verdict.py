@@ -1,4 +1,4 @@
-"""Verdict on a run, the same sentences in every report: the best simple baseline, the difference to it, and what to do next."""
+"""Verdict on a run, the same in every report: the best simple baseline, the difference to it, and what to do next."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Verdict(NamedTuple):
 
 
 def verdict(metrics: Metrics, config: Config) -> Verdict | None:
-    """Compare the model of a run with its best baseline by the monitored metric; None without a test part that has the metric."""
+    """Compare the model of a run with its best baseline by the monitored metric; None without it on the test part."""
     monitored, measured = config.train.monitor.rpartition(".")[2], config.evaluation.metric_set
     name = measured.judged_by(monitored)
     model, sign = metrics.get(f"test.{name}"), 1 if measured.find(name).higher_is_better else -1

@@ -140,8 +140,8 @@ class BatchRecommender:
 def answer_frame(
     ids: pl.Series, rows: Ints, scores: Floats, counts: Ints, sources: pl.Series, items: abc.Sequence[pl.Series]
 ) -> pl.DataFrame:
-    """Return the answers to B users as one row for each user and rank: `user_id`, `rank` from 1, the columns of the `items`, `score`
-    and `source`. An answer is the `rows` and `scores` (B, k) up to its count (B,)."""
+    """Return the answers to B users as one row for each user and rank: `user_id`, `rank` from 1, the columns of the
+    `items`, `score` and `source`. An answer is the `rows` and `scores` (B, k) up to its count (B,)."""
     found: Bools = np.arange(rows.shape[1]) < counts[:, None]
     owners = np.repeat(np.arange(len(ids)), counts)
     ranks = run_indices(np.ones(len(ids), np.int64), counts)

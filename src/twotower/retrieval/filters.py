@@ -133,8 +133,8 @@ class CatalogueFilters:
 
 
 def _rows_that_equal(series: pl.Series, value: str, column: str) -> Ints:
-    """Return the places of a value in a series of the items' column. Raises DataError for a type whose values cannot be compared,
-    and for a value that the type cannot hold."""
+    """Return the places of a value in a series of the items' column. Raises DataError for a type whose values cannot be
+    compared, and for a value that the type cannot hold."""
     dtype = series.dtype
     if dtype.is_nested() or dtype in (pl.Duration, pl.Binary, pl.Object):
         raise DataError(f"filter: items' column '{column}' holds {dtype}, which cannot be compared")
@@ -149,8 +149,8 @@ def _rows_that_equal(series: pl.Series, value: str, column: str) -> Ints:
 
 
 def _of_type(text: str, dtype: pl.DataType) -> pl.Series:
-    """Return a value of a column's type as a column of one row, a date or time as its integer. A time without a zone is in UTC,
-    and refused if the column has another. Raises ArithmeticError or one of UNREADABLE."""
+    """Return a value of a column's type as a column of one row, a date or time as its integer. A time without a zone is
+    in UTC, and refused if the column has another zone. Raises ArithmeticError or one of UNREADABLE."""
     if dtype == pl.Boolean:
         return pl.Series([(TRUTHS | {"1": True, "0": False})[text.lower()]])
     if dtype.is_numeric():

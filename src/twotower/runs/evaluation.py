@@ -58,9 +58,8 @@ def evaluate_run(
     if not len(run.dataset.test):
         raise RunError(f"{run.folder}: this run holds no test part; score it with DSSMTrainable or main.py")
     ranked = _rank(run, chosen, shard_users, share) if chosen.is_remote else {}
-    learned = (
-        run.dataset.split.from_train and run.config.untrained_starts
-    )  # rows of validation, after they were measured
+    # Rows of validation are learned after they were measured.
+    learned = run.dataset.split.from_train and run.config.untrained_starts
     return evaluate_model(
         run.factors_during, run.dataset, run.config.evaluation, run.metrics if learned else None, ranked=ranked,
         monitor=run.config.train.monitor,

@@ -37,8 +37,8 @@ BYTES_PER_WEIGHT = 2_048
 ENTRIES_PER_WEIGHT = 300
 """Entries of lists (history, events, allow, ban) that add 1 to a request's weight."""
 WORK_BETWEEN_ARRIVALS = 0.004
-"""Seconds of work after which arrivals are queued before the next permit is granted. An event loop accepts and reads only
-between two pieces of work, uvloop a single connection each time."""
+"""Seconds of work after which arrivals are queued before the next permit is granted. An event loop accepts and reads
+only between two pieces of work, uvloop a single connection each time."""
 
 
 class _ClientQueue:

@@ -36,7 +36,7 @@ OVERLOAD_LOG_INTERVAL = 1.0
 REPLY_CHUNK_BYTES = 64 << 10
 """Bytes of a reply passed to the transport at a time; the rest stays here, where it is counted."""
 CLIENT_GONE_ROUTE = "gone"
-"""Label `route` of requests whose client disconnected before the body was complete, or before the request had a permit."""
+"""Label `route` of requests whose client disconnected before the body was complete or the permit was granted."""
 HEALTH_PATHS = ("/livez", "/readyz")
 """Paths answered without a permit."""
 

@@ -158,8 +158,8 @@ class RedisEvents:
 
 
 def _value(reply: T | Exception, kind: type[T] | UnionType, missing: T) -> T:
-    """Return the reply to one command, or `missing` if its key has another type. Raises TypeError for a reply that is not of
-    the kind, and the server's own errors."""
+    """Return the reply to one command, or `missing` if its key has another type. Raises TypeError for a reply of
+    another kind, and the server's own errors."""
     if isinstance(reply, Exception):
         if str(reply).startswith("WRONGTYPE"):
             return missing

@@ -27,7 +27,7 @@ THREAD_SWITCH_INTERVAL = 0.0005
 MAX_ACCEPTED = 256
 """Most connections accepted at a time between two answers."""
 TURNS_TO_READ, TURNS_TO_ACCEPT = 3, 6
-"""Turns of the event loop, asyncio's or uvloop's, in which the requests of open and of accepted connections are read and queued."""
+"""Turns of the event loop (asyncio, uvloop) in which the requests of open and accepted connections are queued."""
 SIGNAL_REPEAT_INTERVAL = 0.5
 """Seconds after which another signal counts as a second one: a terminal and systemd signal every process of a group."""
 

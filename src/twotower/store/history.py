@@ -77,7 +77,7 @@ def read_lines(data: bytes, at: Path | Url) -> list[JsonObject]:
     if invalid := [str(number) for number, line in lines.items() if line is None]:
         shown = ", ".join(invalid[:5]) + " …" * (len(invalid) > 5)
         warn_once(
-            f"{at}: damaged and skipped: line {shown}; a rollback without `to` may miss the bundle that was current before"
+            f"{at}: skipped damaged line{'s' * (len(invalid) > 1)} {shown}; a rollback without `to` may miss a bundle"
         )
     return [line for line in lines.values() if line is not None]
 

@@ -57,7 +57,7 @@ class LastFits:
     def fit(self, scores_of_pairs: Callable[[], Shaped[Floats, "n"]], joint: JointFit | None = None) -> WeighedPairs:
         """Overwrite stacking, recent popularity, own counts and the bias of cold items, each of a model that has it, one beside the other.
         `scores_of_pairs` returns the present scores of the pairs of validation, on rank 0. Where the fit of columns and popularity together, or without
-        columns that of popularity, is not clearly worse than they are, it takes their place, and its columns by pair are returned."""
+        columns that of popularity, is not clearly worse than they are, it replaces them. Return its columns by pair."""
         model, dataset, recipe, context = self.model, self.dataset, self.recipe, self.context
         written: WeighedPairs = {}
         some = evaluation_of_search(recipe.evaluation, len(dataset.items), OWN_SCORES)

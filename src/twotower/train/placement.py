@@ -36,8 +36,8 @@ def build_model(
 
 
 def _check_size(recipe: Recipe, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...]) -> None:
-    """Raise ConfigError if the weights and their gradients take more bytes than the machine's memory, or a tower more than a published
-    file may have."""
+    """Raise ConfigError if the weights and their gradients take more bytes than the machine's memory, or a tower more
+    than a published file may have."""
     with torch.device("meta"), blank_tables():  # tensors with shapes and without numbers
         try:
             model = TwoTower(recipe.model, user_fields, item_fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -223,15 +224,16 @@ class Recipe(Section):
     @property
     def phases(self) -> list[str]:
         """Names of the phases of a training and its evaluation, in their order."""
-        runs = {"closed forms": self.first_starts, "epochs": self.train.epochs, "closed forms beside the trained pairs": self.last_starts, "fits to validation": self.model.is_fitted_last}  # fmt: skip
-        return ["reading", *(name for name, is_run in runs.items() if is_run), "evaluation"]
+        names = "closed forms", "epochs", "closed forms beside the trained pairs", "fits to validation"
+        runs = self.first_starts, self.train.epochs, self.last_starts, self.model.is_fitted_last
+        return ["reading", *compress(names, runs), "evaluation"]
 
     @property
     def fitted_last(self) -> str:
         """Return in words what is fitted to validation after the last epoch; the empty string for nothing."""
         model, pairs = self.model, [str(start.pair) for start in self.last_starts]
-        named = {"stacking": model.stacking, "recent popularity": model.recent_popularity, "own counts": model.own_counts, "the bias of cold items": model.cold_item_bias}  # fmt: skip
-        found = [name for name, is_fitted in named.items() if is_fitted]
+        fits = model.stacking, model.recent_popularity, model.own_counts, model.cold_item_bias
+        found = [*compress(("stacking", "recent popularity", "own counts", "the bias of cold items"), fits)]
         found += [f"pair{'s' * (len(pairs) > 1)} {listed(pairs)}"] if pairs else []
         return listed(found) if found else ""
 

@@ -46,8 +46,8 @@ def settled(recipe: R, dataset: Dataset) -> R:
 
     Where every interaction is a positive and neither `loss` nor `negatives` is given: a schema without features gets the model of a
     history (`_of_clicks`), and another one random negatives for the pointwise loss. An empty `train.monitor` becomes the AUC, or
-    the recall at the first cut-off where the loss ranks candidates, or the validation rows of a weight above 0 are of one class. A batch size
-    of 0 becomes that of `batch_of`.
+    the recall at the first cut-off where the loss ranks candidates, or the validation rows of a weight above 0 are of
+    one class. A batch size of 0 becomes the one of `batch_of`.
     """
     schema = dataset.schema
     if recipe.loss.pointwise and not schema.has_negatives and not recipe.negatives.pairs:

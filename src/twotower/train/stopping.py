@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 SECONDS_OF_OPERATION = 4.0
 """Seconds that an operation may take, such as one of a large matrix, after a signal that stops a training at once."""
 SECONDS_OF_REPEATS = 0.5
-"""Seconds in which the same signal is no second one: `timeout` and other launchers send it to a process and to its group."""
+"""Seconds in which the same signal is no second one: launchers such as `timeout` send it to a process and its group."""
 
 
 class BestWeights:
@@ -92,15 +92,15 @@ class StopNow(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Requests of SIGTERM and SIGINT to stop a training: after the present step, or within a block of `at_once` there and then."""
+    """Requests of SIGTERM and SIGINT to stop a training: after the present step, or within a block of `at_once`."""
 
     _present: ClassVar[StopSignals | None] = None
     """The one whose block `handled` runs."""
 
     def __init__(self, ends_process: bool = False, ranks: int = 1) -> None:
-        """With `ends_process` a second signal ends the process. So does the first one if an operation in a block of `at_once`
-        takes longer than SECONDS_OF_OPERATION. Otherwise a second signal calls the handler of before. With several `ranks` it
-        does nothing: a launcher repeats signals."""
+        """With `ends_process` a second signal ends the process. So does the first one if an operation in a block of
+        `at_once` takes longer than SECONDS_OF_OPERATION. Otherwise a second signal calls the handler of before. With
+        several `ranks` it does nothing: a launcher repeats signals."""
         self.received = 0
         """Number of the signal that has arrived; 0: none."""
         self._ends_process, self._ranks = ends_process and ranks == 1, ranks
@@ -108,8 +108,8 @@ class StopSignals:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Note these signals in the block instead of ending, and log a line when the first one arrives. Outside the main
-        thread the block has no effect."""
+        """Note these signals in the block instead of ending, and log a line when the first one arrives. Without effect
+        outside the main thread."""
         since = 0.0
 
         def request_stop(number: int, frame: FrameType | None) -> None:
@@ -160,13 +160,12 @@ class StopSignals:
                     continue
                 if number not in (signal.SIGTERM, signal.SIGINT):
                     continue
-                if first:
-                    if _is_second(number, first, since):
-                        self._end(number)
-                else:
+                if not first:
                     first, since = number, time.monotonic()
                     log.info("stopping after this step …" + ("; a second signal ends now" if self._ranks == 1 else ""))
                     arrivals.settimeout(SECONDS_OF_OPERATION)
+                elif _is_second(number, first, since):
+                    self._end(number)
 
     def _end(self, number: int) -> None:
         """End the process, if it is to."""

@@ -125,8 +125,8 @@ class Trainer:
     def run(self) -> TrainingResult:
         """Train to the last epoch or until patience runs out, and load the best weights.
 
-        Raises TrainingError if the loss or a weight is not finite, and Interrupted after SIGTERM or SIGINT, which end a step
-        after it, and other work at once, with a checkpoint of the last step.
+        Raises TrainingError if the loss or a weight is not finite, Interrupted after SIGTERM or SIGINT: in a step after
+        it, else at once, with a checkpoint of the last step.
         """
         p, config = self.progress, self.recipe.train
         with self.stoppable(), torch.random.fork_rng(devices=[]):
@@ -202,13 +202,13 @@ class Trainer:
         return joint
 
     def _solve_again(self, fitted: WeighedPairs) -> dict[str, float]:
-        """Solve the pairs that no step reads on all of train if the validation part is of it. Return the validation metrics
-        of before; none if nothing is solved."""
+        """Solve the pairs that no step reads on all of train, if the validation part is of it. Return the validation
+        metrics of before; none if nothing is solved."""
         if not (self._values and self.recipe.untrained_starts and self.dataset.split.from_train):
             return {}
         validated, whole = self._validation_metrics(self._scorer()), self.dataset.with_all_of_train()
         log.info(
-            f"closed forms are solved again on all {len(whole.train):,} training rows, with the chosen values and weights"
+            f"closed forms are solved again on all {len(whole.train):,} training rows, by the chosen values and weights"
         )
         self._values.solve_again(whole, fitted)
         return validated
@@ -242,8 +242,8 @@ class Trainer:
             raise self._interrupted()
 
     def _interrupted(self, when: str = "") -> Interrupted:
-        """Return the error of a training that stops between two steps. Every step but the first has a checkpoint before it,
-        if there is a folder for them."""
+        """Return the error of a training that stops between two steps. Every step but the first has a checkpoint before
+        it, if there is a folder for them."""
         p = self.progress
         is_over = self.best.out_of_patience or p.epoch == self.recipe.train.epochs
         after = f"after {'the last step' if is_over else f'step {p.step}'}" if p.step else "before the first step"
@@ -357,8 +357,8 @@ class Trainer:
                 self.best.score = self._score(self._scorer())
 
     @contextmanager
-    def _loaded(self, weights: dict[str, Shaped[Tensor, "*_"]]) -> Iterator[None]:
-        """Load weights, if there are any, for the block; the present ones return whatever ends it, as they are saved then."""
+    def _loaded(self, weights: dict[str, Shaped[torch.Tensor, "*_"]]) -> Iterator[None]:
+        """Load weights, if there are any, for the block. The present ones return in any case: a stop saves them."""
         present = self.weights.copy()
         try:
             if weights:
