@@ -184,7 +184,7 @@ def test_fault_B1_kill_at_any_step_then_resume_is_bit_equal(steps: tuple[int, ..
 def test_fault_B1_kill_inside_a_checkpoint_write_leaves_the_one_before(
     board: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
 ) -> None:
-    config = settings(train={"epochs": 1, "batch_size": 100, "checkpoint_steps": 1})
+    config = settings(train={"epochs": 1, "batch_size": 64, "checkpoint_steps": 1})
     trainer = Trainer(board, config, folder)
     epoch = trainer.objective.sampler.epoch(0)
     trainer.step(epoch, 0)
