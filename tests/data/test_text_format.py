@@ -661,6 +661,7 @@ def test_a_log_of_ascii_goes_with_items_of_an_encoding_that_writes_ascii_otherwi
     data = {"interactions": str(tmp_path / "log.csv"), "items": str(tmp_path / "items.csv")}
     config = DatasetConfig.model_validate({"data": {**data, "format": {"encoding": encoding}}})
     found, _ = read(config, Schema(title="name"))
+    assert isinstance(found, Tables)
     assert found.items["name"].to_list() == ["Öl", "Süd"]
     (tmp_path / "log.csv").write_bytes("user_id,item_id\n1,Öl\n".encode("cp1252"))
     with pytest.raises(DataError, match=rf"log\.csv: line \d is not {encoding}; name the encoding"):

@@ -208,7 +208,7 @@ class Trainer:
             return {}
         validated, whole = self._validation_metrics(self._scorer()), self.dataset.with_all_of_train()
         log.info(
-            f"closed forms are solved again on all {len(whole.train):,} training rows, by the chosen values and weights"
+            f"closed forms are solved again on all {len(whole.train):,} training rows, with the chosen values and weights"
         )
         self._values.solve_again(whole, fitted)
         return validated
