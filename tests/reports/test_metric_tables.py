@@ -115,3 +115,13 @@ def test_a_narrow_terminal_gets_the_columns_below_each_other(
         assert [name for head in heads for name in head.split()[1:]] == names
         assert len(heads) == {60: -(-len(names) // 3), 10: len(names), 300: 1}[width]
         assert all(len(line) <= max(width, 18 + 13) for line in lines)
+
+
+@pytest.mark.parametrize("epochs", [0.0, 3.0])
+def test_a_training_without_epochs_has_no_rate_and_no_best_epoch(
+    epochs: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = {"seconds": 36.1, "rows_per_second": 1200.0, "best_epoch": 2.0, "epochs": epochs, "peak_memory_mb": 565.0}
+    print_metrics({"test.auc": 0.7} | {f"train.{name}": value for name, value in trained.items()}, EvaluationConfig())
+    shown = "trained in 36.1 s at 1,200 rows/s, best epoch 2, peak" if epochs else "trained in 36.1 s, peak"
+    assert shown in capsys.readouterr().out

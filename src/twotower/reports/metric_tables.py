@@ -40,9 +40,10 @@ def print_metrics(metrics: Metrics, config: EvaluationConfig, names: Sequence[st
     names = measured_columns(metrics, names or columns(config))
     _print_table(_heading(config), names, metric_rows(metrics, names), 18)
     if "train.seconds" in metrics:
+        epochs = f" at {metrics['train.rows_per_second']:,.0f} rows/s, best epoch {metrics['train.best_epoch']:.0f}"
         print(
-            f"trained in {metrics['train.seconds']:.1f} s at {metrics['train.rows_per_second']:,.0f} rows/s, "
-            f"best epoch {metrics['train.best_epoch']:.0f}, peak memory {metrics['train.peak_memory_mb']:,.0f} MB"
+            f"trained in {metrics['train.seconds']:.1f} s{epochs if metrics['train.epochs'] else ''}, "
+            f"peak memory {metrics['train.peak_memory_mb']:,.0f} MB"
         )
 
 
