@@ -126,7 +126,7 @@ CLICKS = """
 import sys
 import polars as pl
 users, items = map(int, sys.argv[1:])
-rows = [(str(u), f"i{(u * 7 + 2 * n) % items}", 1_700_000_000 + 60 * n) for u in range(users) for n in range(12)]
+rows = [(str(u), str((u * 7 + 2 * n) % items), 1_700_000_000 + 60 * n) for u in range(users) for n in range(12)]
 pl.DataFrame(rows, schema=["user", "item", "clicked_at"], orient="row").write_parquet("clicks.parquet")
 """
 """Each user clicks every second item from one on, so the next is known."""

@@ -231,7 +231,7 @@ def test_the_quickstart_of_the_readme_runs_from_clicks_to_answers_over_http(
     assert Store(store).current().id
     shown = capsys.readouterr().out
     followed = [line.split()[2] for line in shown.splitlines() if line.startswith("$ twotower ")]
-    assert followed == ["suggest", "train", "doctor", "publish", "recommend", "train"]
+    assert followed == ["suggest", "train", "doctor", "publish", "recommend", "similar", "train"]
 
 
 @pytest.mark.system

@@ -36,7 +36,7 @@ from twotower.train.order import Epoch
 from twotower.train.order_check import training_order
 from twotower.train.pair_sampler import PairSampler
 from twotower.train.positive_sampler import PositiveSampler
-from twotower.train.settled import STEPS_OF_EPOCH, training_rows
+from twotower.train.settled import STEPS_OF_EPOCH, batch_of, training_rows
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +223,8 @@ class DiagnosisContext:
     @property
     def few_steps(self) -> int:
         """Number of steps of an epoch where they are few, else 0."""
-        steps = -(-training_rows(self.data, self.config) // self.config.train.batch_size)
+        rows = training_rows(self.data, self.config)
+        steps = -(-rows // (self.config.train.batch_size or batch_of(rows)))
         return steps if steps < STEPS_OF_EPOCH else 0
 
     @property
