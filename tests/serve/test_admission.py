@@ -428,3 +428,37 @@ def test_fault_G33_after_long_work_arrivals_are_queued_before_the_next_permit() 
         return order
 
     assert asyncio.run(world()) == ["greedy", "greedy", "accept", "new", "greedy"]
+
+
+@pytest.mark.parametrize(
+    ("clients", "lag", "refusals"),
+    [
+        ("abc", 0.2, [True, False, False]),  # two wait that come first, then one, then none
+        ("aaa", 0.115, [False, False, False]),  # of one client only the first comes before the small request
+    ],
+)
+def test_fault_G33_a_small_request_is_not_refused_for_the_one_that_is_next(
+    clients: str, lag: float, refusals: list[bool]
+) -> None:
+    """While arrivals are queued, the next large request counts as one that holds a permit, and a second one does not."""
+    clock = Clock()
+
+    async def world() -> list[bool]:
+        controller, refused = AdmissionController(max_wait=0.05, service_time=0.001, clock=clock), list[bool]()
+
+        async def one(client: str, weight: float) -> None:
+            async with controller.permit(client, weight):
+                clock.now += 0.001 * weight
+
+        def accept() -> int:
+            controller._virtual_clock = (
+                max(c.used for c in controller._clients.values()) + lag
+            )  # those who wait have had less than their share
+            refused.append(controller.overloaded("small"))
+            return 0
+
+        controller.accept = accept
+        await asyncio.gather(*(one(client, 60.0) for client in clients))
+        return refused
+
+    assert asyncio.run(world()) == refusals

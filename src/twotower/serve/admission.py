@@ -137,7 +137,11 @@ class AdmissionController:
 
     def _wait_ahead(self, name: str, weight: float, enough: float) -> float:
         """Return the seconds of waiting requests that would run before a request, of its own client and of others; stop
-        counting above `enough`. Permits that are held do not count: they cannot be revoked, so refusing would not help."""
+        counting above `enough`. Permits that are held do not count: they cannot be revoked, so refusing would not help.
+        The one that is granted as soon as arrivals are queued counts as held."""
+        granted_next = None
+        if self._accepting:
+            granted_next = min(self._queued_clients.values(), key=lambda other: other.next_finish, default=None)
         client = self._clients.get(name)
         if client is None:
             client = _ClientQueue(self._first_service_time)
@@ -149,11 +153,19 @@ class AdmissionController:
                 break
             own_wait += client.service_time * permit.weight
         wait, virtual_finish = own_wait, finish_on_arrival + own_wait
+        if client is granted_next and own_wait:
+            wait -= client.service_time * client.queue[0][2].weight
         for other in self._queued_clients.values():
             if wait > enough:
                 break
             if other is not client and other.next_finish <= virtual_finish:
-                wait += min(other.service_time * other.queued_weight, virtual_finish - other.used)
+                queued, ahead = other.service_time * other.queued_weight, virtual_finish - other.used
+                if other is granted_next:
+                    first, *second = (other.service_time * permit.weight for _, _, permit in other.queue[:2])
+                    queued, ahead = queued - first, ahead - first
+                    if not second or second[0] > ahead:
+                        continue
+                wait += min(queued, ahead)
         return wait
 
     # ---- called by Permit
