@@ -1,6 +1,7 @@
 # make demo   the main job on MovieLens        make test   every commit     make check  linters and types
 # make demo DATA=path/to/ml-1m.zip             make test-real DATA=path/to/ml-1m.zip
 # make demo SERVE=1   … and open its console   make test-system  heavy ones, with Chromium and Valkey
+# make quick              tests of the rooms that the change touches; BASE=COMMIT, TESTS='-k NAME -x'
 # make test-hosts         several hosts: trainings, Ray, a store in a bucket, Valkey, and cut cables; as root
 # make test-spark         what the documents give to Spark, by a local Spark
 # make test-image         the Dockerfile's steps without a container engine; as root, with debootstrap
@@ -22,7 +23,7 @@ BIN = .venv/bin
 SOURCES = src tests benchmarks examples main.py data_process
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-system test-hosts test-spark test-image test-real check dist golden changes docs site versions audit bench-env bench bench-gpu clean
+.PHONY: help demo quick test test-system test-hosts test-spark test-image test-real check dist golden changes docs site versions audit bench-env bench bench-gpu clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -46,6 +47,10 @@ TORCH = torch<2.15
 	  $$($(BIN)/python -c 'from twotower.train.torchrec.requirements import torchrec_requirements; print(*torchrec_requirements())')
 	@touch $@ .venv/.run
 
+.venv/.dev: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' '$(TORCH)'
+	@touch $@ .venv/.run
+
 demo: .venv/.run
 	@$(BIN)/twotower demo --run runs/demo $(if $(DATA),--data "$(DATA)") $(if $(SERVE),--serve)
 
@@ -55,6 +60,10 @@ JOBS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 test test-system: export PYTHONDONTWRITEBYTECODE =
 test: .venv/.test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+# The packages of the extra dev are enough; test files that need others are named and left out.
+quick: $(if $(wildcard .venv/.test),.venv/.test,.venv/.dev)
+	@$(BIN)/python tests/quick.py $(if $(BASE),--base "$(BASE)") -- $(TESTS)
 
 # Debian's packages are installed where that is allowed; elsewhere they must be there.
 test-system: .venv/.test

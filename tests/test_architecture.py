@@ -38,6 +38,7 @@ WHOLE = {
     "notebooks",
     "portability",
     "preloaded",
+    "quick",
     "real",
 }
 """Tests of the repository as a whole, or of what other tests use."""

@@ -99,7 +99,19 @@ def test_the_base_has_nothing_that_trains_draws_or_converts() -> None:
 
 def test_the_extras_are_those_that_texts_name() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"train", "prepare", "milvus", "bucket", "ray", "delta", "iceberg", "torchrec", "all", "test"}
+    assert set(extras) == {
+        "train",
+        "prepare",
+        "milvus",
+        "bucket",
+        "ray",
+        "delta",
+        "iceberg",
+        "torchrec",
+        "all",
+        "dev",
+        "test",
+    }
     assert {Requirement(line).name for line in extras["train"]} >= {"torch", "safetensors", "tomli-w"}
     assert Requirement(extras["all"][0]).extras == {"train", "prepare", "milvus", "bucket", "ray", "delta", "iceberg"}
     named = set()

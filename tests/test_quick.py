@@ -1,0 +1,58 @@
+"""The choice of tests of `make quick`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import quick
+
+
+def names(paths: list[Path]) -> set[str]:
+    return {str(path.relative_to(quick.TESTS)) for path in paths}
+
+
+def test_a_changed_file_selects_the_tests_of_its_room() -> None:
+    assert names(quick.tests_of("src/twotower/store/manifest.py")) >= {"store/test_store.py", "store/test_bundle.py"}
+    assert names(quick.tests_of("src/twotower/index/faiss/setup.py")) == names(
+        quick.tests_of("tests/index/test_exact.py")
+    )
+    assert names(quick.tests_of("src/twotower/kinds.py")) == {"test_kinds.py"}
+    assert {"test_runs.py", "test_runs_shared.py"} <= names(quick.tests_of("src/twotower/runs/shared.py"))
+    assert names(quick.tests_of("docs/scale.md")) == {"test_docs.py"} == names(quick.tests_of("README.zh-CN.md"))
+    assert quick.tests_of("tests/worlds.py") == quick.tests_of("LICENSE") == []
+
+
+def test_a_test_file_whose_packages_are_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert quick.missing_packages(quick.TESTS / "store" / "test_store.py") == set()
+    monkeypatch.setattr(quick, "_is_installed", lambda name: name not in ("ray", "moto", "pymilvus", "playwright"))
+    assert quick.missing_packages(quick.TESTS / "store" / "test_store.py") == set()
+    assert quick.missing_packages(quick.TESTS / "engines" / "test_ray.py") == {"ray"}
+    assert quick.missing_packages(quick.TESTS / "store" / "test_object_place.py") == {"moto"}
+    assert "pymilvus" in quick.missing_packages(quick.TESTS / "index" / "test_milvus.py")
+    assert quick.missing_packages(quick.TESTS / "reports" / "test_html.py") == set(), "a test of make test-system"
+
+
+def test_new_and_changed_files_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+    for words in (["init", "-q", "-b", "main"], ["commit", "-q", "--allow-empty", "-m", "one"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    (tmp_path / "new.py").write_text("", encoding="utf-8")
+    assert quick.changed("HEAD") == ["new.py"]
+    for words in (["add", "."], ["commit", "-q", "-m", "two"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    assert quick.changed(quick.branch_point()) == ["new.py"], "on main: of the last commit"
+
+
+def test_the_files_are_printed_and_not_run_with_list() -> None:
+    listed = subprocess.run(
+        [sys.executable, quick.TESTS / "quick.py", "--list", "--base", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "not a git repository" not in listed.stderr:
+        assert "tests/test_architecture.py" in listed.stdout.split(), listed.stderr
