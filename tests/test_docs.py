@@ -273,6 +273,13 @@ def test_chinese_pages_address_readers_as_ni_and_tell_repository_and_store_apart
         assert re.findall("您|(?<!本)仓库", page.read_text(encoding="utf-8")) == [], page.name
 
 
+def test_the_notes_of_the_next_release_are_at_most_40_lines() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    notes = text.partition("## Unreleased\n")[2].partition("\n## ")[0].strip().splitlines()
+    assert len(notes) <= 40
+    assert [line for line in notes if not line.startswith("- ") or len(line) > 130] == []
+
+
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
 def test_a_readme_is_short_and_has_one_table_of_results(readme: str) -> None:
     text = (ROOT / readme).read_text(encoding="utf-8")
