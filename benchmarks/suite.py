@@ -38,10 +38,10 @@ def main(chosen: Namespace, report: Report, steps: Mapping[str, Numbers] = STEPS
     wanted = [name for name in wanted if fill.get(steps[name].get("needs", ""), "given")]
     given = {name: words(step, chosen.quick, fill) for name, step in steps.items() if name in wanted}
     failed = [name for name, w in given.items() if not run_step(name, steps[name], folder, w, chosen.resume)]
-    readmes = [] if chosen.quick else [ROOT / "README.md", ROOT / "README.zh-CN.md"]
-    to = folder / "benchmarks.md" if chosen.quick else ROOT / "docs" / "benchmarks.md"
+    pages = [] if chosen.quick else [ROOT / name for name in ("README.md", "README.zh-CN.md", "docs/benchmarks.md")]
+    to = (folder if chosen.quick else ROOT / "benchmarks") / "measurements.md"
     try:
-        page.write(folder, chosen.date, to, readmes, keep=wanted != list(steps))
+        page.write(folder, chosen.date, to, pages, keep=wanted != list(steps))
     except ValueError as e:
         print(f"error: {e}")
         failed.append("table")

@@ -1,7 +1,6 @@
-"""The page of all measurements, and table.json, from the results in a run folder.
+"""The page of all measurements, table.json, and the tables of other pages, from the results in a run folder.
 
-After the line `<!-- measurements -->` the page is the list of all results. An expected result that is missing reads "not run"; with `keep`, tables
-and sections without any result stay as they are, with their dates.
+An expected result that is missing reads "not run". With `keep`, tables and sections without any result stay as they are, with their dates.
 """
 
 import json
@@ -12,8 +11,6 @@ from pathlib import Path
 from benchmarks.lib.machine import Numbers
 from benchmarks.lib.report import cell, number, times
 from benchmarks.lib.tables import DECLARED, DOUBTFUL, EXPECTED, NOT_RUN, Results, rewrite, table, translate
-
-MEASUREMENTS = "<!-- measurements -->\n"  # the line of the page after which the list of all results stands
 
 
 def collect(folder: Path) -> tuple[dict[str, Numbers], Numbers, list[Numbers], list[str]]:
@@ -39,7 +36,7 @@ def collect(folder: Path) -> tuple[dict[str, Numbers], Numbers, list[Numbers], l
 def page(
     results: Results, machine: Numbers, bounds: list[Numbers], doubts: list[str], date: str, before: str = ""
 ) -> str:
-    """Return the list of measurements; sections without a result are copied from the list `before`, where it has them."""
+    """Return the page of measurements; sections without a result are copied from the page `before`, where it has them."""
     out, names = [DECLARED["introduction"]], list(dict.fromkeys([*EXPECTED, *sorted(results)]))
     if machine:
         out.append(DECLARED["machine"].format(date=date, **machine))
@@ -60,7 +57,7 @@ def page(
 
 
 def _sections(page: str) -> dict[str, str]:
-    """Return the sections of a list of measurements by name, each with the date of its run."""
+    """Return the sections of a page of measurements by name, each with the date of its run."""
     found = dict(re.findall(r"^## (\w+)\n([\s\S]*?)(?=^## |\Z)", page, re.MULTILINE))
     whole = re.search(r"^Made by .* on (\d{4}-\d\d-\d\d); do not edit", page, re.MULTILINE)
     before = f"\nRun on {whole[1]}.\n" if whole else ""
@@ -93,20 +90,18 @@ def _section(group: str, names: list[str], results: Results, date: str) -> str:
     return "\n".join([f"## {group}", "", f"Run on {date}.", "", table(lines), *([""] if numbered else []), *numbered])
 
 
-def write(folder: Path, date: str, to: Path | None, readmes: Sequence[Path] = (), keep: bool = False) -> None:
-    """Write table.json, the page `to` and the tables of the READMEs. Raises ValueError for a wrong marker, and writes none of the texts then."""
+def write(folder: Path, date: str, to: Path, pages: Sequence[Path] = (), keep: bool = False) -> None:
+    """Write table.json, the page of measurements `to`, and the tables in other pages. Raises ValueError for a wrong marker, and writes
+    none of the pages then."""
     results, machine, bounds, doubts = collect(folder)
     missing = [name for name in EXPECTED if name not in results]
     facts = {"date": date, "machine": machine, "limits": bounds, "results": list(results.values())}
     facts |= {"not_run": missing, "doubts": doubts}
     (folder / "table.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    former = {path: (path.read_text(encoding="utf-8"), "zh" if ".zh" in path.name else "en") for path in readmes}
+    former = {path: (path.read_text(encoding="utf-8"), "zh" if ".zh" in path.name else "en") for path in pages}
     texts = {path: rewrite(text, results, language, keep) for path, (text, language) in former.items()}
-    if to:
-        written = to.read_text(encoding="utf-8") if to.exists() else ""
-        head, mark, before = written.rpartition(MEASUREMENTS)
-        head = rewrite(head if mark else "# Benchmarks\n\n", results, "en", keep)
-        texts[to] = f"{head}{MEASUREMENTS}\n" + page(results, machine, bounds, doubts, date, before if keep else "")
+    before = to.read_text(encoding="utf-8") if keep and to.exists() else ""
+    texts[to] = page(results, machine, bounds, doubts, date, before)
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
     told = [*(f"!! {doubt}" for doubt in doubts), f"{len(results)} results; {len(missing)} not run"]

@@ -80,4 +80,4 @@ def test_a_step_that_fails_is_seen_and_the_others_run(tmp_path: Path, monkeypatc
         suite.main(chosen, report, steps)
     assert "error:" in (tmp_path / "bad.log").read_text()
     assert "usage" in (tmp_path / "good.log").read_text()
-    assert "not run" in (tmp_path / "benchmarks.md").read_text(encoding="utf-8"), "the tables were written"
+    assert "not run" in (tmp_path / "measurements.md").read_text(encoding="utf-8"), "the tables were written"

@@ -25,15 +25,14 @@ def test_a_run_folder_becomes_a_page_and_a_table(tmp_path: Path) -> None:
     (tmp_path / "serve.json").write_text('{"machine": {}}')  # not of this form
     for name in ("README.md", "README.zh-CN.md"):
         (tmp_path / name).write_text("<!-- bench:summary -->\n<!-- /bench -->\n", encoding="utf-8")
-    (tmp_path / "page.md").write_text(
-        f"# By hand\n\n<!-- bench:speed -->\n<!-- /bench -->\n\n{page.MEASUREMENTS}\nof an earlier run\n",
-        encoding="utf-8",
-    )
-    readmes = [tmp_path / name for name in ("README.md", "README.zh-CN.md")]
-    page.write(tmp_path, "2026-01-31", tmp_path / "page.md", readmes)
+    (tmp_path / "topics.md").write_text("# By hand\n\n<!-- bench:speed -->\n<!-- /bench -->\n", encoding="utf-8")
+    (tmp_path / "page.md").write_text("of an earlier run\n", encoding="utf-8")
+    pages = [tmp_path / name for name in ("README.md", "README.zh-CN.md", "topics.md")]
+    page.write(tmp_path, "2026-01-31", tmp_path / "page.md", pages)
+    topics = (tmp_path / "topics.md").read_text(encoding="utf-8")
+    assert topics.startswith("# By hand\n\n<!-- bench:speed -->\n|  | twotower |")
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert text.startswith("# By hand\n\n<!-- bench:speed -->\n|  | twotower |")
-    assert text.count(page.MEASUREMENTS) == 1
+    assert text.startswith("# All measurements\n")
     assert "of an earlier run" not in text
     assert "2026-01-31" in text
     assert "Limits with 2 threads, the best of 1 scripts: 100 GFLOP/s" in text
