@@ -1,8 +1,8 @@
 """Run the tests of the rooms that a change touches: `make quick`, or `make quick BASE=COMMIT`.
 
-The change is the difference of the working tree to a commit. A file of `src/twotower/ROOM/` or `tests/ROOM/` selects the tests of the
-room, a file of the root its own tests; `tests/test_architecture.py` is always run. A test file that needs a package that is not
-installed is left out and named.
+The change is the difference of the working tree to a commit. A file of `src/twotower/ROOM/` or `tests/ROOM/` selects
+the tests of the room, a module of the root its own tests; `tests/test_architecture.py` is always run. A test file that
+needs a package that is not installed is left out and named.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def missing_packages(test: Path) -> set[str]:
 
 @cache
 def _imports(path: Path) -> tuple[str, ...]:
-    """Return the modules that a file imports: of a test or its helpers at any depth, of other files when they are loaded."""
+    """Return the modules that a file imports when it is loaded; of a test or a helper also those of functions."""
     return tuple(_imported(_tree(path), inner=path.is_relative_to(TESTS)))
 
 

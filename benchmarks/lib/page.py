@@ -1,6 +1,7 @@
 """The page of all measurements, table.json, and the tables of other pages, from the results in a run folder.
 
-An expected result that is missing reads "not run". With `keep`, tables and sections without any result stay as they are, with their dates.
+An expected result that is missing reads "not run". With `keep`, tables and sections without any result stay
+as they are, with their dates.
 """
 
 import json
@@ -14,7 +15,7 @@ from benchmarks.lib.tables import DECLARED, DOUBTFUL, EXPECTED, NOT_RUN, Results
 
 
 def collect(folder: Path) -> tuple[dict[str, Numbers], Numbers, list[Numbers], list[str]]:
-    """Read the files of a run folder. Returns results by name, the machine, its limits, and doubts about the results."""
+    """Read the files of a run folder. Return results by name, the machine, its limits, and doubts about the results."""
     results: dict[str, Numbers] = {}
     doubts: list[str] = []
     paths = [path for path in sorted(folder.glob("*.json")) if path.name != "table.json"]
@@ -36,7 +37,7 @@ def collect(folder: Path) -> tuple[dict[str, Numbers], Numbers, list[Numbers], l
 def page(
     results: Results, machine: Numbers, bounds: list[Numbers], doubts: list[str], date: str, before: str = ""
 ) -> str:
-    """Return the page of measurements; sections without a result are copied from the page `before`, where it has them."""
+    """Return the page of measurements; a section without a result is copied from the page `before`."""
     out, names = [DECLARED["introduction"]], list(dict.fromkeys([*EXPECTED, *sorted(results)]))
     if machine:
         out.append(DECLARED["machine"].format(date=date, **machine))
@@ -91,8 +92,10 @@ def _section(group: str, names: list[str], results: Results, date: str) -> str:
 
 
 def write(folder: Path, date: str, to: Path, pages: Sequence[Path] = (), keep: bool = False) -> None:
-    """Write table.json, the page of measurements `to`, and the tables in other pages. Raises ValueError for a wrong marker, and writes
-    none of the pages then."""
+    """Write table.json, the page of measurements `to`, and the tables in other pages.
+
+    Raises ValueError for a wrong marker, and writes none of the pages then.
+    """
     results, machine, bounds, doubts = collect(folder)
     missing = [name for name in EXPECTED if name not in results]
     facts = {"date": date, "machine": machine, "limits": bounds, "results": list(results.values())}
