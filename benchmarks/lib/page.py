@@ -15,7 +15,7 @@ from benchmarks.lib.tables import DECLARED, DOUBTFUL, EXPECTED, NOT_RUN, Results
 
 
 def collect(folder: Path) -> tuple[dict[str, Numbers], Numbers, list[Numbers], list[str]]:
-    """Read the files of a run folder. Return results by name, the machine, its limits, and doubts about the results."""
+    """Read the files of a run folder. Returns results by name, the machine, its limits, and doubts."""
     results: dict[str, Numbers] = {}
     doubts: list[str] = []
     paths = [path for path in sorted(folder.glob("*.json")) if path.name != "table.json"]
