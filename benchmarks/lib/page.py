@@ -37,7 +37,7 @@ def collect(folder: Path) -> tuple[dict[str, Numbers], Numbers, list[Numbers], l
 def page(
     results: Results, machine: Numbers, bounds: list[Numbers], doubts: list[str], date: str, before: str = ""
 ) -> str:
-    """Return the page of measurements; a section without a result is copied from the page `before`."""
+    """Return the list of measurements; sections without a result are copied from `before`."""
     out, names = [DECLARED["introduction"]], list(dict.fromkeys([*EXPECTED, *sorted(results)]))
     if machine:
         out.append(DECLARED["machine"].format(date=date, **machine))
