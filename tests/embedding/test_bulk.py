@@ -35,7 +35,7 @@ from wire import Wire
 from worlds import checkerboard, settings
 
 from twotower import api, files
-from twotower.cli import embedding
+from twotower.cli import training
 from twotower.cli.app import run_command
 from twotower.data.sharded_result import ShardedResult
 from twotower.data.tables import check
@@ -173,7 +173,7 @@ def test_the_command_makes_the_same_bytes(run: Run, table: Path, whole: Path, tm
 
 
 def test_the_command_has_the_defaults_of_the_function() -> None:
-    by_function, by_command = (inspect.signature(call).parameters for call in (api.embed, embedding.embed))
+    by_function, by_command = (inspect.signature(call).parameters for call in (api.embed, training.embed))
     for name in by_function.keys() & by_command.keys() - {"run", "side", "out", "columns"}:
         assert by_function[name].default == by_command[name].default, name
 

@@ -47,8 +47,7 @@ def recommend(
         int | None,
         typer.Option(
             "--method",
-            help="1: precomputed user vectors. 2: online user tower. Default: 2 if the request has more than an id or the model "
-            "reads a context, else 1; for --users 1.",
+            help="1: precomputed user vectors. 2: online user tower. Default: 1 if an id is enough, else 2.",
         ),
     ] = None,
     ban: Annotated[list[str] | None, typer.Option("--ban", help="Id of an item to leave out. Repeatable.")] = None,
@@ -57,7 +56,7 @@ def recommend(
         bool | None,
         typer.Option(
             "--keep-seen/--drop-seen",
-            help="Keep or leave out items that the user has interacted with. Default: as the bundle says (evaluation.repeats).",
+            help="Keep or leave out items the user has interacted with. Default: evaluation.repeats of the bundle.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -65,13 +64,12 @@ def recommend(
         str | None,
         typer.Option(
             USERS,
-            help="Table of users to answer, of any number, in Parquet or text: a file, a folder, or a pattern such as "
-            "'*.parquet', or its URL. Needs --out.",
+            help="Table of users to answer: a file, a folder, a pattern such as '*.parquet', or a URL. Needs --out.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder for the answers to --users, as Parquet, or its URL in a bucket."),
+        typer.Option("--out", help="Folder or URL for the answers to --users, as Parquet."),
     ] = None,
     unknown: Annotated[
         str | None,
@@ -101,8 +99,9 @@ def recommend(
     ] = None,
     kinds: KindModules = None,
 ) -> None:
-    """Print the best items for a user, from the current bundle; or, with --users, write those for all users of a table, in bounded
-    memory. A second call resumes it."""
+    """Print the best items for a user, or write those for the users of a table, in bounded memory.
+
+    A second call with --users and --out resumes the first."""
     if users is not None or out is not None:
         if users is None or out is None:
             raise ConfigError(
@@ -115,7 +114,8 @@ def recommend(
         from twotower.retrieval.recommendation_job import recommend_users
 
         recommend_users(
-            store, users, out, k, method=1 if method is None else method, unknown="popular" if unknown is None else unknown,  # type: ignore[arg-type]
+            store, users, out, k, method=1 if method is None else method,  # type: ignore[arg-type]
+            unknown="popular" if unknown is None else unknown,  # type: ignore[arg-type]
             ban=ban or (), where=_filters(where), keep_seen=keep_seen,
             shard_rows=shard_rows or SHARD_USERS, overwrite=overwrite, engine=engine, threads=threads or 0,
             separator=separator, columns=split_names(columns), decimal=decimal,
@@ -123,7 +123,8 @@ def recommend(
         return
     for flag, given in (
         ("--unknown", unknown is not None), ("--shard-rows", shard_rows is not None), ("--overwrite", overwrite),
-        ("--engine", engine != "local"), ("--threads", threads is not None), ("--separator", bool(separator)), ("--decimal", decimal != "."), ("--columns", bool(columns)),
+        ("--engine", engine != "local"), ("--threads", threads is not None), ("--separator", bool(separator)),
+        ("--decimal", decimal != "."), ("--columns", bool(columns)),
     ):  # fmt: skip
         if given:
             raise ConfigError(f"{flag} is an option of --users TABLE --out FOLDER; name both, or leave it out")
@@ -164,8 +165,7 @@ def search(
     as_json: AsJson = False,
     kinds: KindModules = None,
 ) -> None:
-    """Print the best items for a text, by the online user tower. The model needs a text feature of the users or of
-    the context."""
+    """Print the best items for a text. The model needs a text feature of the users or of the context."""
     from twotower.retrieval.retriever import current_retriever
 
     print_answer(

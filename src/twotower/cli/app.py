@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 
 from twotower import files
-from twotower.cli import answers, data, demo, embedding, preparation, serving, store, suggestion, training
+from twotower.cli import answers, data, demo, serving, store, suggestion, training
 from twotower.cli.flags import command_of, in_flags
-from twotower.cli.streams import install_failsafe_streams
 from twotower.errors import Interrupted, TwoTowerError, missing_package
 from twotower.escaping import escape_controls
 from twotower.reports.terminal import printed_messages
@@ -22,8 +25,8 @@ app = typer.Typer(help="Two-tower retrieval: train, evaluate, publish, recommend
                   pretty_exceptions_enable=False)  # fmt: skip
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(version: bool) -> None:
+    if version:
         print(f"twotower {__version__}")
         raise typer.Exit
 
@@ -34,7 +37,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Read the options that stand before a verb."""
+    """Read the options before a verb."""
 
 
 data_app = typer.Typer(help="Download MovieLens, describe tables.", no_args_is_help=True)
@@ -43,15 +46,15 @@ app.add_typer(data_app, name="data")
 
 @dataclass(frozen=True)
 class Output:
-    """Use of what a verb prints."""
+    """Role of the text that a verb prints."""
 
     is_result: bool
-    """True if it is the result of the verb; False if that is the files that it writes, or what it serves."""
+    """True if the text is the result; False if the result is files or a service."""
     unless: str = ""
-    """Option with which it is the other way round."""
+    """Option that inverts `is_result`."""
 
     def of(self, words: Sequence[str]) -> bool:
-        """Return `is_result` for a call with these words."""
+        """Return `is_result` of a call with these words."""
         given = self.unless and any(word.partition("=")[0] == self.unless for word in words)
         return self.is_result != bool(given)
 
@@ -59,14 +62,14 @@ class Output:
 ANSWERS, WORKS = Output(True), Output(False)
 VERBS: dict[Callable[..., None], Output] = {
     suggestion.suggest: Output(True, unless=suggestion.OUTPUT),
-    preparation.prepare: WORKS,
-    preparation.bucket: WORKS,
-    preparation.check_buckets: ANSWERS,
+    data.prepare: WORKS,
+    data.bucket: WORKS,
+    data.check_buckets: ANSWERS,
     training.train: WORKS,
     training.evaluate: ANSWERS,
     training.doctor: ANSWERS,
     training.compare: ANSWERS,
-    embedding.embed: WORKS,
+    training.embed: WORKS,
     store.publish: WORKS,
     store.rollback: WORKS,
     store.bundles: ANSWERS,
@@ -79,15 +82,67 @@ VERBS: dict[Callable[..., None], Output] = {
     training.config: ANSWERS,
     demo.demo: WORKS,
 }
-"""Each verb, and whether its result is its output (ANSWERS) or the files that it writes and what it serves (WORKS)."""
+"""Verbs. ANSWERS: the result is the printed text. WORKS: the result is files or a service."""
 DATA_VERBS: dict[Callable[..., None], Output] = {data.fetch: WORKS, data.stats: ANSWERS}
 for verb in VERBS:
     app.command()(verb)
 for data_verb in DATA_VERBS:
     data_app.command()(data_verb)
 
-# Click's base class, wherever the installed typer keeps its click.
+# Click's base class: typer has its own copy of click.
 _UsageError: type[typer.BadParameter] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+class FailsafeStream:
+    """A stream that drops its text after a write error (full disk, closed pipe). `error` is the first error."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError as e:
+            self._give_up(e)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as e:
+            self._give_up(e)
+
+    def _give_up(self, error: OSError) -> None:
+        self.error = self.error or error
+        # The interpreter flushes the stream at its end; the null device accepts the buffered text.
+        with suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def install_failsafe_streams() -> FailsafeStream:
+    """Wrap standard output and error, open those that the shell has closed, and return standard output.
+
+    Standard output into a file or a pipe is UTF-8 in every locale, unless PYTHONIOENCODING is set.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file opened gets this number, and the printed text
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    streams = []
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        stream = stream or os.fdopen(number, "w", encoding="utf-8", closefd=False)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack characters of ids and titles
+            if number == 1 and not stream.isatty() and not os.environ.get("PYTHONIOENCODING"):
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+        streams.append(FailsafeStream(stream))
+    sys.stdout, sys.stderr = cast(list[TextIO], streams)
+    return streams[0]
 
 
 def _prints_its_result(words: Sequence[str]) -> bool:

@@ -1,7 +1,8 @@
-"""Verbs of tables: fetch, stats."""
+"""Verbs of tables: fetch, stats, prepare, bucket, check-buckets."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -9,10 +10,32 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from twotower.cli.flags import Separator, split_names
+from twotower.cli.flags import Overrides, Separator, split_names
 from twotower.errors import ConfigError, DataError
+from twotower.escaping import shell_command
 from twotower.reports.terminal import print_line
 from twotower.section import first_problem
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+SHOWN_PROBLEMS = 20
+"""Most problems that check-buckets prints."""
+
+TableConfig = Annotated[Path, typer.Argument(help="TOML file that names the tables.")]
+SortEngine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="auto|local|duckdb|ray|ray://HOST:PORT",
+        help="Engine that sorts the interactions. local: in memory. duckdb: on disk. auto: by the size of the log. "
+        "ray: DuckDB in several processes.",
+    ),
+]
+Memory = Annotated[
+    str,
+    typer.Option("--memory", help="Memory for interactions, such as 500MB or 4GB. Users and items need more."),
+]
+Threads = Annotated[int, typer.Option("--threads", min=0, max=1024, help="Threads. 0: the cores of this machine.")]
 
 
 def fetch(
@@ -58,8 +81,7 @@ def stats(
         typer.Option(
             "--layout",
             metavar="rows|sequences",
-            help="Content of a line of the interactions. rows: one interaction. sequences: a user and the user's items, without a "
-            "header line.",
+            help="Line of the interactions. rows: one interaction. sequences: a user and the user's items, no header.",
         ),
     ] = "rows",
 ) -> None:
@@ -102,3 +124,81 @@ def stats(
             print_line(f"  {column:<16} {kind:<14} {missing:>9,} missing {distinct:>11} distinct   {example}")
     for line in summary.activity(found):
         print_line(line)
+
+
+def prepare(
+    config: TableConfig,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the prepared dataset.")],
+    engine: SortEngine = "auto",
+    memory: Memory = "1GB",
+    threads: Threads = 0,
+    overrides: Overrides = None,
+) -> None:
+    """Prepare a log of any size for training, in bounded memory. A second call resumes it."""
+    from twotower import api
+    from twotower.config.toml import load_config
+    from twotower.data.prepare.options import PrepareOptions
+
+    schema, resolved = load_config(config, overrides or [], trust=True)
+    api.prepare_folder(resolved, schema, out, PrepareOptions(engine, parse_size("--memory", memory), threads))
+    print_line(f"next: {shell_command('train', config, '--set', f'data.prepared={out.resolve()}', '--run', 'RUN')}")
+
+
+def bucket(
+    config: TableConfig,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the buckets.")],
+    engine: SortEngine = "auto",
+    memory: Memory = "1GB",
+    threads: Threads = 0,
+    overrides: Overrides = None,
+) -> None:
+    """Write a log as buckets, the first half of a preparation. docs/prepared-format.md has the format."""
+    from twotower import api
+    from twotower.config.toml import load_config
+    from twotower.data.prepare.options import PrepareOptions
+
+    schema, resolved = load_config(config, overrides or [], trust=True)
+    api.write_buckets(resolved, schema, out, PrepareOptions(engine, parse_size("--memory", memory), threads))
+    print_line(
+        f"next: {shell_command('prepare', config, '--set', f'data.buckets={out.resolve()}', '--out', 'PREPARED')}"
+    )
+
+
+def check_buckets(
+    folder: Annotated[Path, typer.Argument(help="Folder of buckets that any engine wrote.")],
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="TOML file whose schema the folder must serve. Left out: no schema is compared."),
+    ] = None,
+) -> None:
+    """Check a folder of buckets against docs/prepared-format.md. Exit code 2 if it breaks a rule."""
+    from twotower import api
+    from twotower.config.toml import load_config
+    from twotower.data.buckets import Buckets
+
+    schema = load_config(config, trust=True)[0] if config else None
+    if config and schema is None:
+        raise ConfigError(f"{config}: [schema] is missing; `config_template()` gives a template")
+    problems = api.check_buckets(folder, schema)
+    for line in problems[:SHOWN_PROBLEMS]:
+        print_line(line)
+    if problems:
+        n, more = len(problems), len(problems) - SHOWN_PROBLEMS
+        raise DataError(
+            f"{folder}: {n} problem{'s' if n > 1 else ''}{f', {more} not shown' if more > 0 else ''}; "
+            "docs/prepared-format.md has the rules, write the buckets again"
+        )
+    facts = Buckets.open(folder).facts
+    print_line(
+        f"{folder}: {facts.rows:,} interactions of {facts.read:,} read, of {facts.users:,} users and "
+        f"{facts.items:,} items in {len(facts.buckets):,} buckets, meet docs/prepared-format.md"
+    )
+
+
+def parse_size(flag: str, text: str) -> int:
+    """Return the bytes of a size such as "500MB". Raises ConfigError, which names the flag."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?B?)", text.strip().upper())
+    unit = "" if found is None or found[2] in ("", "B") else found[2].removesuffix("B") + "B"
+    if found is None:
+        raise ConfigError(f"{flag} {text}: expected a size such as 500MB or 4GB")
+    return int(float(found[1]) * _UNITS[unit])

@@ -1,4 +1,4 @@
-"""The verb demo: answer two questions on MovieLens by a model each, recommend films to three users, publish, serve."""
+"""The verb demo: train two models on MovieLens, recommend films to three users, publish, serve."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SMALL_ROWS = 500_000
-"""Number of interactions below which a model trains with smaller batches, for more epochs."""
+"""Interactions below which a model trains with smaller batches, for more epochs."""
 
 MIN_ROWS = 20
-"""Number of test rows of films without a rating in training, below which they have no metric of their own."""
+"""Fewest test rows of films without a training rating for a metric of their own."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, the model that answers it, and the metrics that say how well."""
+    """A question, and the model that answers it."""
 
     title: str
-    asks: str
+    text: str
     folder: str
-    """End of the name of the run's folder."""
+    """Suffix of the run folder's name."""
     recipe: str
-    """Name of the recipe that the model shortens; empty: `settings` are all."""
+    """Recipe that `settings` override; empty: `settings` are the whole config."""
     settings: str
-    """Settings as TOML, or overrides of the recipe's, one a line."""
+    """TOML, or with a recipe one override a line."""
     small: tuple[str, ...]
     """Overrides for a small data set."""
     of_rankings: bool
-    """True if metrics of rankings answer it, False if those of pairs do."""
+    """True: metrics of rankings answer the question. False: metrics of pairs."""
 
 
 NEXT = Question(
     title="What next?",
-    asks="Find the last film of each user among all films, by the films before it. Every rating counts as watched.",
+    text="Find the last film of each user among all films, by the films before it. Every rating counts as watched.",
     folder="",
     recipe="",
     settings="""
@@ -67,7 +67,7 @@ time = "timestamp"
 title = "title"
 features = [
   { kind = "sequence", side = "user", name = "history", pooling = { kind = "decay", rates = [0.0, 0.6, 0.9, 1.0] } },
-  { kind = "sequence", side = "user", name = "latest", share_embedding = false, pooling = { kind = "decay", rates = [0.75] } },
+  {kind="sequence", side="user", name="latest", share_embedding=false, pooling={kind="decay", rates=[0.75]}},
   { kind = "categorical", side = "user", name = "gender" },
   { kind = "categorical", side = "user", name = "age" },
   { kind = "categorical", side = "user", name = "occupation" },
@@ -88,8 +88,14 @@ unknown_rate = 0.0
 item_id_dropout = 0.05
 
 [[model.pairs]]  # DSSM + SENet
-user = { fields = ["history", "gender", "age", "occupation"], layers = [128, 64], senet = { enabled = true }, field_norm = true, activation = "GELU", dropout = 0.1 }
 item = { layers = [64], senet = { enabled = true } }
+[model.pairs.user]
+fields = ["history", "gender", "age", "occupation"]
+layers = [128, 64]
+senet = { enabled = true }
+field_norm = true
+activation = "GELU"
+dropout = 0.1
 
 [[model.pairs]]  # counts of what follows what, an axis for each of MovieLens' films
 user = { fields = ["latest"], width = 3883, layers = [] }
@@ -124,7 +130,7 @@ monitor = "validation.ndcg@10"
 
 LIKE = Question(
     title="Would they like it?",
-    asks="Tell the ratings above 3 from the others: a fifth of all ratings, held out at random.",
+    text="Separate the ratings above 3 from the others: a fifth of all ratings, held out at random.",
     folder="-like",
     recipe="ranking",
     settings="""
@@ -143,13 +149,14 @@ def demo(
     folder: Annotated[
         Path,
         typer.Option(
-            "--run", help="Folder for the run of the first question. Earlier demos in it and beside it are replaced."
+            "--run",
+            help="Folder for the first run; PATH-like and PATH-store hold the rest. Earlier demos are replaced.",
         ),
     ] = Path("runs/demo"),
     serve_it: Annotated[bool, typer.Option("--serve", help="Serve the bundle at the end, with the console.")] = False,
     port: Annotated[int, typer.Option("--port", help="Port of the service. 0: a free one.")] = 8000,
 ) -> None:
-    """Run the main job on MovieLens twice, for what comes next and for who likes what: train, evaluate, recommend, publish, and with --serve, serve."""
+    """Train on MovieLens, for the next film and for likes; evaluate, recommend, publish, and with --serve, serve."""
     keep_freed_memory()
     from twotower import api
     from twotower.reports.progress import Progress
@@ -162,14 +169,14 @@ def demo(
 
     folder = folder if folder.name not in ("", "..") else folder.resolve()
     places = [(question, folder.with_name(folder.name + question.folder)) for question in (NEXT, LIKE)]
-    for _, place in places:  # one that is in the way is an error now, too
+    for _, place in places:  # so is another file at one of these paths
         with locked(place):
             pass
     dataset, raw = _read(archive)
     runs = []
     for question, place in places:
         print()
-        print_line(f"{question.title} {question.asks}")
+        print_line(f"{question.title} {question.text}")
         runs.append(_train(question, dataset, raw, place, Progress()))
         print()
         _print_table(question, runs[-1])
@@ -181,7 +188,8 @@ def demo(
     api.publish(run, store)
     print()
     print_line(
-        f"The runs are in {run.folder} and {like.folder}: config.toml, metrics.json with every metric, model.safetensors, and report.html to open in a browser."
+        f"The runs are in {run.folder} and {like.folder}: config.toml, metrics.json with every metric, "
+        "model.safetensors, and report.html to open in a browser."
     )
     for line in next_lines(folder, store, run.dataset.users.ids[0], dataset):
         print_line(line)
@@ -190,7 +198,7 @@ def demo(
 
 
 def next_lines(folder: Path, store: Path, user: str | int, dataset: MovieLens, windows: bool = WINDOWS) -> list[str]:
-    """Return the lines of the commands that can follow, quoted for the shells here."""
+    """Return lines with the commands that can follow, quoted for the shells of this system."""
     here, source = program_here(windows), ("--set", f"data.dataset={_toml(dataset, windows)}")
     commands = (
         (("evaluate", folder), "its metrics again"),
@@ -204,13 +212,13 @@ def next_lines(folder: Path, store: Path, user: str | int, dataset: MovieLens, w
     quoted = ((shell_command(*words, program=here, windows=windows), what) for words, what in commands)
     if not windows:
         return ["Next:", *(f"  {command}   # {what}" for command, what in quoted)]
-    # no form of a quoted program is one of cmd and of PowerShell, and cmd has no comments
+    # cmd and PowerShell quote programs differently, and cmd has no comments
     also = " in cmd (in PowerShell, put & and a space before a command)" if here.startswith('"') else ""
     return [f"Next{also}:", *(line for command, what in quoted for line in (f"  {what}:", f"    {command}"))]
 
 
 def program_here(windows: bool = WINDOWS) -> str:
-    """Return how a shell calls this program here: by its name, or by the path that called it if the PATH lacks it."""
+    """Return the command that starts this program: its name, or its path if the PATH lacks it."""
     if shutil.which("twotower"):
         return "twotower"
     called = Path(sys.argv[0])
@@ -222,7 +230,7 @@ def program_here(windows: bool = WINDOWS) -> str:
 
 
 def _toml(dataset: MovieLens, windows: bool) -> str:
-    """Return a data set as a value of a config; for the shells of Windows without a double quote, where its strings have no single one."""
+    """Return a data set as a value of a config. For Windows shells, strings avoid double quotes where they can."""
     options = ", ".join(
         f"{key} = '{value}'" if windows and value.isprintable() and "'" not in value else f"{key} = {json.dumps(value)}"
         for key, value in dataset.model_dump(mode="json").items()
@@ -232,7 +240,7 @@ def _toml(dataset: MovieLens, windows: bool) -> str:
 
 
 def _recipe(name: str) -> Path:
-    """Return the path of a recipe, relative to the present folder if it lies below."""
+    """Return the path of a recipe, relative to the present folder if it is inside."""
     from twotower.suggestion.recipes import recipe_path
 
     path = recipe_path(name)
@@ -240,7 +248,7 @@ def _recipe(name: str) -> Path:
 
 
 def _read(archive: str) -> tuple[MovieLens, Tables]:
-    """Return the data set and its tables: of an archive, else of that of the environment, else from the network."""
+    """Return the data set and its tables: from an archive, else from the one of the environment, else downloaded."""
     from twotower.data.datasets import movielens
     from twotower.data.datasets.ml_1m import MovieLens1M
     from twotower.data.datasets.ml_100k import MovieLens100K
@@ -280,7 +288,7 @@ def _train(question: Question, dataset: MovieLens, raw: Tables, folder: Path, ca
 
 
 def _print_table(question: Question, run: Run) -> None:
-    """Print the metrics that answer a question, of the model and its baselines, and what is known of cold films."""
+    """Print the metrics of the model and its baselines that answer a question, and the metrics of cold films."""
     from twotower.reports.metric_tables import cell, columns, print_metrics
 
     config, data = run.config.evaluation, run.dataset
@@ -292,12 +300,13 @@ def _print_table(question: Question, run: Run) -> None:
         metric = f"recall@{config.k[0]}" if question.of_rankings else "auc"
         found = f"; {metric} of these {cell(run.metrics.get(f'test.{metric}.cold_item'))}"
     print_line(
-        f"{cold.sum():,} films of the catalogue have no rating in training; test rows of these: {rows:,} of {len(data.test):,}{found}"
+        f"{cold.sum():,} films of the catalogue have no rating in training; test rows of these: {rows:,} of "
+        f"{len(data.test):,}{found}"
     )
 
 
 def _recommendation_lines(run: Run, k: int) -> Iterator[str]:
-    """Yield lines for three users of different activity: films watched last, and the `k` best unseen films."""
+    """Yield lines for three users of different activity: their latest films, and the `k` best unseen films."""
     import numpy as np
 
     from twotower import api

@@ -1,5 +1,4 @@
-"""Flags: those that several verbs take, and the translation of arguments and calls that messages of the library name into
-flags and commands."""
+"""Flags of several verbs, and the translation of the library's messages into flags and commands."""
 
 from __future__ import annotations
 
@@ -59,7 +58,7 @@ ContextValues = Annotated[
     typer.Option(
         "--context",
         metavar="COLUMN=VALUE",
-        help="Value of the moment that the model reads, such as device=phone; in brackets a list of JSON. Repeatable.",
+        help="Value of the context, such as device=phone, or a JSON list in brackets. Repeatable.",
     ),
 ]
 Trust = Annotated[
@@ -72,14 +71,14 @@ KindModules = Annotated[
         metavar="MODULE",
         callback=lambda modules: import_modules(modules or ()),
         is_eager=True,
-        help="Module to import, whose kinds the bundle or the prepared data name. Repeatable.",
+        help="Module to import, with kinds that the bundle or the prepared data use. Repeatable.",
     ),
 ]
 Separator = Annotated[
     str,
     typer.Option(
         "--separator",
-        help="Character between the values of text files. Default: a comma in .csv files, a tab in .tsv, a space in .txt.",
+        help="Character between the values of text files. Default: comma in .csv, tab in .tsv, space in .txt.",
     ),
 ]
 ColumnNames = Annotated[
@@ -98,8 +97,7 @@ EngineName = Annotated[
     typer.Option(
         "--engine",
         metavar="local|ray|ray://HOST:PORT",
-        help="Engine that makes the shards: this process, --threads processes of this machine, or those of a cluster of Ray with "
-        "--threads each.",
+        help="Engine that makes the shards: this process, --threads processes of this machine, or a Ray cluster.",
     ),
 ]
 Share = Annotated[
@@ -107,8 +105,7 @@ Share = Annotated[
     typer.Option(
         "--share",
         metavar="URL",
-        help="Prefix in a bucket, such as s3://BUCKET/RUNS, through which the processes of the engine get the run; its files stay there. "
-        "Left out: every host has the run at the same path.",
+        help="Bucket prefix that passes the run to other hosts. Its files stay. Empty: all hosts have the run's path.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -120,8 +117,7 @@ def split_names(text: str) -> list[str]:
 
 
 def read_context(given: list[str] | None) -> dict[str, JsonValue]:
-    """Return the values of --context by column: text, which the bundle reads as the type of the column, or a list, of JSON.
-    Raises ConfigError."""
+    """Return the values of --context by column: a text, or a JSON list. Raises ConfigError."""
     context = dict[str, JsonValue]()
     for text in given or ():
         column, equals, value = text.partition("=")
@@ -141,8 +137,8 @@ def read_context(given: list[str] | None) -> dict[str, JsonValue]:
 def in_flags(message: str, words: Sequence[str], app: typer.Typer) -> str:
     """Translate the arguments and calls in a message of the library into flags and commands of `app`.
 
-    The library writes them between backticks: `folder`, `resume=True`, `rollback(store='a')`. An argument becomes its flag
-    of the command that `words` name, a call the command of its verb. The rest stays.
+    The library writes them between backticks: `folder`, `resume=True`, `rollback(store='a')`. An argument becomes
+    a flag of the command in `words`, a call the command of its verb. All other text stays.
     """
     flags = _flags(app, tuple(words))
 
@@ -168,17 +164,17 @@ def in_flags(message: str, words: Sequence[str], app: typer.Typer) -> str:
 
 
 def _is_text_or_switch(keyword: ast.keyword) -> bool:
-    """Return whether the library writes such an argument; others stand in data that a message repeats."""
+    """Return True for an argument as the library writes it; any other is part of data that a message repeats."""
     return isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, str | bool)
 
 
 command_of = cache(typer.main.get_command)
-"""app -> its command line, made once: that takes a tenth of a second."""
+"""app -> its command line, cached because it takes a tenth of a second."""
 
 
 @cache
 def _flags(app: typer.Typer, words: tuple[str, ...]) -> dict[str, Flag]:
-    """Return the flags of the verb that `words` begin with, by argument."""
+    """Return the flags of the verb at the start of `words`, by argument."""
     verb = command_of(app)
     for word in words:
         if (inner := getattr(verb, "commands", {}).get(word)) is None:

@@ -29,7 +29,7 @@ def serve(**given: Any) -> None:
 
 
 def _options() -> Iterator[inspect.Parameter]:
-    """Yield the option of each setting: `max_k` is --max-k; a switch that is on by default has its negation too."""
+    """Yield the option of each setting. `max_k` is --max-k; a switch with default True also has a negation."""
     for field in fields(ServeSettings):
         kind, setting = get_args(HINTS[field.name])
         flag = _flag(field.name)
@@ -62,7 +62,7 @@ def key(
     name: Annotated[str, typer.Argument(help="Name of the client. Appears in the log of requests.")],
     admin: Annotated[bool, typer.Option("--admin", help="Scope admin: the key may roll back and reload.")] = False,
 ) -> None:
-    """Make an API key. Standard error shows the key, once; standard output has the lines for the file of `serve --keys`."""
+    """Make an API key. Prints the key on standard error, once, and the lines for `serve --keys` on standard output."""
     from twotower.serve.api_keys import make_key
 
     secret, lines = make_key(name, admin)

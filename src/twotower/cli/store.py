@@ -15,8 +15,6 @@ from twotower.files.urls import is_url
 from twotower.reports.terminal import print_line
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from twotower.data.dataset import Dataset
 
 
@@ -28,7 +26,7 @@ def publish(
         bool,
         typer.Option(
             "--force",
-            help="Publish below the recall threshold, or an unfinished training that lacks what comes after its last epoch. The history records it.",
+            help="Publish below the recall threshold, or an unfinished training. The history records it.",
         ),
     ] = False,
     reason: Annotated[str, typer.Option("--reason", help="Note for the history.")] = "",
@@ -45,12 +43,11 @@ def publish(
             raise ConfigError(f"--set {text}: a trained run can change index.* only")
     config = override_config(loaded.config, overrides or [], trust=True).index
     api.publish(loaded, store, config, force=force, reason=reason)
-    print_line(f"next: {_first_question(loaded.dataset, store)}")
+    print_line(f"next: {_first_query(loaded.dataset, store)}")
 
 
-def _first_question(dataset: Dataset, store: str) -> str:
-    """Return a command that asks the new bundle: for a text of the log or, without a text feature, for a user, in a context of the
-    log."""
+def _first_query(dataset: Dataset, store: str) -> str:
+    """Return a command that queries the new bundle: by a text of the log, else by a user, in a context of the log."""
     schema, place = dataset.schema, store if is_url(store) else Path(store)
     texts = schema.searchable()
     searched = texts[0].source if texts and texts[0].side == "context" else ""
@@ -66,18 +63,9 @@ def _first_question(dataset: Dataset, store: str) -> str:
         return shell_command("recommend", "--store", place, "--user", dataset.users.ids[0], *context)
     which = ["--feature", texts[0].name] if len({t.source for t in texts}) > 1 else []
     frame = dataset.context_frame if searched else dataset.users.frame
-    example = _example_text(frame[texts[0].source])
-    return shell_command("search", "--store", place, *which, *context, *_positional_words(example))
-
-
-def _positional_words(word: str) -> list[str]:
-    """Return the words of one argument that is no option, even if it begins with a dash."""
-    return ["--", word] if word.startswith("-") else [word]
-
-
-def _example_text(texts: pl.Series) -> str:
-    """Return a text of the column that is not blank."""
-    return next((str(t) for t in texts.drop_nulls().head(100) if str(t).strip()), "some words")
+    known_texts = frame[texts[0].source].drop_nulls().head(100)
+    example = next((str(t) for t in known_texts if str(t).strip()), "some words")
+    return shell_command("search", "--store", place, *which, *context, *["--"] * example.startswith("-"), example)
 
 
 def rollback(

@@ -1,21 +1,42 @@
-"""Verbs of a training: train, evaluate, doctor, compare, config."""
+"""Verbs of a run: train, evaluate, embed, doctor, compare, config."""
 
 from __future__ import annotations
 
 import json
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from twotower.cli.flags import KindModules, Overrides, RunFolder, Share, Trust
-from twotower.cli.threads import Threads, set_threads
+from twotower.cli.flags import (
+    ColumnNames,
+    Decimal,
+    EngineName,
+    KindModules,
+    Overrides,
+    RunFolder,
+    Separator,
+    Share,
+    Trust,
+    split_names,
+)
 from twotower.errors import ConfigError, RunError
 from twotower.escaping import shell_command
 from twotower.files import layout
-from twotower.machine import keep_freed_memory
+from twotower.machine import available_cores, keep_freed_memory
 from twotower.reports.terminal import print_line, silenced_messages
+
+Threads = Annotated[
+    int,
+    typer.Option(
+        "--threads",
+        min=0,
+        max=1024,
+        help="Threads of a process. 0: the defaults of torch and polars; under torchrun an equal share of the cores.",
+    ),
+]
 
 
 def train(
@@ -31,7 +52,7 @@ def train(
     trust: Trust = False,
     kinds: KindModules = None,
 ) -> None:
-    """Train on the tables that a config names, evaluate, and write a run folder. Under torchrun, all ranks take part."""
+    """Train on the tables of a config, evaluate, and write a run folder. Under torchrun, all ranks take part."""
     from twotower.distributed import DistributedContext
 
     context = DistributedContext.from_environment()
@@ -43,7 +64,7 @@ def train(
     from twotower.reports.progress import Progress
     from twotower.reports.verdict import verdict
 
-    # The config of a run folder is data, which may come from anybody.
+    # A run folder may come from anybody, so its config is data.
     is_of_run = folder.resolve() in config.resolve().parents or (config.parent / layout.ENCODERS).exists()
     schema, resolved = load_config(config, overrides or [], trust=trust or not is_of_run)
     is_main = context.is_main
@@ -73,8 +94,7 @@ def evaluate(
         typer.Option(
             "--engine",
             metavar="local|ray|ray://HOST:PORT",
-            help="Engine that ranks the users of a run: this process, --threads processes of this machine, or those of a cluster of Ray "
-            "with --threads each.",
+            help="Engine that ranks the users of a run: this process, --threads processes here, or a Ray cluster.",
         ),
     ] = "local",
     share: Share = "",
@@ -114,6 +134,52 @@ def evaluate(
     else:
         print(loaded.dataset.describe())
         print_metrics(metrics, loaded.config.evaluation)
+
+
+def embed(
+    run: RunFolder,
+    table: Annotated[
+        str,
+        typer.Argument(
+            help="Items or users, in Parquet or text: a file, a folder, a pattern such as '*.parquet', or a URL."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder or URL for the vectors and their ids.")],
+    side: Annotated[str, typer.Option("--side", help="Side of the table: item or user.")] = "item",
+    shard_rows: Annotated[
+        int,
+        typer.Option("--shard-rows", min=1, help="Largest number of rows of a shard: one file, held in memory."),
+    ] = 131_072,
+    precision: Annotated[str, typer.Option("--precision", help="Precision of the vectors: fp32 or fp16.")] = "fp32",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Discard vectors of another table or model in the folder first.")
+    ] = False,
+    engine: EngineName = "local",
+    share: Share = "",
+    separator: Separator = "",
+    decimal: Decimal = ".",
+    columns: ColumnNames = "",
+    threads: Threads = 0,
+    trust: Trust = False,
+) -> None:
+    """Write the vectors of all rows of a table, in bounded memory. A second call resumes it."""
+    from twotower.distributed import DistributedContext
+
+    if side not in ("user", "item"):
+        raise ConfigError(f"--side {side}: allowed are user and item")
+    if (ranks := DistributedContext.from_environment().world_size) > 1:
+        raise ConfigError(
+            f"WORLD_SIZE={ranks}: embed is one process, whose shards an engine shares; call it without torchrun, "
+            "and with --engine ray for several processes or hosts"
+        )
+    set_threads(threads, 1)
+    from twotower import api
+
+    api.embed(
+        api.load(run, trust), side, table, out, shard_rows=shard_rows, precision=precision,  # type: ignore[arg-type]
+        overwrite=overwrite, engine=engine, threads=threads, separator=separator, columns=split_names(columns),
+        decimal=decimal, share=share,
+    )  # fmt: skip
 
 
 def doctor(run: RunFolder, trust: Trust = False) -> None:
@@ -169,3 +235,24 @@ def config(
     from twotower.config.reference import config_template
 
     print(config_template(everything), end="")
+
+
+def set_threads(threads: int, ranks: int) -> int:
+    """Set the threads of torch and polars, and return their number; 0: none is set.
+
+    With `threads` 0, each of several ranks gets an equal share of the cores. Polars reads its number when it is loaded.
+    """
+    if ranks > 1:
+        threads = threads or available_cores() // _local_ranks(ranks) or 1
+    if threads:
+        os.environ.setdefault("POLARS_MAX_THREADS", str(threads))
+        import torch
+
+        torch.set_num_threads(threads)
+    return threads
+
+
+def _local_ranks(ranks: int) -> int:
+    """Return the number of ranks on this machine: LOCAL_WORLD_SIZE of torchrun, else all ranks."""
+    given = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(given) if given.isdecimal() and int(given) else ranks

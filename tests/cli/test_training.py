@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from twotower.cli import threads
+from twotower.cli import training
 
 CODE = """
 import sys
@@ -30,18 +30,18 @@ def test_the_threads_of_a_verb_are_those_of_polars_and_torch(verb: tuple[str, ..
 
 
 def test_ranks_share_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "available_cores", lambda: 8)
+    monkeypatch.setattr(training, "available_cores", lambda: 8)
     monkeypatch.setenv("POLARS_MAX_THREADS", "")
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     before = torch.get_num_threads()
     try:
-        assert threads.set_threads(0, ranks=1) == 0
+        assert training.set_threads(0, ranks=1) == 0
         assert torch.get_num_threads() == before
-        assert threads.set_threads(0, ranks=4) == torch.get_num_threads() == 2
-        assert threads.set_threads(0, ranks=16) == 1
+        assert training.set_threads(0, ranks=4) == torch.get_num_threads() == 2
+        assert training.set_threads(0, ranks=16) == 1
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-        assert threads.set_threads(0, ranks=16) == 4
-        assert threads.set_threads(3, ranks=16) == torch.get_num_threads() == 3
+        assert training.set_threads(0, ranks=16) == 4
+        assert training.set_threads(3, ranks=16) == torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
 
