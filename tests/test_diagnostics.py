@@ -35,10 +35,9 @@ from twotower.data.pairs import Pairs
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST, TRAIN
 from twotower.data.tables import check
-from twotower.diagnostics import Finding, context, describe_findings, diagnose
-from twotower.diagnostics.drift import drift
+from twotower.diagnostics import Finding, describe_findings, diagnose, diagnosis
 from twotower.diagnostics.features import _gate_findings
-from twotower.diagnostics.pairs import _shared_pairs, false_negatives
+from twotower.diagnostics.interactions import _shared_pairs, drift, false_negatives
 from twotower.diagnostics.vectors import _baseline_finding, _effective_rank, _mean_cosine, baselines
 from twotower.evaluation.comparison import Comparison
 from twotower.evaluation.part_evaluation import evaluate_model
@@ -364,7 +363,7 @@ def test_random_negatives_that_are_liked_later(data: Dataset) -> None:
 def test_rows_of_weight_0_are_no_positives_among_the_negatives(data: Dataset) -> None:
     weight = np.where(np.arange(len(data.pairs)) % 3 > 0, 0.0, 1.0).astype(np.float32)
     light = replace(data, pairs=replace(data.pairs, weight=np.where(data.parts == TRAIN, weight, 0).astype(np.float32)))
-    (found,) = false_negatives(context.DiagnosisContext(untrained(light, negatives={"random": 2})))
+    (found,) = false_negatives(diagnosis.DiagnosisContext(untrained(light, negatives={"random": 2})))
     assert found.evidence == {"train_positives": 0, "later_positives": 0}
 
 
@@ -376,7 +375,7 @@ def test_later_repeats_of_training_positives_are_those_that_a_mask_excludes() ->
         "negatives": {"mask_positives": False},
     }
     run = untrained(data, **config)
-    (*found,) = false_negatives(context.DiagnosisContext(run))
+    (*found,) = false_negatives(diagnosis.DiagnosisContext(run))
     pairs = data.pairs
     liked = [
         {*zip(pairs.user[keep].tolist(), pairs.item[keep].tolist(), strict=True)}
@@ -397,7 +396,7 @@ def test_what_comes_next_has_the_users_other_items_as_negatives(scope: str, mask
         negatives={"mask_positives": mask},
         train={"history_scope": scope},
     )
-    (*found,) = false_negatives(context.DiagnosisContext(run))
+    (*found,) = false_negatives(diagnosis.DiagnosisContext(run))
     assert found[0].severity == severity
     assert ("the item that comes next" in found[0].text) == (scope == "causal" and not mask)
     assert (found[0].evidence["train_positives"] > 0.1) == (not mask)
@@ -450,10 +449,10 @@ def test_a_pair_in_two_parts(sound: Run) -> None:
             "split": SplitConfig(kind=kind),
         }
         allowed = replace(sound, dataset=kept, config=sound.config.model_copy(update=settled))
-        told = next(_shared_pairs(context.DiagnosisContext(allowed)))
+        told = next(_shared_pairs(diagnosis.DiagnosisContext(allowed)))
         assert told.severity == severity
         assert says in told.text
-    broken = context.DiagnosisContext(replace(sound, dataset=replace(data, pairs=pairs, parts=parts)))
+    broken = diagnosis.DiagnosisContext(replace(sound, dataset=replace(data, pairs=pairs, parts=parts)))
     assert list(_shared_pairs(broken, block=7)) == [named(found, "shared_pairs")]
 
 
@@ -461,7 +460,7 @@ def test_a_pair_in_two_parts(sound: Run) -> None:
 def test_a_model_of_repeats_is_compared_with_own_counts(repeats: str) -> None:
     data = world(REPLAYED_SCHEMA, None, None, replayed(), kind="time")
     run = untrained(data, loss={"kind": "softmax"}, evaluation={"repeats": repeats}, split={"kind": "time"})
-    findings = [f for f in baselines(context.DiagnosisContext(run)) if f.name == "baseline_repeats"]
+    findings = [f for f in baselines(diagnosis.DiagnosisContext(run)) if f.name == "baseline_repeats"]
     assert len(findings) == (repeats != "exclude")
     for found in findings:
         assert found.severity == "warning"
@@ -474,12 +473,12 @@ def test_a_model_of_repeats_is_compared_with_own_counts(repeats: str) -> None:
 def test_what_is_popular_changes_and_the_model_does_not_know() -> None:
     softmax: dict[str, Any] = {"loss": {"kind": "softmax"}}
     data = waves.world()
-    found = [*drift(context.DiagnosisContext(untrained(data, **softmax)))]
+    found = [*drift(diagnosis.DiagnosisContext(untrained(data, **softmax)))]
     assert [(f.severity, f.name) for f in found] == [("warning", "drift")]
     assert "set model.recent_popularity = true" in found[0].text
     assert found[0].evidence["lift"] > 1.5
     unmeasured = waves.world(validation=0.0)
-    (without,) = drift(context.DiagnosisContext(untrained(unmeasured, **softmax)))
+    (without,) = drift(diagnosis.DiagnosisContext(untrained(unmeasured, **softmax)))
     assert "fitted to a validation part, which split.validation gives" in without.text
     reads = untrained(data, model={"recent_popularity": True}, **softmax)
     for run, says in (
@@ -489,24 +488,24 @@ def test_what_is_popular_changes_and_the_model_does_not_know() -> None:
             "adds nothing, as the training has not ended, and it is fitted after the last",
         ),
     ):
-        (told,) = drift(context.DiagnosisContext(run))
+        (told,) = drift(diagnosis.DiagnosisContext(run))
         assert told.severity == "ok"
         assert says in told.text
     with torch.no_grad():
         reads.model.recent_popularity.numbers.fill_(0.5)
-    (told,) = drift(context.DiagnosisContext(reads))
+    (told,) = drift(diagnosis.DiagnosisContext(reads))
     assert (told.severity, "and the model reads it" in told.text) == ("ok", True)
     hashed = (waves.SCHEMA.features[0], Categorical(name="item_id", side="item", hash_buckets=8))
     of_buckets = waves.world(schema=waves.SCHEMA.model_copy(update={"features": hashed}))
-    (without,) = drift(context.DiagnosisContext(untrained(of_buckets, **softmax)))
+    (without,) = drift(diagnosis.DiagnosisContext(untrained(of_buckets, **softmax)))
     assert "it needs a categorical feature of the items over their id, without hash_buckets" in without.text
-    assert not [*drift(context.DiagnosisContext(untrained(data)))], "a loss of labels"
-    assert not [*drift(context.DiagnosisContext(untrained(waves.world(0.0), **softmax)))]
+    assert not [*drift(diagnosis.DiagnosisContext(untrained(data)))], "a loss of labels"
+    assert not [*drift(diagnosis.DiagnosisContext(untrained(waves.world(0.0), **softmax)))]
     order = waves.SCHEMA.model_copy(update={"time_unit": "order"})
     ordered = waves.world(schema=order)
-    assert [f.severity for f in drift(context.DiagnosisContext(untrained(ordered, **softmax)))] == ["warning"]
+    assert [f.severity for f in drift(diagnosis.DiagnosisContext(untrained(ordered, **softmax)))] == ["warning"]
     places = waves.waves().sort("user_id", "at").with_columns(at=pl.int_range(pl.len()).over("user_id"))
-    assert not [*drift(context.DiagnosisContext(untrained(world(order, None, None, places), **softmax)))]
+    assert not [*drift(diagnosis.DiagnosisContext(untrained(world(order, None, None, places), **softmax)))]
 
 
 @pytest.mark.parametrize("kind", ["time", "last"])
@@ -621,10 +620,8 @@ def test_a_pair_without_weight_beside_another_is_named(tmp_path: Path) -> None:
         run = api.fit((None, None, pl.DataFrame({"user_id": user, "item_id": item})), schema, chosen)
         found = [f for f in diagnose(run) if f.name == "unused_feature"]
         assert {f.severity for f in found} == {"ok"}, "validation chose the weight"
-        has_no_weight = (
-            "'two' has no effect: its pair, number 1, has the weight 0 beside the others (train.start's blend)"
-        )
-        assert [has_no_weight in f.text for f in found] == [not weight]
+        text = "'two' has no effect: its pair, number 1, has the weight 0 (blend of train.start)"
+        assert [text in f.text for f in found] == [not weight]
 
 
 def test_columns_that_tell_nothing() -> None:
@@ -863,19 +860,19 @@ def test_a_run_without_a_test_part(sound: Run) -> None:
 
 def test_large_sides_are_sampled(sound: Run) -> None:
     rows = np.arange(100, 150)
-    few = context.sample(rows, 7)
+    few = diagnosis.sample(rows, 7)
     assert len(few) == 7
     assert few.tolist() == sorted(set(few.tolist()) & set(rows.tolist()))
-    assert context.sample(rows, 50) is rows
+    assert diagnosis.sample(rows, 50) is rows
     found = diagnose(sound, max_rows=10)
     assert errors(found) == set()
     assert named(found, "baseline_pairs").evidence["users"] == 10
 
 
 def test_the_training_of_much_data_is_repeated_for_a_sample_of_its_users(data: Dataset, sound: Run) -> None:
-    whole = context.DiagnosisContext(sound)
+    whole = diagnosis.DiagnosisContext(sound)
     assert whole.sampled is data
-    few = context.DiagnosisContext(sound, max_pairs=200).sampled
+    few = diagnosis.DiagnosisContext(sound, max_pairs=200).sampled
     users = np.unique(few.pairs.user)
     assert 3 <= len(users) < len(data.users)
     keep = np.isin(data.pairs.user, users)
@@ -924,7 +921,7 @@ def test_a_batch_is_looked_at_without_the_whole_epoch(monkeypatch: pytest.Monkey
     )
     whole = PositiveSampler(broken.dataset, broken.config.train.seed).epoch(0)
     monkeypatch.setattr(Epoch, "_all", property(lambda self: pytest.fail("the whole epoch was made")))
-    pairs, drawn = context.DiagnosisContext(broken).batch
+    pairs, drawn = diagnosis.DiagnosisContext(broken).batch
     monkeypatch.undo()
     size = broken.config.train.batch_size
     assert set(zip(pairs.user, pairs.item, strict=True)) <= set(zip(whole.user[:size], whole.item[:size], strict=True))

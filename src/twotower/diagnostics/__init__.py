@@ -1,17 +1,21 @@
 """Diagnostics of a run: findings about training, data and vectors, each with the setting to change.
 
-Everything is computed from a run: its history, its vectors, its tables, and the draws of its samplers; nothing is
-trained. Severities: *error*, the model cannot or does not learn, or its metrics are invalid; *warning*, a likely
-problem; *ok*.
+Input: the history, vectors, tables and samplers of a run; nothing is trained. Severities: *error*, the model cannot or
+does not learn, or its metrics are invalid; *warning*, a likely problem; *ok*.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from twotower.diagnostics.context import MAX_SAMPLE_PAIRS, MAX_SAMPLE_ROWS, DiagnosisContext
 from twotower.diagnostics.curves import history, loss_floor
-from twotower.diagnostics.drift import drift
+from twotower.diagnostics.diagnosis import (
+    MAX_SAMPLE_PAIRS,
+    MAX_SAMPLE_ROWS,
+    DiagnosisContext,
+    Finding,
+    describe_findings,
+)
 from twotower.diagnostics.features import (
     encodings,
     gates,
@@ -20,9 +24,7 @@ from twotower.diagnostics.features import (
     statistics,
     unused_features,
 )  # fmt: skip
-from twotower.diagnostics.findings import Finding, describe_findings
-from twotower.diagnostics.order import order
-from twotower.diagnostics.pairs import false_negatives, split
+from twotower.diagnostics.interactions import drift, false_negatives, order, split
 from twotower.diagnostics.vectors import baselines, collapse
 from twotower.model.two_tower import evaluation_mode
 from twotower.runs import Run
@@ -34,18 +36,17 @@ UNCONDITIONAL: tuple[Diagnosis, ...] = (
     history, split, order, drift, statistics, leaking_features, encodings, false_negatives,
 )  # fmt: skip
 OF_TABLES: tuple[Diagnosis, ...] = (split, order, drift, statistics, leaking_features, leaking_context, encodings)
-"""Diagnoses that ask for no vectors and no draws."""
+"""Diagnoses without vectors and samplers."""
 FINITE_ONLY: tuple[Diagnosis, ...] = (loss_floor, collapse, baselines, unused_features, gates)
 """Diagnoses that need finite vectors."""
 
 
 def diagnose(run: Run, max_rows: int = MAX_SAMPLE_ROWS, max_pairs: int = MAX_SAMPLE_PAIRS) -> list[Finding]:
-    """Return the findings of all diagnoses of a run, the worst first; a diagnosis without a problem returns an "ok".
+    """Return the findings of all diagnoses of a run, the worst first. A diagnosis without a problem returns an "ok".
 
-    At most `max_rows` test users, and rows of each side, are sampled; what the training draws is drawn again for users with at
-    most `max_pairs` interactions. A diagnosis that this run does not allow (no test
-    part, a single class) returns nothing. Of a model that reads the context, in which a user has several vectors, only the
-    tables of users, items and interactions are diagnosed, which a finding says.
+    Reads samples: `max_rows` test users and rows of each side, and users with at most `max_pairs` interactions for the
+    samplers. A diagnosis that the run does not allow (no test part, a single class) returns nothing. For a model that
+    reads the context, only the tables are diagnosed, and a finding says so.
     """
     context = DiagnosisContext(run, max_rows, max_pairs)
     reads_context = bool(run.dataset.schema.side("context"))
@@ -56,8 +57,8 @@ def diagnose(run: Run, max_rows: int = MAX_SAMPLE_ROWS, max_pairs: int = MAX_SAM
             found.append(
                 Finding(
                     "warning", "context",
-                    "The model reads the context, in which a user has several vectors: only the tables are diagnosed, without the "
-                    "features of the context. Train once without these features to diagnose the rest.",
+                    "The model reads the context, in which a user has several vectors: only the tables are diagnosed, "
+                    "without the features of the context. Train once without these features to diagnose the rest.",
                 )
             )  # fmt: skip
         elif context.finite:

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from twotower.diagnostics.context import DiagnosisContext
-from twotower.diagnostics.findings import Finding, or_ok
+from twotower.diagnostics.diagnosis import DiagnosisContext, Finding, or_ok
 
 
 def history(context: DiagnosisContext) -> Iterator[Finding]:
@@ -99,7 +98,7 @@ def loss_floor(context: DiagnosisContext) -> Iterator[Finding]:
     loss = context.losses[-1]
     evidence = {"floor": floor, "loss": loss, "temperature": temperature, "constant_loss": context.constant_loss}
     share = floor / max(loss, 1e-12)
-    # A floor far below the loss of a constant model, or below the present loss, does not limit training.
+    # A floor far below the present loss, or the loss of a constant model, does not limit training.
     if floor < 0.05 * context.constant_loss or share < 0.25:
         yield Finding("ok", "loss_floor", f"Temperature {temperature:.3g} allows a loss of {floor:.2g}.", evidence)
         return
@@ -107,6 +106,6 @@ def loss_floor(context: DiagnosisContext) -> Iterator[Finding]:
         "error" if share >= 0.5 else "warning", "loss_floor",
         f"A cosine at temperature {temperature:.3g} cannot bring the loss below {floor:.3f}, however good the vectors "
         f"are; it is {loss:.3f} now, and the same logit for every pair gives {context.constant_loss:.3f}. Set "
-        "model.temperature = 0.1 and model.learn_temperature = true, or model.bias = true, or model.similarity = 'dot'.",
+        "model.temperature = 0.1 and model.learn_temperature = true, model.bias = true, or model.similarity = 'dot'.",
         evidence,
     )  # fmt: skip

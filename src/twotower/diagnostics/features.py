@@ -1,4 +1,4 @@
-"""Diagnoses of single features: label leakage, statistics, encodings, features without effect, and SENet gates."""
+"""Diagnoses of single features: label leakage, statistics, encodings, unused features, SENet gates."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from twotower.data.constant_columns import contexts_of_items
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import counts
 from twotower.data.splits import TEST, TRAIN
-from twotower.diagnostics.context import DiagnosisContext
-from twotower.diagnostics.findings import Finding, Severity, or_ok
+from twotower.diagnostics.diagnosis import DiagnosisContext, Finding, Severity, or_ok
 from twotower.evaluation.metrics.auc import auc, ordered_codes
 from twotower.features.field import InputField
 from twotower.features.side import SIDES, SideName
@@ -30,7 +29,7 @@ from twotower.model.inputs.tower_inputs import Inputs
 
 
 def statistics(context: DiagnosisContext) -> Iterator[Finding]:
-    """Warn of a statistic beside a sequence: together they reveal the training pair."""
+    """Warn of a schema with a statistic and a sequence: together they reveal the training pair."""
     schema = context.data.schema
     statistics = [s.name for s in schema.statistics()]
     sequences = [h.name for h in schema.histories()]
@@ -38,14 +37,14 @@ def statistics(context: DiagnosisContext) -> Iterator[Finding]:
         yield Finding(
             "warning", "statistic_beside_sequence",
             f"The schema has the statistic '{statistics[0]}' and the sequence '{sequences[0]}'. The statistic counts "
-            "the training pair itself, the sequence leaves it out, so the two together reveal the label in training only; "
-            "on MovieLens 1M this cost 0.005 of AUC. Remove the features with a statistic from schema.features.",
+            "the training pair itself, the sequence leaves it out, so the two together reveal the label in training "
+            "only; on MovieLens 1M this cost 0.005 of AUC. Remove the features with a statistic from schema.features.",
             {"statistics": float(len(statistics)), "sequences": float(len(sequences))},
         )  # fmt: skip
 
 
 def leaking_features(context: DiagnosisContext) -> Iterator[Finding]:
-    """Find features that alone predict the label of test pairs, likely because they are derived from it."""
+    """Find features that alone predict the label of test pairs, probably because they are derived from it."""
     data = context.data
     test = data.test
     if test.positive.all() or not test.positive.any():
@@ -80,7 +79,7 @@ def leaking_features(context: DiagnosisContext) -> Iterator[Finding]:
 
 
 def leaking_context(context: DiagnosisContext) -> Iterator[Finding]:
-    """Find features of the context that are functions of the item, which a request cannot know before the item."""
+    """Find features of the context that are functions of the item: a request cannot know them."""
     if not context.data.schema.side("context"):
         return
     found = (
@@ -102,7 +101,7 @@ def _rows_read(data: Dataset, side: SideName, part: int) -> npt.NDArray[np.integ
 
 
 def encodings(context: DiagnosisContext) -> Iterator[Finding]:
-    """Measure what encoders lose, such as words with equal codes and unknown grams of test rows, by kind of feature."""
+    """Measure the losses of encoders by kind of feature, such as words with equal codes and unknown grams."""
     data, found, fine = context.data, dict[str, list[Finding]](), dict[str, str]()
     for side in SIDES:
         trained = data.reports(side)
@@ -157,9 +156,9 @@ def unused_features(context: DiagnosisContext) -> Iterator[Finding]:
 
 
 def _shuffle_effects(context: DiagnosisContext, side: SideName) -> dict[str, float] | None:
-    """Return for each feature the root mean square change of the scores when its values are permuted among sampled
-    rows, divided by the standard deviation of the scores (permutation importance, Breiman 2001, section 10). None if
-    all scores are equal."""
+    """Return the permutation importance of each feature (Breiman 2001, section 10); None if all scores are equal.
+
+    It is the root mean square change of the scores of sampled rows, in standard deviations of the scores."""
     data, model = context.data, context.run.model
     rows = context.trained_rows[side]
     others = (
@@ -202,8 +201,9 @@ def _replace_feature(inputs: Inputs, permuted: Inputs, name: str, fields: tuple[
 
 
 def _other_bags(inputs: Inputs, permuted: Inputs, name: str, fields: tuple[InputField, ...]) -> dict[str, CodeLayout]:
-    """Return the bags of one feature from `permuted`, with those beside it, which are as long. One beside another sequence keeps
-    its length: each of its codes becomes the next one."""
+    """Return the permuted bags of one feature, and of the features aligned with it, whose bags are as long.
+
+    A feature aligned with a sequence keeps its lengths: each code becomes the next code."""
     field = next(f for f in fields if f.name == name)
     if field.beside:
         return {name: inputs.bags[name].recoded(lambda codes: (codes + 1) % field.rows, field.rows)}
@@ -211,7 +211,7 @@ def _other_bags(inputs: Inputs, permuted: Inputs, name: str, fields: tuple[Input
 
 
 def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: float) -> str:
-    """State why a feature has no effect and the remedy; empty if it has an effect."""
+    """Return the reason why a feature has no effect, and the remedy; empty if it has an effect."""
     data, model = context.data, context.run.model
     column = context.sides_at_test[side].columns[name]
     feature = next(f for f in data.schema.side(side) if f.name == name)
@@ -231,12 +231,12 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
     readers = _readers(context, side, name)
     towers = [model.towers(side)[n] for n in readers]
     if readers and {start.pair for start in context.config.last_starts if context.run.unfinished} >= {*readers}:
-        return ""  # it has its weight after the last epoch
+        return ""  # a pair of a last start gets its weight after the last epoch
     if _weightless(context, side, name):
         of = f"its pair, number {readers[0]}, has" if len(readers) == 1 else f"its pairs, numbers {readers}, have"
         return (
-            f"has no effect: {of} the weight 0 beside the others (train.start's blend). Vectors are shorter without that pair, "
-            "its start and the feature."
+            f"has no effect: {of} the weight 0 (blend of train.start). Remove the pair, its start and the feature for "
+            "shorter vectors."
         )
     if not towers:
         return f"is read by no tower. Add it to model.pairs.0.{side}.fields, or remove it from schema.features."
@@ -257,27 +257,27 @@ def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: fl
 
 
 def _readers(context: DiagnosisContext, side: SideName, name: str) -> list[int]:
-    """Return the numbers of the pairs whose tower of a side reads a feature."""
+    """Return the numbers of the pairs with a tower that reads a feature."""
     field = next(f for f in context.data.encoders.fields(side) if f.name == name)
     towers = context.run.model.towers(side)
     return [n for n, tower in enumerate(towers) if (field.beside or name) in tower.field_names]
 
 
 def _weightless(context: DiagnosisContext, side: SideName, name: str) -> bool:
-    """Return True if all pairs that read a feature have got the weight 0 beside others."""
+    """Return True if a feature has readers, and all of them have the weight 0 in the blend."""
     readers = _readers(context, side, name)
     return bool(readers) and all(_adds_nothing(context, pair) for pair in readers)
 
 
 def _adds_nothing(context: DiagnosisContext, pair: int) -> bool:
-    """Return True if the start of a pair has got the weight 0 beside others."""
+    """Return True if the start of a pair has the weight 0 in the blend."""
     item = context.run.model.towers("item")[pair].embeddings
-    is_weighed = any(start.pair == pair and start.blend for start in context.config.train.start)
-    return is_weighed and not any(_mean_row_norm(item, field.name) for field in item.fields)
+    is_blended = any(start.pair == pair and start.blend for start in context.config.train.start)
+    return is_blended and not any(_mean_row_norm(item, field.name) for field in item.fields)
 
 
 def _mean_row_norm(embeddings: FieldEmbeddings, name: str) -> float:
-    """Return the mean norm of the rows of the field's table; infinity for a dense field, which has no table."""
+    """Return the mean norm of the rows of a field's table; infinity without a table (dense fields)."""
     if any(f.name == name and not carrier(f.kind).has_table for f in embeddings.fields):
         return math.inf
     return float(embeddings.rows_of(name).detach().norm(dim=1).mean())
@@ -299,7 +299,7 @@ def gates(context: DiagnosisContext) -> Iterator[Finding]:
 
 
 def _gate_findings(gates: Tensor, names: list[str], where: str) -> Iterator[Finding]:
-    """Find problems of the gates (U, F) of one tower or branch, whose section is `where`."""
+    """Find problems of the gates (U, F) of one tower or branch; `where` is its section of the config."""
     mean, deviation = gates.mean(0), gates.std(0, correction=0)
     evidence = {"lowest": float(mean.min()), "highest": float(mean.max()), "deviation": float(deviation.max())}
     severity: Severity = "warning"

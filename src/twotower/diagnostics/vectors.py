@@ -1,4 +1,4 @@
-"""Diagnoses of the vectors: their spread, and their metrics beside simple baselines."""
+"""Diagnoses of the vectors: their spread, and their metrics compared with simple baselines."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch import Tensor
 from twotower.arrays.types import Floats, Ints
 from twotower.data.dataset import Dataset
 from twotower.data.splits import TEST, TRAIN
-from twotower.diagnostics.context import DiagnosisContext
-from twotower.diagnostics.findings import Finding, Severity
+from twotower.diagnostics.diagnosis import DiagnosisContext, Finding, Severity
 from twotower.evaluation.baselines import bias_baseline, popularity_baseline
 from twotower.evaluation.comparison import (
     Comparison,
@@ -30,28 +29,26 @@ from twotower.features.side import SIDES
 from twotower.train.order_check import OrderReaders, order_problem
 
 FEW_DIRECTIONS = 0.1
-"""Share of the width below which an effective rank of the user vectors is compared with the directions of the log."""
+"""Share of the width below which the effective rank of the user vectors is compared with the directions of the log."""
 NO_SPREAD = 1e-6
-"""Deviation of a user's scores below which those of a closed form, which have the size of no logit, are all the same."""
+"""Standard deviation of a user's scores below which scores of a closed form (no logits) count as equal."""
 MAX_ITEMS = 2000
-"""Items with most interactions of the users that are read for the directions of a log."""
+"""Number of most frequent items that are read for the directions of a log."""
 MIN_COUNT = 3
-"""Interactions of an item, of the users that are read, below which it is left out."""
+"""Least number of interactions of an item that is read for the directions of a log."""
 _OF_START = (
-    "No epoch is trained, so the vectors are those of train.start: give other or several values of its options for validation to choose among, or "
-    "set train.epochs above 0."
+    "No epoch is trained, so the vectors are those of train.start: give other or several values of its options for "
+    "validation to choose among, or set train.epochs above 0."
 )
 
 
 def collapse(context: DiagnosisContext) -> Iterator[Finding]:
     """Split the variance of scores over items into a part common to all users and a part that depends on the user."""
-    users, items = (
-        context.factors.users[context.trained_rows["user"]].double(),
-        context.factors.items[context.trained_rows["item"]].double(),
-    )
+    users = context.factors.users[context.trained_rows["user"]].double()
+    items = context.factors.items[context.trained_rows["item"]].double()
     if len(users) < 2 or len(items) < 2:
         return
-    end = -2 if context.config.model.bias_columns else None  # without the columns of the biases
+    end = -2 if context.config.model.bias_columns else None  # leaves out the bias columns
     evidence: dict[str, float] = {}
     for side, rows in (("user", users[:, :end]), ("item", items[:, :end])):
         evidence[f"{side}_cosine"], evidence[f"{side}_rank"] = _mean_cosine(rows), _effective_rank(rows)
@@ -83,7 +80,7 @@ def collapse(context: DiagnosisContext) -> Iterator[Finding]:
         text = f"All items have nearly the same score (deviation of a user's logits: {evidence['logit_spread']:.2g})."
         if share >= 0.01 and not closed and _beats_popularity(context):
             severity = "warning"
-            text += " They rank better than popularity all the same."
+            text += " Their ranking is still better than popularity."
             advice = " Train longer, or raise train.lr."
     elif share < 0.01:
         text = f"All users have nearly the same ranking: {share:.2%} of the variance of scores depends on the user."
@@ -100,16 +97,19 @@ def collapse(context: DiagnosisContext) -> Iterator[Finding]:
             advice = " If the data should have more, lower train.lr and the weight decays, or train longer."
         text = f"The {narrow} vectors use {evidence[f'{narrow}_rank']:.1f} of {width} dimensions."
     elif (
-        evidence["user_rank"] < FEW_DIRECTIONS * width
-        and not closed
-        and evidence["user_rank"] < (known := _directions(context))
+        not closed
+        and evidence["user_rank"] < FEW_DIRECTIONS * width
+        and evidence["user_rank"] < (known := significant_directions(context.data, context.trained_rows["user"]))
     ):
         severity = "warning"
-        evidence["directions"] = known
-        text = f"The user vectors use {evidence['user_rank']:.0f} of {width} dimensions, and the users of the log differ in at least {known:.0f}."
+        evidence["directions"] = float(known)
+        text = (
+            f"The user vectors use {evidence['user_rank']:.0f} of {width} dimensions, and the users of the log differ "
+            f"in at least {known:.0f}."
+        )
         advice = (
-            " The user tower reads or learns too little: give it a history (kind = 'sequence', pooling = 'mean'), train longer, lower the "
-            "weight decays, or leave out layers (layers = [])."
+            " The user tower reads or learns too little: give it a history (kind = 'sequence', pooling = 'mean'), "
+            "train longer, lower the weight decays, or leave out layers (layers = [])."
         )
     else:
         severity, advice = "ok", ""
@@ -121,15 +121,10 @@ def collapse(context: DiagnosisContext) -> Iterator[Finding]:
 
 
 def _beats_popularity(context: DiagnosisContext) -> bool:
-    """Return True if the lower end of the run's own test NDCG is above the popularity baseline's."""
+    """Return True if the lower bound of the run's test NDCG is above the popularity baseline."""
     name, metrics = f"{Ndcg.name}@{context.config.evaluation.k[0]}", context.run.metrics
     lowest = metrics.get(f"test.{name}.low", metrics.get(f"test.{name}", 0.0))
     return lowest > metrics.get(f"baseline.popularity.{name}", math.inf)
-
-
-def _directions(context: DiagnosisContext) -> float:
-    """Return the number of directions in which a sample of the users differ."""
-    return float(significant_directions(context.data, context.trained_rows["user"]))
 
 
 def _mean_cosine(rows: Tensor) -> float:
@@ -155,8 +150,9 @@ def _effective_rank(rows: Tensor) -> float:
 
 
 def baselines(context: DiagnosisContext) -> Iterator[Finding]:
-    """Compare the model on test users with popularity and, where repeats count, own counts (rankings), and with user and item
-    biases (pairs)."""
+    """Compare the model on test users with baselines.
+
+    Rankings: popularity and, if repeats count, own counts. Pairs: user and item biases."""
     data, config = context.data, context.config
     users = context.sample(np.flatnonzero(data.grouped(TEST).lengths))
     if len(users) < 2:
@@ -188,16 +184,15 @@ def baselines(context: DiagnosisContext) -> Iterator[Finding]:
 
 
 def _likely_causes(context: DiagnosisContext) -> str:
-    """Return the causes of a poor ranking of the catalogue that the run shows, and what to set: first the data, then the loss, then
-    the training."""
+    """Return likely causes of a poor ranking, with settings to change: data first, then loss, then training."""
     config, causes = context.config, []
     if not config.train.epochs:
         n = context.data.positives_by_user.lengths
-        few = f"The median user has {np.median(n[n > 0]):g} training positives; where these are few, popularity tells more."
-        return f"{context.remedy(_OF_START)} {few}"
+        median = f"The median user has {np.median(n[n > 0]):g} training positives; "
+        return f"{context.remedy(_OF_START)} {median}if these are few, popularity predicts better."
     if context.order and order_problem(context.order) and config.train.history_scope == "causal":
         readers = OrderReaders.of(context.data.schema, config)
-        causes.append(f"an order that the log does not show (set {readers.way_out})")
+        causes.append(f"an order that the log does not have (set {readers.way_out})")
     if config.loss.pointwise:
         causes.append("a loss of pairs (set loss.kind = 'softmax' with negatives.uniform or negatives.full)")
     if context.monitored and context.monitored[-1] == context.best_epoch:
@@ -213,11 +208,11 @@ def _likely_causes(context: DiagnosisContext) -> str:
 def _own_counts(
     context: DiagnosisContext, users: Ints, test_data: ComparisonData, k: int, remedy: str
 ) -> Iterator[Finding]:
-    """Compare the model with what each user took most often."""
+    """Compare the model with the most frequent items of each user."""
     queries = test_data.queries
-    taken = own_counts(context.data, TEST, users[queries.users], min(k, queries.n_items))
+    frequent = own_counts(context.data, TEST, users[queries.users], min(k, queries.n_items))
     best = queries.top_k(context.factors.take(users), k)
-    compared = {c.metric: c for c in compare_rankings(taken, best, test_data, [k], 200)}
+    compared = {c.metric: c for c in compare_rankings(frequent, best, test_data, [k], 200)}
     if found := compared.get(f"{Ndcg.name}@{k}"):
         more = remedy
         if not context.config.model.own_counts:
@@ -239,31 +234,26 @@ def _baseline_finding(c: Comparison, baseline: str, name: str, severity: Severit
         f"difference {c.difference:+.4f}, 95 % interval [{c.low:+.4f}, {c.high:+.4f}] over {c.users:,} test users"
     )
     if c.low > 0:
-        return Finding(
-            "ok", name, f"Better than {baseline}: {c.metric} {c.b:.4f} against {c.a:.4f} ({interval}).", evidence
-        )
+        text = f"Better than {baseline}: {c.metric} {c.b:.4f} against {c.a:.4f} ({interval})."
+        return Finding("ok", name, text, evidence)
     if c.difference > 0:
         text = (
-            f"{c.metric} {c.b:.4f} is above that of {baseline} ({c.a:.4f}), but the difference is not "
-            f"significant ({interval}); measure it on more test users. {remedy}"
+            f"{c.metric} {c.b:.4f} is above {baseline} ({c.a:.4f}), but the difference is not significant "
+            f"({interval}); measure it on more test users. {remedy}"
         )
         return Finding("warning", name, text, evidence)
     relation = "worse than" if c.high < 0 else "no better than"
-    return Finding(
-        severity,
-        name,
-        f"The model is {relation} {baseline}: {c.metric} {c.b:.4f} against {c.a:.4f} ({interval}). {remedy}",
-        evidence,
-    )
+    text = f"The model is {relation} {baseline}: {c.metric} {c.b:.4f} against {c.a:.4f} ({interval}). {remedy}"
+    return Finding(severity, name, text, evidence)
 
 
 def significant_directions(data: Dataset, users: Ints) -> int:
-    """Return the number of directions of the matrix of users and items that chance does not give, by parallel analysis (Horn 1965,
+    """Return the number of significant directions of the matrix of users and items, by parallel analysis (Horn 1965,
     "A rationale and test for the number of factors in factor analysis").
 
-    The matrix has a 1 for each training target of some `users` (rising rows), less what activity and popularity expect, both
-    scaled by their roots. A direction counts if its singular value is above the largest of the same interactions with the items
-    drawn anew. More users show more directions, so this is a lower bound.
+    The matrix has a 1 for each training target of `users` (rising rows), minus the expectation by activity and
+    popularity, divided by the square roots of both. A direction counts if its singular value exceeds the largest one
+    of the same matrix with permuted items. A lower bound: more users show more directions.
     """
     rng = np.random.default_rng(0)
     pairs = data.grouped(TRAIN).take(users)

@@ -1,4 +1,4 @@
-"""Diagnoses of training and test pairs: shared pairs, the order of the parts, false negatives."""
+"""Diagnoses of interactions: pairs in two parts, order in time, drift of popularity, false negatives."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ from twotower.arrays.pieces import pieces
 from twotower.arrays.sets import distinct_keys, is_in_sorted, pair_keys
 from twotower.arrays.types import Bools, Codes, Ints
 from twotower.data.dataset import Dataset
+from twotower.data.drift_evidence import begin_apart, drift_evidence
 from twotower.data.split import PART_NAMES
 from twotower.data.splits import TEST, TRAIN
-from twotower.diagnostics.context import DiagnosisContext
-from twotower.diagnostics.findings import Finding, Severity, or_ok
+from twotower.diagnostics.diagnosis import DiagnosisContext, Finding, Severity, or_ok
 from twotower.progress import JobProgress
+from twotower.train.order_check import MIN_PAIRS, OrderReaders, order_problem
 
 log = logging.getLogger(__name__)
 
 BLOCK_USERS = 1024
 """Users whose pairs are compared between the parts at a time."""
+MANY_TIES = 0.5
+"""Least share of adjacent interactions with equal times for a warning."""
 
 
 def split(context: DiagnosisContext) -> Iterator[Finding]:
-    """Check that no pair is in two parts, and that the parts follow each other in time."""
+    """Check that no pair is in two parts, and that the test part follows the training part in time."""
     text = "No pair is in two parts" + (", and the parts follow in time." if context.config.split.follows_time else ".")
     return or_ok([*_shared_pairs(context), *_split_order(context)], "split", text)
 
@@ -54,22 +57,24 @@ def _shared_pairs(context: DiagnosisContext, block: int = BLOCK_USERS) -> Iterat
 
 
 def _meaning(context: DiagnosisContext, share: float) -> tuple[Severity, str]:
-    """Return how serious a share of pairs in two parts is, and what it does to the metrics."""
+    """Return the severity of a share of pairs in two parts, and its effect on the metrics."""
     repeats, split = context.config.evaluation.repeats, context.config.split
     if context.data.schema.duplicates != "keep":
-        text = ": their metrics measure memorisation. Remove repeated pairs before the split (schema.duplicates = 'last' does)."
-        return "error" if share >= 0.01 else "warning", text
+        return "error" if share >= 0.01 else "warning", (
+            ": their metrics measure memorisation. Remove repeated pairs before the split "
+            "(schema.duplicates = 'last' does)."
+        )
     if repeats == "exclude":
         return "warning", (
-            ", as schema.duplicates = 'keep' allows: rankings leave them out, but metrics of pairs (auc, gauc, log_loss) "
-            "measure memorisation on them."
+            ", as schema.duplicates = 'keep' allows: rankings leave them out, but metrics of pairs (auc, gauc, "
+            "log_loss) measure memorisation on them."
         )
     if split.follows_time:
         return "ok", f": repeats, which rankings count (evaluation.repeats = '{repeats}')."
     return "warning", (
-        f", which rankings count (evaluation.repeats = '{repeats}'), and split.kind = '{split.kind}' puts later ones of them "
-        "into training: the metrics tell how well known repeats are recalled, not foreseen. Split by time (split.kind = "
-        "'time', 'last' or 'user_ratio')."
+        f", which rankings count (evaluation.repeats = '{repeats}'), and split.kind = '{split.kind}' puts later "
+        "repeats into training: the metrics measure how well repeats are recalled, not predicted. Split by time "
+        "(split.kind = 'time', 'last' or 'user_ratio')."
     )
 
 
@@ -105,9 +110,71 @@ def _times_of(data: Dataset, part: int) -> Iterator[tuple[Codes, Ints]]:
             yield data.pairs.user[piece][keep], data.times[piece][keep]
 
 
+def order(context: DiagnosisContext) -> Iterator[Finding]:
+    """Check that the log has an order if histories or the split read one."""
+    config, evidence = context.config, context.order
+    by_position = not config.split.has_boundaries  # the split takes the last rows of a user, whatever their times
+    readers = OrderReaders.of(context.data.schema, config, config.split if by_position else None)
+    if evidence is None or not readers.readers:
+        return
+    numbers = {"lift": evidence.lift, "z": evidence.z, "pairs": float(evidence.pairs), "ties": evidence.ties}
+    problem = order_problem(evidence)
+    if problem and config.train.history_scope == "causal":
+        yield Finding(
+            "warning", "order",
+            f"{readers} an order, and {problem}. A model of order learns less than a mean here: set {readers.way_out}, "
+            "or name another column in schema.time.",
+            numbers,
+        )  # fmt: skip
+    elif evidence.ties >= MANY_TIES and evidence.pairs >= MIN_PAIRS:
+        yield Finding(
+            "warning", "order",
+            f"{readers} an order, and {evidence.ties:.0%} of the adjacent interactions of a user have equal times: the "
+            f"row order of the table decides. Name a finer column in schema.time, or set {readers.way_out}.",
+            numbers,
+        )  # fmt: skip
+    elif not problem and evidence.exists:
+        yield Finding("ok", "order", f"The order exists: {evidence}.", numbers)
+
+
+def drift(context: DiagnosisContext) -> Iterator[Finding]:
+    """Check that a ranking model reads recent popularity if popularity changes over time."""
+    data, config = context.sampled, context.config
+    if data.times is None or config.loss.pointwise:
+        return
+    rows = np.flatnonzero((data.parts == TRAIN) & data.pairs.target)
+    user, item = (column[rows].astype(np.int64) for column in (data.pairs.user, data.pairs.item))
+    if data.schema.time_unit == "order" and not begin_apart(user, data.times[rows]):
+        return
+    evidence = drift_evidence(user, item, data.times[rows])
+    if not evidence.exists:
+        return
+    numbers = {"lift": evidence.lift, "z": evidence.z}
+    if context.run.follows_popularity:
+        yield Finding("ok", "drift", f"Popularity changes over time, and the model reads it: {evidence}.", numbers)
+        return
+    if config.model.recent_popularity:
+        why = (
+            "the training has not ended, and it is fitted after the last epoch"
+            if context.run.unfinished
+            else "validation gave it the weight 0"
+        )
+        text = f"Popularity changes over time: {evidence}. model.recent_popularity adds nothing, as {why}."
+        yield Finding("ok", "drift", text, numbers)
+        return
+    way = "set model.recent_popularity = true, which ranks by the latest rows, and train again"
+    if not len(data.validation):
+        way += ", fitted to a validation part, which split.validation gives"
+    if not any(f.identifies for f in data.encoders.fields("item")):
+        way += "; it needs a categorical feature of the items over their id, without hash_buckets"
+    text = f"Popularity changes over time: {evidence}. The model reads all rows alike: {way}."
+    yield Finding("warning", "drift", text, numbers)
+
+
 def false_negatives(context: DiagnosisContext) -> Iterator[Finding]:
-    """Measure the shares of sampled negatives that are positives of the same user: in training, and later alone. Where each
-    moment has a target of its own and the mask is off, they are negatives of the moment."""
+    """Measure the shares of sampled negatives that are positives of the same user: in training, and only later.
+
+    With history_scope "causal" and no mask, negatives of a moment may be positives of another moment."""
     data, n = context.sampled, context.config.negatives
     later_positives = _distinct_keys(data, (data.parts != TRAIN) & data.pairs.target)
     train_positives = _distinct_keys(data, (data.parts == TRAIN) & data.pairs.target)
@@ -134,9 +201,9 @@ def false_negatives(context: DiagnosisContext) -> Iterator[Finding]:
     if context.config.train.history_scope == "causal" and not n.mask_positives:
         yield Finding(
             "ok", "false_negatives",
-            f"{unmasked:.1%} of the sampled negatives are positives of the same user at other moments of training, {later:.1%} later "
-            "alone: with train.history_scope = 'causal' the target is the item that comes next, and negatives.mask_positives = "
-            "false holds the others against it.",
+            f"{unmasked:.1%} of the sampled negatives are positives of the same user at other moments of training, "
+            f"{later:.1%} only later: with train.history_scope = 'causal' the target is the item that comes next, and "
+            "with negatives.mask_positives = false the user's other positives are negatives.",
             evidence,
         )  # fmt: skip
         return
@@ -183,5 +250,5 @@ def _false_candidates(context: DiagnosisContext, train_positives: Ints, later_po
 
 
 def _distinct_keys(data: Dataset, keep: Bools) -> Ints:
-    """Return the distinct keys of the pairs to keep, rising."""
+    """Return the distinct keys of some pairs, rising."""
     return distinct_keys(pair_keys(data.pairs.user[keep], data.pairs.item[keep], len(data.items)))

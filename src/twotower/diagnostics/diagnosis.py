@@ -1,11 +1,13 @@
-"""A run, and values shared by several diagnoses, each computed once."""
+"""A diagnosis: its input, which several diagnoses share, and its findings."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import attrgetter
+from typing import Literal
 
 import numpy as np
 import torch
@@ -43,16 +45,50 @@ log = logging.getLogger(__name__)
 MAX_SAMPLE_ROWS = 2_000
 """Rows of each side, and test users, that a diagnosis samples."""
 MAX_SAMPLE_PAIRS = 2**18
-"""Interactions of the users whose training is repeated: its pairs, its batches and their negatives."""
+"""Interactions of the users for whom pairs, batches and negatives are sampled again."""
 MAX_BATCH_POSITIVES = 256
 """Positives of a batch whose candidates are examined."""
 MAX_BATCH_CELLS = 2**22
-"""(positive, candidate) cells of a batch that are examined."""
+"""Cells (positive, candidate) of a batch that are examined."""
 _OF_RECIPE = (
     "loss", "train.lr", "train.optimizer", "train.schedule", "train.embedding_weight_decay",
     "model.similarity", "model.temperature",
 )  # fmt: skip
-"""Options that `suggest` takes from a recipe as they are."""
+"""Options that `suggest` copies from a recipe."""
+
+
+Severity = Literal["error", "warning", "ok"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Finding of a diagnosis: `text` names the problem and the remedy, `evidence` has the numbers."""
+
+    severity: Severity
+    name: str
+    text: str
+    evidence: dict[str, float] = field(default_factory=dict)
+
+
+def or_ok(found: Iterable[Finding], name: str, text: str) -> Iterator[Finding]:
+    """Yield the findings, or one of severity "ok" if there are none."""
+    empty = True
+    for finding in found:
+        empty = False
+        yield finding
+    if empty:
+        yield Finding("ok", name, text)
+
+
+def describe_findings(findings: list[Finding]) -> Iterator[str]:
+    """Yield printable lines: each finding with its evidence, then the count of each severity."""
+    for f in findings:
+        yield f"{f.severity:<8} {f.name}: {f.text}"
+        if f.evidence and f.severity != "ok":
+            yield f"{'':<9}({', '.join(f'{k} {v:.4g}' for k, v in f.evidence.items())})"
+    n = {s: sum(f.severity == s for f in findings) for s in ("error", "warning", "ok")}
+    errors, warnings = (f"{n[s]} {s}{'s' * (n[s] != 1)}" for s in ("error", "warning"))
+    yield f"{errors}, {warnings}, {n['ok']} ok"
 
 
 @dataclass(frozen=True)
@@ -75,24 +111,24 @@ class DiagnosisContext:
 
     @cached_property
     def factors(self) -> Factors:
-        """Vectors of all rows from the data before the test part, of versions that are not later than it."""
+        """Vectors of all rows, from the data and the versions before the test part."""
         factors = self.run.factors_at_once(TEST)
         return replace(factors, users=factors.users.cpu(), items=factors.items.cpu())
 
     @cached_property
     def finite(self) -> bool:
-        """Flag: true if all vectors are finite."""
+        """True if all vectors are finite."""
         return bool(torch.isfinite(self.factors.users).all()) and bool(torch.isfinite(self.factors.items).all())
 
     @cached_property
     def trained_rows(self) -> dict[SideName, Ints]:
-        """Rows of each side with training interactions, rising; a sample of at most `max_rows`."""
+        """Rows of each side with training interactions, rising, at most `max_rows`."""
         counted: dict[SideName, Ints] = {"user": self.data.user_counts, "item": self.data.item_counts}
         return {side: self.sample(np.flatnonzero(n)) for side, n in counted.items()}
 
     @cached_property
     def sampled(self) -> Dataset:
-        """Dataset with the interactions of some users, at most `max_pairs`, drawn once; the dataset if it has no more."""
+        """Dataset with the interactions of some random users, at most `max_pairs`, or the whole dataset."""
         data = self.data
         if len(data.pairs) <= self.max_pairs:
             return data
@@ -128,7 +164,7 @@ class DiagnosisContext:
 
     @cached_property
     def batch(self) -> tuple[Pairs, Candidates]:
-        """Some positives of a batch of the sampled users, and the candidates of the whole batch."""
+        """Positives of a batch of the sampled users, at most MAX_BATCH_POSITIVES, and the candidates of the batch."""
         config = self.config
         by_user = config.train.history_scope == "causal"
         size = config.train.batch_size
@@ -149,8 +185,9 @@ class DiagnosisContext:
 
     @cached_property
     def follows_recipe(self) -> bool:
-        """True if a recipe has the loss, the optimizer and the score of the run, as `suggest` writes them. Without
-        epochs the run also has a start whose values validation chooses."""
+        """True if a recipe has the loss, the optimizer and the score of the run.
+
+        A run without epochs also needs a start whose values validation chooses."""
         settings, config = attrgetter(*_OF_RECIPE), self.config
         trains = config.train.epochs > 0
         if not trains and not any(len(getattr(start, n)) > 1 for start in config.train.start for n in start.choices):
@@ -159,10 +196,12 @@ class DiagnosisContext:
         return any(settings(r) == settings(config) and (r.train.epochs > 0) == trains for r in recipes)
 
     def remedy(self, change: str) -> str:
-        """Return a sentence about settings to change, or about other recipes where the settings are a recipe's."""
+        """Return `change`, a sentence about settings; for the settings of a recipe a sentence about other recipes."""
         if not self.follows_recipe:
             return change
-        return "The settings are those of a recipe: train another one, or keep this run, as the log may allow no better one."
+        return (
+            "The settings are those of a recipe: train another one, or keep this run, as the log may allow no better."
+        )
 
     @property
     def temperature(self) -> float:
@@ -170,13 +209,13 @@ class DiagnosisContext:
         return float(self.run.model.temperature.detach())
 
     def loss_at_cosine(self, cosine: float) -> float:
-        """Return the loss if every positive had the logit `cosine` / T, and every other candidate or pair its negative."""
+        """Return the loss for the logit `cosine` / T of every positive and -`cosine` / T of everything else."""
         loss = self.config.loss
         if loss.pointwise:
             return self._loss_of_pairs(loss, cosine / self.temperature, -cosine / self.temperature)
         pairs, drawn = self.batch
         distinct, which = np.unique(pairs.item, return_inverse=True)
-        # Each distinct positive has a direction of its own; the last direction is common to all items.
+        # One direction for each distinct positive; the last direction is common to all items.
         items = torch.zeros(len(drawn.items) + len(drawn.memory_items), len(distinct) + 1)
         items[:, -1] = 1
         rows = np.concatenate([drawn.items, drawn.memory_items.numpy()])
@@ -189,7 +228,7 @@ class DiagnosisContext:
         return float(contrastive_loss(users, items, drawn, loss, len(self.data.items)))
 
     def _loss_of_pairs(self, loss: PointwiseLoss, positive: float, negative: float) -> float:
-        """Return the loss of the first epoch's pairs if all positives had one logit, and all negatives another."""
+        """Return the loss of the first epoch's pairs with one logit for all positives and one for all negatives."""
         share = self._positive_share
         pairs = torch.tensor([[positive, negative], [1.0, 0.0], [share, 1 - share]], dtype=torch.float64)
         return float(loss(*pairs))
@@ -208,71 +247,62 @@ class DiagnosisContext:
 
     @cached_property
     def losses(self) -> list[float]:
-        """Mean training loss of the epochs with comparable candidates. With a source that warms up, such as
-        a memory that fills, the first epoch is left out."""
+        """Mean training loss of each epoch; without the first if a source of negatives warms up."""
         losses = [float(h["train.loss"]) for h in self.run.history if "train.loss" in h]
         changes = not self.config.loss.pointwise and any(s.warms_up for s in self.config.negatives.sources)
         return losses[1:] if changes else losses
 
     @property
     def is_untrained(self) -> bool:
-        """True if the last training loss is about that of the same logit for every pair."""
-        near = 0.95 if self.few_steps else 0.98  # the last batch is smaller, and so is its loss by fewer candidates
+        """True if the last training loss is about `constant_loss`."""
+        near = 0.95 if self.few_steps else 0.98  # the last, smaller batch has fewer candidates and so a lower loss
         return bool(self.losses) and self.losses[-1] > near * self.constant_loss
 
     @property
     def few_steps(self) -> int:
-        """Number of steps of an epoch where they are few, else 0."""
+        """Number of steps of an epoch if they are few, else 0."""
         rows = training_rows(self.data, self.config)
         steps = -(-rows // (self.config.train.batch_size or batch_of(rows)))
         return steps if steps < STEPS_OF_EPOCH else 0
 
     @property
     def to_learn(self) -> str:
-        """Return what to set where a model has not learned yet: more steps where an epoch has few, and larger ones."""
+        """Settings to change for a model that has not learned yet: more steps or larger ones."""
         train, n = self.config.train, self.few_steps
         few = f"set train.batch_size = 0 ({train.batch_size} makes {n} steps an epoch) or " if n else ""
         return f"{few}raise train.lr (now {train.lr:g})"
 
     @cached_property
     def monitored(self) -> list[tuple[int, float]]:
-        """(epoch, value) of the metric `train.monitor`, which selects the best epoch."""
+        """(epoch, value) of the metric `train.monitor`."""
         monitor = self.config.train.monitor
         return [(int(h["epoch"]), float(h[monitor])) for h in self.run.history if monitor in h and "epoch" in h]
 
     @property
     def best_epoch(self) -> tuple[int, float]:
-        """(epoch, value) of the best of `monitored`, the first of equal ones."""
+        """(epoch, value) of the first best value in `monitored`."""
         higher = self.config.evaluation.metric_set.find(self.config.train.monitor).higher_is_better
         return max(self.monitored, key=lambda at: at[1] if higher else -at[1])
 
     @cached_property
     def order(self) -> OrderEvidence | None:
-        """Evidence of the order of the sampled users' training interactions; None without times."""
+        """Evidence of an order in the training interactions of the sampled users; None without times."""
         return training_order(self.sampled)
 
 
 def _with_interactions_of(data: Dataset, users: Ints) -> Dataset:
-    """Return the dataset in memory with the interactions of some users alone; rows of users and items stay."""
+    """Return the dataset in memory with the interactions of `users` only, and all users and items."""
     chosen = np.zeros(len(data.users), bool)
     chosen[users] = True
-    found = [part.start + np.flatnonzero(chosen[data.pairs.user[part]]) for part in pieces(len(data.pairs))]
-    keep = np.concatenate(found)
+    rows = [part.start + np.flatnonzero(chosen[data.pairs.user[part]]) for part in pieces(len(data.pairs))]
+    keep = np.concatenate(rows)
     times = None if data.times is None else data.times[keep]
-    return Dataset(
-        data.schema,
-        data.encoders,
-        data.users,
-        data.items,
-        data.pairs.take(keep),
-        data.parts[keep],
-        times,
-        data.split,
-    )
+    pairs, parts = data.pairs.take(keep), data.parts[keep]
+    return Dataset(data.schema, data.encoders, data.users, data.items, pairs, parts, times, data.split)
 
 
 def sample(rows: Ints, n: int) -> Ints:
-    """Return at most `n` of the rows, in their order; a fixed random sample if there are more."""
+    """Return at most `n` of the rows, in their order: all, or a fixed random sample."""
     if len(rows) <= n:
         return rows
     return np.sort(np.random.default_rng(0).choice(rows, n, replace=False))
