@@ -69,7 +69,7 @@ class ColumnParams:
 
 
 def check_params(given: Mapping[str, Mapping[str, Param]] | None, x: pl.DataFrame) -> list[ColumnParams]:
-    """Return the parameters of each column; without any, those of the MovieLens columns. Raises ConfigError and DataError."""
+    """Return the parameters of each column, by default of the MovieLens columns. Raises ConfigError and DataError."""
     if given is None:
         known = dict.fromkeys(SEED_USER_COLUMNS, "user") | dict.fromkeys(SEED_ITEM_COLUMNS, "item")
         strange = [c for c in x.columns if c not in known]
@@ -85,7 +85,8 @@ def check_params(given: Mapping[str, Mapping[str, Param]] | None, x: pl.DataFram
         for key in params:
             if key not in _KEYS:
                 raise ConfigError(
-                    f"cols_params['{column}']: unknown key '{key}'{did_you_mean(key, _KEYS)} (allowed: {', '.join(_KEYS)})"
+                    f"cols_params['{column}']: unknown key '{key}'{did_you_mean(key, _KEYS)} "
+                    f"(allowed: {', '.join(_KEYS)})"
                 )
         if params.get("belongs") not in ("user", "item", WEIGHT):
             raise ConfigError(

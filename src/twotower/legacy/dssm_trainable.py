@@ -26,8 +26,8 @@ class DSSMTrainable:
     `cols_params[column]` takes `belongs` ('user' or 'item'), `use_vec` (the column holds vectors) with `vec_len`
     (a number, or text such as '128'), `emb_size` (embedding width, 16 if absent) and `bucket` (quantile buckets of
     a float column, which is otherwise standardised). A list column without `use_vec` is multi-hot; everything
-    else is categorical, with values rarer than `label_encoder_rate_min` of the rows sharing one embedding. A column that
-    belongs to 'weight' holds the weights of the rows, at least 0: one of weight 2 counts as two in the loss and in AUCs.
+    else is categorical, with values rarer than `label_encoder_rate_min` of the rows sharing one embedding. A column
+    that belongs to 'weight' holds the weights of the rows, at least 0, in the loss and in AUCs.
     Without `cols_params` the columns must be the MovieLens ones of this project.
 
     With `model_path` the saved model is loaded (its settings and encoders with it) and `test` scores `x`, `y`.
@@ -92,7 +92,7 @@ class DSSMTrainable:
         """Train and keep the weights with the best validation AUC, which is returned.
 
         Without validation rows a tenth of the training rows is used for validation. `lr_decay_rate` multiplies the
-        learning rate every `lr_decay_step` epochs, if both are set. With `model_path` the model is saved to that folder.
+        learning rate every `lr_decay_step` epochs, if both are set. With `model_path` the model is saved there.
         """
         if self.model_path is not None:
             raise RunError(f"this model was loaded from {self.model_path}; make a new DSSMTrainable to train")

@@ -80,8 +80,9 @@ def dataset_of(schema: Schema, rows: LabelledRows, val: LabelledRows | None) -> 
 
 
 def assemble_rows(schema: Schema, rows: LabelledRows, parts: Parts, encoders: Encoders | None = None) -> Dataset:
-    """Return the dataset of rows with labels and parts, and with weights if they have the column; without `encoders`, they are
-    fitted on the train part. Raises DataError."""
+    """Return the dataset of rows with labels and parts, and with weights if they have the column.
+
+    Without `encoders`, new ones are fitted on the train part. Raises DataError."""
     frames, row_of = {}, {}
     for side in SIDES:
         frame, row_of[side] = distinct_rows(rows.x, [f.source for f in schema.side(side)])

@@ -1,4 +1,4 @@
-"""`data_download.py` and `data_processing.py`: MovieLens 1M as feature files of a train, a validation and a test part."""
+"""`data_download.py` and `data_processing.py`: MovieLens 1M as feature files of train, validation and test parts."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def download(root: Path) -> int:
 
 
 def process(root: Path) -> int:
-    """Run `data_processing.py`: write features and splits of `root`/dataset/ml-1m into its folder `feature`. Returns the
-    exit code."""
+    """Run `data_processing.py`: write features and splits of `root`/dataset/ml-1m into its folder `feature`.
+
+    Returns the exit code."""
     try:
         source, target = root / "dataset" / "ml-1m", root / "dataset" / "ml-1m" / "feature"
         paths = [source / f"{n}.parquet" for n in ("users", "items", "interactions")]

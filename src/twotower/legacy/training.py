@@ -59,12 +59,13 @@ def save_locked(trained: Run, folder: Path) -> None:
 
 
 def score(trained: Run, rows: LabelledRows, device: str) -> float:
-    """Return the AUC of a model over rows with the features of both sides, by weight if they have the column of weights."""
+    """Return the AUC of a model over rows with the features of both sides, weighted if they have weights."""
     schema = trained.dataset.schema
     for feature in schema.features:
         if feature.source not in rows.x.columns:
             raise DataError(
-                f"x: no column '{feature.source}'{did_you_mean(feature.source, rows.x.columns)}; the model was trained on it"
+                f"x: no column '{feature.source}'{did_you_mean(feature.source, rows.x.columns)}; the model was "
+                "trained on it"
             )
     dataset = assemble_rows(schema, rows, np.zeros(len(rows.y), np.int8), trained.dataset.encoders)
     factors = replace(trained, dataset=dataset, model=trained.model.to(device)).factors()

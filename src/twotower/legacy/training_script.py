@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--optimizer", default="Adam", help="Adam, AdamW, SGD or Adagrad")
     add("--device", default="gpu", help="cpu or gpu; without a GPU the CPU does it")
     add("--encode_min", type=float, default=0.0, help="values rarer than this share of the rows share one embedding")
-    add("--neg_sampling", type=int, default=5, help="random negatives for each positive, beside the observed ones")
+    add("--neg_sampling", type=int, default=5, help="random negatives for each positive, added to the observed ones")
     add("--use_senet", type=boolean, default=True, metavar="True|False", help="weigh the features with SENet")
     return parser
 
