@@ -30,7 +30,7 @@ from twotower.errors import ConfigError, DataError, TwoTowerError
 from twotower.evaluation.factors import Scorer
 from twotower.features.events import EventRule
 from twotower.features.numeric import Numeric
-from twotower.reports import html
+from twotower.reports import pages
 from twotower.retrieval.explanation import stored_history
 from twotower.runs import Run
 from twotower.train.progress import Callback, EpochRecord
@@ -186,7 +186,7 @@ def test_the_report_shows_the_vectors_that_were_evaluated(
     on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, made, shown = settings(train={"epochs": 1}), list[Scorer](), list[Scorer]()
-    of_part, write = Run.factors_during, html.write_report
+    of_part, write = Run.factors_during, pages.write_report
 
     def factors(run: Run, part: int = TEST) -> Scorer:
         made.append(of_part(run, part))
@@ -197,7 +197,7 @@ def test_the_report_shows_the_vectors_that_were_evaluated(
         write(path, run, factors)
 
     monkeypatch.setattr(Run, "factors_during", factors)
-    monkeypatch.setattr(html, "write_report", report)
+    monkeypatch.setattr(pages, "write_report", report)
     data: Any = checkerboard()
     if on_disk:
         for name, frame in zip(("users", "items", "actions"), data, strict=True):

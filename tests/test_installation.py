@@ -224,6 +224,7 @@ def test_every_package_of_an_extra_is_named_with_it() -> None:
         "torch": "torch",
         "safetensors": "safetensors",
         "tomli-w": "tomli_w",
+        "jinja2": "jinja2",
         "duckdb": "duckdb",
     }
     for extra in ("train", "prepare"):

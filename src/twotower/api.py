@@ -49,7 +49,7 @@ from twotower.machine import peak_memory_mb
 from twotower.progress import StatusLine, is_notebook
 from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.publishing.publisher import publish
-from twotower.reports import html
+from twotower.reports import pages
 from twotower.reports.progress import Progress
 from twotower.retrieval.batches import BLOCK_ITEMS, BLOCK_USERS, answer_frame
 from twotower.retrieval.catalogue import Catalogue
@@ -283,7 +283,7 @@ def _train(
             done = replace(done, dataset=replace(dataset, folder=folder / layout.PREPARED))
             factors_of = done.factors_during  # of the files where they are now
         try:
-            html.write_report(folder / layout.REPORT, done, factors_of(TEST))
+            pages.write_report(folder / layout.REPORT, done, factors_of(TEST))
         except Exception as e:  # the run is complete without it
             log.warning(f"no report.html ({first_line(e)})")
     return done

@@ -61,6 +61,7 @@ _EXTRAS = {
     "torch": "train",
     "safetensors": "train",
     "tomli_w": "train",
+    "jinja2": "train",
     "duckdb": "prepare",
     "obstore": "bucket",
     "ray": "ray",

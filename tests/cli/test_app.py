@@ -643,7 +643,7 @@ def test_fault_G17_a_report_that_fails_costs_a_warning(
         assert api.load(path.parent).metrics, "the model comes first"
         raise ValueError("no such colour\nat all")
 
-    monkeypatch.setattr("twotower.reports.html.write_report", fails)
+    monkeypatch.setattr("twotower.reports.pages.write_report", fails)
     assert call("train", project / "config.toml", "--run", project / "run") == 0
     said = capsys.readouterr().out
     assert "warning: no report.html (no such colour)\n" in said

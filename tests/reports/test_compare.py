@@ -24,7 +24,7 @@ from twotower.evaluation.metrics.auc import Auc, auc
 from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.evaluation.part_evaluation import PartEvaluation
 from twotower.model.two_tower import TwoTower
-from twotower.reports.compare import DECISION_RULE, compare_runs, compare_sliced, describe_table, summarize
+from twotower.reports.compare import DECISION_RULE, compare_runs, describe_table, summarize
 from twotower.runs import Run
 
 
@@ -113,7 +113,7 @@ def test_slices_have_the_values_of_the_runs_own_reports_and_paired_intervals(boa
     users, items, actions = checkerboard()
     other = prepared(users.reverse(), items, actions)  # its users have other rows
     a, b = (scored(d, f, evaluation=SLICES) for d, f in ((board, noise(board)), (other, untied(oracle(other), other))))
-    found = {f"{c.metric}.{c.of}": c for c in compare_sliced(a, b, resamples=200) if c.of}
+    found = {f"{c.metric}.{c.of}": c for c in compare_runs(a, b, resamples=200, sliced=True) if c.of}
     for name, r in (("a", a), ("b", b)):
         own = PartEvaluation.from_factors(r.factors(), r.dataset, TEST, r.config.evaluation).slices()
         assert {m: getattr(c, name) for m, c in found.items()} == pytest.approx({m: own[m] for m in found})
@@ -126,7 +126,7 @@ def test_slices_have_the_values_of_the_runs_own_reports_and_paired_intervals(boa
         assert c.verdict == "B is better" or c.users < 20, c
     # Items of A alone move its rows, and are ranked for neither.
     more = prepared(users, pl.concat([pl.DataFrame({"item_id": [98]}), items]), actions)
-    again = [c for c in compare_sliced(scored(more, noise(more), evaluation=SLICES), b, resamples=5) if c.of]
+    again = [c for c in compare_runs(scored(more, noise(more), evaluation=SLICES), b, resamples=5, sliced=True) if c.of]
     assert {f"{c.metric}.{c.of}": c.b for c in again} == pytest.approx({m: c.b for m, c in found.items()})
     new = board.user_counts < 24
     c = found["auc.new_user"]
@@ -137,7 +137,7 @@ def test_slices_have_the_values_of_the_runs_own_reports_and_paired_intervals(boa
 
 def test_a_slice_of_few_users_has_a_difference_and_no_interval(board: Dataset) -> None:
     a, b = (scored(board, f, evaluation=SLICES | {"slice_min_users": 30}) for f in (noise(board), oracle(board)))
-    found = {(c.metric, c.of): c for c in compare_sliced(a, b, resamples=50)}
+    found = {(c.metric, c.of): c for c in compare_runs(a, b, resamples=50, sliced=True)}
     few, many = found["auc", "head"], found["auc", "new_user"]
     assert few.users < 30 <= many.users
     assert not few.has_interval

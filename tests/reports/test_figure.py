@@ -62,7 +62,7 @@ def test_ticks_are_round_numbers_and_whole_ones_of_epochs(
 def test_names_are_text_and_long_ones_are_cut() -> None:
     name = "<b>" + 40 * "x"
     figure = Figure("<i>", x="<u>", rows=[name], series=[Series("<s>", [1.0], [name], "red", "bar")])
-    page = figure.html()
+    page = figure.__html__()
     assert not re.search("<(i|u|s|b)>", page.replace("<b>&lt;i&gt;</b>", ""))
     assert f"&lt;b&gt;{22 * 'x'}…</text>" in page
     cut = Figure("f", rows=["类" * 20]).svg()

@@ -12,8 +12,8 @@ from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 from twotower import api
 from twotower.evaluation.config import EvaluationConfig, MetricSet
 from twotower.evaluation.metrics.metric import Prominence
-from twotower.reports.html import write_report
 from twotower.reports.metric_tables import ROWS, cell, columns, metric_rows, print_metrics, print_served
+from twotower.reports.pages import write_report
 from twotower.reports.progress import Progress
 
 AT_FIVE = EvaluationConfig(k=(5, 9))

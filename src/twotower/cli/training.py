@@ -211,8 +211,8 @@ def compare(
 ) -> None:
     """Compare one or more runs with run A: a paired bootstrap over the test users for each metric."""
     from twotower import api, files
-    from twotower.reports.comparison_page import write_comparison
-    from twotower.reports.several_runs import MAX_RUNS, compare_with_first, describe_runs
+    from twotower.reports.compare import MAX_RUNS, compare_with_first, describe_runs
+    from twotower.reports.pages import write_comparison
 
     if len(others) >= MAX_RUNS:
         raise RunError(f"{len(others) + 1} runs are given; compare at most {MAX_RUNS} at a time")

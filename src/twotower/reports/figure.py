@@ -15,7 +15,7 @@ DASHES = "stroke-dasharray='3 3'"
 WIDTH, TOP, HEIGHT, MARK = 400, 8, 210, 10
 """Pixels: width of a figure, space above its lines, their height, height of a bar or a dot."""
 CHARACTER, MAX_LABEL = 6.5, 26
-"""Mean width of a character in pixels, and the most narrow characters of the name of a row."""
+"""Mean width of a character in pixels; longest name of a row, in narrow characters."""
 
 
 class Series(NamedTuple):
@@ -37,7 +37,7 @@ class Series(NamedTuple):
 
 @dataclass
 class Figure:
-    """Series over common axes. With `rows` the vertical axis has these names, the first on top, else numbers."""
+    """Series over common axes. The vertical axis has numbers, or the names of `rows`, the first on top."""
 
     title: str
     x: str = ""
@@ -52,8 +52,8 @@ class Figure:
     """x of a dotted line."""
     series: list[Series] = field(default_factory=list)
 
-    def html(self) -> str:
-        """Return the figure as HTML: its title, the SVG, and the names of its series."""
+    def __html__(self) -> str:
+        """Return the figure as HTML, which a template inserts as it is: title, SVG, names of the series."""
         keys = "".join(
             f'<span><i class="key" style="background:{s.color}"></i>{html.escape(s.name)}</span> '
             for s in self.series
@@ -103,7 +103,7 @@ class _Axis(NamedTuple):
         cls, values: Iterable[float | str | None], start: float, end: float, bounds: tuple[float, float] | None,
         whole: bool = False, margin: float = 0.0,
     ) -> _Axis:  # fmt: skip
-        """Return an axis over the finite values, with a share of them as `margin` at both ends, or over `bounds`."""
+        """Return an axis over `bounds`, or over the finite values widened by `margin`, a share of their range."""
         known = [v for v in values if isinstance(v, float | int) and math.isfinite(v)]
         low, high = bounds or (min(known, default=0.0), max(known, default=1.0))
         if low == high:

@@ -1,11 +1,12 @@
-"""Tables of metrics: rows and columns, the same in every report, and the print on a terminal."""
+"""Tables of metrics: rows, columns and slices, the same in every report, and the print on a terminal."""
 
 from __future__ import annotations
 
 import math
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from twotower.evaluation.config import EvaluationConfig, Metrics, MetricSet
 from twotower.evaluation.metrics.metric import Prominence
@@ -18,13 +19,22 @@ WHERE_MEASURED = {
     "own counts": "baseline.own_counts",
     "recent popularity": "baseline.recent_popularity",
 }
-"""Rows of evaluations whose data have an order, that rank repeats, and of models that have it."""
+"""Rows that only some evaluations have: of ordered logs, of ranked repeats, of models with recent popularity."""
 
 RANKED = {
     "exclude": "items that a user has seen are left out", "only": "only items that a user has seen are ranked",
     "allow": "items that a user has seen are ranked as all others",
 }  # fmt: skip
 """Items of the rankings by `evaluation.repeats`."""
+
+FIXED = {
+    "new_user": "new users (fewer than {new_user_below} training interactions)",
+    "new_item": "new items (fewer than {new_item_below} training interactions)",
+    "cold_item": "cold items (no training interaction)",
+    "head": "head (the most popular {head_share:.0%} of the items)",
+    "tail": "tail (all other items)",
+}
+"""Slice by popularity or activity -> its definition, with options to fill in."""
 
 WAYS = {
     "method 1, exact search": "exact",
@@ -36,9 +46,9 @@ WAYS = {
 
 
 def print_metrics(metrics: Metrics, config: EvaluationConfig, names: Sequence[str] = ()) -> None:
-    """Print a table of test metrics, of `names` or of all that a table shows: a row for the model and each baseline."""
+    """Print a table of test metrics, `names` or all of `columns`: a row for the model and each baseline."""
     names = measured_columns(metrics, names or columns(config))
-    _print_table(_heading(config), names, metric_rows(metrics, names), 18)
+    _print_table(config, names, metric_rows(metrics, names), 18)
     if "train.seconds" in metrics:
         epochs = f" at {metrics['train.rows_per_second']:,.0f} rows/s, best epoch {metrics['train.best_epoch']:.0f}"
         print(
@@ -48,18 +58,17 @@ def print_metrics(metrics: Metrics, config: EvaluationConfig, names: Sequence[st
 
 
 def print_served(found: Mapping[str, Metrics], config: EvaluationConfig) -> None:
-    """Print a table of a bundle's test metrics: a row for each way of search that was measured."""
+    """Print a table of a bundle's test metrics: a row for each measured way of search."""
     names = config.metric_set.names(config.k, Prominence.SERVED)
     rows = {label: [found[way].get(name) for name in names] for label, way in WAYS.items() if way in found}
-    _print_table(_heading(config), names, rows, 24)
+    _print_table(config, names, rows, 24)
 
 
-def _heading(config: EvaluationConfig) -> str:
-    return "test, by weight" if config.weighted else "test"
-
-
-def _print_table(heading: str, names: Sequence[str], rows: Mapping[str, Sequence[float | None]], width: int) -> None:
-    """Print a table whose columns are as wide as their text, in parts one below the other on a narrower terminal."""
+def _print_table(
+    config: EvaluationConfig, names: Sequence[str], rows: Mapping[str, Sequence[float | None]], width: int
+) -> None:
+    """Print a table. Columns are as wide as their text; on a narrow terminal they are printed below each other."""
+    heading = "test, by weight" if config.weighted else "test"
     columns_of = [[name, *map(cell, column)] for name, *column in zip(names, *rows.values(), strict=True)]
     widths = [max(13, *(len(text) + 2 for text in column)) for column in columns_of]
     labels, width = [heading, *rows], max(width, *(len(label) + 2 for label in (heading, *rows)))
@@ -75,25 +84,25 @@ def _print_table(heading: str, names: Sequence[str], rows: Mapping[str, Sequence
 
 
 def measured_columns(metrics: Metrics, names: Sequence[str]) -> list[str]:
-    """Return the names of the metrics that the model or a baseline has."""
+    """Return those `names` that the model or a baseline has."""
     known = {name for prefix in (ROWS | WHERE_MEASURED).values() for name in names if f"{prefix}.{name}" in metrics}
     return [name for name in names if name in known]
 
 
 def columns(config: EvaluationConfig) -> list[str]:
-    """Return the metrics of a run that a table shows, at the first cut-off."""
+    """Return the metrics in the table of a run, at the first cut-off."""
     return config.metric_set.names(config.k[:1], Prominence.REPORT)
 
 
 def epoch_metrics(record: EpochRecord, measured: MetricSet) -> dict[str, float]:
-    """Return the validation metrics that the line of an epoch shows, by name."""
+    """Return the validation metrics in the line of an epoch, by name."""
     shown = {name.partition("@")[0] for name in measured.names([1], Prominence.EPOCH)}
     names = {name: name.removeprefix("validation.") for name in record if name.startswith("validation.")}
     return {metric: record[name] for name, metric in names.items() if metric.partition("@")[0] in shown}
 
 
 def metric_rows(metrics: Metrics, names: Sequence[str]) -> dict[str, list[float | None]]:
-    """Return the values of some metrics of a run and of each baseline, by label; None: not measured."""
+    """Return the values of metrics of a run and of each baseline, by label; None: not measured."""
     measured = {name.rpartition(".")[0] for name in metrics}
     rows = ROWS | {label: prefix for label, prefix in WHERE_MEASURED.items() if prefix in measured}
     return {label: [metrics.get(f"{prefix}.{name}") for name in names] for label, prefix in rows.items()}
@@ -102,3 +111,31 @@ def metric_rows(metrics: Metrics, names: Sequence[str]) -> dict[str, list[float 
 def cell(value: float | None) -> str:
     """Format a metric with four decimals; a dash if it is undefined."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+class Slice(NamedTuple):
+    """A slice of the test part."""
+
+    name: str
+    """End of the names of its metrics: `new_user` in test.auc.new_user."""
+    text: str
+    """Definition in words."""
+    size: int
+    """Number of test pairs; for a column of the users, of users with a ranking."""
+
+
+def fixed_slices(metrics: Metrics, config: EvaluationConfig) -> Iterator[Slice]:
+    """Yield the slices by popularity and activity in the metrics of a run."""
+    settings = config.model_dump()
+    for name, text in FIXED.items():
+        if f"test.rows.{name}" in metrics:
+            yield Slice(name, text.format(**settings), int(metrics[f"test.rows.{name}"]))
+
+
+def column_slices(metrics: Metrics, column: str) -> Iterator[Slice]:
+    """Yield the slices by the values of a column of the users in the metrics of a run."""
+    start = f"test.users.{column}="
+    for name, size in metrics.items():
+        if name.startswith(start):
+            value = name.removeprefix(start)
+            yield Slice(f"{column}={value}", value, int(size))

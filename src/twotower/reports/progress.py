@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from twotower.train.recipe import Recipe
 
 SECONDS_BETWEEN_LINES = 60.0
-"""Least seconds between two lines about steps or about values that are compared, where no line is overwritten."""
+"""Least seconds between two lines about steps or compared values, where lines cannot be overwritten."""
 
 
 class Progress(Callback):
-    """Progress of a training: a line for each phase and epoch; between them the status line, or a line a minute."""
+    """Progress of a training: a line for each phase and epoch; between them a status line, or a line a minute."""
 
     def __init__(self, ends_process: bool = True, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.ends_process, self._clock = ends_process, clock
@@ -30,7 +30,7 @@ class Progress(Callback):
         self._steps: JobProgress | None = None
         self._values = self._counted("values compared on validation")
         self._began, self._first, self._epoch = clock(), 0, 0
-        """Time at which the epochs began, and the numbers of epochs that were done then, and are now."""
+        """Time at which the epochs began; numbers of epochs done then, and now."""
 
     def on_phase(self, name: str, recipe: Recipe, epochs: int = 0) -> None:
         at = f"phase {recipe.phases.index(name) + 1} of {len(recipe.phases)}: {name}"

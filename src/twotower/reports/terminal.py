@@ -25,7 +25,7 @@ def print_line(line: str) -> None:
 
 
 def print_answer(answer: Answer, as_json: bool) -> None:
-    """Print an answer of a retriever: its items with their scores, or the whole answer as JSON."""
+    """Print an answer: its items with their scores, or the whole answer as JSON."""
     if as_json:
         print_line(answer.to_json())
         return
@@ -47,7 +47,7 @@ def print_answer(answer: Answer, as_json: bool) -> None:
 
 
 class MessageHandler(logging.Handler):
-    """Prints each message of the library as a line; a warning begins with "warning: "."""
+    """Prints each message of the library as a line. A warning begins with "warning: "."""
 
     def __init__(self, translate: Callable[[str], str] = str, on_stderr: bool = False) -> None:
         super().__init__()
@@ -61,9 +61,9 @@ class MessageHandler(logging.Handler):
 
 @contextmanager
 def printed_messages(translate: Callable[[str], str] = str, on_stderr: bool = False) -> Iterator[None]:
-    """Print translated messages of the library and the progress of its jobs, in the block, on standard output or error.
+    """Print translated messages of the library and the progress of its jobs, on standard output or error, in the block.
 
-    They do not reach handlers of the root logger, such as the one that importing fbgemm_gpu installs."""
+    They do not reach handlers of the root logger; importing fbgemm_gpu installs one."""
     handler, level, propagate = MessageHandler(translate, on_stderr), log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)

@@ -1,9 +1,7 @@
-"""Verdict on a run, the same in every report: the best simple baseline, the difference to it, and what to do next."""
+"""Verdict on a run, the same in every report: the best simple baseline, the difference to it, and the next step."""
 
 from __future__ import annotations
 
-import html
-import re
 from typing import NamedTuple
 
 from twotower.config.experiment import Config
@@ -19,17 +17,12 @@ class Verdict(NamedTuple):
 
     sentences: tuple[str, str, str]
     is_better: bool
-    """True if the model is better than every baseline, beyond chance where the difference has an interval."""
+    """True if the model is better than every baseline, and the interval of the difference, if known, excludes 0."""
 
     @property
     def text(self) -> str:
         """The sentences as one paragraph."""
         return " ".join(self.sentences)
-
-    @property
-    def html(self) -> str:
-        """The paragraph as HTML, with commands as code."""
-        return re.sub("`(.+?)`", r"<code>\1</code>", html.escape(self.text))
 
 
 def verdict(metrics: Metrics, config: Config) -> Verdict | None:
@@ -66,7 +59,7 @@ def verdict(metrics: Metrics, config: Config) -> Verdict | None:
 
 
 def _help(baseline: str, config: Config) -> str:
-    """Return a sentence about the option that adds a baseline to the model; empty if there is none, or it is set."""
+    """Return a sentence about the option that adds a baseline to the model; empty without one, and if it is set."""
     is_set, text = {
         "own counts": (
             config.model.own_counts,

@@ -189,7 +189,7 @@ class Trainer:
         """Give the pairs that are weighed beside trained ones their values and weights, and return weights of all their columns together."""
         if not self.recipe.last_starts:
             return None
-        self.callback.on_phase("closed forms beside the trained pairs", self.recipe)
+        self.callback.on_phase("closed forms after the epochs", self.recipe)
         started = time.perf_counter()
         values = self._start_values(self._measured_pairs or (), self._last_fits.popularity(self._check_stop))
         self._measured_pairs, self._values = None, values

@@ -1,22 +1,89 @@
-"""Comparison of several runs with the first, and its page."""
+"""Pages of reports: of a run, and of several runs compared with the first."""
 
 from __future__ import annotations
 
 import re
+import shutil
+from collections import defaultdict
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from worlds import EVERYTHING_SCHEMA, everything, settings
 
 from twotower import api
 from twotower.errors import RunError
-from twotower.reports.compare import DECISION_RULE, compare_runs
-from twotower.reports.comparison_page import COLORS, write_comparison
+from twotower.evaluation.config import MetricSet
+from twotower.reports.compare import (
+    DECISION_RULE,
+    MAX_RUNS,
+    ComparedRun,
+    compare_runs,
+    compare_with_first,
+    describe_runs,
+)
+from twotower.reports.figure import Figure, Series
 from twotower.reports.metric_tables import cell
-from twotower.reports.several_runs import MAX_RUNS, ComparedRun, compare_with_first, describe_runs
+from twotower.reports.pages import COLORS, run_page, write_comparison
 from twotower.runs import Run
+
+
+def of_metrics(metrics: dict[str, float], evaluation: dict[str, Any], **figures: list[Figure]) -> str:
+    """Return the page of a run with these metrics and these settings of its evaluation."""
+    config = settings(evaluation=evaluation, train={"monitor": "validation.auc"})
+    dataset = SimpleNamespace(test=range(90), describe=lambda: "")
+    run: Any = SimpleNamespace(folder=None, config=config, metrics=metrics, dataset=dataset)
+    return run_page(run, defaultdict(list, figures))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_cold_items_have_a_row_among_all_and_one_among_themselves(alone: bool) -> None:
+    metrics = {"test.rows.cold_item": 7, "test.recall@10": 0.5, "test.recall@10.cold_item": 0.0312}
+    if alone:
+        metrics["test.recall@10.cold_item_alone"] = 0.2468
+    found = of_metrics(metrics, {"k": [10]})
+    among_all = found.partition("cold items (no training interaction)")[2].partition("</tr>")[0]
+    assert "<td>7</td>" in among_all
+    assert "0.0312" in among_all
+    assert ("cold items, ranked among themselves" in found) == ("0.2468" in found) == alone
+
+
+@pytest.mark.parametrize(
+    ("repeats", "words"),
+    [("exclude", "are left out."), ("allow", "are ranked as all others."), ("only", ": only items")],
+)
+def test_the_page_says_how_items_that_a_user_has_seen_are_ranked(repeats: str, words: str) -> None:
+    found = of_metrics({}, {"repeats": repeats}).partition("Ranking metrics are")[2]
+    assert words in found.partition("</p>")[0].replace("\n", " ")
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_page_is_as_wide_as_the_screen_and_a_wide_table_scrolls_in_its_box(width: int) -> None:
+    from playwright import sync_api
+
+    metrics = {f"test.{name}": 0.5 for name in MetricSet().names([5])}
+    row = "x" * 20
+    figure = Figure("recall", "epoch", rows=[row], series=[Series("", [0.5], [row], "red", "bar")])
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        tab = browser.new_page(viewport={"width": width, "height": 800})
+        tab.set_content(of_metrics(metrics, {}, gates=[figure, figure]))
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+        box, first, svg = (tab.locator(of).first for of in ("table", "td", "figure svg"))
+        assert (box.evaluate("t => t.scrollWidth > t.clientWidth")) == (width == 390)
+        at = first.bounding_box()
+        box.evaluate("t => t.scrollLeft = 200")
+        assert first.bounding_box() == at, "the names of the rows stay"
+        drawn = svg.bounding_box()
+        assert drawn
+        assert drawn["width"] > 340
+        assert drawn["x"] + drawn["width"] <= width
+        browser.close()
+
 
 SLICED = {"k": [5], "bootstrap": 20, "slices": ["city"], "slice_min_users": 1, "new_item_below": 20}
 
