@@ -134,13 +134,11 @@ def compare_rankings(
     data: ComparisonData,
     k: Sequence[int],
     resamples: int = 1000,
-    seed: int = 0,
-    metrics: MetricSet | None = None,
 ) -> list[Comparison]:
     """Compare the rankings A and B of the users of `data.queries`, item rows with the best first, as `compare_factors` does."""
-    metrics = metrics or MetricSet()
+    metrics = MetricSet()
     first, second = (_of_rankings(best, data, k, metrics) for best in (a, b))
-    return _compare_per_user(first, second, data.n_users, metrics, resamples, seed)
+    return _compare_per_user(first, second, data.n_users, metrics, resamples, 0)
 
 
 def _compare_per_user(

@@ -79,10 +79,10 @@ def run_service(settings: ServeSettings) -> int:
         return supervise_workers(settings, sockets, signals=signals)
 
 
-def refuse_unknown_kinds(store: Store, seconds: float = 5.0) -> None:
-    """Raise BundleError if the current bundle names a kind of elsewhere that is not imported: no later bundle of it would
-    load. Anything else that is wrong with it is left to the worker, which loads the next bundle; and so is a store that does
-    not answer within `seconds`."""
+def refuse_unknown_kinds(store: Store) -> None:
+    """Raise BundleError if the current bundle names a kind of another package that is not imported.
+
+    The worker handles all other faults of the bundle, and a store that does not answer within 5 seconds."""
     refused: list[BundleError] = []
 
     def look() -> None:
@@ -94,7 +94,7 @@ def refuse_unknown_kinds(store: Store, seconds: float = 5.0) -> None:
 
     reading = threading.Thread(target=look, name="kinds", daemon=True)  # a read that hangs cannot be cancelled
     reading.start()
-    reading.join(seconds)
+    reading.join(5.0)
     if refused:
         raise refused[0]
 
