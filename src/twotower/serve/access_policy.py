@@ -81,8 +81,8 @@ def _is_cross_origin(headers: Headers) -> bool:
     """Return whether a browser sends the request for a page of another origin.
 
     `Sec-Fetch-Site` is set by the browser and holds behind any proxy, but browsers send it only over TLS or to this
-    machine. Otherwise the host of `Origin` has to be that of `Host`; the scheme may differ, because a proxy may terminate
-    TLS. Programs other than browsers send neither header."""
+    machine. Otherwise `Origin` and `Host` must name the same host; the scheme may differ, because a proxy may
+    terminate TLS. Programs other than browsers send neither header."""
     site, origin = headers.get(b"sec-fetch-site", b"none"), headers.get(b"origin")
     if site != b"none":
         return site != b"same-origin"

@@ -1,5 +1,5 @@
-"""Admission control: requests are answered one after the other, in an order that is fair to clients; a request that would
-wait too long is refused at once.
+"""Admission control: requests are answered one after the other, in an order that is fair to clients; a request that
+would wait too long is refused at once.
 
 One process answers on one core, so answering two requests at the same time delays both. While the queue empties now and
 then, a request may wait `max_wait` seconds; once the queue has not been empty for `max_wait`, only `target_wait`
@@ -8,10 +8,11 @@ answered, and an overload does not delay every request. Within a second of a ref
 overload that empties the queue briefly is no burst.
 
 The queue is a fair queue by virtual time (weighted fair queueing: Demers, Keshav and Shenker 1989; Parekh and Gallager
-1993). Each client accumulates the seconds of the process that its requests took, measured when a permit is released. The
-next permit goes to the client with the smallest virtual finish time. A client alone has the whole process; of several
-waiting clients none gets more than its share, however many requests it sends and however much one of them costs. The
-expected wait is computed in the same order, so the client with a long queue is refused, not the one with a small request.
+1993). Each client accumulates the seconds of the process that its requests took, measured when a permit is released.
+The next permit goes to the client with the smallest virtual finish time. A client alone has the whole process; of
+several waiting clients none gets more than its share, however many requests it sends and however much one of them
+costs. The expected wait is computed in the same order, so the client with a long queue is refused, not the one with a
+small request.
 Requests of one client are ordered by their virtual finish time on arrival: small requests pass large ones until later
 arrivals have taken as much time as the large one, which also helps clients that share one address.
 """
@@ -48,8 +49,8 @@ class _ClientQueue:
 
     def __init__(self, service_time: float) -> None:
         self.service_time = service_time
-        """Moving average of seconds per unit of weight, from the previous release to the client's own while requests wait;
-        it includes what else the process does meanwhile."""
+        """Moving average of seconds per unit of weight, from the previous release to the client's own while requests
+        wait; it includes other work of the process."""
         self.samples = 1
         """Number of samples in `service_time`, the initial guess included."""
         self.used = 0.0
@@ -86,8 +87,8 @@ class AdmissionController:
         remembered_clients: int = REMEMBERED_CLIENTS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Create an empty queue. `max_wait`, `target_wait` and `service_time` are in seconds; `service_time` is the guess for
-        an ordinary request before one is measured."""
+        """Create an empty queue. Times are in seconds; `service_time` is the guess for an ordinary request before one
+        is measured."""
         self.max_wait, self.target_wait, self.concurrency = max_wait, target_wait, concurrency
         self._remembered_clients = remembered_clients
         self._clock = clock
@@ -122,8 +123,9 @@ class AdmissionController:
         return self._active_permits < self.concurrency and not self._queued_clients
 
     def overloaded(self, client: str = "", weight: float = 1.0) -> bool:
-        """Return whether a request that arrives now would wait longer than the limit. Call it for every request: it also
-        records when the queue was empty."""
+        """Return True if a request that arrives now would wait longer than the limit.
+
+        Call it for every request: it also records when the queue was empty."""
         now = self._clock()
         if self._empty:
             self._last_idle = now
@@ -295,7 +297,7 @@ class Permit:
         self.release()
 
     def release(self) -> None:
-        """Let the next request run; the rest of the block runs beside the permits."""
+        """Let the next request run; the rest of the block runs without a permit."""
         if self._held:
             self._held = False
             self._controller._release(self, used=True)
@@ -312,7 +314,7 @@ _CURRENT_PERMIT: ContextVar[Permit] = ContextVar("permit")
 def release_current_permit() -> str:
     """Release the permit of the current request, if it holds one, and return the client's name ("" without a permit).
 
-    For work that takes permits of its own, or runs beside the permits."""
+    For work that takes its own permits, or runs without one."""
     permit = _CURRENT_PERMIT.get(None)
     if permit is None:
         return ""

@@ -62,8 +62,9 @@ class ApiKeys:
         return found
 
     def read(self) -> tuple[list[ApiKey], str]:
-        """Return the keys of the file, and why there are none ("" otherwise). Earlier keys do not survive a file that is
-        missing, empty or damaged: emptying the file is how all keys are revoked at once."""
+        """Return the keys of the file, and the reason if there are none, else "".
+
+        A missing, empty or damaged file revokes all keys."""
         try:
             return self._read(self.path), ""
         except ConfigError as e:
@@ -122,7 +123,7 @@ def read_keys(path: Path) -> list[ApiKey]:
 
 
 def make_key(name: str, admin: bool) -> tuple[str, str]:
-    """Return a new key, and the lines that make it valid in a key file. Raises ConfigError for a name that cannot be used."""
+    """Return a new key, and its lines for a key file. Raises ConfigError for an invalid name."""
     if not name.isprintable() or not name or '"' in name or "\\" in name:
         raise ConfigError(f"a key's name is {name!r}, expected printable text without quotes")
     key = KEY_PREFIX + secrets.token_urlsafe(32)

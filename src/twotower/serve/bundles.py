@@ -1,8 +1,8 @@
 """The bundle that answers requests, and its replacement while the service runs.
 
-The manager polls the store's file CURRENT. It verifies, loads and tries the bundle named there in a thread, while the old
-bundle answers; then it replaces one reference. Requests under way end with the old bundle, whose memory is freed with the
-last of them. A bundle that cannot be loaded only increments a counter, and is tried again after a pause.
+The manager polls the store's file CURRENT. It verifies, loads and tries the new bundle in a thread, while the old
+bundle answers; then it replaces one reference. Requests under way end with the old bundle, whose memory is freed after
+the last one. A bundle that cannot be loaded only increments a counter, and is tried again after a pause.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class BundleLimits:
     max_unavailable_pause: float = 5.0
     """Greatest pause while only the vector database does not answer. Seconds."""
     inspect_seconds: float = INSPECT_SECONDS
-    """Processor seconds for inspecting a tower that is new to the process, beside those for its bytes."""
+    """Processor seconds for inspecting a tower that is new to the process, added to the seconds for its bytes."""
 
 
 class BundleManager:
@@ -87,7 +87,7 @@ class BundleManager:
         self.last_error = "no bundle has been loaded yet"
         """Reason why no newer bundle is loaded; empty after a success."""
         self.store_state = "answers"
-        """"answers", or "silent" if the store did not say which bundle is current when it was asked last."""
+        """"answers", or "silent" if the last read of CURRENT failed."""
         self._metrics, self._threads = metrics, threads
         self._metrics.store_answers.set(1)
         self._limit, self._workers = memory_limit, workers
@@ -117,8 +117,7 @@ class BundleManager:
         return self.retriever.bundle.id if self.retriever else None
 
     def event_bundles(self, retriever: Retriever) -> tuple[str, ...]:
-        """Return the ids of the bundles under which a user's recent events are kept: those that were current lately, then
-        that of `retriever`."""
+        """Return the ids of bundles of which recent events are kept: recently current ones, then `retriever`'s."""
         own = retriever.bundle.id
         return (*(name for name in self._recent if name != own), own)
 
@@ -209,8 +208,8 @@ class BundleManager:
     def _hear(self, state: str) -> None:
         """Note if the store answers."""
         if state != self.store_state:
-            told = "the store does not answer; the bundle stays" if state == "silent" else "the store answers again"
-            log.log(logging.ERROR if state == "silent" else logging.INFO, told)
+            message = "the store does not answer; the bundle stays" if state == "silent" else "the store answers again"
+            log.log(logging.ERROR if state == "silent" else logging.INFO, message)
         self.store_state = state
         self._metrics.store_answers.set(state == "answers")
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 class CircuitBreaker:
     """A circuit breaker (Nygard 2007, "Release It!"): it opens after `failures` failures in a row.
 
-    While it is open all calls are refused for `pause` seconds; then one call may try. Each failed try doubles the pause, up
-    to `max_pause` seconds; a success closes the breaker."""
+    While it is open all calls are refused for `pause` seconds; then one call may try. Each failed try doubles the
+    pause, up to `max_pause` seconds; a success closes the breaker."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Limits of a client: requests a second by token buckets, and the work that runs beside the permits of admission by slots.
+"""Limits of a client: requests a second by token buckets, and slots for work without a permit of admission.
 
 Each client's bucket gains `rate` tokens a second up to `burst`, and a request takes one.
 """
@@ -17,7 +17,7 @@ from twotower.serve.problems import Problem, overload_problem
 class RateLimiter:
     """Token buckets of the `clients` most recent clients; a client seen for the first time has a full one.
 
-    `rate` is in requests a second, more than 0. `burst` is the size of a bucket; 0 makes it twice the rate, at least 1."""
+    `rate` is in requests a second, more than 0. `burst` is the size of a bucket; 0: twice the rate, at least 1."""
 
     def __init__(
         self, rate: float, burst: int = 0, clients: int = 100_000, clock: Callable[[], float] = time.monotonic
@@ -29,7 +29,7 @@ class RateLimiter:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, client: str) -> None:
-        """Take a token of the client. Raises Problem "rate-limit" if none is left, with the seconds to wait in Retry-After."""
+        """Take a token of the client. Raises Problem "rate-limit", with seconds in Retry-After, if none is left."""
         now = self._clock()
         tokens, updated = self._buckets.pop(client, (float(self.burst), now))
         tokens = min(float(self.burst), tokens + (now - updated) * self.rate)
@@ -48,7 +48,7 @@ class RateLimiter:
 
 
 class ClientSlots:
-    """Bounds on work beside the permits: `total` at once, `per_client` of one client. `what` names it in messages."""
+    """Bounds on work without a permit: `total` at once, `per_client` of one client. `what` names it in messages."""
 
     def __init__(self, total: int, per_client: int, what: str) -> None:
         self.total, self.per_client, self.what = total, per_client, what

@@ -27,7 +27,8 @@ def connection_limits(max_connections: int, max_per_address: int) -> tuple[int, 
     available -= MAX_REFUSED_OPEN
     if max_connections > available:
         raise ConfigError(
-            f"`max_connections` is {max_connections:,}, but the limit of open files, {files:,}, leaves {available:,}; {remedy}"
+            f"`max_connections` is {max_connections:,}, but the limit of open files, {files:,}, leaves {available:,}; "
+            f"{remedy}"
         )
     max_connections = max_connections or min(available, DEFAULT_MAX_CONNECTIONS)
     if max_per_address > max_connections:
@@ -38,7 +39,7 @@ def connection_limits(max_connections: int, max_per_address: int) -> tuple[int, 
 
 
 def _raise_open_files() -> int:
-    """Raise the soft limit of open files up to MAX_OPEN_FILES, and return the limit; MAX_OPEN_FILES where there is none."""
+    """Raise the soft limit of open files up to MAX_OPEN_FILES; return the limit, MAX_OPEN_FILES without one."""
     try:
         import resource
     except ImportError:  # Windows

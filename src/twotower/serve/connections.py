@@ -1,9 +1,9 @@
 """Connections of one worker: their number, their number per address, and the time each client has for its next step.
 
-A connection is in one of four timeout queues while the worker waits for its client (`idle`: for the next request, `head`
-and `body`: for the rest of one, `reply`: for the client to read), and in none while its request is answered. All
-connections of a queue have the same timeout, so the first one has waited longest: it is the next to time out, and the next
-to be closed for a new connection.
+A connection is in one of four timeout queues while the worker waits for its client (`idle`: for the next request,
+`head` and `body`: for the rest of one, `reply`: for the client to read), and in none while its request is answered. All
+connections of a queue have the same timeout, so the first one has waited longest: it is the next to time out, and the
+next to be closed for a new connection.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from twotower.serve.settings import ServeSettings, client_address
 EVICTION_GRACE = 1.0
 """Seconds that a connection in `head`, `body` or `reply` is safe from being closed for a new connection."""
 CLOSE_DELAY = 0.5
-"""Seconds that a connection opened just before shutdown has to send its request, and a refused one to read the reply."""
+"""Seconds for a connection opened just before shutdown to send its request, and for a refused one to read the reply."""
 BODY_REPLY_SLACK = 1.0
 """Seconds after `body_timeout` in which the middleware answers 408 before the connection is closed."""
 LOG_INTERVAL = 1.0
@@ -98,7 +98,7 @@ class Connections:
         return True
 
     def move(self, connection: Connection, queue: TimeoutQueue | None, restart: bool = False) -> None:
-        """Put a connection into a queue, or into none; its time starts again if the queue is another one or with `restart`."""
+        """Put a connection into a queue, or into none. Its time starts again in another queue or with `restart`."""
         if queue is connection.queue and not restart:
             return
         if connection.queue is not None:
@@ -164,8 +164,9 @@ class Connections:
         return any(counts.values())
 
     def _make_room(self, newcomer: Connection, address: str = "") -> bool:
-        """Close the connection that has waited longest, of one address or of all, idle ones first; return False if none may
-        be closed."""
+        """Close the connection that has waited longest, of one address or of all, idle ones first.
+
+        Return False if none may be closed."""
         now = newcomer.loop.time()
         for queue in self._queues:
             for connection, since in queue.items():

@@ -42,7 +42,7 @@ from twotower.store.store import Store
 SHOWN_EVENTS = 100
 """Latest events shown of a history."""
 SHOWN_EXCLUDED = 10
-"""Excluded items shown beside an answer, best first."""
+"""Excluded items shown with an answer, best first."""
 MAX_CONSOLE_REQUESTS, MAX_CONSOLE_REQUESTS_PER_CLIENT = 16, 8
 """Requests of consoles under way at once: of all clients, and of one. Opening the page sends five."""
 
@@ -228,7 +228,7 @@ def _titles_containing(titles: pl.Series, query: str) -> pl.Series:
 
 
 def _matching_ids(ids: UserIds, query: str, limit: int) -> tuple[Ints, int]:
-    """Return the rows of ids that begin with the text, shortest first, then of those that contain it; and their number."""
+    """Return rows of ids that begin with the text, shortest first, then of those that contain it, and their number."""
     if not query:
         return np.arange(min(limit, len(ids))), len(ids)
     found = ids.column.str.contains(query, literal=True).arg_true()

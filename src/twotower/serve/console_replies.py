@@ -1,4 +1,4 @@
-"""Replies of the console, as orjson writes them. Only its page reads them, so the OpenAPI document has no schema of them."""
+"""Replies of the console, as orjson writes them. They are no part of the OpenAPI document: only its page reads them."""
 
 from __future__ import annotations
 
@@ -110,8 +110,9 @@ class ExplainedReply:
 
 @dataclass
 class StoredBundle:
-    """A bundle of the store. `size` in bytes; `damaged` is the reason, if it cannot be loaded; `context` has the columns of the
-    context that a request may give."""
+    """A bundle of the store.
+
+    `size` in bytes; `damaged` is the reason if it cannot be loaded; `context`: its allowed columns."""
 
     id: str
     created: str | None

@@ -1,7 +1,7 @@
 """Recent events in this process, bounded in bytes; the least recently seen user is dropped first.
 
-An event is 16 bytes: its time (float64) and a code, which holds the number of its item, that of its type and two flags. Ids of
-items are kept once, under numbers of this object, independent of any bundle; a number is freed with the last event that names it.
+An event is 16 bytes: its time (float64) and a code of its item's number, its type's number and two flags. Ids of items
+are kept once, under numbers that do not depend on a bundle; a number is freed with the last event of its item.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class TimedEvent(NamedTuple):
     time: float
     """Seconds since 1970."""
     known: bool = True
-    """The bundle that was current knew the item."""
+    """True if the bundle that was current knew the item."""
     type: str | None = None
-    """Type of the event. None: not told."""
+    """Type of the event. None: unknown."""
 
     @property
     def told(self) -> Event:
@@ -133,7 +133,7 @@ class Histories:
             self._user_bytes -= self._users.pop(key).size
 
     def _code(self, event: TimedEvent) -> int:
-        """Return the code of an event, and count one more use of its item. A type beyond the numbers of a code is not kept."""
+        """Return the code of an event, and count a use of its item. A type beyond the numbers of a code is dropped."""
         if event.type not in self._types and len(self._types) < 1 << (_ITEM_BIT - _TYPE_BIT):
             self._types.append(event.type)
         number = self._types.index(event.type) if event.type in self._types else 0
@@ -269,5 +269,5 @@ def _unpack(events: bytes) -> list[tuple[float, int]]:
 
 
 def _encode(text: str) -> bytes:
-    # Bytes, not text: a str keeps its UTF-8 beside it after it was encoded once.
+    # Bytes, not text: a str also keeps its UTF-8 form after it was encoded once.
     return text.encode("utf-8", "surrogatepass")

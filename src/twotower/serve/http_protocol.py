@@ -48,7 +48,7 @@ class HttpProtocol(HttpToolsProtocol):
     _head_ended = False
     """True if a head has ended since the last `_update_queue`."""
     _head_bytes = _headers = _stray_bytes = _unread_bytes = 0
-    """Bytes and headers of the head; bytes in a row that belong to no head and no body; bytes of a body after its refusal."""
+    """Bytes and headers of the head; consecutive bytes outside head and body; bytes of a body after its refusal."""
     _host: bytes | None = None
     _valid_host: bytes | None = None
     _error = "the bytes are not a valid HTTP/1.1 request"
@@ -208,7 +208,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _check_host(self) -> None:
-        """Refuse a request that names two hosts, or none: a proxy in front may read it as another request than this server."""
+        """Refuse a request with two hosts, or none: a proxy in front may read another request than this server."""
         host = self._host
         if host is None:
             if self.parser.get_http_version() != "1.0":

@@ -20,7 +20,7 @@ SAMPLED_VECTORS = 50_000
 
 
 class ItemMap:
-    """Points of the items of a bundle, and of vectors of its users. A point is of -1..1 for 99.5 % of the coordinates."""
+    """Points of the items of a bundle, and of vectors of its users. 99.5 % of the coordinates are within -1 to 1."""
 
     def __init__(self, retriever: Retriever) -> None:
         """Project the items; of a remote index only the most popular ones. Raises Unavailable."""
@@ -74,7 +74,7 @@ def colour_feature(retriever: Retriever, column: str) -> Feature | None:
 
 
 def colour_groups(retriever: Retriever, feature: Feature | None, rows: Ints) -> tuple[list[str], list[int]]:
-    """Return the names of the largest groups, and the group of each row; an item with several values is in its first."""
+    """Return the names of the largest groups, and the group of each row; several values: the first group."""
     if feature is None:
         return [], [-1] * len(rows)
     series = retriever.dataset.items.frame[feature.source].gather(rows)

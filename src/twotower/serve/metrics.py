@@ -1,6 +1,6 @@
 """Prometheus metrics, served at /metrics. With several workers they are the sum over all workers.
 
-prometheus-client keeps a worker's values in files of the folder that the environment variable METRICS_FOLDER names; it must
+prometheus-client keeps a worker's values in files of the folder in the environment variable METRICS_FOLDER, which must
 be set before this module is imported.
 """
 
@@ -119,7 +119,7 @@ class ServeMetrics:
         timer.observe(seconds)
 
     def set_bundle(self, bundle: str, recall: float, before: str | None) -> None:
-        """Record that `bundle` is current now, and `before` no longer. `recall` is that of its index when it was published."""
+        """Record that `bundle` replaces `before` as current. `recall`: of its index when it was published."""
         if before:
             self.bundle.labels(before).set(0)
             self.recall.labels(before).set(0)

@@ -1,7 +1,7 @@
 """ASGI middleware of every request: request id, API key, rate limit, body, admission, access log.
 
-Plain ASGI, because a refused request must cost nearly nothing. A reply is built while its request holds a permit and sent
-after the permit is released: a client that reads slowly does not keep the permit.
+Plain ASGI, because a refused request must cost nearly nothing. A reply is built while its request holds a permit and
+sent after the permit is released: a client that reads slowly does not keep the permit.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
     "foreign-origin": (
         403,
         "The request is from a page of another site",
-        "Use the console of this service, send the request from a program, or give the service a file of keys (setting keys).",
+        "Use the console of this service, send the request from a program, or give the service a file of keys "
+        "(setting keys).",
     ),
     "not-found": (404, "The path does not exist", "GET /openapi.json lists the paths."),
     "unknown-item": (404, "The item is not in the bundle", "Send the id of an item of the current bundle."),
@@ -89,7 +90,7 @@ PROBLEMS: dict[str, tuple[int, str, str]] = {
 
 
 class Problem(Exception):
-    """Error reply, raised as an exception. `name` is a key of PROBLEMS, `detail` defaults to its remedy; `headers` are sent with it."""
+    """Error reply, raised as an exception. `name` is a key of PROBLEMS; `detail` defaults to its remedy."""
 
     def __init__(
         self,

@@ -56,8 +56,8 @@ class RedisEvents:
     ) -> None:
         """Keep the latest `events` of a user and bundle, `seconds` after the last of them.
 
-        `timeout`: seconds for one exchange. `on_failure` receives "read" or "write" after each failure. `fallback` keeps
-        what cannot be written.
+        `timeout`: seconds for one exchange. `on_failure` receives "read" or "write" after each failure. `fallback`
+        keeps events that cannot be written.
 
         Raises ConfigError if the URL is invalid.
         """

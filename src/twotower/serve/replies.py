@@ -56,8 +56,8 @@ class ItemsReply:
     source: Annotated[
         Source,
         Field(
-            description="model: a known user, or a text. cold_start: an unknown user, by the features and items of the request. "
-            "popular: nothing is known of the user. fallback: popular items, because the index does not answer."
+            description="model: a known user, or a text. cold_start: an unknown user, by features and items of the "
+            "request. popular: nothing is known. fallback: the index does not answer."
         ),
     ]
     milliseconds: Annotated[float, Field(description="Time of tower and search.")]
@@ -124,16 +124,11 @@ class BundleReply:
     index: Annotated[dict[str, Any], Field(description="Kind and parameters of the index.")]
     features: Annotated[
         dict[str, list[str]],
-        Field(
-            description="user: columns allowed in `features`. item: columns allowed in `where`. context: columns allowed in "
-            "`context`."
-        ),
+        Field(description="Allowed columns. user: in `features`. item: in `where`. context: in `context`."),
     ]
     context: Annotated[
         dict[str, Any],
-        Field(
-            description="A value for each column of the context: its default, else that of an interaction; null: a time."
-        ),
+        Field(description="Value of each column of the context: its default, else an example. null: a time."),
     ]
     methods: Annotated[
         list[int], Field(description="Methods of the bundle. Without 1 there are no precomputed user vectors.")

@@ -45,13 +45,13 @@ Id = Annotated[
 ColumnName = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH)]
 Scalar = Annotated[StrictStr, Field(max_length=MAX_TEXT_LENGTH)] | StrictBool | StrictInt | StrictFloat | None
 CONTEXT = (
-    "Values of the moment that the model reads, by column of the interactions (features.context of GET /v1/bundle): those "
-    "without a default are needed. A time is that of the request, by default the present one."
+    "Values of the context by column (features.context of GET /v1/bundle). Columns without a default are required. "
+    "A time is of the request, by default now."
 )
 
 
 def _feature_value(value: JsonValue) -> JsonValue:
-    """Return a value of a feature. Raises PydanticCustomError for one that no feature has: each branch of a union would name itself."""
+    """Return a value of a feature. Raises one PydanticCustomError for an invalid value; a union has one a branch."""
     for inner in value if isinstance(value, list) else [value]:
         if isinstance(inner, dict | list):
             found = "an object" if isinstance(inner, dict) else "a list"
@@ -88,11 +88,11 @@ class ItemEvent(_RequestModel):
     liked: StrictBool | None = Field(None, description="false: an explicit negative. null: true, or as the type says.")
     event: Id | None = Field(
         None,
-        description="Type of the event, one of events of GET /v1/bundle; in place of liked. One that the schema ignores counts for "
-        "nothing. null: not told.",
+        description="Type of the event, from events of GET /v1/bundle, in place of liked. Ignored types count for "
+        "nothing. null: unknown.",
     )
     time: StrictInt | StrictFloat | None = Field(
-        None, description="Seconds since 1970. null: the time of the call for POST /v1/events, else not told."
+        None, description="Seconds since 1970. null: the time of the call for POST /v1/events, else unknown."
     )
 
 
@@ -100,7 +100,10 @@ EVENT_BRANCHES = ("item id", "event object")
 """Forms of an event, which pydantic names in the place of an error."""
 NO_EVENT = "no_event"
 """Type of the error of an event in neither form."""
-EXPECTED_EVENT = "expected an item id (text or a whole number), or an object with id and, where the model reads them, liked or event, and time"
+EXPECTED_EVENT = (
+    "expected an item id (text or a whole number), or an object with id and, where the model reads them, liked or "
+    "event, and time"
+)
 
 
 def _event_branch(value: JsonValue | ItemEvent) -> str | None:
@@ -117,8 +120,7 @@ EventInput = Annotated[
 
 
 class UserRequest(_RequestModel):
-    """A user: known to the bundle, or described by features and a history. What the request gives replaces what the bundle
-    has stored."""
+    """A user: known to the bundle, or described by features and a history. These replace the stored ones."""
 
     user_id: Id | None = Field(None, description="User id, known to the bundle or new. null: an anonymous user.")
     features: dict[ColumnName, FeatureValue] = Field(
@@ -126,7 +128,8 @@ class UserRequest(_RequestModel):
     )
     history: list[EventInput] | None = Field(
         None,
-        description="Items, oldest first; sorted by time if each has one. Replaces the stored history. null: the stored history.",
+        description="Items, oldest first; sorted by time if each has one. Replaces the stored history. null: the "
+        "stored history.",
     )
     events: list[EventInput] = Field(
         [], description="Events after the history, oldest first; sorted by time if each has one."
@@ -134,12 +137,11 @@ class UserRequest(_RequestModel):
     context: dict[ColumnName, FeatureValue] = Field({}, max_length=1_000, description=CONTEXT)
     method: Annotated[Literal[1, 2] | None, BeforeValidator(_method)] = Field(
         None,
-        description="1: the precomputed user vector. 2: the online user tower. null: 2 if the request or the recent events "
-        "add something or the model reads a context, else 1.",
+        description="1: the precomputed user vector. 2: the online user tower. null: 1 if it suffices, else 2.",
     )
     use_recent_events: StrictBool = Field(
         True,
-        description="Add the user's recent events (POST /v1/events) to the history, without those that the stored history holds.",
+        description="Add the user's recent events (POST /v1/events) that the stored history lacks.",
     )
 
 
@@ -152,8 +154,8 @@ class ItemFilter(_RequestModel):
     where: dict[ColumnName, Annotated[str, Field(max_length=MAX_ID_LENGTH)]] = Field(
         {},
         max_length=20,
-        description="Only items whose column equals the value, or contains it (multi-hot), by column. Dates and times "
-        "are in ISO 8601, in UTC without a zone. A value that the column's type cannot hold is refused with one that it holds.",
+        description="Only items whose column equals the value, or contains it (multi-hot), by column. Dates and times: "
+        "ISO 8601, UTC without a zone.",
     )
 
 
@@ -162,8 +164,8 @@ class RecommendRequest(UserRequest, ItemFilter):
 
     keep_seen: StrictBool | None = Field(
         None,
-        description="true: do not exclude the items of the user's history. false: exclude them. null: as the bundle says "
-        "(keep_seen of GET /v1/bundle).",
+        description="false: exclude the items of the user's history. true: keep them. null: keep_seen of "
+        "GET /v1/bundle.",
     )
 
 

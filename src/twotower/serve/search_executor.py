@@ -1,7 +1,7 @@
 """Searches of a remote index: in threads, with a timeout and a circuit breaker.
 
-The event loop never waits for the network: a search runs in a thread, and its request continues with the result or at the
-timeout. After three failures in a row searches are refused for a while; then a single request tries.
+The event loop never waits for the network: a search runs in a thread, and its request continues with the result or at
+the timeout. After three failures in a row searches are refused for a while; then a single request tries.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ class RemoteSearchExecutor:
     """The remote searches of one process."""
 
     def __init__(self, timeout: float, on_failure: Callable[[], None] = lambda: None) -> None:
-        """Create the threads. `timeout` in seconds covers all exchanges of one search; `on_failure` is called after each
-        failure."""
+        """Create the threads. `timeout` in seconds covers one search; `on_failure` is called after each failure."""
         self.timeout = timeout
         self.breaker = CircuitBreaker()
         self._on_failure = on_failure

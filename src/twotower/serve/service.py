@@ -46,8 +46,7 @@ class Service:
             self.event_store = RedisEvents(
                 s.event_store, s.events_per_user, s.event_ttl, timeout, count, self._in_process
             )
-        # A request that waits for Redis lets others run. Only a few: the work of the others delays its answer, which looks
-        # like a slow event store.
+        # A request that waits for Redis lets a few others run. More would delay its answer, as a slow event store does.
         self.admission = AdmissionController(
             s.max_wait / 1e3, s.target_wait / 1e3, concurrency=4 if self.event_store.shared else 1
         )
@@ -159,8 +158,9 @@ class Service:
         return self._counted(answer, retriever)
 
     async def add_events(self, body: schemas.EventsRequest) -> replies.EventsReply:
-        """Append to a user's recent events. Raises Problem "conflict" if other workers would not see them, DataError for an unknown
-        type."""
+        """Append to a user's recent events.
+
+        Raises Problem "conflict" if other workers would not see them, DataError for an unknown type."""
         self.limits.check_list("events", body.events)
         if self.settings.workers > 1 and not self.event_store.shared:
             raise Problem(
@@ -215,7 +215,7 @@ class Service:
         return replies.ItemsReply.of(answer, recent_events)
 
     async def _save(self, work: Coroutine[None, None, None]) -> None:
-        """Wait for `work` if it stays in this process; otherwise run it beside the reply."""
+        """Wait for `work` if it stays in this process; otherwise run it while the reply is sent."""
         if self.event_store.shared:
             self._start(work)
         else:

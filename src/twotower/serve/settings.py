@@ -182,9 +182,9 @@ def is_loopback(host: str) -> bool:
 
 
 def client_address(host: str, proxies: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network] = ()) -> str:
-    """Return the part of an address that counts as one client: an IPv4 address, or the first 64 bits of an IPv6 address.
+    """Return the part of an address that counts as one client: an IPv4 address, or 64 bits of an IPv6 address.
 
-    "" for a trusted proxy, which stands for many clients."""
+    "" for a trusted proxy, which has many clients."""
     try:
         found = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

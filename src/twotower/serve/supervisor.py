@@ -1,7 +1,7 @@
 """Processes of a service and their listening sockets.
 
-A single worker is this process. Several workers are processes on the same sockets, spawned (never forked: threads of FAISS
-and onnxruntime do not survive a fork) and supervised by this one.
+A single worker is this process. Several workers are processes on the same sockets, spawned (never forked: threads of
+FAISS and onnxruntime do not survive a fork) and supervised by this one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from twotower.serve.worker import SIGNAL_REPEAT_INTERVAL, run_worker
 from twotower.store.store import Store
 
 SHORT_LIFE_SECONDS, MAX_SHORT_LIVES = 5.0, 5
-"""The service gives up when every worker has died within SHORT_LIFE_SECONDS of its start MAX_SHORT_LIVES times in a row."""
+"""The service gives up when every worker has died within SHORT_LIFE_SECONDS, MAX_SHORT_LIVES times in a row."""
 MAX_RESTART_DELAY = 10.0
 """Longest pause in seconds before a worker that keeps dying is restarted."""
 
@@ -42,7 +42,7 @@ log = logging.getLogger("twotower.process")
 
 
 def run_service(settings: ServeSettings) -> int:
-    """Serve until SIGTERM or SIGINT, and return the exit code. Raises ConfigError, BundleError before a socket listens."""
+    """Serve until SIGTERM or SIGINT, and return the exit code. Raises ConfigError and BundleError before it listens."""
     from twotower.serve.api_keys import read_keys
 
     import_modules(settings.kinds)
@@ -130,8 +130,9 @@ def supervise_workers(
     get_context: Callable[[Literal["spawn"]], SpawnContext] = multiprocessing.get_context,
     signals: list[int] | None = None,
 ) -> int:
-    """Keep `settings.workers` processes alive until a signal; return the exit code. The caller has set up the log. `signals`: those that
-    have come already, which end it at once."""
+    """Keep `settings.workers` processes alive until a signal; return the exit code. The caller has set up the log.
+
+    `signals` that have already arrived end it at once."""
     folder = tempfile.mkdtemp(prefix="twotower-metrics-")
     os.environ[METRICS_FOLDER] = folder
     context = get_context("spawn")

@@ -1,8 +1,8 @@
 """Event stores: the recent events of users and the vectors computed with them, kept in this process or in Redis.
 
-Keys carry the bundle's id: `BUNDLE:events:USER`, `BUNDLE:vector:USER`. Events are written under the current bundle and read
-under it and those that were current lately, in the order of their times, so swaps and rollbacks lose no events. A user
-vector is kept with a digest of the events it was computed from: for another bundle or other events it is a miss.
+Keys carry the bundle's id: `BUNDLE:events:USER`, `BUNDLE:vector:USER`. Events are written under the current bundle and
+read under it and recently current ones, in the order of their times, so swaps and rollbacks lose no events. A user
+vector is kept with a digest of its events: for another bundle or other events it is a miss.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def history_digest(events: Sequence[EventLike]) -> bytes:
 
 
 def with_times(events: Sequence[EventLike], unknown: Container[str] = ()) -> list[TimedEvent]:
-    """Return the events with their times; those without one have the present time, a microsecond apart, in their order."""
+    """Return the events with their times, by default the present time, a microsecond apart, in their order."""
     now, timed = time.time(), list[TimedEvent]()
     for place, event in enumerate(events):
         item, liked, kind, when = Event(*event)

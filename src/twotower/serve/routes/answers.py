@@ -31,7 +31,9 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
         tags=["answers"],
     )
     async def recommend_batch(body: schemas.BatchRequest, request: Request) -> Response:
-        """Answer several requests. One that cannot be answered gets a problem in its place; one with a field of another type or range fails them all."""
+        """Answer several requests.
+
+        One that cannot be answered gets a problem in its place; a field of another type or range fails them all."""
         return json_response(await service.batch(body, request.is_disconnected))
 
     @app.post(
@@ -46,7 +48,8 @@ def add_answer_routes(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/v1/items/{item_id:path}/similar", response_model=replies.ItemsReply,
-        responses=client_problems("unknown-item", "not-found", "invalid", "no-bundle", "index-unavailable"), tags=["answers"],
+        responses=client_problems("unknown-item", "not-found", "invalid", "no-bundle", "index-unavailable"),
+        tags=["answers"],
     )  # fmt: skip
     async def similar(item_id: PathId, k: ItemCount = 10) -> Response:
         """Return the items with the most similar vectors. Scores are cosines."""

@@ -1,4 +1,4 @@
-"""Requests and replies: JSON by orjson, and the parameters of paths and queries as the OpenAPI document describes them."""
+"""Requests and replies: JSON by orjson, and parameters of paths and queries as in the OpenAPI document."""
 
 from __future__ import annotations
 
