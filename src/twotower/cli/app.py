@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TextIO, cast
 
@@ -43,47 +42,19 @@ def _options(
 data_app = typer.Typer(help="Download MovieLens, describe tables.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-
-@dataclass(frozen=True)
-class Output:
-    """Role of the text that a verb prints."""
-
-    is_result: bool
-    """True if the text is the result; False if the result is files or a service."""
-    unless: str = ""
-    """Option that inverts `is_result`."""
-
-    def of(self, words: Sequence[str]) -> bool:
-        """Return `is_result` of a call with these words."""
-        given = self.unless and any(word.partition("=")[0] == self.unless for word in words)
-        return self.is_result != bool(given)
-
-
-ANSWERS, WORKS = Output(True), Output(False)
-VERBS: dict[Callable[..., None], Output] = {
-    suggestion.suggest: Output(True, unless=suggestion.OUTPUT),
-    data.prepare: WORKS,
-    data.bucket: WORKS,
-    data.check_buckets: ANSWERS,
-    training.train: WORKS,
-    training.evaluate: ANSWERS,
-    training.doctor: ANSWERS,
-    training.compare: ANSWERS,
-    training.embed: WORKS,
-    store.publish: WORKS,
-    store.rollback: WORKS,
-    store.bundles: ANSWERS,
-    store.gc: WORKS,
-    answers.recommend: Output(True, unless=answers.USERS),
-    answers.search: ANSWERS,
-    answers.similar: ANSWERS,
-    serving.serve: WORKS,
-    serving.key: ANSWERS,
-    training.config: ANSWERS,
-    demo.demo: WORKS,
-}
-"""Verbs. ANSWERS: the result is the printed text. WORKS: the result is files or a service."""
-DATA_VERBS: dict[Callable[..., None], Output] = {data.fetch: WORKS, data.stats: ANSWERS}
+VERBS: tuple[Callable[..., None], ...] = (
+    suggestion.suggest, data.prepare, data.bucket, data.check_buckets, training.train, training.evaluate,
+    training.doctor, training.compare, training.embed, store.publish, store.rollback, store.bundles, store.gc,
+    answers.recommend, answers.search, answers.similar, serving.serve, serving.key, training.config, demo.demo,
+)  # fmt: skip
+DATA_VERBS: tuple[Callable[..., None], ...] = data.fetch, data.stats
+PRINT_RESULTS: dict[Callable[..., None], str] = {
+    suggestion.suggest: suggestion.OUTPUT, answers.recommend: answers.USERS,
+} | dict.fromkeys((
+    data.check_buckets, training.evaluate, training.doctor, training.compare, store.bundles, answers.search,
+    answers.similar, serving.key, training.config, data.stats,
+), "")  # fmt: skip
+"""Verbs whose result is the printed text, unless a call has this option. Other verbs make files or serve."""
 for verb in VERBS:
     app.command()(verb)
 for data_verb in DATA_VERBS:
@@ -147,9 +118,11 @@ def install_failsafe_streams() -> FailsafeStream:
 
 def _prints_its_result(words: Sequence[str]) -> bool:
     of_data = words[:1] == ["data"]
-    verbs = DATA_VERBS if of_data else VERBS
-    named = words[of_data : of_data + 1]
-    return all(output.of(words) for verb, output in verbs.items() if verb.__name__.replace("_", "-") in named)
+    for verb in DATA_VERBS if of_data else VERBS:
+        if verb.__name__.replace("_", "-") in words[of_data : of_data + 1]:
+            option = PRINT_RESULTS.get(verb)
+            return option is not None and not (option and option in {word.partition("=")[0] for word in words})
+    return True
 
 
 def main() -> None:
