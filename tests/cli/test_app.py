@@ -739,11 +739,7 @@ def test_fault_G21_an_interrupt_while_libraries_are_loaded_is_one_line(tmp_path:
 @pytest.mark.parametrize(("words", "found"), [("twotower tr", ["train"]), ("twotower train --res", ["--resume"])])
 def test_a_shell_completes_verbs_and_options(words: str, found: list[str]) -> None:
     code = "import sys; sys.argv = ['twotower']; from twotower.__main__ import main; main()"
-    asked = {
-        "_TWOTOWER_COMPLETE": "complete_bash",
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(words.count(" ")),
-    }
+    asked = {"_TWOTOWER_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     done = preloaded.run("-c", code, env=os.environ | asked)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, found, "")
 

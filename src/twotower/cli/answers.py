@@ -46,8 +46,7 @@ def recommend(
     method: Annotated[
         int | None,
         typer.Option(
-            "--method",
-            help="1: precomputed user vectors. 2: online user tower. Default: 1 if an id is enough, else 2.",
+            "--method", help="1: precomputed user vectors. 2: online user tower. Default: 1 if an id is enough, else 2."
         ),
     ] = None,
     ban: Annotated[list[str] | None, typer.Option("--ban", help="Id of an item to leave out. Repeatable.")] = None,
@@ -68,8 +67,7 @@ def recommend(
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Folder or URL for the answers to --users, as Parquet."),
+        Path | None, typer.Option("--out", help="Folder or URL for the answers to --users, as Parquet.")
     ] = None,
     unknown: Annotated[
         str | None,

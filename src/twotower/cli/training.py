@@ -147,8 +147,7 @@ def embed(
     out: Annotated[Path, typer.Option("--out", help="Folder or URL for the vectors and their ids.")],
     side: Annotated[str, typer.Option("--side", help="Side of the table: item or user.")] = "item",
     shard_rows: Annotated[
-        int,
-        typer.Option("--shard-rows", min=1, help="Largest number of rows of a shard: one file, held in memory."),
+        int, typer.Option("--shard-rows", min=1, help="Largest number of rows of a shard: one file, held in memory.")
     ] = 131_072,
     precision: Annotated[str, typer.Option("--precision", help="Precision of the vectors: fp32 or fp16.")] = "fp32",
     overwrite: Annotated[
