@@ -226,8 +226,10 @@ def test_truncated_parquet_is_refused(copy: Path) -> None:
 
 def test_the_report_is_one_offline_page_with_every_section(trained: Path) -> None:
     page = (trained / "report.html").read_text(encoding="utf-8")
-    for title in ("Test metrics", "Learning curves", "Scores of test pairs", "SENet gates", "Slices"):
-        assert f"<h2>{title}" in page
+    titles = "Test metrics", "Learning curves", "Scores of test pairs", "SENet gates", "Recall by group"
+    for title in (*titles, "Calibration", "Vectors", "Slices of the test part"):
+        assert f"<h2>{title}</h2>" in page
+    assert len(page.encode()) < 1_500_000
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "<script" not in page
     assert "<link" not in page

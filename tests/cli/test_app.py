@@ -519,6 +519,8 @@ def test_stats_of_a_file_tell_its_columns(project: Path, capsys: pytest.CaptureF
     (file,) = project.glob("interactions.*")
     assert call("data", "stats", project) == 0
     of_folder = capsys.readouterr().out
+    assert "interactions: 1,200 rows" in of_folder
+    assert "interactions per user_id: median 30" in of_folder
     assert call("data", "stats", file) == 0
     told = capsys.readouterr().out
     assert told.startswith("interactions: ")
@@ -526,13 +528,6 @@ def test_stats_of_a_file_tell_its_columns(project: Path, capsys: pytest.CaptureF
     (dates := project / "dates.csv").write_text("user_id,day\n1,31.12.23\n2,01.01.24\n", encoding="utf-8")
     assert call("data", "stats", dates) == 0
     assert capsys.readouterr().out.splitlines()[2].endswith("31.12.23")
-
-
-def test_stats_tell_what_tables_hold(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("data", "stats", project) == 0
-    shown = capsys.readouterr().out
-    assert "interactions: 1,200 rows" in shown
-    assert "interactions per user_id: median 30" in shown
 
 
 def test_output_that_is_not_a_terminal_is_plain(project: Path) -> None:

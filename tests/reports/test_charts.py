@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,7 +28,6 @@ from twotower.reports.charts import (
     spectra,
     variance_shares,
 )
-from twotower.reports.pages import write_report
 
 
 @pytest.fixture(scope="module")
@@ -141,11 +139,3 @@ def test_curves_name_only_metrics_that_have_values() -> None:
     assert [t.name for t in auc.series] == ["auc"]
     run.history = []  # of a model that is its start
     assert curves(run) == []
-
-
-def test_the_report_has_the_figures(run: Any, tmp_path: Path) -> None:
-    write_report(tmp_path / "report.html", run, run.factors_during(TEST))
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert len(page.encode()) < 1_500_000
-    assert "<script" not in page
-    assert all(f"<h2>{title}</h2>" in page for title in ("Recall by group", "Calibration", "Vectors"))

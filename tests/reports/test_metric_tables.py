@@ -12,9 +12,11 @@ from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 from twotower import api
 from twotower.evaluation.config import EvaluationConfig, MetricSet
 from twotower.evaluation.metrics.metric import Prominence
+from twotower.reports.compare import compare_with_first, describe_runs
 from twotower.reports.metric_tables import ROWS, cell, columns, metric_rows, print_metrics, print_served
-from twotower.reports.pages import write_report
+from twotower.reports.pages import write_comparison, write_report
 from twotower.reports.progress import Progress
+from twotower.reports.verdict import verdict
 
 AT_FIVE = EvaluationConfig(k=(5, 9))
 
@@ -72,9 +74,10 @@ def test_the_line_of_an_epoch_has_the_most_prominent_metrics(capsys: pytest.Capt
     assert capsys.readouterr().out == f"epoch   2  loss 0.2500  {shown}  1.5 s\n"
 
 
-def test_the_page_and_the_card_show_the_same_numbers(tmp_path: Path) -> None:
-    run = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run")
-    bundle = api.publish(run, tmp_path / "store", force=True)
+def test_every_report_shows_the_same_numbers_and_the_same_verdict(tmp_path: Path) -> None:
+    run = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(evaluation={"bootstrap": 20}), folder=tmp_path / "run")
+    assert api.evaluate(run).items() <= run.metrics.items()
+    card = (api.publish(run, tmp_path / "store", force=True).folder / "README.md").read_text(encoding="utf-8")
     config = run.config.evaluation
     write_report(tmp_path / "report.html", run, run.factors())
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -83,10 +86,17 @@ def test_the_page_and_the_card_show_the_same_numbers(tmp_path: Path) -> None:
         assert [c.partition(">")[2].removesuffix("</td>") for c in row.split("<td")[1:]] == [
             cell(run.metrics.get(f"{prefix}.{name}")) for name in columns(config)
         ]
-    card = (bundle.folder / "README.md").read_text(encoding="utf-8")
     for name in config.metric_set.names(config.k):
         values = (cell(run.metrics.get(f"{prefix}.{name}")) for prefix in ROWS.values())
         assert f"\n| {name} | {' | '.join(values)} |\n" in card
+    found = verdict(run.metrics, run.config)
+    assert found
+    assert "95 % interval" in found.text
+    compared = compare_with_first([run, run], resamples=100)
+    write_comparison(tmp_path / "comparison.html", compared)
+    assert list(describe_runs(compared))[-2:] == [f"A: {found.text}", f"B: {found.text}"]
+    comparison = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert [text.count(found.text) for text in (card, page, comparison)] == [1, 1, 2]
 
 
 def test_columns_are_as_wide_as_their_text_and_those_that_nothing_has_are_left_out(

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
+from worlds import settings
 
-from twotower import api
 from twotower.config.experiment import Config
-from twotower.reports.compare import compare_with_first, describe_runs
-from twotower.reports.pages import write_comparison, write_report
 from twotower.reports.verdict import verdict
 
 
@@ -87,21 +82,3 @@ def test_a_monitored_loss_is_judged_by_auc() -> None:
 def test_there_is_no_verdict_without_a_test_part_or_a_baseline() -> None:
     assert verdict({"validation.ndcg@5": 0.5}, monitored("ndcg@5")) is None
     assert verdict({"test.ndcg@5": 0.5}, monitored("ndcg@5")) is None
-
-
-def test_every_report_says_the_same_sentences(tmp_path: Path) -> None:
-    run = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(evaluation={"bootstrap": 20}), folder=tmp_path / "run")
-    assert api.evaluate(run).items() <= run.metrics.items()
-    found = verdict(run.metrics, run.config)
-    assert found
-    assert "95 % interval" in found.text
-    write_report(tmp_path / "report.html", run, run.factors())
-    card = (api.publish(run, tmp_path / "store", force=True).folder / "README.md").read_text(encoding="utf-8")
-    compared = compare_with_first([run, run], resamples=100)
-    write_comparison(tmp_path / "comparison.html", compared)
-    lines = list(describe_runs(compared))
-    assert lines[-2:] == [f"A: {found.text}", f"B: {found.text}"]
-    pages = [(tmp_path / f"{name}.html").read_text(encoding="utf-8") for name in ("report", "comparison")]
-    assert card.count(found.text) == 1
-    for text, times in zip(pages, (1, 2), strict=True):
-        assert text.count(found.text) == times

@@ -129,7 +129,6 @@ def test_fault_E3_a_signal_that_came_before_starts_no_worker(store: Path) -> Non
     [
         (["--host", "0.0.0.0"], "can be reached from other machines"),
         (["--host", "no.such.name.invalid"], "no such address"),
-        (["--port", "70000"], "expected 0 to 65535"),
         (["--workers", "0"], "at least 1"),
         (["--workers", "100000"], "--workers is 100,000, at most"),
         (["--threads", "100000"], "--threads is 100,000, at most"),
@@ -139,9 +138,6 @@ def test_fault_E3_a_signal_that_came_before_starts_no_worker(store: Path) -> Non
         (["--unknown-user", "maybe"], "allowed: popular, 404"),
         (["--admin-port", "0"], "--admin-port needs --keys"),
         (["--keys", "none.toml"], "none.toml"),
-        (["--max-wait", "0"], "more than 0"),
-        (["--rate", "nan"], "--rate"),
-        (["--rate", "inf"], "finite"),
         (["--burst", "3"], "--burst goes with --rate"),
         (["--max-k", "20000"], "at most 10,000"),
         (["--target-wait", "200"], "at most --max-wait"),
