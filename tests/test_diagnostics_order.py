@@ -152,7 +152,7 @@ def test_a_closed_form_of_zeros_is_a_collapse() -> None:
     assert finding is not None
     assert finding.severity == "error"
     assert finding.text.startswith("All items have nearly the same score")
-    assert "those of train.start: give other or several values" in finding.text
+    assert "train.start alone makes the vectors: give other or several values" in finding.text
 
 
 def test_a_closed_form_that_is_worse_than_popularity_is_told_of_its_start_and_not_of_steps() -> None:
@@ -164,7 +164,7 @@ def test_a_closed_form_that_is_worse_than_popularity_is_told_of_its_start_and_no
     assert finding is not None
     assert finding.severity == "error"
     assert "train.lr" not in finding.text
-    assert "No epoch is trained, so the vectors are those of train.start" in finding.text
+    assert "No epoch is trained, so train.start alone makes the vectors" in finding.text
     assert "The median user has 6 training positives" in finding.text
 
 
@@ -186,7 +186,7 @@ def test_nobody_is_told_to_change_what_a_recipe_has(name: str) -> None:
         finding = named(replace(run, config=config), "collapse")
         assert finding is not None
         assert finding.severity == "error"
-        assert ("The settings are those of a recipe: train another one" in finding.text) == is_recipe
+        assert ("These are the settings of a recipe: train another one" in finding.text) == is_recipe
         assert bool(re.search(r"lower train.lr|give other or several values", finding.text)) == (not is_recipe)
         curve = zip((0.3, 0.2, 0.1), (0.2, 0.15, 0.1), strict=True)  # the loss falls, and so does the metric
         history = [

@@ -200,7 +200,7 @@ class DiagnosisContext:
         if not self.follows_recipe:
             return change
         return (
-            "The settings are those of a recipe: train another one, or keep this run, as the log may allow no better."
+            "These are the settings of a recipe: train another one, or keep this run, as the log may allow no better."
         )
 
     @property

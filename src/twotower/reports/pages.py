@@ -166,7 +166,7 @@ def write_comparison(path: Path, runs: Sequence[ComparedRun]) -> None:
 
 
 def _loss_settings(run: ComparedRun) -> tuple[object, ...]:
-    """Return the settings of which losses are comparable."""
+    """Return the settings that runs with comparable losses share."""
     return run.config.loss, run.config.negatives, run.config.train.batch_size
 
 

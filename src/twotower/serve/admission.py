@@ -75,8 +75,7 @@ class AdmissionController:
     ordinary request."""
 
     accept: Callable[[], int] = staticmethod(lambda: 0)
-    """Accepts waiting connections and returns the turns of the event loop after which their requests, and those of open
-    connections, are queued."""
+    """Accepts waiting connections. Returns the number of turns of the event loop until all received requests are queued."""
 
     def __init__(
         self,

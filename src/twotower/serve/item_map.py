@@ -16,7 +16,7 @@ MAP_GROUPS = 20
 REMOTE_MAP_ITEMS = 20_000
 """Number of most popular items whose vectors are fetched from a remote index."""
 SAMPLED_VECTORS = 50_000
-"""Vectors of which the principal components are computed."""
+"""Number of vectors for the principal components."""
 
 
 class ItemMap:

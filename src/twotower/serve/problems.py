@@ -128,7 +128,7 @@ class Problem(Exception):
         return orjson.dumps(content)
 
     def raw_headers(self, length: int) -> RawHeaders:
-        """Return the headers of the reply for ASGI; `length` is that of the body in bytes."""
+        """Return the headers of the reply for ASGI; `length` of the body in bytes."""
         headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % length)]
         return headers + [(k.lower().encode(), v.encode()) for k, v in self.headers.items()]
 

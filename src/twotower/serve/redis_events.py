@@ -1,7 +1,7 @@
 """Event store in Redis or Valkey, which workers and hosts share.
 
 If Redis is unavailable, no request fails: reads return the events that this process has, and writes are kept here until
-Redis answers again. Replies that are none of Redis's count as no answer; a user's key of another type is no key.
+Redis answers again. Malformed replies count as no answer; a user's key of another type is no key.
 """
 
 from __future__ import annotations

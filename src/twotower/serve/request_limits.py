@@ -27,7 +27,7 @@ class RequestLimits:
             self.check_list("ban", body.ban)
 
     def check_k(self, k: int, at: str) -> None:
-        """Check the number of items, which stands `at` a place of the request."""
+        """Check the number of items, a field `at` a place of the request."""
         if not 1 <= k <= self._max_k:
             raise _invalid(at, f"k is {k}, expected 1 to {self._max_k:,}")
 
