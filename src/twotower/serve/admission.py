@@ -75,7 +75,7 @@ class AdmissionController:
     ordinary request."""
 
     accept: Callable[[], int] = staticmethod(lambda: 0)
-    """Accepts waiting connections. Returns the number of turns of the event loop until all received requests are queued."""
+    """Accepts waiting connections. Returns the turns of the event loop until all received requests are queued."""
 
     def __init__(
         self,
