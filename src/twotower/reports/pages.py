@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -45,7 +45,7 @@ def _color(run: ComparedRun) -> str:
     return COLORS[ord(run.letter) - ord("A")]
 
 
-def _render(template: str, **values: Any) -> str:
+def _render(template: str, **values: object) -> str:
     """Return the HTML of a template; every value is escaped."""
     environment = Environment(
         loader=PackageLoader("twotower.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
