@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from twotower import files
 from twotower.config.differences import differing_options
@@ -45,14 +45,14 @@ def _color(run: ComparedRun) -> str:
     return COLORS[ord(run.letter) - ord("A")]
 
 
-def _render(template: str, **values: object) -> str:
-    """Return the HTML of a template; every value is escaped."""
+def _template(name: str) -> Template:
+    """Return a template, which escapes every value."""
     environment = Environment(
         loader=PackageLoader("twotower.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=StrictUndefined,
     )  # fmt: skip
     environment.filters |= {"cell": cell, "color": _color}
-    return environment.get_template(template).render(values)
+    return environment.get_template(name)
 
 
 def _best(measured: MetricSet, name: str, values: Iterable[float | None]) -> float | None:
@@ -80,8 +80,7 @@ def run_page(run: Run, figures: Mapping[str, Sequence[Figure]]) -> str:
     names = measured_columns(metrics, columns(config))
     rows = metric_rows(metrics, names)
     values = zip(names, zip(*rows.values(), strict=True), strict=True)
-    return _render(
-        "run.html",
+    return _template("run.html").render(
         title=f"twotower: {run.folder.name if run.folder else 'run'}",
         run=run,
         config=config,
@@ -140,10 +139,10 @@ def write_comparison(path: Path, runs: Sequence[ComparedRun]) -> None:
         best[name] = _best(measured, name, (run.metrics.get(f"test.{name}") for run in shown))
     of_metrics = [{c.metric: c for c in run.comparisons} for run in others]
     forest = [(run, [(c.metric, c) for c in run.comparisons if max(abs(c.a), abs(c.b)) <= 1]) for run in others]
-    same_loss = [run for run in shown if _loss_settings(run) == _loss_settings(first)]
+    losses = [(run.config.loss, run.config.negatives, run.config.train.batch_size) for run in shown]
+    same_loss = [run for run, settings in zip(shown, losses, strict=True) if settings == losses[0]]
     slices = [of for of in _slices_of(first) if of.size]
-    page = _render(
-        "comparison.html",
+    page = _template("comparison.html").render(
         title=f"twotower: comparison of {len(runs)} runs",
         runs=runs,
         shown=shown,
@@ -163,11 +162,6 @@ def write_comparison(path: Path, runs: Sequence[ComparedRun]) -> None:
         options=differing_options([(run.schema, run.config) for run in shown]),
     )
     files.write(path, page)
-
-
-def _loss_settings(run: ComparedRun) -> tuple[object, ...]:
-    """Return the settings that runs with comparable losses share."""
-    return run.config.loss, run.config.negatives, run.config.train.batch_size
 
 
 def _curves(runs: Sequence[ComparedRun], same_loss: Sequence[ComparedRun]) -> list[Figure]:
