@@ -76,7 +76,7 @@ def test_many_rows_of_one_time_are_found_where_the_split_takes_the_last() -> Non
     run = run_of(of_means, history_scope="leave_batch_out", epochs=1)
     finding = named(run, "order")
     assert finding is not None
-    said = f"split.kind = 'last' needs an order, and {finding.evidence['ties']:.0%} of the adjacent interactions of a user have one time"
+    said = f"split.kind = 'last' needs an order, and {finding.evidence['ties']:.0%} of the adjacent interactions of a user have equal times"
     assert said in finding.text
     assert finding.evidence["ties"] > 0.7
     by_time = replace(run, config=run.config.model_copy(update={"split": SplitConfig(kind="time")}))
@@ -103,8 +103,8 @@ def test_the_causes_of_a_poor_ranking_come_in_their_order() -> None:
     finding = named(replace(run, history=rising), "baseline_ranking")
     assert finding is not None
     assert finding.severity != "ok"
-    causes = finding.text.partition("Likely causes, the first first: ")[2].split("; ")
-    assert causes[0].startswith("an order that the log does not show (set train.history_scope = 'leave_batch_out' and")
+    causes = finding.text.partition("Likely causes, most likely first: ")[2].split("; ")
+    assert causes[0].startswith("an order that the log does not have (set train.history_scope = 'leave_batch_out' and")
     assert causes[1] == "too few epochs, as the last is the best (raise train.epochs, now 2)"
     assert causes[2].startswith("steps too few or too small (set train.batch_size = 0 (256 makes 12 steps an epoch)")
     falling = [{**h, "validation.ndcg@5": 1 / h["epoch"]} for h in run.history]

@@ -202,7 +202,7 @@ def _likely_causes(context: DiagnosisContext) -> str:
         if context.is_untrained
         else "a step too small or too large (train.lr)"
     )
-    return context.remedy(f"Likely causes, the first first: {'; '.join(causes)}. See the other findings.")
+    return context.remedy(f"Likely causes, most likely first: {'; '.join(causes)}. See the other findings.")
 
 
 def _own_counts(
