@@ -264,7 +264,7 @@ def test_the_wheel_has_the_files_and_the_metadata_of_the_base(tmp_path: Path) ->
     assert {n for n in names if n.endswith(".toml")} == {
         f"twotower/recipes/{path.name}" for path in (ROOT / "examples" / "recipes").glob("*.toml")
     }
-    assert {"twotower/py.typed", "twotower/serve/page/index.html", "twotower/reports/templates/run.html"} <= names
+    assert {"twotower/py.typed", "twotower/serve/page/index.html", "twotower/reports/run.html"} <= names
     assert not [n for n in names if n.startswith(("tests", "benchmarks", "examples"))]
     required = [Requirement(line) for line in found.get_all("Requires-Dist", [])]
     base = {r.name for r in required if r.marker is None or "extra" not in str(r.marker)}

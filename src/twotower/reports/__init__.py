@@ -1,1 +1,1 @@
-"""Reports of a run: page, model card, comparison, and tables on a terminal."""
+"""Reports of a run: pages (jinja2 templates, *.html), model card, comparison, and tables on a terminal."""

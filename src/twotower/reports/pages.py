@@ -48,7 +48,7 @@ def _color(run: ComparedRun) -> str:
 def _template(name: str) -> Template:
     """Return a template, which escapes every value."""
     environment = Environment(
-        loader=PackageLoader("twotower.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("twotower.reports", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=StrictUndefined,
     )  # fmt: skip
     environment.filters |= {"cell": cell, "color": _color}
