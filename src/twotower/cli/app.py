@@ -49,12 +49,11 @@ VERBS: tuple[Callable[..., None], ...] = (
 )  # fmt: skip
 DATA_VERBS: tuple[Callable[..., None], ...] = data.fetch, data.stats
 PRINT_RESULTS: dict[Callable[..., None], str] = {
-    suggestion.suggest: suggestion.OUTPUT, answers.recommend: answers.USERS,
-} | dict.fromkeys((
-    data.check_buckets, training.evaluate, training.doctor, training.compare, store.bundles, answers.search,
-    answers.similar, serving.key, training.config, data.stats,
-), "")  # fmt: skip
-"""Verbs whose result is the printed text, unless a call has this option. Other verbs make files or serve."""
+    suggestion.suggest: suggestion.OUTPUT, answers.recommend: answers.USERS, answers.search: "", answers.similar: "",
+    data.check_buckets: "", data.stats: "", training.evaluate: "", training.doctor: "", training.compare: "",
+    training.config: "", store.bundles: "", serving.key: "",
+}  # fmt: skip
+"""Verbs whose result is the printed text -> option with which it is not. Other verbs make files or serve."""
 for verb in VERBS:
     app.command()(verb)
 for data_verb in DATA_VERBS:
