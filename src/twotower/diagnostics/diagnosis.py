@@ -55,8 +55,6 @@ _OF_RECIPE = (
     "model.similarity", "model.temperature",
 )  # fmt: skip
 """Options that `suggest` copies from a recipe."""
-
-
 Severity = Literal["error", "warning", "ok"]
 
 
@@ -71,13 +69,8 @@ class Finding:
 
 
 def or_ok(found: Iterable[Finding], name: str, text: str) -> Iterator[Finding]:
-    """Yield the findings, or one of severity "ok" if there are none."""
-    empty = True
-    for finding in found:
-        empty = False
-        yield finding
-    if empty:
-        yield Finding("ok", name, text)
+    """Return the findings, or one of severity "ok" if there are none."""
+    return iter([*found] or [Finding("ok", name, text)])
 
 
 def describe_findings(findings: list[Finding]) -> Iterator[str]:

@@ -144,8 +144,8 @@ def recalls(run: Run, factors: Scorer) -> list[Figure]:
     activity = np.bincount(train.user, minlength=len(dataset.users))[queries.users]
     by_item = [item_recall(queries, best, hit, popularity, group) for group in groups(popularity, DECILES)]
     by_user = [
-        (f"{low:,}–{high:,}" if low < high else f"{low:,}", recall)
-        for low, high, recall in (_user_recall(queries, hit, activity, group) for group in groups(activity, DECILES))
+        (_range(activity[group]), float(hit[group].sum() / queries.n_targets[group].sum()))
+        for group in groups(activity, DECILES)
     ]
     return [
         _bars(f"recall@{k} by popularity of the item", "training interactions of the items", by_item),
@@ -165,20 +165,14 @@ def item_recall(
     group: Bools,
 ) -> tuple[str, float]:  # fmt: skip
     """Return the range of popularity of a group of items, and the recall of its targets; NaN without a target."""
-    low, high = int(popularity[group].min()), int(popularity[group].max())
     n_targets = int(queries.count_targets(group).sum())
     hits = int((hit & group[best]).sum())
-    return f"{low:,}–{high:,}" if low < high else f"{low:,}", hits / n_targets if n_targets else float("nan")
+    return _range(popularity[group]), hits / n_targets if n_targets else float("nan")
 
 
-def _user_recall(
-    queries: EvaluationQueries, hit: Shaped[Bools, "Q K"], activity: Shaped[Ints, "Q"], group: Bools
-) -> tuple[int, int, float]:
-    return (
-        int(activity[group].min()),
-        int(activity[group].max()),
-        float(hit[group].sum() / queries.n_targets[group].sum()),
-    )
+def _range(numbers: Shaped[Ints, "n"]) -> str:
+    low, high = numbers.min(), numbers.max()
+    return f"{low:,}–{high:,}" if low < high else f"{low:,}"
 
 
 def calibration(run: Run, factors: Scorer) -> list[Figure]:
