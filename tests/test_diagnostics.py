@@ -51,9 +51,9 @@ from twotower.features.sequence import Sequence
 from twotower.model.towers import Tower
 from twotower.model.two_tower import TwoTower
 from twotower.runs import Run
+from twotower.train.defaults import with_defaults
 from twotower.train.order import Epoch
-from twotower.train.positive_sampler import PositiveSampler
-from twotower.train.settled import settled
+from twotower.train.samplers import PositiveSampler
 from twotower.train.trainer import Trainer
 
 ENOUGH: dict[str, object] = {"epochs": 12, "batch_size": 128, "lr": 0.03, "device": "cpu"}
@@ -64,11 +64,11 @@ COLD: dict[str, object] = {"bias": False, "temperature": 1.0, "learn_temperature
 def trained(data: Dataset, **sections: dict[str, object]) -> Run:
     config = settings(**({"train": ENOUGH} | sections))
     done = Trainer(data, config).run()
-    return Run(None, settled(config, data), data, done.model.eval(), done.metrics, done.history)
+    return Run(None, with_defaults(config, data), data, done.model.eval(), done.metrics, done.history)
 
 
 def untrained(data: Dataset, observed: float = math.nan, **sections: dict[str, object]) -> Run:
-    config = settled(settings(**sections), data)
+    config = with_defaults(settings(**sections), data)
     torch.manual_seed(0)
     model = TwoTower(config.model, data.encoders.fields("user"), data.encoders.fields("item"))
     history = [] if math.isnan(observed) else [{"epoch": 1, "train.loss": observed}]

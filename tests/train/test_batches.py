@@ -22,7 +22,7 @@ from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.inputs.tower_inputs import Inputs
 from twotower.train.batches import Batcher
 from twotower.train.negatives.config import NegativesConfig
-from twotower.train.pair_sampler import PairSampler
+from twotower.train.samplers import PairSampler
 
 
 def histories(data: Dataset, side: SideName, name: str, inputs: Inputs) -> list[list[int]]:

@@ -18,8 +18,7 @@ from twotower.errors import ConfigError
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.random import UnseenItems
 from twotower.train.order import Epoch, Examples, Shards, ShuffleSizes
-from twotower.train.pair_sampler import PairSampler
-from twotower.train.positive_sampler import PositiveSampler
+from twotower.train.samplers import PairSampler, PositiveSampler
 
 
 def examples(n: int, first: int = 0) -> Examples:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from twotower.diagnostics.context import DiagnosisContext
 from twotower.diagnostics.findings import Finding
-from twotower.train.order_check import MIN_PAIRS, OrderReaders, order_problem
+from twotower.train.preconditions import MIN_PAIRS, OrderReaders, order_problem
 
 MANY_TIES = 0.5
 """Share of adjacent interactions of equal time from which the table decides what a user's last one is."""

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from twotower.arrays.types import F32, Float, Shaped
-from twotower.train.candidate_versions import SeenVersions
 from twotower.train.losses.loss import Columns, ContrastiveLoss
-from twotower.train.negatives.candidates import Candidates
+from twotower.train.negatives.candidates import Candidates, SeenVersions
 from twotower.train.negatives.source_tally import SourceTally
 
 MAX_BLOCK_LOGITS = 2**21

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -26,12 +27,15 @@ from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.two_tower import TwoTower
 from twotower.train.batches import Batcher
 from twotower.train.checkpoint import Stateful, join_states, load_states
-from twotower.train.losses.loss import Loss
-from twotower.train.losses.mimic import mimic
+from twotower.train.contrastive import contrastive_loss
+from twotower.train.losses.loss import ContrastiveLoss, Loss, PointwiseLoss
+from twotower.train.negatives.candidates import Candidates, CandidateVersions
+from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.negatives.source_tally import SourceTally
 from twotower.train.order import Epoch, Examples
 from twotower.train.preconditions import check_recipe
 from twotower.train.recipe import Recipe
+from twotower.train.samplers import PairSampler, PositiveSampler
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 
 
@@ -197,3 +201,206 @@ def distributed_data_parallel(
     ignored = [*constants, *(f"model.{name}" for name in local_parameters)]
     kind._set_params_and_buffers_to_ignore_for_model(towers, ignored)  # type: ignore[no-untyped-call]
     return kind(towers)
+
+
+LABELLED = "labelled"
+"""Name of the negatives that interactions are, in the tally."""
+
+
+class PointwiseObjective(Objective[PointwiseLoss]):
+    """Batches of labelled pairs, which are training interactions and random negatives, and their pointwise loss."""
+
+    def make_sampler(self) -> PairSampler:
+        """Return the source of the pairs."""
+        config = self.recipe.train
+        return PairSampler(self.dataset, self.recipe.negatives, config.seed, config.shuffle, config.data_shards)
+
+    def begin_epoch(self, factors: Callable[[], Factors], epoch: int) -> None:
+        """Do nothing: pairs do not depend on the model."""
+
+    def __call__(self, epoch: Epoch, batch: int, step: int) -> BatchLoss:
+        """Return the loss of a batch."""
+        whole, _, own_part = self.examples(epoch, batch)
+        # A rank without a row runs the towers for one row of weight 0: all ranks take part in every collective.
+        own = whole[own_part] if own_part.start < own_part.stop else replace(whole[:1], weight=np.zeros(1, np.float32))
+        user = self.dataset.input_rows("user", own.user, own.source)
+        item = self.dataset.input_rows("item", own.item, own.source)
+        pairs = self.batcher(user, item, own.label, own.weight, whole.source, own.source)
+        users, items = self.vectors(pairs.users, pairs.items)
+        with self.precision():
+            logits = (users.index_select(0, pairs.user) * items.index_select(0, pairs.item)).sum(1)
+        total = 0.0 if self.context.world_size == 1 else float(whole.weight.sum(dtype=np.float64))
+        if whole.weight.any():
+            loss = self.loss(logits, pairs.label, pairs.weight, total)
+        else:  # of interactions of weight 0 alone
+            loss = logits.sum() * 0
+        if batch == self.tallied_batch:
+            (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
+            self._tally(own, logits.detach().float(), gradient.float())
+        mimic_loss = torch.zeros((), device=self.device)
+        if self.loss.mimic:
+            positive = (pairs.label > 0) & (pairs.weight > 0)
+            mimic_loss = self.mimic_loss(
+                pairs.users, pairs.items, users, items, pairs.user[positive], pairs.item[positive],
+                float((whole.label * whole.weight).sum(dtype=np.float64)),
+                weights=None if self.dataset.pairs.weight is None else pairs.weight[positive],
+            )  # fmt: skip
+        return BatchLoss(len(whole), loss, mimic_loss)
+
+    def _tally(self, own: Examples, logits: Float[Tensor, "B"], gradient: Float[Tensor, "B"]) -> None:
+        """Count the negatives of a batch: the labelled ones, and those that sources drew. One is above as many of the batch's
+        positives as score less."""
+        drawn = "+".join(source.kind for source in self.recipe.negatives.pairs)
+        self.tally.begin([LABELLED, *([drawn] if drawn else [])])
+        counted = own.weight > 0
+        positive, scores = counted & (own.label > 0), logits.cpu().numpy()
+        lower = np.sort(scores[positive])
+        for kind, of_kind in ((LABELLED, own.source >= 0), (drawn, own.source < 0)):
+            rows = np.flatnonzero(counted & (own.label == 0) & of_kind)
+            if len(rows) and len(lower):
+                above = np.searchsorted(lower, scores[rows]) / len(lower)
+                sizes = gradient.abs()[torch.from_numpy(rows).to(gradient.device)]
+                self.tally.add_sums(kind, float(sizes.double().sum()), len(rows), float(above.sum()))
+        self.tally.end(len(lower), self.context)
+
+
+class ContrastiveObjective(Objective[ContrastiveLoss]):
+    """Batches of training positives, each against candidates from a mixture of sources, and their contrastive loss."""
+
+    def make_sampler(self) -> PositiveSampler:
+        """Return the source of the positives, and prepare that of their candidates."""
+        config, negatives = self.recipe.train, self.recipe.negatives
+        sampler = PositiveSampler(self.dataset, config.seed, config.shuffle, self.causal, config.data_shards)
+        self.candidates = CandidateSampler(self.dataset, negatives, config.seed, self.device)
+        self.parts |= self.candidates.samplers
+        histories = self.dataset.schema.histories()
+        self._histories_hold_dislikes = any(h.interactions != "positive" for h in histories)
+        return sampler
+
+    def begin_epoch(self, factors: Callable[[], Factors], epoch: int) -> None:
+        """Prepare the sources of the candidates."""
+        self.candidates.begin_epoch(factors, epoch)
+
+    def __call__(self, epoch: Epoch, batch: int, step: int) -> BatchLoss:
+        """Return the loss of a batch."""
+        config, context = self.recipe, self.context
+        whole, ends, own_part = self.examples(epoch, batch)
+        own = whole[own_part]
+        # A negative must not be in the positive's history; a causal history holds the earlier interactions.
+        rows_in_time = whole.source if self.causal and self._histories_hold_dislikes else None
+        of_weights = None if self.dataset.pairs.weight is None else whole.weight
+        total_weight = len(whole) if of_weights is None else float(of_weights.sum(dtype=np.float64))
+        weights = None if of_weights is None else torch.from_numpy(of_weights[own_part]).to(self.device)
+        tally = self.tally if batch == self.tallied_batch else None
+        drawn = self.candidates(
+            whole.user, whole.item, step, rows_in_time, ends, own_part, of_weights, whole.source, tally is not None
+        )
+        if tally is not None:
+            tally.begin(self.candidates.samplers)
+        versions = self._versions(drawn, whole)
+        every, shared = (drawn.items, drawn.shared) if versions is None else (versions.rows, versions.shared)
+        part = context.partition(shared)
+        sizes = context.partition_sizes(shared)
+        rows = np.concatenate([every[part], every[shared:]])
+        left_out = self._left_out(whole.source, drawn.interactions)
+        # All ranks take part in every collective: a rank without a row embeds one, and drops it.
+        embedded, embedded_items = own if len(own) else whole[:1], rows if len(rows) else every[:1]
+        user_rows = self.dataset.input_rows("user", embedded.user, embedded.source)
+        positives = self.batcher.contrastive_batch(user_rows, embedded.source, embedded_items, self.causal, left_out)
+        users, items = self.vectors(positives.users, positives.items)
+        n = part.stop - part.start
+
+        def gather(local: Float[Tensor, "r d"]) -> Float[Tensor, "I d"]:
+            """Return the vectors of `every` row, from those of this rank's `rows`."""
+            if context.world_size == 1:
+                return local
+            return torch.cat([context.all_gather(local[:n], sizes), local[n : len(rows)]])
+
+        items = gather(items)
+        seen, positive = None, drawn.positive
+        if versions is not None and versions.several:
+            seen = versions.seen_at(self._times(own.source))
+            positive = seen.find(positive[:, None])[:, 0]
+        mimic_loss = torch.zeros((), device=self.device)
+        if self.loss.mimic:
+            user = torch.arange(len(embedded), device=users.device) if positives.user is None else positives.user
+            mimic_loss = self.mimic_loss(
+                positives.users,
+                positives.items,
+                users,
+                items,
+                user[: len(own)],
+                positive,
+                total_weight,
+                gather,
+                weights,
+            )
+        if positives.user is not None:
+            users = users.index_select(0, positives.user)
+        columns = items if drawn.memory_vectors is None else torch.cat([items, drawn.memory_vectors])
+        dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+        scored_alone = self._parts_of_loss
+        loss = torch.stack([
+            contrastive_loss(
+                users[: len(own), columns_of_pair], columns[:, columns_of_pair], drawn, self.loss, len(self.dataset.items), dtype, total_weight,
+                weights=weights, versions=seen, tally=tally,
+            )
+            for columns_of_pair in scored_alone
+        ]).sum()  # fmt: skip
+        if tally is not None:
+            tally.end(min(len(own), tally.max_rows) * len(scored_alone), context)
+        if config.negatives.remembered:
+            latest = torch.from_numpy(whole.item.astype(np.int64)).to(self.device)
+            vectors = items.index_select(0, drawn.batch_positive)
+            remembered = None if of_weights is None else torch.from_numpy(of_weights).to(self.device)
+            self.candidates.remember(latest, vectors, remembered)
+        return BatchLoss(len(whole), loss, mimic_loss)
+
+    @property
+    def _parts_of_loss(self) -> list[slice]:
+        """Columns of the vectors that make a score with a loss of its own: all, or those of each pair that is trained apart."""
+        if self.recipe.train.pairs == "together":
+            return [slice(None)]
+        return self.model.parts_of_pairs(self.recipe.trained_pairs)
+
+    def _versions(self, drawn: Candidates, whole: Examples) -> CandidateVersions | None:
+        """Return the versions of the candidates that the batch sees; None if items have none."""
+        versions = self.dataset.items.versions
+        return None if versions is None else CandidateVersions(drawn, versions, self._times(whole.source), self.device)
+
+    def _times(self, source: Shaped[Ints, "n"]) -> Shaped[Ints, "n"]:
+        """Return the times of interactions, by index."""
+        assert self.dataset.times is not None
+        times: Ints = self.dataset.times[source]
+        return times
+
+    def _left_out(self, source: Shaped[Ints, "B"], drawn: Shaped[Ints, "n"]) -> Shaped[Ints, "m"]:
+        """Return the interactions that no history of the batch may hold: the batch's, and those `drawn` as negatives."""
+        # A rank without a row of the batch has drawn nothing, and leaves out what the others drew.
+        drawn_apart = self.recipe.train.data_shards > 1 or len(source) < self.context.world_size
+        if self.context.world_size > 1 and drawn_apart and self.candidates.gives_interactions:
+            counts = self.context.all_gather_array(np.array([len(drawn)]), [1] * self.context.world_size)
+            drawn = self.context.all_gather_array(drawn, [int(n) for n in counts])
+        return np.concatenate([source, drawn]) if len(drawn) else source
+
+
+def mimic(
+    augmented: Float[Tensor, "P D"],
+    vectors: Float[Tensor, "P D"],
+    total_weight: float = 0.0,
+    weights: Float[Tensor, "P"] | None = None,
+) -> Float[Tensor, ""]:
+    """Return the weighted mean over P positives of |a - v|^2; 0 without positives. Without `weights` all are 1.
+
+    `augmented` are augmented vectors of one side, `vectors` the other side's vectors, which get no gradient. With
+    `total_weight` the P positives are a part of a batch of that weight, and the result is their part of its mean.
+
+    Use it with `augment = true` on both towers, to let each side's augmented vector learn from the other tower. The
+    adaptive-mimic mechanism of the dual augmented two-tower model (DAT, Yu et al. 2021, section 3.2): its terms of positive
+    pairs; those of negative pairs are constant.
+    """
+    distances = (augmented - vectors.detach()).square()
+    if weights is None:
+        return distances.sum() / max(1, total_weight or len(augmented))
+    total = total_weight or float(weights.sum())
+    return (distances * weights[:, None]).sum() / (total or 1.0)

@@ -28,7 +28,7 @@ from twotower.train.negatives.source import (
     PerPositiveSource,
     SharedSource,
 )
-from twotower.train.pair_sampler import PairSampler
+from twotower.train.samplers import PairSampler
 from twotower.train.trainer import Trainer
 
 OPTIONS: dict[str, NegativeSource] = {

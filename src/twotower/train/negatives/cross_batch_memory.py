@@ -9,8 +9,7 @@ from torch import Tensor
 
 from twotower.arrays.types import F32, I64, Codes, Doubles, Float, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.train.negatives.source import Memory, SharedSampler, SharedSource
-from twotower.train.negatives.weighted import positive_shares
+from twotower.train.negatives.source import Memory, SharedSampler, SharedSource, positive_shares
 
 
 class CrossBatchMemory(SharedSource):

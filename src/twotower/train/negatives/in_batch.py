@@ -7,8 +7,7 @@ import torch
 
 from twotower.arrays.types import Codes, Doubles, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.train.negatives.source import SharedSampler, SharedSource
-from twotower.train.negatives.weighted import positive_shares
+from twotower.train.negatives.source import SharedSampler, SharedSource, positive_shares
 
 
 class InBatchNegatives(SharedSource):

@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.arrays.sets import DistinctRows, PairSet, find_in_sorted, is_in_sorted, pair_keys
+from twotower.arrays.pieces import pieces
+from twotower.arrays.ragged import Column, Ragged, run_indices
+from twotower.arrays.sets import DistinctRows, PairSet, distinct_keys, find_in_sorted, is_in_sorted, pair_keys
 from twotower.arrays.types import F32, I64, Array, Bools, Codes, Doubles, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.evaluation.factors import Factors
 from twotower.train.negatives.candidates import Candidates, ColumnFinder, Exclusions
 from twotower.train.negatives.config import NegativesConfig
-from twotower.train.negatives.context_positives import ContextPositives
 from twotower.train.negatives.source import NegativeSampler, Positives
 from twotower.train.negatives.source_tally import SourceDraws
 
@@ -267,3 +268,55 @@ def _append_items(items: Shaped[Ints, "I"], rows: Shaped[Ints, "B H"]) -> tuple[
     new = (place < 0) & (distinct >= 0)
     place[new] = len(items) + np.arange(new.sum())
     return np.concatenate([items, distinct[new]]), place[index.reshape(rows.shape)]
+
+
+BLOCK_PAIRS = 2**15
+"""Drawn pairs that are compared with the positives of their users at a time."""
+
+
+class ContextPositives:
+    """Finds the training positives of users in the context of one of their interactions. In another context an item that the
+    user likes may be wrong, so it stays a candidate there."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._positives, self._items = dataset.positives_by_user, dataset.pairs.item
+        self._users = dataset.pairs.user
+        self._context, self._n_items = dataset.context, len(dataset.items)
+
+    def __call__(
+        self, users: Shaped[Codes, "B"], interactions: Shaped[Ints, "B"]
+    ) -> tuple[Shaped[Ints, "L"], Shaped[Ints, "B"]]:
+        """Return the distinct item rows of each user's positives that have the context of the user's interaction, one user after
+        another, and their numbers."""
+        at, lengths = self._positives.indices(users)
+        rows, owner = self._positives.values[at].astype(np.int64), np.repeat(np.arange(len(users)), lengths)
+        for column in self._context.values():
+            same = _equal(column, rows, interactions[owner])
+            rows, owner = rows[same], owner[same]
+        found, items = np.divmod(distinct_keys(pair_keys(owner, self._items[rows], self._n_items)), self._n_items)
+        return items, np.bincount(found, minlength=len(users))
+
+    def include(self, interactions: Shaped[Ints, "n"], items: Shaped[Ints, "n"]) -> Shaped[Bools, "n"]:
+        """Return a mask: true where the user of an interaction has an item among the positives of its context."""
+        found = np.empty(len(items), np.bool_)
+        for block in pieces(len(items), BLOCK_PAIRS):
+            rows = interactions[block]
+            positives, lengths = self(self._users[rows], rows)
+            at = np.arange(len(rows))
+            members = pair_keys(np.repeat(at, lengths), positives, self._n_items)
+            found[block] = is_in_sorted(members, pair_keys(at, items[block], self._n_items))
+        return found
+
+
+def _equal(column: Column, a: Shaped[Ints, "n"], b: Shaped[Ints, "n"]) -> Shaped[Bools, "n"]:
+    """Return a mask: true where the rows `a` and `b` of a column are equal."""
+    if not isinstance(column, Ragged):
+        same: Bools = np.equal(column[a], column[b])
+        return same if same.ndim == 1 else np.logical_and.reduce(same, 1)
+    lengths, others = (column.offsets[rows + 1] - column.offsets[rows] for rows in (a, b))
+    same = lengths == others
+    lengths = np.where(same, lengths, 0)
+    values = (column.values[run_indices(column.offsets[rows], lengths)] for rows in (a, b))
+    differs = np.not_equal(*values)
+    same[np.repeat(np.arange(len(a)), lengths)[differs]] = False
+    return same

@@ -7,8 +7,7 @@ import torch
 from pydantic import Field
 
 from twotower.data.dataset import Dataset
-from twotower.train.negatives.source import SharedSampler, SharedSource
-from twotower.train.negatives.weighted import WeightedItems
+from twotower.train.negatives.source import SharedSampler, SharedSource, WeightedItems
 
 
 class PopularityNegatives(SharedSource):

@@ -19,7 +19,7 @@ from torchrec.distributed.sharding_plan import (
 from torchrec.distributed.types import ShardingEnv
 
 from twotower.arrays.types import F32, I64
-from twotower.train.torchrec.plan import ShardPlacement, padded_width
+from twotower.train.torchrec.shard import ShardPlacement, padded_width
 
 
 class TableGroup:

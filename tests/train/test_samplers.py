@@ -14,7 +14,7 @@ from twotower.data.pairs import Pairs
 from twotower.data.splits import TRAIN, VALIDATION
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.order import Epoch
-from twotower.train.pair_sampler import PairSampler
+from twotower.train.samplers import PairSampler, PositiveSampler
 
 
 def pairs_of(rows: list[tuple[int, int, bool]]) -> Pairs:
@@ -174,3 +174,32 @@ def test_only_training_pairs_are_spared_and_only_training_rows_are_given(board: 
     assert set(epoch.item[~sampled].tolist()) == set(range(10))
     # Sparing what is held out would tell the model about it.
     assert set(epoch.item[sampled].tolist()) == set(range(10, len(board.items)))
+
+
+@pytest.mark.parametrize("by_user", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_epoch_is_every_training_positive_once(everything_data: Dataset, by_user: bool, shuffle: bool) -> None:
+    data = everything_data
+    source = PositiveSampler(data, seed=1, shuffle=shuffle, by_user=by_user)
+    wanted = np.flatnonzero((data.parts == TRAIN) & data.pairs.positive)
+    epochs = [source.epoch(n) for n in range(2)]
+    assert len(source) == len(wanted)
+    assert data.times is not None
+    for epoch in epochs:
+        assert np.array_equal(np.sort(epoch.source), wanted)
+        assert np.array_equal(epoch.user, data.pairs.user[epoch.source])
+        assert np.array_equal(epoch.item, data.pairs.item[epoch.source])
+        assert (epoch.label == 1).all()
+        assert (epoch.weight == 1).all()
+        if by_user:
+            changes = np.flatnonzero(np.diff(epoch.user))
+            assert len(changes) + 1 == len(np.unique(epoch.user)), "the positives of a user are together"
+            together = np.diff(epoch.user) == 0
+            assert (np.diff(data.times[epoch.source])[together] >= 0).all(), "oldest first"
+        elif not shuffle:
+            assert np.array_equal(epoch.source, wanted)
+    assert np.array_equal(epochs[0].source, epochs[1].source) is (not shuffle)
+    again = PositiveSampler(data, seed=1, shuffle=shuffle, by_user=by_user)
+    assert np.array_equal(again.epoch(1).source, epochs[1].source)
+    other = PositiveSampler(data, seed=2, shuffle=shuffle, by_user=by_user).epoch(1).source
+    assert np.array_equal(other, epochs[1].source) is (not shuffle)

@@ -18,7 +18,6 @@ from twotower.evaluation.factors import Factors
 from twotower.train.contrastive import contrastive_loss
 from twotower.train.losses import LOSSES
 from twotower.train.losses.loss import Columns, ContrastiveLoss, PointwiseLoss
-from twotower.train.losses.mimic import mimic
 from twotower.train.negatives import SOURCES
 from twotower.train.negatives.attribute import AttributeNegatives
 from twotower.train.negatives.candidates import Candidates
@@ -27,9 +26,8 @@ from twotower.train.negatives.hard import HardNegatives
 from twotower.train.negatives.in_batch import InBatchNegatives
 from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.negatives.source import NegativeSource, SharedSource
-from twotower.train.objective import Objective
-from twotower.train.pair_sampler import PairSampler
-from twotower.train.positive_sampler import PositiveSampler
+from twotower.train.objective import Objective, mimic
+from twotower.train.samplers import PairSampler, PositiveSampler
 from twotower.train.trainer import Trainer
 
 EVERY_LOSS = [*(kind() for kind in LOSSES), Focal()]
