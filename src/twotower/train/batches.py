@@ -1,8 +1,7 @@
 """Batches: the inputs of both towers, and the pairs that join them.
 
-A batch holds its distinct users and items once, so that each tower runs once per distinct row. A user tower that reads the
-context runs once per distinct interaction. A batch knows which of its pairs
-are training interactions, so that no history contains its target.
+A tower runs once per distinct user or item of a batch, and a user tower that reads the context once per distinct
+interaction. No history holds an interaction of the batch, so no history contains its target.
 """
 
 from __future__ import annotations
@@ -51,17 +50,14 @@ class Batcher:
         self._distinct_users, self._distinct_items = DistinctRows(users.n), DistinctRows(items.n)
 
     def __call__(
-        self,
-        user: Shaped[WholeNumbers, "B"],
-        item: Shaped[WholeNumbers, "B"],
-        label: Shaped[Floats, "B"],
-        weight: Shaped[Floats, "B"],
-        source: Shaped[Ints, "n"],
-        moments: Shaped[Ints, "B"] | None = None,
-    ) -> Batch:
-        """Return the batch of B labelled pairs. `source` are the indices of all interactions of the batch, negative for a
-        sampled pair; the B pairs may be one rank's part of the batch. `moments` are those of the B pairs, which a tower that
-        reads the context needs; a drawn pair of ~i has the context of interaction i."""
+        self, user: Shaped[WholeNumbers, "B"], item: Shaped[WholeNumbers, "B"], label: Shaped[Floats, "B"],
+        weight: Shaped[Floats, "B"], source: Shaped[Ints, "n"], moments: Shaped[Ints, "B"] | None = None,
+    ) -> Batch:  # fmt: skip
+        """Return B labelled pairs, the whole batch or one rank's part of it.
+
+        `source` holds the interaction indices of the whole batch, negative for drawn pairs. `moments` holds the indices
+        of the B pairs, which a tower that reads the context needs; a drawn pair ~i has the context of interaction i.
+        """
         if self.users.has_context:
             assert moments is not None
             interactions, first, user_index = np.unique(
@@ -84,18 +80,13 @@ class Batcher:
         )
 
     def contrastive_batch(
-        self,
-        user: Shaped[WholeNumbers, "B"],
-        source: Shaped[Ints, "B"],
-        items: Shaped[Ints, "I"],
-        earlier: bool,
+        self, user: Shaped[WholeNumbers, "B"], source: Shaped[Ints, "B"], items: Shaped[Ints, "I"], earlier: bool,
         batch: Shaped[Ints, "n"] | None = None,
-    ) -> ContrastiveBatch:
+    ) -> ContrastiveBatch:  # fmt: skip
         """Return the inputs of the positives with the interaction indices `source`, and of the item rows `items`.
 
-        With `earlier`, user b has the history before interaction b. Otherwise each distinct user is taken once, with a context
-        once for each positive, and no sequence holds an interaction of the batch, whose indices are `batch`, or `source` if that
-        is None.
+        With `earlier`, user b has the history before interaction b. Otherwise each distinct user, or with a context
+        each positive, has one row, and no sequence holds an interaction of `batch`, or of `source` if `batch` is None.
         """
         if earlier:
             return ContrastiveBatch(self.users.take_before(user.astype(np.int64), source), self.items.take(items), None)

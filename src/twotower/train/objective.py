@@ -1,7 +1,7 @@
-"""The loss of a batch: what pairs and candidates have in common.
+"""Objectives: the loss of a batch of labelled pairs, and of positives against candidates.
 
-Several ranks train one batch together: each rank runs the user tower for its own positives and the item tower for its part of
-the batch's candidates, and the item vectors of all ranks are gathered, gradients included. So a batch, and its loss, do not
+Several ranks train one batch together. Each rank runs the user tower for its own positives and the item tower for its
+part of the candidates, then all ranks gather the item vectors, gradients included. So a batch and its loss do not
 depend on the number of ranks.
 """
 
@@ -38,6 +38,9 @@ from twotower.train.recipe import Recipe
 from twotower.train.samplers import PairSampler, PositiveSampler
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 
+LABELLED = "labelled"
+"""Name of the training interactions among the negatives of a tally."""
+
 
 class Sampler(Protocol):
     """Examples of every epoch."""
@@ -50,7 +53,7 @@ class Sampler(Protocol):
 
 
 class BatchLoss(NamedTuple):
-    """A rank's part of the loss of a batch, and the number of rows of the batch on all ranks."""
+    """Number of rows of a batch on all ranks, and a rank's part of its loss."""
 
     rows: int
     loss: Float[Tensor, ""]
@@ -61,24 +64,17 @@ L = TypeVar("L", bound=Loss)
 
 
 class Objective(ABC, Generic[L]):
-    """The batches of an epoch in their order, and the loss of each. Every draw depends on (seed, epoch, step)."""
+    """Batches of an epoch in order, and the loss of each. Every draw depends on (seed, epoch, step)."""
 
     sampler: Sampler
     tallied_batch: int
-    """Batch of each epoch, the middle one, whose negatives are counted in `tally`."""
+    """Batch of each epoch, the middle one, whose negatives `tally` counts."""
 
     def __init__(
-        self,
-        loss: L,
-        dataset: Dataset,
-        recipe: Recipe,
-        model: TwoTower,
-        device: torch.device,
-        context: DistributedContext,
-        torchrec: TorchRecEmbeddings | None,
-    ) -> None:
-        """Check the settings and build the sampler. Raises ConfigError, or DataError if the training part holds nothing to
-        learn with these settings."""
+        self, loss: L, dataset: Dataset, recipe: Recipe, model: TwoTower, device: torch.device,
+        context: DistributedContext, torchrec: TorchRecEmbeddings | None,
+    ) -> None:  # fmt: skip
+        """Check the settings and build the sampler. Raises ConfigError, or DataError if nothing can be learned."""
         self.loss, self.dataset, self.recipe, self.model = loss, dataset, recipe, model
         self.device, self.context, self.torchrec = device, context, torchrec
         self.causal = recipe.train.history_scope == "causal"
@@ -111,14 +107,14 @@ class Objective(ABC, Generic[L]):
 
     @abstractmethod
     def begin_epoch(self, factors: Callable[[], Factors], epoch: int) -> None:
-        """Prepare epoch `epoch` (0, 1, …) with the vectors of the present model."""
+        """Prepare epoch `epoch` (0, 1, …); `factors` computes the vectors of the current model."""
 
     def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
         """Return the tensors of earlier batches and epochs that later ones depend on."""
         return join_states(self.parts)
 
     def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
-        """Continue from a state; what the settings no longer use is left out."""
+        """Continue from a state; ignore parts that the settings no longer use."""
         load_states(self.parts, state)
 
     def detach_from_group(self) -> None:
@@ -126,7 +122,7 @@ class Objective(ABC, Generic[L]):
         self._towers = BothTowers(self.model, self.recipe.trained_pairs)
 
     def examples(self, epoch: Epoch, batch: int) -> tuple[Examples, Shaped[Ints, "s"], slice]:
-        """Return the examples of a batch, the end of each shard's part of it, and the slice that is this rank's."""
+        """Return the examples of a batch, the end of each shard's part, and the slice of this rank."""
         parts, context = epoch.batch_slices(batch, self.recipe.train.batch_size), self.context
         ends = np.cumsum([p.stop - p.start for p in parts])
         if context.world_size == 1 or len(parts) == 1:
@@ -140,38 +136,27 @@ class Objective(ABC, Generic[L]):
         return whole, ends, slice(first, first + len(read))
 
     def vectors(self, users: Inputs, items: Inputs) -> tuple[Float[Tensor, "U D"], Float[Tensor, "I D"]]:
-        """Return the vectors of some users and items."""
         if self.torchrec:
             self.torchrec.fetch(users, items)
         with self.precision():
             return self._towers(users, items)
 
     def mimic_loss(
-        self,
-        user_inputs: Inputs,
-        item_inputs: Inputs,
-        users: Float[Tensor, "U D"],
-        items: Float[Tensor, "I D"],
-        user: I64[Tensor, "P"],
-        item: I64[Tensor, "P"],
-        total_weight: float,
+        self, user_inputs: Inputs, item_inputs: Inputs, users: Float[Tensor, "U D"], items: Float[Tensor, "I D"],
+        user: I64[Tensor, "P"], item: I64[Tensor, "P"], total_weight: float,
         gather: Callable[[Float[Tensor, "r d"]], Float[Tensor, "I d"]] = lambda local: local,
         weights: Float[Tensor, "P"] | None = None,
-    ) -> Float[Tensor, ""]:
+    ) -> Float[Tensor, ""]:  # fmt: skip
         """Return the weighted mimic losses of P positives (user[p], item[p]), indices into `users` and `items`.
 
-        The P positives, which weigh 1 or have `weights`, are a part of a batch of `total_weight`. `gather` turns rows of `item_inputs` into rows of `items`.
+        The positives are a part of a batch of `total_weight`; without `weights` all weights are 1. `gather` turns rows
+        of `item_inputs` into rows of `items`.
         """
-        model = self.model
-        of = (total_weight, weights)
-        terms = [
-            mimic(a[user], v[item], *of)
-            for a, v in model.augmented("user", user_inputs, items, self.recipe.trained_pairs)
-        ]
-        terms += [
-            mimic(gather(a)[item], v[user], *of)
-            for a, v in model.augmented("item", item_inputs, users, self.recipe.trained_pairs)
-        ]
+        pairs, of = self.recipe.trained_pairs, (total_weight, weights)
+        of_users = self.model.augmented("user", user_inputs, items, pairs)
+        of_items = self.model.augmented("item", item_inputs, users, pairs)
+        terms = [mimic(a[user], v[item], *of) for a, v in of_users]
+        terms += [mimic(gather(a)[item], v[user], *of) for a, v in of_items]
         return self.loss.mimic * torch.stack(terms).sum()
 
     def precision(self) -> AbstractContextManager[None]:
@@ -181,7 +166,7 @@ class Objective(ABC, Generic[L]):
 
 
 class BothTowers(nn.Module):
-    """Both towers of some pairs, or of all, in one call, which DistributedDataParallel needs."""
+    """Both towers of some pairs, or of all, in one call, as DistributedDataParallel needs it."""
 
     def __init__(self, model: TwoTower, pairs: Sequence[int] | None) -> None:
         super().__init__()
@@ -194,8 +179,7 @@ class BothTowers(nn.Module):
 def distributed_data_parallel(
     towers: BothTowers, local_parameters: Iterable[str]
 ) -> nn.parallel.DistributedDataParallel:
-    """Return the towers with gradients averaged over the ranks, except for `local_parameters` of the model, of which each
-    rank holds its own piece."""
+    """Return the towers with gradients averaged over the ranks. Each rank holds its own piece of `local_parameters`."""
     kind = nn.parallel.DistributedDataParallel
     constants = [name for name, _ in towers.named_buffers()]  # equal on all ranks
     ignored = [*constants, *(f"model.{name}" for name in local_parameters)]
@@ -203,15 +187,10 @@ def distributed_data_parallel(
     return kind(towers)
 
 
-LABELLED = "labelled"
-"""Name of the negatives that interactions are, in the tally."""
-
-
 class PointwiseObjective(Objective[PointwiseLoss]):
-    """Batches of labelled pairs, which are training interactions and random negatives, and their pointwise loss."""
+    """Batches of labelled pairs, training interactions and drawn negatives, and their pointwise loss."""
 
     def make_sampler(self) -> PairSampler:
-        """Return the source of the pairs."""
         config = self.recipe.train
         return PairSampler(self.dataset, self.recipe.negatives, config.seed, config.shuffle, config.data_shards)
 
@@ -219,7 +198,6 @@ class PointwiseObjective(Objective[PointwiseLoss]):
         """Do nothing: pairs do not depend on the model."""
 
     def __call__(self, epoch: Epoch, batch: int, step: int) -> BatchLoss:
-        """Return the loss of a batch."""
         whole, _, own_part = self.examples(epoch, batch)
         # A rank without a row runs the towers for one row of weight 0: all ranks take part in every collective.
         own = whole[own_part] if own_part.start < own_part.stop else replace(whole[:1], weight=np.zeros(1, np.float32))
@@ -232,7 +210,7 @@ class PointwiseObjective(Objective[PointwiseLoss]):
         total = 0.0 if self.context.world_size == 1 else float(whole.weight.sum(dtype=np.float64))
         if whole.weight.any():
             loss = self.loss(logits, pairs.label, pairs.weight, total)
-        else:  # of interactions of weight 0 alone
+        else:  # all interactions have weight 0
             loss = logits.sum() * 0
         if batch == self.tallied_batch:
             (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
@@ -248,8 +226,7 @@ class PointwiseObjective(Objective[PointwiseLoss]):
         return BatchLoss(len(whole), loss, mimic_loss)
 
     def _tally(self, own: Examples, logits: Float[Tensor, "B"], gradient: Float[Tensor, "B"]) -> None:
-        """Count the negatives of a batch: the labelled ones, and those that sources drew. One is above as many of the batch's
-        positives as score less."""
+        """Count the labelled and the drawn negatives of a batch. A negative is above each positive that scores less."""
         drawn = "+".join(source.kind for source in self.recipe.negatives.pairs)
         self.tally.begin([LABELLED, *([drawn] if drawn else [])])
         counted = own.weight > 0
@@ -265,10 +242,9 @@ class PointwiseObjective(Objective[PointwiseLoss]):
 
 
 class ContrastiveObjective(Objective[ContrastiveLoss]):
-    """Batches of training positives, each against candidates from a mixture of sources, and their contrastive loss."""
+    """Batches of training positives with candidates from a mixture of sources, and their contrastive loss."""
 
     def make_sampler(self) -> PositiveSampler:
-        """Return the source of the positives, and prepare that of their candidates."""
         config, negatives = self.recipe.train, self.recipe.negatives
         sampler = PositiveSampler(self.dataset, config.seed, config.shuffle, self.causal, config.data_shards)
         self.candidates = CandidateSampler(self.dataset, negatives, config.seed, self.device)
@@ -278,11 +254,9 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         return sampler
 
     def begin_epoch(self, factors: Callable[[], Factors], epoch: int) -> None:
-        """Prepare the sources of the candidates."""
         self.candidates.begin_epoch(factors, epoch)
 
     def __call__(self, epoch: Epoch, batch: int, step: int) -> BatchLoss:
-        """Return the loss of a batch."""
         config, context = self.recipe, self.context
         whole, ends, own_part = self.examples(epoch, batch)
         own = whole[own_part]
@@ -325,30 +299,25 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
         if self.loss.mimic:
             user = torch.arange(len(embedded), device=users.device) if positives.user is None else positives.user
             mimic_loss = self.mimic_loss(
-                positives.users,
-                positives.items,
-                users,
-                items,
-                user[: len(own)],
-                positive,
-                total_weight,
-                gather,
-                weights,
-            )
+                positives.users, positives.items, users, items, user[: len(own)], positive,
+                total_weight, gather, weights,
+            )  # fmt: skip
         if positives.user is not None:
             users = users.index_select(0, positives.user)
         columns = items if drawn.memory_vectors is None else torch.cat([items, drawn.memory_vectors])
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-        scored_alone = self._parts_of_loss
+        # Columns of the vectors that have a loss of their own: all, or those of each pair that is trained apart.
+        apart = config.train.pairs == "apart"
+        parts = self.model.parts_of_pairs(config.trained_pairs) if apart else [slice(None)]
         loss = torch.stack([
             contrastive_loss(
-                users[: len(own), columns_of_pair], columns[:, columns_of_pair], drawn, self.loss, len(self.dataset.items), dtype, total_weight,
-                weights=weights, versions=seen, tally=tally,
+                users[: len(own), dims], columns[:, dims], drawn, self.loss, len(self.dataset.items), dtype,
+                total_weight, weights=weights, versions=seen, tally=tally,
             )
-            for columns_of_pair in scored_alone
+            for dims in parts
         ]).sum()  # fmt: skip
         if tally is not None:
-            tally.end(min(len(own), tally.max_rows) * len(scored_alone), context)
+            tally.end(min(len(own), tally.max_rows) * len(parts), context)
         if config.negatives.remembered:
             latest = torch.from_numpy(whole.item.astype(np.int64)).to(self.device)
             vectors = items.index_select(0, drawn.batch_positive)
@@ -356,27 +325,19 @@ class ContrastiveObjective(Objective[ContrastiveLoss]):
             self.candidates.remember(latest, vectors, remembered)
         return BatchLoss(len(whole), loss, mimic_loss)
 
-    @property
-    def _parts_of_loss(self) -> list[slice]:
-        """Columns of the vectors that make a score with a loss of its own: all, or those of each pair that is trained apart."""
-        if self.recipe.train.pairs == "together":
-            return [slice(None)]
-        return self.model.parts_of_pairs(self.recipe.trained_pairs)
-
     def _versions(self, drawn: Candidates, whole: Examples) -> CandidateVersions | None:
-        """Return the versions of the candidates that the batch sees; None if items have none."""
+        """Return the versions of the candidates at the times of the batch; None if items have none."""
         versions = self.dataset.items.versions
         return None if versions is None else CandidateVersions(drawn, versions, self._times(whole.source), self.device)
 
     def _times(self, source: Shaped[Ints, "n"]) -> Shaped[Ints, "n"]:
-        """Return the times of interactions, by index."""
         assert self.dataset.times is not None
         times: Ints = self.dataset.times[source]
         return times
 
     def _left_out(self, source: Shaped[Ints, "B"], drawn: Shaped[Ints, "n"]) -> Shaped[Ints, "m"]:
-        """Return the interactions that no history of the batch may hold: the batch's, and those `drawn` as negatives."""
-        # A rank without a row of the batch has drawn nothing, and leaves out what the others drew.
+        """Return the interactions that no history may hold: those of the batch and those `drawn` as negatives."""
+        # A rank without a row has drawn nothing, and leaves out what the other ranks drew.
         drawn_apart = self.recipe.train.data_shards > 1 or len(source) < self.context.world_size
         if self.context.world_size > 1 and drawn_apart and self.candidates.gives_interactions:
             counts = self.context.all_gather_array(np.array([len(drawn)]), [1] * self.context.world_size)
@@ -390,14 +351,15 @@ def mimic(
     total_weight: float = 0.0,
     weights: Float[Tensor, "P"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Return the weighted mean over P positives of |a - v|^2; 0 without positives. Without `weights` all are 1.
+    """Return the adaptive-mimic loss: the weighted mean over P positives of |a - v|^2; 0 without positives.
 
-    `augmented` are augmented vectors of one side, `vectors` the other side's vectors, which get no gradient. With
-    `total_weight` the P positives are a part of a batch of that weight, and the result is their part of its mean.
+    `augmented` are augmented vectors a of one side, `vectors` the other side's vectors v, which get no gradient.
+    Without `weights` all weights are 1. With `total_weight` the positives are a part of a batch of that weight, and the
+    result is their part of its mean.
 
-    Use it with `augment = true` on both towers, to let each side's augmented vector learn from the other tower. The
-    adaptive-mimic mechanism of the dual augmented two-tower model (DAT, Yu et al. 2021, section 3.2): its terms of positive
-    pairs; those of negative pairs are constant.
+    Use it with `augment = true` on both towers, so that each side's augmented vector learns from the other tower (dual
+    augmented two-tower model, DAT, Yu et al. 2021, section 3.2, the terms of positive pairs; those of negative pairs
+    are constant).
     """
     distances = (augmented - vectors.detach()).square()
     if weights is None:

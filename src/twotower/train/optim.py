@@ -1,4 +1,4 @@
-"""Updates of the weights: groups of parameters, the schedule of the learning rate, clipping."""
+"""Updates of the weights: parameter groups, learning rate, clipping."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Return the learning rate of a step (0, 1, …): lr, times a linear warmup, times the factor of the schedule."""
+    """Return the learning rate of a step (0, 1, …): lr times a linear warm-up times the factor of the schedule."""
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     factor = 1.0
     if config.schedule == "cosine":
@@ -28,7 +28,7 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
 
 
 def parameter_groups(model: TwoTower, config: TrainConfig) -> dict[float, list[nn.Parameter]]:
-    """Return the parameters by weight decay: that of the embeddings (by tower), the biases, and the layers."""
+    """Return the parameters by weight decay: embeddings (by tower), biases, layers."""
     groups: list[tuple[list[nn.Parameter], float]] = []
     for side in SIDES:
         for tower in model.towers(side):
@@ -47,34 +47,26 @@ def parameter_groups(model: TwoTower, config: TrainConfig) -> dict[float, list[n
 
 
 class ModelOptimizer:
-    """Optimizer of all weights of a model. Sharded tables are updated with the others, by the ranks that hold them."""
+    """Optimizer of all weights of a model. Each rank updates its pieces of sharded tables."""
 
     def __init__(
-        self,
-        model: TwoTower,
-        config: TrainConfig,
-        steps_per_epoch: int,
-        device: torch.device,
-        context: DistributedContext | None = None,
-        torchrec: TorchRecEmbeddings | None = None,
-    ) -> None:
+        self, model: TwoTower, config: TrainConfig, steps_per_epoch: int, device: torch.device,
+        context: DistributedContext | None = None, torchrec: TorchRecEmbeddings | None = None,
+    ) -> None:  # fmt: skip
         self._model, self._config, self._steps_per_epoch = model, config, steps_per_epoch
         self._context, self._torchrec = context or DistributedContext(), torchrec
         groups = [{"params": params, "weight_decay": d} for d, params in parameter_groups(model, config).items()]
-        # torch's optimizers have a fused kernel for a CPU; elsewhere torch chooses.
+        # On a CPU the fused kernel must be requested.
         self.optimizer = config.optimizer.build(groups, config.lr, fused=device.type == "cpu")
         self._steps = 0
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step (0, 1, …)."""
         return learning_rate(self._config, step, self._steps_per_epoch)
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, step: int) -> None:
-        """Update the weights by their gradients, as step `step` (0, 1, …)."""
         lr = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -86,11 +78,11 @@ class ModelOptimizer:
         self._steps = step + 1
 
     def _clip(self, norm: float) -> None:
-        """Scale all gradients so that their common norm is at most `norm`, over the pieces of all ranks."""
+        """Scale all gradients so that their total norm over all ranks is at most `norm`."""
         if not self._torchrec or self._context.world_size == 1:
             nn.utils.clip_grad_norm_(self._model.parameters(), norm)
             return
-        gradients: dict[bool, list[Tensor]] = {True: [], False: []}  # by whether each rank holds a piece
+        gradients: dict[bool, list[Tensor]] = {True: [], False: []}  # by whether the table is sharded
         for name, parameter in self._model.named_parameters():
             if parameter.grad is not None:
                 gradients[name in self._torchrec.shards_by_parameter].append(parameter.grad)
@@ -101,7 +93,7 @@ class ModelOptimizer:
                 gradient.mul_(norm / (total + 1e-6))  # as torch does
 
     def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
-        """Return the optimizer's tensors as "<slot>/<parameter>"."""
+        """Return the tensors of the optimizer as "<slot>/<parameter>"."""
         tensors = {
             f"{slot}/{name}": value
             for name, parameter in self._model.named_parameters()
@@ -113,7 +105,7 @@ class ModelOptimizer:
         return tensors
 
     def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
-        """Continue from a state; parameters without tensors in it start with none."""
+        """Continue from a state. Parameters that it lacks start without tensors."""
         if self._torchrec and self._torchrec.updates_sparsely:
             self._torchrec.restore_optimizer(state)
         self._steps = int(max((float(value) for key, value in state.items() if key.startswith("step/")), default=0))

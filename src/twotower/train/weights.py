@@ -1,4 +1,4 @@
-"""Weights of a model by name: copies, loading, the check that all are finite, and their moving average."""
+"""Weights of a model by name, and their moving average."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ from twotower.distributed import DistributedContext
 
 
 class Weights:
-    """Parameters of a model by name; of a sharded table this rank's piece."""
+    """Parameters of a model by name; a sharded table is this rank's piece."""
 
     def __init__(self, model: nn.Module, context: DistributedContext | None = None, sharded: bool = False) -> None:
-        """Name the parameters of `model`; `sharded` if each rank of `context` holds other numbers."""
+        """Name the parameters of `model`. `sharded`: each rank of `context` holds different numbers."""
         self._model, self._context, self._sharded = model, context or DistributedContext(), sharded
 
     def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
-        """Return the parameters themselves."""
+        """Return the parameters, not copies."""
         return dict(self._model.named_parameters())
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
-        """Overwrite the parameters in place."""
         for name, parameter in self._model.named_parameters():
             parameter.copy_(state[name])
 
     def copy(self) -> dict[str, Shaped[Tensor, "*_"]]:
-        """Return copies of the parameters, without gradient."""
         return {name: parameter.detach().clone() for name, parameter in self._model.named_parameters()}
 
     def are_finite(self) -> bool:
@@ -41,17 +39,17 @@ class MovingAverage:
 
         a_t = d a_{t-1} + (1 - d) w_t,    d = min(decay, t / (t + 10)) after t steps
 
-    The lower decay of the first steps forgets the random weights of the start.
+    The lower decay of the first steps discounts the random initial weights.
     """
 
     def __init__(self, weights: Weights, decay: float) -> None:
-        """Begin with the present weights; decay 0 keeps no average."""
+        """Begin with the current weights; decay 0 keeps no average."""
         self._model_weights, self._decay = weights, decay
-        self.weights = weights.copy() if decay else {}
+        self.weights: dict[str, Shaped[Tensor, "*_"]] = {}
         """Averaged weights by name; empty without an average."""
+        self.restart()
 
     def restart(self) -> None:
-        """Begin anew with the present weights."""
         self.weights = self._model_weights.copy() if self._decay else {}
 
     def update(self, steps: int) -> None:
@@ -62,11 +60,10 @@ class MovingAverage:
                 self.weights[name].lerp_(parameter.detach(), 1 - decay)
 
     def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
-        """Return the averaged weights."""
         return self.weights
 
     def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
-        """Overwrite the average, if one is kept and the state holds one."""
+        """Overwrite the average, if the state holds one."""
         if state:
             for name, average in self.weights.items():
                 average.copy_(state[name])
