@@ -315,7 +315,7 @@ def test_fault_B5_weights_are_not_taken_over_for_other_ids_and_the_best_is_measu
     renamed = pl.col("item_id").replace({old: 10_000 - old for old in range(30)})
     others = (users, items.with_columns(renamed), log.with_columns(renamed))
     for override in (False, True):
-        with pytest.raises(RunError, match="users, items or values of the data are others .*start a new run"):
+        with pytest.raises(RunError, match="users, items or values of the data differ .*start a new run"):
             api.fit(others, CHECKERBOARD_SCHEMA, config, folder=folder, resume=True, override=override)
     turned = (users, items, log.with_columns(liked=1 - pl.col("liked")))
     found = api.fit(turned, CHECKERBOARD_SCHEMA, config, folder=folder, resume=True, override=True)

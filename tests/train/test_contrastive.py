@@ -207,7 +207,7 @@ def test_the_gradient_is_scaled_by_what_stands_after_the_loss(loss: ContrastiveL
 
 
 @pytest.mark.parametrize("loss", CONTRASTIVE, ids=repr)
-def test_a_contrastive_loss_in_bf16_is_near_the_one_in_fp32_and_huge_logits_stay_finite(loss: ContrastiveLoss) -> None:
+def test_a_contrastive_loss_in_bf16_is_near_the_one_in_fp32(loss: ContrastiveLoss) -> None:
     of = contrastive_case(4)
     users, items = of.users.requires_grad_(), of.items.requires_grad_()
     exact, rough = (
@@ -216,11 +216,6 @@ def test_a_contrastive_loss_in_bf16_is_near_the_one_in_fp32_and_huge_logits_stay
     )
     assert rough[0] == pytest.approx(exact[0], rel=0.02)
     assert all(torch.allclose(a, b, atol=0.02) for a, b in zip(exact[1], rough[1], strict=True))
-    huge, gradients = value_and_gradients(
-        contrastive.contrastive_loss(300 * users, items, of.candidates, loss, 60), users, items
-    )
-    assert math.isfinite(huge)
-    assert all(bool(g.isfinite().all()) for g in gradients)
 
 
 @pytest.mark.parametrize("loss", CONTRASTIVE, ids=repr)
@@ -238,41 +233,6 @@ def test_a_row_without_candidates_is_no_nan(loss: ContrastiveLoss) -> None:
 
 
 # ---- the full softmax
-
-
-def all_items(users: Tensor, items: Tensor, positive: Tensor, **changes: Any) -> Candidates:
-    n = len(items)
-    whole = Candidates(
-        items=np.arange(n), shared=n, memory_items=torch.zeros(0, dtype=torch.int64), positive=positive,
-        counts=torch.ones(n), log_q=torch.zeros(n), per_positive=torch.zeros(len(users), 0, dtype=torch.int64),
-        exclusions=None,
-    )  # fmt: skip
-    return replace(whole, **changes)
-
-
-def test_a_softmax_over_every_item_once_is_the_cross_entropy_over_the_catalogue() -> None:
-    rng = torch.Generator().manual_seed(0)
-    users, items = (
-        torch.randn(33, 6, generator=rng).requires_grad_(),
-        torch.randn(50, 6, generator=rng).requires_grad_(),
-    )
-    positive = torch.randint(0, 50, (33,), generator=rng)
-    expected = value_and_gradients(cross_entropy(users @ items.T, positive), users, items)
-    found = value_and_gradients(
-        contrastive.contrastive_loss(users, items, all_items(users, items, positive), Softmax(), 50),
-        users,
-        items,
-    )
-    assert found[0] == pytest.approx(expected[0], rel=1e-6)
-    for a, b in zip(found[1], expected[1], strict=True):
-        torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-4)
-    # Every item drawn five times and expected five times is the same again, but for the positive, which counts once.
-    five = all_items(users, items, positive, counts=torch.full((50,), 5.0), log_q=torch.full((50,), math.log(5)))
-    again = contrastive.contrastive_loss(users, items, five, Softmax(), 50)
-    logits = (users @ items.T).double()
-    share = (logits.gather(1, positive[:, None])[:, 0] - math.log(5)).exp()
-    rest = logits.exp().sum(1) - logits.gather(1, positive[:, None])[:, 0].exp()
-    assert again.item() == pytest.approx(-(share / (share + rest)).log().mean().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("mask", [False, True])

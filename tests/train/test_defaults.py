@@ -34,7 +34,7 @@ from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.runs import Run
-from twotower.train import precision
+from twotower.train import defaults
 from twotower.train.defaults import MIN_WORK, has_bf16, with_defaults, with_precision, work
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.trainer import Trainer
@@ -391,7 +391,7 @@ def test_a_pair_that_a_step_leaves_out_has_no_products() -> None:
 def test_large_products_are_in_bf16_where_the_device_has_it(
     has: bool, expected: str, board: Dataset, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "has_bf16", lambda device: has)
+    monkeypatch.setattr(defaults, "has_bf16", lambda device: has)
     assert Config().train.precision == "auto"
     assert work(settings(**WIDE), len(board.items)) >= MIN_WORK
     assert Trainer(board, settings(**WIDE)).recipe.train.precision == expected
@@ -404,7 +404,7 @@ def test_large_products_are_in_bf16_where_the_device_has_it(
 
 def test_small_models_train_in_fp32(board: Dataset, messages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the machine, so that a fixed seed gives the bits of fp32."""
-    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
+    monkeypatch.setattr(defaults, "has_bf16", lambda device: True)
     assert Trainer(board, settings()).recipe.train.precision == "fp32"
     told = "train.precision = 'fp32': the matrix products of a step are small (0.0 million multiplications)"
     assert told in messages
@@ -417,10 +417,10 @@ def test_a_resumed_training_keeps_the_choice_of_its_start(
         model={"pairs": [{"user": {"layers": [768, 8]}, "item": {"layers": [8]}}]}, train={"checkpoint_steps": 1}
     )
     assert work(config, 30) >= MIN_WORK
-    monkeypatch.setattr(precision, "has_bf16", lambda device: True)
+    monkeypatch.setattr(defaults, "has_bf16", lambda device: True)
     with pytest.raises(KeyboardInterrupt):
         api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run", callback=StopAt(3))
-    monkeypatch.setattr(precision, "has_bf16", lambda device: False)
+    monkeypatch.setattr(defaults, "has_bf16", lambda device: False)
     done = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run", resume=True)
     assert done.config.train.precision == runs.load(tmp_path / "run").config.train.precision == "bf16"
     assert "resuming after step 2" in messages
@@ -431,6 +431,6 @@ def test_a_resumed_training_keeps_the_choice_of_its_start(
 
 def test_all_ranks_take_the_choice_of_the_first(board: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DistributedContext, "broadcast", lambda self, value: "bf16")
-    monkeypatch.setattr(precision, "work", None)  # another rank decides nothing
+    monkeypatch.setattr(defaults, "work", None)  # another rank decides nothing
     found = with_precision(settings(), board, CPU, DistributedContext(rank=1, world_size=2))
     assert found.train.precision == "bf16"

@@ -155,7 +155,7 @@ def test_weights_that_are_no_numbers_of_rows_are_one_line_of_the_log(
     assert len(lines) == bool(said)
     if said:
         assert lines[0].startswith(
-            f"the mean weight of the training targets is {said}, and a weight is a number of rows"
+            f"the mean weight of the training targets is {said}, and a loss over candidates reads a"
         )
         assert "\n" not in lines[0]
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from twotower.arrays.ragged import Ragged
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.data.splits import TRAIN, VALIDATION
@@ -27,13 +26,6 @@ def pairs_of(rows: list[tuple[int, int, bool]]) -> Pairs:
 
 def same(a: Epoch, b: Epoch) -> bool:
     return all(np.array_equal(getattr(a, n), getattr(b, n)) for n in ("user", "item", "label", "weight", "source"))
-
-
-def items_of(rows: list[tuple[int, int, bool]], n_users: int) -> Ragged:
-    """The items of each user, rising."""
-    rows = sorted({(u, i, True) for u, i, _ in rows})
-    met = pairs_of(rows)
-    return Ragged.from_pairs(met.user, met.item, n_users)
 
 
 def met_in_training(data: Dataset) -> set[tuple[int, int]]:

@@ -138,16 +138,6 @@ def test_items_that_training_lacks_are_no_candidates_unless_they_are_cold(
     assert set(columns_of(CandidateSampler(data, every, 1)(user, item, 0))) == set(range(30))
 
 
-def test_without_the_batchs_own_positives_a_column_counts_only_what_was_drawn(board: Dataset) -> None:
-    data = zipf(board)
-    user, item = positives(data, 30)
-    c = CandidateSampler(data, NegativesConfig(in_batch=False, uniform=4), 1)(user, item, 0)
-    assert c.counts.sum() == 4
-    assert set(item.tolist()) <= set(columns_of(c))
-    assert (c.counts == 0).any()
-    assert [int(c.items[p]) for p in c.positive] == item.tolist()
-
-
 # ---- what is not there
 
 
@@ -287,16 +277,6 @@ def test_draws_depend_on_seed_and_step_only(everything_data: Dataset) -> None:
     assert np.random.get_state(legacy=False)["state"]["key"].tolist() == before[1]
 
 
-def test_the_whole_catalogue_needs_no_draw(everything_data: Dataset) -> None:
-    user, item = positives(everything_data, 20)
-    c = CandidateSampler(everything_data, NegativesConfig(full=True), 1)(user, item, 0)
-    assert columns_of(c) == list(range(40))
-    assert c.positive.tolist() == item.tolist()
-    assert (c.counts == 1).all()
-    assert not c.log_q.any()
-    assert c.per_positive.shape == (20, 0)
-
-
 def test_random_candidates_count_among_the_others_that_mined_ones_are_measured_by(board: Dataset) -> None:
     rng = torch.Generator().manual_seed(0)
     vectors = torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng)
@@ -390,12 +370,3 @@ def test_a_drawn_pair_has_the_context_of_its_positive_and_no_item_that_is_right_
     ]
     assert (epoch.item[drawn] != data.pairs.item[positives])[right].any()
     assert np.array_equal(epoch.weight[drawn] == 0, right)
-
-
-def test_pairs_of_data_without_a_context_are_of_items_that_the_user_lacks(data: Dataset) -> None:
-    plain = replace(data, schema=hourly_schema())
-    epoch = PairSampler(plain, NegativesConfig(random=4), seed=3).epoch(0)
-    drawn = epoch.source < 0
-    taken = set(zip(data.train.user.tolist(), data.train.item.tolist(), strict=True))
-    assert not taken & set(zip(epoch.user[drawn].tolist(), epoch.item[drawn].tolist(), strict=True))
-    assert epoch.weight.all()

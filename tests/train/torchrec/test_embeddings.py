@@ -20,7 +20,6 @@ from worlds import CHECKERBOARD_TOML, checkerboard, settings
 
 import twotower
 from twotower import api
-from twotower.config.experiment import Config
 from twotower.config.toml import load_config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
@@ -262,16 +261,6 @@ def test_a_checkpoint_saved_again_without_a_step_keeps_the_sums_of_adagrad(board
             assert state.keys() == expected.keys()
             assert all(torch.equal(state[name], value) for name, value in expected.items())
             again.checkpoints.save(again.progress)
-
-
-def test_the_default_is_whole_tables() -> None:
-    assert Config().train.embedding_placement == "replicated"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loaded() -> None:
-    """TorchRec takes seconds to import."""
-    preloaded.load("torchrec", "twotower.train.torchrec.table_group")
 
 
 @pytest.mark.parametrize(
