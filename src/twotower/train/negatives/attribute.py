@@ -32,7 +32,7 @@ class AttributeNegatives(PerPositiveSource):
     def check(self, dataset: Dataset) -> None:
         if dataset.items.versions is not None:
             raise ConfigError(
-                "negatives.attribute draws items by their newest values, and with schema.valid_from a positive reads "
+                "negatives.attribute draws items by their newest values, and with schema.valid_from a positive sees "
                 "items as they were at its own time; leave it out"
             )
 
