@@ -32,12 +32,12 @@ from twotower.features.sequence import Sequence
 from twotower.model.inputs.bag import Bag
 from twotower.model.inputs.prefixes import Prefixes
 from twotower.model.pooling.decay import Decay
-from twotower.train.batches import ContrastiveBatch
 from twotower.train.checkpoint import EVALUATION, Checkpoint
 from twotower.train.losses import LOSSES
 from twotower.train.negatives.candidates import Candidates
 from twotower.train.negatives.hard import HardSampler
 from twotower.train.negatives.mixture import CandidateSampler
+from twotower.train.objective import ContrastiveBatch
 from twotower.train.optimizers import OPTIMIZERS
 from twotower.train.progress import Callback
 from twotower.train.trainer import Trainer

@@ -3,6 +3,9 @@
 Several ranks train one batch together. Each rank runs the user tower for its own positives and the item tower for its
 part of the candidates, then all ranks gather the item vectors, gradients included. So a batch and its loss do not
 depend on the number of ranks.
+
+A tower runs once per distinct user or item of a batch, and a user tower that reads the context once per distinct
+interaction. No history holds an interaction of the batch, so no history contains its target.
 """
 
 from __future__ import annotations
@@ -11,21 +14,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from twotower.arrays.types import I64, Float, Ints, Shaped
+from twotower.arrays.sets import DistinctRows
+from twotower.arrays.types import F32, I64, Float, Floats, Ints, Shaped, WholeNumbers
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.evaluation.factors import Factors
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.two_tower import TwoTower
-from twotower.train.batches import Batcher
 from twotower.train.checkpoint import Stateful, join_states, load_states
 from twotower.train.contrastive import contrastive_loss
 from twotower.train.losses.loss import ContrastiveLoss, Loss, PointwiseLoss
@@ -40,6 +43,92 @@ from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 
 LABELLED = "labelled"
 """Name of the training interactions among the negatives of a tally."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B pairs over U distinct users and I distinct items."""
+
+    users: Inputs
+    items: Inputs
+    user: I64[Tensor, "B"]  # into the U users
+    item: I64[Tensor, "B"]  # into the I items
+    label: F32[Tensor, "B"]  # 0 or 1
+    weight: F32[Tensor, "B"]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+@dataclass(frozen=True)
+class ContrastiveBatch:
+    """B positives and the items of their candidates."""
+
+    users: Inputs
+    items: Inputs
+    user: I64[Tensor, "B"] | None  # into the users; None: user b belongs to positive b
+
+
+class Batcher:
+    """Makes batches on the device from aligned arrays of pairs."""
+
+    def __init__(self, users: SideTensors, items: SideTensors) -> None:
+        self.users, self.items = users, items
+        self._distinct_users, self._distinct_items = DistinctRows(users.n), DistinctRows(items.n)
+
+    def __call__(
+        self, user: Shaped[WholeNumbers, "B"], item: Shaped[WholeNumbers, "B"], label: Shaped[Floats, "B"],
+        weight: Shaped[Floats, "B"], source: Shaped[Ints, "n"], moments: Shaped[Ints, "B"] | None = None,
+    ) -> Batch:  # fmt: skip
+        """Return B labelled pairs, the whole batch or one rank's part of it.
+
+        `source` holds the interaction indices of the whole batch, negative for drawn pairs. `moments` holds the indices
+        of the B pairs, which a tower that reads the context needs; a drawn pair ~i has the context of interaction i.
+        """
+        if self.users.has_context:
+            assert moments is not None
+            interactions, first, user_index = np.unique(
+                np.maximum(moments, ~moments), return_index=True, return_inverse=True
+            )
+            users = user[first].astype(np.int64)
+        else:
+            interactions = None
+            users, user_index = self._distinct_users(user)
+        items, item_index = self._distinct_items(item)
+        left_out = source[source >= 0] if self.users.has_sequences or self.items.has_sequences else None
+        device = self.users.device
+        return Batch(
+            self.users.take(users, left_out, interactions),
+            self.items.take(items, left_out),
+            torch.from_numpy(user_index).to(device),
+            torch.from_numpy(item_index).to(device),
+            torch.from_numpy(label).to(device),
+            torch.from_numpy(weight).to(device),
+        )
+
+    def contrastive_batch(
+        self, user: Shaped[WholeNumbers, "B"], source: Shaped[Ints, "B"], items: Shaped[Ints, "I"], earlier: bool,
+        batch: Shaped[Ints, "n"] | None = None,
+    ) -> ContrastiveBatch:  # fmt: skip
+        """Return the inputs of the positives with the interaction indices `source`, and of the item rows `items`.
+
+        With `earlier`, user b has the history before interaction b. Otherwise each distinct user, or with a context
+        each positive, has one row, and no sequence holds an interaction of `batch`, or of `source` if `batch` is None.
+        """
+        if earlier:
+            return ContrastiveBatch(self.users.take_before(user.astype(np.int64), source), self.items.take(items), None)
+        left_out = None
+        if self.users.has_sequences or self.items.has_sequences:
+            left_out = source if batch is None else batch
+        if self.users.has_context:
+            inputs = self.users.take(user.astype(np.int64), left_out, source)
+            return ContrastiveBatch(inputs, self.items.take(items, left_out), None)
+        users, index = self._distinct_users(user)
+        return ContrastiveBatch(
+            self.users.take(users, left_out),
+            self.items.take(items, left_out),
+            torch.from_numpy(index).to(self.users.device),
+        )
 
 
 class Sampler(Protocol):

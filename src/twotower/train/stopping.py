@@ -1,87 +1,23 @@
-"""Reasons to stop a training: patience runs out, or a signal arrives."""
+"""Signals that stop a training."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import ClassVar
-
-import torch
-from torch import Tensor
-
-from twotower.arrays.types import Shaped
-from twotower.errors import ConfigError
-from twotower.train.weights import Weights
 
 log = logging.getLogger(__name__)
 SECONDS_OF_OPERATION = 4.0
 """Seconds that an operation, such as one of a large matrix, may take after a signal that stops a training at once."""
 SECONDS_OF_REPEATS = 0.5
 """Seconds in which a repeated signal counts once: launchers such as `timeout` signal a process and its group."""
-
-
-class BestWeights:
-    """Weights of the epoch with the best monitored metric, or without validation of the last epoch."""
-
-    def __init__(self, monitor: str, patience: int, higher_is_better: bool = True) -> None:
-        """Watch the metric `monitor`, such as "validation.auc". `patience` 0 never runs out."""
-        self._monitor, self._patience = monitor, patience
-        self._sign = 1 if higher_is_better else -1
-        self.weights: dict[str, Shaped[Tensor, "*_"]] = {}
-        self.score, self.epoch, self._validations_since = -math.inf, 0, 0
-
-    @property
-    def out_of_patience(self) -> bool:
-        """True after `patience` validations without a better metric."""
-        return bool(self._patience) and self._validations_since >= self._patience
-
-    def score_of(self, metrics: Mapping[str, float]) -> float:
-        """Return the monitored metric, negated if lower is better. Raises ConfigError if it is missing."""
-        if self._monitor not in metrics:
-            raise ConfigError(
-                f"train.monitor '{self._monitor}' cannot be measured on this validation part (one class only?); "
-                f"allowed: {', '.join(metrics)}"
-            )
-        return self._sign * metrics[self._monitor]
-
-    def observe(self, metrics: dict[str, float], epoch: int, weights: Weights) -> None:
-        """Copy the weights if the metrics of epoch `epoch`, from 1, or 0 for a start, are the best so far."""
-        score = self.score_of(metrics)
-        if score > self.score:
-            self.score, self.epoch, self._validations_since = score, epoch, 0
-            self.weights = weights.copy()
-        else:
-            self._validations_since += 1
-
-    def keep(self, epoch: int, weights: Weights) -> None:
-        """Copy the weights of epoch `epoch` without a metric: the last epoch is the best."""
-        self.epoch, self.weights = epoch, weights.copy()
-
-    def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
-        """Return the best weights, their score and epoch, and the number of validations since; at first nothing."""
-        if not self.weights:
-            return {}
-        return {
-            "score": torch.tensor(self.score, dtype=torch.float64),
-            "epoch": torch.tensor(self.epoch),
-            "validations_since": torch.tensor(self._validations_since),
-            **{f"weights/{name}": tensor for name, tensor in self.weights.items()},
-        }
-
-    def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
-        if state:
-            self.score, self.epoch = float(state["score"]), int(state["epoch"])
-            self._validations_since = int(state["validations_since"])
-            prefix = "weights/"
-            self.weights = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
 
 
 class StopNow(KeyboardInterrupt):

@@ -46,17 +46,16 @@ from twotower.train.factors import context_factors, gathered_factors, has_finite
 from twotower.train.joint_fit import JointFit, WeighedPairs
 from twotower.train.last_fits import LastFits
 from twotower.train.objective import ContrastiveObjective, PointwiseObjective
-from twotower.train.optim import ModelOptimizer
 from twotower.train.order import Epoch
 from twotower.train.own_counts import OwnCountsFit
 from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
 from twotower.train.start_values import StartValues, check_started
 from twotower.train.starts.pair import scale_pair
-from twotower.train.stopping import BestWeights, StopNow, StopSignals, at_once
+from twotower.train.stopping import StopNow, StopSignals, at_once
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 from twotower.train.validation import Validation, monitored_by_user
-from twotower.train.weights import MovingAverage, Weights
+from twotower.train.weights import BestWeights, ModelOptimizer, MovingAverage, Weights
 
 log = logging.getLogger(__name__)
 _HOW_TO_SHRINK = "lower hash_buckets, max_grams, max_length, width or layers, or raise min_count"
