@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -96,15 +96,9 @@ class Batcher:
             users, user_index = self._distinct_users(user)
         items, item_index = self._distinct_items(item)
         left_out = source[source >= 0] if self.users.has_sequences or self.items.has_sequences else None
-        device = self.users.device
-        return Batch(
-            self.users.take(users, left_out, interactions),
-            self.items.take(items, left_out),
-            torch.from_numpy(user_index).to(device),
-            torch.from_numpy(item_index).to(device),
-            torch.from_numpy(label).to(device),
-            torch.from_numpy(weight).to(device),
-        )
+        rows = self.users.take(users, left_out, interactions), self.items.take(items, left_out)
+        arrays = (user_index, item_index, label, weight)
+        return Batch(*rows, *(torch.from_numpy(array).to(self.users.device) for array in arrays))
 
     def contrastive_batch(
         self, user: Shaped[WholeNumbers, "B"], source: Shaped[Ints, "B"], items: Shaped[Ints, "I"], earlier: bool,
@@ -124,21 +118,8 @@ class Batcher:
             inputs = self.users.take(user.astype(np.int64), left_out, source)
             return ContrastiveBatch(inputs, self.items.take(items, left_out), None)
         users, index = self._distinct_users(user)
-        return ContrastiveBatch(
-            self.users.take(users, left_out),
-            self.items.take(items, left_out),
-            torch.from_numpy(index).to(self.users.device),
-        )
-
-
-class Sampler(Protocol):
-    """Examples of every epoch."""
-
-    def __len__(self) -> int:
-        """Return the number of examples of an epoch."""
-
-    def epoch(self, index: int) -> Epoch:
-        """Return the examples of epoch `index` (0, 1, …)."""
+        rows = self.users.take(users, left_out), self.items.take(items, left_out)
+        return ContrastiveBatch(*rows, torch.from_numpy(index).to(self.users.device))
 
 
 class BatchLoss(NamedTuple):
@@ -155,7 +136,7 @@ L = TypeVar("L", bound=Loss)
 class Objective(ABC, Generic[L]):
     """Batches of an epoch in order, and the loss of each. Every draw depends on (seed, epoch, step)."""
 
-    sampler: Sampler
+    sampler: PairSampler | PositiveSampler
     tallied_batch: int
     """Batch of each epoch, the middle one, whose negatives `tally` counts."""
 
@@ -187,7 +168,7 @@ class Objective(ABC, Generic[L]):
             )
 
     @abstractmethod
-    def make_sampler(self) -> Sampler:
+    def make_sampler(self) -> PairSampler | PositiveSampler:
         """Return the source of the examples. Raises ConfigError."""
 
     @abstractmethod

@@ -32,15 +32,9 @@ class TrainConfig(Section):
 
     start_here = ("epochs", "lr", "monitor")
     research = (
-        "data_shards",
-        "embedding_placement",
-        "embedding_sharding",
-        "shuffle",
-        "bias_weight_decay",
-        "timeout",
-        "checkpoint_seconds",
-        "checkpoint_steps",
-    )
+        "data_shards", "embedding_placement", "embedding_sharding", "shuffle", "bias_weight_decay", "timeout",
+        "checkpoint_seconds", "checkpoint_steps",
+    )  # fmt: skip
 
     epochs: int = Field(
         10, ge=0, description="Passes over the training interactions. 0: the model keeps the values of train.start."
