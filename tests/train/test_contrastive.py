@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from candidate_worlds import world
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from twotower.data.dataset import Dataset
-from twotower.data.pairs import Pairs
 from twotower.train import contrastive
 from twotower.train.losses.bpr import Bpr
 from twotower.train.losses.gbce import Gbce
@@ -263,10 +263,7 @@ def test_the_full_sampler_gives_the_cross_entropy_over_the_catalogue(everything_
 
 def skewed(board: Dataset) -> Dataset:
     """A world of 30 items in which item i is liked by about 40 / (1 + i) of 40 users."""
-    rows = [(u, i) for i in range(30) for u in range(max(1, 40 // (1 + i)))]
-    user, item = (np.array(x, np.int32) for x in zip(*rows, strict=True))
-    pairs = Pairs(user, item, np.ones(len(rows), bool))
-    return replace(board, pairs=pairs, parts=np.zeros(len(rows), np.int8))
+    return world(board, [(u, i, True) for i in range(30) for u in range(max(1, 40 // (1 + i)))])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from candidate_worlds import world
 
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
@@ -14,14 +15,6 @@ from twotower.data.splits import TRAIN, VALIDATION
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.order import Epoch
 from twotower.train.samplers import PairSampler, PositiveSampler
-
-
-def pairs_of(rows: list[tuple[int, int, bool]]) -> Pairs:
-    return Pairs(
-        np.array([u for u, _, _ in rows], np.int32),
-        np.array([i for _, i, _ in rows], np.int32),
-        np.array([p for _, _, p in rows], bool),
-    )
 
 
 def same(a: Epoch, b: Epoch) -> bool:
@@ -139,7 +132,7 @@ def test_a_user_who_likes_the_whole_catalogue_gets_no_random_negative_and_the_ot
 ) -> None:
     n_items = len(board.items)
     rows = [(0, i, True) for i in range(n_items)] + [(1, i, True) for i in range(n_items - 1)] + [(2, 4, False)]
-    data = replace(board, pairs=pairs_of(rows), parts=np.full(len(rows), TRAIN, np.int8))
+    data = world(board, rows)
     sampler = PairSampler(data, NegativesConfig(random={"n": 2, "share": 0.25}), seed=1)
     epoch = sampler.epoch(0)
     sampled = epoch.source < 0
@@ -151,16 +144,16 @@ def test_a_user_who_likes_the_whole_catalogue_gets_no_random_negative_and_the_ot
 
 def test_if_every_user_likes_everything_there_are_no_random_negatives(board: Dataset) -> None:
     rows = [(u, i, True) for u in range(len(board.users)) for i in range(len(board.items))]
-    data = replace(board, pairs=pairs_of(rows), parts=np.full(len(rows), TRAIN, np.int8))
+    data = world(board, rows)
     epoch = PairSampler(data, NegativesConfig(random=2), seed=1).epoch(0)
     assert len(epoch) == len(rows)
     assert epoch.label.all()
 
 
 def test_only_training_pairs_are_spared_and_only_training_rows_are_given(board: Dataset) -> None:
-    rows = [(0, i, True) for i in range(10)] + [(0, i, True) for i in range(10, len(board.items))]
+    rows = [(0, i, True) for i in range(len(board.items))]
     parts = np.array([TRAIN] * 10 + [VALIDATION] * (len(rows) - 10), np.int8)
-    data = replace(board, pairs=pairs_of(rows), parts=parts)
+    data = replace(world(board, rows), parts=parts)
     epoch = PairSampler(data, NegativesConfig(random=50), seed=1).epoch(0)
     sampled = epoch.source < 0
     assert set(epoch.item[~sampled].tolist()) == set(range(10))
