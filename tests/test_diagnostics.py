@@ -343,8 +343,8 @@ def _share_of_a_loop(broken: Run, liked: Collection[tuple[int, int]] = ()) -> fl
     liked = liked or {(u, i) for u, i, p in train if p}
     against = [
         (u, j) in liked
-        for u, i in zip(batch.user[:size], batch.item[:size], strict=True)
-        for j in batch.item[:size]
+        for u, i in zip(batch.all.user[:size], batch.all.item[:size], strict=True)
+        for j in batch.all.item[:size]
         if i != j
     ]
     return sum(against) / len(against)
@@ -923,11 +923,13 @@ def test_a_batch_is_looked_at_without_the_whole_epoch(monkeypatch: pytest.Monkey
         world(CHECKERBOARD_SCHEMA, *checkerboard()), loss={"kind": "softmax"}, negatives={"cross_batch_memory": 30}
     )
     whole = PositiveSampler(broken.dataset, broken.config.train.seed).epoch(0)
-    monkeypatch.setattr(Epoch, "_all", property(lambda self: pytest.fail("the whole epoch was made")))
+    monkeypatch.setattr(Epoch, "all", property(lambda self: pytest.fail("the whole epoch was made")))
     pairs, drawn = context.DiagnosisContext(broken).batch
     monkeypatch.undo()
     size = broken.config.train.batch_size
-    assert set(zip(pairs.user, pairs.item, strict=True)) <= set(zip(whole.user[:size], whole.item[:size], strict=True))
+    assert set(zip(pairs.user, pairs.item, strict=True)) <= set(
+        zip(whole.all.user[:size], whole.all.item[:size], strict=True)
+    )
     assert len(drawn.items) >= 30
 
 

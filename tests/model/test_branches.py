@@ -491,9 +491,9 @@ def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented
         found.append((loss.item(), grads))
     epoch = plain.objective.sampler.epoch(0)
     part = plain.objective.examples(epoch, 0)[2]
-    user, item = epoch.user[part], epoch.item[part]
+    user, item = epoch.all.user[part], epoch.all.item[part]
     if isinstance(plain.objective, PointwiseObjective):
-        liked = epoch.label[part] > 0
+        liked = epoch.all.label[part] > 0
         user, item = user[liked], item[liked]
     # The rows as the batch knows them.
     captured: dict[str, Any] = {}

@@ -152,13 +152,13 @@ def test_drawn_pairs_weigh_what_their_positive_weighs_and_keep_their_share(board
     data = likes(board, False)
     sampler = PairSampler(data, NegativesConfig(random={"n": 2, "share": 0.5}), seed=1)
     epoch = sampler.epoch(0)
-    random = epoch.source < 0
+    random = epoch.all.source < 0
     assert len(sampler) == len(epoch) == 11 + 2 * 7, "weight 0 draws none"
-    by_user = np.bincount(epoch.user[random], epoch.weight[random], 8)
+    by_user = np.bincount(epoch.all.user[random], epoch.all.weight[random], 8)
     np.testing.assert_allclose(by_user, TIMES * by_user.sum() / TIMES.sum(), rtol=1e-6)
     assert by_user.sum() == pytest.approx(3), "as much as the dislikes"
     own = np.zeros(11)
-    own[epoch.source[~random]] = epoch.weight[~random]
+    own[epoch.all.source[~random]] = epoch.all.weight[~random]
     assert own.tolist() == [*TIMES.tolist(), 1, 1, 1]
 
 
@@ -166,7 +166,7 @@ def test_positives_of_weight_0_are_in_no_epoch_and_the_others_keep_their_weights
     data = likes(board, False)
     for by_user in (False, True):
         epoch = PositiveSampler(data, seed=1, by_user=by_user).epoch(0)
-        assert sorted(zip(epoch.user.tolist(), epoch.weight.tolist(), strict=True)) == [
+        assert sorted(zip(epoch.all.user.tolist(), epoch.all.weight.tolist(), strict=True)) == [
             (u, n) for u, n in enumerate(TIMES.tolist()) if n
         ]
     assert data.item_positive_counts[[3, 4, 6]].tolist() == [6, 1, 0]
@@ -271,8 +271,8 @@ def test_a_batch_has_no_target_in_any_history_and_every_other_item_is_still_ther
     epoch = PairSampler(data, NegativesConfig(random=1), seed=3).epoch(0)
     for start in (0, 128):
         part = slice(start, start + 64)
-        user, item, source = epoch.user[part], epoch.item[part], epoch.source[part]
-        batch = batcher(user, item, epoch.label[part], epoch.weight[part], source)
+        user, item, source = epoch.all.user[part], epoch.all.item[part], epoch.all.source[part]
+        batch = batcher(user, item, epoch.all.label[part], epoch.all.weight[part], source)
         targets = set(zip(user[source >= 0].tolist(), item[source >= 0].tolist(), strict=True))
         gone = set(source[source >= 0].tolist())
         assert 0 < len(gone) < 64
@@ -314,9 +314,11 @@ def test_a_batch_names_each_row_once_and_its_pairs_by_index(everything_data: Dat
     data = everything_data
     epoch = PairSampler(data, NegativesConfig(random=2), seed=1).epoch(0)
     part = slice(100, 300)
-    arrays: list[npt.NDArray[Any]] = [x[part] for x in (epoch.user, epoch.item, epoch.label, epoch.weight)]
+    arrays: list[npt.NDArray[Any]] = [
+        x[part] for x in (epoch.all.user, epoch.all.item, epoch.all.label, epoch.all.weight)
+    ]
     batch = Batcher(tensors(data, "user"), tensors(data, "item"))(
-        arrays[0], arrays[1], arrays[2], arrays[3], epoch.source[part]
+        arrays[0], arrays[1], arrays[2], arrays[3], epoch.all.source[part]
     )
     assert len(batch) == 200
     assert batch.label.tolist() == arrays[2].tolist()

@@ -195,7 +195,7 @@ class DiagnosisContext:
 
     @cached_property
     def _positive_share(self) -> float:
-        return float(np.average(self.epoch.label, weights=self.epoch.weight))
+        return float(np.average(self.epoch.all.label, weights=self.epoch.all.weight))
 
     @cached_property
     def constant_loss(self) -> float:

@@ -184,31 +184,10 @@ class Epoch:
             self._held[shard] = held = (window, self._make_window(shard, window))
         return held[1]
 
-    # The whole epoch at once, shard after shard.
-
     @cached_property
-    def _all(self) -> Examples:
+    def all(self) -> Examples:
+        """The whole epoch, shard by shard."""
         return Examples.concatenate([self.take(s, slice(0, n)) for s, n in enumerate(self.lengths)])
-
-    @property
-    def user(self) -> Shaped[Codes, "n"]:
-        return self._all.user
-
-    @property
-    def item(self) -> Shaped[Codes, "n"]:
-        return self._all.item
-
-    @property
-    def label(self) -> Shaped[Floats, "n"]:
-        return self._all.label
-
-    @property
-    def weight(self) -> Shaped[Floats, "n"]:
-        return self._all.weight
-
-    @property
-    def source(self) -> Shaped[Ints, "n"]:
-        return self._all.source
 
 
 def shuffle_windows(

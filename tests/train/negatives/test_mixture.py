@@ -80,7 +80,7 @@ def test_the_mean_count_of_an_item_is_the_exponential_of_its_log_q(board: Datase
     for number in range(80):
         epoch = source.epoch(number)
         for start in range(0, len(epoch), batch):
-            user, item = epoch.user[start : start + batch], epoch.item[start : start + batch]
+            user, item = epoch.all.user[start : start + batch], epoch.all.item[start : start + batch]
             c = sampler(user, item, step)
             step += 1
             columns = columns_of(c)
@@ -356,17 +356,17 @@ def test_without_a_mask_nothing_is_left_out(data: Dataset) -> None:
 
 def test_a_drawn_pair_has_the_context_of_its_positive_and_no_item_that_is_right_in_it(data: Dataset) -> None:
     epoch = PairSampler(data, NegativesConfig(random=4), seed=3).epoch(0)
-    drawn = epoch.source < 0
-    positives = ~epoch.source[drawn]
+    drawn = epoch.all.source < 0
+    positives = ~epoch.all.source[drawn]
     assert drawn.sum() == 4 * len(data.positive_indices)
     assert np.array_equal(
         np.bincount(positives, minlength=len(data.pairs)) > 0,
         np.isin(np.arange(len(data.pairs)), data.positive_indices),
     )
-    assert np.array_equal(data.pairs.user[positives], epoch.user[drawn])
+    assert np.array_equal(data.pairs.user[positives], epoch.all.user[drawn])
     right = [
         int(item) in in_the_same_context(data, row)
-        for item, row in zip(epoch.item[drawn], positives.tolist(), strict=True)
+        for item, row in zip(epoch.all.item[drawn], positives.tolist(), strict=True)
     ]
-    assert (epoch.item[drawn] != data.pairs.item[positives])[right].any()
-    assert np.array_equal(epoch.weight[drawn] == 0, right)
+    assert (epoch.all.item[drawn] != data.pairs.item[positives])[right].any()
+    assert np.array_equal(epoch.all.weight[drawn] == 0, right)
