@@ -136,7 +136,7 @@ def test_without_a_terminal_phases_epochs_and_values_are_lines(
         progress.on_phase(name, recipe, 2)
     now[0] = 30.0
     progress.on_epoch_end([{}, {}, {"epoch": 3, "train.loss": 0.25, "train.seconds": 80.0, "validation.auc": 0.75}])
-    progress.on_phase("closed forms beside the trained pairs", recipe)
+    progress.on_phase("closed forms after the epochs", recipe)
     for _ in range(9):
         now[0] += 15.0
         progress.on_value()
@@ -144,6 +144,6 @@ def test_without_a_terminal_phases_epochs_and_values_are_lines(
         "phase 1 of 5: reading",
         "phase 2 of 5: epochs",
         "epoch   3 of 5  loss 0.2500  auc 0.7500 (without recent popularity, the bias of cold items and pair 1)  80.0 s, at most 1:00 of epochs left",
-        "phase 3 of 5: closed forms beside the trained pairs",
+        "phase 3 of 5: closed forms after the epochs",
     ]
     assert messages == [f"{n} values compared on validation, 0.067 a second" for n in (4, 8)]

@@ -35,7 +35,7 @@ from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.runs import Run
 from twotower.train import defaults
-from twotower.train.defaults import MIN_WORK, has_bf16, with_defaults, with_precision, work
+from twotower.train.defaults import MIN_MULTIPLICATIONS, has_bf16, multiplications, with_defaults, with_precision
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.trainer import Trainer
 
@@ -370,12 +370,12 @@ def test_other_devices_and_systems_have_no_bf16(tmp_path: Path) -> None:
 def test_the_work_of_a_step_is_that_of_its_largest_product() -> None:
     layers = {"pairs": [{"user": {"layers": [64, 8]}, "item": {"layers": [8]}}]}
     softmax = {"loss": {"kind": "softmax"}}
-    assert work(settings(model=layers), 10**6) == 256 * 64 * 64
-    assert work(settings(model=layers, **softmax), 10**6) == 256 * 64 * 64
-    assert work(settings(model=layers, train={"batch_size": 1024}, **softmax), 10**6) == 1024 * 1024 * 8
-    assert work(settings(model=layers, negatives={"full": True}, **softmax), 10**6) == 256 * 8 * 10**6
+    assert multiplications(settings(model=layers), 10**6) == 256 * 64 * 64
+    assert multiplications(settings(model=layers, **softmax), 10**6) == 256 * 64 * 64
+    assert multiplications(settings(model=layers, train={"batch_size": 1024}, **softmax), 10**6) == 1024 * 1024 * 8
+    assert multiplications(settings(model=layers, negatives={"full": True}, **softmax), 10**6) == 256 * 8 * 10**6
     plain = {"width": 32, "pairs": [{"user": {"layers": []}, "item": {"layers": []}}]}
-    assert work(settings(model=plain, **softmax), 10**6) == 256 * 32 * 256
+    assert multiplications(settings(model=plain, **softmax), 10**6) == 256 * 32 * 256
 
 
 def test_a_pair_that_a_step_leaves_out_has_no_products() -> None:
@@ -383,8 +383,8 @@ def test_a_pair_that_a_step_leaves_out_has_no_products() -> None:
     kept = {"pairs": "apart", "start": [{"kind": "transitions", "pair": 1, "learn": False}]}
     both = {"bias": False, "similarity": "dot", "pairs": [narrow, wide]}
     softmax = {"loss": {"kind": "softmax"}}
-    assert work(settings(model=both, train=kept, **softmax), 30) == 256 * 256 * 8
-    assert work(settings(model=both, **softmax), 30) == 256 * 256 * 32
+    assert multiplications(settings(model=both, train=kept, **softmax), 30) == 256 * 256 * 8
+    assert multiplications(settings(model=both, **softmax), 30) == 256 * 256 * 32
 
 
 @pytest.mark.parametrize(("has", "expected"), [(True, "bf16"), (False, "fp32")])
@@ -393,7 +393,7 @@ def test_large_products_are_in_bf16_where_the_device_has_it(
 ) -> None:
     monkeypatch.setattr(defaults, "has_bf16", lambda device: has)
     assert Config().train.precision == "auto"
-    assert work(settings(**WIDE), len(board.items)) >= MIN_WORK
+    assert multiplications(settings(**WIDE), len(board.items)) >= MIN_MULTIPLICATIONS
     assert Trainer(board, settings(**WIDE)).recipe.train.precision == expected
     given = settings(train={"precision": "fp32"})
     assert with_precision(given, board, CPU, DistributedContext()) is given
@@ -416,7 +416,7 @@ def test_a_resumed_training_keeps_the_choice_of_its_start(
     config = settings(
         model={"pairs": [{"user": {"layers": [768, 8]}, "item": {"layers": [8]}}]}, train={"checkpoint_steps": 1}
     )
-    assert work(config, 30) >= MIN_WORK
+    assert multiplications(config, 30) >= MIN_MULTIPLICATIONS
     monkeypatch.setattr(defaults, "has_bf16", lambda device: True)
     with pytest.raises(KeyboardInterrupt):
         api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run", callback=StopAt(3))
@@ -431,6 +431,6 @@ def test_a_resumed_training_keeps_the_choice_of_its_start(
 
 def test_all_ranks_take_the_choice_of_the_first(board: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DistributedContext, "broadcast", lambda self, value: "bf16")
-    monkeypatch.setattr(defaults, "work", None)  # another rank decides nothing
+    monkeypatch.setattr(defaults, "multiplications", None)  # another rank decides nothing
     found = with_precision(settings(), board, CPU, DistributedContext(rank=1, world_size=2))
     assert found.train.precision == "bf16"

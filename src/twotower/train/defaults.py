@@ -35,7 +35,7 @@ STEPS_OF_EPOCH = 20
 MIN_BATCH, MAX_BATCH = 64, 2048
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
-MIN_WORK = 2**27
+MIN_MULTIPLICATIONS = 2**27
 """Multiplications of a step's largest product from which bf16 is used. A smaller one saves little in bf16, and in fp32
 a seed gives the same bits on every machine."""
 BF16 = {"amx_bf16", "avx512_bf16"}
@@ -139,7 +139,7 @@ def with_precision(
     if context.is_main:
         if kept := next((precision for precision in PRECISIONS if precision == earlier), None):
             chosen, reason = kept, "the training that is resumed has it"
-        elif (largest := work(recipe, len(dataset.items))) < MIN_WORK:
+        elif (largest := multiplications(recipe, len(dataset.items))) < MIN_MULTIPLICATIONS:
             reason = f"the matrix products of a step are small ({largest / 1e6:,.1f} million multiplications)"
         elif has_bf16(device):
             chosen, reason = "bf16", f"this {device.type} has instructions for matrix products in bf16"
@@ -150,7 +150,7 @@ def with_precision(
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": chosen})})
 
 
-def work(recipe: Recipe, items: int) -> int:
+def multiplications(recipe: Recipe, items: int) -> int:
     """Return the multiplications of a step's largest matrix product.
 
     It is that of a layer, whose input counts as wide as its output, or of positives and candidates.

@@ -226,7 +226,7 @@ class Recipe(Section):
     @property
     def phases(self) -> list[str]:
         """Names of the phases of a training and its evaluation, in order."""
-        names = "closed forms", "epochs", "closed forms beside the trained pairs", "fits to validation"
+        names = "closed forms", "epochs", "closed forms after the epochs", "fits to validation"
         runs = self.first_starts, self.train.epochs, self.last_starts, self.model.is_fitted_last
         return ["reading", *compress(names, runs), "evaluation"]
 

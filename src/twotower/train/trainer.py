@@ -187,7 +187,7 @@ class Trainer:
         """Solve `last_starts`, weight them against the trained pairs, and return the joint weights of their columns."""
         if not self.recipe.last_starts:
             return None
-        self.callback.on_phase("closed forms beside the trained pairs", self.recipe)
+        self.callback.on_phase("closed forms after the epochs", self.recipe)
         started = time.perf_counter()
         values = self._start_values(self._measured_pairs or (), self._last_fits.popularity(self._check_stop))
         self._measured_pairs, self._values = None, values
