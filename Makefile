@@ -44,7 +44,7 @@ TORCH = torch<2.15
 .venv/.test: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  $$($(BIN)/python -c 'from twotower.train.torchrec.requirements import torchrec_requirements; print(*torchrec_requirements())')
+	  $$($(BIN)/python -c 'from twotower.train.torchrec.embeddings import torchrec_requirements; print(*torchrec_requirements())')
 	@touch $@ .venv/.run
 
 .venv/.dev: .venv/bin/python pyproject.toml
@@ -170,7 +170,7 @@ bench-env: .venv-bench/.ready
 	  'torch-rechub>=0.9,<0.10' 'onnxscript>=0.5' 'implicit>=0.7' 'scipy>=1.11' 'bm25s>=0.2' 'scikit-learn>=1.4' \
 	  'pandas>=2.2,<3' tqdm colorlog colorama pyyaml tensorboard thop tabulate texttable psutil
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'recbole>=1.2,<2' \
-	  $$(.venv-bench/bin/python -c 'from twotower.train.torchrec.requirements import torchrec_requirements; print(*torchrec_requirements())')
+	  $$(.venv-bench/bin/python -c 'from twotower.train.torchrec.embeddings import torchrec_requirements; print(*torchrec_requirements())')
 	@touch $@
 
 # Every number with its script: hours. QUICK=1: a small version of each, minutes, whose numbers are worth nothing.

@@ -50,9 +50,9 @@ from twotower.features.sequence import Sequence
 from twotower.model.towers import Tower
 from twotower.model.two_tower import TwoTower
 from twotower.runs import Run
+from twotower.train.defaults import with_defaults
 from twotower.train.order import Epoch
-from twotower.train.positive_sampler import PositiveSampler
-from twotower.train.settled import settled
+from twotower.train.samplers import PositiveSampler
 from twotower.train.trainer import Trainer
 
 ENOUGH: dict[str, object] = {"epochs": 12, "batch_size": 128, "lr": 0.03, "device": "cpu"}
@@ -63,11 +63,11 @@ COLD: dict[str, object] = {"bias": False, "temperature": 1.0, "learn_temperature
 def trained(data: Dataset, **sections: dict[str, object]) -> Run:
     config = settings(**({"train": ENOUGH} | sections))
     done = Trainer(data, config).run()
-    return Run(None, settled(config, data), data, done.model.eval(), done.metrics, done.history)
+    return Run(None, with_defaults(config, data), data, done.model.eval(), done.metrics, done.history)
 
 
 def untrained(data: Dataset, observed: float = math.nan, **sections: dict[str, object]) -> Run:
-    config = settled(settings(**sections), data)
+    config = with_defaults(settings(**sections), data)
     torch.manual_seed(0)
     model = TwoTower(config.model, data.encoders.fields("user"), data.encoders.fields("item"))
     history = [] if math.isnan(observed) else [{"epoch": 1, "train.loss": observed}]
@@ -342,8 +342,8 @@ def _share_of_a_loop(broken: Run, liked: Collection[tuple[int, int]] = ()) -> fl
     liked = liked or {(u, i) for u, i, p in train if p}
     against = [
         (u, j) in liked
-        for u, i in zip(batch.user[:size], batch.item[:size], strict=True)
-        for j in batch.item[:size]
+        for u, i in zip(batch.all.user[:size], batch.all.item[:size], strict=True)
+        for j in batch.all.item[:size]
         if i != j
     ]
     return sum(against) / len(against)
@@ -920,11 +920,13 @@ def test_a_batch_is_looked_at_without_the_whole_epoch(monkeypatch: pytest.Monkey
         world(CHECKERBOARD_SCHEMA, *checkerboard()), loss={"kind": "softmax"}, negatives={"cross_batch_memory": 30}
     )
     whole = PositiveSampler(broken.dataset, broken.config.train.seed).epoch(0)
-    monkeypatch.setattr(Epoch, "_all", property(lambda self: pytest.fail("the whole epoch was made")))
+    monkeypatch.setattr(Epoch, "all", property(lambda self: pytest.fail("the whole epoch was made")))
     pairs, drawn = diagnosis.DiagnosisContext(broken).batch
     monkeypatch.undo()
     size = broken.config.train.batch_size
-    assert set(zip(pairs.user, pairs.item, strict=True)) <= set(zip(whole.user[:size], whole.item[:size], strict=True))
+    assert set(zip(pairs.user, pairs.item, strict=True)) <= set(
+        zip(whole.all.user[:size], whole.all.item[:size], strict=True)
+    )
     assert len(drawn.items) >= 30
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from twotower.train.contrastive_objective import ContrastiveObjective
+from twotower.train.objective import ContrastiveObjective
 from twotower.train.progress import Callback
 from twotower.train.trainer import Trainer
 

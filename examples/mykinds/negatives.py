@@ -19,8 +19,7 @@ from pydantic import Field
 
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError
-from twotower.train.negatives.source import SharedSampler, SharedSource
-from twotower.train.negatives.weighted import WeightedItems
+from twotower.train.negatives.source import SharedSampler, SharedSource, WeightedItems
 
 
 class Recent(SharedSource):

@@ -62,11 +62,10 @@ from twotower.runs import Run, load
 from twotower.runs.evaluation import evaluate_run
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
 from twotower.suggestion.suggest import suggest
-from twotower.train.order_check import check_times
-from twotower.train.precision import with_precision
+from twotower.train.defaults import with_defaults, with_precision
+from twotower.train.preconditions import check_times
 from twotower.train.progress import Callback, EpochRecord
 from twotower.train.recipe import Recipe
-from twotower.train.settled import settled
 from twotower.train.shared_checkpoint import shared_checkpoint
 from twotower.train.trainer import Trainer
 
@@ -175,7 +174,7 @@ def fit(
         log.info(dataset.describe())
         for line in dataset.describe_features():
             log.info(line)
-        config = settled(config.model_copy(update={"split": dataset.split}), dataset)
+        config = with_defaults(config.model_copy(update={"split": dataset.split}), dataset)
         return _train(dataset, config, context, folder, callback, resume, override)
 
 

@@ -50,10 +50,8 @@ from twotower.model.two_tower import TwoTower
 from twotower.reports import charts
 from twotower.retrieval.request import Request
 from twotower.runs import Run
-from twotower.train.contrastive_objective import ContrastiveObjective
-from twotower.train.losses.mimic import mimic
-from twotower.train.pointwise_objective import PointwiseObjective
-from twotower.train.settled import settled
+from twotower.train.defaults import with_defaults
+from twotower.train.objective import ContrastiveObjective, PointwiseObjective, mimic
 from twotower.train.trainer import Trainer
 
 F, E = 4, 3
@@ -493,9 +491,9 @@ def test_the_loss_adds_the_mimicry_of_the_positives_alone_and_only_the_augmented
         found.append((loss.item(), grads))
     epoch = plain.objective.sampler.epoch(0)
     part = plain.objective.examples(epoch, 0)[2]
-    user, item = epoch.user[part], epoch.item[part]
+    user, item = epoch.all.user[part], epoch.all.item[part]
     if isinstance(plain.objective, PointwiseObjective):
-        liked = epoch.label[part] > 0
+        liked = epoch.all.label[part] > 0
         user, item = user[liked], item[liked]
     # The rows as the batch knows them.
     captured: dict[str, Any] = {}
@@ -634,7 +632,7 @@ def test_a_published_bundle_answers_through_both_methods_and_visitors_too(tmp_pa
 def test_the_doctor_and_the_report_look_at_the_gates_of_branches(board: Dataset) -> None:
     side = {"layers": [8], "branches": [branch("mlp"), branch("identity", senet=GATE)]}
     config = settings(model={"pairs": [{"user": side, "item": side}]}, train={"epochs": 8, "batch_size": 128})
-    config = settled(config, board)
+    config = with_defaults(config, board)
     done = Trainer(board, config).run()
     run = Run(None, config, board, done.model.eval(), done.metrics, done.history)
     titles = [f.title for f in charts.gates(run)]

@@ -40,7 +40,7 @@ from twotower.model.pooling.decay import Decay
 from twotower.model.pooling.mean import Mean
 from twotower.model.two_tower import ModelConfig, TwoTower
 from twotower.onnx.builder import GraphBuilder
-from twotower.train.batches import Batcher
+from twotower.train.objective import Batcher
 
 RATES = (0.0, 0.5, 0.93, 1.0)
 USERS, ITEMS = 12, 120

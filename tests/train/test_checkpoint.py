@@ -15,6 +15,8 @@ import polars as pl
 import preloaded
 import pytest
 import torch
+from safetensors.torch import save as save_tensors
+from torch import Tensor
 from trainers import StopAt, contrastive, same, weights
 from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, checkerboard, everything, settings
 
@@ -28,7 +30,7 @@ from twotower.features.categorical import Categorical
 from twotower.features.numeric import Numeric
 from twotower.features.sequence import Sequence
 from twotower.train import checkpoint
-from twotower.train.checkpoint import Checkpoint
+from twotower.train.checkpoint import Checkpoint, TensorBlocks, join_states, load_states, write_tensors
 from twotower.train.negatives.cross_batch_memory import VectorQueue
 from twotower.train.negatives.hard import HardSampler
 from twotower.train.progress import Callback
@@ -313,7 +315,7 @@ def test_fault_B5_weights_are_not_taken_over_for_other_ids_and_the_best_is_measu
     renamed = pl.col("item_id").replace({old: 10_000 - old for old in range(30)})
     others = (users, items.with_columns(renamed), log.with_columns(renamed))
     for override in (False, True):
-        with pytest.raises(RunError, match="users, items or values of the data are others .*start a new run"):
+        with pytest.raises(RunError, match="users, items or values of the data differ .*start a new run"):
             api.fit(others, CHECKERBOARD_SCHEMA, config, folder=folder, resume=True, override=override)
     turned = (users, items, log.with_columns(liked=1 - pl.col("liked")))
     found = api.fit(turned, CHECKERBOARD_SCHEMA, config, folder=folder, resume=True, override=True)
@@ -407,3 +409,38 @@ def test_a_finished_run_is_not_trained_over(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds a run already"):
         api.fit(checkerboard(), CHECKERBOARD_SCHEMA, settings(), folder=tmp_path / "run")
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == before
+
+
+def test_a_checkpoint_is_the_file_that_safetensors_would_write(tmp_path: Path) -> None:
+    tensors = {
+        "b": torch.randn(5, 3),
+        "a": torch.tensor(2.0),
+        "n": torch.arange(7),
+        "d": torch.tensor(-torch.inf, dtype=torch.float64),
+        "é": torch.zeros(2, 0),
+    }
+    tensors |= {"i": torch.arange(6, dtype=torch.int32).view(2, 3).T}
+    blocks = TensorBlocks((5, 3), (tensors["b"][i : i + 2] for i in range(0, 5, 2)))
+    write_tensors(tmp_path / "t", {**tensors, "b": blocks})
+    assert (tmp_path / "t").read_bytes() == save_tensors({n: t.contiguous() for n, t in tensors.items()})
+
+
+class Part:
+    def __init__(self, **tensors: Tensor) -> None:
+        self.tensors = tensors
+
+    def state(self) -> dict[str, Tensor]:
+        return self.tensors
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.tensors = state
+
+
+def test_states_are_joined_and_given_back_also_of_parts_within_parts() -> None:
+    one = Part(a=torch.ones(1), **{"inner/b": torch.zeros(2)})
+    joined = join_states({"one": one, "two": Part(a=torch.ones(3))})
+    assert joined.keys() == {"one/a", "one/inner/b", "two/a"}
+    again, other = Part(), Part(a=torch.ones(9))
+    load_states({"one": again, "other": other}, joined)
+    assert again.tensors.keys() == {"a", "inner/b"}
+    assert not other.tensors, "a part without tensors in the state is told so"

@@ -18,8 +18,7 @@ from twotower.errors import ConfigError
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.random import UnseenItems
 from twotower.train.order import Epoch, Examples, Shards, ShuffleSizes
-from twotower.train.pair_sampler import PairSampler
-from twotower.train.positive_sampler import PositiveSampler
+from twotower.train.samplers import PairSampler, PositiveSampler
 
 
 def examples(n: int, first: int = 0) -> Examples:
@@ -62,7 +61,7 @@ def test_the_batches_of_an_epoch_are_all_of_it_in_order_and_all_shards_end_toget
             found[s] += epoch.take(s, part).source.tolist()
     for s, of in enumerate(lengths):
         assert found[s] == list(range(1000 * s, 1000 * s + sum(of)))
-    assert epoch.source.tolist() == [i for of in found.values() for i in of]
+    assert epoch.all.source.tolist() == [i for of in found.values() for i in of]
     if len(lengths) == 1:
         assert epoch.batch_slices(0, size) == [slice(0, min(size, total))]
 
@@ -99,20 +98,20 @@ def test_windows_hold_every_interaction_once_and_their_own_negatives(
     data = everything_data
     sampler = PairSampler(data, NegativesConfig(random=random), 1, shuffle, shards, SMALL)
     first, second = sampler.epoch(0), sampler.epoch(1)
-    real = first.source[first.source >= 0]
+    real = first.all.source[first.all.source >= 0]
     assert np.array_equal(np.sort(real), np.flatnonzero(data.parts == TRAIN))
-    assert len(first) == len(sampler) == len(first.user)
-    assert (first.source < 0).sum() == random * data.train.positive.sum()
+    assert len(first) == len(sampler) == len(first.all.user)
+    assert (first.all.source < 0).sum() == random * data.train.positive.sum()
     met = set(zip(data.train.user.tolist(), data.train.item.tolist(), strict=True))
-    drawn = first.source < 0
-    assert not met & set(zip(first.user[drawn].tolist(), first.item[drawn].tolist(), strict=True))
-    assert np.array_equal(first.source, second.source) is not shuffle or random > 0
+    drawn = first.all.source < 0
+    assert not met & set(zip(first.all.user[drawn].tolist(), first.all.item[drawn].tolist(), strict=True))
+    assert np.array_equal(first.all.source, second.all.source) is not shuffle or random > 0
     again = PairSampler(data, NegativesConfig(random=random), 1, shuffle, shards, SMALL).epoch(1)
     for name in ("user", "item", "label", "weight", "source"):
-        assert np.array_equal(getattr(again, name), getattr(second, name))
+        assert np.array_equal(getattr(again.all, name), getattr(second.all, name))
     if shuffle:  # a batch is of many places: neighbours in the table are seldom neighbours in the epoch
         assert (np.abs(np.diff(real)) == 1).mean() < 0.1
-        places = [np.flatnonzero(first.source == n)[0] for n in real[:128]]
+        places = [np.flatnonzero(first.all.source == n)[0] for n in real[:128]]
         assert len(set(places)) == 128
 
 
@@ -121,12 +120,14 @@ def test_windows_hold_every_interaction_once_and_their_own_negatives(
 def test_positives_come_in_runs_of_users_or_in_windows(everything_data: Dataset, shards: int, by_user: bool) -> None:
     data = everything_data
     epoch = PositiveSampler(data, 1, True, by_user, shards, SMALL).epoch(2)
-    assert np.array_equal(np.sort(epoch.source), data.positive_indices)
+    assert np.array_equal(np.sort(epoch.all.source), data.positive_indices)
     if by_user:
-        assert (np.diff(epoch.user) != 0).sum() + 1 == len(np.unique(epoch.user)), "a user's positives are together"
+        assert (np.diff(epoch.all.user) != 0).sum() + 1 == len(np.unique(epoch.all.user)), (
+            "a user's positives are together"
+        )
         assert data.times is not None
-        together = np.diff(epoch.user) == 0
-        assert (np.diff(data.times[epoch.source])[together] >= 0).all(), "oldest first"
+        together = np.diff(epoch.all.user) == 0
+        assert (np.diff(data.times[epoch.all.source])[together] >= 0).all(), "oldest first"
 
 
 @pytest.mark.parametrize("kind", ["pairs", "positives", "runs"])

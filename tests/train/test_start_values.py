@@ -156,11 +156,11 @@ def changed(first: dict[str, Any], second: dict[str, Any]) -> Config:
     [
         ({}, {"scale": 2.0}, "has scale = 2 and blend, which chooses the factor; leave out one of them"),
         ({}, {"blend": [1001.0]}, "1001"),
-        ({"blend": [1.0]}, {}, "has blend, a weight of its pair, and popularity, which is of all pairs"),
+        ({"blend": [1.0]}, {}, "has blend, a weight of its pair, and popularity, which belongs to all pairs"),
         (
             {"blend": [1.0], "popularity": [0.0]},
             {},
-            "has blend, a weight beside pairs that start before it, and is the first of those before the first step; leave it out",
+            "has blend, a weight against earlier starts, and is the first start before the first step; leave it out",
         ),
     ],
 )
@@ -436,7 +436,7 @@ def test_what_is_weighed_last_needs_a_score_that_no_context_changes() -> None:
 def test_a_first_blend_that_learns_names_the_way_out() -> None:
     sections = beside_trained("apart", 2, [1.0]).model_dump(mode="json")
     sections["train"]["start"][0]["learn"] = True
-    with pytest.raises(ValueError, match="or set learn = false, which weighs it beside the trained pairs"):
+    with pytest.raises(ValueError, match="or set learn = false, which weights it against the trained pairs"):
         Config.model_validate(sections)
 
 

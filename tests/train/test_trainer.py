@@ -32,12 +32,12 @@ from twotower.features.sequence import Sequence
 from twotower.model.inputs.bag import Bag
 from twotower.model.inputs.prefixes import Prefixes
 from twotower.model.pooling.decay import Decay
-from twotower.train.batches import ContrastiveBatch
 from twotower.train.checkpoint import EVALUATION, Checkpoint
 from twotower.train.losses import LOSSES
 from twotower.train.negatives.candidates import Candidates
 from twotower.train.negatives.hard import HardSampler
 from twotower.train.negatives.mixture import CandidateSampler
+from twotower.train.objective import ContrastiveBatch
 from twotower.train.optimizers import OPTIMIZERS
 from twotower.train.progress import Callback
 from twotower.train.trainer import Trainer
@@ -208,7 +208,7 @@ def test_the_correction_by_log_q_is_not_scaled_by_the_temperature(board: Dataset
     trainer = Trainer(board, config)
     epoch = trainer.objective.sampler.epoch(0)
     _, loss, _ = trainer.objective(epoch, 0, 0)
-    user, item = epoch.user[:50], epoch.item[:50]
+    user, item = epoch.all.user[:50], epoch.all.item[:50]
     c = contrastive(trainer).candidates(user, item, 0)
     factors = trainer.factors()
     u, v = (nn.functional.normalize(x.double()) for x in (factors.users[user], factors.items[c.items]))
@@ -266,13 +266,15 @@ def test_a_wrong_use_of_the_memory_would_be_seen_the_columns_are_the_latest_posi
         with torch.no_grad():
             trainer.model.train()
             trainer._seed(trainer.progress.step)
-            drawn = objective.candidates(epoch.user[part], epoch.item[part], number)
-            assert drawn.memory_items.tolist() == epoch.item[: 40 * number][-90:].tolist()
-            batch = objective.batcher.contrastive_batch(epoch.user[part], epoch.source[part], drawn.items, False)
+            drawn = objective.candidates(epoch.all.user[part], epoch.all.item[part], number)
+            assert drawn.memory_items.tolist() == epoch.all.item[: 40 * number][-90:].tolist()
+            batch = objective.batcher.contrastive_batch(
+                epoch.all.user[part], epoch.all.source[part], drawn.items, False
+            )
             trainer.model.user_vectors(batch.users)  # draws the unknown values that come first
             vectors.append(trainer.model.item_vectors(batch.items)[drawn.positive])
         trainer.step(epoch, number)
-        remembered = objective.candidates(epoch.user[part], epoch.item[part], number).memory_vectors
+        remembered = objective.candidates(epoch.all.user[part], epoch.all.item[part], number).memory_vectors
         assert remembered is not None
         assert not remembered.requires_grad
         # As the model was then: nothing is embedded again.

@@ -31,14 +31,13 @@ from twotower.progress import Summary
 from twotower.runs import Run
 from twotower.suggestion.recipes import read_recipe, recipe_names
 from twotower.train.contrastive import contrastive_loss
+from twotower.train.defaults import STEPS_OF_EPOCH, batch_of, training_rows
 from twotower.train.losses.loss import PointwiseLoss
 from twotower.train.negatives.candidates import Candidates
 from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.order import Epoch
-from twotower.train.order_check import training_order
-from twotower.train.pair_sampler import PairSampler
-from twotower.train.positive_sampler import PositiveSampler
-from twotower.train.settled import STEPS_OF_EPOCH, batch_of, training_rows
+from twotower.train.preconditions import training_order
+from twotower.train.samplers import PairSampler, PositiveSampler
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +227,7 @@ class DiagnosisContext:
 
     @cached_property
     def _positive_share(self) -> float:
-        return float(np.average(self.epoch.label, weights=self.epoch.weight))
+        return float(np.average(self.epoch.all.label, weights=self.epoch.all.weight))
 
     @cached_property
     def constant_loss(self) -> float:

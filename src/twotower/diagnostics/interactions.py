@@ -18,7 +18,7 @@ from twotower.data.split import PART_NAMES
 from twotower.data.splits import TEST, TRAIN
 from twotower.diagnostics.diagnosis import DiagnosisContext, Finding, Severity, or_ok
 from twotower.progress import JobProgress
-from twotower.train.order_check import MIN_PAIRS, OrderReaders, order_problem
+from twotower.train.preconditions import MIN_PAIRS, OrderReaders, order_problem
 
 log = logging.getLogger(__name__)
 
@@ -180,10 +180,10 @@ def false_negatives(context: DiagnosisContext) -> Iterator[Finding]:
     train_positives = _distinct_keys(data, (data.parts == TRAIN) & data.pairs.target)
     later_positives = np.setdiff1d(later_positives, train_positives, assume_unique=True)  # repeats are in training
     if context.config.loss.pointwise:
-        drawn = context.epoch.source < 0
+        drawn = context.epoch.all.source < 0
         if not drawn.any():
             return
-        keys = pair_keys(context.epoch.user[drawn], context.epoch.item[drawn], len(data.items))
+        keys = pair_keys(context.epoch.all.user[drawn], context.epoch.all.item[drawn], len(data.items))
         unmasked, later = (
             float(is_in_sorted(train_positives, keys).mean()),
             float(is_in_sorted(later_positives, keys).mean()),

@@ -26,7 +26,7 @@ from twotower.evaluation.metrics.auc import Auc
 from twotower.evaluation.metrics.ndcg import Ndcg
 from twotower.evaluation.own_counts import own_counts
 from twotower.features.side import SIDES
-from twotower.train.order_check import OrderReaders, order_problem
+from twotower.train.preconditions import OrderReaders, order_problem
 
 FEW_DIRECTIONS = 0.1
 """Share of the width below which the effective rank of the user vectors is compared with the directions of the log."""

@@ -18,8 +18,8 @@ from twotower.legacy.interaction_rows import LabelledRows, assemble_rows
 from twotower.reports.terminal import printed_messages
 from twotower.runs import Run
 from twotower.runs.folder import locked, replace_run, writing_folder
+from twotower.train.defaults import with_defaults
 from twotower.train.progress import Callback, EpochRecord
-from twotower.train.settled import settled
 from twotower.train.trainer import Trainer
 
 
@@ -35,7 +35,7 @@ class _EpochPrinter(Callback):
 def fit(dataset: Dataset, config: Config) -> tuple[Run, float]:
     """Train with one line an epoch; return the run and its best validation AUC."""
     train = config.train.model_copy(update={"monitor": config.train.monitor or "validation.auc"})
-    config = settled(config.model_copy(update={"train": train}), dataset)
+    config = with_defaults(config.model_copy(update={"train": train}), dataset)
     with printed_messages():
         trainer = Trainer(dataset, config, None, _EpochPrinter())
         trained = trainer.run()

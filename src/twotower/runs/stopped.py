@@ -18,7 +18,7 @@ from twotower.files import layout, locks
 from twotower.files.foreign_code import CODE_OF
 from twotower.train.checkpoint import Checkpoint, load_states
 from twotower.train.progress import EpochRecord, TrainingProgress
-from twotower.train.stopping import BestWeights
+from twotower.train.weights import BestWeights
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from twotower.errors import listed
 from twotower.features.side import SIDES, SideName
 from twotower.suggestion.recipes import FittedRecipe, Settings
 from twotower.suggestion.shape import Shape
-from twotower.train.settled import MIN_BATCH, STEPS_OF_EPOCH, batch_of
+from twotower.train.defaults import MIN_BATCH, STEPS_OF_EPOCH, batch_of
 from twotower.train.starts.start import Start
 from twotower.train.starts.user_content import fewer_columns
 

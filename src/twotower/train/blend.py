@@ -15,10 +15,12 @@ from twotower.train.cold_items import best_bias
 from twotower.train.starts.search import best_weight
 
 RAISE = 2.5
-"""Highest of the biases of cold items that are tried first beside each weight, from 0, in standard deviations of a user's scores; all of them, as those
-that lift cold items into no list are equally good, and then finer ones beside the best, as a weight looks worse by a bias that is not its own."""
+"""Highest of the biases of cold items that are tried first beside each weight, from 0, in standard deviations of a
+user's scores; all of them, as those that lift cold items into no list are equally good, and then finer ones beside the
+best, as a weight looks worse by a bias that is not its own."""
 ENOUGH = 0.03
-"""Share of the best score within which the least weight is taken beside cold items: what is gained beyond is lost to these on some seeds (docs/log.md)."""
+"""Share of the best score within which the least weight is taken beside cold items: what is gained beyond is lost to
+these on some seeds (docs/log.md)."""
 
 
 @dataclass
@@ -41,8 +43,8 @@ class Blend:
     tells_cold: bool = False
     """True if the pair tells cold items apart too, so that its weight spreads these and the known ones alike."""
     tolerance: Callable[[Factors], Callable[[Factors], float]] | None = None
-    """By the best vectors, how far below them the score of others may be by chance, if the weight 1 is that of a fit, which others
-    above 0 must be clearly better than. None: the weight 1 is as any other."""
+    """By the best vectors, how far below them the score of others may be by chance, if the weight 1 is that of a fit,
+    which others above 0 must be clearly better than. None: the weight 1 is as any other."""
     beside: F32[Tensor, "rows"] | None = None
     """Addition to the bias of each item by the weight 1."""
     raised: dict[float, float] = field(default_factory=dict)
@@ -78,8 +80,10 @@ class Blend:
         return replace(self.factors, items=items)
 
     def best(self, given: Sequence[float], score: Callable[[float], float]) -> float:
-        """Return the weight of the highest score, of those given and between them; if 1 is that of a fit, the one nearest to it that is no worse but for chance. With cold items that the pair does not tell apart it is the least whose score is within ENOUGH of
-        that: the greater the weight, the farther apart are known items, among which the scores of cold ones hardly differ."""
+        """Return the weight of the highest score, of those given and between them; if 1 is that of a fit, the one
+        nearest to it that is no worse but for chance. With cold items that the pair does not tell apart it is the least
+        whose score is within ENOUGH of that: the greater the weight, the farther apart are known items, among which the
+        scores of cold ones hardly differ."""
         if len(set(given)) == 1:
             return given[0]
         found = best_weight(given, score)

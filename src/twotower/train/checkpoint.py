@@ -1,8 +1,7 @@
 """Checkpoints: the complete state of a training, from which it resumes as if it had never stopped.
 
-A checkpoint is a folder `step-<n>` with `state.json` and `tensors.safetensors`, renamed into place when complete. It holds the
-progress of the training, the fingerprint of its settings, and the tensors of every part as "<part>/<name>". No pickle is read
-or written.
+A checkpoint is a folder `step-<n>` with `state.json` (progress, fingerprint of the settings) and `tensors.safetensors`
+(the tensors of every part as "<part>/<name>"). It is renamed into place when complete. No pickle is read or written.
 """
 
 from __future__ import annotations
@@ -35,19 +34,19 @@ from twotower.train.tried_starts import TRIED, TriedStarts
 log = logging.getLogger(__name__)
 
 STATE, TENSORS = "state.json", "tensors.safetensors"
-"""Files of a checkpoint, all that it has."""
+"""Files of a checkpoint."""
 CODES, DATA, EVALUATION = "codes", "data", "evaluation"
-"""Keys of a fingerprint: digests of what the codes of the data stand for, without which weights mean nothing; of the data; and of how
-a training is measured, which may change."""
+"""Keys of a fingerprint: digests of the values behind the codes, which weights depend on; of the data; and of the
+settings of evaluation, which may change."""
 FORMAT = 4
-"""Number of the present format, in `state.json`; a checkpoint of another format is refused."""
+"""Format in `state.json`; a checkpoint of another format is refused."""
 CHECKPOINTS_KEPT = 2
-"""The newest, and the one before it in case the newest is damaged."""
+"""The newest, and the one before in case the newest is damaged."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Content of a checkpoint's folder."""
+    """Content of a checkpoint."""
 
     path: Path
     step: int
@@ -57,10 +56,7 @@ class Checkpoint:
 
     @classmethod
     def newest(cls, folder: Path) -> Checkpoint | None:
-        """Return the newest intact checkpoint of a folder, or None; log each damaged one.
-
-        Raises RunError if a checkpoint has another format.
-        """
+        """Return the newest intact checkpoint of a folder, or None. Raises RunError if one has another format."""
         for path in reversed(_checkpoint_folders(folder)):
             try:
                 return cls.load(path)
@@ -104,7 +100,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 class Checkpoints:
-    """Checkpoints of one training. With sharded tables all ranks call the same methods, and rank 0 writes."""
+    """Checkpoints of one training, which rank 0 writes. With sharded tables all ranks call the same methods."""
 
     def __init__(
         self,
@@ -113,19 +109,18 @@ class Checkpoints:
         parts: Mapping[str, Stateful],
         torchrec: TorchRecEmbeddings | None = None,
     ) -> None:
-        """Save the `parts` by name into `folder`; one is "model". `fingerprint` has to be equal at a resume."""
+        """Save `parts` by name, one of them "model". `fingerprint` must be equal at a resume."""
         self.folder, self.fingerprint = folder, fingerprint
         self._parts, self._torchrec = parts, torchrec
         self.tried = TriedStarts(folder, fingerprint)
-        """The values of starts that this training has tried, before it was stopped too."""
+        """Values of starts that this training has tried, also before it was stopped."""
         self.last: Path | None = None
-        """The latest checkpoint that this training has written or loaded."""
+        """Latest checkpoint that is written or loaded."""
         self.has_changed = False
-        """True after a resume by another fingerprint, or evaluation."""
+        """True after a resume with another fingerprint or evaluation."""
 
     def save(self, progress: TrainingProgress) -> None:
-        """Write a checkpoint and remove all but the newest `CHECKPOINTS_KEPT`, or on another rank than 0 send the pieces
-        for it. Raises RunError if it cannot be written."""
+        """Write a checkpoint on rank 0 and remove old ones; on other ranks send pieces. Raises RunError if it fails."""
         tensors: dict[str, Shaped[Tensor, "*_"] | TensorBlocks] = {**join_states(self._parts)}
         if self._torchrec:
             for name, value in tensors.items():
@@ -154,20 +149,20 @@ class Checkpoints:
         self.last = path
 
     def resume(self, override: bool = False, checkpoint: Checkpoint | None = None) -> TrainingProgress | None:
-        """Load a checkpoint into the parts: the newest intact one of the folder, or the given one.
+        """Load a checkpoint, by default the newest intact one, into the parts. Return its progress, or None without
+        one.
 
-        Return its progress, or None if there is none. Raises RunError with the differences if the fingerprint has changed,
-        unless `override`, and if values of the data have other codes, which are rows of the tables of weights.
+        Raises RunError with the differences if the fingerprint has changed, unless `override`. Raises RunError in any
+        case if the values of the data have other codes, which are the rows of tables of weights.
         """
         found = checkpoint or (Checkpoint.newest(self.folder) if self.folder else None)
         if found is None:
             return None
         self.last = found.path
-        then, now = found.fingerprint, self.fingerprint
-        if then.get(CODES) != now.get(CODES):
+        if found.fingerprint.get(CODES) != self.fingerprint.get(CODES):
             raise RunError(
-                "cannot resume: the users, items or values of the data are others than those of the checkpoint, whose weights belong to "
-                "them; undo the change, or start a new run"
+                "cannot resume: the users, items or values of the data differ from those of the checkpoint, whose "
+                "weights belong to them; undo the change, or start a new run"
             )
         changed = [
             f"{key}: {old!r} then, {new!r} now"
@@ -183,8 +178,8 @@ class Checkpoints:
             log.warning(f"resuming although the run has changed ({differences})")
             if any(line.startswith((f"{DATA}: ", "split.")) for line in changed):
                 log.warning(
-                    "rows of the present validation and test part may be training rows of the epochs before, so their metrics may be too high; "
-                    "start a new run to measure"
+                    "rows of the present validation and test part may be training rows of the epochs before, so their "
+                    "metrics may be too high; start a new run to measure"
                 )
         self.has_changed = bool(changed) or found.fingerprint.get(EVALUATION) != self.fingerprint.get(EVALUATION)
         self._restore(found.tensors)
@@ -205,27 +200,27 @@ class Checkpoints:
         load_states(self._parts, tensors)
 
     def _shard(self, key: str, value: Shaped[Tensor, "*_"]) -> EmbeddingShard | None:
-        """Return the sharded table that a tensor "<part>/…/<parameter>" belongs to; None if it is replicated."""
+        """Return the sharded table of a tensor "<part>/…/<parameter>"; None if it is replicated."""
         return self._torchrec.shards_by_parameter.get(key.rpartition("/")[2]) if self._torchrec and value.ndim else None
 
 
 class Stateful(Protocol):
-    """Part of a training whose state checkpoints hold."""
+    """Part of a training with a state for checkpoints."""
 
     def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
-        """Return the tensors that determine the part's further course, by name."""
+        """Return the tensors that determine the further course of the part, by name."""
 
     def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
-        """Continue from a state, which other settings may have made."""
+        """Continue from a state, possibly of other settings."""
 
 
 def join_states(parts: Mapping[str, Stateful]) -> dict[str, Shaped[Tensor, "*_"]]:
-    """Return the states of all parts in one, as "<part>/<name>"."""
+    """Return the states of all parts as "<part>/<name>"."""
     return {f"{part}/{name}": tensor for part, of in parts.items() for name, tensor in of.state().items()}
 
 
 def load_states(parts: Mapping[str, Stateful], state: Mapping[str, Shaped[Tensor, "*_"]]) -> None:
-    """Let each part continue from its own tensors of a joined state; those of other parts are left out."""
+    """Let each part continue from its tensors in a joined state; ignore tensors of other parts."""
     states: dict[str, dict[str, Shaped[Tensor, "*_"]]] = {part: {} for part in parts}
     for key, tensor in state.items():
         part, _, name = key.partition("/")
@@ -236,7 +231,7 @@ def load_states(parts: Mapping[str, Stateful], state: Mapping[str, Shaped[Tensor
 
 
 _TYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32"}
-"""Names of the types in a safetensors file, in the order of the file."""
+"""Names of types in a safetensors file, in its order."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +243,7 @@ class TensorBlocks:
 
 
 def file_order(tensors: Mapping[str, Shaped[Tensor, "*_"] | TensorBlocks]) -> list[str]:
-    """Return the names in the order of the safetensors file: by type, then by name."""
+    """Return the names in the order of a safetensors file: by type, then by name."""
     places = {kind: place for place, kind in enumerate(_TYPES)}
     return sorted(tensors, key=lambda name: (places[_dtype(tensors[name])], name))
 

@@ -1,4 +1,5 @@
-"""Choices of users of validation: what each took anew, among items drawn at random, and the weights of scores under which they are most likely."""
+"""Choices of users of validation: what each took anew, among items drawn at random, and the weights of scores under
+which they are most likely."""
 
 from __future__ import annotations
 
@@ -22,12 +23,13 @@ from twotower.train.cold_items import later_items
 MIN_ROWS, MAX_ROWS = 50, 2048
 """Rows of validation from which weights are fitted, and that are read."""
 MAX_ITEMS, FEWEST_ITEMS = 1000, 100
-"""Items that a row's own is compared with, drawn once from more; fewer of them, before fewer rows are read, where there are many terms."""
+"""Items that a row's own is compared with, drawn once from more; fewer of them, before fewer rows are read, where there
+are many terms."""
 MAX_NUMBERS = 2**25
 """Numbers of the terms of all rows and items: some 128 MiB of float32, and three times that beside them."""
 PRIOR_DEVIATION = 1.0
-"""Standard deviation of the factor of a term before any row is seen. The scores of a discriminant are logarithms of odds, so that a value that few items
-have cannot weigh as much as one of many."""
+"""Standard deviation of the factor of a term before any row is seen. The scores of a discriminant are logarithms of
+odds, so that a value that few items have cannot weigh as much as one of many."""
 FIRST_DEVIATION = 1.0
 """That of the logarithm of the factor of the first term, in standard deviations of its scores, whose mean is 0."""
 FREE_DEVIATION = 100.0
@@ -41,7 +43,8 @@ class ChoiceWeights(NamedTuple):
     factors: list[float]
     """Factor of each other term."""
     spreads: list[float]
-    """Standard deviation of the scores of each other term by its factor, in that of the first one's, below 0 for a factor below 0."""
+    """Standard deviation of the scores of each other term by its factor, in that of the first one's, below 0 for a
+    factor below 0."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,13 @@ class Choices:
     item_rows: Shaped[Ints, "items"] | None
     """That of every item; None without versions."""
     left_out: Shaped[Bools, "n k"]
-    """True for what is not compared: an item that the user took before, the own one again, and one that the test part alone has."""
+    """True for what is not compared: an item that the user took before, the own one again, and one that the test part
+    alone has."""
 
     @classmethod
     def of(cls, dataset: Dataset, seed: int, n_terms: int) -> Choices | None:
-        """Return choices drawn at random, of which so many terms have at most MAX_NUMBERS; None for fewer than MIN_ROWS."""
+        """Return choices drawn at random, of which so many terms have at most MAX_NUMBERS; None for fewer than
+        MIN_ROWS."""
         rng = np.random.default_rng(seed)
         users, items = _taken_anew(dataset)
         compared = np.arange(len(dataset.items))
@@ -113,9 +118,9 @@ class Choices:
         return values.cpu().float()[torch.from_numpy(self.candidates)]
 
     def weights(self, terms: Sequence[F32[Tensor, "n k"]], n_free: int = 0) -> ChoiceWeights | None:
-        """Return the weights of terms under which the own items are most likely, by a softmax over the weighted sums (McFadden 1974, "Conditional Logit
-        Analysis of Qualitative Choice Behavior"). That of the first is above 0, and those of the last `n_free` have no prior that tells. None if the
-        first term is the same for all items."""
+        """Return the weights of terms under which the own items are most likely, by a softmax over the weighted sums
+        (McFadden 1974, "Conditional Logit Analysis of Qualitative Choice Behavior"). That of the first is above 0, and
+        those of the last `n_free` have no prior that tells. None if the first term is the same for all items."""
         every, left_out = torch.stack([*terms], 2), torch.from_numpy(self.left_out)
         scale = every[~left_out].std(0)
         if not scale[0] > 0:
@@ -154,8 +159,8 @@ def _have_taken(dataset: Dataset, users: Shaped[Ints, "n"], items: Shaped[Ints, 
 def _fit(
     terms: F32[Tensor, "n k T"], is_left_out: Shaped[Tensor, "n k"], deviations: F64[Tensor, "T"]
 ) -> F64[Tensor, "T"]:
-    """Return the factors of terms under which the first item of each row is most likely, with a normal prior of each factor, of the first one's
-    logarithm, as it is above 0."""
+    """Return the factors of terms under which the first item of each row is most likely, with a normal prior of each
+    factor, of the first one's logarithm, as it is above 0."""
     numbers = torch.zeros(terms.shape[2], dtype=torch.float64, requires_grad=True)
     first = torch.zeros(len(terms), dtype=torch.long)
     optimizer = torch.optim.LBFGS([numbers], max_iter=ITERATIONS, line_search_fn="strong_wolfe")

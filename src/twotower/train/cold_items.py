@@ -61,9 +61,10 @@ def cold_items(
 ) -> ColdItems | str:
     """Return the items that tell the bias of cold ones on validation, or why there are none.
 
-    An item that the test part alone has is none unless the split is in no order: it is not there yet. Where validation has fewer than MIN_POSITIVES positives of cold items, as
-    in a random split, a share of the known items reads as unknown and stands for them, unless `stand_in` is False. `ends` is True if the bias ends with an item's first
-    row, so that an item of an unknown id with training rows, too few for a code, has none."""
+    An item that the test part alone has is none unless the split is in no order: it is not there yet. Where validation
+    has fewer than MIN_POSITIVES positives of cold items, as in a random split, a share of the known items reads as
+    unknown and stands for them, unless `stand_in` is False. `ends` is True if the bias ends with an item's first row,
+    so that an item of an unknown id with training rows, too few for a code, has none."""
     codes, own = _codes_and_items(model, dataset)
     cold = _rows_of_cold_items(model, dataset, ends)
     which = _of_items(dataset, own, cold)
@@ -100,8 +101,8 @@ def fit_cold_item_bias(
     """Overwrite the bias of the items whose id reads as unknown with the one whose validation score is highest.
 
     Where nothing tells it (`cold_items`), nothing changes, with a line in the log. `scorer` returns the scores of these
-    items, or of the data's own for None, and `score` their validation metric, higher is better; all ranks call both. A bias by items that stand for cold ones
-    costs validation no more than CLOSE by the cold items that it has.
+    items, or of the data's own for None, and `score` their validation metric, higher is better; all ranks call both. A
+    bias by items that stand for cold ones costs validation no more than CLOSE by the cold items that it has.
     """
     ends = model.config.recent_popularity and model.recent_popularity.is_fitted
     cold = cold_items(model, dataset, seed, ends)
@@ -134,23 +135,24 @@ def fit_cold_item_bias(
         and (bounded := _bounded_bias(scores, model, dataset, scorer(None), score, ends)) != bias
     ):
         log.info(
-            f"bias of cold items: {bias:.2f} is best by {cold}, and costs validation more than {CLOSE:.0%}, as hardly anybody takes the items "
-            f"without a row there are; {bounded:.2f} in its place"
+            f"bias of cold items: {bias:.2f} is best by {cold}, and costs validation more than {CLOSE:.0%}, as hardly "
+            f"anybody takes the items without a row there are; {bounded:.2f} in its place"
         )
         bias = bounded
     with torch.no_grad():
         model.cold_items.values[UNKNOWN] = bias
     log.info(
-        f"bias of cold items: {bias:.2f}, the standard deviation of a user's scores is {spread:.2f}; by {cold} the monitored metric of validation is "
-        f"{abs(of_bias(bias)):.4f}, without the bias {abs(of_bias(0.0)):.4f}"
+        f"bias of cold items: {bias:.2f}, the standard deviation of a user's scores is {spread:.2f}; by {cold} the "
+        f"monitored metric of validation is {abs(of_bias(bias)):.4f}, without the bias {abs(of_bias(0.0)):.4f}"
     )
 
 
 def _bounded_bias(
-    scores: dict[float, float], model: TwoTower, dataset: Dataset, found: Factors | ContextFactors, score: Callable[[Scorer], float], ends: bool
+    scores: dict[float, float], model: TwoTower, dataset: Dataset, found: Factors | ContextFactors,
+    score: Callable[[Scorer], float], ends: bool,
 ) -> float:  # fmt: skip
-    """Return the bias of the highest of `scores`, which are by items that stand for cold ones, among those under which the score of validation by the cold items
-    that it has is lower by no more than CLOSE than without a bias."""
+    """Return the bias of the highest of `scores`, which are by items that stand for cold ones, among those under which
+    the score of validation by the cold items that it has is lower by no more than CLOSE than without a bias."""
     rows = torch.from_numpy(_rows_of_cold_items(model, dataset, ends)).to(found.items.device)
     if not rows.any():
         return max(scores, key=lambda bias: (scores[bias], -abs(bias)))
@@ -167,10 +169,12 @@ def _bounded_bias(
 
 
 def best_bias(
-    score: Callable[[float], float], spread: float, lowest: float = LOWEST, highest: float = HIGHEST, beyond: int = MAX_BEYOND
+    score: Callable[[float], float], spread: float, lowest: float = LOWEST, highest: float = HIGHEST,
+    beyond: int = MAX_BEYOND,
 ) -> float:  # fmt: skip
-    """Return the bias of the highest score: of multiples of `spread` from `lowest` to `highest`, then of at most `beyond` more while the outermost
-    is the best, at last of finer ones beside it. Of equal ones it is the nearest to 0."""
+    """Return the bias of the highest score: of multiples of `spread` from `lowest` to `highest`, then of at most
+    `beyond` more while the outermost is the best, at last of finer ones beside it. Of equal ones it is the nearest to
+    0."""
     tried = dict[float, float]()
 
     def best_with(*more: float) -> float:
@@ -188,7 +192,8 @@ def best_bias(
 
 
 def later_items(dataset: Dataset) -> Shaped[Bools, "items"]:
-    """Return True for the items that the test part alone has, which are not there yet on validation; of a split in no order none is later."""
+    """Return True for the items that the test part alone has, which are not there yet on validation; of a split in no
+    order none is later."""
     if dataset.split.kind in IN_NO_ORDER:
         return np.zeros(len(dataset.items), bool)
     of_parts = [

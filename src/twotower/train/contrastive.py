@@ -1,4 +1,4 @@
-"""Contrastive losses of a batch, one block of rows at a time, with gradients from the same pass."""
+"""Contrastive losses of a batch, in blocks of rows, with gradients from the same pass."""
 
 from __future__ import annotations
 
@@ -9,36 +9,31 @@ import torch
 from torch import Tensor
 
 from twotower.arrays.types import F32, Float, Shaped
-from twotower.train.candidate_versions import SeenVersions
 from twotower.train.losses.loss import Columns, ContrastiveLoss
-from twotower.train.negatives.candidates import Candidates
+from twotower.train.negatives.candidates import Candidates, SeenVersions
 from twotower.train.negatives.source_tally import SourceTally
 
 MAX_BLOCK_LOGITS = 2**21
-"""Logits that `contrastive_loss` holds at a time, by default: 8 MiB of float32."""
+"""Default number of logits that `contrastive_loss` holds at a time: 8 MiB of float32."""
 
 
 def contrastive_loss(
-    users: Float[Tensor, "B D"],
-    items: Float[Tensor, "V D"],
-    candidates: Candidates,
-    loss: ContrastiveLoss,
-    n_items: int,
-    dtype: torch.dtype = torch.float32,
-    total_weight: float = 0.0,
-    max_block_logits: int = MAX_BLOCK_LOGITS,
-    weights: F32[Tensor, "B"] | None = None,
-    versions: SeenVersions | None = None,
-    tally: SourceTally | None = None,
-) -> F32[Tensor, ""]:
-    """Return the weighted mean loss of B positives against their candidates. Without `weights` all are 1.
+    users: Float[Tensor, "B D"], items: Float[Tensor, "V D"], candidates: Candidates, loss: ContrastiveLoss,
+    n_items: int, dtype: torch.dtype = torch.float32, total_weight: float = 0.0,
+    max_block_logits: int = MAX_BLOCK_LOGITS, weights: F32[Tensor, "B"] | None = None,
+    versions: SeenVersions | None = None, tally: SourceTally | None = None,
+) -> F32[Tensor, ""]:  # fmt: skip
+    """Return the weighted mean loss of B positives against their candidates. Without `weights` all weights are 1.
 
-    `users` are the vectors of the positives' users; `items` those of `candidates.items` and, after them, of the cross-batch
-    memory. `n_items` is the size of the catalogue. `dtype` is that of the matrix products. With `total_weight` the B
-    positives are a part of a batch of that weight, and the result is their part of its mean. At most `max_block_logits`
-    logits, but at least those of 16 rows, are held at a time. With `versions` there is no memory, the vectors are those of
-    all X versions of the items, and each positive stands against those that it sees. A `tally` is given the gradients of candidates
-    with `draws`.
+    - `users`: vectors of the positives' users.
+    - `items`: vectors of `candidates.items`, then of the cross-batch memory. With `versions` there is no memory, and
+      they are the vectors of all X versions; each positive is compared with the versions at its time.
+    - `n_items`: size of the catalogue.
+    - `dtype`: type of the matrix products.
+    - `total_weight`: weight of a whole batch. If it is set, the B positives are a part of that batch, and the result is
+      their part of its mean.
+    - `max_block_logits`: maximum number of logits held at a time, but at least 16 rows.
+    - `tally`: receives the gradients of the candidates, if these have `draws`.
     """
     c = candidates
     shared = items[: len(c.log_q)] if not len(c.memory_items) else torch.cat([items[: c.shared], items[len(c.items) :]])
@@ -57,7 +52,7 @@ def contrastive_loss(
     total = len(users) if weights is None else float(weights.sum())
 
     def block_loss(logits: F32[Tensor, "b C"], own: Float[Tensor, "b H"] | None, rows: slice) -> BlockGradients:
-        """Turn a block of logits, and those of the rows' own negatives, into its loss and their gradients."""
+        """Turn logits of a block, and of the rows' own negatives, into the loss and its gradients."""
         positive, seen, shape = c.positive[rows, None], None, logits.shape
         if versions is not None:
             seen = versions.of_shared(rows)
@@ -94,7 +89,7 @@ def contrastive_loss(
 
 
 class BlockGradients(NamedTuple):
-    """Sum of the losses of a block of rows, and its gradients by their logits."""
+    """Sum of the losses of a block of rows, and its gradients by the logits."""
 
     value: F32[Tensor, ""]
     logits: F32[Tensor, "b C"]
@@ -102,11 +97,11 @@ class BlockGradients(NamedTuple):
 
 
 BlockLoss = Callable[[Tensor, Tensor | None, slice], BlockGradients]
-"""(logits (b, C), own logits (b, H) or None, rows of the batch) -> the sum of their losses, and both gradients."""
+"""(logits (b, C), own logits (b, H) or None, rows of the batch) -> the sum of the losses, and both gradients."""
 
 
 class LossContext(Protocol):
-    """Part of the backward pass's context that the loss uses."""
+    """Attributes of the backward pass's context."""
 
     saved_tensors: tuple[Shaped[Tensor, "*_"], ...]
 
@@ -115,20 +110,14 @@ class LossContext(Protocol):
 
 
 class _BlockwiseMean(torch.autograd.Function):
-    """The mean over rows of total weight n of a loss of the logits users @ shared.T, block by block, with gradients from the
-    same pass."""
+    """Mean loss, over rows of total weight n, of the logits users @ shared.T, in blocks, with gradients from the same
+    pass."""
 
     @staticmethod
     def forward(
-        ctx: LossContext,
-        users: Float[Tensor, "B D"],
-        shared: Float[Tensor, "C D"],
-        own: Float[Tensor, "B H"] | None,
-        block_loss: BlockLoss,
-        dtype: torch.dtype,
-        n: float,
-        max_block_logits: int,
-    ) -> F32[Tensor, ""]:
+        ctx: LossContext, users: Float[Tensor, "B D"], shared: Float[Tensor, "C D"], own: Float[Tensor, "B H"] | None,
+        block_loss: BlockLoss, dtype: torch.dtype, n: float, max_block_logits: int,
+    ) -> F32[Tensor, ""]:  # fmt: skip
         u, v = users.to(dtype), shared.to(dtype)
         vt = v.T.contiguous()
         user_gradient = torch.empty_like(users)

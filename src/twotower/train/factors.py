@@ -40,16 +40,17 @@ def model_factors(
     model: TwoTower, users: SideTensors, items: SideTensors, block: int = 65_536, codes: int = MAX_BLOCK_CODES,
     pairs: Sequence[int] | None = None,
 ) -> Factors:  # fmt: skip
-    """Return the vectors of all rows of both sides in evaluation mode, of some `pairs` alone or of all, at most `block` rows and
-    `codes` codes of bags at a time."""
+    """Return the vectors of all rows of both sides in evaluation mode, of some `pairs` alone or of all, at most `block`
+    rows and `codes` codes of bags at a time."""
     user, item = (partial(tower, pairs=pairs) for tower in (model.user_vectors, model.item_vectors))
     with evaluation_mode(model):
         return Factors(_all_vectors(user, users, block, codes), _all_vectors(item, items, block, codes))
 
 
 def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
-    """Return the vectors of all users and items from the data before `part` (see `Dataset.side_before`), of the newest versions, with the
-    recent popularity at the end, and of a model that reads the context in the default one. Raises ConfigError if a feature of the context has no default."""
+    """Return the vectors of all users and items from the data before `part` (see `Dataset.side_before`), of the newest
+    versions, with the recent popularity at the end, and of a model that reads the context in the default one. Raises
+    ConfigError if a feature of the context has no default."""
     context = default_context(dataset.encoders, dataset.context_frame) if dataset.schema.side("context") else None
     sides = [dataset.side_before(side, part) for side in SIDES]
     found = model_factors(model, *_tensors(model, dataset, sides, context))
@@ -58,8 +59,8 @@ def factors_before(model: TwoTower, dataset: Dataset, part: int) -> Factors:
 
 
 def factors_during(model: TwoTower, dataset: Dataset, part: int) -> Scorer:
-    """Return the vectors by which `part` is evaluated: as `factors_before`, but of the versions that hold at the times of its
-    interactions, with what is popular at these times, and of users in the context of these."""
+    """Return the vectors by which `part` is evaluated: as `factors_before`, but of the versions that hold at the times
+    of its interactions, with what is popular at these times, and of users in the context of these."""
     sides = [dataset.side_before(side, part).by_version() for side in SIDES]
     users, items = _tensors(model, dataset, sides, dataset.context)
     if users.has_context:
@@ -68,7 +69,8 @@ def factors_during(model: TwoTower, dataset: Dataset, part: int) -> Scorer:
 
 
 def with_added(found: F, model: TwoTower, dataset: Dataset, part: int) -> F:
-    """Return scores of a part with what is added to the products: own counts and what is popular at the time of each ranking."""
+    """Return scores of a part with what is added to the products: own counts and what is popular at the time of each
+    ranking."""
     return replace(found, own=own_scores(model, dataset, part), recent=recent_scores(model, dataset, part))
 
 
@@ -87,8 +89,8 @@ def context_factors(
     model: TwoTower, users: SideTensors, items: SideTensors, dataset: Dataset, block: int = 4096,
     codes: int = MAX_BLOCK_CODES,
 ) -> ContextFactors:  # fmt: skip
-    """Return the vectors of all items in evaluation mode, and the function to those of users in the context of interactions,
-    at most `block` rows and `codes` codes of bags at a time."""
+    """Return the vectors of all items in evaluation mode, and the function to those of users in the context of
+    interactions, at most `block` rows and `codes` codes of bags at a time."""
 
     def embed(rows: Shaped[Ints, "n"], interactions: Shaped[Ints, "n"]) -> Float[Tensor, "n D"]:
         found = [vectors[:0]]
@@ -106,8 +108,8 @@ def gathered_factors(
     model: TwoTower, users: SideTensors, items: SideTensors, context: DistributedContext,
     torchrec: TorchRecEmbeddings | None = None, pairs: Sequence[int] | None = None,
 ) -> Factors:  # fmt: skip
-    """Return the vectors of all rows of both sides on every rank, of some `pairs` alone or of all. Each rank embeds a part of every
-    block."""
+    """Return the vectors of all rows of both sides on every rank, of some `pairs` alone or of all. Each rank embeds a
+    part of every block."""
     if context.world_size == 1 and not torchrec:
         return model_factors(model, users, items, pairs=pairs)
     with evaluation_mode(model):
@@ -121,8 +123,8 @@ def has_finite_vectors(
     model: TwoTower, users: SideTensors, items: SideTensors, context: DistributedContext,
     torchrec: TorchRecEmbeddings | None,
 ) -> bool:  # fmt: skip
-    """Return True if the vectors of the first rows of both sides are finite, on all ranks; of users with a context in that of the
-    first interaction."""
+    """Return True if the vectors of the first rows of both sides are finite, on all ranks; of users with a context in
+    that of the first interaction."""
     with evaluation_mode(model):
         found = [
             _gathered_vectors(

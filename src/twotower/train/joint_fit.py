@@ -69,7 +69,8 @@ class JointFit:
         log.info(
             f"recent popularity by what users are most likely to take: {described(self.terms, dataset)}"
             + (
-                f"; weighed together with it, the scores of columns have these standard deviations, in that of the other pairs: {', '.join(told)}"
+                "; weighed together with it, the scores of columns have these standard deviations, in that of the "
+                f"other pairs: {', '.join(told)}"
                 if told
                 else ""
             )
@@ -81,10 +82,11 @@ def joint_fit(
     factors: Factors, forms: Sequence[PairForm], dataset: Dataset, seed: int, half_life: float,
     score: Callable[[Factors], float], context: DistributedContext, bias: bool,
 ) -> JointFit | None:  # fmt: skip
-    """Return the weights of the parts of some forms, and of the terms of recent popularity, under which together what users of validation take anew is
-    most likely, by a softmax over the scores; None where validation does not tell them (`Choices`). `factors` are vectors of all pairs and
-    forms, without recent popularity, and with biases of users if `bias` is True. Half-lives are tried from the given one on, in both
-    directions, while `score`, a metric of validation, higher is better, rises; all ranks call it."""
+    """Return the weights of the parts of some forms, and of the terms of recent popularity, under which together what
+    users of validation take anew is most likely, by a softmax over the scores; None where validation does not tell them
+    (`Choices`). `factors` are vectors of all pairs and forms, without recent popularity, and with biases of users if
+    `bias` is True. Half-lives are tried from the given one on, in both directions, while `score`, a metric of
+    validation, higher is better, rises; all ranks call it."""
     parts = [dimensions for form in forms for dimensions in form.dimensions]
     unit = RecentScores.of_part(
         dataset, VALIDATION, PopularityTerms(1.0, 0.0), np.zeros(len(dataset.items), np.float32)
@@ -140,9 +142,11 @@ class _JointTerms:
 
     @classmethod
     def of(cls, choices: Choices, products: Sequence[F32[Tensor, "n k"]], unit: RecentScores) -> _JointTerms | None:
-        """Return the terms. Without enough users who took items without a row, neither these users nor such items are compared: nothing tells their
-        weight, and they would change that of the age. None for too few other users."""
-        age, new = (choices.popularity(replace(unit, terms=unit.terms._replace(**{name: 1.0}))) for name in ("age", "new"))  # fmt: skip
+        """Return the terms. Without enough users who took items without a row, neither these users nor such items are
+        compared: nothing tells their weight, and they would change that of the age. None for too few other users."""
+        age, new = (
+            choices.popularity(replace(unit, terms=unit.terms._replace(**{name: 1.0}))) for name in ("age", "new")
+        )
         takes_new = new[:, 0].numpy() > 0
         knows_new = bool(np.count_nonzero(takes_new) >= MIN_ROWS)
         if not knows_new:
@@ -154,7 +158,8 @@ class _JointTerms:
         return cls(choices, products, unit, age, new if knows_new else torch.zeros_like(new), knows_new)
 
     def weights(self, half_life: float) -> tuple[ChoiceWeights, PopularityTerms] | None:
-        """Return the weights of the parts, and of the terms of recent popularity by a half-life; None if the other scores tell nothing."""
+        """Return the weights of the parts, and of the terms of recent popularity by a half-life; None if the other
+        scores tell nothing."""
         recent, found = self._by(PopularityTerms(half_life, 1.0)), None
         for sign in (-1.0, 1.0, 0.0):  # what an item without a row has depends on that of the weight of all rows
             total = sign * self._by(PopularityTerms(half_life, 0.0, total=sign))

@@ -42,8 +42,9 @@ class LastFits:
     validation: Validation
 
     def popularity(self, check_stop: Callable[[], None]) -> RecentScores | None:
-        """Return what is popular at the times of validation, as is best beside the present scores, and change no model; None of a model without recent
-        popularity, and if it adds nothing. Raises what `check_stop` raises, which all ranks call."""
+        """Return what is popular at the times of validation, as is best beside the present scores, and change no model;
+        None of a model without recent popularity, and if it adds nothing. Raises what `check_stop` raises, which all
+        ranks call."""
         if not self.recipe.model.recent_popularity:
             return None
         measured = self._score(SCORES_BESIDE)
@@ -55,9 +56,10 @@ class LastFits:
         return popularity_beside(self.dataset, self._beside_own(), score, self.context, self._chance(SCORES_BESIDE))
 
     def fit(self, scores_of_pairs: Callable[[], Shaped[Floats, "n"]], joint: JointFit | None = None) -> WeighedPairs:
-        """Overwrite stacking, recent popularity, own counts and the bias of cold items, each of a model that has it, one beside the other.
-        `scores_of_pairs` returns the present scores of the pairs of validation, on rank 0. Where the fit of columns and popularity together, or without
-        columns that of popularity, is not clearly worse than they are, it replaces them. Return its columns by pair."""
+        """Overwrite stacking, recent popularity, own counts and the bias of cold items, each of a model that has it,
+        one beside the other. `scores_of_pairs` returns the present scores of the pairs of validation, on rank 0. Where
+        the fit of columns and popularity together, or without columns that of popularity, is not clearly worse than
+        they are, it replaces them. Return its columns by pair."""
         model, dataset, recipe, context = self.model, self.dataset, self.recipe, self.context
         written: WeighedPairs = {}
         some = evaluation_of_search(recipe.evaluation, len(dataset.items), OWN_SCORES)
@@ -79,8 +81,9 @@ class LastFits:
         return written
 
     def _fit_jointly(self, found: Factors, joint: JointFit | None, some: EvaluationConfig) -> WeighedPairs:
-        """Give columns and recent popularity the weights of a fit of both together, or without one that of popularity alone, beside the scores
-        `found` without it, unless the metric by `some` options is lower by more than CLOSE; each with the best bias of cold items, which is fitted later."""
+        """Give columns and recent popularity the weights of a fit of both together, or without one that of popularity
+        alone, beside the scores `found` without it, unless the metric by `some` options is lower by more than CLOSE;
+        each with the best bias of cold items, which is fitted later."""
         model, dataset, seed = self.model, self.dataset, self.recipe.train.seed
         cold = cold_items(model, dataset, seed, ends=True, stand_in=False) if model.config.cold_item_bias else ""
 
@@ -110,8 +113,9 @@ class LastFits:
 
     def _tell_joint(self, joint: JointFit, after: float, before: float, is_taken: bool) -> None:
         log.info(
-            f"{'columns and ' if joint.forms else ''}the terms of recent popularity, weighed together: the monitored metric of validation is {abs(after):.4f}, "
-            f"and {abs(before):.4f} by the weights before, which {'they replace' if is_taken else 'stay'}"
+            f"{'columns and ' if joint.forms else ''}the terms of recent popularity, weighed together: the monitored "
+            f"metric of validation is {abs(after):.4f}, and {abs(before):.4f} by the weights before, which "
+            f"{'they replace' if is_taken else 'stay'}"
         )
 
     def _spread(self, factors: Factors) -> float:
@@ -128,6 +132,7 @@ class LastFits:
         return lambda found: self.validation.score(found, some)
 
     def _chance(self, scores: int) -> Callable[[Scorer, Scorer], float]:
-        """Return the function to how much better one scorer may be than another by chance: two standard errors of the difference."""
+        """Return the function to how much better one scorer may be than another by chance: two standard errors of the
+        difference."""
         some = evaluation_of_search(self.recipe.evaluation, len(self.dataset.items), scores)
         return lambda better, other: 2 * self.validation.tolerance(better, some)(other)

@@ -1,9 +1,8 @@
-"""The order of an epoch: the same for any number of ranks, in memory and on disk.
+"""Order of an epoch: the same for any number of ranks, in memory and on disk.
 
-The interactions are cut into shards, which are ranges of users. Each shard is shuffled by itself, and a batch takes an equal
-part of each shard, so that a rank reads only its own shards. A shard longer than a window is shuffled in two steps: the
-order of its blocks of neighbouring rows, then the rows of as many blocks as a window holds (CorgiPile, Xu et al. 2022,
-section 4).
+Interactions are cut into shards, which are ranges of users. Each shard is shuffled separately, and a batch takes an
+equal part of each shard, so a rank reads its own shards only. A shard longer than a window is shuffled in two steps:
+first its blocks of adjacent rows, then the rows of the blocks in a window (CorgiPile, Xu et al. 2022, section 4).
 
 The order depends on (seed, epoch, shard, window) alone.
 """
@@ -23,14 +22,14 @@ from twotower.errors import ConfigError
 
 @dataclass(frozen=True)
 class ShuffleSizes:
-    """Numbers of interactions that are read and shuffled together; the memory of shuffling is proportional to them."""
+    """Numbers of interactions that are read and shuffled together. Memory is proportional to them."""
 
     block: int = 2**14
-    """Neighbouring interactions that stay together when blocks are shuffled."""
+    """Adjacent interactions in a block; the blocks of a shard are shuffled."""
     window: int = 2**22
-    """Interactions that are shuffled together, over all shards: a whole number of blocks."""
+    """Interactions that are shuffled together, over all shards; a whole number of blocks."""
     user_run: int = 2**20
-    """Interactions that are read together where whole users are shuffled, over all shards."""
+    """Interactions that are read together if whole users are shuffled, over all shards."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Examples:
     item: Shaped[Codes, "n"]
     label: Shaped[Floats, "n"]
     weight: Shaped[Floats, "n"]
-    source: Shaped[Ints, "n"]  # number of the interaction; ~i for a pair drawn for a positive, interaction i
+    source: Shaped[Ints, "n"]  # index of the interaction; ~i for a pair drawn for the positive at index i
 
     def __len__(self) -> int:
         return len(self.user)
@@ -50,30 +49,28 @@ class Examples:
         return Examples(*(getattr(self, f.name)[part] for f in fields(self)))
 
     def pack(self) -> Shaped[Ints, "n 5"]:
-        """Return all columns as one array, to send to other ranks; floats by their bits."""
+        """Return all columns in one array, floats as their bits, to send to other ranks."""
         columns = (self.user, self.item, self.label.view(np.int32), self.weight.view(np.int32), self.source)
         return np.stack([c.astype(np.int64) for c in columns], 1)
 
     @classmethod
     def unpack(cls, packed: Shaped[Ints, "n 5"]) -> Examples:
-        """Return the examples that `pack` made."""
         user, item, label, weight = packed[:, :4].T.astype(np.int32, order="C")
         return cls(user, item, label.view(np.float32), weight.view(np.float32), packed[:, 4].copy())
 
     @classmethod
     def concatenate(cls, parts: list[Examples]) -> Examples:
-        """Join one or more parts in their order."""
         if len(parts) == 1:
             return parts[0]
         return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)))
 
 
 class Shards:
-    """Numbers of interactions, cut into ranges of users with about as many interactions each."""
+    """Indices of interactions, cut into ranges of users with about equally many interactions."""
 
     def __init__(self, dataset: Dataset, numbers: Shaped[Codes | Ints, "n"], count: int, by_user: bool = False) -> None:
-        """Cut `numbers`, which rise, or with `by_user` are one user's after another's. Raises ConfigError if `count`
-        is larger than n."""
+        """Cut ascending `numbers`, or with `by_user` numbers in the order of users. Raises ConfigError if `count` >
+        n."""
         if count > len(numbers):
             raise ConfigError(
                 f"train.data_shards = {count} is more than the {len(numbers)} interactions of training; lower it"
@@ -96,17 +93,16 @@ class Shards:
         return len(self.bounds) - 1
 
     def __getitem__(self, shard: int) -> Shaped[Codes | Ints, "n"]:
-        """Return the interaction numbers of a shard."""
         return self.numbers[self.bounds[shard] : self.bounds[shard + 1]]
 
 
 def _shard_ends(users: Shaped[Codes, "pairs"], numbers: Shaped[Codes | Ints, "n"], count: int) -> list[int]:
-    """Return the end of each shard but the last, moved to the end of its last user, so that no user is in two shards."""
+    """Return the end of each shard but the last. It is the end of a user, so that no user is in two shards."""
     ends = []
     for shard in range(1, count):
         place = shard * len(numbers) // count
         user, low, high = users[numbers[place - 1]], place, len(numbers)
-        while low < high:  # a binary search, as the users of `numbers` rise
+        while low < high:  # a binary search: users ascend
             middle = (low + high) // 2
             low, high = (middle + 1, high) if users[numbers[middle]] <= user else (low, middle)
         ends.append(low)
@@ -114,34 +110,29 @@ def _shard_ends(users: Shaped[Codes, "pairs"], numbers: Shaped[Codes | Ints, "n"
 
 
 class ShuffleWindows:
-    """The windows of one shard in one epoch: the places that are shuffled together, and the order of the windows."""
+    """Windows of one shard in one epoch: places that are shuffled together, and the order of the windows."""
 
     def __init__(
-        self,
-        n: int,
-        shuffle: bool,
-        rng: Callable[[int], np.random.Generator],
-        shards: int = 1,
+        self, n: int, shuffle: bool, rng: Callable[[int], np.random.Generator], shards: int = 1,
         sizes: ShuffleSizes | None = None,
-    ) -> None:
-        """Cut a shard of n rows. `rng(w)` makes the generator of window w, `rng(-1)` that of the order of blocks. One window
-        of each of the `shards` is held at a time, together about `sizes.window` rows."""
+    ) -> None:  # fmt: skip
+        """Cut a shard of n rows. `rng(w)` returns the generator of window w, `rng(-1)` the generator of the blocks'
+        order. One window of each of the `shards` is held at a time, about `sizes.window` rows in all."""
         sizes = sizes or ShuffleSizes()
         self.n, self.shuffle, self.rng, self.block = n, shuffle, rng, sizes.block
         self._blocks_per_window = max(1, sizes.window // sizes.block // shards)
         self.count = max(1, -(-n // (self._blocks_per_window * self.block)))
         self._blocks = np.arange(-(-n // self.block))
         if shuffle and self.count > 1:
-            whole = n // self.block  # an incomplete block stays the last
+            whole = n // self.block  # an incomplete block stays last
             self._blocks[:whole] = rng(-1).permutation(whole)
 
     def blocks(self, window: int) -> Shaped[Ints, "b"]:
-        """Return the block numbers of a window."""
         each = self._blocks_per_window
         return self._blocks[window * each : (window + 1) * each]
 
     def places(self, window: int) -> Shaped[Ints, "n"]:
-        """Return the places in the shard of a window's rows, block after block, not shuffled yet."""
+        """Return the places of a window's rows in the shard, block by block, not shuffled yet."""
         if self.count == 1:
             return np.arange(self.n)
         starts = self.blocks(window) * self.block
@@ -149,11 +140,11 @@ class ShuffleWindows:
 
 
 WindowMaker = Callable[[int, int], Examples]
-"""(shard, window) -> the examples of that window, shuffled."""
+"""(shard, window) -> the shuffled examples of the window."""
 
 
 class Epoch:
-    """The examples of one epoch, made one window at a time."""
+    """Examples of one epoch, made one window at a time."""
 
     def __init__(self, lengths: list[list[int]], make_window: WindowMaker) -> None:
         """Describe an epoch: `make_window(s, w)` returns the `lengths[s][w]` examples of window w of shard s."""
@@ -170,16 +161,13 @@ class Epoch:
         return [int(ends[-1]) for ends in self._ends]
 
     def batch_slices(self, batch: int, size: int) -> list[slice]:
-        """Return the part of each shard that a batch (0, 1, …) of `size` examples takes.
-
-        The parts are in proportion to the shards' lengths, so that all shards end in the last batch.
-        """
+        """Return each shard's part of a batch (0, 1, …) of `size` examples, in proportion to the shard's length."""
         n = len(self)
         starts = [[min(length, b * size * length // n) for length in self.lengths] for b in (batch, batch + 1)]
         return [slice(a, b) for a, b in zip(*starts, strict=True)]
 
     def take(self, shard: int, part: slice) -> Examples:
-        """Return a part of a shard's examples. One window of each shard is held, so a rising order of parts is cheap."""
+        """Return a part of a shard's examples. Ascending parts are cheap: one window of each shard is held."""
         ends = self._ends[shard]
         parts = []
         for w in range(int(np.searchsorted(ends, part.start, side="right")), len(ends)):
@@ -196,37 +184,15 @@ class Epoch:
             self._held[shard] = held = (window, self._make_window(shard, window))
         return held[1]
 
-    # The whole epoch at once, shard after shard.
-
     @cached_property
-    def _all(self) -> Examples:
+    def all(self) -> Examples:
+        """The whole epoch, shard by shard."""
         return Examples.concatenate([self.take(s, slice(0, n)) for s, n in enumerate(self.lengths)])
-
-    @property
-    def user(self) -> Shaped[Codes, "n"]:
-        return self._all.user
-
-    @property
-    def item(self) -> Shaped[Codes, "n"]:
-        return self._all.item
-
-    @property
-    def label(self) -> Shaped[Floats, "n"]:
-        return self._all.label
-
-    @property
-    def weight(self) -> Shaped[Floats, "n"]:
-        return self._all.weight
-
-    @property
-    def source(self) -> Shaped[Ints, "n"]:
-        return self._all.source
 
 
 def shuffle_windows(
     shards: Shards, shuffle: bool, seed: int, purpose: int, epoch: int, sizes: ShuffleSizes
 ) -> list[ShuffleWindows]:
-    """Return the windows of every shard in an epoch."""
     return [
         ShuffleWindows(len(shards[s]), shuffle, window_rng(seed, purpose, epoch, s), len(shards), sizes)
         for s in range(len(shards))
@@ -234,7 +200,7 @@ def shuffle_windows(
 
 
 def window_rng(seed: int, purpose: int, epoch: int, shard: int) -> Callable[[int], np.random.Generator]:
-    """Return the function from a window of a shard to its generator; -1 is the order of the shard's blocks."""
+    """Return the function from a window of a shard to its generator; -1 is the window of the blocks' order."""
 
     def rng(window: int) -> np.random.Generator:
         counter = [0, window % 2**32, shard, epoch]

@@ -32,7 +32,8 @@ F = TypeVar("F", bound=Factors | ContextFactors)
 PRIOR = 10.0
 """Interactions with an item at which its own share of repeats weighs as much as that of all items."""
 HALF_LIVES, EXPONENTS = (400, 200, 100, 50, 25, 12, 6, 3, 1), (0.1, 0.25, 0.5, 1.0, 2.0)
-"""Numbers of interactions after which one counts half, and exponents of their places, which are tried beside all alike: where the log has times."""
+"""Numbers of interactions after which one counts half, and exponents of their places, which are tried beside all alike:
+where the log has times."""
 WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Root mean squares of the added scores that are tried, in standard deviations of a user's scores."""
 OWN_SCORES = 500_000_000
@@ -59,41 +60,42 @@ def check_own_counts(dataset: Dataset, name: str, repeats: str) -> None:
     if spec is None or spec.feature or spec.codes or spec.interactions == "negative":
         fits = [h.name for h in schema.histories("user") if not (h.feature or h.codes) and h.interactions != "negative"]
         raise ConfigError(
-            f"model.own_counts = '{name}' is no history of what users took (found: {', '.join(fits) or 'none'}); name a feature of "
-            "kind 'sequence' of the users that holds ids of the items, or leave it out"
+            f"model.own_counts = '{name}' is no history of what users took (found: {', '.join(fits) or 'none'}); name "
+            "a feature of kind 'sequence' of the users that holds ids of the items, or leave it out"
         )
     if spec.interactions == "all" and not dataset.pairs.labels.all():
         fits = [h.name for h in schema.histories("user") if not (h.feature or h.codes) and h.interactions == "positive"]
         raise ConfigError(
-            f"model.own_counts = '{name}' holds all interactions, so that what a user disliked would count as taken; set interactions = "
-            f"'positive' of feature '{name}', or name a history of positives (found: {', '.join(fits) or 'none'})"
+            f"model.own_counts = '{name}' holds all interactions, so that what a user disliked would count as taken; "
+            f"set interactions = 'positive' of feature '{name}', or name a history of positives (found: "
+            f"{', '.join(fits) or 'none'})"
         )
     codes = dataset.encoders.history_codes(spec, dataset.items.frame)
     known = codes[codes != UNKNOWN]
     if len(np.unique(known)) < len(known):
         raise ConfigError(
-            f"model.own_counts = '{name}': several items have one code; leave hash_buckets of the item's id at its default, or set "
-            f"share_embedding = false of feature '{name}'"
+            f"model.own_counts = '{name}': several items have one code; leave hash_buckets of the item's id at its "
+            f"default, or set share_embedding = false of feature '{name}'"
         )
     if not len(dataset.validation):
         raise ConfigError("model.own_counts is fitted to the validation part, and the split has none; leave it out")
     if schema.duplicates != "keep":
         raise ConfigError(
-            f"model.own_counts scores what users take again, and schema.duplicates = '{schema.duplicates}' leaves none of it; set "
-            "schema.duplicates = 'keep', or leave it out"
+            f"model.own_counts scores what users take again, and schema.duplicates = '{schema.duplicates}' leaves "
+            "none of it; set schema.duplicates = 'keep', or leave it out"
         )
     if repeats == "exclude":
         raise ConfigError(
-            "model.own_counts scores what users take again, and evaluation.repeats = 'exclude' ranks none of it; set evaluation.repeats = "
-            "'allow', or leave it out"
+            "model.own_counts scores what users take again, and evaluation.repeats = 'exclude' ranks none of it; set "
+            "evaluation.repeats = 'allow', or leave it out"
         )
 
 
 class OwnCountsFit:
     """Own counts beside other scores, and their fit to validation.
 
-    An item weighs as the share of its training interactions that repeat an earlier one of their user (Hu et al. 2020, "Modeling
-    Personalized Item Frequency Information for Next-basket Recommendation").
+    An item weighs as the share of its training interactions that repeat an earlier one of their user (Hu et al. 2020,
+    "Modeling Personalized Item Frequency Information for Next-basket Recommendation").
     """
 
     def __init__(self, model: TwoTower, dataset: Dataset) -> None:
@@ -106,7 +108,8 @@ class OwnCountsFit:
             self._recencies += [Recency(rate=0.5 ** (1 / n)) for n in HALF_LIVES]
 
     def beside(self, found: F) -> F:
-        """Return scores with own counts of the usual weight and exponent; as they are if no user takes an item again."""
+        """Return scores with own counts of the usual weight and exponent; as they are if no user takes an item
+        again."""
         spread = spread_of_scores(found, self._dataset)
         usual = Recency(exponent=USUAL_EXPONENT) if len(self._recencies) > 1 else Recency()
         return replace(found, own=self._unit(usual).scaled(USUAL_WEIGHT * spread)) if self._shares.any() else found
@@ -119,9 +122,10 @@ class OwnCountsFit:
         metric: str = "",
         told: str = "",
     ) -> None:
-        """Overwrite the own counts of the model with those whose validation score is highest. `found` are the scores without them, and `score` the
-        metric of validation that decides and the monitored one, higher is better; all ranks call it. `metric` names the former if it is another, and `told` says by how
-        many users they are measured. What loses more than CLOSE of the monitored metric is not taken."""
+        """Overwrite the own counts of the model with those whose validation score is highest. `found` are the scores
+        without them, and `score` the metric of validation that decides and the monitored one, higher is better; all
+        ranks call it. `metric` names the former if it is another, and `told` says by how many users they are measured.
+        What loses more than CLOSE of the monitored metric is not taken."""
         spread = context.broadcast(spread_of_scores(found, self._dataset) if context.is_main else 0.0)
         if not self._shares.any() or not spread > 0:
             why = (
@@ -154,7 +158,8 @@ class OwnCountsFit:
             self._own.rate.fill_(recency.rate)
             self._own.exponent.fill_(recency.exponent)
         log.info(
-            f"own counts: weight {weight:g} in standard deviations of a user's scores, rate {recency.rate:.4g}, exponent {recency.exponent:g}"
+            f"own counts: weight {weight:g} in standard deviations of a user's scores, rate {recency.rate:.4g}, "
+            f"exponent {recency.exponent:g}"
             + ("" if weight else " (they add nothing)")
             + f"; the monitored metric of validation is {abs(monitored):.4f}, without them {abs(without[1]):.4f}"
             + (f", and {metric} {decides:.4f}, without them {without[0]:.4f}" if metric else "")
@@ -170,7 +175,8 @@ class OwnCountsFit:
 
 
 def shares_of_repeats(dataset: Dataset, name: str, n_codes: int) -> Shaped[Floats, "codes"]:
-    """Return for each code the share of its training interactions that repeat an earlier one of their user, drawn to that of all."""
+    """Return for each code the share of its training interactions that repeat an earlier one of their user, drawn to
+    that of all."""
     histories, _ = _histories(dataset, name, VALIDATION)
     codes = histories.values.astype(np.int64)
     first = np.unique(histories.owners * n_codes + codes, return_index=True)[1]

@@ -1,8 +1,9 @@
-"""Preconditions of a training: the recipe against the dataset and the ranks."""
+"""Preconditions of a training: the recipe fits the dataset, its order of time and the ranks."""
 
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,33 +11,39 @@ from twotower.arrays.pieces import pieces, temporary_array
 from twotower.arrays.types import Floats, Shaped
 from twotower.data.constant_columns import contexts_of_items
 from twotower.data.dataset import Dataset
+from twotower.data.order_evidence import MAX_ROWS, OrderEvidence, order_evidence
+from twotower.data.split import SplitConfig
 from twotower.distributed import DistributedContext
-from twotower.errors import ConfigError, DataError
+from twotower.errors import ConfigError, DataError, listed
 from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric
 from twotower.evaluation.user_slices import UserSlices
+from twotower.features.schema import Schema
 from twotower.features.side import SIDES
 from twotower.model.pooling import check_poolings, resolve
-from twotower.train.order_check import check_order
+from twotower.train.defaults import STEPS_OF_EPOCH, batch_of, training_rows
 from twotower.train.own_counts import check_own_counts
 from twotower.train.recent_popularity import check_recent_popularity
 from twotower.train.recipe import Recipe
-from twotower.train.settled import STEPS_OF_EPOCH, batch_of, training_rows
 from twotower.train.start_check import check_starts_fit
 
 log = logging.getLogger(__name__)
 
 MEAN_WEIGHTS = 0.1, 10.0
-"""Range of the mean weight of training targets that is logged as nothing unusual."""
+"""Range of the mean weight of training targets outside which a warning is logged."""
+MIN_PAIRS = 1000
+"""Minimum number of adjacent pairs for a statement about an order."""
+MIN_EXPECTED = 25.0
+"""Minimum number of agreements expected of shuffled histories, so that a lift of two has a z-score of five or more."""
 
 
 def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) -> None:
-    """Raise ConfigError, or DataError if the training part holds nothing to learn with the recipe."""
+    """Raise ConfigError if the recipe does not fit the data or the ranks, DataError if nothing can be learned."""
     if recipe.evaluation.repeats != "exclude" and dataset.schema.duplicates != "keep":
         raise ConfigError(
-            f"evaluation.repeats = '{recipe.evaluation.repeats}' ranks pairs that a user repeats, and schema.duplicates = "
-            f"'{dataset.schema.duplicates}' leaves none; set schema.duplicates = 'keep', or evaluation.repeats = 'exclude' for a log "
-            "without repeats"
+            f"evaluation.repeats = '{recipe.evaluation.repeats}' ranks pairs that a user repeats, and "
+            f"schema.duplicates = '{dataset.schema.duplicates}' leaves none; set schema.duplicates = 'keep', or "
+            "evaluation.repeats = 'exclude' for a log without repeats"
         )
     _check_learnable(dataset, recipe)
     _check_context(dataset)
@@ -44,23 +51,25 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
     _check_shards(recipe, context)
     if dataset.items.versions is not None and recipe.negatives.remembered:
         raise ConfigError(
-            "negatives.cross_batch_memory keeps item vectors of other times, and with schema.valid_from a positive sees items as "
-            "they were at its own; leave it out"
+            "negatives.cross_batch_memory keeps item vectors of other times, and with schema.valid_from a positive "
+            "sees items as they were at its own; leave it out"
         )
     if dataset.schema.side("context") and recipe.train.embedding_placement == "torchrec":
         raise ConfigError(
-            "train.embedding_placement = 'torchrec' does not go with features of the context; set 'replicated', or drop them"
+            "train.embedding_placement = 'torchrec' does not go with features of the context; set 'replicated', or "
+            "drop them"
         )
     if recipe.model.stacking and not (recipe.loss.pointwise and len(dataset.validation)):
-        lacks = (
-            "the split has none" if recipe.loss.pointwise else f"loss.kind = '{recipe.loss.kind}' is not one of labels"
-        )
+        kind = recipe.loss.kind
+        lacks = "the split has none" if recipe.loss.pointwise else f"loss.kind = '{kind}' is not one of labels"
         raise ConfigError(
-            f"model.stacking fits weights to the labels of the validation part by log loss, and {lacks}; set model.stacking = false"
+            f"model.stacking fits weights to the labels of the validation part by log loss, and {lacks}; set "
+            "model.stacking = false"
         )
     if recipe.model.cold_item_bias and not len(dataset.validation):
         raise ConfigError(
-            "model.cold_item_bias is fitted to the validation part, and the split has none; set model.cold_item_bias = false"
+            "model.cold_item_bias is fitted to the validation part, and the split has none; set model.cold_item_bias "
+            "= false"
         )
     if recipe.model.own_counts:
         check_own_counts(dataset, recipe.model.own_counts, recipe.evaluation.repeats)
@@ -72,10 +81,12 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
     of_pairs = isinstance(recipe.evaluation.metric_set.find(recipe.train.monitor), PairMetric)
     if fitted and recipe.loss.pointwise and not of_pairs:
         log.warning(
-            f"{' and '.join(fitted)} {'are' if len(fitted) > 1 else 'is'} fitted to {recipe.train.monitor}: the logits are no longer those of the labels that loss.kind = "
-            f"'{recipe.loss.kind}' learns, and log_loss says nothing; set train.monitor = 'validation.log_loss' to keep them so"
+            f"{' and '.join(fitted)} {'are' if len(fitted) > 1 else 'is'} fitted to {recipe.train.monitor}: the "
+            f"logits are no longer log-odds of labels, which loss.kind = '{recipe.loss.kind}' learns, and log_loss "
+            "says nothing; set train.monitor = 'validation.log_loss' to keep them"
         )
-    size, steps = recipe.train.batch_size, -(-training_rows(dataset, recipe) // recipe.train.batch_size)
+    size = recipe.train.batch_size
+    steps = -(-training_rows(dataset, recipe) // size)
     if recipe.train.epochs and steps < STEPS_OF_EPOCH and size > batch_of(len(dataset.pairs)):
         log.warning(
             f"train.batch_size = {size} makes {steps} steps an epoch, too few to learn much; set 0, which "
@@ -91,26 +102,27 @@ def check_recipe(dataset: Dataset, recipe: Recipe, context: DistributedContext) 
         UserSlices.of(dataset.users.frame, column)
     if recipe.evaluation.weighted and dataset.pairs.weight is None:
         raise ConfigError(
-            "evaluation.weighted = true needs weights, and the schema has none; name a column in schema.weight, or give "
-            "types in schema.events weights other than 1"
+            "evaluation.weighted = true needs weights, and the schema has none; name a column in schema.weight, or "
+            "give types in schema.events weights other than 1"
         )
 
 
 def _check_towers(recipe: Recipe) -> None:
-    """Log a warning for options of hidden units of a tower that has none."""
+    """Warn of options for hidden units in a tower without any."""
     for number, pair in enumerate(recipe.model.pairs):
         for side, tower in zip(SIDES, (pair.user, pair.item), strict=True):
             if names := tower.without_effect:
+                verb, them = ("change", "them") if len(names) > 1 else ("changes", "it")
+                last = ", of which the last is the width of the vector" if tower.layers else ""
                 log.warning(
-                    f"model.pairs.{number}.{side}: {' and '.join(names)} {'change' if len(names) > 1 else 'changes'} nothing, as the tower has no "
-                    f"hidden units (layers = {[*tower.layers]}{', of which the last is the width of the vector' if tower.layers else ''}); give layers two widths or more, "
-                    f"or leave {'them' if len(names) > 1 else 'it'} out"
+                    f"model.pairs.{number}.{side}: {' and '.join(names)} {verb} nothing, as the tower has no hidden "
+                    f"units (layers = {[*tower.layers]}{last}); give layers two widths or more, or leave {them} out"
                 )
 
 
 def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
-    """Raise DataError or ConfigError, before anything is written, if the training part has one class only and nothing adds
-    the other, or if the monitor cannot be measured."""
+    """Raise DataError if the training part has one class and no source adds the other, ConfigError if the monitor
+    cannot be measured."""
     only_positives = bool(dataset.train.labels.all())
     if recipe.loss.pointwise and only_positives and not recipe.negatives.pairs:
         schema, more = dataset.schema, ""
@@ -118,8 +130,8 @@ def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
         if schema.label:
             more = f", as '{schema.label}' is above schema.positive_above = {schema.positive_above:g}"
         raise DataError(
-            f"every training interaction{of} is a positive{more}, and no source of negatives gives pairs; set negatives.random = 5, "
-            "or loss.kind = 'softmax'"
+            f"every training interaction{of} is a positive{more}, and no source of negatives gives pairs; set "
+            "negatives.random = 5, or loss.kind = 'softmax'"
         )
     for source in recipe.negatives.sources:
         source.check(dataset)
@@ -137,8 +149,8 @@ def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
     labels = pairs.labels
     if not len(labels):
         raise ConfigError(
-            "no row of the validation part has a weight above 0, so no epoch can be measured; set split.validation = 0, or give "
-            "a validation part with weights"
+            "no row of the validation part has a weight above 0, so no epoch can be measured; set split.validation = "
+            "0, or give a validation part with weights"
         )
     if labels.all() or not labels.any():
         metric = recipe.evaluation.metric_set.find(monitor)
@@ -150,27 +162,27 @@ def _check_learnable(dataset: Dataset, recipe: Recipe) -> None:
 
 
 def _check_context(dataset: Dataset) -> None:
-    """Raise ConfigError if a feature of the context is a function of the item."""
+    """Raise ConfigError if the item determines a feature of the context."""
     for name, found in contexts_of_items(dataset).items():
         raise ConfigError(
-            f"feature '{name}' of the context is a function of the item: {found.same:,} of {found.rows:,} rows have the "
-            "most frequent value of their item, so it gives the answer away, and no request knows it before the item; put "
-            "its column in the table of items (data.items), and set side = 'item', or leave the feature out"
+            f"feature '{name}' of the context is a function of the item: {found.same:,} of {found.rows:,} rows have "
+            "the most frequent value of their item, so it gives the answer away, and no request knows it before the "
+            "item; put its column in the table of items (data.items), and set side = 'item', or leave the feature out"
         )
 
 
 def _check_scale(dataset: Dataset) -> None:
-    """Log a warning if weights are far from numbers of rows, which the losses over candidates take them for."""
+    """Warn if weights are far from 1. Contrastive losses read them as numbers of rows."""
     mean = float(dataset.item_positive_counts.sum()) / len(dataset.positive_indices)
     if not MEAN_WEIGHTS[0] <= mean <= MEAN_WEIGHTS[1]:
         log.warning(
-            f"the mean weight of the training targets is {mean:.3g}, and a weight is a number of rows beside the other candidates; "
-            "scale schema.weight and schema.events so that it is near 1, or set schema.weight_scale = 'log'"
+            f"the mean weight of the training targets is {mean:.3g}, and a loss over candidates reads a weight as a "
+            "number of rows; scale schema.weight and schema.events so that it is near 1, or set schema.weight_scale = "
+            "'log'"
         )
 
 
 def _rising_scores(n: int) -> Shaped[Floats, "n"]:
-    """Return n scores from 0 to 1."""
     scores: Floats = temporary_array(n, np.float32)
     for part in pieces(n):
         scores[part] = np.arange(part.start, part.stop) / n
@@ -178,7 +190,7 @@ def _rising_scores(n: int) -> Shaped[Floats, "n"]:
 
 
 def _check_histories(dataset: Dataset, recipe: Recipe) -> None:
-    """Raise ConfigError if a sequence does not go with `train.history_scope`."""
+    """Raise ConfigError if a sequence contradicts `train.history_scope`."""
     check_poolings(dataset.schema)
     causal = recipe.train.history_scope == "causal"
     for f in dataset.schema.features:
@@ -213,7 +225,7 @@ def _check_histories(dataset: Dataset, recipe: Recipe) -> None:
 
 
 def _check_shards(recipe: Recipe, context: DistributedContext) -> None:
-    """Raise ConfigError if the shards do not divide among the ranks, or a batch has no row for each."""
+    """Raise ConfigError if the ranks cannot share the shards equally, or a batch has fewer rows than shards."""
     shards = recipe.train.data_shards
     if shards > 1 and shards % context.world_size:
         raise ConfigError(
@@ -225,3 +237,82 @@ def _check_shards(recipe: Recipe, context: DistributedContext) -> None:
             f"train.data_shards = {shards} and train.batch_size = {recipe.train.batch_size}: some batches would be "
             "empty; set train.data_shards to at most train.batch_size"
         )
+
+
+class OrderReaders(NamedTuple):
+    """Settings that need an order of time, and settings to use instead, as texts."""
+
+    readers: list[str]
+    instead: list[str]
+
+    @classmethod
+    def of(cls, schema: Schema, recipe: Recipe, split: SplitConfig | None = None) -> OrderReaders:
+        """Find the settings of a recipe, its schema and a split. Raises ConfigError for an unknown pooling."""
+        check_poolings(schema)
+        found = cls([], [])
+        if split and split.needs_time:
+            found.add(f"split.kind = '{split.kind}'", "split.kind = 'random'")
+        if split and split.from_train == "time":
+            found.add("split.from_train = 'time'", "split.from_train = 'random'")
+        if recipe.train.history_scope == "causal":
+            found.add("train.history_scope = 'causal'", "train.history_scope = 'leave_batch_out'")
+        for i, f in enumerate(schema.features):
+            if f.history and f.pools and resolve(f.pools).needs_time_order:
+                reader = f"the pooling '{f.pools.kind}' of feature '{f.name}'"
+                found.add(reader, f"schema.features.{i}.pooling = 'mean'")
+        return found
+
+    def add(self, reader: str, instead: str) -> None:
+        self.readers.append(reader)
+        self.instead.append(instead)
+
+    @property
+    def way_out(self) -> str:
+        return listed(self.instead)
+
+    def __str__(self) -> str:
+        return f"{listed(self.readers)} {'need' if len(self.readers) > 1 else 'needs'}"
+
+
+def check_times(schema: Schema, split: SplitConfig, recipe: Recipe) -> None:
+    """Raise ConfigError if settings need times and the log has none; name the settings to use instead."""
+    if schema.time:
+        return
+    if (found := OrderReaders.of(schema, recipe, split)).readers:
+        raise ConfigError(
+            f"{found} a time, and schema.time is empty; name its column in schema.time, or set {found.way_out}"
+        )
+
+
+def check_order(dataset: Dataset, recipe: Recipe) -> None:
+    """Warn if the recipe needs an order that the log does not show. Raises ConfigError if each user's times are
+    equal."""
+    found = OrderReaders.of(dataset.schema, recipe)
+    if not found.readers or (evidence := training_order(dataset)) is None:
+        return
+    if evidence.ties == 1 and evidence.pairs >= MIN_PAIRS:
+        raise ConfigError(
+            f"{found} an order, and all times of '{dataset.schema.time}' are equal for each user; name another column "
+            f"in schema.time, or set {found.way_out}"
+        )
+    if problem := order_problem(evidence):
+        log.warning(f"{found} an order, and {problem}; set {found.way_out} if the times are not those of the events")
+
+
+def training_order(dataset: Dataset, max_rows: int = MAX_ROWS) -> OrderEvidence | None:
+    """Measure the order of about `max_rows` training interactions of users drawn at random; None without times."""
+    if dataset.times is None:
+        return None
+    timeline = dataset.timeline
+    users = np.random.default_rng(0).permutation(len(timeline))
+    n = int(np.searchsorted(np.cumsum(timeline.lengths[users]), max_rows, side="right"))
+    rows = timeline.take(users[: max(1, n)]).values
+    user, item = (column[rows].astype(np.int64) for column in (dataset.pairs.user, dataset.pairs.item))
+    return order_evidence(user, item, dataset.times[rows])
+
+
+def order_problem(evidence: OrderEvidence) -> str:
+    """Return why there is no order; empty if there is one, or too few pairs to decide."""
+    if evidence.exists or evidence.pairs < MIN_PAIRS or max(evidence.expected, evidence.agreements) < MIN_EXPECTED:
+        return ""
+    return f"the log shows none: {evidence}"

@@ -1,7 +1,4 @@
-"""Progress of a training: its counters, sums and history, and the calls that report it.
-
-Messages go to the logger "twotower" and the loggers below it.
-"""
+"""Progress of a training: its counters, sums and history, and the callbacks that report it."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ EpochRecord = dict[str, float]
 
 @dataclass
 class TrainingProgress:
-    """Counts and sums up to the present step, and one record per finished epoch."""
+    """Counts and sums up to the current step, and one record per finished epoch."""
 
     epoch: int = 0
     batch: int = 0  # steps done in this epoch
@@ -35,8 +32,7 @@ class TrainingProgress:
 
     @classmethod
     def restore(cls, state: dict[str, JsonValue], path: Path) -> TrainingProgress:
-        """Return the progress in a checkpoint's `state`. Raises RunError if a field is unknown, missing or of another
-        type."""
+        """Return the progress in a checkpoint. Raises RunError if a field is unknown, missing or has another type."""
         types = {name: (int, float) if isinstance(v, float) else (type(v),) for name, v in vars(cls()).items()}
         if state.keys() != types.keys() or not all(type(v) in types[name] for name, v in state.items()):
             raise RunError(
@@ -45,7 +41,7 @@ class TrainingProgress:
         return cls(**state)  # type: ignore[arg-type]
 
     def metrics(self, best_epoch: int) -> dict[str, float]:
-        """Return the metrics `train.…` of the steps so far; `best_epoch` is the epoch whose weights are kept, from 1."""
+        """Return the metrics `train.…` so far; `best_epoch`, from 1, is the epoch whose weights are kept."""
         return {
             "train.seconds": self.seconds,
             "train.rows_per_second": self.rows / max(self.seconds, 1e-9),
@@ -56,19 +52,19 @@ class TrainingProgress:
 
 
 class Callback:
-    """Methods that a training calls; these do nothing. Override those that matter."""
+    """Methods that a training calls. They do nothing; override those that you need."""
 
     ends_process = False
-    """True if a second signal to stop may end the process, as of a command."""
+    """True if a second signal to stop may end the process, as in a command."""
 
     def on_phase(self, name: str, recipe: Recipe, epochs: int = 0) -> None:
-        """Run at the beginning of a phase, one of `recipe.phases`; `epochs` are done already."""
+        """Run at the beginning of a phase of `recipe.phases`, after `epochs` finished epochs."""
 
     def on_value(self) -> None:
-        """Run after a value of a start or of a fit was measured on validation."""
+        """Run after a value of a start or of a fit is measured on validation."""
 
     def on_step_end(self, done: int, total: int, loss: float) -> None:
-        """Run after step `done`, from 1, of the `total` steps of an epoch; `loss` is that of the step's batch."""
+        """Run after step `done`, from 1, of the `total` steps of an epoch; `loss` is the loss of its batch."""
 
     def on_epoch_end(self, history: list[EpochRecord]) -> None:
         """Run after an epoch; the last entry of `history` holds its loss, validation metrics and seconds."""

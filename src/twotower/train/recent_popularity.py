@@ -33,13 +33,15 @@ WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0)
 FIRST_WEIGHTS = (0.3, 1.0)
 """Weights by which the half-lives are compared at first."""
 SIGNED_WEIGHTS = (-3.0, -1.0, -0.5, -0.25, -0.1, 0.1, 0.25, 0.5, 1.0, 3.0)
-"""Weights of the count by all rows and of the age that are tried: an item that was popular long ago may be past, and a new one rise."""
+"""Weights of the count by all rows and of the age that are tried: an item that was popular long ago may be past, and a
+new one rise."""
 SPREAD_USERS = 256
 """Rankings whose added scores give their standard deviation."""
 
 
 def recent_scores(model: TwoTower, dataset: Dataset, part: int) -> RecentScores | None:
-    """Return what is popular at the times of the rankings of a part; None of a model without recent popularity, or whose weight is 0."""
+    """Return what is popular at the times of the rankings of a part; None of a model without recent popularity, or
+    whose weight is 0."""
     if not model.config.recent_popularity or not model.recent_popularity.is_fitted:
         return None
     bias, codes = model.recent_popularity, _codes(model, dataset)
@@ -48,8 +50,9 @@ def recent_scores(model: TwoTower, dataset: Dataset, part: int) -> RecentScores 
 
 
 def with_popularity_at_end(items: Float[Tensor, "I D"], model: TwoTower, dataset: Dataset) -> Float[Tensor, "I D"]:
-    """Return the vectors of all items with the recent popularity at the end of what comes before the test part also of those of an unknown id,
-    whose code is not theirs alone, in place of the bias of cold items where they have a row; as they are of a model without."""
+    """Return the vectors of all items with the recent popularity at the end of what comes before the test part also of
+    those of an unknown id, whose code is not theirs alone, in place of the bias of cold items where they have a row; as
+    they are of a model without."""
     if not model.config.recent_popularity or not model.recent_popularity.is_fitted:
         return items
     bias, unknown = model.recent_popularity, _codes(model, dataset) == UNKNOWN
@@ -73,16 +76,18 @@ def check_recent_popularity(dataset: Dataset, stacking: bool) -> None:
     """Raise ConfigError if a log cannot say what is popular now."""
     if dataset.times is None:
         raise ConfigError(
-            "model.recent_popularity counts the latest rows of the log, and they have no time; name its column in schema.time, or set "
-            "model.recent_popularity = false"
+            "model.recent_popularity counts the latest rows of the log, and they have no time; name its column in "
+            "schema.time, or set model.recent_popularity = false"
         )
     if not len(dataset.validation):
         raise ConfigError(
-            "model.recent_popularity is fitted to the validation part, and the split has none; set model.recent_popularity = false"
+            "model.recent_popularity is fitted to the validation part, and the split has none; set "
+            "model.recent_popularity = false"
         )
     if stacking:
         raise ConfigError(
-            "model.stacking weighs the terms of a logit, and model.recent_popularity would be added to it; set one of them to false"
+            "model.stacking weighs the terms of a logit, and model.recent_popularity would be added to it; set one of "
+            "them to false"
         )
 
 
@@ -110,7 +115,8 @@ def popularity_beside(
     context: DistributedContext,
     chance: Chance,
 ) -> RecentScores | None:
-    """Return what is popular at the times of the validation part by the terms that are best beside scores; None if it adds nothing."""
+    """Return what is popular at the times of the validation part by the terms that are best beside scores; None if it
+    adds nothing."""
     fit = best_terms(dataset, found, score, context, chance)
     held = np.zeros(len(dataset.items), np.float32)
     return RecentScores.of_part(dataset, VALIDATION, fit.terms, held) if fit.terms.recent else None
@@ -125,20 +131,21 @@ def fit_recent_popularity(
     chance: Chance,
     told: str = "",
 ) -> None:
-    """Overwrite the recent popularity of the model with the one whose validation score is highest. `found` are the scores without it, and `score` a
-    validation metric, higher is better; all ranks call it. `told` says by how many users it is measured."""
+    """Overwrite the recent popularity of the model with the one whose validation score is highest. `found` are the
+    scores without it, and `score` a validation metric, higher is better; all ranks call it. `told` says by how many
+    users it is measured."""
     fit = best_terms(dataset, found, score, context, chance)
     hold_popularity(model, dataset, fit.terms)
     terms, without = fit.terms, abs(fit.score_without)
     if not terms.recent:
         log.info(
-            f"recent popularity adds nothing: by its best weight the monitored metric of validation changes by {fit.score - fit.score_without:.4f} from "
-            f"{without:.4f}{told}"
+            "recent popularity adds nothing: by its best weight the monitored metric of validation changes by "
+            f"{fit.score - fit.score_without:.4f} from {without:.4f}{told}"
         )
         return
     log.info(
-        f"recent popularity: {described(terms, dataset)}, the standard deviation of a user's scores is {fit.spread:.3g}; the monitored metric of "
-        f"validation is {abs(fit.score):.4f}, without it {without:.4f}{told}"
+        f"recent popularity: {described(terms, dataset)}, the standard deviation of a user's scores is "
+        f"{fit.spread:.3g}; the monitored metric of validation is {abs(fit.score):.4f}, without it {without:.4f}{told}"
     )
 
 
@@ -149,8 +156,8 @@ def best_terms(
     context: DistributedContext,
     chance: Chance,
 ) -> PopularityFit:
-    """Return the recent popularity whose validation score is highest beside scores that have none of it; all ranks call it. A term is in it if it gains
-    more than CLOSE of the score, or than chance may give by `chance`."""
+    """Return the recent popularity whose validation score is highest beside scores that have none of it; all ranks call
+    it. A term is in it if it gains more than CLOSE of the score, or than chance may give by `chance`."""
     unit = RecentScores.of_part(
         dataset, VALIDATION, PopularityTerms(1.0, 1.0), np.zeros(len(dataset.items), np.float32)
     )

@@ -1,4 +1,4 @@
-"""Sections that decide the weights of a model."""
+"""Recipe: the sections of a config that decide the weights of a model."""
 
 from __future__ import annotations
 
@@ -24,34 +24,32 @@ from twotower.train.starts.start import Start
 
 
 class TrainConfig(Section):
-    """Optimisation, checkpoints and devices."""
+    """Optimisation, checkpoints and devices.
+
+    With several `model.pairs` trained apart, each pair has a loss of its own score, and their sum ranks as an ensemble.
+    Histories with equal times follow the order of the table.
+    """
 
     start_here = ("epochs", "lr", "monitor")
     research = (
-        "data_shards",
-        "embedding_placement",
-        "embedding_sharding",
-        "shuffle",
-        "bias_weight_decay",
-        "timeout",
-        "checkpoint_seconds",
-        "checkpoint_steps",
-    )
+        "data_shards", "embedding_placement", "embedding_sharding", "shuffle", "bias_weight_decay", "timeout",
+        "checkpoint_seconds", "checkpoint_steps",
+    )  # fmt: skip
 
     epochs: int = Field(
-        10, ge=0, description="Passes over the training interactions. 0: none, the model is that of train.start."
+        10, ge=0, description="Passes over the training interactions. 0: the model keeps the values of train.start."
     )
     batch_size: int = Field(
         0,
         ge=0,
-        description="Training pairs per step, over all ranks together. 0: 2,048, or on a small log the power of two of which the training rows make 20 "
-        "steps an epoch, at least 64.",
+        description="Training pairs per step over all ranks. 0: a power of two from 64 to 2,048 with at least 20 "
+        "steps per epoch.",
     )
     data_shards: int = Field(
         1,
         ge=1,
-        description="Number of user ranges shuffled separately. Each batch takes an equal part of each range. A "
-        "multiple of the number of ranks lets each rank read only its own ranges.",
+        description="Number of user ranges that are shuffled separately. With a multiple of the number of ranks, each "
+        "rank reads its own ranges.",
     )
     embedding_placement: Literal["replicated", "torchrec"] = Field(
         "replicated",
@@ -65,22 +63,22 @@ class TrainConfig(Section):
     )
     history_scope: Literal["leave_batch_out", "causal"] = Field(
         "leave_batch_out",
-        description="Interactions that a training pair's sequences hold. leave_batch_out: all of the user's or "
-        "item's, without the pairs of the batch. causal: only earlier ones (equal times: in table order).",
+        description="Interactions in a training pair's sequences. leave_batch_out: all but those of the batch. "
+        "causal: earlier ones.",
     )
     pairs: Literal["together", "apart"] = Field(
         "together",
-        description="Training of several model.pairs. together: one loss of their summed score. apart: a loss of each pair's own "
-        "score, as if it were alone; their summed score is that of an ensemble.",
+        description="Loss of several model.pairs. together: one loss of the summed score. apart: one loss per pair.",
     )
     start: tuple[Annotated[Start, STARTS], ...] = Field(
         (),
-        description="Closed-form values of pairs before the first step, or of kept ones with `blend` after the last, each with its `kind`. Empty: random ones.",
+        description="Closed-form values of pairs, each with its `kind`: before the first step, or with learn = false "
+        "and blend after the last.",
     )
     shuffle: bool = Field(
         True,
-        description="New order of the training pairs every epoch (history_scope causal: of the users). false: the "
-        "table's order, random negatives last.",
+        description="New order of the training pairs, or with causal histories of the users, in every epoch. false: "
+        "table order.",
     )
     optimizer: Annotated[Optimizer, OPTIMIZERS] = Adam()
     lr: float = Field(1e-3, gt=0, description="Learning rate.")
@@ -102,8 +100,8 @@ class TrainConfig(Section):
     )
     monitor: str = Field(
         "",
-        description="Validation metric that selects the best epoch, such as validation.recall@10. Empty: validation.auc, or "
-        "validation.recall at the first of evaluation.k with a loss of candidates, or where every row is a positive.",
+        description="Validation metric that selects the best epoch. Empty: validation.auc; for contrastive losses, or "
+        "without negatives, validation.recall at the first of evaluation.k.",
     )
     patience: int = Field(
         0, ge=0, description="Validations without a better metric after which training stops. 0: off."
@@ -111,8 +109,8 @@ class TrainConfig(Section):
     validate_every: int = Field(1, ge=1, description="Epochs between validations.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="Precision of the matrix products of training. Weights are fp32. auto: bf16 for large products on a device with "
-        "instructions for them, else fp32; the run keeps the choice.",
+        description="Precision of matrix products in training. auto: bf16 for large products if the device has "
+        "instructions for it, else fp32.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device. auto: cuda, else mps, else cpu.")
     seed: int = Field(1, ge=0, lt=2**31, description="Seed of initial weights, order, negatives and dropout.")
@@ -126,7 +124,8 @@ class TrainConfig(Section):
     def _check(self) -> TrainConfig:
         if self.embedding_sharding != "auto" and self.embedding_placement != "torchrec":
             raise ValueError(
-                f"embedding_sharding = '{self.embedding_sharding}' goes with embedding_placement = 'torchrec'; set that too, or leave it out"
+                f"embedding_sharding = '{self.embedding_sharding}' goes with embedding_placement = 'torchrec'; set "
+                "that too, or leave it out"
             )
         return self
 
@@ -149,15 +148,15 @@ class Recipe(Section):
         n = self.negatives
         others = f"set loss.kind to one of {', '.join(loss.kind for loss in LOSSES if not loss.pointwise)}"
         if self.loss.pointwise:
-            if asked := [s.kind for s in n.sources if s.draws and not s.gives_pairs]:
+            if unused := [s.kind for s in n.sources if s.draws and not s.gives_pairs]:
                 raise ValueError(
-                    f"negatives.{asked[0]} gives candidates, and loss.kind = '{self.loss.kind}' takes pairs; leave it out, or "
-                    f"{others}"
+                    f"negatives.{unused[0]} gives candidates, and loss.kind = '{self.loss.kind}' takes pairs; leave "
+                    f"it out, or {others}"
                 )
             if self.train.history_scope == "causal":
                 raise ValueError(
-                    f"train.history_scope = 'causal' needs candidates and times; {others} and schema.time to a column, or set "
-                    "train.history_scope = 'leave_batch_out'"
+                    f"train.history_scope = 'causal' needs candidates and times; {others} and schema.time to a "
+                    "column, or set train.history_scope = 'leave_batch_out'"
                 )
         elif not any(s.certain for s in n.sources):
             raise ValueError(
@@ -169,7 +168,8 @@ class Recipe(Section):
         self._check_starts()
         if self.loss.mimic and not any(t.augment for p in self.model.pairs for t in (p.user, p.item)):
             raise ValueError(
-                "loss.mimic trains augmented vectors, and no tower has them; set augment = true in a tower of model.pairs"
+                "loss.mimic trains augmented vectors, and no tower has them; set augment = true in a tower of "
+                "model.pairs"
             )
         known = self.evaluation.metric_set.names(self.evaluation.k)
         part, _, metric = self.train.monitor.partition(".")
@@ -182,34 +182,36 @@ class Recipe(Section):
 
     @property
     def trained_pairs(self) -> list[int] | None:
-        """Pairs whose vectors a step needs: without those that are weighed last, and, where pairs are trained apart, those that keep their
-        start; None: all."""
+        """Pairs whose vectors a step needs; None: all.
+
+        Pairs that are weighted after training are left out, and with `train.pairs = "apart"` all that keep their start.
+        """
         starts = self.last_starts if self.train.pairs == "together" else self.train.start
         return self._pairs_without([start for start in starts if not start.learn])
 
     @property
     def last_starts(self) -> list[Start]:
-        """Starts that are weighed beside pairs that are trained, and so have their values after the last epoch."""
+        """Starts that are solved, and weighted against the trained pairs, after the last epoch."""
         return [s for s in self.train.start if s.blend and not s.learn] if self.train.epochs else []
 
     @property
     def first_starts(self) -> list[Start]:
-        """Starts that have their values before the first step."""
+        """Starts that are solved before the first step."""
         last = self.last_starts
         return [start for start in self.train.start if start not in last]
 
     @property
     def untrained_starts(self) -> list[Start]:
-        """Starts of pairs that no step reads, which can be solved again when the training has ended."""
+        """Starts of pairs that no step reads, which can be solved again after training."""
         return self.last_starts if self.train.epochs else [*self.train.start]
 
     @property
     def pairs_of_epochs(self) -> list[int] | None:
-        """Pairs whose scores an epoch is measured by: without those that are weighed last; None: all."""
+        """Pairs whose scores are measured after an epoch: those without `last_starts`; None: all."""
         return self._pairs_without(self.last_starts)
 
     def reads_in_steps(self, side: str, feature: str) -> bool:
-        """Return True if a feature of a side is read by a tower whose vectors a step needs. A training without epochs has no step."""
+        """Return True if a step needs the vectors of a tower that reads a feature. Without epochs there is no step."""
         if not self.train.epochs:
             return False
         pairs = range(len(self.model.pairs)) if self.trained_pairs is None else self.trained_pairs
@@ -223,14 +225,14 @@ class Recipe(Section):
 
     @property
     def phases(self) -> list[str]:
-        """Names of the phases of a training and its evaluation, in their order."""
+        """Names of the phases of a training and its evaluation, in order."""
         names = "closed forms", "epochs", "closed forms after the epochs", "fits to validation"
         runs = self.first_starts, self.train.epochs, self.last_starts, self.model.is_fitted_last
         return ["reading", *compress(names, runs), "evaluation"]
 
     @property
     def fitted_last(self) -> str:
-        """Return in words what is fitted to validation after the last epoch; the empty string for nothing."""
+        """Words for what is fitted to validation after the last epoch. Empty: nothing."""
         model, pairs = self.model, [str(start.pair) for start in self.last_starts]
         fits = model.stacking, model.recent_popularity, model.own_counts, model.cold_item_bias
         found = [*compress(("stacking", "recent popularity", "own counts", "the bias of cold items"), fits)]
@@ -242,47 +244,52 @@ class Recipe(Section):
         return [pair for pair in range(len(self.model.pairs)) if pair not in without] if without else None
 
     def _check_starts(self) -> None:
-        """Raise ValueError if starts and pairs do not go together, or nothing is trained and nothing given."""
+        """Raise ValueError if starts and pairs contradict each other, or a pair has neither training nor a start."""
         starts, pairs = self.train.start, len(self.model.pairs)
         if starts and self.train.embedding_placement == "torchrec":
             raise ValueError(
-                "train.start fills whole tables, and train.embedding_placement = 'torchrec' has pieces; set 'replicated', or leave it out"
+                "train.start fills whole tables, and train.embedding_placement = 'torchrec' has pieces; set "
+                "'replicated', or leave it out"
             )
         if beyond := [s.pair for s in starts if s.pair >= pairs]:
             raise ValueError(
-                f"train.start names pair {beyond[0]}, and model.pairs has {pairs}, from 0; set pair to at most {pairs - 1}"
+                f"train.start names pair {beyond[0]}, and model.pairs has {pairs}, from 0; set pair to at most "
+                f"{pairs - 1}"
             )
         if twice := {s.pair for s in starts if [o.pair for o in starts].count(s.pair) > 1}:
             raise ValueError(f"train.start names pair {min(twice)} twice; give each start a pair of its own")
         for start in (s for s in starts if s.blend and s.scale != 1):
             raise ValueError(
-                f"train.start of kind '{start.kind}' has scale = {start.scale:g} and blend, which chooses the factor; leave out one of them"
+                f"train.start of kind '{start.kind}' has scale = {start.scale:g} and blend, which chooses the factor; "
+                "leave out one of them"
             )
         for start in (s for s in starts if s.blend and any(s.bias_weights)):
             raise ValueError(
-                f"train.start of kind '{start.kind}' has blend, a weight of its pair, and {start.bias_weight}, which is of all pairs; leave "
-                f"{start.bias_weight} out, or name this start first, without blend"
+                f"train.start of kind '{start.kind}' has blend, a weight of its pair, and {start.bias_weight}, which "
+                f"belongs to all pairs; leave {start.bias_weight} out, or name this start first, without blend"
             )
         if (first := self.first_starts) and first[0].blend:
-            out = ", or set learn = false, which weighs it beside the trained pairs" if self.train.epochs else ""
+            out = ", or set learn = false, which weights it against the trained pairs" if self.train.epochs else ""
             raise ValueError(
-                f"train.start of kind '{first[0].kind}' has blend, a weight beside pairs that start before it, and is the first of those before "
-                f"the first step; leave it out, or name another start before it{out}"
+                f"train.start of kind '{first[0].kind}' has blend, a weight against earlier starts, and is the first "
+                f"start before the first step; leave it out, or name another start before it{out}"
             )
         biased = [s for s in starts if s.bias_weight]
         if len(biased) > 1 and any(any(s.bias_weights) for s in biased):
             key = biased[0].bias_weight
             raise ValueError(
-                f"train.start: {key} is a bias of the items, which all pairs share; leave it out, or have one start of kind '{biased[0].kind}'"
+                f"train.start: {key} is a bias of the items, which all pairs share; leave it out, or have one start "
+                f"of kind '{biased[0].kind}'"
             )
         if self.train.epochs and (kept := [s for s in biased if not s.learn and any(s.bias_weights)]):
             raise ValueError(
-                f"train.start of kind '{kept[0].kind}' has learn = false, and its {kept[0].bias_weight} is a bias of the items, which is trained on; "
-                "set learn = true, or train.epochs = 0"
+                f"train.start of kind '{kept[0].kind}' has learn = false, and its {kept[0].bias_weight} is a bias of "
+                "the items, which is trained on; set learn = true, or train.epochs = 0"
             )
         if self.train.epochs and {s.pair for s in starts if not s.learn} >= set(range(pairs)):
             raise ValueError(
-                "train.start has learn = false for every pair, so no epoch changes a weight; set train.epochs = 0, or learn = true"
+                "train.start has learn = false for every pair, so no epoch changes a weight; set train.epochs = 0, or "
+                "learn = true"
             )
         if not self.train.epochs and {s.pair for s in starts} < set(range(pairs)):
             raise ValueError(
@@ -291,14 +298,16 @@ class Recipe(Section):
             )
 
     def _check_apart(self) -> None:
-        """Raise ValueError if the pairs have no score of their own that adds up to the model's."""
+        """Raise ValueError if the model's score is not the sum of the pairs' scores."""
         reason = ""
         if len(self.model.pairs) == 1:
             reason = "model.pairs has one pair; add another"
         elif self.loss.pointwise:
-            reason = f"loss.kind = '{self.loss.kind}' gives each pair log-odds, whose sum is none; take loss.kind = 'softmax'"
+            reason = f"loss.kind = '{self.loss.kind}' gives log-odds, which do not add up; set loss.kind = 'softmax'"
         elif self.model.bias or self.model.similarity != "dot":
-            reason = "biases and the length of a cosine belong to all pairs; set model.similarity = 'dot' and model.bias = false"
+            reason = (
+                "biases and cosine lengths belong to all pairs; set model.similarity = 'dot' and model.bias = false"
+            )
         if reason:
             raise ValueError(
                 f"train.pairs = 'apart' trains each pair alone, and {reason}, or set train.pairs = 'together'"

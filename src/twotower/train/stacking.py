@@ -1,5 +1,5 @@
-"""Stacking: weights of the terms of a score, and of baselines beside them, fitted to the labels of the validation part (Wolpert 1992,
-Stacked Generalization)."""
+"""Stacking: weights of the terms of a score, and of baselines beside them, fitted to the labels of the validation part
+(Wolpert 1992, Stacked Generalization)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from twotower.model.two_tower import TwoTower
 log = logging.getLogger(__name__)
 
 PRIOR_DEVIATION = 0.5
-"""Standard deviation of a weight about its present value before any label is seen, so that few labels move it little."""
+"""Standard deviation of a weight about its present value before any label is seen, so that few labels move it
+little."""
 ITERATIONS = 100
 MIN_WEIGHT = 1e-3
 """Weight below which a term is as good as left out."""
@@ -51,11 +52,11 @@ class _Fit:
 def stack(
     model: TwoTower, scores: Callable[[], Shaped[Floats, "n"]], dataset: Dataset, context: DistributedContext
 ) -> None:
-    """Overwrite the weights of the model's terms, and with biases the global bias and the priors of the ids, with those under which the
-    validation labels are most likely.
+    """Overwrite the weights of the model's terms, and with biases the global bias and the priors of the ids, with those
+    under which the validation labels are most likely.
 
-    `scores` returns the scores of the validation pairs by the model's present weights, on rank 0; all ranks call it. Labels of one
-    class change nothing, with a line in the log.
+    `scores` returns the scores of the validation pairs by the model's present weights, on rank 0; all ranks call it.
+    Labels of one class change nothing, with a line in the log.
     """
     weights = model.term_weights
     present, columns = weights.clone(), list[Shaped[Floats, "n"]]()
@@ -99,7 +100,8 @@ def _fit(
     log.info("weights by validation: " + ", ".join(f"{name} {w:.2f}" for name, w in zip(names, found, strict=True)))
     if max(found) < MIN_WEIGHT:
         log.warning(
-            "model.stacking finds no term of the score that tells the labels of the validation part apart: all weights are as good as 0"
+            "model.stacking finds no term of the score that tells the labels of the validation part apart: all "
+            "weights are as good as 0"
         )
     priors, n = dict[SideName, Shaped[Floats, "codes"]](), len(present)
     for side in SIDES if has_bias else ():
@@ -111,9 +113,10 @@ def _fit(
 
 
 def _baselines(model: TwoTower, dataset: Dataset) -> list[_Baseline]:
-    """Return the baselines of a report (`evaluation/baselines.py`) as terms, of the sides whose ids the model reads: the logarithm of an
-    item's popularity, in positives of the mean weight, and the ridge means of users and items in the unit of a logit at the mean of
-    the labels. An unknown item is as popular as known ones are in the mean, and an unknown id has the mean of all rows."""
+    """Return the baselines of a report (`evaluation/baselines.py`) as terms, of the sides whose ids the model reads:
+    the logarithm of an item's popularity, in positives of the mean weight, and the ridge means of users and items in
+    the unit of a logit at the mean of the labels. An unknown item is as popular as known ones are in the mean, and an
+    unknown id has the mean of all rows."""
     train, sums = dataset.train, dataset.item_positive_counts.astype(np.float64)
     share = sums.sum() / (len(train) if train.weight is None else float(train.weight.sum(dtype=np.float64)))
     if not 0 < share < 1:
@@ -145,8 +148,8 @@ def fit_weights(
     present: Shaped[Doubles, "T"],
     bias: float | None,
 ) -> tuple[list[float], float]:
-    """Return factors f >= 0 of the terms and a bias b that minimise the weighted log loss of sigmoid(terms . f + b), plus
-    |f - present|^2 / (2 PRIOR_DEVIATION^2). The search of b begins with `bias`; None holds it at 0."""
+    """Return factors f >= 0 of the terms and a bias b that minimise the weighted log loss of sigmoid(terms . f + b),
+    plus |f - present|^2 / (2 PRIOR_DEVIATION^2). The search of b begins with `bias`; None holds it at 0."""
     x, y, w, prior = (torch.from_numpy(np.ascontiguousarray(a)) for a in (terms, labels, weights, present))
     roots = prior.clamp(min=1e-4).sqrt().requires_grad_()  # their squares are not below 0, and 0 has no gradient
     intercept = torch.tensor(bias or 0.0, dtype=torch.float64, requires_grad=bias is not None)

@@ -13,28 +13,29 @@ from twotower.train.starts.start import Start
 
 
 def check_starts_fit(dataset: Dataset, recipe: Recipe) -> None:
-    """Raise ConfigError, which names the entries to leave out, if items have versions, which no closed form knows, or if a start is weighed
-    beside pairs whose vectors depend on the context."""
+    """Raise ConfigError, which names the entries to leave out, if items have versions, which no closed form knows, or
+    if a start is weighed beside pairs whose vectors depend on the context."""
     schema, starts = dataset.schema, recipe.train.start
     if starts and dataset.items.versions is not None:
         refused = f"train.start of kind {_kinds(starts)} does not go with schema.valid_from of items"
         if not recipe.train.epochs:
             raise ConfigError(
-                f"{refused}, and train.epochs = 0 trains nothing beside it; leave out schema.valid_from, or use a recipe that is "
-                "trained: cold-start, which reads columns of items, or sequence-short"
+                f"{refused}, and train.epochs = 0 trains nothing beside it; leave out schema.valid_from, or use a "
+                "recipe that is trained: cold-start, which reads columns of items, or sequence-short"
             )
         raise ConfigError(f"{refused}; {_leave_out(starts, recipe, schema)}, or leave out schema.valid_from")
     context = [f"'{f.name}'" for f in schema.side("context")]
     if recipe.last_starts and context:
         raise ConfigError(
-            f"train.start of kind {_kinds(recipe.last_starts)} has blend and learn = false, a weight beside trained pairs, and their vectors "
-            f"depend on the context; give scale in its place, or {_leave_out(recipe.last_starts, recipe, schema)}, or leave out {_features(context)} "
-            "of the context"
+            f"train.start of kind {_kinds(recipe.last_starts)} has blend and learn = false, a weight beside trained "
+            "pairs, and their vectors depend on the context; give scale in its place, or "
+            f"{_leave_out(recipe.last_starts, recipe, schema)}, or leave out {_features(context)} of the context"
         )
 
 
 def _leave_out(starts: Sequence[Start], recipe: Recipe, schema: Schema) -> str:
-    """Return advice to leave out starts, the pairs of those that no step trains, and the features that these pairs alone read."""
+    """Return advice to leave out starts, the pairs of those that no step trains, and the features that these pairs
+    alone read."""
     places = [place for place, start in enumerate(recipe.train.start) if start in starts]
     gone = sorted(start.pair for start in starts if not start.learn)
     entries = [*(f"train.start.{place}" for place in places), *(f"model.pairs.{pair}" for pair in gone)]
@@ -51,7 +52,8 @@ def _leave_out(starts: Sequence[Start], recipe: Recipe, schema: Schema) -> str:
 
 
 def _read_alone(gone: Sequence[int], recipe: Recipe, schema: Schema) -> list[str]:
-    """Return the names of the features of columns and histories that the towers of some pairs read, and nothing else."""
+    """Return the names of the features of columns and histories that the towers of some pairs read, and nothing
+    else."""
     found = list[str]()
     for side in SIDES:
         features = schema.tower(side)

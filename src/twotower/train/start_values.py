@@ -1,4 +1,5 @@
-"""Values of the starts of a model: those that are best on validation, before the first step, or beside trained pairs after the last."""
+"""Values of the starts of a model: those that are best on validation, before the first step, or beside trained pairs
+after the last."""
 
 from __future__ import annotations
 
@@ -57,17 +58,18 @@ MAX_COMPARED = 4_000_000
 
 
 class StartValues:
-    """Gives pairs the values of their starts, each those that are best on validation by the pair alone, and then its weight beside
-    the pairs before it."""
+    """Gives pairs the values of their starts, each those that are best on validation by the pair alone, and then its
+    weight beside the pairs before it."""
 
     def __init__(
         self, model: TwoTower, dataset: Dataset, recipe: Recipe, users: SideTensors, items: SideTensors,
-        context: DistributedContext, validation: Validation, check_stop: Callable[[], None], trained: Sequence[int] = (),
-        recent: RecentScores | None = None, tried: TriedStarts | None = None,
+        context: DistributedContext, validation: Validation, check_stop: Callable[[], None],
+        trained: Sequence[int] = (), recent: RecentScores | None = None, tried: TriedStarts | None = None,
     ) -> None:  # fmt: skip
-        """`users` and `items` are the inputs of all rows. `check_stop` raises Interrupted if a rank is to stop. `trained` are pairs that have
-        their values, after the last epoch; beside them cold items are raised by a bias, the best one for each weight, if the model has one and validation has positives of them, and `recent` is what is popular,
-        which a pair is weighed beside. `tried` keeps the scores of values."""
+        """`users` and `items` are the inputs of all rows. `check_stop` raises Interrupted if a rank is to stop.
+        `trained` are pairs that have their values, after the last epoch; beside them cold items are raised by a bias,
+        the best one for each weight, if the model has one and validation has positives of them, and `recent` is what is
+        popular, which a pair is weighed beside. `tried` keeps the scores of values."""
         self.model, self.dataset, self.recipe = model, dataset, recipe
         self.users, self.items, self.context = users, items, context
         self.validation, self.check_stop = validation, check_stop
@@ -95,8 +97,9 @@ class StartValues:
         """Positives of the start of a pair while its values are tried; on rank 0."""
 
     def fill(self, start: Start) -> None:
-        """Overwrite the pair of a start with the values that are best. A pair for which nothing can be solved has the weight 0, if it may
-        have it beside others, or others are trained already. Raises TrainingError if no values are finite, and what `check_stop` raises."""
+        """Overwrite the pair of a start with the values that are best. A pair for which nothing can be solved has the
+        weight 0, if it may have it beside others, or others are trained already. Raises TrainingError if no values are
+        finite, and what `check_stop` raises."""
         found, weight, adds = self.best(start), 0.0, "nothing"
         try:
             self._start(found)
@@ -132,8 +135,8 @@ class StartValues:
         return found
 
     def score(self, start: Start) -> float:
-        """Return the validation metric of a pair that starts so, alone, by the best weight of its biases; higher is better, minus
-        infinity for a start that cannot be solved. Raises what `check_stop` raises."""
+        """Return the validation metric of a pair that starts so, alone, by the best weight of its biases; higher is
+        better, minus infinity for a start that cannot be solved. Raises what `check_stop` raises."""
         self.check_stop()
         if (known := self.context.broadcast(self._scores.score(start) if self.context.is_main else None)) is not None:
             return known
@@ -151,8 +154,8 @@ class StartValues:
             return -math.inf, f"left out of the values that are tried: {str(e).partition(';')[0]}"
         best, monitor = max(found, key=lambda w: self.validation.score_of(found[w])), self.recipe.train.monitor
         return self.validation.score_of(found[best]), (
-            f"start of pair {start.pair} by {start.kind}: {start.with_biases(best).describe()}: {monitor} = {found[best][monitor]:.4f}"
-            f"{self._told}"
+            f"start of pair {start.pair} by {start.kind}: {start.with_biases(best).describe()}: {monitor} = "
+            f"{found[best][monitor]:.4f}{self._told}"
         )
 
     @property
@@ -182,8 +185,8 @@ class StartValues:
             found = blend.metrics(weight)
             told = f", {cold} raised by {blend.raised[weight]:.2f}" if cold else ""
             log.info(
-                f"start of pair {start.pair} by {start.kind}, beside {others}: blend = {weight:g}{told}: {monitor} = {found[monitor]:.4f}"
-                f"{self._told}"
+                f"start of pair {start.pair} by {start.kind}, beside {others}: blend = {weight:g}{told}: {monitor} = "
+                f"{found[monitor]:.4f}{self._told}"
             )
             return blend.scores[weight]
 
@@ -196,9 +199,10 @@ class StartValues:
         return weight
 
     def _weigh_parts(self, start: Start, pairs: list[int]) -> tuple[bool, F32[Tensor, "items"] | None]:
-        """Give the parts of a pair the weights under which what users of validation take anew is most likely beside the pairs before it, and
-        return True, and what the popularity of each item adds beside them, of a model with biases and without recent popularity; False and None,
-        with nothing changed and a line in the log, where nothing tells them."""
+        """Give the parts of a pair the weights under which what users of validation take anew is most likely beside the
+        pairs before it, and return True, and what the popularity of each item adds beside them, of a model with biases
+        and without recent popularity; False and None, with nothing changed and a line in the log, where nothing tells
+        them."""
         assert self._values is not None
         self._weighed.append((start, self._values))
         every, forms = self._beside_forms(pairs, [self._weighed[-1]])
@@ -214,7 +218,8 @@ class StartValues:
         told = f"start of pair {start.pair} by {start.kind}: "
         if weights is None:
             log.info(
-                f"{told}its columns weigh alike, as validation does not tell their weights: too few rows of new items, too many columns, or nothing beside them"
+                f"{told}its columns weigh alike, as validation does not tell their weights: too few rows of new "
+                "items, too many columns, or nothing beside them"
             )
             return False, None
         (factors, spreads), beside = weights, None
@@ -232,14 +237,16 @@ class StartValues:
         weigh_parts(self.model, start, weighed)
         self._parts = weighed
         log.info(
-            f"{told}weighed by validation, the scores of its columns have these standard deviations, in that of the other pairs: {', '.join(of_columns)}"
+            f"{told}weighed by validation, the scores of its columns have these standard deviations, in that of the "
+            f"other pairs: {', '.join(of_columns)}"
             + (f"; beside them log(1 + count) {beside[1]:.2f}" if beside else "")
         )
         return True, None if popular is None or beside is None else beside[0] * popular
 
     def weigh_together(self) -> JointFit | None:
-        """Return weights of the columns of all pairs whose `blend` has several values, and of what is popular, that are fitted together; None where no
-        pair has such weights, nothing is popular, or validation does not tell them. Changes no value of the model."""
+        """Return weights of the columns of all pairs whose `blend` has several values, and of what is popular, that are
+        fitted together; None where no pair has such weights, nothing is popular, or validation does not tell them.
+        Changes no value of the model."""
         weighed = [(start, values) for start, values in self._weighed if len(set(start.blend)) > 1]
         if not weighed or self._recent is None or self.recipe.model.own_counts:
             return None
@@ -267,7 +274,8 @@ class StartValues:
                 add_biases(self.model, self.dataset, added)
 
     def _score_raised(self, found: Factors) -> float:
-        """Return the metric of scores with the bias of cold items that is best beside them. Raises what `check_stop` raises."""
+        """Return the metric of scores with the bias of cold items that is best beside them. Raises what `check_stop`
+        raises."""
         self.check_stop()
         blend = Blend(found, slice(0), 1.0, self._metrics, self.validation.score_of)
         if self._cold:
@@ -278,8 +286,8 @@ class StartValues:
     def _beside_forms(
         self, pairs: list[int], weighed: Sequence[tuple[Start, PairValues]]
     ) -> tuple[Factors, list[PairForm]]:
-        """Return the vectors of some pairs, in which those of some starts have the weight 1 of all parts, after those of their second closed forms,
-        and all forms."""
+        """Return the vectors of some pairs, in which those of some starts have the weight 1 of all parts, after those
+        of their second closed forms, and all forms."""
         every, forms = self._factors(pairs), list[PairForm]()
         places = dict(zip(pairs, self.model.parts_of_pairs(pairs), strict=True))
         seconds = [start.pair for start, values in weighed if values.alternative]
@@ -331,12 +339,14 @@ class StartValues:
         few = every.drawn(MAX_COMPARED, self.recipe.train.seed)
         if few is not every:
             log.info(
-                f"start of pair {start.pair} by {start.kind}: {len(few.values):,} of {len(every.values):,} positives, those of users who are drawn, compare its values"
+                f"start of pair {start.pair} by {start.kind}: {len(few.values):,} of {len(every.values):,} positives, "
+                "those of users who are drawn, compare its values"
             )
         return few
 
     def _factors_of(self, start: Start, biases: float) -> Factors:
-        """Return the vectors of a pair that starts so, alone, with a weight of its biases. Those of the start before are kept."""
+        """Return the vectors of a pair that starts so, alone, with a weight of its biases. Those of the start before
+        are kept."""
         unit = start.with_biases(1.0) if any(start.bias_weights) else start
         if self._tried is None or self._tried[0] != unit:
             self._tried = None
@@ -353,20 +363,23 @@ class StartValues:
 
 
 def check_started(model: TwoTower, recipe: Recipe) -> None:
-    """Raise TrainingError if a pair lacks the values that it has before the first step: a checkpoint that is resumed under other settings
-    may hold it as one that is weighed after the last. A weight of 0 beside pairs that start before it is one."""
+    """Raise TrainingError if a pair lacks the values that it has before the first step: a checkpoint that is resumed
+    under other settings may hold it as one that is weighed after the last. A weight of 0 beside pairs that start before
+    it is one."""
     for start in recipe.first_starts:
         items = model.towers("item")[start.pair].embeddings
         may_be_zero = start.blend and recipe.train.epochs
         if not (may_be_zero or any(items.rows_of(field.name).any() for field in items.fields)):
             raise TrainingError(
-                f"train.start of pair {start.pair} has its values before the first step, and the checkpoint is of a training that gives them "
-                "after the last; leave its blend, its learn and train.epochs as they were, or train anew"
+                f"train.start of pair {start.pair} has its values before the first step, and the checkpoint is of a "
+                "training that gives them after the last; leave its blend, its learn and train.epochs as they were, "
+                "or train anew"
             )
 
 
 def _unit(factors: Factors, part: slice) -> float:
-    """Return the root mean square of the scores without the columns of `part`, over that of theirs alone; 1 if either is 0."""
+    """Return the root mean square of the scores without the columns of `part`, over that of theirs alone; 1 if either
+    is 0."""
     squares = (factors.users.T @ factors.users).double() * (factors.items.T @ factors.items).double()
     others = torch.ones(len(squares), dtype=torch.bool)
     others[part] = False

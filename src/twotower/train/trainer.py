@@ -1,6 +1,6 @@
 """The training loop: from a dataset and a recipe to the best weights.
 
-Everything random depends on (seed, epoch, step) alone, so a run that was killed at any step resumes from its checkpoint to
+Everything random depends on (seed, epoch, step) alone. A run that is killed at any step resumes from its checkpoint to
 the same weights, on a CPU bit for bit.
 """
 
@@ -32,37 +32,41 @@ from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.evaluation.recent_scores import RecentScores
 from twotower.evaluation.version_factors import VersionFactors
+from twotower.features.encoders import Encoders
+from twotower.features.field import InputField
 from twotower.features.side import SIDES
-from twotower.machine import peak_memory_mb
+from twotower.machine import peak_memory_mb, physical_memory
 from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.lowering import MAX_TABLE_BYTES
+from twotower.model.tables import blank_tables, deferred_tables
 from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Checkpoint, Checkpoints, Stateful
-from twotower.train.contrastive_objective import ContrastiveObjective
+from twotower.train.defaults import with_defaults, with_precision
 from twotower.train.factors import context_factors, gathered_factors, has_finite_vectors, with_added
 from twotower.train.joint_fit import JointFit, WeighedPairs
 from twotower.train.last_fits import LastFits
-from twotower.train.optim import ModelOptimizer
+from twotower.train.objective import ContrastiveObjective, PointwiseObjective
 from twotower.train.order import Epoch
 from twotower.train.own_counts import OwnCountsFit
-from twotower.train.placement import build_model
-from twotower.train.pointwise_objective import PointwiseObjective
-from twotower.train.precision import with_precision
 from twotower.train.progress import Callback, EpochRecord, TrainingProgress
 from twotower.train.recipe import Recipe
-from twotower.train.settled import settled
 from twotower.train.start_values import StartValues, check_started
 from twotower.train.starts.pair import scale_pair
-from twotower.train.stopping import BestWeights, StopNow, StopSignals, at_once
+from twotower.train.stopping import StopNow, StopSignals, at_once
+from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 from twotower.train.validation import Validation, monitored_by_user
-from twotower.train.weights import MovingAverage, Weights
+from twotower.train.weights import BestWeights, ModelOptimizer, MovingAverage, Weights
 
 log = logging.getLogger(__name__)
+_HOW_TO_SHRINK = "lower hash_buckets, max_grams, max_length, width or layers, or raise min_count"
 
 
 @dataclass
 class TrainingResult:
-    """A model with its best weights, one record per epoch, and the metrics `train.…` of the whole run; also those of
-    validation, if its rows are learned after it was measured."""
+    """A model with its best weights, one record per epoch, and the metrics `train.…` of the whole run.
+
+    If the validation rows are learned after their measurement, the metrics hold those of validation too.
+    """
 
     model: TwoTower
     history: list[EpochRecord]
@@ -73,29 +77,23 @@ class Trainer:
     """Trains one model on one dataset. With several ranks it runs inside `context.process_group()`."""
 
     def __init__(
-        self,
-        dataset: Dataset,
-        recipe: Recipe,
-        folder: Path | None = None,
-        callback: Callback | None = None,
-        fingerprint: dict[str, JsonValue] | None = None,
-        context: DistributedContext | None = None,
+        self, dataset: Dataset, recipe: Recipe, folder: Path | None = None, callback: Callback | None = None,
+        fingerprint: dict[str, JsonValue] | None = None, context: DistributedContext | None = None,
         device: torch.device | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Build the model, its objective and its optimizer.
 
-        `folder` receives the checkpoints; None writes none. `fingerprint` holds the values that must be equal when a
-        checkpoint is resumed. `device` None is that of `train.device`. Raises ConfigError, or DataError if the dataset
-        holds nothing to learn.
+        `folder` receives the checkpoints; None writes none. `fingerprint` holds values that must be equal at a resume.
+        Without `device` the device is `train.device`. Raises ConfigError, or DataError if nothing can be learned.
         """
         self.context = context or DistributedContext()
         self.callback = callback or Callback()
         self.device = device or choose_device(recipe.train.device, self.context.local_rank)
-        recipe = with_precision(settled(recipe, dataset), dataset, self.device, self.context)
+        recipe = with_precision(with_defaults(recipe, dataset), dataset, self.device, self.context)
         self.dataset, self.recipe = dataset, recipe
         self.model, self.torchrec = build_model(recipe, dataset.encoders, self.context, self.device)
         config = recipe.train
-        for start in config.start if config.epochs else ():  # an optimizer takes no model without anything to learn
+        for start in config.start if config.epochs else ():  # without epochs the optimizer still needs parameters
             for tower in (self.model.towers(side)[start.pair] for side in SIDES):
                 tower.requires_grad_(start.learn)
         loss, parts = recipe.loss, (dataset, recipe, self.model, self.device, self.context, self.torchrec)
@@ -125,8 +123,8 @@ class Trainer:
     def run(self) -> TrainingResult:
         """Train to the last epoch or until patience runs out, and load the best weights.
 
-        Raises TrainingError if the loss or a weight is not finite, Interrupted after SIGTERM or SIGINT: in a step after
-        it, else at once, with a checkpoint of the last step.
+        Raises TrainingError if the loss or a weight is not finite. Raises Interrupted at SIGTERM or SIGINT, after the
+        present step or, between steps, at once; the last step has a checkpoint.
         """
         p, config = self.progress, self.recipe.train
         with self.stoppable(), torch.random.fork_rng(devices=[]):
@@ -156,7 +154,7 @@ class Trainer:
 
     @contextmanager
     def stoppable(self, where: str = "") -> Iterator[None]:
-        """Let SIGTERM or SIGINT end the training, or on rank 0 the block `where` after it, by Interrupted."""
+        """Turn SIGTERM or SIGINT in the training, or on rank 0 in the later block `where`, into Interrupted."""
         with self._signals.handled():
             try:
                 try:
@@ -164,7 +162,7 @@ class Trainer:
                         yield
                 except StopNow:
                     error = self._interrupted(where)
-                    # Other ranks wait for what this one alone was to compute.
+                    # Other ranks wait for the result of this one.
                     raise (error if where else self.context.broadcast(error)) from None
             except Interrupted:
                 if self.progress.batch:
@@ -173,7 +171,7 @@ class Trainer:
                 raise
 
     def _begin(self) -> None:
-        """Give the pairs with a start their values; as epoch 0 these may be the best weights."""
+        """Solve `first_starts`. As epoch 0 these values may be the best weights."""
         started, config, values = time.perf_counter(), self.recipe.train, self._start_values()
         self._values = values
         for start in self.recipe.first_starts:
@@ -186,7 +184,7 @@ class Trainer:
             )
 
     def _weigh_last(self) -> JointFit | None:
-        """Give the pairs that are weighed beside trained ones their values and weights, and return weights of all their columns together."""
+        """Solve `last_starts`, weight them against the trained pairs, and return the joint weights of their columns."""
         if not self.recipe.last_starts:
             return None
         self.callback.on_phase("closed forms after the epochs", self.recipe)
@@ -202,20 +200,23 @@ class Trainer:
         return joint
 
     def _solve_again(self, fitted: WeighedPairs) -> dict[str, float]:
-        """Solve the pairs that no step reads on all of train, if the validation part is of it. Return the validation
-        metrics of before; none if nothing is solved."""
+        """Solve the pairs that no step reads on all of train, if validation is a part of it.
+
+        Return the validation metrics from before; none if nothing is solved.
+        """
         if not (self._values and self.recipe.untrained_starts and self.dataset.split.from_train):
             return {}
         validated, whole = self._validation_metrics(self._scorer()), self.dataset.with_all_of_train()
         log.info(
-            f"closed forms are solved again on all {len(whole.train):,} training rows, with the chosen values and weights"
+            f"closed forms are solved again on all {len(whole.train):,} training rows, with the chosen values and "
+            "weights"
         )
         self._values.solve_again(whole, fitted)
         return validated
 
     @property
     def _last_fits(self) -> LastFits:
-        """Fits of what stands beside the trained scores."""
+        """Fits of the terms that are added to the trained scores."""
         parts = (self.model, self.dataset, self.recipe, self.context)
         return LastFits(*parts, self._scorer, self._validation)
 
@@ -228,22 +229,21 @@ class Trainer:
     def _start_values(self, trained: Sequence[int] = (), recent: RecentScores | None = None) -> StartValues:
         parts = (self.dataset, self.recipe, self.objective.users, self.objective.items, self.context)
         validation = self._validation
-        if self.recipe.model.own_counts:  # so that no value is chosen to tell what users take again
+        if self.recipe.model.own_counts:  # no value is chosen for repeated items
             validation = validation.beside(OwnCountsFit(self.model, self.dataset).beside)
         return StartValues(self.model, *parts, validation, self._check_stop, trained, recent, self.checkpoints.tried)
 
     def _at_once(self) -> AbstractContextManager[None]:
-        """Return a block that a signal ends at once, unless other ranks would wait for this one."""
+        """Return a block that a signal ends at once, unless there are other ranks, which would wait for this one."""
         return at_once() if self.context.world_size == 1 else nullcontext()
 
     def _check_stop(self) -> None:
-        """Raise Interrupted if a rank is to stop before the first step, or after the last."""
+        """Raise Interrupted if a rank must stop before the first step or after the last."""
         if any(self.context.all_reduce_sum(float(self._signals.received))):
             raise self._interrupted()
 
     def _interrupted(self, when: str = "") -> Interrupted:
-        """Return the error of a training that stops between two steps. Every step but the first has a checkpoint before
-        it, if there is a folder for them."""
+        """Return the error of a training that stops between two steps."""
         p = self.progress
         is_over = self.best.out_of_patience or p.epoch == self.recipe.train.epochs
         after = f"after {'the last step' if is_over else f'step {p.step}'}" if p.step else "before the first step"
@@ -287,17 +287,21 @@ class Trainer:
         self.callback.on_epoch_end(p.history)
 
     def step(self, epoch: Epoch, batch: int) -> None:
-        """Update the weights once, with batch `batch` (0, 1, …) of an epoch. Raises TrainingError if the loss is not
+        """Update the weights with batch `batch` (0, 1, …) of an epoch. Raises TrainingError if the loss is not
         finite."""
         p = self.progress
         self._seed(p.step)
         self.optimizer.zero_grad()
         rows, loss, mimic_loss = self.objective(epoch, batch, p.step)
-        # Gradients are averaged over the ranks, and must be their sum: a rank's loss is its part of the batch's mean.
+        # Ranks average gradients, and each rank's loss is its part of the batch's mean: multiply to get the sum.
         ((loss + mimic_loss) * self.context.world_size).backward()  # type: ignore[no-untyped-call]
         value, mimic_value = self._agree(loss.item(), mimic_loss.item())
         if not math.isfinite(value + mimic_value):
-            raise TrainingError(self._not_finite(f"the loss is {value + mimic_value}", epoch, batch))
+            source = self.objective.examples(epoch, batch)[0].source
+            read = ", ".join(str(s) for s in source[source >= 0][:5])
+            raise TrainingError(
+                f"the loss is {value + mimic_value} at step {p.step + 1} (interactions {read}, …); {self._advice()}"
+            )
         self.optimizer.step(p.step)
         p.step, p.batch, p.rows, p.loss_sum = p.step + 1, p.batch + 1, p.rows + rows, p.loss_sum + value
         p.mimic_sum += mimic_value
@@ -306,9 +310,9 @@ class Trainer:
         files.point(f"step:{p.step}:{self.context.rank}")
 
     def _agree(self, loss: float, mimic_loss: float) -> tuple[float, float]:
-        """Return the losses, summed over the ranks' parts, and agree on stopping and saving after this step.
+        """Return the losses summed over the ranks, and agree on stopping and saving after this step.
 
-        All ranks stop if one of them is to, and all save when rank 0's clock says so.
+        All ranks stop if one must stop, and all save by rank 0's clock.
         """
         if self.context.world_size == 1:
             return loss, mimic_loss
@@ -320,22 +324,21 @@ class Trainer:
         return loss, mimic_loss
 
     def _seed(self, step: int) -> None:
-        """Seed torch for a step: its dropout and unknown values depend on (seed, step, rank) alone."""
+        """Seed torch for a step: dropout and unknown values depend on (seed, step, rank) alone."""
         self.context.seed_torch((self.recipe.train.seed << 32) + step, self.device)
 
     def _validate(self) -> dict[str, float]:
-        """Return the validation metrics every `validate_every` epochs and after the last, else none; keep the best weights.
-        Without a validation part there are none, and the last epoch is the best.
-
-        Raises TrainingError if a weight is not finite, ConfigError if the monitor cannot be measured.
-        """
+        """Return the validation metrics every `validate_every` epochs and after the last, else none."""
         p, config = self.progress, self.recipe.train
         due = not (p.epoch + 1) % config.validate_every or p.epoch + 1 == config.epochs
         return self._measure(p.epoch + 1) if due or not len(self.dataset.validation) else {}
 
     def _measure(self, epoch: int) -> dict[str, float]:
-        """Return the validation metrics of the present weights, and keep these if they are the best; none without a part. Raises TrainingError
-        if a weight or a vector is not finite."""
+        """Return the validation metrics of the current weights, and keep these weights if they are the best.
+
+        Without a validation part there are no metrics, and the last epoch is the best. Raises TrainingError if a weight
+        or a vector is not finite, ConfigError if the monitor cannot be measured.
+        """
         self._check_finite()
         with self._loaded(self.ema.weights):
             if not len(self.dataset.validation):
@@ -351,14 +354,14 @@ class Trainer:
         return found
 
     def _measure_best_again(self) -> None:
-        """Measure the best weights as the training measures now, so that epochs after a change of data or settings are compared with them."""
+        """Measure the best weights again, to compare them with epochs after a change of data or settings."""
         if self.best.weights and len(self.dataset.validation):
             with self._loaded(self.best.weights):
                 self.best.score = self._score(self._scorer())
 
     @contextmanager
     def _loaded(self, weights: dict[str, Shaped[torch.Tensor, "*_"]]) -> Iterator[None]:
-        """Load weights, if there are any, for the block. The present ones return in any case: a stop saves them."""
+        """Load weights, if there are any, for the block. The current weights return in any case: a stop saves them."""
         present = self.weights.copy()
         try:
             if weights:
@@ -372,7 +375,7 @@ class Trainer:
             raise TrainingError(f"a vector is not finite after step {self.progress.step}; {self._advice()}")
 
     def _validation_metrics(self, scorer: Scorer, config: EvaluationConfig | None = None) -> dict[str, float]:
-        """Return the validation metrics of vectors, on all ranks; `config` None is that of the training."""
+        """Return the validation metrics of a scorer on all ranks; `config` None is the recipe's."""
         metrics = {}
         if self.context.is_main:
             with at_once():
@@ -383,24 +386,25 @@ class Trainer:
         return self.context.broadcast({f"validation.{m}": v for m, v in metrics.items() if not math.isnan(v)})
 
     def _score(self, scorer: Scorer) -> float:
-        """Return the monitored metric of scores; higher is better."""
         return self.best.score_of(self._validation_metrics(scorer))
 
     def _validation_scores(self) -> Shaped[Floats, "n"]:
-        """Return the scores of the pairs of the validation part on rank 0, nothing on the others; the present weights."""
+        """Return the scores of the validation pairs by the current weights on rank 0, nothing on the others."""
         scorer = VersionFactors.of_part(self._scorer(), self.dataset, VALIDATION)
         if not self.context.is_main:
             return np.empty(0, np.float32)
         return scorer.part_scores(self.dataset, VALIDATION)
 
     def factors(self) -> Factors:
-        """Return the vectors of all users and items, with the model's present weights; of those with versions, of the version that
-        holds at the latest training interaction. Raises ConfigError for a model that reads the context, in which a user has
-        several."""
+        """Return the vectors of all users and items by the current weights; of versions, at the latest training time.
+
+        Raises ConfigError if the model reads the context, as a user then has several vectors.
+        """
         every = self._scorer()
         if not isinstance(every, Factors):
             raise ConfigError(
-                "one vector for each user is asked for, as by negatives.hard, and the model reads the context; drop what asks"
+                "one vector for each user is needed, as by negatives.hard, and the model reads the context; drop that "
+                "option"
             )
         rows = (self.dataset.rows_after_training(side) for side in SIDES)
         users, items = (
@@ -409,7 +413,7 @@ class Trainer:
         return Factors(users, items)
 
     def _scorer(self, items: SideTensors | None = None) -> Factors | ContextFactors:
-        """Return the vectors of all rows of both sides `by_version`, or of these items; of users with a context as they are asked for."""
+        """Return the vectors of all rows `by_version`, or of these items; with a context, user vectors on demand."""
         users, items = self.objective.users, items or self.objective.items
         added = partial(with_added, model=self.model, dataset=self.dataset, part=VALIDATION)
         if users.has_context:
@@ -418,19 +422,17 @@ class Trainer:
         return added(gathered_factors(self.model, users, items, self.context, self.torchrec, pairs))
 
     def resume(self, override: bool = False, checkpoint: Checkpoint | None = None) -> bool:
-        """Go on from a checkpoint: the newest intact one of the folder, or the given one.
+        """Continue from a checkpoint, by default the newest intact one of the folder. Return False if there is none.
 
-        Return False if there is none. Raises RunError with the differences if the fingerprint has changed, unless `override`.
+        Raises RunError with the differences if the fingerprint has changed, unless `override`.
         """
         found = self.checkpoints.resume(override, checkpoint)
-        if found is None:
-            return False
-        self.progress = found
-        return True
+        self.progress = found or self.progress
+        return found is not None
 
     def _save(self) -> None:
-        """Write a checkpoint, if there is a folder for it. Raises TrainingError if a weight is not finite, RunError if the
-        checkpoint cannot be written."""
+        """Write a checkpoint, if there is a folder. Raises TrainingError if a weight is not finite, RunError if it
+        fails."""
         self._last_saved = time.monotonic()
         if self.checkpoints.folder is not None and (self.context.is_main or self.torchrec):
             self._check_finite()
@@ -448,11 +450,50 @@ class Trainer:
         if not self.weights.are_finite():
             raise TrainingError(f"a weight is not finite after step {self.progress.step}; {self._advice()}")
 
-    def _not_finite(self, what: str, epoch: Epoch, batch: int) -> str:
-        source = self.objective.examples(epoch, batch)[0].source
-        rows = ", ".join(str(s) for s in source[source >= 0][:5])
-        return f"{what} at step {self.progress.step + 1} (interactions {rows}, …); {self._advice()}"
-
     def _advice(self) -> str:
         last = f"last intact checkpoint: {self.checkpoints.last}" if self.checkpoints.last else "no checkpoint yet"
         return f"{last}; try a lower train.lr, or train.clip_norm = 1"
+
+
+def build_model(
+    recipe: Recipe, encoders: Encoders, context: DistributedContext, device: torch.device
+) -> tuple[TwoTower, TorchRecEmbeddings | None]:
+    """Build a model on a device with the initial weights of `train.seed`, and the shards of its tables, if sharded.
+
+    Raises ConfigError if the model needs more memory than the machine has.
+    """
+    user_fields, item_fields = encoders.fields("user"), encoders.fields("item")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        if recipe.train.embedding_placement == "torchrec":
+            with deferred_tables():
+                model = TwoTower(recipe.model, user_fields, item_fields)
+            return model, TorchRecEmbeddings(model, recipe, context, device)
+        _check_size(recipe, user_fields, item_fields)
+        return TwoTower(recipe.model, user_fields, item_fields).to(device), None
+
+
+def _check_size(recipe: Recipe, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...]) -> None:
+    """Raise ConfigError if weights and gradients exceed the machine's memory, or a tower the size of a published
+    file."""
+    with torch.device("meta"), blank_tables():  # tensors without numbers
+        try:
+            model = TwoTower(recipe.model, user_fields, item_fields)
+        except RuntimeError as e:  # a weight has more numbers than torch can count
+            raise ConfigError(f"the model cannot be built ({str(e).splitlines()[0]}); {_HOW_TO_SHRINK}") from None
+    weights = dict(model.named_parameters())
+    need = 2 * sum(w.numel() * w.element_size() for w in weights.values())
+    have = physical_memory()
+    name, largest = max(weights.items(), key=lambda named: named[1].numel())
+    advice = f"(the largest: {name}, {' x '.join(f'{n:,}' for n in largest.shape)}); {_HOW_TO_SHRINK}"
+    if need > have:
+        raise ConfigError(
+            f"the model's weights and gradients take {need / 1e9:,.0f} GB and this machine has {have / 1e9:,.0f} GB of "
+            f"memory {advice}"
+        )
+    for side in SIDES:
+        if (size := model.exported_bytes(side)) > MAX_TABLE_BYTES:
+            raise ConfigError(
+                f"the {side} tower reads weights of {size / 1e6:,.0f} MB, and a published tower has at most "
+                f"{MAX_TABLE_BYTES / 1e6:,.0f} MB {advice}"
+            )

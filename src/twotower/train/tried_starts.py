@@ -1,5 +1,5 @@
-"""Scores of the values of starts that a training has tried, kept beside its checkpoints: a training that is stopped and resumed tries none
-again."""
+"""Scores of the values of starts that a training has tried, kept beside its checkpoints: a training that is stopped and
+resumed tries none again."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ class TriedStarts:
     """Scores by start, of one training. Rank 0 calls the methods."""
 
     def __init__(self, folder: Path | None, fingerprint: dict[str, JsonValue]) -> None:
-        """Keep scores in the folder of the checkpoints. Those of a training of another fingerprint are not read. None, or an empty
-        fingerprint: no file is read or written."""
+        """Keep scores in the folder of the checkpoints. Those of a training of another fingerprint are not read. None,
+        or an empty fingerprint: no file is read or written."""
         self._file = folder / TRIED if folder and fingerprint else None
         self._fingerprint = fingerprint
 
     def score(self, start: Start) -> float | None:
-        """Return the score of a start that has been tried, minus infinity if it could not be solved; None if it has not been tried."""
+        """Return the score of a start that has been tried, minus infinity if it could not be solved; None if it has not
+        been tried."""
         key = start.model_dump_json()
         if key not in self._scores:
             return None

@@ -1,4 +1,4 @@
-"""Measures of scores on the validation part, and how far apart two of them may be by chance."""
+"""Metrics of scores on the validation part, and the difference of two scores that chance explains."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from twotower.train.starts.search import CLOSE
 
 @dataclass(frozen=True)
 class Validation:
-    """Measures scores on the validation part, for all ranks."""
+    """Metrics of scores on the validation part, for all ranks."""
 
     metrics: Callable[[Scorer, EvaluationConfig], Mapping[str, float]]
-    """Metrics by name, under the given options."""
+    """Metrics by name, under given options."""
     score_of: Callable[[Mapping[str, float]], float]
-    """The monitored one of metrics; higher is better."""
+    """The monitored metric; higher is better."""
     by_user: Callable[[Scorer, EvaluationConfig], UserValues | None]
-    """The monitored metric by user, on rank 0; None if it is no mean over users, and on other ranks."""
+    """The monitored metric by user on rank 0; None on other ranks, and for a metric that is no mean over users."""
     context: DistributedContext
 
     def beside(self, added: Callable[[Factors], Scorer]) -> Validation:
-        """Return the measures of vectors with what a function adds to their scores."""
+        """Return the metrics of vectors whose scores a function adds terms to."""
 
         def of(scorer: Scorer) -> Scorer:
             return added(scorer) if isinstance(scorer, Factors) else scorer
@@ -41,25 +41,28 @@ class Validation:
         )
 
     def score(self, scorer: Scorer, config: EvaluationConfig) -> float:
-        """Return the monitored metric under the given options; higher is better."""
+        """Return the monitored metric under given options; higher is better."""
         return self.score_of(self.metrics(scorer, config))
 
     def scores(self, scorer: Scorer, config: EvaluationConfig, metric: str) -> tuple[float, float]:
-        """Return a metric that `ordering` returns, or the monitored one without it, and the monitored one; higher is better."""
+        """Return a metric, the monitored one if `metric` is empty, and the monitored one; higher is better."""
         found = self.metrics(scorer, config)
         monitored = self.score_of(found)
         return found[metric] if metric else monitored, monitored
 
     def ordering(self, config: EvaluationConfig, monitor: str) -> str:
-        """Return the metric that tells apart by their order lists which the monitored one holds equal; the empty string if there is none."""
+        """Return the metric that orders lists with equal monitored metrics by their order of items; empty if none
+        does."""
         metric, (part, _, name) = config.metric_set.find(monitor), monitor.rpartition(".")
         other = metric.ordered_by if isinstance(metric, RankingMetric) else ""
         return f"{part}.{other}@{name.rpartition('@')[2]}" if other else ""
 
     def tolerance(self, best: Scorer, config: EvaluationConfig) -> Callable[[Scorer], float]:
-        """Return the function to how far the score of another scorer may be below that of `best` by chance: a standard error of the
-        difference, paired by user (the rule of one standard error, Breiman et al. 1984, section 3.4.3), but no more than CLOSE of the score, which it is
-        of a metric that is no mean over users."""
+        """Return the function from another scorer to the amount by which it may score below `best` by chance.
+
+        This is one standard error of the difference, paired by user (Breiman et al. 1984, section 3.4.3), but at most
+        the share CLOSE of the score. For a metric that is no mean over users it is that share.
+        """
         of_best, share = self.by_user(best, config), CLOSE * abs(self.score(best, config))
 
         def allowed(other: Scorer) -> float:
@@ -74,7 +77,8 @@ class Validation:
 def monitored_by_user(
     scorer: Scorer, config: EvaluationConfig, dataset: Dataset, monitor: str, context: DistributedContext
 ) -> UserValues | None:
-    """Return a metric such as `validation.ndcg@10` by user of validation, on rank 0; None if it is no mean over users, and on other ranks."""
+    """Return a metric such as `validation.ndcg@10` by user on rank 0; None on other ranks, and for no mean over
+    users."""
     if not context.is_main:
         return None
     scorer = VersionFactors.of_part(scorer, dataset, VALIDATION)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from candidate_worlds import liked_of, own_items, positives
+from candidate_worlds import own_items, positives
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard
 
 from twotower.config.experiment import Config
@@ -62,20 +62,6 @@ def test_a_candidate_by_attribute_shares_a_known_value_with_the_positive(name: s
             seen[i] |= set(row)
     # And every item that shares one has its turn.
     assert seen == {i: {j for j in range(30) if j != i and values[i] & values[j]} for i in range(30)}
-
-
-@pytest.mark.parametrize("mask", [True, False])
-def test_a_candidate_by_attribute_may_be_another_positive_of_the_user_only_without_the_mask(mask: bool) -> None:
-    data = towns()
-    liked = liked_of(data)
-    config = NegativesConfig(attribute={"feature": "tags", "n": 3}, mask_positives=mask)
-    sampler = CandidateSampler(data, config, seed=2)
-    user, item = positives(data)
-    liked_ones = 0
-    for step in range(10):
-        for u, row in zip(user.tolist(), own_items(sampler(user, item, step)), strict=True):
-            liked_ones += len(set(row) & liked[u])
-    assert (liked_ones == 0) is mask
 
 
 def test_an_attribute_that_is_not_there_is_named_with_the_nearest(everything_data: Dataset) -> None:

@@ -51,7 +51,7 @@ def test_a_dump_lists_every_registered_source() -> None:
         ({"in_batch": 5}, "5 is no option; set true or false"),
         ({"sources": 5}, "unknown key 'sources' (allowed: in_batch, uniform"),
         ({"sources": [{"kind": "hard", "n": 2}]}, "unknown key 'sources' (allowed: in_batch, uniform"),
-        ({"sources": (Recent(), Recent(n=3))}, "negatives.mykinds.negatives:Recent stands there twice"),
+        ({"sources": (Recent(), Recent(n=3))}, "negatives.mykinds.negatives:Recent is set twice"),
         ({"no.such.module:Source": 5}, "code outside twotower"),
         ({"full": True, "random": 5}, "negatives.full makes every item a candidate, so negatives.random adds none"),
     ],

@@ -17,7 +17,6 @@ from twotower.errors import ConfigError
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.negatives.hard import HARD_NEGATIVES_PER_USER, HardNegatives, HardSampler
 from twotower.train.negatives.mixture import CandidateSampler
-from twotower.train.negatives.source import Positives
 
 
 def hard_negatives(data: Dataset, ranks: tuple[int, int]) -> HardSampler:
@@ -101,17 +100,3 @@ def test_a_window_that_starts_beyond_the_catalogue_is_refused_before_training(bo
         hard_negatives(board, (31, 40))
     assert hard_negatives(board, (30, 40))
     assert CandidateSampler(board, NegativesConfig(), seed=1), "nothing is mined"
-
-
-def test_windows_continue_from_their_state_and_draw_the_same(board: Dataset) -> None:
-    rng = torch.Generator().manual_seed(0)
-    whole, again = hard_negatives(board, (2, 9)), hard_negatives(board, (2, 9))
-    again.load_state(whole.state())
-    assert again.windows is None
-    whole.refresh(torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng), 1)
-    again.load_state(whole.state())
-    users = np.arange(40, dtype=np.int32)
-    asked = Positives(users, users, None, others=1e6)
-    one, other = (hard.draw(asked, np.random.default_rng(0)) for hard in (whole, again))
-    assert one.shape == (40, 2)
-    assert np.array_equal(one, other)

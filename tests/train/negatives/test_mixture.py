@@ -6,21 +6,27 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from candidate_worlds import ROW, columns_of, liked_of, own_items, positives, world
+from context_worlds import HOUR, flat, hourly, hourly_schema
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from twotower.arrays.ragged import Ragged
-from twotower.data.dataset import Dataset
+from twotower.config.experiment import Config
+from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.splits import TEST, TRAIN
+from twotower.data.tables import check
 from twotower.evaluation.factors import Factors
+from twotower.features.multi_hot import MultiHot
+from twotower.features.numeric import Numeric
 from twotower.train.negatives.candidates import Candidates, Exclusions
 from twotower.train.negatives.config import NegativesConfig
-from twotower.train.negatives.mixture import CandidateSampler
-from twotower.train.positive_sampler import PositiveSampler
+from twotower.train.negatives.mixture import CandidateSampler, ContextPositives
+from twotower.train.samplers import PairSampler, PositiveSampler
 
 
 def refreshed(sampler: CandidateSampler, users: Tensor, items: Tensor, epoch: int) -> None:
@@ -74,7 +80,7 @@ def test_the_mean_count_of_an_item_is_the_exponential_of_its_log_q(board: Datase
     for number in range(80):
         epoch = source.epoch(number)
         for start in range(0, len(epoch), batch):
-            user, item = epoch.user[start : start + batch], epoch.item[start : start + batch]
+            user, item = epoch.all.user[start : start + batch], epoch.all.item[start : start + batch]
             c = sampler(user, item, step)
             step += 1
             columns = columns_of(c)
@@ -130,16 +136,6 @@ def test_items_that_training_lacks_are_no_candidates_unless_they_are_cold(
     both = {kind: {**options, "cold": True} for kind, options in source.items()}
     every = NegativesConfig.model_validate({"in_batch": False, **both})
     assert set(columns_of(CandidateSampler(data, every, 1)(user, item, 0))) == set(range(30))
-
-
-def test_without_the_batchs_own_positives_a_column_counts_only_what_was_drawn(board: Dataset) -> None:
-    data = zipf(board)
-    user, item = positives(data, 30)
-    c = CandidateSampler(data, NegativesConfig(in_batch=False, uniform=4), 1)(user, item, 0)
-    assert c.counts.sum() == 4
-    assert set(item.tolist()) <= set(columns_of(c))
-    assert (c.counts == 0).any()
-    assert [int(c.items[p]) for p in c.positive] == item.tolist()
 
 
 # ---- what is not there
@@ -281,16 +277,6 @@ def test_draws_depend_on_seed_and_step_only(everything_data: Dataset) -> None:
     assert np.random.get_state(legacy=False)["state"]["key"].tolist() == before[1]
 
 
-def test_the_whole_catalogue_needs_no_draw(everything_data: Dataset) -> None:
-    user, item = positives(everything_data, 20)
-    c = CandidateSampler(everything_data, NegativesConfig(full=True), 1)(user, item, 0)
-    assert columns_of(c) == list(range(40))
-    assert c.positive.tolist() == item.tolist()
-    assert (c.counts == 1).all()
-    assert not c.log_q.any()
-    assert c.per_positive.shape == (20, 0)
-
-
 def test_random_candidates_count_among_the_others_that_mined_ones_are_measured_by(board: Dataset) -> None:
     rng = torch.Generator().manual_seed(0)
     vectors = torch.randn(40, 4, generator=rng), torch.randn(30, 4, generator=rng)
@@ -304,3 +290,83 @@ def test_random_candidates_count_among_the_others_that_mined_ones_are_measured_b
         refreshed(sampler, *vectors, 1)
         means.append(np.mean([int((sampler(user, item, s).per_positive[:, -2:] >= 0).sum()) / 300 for s in range(20)]))
     assert means == pytest.approx([0.5, 1.0], abs=0.05)
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    """A log with contexts of a code, a number and a bag, of which some of a user are equal, and random items."""
+    users, items, actions = hourly(400)
+    rng = np.random.default_rng(2)
+    some = rng.integers(0, 3, actions.height)
+    actions = actions.with_columns(
+        hour=pl.Series(rng.integers(0, 2, actions.height)),
+        item_id=pl.Series(rng.integers(0, 16, actions.height)),
+        price=pl.Series(rng.integers(0, 2, actions.height).astype(float)),
+        tags=pl.Series([["a", "b", "c"][:k] if k < 2 else ["b"] for k in some]),
+    )
+    schema = hourly_schema(HOUR, Numeric(name="price", side="context"), MultiHot(name="tags", side="context"))
+    return build_dataset(check(users, items, actions, schema), schema, Config().split)
+
+
+def moment(data: Dataset, row: int) -> tuple[object, ...]:
+    """User and context of an interaction."""
+    bag = data.context["tags"]
+    assert isinstance(bag, Ragged)
+    code, number = int(flat(data, "hour")[row]), float(flat(data, "price")[row, 0])
+    return int(data.pairs.user[row]), code, number, tuple(bag.row(row).tolist())
+
+
+def in_the_same_context(data: Dataset, row: int) -> set[int]:
+    rows = np.flatnonzero((data.parts == TRAIN) & data.pairs.target)
+    return {int(data.pairs.item[j]) for j in rows.tolist() if moment(data, j) == moment(data, row)}
+
+
+def test_positives_of_the_same_context_are_found(data: Dataset) -> None:
+    rows = data.positive_indices[::3]
+    items, lengths = ContextPositives(data)(data.pairs.user[rows], rows)
+    found = np.split(items, np.cumsum(lengths)[:-1])
+    expected = [in_the_same_context(data, row) for row in rows.tolist()]
+    assert [set(f.tolist()) for f in found] == expected
+    assert max(map(len, expected)) > 1
+
+
+@pytest.mark.parametrize("negatives", [{"full": True}, {"random": 6}], ids=["shared", "per-positive"])
+def test_candidates_lack_the_positives_of_the_context_and_no_others(
+    data: Dataset, negatives: dict[str, object]
+) -> None:
+    sampler = CandidateSampler(data, NegativesConfig(**negatives), seed=1)  # type: ignore[arg-type]
+    batch = PositiveSampler(data, seed=2).epoch(0).take(0, slice(0, 60))
+    drawn = sampler(batch.user, batch.item, 0, interactions=batch.source)
+    for b, row in enumerate(batch.source.tolist()):
+        gone = in_the_same_context(data, row) - {int(batch.item[b])}
+        assert not gone & {int(drawn.items[j]) for j in drawn.per_positive[b].tolist() if j >= 0}
+        assert drawn.exclusions is not None
+        group = int(drawn.exclusions.group[b])
+        first, end = drawn.exclusions.offsets[group : group + 2].tolist()
+        left_out = {int(drawn.items[c]) for c in drawn.exclusions.columns[first:end].tolist()}
+        present = {int(i) for i in drawn.items[: drawn.shared]}
+        assert left_out - {int(batch.item[b])} == gone & present
+
+
+def test_without_a_mask_nothing_is_left_out(data: Dataset) -> None:
+    sampler = CandidateSampler(data, NegativesConfig(full=True, mask_positives=False), seed=1)
+    batch = PositiveSampler(data, seed=2).epoch(0).take(0, slice(0, 20))
+    assert sampler(batch.user, batch.item, 0, interactions=batch.source).exclusions is None
+
+
+def test_a_drawn_pair_has_the_context_of_its_positive_and_no_item_that_is_right_in_it(data: Dataset) -> None:
+    epoch = PairSampler(data, NegativesConfig(random=4), seed=3).epoch(0)
+    drawn = epoch.all.source < 0
+    positives = ~epoch.all.source[drawn]
+    assert drawn.sum() == 4 * len(data.positive_indices)
+    assert np.array_equal(
+        np.bincount(positives, minlength=len(data.pairs)) > 0,
+        np.isin(np.arange(len(data.pairs)), data.positive_indices),
+    )
+    assert np.array_equal(data.pairs.user[positives], epoch.all.user[drawn])
+    right = [
+        int(item) in in_the_same_context(data, row)
+        for item, row in zip(epoch.all.item[drawn], positives.tolist(), strict=True)
+    ]
+    assert (epoch.all.item[drawn] != data.pairs.item[positives])[right].any()
+    assert np.array_equal(epoch.all.weight[drawn] == 0, right)

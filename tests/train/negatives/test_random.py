@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from twotower.arrays.ragged import Ragged
 from twotower.data.dataset import Dataset
-from twotower.data.pairs import Pairs
 from twotower.train.contrastive import contrastive_loss
 from twotower.train.losses.bpr import Bpr
 from twotower.train.losses.gbce import Gbce
@@ -24,19 +23,11 @@ from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.negatives.random import UnseenItems
 
 
-def pairs_of(rows: list[tuple[int, int, bool]]) -> Pairs:
-    return Pairs(
-        np.array([u for u, _, _ in rows], np.int32),
-        np.array([i for _, i, _ in rows], np.int32),
-        np.array([p for _, _, p in rows], bool),
-    )
-
-
 def items_of(rows: list[tuple[int, int, bool]], n_users: int) -> Ragged:
-    """The items of each user, rising."""
-    rows = sorted({(u, i, True) for u, i, _ in rows})
-    met = pairs_of(rows)
-    return Ragged.from_pairs(met.user, met.item, n_users)
+    """The items of each user, ascending."""
+    distinct = sorted({(u, i) for u, i, _ in rows})
+    user, item = (np.array([row[at] for row in distinct], np.int32) for at in range(2))
+    return Ragged.from_pairs(user, item, n_users)
 
 
 WORLD = st.integers(1, 9).flatmap(

@@ -28,7 +28,7 @@ from twotower.train.negatives.source import (
     PerPositiveSource,
     SharedSource,
 )
-from twotower.train.pair_sampler import PairSampler
+from twotower.train.samplers import PairSampler
 from twotower.train.trainer import Trainer
 
 OPTIONS: dict[str, NegativeSource] = {
@@ -175,11 +175,11 @@ def test_pairs_are_drawn_for_users_that_there_is_an_item_for_and_carry_their_sha
 ) -> None:
     source = source.model_copy(update={"n": 2, "share": 0.4})
     epoch = PairSampler(everything_data, NegativesConfig(sources=(source,)), seed=1).epoch(0)
-    drawn, negative = epoch.source < 0, epoch.label == 0
+    drawn, negative = epoch.all.source < 0, epoch.all.label == 0
     assert drawn.any()
     assert negative[drawn].all()
-    assert epoch.weight[drawn].sum() / epoch.weight[negative].sum() == pytest.approx(0.4, rel=1e-5)
-    assert source.build_pairs(everything_data).can_draw(epoch.user[drawn]).all()
+    assert epoch.all.weight[drawn].sum() / epoch.all.weight[negative].sum() == pytest.approx(0.4, rel=1e-5)
+    assert source.build_pairs(everything_data).can_draw(epoch.all.user[drawn]).all()
 
 
 @pytest.mark.parametrize("source", [s for s in ALL if s.draws], ids=lambda s: s.kind)

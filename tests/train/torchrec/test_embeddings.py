@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ from safetensors.torch import load_file
 from test_distributed import CONFIG, HERE, selected, torchrun
 from worlds import CHECKERBOARD_TOML, checkerboard, settings
 
+import twotower
 from twotower import api
-from twotower.config.experiment import Config
 from twotower.config.toml import load_config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError, TrainingError
 from twotower.model.tables import Table, named_tables
 from twotower.train.progress import Callback
-from twotower.train.torchrec.plan import padded_width
+from twotower.train.torchrec.embeddings import import_torchrec, is_installed
+from twotower.train.torchrec.shard import padded_width
 from twotower.train.trainer import Trainer
 
 ALONE = DistributedContext()
@@ -261,5 +263,20 @@ def test_a_checkpoint_saved_again_without_a_step_keeps_the_sums_of_adagrad(board
             again.checkpoints.save(again.progress)
 
 
-def test_the_default_is_whole_tables() -> None:
-    assert Config().train.embedding_placement == "replicated"
+@pytest.mark.parametrize(
+    ("kind", "message"), [("mps", "not on 'mps'"), ("cuda", "needs fbgemm-gpu, and its CPU build")]
+)
+def test_devices_that_cannot_do_it_are_refused(kind: str, message: str) -> None:
+    if kind == "cuda" and is_installed("fbgemm-gpu"):
+        pytest.fail("this machine has the kernels of a GPU: look at what the test says of their absence")
+    with pytest.raises(ConfigError, match=message):
+        import_torchrec(torch.device(kind))
+
+
+def test_an_installation_of_the_checkout_and_of_the_extra_keeps_torch_at_one_bound() -> None:
+    root = Path(twotower.__file__).parents[2]
+    extras = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    (bound,) = (requirement for requirement in extras["torchrec"] if requirement.startswith("torch<"))
+    assert f"\nTORCH = {bound}\n" in (root / "Makefile").read_text(encoding="utf-8")
+    major, minor = map(int, torch.__version__.split(".")[:2])
+    assert (major, minor) < tuple(map(int, bound.removeprefix("torch<").split(".")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from twotower.model.tables import Table, deferred_tables
-from twotower.train.torchrec.shard import EmbeddingShard
+from twotower.train.torchrec.shard import EmbeddingShard, plan_sharding
 
 
 def test_fresh_pieces_are_parts_of_the_fresh_whole() -> None:
@@ -29,3 +29,12 @@ def test_fresh_pieces_are_parts_of_the_fresh_whole() -> None:
             if std:
                 blocks = [drawn for _, drawn in table.initial_rows(block=2**8)]
                 assert torch.equal(torch.cat(blocks), whole.weight)
+
+
+def test_tables_are_dealt_by_size() -> None:
+    sizes = [(100, 8), (10, 8), (90, 8), (5, 1)]
+    assert plan_sharding(sizes, 2, "table_wise") in ([[0], [1], [1], [0]], [[0], [1], [1], [1]])
+    assert plan_sharding(sizes, 2, "column_wise") == [[0, 1], [0, 1], [0, 1], [0]]
+    assert plan_sharding([(100, 8), (10, 8)], 2, "auto") == [[0, 1], [0]]
+    assert plan_sharding([(100, 8)], 3, "column_wise") == [[0, 1]], "a piece is at least four columns wide"
+    assert plan_sharding(sizes, 1, "auto") == [[0]] * 4

@@ -1,4 +1,4 @@
-"""Losses: logits to a scalar, in two families, pointwise over labelled pairs and contrastive over candidates. One file a kind."""
+"""Losses in two families: pointwise over labelled pairs and contrastive over candidates. One file per kind."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ __all__ = ["LOSSES", "Bce", "Bpr", "ContrastiveLoss", "Gbce", "Loss", "Pointwise
 LOSSES: Kinds[Loss] = Kinds(
     "loss", Loss, Bce, Softmax, Gbce, Bpr, default=Bce, families=(PointwiseLoss, ContrastiveLoss)
 )
-"""Kinds of losses, by their names in a config."""
+"""Kinds of losses by their names in a config."""

@@ -14,8 +14,8 @@ class Bce(PointwiseLoss):
 
         -sum_i w_i [y_i log p_i + (1 - y_i) log(1 - p_i)] / sum_i w_i,    p_i = sigmoid(logit_i)
 
-    Use it when dislikes are observed, or negatives are sampled as pairs: its probabilities are calibrated to the weights.
-    The pointwise loss of neural collaborative filtering (He et al. 2017, section 3.1.1, equation 7).
+    Use it if dislikes are observed or negatives are sampled as pairs: its probabilities are calibrated to the weights.
+    It is the pointwise loss of neural collaborative filtering (He et al. 2017, section 3.1.1, equation 7).
     """
 
     kind = "bce"
@@ -27,6 +27,5 @@ class Bce(PointwiseLoss):
         weights: Float[Tensor, "B"],
         total_weight: float = 0.0,
     ) -> Float[Tensor, ""]:
-        """Return the weighted mean of the log loss."""
         each = binary_cross_entropy_with_logits(logits, labels, weights, reduction="sum")
         return each / (total_weight or weights.sum())

@@ -15,14 +15,13 @@ class Bpr(ContrastiveLoss):
 
         sum_c w_c [-log sigmoid(s_p - s_c)] / sum_c w_c        over the negatives c, drawn w_c times
 
-    Use it when only the order of items matters and candidates are few (Rendle et al. 2009, section 4.1, BPR-Opt, without
-    its regularization, which is `train.weight_decay`).
+    Use it if only the order of items matters and candidates are few (Rendle et al. 2009, section 4.1, BPR-Opt; its
+    regularization is `train.weight_decay`).
     """
 
     kind = "bpr"
 
     def rows(self, logits: F32[Tensor, "b C"], positive: I64[Tensor, "b 1"], columns: Columns) -> F32[Tensor, "b"]:
-        """Return the weighted mean over each row's negatives."""
         difference = logits.gather(1, positive) - logits
         return -(self._shares(logits, positive, columns) * logsigmoid(difference)).sum(1)
 
@@ -33,7 +32,6 @@ class Bpr(ContrastiveLoss):
         columns: Columns,
         weights: F32[Tensor, "b 1"] | None = None,
     ) -> F32[Tensor, ""]:
-        """Return the weighted sum of `rows`, and overwrite the logits with its gradient."""
         chosen = logits.gather(1, positive)
         weight = self._shares(logits, positive, columns)
         weight = weight if weights is None else weight * weights
@@ -44,6 +42,6 @@ class Bpr(ContrastiveLoss):
         return value
 
     def _shares(self, logits: F32[Tensor, "b C"], positive: I64[Tensor, "b 1"], columns: Columns) -> F32[Tensor, "b C"]:
-        """Return the weights of the negatives, which sum to 1 in each row."""
+        """Return the weights of negatives, with the sum 1 in each row."""
         weight = columns.weights(logits, positive)
         return weight / weight.sum(1, keepdim=True).clamp(min=1e-12)

@@ -14,8 +14,8 @@ from twotower.train.losses.loss import Columns, ContrastiveLoss
 class Gbce(ContrastiveLoss):
     """Binary cross-entropy over candidates, calibrated for their sampling.
 
-        -[ beta log sigmoid(s_p) + sum_c w_c log(1 - sigmoid(s_c)) ] / (1 + sum_c w_c)        over negatives c, drawn w_c times
-        beta = 1 - t (1 - alpha),    alpha: share of the other items that are candidates
+        -[ beta log sigmoid(s_p) + sum_c w_c log(1 - sigmoid(s_c)) ] / (1 + sum_c w_c)        over negatives c, drawn
+        w_c times beta = 1 - t (1 - alpha),    alpha: share of the other items that are candidates
 
     Use it with uniform negatives: a beta below 1 undoes the overconfidence of a model trained on few of many negatives
     (gSASRec, Petrov and Macdonald 2023, section 5, equations 6 and 12).
@@ -24,7 +24,7 @@ class Gbce(ContrastiveLoss):
     kind = "gbce"
     research = ("calibration",)
     calibration: float = Field(
-        0.75, ge=0, le=1, description="Calibration t (gSASRec). 0: plain BCE over candidates. 1: fully calibrated."
+        0.75, ge=0, le=1, description="Calibration t (gSASRec). 0: plain BCE over candidates. 1: full calibration."
     )
 
     def beta(self, share: float) -> float:
@@ -32,7 +32,6 @@ class Gbce(ContrastiveLoss):
         return 1 - self.calibration * (1 - share)
 
     def rows(self, logits: F32[Tensor, "b C"], positive: I64[Tensor, "b 1"], columns: Columns) -> F32[Tensor, "b"]:
-        """Return the binary cross-entropy of each row."""
         weight = columns.weights(logits, positive)
         chosen = self.beta(columns.share) * logsigmoid(logits.gather(1, positive))[:, 0]
         return ((weight * softplus(logits)).sum(1) - chosen) / (1 + weight.sum(1))
@@ -44,7 +43,6 @@ class Gbce(ContrastiveLoss):
         columns: Columns,
         weights: F32[Tensor, "b 1"] | None = None,
     ) -> F32[Tensor, ""]:
-        """Return the weighted sum of `rows`, and overwrite the logits with its gradient."""
         beta = self.beta(columns.share)
         chosen = logits.gather(1, positive)
         weight = columns.weights(logits, positive)

@@ -1,4 +1,4 @@
-"""Protocol of the losses: pointwise over labelled pairs, and contrastive over candidates."""
+"""Protocol of the losses: pointwise over labelled pairs, contrastive over candidates."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from twotower.kinds import Kind
 
 
 class Loss(Kind):
-    """A loss over logits. A kind of it is a `PointwiseLoss` or a `ContrastiveLoss`."""
+    """A loss over logits: a `PointwiseLoss` or a `ContrastiveLoss`."""
 
     pointwise: ClassVar[bool]
-    """True: of labelled pairs. False: of positives against candidates."""
+    """True: labelled pairs. False: positives against candidates."""
     research = ("mimic",)
 
     mimic: float = Field(
@@ -31,7 +31,7 @@ class Loss(Kind):
 
 
 class PointwiseLoss(Loss):
-    """A loss of labelled pairs: the training interactions, and random negatives."""
+    """A loss of labelled pairs: training interactions and drawn negatives."""
 
     pointwise: ClassVar[Literal[True]] = True
 
@@ -43,44 +43,46 @@ class PointwiseLoss(Loss):
         weights: Float[Tensor, "B"],
         total_weight: float = 0.0,
     ) -> Float[Tensor, ""]:
-        """Return the weighted mean over B pairs. `labels` are 0 or 1. With `total_weight` the pairs are a part of a larger
-        batch of that weight, and the result is their part of its mean."""
+        """Return the weighted mean over B pairs with `labels` 0 or 1.
+
+        With `total_weight` the pairs are a part of a batch of that weight, and the result is their part of its mean.
+        """
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a batch's logits: candidates that its rows share, then each row's own negatives."""
+    """Columns of a batch's logits: candidates shared by all rows, then each row's own negatives."""
 
     draws: F32[Tensor, "C"]
-    """Number of draws of a column's item. 0: the column is there for its positive alone."""
+    """Number of draws of a column's item. 0: the column is present for its positive only."""
     n_items: int
     """Size of the catalogue."""
 
     @cached_property
     def share(self) -> float:
-        """Share of the other items that are candidates of a row."""
+        """Share of the other items of the catalogue that are candidates of a row."""
         return min(1.0, float((self.draws > 0).sum()) / max(1, self.n_items - 1))
 
     def weights(self, logits: F32[Tensor, "b C"], positive: I64[Tensor, "b 1"]) -> F32[Tensor, "b C"]:
-        """Return the draws as weights of negatives: 0 for the positive, and for candidates that a row leaves out."""
+        """Return the draws as weights of negatives; 0 for the positive and for candidates that a row leaves out."""
         return (self.draws * (logits > -torch.inf)).scatter(1, positive, 0.0)
 
 
 class Shifts(NamedTuple):
-    """Terms that are added to logits before a loss sees them, one for each of C shared candidates."""
+    """Terms added to logits before the loss, one for each of C shared candidates."""
 
     candidates: F32[Tensor, "C"]
-    """Of the logits of the column, as a candidate."""
+    """Added to the logits of the candidate in the column."""
     positives: F32[Tensor, "C"]
-    """Of the logit of a positive that is in the column, and of those of its own negatives."""
+    """Added to the logit of the positive in the column, and to the logits of its own negatives."""
 
 
 class ContrastiveLoss(Loss):
     """A loss of positives against candidates.
 
-    Its logits are those of b positives against C columns; -inf is a candidate that a row leaves out. `positive` is the column
-    of a row's positive. `rows` is the loss in plain torch, from which its gradient follows; a loss with a faster gradient
-    overrides `block`.
+    Its logits have b rows of positives and C columns; -inf is a candidate that a row leaves out. `positive` is the
+    column of a row's positive. `rows` is the loss in plain torch, which is differentiated; a faster gradient overrides
+    `block`.
     """
 
     pointwise: ClassVar[Literal[False]] = False
@@ -96,8 +98,8 @@ class ContrastiveLoss(Loss):
         columns: Columns,
         weights: F32[Tensor, "b 1"] | None = None,
     ) -> F32[Tensor, ""]:
-        """Return the sum of the rows' losses times their weights, and overwrite the logits with its gradient. Without weights
-        all are 1."""
+        """Return the weighted sum of the rows' losses, and overwrite the logits with its gradient. Default weights:
+        1."""
         leaf = logits.detach().clone().requires_grad_()
         with torch.enable_grad():
             rows = self.rows(leaf, positive, columns)
@@ -107,6 +109,5 @@ class ContrastiveLoss(Loss):
         return value.detach()
 
     def shifts(self, draws: F32[Tensor, "C"], log_q: F32[Tensor, "C"]) -> Shifts | None:
-        """Return what is added to logits, from the draws of C shared candidates and the log of their expected number; None
-        adds nothing."""
+        """Return terms to add to logits, from the draws of C shared candidates and the log of their expected number."""
         return None

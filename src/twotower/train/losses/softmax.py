@@ -16,9 +16,9 @@ class Softmax(ContrastiveLoss):
 
         -log( exp(s_p) / sum_c exp(s_c) )
 
-    Use it to rank a catalogue. With every item as a candidate it is the full softmax; with sampled candidates whose log-q
-    is subtracted it is the sampled softmax, which estimates it (Bengio and Senecal 2008; for two towers with in-batch
-    negatives Yi et al. 2019, section 3). A candidate that was drawn n times counts n times.
+    Use it to rank a catalogue. With every item as a candidate it is the full softmax; with sampled candidates whose
+    log-q is subtracted it is the sampled softmax, which estimates it (Bengio and Senecal 2008; for two towers with
+    in-batch negatives Yi et al. 2019, section 3). A candidate that was drawn n times counts n times.
     """
 
     kind = "softmax"
@@ -27,13 +27,14 @@ class Softmax(ContrastiveLoss):
     )
 
     def shifts(self, draws: F32[Tensor, "C"], log_q: F32[Tensor, "C"]) -> Shifts:
-        """Return log n - log q for a candidate. A negative of the positive's own is as certain to be present as the
-        positive, and competes with it alone, so both get -log q of the positive."""
+        """Return log n - log q for a candidate, and -log q for a positive.
+
+        A row's own negatives are as certain to be present as its positive, so they get -log q of the positive too.
+        """
         correction = log_q if self.log_q else torch.zeros_like(log_q)
         return Shifts(draws.log() - correction, -correction)
 
     def rows(self, logits: F32[Tensor, "b C"], positive: I64[Tensor, "b 1"], columns: Columns) -> F32[Tensor, "b"]:
-        """Return the cross-entropy of each row's positive."""
         return cross_entropy(logits, positive[:, 0], reduction="none")
 
     def block(
@@ -43,7 +44,6 @@ class Softmax(ContrastiveLoss):
         columns: Columns,
         weights: F32[Tensor, "b 1"] | None = None,
     ) -> F32[Tensor, ""]:
-        """Return the weighted sum of `rows`, and overwrite the logits with its gradient."""
         largest = logits.amax(1, keepdim=True)
         chosen = logits.gather(1, positive)
         total = logits.sub_(largest).exp_().sum(1, keepdim=True)

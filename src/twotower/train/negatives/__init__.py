@@ -26,5 +26,5 @@ SOURCES = Kinds(
     RandomNegatives, DislikedNegatives, AttributeNegatives, HardNegatives,
     families=(SharedSource, PerPositiveSource),
 )  # fmt: skip
-"""Kinds of sources of negatives, by their names in a config. They draw in this order, and those of elsewhere after
-them by name."""
+"""Kinds of sources of negatives by their names in a config. They draw in this order, then sources of elsewhere by
+name."""

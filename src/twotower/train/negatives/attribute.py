@@ -15,24 +15,25 @@ from twotower.train.negatives.source import PerPositiveSampler, PerPositiveSourc
 
 
 class AttributeNegatives(PerPositiveSource):
-    """Items that share a random value of an item feature with the positive. Use it where users choose within a value,
-    such as a city: `negatives.attribute = "city"`."""
+    """Items that share a random value of an item feature with the positive.
+
+    Use it if users choose within a value, such as a city: `negatives.attribute = "city"`.
+    """
 
     kind = "attribute"
     shorthand = "feature"
 
     feature: str = Field(
         min_length=1,
-        description="Item feature, such as a genre or a city, whose values candidates share with the positive.",
+        description="Item feature, such as a city, of which candidates share a value with the positive.",
     )
     n: int = Field(1, ge=1, le=100_000, description="Number of items per positive.")
 
     def check(self, dataset: Dataset) -> None:
-        """Raise ConfigError if the items have versions."""
         if dataset.items.versions is not None:
             raise ConfigError(
-                "negatives.attribute draws items by their newest values, and with schema.valid_from a positive sees items as they "
-                "were at its own time; leave it out"
+                "negatives.attribute draws items by their newest values, and with schema.valid_from a positive sees "
+                "items as they were at its own time; leave it out"
             )
 
     def build(self, dataset: Dataset, seed: int, device: torch.device) -> PerPositiveSampler:
@@ -50,7 +51,7 @@ class _AttributeSampler(PerPositiveSampler):
 
 
 def _attribute_maps(dataset: Dataset, name: str) -> tuple[Ragged, Ragged]:
-    """Return item -> its codes of a feature, and code -> the items that have it. Raises ConfigError without such a feature."""
+    """Return item -> its codes of a feature, and code -> its items. Raises ConfigError without such a feature."""
     columns = dataset.items.columns
     coded = [n for n, c in columns.items() if isinstance(c, Ragged) or (c.ndim == 1 and c.dtype == np.int32)]
     if name not in coded:

@@ -1,4 +1,4 @@
-"""Section of the negatives."""
+"""Section `negatives` of a config."""
 
 from __future__ import annotations
 
@@ -22,16 +22,10 @@ from twotower.kinds import ByName
 from twotower.section import Section, unknown_key
 from twotower.train.negatives import SOURCES
 from twotower.train.negatives.in_batch import InBatchNegatives
-from twotower.train.negatives.source import (
-    BARE_VALUE,
-    NegativeSource,
-    PairSource,
-    PerPositiveSource,
-    SharedSource,
-)
+from twotower.train.negatives.source import BARE_VALUE, NegativeSource, PairSource, PerPositiveSource, SharedSource
 
 SourceOptions: TypeAlias = "NegativeSource | Mapping[str, JsonValue] | JsonValue"
-"""Value of a source: its options, that of its `shorthand`, or True for its defaults; False, 0 and "" switch it off."""
+"""Value of a source: its options, its `shorthand` option, or True for its defaults; False, 0 and "" disable it."""
 Value: TypeAlias = "SourceOptions | tuple[SourceOptions, ...]"
 _BY_NAME = TypeAdapter(dict[str, Annotated[NegativeSource, SOURCES]])
 
@@ -39,9 +33,11 @@ _BY_NAME = TypeAdapter(dict[str, Annotated[NegativeSource, SOURCES]])
 class NegativesConfig(Section):
     """Negatives: labelled pairs for pointwise losses, candidates for contrastive losses.
 
-    A key is the name of a source, or its import path; several add up. Its value holds the options of the source, or one of
-    them alone: `negatives.uniform = 512`, `negatives.hard = { n = 2, ranks = [101, 500] }`, `negatives.in_batch = false`.
-    In Python `sources` takes instances, in place of the batch's own.
+    A key is the name of a source or its import path; several sources add up. Its value holds the options of the source,
+    or one of them: `negatives.uniform = 512`, `negatives.hard = { n = 2, ranks = [101, 500] }`, `negatives.in_batch =
+    false`. In Python `sources` takes instances, in place of the in-batch source. With features of the context
+    `mask_positives` excludes positives in the same context: every feature is equal, raw numbers included, so buckets
+    make contexts fewer.
     """
 
     start_here = ("random",)
@@ -49,8 +45,8 @@ class NegativesConfig(Section):
     sources: Annotated[tuple[Annotated[NegativeSource, SOURCES], ...], ByName] = (InBatchNegatives(),)
     mask_positives: bool = Field(
         True,
-        description="Exclusion of a user's other training positives from the candidates; with features of the context, of those in "
-        "the same context, which is equal in every feature, raw numbers included (buckets make them fewer).",
+        description="Exclusion of a user's other training positives, with features of the context those in the same "
+        "context, from the candidates.",
     )
 
     if TYPE_CHECKING:
@@ -87,7 +83,7 @@ class NegativesConfig(Section):
     def _keep_names(
         cls, data: Mapping[str, Value] | NegativesConfig, handler: ModelWrapValidatorHandler[NegativesConfig]
     ) -> NegativesConfig:
-        """Add the names of the sources that were given, on or off, to `model_fields_set`."""
+        """Add the names of the sources that are set, on or off, to `model_fields_set`."""
         made = handler(data)
         if isinstance(data, Mapping):
             made.model_fields_set.update(str(name) for name in data)
@@ -96,9 +92,9 @@ class NegativesConfig(Section):
     @field_validator("sources")
     @classmethod
     def _in_order(cls, sources: tuple[NegativeSource, ...]) -> tuple[NegativeSource, ...]:
-        """Put the sources into the order of the registry, and those of elsewhere into that of their names."""
+        """Sort the sources by the order of the registry, then sources of elsewhere by name."""
         if repeated := [kind for kind, n in Counter(s.kind for s in sources).items() if n > 1]:
-            raise ValueError(f"negatives.{repeated[0]} stands there twice; drop one of the two")
+            raise ValueError(f"negatives.{repeated[0]} is set twice; drop one of the two")
         order = SOURCES.names
         return tuple(sorted(sources, key=lambda s: (order.index(s.kind) if s.kind in order else len(order), s.kind)))
 
@@ -133,17 +129,14 @@ class NegativesConfig(Section):
 
     @property
     def remembered(self) -> int:
-        """Number of positives of earlier batches that are candidates."""
         return max((s.remembered for s in self.sources), default=0)
 
     @property
     def shared(self) -> tuple[SharedSource, ...]:
-        """Active sources of shared candidates."""
         return tuple(s for s in self.active if isinstance(s, SharedSource))
 
     @property
     def per_positive(self) -> tuple[PerPositiveSource, ...]:
-        """Active sources of per-positive candidates."""
         return tuple(s for s in self.active if isinstance(s, PerPositiveSource))
 
     @property

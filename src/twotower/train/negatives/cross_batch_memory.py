@@ -9,17 +9,16 @@ from torch import Tensor
 
 from twotower.arrays.types import F32, I64, Codes, Doubles, Float, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.train.negatives.source import Memory, SharedSampler, SharedSource
-from twotower.train.negatives.weighted import positive_shares
+from twotower.train.negatives.source import Memory, SharedSampler, SharedSource, positive_shares
 
 
 class CrossBatchMemory(SharedSource):
     """Item vectors of the latest positives of earlier batches, as shared candidates.
 
-    They cost no tower run, as vectors change slowly from step to step, and have no gradient. Use it where the batch is
-    small beside the catalogue (Wang et al. 2020, "Cross-Batch Memory for Embedding Learning", section 3; for two towers
-    Wang et al. 2021, "Cross-Batch Negative Sampling"). With M vectors, an item with k of the N training positives is
-    expected M k / N times.
+    They cost no tower run, as vectors change slowly from step to step, and have no gradient. Use it if the batch is
+    much smaller than the catalogue (Wang et al. 2020, "Cross-Batch Memory for Embedding Learning", section 3; for two
+    towers Wang et al. 2021, "Cross-Batch Negative Sampling"). With M vectors, an item with k of the N training
+    positives is expected M k / N times.
     """
 
     kind = "cross_batch_memory"
@@ -42,7 +41,7 @@ class VectorQueue(SharedSampler):
     """A queue of the item vectors of the latest `size` positives, without gradient."""
 
     def __init__(self, size: int, shares: Shaped[Doubles, "items"], device: torch.device | None = None) -> None:
-        """Make an empty queue of vectors on `device`; `shares` are those of the items in the training positives."""
+        """Make an empty queue on `device`; `shares` are the shares of items in the training positives."""
         self.size, self._shares, self._device = size, shares, device
 
     def draw(self, item: Shaped[Codes, "B"], rng: np.random.Generator) -> Shaped[Ints, 0]:
@@ -50,13 +49,11 @@ class VectorQueue(SharedSampler):
         return np.zeros(0, np.int64)
 
     def expected(self, items: Shaped[Ints, "n"], positives: float) -> Shaped[Doubles, "n"]:
-        """Return the expected number of vectors of each item in the queue."""
         return self._shares[items] * (0 if self.memory is None else float(self.memory.draws.sum()))
 
     def remember(
         self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"], weights: F32[Tensor, "B"] | None = None
     ) -> None:
-        """Add the positives of a batch, and drop the oldest beyond `size`."""
         vectors = vectors.detach()
         if self.memory is not None:
             weights = None if weights is None else torch.cat([self.memory.draws, weights])
@@ -66,11 +63,9 @@ class VectorQueue(SharedSampler):
         )
 
     def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
-        """Return the items, vectors and weights of the queue."""
         held = {} if self.memory is None else self.memory._asdict()
         return {name: tensor for name, tensor in held.items() if tensor is not None}
 
     def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
-        """Continue from a state, if it holds a queue."""
         if state:
             self.memory = Memory(**{name: tensor.to(self._device) for name, tensor in state.items()})

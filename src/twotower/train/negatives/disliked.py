@@ -1,4 +1,4 @@
-"""Training interactions that the user did not like, as per-positive negatives."""
+"""Disliked training interactions of the user as per-positive negatives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from twotower.train.negatives.source import PerPositiveSampler, PerPositiveSourc
 
 
 class DislikedNegatives(PerPositiveSource):
-    """Training interactions of the user that are no positives, for each positive. Use it where dislikes are observed."""
+    """Training interactions of the user that are no positives, for each positive.
+
+    Use it if dislikes are observed.
+    """
 
     kind = "disliked"
 
@@ -26,8 +29,8 @@ class DislikedNegatives(PerPositiveSource):
         if dataset.train.labels.all():
             of = " of a weight above 0" if dataset.pairs.weight is not None else ""
             raise ConfigError(
-                f"negatives.disliked draws interactions that the user did not like, and every training interaction{of} is a "
-                "positive; drop it, or name a label and schema.positive_above"
+                "negatives.disliked draws interactions that the user did not like, and every training "
+                f"interaction{of} is a positive; drop it, or name a label and schema.positive_above"
             )
 
     def build(self, dataset: Dataset, seed: int, device: torch.device) -> PerPositiveSampler:
@@ -40,23 +43,22 @@ class DislikedSampler(PerPositiveSampler):
     gives_interactions = True
 
     def __init__(self, dataset: Dataset, n: int, seed: int) -> None:
-        """Prepare draws of `n` interactions for each positive."""
         self._n = n
         pairs = dataset.pairs
         disliked = np.flatnonzero((dataset.parts == TRAIN) & target_mask(~pairs.positive, pairs.weight))
         order = np.random.default_rng(seed).permutation(disliked)
-        # Row numbers of each user's dislikes, in a random order; and the place in time of every interaction.
+        # Indices of each user's dislikes in a random order, and the place in time of every interaction.
         self._disliked = Ragged.from_pairs(dataset.pairs.user[order], order, len(dataset.users))
-        self._place_in_time: Ints | None = None  # None: a user's row numbers rise in time
+        self._place_in_time: Ints | None = None  # None: a user's interactions are in the order of time
         if not dataset.grouped_by_user:
             in_order = dataset.sort_by_time(dataset.parts == TRAIN)
             self._place_in_time = np.zeros(len(dataset.parts), np.int64)
             self._place_in_time[in_order] = np.arange(len(in_order))
 
     def draw(self, positives: Positives, rng: np.random.Generator) -> Shaped[Ints, "B n"]:
-        """Draw row numbers of interactions; -1 where a user has fewer.
+        """Draw indices of interactions; -1 if a user has fewer.
 
-        With `positives.rows` only interactions after the positive's, as a causal history holds the earlier ones.
+        With `positives.rows` only interactions after the positive are drawn, as a causal history holds earlier ones.
         """
         drawn = self._disliked.draw_neighbours(positives.user, self._n, rng)
         if positives.rows is not None:

@@ -12,11 +12,9 @@ from twotower.train.negatives.source import SharedSampler, SharedSource, catalog
 
 
 class FullCatalogue(SharedSource):
-    """All items of the catalogue as candidates. Makes the softmax exact. For catalogues of up to some 10^5 items.
+    """All items of the catalogue as candidates, which makes the softmax exact.
 
-    Excludes other sources: `in_batch` has no effect beside it, any other is refused.
-
-    Use it where the catalogue is small enough to be scored for each batch.
+    Use it for up to some 10^5 items. It excludes other sources: `in_batch` has no effect, any other is refused.
     """
 
     kind = "full"
@@ -27,8 +25,8 @@ class FullCatalogue(SharedSource):
 
     cold: bool = Field(
         True,
-        description="Items without a training interaction are candidates. false: they are left out, so that training does not push "
-        "them away from all users.",
+        description="Items without a training interaction are candidates too. false: training does not push them away "
+        "from users.",
     )
 
     def build(self, dataset: Dataset, seed: int, device: torch.device) -> SharedSampler:

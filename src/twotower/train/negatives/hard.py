@@ -1,4 +1,4 @@
-"""Items that the present model ranks in a window, as per-positive negatives."""
+"""Items in a window of the current model's ranking as per-positive negatives."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from twotower.section import Positive
 from twotower.train.negatives.source import PerPositiveSampler, PerPositiveSource, Positives
 
 HARD_NEGATIVES_PER_USER = 64
-"""Items of a user's rank window that are kept from one refresh of the hard negatives to the next."""
+"""Maximum number of items of a user's rank window that are stored at a refresh."""
 MAX_BLOCK_SCORES = 2**25
-"""Scores that a refresh of the hard negatives holds at a time, by default: 128 MiB of float32."""
+"""Default number of scores that a refresh holds at a time: 128 MiB of float32."""
 
 
 class HardNegatives(PerPositiveSource):
-    """Items that the present model ranks in a window of the catalogue, without the user's positives.
+    """Items that the current model ranks in a window of the catalogue, without the user's positives.
 
     Use it to refine a trained ranking (Huang et al. 2020, "Embedding-based Retrieval in Facebook Search", section 6.1).
     """
@@ -38,7 +38,7 @@ class HardNegatives(PerPositiveSource):
     n: int = Field(1, ge=1, le=16, description="Maximum number of items per positive. Values above 2 seldom help.")
     ranks: tuple[Positive, Positive] = Field(
         (101, 500),
-        description="First and last rank, from 1, of the catalogue as the current model ranks it, from which items are drawn.",
+        description="First and last rank, from 1, of the current model's ranking, from which items are drawn.",
     )
     ratio: float = Field(100.0, gt=0, description="Minimum number of other candidates per hard negative.")
     every: int = Field(1, ge=1, description="Epochs between refreshes of the windows. The first epoch has none.")
@@ -53,8 +53,8 @@ class HardNegatives(PerPositiveSource):
     def check(self, dataset: Dataset) -> None:
         if dataset.schema.side("context"):
             raise ConfigError(
-                "negatives.hard ranks the catalogue once for each user, and the schema has features of the context, in each of "
-                "which a user has another ranking; drop negatives.hard"
+                "negatives.hard ranks the catalogue once for each user, and with features of the context a user has a "
+                "ranking for each context; drop negatives.hard"
             )
 
     def build(self, dataset: Dataset, seed: int, device: torch.device) -> PerPositiveSampler:
@@ -62,7 +62,7 @@ class HardNegatives(PerPositiveSource):
 
 
 class HardSampler(PerPositiveSampler):
-    """Draws from a random part of each user's rank window, which is refreshed at the start of epochs."""
+    """Draws from a random part of each user's rank window, refreshed at the start of epochs."""
 
     def __init__(self, options: HardNegatives, positives: Ragged, n_items: int, seed: int) -> None:
         """Take the `positives` of each user. Raises ConfigError if the ranks start beyond the catalogue."""
@@ -74,26 +74,21 @@ class HardSampler(PerPositiveSampler):
         if options.margin:
             self.margin = options.margin
         self.windows: Codes | None = None
-        """Up to HARD_NEGATIVES_PER_USER item rows of each user's rank window, filled up with -1; None before the first
-        refresh."""
+        """Up to HARD_NEGATIVES_PER_USER item rows of each user's window, padded with -1; None before a refresh."""
 
     def begin_epoch(self, factors: Callable[[], Factors], epoch: int) -> None:
-        """Refresh the windows at every `every`-th epoch but the first."""
+        """Refresh the windows every `every` epochs, from the second on."""
         if epoch > 0 and (epoch - 1) % self._options.every == 0:
             current = factors()
             self.refresh(current.users, current.items, epoch)
 
     def refresh(
-        self,
-        users: F32[Tensor, "U D"],
-        items: F32[Tensor, "I D"],
-        epoch: int,
-        block: int = 1024,
+        self, users: F32[Tensor, "U D"], items: F32[Tensor, "I D"], epoch: int, block: int = 1024,
         max_block_scores: int = MAX_BLOCK_SCORES,
-    ) -> None:
-        """Rank the catalogue for every user, without the user's positives, and keep a random part of the window `ranks`.
+    ) -> None:  # fmt: skip
+        """Rank the catalogue without positives for each user, and store a random part of the window `ranks`.
 
-        At most `block` users are ranked at a time, and at most `max_block_scores` scores, but at least one user.
+        At most `block` users, and `max_block_scores` scores, but at least one user, are ranked at a time.
         """
         first, last = self._options.ranks
         block = max(1, min(block, max_block_scores // self._n_items))
@@ -110,10 +105,10 @@ class HardSampler(PerPositiveSampler):
         self.windows = windows
 
     def draw(self, positives: Positives, rng: np.random.Generator) -> Shaped[Ints, "B n"]:
-        """Draw items of each user's rank window; -1 where the window, or `ratio`, allows fewer.
+        """Draw items of each user's rank window; -1 if the window, or `ratio`, allows fewer.
 
-        On average min(n, others / ratio) for `others` other candidates of a positive: the fraction is rounded at random
-        (Huang et al. 2020, section 6.1, blend 100 easy negatives with each hard one). None before the first refresh.
+        The average number is min(n, others / ratio) for `others` other candidates: the fraction is rounded at random
+        (Huang et al. 2020, section 6.1, blend 100 easy negatives with each hard one). It is 0 before the first refresh.
         """
         user, most = positives.user, self._options.n
         if self.windows is None:
@@ -126,10 +121,8 @@ class HardSampler(PerPositiveSampler):
         return np.where(np.arange(most) < limit[:, None], drawn, -1)
 
     def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
-        """Return the windows."""
         return {} if self.windows is None else {"windows": torch.from_numpy(self.windows)}
 
     def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
-        """Continue from a state, if it holds windows."""
         if state:
             self.windows = state["windows"].numpy()

@@ -7,15 +7,14 @@ import torch
 
 from twotower.arrays.types import Codes, Doubles, Ints, Shaped
 from twotower.data.dataset import Dataset
-from twotower.train.negatives.source import SharedSampler, SharedSource
-from twotower.train.negatives.weighted import positive_shares
+from twotower.train.negatives.source import SharedSampler, SharedSource, positive_shares
 
 
 class InBatchNegatives(SharedSource):
     """Positives of the batch as shared candidates.
 
-    Use it with any contrastive loss: the candidates cost no tower run. Popular items are candidates more often than others
-    (Yi et al. 2019, section 3): an item with n of the N training positives is expected B n / N times in a batch of B.
+    Use it with any contrastive loss: the candidates cost no tower run. Popular items are candidates more often (Yi et
+    al. 2019, section 3): an item with n of the N training positives is expected B n / N times in a batch of B.
     """
 
     kind = "in_batch"

@@ -1,12 +1,12 @@
-"""Candidates of a contrastive batch: negatives drawn from a mixture of sources, with one log-q.
+"""Candidates of a contrastive batch, drawn from a mixture of sources with one log-q.
 
-Shared negatives are columns for every positive of the batch, per-positive negatives stand against one positive alone. The
-log-q of a shared candidate is the logarithm of its expected number of draws, summed over the sources: with n_i positives of
+Shared negatives are columns for every positive of the batch, per-positive negatives belong to one positive. The log-q
+of a shared candidate is the logarithm of its expected number of draws, summed over the sources: with n_i positives of
 item i among all N training positives, for a batch of B positives and M remembered ones,
 
     log q_i = log( (B in_batch + M) n_i / N + uniform / items + popularity n_i^alpha / sum_j n_j^alpha )
 
-With weights n_i, N, B and M are sums of the positives' weights: a positive of weight 2 is two draws.
+With weights n_i, N, B and M are sums of the positives' weights: a positive of weight 2 counts as two draws.
 
 Draws depend on (seed, step) only, so a resumed run draws the same.
 """
@@ -21,15 +21,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.arrays.sets import DistinctRows, PairSet, find_in_sorted, is_in_sorted, pair_keys
+from twotower.arrays.pieces import pieces
+from twotower.arrays.ragged import Column, Ragged, run_indices
+from twotower.arrays.sets import DistinctRows, PairSet, distinct_keys, find_in_sorted, is_in_sorted, pair_keys
 from twotower.arrays.types import F32, I64, Array, Bools, Codes, Doubles, Float, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.evaluation.factors import Factors
 from twotower.train.negatives.candidates import Candidates, ColumnFinder, Exclusions
 from twotower.train.negatives.config import NegativesConfig
-from twotower.train.negatives.context_positives import ContextPositives
 from twotower.train.negatives.source import NegativeSampler, Positives
 from twotower.train.negatives.source_tally import SourceDraws
+
+BLOCK_PAIRS = 2**15
+"""Drawn pairs that are compared with positives at a time."""
 
 
 class CandidateSampler:
@@ -50,7 +54,6 @@ class CandidateSampler:
 
     @property
     def samplers(self) -> dict[str, NegativeSampler]:
-        """Samplers of the sources, by kind."""
         return {**self._shared, **self._per_positive}
 
     @property
@@ -59,7 +62,6 @@ class CandidateSampler:
         return any(s.gives_interactions for s in self._per_positive.values())
 
     def begin_epoch(self, factors: Callable[[], Factors], epoch: int) -> None:
-        """Let the sources prepare epoch `epoch` (0, 1, …). `factors` gives the vectors of the present model."""
         present = cache(factors)
         for sampler in self.samplers.values():
             sampler.begin_epoch(present, epoch)
@@ -67,13 +69,14 @@ class CandidateSampler:
     def remember(
         self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"], weights: F32[Tensor, "B"] | None = None
     ) -> None:
-        """Let the sources that remember vectors take the positives of a batch, after its loss."""
         for sampler in self._shared.values():
             sampler.remember(items, vectors, weights)
 
     def log_q(self, items: Shaped[Ints, "n"], positives: float) -> Shaped[Floats, "n"]:
-        """Return the log of the expected number of draws of each of `items`, all shared sources added, for a batch whose
-        positives weigh `positives`. Zeros without a shared source."""
+        """Return the log of the expected draws of each item by all shared sources; zeros without a shared source.
+
+        `positives` is the total weight of the positives of the batch.
+        """
         if not self._shared:
             return np.zeros(len(items), np.float32)
         expected = sum((s.expected(items, positives) for s in self._shared.values()), np.zeros(len(items)))
@@ -81,23 +84,17 @@ class CandidateSampler:
         return logarithm
 
     def __call__(
-        self,
-        user: Shaped[Codes, "B"],
-        item: Shaped[Codes, "B"],
-        step: int,
-        rows: Shaped[Ints, "B"] | None = None,
-        ends: Shaped[Ints, "S"] | None = None,
-        own: slice = slice(None),
-        weights: Shaped[Floats, "B"] | None = None,
-        interactions: Shaped[Ints, "B"] | None = None,
-        by_source: bool = False,
-    ) -> Candidates:
-        """Draw the candidates of the positives `own` of a batch, which is aligned user and item rows.
+        self, user: Shaped[Codes, "B"], item: Shaped[Codes, "B"], step: int, rows: Shaped[Ints, "B"] | None = None,
+        ends: Shaped[Ints, "S"] | None = None, own: slice = slice(None), weights: Shaped[Floats, "B"] | None = None,
+        interactions: Shaped[Ints, "B"] | None = None, by_source: bool = False,
+    ) -> Candidates:  # fmt: skip
+        """Draw the candidates of the positives `own` of a batch of aligned user and item rows.
 
-        With `rows`, the row numbers of the positives, a negative that is an interaction comes after the positive. `ends` are
-        the ends of the batch's shards, whose draws do not depend on each other. A positive with one of `weights` is as many
-        draws where the positives are candidates. `interactions` are the indices of the positives, which the masks of a schema with
-        a context need. With `by_source` the candidates say which source drew them.
+        - `rows`: indices of the positives; if set, a negative that is an interaction must be later than its positive.
+        - `ends`: ends of the batch's shards, whose draws do not depend on each other.
+        - `weights`: numbers of draws that positives count as, if they are candidates.
+        - `interactions`: indices of the positives, which masks in a context need.
+        - `by_source`: return the source of each candidate, too.
         """
         rng = self._rng(step)
         own = slice(*own.indices(len(user))[:2])
@@ -112,7 +109,7 @@ class CandidateSampler:
         memories = [s.memory for s in self._shared.values() if s.memory is not None]
         memory_items = torch.cat([torch.zeros(0, dtype=torch.int64, device=self._device), *(m.items for m in memories)])
         remembered = np.concatenate([np.zeros(0, np.float32), *(m.draws.cpu().numpy() for m in memories)])
-        # In candidates, whatever their weights.
+        # Numbers of candidates, without weights.
         others = len(index) - len(item) + len(memory_items) + sum(s.easy for s in self._per_positive.values())
         drawn_apart = self._draw_by_shard(Positives(user, item, rows, others, interactions), step, ends, own, rng)
         items, per_positive = _append_items(items, drawn_apart.items)
@@ -129,10 +126,7 @@ class CandidateSampler:
             per_positive=self._tensor(per_positive),
             margins=self._tensor(drawn_apart.margins) if np.isfinite(drawn_apart.margins).any() else None,
             exclusions=self._exclusions(
-                user[own],
-                item[own],
-                columns,
-                len(memory_items) > 0,
+                user[own], item[own], columns, len(memory_items) > 0,
                 None if interactions is None else interactions[own],
             ),
             interactions=drawn_apart.interactions,
@@ -140,18 +134,14 @@ class CandidateSampler:
             draws=self._draws(index[len(item) :], times, [len(d) for d in drawn], shared, drawn_apart.sources)
             if by_source
             else None,
-        )
+        )  # fmt: skip
 
     def _draws(
-        self,
-        index: Shaped[Ints, "n"],
-        times: Shaped[Doubles, "n"] | None,
-        lengths: list[int],
-        shared: int,
+        self, index: Shaped[Ints, "n"], times: Shaped[Doubles, "n"] | None, lengths: list[int], shared: int,
         own: Shaped[Ints, "H"],
-    ) -> SourceDraws:
-        """Return the sources of the candidates: n draws of columns `index`, those of one shared source after another, which
-        count `times`; then the remembered vectors."""
+    ) -> SourceDraws:  # fmt: skip
+        """Return the sources of the candidates: n draws of columns `index`, source by source, with the weights `times`,
+        then the remembered vectors."""
         memories = [s.memory for s in self._shared.values()]
         remembered = [np.zeros(0) if m is None else m.draws.cpu().numpy() for m in memories]
         n_memory = np.cumsum([0, *map(len, remembered)])
@@ -169,17 +159,13 @@ class CandidateSampler:
         return torch.from_numpy(array).to(self._device)
 
     def _exclusions(
-        self,
-        user: Shaped[Codes, "B"],
-        item: Shaped[Codes, "B"],
-        columns: Shaped[Ints, "C"],
-        repeats: bool,
+        self, user: Shaped[Codes, "B"], item: Shaped[Codes, "B"], columns: Shaped[Ints, "C"], repeats: bool,
         interactions: Shaped[Ints, "B"] | None,
-    ) -> Exclusions | None:
+    ) -> Exclusions | None:  # fmt: skip
         """Return the columns that each row leaves out.
 
-        With `mask_positives` these are the user's positives, those in the same context if there is one; else, if `repeats` says
-        that a column may hold a row's positive again, the positive.
+        With `mask_positives` these are the user's positives, or those in the same context. Otherwise it is the
+        positive, if a column may hold it again (`repeats`).
         """
         if self._config.mask_positives and self._in_context is not None:
             assert interactions is not None
@@ -200,7 +186,7 @@ class CandidateSampler:
     def _draw_by_shard(
         self, whole: Positives, step: int, ends: Shaped[Ints, "S"] | None, own: slice, rng: np.random.Generator
     ) -> _PerPositive:
-        """Draw the negatives of the positives `own`; a shard's draws do not depend on the others'."""
+        """Draw the negatives of the positives `own`; draws of shards are independent."""
         drawn, first = [], 0
         for shard, end in enumerate([len(whole.user)] if ends is None else ends.tolist()):
             part, first = slice(first, end), end
@@ -217,7 +203,6 @@ class CandidateSampler:
         )
 
     def _draw_per_positive(self, positives: Positives, rng: np.random.Generator) -> _PerPositive:
-        """Draw the negatives of positives, source after source."""
         user, item = positives.user, positives.item
         drawn = [np.zeros((len(user), 0), np.int64)]
         margins, interactions, sources = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -236,7 +221,7 @@ class CandidateSampler:
         return _PerPositive(items, np.concatenate(margins), np.concatenate(interactions), np.concatenate(sources))
 
     def _is_positive(self, positives: Positives, items: Shaped[Ints, "B H"]) -> Shaped[Bools, "B H"]:
-        """Return a mask of the items that are positives of a row's user, in the same context if there is one."""
+        """Return a mask of the items that are positives of a row's user, in the same context if the schema has one."""
         if self._in_context is None:
             return self._positives.contains(positives.user[:, None].astype(np.int64), items)
         assert positives.interactions is not None
@@ -252,12 +237,12 @@ class _PerPositive(NamedTuple):
 
     items: Shaped[Ints, "B H"]  # item rows, -1 for none
     margins: Shaped[Floats, "H"]
-    interactions: Shaped[Ints, "_"]  # row numbers
-    sources: Shaped[Ints, "H"]  # place among the per-positive sources
+    interactions: Shaped[Ints, "_"]  # indices
+    sources: Shaped[Ints, "H"]  # index into the per-positive sources
 
 
 def _append_items(items: Shaped[Ints, "I"], rows: Shaped[Ints, "B H"]) -> tuple[Shaped[Ints, "_"], Shaped[Ints, "B H"]]:
-    """Append to distinct `items` those of `rows` that they lack, and return them with `rows` as places in them."""
+    """Append to distinct `items` the missing items of `rows`, and return them with `rows` as places in them."""
     if not rows.shape[1]:
         return items, rows
     distinct, index = np.unique(rows, return_inverse=True)
@@ -267,3 +252,52 @@ def _append_items(items: Shaped[Ints, "I"], rows: Shaped[Ints, "B H"]) -> tuple[
     new = (place < 0) & (distinct >= 0)
     place[new] = len(items) + np.arange(new.sum())
     return np.concatenate([items, distinct[new]]), place[index.reshape(rows.shape)]
+
+
+class ContextPositives:
+    """Training positives of users in the context of an interaction. In another context they stay candidates."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._positives, self._items = dataset.positives_by_user, dataset.pairs.item
+        self._users = dataset.pairs.user
+        self._context, self._n_items = dataset.context, len(dataset.items)
+
+    def __call__(
+        self, users: Shaped[Codes, "B"], interactions: Shaped[Ints, "B"]
+    ) -> tuple[Shaped[Ints, "L"], Shaped[Ints, "B"]]:
+        """Return the distinct items of each user's positives in the context of the interaction, and their numbers.
+
+        The L items are in the order of the B users.
+        """
+        at, lengths = self._positives.indices(users)
+        rows, owner = self._positives.values[at].astype(np.int64), np.repeat(np.arange(len(users)), lengths)
+        for column in self._context.values():
+            same = _equal(column, rows, interactions[owner])
+            rows, owner = rows[same], owner[same]
+        found, items = np.divmod(distinct_keys(pair_keys(owner, self._items[rows], self._n_items)), self._n_items)
+        return items, np.bincount(found, minlength=len(users))
+
+    def include(self, interactions: Shaped[Ints, "n"], items: Shaped[Ints, "n"]) -> Shaped[Bools, "n"]:
+        """Return a mask of items that are positives of the interaction's user in its context."""
+        found = np.empty(len(items), np.bool_)
+        for block in pieces(len(items), BLOCK_PAIRS):
+            rows = interactions[block]
+            positives, lengths = self(self._users[rows], rows)
+            at = np.arange(len(rows))
+            members = pair_keys(np.repeat(at, lengths), positives, self._n_items)
+            found[block] = is_in_sorted(members, pair_keys(at, items[block], self._n_items))
+        return found
+
+
+def _equal(column: Column, a: Shaped[Ints, "n"], b: Shaped[Ints, "n"]) -> Shaped[Bools, "n"]:
+    """Return a mask of equal values of the rows `a` and `b` of a column."""
+    if not isinstance(column, Ragged):
+        same: Bools = np.equal(column[a], column[b])
+        return same if same.ndim == 1 else np.logical_and.reduce(same, 1)
+    lengths, others = (column.offsets[rows + 1] - column.offsets[rows] for rows in (a, b))
+    same = lengths == others
+    lengths = np.where(same, lengths, 0)
+    values = (column.values[run_indices(column.offsets[rows], lengths)] for rows in (a, b))
+    differs = np.not_equal(*values)
+    same[np.repeat(np.arange(len(a)), lengths)[differs]] = False
+    return same

@@ -7,17 +7,16 @@ import torch
 from pydantic import Field
 
 from twotower.data.dataset import Dataset
-from twotower.train.negatives.source import SharedSampler, SharedSource
-from twotower.train.negatives.weighted import WeightedItems
+from twotower.train.negatives.source import SharedSampler, SharedSource, WeightedItems
 
 
 class PopularityNegatives(SharedSource):
     """Items drawn by popularity^alpha for each batch, as shared candidates.
 
-    With n_i training positives, item i is expected n n_i^alpha / sum_j n_j^alpha times. alpha = 0.75 is that of word2vec
-    (Mikolov et al. 2013, "Distributed Representations of Words and Phrases", section 2.2).
+    With n_i training positives, item i is expected n n_i^alpha / sum_j n_j^alpha times. alpha = 0.75 is that of
+    word2vec (Mikolov et al. 2013, "Distributed Representations of Words and Phrases", section 2.2).
 
-    Use it where popular items crowd out all others, so that the model tells them apart.
+    Use it if popular items crowd out all others, so that the model learns to distinguish them.
     """
 
     kind = "popularity"

@@ -1,4 +1,4 @@
-"""Items of the catalogue that the user has not seen: as pairs, and as per-positive negatives."""
+"""Items that the user has not seen, as pairs and as per-positive negatives."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from twotower.train.negatives.source import PairDraws, PairSource, PerPositiveSa
 
 
 class RandomNegatives(PairSource):
-    """Items that the user has not seen in training, drawn uniformly for each positive. With features of the context, any
-    items but the user's positives of the same context.
+    """Items that the user has not seen in training, drawn uniformly for each positive (DSSM, Huang et al. 2013, section
+    3.3).
 
-    As in DSSM (Huang et al. 2013, section 3.3). Pointwise losses: negative pairs, redrawn every epoch. Contrastive losses:
-    per-positive candidates without repeats, redrawn every batch.
+    With features of the context these are any items but the user's positives in the same context. Pointwise losses get
+    negative pairs, redrawn every epoch; contrastive losses per-positive candidates without repeats, redrawn every
+    batch.
 
-    Use it with a pointwise loss where only positives, or few dislikes, are observed. Where the schema names no label
-    and no negative events and no source gives pairs, a pointwise loss has it unless the config gives `random`.
+    Use it with a pointwise loss if only positives, or few dislikes, are observed. It is on by default if the schema
+    names no label and no negative events, and no other source gives pairs.
     """
 
     kind = "random"
@@ -32,7 +33,7 @@ class RandomNegatives(PairSource):
 
     def build_pairs(self, dataset: Dataset) -> UnseenItems:
         seen = dataset.seen_items
-        if dataset.schema.side("context"):  # what a user took in another context may be wrong in this one
+        if dataset.schema.side("context"):  # a positive in one context may be a negative in another
             seen = Ragged(np.zeros(0, np.int32), np.zeros(len(dataset.users) + 1, np.int64))
         return UnseenItems(seen, len(dataset.items))
 
@@ -48,38 +49,36 @@ class _UnseenSampler(PerPositiveSampler):
 class UnseenItems(PairDraws):
     """Uniform draws from the items that a user has not seen, exact and without rejection.
 
-    The r-th unseen item of a user is r plus the number of seen items before it; with the seen ones p_0 < p_1 < … that is
-    r + #{j : p_j - j <= r}, one binary search for all draws together.
+    With seen items p_0 < p_1 < … the r-th unseen item is r + #{j : p_j - j <= r}, by one binary search for all draws.
     """
 
     def __init__(self, seen_items: Ragged, n_items: int, max_cached_pairs: int = MAX_CACHED_PAIRS) -> None:
-        """Take the `seen_items` of each user, distinct and rising, out of `n_items`; they are never drawn."""
+        """Exclude the `seen_items` of each user, distinct and ascending, out of `n_items`."""
         self._seen, self._n_items = seen_items, n_items
         self.unseen_counts = n_items - seen_items.lengths
-        """(n_users,) number of items that the user has not seen."""
+        """(n_users,) Number of items that the user has not seen."""
         self._cached = self._keys(np.arange(len(seen_items))) if len(seen_items.values) <= max_cached_pairs else None
 
     def _keys(self, users: Shaped[Ints, "n"]) -> tuple[Shaped[Ints, "k"], Shaped[Ints, "_"]]:
-        """Return rising keys of distinct rising users, and the place where each user's keys begin."""
+        """Return ascending keys of distinct ascending users, and the first place of each user's keys."""
         seen = self._seen.take(users)
         rank = np.arange(len(seen.values)) - np.repeat(seen.offsets[:-1], seen.lengths)
         return np.repeat(users, seen.lengths) * (self._n_items + 1) + seen.values - rank, seen.offsets
 
     def can_draw(self, users: Shaped[Codes, "n"]) -> Shaped[Bools, "n"]:
-        """Return a mask of the users with an unseen item."""
         mask: Bools = self.unseen_counts[users] > 0
         return mask
 
     def draw(self, users: Shaped[Ints, "n"], rng: np.random.Generator) -> Shaped[Codes, "n"]:
-        """Draw one item row for each of `users`, best sorted, each with at least one unseen item."""
+        """Draw one item row for each user, who has an unseen item. Sorted users are faster."""
         return self._unseen_item(users, (rng.random(len(users)) * self.unseen_counts[users]).astype(np.int64))
 
     def draw_distinct(self, users: Shaped[Ints, "U"], n: int, rng: np.random.Generator) -> Shaped[Ints, "U n"]:
-        """Draw n item rows for each user, distinct; -1 where a user has fewer than n unseen items.
+        """Draw n distinct item rows for each user; -1 if a user has fewer unseen items.
 
         Floyd's sampling without replacement (Bentley and Floyd 1987), with one column for each of its rounds.
         """
-        top = self.unseen_counts[users][:, None] - n + np.arange(n)  # of each round; below 0 there is nothing to draw
+        top = self.unseen_counts[users][:, None] - n + np.arange(n)  # of each round; below 0: nothing to draw
         ranks = (rng.random((len(users), n)) * (top + 1).clip(min=1)).astype(np.int64)
         for j in range(1, n):
             again = ((ranks[:, :j] == ranks[:, j, None]) & (top[:, :j] >= 0)).any(1)
@@ -88,7 +87,6 @@ class UnseenItems(PairDraws):
         return np.where(top >= 0, drawn, -1).astype(np.int64)
 
     def _unseen_item(self, users: Shaped[Ints, "n"], r: Shaped[Ints, "n"]) -> Shaped[Codes, "n"]:
-        """Return the `r`-th unseen item of each user."""
         if self._cached is not None:
             (keys, first), index = self._cached, users
         else:

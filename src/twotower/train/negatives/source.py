@@ -1,4 +1,4 @@
-"""Sources of negatives: the protocol of a kind, and that of what it builds for a training."""
+"""Protocols of the sources of negatives, and of the samplers that they build for a training."""
 
 from __future__ import annotations
 
@@ -17,30 +17,27 @@ from twotower.evaluation.factors import Factors
 from twotower.kinds import Kind
 
 BARE_VALUE = ""
-"""Key of the value that stands for a source's `shorthand`."""
+"""Key of a bare value, which sets a source's `shorthand`."""
 
 
 class NegativeSource(Kind):
-    """A source of negatives: options, and what the sampler and the checks of a recipe ask of them.
-
-    A kind is a `SharedSource`, a `PerPositiveSource` or a `PairSource`.
-    """
+    """Options of a source of negatives: a `SharedSource`, a `PerPositiveSource` or a `PairSource`."""
 
     shorthand: ClassVar[str] = "n"
-    """Option that a bare value sets: `negatives.uniform = 512` is `[negatives.uniform] n = 512`. Empty: none."""
+    """Option that a bare value sets: `negatives.uniform = 512` sets `negatives.uniform.n`. Empty: none."""
     draws: ClassVar[bool] = True
-    """False for a source that holds only what a batch holds anyway. It stays on, without effect, where candidates are not
-    drawn: beside an exclusive source, and with a pointwise loss."""
+    """False for a source whose candidates a batch has anyway. It stays on, without effect, with an exclusive source or
+    a pointwise loss."""
     certain: ClassVar[bool] = False
-    """True if every positive has a candidate of this source, so that it needs no other beside it."""
+    """True if every positive has a candidate of this source, so that no other source is needed."""
     beyond_batch: ClassVar[bool] = False
-    """True if its candidates come from more of the catalogue than the users of a batch have seen."""
+    """True if candidates come from items that no user of a batch has seen, too."""
     exclusive: ClassVar[bool] = False
     """True if every item is a candidate, so that no other source adds one."""
     gives_pairs: ClassVar[bool] = False
     """True for a `PairSource`."""
     warms_up: ClassVar[bool] = False
-    """True if the first epoch has fewer candidates than later ones, so that its loss does not compare with theirs."""
+    """True if the first epoch has fewer candidates than later epochs, so that their losses are not comparable."""
 
     @model_validator(mode="before")
     @classmethod
@@ -59,11 +56,11 @@ class NegativeSource(Kind):
         return 0
 
     def check(self, dataset: Dataset) -> None:
-        """Raise ConfigError if the source has nothing to draw from the dataset. Called before a training is prepared."""
+        """Raise ConfigError if the dataset has nothing to draw. Called before a training is prepared."""
 
 
 class SharedSource(NegativeSource):
-    """A source of items that are candidates of every positive of a batch."""
+    """A source of candidates of every positive of a batch."""
 
     @abstractmethod
     def build(self, dataset: Dataset, seed: int, device: torch.device) -> SharedSampler:
@@ -71,7 +68,7 @@ class SharedSource(NegativeSource):
 
 
 class PerPositiveSource(NegativeSource):
-    """A source of items that are candidates of one positive alone."""
+    """A source of candidates of one positive only."""
 
     @abstractmethod
     def build(self, dataset: Dataset, seed: int, device: torch.device) -> PerPositiveSampler:
@@ -87,7 +84,7 @@ class PairSource(PerPositiveSource):
         0.2,
         gt=0,
         lt=1,
-        description="Share of these pairs in the total weight of negatives, beside disliked ones (pointwise losses).",
+        description="Share of these pairs in the total weight of negatives, if there are dislikes (pointwise losses).",
     )
 
     @abstractmethod
@@ -100,52 +97,50 @@ class PairDraws(ABC):
 
     @abstractmethod
     def can_draw(self, users: Shaped[Codes, "n"]) -> Shaped[Bools, "n"]:
-        """Return a mask of the users that there is an item for."""
+        """Return a mask of the users with an item to draw."""
 
     @abstractmethod
     def draw(self, users: Shaped[Ints, "n"], rng: np.random.Generator) -> Shaped[Codes, "n"]:
-        """Draw one item row for each of some users, rising, that there is an item for."""
+        """Draw one item row for each user, ascending, who has an item to draw."""
 
 
 class NegativeSampler:
-    """A source at work in one training. A sampler without state leaves these methods alone."""
+    """Sampler of a source in one training. A sampler without state inherits these methods."""
 
     def begin_epoch(self, factors: Callable[[], Factors], epoch: int) -> None:
-        """Prepare epoch `epoch` (0, 1, …). `factors` gives the vectors of the present model, at the cost of a pass over all
-        users and items."""
+        """Prepare epoch `epoch` (0, 1, …). `factors` computes the vectors of all users and items by the current
+        model."""
 
     def state(self) -> dict[str, Shaped[Tensor, "*_"]]:
         """Return the tensors that later draws depend on, by name."""
         return {}
 
     def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
-        """Continue from a state, which is empty if the checkpoint has none of this source."""
+        """Continue from a state, empty if the checkpoint has no state of this source."""
 
 
 class Memory(NamedTuple):
-    """M vectors of items of earlier batches, without gradient, each of which is a candidate."""
+    """M item vectors of earlier batches, without gradient, each a candidate."""
 
     items: I64[Tensor, "M"]
     vectors: Float[Tensor, "M D"]
-    weights: F32[Tensor, "M"] | None = None
-    """Number of times that each counts. None: once."""
+    weights: F32[Tensor, "M"] | None = None  # number of draws of each; None: 1
 
     @property
     def draws(self) -> F32[Tensor, "M"]:
-        """Number of times that each counts."""
         return torch.ones(len(self.items), device=self.items.device) if self.weights is None else self.weights
 
 
 def catalogue_rows(dataset: Dataset, cold: bool) -> Shaped[Ints, "n"]:
-    """Return the rows of all items, or, unless `cold`, of those with a training interaction."""
+    """Return the rows of all items, or without `cold` of the items with a training interaction."""
     return np.arange(len(dataset.items)) if cold else np.flatnonzero(dataset.item_counts)
 
 
 class SharedSampler(NegativeSampler, ABC):
-    """Draws items that are candidates of every positive of a batch."""
+    """Draws candidates of every positive of a batch."""
 
     memory: Memory | None = None
-    """Vectors that are candidates beside the items drawn."""
+    """Vectors that are candidates in addition to the drawn items."""
     draws_positives: ClassVar[bool] = False
     """True if `draw` returns the batch's positives, which then count by their weights."""
 
@@ -155,52 +150,76 @@ class SharedSampler(NegativeSampler, ABC):
 
     @abstractmethod
     def expected(self, items: Shaped[Ints, "n"], positives: float) -> Shaped[Doubles, "n"]:
-        """Return the expected number of draws of each of `items` for a batch whose positives weigh
-        `positives`; without weights that is their number.
+        """Return the expected number of draws of each item, for a batch with the total weight `positives`.
 
-        The sum over all sources is that of the log-q correction.
+        Without weights that is the number of positives. The log-q correction uses the sum over all sources.
         """
 
     def remember(
         self, items: I64[Tensor, "B"], vectors: Float[Tensor, "B D"], weights: F32[Tensor, "B"] | None = None
     ) -> None:
-        """Take the positives of a batch, after its loss. A source that does has `remembered` above 0."""
+        """Store the positives of a batch after its loss. Such a source has `remembered` above 0."""
 
 
 class Positives(NamedTuple):
-    """B positives that per-positive negatives are drawn for."""
+    """B positives to draw per-positive negatives for."""
 
     user: Shaped[Codes, "B"]
     item: Shaped[Codes, "B"]
     rows: Shaped[Ints, "B"] | None
-    """Row numbers of their interactions if histories are causal and hold dislikes: a negative that is an interaction must
-    come after the positive's then. Else None."""
+    """Indices of their interactions if histories are causal and hold dislikes, else None. With indices, a negative that
+    is an interaction must be later than the positive."""
     others: float
-    """Number of other candidates of each, whatever their weights: shared ones, and those of per-positive sources that are
-    `easy`."""
+    """Number of other candidates of each positive, without weights: shared and `easy` ones."""
     interactions: Shaped[Ints, "B"] | None = None
-    """Indices of their interactions, if the caller knows them."""
+    """Indices of their interactions, if known."""
 
     def take(self, part: slice) -> Positives:
-        """Return some of the positives."""
         rows = None if self.rows is None else self.rows[part]
         interactions = None if self.interactions is None else self.interactions[part]
         return Positives(self.user[part], self.item[part], rows, self.others, interactions)
 
 
 class PerPositiveSampler(NegativeSampler, ABC):
-    """Draws items that are candidates of one positive alone."""
+    """Draws candidates of one positive only."""
 
     gives_interactions: ClassVar[bool] = False
-    """True if `draw` gives row numbers of interactions, whose items are the negatives; no history of the batch holds them."""
+    """True if `draw` returns indices of interactions, whose items are the negatives; no history of the batch holds
+    them."""
     easy: int = 0
-    """Number of negatives of a positive that count as easy ones for sources that keep to a ratio."""
+    """Number of negatives of a positive that count as easy for sources with a ratio."""
     margin: float = -np.inf
-    """A negative that scores within this margin of its positive is left out. -inf: none is."""
+    """Negatives that score within this margin of the positive are left out. -inf: none."""
 
     @abstractmethod
     def draw(self, positives: Positives, rng: np.random.Generator) -> Shaped[Ints, "B n"]:
         """Draw n item rows for each positive, -1 for none. n may change between epochs.
 
-        The positive itself, and with `mask_positives` the user's others, are left out afterwards.
+        The positive, and with `mask_positives` the user's other positives, are left out afterwards.
         """
+
+
+def positive_shares(dataset: Dataset) -> Shaped[Doubles, "items"]:
+    """Return the share of each item in the training positives, by their weights."""
+    counts = dataset.item_positive_counts.astype(np.float64)
+    shares: Doubles = counts / counts.sum()
+    return shares
+
+
+class WeightedItems(SharedSampler):
+    """Draws n items for each batch, item i with probability w_i / sum_j w_j."""
+
+    def __init__(self, weights: Shaped[Doubles, "items"], n: int) -> None:
+        """Take the weights of all items, at least 0, and at least one above 0."""
+        self._n = n
+        self._share = weights / weights.sum()
+        self._cumulative = np.cumsum(self._share)
+
+    def draw(self, item: Shaped[Codes, "B"], rng: np.random.Generator) -> Shaped[Ints, "n"]:
+        drawn = np.searchsorted(self._cumulative, rng.random(self._n), side="right")
+        items: Ints = np.minimum(drawn, len(self._share) - 1)
+        return items
+
+    def expected(self, items: Shaped[Ints, "n"], positives: float) -> Shaped[Doubles, "n"]:
+        expected: Doubles = self._n * self._share[items]
+        return expected

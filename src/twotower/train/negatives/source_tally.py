@@ -1,4 +1,4 @@
-"""Tally of what a model learns from each source of negatives, on one batch of an epoch."""
+"""Share of each source of negatives in the gradients of one batch of an epoch."""
 
 from __future__ import annotations
 
@@ -13,49 +13,44 @@ from twotower.distributed import DistributedContext
 from twotower.train.progress import EpochRecord
 
 PREFIX = "train.negatives."
-"""Beginning of the names in the record of an epoch: train.negatives.uniform.share, ….above, ….n."""
-
+"""Prefix of names in the record of an epoch: train.negatives.uniform.share, ….above, ….n."""
 
 MAX_ROWS = 512
-"""Positives of a batch, on each rank, whose negatives are counted, by default: the first ones, which are random where rows are shuffled."""
+"""Default number of positives of a batch, on each rank, whose negatives are counted: the first rows."""
 
 
 class SourceDraws(NamedTuple):
-    """Sources of the candidates of a batch: their kinds, and which of them drew which candidate."""
+    """Kinds of the sources of a batch's candidates, and the source of each candidate."""
 
     kinds: list[str]
     shared: F32[Tensor, "S C"]
-    """Number of draws of each of C shared columns by each of S sources, which is 0 for a per-positive source."""
+    """Number of draws of each of C shared columns by each of S sources; 0 for a per-positive source."""
     own: I64[Tensor, "H"]
-    """Place among the kinds of the source of each row's own negatives."""
+    """Index into `kinds` of the source of each row's own negatives."""
 
 
 class SourceTally:
-    """Sums over the negatives of one batch, by source: the sizes of the gradients of the loss by their logits, their number, and
-    the number of those that score above their positive.
+    """Sums over the negatives of one batch by source: absolute gradients of their logits, their number, and the number
+    that scores above the positive.
 
-    A candidate that was drawn n times counts n times. One that several sources drew is parted between them by their draws.
+    A candidate drawn n times counts n times. Sources that drew the same candidate share it in proportion to their
+    draws.
     """
 
     def __init__(self, max_rows: int = MAX_ROWS) -> None:
         """Count the first `max_rows` positives of a batch."""
         self.max_rows = max_rows
-        self._sums: dict[str, Float[Tensor, "4"]] = {}  # by kind: gradients, negatives, those above, positives
+        self._sums: dict[str, Float[Tensor, "4"]] = {}  # by kind: gradients, negatives, negatives above, positives
 
     def begin(self, kinds: Iterable[str]) -> None:
-        """Begin a batch with sources of some kinds."""
         self._sums = {kind: torch.zeros(4, dtype=torch.float64) for kind in kinds}
 
     def add(
-        self,
-        draws: SourceDraws,
-        gradient: F32[Tensor, "b C"],
-        above: Shaped[Tensor, "b C"],
-        present: Shaped[Tensor, "b C"],
-        positive: I64[Tensor, "b 1"],
-    ) -> None:
-        """Add the candidates of b positives: the gradient by their logits, and masks of those above the positive and of those that
-        are not left out. The columns of each row's own negatives follow the shared ones; `positive` is that of the positive."""
+        self, draws: SourceDraws, gradient: F32[Tensor, "b C"], above: Shaped[Tensor, "b C"],
+        present: Shaped[Tensor, "b C"], positive: I64[Tensor, "b 1"],
+    ) -> None:  # fmt: skip
+        """Add the candidates of b positives: the gradients of their logits, and masks of candidates above the positive
+        and of candidates that are not left out. Shared columns come first; `positive` is the column of the positive."""
         present = present.scatter(1, positive, torch.zeros_like(positive, dtype=torch.bool))
         rows = gradient.abs() * present, present, above & present
         by_column = torch.stack([each.float().sum(0) for each in rows]).double().cpu()
@@ -68,18 +63,17 @@ class SourceTally:
             self._sums[kind][:3] += column
 
     def add_sums(self, kind: str, gradients: float, negatives: float, above: float) -> None:
-        """Add negatives of one source, summed already."""
         self._sums[kind][:3] += torch.tensor([gradients, negatives, above], dtype=torch.float64)
 
     def end(self, positives: int, context: DistributedContext) -> None:
-        """Sum over the ranks a batch of which `positives` are counted on this rank; all ranks call it."""
+        """Sum a batch over the ranks, with `positives` counted on this rank; all ranks call it."""
         for sums in self._sums.values():
             sums[3] = positives
             sums.copy_(torch.tensor(context.all_reduce_sum(*sums.tolist()), dtype=torch.float64))
 
     def take(self) -> EpochRecord:
-        """Return what was counted, and forget it: of each source that has negatives its share of the gradients of all negatives, the
-        share of its negatives above their positive, and its negatives per positive."""
+        """Return and reset the counts of each source with negatives: its share of all negatives' gradients, the share
+        of its negatives above the positive, and its negatives per positive."""
         total = sum(float(sums[0]) for sums in self._sums.values())
         record: EpochRecord = {}
         for kind, sums in self._sums.items():
@@ -92,9 +86,8 @@ class SourceTally:
         return record
 
     def state(self) -> dict[str, Float[Tensor, "4"]]:
-        """Return the sums by kind, between the counted batch and the end of its epoch."""
+        """Return the sums by kind; empty before the counted batch of an epoch."""
         return dict(self._sums)
 
     def load_state(self, state: dict[str, Shaped[Tensor, "*_"]]) -> None:
-        """Continue from a state."""
         self._sums = {kind: sums.double().cpu() for kind, sums in state.items()}

@@ -14,8 +14,8 @@ from twotower.train.negatives.source import SharedSampler, SharedSource, catalog
 class UniformNegatives(SharedSource):
     """Items drawn uniformly from the catalogue for each batch, as shared candidates.
 
-    Use it beside `in_batch`, so that unpopular items are trained too (mixed negative sampling, Yang et al.
-    2020). An item is expected n / items times.
+    Use it with `in_batch`, so that unpopular items are trained too (mixed negative sampling, Yang et al. 2020). An item
+    is expected n / items times.
     """
 
     kind = "uniform"

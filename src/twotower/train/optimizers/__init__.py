@@ -1,4 +1,4 @@
-"""Optimizers: updates of the weights by their gradients. One file a kind."""
+"""Optimizers: updates of the weights by their gradients. One file per kind."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ from twotower.train.optimizers.sgd import Sgd
 __all__ = ["OPTIMIZERS", "Adagrad", "Adam", "AdamW", "Optimizer", "Sgd"]
 
 OPTIMIZERS: Kinds[Optimizer] = Kinds("optimizer", Optimizer, Adam, AdamW, Sgd, Adagrad, default=Adam)
-"""Kinds of optimizers, by their names in a config."""
+"""Kinds of optimizers by their names in a config."""

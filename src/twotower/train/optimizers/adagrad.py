@@ -9,9 +9,9 @@ from twotower.train.optimizers.optimizer import Optimizer
 
 
 class Adagrad(Optimizer):
-    """Steps divided by the root of the sum of all squared gradients, so that rare ids move fast.
+    """Steps divided by the root of the sum of all squared gradients, so rare ids learn fast.
 
-    Use it with large tables: a step changes only the rows of a sharded table that a batch reads (Duchi et al. 2011).
+    Use it with large tables: a step changes only the rows that a batch reads (Duchi et al. 2011).
     """
 
     kind = "Adagrad"
@@ -19,5 +19,4 @@ class Adagrad(Optimizer):
     sparse_state = "sum"
 
     def build(self, groups: ParamsT, lr: float, fused: bool) -> torch.optim.Optimizer:
-        """Return torch's Adagrad."""
         return torch.optim.Adagrad(groups, lr, fused=fused)

@@ -10,7 +10,7 @@ from twotower.train.optimizers.optimizer import Optimizer
 
 
 class Adam(Optimizer):
-    """Steps divided by the root of the gradients' second moment; weight decay is added to the gradients.
+    """Steps divided by the root of the gradients' second moment. Weight decay is added to the gradients.
 
     Use it first (Kingma and Ba 2015, algorithm 1).
     """
@@ -19,5 +19,4 @@ class Adam(Optimizer):
     beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
 
     def build(self, groups: ParamsT, lr: float, fused: bool) -> torch.optim.Optimizer:
-        """Return torch's Adam."""
         return torch.optim.Adam(groups, lr, betas=(0.9, self.beta2), fused=fused)

@@ -9,7 +9,7 @@ from twotower.train.optimizers.adam import Adam
 
 
 class AdamW(Adam):
-    """Adam whose weight decay shrinks the weights, and is not divided by the second moment.
+    """Adam with decoupled weight decay, which is not divided by the second moment.
 
     Use it with weight decay (Loshchilov and Hutter 2019, algorithm 2).
     """
@@ -17,5 +17,4 @@ class AdamW(Adam):
     kind = "AdamW"
 
     def build(self, groups: ParamsT, lr: float, fused: bool) -> torch.optim.Optimizer:
-        """Return torch's AdamW."""
         return torch.optim.AdamW(groups, lr, betas=(0.9, self.beta2), fused=fused)

@@ -12,14 +12,13 @@ from twotower.kinds import Kind
 
 
 class Optimizer(Kind):
-    """Update of the weights by their gradients. Learning rate and weight decay are those of `train`."""
+    """Update of the weights by their gradients. `train` has the learning rate and the weight decay."""
 
     sparse_rule: ClassVar[str] = ""
-    """Name in fbgemm's `EmbOptimType` of the same update of single rows. Empty: a step changes every row of a sharded table."""
+    """Name in fbgemm's `EmbOptimType` of the same update of single rows. Empty: a step changes every row of a table."""
     sparse_state: ClassVar[str] = ""
-    """Name of the state that the rule keeps for each weight, as torch's optimizer calls it. Empty: it keeps none."""
+    """Torch's name of the state that the rule keeps for each weight. Empty: no state."""
 
     @abstractmethod
     def build(self, groups: ParamsT, lr: float, fused: bool) -> torch.optim.Optimizer:
-        """Return torch's optimizer of groups of parameters, each with its weight decay. `fused` asks for a fused kernel, if
-        the optimizer has one."""
+        """Return torch's optimizer of parameter groups, each with its weight decay; `fused` requests a fused kernel."""

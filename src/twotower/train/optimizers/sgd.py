@@ -11,12 +11,11 @@ from twotower.train.optimizers.optimizer import Optimizer
 class Sgd(Optimizer):
     """Stochastic gradient descent without momentum.
 
-    Use it where memory is scarce: it keeps no state, and a step changes only the rows of a sharded table that a batch reads.
+    Use it if memory is scarce: it has no state, and a step changes only the rows of a sharded table that a batch reads.
     """
 
     kind = "SGD"
     sparse_rule = "EXACT_SGD"
 
     def build(self, groups: ParamsT, lr: float, fused: bool) -> torch.optim.Optimizer:
-        """Return torch's SGD."""
         return torch.optim.SGD(groups, lr, fused=fused)

@@ -1,4 +1,5 @@
-"""Protocol of the starts whose item vectors come from columns of the items, and the values of columns of either side."""
+"""Protocol of the starts whose item vectors come from columns of the items, and the values of columns of either
+side."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ MAX_BUCKETS = 1024
 
 @dataclass(frozen=True)
 class ColumnVectors:
-    """Vectors of the values of a column, before they are projected: a direction each, or, of numbers in buckets, vectors that are the more
-    alike the nearer the buckets are. Items have the root mean square length 1."""
+    """Vectors of the values of a column, before they are projected: a direction each, or, of numbers in buckets,
+    vectors that are the more alike the nearer the buckets are. Items have the root mean square length 1."""
 
     rows: int
     """Number of values, the unknown one too."""
@@ -48,7 +49,8 @@ class ColumnVectors:
 
 @dataclass(frozen=True)
 class ContentMatrix:
-    """Values of columns: a row for each code of items, or each user, and a column for each value of each field, one field after the other."""
+    """Values of columns: a row for each code of items, or each user, and a column for each value of each field, one
+    field after the other."""
 
     matrix: PositiveMatrix
     columns: tuple[ColumnVectors, ...]
@@ -57,7 +59,8 @@ class ContentMatrix:
     def of(
         cls, side: SideName, fields: Sequence[InputField], dataset: Dataset, codes: Shaped[Codes, "rows"], n_codes: int
     ) -> ContentMatrix:
-        """Return the values of `fields` of a side, a row for each of `n_codes` codes, given that of each row of the table."""
+        """Return the values of `fields` of a side, a row for each of `n_codes` codes, given that of each row of the
+        table."""
         first = np.cumsum([0, *(one.rows for one in fields)])
         cells = [_cells(dataset.side(side).columns[one.name], one.pooling) for one in fields]
         row = np.concatenate([codes[rows] for rows, _, _ in cells])
@@ -87,7 +90,8 @@ class PositivesAndContent(PositiveMatrix):
 
 
 class ColumnStart(Start):
-    """Start of a pair whose item tower adds columns up, in place of the id or beside it, so that items without any training are ranked too."""
+    """Start of a pair whose item tower adds columns up, in place of the id or beside it, so that items without any
+    training are ranked too."""
 
     adds_columns = True
     reads_ids: ClassVar[bool] = False
@@ -97,14 +101,16 @@ class ColumnStart(Start):
         self._check_columns("item", dataset, model)
 
     def _check_columns(self, side: SideName, dataset: Dataset, model: ModelConfig) -> None:
-        """Raise ConfigError if the pair's tower of a side reads what is no column of values, or does not add them up."""
+        """Raise ConfigError if the pair's tower of a side reads what is no column of values, or does not add them
+        up."""
         pair = model.pairs[self.pair]
         tower, place = pair.user if side == "user" else pair.item, f"model.pairs.{self.pair}.{side}"
         fields = select_fields(tuple(dataset.encoders.fields(side)), tower.fields)
         for one in fields:
             if refused := _refused(one, side, self.reads_ids and side == "item"):
                 raise ConfigError(
-                    f"train.start of kind '{self.kind}' reads columns that tell about {side}s, and feature '{one.name}' {refused}; "
+                    f"train.start of kind '{self.kind}' reads columns that tell about {side}s, and feature "
+                    f"'{one.name}' {refused}; "
                     + (f"leave it out of {place}.fields" if tower.fields else f"name the columns in {place}.fields")
                 )
         if len(fields) > 1 and tower.join != "sum":
@@ -143,7 +149,8 @@ def _refused(one: InputField, side: SideName, reads_ids: bool) -> str:
 
 
 def _cells(column: Column, pooling: PoolingSpec) -> tuple[Shaped[Ints, "L"], Shaped[Ints, "L"], Shaped[Floats, "L"]]:
-    """Return the rows and codes of the known values of an encoded column, and the weight that each has in its row's pooling."""
+    """Return the rows and codes of the known values of an encoded column, and the weight that each has in its row's
+    pooling."""
     if isinstance(column, Ragged):
         known = column.values != UNKNOWN
         owners = column.owners[known]

@@ -56,20 +56,21 @@ class PositivesAndNegatives(PositiveMatrix):
 
 
 class Ease(Start):
-    """EASE: the matrix B (N, N) of zero diagonal that minimises |X - X B|^2 + lambda |B|^2 (Steck 2019, "Embarrassingly Shallow
-    Autoencoders for Sparse Data"), projected on the E leading right singular vectors V of X B: a history's vector is the sum of
-    its rows of B V, an item's vector its row of V, and with E the rank of X B the score of a user's own history is that of B.
+    """EASE: the matrix B (N, N) of zero diagonal that minimises |X - X B|^2 + lambda |B|^2 (Steck 2019, "Embarrassingly
+    Shallow Autoencoders for Sparse Data"), projected on the E leading right singular vectors V of X B: a history's
+    vector is the sum of its rows of B V, an item's vector its row of V, and with E the rank of X B the score of a
+    user's own history is that of B.
 
-    A user tower that adds up a history of positives and one of negatives (`join = "sum"`, `activation = "Identity"`) reads both:
-    what users have rated at all tells their tastes too. X then has `unliked` in the place of a negative, and the row of a negative
-    in the history is that of a positive times this number.
+    A user tower that adds up a history of positives and one of negatives (`join = "sum"`, `activation = "Identity"`)
+    reads both: what users have rated at all tells their tastes too. X then has `unliked` in the place of a negative,
+    and the row of a negative in the history is that of a positive times this number.
 
-    Use it where users take many items each and items are not too many. Scores are scaled so that those of all items after a
-    history have the root mean square 1. Memory is N^2 and some kilobytes a user, time N^3 and N for every positive, or U N and
-    U^2 N where the U users are at most half as many, or items more than `max_items`: then V has at most U vectors. Where
-    `max_items` allows neither, the items that most users take are solved for, if they have nine tenths of the positives, and
-    others have zeros; else the truncated singular value decomposition of X stands in, without the zero diagonal: rows of
-    V S^2 / (S^2 + lambda), and V, by the first lambda given.
+    Use it where users take many items each and items are not too many. Scores are scaled so that those of all items
+    after a history have the root mean square 1. Memory is N^2 and some kilobytes a user, time N^3 and N for every
+    positive, or U N and U^2 N where the U users are at most half as many, or items more than `max_items`: then V has at
+    most U vectors. Where `max_items` allows neither, the items that most users take are solved for, if they have nine
+    tenths of the positives, and others have zeros; else the truncated singular value decomposition of X stands in,
+    without the zero diagonal: rows of V S^2 / (S^2 + lambda), and V, by the first lambda given.
     """
 
     kind = "ease"
@@ -79,18 +80,19 @@ class Ease(Start):
     regularization: tuple[Positive, ...] = Field(
         (400.0,),
         min_length=1,
-        description="Regularisation lambda. Of several values the best on validation, or one beyond or between them that is better.",
+        description="Regularisation lambda. Several values: the best on validation is kept.",
     )
     unliked: float = Field(
         0.5,
         gt=0,
-        description="Weight of a negative, a row that is no positive, beside that of the mean positive. Read where the user tower adds up a history of negatives too.",
+        description="Weight of a negative in units of the mean positive. Used if the user tower also reads a history "
+        "of negatives.",
     )
     max_items: int = Field(
         10_000,
         ge=0,
-        description="Number of items N above which the most taken ones alone are solved for, if they have nine tenths of the positives, or a truncated decomposition stands in, unless users times N are at most its square. "
-        "10,000 items take 2.9 GB, with weights or negatives 4.0 GB, so many products of users and items 4.0 GB.",
+        description="Number of items above which the solution is approximate. 10,000 items take 2.9 GB, or 4.0 GB with "
+        "weights or negatives.",
     )
 
     def check_users(self, dataset: Dataset, model: ModelConfig) -> None:
@@ -99,8 +101,9 @@ class Ease(Start):
         if second is None:
             if self.unliked != type(self).model_fields["unliked"].default:
                 raise ConfigError(
-                    f"{key}: unliked weighs a history of negatives, and the user tower reads none; add a sequence with interactions = 'negative' and pooling "
-                    f"= 'sum' to model.pairs.{self.pair}.user.fields, or leave unliked out"
+                    f"{key}: unliked weighs a history of negatives, and the user tower reads none; add a sequence "
+                    f"with interactions = 'negative' and pooling = 'sum' to model.pairs.{self.pair}.user.fields, or "
+                    "leave unliked out"
                 )
             return
         history = self.history(dataset, model)
@@ -109,7 +112,8 @@ class Ease(Start):
             assert one.pools is not None
             if one.history.share_embedding or resolve(one.pools).length_exponent != 0:
                 raise ConfigError(
-                    f"{key} adds histories of positives and negatives up; set share_embedding = false and pooling = 'sum' of feature '{one.name}'"
+                    f"{key} adds histories of positives and negatives up; set share_embedding = false and pooling = "
+                    f"'sum' of feature '{one.name}'"
                 )
         assert second.history is not None
         if not (
@@ -182,8 +186,9 @@ class Ease(Start):
             right[head.codes, : found_right.shape[1]] = found_right[1:]
         elif are_many:
             log.warning(
-                f"start ease: {n - 1:,} items are more than max_items = {self.max_items:,}, and {users:,} users are too many, so a truncated singular value decomposition of width {width} stands in, by regularization = "
-                f"{self.regularization[0]:g}"
+                f"start ease: {n - 1:,} items are more than max_items = {self.max_items:,}, and {users:,} users are "
+                f"too many, so a truncated singular value decomposition of width {width} stands in, by regularization "
+                f"= {self.regularization[0]:g}"
             )
             turned = positives.transposed()
             right, squares = leading(lambda q: turned.product(positives.product(q)), n, width, generator)
@@ -194,7 +199,8 @@ class Ease(Start):
         mean_square = _mean_square(source, positives.histories, pooling) / positives.n_items
         if not mean_square:
             raise TrainingError(
-                "train.start of kind 'ease' finds no user of two positive items; leave the start and its pair out, or give more data"
+                "train.start of kind 'ease' finds no user of two positive items; leave the start and its pair out, or "
+                "give more data"
             )
         values = scaled_values(source, right, mean_square, width)
         return replace(values, further=(self.unliked * values.source,)) if positives is not of else values
@@ -231,7 +237,8 @@ def most_taken(positives: PositiveMatrix, n: int) -> MostTaken | None:
     offsets = offsets_of(np.bincount(positives.owners[kept], minlength=len(positives)))
     found = PositiveMatrix(places[positives.columns[kept]], offsets, positives.values[kept], len(codes) + 1)
     log.info(
-        f"start ease: the {len(codes):,} items that most users take are solved for, which have {kept.mean():.1%} of the positives"
+        f"start ease: the {len(codes):,} items that most users take are solved for, which have {kept.mean():.1%} of "
+        "the positives"
     )
     return MostTaken(torch.from_numpy(codes), found)
 
@@ -269,9 +276,9 @@ def ease_of_few_users(
 ) -> tuple[F32[Tensor, "N E"], F32[Tensor, "N E"]]:
     """Return B V and V from the squares of the singular values of X, and its right singular vectors.
 
-    With W these vectors and f = S^2 / (S^2 + lambda), the inverse of X^T X + lambda I is (I - W f W^T) / lambda (Woodbury). So with
-    d the diagonal of I - W f W^T, B = I - (I - W f W^T) / d, and X B = U S (f - (1 - d)) W^T / d, whose right singular vectors
-    are those of what follows U.
+    With W these vectors and f = S^2 / (S^2 + lambda), the inverse of X^T X + lambda I is (I - W f W^T) / lambda
+    (Woodbury). So with d the diagonal of I - W f W^T, B = I - (I - W f W^T) / d, and X B = U S (f - (1 - d)) W^T / d,
+    whose right singular vectors are those of what follows U.
     """
     rounding, root = _rounding(squares), squares.sqrt()
     kept = squares / (squares + regularization)  # f
@@ -298,8 +305,8 @@ def leading(
     generator: torch.Generator,
     iterations: int = ITERATIONS,
 ) -> tuple[F32[Tensor, "N E"], F32[Tensor, "E"]]:
-    """Return the leading eigenvectors of a symmetric positive map of (n, k), at most `width`, and their values, by subspace
-    iteration (Halko et al. 2011, "Finding Structure with Randomness", algorithm 4.4)."""
+    """Return the leading eigenvectors of a symmetric positive map of (n, k), at most `width`, and their values, by
+    subspace iteration (Halko et al. 2011, "Finding Structure with Randomness", algorithm 4.4)."""
     k = min(n, width + OVERSAMPLING)
     basis = torch.linalg.qr(torch.randn(n, k, generator=generator)).Q
     for _ in range(iterations):
@@ -312,8 +319,8 @@ def leading(
 def scaled_values(
     source: F32[Tensor, "N E"], target: F32[Tensor, "N E"], mean_square: F32[Tensor, ""], width: int
 ) -> PairValues:
-    """Return values whose scores have the root mean square 1, in place of the mean square given, and whose tables have entries of one size,
-    so that both learn at one rate."""
+    """Return values whose scores have the root mean square 1, in place of the mean square given, and whose tables have
+    entries of one size, so that both learn at one rate."""
     source = source / mean_square.sqrt()
     balance = (source.norm() / target.norm()).sqrt()
     return PairValues(wide(source / balance, width), (wide(target * balance, width),))

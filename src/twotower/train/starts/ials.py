@@ -25,7 +25,8 @@ from twotower.train.starts.start import NotNegative, PairValues, Positive, Start
 PRIOR_ITEMS = 10.0
 """Items of a value of a column, and positives of an item, by which half of its vector is believed."""
 VANISHED = 1e-6
-"""Root mean square of the scores, of which those of positives are near 1, at which a regularisation has removed the vectors."""
+"""Root mean square of the scores, of which those of positives are near 1, at which a regularisation has removed the
+vectors."""
 REGRESSION_STEPS = 64
 """Steps of conjugate gradients to the vectors of the values."""
 
@@ -44,19 +45,20 @@ class Ials(ColumnStart):
         sum over positives of w (1 - u . v)^2  +  a sum over all pairs of (u . v)^2
           +  lambda sum_u (n_u + a N) |u|^2  +  lambda sum_v (n_v + a U) |v|^2
 
-    with w the weight of a positive, n the sum of a row's weights, N items and U users (Rendle et al. 2022, "Revisiting the
-    Performance of iALS on Item Recommendation Benchmarks", section 3, exponent 1). The pooling `ridge` then solves for u
-    from the history. Each half step continues each row's vector by a few steps of conjugate gradients (Takács et al. 2011).
+    with w the weight of a positive, n the sum of a row's weights, N items and U users (Rendle et al. 2022, "Revisiting
+    the Performance of iALS on Item Recommendation Benchmarks", section 3, exponent 1). The pooling `ridge` then solves
+    for u from the history. Each half step continues each row's vector by a few steps of conjugate gradients (Takács et
+    al. 2011).
 
-    An item tower that adds columns up beside the id ranks items that training lacks: the columns have the vectors whose sum is
-    nearest to v, by a ridge regression in which an item of n positives, of the mean weight, weighs n / (n + 10), and the id has
-    what is left of v.
+    An item tower that adds columns up beside the id ranks items that training lacks: the columns have the vectors whose
+    sum is nearest to v, by a ridge regression in which an item of n positives, of the mean weight, weighs n / (n + 10),
+    and the id has what is left of v.
 
     Both strengths are relative to the numbers of users and of rows, so of more than 4,000,000 positives those of users
     who are drawn compare their values, and all are solved from by the best ones.
 
-    Use it for tastes in no order. Memory is that of the vectors and some 60 bytes a positive, the time of a sweep that of positives
-    times width and of users and items times its square.
+    Use it for tastes in no order. Memory is that of the vectors and some 60 bytes a positive, the time of a sweep that
+    of positives times width and of users and items times its square.
     """
 
     kind = "ials"
@@ -71,18 +73,19 @@ class Ials(ColumnStart):
     unobserved: tuple[Positive, ...] = Field(
         (0.3,),
         min_length=1,
-        description="Weight a of every pair of user and item, beside those of positives. Of several values the best on validation, or one beyond or between them that is better.",
+        description="Weight a of every pair of user and item, added to that of a positive. Several values: the best "
+        "on validation is kept.",
     )
     regularization: tuple[Positive, ...] = Field(
         (0.008,),
         min_length=1,
-        description="Regularisation lambda of each interaction. Of several values the best on validation, or one beyond or between them that is better.",
+        description="Regularisation lambda of each interaction. Several values: the best on validation is kept.",
     )
     popularity: tuple[NotNegative, ...] = Field(
         (0.0,),
         min_length=1,
-        description="Weight of the logarithm of an item's popularity, a bias of the items, beside the score; both have the same root mean square at 1. "
-        "Of several values the best on validation, for each value of the others, or one beside it that is better. 0: off.",
+        description="Weight of an item's log popularity, in root mean squares of the score. Several values: the best "
+        "on validation is kept. 0: off.",
     )
     sweeps: int = Field(8, ge=1, description="Number of alternations over users and items.")
     steps: int = Field(4, ge=1, description="Number of steps of conjugate gradients in a half step.")
@@ -103,8 +106,8 @@ class Ials(ColumnStart):
         assert history.history is not None
         if history.history.share_embedding:
             raise ConfigError(
-                f"train.start of kind '{self.kind}' with columns beside the id gives items other vectors in a history than as targets; set "
-                f"share_embedding = false of feature '{history.name}'"
+                f"train.start of kind '{self.kind}' with columns beside the id gives items other vectors in a history "
+                f"than as targets; set share_embedding = false of feature '{history.name}'"
             )
 
     def tells_cold(self, dataset: Dataset, model: ModelConfig) -> bool:
@@ -115,9 +118,8 @@ class Ials(ColumnStart):
             return Start.positives(self, dataset, model)
         found, every = self._with_content(dataset, model), super()._column_fields("item", dataset, model)
         place = next(n for n, one in enumerate(every) if one.identifies)
-        return PositivesBesideColumns(
-            found.columns, found.offsets, found.values, found.n_columns, found.histories, content=found.content, place=place
-        )  # fmt: skip
+        parts = found.columns, found.offsets, found.values, found.n_columns, found.histories
+        return PositivesBesideColumns(*parts, content=found.content, place=place)
 
     def _column_fields(self, side: SideName, dataset: Dataset, model: ModelConfig) -> tuple[InputField, ...]:
         return tuple(one for one in super()._column_fields(side, dataset, model) if not one.identifies)
@@ -136,8 +138,8 @@ class Ials(ColumnStart):
         size = _root_mean_square(of_users, vectors, n_users, n_items)
         if size <= VANISHED:
             raise TrainingError(
-                f"train.start of kind '{self.kind}': regularization = {rate:g} and unobserved = {a:g} leave nothing of the vectors (scores of "
-                f"{size:.0e}); lower regularization"
+                f"train.start of kind '{self.kind}': regularization = {rate:g} and unobserved = {a:g} leave nothing "
+                f"of the vectors (scores of {size:.0e}); lower regularization"
             )
         vectors, of_users = _turned(vectors, of_users)
         bias = None
@@ -158,8 +160,9 @@ class Ials(ColumnStart):
 def nearest(
     content: ContentMatrix, vectors: F32[Tensor, "codes E"], weights: F32[Tensor, "codes"]
 ) -> F32[Tensor, "values E"]:
-    """Return vectors of the values of columns whose sums are nearest to the vectors of the items, by a ridge regression with a weight of each item,
-    whose penalty is that of PRIOR_ITEMS items: x of (A + PRIOR_ITEMS) x = b, by steps of conjugate gradients for each of the E numbers."""
+    """Return vectors of the values of columns whose sums are nearest to the vectors of the items, by a ridge regression
+    with a weight of each item, whose penalty is that of PRIOR_ITEMS items: x of (A + PRIOR_ITEMS) x = b, by steps of
+    conjugate gradients for each of the E numbers."""
     by_value = content.matrix.transposed()
 
     def to_values(rows: F32[Tensor, "codes E"]) -> F32[Tensor, "values E"]:
@@ -178,13 +181,15 @@ def nearest(
 
 
 def _turned(items: F32[Tensor, "C E"], users: F32[Tensor, "R E"]) -> tuple[F32[Tensor, "C E"], F32[Tensor, "R E"]]:
-    """Return vectors of the same products, turned so that the items' squares have a diagonal matrix, which the pooling `ridge` is fast and exact with."""
+    """Return vectors of the same products, turned so that the items' squares have a diagonal matrix, which the pooling
+    `ridge` is fast and exact with."""
     axes = torch.linalg.eigh(items.double().T @ items.double()).eigenvectors
     return (items.double() @ axes).float(), (users.double() @ axes).float()
 
 
 def _popularity(items: PositiveMatrix) -> F32[Tensor, "codes"]:
-    """Return log(1 + n) of each item's positives n, in positives of the mean weight, divided by the root mean square over items that have any."""
+    """Return log(1 + n) of each item's positives n, in positives of the mean weight, divided by the root mean square
+    over items that have any."""
     sums = np.bincount(items.owners, items.values, len(items))
     found = np.log1p(sums * (len(items.values) / sums.sum()))
     return torch.from_numpy(found / np.sqrt(np.square(found).sum() / (found > 0).sum())).float()
@@ -197,10 +202,11 @@ def _root_mean_square(users: F32[Tensor, "U E"], items: F32[Tensor, "codes E"], 
 
 
 def half_step(
-    rows: PositiveMatrix, other: F32[Tensor, "C E"], start: F32[Tensor, "R E"], a: float, rate: float, n_other: int, steps: int
+    rows: PositiveMatrix, other: F32[Tensor, "C E"], start: F32[Tensor, "R E"], a: float, rate: float,
+    n_other: int, steps: int,
 ) -> F32[Tensor, "R E"]:  # fmt: skip
-    """Return the vectors of `rows` that minimise the loss given the vectors of the `other` side's n_other rows with positives,
-    after `steps` steps from `start`. A row without positives keeps its vector."""
+    """Return the vectors of `rows` that minimise the loss given the vectors of the `other` side's n_other rows with
+    positives, after `steps` steps from `start`. A row without positives keeps its vector."""
     penalty, found = _penalty(other, a, rate, n_other), start.clone()
     for numbers, columns, weights in rows.passes(MAX_NUMBERS_PER_PASS // other.shape[1]):
         x = torch.nn.functional.embedding(columns, other)

@@ -26,7 +26,8 @@ USERS = 8192
 MAX_LENGTH = 2048
 """Positives of a user that are read, the latest."""
 LEAST, LEAST_SHARE = 1e-9, 1e-6
-"""Variance, and its share of the mean square, up to which a column is constant but for rounding. Values have vectors of about the length 1."""
+"""Variance, and its share of the mean square, up to which a column is constant but for rounding. Values have vectors of
+about the length 1."""
 
 
 class NextContent(ColumnStart):
@@ -34,23 +35,23 @@ class NextContent(ColumnStart):
 
         (s - m)^T A^-1 B C^-1 (f - m)
 
-    with f the item's vector of that column, s its decayed mean over the history, m the mean of f, A and C the covariances of s and
-    of the next item's f over the positives after a user's first, each plus `regularization` times its mean variance, and B that of
-    both (Hastie, Tibshirani and Friedman 2009, "The Elements of Statistical Learning", section 4.3: the logarithm of how much more
-    likely a next item with f is after s, if both are normal). So phones are followed by their cases, and a price by one that is
-    near. Numbers in near buckets are alike and columns have one size, as in `content`. A column has a dimension of the history's
-    width for each value. Where these are too many, small columns have theirs, and large ones share what is left: their values are
-    random signs there, and A^-1 B C^-1 is 1, so that the score is roughly that of equal values.
-    A second map is of equal values alone, the rarer the more, and has a weight of its own where the pair is weighed.
-    The history's vector is s - m at each rate, the item's vector has the rest, in as many times the history's width as there are
-    rates. A missing value counts as the mean.
+    with f the item's vector of that column, s its decayed mean over the history, m the mean of f, A and C the
+    covariances of s and of the next item's f over the positives after a user's first, each plus `regularization` times
+    its mean variance, and B that of both (Hastie, Tibshirani and Friedman 2009, "The Elements of Statistical Learning",
+    section 4.3: the logarithm of how much more likely a next item with f is after s, if both are normal). So phones are
+    followed by their cases, and a price by one that is near. Numbers in near buckets are alike and columns have one
+    size, as in `content`. A column has a dimension of the history's width for each value. Where these are too many,
+    small columns have theirs, and large ones share what is left: their values are random signs there, and A^-1 B C^-1
+    is 1, so that the score is roughly that of equal values. A second map is of equal values alone, the rarer the more,
+    and has a weight of its own where the pair is weighed. The history's vector is s - m at each rate, the item's vector
+    has the rest, in as many times the history's width as there are rates. A missing value counts as the mean.
 
-    Use it where the items have columns, beside trained pairs, weighed by `blend`: with the pooling `decay` where histories have
-    an order, with `mean`, of the rate 1, where they have none. Before it is weighed each column and rate gets the factor under
-    which what users of validation take anew is most likely, and the weight 1 is then these factors. Where validation tells
-    none, as of fewer than 50 such rows, 1 is the root mean square of the other scores. A row's weight is that of the positive
-    that follows. Of a user the latest 2,048 positives are read, without items of the unknown code.
-    The time is the number of positives times the number of rates and E^2.
+    Use it where the items have columns, beside trained pairs, weighed by `blend`: with the pooling `decay` where
+    histories have an order, with `mean`, of the rate 1, where they have none. Before it is weighed each column and rate
+    gets the factor under which what users of validation take anew is most likely, and the weight 1 is then these
+    factors. Where validation tells none, as of fewer than 50 such rows, 1 is the root mean square of the other scores.
+    A row's weight is that of the positive that follows. Of a user the latest 2,048 positives are read, without items of
+    the unknown code. The time is the number of positives times the number of rates and E^2.
     """
 
     kind = "next_content"
@@ -62,7 +63,7 @@ class NextContent(ColumnStart):
     regularization: tuple[Positive, ...] = Field(
         (0.1,),
         min_length=1,
-        description="Addition to each variance, in mean variances. Of several values the best on validation, or one beyond or between them that is better.",
+        description="Addition to each variance, in mean variances. Several values: the best on validation is kept.",
     )
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
@@ -162,7 +163,8 @@ class _Directions:
     rows: F32[Tensor, "values E"]
     """A row for each value. The mean over the positives that have a column is 0."""
     equal: F32[Tensor, "values E"]
-    """The same weighted by rarity, so that products are of equal values, the more the rarer; 0 in columns whose own map is that."""
+    """The same weighted by rarity, so that products are of equal values, the more the rarer; 0 in columns whose own map
+    is that."""
     places: Sequence[int]
     """Dimensions at which columns begin, and the last one ends."""
     whole: Sequence[bool]
@@ -170,8 +172,8 @@ class _Directions:
 
     @classmethod
     def of(cls, positives: PositivesAndContent, width: int, seed: int) -> _Directions:
-        """Return a direction for each value, or for those of large columns random signs in the dimensions that smaller ones leave (Achlioptas
-        2003, "Database-friendly Random Projections")."""
+        """Return a direction for each value, or for those of large columns random signs in the dimensions that smaller
+        ones leave (Achlioptas 2003, "Database-friendly Random Projections")."""
         content, taken = positives.content, torch.zeros(positives.n_columns)
         taken.index_add_(0, torch.from_numpy(positives.columns.astype(np.int64)), torch.from_numpy(positives.values))
         counts, generator = content.matrix.transposed().product(taken[:, None]), torch.Generator().manual_seed(seed)
@@ -197,16 +199,17 @@ class _Directions:
 
 
 def _rarity(counts: F32[Tensor, "rows 1"]) -> F32[Tensor, "rows 1"]:
-    """Return log((n + 1) / (n_w + 1)) of each value's positives n_w and those of all, n, over its root mean square among the positives (Spärck Jones
-    1972, "A Statistical Interpretation of Term Specificity and Its Application in Retrieval")."""
+    """Return log((n + 1) / (n_w + 1)) of each value's positives n_w and those of all, n, over its root mean square
+    among the positives (Spärck Jones 1972, "A Statistical Interpretation of Term Specificity and Its Application in
+    Retrieval")."""
     found = ((counts.sum() + 1) / (counts + 1)).log()
     mean_square = (counts * found.square()).sum() / counts.sum().clamp(min=1)
     return found / mean_square.sqrt() if mean_square > 0 else torch.ones_like(found)
 
 
 def shared_out(sizes: Sequence[int], width: int) -> list[int]:
-    """Return how many of `width` dimensions columns of some sizes have: as many as they want, or, where that is too many, the smallest ones first,
-    none more than an equal share of what is left."""
+    """Return how many of `width` dimensions columns of some sizes have: as many as they want, or, where that is too
+    many, the smallest ones first, none more than an equal share of what is left."""
     rooms, left = [0] * len(sizes), width
     for done, place in enumerate(sorted(range(len(sizes)), key=lambda place: sizes[place])):
         rooms[place] = min(sizes[place], left // (len(sizes) - done))

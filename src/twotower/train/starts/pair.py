@@ -26,10 +26,11 @@ from twotower.train.stopping import at_once
 
 
 def start_pair(
-    model: TwoTower, start: Start, positives: PositiveMatrix | None, seed: int, context: DistributedContext, keeps_biases: bool = False
+    model: TwoTower, start: Start, positives: PositiveMatrix | None, seed: int, context: DistributedContext,
+    keeps_biases: bool = False,
 ) -> PairValues:  # fmt: skip
-    """Overwrite the pair of a start with its values, those of rank 0 on all ranks, and return them. `positives` are those of the start, on rank 0. The
-    biases of the items stay where `keeps_biases` says that they are trained."""
+    """Overwrite the pair of a start with its values, those of rank 0 on all ranks, and return them. `positives` are
+    those of the start, on rank 0. The biases of the items stay where `keeps_biases` says that they are trained."""
     user, item = (model.towers(side)[start.pair].embeddings for side in SIDES)
     first = user.fields[0]
     found = context.broadcast(
@@ -97,7 +98,8 @@ def scale_pair(model: TwoTower, pair: int, factor: float) -> None:
 
 
 class PairPart(NamedTuple):
-    """Part of a pair's vectors: what a column of the items has in a piece of the pooling, or beside a column of the users."""
+    """Part of a pair's vectors: what a column of the items has in a piece of the pooling, or beside a column of the
+    users."""
 
     field: str
     """Column of the items."""
@@ -119,7 +121,8 @@ def parts_of_pair(model: TwoTower, start: Start) -> list[PairPart]:
 
 
 def told_spreads(parts: Sequence[PairPart], spreads: Sequence[float], second: bool) -> Iterator[str]:
-    """Yield each part with the standard deviation of its scores, in words; `second` if it is of the second closed form."""
+    """Yield each part with the standard deviation of its scores, in words; `second` if it is of the second closed
+    form."""
     also = ", equal values" if second else ""
     for part, spread in zip(parts, spreads, strict=True):
         yield f"{part.field} ({part.source}{also}) {spread:.2f}"
@@ -135,7 +138,8 @@ class WeighedParts(NamedTuple):
 
 
 def weigh_parts(model: TwoTower, start: Start, forms: Sequence[WeighedParts]) -> None:
-    """Overwrite the rows of the items with the weighted sum of the parts of some closed forms, which `parts_of_pair` returns of each."""
+    """Overwrite the rows of the items with the weighted sum of the parts of some closed forms, which `parts_of_pair`
+    returns of each."""
     fields, sums = model.towers("item")[start.pair].embeddings.fields, list[F32[Tensor, "_ F"]]()
     for place, field in enumerate(fields):
         total = torch.zeros_like(forms[0].targets[place])

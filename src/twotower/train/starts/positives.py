@@ -42,8 +42,8 @@ class PositiveMatrix:
 
     @classmethod
     def of(cls, dataset: Dataset, codes: Shaped[Codes, "items"], n_codes: int) -> PositiveMatrix:
-        """Return a row for each user, and a column for each code of the items. Items of the unknown code are left out; repeats of
-        a pair are one."""
+        """Return a row for each user, and a column for each code of the items. Items of the unknown code are left out;
+        repeats of a pair are one."""
         by_user, pairs = dataset.positives_by_user, dataset.pairs
         code = codes[pairs.item[by_user.values]]
         known = code != UNKNOWN
@@ -74,7 +74,8 @@ class PositiveMatrix:
         return len(np.unique(self.columns))
 
     def once(self, name: str, make: Callable[[], T]) -> T:
-        """Return what the first call with this name made: what a start computes, and none of the values of its `choices` changes."""
+        """Return what the first call with this name made: what a start computes, and none of the values of its
+        `choices` changes."""
         if name not in self._made:
             self._made[name] = make()
         return cast(T, self._made[name])
@@ -95,7 +96,8 @@ class PositiveMatrix:
         )
 
     def drawn(self, n: int, seed: int) -> Self:
-        """Return the matrix with at most `n` values, those of rows that are drawn, or of one row; itself if it has no more."""
+        """Return the matrix with at most `n` values, those of rows that are drawn, or of one row; itself if it has no
+        more."""
         if len(self.values) <= n:
             return self
         lengths = np.diff(self.offsets)
@@ -121,8 +123,8 @@ class PositiveMatrix:
         )
 
     def gram(self, block: int = 256) -> Float[Tensor, "C C"]:
-        """Return X^T X, made `block` columns at a time. Sums of ones are exact in float32, which is faster; those of weights, whose
-        squares differ by orders of magnitude, are made in float64."""
+        """Return X^T X, made `block` columns at a time. Sums of ones are exact in float32, which is faster; those of
+        weights, whose squares differ by orders of magnitude, are made in float64."""
         dtype = torch.float32 if (self.values == 1).all() else torch.float64
         turned, out = self.transposed(), torch.empty(self.n_columns, self.n_columns, dtype=dtype)
         for start in range(0, self.n_columns, block):
@@ -132,8 +134,8 @@ class PositiveMatrix:
         return out
 
     def passes(self, numbers: int) -> Iterator[tuple[I64[Tensor, "n"], I64[Tensor, "n T"], F32[Tensor, "n T"]]]:
-        """Yield rows of similar length, at most `numbers` padded places of them at a time or one row: their numbers, columns, and
-        values, 0 after the end of a row. Rows without values are left out."""
+        """Yield rows of similar length, at most `numbers` padded places of them at a time or one row: their numbers,
+        columns, and values, 0 after the end of a row. Rows without values are left out."""
         lengths = np.diff(self.offsets)
         order = np.argsort(lengths, kind="stable")
         order = order[lengths[order] > 0]

@@ -27,14 +27,15 @@ MIN_USERS = 1000
 
 
 def evaluation_of_search(config: EvaluationConfig, n_items: int, scores: int = MAX_SCORES) -> EvaluationConfig:
-    """Return how values are compared: as in a training, with no more users, drawn once, than so many `scores` have for all items."""
+    """Return how values are compared: as in a training, with no more users, drawn once, than so many `scores` have for
+    all items."""
     fits = max(MIN_USERS, scores // n_items)
     return config.model_copy(update={"max_users": min(config.max_users or fits, fits)})
 
 
 def users_told(config: EvaluationConfig, monitor: str, validation: Pairs) -> str:
-    """Return what a line about a value says of the users who compare it: nothing if they are all of validation, as for a metric of
-    pairs."""
+    """Return what a line about a value says of the users who compare it: nothing if they are all of validation, as for
+    a metric of pairs."""
     if isinstance(config.metric_set.find(monitor), PairMetric):
         return ""
     users = len(np.unique(validation.user[validation.target]))
@@ -42,9 +43,10 @@ def users_told(config: EvaluationConfig, monitor: str, validation: Pairs) -> str
 
 
 def search(start: Start, score: Callable[[Start], float], is_fine: bool = True) -> Start:
-    """Return the start with the values of the highest score: of those given; while an outermost one of several is the best, of values
-    beyond it; then of values between the best and its neighbours; at last, if `is_fine`, of values between these, and about another one that
-    is as good. Options that make up for one another have such a second one, from which the way to the best is shorter.
+    """Return the start with the values of the highest score: of those given; while an outermost one of several is the
+    best, of values beyond it; then of values between the best and its neighbours; at last, if `is_fine`, of values
+    between these, and about another one that is as good. Options that make up for one another have such a second one,
+    from which the way to the best is shorter.
 
     A score is minus infinity for values that cannot be solved; if all given are so, one of them is returned.
     """
@@ -72,8 +74,9 @@ def search(start: Start, score: Callable[[Start], float], is_fine: bool = True) 
 
 
 def best_weight(given: Sequence[float], score: Callable[[float], float]) -> float:
-    """Return the weight of the highest score: of those given, then of those beside it, by the root and the fourth root of the ratio of the two
-    highest given. Beside a 0 is the least of the others, divided by the root. One of them is above 0."""
+    """Return the weight of the highest score: of those given, then of those beside it, by the root and the fourth root
+    of the ratio of the two highest given. Beside a 0 is the least of the others, divided by the root. One of them is
+    above 0."""
     above = sorted({weight for weight in given if weight})
     ratio, tried = above[-1] / above[-2] if len(above) > 1 else 10.0, {weight: score(weight) for weight in given}
     for step in (ratio**0.5, ratio**0.25):

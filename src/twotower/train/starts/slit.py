@@ -31,16 +31,17 @@ class Slit(Start):
 
         sum over positives of w c^2 |y - x W|^2  +  lambda |W|^2
 
-    with y the positive as a row of one 1, x the mean of the user's positives before it by the weights of the pooling, c the sum of
-    these weights, and w the positive's weight (Choi et al. 2021, "Session-aware Linear Item-Item Models for Session-based
-    Recommendation", SLIT, of the one next item). With V the E leading eigenvectors of the regression's W^T C, C the
-    products of histories and next items (reduced-rank ridge regression: Mukherjee and Zhu 2011), a history's vector is the
-    mean of its rows of W V, an item's vector its row of V, and with E = N the score is that of W.
+    with y the positive as a row of one 1, x the mean of the user's positives before it by the weights of the pooling, c
+    the sum of these weights, and w the positive's weight (Choi et al. 2021, "Session-aware Linear Item-Item Models for
+    Session-based Recommendation", SLIT, of the one next item). With V the E leading eigenvectors of the regression's
+    W^T C, C the products of histories and next items (reduced-rank ridge regression: Mukherjee and Zhu 2011), a
+    history's vector is the mean of its rows of W V, an item's vector its row of V, and with E = N the score is that of
+    W.
 
-    Use it where histories have an order, beside pairs that are trained. Scores are scaled so that those of all items after a
-    history have the root mean square 1. Items of the unknown code are left out of histories. Memory is N^2 and some 80 bytes a
-    positive, time N^3 / 3 for each value and, once, positives times the gaps that the decay rate reaches (75 at .8, 823 at .98).
-    Above `max_items` items the start `transitions` stands in.
+    Use it where histories have an order, beside pairs that are trained. Scores are scaled so that those of all items
+    after a history have the root mean square 1. Items of the unknown code are left out of histories. Memory is N^2 and
+    some 80 bytes a positive, time N^3 / 3 for each value and, once, positives times the gaps that the decay rate
+    reaches (75 at .8, 823 at .98). Above `max_items` items the start `transitions` stands in.
     """
 
     kind = "slit"
@@ -50,7 +51,7 @@ class Slit(Start):
     regularization: tuple[Positive, ...] = Field(
         (1000.0,),
         min_length=1,
-        description="Regularisation lambda. Of several values the best on validation, or one beyond or between them that is better.",
+        description="Regularisation lambda. Several values: the best on validation is kept.",
     )
     max_items: int = Field(
         10_000,
@@ -64,8 +65,8 @@ class Slit(Start):
         assert history.pools is not None
         if resolve(history.pools).decay_rate in (None, 1.0):
             raise ConfigError(
-                f"train.start of kind '{self.kind}' needs one rate of decay below 1; set pooling = {{ kind = 'decay', rates = [0.8] }} "
-                f"of feature '{history.name}'"
+                f"train.start of kind '{self.kind}' needs one rate of decay below 1; set pooling = "
+                f"{{ kind = 'decay', rates = [0.8] }} of feature '{history.name}'"
             )
 
     def is_exact(self, users: int, items: int, common: int) -> bool:
@@ -77,13 +78,15 @@ class Slit(Start):
         assert rate is not None
         if n - 1 > self.max_items:
             log.warning(
-                f"start slit: {n - 1:,} items are more than max_items = {self.max_items:,}, so the start transitions stands in"
+                f"start slit: {n - 1:,} items are more than max_items = {self.max_items:,}, so the start transitions "
+                "stands in"
             )
             return TransitionFactors().solve(positives, pooling, width, seed)
         gram, ahead, total = positives.once("products", lambda: decayed_products(histories, n, rate))
         if not total:
             raise TrainingError(
-                "train.start of kind 'slit' finds no positive that follows another of its user; leave the start out, or give more data"
+                "train.start of kind 'slit' finds no positive that follows another of its user; leave the start out, "
+                "or give more data"
             )
         regular = gram.clone()
         regular.diagonal().add_(self.regularization[0])
@@ -107,11 +110,11 @@ class Slit(Start):
 def decayed_products(
     histories: PositiveSequences, n: int, rate: float
 ) -> tuple[F64[Tensor, "n n"], F32[Tensor, "n n"], float]:
-    """Return the products of decayed sums of histories, of such sums and their next items, both over the positives after a user's
-    first, and the sum of the latter's weights w c^2.
+    """Return the products of decayed sums of histories, of such sums and their next items, both over the positives
+    after a user's first, and the sum of the latter's weights w c^2.
 
-    Two positives of one user and gap g are in every later sum with rate^g of the square of the nearer one's weight, so one pass
-    over the gaps adds all up.
+    Two positives of one user and gap g are in every later sum with rate^g of the square of the nearer one's weight, so
+    one pass over the gaps adds all up.
     """
     codes, lengths = histories.codes.astype(np.int64), histories.lengths
     user = np.repeat(np.arange(len(lengths)), lengths)
@@ -134,10 +137,13 @@ def decayed_products(
 
 
 def _later_squares(user: Shaped[Ints, "n"], weight: Shaped[Doubles, "n"], rate: float) -> Shaped[Doubles, "n"]:
-    """Return the sum over each user's later positives of their weight times the square of a positive's decay weight there."""
+    """Return the sum over each user's later positives of their weight times the square of a positive's decay weight
+    there."""
     found = np.zeros(len(weight))
     found[:-1] = weight[1:] * (user[1:] == user[:-1])
-    gap = 1  # found has the sum of so many later positives; that of twice as many is its own and, decayed, that of the last of them
+    # found has the sum of `gap` later positives; that of twice as many is its own and, decayed, that of the last of
+    # them
+    gap = 1
     while (same := user[gap:] == user[:-gap]).any():
         found[:-gap] += found[gap:] * same * rate ** (2 * gap)
         gap *= 2

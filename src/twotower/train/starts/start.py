@@ -42,8 +42,9 @@ def common_items(counts: Shaped[Ints, "I"]) -> int:
 
 @dataclass(frozen=True)
 class PairValues:
-    """Values of a pair: a user's vector is pooled `source` rows of the history, or the sum of one row of each field, an item's vector its row of
-    `targets`, or the sum of one row of each. A code is a row; the score of user and item is their product."""
+    """Values of a pair: a user's vector is pooled `source` rows of the history, or the sum of one row of each field, an
+    item's vector its row of `targets`, or the sum of one row of each. A code is a row; the score of user and item is
+    their product."""
 
     source: F32[Tensor, "codes E"]
     """Rows of the history, or of the first field of a user tower that adds its fields up."""
@@ -55,16 +56,26 @@ class PairValues:
     item_bias: F32[Tensor, "codes"] | None = None
     """Biases of the items beside the score, None without."""
     alternative: tuple[F32[Tensor, "_ F"], ...] = ()
-    """Rows of the fields of the item tower by a second closed form, which has weights of its own where the parts of a pair are weighed. Empty: none."""
+    """Rows of the fields of the item tower by a second closed form, which has weights of its own where the parts of a
+    pair are weighed. Empty: none."""
     further: tuple[F32[Tensor, "_ E"], ...] = ()
     """Rows of the other fields of such a user tower, in its order."""
 
 
 class Start(Kind):
-    """Values that a pair of towers has before the first step, or, weighed beside trained pairs, after the last, in closed form from the training positives and their weights.
+    """Values that a pair of towers has before the first step, or, weighed beside trained pairs, after the last, in
+    closed form from the training positives and their weights.
 
-    The pair's user tower reads one history of item ids and its item tower the item's id, or what a kind reads in their place or beside it, both without
-    layers, so its first score is that of the closed form, for users without any training too. An unknown value gets zeros.
+    The pair's user tower reads one history of item ids and its item tower the item's id, or what a kind reads in their
+    place or beside it, both without layers, so its first score is that of the closed form, for users without any
+    training too. An unknown value gets zeros.
+
+    Of several values of an option, validation keeps the best one, or a better one between or beyond them. `blend` is
+    from 0, no effect, to 1000; at 1 the scores of the pair and of the others have the same root mean square, unless the
+    kind says otherwise. With `model.cold_item_bias` and new items on validation it is the least weight within 3 % of
+    the best, unless the pair reads columns. For a pair whose columns are weighted first it is the weight nearest to 1
+    that is within a standard error over users and within 1 % of the best, unless 0 is best. With
+    `model.recent_popularity` a joint fit of columns and popularity may replace it.
     """
 
     poolings: ClassVar[tuple[str, ...]] = ()
@@ -74,8 +85,8 @@ class Start(Kind):
     choices: ClassVar[tuple[str, ...]] = ()
     """Options of several values, of which the one that is best on the validation part is kept."""
     compares_by_few: ClassVar[bool] = False
-    """True if the values of `choices` that are best for some of the users are nearly so for all, so that of very many positives those of some
-    compare them."""
+    """True if the values of `choices` that are best for some of the users are nearly so for all, so that of very many
+    positives those of some compare them."""
     shares: ClassVar[bool] = False
     """True if source and target are one table's rows, which the history may share."""
     adds_columns: ClassVar[bool] = False
@@ -83,8 +94,8 @@ class Start(Kind):
     adds_users: ClassVar[bool] = False
     """True if the user tower adds up columns in place of a history."""
     weighs_parts: ClassVar[bool] = False
-    """True if the parts of the pair's vectors, one for each column of the items and piece of the pooling, or column of the users, have weights
-    of their own beside other pairs."""
+    """True if the parts of the pair's vectors, one for each column of the items and piece of the pooling, or column of
+    the users, have weights of their own beside other pairs."""
     bias_weight: ClassVar[str] = ""
     """Option that the item biases are a multiple of, and nothing else depends on."""
 
@@ -98,8 +109,8 @@ class Start(Kind):
     )
     blend: tuple[Weight, ...] = Field(
         (),
-        description="Weight of the pair's scores beside those of the pairs that start before it, and with learn = false of those that are trained, after the last epoch; both have the same "
-        "root mean square at 1, unless the kind says otherwise. 0 to 1000. Of several values the best on validation, or one beside it that is better, and with model.cold_item_bias and new items on validation the least within 3 % of it unless the pair reads columns. Of a pair whose columns are weighed first the one nearest to 1 that is worse than the best by no more than a standard error of the difference over users, and than 1 %, unless 0 is best; with model.recent_popularity a fit of columns and popularity together may take the place of what is chosen of several. 0 adds nothing. Empty: `scale` in its place.",
+        description="Weight of the pair's scores relative to earlier pairs, or trained ones with learn = false. "
+        "Several values: the best on validation. Empty: scale.",
     )
 
     def alternatives(self) -> list[Start]:
@@ -108,8 +119,9 @@ class Start(Kind):
         return [self.model_copy(update=dict(zip(self.choices, chosen, strict=True))) for chosen in product(*values)]
 
     def is_exact(self, users: int, items: int, common: int) -> bool:
-        """Return True if the closed form is solved for so many users, who have positives, and items, `common` of which have most positives
-        (`common_items`); False if something else stands in for it, on which `choices` have no influence."""
+        """Return True if the closed form is solved for so many users, who have positives, and items, `common` of which
+        have most positives (`common_items`); False if something else stands in for it, on which `choices` have no
+        influence."""
         return True
 
     def has_choice(self, dataset: Dataset, model: ModelConfig) -> bool:
@@ -122,8 +134,8 @@ class Start(Kind):
         return self.is_exact(users, self.n_codes(dataset, model) - 1, common_items(counts))
 
     def beyond(self, best: Start) -> list[Start]:
-        """Return `best` with the next value outwards, for each option of several values whose outermost, or one beyond, it has: in the
-        ratio of the two outermost, if neither is 0."""
+        """Return `best` with the next value outwards, for each option of several values whose outermost, or one beyond,
+        it has: in the ratio of the two outermost, if neither is 0."""
         found = list[Start]()
         for name in self._searched():
             values, at = sorted(set(getattr(self, name))), best.value_of(name)
@@ -134,8 +146,8 @@ class Start(Kind):
         return found
 
     def between(self, best: Start, tried: Iterable[Start]) -> list[Start]:
-        """Return `best` with other values of one or several options: the geometric mean of its own and either neighbour among those tried.
-        Options often make up for one another, so that two change at once."""
+        """Return `best` with other values of one or several options: the geometric mean of its own and either neighbour
+        among those tried. Options often make up for one another, so that two change at once."""
         choices: list[list[tuple[str, float]]] = []
         for name in self._searched():
             at, values = best.value_of(name), {one.value_of(name) for one in tried}
@@ -183,8 +195,8 @@ class Start(Kind):
 
     @abstractmethod
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
-        """Return values of this width E under the history's pooling, by the first of several values of an option. Deterministic by
-        `seed`."""
+        """Return values of this width E under the history's pooling, by the first of several values of an option.
+        Deterministic by `seed`."""
 
     def check(self, dataset: Dataset, model: ModelConfig) -> None:
         """Raise ConfigError if the pair cannot start so."""
@@ -193,7 +205,8 @@ class Start(Kind):
             raise ConfigError(f"{key} needs a plain product; set model.similarity = 'dot'")
         if any(self.bias_weights) and not model.bias:
             raise ConfigError(
-                f"{key}: {self.bias_weight} is a bias of the items; set model.bias = true, or {self.bias_weight} = [0.0]"
+                f"{key}: {self.bias_weight} is a bias of the items; set model.bias = true, or {self.bias_weight} = "
+                "[0.0]"
             )
         towers: dict[SideName, TowerConfig] = {
             "user": model.pairs[self.pair].user,
@@ -207,35 +220,39 @@ class Start(Kind):
         self.check_users(dataset, model)
         if self.several and not len(dataset.validation):
             raise ConfigError(
-                f"{key} chooses among several values of {', '.join(self.several)} on the validation part, and the split has none; "
-                "give one value each, or a validation part"
+                f"{key} chooses among several values of {', '.join(self.several)} on the validation part, and the "
+                "split has none; give one value each, or a validation part"
             )
         self.check_items(dataset, model)
 
     def check_users(self, dataset: Dataset, model: ModelConfig) -> None:
-        """Raise ConfigError if the start does not go with what the pair's user tower reads: a history of items that users took."""
+        """Raise ConfigError if the start does not go with what the pair's user tower reads: a history of items that
+        users took."""
         key, history = f"train.start of kind '{self.kind}'", self.history(dataset, model)
         spec, pools = history.history, history.pools
         assert spec is not None
         assert pools is not None
         if resolve(pools).kind not in self.poolings:
             raise ConfigError(
-                f"{key} needs a history with pooling = {' or '.join(repr(p) for p in self.poolings)}; feature '{history.name}' has "
-                f"'{pools.kind}'"
+                f"{key} needs a history with pooling = {' or '.join(repr(p) for p in self.poolings)}; feature "
+                f"'{history.name}' has '{pools.kind}'"
             )
         if spec.share_embedding and not self.shares:
             raise ConfigError(
-                f"{key} gives items other vectors in a history than as targets; set share_embedding = false of feature '{history.name}'"
+                f"{key} gives items other vectors in a history than as targets; set share_embedding = false of "
+                f"feature '{history.name}'"
             )
         if spec.share_embedding and (self.scale != 1 or self.blend):
             option, out = (f"scale = {self.scale:g}", "scale = 1") if self.scale != 1 else ("blend", "leave it out")
             raise ConfigError(
-                f"{key}: {option} needs a table of the history's own; set share_embedding = false of feature '{history.name}', or {out}"
+                f"{key}: {option} needs a table of the history's own; set share_embedding = false of feature "
+                f"'{history.name}', or {out}"
             )
         if spec.interactions == "negative" or (spec.interactions == "all" and not dataset.train.labels.all()):
             raise ConfigError(
-                f"{key} is solved from positives, and feature '{history.name}' holds {spec.interactions} interactions, which a user's "
-                "vector would add up as if they were liked; set its interactions = 'positive'"
+                f"{key} is solved from positives, and feature '{history.name}' holds {spec.interactions} "
+                "interactions, which a user's vector would add up as if they were liked; set its interactions = "
+                "'positive'"
             )
 
     def needs_plain(self, side: SideName) -> ConfigError:
@@ -258,7 +275,8 @@ class Start(Kind):
         return self.adds_columns if side == "item" else self.adds_users
 
     def check_items(self, dataset: Dataset, model: ModelConfig) -> None:
-        """Raise ConfigError if the start does not go with what the pair's item tower reads: the id, with the codes of the history."""
+        """Raise ConfigError if the start does not go with what the pair's item tower reads: the id, with the codes of
+        the history."""
         _, found = self._fields("item", dataset, model)
         self._check_ids(found, dataset, model)
 
@@ -269,8 +287,8 @@ class Start(Kind):
         history, item = self.history(dataset, model), found[0]
         if not (self.item_codes(dataset, model) == dataset.items.columns[item.name]).all():
             raise ConfigError(
-                f"train.start of kind '{self.kind}': the codes of feature '{item.name}' are not those of history '{history.name}'; leave "
-                "min_count and hash_buckets of the item's id at their defaults"
+                f"train.start of kind '{self.kind}': the codes of feature '{item.name}' are not those of history "
+                f"'{history.name}'; leave min_count and hash_buckets of the item's id at their defaults"
             )
 
     def history(self, dataset: Dataset, model: ModelConfig) -> Feature:
@@ -290,8 +308,8 @@ class Start(Kind):
     def _needs_one(self, side: SideName, what: str, dataset: Dataset, model: ModelConfig) -> ConfigError:
         names, _ = self._fields(side, dataset, model)
         return ConfigError(
-            f"train.start of kind '{self.kind}' needs one field in model.pairs.{self.pair}.{side}.fields, {what}; it has "
-            f"{', '.join(names) or 'none'}"
+            f"train.start of kind '{self.kind}' needs one field in model.pairs.{self.pair}.{side}.fields, {what}; it "
+            f"has {', '.join(names) or 'none'}"
         )
 
     def positives(self, dataset: Dataset, model: ModelConfig) -> PositiveMatrix:

@@ -29,15 +29,16 @@ ITERATIONS = 4
 
 
 class TransitionFactors(Start):
-    """Transition counts: the table T of how often item j follows item i within `span` positives of a user, a gap of g weighing
-    g^-lag, over the sum of its row and over the sum of its column^frequency. With V the E leading right singular vectors of T,
-    its rows weighed by the root of their sums, a history's vector is its rows of T V, decayed or averaged by its pooling, an item's
-    vector its row of V. From a width of the number of items on, V is the identity and the score is that of T: the baseline of
-    transition counts with the pooling's weights.
+    """Transition counts: the table T of how often item j follows item i within `span` positives of a user, a gap of g
+    weighing g^-lag, over the sum of its row and over the sum of its column^frequency. With V the E leading right
+    singular vectors of T, its rows weighed by the root of their sums, a history's vector is its rows of T V, decayed or
+    averaged by its pooling, an item's vector its row of V. From a width of the number of items on, V is the identity
+    and the score is that of T: the baseline of transition counts with the pooling's weights.
 
-    Use it where histories have an order: alone, trained on from there, or beside another pair. Scores are scaled so that those of
-    all items after one positive have the root mean square 1. A transition weighs as the positive that follows. Memory grows with
-    the different transitions, at most `span` a positive, and time with these times width; of a nearly full table with N^2 E.
+    Use it where histories have an order: alone, trained on from there, or beside another pair. Scores are scaled so
+    that those of all items after one positive have the root mean square 1. A transition weighs as the positive that
+    follows. Memory grows with the different transitions, at most `span` a positive, and time with these times width; of
+    a nearly full table with N^2 E.
     """
 
     kind = "transitions"
@@ -49,7 +50,8 @@ class TransitionFactors(Start):
     frequency: tuple[NotNegative, ...] = Field(
         (FREQUENCY,),
         min_length=1,
-        description="Exponent by which transitions to an item are divided by their sum, so that popular items count less. Of several values the best on validation, or one beyond or between them that is better.",
+        description="Exponent of the sum by which transitions to an item are divided, to discount popular items. "
+        "Several values: the best on validation is kept.",
     )
     max_transitions: int = Field(
         24_000_000,
@@ -59,7 +61,7 @@ class TransitionFactors(Start):
     dense_cells: int = Field(
         16,
         ge=0,
-        description="Cells of the square table for each different transition, up to which it is held whole, which multiplies faster. 0: never.",
+        description="Maximum cells per distinct transition for a dense table, which multiplies faster. 0: never.",
     )
 
     def check(self, dataset: Dataset, model: ModelConfig) -> None:
@@ -68,20 +70,21 @@ class TransitionFactors(Start):
         assert history.pools is not None
         if (pieces := resolve(history.pools).pieces) != 1:
             raise ConfigError(
-                f"train.start of kind '{self.kind}' needs a pooling of one vector; feature '{history.name}' has {pieces}; set its "
-                "pooling = { kind = 'decay', rates = [0.75] }"
+                f"train.start of kind '{self.kind}' needs a pooling of one vector; feature '{history.name}' has "
+                f"{pieces}; set its pooling = {{ kind = 'decay', rates = [0.75] }}"
             )
         if dataset.times is None:
             raise ConfigError(
-                f"train.start of kind '{self.kind}' counts what follows what, and the interactions have no order; set schema.time, "
-                "or take kind = 'ease'"
+                f"train.start of kind '{self.kind}' counts what follows what, and the interactions have no order; set "
+                "schema.time, or take kind = 'ease'"
             )
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         n, counts = positives.n_columns, positives.once("counts", lambda: self._counts(positives))
         if not len(counts.count):
             raise TrainingError(
-                "train.start of kind 'transitions' finds no positive that follows another of its user; leave the start out, or give more data"
+                "train.start of kind 'transitions' finds no positive that follows another of its user; leave the "
+                "start out, or give more data"
             )
         shares = counts.shares(n, self.frequency[0])
         sums = torch.from_numpy(np.bincount(counts.before, counts.count, n).astype(np.float32))
@@ -98,7 +101,8 @@ class TransitionFactors(Start):
         return scaled_values(source, target, (sums @ squares) / (sums.sum() * positives.n_items), width)
 
     def _products(self, counts: TransitionCounts, values: Shaped[Floats, "T"], n: int) -> tuple[Product, Product]:
-        """Return the products with the square table (n, n) of some values of the transitions, and with its transpose."""
+        """Return the products with the square table (n, n) of some values of the transitions, and with its
+        transpose."""
         if n * n > self.dense_cells * len(values):
             offsets = offsets_of(np.bincount(counts.before, minlength=n))
             table = PositiveMatrix(counts.after.astype(np.int32), offsets, values, n)
@@ -114,8 +118,8 @@ class TransitionFactors(Start):
         span = min(self.span, max(self.max_transitions // max(n, 1), 1))
         if span < self.span:
             log.warning(
-                f"start transitions: {n:,} positives have more than max_transitions = {self.max_transitions:,} within a span of "
-                f"{self.span}, so gaps up to {span} are counted"
+                f"start transitions: {n:,} positives have more than max_transitions = {self.max_transitions:,} within "
+                f"a span of {self.span}, so gaps up to {span} are counted"
             )
         return count_transitions(
             histories.codes.astype(np.int64), histories.lengths, positives.n_columns, span, self.lag, histories.weights

@@ -22,7 +22,8 @@ from twotower.train.starts.positives import PositiveMatrix
 from twotower.train.starts.start import PairValues, Positive
 
 MAX_CELLS = 2**26
-"""Pairs of a value of the users and one of the items that are counted at most: 256 MiB, and some three times that for one pair of columns."""
+"""Pairs of a value of the users and one of the items that are counted at most: 256 MiB, and some three times that for
+one pair of columns."""
 MAX_SIDE = 4096
 """Values of the column of fewer values, of a pair of columns, at most: a minute of a processor core."""
 BLOCK = 2**24
@@ -31,30 +32,32 @@ BLOCK = 2**24
 
 @dataclass(frozen=True)
 class PositivesOfColumns(PositivesAndContent):
-    """Positives of the users, with the content of the items and the columns of the users, which have a row 0 of the unknown user."""
+    """Positives of the users, with the content of the items and the columns of the users, which have a row 0 of the
+    unknown user."""
 
     users: ContentMatrix = field(kw_only=True)
 
 
 class UserContent(ColumnStart):
-    """Logarithms of how much more often users of one value take items of another. For a column of the users with the value v,
-    and a column of the items with the value w, the score is
+    """Logarithms of how much more often users of one value take items of another. For a column of the users with the
+    value v, and a column of the items with the value w, the score is
 
         log((n_vw + r) / (n_v n_w / n + r))
 
-    with n_vw the positives of users of v and items of w, n_v and n_w those of either, n all, and r `regularization`: the mean of
-    a gamma distribution of n_vw over its expectation, 1 before anything is seen (DuMouchel 1999, "Bayesian Data Mining in Large
-    Frequency Tables", of one component in place of two). A user's vector is the sum of its columns', an item's that of its own.
-    Each pair of columns has as many dimensions as the one of fewer values; where these are too many, the directions that tell
-    most, of all pairs together, have the width. Counts of numbers in near buckets are added up, by exp(-(i - j)^2 / 4.5) for the
-    buckets i and j. A value of a list counts as its pooling weighs it. A missing or unknown value says nothing.
+    with n_vw the positives of users of v and items of w, n_v and n_w those of either, n all, and r `regularization`:
+    the mean of a gamma distribution of n_vw over its expectation, 1 before anything is seen (DuMouchel 1999, "Bayesian
+    Data Mining in Large Frequency Tables", of one component in place of two). A user's vector is the sum of its
+    columns', an item's that of its own. Each pair of columns has as many dimensions as the one of fewer values; where
+    these are too many, the directions that tell most, of all pairs together, have the width. Counts of numbers in near
+    buckets are added up, by exp(-(i - j)^2 / 4.5) for the buckets i and j. A value of a list counts as its pooling
+    weighs it. A missing or unknown value says nothing.
 
-    Use it where users have columns such as age or city, beside other pairs, weighed by `blend`: it ranks for users without a
-    history, and new items too. The item tower may read the id as one of its columns. Before it is weighed each pair of columns
-    gets the factor under which what users of validation take anew is most likely, as in `next_content`. Columns that are computed
-    from the rows, such as a favourite, give the answers away.
-    The time is the number of positives times the number of the users' values, and for each pair of columns the square of the
-    fewer values times the others.
+    Use it where users have columns such as age or city, beside other pairs, weighed by `blend`: it ranks for users
+    without a history, and new items too. The item tower may read the id as one of its columns. Before it is weighed
+    each pair of columns gets the factor under which what users of validation take anew is most likely, as in
+    `next_content`. Columns that are computed from the rows, such as a favourite, give the answers away. The time is the
+    number of positives times the number of the users' values, and for each pair of columns the square of the fewer
+    values times the others.
     """
 
     kind = "user_content"
@@ -66,14 +69,15 @@ class UserContent(ColumnStart):
     regularization: tuple[Positive, ...] = Field(
         (5.0,),
         min_length=1,
-        description="Addition r to each count and its expectation, in positives. Of several values the best on validation, or one beyond or between them that is better.",
+        description="Addition r to each count and its expectation, in positives. Several values: the best on "
+        "validation is kept.",
     )
 
     def check_users(self, dataset: Dataset, model: ModelConfig) -> None:
         if dataset.users.versions is not None:
             raise ConfigError(
-                f"train.start of kind '{self.kind}' counts what users of a value take, and schema.valid_from gives users several; leave out "
-                "the start and its pair, or schema.valid_from"
+                f"train.start of kind '{self.kind}' counts what users of a value take, and schema.valid_from gives "
+                "users several; leave out the start and its pair, or schema.valid_from"
             )
         self._check_columns("user", dataset, model)
 
@@ -87,9 +91,8 @@ class UserContent(ColumnStart):
         found, n = self._with_content(dataset, model), len(dataset.users)
         fields = self._column_fields("user", dataset, model)
         users = ContentMatrix.of("user", fields, dataset, np.arange(1, n + 1, dtype=np.int32), n + 1)
-        return PositivesOfColumns(
-            found.columns, found.offsets, found.values, found.n_columns, found.histories, content=found.content, users=users
-        )  # fmt: skip
+        parts = found.columns, found.offsets, found.values, found.n_columns, found.histories
+        return PositivesOfColumns(*parts, content=found.content, users=users)
 
     def solve(self, positives: PositiveMatrix, pooling: Pooling, width: int, seed: int) -> PairValues:
         assert isinstance(positives, PositivesOfColumns)
@@ -98,8 +101,9 @@ class UserContent(ColumnStart):
         smaller = min(max(one.rows for one in of_users), max(one.rows for one in of_items))
         if values * others > MAX_CELLS or smaller > MAX_SIDE:
             raise TrainingError(
-                f"train.start of kind '{self.kind}' counts at most {MAX_CELLS:,} pairs of values, and {MAX_SIDE:,} values of one column; the columns "
-                f"have {values:,} of users and {others:,} of items; leave the largest out"
+                f"train.start of kind '{self.kind}' counts at most {MAX_CELLS:,} pairs of values, and {MAX_SIDE:,} "
+                f"values of one column; the columns have {values:,} of users and {others:,} of items; leave the "
+                "largest out"
             )
         counts = positives.once("counts", lambda: _counts(positives))
         sources = tuple(torch.zeros(one.rows, width) for one in of_users)
@@ -121,14 +125,16 @@ class UserContent(ColumnStart):
             at += n
         if not any(bool(rows.any()) for rows in sources):
             raise TrainingError(
-                f"train.start of kind '{self.kind}' finds no column of the users that the positives tell apart; leave the start and its pair out"
+                f"train.start of kind '{self.kind}' finds no column of the users that the positives tell apart; leave "
+                "the start and its pair out"
             )
         return PairValues(sources[0], targets, further=sources[1:])
 
 
 def fewer_columns(users: Mapping[str, int], items: Mapping[str, int]) -> tuple[list[str], list[str]]:
-    """Return the names of the columns of users and of items that are few enough to be counted, given the numbers of values of all: without the largest of the
-    users, and, of one of these, without the largest of the items; empty lists if no two are small enough."""
+    """Return the names of the columns of users and of items that are few enough to be counted, given the numbers of
+    values of all: without the largest of the users, and, of one of these, without the largest of the items; empty lists
+    if no two are small enough."""
     of_users, of_items = (sorted(values, key=lambda name: values[name]) for values in (users, items))
     while of_users and of_items:
         cells = (sum(users[name] for name in of_users), sum(items[name] for name in of_items))
@@ -171,8 +177,8 @@ class ColumnPair(NamedTuple):
 
 
 def leading(counts: F64[Tensor, "v w"], regularization: float, width: int) -> ColumnPair:
-    """Return vectors of both columns whose products are the logarithms of the counts over their expectations, or the nearest to them of this
-    width, by the squares over all positives if the columns were independent."""
+    """Return vectors of both columns whose products are the logarithms of the counts over their expectations, or the
+    nearest to them of this width, by the squares over all positives if the columns were independent."""
     total, (v, w) = counts.sum(), counts.shape
     if not total > 0:
         return ColumnPair(torch.zeros(v, 0), torch.zeros(w, 0), torch.zeros(0, dtype=torch.float64))

@@ -1,14 +1,14 @@
-"""Embedding tables sharded over the ranks, by TorchRec.
+"""Embedding tables sharded over the ranks by TorchRec.
 
-A step names the distinct rows of each table that its batch reads; TorchRec fetches them, from the ranks that hold them, as one
-small matrix per table, and the towers read that matrix (`shard.EmbeddingShard`). After the backward pass the gradients of the
-matrices go back the same way and are added up over the ranks. The result is that of replicated tables:
+In a step, TorchRec fetches the distinct rows of each table that the batch reads, as one small matrix per table, and the
+towers read that matrix (`shard.EmbeddingShard`). After the backward pass the gradients of the matrices return the same
+way and are summed over the ranks. The result equals that of replicated tables:
 
-- sparse updates: by some optimizers a row without a gradient does not change. The rank that holds a row updates it when the
-  gradient arrives, by the exact update rule of fbgemm that the optimizer names, and touches no other row.
-- dense updates: other optimizers and weight decay change every row in every step, and gradient clipping needs the norm of all
-  gradients first. Gradients are added up in a second table, sharded like the weights, and torch's optimizer updates this
-  rank's piece.
+- sparse updates: some optimizers do not change a row without a gradient. The rank of a row updates it when its gradient
+  arrives, by the exact rule of fbgemm that the optimizer names.
+- dense updates: other optimizers and weight decay change every row in every step, and gradient clipping first needs the
+  norm of all gradients. Gradients are summed in a second table, sharded like the weights, and torch's optimizer updates
+  this rank's piece.
 """
 
 from __future__ import annotations
@@ -26,25 +26,33 @@ from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.tables import Table, named_tables
 from twotower.model.two_tower import TwoTower
 from twotower.train.recipe import Recipe
-from twotower.train.torchrec.plan import padded_width, plan_sharding
-from twotower.train.torchrec.requirements import import_torchrec
-from twotower.train.torchrec.shard import EmbeddingShard
+from twotower.train.torchrec.shard import EmbeddingShard, padded_width, plan_sharding
 
 if TYPE_CHECKING:
     from twotower.train.torchrec.table_group import TableGroup
 
+
+import importlib
+import importlib.metadata
+import logging
+import warnings
+
+from twotower.errors import install_command
+
 ADD = "EXACT_SGD"
-"""fbgemm's rule that adds gradients, times a learning rate, to rows."""
+"""fbgemm's rule that adds gradients times a learning rate to rows."""
 MAX_BLOCK_NUMBERS = 2**22
-"""Numbers of a table that are sent to rank 0 at a time: 16 MiB of float32."""
+"""Numbers of a table sent to rank 0 at a time: 16 MiB of float32."""
 
 
 class TorchRecEmbeddings:
-    """The embedding tables of a model, sharded over the ranks. All ranks call the same methods in the same order."""
+    """Embedding tables of a model, sharded over the ranks. All ranks call the same methods in the same order."""
 
     def __init__(self, model: TwoTower, recipe: Recipe, context: DistributedContext, device: torch.device) -> None:
-        """Replace the deferred tables of `model` by this rank's shards of them, with the initial rows of whole tables. Raises
-        ConfigError without TorchRec, without a process group, or on a device it does not support."""
+        """Replace the deferred tables of `model` by this rank's shards, with the initial rows of whole tables.
+
+        Raises ConfigError without TorchRec or a process group, or on an unsupported device.
+        """
         import_torchrec(device)
         if not distributed.is_initialized():
             raise ConfigError(
@@ -67,7 +75,7 @@ class TorchRecEmbeddings:
         self._groups = [
             TableGroup(sizes, g, rule, bool(self._state), recipe.train.lr, row_cut, device) for g in by_width.values()
         ]
-        # For dense updates: tables of zeros, which an update with a learning rate of -1 turns into the sum of gradients.
+        # For dense updates: an update of zeros with a learning rate of -1 is the sum of gradients.
         self._gradient_groups = [
             TableGroup(sizes, g, ADD, False, -1.0, row_cut, device)
             for g in by_width.values()
@@ -81,7 +89,6 @@ class TorchRecEmbeddings:
         self.shards_by_parameter = {f"{name}.weight": s for name, s in zip(tables, self._shards, strict=True)}
 
     def _shard(self, t: int, table: Table) -> EmbeddingShard:
-        """Return this rank's shard of the table `t`."""
         group = self._group(t)
         own = [p for p in group.placements[t] if p.rank == self.context.rank]
         first_row, first_column = (own[0].rows[0], own[0].columns[0]) if own else (0, 0)
@@ -95,7 +102,7 @@ class TorchRecEmbeddings:
     # ---- a step
 
     def fetch(self, users: Inputs | None, items: Inputs | None) -> None:
-        """Fetch the rows that the vectors of these users and items may read, into the shards of `model`."""
+        """Fetch the rows for the vectors of these users and items into the shards of `model`."""
         codes_of_shard: dict[Table, list[Tensor]] = {shard: [] for shard in self._shards}
         for table, codes in self.model.codes(users, items):
             codes_of_shard[table].append(codes)
@@ -110,16 +117,16 @@ class TorchRecEmbeddings:
                 for t in group.weights:
                     self._fetched[self._shards[t]] = by_name[f"t{t}"].values()
         for shard, fetched in self._fetched.items():
-            # A leaf of the graph: `apply_gradients` sends its gradient on, once the loss is known to be finite.
+            # A leaf of the graph: `apply_gradients` sends its gradient once the loss is known to be finite.
             shard.batch_rows = (
                 fetched.detach()[:, : shard.embedding_dim].contiguous().requires_grad_(torch.is_grad_enabled())
             )
 
     def apply_gradients(self, lr: float) -> None:
-        """Send the gradients of the fetched rows to the ranks that hold the rows.
+        """Send the gradients of the fetched rows to the ranks of the rows.
 
-        Sparse updates happen there, at the learning rate `lr`; for dense updates each piece's `grad` is set, to the sum over
-        the ranks times their number.
+        Sparse updates happen there, with the learning rate `lr`. For dense updates each piece's `grad` becomes the sum
+        over the ranks times their number.
         """
         for i, group in enumerate(self._groups):
             if self.updates_sparsely:
@@ -136,7 +143,7 @@ class TorchRecEmbeddings:
         self._fetched = {}
 
     def _backward(self, rows: dict[int, F32[Tensor, "_ _"]]) -> None:
-        """Run the backward pass of TorchRec from the fetched `rows` of each table, with the gradients of `batch_rows`."""
+        """Run TorchRec's backward pass from the fetched `rows` of each table, with the gradients of `batch_rows`."""
         gradients = []
         for t, fetched in rows.items():
             batch_rows = self._shards[t].batch_rows
@@ -148,7 +155,6 @@ class TorchRecEmbeddings:
         torch.autograd.backward(list(rows.values()), gradients)
 
     def drop_fetched(self) -> None:
-        """Free the fetched rows."""
         self._fetched = {}
         for shard in self._shards:
             shard.batch_rows = shard.batch_codes = None
@@ -158,7 +164,7 @@ class TorchRecEmbeddings:
     def stream_rows(
         self, shard: EmbeddingShard, local: F32[Tensor, "rows columns"]
     ) -> Iterator[F32[Tensor, "b width"]]:
-        """Yield the rows of a table, or of an optimizer's state of it, in blocks on rank 0, and empty ones elsewhere.
+        """Yield the rows of a table, or of an optimizer's state, in blocks on rank 0 and empty blocks elsewhere.
 
         `local` is this rank's piece, shaped like `shard.weight`.
         """
@@ -191,7 +197,7 @@ class TorchRecEmbeddings:
 
     @torch.no_grad()
     def gather_tables(self) -> None:
-        """Replace the shards by whole tables in the model of rank 0; other ranks keep theirs. No step may follow."""
+        """Replace the shards by whole tables in the model of rank 0. No step may follow."""
         self.drop_fetched()
         for parameter, shard in self.shards_by_parameter.items():
             blocks = self.stream_rows(shard, shard.weight)
@@ -209,7 +215,7 @@ class TorchRecEmbeddings:
             self.model.set_submodule(parameter.removesuffix(".weight"), table)
 
     def optimizer_tensors(self, step: int) -> dict[str, Shaped[Tensor, "*_"]]:
-        """Return the state of sparse updates after `step` steps, named as by `ModelOptimizer.state`."""
+        """Return the state of sparse updates after `step` steps, with the names of `ModelOptimizer.state`."""
         tensors: dict[str, Shaped[Tensor, "*_"]] = {}
         if step:
             for name, local in self._states().items():
@@ -218,21 +224,64 @@ class TorchRecEmbeddings:
 
     @torch.no_grad()
     def restore_optimizer(self, tensors: dict[str, Shaped[Tensor, "*_"]]) -> None:
-        """Load the pieces of the tensors of `optimizer_tensors`."""
         for name, local in self._states().items():
             if (key := f"{self._state}/{name}") in tensors:
                 local.copy_(tensors[key])
 
     def _states(self) -> dict[str, Shaped[Tensor, "*_"]]:
-        """Return this rank's piece of the update rule's state, by parameter; empty for a rule without state."""
+        """Return this rank's piece of the update rule's state by parameter; empty for a rule without state."""
         by_table = {t: state for group in self._groups for t, state in group.states.items()}
         index = {shard: t for t, shard in enumerate(self._shards)}
         return {n: by_table[t] for n, shard in self.shards_by_parameter.items() if (t := index[shard]) in by_table}
 
 
 def _updates_sparsely(recipe: Recipe) -> bool:
-    """Return True if no step changes a row without a gradient: the optimizer updates single rows, without weight decay or
-    clipping."""
+    """Return True if no step changes a row without a gradient: no weight decay, clipping or dense rule."""
     train, scales = recipe.train, [t.weight_decay_scale for p in recipe.model.pairs for t in (p.user, p.item)]
     decays = (train.embedding_weight_decay and any(scales)) or (train.bias_weight_decay and recipe.model.bias)
     return bool(train.optimizer.sparse_rule) and not decays and not train.clip_norm
+
+
+def torchrec_requirements() -> list[str]:
+    """Return the requirements of TorchRec and its CPU kernels for the installed torch, for `pip install --no-deps`."""
+    major, minor = map(int, torch.__version__.split(".")[:2])
+    release = f"{major - 1}.{minor - 5}.*"  # torch 2.13 goes with fbgemm 1.8, and so on
+    return [f"torchrec=={release}", f"fbgemm-gpu-cpu=={release}"]
+
+
+def import_torchrec(device: torch.device) -> None:
+    """Import TorchRec without its warnings. Raises ConfigError if it is missing or does not fit torch or the device."""
+    requirements = " ".join(map(repr, torchrec_requirements()))
+    install = f"{install_command('torchrec')}, then pip install --no-deps {requirements} (docs/scale.md)"
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"train.embedding_placement = 'torchrec' works on 'cpu' and 'cuda', not on '{device.type}'; set "
+            "train.device"
+        )
+    # TorchRec uses a deprecated function of torch, which logs each use.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # fbgemm warns of each kernel of other hardware that is missing.
+            warnings.simplefilter("ignore")
+            for module in ("fbgemm_gpu", "torchrec", "twotower.train.torchrec.table_group"):
+                importlib.import_module(module)
+    except ImportError as e:
+        raise ConfigError(f"train.embedding_placement = 'torchrec' needs TorchRec ({e}); {install}") from None
+    except (OSError, AttributeError, RuntimeError) as e:
+        what = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise ConfigError(f"TorchRec does not fit torch {torch.__version__} ({what}); {install}") from None
+    if device.type == "cuda" and not is_installed("fbgemm-gpu"):
+        raise ConfigError(
+            "train.embedding_placement = 'torchrec' on 'cuda' needs fbgemm-gpu, and its CPU build is installed; "
+            "install fbgemm-gpu instead of fbgemm-gpu-cpu, or set train.device = 'cpu'"
+        )
+
+
+def is_installed(distribution: str) -> bool:
+    """Return True if a distribution of this name is installed."""
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Tables of one width in one sharded TorchRec module. Imports TorchRec, which may be missing: see `requirements`."""
+"""Tables of one width in one sharded TorchRec module. `embeddings.import_torchrec` imports it."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from torchrec.distributed.sharding_plan import (
 from torchrec.distributed.types import ShardingEnv
 
 from twotower.arrays.types import F32, I64
-from twotower.train.torchrec.plan import ShardPlacement, padded_width
+from twotower.train.torchrec.shard import ShardPlacement, padded_width
 
 
 class TableGroup:
-    """Tables of one width, all zeros at first, that an update rule of fbgemm changes. A table is known by its number in the
-    order of the model; numbered dicts have all tables of the group.
+    """Tables of one width, zeros at first, that an update rule of fbgemm changes.
 
-    `placements` are the pieces of all ranks, `weights` this rank's piece of each table, and `states` the rule's state of it,
-    empty for a rule without state.
+    Keys are numbers of tables in the order of the model. `placements` holds the pieces of all ranks, `weights` this
+    rank's piece of each table, `states` the rule's state, empty for a rule without state.
     """
 
     def __init__(
         self, sizes: list[tuple[int, int]], ranks_of_table: dict[int, list[int]], rule: str, keeps_state: bool,
         lr: float, row_cut: bool, device: torch.device,
     ) -> None:  # fmt: skip
-        """Shard the tables of `ranks_of_table`, of the (rows, width) in `sizes`: over the ranks that share their columns, or
-        with `row_cut` by rows over all ranks. `rule` is a name of fbgemm's `EmbOptimType`; if it `keeps_state`, it has a number for each
-        weight."""
+        """Shard the tables of `ranks_of_table` with (rows, width) in `sizes`.
+
+        Columns are shared by their ranks, or with `row_cut` rows by all ranks. `rule` is a name of fbgemm's
+        `EmbOptimType`; if it `keeps_state`, it has a number for each weight.
+        """
         self.device, world_size = device, distributed.get_world_size()
         width = padded_width(sizes[next(iter(ranks_of_table))][1])
         configs = [
@@ -91,7 +92,7 @@ class TableGroup:
                 self.states.setdefault(t, torch.zeros(0, width, device=device))
 
     def look_up(self, codes: list[I64[Tensor, "_"]]) -> Mapping[str, JaggedTensor]:
-        """Request the rows of each table's codes, by name "t<table>"; the first access waits for them."""
+        """Request the rows of each table's codes by name "t<table>"; the first access waits for them."""
         wanted = {f"t{t}": codes[t] for t in self.weights}
         lengths = torch.tensor([len(c) for c in wanted.values()], device=self.device)
         rows: Mapping[str, JaggedTensor] = self._module(
@@ -106,4 +107,4 @@ class TableGroup:
 
 
 def _no_init(weight: F32[Tensor, "rows width"]) -> None:
-    """Keep a table as it is, in place of TorchRec's initialization."""
+    """Replace TorchRec's initialization by none."""

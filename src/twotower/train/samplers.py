@@ -1,4 +1,4 @@
-"""Labelled pairs of every epoch, for pointwise losses.
+"""Samplers of the examples of every epoch: labelled pairs for pointwise losses, positives for contrastive losses.
 
 Draws depend on (seed, epoch) and the place in the epoch only, so a resumed run draws the same.
 """
@@ -11,34 +11,91 @@ import numpy as np
 import numpy.typing as npt
 
 from twotower.arrays.pieces import pieces
-from twotower.arrays.ragged import stable_order
+from twotower.arrays.ragged import run_indices, stable_order
 from twotower.arrays.types import Doubles, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import target_mask
 from twotower.train.negatives.config import NegativesConfig
-from twotower.train.negatives.context_positives import ContextPositives
-from twotower.train.order import Epoch, Examples, Shards, ShuffleSizes, ShuffleWindows, shuffle_windows
+from twotower.train.negatives.mixture import ContextPositives
+from twotower.train.order import Epoch, Examples, Shards, ShuffleSizes, ShuffleWindows, shuffle_windows, window_rng
+
+
+class PositiveSampler:
+    """Training positives of every epoch, for contrastive losses."""
+
+    def __init__(
+        self, dataset: Dataset, seed: int, shuffle: bool = True, by_user: bool = False, shards: int = 1,
+        sizes: ShuffleSizes | None = None,
+    ) -> None:  # fmt: skip
+        """Cut the positives into shards. `by_user` shuffles users and keeps each user's positives together, oldest
+        first. Raises ConfigError if there are more `shards` than positives."""
+        self._seed, self._shuffle, self._by_user, self._sizes = seed, shuffle, by_user, sizes or ShuffleSizes()
+        self._pairs = dataset.pairs
+        numbers: npt.NDArray[Any] = dataset.positives_by_user.values if by_user else dataset.positive_indices
+        self._shards = Shards(dataset, numbers, shards, by_user)
+        self._first = dataset.positives_by_user.offsets if by_user else np.zeros(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._shards.numbers)
+
+    def epoch(self, index: int) -> Epoch:
+        if self._by_user:
+            return self._epoch_by_user(index)
+        windows = shuffle_windows(self._shards, self._shuffle, self._seed, 0x706F, index, self._sizes)
+
+        def make_window(shard: int, w: int) -> Examples:
+            numbers, places = self._shards[shard], windows[shard].places(w)
+            if not self._shuffle:
+                return self._examples(numbers[places])
+            return self._examples(numbers[places][windows[shard].rng(w).permutation(len(places))])
+
+        lengths = [[len(s.places(w)) if s.count > 1 else s.n for w in range(s.count)] for s in windows]
+        return Epoch(lengths, make_window)
+
+    def _epoch_by_user(self, index: int) -> Epoch:
+        """Return an epoch of whole users in a new order; a window is a run of users."""
+        runs_of_shard, lengths = [], []
+        for s in range(len(self._shards)):
+            low, high = (int(np.searchsorted(self._first, b, side="left")) for b in self._shards.bounds[s : s + 2])
+            users = np.arange(low if s else 0, high)
+            if self._shuffle:
+                rng = window_rng(self._seed, 0x706F, index, s)(0)
+                users = users[np.argsort(rng.permutation(len(users)), kind="stable")]
+            ends = np.cumsum(self._first[users + 1] - self._first[users])
+            total = int(ends[-1]) if len(ends) else 0
+            size = max(1, self._sizes.user_run // len(self._shards))
+            cuts = np.searchsorted(ends, np.arange(size, max(total, 1), size)) + 1
+            runs = np.split(users, np.unique(cuts[cuts < len(users)]))
+            runs_of_shard.append(runs)
+            lengths.append([int((self._first[run + 1] - self._first[run]).sum()) for run in runs])
+
+        def make_window(shard: int, w: int) -> Examples:
+            users = runs_of_shard[shard][w]
+            n = self._first[users + 1] - self._first[users]
+            return self._examples(self._shards.numbers[run_indices(self._first[users], n)])
+
+        return Epoch(lengths, make_window)
+
+    def _examples(self, source: Shaped[npt.NDArray[Any], "n"]) -> Examples:
+        one = np.ones(len(source), np.float32)
+        weight = one if self._pairs.weight is None else self._pairs.weight[source]
+        return Examples(self._pairs.user[source], self._pairs.item[source], one, weight, source.astype(np.int64))
 
 
 class PairSampler:
-    """Labelled pairs of every epoch, for pointwise losses: the training interactions, and pairs that sources draw afresh.
+    """Labelled pairs of every epoch, for pointwise losses: the training interactions, and pairs that sources draw anew.
 
-    Each positive of a user whom a source has items for gets n pairs of weight w of it, times its own weight. Interactions
-    have the weights of the schema, else 1. The pairs carry the source's share s of the weight of all negatives:
-    w = s / (1 - sum of shares) * dislikes / pairs, both by weight; 1 without dislikes. A pair whose item is among the user's
-    positives of the same context has weight 0.
+    A source draws n pairs for each positive of a user that it has items for. Interactions have the weights of the
+    schema, else 1. A drawn pair weighs w times its positive's weight. With w = s / (1 - sum of shares) * dislikes /
+    pairs, both summed by weight, the source has the share s of the weight of all negatives. Without dislikes w is 1. A
+    pair whose item is one of the user's positives in the same context has weight 0.
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        config: NegativesConfig,
-        seed: int,
-        shuffle: bool = True,
-        shards: int = 1,
+        self, dataset: Dataset, config: NegativesConfig, seed: int, shuffle: bool = True, shards: int = 1,
         sizes: ShuffleSizes | None = None,
-    ) -> None:
-        """Count the pairs of each shard. Raises ConfigError if there are more `shards` than training interactions."""
+    ) -> None:  # fmt: skip
+        """Count the pairs of each shard. Raises ConfigError if there are more `shards` than interactions."""
         self._seed, self._shuffle, self._sizes = seed, shuffle, sizes or ShuffleSizes()
         self._pairs = dataset.pairs
         self._in_context = ContextPositives(dataset) if dataset.schema.side("context") else None
@@ -56,7 +113,6 @@ class PairSampler:
         """Weight of a drawn pair of each source."""
 
     def _weight_of(self, rows: Shaped[npt.NDArray[Any], "n"]) -> float:
-        """Return the sum of the weights of some interactions."""
         weight = self._pairs.weight
         if weight is None:
             return len(rows)
@@ -72,8 +128,7 @@ class PairSampler:
         return counts.reshape(len(blocks), len(self._draws)).T
 
     def _positives_to_draw_for(self, rows: Shaped[npt.NDArray[Any], "n"]) -> list[Shaped[npt.NDArray[Any], "_"]]:
-        """Return for each source the positives among some interactions that it draws pairs for, once for each pair, their users
-        rising."""
+        """Return for each source the positives that it draws pairs for, once per pair and sorted by user."""
         weights = None if self._pairs.weight is None else self._pairs.weight[rows]
         rows = rows[target_mask(self._pairs.positive[rows], weights)]
         users, found = self._pairs.user[rows], []
@@ -86,7 +141,6 @@ class PairSampler:
         return len(self._shards.numbers) + sum(int(counts.sum()) for counts in self._counts)
 
     def epoch(self, index: int) -> Epoch:
-        """Return the pairs of epoch `index` (0, 1, …)."""
         windows = shuffle_windows(self._shards, self._shuffle, self._seed, 0x6E65, index, self._sizes)
 
         def make_window(shard: int, w: int) -> Examples:
@@ -101,7 +155,7 @@ class PairSampler:
         return Epoch([[length(s, w) for w in range(of_shard.count)] for s, of_shard in enumerate(windows)], make_window)
 
     def _make_window(self, rows: Shaped[npt.NDArray[Any], "_"], windows: ShuffleWindows, w: int) -> Examples:
-        """Return the examples of window w of a shard, whose interactions are `rows`."""
+        """Return the examples of window w of a shard with the interactions `rows`."""
         rng = windows.rng(w)
         source = rows[windows.places(w)] if windows.count > 1 else rows
         positives = self._positives_to_draw_for(source)
@@ -114,7 +168,7 @@ class PairSampler:
         if self._pairs.weight is not None:
             own = self._pairs.weight[source]
             weights *= np.concatenate([np.zeros(0, np.float32), *(self._pairs.weight[of] for of in positives)])
-        if self._in_context is not None:  # a source does not know which items are right in this context
+        if self._in_context is not None:  # a source does not read the context
             drawn_for, items = (np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (positives, drawn))
             weights *= ~self._in_context.include(drawn_for, items)
         return Examples(

@@ -7,33 +7,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from candidate_worlds import world
 
-from twotower.arrays.ragged import Ragged
 from twotower.data.dataset import Dataset
 from twotower.data.pairs import Pairs
 from twotower.data.splits import TRAIN, VALIDATION
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.order import Epoch
-from twotower.train.pair_sampler import PairSampler
-
-
-def pairs_of(rows: list[tuple[int, int, bool]]) -> Pairs:
-    return Pairs(
-        np.array([u for u, _, _ in rows], np.int32),
-        np.array([i for _, i, _ in rows], np.int32),
-        np.array([p for _, _, p in rows], bool),
-    )
+from twotower.train.samplers import PairSampler, PositiveSampler
 
 
 def same(a: Epoch, b: Epoch) -> bool:
-    return all(np.array_equal(getattr(a, n), getattr(b, n)) for n in ("user", "item", "label", "weight", "source"))
-
-
-def items_of(rows: list[tuple[int, int, bool]], n_users: int) -> Ragged:
-    """The items of each user, rising."""
-    rows = sorted({(u, i, True) for u, i, _ in rows})
-    met = pairs_of(rows)
-    return Ragged.from_pairs(met.user, met.item, n_users)
+    return all(
+        np.array_equal(getattr(a.all, n), getattr(b.all, n)) for n in ("user", "item", "label", "weight", "source")
+    )
 
 
 def met_in_training(data: Dataset) -> set[tuple[int, int]]:
@@ -56,11 +43,11 @@ def test_an_epoch_is_the_training_rows_and_so_many_negatives_for_each_positive(
     epoch = sampler.epoch(0)
     train = data.train
     assert len(epoch) == len(sampler) == len(train) + random * int(train.positive.sum())
-    sampled = epoch.source < 0
+    sampled = epoch.all.source < 0
     per_user = Counter(train.user[train.positive].tolist())
-    assert Counter(epoch.user[sampled].tolist()) == {u: n * random for u, n in per_user.items() if random}
-    assert not epoch.label[sampled].any()
-    drawn = set(zip(epoch.user[sampled].tolist(), epoch.item[sampled].tolist(), strict=True))
+    assert Counter(epoch.all.user[sampled].tolist()) == {u: n * random for u, n in per_user.items() if random}
+    assert not epoch.all.label[sampled].any()
+    drawn = set(zip(epoch.all.user[sampled].tolist(), epoch.all.item[sampled].tolist(), strict=True))
     assert not drawn & met_in_training(data)
 
 
@@ -69,12 +56,12 @@ def test_a_source_number_points_at_the_training_row_with_the_same_user_item_and_
 ) -> None:
     data = everything_data
     epoch = PairSampler(data, NegativesConfig(random=2), seed=5).epoch(3)
-    real = epoch.source >= 0
-    source = epoch.source[real]
+    real = epoch.all.source >= 0
+    source = epoch.all.source[real]
     assert np.array_equal(np.sort(source), np.flatnonzero(data.parts == TRAIN))
-    assert np.array_equal(epoch.user[real], data.pairs.user[source])
-    assert np.array_equal(epoch.item[real], data.pairs.item[source])
-    assert np.array_equal(epoch.label[real], data.pairs.positive[source].astype(np.float32))
+    assert np.array_equal(epoch.all.user[real], data.pairs.user[source])
+    assert np.array_equal(epoch.all.item[real], data.pairs.item[source])
+    assert np.array_equal(epoch.all.label[real], data.pairs.positive[source].astype(np.float32))
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
@@ -92,8 +79,8 @@ def test_negatives_are_fresh_every_epoch_and_the_same_for_the_same_seed_and_epoc
     assert not same(PairSampler(everything_data, config, seed=2, shuffle=shuffle).epoch(0), first)
 
     def drawn(epoch: Epoch) -> Counter[tuple[int, int]]:
-        sampled = epoch.source < 0
-        return Counter(zip(epoch.user[sampled].tolist(), epoch.item[sampled].tolist(), strict=True))
+        sampled = epoch.all.source < 0
+        return Counter(zip(epoch.all.user[sampled].tolist(), epoch.all.item[sampled].tolist(), strict=True))
 
     assert drawn(first) != drawn(second)
 
@@ -102,15 +89,15 @@ def test_without_shuffling_the_training_rows_keep_the_order_of_the_table(everyth
     table = np.flatnonzero(everything_data.parts == TRAIN)
     for random in (0, 2):
         config = NegativesConfig(random=random)
-        kept = PairSampler(everything_data, config, seed=1, shuffle=False).epoch(4).source
-        mixed = PairSampler(everything_data, config, seed=1, shuffle=True).epoch(4).source
+        kept = PairSampler(everything_data, config, seed=1, shuffle=False).epoch(4).all.source
+        mixed = PairSampler(everything_data, config, seed=1, shuffle=True).epoch(4).all.source
         assert np.array_equal(kept[kept >= 0], table)
         assert not np.array_equal(mixed[mixed >= 0], table)
 
 
 def test_shuffling_is_a_new_order_every_epoch_without_random_negatives_too(everything_data: Dataset) -> None:
     sampler = PairSampler(everything_data, NegativesConfig(random=0), seed=1)
-    first, second = sampler.epoch(0).source, sampler.epoch(1).source
+    first, second = sampler.epoch(0).all.source, sampler.epoch(1).all.source
     assert not np.array_equal(first, second)
     assert np.array_equal(np.sort(first), np.sort(second))
 
@@ -124,8 +111,8 @@ def test_random_negatives_carry_their_share_of_the_weight_of_all_negatives(
     everything_data: Dataset, random: int, share: float
 ) -> None:
     epoch = PairSampler(everything_data, NegativesConfig(random={"n": random, "share": share}), seed=1).epoch(0)
-    sampled, negative = epoch.source < 0, epoch.label == 0
-    weight = epoch.weight.astype(np.float64)
+    sampled, negative = epoch.all.source < 0, epoch.all.label == 0
+    weight = epoch.all.weight.astype(np.float64)
     assert weight[sampled].sum() / weight[negative].sum() == pytest.approx(share, rel=1e-5)
     assert np.unique(weight[sampled]).size == 1
     assert (weight[~sampled] == 1).all()
@@ -135,8 +122,8 @@ def test_without_observed_negatives_every_random_one_weighs_one(everything_data:
     epoch = PairSampler(only_positives(everything_data), NegativesConfig(random={"n": 3, "share": 0.9}), seed=1).epoch(
         0
     )
-    assert (epoch.source < 0).sum() == 3 * (epoch.source >= 0).sum()
-    assert (epoch.weight == 1).all()
+    assert (epoch.all.source < 0).sum() == 3 * (epoch.all.source >= 0).sum()
+    assert (epoch.all.weight == 1).all()
 
 
 # ---- a user who likes everything
@@ -147,30 +134,61 @@ def test_a_user_who_likes_the_whole_catalogue_gets_no_random_negative_and_the_ot
 ) -> None:
     n_items = len(board.items)
     rows = [(0, i, True) for i in range(n_items)] + [(1, i, True) for i in range(n_items - 1)] + [(2, 4, False)]
-    data = replace(board, pairs=pairs_of(rows), parts=np.full(len(rows), TRAIN, np.int8))
+    data = world(board, rows)
     sampler = PairSampler(data, NegativesConfig(random={"n": 2, "share": 0.25}), seed=1)
     epoch = sampler.epoch(0)
-    sampled = epoch.source < 0
+    sampled = epoch.all.source < 0
     assert len(epoch) == len(sampler) == len(rows) + 2 * (n_items - 1)
-    assert set(zip(epoch.user[sampled].tolist(), epoch.item[sampled].tolist(), strict=True)) == {(1, n_items - 1)}
-    weight = epoch.weight.astype(np.float64)
-    assert weight[sampled].sum() / weight[epoch.label == 0].sum() == pytest.approx(0.25, rel=1e-5)
+    assert set(zip(epoch.all.user[sampled].tolist(), epoch.all.item[sampled].tolist(), strict=True)) == {
+        (1, n_items - 1)
+    }
+    weight = epoch.all.weight.astype(np.float64)
+    assert weight[sampled].sum() / weight[epoch.all.label == 0].sum() == pytest.approx(0.25, rel=1e-5)
 
 
 def test_if_every_user_likes_everything_there_are_no_random_negatives(board: Dataset) -> None:
     rows = [(u, i, True) for u in range(len(board.users)) for i in range(len(board.items))]
-    data = replace(board, pairs=pairs_of(rows), parts=np.full(len(rows), TRAIN, np.int8))
+    data = world(board, rows)
     epoch = PairSampler(data, NegativesConfig(random=2), seed=1).epoch(0)
     assert len(epoch) == len(rows)
-    assert epoch.label.all()
+    assert epoch.all.label.all()
 
 
 def test_only_training_pairs_are_spared_and_only_training_rows_are_given(board: Dataset) -> None:
-    rows = [(0, i, True) for i in range(10)] + [(0, i, True) for i in range(10, len(board.items))]
+    rows = [(0, i, True) for i in range(len(board.items))]
     parts = np.array([TRAIN] * 10 + [VALIDATION] * (len(rows) - 10), np.int8)
-    data = replace(board, pairs=pairs_of(rows), parts=parts)
+    data = replace(world(board, rows), parts=parts)
     epoch = PairSampler(data, NegativesConfig(random=50), seed=1).epoch(0)
-    sampled = epoch.source < 0
-    assert set(epoch.item[~sampled].tolist()) == set(range(10))
+    sampled = epoch.all.source < 0
+    assert set(epoch.all.item[~sampled].tolist()) == set(range(10))
     # Sparing what is held out would tell the model about it.
-    assert set(epoch.item[sampled].tolist()) == set(range(10, len(board.items)))
+    assert set(epoch.all.item[sampled].tolist()) == set(range(10, len(board.items)))
+
+
+@pytest.mark.parametrize("by_user", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_epoch_is_every_training_positive_once(everything_data: Dataset, by_user: bool, shuffle: bool) -> None:
+    data = everything_data
+    source = PositiveSampler(data, seed=1, shuffle=shuffle, by_user=by_user)
+    wanted = np.flatnonzero((data.parts == TRAIN) & data.pairs.positive)
+    epochs = [source.epoch(n) for n in range(2)]
+    assert len(source) == len(wanted)
+    assert data.times is not None
+    for epoch in epochs:
+        assert np.array_equal(np.sort(epoch.all.source), wanted)
+        assert np.array_equal(epoch.all.user, data.pairs.user[epoch.all.source])
+        assert np.array_equal(epoch.all.item, data.pairs.item[epoch.all.source])
+        assert (epoch.all.label == 1).all()
+        assert (epoch.all.weight == 1).all()
+        if by_user:
+            changes = np.flatnonzero(np.diff(epoch.all.user))
+            assert len(changes) + 1 == len(np.unique(epoch.all.user)), "the positives of a user are together"
+            together = np.diff(epoch.all.user) == 0
+            assert (np.diff(data.times[epoch.all.source])[together] >= 0).all(), "oldest first"
+        elif not shuffle:
+            assert np.array_equal(epoch.all.source, wanted)
+    assert np.array_equal(epochs[0].all.source, epochs[1].all.source) is (not shuffle)
+    again = PositiveSampler(data, seed=1, shuffle=shuffle, by_user=by_user)
+    assert np.array_equal(again.epoch(1).all.source, epochs[1].all.source)
+    other = PositiveSampler(data, seed=2, shuffle=shuffle, by_user=by_user).epoch(1).all.source
+    assert np.array_equal(other, epochs[1].all.source) is (not shuffle)

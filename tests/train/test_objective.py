@@ -6,19 +6,30 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from candidate_worlds import world
+from context_worlds import HOUR, flat, hourly, hourly_schema
 from mykinds.losses import Focal
+from taken import equal, rows_of, tensors
 from torch import Tensor
-from worlds import settings
+from worlds import EVERYTHING_SCHEMA, everything, settings
 
-from twotower.data.dataset import Dataset
+from twotower.arrays.sets import DistinctRows
+from twotower.config.experiment import Config
+from twotower.data.dataset import Dataset, build_dataset
+from twotower.data.splits import TRAIN
+from twotower.data.tables import check
 from twotower.evaluation.factors import Factors
+from twotower.features.schema import Schema
+from twotower.features.sequence import Sequence
+from twotower.features.side import SIDES, SideName
+from twotower.model.inputs.side_tensors import SideTensors
+from twotower.model.inputs.tower_inputs import Inputs
 from twotower.train.contrastive import contrastive_loss
 from twotower.train.losses import LOSSES
 from twotower.train.losses.loss import Columns, ContrastiveLoss, PointwiseLoss
-from twotower.train.losses.mimic import mimic
 from twotower.train.negatives import SOURCES
 from twotower.train.negatives.attribute import AttributeNegatives
 from twotower.train.negatives.candidates import Candidates
@@ -27,9 +38,8 @@ from twotower.train.negatives.hard import HardNegatives
 from twotower.train.negatives.in_batch import InBatchNegatives
 from twotower.train.negatives.mixture import CandidateSampler
 from twotower.train.negatives.source import NegativeSource, SharedSource
-from twotower.train.objective import Objective
-from twotower.train.pair_sampler import PairSampler
-from twotower.train.positive_sampler import PositiveSampler
+from twotower.train.objective import Batcher, Objective, mimic
+from twotower.train.samplers import PairSampler, PositiveSampler
 from twotower.train.trainer import Trainer
 
 EVERY_LOSS = [*(kind() for kind in LOSSES), Focal()]
@@ -142,13 +152,13 @@ def test_drawn_pairs_weigh_what_their_positive_weighs_and_keep_their_share(board
     data = likes(board, False)
     sampler = PairSampler(data, NegativesConfig(random={"n": 2, "share": 0.5}), seed=1)
     epoch = sampler.epoch(0)
-    random = epoch.source < 0
+    random = epoch.all.source < 0
     assert len(sampler) == len(epoch) == 11 + 2 * 7, "weight 0 draws none"
-    by_user = np.bincount(epoch.user[random], epoch.weight[random], 8)
+    by_user = np.bincount(epoch.all.user[random], epoch.all.weight[random], 8)
     np.testing.assert_allclose(by_user, TIMES * by_user.sum() / TIMES.sum(), rtol=1e-6)
     assert by_user.sum() == pytest.approx(3), "as much as the dislikes"
     own = np.zeros(11)
-    own[epoch.source[~random]] = epoch.weight[~random]
+    own[epoch.all.source[~random]] = epoch.all.weight[~random]
     assert own.tolist() == [*TIMES.tolist(), 1, 1, 1]
 
 
@@ -156,7 +166,7 @@ def test_positives_of_weight_0_are_in_no_epoch_and_the_others_keep_their_weights
     data = likes(board, False)
     for by_user in (False, True):
         epoch = PositiveSampler(data, seed=1, by_user=by_user).epoch(0)
-        assert sorted(zip(epoch.user.tolist(), epoch.weight.tolist(), strict=True)) == [
+        assert sorted(zip(epoch.all.user.tolist(), epoch.all.weight.tolist(), strict=True)) == [
             (u, n) for u, n in enumerate(TIMES.tolist()) if n
         ]
     assert data.item_positive_counts[[3, 4, 6]].tolist() == [6, 1, 0]
@@ -219,3 +229,139 @@ def test_pairs_apart_have_the_gradients_that_each_has_alone(board: Dataset, loss
         torch.testing.assert_close(*gradients)
         assert all(g is not None and g.abs().max() > 0 for g in gradients[0].values())
     assert found.loss.item() == pytest.approx(sum(of_pair.item() for of_pair in losses), rel=1e-6)
+
+
+def histories(data: Dataset, side: SideName, name: str, inputs: Inputs) -> list[list[int]]:
+    """A sequence's codes as internal rows of the other side."""
+    other: SideName = "item" if side == "user" else "user"
+    history = next(h for h in data.schema.histories(side) if h.name == name)
+    codes = data.encoders.history_codes(history, data.side(other).frame).tolist()
+    decode = {code: row for row, code in enumerate(codes) if code}
+    return [[decode[c] for c in row if c] for row in rows_of(inputs.bags[name])]
+
+
+def history_by_loop(data: Dataset, side: SideName, feature: Sequence, row: int, gone: set[int]) -> list[int]:
+    """The row's own training interactions of the right kind, oldest first and cut, less `gone`."""
+    own, other = data.pairs.user, data.pairs.item
+    if side == "item":
+        own, other = other, own
+    assert data.times is not None
+    kept = []
+    for i in np.argsort(data.times, kind="stable").tolist():
+        right = feature.interactions == "all" or data.pairs.positive[i] == (feature.interactions == "positive")
+        if data.parts[i] == TRAIN and own[i] == row and right:
+            kept.append(i)
+    return [int(other[i]) for i in kept[-feature.max_length :] if i not in gone]
+
+
+def many_sequences() -> Dataset:
+    """`everything` with a sequence of every kind on both sides."""
+    extra = (
+        Sequence(name="seen", side="user", interactions="all", max_length=6),
+        Sequence(name="viewers", side="item", interactions="all", pooling="sum"),
+        Sequence(name="haters", side="item", interactions="negative", share_embedding=False),
+    )
+    schema: Schema = EVERYTHING_SCHEMA.model_copy(update={"features": (*EVERYTHING_SCHEMA.features, *extra)})
+    return build_dataset(check(*everything(), schema), schema, Config().split)
+
+
+def test_a_batch_has_no_target_in_any_history_and_every_other_item_is_still_there() -> None:
+    data = many_sequences()
+    batcher = Batcher(tensors(data, "user"), tensors(data, "item"))
+    epoch = PairSampler(data, NegativesConfig(random=1), seed=3).epoch(0)
+    for start in (0, 128):
+        part = slice(start, start + 64)
+        user, item, source = epoch.all.user[part], epoch.all.item[part], epoch.all.source[part]
+        batch = batcher(user, item, epoch.all.label[part], epoch.all.weight[part], source)
+        targets = set(zip(user[source >= 0].tolist(), item[source >= 0].tolist(), strict=True))
+        gone = set(source[source >= 0].tolist())
+        assert 0 < len(gone) < 64
+        dropped = 0
+        sides: list[tuple[SideName, Inputs, Any, Any]] = [
+            ("user", batch.users, user, batch.user),
+            ("item", batch.items, item, batch.item),
+        ]
+        for side, inputs, rows, index in sides:
+            at = {int(k): int(r) for k, r in zip(index.tolist(), rows, strict=True)}
+            for feature in data.schema.side(side):
+                if not isinstance(feature, Sequence):
+                    continue
+                for k, history in enumerate(histories(data, side, feature.name, inputs)):
+                    pairs = {(at[k], other) if side == "user" else (other, at[k]) for other in history}
+                    assert not pairs & targets
+                    assert history == history_by_loop(data, side, feature, at[k], gone)
+                    dropped += len(history_by_loop(data, side, feature, at[k], set())) - len(history)
+        assert dropped > 0
+
+
+def test_random_negatives_leave_nothing_out(everything_data: Dataset) -> None:
+    data = everything_data
+    users, items = tensors(data, "user"), tensors(data, "item")
+    pairs = data.train
+    n = 30
+    ones = np.ones(n, np.float32)
+    batch = Batcher(users, items)(pairs.user[:n], pairs.item[:n], ones, ones, np.full(n, -1, np.int64))
+    distinct = DistinctRows(users.n)(pairs.user[:n])[0], DistinctRows(items.n)(pairs.item[:n])[0]
+    assert equal(batch.users, users.take(distinct[0]))
+    assert equal(batch.items, items.take(distinct[1]))
+    own = np.flatnonzero(data.parts == TRAIN)[:n]
+    real = Batcher(users, items)(pairs.user[:n], pairs.item[:n], ones, ones, own)
+    assert not equal(real.users, batch.users)
+    assert not equal(real.items, batch.items)
+
+
+def test_a_batch_names_each_row_once_and_its_pairs_by_index(everything_data: Dataset) -> None:
+    data = everything_data
+    epoch = PairSampler(data, NegativesConfig(random=2), seed=1).epoch(0)
+    part = slice(100, 300)
+    arrays: list[npt.NDArray[Any]] = [
+        x[part] for x in (epoch.all.user, epoch.all.item, epoch.all.label, epoch.all.weight)
+    ]
+    batch = Batcher(tensors(data, "user"), tensors(data, "item"))(
+        arrays[0], arrays[1], arrays[2], arrays[3], epoch.all.source[part]
+    )
+    assert len(batch) == 200
+    assert batch.label.tolist() == arrays[2].tolist()
+    assert batch.weight.tolist() == arrays[3].tolist()
+    for inputs, index, rows, column in (
+        (batch.users, batch.user, arrays[0], data.users.columns["uid"]),
+        (batch.items, batch.item, arrays[1], data.items.columns["iid"]),
+    ):
+        assert inputs.rows == len(np.unique(rows)) < 200
+        assert isinstance(column, np.ndarray)
+        assert inputs.lookup[index, 0].tolist() == column[rows].tolist()
+
+
+def test_a_tower_that_reads_the_context_runs_once_for_each_interaction() -> None:
+    schema = hourly_schema(HOUR, Sequence(name="seen", side="user", share_embedding=False))
+    data = build_dataset(check(*hourly(300), schema), schema, Config().split)
+    users, items = (
+        SideTensors(data.side(side), data.encoders.fields(side), context=data.context if side == "user" else None)
+        for side in SIDES
+    )
+    batcher = Batcher(users, items)
+    epoch = PairSampler(data, NegativesConfig(random=2), seed=1).epoch(0)
+    part = epoch.take(0, slice(0, 80))
+    batch = batcher(part.user, part.item, part.label, part.weight, part.source, part.source)
+    moments = np.where(part.source < 0, ~part.source, part.source)
+    assert batch.users.rows == len(set(moments.tolist()))
+    names = [f.name for f in data.encoders.fields("user") if f.kind == "lookup"]
+    for place, row in enumerate(moments.tolist()):
+        given = batch.users.lookup[batch.user[place]].tolist()
+        own = {"hour": data.context["hour"], **data.users.columns}
+        for name, code in zip(names, given, strict=True):
+            assert code == own[name][row if name == "hour" else part.user[place]]  # type: ignore[index]
+    left_out = {int(s) for s in part.source if s >= 0}
+    histories = rows_of(batch.users.bags["seen"])
+    for place in range(0, len(part), 7):
+        kept = [i for i in history_by_index(data, int(part.user[place])) if i not in left_out]
+        assert len(histories[int(batch.user[place])]) == len(kept)
+    rows = np.array([5, 9, 5])
+    positives = batcher.contrastive_batch(data.pairs.user[rows], rows, np.arange(4), earlier=False)
+    assert positives.user is None
+    assert positives.users.lookup[:, names.index("hour")].tolist() == flat(data, "hour")[rows].tolist()
+
+
+def history_by_index(data: Dataset, user: int) -> list[int]:
+    """The training interactions of a user."""
+    return [i for i in range(len(data.pairs)) if data.pairs.user[i] == user and data.parts[i] == TRAIN]

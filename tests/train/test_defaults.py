@@ -12,17 +12,21 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
+from trainers import StopAt
+from worlds import CHECKERBOARD_SCHEMA, checkerboard, settings
 
-from twotower import api
+from twotower import api, runs
 from twotower.cli.app import run_command
 from twotower.config.experiment import Config
 from twotower.config.reference import config_template
 from twotower.config.toml import load_config
-from twotower.data.dataset import build_dataset
+from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.memmap import MemmapDataset
 from twotower.data.split import SplitConfig
 from twotower.data.splits import TEST
 from twotower.data.tables import check
+from twotower.distributed import DistributedContext
 from twotower.errors import TwoTowerError
 from twotower.evaluation.baselines import popularity_baseline
 from twotower.evaluation.part_evaluation import evaluate_part
@@ -30,8 +34,10 @@ from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.runs import Run
+from twotower.train import defaults
+from twotower.train.defaults import MIN_MULTIPLICATIONS, has_bf16, multiplications, with_defaults, with_precision
 from twotower.train.negatives.config import NegativesConfig
-from twotower.train.settled import settled
+from twotower.train.trainer import Trainer
 
 THREE_LINES = """\
 data.interactions = "clicks.parquet"
@@ -130,12 +136,12 @@ def test_a_log_of_events_has_negatives_if_a_type_is_negative(skip: Any, kinds: l
         pl.when(pl.int_range(len(log)) % 3 == 0).then(pl.lit("skip")).otherwise("type").alias("type")
     )
     dataset = build_dataset(check(None, None, log, schema), schema, SplitConfig())
-    found = settled(Config(), dataset)
+    found = with_defaults(Config(), dataset)
     assert [source.kind for source in found.negatives.sources] == kinds
     assert found.train.monitor == ("validation.recall@10" if "full" in kinds else "validation.auc")
-    assert settled(found, dataset) is found
+    assert with_defaults(found, dataset) is found
     ranked = Config.model_validate({"loss": {"kind": "softmax"}})
-    assert settled(ranked, dataset).train.monitor == "validation.recall@10"
+    assert with_defaults(ranked, dataset).train.monitor == "validation.recall@10"
 
 
 @pytest.mark.parametrize("off", [False, 0])
@@ -154,7 +160,7 @@ def test_random_negatives_that_are_switched_off_stay_off(folder: Path, tmp_path:
     schema = Schema(user_id="customer", item_id="product")
     dataset = build_dataset(check(None, None, clicks(), schema), schema, SplitConfig())
     for config in given:
-        assert not settled(config, dataset).negatives.pairs
+        assert not with_defaults(config, dataset).negatives.pairs
     assert load_config(tmp_path / "off.toml")[1].negatives == load_config(folder / "shop.toml")[1].negatives
     with pytest.raises(TwoTowerError, match=r"no source of negatives gives pairs; set negatives\.random = 5, or"):
         trained(folder, f"negatives.random={off!r}".lower())
@@ -163,7 +169,7 @@ def test_random_negatives_that_are_switched_off_stay_off(folder: Path, tmp_path:
         'item_id = "item_id"', 'item_id = "product"'
     )
     (tmp_path / "template.toml").write_text(template, encoding="utf-8")
-    assert settled(load_config(tmp_path / "template.toml")[1], dataset).negatives.pairs
+    assert with_defaults(load_config(tmp_path / "template.toml")[1], dataset).negatives.pairs
 
 
 def of_tastes(users: int, items: int, each: int, groups: int = 8) -> pl.DataFrame:
@@ -194,19 +200,19 @@ def test_three_lines_learn_more_than_popularity(tmp_path: Path, users: int, item
 def test_what_is_given_stays_beside_the_model_of_clicks(folder: Path) -> None:
     schema = Schema(user_id="customer", item_id="product")
     dataset = build_dataset(check(None, None, clicks(), schema), schema, SplitConfig())
-    left = settled(Config(), dataset)
+    left = with_defaults(Config(), dataset)
     assert (left.model.width, left.model.similarity, left.train.epochs, left.train.patience) == (64, "dot", 30, 3)
     given = load_config(
         folder / "shop.toml", ["model.width=12", "model.pairs=[{item={layers=[12]}, user={layers=[12]}}]", "train.epochs=4"]
     )[1]  # fmt: skip
-    found = settled(given, dataset)
+    found = with_defaults(given, dataset)
     assert (found.loss.kind, found.model.width, found.model.pairs[0].user.layers) == ("softmax", 12, (12,))
     assert (found.model.similarity, found.train.lr) == ("dot", 3e-3)
     assert (found.train.epochs, found.train.patience) == (4, 0), "all of the epochs that are given"
-    assert settled(load_config(folder / "shop.toml", ["loss.kind=bce"])[1], dataset).loss.kind == "bce"
+    assert with_defaults(load_config(folder / "shop.toml", ["loss.kind=bce"])[1], dataset).loss.kind == "bce"
     whole = build_dataset(check(None, None, clicks(), schema), schema, SplitConfig(validation=0))
-    assert settled(Config(), whole).train.patience == 0
-    assert settled(left, dataset) is left
+    assert with_defaults(Config(), whole).train.patience == 0
+    assert with_defaults(left, dataset) is left
 
 
 def test_features_that_are_given_keep_the_loss_of_pairs() -> None:
@@ -214,7 +220,7 @@ def test_features_that_are_given_keep_the_loss_of_pairs() -> None:
     schema = Schema(user_id="customer", item_id="product", features=ids)
     assert not schema.has_default_features
     dataset = build_dataset(check(None, None, clicks(), schema), schema, SplitConfig())
-    found = settled(Config(), dataset)
+    found = with_defaults(Config(), dataset)
     assert (found.loss.kind, [s.kind for s in found.negatives.pairs]) == ("bce", ["random"])
     labelled = Schema(user_id="customer", item_id="product", label="liked")
     assert labelled.features == ids
@@ -225,7 +231,7 @@ def test_a_large_catalogue_is_sampled(items: int, sources: list[str]) -> None:
     schema = Schema(user_id="customer", item_id="product")
     log = pl.DataFrame({"customer": np.arange(items) % 50, "product": np.arange(items)})
     dataset = build_dataset(check(None, None, log, schema), schema, SplitConfig())
-    assert sorted(s.kind for s in settled(Config(), dataset).negatives.sources) == sorted(sources)
+    assert sorted(s.kind for s in with_defaults(Config(), dataset).negatives.sources) == sorted(sources)
 
 
 STARTS: list[tuple[str, ...]] = [
@@ -326,8 +332,8 @@ def test_the_batch_follows_the_training_rows_unless_it_is_given(rows: int, given
     schema = Schema(features=(Categorical(name="item_id", side="item"), Sequence(name="history", side="user")))
     data = build_dataset(check(None, None, parts, schema), schema, SplitConfig(kind="column", column="part"))
     config = Config.model_validate({"train": {"batch_size": given}} if given else {})
-    once = settled(config, data)
-    assert once.train.batch_size == settled(once, data).train.batch_size == batch
+    once = with_defaults(config, data)
+    assert once.train.batch_size == with_defaults(once, data).train.batch_size == batch
     assert given or rows < 1280 or rows // batch >= 20
 
 
@@ -336,6 +342,95 @@ def test_a_labelled_log_counts_the_rows_of_both_classes() -> None:
     frame = frame.with_columns(liked=pl.int_range(pl.len()) % 4 == 0)
     schema = Schema(label="liked")
     data = build_dataset(check(None, None, frame, schema), schema, SplitConfig())
-    assert settled(Config(), data).train.batch_size == 256  # 5,760 rows; a quarter of them are positives
+    assert with_defaults(Config(), data).train.batch_size == 256  # 5,760 rows; a quarter of them are positives
     softmax = Config.model_validate({"loss": {"kind": "softmax"}, "negatives": {"full": True}})
-    assert settled(softmax, data).train.batch_size == 64
+    assert with_defaults(softmax, data).train.batch_size == 64
+
+
+CPU = torch.device("cpu")
+WIDE: dict[str, Any] = {"train": {"batch_size": 2**13}, "loss": {"kind": "softmax"}}
+"""A step with large products, if the data had as many rows."""
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("fpu avx512f avx512_bf16 amx_tile", True), ("amx_bf16", True), ("fpu avx512f amx_int8", False), ("", False)],
+)
+def test_a_processor_has_bf16_by_its_flags(flags: str, expected: bool, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t:\n")
+    assert has_bf16(CPU, tmp_path / "cpuinfo") is expected
+
+
+def test_other_devices_and_systems_have_no_bf16(tmp_path: Path) -> None:
+    assert not has_bf16(CPU, tmp_path / "none")
+    (tmp_path / "cpuinfo").write_text("amx_bf16")
+    assert not has_bf16(torch.device("mps"), tmp_path / "cpuinfo")
+
+
+def test_the_work_of_a_step_is_that_of_its_largest_product() -> None:
+    layers = {"pairs": [{"user": {"layers": [64, 8]}, "item": {"layers": [8]}}]}
+    softmax = {"loss": {"kind": "softmax"}}
+    assert multiplications(settings(model=layers), 10**6) == 256 * 64 * 64
+    assert multiplications(settings(model=layers, **softmax), 10**6) == 256 * 64 * 64
+    assert multiplications(settings(model=layers, train={"batch_size": 1024}, **softmax), 10**6) == 1024 * 1024 * 8
+    assert multiplications(settings(model=layers, negatives={"full": True}, **softmax), 10**6) == 256 * 8 * 10**6
+    plain = {"width": 32, "pairs": [{"user": {"layers": []}, "item": {"layers": []}}]}
+    assert multiplications(settings(model=plain, **softmax), 10**6) == 256 * 32 * 256
+
+
+def test_a_pair_that_a_step_leaves_out_has_no_products() -> None:
+    narrow, wide = ({side: {"layers": [width]} for side in ("user", "item")} for width in (8, 32))
+    kept = {"pairs": "apart", "start": [{"kind": "transitions", "pair": 1, "learn": False}]}
+    both = {"bias": False, "similarity": "dot", "pairs": [narrow, wide]}
+    softmax = {"loss": {"kind": "softmax"}}
+    assert multiplications(settings(model=both, train=kept, **softmax), 30) == 256 * 256 * 8
+    assert multiplications(settings(model=both, **softmax), 30) == 256 * 256 * 32
+
+
+@pytest.mark.parametrize(("has", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_large_products_are_in_bf16_where_the_device_has_it(
+    has: bool, expected: str, board: Dataset, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(defaults, "has_bf16", lambda device: has)
+    assert Config().train.precision == "auto"
+    assert multiplications(settings(**WIDE), len(board.items)) >= MIN_MULTIPLICATIONS
+    assert Trainer(board, settings(**WIDE)).recipe.train.precision == expected
+    given = settings(train={"precision": "fp32"})
+    assert with_precision(given, board, CPU, DistributedContext()) is given
+    said = [m for m in messages if m.startswith("train.precision")]
+    instructions = f"{'' if has else 'no '}instructions for matrix products in bf16"
+    assert said == [f"train.precision = '{expected}': this cpu has {instructions}"]
+
+
+def test_small_models_train_in_fp32(board: Dataset, messages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the machine, so that a fixed seed gives the bits of fp32."""
+    monkeypatch.setattr(defaults, "has_bf16", lambda device: True)
+    assert Trainer(board, settings()).recipe.train.precision == "fp32"
+    told = "train.precision = 'fp32': the matrix products of a step are small (0.0 million multiplications)"
+    assert told in messages
+
+
+def test_a_resumed_training_keeps_the_choice_of_its_start(
+    tmp_path: Path, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(
+        model={"pairs": [{"user": {"layers": [768, 8]}, "item": {"layers": [8]}}]}, train={"checkpoint_steps": 1}
+    )
+    assert multiplications(config, 30) >= MIN_MULTIPLICATIONS
+    monkeypatch.setattr(defaults, "has_bf16", lambda device: True)
+    with pytest.raises(KeyboardInterrupt):
+        api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run", callback=StopAt(3))
+    monkeypatch.setattr(defaults, "has_bf16", lambda device: False)
+    done = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "run", resume=True)
+    assert done.config.train.precision == runs.load(tmp_path / "run").config.train.precision == "bf16"
+    assert "resuming after step 2" in messages
+    assert "train.precision = 'bf16': the training that is resumed has it" in messages
+    again = api.fit(checkerboard(), CHECKERBOARD_SCHEMA, config, folder=tmp_path / "other")
+    assert again.config.train.precision == "fp32"
+
+
+def test_all_ranks_take_the_choice_of_the_first(board: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DistributedContext, "broadcast", lambda self, value: "bf16")
+    monkeypatch.setattr(defaults, "multiplications", None)  # another rank decides nothing
+    found = with_precision(settings(), board, CPU, DistributedContext(rank=1, world_size=2))
+    assert found.train.precision == "bf16"

@@ -19,8 +19,8 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.tables import check
 from twotower.data.versions import SINCE, Versions
 from twotower.errors import ConfigError
-from twotower.train.candidate_versions import CandidateVersions
 from twotower.train.contrastive import contrastive_loss
+from twotower.train.negatives.candidates import CandidateVersions
 from twotower.train.order import Examples
 from twotower.train.trainer import Trainer
 
