@@ -21,12 +21,11 @@ from twotower.arrays.ragged import Ragged
 from twotower.data.dataset import Dataset
 from twotower.errors import DataError, RunError
 from twotower.features.categorical import Categorical, CategoricalEncoder
-from twotower.features.encoders import Encoders
+from twotower.features.encoders import Encoders, read_vocabularies, write_vocabularies
 from twotower.features.multi_hot import MultiHot, MultiHotEncoder
 from twotower.features.numeric import Numeric, NumericEncoder
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
-from twotower.features.state import read_vocabularies, write_vocabularies
 from twotower.features.text import Text
 from twotower.features.values import SINGLE_ROW_MAX_VALUES, UNKNOWN, canonical_ids, missing_count
 from twotower.features.vector import Vector, VectorEncoder

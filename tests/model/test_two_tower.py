@@ -37,13 +37,12 @@ from twotower.errors import ConfigError
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
 from twotower.model.embeddings import FieldEmbeddings
-from twotower.model.field_tables import FieldTables
 from twotower.model.inputs.bag import Bag
+from twotower.model.inputs.code_layout import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.inputs.tower_inputs import Inputs
-from twotower.model.layers import Dropout, gather
+from twotower.model.layers import Dropout, SenetConfig, SenetGate, gather
 from twotower.model.pooling import POOLINGS, resolve
-from twotower.model.senet import SenetConfig, SenetGate
+from twotower.model.tables import FieldTables
 from twotower.model.towers import Tower, TowerConfig
 from twotower.model.two_tower import ModelConfig, TwoTower
 

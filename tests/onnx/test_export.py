@@ -32,14 +32,14 @@ from twotower.embedding.bulk import embed
 from twotower.embedding.folder import EmbeddingsFolder
 from twotower.errors import DataError, RunError
 from twotower.features.categorical import Categorical
+from twotower.features.field import PoolingSpec
 from twotower.features.multi_hot import MultiHot
-from twotower.features.pooling_spec import PoolingSpec
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.side import SIDES, SideName
 from twotower.features.text import Text
-from twotower.model.inputs.feed import feed
-from twotower.model.inputs.padded import pad
+from twotower.model.inputs.code_layout import pad
+from twotower.model.inputs.gather import feed
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.pooling.attention import AttentionPool
 from twotower.model.pooling.history_encoder import HistoryEncoder
@@ -50,10 +50,8 @@ from twotower.model.two_tower import ModelConfig, TwoTower
 from twotower.onnx import export
 from twotower.onnx.allow_list import ELEMENT_TYPES, MESSAGE_FIELDS, METADATA_KEYS, OPERATORS
 from twotower.onnx.check import inspect_tower
-from twotower.onnx.export import MAX_DIFFERENCE, allowed_difference, build_graph, export_tower
-from twotower.onnx.inspection import trust_tower
-from twotower.onnx.parity import parity
-from twotower.onnx.tower import GateInfo, OnnxTower
+from twotower.onnx.export import MAX_DIFFERENCE, allowed_difference, build_graph, export_tower, parity
+from twotower.onnx.tower import GateInfo, OnnxTower, trust_tower
 from twotower.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -688,8 +686,8 @@ def test_serving_a_tower_does_not_load_torch(worlds: dict[str, Dataset], tmp_pat
 import sys
 import numpy as np, polars as pl
 import twotower.features.encoders, twotower.data.tables
-from twotower.model.inputs.feed import feed
-from twotower.model.inputs.padded import pad
+from twotower.model.inputs.gather import feed
+from twotower.model.inputs.code_layout import pad
 from twotower.features.field import InputField
 from twotower.arrays.ragged import Ragged
 from twotower.onnx.tower import OnnxTower

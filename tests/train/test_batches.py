@@ -18,8 +18,8 @@ from twotower.data.tables import check
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.side import SIDES, SideName
+from twotower.model.inputs.code_layout import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.inputs.tower_inputs import Inputs
 from twotower.train.batches import Batcher
 from twotower.train.negatives.config import NegativesConfig
 from twotower.train.pair_sampler import PairSampler

@@ -19,7 +19,7 @@ from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import ConfigError
 from twotower.features.categorical import Categorical
-from twotower.features.pooling_spec import MEAN
+from twotower.features.field import MEAN
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.train.order_check import check_order, check_times, order_problem, training_order

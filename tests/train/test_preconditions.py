@@ -17,7 +17,7 @@ from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError
 from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric
-from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.field import PoolingSpec
 from twotower.features.sequence import Sequence
 from twotower.train.settled import settled
 from twotower.train.trainer import Trainer

@@ -25,8 +25,7 @@ from twotower.features.side import SIDES, SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.inputs import carrier, stacked
-from twotower.model.inputs.code_layout import CodeLayout
-from twotower.model.inputs.tower_inputs import Inputs
+from twotower.model.inputs.code_layout import CodeLayout, Inputs
 
 
 def statistics(context: DiagnosisContext) -> Iterator[Finding]:

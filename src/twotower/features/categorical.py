@@ -10,10 +10,9 @@ import polars as pl
 from pydantic import Field, JsonValue
 
 from twotower.arrays.types import Codes, Ints
-from twotower.features.encoder import Encoder
+from twotower.features.encoder import Count, Encoder, EncoderState
 from twotower.features.feature import ColumnFeature
 from twotower.features.field import InputField
-from twotower.features.state import Count, EncoderState
 from twotower.features.values import UNKNOWN, canonical_ids
 
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, NamedTuple, Self
+from typing import Annotated, ClassVar, NamedTuple, Self
 
 import polars as pl
-from pydantic import JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from twotower.arrays.ragged import Column
 from twotower.features.field import InputField
-from twotower.features.state import EncoderState
+
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+"""Number of embedding rows, values or characters."""
+
+
+class EncoderState(BaseModel):
+    """State of an encoder without its vocabulary."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Doubt(NamedTuple):

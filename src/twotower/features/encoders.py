@@ -9,6 +9,7 @@ The module does not depend on torch.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,19 +23,18 @@ from twotower import files
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Codes, Ints
 from twotower.errors import DataError, RunError, first_line
-from twotower.features.beside import host_of
 from twotower.features.categorical import CategoricalEncoder
 from twotower.features.encoder import Encoder, Report
 from twotower.features.feature import Feature, HistorySpec
-from twotower.features.field import InputField
-from twotower.features.pooling_spec import MEAN
+from twotower.features.field import MEAN, InputField
 from twotower.features.schema import Schema
 from twotower.features.side import FEATURE_SIDES, SIDES, FeatureSide, SideName, other_side
-from twotower.features.state import read_vocabularies, write_vocabularies
 from twotower.features.values import canonical_ids, missing_count
 from twotower.files import layout
 from twotower.files.readers import read_checked, read_text
 from twotower.section import first_problem
+
+VOCABULARY_TYPES = (pl.String, pl.Int64, pl.UInt64)
 
 
 class Encoders:
@@ -118,7 +118,7 @@ class Encoders:
         return tuple(self._field(f) for f in self.schema.tower(side))
 
     def _field(self, feature: Feature) -> InputField:
-        host = host_of(feature, self.schema)
+        host = self.schema.host_of(feature)
         if own := feature.own_field(self.schema):
             return replace(own, beside=host.name, pooling=host.pools or MEAN) if host else own
         if feature.history:
@@ -245,3 +245,24 @@ def _with_borrowed(
             lender = next(g for g in schema.tower(other_side(f.side)) if g.name == f.shares)
             by_side[f.side][f.name] = f.borrow(by_side[lender.side][lender.name])
     return by_side
+
+
+def write_vocabularies(vocabularies: Mapping[str, pl.Series]) -> bytes:
+    """Return the content of the file for vocabularies by name."""
+    buffer = io.BytesIO()
+    pl.DataFrame({name: [values] for name, values in vocabularies.items()}).write_ipc(buffer)
+    return buffer.getvalue()
+
+
+def read_vocabularies(data: bytes) -> dict[str, pl.Series]:
+    """Return the vocabularies by name. Raises ValueError for values of another type, and errors of polars."""
+    frame = pl.read_ipc(io.BytesIO(data))
+    found: dict[str, pl.Series] = {}
+    for column in frame:
+        values = column[0] if frame.height == 1 and isinstance(column.dtype, pl.List) else None
+        if not isinstance(values, pl.Series) or values.dtype not in VOCABULARY_TYPES or values.null_count():
+            raise ValueError(
+                f"column '{column.name}' of {frame.height} rows is {column.dtype}, expected one list of values"
+            )
+        found[column.name] = values.alias("value")
+    return found

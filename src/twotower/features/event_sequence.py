@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from twotower.arrays.types import Codes
-from twotower.features.interaction_history import FactHistory, HistoryFacts
+from twotower.features.feature import FactHistory, HistoryFacts
 
 if TYPE_CHECKING:
     from twotower.features.schema import Schema

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeVar
 
 import polars as pl
@@ -16,14 +16,13 @@ from pydantic import Field, JsonValue, model_validator
 
 from twotower.arrays.types import Bools, Codes, Doubles, Ints
 from twotower.features.encoder import Encoder
-from twotower.features.field import InputField
-from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.field import MEAN, InputField, PoolingSpec
 from twotower.features.side import FeatureSide, SideName
 from twotower.kinds import Kind
 
 if TYPE_CHECKING:
-    from twotower.features.interaction_history import HistoryFacts
     from twotower.features.schema import Schema
+
 
 Default = bool | int | float | str | tuple[int | float | str, ...]
 """Value of a context that is not given."""
@@ -236,3 +235,72 @@ class ColumnFeature(Feature):
     def named_columns(self) -> Iterator[tuple[str, str]]:
         if not self.computes:
             yield "column" if self.column else "name", self.source
+
+
+@dataclass(frozen=True)
+class HistoryFacts:
+    """Facts of the n interactions of some histories, one history after another, oldest first in each."""
+
+    first: Bools
+    """True for the first interaction of each history."""
+    types: Codes | None = None
+    """Code of the type of each event, 0 for a type that is not known. None: the log has none, or no history reads them."""
+    times: Ints | None = None
+    """Time of each interaction in microseconds since 1970, negative if it is not known. None: the log has none."""
+
+
+class InteractionHistory(Feature):
+    """Feature of the training interactions of a row."""
+
+    side: SideName = Field(description="Tower that reads the feature: user or item.")
+    of_model: ClassVar[tuple[str, ...]] = ("width", "pooling")
+
+    interactions: Interactions = Field("all", description="Interactions in the sequence, by label.")
+    max_length: int = Field(0, ge=0, description="Maximum length, from the latest interaction. 0: unlimited.")
+    pooling: PoolingSpec = Field(MEAN, description="Pooling of the embeddings, by name or section.")
+
+    @property
+    def pools(self) -> PoolingSpec:
+        return self.pooling
+
+    def field(self, encoder: Encoder) -> InputField:
+        return replace(super().field(encoder), kind="bag", pooling=self.pooling, sequence=True)
+
+
+class FactHistory(InteractionHistory):
+    """History whose codes follow by a rule from facts of its interactions, without an encoder. Its embeddings start at zeros, so
+    that a code which training lacks says nothing."""
+
+    reads_types: ClassVar[bool] = False
+    """True if the codes depend on the types of the events."""
+
+    @property
+    def history(self) -> HistorySpec:
+        return HistorySpec(
+            self.name,
+            self.side,
+            self.interactions,
+            self.max_length,
+            False,
+            codes=self.codes,
+            reads_types=self.reads_types,
+        )
+
+    @abstractmethod
+    def codes(self, facts: HistoryFacts) -> Codes:
+        """Return the codes (n,) of interactions."""
+
+    @abstractmethod
+    def rows(self, schema: Schema) -> int:
+        """Return the number of codes."""
+
+    def own_field(self, schema: Schema) -> InputField:
+        return InputField(
+            self.name,
+            "bag",
+            self.rows(schema),
+            width=self.width,
+            pooling=self.pooling,
+            sequence=True,
+            starts_at_zero=True,
+        )

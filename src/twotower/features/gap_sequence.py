@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from twotower.arrays.types import Codes
-from twotower.features.interaction_history import FactHistory, HistoryFacts
+from twotower.features.feature import FactHistory, HistoryFacts
 from twotower.features.values import UNKNOWN
 
 if TYPE_CHECKING:

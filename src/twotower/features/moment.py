@@ -12,10 +12,9 @@ from pydantic import Field, field_validator
 
 from twotower.arrays.types import Codes, Ints
 from twotower.errors import did_you_mean
-from twotower.features.encoder import StateEncoder
+from twotower.features.encoder import Count, StateEncoder
 from twotower.features.feature import Feature
 from twotower.features.field import InputField
-from twotower.features.state import Count
 from twotower.features.values import UNKNOWN, numbers
 
 if TYPE_CHECKING:

@@ -10,11 +10,9 @@ from pydantic import Field, JsonValue
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Ints
 from twotower.features.categorical import CategoricalEncoder
-from twotower.features.encoder import Encoder
+from twotower.features.encoder import Encoder, EncoderState
 from twotower.features.feature import ColumnFeature
-from twotower.features.field import InputField
-from twotower.features.pooling_spec import MEAN, PoolingSpec
-from twotower.features.state import EncoderState
+from twotower.features.field import MEAN, InputField, PoolingSpec
 from twotower.features.values import (
     SINGLE_ROW_MAX_VALUES,
     TEXT_TYPES,

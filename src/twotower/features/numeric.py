@@ -13,10 +13,9 @@ from pydantic import Field, model_validator
 from twotower.arrays.ragged import Column
 from twotower.arrays.types import Doubles, Ints
 from twotower.errors import DataError
-from twotower.features.encoder import StateEncoder
+from twotower.features.encoder import Count, StateEncoder
 from twotower.features.feature import ColumnFeature, Statistic
 from twotower.features.field import InputField
-from twotower.features.state import Count
 from twotower.features.values import UNKNOWN, numbers
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
@@ -12,7 +12,6 @@ from twotower.features.date import Date
 from twotower.features.day_of_week import DayOfWeek
 from twotower.features.days_since_previous import DaysSincePrevious
 from twotower.features.event_sequence import EventSequence
-from twotower.features.events import OTHER_EVENTS, EventRule
 from twotower.features.feature import Feature, HistorySpec, Statistic
 from twotower.features.gap_sequence import GapSequence
 from twotower.features.hour_of_day import HourOfDay
@@ -24,6 +23,61 @@ from twotower.features.text import Text
 from twotower.features.vector import Vector
 from twotower.kinds import Kinds
 from twotower.section import Section
+
+WEIGHT_RANGE = 1e-6, 1e6
+"""Smallest and largest weight above 0, of a column and of a rule."""
+OTHER_EVENTS = "*"
+"""Key of the rule of all types that have none of their own."""
+
+
+class EventRule(Section):
+    """Meaning of one type of events. A number stands for the weight of a positive, a text for a target."""
+
+    target: Literal["positive", "negative", "input", "ignored"] = Field(
+        "positive",
+        description="positive, negative: a row that training learns from. input: a row in histories that is no target. "
+        "ignored: a row that is left out.",
+    )
+    weight: float = Field(
+        1.0,
+        ge=0,
+        le=WEIGHT_RANGE[1],
+        description="Weight of a row: 0, or from 1e-6 to 1e6. It multiplies that of schema.weight.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_short(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            return {"target": data}
+        if isinstance(data, int | float) and not isinstance(data, bool):
+            return {"weight": data}
+        if not isinstance(data, Mapping | EventRule):
+            raise ValueError(f"expected a weight, a target or both as {{target, weight}}, got {data!r:.60}")
+        return data
+
+    @model_validator(mode="after")
+    def _weigh_targets(self) -> EventRule:
+        if 0 < self.weight < WEIGHT_RANGE[0]:
+            raise ValueError(
+                f"weight is {self.weight:g}, expected 0, or at least {WEIGHT_RANGE[0]:g}; scale all weights"
+            )
+        if self.target in ("input", "ignored") and self.weight != 1:
+            raise ValueError(
+                f"weight is {self.weight:g}, and rows of the target '{self.target}' have none; leave it out"
+            )
+        return self
+
+    @property
+    def positive(self) -> bool:
+        """True for rows that are positives; those of "input" are positives of weight 0."""
+        return self.target in ("positive", "input")
+
+    @property
+    def factor(self) -> float:
+        """Weight of the rows, 0 for "input"."""
+        return 0.0 if self.target == "input" else self.weight
+
 
 __all__ = [
     "FEATURES", "Categorical", "Date", "DayOfWeek", "DaysSincePrevious", "EventSequence", "Feature", "GapSequence", "HourOfDay",
@@ -313,6 +367,10 @@ class Schema(Section):
     def searchable(self) -> tuple[Feature, ...]:
         """Return the features of the user tower that a search text can give, in the order given."""
         return tuple(f for f in self.tower("user") if f.searchable)
+
+    def host_of(self, feature: Feature) -> Feature | None:
+        """Return the sequence that has a sequence in `beside`; None if the sequence is pooled on its own."""
+        return next((f for f in self.side(feature.side) if feature.history and feature.name in f.holds_beside), None)
 
     def id_column(self, side: SideName) -> str:
         return self.user_id if side == "user" else self.item_id

@@ -14,12 +14,10 @@ from pydantic import Field, JsonValue, model_validator
 from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.types import Codes, Ints
 from twotower.features.categorical import CategoricalEncoder
-from twotower.features.encoder import Doubt, Encoder, Report
+from twotower.features.encoder import Count, Doubt, Encoder, EncoderState, Report
 from twotower.features.feature import ColumnFeature
-from twotower.features.field import InputField
-from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.field import InputField, PoolingSpec
 from twotower.features.side import other_side
-from twotower.features.state import Count, EncoderState
 from twotower.features.values import UNKNOWN, canonical_ids, is_long, one_row
 
 if TYPE_CHECKING:

@@ -8,10 +8,9 @@ from pydantic import Field
 
 from twotower.arrays.types import Floats, Ints
 from twotower.errors import DataError
-from twotower.features.encoder import StateEncoder
+from twotower.features.encoder import Count, StateEncoder
 from twotower.features.feature import ColumnFeature
 from twotower.features.field import InputField
-from twotower.features.state import Count
 
 
 class VectorEncoder(StateEncoder):

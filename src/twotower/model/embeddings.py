@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from twotower.arrays.types import Float, Int
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
-from twotower.model.field_tables import FieldTables
 from twotower.model.inputs import carrier, stacked
-from twotower.model.inputs.code_layout import CodeLayout
-from twotower.model.inputs.tower_inputs import Inputs
+from twotower.model.inputs.code_layout import CodeLayout, Inputs
 from twotower.model.layers import gather
 from twotower.model.lowering import lower
 from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import PoolingLayer, lower_known
-from twotower.model.tables import Table
+from twotower.model.tables import FieldTables, Table
 
 if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder

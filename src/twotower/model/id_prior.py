@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from twotower.arrays.types import F32
 from twotower.features.field import InputField
 from twotower.model.inputs import stacked
-from twotower.model.inputs.tower_inputs import Inputs
+from twotower.model.inputs.code_layout import Inputs
 
 if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder

@@ -13,17 +13,23 @@ from twotower.arrays.types import Float, Int
 from twotower.errors import ConfigError, RunError, did_you_mean
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
-from twotower.model.activations import Activation, activation_module
 from twotower.model.branches import BRANCHES
 from twotower.model.branches.branch import Branch, TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
-from twotower.model.field_tables import FieldTables
 from twotower.model.inputs import stacked
-from twotower.model.inputs.tower_inputs import Inputs
-from twotower.model.layers import Dropout, lower_normalized_pieces, norm_activation_dropout, normalize_pieces
+from twotower.model.inputs.code_layout import Inputs
+from twotower.model.layers import (
+    Activation,
+    Dropout,
+    SenetConfig,
+    SenetGate,
+    activation_module,
+    lower_normalized_pieces,
+    norm_activation_dropout,
+    normalize_pieces,
+)
 from twotower.model.lowering import lower
-from twotower.model.senet import SenetConfig, SenetGate
-from twotower.model.tables import Table
+from twotower.model.tables import FieldTables, Table
 from twotower.section import Positive, Section
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import onnxruntime  # noqa: F401
 from twotower.errors import first_line
 from twotower.kinds import Operators
 from twotower.onnx.allow_list import disallowed_content
-from twotower.onnx.session import TowerError, create_session, read_tower
+from twotower.onnx.tower import TowerError, create_session, read_tower
 
 PROBE_SHAPES = ((1, 1), (4, 128), (1, 1_000))
 """(rows, codes per bag) of the inputs on which an inspected tower is run."""

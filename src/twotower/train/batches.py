@@ -15,8 +15,8 @@ from torch import Tensor
 
 from twotower.arrays.sets import DistinctRows
 from twotower.arrays.types import F32, I64, Floats, Ints, Shaped, WholeNumbers
+from twotower.model.inputs.code_layout import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.inputs.tower_inputs import Inputs
 
 
 @dataclass(frozen=True)

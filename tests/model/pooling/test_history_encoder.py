@@ -20,13 +20,11 @@ from twotower.data.side import Side
 from twotower.data.tables import check
 from twotower.errors import ConfigError
 from twotower.features.categorical import Categorical
-from twotower.features.field import InputField
-from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.field import InputField, PoolingSpec
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
-from twotower.model.inputs.padded import Padded
+from twotower.model.inputs.code_layout import CONTEXT_DIVISOR, HistoryWindows, Padded
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.inputs.windows import CONTEXT_DIVISOR, HistoryWindows
 from twotower.model.pooling import POOLINGS
 from twotower.model.pooling.history_encoder import HistoryEncoder, apply_rotary, keep_latest, rotary_cos_sin
 from twotower.model.pooling.transformer import Transformer

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from twotower.arrays.types import Float
 from twotower.errors import ConfigError
 from twotower.kinds import Kind
+from twotower.model.layers import SenetConfig, SenetGate
 from twotower.model.lowering import LoweredModule, lower
-from twotower.model.senet import SenetConfig, SenetGate
 
 if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder

@@ -8,9 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from twotower.arrays.types import Float
-from twotower.model.activations import Activation
 from twotower.model.branches.branch import Branch, BranchModule
-from twotower.model.layers import norm_activation_dropout
+from twotower.model.layers import Activation, norm_activation_dropout
 from twotower.model.lowering import lower
 from twotower.section import Positive
 

@@ -11,8 +11,7 @@ from twotower.arrays.ragged import Ragged, offsets_of, stable_order
 from twotower.arrays.types import Bools, Float, Ints, Rows, Shaped
 from twotower.features.field import InputField
 from twotower.model.inputs.carrier import Carrier
-from twotower.model.inputs.code_layout import A, Arrays, CodeLayout, Recode
-from twotower.model.inputs.padded import Padded
+from twotower.model.inputs.code_layout import A, Arrays, CodeLayout, Padded, Recode
 
 if TYPE_CHECKING:
     from torch import Tensor

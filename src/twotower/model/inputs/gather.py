@@ -6,7 +6,7 @@ field of many codes. `side_tensors` renders the arrays as tensors, `feed` as inp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -15,7 +15,7 @@ from twotower.arrays.ragged import Column, Ragged, Values
 from twotower.arrays.types import Array, Codes, Floats, Ints, Shaped
 from twotower.features.field import InputField
 from twotower.model.inputs import carrier, stacked
-from twotower.model.inputs.padded import pad
+from twotower.model.inputs.code_layout import pad
 
 
 class TowerFields:
@@ -155,3 +155,60 @@ class OneRow:
 
 
 _NO_CODES = np.array([-1], np.int32)
+
+
+Feed = dict[str, Shaped[Array, "U *_"]]
+
+
+class FeedFields:
+    """The fields of an exported tower, and the names of its inputs.
+
+    lookup     (U, number of lookup fields) int64, in the fields' order
+    bag{n}     (U, T) int64 codes, oldest first, -1 after the end of a row; T is the length of the longest row, at least
+               1, and at most the field's `limit` if it has one
+    dense{n}   (U, length) float32
+
+    n is the index in the fields, since names of fields are arbitrary.
+    """
+
+    def __init__(self, fields: tuple[InputField, ...]) -> None:
+        self._fields = TowerFields(fields, [f"{carrier(f.kind).label}{n}" for n, f in enumerate(fields)])
+        self._empty: Feed = dict.fromkeys(("lookup", *self._fields.keys), np.zeros(0, np.int64))
+
+    def __call__(self, rows: R) -> Feed:
+        """Return the features of U rows by input name, in the fields' order."""
+        feed = self._empty.copy()
+        feed["lookup"], bags, dense = gather(self._fields, rows, lambda rows, f: carrier(f.kind).feed(rows, f))
+        feed.update(bags)
+        feed.update(dense)
+        return feed
+
+
+def feed(fields: tuple[InputField, ...], columns: dict[str, Column], rows: slice | Shaped[Array, "U"]) -> Feed:
+    """Return the features of some rows of encoded columns by input name."""
+    return FeedFields(fields)(ColumnRows(columns, rows))
+
+
+def context_feed(
+    fields: tuple[InputField, ...],
+    columns: dict[str, Column],
+    rows: Shaped[Array, "U"],
+    context: dict[str, Column],
+    interactions: Shaped[Array, "U"],
+) -> Feed:
+    """Return the features of some users in the context of some interactions by input name."""
+    return FeedFields(fields)(JoinedRows(ColumnRows(columns, rows), ColumnRows(context, interactions)))
+
+
+def stack_feeds(feeds: Sequence[Feed]) -> Feed:
+    """Return one feed of the rows of several, at least one; codes are padded with -1 to the longest row."""
+    stacked: Feed = {}
+    for name in feeds[0]:
+        parts = [one[name] for one in feeds]
+        out = np.full((sum(map(len, parts)), max(part.shape[1] for part in parts)), -1, parts[0].dtype)
+        start = 0
+        for part in parts:
+            out[start : start + len(part), : part.shape[1]] = part
+            start += len(part)
+        stacked[name] = out
+    return stacked

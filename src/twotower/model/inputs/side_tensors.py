@@ -14,12 +14,8 @@ from twotower.arrays.types import Array, Bools, Ints, Shaped
 from twotower.data.side import Side
 from twotower.features.field import InputField
 from twotower.model.inputs.bag import Bag, bag_in_both_orders, bag_without_order, without_holes
-from twotower.model.inputs.code_layout import Arrays, CodeLayout
+from twotower.model.inputs.code_layout import Arrays, CodeLayout, Inputs, Padded, pad, take_prefixes, take_windows
 from twotower.model.inputs.gather import ColumnRows, JoinedRows, TowerFields, gather
-from twotower.model.inputs.padded import Padded, pad
-from twotower.model.inputs.prefixes import take_prefixes
-from twotower.model.inputs.tower_inputs import Inputs
-from twotower.model.inputs.windows import take_windows
 
 
 class SideTensors:

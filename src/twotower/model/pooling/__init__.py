@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from twotower.errors import ConfigError
-from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.field import PoolingSpec
 from twotower.features.schema import Schema
 from twotower.kinds import Kinds
 from twotower.model.pooling.attention import Attention

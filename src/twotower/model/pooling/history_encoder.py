@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from twotower.arrays.types import Bool, Float, Int, Shaped
 from twotower.errors import ConfigError
-from twotower.model.inputs.padded import Padded
-from twotower.model.inputs.windows import HistoryWindows
+from twotower.model.inputs.code_layout import HistoryWindows, Padded
 from twotower.model.layers import Dropout, gather
 from twotower.model.lowering import lower
 from twotower.model.pooling.pooling import Pooling, PoolingLayer, lower_known

@@ -10,10 +10,7 @@ from torch import Tensor, nn
 from twotower.arrays.types import Bool, Float
 from twotower.kinds import Kind
 from twotower.model.inputs.bag import Bag
-from twotower.model.inputs.code_layout import CodeLayout
-from twotower.model.inputs.padded import Padded
-from twotower.model.inputs.prefixes import Prefixes
-from twotower.model.inputs.windows import HistoryWindows
+from twotower.model.inputs.code_layout import CodeLayout, HistoryWindows, Padded, Prefixes
 from twotower.model.layers import gather
 
 if TYPE_CHECKING:

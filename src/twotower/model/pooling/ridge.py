@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from twotower.arrays.types import F32, Bool, Float, Shaped
 from twotower.model.inputs.bag import Bag
-from twotower.model.inputs.padded import Padded
+from twotower.model.inputs.code_layout import Padded
 from twotower.model.layers import gather
 from twotower.model.pooling.pooling import Pooling, PoolingLayer, lower_known
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from twotower.arrays.types import Bool, Float, Int, Shaped
-from twotower.model.decayed_means import decayed_sums
 from twotower.model.inputs.bag import Bag
-from twotower.model.inputs.prefixes import Prefixes
+from twotower.model.inputs.code_layout import Prefixes
+from twotower.model.pooling.decay import decayed_sums
 from twotower.model.pooling.pooling import Pooling, PoolingLayer, lower_known
 
 if TYPE_CHECKING:

@@ -14,12 +14,11 @@ from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import F32, Codes, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError
-from twotower.features.field import InputField
-from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.field import InputField, PoolingSpec
 from twotower.features.side import SideName
 from twotower.features.values import UNKNOWN
-from twotower.model.field_tables import FieldTables
 from twotower.model.pooling import resolve
+from twotower.model.tables import FieldTables
 from twotower.model.towers import select_fields
 from twotower.model.two_tower import ModelConfig
 from twotower.train.starts.positives import PositiveMatrix

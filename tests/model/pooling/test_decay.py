@@ -29,14 +29,11 @@ from twotower.features.categorical import Categorical
 from twotower.features.multi_hot import MultiHot
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
-from twotower.model.decayed_means import inverse_weight_sum, reach
 from twotower.model.inputs.bag import Bag
-from twotower.model.inputs.padded import Padded
-from twotower.model.inputs.prefixes import SCAN_CHUNK, Prefixes
+from twotower.model.inputs.code_layout import SCAN_CHUNK, Inputs, Padded, Prefixes
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.pooling import POOLINGS
-from twotower.model.pooling.decay import Decay
+from twotower.model.pooling.decay import Decay, inverse_weight_sum, reach
 from twotower.model.pooling.mean import Mean
 from twotower.model.two_tower import ModelConfig, TwoTower
 from twotower.onnx.builder import GraphBuilder

@@ -19,7 +19,7 @@ from twotower.data.dataset import build_dataset
 from twotower.data.tables import check
 from twotower.diagnostics import diagnose
 from twotower.features.categorical import Categorical
-from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.field import PoolingSpec
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.model.inputs.side_tensors import SideTensors
