@@ -1,7 +1,7 @@
 """Allow-list for the ONNX file of a tower: the content that the exporter writes, and nothing else.
 
-The exporter reads its operators from this list. A file with any other content is refused before onnxruntime reads it,
-because onnxruntime follows paths and runs loops that a file names.
+The exporter reads its operators from this list. A file with other content is refused before onnxruntime reads it, as
+onnxruntime follows paths and runs loops in a file.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ MESSAGE_FIELDS: dict[str, set[str]] = {
     "TensorShapeProto": {"dim"},
     "TensorShapeProto.Dimension": {"dim_param", "dim_value"},
 }
-"""Allowed protobuf messages and fields: no functions, subgraphs, sparse tensors, training, or tensors in other files.
-"""
+"""Allowed protobuf messages and fields: no functions, subgraphs, sparse tensors, training, or tensors in other
+files."""
 ELEMENT_TYPES = {1, 7}
 """Allowed element types of tensors: float32 and int64."""
 METADATA_KEYS = {"side", "model", "gates"}
@@ -82,8 +82,8 @@ METADATA_KEYS = {"side", "model", "gates"}
 
 
 def allowed_operators(declared: Operators | None = None) -> dict[str, set[str]]:
-    """Return the operators of the allow-list and the `declared` ones, by default those of the kinds of elsewhere that this
-    process has imported."""
+    """Return the operators of the allow-list and the `declared` ones, by default of all imported kinds outside
+    twotower."""
     found = {operator: set(attributes) for operator, attributes in OPERATORS.items()}
     for operator, attributes in (outside_operators() if declared is None else declared).items():
         found.setdefault(operator, set()).update(attributes)
@@ -91,8 +91,8 @@ def allowed_operators(declared: Operators | None = None) -> dict[str, set[str]]:
 
 
 def disallowed_content(data: bytes, declared: Operators | None = None) -> str:
-    """Describe the first content of an ONNX file that the allow-list and the `declared` operators lack; return an empty
-    string if all is allowed.
+    """Describe the first content of an ONNX file that neither the allow-list nor the `declared` operators allow, else
+    "".
 
     Raises ConfigError if onnx is not installed.
     """
@@ -117,7 +117,7 @@ def disallowed_content(data: bytes, declared: Operators | None = None) -> str:
 
 
 def _disallowed_parts(message: Message, operators: Operators) -> Iterator[str]:
-    """Yield a description of every part of a message, on every level, that the allow-list lacks."""
+    """Yield a description of every part of a message, on every level, that is not allowed."""
     from google.protobuf.message import Message
     from google.protobuf.unknown_fields import UnknownFieldSet
 

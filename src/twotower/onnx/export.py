@@ -1,8 +1,7 @@
-"""Export of trained towers, one ONNX file per tower.
+"""Export of trained towers, one ONNX file a tower, and their parity with the model.
 
-The graph has gathers, masked sums over padded rows and dense layers, without loops and without paths. Of the other tower
-it holds only the rows that a shared sequence reads. Before a file is written, its vectors are compared with those of the
-model.
+The graph has gathers, masked sums over padded rows and dense layers, without loops and paths. It holds only the rows of
+the other tower that a shared sequence reads. A file is written only if its vectors equal the vectors of the model.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ from twotower.onnx.builder import GraphBuilder
 from twotower.onnx.tower import OnnxTower, trust_tower
 
 MAX_DIFFERENCE = 1e-4
-"""Largest allowed difference between exported tower and model, relative to the largest number in the vectors, over random features; over rows
-of data that of the pooling whose vectors depend most on rounding, if it is larger."""
+"""Largest allowed `parity` over random features. Over rows of data it is the largest `Pooling.rounding`, if larger."""
 
 
 def build_graph(
@@ -63,17 +61,16 @@ def export_tower(
     digest: str = "",
     build: Callable[[TwoTower, SideName, tuple[InputField, ...], str], bytes] = build_graph,
 ) -> float:
-    """Write the tower of `side` as ONNX: inputs as `inputs.feed.feed` makes them, output "vector" (U, D), equal to
-    `user_vectors` or `item_vectors` in evaluation mode. `fields` are those of the side, as `Encoders.fields` returns
-    them.
+    """Write the tower of `side` as ONNX and return its `parity` with the model over random features and over `rows`.
 
-    If the side has SENet gates, a second output "gates" (U, G) holds the concatenated weights of all gates, for each
-    pair the tower's own gate before those of its branches. The metadata "gates" of the file lists them as JSON:
-    [{"name": "pair 1" or "pair 2, branch 3 (fm)", "fields": [feature names in the order of the weights]}, …].
+    Inputs are as `gather.feed` makes them; `fields` are as `Encoders.fields` returns them. The output "vector" (U, D)
+    is `user_vectors` or `item_vectors` in evaluation mode. With SENet gates a second output "gates" (U, G) has their
+    concatenated weights, for each pair the tower's gate before the gates of its branches. The metadata "gates" lists
+    them as JSON: [{"name": "pair 1" or "pair 2, branch 3 (fm)", "fields": [feature names in the order of the weights]},
+    …].
 
-    Returns the `parity` with the model over random features and over `rows`, if given. `digest` of the model is written
-    into the metadata; `build` makes the content of the file. Raises RunError, and writes nothing, if the parity exceeds
-    `allowed_difference`, if the tables exceed one file, or if the content is refused by the allow-list of towers.
+    The metadata has the `digest` of the model; `build` makes the content. Raises RunError, and writes nothing, if the
+    parity exceeds `allowed_difference`, the tables exceed one file, or the allow-list refuses the content.
     """
     data = build(model, side, fields, digest)
     trust_tower(data, str(path))
@@ -85,9 +82,9 @@ def export_tower(
         difference = parity(tower, model, side, compared, fields)
         if not difference <= allowed:
             raise RunError(
-                f"{path}: the exported {side} tower differs from the model by {difference:.1e} of the largest number in "
-                f"the vectors, expected at most {allowed:.0e}; the weights are not finite, or "
-                "the exporter has a defect: report it with the config"
+                f"{path}: the exported {side} tower differs from the model by {difference:.1e} of the largest number "
+                f"in the vectors, expected at most {allowed:.0e}; the weights are not finite, or the exporter has a "
+                "defect: report it with the config"
             )
         largest = max(largest, difference)
     files.write(Path(path), data)
@@ -95,23 +92,23 @@ def export_tower(
 
 
 def allowed_difference(fields: Iterable[InputField]) -> float:
-    """Return the largest allowed difference over rows of data for a tower that reads some fields."""
+    """Return the largest allowed `parity` over rows of data for a tower of some fields."""
     return max([MAX_DIFFERENCE, *(resolve(f.pooling).rounding for f in fields if f.pooling)])
 
 
 PARITY_ROWS = 512
-"""Rows that `parity` compares."""
+"""Most rows that `parity` compares."""
 _PARITY_BATCH = 64
-"""Rows of one call of `parity`: a row is padded to the longest of its call."""
+"""Rows of one call, which are padded to the longest of them."""
 
 
 def parity(
     tower: OnnxTower, model: TwoTower, side: SideName, dataset_side: Side, fields: tuple[InputField, ...]
 ) -> float:
-    """Return the largest difference between exported tower and model, relative to the largest number in the vectors.
+    """Return the largest difference of an exported tower from its model, relative to the largest number in the vectors.
 
-    Up to 512 rows of `dataset_side` are compared, among them those with the shortest and the longest bags. Infinity if
-    shapes differ or a difference is not finite.
+    Compares up to 512 rows, with the shortest and the longest bags among them. Returns infinity if shapes differ or a
+    difference is not finite.
     """
     tensors = SideTensors(dataset_side, fields, model.log_temperature.device)
     largest, scale = 0.0, 0.0
@@ -133,7 +130,7 @@ def parity(
 
 
 def _parity_rows(side: Side, fields: tuple[InputField, ...]) -> Ints:
-    """Return the rows with the fewest and the most codes of each bag field, and evenly spaced other rows."""
+    """Return the rows with the fewest and the most codes of each bag, and evenly spaced others."""
     extreme: list[int] = []
     for f in fields:
         if isinstance(bag := side.columns[f.name], Ragged) and len(side):
@@ -145,11 +142,10 @@ def _parity_rows(side: Side, fields: tuple[InputField, ...]) -> Ints:
 
 
 def random_side(fields: tuple[InputField, ...]) -> Side:
-    """Return 96 rows of random features: first and last code of every table, empty bags, bags of one code and long
-    bags."""
+    """Return 96 rows of random features, with the first and last code of every table, empty, short and long bags."""
     rng, n = np.random.default_rng(0), 96
     columns = {f.name: carrier(f.kind).sample(f, n, rng) for f in fields}
     for f in fields:
-        if f.beside and isinstance(host := columns[f.beside], Ragged):  # as long as the sequence that it stands beside
+        if f.added_to and isinstance(host := columns[f.added_to], Ragged):  # of the same lengths
             columns[f.name] = Ragged(rng.integers(0, f.rows, len(host.values)).astype(np.int32), host.offsets)
     return Side(pl.DataFrame({"row": np.arange(n)}), columns, "row")

@@ -1,6 +1,6 @@
 """Exported towers, run by onnxruntime without torch.
 
-A file is first inspected in a child process, which refuses content that the exporter does not write.
+A child process inspects a file first, and refuses content that the exporter does not write.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 INSPECT_FUNCTION = "twotower.onnx.check:inspect_tower"
 """Function of the child process that inspects a tower."""
 INSPECT_SECONDS = 30.0
-"""CPU seconds that the inspection of a small tower may take."""
+"""CPU seconds for the inspection of a small tower."""
 
 _inspected: set[str] = set()
 """SHA-256 of the towers that this process has inspected or built."""
@@ -39,24 +39,23 @@ class InspectionLimits:
     """Limits of the child process that inspects towers."""
 
     cpu_seconds: float = INSPECT_SECONDS
-    """CPU seconds, in addition to those for the size of the file; the limit of wall time is four times as long."""
+    """CPU seconds, without the seconds for the size of the file. Wall time is limited to four times as long."""
     bytes_per_cpu_second: float = 2e7
-    """Bytes of the file for which one more CPU second is allowed."""
+    """Bytes of the file per additional CPU second."""
     memory: int = 1 << 29
-    """Bytes of memory, in addition to four times the file."""
+    """Bytes of memory in addition to four times the file."""
     max_memory: int | None = None
-    """Bytes of memory in all. None: no further limit."""
+    """Bytes of memory in total. None: no further limit."""
 
 
 INSPECTION_LIMITS = InspectionLimits()
 
 
 def inspect_towers(towers: Mapping[Path, str], *, limits: InspectionLimits = INSPECTION_LIMITS, name: str = "") -> None:
-    """Inspect tower files, given with their SHA-256, in a child process: their content, loading, and a call.
+    """Inspect tower files, with their SHA-256, in a child process: content, loading and a call.
 
-    A digest that was inspected before is skipped. Errors name a file by `name`, or by its path if that is empty. Raises
-    TowerError if a file is refused or its digest differs, RunError if it cannot be read, ConfigError if onnx or
-    onnxruntime is not installed.
+    Known digests are skipped. Errors name a file by `name`, or if empty by its path. Raises TowerError if a file is
+    refused or its digest differs, RunError if it cannot be read, ConfigError if onnx or onnxruntime is not installed.
     """
     new = [path for path, digest in towers.items() if digest not in _inspected]
     try:
@@ -80,17 +79,15 @@ def inspect_towers(towers: Mapping[Path, str], *, limits: InspectionLimits = INS
 
 
 def trust_tower(data: bytes, name: str) -> None:
-    """Mark a tower that this process has built as inspected, so that it loads without a child process.
-
-    Raises TowerError if it holds content that the allow-list lacks.
-    """
+    """Mark a tower of this process as inspected: it loads without a child process. Raises TowerError for content that
+    the allow-list lacks."""
     if reason := disallowed_content(data):
         raise TowerError(f"{name}: {reason}")
     _inspected.add(hashlib.sha256(data).hexdigest())
 
 
 def inspect_bytes(data: bytes, path: Path | None, limits: InspectionLimits) -> None:
-    """Inspect the bytes of a tower, read from `path`, unless they were inspected before. Raises as `inspect_towers`."""
+    """Inspect the bytes of a tower, read from `path`, unless they are known. Raises as `inspect_towers`."""
     digest = hashlib.sha256(data).hexdigest()
     if digest in _inspected:
         return
@@ -103,7 +100,7 @@ def inspect_bytes(data: bytes, path: Path | None, limits: InspectionLimits) -> N
 
 
 _memory_limits: list[int] = []
-"""Bytes that calls of towers may use together: at most one entry; empty without a limit."""
+"""Bytes that calls of all towers may use: one entry, or empty without a limit."""
 
 
 class TowerError(RunError):
@@ -113,7 +110,8 @@ class TowerError(RunError):
 
 
 def read_tower(path: Path) -> bytes:
-    """Return the bytes of a file. (onnxruntime resolves paths in a model only if it is given a path.) Raises RunError."""
+    """Return the bytes of a file. (onnxruntime resolves paths in a model only if it is given a path.) Raises
+    RunError."""
     try:
         return path.read_bytes()
     except OSError as e:
@@ -121,8 +119,9 @@ def read_tower(path: Path) -> bytes:
 
 
 def limit_memory(memory: int) -> None:
-    """Limit the memory of calls of all towers that this process loads later to `memory` bytes together, without their
-    tables; a call that needs more raises. The first limit stays."""
+    """Limit the memory of calls of all towers loaded later to `memory` bytes in total, without their tables.
+
+    A call that needs more raises. The first limit stays."""
     if not _memory_limits:
         import onnxruntime
 
@@ -133,7 +132,7 @@ def limit_memory(memory: int) -> None:
 
 
 def create_session(data: bytes, threads: int) -> InferenceSession:
-    """Create an onnxruntime session for inspected bytes, or within the child process that inspects them.
+    """Create an onnxruntime session of inspected bytes, or of any bytes in the child process that inspects them.
 
     Raises TowerError if they cannot be loaded, ConfigError if onnxruntime is not installed.
     """
@@ -163,8 +162,7 @@ VECTOR_OUTPUT, GATES_OUTPUT = "vector", "gates"
 class GateInfo:
     """SENet gate of a tower: a weight in (0, 1) for each of `fields`, the features of the tower.
 
-    `name` is "pair 1" for the gate of a tower, by the number of its pair of towers, and "pair 2, branch 3 (fm)" for
-    that of a branch.
+    `name` is "pair 1" for the gate of a tower, "pair 2, branch 3 (fm)" for the gate of a branch.
     """
 
     name: str
@@ -172,17 +170,17 @@ class GateInfo:
 
 
 class OnnxTower:
-    """Exported tower: inputs of U rows, as `inputs.feed.feed` makes them -> vectors (U, D). Threads may share one tower.
+    """Exported tower: inputs of U rows, as `gather.feed` makes them -> vectors (U, D). Threads may share one tower.
 
-    `gates` are its SENet gates, for each pair the tower's own before its branches'; empty without any.
+    `gates` are its SENet gates, for each pair the gate of the tower before the gates of its branches.
     """
 
     def __init__(
         self, source: Path | str | bytes, threads: int = 1, limits: InspectionLimits = INSPECTION_LIMITS
     ) -> None:
-        """Load an ONNX file or its bytes; one call runs on `threads` threads, the inspection within `limits`.
+        """Load an ONNX file or its bytes. A call runs on `threads` threads, the inspection within `limits`.
 
-        Raises RunError if it is not an exported tower, ConfigError if onnxruntime is not installed.
+        Raises RunError if it is no exported tower, ConfigError if onnxruntime is not installed.
         """
         self.name = "tower" if isinstance(source, bytes) else str(source)
         path = None if isinstance(source, bytes) else Path(source)
@@ -212,13 +210,14 @@ class OnnxTower:
             raise RunError(f"{self.name}: damaged (its gates return {weights} weights, its metadata lists {expected})")
 
     def __call__(self, feed: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
-        """Return vectors (U, D). Raises RunError for inputs of other features and for codes beyond a table."""
+        """Return vectors (U, D). Raises RunError for inputs of other features, and for codes beyond a table."""
         return self._run(feed, VECTOR_OUTPUT)[0]
 
     def explain(
         self, feed: Mapping[str, npt.NDArray[Any]]
     ) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
-        """Return the vectors (U, D), and for each of `gates` its weights (U, fields). Raises RunError as a call does."""
+        """Return the vectors (U, D), and for each of `gates` its weights (U, fields). Raises RunError as a call
+        does."""
         if not self.gates:
             return self(feed), []
         vectors, weights = self._run(feed, VECTOR_OUTPUT, GATES_OUTPUT)
@@ -239,8 +238,7 @@ class OnnxTower:
 
 
 def _parse_gates(text: str) -> list[GateInfo]:
-    """Parse the metadata "gates" of a file. Raises ValueError, TypeError, KeyError or RecursionError if it is
-    malformed."""
+    """Parse the metadata "gates". Raises ValueError, TypeError, KeyError or RecursionError if it is malformed."""
     gates = []
     for entry in json.loads(text):
         name, fields = entry["name"], entry["fields"]
