@@ -359,7 +359,7 @@ def test_multi_hot_reads_fixed_arrays_and_a_column_without_any_value() -> None:
     encoder = feature.fit(series([[1, 2], [2, 3]], pl.Array(pl.Int64, 2)), ones(2))
     assert encoder.transform(series([[3, 9], [1, 1]])).values.tolist() == [3, 1, 1]
     assert len(encoder.transform(series([None, None]))) == 2
-    assert feature.fit(series([None, []]), ones(2)).rows == 1
+    assert feature.fit(series([None, []]), ones(2)).values.rows == 1
 
 
 def test_the_rate_cut_of_multi_hot_is_a_share_of_the_interactions_not_of_the_values() -> None:

@@ -204,9 +204,9 @@ def _other_bags(inputs: Inputs, permuted: Inputs, name: str, fields: tuple[Input
     """Return the bags of one feature from `permuted`, with those beside it, which are as long. One beside another sequence keeps
     its length: each of its codes becomes the next one."""
     field = next(f for f in fields if f.name == name)
-    if field.beside:
+    if field.added_to:
         return {name: inputs.bags[name].recoded(lambda codes: (codes + 1) % field.rows, field.rows)}
-    return {f.name: permuted.bags[f.name] for f in fields if name in (f.name, f.beside)}
+    return {f.name: permuted.bags[f.name] for f in fields if name in (f.name, f.added_to)}
 
 
 def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: float) -> str:
@@ -259,7 +259,7 @@ def _readers(context: DiagnosisContext, side: SideName, name: str) -> list[int]:
     """Return the numbers of the pairs whose tower of a side reads a feature."""
     field = next(f for f in context.data.encoders.fields(side) if f.name == name)
     towers = context.run.model.towers(side)
-    return [n for n, tower in enumerate(towers) if (field.beside or name) in tower.field_names]
+    return [n for n, tower in enumerate(towers) if (field.added_to or name) in tower.field_names]
 
 
 def _weightless(context: DiagnosisContext, side: SideName, name: str) -> bool:

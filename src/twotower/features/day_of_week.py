@@ -1,4 +1,4 @@
-"""Day of the week of an interaction."""
+"""Feature `day_of_week`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twotower.features.moment import ClockMoment, RangeEncoder, local_times
 
 
 class DayOfWeek(ClockMoment):
-    """The day of the interaction, from 1 (Monday) to 7 (Sunday), in a time zone: an embedding row for each.
+    """The day of the interaction, from 1 (Monday) to 7 (Sunday), in a time zone, each with an embedding row.
 
     Use it where weekends differ from working days. Days without a training interaction are unknown.
     """

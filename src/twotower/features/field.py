@@ -1,4 +1,4 @@
-"""Description of an encoded column."""
+"""Description of an encoded column, and the choice of its pooling."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from twotower.section import Section
 
 
 class PoolingSpec(Section):
-    """Kind of a pooling, by name or import path, its window, and the options of its kind, kept as given.
+    """Kind of a pooling, its window, and the options of the kind, which `twotower.model.pooling` checks.
 
-    A name alone stands for the kind with its defaults; a pooling of `twotower.model.pooling` stands for itself."""
+    Reads a name, a section, or a pooling of `twotower.model.pooling`."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue]
 
     kind: str = Field(min_length=1, description="Kind of the pooling, or its import path module:Class.")
     window: int = Field(
-        0, ge=0, description="Number of latest interactions that the pooling reads at once. 0: the whole history."
+        0, ge=0, description="Number of latest interactions that the pooling reads. 0: the whole history."
     )
 
     @model_validator(mode="before")
@@ -49,13 +49,13 @@ class InputField:
     length: int = 0  # numbers per row of a dense field
     width: int = 0  # embedding width; 0: the width of the tower
     pooling: PoolingSpec = MEAN  # of many codes
-    sequence: bool = False  # True for a history, which must not contain the target
-    share_with: str = ""  # field of the other side whose embedding it uses
+    sequence: bool = False  # True for a history, which never holds the target
+    share_with: str = ""  # field of the other side that lends its embedding
     identifies: bool = False  # True for a lookup of the side's ids
-    starts_at_zero: bool = False  # True if its embedding starts at zeros, so that untrained rows say nothing
-    beside: str = ""  # sequence of the same interactions whose embeddings its own are added to, before they are pooled
+    starts_at_zero: bool = False  # True if its embedding starts at zeros: untrained rows add nothing
+    added_to: str = ""  # history to whose embeddings its own are added before pooling
 
     @property
     def limit(self) -> int:
-        """Number of latest codes that the pooling reads at once. 0: all."""
+        """Number of latest codes that the pooling reads. 0: all."""
         return self.pooling.window

@@ -1,4 +1,4 @@
-"""Numeric feature: a number of a column, or a statistic of the training interactions."""
+"""Feature `numeric`: a number of a column, or a statistic of the training interactions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from twotower.features.values import UNKNOWN, numbers
 
 
 class NumericEncoder(StateEncoder):
-    """Encoder of numbers as (x - mean) / deviation (n, 1), or as codes of quantile buckets 1..b, 0 for missing values."""
+    """Encoder of numbers as (x - mean) / deviation (n, 1), or as codes of quantile buckets 1..b, 0 for missing
+    values."""
 
     mean: float
     deviation: float
@@ -49,14 +50,11 @@ class NumericEncoder(StateEncoder):
 
 
 class Numeric(ColumnFeature):
-    """A number x, standardised as (x - mean) / deviation or cut into quantile buckets; or a statistic of the training
-    interactions.
+    """A number x, standardised as (x - mean) / deviation or cut into quantile buckets; or a statistic of interactions.
 
-    Use buckets where the effect of a number is no straight line, as that of an age. A missing number is the mean, with
-    buckets a row of its own. `statistic = "count"` counts the row's training interactions (as log(1 + n)), `"mean"` averages
-    the column named by `statistic_column`. Both see the train part only.
-
-    Use it for amounts, ages, prices and counts.
+    Use it for amounts, ages, prices and counts; with buckets where the effect is no straight line, as the effect of an
+    age. A missing number is the mean, or with buckets a row of its own. Statistics see the training part only: "count"
+    is log(1 + n) of n interactions, "mean" averages `statistic_column`.
     """
 
     kind = "numeric"
@@ -67,13 +65,10 @@ class Numeric(ColumnFeature):
         0, ge=0, le=1_000_000, description="Number of quantile buckets, each with an embedding. 0: standardise."
     )
     statistic: Literal["", "count", "mean"] = Field(
-        "",
-        description="Statistic of the row's training interactions that replaces a column. count: log(1 + n). mean: of"
-        " statistic_column. Empty: none.",
+        "", description="Statistic of the training interactions instead of a column. Empty: none."
     )
     statistic_column: str = Field(
-        "",
-        description="Column of the interactions that statistic = 'mean' averages. Empty: the label, of rows of a weight above 0.",
+        "", description="Column of the interactions that the statistic 'mean' averages. Empty: the label."
     )
 
     @model_validator(mode="after")
@@ -92,7 +87,7 @@ class Numeric(ColumnFeature):
 
     @property
     def source(self) -> str:
-        """The column the values are read from. A statistic has a column of its own."""
+        """Column of the values. A statistic has a column of its own."""
         return f"__{self.statistic}:{self.name}" if self.statistic else super().source
 
     @property
@@ -119,8 +114,8 @@ class Numeric(ColumnFeature):
         if not math.isfinite(deviation):
             if not self.buckets:
                 raise DataError(
-                    f"feature '{self.name}': values as large as {np.abs(x).max():.3g} have no standard deviation, and all others would be equal; leave "
-                    "them out, or set buckets"
+                    f"feature '{self.name}': values as large as {np.abs(x).max():.3g} have no standard deviation, and "
+                    "all others would be equal; leave them out, or set buckets"
                 )
             mean, deviation = 0.0, 1.0
         return NumericEncoder(

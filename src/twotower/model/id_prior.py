@@ -1,4 +1,4 @@
-"""Values of ids that statistics of the training rows give, and no step trains."""
+"""Values of ids, from statistics of the training rows, which no step trains."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class IdPrior(nn.Module):
-    """A number for each id of a side, 0 at first, which is added to the biases of a score."""
+    """A number for each id of a side, 0 at first, added to the biases of a score."""
 
     def __init__(self, fields: tuple[InputField, ...], name: str = "prior") -> None:
-        """Find the ids among the fields of a side; a side without a field of its ids has no values. `name` tells its values from those of
-        others in an exported tower."""
+        """Find the ids among the fields of a side; without a field of ids, add nothing. `name` names the values in an
+        exported tower."""
         super().__init__()
         self.name = name
         lookups = stacked(fields)

@@ -1,4 +1,4 @@
-"""Layers of towers and branches: dropout, normalisation and row gathers."""
+"""Layers of towers and branches: activations, dropout, normalisation, row gathers and the SENet gate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 Activation = Literal["LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid", "Identity"]
-"""Names of the activations, which are those of torch.nn. Identity: none."""
+"""Names of activations in torch.nn. Identity: none."""
 
 
 def activation_module(name: Activation) -> nn.Module:
@@ -76,12 +76,12 @@ def gather(table: Float[Tensor, "rows E"], codes: Int[Tensor, "*n"]) -> Float[Te
     """Return the rows of a table at codes."""
     if table.device.type != "cpu":
         return nn.functional.embedding(codes, table)
-    # Same values; the backward pass sorts gradients by row before adding them, which is several times as fast.
+    # The same values. The backward pass sorts gradients by row first, which is several times as fast.
     return table.index_select(0, codes.reshape(-1)).view(*codes.shape, table.shape[1])
 
 
 def normalize_pieces(joined: Float[Tensor, "U N"], widths: list[int]) -> Float[Tensor, "U N"]:
-    """Normalise each piece of joined vectors of these widths to mean 0 and variance 1, without learned scale and shift."""
+    """Normalise each piece of joined vectors to mean 0 and variance 1, without learned scale and shift."""
     if len(set(widths)) == 1:
         pieces = joined.view(len(joined), len(widths), widths[0])
         return nn.functional.layer_norm(pieces, (widths[0],)).flatten(1)
@@ -103,8 +103,7 @@ def lower_normalized_pieces(g: GraphBuilder, joined: str, widths: list[int]) -> 
 class Dropout(LoweredModule):
     """Dropout: x * Bernoulli(1 - p) / (1 - p) in training, x otherwise (Srivastava et al. 2014).
 
-    On a CPU the rate is rounded to a multiple of 1/256, because a random byte per element is ten times as cheap as a
-    random float per element.
+    On a CPU the rate is rounded to a multiple of 1/256: random bytes are ten times as cheap as random floats.
     """
 
     def __init__(self, rate: float) -> None:
@@ -112,7 +111,6 @@ class Dropout(LoweredModule):
         self.rate = rate
 
     def forward(self, x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        """Drop a share of the numbers in training."""
         if not self.training or not self.rate:
             return x
         if x.device.type != "cpu":
@@ -123,12 +121,11 @@ class Dropout(LoweredModule):
         return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
 
     def lower(self, g: GraphBuilder, x: str) -> str:
-        """Return the input."""
         return x
 
 
 class _Normalize(torch.autograd.Function):
-    """Row normalisation y = x / |x| with the closed-form gradient (g - y (y . g)) / |x|."""
+    """Row normalisation y = x / |x| with its gradient (g - y (y . g)) / |x|."""
 
     @staticmethod
     def forward(ctx: BackwardCFunction, x: Float[Tensor, "U D"]) -> Float[Tensor, "U D"]:
@@ -158,9 +155,7 @@ class SenetConfig(Section):
 
     enabled: bool = Field(False, description="SENet gate between the embeddings and the next layer.")
     squeeze: Literal["mean", "sum", "max"] = Field("mean", description="Pooling of a field to one number.")
-    reduction: float = Field(
-        2.0, ge=1, description="Number of fields divided by the width of the gate's hidden layer, which is at least 1."
-    )
+    reduction: float = Field(2.0, ge=1, description="Number of fields divided by the width of the gate's hidden layer.")
 
 
 _SQUEEZES: dict[str, tuple[Callable[[Tensor, int], Tensor], str]] = {
@@ -168,14 +163,14 @@ _SQUEEZES: dict[str, tuple[Callable[[Tensor, int], Tensor], str]] = {
     "sum": (torch.sum, "Sum"),
     "max": (torch.amax, "Max"),
 }
-"""Poolings of one axis in torch and in ONNX."""
+"""Poolings of an axis in torch and in ONNX."""
 
 
 class SenetGate(nn.Module):
     """SENet gate: a weight in (0, 1) for each field of each row, sigmoid(W2 relu(W1 squeeze(fields)))
-    (FiBiNET, Huang et al. 2019, section 3.2, with a sigmoid as the last activation).
+    (FiBiNET, Huang et al. 2019, section 3.2, with a sigmoid at the end).
 
-    The squeeze is the mean, sum or maximum of a field's E numbers. The weights of a row depend on that row alone.
+    The squeeze is the mean, sum or maximum of a field's E numbers. The weights of a row depend on this row only.
     """
 
     def __init__(self, widths: list[int], config: SenetConfig) -> None:

@@ -26,7 +26,7 @@ from twotower.features.sequence import Sequence
 from twotower.model.inputs.code_layout import CONTEXT_DIVISOR, HistoryWindows, Padded
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.pooling import POOLINGS
-from twotower.model.pooling.history_encoder import HistoryEncoder, apply_rotary, keep_latest, rotary_cos_sin
+from twotower.model.pooling.history_encoder import HistoryEncoder, Rotation, keep_latest
 from twotower.model.pooling.transformer import Transformer
 from twotower.train.trainer import Trainer
 
@@ -209,8 +209,7 @@ def test_latest() -> None:
 
 def test_rotated_products_know_distances_only() -> None:
     x, y = torch.randn(1, 6), torch.randn(1, 6)
-    cos, sin = rotary_cos_sin(50, 6)
-    a = [apply_rotary(v.expand(50, 6), cos, sin) for v in (x, y)]
+    a = [Rotation(50, 6)(v.expand(50, 6)) for v in (x, y)]
     products = a[0] @ a[1].T
     for distance in (-7, 0, 12):
         diagonal = products.diagonal(distance)

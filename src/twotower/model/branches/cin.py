@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 
 class CinBranch(ProductBranch):
-    """Compressed interaction network: feature maps X_k[h] = Σ_ij W_k[h, i, j] X_{k-1}[i] * X_0[j], X_0 the fields, each summed
-    over its width (xDeepFM, Lian et al. 2018, equations 6 and 7, without activation). Fields of one width only.
+    """Compressed interaction network: sums of feature maps over their width. Fields of one width only.
+
+    X_k[h] = Σ_ij W_k[h, i, j] X_{k-1}[i] * X_0[j], X_0 the fields (xDeepFM, Lian et al. 2018, equations 6 and 7,
+    without activation).
 
     Use it where products of three and more fields matter.
     """
@@ -28,7 +30,6 @@ class CinBranch(ProductBranch):
     widths: tuple[Positive, ...] = Field((16, 16), min_length=1, description="Number of feature maps of each layer.")
 
     def product(self, n_fields: int, width: int) -> Cin:
-        """Return the network."""
         return Cin(n_fields, width, self)
 
 
@@ -57,7 +58,6 @@ class Cin(BranchModule):
         return torch.cat(out, 1)
 
     def lower(self, g: GraphBuilder, x: str) -> str:
-        """Build `forward`."""
         maps = fields = g.reshape(x, self.n_fields, self.width)
         out = []
         for weight in self.maps:

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 
 class CrossBranch(Branch):
-    """Cross layers x <- x0 * (W x + b) + x over the joined fields x0 (DCN-v2, Wang et al. 2021, equation 1; W = U V^T of low
-    rank, equation 4).
+    """Cross layers x <- x0 * (W x + b) + x over the joined fields x0 (DCN-v2, Wang et al. 2021, equations 1 and 4).
 
     Use it where combinations of features matter, such as a genre for an age; with a `rank` where the fields are wide.
     """
@@ -29,12 +28,12 @@ class CrossBranch(Branch):
     rank: int = Field(0, ge=0, description="Rank of W as a product of two matrices. 0: one full matrix.")
 
     def build(self, widths: list[int], pieces: list[int]) -> Cross:
-        """Return the layers. Raises ConfigError if 2 x rank exceeds the joined width: the factors would be larger than the
-        full matrix."""
+        """Return the layers. Raises ConfigError if the factors of W are larger than W: 2 x rank above the joined
+        width."""
         if 2 * self.rank > sum(widths):
             raise ConfigError(
-                f"rank = {self.rank} of a cross branch over {sum(widths)} joined numbers is larger than the full matrix; "
-                f"give at most {sum(widths) // 2}, or 0 for the full matrix"
+                f"rank = {self.rank} of a cross branch over {sum(widths)} joined numbers is larger than the full "
+                f"matrix; give at most {sum(widths) // 2}, or 0 for the full matrix"
             )
         return Cross(sum(widths), self)
 
@@ -61,7 +60,6 @@ class Cross(BranchModule):
         return x
 
     def lower(self, g: GraphBuilder, x: str) -> str:
-        """Build `forward`."""
         first = x
         for layer in self.layers:
             x = g("Add", x, g("Mul", first, lower(layer, g, x)))

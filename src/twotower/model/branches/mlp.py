@@ -20,19 +20,18 @@ if TYPE_CHECKING:
 class MlpBranch(Branch):
     """Hidden layers with activations: y = act(norm(W x + b)) per layer, dropout after it.
 
-    Use it beside products of fields, so that the tower has both (Deep & Cross, xDeepFM).
+    Use it with branches of products, so that the tower has both (Deep & Cross, xDeepFM).
     """
 
     kind = "mlp"
     layers: tuple[Positive, ...] = Field(
-        (64,), min_length=1, description="Widths of the hidden layers. Every layer is activated."
+        (64,), min_length=1, description="Widths of the hidden layers, each with an activation."
     )
     activation: Activation = Field("LeakyReLU", description="Activation function after each layer.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the hidden units.")
     layer_norm: bool = Field(False, description="Layer normalisation before each activation.")
 
     def build(self, widths: list[int], pieces: list[int]) -> Mlp:
-        """Return the layers."""
         return Mlp(sum(widths), self)
 
 
@@ -56,5 +55,4 @@ class Mlp(BranchModule):
         return out
 
     def lower(self, g: GraphBuilder, x: str) -> str:
-        """Build `forward`."""
         return lower(self.layers, g, x)

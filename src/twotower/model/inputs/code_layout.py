@@ -1,9 +1,9 @@
 """Inputs of towers, and the layouts of their codes: tensors, or the numpy arrays (`Arrays`) that become tensors.
 
-Padded           whole rows, padded to one length: for exported towers and for attention
-Prefixes         beginnings of sequences in chunks: for means of all of them in one pass
-HistoryWindows   beginnings of sequences in rows of one width: for attention over all of them in one pass
-Bag              whole rows, flat (in `bag`)
+Padded           whole rows of one length, for exported towers and attention
+Prefixes         beginnings of sequences in chunks, for means of all of them in one pass
+HistoryWindows   beginnings of sequences in rows of one width, for attention over all of them in one pass
+Bag              whole rows, flat (module `bag`)
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ else:
 Arrays = Shaped[Array, "*_"]
 """A numpy array of a layout."""
 Recode = Callable[["Tensor"], "Tensor"]
-"""Map from codes (…) of a table to codes (…) of another."""
+"""Map from codes (…) of one table to codes (…) of another."""
 
 
 class CodeLayout(ABC, Generic[A]):
-    """Frozen dataclass of arrays. Each layout has a method of `PoolingLayer`, which `pooled` calls."""
+    """Layout of the codes of U rows: a frozen dataclass of arrays. `pooled` calls its method of `PoolingLayer`."""
 
     def map(self, f: Callable[[A], B]) -> CodeLayout[B]:
         """Apply `f` to each array."""
@@ -55,7 +55,7 @@ class CodeLayout(ABC, Generic[A]):
 
     @abstractmethod
     def numbered(self: CodeLayout) -> CodeLayout:
-        """Return the layout whose codes are the places of those in `flat`: its table has a row for each place."""
+        """Return the layout with the places in `flat` as codes, of a table with a row a place."""
 
     @abstractmethod
     def pooled(self: CodeLayout, layer: PoolingLayer, table: Float[Tensor, "rows E"]) -> Float[Tensor, "U O"]:
@@ -63,7 +63,12 @@ class CodeLayout(ABC, Generic[A]):
 
     @abstractmethod
     def padded(self: CodeLayout) -> Padded:
-        """Return the same codes padded to one length, for poolings without a faster way."""
+        """Return the codes padded to one length, for poolings without a faster way."""
+
+
+def _places(codes: Shaped[Tensor, "*n"]) -> Shaped[Tensor, "*n"]:
+    """Return the place of each code among the flat codes."""
+    return (codes.new_ones(codes.numel()).cumsum(0) - 1).view_as(codes)
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,7 @@ class Padded(CodeLayout[A]):
         return Padded(recode(self.codes.clamp(min=0)).where(self.codes >= 0, -1))
 
     def numbered(self: Padded) -> Padded:
-        places = (self.codes.new_ones(self.codes.numel()).cumsum(0) - 1).view_as(self.codes)
-        return Padded(places.where(self.codes >= 0, -1))
+        return Padded(_places(self.codes).where(self.codes >= 0, -1))
 
     def pooled(self: Padded, layer: PoolingLayer, table: Float[Tensor, "rows E"]) -> Float[Tensor, "U O"]:
         return layer.pool_padded(table, self)
@@ -90,9 +94,7 @@ class Padded(CodeLayout[A]):
 
 
 def pad(ragged: Ragged, rows: Shaped[Rows, "U"], limit: int = 0) -> Shaped[Ints, "U T"]:
-    """Return the codes of `rows`, -1 after the end of a row; T is the length of the longest, at least 1.
-
-    With `limit`, only the last `limit` codes of each row."""
+    """Return the codes of `rows`, with a `limit` the last ones of each; -1 after the end of a row. T is at least 1."""
     rows = rows.astype(np.int64, copy=False)  # rows + 1 may overflow a narrow type
     starts = ragged.offsets[rows]
     lengths = ragged.offsets[rows + 1] - starts
@@ -109,9 +111,9 @@ SCAN_CHUNK = 32
 
 @dataclass(frozen=True)
 class Prefixes(CodeLayout[A]):
-    """U prefixes of S sequences: the interactions before U time steps.
+    """U prefixes of S sequences, the interactions before U time steps.
 
-    The sequences are cut into K chunks of SCAN_CHUNK codes; the last chunk of a sequence is padded with zeros.
+    Sequences are cut into K chunks of SCAN_CHUNK codes; the last chunk of a sequence is padded with zeros.
     """
 
     codes: A  # (K, SCAN_CHUNK) int64
@@ -126,8 +128,7 @@ class Prefixes(CodeLayout[A]):
         return Prefixes(recode(self.codes), self.number, self.last, self.length)
 
     def numbered(self: Prefixes) -> Prefixes:
-        places = (self.codes.new_ones(self.codes.numel()).cumsum(0) - 1).view_as(self.codes)
-        return Prefixes(places, self.number, self.last, self.length)
+        return Prefixes(_places(self.codes), self.number, self.last, self.length)
 
     def pooled(self: Prefixes, layer: PoolingLayer, table: Float[Tensor, "rows E"]) -> Float[Tensor, "U O"]:
         return layer.pool_prefixes(table, self)
@@ -142,7 +143,7 @@ class Prefixes(CodeLayout[A]):
 def take_prefixes(
     ragged: Ragged, rows: Shaped[Ints, "S"], which: Shaped[Ints, "U"], length: Shaped[Ints, "U"]
 ) -> Prefixes[Arrays]:
-    """Return U prefixes: of the sequence `rows[which]`, each of `length`. `rows` are distinct."""
+    """Return U prefixes of the sequences `rows[which]` with these lengths. `rows` are distinct."""
     used = np.zeros(len(rows), np.int64)
     np.maximum.at(used, which, length)
     chunks = -(-used // SCAN_CHUNK)
@@ -161,15 +162,15 @@ def take_prefixes(
 
 
 CONTEXT_DIVISOR = 8
-"""A row of `HistoryWindows` begins with the last 1 / CONTEXT_DIVISOR of the preceding row, as context."""
+"""A row of `HistoryWindows` begins with the last 1 / CONTEXT_DIVISOR of the row before, as context."""
 
 
 @dataclass(frozen=True)
 class HistoryWindows(CodeLayout[A]):
-    """U prefixes of S sequences for attention: the sequences are concatenated and cut into R rows of W codes.
+    """U prefixes of S sequences for attention. The sequences are concatenated and cut into R rows of W codes.
 
-    Every row but the first begins with the last codes of the preceding row, so that every time step has context. The
-    places of the cuts depend on the preceding sequences, and so on the order of the epoch.
+    Every row but the first begins with the last codes of the row before, so that every time step has context. The cuts
+    depend on the order of the epoch.
     """
 
     codes: A  # (R, W) int64
@@ -185,8 +186,8 @@ class HistoryWindows(CodeLayout[A]):
         return HistoryWindows(codes, self.sequence, self.place, self.length)
 
     def numbered(self: HistoryWindows) -> HistoryWindows:
-        places = (self.codes.new_ones(self.codes.numel()).cumsum(0) - 1).view_as(self.codes)
-        return HistoryWindows(places.where(self.codes >= 0, -1), self.sequence, self.place, self.length)
+        places = _places(self.codes).where(self.codes >= 0, -1)
+        return HistoryWindows(places, self.sequence, self.place, self.length)
 
     def pooled(self: HistoryWindows, layer: PoolingLayer, table: Float[Tensor, "rows E"]) -> Float[Tensor, "U O"]:
         return layer.pool_windows(table, self)
@@ -205,7 +206,7 @@ class HistoryWindows(CodeLayout[A]):
 def take_windows(
     ragged: Ragged, rows: Shaped[Ints, "S"], which: Shaped[Ints, "U"], length: Shaped[Ints, "U"], limit: int
 ) -> HistoryWindows[Arrays]:
-    """Return the prefixes of `take_prefixes` as windows, cut to the items that attention can reach from their ends."""
+    """Return the prefixes of `take_prefixes` as windows, cut to the codes that attention reaches from their ends."""
     past = max(1, limit // CONTEXT_DIVISOR)
     ends = np.zeros(len(rows), np.int64)
     np.maximum.at(ends, which, length)

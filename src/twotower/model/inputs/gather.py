@@ -1,7 +1,7 @@
-"""The maker of tower inputs: rows of encoded columns, gathered into numpy arrays, with one carrier for each field.
+"""Maker of tower inputs: rows of encoded columns as numpy arrays, through the carrier of each field.
 
-Training, bulk embedding, batches and single requests differ in where the rows come from (`RowSource`), and in the carrier of a
-field of many codes. `side_tensors` renders the arrays as tensors, `feed` as inputs of an exported tower.
+Training, bulk embedding and requests differ in the source of the rows (`RowSource`) and in the layout of many codes.
+`side_tensors` makes tensors of the arrays, `feed` inputs of an exported tower.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from twotower.model.inputs.code_layout import pad
 
 
 class TowerFields:
-    """The fields of a tower by kind, in their order, each with the key of its input."""
+    """Fields of a tower by kind, in order, each with the key of its input."""
 
     def __init__(self, fields: Iterable[InputField], keys: Iterable[str] | None = None) -> None:
-        """`keys` are the names of the fields unless given."""
+        """Sort the fields. `keys` are by default their names."""
         self.all = tuple(fields)
         keyed = list(zip(keys or [f.name for f in self.all], self.all, strict=True))
         self.lookups = tuple(f.name for f in stacked(self.all))
@@ -54,7 +54,8 @@ C = TypeVar("C")
 def gather(
     fields: TowerFields, rows: R, carry: Callable[[R, InputField], C]
 ) -> tuple[Shaped[Ints, "U F"], dict[str, C], dict[str, Shaped[Array, "U *_"]]]:
-    """Return the codes of lookup fields, and by key what `carry` makes of a field of many codes, and numbers (U, length)."""
+    """Return the codes of lookup fields; by key the fields of many codes, made by `carry`; and by key numbers (U,
+    length)."""
     bags, dense = {}, {}
     for key, field in fields.bags:
         bags[key] = carry(rows, field)
@@ -72,7 +73,7 @@ class ColumnRows:
         rows: Shaped[Array, "U"] | slice,
         stacked: Shaped[Ints, "n F"] | None = None,
     ) -> None:
-        """`stacked` are the codes of all lookup fields side by side, which are quicker to take."""
+        """Select `rows`. `stacked` are the codes of all lookup fields as one array, which is faster."""
         self.columns, self.stacked = columns, stacked
         self.slice = rows if isinstance(rows, slice) else None
         length = len(next(iter(columns.values()))) if isinstance(rows, slice) else 0
@@ -113,7 +114,7 @@ class ColumnRows:
 
 
 class JoinedRows:
-    """Rows of users, each beside a row of the context."""
+    """Rows of users, each with a row of the context."""
 
     def __init__(self, users: ColumnRows, context: ColumnRows) -> None:
         self.users, self.context, self.n = users, context, users.n
@@ -136,7 +137,7 @@ class JoinedRows:
 
 
 class OneRow:
-    """One row, given by its values in each column."""
+    """One row, by its values in each column."""
 
     n = 1
 
@@ -161,14 +162,14 @@ Feed = dict[str, Shaped[Array, "U *_"]]
 
 
 class FeedFields:
-    """The fields of an exported tower, and the names of its inputs.
+    """Fields of an exported tower, and the names of its inputs.
 
     lookup     (U, number of lookup fields) int64, in the fields' order
     bag{n}     (U, T) int64 codes, oldest first, -1 after the end of a row; T is the length of the longest row, at least
                1, and at most the field's `limit` if it has one
     dense{n}   (U, length) float32
 
-    n is the index in the fields, since names of fields are arbitrary.
+    n is the index in the fields, as names of fields are arbitrary.
     """
 
     def __init__(self, fields: tuple[InputField, ...]) -> None:
@@ -201,7 +202,7 @@ def context_feed(
 
 
 def stack_feeds(feeds: Sequence[Feed]) -> Feed:
-    """Return one feed of the rows of several, at least one; codes are padded with -1 to the longest row."""
+    """Return one feed of the rows of several. Codes are padded with -1 to the longest row."""
     stacked: Feed = {}
     for name in feeds[0]:
         parts = [one[name] for one in feeds]

@@ -1,4 +1,4 @@
-"""Carrier of one code a row."""
+"""Carrier `lookup`: one code a row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class LookupCarrier(Carrier):
     """One code a row: a row of the embedding table.
 
-    Use it for an encoder that gives one category a row.
+    Use it for an encoder that returns one category a row.
     """
 
     kind = "lookup"

@@ -1,4 +1,10 @@
-"""Pooling `decay`: exponentially decayed means."""
+"""Pooling `decay`: exponentially decayed means at several rates, for many prefixes in one pass.
+
+The state at rate r is one vector, s <- r s + x: a service updates it in constant time per event. Training needs the
+states of all prefixes. Within a chunk they are one product with a triangular matrix; the states at the ends of earlier
+chunks are added by a parallel scan of ceil(log2(chunks of the longest sequence)) rounds (chunked linear recurrence, Dao
+and Gu 2024, "Transformers are SSMs", section 6; scan of Hillis and Steele 1986, "Data Parallel Algorithms").
+"""
 
 from __future__ import annotations
 
@@ -25,11 +31,11 @@ Rate = Annotated[float, Field(ge=0, le=1)]
 
 
 class Decay(Pooling):
-    """Exponentially decayed means at several rates, side by side: sum_n r^n x_n / sum_n r^n for each rate r, x_n the
-    embedding of the n-th latest interaction.
+    """Exponentially decayed means sum_n r^n x_n / sum_n r^n for each rate r, x_n the n-th latest interaction's
+    embedding.
 
-    Use it when recent interactions matter most; an event updates a mean in constant time. Needs
-    `train.history_scope = "causal"`.
+    Use it when recent interactions matter most; an event updates a mean in constant time. Needs `train.history_scope =
+    "causal"`.
     """
 
     kind = "decay"
@@ -37,21 +43,18 @@ class Decay(Pooling):
     rates: tuple[Rate, ...] = Field(
         (0.0, 0.5, 0.8, 0.93, 0.98, 1.0),
         min_length=1,
-        description="Rates. At rate r the n-th latest interaction weighs r^n; 0: the latest alone, 1: the plain mean.",
+        description="Rates r: the n-th latest interaction has the weight r^n. 0: the latest only. 1: the plain mean.",
     )
 
     @property
     def pieces(self) -> int:
-        """Number of rates."""
         return len(self.rates)
 
     @property
     def decay_rates(self) -> tuple[float, ...]:
-        """The rates."""
         return self.rates
 
     def build(self, width: int, name: str) -> DecayLayer:
-        """Return the means."""
         return DecayLayer(width, self.rates)
 
 
@@ -94,21 +97,19 @@ class DecayLayer(PoolingLayer):
             codes = lower_latest(g, codes, limit)
         known = lower_known(g, codes)
         age = g("Unsqueeze", g("Sub", g.reduce("Sum", known, 1), g("CumSum", known, g.constant(1))), g.constant([1]))
-        # rate^age = exp(age log rate): the Pow of onnxruntime takes twenty times as long. e^-1000 is 0, as is rate 0.
+        # rate^age = exp(age log rate): the Pow of onnxruntime takes twenty times as long. e^-1000 is 0.
         rates = g.constant(np.array([math.log(r) if r else -1000.0 for r in self.rates], np.float32)[:, None])
         weights = g("Mul", g("Exp", g("Mul", rates, age)), g("Unsqueeze", known, g.constant([1])))  # (U, R, T)
         weights = g("Div", weights, g("Max", g.reduce("Sum", weights, 2), g.constant(1e-12)))
-        rows = g("Gather", table, codes, axis=0)  # (U, T, width); -1 takes a row of weight 0
+        rows = g("Gather", table, codes, axis=0)  # (U, T, width); -1 reads a row of weight 0
         return g.reshape(g("MatMul", weights, rows), self.width * len(self.rates))
 
 
 def lower_latest(g: GraphBuilder, codes: str, n: int) -> str:
-    """Build the `n` latest codes of each row, or as many as there are columns (U, min(n, T)), -1 before the first code of a shorter
-    row."""
+    """Build the `n` latest codes of each row: (U, min(n, T)), -1 before the first code of a shorter row."""
     columns = g("Min", g("Shape", codes, start=1, end=2), g.constant([n]))
-    places = g(
-        "Range", g("Sub", g.constant(1), g("Squeeze", columns)), g.constant(1), g.constant(1)
-    )  # 1 - min(n, T), …, 0
+    first = g("Sub", g.constant(1), g("Squeeze", columns))
+    places = g("Range", first, g.constant(1), g.constant(1))  # 1 - min(n, T), …, 0
     length = g.reduce("Sum", g("Cast", lower_known(g, codes), to=g.onnx.TensorProto.INT64), 1)  # (U, 1)
     none = g("Sub", g("Mul", length, g.constant(0)), g.constant(1))
     place = g("Max", g("Add", length, places), g.constant(0))  # 0 before the first code
@@ -118,8 +119,7 @@ def lower_latest(g: GraphBuilder, codes: str, n: int) -> str:
 def decayed_means(
     table: Float[Tensor, "rows E"], prefixes: Prefixes, rates: tuple[float, ...]
 ) -> Float[Tensor, "U RE"]:
-    """Return for U prefixes for each of R rates sum_n rate^n x_n / sum_n rate^n, x_n the
-    row of the interaction n steps before the latest; zeros for an empty prefix."""
+    """Return sum_n rate^n x_n / sum_n rate^n for U prefixes and R rates, x_n the row of the n-th latest interaction."""
     sums = decayed_sums(table, prefixes, rates)
     scale = torch.stack([inverse_weight_sum(prefixes.length, r) for r in rates], 1).to(sums.dtype)
     return (sums.view(len(sums), len(rates), -1) * scale[:, :, None]).flatten(1)
@@ -133,8 +133,7 @@ def inverse_weight_sum(n: Shaped[Tensor, "U"], rate: float) -> F32[Tensor, "U"]:
 
 
 def reach(rates: Sequence[float]) -> int | None:
-    """Return the number of latest interactions that have all but 2^-24 of the weight at each of the rates, less than float32
-    rounds away; None if a rate is 1."""
+    """Return the number of latest interactions with all but 2^-24 of the weight at each rate; None if a rate is 1."""
     largest = max(rates)
     if largest == 1:
         return None
@@ -151,13 +150,11 @@ def decayed_sums(table: Float[Tensor, "rows E"], prefixes: Prefixes, rates: tupl
     within = torch.where(age >= 0, rate[:, None, None] ** age.clamp(min=0), 0.0)  # (R, SCAN_CHUNK, SCAN_CHUNK)
     states = within.transpose(0, 1).reshape(SCAN_CHUNK * len(rates), SCAN_CHUNK) @ x  # (K, SCAN_CHUNK R, E)
     ends = states[:, -len(rates) :]  # (K, R, E)
-    # The states at the ends of chunks over whole sequences, by doubling: each round covers twice as many chunks.
+    # States at the ends of chunks over whole sequences: each round covers twice as many chunks.
     totals, distance, longest = ends, 1, int(prefixes.number.max()) + 1
     while distance < longest:
-        decay = torch.where(prefixes.number[:, None] >= distance, rate ** (distance * SCAN_CHUNK), 0.0).to(
-            ends.dtype
-        )  # (K, R)
-        totals = totals + _shift_chunks(totals, distance) * decay[:, :, None]
+        decay = torch.where(prefixes.number[:, None] >= distance, rate ** (distance * SCAN_CHUNK), 0.0)  # (K, R)
+        totals = totals + _shift_chunks(totals, distance) * decay.to(ends.dtype)[:, :, None]
         distance *= 2
     carried = _shift_chunks(totals, 1) * (prefixes.number > 0).to(ends.dtype)[:, None, None]  # (K, R, E)
     own = states.reshape(-1, len(rates), x.shape[2]).index_select(0, prefixes.last)

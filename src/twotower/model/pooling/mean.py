@@ -23,16 +23,13 @@ class Mean(Pooling):
 
     @property
     def decay_rates(self) -> tuple[float, ...]:
-        """The rate 1."""
         return (1.0,)
 
     @property
     def length_exponent(self) -> float:
-        """The mean: 1."""
         return 1.0
 
     def build(self, width: int, name: str) -> MeanLayer:
-        """Return the mean."""
         return MeanLayer(width)
 
 

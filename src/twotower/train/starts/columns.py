@@ -133,7 +133,7 @@ def _refused(one: InputField, side: SideName, reads_ids: bool) -> str:
     """Return why the values of a field are no directions; "" if they are."""
     if one.identifies and not reads_ids:
         return f"is the id of the {side}s"
-    if one.sequence or one.beside:
+    if one.sequence or one.added_to:
         return "is a history"
     if not one.rows:
         return "has no embedding of each value, as numbers without buckets and vectors have none"
