@@ -301,33 +301,6 @@ def test_a_rank_that_saves_nothing_is_refused() -> None:
     build((tower(fields=["uid", "city"], branches=[branch("cross", rank=4)]), tower()))
 
 
-OPTIONS = {
-    "mlp": {"layers", "activation", "dropout", "layer_norm"},
-    "cross": {"depth", "rank"},
-    "fm": set(),
-    "cin": {"widths"},
-    "bilinear": {"matrices"},
-    "identity": set(),
-}
-VALUES = {"layers": [4], "activation": "ReLU", "dropout": 0.1, "layer_norm": True, "depth": 2, "rank": 2,
-          "widths": [4], "matrices": "all"}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", sorted(OPTIONS))
-def test_an_option_of_another_kind_is_refused(kind: str) -> None:
-    for option, value in VALUES.items():
-        branches: list[dict[str, Any]] = [{"kind": "identity"}, {"kind": kind, option: value}]
-        body = {"model": {"pairs": [{"user": {"branches": branches}}]}}
-        if option in OPTIONS[kind]:
-            parse_config(body)
-            continue
-        allowed = ", ".join(["senet", *sorted(OPTIONS[kind], key=list(VALUES).index)])
-        with pytest.raises(ConfigError) as caught:
-            parse_config(body)
-        assert f"unknown key 'model.pairs.0.user.branches.1.{option}'" in str(caught.value)
-        assert f"(allowed: {allowed})" in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -226,10 +226,7 @@ def _refused(name: str, world: str) -> bool:
     return tower.get("join") == "sum" or (products and world == "uneven")
 
 
-@pytest.mark.parametrize(
-    ("name", "world"),
-    [(n, w) for n in MODELS for w in WORLDS if not _refused(n, w)],
-)
+@pytest.mark.parametrize(("name", "world"), [(n, w) for n in MODELS for w in WORLDS if not _refused(n, w)])
 def test_an_exported_tower_gives_the_vectors_of_the_model(
     name: str, world: str, worlds: dict[str, Dataset], tmp_path: Path
 ) -> None:
@@ -467,18 +464,6 @@ def _changed(content: bytes, gates: str | None, output: bool = True) -> bytes:
     data = bytes(graph.SerializeToString())
     trust_tower(data, "changed")  # a process for each would take long
     return data
-
-
-def test_a_file_from_before_the_gates_were_given_still_loads(worlds: dict[str, Dataset], tmp_path: Path) -> None:
-    data, path = worlds["even"], tmp_path / "x.onnx"
-    fields = data.encoders.fields("user")
-    export_tower(trained(data, **MODELS["senet mean"]), "user", fields, path)
-    tower, old = OnnxTower(path), OnnxTower(_changed(path.read_bytes(), None, output=False))
-    inputs = feed(fields, data.users.columns, slice(None))
-    vectors, weights = old.explain(inputs)
-    assert old.gates == weights == []
-    assert np.array_equal(vectors, tower(inputs))
-    assert np.array_equal(vectors, old(inputs))
 
 
 def test_metadata_that_does_not_fit_the_gates_is_a_run_error(worlds: dict[str, Dataset], tmp_path: Path) -> None:
@@ -838,16 +823,6 @@ def test_files_that_cannot_be_read_are_data_errors(run: Run, tmp_path: Path) -> 
         with pytest.raises(DataError, match=message):
             embed(run, "item", tmp_path / name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_of_something_else_stays_as_it_is(run: Run, tmp_path: Path) -> None:
-    source_of(run, "item").write_parquet(tmp_path / "t.parquet")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "letter.txt").write_text("x")
-    for out in (tmp_path / "out", tmp_path / "out" / "letter.txt"):
-        with pytest.raises(RunError, match=r"letter\.txt"):
-            embed(run, "item", tmp_path / "t.parquet", out)
-    assert (tmp_path / "out" / "letter.txt").read_text() == "x"
 
 
 def test_the_present_folder_gets_the_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

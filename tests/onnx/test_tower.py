@@ -181,8 +181,7 @@ def test_fault_G2_a_tower_that_asks_for_gigabytes_is_refused_and_they_are_never_
 def test_fault_G2_a_tower_that_never_ends_is_refused() -> None:
     with pytest.raises(RunError, match=r"^tower: loading it takes more than \d+(\.\d+)? seconds$"):
         OnnxTower(
-            hostile_towers.years(hostile_towers.plain()).SerializeToString(),
-            limits=InspectionLimits(cpu_seconds=0.3),
+            hostile_towers.years(hostile_towers.plain()).SerializeToString(), limits=InspectionLimits(cpu_seconds=0.3)
         )
 
 

@@ -39,10 +39,7 @@ class Encoders:
     """Encoders of the features of both sides and the context, and of each side's ids for sequences."""
 
     def __init__(
-        self,
-        schema: Schema,
-        by_side: dict[FeatureSide, dict[str, Encoder]],
-        ids: dict[SideName, CategoricalEncoder],
+        self, schema: Schema, by_side: dict[FeatureSide, dict[str, Encoder]], ids: dict[SideName, CategoricalEncoder]
     ) -> None:
         self.schema, self.by_side, self.ids = schema, by_side, ids
 

@@ -191,6 +191,14 @@ class Feature(Kind):
         return dtype
 
 
+def check_times(schema: Schema, what: str) -> None:
+    """Raise ValueError, about the feature `what`, if the interactions have no times."""
+    if not schema.time:
+        raise ValueError(f"{what} needs times; name their column in schema.time")
+    if schema.time_unit == "order":
+        raise ValueError(f"{what} needs times, and time_unit = 'order' has none")
+
+
 class ColumnFeature(Feature):
     """Feature of one column of the side's table."""
 

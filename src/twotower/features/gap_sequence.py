@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from twotower.arrays.types import Codes
-from twotower.features.feature import FactHistory, HistoryFacts
+from twotower.features.feature import FactHistory, HistoryFacts, check_times
 from twotower.features.values import UNKNOWN
 
 if TYPE_CHECKING:
@@ -33,10 +33,7 @@ class GapSequence(FactHistory):
     buckets: int = Field(32, ge=2, le=64, description="Number of buckets. The last one holds all longer gaps.")
 
     def check(self, schema: Schema) -> None:
-        if not schema.time:
-            raise ValueError(f"gap sequence {self.name!r} needs times; name their column in schema.time")
-        if schema.time_unit == "order":
-            raise ValueError(f"gap sequence {self.name!r} needs times, and time_unit = 'order' has none")
+        check_times(schema, f"gap sequence {self.name!r}")
 
     def codes(self, facts: HistoryFacts) -> Codes:
         assert facts.times is not None

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from twotower.arrays.types import Codes, Ints
 from twotower.errors import did_you_mean
 from twotower.features.encoder import Count, StateEncoder
-from twotower.features.feature import Feature
+from twotower.features.feature import Feature, check_times
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN, numbers
 
@@ -71,10 +71,7 @@ class Moment(Feature):
         return f"__{self.kind}:{self.name}"
 
     def check(self, schema: Schema) -> None:
-        if not schema.time:
-            raise ValueError(f"feature {self.name!r} needs times; name their column in schema.time")
-        if schema.time_unit == "order":
-            raise ValueError(f"feature {self.name!r} needs times, and time_unit = 'order' has none")
+        check_times(schema, f"feature {self.name!r}")
 
 
 class ClockMoment(Moment):

@@ -87,6 +87,10 @@ FEATURES = Kinds(
 )  # fmt: skip
 """Kinds of features, by their names in a config."""
 UnknownIds = Literal["auto", "add", "drop", "error"]
+_NEEDED = {
+    "time_format": "time", "bad_times": "time", "valid_from": "time", "weight_scale": "weight", "events": "event",
+}  # fmt: skip
+"""Options, each with the option that names the column that it needs."""
 HISTORY = "history"
 """Name of the sequence that a schema without features has."""
 
@@ -205,20 +209,17 @@ class Schema(Section):
             if twice:
                 raise ValueError(f"feature {twice[0]!r} is defined twice on the {side} side")
         self._check_context()
-        if self.time_format and not self.time:
-            raise ValueError("time_format needs time; name the time column in schema.time, or leave it out")
-        if self.bad_times != "error" and not self.time:
-            raise ValueError("bad_times needs time; name the time column in schema.time, or leave it out")
+        for option, column in _NEEDED.items():
+            if getattr(self, option) != type(self).model_fields[option].default and not getattr(self, column):
+                raise ValueError(
+                    f"{option} needs {column}; name the {column} column in schema.{column}, or leave it out"
+                )
         if self.time_format and ("%" not in self.time_format or "%f" in self.time_format.replace(".%f", "")):
             raise ValueError(
                 f"time_format is {self.time_format!r}, expected a format such as '%d/%m/%Y %H:%M:%S.%f'; .%f is a "
                 "fraction"
             )
         self._check_events()
-        if self.weight_scale != "linear" and not self.weight:
-            raise ValueError("weight_scale needs weight; name the weight column in schema.weight, or leave it out")
-        if self.valid_from and not self.time:
-            raise ValueError("valid_from needs time; name the time column of the interactions")
         if self.valid_from and self.time_unit == "order":
             raise ValueError(
                 "valid_from and time_unit = 'order' exclude each other: ranks of two tables do not compare; set "
@@ -229,9 +230,7 @@ class Schema(Section):
         return self
 
     def _check_events(self) -> None:
-        """Raise ValueError for events without a column or a positive, or with a label."""
-        if self.events and not self.event:
-            raise ValueError("events needs event; name the column of the event types")
+        """Raise ValueError for events without a positive, or with a label."""
         if not self.event:
             return
         if self.label:

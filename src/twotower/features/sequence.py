@@ -34,8 +34,7 @@ class Sequence(InteractionHistory):
         "price. Empty: ids.",
     )
     share_embedding: bool = Field(
-        True,
-        description="Sharing of the embedding with the other side's feature or ids. false: a table of its own.",
+        True, description="Sharing of the embedding with the other side's feature or ids. false: a table of its own."
     )
     beside: tuple[str, ...] = Field(
         (),

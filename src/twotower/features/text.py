@@ -218,10 +218,7 @@ class Text(ColumnFeature):
     max_length: int = Field(
         1_000, ge=0, lt=2**31, description="Maximum number of grams of a text, from its beginning. 0: unlimited."
     )
-    distinct: bool = Field(
-        False,
-        description="Each gram of a text counts once. false: as often as it occurs.",
-    )
+    distinct: bool = Field(False, description="Each gram of a text counts once. false: as often as it occurs.")
     share_with: str = Field(
         "", description="Text feature of the other side whose vocabulary and embedding this one shares. Empty: none."
     )

@@ -156,7 +156,6 @@ class FieldEmbeddings(nn.Module):
     def _lower_rows_and_codes(
         self, g: GraphBuilder, field: InputField, names: Mapping[str, str], key: Hashable
     ) -> tuple[str, str]:
-        """Build `_rows_and_codes`."""
         tables = {
             f.name: g.constant(self.rows_of(f.name), (key, "bag", f.share_with, "" if f.share_with else f.name))
             for f in self._bags[field.name]

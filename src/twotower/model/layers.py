@@ -25,7 +25,6 @@ Activation = Literal["LeakyReLU", "ReLU", "GELU", "SiLU", "Tanh", "Sigmoid", "Id
 
 
 def activation_module(name: Activation) -> nn.Module:
-    """Return the activation of a name."""
     module: nn.Module = getattr(nn, name)()
     return module
 
@@ -36,8 +35,10 @@ def _(module: nn.LeakyReLU, g: GraphBuilder, x: str) -> str:
 
 
 @lower.register(nn.ReLU)
-def _(module: nn.ReLU, g: GraphBuilder, x: str) -> str:
-    return g("Relu", x)
+@lower.register(nn.Sigmoid)
+@lower.register(nn.Tanh)
+def _(module: nn.Module, g: GraphBuilder, x: str) -> str:
+    return g(type(module).__name__.capitalize(), x)
 
 
 @lower.register(nn.GELU)
@@ -49,16 +50,6 @@ def _(module: nn.GELU, g: GraphBuilder, x: str) -> str:
 @lower.register(nn.SiLU)
 def _(module: nn.SiLU, g: GraphBuilder, x: str) -> str:
     return g("Mul", x, g("Sigmoid", x))
-
-
-@lower.register(nn.Tanh)
-def _(module: nn.Tanh, g: GraphBuilder, x: str) -> str:
-    return g("Tanh", x)
-
-
-@lower.register(nn.Sigmoid)
-def _(module: nn.Sigmoid, g: GraphBuilder, x: str) -> str:
-    return g("Sigmoid", x)
 
 
 @lower.register(nn.Identity)
@@ -89,8 +80,6 @@ def normalize_pieces(joined: Float[Tensor, "U N"], widths: list[int]) -> Float[T
 
 
 def lower_normalized_pieces(g: GraphBuilder, joined: str, widths: list[int]) -> str:
-    """Build `normalize_pieces`."""
-
     def norm(x: str, width: int) -> str:
         ones = g.constant(np.ones(width, np.float32))
         return g("LayerNormalization", x, ones, axis=-1, epsilon=1e-5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Literal, NamedTuple
@@ -24,22 +24,21 @@ NORMAL_BLOCK = 2**20
 _mode: ContextVar[Literal["drawn", "deferred", "blank"]] = ContextVar("mode", default="drawn")
 
 
-@contextmanager
-def deferred_tables() -> Iterator[None]:
+def deferred_tables() -> AbstractContextManager[None]:
     """Create the tables of the body on the meta device, to be replaced by tables with their `initial_rows`.
 
     The body draws the same random numbers as with whole tables."""
-    token = _mode.set("deferred")
-    try:
-        yield
-    finally:
-        _mode.reset(token)
+    return _tables("deferred")
+
+
+def blank_tables() -> AbstractContextManager[None]:
+    """Create the tables of the body without initial rows, for a model that loads its weights."""
+    return _tables("blank")
 
 
 @contextmanager
-def blank_tables() -> Iterator[None]:
-    """Create the tables of the body without initial rows, for a model that loads its weights."""
-    token = _mode.set("blank")
+def _tables(mode: Literal["deferred", "blank"]) -> Iterator[None]:
+    token = _mode.set(mode)
     try:
         yield
     finally:
@@ -93,7 +92,6 @@ class Table(nn.Embedding):
             pass
 
     def forward(self, codes: Int[Tensor, "*n"]) -> Float[Tensor, "*n E"]:
-        """Return the rows at codes."""
         return gather(self.weight, codes)
 
     def rows(self, first: int, rows: int) -> Float[Tensor, "n E"]:
@@ -193,7 +191,6 @@ class FieldTables(nn.ModuleDict):
             self.table(name).initialize(0.0 if name in zeros else std, [row for table, row in unknown if table == name])
 
     def table(self, name: str) -> Table:
-        """Return a table."""
         table = self[name]
         assert isinstance(table, Table)
         return table

@@ -79,12 +79,11 @@ class TowerConfig(Section):
             raise ValueError("senet needs join = 'concat'")
         if self.join == "sum" and (self.branches or self.augment):
             raise ValueError(f"{'branches' if self.branches else 'augment'} needs join = 'concat'")
-        if self.augment and not self.layers:
-            raise ValueError("augment needs layers, and layers is empty; set it to the vector's width, such as [64]")
-        if self.residual and not self.layers:
-            raise ValueError("residual needs layers, and layers is empty")
-        if self.activate_last and not self.layers:
-            raise ValueError("activate_last needs layers, and layers is empty")
+        for option in ("augment", "residual", "activate_last"):
+            if getattr(self, option) and not self.layers:
+                raise ValueError(
+                    f"{option} needs layers, and layers is empty; set it to the vector's width, such as [64]"
+                )
         return self
 
     @property

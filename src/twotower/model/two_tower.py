@@ -149,7 +149,6 @@ class TowerPair(nn.Module):
         self.item = Tower(pair.item, item_fields, of_item, of_user, *same, model.item_id_dropout)
 
     def tower(self, side: SideName) -> Tower:
-        """Return the tower of a side."""
         return self.user if side == "user" else self.item
 
 

@@ -17,46 +17,30 @@ if TYPE_CHECKING:
 
 OPSET, IR_VERSION = 18, 8  # of 2023: current ONNX runtimes read both
 
+_WITHOUT_ATTRIBUTES = (
+    "Add", "Div", "Erf", "Exp", "GreaterOrEqual", "Identity", "MatMul", "Max", "Min", "Mul", "Pow", "Range", "Relu",
+    "Reshape", "Sigmoid", "Slice", "Sqrt", "Squeeze", "Sub", "Tanh", "Unsqueeze",
+)  # fmt: skip
 OPERATORS: dict[str, set[str]] = {
-    "Add": set(),
+    **{operator: set() for operator in _WITHOUT_ATTRIBUTES},
     "Cast": {"to"},
     "Concat": {"axis"},
     "ConstantOfShape": {"value"},
     "CumSum": {"exclusive"},
-    "Div": set(),
-    "Erf": set(),
-    "Exp": set(),
     "Flatten": {"axis"},
     "Gather": {"axis"},
     "GatherElements": {"axis"},
     "Gemm": {"transB"},
-    "GreaterOrEqual": set(),
-    "Identity": set(),
     "LayerNormalization": {"axis", "epsilon"},
     "LeakyRelu": {"alpha"},
-    "MatMul": set(),
-    "Max": set(),
-    "Min": set(),
-    "Mul": set(),
-    "Pow": set(),
-    "Range": set(),
     "ReduceMax": {"keepdims"},
     "ReduceMean": {"keepdims"},
     "ReduceSum": {"keepdims"},
     "ReduceSumSquare": {"keepdims"},
-    "Relu": set(),
-    "Reshape": set(),
-    "Shape": {"start", "end"},
-    "Sigmoid": set(),
-    "Slice": set(),
+    "Shape": {"end", "start"},
     "Softmax": {"axis"},
     "Split": {"axis", "num_outputs"},
-    "Sqrt": set(),
-    "Squeeze": set(),
-    "Sub": set(),
-    "Tanh": set(),
     "Transpose": {"perm"},
-    "Unsqueeze": set(),
 }
 """Allowed operators of the default ONNX domain, with their allowed attributes."""
 MESSAGE_FIELDS: dict[str, set[str]] = {

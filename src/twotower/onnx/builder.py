@@ -77,7 +77,8 @@ class GraphBuilder:
         return self._node(kind, inputs, 1, attributes)[0]
 
     def _node(
-        self, kind: str, inputs: Sequence[str], outputs: int, attributes: dict[str, int | float | Sequence[int] | TensorProto]
+        self, kind: str, inputs: Sequence[str], outputs: int,
+        attributes: dict[str, int | float | Sequence[int] | TensorProto],
     ) -> list[str]:  # fmt: skip
         """Add a node and return the names of its outputs."""
         if kind not in self._operators or not attributes.keys() <= self._operators[kind]:

@@ -33,8 +33,6 @@ class BilinearBranch(ProductBranch):
 
 
 class Bilinear(BranchModule):
-    """Bilinear interaction."""
-
     def __init__(self, n_fields: int, width: int, config: BilinearBranch) -> None:
         super().__init__()
         self.n_fields, self.width, self.sharing = n_fields, width, config.matrices

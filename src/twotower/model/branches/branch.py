@@ -91,7 +91,6 @@ class TowerBranch(nn.Module):
         self.norms = nn.ModuleList(norms)
 
     def forward(self, x: Float[Tensor, "U N"]) -> Float[Tensor, "U size"]:
-        """Return the output of the branch."""
         if self.senet is not None:
             x = self.senet.reweight(x)
         out: Tensor = self.module(x)

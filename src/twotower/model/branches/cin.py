@@ -34,8 +34,6 @@ class CinBranch(ProductBranch):
 
 
 class Cin(BranchModule):
-    """Compressed interaction network."""
-
     def __init__(self, n_fields: int, width: int, config: CinBranch) -> None:
         super().__init__()
         self.n_fields, self.width = n_fields, width
@@ -49,7 +47,6 @@ class Cin(BranchModule):
         self.norm_widths = config.widths  # the feature maps of one layer are products of one degree
 
     def forward(self, x: Float[Tensor, "U N"]) -> Float[Tensor, "U size"]:
-        """Return the sums of all feature maps."""
         fields = x.view(len(x), self.n_fields, self.width).transpose(1, 2)  # (U, E, F): a map is one matrix product
         maps, out = fields, []
         for weight in self.maps:

@@ -39,8 +39,6 @@ class CrossBranch(Branch):
 
 
 class Cross(BranchModule):
-    """Cross network."""
-
     def __init__(self, width: int, config: CrossBranch) -> None:
         super().__init__()
         r = config.rank
@@ -53,7 +51,6 @@ class Cross(BranchModule):
         self.size = width
 
     def forward(self, x: Float[Tensor, "U N"]) -> Float[Tensor, "U N"]:
-        """Return the last layer's x."""
         first = x
         for layer in self.layers:
             x = torch.addcmul(x, first, layer(x))

@@ -28,8 +28,6 @@ class FmBranch(ProductBranch):
 
 
 class Fm(BranchModule):
-    """Bi-interaction pooling."""
-
     def __init__(self, n_fields: int, width: int) -> None:
         super().__init__()
         self.n_fields, self.width, self.size = n_fields, width, width

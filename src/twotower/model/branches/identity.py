@@ -26,8 +26,6 @@ class IdentityBranch(Branch):
 
 
 class Identity(BranchModule):
-    """Identity."""
-
     def __init__(self, width: int) -> None:
         super().__init__()
         self.size = width

@@ -36,8 +36,6 @@ class MlpBranch(Branch):
 
 
 class Mlp(BranchModule):
-    """Multilayer perceptron."""
-
     def __init__(self, width: int, config: MlpBranch) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -50,7 +48,6 @@ class Mlp(BranchModule):
         self.layers, self.size = nn.Sequential(*layers), width
 
     def forward(self, x: Float[Tensor, "U N"]) -> Float[Tensor, "U size"]:
-        """Return the last layer's units."""
         out: Tensor = self.layers(x)
         return out
 

@@ -33,7 +33,6 @@ class DenseCarrier(Carrier):
         return g.input(name, np.float32, ["U", field.length])
 
     def sample(self, field: InputField, n: int, rng: np.random.Generator) -> Shaped[Floats, "n length"]:
-        """Return standard normal numbers."""
         return rng.standard_normal((n, field.length)).astype(np.float32)
 
     def build(self, field: InputField) -> nn.Linear:

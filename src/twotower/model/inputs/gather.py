@@ -83,12 +83,7 @@ class ColumnRows:
         self.n = len(self.numbers)
 
     def lookup(self, names: tuple[str, ...]) -> Shaped[Ints, "U F"]:
-        if self.stacked is not None:
-            return np.take(self.stacked, self.numbers, 0)
-        out = np.empty((self.n, len(names)), np.int64)
-        for place, name in enumerate(names):
-            out[:, place] = self.flat(name)
-        return out
+        return _lookup(self, names) if self.stacked is None else np.take(self.stacked, self.numbers, 0)
 
     def dense(self, name: str) -> Shaped[Floats, "U n"]:
         return self.flat(name).astype(np.float32, copy=False)
@@ -124,16 +119,20 @@ class JoinedRows:
         return self.context if name in self.context.columns else self.users
 
     def lookup(self, names: tuple[str, ...]) -> Shaped[Ints, "U F"]:
-        out = np.empty((self.n, len(names)), np.int64)
-        for place, name in enumerate(names):
-            out[:, place] = self.of(name).flat(name)
-        return out
+        return _lookup(self, names)
 
     def dense(self, name: str) -> Shaped[Floats, "U n"]:
         return self.of(name).dense(name)
 
     def padded(self, field: InputField) -> Shaped[Ints, "U T"]:
         return self.of(field.name).padded(field)
+
+
+def _lookup(rows: ColumnRows | JoinedRows, names: tuple[str, ...]) -> Shaped[Ints, "U F"]:
+    out = np.empty((rows.n, len(names)), np.int64)
+    for place, name in enumerate(names):
+        out[:, place] = rows.of(name).flat(name)
+    return out
 
 
 class OneRow:

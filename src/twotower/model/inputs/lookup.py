@@ -33,6 +33,5 @@ class LookupCarrier(Carrier):
         return g.input(name, np.int64, ["U", 1])
 
     def sample(self, field: InputField, n: int, rng: np.random.Generator) -> Shaped[Codes, "n"]:
-        """Return first, last and random codes."""
         codes: Ints = np.r_[0, field.rows - 1, rng.integers(0, field.rows, n - 2)]
         return codes.astype(np.int32)

@@ -34,8 +34,6 @@ class Mean(Pooling):
 
 
 class MeanLayer(SumLayer):
-    """Mean of rows."""
-
     def scaled(self, total: Float[Tensor, "U E"], n: Shaped[Tensor, "U"]) -> Float[Tensor, "U E"]:
         return total / n.clamp(min=1).to(total.dtype)[:, None]
 

@@ -36,8 +36,6 @@ class Power(Pooling):
 
 
 class PowerLayer(SumLayer):
-    """Sum of rows divided by a power of their number."""
-
     def __init__(self, width: int, exponent: float) -> None:
         super().__init__(width)
         self.exponent = exponent

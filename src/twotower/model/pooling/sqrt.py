@@ -31,8 +31,6 @@ class Sqrt(Pooling):
 
 
 class SqrtLayer(SumLayer):
-    """Sum of rows divided by the root of their number."""
-
     def scaled(self, total: Float[Tensor, "U E"], n: Shaped[Tensor, "U"]) -> Float[Tensor, "U E"]:
         return total / n.clamp(min=1).to(total.dtype).sqrt()[:, None]
 
