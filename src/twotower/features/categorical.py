@@ -37,8 +37,7 @@ class CategoricalEncoder(Encoder):
         cls, series: pl.Series, counts: Ints, min_count: int = 1, min_rate: float = 0.0, hash_buckets: int = 0,
         total: int | None = None,
     ) -> CategoricalEncoder:  # fmt: skip
-        """Keep values with at least `min_count` `counts`, and with a share of at least `min_rate` of `total`, their
-        sum."""
+        """Keep values of at least `min_count` and of a share of at least `min_rate` of `total`, the sum of `counts`."""
         values = canonical_ids(series)
         if hash_buckets:
             return cls(values.clear(), hash_buckets)

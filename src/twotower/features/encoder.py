@@ -79,8 +79,7 @@ class Encoder(ABC):
     @classmethod
     @abstractmethod
     def restore(cls, state: JsonValue, vocabulary: pl.Series | None) -> Self:
-        """Return the encoder of a state and a vocabulary. Raises pydantic's ValidationError, and KeyError if one is
-        missing."""
+        """Return the encoder of a state and a vocabulary. Raises ValidationError, or KeyError if one is missing."""
 
     def report(self, series: pl.Series) -> Report | None:
         """Return the facts of a column; None for an encoder without `reports`."""

@@ -1,7 +1,6 @@
 """Protocol of features: columns of a table, statistics of the training interactions, and histories.
 
-A kind of one's own derives from `ColumnFeature`, sets `encoder` and implements `fit`. Everything else has a default
-here.
+A kind of one's own derives from `ColumnFeature`, sets `encoder` and implements `fit`. The rest has defaults here.
 """
 
 from __future__ import annotations
@@ -60,8 +59,7 @@ class Statistic:
     source: str
     """Column that it adds to the side's table."""
     value: Callable[[Ints, Doubles], Doubles]
-    """Map from counts (n,) of training interactions and means (n,) of the averaged column, NaN for none, to numbers
-    (n,)."""
+    """Map from counts (n,) of interactions and means (n,) of the averaged column, NaN for none, to numbers (n,)."""
     column: str | None = None
     """Averaged column of the interactions. Empty: the label. None: no column."""
     unseen: float | None = None

@@ -18,14 +18,12 @@ MICROSECONDS_OF_A_SECOND = 1_000_000
 
 
 class GapSequence(FactHistory):
-    """The time from the previous interaction in a history to each interaction, in buckets that double, each with an
-    embedding.
+    """The time before each interaction of a history, in buckets that double, each with an embedding.
 
     These are the intervals of Li et al. 2020, "Time Interval Aware Self-Attention for Sequential Recommendation",
     section 3.2, between neighbours only. A gap of s seconds is in bucket 1 + log2(1 + s), rounded down: 1 below a
     second, 6 at a minute, 17 at a day. The first interaction and unknown times have a row of their own. Use it in
-    `beside` of a sequence, where interactions of one visit belong together. For the gap up to the request add
-    `days_since_previous`.
+    `beside` of a sequence, where visits matter. For the gap up to the request add `days_since_previous`.
     """
 
     kind = "gap_sequence"

@@ -67,8 +67,7 @@ class MultiHot(ColumnFeature):
     """Values of one vocabulary, their embeddings pooled: a list column, or text split at `separator`.
 
     Use it for genres, tags and categories. With the pooling `sqrt` a value of a long list counts more than with the
-    mean. A pooling that needs an order is refused. Values outside the vocabulary are left out; a row without values is
-    zeros."""
+    mean. A pooling that needs an order is refused. Unknown values are left out; a row without values is zeros."""
 
     kind = "multi_hot"
     encoder = MultiHotEncoder

@@ -20,8 +20,7 @@ from twotower.features.values import UNKNOWN, numbers
 
 
 class NumericEncoder(StateEncoder):
-    """Encoder of numbers as (x - mean) / deviation (n, 1), or as codes of quantile buckets 1..b, 0 for missing
-    values."""
+    """Encoder of numbers as (x - mean) / deviation (n, 1), or as codes of quantile buckets 1..b, 0 if missing."""
 
     mean: float
     deviation: float

@@ -122,8 +122,7 @@ class Schema(Section):
 
     **Versions.** With `valid_from` an id may have several rows, each valid from its time on. Training and the scores of
     pairs read the latest row that is not later than the interaction; a ranking reads the latest row at the user's first
-    row of the part. A row without a time is older than all others of its id. A table without the column has one row an
-    id.
+    row of the part. A row without a time is older than all others of its id. Without the column an id has one row.
     """
 
     start_here = ("label", "time", "features")
@@ -325,8 +324,7 @@ class Schema(Section):
         return tuple(dict.fromkeys(f.source for f in self.side("context") if not f.reads_time))
 
     def request_context(self) -> list[str]:
-        """Return the distinct columns of the context that a request may give: columns of features, then the time
-        column."""
+        """Return the distinct context columns that a request may give: columns of features, then the time."""
         time = [self.time] if any(f.reads_time for f in self.side("context")) else []
         return list(dict.fromkeys([*self.context_columns(), *time]))
 
@@ -367,8 +365,7 @@ class Schema(Section):
         return (self.users_id if side == "user" else self.items_id) or self.id_column(side)
 
     def code_feature(self, side: SideName, name: str = "") -> Feature | None:
-        """Return the feature of a side with this name, by default the feature of its ids; None if a row has not one
-        code."""
+        """Return the feature of a side with this name, by default of its ids; None if a row has not one code."""
         if not name and (found := self.id_feature(side)):
             return found
         fits = (f for f in self.columns(side) if (f.name == name if name else f.source == self.id_column(side)))

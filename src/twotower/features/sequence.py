@@ -21,8 +21,7 @@ class Sequence(InteractionHistory):
 
     Use it to recommend by what users did. A request may give its own history, or events after the stored one. In
     training a history never holds its target: see `train.history_scope`. Sequences with a `feature` read side
-    information of the same interactions, such as categories and prices. The sequences in `beside` have no pooling of
-    their own.
+    information of the same interactions, such as categories and prices. Sequences in `beside` have no own pooling.
     """
 
     kind = "sequence"

@@ -110,8 +110,7 @@ class TextState(EncoderState):
 
 
 class TextEncoder(Encoder):
-    """Encoder of texts as rows of gram codes, with repeats unless `distinct`; `UNKNOWN` for grams outside the
-    vocabulary."""
+    """Encoder of texts as rows of gram codes, with repeats unless `distinct`; `UNKNOWN` for unknown grams."""
 
     reports = True
 

@@ -86,8 +86,7 @@ def are_numbers(series: pl.Series) -> bool:
 
 
 def advice_on_text(series: pl.Series, may_be_empty: bool = False) -> str:
-    """Return advice for a column that should hold numbers, by the texts that are no numbers. `may_be_empty`: values may
-    be missing."""
+    """Return advice for a column that should hold numbers. `may_be_empty`: values may be missing."""
     if series.dtype != pl.String:
         return "cast it"
     is_odd = series.cast(pl.Float64, strict=False).is_null() & (series.str.strip_chars() != "")

@@ -14,8 +14,7 @@ from twotower.features.field import InputField
 
 
 class VectorEncoder(StateEncoder):
-    """Encoder of vectors as floats (n, length), divided by `scale`. Missing vectors and non-finite numbers become
-    zeros."""
+    """Encoder of vectors as floats (n, length), divided by `scale`. Missing and non-finite values are zeros."""
 
     length: Count
     scale: float
@@ -43,9 +42,8 @@ class VectorEncoder(StateEncoder):
 class Vector(ColumnFeature):
     """A precomputed vector, such as an embedding of a text or an image, projected to the field's width.
 
-    Use it where another model describes users or items, and for new items, which have no interactions. All vectors have
-    one length. They are divided by the root mean square of the numbers of the training vectors; a missing vector is
-    zeros.
+    Use it where another model describes users or items, as for new items. All vectors have one length. They are divided
+    by the root mean square of the numbers of the training vectors; a missing vector is zeros.
     """
 
     kind = "vector"

@@ -80,8 +80,7 @@ class FieldEmbeddings(nn.Module):
         return [f.width for f, n in zip(self.fields, self._pieces, strict=True) for _ in range(n)]
 
     def lookups(self) -> Iterator[tuple[Table, list[int] | None, Int[Tensor, "F"]]]:
-        """Yield the tables of lookup fields, their columns of `Inputs.lookup` (None: all), and the first row of
-        each."""
+        """Yield the tables of lookup fields, their columns of `Inputs.lookup` (None: all), and first rows."""
         for name, columns in self._lookup_columns.items():
             first_rows: Tensor = getattr(self, f"first_rows_{name}")
             yield self.tables.table(name), columns, first_rows
@@ -125,8 +124,7 @@ class FieldEmbeddings(nn.Module):
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def _rows_and_codes(self, field: InputField, inputs: Inputs) -> tuple[Float[Tensor, "rows E"], CodeLayout]:
-        """Return the table and the codes of a field of many codes; with added sequences the table of the sums of
-        rows."""
+        """Return the table and the codes of a field of many codes; with added sequences a table of sums."""
         found = [
             self._bag_tables[f.name].for_bag(f.share_with or f.name, inputs.bags[f.name])
             for f in self._bags[field.name]

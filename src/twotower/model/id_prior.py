@@ -20,8 +20,7 @@ class IdPrior(nn.Module):
     """A number for each id of a side, 0 at first, added to the biases of a score."""
 
     def __init__(self, fields: tuple[InputField, ...], name: str = "prior") -> None:
-        """Find the ids among the fields of a side; without a field of ids, add nothing. `name` names the values in an
-        exported tower."""
+        """Find the ids among the fields of a side; without one, add nothing. `name` names the values in a graph."""
         super().__init__()
         self.name = name
         lookups = stacked(fields)

@@ -29,8 +29,7 @@ class LoweredModule(nn.Module, ABC):
 
 @singledispatch
 def lower(module: nn.Module, g: GraphBuilder, x: str) -> str:
-    """Build the nodes of a module over the value `x`; return the name of the output. Raises RunError for a torch module
-    without a lowering."""
+    """Build the nodes of a module over the value `x`; return the output. Raises RunError without a lowering."""
     raise RunError(
         f"a layer of kind {type(module).__name__} cannot be exported; make it a subclass of {LoweredModule.__module__}."
         f"{LoweredModule.__name__}"

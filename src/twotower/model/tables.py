@@ -111,8 +111,7 @@ def named_tables(module: nn.Module) -> Iterator[tuple[str, Table]]:
 
 
 def _normal(rows: int, width: int, std: float, block: int) -> Iterator[tuple[slice, F32[Tensor, "n E"]]]:
-    """Yield the rows and numbers that `Tensor.normal_` draws for (rows, width), about `block` at a time; nothing for
-    `std` 0.
+    """Yield rows and numbers as `Tensor.normal_` draws them, about `block` at a time; nothing for `std` 0.
 
     A CPU draws groups of 16, and for a remainder the last 16 numbers again. Therefore every block but the last is a
     whole number of groups, and the last has at least 16 rows.

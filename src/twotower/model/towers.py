@@ -98,9 +98,8 @@ class TowerConfig(Section):
 class Tower(nn.Module):
     """One tower of a two-tower model: inputs of U rows -> vectors (U, D) and biases (U, 1).
 
-    v = head(layers(concat(branch_1(x), …, augmented)), x), x the concatenated (or summed) fields after the gate; every
-    part but the fields is optional. D is the width of the last layer, or of x (Huang et al. 2013, DSSM; Covington et
-    al. 2016).
+    v = head(layers(concat(branch_1(x), …, augmented)), x), x the concatenated or summed fields after the gate. All
+    parts but the fields are optional. D is the width of the last layer, or of x (Huang et al. 2013, DSSM).
     """
 
     def __init__(
@@ -158,8 +157,7 @@ class Tower(nn.Module):
         self.size = self.head.width
 
     def gates(self, inputs: Inputs) -> dict[str, Float[Tensor, "U F"]]:
-        """Return the weights of every SENet gate, in the order of `field_names`, by its section of the tower's
-        config."""
+        """Return the weights of every SENet gate by its config section, in the order of `field_names`."""
         fields = self.joined_fields(inputs)
         found = {} if self.senet is None else {"senet": self.senet(fields)}
         if self.senet is not None:
@@ -194,8 +192,7 @@ class Tower(nn.Module):
         return vectors, bias
 
     def lower(self, g: GraphBuilder, inputs: Mapping[str, str], number: int) -> tuple[str, str]:
-        """Build `forward` of the tower of pair `number`, from 0; return the names of the vectors and of the biases or
-        "".
+        """Build `forward` of the tower of pair `number`, from 0; return the vectors, and the biases or "".
 
         `inputs` maps a field to its input. Raises RunError for an unknown module."""
         if unknown := {name for name, _ in self.named_children()} - _MODULES:
@@ -291,8 +288,7 @@ class TowerHead(nn.Module):
         self, hidden: int, joined: int, width: int | None, *, bias: bool, residual: bool = False,
         activation: Activation | None = None, norm: bool = False,
     ) -> None:  # fmt: skip
-        """Build the head over `hidden` units and `joined` numbers. `width` is the width D of the vector; None: no
-        layer."""
+        """Build the head over `hidden` units and `joined` numbers. `width` is D; None: no layer."""
         super().__init__()
         self.width = width or hidden
         self.has_bias = bias and width is not None

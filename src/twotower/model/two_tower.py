@@ -61,8 +61,7 @@ class ModelConfig(Section):
     popularity that has a weight, the bias ends at an item's first row.
 
     **Own counts** score the items of a user's history by the number and the age of its interactions, and by how often
-    users repeat them. A history with max_length counts its latest ones. The fit is by train.monitor on the validation
-    part.
+    users repeat them. A history with max_length counts its latest ones. Validation fits them by train.monitor.
 
     **Recent popularity** is for news, ads and fashion. Its terms are the count of an item in the latest rows of the
     log, its count in all rows, and the rows since its first, or that it has none. An evaluation reads the rows before
@@ -365,8 +364,7 @@ class TwoTower(nn.Module):
 
 
 def _id_column(side: SideName, fields: tuple[InputField, ...]) -> int:
-    """Return the column of `Inputs.lookup` with the side's ids. Raises ConfigError if none has, or if it is the only
-    field."""
+    """Return the column of the side's ids. Raises ConfigError if there is none, or no other field."""
     for number, f in enumerate(stacked(fields)):
         if f.identifies and len(fields) == 1:
             raise ConfigError(

@@ -57,8 +57,7 @@ MESSAGE_FIELDS: dict[str, set[str]] = {
     "TensorShapeProto": {"dim"},
     "TensorShapeProto.Dimension": {"dim_param", "dim_value"},
 }
-"""Allowed protobuf messages and fields: no functions, subgraphs, sparse tensors, training, or tensors in other
-files."""
+"""Allowed protobuf messages and fields: no functions, subgraphs, sparse tensors, or tensors in other files."""
 ELEMENT_TYPES = {1, 7}
 """Allowed element types of tensors: float32 and int64."""
 METADATA_KEYS = {"side", "model", "gates"}
@@ -66,8 +65,7 @@ METADATA_KEYS = {"side", "model", "gates"}
 
 
 def allowed_operators(declared: Operators | None = None) -> dict[str, set[str]]:
-    """Return the operators of the allow-list and the `declared` ones, by default of all imported kinds outside
-    twotower."""
+    """Return the operators of the allow-list and the `declared` ones, by default of imported foreign kinds."""
     found = {operator: set(attributes) for operator, attributes in OPERATORS.items()}
     for operator, attributes in (outside_operators() if declared is None else declared).items():
         found.setdefault(operator, set()).update(attributes)
@@ -75,8 +73,7 @@ def allowed_operators(declared: Operators | None = None) -> dict[str, set[str]]:
 
 
 def disallowed_content(data: bytes, declared: Operators | None = None) -> str:
-    """Describe the first content of an ONNX file that neither the allow-list nor the `declared` operators allow, else
-    "".
+    """Describe the first content of an ONNX file that is not allowed, with the `declared` operators, else "".
 
     Raises ConfigError if onnx is not installed.
     """

@@ -122,8 +122,7 @@ class GraphBuilder:
         return self("ConstantOfShape", self("Shape", like), value=number)
 
     def serialize(self, output: str, width: int, metadata: dict[str, str]) -> bytes:
-        """Return the ONNX file of the graph with the output `output` (U, width), and the weights of the gates if
-        any."""
+        """Return the ONNX file of the graph with the output `output` (U, width), and the gates if any."""
         helper = self.onnx.helper
         outputs = {VECTOR_OUTPUT: (output, width)}
         if self.gates:

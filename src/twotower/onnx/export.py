@@ -66,8 +66,7 @@ def export_tower(
     Inputs are as `gather.feed` makes them; `fields` are as `Encoders.fields` returns them. The output "vector" (U, D)
     is `user_vectors` or `item_vectors` in evaluation mode. With SENet gates a second output "gates" (U, G) has their
     concatenated weights, for each pair the tower's gate before the gates of its branches. The metadata "gates" lists
-    them as JSON: [{"name": "pair 1" or "pair 2, branch 3 (fm)", "fields": [feature names in the order of the weights]},
-    …].
+    them as JSON: [{"name": "pair 1" or "pair 2, branch 3 (fm)", "fields": [feature names, as the weights]}, …].
 
     The metadata has the `digest` of the model; `build` makes the content. Raises RunError, and writes nothing, if the
     parity exceeds `allowed_difference`, the tables exceed one file, or the allow-list refuses the content.

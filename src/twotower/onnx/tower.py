@@ -79,8 +79,7 @@ def inspect_towers(towers: Mapping[Path, str], *, limits: InspectionLimits = INS
 
 
 def trust_tower(data: bytes, name: str) -> None:
-    """Mark a tower of this process as inspected: it loads without a child process. Raises TowerError for content that
-    the allow-list lacks."""
+    """Mark a tower of this process as inspected. Raises TowerError for content that is not allowed."""
     if reason := disallowed_content(data):
         raise TowerError(f"{name}: {reason}")
     _inspected.add(hashlib.sha256(data).hexdigest())
@@ -110,8 +109,7 @@ class TowerError(RunError):
 
 
 def read_tower(path: Path) -> bytes:
-    """Return the bytes of a file. (onnxruntime resolves paths in a model only if it is given a path.) Raises
-    RunError."""
+    """Return the bytes of a file; onnxruntime then resolves no paths that it names. Raises RunError."""
     try:
         return path.read_bytes()
     except OSError as e:
@@ -216,8 +214,7 @@ class OnnxTower:
     def explain(
         self, feed: Mapping[str, npt.NDArray[Any]]
     ) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
-        """Return the vectors (U, D), and for each of `gates` its weights (U, fields). Raises RunError as a call
-        does."""
+        """Return the vectors (U, D), and the weights (U, fields) of each of `gates`. Raises as a call."""
         if not self.gates:
             return self(feed), []
         vectors, weights = self._run(feed, VECTOR_OUTPUT, GATES_OUTPUT)

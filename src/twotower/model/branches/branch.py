@@ -67,8 +67,7 @@ class TowerBranch(nn.Module):
 
     A product of k fresh embeddings of standard deviation 0.05 is of the order 0.05^k. Therefore products are
     layer-normalised per row (He and Chua 2017, section 3.2) and multiplied by a learned scale, which starts at the
-    standard deviation of the fields. `cross` and `mlp` have no normalisation: a cross layer adds its products to the
-    fields.
+    standard deviation of the fields. `cross`, which adds products to the fields, and `mlp` have none.
     """
 
     def __init__(self, config: Branch, widths: list[int], pieces: list[int], deviation: float) -> None:

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class CinBranch(ProductBranch):
-    """Compressed interaction network: sums of feature maps over their width. Fields of one width only.
+    """Compressed interaction network of xDeepFM: sums of feature maps over their width. Fields of one width only.
 
-    X_k[h] = Σ_ij W_k[h, i, j] X_{k-1}[i] * X_0[j], X_0 the fields (xDeepFM, Lian et al. 2018, equations 6 and 7,
-    without activation).
+    X_k[h] = Σ_ij W_k[h, i, j] X_{k-1}[i] * X_0[j], X_0 the fields (Lian et al. 2018, equations 6 and 7, without
+    activation).
 
     Use it where products of three and more fields matter.
     """

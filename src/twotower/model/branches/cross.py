@@ -28,8 +28,7 @@ class CrossBranch(Branch):
     rank: int = Field(0, ge=0, description="Rank of W as a product of two matrices. 0: one full matrix.")
 
     def build(self, widths: list[int], pieces: list[int]) -> Cross:
-        """Return the layers. Raises ConfigError if the factors of W are larger than W: 2 x rank above the joined
-        width."""
+        """Return the layers. Raises ConfigError for a rank whose factors of W are larger than W."""
         if 2 * self.rank > sum(widths):
             raise ConfigError(
                 f"rank = {self.rank} of a cross branch over {sum(widths)} joined numbers is larger than the full "

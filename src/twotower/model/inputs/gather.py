@@ -54,8 +54,7 @@ C = TypeVar("C")
 def gather(
     fields: TowerFields, rows: R, carry: Callable[[R, InputField], C]
 ) -> tuple[Shaped[Ints, "U F"], dict[str, C], dict[str, Shaped[Array, "U *_"]]]:
-    """Return the codes of lookup fields; by key the fields of many codes, made by `carry`; and by key numbers (U,
-    length)."""
+    """Return the codes of lookup fields, and by key what `carry` makes of many codes, and numbers (U, length)."""
     bags, dense = {}, {}
     for key, field in fields.bags:
         bags[key] = carry(rows, field)

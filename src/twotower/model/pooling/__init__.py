@@ -43,8 +43,7 @@ def resolve(spec: PoolingSpec, trust: bool = False) -> Pooling:
 
 
 def check_poolings(schema: Schema, trust: bool = False, before: str = "") -> None:
-    """Raise ConfigError, with `before` in front, for an unknown pooling, wrong options, or an order that the feature
-    lacks."""
+    """Raise ConfigError, with `before` in front, for a pooling that is unknown, invalid, or lacks an order."""
     for i, f in enumerate(schema.features):
         if f.pools is None:
             continue

@@ -31,11 +31,9 @@ Rate = Annotated[float, Field(ge=0, le=1)]
 
 
 class Decay(Pooling):
-    """Exponentially decayed means sum_n r^n x_n / sum_n r^n for each rate r, x_n the n-th latest interaction's
-    embedding.
+    """Exponentially decayed means sum_n r^n x_n / sum_n r^n for each rate r, x_n the n-th latest embedding.
 
-    Use it when recent interactions matter most; an event updates a mean in constant time. Needs `train.history_scope =
-    "causal"`.
+    Use it when recent interactions matter most. It needs `train.history_scope = "causal"`.
     """
 
     kind = "decay"

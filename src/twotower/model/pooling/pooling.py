@@ -23,8 +23,7 @@ class Pooling(Kind):
     needs_time_order: ClassVar[bool] = False
     """True if the age of an interaction counts; training then needs `train.history_scope = "causal"`."""
     reads_windows: ClassVar[bool] = False
-    """True if it has the option `window`, the number of latest interactions to read; training cuts histories into
-    windows."""
+    """True if it has the option `window`: training cuts histories into windows of latest interactions."""
     rounding: ClassVar[float] = 1e-4
     """Largest difference of two programs that rounding explains, relative to the largest number of the vectors."""
 
@@ -51,8 +50,7 @@ class Pooling(Kind):
 
     @abstractmethod
     def build(self, width: int, name: str) -> PoolingLayer:
-        """Return a fresh module over embeddings of a width. Raises ConfigError for options that do not fit feature
-        `name`."""
+        """Return a fresh module over embeddings of a width. Raises ConfigError if feature `name` does not fit."""
 
     @property
     def in_order(self) -> bool:
@@ -63,8 +61,7 @@ class Pooling(Kind):
 class PoolingLayer(nn.Module):
     """Module of a pooling: the rows of a table (rows, E) at the codes of U bags or histories -> (U, pieces E).
 
-    A layer of one's own implements `pool` and `lower`. The other methods, one a layout of codes, avoid padding and
-    return the same."""
+    A layer of one's own implements `pool` and `lower`. Other methods, one a layout, return the same without padding."""
 
     def forward(self, table: Float[Tensor, "rows E"], codes: CodeLayout) -> Float[Tensor, "U O"]:
         """Return the pooled rows; zeros for a row without codes."""
@@ -77,8 +74,7 @@ class PoolingLayer(nn.Module):
         raise NotImplementedError
 
     def lower(self, g: GraphBuilder, table: str, codes: str) -> str:
-        """Build `pool` over a table (rows, E) at codes (U, T), -1 after the end of a row; return the name of the
-        output."""
+        """Build `pool` over a table (rows, E) at codes (U, T), -1 after the end of a row; return the output."""
         raise NotImplementedError
 
     def pool_padded(self, table: Float[Tensor, "rows E"], padded: Padded) -> Float[Tensor, "U O"]:

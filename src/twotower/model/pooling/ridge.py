@@ -194,8 +194,7 @@ class SolutionContext(Protocol):
 class _Solution(torch.autograd.Function):
     """u = A^-1 sum_j x_j with A = sum_j x_j x_j^T + P + c I.
 
-    With z = A^-1 g the gradient of the exact solution is z (1 - x_j . u) - u (x_j . z) for x_j, -z u^T for P, -z . u
-    for c."""
+    With z = A^-1 g the gradients are z (1 - x_j . u) - u (x_j . z) for x_j, -z u^T for P, and -z . u for c."""
 
     @staticmethod
     def forward(
