@@ -212,17 +212,6 @@ def test_the_branches_read_the_joined_fields_and_stand_side_by_side_before_the_l
         assert all(g.shape == (users.rows, 4) for g in gates.values())
 
 
-def test_without_branches_a_tower_has_the_parameters_and_the_start_it_had() -> None:
-    torch.manual_seed(3)
-    plain = TwoTower(settings().model, world().users.fields, world().items.fields)
-    torch.manual_seed(3)
-    config = settings(model={"width": 8, "pairs": [{s: {"layers": [8], "branches": []} for s in ("user", "item")}]})
-    other = TwoTower(config.model, world().users.fields, world().items.fields)
-    names = {n.split(".")[3] for n, _ in plain.named_parameters() if n.startswith("pairs")}
-    assert names == {"embeddings", "head"}
-    assert all(torch.equal(p, dict(other.named_parameters())[n]) for n, p in plain.named_parameters())
-
-
 def test_field_dropout_drops_the_same_numbers_for_every_branch() -> None:
     side = tower(branches=[branch("identity"), branch("identity")], field_dropout=0.5)
     model = build((side, tower()), bias=False)

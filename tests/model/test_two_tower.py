@@ -1,4 +1,4 @@
-"""The towers by hand: pooling, gate, join, pairs, and logits that are plain dot products."""
+"""The towers by hand: gate, join, pairs, and logits that are plain dot products."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from model_worlds import (
     bias_of,
     build,
@@ -41,44 +39,12 @@ from twotower.model.inputs.bag import Bag
 from twotower.model.inputs.code_layout import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.layers import Dropout, SenetConfig, SenetGate, gather
-from twotower.model.pooling import POOLINGS, resolve
+from twotower.model.pooling import resolve
 from twotower.model.tables import FieldTables
 from twotower.model.towers import Tower, TowerConfig
 from twotower.model.two_tower import ModelConfig, TwoTower
 
-# ---- pooling
-
-
-def bag_of(rows: list[list[int]], n_codes: int) -> Bag:
-    flat = [(c, r) for r, codes in enumerate(rows) for c in codes]
-    by_code = sorted(flat, key=lambda pair: pair[0])
-    counts = [0, *(sum(c == code for c, _ in flat) for code in range(n_codes))]
-    return Bag(
-        torch.tensor([c for c, _ in flat], dtype=torch.int32),
-        torch.tensor([0, *np.cumsum([len(codes) for codes in rows])], dtype=torch.int32),
-        torch.tensor([r for _, r in by_code], dtype=torch.int32),
-        torch.tensor(np.cumsum(counts), dtype=torch.int32),
-    )
-
-
-@pytest.mark.parametrize("pooling", ["mean", "sqrt", "sum", "power"])
-@settings(deadline=None, max_examples=25)
-@given(rows=st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=1, max_size=6))
-def test_pooling_and_its_gradient_equal_a_loop_over_the_rows(pooling: str, rows: list[list[int]]) -> None:
-    rng = torch.Generator().manual_seed(len(rows))
-    table = torch.randn(5, 3, generator=rng, dtype=torch.float64).requires_grad_()
-    upstream = torch.randn(len(rows), 3, generator=rng, dtype=torch.float64)
-    pooled = pool(table, bag_of(rows, 5), POOLINGS.parse(pooling))
-    expected, gradient = (torch.zeros(len(rows), 3, dtype=torch.float64), torch.zeros(5, 3, dtype=torch.float64))
-    for r, codes in enumerate(rows):
-        divisor = {"mean": len(codes), "sqrt": math.sqrt(len(codes)), "sum": 1, "power": len(codes) ** 0.35}[pooling]
-        for code in codes:
-            expected[r] += table.detach()[code] / divisor
-            gradient[code] += upstream[r] / divisor
-    assert close(pooled.detach(), expected, 1e-12)
-    torch.autograd.backward((pooled * upstream).sum())
-    assert table.grad is not None
-    assert close(table.grad, gradient, 1e-12)
+# ---- rows of a table
 
 
 @pytest.mark.parametrize("shape", [(0,), (7,), (40, 3), (5, 0), (4, 3, 2)])

@@ -44,9 +44,7 @@ class Date(ColumnFeature):
 
     buckets: int = Field(16, ge=2, le=1_000_000, description="Number of quantile buckets, each with an embedding.")
     format: str = Field(
-        "",
-        description="strptime format of dates in text or whole numbers, such as '%d.%m.%Y'. Empty: year first, such as "
-        "2023-01-31.",
+        "", description="strptime format of dates in text or whole numbers, such as '%d.%m.%Y'. Empty: year first."
     )
 
     @field_validator("format")

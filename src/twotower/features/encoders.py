@@ -217,8 +217,9 @@ def _read_states(path: Path) -> _EncoderStates:
 
 
 def _misfit(error: Exception) -> str:
-    invalid = isinstance(error, ValidationError)
-    what = first_problem(error) if invalid else f"{type(error).__name__}: {first_line(error)}"
+    what = f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, ValidationError):
+        what = first_problem(error)
     return f"the encoders do not fit the schema of this run ({what})"
 
 

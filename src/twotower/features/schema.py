@@ -165,8 +165,7 @@ class Schema(Section):
         "error", description="Treatment of rows without an id. error: refuse the table. drop: leave them out."
     )
     bad_times: Literal["error", "drop"] = Field(
-        "error",
-        description="Treatment of rows without a readable, plausible time. error: refuse. drop: leave them out.",
+        "error", description="Rows without a readable, plausible time. error: refuse. drop: leave them out."
     )
     title: str = Field("", description="Title column of the items, shown to people. Empty: the id.")
     duplicates: Literal["last", "keep", "error"] = Field(

@@ -28,17 +28,13 @@ class Sequence(InteractionHistory):
     of_model = ("width", "pooling", "beside")
 
     feature: str = Field(
-        "",
-        description="Feature of the other side to read: categorical, or numeric with buckets, such as a brand or a "
-        "price. Empty: ids.",
+        "", description="Feature of the other side to read, with one code a row, such as a brand. Empty: its ids."
     )
     share_embedding: bool = Field(
         True, description="Sharing of the embedding with the other side's feature or ids. false: a table of its own."
     )
     beside: tuple[str, ...] = Field(
-        (),
-        description="Sequences of the same interactions whose embeddings are added to these before pooling. Empty: "
-        "none.",
+        (), description="Sequences whose embeddings are added to these before pooling. Empty: none."
     )
 
     @property

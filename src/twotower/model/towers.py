@@ -50,8 +50,7 @@ class TowerConfig(Section):
     )
     width: int = Field(0, ge=0, description="Embedding width of the tower's fields. 0: model.width.")
     join: Literal["concat", "sum"] = Field(
-        "concat",
-        description="Combination of the fields. sum: added and activated, as a first layer over one-hot inputs.",
+        "concat", description="Combination of the fields. sum: added and activated, as a layer over one-hot inputs."
     )
     senet: SenetConfig = SenetConfig()
     branches: tuple[Annotated[Branch, BRANCHES], ...] = Field(

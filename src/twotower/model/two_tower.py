@@ -61,7 +61,7 @@ class ModelConfig(Section):
     popularity that has a weight, the bias ends at an item's first row.
 
     **Own counts** score the items of a user's history by the number and the age of its interactions, and by how often
-    users repeat them. A history with max_length counts its latest ones. Validation fits them by train.monitor.
+    users repeat them. A history with max_length counts its latest ones. The validation part fits them.
 
     **Recent popularity** is for news, ads and fashion. Its terms are the count of an item in the latest rows of the
     log, its count in all rows, and the rows since its first, or that it has none. An evaluation reads the rows before
@@ -76,9 +76,7 @@ class ModelConfig(Section):
 
     width: int = Field(16, ge=1, description="Embedding width of a field.")
     pairs: tuple[PairConfig, ...] = Field(
-        (PairConfig(),),
-        min_length=1,
-        description="Pairs of a user and an item tower, whose scores add up. One pair: DSSM.",
+        (PairConfig(),), min_length=1, description="Pairs of user and item towers, whose scores add up. One pair: DSSM."
     )
     similarity: Literal["cosine", "dot"] = Field(
         "cosine", description="Similarity of user and item vectors, over all pairs together."
@@ -108,9 +106,7 @@ class ModelConfig(Section):
         "", description="History of the users whose items get a score of their own, fitted after training. Empty: none."
     )
     recent_popularity: bool = Field(
-        False,
-        description="Bias of each item by its recent popularity, fitted after training to the validation part. "
-        "false: 0.",
+        False, description="Bias of each item by its recent popularity, fitted after training. false: 0."
     )
 
     @property

@@ -24,8 +24,7 @@ class BilinearBranch(ProductBranch):
 
     kind = "bilinear"
     matrices: Literal["all", "each", "interaction"] = Field(
-        "interaction",
-        description="Sharing of W. all: one for all pairs. each: one per left field. interaction: one per pair.",
+        "interaction", description="Sharing of W. all: one. each: one per left field. interaction: one per pair."
     )
 
     def product(self, n_fields: int, width: int) -> Bilinear:
