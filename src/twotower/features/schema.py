@@ -103,26 +103,12 @@ def is_pattern(name: str) -> bool:
 class Schema(Section):
     """Columns of the three tables, and features. Ids are external values; rows 0..n-1 are internal.
 
-    **Weights.** A row of weight 2 counts twice in losses and popularity. Two things differ from two rows:
-    `model.unknown_rate` draws once for the row, and biases of users, which change no ranking, may differ. A row of
-    weight 0 is no target. Scale weights so that their mean is near 1. The scale "log" keeps 0 and 1 as they are; it is
-    for counts and durations with a few very large values.
-
-    **Events.** The rule of a type is a number, the weight of a positive; "positive", "negative", "input" (in histories,
-    no target) or "ignored" (left out); or `{target = "negative", weight = 0.5}`. "*" is the rule of all other types;
-    without it they are refused.
+    The tutorial explains weights, events, repeats and versions.
 
     **Times.** In `time_format` a month without a day, as "%Y-%m", is its first day. "%z" reads offsets such as +0100,
     and "%Z" only the names UTC, GMT and Z. Without a format, dates such as 2023-01-31 12:30:15.250 and 31/01/2023 12:30
     are read. Times without a zone are in UTC, and times before 1990 or after tomorrow are refused. With the unit
     "order" only the order counts; `bad_times = "drop"` then leaves out rows without a number.
-
-    **Repeats.** "last" keeps the last row by time, for splits in no order. "keep" keeps all rows of a pair, as pairs
-    with several contexts need, and the last row of an id.
-
-    **Versions.** With `valid_from` an id may have several rows, each valid from its time on. Training and the scores of
-    pairs read the latest row that is not later than the interaction; a ranking reads the latest row at the user's first
-    row of the part. A row without a time is older than all others of its id. Without the column an id has one row.
     """
 
     start_here = ("label", "time", "features")

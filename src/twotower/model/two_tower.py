@@ -60,12 +60,7 @@ class ModelConfig(Section):
     train.monitor on the validation part, or, with too few of them, on known items that read as unknown. With a recent
     popularity that has a weight, the bias ends at an item's first row.
 
-    **Own counts** score the items of a user's history by the number and the age of its interactions, and by how often
-    users repeat them. A history with max_length counts its latest ones. The validation part fits them.
-
-    **Recent popularity** is for news, ads and fashion. Its terms are the count of an item in the latest rows of the
-    log, its count in all rows, and the rows since its first, or that it has none. An evaluation reads the rows before
-    each ranking; a bundle has the value at the end of the rows before the test part.
+    The tutorial explains own counts and recent popularity.
     """
 
     start_here = ("width",)
