@@ -102,8 +102,8 @@ def test_the_exported_tower_gives_what_the_model_gives(pooling: str, tmp_path: P
         ({"beside": ("history",)}, "which is no other sequence of the users"),
         ({"beside": ("city",)}, "which is no other sequence of the users"),
         ({"beside": ("brands", "brands")}, "names 'brands' twice; name it once"),
-        ({"max_length": 3}, "whose max_length is 0 and not 3; give both the same interactions"),
-        ({"interactions": "positive"}, "whose interactions is 'all' and not 'positive'"),
+        ({"max_length": 3}, "whose max_length is 0, not 3; give both the same interactions"),
+        ({"interactions": "positive"}, "whose interactions is 'all', not 'positive'"),
         ({"width": 8}, "of width 0 and not 8; give both the same width"),
     ],
 )  # fmt: skip

@@ -418,7 +418,7 @@ def test_join_sum_adds_the_fields_and_the_shift_and_activates_before_the_layers(
 
 def test_join_sum_of_fields_of_different_widths_is_a_config_error() -> None:
     fields = (InputField("a", "lookup", rows=3, width=4), InputField("b", "lookup", rows=3, width=5))
-    with pytest.raises(ConfigError, match="one width, found a 4, b 5; give these features one width"):
+    with pytest.raises(ConfigError, match="one width, found a 4, b 5; give them one width"):
         Tower(TowerConfig(join="sum"), fields, FieldTables(fields, 4), FieldTables((), 4), 0.1)
 
 

@@ -18,9 +18,7 @@ class DayOfWeek(ClockMoment):
     kind = "day_of_week"
     encoder = RangeEncoder
 
-    default: int = Field(
-        0, ge=0, le=7, description="Day of precomputed user vectors, 1 to 7. 0: none, and no precomputed vectors."
-    )
+    default: int = Field(0, ge=0, le=7, description="Day of precomputed user vectors, 1 to 7. 0: no such vectors.")
 
     @property
     def defaults(self) -> int | None:

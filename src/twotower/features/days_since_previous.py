@@ -56,9 +56,7 @@ class DaysSincePrevious(Moment):
         min_length=1,
         description="Ends of the buckets in days, rising, above 0.",
     )
-    default: float = Field(
-        -1.0, ge=-1, description="Days of precomputed user vectors. -1: none, and no precomputed vectors."
-    )
+    default: float = Field(-1.0, ge=-1, description="Days of precomputed user vectors. -1: no such vectors.")
 
     @field_validator("edges")
     @classmethod

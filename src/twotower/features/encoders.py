@@ -32,15 +32,14 @@ from twotower.files import layout
 from twotower.files.readers import read_checked, read_text
 from twotower.section import first_problem
 
+EncodersBySide = dict[FeatureSide, dict[str, Encoder]]
 VOCABULARY_TYPES = (pl.String, pl.Int64, pl.UInt64)
 
 
 class Encoders:
     """Encoders of the features of both sides and the context, and of each side's ids for sequences."""
 
-    def __init__(
-        self, schema: Schema, by_side: dict[FeatureSide, dict[str, Encoder]], ids: dict[SideName, CategoricalEncoder]
-    ) -> None:
+    def __init__(self, schema: Schema, by_side: EncodersBySide, ids: dict[SideName, CategoricalEncoder]) -> None:
         self.schema, self.by_side, self.ids = schema, by_side, ids
 
     @classmethod
@@ -228,13 +227,11 @@ def _encoded(schema: Schema) -> tuple[Feature, ...]:
     return tuple(f for side in FEATURE_SIDES for f in schema.columns(side) if not f.shares)
 
 
-def _empty() -> dict[FeatureSide, dict[str, Encoder]]:
+def _empty() -> EncodersBySide:
     return {side: {} for side in FEATURE_SIDES}
 
 
-def _with_borrowed(
-    schema: Schema, by_side: dict[FeatureSide, dict[str, Encoder]]
-) -> dict[FeatureSide, dict[str, Encoder]]:
+def _with_borrowed(schema: Schema, by_side: EncodersBySide) -> EncodersBySide:
     """Add the encoders of features that share one of the other tower; return `by_side`."""
     for f in schema.features:
         if f.shares:

@@ -20,9 +20,7 @@ class PoolingSpec(Section):
     __pydantic_extra__: dict[str, JsonValue]
 
     kind: str = Field(min_length=1, description="Kind of the pooling, or its import path module:Class.")
-    window: int = Field(
-        0, ge=0, description="Number of latest interactions that the pooling reads. 0: the whole history."
-    )
+    window: int = Field(0, ge=0, description="Number of latest interactions to read. 0: the whole history.")
 
     @model_validator(mode="before")
     @classmethod

@@ -18,9 +18,7 @@ class HourOfDay(ClockMoment):
     kind = "hour_of_day"
     encoder = RangeEncoder
 
-    default: int = Field(
-        -1, ge=-1, le=23, description="Hour of precomputed user vectors. -1: none, and no precomputed vectors."
-    )
+    default: int = Field(-1, ge=-1, le=23, description="Hour of precomputed user vectors. -1: no such vectors.")
 
     @property
     def defaults(self) -> int | None:

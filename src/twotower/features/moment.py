@@ -79,9 +79,7 @@ class ClockMoment(Moment):
 
     counts_values = True
 
-    time_zone: str = Field(
-        "UTC", description="IANA name of the time zone in which the clock is read, such as 'Europe/Zurich'."
-    )
+    time_zone: str = Field("UTC", description="IANA name of the time zone of the clock, such as 'Europe/Zurich'.")
 
     @field_validator("time_zone")
     @classmethod

@@ -61,7 +61,7 @@ class Numeric(ColumnFeature):
     column_type = "numbers"
 
     buckets: int = Field(
-        0, ge=0, le=1_000_000, description="Number of quantile buckets, each with an embedding. 0: standardise."
+        0, ge=0, le=1_000_000, description="Number of quantile buckets with embeddings. 0: standardise."
     )
     statistic: Literal["", "count", "mean"] = Field(
         "", description="Statistic of the training interactions instead of a column. Empty: none."
@@ -79,9 +79,7 @@ class Numeric(ColumnFeature):
         if self.statistic and self.side == "context":
             raise ValueError("a statistic is of users or items; set side = 'user' or 'item'")
         if self.statistic and self.column:
-            raise ValueError(
-                "'column' does not go with a statistic; 'statistic_column' names the column that is averaged"
-            )
+            raise ValueError("'column' does not go with a statistic; 'statistic_column' names the averaged column")
         return self
 
     @property

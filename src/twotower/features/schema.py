@@ -42,9 +42,7 @@ class EventRule(Section):
         "positive",
         description="positive, negative: a row to learn from. input: a row of histories, no target. ignored: left out.",
     )
-    weight: float = Field(
-        1.0, ge=0, le=WEIGHT_RANGE[1], description="Factor of the row's weight: 0, or from 1e-6 to 1e6."
-    )
+    weight: float = Field(1.0, ge=0, le=WEIGHT_RANGE[1], description="Factor of the row's weight: 0, or 1e-6 to 1e6.")
 
     @model_validator(mode="before")
     @classmethod
@@ -60,13 +58,9 @@ class EventRule(Section):
     @model_validator(mode="after")
     def _check_weight(self) -> EventRule:
         if 0 < self.weight < WEIGHT_RANGE[0]:
-            raise ValueError(
-                f"weight is {self.weight:g}, expected 0, or at least {WEIGHT_RANGE[0]:g}; scale all weights"
-            )
+            raise ValueError(f"weight is {self.weight:g}, expected 0, or at least {WEIGHT_RANGE[0]:g}; scale weights")
         if self.target in ("input", "ignored") and self.weight != 1:
-            raise ValueError(
-                f"weight is {self.weight:g}, and rows of the target '{self.target}' have none; leave it out"
-            )
+            raise ValueError(f"weight is {self.weight:g}, rows of the target '{self.target}' have none; leave it out")
         return self
 
     @property
@@ -119,9 +113,7 @@ class Schema(Section):
     items_id: str = Field("", description="Id column of the table of items, where it has another name. Empty: item_id.")
     label: str = Field("", description="Outcome column of the interactions. Empty: every row is a positive.")
     positive_above: float = Field(0.0, description="Label above which a row is a positive.")
-    weight: str = Field(
-        "", description="Weight column of the interactions: 0, or from 1e-6 to 1e6 rows. Empty: weight 1 each."
-    )
+    weight: str = Field("", description="Weight column of the interactions: 0, or from 1e-6 to 1e6. Empty: 1 each.")
     weight_scale: Literal["linear", "log"] = Field(
         "linear", description="Scale of the weight column. linear: as it is. log: log2(1 + weight)."
     )
@@ -133,9 +125,7 @@ class Schema(Section):
         description="Rule of each event type: a weight, 'positive', 'negative', 'input', 'ignored', or {target, "
         "weight}. '*': all others.",
     )
-    time: str = Field(
-        "", description="Time column of the interactions: datetimes, numbers in time_unit, or text. Empty: none."
-    )
+    time: str = Field("", description="Time column of the interactions: datetimes, numbers or text. Empty: none.")
     time_unit: Literal["s", "ms", "us", "order"] = Field(
         "s", description="Unit of numeric times since 1970. order: any number or date that grows with time."
     )
@@ -195,9 +185,7 @@ class Schema(Section):
         self._check_context()
         for option, column in _NEEDED.items():
             if getattr(self, option) != type(self).model_fields[option].default and not getattr(self, column):
-                raise ValueError(
-                    f"{option} needs {column}; name the {column} column in schema.{column}, or leave it out"
-                )
+                raise ValueError(f"{option} needs {column}; name the {column} column in schema.{column}, or drop it")
         if self.time_format and ("%" not in self.time_format or "%f" in self.time_format.replace(".%f", "")):
             raise ValueError(
                 f"time_format is {self.time_format!r}, expected a format such as '%d/%m/%Y %H:%M:%S.%f'; .%f is a "

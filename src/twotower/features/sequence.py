@@ -33,9 +33,7 @@ class Sequence(InteractionHistory):
     share_embedding: bool = Field(
         True, description="Sharing of the embedding with the other side's feature or ids. false: a table of its own."
     )
-    beside: tuple[str, ...] = Field(
-        (), description="Sequences whose embeddings are added to these before pooling. Empty: none."
-    )
+    beside: tuple[str, ...] = Field((), description="Sequences whose embeddings are added before pooling. Empty: none.")
 
     @property
     def added_histories(self) -> tuple[str, ...]:
@@ -84,9 +82,7 @@ def _check_added(host: Feature, schema: Schema) -> None:
             raise ValueError(f"{where} twice; name it once")
         if (first := schema.host_of(added)) is not host:
             assert first is not None
-            raise ValueError(
-                f"{where}, which is added to {first.name!r} already; add another sequence of the same feature"
-            )
+            raise ValueError(f"{where}, which is added to {first.name!r} already; add another sequence of its feature")
         if added.added_histories:
             raise ValueError(f"{where}, which has a beside of its own; name its sequences in {host.name!r}")
         if added.pools != MEAN:
@@ -95,6 +91,4 @@ def _check_added(host: Feature, schema: Schema) -> None:
             raise ValueError(f"{where}, of width {added.width} and not {host.width}; give both the same width")
         for option in ("interactions", "max_length"):
             if (own := getattr(host.history, option)) != (other := getattr(added.history, option)):
-                raise ValueError(
-                    f"{where}, whose {option} is {other!r} and not {own!r}; give both the same interactions"
-                )
+                raise ValueError(f"{where}, whose {option} is {other!r}, not {own!r}; give both the same interactions")

@@ -206,9 +206,7 @@ class Text(ColumnFeature):
     of_model = ("width", "pooling")
 
     n: int = Field(3, ge=2, le=8, description="Letters of a gram, with the word boundaries '#'.")
-    max_grams: int = Field(
-        30_000, ge=1, description="Maximum size of the vocabulary: the most frequent grams of training."
-    )
+    max_grams: int = Field(30_000, ge=1, description="Maximum size of the vocabulary, the most frequent grams.")
     min_count: int = Field(1, ge=1, description="Minimum number of occurrences of a gram in training interactions.")
     hash_buckets: int = Field(0, ge=0, lt=2**31, description="Number of hash buckets. 0: a vocabulary.")
     pooling: PoolingSpec = Field(

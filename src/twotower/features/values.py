@@ -61,10 +61,8 @@ def canonical_ids(series: pl.Series) -> pl.Series:
 
 def with_texts(frame: pl.DataFrame) -> pl.DataFrame:
     """Return a table with dictionaries of texts, and lists of them, as texts."""
-    lists_of = [
-        s.cast(pl.List(pl.String)) for s in frame if isinstance(s.dtype, pl.List) and s.dtype.inner in TEXT_TYPES
-    ]
-    return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String), *lists_of)
+    nested = [s.cast(pl.List(pl.String)) for s in frame if isinstance(s.dtype, pl.List) and s.dtype.inner in TEXT_TYPES]
+    return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String), *nested)
 
 
 def numbers(series: pl.Series) -> npt.NDArray[np.float64]:

@@ -157,9 +157,7 @@ class FieldTables(nn.ModuleDict):
         numbered = {f"{carrier(f.kind).label}{i}": f for i, f in enumerate(others)}
         self.others = {name: f for name, f in numbered.items() if not f.added_to}
         """Other fields, by number, as names of fields may hold dots."""
-        self.added = {
-            f.name: {name: g for name, g in numbered.items() if g.added_to == f.name} for f in self.others.values()
-        }
+        self.added = {f.name: {n: g for n, g in numbered.items() if g.added_to == f.name} for f in self.others.values()}
         """Sequences that are added to each of the other fields, by number."""
         self.fields = (*(f for group in self.lookups.values() for f in group), *self.others.values())
         self.place: dict[str, TableRows] = {}

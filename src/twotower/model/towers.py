@@ -80,9 +80,7 @@ class TowerConfig(Section):
             raise ValueError(f"{'branches' if self.branches else 'augment'} needs join = 'concat'")
         for option in ("augment", "residual", "activate_last"):
             if getattr(self, option) and not self.layers:
-                raise ValueError(
-                    f"{option} needs layers, and layers is empty; set it to the vector's width, such as [64]"
-                )
+                raise ValueError(f"{option} needs layers, and layers is empty; set it to the vector's width, as [64]")
         return self
 
     @property
@@ -124,9 +122,7 @@ class Tower(nn.Module):
         if config.join == "sum":
             if len(set(widths)) > 1:
                 found = ", ".join(f"{f.name} {w}" for f, w in zip(self.embeddings.fields, widths, strict=True))
-                raise ConfigError(
-                    f"join = 'sum' needs fields of one width, found {found}; give these features one width"
-                )
+                raise ConfigError(f"join = 'sum' needs fields of one width, found {found}; give them one width")
             joined = widths[0]
             self.shift: nn.Parameter | None = nn.Parameter(torch.zeros(joined))
             layers += norm_activation_dropout(joined, *after)

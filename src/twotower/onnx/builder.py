@@ -88,9 +88,7 @@ class GraphBuilder:
             )
         names = [f"v{len(self.nodes)}"] if outputs == 1 else [f"v{len(self.nodes)}.{i}" for i in range(outputs)]
         node = self.onnx.helper.make_node(kind, inputs, names)
-        node.attribute.extend(
-            self.onnx.helper.make_attribute(name, value) for name, value in sorted(attributes.items())
-        )
+        node.attribute.extend(self.onnx.helper.make_attribute(*pair) for pair in sorted(attributes.items()))
         self.nodes.append(node)
         return names
 

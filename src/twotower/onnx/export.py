@@ -101,23 +101,21 @@ _PARITY_BATCH = 64
 """Rows of one call, which are padded to the longest of them."""
 
 
-def parity(
-    tower: OnnxTower, model: TwoTower, side: SideName, dataset_side: Side, fields: tuple[InputField, ...]
-) -> float:
+def parity(tower: OnnxTower, model: TwoTower, side: SideName, data: Side, fields: tuple[InputField, ...]) -> float:
     """Return the largest difference of an exported tower from its model, relative to the largest number in the vectors.
 
     Compares up to 512 rows, with the shortest and the longest bags among them. Returns infinity if shapes differ or a
     difference is not finite.
     """
-    tensors = SideTensors(dataset_side, fields, model.log_temperature.device)
+    tensors = SideTensors(data, fields, model.log_temperature.device)
     largest, scale = 0.0, 0.0
-    rows = _parity_rows(dataset_side, fields)
+    rows = _parity_rows(data, fields)
     vectors = model.user_vectors if side == "user" else model.item_vectors
     for start in range(0, len(rows), _PARITY_BATCH):
         block = rows[start : start + _PARITY_BATCH]
         with evaluation_mode(model):
             expected = vectors(tensors.take(block)).cpu().numpy()
-        found = tower(feed(fields, dataset_side.columns, block))
+        found = tower(feed(fields, data.columns, block))
         if found.shape != expected.shape:
             return math.inf
         difference = float(np.abs(found - expected).max(initial=0.0))

@@ -24,9 +24,7 @@ class MlpBranch(Branch):
     """
 
     kind = "mlp"
-    layers: tuple[Positive, ...] = Field(
-        (64,), min_length=1, description="Widths of the hidden layers, each with an activation."
-    )
+    layers: tuple[Positive, ...] = Field((64,), min_length=1, description="Widths of the activated hidden layers.")
     activation: Activation = Field("LeakyReLU", description="Activation function after each layer.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the hidden units.")
     layer_norm: bool = Field(False, description="Layer normalisation before each activation.")

@@ -114,9 +114,7 @@ def lower_latest(g: GraphBuilder, codes: str, n: int) -> str:
     return g("GatherElements", g("Concat", none, codes, axis=1), place, axis=1)
 
 
-def decayed_means(
-    table: Float[Tensor, "rows E"], prefixes: Prefixes, rates: tuple[float, ...]
-) -> Float[Tensor, "U RE"]:
+def decayed_means(table: Float[Tensor, "rows E"], prefixes: Prefixes, rates: Sequence[float]) -> Float[Tensor, "U RE"]:
     """Return sum_n rate^n x_n / sum_n rate^n for U prefixes and R rates, x_n the row of the n-th latest interaction."""
     sums = decayed_sums(table, prefixes, rates)
     scale = torch.stack([inverse_weight_sum(prefixes.length, r) for r in rates], 1).to(sums.dtype)
@@ -138,7 +136,7 @@ def reach(rates: Sequence[float]) -> int | None:
     return 1 if largest == 0 else math.ceil(24 * math.log(2) / -math.log(largest))
 
 
-def decayed_sums(table: Float[Tensor, "rows E"], prefixes: Prefixes, rates: tuple[float, ...]) -> Float[Tensor, "U RE"]:
+def decayed_sums(table: Float[Tensor, "rows E"], prefixes: Prefixes, rates: Sequence[float]) -> Float[Tensor, "U RE"]:
     """Return the sums sum_n rate^n x_n of `decayed_means`, before the division."""
     device = table.device
     x = gather(table, prefixes.codes)  # (K, SCAN_CHUNK, E)
