@@ -12,8 +12,8 @@ from twotower.config.experiment import Config
 from twotower.features.categorical import Categorical
 from twotower.features.event_sequence import EventSequence
 from twotower.features.feature import Feature
+from twotower.features.field import PoolingSpec
 from twotower.features.gap_sequence import GapSequence
-from twotower.features.pooling_spec import PoolingSpec
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 

@@ -39,14 +39,13 @@ from twotower.features.date import Date
 from twotower.features.day_of_week import DayOfWeek
 from twotower.features.days_since_previous import DaysSincePrevious
 from twotower.features.event_sequence import EventSequence
-from twotower.features.events import EventRule
 from twotower.features.gap_sequence import GapSequence
 from twotower.features.hour_of_day import HourOfDay
-from twotower.features.schema import Schema
+from twotower.features.schema import EventRule, Schema
 from twotower.features.sequence import Sequence
 from twotower.features.side import SIDES
 from twotower.index import build_index
-from twotower.model.inputs.feed import context_feed, feed
+from twotower.model.inputs.gather import context_feed, feed
 from twotower.onnx.export import export_tower
 from twotower.onnx.tower import OnnxTower
 from twotower.serve.app import create_app

@@ -17,15 +17,11 @@ from twotower.features.field import InputField
 from twotower.features.schema import Schema
 from twotower.model.branches.branch import TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
-from twotower.model.field_tables import FieldTables
 from twotower.model.inputs.bag import Bag
-from twotower.model.inputs.code_layout import CodeLayout
-from twotower.model.inputs.padded import Padded
-from twotower.model.inputs.prefixes import Prefixes
+from twotower.model.inputs.code_layout import CodeLayout, Inputs, Padded, Prefixes
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.pooling.pooling import Pooling
-from twotower.model.tables import Table
+from twotower.model.tables import FieldTables, Table
 from twotower.model.towers import Tower
 from twotower.model.two_tower import ModelConfig, TowerPair, TwoTower
 

@@ -9,8 +9,8 @@ import torch
 from twotower.data.dataset import Dataset
 from twotower.features.side import SideName
 from twotower.model.inputs.bag import Bag
+from twotower.model.inputs.code_layout import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.inputs.tower_inputs import Inputs
 
 
 def tensors(data: Dataset, side: SideName) -> SideTensors:

@@ -28,8 +28,8 @@ from twotower.data.splits import TEST
 from twotower.data.tables import check
 from twotower.errors import ConfigError, DataError, TwoTowerError
 from twotower.evaluation.factors import Scorer
-from twotower.features.events import EventRule
 from twotower.features.numeric import Numeric
+from twotower.features.schema import EventRule
 from twotower.reports import pages
 from twotower.retrieval.explanation import stored_history
 from twotower.runs import Run

@@ -207,8 +207,8 @@ def test_fault_G31_bad_events_are_one_line_and_leave_nothing(
         ({"events": {"view": {"target": "input", "weight": 2}}}, "rows of the target 'input' have none; leave it out"),
         ({"events": {"view": "negative", "buy": 0}}, "no type of 'type' is a positive of a weight above 0"),
         ({"events": {}}, "no type of 'type' is a positive"),
-        ({"event": "", "events": {"view": 1}}, "events needs event; name the column"),
-        ({"events": {"view": 1}, "label": "liked"}, "label and event both tell which rows are positives"),
+        ({"event": "", "events": {"view": 1}}, "events needs event; name the event column"),
+        ({"events": {"view": 1}, "label": "liked"}, "label and event both say which rows are positives"),
         ({"events": {"view": 1}, "event": "user_id"}, "user_id and event are both 'user_id'"),
     ],
 )

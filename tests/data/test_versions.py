@@ -277,7 +277,7 @@ def test_a_row_without_a_time_always_held(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"time": ""}, "valid_from needs time; name the time column of the interactions"),
+        ({"time": ""}, "valid_from needs time; name the time column in schema.time"),
         ({"time_unit": "order"}, "valid_from and time_unit = 'order' exclude each other"),
         ({"valid_from": "user_id"}, "user_id and valid_from are both 'user_id'"),
         ({"valid_from": "__since"}, "names that begin with '__' are the package's own"),

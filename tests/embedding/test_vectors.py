@@ -19,7 +19,7 @@ from twotower.errors import ConfigError, DataError, RunError
 from twotower.features.categorical import Categorical
 from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
-from twotower.model.inputs.tower_inputs import Inputs
+from twotower.model.inputs.code_layout import Inputs
 from twotower.runs import Run
 
 SCHEMA = Schema(

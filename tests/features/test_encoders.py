@@ -21,12 +21,11 @@ from twotower.arrays.ragged import Ragged
 from twotower.data.dataset import Dataset
 from twotower.errors import DataError, RunError
 from twotower.features.categorical import Categorical, CategoricalEncoder
-from twotower.features.encoders import Encoders
+from twotower.features.encoders import Encoders, read_vocabularies, write_vocabularies
 from twotower.features.multi_hot import MultiHot, MultiHotEncoder
 from twotower.features.numeric import Numeric, NumericEncoder
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
-from twotower.features.state import read_vocabularies, write_vocabularies
 from twotower.features.text import Text
 from twotower.features.values import SINGLE_ROW_MAX_VALUES, UNKNOWN, canonical_ids, missing_count
 from twotower.features.vector import Vector, VectorEncoder
@@ -209,16 +208,6 @@ def test_a_share_of_exactly_min_rate_is_kept() -> None:
     assert vocabulary(["a", "b"], [7, 93], min_rate=0.07) == ["a", "b"]
 
 
-def test_rows_without_training_interactions_teach_nothing() -> None:
-    assert vocabulary(["a", "b", "c"], [0, 1, 0]) == ["b"]
-    numbers = numeric(series([1.0, 3.0, 1e6]), np.array([1, 1, 0]))
-    assert (numbers.mean, numbers.deviation) == (2.0, 1.0)
-    vectors = Vector(name="col", side="item").fit(series([[1.0, 1.0], [9.0, 9.0]]), np.array([1, 0]))
-    assert vectors.scale == 1.0
-    multi = MultiHot(name="col", side="user").fit(series([["x"], ["y"]]), np.array([0, 2]))
-    assert multi.values.vocabulary.to_list() == ["y"]
-
-
 @pytest.mark.parametrize(
     ("value", "bucket"), [("cat", 40), (42, 84), ("漢字", 1), (2**64 - 1, 97), ("", 57), (None, UNKNOWN)]
 )
@@ -360,7 +349,7 @@ def test_multi_hot_reads_fixed_arrays_and_a_column_without_any_value() -> None:
     encoder = feature.fit(series([[1, 2], [2, 3]], pl.Array(pl.Int64, 2)), ones(2))
     assert encoder.transform(series([[3, 9], [1, 1]])).values.tolist() == [3, 1, 1]
     assert len(encoder.transform(series([None, None]))) == 2
-    assert feature.fit(series([None, []]), ones(2)).rows == 1
+    assert feature.fit(series([None, []]), ones(2)).values.rows == 1
 
 
 def test_the_rate_cut_of_multi_hot_is_a_share_of_the_interactions_not_of_the_values() -> None:
@@ -428,37 +417,6 @@ def test_ragged_equals_a_loop(pairs: list[tuple[int, int]], n: int) -> None:
     assert [list(zip(v.tolist(), s.tolist(), strict=True)) for v, s in found] == rows
     assert ragged.lengths.tolist() == [len(row) for row in rows]
     assert len(ragged) == 6
-
-
-def test_all_encoders_transform_alike_after_a_file(everything_data: Dataset, tmp_path: Path) -> None:
-    encoders = everything_data.encoders
-    encoders.save(tmp_path)
-    again = Encoders.load(EVERYTHING_SCHEMA, tmp_path)
-    for side in ("user", "item"):
-        frame = everything_data.side(side).frame
-        first, second = encoders.transform(side, frame), again.transform(side, frame)
-        assert list(first) == list(second)
-        for name, column in first.items():
-            other = second[name]
-            if isinstance(column, Ragged):
-                assert isinstance(other, Ragged)
-                np.testing.assert_array_equal(column.offsets, other.offsets)
-                column, other = column.values, other.values
-            np.testing.assert_array_equal(column, other)
-        assert encoders.fields(side) == again.fields(side)
-    assert again.digest == encoders.digest
-
-
-def test_codes_stay_below_the_rows_of_their_field(everything_data: Dataset) -> None:
-    for side in (everything_data.users, everything_data.items):
-        name = "user" if side is everything_data.users else "item"
-        for field in everything_data.encoders.fields(name):  # type: ignore[arg-type]
-            column = side.columns[field.name]
-            codes = column.values if isinstance(column, Ragged) else column
-            if field.kind == "dense":
-                assert codes.shape == (len(side), field.length)
-            else:
-                assert 0 <= codes.min() <= codes.max() < field.rows, field
 
 
 @pytest.mark.parametrize(("share", "rows"), [(True, 3), (False, 4)])

@@ -125,7 +125,7 @@ def test_a_text_is_the_bag_of_its_grams_with_repeats_and_unseen_ones_are_unknown
     encoder = fitted(TITLES)
     code = {gram: number for number, gram in enumerate(encoder.values.vocabulary.to_list(), 1)}
     assert list(code) == sorted(code)
-    assert encoder.rows == len(code) + 1
+    assert encoder.values.rows == len(code) + 1
     good = [code[g] for g in ("#go", "goo", "ood", "od#")]
     assert rows(encoder, ["good good", "GOOD", None, "", "侍", "zzz"]) == [
         good * 2, good, [], [], [code["侍"]], [UNKNOWN, UNKNOWN, UNKNOWN],
@@ -142,7 +142,7 @@ def test_the_vocabulary_is_the_most_frequent_grams_of_training_counted_with_repe
 
 def test_hashed_grams_need_no_vocabulary_and_are_the_same_everywhere() -> None:
     encoder = fitted(["nothing of it"], hash_buckets=30_000)
-    assert encoder.rows == 30_001
+    assert encoder.values.rows == 30_001
     assert rows(encoder, ["good"]) == [[5617, 979, 15491, 4104]]
 
 

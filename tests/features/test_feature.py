@@ -27,14 +27,13 @@ from twotower.data.run_tables import load_tables, save_tables
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.errors import DataError, TwoTowerError
-from twotower.features.encoder import Encoder
+from twotower.features.encoder import Encoder, EncoderState
+from twotower.features.encoders import read_vocabularies, write_vocabularies
 from twotower.features.event_sequence import EventSequence
-from twotower.features.events import EventRule
 from twotower.features.feature import Feature
 from twotower.features.field import InputField
-from twotower.features.schema import FEATURES, Schema
+from twotower.features.schema import FEATURES, EventRule, Schema
 from twotower.features.side import SIDES, FeatureSide
-from twotower.features.state import EncoderState, read_vocabularies, write_vocabularies
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 

@@ -19,8 +19,8 @@ from twotower.data.dataset import build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.features.days_since_previous import DaysSincePrevious
+from twotower.features.feature import HistoryFacts
 from twotower.features.gap_sequence import GapSequence
-from twotower.features.interaction_history import HistoryFacts
 from twotower.retrieval.event import Event
 from twotower.retrieval.request import Request
 from twotower.runs import Run

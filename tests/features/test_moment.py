@@ -66,7 +66,7 @@ def test_days_since_the_previous_interaction_are_in_buckets() -> None:
         ({"kind": "categorical", "side": "context", "column": "item_id"}, "reads the column of item_id"),
         (
             {"kind": "numeric", "side": "context", "column": "at"},
-            "reads the column of time; the clock tells it: use hour_of_day",
+            "reads the column of time; it is the time: use hour_of_day",
         ),
         ({"kind": "categorical", "side": "context", "name": "user_id"}, "'user_id' is defined twice in the user tower"),
         ({"kind": "categorical", "side": "contxt"}, "Input should be 'user', 'item' or 'context'"),

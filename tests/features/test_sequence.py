@@ -129,7 +129,7 @@ def test_a_sequence_of_hashed_ids_holds_their_buckets() -> None:
     ("feature", "words"),
     [
         (Sequence(name="s", side="user", feature="brnd"), "reads feature 'brnd', which the items do not have; did you mean 'brand'?"),
-        (Sequence(name="s", side="user", feature="tags"), "reads feature 'tags', of which a row has not one code; name a categorical"),
+        (Sequence(name="s", side="user", feature="tags"), "reads feature 'tags', which has not one code a row; name a categorical"),
         (Sequence(name="s", side="item", feature="age"), "or a numeric one with buckets"),
         (Sequence(name="s", side="user", feature="city"), "which the items do not have"),
     ],

@@ -210,17 +210,6 @@ def test_the_branches_read_the_joined_fields_and_stand_side_by_side_before_the_l
         assert all(g.shape == (users.rows, 4) for g in gates.values())
 
 
-def test_without_branches_a_tower_has_the_parameters_and_the_start_it_had() -> None:
-    torch.manual_seed(3)
-    plain = TwoTower(settings().model, world().users.fields, world().items.fields)
-    torch.manual_seed(3)
-    config = settings(model={"width": 8, "pairs": [{s: {"layers": [8], "branches": []} for s in ("user", "item")}]})
-    other = TwoTower(config.model, world().users.fields, world().items.fields)
-    names = {n.split(".")[3] for n, _ in plain.named_parameters() if n.startswith("pairs")}
-    assert names == {"embeddings", "head"}
-    assert all(torch.equal(p, dict(other.named_parameters())[n]) for n, p in plain.named_parameters())
-
-
 def test_field_dropout_drops_the_same_numbers_for_every_branch() -> None:
     side = tower(branches=[branch("identity"), branch("identity")], field_dropout=0.5)
     model = build((side, tower()), bias=False)
@@ -297,33 +286,6 @@ def test_a_rank_that_saves_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="at most 4, or 0"):
         build((tower(fields=["uid", "city"], branches=[branch("cross", rank=5)]), tower()))
     build((tower(fields=["uid", "city"], branches=[branch("cross", rank=4)]), tower()))
-
-
-OPTIONS = {
-    "mlp": {"layers", "activation", "dropout", "layer_norm"},
-    "cross": {"depth", "rank"},
-    "fm": set(),
-    "cin": {"widths"},
-    "bilinear": {"matrices"},
-    "identity": set(),
-}
-VALUES = {"layers": [4], "activation": "ReLU", "dropout": 0.1, "layer_norm": True, "depth": 2, "rank": 2,
-          "widths": [4], "matrices": "all"}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", sorted(OPTIONS))
-def test_an_option_of_another_kind_is_refused(kind: str) -> None:
-    for option, value in VALUES.items():
-        branches: list[dict[str, Any]] = [{"kind": "identity"}, {"kind": kind, option: value}]
-        body = {"model": {"pairs": [{"user": {"branches": branches}}]}}
-        if option in OPTIONS[kind]:
-            parse_config(body)
-            continue
-        allowed = ", ".join(["senet", *sorted(OPTIONS[kind], key=list(VALUES).index)])
-        with pytest.raises(ConfigError) as caught:
-            parse_config(body)
-        assert f"unknown key 'model.pairs.0.user.branches.1.{option}'" in str(caught.value)
-        assert f"(allowed: {allowed})" in str(caught.value)
 
 
 @pytest.mark.parametrize(

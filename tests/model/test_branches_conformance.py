@@ -18,7 +18,7 @@ from twotower.features.side import SIDES
 from twotower.kinds import outside_operators
 from twotower.model.branches import BRANCHES
 from twotower.model.branches.branch import Branch, TowerBranch
-from twotower.model.senet import SenetConfig
+from twotower.model.layers import SenetConfig
 from twotower.onnx.allow_list import OPERATORS
 from twotower.onnx.builder import GraphBuilder
 from twotower.onnx.export import export_tower

@@ -1,4 +1,4 @@
-"""The towers by hand: pooling, gate, join, pairs, and logits that are plain dot products."""
+"""The towers by hand: gate, join, pairs, and logits that are plain dot products."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from model_worlds import (
     bias_of,
     build,
@@ -37,52 +35,16 @@ from twotower.errors import ConfigError
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
 from twotower.model.embeddings import FieldEmbeddings
-from twotower.model.field_tables import FieldTables
 from twotower.model.inputs.bag import Bag
+from twotower.model.inputs.code_layout import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.inputs.tower_inputs import Inputs
-from twotower.model.layers import Dropout, gather
-from twotower.model.pooling import POOLINGS, resolve
-from twotower.model.senet import SenetConfig, SenetGate
+from twotower.model.layers import Dropout, SenetConfig, SenetGate, gather
+from twotower.model.pooling import resolve
+from twotower.model.tables import FieldTables
 from twotower.model.towers import Tower, TowerConfig
 from twotower.model.two_tower import ModelConfig, TwoTower
 
-# ---- pooling
-
-
-def bag_of(rows: list[list[int]], n_codes: int) -> Bag:
-    flat = [(c, r) for r, codes in enumerate(rows) for c in codes]
-    by_code = sorted(flat, key=lambda pair: pair[0])
-    counts = [0, *(sum(c == code for c, _ in flat) for code in range(n_codes))]
-    return Bag(
-        torch.tensor([c for c, _ in flat], dtype=torch.int32),
-        torch.tensor([0, *np.cumsum([len(codes) for codes in rows])], dtype=torch.int32),
-        torch.tensor([r for _, r in by_code], dtype=torch.int32),
-        torch.tensor(np.cumsum(counts), dtype=torch.int32),
-    )
-
-
-@pytest.mark.parametrize("pooling", ["mean", "sqrt", "sum", "power"])
-@settings(deadline=None, max_examples=25)
-@given(rows=st.lists(st.lists(st.integers(0, 4), max_size=6), min_size=1, max_size=6))
-def test_pooling_and_its_gradient_equal_a_loop_over_the_rows(pooling: str, rows: list[list[int]]) -> None:
-    rng = torch.Generator().manual_seed(len(rows))
-    table = torch.randn(5, 3, generator=rng, dtype=torch.float64).requires_grad_()
-    upstream = torch.randn(len(rows), 3, generator=rng, dtype=torch.float64)
-    pooled = pool(table, bag_of(rows, 5), POOLINGS.parse(pooling))
-    expected, gradient = (
-        torch.zeros(len(rows), 3, dtype=torch.float64),
-        torch.zeros(5, 3, dtype=torch.float64),
-    )
-    for r, codes in enumerate(rows):
-        divisor = {"mean": len(codes), "sqrt": math.sqrt(len(codes)), "sum": 1, "power": len(codes) ** 0.35}[pooling]
-        for code in codes:
-            expected[r] += table.detach()[code] / divisor
-            gradient[code] += upstream[r] / divisor
-    assert close(pooled.detach(), expected, 1e-12)
-    torch.autograd.backward((pooled * upstream).sum())
-    assert table.grad is not None
-    assert close(table.grad, gradient, 1e-12)
+# ---- rows of a table
 
 
 @pytest.mark.parametrize("shape", [(0,), (7,), (40, 3), (5, 0), (4, 3, 2)])
@@ -257,14 +219,6 @@ def test_the_bias_of_cold_items_is_added_to_items_of_the_unknown_id_alone(simila
     assert model.config.bias_columns
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "dot"])
-def test_another_temperature_gives_other_logits_in_proportion(similarity: str) -> None:
-    cold, warm = (build(similarity=similarity, bias=False, temperature=t) for t in (0.1, 0.4))
-    users, items = world().inputs()
-    pairs = torch.arange(40), torch.arange(40)
-    assert close(cold(users, items, *pairs), 4 * warm(users, items, *pairs), 1e-4)
-
-
 @pytest.mark.parametrize("learn", [True, False])
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_the_temperature_is_trained_only_when_asked_and_only_for_the_cosine(similarity: str, learn: bool) -> None:
@@ -325,18 +279,6 @@ def test_a_gate_is_the_sigmoid_network_over_the_squeezed_fields(squeeze: str, wi
     assert close(gate.reweight(torch.cat(fields, 1)), weighed)
 
 
-def test_each_squeeze_gives_other_gates_with_the_same_weights() -> None:
-    torch.manual_seed(0)
-    gates = [SenetGate([4, 4, 4], SenetConfig(enabled=True, squeeze=s)) for s in ("mean", "sum", "max")]
-    fields = torch.randn(5, 12)
-    for gate in gates[1:]:
-        gate.load_state_dict(gates[0].state_dict())
-    mean, total, highest = (gate(fields) for gate in gates)
-    assert not close(mean, total)
-    assert not close(mean, highest)
-    assert not close(total, highest)
-
-
 @pytest.mark.parametrize(("fields", "reduction", "middle"), [(6, 1, 6), (6, 2, 3), (6, 4, 1), (4, 1.5, 2), (2, 9, 1)])
 def test_reduction_sets_the_width_of_the_middle_layer(fields: int, reduction: float, middle: int) -> None:
     gate = SenetGate([3] * fields, SenetConfig(enabled=True, reduction=reduction))
@@ -358,11 +300,7 @@ def test_the_gate_of_a_row_depends_on_that_row_alone() -> None:
             gates = side.gates(rows_in.take(np.arange(n)))["senet"]
             assert gates.shape == (n, len(rows_in.fields)) == (n, len(side.field_names))
             assert gates.std(0).median() > 1e-3
-            for rows in (
-                np.random.default_rng(0).permutation(n),
-                np.arange(n)[::-1][:7].copy(),
-                np.array([4]),
-            ):
+            for rows in (np.random.default_rng(0).permutation(n), np.arange(n)[::-1][:7].copy(), np.array([4])):
                 assert close(call(rows_in.take(rows)), vectors[rows])
                 assert close(side.gates(rows_in.take(rows))["senet"], gates[rows])
 
@@ -448,12 +386,7 @@ def test_an_unknown_field_name_is_a_config_error_that_names_the_nearest() -> Non
 
 @pytest.mark.parametrize(
     ("masked", "bias"),
-    [
-        (("age", "disliked"), False),
-        (("age", "disliked"), True),
-        (("city", "income"), False),
-        (("uid", "liked"), False),
-    ],
+    [(("age", "disliked"), False), (("age", "disliked"), True), (("city", "income"), False), (("uid", "liked"), False)],
 )
 def test_leaving_a_feature_out_equals_deleting_its_column(masked: tuple[str, ...], bias: bool) -> None:
     kept = [f.name for f in world().users.fields if f.name not in masked]
@@ -485,7 +418,7 @@ def test_join_sum_adds_the_fields_and_the_shift_and_activates_before_the_layers(
 
 def test_join_sum_of_fields_of_different_widths_is_a_config_error() -> None:
     fields = (InputField("a", "lookup", rows=3, width=4), InputField("b", "lookup", rows=3, width=5))
-    with pytest.raises(ConfigError, match="one width, found a 4, b 5; give these features one width"):
+    with pytest.raises(ConfigError, match="one width, found a 4, b 5; give them one width"):
         Tower(TowerConfig(join="sum"), fields, FieldTables(fields, 4), FieldTables((), 4), 0.1)
 
 
@@ -500,11 +433,7 @@ def test_each_activation_and_the_layer_norm_change_the_vectors_of_the_same_weigh
         weight_of(pair_of(layered).user.layers[1]).fill_(1.0)
         bias_of(pair_of(layered).user.layers[1]).zero_()
         layered.load_state_dict(build().state_dict(), strict=False)
-    assert [type(m) for m in pair_of(layered).user.layers] == [
-        nn.Linear,
-        nn.LayerNorm,
-        nn.LeakyReLU,
-    ]
+    assert [type(m) for m in pair_of(layered).user.layers] == [nn.Linear, nn.LayerNorm, nn.LeakyReLU]
     found.append(layered.user_vectors(users))
     assert not any(close(a, b) for i, a in enumerate(found) for b in found[:i])
 
@@ -665,11 +594,7 @@ def test_dropout_follows_torchs_seed_passes_its_mask_to_the_gradient_and_is_off_
 
 @pytest.mark.parametrize(
     ("user", "item"),
-    [
-        (tower(layers=[8, 5]), tower(layers=[8, 6])),
-        (tower(layers=[]), tower(layers=[])),
-        (tower(), tower(layers=[])),
-    ],
+    [(tower(layers=[8, 5]), tower(layers=[8, 6])), (tower(layers=[]), tower(layers=[])), (tower(), tower(layers=[]))],
 )
 @pytest.mark.parametrize("bias", [True, False])
 def test_towers_that_end_in_different_widths_are_a_config_error(
@@ -684,10 +609,7 @@ def test_towers_that_end_in_different_widths_are_a_config_error(
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_with_the_dot_product_the_scores_of_the_pairs_add_up(bias: bool) -> None:
-    towers = [
-        (tower(layers=[5]), tower(layers=[5])),
-        (tower(layers=[7, 3], fields=["liked"]), tower(layers=[3])),
-    ]
+    towers = [(tower(layers=[5]), tower(layers=[5])), (tower(layers=[7, 3], fields=["liked"]), tower(layers=[3]))]
     both = build(*towers, similarity="dot", bias=bias, temperature=1)
     inputs = world().inputs()
     rows = torch.arange(40), torch.arange(40).flip(0)
@@ -803,15 +725,6 @@ def test_id_dropout_needs_ids() -> None:
     one = InputField("uid", "lookup", rows=9, identifies=True)
     with pytest.raises(ConfigError, match="'iid' is the only feature of the items; add others, or leave it out"):
         TwoTower(ModelConfig(item_id_dropout=0.1), (one,), (replace(one, name="iid"),))
-
-
-def test_training_mode_draws_and_evaluation_mode_is_deterministic() -> None:
-    model = build(unknown_rate=0.3)
-    users, items = world().inputs()
-    assert torch.equal(model.user_vectors(users), model.user_vectors(users))
-    assert torch.equal(model.item_vectors(items), model.item_vectors(items))
-    model.train()
-    assert not torch.equal(model.user_vectors(users), model.user_vectors(users))
 
 
 # ---- shared sequences

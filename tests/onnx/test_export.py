@@ -32,14 +32,14 @@ from twotower.embedding.bulk import embed
 from twotower.embedding.folder import EmbeddingsFolder
 from twotower.errors import DataError, RunError
 from twotower.features.categorical import Categorical
+from twotower.features.field import PoolingSpec
 from twotower.features.multi_hot import MultiHot
-from twotower.features.pooling_spec import PoolingSpec
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.side import SIDES, SideName
 from twotower.features.text import Text
-from twotower.model.inputs.feed import feed
-from twotower.model.inputs.padded import pad
+from twotower.model.inputs.code_layout import pad
+from twotower.model.inputs.gather import feed
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.pooling.attention import AttentionPool
 from twotower.model.pooling.history_encoder import HistoryEncoder
@@ -50,10 +50,8 @@ from twotower.model.two_tower import ModelConfig, TwoTower
 from twotower.onnx import export
 from twotower.onnx.allow_list import ELEMENT_TYPES, MESSAGE_FIELDS, METADATA_KEYS, OPERATORS
 from twotower.onnx.check import inspect_tower
-from twotower.onnx.export import MAX_DIFFERENCE, allowed_difference, build_graph, export_tower
-from twotower.onnx.inspection import trust_tower
-from twotower.onnx.parity import parity
-from twotower.onnx.tower import GateInfo, OnnxTower
+from twotower.onnx.export import MAX_DIFFERENCE, allowed_difference, build_graph, export_tower, parity
+from twotower.onnx.tower import GateInfo, OnnxTower, trust_tower
 from twotower.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,10 +226,7 @@ def _refused(name: str, world: str) -> bool:
     return tower.get("join") == "sum" or (products and world == "uneven")
 
 
-@pytest.mark.parametrize(
-    ("name", "world"),
-    [(n, w) for n in MODELS for w in WORLDS if not _refused(n, w)],
-)
+@pytest.mark.parametrize(("name", "world"), [(n, w) for n in MODELS for w in WORLDS if not _refused(n, w)])
 def test_an_exported_tower_gives_the_vectors_of_the_model(
     name: str, world: str, worlds: dict[str, Dataset], tmp_path: Path
 ) -> None:
@@ -471,18 +466,6 @@ def _changed(content: bytes, gates: str | None, output: bool = True) -> bytes:
     return data
 
 
-def test_a_file_from_before_the_gates_were_given_still_loads(worlds: dict[str, Dataset], tmp_path: Path) -> None:
-    data, path = worlds["even"], tmp_path / "x.onnx"
-    fields = data.encoders.fields("user")
-    export_tower(trained(data, **MODELS["senet mean"]), "user", fields, path)
-    tower, old = OnnxTower(path), OnnxTower(_changed(path.read_bytes(), None, output=False))
-    inputs = feed(fields, data.users.columns, slice(None))
-    vectors, weights = old.explain(inputs)
-    assert old.gates == weights == []
-    assert np.array_equal(vectors, tower(inputs))
-    assert np.array_equal(vectors, old(inputs))
-
-
 def test_metadata_that_does_not_fit_the_gates_is_a_run_error(worlds: dict[str, Dataset], tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
     export_tower(trained(worlds["even"], **MODELS["senet mean"]), "user", worlds["even"].encoders.fields("user"), path)
@@ -688,8 +671,8 @@ def test_serving_a_tower_does_not_load_torch(worlds: dict[str, Dataset], tmp_pat
 import sys
 import numpy as np, polars as pl
 import twotower.features.encoders, twotower.data.tables
-from twotower.model.inputs.feed import feed
-from twotower.model.inputs.padded import pad
+from twotower.model.inputs.gather import feed
+from twotower.model.inputs.code_layout import pad
 from twotower.features.field import InputField
 from twotower.arrays.ragged import Ragged
 from twotower.onnx.tower import OnnxTower
@@ -840,16 +823,6 @@ def test_files_that_cannot_be_read_are_data_errors(run: Run, tmp_path: Path) -> 
         with pytest.raises(DataError, match=message):
             embed(run, "item", tmp_path / name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_of_something_else_stays_as_it_is(run: Run, tmp_path: Path) -> None:
-    source_of(run, "item").write_parquet(tmp_path / "t.parquet")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "letter.txt").write_text("x")
-    for out in (tmp_path / "out", tmp_path / "out" / "letter.txt"):
-        with pytest.raises(RunError, match=r"letter\.txt"):
-            embed(run, "item", tmp_path / "t.parquet", out)
-    assert (tmp_path / "out" / "letter.txt").read_text() == "x"
 
 
 def test_the_present_folder_gets_the_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

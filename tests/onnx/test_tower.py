@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,9 @@ from twotower import api, limited_process
 from twotower.cli.app import run_command
 from twotower.errors import BundleError, RunError
 from twotower.kinds import Kind
-from twotower.onnx import inspection
 from twotower.onnx.allow_list import disallowed_content
 from twotower.onnx.export import build_graph, export_tower
-from twotower.onnx.inspection import InspectionLimits
-from twotower.onnx.session import TowerError
-from twotower.onnx.tower import OnnxTower
+from twotower.onnx.tower import INSPECT_FUNCTION, InspectionLimits, OnnxTower, TowerError, inspect_towers
 from twotower.publishing import publisher
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
@@ -34,6 +34,16 @@ from twotower.store.store import Store
 
 Change = Callable[[Any], Any]
 LOOKUP = {"lookup": np.zeros((1, 2), np.int64)}
+SESSION = """
+from onnx import TensorProto, helper
+from twotower.onnx.tower import create_session
+import os
+x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+create_session(model.SerializeToString(), 1)
+print(os.environ["ORT_DISABLE_TELEMETRY"])
+"""
 
 
 def called(change: Change) -> str:
@@ -87,7 +97,7 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (folder / path).write_bytes(change(hostile_towers.plain()).SerializeToString())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        results = limited_process.run_limited(inspection.INSPECT_FUNCTION, paths, timeout=120, memory=1 << 30)
+        results = limited_process.run_limited(INSPECT_FUNCTION, paths, timeout=120, memory=1 << 30)
     return {path.stem: result.error for path, result in results.items()}
 
 
@@ -157,7 +167,7 @@ def test_fault_G1_a_file_that_changes_while_it_is_looked_at_is_refused(tmp_path:
     model.producer_name = "another"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(RunError, match="was changed while it was read"):
-        inspection.inspect_towers({path: "0" * 64})
+        inspect_towers({path: "0" * 64})
 
 
 @pytest.mark.parametrize("change", hostile_towers.GREEDY, ids=called)
@@ -171,8 +181,7 @@ def test_fault_G2_a_tower_that_asks_for_gigabytes_is_refused_and_they_are_never_
 def test_fault_G2_a_tower_that_never_ends_is_refused() -> None:
     with pytest.raises(RunError, match=r"^tower: loading it takes more than \d+(\.\d+)? seconds$"):
         OnnxTower(
-            hostile_towers.years(hostile_towers.plain()).SerializeToString(),
-            limits=InspectionLimits(cpu_seconds=0.3),
+            hostile_towers.years(hostile_towers.plain()).SerializeToString(), limits=InspectionLimits(cpu_seconds=0.3)
         )
 
 
@@ -266,3 +275,17 @@ def test_fault_G1_the_exporter_writes_no_other_tower(run: Run, tmp_path: Path) -
     with pytest.raises(RunError, match="x.onnx: not a tower: it holds the tensor"):
         export_tower(run.model, "user", fields, tmp_path / "x.onnx", build=build)
     assert not list(tmp_path.iterdir())
+
+
+def test_fault_G32_a_session_sends_nothing_home_and_leaves_no_file_there(tmp_path: Path) -> None:
+    """onnxruntime would make an id of the machine and a queue of what is to be sent in the folder of caches."""
+    env = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    env |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", SESSION], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    asked = subprocess.run(
+        [sys.executable, "-c", "import os, twotower.onnx; print(os.environ['ORT_DISABLE_TELEMETRY'])"],
+        env=env | {"ORT_DISABLE_TELEMETRY": "0"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert asked.stdout == "0\n"

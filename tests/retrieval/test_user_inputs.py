@@ -29,7 +29,7 @@ from twotower.features.sequence import Sequence
 from twotower.features.text import Text
 from twotower.features.values import canonical_ids
 from twotower.features.vector import Vector
-from twotower.model.inputs.feed import feed
+from twotower.model.inputs.gather import feed
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 

@@ -25,8 +25,8 @@ from twotower.evaluation.factors import Factors
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.side import SIDES, SideName
+from twotower.model.inputs.code_layout import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.inputs.tower_inputs import Inputs
 from twotower.train.contrastive import contrastive_loss
 from twotower.train.losses import LOSSES
 from twotower.train.losses.loss import Columns, ContrastiveLoss, PointwiseLoss

@@ -22,7 +22,7 @@ from twotower.errors import ConfigError, DataError
 from twotower.evaluation.metrics.measured import ScoredPairs
 from twotower.evaluation.metrics.metric import PairMetric
 from twotower.features.categorical import Categorical
-from twotower.features.pooling_spec import MEAN, PoolingSpec
+from twotower.features.field import MEAN, PoolingSpec
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.train.defaults import with_defaults

@@ -30,7 +30,7 @@ from twotower.features.categorical import Categorical
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.model.inputs.bag import Bag
-from twotower.model.inputs.prefixes import Prefixes
+from twotower.model.inputs.code_layout import Prefixes
 from twotower.model.pooling.decay import Decay
 from twotower.train.checkpoint import EVALUATION, Checkpoint
 from twotower.train.losses import LOSSES

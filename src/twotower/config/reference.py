@@ -12,7 +12,7 @@ import tomli_w
 from pydantic.fields import FieldInfo
 
 from twotower.config.experiment import Config
-from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.field import PoolingSpec
 from twotower.features.schema import Schema
 from twotower.kinds import Added, ByName, Kind, Kinds
 from twotower.model.pooling import POOLINGS

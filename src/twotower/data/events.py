@@ -11,8 +11,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from twotower.errors import DataError, did_you_mean
-from twotower.features.events import OTHER_EVENTS, EventRule
-from twotower.features.schema import Schema
+from twotower.features.schema import OTHER_EVENTS, EventRule, Schema
 from twotower.features.values import TEXT_TYPES
 
 LISTED_TYPES = 5

@@ -9,8 +9,7 @@ import numpy as np
 
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Bools, Codes, Ints
-from twotower.features.feature import HistorySpec
-from twotower.features.interaction_history import HistoryFacts
+from twotower.features.feature import HistoryFacts, HistorySpec
 from twotower.features.side import other_side
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ import polars as pl
 
 from twotower.data.events import event_factors, event_positives, event_types
 from twotower.errors import DataError
-from twotower.features.events import WEIGHT_RANGE
-from twotower.features.schema import Schema
+from twotower.features.schema import WEIGHT_RANGE, Schema
 from twotower.features.values import advice_on_text, missing_count
 
 POSITIVE = "__positive"

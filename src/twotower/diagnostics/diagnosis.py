@@ -25,8 +25,8 @@ from twotower.data.split import PART_NAMES
 from twotower.data.splits import TEST
 from twotower.evaluation.factors import Factors
 from twotower.features.side import SIDES, SideName
+from twotower.model.inputs.code_layout import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.inputs.tower_inputs import Inputs
 from twotower.progress import Summary
 from twotower.runs import Run
 from twotower.suggestion.recipes import read_recipe, recipe_names

@@ -24,8 +24,7 @@ from twotower.features.side import SIDES, SideName
 from twotower.features.values import UNKNOWN
 from twotower.model.embeddings import FieldEmbeddings
 from twotower.model.inputs import carrier, stacked
-from twotower.model.inputs.code_layout import CodeLayout
-from twotower.model.inputs.tower_inputs import Inputs
+from twotower.model.inputs.code_layout import CodeLayout, Inputs
 
 
 def statistics(context: DiagnosisContext) -> Iterator[Finding]:
@@ -205,9 +204,9 @@ def _other_bags(inputs: Inputs, permuted: Inputs, name: str, fields: tuple[Input
 
     A feature aligned with a sequence keeps its lengths: each code becomes the next code."""
     field = next(f for f in fields if f.name == name)
-    if field.beside:
+    if field.added_to:
         return {name: inputs.bags[name].recoded(lambda codes: (codes + 1) % field.rows, field.rows)}
-    return {f.name: permuted.bags[f.name] for f in fields if name in (f.name, f.beside)}
+    return {f.name: permuted.bags[f.name] for f in fields if name in (f.name, f.added_to)}
 
 
 def _why_unused(context: DiagnosisContext, side: SideName, name: str, effect: float) -> str:
@@ -260,7 +259,7 @@ def _readers(context: DiagnosisContext, side: SideName, name: str) -> list[int]:
     """Return the numbers of the pairs with a tower that reads a feature."""
     field = next(f for f in context.data.encoders.fields(side) if f.name == name)
     towers = context.run.model.towers(side)
-    return [n for n, tower in enumerate(towers) if (field.beside or name) in tower.field_names]
+    return [n for n, tower in enumerate(towers) if (field.added_to or name) in tower.field_names]
 
 
 def _weightless(context: DiagnosisContext, side: SideName, name: str) -> bool:

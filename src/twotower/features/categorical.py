@@ -1,4 +1,4 @@
-"""Categorical feature: values of a vocabulary, or hash buckets."""
+"""Feature `categorical`: values of a vocabulary, or hash buckets."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import polars as pl
 from pydantic import Field, JsonValue
 
 from twotower.arrays.types import Codes, Ints
-from twotower.features.encoder import Encoder
+from twotower.features.encoder import Count, Encoder, EncoderState
 from twotower.features.feature import ColumnFeature
 from twotower.features.field import InputField
-from twotower.features.state import Count, EncoderState
 from twotower.features.values import UNKNOWN, canonical_ids
 
 
@@ -24,26 +23,21 @@ class CategoricalState(EncoderState):
 
 
 class CategoricalEncoder(Encoder):
-    """Encoder of values as codes: 0 for unknown values, 1..n for the vocabulary in ascending order."""
+    """Encoder of values as codes: 0 for unknown values, 1..n for the ascending vocabulary or the buckets."""
 
     def __init__(self, vocabulary: pl.Series, hash_buckets: int = 0) -> None:
         self.vocabulary = vocabulary
         self.hash_buckets = hash_buckets
         self._codes = pl.DataFrame({"value": vocabulary, "code": np.arange(1, len(vocabulary) + 1, dtype=np.int32)})
         self.has_binary_search = vocabulary.is_sorted() and not vocabulary.null_count()
-        """True if `code` may be called: the vocabulary is sorted, as `fit` makes it."""
+        """True if `code` may be called: the vocabulary is sorted."""
 
     @classmethod
     def fit(
-        cls,
-        series: pl.Series,
-        counts: Ints,
-        min_count: int = 1,
-        min_rate: float = 0.0,
-        hash_buckets: int = 0,
+        cls, series: pl.Series, counts: Ints, min_count: int = 1, min_rate: float = 0.0, hash_buckets: int = 0,
         total: int | None = None,
-    ) -> CategoricalEncoder:
-        """Keep the values whose `counts` add up to at least `min_count` and to `min_rate` of `total`, their sum."""
+    ) -> CategoricalEncoder:  # fmt: skip
+        """Keep values of at least `min_count` and of a share of at least `min_rate` of `total`, the sum of `counts`."""
         values = canonical_ids(series)
         if hash_buckets:
             return cls(values.clear(), hash_buckets)
@@ -80,7 +74,7 @@ class CategoricalEncoder(Encoder):
         return joined["code"].fill_null(UNKNOWN).to_numpy().astype(np.int32)
 
     def code(self, value: str | int | None) -> int:
-        """Return the code of one value of `canonical_ids`, a hundred times as fast as by the join of `transform`."""
+        """Return the code of one value of `canonical_ids`, a hundred times as fast as the join of `transform`."""
         if value is None or self.hash_buckets:
             return _bucket(value, self.hash_buckets)
         # A text in a vocabulary of numbers, or the reverse: compare as text.
@@ -111,12 +105,12 @@ class CategoricalEncoder(Encoder):
 
 
 class Categorical(ColumnFeature):
-    """One value of a vocabulary, or one of a fixed number of hash buckets: an embedding row for each.
+    """One value of a vocabulary, or one of a fixed number of hash buckets, each with an embedding row.
 
-    Use it for ids, cities, brands, and numbers that are names. Row 0 of the embedding is the *unknown* row: values below
-    the frequency cut and values never seen in training. It is trained, because a share of the known values is replaced by
-    it (`model.unknown_rate`). Hash buckets (Weinberger et al. 2009, "Feature Hashing for Large Scale Multitask Learning")
-    hold values that are too many for a vocabulary; those of one bucket share an embedding.
+    Use it for ids, cities, brands, and numbers that are names. Row 0 is the *unknown* row: values below the frequency
+    cut and values never seen in training. It is trained, as it replaces a share of the known values
+    (`model.unknown_rate`). Hash buckets (Weinberger et al. 2009, "Feature Hashing for Large Scale Multitask Learning")
+    are for vocabularies that are too large; values of one bucket share an embedding.
     """
 
     kind = "categorical"
@@ -148,12 +142,12 @@ class Categorical(ColumnFeature):
 
 
 def _bucket(value: str | int | None, buckets: int) -> int:
-    """Return the bucket of a value, 1..buckets, equal on every machine and in every release; `UNKNOWN` for None."""
+    """Return the bucket of a value, 1..buckets, the same on every machine; `UNKNOWN` for None."""
     if value is None:
         return UNKNOWN
     return int.from_bytes(_digest(str(value).encode()), "little") % buckets + 1
 
 
 def _digest(value: bytes) -> bytes:
-    """Return eight bytes, in little-endian order a number of which the bucket is the remainder."""
+    """Return a hash of eight bytes, a little-endian number."""
     return hashlib.blake2b(value, digest_size=8).digest()

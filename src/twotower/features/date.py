@@ -1,4 +1,4 @@
-"""Feature `date`: the day of a column."""
+"""Feature `date`: days in quantile buckets."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from twotower.features.numeric import NumericEncoder
 from twotower.features.values import TEXT_TYPES
 
 YEAR_FIRST = ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d")
-"""Formats of text that are read without `format`. A clock may follow."""
+"""Formats that are read without `format`. A time of day may follow."""
 _OF_A_DAY = re.compile(r"%[-_0]?[dejDFcxsv+]")
 _OF_A_MONTH = re.compile(r"%[-_0]?[mbBh]")
 
 
 class DateEncoder(NumericEncoder):
-    """Encoder of days as codes of quantile buckets 1..b, 0 for missing ones."""
+    """Encoder of days as codes of quantile buckets 1..b, 0 for missing days."""
 
     format: str
 
@@ -32,11 +32,11 @@ class DateEncoder(NumericEncoder):
 
 
 class Date(ColumnFeature):
-    """The day of a date, in quantile buckets, each with an embedding: near days are alike to the starts that read columns.
+    """The day of a date in quantile buckets, each with an embedding. The starts that read columns use their order.
 
-    Use it for the day on which an item was published, released or takes place, or on which a user was born or joined. The
-    column holds dates or times, or text. A day that changes with the rows, such as that of the last sale, gives the answers
-    away.
+    Use it for the day on which an item appears or takes place, or a user was born or joined. The column holds dates,
+    times or text. In a `format` a month without a day, as "%Y-%m", is its first day. A day that changes with the log,
+    such as the last sale, leaks the answer.
     """
 
     kind = "date"
@@ -44,9 +44,7 @@ class Date(ColumnFeature):
 
     buckets: int = Field(16, ge=2, le=1_000_000, description="Number of quantile buckets, each with an embedding.")
     format: str = Field(
-        "",
-        description="strptime format of dates in text or whole numbers, such as '%d.%m.%Y' or '%Y%m%d'; a month without a day, '%Y-%m', is its "
-        "first. Empty: dates whose year is first, such as 2023-01-31, with or without a clock.",
+        "", description="strptime format of dates in text or whole numbers, such as '%d.%m.%Y'. Empty: year first."
     )
 
     @field_validator("format")
@@ -58,8 +56,8 @@ class Date(ColumnFeature):
             pl.select(_read(pl.lit("x"), given or YEAR_FIRST[0]))
         except pl.exceptions.PolarsError:
             raise ValueError(
-                f"format is {given!r}, which is not read; give hours with minutes, as in '%d.%m.%Y %H:%M', and hours of 1 to 12 with AM or PM, "
-                "as in '%d.%m.%Y %I:%M %p'"
+                f"format is {given!r}, which is not read; give hours with minutes, as in '%d.%m.%Y %H:%M', and hours "
+                "of 1 to 12 with AM or PM, as in '%d.%m.%Y %I:%M %p'"
             ) from None
         return given
 
@@ -73,13 +71,14 @@ class Date(ColumnFeature):
         return DateEncoder(mean=0.0, deviation=1.0, edges=edges, buckets=self.buckets, format=self.format)
 
     def request_type(self, dtype: pl.DataType) -> pl.DataType:
-        """Return text, in which a request gives a date as the column's text has it, or with the year first."""
+        """Return text: a request gives a date in the form of the column, or with the year first."""
         return pl.String()
 
 
 def days(series: pl.Series, given: str) -> pl.Series:
-    """Return the days since 1970 of a column of dates, times, or text of a format, null for missing values and empty text. Raises DataError for
-    others."""
+    """Return the days since 1970 of dates, times, or text of the format `given`, null for missing and empty values.
+
+    Raises DataError for other values."""
     if series.dtype == pl.Null:
         return series.cast(pl.Float64)
     if series.dtype == pl.Datetime:
@@ -87,25 +86,25 @@ def days(series: pl.Series, given: str) -> pl.Series:
     if series.dtype == pl.Date:
         return series.to_physical().cast(pl.Float64)
     if series.dtype.is_float() and given and (series.fill_nan(None).drop_nulls() % 1 == 0).all():
-        series = series.fill_nan(None).cast(pl.Int64)  # whole numbers beside missing ones
+        series = series.fill_nan(None).cast(pl.Int64)  # whole numbers and missing values
     if not (series.dtype in TEXT_TYPES or (given and series.dtype.is_integer())):
         raise DataError(
-            f"column '{series.name}': found {series.dtype}, expected dates, or text of them; make it numeric, or name a format of whole numbers "
-            "such as '%Y%m%d'"
+            f"column '{series.name}': found {series.dtype}, expected dates, or text of them; make it numeric, or name "
+            "a format of whole numbers such as '%Y%m%d'"
         )
     text = _stripped(series.cast(pl.String))
     found = text.to_frame("text").select(_dates(given).alias(series.name)).to_series()
     if (odd := text.filter(found.is_null() & text.is_not_null())).len():
         expected = f"a date of the format {given!r}" if given else "a date whose year is first, such as 2023-01-31"
         raise DataError(
-            f"column '{series.name}': the first of {len(odd):,} values that are no dates is '{odd[0]:.40}', expected {expected}; name another "
-            "format, or make them empty, as missing values are"
+            f"column '{series.name}': the first of {len(odd):,} values that are no dates is '{odd[0]:.40}', expected "
+            f"{expected}; name another format, or make them empty, as missing values are"
         )
     return found.to_physical().cast(pl.Float64)
 
 
 def fitting_formats(text: pl.Series, formats: Iterable[str]) -> dict[str, pl.Series]:
-    """Return the days since 1970 of text by each format, of which YEAR_FIRST has none, by which `days` reads all of it."""
+    """Return the days since 1970 of text by each of the `formats` that reads all of it. The format "" is YEAR_FIRST."""
     text = _stripped(text)
     frame = text.to_frame("text").with_columns(year_first=_dates(""))
     found = frame.select(
@@ -117,22 +116,22 @@ def fitting_formats(text: pl.Series, formats: Iterable[str]) -> dict[str, pl.Ser
 
 
 def _stripped(text: pl.Series) -> pl.Series:
-    """Return text without spaces around it, null where it is empty."""
+    """Return stripped text, null where it is empty."""
     text = text.str.strip_chars()
     return text.set(text == "", None)
 
 
 def _dates(given: str) -> pl.Expr:
-    """Return the dates of a column `text`, null for what has neither the given format nor the year first, with a clock or without."""
+    """Return the dates of a column `text` by the format `given` or with the year first, else null."""
     day = pl.col("text").str.extract(r"^(\d{4}[-/.]\d{1,2}[-/.]\d{1,2})(?:[T ].*)?$")
     others = [day.str.to_date(form, strict=False) for form in YEAR_FIRST]
     return pl.coalesce(_read(pl.col("text"), given), *others) if given else pl.coalesce(others)
 
 
 def _read(text: pl.Expr, form: str) -> pl.Expr:
-    """Return the dates of text of a format, null for others."""
+    """Return the dates of text by a format, else null."""
     if not _OF_A_DAY.search(form):
         text, form = (text + " 1", form + " %d") if _OF_A_MONTH.search(form) else (text + " 1 1", form + " %m %d")
-    if form.endswith("z"):  # the day of the clock that the text shows
+    if form.endswith("z"):  # the day as written, without its offset
         text, form = text.str.replace(r"\s*(?:[-+]\d{2}:?\d{2}|Z|UTC|GMT)$", ""), re.sub(r"\s*%#?:{0,2}z$", "", form)
     return text.str.to_datetime(form.replace(".%f", "%.f"), time_unit="us", strict=False).dt.date()

@@ -1,4 +1,4 @@
-"""Day of the week of an interaction."""
+"""Feature `day_of_week`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twotower.features.moment import ClockMoment, RangeEncoder, local_times
 
 
 class DayOfWeek(ClockMoment):
-    """The day of the interaction, from 1 (Monday) to 7 (Sunday), in a time zone: an embedding row for each.
+    """The day of the interaction, from 1 (Monday) to 7 (Sunday), in a time zone, each with an embedding row.
 
     Use it where weekends differ from working days. Days without a training interaction are unknown.
     """
@@ -18,9 +18,7 @@ class DayOfWeek(ClockMoment):
     kind = "day_of_week"
     encoder = RangeEncoder
 
-    default: int = Field(
-        0, ge=0, le=7, description="Day of precomputed user vectors, 1 to 7. 0: none, and no precomputed vectors."
-    )
+    default: int = Field(0, ge=0, le=7, description="Day of precomputed user vectors, 1 to 7. 0: no such vectors.")
 
     @property
     def defaults(self) -> int | None:

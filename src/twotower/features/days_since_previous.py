@@ -1,4 +1,4 @@
-"""Days since the user's previous interaction."""
+"""Feature `days_since_previous`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MICROSECONDS_OF_A_DAY = 86_400_000_000
 
 
 class DaysEncoder(TrainedCodes):
-    """Encoder of days as codes of buckets 1..b, 0 for missing ones."""
+    """Encoder of days as codes of buckets 1..b, 0 for missing values."""
 
     edges: list[float]
 
@@ -32,7 +32,7 @@ class DaysEncoder(TrainedCodes):
         return codes
 
     def known_values(self) -> list[float]:
-        """Return the days at which the buckets of training begin."""
+        """Return the first day of each trained bucket."""
         return [[0.0, *self.edges][code - 1] for code in self.trained]
 
     def field(self, name: str, width: int) -> InputField:
@@ -40,12 +40,12 @@ class DaysEncoder(TrainedCodes):
 
 
 class DaysSincePrevious(Moment):
-    """Days since the user's previous interaction, cut into buckets: an embedding row for each, and the unknown one for users
-    without a previous interaction and for buckets that training lacks.
+    """Days since the user's previous interaction in buckets, each with an embedding row.
 
-    Use it where somebody who comes back after a month wants something else than after an hour. It needs `schema.duplicates`
-    "keep" or "error": "last" drops interactions, and with them their times. Interactions of one time, as of a basket, count from
-    the one before all of them. A service reads the stored interactions of the user, and the events that tell their times.
+    Users without a previous interaction, and buckets without training, read the unknown row. Use it where a return
+    after a month differs from a return after an hour. It needs `schema.duplicates` "keep" or "error", as "last" drops
+    times. Interactions of one time, such as a basket, count from the interaction before all of them. A service reads
+    the stored interactions of the user, and events with times.
     """
 
     kind = "days_since_previous"
@@ -54,11 +54,9 @@ class DaysSincePrevious(Moment):
     edges: tuple[float, ...] = Field(
         (0.04, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
         min_length=1,
-        description="Days at which a bucket ends and the next begins, rising, above 0.",
+        description="Ends of the buckets in days, rising, above 0.",
     )
-    default: float = Field(
-        -1.0, ge=-1, description="Days of precomputed user vectors. -1: none, and no precomputed vectors."
-    )
+    default: float = Field(-1.0, ge=-1, description="Days of precomputed user vectors. -1: no such vectors.")
 
     @field_validator("edges")
     @classmethod
@@ -78,8 +76,8 @@ class DaysSincePrevious(Moment):
         super().check(schema)
         if schema.duplicates == "last":
             raise ValueError(
-                f"feature {self.name!r} needs the time of every interaction, and duplicates = 'last' drops those of repeated "
-                "pairs; set schema.duplicates = 'keep', or 'error' for a log without repeats"
+                f"feature {self.name!r} needs the time of every interaction, and duplicates = 'last' drops those of "
+                "repeated pairs; set schema.duplicates = 'keep', or 'error' for a log without repeats"
             )
 
     @property

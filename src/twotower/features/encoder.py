@@ -1,80 +1,88 @@
-"""Protocol of encoders: fitted on the training part, they map a column to the array that a tower reads."""
+"""Protocol of encoders, fitted maps from a column to the array that a tower reads."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, NamedTuple, Self
+from typing import Annotated, ClassVar, NamedTuple, Self
 
 import polars as pl
-from pydantic import JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from twotower.arrays.ragged import Column
 from twotower.features.field import InputField
-from twotower.features.state import EncoderState
+
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+"""Number of embedding rows, values or characters."""
+
+
+class EncoderState(BaseModel):
+    """State of an encoder without its vocabulary."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Doubt(NamedTuple):
-    """Problem of an encoding."""
+    """Problem of an encoding, with the numbers that show it."""
 
     text: str
     evidence: dict[str, float]
 
 
 class Report(ABC):
-    """Facts of how an encoder sees a column, for the log of a training and for the diagnoses."""
+    """Facts of an encoded column, for the training log and for diagnoses."""
 
     fine: ClassVar[str]
-    """Sentence for a report without doubts."""
+    """Sentence of a report without doubts."""
 
     @abstractmethod
     def __str__(self) -> str:
-        """Return the facts in one line."""
+        """Return the facts on one line."""
 
     @abstractmethod
     def doubts(self, name: str, test: Self) -> Iterator[Doubt]:
-        """Yield the problems of a column called `name`, from the reports of its training rows and of its test rows."""
+        """Yield the problems of the column `name`. This is the report of its training rows, `test` of its test rows."""
 
 
 class Encoder(ABC):
     """Fitted encoder of one column."""
 
     reports: ClassVar[bool] = False
-    """True if `report` returns facts, for which the column is read again."""
+    """True if `report` returns facts; the column is then read again."""
 
     @property
     def is_ordered(self) -> bool:
-        """True if the codes of values are in the order of the values, so that neighbouring ones are near."""
+        """True if codes have the order of their values."""
         return False
 
     @abstractmethod
     def transform(self, series: pl.Series) -> Column:
-        """Return the encoded column, a row for each value. Raises DataError for values that it cannot read."""
+        """Return the encoded column, one row a value. Raises DataError for unreadable values."""
 
     @abstractmethod
     def field(self, name: str, width: int) -> InputField:
-        """Return the description of an encoded column `name`, whose embedding has a width."""
+        """Return the description of the encoded column `name` with an embedding of `width`."""
 
     @abstractmethod
     def state(self) -> EncoderState:
-        """Return all that `restore` needs besides the vocabulary, for encoders.json."""
+        """Return the part for encoders.json: all that `restore` needs but the vocabulary."""
 
     def stored_vocabulary(self) -> pl.Series | None:
-        """Return the vocabulary, for vocabularies.arrow; None for an encoder without one."""
+        """Return the vocabulary for vocabularies.arrow; None for an encoder without one."""
         return None
 
     def known_values(self) -> Sequence[JsonValue]:
-        """Return the values that have a code of their own, to name one instead of an unknown one; empty if they are not kept."""
+        """Return the values with a code of their own, for hints in messages; empty if they are not stored."""
         vocabulary = self.stored_vocabulary()
         return [] if vocabulary is None else vocabulary.to_list()
 
     @classmethod
     @abstractmethod
     def restore(cls, state: JsonValue, vocabulary: pl.Series | None) -> Self:
-        """Return the encoder of a state and a vocabulary. Raises pydantic's ValidationError, or KeyError without one."""
+        """Return the encoder of a state and a vocabulary. Raises ValidationError, or KeyError if one is missing."""
 
     def report(self, series: pl.Series) -> Report | None:
-        """Return the facts of a column, None for an encoder without `reports`."""
+        """Return the facts of a column; None for an encoder without `reports`."""
         return None
 
 

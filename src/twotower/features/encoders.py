@@ -1,14 +1,13 @@
-"""Encoders: each kind of feature has one, fitted on the train part, which maps table columns to numpy arrays.
+"""Encoders of all features, fitted on the training part: maps from table columns to numpy arrays.
 
 encoders.json           states of the encoders, and the SHA-256 of the vocabularies
-vocabularies.arrow      the vocabularies, as one Arrow IPC file
-
-The module does not depend on torch.
+vocabularies.arrow      the vocabularies: one Arrow IPC file, a row with a list of values for each
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,30 +21,25 @@ from twotower import files
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Codes, Ints
 from twotower.errors import DataError, RunError, first_line
-from twotower.features.beside import host_of
 from twotower.features.categorical import CategoricalEncoder
 from twotower.features.encoder import Encoder, Report
 from twotower.features.feature import Feature, HistorySpec
-from twotower.features.field import InputField
-from twotower.features.pooling_spec import MEAN
+from twotower.features.field import MEAN, InputField
 from twotower.features.schema import Schema
 from twotower.features.side import FEATURE_SIDES, SIDES, FeatureSide, SideName, other_side
-from twotower.features.state import read_vocabularies, write_vocabularies
 from twotower.features.values import canonical_ids, missing_count
 from twotower.files import layout
 from twotower.files.readers import read_checked, read_text
 from twotower.section import first_problem
 
+EncodersBySide = dict[FeatureSide, dict[str, Encoder]]
+VOCABULARY_TYPES = (pl.String, pl.Int64, pl.UInt64)
+
 
 class Encoders:
-    """The encoders of all features of both sides and of the context, and of each side's ids for sequences."""
+    """Encoders of the features of both sides and the context, and of each side's ids for sequences."""
 
-    def __init__(
-        self,
-        schema: Schema,
-        by_side: dict[FeatureSide, dict[str, Encoder]],
-        ids: dict[SideName, CategoricalEncoder],
-    ) -> None:
+    def __init__(self, schema: Schema, by_side: EncodersBySide, ids: dict[SideName, CategoricalEncoder]) -> None:
         self.schema, self.by_side, self.ids = schema, by_side, ids
 
     @classmethod
@@ -56,8 +50,9 @@ class Encoders:
         counts: Mapping[SideName, Ints],
         context: Mapping[str, tuple[pl.Series, Ints]] | None = None,
     ) -> Encoders:
-        """Fit all encoders. `counts[side]` (rows,) are the training interactions of each row; rows without any are not
-        used. `context` has values of each feature of the context, by name, with the training interactions that have each."""
+        """Fit all encoders to the rows with training interactions, whose numbers are `counts[side]` (rows,).
+
+        `context` has by name the values of each context feature, with the training interactions of each value."""
 
         def column(feature: Feature) -> tuple[pl.Series, Ints]:
             if feature.side == "context":
@@ -82,12 +77,12 @@ class Encoders:
         return Encoders(schema, self.by_side, self.ids)
 
     def transform(self, side: FeatureSide, frame: pl.DataFrame, refuse: bool = True) -> dict[str, Column]:
-        """Return the encoded columns of one side, or of the context, by feature name, without the histories."""
+        """Return the encoded columns of one side or of the context by feature name, without histories."""
         return {f.name: self.encode(f, frame[f.source], refuse) for f in self.schema.columns(side)}
 
     def encode(self, feature: Feature, series: pl.Series, refuse: bool = True) -> Column:
-        """Encode the column of a feature that is no history. Raises DataError for values that it cannot read, and, if `refuse`,
-        for missing ones that the feature refuses."""
+        """Encode the column of a feature that is no history. Raises DataError for unreadable values, and, if `refuse`,
+        for missing values that the feature refuses."""
         if refuse and feature.refuses_missing and missing_count(series):
             raise DataError(
                 f"column '{feature.source}': {missing_count(series)} of {len(series)} values are missing, "
@@ -96,7 +91,7 @@ class Encoders:
         return self.by_side[feature.side][feature.name].transform(series)
 
     def history_codes(self, history: HistorySpec, other: pl.DataFrame) -> Codes:
-        """Return the code of every row of the other side's table in the history's embedding table."""
+        """Return the code of every row of the other side's table in the embedding table of the history."""
         read = self._history_feature(history)
         column = read.source if read else self.schema.id_column(other_side(history.side))
         codes = self._history_encoder(history).transform(other[column])
@@ -104,7 +99,7 @@ class Encoders:
         return codes.astype(np.int32, copy=False)
 
     def _history_feature(self, history: HistorySpec) -> Feature | None:
-        """Return the feature of the other side whose codes a history holds, None for a code for each id."""
+        """Return the feature of the other side that gives the codes of a history; None for a code for each id."""
         if not (history.feature or history.share_embedding):
             return None
         return self.schema.code_feature(other_side(history.side), history.feature)
@@ -114,13 +109,13 @@ class Encoders:
         return self.by_side[other][read.name] if read else self.ids[other]
 
     def fields(self, side: SideName) -> tuple[InputField, ...]:
-        """Return the fields that the tower of `side` embeds, in the schema's order."""
+        """Return the fields of the tower of `side`, in the schema's order."""
         return tuple(self._field(f) for f in self.schema.tower(side))
 
     def _field(self, feature: Feature) -> InputField:
-        host = host_of(feature, self.schema)
+        host = self.schema.host_of(feature)
         if own := feature.own_field(self.schema):
-            return replace(own, beside=host.name, pooling=host.pools or MEAN) if host else own
+            return replace(own, added_to=host.name, pooling=host.pools or MEAN) if host else own
         if feature.history:
             encoder, read = self._history_encoder(feature.history), self._history_feature(feature.history)
             shares = read.name if read and feature.history.share_embedding else ""
@@ -128,10 +123,10 @@ class Encoders:
             encoder, shares = self.by_side[feature.side][feature.name], feature.shares
         identifies = feature.side != "context" and feature == self.schema.id_feature(feature.side)
         field = replace(feature.field(encoder), share_with=shares, identifies=identifies)
-        return replace(field, beside=host.name, pooling=host.pools or MEAN) if host else field
+        return replace(field, added_to=host.name, pooling=host.pools or MEAN) if host else field
 
     def reports(self, side: SideName, frame: pl.DataFrame, rows: Ints) -> dict[str, Report]:
-        """Return the reports of the encoders of one side that make one, over some rows of its table, by feature name."""
+        """Return the reports of the encoders of one side over some rows of its table, by feature name."""
         reporting = [(f, e) for f in self.schema.columns(side) if (e := self.by_side[side][f.name]).reports]
         return {f.name: report for f, e in reporting if (report := e.report(frame[f.source][rows]))}
 
@@ -169,7 +164,7 @@ class Encoders:
 
     @property
     def digest_of_codes(self) -> str:
-        """SHA-256 of what the codes of all fields stand for, and with them the rows of tables of weights."""
+        """SHA-256 of the meaning of all codes, which are rows of embedding tables."""
         read = dict[str, Encoder]()
         for side in SIDES:
             for f, field in zip(self.schema.tower(side), self.fields(side), strict=True):
@@ -181,14 +176,14 @@ class Encoders:
         return _digest(states, {name: values for name, values in vocabularies.items() if values is not None})
 
     def _states(self) -> dict[str, dict[str, JsonValue]]:
-        """Return the states of the encoders by side and feature."""
+        """Return the encoder states by side and feature."""
         states: dict[str, dict[str, JsonValue]] = {side: {} for side in SIDES}
         for f in _encoded(self.schema):
             states.setdefault(f.side, {})[f.name] = self.by_side[f.side][f.name].state().model_dump()
         return states
 
     def _vocabularies(self) -> dict[str, pl.Series]:
-        """Return the vocabularies by the name of their column in the file."""
+        """Return the vocabularies by their column in the file."""
         own = {f"{f.side}.{f.name}": self.by_side[f.side][f.name] for f in _encoded(self.schema)}
         every = own | {f"ids.{side}": encoder for side, encoder in self.ids.items()}
         stored = {name: encoder.stored_vocabulary() for name, encoder in every.items()}
@@ -221,27 +216,46 @@ def _read_states(path: Path) -> _EncoderStates:
 
 
 def _misfit(error: Exception) -> str:
-    what = (
-        first_problem(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {first_line(error)}"
-    )
+    what = f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, ValidationError):
+        what = first_problem(error)
     return f"the encoders do not fit the schema of this run ({what})"
 
 
 def _encoded(schema: Schema) -> tuple[Feature, ...]:
-    """Return the features that have an encoder of their own, which is written to disk."""
+    """Return the features with an encoder of their own, which is stored."""
     return tuple(f for side in FEATURE_SIDES for f in schema.columns(side) if not f.shares)
 
 
-def _empty() -> dict[FeatureSide, dict[str, Encoder]]:
+def _empty() -> EncodersBySide:
     return {side: {} for side in FEATURE_SIDES}
 
 
-def _with_borrowed(
-    schema: Schema, by_side: dict[FeatureSide, dict[str, Encoder]]
-) -> dict[FeatureSide, dict[str, Encoder]]:
-    """Add the encoders of features that share one of the other tower, and return `by_side`."""
+def _with_borrowed(schema: Schema, by_side: EncodersBySide) -> EncodersBySide:
+    """Add the encoders of features that share one of the other tower; return `by_side`."""
     for f in schema.features:
         if f.shares:
             lender = next(g for g in schema.tower(other_side(f.side)) if g.name == f.shares)
             by_side[f.side][f.name] = f.borrow(by_side[lender.side][lender.name])
     return by_side
+
+
+def write_vocabularies(vocabularies: Mapping[str, pl.Series]) -> bytes:
+    """Return the file content of vocabularies by name."""
+    buffer = io.BytesIO()
+    pl.DataFrame({name: [values] for name, values in vocabularies.items()}).write_ipc(buffer)
+    return buffer.getvalue()
+
+
+def read_vocabularies(data: bytes) -> dict[str, pl.Series]:
+    """Return the vocabularies by name. Raises ValueError for values of another type, and polars' errors."""
+    frame = pl.read_ipc(io.BytesIO(data))
+    found: dict[str, pl.Series] = {}
+    for column in frame:
+        values = column[0] if frame.height == 1 and isinstance(column.dtype, pl.List) else None
+        if not isinstance(values, pl.Series) or values.dtype not in VOCABULARY_TYPES or values.null_count():
+            raise ValueError(
+                f"column '{column.name}' of {frame.height} rows is {column.dtype}, expected one list of values"
+            )
+        found[column.name] = values.alias("value")
+    return found

@@ -1,4 +1,4 @@
-"""Gap sequence: the time between the interactions of a row."""
+"""Feature `gap_sequence`: the times between the interactions of a row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from twotower.arrays.types import Codes
-from twotower.features.interaction_history import FactHistory, HistoryFacts
+from twotower.features.feature import FactHistory, HistoryFacts, check_times
 from twotower.features.values import UNKNOWN
 
 if TYPE_CHECKING:
@@ -18,37 +18,28 @@ MICROSECONDS_OF_A_SECOND = 1_000_000
 
 
 class GapSequence(FactHistory):
-    """The time between each of the row's own training interactions and the one before it in the history, in buckets that double
-    (as the intervals of Li et al. 2020, "Time Interval Aware Self-Attention for Sequential Recommendation", section 3.2, between
-    neighbours alone): an embedding row for each, and one for the first interaction and for times that a request does not tell.
+    """The time before each interaction of a history, in buckets that double, each with an embedding.
 
-    Use it in `beside` of a sequence, where interactions of one visit belong together. The gap up to the request is no part of a
-    history: for that one add `days_since_previous`.
+    These are the intervals of Li et al. 2020, "Time Interval Aware Self-Attention for Sequential Recommendation",
+    section 3.2, between neighbours only. A gap of s seconds is in bucket 1 + log2(1 + s), rounded down: 1 below a
+    second, 6 at a minute, 17 at a day. The first interaction and unknown times have a row of their own. Use it in
+    `beside` of a sequence, where visits matter. For the gap up to the request add `days_since_previous`.
     """
 
     kind = "gap_sequence"
 
-    buckets: int = Field(
-        32,
-        ge=2,
-        le=64,
-        description="Number of buckets. A gap of s seconds is in bucket 1 + log2(1 + s), rounded down: 1 below a second, 6 at "
-        "a minute, 17 at a day. The last one holds all longer gaps.",
-    )
+    buckets: int = Field(32, ge=2, le=64, description="Number of buckets. The last one holds all longer gaps.")
 
     def check(self, schema: Schema) -> None:
-        if not schema.time:
-            raise ValueError(f"gap sequence {self.name!r} needs times; name their column in schema.time")
-        if schema.time_unit == "order":
-            raise ValueError(f"gap sequence {self.name!r} needs times, and time_unit = 'order' has none")
+        check_times(schema, f"gap sequence {self.name!r}")
 
     def codes(self, facts: HistoryFacts) -> Codes:
         assert facts.times is not None
         gaps = np.diff(facts.times, prepend=facts.times[:1])
-        told = ~facts.first & (facts.times >= 0) & (np.roll(facts.times, 1) >= 0)
+        known = ~facts.first & (facts.times >= 0) & (np.roll(facts.times, 1) >= 0)
         seconds = np.maximum(gaps, 0) / MICROSECONDS_OF_A_SECOND
         buckets = np.minimum(1 + np.floor(np.log2(1 + seconds)), self.buckets)
-        return np.where(told, buckets, UNKNOWN).astype(np.int32)
+        return np.where(known, buckets, UNKNOWN).astype(np.int32)
 
     def rows(self, schema: Schema) -> int:
         return self.buckets + 1

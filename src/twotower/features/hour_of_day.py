@@ -1,4 +1,4 @@
-"""Hour of the day of an interaction."""
+"""Feature `hour_of_day`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ from twotower.features.moment import ClockMoment, RangeEncoder, local_times
 
 
 class HourOfDay(ClockMoment):
-    """The hour of the interaction, 0 to 23, in a time zone: an embedding row for each.
+    """The hour of the interaction, 0 to 23, in a time zone, each with an embedding row.
 
-    Use it where what people want changes during a day. Summer time is followed. Hours without a training interaction are
-    unknown.
+    Use it where demand changes during a day. Summer time counts. Hours without a training interaction are unknown.
     """
 
     kind = "hour_of_day"
     encoder = RangeEncoder
 
-    default: int = Field(
-        -1, ge=-1, le=23, description="Hour of precomputed user vectors. -1: none, and no precomputed vectors."
-    )
+    default: int = Field(-1, ge=-1, le=23, description="Hour of precomputed user vectors. -1: no such vectors.")
 
     @property
     def defaults(self) -> int | None:

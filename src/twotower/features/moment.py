@@ -1,4 +1,4 @@
-"""Base of the features that are computed from the time of an interaction, in a time zone."""
+"""Base of the features computed from the time of an interaction."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from pydantic import Field, field_validator
 
 from twotower.arrays.types import Codes, Ints
 from twotower.errors import did_you_mean
-from twotower.features.encoder import StateEncoder
-from twotower.features.feature import Feature
+from twotower.features.encoder import Count, StateEncoder
+from twotower.features.feature import Feature, check_times
 from twotower.features.field import InputField
-from twotower.features.state import Count
 from twotower.features.values import UNKNOWN, numbers
 
 if TYPE_CHECKING:
@@ -23,26 +22,26 @@ if TYPE_CHECKING:
 
 
 class TrainedCodes(StateEncoder):
-    """Encoder by a fixed rule, of which it keeps the codes that training had: the embedding rows of others are untrained."""
+    """Encoder by a fixed rule. Codes without training become unknown, as their embedding rows are untrained."""
 
     trained: list[Count]
 
     @abstractmethod
     def by_rule(self, series: pl.Series) -> Codes:
-        """Return the codes (n,) of the rule, 0 for missing values and others that it does not know."""
+        """Return the codes (n,) by the rule, 0 for missing and unknown values."""
 
     def transform(self, series: pl.Series) -> Codes:
         codes = self.by_rule(series)
         return np.where(np.isin(codes, self.trained), codes, UNKNOWN).astype(np.int32)
 
     def fitted(self, series: pl.Series, counts: Ints) -> Self:
-        """Return the encoder with the codes of the rows of which `counts` (n,), the training interactions, is above 0."""
+        """Return the encoder with the codes of rows with training interactions: `counts` (n,) above 0."""
         codes = np.unique(self.by_rule(series)[counts > 0])
         return self.model_copy(update={"trained": codes[codes != UNKNOWN].tolist()})
 
 
 class RangeEncoder(TrainedCodes):
-    """Encoder of whole numbers from `first` on as codes 1..`count`, 0 for others and missing ones."""
+    """Encoder of the `count` whole numbers from `first` on as codes 1..`count`, 0 for all other values."""
 
     first: Count
     count: Count
@@ -60,7 +59,7 @@ class RangeEncoder(TrainedCodes):
 
 
 class Moment(Feature):
-    """Feature of the time of an interaction. It has no column: a request may give a time, and the clock tells it else."""
+    """Feature of the time of an interaction, without a column. The time of a request is given, or now."""
 
     side: Literal["context"] = Field("context", description="context: the user tower reads the feature.")
     column_type = "numbers"
@@ -68,26 +67,19 @@ class Moment(Feature):
 
     @property
     def source(self) -> str:
-        """Name of the computed values, which no table has."""
+        """Name of the computed values."""
         return f"__{self.kind}:{self.name}"
 
     def check(self, schema: Schema) -> None:
-        if not schema.time:
-            raise ValueError(f"feature {self.name!r} needs times; name their column in schema.time")
-        if schema.time_unit == "order":
-            raise ValueError(f"feature {self.name!r} needs times, and time_unit = 'order' has none")
+        check_times(schema, f"feature {self.name!r}")
 
 
 class ClockMoment(Moment):
-    """Feature that a clock shows, in a time zone."""
+    """Feature of the clock in a time zone."""
 
     counts_values = True
 
-    time_zone: str = Field(
-        "UTC",
-        description="IANA name of the time zone in which the clock is read, such as 'Europe/Zurich'. Times of the log "
-        "without a zone are in UTC.",
-    )
+    time_zone: str = Field("UTC", description="IANA name of the time zone of the clock, such as 'Europe/Zurich'.")
 
     @field_validator("time_zone")
     @classmethod
@@ -103,5 +95,5 @@ class ClockMoment(Moment):
 
 
 def local_times(times: Ints, zone: str) -> pl.Series:
-    """Return times (n,) in microseconds since 1970 as dates of a time zone. Raises PolarsError for a zone that is none."""
+    """Return times (n,) in microseconds since 1970 as dates of a time zone. Raises PolarsError for an unknown zone."""
     return pl.Series(times).cast(pl.Datetime("us")).dt.replace_time_zone("UTC").dt.convert_time_zone(zone)

@@ -1,4 +1,4 @@
-"""Multi-hot feature: several values of one vocabulary."""
+"""Feature `multi_hot`: several values of one vocabulary."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from pydantic import Field, JsonValue
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Ints
 from twotower.features.categorical import CategoricalEncoder
-from twotower.features.encoder import Encoder
+from twotower.features.encoder import Encoder, EncoderState
 from twotower.features.feature import ColumnFeature
-from twotower.features.field import InputField
-from twotower.features.pooling_spec import MEAN, PoolingSpec
-from twotower.features.state import EncoderState
+from twotower.features.field import MEAN, InputField, PoolingSpec
 from twotower.features.values import (
     SINGLE_ROW_MAX_VALUES,
     TEXT_TYPES,
@@ -24,7 +22,7 @@ from twotower.features.values import (
     lists,
     one_row,
     present,
-)
+)  # fmt: skip
 
 
 class MultiHotState(EncoderState):
@@ -39,10 +37,6 @@ class MultiHotEncoder(Encoder):
     def __init__(self, values: CategoricalEncoder, separator: str) -> None:
         self.values, self.separator = values, separator
 
-    @property
-    def rows(self) -> int:
-        return self.values.rows
-
     def transform(self, series: pl.Series) -> Ragged:
         if len(series) == 1 and self.values.has_binary_search:
             flat = lists(series, self.separator)[0]
@@ -55,7 +49,7 @@ class MultiHotEncoder(Encoder):
         return Ragged.from_pairs(rows[known], codes[known], len(series))
 
     def field(self, name: str, width: int) -> InputField:
-        return InputField(name, "bag", rows=self.rows, width=width)
+        return InputField(name, "bag", rows=self.values.rows, width=width)
 
     def state(self) -> MultiHotState:
         return MultiHotState(separator=self.separator)
@@ -65,16 +59,15 @@ class MultiHotEncoder(Encoder):
 
     @classmethod
     def restore(cls, state: JsonValue, vocabulary: pl.Series | None) -> MultiHotEncoder:
-        return cls(
-            CategoricalEncoder.restore({"hash_buckets": 0}, vocabulary), MultiHotState.model_validate(state).separator
-        )
+        values = CategoricalEncoder.restore({"hash_buckets": 0}, vocabulary)
+        return cls(values, MultiHotState.model_validate(state).separator)
 
 
 class MultiHot(ColumnFeature):
-    """Values of one vocabulary, their embeddings pooled to one: a list column, or text split at `separator`.
+    """Values of one vocabulary, their embeddings pooled: a list column, or text split at `separator`.
 
-    Use it for genres, tags and categories. With the pooling `sqrt` a value of a long list says more than by the mean;
-    a pooling that needs an order is refused. Values outside the vocabulary are left out, and no value gives zeros."""
+    Use it for genres, tags and categories. With the pooling `sqrt` a value of a long list counts more than with the
+    mean. A pooling that needs an order is refused. Unknown values are left out; a row without values is zeros."""
 
     kind = "multi_hot"
     encoder = MultiHotEncoder

@@ -1,4 +1,4 @@
-"""Numeric feature: a number of a column, or a statistic of the training interactions."""
+"""Feature `numeric`: a number of a column, or a statistic of the training interactions."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from pydantic import Field, model_validator
 from twotower.arrays.ragged import Column
 from twotower.arrays.types import Doubles, Ints
 from twotower.errors import DataError
-from twotower.features.encoder import StateEncoder
+from twotower.features.encoder import Count, StateEncoder
 from twotower.features.feature import ColumnFeature, Statistic
 from twotower.features.field import InputField
-from twotower.features.state import Count
 from twotower.features.values import UNKNOWN, numbers
 
 
 class NumericEncoder(StateEncoder):
-    """Encoder of numbers as (x - mean) / deviation (n, 1), or as codes of quantile buckets 1..b, 0 for missing values."""
+    """Encoder of numbers as (x - mean) / deviation (n, 1), or as codes of quantile buckets 1..b, 0 if missing."""
 
     mean: float
     deviation: float
@@ -50,14 +49,11 @@ class NumericEncoder(StateEncoder):
 
 
 class Numeric(ColumnFeature):
-    """A number x, standardised as (x - mean) / deviation or cut into quantile buckets; or a statistic of the training
-    interactions.
+    """A number x, standardised as (x - mean) / deviation or cut into quantile buckets; or a statistic of interactions.
 
-    Use buckets where the effect of a number is no straight line, as that of an age. A missing number is the mean, with
-    buckets a row of its own. `statistic = "count"` counts the row's training interactions (as log(1 + n)), `"mean"` averages
-    the column named by `statistic_column`. Both see the train part only.
-
-    Use it for amounts, ages, prices and counts.
+    Use it for amounts, ages, prices and counts; with buckets where the effect is no straight line, as the effect of an
+    age. A missing number is the mean, or with buckets a row of its own. Statistics see the training part only: "count"
+    is log(1 + n) of n interactions, "mean" averages `statistic_column`.
     """
 
     kind = "numeric"
@@ -65,16 +61,13 @@ class Numeric(ColumnFeature):
     column_type = "numbers"
 
     buckets: int = Field(
-        0, ge=0, le=1_000_000, description="Number of quantile buckets, each with an embedding. 0: standardise."
+        0, ge=0, le=1_000_000, description="Number of quantile buckets with embeddings. 0: standardise."
     )
     statistic: Literal["", "count", "mean"] = Field(
-        "",
-        description="Statistic of the row's training interactions that replaces a column. count: log(1 + n). mean: of"
-        " statistic_column. Empty: none.",
+        "", description="Statistic of the training interactions instead of a column. Empty: none."
     )
     statistic_column: str = Field(
-        "",
-        description="Column of the interactions that statistic = 'mean' averages. Empty: the label, of rows of a weight above 0.",
+        "", description="Column of the interactions that the statistic 'mean' averages. Empty: the label."
     )
 
     @model_validator(mode="after")
@@ -86,14 +79,12 @@ class Numeric(ColumnFeature):
         if self.statistic and self.side == "context":
             raise ValueError("a statistic is of users or items; set side = 'user' or 'item'")
         if self.statistic and self.column:
-            raise ValueError(
-                "'column' does not go with a statistic; 'statistic_column' names the column that is averaged"
-            )
+            raise ValueError("'column' does not go with a statistic; 'statistic_column' names the averaged column")
         return self
 
     @property
     def source(self) -> str:
-        """The column the values are read from. A statistic has a column of its own."""
+        """Column of the values. A statistic has a column of its own."""
         return f"__{self.statistic}:{self.name}" if self.statistic else super().source
 
     @property
@@ -120,8 +111,8 @@ class Numeric(ColumnFeature):
         if not math.isfinite(deviation):
             if not self.buckets:
                 raise DataError(
-                    f"feature '{self.name}': values as large as {np.abs(x).max():.3g} have no standard deviation, and all others would be equal; leave "
-                    "them out, or set buckets"
+                    f"feature '{self.name}': values as large as {np.abs(x).max():.3g} have no standard deviation, and "
+                    "all others would be equal; leave them out, or set buckets"
                 )
             mean, deviation = 0.0, 1.0
         return NumericEncoder(

@@ -1,4 +1,4 @@
-"""The two sides of a pair, user and item, and the context of an interaction, which the user tower reads."""
+"""Sides of a pair, user and item, and the context of an interaction, which the user tower reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 SideName = Literal["user", "item"]
 SIDES: tuple[SideName, SideName] = ("user", "item")
 FeatureSide = Literal["user", "item", "context"]
-"""Table of a feature's values: of the users, of the items, or of the interactions."""
+"""Table of a feature's values: users, items, or interactions."""
 FEATURE_SIDES: tuple[FeatureSide, ...] = (*SIDES, "context")
 ROW_IDS: dict[SideName, str] = {"user": "__user", "item": "__item"}
 """Id columns of tables without ids."""

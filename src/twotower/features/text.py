@@ -1,4 +1,4 @@
-"""Text feature: words as letter n-grams."""
+"""Feature `text`: words as letter n-grams."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from pydantic import Field, JsonValue, model_validator
 from twotower.arrays.ragged import Ragged, offsets_of
 from twotower.arrays.types import Codes, Ints
 from twotower.features.categorical import CategoricalEncoder
-from twotower.features.encoder import Doubt, Encoder, Report
+from twotower.features.encoder import Count, Doubt, Encoder, EncoderState, Report
 from twotower.features.feature import ColumnFeature
-from twotower.features.field import InputField
-from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.field import InputField, PoolingSpec
 from twotower.features.side import other_side
-from twotower.features.state import Count, EncoderState
 from twotower.features.values import UNKNOWN, canonical_ids, is_long, one_row
 
 if TYPE_CHECKING:
@@ -37,7 +35,7 @@ def _is_ideograph(character: str) -> bool:
 
 
 def words(series: pl.Series) -> tuple[Ints, pl.Series]:
-    """Return row indices and words of a text column, flat, in the order of the text, in NFKC and lower case."""
+    """Return the flat row indices and words of a text column, in order, in NFKC and lower case."""
     frame = _words(series).to_frame().with_row_index("row").explode("word").drop_nulls("word")
     return frame["row"].to_numpy().astype(np.int64), frame["word"]
 
@@ -50,9 +48,9 @@ def _words(series: pl.Series) -> pl.Series:
 
 
 def grams(words: pl.Series, n: int) -> tuple[Ints, pl.Series]:
-    """Return row indices and letter n-grams of a column of words, flat: `#go`, `goo`, `ood`, `od#` of `good` for n = 3.
+    """Return the flat row indices and letter n-grams of words: `#go`, `goo`, `ood`, `od#` of `good` for n = 3.
 
-    An ideograph is one gram, and a word shorter than a gram too.
+    An ideograph is one gram, as is a word shorter than n.
     """
     frame = words.to_frame("word").with_row_index("row")
     ideograph = pl.col("word").str.contains(_IDEOGRAPH)
@@ -65,7 +63,7 @@ def grams(words: pl.Series, n: int) -> tuple[Ints, pl.Series]:
 
 @dataclass(frozen=True)
 class Grams(Report):
-    """Counts of words, grams and collisions of some texts under an encoder (table 1 of Huang et al. 2013)."""
+    """Counts of the words, grams and collisions of texts under an encoder (table 1 of Huang et al. 2013)."""
 
     words: int  # distinct words
     grams: int  # distinct grams
@@ -112,16 +110,12 @@ class TextState(EncoderState):
 
 
 class TextEncoder(Encoder):
-    """Encoder of texts as rows of gram codes, each as often as it occurs or once; `UNKNOWN` for grams outside the vocabulary."""
+    """Encoder of texts as rows of gram codes, with repeats unless `distinct`; `UNKNOWN` for unknown grams."""
 
     reports = True
 
     def __init__(self, values: CategoricalEncoder, n: int, max_length: int, distinct: bool = False) -> None:
         self.values, self.n, self.max_length, self.distinct = values, n, max_length, distinct
-
-    @property
-    def rows(self) -> int:
-        return self.values.rows
 
     def transform(self, series: pl.Series) -> Ragged:
         if len(series) == 1 and self.values.has_binary_search and not is_long(series):
@@ -146,12 +140,10 @@ class TextEncoder(Encoder):
             alone = len(word) == 1 and _is_ideograph(word)
             text = word if alone else f"#{word}#"
             codes += [self.values.code(text[i : i + self.n]) for i in range(max(1, len(text) - self.n + 1))]
-        return one_row(
-            [*dict.fromkeys(codes)][: self.max_length or None] if self.distinct else codes[: self.max_length or None]
-        )
+        return one_row([*(dict.fromkeys(codes) if self.distinct else codes)][: self.max_length or None])
 
     def _coded(self, flat: pl.Series) -> tuple[Ragged, Ints]:
-        """Return the codes of every distinct word, and the index (n,) of each word among the distinct ones."""
+        """Return the codes of every distinct word, and the index (n,) of each word among them."""
         frame = flat.to_frame("word")
         distinct = frame.unique().with_row_index("index")
         index_of_word = frame.join(distinct, on="word", how="left", maintain_order="left")["index"]
@@ -178,7 +170,7 @@ class TextEncoder(Encoder):
         )
 
     def field(self, name: str, width: int) -> InputField:
-        return InputField(name, "bag", rows=self.rows, width=width)
+        return InputField(name, "bag", rows=self.values.rows, width=width)
 
     def state(self) -> TextState:
         return TextState(
@@ -196,14 +188,13 @@ class TextEncoder(Encoder):
 
 
 class Text(ColumnFeature):
-    """Words as letter n-grams: a bag of the grams of a text, each as often as it occurs (the word hashing of Huang et
-    al. 2013, "Learning Deep Structured Semantic Models for Web Search using Clickthrough Data", section 3.2).
+    """Words as letter n-grams: the bag of the grams of a text (word hashing, Huang et al. 2013, "Learning Deep
+    Structured Semantic Models for Web Search using Clickthrough Data", section 3.2).
 
-    The text is normalised (NFKC, lower case) and split into words, runs of letters and digits of any script; `good`
-    gives `#go`, `goo`, `ood` and `od#`. An ideograph is a gram of its own. Row 0 is the *unknown* row, of the grams
-    that have none of their own. It is trained on grams that `min_count` and `max_grams` leave out.
-
-    Use it for titles and search queries, whose misspelt and unseen words share grams with known ones.
+    Use it for titles and search queries, whose misspelt and unseen words share grams with known words. The text is
+    normalised (NFKC, lower case) and split into words, runs of letters and digits of any script; `good` gives `#go`,
+    `goo`, `ood` and `od#`. An ideograph is a gram of its own. Row 0 is the *unknown* row of all grams outside the
+    vocabulary; it is trained on grams that `min_count` and `max_grams` leave out.
     """
 
     kind = "text"
@@ -215,9 +206,7 @@ class Text(ColumnFeature):
     of_model = ("width", "pooling")
 
     n: int = Field(3, ge=2, le=8, description="Letters of a gram, with the word boundaries '#'.")
-    max_grams: int = Field(
-        30_000, ge=1, description="Maximum size of the vocabulary: the most frequent grams of training."
-    )
+    max_grams: int = Field(30_000, ge=1, description="Maximum size of the vocabulary, the most frequent grams.")
     min_count: int = Field(1, ge=1, description="Minimum number of occurrences of a gram in training interactions.")
     hash_buckets: int = Field(0, ge=0, lt=2**31, description="Number of hash buckets. 0: a vocabulary.")
     pooling: PoolingSpec = Field(
@@ -226,14 +215,9 @@ class Text(ColumnFeature):
     max_length: int = Field(
         1_000, ge=0, lt=2**31, description="Maximum number of grams of a text, from its beginning. 0: unlimited."
     )
-    distinct: bool = Field(
-        False,
-        description="Each gram of a text counts once. false: as often as it occurs, so long texts weigh their repeats.",
-    )
+    distinct: bool = Field(False, description="Each gram of a text counts once. false: as often as it occurs.")
     share_with: str = Field(
-        "",
-        description="Text feature of the other side whose grams and embeddings this one uses. Both columns make the "
-        "vocabulary. Empty: none.",
+        "", description="Text feature of the other side whose vocabulary and embedding this one shares. Empty: none."
     )
 
     @model_validator(mode="after")
@@ -289,12 +273,12 @@ class Text(ColumnFeature):
         return replace(super().field(encoder), pooling=self.pooling)
 
     def request_type(self, dtype: pl.DataType) -> pl.DataType:
-        """Return text: a column of digits was read as numbers, and a request may give any text."""
+        """Return text, as a request may give any text even for a column of digits."""
         return pl.String()
 
 
 def _once(values: Codes, lengths: Ints) -> tuple[Ragged, Ints]:
-    """Return the codes of rows with `lengths` (U,), each the first time it occurs in its row, and the new lengths."""
+    """Return the codes of rows of `lengths` (U,) without repeats in a row, and the new lengths."""
     row = np.repeat(np.arange(len(lengths)), lengths)
     _, first = np.unique(row << 32 | values, return_index=True)
     first.sort()

@@ -13,23 +13,22 @@ from twotower.arrays.types import Ints
 from twotower.errors import DataError
 
 TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)
-"""Types of a column of text: a dictionary of texts, as of categories in pandas, is one too."""
+"""Types of a text column; the categories of pandas are dictionaries of texts."""
 
 UNKNOWN = 0
 """Embedding row of values below the frequency cut and values never seen in training."""
 
 SINGLE_ROW_MAX_VALUES = 400
-"""Values of a list, or characters of a text, up to which a single row is encoded without data frames, which is faster."""
-
+"""Most values of a list or characters of a text that a single row encodes without data frames, which is faster."""
 
 THOUSANDS = r"^[-+]?\d{1,3}(,\d{3})+(\.\d*)?$"
-"""Numbers in which three digits follow every comma."""
+"""Numbers with three digits after every comma."""
 _NUMBER = r"^[-+]?(0|[1-9]\d*)(\.\d+)?$"
-"""Number as it is printed, without zeros in front."""
+"""Printed numbers, without leading zeros."""
 
 
 def canonical_ids(series: pl.Series) -> pl.Series:
-    """Return a scalar column as Int64, UInt64 or String. 7, 7.0 and '7' are one value, whatever the other values are."""
+    """Return a scalar column as Int64, UInt64 or String. 7, 7.0 and '7' are one value in any column."""
     dtype = series.dtype
     if dtype.is_float():
         series = series.fill_nan(None)
@@ -61,19 +60,17 @@ def canonical_ids(series: pl.Series) -> pl.Series:
 
 
 def with_texts(frame: pl.DataFrame) -> pl.DataFrame:
-    """Return a table whose dictionaries of texts, and lists of these, are texts."""
-    lists_of = [
-        s.cast(pl.List(pl.String)) for s in frame if isinstance(s.dtype, pl.List) and s.dtype.inner in TEXT_TYPES
-    ]
-    return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String), *lists_of)
+    """Return a table with dictionaries of texts, and lists of them, as texts."""
+    nested = [s.cast(pl.List(pl.String)) for s in frame if isinstance(s.dtype, pl.List) and s.dtype.inner in TEXT_TYPES]
+    return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String), *nested)
 
 
 def numbers(series: pl.Series) -> npt.NDArray[np.float64]:
-    """Return a numeric column as float64, NaN for nulls and non-finite values. Raises DataError for other types."""
+    """Return a numeric column as float64, NaN for nulls and non-finite values. Raises DataError for another type."""
     if not (series.dtype.is_numeric() or series.dtype in (pl.Boolean, pl.Null)):
         raise DataError(
-            f"column '{series.name}': found {series.dtype}, expected numbers; {advice_on_text(series, may_be_empty=True)}; or make it "
-            "categorical"
+            f"column '{series.name}': found {series.dtype}, expected numbers; "
+            f"{advice_on_text(series, may_be_empty=True)}; or make it categorical"
         )
     x = np.array(series.cast(pl.Float64).to_numpy())  # a null is nan
     x[~np.isfinite(x)] = np.nan
@@ -81,14 +78,13 @@ def numbers(series: pl.Series) -> npt.NDArray[np.float64]:
 
 
 def are_numbers(series: pl.Series) -> bool:
-    """Return True for a column of text whose values are numbers, without codes such as 0042."""
+    """Return True for a text column of numbers, without codes such as 0042."""
     present = series.drop_nulls() if series.dtype == pl.String else series.head(0)
     return bool(len(present)) and bool(present.str.contains(_NUMBER).all())
 
 
 def advice_on_text(series: pl.Series, may_be_empty: bool = False) -> str:
-    """Return what to do with a column that should hold numbers: the texts that are none tell. `may_be_empty` is True for a column
-    whose values may be missing."""
+    """Return advice for a column that should hold numbers. `may_be_empty`: values may be missing."""
     if series.dtype != pl.String:
         return "cast it"
     is_odd = series.cast(pl.Float64, strict=False).is_null() & (series.str.strip_chars() != "")
@@ -97,18 +93,16 @@ def advice_on_text(series: pl.Series, may_be_empty: bool = False) -> str:
     first = f"the first that is none is '{odd[0]:.40}'"
     if odd.str.contains(THOUSANDS).all():
         return f"{first}: remove commas that separate thousands, and write decimal commas as points"
-    empty = (
-        "leave it empty, or give a number in its place"
-        if may_be_empty
-        else "give a number in its place, or drop the rows"
-    )
+    number = "give a number in its place"
+    empty = f"leave it empty, or {number}" if may_be_empty else f"{number}, or drop the rows"
     if not re.fullmatch(r"[-+]?\d[\d.]*,\d+", odd[0]):
         return f"{first}: {empty}"
     texts = present(series.str.strip_chars())
     with_points = texts.str.replace_all(".", "_", literal=True).str.replace(",", ".", literal=True)
     others = texts.filter(with_points.cast(pl.Float64, strict=False).is_null())
     if not len(others):
-        return f"{first}: write decimal commas as points, or, in text files whose values no comma separates, set data.format.decimal = ','"
+        no_separator = "in text files whose values no comma separates"
+        return f"{first}: write decimal commas as points, or, {no_separator}, set data.format.decimal = ','"
     if others[0] != odd[0]:
         first += f", and with decimal commas (data.format.decimal = ',') '{others[0]:.40}' is none"
     if re.fullmatch(r"[-+\d.,]+", others[0]):
@@ -117,10 +111,7 @@ def advice_on_text(series: pl.Series, may_be_empty: bool = False) -> str:
 
 
 def cast_value(given: pl.Series, dtype: pl.DataType, category: bool) -> pl.Series:
-    """Return a given value as the type of its column. Raises PolarsError.
-
-    Categories of whole numbers keep their spelling: "007" is not 7, and 1.5 not 1.
-    """
+    """Return a given value as the type of its column; among categories "007" is not 7. Raises PolarsError."""
     column = given.cast(dtype, strict=True) if given.dtype != dtype else given
     given_type, kept = (t.inner if isinstance(t, pl.List | pl.Array) else t for t in (given.dtype, dtype))
     return given if category and kept.is_integer() and (given_type == pl.String or given_type.is_float()) else column
@@ -141,7 +132,7 @@ def one_row(codes: list[int]) -> Ragged:
 
 
 def lists(series: pl.Series, separator: str) -> pl.Series:
-    """Return a list column unchanged, or a text column split at the separator. Raises DataError for other types."""
+    """Return a list column, or a text column split at the separator. Raises DataError for another type."""
     if separator and series.dtype in TEXT_TYPES:
         series = series.cast(pl.String).str.split(separator)
     elif isinstance(series.dtype, pl.Array):
@@ -157,7 +148,7 @@ def lists(series: pl.Series, separator: str) -> pl.Series:
 
 
 def explode(series: pl.Series, separator: str) -> tuple[Ints, pl.Series]:
-    """Return row indices and values of a list column, flat, without nulls and empty texts."""
+    """Return the flat row indices and values of a list column, without nulls and empty texts."""
     series = lists(series, separator)
     flat = series.to_frame("value").with_row_index("row").explode("value").filter(pl.col("value").is_not_null())
     if flat["value"].dtype in TEXT_TYPES:
@@ -166,7 +157,7 @@ def explode(series: pl.Series, separator: str) -> tuple[Ints, pl.Series]:
 
 
 def missing_count(series: pl.Series) -> int:
-    """Return the number of nulls, and in a column of floats also of NaN and infinities."""
+    """Return the number of nulls, NaN and infinities."""
     n = series.null_count()
     if series.dtype.is_float():
         n += int((~series.drop_nulls().is_finite()).sum())
@@ -174,5 +165,5 @@ def missing_count(series: pl.Series) -> int:
 
 
 def is_unknown(encoded: Values) -> bool:
-    """Return True if one row of an encoded column holds only the code of unknown values."""
+    """Return True if an encoded row holds only the code of unknown values."""
     return encoded.dtype == np.int32 and not encoded.any()

@@ -1,4 +1,4 @@
-"""Vector feature: a precomputed vector."""
+"""Feature `vector`: a precomputed vector."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from pydantic import Field
 
 from twotower.arrays.types import Floats, Ints
 from twotower.errors import DataError
-from twotower.features.encoder import StateEncoder
+from twotower.features.encoder import Count, StateEncoder
 from twotower.features.feature import ColumnFeature
 from twotower.features.field import InputField
-from twotower.features.state import Count
 
 
 class VectorEncoder(StateEncoder):
-    """Encoder of vectors as floats (n, length), divided by the root mean square of the training vectors' entries.
-
-    Missing vectors and non-finite numbers become zeros."""
+    """Encoder of vectors as floats (n, length), divided by `scale`. Missing and non-finite values are zeros."""
 
     length: Count
     scale: float
@@ -45,17 +42,15 @@ class VectorEncoder(StateEncoder):
 class Vector(ColumnFeature):
     """A precomputed vector, such as an embedding of a text or an image, projected to the field's width.
 
-    The vectors are divided by the root mean square of the entries of the training vectors; a missing one is zeros. All
-    have one length.
-
-    Use it where another model has described a user or an item already, and for new items, which have no interactions.
+    Use it where another model describes users or items, as for new items. All vectors have one length. They are divided
+    by the root mean square of the numbers of the training vectors; a missing vector is zeros.
     """
 
     kind = "vector"
     encoder = VectorEncoder
     column_type = "numbers"
 
-    length: int = Field(0, ge=0, description="Length of the vectors. 0: that of the data.")
+    length: int = Field(0, ge=0, description="Length of the vectors. 0: the length in the data.")
 
     def fit(self, series: pl.Series, counts: Ints) -> VectorEncoder:
         length = self.length or int(_as_lists(series).list.len().drop_nulls().max() or 0)  # type: ignore[arg-type]

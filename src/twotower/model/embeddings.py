@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from twotower.arrays.types import Float, Int
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
-from twotower.model.field_tables import FieldTables
 from twotower.model.inputs import carrier, stacked
-from twotower.model.inputs.code_layout import CodeLayout
-from twotower.model.inputs.tower_inputs import Inputs
+from twotower.model.inputs.code_layout import CodeLayout, Inputs
 from twotower.model.layers import gather
 from twotower.model.lowering import lower
 from twotower.model.pooling import resolve
 from twotower.model.pooling.pooling import PoolingLayer, lower_known
-from twotower.model.tables import Table
+from twotower.model.tables import FieldTables, Table
 
 if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder
@@ -28,23 +26,20 @@ if TYPE_CHECKING:
 class FieldEmbeddings(nn.Module):
     """Concatenated field embeddings of one tower: (U, sum of the fields' widths), in the order of `fields`.
 
-    A field is a row of its table, pooled rows of its table, or what the module of its carrier makes of numbers. A sequence with
-    others beside it pools the sums of their rows at each interaction (as the embeddings of items and of their behaviours in
-    Yuan et al. 2022, "Multi-Behavior Sequential Transformer Recommender", section 3.1).
+    A field is a row of its table, pooled rows of its table, or the output of its carrier's module. Sequences that are
+    added to a sequence add their rows at each interaction before pooling (as embeddings of behaviours in Yuan et al.
+    2022, "Multi-Behavior Sequential Transformer Recommender", section 3.1).
     """
 
     def __init__(
-        self,
-        tables: FieldTables,
-        shared: FieldTables,
-        side_fields: tuple[InputField, ...],
-        std: float,
+        self, tables: FieldTables, shared: FieldTables, side_fields: tuple[InputField, ...], std: float,
         untrained: Collection[str] = (),
-    ) -> None:
-        """Create `tables`, those of the tower's fields. `shared` are those of the other tower, read by fields that share an
-        embedding. `side_fields` are in the order of the lookup columns; `std` is the standard deviation of fresh rows, and
-        `untrained` are lookup fields whose unknown row begins at zero.
-        Raises ConfigError if `shared` lacks a field that is to be shared, or has it in another width."""
+    ) -> None:  # fmt: skip
+        """Create the tower's `tables`. `shared` are the tables of the other tower, for fields that share an embedding.
+
+        `side_fields` are in the order of the lookup columns, `std` is the standard deviation of fresh rows, and
+        `untrained` are lookup fields whose unknown row starts at zero. Raises ConfigError if `shared` lacks a shared
+        field, or has it in another width."""
         super().__init__()
         self.fields, self.others, self.tables = tables.fields, tables.others, tables
         self.projections = nn.ModuleDict()
@@ -59,13 +54,15 @@ class FieldEmbeddings(nn.Module):
             self._lookup_columns[table] = None if wanted == list(range(len(columns))) else wanted
             self.register_buffer(f"first_rows_{table}", tables.first_rows(table), persistent=False)
         self._bag_tables: dict[str, FieldTables] = {}  # by field: the tower that holds its rows
-        self._bags = {f.name: [f, *tables.beside[f.name].values()] for f in self.others.values()}  # added up, by field
+        self._bags = {
+            f.name: [f, *tables.added[f.name].values()] for f in self.others.values()
+        }  # by field, with the sequences added to it
         for name, f in self.others.items():
             if not carrier(f.kind).has_table:
                 self.projections[name] = carrier(f.kind).build(f)
                 continue
             self.encoders[name] = poolings[f.name].build(f.width, f.name)
-            for number, bag in {name: f, **tables.beside[f.name]}.items():
+            for number, bag in {name: f, **tables.added[f.name]}.items():
                 if bag.share_with:
                     shared.check_shared(bag)
                 else:
@@ -79,17 +76,17 @@ class FieldEmbeddings(nn.Module):
 
     @property
     def pieces(self) -> list[int]:
-        """Widths of the pieces: a decayed mean at R rates is R pieces, any other field one."""
+        """Widths of the pieces: a decayed mean at R rates has R pieces, any other field one."""
         return [f.width for f, n in zip(self.fields, self._pieces, strict=True) for _ in range(n)]
 
     def lookups(self) -> Iterator[tuple[Table, list[int] | None, Int[Tensor, "F"]]]:
-        """Yield the tables of lookup fields with their columns of `Inputs.lookup` (None: all), and the first row of each."""
+        """Yield the tables of lookup fields, their columns of `Inputs.lookup` (None: all), and first rows."""
         for name, columns in self._lookup_columns.items():
             first_rows: Tensor = getattr(self, f"first_rows_{name}")
             yield self.tables.table(name), columns, first_rows
 
     def rows_of(self, name: str) -> Float[Tensor, "rows E"]:
-        """Return the rows that a lookup or bag field reads; those of the other tower if it shares them."""
+        """Return the rows of a lookup or bag field, in the other tower if it shares them."""
         f = next(f for f in (*self.fields, *(f for bags in self._bags.values() for f in bags)) if f.name == name)
         return self._bag_tables.get(name, self.tables).rows_of(f.share_with or name)
 
@@ -100,7 +97,7 @@ class FieldEmbeddings(nn.Module):
         return sum({f.share_with: self.rows_of(f.name).numel() for f in bags}.values())
 
     def codes(self, inputs: Inputs) -> Iterator[tuple[Table, Int[Tensor, "n"]]]:
-        """Yield (table, rows) for every table row that `forward` may read; a table may occur repeatedly."""
+        """Yield (table, rows) for all table rows that `forward` may read, with repeated tables."""
         for table, columns, first_rows in self.lookups():
             codes = (inputs.lookup if columns is None else inputs.lookup[:, columns]) + first_rows
             yield table, torch.cat([codes.flatten(), first_rows + UNKNOWN])
@@ -109,11 +106,9 @@ class FieldEmbeddings(nn.Module):
                 yield from self._bag_tables[f.name].codes_of_bag(f.share_with or f.name, inputs.bags[f.name])
 
     def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Float[Tensor, "U N"]:
-        """Return the fields side by side, N the sum of the widths.
+        """Return the concatenated fields, N the sum of their widths.
 
-        In training a share `unknown_rate` of the lookup codes is replaced by the unknown code, so that its row is
-        trained.
-        """
+        In training the unknown code replaces a share `unknown_rate` of the lookup codes, so that its row is trained."""
         parts = []
         for table, columns, first_rows in self.lookups():
             codes = inputs.lookup if columns is None else inputs.lookup[:, columns]
@@ -129,7 +124,7 @@ class FieldEmbeddings(nn.Module):
         return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
     def _rows_and_codes(self, field: InputField, inputs: Inputs) -> tuple[Float[Tensor, "rows E"], CodeLayout]:
-        """Return the table of a field of many codes, and its codes; with others beside it the sums of their rows."""
+        """Return the table and the codes of a field of many codes; with added sequences a table of sums."""
         found = [
             self._bag_tables[f.name].for_bag(f.share_with or f.name, inputs.bags[f.name])
             for f in self._bags[field.name]
@@ -140,7 +135,7 @@ class FieldEmbeddings(nn.Module):
         return torch.stack(rows).sum(0), inputs.bags[field.name].numbered()
 
     def lower(self, g: GraphBuilder, names: Mapping[str, str], key: Hashable) -> str:
-        """Build `forward`; `names` maps a field to its input, `key` tells the pairs' constants apart."""
+        """Build `forward`. `names` maps a field to its input; `key` is the pair, for the names of constants."""
         parts = []
         for table, columns, first_rows in self.lookups():
             codes = "lookup" if columns is None else g("Gather", "lookup", g.constant(columns), axis=1)
@@ -159,7 +154,6 @@ class FieldEmbeddings(nn.Module):
     def _lower_rows_and_codes(
         self, g: GraphBuilder, field: InputField, names: Mapping[str, str], key: Hashable
     ) -> tuple[str, str]:
-        """Build `_rows_and_codes`."""
         tables = {
             f.name: g.constant(self.rows_of(f.name), (key, "bag", f.share_with, "" if f.share_with else f.name))
             for f in self._bags[field.name]

@@ -1,4 +1,4 @@
-"""Values of ids that statistics of the training rows give, and no step trains."""
+"""Values of ids, from statistics of the training rows, which no step trains."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from torch import Tensor, nn
 from twotower.arrays.types import F32
 from twotower.features.field import InputField
 from twotower.model.inputs import stacked
-from twotower.model.inputs.tower_inputs import Inputs
+from twotower.model.inputs.code_layout import Inputs
 
 if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder
 
 
 class IdPrior(nn.Module):
-    """A number for each id of a side, 0 at first, which is added to the biases of a score."""
+    """A number for each id of a side, 0 at first, added to the biases of a score."""
 
     def __init__(self, fields: tuple[InputField, ...], name: str = "prior") -> None:
-        """Find the ids among the fields of a side; a side without a field of its ids has no values. `name` tells its values from those of
-        others in an exported tower."""
+        """Find the ids among the fields of a side; without one, add nothing. `name` names the values in a graph."""
         super().__init__()
         self.name = name
         lookups = stacked(fields)

@@ -1,4 +1,4 @@
-"""Lowering of modules: the ONNX nodes of a module's `forward`, written beside it."""
+"""Lowering of modules: the ONNX nodes of a module's `forward`."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ if TYPE_CHECKING:
 
 
 MAX_TABLE_BYTES = (1 << 31) - (1 << 20)
-"""Bytes of constants that fit one ONNX file: protobuf limits a message to 2 GiB."""
+"""Largest size of the constants of an ONNX file, in bytes: protobuf limits a message to 2 GiB."""
 
 
 class LoweredModule(nn.Module, ABC):
-    """Module of one input and one output that builds its own ONNX nodes."""
+    """Module of one input and one output with ONNX nodes of its own."""
 
     @abstractmethod
     def lower(self, g: GraphBuilder, x: str) -> str:
-        """Build the nodes of `forward` in evaluation mode over the value named `x`; return the name of the output."""
+        """Build the nodes of `forward` in evaluation mode over the value `x`; return the name of the output."""
 
 
 @singledispatch
 def lower(module: nn.Module, g: GraphBuilder, x: str) -> str:
-    """Build the nodes of a module over the value `x`, and return the name of the output. Raises RunError for a module of torch
-    that has no lowering."""
+    """Build the nodes of a module over the value `x`; return the output. Raises RunError without a lowering."""
     raise RunError(
         f"a layer of kind {type(module).__name__} cannot be exported; make it a subclass of {LoweredModule.__module__}."
         f"{LoweredModule.__name__}"

@@ -1,4 +1,4 @@
-"""Own counts: what a user's own history adds to the scores of the items it holds, beside the product of the vectors."""
+"""Own counts: scores of the items of a user's own history, added to the product of the vectors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from twotower.features.field import InputField
 class OwnCounts(nn.Module):
     """Weight of each code of a history of the users, 0 at first.
 
-    The n-th latest interaction of a user adds the weight of its code times rate^(n - 1) n^-exponent to the score of its item. No vector holds that,
-    as it would take a number for each item: what ranks items adds it.
+    The n-th latest interaction of a user adds the weight of its code times rate^(n - 1) n^-exponent to the score of its
+    item. No vector holds these scores, which are one number an item: rankings add them.
     """
 
     def __init__(self, fields: tuple[InputField, ...], name: str) -> None:
@@ -24,7 +24,8 @@ class OwnCounts(nn.Module):
         if field is None:
             found = ", ".join(f.name for f in fields if f.sequence) or "none"
             raise ConfigError(
-                f"model.own_counts = '{name}' is no history of the users (found: {found}); name a feature of kind 'sequence', or leave it out"
+                f"model.own_counts = '{name}' is no history of the users (found: {found}); name a feature of kind "
+                "'sequence', or leave it out"
             )
         self.weights = nn.Parameter(torch.zeros(field.rows), requires_grad=False)
         self.rate = nn.Parameter(torch.ones(()), requires_grad=False)

@@ -13,17 +13,23 @@ from twotower.arrays.types import Float, Int
 from twotower.errors import ConfigError, RunError, did_you_mean
 from twotower.features.field import InputField
 from twotower.features.values import UNKNOWN
-from twotower.model.activations import Activation, activation_module
 from twotower.model.branches import BRANCHES
 from twotower.model.branches.branch import Branch, TowerBranch
 from twotower.model.embeddings import FieldEmbeddings
-from twotower.model.field_tables import FieldTables
 from twotower.model.inputs import stacked
-from twotower.model.inputs.tower_inputs import Inputs
-from twotower.model.layers import Dropout, lower_normalized_pieces, norm_activation_dropout, normalize_pieces
+from twotower.model.inputs.code_layout import Inputs
+from twotower.model.layers import (
+    Activation,
+    Dropout,
+    SenetConfig,
+    SenetGate,
+    activation_module,
+    lower_normalized_pieces,
+    norm_activation_dropout,
+    normalize_pieces,
+)
 from twotower.model.lowering import lower
-from twotower.model.senet import SenetConfig, SenetGate
-from twotower.model.tables import Table
+from twotower.model.tables import FieldTables, Table
 from twotower.section import Positive, Section
 
 if TYPE_CHECKING:
@@ -44,21 +50,15 @@ class TowerConfig(Section):
     )
     width: int = Field(0, ge=0, description="Embedding width of the tower's fields. 0: model.width.")
     join: Literal["concat", "sum"] = Field(
-        "concat",
-        description="Combination of the fields. concat: side by side. sum: added and activated, as a first layer over"
-        " one-hot inputs.",
+        "concat", description="Combination of the fields. sum: added and activated, as a layer over one-hot inputs."
     )
     senet: SenetConfig = SenetConfig()
     branches: tuple[Annotated[Branch, BRANCHES], ...] = Field(
         (), description="Parallel branches between the joined fields and the layers, each with its `kind`. Empty: none."
     )
-    augment: bool = Field(
-        False, description="Augmented vector per id beside the fields, which loss.mimic trains (DAT)."
-    )
+    augment: bool = Field(False, description="Augmented vector per id, which loss.mimic trains (DAT).")
     layers: tuple[Positive, ...] = Field(
-        (64, 32),
-        description="Layer widths. The last one is the width of the vector and has no activation, unless "
-        "activate_last is set.",
+        (64, 32), description="Layer widths. The last one is the width of the vector, by default without activation."
     )
     activation: Activation = Field("LeakyReLU", description="Activation function of the hidden layers.")
     activate_last: bool = Field(False, description="Activation after the last layer too, as in the DSSM of 2013.")
@@ -78,17 +78,14 @@ class TowerConfig(Section):
             raise ValueError("senet needs join = 'concat'")
         if self.join == "sum" and (self.branches or self.augment):
             raise ValueError(f"{'branches' if self.branches else 'augment'} needs join = 'concat'")
-        if self.augment and not self.layers:
-            raise ValueError("augment needs layers, and layers is empty; set it to the vector's width, such as [64]")
-        if self.residual and not self.layers:
-            raise ValueError("residual needs layers, and layers is empty")
-        if self.activate_last and not self.layers:
-            raise ValueError("activate_last needs layers, and layers is empty")
+        for option in ("augment", "residual", "activate_last"):
+            if getattr(self, option) and not self.layers:
+                raise ValueError(f"{option} needs layers, and layers is empty; set it to the vector's width, as [64]")
         return self
 
     @property
     def without_effect(self) -> tuple[str, ...]:
-        """Options that are set and change nothing: those of hidden units, of a tower that has none."""
+        """Options that are set and have no effect: options of hidden units in a tower without any."""
         if self.join == "sum" or len(self.layers) > 1:
             return ()
         names = ("dropout", "layer_norm", *(() if self.activate_last else ("activation",)))
@@ -98,26 +95,19 @@ class TowerConfig(Section):
 class Tower(nn.Module):
     """One tower of a two-tower model: inputs of U rows -> vectors (U, D) and biases (U, 1).
 
-    v = head(layers(concat(branch_1(x), …, augmented)), x), x the concatenated (or summed) fields after the gate;
-    every part but the fields is optional. D is the width of the last layer, or of x without layers (Huang et al. 2013,
-    DSSM; Covington et al. 2016).
+    v = head(layers(concat(branch_1(x), …, augmented)), x), x the concatenated or summed fields after the gate. All
+    parts but the fields are optional. D is the width of the last layer, or of x (Huang et al. 2013, DSSM).
     """
 
     def __init__(
-        self,
-        config: TowerConfig,
-        side_fields: tuple[InputField, ...],
-        tables: FieldTables,
-        shared: FieldTables,
-        std: float,
-        unknown_rate: float = 0.0,
-        bias: bool = False,
-        id_dropout: float = 0.0,
-    ) -> None:
-        """Build the tower and its `tables`; `shared` are those of the other tower of its pair. `std` is the standard
-        deviation of fresh embeddings. The unknown row of a field whose values are never replaced by it, by `unknown_rate` or, of
-        ids, by `id_dropout`, begins at zero. With `bias` a tower with layers returns biases. Raises ConfigError for settings
-        that do not fit the fields."""
+        self, config: TowerConfig, side_fields: tuple[InputField, ...], tables: FieldTables, shared: FieldTables,
+        std: float, unknown_rate: float = 0.0, bias: bool = False, id_dropout: float = 0.0,
+    ) -> None:  # fmt: skip
+        """Build the tower and its `tables`; `shared` are the tables of the other tower of its pair.
+
+        `std` is the standard deviation of fresh embeddings. An unknown row that neither `unknown_rate` nor, for ids,
+        `id_dropout` trains starts at zero. With `bias` a tower with layers returns biases. Raises ConfigError for
+        settings that do not fit the fields."""
         super().__init__()
         self.unknown_rate = unknown_rate
         self.weight_decay_scale = config.weight_decay_scale
@@ -132,9 +122,7 @@ class Tower(nn.Module):
         if config.join == "sum":
             if len(set(widths)) > 1:
                 found = ", ".join(f"{f.name} {w}" for f, w in zip(self.embeddings.fields, widths, strict=True))
-                raise ConfigError(
-                    f"join = 'sum' needs fields of one width, found {found}; give these features one width"
-                )
+                raise ConfigError(f"join = 'sum' needs fields of one width, found {found}; give them one width")
             joined = widths[0]
             self.shift: nn.Parameter | None = nn.Parameter(torch.zeros(joined))
             layers += norm_activation_dropout(joined, *after)
@@ -164,8 +152,7 @@ class Tower(nn.Module):
         self.size = self.head.width
 
     def gates(self, inputs: Inputs) -> dict[str, Float[Tensor, "U F"]]:
-        """Return the weights of every SENet gate, in the order of `field_names`, by its section below the tower:
-        "senet", "branches.0.senet", …; empty without a gate."""
+        """Return the weights of every SENet gate by its config section, in the order of `field_names`."""
         fields = self.joined_fields(inputs)
         found = {} if self.senet is None else {"senet": self.senet(fields)}
         if self.senet is not None:
@@ -185,7 +172,7 @@ class Tower(nn.Module):
         return normalize_pieces(fields, self.pieces) if self.pieces else fields
 
     def forward(self, inputs: Inputs) -> tuple[Float[Tensor, "U D"], Float[Tensor, "U 1"] | None]:
-        """Return the vectors and the biases, None without."""
+        """Return the vectors, and the biases or None."""
         joined = self.joined_fields(inputs)
         if self.senet is not None:
             joined = self.senet.reweight(joined)
@@ -200,8 +187,9 @@ class Tower(nn.Module):
         return vectors, bias
 
     def lower(self, g: GraphBuilder, inputs: Mapping[str, str], number: int) -> tuple[str, str]:
-        """Build `forward` of the tower of pair `number`, from 0: vectors and biases, "" without. `inputs` maps a field to its
-        input. Raises RunError for a module that this does not know."""
+        """Build `forward` of the tower of pair `number`, from 0; return the vectors, and the biases or "".
+
+        `inputs` maps a field to its input. Raises RunError for an unknown module."""
         if unknown := {name for name, _ in self.named_children()} - _MODULES:
             raise RunError(
                 f"a tower with the module '{min(unknown)}' cannot be exported; build its nodes in `Tower.lower` first"
@@ -228,30 +216,31 @@ class Tower(nn.Module):
 
 
 def select_fields(fields: tuple[InputField, ...], names: tuple[str, ...]) -> tuple[InputField, ...]:
-    """Return the fields of these names, with the sequences beside them, and all without a name. Raises ConfigError for an unknown or repeated name."""
-    known = {f.name: f for f in fields if not f.beside}
+    """Return the fields of these names and the sequences added to them; without names all. Raises ConfigError for an
+    unknown or repeated name."""
+    known = {f.name: f for f in fields if not f.added_to}
     for name in names:
         if name not in known:
             raise ConfigError(
-                f"model.pairs: no feature '{name}' on this side{did_you_mean(name, known)} (allowed: {', '.join(known)})"
+                f"model.pairs: no feature '{name}' on this side{did_you_mean(name, known)} (allowed: "
+                f"{', '.join(known)})"
             )
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"model.pairs: feature '{min(twice)}' is listed twice in one tower's fields; name it once")
     if not names:
         return fields
-    return tuple(g for name in names for g in (known[name], *(f for f in fields if f.beside == name)))
+    return tuple(g for name in names for g in (known[name], *(f for f in fields if f.added_to == name)))
 
 
 class AugmentedVectors(nn.Module):
-    """Augmented vector per id of a side: a table row trained towards the other side's vectors of the id's positives
-    (DAT, Yu et al. 2021, "A Dual Augmented Two-tower Model for Online Large-scale Recommendation", section 3.2,
-    adaptive-mimic mechanism). Unknown ids read row 0.
+    """Augmented vector per id of a side: a table row trained towards the other side's vectors of the id's positives.
 
-    Rows start at zero, so an id without a positive stays at zero.
+    This is the adaptive-mimic mechanism of DAT (Yu et al. 2021, "A Dual Augmented Two-tower Model for Online
+    Large-scale Recommendation", section 3.2). Rows start at zero; unknown ids read row 0.
     """
 
     def __init__(self, side_fields: tuple[InputField, ...], width: int) -> None:
-        """Create the table. Raises ConfigError if no field of the side reads its id column without hashing."""
+        """Create the table. Raises ConfigError unless a field reads the side's ids without hashing."""
         super().__init__()
         lookups = stacked(side_fields)
         own = [number for number, f in enumerate(lookups) if f.identifies]
@@ -278,7 +267,7 @@ class AugmentedVectors(nn.Module):
         return torch.cat([codes, codes.new_tensor([UNKNOWN])])
 
     def lower(self, g: GraphBuilder, key: Hashable) -> str:
-        """Build `forward`; `key` tells the tables of several towers apart."""
+        """Build `forward`; `key` is the pair, for the name of the table."""
         codes = g("Gather", "lookup", g.constant([self.column]), axis=1)
         return g.reshape(g("Gather", g.constant(self.table.weight, (key, "augmented")), codes, axis=0), self.width)
 
@@ -286,23 +275,15 @@ class AugmentedVectors(nn.Module):
 class TowerHead(nn.Module):
     """Last layer of a tower: hidden units h and joined fields x -> the vector v (U, D) and the bias b (U, 1).
 
-    (v, b) = W h + c + R x, one matrix product for both, then v <- norm(act(v)). R, the bias, the activation and the norm
-    are optional. Without a layer h is the vector, and there is no bias.
+    (v, b) = W h + c + R x, then v <- norm(act(v)). R, the bias, the activation and the norm are optional. Without a
+    layer h is the vector, without a bias.
     """
 
     def __init__(
-        self,
-        hidden: int,
-        joined: int,
-        width: int | None,
-        *,
-        bias: bool,
-        residual: bool = False,
-        activation: Activation | None = None,
-        norm: bool = False,
-    ) -> None:
-        """Build the head of a tower with `hidden` units over `joined` numbers. `width` D is that of the vector; None: no
-        layer."""
+        self, hidden: int, joined: int, width: int | None, *, bias: bool, residual: bool = False,
+        activation: Activation | None = None, norm: bool = False,
+    ) -> None:  # fmt: skip
+        """Build the head over `hidden` units and `joined` numbers. `width` is D; None: no layer."""
         super().__init__()
         self.width = width or hidden
         self.has_bias = bias and width is not None
@@ -315,7 +296,7 @@ class TowerHead(nn.Module):
     def forward(
         self, hidden: Float[Tensor, "U H"], joined: Float[Tensor, "U N"]
     ) -> tuple[Float[Tensor, "U D"], Float[Tensor, "U 1"] | None]:
-        """Return the vectors and the biases, None without."""
+        """Return the vectors, and the biases or None."""
         out: Tensor = hidden if self.layer is None else self.layer(hidden)
         if self.residual is not None:
             out = out + self.residual(joined)
@@ -327,7 +308,7 @@ class TowerHead(nn.Module):
         return vector, bias
 
     def lower(self, g: GraphBuilder, hidden: str, joined: str) -> tuple[str, str]:
-        """Build `forward`; the biases are "" without."""
+        """Build `forward`; return the names of the vectors and of the biases or ""."""
         out = hidden if self.layer is None else lower(self.layer, g, hidden)
         if self.residual is not None:
             out = g("Add", out, lower(self.residual, g, joined))

@@ -1,7 +1,7 @@
 """Two-tower model: user vectors, item vectors and their similarity.
 
-The logit of a (user, item) pair is the dot product of their vectors: temperature and biases are folded into the
-vectors, so that an index searches exactly the trained score.
+The logit of a (user, item) pair is the dot product of their vectors. Temperature and biases are parts of the vectors,
+so that an index searches the trained score.
 """
 
 from __future__ import annotations
@@ -22,15 +22,13 @@ from twotower.errors import ConfigError
 from twotower.features.field import InputField
 from twotower.features.side import SIDES, SideName
 from twotower.features.values import UNKNOWN
-from twotower.model.field_tables import FieldTables
-from twotower.model.first_order import FirstOrder
 from twotower.model.id_prior import IdPrior
 from twotower.model.inputs import stacked
-from twotower.model.inputs.tower_inputs import Inputs
+from twotower.model.inputs.code_layout import Inputs
 from twotower.model.layers import normalize
 from twotower.model.own_counts import OwnCounts
 from twotower.model.recent_popularity import RecentPopularityBias
-from twotower.model.tables import Table
+from twotower.model.tables import FieldTables, Table
 from twotower.model.towers import Tower, TowerConfig, select_fields
 from twotower.section import Section
 
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
 
 
 _BIAS_TERMS: Mapping[SideName, int] = {"user": -2, "item": -1}
-"""Places of the weights of the biases in `TwoTower.term_weights`."""
+"""Indices of the weights of the biases in `TwoTower.term_weights`."""
 
 
 class PairConfig(Section):
@@ -50,26 +48,30 @@ class PairConfig(Section):
 
 
 class ModelConfig(Section):
-    """The model: pairs of towers and the similarity of their vectors."""
+    """The model: pairs of towers, the similarity of their vectors, and terms that are fitted after training.
+
+    **Id dropout** (DropoutNet, Volkovs et al. 2017) hides an id in all towers and biases at once, so that the other
+    features learn to rank users and items without training.
+
+    **Stacking** (Wolpert 1992, "Stacked Generalization") weights the pairs, the biases, popularity, and the means of
+    users and items. It needs a pointwise loss and a validation part.
+
+    **Cold items** are items whose id is unknown: without training, or below min_count. Their bias has the best
+    train.monitor on the validation part, or, with too few of them, on known items that read as unknown. With a recent
+    popularity that has a weight, the bias ends at an item's first row.
+
+    The tutorial explains own counts and recent popularity.
+    """
 
     start_here = ("width",)
     research = (
-        "learn_temperature",
-        "unknown_rate",
-        "user_id_dropout",
-        "embedding_std",
-        "stacking",
-        "cold_item_bias",
-        "own_counts",
-        "recent_popularity",
-    )
+        "learn_temperature", "unknown_rate", "user_id_dropout", "embedding_std", "stacking", "cold_item_bias",
+        "own_counts", "recent_popularity",
+    )  # fmt: skip
 
     width: int = Field(16, ge=1, description="Embedding width of a field.")
     pairs: tuple[PairConfig, ...] = Field(
-        (PairConfig(),),
-        min_length=1,
-        description="Pairs of a user tower and an item tower. Their vectors are concatenated, so their scores add up."
-        " One pair: the classic DSSM.",
+        (PairConfig(),), min_length=1, description="Pairs of user and item towers, whose scores add up. One pair: DSSM."
     )
     similarity: Literal["cosine", "dot"] = Field(
         "cosine", description="Similarity of user and item vectors, over all pairs together."
@@ -77,49 +79,29 @@ class ModelConfig(Section):
     temperature: float = Field(0.1, gt=0, description="Initial temperature. logit = similarity / temperature.")
     learn_temperature: bool = Field(True, description="Training of the temperature (similarity cosine only).")
     bias: bool = Field(
-        True, description="Global bias, and a bias per value of each categorical feature, folded into the vectors."
+        True, description="Global bias, and a bias per value of each categorical feature, in columns of the vectors."
     )
     unknown_rate: float = Field(
         0.01, ge=0, lt=1, description="Share of categorical values replaced by the unknown value in training. 0: off."
     )
     user_id_dropout: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Share of the users of a step whose id reads as unknown in training, in all towers and biases at once. 0: off.",
+        0.0, ge=0, lt=1, description="Share of a batch's users with an unknown id in training (DropoutNet). 0: off."
     )
     item_id_dropout: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Share of the items of a step whose id reads as unknown in training, in all towers and biases at once, so that "
-        "their other features learn to rank an item that training lacks (DropoutNet, Volkovs et al. 2017). 0: off.",
+        0.0, ge=0, lt=1, description="Share of a batch's items with an unknown id in training (DropoutNet). 0: off."
     )
     embedding_std: float = Field(0.05, gt=0, description="Standard deviation of initial embeddings.")
     stacking: bool = Field(
-        False,
-        description="Weights of the terms of a score, fitted after training to the labels of the validation part, which a pointwise loss and such "
-        "a part allow (Wolpert 1992, Stacked Generalization): of the pairs and biases, and of popularity and the means of users and items. false: 1, and 0.",
+        False, description="Weights of the terms of a score, fitted after training to validation labels. false: 1 each."
     )
-
     cold_item_bias: bool = Field(
-        False,
-        description="Bias of the items whose id reads as unknown, as training lacks them or has fewer than min_count, fitted after training: the value "
-        "whose train.monitor is best on the validation part, or on known items that read so where it has too few of them. With a recent popularity that adds something it ends with an item's first row. false: 0.",
+        False, description="Bias of the items with an unknown id, fitted after training by train.monitor. false: 0."
     )
-
     own_counts: str = Field(
-        "",
-        description="History of the users whose items have a score of their own beside the product, fitted after training: by how often and how lately the user "
-        "took them, and how often users take them again, whatever is best on the validation part by train.monitor. A history with max_length counts its latest "
-        "ones. Empty: none.",
+        "", description="History of the users whose items get a score of their own, fitted after training. Empty: none."
     )
-
     recent_popularity: bool = Field(
-        False,
-        description="Bias of each item by its count in the latest rows of the log, its count in all rows, and the rows since its first, or that it has none, for what is popular now, as news are: "
-        "weights and half-life, in rows, are fitted to the validation part after training. An evaluation reads the rows before each ranking; a bundle holds the "
-        "value at the end of what comes before the test part. false: 0.",
+        False, description="Bias of each item by its recent popularity, fitted after training. false: 0."
     )
 
     @property
@@ -134,18 +116,19 @@ class ModelConfig(Section):
 
     @property
     def metric(self) -> Literal["cosine", "dot"]:
-        """The metric by which an index over the item vectors ranks."""
+        """Metric of an index over the item vectors."""
         adds = self.bias_columns or self.stacking or self.own_counts
         return "cosine" if self.similarity == "cosine" and not adds else "dot"
 
 
 class TowerPair(nn.Module):
-    """A user tower and an item tower whose dot product is one term of the score, and the tables of both."""
+    """A user tower and an item tower, whose dot product is one term of the score."""
 
     def __init__(
-        self, pair: PairConfig, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...], model: ModelConfig
+        self, pair: PairConfig, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...],
+        model: ModelConfig,
     ) -> None:  # fmt: skip
-        """Build the towers over the tables of both. Raises ConfigError for settings that do not fit the fields."""
+        """Build both towers. Raises ConfigError for settings that do not fit the fields."""
         super().__init__()
         of_user, of_item = (
             FieldTables(select_fields(fields, config.fields), config.width or model.width)
@@ -156,28 +139,21 @@ class TowerPair(nn.Module):
         self.item = Tower(pair.item, item_fields, of_item, of_user, *same, model.item_id_dropout)
 
     def tower(self, side: SideName) -> Tower:
-        """Return the tower of a side."""
         return self.user if side == "user" else self.item
 
 
 class TwoTower(nn.Module):
-    """Two-tower model with logits `user_vectors(users) @ item_vectors(items).T` of "this user likes this item" (DSSM,
-    Huang et al. 2013; one or several pairs of towers, whose vectors are concatenated and whose scores therefore add
-    up).
+    """Two-tower model with logits `user_vectors(users) @ item_vectors(items).T` (DSSM, Huang et al. 2013).
 
-    With biases the vectors are [v / T, b_u + b, 1] and [w, 1, b_i], T the temperature. With stacking, v is weighted pair by
-    pair, b_u by the second last of `term_weights` and b_i by the last, and both have the prior of the id added. The bias of a cold
-    item and recent popularity are added to b_i.
+    The vectors of several pairs of towers are concatenated, so that their scores add up. With biases the vectors are [v
+    / T, b_u + b, 1] and [w, 1, b_i], T the temperature. Stacking weights v pair by pair, b_u by the second last and b_i
+    by the last of `term_weights`, and adds the prior of the id to both. Cold items and recent popularity add to b_i.
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        user_fields: tuple[InputField, ...],
-        item_fields: tuple[InputField, ...],
+        self, config: ModelConfig, user_fields: tuple[InputField, ...], item_fields: tuple[InputField, ...]
     ) -> None:
-        """Build all pairs of towers. Raises ConfigError if the vectors of a pair's two towers
-        differ in width."""
+        """Build all pairs of towers. Raises ConfigError if the two vectors of a pair differ in width."""
         super().__init__()
         self.config = config
         self.pairs = nn.ModuleList()
@@ -186,7 +162,8 @@ class TwoTower(nn.Module):
             if made.user.size != made.item.size:
                 raise ConfigError(
                     f"model.pairs.{number}: the user vector has width {made.user.size} and the item vector "
-                    f"{made.item.size}; end both towers' layers with the same width, or add up the fields of a tower without layers (join = 'sum')"
+                    f"{made.item.size}; end both towers' layers with the same width, or add up the fields of a tower "
+                    "without layers (join = 'sum')"
                 )
             self.pairs.append(made)
         if config.bias:
@@ -202,8 +179,8 @@ class TwoTower(nn.Module):
             self.cold_items = IdPrior(item_fields, "cold_items")
             if self.cold_items.field is None:
                 raise ConfigError(
-                    "model.cold_item_bias is of items whose id reads as unknown, and no feature of the items is their id without hash_buckets; "
-                    "add one, or set model.cold_item_bias = false"
+                    "model.cold_item_bias is of items whose id reads as unknown, and no feature of the items is their "
+                    "id without hash_buckets; add one, or set model.cold_item_bias = false"
                 )
             self._fitted_biases["item"].append(self.cold_items)
         if config.recent_popularity:
@@ -222,8 +199,7 @@ class TwoTower(nn.Module):
         )
 
     def codes(self, users: Inputs | None, items: Inputs | None) -> Iterator[tuple[Table, Int[Tensor, "n"]]]:
-        """Yield (table, rows) for every table row that the vectors of these inputs may read; a table may occur
-        repeatedly."""
+        """Yield (table, rows) for all table rows that the vectors of these inputs may read, with repeated tables."""
         for side, inputs in zip(SIDES, (users, items), strict=True):
             if inputs is None:
                 continue
@@ -236,12 +212,12 @@ class TwoTower(nn.Module):
                 yield bias.table, bias.codes(inputs)
 
     def towers(self, side: SideName, pairs: Sequence[int] | None = None) -> list[Tower]:
-        """Return the tower of `side` of some `pairs` or of all."""
+        """Return the towers of `side`, of some `pairs` or of all."""
         towers = [pair.tower(side) for pair in self.pairs if isinstance(pair, TowerPair)]
         return towers if pairs is None else [towers[number] for number in pairs]
 
     def parts_of_pairs(self, pairs: Sequence[int] | None = None) -> list[slice]:
-        """Return the columns of a vector that each pair fills, before those of biases, in vectors of some `pairs` or of all."""
+        """Return the columns of each pair in a vector of some `pairs` or of all, without columns of biases."""
         ends = list(accumulate((tower.size for tower in self.towers("user", pairs)), initial=0))
         return [slice(*part) for part in pairwise(ends)]
 
@@ -259,7 +235,7 @@ class TwoTower(nn.Module):
         return self.log_temperature.exp()
 
     def user_vectors(self, inputs: Inputs, pairs: Sequence[int] | None = None) -> F32[Tensor, "U D"]:
-        """Return v / T, with columns of biases [v / T, b_u + b, 1]; of some `pairs` alone, or of all."""
+        """Return v / T, with biases [v / T, b_u + b, 1], of some `pairs` or of all."""
         vectors, bias = self._side(inputs, "user", pairs)
         vectors = vectors / self.temperature
         if self.config.stacking:
@@ -271,28 +247,29 @@ class TwoTower(nn.Module):
         return torch.cat([vectors, bias, torch.ones_like(bias)], 1)
 
     def item_vectors(self, inputs: Inputs, pairs: Sequence[int] | None = None) -> F32[Tensor, "I D"]:
-        """Return w, with columns of biases [w, 1, b_i]; of some `pairs` alone, or of all."""
+        """Return w, with biases [w, 1, b_i], of some `pairs` or of all."""
         vectors, bias = self._side(inputs, "item", pairs)
         if bias is None:
             return vectors
         return torch.cat([vectors, torch.ones_like(bias), bias], 1)
 
     def forward(self, users: Inputs, items: Inputs, user: Int[Tensor, "B"], item: Int[Tensor, "B"]) -> F32[Tensor, "B"]:
-        """Return the logits of the pairs (user[b], item[b]), indices into the U users and I items."""
+        """Return the logits of the pairs (user[b], item[b]), indices of the U users and I items."""
         u, v = self.user_vectors(users), self.item_vectors(items)
         return (u.index_select(0, user) * v.index_select(0, item)).sum(1)
 
     def augmented(
         self, side: SideName, inputs: Inputs, vectors: F32[Tensor, "V N"], pairs: Sequence[int] | None = None
     ) -> list[tuple[Float[Tensor, "U _"], F32[Tensor, "V _"]]]:
-        """Return for each tower of `side` with augmented vectors those of the rows, and the part of the
-        other side's `vectors` that its pair produced: detached, before temperature, of length 1 with a cosine. With `pairs` the vectors are those of these.
-        """
+        """Return for each tower of `side` with augmented vectors the augmented vectors of the rows, and their targets.
+
+        The targets are its pair's part of the other side's `vectors` (of some `pairs` or of all): detached, without
+        temperature, of length 1 with a cosine."""
         found, first = [], 0
         for tower in self.towers(side, pairs):
             if tower.augmented is not None:
                 targets = vectors[:, first : first + tower.size].detach()
-                scale = self.temperature.detach() if side == "item" else 1.0  # undoes that of `user_vectors`
+                scale = self.temperature.detach() if side == "item" else 1.0  # undoes the division by T
                 found.append((tower.augmented(inputs, tower.unknown_rate), targets * scale))
             first += tower.size
         return found
@@ -323,7 +300,7 @@ class TwoTower(nn.Module):
         return joined, bias
 
     def _column_weights(self, pairs: Sequence[int] | None = None) -> F32[Tensor, "D"]:
-        """Return the weight of each column of a user vector that a pair fills."""
+        """Return the weight of each column of the pairs in a user vector."""
         numbers = range(len(self.pairs)) if pairs is None else pairs
         sizes = torch.tensor([tower.size for tower in self.towers("user", pairs)], device=self.term_weights.device)
         return self.term_weights[list(numbers)].repeat_interleave(sizes)
@@ -332,22 +309,23 @@ class TwoTower(nn.Module):
         return self.config.user_id_dropout if side == "user" else self.config.item_id_dropout
 
     def _without_ids(self, inputs: Inputs, side: SideName) -> Inputs:
-        """Return the inputs with the unknown code in place of the ids of a random share of the rows."""
+        """Return the inputs with unknown ids in a random share of the rows."""
         unknown = torch.rand(len(inputs.lookup), device=inputs.lookup.device) < self._id_dropout(side)
         lookup = inputs.lookup.clone()
         lookup[:, self._id_columns[side]].masked_fill_(unknown, UNKNOWN)
         return replace(inputs, lookup=lookup)
 
     def exported_bytes(self, side: SideName) -> int:
-        """Return the size of the weights in the graph of a side, without small constants."""
+        """Return the bytes of the weights in the graph of a side, without small constants."""
         biases = [self._modules[name] for name in (f"{side}_bias", f"{side}_prior") if name in self._modules]
         parts = filter(None, [*self.towers(side), *self._fitted_biases[side], *biases])
         own = sum(weight.numel() for part in parts for weight in part.parameters())
         return 4 * (own + sum(tower.embeddings.shared_numbers for tower in self.towers(side)))
 
     def lower(self, g: GraphBuilder, side: SideName, inputs: Mapping[str, str]) -> tuple[str, int]:
-        """Build `user_vectors` or `item_vectors`, and return the name of the output and its width. `inputs` maps a field that is
-        no lookup to its input."""
+        """Build `user_vectors` or `item_vectors`; return the name and the width of the output.
+
+        `inputs` maps each field that is no lookup to its input."""
         towers = self.towers(side)
         vectors, biases = zip(*(tower.lower(g, inputs, number) for number, tower in enumerate(towers)), strict=True)
         joined, width = g.concat(vectors), sum(tower.size for tower in towers)
@@ -377,19 +355,18 @@ class TwoTower(nn.Module):
 
 
 def _id_column(side: SideName, fields: tuple[InputField, ...]) -> int:
-    """Return the column of `Inputs.lookup` that has the codes of the side's ids. Raises ConfigError if none has, or if they
-    are all that the side has."""
+    """Return the column of the side's ids. Raises ConfigError if there is none, or no other field."""
     for number, f in enumerate(stacked(fields)):
         if f.identifies and len(fields) == 1:
             raise ConfigError(
-                f"model.{side}_id_dropout leaves a row nothing but its unknown id, as '{f.name}' is the only feature of the {side}s; "
-                "add others, or leave it out"
+                f"model.{side}_id_dropout leaves a row only its unknown id, as '{f.name}' is the only feature of the "
+                f"{side}s; add others, or leave it out"
             )
         if f.identifies:
             return number
     raise ConfigError(
-        f"model.{side}_id_dropout needs a categorical feature over the id column of the {side}s, without hash_buckets; add one to "
-        "schema.features, or leave it out"
+        f"model.{side}_id_dropout needs a categorical feature over the id column of the {side}s, without hash_buckets; "
+        "add one to schema.features, or leave it out"
     )
 
 
@@ -403,3 +380,42 @@ def evaluation_mode(model: TwoTower) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+class FirstOrder(nn.Module):
+    """First-order term Σ_f w_f[code_f] over the lookup fields f (factorisation machine, Rendle 2010, equation 1)."""
+
+    first_rows: Tensor
+
+    def __init__(self, fields: tuple[InputField, ...]) -> None:
+        super().__init__()
+        self.fields = stacked(fields)
+        rows = [f.rows for f in self.fields]
+        self.register_buffer("first_rows", torch.tensor([sum(rows[:i]) for i in range(len(rows))]), persistent=False)
+        self.table: Table = Table(max(1, sum(rows)), 1)
+        self.table.initialize(0)
+
+    def forward(self, inputs: Inputs, unknown_rate: float = 0.0) -> Float[Tensor, "U 1"]:
+        """Return the sums; in training the unknown code replaces a share `unknown_rate` of the codes."""
+        codes = inputs.lookup
+        if self.training and unknown_rate:
+            codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < unknown_rate, UNKNOWN)
+        out: Tensor = self.table(codes + self.first_rows.long()).sum(1)
+        return out
+
+    def rows_of(self, name: str) -> Float[Tensor, "rows 1"]:
+        """Return the biases of the values of a field."""
+        number = next(n for n, f in enumerate(self.fields) if f.name == name)
+        return self.table.rows(int(self.first_rows[number]), self.fields[number].rows)
+
+    def codes(self, inputs: Inputs) -> Int[Tensor, "n"]:
+        """Return the table rows that `forward` may read."""
+        first_rows = self.first_rows.long()
+        return torch.cat([(inputs.lookup + first_rows).flatten(), first_rows + UNKNOWN])
+
+    def lower(self, g: GraphBuilder, like: str) -> str:
+        """Build `forward`, with the rows of the value `like` (U, D)."""
+        if not len(self.first_rows):
+            return g.filled(g.reduce("Sum", like, 1), 0.0)
+        codes = g("Add", "lookup", g.constant(self.first_rows))
+        return g.reduce("Sum", g("Gather", g.constant(self.table.weight.flatten(), "linear"), codes, axis=0), 1)

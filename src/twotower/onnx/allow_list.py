@@ -1,7 +1,7 @@
 """Allow-list for the ONNX file of a tower: the content that the exporter writes, and nothing else.
 
-The exporter reads its operators from this list. A file with any other content is refused before onnxruntime reads it,
-because onnxruntime follows paths and runs loops that a file names.
+The exporter reads its operators from this list. A file with other content is refused before onnxruntime reads it, as
+onnxruntime follows paths and runs loops in a file.
 """
 
 from __future__ import annotations
@@ -17,46 +17,30 @@ if TYPE_CHECKING:
 
 OPSET, IR_VERSION = 18, 8  # of 2023: current ONNX runtimes read both
 
+_WITHOUT_ATTRIBUTES = (
+    "Add", "Div", "Erf", "Exp", "GreaterOrEqual", "Identity", "MatMul", "Max", "Min", "Mul", "Pow", "Range", "Relu",
+    "Reshape", "Sigmoid", "Slice", "Sqrt", "Squeeze", "Sub", "Tanh", "Unsqueeze",
+)  # fmt: skip
 OPERATORS: dict[str, set[str]] = {
-    "Add": set(),
+    **{operator: set() for operator in _WITHOUT_ATTRIBUTES},
     "Cast": {"to"},
     "Concat": {"axis"},
     "ConstantOfShape": {"value"},
     "CumSum": {"exclusive"},
-    "Div": set(),
-    "Erf": set(),
-    "Exp": set(),
     "Flatten": {"axis"},
     "Gather": {"axis"},
     "GatherElements": {"axis"},
     "Gemm": {"transB"},
-    "GreaterOrEqual": set(),
-    "Identity": set(),
     "LayerNormalization": {"axis", "epsilon"},
     "LeakyRelu": {"alpha"},
-    "MatMul": set(),
-    "Max": set(),
-    "Min": set(),
-    "Mul": set(),
-    "Pow": set(),
-    "Range": set(),
     "ReduceMax": {"keepdims"},
     "ReduceMean": {"keepdims"},
     "ReduceSum": {"keepdims"},
     "ReduceSumSquare": {"keepdims"},
-    "Relu": set(),
-    "Reshape": set(),
-    "Shape": {"start", "end"},
-    "Sigmoid": set(),
-    "Slice": set(),
+    "Shape": {"end", "start"},
     "Softmax": {"axis"},
     "Split": {"axis", "num_outputs"},
-    "Sqrt": set(),
-    "Squeeze": set(),
-    "Sub": set(),
-    "Tanh": set(),
     "Transpose": {"perm"},
-    "Unsqueeze": set(),
 }
 """Allowed operators of the default ONNX domain, with their allowed attributes."""
 MESSAGE_FIELDS: dict[str, set[str]] = {
@@ -73,8 +57,7 @@ MESSAGE_FIELDS: dict[str, set[str]] = {
     "TensorShapeProto": {"dim"},
     "TensorShapeProto.Dimension": {"dim_param", "dim_value"},
 }
-"""Allowed protobuf messages and fields: no functions, subgraphs, sparse tensors, training, or tensors in other files.
-"""
+"""Allowed protobuf messages and fields: no functions, subgraphs, sparse tensors, or tensors in other files."""
 ELEMENT_TYPES = {1, 7}
 """Allowed element types of tensors: float32 and int64."""
 METADATA_KEYS = {"side", "model", "gates"}
@@ -82,8 +65,7 @@ METADATA_KEYS = {"side", "model", "gates"}
 
 
 def allowed_operators(declared: Operators | None = None) -> dict[str, set[str]]:
-    """Return the operators of the allow-list and the `declared` ones, by default those of the kinds of elsewhere that this
-    process has imported."""
+    """Return the operators of the allow-list and the `declared` ones, by default of imported foreign kinds."""
     found = {operator: set(attributes) for operator, attributes in OPERATORS.items()}
     for operator, attributes in (outside_operators() if declared is None else declared).items():
         found.setdefault(operator, set()).update(attributes)
@@ -91,8 +73,7 @@ def allowed_operators(declared: Operators | None = None) -> dict[str, set[str]]:
 
 
 def disallowed_content(data: bytes, declared: Operators | None = None) -> str:
-    """Describe the first content of an ONNX file that the allow-list and the `declared` operators lack; return an empty
-    string if all is allowed.
+    """Describe the first content of an ONNX file that is not allowed, with the `declared` operators, else "".
 
     Raises ConfigError if onnx is not installed.
     """
@@ -117,7 +98,7 @@ def disallowed_content(data: bytes, declared: Operators | None = None) -> str:
 
 
 def _disallowed_parts(message: Message, operators: Operators) -> Iterator[str]:
-    """Yield a description of every part of a message, on every level, that the allow-list lacks."""
+    """Yield a description of every part of a message, on every level, that is not allowed."""
     from google.protobuf.message import Message
     from google.protobuf.unknown_fields import UnknownFieldSet
 

@@ -45,13 +45,13 @@ class GraphBuilder:
         return name
 
     def add_gate(self, name: str, fields: Sequence[str], weights: str) -> None:
-        """Make the weights (U, fields) of a SENet gate a part of the second output."""
+        """Add the weights (U, fields) of a SENet gate to the second output."""
         self.gates[GateInfo(name, tuple(fields))] = weights
 
     def constant(
         self, value: Tensor | npt.NDArray[Any] | Sequence[int] | int | float, key: Hashable | None = None
     ) -> str:
-        """Add a constant, once per `key`, and return its name. Small arrays are their own key; int64 or float32."""
+        """Add a constant of int64 or float32, once per `key`, and return its name. Small arrays are their own key."""
         if isinstance(value, Tensor):
             value = value.detach().cpu().numpy()
         array = np.asarray(value)
@@ -77,19 +77,18 @@ class GraphBuilder:
         return self._node(kind, inputs, 1, attributes)[0]
 
     def _node(
-        self, kind: str, inputs: Sequence[str], outputs: int, attributes: dict[str, int | float | Sequence[int] | TensorProto]
+        self, kind: str, inputs: Sequence[str], outputs: int,
+        attributes: dict[str, int | float | Sequence[int] | TensorProto],
     ) -> list[str]:  # fmt: skip
         """Add a node and return the names of its outputs."""
         if kind not in self._operators or not attributes.keys() <= self._operators[kind]:
             raise ConfigError(
-                f"the ONNX operator {kind} or an attribute of it ({', '.join(attributes)}) is not declared; add it to the operators "
-                "of the kind that writes it"
+                f"the ONNX operator {kind} or one of its attributes ({', '.join(attributes)}) is not declared; add it "
+                "to the operators of the kind that writes it"
             )
         names = [f"v{len(self.nodes)}"] if outputs == 1 else [f"v{len(self.nodes)}.{i}" for i in range(outputs)]
         node = self.onnx.helper.make_node(kind, inputs, names)
-        node.attribute.extend(
-            self.onnx.helper.make_attribute(name, value) for name, value in sorted(attributes.items())
-        )
+        node.attribute.extend(self.onnx.helper.make_attribute(*pair) for pair in sorted(attributes.items()))
         self.nodes.append(node)
         return names
 
@@ -116,19 +115,17 @@ class GraphBuilder:
         return parts[0] if len(parts) == 1 else self("Concat", *parts, axis=1)
 
     def filled(self, like: str, value: float) -> str:
-        """Return an array of the shape of `like` filled with `value`."""
+        """Return an array filled with `value` in the shape of `like`."""
         number = self.onnx.numpy_helper.from_array(np.array([value], np.float32))
         return self("ConstantOfShape", self("Shape", like), value=number)
 
     def serialize(self, output: str, width: int, metadata: dict[str, str]) -> bytes:
-        """Return the ONNX file of the graph with output `output` (U, width) and, if there are gates, their weights."""
+        """Return the ONNX file of the graph with the output `output` (U, width), and the gates if any."""
         helper = self.onnx.helper
         outputs = {VECTOR_OUTPUT: (output, width)}
         if self.gates:
-            outputs[GATES_OUTPUT] = (
-                self.concat(list(self.gates.values())),
-                sum(len(gate.fields) for gate in self.gates),
-            )
+            joined = self.concat(list(self.gates.values()))
+            outputs[GATES_OUTPUT] = joined, sum(len(gate.fields) for gate in self.gates)
             metadata = metadata | {GATES_OUTPUT: json.dumps([asdict(gate) for gate in self.gates])}
         self.nodes += [helper.make_node("Identity", [value], [name]) for name, (value, _) in outputs.items()]
         shapes = [

@@ -1,6 +1,6 @@
-"""Inspection of a tower file, run in a child process before this process loads the file.
+"""Inspection of a tower file in a child process, before this process loads the file.
 
-The libraries are imported at the top, before the memory limit starts to count.
+The libraries are imported at the top, before the memory limit counts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import onnxruntime  # noqa: F401
 from twotower.errors import first_line
 from twotower.kinds import Operators
 from twotower.onnx.allow_list import disallowed_content
-from twotower.onnx.session import TowerError, create_session, read_tower
+from twotower.onnx.tower import TowerError, create_session, read_tower
 
 PROBE_SHAPES = ((1, 1), (4, 128), (1, 1_000))
 """(rows, codes per bag) of the inputs on which an inspected tower is run."""
@@ -24,10 +24,10 @@ NOTHING_DECLARED: Operators = MappingProxyType({})
 
 
 def inspect_tower(path: Path, declared: Operators = NOTHING_DECLARED) -> str:
-    """Read a tower, check its content, load it and run it on zeros of `PROBE_SHAPES`; return its SHA-256. `declared` are the
-    operators of kinds of elsewhere that the caller has imported.
+    """Read a tower, check its content, load it, and run it on zeros of `PROBE_SHAPES`; return its SHA-256.
 
-    Raises TowerError if it is not a tower or fails, MemoryError if it exceeds the memory limit.
+    `declared` are the operators of the kinds outside twotower that the caller has imported. Raises TowerError if it is
+    no tower or fails, MemoryError if it exceeds the memory limit.
     """
     data = read_tower(path)
     if reason := disallowed_content(data, declared):

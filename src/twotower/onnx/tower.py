@@ -1,22 +1,157 @@
 """Exported towers, run by onnxruntime without torch.
 
-A file is first inspected in a child process, which refuses content that the exporter does not write.
+A child process inspects a file first, and refuses content that the exporter does not write.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import JsonValue
 
-from twotower.errors import RunError, first_line
-from twotower.onnx.inspection import INSPECTION_LIMITS, InspectionLimits, inspect_bytes
-from twotower.onnx.session import TowerError, create_session, read_tower
+from twotower import limited_process
+from twotower.errors import ConfigError, RunError, first_line
+from twotower.kinds import outside_operators
+from twotower.onnx.allow_list import disallowed_content
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+INSPECT_FUNCTION = "twotower.onnx.check:inspect_tower"
+"""Function of the child process that inspects a tower."""
+INSPECT_SECONDS = 30.0
+"""CPU seconds for the inspection of a small tower."""
+
+_inspected: set[str] = set()
+"""SHA-256 of the towers that this process has inspected or built."""
+
+
+@dataclass(frozen=True)
+class InspectionLimits:
+    """Limits of the child process that inspects towers."""
+
+    cpu_seconds: float = INSPECT_SECONDS
+    """CPU seconds, without the seconds for the size of the file. Wall time is limited to four times as long."""
+    bytes_per_cpu_second: float = 2e7
+    """Bytes of the file per additional CPU second."""
+    memory: int = 1 << 29
+    """Bytes of memory in addition to four times the file."""
+    max_memory: int | None = None
+    """Bytes of memory in total. None: no further limit."""
+
+
+INSPECTION_LIMITS = InspectionLimits()
+
+
+def inspect_towers(towers: Mapping[Path, str], *, limits: InspectionLimits = INSPECTION_LIMITS, name: str = "") -> None:
+    """Inspect tower files, with their SHA-256, in a child process: content, loading and a call.
+
+    Known digests are skipped. Errors name a file by `name`, or if empty by its path. Raises TowerError if a file is
+    refused or its digest differs, RunError if it cannot be read, ConfigError if onnx or onnxruntime is not installed.
+    """
+    new = [path for path, digest in towers.items() if digest not in _inspected]
+    try:
+        largest = max((path.stat().st_size for path in new), default=0)
+    except OSError as e:
+        raise RunError(f"{e.filename}: cannot be read ({e.strerror})") from None
+    memory = limits.memory + 4 * largest
+    if limits.max_memory is not None:
+        memory = max(0, min(memory, limits.max_memory))
+    declared: dict[str, JsonValue] = {name: [*sorted(names)] for name, names in outside_operators().items()}
+    seconds = limits.cpu_seconds + largest / limits.bytes_per_cpu_second
+    results = limited_process.run_limited(
+        INSPECT_FUNCTION, new, timeout=4 * seconds, cpu_seconds=seconds, memory=memory, options={"declared": declared}
+    )
+    for path, result in results.items():
+        if result.error:
+            raise TowerError(f"{name or path}: {result.error}")
+        if result.value != towers[path]:
+            raise TowerError(f"{name or path}: was changed while it was read")
+        _inspected.add(result.value)
+
+
+def trust_tower(data: bytes, name: str) -> None:
+    """Mark a tower of this process as inspected. Raises TowerError for content that is not allowed."""
+    if reason := disallowed_content(data):
+        raise TowerError(f"{name}: {reason}")
+    _inspected.add(hashlib.sha256(data).hexdigest())
+
+
+def inspect_bytes(data: bytes, path: Path | None, limits: InspectionLimits) -> None:
+    """Inspect the bytes of a tower, read from `path`, unless they are known. Raises as `inspect_towers`."""
+    digest = hashlib.sha256(data).hexdigest()
+    if digest in _inspected:
+        return
+    if path is not None:
+        inspect_towers({path: digest}, limits=limits)
+        return
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "tower.onnx").write_bytes(data)
+        inspect_towers({Path(folder) / "tower.onnx": digest}, limits=limits, name="tower")
+
+
+_memory_limits: list[int] = []
+"""Bytes that calls of all towers may use: one entry, or empty without a limit."""
+
+
+class TowerError(RunError):
+    """Error of a file that is not a tower or exceeds the inspection limits. `reason` labels counters."""
+
+    reason = "tower"
+
+
+def read_tower(path: Path) -> bytes:
+    """Return the bytes of a file; onnxruntime then resolves no paths that it names. Raises RunError."""
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise RunError(f"{path}: cannot be read ({e.strerror})") from None
+
+
+def limit_memory(memory: int) -> None:
+    """Limit the memory of calls of all towers loaded later to `memory` bytes in total, without their tables.
+
+    A call that needs more raises. The first limit stays."""
+    if not _memory_limits:
+        import onnxruntime
+
+        kinds = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+        cpu = onnxruntime.OrtMemoryInfo("Cpu", kinds[0], 0, kinds[1])
+        onnxruntime.create_and_register_allocator(cpu, onnxruntime.OrtArenaCfg({"max_mem": memory}))
+        _memory_limits.append(memory)
+
+
+def create_session(data: bytes, threads: int) -> InferenceSession:
+    """Create an onnxruntime session of inspected bytes, or of any bytes in the child process that inspects them.
+
+    Raises TowerError if they cannot be loaded, ConfigError if onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ConfigError("running an exported tower needs onnxruntime: pip install onnx onnxruntime") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # else bytes may be read as the ORT format
+    if _memory_limits:
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    options.enable_mem_pattern = False  # onnxruntime would keep a memory plan for every T
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
+    except Exception as e:  # the errors of onnxruntime have no other common base
+        raise TowerError(f"cannot be loaded ({first_line(e)})") from None
+
 
 VECTOR_OUTPUT, GATES_OUTPUT = "vector", "gates"
 
@@ -25,8 +160,7 @@ VECTOR_OUTPUT, GATES_OUTPUT = "vector", "gates"
 class GateInfo:
     """SENet gate of a tower: a weight in (0, 1) for each of `fields`, the features of the tower.
 
-    `name` is "pair 1" for the gate of a tower, by the number of its pair of towers, and "pair 2, branch 3 (fm)" for
-    that of a branch.
+    `name` is "pair 1" for the gate of a tower, "pair 2, branch 3 (fm)" for the gate of a branch.
     """
 
     name: str
@@ -34,17 +168,17 @@ class GateInfo:
 
 
 class OnnxTower:
-    """Exported tower: inputs of U rows, as `inputs.feed.feed` makes them -> vectors (U, D). Threads may share one tower.
+    """Exported tower: inputs of U rows, as `gather.feed` makes them -> vectors (U, D). Threads may share one tower.
 
-    `gates` are its SENet gates, for each pair the tower's own before its branches'; empty without any.
+    `gates` are its SENet gates, for each pair the gate of the tower before the gates of its branches.
     """
 
     def __init__(
         self, source: Path | str | bytes, threads: int = 1, limits: InspectionLimits = INSPECTION_LIMITS
     ) -> None:
-        """Load an ONNX file or its bytes; one call runs on `threads` threads, the inspection within `limits`.
+        """Load an ONNX file or its bytes. A call runs on `threads` threads, the inspection within `limits`.
 
-        Raises RunError if it is not an exported tower, ConfigError if onnxruntime is not installed.
+        Raises RunError if it is no exported tower, ConfigError if onnxruntime is not installed.
         """
         self.name = "tower" if isinstance(source, bytes) else str(source)
         path = None if isinstance(source, bytes) else Path(source)
@@ -74,13 +208,13 @@ class OnnxTower:
             raise RunError(f"{self.name}: damaged (its gates return {weights} weights, its metadata lists {expected})")
 
     def __call__(self, feed: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
-        """Return vectors (U, D). Raises RunError for inputs of other features and for codes beyond a table."""
+        """Return vectors (U, D). Raises RunError for inputs of other features, and for codes beyond a table."""
         return self._run(feed, VECTOR_OUTPUT)[0]
 
     def explain(
         self, feed: Mapping[str, npt.NDArray[Any]]
     ) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
-        """Return the vectors (U, D), and for each of `gates` its weights (U, fields). Raises RunError as a call does."""
+        """Return the vectors (U, D), and the weights (U, fields) of each of `gates`. Raises as a call."""
         if not self.gates:
             return self(feed), []
         vectors, weights = self._run(feed, VECTOR_OUTPUT, GATES_OUTPUT)
@@ -101,8 +235,7 @@ class OnnxTower:
 
 
 def _parse_gates(text: str) -> list[GateInfo]:
-    """Parse the metadata "gates" of a file. Raises ValueError, TypeError, KeyError or RecursionError if it is
-    malformed."""
+    """Parse the metadata "gates". Raises ValueError, TypeError, KeyError or RecursionError if it is malformed."""
     gates = []
     for entry in json.loads(text):
         name, fields = entry["name"], entry["fields"]

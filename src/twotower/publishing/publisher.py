@@ -37,8 +37,7 @@ from twotower.features.side import SIDES, SideName
 from twotower.files import layout
 from twotower.files.readers import read_json, read_text
 from twotower.index.protocol import IndexConfig, Publication
-from twotower.onnx.export import export_tower
-from twotower.onnx.parity import PARITY_ROWS
+from twotower.onnx.export import PARITY_ROWS, export_tower
 from twotower.publishing.item_index import build_item_index, index_facts, tune_and_check
 from twotower.reports.model_card import model_card
 from twotower.retrieval.request import Request

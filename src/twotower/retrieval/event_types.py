@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from twotower.errors import DataError, did_you_mean
-from twotower.features.events import OTHER_EVENTS, EventRule
-from twotower.features.schema import Schema
+from twotower.features.schema import OTHER_EVENTS, EventRule, Schema
 from twotower.features.values import UNKNOWN
 from twotower.retrieval.event import Event, Told, as_event
 from twotower.retrieval.request import Request

@@ -11,8 +11,7 @@ import numpy as np
 from twotower.arrays.ragged import Ragged
 from twotower.arrays.types import Bools, Codes, Ints
 from twotower.data.times import MICROSECONDS
-from twotower.features.feature import HistorySpec
-from twotower.features.interaction_history import HistoryFacts
+from twotower.features.feature import HistoryFacts, HistorySpec
 from twotower.retrieval.event import Event, as_event, in_time_order, last_of_each
 from twotower.retrieval.event_types import EventTypes
 from twotower.retrieval.request import Request, RequestRows

@@ -26,9 +26,7 @@ from twotower.files.foreign_code import CODE, warn_of_changes
 from twotower.files.readers import read_array, read_checked, read_json
 from twotower.index import Index, load_index
 from twotower.index.vector_store import MAX_NORM
-from twotower.onnx import inspection
-from twotower.onnx.inspection import InspectionLimits
-from twotower.onnx.tower import OnnxTower
+from twotower.onnx.tower import InspectionLimits, OnnxTower, inspect_towers
 from twotower.retrieval.own_counts import OwnCountWeights
 from twotower.store.bundle import Bundle
 
@@ -69,7 +67,7 @@ class LoadedBundle:
         with ThreadPoolExecutor(2) as pool:  # both calls wait for child processes that verify files
             index = pool.submit(load_index, folder / layout.INDEX, verify=verify)
             towers = {folder / path: digest for path, digest in digests.items() if path.endswith(".onnx")}
-            inspected = pool.submit(inspection.inspect_towers, towers, limits=limits)
+            inspected = pool.submit(inspect_towers, towers, limits=limits)
             dataset = memmap.load(folder, schema, split, encode=("user",), newest=True)
             warn_of_changes(read_json(folder / layout.MODEL).get(CODE), folder)
             columns = dataset.side_before("user", TEST).columns

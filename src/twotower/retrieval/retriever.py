@@ -27,7 +27,7 @@ from twotower.escaping import representation
 from twotower.features.schema import Schema
 from twotower.files import layout
 from twotower.index.vector_store import MAX_NORM
-from twotower.onnx.inspection import INSPECT_SECONDS, InspectionLimits
+from twotower.onnx.tower import INSPECT_SECONDS, InspectionLimits
 from twotower.retrieval.batches import UnknownUsers, recommend_batch
 from twotower.retrieval.catalogue import Catalogue
 from twotower.retrieval.event import Event

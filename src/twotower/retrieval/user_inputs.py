@@ -14,8 +14,7 @@ from twotower.data.given_values import GivenValues
 from twotower.errors import DataError, did_you_mean
 from twotower.features.feature import Feature
 from twotower.features.values import is_unknown
-from twotower.model.inputs.feed import Feed, FeedFields
-from twotower.model.inputs.gather import OneRow
+from twotower.model.inputs.gather import Feed, FeedFields, OneRow
 from twotower.retrieval.context_values import ContextValues
 from twotower.retrieval.event_types import EventTypes
 from twotower.retrieval.history_codes import HistoryCodes

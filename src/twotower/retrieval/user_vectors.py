@@ -10,7 +10,7 @@ import numpy as np
 from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import Floats, Ints
 from twotower.data.context import default_context
-from twotower.model.inputs.feed import Feed, context_feed, feed, stack_feeds
+from twotower.model.inputs.gather import Feed, context_feed, feed, stack_feeds
 from twotower.retrieval.loaded_bundle import LoadedBundle
 from twotower.retrieval.request import Method
 

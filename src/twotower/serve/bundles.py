@@ -22,8 +22,7 @@ from twotower import files
 from twotower.errors import BundleError, RunError, TwoTowerError, Unavailable
 from twotower.files import layout
 from twotower.files.urls import Url
-from twotower.onnx import session
-from twotower.onnx.inspection import INSPECT_SECONDS
+from twotower.onnx.tower import INSPECT_SECONDS, limit_memory
 from twotower.retrieval.request import Method, Request
 from twotower.retrieval.retriever import Retriever
 from twotower.serve.file_reader import FileReader
@@ -91,7 +90,7 @@ class BundleManager:
         self._metrics, self._threads = metrics, threads
         self._metrics.store_answers.set(1)
         self._limit, self._workers = memory_limit, workers
-        session.limit_memory(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], free_memory(memory_limit, workers))))
+        limit_memory(max(TOWER_CALL_BYTES[0], min(TOWER_CALL_BYTES[1], free_memory(memory_limit, workers))))
         self._check_thread, self._load_thread, self._store_thread = (
             FileReader("check"),
             FileReader("load", lower_priority),

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from twotower.arrays.types import Ints
 from twotower.config.toml import TomlValue
-from twotower.features.events import EventRule
+from twotower.features.schema import EventRule
 from twotower.features.side import SIDES, SideName
 from twotower.features.values import canonical_ids, explode, lists
 from twotower.suggestion import names

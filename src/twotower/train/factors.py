@@ -21,8 +21,8 @@ from twotower.evaluation.context_factors import ContextFactors
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.version_factors import VersionFactors
 from twotower.features.side import SIDES, SideName
+from twotower.model.inputs.code_layout import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.two_tower import TwoTower, evaluation_mode
 from twotower.train.own_counts import own_scores
 from twotower.train.recent_popularity import recent_scores, with_popularity_at_end

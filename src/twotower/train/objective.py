@@ -26,8 +26,8 @@ from twotower.arrays.types import F32, I64, Float, Floats, Ints, Shaped, WholeNu
 from twotower.data.dataset import Dataset
 from twotower.distributed import DistributedContext
 from twotower.evaluation.factors import Factors
+from twotower.model.inputs.code_layout import Inputs
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.two_tower import TwoTower
 from twotower.train.checkpoint import Stateful, join_states, load_states
 from twotower.train.contrastive import contrastive_loss

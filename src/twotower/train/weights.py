@@ -12,8 +12,7 @@ from twotower.arrays.types import Shaped
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
 from twotower.features.side import SIDES
-from twotower.model.first_order import FirstOrder
-from twotower.model.two_tower import TwoTower
+from twotower.model.two_tower import FirstOrder, TwoTower
 from twotower.train.recipe import TrainConfig
 from twotower.train.torchrec.embeddings import TorchRecEmbeddings
 

@@ -16,14 +16,12 @@ from twotower.errors import ConfigError
 from twotower.features.field import InputField
 from twotower.model.inputs import CARRIERS, carrier, stacked
 from twotower.model.inputs.carrier import Carrier
-from twotower.model.inputs.feed import feed
-from twotower.model.inputs.gather import ColumnRows, OneRow, RowSource
+from twotower.model.inputs.gather import ColumnRows, OneRow, RowSource, feed
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.lowering import LoweredModule
 from twotower.model.two_tower import ModelConfig, TwoTower
 from twotower.onnx.builder import GraphBuilder
-from twotower.onnx.export import export_tower
-from twotower.onnx.parity import random_side
+from twotower.onnx.export import export_tower, random_side
 from twotower.onnx.tower import OnnxTower
 
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from twotower.arrays.ragged import Ragged, row_of
 from twotower.data.dataset import Dataset
 from twotower.features.side import SideName
-from twotower.model.inputs.feed import feed, stack_feeds
-from twotower.model.inputs.gather import ColumnRows, OneRow, TowerFields, gather
-from twotower.model.inputs.padded import pad
+from twotower.model.inputs.code_layout import pad
+from twotower.model.inputs.gather import ColumnRows, OneRow, TowerFields, feed, gather, stack_feeds
 
 quick = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 

@@ -20,15 +20,13 @@ from twotower.data.side import Side
 from twotower.data.tables import check
 from twotower.errors import ConfigError
 from twotower.features.categorical import Categorical
-from twotower.features.field import InputField
-from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.field import InputField, PoolingSpec
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
-from twotower.model.inputs.padded import Padded
+from twotower.model.inputs.code_layout import CONTEXT_DIVISOR, HistoryWindows, Padded
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.inputs.windows import CONTEXT_DIVISOR, HistoryWindows
 from twotower.model.pooling import POOLINGS
-from twotower.model.pooling.history_encoder import HistoryEncoder, apply_rotary, keep_latest, rotary_cos_sin
+from twotower.model.pooling.history_encoder import HistoryEncoder, Rotation
 from twotower.model.pooling.transformer import Transformer
 from twotower.train.trainer import Trainer
 
@@ -203,28 +201,14 @@ def test_many_histories_at_once_are_what_they_are_one_by_one(pooling: str) -> No
             torch.testing.assert_close(vector, one(model, r[-20:]), atol=2e-5, rtol=1e-4)
 
 
-def test_latest() -> None:
-    codes, n = keep_latest(torch.tensor([[1, 2, 3, 4], [5, -1, -1, -1], [6, 7, -1, -1], [-1, -1, -1, -1]]), 3)
-    assert codes.tolist() == [[2, 3, 4], [5, -1, -1], [6, 7, -1], [-1, -1, -1]]
-    assert n.tolist() == [3, 1, 2, 0]
-
-
 def test_rotated_products_know_distances_only() -> None:
     x, y = torch.randn(1, 6), torch.randn(1, 6)
-    cos, sin = rotary_cos_sin(50, 6)
-    a = [apply_rotary(v.expand(50, 6), cos, sin) for v in (x, y)]
+    a = [Rotation(50, 6)(v.expand(50, 6)) for v in (x, y)]
     products = a[0] @ a[1].T
     for distance in (-7, 0, 12):
         diagonal = products.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=1e-4)
     assert (products[0] - products[0, 0]).abs().max() > 0.1
-
-
-def test_the_order_of_a_history_matters_to_a_transformer_and_to_attention() -> None:
-    for pooling in ATTENDING:
-        model = encoder(pooling)
-        with torch.no_grad():
-            assert not torch.allclose(one(model, [1, 2, 3, 4, 5]), one(model, [4, 2, 3, 1, 5]), atol=1e-3)
 
 
 # ---- training

@@ -15,15 +15,12 @@ from torch import Tensor
 from twotower.arrays.ragged import Ragged
 from twotower.errors import ConfigError
 from twotower.features.categorical import Categorical
-from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.field import PoolingSpec
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.text import Text
 from twotower.model.inputs.bag import bag_in_both_orders
-from twotower.model.inputs.code_layout import Arrays, CodeLayout
-from twotower.model.inputs.padded import Padded, pad
-from twotower.model.inputs.prefixes import take_prefixes
-from twotower.model.inputs.windows import take_windows
+from twotower.model.inputs.code_layout import Arrays, CodeLayout, Padded, pad, take_prefixes, take_windows
 from twotower.model.pooling import POOLINGS, check_poolings, resolve
 from twotower.model.pooling.pooling import Pooling, PoolingLayer
 from twotower.onnx.builder import GraphBuilder

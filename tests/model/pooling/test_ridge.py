@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from twotower.errors import ConfigError
-from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.field import PoolingSpec
 from twotower.model.inputs.bag import Bag
-from twotower.model.inputs.padded import Padded
+from twotower.model.inputs.code_layout import Padded
 from twotower.model.pooling import resolve
 from twotower.model.pooling.ridge import Ridge, RidgeLayer
 

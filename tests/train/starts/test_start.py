@@ -34,9 +34,9 @@ from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.features.categorical import Categorical
 from twotower.features.feature import Feature
+from twotower.features.field import PoolingSpec
 from twotower.features.multi_hot import MultiHot
 from twotower.features.numeric import Numeric
-from twotower.features.pooling_spec import PoolingSpec
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.features.text import Text

@@ -23,8 +23,7 @@ from twotower import files
 from twotower.data.interaction_columns import BY_NAME, COLUMNS, CONTEXT_PREFIX, PART, VALUE_PREFIX
 from twotower.data.tables import averaged_columns
 from twotower.errors import RunError
-from twotower.features.events import EventRule
-from twotower.features.schema import Schema
+from twotower.features.schema import EventRule, Schema
 from twotower.features.side import SideName
 from twotower.files import layout
 from twotower.files.readers import read_json

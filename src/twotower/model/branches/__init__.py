@@ -1,4 +1,4 @@
-"""Parallel branches of a tower: each maps the joined fields to a vector, and the vectors are concatenated. One file a kind."""
+"""Parallel branches of a tower: maps from the joined fields to vectors, which are concatenated. One file a kind."""
 
 from twotower.kinds import Kinds
 from twotower.model.branches.bilinear import BilinearBranch

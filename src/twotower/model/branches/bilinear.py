@@ -19,24 +19,19 @@ if TYPE_CHECKING:
 class BilinearBranch(ProductBranch):
     """(v_i W) * v_j for each pair of fields i < j (FiBiNET, Huang et al. 2019, section 3.3). Fields of one width only.
 
-    Use it where few fields meet and each pair of them has a meaning of its own; its width grows with their square.
+    Use it for few fields whose pairs have meanings of their own. Its width grows with the square of their number.
     """
 
     kind = "bilinear"
     matrices: Literal["all", "each", "interaction"] = Field(
-        "interaction",
-        description="Sharing of W. all: one for all pairs of fields. each: one per left field. interaction: one per "
-        "pair.",
+        "interaction", description="Sharing of W. all: one. each: one per left field. interaction: one per pair."
     )
 
     def product(self, n_fields: int, width: int) -> Bilinear:
-        """Return the interaction."""
         return Bilinear(n_fields, width, self)
 
 
 class Bilinear(BranchModule):
-    """Bilinear interaction."""
-
     def __init__(self, n_fields: int, width: int, config: BilinearBranch) -> None:
         super().__init__()
         self.n_fields, self.width, self.sharing = n_fields, width, config.matrices
@@ -50,7 +45,7 @@ class Bilinear(BranchModule):
         self.norm_widths = [self.size]
 
     def forward(self, x: Float[Tensor, "U N"]) -> Float[Tensor, "U size"]:
-        """Return the products of the ½ F (F - 1) pairs side by side."""
+        """Return the concatenated products of the ½ F (F - 1) pairs."""
         fields = x.view(len(x), self.n_fields, self.width)
         weight = self.matrices.to(x.dtype)
         if self.sharing == "all":
@@ -62,7 +57,6 @@ class Bilinear(BranchModule):
         return (left * fields[:, self.right_fields]).flatten(1)
 
     def lower(self, g: GraphBuilder, x: str) -> str:
-        """Build `forward`."""
         fields = g.reshape(x, self.n_fields, self.width)
         first, second = (g("Gather", fields, g.constant(i), axis=1) for i in (self.left_fields, self.right_fields))
         weight = g.constant(self.matrices)

@@ -1,4 +1,4 @@
-"""Protocol of the branches of a tower, and the branch as a part of a tower: gate, module, normalisation."""
+"""Protocol of the branches of a tower, and a branch as part of a tower: gate, module, normalisation."""
 
 from __future__ import annotations
 
@@ -12,42 +12,43 @@ from torch import Tensor, nn
 from twotower.arrays.types import Float
 from twotower.errors import ConfigError
 from twotower.kinds import Kind
+from twotower.model.layers import SenetConfig, SenetGate
 from twotower.model.lowering import LoweredModule, lower
-from twotower.model.senet import SenetConfig, SenetGate
 
 if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder
 
 
 class BranchModule(LoweredModule):
-    """Module of a branch: `forward` maps the joined fields (U, N) to (U, size), and `lower` builds the same for ONNX."""
+    """Module of a branch: `forward` maps the joined fields (U, N) to (U, size), `lower` builds it for ONNX."""
 
     size: int
     """Width of the output."""
     norm_widths: Sequence[int] = ()
-    """Widths of the parts of the output that are layer-normalised, each apart from the others. Empty: no normalisation."""
+    """Widths of the parts of the output, each layer-normalised on its own. Empty: no normalisation."""
 
 
 class Branch(Kind):
-    """Options of a branch, and the maker of its module."""
+    """Options of a branch."""
 
     senet: SenetConfig = SenetConfig()
 
     @abstractmethod
     def build(self, widths: list[int], pieces: list[int]) -> BranchModule:
-        """Return a fresh module over joined fields of the `widths`. `pieces` are the widths of the vectors that products
-        multiply: a field of several means is as many. Raises ConfigError for options that do not fit them."""
+        """Return a fresh module over joined fields of the `widths`. Raises ConfigError for options that do not fit.
+
+        `pieces` are the widths of the vectors to multiply: a field of several means has several."""
 
 
 class ProductBranch(Branch):
-    """Options of a branch that multiplies fields, all of one width, with each other."""
+    """Options of a branch that multiplies fields of one width."""
 
     @abstractmethod
     def product(self, n_fields: int, width: int) -> BranchModule:
-        """Return a fresh module over `n_fields` joined vectors of one width."""
+        """Return a fresh module over `n_fields` joined vectors of a width."""
 
     def build(self, widths: list[int], pieces: list[int]) -> BranchModule:
-        """Return the module. Raises ConfigError for a single piece, or pieces of several widths."""
+        """Return the module. Raises ConfigError for a single piece, and for pieces of several widths."""
         if len(set(pieces)) > 1:
             raise ConfigError(
                 f"a branch of kind '{self.kind}' needs fields of one width, found the widths {sorted(set(pieces))}; "
@@ -55,8 +56,8 @@ class ProductBranch(Branch):
             )
         if len(pieces) < 2:
             raise ConfigError(
-                f"a branch of kind '{self.kind}' needs at least two fields, and the tower has one; add a field, or set the "
-                "kind 'cross' or 'mlp'"
+                f"a branch of kind '{self.kind}' needs at least two fields, and the tower has one; add a field, or set "
+                "the kind 'cross' or 'mlp'"
             )
         return self.product(len(pieces), pieces[0])
 
@@ -64,17 +65,14 @@ class ProductBranch(Branch):
 class TowerBranch(nn.Module):
     """One branch of a tower: y = LayerNorm(module(gate(x))). Gate and norm are optional.
 
-    Scale at the start. A product of k fresh embeddings of standard deviation 0.05 is of the order 0.05^k, so products and
-    fields would differ by orders of magnitude. Therefore products are layer-normalised per row, as He and Chua 2017 (section
-    3.2) normalise theirs, and multiplied by a learned scale that starts at the standard deviation of the fields. (A start of
-    1 instead of 0.05 lowered the test AUC from 0.806 to 0.793.) `cross` and `mlp` have no normalisation: a cross layer adds
-    its products to the fields.
+    A product of k fresh embeddings of standard deviation 0.05 is of the order 0.05^k. Therefore products are
+    layer-normalised per row (He and Chua 2017, section 3.2) and multiplied by a learned scale, which starts at the
+    standard deviation of the fields. `cross`, which adds products to the fields, and `mlp` have none.
     """
 
     def __init__(self, config: Branch, widths: list[int], pieces: list[int], deviation: float) -> None:
-        """Build a branch as `Branch.build` does; `deviation` is the standard deviation of fresh fields.
-
-        Raises ConfigError if the options do not fit the fields, or a part to be normalised has width 1."""
+        """Build the branch over fields of this standard deviation at the start. Raises ConfigError for options that do
+        not fit the fields, and for a part of width 1 to normalise."""
         super().__init__()
         self.senet = SenetGate(widths, config.senet) if config.senet.enabled else None
         self.kind = config.kind
@@ -92,7 +90,6 @@ class TowerBranch(nn.Module):
         self.norms = nn.ModuleList(norms)
 
     def forward(self, x: Float[Tensor, "U N"]) -> Float[Tensor, "U size"]:
-        """Map the joined fields to the output of the branch."""
         if self.senet is not None:
             x = self.senet.reweight(x)
         out: Tensor = self.module(x)
@@ -102,7 +99,7 @@ class TowerBranch(nn.Module):
         return torch.cat([norm(p) for norm, p in zip(self.norms, parts, strict=True)], 1)
 
     def lower(self, g: GraphBuilder, x: str, gate: str, fields: list[str]) -> str:
-        """Build `forward`. The weights of its SENet gate become the gate `gate` over `fields` of the graph."""
+        """Build `forward`. The SENet gate becomes the gate `gate` over `fields` of the graph."""
         if self.senet is not None:
             x = self.senet.lower(g, x, gate, fields)
         x = self.module.lower(g, x)

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 
 class CinBranch(ProductBranch):
-    """Compressed interaction network: feature maps X_k[h] = Σ_ij W_k[h, i, j] X_{k-1}[i] * X_0[j], X_0 the fields, each summed
-    over its width (xDeepFM, Lian et al. 2018, equations 6 and 7, without activation). Fields of one width only.
+    """Compressed interaction network of xDeepFM: sums of feature maps over their width. Fields of one width only.
+
+    X_k[h] = Σ_ij W_k[h, i, j] X_{k-1}[i] * X_0[j], X_0 the fields (Lian et al. 2018, equations 6 and 7, without
+    activation).
 
     Use it where products of three and more fields matter.
     """
@@ -28,13 +30,10 @@ class CinBranch(ProductBranch):
     widths: tuple[Positive, ...] = Field((16, 16), min_length=1, description="Number of feature maps of each layer.")
 
     def product(self, n_fields: int, width: int) -> Cin:
-        """Return the network."""
         return Cin(n_fields, width, self)
 
 
 class Cin(BranchModule):
-    """Compressed interaction network."""
-
     def __init__(self, n_fields: int, width: int, config: CinBranch) -> None:
         super().__init__()
         self.n_fields, self.width = n_fields, width
@@ -48,7 +47,6 @@ class Cin(BranchModule):
         self.norm_widths = config.widths  # the feature maps of one layer are products of one degree
 
     def forward(self, x: Float[Tensor, "U N"]) -> Float[Tensor, "U size"]:
-        """Return the sums of all feature maps."""
         fields = x.view(len(x), self.n_fields, self.width).transpose(1, 2)  # (U, E, F): a map is one matrix product
         maps, out = fields, []
         for weight in self.maps:
@@ -57,7 +55,6 @@ class Cin(BranchModule):
         return torch.cat(out, 1)
 
     def lower(self, g: GraphBuilder, x: str) -> str:
-        """Build `forward`."""
         maps = fields = g.reshape(x, self.n_fields, self.width)
         out = []
         for weight in self.maps:

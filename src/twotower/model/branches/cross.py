@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 
 class CrossBranch(Branch):
-    """Cross layers x <- x0 * (W x + b) + x over the joined fields x0 (DCN-v2, Wang et al. 2021, equation 1; W = U V^T of low
-    rank, equation 4).
+    """Cross layers x <- x0 * (W x + b) + x over the joined fields x0 (DCN-v2, Wang et al. 2021, equations 1 and 4).
 
     Use it where combinations of features matter, such as a genre for an age; with a `rank` where the fields are wide.
     """
@@ -29,19 +28,16 @@ class CrossBranch(Branch):
     rank: int = Field(0, ge=0, description="Rank of W as a product of two matrices. 0: one full matrix.")
 
     def build(self, widths: list[int], pieces: list[int]) -> Cross:
-        """Return the layers. Raises ConfigError if 2 x rank exceeds the joined width: the factors would be larger than the
-        full matrix."""
+        """Return the layers. Raises ConfigError for a rank whose factors of W are larger than W."""
         if 2 * self.rank > sum(widths):
             raise ConfigError(
-                f"rank = {self.rank} of a cross branch over {sum(widths)} joined numbers is larger than the full matrix; "
-                f"give at most {sum(widths) // 2}, or 0 for the full matrix"
+                f"rank = {self.rank} of a cross branch over {sum(widths)} joined numbers is larger than the full "
+                f"matrix; give at most {sum(widths) // 2}, or 0 for the full matrix"
             )
         return Cross(sum(widths), self)
 
 
 class Cross(BranchModule):
-    """Cross network."""
-
     def __init__(self, width: int, config: CrossBranch) -> None:
         super().__init__()
         r = config.rank
@@ -54,14 +50,12 @@ class Cross(BranchModule):
         self.size = width
 
     def forward(self, x: Float[Tensor, "U N"]) -> Float[Tensor, "U N"]:
-        """Return the last layer's x."""
         first = x
         for layer in self.layers:
             x = torch.addcmul(x, first, layer(x))
         return x
 
     def lower(self, g: GraphBuilder, x: str) -> str:
-        """Build `forward`."""
         first = x
         for layer in self.layers:
             x = g("Add", x, g("Mul", first, lower(layer, g, x)))

@@ -14,29 +14,24 @@ if TYPE_CHECKING:
 
 
 class IdentityBranch(Branch):
-    """The joined fields, unchanged, beside the products of other branches.
+    """The joined fields, unchanged.
 
-    Use it so that the layers read the fields too, and not only their products.
+    Use it with branches of products, so that the layers read the fields too.
     """
 
     kind = "identity"
 
     def build(self, widths: list[int], pieces: list[int]) -> Identity:
-        """Return the identity."""
         return Identity(sum(widths))
 
 
 class Identity(BranchModule):
-    """Identity."""
-
     def __init__(self, width: int) -> None:
         super().__init__()
         self.size = width
 
     def forward(self, x: Float[Tensor, "U N"]) -> Float[Tensor, "U N"]:
-        """Return the input."""
         return x
 
     def lower(self, g: GraphBuilder, x: str) -> str:
-        """Return the input."""
         return x

@@ -8,9 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from twotower.arrays.types import Float
-from twotower.model.activations import Activation
 from twotower.model.branches.branch import Branch, BranchModule
-from twotower.model.layers import norm_activation_dropout
+from twotower.model.layers import Activation, norm_activation_dropout
 from twotower.model.lowering import lower
 from twotower.section import Positive
 
@@ -21,25 +20,20 @@ if TYPE_CHECKING:
 class MlpBranch(Branch):
     """Hidden layers with activations: y = act(norm(W x + b)) per layer, dropout after it.
 
-    Use it beside products of fields, so that the tower has both (Deep & Cross, xDeepFM).
+    Use it with branches of products, so that the tower has both (Deep & Cross, xDeepFM).
     """
 
     kind = "mlp"
-    layers: tuple[Positive, ...] = Field(
-        (64,), min_length=1, description="Widths of the hidden layers. Every layer is activated."
-    )
+    layers: tuple[Positive, ...] = Field((64,), min_length=1, description="Widths of the activated hidden layers.")
     activation: Activation = Field("LeakyReLU", description="Activation function after each layer.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate of the hidden units.")
     layer_norm: bool = Field(False, description="Layer normalisation before each activation.")
 
     def build(self, widths: list[int], pieces: list[int]) -> Mlp:
-        """Return the layers."""
         return Mlp(sum(widths), self)
 
 
 class Mlp(BranchModule):
-    """Multilayer perceptron."""
-
     def __init__(self, width: int, config: MlpBranch) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -52,10 +46,8 @@ class Mlp(BranchModule):
         self.layers, self.size = nn.Sequential(*layers), width
 
     def forward(self, x: Float[Tensor, "U N"]) -> Float[Tensor, "U size"]:
-        """Return the last layer's units."""
         out: Tensor = self.layers(x)
         return out
 
     def lower(self, g: GraphBuilder, x: str) -> str:
-        """Build `forward`."""
         return lower(self.layers, g, x)

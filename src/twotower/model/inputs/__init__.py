@@ -1,4 +1,4 @@
-"""Inputs of towers: carriers of fields, layouts of codes, and what makes them from encoded columns. One file a carrier."""
+"""Inputs of towers: carriers of fields, layouts of codes, and their makers. One file a carrier."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CARRIERS = Kinds("carrier", Carrier, LookupCarrier, BagCarrier, DenseCarrier)
 
 @cache
 def carrier(kind: str) -> Carrier:
-    """Return the carrier of a field's `kind`. Raises ConfigError if there is none."""
+    """Return the carrier of a field's `kind`. Raises ConfigError for an unknown kind."""
     return CARRIERS.find(kind)()
 
 

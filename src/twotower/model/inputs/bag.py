@@ -1,4 +1,4 @@
-"""Bags: codes of U rows, flat, for poolings of whole rows."""
+"""Carrier `bag`, and bags: the flat codes of U rows, for poolings of whole rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from twotower.arrays.ragged import Ragged, offsets_of, stable_order
 from twotower.arrays.types import Bools, Float, Ints, Rows, Shaped
 from twotower.features.field import InputField
 from twotower.model.inputs.carrier import Carrier
-from twotower.model.inputs.code_layout import A, Arrays, CodeLayout, Recode
-from twotower.model.inputs.padded import Padded
+from twotower.model.inputs.code_layout import A, Arrays, CodeLayout, Padded, Recode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 class BagCarrier(Carrier):
     """Many codes a row: rows of the embedding table, pooled by the field's pooling.
 
-    Use it for an encoder that gives a list of codes a row, such as tags or a history.
+    Use it for an encoder that returns a list of codes a row, such as tags or a history.
     """
 
     kind = "bag"
@@ -39,7 +38,7 @@ class BagCarrier(Carrier):
         return g.input(name, np.int64, ["U", f"T_{name}"])
 
     def sample(self, field: InputField, n: int, rng: np.random.Generator) -> Ragged:
-        """Return no code, one code, many codes, and random numbers of codes."""
+        """Return rows without codes, with one, with many, and with random numbers of codes."""
         lengths = np.r_[0, 1, 300, rng.integers(0, 40, n - 3)]
         offsets = np.r_[0, np.cumsum(lengths)].astype(np.int64)
         return Ragged(rng.integers(0, field.rows, offsets[-1]).astype(np.int32), offsets)
@@ -50,9 +49,9 @@ _NO_ORDER = np.zeros(0, np.int32)
 
 @dataclass(frozen=True)
 class Bag(CodeLayout[A]):
-    """U rows of codes, flat, in both orders: by row for the forward pass, by code for the backward pass.
+    """U rows of flat codes, by row for the forward pass, and by code for the backward pass.
 
-    The two arrays of the second order are empty where no backward pass follows."""
+    The arrays of the second order are empty if no backward pass follows."""
 
     values: A  # (L,) int32 codes, row after row
     offsets: A  # (U + 1,) int32
@@ -91,7 +90,7 @@ class Bag(CodeLayout[A]):
 
 
 def bag_in_both_orders(ragged: Ragged, table_rows: int) -> Bag[Arrays]:
-    """Return the bags of all rows, whose codes are below `table_rows`."""
+    """Return the bags of all rows. Codes are below `table_rows`."""
     order = stable_order(ragged.values)
     code_offsets = np.zeros(table_rows + 1, np.int32)
     np.cumsum(np.bincount(ragged.values, minlength=table_rows), out=code_offsets[1:])
@@ -100,12 +99,12 @@ def bag_in_both_orders(ragged: Ragged, table_rows: int) -> Bag[Arrays]:
 
 
 def bag_without_order(ragged: Ragged) -> Bag[Arrays]:
-    """Return the bags of all rows, for a forward pass that no backward pass follows."""
+    """Return the bags of all rows, for a forward pass only."""
     return Bag(ragged.values, ragged.offsets.astype(np.int32), _NO_ORDER, _NO_ORDER)
 
 
 def without_holes(ragged: Ragged, rows: Shaped[Rows, "U"], kept: Shaped[Bools, "L"]) -> Ragged:
-    """Return some rows, without the values that are not `kept`."""
+    """Return some rows without the values that are not `kept`."""
     indices, lengths = ragged.indices(rows)
     keep = kept[indices]
     owners = np.repeat(np.arange(len(rows)), lengths)[keep]

@@ -1,4 +1,4 @@
-"""Protocol of the carriers: the ways of an encoded column into a tower. Torch is not needed, but for `build`."""
+"""Protocol of the carriers: the ways of an encoded column into a tower. Only `build` needs torch."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Carrier(Kind):
-    """Way of a field into a tower. A field names its carrier by `kind`; a carrier has no options.
+    """Way of a field into a tower, named by `kind` in the field, without options.
 
-    A carrier of one's own without a table gives an array (U, …) of float32 and the module that embeds it."""
+    A carrier of one's own without a table returns arrays (U, …) of float32 and the module that embeds them."""
 
     has_table: ClassVar[bool] = False
-    """True for codes, which read the rows of an embedding table."""
+    """True for codes of rows of an embedding table."""
     is_stacked: ClassVar[bool] = False
-    """True for one code a row: the codes of all such fields stand side by side, in `Inputs.lookup`."""
+    """True for one code a row. The codes of all such fields are the columns of `Inputs.lookup`."""
     label: ClassVar[str] = "field"
     """Word before the index of a field in the names of inputs, tables and modules."""
 
@@ -37,13 +37,14 @@ class Carrier(Kind):
 
     @abstractmethod
     def declare(self, g: GraphBuilder, name: str, field: InputField) -> str:
-        """Add the input `name` of that array to an ONNX graph; return its name."""
+        """Add the input `name` for this array to an ONNX graph; return its name."""
 
     @abstractmethod
     def sample(self, field: InputField, n: int, rng: np.random.Generator) -> Column:
-        """Return a random column of `n` rows, for the comparison of an exported tower with its model."""
+        """Return a random column of `n` rows, to compare an exported tower with its model."""
 
     def build(self, field: InputField) -> nn.Module:
-        """Return a fresh module from the tensor of `feed` to vectors (U, field.width), of a carrier without a table. A module
-        that is not of torch is a `LoweredModule`."""
+        """Return a fresh module from the tensor of `feed` to vectors (U, field.width), for a carrier without a table.
+
+        A module of one's own is a `LoweredModule`."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Carrier of numbers."""
+"""Carrier `dense`: numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class DenseCarrier(Carrier):
     """Numbers x, projected: W x + b.
 
-    Use it for an encoder that gives a fixed number of values a row.
+    Use it for an encoder that returns a fixed number of values a row.
     """
 
     kind = "dense"
@@ -33,11 +33,9 @@ class DenseCarrier(Carrier):
         return g.input(name, np.float32, ["U", field.length])
 
     def sample(self, field: InputField, n: int, rng: np.random.Generator) -> Shaped[Floats, "n length"]:
-        """Return standard normal numbers."""
         return rng.standard_normal((n, field.length)).astype(np.float32)
 
     def build(self, field: InputField) -> nn.Linear:
-        """Return the projection."""
         from torch import nn
 
         return nn.Linear(field.length, field.width)

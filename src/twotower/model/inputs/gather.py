@@ -1,12 +1,12 @@
-"""The maker of tower inputs: rows of encoded columns, gathered into numpy arrays, with one carrier for each field.
+"""Maker of tower inputs: rows of encoded columns as numpy arrays, through the carrier of each field.
 
-Training, bulk embedding, batches and single requests differ in where the rows come from (`RowSource`), and in the carrier of a
-field of many codes. `side_tensors` renders the arrays as tensors, `feed` as inputs of an exported tower.
+Training, bulk embedding and requests differ in the source of the rows (`RowSource`) and in the layout of many codes.
+`side_tensors` makes tensors of the arrays, `feed` inputs of an exported tower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -15,14 +15,14 @@ from twotower.arrays.ragged import Column, Ragged, Values
 from twotower.arrays.types import Array, Codes, Floats, Ints, Shaped
 from twotower.features.field import InputField
 from twotower.model.inputs import carrier, stacked
-from twotower.model.inputs.padded import pad
+from twotower.model.inputs.code_layout import pad
 
 
 class TowerFields:
-    """The fields of a tower by kind, in their order, each with the key of its input."""
+    """Fields of a tower by kind, in order, each with the key of its input."""
 
     def __init__(self, fields: Iterable[InputField], keys: Iterable[str] | None = None) -> None:
-        """`keys` are the names of the fields unless given."""
+        """Sort the fields. `keys` are by default their names."""
         self.all = tuple(fields)
         keyed = list(zip(keys or [f.name for f in self.all], self.all, strict=True))
         self.lookups = tuple(f.name for f in stacked(self.all))
@@ -54,7 +54,7 @@ C = TypeVar("C")
 def gather(
     fields: TowerFields, rows: R, carry: Callable[[R, InputField], C]
 ) -> tuple[Shaped[Ints, "U F"], dict[str, C], dict[str, Shaped[Array, "U *_"]]]:
-    """Return the codes of lookup fields, and by key what `carry` makes of a field of many codes, and numbers (U, length)."""
+    """Return the codes of lookup fields, and by key what `carry` makes of many codes, and numbers (U, length)."""
     bags, dense = {}, {}
     for key, field in fields.bags:
         bags[key] = carry(rows, field)
@@ -72,7 +72,7 @@ class ColumnRows:
         rows: Shaped[Array, "U"] | slice,
         stacked: Shaped[Ints, "n F"] | None = None,
     ) -> None:
-        """`stacked` are the codes of all lookup fields side by side, which are quicker to take."""
+        """Select `rows`. `stacked` are the codes of all lookup fields as one array, which is faster."""
         self.columns, self.stacked = columns, stacked
         self.slice = rows if isinstance(rows, slice) else None
         length = len(next(iter(columns.values()))) if isinstance(rows, slice) else 0
@@ -82,12 +82,7 @@ class ColumnRows:
         self.n = len(self.numbers)
 
     def lookup(self, names: tuple[str, ...]) -> Shaped[Ints, "U F"]:
-        if self.stacked is not None:
-            return np.take(self.stacked, self.numbers, 0)
-        out = np.empty((self.n, len(names)), np.int64)
-        for place, name in enumerate(names):
-            out[:, place] = self.flat(name)
-        return out
+        return _lookup(self, names) if self.stacked is None else np.take(self.stacked, self.numbers, 0)
 
     def dense(self, name: str) -> Shaped[Floats, "U n"]:
         return self.flat(name).astype(np.float32, copy=False)
@@ -113,7 +108,7 @@ class ColumnRows:
 
 
 class JoinedRows:
-    """Rows of users, each beside a row of the context."""
+    """Rows of users, each with a row of the context."""
 
     def __init__(self, users: ColumnRows, context: ColumnRows) -> None:
         self.users, self.context, self.n = users, context, users.n
@@ -123,10 +118,7 @@ class JoinedRows:
         return self.context if name in self.context.columns else self.users
 
     def lookup(self, names: tuple[str, ...]) -> Shaped[Ints, "U F"]:
-        out = np.empty((self.n, len(names)), np.int64)
-        for place, name in enumerate(names):
-            out[:, place] = self.of(name).flat(name)
-        return out
+        return _lookup(self, names)
 
     def dense(self, name: str) -> Shaped[Floats, "U n"]:
         return self.of(name).dense(name)
@@ -135,8 +127,15 @@ class JoinedRows:
         return self.of(field.name).padded(field)
 
 
+def _lookup(rows: ColumnRows | JoinedRows, names: tuple[str, ...]) -> Shaped[Ints, "U F"]:
+    out = np.empty((rows.n, len(names)), np.int64)
+    for place, name in enumerate(names):
+        out[:, place] = rows.of(name).flat(name)
+    return out
+
+
 class OneRow:
-    """One row, given by its values in each column."""
+    """One row, by its values in each column."""
 
     n = 1
 
@@ -155,3 +154,60 @@ class OneRow:
 
 
 _NO_CODES = np.array([-1], np.int32)
+
+
+Feed = dict[str, Shaped[Array, "U *_"]]
+
+
+class FeedFields:
+    """Fields of an exported tower, and the names of its inputs.
+
+    lookup     (U, number of lookup fields) int64, in the fields' order
+    bag{n}     (U, T) int64 codes, oldest first, -1 after the end of a row; T is the length of the longest row, at least
+               1, and at most the field's `limit` if it has one
+    dense{n}   (U, length) float32
+
+    n is the index in the fields, as names of fields are arbitrary.
+    """
+
+    def __init__(self, fields: tuple[InputField, ...]) -> None:
+        self._fields = TowerFields(fields, [f"{carrier(f.kind).label}{n}" for n, f in enumerate(fields)])
+        self._empty: Feed = dict.fromkeys(("lookup", *self._fields.keys), np.zeros(0, np.int64))
+
+    def __call__(self, rows: R) -> Feed:
+        """Return the features of U rows by input name, in the fields' order."""
+        feed = self._empty.copy()
+        feed["lookup"], bags, dense = gather(self._fields, rows, lambda rows, f: carrier(f.kind).feed(rows, f))
+        feed.update(bags)
+        feed.update(dense)
+        return feed
+
+
+def feed(fields: tuple[InputField, ...], columns: dict[str, Column], rows: slice | Shaped[Array, "U"]) -> Feed:
+    """Return the features of some rows of encoded columns by input name."""
+    return FeedFields(fields)(ColumnRows(columns, rows))
+
+
+def context_feed(
+    fields: tuple[InputField, ...],
+    columns: dict[str, Column],
+    rows: Shaped[Array, "U"],
+    context: dict[str, Column],
+    interactions: Shaped[Array, "U"],
+) -> Feed:
+    """Return the features of some users in the context of some interactions by input name."""
+    return FeedFields(fields)(JoinedRows(ColumnRows(columns, rows), ColumnRows(context, interactions)))
+
+
+def stack_feeds(feeds: Sequence[Feed]) -> Feed:
+    """Return one feed of the rows of several. Codes are padded with -1 to the longest row."""
+    stacked: Feed = {}
+    for name in feeds[0]:
+        parts = [one[name] for one in feeds]
+        out = np.full((sum(map(len, parts)), max(part.shape[1] for part in parts)), -1, parts[0].dtype)
+        start = 0
+        for part in parts:
+            out[start : start + len(part), : part.shape[1]] = part
+            start += len(part)
+        stacked[name] = out
+    return stacked

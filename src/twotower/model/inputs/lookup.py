@@ -1,4 +1,4 @@
-"""Carrier of one code a row."""
+"""Carrier `lookup`: one code a row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class LookupCarrier(Carrier):
     """One code a row: a row of the embedding table.
 
-    Use it for an encoder that gives one category a row.
+    Use it for an encoder that returns one category a row.
     """
 
     kind = "lookup"
@@ -33,6 +33,5 @@ class LookupCarrier(Carrier):
         return g.input(name, np.int64, ["U", 1])
 
     def sample(self, field: InputField, n: int, rng: np.random.Generator) -> Shaped[Codes, "n"]:
-        """Return first, last and random codes."""
         codes: Ints = np.r_[0, field.rows - 1, rng.integers(0, field.rows, n - 2)]
         return codes.astype(np.int32)

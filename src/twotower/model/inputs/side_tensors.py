@@ -1,4 +1,4 @@
-"""All rows of one side as inputs of its tower, of which batches take some."""
+"""Rows of one side as inputs of its tower."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from twotower.arrays.types import Array, Bools, Ints, Shaped
 from twotower.data.side import Side
 from twotower.features.field import InputField
 from twotower.model.inputs.bag import Bag, bag_in_both_orders, bag_without_order, without_holes
-from twotower.model.inputs.code_layout import Arrays, CodeLayout
+from twotower.model.inputs.code_layout import Arrays, CodeLayout, Inputs, Padded, pad, take_prefixes, take_windows
 from twotower.model.inputs.gather import ColumnRows, JoinedRows, TowerFields, gather
-from twotower.model.inputs.padded import Padded, pad
-from twotower.model.inputs.prefixes import take_prefixes
-from twotower.model.inputs.tower_inputs import Inputs
-from twotower.model.inputs.windows import take_windows
+
+Carry = Callable[[JoinedRows | ColumnRows, InputField], CodeLayout[Arrays]]
+"""Maker of the codes of a field of some rows."""
 
 
 class SideTensors:
     """All rows of one side, from which batches take some."""
 
     def __init__(
-        self, side: Side, fields: Iterable[InputField], device: torch.device | str = "cpu", timeline: Ragged | None = None,
-        by_user: bool = False, context: Mapping[str, Column] | None = None,
+        self, side: Side, fields: Iterable[InputField], device: torch.device | str = "cpu",
+        timeline: Ragged | None = None, by_user: bool = False, context: Mapping[str, Column] | None = None,
     ) -> None:  # fmt: skip
-        """Prepare the columns of `fields`. `timeline` holds the indices of each row's training interactions, oldest first;
-        `take_before` needs it. `by_user` states that these indices rise from row to row and in time. `context` are the columns
-        of the interactions that some of the fields have."""
+        """Prepare the columns of `fields`.
+
+        `timeline` has the indices of each row's training interactions, oldest first, for `take_before`. `by_user`
+        states that the indices rise from row to row and in time. `context` are the columns of the interactions."""
         self._fields = TowerFields(fields)
         self.fields = self._fields.all
         self.device = torch.device(device)
         self.n = len(side)
         self._columns, self._owners = side.columns, side.owners
         self._context = context or {}
-        # Side by side they are quicker to take; with a context they are not all of one table.
+        # One array of all codes is faster to take from; with a context there are two tables.
         lookups = () if context else self._fields.lookups
         self._lookup = ColumnRows(side.columns, slice(None)).lookup(lookups)
         columns = ((f.name, side.columns[f.name]) for _, f in self._fields.bags if f.sequence)
         self._sequences = {name: c for name, c in columns if isinstance(c, Ragged) and c.source is not None}
-        # Made on first use: only training needs them, and they are as long as all sequences together.
+        # Made on first use: only training needs them, and they are as long as all sequences.
         self._kept: dict[str, Bools] = {}
         self._timeline_positions: dict[str, TimelinePositions] = {}
         self._timeline, self._by_user = timeline, by_user
@@ -64,7 +64,7 @@ class SideTensors:
         return self._timeline_positions[name]
 
     def blocks(self, rows: int, codes: int) -> Iterator[Shaped[Ints, "_"]]:
-        """Yield all rows in blocks of at most `rows` rows and `codes` codes of bags; a row with more is a block."""
+        """Yield all rows in blocks of at most `rows` rows and `codes` codes of bags, at least one row each."""
         ends = [self._ends(f, bag) for f, bag in self._bags]
         start = 0
         while start < self.n:
@@ -77,7 +77,7 @@ class SideTensors:
             start = stop
 
     def parts(self, rows: Shaped[Ints, "n"], most: int, codes: int) -> Iterator[slice]:
-        """Yield parts of `rows` of at most `most` rows and `codes` codes of the side's bags; a row with more is a part."""
+        """Yield parts of `rows` of at most `most` rows and `codes` codes of bags, at least one row each."""
         total = np.zeros(len(rows), np.int64)
         for f, bag in self._bags:
             at = self._history_rows(rows) if f.sequence else rows
@@ -91,13 +91,13 @@ class SideTensors:
 
     @property
     def _bags(self) -> Iterator[tuple[InputField, Ragged]]:
-        """Fields of many codes of the side that are read whole, and their columns."""
+        """Fields of many codes that are read whole, and their columns."""
         for _, f in self._fields.bags:
             if not f.limit and isinstance(bag := self._columns.get(f.name), Ragged):
                 yield f, bag
 
     def _ends(self, f: InputField, bag: Ragged) -> Shaped[Ints, "n"]:
-        """Return the number of codes of the rows up to each."""
+        """Return the cumulative number of codes of the rows."""
         return bag.offsets[1:] if self._owners is None or not f.sequence else np.cumsum(bag.lengths[self._owners])
 
     def _history_rows(self, rows: Shaped[Ints, "U"]) -> Shaped[Ints, "U"]:
@@ -105,13 +105,12 @@ class SideTensors:
         return rows if self._owners is None else self._owners[rows]
 
     def take(
-        self,
-        rows: Shaped[Ints, "U"],
-        left_out: Shaped[Ints, "_"] | None = None,
+        self, rows: Shaped[Ints, "U"], left_out: Shaped[Ints, "_"] | None = None,
         interactions: Shaped[Ints, "U"] | None = None,
-    ) -> Inputs:
-        """Return the features of `rows`, with the context of the interactions with the indices `interactions`, if the tower reads
-        one. `left_out` are indices of interactions that no sequence may contain."""
+    ) -> Inputs:  # fmt: skip
+        """Return the features of `rows` in the context of these `interactions`, by index, if the tower reads one.
+
+        `left_out` are the indices of interactions that no sequence may hold."""
 
         def carry(joined: JoinedRows | ColumnRows, f: InputField) -> Bag[Arrays] | Padded[Arrays]:
             selected = joined.of(f.name)
@@ -129,8 +128,7 @@ class SideTensors:
         return self._tensors(rows, interactions, carry)
 
     def take_before(self, rows: Shaped[Ints, "U"], interactions: Shaped[Ints, "U"]) -> Inputs:
-        """Return the features of `rows` before the interactions with the indices `interactions`, one of each
-        row, with their context."""
+        """Return the features of `rows` before these `interactions`, by index, one a row, with their context."""
         owners = self._history_rows(rows)
         distinct, which = np.unique(owners, return_inverse=True)
 
@@ -146,12 +144,7 @@ class SideTensors:
 
         return self._tensors(rows, interactions, carry)
 
-    def _tensors(
-        self,
-        rows: Shaped[Ints, "U"],
-        interactions: Shaped[Ints, "U"] | None,
-        carry: Callable[[JoinedRows | ColumnRows, InputField], CodeLayout[Arrays]],
-    ) -> Inputs:
+    def _tensors(self, rows: Shaped[Ints, "U"], interactions: Shaped[Ints, "U"] | None, carry: Carry) -> Inputs:
         if not self._context:
             return tensors(self._fields, ColumnRows(self._columns, rows, self._lookup), carry, self.device)
         assert interactions is not None, "a tower that reads the context needs interactions"
@@ -159,12 +152,7 @@ class SideTensors:
         return tensors(self._fields, joined, carry, self.device)
 
 
-def tensors(
-    fields: TowerFields,
-    rows: JoinedRows | ColumnRows,
-    carry: Callable[[JoinedRows | ColumnRows, InputField], CodeLayout[Arrays]],
-    device: torch.device,
-) -> Inputs:
+def tensors(fields: TowerFields, rows: JoinedRows | ColumnRows, carry: Carry, device: torch.device) -> Inputs:
     """Return the features of some rows as tensors on a device."""
 
     def tensor(array: Shaped[Array, "*n"]) -> Shaped[Tensor, "*n"]:
@@ -176,7 +164,7 @@ def tensors(
 
 
 def carry_forward(joined: JoinedRows | ColumnRows, f: InputField) -> Bag[Arrays] | Padded[Arrays]:
-    """Carry the codes of a field for a forward pass that no backward pass follows."""
+    """Return the codes of a field for a forward pass only."""
     rows = joined.of(f.name)
     if f.limit:
         return Padded(rows.padded(f))
@@ -186,7 +174,7 @@ def carry_forward(joined: JoinedRows | ColumnRows, f: InputField) -> Bag[Arrays]
 
 
 def _carry(f: InputField, ragged: Ragged, rows: Shaped[Ints, "U"] | None = None) -> Bag[Arrays] | Padded[Arrays]:
-    """Carry the codes of some rows, None for all; for attention only the last `limit` of each row."""
+    """Return the codes of some rows, None: all; for attention the last `limit` of each row."""
     if f.limit:
         return Padded(pad(ragged, np.arange(len(ragged)) if rows is None else rows, f.limit))
     return bag_in_both_orders(ragged if rows is None else ragged.take(rows), f.rows)
@@ -200,7 +188,7 @@ class TimelinePositions:
         self._ragged, self._source = ragged, ragged.source
         self._place: Ints | None = None
         self._known: Ints | None = None
-        if by_user:  # the sources rise, so a binary search replaces the array of positions
+        if by_user:  # the sources rise: binary search replaces the array of positions
             return
         self._place = np.full(int(self._source.max(initial=-1)) + 1, -1, np.int64)
         self._place[self._source] = np.arange(len(self._source))
@@ -208,7 +196,7 @@ class TimelinePositions:
             self._known = _counts_before(timeline, self._place)
 
     def find(self, interactions: Shaped[Ints, "n"]) -> Shaped[Ints, "found"]:
-        """Return the positions of those interactions that are in the column."""
+        """Return the positions of the interactions that are in the column."""
         if self._place is None:
             # With two types numpy would convert all sources.
             places, known = find_in_sorted(self._source, interactions.astype(self._source.dtype))
@@ -217,7 +205,7 @@ class TimelinePositions:
         return found[found >= 0]
 
     def prefix_lengths(self, rows: Shaped[Ints, "U"], interactions: Shaped[Ints, "U"]) -> Shaped[Ints, "U"]:
-        """Return the number of values of each row that are older than the interaction of that row."""
+        """Return for each row the number of values older than its interaction."""
         if self._place is None:
             wanted = interactions.astype(self._source.dtype)
             return np.searchsorted(self._source, wanted) - self._ragged.offsets[rows]
@@ -226,8 +214,7 @@ class TimelinePositions:
 
 
 def _counts_before(timeline: Ragged, position: Shaped[Ints, "_"]) -> Shaped[Ints, "n"]:
-    """Return for each interaction, by index, the number of earlier interactions of its row's timeline that have a
-    `position`."""
+    """Return for each interaction, by index, the number of earlier ones of its row's timeline with a `position`."""
     numbers = timeline.values
     known = np.zeros(len(numbers), bool)
     inside = numbers < len(position)

@@ -1,11 +1,11 @@
-"""Poolings: each maps the embeddings of a field of many codes to one vector, or several. One file a kind."""
+"""Poolings: maps from the embeddings of a field of many codes to one vector or several. One file a kind."""
 
 from __future__ import annotations
 
 from pydantic import ValidationError
 
 from twotower.errors import ConfigError
-from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.field import PoolingSpec
 from twotower.features.schema import Schema
 from twotower.kinds import Kinds
 from twotower.model.pooling.attention import Attention
@@ -19,7 +19,8 @@ from twotower.model.pooling.sum import Sum
 from twotower.model.pooling.transformer import Transformer
 
 __all__ = [
-    "POOLINGS", "Attention", "Decay", "Mean", "Pooling", "Power", "Ridge", "Sqrt", "Sum", "Transformer", "check_poolings", "resolve",
+    "POOLINGS", "Attention", "Decay", "Mean", "Pooling", "Power", "Ridge", "Sqrt", "Sum", "Transformer",
+    "check_poolings", "resolve",
 ]  # fmt: skip
 
 POOLINGS = Kinds("pooling", Pooling, Mean, Sqrt, Sum, Power, Ridge, Decay, Attention, Transformer)
@@ -27,7 +28,7 @@ POOLINGS = Kinds("pooling", Pooling, Mean, Sqrt, Sum, Power, Ridge, Decay, Atten
 
 
 def resolve(spec: PoolingSpec, trust: bool = False) -> Pooling:
-    """Return the pooling of a choice. With `trust` the module of an import path is imported. Raises ConfigError."""
+    """Return the pooling of a choice. `trust` imports the module of an import path. Raises ConfigError."""
     given = spec.model_dump(exclude=None if spec.window else {"window"})
     if spec.window and not POOLINGS.find(spec.kind, trust).reads_windows:
         raise ConfigError(
@@ -42,8 +43,7 @@ def resolve(spec: PoolingSpec, trust: bool = False) -> Pooling:
 
 
 def check_poolings(schema: Schema, trust: bool = False, before: str = "") -> None:
-    """Raise ConfigError, its message after `before`, for a pooling that does not exist, has wrong options, or needs an order
-    that its feature lacks."""
+    """Raise ConfigError, with `before` in front, for a pooling that is unknown, invalid, or lacks an order."""
     for i, f in enumerate(schema.features):
         if f.pools is None:
             continue

@@ -13,7 +13,7 @@ from twotower.model.pooling.history_encoder import (
     HistoryBlock,
     HistoryPooling,
     Queries,
-    apply_rotary,
+    Rotation,
     lower_attention,
     lower_heads,
     lower_rotary,
@@ -27,7 +27,7 @@ class Attention(HistoryPooling):
     """Attention with one learned query q per head: softmax(q K^T / sqrt(d)) V, keys with positions (Lin et al. 2017, "A
     Structured Self-attentive Sentence Embedding", section 2.1, as dot-product attention).
 
-    Use it when a few interactions of a long history matter. `window` is needed: the latest interactions are read, and
+    Use it when a few interactions of a long history matter. It needs `window`: the latest interactions are read, and
     training cuts longer histories into windows.
     """
 
@@ -48,16 +48,12 @@ class AttentionPool(HistoryBlock):
         self.key_value, self.out = nn.Linear(width, 2 * width), nn.Linear(width, width)
 
     def forward(
-        self,
-        x: Float[Tensor, "R W E"],
-        mask: Bool[Tensor, "R 1 W W"],
-        cos: Float[Tensor, "W half"],
-        sin: Float[Tensor, "W half"],
+        self, x: Float[Tensor, "R W E"], mask: Bool[Tensor, "R 1 W W"], rotation: Rotation
     ) -> Float[Tensor, "R W E"]:
         r, w, width = x.shape
         key, value = self.key_value(self.norm(x)).view(r, w, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        query = apply_rotary(self.query.to(key.dtype).expand(self.heads, w, -1), cos, sin).expand(r, -1, -1, -1)
-        attended = nn.functional.scaled_dot_product_attention(query, apply_rotary(key, cos, sin), value, attn_mask=mask)
+        query = rotation(self.query.to(key.dtype).expand(self.heads, w, -1)).expand(r, -1, -1, -1)
+        attended = nn.functional.scaled_dot_product_attention(query, rotation(key), value, attn_mask=mask)
         out: Tensor = self.out(attended.transpose(1, 2).reshape(r, w, width))
         return out
 

@@ -1,8 +1,7 @@
-"""Attention over a history: one vector for each of its prefixes, by blocks that the poolings `attention` and `transformer` give.
+"""Attention over a history: one vector a prefix, by the blocks of the poolings `attention` and `transformer`.
 
-A vector depends on the history alone, never on a target item, so that items can be searched by it. Positions enter as
-rotations of queries and keys (Su et al. 2021, "RoFormer", section 3.2.2): only distances matter, and a history may be
-cut anywhere.
+A vector depends only on the history, never on a target item, so that it can search items. Positions are rotations of
+queries and keys (Su et al. 2021, "RoFormer", section 3.2.2): only distances matter, and a history may be cut anywhere.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from torch import Tensor, nn
 
 from twotower.arrays.types import Bool, Float, Int, Shaped
 from twotower.errors import ConfigError
-from twotower.model.inputs.padded import Padded
-from twotower.model.inputs.windows import HistoryWindows
+from twotower.model.inputs.code_layout import HistoryWindows, Padded
 from twotower.model.layers import Dropout, gather
 from twotower.model.lowering import lower
 from twotower.model.pooling.pooling import Pooling, PoolingLayer, lower_known
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder
 
 MAX_TOKENS_PER_PASS = 2**14
-"""Items that one forward pass over padded histories reads."""
+"""Number of items in one forward pass over padded histories."""
 
 
 class HistoryPooling(Pooling):
@@ -36,13 +34,9 @@ class HistoryPooling(Pooling):
     reads_windows = True
     research: ClassVar[tuple[str, ...]] = ("input_dropout",)
 
-    window: int = Field(
-        0, ge=0, description="Number of latest interactions that attention reads. At least 2, such as 200; required."
-    )
+    window: int = Field(0, ge=0, description="Number of latest interactions to read, such as 200. At least 2.")
     heads: int = Field(4, ge=1, description="Number of attention heads. Divides the width of the sequence.")
-    input_dropout: float = Field(
-        0.2, ge=0, lt=1, description="Dropout rate of the item embeddings that attention reads."
-    )
+    input_dropout: float = Field(0.2, ge=0, lt=1, description="Dropout rate of the item embeddings.")
 
     @model_validator(mode="after")
     def _check_window(self) -> HistoryPooling:
@@ -52,11 +46,10 @@ class HistoryPooling(Pooling):
 
     @abstractmethod
     def stack(self, width: int) -> list[HistoryBlock]:
-        """Return the fresh blocks over embeddings of a width."""
+        """Return fresh blocks over embeddings of a width."""
 
     def build(self, width: int, name: str) -> HistoryEncoder:
-        """Return the encoder. Raises ConfigError if the heads cannot share the width in pairs of numbers, as rotations
-        need."""
+        """Return the encoder. Raises ConfigError unless the heads share the width in pairs of numbers."""
         if width % (2 * self.heads):
             raise ConfigError(
                 f"sequence '{name}' has width {width}, which {self.heads} heads cannot share in pairs of numbers; "
@@ -65,47 +58,41 @@ class HistoryPooling(Pooling):
         return HistoryEncoder(width, self.window, self.input_dropout, self.stack(width))
 
 
-def rotary_cos_sin(
-    length: int, width: int, device: torch.device | str = "cpu"
-) -> tuple[Float[Tensor, "T half"], Float[Tensor, "T half"]]:
-    """Return the cosines and sines of the angles position / 10000^(i / (width / 2)) (RoFormer, equation 15)."""
-    half = width // 2
-    angles = torch.arange(length, device=device)[:, None] / 10000 ** (torch.arange(half, device=device) / half)
-    return angles.cos(), angles.sin()
+class Rotation:
+    """Rotation of T vectors (…, T, width) by position / 10000^(i / (width / 2)) (RoFormer, equation 15).
 
+    The components i and i + width / 2 are a pair. `cos` and `sin` are (T, width / 2)."""
 
-def apply_rotary(
-    x: Float[Tensor, "*_ T width"], cos: Float[Tensor, "T half"], sin: Float[Tensor, "T half"]
-) -> Float[Tensor, "*_ T width"]:
-    """Rotate by the angles of the T positions; the components i and i + width / 2 are a pair."""
-    left, right = x.chunk(2, -1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
+    def __init__(self, length: int, width: int, device: torch.device | str = "cpu") -> None:
+        half = width // 2
+        angles = torch.arange(length, device=device)[:, None] / 10000 ** (torch.arange(half, device=device) / half)
+        self.cos, self.sin = angles.cos(), angles.sin()
+
+    def __call__(self, x: Float[Tensor, "*_ T width"]) -> Float[Tensor, "*_ T width"]:
+        left, right = x.chunk(2, -1)
+        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
+        return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
 
 
 class Queries(NamedTuple):
-    """Queries of attention in an ONNX graph, of each history: all items (Q = T) or the last one (Q = 1)."""
+    """Queries of attention in an ONNX graph: all items of each history (Q = T) or the last one (Q = 1)."""
 
-    rows: str  # rows of the queries in (U T, E); "" for all
+    rows: str  # rows of the queries in (U T, E); "": all
     shape: str  # [U, Q]
-    angles: list[str]  # cosines and sines of their positions, to be multiplied with (U, heads, Q, width)
-    mask: str  # added to the scores (U, heads, Q, T): causal; "" if these queries are never used
+    angles: list[str]  # cosines and sines of their positions, factors of (U, heads, Q, width)
+    mask: str  # causal, added to the scores (U, heads, Q, T); "" for unused queries
 
 
 class HistoryBlock(nn.Module, ABC):
-    """Causal attention over histories (R, W, E), by `heads` heads, and what follows it."""
+    """Causal attention over histories (R, W, E) by `heads` heads, and the layers after it."""
 
     heads: int
 
     @abstractmethod
     def forward(
-        self,
-        x: Float[Tensor, "R W E"],
-        mask: Bool[Tensor, "R 1 W W"],
-        cos: Float[Tensor, "W half"],
-        sin: Float[Tensor, "W half"],
+        self, x: Float[Tensor, "R W E"], mask: Bool[Tensor, "R 1 W W"], rotation: Rotation
     ) -> Float[Tensor, "R W E"]:
-        """Map histories; `mask` is true where a query (row) may attend to a key (column)."""
+        """Map histories. `mask` is true where a query (row) may attend to a key (column)."""
 
     @abstractmethod
     def lower(self, g: GraphBuilder, x: str, queries: Queries, every: Queries) -> str:
@@ -118,23 +105,15 @@ class HistoryEncoder(PoolingLayer):
     norm(block_n(… block_1(norm(x)))) with x the gathered rows; the vector of a prefix is the output at its last item.
     """
 
-    def __init__(
-        self,
-        width: int,
-        window: int,
-        input_dropout: float,
-        blocks: Iterable[HistoryBlock],
-        max_tokens: int = MAX_TOKENS_PER_PASS,
-    ) -> None:
-        """Build the encoder of the latest `window` items. `max_tokens` is the number of items in one pass over padded
-        histories."""
+    def __init__(self, width: int, window: int, input_dropout: float, blocks: Iterable[HistoryBlock]) -> None:
+        """Build the encoder of the latest `window` items."""
         super().__init__()
         self.input_dropout = Dropout(input_dropout)
         self.input_norm = nn.LayerNorm(width)
         self.chain = list(blocks)
         self.blocks = nn.ModuleList(self.chain)
         self.norm = nn.LayerNorm(width)
-        self.limit, self.head_width, self.max_tokens = window, width // self.chain[0].heads, max_tokens
+        self.limit, self.head_width, self.max_tokens = window, width // self.chain[0].heads, MAX_TOKENS_PER_PASS
 
     def pool_windows(self, table: Float[Tensor, "rows E"], windows: HistoryWindows) -> Float[Tensor, "U E"]:
         out = self._encode(table, windows.codes, windows.sequence).flatten(0, 1).index_select(0, windows.place)
@@ -142,7 +121,7 @@ class HistoryEncoder(PoolingLayer):
 
     def pool_padded(self, table: Float[Tensor, "rows E"], padded: Padded) -> Float[Tensor, "U E"]:
         codes, n = keep_latest(padded.codes, self.limit)
-        # Histories of similar length together: a row is padded to the longest of its pass.
+        # Histories of similar length share a pass, as each is padded to the longest.
         order = torch.argsort(n, descending=True)
         parts, start = [], 0
         while start < len(order):
@@ -160,26 +139,23 @@ class HistoryEncoder(PoolingLayer):
     def _encode(
         self, table: Float[Tensor, "rows E"], codes: Int[Tensor, "R W"], sequence: Int[Tensor, "R W"]
     ) -> Float[Tensor, "R W E"]:
-        """Map codes and the number of the sequence of each to vectors.
-
-        A position attends to the positions up to its own in the same row and sequence.
-        """
+        """Return the vectors of codes. A position attends to the positions up to its own in its row and `sequence`."""
         x = self.input_norm(self.input_dropout(gather(table, codes.clamp(min=0))))
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         w = codes.shape[1]
         mask = (sequence[:, :, None] == sequence[:, None]) & torch.ones(w, w, device=x.device, dtype=torch.bool).tril()
-        cos, sin = rotary_cos_sin(w, self.head_width, x.device)
+        rotation = Rotation(w, self.head_width, x.device)
         for block in self.blocks:
-            x = block(x, mask[:, None], cos, sin)
+            x = block(x, mask[:, None], rotation)
         out: Tensor = self.norm(x)
         return out
 
     def lower(self, g: GraphBuilder, table: str, codes: str) -> str:
-        """Build `pool_padded`. Only the output at the last item is used, so the last block has one query per row."""
+        """Build `pool_padded`. The last block has one query a row, as only the output at the last item is used."""
         n = g.reduce("Sum", lower_known(g, codes), 1)
         codes, n = self._lower_latest(g, codes, n)
-        rows = g("Gather", table, codes, axis=0)  # -1 takes a row that the mask hides
+        rows = g("Gather", table, codes, axis=0)  # -1 reads a row that the mask hides
         x = lower(self.input_norm, g, g("Flatten", rows, axis=2))  # (U T, E)
         every, last = self._lower_queries(g, codes, n)
         for i, block in enumerate(self.chain, 1):
@@ -203,12 +179,13 @@ class HistoryEncoder(PoolingLayer):
         starts = g("Mul", g("Range", g.constant(0), g("Squeeze", users), g.constant(1)), width)  # (U,)
         index = g("Add", starts, g("Squeeze", position, g.constant([1])))
 
-        cos, sin = rotary_cos_sin(self.limit, self.head_width)
-        tables = [g.constant(torch.cat([cos, cos], 1)), g.constant(torch.cat([-sin, sin], 1))]
+        rotation = Rotation(self.limit, self.head_width)
+        signed = torch.cat([-rotation.sin, rotation.sin], 1)
+        tables = [g.constant(torch.cat([rotation.cos, rotation.cos], 1)), g.constant(signed)]
         scaled = g("Mul", g("Cast", positions, to=g.onnx.TensorProto.FLOAT), g.constant(1e9))
 
         def causal_mask(query_position: str) -> str:
-            # Padding follows the codes of a row, so a causal mask hides it too.
+            # Padding follows the codes of a row: the causal mask hides it.
             return g("Min", g("Sub", query_position, scaled), g.constant(0.0))
 
         every = Queries(
@@ -242,7 +219,7 @@ def lower_heads(g: GraphBuilder, x: str, shape: str, heads: int, width: int) -> 
 
 
 def lower_rotary(g: GraphBuilder, x: str, angles: list[str]) -> str:
-    """Build `apply_rotary`: (a, b) cos + (-b, a) sin; `angles` include the sign."""
+    """Build a `Rotation`: (a, b) cos + (-b, a) sin; `angles` include the sign."""
     left, right = g.halves(x)
     cos, sin = angles
     return g("Add", g("Mul", x, cos), g("Mul", g("Concat", right, left, axis=-1), sin))

@@ -23,22 +23,17 @@ class Mean(Pooling):
 
     @property
     def decay_rates(self) -> tuple[float, ...]:
-        """The rate 1."""
         return (1.0,)
 
     @property
     def length_exponent(self) -> float:
-        """The mean: 1."""
         return 1.0
 
     def build(self, width: int, name: str) -> MeanLayer:
-        """Return the mean."""
         return MeanLayer(width)
 
 
 class MeanLayer(SumLayer):
-    """Mean of rows."""
-
     def scaled(self, total: Float[Tensor, "U E"], n: Shaped[Tensor, "U"]) -> Float[Tensor, "U E"]:
         return total / n.clamp(min=1).to(total.dtype)[:, None]
 

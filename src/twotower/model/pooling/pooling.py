@@ -1,4 +1,4 @@
-"""Protocol of the poolings: the map from the embeddings of a field of many codes to one vector, or several."""
+"""Protocol of the poolings: maps from the embeddings of a field of many codes to one vector or several."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from torch import Tensor, nn
 from twotower.arrays.types import Bool, Float
 from twotower.kinds import Kind
 from twotower.model.inputs.bag import Bag
-from twotower.model.inputs.code_layout import CodeLayout
-from twotower.model.inputs.padded import Padded
-from twotower.model.inputs.prefixes import Prefixes
-from twotower.model.inputs.windows import HistoryWindows
+from twotower.model.inputs.code_layout import CodeLayout, HistoryWindows, Padded, Prefixes
 from twotower.model.layers import gather
 
 if TYPE_CHECKING:
@@ -24,39 +21,36 @@ class Pooling(Kind):
     """Pooling of the embeddings of a bag or a history."""
 
     needs_time_order: ClassVar[bool] = False
-    """True if the age of an interaction counts, so that training needs `train.history_scope = "causal"`."""
+    """True if the age of an interaction counts; training then needs `train.history_scope = "causal"`."""
     reads_windows: ClassVar[bool] = False
-    """True if it has an option `window`, the number of latest interactions that it reads; training cuts a history into
-    windows."""
-
+    """True if it has the option `window`: training cuts histories into windows of latest interactions."""
     rounding: ClassVar[float] = 1e-4
-    """Largest difference of the vectors of two programs that rounding explains, in the largest number."""
+    """Largest difference of two programs that rounding explains, relative to the largest number of the vectors."""
 
     @property
     def pieces(self) -> int:
-        """Number of vectors of the field's width that the pooling gives side by side."""
+        """Number of concatenated vectors of the field's width."""
         return 1
 
     @property
     def decay_rates(self) -> tuple[float, ...]:
-        """Rate r of each vector if it is the mean of the embeddings in which the n-th latest interaction weighs r^n, else none."""
+        """Rates r of vectors that are means in which the n-th latest interaction has the weight r^n; else empty."""
         return ()
 
     @property
     def decay_rate(self) -> float | None:
-        """The rate, if it is one."""
+        """The only rate, else None."""
         rates = self.decay_rates
         return rates[0] if len(rates) == 1 else None
 
     @property
     def length_exponent(self) -> float | None:
-        """Exponent p if the vector is the sum of n embeddings divided by n^p, else None."""
+        """Exponent p of a sum of n embeddings divided by n^p, else None."""
         return None
 
     @abstractmethod
     def build(self, width: int, name: str) -> PoolingLayer:
-        """Return a fresh module over embeddings of a width. Raises ConfigError, which names the feature `name`, for options
-        that do not fit it."""
+        """Return a fresh module over embeddings of a width. Raises ConfigError if feature `name` does not fit."""
 
     @property
     def in_order(self) -> bool:
@@ -67,26 +61,24 @@ class Pooling(Kind):
 class PoolingLayer(nn.Module):
     """Module of a pooling: the rows of a table (rows, E) at the codes of U bags or histories -> (U, pieces E).
 
-    A layer of one's own has `pool` and `lower`. The other methods, one for each layout of codes, are ways to pool without
-    padding all rows to one length; each gives what `pool` gives."""
+    A layer of one's own implements `pool` and `lower`. Other methods, one a layout, return the same without padding."""
 
     def forward(self, table: Float[Tensor, "rows E"], codes: CodeLayout) -> Float[Tensor, "U O"]:
         """Return the pooled rows; zeros for a row without codes."""
-        if not len(table):  # a row for each place, and no place; padding reads row 0
+        if not len(table):  # padding reads row 0
             table = nn.functional.pad(table, (0, 0, 0, 1))
         return codes.pooled(self, table)
 
     def pool(self, rows: Float[Tensor, "U T E"], known: Bool[Tensor, "U T"]) -> Float[Tensor, "U O"]:
-        """Return the pooled `rows`, in order of time, of which those that are not `known` are padding at the end."""
+        """Return the pooled `rows`, in order of time. Rows that are not `known` are padding at the end."""
         raise NotImplementedError
 
     def lower(self, g: GraphBuilder, table: str, codes: str) -> str:
-        """Build the nodes of `pool` in evaluation mode, of a table (rows, E) at codes (U, T), -1 after the end of a row;
-        return the name of the output."""
+        """Build `pool` over a table (rows, E) at codes (U, T), -1 after the end of a row; return the output."""
         raise NotImplementedError
 
     def pool_padded(self, table: Float[Tensor, "rows E"], padded: Padded) -> Float[Tensor, "U O"]:
-        """Pool whole rows, padded."""
+        """Pool padded rows."""
         return self.pool(gather(table, padded.codes.clamp(min=0)), padded.codes >= 0)
 
     def pool_bag(self, table: Float[Tensor, "rows E"], bag: Bag) -> Float[Tensor, "U O"]:
@@ -98,7 +90,7 @@ class PoolingLayer(nn.Module):
         return self.pool_padded(table, prefixes.padded())
 
     def pool_windows(self, table: Float[Tensor, "rows E"], windows: HistoryWindows) -> Float[Tensor, "U O"]:
-        """Pool beginnings of sequences, of which only the latest codes are read."""
+        """Pool the latest codes of beginnings of sequences."""
         return self.pool_padded(table, windows.padded())
 
 

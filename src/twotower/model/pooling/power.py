@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Power(Pooling):
     """Sum of the embeddings divided by n^exponent, n their number: `sum` for 0, `sqrt` for 0.5, `mean` for 1.
 
-    Use it under similarity = "dot" to say how much a long text or list weighs against a short one, as b does in BM25
-    (Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework", section 3.4).
+    Use it with similarity = "dot" to set the weight of long texts or lists, as b does in BM25 (Robertson and Zaragoza
+    2009, "The Probabilistic Relevance Framework", section 3.4).
     """
 
     kind = "power"
@@ -29,17 +29,13 @@ class Power(Pooling):
 
     @property
     def length_exponent(self) -> float:
-        """The option."""
         return self.exponent
 
     def build(self, width: int, name: str) -> PowerLayer:
-        """Return the scaled sum."""
         return PowerLayer(width, self.exponent)
 
 
 class PowerLayer(SumLayer):
-    """Sum of rows divided by a power of their number."""
-
     def __init__(self, width: int, exponent: float) -> None:
         super().__init__(width)
         self.exponent = exponent

@@ -1,4 +1,4 @@
-"""Pooling `ridge`: the user vector that alternating least squares solves for, from the rows of a history alone."""
+"""Pooling `ridge`: the user vector of alternating least squares, from the rows of a history."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from twotower.arrays.types import F32, Bool, Float, Shaped
 from twotower.model.inputs.bag import Bag
-from twotower.model.inputs.padded import Padded
+from twotower.model.inputs.code_layout import Padded
 from twotower.model.layers import gather
 from twotower.model.pooling.pooling import Pooling, PoolingLayer, lower_known
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from twotower.onnx.builder import GraphBuilder
 
 MAX_NUMBERS_PER_PASS = 2**20
-"""Numbers of padded rows that are solved for at a time: 4 MiB of float32, which the steps read from a cache."""
+"""Numbers of padded rows in one pass: 4 MiB of float32, which fit a cache."""
 GRADIENT_PASSES = 8
-"""Multiple of them with a gradient, as each part has one of the whole table, and off a CPU."""
+"""Factor of them with a gradient, which each pass has for the whole table, and off a CPU."""
 TINY = 1e-30
 
 
@@ -31,13 +31,12 @@ class Ridge(Pooling):
 
         u = argmin sum_j (1 - x_j . u)^2 + u^T P u + n r |u|^2 = (sum_j x_j x_j^T + P + n r I)^-1 sum_j x_j
 
-    The penalties P, symmetric and positive, and r are trained with the embeddings. With P = a V^T V + a N r I over the N item
-    vectors V it is a user's half step of iALS, as `start.kind = "ials"` sets it (Rendle et al. 2022, "Revisiting the Performance
-    of iALS on Item Recommendation Benchmarks", equation 4 with exponent 1), so that users without any training are served by
-    their history. Use it for tastes in no order. It is solved by a fixed number of steps of conjugate gradients from 0 (Hestenes
-    and Stiefel 1952), scaled by the diagonal of P + n r I. A start has a diagonal P, with which a row of n interactions takes some
-    n steps, whatever the penalties. With hundreds of interactions and small penalties the steps end before the solution, and depend
-    on rounding.
+    Use it for tastes in no order. The penalties P, symmetric and positive, and r are trained with the embeddings. With
+    P = a V^T V + a N r I over the N item vectors V it is a user's half step of iALS, as `start.kind = "ials"` sets it
+    (Rendle et al. 2022, "Revisiting the Performance of iALS on Item Recommendation Benchmarks", equation 4 with
+    exponent 1). It is solved by a fixed number of steps of conjugate gradients from 0 (Hestenes and Stiefel 1952),
+    scaled by the diagonal of P + n r I. With a diagonal P, as a start has, a row of n interactions takes about n steps.
+    With hundreds of interactions and small penalties the steps end before the solution, and depend on rounding.
     """
 
     kind = "ridge"
@@ -49,7 +48,6 @@ class Ridge(Pooling):
     rate: float = Field(0.01, gt=0, description="Initial penalty r of each interaction.")
 
     def build(self, width: int, name: str) -> RidgeLayer:
-        """Return the module."""
         return RidgeLayer(width, self)
 
 
@@ -64,16 +62,15 @@ class RidgeLayer(PoolingLayer):
 
     @torch.no_grad()
     def set_penalties(self, penalty: F32[Tensor, "E E"], rate: float) -> None:
-        """Overwrite P, which must be positive definite, and r. Raises LinAlgError, also if float32 cannot tell the least penalty from 0."""
+        """Overwrite P and r. Raises LinAlgError unless P is positive definite in float32."""
         diagonal = penalty.diagonal()
         if not diagonal.min() > torch.finfo(torch.float32).eps * diagonal.max():
-            raise torch.linalg.LinAlgError("float32 cannot tell the least penalty from 0")  # type: ignore[attr-defined]
+            raise torch.linalg.LinAlgError("the least penalty is 0 in float32")  # type: ignore[attr-defined]
         self.factor.copy_(torch.linalg.cholesky(penalty.double()).float())
         self.log_rate.fill_(math.log(rate))
 
     @property
     def penalty(self) -> F32[Tensor, "E E"]:
-        """P."""
         return self.factor @ self.factor.T
 
     def pool(self, rows: Float[Tensor, "U T E"], known: Bool[Tensor, "U T"]) -> Float[Tensor, "U E"]:
@@ -101,7 +98,7 @@ class RidgeLayer(PoolingLayer):
         self, table: Float[Tensor, "rows E"], lengths: Shaped[Tensor, "U"],
         codes_of: Callable[[Shaped[Tensor, "u"], int], Shaped[Tensor, "u T"]],
     ) -> Float[Tensor, "U E"]:  # fmt: skip
-        """Pool rows of these lengths, those of similar length together; `codes_of` pads some of them to their longest."""
+        """Pool rows of these lengths, rows of similar length together. `codes_of` pads rows to the longest of them."""
         is_costly = torch.is_grad_enabled() or table.device.type != "cpu"
         numbers = self.max_numbers * (GRADIENT_PASSES if is_costly else 1)
         order = torch.argsort(lengths, stable=True)
@@ -157,8 +154,10 @@ def conjugate_gradients(
     weights: F32[Tensor, "U T"] | None = None,
     scaled: bool = False,
 ) -> F32[Tensor, "U E"]:
-    """Return for each u the solution x of (rows_u^T W_u rows_u + penalty + of_rows_u I) x = right_u after `steps` steps from `start`,
-    0 if None. W has `weights` on its diagonal, 1 if None. `scaled` divides by the diagonal of penalty + of_rows_u I before each step."""
+    """Return for each u the solution x of (rows_u^T W_u rows_u + penalty + of_rows_u I) x = right_u.
+
+    Runs `steps` steps from `start`, None: 0. W is diagonal with `weights`, None: 1. `scaled` divides by the diagonal of
+    penalty + of_rows_u I before each step."""
 
     def product(p: F32[Tensor, "U E"]) -> F32[Tensor, "U E"]:
         # Vectors on the left of their matrices, which a CPU multiplies faster.
@@ -183,18 +182,19 @@ def conjugate_gradients(
 
 
 class SolutionContext(Protocol):
-    """Part of the backward pass's context that the solution uses."""
+    """Context of the backward pass."""
 
     steps: int
     saved_tensors: tuple[Shaped[Tensor, "*_"], ...]
 
     def save_for_backward(self, *tensors: Shaped[Tensor, "*_"]) -> None:
-        """Keep tensors as `saved_tensors`."""
+        """Store tensors as `saved_tensors`."""
 
 
 class _Solution(torch.autograd.Function):
-    """u = A^-1 sum_j x_j with A = sum_j x_j x_j^T + P + c I. The gradient is that of the exact solution: with z = A^-1 g it is
-    z (1 - x_j . u) - u (x_j . z) for x_j, -z u^T for P and -z . u for c."""
+    """u = A^-1 sum_j x_j with A = sum_j x_j x_j^T + P + c I.
+
+    With z = A^-1 g the gradients are z (1 - x_j . u) - u (x_j . z) for x_j, -z u^T for P, and -z . u for c."""
 
     @staticmethod
     def forward(

@@ -17,24 +17,20 @@ if TYPE_CHECKING:
 class Sqrt(Pooling):
     """Sum of the embeddings divided by sqrt(n): the length of the vector grows slowly with their number n.
 
-    Use it when a longer history should say a little more, but not outweigh the other fields.
+    Use it if a longer history should count a little more.
     """
 
     kind = "sqrt"
 
     @property
     def length_exponent(self) -> float:
-        """The root: 0.5."""
         return 0.5
 
     def build(self, width: int, name: str) -> SqrtLayer:
-        """Return the scaled sum."""
         return SqrtLayer(width)
 
 
 class SqrtLayer(SumLayer):
-    """Sum of rows divided by the root of their number."""
-
     def scaled(self, total: Float[Tensor, "U E"], n: Shaped[Tensor, "U"]) -> Float[Tensor, "U E"]:
         return total / n.clamp(min=1).to(total.dtype).sqrt()[:, None]
 

@@ -1,4 +1,4 @@
-"""Pooling `sum`, and the module of all sums that are scaled by the number of their terms."""
+"""Pooling `sum`, and the base of sums that are scaled by their number of terms."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from twotower.arrays.types import Bool, Float, Int, Shaped
-from twotower.model.decayed_means import decayed_sums
 from twotower.model.inputs.bag import Bag
-from twotower.model.inputs.prefixes import Prefixes
+from twotower.model.inputs.code_layout import Prefixes
+from twotower.model.pooling.decay import decayed_sums
 from twotower.model.pooling.pooling import Pooling, PoolingLayer, lower_known
 
 if TYPE_CHECKING:
@@ -21,17 +21,15 @@ if TYPE_CHECKING:
 class Sum(Pooling):
     """Sum of the embeddings.
 
-    Use it when the number of codes says something too."""
+    Use it if the number of codes matters too."""
 
     kind = "sum"
 
     @property
     def length_exponent(self) -> float:
-        """The sum: 0."""
         return 0.0
 
     def build(self, width: int, name: str) -> SumLayer:
-        """Return the sum."""
         return SumLayer(width)
 
 
@@ -62,14 +60,13 @@ class SumLayer(PoolingLayer):
 
     def lower(self, g: GraphBuilder, table: str, codes: str) -> str:
         known = lower_known(g, codes)
-        rows = g("Gather", table, codes, axis=0)  # (U, T, width); -1 takes a row of weight 0
+        rows = g("Gather", table, codes, axis=0)  # (U, T, width); -1 reads a row of weight 0
         total = g.reshape(g("MatMul", g("Unsqueeze", known, g.constant([1])), rows), self.width)
         return self.lower_scaled(g, total, g("Max", g.reduce("Sum", known, 1), g.constant(1.0)))
 
 
 class _BagSum(torch.autograd.Function):
-    """Sum of table rows per bag. The backward pass is the same sum over the transposed bag, without atomic adds: as
-    fast as the forward pass and the same bits every time."""
+    """Sum of table rows per bag. The backward pass is the same sum over the transposed bag: fast and deterministic."""
 
     @staticmethod
     def forward(ctx: BackwardCFunction, table: Float[Tensor, "rows E"], bag: Bag) -> Float[Tensor, "U E"]:

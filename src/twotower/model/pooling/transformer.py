@@ -15,7 +15,7 @@ from twotower.model.pooling.history_encoder import (
     HistoryBlock,
     HistoryPooling,
     Queries,
-    apply_rotary,
+    Rotation,
     lower_attention,
     lower_heads,
     lower_rotary,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Transformer(HistoryPooling):
     """Output of a stack of causal transformer blocks at the latest interaction (SASRec, Kang and McAuley 2018).
 
-    Use it when the meaning of an interaction depends on those before it. `window` is needed: the latest interactions are
+    Use it when the meaning of an interaction depends on earlier ones. It needs `window`: the latest interactions are
     read, and training cuts longer histories into windows.
     """
 
@@ -36,19 +36,13 @@ class Transformer(HistoryPooling):
     research = ("feed_forward", "input_dropout")
 
     block: Literal["plain", "gated"] = Field(
-        "gated",
-        description="Transformer block. plain: x + f(norm(x)) (SASRec). gated: each change is multiplied by a sigmoid"
-        " gate of its input (LiGR).",
+        "gated", description="Block. plain: x + f(norm(x)) (SASRec). gated: f is multiplied by a sigmoid gate (LiGR)."
     )
     blocks: int = Field(2, ge=1, description="Number of transformer blocks.")
     feed_forward: int = Field(
-        2,
-        ge=1,
-        description="Hidden width of a transformer block's feed-forward layers, as a multiple of the sequence's width.",
+        2, ge=1, description="Hidden width of a block's feed-forward layers, as a multiple of the sequence's width."
     )
-    dropout: float = Field(
-        0.2, ge=0, lt=1, description="Dropout rate of the output of each sub-layer of a transformer block."
-    )
+    dropout: float = Field(0.2, ge=0, lt=1, description="Dropout rate of the output of each sub-layer of a block.")
 
     def stack(self, width: int) -> list[HistoryBlock]:
         return [TransformerBlock(width, self) for _ in range(self.blocks)]
@@ -74,18 +68,12 @@ class TransformerBlock(HistoryBlock):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self,
-        x: Float[Tensor, "R W E"],
-        mask: Bool[Tensor, "R 1 W W"],
-        cos: Float[Tensor, "W half"],
-        sin: Float[Tensor, "W half"],
+        self, x: Float[Tensor, "R W E"], mask: Bool[Tensor, "R 1 W W"], rotation: Rotation
     ) -> Float[Tensor, "R W E"]:
         r, w, width = x.shape
         joint = self.query_key_value(self.attend_norm(x)).view(r, w, 3, self.heads, -1)
         query, key, value = joint.permute(2, 0, 3, 1, 4)
-        attended = nn.functional.scaled_dot_product_attention(
-            apply_rotary(query, cos, sin), apply_rotary(key, cos, sin), value, attn_mask=mask
-        )
+        attended = nn.functional.scaled_dot_product_attention(rotation(query), rotation(key), value, attn_mask=mask)
         change = self.out(attended.transpose(1, 2).reshape(r, w, width))
         if self.attend_gate is not None:
             change = change * torch.sigmoid(self.attend_gate(x))

@@ -15,12 +15,11 @@ from twotower.arrays.ragged import Column, Ragged
 from twotower.arrays.types import F32, Codes, Floats, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError
-from twotower.features.field import InputField
-from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.field import InputField, PoolingSpec
 from twotower.features.side import SideName
 from twotower.features.values import UNKNOWN
-from twotower.model.field_tables import FieldTables
 from twotower.model.pooling import resolve
+from twotower.model.tables import FieldTables
 from twotower.model.towers import select_fields
 from twotower.model.two_tower import ModelConfig
 from twotower.train.starts.positives import PositiveMatrix
@@ -140,7 +139,7 @@ def _refused(one: InputField, side: SideName, reads_ids: bool) -> str:
     """Return why the values of a field are no directions; "" if they are."""
     if one.identifies and not reads_ids:
         return f"is the id of the {side}s"
-    if one.sequence or one.beside:
+    if one.sequence or one.added_to:
         return "is a history"
     if not one.rows:
         return "has no embedding of each value, as numbers without buckets and vectors have none"

@@ -12,8 +12,8 @@ from torch import Tensor
 from twotower.arrays.types import F32, F64, Doubles, Ints, Shaped
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, TrainingError
-from twotower.model.decayed_means import reach
 from twotower.model.pooling import resolve
+from twotower.model.pooling.decay import reach
 from twotower.model.pooling.pooling import Pooling
 from twotower.model.two_tower import ModelConfig
 from twotower.train.starts.ease import leading, scaled_values

@@ -22,7 +22,7 @@ from torch import Tensor, distributed, nn
 from twotower.arrays.types import F32, Shaped
 from twotower.distributed import DistributedContext
 from twotower.errors import ConfigError
-from twotower.model.inputs.tower_inputs import Inputs
+from twotower.model.inputs.code_layout import Inputs
 from twotower.model.tables import Table, named_tables
 from twotower.model.two_tower import TwoTower
 from twotower.train.recipe import Recipe

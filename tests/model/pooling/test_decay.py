@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_worlds import bag_of, pair_of, pool
+from model_worlds import bag_of, pool
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from worlds import CHECKERBOARD_SCHEMA, ID_FEATURES, checkerboard
@@ -29,14 +29,11 @@ from twotower.features.categorical import Categorical
 from twotower.features.multi_hot import MultiHot
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
-from twotower.model.decayed_means import inverse_weight_sum, reach
 from twotower.model.inputs.bag import Bag
-from twotower.model.inputs.padded import Padded
-from twotower.model.inputs.prefixes import SCAN_CHUNK, Prefixes
+from twotower.model.inputs.code_layout import SCAN_CHUNK, Inputs, Padded, Prefixes
 from twotower.model.inputs.side_tensors import SideTensors
-from twotower.model.inputs.tower_inputs import Inputs
 from twotower.model.pooling import POOLINGS
-from twotower.model.pooling.decay import Decay
+from twotower.model.pooling.decay import Decay, inverse_weight_sum, reach
 from twotower.model.pooling.mean import Mean
 from twotower.model.two_tower import ModelConfig, TwoTower
 from twotower.onnx.builder import GraphBuilder
@@ -124,7 +121,7 @@ def pooled(
         for k, rate in enumerate(rates):
             weights = [1.0 if age == 0 else rate**age for age in range(len(codes))]
             n = len(codes)
-            divisor = {"decay": sum(weights), "mean": n, "sqrt": n**0.5, "sum": 1}[pooling]
+            divisor = {"decay": sum(weights), "mean": n, "sqrt": n**0.5, "sum": 1, "power": n**0.35}[pooling]
             for weight, code in zip(weights, reversed(codes), strict=True):
                 value[r, k] += weight / divisor * x[code]
                 gradient[code] += weight / divisor * g[r, k]
@@ -184,17 +181,6 @@ def test_every_moment_of_a_history_is_pooled_like_a_loop_over_what_was_known(poo
         assert_pools_like_a_loop(bag, rows, pooling)
 
 
-@pytest.mark.parametrize(
-    "length", [0, 1, SCAN_CHUNK - 1, SCAN_CHUNK, SCAN_CHUNK + 1, 2 * SCAN_CHUNK, 2 * SCAN_CHUNK + 1, 100]
-)
-def test_a_single_moment_at_the_border_of_a_chunk(length: int) -> None:
-    data = world([(3, i, i % 3 > 0, i, TRAIN) for i in range(length + 1)])
-    feature = sequences(data)[0]
-    rows = known(data, feature, [length])
-    assert len(rows[0]) == length
-    assert_pools_like_a_loop(bag_of(before(data, np.array([length])), feature.name), rows, "decay")
-
-
 def test_what_float32_rounds_away_is_not_read() -> None:
     """Rows of interactions older than the reach are not finite, so that a product with one of them would show."""
     rates = (0.0, 0.1, 0.3)
@@ -241,7 +227,7 @@ def test_a_plain_mean_reads_all(rates: tuple[float, ...]) -> None:
     assert reach(rates) is None
 
 
-@pytest.mark.parametrize("pooling", ["decay", "mean", "sqrt", "sum"])
+@pytest.mark.parametrize("pooling", ["decay", "mean", "sqrt", "sum", "power"])
 def test_whole_sequences_and_padded_ones_are_pooled_like_the_same_loop(pooling: str) -> None:
     data = long_world()
     rows = np.array([0, 4, 1, 7, 0, 11])
@@ -303,17 +289,6 @@ def test_memory_grows_with_the_interactions_of_a_batch_not_with_their_square(chu
     assert largest.n <= n * SCAN_CHUNK * 2 * width < n * n
 
 
-def test_the_latest_interaction_alone_is_rate_zero_and_the_plain_mean_is_rate_one() -> None:
-    data = long_world()
-    picked = np.flatnonzero((data.parts == TRAIN) & (data.pairs.user == 0))
-    bag, table = before(data, picked).bags["seen"], table_for(data)
-    assert isinstance(bag, Prefixes)
-    both = pool(table, bag, Decay(rates=(0.0, 1.0))).view(len(picked), 2, 3)
-    torch.testing.assert_close(both[:, 1], pool(table, bag, Mean()), atol=1e-5, rtol=1e-4)
-    for row, codes in zip(both[:, 0], known(data, sequences(data)[0], picked.tolist()), strict=True):
-        torch.testing.assert_close(row, table[codes[-1]] if codes else torch.zeros(3))
-
-
 # ---- nothing of what came later
 
 
@@ -355,14 +330,6 @@ def test_what_comes_later_or_is_held_out_changes_no_state_and_what_came_before_d
         one = data_of.draw(st.sampled_from(past))
         without = states([other(r) if i == one else r for i, r in enumerate(rows)])
         assert not any(torch.equal(start[n], without[n]) for n in start)
-
-
-def test_with_one_time_for_all_the_tables_order_is_the_order_of_time() -> None:
-    data = world([(0, i, i % 2 == 0, 7, TRAIN) for i in range(9)])
-    bag = before(data, np.arange(9)).bags["liked"]
-    assert isinstance(bag, Prefixes)
-    assert bag.length.tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4]
-    assert data.timeline.values.tolist() == list(range(10))
 
 
 def test_the_timeline_is_every_users_training_interactions_oldest_first() -> None:
@@ -409,13 +376,6 @@ def test_a_users_vector_at_a_moment_is_the_one_it_has_where_nothing_came_after(o
             )
             then = SideTensors(past.users, past.encoders.fields("user")).take(data.pairs.user[[i]].astype(np.int64))
             torch.testing.assert_close(model.user_vectors(then)[0], vector, atol=2e-5, rtol=1e-4)
-
-
-def test_a_decaying_history_is_as_wide_as_its_rates_and_each_is_a_piece() -> None:
-    embeddings = pair_of(model_of(base())).user.embeddings
-    width = dict(zip([f.name for f in embeddings.fields], embeddings.widths, strict=True))
-    assert width == {"user_id": 4, "name": 4, "hobbies": 4, "seen": 16, "liked": 16, "disliked": 16}
-    assert embeddings.pieces == [4] * (3 + 3 * len(RATES))
 
 
 # ---- batches

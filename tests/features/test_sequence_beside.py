@@ -19,7 +19,7 @@ from twotower.data.dataset import build_dataset
 from twotower.data.tables import check
 from twotower.diagnostics import diagnose
 from twotower.features.categorical import Categorical
-from twotower.features.pooling_spec import PoolingSpec
+from twotower.features.field import PoolingSpec
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.model.inputs.side_tensors import SideTensors
@@ -98,12 +98,12 @@ def test_the_exported_tower_gives_what_the_model_gives(pooling: str, tmp_path: P
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"beside": ("brnds",)}, "has 'brnds' beside it, which is no other sequence of the users; did you mean 'brands'? (found: brands)"),
+        ({"beside": ("brnds",)}, "names 'brnds', which is no other sequence of the users; did you mean 'brands'? (found: brands)"),
         ({"beside": ("history",)}, "which is no other sequence of the users"),
         ({"beside": ("city",)}, "which is no other sequence of the users"),
-        ({"beside": ("brands", "brands")}, "has 'brands' beside it twice; name it once"),
-        ({"max_length": 3}, "whose max_length is 0 and not 3; give both the same interactions"),
-        ({"interactions": "positive"}, "whose interactions is 'all' and not 'positive'"),
+        ({"beside": ("brands", "brands")}, "names 'brands' twice; name it once"),
+        ({"max_length": 3}, "whose max_length is 0, not 3; give both the same interactions"),
+        ({"interactions": "positive"}, "whose interactions is 'all', not 'positive'"),
         ({"width": 8}, "of width 0 and not 8; give both the same width"),
     ],
 )  # fmt: skip
@@ -117,8 +117,8 @@ def test_sequences_that_cannot_stand_beside_are_refused(changed: dict[str, Any],
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (Sequence(name="more", side="user", beside=("brands",)), "which stands beside 'history' already"),
-        (Sequence(name="more", side="user", beside=("history",)), "which has sequences beside it of its own"),
+        (Sequence(name="more", side="user", beside=("brands",)), "which is added to 'history' already"),
+        (Sequence(name="more", side="user", beside=("history",)), "which has a beside of its own"),
     ],
 )
 def test_a_sequence_stands_beside_one_other(more: Sequence, words: str) -> None:
@@ -130,7 +130,7 @@ def test_a_sequence_stands_beside_one_other(more: Sequence, words: str) -> None:
 def test_a_pooling_of_a_sequence_beside_another_is_refused() -> None:
     brands = Sequence(name="brands", side="user", feature="brand", pooling=PoolingSpec(kind="sum"))
     host = Sequence(name="history", side="user", beside=("brands",))
-    with pytest.raises(ValidationError, match="not pooled on its own; leave out the pooling of 'brands'"):
+    with pytest.raises(ValidationError, match="which is pooled with 'history'; leave out the pooling of 'brands'"):
         Schema.model_validate(
             EVERYTHING_SCHEMA.model_dump() | {"features": [*EVERYTHING_SCHEMA.features, brands, host]}
         )
