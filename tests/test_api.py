@@ -31,7 +31,7 @@ from twotower.evaluation.factors import Scorer
 from twotower.features.events import EventRule
 from twotower.features.numeric import Numeric
 from twotower.reports import html
-from twotower.retrieval.explanation import stored_history
+from twotower.retrieval.retriever import stored_history
 from twotower.runs import Run
 from twotower.train.progress import Callback, EpochRecord
 

@@ -252,11 +252,7 @@ def test_fault_C10_vectors_without_a_direction_are_refused_and_counted(kind: str
     in_order(found, scores)
     assert not np.isnan(scores).any()
     assert not np.isin(found, rows[refused]).any()
-    same(
-        (found, scores),
-        naive(np.delete(vectors, refused, 0), np.delete(rows, refused), users(3), N),
-        kind == "exact",
-    )
+    same((found, scores), naive(np.delete(vectors, refused, 0), np.delete(rows, refused), users(3), N), kind == "exact")
     index.update(rows[[4]], vectors[[7]])
     index.update(rows[[8]], vectors[[5]])
     assert rows[4] in index.search(users(3), N)[0]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,9 @@ from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
 from twotower.index import INDEXES
 from twotower.index.approximate import ApproximateIndex
-from twotower.retrieval.batches import embed_batch, recommend_batch
+from twotower.retrieval.batches import embed_batch, recommend_batch, with_seconds
 from twotower.retrieval.request import Answer, Request, UnknownId
 from twotower.retrieval.retriever import Retriever
-from twotower.retrieval.user_batch import with_seconds
 from twotower.runs import Run
 
 KINDS = [kind.kind for kind in (*INDEXES, Lsh)]
@@ -321,14 +318,3 @@ def test_bad_input_is_one_line(retriever: Retriever, name: str) -> None:
     with pytest.raises((DataError, ConfigError), match=message) as e:
         recommend_batch(retriever, table, **options)
     assert "\n" not in str(e.value)
-
-
-def test_batches_need_no_torch(store: Path) -> None:
-    code = (
-        "import sys; import polars as pl; from twotower.retrieval.batches import recommend_batch\n"
-        "from twotower.retrieval.retriever import current_retriever\n"
-        f"frame = recommend_batch(current_retriever({str(store)!r}), pl.DataFrame({{'uid': ['u1', 'u2']}}), 3, 2)\n"
-        "assert frame.height == 6 and 'torch' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

@@ -15,9 +15,8 @@ from worlds import settings
 import twotower
 from twotower.features.schema import Schema
 from twotower.retrieval.event import Event
-from twotower.retrieval.explanation import explain
 from twotower.retrieval.request import Request
-from twotower.retrieval.retriever import Retriever
+from twotower.retrieval.retriever import Retriever, explain
 
 DAY = 86_400
 NOW = int(time.time())

@@ -27,11 +27,11 @@ from twotower import api, files
 from twotower.cli.app import run_command
 from twotower.data.readers import columns_and_rows
 from twotower.errors import ConfigError, DataError, RunError
-from twotower.files import locks
 from twotower.files.object_stores import ObjectClient
 from twotower.files.urls import Url
+from twotower.retrieval import SHARD_USERS
 from twotower.retrieval.batches import recommend_batch
-from twotower.retrieval.recommendation_files import LIST_FILE, SHARD_USERS
+from twotower.retrieval.recommendation_job import LIST_FILE
 from twotower.retrieval.retriever import Retriever
 from twotower.store.bundle import remove_bundle
 
@@ -349,20 +349,6 @@ def killed_at(where: str, store: Path, table: Path, out: Path) -> int:
     code = process.wait()
     assert code in (0, -signal.SIGKILL), said
     return code
-
-
-def test_a_folder_into_which_another_call_writes_is_refused(
-    store: Path, table: Path, whole: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    with (
-        locks.lock(out / "_lock"),
-        pytest.raises(RunError, match=r"another process is running \(pid \? on \?\); let it end, or stop it"),
-    ):
-        job(store, table, out)
-    job(store, table, out)
-    same(out, whole)
 
 
 def gone_on(where: str, store: Path, table: Path, whole: Path, out: Path) -> bool:

@@ -1,4 +1,5 @@
-"""Recent events of users that a bundle's histories hold already: the log of a bundle that is made while a service runs has them."""
+"""Recent events of users that a bundle's histories already contain: a bundle made while a service runs has them in its
+log."""
 
 from __future__ import annotations
 
@@ -17,36 +18,39 @@ from twotower.data.times import MICROSECONDS
 from twotower.retrieval.event import Event
 
 CLOCK_TOLERANCE = 60 * MICROSECONDS
-"""Microseconds by which the times of one event may differ: a service gives one without a time that of its call."""
+"""Microseconds by which two times of an event may differ: a service gives an event without a time the time of its
+call."""
 COARSEST_TIMES = 86_400 * MICROSECONDS
-"""Greatest unit of a log's times: days."""
+"""Largest unit of a log's times: days."""
 SAMPLED_TIMES = 4_096
 """Times of the log, evenly spaced, whose greatest common divisor is their unit."""
 _Stored = tuple[int, bool]
-"""Time of an interaction in microseconds, and whether it was liked."""
+"""Time of an interaction in microseconds, and True if it was liked."""
 
 
 class StoredEvents:
-    """Finds the events of a user that the stored histories do not hold."""
+    """Finds the events of a user that are not in the stored histories."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
         self.has_times = dataset.times is not None and dataset.schema.time_unit != "order"
-        """True if the log says when its interactions were."""
+        """True if the log has times of interactions."""
 
     @cached_property
     def unit(self) -> int:
-        """The unit of the log's times in microseconds: those of a log of dates are whole days."""
+        """Unit of the log's times in microseconds; for a log of dates, a day."""
         times = self._dataset.times
         assert times is not None
         found = int(np.gcd.reduce(times[:: max(1, len(times) // SAMPLED_TIMES)].astype(np.int64)))
         return min(found, COARSEST_TIMES) or 1
 
     def missing(self, user: UserRow, events: Sequence[Event], items: Sequence[int]) -> list[Event]:
-        """Return those events, of the item rows `items`, that the stored histories do not hold. Each interaction stands for one event
-        of its item, rather for one that is liked as it is, whose time is its own within the unit of the log's times and
-        CLOCK_TOLERANCE. Where the log keeps the last interaction of a pair alone, it stands for all events before it. An event
-        without a time is missing, and so is each of a log without times."""
+        """Return the events, of the item rows `items`, that are not in the stored histories.
+
+        Each stored interaction matches one event of its item: times agree within the unit of the log's times and
+        CLOCK_TOLERANCE, and an event with the same `liked` matches first. If the log keeps only the last interaction of
+        a user with an item, it matches all events before it. An event without a time is missing, and so is every event
+        if the log has no times."""
         if not self.has_times:
             return [*events]
         timed = [place for place, event in enumerate(events) if event.time is not None]
@@ -65,8 +69,8 @@ class StoredEvents:
         return [event for place, event in enumerate(events) if place in missing]
 
     def _take(self, of_item: list[_Stored], event: Event, slack: int, alike: bool) -> bool:
-        """Remove the first interaction whose time is an event's, within the unit of the log's times and `slack`, one that is liked as it is if
-        `alike`; return False if none is."""
+        """Remove the first interaction at an event's time, within the log's unit and `slack`, with the same `liked` if
+        `alike`. Return False if no interaction matches."""
         when = _time(event)
         place = bisect_left(of_item, (when - self.unit - slack + 1, False))
         while place < len(of_item) and of_item[place][0] <= when + slack:
@@ -77,16 +81,17 @@ class StoredEvents:
         return False
 
     def _is_replaced(self, of_item: list[_Stored], event: Event) -> bool:
-        """Return True if an interaction with the item of an event is that event, or a later one."""
+        """Return True if an interaction with the item of an event is the event or a later one."""
         when = _time(event)
         return any(when <= at or (liked == event.liked and self._agree(when, at)) for at, liked in of_item)
 
     def _agree(self, when: int, at: int) -> bool:
-        """Return True if an event may be an interaction of the log by their times."""
+        """Return True if the times of an event and an interaction agree."""
         return at - CLOCK_TOLERANCE <= when < at + self.unit + CLOCK_TOLERANCE
 
     def _stored(self, user: UserRow, items: Sequence[int], between: tuple[int, int] | None) -> dict[int, list[_Stored]]:
-        """Return a user's interactions that histories hold with some items, between two times, by item row, oldest first."""
+        """Return a user's interactions in the histories with some items, between two times, by item row, oldest
+        first."""
         data, found = self._dataset, defaultdict[int, list[_Stored]](list)
         seen, known = data.interacted_items, np.array([row for row in items if row >= 0], np.int64)
         assert seen.source is not None

@@ -1,4 +1,4 @@
-"""Files of FAISS indexes: reading within limits, the structure of what was read, and the check of a file in a child process."""
+"""Files of FAISS indexes: reading within limits, check of the structure, check of a file in a child process."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import numpy as np
 
 from twotower import limited_process
 from twotower.errors import RunError
-from twotower.index.faiss.engine import FaissEngine
-from twotower.index.faiss.setup import faiss
+from twotower.index.faiss.setup import FaissEngine, faiss
 
 FILE_ARRAY_MAX_BYTES = 1 << 40
 FILE_LOOP_MAX_ITEMS = 1 << 31
@@ -36,7 +35,7 @@ def read_faiss(path: Path, mmap: bool = True) -> FaissEngine:
 
 
 VERIFY_FUNCTION = "twotower.index.faiss.engine_file:load_and_search"
-"""Function that a child process runs to verify a file."""
+"""Function that the child process runs."""
 
 
 def load_and_search(path: Path) -> str:
@@ -49,36 +48,21 @@ def load_and_search(path: Path) -> str:
     return ""
 
 
-def verify_file(
-    path: Path, *, timeout: float = 120.0, memory: int | None = None, function: str = VERIFY_FUNCTION
-) -> None:
+def verify_file(path: Path, *, timeout: float = 120.0, function: str = VERIFY_FUNCTION) -> None:
     """Load and search a FAISS file in a child process. Raises RunError if that process fails, dies or exceeds a limit.
 
-    `timeout` in seconds; `memory` in bytes of address space, by default 2 GiB and four times the file; `function` as
-    "module:name".
+    `timeout` in seconds; `function` as "module:name". The address space is limited to 2 GiB and four times the file.
     """
-    error = verify_files([path], timeout=timeout, memory=memory, function=function)[path]
+    if not path.is_file():
+        raise RunError(f"{path}: no such file")
+    memory = (2 << 30) + 4 * path.stat().st_size
+    error = limited_process.run_limited(function, [path], timeout=timeout, memory=memory)[path].error
     if error:
-        raise RunError(error)
-
-
-def verify_files(
-    paths: list[Path], *, timeout: float = 120.0, memory: int | None = None, function: str = VERIFY_FUNCTION
-) -> dict[Path, str]:
-    """Return the error of each file, an empty string for a sound one."""
-    errors = {path: f"{path}: no such file" for path in paths if not path.is_file()}
-    rest = [path for path in paths if path not in errors]
-    largest = max((path.stat().st_size for path in rest), default=0)
-    for path, seen in limited_process.run_limited(
-        function, rest, timeout=timeout, memory=memory or (2 << 30) + 4 * largest
-    ).items():
-        ours = not seen.error or str(path) in seen.error
-        errors[path] = seen.error if ours else f"{path}: not a usable FAISS index ({seen.error})"
-    return errors
+        raise RunError(error if str(path) in error else f"{path}: not a usable FAISS index ({error})")
 
 
 def find_damage(index: FaissEngine) -> str:
-    """Name the part of a loaded index that would make a search read outside its memory; an empty string if none."""
+    """Return the part of a loaded index that would make a search read outside its memory, an empty string for none."""
     engine = faiss().downcast_index(index)
     if not engine.is_trained or engine.d < 1 or engine.ntotal < 0:
         return "not trained"

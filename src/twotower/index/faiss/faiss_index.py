@@ -1,7 +1,7 @@
 """Approximate search with FAISS.
 
-FAISS ids are positions of the vector store. Removed positions stay in FAISS and are hidden by a selector; when the store
-is compacted, the FAISS index is rebuilt.
+FAISS ids are positions of the vector store. A selector hides removed positions; when the store is compacted, the FAISS
+index is rebuilt.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from twotower.arrays.types import Array, Rows, Shaped, Vectors
 from twotower.errors import RunError
 from twotower.files import layout
 from twotower.index.approximate import ApproximateIndex, Effort
-from twotower.index.faiss.engine import FaissEngine, SearchParameters, Selector
 from twotower.index.faiss.engine_file import read_faiss, verify_file
-from twotower.index.faiss.setup import faiss, faiss_settings
+from twotower.index.faiss.setup import FaissEngine, SearchParameters, Selector, faiss, faiss_settings
 from twotower.index.protocol import IndexConfig
 from twotower.index.top_k import SearchScope, TopK
 from twotower.index.vector_store import Similarity
 
 FAISS_MIN_VECTORS = 256
-"""Smallest index that FAISS searches; with fewer vectors search is exact, since centroids cannot be learned."""
+"""Smallest number of vectors that FAISS searches; fewer are too few for centroids, so search is exact."""
 
 
 class FaissIndex(ApproximateIndex):
@@ -48,8 +47,9 @@ class FaissIndex(ApproximateIndex):
 
     @abstractmethod
     def _faiss_params(self, factor: int, fetch: int, selector: Selector | None) -> SearchParameters:
-        """Return FAISS search parameters: `search_params` times `factor`, for `fetch` candidates, of which `selector` rejects those that are banned: a graph
-        has them in its queue all the same."""
+        """Return FAISS search parameters: `search_params` times `factor`, for `fetch` candidates and a `selector`.
+
+        `fetch` includes the positions that the selector rejects: a graph has them in its queue."""
 
     # Changes
 
@@ -68,7 +68,7 @@ class FaissIndex(ApproximateIndex):
                 self._engine, kept = self._new_engine(vectors), 0
                 self._mapped = False
             elif self._mapped and kept < size:
-                # FAISS aborts the process where a mapped index is added to.
+                # FAISS aborts the process if vectors are added to a mapped index.
                 self._engine, self._mapped = faiss().deserialize_index(faiss().serialize_index(self._engine)), False
             for start in range(kept, size, 1 << 18):
                 self._engine.add(self._engine_vectors(vectors[start : start + (1 << 18)]))
@@ -80,14 +80,9 @@ class FaissIndex(ApproximateIndex):
         return self._engine is None or few or super()._prefers_exact(k, scope)
 
     def _search_candidates(
-        self,
-        queries: Shaped[Vectors, "B D"],
-        k: int,
-        scope: SearchScope,
-        effort: Effort,
-        todo: Shaped[Rows, "b"],
+        self, queries: Shaped[Vectors, "B D"], k: int, scope: SearchScope, effort: Effort, todo: Shaped[Rows, "b"],
         top: TopK,
-    ) -> Shaped[Rows, "_"]:
+    ) -> Shaped[Rows, "_"]:  # fmt: skip
         assert self._engine is not None
         banned, single = scope.banned, len(todo) == 1
         bits = self._permitted(scope.only, banned[todo[0]] if banned is not None and single else None)
@@ -106,7 +101,7 @@ class FaissIndex(ApproximateIndex):
         return self._rescore_blocks(queries, k, rest, fetch, todo, top, find)
 
     def _permitted(self, only: Shaped[Rows, "_"] | None, banned: Shaped[Rows, "_"] | None) -> Shaped[Array, "_"] | None:
-        """Return a bit for each position, set where a search may find it; None for all positions."""
+        """Return a bit for each position, set if a search may return it. None: all positions."""
         rows = self._store.rows
         if self._alive_bits is None:
             self._alive_bits = np.packbits(rows >= 0, bitorder="little")

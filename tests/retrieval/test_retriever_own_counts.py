@@ -28,7 +28,7 @@ from twotower.index.faiss.hnsw import Hnsw
 from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.retrieval.catalogue import Catalogue
 from twotower.retrieval.event import Event
-from twotower.retrieval.own_counts import OwnCountWeights
+from twotower.retrieval.loaded_bundle import OwnCountWeights
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
