@@ -641,18 +641,10 @@ def test_files_are_named_one_by_one_by_a_folder_or_by_a_pattern(
     shutil.copytree(table, tmp_path / "deep" / "one")
     again(run, str(tmp_path / "deep" / "*" / "*.parquet"), tmp_path / "three")
     assert len(EmbeddingsFolder(tmp_path / "three")) == 380
-    (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "notes.md").touch()
-    for source, message in (
-        (tmp_path / "empty", "no file found"),
-        (f"{tmp_path}/*.nothing", "no file found"),
-        (tmp_path / "deep", r"found the folder one in it; name all files, as in '.*/deep/\*/\*.parquet'"),
-        (tmp_path / "odd", "found a '.md' file"),
-        (tmp_path / "gone", "no such file"),
-    ):
-        with pytest.raises(DataError, match=message):
-            again(run, source, tmp_path / "none")
+    with pytest.raises(DataError, match="found a '.md' file"):
+        again(run, tmp_path / "odd", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 

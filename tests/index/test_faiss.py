@@ -20,7 +20,7 @@ from twotower import limited_process
 from twotower.errors import RunError, TwoTowerError
 from twotower.index import INDEXES, Index, Similarity, build_index, load_index
 from twotower.index.faiss import setup
-from twotower.index.faiss.engine_file import VERIFY_FUNCTION, read_faiss, verify_file
+from twotower.index.faiss.faiss_index import VERIFY_FUNCTION, read_faiss, verify_file
 from twotower.index.faiss.setup import BLAS_MIN_QUERIES, choose_coretype, faiss
 from twotower.index.protocol import IndexConfig
 

@@ -426,7 +426,8 @@ def test_index_folders_that_say_something_else_are_refused(shared: Server, prefi
     file = tmp_path / "index" / "index.json"
     good = json.loads(file.read_text())
     for name, value in [("uri", 3), ("collection", ""), ("type", "IVF_PQ"), ("width", 0), ("n", 39), ("nlist", None),
-                        ("search_params", 3), ("max_norm", -1), ("params", {"nlist": 3}), ("rejected", ["a"])]:  # fmt: skip
+                        ("search_params", 3), ("max_norm", -1), ("params", {"nlist": 3}),
+                         ("rejected", ["a"])]:  # fmt: skip
         file.write_text(json.dumps(good | {name: value}))
         with pytest.raises(RunError, match="not a usable index"):
             load_index(tmp_path / "index")
@@ -819,7 +820,8 @@ def test_a_filter_that_leaves_out_the_best_costs_a_few_exchanges_and_no_scan() -
             asked.append(k)
             return [[{"row": int(r), "entity": {"vector": unit[r]}} for r in best[:k]] for _ in queries]
 
-    index._cached_connection, index.collection, index._is_remote, index._saved = Server(), "c", True, True  # type: ignore[assignment]
+    index._cached_connection = Server()  # type: ignore[assignment]
+    index.collection, index._is_remote, index._saved = "c", True, True
     allowed = np.sort(best[400:])
     rows, _ = index.search(unit[:1], 10, allowed=allowed)
     assert rows[0].tolist() == best[400:410].tolist()

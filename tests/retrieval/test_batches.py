@@ -296,7 +296,7 @@ def test_unknown_users_get_popular_items_are_left_out_or_end_the_call(retriever:
 
 
 BAD: dict[str, tuple[pl.DataFrame, dict[str, Any], str]] = {
-    "no ids": (pl.DataFrame({"uidd": ["u1"]}), {}, "no column 'uid'; did you mean 'uidd'.*in a column 'uid' or 'user_id'"),
+    "no ids": (pl.DataFrame({"uidd": ["u1"]}), {}, "no column 'uid'; did you mean 'uidd'.*column 'uid' or 'user_id'"),
     "null id": (pl.DataFrame({"uid": ["u1", None]}), {}, "column 'uid' has 1 missing ids"),
     "lists": (pl.DataFrame({"uid": [["u1"]]}), {}, "column 'uid' holds List"),
     "k": (TABLE, {"k": 0}, "k is 0, expected 1 to 10,000"),
@@ -305,7 +305,7 @@ BAD: dict[str, tuple[pl.DataFrame, dict[str, Any], str]] = {
     "where": (TABLE, {"where": {"brnd": "x"}}, "no column 'brnd'; did you mean 'brand'"),
     "ban": (TABLE, {"ban": "i1"}, "expected a list of item ids"),
     "unknown": (TABLE, {"unknown": "guess"}, "`unknown` is 'guess', expected popular, drop, error"),
-    "history": (TABLE.with_columns(history=pl.lit("i1")), {"method": 2}, "column 'history' holds String, expected lists"),
+    "history": (TABLE.with_columns(history=pl.lit("i1")), {"method": 2}, "'history' holds String, expected lists"),
     "event": (TABLE.with_columns(events=[None, "i1"]), {"method": 2}, "user 'u1': request: a history holds None"),
     "feature": (TABLE.with_columns(age=pl.lit("old")), {"method": 2}, "user 'u1': request: feature 'age' is 'old'"),
     "vector": (TABLE.with_columns(age=1e35), {"method": 2}, "user 'u1': the user tower's vector is not finite"),

@@ -42,7 +42,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     schema = Schema.model_validate(
         {
-            "time": "at", "event": "what", "events": {"buy": 1, "*": "ignored"}, "duplicates": "keep", "features": FEATURES,
+            "time": "at", "event": "what", "events": {"buy": 1, "*": "ignored"}, "duplicates": "keep",
+            "features": FEATURES,
         }
     )  # fmt: skip
     config = settings(split={"kind": "time"}, loss={"kind": "softmax"}, negatives={"full": True}, train={"epochs": 2})

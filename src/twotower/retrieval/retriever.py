@@ -22,7 +22,6 @@ import polars as pl
 from twotower.arrays.types import Floats, ItemId, UserId, UserRow
 from twotower.data.own_items import OwnItems
 from twotower.data.readers import TableLike
-from twotower.data.splits import TEST, TRAIN
 from twotower.errors import DataError, RunError
 from twotower.escaping import representation
 from twotower.features.schema import Schema
@@ -47,7 +46,7 @@ from twotower.retrieval.request import (
     checked_k,
     text_request,
 )
-from twotower.retrieval.stored_events import StoredEvents
+from twotower.retrieval.stored_events import StoredEvents, history_rows
 from twotower.retrieval.user_inputs import UserInputs
 from twotower.store.bundle import Bundle
 from twotower.store.store import Store
@@ -326,16 +325,8 @@ class HistoryItem(NamedTuple):
 
 def stored_history(retriever: Retriever, user_id: str, n: int) -> list[HistoryItem]:
     """Return the last `n` interactions of a user, oldest first, without the test part. Raises UnknownId."""
-    row, data = _user_row(retriever, user_id), retriever.dataset
-    seen = data.interacted_items
-    assert seen.source is not None
-    indices = seen.source[seen.offsets[row] : seen.offsets[row + 1]]
-    parts = data.parts[indices]
-    indices = indices[parts != TEST] if data.time_ordered else indices[parts == TRAIN]
-    if data.times is not None:
-        indices = indices[np.argsort(data.times[indices], kind="stable")]
-    indices = indices[max(0, len(indices) - n) :]
-    pairs = data.pairs.take(indices)
+    rows = history_rows(retriever.dataset, _user_row(retriever, user_id))
+    pairs = retriever.dataset.pairs.take(rows[max(0, len(rows) - n) :])
     liked, items = list[bool | None](pairs.positive.tolist()), pairs.item.tolist()
     if pairs.weight is not None:
         liked = [x if w else None for x, w in zip(liked, pairs.weight.tolist(), strict=True)]

@@ -93,19 +93,26 @@ class StoredEvents:
         """Return a user's interactions in the histories with some items, between two times, by item row, oldest
         first."""
         data, found = self._dataset, defaultdict[int, list[_Stored]](list)
-        seen, known = data.interacted_items, np.array([row for row in items if row >= 0], np.int64)
-        assert seen.source is not None
+        known, rows = np.array([row for row in items if row >= 0], np.int64), history_rows(data, user)
         assert data.times is not None
-        rows: Ints = seen.source[seen.offsets[user] : seen.offsets[user + 1]]
         rows = rows[np.isin(data.pairs.item[rows], known)]
-        parts = data.parts[rows]
-        rows = rows[parts != TEST] if data.time_ordered else rows[parts == TRAIN]
-        rows = rows[np.argsort(data.times[rows], kind="stable")]
         if between is not None:
             rows = rows[(data.times[rows] >= between[0]) & (data.times[rows] <= between[1])]
         for item, at, liked in zip(data.pairs.item[rows], data.times[rows], data.pairs.positive[rows], strict=True):
             found[int(item)].append((int(at), bool(liked)))
         return found
+
+
+def history_rows(dataset: Dataset, user: UserRow) -> Ints:
+    """Return the interactions (n,) in a user's histories, oldest first.
+
+    In a split by time they are all but the test part, otherwise the training part."""
+    seen = dataset.interacted_items
+    assert seen.source is not None
+    rows: Ints = seen.source[seen.offsets[user] : seen.offsets[user + 1]]
+    parts = dataset.parts[rows]
+    rows = rows[parts != TEST] if dataset.time_ordered else rows[parts == TRAIN]
+    return rows if dataset.times is None else rows[np.argsort(dataset.times[rows], kind="stable")]
 
 
 def _time(event: Event) -> int:

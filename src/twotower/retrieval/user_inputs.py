@@ -224,10 +224,17 @@ class _Past(NamedTuple):
     """Microseconds since 1970; empty if the log has no times."""
 
     def where(self, kept: Bools | Ints) -> _Past:
-        return _Past(*(part[kept] if len(part) else part for part in self))
+        return _Past(
+            self.items[kept], self.codes[kept], self.types[kept] if len(self.types) else self.types,
+            self.times[kept] if len(self.times) else self.times,
+        )  # fmt: skip
 
     def followed_by(self, more: _Past) -> _Past:
-        return _Past(*map(np.concatenate, zip(self, more, strict=True)))
+        join = np.concatenate
+        return _Past(
+            join([self.items, more.items]), join([self.codes, more.codes]), join([self.types, more.types]),
+            join([self.times, more.times]),
+        )  # fmt: skip
 
     def mixed_with(self, more: _Past) -> _Past:
         """Return these interactions and `more`, sorted by time; at equal times these are first."""
