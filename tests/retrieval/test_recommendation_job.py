@@ -396,18 +396,6 @@ def test_ray_makes_the_bytes_that_this_process_makes(
 
 
 @pytest.mark.system
-def test_ray_goes_on_where_the_command_was_killed(
-    ray: None, store: Path, table: Path, whole: Path, tmp_path: Path
-) -> None:
-    assert killed_at("shard:4", store, table, tmp_path / "out") == -signal.SIGKILL
-    before = state(tmp_path / "out")
-    assert len(before) == 4
-    job(store, table, tmp_path / "out", engine="ray")
-    assert {name: s for name, s in state(tmp_path / "out").items() if name in before} == before
-    same(tmp_path / "out", whole)
-
-
-@pytest.mark.system
 def test_a_text_table_and_its_errors_are_the_same_by_ray(
     ray: None, store: Path, table: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -31,7 +31,7 @@ from twotower.onnx.inspection import INSPECT_SECONDS, InspectionLimits
 from twotower.onnx.tower import GateInfo
 from twotower.retrieval.batches import UnknownUsers, recommend_batch
 from twotower.retrieval.catalogue import Catalogue, Neighbours, Popularity
-from twotower.retrieval.event import Event
+from twotower.retrieval.event import Event, StoredEvents, history_rows
 from twotower.retrieval.filters import CatalogueFilters
 from twotower.retrieval.loaded_bundle import LoadedBundle, naming_damage
 from twotower.retrieval.request import (
@@ -46,7 +46,6 @@ from twotower.retrieval.request import (
     checked_k,
     text_request,
 )
-from twotower.retrieval.stored_events import StoredEvents, history_rows
 from twotower.retrieval.user_inputs import UserInputs
 from twotower.store.bundle import Bundle
 from twotower.store.store import Store

@@ -16,8 +16,7 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.features.schema import Schema
-from twotower.retrieval.event import Event
-from twotower.retrieval.stored_events import StoredEvents
+from twotower.retrieval.event import Event, StoredEvents
 
 Row = tuple[str, int, bool, str]
 """Item, seconds since 1970, label, and part of an interaction."""
