@@ -40,18 +40,11 @@ class ExactIndex:
     def __init__(self, options: IndexConfig, width: int, metric: Similarity) -> None:
         """Create an empty index of vectors of dimension `width`. Raises DataError."""
         self._store = VectorStore(width, metric)
-        self.options = options
+        self.options, self.kind, self.remote = options, options.kind, options.remote
         self.metric: Similarity = metric
+        self.width, self.model = width, ""
         self.search_params: dict[str, int] = {}
         self.threads = default_threads()
-
-    @property
-    def kind(self) -> str:
-        return self.options.kind
-
-    @property
-    def remote(self) -> bool:
-        return self.options.remote
 
     @property
     def rows(self) -> Shaped[Rows, "N"]:
@@ -60,14 +53,6 @@ class ExactIndex:
     @property
     def rejected(self) -> Shaped[Rows, "_"]:
         return self._store.rejected.copy()
-
-    @property
-    def width(self) -> int:
-        return self._store.width
-
-    @property
-    def model(self) -> str:
-        return ""
 
     def __len__(self) -> int:
         return len(self._store)

@@ -65,15 +65,11 @@ class MilvusIndex(ApproximateIndex):
         """Name of the collection; an empty string until it is created."""
         self.limits = MilvusLimits()
         self.connect_timeout = CONNECT_TIMEOUT
-        self._publication = publication
+        self.model, self._register = publication.model, publication.register
         self._nlist = 1
         self._is_remote = self._saved = False
         self._creation_lock = threading.Lock()
         self._cached_connection: MilvusConnection | None = None
-
-    @property
-    def model(self) -> str:
-        return self._publication.model
 
     @property
     def _connection(self) -> MilvusConnection:
@@ -145,8 +141,8 @@ class MilvusIndex(ApproximateIndex):
                 return
             options, params = self.options, self.options.params
             name = f"{options.prefix}_{datetime.now(UTC):%Y%m%dT%H%M%S}_{secrets.token_hex(4)}"
-            if self._publication.register is not None:
-                self._publication.register(self.kind, options.uri, name)
+            if self._register is not None:
+                self._register(self.kind, options.uri, name)
             self._norm_bound = 1.05 * self._store.max_norm
             self._connection.create_collection(name, self._engine_width, self._description)
             step = min(INSERT_ROWS, page_rows(self.width + 1))
@@ -279,7 +275,7 @@ class MilvusIndex(ApproximateIndex):
         if not facts.collection:
             raise ValueError("collection is empty")
         self._nlist, self.collection = max(1, facts.nlist), facts.collection
-        self._publication = Publication(facts.model)
+        self.model = facts.model
         self._is_remote = self._saved = True
 
     def load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:
