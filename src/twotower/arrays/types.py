@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "F32", "F64", "I32", "I64", "Array", "Bool", "Bools", "Codes", "Doubles", "Float", "Floats", "Int", "Ints", "ItemId",
-    "ItemRow", "Numbers", "Rows", "Shaped", "UserId", "UserRow", "Vectors", "WholeNumbers",
+    "F32", "F64", "I32", "I64", "Array", "Bool", "Bools", "Codes", "Doubles", "Float", "Floats", "Int", "Ints",
+    "ItemId", "ItemRow", "Numbers", "Rows", "Shaped", "UserId", "UserRow", "Vectors", "WholeNumbers",
 ]  # fmt: skip
 
 UserId = NewType("UserId", str)

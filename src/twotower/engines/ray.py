@@ -84,8 +84,8 @@ class RayEngine(JobEngine):
         self.processes = 1 if self._joins else self._threads
         if not self._joins and self._threads < 2:
             raise ConfigError(
-                "engine 'ray' shares work among the threads of this machine, and has 1: with one, whoever makes a shard "
-                "and whoever waits for it may wait for each other for ever; set `threads=2` or more, or choose "
+                "engine 'ray' shares work among the threads of this machine, and has 1: with one, whoever makes a "
+                "shard and whoever waits for it may wait for each other for ever; set `threads=2` or more, or choose "
                 "`engine='local'`"
             )
 
@@ -126,8 +126,8 @@ class RayEngine(JobEngine):
                     last = reported = now
                 elif (silent := now - last) >= self._timeout:
                     raise Unavailable(
-                        f"engine 'ray': no shard is finished within {silent:,.0f} seconds, with {_free_cpus()}; see that "
-                        "the cluster has free ones, or choose smaller shards (`shard_rows`), then call again to go on"
+                        f"engine 'ray': no shard is finished within {silent:,.0f} seconds, with {_free_cpus()}; see "
+                        "that the cluster has free ones, or choose smaller shards (`shard_rows`), then call again to go on"
                     )
                 elif now - reported >= REPORT:
                     reported = now
@@ -177,8 +177,8 @@ class RayEngine(JobEngine):
                 _start(local, lambda e: type(e) is Exception)  # raised if processes do not start
         except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as e:
             raise Unavailable(
-                f"engine 'ray': {self._where} does not answer ({first_line(e)}); start it, name another address, or set "
-                "RAY_AUTH_MODE=token where its hosts have a token"
+                f"engine 'ray': {self._where} does not answer ({first_line(e)}); start it, name another address, or "
+                "set RAY_AUTH_MODE=token where its hosts have a token"
             ) from e
         try:
             yield
@@ -285,8 +285,8 @@ def _result(ref: ObjectRef[Made]) -> Made:
         ray.exceptions.LocalRayletDiedError,
     ) as e:  # fmt: skip
         raise RunError(
-            f"engine 'ray': a shard is given up, after its process was lost {RETRIES + 1} times ({first_line(e)}); give "
-            "its hosts more memory or choose smaller shards (`shard_rows`), then call again to go on"
+            f"engine 'ray': a shard is given up, after its process was lost {RETRIES + 1} times ({first_line(e)}); "
+            "give its hosts more memory or choose smaller shards (`shard_rows`), then call again to go on"
         ) from e
     except ray.exceptions.UnserializableException as e:  # the text ends with the error of the task
         raise RunError(f"engine 'ray': a shard is given up, after an error ({str(e).splitlines()[-1]})") from e

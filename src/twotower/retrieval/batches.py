@@ -115,8 +115,8 @@ def read_columns(retriever: Retriever, names: Sequence[str], method: Method) -> 
     shown = f"{', '.join(names[:12])}{', …' if len(names) > 12 else ''}"
     if found is None:
         raise DataError(
-            f"users: no column '{key}'{did_you_mean(key, names)} (found: {shown or 'none'}); the ids of the users are in "
-            f"a column '{key}'{'' if key == USER_ID else f' or {USER_ID!r}'}"
+            f"users: no column '{key}'{did_you_mean(key, names)} (found: {shown or 'none'}); the ids of the users "
+            f"are in a column '{key}'{'' if key == USER_ID else f' or {USER_ID!r}'}"
         )
     if method == 1:
         return [found]
@@ -261,8 +261,10 @@ class BatchRecommender:
         detailed = users.is_detailed[places]
         plain = iter(own.of_users(users.rows[places[~detailed]]))
         return [
-            self._retriever.own_items(*users.details[place], self._method) if given else next(plain)  # type: ignore[misc]
-            for place, given in zip(places.tolist(), detailed.tolist(), strict=True)
+            next(plain)
+            if place not in users.details  # type: ignore[misc]
+            else self._retriever.own_items(*users.details[place], self._method)
+            for place in places.tolist()
         ]
 
 

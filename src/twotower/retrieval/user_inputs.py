@@ -264,7 +264,7 @@ class HistoryCodes:
     """(n,) microseconds since 1970 of each interaction. None: the log has no times, or only an order."""
 
     def read(self, request: Request, rows: RequestRows) -> tuple[Codes, list[str]]:
-        """Return the codes (n,), oldest first, and the ids of unknown items. Raises DataError for unknown event types."""
+        """Return the codes (n,), oldest first, and the ids of unknown items. Raises DataError for unknown types."""
         unknown: list[str] = []
         if request.history is not None:
             history = self.event_types.read(request.history)
