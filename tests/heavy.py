@@ -20,7 +20,6 @@ HEAVY = {
     "test_a_sequence_of_categories_finds_what_a_sequence_of_ids_does_not": r".*",
     "test_faiss_gets_its_kernels_when_it_is_loaded_and_nobody_else_does": r".*",
     "test_fault_F1_milvus_down_at_the_start_is_not_ready_and_comes_back": r".*",
-    "test_batches_need_no_torch": r".*",
     "test_fault_A4_a_child_that_dies_or_hangs_is_an_error": r".*",
     "test_no_torch_in_the_process": r".*",
     "test_fault_G4_the_soft_limit_of_open_files_is_raised": r".*",

@@ -31,7 +31,7 @@ from twotower.evaluation.factors import Scorer
 from twotower.features.numeric import Numeric
 from twotower.features.schema import EventRule
 from twotower.reports import pages
-from twotower.retrieval.explanation import stored_history
+from twotower.retrieval.retriever import stored_history
 from twotower.runs import Run
 from twotower.train.progress import Callback, EpochRecord
 

@@ -26,12 +26,10 @@ from twotower.features.categorical import Categorical
 from twotower.features.hour_of_day import HourOfDay
 from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.reports.compare import compare_runs
-from twotower.retrieval.batches import embed_batch, recommend_batch
-from twotower.retrieval.explanation import explain
+from twotower.retrieval.batches import embed_batch, embed_users, recommend_batch
 from twotower.retrieval.recommendation_job import recommend_users
 from twotower.retrieval.request import Request
-from twotower.retrieval.retriever import Retriever
-from twotower.retrieval.user_vectors import embed_users
+from twotower.retrieval.retriever import Retriever, explain
 from twotower.runs import Run
 
 

@@ -18,7 +18,7 @@ from benchmarks.lib.rounds import in_turns
 from benchmarks.lib.vectors import Clusters, tuned
 from twotower.arrays.types import Vectors
 from twotower.index import build_index
-from twotower.index.blas_threads import one_blas_thread
+from twotower.index.top_k import one_blas_thread
 from twotower.index.vector_store import Similarity
 
 DECLARED = declared(__file__)

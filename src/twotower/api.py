@@ -51,13 +51,11 @@ from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.publishing.publisher import publish
 from twotower.reports import pages
 from twotower.reports.progress import Progress
-from twotower.retrieval.batches import BLOCK_ITEMS, BLOCK_USERS, answer_frame
-from twotower.retrieval.catalogue import Catalogue
-from twotower.retrieval.popularity import Popularity
+from twotower.retrieval.batches import BLOCK_ITEMS, BLOCK_USERS, SOURCES, answer_frame
+from twotower.retrieval.catalogue import Catalogue, Popularity
 from twotower.retrieval.recommendation_job import recommend_users
 from twotower.retrieval.request import Answer, checked_k
 from twotower.retrieval.retriever import current_retriever
-from twotower.retrieval.user_batch import SOURCES
 from twotower.runs import Run, load
 from twotower.runs.evaluation import evaluate_run
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder

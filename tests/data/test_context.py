@@ -35,8 +35,8 @@ from twotower.features.numeric import Numeric
 from twotower.features.schema import Schema
 from twotower.features.text import Text
 from twotower.features.vector import Vector
-from twotower.retrieval.context_values import ContextValues
 from twotower.retrieval.request import Request
+from twotower.retrieval.user_inputs import ContextValues
 
 MOMENTS = (
     HourOfDay(name="local_hour", time_zone="Europe/Zurich"),

@@ -23,7 +23,7 @@ from twotower.evaluation.baselines import popularity_baseline
 from twotower.evaluation.config import EvaluationConfig
 from twotower.evaluation.ranking import evaluation_queries
 from twotower.features.schema import Schema
-from twotower.retrieval.popularity import Popularity
+from twotower.retrieval.catalogue import Popularity
 
 LOG = {"weight_scale": "log"}
 SCHEMA = EVERYTHING_SCHEMA.model_copy(

@@ -56,9 +56,8 @@ from twotower.features.side import SIDES
 from twotower.files import locks, resumable
 from twotower.model.inputs.side_tensors import SideTensors
 from twotower.model.pooling.decay import Decay
-from twotower.retrieval.explanation import stored_history, stored_items
 from twotower.retrieval.request import Request
-from twotower.retrieval.retriever import Retriever
+from twotower.retrieval.retriever import Retriever, stored_history, stored_items
 from twotower.runs import Run
 from twotower.store.store import Store
 from twotower.train.progress import Callback

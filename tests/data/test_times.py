@@ -34,7 +34,7 @@ from twotower.data.times import Times
 from twotower.errors import BundleError, ConfigError, DataError, RunError
 from twotower.features.schema import Schema
 from twotower.features.sequence import Sequence
-from twotower.retrieval.explanation import stored_history
+from twotower.retrieval.retriever import stored_history
 from twotower.store.bundle import Bundle
 
 LAST, TIME = SplitConfig(kind="last"), SplitConfig(kind="time", test=0.25, validation=0.34)

@@ -1,4 +1,4 @@
-"""Embedding by a cluster of Ray over several hosts, which share a bucket and nothing else: hosts and calls that are lost half-way."""
+"""Embedding by a cluster of Ray whose hosts share only a bucket: hosts and calls that are lost half-way."""
 
 from __future__ import annotations
 
@@ -168,8 +168,8 @@ def test_a_host_that_leaves_half_way_is_done_without(cluster: Cluster, world: Pa
 
 @pytest.mark.parametrize("how", ["cut-off", "switched-off"])
 def test_fault_C18_a_host_that_is_lost_half_way_is_done_without(how: str, cluster: Cluster, world: Path) -> None:
-    """All hosts stand still in their third shards. The call comes from the head, or from outside of the cluster. Ray itself repeats the
-    shards of the lost host, minutes later where no connection ends."""
+    """All hosts stand still in their third shards. The call comes from the head, or from outside of the cluster. Ray
+    itself repeats the shards of the lost host, minutes later where no connection ends."""
     *others, lost = cluster.workers
     stop_at(THIRD_SHARD, *cluster.workers)
     if how == "cut-off":
@@ -190,8 +190,8 @@ def test_fault_C18_a_host_that_is_lost_half_way_is_done_without(how: str, cluste
 
 
 def test_fault_C18_a_cluster_that_is_lost_is_one_sentence(cluster: Cluster, world: Path) -> None:
-    """The host of the head is switched off, with a call from outside, whose shards stand still, and one on a host of the cluster, which
-    waits for a CPU. What is made stays, for the next call."""
+    """The host of the head is switched off, with a call from outside, whose shards stand still, and one on a host of
+    the cluster, which waits for a CPU. What is made stays, for the next call."""
     stop_at(THIRD_SHARD, *cluster.workers)
     job = cluster.embed(cluster.caller, "lost", "ray://head:10001")
     for worker in cluster.workers:
@@ -205,7 +205,8 @@ def test_fault_C18_a_cluster_that_is_lost_is_one_sentence(cluster: Cluster, worl
         assert call.wait(600) == 2, call.said
         (line,) = (line for line in call.said.splitlines() if line.startswith("error: "))
         assert re.fullmatch(
-            rf"error: engine 'ray': {where} answers no more \(.*\); see that its hosts run and reach each other, then call again to go on",
+            rf"error: engine 'ray': {where} answers no more \(.*\); see that its hosts run and reach each other, "
+            "then call again to go on",
             line,
         )
         assert call.said.rstrip().endswith(line)

@@ -168,7 +168,7 @@ def read(of: Dataset, name: str, request: Request) -> list[int]:
     """The codes that a request gives a sequence."""
     users = {str(u): row for row, u in enumerate(of.users.ids.to_list())}
     items = {str(i): row for row, i in enumerate(of.items.ids.to_list())}
-    named = {event.item for event in request.told}
+    named = {event.item for event in request.all_events}
 
     class Rows:
         user = users.get(str(request.user_id))

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from vector_worlds import naive, same, users, world
 
-from twotower.index.blas_threads import one_blas_thread
 from twotower.index.exact import Exact, ExactIndex
-from twotower.index.top_k import exact_top_k
+from twotower.index.top_k import exact_top_k, one_blas_thread
 
 
 @pytest.mark.parametrize(("n", "b", "k"), [(5000, 3, 10), (70_001, 1, 100), (40_000, 300, 5), (9000, 2, 5000)])

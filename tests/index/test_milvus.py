@@ -28,14 +28,13 @@ from twotower.cli.app import run_command
 from twotower.config.toml import parse_config
 from twotower.errors import BundleError, ConfigError, DataError, RunError, Unavailable
 from twotower.index import build_index, load_index
-from twotower.index.deadline import deadline
 from twotower.index.exact import Exact
 from twotower.index.milvus.client import CHANNEL_OPTIONS, CollectionError, MilvusConnection
 from twotower.index.milvus.milvus import Milvus
 from twotower.index.milvus.milvus_index import MilvusIndex, MilvusLimits
-from twotower.retrieval.explanation import explain, stored_items
+from twotower.index.protocol import deadline
 from twotower.retrieval.request import Request
-from twotower.retrieval.retriever import Retriever
+from twotower.retrieval.retriever import Retriever, explain, stored_items
 from twotower.runs import Run
 from twotower.serve import schemas
 from twotower.serve.app import create_admin_app
@@ -128,12 +127,7 @@ def body(**what: Any) -> schemas.RecommendRequest:
 
 @pytest.mark.parametrize("where", ["server", "file"])
 def test_both_methods_give_what_an_exact_index_gives(
-    runs: tuple[Run, Run],
-    shared: Server,
-    tmp_path: Path,
-    prefix: str,
-    where: str,
-    messages: list[str],
+    runs: tuple[Run, Run], shared: Server, tmp_path: Path, prefix: str, where: str, messages: list[str]
 ) -> None:
     uri = shared.uri if where == "server" else str(tmp_path / "milvus.db")
     kind = "IVF_FLAT" if where == "server" else "HNSW"
@@ -212,12 +206,7 @@ def test_large_filters_are_answered_whatever_it_takes(shared: Server, prefix: st
 
 
 def test_the_story_of_a_store_in_milvus(
-    runs: tuple[Run, Run],
-    shared: Server,
-    client: Any,
-    prefix: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    runs: tuple[Run, Run], shared: Server, client: Any, prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = ["--store", str(tmp_path / "store")]
     options = [f"index.{o}" for o in ("kind=milvus", f"uri={shared.uri}", f"prefix={prefix}", f"k={K}")]
@@ -437,7 +426,8 @@ def test_index_folders_that_say_something_else_are_refused(shared: Server, prefi
     file = tmp_path / "index" / "index.json"
     good = json.loads(file.read_text())
     for name, value in [("uri", 3), ("collection", ""), ("type", "IVF_PQ"), ("width", 0), ("n", 39), ("nlist", None),
-                        ("search_params", 3), ("max_norm", -1), ("params", {"nlist": 3}), ("rejected", ["a"])]:  # fmt: skip
+                        ("search_params", 3), ("max_norm", -1), ("params", {"nlist": 3}),
+                         ("rejected", ["a"])]:  # fmt: skip
         file.write_text(json.dumps(good | {name: value}))
         with pytest.raises(RunError, match="not a usable index"):
             load_index(tmp_path / "index")
@@ -830,7 +820,8 @@ def test_a_filter_that_leaves_out_the_best_costs_a_few_exchanges_and_no_scan() -
             asked.append(k)
             return [[{"row": int(r), "entity": {"vector": unit[r]}} for r in best[:k]] for _ in queries]
 
-    index._cached_connection, index.collection, index._is_remote, index._saved = Server(), "c", True, True  # type: ignore[assignment]
+    index._cached_connection = Server()  # type: ignore[assignment]
+    index.collection, index._is_remote, index._saved = "c", True, True
     allowed = np.sort(best[400:])
     rows, _ = index.search(unit[:1], 10, allowed=allowed)
     assert rows[0].tolist() == best[400:410].tolist()

@@ -207,9 +207,10 @@ def test_numpy_integers_are_as_good_as_any(kind: str, metric: str) -> None:
     index, _, rows = made(kind, metric)
     never_exact(index)
     queries, banned = users(2), [rows[:-20], rows[20:]]
+    k: Any
     for k in (np.int64(3), np.int32(3), np.uint8(100)):
-        same(index.search(queries, k), index.search(queries, int(k)), True)  # type: ignore[arg-type]
-        same(index.search(queries, k, banned=banned), index.search(queries, int(k), banned=banned), True)  # type: ignore[arg-type]
+        same(index.search(queries, k), index.search(queries, int(k)), True)
+        same(index.search(queries, k, banned=banned), index.search(queries, int(k), banned=banned), True)
 
 
 @each
@@ -252,11 +253,7 @@ def test_fault_C10_vectors_without_a_direction_are_refused_and_counted(kind: str
     in_order(found, scores)
     assert not np.isnan(scores).any()
     assert not np.isin(found, rows[refused]).any()
-    same(
-        (found, scores),
-        naive(np.delete(vectors, refused, 0), np.delete(rows, refused), users(3), N),
-        kind == "exact",
-    )
+    same((found, scores), naive(np.delete(vectors, refused, 0), np.delete(rows, refused), users(3), N), kind == "exact")
     index.update(rows[[4]], vectors[[7]])
     index.update(rows[[8]], vectors[[5]])
     assert rows[4] in index.search(users(3), N)[0]
@@ -467,8 +464,9 @@ def test_folders_that_are_no_index(folder: Path) -> None:
     (folder / "notes.txt").unlink()
     good = json.loads((folder / "index.json").read_text())
     for name, value in [("format", 99), ("kind", "os"), ("metric", "l2"), ("width", 4), ("width", "x"), ("n", 3),
-                        ("params", None), ("rejected", ["a"]), ("max_norm", None), ("max_norm", float("nan")), ("max_norm", -1), ("kind", ["exact"]),
-                        ("params", {"nlist": 3}), ("search_params", 3)]:  # fmt: skip
+                        ("params", None), ("rejected", ["a"]), ("max_norm", None), ("max_norm", float("nan")),
+                        ("max_norm", -1), ("kind", ["exact"]), ("params", {"nlist": 3}),
+                        ("search_params", 3)]:  # fmt: skip
         (folder / "index.json").write_text(json.dumps(good | {name: value}))
         with pytest.raises(RunError):
             load_index(folder)

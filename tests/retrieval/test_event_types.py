@@ -15,9 +15,8 @@ from worlds import settings
 import twotower
 from twotower.features.schema import Schema
 from twotower.retrieval.event import Event
-from twotower.retrieval.explanation import explain
 from twotower.retrieval.request import Request
-from twotower.retrieval.retriever import Retriever
+from twotower.retrieval.retriever import Retriever, explain
 
 DAY = 86_400
 NOW = int(time.time())
@@ -43,7 +42,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     schema = Schema.model_validate(
         {
-            "time": "at", "event": "what", "events": {"buy": 1, "*": "ignored"}, "duplicates": "keep", "features": FEATURES,
+            "time": "at", "event": "what", "events": {"buy": 1, "*": "ignored"}, "duplicates": "keep",
+            "features": FEATURES,
         }
     )  # fmt: skip
     config = settings(split={"kind": "time"}, loss={"kind": "softmax"}, negatives={"full": True}, train={"epochs": 2})

@@ -101,9 +101,13 @@ def test_a_filter_gives_the_same_rows_when_it_is_cached(retriever: Retriever) ->
 @pytest.mark.parametrize(
     ("values", "found"),
     [
-        (pl.Series([[0.0, 1.0, 1.0], [1.5], None, [], [10.0, None, float("nan")], [1.0]]), {"1": [0, 5], "1.0": [0, 5], "1.50": [1], "10": [4], "1.": [0, 5]}),
-        (pl.Series([[0.5], None, [2.5], [2.0, 0.5], [], [1.0]], dtype=pl.List(pl.Float32)), {"0.5": [0, 3], "2": [3], "2.0": [3], "1": [5]}),
-        (pl.Series([[Decimal("1.0")], [Decimal("1.5"), Decimal(1)], None, [], [Decimal(10)], []], dtype=pl.List(pl.Decimal(6, 2))), {"1": [0, 1], "1.00": [0, 1], "1.5": [1], "10": [4]}),
+        (pl.Series([[0.0, 1.0, 1.0], [1.5], None, [], [10.0, None, float("nan")], [1.0]]),
+         {"1": [0, 5], "1.0": [0, 5], "1.50": [1], "10": [4], "1.": [0, 5]}),
+        (pl.Series([[0.5], None, [2.5], [2.0, 0.5], [], [1.0]], dtype=pl.List(pl.Float32)),
+         {"0.5": [0, 3], "2": [3], "2.0": [3], "1": [5]}),
+        (pl.Series([[Decimal("1.0")], [Decimal("1.5"), Decimal(1)], None, [], [Decimal(10)], []],
+                   dtype=pl.List(pl.Decimal(6, 2))),
+         {"1": [0, 1], "1.00": [0, 1], "1.5": [1], "10": [4]}),
         (pl.Series([[1, 2], None, [2], [], [None], [1]]), {"1": [0, 5], "1.0": [0, 5], "2": [0, 2], "5": []}),
         (pl.Series([["1.0", "x"], None, ["1"], [], [""], ["x", "x"]]), {"1": [2], "1.0": [0], "x": [0, 5], "": [4]}),
         (pl.Series([[True], [False], None, [True, True], [], []]), {"true": [0, 3], "false": [1]}),
@@ -133,7 +137,8 @@ NANOSECONDS = pl.Series([1_706_704_200_000_000_000 + n for n in (0, 1, 500_000)]
         (pl.Series([NOON.time(), None]), {"12:30": 0, "12:30:00.000": 0}),
         (NANOSECONDS, {"2024-01-31T12:30:00.000000001": 1, "2024-01-31 12:30:00.0005": 2}),
         *(
-            (column, dict.fromkeys(("2024-01-31T12:30:00", "2024-01-31 12:30", "2024-01-31T12:30:00.000Z", "2024-01-31 13:30:00+01:00"), 0) | {"2024-01-31": 1})
+            (column, {"2024-01-31T12:30:00": 0, "2024-01-31 12:30": 0, "2024-01-31T12:30:00.000Z": 0,
+                      "2024-01-31 13:30:00+01:00": 0, "2024-01-31": 1})
             for column in (UTC_COLUMN, UTC_COLUMN.dt.replace_time_zone(None), UTC_COLUMN.dt.cast_time_unit("ms"))
         ),
         (UTC_COLUMN.dt.convert_time_zone("Europe/Berlin"), {"2024-01-31 13:30:00+01:00": 0, "2024-01-31T12:30:00Z": 0}),

@@ -27,11 +27,11 @@ from twotower import api, files
 from twotower.cli.app import run_command
 from twotower.data.readers import columns_and_rows
 from twotower.errors import ConfigError, DataError, RunError
-from twotower.files import locks
 from twotower.files.object_stores import ObjectClient
 from twotower.files.urls import Url
+from twotower.retrieval import SHARD_USERS
 from twotower.retrieval.batches import recommend_batch
-from twotower.retrieval.recommendation_files import LIST_FILE, SHARD_USERS
+from twotower.retrieval.recommendation_job import LIST_FILE
 from twotower.retrieval.retriever import Retriever
 from twotower.store.bundle import remove_bundle
 
@@ -351,20 +351,6 @@ def killed_at(where: str, store: Path, table: Path, out: Path) -> int:
     return code
 
 
-def test_a_folder_into_which_another_call_writes_is_refused(
-    store: Path, table: Path, whole: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    with (
-        locks.lock(out / "_lock"),
-        pytest.raises(RunError, match=r"another process is running \(pid \? on \?\); let it end, or stop it"),
-    ):
-        job(store, table, out)
-    job(store, table, out)
-    same(out, whole)
-
-
 def gone_on(where: str, store: Path, table: Path, whole: Path, out: Path) -> bool:
     """Kill the command at a point, go on, and compare; return False if the point was not reached."""
     if killed_at(where, store, table, out) == 0:
@@ -407,18 +393,6 @@ def test_ray_makes_the_bytes_that_this_process_makes(
     lines = [job(store, table, tmp_path / engine, engine=engine, **options) for engine in ("local", "ray")]
     same(tmp_path / "ray", tmp_path / "local")
     assert lines[0][-3:-1] == lines[1][-3:-1]
-
-
-@pytest.mark.system
-def test_ray_goes_on_where_the_command_was_killed(
-    ray: None, store: Path, table: Path, whole: Path, tmp_path: Path
-) -> None:
-    assert killed_at("shard:4", store, table, tmp_path / "out") == -signal.SIGKILL
-    before = state(tmp_path / "out")
-    assert len(before) == 4
-    job(store, table, tmp_path / "out", engine="ray")
-    assert {name: s for name, s in state(tmp_path / "out").items() if name in before} == before
-    same(tmp_path / "out", whole)
 
 
 @pytest.mark.system

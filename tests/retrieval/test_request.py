@@ -11,8 +11,7 @@ import pytest
 from twotower.arrays.types import ItemId
 from twotower.errors import DataError
 from twotower.features.schema import Schema
-from twotower.retrieval.event import Event, EventLike, told_event
-from twotower.retrieval.event_types import EventTypes
+from twotower.retrieval.event import Event, EventLike, EventTypes, checked_event
 from twotower.retrieval.request import Answer, Item, Json, Request
 from twotower.retrieval.retriever import Retriever
 
@@ -32,8 +31,8 @@ def test_a_notebook_shows_a_table_in_which_titles_are_no_markup() -> None:
 
 def test_an_item_id_alone_is_an_event_in_python(retriever: Retriever) -> None:
     """Ids of two letters too, which are no pair of an item and whether it was liked."""
-    assert Request(history=["i1", 7]).told == [Event("i1"), Event("7")]
-    assert Request(events=["i1", ("i2", False)]).told == [Event("i1"), Event("i2", liked=False)]
+    assert Request(history=["i1", 7]).all_events == [Event("i1"), Event("7")]
+    assert Request(events=["i1", ("i2", False)]).all_events == [Event("i1"), Event("i2", liked=False)]
     by_id, by_event = (retriever.recommend(Request(history=[told]), 5) for told in ("i1", Event("i1")))
     assert [i.id for i in by_id.items] == [i.id for i in by_event.items]
     assert "i1" not in {i.id for i in by_id.items}
@@ -105,7 +104,7 @@ def test_types_of_events_say_what_is_liked() -> None:
     ],
 )
 def test_an_event_tells_its_type_and_its_time(event: dict[str, Json], read: Event) -> None:
-    assert Request.parse({"events": [event]}).told == [read]
+    assert Request.parse({"events": [event]}).all_events == [read]
     for wrong in ({"event": True}, {"time": "now"}, {"time": True}, {"at": 1}):
         with pytest.raises(DataError, match="a history holds"):
             Request.parse({"history": [event | wrong]})
@@ -118,8 +117,8 @@ def test_ids_of_pandas_and_numpy_are_ids() -> None:
     for seven, eight, nine in cases:
         given = [seven, (eight, np.bool_(False)), Event(nine, True, "buy")]
         asked = Request(seven, history=given, events=given)
-        assert (asked.user_id, asked.told) == ("7", [*expected, *expected])
-    assert [event.item for event in Request(history=of_numpy).told] == ["7", "8", "9"]
+        assert (asked.user_id, asked.all_events) == ("7", [*expected, *expected])
+    assert [event.item for event in Request(history=of_numpy).all_events] == ["7", "8", "9"]
 
 
 @pytest.mark.parametrize("wrong", [3.0, np.float64(3), True, float("nan"), b"3"])
@@ -143,16 +142,16 @@ def test_what_is_no_event_is_refused(told: Any) -> None:
 @pytest.mark.parametrize("time", [0.0, -1.0, 1.7e12, float("inf"), float("nan")])
 def test_an_implausible_time_is_refused(time: float) -> None:
     with pytest.raises(DataError, match="expected seconds since 1970, from 1990 to tomorrow"):
-        told_event("7", time=time)
+        checked_event("7", time=time)
 
 
 @pytest.mark.parametrize("name", ["history", "events"])
 def test_events_with_times_are_read_in_their_order_and_others_as_given(name: str) -> None:
     at = 1_700_000_000
     timed: list[Json] = [{"id": i, "time": at + t} for i, t in (("1", 9), ("2", 5), ("3", 9), ("4", 0.5))]
-    assert [event.item for event in Request.parse({name: timed}).told] == ["4", "2", "1", "3"]
-    assert [event.item for event in Request.parse({name: [*timed, "5"]}).told] == ["1", "2", "3", "4", "5"]
+    assert [event.item for event in Request.parse({name: timed}).all_events] == ["4", "2", "1", "3"]
+    assert [event.item for event in Request.parse({name: [*timed, "5"]}).all_events] == ["1", "2", "3", "4", "5"]
     given = [Event("1", time=at + 9), Event("2", True, "view", at)]
     asked = Request(history=given) if name == "history" else Request(events=given)
-    assert asked.told == given[::-1]
+    assert asked.all_events == given[::-1]
     assert given[0].item == "1"  # the list of the caller stays

@@ -14,11 +14,13 @@ import polars as pl
 import pytest
 
 from twotower import api
-from twotower.data.splits import TEST
+from twotower.data.splits import TEST, VALIDATION
 from twotower.errors import DataError
+from twotower.evaluation.part_evaluation import evaluate_part
 from twotower.index import INDEXES
-from twotower.retrieval.request import Json, Request
-from twotower.retrieval.retriever import Retriever
+from twotower.retrieval.batches import rank_items
+from twotower.retrieval.request import Json, Request, UnknownId
+from twotower.retrieval.retriever import Retriever, stored_history, stored_items
 from twotower.runs import Run
 from twotower.store.store import Store
 
@@ -193,10 +195,10 @@ def test_a_stranger_is_what_a_new_row_of_a_table_is(run: Run, retriever: Retriev
 
 def test_a_retriever_needs_no_torch(store: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from twotower.store.store import Store\n"
-        "from twotower.retrieval.request import Json, Request\nfrom twotower.retrieval.retriever import Retriever\n"
-        f"r = Retriever(Store({str(store)!r}).current())\n"
+        "import sys; import polars as pl; from twotower.retrieval.request import Request\n"
+        f"from twotower.retrieval.retriever import current_retriever\nr = current_retriever({str(store)!r})\n"
         "assert len(r.recommend(Request('u1'), 3, 2).items) == 3 and r.similar('i1', 2).items\n"
+        "assert r.recommend_frame(pl.DataFrame({'uid': ['u1', 'u2']}), 3, 2).height == 6\n"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -267,3 +269,34 @@ def test_a_retriever_is_gone_as_soon_as_nobody_holds_it(store: Path) -> None:
         assert [part() for part in parts] == [None] * len(parts)
     finally:
         gc.enable()
+
+
+def test_what_is_evaluated_is_what_is_served(run: Run, retriever: Retriever) -> None:
+    found = api.evaluate_bundle(retriever)
+    for name, value in evaluate_part(run.factors(TEST), run.dataset, TEST, run.config.evaluation).items():
+        for way in ("exact", "index", "live"):
+            assert found[way][name] == pytest.approx(value, abs=1e-5, nan_ok=True), (way, name)
+    assert found["index"]["recall@5"] == pytest.approx(run.metrics["test.recall@5"], abs=1e-9)
+    # Test interactions are in no history and no vector: the answers would be other ones.
+    assert not np.allclose(run.factors(TEST).users, run.factors(VALIDATION).users)
+    # And the ranks are those of single calls, with what comes after the test left in.
+    users = np.array([4, 9])
+    seen = run.dataset.grouped_before(TEST)
+    for row, best in zip(users, rank_items(retriever, users, 5, 2, seen), strict=True):
+        gone = {str(retriever.item_ids[i]) for pairs in seen for i in pairs.take(np.array([row])).item}
+        answer = retriever.recommend(Request(f"u{row}"), 5, 2, keep_seen=True, ban=list(gone))
+        assert [i.id for i in answer.items] == [retriever.item_ids[i] for i in best]
+
+
+def test_a_history_is_what_the_tower_has_read(run: Run, retriever: Retriever) -> None:
+    data = run.dataset
+    for row in (0, 7, 33):
+        order = data.sort_by_time((data.pairs.user == row) & (data.parts != TEST))
+        read = [(str(data.items.ids[int(data.pairs.item[i])]), bool(data.pairs.positive[i])) for i in order]
+        assert len(read) > 3
+        for n in (0, 1, 3, 1000):
+            wanted = [(i, f"Item {i[1:]}", liked) for i, liked in read[max(0, len(read) - n) :]]
+            assert stored_history(retriever, f"u{row}", n) == wanted
+        assert set(stored_items(retriever, f"u{row}")) > {i for i, _ in read}  # the test part was seen as well
+    with pytest.raises(UnknownId, match="user 'nobody' is not among the 60 users"):
+        stored_history(retriever, "nobody", 5)

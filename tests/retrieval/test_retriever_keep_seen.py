@@ -27,7 +27,8 @@ ALL = 60
 
 def trained(repeats: str, folder: Path) -> Run:
     config = settings(
-        split=SplitConfig(kind="time").model_dump(), loss={"kind": "softmax"}, evaluation={"k": [5], "repeats": repeats},
+        split=SplitConfig(kind="time").model_dump(), loss={"kind": "softmax"},
+        evaluation={"k": [5], "repeats": repeats},
         train={"monitor": "validation.recall@5", "epochs": 1},
     )  # fmt: skip
     return api.fit((None, None, replayed()), REPLAYED_SCHEMA, config, folder=folder)
@@ -102,8 +103,8 @@ def test_a_run_answers_as_its_bundle(tmp_path: Path, repeats: str) -> None:
     card = (bundle.folder / layout.MODEL_CARD).read_text()
     assert "items that a user has seen are ranked" in card
     assert (
-        "| test metric | model | popularity | user+item bias | transition counts | own counts |\n|---|---|---|---|---|---|\n| "
-        in card
+        "| test metric | model | popularity | user+item bias | transition counts | own counts |\n"
+        "|---|---|---|---|---|---|\n| " in card
     )
     served = Retriever(bundle).recommend(Request("3"), ALL).items
     assert [i.id for i in api.recommend(run, 3, ALL).items] == [i.id for i in served]

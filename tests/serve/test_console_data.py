@@ -9,9 +9,8 @@ import httpx
 import numpy as np
 from service_client import Client, problem
 
-from twotower.retrieval.explanation import stored_history, stored_items
 from twotower.retrieval.request import Request
-from twotower.retrieval.retriever import Retriever
+from twotower.retrieval.retriever import Retriever, stored_history, stored_items
 from twotower.store.store import Store
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 HEADER_BYTES = 128
-"""Bytes before the values of a file of `create` and `write_npy_header`."""
+"""Bytes before the values of a file."""
 
 
 def write_npy_header(file: BinaryIO, like: npt.NDArray[Any], n: int) -> None:
@@ -23,7 +23,7 @@ def write_npy_header(file: BinaryIO, like: npt.NDArray[Any], n: int) -> None:
 
 
 def create(path: Path, dtype: npt.DTypeLike, n: int) -> None:
-    """Create an array of `n` rows of zeros, unless the file exists with its size; `write_rows` fills it. A type may have the shape
+    """Create a file of `n` rows of zeros, for `write_rows`, unless it exists with its size. `dtype` may have the shape
     of a row."""
     like = np.zeros((), dtype)
     size = HEADER_BYTES + n * like.nbytes
@@ -35,14 +35,14 @@ def create(path: Path, dtype: npt.DTypeLike, n: int) -> None:
 
 
 def write_rows(path: Path, start: int, values: npt.NDArray[Any]) -> None:
-    """Write rows (n, …) of an array from row `start` on."""
+    """Write rows (n, …) from row `start` on."""
     with path.open("r+b") as file:
         file.seek(HEADER_BYTES + start * values.itemsize * int(np.prod(values.shape[1:])))
         file.write(np.ascontiguousarray(values).data)
 
 
 def write_blocks(path: Path, blocks: Iterable[npt.NDArray[Any]]) -> None:
-    """Write an array of at least one block (n, …), one block after another."""
+    """Write a file of at least one block (n, …), block by block."""
     n, like = 0, np.zeros(())
     with path.open("w+b") as file:
         for block in blocks:

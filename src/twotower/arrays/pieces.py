@@ -1,4 +1,4 @@
-"""Long arrays in pieces: temporary arrays on disk, and passes whose memory does not grow with the length."""
+"""Long arrays in pieces: temporary arrays on disk, and passes of bounded memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 PIECE_ROWS = 2**19
 """Values that a pass over a long array reads at a time."""
 MEMORY_BYTES = 2**22
-"""Bytes of a temporary array up to which it lies in memory."""
+"""Largest temporary array in memory. Bytes."""
 
 
 def pieces(n: int, size: int = PIECE_ROWS) -> Iterator[slice]:
@@ -31,9 +31,9 @@ def pieces(n: int, size: int = PIECE_ROWS) -> Iterator[slice]:
 def temporary_array(
     n: int, dtype: type[Scalar], memory_bytes: int = MEMORY_BYTES, folder: Path | None = None
 ) -> npt.NDArray[Scalar]:
-    """Return an array (n,) of unset values: in memory up to `memory_bytes`, above it mapped from a file without a name in
-    `folder`, by default the folder for temporary files (TMPDIR), whose pages the kernel can write back. Raises RunError if
-    the disk is full."""
+    """Return an array (n,) of unset values, in memory up to `memory_bytes`, above it mapped from an unnamed file.
+
+    The file is in `folder`, by default the folder for temporary files (TMPDIR). Raises RunError if the disk is full."""
     size = n * np.dtype(dtype).itemsize
     if size <= memory_bytes:
         return np.empty(n, dtype)
@@ -43,12 +43,10 @@ def temporary_array(
                 os.posix_fallocate(file.fileno(), 0, size)
             return np.asarray(np.memmap(file, dtype, "r+", shape=(n,)))
     except OSError as e:
-        place, other = (
-            folder or tempfile.gettempdir(),
-            "" if folder else ", or set the variable TMPDIR to another folder",
-        )
+        other = "" if folder else ", or set the variable TMPDIR to another folder"
         raise RunError(
-            f"{place}: no room for {size / 1e6:,.0f} MB of temporary arrays ({e.strerror or e}); free some{other}"
+            f"{folder or tempfile.gettempdir()}: no room for {size / 1e6:,.0f} MB of temporary arrays "
+            f"({e.strerror or e}); free some{other}"
         ) from e
 
 
@@ -74,8 +72,9 @@ def selected(values: npt.NDArray[Scalar], keep: Bools, memory_bytes: int = MEMOR
 
 
 def mean_of(n: int, values: Callable[[slice], Doubles], size: int = PIECE_ROWS) -> float:
-    """Return the mean of n values, of which `values(part)` returns a slice; NaN for n = 0. Every bit is that of
-    `numpy.mean` of all values at once, which adds by halves."""
+    """Return the mean of n values, read by slices with `values(part)`; NaN for n = 0.
+
+    The result equals `numpy.mean` of all values to the bit: it adds by halves too."""
 
     def total(start: int, count: int) -> float:
         if count <= size:

@@ -11,7 +11,7 @@ from twotower.arrays.types import Codes, Floats, Ints
 
 
 def run_indices(starts: Ints, lengths: Ints) -> Ints:
-    """Return the indices of runs, one run after another: starts[0], starts[0] + 1, …, each run as long as `lengths` (R,)."""
+    """Return the concatenated indices of R runs: `lengths[r]` indices from `starts[r]` on."""
     ends = np.cumsum(lengths)
     indices: Ints = np.repeat(starts - ends + lengths, lengths)
     indices += np.arange(len(indices))
@@ -29,7 +29,7 @@ def offsets_of(lengths: Ints) -> Ints:
 class Ragged:
     """Rows of different lengths: row r is `values[offsets[r]:offsets[r + 1]]`.
 
-    `source[i]` is the index of the interaction that `values[i]` comes from; None if it is not kept.
+    `source[i]` is the index of the interaction of `values[i]`; None if it is not stored.
     """
 
     values: Codes
@@ -38,13 +38,9 @@ class Ragged:
 
     @classmethod
     def from_pairs(
-        cls,
-        rows: npt.NDArray[np.integer],
-        values: npt.NDArray[np.integer],
-        n_rows: int,
-        source: Ints | None = None,
+        cls, rows: npt.NDArray[np.integer], values: npt.NDArray[np.integer], n_rows: int, source: Ints | None = None
     ) -> Ragged:
-        """Group `values` by `rows` (each 0..n_rows-1), keeping the order within a row."""
+        """Group `values` by `rows` (0..n_rows-1) and keep their order within a row."""
         order = stable_order(rows)
         offsets = offsets_of(np.bincount(rows, minlength=n_rows))
         return cls(values[order].astype(np.int32), offsets, None if source is None else source[order])
@@ -65,7 +61,7 @@ class Ragged:
         return np.repeat(np.arange(len(self)), self.lengths)
 
     def indices(self, rows: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
-        """Return the places in `values` of some rows' values, row after row, and the lengths of the rows."""
+        """Return the places in `values` of some rows, row after row, and the lengths of the rows."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
         return run_indices(starts, lengths), lengths
@@ -82,8 +78,8 @@ class Ragged:
         return Ragged(self.values[indices], offsets_of(lengths))
 
     def draw_neighbours(self, rows: npt.NDArray[np.integer], n: int, rng: np.random.Generator) -> Ints:
-        """Draw (len(rows), n) distinct values of some rows: n neighbours from a random place on; -1 where a row has
-        fewer."""
+        """Draw `n` distinct neighbouring values of each of some rows (R,), from a random place on: (R, n), padded with
+        -1."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
         first = (rng.random(len(rows)) * lengths).astype(np.int64)
@@ -94,7 +90,7 @@ class Ragged:
         return np.where(np.arange(n) < lengths[:, None], self.values[at], -1).astype(np.int64)
 
     def keep_last(self, n: int) -> Ragged:
-        """Return every row cut to its last `n` values; 0 keeps all."""
+        """Return the last `n` values of every row; 0: all values."""
         if n == 0 or not len(self.values):
             return self
         from_end = np.repeat(self.offsets[1:], self.lengths) - np.arange(len(self.values))
@@ -114,7 +110,7 @@ def row_of(column: Column, row: int) -> Values:
 
 
 def stable_order(codes: npt.NDArray[np.integer]) -> Ints:
-    """Return the stable argsort of codes (n,) of 0 to 2**32 - 1, by passes over 16 bits, which numpy sorts by radix."""
+    """Return the stable argsort of codes (n,) of 0 to 2**32 - 1, by radix sorts of 16 bits."""
     order = np.argsort(codes.astype(np.uint16), kind="stable")
     high = codes >> 16
     if not high.any():

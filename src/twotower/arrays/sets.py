@@ -12,12 +12,12 @@ from twotower.arrays.types import Bools, Ints, Rows
 
 Sorted = npt.NDArray[np.number]
 MAX_CACHED_PAIRS = 2**26
-"""Pairs whose sorted keys are held (512 MiB), by default; beyond them, the keys of the users of a call are made for it."""
+"""Default number of pairs whose sorted keys are cached (512 MiB); above it, each call makes the keys of its users."""
 
 
 @dataclass
 class DistinctRows:
-    """Finds the distinct rows of a batch without sorting, with a slot per row for the position of its last occurrence."""
+    """Finds the distinct rows of a batch without sorting, by the position of the last occurrence of each row."""
 
     n: int
     _slot: Ints = field(init=False, repr=False)
@@ -35,20 +35,20 @@ class DistinctRows:
 
 
 def distinct_keys(keys: Ints) -> Ints:
-    """Return the distinct ones of keys (n,), rising: `numpy.unique`, which collects long arrays of distinct keys in a table of
-    hashes, twenty times slower than a sort."""
+    """Return the distinct keys, ascending. `numpy.unique` hashes long arrays of distinct keys, twenty times slower."""
     ordered = np.sort(keys, kind="stable")  # keys of pairs are often in the order of their users
     return ordered[np.r_[True, ordered[1:] != ordered[:-1]]] if len(ordered) else ordered
 
 
 def is_in_sorted(members: Sorted, values: Sorted) -> Bools:
-    """Return a mask of those `values` (n, …) that are in `members`, an ascending array."""
+    """Return a mask (n, …): True if a value is in `members`, an ascending array."""
     return find_in_sorted(members, values)[1]
 
 
 def find_in_sorted(members: Sorted, values: Sorted) -> tuple[Ints, Bools]:
-    """Return the place of each of `values` (n, …) in `members`, an ascending array, and a mask of those that are in it; the
-    place of an absent value is one of the array, or 0 in an empty one."""
+    """Return the place of each of `values` (n, …) in `members`, an ascending array, and a mask of present values.
+
+    The place of an absent value is any place of the array, 0 for an empty array."""
     if not len(members):
         return np.zeros(values.shape, np.int64), np.zeros(values.shape, np.bool_)
     places: Ints = np.minimum(np.searchsorted(members, values), len(members) - 1)
@@ -56,13 +56,13 @@ def find_in_sorted(members: Sorted, values: Sorted) -> tuple[Ints, Bools]:
 
 
 def pair_keys(users: npt.NDArray[np.integer], items: npt.NDArray[np.integer], n_items: int) -> Ints:
-    """Return one number for each pair of broadcast users and items, in the order of users and then items."""
+    """Return a number for each pair of broadcast users and items, ordered by user, then item."""
     keys: Ints = users.astype(np.int64) * n_items + items
     return keys
 
 
 def sorted_unique(rows: Rows) -> Rows:
-    """Return the rows in ascending order without repeats; the same array if it is so already."""
+    """Return the distinct rows, ascending; the same array if it already is."""
     if (rows[1:] > rows[:-1]).all():
         return rows
     rows = np.sort(rows)
@@ -71,22 +71,22 @@ def sorted_unique(rows: Rows) -> Rows:
 
 
 def places_of_rows(rows: Ints, n: int) -> Ints:
-    """Return the place (n,) of each row 0..n-1 in distinct `rows`, -1 for a row that is absent."""
+    """Return the place (n,) of each row 0..n-1 in distinct `rows`, -1 for an absent row."""
     places = np.full(n, -1, np.int64)
     places[rows] = np.arange(len(rows))
     return places
 
 
 class PairSet:
-    """A set of (user, item) pairs that finds many pairs at once by one binary search."""
+    """A set of (user, item) pairs that finds many pairs by one binary search."""
 
     def __init__(self, items: Ragged, n_items: int, max_cached_pairs: int = MAX_CACHED_PAIRS) -> None:
-        """Take the `items` of each user, distinct and rising, out of `n_items`."""
+        """Take the distinct ascending `items` (0..n_items-1) of each user."""
         self.items, self.n_items = items, n_items
         self._cached = self._keys(np.arange(len(items))) if len(items.values) <= max_cached_pairs else None
 
     def _keys(self, users: Ints) -> Ints:
-        """Return one rising number for each pair of distinct rising users."""
+        """Return the ascending keys of the pairs of distinct ascending users."""
         rows = self.items.take(users)
         return pair_keys(np.repeat(users, rows.lengths), rows.values, self.n_items)
 

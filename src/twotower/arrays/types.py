@@ -4,8 +4,8 @@ F32[Tensor, "U D"]        a tensor (U, D) of float32
 Shaped[Ints, "n"]         a numpy array (n,) of int64
 Shaped[Vectors, "n D"]    the same for any other numpy array
 
-A letter is the same number wherever it stands in one signature. `_` is any number, `*_` are any numbers, "" is a scalar. Tests
-check calls in model, train, evaluation and index; elsewhere nothing is checked, and jaxtyping is not imported.
+A letter is the same number in all places of a signature. `_` is any number, `*_` are any numbers, "" is a scalar. Tests
+check calls in model, train, evaluation and index; otherwise nothing is checked, and jaxtyping is not imported.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "F32", "F64", "I32", "I64", "Array", "Bool", "Bools", "Codes", "Doubles", "Float", "Floats", "Int", "Ints", "ItemId", "ItemRow",
-    "Numbers", "Rows", "Shaped", "UserId", "UserRow", "Vectors", "WholeNumbers",
+    "F32", "F64", "I32", "I64", "Array", "Bool", "Bools", "Codes", "Doubles", "Float", "Floats", "Int", "Ints",
+    "ItemId", "ItemRow", "Numbers", "Rows", "Shaped", "UserId", "UserRow", "Vectors", "WholeNumbers",
 ]  # fmt: skip
 
 UserId = NewType("UserId", str)
-"""Id of a user as text, as the tables have it."""
+"""Id of a user in the tables, as text."""
 ItemId = NewType("ItemId", str)
-"""Id of an item as text, as the tables have it."""
+"""Id of an item in the tables, as text."""
 UserRow = NewType("UserRow", int)
 """Place of a user in the tables of a dataset, from 0."""
 ItemRow = NewType("ItemRow", int)

@@ -24,7 +24,7 @@ from twotower.cli.flags import (
 )
 from twotower.errors import ConfigError
 from twotower.reports.terminal import print_answer
-from twotower.retrieval.recommendation_files import SHARD_USERS
+from twotower.retrieval import SHARD_USERS
 
 USERS = "--users"
 """Option with which `recommend` writes files instead of printing an answer."""

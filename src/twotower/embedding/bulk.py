@@ -1,4 +1,4 @@
-"""Bulk embedding of tables larger than memory. An engine makes the shards of a table; a tower embeds one block of rows at a time."""
+"""Bulk embedding of tables larger than memory. An engine makes the shards; a tower embeds a block of rows at a time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from twotower.version import __version__
 log = logging.getLogger(__name__)
 
 SHARD_ROWS = 131_072
-"""Default rows of a shard, in memory together. A multiple of the block, so that blocks, and with them rounding, are the same for every cut."""
+"""Default rows of a shard, in memory together. A multiple of the block: every cut has the same blocks, and rounding."""
 
 
 def embed(
@@ -50,23 +50,23 @@ def embed(
     decimal: str = ".",
     share: Path | str = "",
 ) -> int:
-    """Write the vector of every row of the table `source` into the folder `out`, on a disk or at a URL of an object store, and return
-    the number of embedded rows.
+    """Write the vector of every row of the table `source` into the folder `out`. Returns the number of rows.
 
-    `source` is a text (.csv, .tsv, .txt) or Parquet file, a folder of them, or a pattern such as "items/*.parquet", of any size. A shard is up to
-    `shard_rows` rows of a file, as folder.py describes; a later call makes those that are missing or damaged. `engine` is "local" (this process),
-    "ray" (`threads` processes of this machine) or "ray://HOST:PORT" (those of a cluster, with `threads` each), which makes several shards; its
-    processes load the run from its folder, of which each host may have a copy, or through `share`, a prefix in a bucket such as "s3://BUCKET/RUNS",
-    where its files stay. Text files have values between which stands `separator`, "" that of their ending, the names `columns`, if their first lines
-    have none, and numbers with the mark `decimal`, "." or ",".
+    `source` is a text (.csv, .tsv, .txt) or Parquet file, a folder of files, or a pattern such as "items/*.parquet", of
+    any size. `out` is a path or a URL of an object store. A shard is up to `shard_rows` rows of a file; a later call
+    makes missing or damaged shards. `engine` is "local" (this process), "ray" (`threads` processes of this machine) or
+    "ray://HOST:PORT" (processes of a cluster with `threads` each). Its processes load the run from its folder, which
+    may be a copy on each host, or through `share`, a prefix in a bucket such as "s3://BUCKET/RUNS", where its files
+    stay. For text files, `separator` is the character between values ("": by the file's ending), `columns` are the
+    names of their columns if their first lines have none, and `decimal` is the decimal mark, "." or ",".
 
-    A row whose id is in the run has the run's sequences and statistics; a new row has empty sequences, a count of zero and no mean. A repeated id
-    gets a vector for each of its rows.
+    A row with an id of the run has the run's sequences and statistics; a new row has empty sequences, a count of zero
+    and no mean. A repeated id gets a vector for each of its rows. All users get the default of each context feature.
 
-    Raises DataError if the table does not fit the schema, or changes meanwhile; RunError if `out` lies in the folder `source`, holds other files, or
-    vectors of another table or model without `overwrite`, or is written by another call, or if a vector is not finite; ConfigError for an unusable
-    argument, and for users of a model that reads the context, unless each of its features declares a default, which all users get; Unavailable for
-    an engine that is lost.
+    Raises DataError if the table does not fit the schema or changes meanwhile; RunError if `out` is in the folder
+    `source`, contains other files, or, without `overwrite`, vectors of another table or model, if another call writes
+    it, or if a vector is not finite; ConfigError for an unusable argument, or users of a model with a context feature
+    without a default; Unavailable if the engine is lost.
     """
     table_at, place, chosen = table_source(source), result_place(out), open_engine(engine, threads)
     check_share(share, chosen)
@@ -84,8 +84,8 @@ def embed(
         log.warning(missed)
     model, schema = run_digests(run)
     plan: JsonObject = {
-        "format": EMBEDDINGS_FORMAT, "side": side, "model": model, "schema": schema, "precision": precision, "shard_rows": shard_rows,
-        "separator, decimal, columns": form.given, **table.states(),
+        "format": EMBEDDINGS_FORMAT, "side": side, "model": model, "schema": schema, "precision": precision,
+        "shard_rows": shard_rows, "separator, decimal, columns": form.given, **table.states(),
     }  # fmt: skip
     result, shards = ShardedResult(place, "vectors", LIST_FILE, plan), table.shards(shard_rows)
     copy = RunCopy.of(run, share) if chosen.is_remote else None
@@ -104,7 +104,8 @@ def embed(
         table.check_unchanged()
         made.sort()
         result.finish(made, {
-            "twotower": __version__, "metric": run.model.config.metric, "rows": table.rows, "width": made[0].facts["width"],
+            "twotower": __version__, "metric": run.model.config.metric, "rows": table.rows,
+            "width": made[0].facts["width"],
             "shards": [{"file": shard.file, "rows": shard.facts["rows"]} for shard in made],
         })  # fmt: skip
     log.info(f"{table.rows:,} {side}s in {len(shards):,} shard{'s' * (len(shards) > 1)} have vectors: {place}")
@@ -114,7 +115,8 @@ def embed(
 def _job(
     load: abc.Callable[[], TableVectors], result: ShardedResult, table: ShardedTable, batch_rows: int
 ) -> abc.Callable[[TableShard], MadeShard]:
-    """Return the function that makes a shard in this process. Raises RunError if it sees another folder or run than the call."""
+    """Return the function that makes a shard. Raises RunError if this process sees another folder or run than the
+    call."""
     result.look()
     vectors = load()
 

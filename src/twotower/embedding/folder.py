@@ -1,5 +1,7 @@
-"""Reader of the vectors that `twotower embed` has written, in shards (data/sharded_result.py) with the columns `id`, of the type of the
-run's ids, and `vector`, D numbers, float32 or float16. `_embedding.json` lists the shards, and has side, model, metric and precision.
+"""Reader of the vectors of a bulk embedding.
+
+The shards (data/sharded_result.py) have the columns `id`, of the type of the run's ids, and `vector`, D numbers,
+float32 or float16. `_embedding.json` lists the shards, and has side, model, metric and precision.
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ StoredVectors = npt.NDArray[np.float32 | np.float16]
 
 
 class EmbeddingsFolder:
-    """The vectors and ids of a whole table: `len(folder)` rows of `folder.width`, `for ids, vectors in folder.blocks()`. `about` is the content
-    of the list: side, metric, model (the digest in the run's model.json), precision and more."""
+    """The vectors and ids of a table: `len(folder)` rows of `folder.width`, `for ids, vectors in folder.blocks()`.
+
+    `about` is the content of the list: side, metric, model (the digest in the run's model.json), precision and more."""
 
     def __init__(self, folder: Path | str) -> None:
-        """Open a folder, on a disk or at a URL. Raises RunError if it holds no vectors, or not yet all of them."""
-        self.folder, self.about = table_source(folder), places.read_json(table_source(folder) / LIST_FILE) or {}
+        """Open a folder, on a disk or at a URL. Raises RunError if it has no vectors, or not yet all."""
+        self.folder = table_source(folder)
+        self.about = places.read_json(self.folder / LIST_FILE) or {}
         if self.about.get("format") != EMBEDDINGS_FORMAT:
             raise RunError(f"{folder}: {LIST_FILE} is missing, or of another version; embed again, or name another")
         self.width: int = self.about["width"]
@@ -37,7 +41,8 @@ class EmbeddingsFolder:
         return int(self.about["rows"])
 
     def blocks(self, rows: int = 65_536) -> Iterator[tuple[pl.Series, StoredVectors]]:
-        """Yield ids (n,) and their vectors (n, D), at most `rows` at a time, in the order of the table. Raises DataError."""
+        """Yield ids (n,) and their vectors (n, D), at most `rows` at a time, in the order of the table. Raises
+        DataError."""
         for shard in self.about["shards"]:
             path = TablePath(self.folder / shard["file"])
             with table_errors(path):

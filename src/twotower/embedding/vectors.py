@@ -1,7 +1,7 @@
-"""Vectors of blocks of a table: a pure function of a run and a block, for a bulk embedding or any engine of others.
+"""Vectors of blocks of a table: a pure function of a run and a block, for a bulk embedding or any other engine.
 
 vectors = TableVectors(run, "item")
-found = vectors(frame)     the columns `id` and `vector`, n rows, of the columns `vectors.columns` of a table of n rows
+found = vectors(frame)     the columns `id` and `vector` of the n rows of a table with the columns `vectors.columns`
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ from twotower.runs import Run
 
 Precision = Literal["fp32", "fp16"]
 _DTYPES = {"fp32": "<f4", "fp16": "<f2"}
-_TOWER_ROWS = 32_768  # more are slower: glibc takes each array above 32 MiB anew from the kernel, page by page
+_TOWER_ROWS = 32_768  # more are slower: glibc gets each array above 32 MiB from the kernel, page by page
 
 
 class TableVectors:
-    """Computes the vectors of rows of a side's table. A row whose id is in the run has the run's sequences and statistics; a new row
-    has empty sequences, a count of zero and no mean. Ids have the type of the run's."""
+    """Computes the vectors of rows of a side's table.
+
+    A row with an id of the run has the run's sequences and statistics; a new row has empty sequences, a count of zero
+    and no mean. Ids have the type of the run's ids."""
 
     def __init__(self, run: Run, side: SideName, precision: Precision = "fp32") -> None:
-        """Raises ConfigError for an unknown precision, and for users of a model that reads the context, unless each of its features
-        declares a default, which all users get."""
+        """Take the model of a run. All users get the default of each context feature. Raises ConfigError for an unknown
+        precision, or for users of a model with a context feature without a default."""
         if precision not in _DTYPES:
             raise ConfigError(f"precision '{precision}': allowed are {', '.join(_DTYPES)}")
         self._dtype = np.dtype(_DTYPES[precision])
@@ -52,8 +54,10 @@ class TableVectors:
             self._context = default_context(self._encoders, run.dataset.context_frame)
 
     def __call__(self, table: TableLike) -> pl.DataFrame:
-        """Return the ids of a block, column `id`, and their vectors, column `vector` of arrays (D,). A repeated id has a vector for each of
-        its rows. Raises DataError; RunError for a vector that is not finite, or that the precision does not reach."""
+        """Return the ids of a block, column `id`, and their vectors, column `vector` of arrays (D,), a row for each
+        row.
+
+        Raises DataError; RunError for a vector that is not finite, or outside the range of the precision."""
         ids, columns = self._encoded(as_frame(table, f"{self.side}s"))
         blocks = [self._block(columns, start) for start in range(0, max(1, len(ids)), _TOWER_ROWS)]
         return pl.DataFrame({"id": ids, "vector": np.concatenate(blocks)})

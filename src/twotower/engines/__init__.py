@@ -1,4 +1,4 @@
-"""Engines that run the shards of a job. One file an engine."""
+"""Engines that run the shards of a job, one file each."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ ENGINES: Mapping[str, type[JobEngine]] = {engine.name: engine for engine in (Loc
 
 
 def open_engine(given: str, threads: int = 0) -> JobEngine:
-    """Return the engine of a name, or of an address that begins with one, such as "ray://head:10001"; `threads` is 0 for those of
-    this machine. Raises ConfigError for an engine that is unknown, is not installed, or cannot use that number of threads."""
+    """Return the engine of a name or an address such as "ray://head:10001". `threads` 0: the threads of this machine.
+
+    Raises ConfigError for an engine that is unknown, is not installed, or cannot use that number of threads."""
     name, has_address, _ = given.partition("://")
     found = ENGINES.get(name)
     if found is None or (has_address and not found.takes_address):

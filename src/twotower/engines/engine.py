@@ -1,4 +1,4 @@
-"""Engine of a job: calls one function for each of many shards, in this process or in others."""
+"""Engine of a job: calls a function for each shard, in this process or in others."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ from typing import ClassVar, TypeAlias, TypeVar
 Shard = TypeVar("Shard")
 Made = TypeVar("Made")
 Job: TypeAlias = Callable[[], Callable[[Shard], Made]]
-"""Loads what the shards need, once in each process, and returns the function that makes one. For a remote engine it can be pickled."""
+"""Function that loads what the shards need, once in each process, and returns the function that makes a shard.
+
+For a remote engine it can be pickled."""
 
 
 class JobEngine(ABC):
-    """Runs jobs. A shard may be made twice, if the process that made it is lost; so a job puts files in place by renaming."""
+    """Runs jobs. A shard may be made twice, if a process is lost, so a job puts files in place by renaming."""
 
     name: ClassVar[str]
     takes_address: ClassVar[bool] = False
     is_remote: ClassVar[bool]
-    """True if other processes make the shards: a job then names what they load by absolute paths."""
+    """True if other processes make the shards. A job then uses absolute paths."""
     processes: int = 1
-    """Number of processes that share the memory of a machine, as far as it is known."""
+    """Number of processes that share the memory of a machine, if known."""
 
     @abstractmethod
     def __init__(self, address: str, threads: int) -> None:
-        """Take an address, "" for none, and a number of threads, 0 for the usual one. Raises ConfigError."""
+        """Take an address, "" for none, and a number of threads, 0 for the default. Raises ConfigError."""
 
     @abstractmethod
     def run(
-        self,
-        job: Job[Shard, Made],
-        shards: Sequence[Shard],
-        done: Callable[[Made], None],
-        modules: Sequence[str] = (),
+        self, job: Job[Shard, Made], shards: Sequence[Shard], done: Callable[[Made], None], modules: Sequence[str] = ()
     ) -> None:
-        """Make all shards, and call `done` here with what each gives, in the order in which they are made. Other processes import
-        `modules` first. Raises what the job raises, and Unavailable if the engine is lost."""
+        """Make all shards, and call `done` in this process with each result, in the order of completion.
+
+        Other processes import `modules` first. Raises the errors of the job, and Unavailable if the engine is lost."""

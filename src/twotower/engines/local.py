@@ -14,14 +14,10 @@ class LocalEngine(JobEngine):
     is_remote = False
 
     def __init__(self, address: str = "", threads: int = 0) -> None:
-        """Take nothing: there is no address, and the threads are those of the process."""
+        """Create the engine. It uses no address, and the threads of the process."""
 
     def run(
-        self,
-        job: Job[Shard, Made],
-        shards: Sequence[Shard],
-        done: Callable[[Made], None],
-        modules: Sequence[str] = (),
+        self, job: Job[Shard, Made], shards: Sequence[Shard], done: Callable[[Made], None], modules: Sequence[str] = ()
     ) -> None:
         """Make the shards in their order."""
         make = job()

@@ -1,7 +1,7 @@
-"""Engine `ray`: tasks of Ray on this machine, or on a cluster. The extra `ray` installs it.
+"""Engine `ray`: tasks of Ray on this machine or on a cluster. The extra `ray` installs it.
 
-A Ray of this machine listens on loopback addresses alone, and ends with the job; where it would not, none is started. One that the
-process has begun already is used as it is, and so is the cluster of RAY_ADDRESS, which `ray job submit` sets.
+A Ray that this engine starts listens only on loopback addresses and ends with the job; otherwise the start is refused.
+A Ray that this process has already started is used, and so is the cluster of RAY_ADDRESS, which `ray job submit` sets.
 """
 
 from __future__ import annotations
@@ -35,40 +35,41 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RETRIES = 3
-"""Times that a shard is made again if its process is lost."""
+"""Number of repetitions of a shard whose process is lost."""
 TIMEOUT = 1800.0
-"""Seconds without a finished shard after which a job ends."""
+"""Seconds without a finished shard until a job fails."""
 WAITING = 1024
-"""Greatest number of shards that Ray knows at a time."""
+"""Largest number of shards that are submitted to Ray at a time."""
 STARTS = 3
-"""Tries to join a cluster whose client server cannot start a process for this one, or to start a Ray here whose processes are not up
-within its half a minute: both happen on a busy machine."""
+"""Attempts to join or start a Ray whose processes do not start within its half a minute, as on a busy machine."""
 REPORT = 30.0
-"""Seconds without a finished shard after which Ray is asked for CPUs."""
+"""Seconds without a finished shard until a line with the free CPUs is logged."""
 LOOK = 10.0
-"""Seconds from one connection to the head to the next."""
+"""Seconds between two connections to the head."""
 HEAD_SILENCE = 30.0
-"""Seconds for which the head may take no connection. After 60 without it Ray ends the process itself, without an exception."""
+"""Seconds for which the head may accept no connection. After 60, Ray ends the process without an exception."""
 CONNECTION = 5.0
-"""Seconds for which one connection to the head is waited."""
+"""Timeout of a connection to the head. Seconds."""
 STORE_BYTES = 100_000_000
-"""Memory of the objects of a Ray of this machine: shards go from file to file, and only their descriptions go through Ray."""
+"""Object memory of a Ray on this machine: tasks read and write files, and Ray transfers only descriptions of shards."""
 LOOPBACK = "127.0.0.1"
 CLUSTER_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Ray's switch for desktops, which it reads when it is imported. Without it the processes of one machine listen on all of its addresses."""
+"""Variable that Ray reads at its import. Unless it is 0, the processes of a machine listen on all of its addresses."""
 
 
 class RayEngine(JobEngine):
-    """Makes the shards in processes of Ray. On this machine `threads` are all of Ray, one for each process; on a cluster they are those
-    of a process, 0 for one."""
+    """Makes the shards in processes of Ray.
+
+    `threads` on this machine: number of processes with one thread each. On a cluster: threads of a process, 0 for
+    one."""
 
     name = "ray"
     takes_address = True
     is_remote = True
 
     def __init__(self, address: str, threads: int, timeout: float = TIMEOUT) -> None:
-        """Look for Ray. Raises ConfigError if it is not installed, if this machine is to give it one thread, or for an address in a process
-        that has begun another Ray."""
+        """Check that Ray can be used. Raises ConfigError if it is not installed, for one thread on this machine, or for
+        an address in a process that has started another Ray."""
         if find_spec("ray") is None:
             raise ConfigError(f"engine 'ray' is not installed; choose `engine='local'`, or {install_command('ray')}")
         has_begun = "ray" in sys.modules and sys.modules["ray"].is_initialized()
@@ -83,19 +84,16 @@ class RayEngine(JobEngine):
         self.processes = 1 if self._joins else self._threads
         if not self._joins and self._threads < 2:
             raise ConfigError(
-                "engine 'ray' shares work among the threads of this machine, and has 1: with one, whoever makes a shard and whoever waits "
-                "for it may wait for each other for ever; set `threads=2` or more, or choose `engine='local'`"
+                "engine 'ray' shares work among the threads of this machine, and has 1: with one, whoever makes a "
+                "shard and whoever waits for it may wait for each other for ever; set `threads=2` or more, or choose "
+                "`engine='local'`"
             )
 
     def run(
-        self,
-        job: Job[Shard, Made],
-        shards: Sequence[Shard],
-        done: Callable[[Made], None],
-        modules: Sequence[str] = (),
+        self, job: Job[Shard, Made], shards: Sequence[Shard], done: Callable[[Made], None], modules: Sequence[str] = ()
     ) -> None:
-        """Make the shards as tasks. Ray repeats a task whose process or host is lost. After `timeout` seconds without a finished shard, or if
-        one fails, the job ends. Raises TwoTowerError as a task does, RunError, Unavailable."""
+        """Make the shards as tasks. Ray repeats a task whose process or host is lost. The job fails after `timeout`
+        seconds without a finished shard, or if a shard fails. Raises TwoTowerError of a task, RunError, Unavailable."""
         if not shards:
             return
         with self.started(), closing(self._made(job, shards, modules)) as all_made:
@@ -103,7 +101,7 @@ class RayEngine(JobEngine):
                 done(made)
 
     def _made(self, job: Job[Shard, Made], shards: Sequence[Shard], modules: Sequence[str]) -> Generator[Made]:
-        """Yield what each shard gives, in the order in which they are made; an end before the last cancels the others."""
+        """Yield the results of the shards in the order of completion; an early end cancels the others."""
         import ray
 
         threads = self._threads if self._joins else 1
@@ -114,43 +112,44 @@ class RayEngine(JobEngine):
                 num_cpus=threads, max_retries=RETRIES, runtime_env={"env_vars": variables}
             )
             sent, left, head = _Sent(uuid.uuid4().hex, ray.put(job), tuple(modules)), iter(shards), _head_address()
-            last = asked = looked = time.monotonic()
+            last = reported = connected = time.monotonic()
             while True:
                 running += [task.remote(sent, shard) for shard in islice(left, WAITING - len(running))]
                 if not running:
                     return
                 ready, running = ray.wait(running, timeout=min(LOOK, self._timeout))
                 now = time.monotonic()
-                if head and now - looked >= LOOK:
+                if head and now - connected >= LOOK:
                     connect(head, HEAD_SILENCE)
-                    now = looked = time.monotonic()
+                    now = connected = time.monotonic()
                 if ready:
-                    last = asked = now
+                    last = reported = now
                 elif (silent := now - last) >= self._timeout:
                     raise Unavailable(
-                        f"engine 'ray': no shard is finished within {silent:,.0f} seconds, with {_free_cpus()}; see that the cluster has "
-                        "free ones, or choose smaller shards (`shard_rows`), then call again to go on"
+                        f"engine 'ray': no shard is finished within {silent:,.0f} seconds, with {_free_cpus()}; see "
+                        "that the cluster has free ones, or choose smaller shards (`shard_rows`), then call again to go "
+                        "on"
                     )
-                elif now - asked >= REPORT:
-                    asked = now
+                elif now - reported >= REPORT:
+                    reported = now
                     log.info(f"engine 'ray': no shard is finished for {silent:,.0f} seconds, with {_free_cpus()}")
                 yield from map(_result, ready)
         except ray.exceptions.RayTaskError:
             raise
         except _losses() as e:
             raise Unavailable(
-                f"engine 'ray': {self._where} answers no more ({first_line(e)}); see that its hosts run and reach each other, then call "
-                "again to go on"
+                f"engine 'ray': {self._where} answers no more ({first_line(e)}); see that its hosts run and reach each "
+                "other, then call again to go on"
             ) from e
         finally:
-            with suppress(Exception):  # a Ray that is lost cancels nothing, and the first error is the one to tell
+            with suppress(Exception):  # a lost Ray cancels nothing, and the first error is raised
                 for ref in running:
                     ray.cancel(ref, force=True)
 
     @contextmanager
     def started(self) -> Iterator[None]:
-        """Join Ray, or start it on this machine, within the block. Raises Unavailable; ConfigError if it would listen on other
-        addresses than those of loopback, because it was imported before."""
+        """Join Ray, or start it on this machine, for the block. Raises Unavailable; ConfigError if Ray was imported
+        before and would listen on other addresses than loopback."""
         _set_environment(self._address)
         import ray
 
@@ -159,27 +158,28 @@ class RayEngine(JobEngine):
             return
         if not self._joins and os.environ[CLUSTER_SWITCH] == "0" and _own_address() != LOOPBACK:
             raise ConfigError(
-                "engine 'ray': this process has imported Ray before, and a Ray that it starts now would listen on all addresses of this machine; "
-                f"set {CLUSTER_SWITCH}=0 before the import, begin a Ray of your own (`ray.init()`), or choose `engine='local'`"
+                "engine 'ray': this process has imported Ray before, and a Ray that it starts now would listen on all "
+                f"addresses of this machine; set {CLUSTER_SWITCH}=0 before the import, begin a Ray of your own "
+                "(`ray.init()`), or choose `engine='local'`"
             )
         begin = partial(ray.init, log_to_driver=False, logging_level=logging.ERROR)
         try:
             if self._joins:
                 if re.fullmatch(r"[^/]+:\d+", self._address):
-                    connect(self._address)  # for which Ray waits minutes
+                    connect(self._address)  # fails at once, where Ray waits minutes
                 with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "Ray Client connection timed out")  # which the error says
+                    warnings.filterwarnings("ignore", "Ray Client connection timed out")  # the error says it
                     _start(partial(begin, self._address), lambda e: isinstance(e, ConnectionAbortedError))
             else:
                 local = partial(
                     begin, "local", num_cpus=self._threads, include_dashboard=False, object_store_memory=STORE_BYTES,
                     _node_ip_address=LOOPBACK,
                 )  # fmt: skip
-                _start(local, lambda e: type(e) is Exception)  # as which Ray tells that its processes are not up
+                _start(local, lambda e: type(e) is Exception)  # raised if processes do not start
         except (ConnectionError, OSError, RuntimeError, TimeoutError, ValueError) as e:
             raise Unavailable(
-                f"engine 'ray': {self._where} does not answer ({first_line(e)}); start it, name another address, or set "
-                "RAY_AUTH_MODE=token where its hosts have a token"
+                f"engine 'ray': {self._where} does not answer ({first_line(e)}); start it, name another address, or "
+                "set RAY_AUTH_MODE=token where its hosts have a token"
             ) from e
         try:
             yield
@@ -188,8 +188,9 @@ class RayEngine(JobEngine):
 
 
 def _start(begin: Callable[[], Made], may_pass: Callable[[Exception], bool]) -> None:
-    """Join or start Ray, at most STARTS times if its error may pass; what a failed start has begun is stopped. Raises what Ray does;
-    ConnectionError for an error that may pass, the last time."""
+    """Join or start Ray, in up to STARTS attempts while its error `may_pass`, and stop the processes of a failed start.
+
+    Raises the errors of Ray; ConnectionError if the last error may pass."""
     for left in reversed(range(STARTS)):
         try:
             begin()
@@ -203,7 +204,7 @@ def _start(begin: Callable[[], Made], may_pass: Callable[[Exception], bool]) -> 
 
 
 def _stop_started(error: Exception) -> None:
-    """Stop the processes of a Ray whose start ended with the error: Ray leaves them to the end of this process."""
+    """Stop the processes of a Ray whose start raised the error; Ray stops them only at the end of this process."""
     import ray
 
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -212,15 +213,15 @@ def _stop_started(error: Exception) -> None:
 
 
 def _set_environment(address: str) -> None:
-    """Set what Ray reads when it is imported and started."""
+    """Set the variables that Ray reads at its import and start."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming behaviour, of which Ray warns
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default; without it Ray warns
     if not address:
         os.environ.setdefault(CLUSTER_SWITCH, "0")
 
 
 def connect(address: str, seconds: float = 0.0) -> None:
-    """Connect to HOST:PORT and hang up, again for as long as it fails. Raises ConnectionError after these seconds."""
+    """Connect to HOST:PORT and close, with retries for `seconds`. Raises ConnectionError."""
     host, _, port = address.rpartition(":")
     end = time.monotonic() + seconds
     while True:
@@ -233,7 +234,7 @@ def connect(address: str, seconds: float = 0.0) -> None:
 
 
 def _head_address() -> str:
-    """Return the address of the head of Ray, "" for Ray's client, whose connection reports its loss."""
+    """Return the address of the head of Ray, "" for Ray's client, which reports a lost connection."""
     import ray
 
     is_client = ray.util.client.ray.is_connected()  # type: ignore[no-untyped-call]
@@ -249,7 +250,7 @@ def _free_cpus() -> str:
 
 
 def _losses() -> tuple[type[Exception], ...]:
-    """Return the errors of a Ray that is lost; those of gRPC come from Ray's client, which needs it."""
+    """Return the errors of a lost Ray, with gRPC's if Ray's client is installed."""
     import ray
 
     found = (ConnectionError, ray.exceptions.RayError)
@@ -268,7 +269,8 @@ def _own_address() -> str:
 
 
 def _result(ref: ObjectRef[Made]) -> Made:
-    """Return what a task gives. Raises the error of this package that it raised, RunError if its processes were lost or Ray has no result of it."""
+    """Return the result of a task. Raises its error of this package, RunError if its processes or its result are
+    lost."""
     import ray
 
     try:
@@ -276,7 +278,7 @@ def _result(ref: ObjectRef[Made]) -> Made:
     except ray.exceptions.RayTaskError as e:
         if isinstance(e.cause, TwoTowerError):
             raise e.cause from None
-        if isinstance(e.cause, ray.exceptions.RayError):  # what the task asked of Ray is lost
+        if isinstance(e.cause, ray.exceptions.RayError):  # the task needs a lost object of Ray
             raise RunError(f"engine 'ray': a shard is given up ({first_line(e.cause)}); call again to go on") from e
         raise
     except (
@@ -284,22 +286,22 @@ def _result(ref: ObjectRef[Made]) -> Made:
         ray.exceptions.LocalRayletDiedError,
     ) as e:  # fmt: skip
         raise RunError(
-            f"engine 'ray': a shard is given up, after its process was lost {RETRIES + 1} times ({first_line(e)}); give its hosts more "
-            "memory or choose smaller shards (`shard_rows`), then call again to go on"
+            f"engine 'ray': a shard is given up, after its process was lost {RETRIES + 1} times ({first_line(e)}); "
+            "give its hosts more memory or choose smaller shards (`shard_rows`), then call again to go on"
         ) from e
-    except ray.exceptions.UnserializableException as e:  # of a task; its text ends with the line of its error
+    except ray.exceptions.UnserializableException as e:  # the text ends with the error of the task
         raise RunError(f"engine 'ray': a shard is given up, after an error ({str(e).splitlines()[-1]})") from e
     except ray.exceptions.RayError as e:
         raise RunError(f"engine 'ray': a shard is given up ({first_line(e)}); call again to go on") from e
 
 
 _loaded = dict[str, Callable[[Any], Any]]()
-"""Job -> the function that makes its shards, in a process of Ray; of the latest job alone."""
+"""Token of a job -> function that makes its shards, in a process of Ray; only for the latest job."""
 
 
 @dataclass(frozen=True)
 class _Sent(Generic[Shard, Made]):
-    """A job as the processes of Ray fetch it, once for each."""
+    """A job, which each process of Ray fetches once."""
 
     token: str
     job: ObjectRef[Job[Shard, Made]]

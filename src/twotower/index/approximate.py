@@ -1,14 +1,14 @@
 """The base of indexes whose engine proposes candidates, such as FAISS and Milvus. Candidates are re-scored exactly.
 
-If the engine returns too few candidates, because few rows are allowed or the probed lists are empty, it is asked for more,
-and at last exact search completes the answer, so no answer is short.
+If the engine returns too few candidates, because few rows are allowed or the probed lists are empty, it searches for
+more. At last exact search completes the answer, so no answer is short.
 
-Metric "dot": graphs and centroids serve inner products badly, because long vectors are neighbours of all others; where
-users do not resemble items a graph finds less than a third of the true answer. So each vector x is augmented by one
-dimension, sqrt(M² - |x|²) with M above all norms, and each query by a zero (Bachrach et al. 2014). The squared
-distance is then |q|² + M² - 2 q·x, so nearest means highest score. A vector with a norm above M rebuilds the engine.
-If a few norms are far above the rest, all other vectors lie close together in the augmented space, and a graph may miss a
-fifth of the answer even with `ef` = 1000; the recall check at publishing refuses such an index.
+Metric "dot": graphs and centroids serve inner products badly, because long vectors are neighbours of all others. If
+users do not resemble items, a graph finds less than a third of the true answer. So each vector x is augmented by one
+dimension, sqrt(M² - |x|²) with M above all norms, and each query by a zero (Bachrach et al. 2014). The squared distance
+is then |q|² + M² - 2 q·x, so nearest means highest score. A vector with a norm above M rebuilds the engine. If a few
+norms are far above the rest, all other vectors are close together in the augmented space, and a graph may miss a fifth
+of the answer even with `ef` = 1000; the recall check at publishing refuses such an index.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ import numpy as np
 
 from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Rows, Shaped, Vectors
-from twotower.index.description import IndexDescription
 from twotower.index.exact import ExactIndex
-from twotower.index.protocol import IndexConfig
+from twotower.index.protocol import IndexConfig, IndexDescription
 from twotower.index.top_k import RESCORED_NUMBERS, SearchScope, TopK, rescore
 from twotower.index.vector_store import Similarity
 
 EXACT_MAX_ROWS = 8192
-"""Default of `exact_max_rows`: few rows pass a filter, and a graph search loses its connections."""
+"""Default of `exact_max_rows`. If few rows pass a filter, a graph search loses its connections."""
 
 
 class Effort(NamedTuple):
@@ -39,17 +38,18 @@ class Effort(NamedTuple):
     more: int
     """Factor of the number of candidates."""
     name_banned: bool = False
-    """True if the engine is told the banned rows; else they are dropped from its candidates."""
+    """True if the engine filters the banned rows; else they are dropped from its candidates."""
 
 
 class ApproximateIndex(ExactIndex):
     """A vector store with an engine that proposes candidates; implements `protocol.Index` approximately.
 
-    A subclass defines `rebuild` and `propose`, or, if it does more at a time, `_changed` and `_search_candidates`.
+    A subclass defines `rebuild` and `propose`, or, for more control, `_changed` and `_search_candidates`.
     """
 
+    batch_invariant = False  # the number of candidates depends on the banned rows of all queries
     default_search_params: ClassVar[dict[str, int]] = {}
-    """Search parameters of a new index. `refine` is the number of candidates for one of the answer."""
+    """Search parameters of a new index. `refine`: number of candidates for each row of the answer."""
     efforts: ClassVar[tuple[Effort, ...]] = (Effort(1, 1), Effort(4, 4), Effort(16, 16))
 
     def __init__(self, options: IndexConfig, width: int, metric: Similarity) -> None:
@@ -60,10 +60,6 @@ class ApproximateIndex(ExactIndex):
         self._norm_bound = 0.0
         """M, the norm of every augmented vector."""
 
-    @property
-    def batch_invariant(self) -> bool:
-        return False  # the number of candidates depends on the banned rows of all queries
-
     # The engine of a subclass
 
     def rebuild(self, vectors: Shaped[Vectors, "P W"]) -> None:
@@ -71,8 +67,8 @@ class ApproximateIndex(ExactIndex):
         raise NotImplementedError
 
     def propose(self, queries: Shaped[Vectors, "b W"], n: int, factor: int) -> Shaped[Rows, "b _"]:
-        """Return up to `n` positions near each query, in any order, -1 where fewer. A search with `search_params` times
-        `factor` looks at more."""
+        """Return up to `n` positions near each query, in any order, padded with -1. `factor` multiplies
+        `search_params`."""
         raise NotImplementedError
 
     def _changed(self, kept: int | None) -> None:
@@ -94,7 +90,7 @@ class ApproximateIndex(ExactIndex):
         return self.width + self._augmented
 
     def _engine_vectors(self, vectors: Shaped[Vectors, "n D"]) -> Shaped[Vectors, "n W"]:
-        """Return vectors as the engine stores them, of dimension `_engine_width`."""
+        """Return vectors of dimension `_engine_width`, as the engine stores them."""
         wide = self._engine_queries(vectors)
         if self._augmented:
             squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
@@ -125,14 +121,9 @@ class ApproximateIndex(ExactIndex):
         return top
 
     def _search_candidates(
-        self,
-        queries: Shaped[Vectors, "B D"],
-        k: int,
-        scope: SearchScope,
-        effort: Effort,
-        todo: Shaped[Rows, "b"],
+        self, queries: Shaped[Vectors, "B D"], k: int, scope: SearchScope, effort: Effort, todo: Shaped[Rows, "b"],
         top: TopK,
-    ) -> Shaped[Rows, "_"]:
+    ) -> Shaped[Rows, "_"]:  # fmt: skip
         """Fill `top` for the queries `todo` with re-scored candidates; return the queries with too few."""
         hidden = len(self._store.rows) - len(self) + max(map(len, scope.banned or []), default=0)
         fetch = min(len(self._store.rows), self._candidates(k, hidden) * effort.more)
@@ -141,16 +132,10 @@ class ApproximateIndex(ExactIndex):
         )
 
     def _rescore_blocks(
-        self,
-        queries: Shaped[Vectors, "B D"],
-        k: int,
-        scope: SearchScope,
-        fetch: int,
-        todo: Shaped[Rows, "b"],
-        top: TopK,
-        find: Callable[[Shaped[Vectors, "b W"]], Shaped[Rows, "b _"]],
-    ) -> Shaped[Rows, "_"]:
-        """Fill `top` with the re-scored `fetch` positions that `find` returns for some queries at a time; return the
+        self, queries: Shaped[Vectors, "B D"], k: int, scope: SearchScope, fetch: int, todo: Shaped[Rows, "b"],
+        top: TopK, find: Callable[[Shaped[Vectors, "b W"]], Shaped[Rows, "b _"]],
+    ) -> Shaped[Rows, "_"]:  # fmt: skip
+        """Fill `top` with the re-scored `fetch` positions that `find` returns for a block of queries; return the
         queries with too few."""
         step, short = max(1, RESCORED_NUMBERS // (fetch * self.width)), []
         for start in range(0, len(todo), step):
@@ -159,14 +144,9 @@ class ApproximateIndex(ExactIndex):
         return np.concatenate(short)
 
     def _rescore(
-        self,
-        queries: Shaped[Vectors, "B D"],
-        k: int,
-        scope: SearchScope,
-        some: Shaped[Rows, "b"],
-        at: Shaped[Rows, "b n"],
-        top: TopK,
-    ) -> Shaped[Rows, "_"]:
+        self, queries: Shaped[Vectors, "B D"], k: int, scope: SearchScope, some: Shaped[Rows, "b"],
+        at: Shaped[Rows, "b n"], top: TopK,
+    ) -> Shaped[Rows, "_"]:  # fmt: skip
         """Fill `top` for the queries `some` with the best of the positions `at`; return the queries with too few."""
         rows = self._store.rows
         good = (at >= 0) & (at < len(rows))
@@ -181,7 +161,7 @@ class ApproximateIndex(ExactIndex):
         return np.compress(good.sum(axis=1) < np.minimum(k, scope.remaining[some]), some)
 
     def _candidates(self, k: int, banned: int = 0) -> int:
-        """Return the number of candidates to ask for, with room for the `banned` rows of a query."""
+        """Return the number of candidates to fetch, with room for the `banned` rows of a query."""
         # An eighth more: float32 rounding in the engine may exchange candidates near the k-th.
         return (k + max(8, k // 8) + banned) * self.search_params.get("refine", 1)
 

@@ -13,9 +13,9 @@ UNCOMPRESSED_MAX_ITEMS = 2_000_000
 
 
 class Auto(IndexConfig):
-    """`exact` up to 50,000 items, `ivf` up to two million, `ivfpq` beyond. Never a server.
+    """`exact` up to 50,000 items, `ivf` up to two million, `ivfpq` above. Never a server.
 
-    Use it until a measured latency, memory or recall asks for another.
+    Use it until a measured latency, memory or recall requires another.
     """
 
     kind = "auto"
@@ -26,8 +26,8 @@ class Auto(IndexConfig):
             return Exact(**common), f"exact search: {n_items:,} items are scored in a few milliseconds"
         nlist = round(4 * n_items**0.5)
         if n_items > UNCOMPRESSED_MAX_ITEMS:
-            why = f"product-quantised vectors in {nlist:,} lists, then exact scores: whole vectors of {n_items:,} items need too much memory"
-            return IvfPq(nlist=nlist, **common), why
+            why = f"product-quantised vectors in {nlist:,} lists, then exact scores"
+            return IvfPq(nlist=nlist, **common), f"{why}: whole vectors of {n_items:,} items need too much memory"
         # On synthetic clusters HNSW was no faster than IVF at recall 0.95, and took five times as long to build for a
         # million vectors (benchmarks/speed/search.py --kinds ivf,hnsw).
         items = "items of equal norm" if metric == "cosine" else "items, augmented to equal norm"

@@ -12,10 +12,8 @@ from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Rows, Shaped, Vectors
 from twotower.errors import DataError, RunError
 from twotower.files import layout, new_folder, write_json
-from twotower.index.blas_threads import one_blas_thread
-from twotower.index.description import INDEX_FORMAT, IndexDescription
-from twotower.index.protocol import IndexConfig, Publication
-from twotower.index.top_k import SearchScope, TopK, exact_top_k
+from twotower.index.protocol import INDEX_FORMAT, IndexConfig, IndexDescription, Publication
+from twotower.index.top_k import SearchScope, TopK, exact_top_k, one_blas_thread
 from twotower.index.vector_store import MAX_NORM, Similarity, VectorStore, checked_rows, checked_vectors, norms
 from twotower.machine import default_threads
 
@@ -23,8 +21,8 @@ INDEX_FILES = (layout.INDEX_FACTS, "vectors.npy", "rows.npy", layout.INDEX_FAISS
 
 
 class Exact(IndexConfig):
-    """Exact search over all vectors. Use it up to some 50,000 items, which take a few milliseconds, and as the yardstick of
-    the others."""
+    """Exact search over all vectors. Use it up to 50,000 items, which take a few milliseconds, and as the reference of
+    the other kinds."""
 
     kind = "exact"
 
@@ -36,27 +34,17 @@ class ExactIndex:
     """A vector store and exact search over it; implements `protocol.Index`."""
 
     files: ClassVar[tuple[str, ...]] = ()
-    """Names of the files that `save` writes beyond `INDEX_FILES`."""
+    """Names of files that `save` writes in addition to `INDEX_FILES`."""
+    batch_invariant: bool = True
 
     def __init__(self, options: IndexConfig, width: int, metric: Similarity) -> None:
         """Create an empty index of vectors of dimension `width`. Raises DataError."""
         self._store = VectorStore(width, metric)
-        self.options = options
+        self.options, self.kind, self.remote = options, options.kind, options.remote
         self.metric: Similarity = metric
+        self.width, self.model = width, ""
         self.search_params: dict[str, int] = {}
         self.threads = default_threads()
-
-    @property
-    def kind(self) -> str:
-        return self.options.kind
-
-    @property
-    def remote(self) -> bool:
-        return self.options.remote
-
-    @property
-    def batch_invariant(self) -> bool:
-        return True
 
     @property
     def rows(self) -> Shaped[Rows, "N"]:
@@ -65,14 +53,6 @@ class ExactIndex:
     @property
     def rejected(self) -> Shaped[Rows, "_"]:
         return self._store.rejected.copy()
-
-    @property
-    def width(self) -> int:
-        return self._store.width
-
-    @property
-    def model(self) -> str:
-        return ""
 
     def __len__(self) -> int:
         return len(self._store)
@@ -110,19 +90,14 @@ class ExactIndex:
         self._store.rejected = np.setdiff1d(self._store.rejected, rows)
 
     def _changed(self, kept: int | None) -> None:
-        """Update the engine after a change: positions below `kept` have their vectors still, or none. None: no change."""
+        """Update the engine: positions below `kept` have the same vector as before, or none. None: no change."""
 
     # Search
 
     def search(
-        self,
-        queries: Shaped[Vectors, "B D"],
-        k: int,
-        *,
-        allowed: Shaped[Rows, "_"] | None = None,
-        banned: Sequence[Shaped[Rows, "_"]] | None = None,
-        exact: bool = False,
-    ) -> tuple[Shaped[Rows, "B k"], Shaped[Vectors, "B k"]]:
+        self, queries: Shaped[Vectors, "B D"], k: int, *, allowed: Shaped[Rows, "_"] | None = None,
+        banned: Sequence[Shaped[Rows, "_"]] | None = None, exact: bool = False,
+    ) -> tuple[Shaped[Rows, "B k"], Shaped[Vectors, "B k"]]:  # fmt: skip
         queries, k = self._checked_queries(queries, k), int(k)  # a numpy integer could overflow
         return self._search(queries, k, self._scope(len(queries), allowed, banned), exact)
 
@@ -144,9 +119,7 @@ class ExactIndex:
     def _scope(
         self, n_queries: int, allowed: Shaped[Rows, "_"] | None, banned: Sequence[Shaped[Rows, "_"]] | None
     ) -> SearchScope:
-        only = None
-        if allowed is not None:
-            only = self._store.positions(allowed)
+        only = None if allowed is None else self._store.positions(allowed)
         remaining = np.full(n_queries, len(self) if only is None else len(only))
         if banned is None:
             return SearchScope(only, None, remaining)
@@ -198,7 +171,7 @@ class ExactIndex:
         pass
 
     def _set_description(self, facts: IndexDescription) -> None:
-        """Take over the facts of a folder whose rows are loaded. Raises ValueError if they do not fit."""
+        """Set the facts of a folder whose rows are loaded. Raises ValueError if they do not fit."""
         self.search_params = {name: max(1, facts.search_params[name]) for name in self.search_params}
         self._store.max_norm, self._store.rejected = facts.max_norm, np.asarray(facts.rejected, np.int64)
         if len(self) != facts.n:

@@ -1,27 +1,65 @@
-"""The protocol of all indexes, and the options of each kind.
+"""The protocol of all indexes: search and options, the content of `index.json`, and the deadline of a remote search.
 
 Rows are distinct integers from 0; a score is the inner product of query and vector, higher is better.
 """
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from twotower.arrays.types import Rows, Shaped, Vectors
-from twotower.errors import DataError, RunError
-from twotower.index.description import IndexDescription
-from twotower.index.vector_store import Similarity
+from twotower.errors import DataError, RunError, Unavailable
+from twotower.index.vector_store import MAX_NORM, Similarity
 from twotower.kinds import Kind
 from twotower.section import first_problem
 
+INDEX_FORMAT = 2
+Row = Annotated[int, Field(ge=0, le=np.iinfo(np.int64).max)]
 Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 24)]
 """Whole number of lists, neighbours and the like."""
+CONNECT_TIMEOUT = 3.0
+"""Default limit for connecting to the server of a remote index. Seconds."""
+_until: ContextVar[float | None] = ContextVar("until", default=None)
+
+
+class IndexDescription(BaseModel):
+    """Content of `index.json`, the file that describes the index of a folder."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    format: int
+    kind: str
+    metric: Similarity
+    n: int
+    """Number of rows in the index."""
+    width: int
+    params: dict[str, JsonValue]
+    """Options that only this kind has."""
+    search_params: dict[str, int]
+    max_norm: float = Field(ge=0, le=MAX_NORM)
+    rejected: list[Row]
+    norm_bound: float = Field(0.0, ge=0, le=2 * MAX_NORM)
+    """Norm of every augmented vector; 0 if vectors are not augmented."""
+
+
+class RemoteDescription(IndexDescription):
+    """Content of `index.json` of an index whose vectors are in a collection of a server."""
+
+    uri: str
+    alias: str
+    """Alias of the current bundle's collection on the server."""
+    collection: str
+    model: str
+    """SHA-256 of the model that made the vectors."""
 
 
 class Index(Protocol):
@@ -32,13 +70,14 @@ class Index(Protocol):
 
     metric: Similarity
     search_params: dict[str, int]
-    """Parameters of a search: `nprobe`, `ef`, `refine`. Larger values find more and take longer. Empty for an exact index."""
+    """Parameters of a search: `nprobe`, `ef`, `refine`. Larger values raise recall and time. Empty for an exact
+    index."""
     threads: int
     """Threads of one search; 1 in a server with several workers."""
 
     @property
     def options(self) -> IndexConfig:
-        """Options that the index is built with."""
+        """Options of the index."""
 
     @property
     def kind(self) -> str:
@@ -46,7 +85,7 @@ class Index(Protocol):
 
     @property
     def remote(self) -> bool:
-        """True if another process holds the vectors: then a search raises Unavailable if that process does not answer."""
+        """True if another process holds the vectors; a search raises Unavailable if that process does not answer."""
 
     @property
     def batch_invariant(self) -> bool:
@@ -66,27 +105,22 @@ class Index(Protocol):
 
     @property
     def model(self) -> str:
-        """SHA-256 of the model that made the vectors; empty if the index does not keep it."""
+        """SHA-256 of the model of the vectors; empty if the index does not store it."""
 
     def __len__(self) -> int: ...
 
     def vectors(self, rows: Shaped[Rows, "n"]) -> Shaped[Vectors, "m D"]:
-        """Return the vectors of rows, without those that are rejected. Raises DataError for unknown rows."""
+        """Return the vectors of rows, without rejected ones. Raises DataError for unknown rows."""
 
     def search(
-        self,
-        queries: Shaped[Vectors, "B D"],
-        k: int,
-        *,
-        allowed: Shaped[Rows, "_"] | None = None,
-        banned: Sequence[Shaped[Rows, "_"]] | None = None,
-        exact: bool = False,
-    ) -> tuple[Shaped[Rows, "B k"], Shaped[Vectors, "B k"]]:
+        self, queries: Shaped[Vectors, "B D"], k: int, *, allowed: Shaped[Rows, "_"] | None = None,
+        banned: Sequence[Shaped[Rows, "_"]] | None = None, exact: bool = False,
+    ) -> tuple[Shaped[Rows, "B k"], Shaped[Vectors, "B k"]]:  # fmt: skip
         """Return the `k` rows with the highest scores for each query, in descending order, and the scores.
 
-        Equal scores are ordered by row. `allowed` applies to all queries, `banned[i]` to query i; rows that are not in
-        the index are ignored in both. If fewer than `k` rows remain, all of them are returned, padded with row -1 and
-        score -inf. `exact` scores every vector. Raises DataError.
+        Equal scores are ordered by row. `allowed` applies to all queries, `banned[i]` to query i; rows outside the
+        index are ignored. If fewer than `k` rows remain, the answer is padded with row -1 and score -inf. `exact`
+        scores every vector. Raises DataError.
         """
 
     def scores(self, query: Shaped[Vectors, "1 D"]) -> Shaped[Vectors, "N"]:
@@ -109,17 +143,18 @@ class Index(Protocol):
         """Write the index into a folder. Raises RunError."""
 
     def restore(self, folder: Path, known: IndexDescription, mmap: bool) -> None:
-        """Take over the rows and vectors of a folder, whose description is `known`. Raises ValueError, DataError, RunError."""
+        """Read the rows and vectors of a folder with the description `known`. Raises ValueError, DataError,
+        RunError."""
 
     def load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:
-        """Read the rest of the folder after `restore`, untrusted files in a child process if `verify`. Raises RunError."""
+        """Read the other files after `restore`, first in a child process if `verify`. Raises RunError."""
 
     def describe(self) -> IndexDescription:
         """Return the content of `index.json`."""
 
 
 class CollectionServer(Protocol):
-    """A server that holds the vectors of remote indexes, each in a collection of its own."""
+    """A server that holds the vectors of each remote index in a collection."""
 
     def drop(self, name: str) -> None:
         """Drop a collection, if it exists. Raises Unavailable."""
@@ -132,33 +167,32 @@ class Publication(NamedTuple):
     """The bundle that an index is built for."""
 
     model: str = ""
-    """SHA-256 of the model that made the vectors."""
+    """SHA-256 of the model of the vectors."""
     register: Callable[[str, str, str], None] | None = None
-    """Called with kind, server and name of a collection before a remote index creates it."""
+    """Function of kind, server and name of a collection, called before a remote index creates it."""
 
 
 class IndexConfig(Kind):
-    """Index over the item vectors of a published model."""
+    """Index over the item vectors of a published model.
+
+    The recall check leaves out the items that the answers to its users leave out."""
 
     min_recall: float = Field(
-        0.95,
-        gt=0,
-        le=1,
-        description="Minimum recall against exact search that publishing accepts, over held-out users, without the items that their answers leave out. Search "
+        0.95, gt=0, le=1,
+        description="Minimum recall against exact search that publishing accepts, over held-out users. Search "
         "parameters are tuned to it.",
-    )
+    )  # fmt: skip
     k: int = Field(100, ge=1, description="Cut-off of min_recall.")
     queries: int = Field(
         1000,
         ge=20,
-        description="Number of held-out users in the recall check: one half tunes the index, the other half measures "
-        "it.",
+        description="Held-out users of the recall check: one half tunes the index, the other half measures it.",
     )
 
     remote: ClassVar[bool] = False
     """True if another process holds the vectors."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """Distributions whose versions a bundle notes, beyond those of every bundle."""
+    """Distributions whose versions a bundle notes, in addition to those of every bundle."""
     description_type: ClassVar[type[IndexDescription]] = IndexDescription
     """Content of `index.json`."""
 
@@ -167,17 +201,17 @@ class IndexConfig(Kind):
         """Return an index without vectors, for vectors of dimension `width`. Raises ConfigError, DataError."""
 
     def choose(self, n_items: int, metric: Similarity) -> tuple[IndexConfig, str]:
-        """Return the options with all that depends on the number of items decided, and the reason as a sentence."""
+        """Return the options for a number of items, and the reason as a sentence."""
         return self, "set by index.kind"
 
     @property
     def label(self) -> str:
-        """The kind in words of a log."""
+        """Name of the kind in a log."""
         return self.kind
 
     @property
     def params(self) -> dict[str, JsonValue]:
-        """Options of this kind alone, as `index.json` and the manifest have them."""
+        """Options that only this kind has, as in `index.json` and the manifest."""
         found: dict[str, JsonValue] = self.model_dump(mode="json", exclude=set(IndexConfig.model_fields))
         del found["kind"]
         return found
@@ -193,12 +227,9 @@ class IndexConfig(Kind):
         raise RunError(f"{uri}: index kind '{cls.kind}' has no server")
 
     def build(
-        self,
-        vectors: Shaped[Vectors, "*_"],
-        rows: Shaped[Rows, "*_"],
-        metric: Similarity,
+        self, vectors: Shaped[Vectors, "*_"], rows: Shaped[Rows, "*_"], metric: Similarity,
         publication: Publication = Publication(),
-    ) -> Index:
+    ) -> Index:  # fmt: skip
         """Build an index of vectors (N, D) under rows (N,); rows of unusable vectors are in `rejected`.
 
         Raises ConfigError, DataError."""
@@ -221,3 +252,27 @@ class IndexConfig(Kind):
             raise RunError(f"{folder}: not a usable index ({e})") from e
         index.load_engine(folder, mmap, verify)
         return index
+
+
+@contextmanager
+def deadline(until: float) -> Iterator[None]:
+    """Limit the remote searches of this thread in the block to end by `until`, a time of `time.monotonic`."""
+    token = _until.set(until)
+    try:
+        yield
+    finally:
+        _until.reset(token)
+
+
+def remaining_seconds(limit: float) -> float:
+    """Return the seconds that a call may take: `limit`, or less if the deadline is nearer.
+
+    Raises Unavailable if the deadline has passed.
+    """
+    until = _until.get()
+    if until is None:
+        return limit
+    rest = until - time.monotonic()
+    if rest <= 0:
+        raise Unavailable("the time for the search is over")
+    return min(limit, rest)

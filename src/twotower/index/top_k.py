@@ -1,49 +1,94 @@
-"""The highest scores of a vector store, exactly.
+"""Exact search: the highest scores of a vector store.
 
-Speed: FAISS's brute-force search selects somewhat more than k candidates by float32 sums, directly from the vector
-store; each thread searches its share of the items. Few items, or a large share of them, are scored by numpy.
+Speed: FAISS's brute-force search selects more than k candidates by float32 sums; each thread searches its share of the
+items. numpy scores few items, or a large share of them.
 
-Exactness: float32 sums depend on the order of addition, so candidates are scored again, with products and sums in float64
-rounded to float32. That is the score, for all kinds of index, batch sizes and thread counts; equal scores are ordered by
-row. If the k-th score exceeds the float32 sum of the last candidate by no more than the rounding error, an item outside
-the candidates may belong to the answer, and numpy scores all items.
+Exactness: float32 sums depend on the order of addition, so candidates are scored again, with products and sums in
+float64 rounded to float32. That is the score for all kinds of index, batch sizes and thread counts; equal scores are
+ordered by row. If the k-th score exceeds the float32 sum of the last candidate by no more than the rounding error, an
+item outside the candidates may belong to the answer, and numpy scores all items.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Bool, Bools, Rows, Shaped, Vectors
-from twotower.index.blas_threads import one_blas_thread
 from twotower.index.vector_store import VectorStore, norms
 
 NUMPY_MAX_SCORES = 1 << 13
-"""Number of scores (items x queries) up to which numpy computes them all."""
+"""Number of scores (items x queries) up to which numpy computes all."""
 GATHER_NUMBERS = 1 << 22
 """Numbers copied at a time when only allowed items are searched."""
 ROUGH_SCORES = 1 << 22
-"""Float32 sums of queries and all items that are held at a time: 16 MiB."""
+"""Float32 sums of queries and all items in memory at a time: 16 MiB."""
 RESCORED_NUMBERS = 1 << 22
-"""Numbers of candidates that are scored again at a time: float64 products of at most 32 MiB."""
+"""Numbers of candidates scored again at a time: float64 products of at most 32 MiB."""
 _NO_ROWS: Rows = np.empty(0, np.int64)
 
 
+class OneBlasThread:
+    """Sets one thread for the OpenBLAS that numpy ships, while a `with` block of any thread runs.
+
+    OpenBLAS's own threads spin while they wait, and several calling threads would queue for them. The last `with` block
+    restores the number of threads before the first, so a process has one instance.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._before = threading.Lock(), 0, 1
+        self._get: Callable[[], int] | None = None
+        self._set: Callable[[int], None] | None = None
+        folder = Path(np.__file__).resolve().parent.with_name("numpy.libs")
+        for library in ThreadpoolController().select(internal_api="openblas").lib_controllers:
+            if Path(library.filepath).resolve().parent == folder:
+                # The functions of the library: `set_num_threads` obeys only the first thread that calls it, and `limit`
+                # takes ten times as long.
+                name = next(name for name in library.check_symbols if hasattr(library.dynlib, name))
+                self._get = getattr(library.dynlib, name)
+                self._set = getattr(library.dynlib, name.replace("_get_", "_set_"))
+
+    def __enter__(self) -> None:
+        if self._get is None or self._set is None:
+            return
+        with self._lock:
+            if not self._users:
+                self._before = self._get()
+                self._set(1)
+            self._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        if self._set is None:
+            return
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._set(self._before)
+
+
+one_blas_thread = OneBlasThread()
+"""The instance of this process."""
+
+
 class SearchScope(NamedTuple):
-    """Positions of the vector store that one search covers."""
+    """Positions of the vector store that a search covers."""
 
     only: Shaped[Rows, "_"] | None
-    """Allowed positions, ascending; None for all that hold a row."""
+    """Allowed positions, ascending. None: all with a row."""
     banned: list[Shaped[Rows, "_"]] | None
     """Banned positions of each query, ascending, within `only`."""
     remaining: Shaped[Rows, "B"]
     """Number of allowed positions of each query."""
 
     def of(self, queries: Shaped[Rows, "b"]) -> SearchScope:
-        """Return the scope of some of the queries, given by their numbers."""
+        """Return the scope of some queries, by number."""
         banned = None if self.banned is None else [self.banned[number] for number in queries]
         return SearchScope(self.only, banned, self.remaining[queries])
 
@@ -52,13 +97,13 @@ class TopK(NamedTuple):
     """The best rows of each query in descending order of score; equal scores are ordered by row."""
 
     rows: Shaped[Rows, "*B k"]
-    """Rows, -1 where fewer remain."""
+    """Rows, padded with -1."""
     scores: Shaped[Vectors, "*B k"]
-    """Scores, -inf where fewer remain."""
+    """Scores, padded with -inf."""
 
     @classmethod
     def empty(cls, n_queries: int, k: int) -> TopK:
-        """Return the answer without rows."""
+        """Return an answer of padding."""
         return cls(np.full((n_queries, k), -1, np.int64), np.full((n_queries, k), -np.inf, np.float32))
 
     def put(self, query: int, rows: Shaped[Rows, "n"], scores: Shaped[Vectors, "n"]) -> None:
@@ -68,7 +113,7 @@ class TopK(NamedTuple):
 
 
 def best(rows: Shaped[Rows, "*B n"], scores: Shaped[Vectors, "*B n"], k: int) -> TopK:
-    """Return the `k` best of rows by their scores: the rule for ties of every search."""
+    """Return the `k` best rows by score; every search orders ties by this function."""
     order = np.lexsort((rows, -scores))[..., :k]
     if rows.ndim == 1:
         return TopK(rows[order], scores[order])
@@ -76,13 +121,10 @@ def best(rows: Shaped[Rows, "*B n"], scores: Shaped[Vectors, "*B n"], k: int) ->
 
 
 def rescore(
-    store: VectorStore,
-    queries: Shaped[Vectors, "B D"],
-    at: Shaped[Rows, "B n"],
-    k: int,
+    store: VectorStore, queries: Shaped[Vectors, "B D"], at: Shaped[Rows, "B n"], k: int,
     good: Bool[Bools, "B n"] | None = None,
-) -> TopK:
-    """Return the `k` best of the positions, `good` ones only, by exact scores."""
+) -> TopK:  # fmt: skip
+    """Return the `k` best of the `good` positions by exact scores."""
     scores = (store.vectors[at] * queries[:, None].astype(np.float64)).sum(axis=2).astype(np.float32)
     rows = store.rows[at]
     if good is not None:
@@ -97,15 +139,12 @@ def exact_scores(vectors: Shaped[Vectors, "n D"], query: Shaped[Vectors, "D"]) -
 
 
 def exact_top_k(
-    store: VectorStore,
-    queries: Shaped[Vectors, "B D"],
-    k: int,
-    scope: SearchScope,
-    threads: int,
+    store: VectorStore, queries: Shaped[Vectors, "B D"], k: int, scope: SearchScope, threads: int,
     numbers: int = RESCORED_NUMBERS,
-) -> TopK:
-    """Return the `k` best rows for each query among the positions of `scope`, by at most `threads` threads. About `numbers` numbers of
-    candidates are held at a time."""
+) -> TopK:  # fmt: skip
+    """Return the `k` best rows for each query among the positions of `scope`, by at most `threads` threads.
+
+    About `numbers` numbers of candidates are in memory at a time."""
     only = scope.only
     if only is None and len(store) < len(store.rows):
         only = np.flatnonzero(store.rows >= 0)
@@ -118,7 +157,7 @@ def exact_top_k(
     fetch = keep + max(map(len, banned), default=0)
     if n * len(queries) > NUMPY_MAX_SCORES and 4 * fetch < n:
         certain = np.zeros(len(queries), np.bool_)
-        # Wide vectors are read once for many queries, and rescored for few at a time. Each gathered block has nominees of its own.
+        # Wide vectors are read once for many queries, and rescored for few at a time. Each gathered block has nominees.
         blocks = 1 if only is None else -(-n // max(1, numbers // store.width))
         many, step = max(1, numbers // (fetch * blocks)), max(1, numbers // (keep * store.width))
         for first in range(0, len(queries), many):
@@ -141,18 +180,13 @@ def exact_top_k(
 
 
 def _nominate(
-    store: VectorStore,
-    queries: Shaped[Vectors, "B D"],
-    n: int,
-    only: Shaped[Rows, "_"] | None,
-    banned: list[Shaped[Rows, "_"]],
-    keep: int,
-    threads: int,
-    numbers: int,
-) -> tuple[Shaped[Rows, "B keep"], Shaped[Vectors, "B keep"]]:
+    store: VectorStore, queries: Shaped[Vectors, "B D"], n: int, only: Shaped[Rows, "_"] | None,
+    banned: list[Shaped[Rows, "_"]], keep: int, threads: int, numbers: int,
+) -> tuple[Shaped[Rows, "B keep"], Shaped[Vectors, "B keep"]]:  # fmt: skip
     """Return the positions with the `keep` largest float32 sums, and the sums, in descending order.
 
-    They are taken from the `n` largest, without banned positions. Allowed vectors are gathered about `numbers` numbers at a time.
+    They are among the `n` largest, without banned positions. Allowed vectors are gathered about `numbers` numbers at a
+    time.
     """
     from twotower.index.faiss.setup import faiss, faiss_settings
 
@@ -197,15 +231,10 @@ def _rough_scores(
 
 
 def _score_again(
-    store: VectorStore,
-    query: Shaped[Vectors, "D"],
-    k: int,
-    only: Shaped[Rows, "n"] | None,
-    banned: Shaped[Rows, "_"],
-    slack: float,
-    rough: Shaped[Vectors, "n"],
-) -> TopK:
-    """Return the rows and scores of one query from its float32 sums, in descending order of score. Changes `rough`."""
+    store: VectorStore, query: Shaped[Vectors, "D"], k: int, only: Shaped[Rows, "n"] | None,
+    banned: Shaped[Rows, "_"], slack: float, rough: Shaped[Vectors, "n"],
+) -> TopK:  # fmt: skip
+    """Return the rows and scores of one query from its float32 sums, by descending score. Changes `rough`."""
     rough[banned if only is None else np.searchsorted(only, banned)] = -np.inf
     places = np.flatnonzero((rough >= kth_largest(rough, k) - slack) & (rough > -np.inf))
     positions = places if only is None else only[places]

@@ -1,4 +1,4 @@
-"""Vectors under rows: the base of all index classes, with the checks of what comes in."""
+"""Vectors under rows: the base of all index classes, and the checks of their input."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from twotower.files.readers import read_array, read_checked
 
 Similarity = Literal["cosine", "dot"]
 MAX_NORM = 1e18
-"""Largest norm; vectors above it are rejected, because an inner product of two could overflow float32."""
+"""Largest norm. Vectors above it are rejected: an inner product of two could overflow float32."""
 MIN_NORM = 1e-6
-"""Smallest norm with metric "cosine"; vectors below it are rejected, because their direction is undefined."""
+"""Smallest norm with metric "cosine". Vectors below it are rejected: their direction is undefined."""
 
 
 class VectorStore:
@@ -77,9 +77,9 @@ class VectorStore:
         return rows, vectors
 
     def append(self, rows: Shaped[Rows, "n"], vectors: Shaped[Vectors, "n D"]) -> int | None:
-        """Add the vectors that are usable under rows, which are not in the store; the others are rejected.
+        """Add the usable vectors under rows that are not in the store, and reject the others.
 
-        Returns the position of the first, None if there is none.
+        Returns the position of the first added vector. None: no vector is usable.
         """
         length = norms(vectors)
         good = (length <= MAX_NORM) & (length >= self._min_norm)  # false for nan
@@ -100,7 +100,7 @@ class VectorStore:
         return size
 
     def delete(self, positions: Shaped[Rows, "_"]) -> int | None:
-        """Remove the rows at positions. Returns the number of positions that stay as they are, None if none changes."""
+        """Remove the rows at positions. Returns the number of unchanged positions, None if no position changes."""
         if not len(positions):
             return None
         removed = np.searchsorted(self.sorted_rows, self.rows[positions])
@@ -127,7 +127,7 @@ class VectorStore:
         return np.where(found, self.sorted_positions[at], -1)
 
     def known(self, rows: Shaped[Rows, "_"]) -> Shaped[Rows, "_"]:
-        """Return the positions of rows. Rejected rows are skipped; raises DataError for other rows outside the store."""
+        """Return the positions of rows without rejected ones. Raises DataError for other rows outside the store."""
         found = self.find(rows)
         if (found >= 0).all():
             return found
@@ -138,7 +138,7 @@ class VectorStore:
         return found[found >= 0]
 
     def positions(self, rows: Shaped[Rows, "_"]) -> Shaped[Rows, "_"]:
-        """Return the positions, ascending, of those rows that are in the store."""
+        """Return the ascending positions of the rows that are in the store."""
         found = sorted_unique(self.find(checked_rows(rows, unique=False)))
         return found[np.searchsorted(found, 0) :]
 
@@ -179,7 +179,7 @@ def norms(vectors: Shaped[Vectors, "n D"]) -> F64[Doubles, "n"]:
 
 
 def checked_rows(rows: Shaped[Rows, "*_"], unique: bool = True) -> I64[Rows, "n"]:
-    """Return rows as int64. Raises DataError if they are negative, no whole numbers, or, with `unique`, repeated."""
+    """Return rows as int64. Raises DataError if they are negative, not whole numbers, or, with `unique`, repeated."""
     array = np.asarray(rows)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise DataError(f"rows are {array.dtype} of shape {array.shape}, expected whole numbers of shape (N,)")
@@ -201,7 +201,7 @@ def checked_vectors(values: Shaped[Vectors, "*_"], width: int, name: str) -> F32
         raise DataError(f"{name} have shape {array.shape}, expected (n, {width})")
     if array.dtype.kind not in "fiu":
         raise DataError(f"{name} are {array.dtype}, expected numbers")
-    with np.errstate(over="ignore"):  # overflows become infinite, and infinite vectors are rejected
+    with np.errstate(over="ignore"):  # an overflow becomes infinite, and infinite vectors are rejected
         return np.ascontiguousarray(array, np.float32)
 
 

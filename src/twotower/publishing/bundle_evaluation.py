@@ -20,10 +20,9 @@ from twotower.evaluation.own_scores import OwnScores, added_own_of_pairs
 from twotower.evaluation.part_evaluation import PartEvaluation
 from twotower.evaluation.ranking import EvaluationQueries
 from twotower.features.side import SideName
-from twotower.retrieval.evaluation import BLOCK_USERS, rank_items
+from twotower.retrieval.batches import RANKED_USERS, embed_users, rank_items
 from twotower.retrieval.request import Method
 from twotower.retrieval.retriever import Retriever
-from twotower.retrieval.user_vectors import embed_users
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ def _scores(retriever: Retriever, method: Method) -> Floats:
     if method == 2 and retriever.reads_context:
         return _scores_in_context(retriever, pairs)
     users = np.empty((len(retriever.user_ids), retriever.index.width), np.float32)
-    for part in pieces(len(users), BLOCK_USERS):
+    for part in pieces(len(users), RANKED_USERS):
         users[part] = embed_users(retriever, np.arange(part.start, part.stop), method)
     items = _item_vectors(retriever)
     scores = Factors(torch.from_numpy(users), torch.from_numpy(items), own=_own(retriever)).scores(pairs)
@@ -99,7 +98,7 @@ def _scores_in_context(retriever: Retriever, pairs: Pairs) -> Floats:
     """Return the scores (n,) of the test pairs by the user tower in the context of each pair; -1e9 for rejected items."""
     items, interactions = _item_vectors(retriever), retriever.dataset.part_indices(TEST)
     scores = np.empty(len(pairs), np.float32)
-    for part in pieces(len(pairs), BLOCK_USERS):
+    for part in pieces(len(pairs), RANKED_USERS):
         users = embed_users(retriever, pairs.user[part].astype(np.int64), 2, interactions[part])
         scores[part] = np.nan_to_num((users * items[pairs.item[part]]).sum(1), nan=-1e9)
     return added_own_of_pairs(_own(retriever), scores, pairs)

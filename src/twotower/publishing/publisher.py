@@ -40,9 +40,9 @@ from twotower.index.protocol import IndexConfig, Publication
 from twotower.onnx.export import PARITY_ROWS, export_tower
 from twotower.publishing.item_index import build_item_index, index_facts, tune_and_check
 from twotower.reports.model_card import model_card
+from twotower.retrieval.batches import embed_users
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
-from twotower.retrieval.user_vectors import embed_users
 from twotower.runs import Run
 from twotower.runs.folder import reading_folder, run_stamp
 from twotower.store.bundle import Bundle

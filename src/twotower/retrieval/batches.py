@@ -1,41 +1,176 @@
-"""Vectors and answers of many users at once: pure functions from an Arrow table to a frame, for a job or any other engine.
+"""Vectors, answers and rankings of many users at once: pure functions of a bundle and a table or rows of users.
 
     embed_batch(retriever, users)                 user_id, source, vector: a row for each row of `users`
     recommend_batch(retriever, users, k=100)      user_id, rank, item_id, score, source: a row for each recommended item
 
-A table is a polars frame or any producer of an Arrow stream: a table or a record batch of pyarrow, for example. The result is a
-polars frame, which is such a producer too. Each row of the input is answered as `Retriever.recommend` answers its request.
+A table is a polars frame or any producer of an Arrow stream, such as a table or a record batch of pyarrow. The result
+is a polars frame, which is a producer too. Each row of the input is answered as `Retriever.recommend` answers its
+request.
 """
 
 from __future__ import annotations
 
-from collections import Counter, abc
-from collections.abc import Iterator, Mapping
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import polars as pl
 
-from twotower.arrays.ragged import run_indices
+from twotower.arrays.pieces import pieces
+from twotower.arrays.ragged import Column, Ragged, run_indices
+from twotower.arrays.sets import distinct_keys, pair_keys
 from twotower.arrays.types import Bools, Floats, Ints
+from twotower.data.context import default_context
 from twotower.data.own_items import OwnItems
+from twotower.data.pairs import GroupedPairs, Pairs
 from twotower.data.readers import TableLike, as_frame
-from twotower.errors import ConfigError, DataError
+from twotower.data.tables import with_ids
+from twotower.data.times import MICROSECONDS
+from twotower.errors import ConfigError, DataError, did_you_mean
 from twotower.index.vector_store import MAX_NORM, norms
-from twotower.retrieval.request import Method, UnknownId, check_method, checked_k
-from twotower.retrieval.user_batch import UserBatch, naming_user
-from twotower.retrieval.user_vectors import embed_feeds, embed_users, embed_users_in_blocks
+from twotower.model.inputs.gather import Feed, context_feed, feed, stack_feeds
+from twotower.progress import JobProgress
+from twotower.retrieval.loaded_bundle import LoadedBundle
+from twotower.retrieval.request import Json, Method, Request, RequestRows, UnknownId, check_method, checked_k
 
 if TYPE_CHECKING:
     from twotower.retrieval.retriever import Retriever
 
+log = logging.getLogger(__name__)
+
 UnknownUsers = Literal["popular", "drop", "error"]
-"""Answer to a user who is not in the bundle and of whom the table gives nothing but the id."""
+"""Answer to a user outside the bundle for whom the table has only the id."""
 BLOCK_USERS = 16_384
-"""Greatest number of users that are searched at a time."""
+"""Largest number of users searched at a time."""
 BLOCK_ITEMS = 2**21
-"""Greatest number of items of the answers of a block."""
+"""Largest number of items in the answers of a block."""
+RANKED_USERS = 256
+"""Users that `rank_items` searches at a time."""
+USER_ID = "user_id"
+"""Column of ids in a table without the schema's column."""
+EVENT_COLUMNS = ("history", "events")
+"""Columns of lists of item ids, or of {id, liked, event, time}, as in a request."""
+SOURCES = pl.Series("source", ["model", "cold_start", "popular"])
+"""Sources of answers: to users of the bundle, to unknown users with details, to other unknown users."""
+ATTENTION_MAX_CELLS = 2**21
+"""Attention weights of a head in a call of the tower, at most: users times squared history length."""
+TOWER_MAX_CODES = 2**21
+"""Codes of a field in a call of the tower for more than one user, with padding, at most."""
+
+
+@dataclass(frozen=True)
+class UserBatch:
+    """B users of a table, read as the requests of a service."""
+
+    ids: pl.Series
+    """Ids (B,) of the type of the table."""
+    rows: Ints
+    """User rows (B,), -1 for unknown users."""
+    details: Mapping[int, tuple[Request, RequestRows]]
+    """Requests of the users with features, a history, events or a context, by their place in the batch."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def is_detailed(self) -> Bools:
+        """Mask (B,) of the users in `details`."""
+        mask = np.zeros(len(self), np.bool_)
+        mask[[*self.details]] = True
+        return mask
+
+    def request(self, place: int, retriever: Retriever) -> tuple[Request, RequestRows]:
+        """Return the request of a row."""
+        if place in self.details:
+            return self.details[place]
+        request = Request(str(self.ids[place]))
+        return request, retriever.rows_of(request)
+
+    @property
+    def sources(self) -> pl.Series:
+        """Sources (B,) of the answers, as in `Retriever.recommend`."""
+        return SOURCES.gather(np.where(self.rows >= 0, 0, np.where(self.is_detailed, 1, 2)))
+
+    @classmethod
+    def read(cls, retriever: Retriever, frame: pl.DataFrame, method: Method) -> UserBatch:
+        """Read the rows of a table, for method 1 only the ids. A null or NaN is no value. Raises DataError that names
+        the user."""
+        key, *others = read_columns(retriever, frame.columns, method)
+        texts = with_ids(frame.select(key), key, "users")[key].cast(pl.String)
+        rows = retriever.user_ids.find(texts)
+        details = dict(_details(retriever, texts, frame.select(others))) if others else {}
+        return cls(frame[key], rows, details)
+
+
+def read_columns(retriever: Retriever, names: Sequence[str], method: Method) -> list[str]:
+    """Return the columns of a table that are read: the ids, and for method 2 the user features, the context and
+    EVENT_COLUMNS. Raises DataError without a column of ids or of a required context."""
+    key = retriever.schema.user_id
+    found = next((name for name in (retriever.schema.table_id("user"), key, USER_ID) if name in names), None)
+    shown = f"{', '.join(names[:12])}{', …' if len(names) > 12 else ''}"
+    if found is None:
+        raise DataError(
+            f"users: no column '{key}'{did_you_mean(key, names)} (found: {shown or 'none'}); the ids of the users "
+            f"are in a column '{key}'{'' if key == USER_ID else f' or {USER_ID!r}'}"
+        )
+    if method == 1:
+        return [found]
+    for column in retriever.user_inputs.context.required:
+        if column not in names:
+            raise DataError(
+                f"users: no column '{column}'{did_you_mean(column, names)} (found: {shown}); the model reads it as "
+                "context: give it, or declare a default for the feature and train again"
+            )
+    readable = {*retriever.user_columns, *retriever.context_columns, *EVENT_COLUMNS} - {found}
+    return [found, *(name for name in names if name in readable)]
+
+
+def _details(
+    retriever: Retriever, ids: pl.Series, frame: pl.DataFrame
+) -> Iterator[tuple[int, tuple[Request, RequestRows]]]:
+    """Yield place and request of each row with a value besides its id."""
+    for name in EVENT_COLUMNS:
+        if name in frame.columns and not isinstance(frame.schema[name], pl.List | pl.Array | pl.Null):
+            raise DataError(f"users: column '{name}' holds {frame.schema[name]}, expected lists of item ids")
+    frame = frame.with_columns(with_seconds(frame[name]) for name in EVENT_COLUMNS if name in frame.columns)
+    for place, values in enumerate(frame.iter_rows(named=True)):
+        given: dict[str, Json] = {name: value for name, value in values.items() if not _is_missing(value)}
+        if not given:
+            continue
+        body: dict[str, Json] = {name: given[name] for name in EVENT_COLUMNS if name in given}
+        body["context"] = {name: given[name] for name in retriever.context_columns if name in given}
+        body["features"] = {name: given[name] for name in retriever.user_columns if name in given}
+        with naming_user(ids[place]):
+            request = retriever.effective_request(Request.parse({"user_id": ids[place]} | body))
+            if request.has_details:
+                yield place, (request, retriever.rows_of(request))
+
+
+def with_seconds(events: pl.Series) -> pl.Series:
+    """Return lists of events with dates and datetimes as seconds since 1970."""
+    lists = events.arr.to_list() if isinstance(events.dtype, pl.Array) else events
+    event = lists.dtype.inner if isinstance(lists.dtype, pl.List) else None
+    if not isinstance(event, pl.Struct) or event.to_schema().get("time") not in (pl.Date, pl.Datetime):
+        return events
+    return lists.list.eval(pl.element().struct.with_fields(pl.field("time").dt.epoch("us") / MICROSECONDS))
+
+
+def _is_missing(value: Json) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+@contextmanager
+def naming_user(user_id: str) -> Iterator[None]:
+    """Name the user in a DataError of the block."""
+    try:
+        yield
+    except DataError as e:
+        raise DataError(f"user '{user_id}': {e}") from None
 
 
 @dataclass(frozen=True)
@@ -45,28 +180,21 @@ class BatchAnswer:
     frame: pl.DataFrame
     """Columns user_id, rank (from 1), item_id, score, source; users in the order of the block."""
     sources: Counter[str]
-    """Number of answered users by the source of their answer."""
+    """Number of answered users by source."""
     unknown: int
-    """Number of unknown users that are left out."""
+    """Number of unknown users without an answer."""
     empty: int
-    """Number of answered users for whom no item remains."""
+    """Number of answered users without an item."""
 
 
 class BatchRecommender:
-    """Answers users of tables, all with the same options."""
+    """Answers the users of tables with the same options."""
 
     def __init__(
-        self,
-        retriever: Retriever,
-        k: int,
-        method: Method = 1,
-        *,
-        unknown: UnknownUsers = "popular",
-        allow: abc.Sequence[str] | None = None,
-        ban: abc.Sequence[str] = (),
-        where: Mapping[str, str] | None = None,
+        self, retriever: Retriever, k: int, method: Method = 1, *, unknown: UnknownUsers = "popular",
+        allow: Sequence[str] | None = None, ban: Sequence[str] = (), where: Mapping[str, str] | None = None,
         keep_seen: bool | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Take the options of `recommend_batch`. Raises DataError, ConfigError."""
         check_method(method)
         _check_stored(retriever, method)
@@ -116,7 +244,7 @@ class BatchRecommender:
         )
 
     def _excluded(self, users: UserBatch, places: Ints) -> list[Ints]:
-        """Return the item rows that the answer to each of some users leaves out."""
+        """Return the item rows that the answers to some users leave out."""
         filters = self._retriever.filters
         detailed = users.is_detailed[places]
         plain = iter(filters.excluded_of_users(self._ban, users.rows[places[~detailed]], self.keep_seen))
@@ -126,22 +254,25 @@ class BatchRecommender:
         ]
 
     def _own(self, users: UserBatch, places: Ints) -> list[OwnItems] | None:
-        """Return what the history of each of some users adds to the scores of its items; None of a model without own counts."""
+        """Return what the histories of some users add to the scores of their items. None: the model has no own
+        counts."""
         if (own := self._retriever.own_counts) is None:
             return None
         detailed = users.is_detailed[places]
         plain = iter(own.of_users(users.rows[places[~detailed]]))
         return [
-            self._retriever.own_items(*users.details[place], self._method) if given else next(plain)  # type: ignore[misc]
-            for place, given in zip(places.tolist(), detailed.tolist(), strict=True)
+            next(plain)
+            if place not in users.details  # type: ignore[misc]
+            else self._retriever.own_items(*users.details[place], self._method)
+            for place in places.tolist()
         ]
 
 
 def answer_frame(
-    ids: pl.Series, rows: Ints, scores: Floats, counts: Ints, sources: pl.Series, items: abc.Sequence[pl.Series]
+    ids: pl.Series, rows: Ints, scores: Floats, counts: Ints, sources: pl.Series, items: Sequence[pl.Series]
 ) -> pl.DataFrame:
-    """Return the answers to B users as one row for each user and rank: `user_id`, `rank` from 1, the columns of the
-    `items`, `score` and `source`. An answer is the `rows` and `scores` (B, k) up to its count (B,)."""
+    """Return the answers to B users, a row for each user and rank: `user_id`, `rank` from 1, the columns of the
+    `items`, `score` and `source`. An answer is the first `counts` (B,) of its `rows` and `scores` (B, k)."""
     found: Bools = np.arange(rows.shape[1]) < counts[:, None]
     owners = np.repeat(np.arange(len(ids)), counts)
     ranks = run_indices(np.ones(len(ids), np.int64), counts)
@@ -157,38 +288,32 @@ def answer_frame(
 
 
 def recommend_batch(
-    retriever: Retriever,
-    users: TableLike,
-    k: int = 100,
-    method: Method = 1,
-    *,
-    unknown: UnknownUsers = "popular",
-    allow: abc.Sequence[str] | None = None,
-    ban: abc.Sequence[str] = (),
-    where: Mapping[str, str] | None = None,
+    retriever: Retriever, users: TableLike, k: int = 100, method: Method = 1, *, unknown: UnknownUsers = "popular",
+    allow: Sequence[str] | None = None, ban: Sequence[str] = (), where: Mapping[str, str] | None = None,
     keep_seen: bool | None = None,
-) -> pl.DataFrame:
-    """Return the `k` items with the highest scores for each user of a table, as `retriever.recommend` finds them.
+) -> pl.DataFrame:  # fmt: skip
+    """Return the `k` items with the highest scores for each user of a table, as `retriever.recommend` returns them.
 
-    The result has a row for each user and item: `user_id` of the type that the table has, `rank` from 1 (Int32), `item_id` of the
-    type that the bundle has, `score` (Float32; 0 for popular items) and `source`. A user for whom no item remains has no row, and
-    one with fewer than `k` rows has all that remain. Users are in the order of the table; a repeated user is answered again.
+    The result has a row for each user and item: `user_id` of the type of the table, `rank` from 1 (Int32), `item_id` of
+    the type of the bundle, `score` (Float32; 0 for popular items) and `source`. A user has fewer than `k` rows if fewer
+    items remain after the filters. Users are in the order of the table; a repeated user is answered again.
 
-    Ids are in the column that the schema names, or in `user_id`. Method 1 (precomputed user vectors) reads the ids alone. Method 2
-    (online user tower) also reads columns of features, which replace stored ones, and `history` and `events`, lists of item ids or
-    of {id, liked, event, time}; a null gives nothing. Other columns are ignored. `unknown` is the answer to a user who is not in the bundle and
-    of whom the table gives nothing else: "popular" items, "drop" leaves the user out, "error" raises UnknownId. Filters are those
-    of `Retriever.recommend`. Raises DataError, ConfigError, Unavailable.
+    Ids are in the column that the schema names, or in `user_id`. Method 1 (precomputed user vectors) reads only the
+    ids. Method 2 (online user tower) also reads columns of features, which replace stored ones, and `history` and
+    `events`, lists of item ids or of {id, liked, event, time}; a null is no value. Other columns are ignored. `unknown`
+    is the answer to a user who is not in the bundle and has no other values: "popular" items, "drop" leaves the user
+    out, "error" raises UnknownId. The filters are the same as in `Retriever.recommend`. Raises DataError, ConfigError,
+    Unavailable.
     """
-    asked = BatchRecommender(
+    recommender = BatchRecommender(
         retriever, k, method, unknown=unknown, allow=allow, ban=ban, where=where, keep_seen=keep_seen
     )
-    return pl.concat([answer.frame for answer in asked.answers(as_frame(users, "users"))])
+    return pl.concat([answer.frame for answer in recommender.answers(as_frame(users, "users"))])
 
 
 def embed_batch(retriever: Retriever, users: TableLike, method: Method = 1) -> pl.DataFrame:
-    """Return the vector that `recommend_batch` searches with for each row of a table: `user_id`, `source`, and `vector`, an array
-    of float32, null for the source "popular". Raises DataError."""
+    """Return the vector that `recommend_batch` searches with for each row of a table: `user_id`, `source`, and
+    `vector`, an array of float32, null for the source "popular". Raises DataError."""
     check_method(method)
     _check_stored(retriever, method)
     frame = as_frame(users, "users")
@@ -201,11 +326,7 @@ def embed_batch(retriever: Retriever, users: TableLike, method: Method = 1) -> p
         known = pl.Series(np.isin(np.arange(len(batch)), places))
         parts.append(
             pl.DataFrame(
-                [
-                    batch.ids.rename("user_id"),
-                    batch.sources,
-                    pl.Series("vector", vectors, pl.Array(pl.Float32, width)),
-                ]
+                [batch.ids.rename("user_id"), batch.sources, pl.Series("vector", vectors, pl.Array(pl.Float32, width))]
             ).with_columns(pl.when(known).then(pl.col("vector")))
         )
     return pl.concat(parts)
@@ -223,7 +344,9 @@ def _embed(retriever: Retriever, users: UserBatch, places: Ints, method: Method)
     if method == 1:
         return embed_users(retriever, rows, 1)
     vectors = np.empty((len(places), retriever.index.width), np.float32)
-    detailed = users.is_detailed[places] | retriever.reads_context  # a context has defaults and times of each request
+    detailed = (
+        users.is_detailed[places] | retriever.reads_context
+    )  # a context has defaults and the time of each request
     vectors[~detailed] = embed_users_in_blocks(retriever, rows[~detailed])
     feeds = []
     for place in places[detailed].tolist():
@@ -238,3 +361,86 @@ def _embed(retriever: Retriever, users: UserBatch, places: Ints, method: Method)
             f"user '{users.ids[place]}': the user tower's vector is not finite; use smaller numbers in the features"
         )
     return vectors
+
+
+def embed_users(retriever: Retriever, users: Ints, method: Method, interactions: Ints | None = None) -> Floats:
+    """Return the vectors (B, D) of user rows (B,): precomputed (method 1), or by the tower on stored features (method
+    2).
+
+    A tower that reads a context gets the context of the interactions (B,), by default the declared default. Raises
+    DataError without precomputed vectors, ConfigError without a default context."""
+    loaded = retriever.loaded
+    if method == 1:
+        return loaded.stored_vectors(users)
+    context = dict[str, Column]()
+    if retriever.reads_context:
+        data = loaded.dataset
+        context = default_context(data.encoders, data.context_frame) if interactions is None else data.context
+        interactions = np.zeros(len(users), np.int64) if interactions is None else interactions
+
+    def part(start: int) -> Feed:
+        some = users[start : start + step]
+        if interactions is None:
+            return feed(loaded.fields, loaded.columns, some)
+        return context_feed(loaded.fields, loaded.columns, some, context, interactions[start : start + step])
+
+    step = _attention_step(loaded) or max(1, len(users))
+    return np.concatenate([loaded.tower(part(start)) for start in range(0, max(1, len(users)), step)])
+
+
+def embed_users_in_blocks(retriever: Retriever, users: Ints) -> Floats:
+    """Return the vectors (B, D) of user rows (B,) by the tower on stored features, in calls of bounded memory."""
+    histories = [c for c in retriever.loaded.columns.values() if isinstance(c, Ragged)]
+    longest = max((int(c.indices(users)[1].max(initial=0)) for c in histories), default=0)
+    step = max(1, TOWER_MAX_CODES // max(256, longest))
+    parts = [embed_users(retriever, users[start : start + step], 2) for start in range(0, len(users), step)]
+    return np.concatenate(parts) if parts else np.empty((0, retriever.index.width), np.float32)
+
+
+def embed_feeds(loaded: LoadedBundle, feeds: Sequence[Feed]) -> Floats:
+    """Return the vectors (B, D) of the feeds of B users, in calls of bounded memory."""
+    widths = [max((part.shape[1] for part in one.values() if part.ndim == 2), default=0) for one in feeds]
+    step = min(_attention_step(loaded) or len(feeds), max(1, TOWER_MAX_CODES // max([256, *widths])))
+    parts = [loaded.tower(stack_feeds(feeds[start : start + step])) for start in range(0, len(feeds), max(1, step))]
+    return np.concatenate(parts) if parts else np.empty((0, loaded.index.width), np.float32)
+
+
+def _attention_step(loaded: LoadedBundle) -> int:
+    """Return the number of users in a call whose attention weights fit in memory, 0 without a limit."""
+    longest = max((f.limit for f in loaded.fields), default=0)
+    return max(1, ATTENTION_MAX_CELLS // longest**2) if longest else 0
+
+
+def rank_items(
+    retriever: Retriever, users: Ints, k: int, method: Method, seen: Sequence[GroupedPairs], exact: bool = False,
+    only_seen: bool = False, interactions: Ints | None = None,
+) -> Ints:  # fmt: skip
+    """Return the top `k` item rows (B, k) for user rows (B,), padded with -1: without the items in `seen`, or, if
+    `only_seen`, among them.
+
+    `interactions` (B,) have the context of each user, for a tower that reads one."""
+    best, rank, no_rows = np.full((len(users), k), -1, np.int64), retriever.catalogue.rank, np.zeros(0, np.int64)
+    progress = JobProgress(log, "users ranked", len(users), seconds=60.0)
+    for part in pieces(len(users), RANKED_USERS):
+        vectors = embed_users(retriever, users[part], method, None if interactions is None else interactions[part])
+        items = _distinct_items(seen, users[part], len(retriever.item_ids))
+        own = retriever.own_counts.of_users(users[part]) if retriever.own_counts else None
+        if only_seen:
+            for n, (vector, allowed) in enumerate(zip(vectors, items, strict=True)):
+                best[part.start + n] = rank(vector[None], k, no_rows, allowed, own[n] if own else None, exact)[0]
+        elif own:
+            best[part] = retriever.catalogue.rank_many(vectors, k, items, None, own, exact)[0]
+        else:
+            best[part] = retriever.index.search(vectors, k, banned=items, exact=exact)[0]
+        progress.advance(len(vectors))
+    return best
+
+
+def _distinct_items(seen: Sequence[GroupedPairs], users: Ints, n_items: int) -> list[Ints]:
+    """Return the distinct item rows of each user's pairs, ascending."""
+    if not seen:
+        return [np.zeros(0, np.int64)] * len(users)
+    taken = Pairs.concatenated([pairs.take(users) for pairs in seen])
+    cells = distinct_keys(pair_keys(taken.user, taken.item, n_items))
+    ends = np.searchsorted(cells, np.arange(1, len(users)) * n_items)
+    return np.split(cells % n_items, ends)

@@ -1,4 +1,4 @@
-"""Item rows that a request allows and excludes: by id, by the value of a column, and by what its user has seen."""
+"""Item rows that a request allows and excludes: by id, by the value of a column, and by the items its user has seen."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from twotower.features.schema import Schema
 from twotower.retrieval.request import RequestRows
 
 Condition = tuple[str, str]
-"""Column of the items, and the value that it equals or, a column of lists, holds."""
+"""Column of the items, and the value that it equals or, for a column of lists, contains."""
 _FINER = re.compile(r"[.,]\d{6}(\d{1,3})0*(?!\d)")
 
 
 class RowCache:
-    """The rows of the latest conditions, up to `max_rows` rows of `max_entries` entries. Threads may share one."""
+    """The rows of the latest conditions, up to `max_rows` rows of `max_entries` entries. Thread-safe."""
 
     def __init__(self, max_rows: int = 2**24, max_entries: int = 256) -> None:
         self._max_rows, self._max_entries = max_rows, max_entries  # 128 MiB
@@ -41,7 +41,7 @@ class RowCache:
         return len(self._rows)
 
     def get(self, key: tuple[Condition, ...], find: Callable[[tuple[Condition, ...]], Ints]) -> Ints:
-        """Return the rows of a key, found by `find(key)` if they are not in the cache. They are read-only."""
+        """Return the read-only rows of a key: the cached ones, or `find(key)`."""
         with self._lock:
             if (rows := self._rows.pop(key, None)) is not None:
                 self._rows[key] = rows  # now the most recent
@@ -59,7 +59,7 @@ class CatalogueFilters:
     """Finds the item rows that requests allow and exclude."""
 
     def __init__(self, items: pl.DataFrame, ids: ItemIds, schema: Schema, seen: Ragged) -> None:
-        """`items` has a row for each of `ids`; `seen` holds the item rows of each user's interactions."""
+        """Take `items` with a row for each of `ids`; `seen` has the item rows of each user's interactions."""
         self._items, self._ids, self._seen = items, ids, seen
         self._names = [c for c in items.columns if not c.startswith("__")]  # without computed statistics
         self._features = schema.columns("item")
@@ -82,7 +82,8 @@ class CatalogueFilters:
         return rows if allowed is None else _intersection(rows, allowed)
 
     def excluded(self, ban: abc.Sequence[str], rows: RequestRows, keep_seen: bool) -> Ints:
-        """Return the rows of banned items and, unless `keep_seen`, of those in the request and in its user's history."""
+        """Return the rows of banned items and, unless `keep_seen`, of the items in the request and its user's
+        history."""
         if isinstance(ban, str):
             raise DataError(_NOT_A_LIST)
         excluded = self._known(ban) if len(ban) else _NO_ROWS
@@ -93,7 +94,7 @@ class CatalogueFilters:
         return excluded
 
     def excluded_of_users(self, ban: abc.Sequence[str], users: Ints, keep_seen: bool) -> list[Ints]:
-        """Return what `excluded` returns for each of the user rows (n,) whose request holds no items."""
+        """Return `excluded` of each of the user rows (n,), for requests without items."""
         banned = self.excluded(ban, RequestRows(None, {}), keep_seen)
         if keep_seen:
             return [banned] * len(users)
@@ -103,7 +104,7 @@ class CatalogueFilters:
         return [np.concatenate([banned, own]) for own in each] if len(banned) else each
 
     def _known(self, ids: abc.Sequence[str]) -> Ints:
-        """Return the rows of those item ids that are in the bundle."""
+        """Return the rows of the item ids that are in the bundle."""
         return np.array([r for r in self._ids.rows([ItemId(str(i)) for i in ids]) if r >= 0], np.int64)
 
     def _matching(self, conditions: tuple[Condition, ...]) -> Ints:
@@ -116,7 +117,7 @@ class CatalogueFilters:
         return reduce(_intersection, (self._matching((one,)) for one in conditions))
 
     def _rows_with_value(self, column: str, value: str) -> Ints:
-        """Return the item rows whose column equals the value, or holds it (a column of lists)."""
+        """Return the item rows whose column equals the value or, for a column of lists, contains it."""
         if column not in self._names:
             raise DataError(
                 f"filter: items have no column '{column}'{did_you_mean(column, self._names)} "
@@ -133,8 +134,8 @@ class CatalogueFilters:
 
 
 def _rows_that_equal(series: pl.Series, value: str, column: str) -> Ints:
-    """Return the places of a value in a series of the items' column. Raises DataError for a type whose values cannot be
-    compared, and for a value that the type cannot hold."""
+    """Return the places of a value in a series of an item column. Raises DataError for a type without comparison, and
+    for a value that the type cannot represent."""
     dtype = series.dtype
     if dtype.is_nested() or dtype in (pl.Duration, pl.Binary, pl.Object):
         raise DataError(f"filter: items' column '{column}' holds {dtype}, which cannot be compared")
@@ -149,7 +150,7 @@ def _rows_that_equal(series: pl.Series, value: str, column: str) -> Ints:
 
 
 def _of_type(text: str, dtype: pl.DataType) -> pl.Series:
-    """Return a value of a column's type as a column of one row, a date or time as its integer. A time without a zone is
+    """Return a value of a column's type as a column of one row, a date or time as an integer. A time without a zone is
     in UTC, and refused if the column has another zone. Raises ArithmeticError or one of UNREADABLE."""
     if dtype == pl.Boolean:
         return pl.Series([(TRUTHS | {"1": True, "0": False})[text.lower()]])

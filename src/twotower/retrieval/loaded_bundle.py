@@ -13,11 +13,11 @@ import numpy as np
 import polars as pl
 
 from twotower.arrays.ragged import Column, Ragged
-from twotower.arrays.types import Floats, Ints, ItemRow, UserRow
+from twotower.arrays.types import Codes, Floats, Ints, ItemRow, Shaped, UserRow
 from twotower.data import memmap
 from twotower.data.dataset import Dataset
 from twotower.data.ids import ItemIds, TextColumn, UserIds
-from twotower.data.own_items import Recency
+from twotower.data.own_items import OwnItems, Recency, own_items, rows_of_codes
 from twotower.data.splits import TEST
 from twotower.errors import DataError, RunError, TwoTowerError, first_line
 from twotower.features.field import InputField
@@ -27,40 +27,78 @@ from twotower.files.readers import read_array, read_checked, read_json
 from twotower.index import Index, load_index
 from twotower.index.vector_store import MAX_NORM
 from twotower.onnx.tower import InspectionLimits, OnnxTower, inspect_towers
-from twotower.retrieval.own_counts import OwnCountWeights
 from twotower.store.bundle import Bundle
 
 INDEX_FILE = f"{layout.INDEX}/{layout.INDEX_FAISS}"
 
 
 @dataclass(frozen=True)
+class OwnCountWeights:
+    """Own counts: weights by which the items of a user history add to their scores."""
+
+    history: str
+    """Name of the feature."""
+    stored: Ragged
+    """Codes of each user row."""
+    rows: Shaped[Ints, "codes"]
+    """Item row of each code, -1 for none."""
+    weights: Shaped[Floats, "codes"]
+    recency: Recency
+    n_items: int
+
+    @classmethod
+    def of(cls, dataset: Dataset, stored: Ragged, history: str, weights: Floats, recency: Recency) -> OwnCountWeights:
+        """Take the weights of the codes of a history. Raises RunError for another number of codes."""
+        spec = next((h for h in dataset.schema.histories("user") if h.name == history), None)
+        field = next((f for f in dataset.encoders.fields("user") if f.name == history), None)
+        if spec is None or field is None or spec.feature or spec.codes or len(weights) != field.rows:
+            raise RunError(f"{len(weights):,} weights are not those of the codes of a history '{history}'")
+        rows = rows_of_codes(dataset, spec, field.rows)
+        return cls(history, stored, rows, weights, recency, len(dataset.items))
+
+    def of_codes(self, codes: Codes) -> OwnItems:
+        """Return the items of one history, the codes (n,), oldest first."""
+        return self._of(Ragged(codes.astype(np.int32), np.array([0, len(codes)])))[0]
+
+    def of_users(self, users: Ints) -> list[OwnItems]:
+        """Return the items of the stored histories of some user rows."""
+        return self._of(self.stored.take(users))
+
+    def _of(self, histories: Ragged) -> list[OwnItems]:
+        offsets, own = own_items(histories, self.rows, self.weights, self.recency, self.n_items)
+        ends = offsets[1:-1]
+        return [OwnItems(*part) for part in zip(np.split(own.rows, ends), np.split(own.scores, ends), strict=True)]
+
+
+@dataclass(frozen=True)
 class LoadedBundle:
-    """Parts of a bundle that answers are computed from; torch is not needed."""
+    """Parts of a bundle that answers are computed from, without torch."""
 
     bundle: Bundle
     dataset: Dataset
-    """Tables and interactions; only the users' columns are encoded, because the item tower is not run."""
+    """Tables and interactions. Only user columns are encoded: the item tower is not run."""
     columns: dict[str, Column]
-    """Encoded features of the users, with the histories that the tower reads."""
+    """Encoded user features, with the histories that the tower reads."""
     fields: tuple[InputField, ...]
     """Fields of the user tower."""
     tower: OnnxTower
     user_vectors: Floats | None
-    """(users, D), precomputed; None if a feature of the context has no default."""
+    """(users, D), precomputed. None: a context feature has no default."""
     index: Index
     user_ids: UserIds
     item_ids: ItemIds
     titles: TextColumn[str]
     own_counts: OwnCountWeights | None
-    """None: the model has none."""
+    """None: the model has no own counts."""
     popularity: Floats | None
-    """Recent popularity of the items (items,); None: the model has none."""
+    """(items,) recent popularity. None: the model has no recent popularity."""
 
     @classmethod
     def load(
         cls, bundle: Bundle, threads: int, verified_indexes: Container[str], limits: InspectionLimits
     ) -> LoadedBundle:
-        """Load and compare the files. Raises RunError or BundleError if they are damaged or inconsistent, Unavailable."""
+        """Load and compare the files. Raises RunError or BundleError if they are damaged or inconsistent,
+        Unavailable."""
         folder, manifest = bundle.folder, bundle.manifest
         digests, (schema, split) = manifest.sha256, manifest.read_sections()
         verify = digests.get(INDEX_FILE, "") not in verified_indexes
@@ -94,19 +132,9 @@ class LoadedBundle:
             user_tower = OnnxTower(folder / layout.tower("user"), threads)
             fields = dataset.encoders.fields("user")
             loaded = cls(
-                bundle,
-                dataset,
-                columns,
-                fields,
-                user_tower,
-                vectors,
-                index.result(),
-                user_ids,
-                item_ids,
-                titles,
-                own,
+                bundle, dataset, columns, fields, user_tower, vectors, index.result(), user_ids, item_ids, titles, own,
                 popularity,
-            )
+            )  # fmt: skip
         loaded.index.threads = threads
         loaded._compare_with_manifest()
         loaded._compare_rows()
@@ -122,8 +150,8 @@ class LoadedBundle:
         """Return the error of method 1 without precomputed vectors."""
         names = [f.name for f in self.dataset.schema.side("context") if f.defaults is None]
         return DataError(
-            f"method 1 (precomputed user vectors) has no vectors: the model reads the context, and feature '{names[0]}' has no "
-            "default; use method 2 (online user tower)"
+            "method 1 (precomputed user vectors) has no vectors: the model reads the context, and feature "
+            f"'{names[0]}' has no default; use method 2 (online user tower)"
         )
 
     @cached_property
@@ -133,22 +161,19 @@ class LoadedBundle:
 
     def _compare_with_manifest(self) -> None:
         digests, index = self.bundle.manifest.sha256, self.index
-        self.bundle.check_consistency(
-            {
-                layout.ENCODERS: {"vocab_hash": digests.get(layout.ENCODERS)},
-                layout.WEIGHTS: {"model": digests.get(layout.WEIGHTS)},
-                **(
-                    {}
-                    if self.user_vectors is None
-                    else {layout.USER_VECTORS: {"users": len(self.user_vectors), "dims": self.user_vectors.shape[1]}}
-                ),
-                "index": {"items": len(index) + len(index.rejected), "dims": index.width, "metric": index.metric}
-                | ({"model": index.model} if index.remote else {}),
-                layout.table("user"): {"users": len(self.dataset.users)},
-                layout.table("item"): {"items": len(self.dataset.items)},
-                layout.tower("user"): {"model": self.tower.model, "dims": self.tower.width},
-            }
-        )
+        found: dict[str, dict[str, str | int | None]] = {
+            layout.ENCODERS: {"vocab_hash": digests.get(layout.ENCODERS)},
+            layout.WEIGHTS: {"model": digests.get(layout.WEIGHTS)},
+            "index": {"items": len(index) + len(index.rejected), "dims": index.width, "metric": index.metric},
+            layout.table("user"): {"users": len(self.dataset.users)},
+            layout.table("item"): {"items": len(self.dataset.items)},
+            layout.tower("user"): {"model": self.tower.model, "dims": self.tower.width},
+        }
+        if (vectors := self.user_vectors) is not None:
+            found[layout.USER_VECTORS] = {"users": len(vectors), "dims": vectors.shape[1]}
+        if index.remote:
+            found["index"]["model"] = index.model
+        self.bundle.check_consistency(found)
 
     def _compare_rows(self) -> None:
         """Raise RunError unless every column has a row for each user or item."""
@@ -167,7 +192,8 @@ class LoadedBundle:
 
 @contextmanager
 def naming_damage(folder: Path) -> Iterator[None]:
-    """Raise RunError with the folder's name for any error that only a damaged file of a bundle can cause."""
+    """Turn any error of the block, which only a damaged file of the bundle can cause, into a RunError with the
+    folder."""
     try:
         yield
     except (TwoTowerError, MemoryError):

@@ -1,7 +1,8 @@
-"""Answers to all users of a table, in shards that a later call continues (data/sharded_result.py): the nightly job.
+"""The nightly job: answers to all users of a table, in shards that a later call continues (data/sharded_result.py).
 
-The columns are user_id, rank, item_id, score, source. `_recommendations.json` has the bundle, options, files of the table, counts, and
-the shards. pandas and pyarrow open the folder as one table: they leave out names that begin with an underscore.
+The columns are user_id, rank, item_id, score, source. `_recommendations.json` has the bundle, options, files of the
+table, counts, and shards. pandas and pyarrow open the folder as a table: they ignore names that begin with an
+underscore.
 """
 
 from __future__ import annotations
@@ -29,21 +30,22 @@ from twotower.files.urls import Url, is_url
 from twotower.kinds import foreign_modules
 from twotower.machine import default_threads
 from twotower.progress import JobProgress, Summary
-from twotower.retrieval.batches import BatchRecommender, UnknownUsers
-from twotower.retrieval.recommendation_files import LIST_FILE, RECOMMENDATIONS_FORMAT, SHARD_USERS
+from twotower.retrieval import SHARD_USERS
+from twotower.retrieval.batches import BatchRecommender, UnknownUsers, UserBatch, read_columns
 from twotower.retrieval.request import Method
 from twotower.retrieval.retriever import Retriever
-from twotower.retrieval.user_batch import UserBatch, read_columns
 from twotower.store.store import Store
 from twotower.version import __version__
 
 log = logging.getLogger(__name__)
 
+RECOMMENDATIONS_FORMAT = 2
+LIST_FILE = "_recommendations.json"
 SHARD_MAX_ITEMS = 2**22
-"""Greatest number of recommended items of a shard, which are in memory together; with many items a user, shards have fewer
+"""Largest number of recommended items of a shard, which are in memory together: with a large `k`, shards have fewer
 users."""
 ID_SLICE = 2**16
-"""Ids that are counted at a time."""
+"""Ids counted at a time."""
 
 
 def recommend_users(
@@ -65,20 +67,24 @@ def recommend_users(
     columns: abc.Sequence[str] = (),
     decimal: str = ".",
 ) -> int:
-    """Write the `k` best items for each user of the table `users` into the folder `out`, on a disk or at a URL of an object store, from
-    the current bundle of a store, and return the number of users with an answer.
+    """Write the `k` best items for each user of the table `users` into the folder `out`, by the current bundle of a
+    store.
 
-    `users` is a text (.csv, .tsv, .txt) or Parquet file, a folder of them, or a pattern such as "users/*.parquet", of any size; its columns and the
-    options are those of `recommend_batch`. A shard of up to `shard_rows` users of a file (fewer with a large `k`) is one Parquet
-    file; _recommendations.json, written last, has the counts. A later call continues with the shards that are missing or damaged.
-    The bundle is kept from `gc` meanwhile. `engine` is "local" (this process, with `threads`), "ray" (`threads` processes of this
-    machine) or "ray://HOST:PORT" (those of a cluster, with `threads` each); `threads` is 0 for OMP_NUM_THREADS, else all cores.
-    `separator` is the character between the values of text files, "" the one of their ending; `columns` are the names of their
-    columns, if their first lines do not name them; `decimal` is the mark of their numbers, "." or ",".
+    Returns the number of users with an answer. `users` is a text (.csv, .tsv, .txt) or Parquet file, a folder of files,
+    or a pattern such as "users/*.parquet", of any size. Its columns and the options are the same as in
+    `recommend_batch`. `out` is a path or a URL of an object store. A shard of up to `shard_rows` users of a file (fewer
+    with a large `k`) is a Parquet file; _recommendations.json, written last, has the counts. A later call makes missing
+    or damaged shards. `gc` does not remove the bundle meanwhile.
 
-    Raises DataError if the table does not fit, changes meanwhile or, with `unknown` "error", has unknown users; RunError if `out`
-    lies in the folder `users` or holds other files, a file of the table, or, without `overwrite`, recommendations of another bundle,
-    table or options, or is written by another call; ConfigError for an unusable argument; Unavailable.
+    `engine` is "local" (this process with `threads`), "ray" (`threads` processes of this machine) or "ray://HOST:PORT"
+    (processes of a cluster with `threads` each). `threads` 0: OMP_NUM_THREADS, else all cores. For text files,
+    `separator` is the character between values ("": by the file's ending), `columns` are the names of their columns if
+    their first lines have none, and `decimal` is the decimal mark, "." or ",".
+
+    Raises DataError if the table does not fit, changes meanwhile or, with `unknown` "error", has unknown users;
+    RunError if `out` is in the folder `users`, contains other files, a file of the table, or, without `overwrite`,
+    recommendations of another bundle, table or options, or if another call writes it; ConfigError for an unusable
+    argument; Unavailable.
     """
     if shard_rows < 1:
         raise ConfigError(f"`shard_rows` is {shard_rows}, expected at least 1")
@@ -94,10 +100,11 @@ def recommend_users(
     bundle = Store(store).current()
     with bundle.lease():
         retriever = Retriever(bundle, threads or default_threads())
-        asked = partial(
-            BatchRecommender, k=k, method=method, unknown=unknown, ban=tuple(ban), where=dict(where or {}), keep_seen=keep_seen
+        make = partial(
+            BatchRecommender, k=k, method=method, unknown=unknown, ban=tuple(ban), where=dict(where or {}),
+            keep_seen=keep_seen,
         )  # fmt: skip
-        recommender = asked(retriever)
+        recommender = make(retriever)
         table = UserTable(table_at, retriever, method, answers_unknown=method == 2 or unknown == "popular", form=form)
         log.info(f"bundle {bundle.id}: {table.rows:,} users, read by {', '.join(table.columns)}")
         if table.odd_id is not None:
@@ -108,28 +115,30 @@ def recommend_users(
         shard_rows = min(shard_rows, max(1, SHARD_MAX_ITEMS // recommender.k))
         shards = table.shards(shard_rows)
         plan: JsonObject = {
-            "format": RECOMMENDATIONS_FORMAT, "bundle": bundle.id, "k": recommender.k, "method": int(method), "unknown": unknown,
-            "keep_seen": recommender.keep_seen, "where": {name: str(value) for name, value in sorted((where or {}).items())},
+            "format": RECOMMENDATIONS_FORMAT, "bundle": bundle.id, "k": recommender.k, "method": int(method),
+            "unknown": unknown, "keep_seen": recommender.keep_seen,
+            "where": {name: str(value) for name, value in sorted((where or {}).items())},
             "ban": sorted({str(item) for item in ban}), "columns": table.columns, "shard_rows": shard_rows,
             "separator, decimal, columns": form.given, **table.states(),
         }  # fmt: skip
         result = ShardedResult(place, "recommendations", LIST_FILE, plan)
         call = _Call(result, table)
         with result.writing(overwrite):
-            load = partial(_load, store, bundle.id, asked) if chosen.is_remote else lambda: recommender
+            load = partial(_load, store, bundle.id, make) if chosen.is_remote else lambda: recommender
             chosen.run(partial(_job, load, result, table), shards, call.add, foreign_modules(retriever.schema))
             return call.finish(retriever)
 
 
-def _load(store: Path | str, bundle: str, asked: abc.Callable[[Retriever], BatchRecommender]) -> BatchRecommender:
+def _load(store: Path | str, bundle: str, make: abc.Callable[[Retriever], BatchRecommender]) -> BatchRecommender:
     """Load a bundle in another process."""
-    return asked(Retriever(Store(store).open(bundle), default_threads()))
+    return make(Retriever(Store(store).open(bundle), default_threads()))
 
 
 def _job(
     load: abc.Callable[[], BatchRecommender], result: ShardedResult, table: UserTable
 ) -> abc.Callable[[TableShard], MadeShard]:
-    """Return the function that makes a shard in this process. Raises RunError if it sees another folder than the call."""
+    """Return the function that makes a shard in this process. Raises RunError if it sees another folder than the
+    call."""
     result.look()
     recommender = load()
 
@@ -149,7 +158,7 @@ def _job(
 
 
 class _Call:
-    """Collects the shards of a call, and writes the list of them."""
+    """Collects the shards of a call, and writes their list."""
 
     def __init__(self, result: ShardedResult, table: UserTable) -> None:
         self._result, self._table, self._made = result, table, list[MadeShard]()
@@ -162,7 +171,7 @@ class _Call:
         count(made.facts["users"])
 
     def finish(self, retriever: Retriever) -> int:
-        """Write the list of all shards, and log its counts; return the number of users with an answer."""
+        """Write the list of shards, log its counts, and return the number of users with an answer."""
         before, facts = places.read_json(self._result.place / LIST_FILE) or {}, self._counts()
         is_counted = (
             all(before.get(key) == value for key, value in facts.items()) and type(before.get("repeated")) is int
@@ -181,7 +190,7 @@ class _Call:
         return summary.kept
 
     def _counts(self) -> JsonObject:
-        """Return what the list says about the shards, but the number of repeated ids."""
+        """Return the content of the list about the shards, without the number of repeated ids."""
         self._made.sort()
         all_facts = [made.facts for made in self._made]
         sources = sum((Counter[str](facts["sources"]) for facts in all_facts), Counter[str]())
@@ -193,7 +202,7 @@ class _Call:
         }  # fmt: skip
 
     def _count_repeated(self, retriever: Retriever) -> int:
-        """Return the number of rows whose user, one of the bundle, stands in an earlier row."""
+        """Return the number of rows whose user is in the bundle and in an earlier row."""
         seen, known = np.zeros(len(retriever.user_ids), np.bool_), 0
         for ids in self._table.id_slices(ID_SLICE):
             rows = UserBatch.read(retriever, ids.to_frame(), 1).rows
@@ -207,15 +216,12 @@ class UserTable(ShardedTable):
     """The columns of a table of users that a method reads."""
 
     def __init__(
-        self,
-        source: Path | Url,
-        retriever: Retriever,
-        method: Method = 1,
-        answers_unknown: bool = True,
+        self, source: Path | Url, retriever: Retriever, method: Method = 1, answers_unknown: bool = True,
         form: TextFormat | None = None,
-    ) -> None:
-        """Compare the columns of all files, count their rows, and look for ids of a CSV that the bundle could not have; these get
-        an answer with `answers_unknown`. Text files are in a form. Raises DataError."""
+    ) -> None:  # fmt: skip
+        """Compare the columns of all files, count their rows, and look for ids of a CSV that the bundle cannot have.
+
+        `answers_unknown`: users with such ids get an answer. Raises DataError."""
         users, form = retriever.dataset.users, form or TextFormat()
         super().__init__(source, Reading.of(retriever.schema, "user").of_table(form), form, users.frame.schema)
         paths, schemas = [file.path for file in self.files], self.schemas
@@ -234,13 +240,14 @@ class UserTable(ShardedTable):
         self._types = common_types(paths, [pl.Schema({name: schema[name] for name in columns}) for schema in schemas])
         is_typed = not all(path.is_text for path in paths)
         self.odd_id = None if is_typed else self._odd_id(users.ids.dtype)
-        """The first id of a CSV that is not spelled as the ids of the bundle are, which are whole numbers; None without one."""
+        """First id of a CSV whose spelling is not that of a whole number, if the bundle's ids are whole numbers, or
+        None."""
         id_type = self._types[self.columns[0]] if is_typed else users.ids.dtype
         self.id_type = pl.String() if self.odd_id is not None and answers_unknown else id_type
-        """Type of the ids of answers. A CSV has no types: the bundle's, or text if an answered id is spelled otherwise."""
+        """Type of the ids of answers. For a CSV: the bundle's, or text if an answered id has another spelling."""
 
     def read(self, shard: TableShard) -> pl.DataFrame:
-        """Return the rows of a shard, of a CSV with ids as text. Raises DataError as `slices` does."""
+        """Return the rows of a shard, for a CSV with ids as text. Raises DataError as `slices` does."""
         (frame,) = self.slices(shard, shard.rows)
         return frame if shard.file.path.is_text else with_types(shard.file.path, frame, self._types)
 
@@ -252,7 +259,7 @@ class UserTable(ShardedTable):
             yield with_types(shard.file.path, frame, {key: self._types[key]}).to_series()
 
     def _odd_id(self, id_type: pl.DataType) -> str | None:
-        """Return the first id of a CSV that is not spelled as those of a type are, None without one."""
+        """Return the first id of a CSV whose spelling is not the text of a value of the type, or None."""
         for file in self.files:
             with table_errors(file.path):
                 ids = self._scan(file).select(pl.col(self.columns[0]).alias("id"))

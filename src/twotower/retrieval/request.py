@@ -11,15 +11,18 @@ from typing import Literal, NamedTuple
 from uuid import UUID
 
 import numpy as np
+import polars as pl
 
 from twotower.arrays.types import Ints, ItemId, ItemRow, UserId, UserRow
 from twotower.data.ids import ItemIds, UserIds
 from twotower.errors import DataError, did_you_mean
 from twotower.escaping import representation
-from twotower.retrieval.event import EVENT_KEYS, Event, EventLike, Told, as_event, in_time_order, told_event
+from twotower.features.schema import Schema
+from twotower.features.text import words
+from twotower.retrieval.event import EVENT_KEYS, Event, EventInput, EventLike, as_event, checked_event, in_time_order
 
 Json = str | float | None | abc.Sequence["Json"] | Mapping[str, "Json"]
-"""Parsed JSON. The value of a feature is text, a number, or a list of them."""
+"""Parsed JSON. The value of a feature is a text, a number, or a list of texts or numbers."""
 Method = Literal[1, 2]
 Source = Literal["model", "cold_start", "popular", "fallback"]
 MAX_K = 10_000
@@ -31,23 +34,24 @@ class UnknownId(DataError):
 
 @dataclass(frozen=True)
 class Request:
-    """The user of a recommendation: an id that the bundle may not know, features, interactions, and the context.
+    """The user of a recommendation: an id, which the bundle may not know, features, interactions, and the context.
 
-    `features` replace the stored ones. `history` replaces the stored one, and `recent` and `events` extend either. `context` gives the
-    columns of the interactions that the model reads. Method 1 (precomputed user vectors) takes no `features` and no `context`,
-    and uses `history`, `recent` and `events` only to exclude items; method 2 (online user tower) computes the vector from all of them.
+    `features` replace the stored ones. `history` replaces the stored one; `recent` and `events` extend it. `context`
+    has the columns of the interactions that the model reads. Method 1 (precomputed user vectors) takes no `features`
+    and no `context`, and uses `history`, `recent` and `events` only to exclude items. Method 2 (online user tower)
+    computes the vector from all fields.
     """
 
     user_id: str | None = None
     features: Mapping[str, Json] = field(default_factory=dict)
-    history: abc.Sequence[Told] | None = None
+    history: abc.Sequence[EventInput] | None = None
     """Interactions, oldest first, each an item id or an event; sorted by time if each has one."""
-    events: abc.Sequence[Told] = ()
+    events: abc.Sequence[EventInput] = ()
     """Interactions since the history, oldest first; sorted by time if each has one."""
     context: Mapping[str, Json] = field(default_factory=dict)
-    """Values of the moment, by column."""
+    """Values at the time of the request, by column."""
     recent: abc.Sequence[Event] = ()
-    """Interactions that a service has heard of before, oldest first; each with a time stands at it in the stored history."""
+    """Interactions of earlier calls to a service, oldest first, sorted into the stored history by their times."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "user_id", _user_id(self.user_id))
@@ -59,23 +63,23 @@ class Request:
         return representation(type(self), ", ".join(f"{key}={value!r}" for key, value in vars(self).items()))
 
     @property
-    def told(self) -> list[Event]:
-        """The interactions of history, recent events and events, oldest first."""
+    def all_events(self) -> list[Event]:
+        """The interactions of `history`, `recent` and `events`, oldest first."""
         later = in_time_order([*self.recent, *map(as_event, self.events)])
         return [as_event(event) for event in (*(self.history or ()), *later)]
 
     @property
     def has_details(self) -> bool:
-        """True if the request has features, a history, events, recent ones among them, or a context."""
+        """True if the request has more than a user id."""
         return bool(self.features or self.recent or self.events or self.context) or self.history is not None
 
     @classmethod
     def parse(cls, body: Json) -> Request:
-        """Return the request of a JSON object with keys user_id, features, history, events, context; raises DataError.
+        """Return the request of a JSON object with keys user_id, features, history, events, context. Raises DataError.
 
-        `features` and `context` are objects of columns and values; an entry of `history` or `events` is an item id or
-        {"id": …, "liked": true}, with `event`, the type, in place of `liked` where the log has types, and `time`, seconds since
-        1970.
+        `features` and `context` are objects of columns and values. An entry of `history` or `events` is an item id or
+        {"id": …, "liked": true, "time": …}, with the time in seconds since 1970. If the log has types of events,
+        `event` (the type) replaces `liked`.
         """
         if not isinstance(body, dict):
             raise DataError('a request is a JSON object such as {"features": {"age": 25}, "history": ["1", "2"]}')
@@ -104,18 +108,18 @@ class Request:
         )  # fmt: skip
 
 
-def _user_id(told: str | int | np.integer | UUID | None) -> str | None:
-    """Return a user's id as text. Raises DataError for what is no id, such as 3.0."""
-    if isinstance(told, bool) or not isinstance(told, str | int | np.integer | UUID | None):
-        raise DataError(f"request: user_id is {told!r:.80}, expected text or a whole number")
-    return None if told is None else str(told)
+def _user_id(given: str | int | np.integer | UUID | None) -> str | None:
+    """Return a user id as text. Raises DataError for a value that is no id, such as 3.0."""
+    if isinstance(given, bool) or not isinstance(given, str | int | np.integer | UUID | None):
+        raise DataError(f"request: user_id is {given!r:.80}, expected text or a whole number")
+    return None if given is None else str(given)
 
 
-def _events(told: abc.Sequence[Told]) -> abc.Sequence[EventLike]:
-    """Return told interactions as events, in the order of their times if each has one. Raises DataError."""
-    if isinstance(told, str | bytes | Mapping) or not isinstance(told, abc.Iterable):
-        raise DataError(f"request: a history is {told!r:.80}, expected a list of item ids or events")
-    return in_time_order([as_event(event) for event in told])
+def _events(given: abc.Sequence[EventInput]) -> abc.Sequence[EventLike]:
+    """Return the events that a caller gives, sorted by time if each has one. Raises DataError."""
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, abc.Iterable):
+        raise DataError(f"request: a history is {given!r:.80}, expected a list of item ids or events")
+    return in_time_order([as_event(event) for event in given])
 
 
 def _event(event: Json) -> Event:
@@ -129,10 +133,10 @@ def _event(event: Json) -> Event:
             and (kind is None or (isinstance(kind, str | int) and not isinstance(kind, bool)))
             and (time is None or (isinstance(time, int | float) and not isinstance(time, bool)))
         ):
-            return told_event(str(item), liked, None if kind is None else str(kind), time)
+            return checked_event(str(item), liked, None if kind is None else str(kind), time)
     raise DataError(
-        f'request: a history holds {event!r}, expected an item id or {{"id": …, "liked": true}}, where "event" may stand for '
-        '"liked", and "time" is in seconds since 1970'
+        f'request: a history holds {event!r}, expected an item id or {{"id": …, "liked": true}}, where "event" may '
+        'replace "liked", and "time" is in seconds since 1970'
     )
 
 
@@ -158,7 +162,7 @@ class Answer:
     truncated: bool = False
     """True if fewer than k items remain after the filters."""
     unknown: list[str] = field(default_factory=list)
-    """Features with values outside the training data, and items of the history that are not in the bundle."""
+    """Features with values outside the training data, and items of the history outside the bundle."""
 
     def __repr__(self) -> str:
         items = ", ".join(f"{item.title!r} {item.score:.3f}" for item in self.items[:20])
@@ -178,7 +182,7 @@ class Answer:
 
 
 class RequestRows(NamedTuple):
-    """Row of a request's user, None for an unknown one, and of each item in history and events, -1 for unknown ones."""
+    """Row of a request's user (None: unknown), and of each item of its events by id (-1: unknown)."""
 
     user: UserRow | None
     items: dict[str, ItemRow]
@@ -186,7 +190,7 @@ class RequestRows(NamedTuple):
     @classmethod
     def of(cls, request: Request, users: UserIds, items: ItemIds) -> RequestRows:
         """Look up the ids of a request."""
-        named = [event.item for event in request.told]
+        named = [event.item for event in request.all_events]
         user = None if request.user_id is None else users.row(UserId(request.user_id))
         return cls(user, dict(zip(named, items.rows([ItemId(str(i)) for i in named]), strict=True)))
 
@@ -207,3 +211,48 @@ def check_method(method: int) -> None:
     """Raise DataError unless `method` is 1 or 2."""
     if method not in (1, 2):
         raise DataError(f"method is {method}, expected 1 (precomputed user vectors) or 2 (online user tower)")
+
+
+def text_request(text: str, schema: Schema, feature: str, context: Mapping[str, Json] | None) -> tuple[Request, int]:
+    """Return a search text as the request of a user, and the number of features that read it.
+
+    The text is the value of the column of the text `feature`, whose name is required if text features read several
+    columns; `context` has the other columns of the context. Raises DataError for an unknown feature, a text without a
+    word, or a schema whose other user features require a value.
+    """
+    if not isinstance(text, str):
+        raise DataError(f"search: the text is {text!r}, expected text")
+    column = _text_column(feature, schema)
+    of_context = column in schema.context_columns()
+    for f in schema.side("user"):
+        if f.refuses_missing and (of_context or f.source != column):
+            raise DataError(
+                f"search: feature '{f.name}' of the users has missing = 'error', so a text alone does not suffice; use "
+                "recommend, with features"
+            )
+    text = text.encode(errors="replace").decode()  # a lone surrogate is no letter
+    if not len(words(pl.Series(column, [text]))[1]):
+        raise DataError("search: the text holds no word, expected at least one letter or digit")
+    given: dict[str, Json] = dict(context or {})
+    request = (
+        Request(context={**given, column: text}) if of_context else Request(features={column: text}, context=given)
+    )
+    return request, sum(f.source == column for f in schema.side("context" if of_context else "user"))
+
+
+def _text_column(name: str, schema: Schema) -> str:
+    """Return the column of the text feature `name`; without a name, the column of all text features. Raises
+    DataError."""
+    columns = {f.name: f.source for f in schema.searchable()}
+    if not columns:
+        raise DataError(
+            "search: the users and the context of this bundle have no text feature; train with a feature of kind = "
+            "'text', side = 'user' or 'context'"
+        )
+    if name and name not in columns:
+        raise DataError(
+            f"search: no text feature '{name}'{did_you_mean(name, columns)} (allowed: {', '.join(columns)})"
+        )
+    if not name and len(set(columns.values())) > 1:
+        raise DataError(f"search: the users have {len(columns)} text features; name one of {', '.join(columns)}")
+    return columns[name] if name else next(iter(columns.values()))

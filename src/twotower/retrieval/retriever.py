@@ -1,8 +1,8 @@
 """Retrieval from a published bundle: the items with the highest scores for a user, by two methods.
 
-Method 1 looks up the precomputed user vector. Method 2 runs the user tower online, on the features and the history of the
-request. Both search the same index, so both give a user without changes the same answer. Serving and the evaluation of a
-bundle use the same class. The tower is an ONNX graph, so torch is not needed.
+Method 1 looks up the precomputed user vector. Method 2 runs the user tower online on the features and the history of
+the request. Both search the same index, so a user without changes gets the same answer by both. Serving and the
+evaluation of a bundle use this class. The tower is an ONNX graph, so torch is not needed.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import weakref
 from collections import abc
 from collections.abc import Container, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
-from twotower.arrays.types import Floats, ItemId, UserId
+from twotower.arrays.types import Floats, ItemId, UserId, UserRow
 from twotower.data.own_items import OwnItems
 from twotower.data.readers import TableLike
 from twotower.errors import DataError, RunError
@@ -27,14 +27,12 @@ from twotower.escaping import representation
 from twotower.features.schema import Schema
 from twotower.files import layout
 from twotower.index.vector_store import MAX_NORM
-from twotower.onnx.tower import INSPECT_SECONDS, InspectionLimits
+from twotower.onnx.tower import INSPECT_SECONDS, GateInfo, InspectionLimits
 from twotower.retrieval.batches import UnknownUsers, recommend_batch
-from twotower.retrieval.catalogue import Catalogue
-from twotower.retrieval.event import Event
+from twotower.retrieval.catalogue import Catalogue, Neighbours, Popularity
+from twotower.retrieval.event import Event, StoredEvents, history_rows
 from twotower.retrieval.filters import CatalogueFilters
 from twotower.retrieval.loaded_bundle import LoadedBundle, naming_damage
-from twotower.retrieval.neighbours import Neighbours
-from twotower.retrieval.popularity import Popularity
 from twotower.retrieval.request import (
     Answer,
     Json,
@@ -45,9 +43,8 @@ from twotower.retrieval.request import (
     UnknownId,
     check_method,
     checked_k,
+    text_request,
 )
-from twotower.retrieval.stored_events import StoredEvents
-from twotower.retrieval.text_query import TextQuery
 from twotower.retrieval.user_inputs import UserInputs
 from twotower.store.bundle import Bundle
 from twotower.store.store import Store
@@ -66,19 +63,15 @@ class Retriever:
     """A loaded bundle that answers requests."""
 
     def __init__(
-        self,
-        bundle: Bundle,
-        threads: int = 1,
-        verified_indexes: Container[str] = (),
-        tower_memory: int | None = None,
-        inspect_seconds: float = INSPECT_SECONDS,
-    ) -> None:
+        self, bundle: Bundle, threads: int = 1, verified_indexes: Container[str] = (),
+        tower_memory: int | None = None, inspect_seconds: float = INSPECT_SECONDS,
+    ) -> None:  # fmt: skip
         """Load a bundle that `Bundle.open` has verified.
 
-        A FAISS file is first loaded in a child process unless its SHA-256 is in `verified_indexes`, and so is a tower that
-        is new to this process, within `tower_memory` bytes and `inspect_seconds` of processor time beside those for its
-        bytes. Raises RunError or BundleError if files are damaged or inconsistent, Unavailable if the server of the index
-        does not answer.
+        A child process first loads the FAISS file, unless its SHA-256 is in `verified_indexes`, and the towers that are
+        new to this process, with `tower_memory` bytes and `inspect_seconds` of processor time in addition to the time
+        for their size. Raises RunError or BundleError if files are damaged or inconsistent, Unavailable if the server
+        of the index does not answer.
         """
         limits = InspectionLimits(cpu_seconds=inspect_seconds, max_memory=tower_memory)
         with ExitStack() as held:
@@ -124,18 +117,18 @@ class Retriever:
         return bool(self.schema.side("context"))
 
     def usual_method(self, request: Request) -> Method:
-        """Return the method of a request that names none: 2 (online user tower) if it adds to what is stored or the tower reads
-        the context, else 1 (precomputed user vectors)."""
-        return 2 if self.heard(request).has_details or self.reads_context else 1
+        """Return the method of a request without one: 2 (online user tower) if it has more than a user id or the tower
+        reads a context, else 1 (precomputed user vectors)."""
+        return 2 if self.effective_request(request).has_details or self.reads_context else 1
 
     @property
     def item_columns(self) -> list[str]:
         """Columns allowed in `where`."""
         return self.filters.columns
 
-    def keeps_seen(self, asked: bool | None) -> bool:
-        """Return True if an answer holds items of its user's history: as asked, or the bundle's default."""
-        return self.bundle.manifest.keep_seen if asked is None else bool(asked)
+    def keeps_seen(self, keep_seen: bool | None) -> bool:
+        """Return True if answers may contain items of their user's history. None: the bundle's default."""
+        return self.bundle.manifest.keep_seen if keep_seen is None else bool(keep_seen)
 
     def has_user(self, user_id: str) -> bool:
         """Return True if the user is in the bundle."""
@@ -146,12 +139,12 @@ class Retriever:
         distinct = [ItemId(i) for i in dict.fromkeys(items)]
         return [i for i, row in zip(distinct, self.item_ids.rows(distinct), strict=True) if row < 0]
 
-    def heard(self, request: Request) -> Request:
-        """Return a request without the events that count for nothing, of types that the schema ignores."""
+    def effective_request(self, request: Request) -> Request:
+        """Return a request without events of types that the schema ignores."""
         return self.user_inputs.event_types.without_ignored(request)
 
-    def not_stored(self, user_id: str, recent: abc.Sequence[Event]) -> list[Event]:
-        """Return those recent events of a user that the bundle's histories do not hold."""
+    def unstored_events(self, user_id: str, recent: abc.Sequence[Event]) -> list[Event]:
+        """Return the recent events of a user that are not in the bundle's histories."""
         user = self.user_ids.row(UserId(user_id)) if recent else None
         if user is None:
             return [*recent]
@@ -159,42 +152,32 @@ class Retriever:
         return self.stored_events.missing(user, recent, items)
 
     def rows_of(self, request: Request) -> RequestRows:
-        """Return the rows of the user and of the items that a request names."""
+        """Return the rows of the user and the items of a request."""
         return RequestRows.of(request, self.user_ids, self.item_ids)
 
     def recommend(
-        self,
-        request: Request,
-        k: int = 10,
-        method: Method = 1,
-        *,
-        allow: abc.Sequence[str] | None = None,
-        ban: abc.Sequence[str] = (),
-        where: Mapping[str, str] | None = None,
-        keep_seen: bool | None = None,
-        vector: Floats | None = None,
-        fallback: bool = False,
-    ) -> Answer:
+        self, request: Request, k: int = 10, method: Method = 1, *, allow: abc.Sequence[str] | None = None,
+        ban: abc.Sequence[str] = (), where: Mapping[str, str] | None = None, keep_seen: bool | None = None,
+        vector: Floats | None = None, fallback: bool = False,
+    ) -> Answer:  # fmt: skip
         """Return the `k` items with the highest scores for a user.
 
-        Items that the user has seen are left out, unless `keep_seen`. None is the bundle's default: it keeps them if its run
-        has `evaluation.repeats` "allow" or "only".
+        Items that the user has seen are left out, unless `keep_seen`. None is the bundle's default: it keeps them if
+        its run has `evaluation.repeats` "allow" or "only".
 
-        `allow` and `ban` are item ids; `where` requires an item column to equal a value, or to hold it (a column of lists).
-        An unknown user gets the tower's vector of what the request gives ("cold_start"), or the most popular items if it
-        gives nothing ("popular"). `vector` (1, D) replaces the one of `embed_request`. `fallback` answers with the most
-        popular items without a search ("fallback"). Raises DataError for an invalid argument, Unavailable if the server of the
-        index does not answer.
+        `allow` and `ban` are item ids; `where` requires an item column to equal a value, or to contain it (a column of
+        lists). An unknown user gets the tower's vector of the request's values (source "cold_start"), or the most
+        popular items if it has none ("popular"). `vector` (1, D) replaces the vector of `embed_request`. `fallback`
+        answers with the most popular items without a search ("fallback"). Raises DataError for an invalid argument,
+        Unavailable if the server of the index does not answer.
         """
         started = time.perf_counter()
         k = checked_k(k)
         check_method(method)
-        request = self.heard(request)
+        request = self.effective_request(request)
         user = self.rows_of(request)
-        excluded, allowed = (
-            self.filters.excluded(ban, user, self.keeps_seen(keep_seen)),
-            self.filters.allowed(allow, where),
-        )
+        excluded = self.filters.excluded(ban, user, self.keeps_seen(keep_seen))
+        allowed = self.filters.allowed(allow, where)
         source: Source = "fallback" if fallback else _source(request, user)
         unknown: list[str] = []
         if fallback or (vector is None and source == "popular"):
@@ -209,28 +192,21 @@ class Retriever:
         return self.catalogue.answer(ranked, k, started, method, source, unknown)
 
     def own_items(self, request: Request, user: RequestRows, method: Method) -> OwnItems | None:
-        """Return what the history of a request adds to the scores of its items, by method 1 the stored one; None of a model without own
-        counts."""
+        """Return what the history of a request, by method 1 the stored one, adds to the scores of its items. None: the
+        model has no own counts."""
         if (own := self.own_counts) is None:
             return None
-        plain = method == 1 and user.user is not None
-        asked, rows = (Request(request.user_id), RequestRows(user.user, {})) if plain else (request, user)
-        return own.of_codes(self.user_inputs.history(own.history, asked, rows))
+        if method == 1 and user.user is not None:
+            request, user = Request(request.user_id), RequestRows(user.user, {})
+        return own.of_codes(self.user_inputs.history(own.history, request, user))
 
     def recommend_frame(
-        self,
-        users: TableLike,
-        k: int = 100,
-        method: Method = 1,
-        *,
-        unknown: UnknownUsers = "popular",
-        allow: abc.Sequence[str] | None = None,
-        ban: abc.Sequence[str] = (),
-        where: Mapping[str, str] | None = None,
+        self, users: TableLike, k: int = 100, method: Method = 1, *, unknown: UnknownUsers = "popular",
+        allow: abc.Sequence[str] | None = None, ban: abc.Sequence[str] = (), where: Mapping[str, str] | None = None,
         keep_seen: bool | None = None,
-    ) -> pl.DataFrame:
-        """Return the `k` items for each user of a table as rows of user_id, rank, item_id, score and source: see
-        `twotower.retrieval.batches.recommend_batch`. Raises DataError, ConfigError, Unavailable."""
+    ) -> pl.DataFrame:  # fmt: skip
+        """Return `twotower.retrieval.batches.recommend_batch` of the users of a table: rows of user_id, rank, item_id,
+        score and source. Raises DataError, ConfigError, Unavailable."""
         return recommend_batch(
             self, users, k, method, unknown=unknown, allow=allow, ban=ban, where=where, keep_seen=keep_seen
         )
@@ -238,11 +214,11 @@ class Retriever:
     def embed_request(self, request: Request, method: Method = 2) -> UserVector:
         """Return the vector that `recommend` searches with.
 
-        With source "popular", a user without data, `recommend` does not search; the vector is then the tower's of empty
+        For a user without data (source "popular") `recommend` does not search; the vector is the tower's for empty
         inputs. Raises DataError as `recommend` does.
         """
         check_method(method)
-        request = self.heard(request)
+        request = self.effective_request(request)
         return self._embed(request, self.rows_of(request), method)
 
     def _embed(self, request: Request, user: RequestRows, method: Method) -> UserVector:
@@ -255,33 +231,25 @@ class Retriever:
         for what, values in (("features", request.features), ("context", request.context)):
             if values:
                 raise DataError(
-                    f"request: method 1 (precomputed user vectors) takes no {what}, and user '{request.user_id}' has some; use "
-                    f"method 2, or leave the {what} out"
+                    f"request: method 1 (precomputed user vectors) takes no {what}, and user '{request.user_id}' has "
+                    f"some; use method 2, or leave the {what} out"
                 )
         return UserVector(self.loaded.stored_vectors(slice(user.user, user.user + 1)), source, [])
 
     def search(
-        self,
-        text: str,
-        k: int = 10,
-        feature: str = "",
-        *,
-        context: Mapping[str, Json] | None = None,
-        allow: abc.Sequence[str] | None = None,
-        ban: abc.Sequence[str] = (),
-        where: Mapping[str, str] | None = None,
-    ) -> Answer:
-        """Return the `k` items with the highest scores for a text, by the user tower with that text, and the `context`, as its only
-        input.
+        self, text: str, k: int = 10, feature: str = "", *, context: Mapping[str, Json] | None = None,
+        allow: abc.Sequence[str] | None = None, ban: abc.Sequence[str] = (), where: Mapping[str, str] | None = None,
+    ) -> Answer:  # fmt: skip
+        """Return the `k` items with the highest scores for the user tower's vector of a text and a `context`.
 
-        `feature` names a text feature of the user tower, and is required if these read several columns. Filters
-        are those of `recommend`. If the model knows none of the text's n-grams, the answer is the most popular items
-        (source "popular"), and `unknown` names the features. Raises DataError for an unknown feature or a text without a
-        word.
+        `feature` names a text feature of the user tower, and is required if text features read several columns. The
+        filters are the same as in `recommend`. If the model knows none of the text's n-grams, the answer is the most
+        popular items (source "popular"), and `unknown` names the features. Raises DataError for an unknown feature or a
+        text without a word.
         """
-        query = TextQuery.of(text, self.schema, feature, context)
-        answer = self.recommend(query.request, k, 2, allow=allow, ban=ban, where=where)
-        if len(answer.unknown) < query.features:
+        request, n_features = text_request(text, self.schema, feature, context)
+        answer = self.recommend(request, k, 2, allow=allow, ban=ban, where=where)
+        if len(answer.unknown) < n_features:
             return replace(answer, source="model")
         popular = self.recommend(Request(), k, 2, allow=allow, ban=ban, where=where)
         return replace(popular, unknown=answer.unknown)
@@ -303,12 +271,13 @@ class Retriever:
 
 
 def current_retriever(store: Path | str) -> Retriever:
-    """Return a retriever of the current bundle of a store. Raises RunError if there is none or it is damaged."""
+    """Return a retriever of the current bundle of a store. Raises RunError if no bundle is current, or it is
+    damaged."""
     return Retriever(Store(store).current())
 
 
 def check_vector(vector: Floats) -> None:
-    """Raise DataError for a vector of a tower that the index cannot be searched with."""
+    """Raise DataError unless the norm of a tower's vector is below MAX_NORM."""
     if not np.linalg.norm(vector.astype(np.float64)) < MAX_NORM:
         raise DataError("request: the user tower's vector is not finite; use smaller numbers in the features")
 
@@ -317,3 +286,66 @@ def _source(request: Request, user: RequestRows) -> Source:
     if user.user is not None:
         return "model"
     return "cold_start" if request.has_details else "popular"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The vector that an answer was searched with, and the SENet gates of the user tower."""
+
+    vector: Floats  # (1, D)
+    gates: list[tuple[GateInfo, Floats]]
+    """Each gate with its weights (fields,)."""
+
+
+def explain(retriever: Retriever, request: Request, method: Method = 2) -> Explanation:
+    """Explain the answer that `recommend` gives to a request. Raises DataError as `recommend` does."""
+    check_method(method)
+    request = retriever.effective_request(request)
+    rows = retriever.rows_of(request)
+    if method == 1 and rows.user is not None and retriever.loaded.user_vectors is None:
+        raise retriever.loaded.no_vectors()
+    tower = retriever.loaded.tower
+    vector, weights = tower.explain(retriever.user_inputs.read(request, rows).feed)
+    if method == 1 and rows.user is not None:
+        vector = retriever.embed_request(request, 1).vector
+    check_vector(vector)
+    return Explanation(vector, [(gate, w[0]) for gate, w in zip(tower.gates, weights, strict=True)])
+
+
+class HistoryItem(NamedTuple):
+    """An interaction of a user."""
+
+    id: ItemId
+    title: str
+    liked: bool | None
+    """None for an interaction of weight 0, such as an input event."""
+
+
+def stored_history(retriever: Retriever, user_id: str, n: int) -> list[HistoryItem]:
+    """Return the last `n` interactions of a user, oldest first, without the test part. Raises UnknownId."""
+    rows = history_rows(retriever.dataset, _user_row(retriever, user_id))
+    pairs = retriever.dataset.pairs.take(rows[max(0, len(rows) - n) :])
+    liked, items = list[bool | None](pairs.positive.tolist()), pairs.item.tolist()
+    if pairs.weight is not None:
+        liked = [x if w else None for x, w in zip(liked, pairs.weight.tolist(), strict=True)]
+    return [HistoryItem(retriever.item_ids[i], retriever.titles[i], x) for i, x in zip(items, liked, strict=True)]
+
+
+def stored_features(retriever: Retriever, user_id: str) -> dict[str, Json]:
+    """Return the stored features of a user. Raises UnknownId."""
+    row = retriever.dataset.users.frame.row(_user_row(retriever, user_id), named=True)
+    return {name: row[name] for name in retriever.user_columns}
+
+
+def stored_items(retriever: Retriever, user_id: str) -> list[ItemId]:
+    """Return the ids of the items that a user has seen. Raises UnknownId."""
+    rows = retriever.dataset.interacted_items.row(_user_row(retriever, user_id))
+    items: list[ItemId] = retriever.item_ids.column.gather(rows).unique(maintain_order=True).to_list()
+    return items
+
+
+def _user_row(retriever: Retriever, user_id: str) -> UserRow:
+    row = retriever.user_ids.row(UserId(str(user_id)))
+    if row is None:
+        raise UnknownId(f"user '{user_id}' is not among the {len(retriever.user_ids):,} users of this bundle")
+    return row

@@ -13,9 +13,8 @@ import polars as pl
 from twotower.arrays.types import Floats, Ints, ItemId
 from twotower.data.ids import UserIds
 from twotower.retrieval.event import Event
-from twotower.retrieval.explanation import explain, stored_features, stored_history, stored_items
 from twotower.retrieval.request import MAX_K, Answer, Request
-from twotower.retrieval.retriever import Retriever
+from twotower.retrieval.retriever import Retriever, explain, stored_features, stored_history, stored_items
 from twotower.serve import schemas
 from twotower.serve.admission import release_current_permit
 from twotower.serve.client_limits import ClientSlots
@@ -114,14 +113,14 @@ class Console:
         resolved = await recommender.resolve(body, retriever)
         answer, _ = await recommender.answer_or_fallback(body, resolved, retriever)
         request = resolved.request
-        events = retriever.user_inputs.event_types.read(request.told)
+        events = retriever.user_inputs.event_types.read(request.all_events)
         user_id = request.user_id if resolved.known_user else None
         history: list[TitledEvent] = []
         if user_id is not None and request.history is None:
             history = [TitledEvent(*entry) for entry in stored_history(retriever, user_id, SHOWN_EVENTS)]
         history += _titled(events, retriever)
         seen = set(stored_items(retriever, user_id) if user_id is not None else ()) | {
-            event.item for event in request.told
+            event.item for event in request.all_events
         }
         explained = None
         if answer.source not in ("popular", "fallback"):

@@ -61,7 +61,7 @@ class Recommender:
             started = time.perf_counter()
             state = await self.event_store.fetch(self._bundles.event_bundles(retriever), body.user_id)
             self._metrics.stages["events"].observe(time.perf_counter() - started)
-        told = retriever.heard(
+        told = retriever.effective_request(
             Request(
                 body.user_id,
                 body.features,
@@ -72,7 +72,7 @@ class Recommender:
         )
         recent = retriever.user_inputs.event_types.read(state.events, stored=True)
         if body.user_id is not None and told.history is None:
-            recent = retriever.not_stored(body.user_id, recent)
+            recent = retriever.unstored_events(body.user_id, recent)
         request = replace(told, recent=recent)
         known = body.user_id is not None and retriever.has_user(body.user_id)
         if body.user_id is not None and not (known or request.has_details) and self._settings.unknown_user == "404":
@@ -146,7 +146,9 @@ class Recommender:
         self._metrics.stages["search"].observe(ended - searching)
         if vector is not None:  # the search saw a vector, not the features and items it was computed from
             unknown = (
-                unknown if computed is not None else retriever.unknown_items(e.item for e in resolved.request.told)
+                unknown
+                if computed is not None
+                else retriever.unknown_items(e.item for e in resolved.request.all_events)
             )
             answer = replace(answer, unknown=unknown)
         return replace(answer, milliseconds=round((ended - started) * 1e3, 3)), computed

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from twotower.retrieval.event import Event, told_event
+from twotower.retrieval.event import Event, checked_event
 
 MAX_ID_LENGTH = 512
 """Characters of an id, a column name or a filter value."""
@@ -202,5 +202,5 @@ class RollbackRequest(_RequestModel):
 
 
 def item_events(events: Sequence[str | ItemEvent]) -> list[Event]:
-    """Return events as the retriever takes them. Raises DataError as `told_event` does."""
-    return [told_event(e.id, e.liked, e.event, e.time) if isinstance(e, ItemEvent) else Event(e) for e in events]
+    """Return events as the retriever takes them. Raises DataError as `checked_event` does."""
+    return [checked_event(e.id, e.liked, e.event, e.time) if isinstance(e, ItemEvent) else Event(e) for e in events]

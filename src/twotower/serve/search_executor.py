@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from twotower.errors import RunError, Unavailable
-from twotower.index.deadline import deadline
+from twotower.index.protocol import deadline
 from twotower.serve.circuit_breaker import CircuitBreaker
 
 SEARCH_THREADS = 16

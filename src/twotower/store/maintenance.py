@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from twotower.files.urls import Url
-from twotower.index.deadline import CONNECT_TIMEOUT
+from twotower.index.protocol import CONNECT_TIMEOUT
 from twotower.store.bundle import Bundle
 from twotower.store.remote_collections import RemoteCollections
 from twotower.store.store import Store

@@ -18,8 +18,7 @@ from twotower.errors import RunError, TwoTowerError
 from twotower.escaping import python_literal
 from twotower.files import layout
 from twotower.index import INDEXES
-from twotower.index.deadline import CONNECT_TIMEOUT
-from twotower.index.protocol import CollectionServer
+from twotower.index.protocol import CONNECT_TIMEOUT, CollectionServer
 from twotower.kinds import UntrustedKind
 from twotower.store.store import Store
 

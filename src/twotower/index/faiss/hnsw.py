@@ -7,22 +7,21 @@ from typing import Annotated
 from pydantic import Field
 
 from twotower.arrays.types import Shaped, Vectors
-from twotower.index.faiss.engine import HnswEngine, SearchParameters, Selector
 from twotower.index.faiss.faiss_index import FaissIndex
-from twotower.index.faiss.setup import faiss
+from twotower.index.faiss.setup import FaissEngine, SearchParameters, Selector, faiss
 from twotower.index.protocol import Count, IndexConfig, Publication
 from twotower.index.top_k import SearchScope
 from twotower.index.vector_store import Similarity
 
 EXACT_SHARE = 64
-"""Share of the rows, one in so many, of which an exact search is less work than a search of the graph past as many banned ones."""
+"""Search is exact if a query bans at least one of this number of rows: the graph would visit all banned ones."""
 
 
 class Hnsw(IndexConfig):
-    """Graph of nearest neighbours in layers (Malkov and Yashunin 2018); a search walks it with a beam of width `ef`.
+    """Layered graph of nearest neighbours (Malkov and Yashunin 2018); a search walks it with a beam of width `ef`.
 
-    Use it where a search must be fast and building may take long: `m` and `ef_construction` buy recall with memory and
-    time of building."""
+    Use it if search must be fast and building may be slow. Larger `m` and `ef_construction` raise recall, memory and
+    building time."""
 
     kind = "hnsw"
 
@@ -47,9 +46,10 @@ class HnswIndex(FaissIndex):
         banned = max(map(len, scope.banned or []), default=0)
         return super()._prefers_exact(k, scope) or max(self.search_params["ef"], banned * EXACT_SHARE) >= len(self)
 
-    def _new_engine(self, vectors: Shaped[Vectors, "N D"]) -> HnswEngine:
-        engine: HnswEngine = faiss().IndexHNSWFlat(self._engine_width, self.options.m, faiss().METRIC_L2)
-        engine.hnsw.efConstruction = self.options.ef_construction
+    def _new_engine(self, vectors: Shaped[Vectors, "N D"]) -> FaissEngine:
+        graph = faiss().IndexHNSWFlat(self._engine_width, self.options.m, faiss().METRIC_L2)
+        graph.hnsw.efConstruction = self.options.ef_construction
+        engine: FaissEngine = graph
         return engine
 
     def _faiss_params(self, factor: int, fetch: int, selector: Selector | None) -> SearchParameters:

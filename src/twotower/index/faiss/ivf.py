@@ -6,18 +6,17 @@ import numpy as np
 from pydantic import Field
 
 from twotower.arrays.types import Shaped, Vectors
-from twotower.index.faiss.engine import IvfEngine, SearchParameters, Selector
 from twotower.index.faiss.faiss_index import FaissIndex
-from twotower.index.faiss.setup import faiss
+from twotower.index.faiss.setup import IvfEngine, SearchParameters, Selector, faiss
 from twotower.index.protocol import Count, IndexConfig, Publication
 from twotower.index.vector_store import Similarity
 
 
 class Ivf(IndexConfig):
-    """Inverted lists (Sivic and Zisserman 2003): each vector is in the list of its nearest centroid, and a search visits
-    the `nprobe` nearest lists.
+    """Inverted lists (Sivic and Zisserman 2003): each vector is in the list of its nearest centroid, and a search
+    visits the `nprobe` nearest lists.
 
-    Use it from 50,000 to some two million items: as fast as a graph at recall 0.95, and built in a fifth of the time."""
+    Use it from 50,000 to two million items: as fast as a graph at recall 0.95, and built in a fifth of the time."""
 
     kind = "ivf"
 
@@ -62,7 +61,7 @@ class IvfIndex(FaissIndex):
 
 
 def _sample(vectors: Shaped[Vectors, "N D"], n: int) -> Shaped[Vectors, "_ D"]:
-    """Return at most `n` of the vectors, a deterministic sample."""
+    """Return a deterministic sample of at most `n` vectors."""
     if len(vectors) <= n:
         return vectors
     return vectors[np.sort(np.random.default_rng(0).choice(len(vectors), n, replace=False))]

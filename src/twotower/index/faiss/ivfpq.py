@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from twotower.arrays.types import Shaped, Vectors
-from twotower.index.faiss.engine import IvfPqEngine
 from twotower.index.faiss.ivf import Ivf, IvfIndex
-from twotower.index.faiss.setup import faiss
+from twotower.index.faiss.setup import IvfEngine, faiss
 from twotower.index.protocol import Publication
 from twotower.index.vector_store import Similarity
 
 
 class IvfPq(Ivf):
-    """Inverted lists as in `ivf`, of vectors product-quantised to 4 bits for two dimensions (Jégou et al. 2011; scanned as in
+    """Inverted lists as in `ivf`, of vectors product-quantised to 4 bits for two dimensions (Jégou et al. 2011; scan of
     André et al. 2015). `refine` times k candidates are re-scored exactly.
 
-    Use it beyond two million items, where a search of whole vectors is bound by memory."""
+    Use it above two million items, where memory limits a search of whole vectors."""
 
     kind = "ivfpq"
 
@@ -35,11 +34,12 @@ class IvfPqIndex(IvfIndex):
     def _engine_width(self) -> int:
         return super()._engine_width + super()._engine_width % 2
 
-    def _new_engine(self, vectors: Shaped[Vectors, "N D"]) -> IvfPqEngine:
+    def _new_engine(self, vectors: Shaped[Vectors, "N D"]) -> IvfEngine:
         width = self._engine_width
-        engine: IvfPqEngine = faiss().IndexIVFPQFastScan(
+        lists = faiss().IndexIVFPQFastScan(
             faiss().IndexFlatL2(width), width, self._lists(len(vectors)), width // 2, 4, faiss().METRIC_L2
         )
-        engine.pq.cp.min_points_per_centroid = 1
+        lists.pq.cp.min_points_per_centroid = 1
+        engine: IvfEngine = lists
         self._train(engine, vectors)
         return engine

@@ -1,14 +1,14 @@
-"""Import of FAISS with fast BLAS settings. All imports of FAISS in this package go through this module.
+"""Import of FAISS with fast BLAS settings, and types of its objects. Only this module imports FAISS.
 
 Two defaults of the `faiss-cpu` wheel are slow:
 
-- Its OpenBLAS is of 2021. On processors that it does not know it falls back to SSE3 kernels, on others it does not choose
-  the fastest. OPENBLAS_CORETYPE selects kernels and is read once, when the library is loaded. This module sets it from the
-  processor's flags for the duration of the import only: numpy has loaded its own OpenBLAS before, and child processes
-  choose for themselves. A value that is set already stays, and with CI or PYTEST_VERSION in the environment none is
-  chosen. If products with the chosen kernels differ from numpy's, FAISS does not use BLAS.
-- FAISS multiplies matrices only if queries times dimension reach 128,000, that is 2,000 queries of dimension 64. On one
-  thread a matrix product is faster from about ten queries on at any dimension; for one query it takes six times as long.
+- Its OpenBLAS is of 2021. On an unknown processor it uses SSE3 kernels, on others not always the fastest.
+  OPENBLAS_CORETYPE selects kernels and is read once, when the library is loaded. This module sets it from the
+  processor's flags during the import only: numpy has loaded its own OpenBLAS before, and child processes choose for
+  themselves. A value that is already set stays, and with CI or PYTEST_VERSION in the environment none is set. If
+  products with the chosen kernels differ from numpy's, FAISS does not use BLAS.
+- FAISS multiplies matrices only if queries times dimension reach 128,000, for example 2,000 queries of dimension 64. On
+  one thread a matrix product is faster from about ten queries on, and six times slower for one query.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Protocol
 
 import numpy as np  # before FAISS, so that numpy's OpenBLAS chooses for itself
 
+from twotower.arrays.types import Rows, Shaped, Vectors
 from twotower.errors import ConfigError
 
 CORETYPE_VARIABLE = "OPENBLAS_CORETYPE"
@@ -36,10 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def choose_coretype(cpuinfo: str, environment: Mapping[str, str]) -> str | None:
-    """Return the OpenBLAS kernels for a processor, None to leave the choice to OpenBLAS.
-
-    `cpuinfo` is the text of /proc/cpuinfo.
-    """
+    """Return the OpenBLAS kernels for a processor, None for OpenBLAS's choice. `cpuinfo`: text of /proc/cpuinfo."""
     if any(name in environment for name in (CORETYPE_VARIABLE, "CI", "PYTEST_VERSION")):
         return None
     first = dict(
@@ -54,7 +53,7 @@ def choose_coretype(cpuinfo: str, environment: Mapping[str, str]) -> str | None:
 
 
 def blas_is_correct(module: ModuleType) -> bool:
-    """Return True if products of FAISS's BLAS equal numpy's, on matrices whose sizes are no multiple of a kernel's."""
+    """Return True if products of FAISS's BLAS equal numpy's, for sizes that are no multiples of a kernel's."""
     rng = np.random.default_rng(0)
     before = module.cvar.distance_compute_blas_threshold
     module.cvar.distance_compute_blas_threshold = 1
@@ -72,7 +71,7 @@ def blas_is_correct(module: ModuleType) -> bool:
 
 
 def load_faiss(cpuinfo: str) -> tuple[ModuleType, bool]:
-    """Import FAISS with the kernels for `cpuinfo`; return it, and True if its BLAS is correct."""
+    """Import FAISS with the kernels for `cpuinfo`. Return it, and True if its BLAS is correct."""
     chosen = choose_coretype(cpuinfo, os.environ)
     if chosen:
         os.environ[CORETYPE_VARIABLE] = chosen
@@ -84,8 +83,8 @@ def load_faiss(cpuinfo: str) -> tuple[ModuleType, bool]:
     correct = not chosen or blas_is_correct(faiss)
     if not correct:
         log.warning(
-            "FAISS computes wrong products with %s=%s, which was chosen for this processor, so its BLAS is off and search is "
-            "slower. Set the variable to other kernels before the start",
+            "FAISS computes wrong products with %s=%s, which was chosen for this processor, so its BLAS is off and "
+            "search is slower. Set the variable to other kernels before the start",
             CORETYPE_VARIABLE,
             chosen,
         )
@@ -93,7 +92,7 @@ def load_faiss(cpuinfo: str) -> tuple[ModuleType, bool]:
 
 
 def _cpuinfo() -> str:
-    """Return the text of /proc/cpuinfo; empty if FAISS is loaded already, and on other systems than Linux."""
+    """Return the text of /proc/cpuinfo; empty if FAISS is loaded, or the system is not Linux."""
     path = Path("/proc/cpuinfo")
     return path.read_text(encoding="utf-8", errors="replace") if "faiss" not in sys.modules and path.is_file() else ""
 
@@ -103,7 +102,7 @@ _load_lock = threading.Lock()
 
 
 def _loaded() -> tuple[ModuleType, bool]:
-    """Return FAISS, imported at the first call, and True if its BLAS is correct. Raises ConfigError if FAISS is missing."""
+    """Return FAISS, and True if its BLAS is correct. Raises ConfigError if FAISS is missing."""
     try:
         with _load_lock:
             return _load()
@@ -117,8 +116,8 @@ def faiss() -> ModuleType:
 
 
 @contextmanager
-def faiss_settings(threads: int, width: int, use_blas: bool = True) -> Iterator[None]:
-    """Set the OpenMP threads of FAISS calls of this thread within the block, and the size from which on FAISS uses BLAS.
+def faiss_settings(threads: int, width: int) -> Iterator[None]:
+    """Set the OpenMP threads and the BLAS threshold of FAISS calls of this thread in the block.
 
     `width` is the dimension of the vectors.
     """
@@ -126,8 +125,52 @@ def faiss_settings(threads: int, width: int, use_blas: bool = True) -> Iterator[
     before = library.omp_get_max_threads()
     library.omp_set_num_threads(threads)
     # The threshold is global to the process: concurrent calls with another dimension may be slower, never wrong.
-    library.cvar.distance_compute_blas_threshold = BLAS_MIN_QUERIES * width if use_blas and correct else BLAS_OFF
+    library.cvar.distance_compute_blas_threshold = BLAS_MIN_QUERIES * width if correct else BLAS_OFF
     try:
         yield
     finally:
         library.omp_set_num_threads(before)
+
+
+class Selector(Protocol):
+    """Positions that a search may return."""
+
+
+class SearchParameters(Protocol):
+    """Parameters of one search."""
+
+    sel: Selector | None
+
+
+class FaissEngine(Protocol):
+    """A FAISS index of vectors of dimension `d`."""
+
+    d: int
+    ntotal: int
+    is_trained: bool
+
+    def add(self, x: Shaped[Vectors, "n W"]) -> None:
+        """Add vectors at the next positions."""
+
+    def train(self, x: Shaped[Vectors, "n W"]) -> None:
+        """Learn centroids from vectors."""
+
+    def search(
+        self, x: Shaped[Vectors, "B W"], k: int, *, params: SearchParameters | None = None
+    ) -> tuple[Shaped[Vectors, "B k"], Shaped[Rows, "B k"]]:
+        """Return distances or scores, and positions, padded with -1."""
+
+
+class ClusteringParameters(Protocol):
+    """Settings of k-means."""
+
+    min_points_per_centroid: int
+    max_points_per_centroid: int
+    niter: int
+
+
+class IvfEngine(FaissEngine, Protocol):
+    """A FAISS index of inverted lists."""
+
+    nlist: int
+    cp: ClusteringParameters

@@ -1,7 +1,7 @@
-"""Connection to Milvus: the calls that this package needs, each with a time limit, errors as RunError and Unavailable.
+"""Connection to Milvus: calls with a time limit, whose errors are RunError and Unavailable.
 
 Calls that read, or are idempotent, are retried after random pauses while time remains. A restarted server may have
-unloaded a collection: then the collection is loaded again.
+unloaded a collection, which is then loaded again.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pymilvus.exceptions import MilvusException
 
 from twotower.arrays.types import Rows, Shaped, Vectors
 from twotower.errors import ConfigError, RunError, Unavailable
-from twotower.index.deadline import CONNECT_TIMEOUT, remaining_seconds
+from twotower.index.protocol import CONNECT_TIMEOUT, remaining_seconds
 
 TOKEN_VARIABLE = "TWOTOWER_MILVUS_TOKEN"
 READ_SECONDS = 10.0
-"""Limit of one reading call, unless the deadline is nearer. Seconds."""
+"""Limit of a reading call, unless the deadline is nearer. Seconds."""
 MESSAGE_MAX_BYTES = 1 << 24
-"""Vectors of one call at most. Bytes."""
+"""Largest size of the vectors of a call. Bytes."""
 RETRY_PAUSES = (0.1, 0.4, 1.6)
 """Longest pauses before the retries of a reading call. Seconds."""
 POLL_SECONDS = (0.01, 0.5)
@@ -40,7 +40,7 @@ CHANNEL_OPTIONS = {
     "grpc.max_reconnect_backoff_ms": 1000,
     "grpc.keepalive_permit_without_calls": False,
 }
-"""gRPC options to reconnect within a second, where its default waits up to two minutes, and to send no pings between calls.
+"""gRPC options to reconnect within a second (default: up to two minutes), and to send no pings between calls.
 
 A server with the default limits of gRPC, such as milvus-lite, closes a connection that sends pings while idle.
 """
@@ -58,14 +58,15 @@ class StoredRow(TypedDict):
 
 
 class Hit(TypedDict):
-    """A row that a search found, and its vector if the search returns vectors."""
+    """A row of an answer, and its vector if the search returns vectors."""
 
     row: int
     entity: StoredRow
 
 
 class CollectionError(RunError):
-    """A collection is missing or is not the one that a bundle names. `reason` labels counters: collection, mismatch."""
+    """A collection is missing, or differs from the one of the bundle. `reason` labels counters: collection,
+    mismatch."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -79,7 +80,7 @@ class MilvusConnection:
     """Connection to a Milvus server, or to a folder of milvus-lite in this process. Thread-safe."""
 
     def __init__(self, uri: str, timeout: float = 300.0, connect_timeout: float = CONNECT_TIMEOUT) -> None:
-        """Connect. `timeout` and `connect_timeout` are limits of a writing call and of the connection, in seconds.
+        """Connect. `timeout` limits a writing call, `connect_timeout` the connection. Seconds.
 
         Raises ConfigError for a missing folder, Unavailable if no server answers.
         """
@@ -101,7 +102,7 @@ class MilvusConnection:
             raise Unavailable(f"{uri}: no Milvus server answers") from e
 
     def create_collection(self, name: str, width: int, description: str) -> None:
-        """Create an empty collection of vectors (width,) under rows; `describe` returns `description`. Raises RunError."""
+        """Create an empty collection of vectors (width,) with a description. Raises RunError."""
         schema = MilvusClient.create_schema(auto_id=False, description=description)
         schema.add_field("row", DataType.INT64, is_primary=True)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=width)
@@ -149,13 +150,13 @@ class MilvusConnection:
         self._wait(loaded, f"{name}: the collection is not loaded")
 
     def describe(self, name: str) -> tuple[int, list[str]]:
-        """Return the vector dimension of a collection and its descriptions. Raises CollectionError, Unavailable."""
+        """Return the vector dimension and descriptions of a collection. Raises CollectionError, Unavailable."""
         facts = self._read(lambda t: self._milvus.describe_collection(name, timeout=t))
         widths = [f["params"].get("dim", 0) for f in facts["fields"] if f["name"] == "vector"]
         return int(widths[0]) if widths else 0, [facts["properties"].get("twotower", ""), facts["description"]]
 
     def count(self, name: str) -> int:
-        """Return the number of rows of a loaded collection, with all writes. Raises CollectionError, Unavailable."""
+        """Return the number of rows of a loaded collection after all writes. Raises CollectionError, Unavailable."""
         found = self._read_loaded(
             name,
             lambda t: self._milvus.query(
@@ -165,20 +166,12 @@ class MilvusConnection:
         return int(found[0]["count(*)"])
 
     def search(
-        self,
-        name: str,
-        queries: Shaped[Vectors, "B W"],
-        k: int,
-        params: dict[str, int],
-        metric: str,
-        allowed: Shaped[Rows, "_"] | None,
-        banned: Shaped[Rows, "_"] | None,
-        with_vectors: bool,
-    ) -> list[list[Hit]]:
+        self, name: str, queries: Shaped[Vectors, "B W"], k: int, params: dict[str, int], metric: str,
+        allowed: Shaped[Rows, "_"] | None, banned: Shaped[Rows, "_"] | None, with_vectors: bool,
+    ) -> list[list[Hit]]:  # fmt: skip
         """Return up to `k` hits of each query, in descending order of score.
 
-        Hits are among the ascending rows `allowed` and not among `banned`; `with_vectors` adds their vectors. Raises
-        CollectionError, Unavailable.
+        Hits are among the ascending rows `allowed` and not among `banned`. Raises CollectionError, Unavailable.
         """
         conditions = [] if allowed is None else [_row_condition(allowed)]
         if banned is not None and len(banned):
@@ -195,7 +188,7 @@ class MilvusConnection:
         return list(found)
 
     def fetch(self, name: str, rows: Shaped[Rows, "n"], width: int) -> Shaped[Vectors, "n W"]:
-        """Return the vectors of distinct rows, of dimension `width`. Raises CollectionError if rows are missing, Unavailable."""
+        """Return the vectors of distinct rows. Raises CollectionError if rows are missing, Unavailable."""
         out = np.empty((len(rows), width), np.float32)
         step = page_rows(width)
         for start in range(0, len(rows), step):
@@ -222,14 +215,11 @@ class MilvusConnection:
     def drop(self, name: str) -> None:
         """Drop a collection and its aliases, if it exists. Raises Unavailable."""
         try:
-            for alias in self._aliases(name):
-                self._read(partial(self._unalias, alias))
+            for alias in self._read(lambda t: self._milvus.list_aliases(name, timeout=t))["aliases"]:
+                self._read(partial(self._milvus.drop_alias, alias))
             self._read(lambda t: self._milvus.drop_collection(name, timeout=t))
         except CollectionError:
             return
-
-    def _unalias(self, alias: str, seconds: float) -> None:
-        self._milvus.drop_alias(alias, timeout=seconds)
 
     def set_alias(self, alias: str, name: str) -> None:
         """Create the alias for the collection, or move it there. Raises CollectionError, Unavailable."""
@@ -246,10 +236,6 @@ class MilvusConnection:
         except CollectionError:
             return ""
 
-    def _aliases(self, name: str) -> list[str]:
-        found: list[str] = self._read(lambda t: self._milvus.list_aliases(name, timeout=t))["aliases"]
-        return found
-
     def close(self) -> None:
         """Close the connection."""
         self._milvus.close()
@@ -261,7 +247,7 @@ class MilvusConnection:
             raise RunError(f"{self.uri}: Milvus reports an error ({_error_line(e)})") from e
 
     def _read_loaded(self, name: str, call: Callable[[float], T]) -> T:
-        """Call, and if the server answers that the collection is not loaded, load it and call again."""
+        """Call; if the collection is not loaded, load it and call again."""
 
         def loading(seconds: float) -> T:
             try:
@@ -303,11 +289,11 @@ class MilvusConnection:
 
 
 _MISSING_CODES, _NOT_LOADED_CODE, _NO_CONNECTION_CODE = (100, 1600), 101, 2
-"""Error codes of Milvus: no such collection or alias; collection not loaded; and of pymilvus: no connection."""
+"""Error codes: collection or alias missing, collection not loaded (both of Milvus), no connection (of pymilvus)."""
 
 
 def page_rows(width: int) -> int:
-    """Return the number of rows whose vectors of a dimension fit one call."""
+    """Return the number of vectors of dimension `width` that fit one call."""
     return max(1, min(4096, MESSAGE_MAX_BYTES // (4 * width)))
 
 

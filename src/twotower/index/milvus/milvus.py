@@ -1,4 +1,4 @@
-"""Vectors in a Milvus server: the options of kind "milvus". The engine and pymilvus are imported when first needed."""
+"""Vectors in a Milvus server: options of kind "milvus". The engine and pymilvus are imported at first use."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from pydantic import Field, JsonValue, model_validator
 
 from twotower.errors import ConfigError, install_command
 from twotower.index.auto import EXACT_MAX_ITEMS, UNCOMPRESSED_MAX_ITEMS
-from twotower.index.description import IndexDescription, RemoteDescription
-from twotower.index.protocol import CollectionServer, Count, Index, IndexConfig, Publication
+from twotower.index.protocol import (
+    CollectionServer,
+    Count,
+    Index,
+    IndexConfig,
+    IndexDescription,
+    Publication,
+    RemoteDescription,
+)
 from twotower.index.vector_store import Similarity
 
 MilvusType = Literal["FLAT", "IVF_FLAT", "IVF_SQ8", "HNSW"]
@@ -30,10 +37,10 @@ class MilvusDescription(RemoteDescription):
 
 
 class Milvus(IndexConfig):
-    """Index in a Milvus server, where each publishing creates a collection and moves an alias to it.
+    """Index in a Milvus server. Each publishing creates a collection and moves an alias to it.
 
-    Use it where the vectors do not fit the servers that answer, or many of them share one index. ANN candidates are
-    re-scored exactly with the vectors that Milvus returns with them."""
+    Use it if the vectors do not fit the servers that answer, or if many of them share one index. Milvus returns ANN
+    candidates with their vectors, which are re-scored exactly."""
 
     kind = "milvus"
     remote = True
@@ -55,7 +62,7 @@ class Milvus(IndexConfig):
         description="Milvus index type. auto: FLAT up to 50,000 items, IVF_FLAT up to two million, IVF_SQ8 beyond.",
     )
     timeout: float = Field(
-        300.0, gt=0, description="Seconds that one step of publishing may take, with building the index."
+        300.0, gt=0, description="Limit of a step of publishing, such as building the index. Seconds."
     )
     nlist: Annotated[Count, Field(le=65_536)] = Field(0, description="Number of lists of an IVF type. 0: 4 sqrt(N).")
     m: Annotated[Count, Field(ge=2)] = Field(16, description="Neighbours of a node of HNSW.")

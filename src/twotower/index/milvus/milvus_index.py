@@ -1,9 +1,9 @@
-"""Approximate search in Milvus. ANN candidates are re-scored exactly with the vectors that Milvus returns with them.
+"""Approximate search in Milvus. Milvus returns ANN candidates with their vectors, which are re-scored exactly.
 
-The vectors are in this process while an index is built and tuned, and in a collection from `save` on. A collection is
-created once, under a unique name, and never changed: a change of the index creates another one. If Milvus returns too few
-candidates, because few rows are allowed or nearly all of the nearest are banned, all vectors are fetched and scored page
-by page, so no answer is short. Augmented vectors are searched by L2 distance.
+The vectors are in this process while an index is built and tuned, and in a collection after `save`. A collection has a
+unique name and never changes: a change of the index creates another one. If Milvus returns too few candidates, because
+few rows are allowed or nearly all of the nearest are banned, all vectors are fetched and scored page by page, so no
+answer is short. Augmented vectors are searched by L2 distance.
 """
 
 from __future__ import annotations
@@ -24,34 +24,30 @@ from twotower.arrays.sets import is_in_sorted
 from twotower.arrays.types import Rows, Shaped, Vectors
 from twotower.errors import RunError
 from twotower.index.approximate import ApproximateIndex, Effort
-from twotower.index.deadline import CONNECT_TIMEOUT
-from twotower.index.description import IndexDescription
 from twotower.index.exact import Exact
 from twotower.index.milvus.client import MESSAGE_MAX_BYTES, CollectionError, MilvusConnection, page_rows
 from twotower.index.milvus.milvus import Milvus, MilvusDescription
-from twotower.index.protocol import Publication
+from twotower.index.protocol import CONNECT_TIMEOUT, IndexDescription, Publication
 from twotower.index.top_k import SearchScope, TopK, best, exact_scores
 from twotower.index.vector_store import Similarity
 
 INSERT_ROWS = 4096
 EXACT_MAX_ROWS = 1024
-"""Default of `exact_max_rows`: so many vectors are fetched with one call."""
-
-
+"""Default of `exact_max_rows`: one call fetches these vectors."""
 SEARCH_PARAMS: dict[str, dict[str, int]] = {
     "FLAT": {}, "IVF_FLAT": {"nprobe": 16}, "IVF_SQ8": {"nprobe": 16, "refine": 2}, "HNSW": {"ef": 64},
 }  # fmt: skip
-"""Search parameters of each index type of Milvus, with their defaults."""
+"""Default search parameters of each index type of Milvus."""
 
 
 @dataclass(frozen=True)
 class MilvusLimits:
-    """Limits that decide how a search is made."""
+    """Limits of a search."""
 
     named_max_rows: int = 16_384
-    """Largest number of rows in a filter expression; with more allowed rows, hits outside them are dropped after the search."""
+    """Largest number of rows in a filter expression. Hits outside more allowed rows are dropped after the search."""
     max_hits: int = 16_384
-    """Largest number of hits of one search, a limit of Milvus."""
+    """Largest number of hits of a search, a limit of Milvus."""
 
 
 class MilvusIndex(ApproximateIndex):
@@ -69,15 +65,11 @@ class MilvusIndex(ApproximateIndex):
         """Name of the collection; an empty string until it is created."""
         self.limits = MilvusLimits()
         self.connect_timeout = CONNECT_TIMEOUT
-        self._publication = publication
+        self.model, self._register = publication.model, publication.register
         self._nlist = 1
         self._is_remote = self._saved = False
         self._creation_lock = threading.Lock()
         self._cached_connection: MilvusConnection | None = None
-
-    @property
-    def model(self) -> str:
-        return self._publication.model
 
     @property
     def _connection(self) -> MilvusConnection:
@@ -89,7 +81,7 @@ class MilvusIndex(ApproximateIndex):
 
     @property
     def _description(self) -> str:
-        """Description stored with a collection, to tell it from others."""
+        """Description stored with a collection and compared when a folder is loaded."""
         return f"model {self.model or '-'}, {len(self)} vectors, {self.metric}"
 
     @property
@@ -125,7 +117,7 @@ class MilvusIndex(ApproximateIndex):
         super().remove(rows)
 
     def _download(self) -> None:
-        """Fetch all vectors into this process, if they are only in the collection."""
+        """Fetch all vectors that are only in the collection."""
         if self._is_remote:
             self._store.vectors, self._is_remote = self._fetch(np.arange(len(self._store.rows))), False
 
@@ -149,8 +141,8 @@ class MilvusIndex(ApproximateIndex):
                 return
             options, params = self.options, self.options.params
             name = f"{options.prefix}_{datetime.now(UTC):%Y%m%dT%H%M%S}_{secrets.token_hex(4)}"
-            if self._publication.register is not None:
-                self._publication.register(self.kind, options.uri, name)
+            if self._register is not None:
+                self._register(self.kind, options.uri, name)
             self._norm_bound = 1.05 * self._store.max_norm
             self._connection.create_collection(name, self._engine_width, self._description)
             step = min(INSERT_ROWS, page_rows(self.width + 1))
@@ -170,7 +162,7 @@ class MilvusIndex(ApproximateIndex):
 
     @property
     def _max_hits(self) -> int:
-        """Number of hits that one search may have."""
+        """Largest number of hits of a search."""
         return min(self.limits.max_hits, MESSAGE_MAX_BYTES // (4 * self.width))
 
     def _prefers_exact(self, k: int, scope: SearchScope) -> bool:
@@ -178,17 +170,12 @@ class MilvusIndex(ApproximateIndex):
         return super()._prefers_exact(k, scope) or exhaustive or k + max(8, k // 8) > self._max_hits
 
     def _search_candidates(
-        self,
-        queries: Shaped[Vectors, "B D"],
-        k: int,
-        scope: SearchScope,
-        effort: Effort,
-        todo: Shaped[Rows, "b"],
+        self, queries: Shaped[Vectors, "B D"], k: int, scope: SearchScope, effort: Effort, todo: Shaped[Rows, "b"],
         top: TopK,
-    ) -> Shaped[Rows, "_"]:
+    ) -> Shaped[Rows, "_"]:  # fmt: skip
         """Fill `top` for the queries `todo` with re-scored candidates; return the queries with too few.
 
-        Up to `named_max_rows` allowed rows are named in the filter, and as many banned rows of one query.
+        The filter names up to `named_max_rows` allowed rows, and as many banned rows of one query.
         """
         if not self.collection:
             self._create_collection()
@@ -266,7 +253,7 @@ class MilvusIndex(ApproximateIndex):
         )  # fmt: skip
 
     def save(self, folder: Path) -> None:
-        """Create the collection if necessary, and write its location, without the vectors, into a folder."""
+        """Create the collection if necessary, and write its location and rows, not the vectors, into a folder."""
         if not self.collection:
             self._create_collection()
         super().save(folder)
@@ -288,7 +275,7 @@ class MilvusIndex(ApproximateIndex):
         if not facts.collection:
             raise ValueError("collection is empty")
         self._nlist, self.collection = max(1, facts.nlist), facts.collection
-        self._publication = Publication(facts.model)
+        self.model = facts.model
         self._is_remote = self._saved = True
 
     def load_engine(self, folder: Path, mmap: bool, verify: bool) -> None:

@@ -1,4 +1,4 @@
-"""Similar items are those whose vectors point the same way."""
+"""Similar items have vectors of the same direction; popular items are ranked by their positives, then by row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from twotower.arrays.types import ItemRow
 from twotower.index import build_index
-from twotower.retrieval.neighbours import Neighbours
+from twotower.retrieval.catalogue import Neighbours, Popularity
 from twotower.retrieval.request import Answer, UnknownId
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
@@ -42,3 +42,25 @@ def test_equal_cosines_are_ordered_by_row() -> None:
         build_index("exact", np.r_[vectors, np.zeros((1, 3), np.float32)], np.arange(13), "cosine"), False, ""
     )
     assert zero.nearest(ItemRow(12), 3) is None
+
+
+@pytest.mark.parametrize("k", [1, 7, 60, 500])
+@pytest.mark.parametrize("most", [1, 3, 1000], ids=["all equal", "ties", "few ties"])
+def test_the_most_popular_as_a_sort_finds_them(k: int, most: int) -> None:
+    rng = np.random.default_rng(k)
+    positives = rng.integers(0, most, 200)
+    for n_excluded in (0, 5, 200):
+        for n_allowed in (None, 0, 1, 30, 200):
+            excluded = rng.permutation(200)[:n_excluded]
+            allowed = None if n_allowed is None else np.sort(rng.permutation(200)[:n_allowed])
+            left = sorted(set(range(200) if allowed is None else allowed.tolist()) - set(excluded.tolist()))
+            rows, scores = Popularity(positives).top(k, excluded, allowed)
+            assert rows.tolist() == sorted(left, key=lambda row: -positives[row])[:k]
+            assert scores.tolist() == [0.0] * len(rows)
+
+
+def test_what_is_popular_now_comes_before_all_that_was() -> None:
+    rng = np.random.default_rng(0)
+    positives, recent = rng.integers(0, 50, 80), rng.integers(0, 6, 80).astype(np.float32)
+    rows, _ = Popularity(positives, recent).top(80, np.zeros(0, np.int64), None)
+    assert rows.tolist() == sorted(range(80), key=lambda row: (-recent[row], -positives[row], row))

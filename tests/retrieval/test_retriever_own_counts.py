@@ -28,7 +28,7 @@ from twotower.index.faiss.hnsw import Hnsw
 from twotower.publishing.bundle_evaluation import evaluate_bundle
 from twotower.retrieval.catalogue import Catalogue
 from twotower.retrieval.event import Event
-from twotower.retrieval.own_counts import OwnCountWeights
+from twotower.retrieval.loaded_bundle import OwnCountWeights
 from twotower.retrieval.request import Request
 from twotower.retrieval.retriever import Retriever
 from twotower.runs import Run
@@ -64,7 +64,8 @@ class Shop:
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shop:
     folder = tmp_path_factory.mktemp("shop")
     config = settings(
-        split=SplitConfig(kind="time").model_dump(), loss={"kind": "softmax"}, evaluation={"k": [5], "repeats": "allow"},
+        split=SplitConfig(kind="time").model_dump(), loss={"kind": "softmax"},
+        evaluation={"k": [5], "repeats": "allow"},
         train={"monitor": "validation.recall@5", "epochs": 1}, model={"own_counts": "taken"},
     )  # fmt: skip
     run = api.fit((None, None, replayed(n_items=N_ITEMS, n=3000)), SCHEMA, config, folder=folder / "run")
@@ -160,7 +161,8 @@ def test_a_run_that_reads_the_context_is_measured_and_served_with_them(repeats: 
     day = DayOfWeek(name="day", side="context", default=3)
     schema = SCHEMA.model_copy(update={"time_unit": "s", "features": (*SCHEMA.features, day)})
     config = settings(
-        split=SplitConfig(kind="time").model_dump(), loss={"kind": "softmax"}, evaluation={"k": [5], "repeats": repeats},
+        split=SplitConfig(kind="time").model_dump(), loss={"kind": "softmax"},
+        evaluation={"k": [5], "repeats": repeats},
         train={"monitor": "validation.recall@5", "epochs": 1}, model={"own_counts": "taken"},
     )  # fmt: skip
     rows = replayed().with_columns(at=pl.col("at") * 20_000 + 1_600_000_000)

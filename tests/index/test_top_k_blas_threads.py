@@ -11,7 +11,7 @@ from threading import Barrier
 import pytest
 from threadpoolctl import ThreadpoolController
 
-from twotower.index.blas_threads import one_blas_thread
+from twotower.index.top_k import one_blas_thread
 
 
 def counts() -> list[int]:

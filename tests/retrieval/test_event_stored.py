@@ -16,8 +16,7 @@ from twotower.data.dataset import Dataset, build_dataset
 from twotower.data.split import SplitConfig
 from twotower.data.tables import check
 from twotower.features.schema import Schema
-from twotower.retrieval.event import Event
-from twotower.retrieval.stored_events import StoredEvents
+from twotower.retrieval.event import Event, StoredEvents
 
 Row = tuple[str, int, bool, str]
 """Item, seconds since 1970, label, and part of an interaction."""
@@ -39,7 +38,8 @@ def dataset(rows: list[Row], duplicates: str = "keep", **options: Any) -> Datase
     ).with_columns(liked=pl.col("liked").cast(pl.Int8))
     schema = Schema.model_validate(
         {"time": "at", "label": "liked", "duplicates": duplicates, "features": [
-            {"kind": "categorical", "name": "user_id", "side": "user"}, {"kind": "categorical", "name": "item_id", "side": "item"},
+            {"kind": "categorical", "name": "user_id", "side": "user"},
+            {"kind": "categorical", "name": "item_id", "side": "item"},
         ]} | options
     )  # fmt: skip
     split = SplitConfig(kind="column", column="part", ordered=True)
@@ -63,7 +63,10 @@ did = st.lists(st.tuples(st.sampled_from(ITEMS), st.booleans(), st.booleans(), s
 @given(did)
 def test_what_the_log_lacks_is_missing_and_nothing_else(things: list[tuple[str, bool, bool, bool]]) -> None:
     """Each thing that somebody does is in the log, is remembered, both or neither."""
-    told = [(Event(item, liked, time=BEGIN + 1_003.0 * n), kept, heard) for n, (item, liked, kept, heard) in enumerate(things, 1)]  # fmt: skip
+    told = [
+        (Event(item, liked, time=BEGIN + 1_003.0 * n), kept, heard)
+        for n, (item, liked, kept, heard) in enumerate(things, 1)
+    ]
     log: list[Row] = [(e.item, int(e.time or 0), e.liked, "train") for e, kept, _ in told if kept]
     data = dataset([*log, ("c", BEGIN - 5_001, True, "train")])
     remembered = [e for e, _, heard in told if heard]
@@ -131,7 +134,8 @@ def test_the_last_interaction_of_a_pair_stands_for_all_before_it(duplicates: Lit
 
 
 def test_an_interaction_of_the_test_part_is_in_no_history() -> None:
-    rows = [("a", BEGIN + 1_000, True, "train"), ("b", BEGIN + 2_000, True, "validation"), ("c", BEGIN + 3_000, True, "test")]  # fmt: skip
+    parts = (("a", 1_000, "train"), ("b", 2_000, "validation"), ("c", 3_000, "test"))
+    rows = [(item, BEGIN + after, True, part) for item, after, part in parts]
     events = [at("a", 1_000), at("b", 2_000), at("c", 3_000)]
     assert missing(dataset(rows), events) == events[2:]
 
