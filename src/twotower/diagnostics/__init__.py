@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from twotower.diagnostics.curves import history, loss_floor
-from twotower.diagnostics.diagnosis import MAX_SAMPLE_ROWS, DiagnosisContext, Finding, describe_findings
+from twotower.diagnostics.diagnosis import (
+    MAX_SAMPLE_PAIRS,
+    MAX_SAMPLE_ROWS,
+    DiagnosisContext,
+    Finding,
+    describe_findings,
+)
 from twotower.diagnostics.features import (
     encodings,
     gates,
@@ -35,31 +41,35 @@ FINITE_ONLY: tuple[Diagnosis, ...] = (loss_floor, collapse, baselines, unused_fe
 """Diagnoses that need finite vectors."""
 
 
-def diagnose(run: Run, max_rows: int = MAX_SAMPLE_ROWS) -> list[Finding]:
+def diagnose(run: Run, max_rows: int = MAX_SAMPLE_ROWS, max_pairs: int = MAX_SAMPLE_PAIRS) -> list[Finding]:
     """Return the findings of all diagnoses of a run, the worst first. A diagnosis without a problem returns an "ok".
 
-    Reads samples: `max_rows` test users and rows of each side, and interactions for the samplers. A diagnosis that the
-    run does not allow (no test part, a single class) returns nothing. For a model that reads the context, only the
-    tables are diagnosed, and a finding says so.
+    Reads samples: `max_rows` test users and rows of each side, and users with at most `max_pairs` interactions for the
+    samplers. A diagnosis that the run does not allow (no test part, a single class) returns nothing. For a model that
+    reads the context, only the tables are diagnosed, and a finding says so.
     """
-    context = DiagnosisContext(run, max_rows)
+    context = DiagnosisContext(run, max_rows, max_pairs)
     reads_context = bool(run.dataset.schema.side("context"))
     with evaluation_mode(run.model):
         checks = OF_TABLES if reads_context else UNCONDITIONAL
         found = [finding for check in checks for finding in check(context)]
         if reads_context:
-            text = (
-                "The model reads the context, in which a user has several vectors: only the tables are diagnosed, "
-                "without the features of the context. Train once without these features to diagnose the rest."
-            )
-            found.append(Finding("warning", "context", text))
+            found.append(
+                Finding(
+                    "warning", "context",
+                    "The model reads the context, in which a user has several vectors: only the tables are diagnosed, "
+                    "without the features of the context. Train once without these features to diagnose the rest.",
+                )
+            )  # fmt: skip
         elif context.finite:
             found += [finding for check in FINITE_ONLY for finding in check(context)]
         else:
-            text = (
-                "The vectors of the model are not finite, so the model is unusable. Train again with a lower train.lr, "
-                "or with train.clip_norm = 1."
-            )
-            found.append(Finding("error", "not_finite", text))
+            found.append(
+                Finding(
+                    "error", "not_finite",
+                    "The vectors of the model are not finite, so the model is unusable. Train again with a lower "
+                    "train.lr, or with train.clip_norm = 1.",
+                )
+            )  # fmt: skip
     severities = ("error", "warning", "ok")
     return sorted(found, key=lambda finding: severities.index(finding.severity))
