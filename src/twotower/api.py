@@ -42,9 +42,9 @@ from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.features.schema import Schema
 from twotower.files import layout
-from twotower.files.foreign_code import CODE_OF
 from twotower.files.urls import is_url
 from twotower.index import build_index
+from twotower.kinds import CODE_OF
 from twotower.machine import peak_memory_mb
 from twotower.progress import StatusLine, is_notebook
 from twotower.publishing.bundle_evaluation import evaluate_bundle
@@ -62,12 +62,12 @@ from twotower.runs import Run, load
 from twotower.runs.evaluation import evaluate_run
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
 from twotower.suggestion.suggest import suggest
+from twotower.train.checkpoint import shared_checkpoint
 from twotower.train.order_check import check_times
 from twotower.train.precision import with_precision
 from twotower.train.progress import Callback, EpochRecord
 from twotower.train.recipe import Recipe
 from twotower.train.settled import settled
-from twotower.train.shared_checkpoint import shared_checkpoint
 from twotower.train.trainer import Trainer
 
 __all__ = [

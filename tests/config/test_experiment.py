@@ -11,9 +11,9 @@ from typing import Any, get_args
 import pytest
 from mykinds.negatives import Recent
 from pydantic import BaseModel, ValidationError
-from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES
+from worlds import CHECKERBOARD_SCHEMA, EVERYTHING_SCHEMA, ID_FEATURES, settings
 
-from twotower.config.experiment import Config
+from twotower.config.experiment import Config, differing_options
 from twotower.config.reference import config_tables, config_template, of_tier, options, schema_tables
 from twotower.config.toml import dump_config, load_config, override_config, parse_config
 from twotower.data.datasets import movielens
@@ -351,9 +351,9 @@ def test_a_whole_pair_may_be_set(tmp_path: Path) -> None:
         ("=3", "`overrides` =3: expected key=value"),
         ("train.epochs.x=1", "'train.epochs' is a value, not a section"),
         ("train.epochs.x.y=1", "'train.epochs' is a value, not a section"),
-        ("model.pairs.1.user.dropout=0.5", "expected an index 0..0 where '1' stands"),
-        ("model.pairs.user.dropout=0.5", "expected an index 0..0 where 'user' stands"),
-        ("model.pairs.3={}", "expected an index 0..0 where '3' stands"),
+        ("model.pairs.1.user.dropout=0.5", "expected an index 0..0 where '1' is"),
+        ("model.pairs.user.dropout=0.5", "expected an index 0..0 where 'user' is"),
+        ("model.pairs.3={}", "expected an index 0..0 where '3' is"),
         ("trian.epochs=1", "unknown section 'trian'; did you mean 'train'?"),
         ("train.epoch=1", "unknown key 'train.epoch'; did you mean 'epochs'?"),
         ("train.epochs=many", "train.epochs: input should be a valid integer"),
@@ -644,18 +644,37 @@ def test_settings_and_schema_cannot_be_changed_in_place() -> None:
 
 
 def test_metrics_are_named_for_every_cut_off() -> None:
-    assert MetricSet().names([3]) == [
-        "auc",
-        "gauc",
-        "log_loss",
-        "recall@3",
-        "ndcg@3",
-        "mrr@3",
-        "hit_rate@3",
-        "coverage@3",
-    ]
+    names = "auc gauc log_loss recall@3 ndcg@3 mrr@3 hit_rate@3 coverage@3"
+    assert MetricSet().names([3]) == names.split()
 
 
 @pytest.mark.parametrize(("name", "hint"), [("epoch", "; did you mean 'epochs'?"), ("zzz", ""), ("", "")])
 def test_the_nearest_name_is_hinted_only_where_one_is_near(name: str, hint: str) -> None:
     assert did_you_mean(name, ["epochs", "lr"]) == hint
+
+
+def test_options_are_listed_where_their_values_differ_and_no_others() -> None:
+    a = settings()
+    b = settings(
+        train={"lr": 0.5},
+        model={"width": 8, "pairs": [{"user": {"layers": [8, 4]}, "item": {"layers": [8]}}] * 2},
+        loss={"kind": "softmax"},
+        negatives={"uniform": 7},
+    )
+    found = differing_options([(CHECKERBOARD_SCHEMA, a), (CHECKERBOARD_SCHEMA, b), (CHECKERBOARD_SCHEMA, a)])
+    assert found["train.lr"] == ["0.02", "0.5", "0.02"]
+    assert found["model.pairs.0.user.layers"] == ["[8]", "[8, 4]", "[8]"]
+    assert found["model.pairs.1.user.layers"] == ["", "[8, 4]", ""]
+    assert found["loss.kind"] == ['"bce"', '"softmax"', '"bce"']
+    assert found["negatives.uniform.n"] == ["", "7", ""]
+    assert "train.epochs" not in found
+    assert not [key for key in found if key.startswith(("schema", "model.pairs.0.item"))]
+    assert differing_options([(CHECKERBOARD_SCHEMA, a)] * 2) == {}
+
+
+def test_features_are_matched_by_side_and_name_not_by_place() -> None:
+    age, city = Numeric(name="age", side="user"), Categorical(name="city", side="user")
+    item, rare = Categorical(name="item_id", side="item"), city.model_copy(update={"min_count": 9})
+    schemas = Schema(features=(age, city, item)), Schema(features=(rare, age, item))
+    found = differing_options([(schema, settings()) for schema in schemas])
+    assert found == {"schema.features.user.city.min_count": [str(city.min_count), "9"]}

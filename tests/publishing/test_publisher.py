@@ -28,7 +28,7 @@ from twotower.index import Index, load_index, tune_index
 from twotower.index.faiss.faiss_index import FAISS_MIN_VECTORS
 from twotower.index.faiss.hnsw import Hnsw
 from twotower.index.faiss.ivf import Ivf
-from twotower.publishing import item_index
+from twotower.publishing import publisher
 from twotower.publishing.publisher import _probe, _write
 from twotower.retrieval import loaded_bundle
 from twotower.retrieval.request import Request
@@ -257,7 +257,7 @@ def test_fault_C10_zero_and_broken_vectors_are_counted_and_never_found(
 def test_fault_A11_an_index_below_the_recall_threshold_is_refused_unless_forced(
     runs: tuple[Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("twotower.publishing.item_index.measure_recall", lambda index, queries, k, banned: 0.5)
+    monkeypatch.setattr("twotower.publishing.publisher.measure_recall", lambda index, queries, k, banned: 0.5)
     assert runs[0].folder is not None
     arguments = ["publish", str(runs[0].folder), "--store", str(tmp_path / "store")]
     assert run_command(arguments) == 2
@@ -276,7 +276,7 @@ def test_the_index_aims_above_the_threshold_it_must_reach(
         asked.append(target)
         return tune_index(index, queries, k, target, banned)
 
-    monkeypatch.setattr(item_index, "tune_index", tune)
+    monkeypatch.setattr(publisher, "tune_index", tune)
     api.publish(runs[0], tmp_path / "store", Ivf(k=5, min_recall=0.9))
     assert asked == [pytest.approx(0.92)] * 2, "of answers that leave out what was seen, and of new users"
 
@@ -307,7 +307,7 @@ def test_the_recall_check_leaves_out_what_answers_leave_out(
         told.append((queries, banned))
         return 1.0 if banned is None else 0.97
 
-    monkeypatch.setattr(item_index, "measure_recall", check)
+    monkeypatch.setattr(publisher, "measure_recall", check)
     run = runs[0]
     if keeps:
         kept = run.config.evaluation.model_copy(update={"repeats": "allow"})
@@ -389,7 +389,7 @@ def test_a_ranking_that_no_service_gives_is_told(
     run = twotower.fit((users, items, pl.concat([actions, actions])), schema, config, folder=tmp_path / "run")
     with caplog.at_level("WARNING", "twotower"):
         twotower.publish(run, tmp_path / "store")
-    assert ("evaluation.repeats = 'only' measures rankings of what a user has taken" in caplog.text) == (
+    assert ("evaluation.repeats = 'only' measures rankings of the items that a user has taken" in caplog.text) == (
         repeats == "only"
     )
 

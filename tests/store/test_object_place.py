@@ -26,8 +26,7 @@ from twotower.store.bundle import Bundle
 from twotower.store.cache import BundleCache
 from twotower.store.leases import LeaseTimes
 from twotower.store.manifest import BundleFacts, manifest_digest
-from twotower.store.object_change import ObjectChange
-from twotower.store.object_place import ObjectPlace
+from twotower.store.object_place import ObjectChange, ObjectPlace
 from twotower.store.store import Store
 
 TIMES = LeaseTimes(seconds=3600, margin=0.0)

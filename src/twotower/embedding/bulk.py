@@ -24,7 +24,7 @@ from twotower.files.places import JsonObject
 from twotower.kinds import foreign_modules
 from twotower.progress import JobProgress
 from twotower.runs import Run
-from twotower.runs.copies import RunCopy, check_share, run_digests
+from twotower.runs.shared import RunCopy, check_share, run_digests
 from twotower.version import __version__
 
 log = logging.getLogger(__name__)

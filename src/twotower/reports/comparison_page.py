@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from twotower import files
-from twotower.config.differences import differing_options
+from twotower.config.experiment import differing_options
 from twotower.evaluation.comparison import Comparison
 from twotower.evaluation.config import Metrics
 from twotower.evaluation.metrics.metric import Prominence

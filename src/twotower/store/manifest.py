@@ -1,7 +1,7 @@
 """The manifest of a bundle: facts about the model, and path, size and SHA-256 of all other files.
 
-The digest of a manifest ends the id of its bundle. A manifest is untrusted: it is read within limits of size, depth and
-digits, and all fields are validated before one is used.
+The digest of a manifest ends the id of its bundle. A manifest is untrusted: size, depth and digits are limited, and all
+fields are validated before one is used.
 """
 
 from __future__ import annotations
@@ -76,9 +76,8 @@ class RecallCheck(_Facts):
         """A sentence if the recall is below the threshold, else an empty string."""
         if self.recall >= self.threshold:
             return ""
-        return (
-            f"recall {self.recall:.6g} is below the threshold {self.threshold:.6g}, k {self.k}, queries {self.queries}"
-        )
+        below = f"recall {self.recall:.6g} is below the threshold {self.threshold:.6g}"
+        return f"{below}, k {self.k}, queries {self.queries}"
 
 
 class IndexFacts(_Facts):
@@ -93,7 +92,7 @@ class IndexFacts(_Facts):
 
 
 class OwnCountsFacts(_Facts):
-    """History whose items have a score of their own, and how much the n-th latest of its interactions counts, rate^(n - 1) n^-exponent."""
+    """History with own counts, and the weight of its n-th latest interaction: rate^(n - 1) n^-exponent."""
 
     history: StrictStr
     rate: Annotated[Number, Field(ge=0, le=1)]
@@ -109,7 +108,7 @@ class FileEntry(_Facts):
 
 
 class BundleFacts(_Facts):
-    """Facts that the publisher of a bundle gives."""
+    """Facts about a bundle from its publisher."""
 
     model: StrictStr
     """SHA-256 of model.safetensors."""
@@ -125,7 +124,7 @@ class BundleFacts(_Facts):
     own_counts: OwnCountsFacts | None
     """None: the model has none."""
     recent_popularity: StrictBool
-    """True if the items have a bias of what is popular before the test part."""
+    """True if the items have a bias by their popularity before the test part."""
     recall_check: RecallCheck
     index: IndexFacts
     parity: dict[SideName, Number]
@@ -179,8 +178,10 @@ class Manifest(BundleFacts):
         return {entry.path: entry.sha256 for entry in self.files}
 
     def read_sections(self) -> tuple[Schema, SplitConfig]:
-        """Return the schema and the split. Raises BundleError if these or the index are of a kind of elsewhere that is not
-        imported; a bundle makes nobody import it."""
+        """Return the schema and the split.
+
+        Raises BundleError if one of them, or the index, has a kind from outside twotower that is not imported: reading
+        a bundle imports no code."""
         from twotower.features.schema import Schema  # which imports polars
         from twotower.index import INDEXES  # which imports numpy
 
@@ -264,7 +265,7 @@ def parse_manifest(data: bytes, path: Path | Url, name: str) -> Manifest:
 
 
 def problem(error: ValidationError) -> str:
-    """Return the first problem of a manifest in one line: field, value, expected type."""
+    """Return the first problem of a manifest in one line: the field, its value, the expected type."""
     first = error.errors(include_url=False)[0]
     where, kind = ".".join(map(str, first["loc"])) or "the manifest", first["type"]
     found = "is missing" if kind == "missing" else f"is {first['input']!r:.80}"

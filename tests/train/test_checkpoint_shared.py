@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from twotower.distributed import DistributedContext
-from twotower.train.checkpoint import STATE, TENSORS, Checkpoint, Checkpoints
+from twotower.train.checkpoint import STATE, TENSORS, Checkpoint, Checkpoints, shared_checkpoint
 from twotower.train.progress import TrainingProgress
-from twotower.train.shared_checkpoint import shared_checkpoint
 
 
 class Part:
@@ -41,7 +40,7 @@ import json, sys
 from pathlib import Path
 from twotower.distributed import DistributedContext
 from twotower.errors import RunError
-from twotower.train.shared_checkpoint import shared_checkpoint
+from twotower.train.checkpoint import shared_checkpoint
 
 base, context, found = Path(sys.argv[1]), DistributedContext.from_environment(), {}
 with context.process_group(timeout=60):
