@@ -200,7 +200,7 @@ def _replace(node: TomlValue, above: list[str], path: list[str], value: TomlValu
         raise ConfigError(f"`overrides` {text}: '{'.'.join(above)}' is a value, not a section")
     step, *rest = path
     if not step.isdigit() or int(step) >= len(node):
-        raise ConfigError(f"`overrides` {text}: expected an index 0..{len(node) - 1} where '{step}' is")
+        raise ConfigError(f"`overrides` {text}: expected an index 0..{len(node) - 1} instead of '{step}'")
     place = int(step)
     return [
         *node[:place],
