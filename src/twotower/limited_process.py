@@ -1,5 +1,4 @@
-"""Run a function on untrusted files in a child process with limits of time and memory: a hostile file ends the child
-only."""
+"""A function of untrusted files in a child process with limits of time and memory. A hostile file ends the child."""
 
 from __future__ import annotations
 
@@ -100,11 +99,8 @@ def main() -> None:
 
 
 def _limit_process(timeout: int, cpu_seconds: int, memory: int) -> None:
-    """Set kernel limits: end this process after `timeout` seconds or `cpu_seconds`, and refuse more than `memory`
-    bytes.
-
-    They also hold when the parent has died.
-    """
+    """Set kernel limits, which also hold when the parent has died: `timeout` and `cpu_seconds` in seconds, `memory` in
+    bytes beyond the present ones."""
     if hasattr(signal, "alarm"):
         signal.alarm(timeout)
     with suppress(ImportError, ValueError, OSError):

@@ -19,7 +19,7 @@ MAX_WHOLE_NUMBER = 2**32 - 1
 
 
 def _check_whole_numbers(value: T) -> T:
-    """Return the value unchanged. Raises ValueError if it, or an element of it, is a whole number above MAX_WHOLE_NUMBER."""
+    """Return the value unchanged. Raises ValueError if it, or an element, is a whole number above MAX_WHOLE_NUMBER."""
     for number in value if isinstance(value, tuple) else (value,):
         if type(number) is int and number > MAX_WHOLE_NUMBER:
             raise ValueError(f"at most {MAX_WHOLE_NUMBER:,} is allowed, got {number:,}")
@@ -30,7 +30,7 @@ class Section(BaseModel):
     """A section of a schema or a config: frozen, without unknown keys, whole numbers up to MAX_WHOLE_NUMBER."""
 
     start_here: ClassVar[tuple[str, ...]] = ()
-    """Options to set first. All that neither this nor `research` names are to tune."""
+    """Options to set first. Options that neither this nor `research` names are to tune."""
     research: ClassVar[tuple[str, ...]] = ()
     """Options whose defaults are right for nearly everybody."""
 

@@ -296,7 +296,7 @@ def shared_checkpoint(
     """Yield the newest intact checkpoint of the first of rank 0's `folders` that has one, None if none has.
 
     All ranks call this. A rank without that checkpoint receives it in pieces of `chunk_bytes`, into a temporary folder
-    that is removed after the block. Raises RunError if another rank has a checkpoint of a later step, or if rank 0 alone has none.
+    that is removed after the block. Raises RunError if another rank has a checkpoint of a later step than rank 0.
     """
     own = next((found for folder in folders if (found := Checkpoint.newest(folder))), None)
     if context.world_size == 1:
