@@ -208,12 +208,7 @@ def test_a_module_of_ones_own_that_needs_an_extra_is_no_misspelt_name(
 
 def test_every_package_of_an_extra_is_named_with_it() -> None:
     """What a message says installs the package."""
-    modules = {
-        "torch": "torch",
-        "safetensors": "safetensors",
-        "tomli-w": "tomli_w",
-        "duckdb": "duckdb",
-    }
+    modules = {"torch": "torch", "safetensors": "safetensors", "tomli-w": "tomli_w", "duckdb": "duckdb"}
     for extra in ("train", "prepare"):
         for line in PROJECT["optional-dependencies"][extra]:
             if (name := Requirement(line).name) != "twotower":

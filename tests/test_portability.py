@@ -91,11 +91,7 @@ POSIX = (
     | {"sysconf", "uname", "wait", "waitpid", "O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK"}
 )
 POSIX_MODULES = ("fcntl", "grp", "pwd", "resource", "termios")
-GUARDED = {
-    ("arrays/pieces.py", "posix_fallocate"),
-    ("limited_process.py", "nice"),
-    ("machine.py", "sched_getaffinity"),
-}
+GUARDED = {("arrays/pieces.py", "posix_fallocate"), ("limited_process.py", "nice"), ("machine.py", "sched_getaffinity")}
 MODULES = {
     ("files/locks.py", "fcntl"),
     ("limited_process.py", "resource"),

@@ -42,11 +42,7 @@ class PickledEngine(JobEngine):
         self.shards: list[object] = []
 
     def run(
-        self,
-        job: Job[Shard, Made],
-        shards: Sequence[Shard],
-        done: Callable[[Made], None],
-        modules: Sequence[str] = (),
+        self, job: Job[Shard, Made], shards: Sequence[Shard], done: Callable[[Made], None], modules: Sequence[str] = ()
     ) -> None:
         make: Callable[[Shard], Made] = pickle.loads(pickle.dumps(job))()
         for shard in reversed(shards):

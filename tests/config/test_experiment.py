@@ -367,7 +367,7 @@ def test_a_value_of_another_type_or_range_is_named_with_what_is_allowed(
             "pairs.0.item: residual needs layers, and layers is empty",
         ),
         ("[train\nepochs = 1", "not valid TOML"),
-        pytest.param("data.users = " + "[" * 20_000, "not valid TOML: lists or tables within each other", id="deep"),
+        pytest.param("data.users = " + "[" * 20_000, "not valid TOML: lists or tables nested too deep", id="deep"),
         ('data.interactions = "C:\\Users\\clicks.csv"', "a backslash begins an escape: write a path with /"),
         ('data.interactions = "D:\\Daten\\clicks.csv"', "a backslash begins an escape: write a path with /"),
     ],

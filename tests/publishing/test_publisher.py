@@ -112,12 +112,7 @@ def test_fault_A6_a_tower_of_another_model_is_refused_and_the_old_bundle_answers
 
 @pytest.mark.parametrize(
     ("names", "field"),
-    [
-        (["user_vectors.npy"], "dims"),
-        (["index"], "dims"),
-        (["users.parquet"], "users"),
-        (["items.parquet"], "items"),
-    ],
+    [(["user_vectors.npy"], "dims"), (["index"], "dims"), (["users.parquet"], "users"), (["items.parquet"], "items")],
 )
 def test_fault_A7_dims_metric_or_counts_that_differ_are_refused(
     runs: tuple[Run, Run], tmp_path: Path, place: str, names: list[str], field: str

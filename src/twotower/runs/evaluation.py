@@ -66,7 +66,7 @@ def evaluate_run(
     )  # fmt: skip
 
 
-def _rank(run: Run, engine: JobEngine, shard_users: int, share: Path | str) -> dict[int, Ranked]:
+def _rank(run: Run, engine: JobEngine, shard_users: int, share: Path | str = "") -> dict[int, Ranked]:
     """Return the rankings of both parts by the model, and of the test part by the baselines; none of an empty part."""
     config, dataset = run.config.evaluation, run.dataset
     parts = [part for part, rows in ((VALIDATION, dataset.validation), (TEST, dataset.test)) if len(rows)]
