@@ -77,19 +77,11 @@ else:
 POSIX = (
     {"chown", "fchmod", "fchown", "fork", "forkpty", "getegid", "geteuid", "getgid", "getloadavg", "getpgid", "getuid"}
     | {
-        "killpg",
-        "mkfifo",
-        "nice",
-        "posix_fallocate",
-        "pread",
-        "pwrite",
-        "sched_getaffinity",
-        "setsid",
-        "statvfs",
+        "killpg", "mkfifo", "nice", "posix_fallocate", "pread", "pwrite", "sched_getaffinity", "setsid", "statvfs",
         "sync",
     }
     | {"sysconf", "uname", "wait", "waitpid", "O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK"}
-)
+)  # fmt: skip
 POSIX_MODULES = ("fcntl", "grp", "pwd", "resource", "termios")
 GUARDED = {("arrays/pieces.py", "posix_fallocate"), ("limited_process.py", "nice"), ("machine.py", "sched_getaffinity")}
 MODULES = {

@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from twotower.retrieval.request import Request
 
 _HOME = {
-    **dict.fromkeys(("evaluate", "fit", "load", "publish", "recommend", "suggest"), "api"),
-    **{name: f"features.{name.lower()}" for name in ("Categorical", "Numeric", "Schema", "Sequence", "Text", "Vector")},
-    "Config": "config.experiment", "DSSMTrainable": "legacy.dssm_trainable", "MultiHot": "features.multi_hot",
-    "Request": "retrieval.request", "TwoTowerError": "errors", "retriever": "retrieval.retriever:current_retriever",
+    "fit": "api", "evaluate": "api", "load": "api", "publish": "api", "recommend": "api",
+    "retriever": "retrieval.retriever:current_retriever", "suggest": "api", "Request": "retrieval.request",
+    "Config": "config.experiment", "Schema": "features.schema", "Categorical": "features.categorical",
+    "Numeric": "features.numeric", "MultiHot": "features.multi_hot", "Vector": "features.vector",
+    "Sequence": "features.sequence", "Text": "features.text", "DSSMTrainable": "legacy.dssm_trainable",
+    "TwoTowerError": "errors",
 }  # fmt: skip
 """Module of each name, with the name there if it is another one."""
 __all__ = [

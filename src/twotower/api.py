@@ -37,7 +37,6 @@ from twotower.distributed import DistributedContext, choose_device
 from twotower.embedding.bulk import embed
 from twotower.errors import ConfigError, DataError, Interrupted, RunError, first_line
 from twotower.escaping import python_literal
-from twotower.evaluation.config import Metrics
 from twotower.evaluation.factors import Factors, Scorer
 from twotower.evaluation.part_evaluation import evaluate_model
 from twotower.features.schema import Schema
@@ -59,7 +58,7 @@ from twotower.retrieval.request import Answer, checked_k
 from twotower.retrieval.retriever import current_retriever
 from twotower.retrieval.user_batch import SOURCES
 from twotower.runs import Run, load
-from twotower.runs.evaluation import evaluate_run
+from twotower.runs.evaluation import evaluate
 from twotower.runs.folder import is_complete, locked, replace_run, writing_folder
 from twotower.suggestion.suggest import suggest
 from twotower.train.checkpoint import shared_checkpoint
@@ -319,17 +318,6 @@ class _HistoryWriter(Callback):
         if self.folder:
             runs.save_history(self.folder, history)
         self.callback.on_epoch_end(history)
-
-
-def evaluate(trained: Run, *, engine: str = "local", threads: int = 0, share: Path | str = "") -> Metrics:
-    """Evaluate the vectors of a run on its own validation and test parts.
-
-    `engine` ranks the users: "local" is this process, "ray" is `threads` processes of this machine, "ray://HOST:PORT"
-    is the processes of a cluster, with `threads` each. Hosts have the run at the same path, or get it through `share`,
-    a prefix in a bucket such as "s3://BUCKET/RUNS", where its files stay. Raises RunError if the run has no test part
-    (a model of `DSSMTrainable` or main.py has none), ConfigError for an unusable engine, Unavailable if it is lost.
-    """
-    return evaluate_run(trained, engine, threads, share=share)
 
 
 def recent_titles(trained: Run, user_id: str | int, n: int = 5) -> list[str]:

@@ -84,8 +84,7 @@ class DistributedContext:
 
         A running group, of Ray Train or of the caller, is joined and stays, with its backend and timeout. One process
         gets a group (of one) only with `always`. Raises ConfigError if the ranks do not connect or their group does not
-        fit, TrainingError if another rank has died, or does not answer for `timeout` seconds.
-        """
+        fit, TrainingError if another rank has died, or does not answer for `timeout` seconds."""
         joined = _has_begun()
         if joined:
             self._check_group(device)
@@ -267,8 +266,7 @@ def _all_gather_function() -> Callable[[Tensor, list[int], DistributedContext], 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """Return the device of `train.device`; of several GPUs, GPU `local_rank`.
 
-    `auto` takes cuda, then mps, then cpu, and logs the choice. Raises ConfigError if the machine lacks the device.
-    """
+    `auto` takes cuda, then mps, then cpu, and logs the choice. Raises ConfigError if the machine lacks the device."""
     import torch
 
     if name == "auto":

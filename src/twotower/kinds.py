@@ -106,8 +106,7 @@ class Kinds(Generic[K]):
     class Recipe(Section):
         loss: Annotated[Loss, LOSSES] = Bce()
 
-    Such a field takes an instance, the name of a kind without options, or a mapping of `kind` and options.
-    """
+    Such a field takes an instance, the name of a kind without options, or a mapping of `kind` and options."""
 
     def __init__(
         self, noun: str, protocol: type[K], *kinds: type[K], default: type[K] | None = None,

@@ -44,8 +44,7 @@ def run_limited(
     """Run `function` ("module:name", Path -> str) on each file in a child process, with `options` as keyword arguments.
 
     When a child dies, its file gets an error and another child takes the rest. A child has `timeout` seconds of wall
-    time, `cpu_seconds` of CPU time (None: `timeout`), and `memory` bytes of address space beyond its imports.
-    """
+    time, `cpu_seconds` of CPU time (None: `timeout`), and `memory` bytes of address space beyond its imports."""
     cpu_seconds = math.ceil(timeout if cpu_seconds is None else cpu_seconds)
     results: dict[Path, WorkResult] = {}
     while rest := [path for path in paths if path not in results]:

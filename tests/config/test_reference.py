@@ -15,7 +15,7 @@ from worlds import ID_FEATURES
 
 from twotower.cli.app import app
 from twotower.config.experiment import Config
-from twotower.config.reference import config_tables, config_template, of_tier, options, schema_tables
+from twotower.config.reference import config_tables, config_template, of_tier, schema_tables
 from twotower.config.toml import load_config
 from twotower.features.schema import FEATURES, Schema
 from twotower.kinds import Kinds
@@ -123,12 +123,13 @@ def leaves(prefix: str, model: type[BaseModel], seen: set[type[BaseModel]]) -> s
 
 
 def test_options_are_every_key_with_its_default_and_meaning() -> None:
-    found, known = list(options()), leaves("", Config, set())
-    assert {(section, key) for section, key, _, _ in found} == known
+    found = [(table.name, o) for table in config_tables() if not table.kind for o in table.options]
+    known = leaves("", Config, set())
+    assert {(section, o.key) for section, o in found} == known
     assert len(found) == len(known)
-    for section, key, default, meaning in found:
-        assert len(meaning) > 5, (section, key)
-        tomllib.loads(f"{key} = {default or 0}")
+    for section, o in found:
+        assert len(o.meaning) > 5, (section, o.key)
+        tomllib.loads(f"{o.key} = {o.default or 0}")
     hashing = next(o for t in schema_tables() if t.kind == "categorical" for o in t.options if o.key == "hash_buckets")
     assert (hashing.default, hashing.meaning) == ("0", "Number of hash buckets. 0: a vocabulary.")
 

@@ -765,7 +765,7 @@ def test_a_preparation_of_other_settings_starts_again(
     with suppress(Stop):
         prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
     assert (tmp_path / ".out.partial").is_dir()
-    monkeypatch.setattr(files, "hooks", files.NoHooks())
+    monkeypatch.setattr(files, "hooks", files.Hooks())
     prepare.write_prepared(data, SCHEMA, SPLITS["time"], tmp_path / "out", SMALL)
     assert any("left by a call with other data or settings; starting again" in m for m in messages)
     prepare.write_prepared(data, SCHEMA, SPLITS["time"], tmp_path / "whole", SMALL)
@@ -781,7 +781,7 @@ def test_a_preparation_starts_again_after_a_restart_of_the_host(
     monkeypatch.setattr(files, "hooks", StopAt(40))
     with suppress(Stop):
         prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
-    monkeypatch.setattr(files, "hooks", files.NoHooks())
+    monkeypatch.setattr(files, "hooks", files.Hooks())
     monkeypatch.setattr(resumable, "boot_id", lambda: "another start")
     for path in (tmp_path / ".out.partial").rglob("*.parquet"):
         path.write_bytes(b"")
@@ -799,7 +799,7 @@ def test_a_preparation_goes_on_with_more_memory_and_another_engine(
     monkeypatch.setattr(files, "hooks", StopAt(14))
     with suppress(Stop):
         prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", first)
-    monkeypatch.setattr(files, "hooks", files.NoHooks())
+    monkeypatch.setattr(files, "hooks", files.Hooks())
     other = PrepareOptions("duckdb", memory=10**8, threads=2)
     prepare.write_prepared(data, SCHEMA, SPLITS["last"], tmp_path / "out", other)
     assert any("going on with what an earlier call has left" in m for m in messages)
@@ -829,7 +829,7 @@ def test_a_preparation_of_other_tables_starts_again(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(files, "hooks", StopAt(30))
     with suppress(Stop):
         prepare.write_prepared(wrong, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / "out", SMALL)
-    monkeypatch.setattr(files, "hooks", files.NoHooks())
+    monkeypatch.setattr(files, "hooks", files.Hooks())
     for name in ("out", "whole"):
         prepare.write_prepared(right, CHECKERBOARD_SCHEMA, SPLITS["last"], tmp_path / name, SMALL)
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")

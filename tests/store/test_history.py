@@ -57,13 +57,8 @@ def test_damaged_lines_are_skipped_and_named_and_a_last_line_may_lack_its_end(
 ) -> None:
     good = '{"action": "publish", "bundle": "a"}'
     damaged = [
-        '{"bundle": "b"}',
-        '{"action": "publish", "bundle": 5}',
-        "[]",
-        "7",
-        '{"action": ["gc"], "bundle": "a"}',
-        "{",
-    ]
+        '{"bundle": "b"}', '{"action": "publish", "bundle": 5}', "[]", "7", '{"action": ["gc"], "bundle": "a"}', "{",
+    ]  # fmt: skip
     (tmp_path / "HISTORY.jsonl").write_text("\n".join([good, "", *damaged, good]))
     history = FolderPlace(tmp_path)
     assert current_ids(history.lines()) == ["a", "a"]

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from worlds import CHECKERBOARD_SCHEMA
+from store_worlds import FACTS
 
-from twotower.data.split import SplitConfig
 from twotower.store.manifest import BundleFacts, RecallCheck, problem
-
-FACTS: dict[str, Any] = {
-    "model": "sha-1", "dims": 64, "metric": "cosine", "counts": {"users": 5, "items": 7}, "schema": CHECKERBOARD_SCHEMA,
-    "split": SplitConfig(), "similarity": "cosine", "bias": False, "keep_seen": False, "own_counts": None, "recent_popularity": False,
-    "recall_check": {"recall": 0.97, "threshold": 0.95, "k": 10, "queries": 5},
-    "index": {"kind": "exact", "params": {}, "search_params": {}, "rejected": 0},
-    "parity": {"user": 1e-7, "item": 1e-7}, "schema_hash": "abc", "vocab_hash": "def", "versions": {"twotower": "0.1.0"},
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -30,12 +22,16 @@ FACTS: dict[str, Any] = {
         ({"counts": None}, "counts is None, expected dict"),
         ({"counts": {"users": -1, "items": 3}}, "counts.users is -1, Input should be greater than or equal to 0"),
         ({"recall_check": {"recall": 0.5}}, "recall_check.threshold is missing"),
-        ({"recall_check": FACTS["recall_check"] | {"recall": float("nan")}}, "recall_check.recall is nan, expected a number"),
+        ({"recall_check": FACTS["recall_check"] | {"recall": math.nan}}, "recall_check.recall is nan, expected a number"),
         ({"index": ["exact"]}, "index is ['exact'], expected dict"),
         ({"index": FACTS["index"] | {"search_params": {"ef": 0.5}}}, "index.search_params.ef is 0.5, expected int"),
         ({"metric": "l2"}, "metric is 'l2', Input should be 'cosine' or 'dot'"),
         ({"schema": {"features": 3}}, "schema.features is 3, expected list"),
-        ({"split": {"kind": "odd\nend"}}, "split.kind is 'odd\\nend', Input should be 'random', 'user_random', 'last', 'time', 'user_ratio', 'column' or 'files'"),
+        (
+            {"split": {"kind": "odd\nend"}},
+            "split.kind is 'odd\\nend', Input should be 'random', 'user_random', 'last', 'time', 'user_ratio', 'column' "
+            "or 'files'",
+        ),
     ],
 )  # fmt: skip
 def test_a_problem_names_field_value_and_type(change: dict[str, Any], says: str) -> None:

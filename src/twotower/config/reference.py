@@ -78,12 +78,6 @@ def of_tier(tables: Iterable[OptionTable], tier: Tier) -> list[OptionTable]:
     ]
 
 
-def options() -> Iterator[tuple[str, str, str, str]]:
-    """Yield (section, key, default, meaning) of every option of a config but the schema and the options of one kind."""
-    for table in config_tables():
-        yield from ((table.name, o.key, o.default, o.meaning) for o in table.options if not table.kind)
-
-
 @dataclass(frozen=True)
 class _Content:
     """Sections that a field holds."""

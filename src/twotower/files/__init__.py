@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 from twotower.errors import RunError
 
@@ -22,18 +22,11 @@ JsonData: TypeAlias = "Mapping[str, JsonData] | Sequence[JsonData] | str | float
 _LEFTOVER_NAME = re.compile(r"\.(.+)\.\d+\.(tmp|old)", re.DOTALL)
 
 
-class Hooks(Protocol):
-    """Calls at named points between two steps of a write, a training or an embedding."""
+class Hooks:
+    """Calls at named points between two steps of a write, a training or an embedding; these do nothing."""
 
     def point(self, name: str) -> None:
         """Run at the point `name`."""
-
-
-class NoHooks:
-    """Hooks that do nothing."""
-
-    def point(self, name: str) -> None:
-        """Do nothing."""
 
 
 READ_ONLY = os.O_RDONLY | sum(getattr(os, f"O_{name}", 0) for name in ("BINARY", "NONBLOCK", "NOFOLLOW", "CLOEXEC"))
@@ -42,7 +35,7 @@ READ_WRITE = READ_ONLY | os.O_RDWR
 _SYNCS_FOLDERS = hasattr(os, "O_DIRECTORY")
 """False on Windows, which opens no folder and has a journal for its entries."""
 
-hooks: Hooks = NoHooks()
+hooks = Hooks()
 """The hooks of this process. Tests of recovery put hooks here that end the process at a point."""
 
 

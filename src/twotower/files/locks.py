@@ -80,8 +80,7 @@ def lock(path: Path, keep: bool = True) -> Iterator[Lock]:
     """Hold an exclusive file lock while the block runs. Raises LockHeld, which names the holder, or OSError.
 
     A holder that ends empties the file, so text in the file of a free lock is of a killed holder. Without `keep` a
-    holder that ends removes the file.
-    """
+    holder that ends removes the file."""
     file = _open_lock(path)
     try:
         while True:

@@ -35,8 +35,7 @@ def evaluate_bundle(retriever: Retriever, config: EvaluationConfig | None = None
     "index" and "exact" are method 1 (precomputed user vectors, with the default context), "live" is method 2 (online
     user tower, in the context of the test pairs), and "intervals" has the bootstrap intervals of "index". Without
     precomputed vectors only "live" and "live_exact" are measured, with the intervals of "live". Raises RunError without
-    a test part.
-    """
+    a test part."""
     dataset, config = retriever.dataset, config or runs.read_evaluation(retriever.bundle.folder)
     if dataset.schema.valid_from:
         log.warning(

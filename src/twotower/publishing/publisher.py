@@ -76,8 +76,7 @@ def publish(
     lower recall is refused, unless `force`, which the history records. A remote index is a new collection; the alias
     moves to it once the bundle is current. A training that has not ended is evaluated at its best epoch, which the
     model card and the history say; it is refused if a part of the model is fitted after the last epoch, unless `force`.
-    Raises RunError, with the store unchanged.
-    """
+    Raises RunError, with the store unchanged."""
     if run.folder is None:
         raise RunError("the run has no folder, which publishing needs; train it with one")
     if run.unfinished:

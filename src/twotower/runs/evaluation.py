@@ -45,14 +45,16 @@ class QueryShard:
 BestItems = tuple[QueryShard, Shaped[Ints, "q K"]]
 
 
-def evaluate_run(
-    run: Run, engine: str = "local", threads: int = 0, shard_users: int = SHARD_USERS, share: Path | str = ""
+def evaluate(
+    run: Run, *, engine: str = "local", threads: int = 0, share: Path | str = "", shard_users: int = SHARD_USERS
 ) -> Metrics:
-    """Return the metrics of a run on its own validation and test parts.
+    """Evaluate the vectors of a run on its own validation and test parts.
 
-    The processes of the engine load the run from its folder, or through the URL `share`. Raises RunError if the run has
-    no test part, ConfigError for an unusable engine, or a run without a folder for other processes, Unavailable if the
-    engine is lost."""
+    `engine` ranks the users: "local" is this process, "ray" is `threads` processes of this machine, "ray://HOST:PORT"
+    is the processes of a cluster, with `threads` each. Hosts have the run at the same path, or get it through `share`,
+    a prefix in a bucket such as "s3://BUCKET/RUNS", where its files stay. Raises RunError if the run has no test part
+    (a model of `DSSMTrainable` or main.py has none), ConfigError for an unusable engine, or a run without a folder for
+    other processes, Unavailable if the engine is lost."""
     chosen = open_engine(engine, threads)
     check_share(share, chosen)
     if not len(run.dataset.test):

@@ -33,8 +33,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Lock `folder` for writing a run, and complete or remove the files of a killed writer.
 
     Raises RunError if another process holds the lock, or if `folder` is not new, empty or a run. A new folder that
-    stays empty is removed.
-    """
+    stays empty is removed."""
     files.check_name(folder)
     check_folder(folder)
     made = not folder.exists()
@@ -90,8 +89,7 @@ def replace_run(folder: Path) -> None:
     """Move the files of a complete run in `.next` to `folder`. Call under the lock. Raises RunError.
 
     `.next` stays complete until all files are linked and is removed in one step: after a kill readers use `.next`, and
-    the next holder of the lock starts the move again.
-    """
+    the next holder of the lock starts the move again."""
     new = reading_folder(folder)
     if new == folder:
         return

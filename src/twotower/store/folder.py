@@ -106,8 +106,7 @@ class FolderPlace(StorePlace):
         """Hold the store's lock within the block, after recovery from a killed process.
 
         Kernel locks are released when a process dies. A process that ends normally empties LOCK, so text in a free LOCK
-        is of a killed process.
-        """
+        is of a killed process."""
         try:
             with locks.lock(self.path / layout.STORE_LOCK) as lock:
                 left = lock.killed_holder

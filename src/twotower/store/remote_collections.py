@@ -77,8 +77,7 @@ class RemoteCollections:
     def drop_unreferenced(self) -> list[str]:
         """Drop the listed collections that no bundle names, and return their names.
 
-        Collections on a server that does not answer stay listed. The caller holds the store's lock. Raises RunError.
-        """
+        Collections on a server that does not answer stay listed. The caller holds the store's lock. Raises RunError."""
         listed = self._listed()
         if not listed or self._store.place.is_published_to():
             return []
@@ -159,8 +158,7 @@ def rollback(
     """Make an earlier bundle current (`Store.rollback`), then move the alias of a remote index to its collection.
 
     Returns the bundle and a sentence about the alias, empty without a collection. `connect_timeout` in seconds. Raises
-    RunError.
-    """
+    RunError."""
     opened = Store(store)
     bundle = opened.rollback(to, reason=reason)
     return bundle, RemoteCollections(opened, connect_timeout).update_alias()

@@ -173,8 +173,7 @@ class Store:
 
         `write` returns the facts of the manifest. `force` publishes a recall below its threshold. On a failure CURRENT
         is unchanged and no file remains. Raises BundleError for errors of input or machine; interrupts and errors of
-        the program pass through.
-        """
+        the program pass through."""
         with self.place.changing("publish") as change:
             stage, name = "write", ""
             try:
@@ -217,8 +216,7 @@ class Store:
     def rollback(self, to: str | None = None, *, reason: str = "") -> Bundle:
         """Make bundle `to`, by default the previously current one, current again. Raises BundleError.
 
-        Another rollback goes further back. The bundle rolled back from is reached only by its id.
-        """
+        Another rollback goes further back. The bundle rolled back from is reached only by its id."""
         with self.place.changing("rollback") as change:
             name = to or self._previous()
             if name is None or name not in self.place.ids():
@@ -237,8 +235,7 @@ class Store:
 
         It keeps the `keep` newest bundles (without strays), the current one, the one to which a rollback returns, and
         all with a lease. A reader without a lease keeps its open files. `also` is called at the end, within the change.
-        Raises ConfigError if `keep` is below 2.
-        """
+        Raises ConfigError if `keep` is below 2."""
         if keep < 2:
             raise ConfigError(f"keep is {keep}, expected at least 2: the current bundle and one for a rollback")
         with self.place.changing("gc") as change:
