@@ -1221,7 +1221,7 @@ def test_facts_that_lack_something_are_a_run_error(tmp_path: Path, gone: str) ->
     facts = json.loads((tmp_path / "out" / "prepared.json").read_text())
     del facts[gone]
     (tmp_path / "out" / "prepared.json").write_text(json.dumps(facts))
-    with pytest.raises(RunError, match=rf"prepared\.json: damaged, or of another version \({gone}: Field required\)"):
+    with pytest.raises(RunError, match=rf"prepared\.json: damaged, or of another version \('{gone}' is missing\)"):
         MemmapDataset.open(tmp_path / "out")
 
 

@@ -364,7 +364,7 @@ def test_locations_that_cannot_be_are_refused(tmp_path: Path) -> None:
         build_index("ivf", vectors, rows, "dot", {"uri": "a.db"})
     with pytest.raises(ConfigError, match="nlist is an option of type = 'IVF_FLAT' or 'IVF_SQ8', not of 'HNSW'"):
         build_index("milvus", vectors, rows, "dot", {"uri": "a.db", "type": "HNSW", "nlist": 3})
-    with pytest.raises(ConfigError, match="type: Input should be 'auto', 'FLAT'"):
+    with pytest.raises(ConfigError, match="type: input should be 'auto', 'FLAT'"):
         build_index("milvus", vectors, rows, "dot", {"uri": "a.db", "type": "IVF_PQ"})
     with pytest.raises(ConfigError, match="does not exist; create it"):
         Milvus(uri=str(tmp_path / "no" / "a.db")).build(vectors, rows, "dot").save(tmp_path / "x")

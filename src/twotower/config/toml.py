@@ -1,4 +1,4 @@
-"""Reading, writing and overriding of configs in TOML, and their errors in one line."""
+"""Reading, writing and overriding of configs in TOML."""
 
 from __future__ import annotations
 
@@ -18,35 +18,13 @@ from twotower.errors import ConfigError, did_you_mean
 from twotower.features.schema import Schema
 from twotower.kinds import Kind, Kinds
 from twotower.model.pooling import check_poolings
-from twotower.section import Section
+from twotower.section import Section, first_problem
 
 TomlValue: TypeAlias = "str | float | date | time | Sequence[TomlValue] | Mapping[str, TomlValue]"
 """Value of a key in TOML."""
 
 CONFIG_FORMAT = 3
 """Value of `format` in a written config. Optional in a file written by hand."""
-_WORDS = {"valid tuple": "list", "Tuple": "List", " after validation": ""}
-"""Words of pydantic, and the words of a config."""
-
-
-def explain(error: ValidationError) -> str:
-    """Return one problem in one line: key, value, allowed values. An unknown key, which causes others, comes first."""
-    problems = error.errors()
-    first = next((p for p in problems if p["type"] == "unknown_key"), problems[0])
-    where = ".".join([*(["schema"] if error.title == "Schema" else []), *map(str, first["loc"])])
-    if first["type"] == "unknown_key":
-        key, hint, allowed = (first["ctx"][name] for name in ("key", "hint", "allowed"))
-        return f"unknown key '{where}{'.' * bool(where)}{key}'{hint} (allowed: {allowed})"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] in ("value_error", "kind", "kind_type", "untrusted_kind"):
-        return f"{where}: {message}" if where else message
-    if first["type"] == "missing":
-        return f"'{where}' is missing"
-    for theirs, ours in _WORDS.items():
-        message = message.replace(theirs, ours)
-    given = first.get("input")
-    shown = f", got {given!r}" if isinstance(given, str | int | float | bool) else ""
-    return f"{where}: {message[0].lower()}{message[1:]}{shown}"
 
 
 def parse_config(
@@ -69,7 +47,7 @@ def parse_config(
         config = Config.model_validate(rest, context={"trust": trust})
         parsed = Schema.model_validate(schema, context={"trust": trust}) if schema is not None else None
     except ValidationError as e:
-        raise ConfigError(f"{where}: {explain(e)}") from None
+        raise ConfigError(f"{where}: {first_problem(e)}") from None
     if parsed is not None:
         check_poolings(parsed, trust, f"{where}: ")
     return parsed, config

@@ -36,7 +36,7 @@ from torch import Tensor
 from twotower import files
 from twotower.arrays.types import Floats, Shaped
 from twotower.config.experiment import Config
-from twotower.config.toml import CONFIG_FORMAT, TomlValue, dump_config, explain, parse_config
+from twotower.config.toml import CONFIG_FORMAT, TomlValue, dump_config, parse_config
 from twotower.data import memmap
 from twotower.data.dataset import Dataset
 from twotower.data.recent_popularity import PopularityTerms, RecentPopularity
@@ -55,6 +55,7 @@ from twotower.kinds import CODE, CODE_OF, code_digests, untrusted_kind, warn_of_
 from twotower.model.tables import blank_tables
 from twotower.model.two_tower import TwoTower
 from twotower.runs.folder import is_complete, reading_folder, run_stamp
+from twotower.section import first_problem
 from twotower.train.checkpoint import CODES, DATA, EVALUATION, STATE, Checkpoint, load_states
 from twotower.train.factors import factors_before, factors_during
 from twotower.train.progress import TrainingProgress
@@ -366,7 +367,7 @@ def read_evaluation(folder: Path) -> EvaluationConfig:
         return EvaluationConfig.model_validate(_read_settings(folder).get("evaluation", {}))
     except ValidationError as e:
         foreign = untrusted_kind(e)
-        problem = foreign.in_data if foreign else f"evaluation.{explain(e)}"
+        problem = foreign.in_data if foreign else f"evaluation.{first_problem(e)}"
         raise RunError(f"{folder / layout.CONFIG}: {problem}") from None
 
 

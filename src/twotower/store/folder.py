@@ -94,8 +94,8 @@ class FolderPlace(StorePlace):
         except FileNotFoundError:
             return b""
         except OSError as e:
-            problem = f"{path}: cannot be read ({e.strerror}); restore it, or move it away"
-            raise BundleError(problem, "unreadable") from e
+            what = f"cannot be read ({e.strerror}); restore it, or move it away"
+            raise BundleError(f"{path}: {what}", "unreadable") from e
 
     def edit(self, name: str, change: Callable[[bytes], bytes]) -> None:
         path = self.path / name

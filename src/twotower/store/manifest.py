@@ -33,7 +33,7 @@ from twotower.files import layout
 from twotower.files.readers import parse_json, read_regular
 from twotower.files.urls import Url
 from twotower.kinds import UntrustedKind, untrusted_kind
-from twotower.section import Section
+from twotower.section import Section, first_problem
 
 if TYPE_CHECKING:
     from twotower.features.schema import Schema
@@ -42,10 +42,6 @@ SCHEMA_VERSION = 5
 """Version of the manifest that is written, and the only one that is read."""
 
 MAX_MANIFEST_BYTES = 16 << 20
-_EXPECTED = {
-    "int_type": "int", "string_type": "str", "bool_type": "bool", "float_type": "a number", "finite_number": "a number",
-    "dict_type": "dict", "model_type": "dict", "model_attributes_type": "dict", "tuple_type": "list",
-}  # fmt: skip
 
 JsonObject = dict[str, JsonValue]
 Count = Annotated[StrictInt, Field(ge=0)]
@@ -194,7 +190,9 @@ class Manifest(BundleFacts):
             raise BundleError(f"bundle {self.bundle}: {e}", "manifest") from None
         except ValidationError as e:
             foreign = untrusted_kind(e)
-            raise BundleError(f"bundle {self.bundle}: {foreign.in_data if foreign else problem(e)}", "kinds") from None
+            raise BundleError(
+                f"bundle {self.bundle}: {foreign.in_data if foreign else first_problem(e)}", "kinds"
+            ) from None
 
 
 def manifest_digest(body: JsonObject) -> str:
@@ -256,22 +254,9 @@ def parse_manifest(data: bytes, path: Path | Url, name: str) -> Manifest:
     try:
         manifest = Manifest.model_validate(body)
     except ValidationError as e:
-        raise BundleError(f"{path}: {problem(e)}", "manifest") from None
+        raise BundleError(f"{path}: {first_problem(e)}", "manifest") from None
     if manifest.bundle != name:
         raise BundleError(f"{path}: of another bundle ({manifest.bundle!r:.80})", "mismatch")
     if name[-6:] != manifest_digest(body):
         raise BundleError(f"{path}: damaged or edited (its digest is not that of the id)", "checksum")
     return manifest
-
-
-def problem(error: ValidationError) -> str:
-    """Return the first problem of a manifest in one line: the field, its value, the expected type."""
-    first = error.errors(include_url=False)[0]
-    where, kind = ".".join(map(str, first["loc"])) or "the manifest", first["type"]
-    found = "is missing" if kind == "missing" else f"is {first['input']!r:.80}"
-    if len(first["loc"]) > 1 and first["loc"][0] == "files":
-        return f"{where} {found}, expected path, size and sha256"
-    if kind == "missing":
-        return f"{where} {found}"
-    message = (first["msg"].splitlines() or [""])[0]
-    return f"{where} {found}, " + (f"expected {_EXPECTED[kind]}" if kind in _EXPECTED else message)

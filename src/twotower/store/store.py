@@ -21,10 +21,11 @@ from pydantic import ValidationError
 from twotower.errors import BundleError, ConfigError, RunError
 from twotower.escaping import python_literal
 from twotower.files.urls import Url, is_url
+from twotower.section import first_problem
 from twotower.store.bundle import Bundle, is_bundle_id, seal, stray_ids
 from twotower.store.folder import FolderPlace
 from twotower.store.history import current_ids, new_line, previous_id
-from twotower.store.manifest import BundleFacts, JsonObject, Manifest, RecallCheck, problem
+from twotower.store.manifest import BundleFacts, JsonObject, Manifest, RecallCheck
 from twotower.store.object_place import ObjectPlace
 from twotower.store.place import Change, StorePlace
 
@@ -274,7 +275,7 @@ def _reason(error: BaseException, stage: str) -> str:
 def _message(error: BaseException) -> str:
     """Return the message of an error of a publisher in one line, its type if it has none."""
     if isinstance(error, ValidationError):
-        return problem(error)
+        return first_problem(error)
     what = str(error)
     if isinstance(error, OSError):
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
