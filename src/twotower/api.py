@@ -253,7 +253,7 @@ def _train(
         resumed = found is not None
         del found
         held.close()  # the tensors are in the model
-        with _going_on(place, folder, trainer):
+        with _resume_hint(place, folder, trainer):
             trained = trainer.run()
     if place and context.is_main and isinstance(dataset, MemmapDataset):  # its source may be removed or replaced
         dataset = replace(dataset, folder=place / layout.PREPARED)
@@ -267,7 +267,7 @@ def _train(
     best = {m: v for m, v in trained.metrics.items() if m.startswith("validation.")} or best
     factors_of: Callable[[int], Scorer] = lru_cache(1)(done.factors_during)  # the report shows those of the test part
     callback.on_phase("evaluation", config)
-    with _going_on(place, folder, trainer), trainer.stoppable("in the evaluation"):
+    with _resume_hint(place, folder, trainer), trainer.stoppable("in the evaluation"):
         metrics = evaluate_model(factors_of, dataset, config.evaluation, best, monitor=config.train.monitor)
         metrics |= trained.metrics
     metrics["train.peak_memory_mb"] = peak_memory_mb()
@@ -286,7 +286,7 @@ def _train(
 
 
 @contextmanager
-def _going_on(place: Path | None, folder: Path | None, trainer: Trainer) -> Iterator[None]:
+def _resume_hint(place: Path | None, folder: Path | None, trainer: Trainer) -> Iterator[None]:
     """Add to the message of Interrupted the call that resumes the training that writes to `place`, for `folder`."""
     try:
         yield

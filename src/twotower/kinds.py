@@ -131,7 +131,6 @@ class Kinds(Generic[K]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the registered kinds."""
         return tuple(self._by_name)
 
     def find(self, name: str, trust: bool = False) -> type[K]:
@@ -209,7 +208,7 @@ class ByName:
 
 
 class Added:
-    """Mark of a field of kinds in addition to the registered kinds that are always on, which are no values of it."""
+    """Mark of a field of kinds in addition to the registered kinds that are always on, which the field does not name."""
 
 
 def trusts(info: ValidationInfo) -> bool:

@@ -17,7 +17,7 @@ from twotower.train.recipe import Recipe
 
 
 class Config(Recipe, DatasetConfig):
-    """All settings without the schema: those of the dataset, the recipe of the model, and its index."""
+    """All settings without the schema: the dataset, the recipe of the model, and its index."""
 
     index: Annotated[IndexConfig, INDEXES] = Auto()
 

@@ -59,7 +59,6 @@ def config_tables() -> tuple[OptionTable, ...]:
 
 
 def schema_tables() -> tuple[OptionTable, ...]:
-    """Return the tables of a schema."""
     return tuple(_section_tables("schema", _Content(Schema), {}))
 
 

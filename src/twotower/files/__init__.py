@@ -40,7 +40,6 @@ hooks = Hooks()
 
 
 def point(name: str) -> None:
-    """Call the hooks at a named point."""
     hooks.point(name)
 
 
@@ -77,7 +76,6 @@ def write_json(path: Path, value: JsonData, mode: int | None = None) -> None:
 
 
 def json_bytes(value: JsonData) -> bytes:
-    """Return the content of a JSON file."""
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -198,8 +196,7 @@ def check_name(name: Path | str) -> None:
 
 def cache_folder() -> Path:
     """Return the folder of this package in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "twotower"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twotower"
 
 
 def check_writable(folder: Path) -> None:

@@ -22,7 +22,6 @@ POPULARITY = "popularity.npy"
 
 
 def tower(side: str) -> str:
-    """Return the name of the exported tower of a side."""
     return f"{side}_tower.onnx"
 
 
@@ -39,7 +38,6 @@ INTERACTIONS, PREPARED = "interactions.parquet", "prepared"
 
 
 def table(side: str) -> str:
-    """Return the name of the table of a side."""
     return f"{side}s.parquet"
 
 

@@ -1,6 +1,6 @@
 """File locks, and temporary folders under a lock: the kernel releases a lock when its holder dies.
 
-Exclusive locks are those of filelock: `flock`, or `LockFileEx` on Windows. A shared lock keeps a file from being
+Exclusive locks are by filelock: `flock`, or `LockFileEx` on Windows. A shared lock keeps a file from being
 removed; Windows does that for every open file.
 """
 

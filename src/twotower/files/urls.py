@@ -83,12 +83,10 @@ class Url:
 
     @property
     def name(self) -> str:
-        """The last part."""
         return self.path.name
 
     @property
     def parent(self) -> Url:
-        """The address without the last part."""
         return Url(self.scheme, self.bucket, self.parts[:-1])
 
     def __truediv__(self, key: str) -> Url:

@@ -111,14 +111,14 @@ class Run:
         return self.config.model.recent_popularity and self.model.recent_popularity.is_fitted
 
     def latest_popularity(self) -> Floats | None:
-        """Return the popularity (items,) before the test part, by which items are ranked for unknown users.
+        """Return the popularity (items,) before the test part, which ranks the items for unknown users.
 
         None if the model's scores do not depend on it."""
         if not self.follows_popularity or (terms := self.model.recent_popularity.terms).recent <= 0:
             return None
         return RecentPopularity.before(self.dataset, TEST).scores_at_end(PopularityTerms(terms.half_life, 1.0))
 
-    def missed_outside(self, side: SideName, columns: Collection[str]) -> list[str]:
+    def vector_gaps(self, side: SideName, columns: Collection[str]) -> list[str]:
         """Return what an index of other software lacks if it has the vectors of a side, from a table with `columns`."""
         missed, model = list[str](), self.config.model
         if side == "user" and model.own_counts and self.model.own_counts.are_fitted:
@@ -204,7 +204,6 @@ def start_run(
 
 
 def save_history(folder: Path, history: list[Metrics]) -> None:
-    """Write history.jsonl: one line for each epoch."""
     files.write(folder / layout.EPOCHS, "".join(json.dumps(entry) + "\n" for entry in history))
 
 
@@ -240,7 +239,6 @@ def save_model(folder: Path, run: Run) -> str:
 
 
 def _weights_file(model: TwoTower) -> bytes:
-    """Return the content of model.safetensors."""
     return save_tensors({n: p.detach().cpu().contiguous() for n, p in model.named_parameters()})
 
 

@@ -59,7 +59,6 @@ class Bundle:
 
     @property
     def size(self) -> int:
-        """Size of all files. Bytes."""
         return self.manifest.size
 
     def check_consistency(self, sources: Mapping[str, Mapping[str, str | int | None]]) -> None:

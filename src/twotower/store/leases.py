@@ -33,7 +33,7 @@ class LeaseTimes:
     """Times of leases, in seconds."""
 
     seconds: int = 900
-    """Life of a lease, which is renewed each third of it."""
+    """Life of a lease. It is renewed three times in its life."""
     margin: float = 60.0
     """Time after the end of a lease during which it still counts."""
 
@@ -90,7 +90,6 @@ class Leases:
     """The leases of one store."""
 
     def __init__(self, client: ObjectClient, key: Callable[[str], str], times: LeaseTimes) -> None:
-        """`key` returns the key of a path within the store."""
         self._client, self._key, self.times = client, key, times
 
     def new(self, action: str, bundle: str = "") -> Lease:

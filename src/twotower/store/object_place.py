@@ -66,7 +66,6 @@ class ObjectPlace(StorePlace):
         return ObjectClient(self.path)
 
     def key(self, path: str) -> str:
-        """Return the key of a path within the store."""
         return "/".join([*self.path.parts, path])
 
     # ---- reading
