@@ -720,8 +720,9 @@ def test_fault_G26_a_run_folder_that_names_code_imports_nothing_unless_it_is_tru
     table, out = str(tmp_path / "items.csv"), str(tmp_path / "out")
     again = str(copy / "config.toml")
     for command in (
-        ["evaluate", str(copy)], ["doctor", str(copy)], ["compare", str(copy), str(copy)], ["embed", str(copy), table, "--out", out],
-        ["publish", str(copy), "--store", out], ["train", again, "--run", str(copy), "--resume"], ["train", again, "--run", out],
+        ["evaluate", str(copy)], ["doctor", str(copy)], ["compare", str(copy), str(copy)],
+        ["embed", str(copy), table, "--out", out], ["publish", str(copy), "--store", out],
+        ["train", again, "--run", str(copy), "--resume"], ["train", again, "--run", out],
     ):  # fmt: skip
         assert run_command(command) == 2
         assert capsys.readouterr().err == f"error: {where}, and {module} is not imported; import it, or pass --trust\n"

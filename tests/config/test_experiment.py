@@ -81,11 +81,15 @@ EVERY_SETTING = parse_config(
         },
         "loss": {"kind": "gbce", "calibration": 0.5},
         "negatives": {
-            "in_batch": False, "uniform": 4, "popularity": {"n": 3, "alpha": 0.5}, "cross_batch_memory": 9, "disliked": 1,
+            "in_batch": False, "uniform": 4, "popularity": {"n": 3, "alpha": 0.5}, "cross_batch_memory": 9,
+            "disliked": 1,
             "hard": {"n": 2, "ranks": [7, 9], "ratio": 8.5, "every": 3, "margin": 0.5},
             "attribute": {"feature": "g", "n": 2}, "mask_positives": False, "random": {"n": 2, "share": 0.75},
         },
-        "train": {"history_scope": "causal", "monitor": "validation.ndcg@7", "clip_norm": 0.1, "precision": "bf16", "device": "cuda"},
+        "train": {
+            "history_scope": "causal", "monitor": "validation.ndcg@7", "clip_norm": 0.1, "precision": "bf16",
+            "device": "cuda",
+        },
         "evaluation": {"k": [7, 3], "bootstrap": 0},
     }
 )[1]  # fmt: skip
@@ -313,7 +317,8 @@ def test_an_unknown_key_of_a_feature_is_named_with_the_nearest_of_its_kind(
         (
             "split.kind=rndom",
             [
-                "split.kind: input should be 'random', 'user_random', 'last', 'time', 'user_ratio', 'column' or 'files', got 'rndom'"
+                "split.kind: input should be 'random', 'user_random', 'last', 'time', 'user_ratio', 'column' or "
+                "'files', got 'rndom'"
             ],
         ),
         ("data.users=3", ["data.users: input should be a valid string, got 3"]),
@@ -342,9 +347,7 @@ def test_an_unknown_key_of_a_feature_is_named_with_the_nearest_of_its_kind(
         ("schema.features.0.name=", ["schema.features.0.name: string should have at least 1 character"]),
         (
             "schema.features.0.kind=numerc",
-            [
-                "schema.features.0.kind: no feature of kind 'numerc'; did you mean 'numeric'? (allowed: categorical, numeric"
-            ],
+            ["schema.features.0.kind: no feature of kind 'numerc'; did you mean 'numeric'? (allowed: categorical"],
         ),
     ],
 )
@@ -395,7 +398,10 @@ def test_a_source_of_candidates_goes_with_a_contrastive_loss_and_not_with_the_wh
     path, one = written(tmp_path, ""), f"negatives.{source}={CANDIDATES[source]}"
     contrastive = "loss.kind=gbce"
     assert [s.kind for s in load_config(path, [contrastive, one])[1].negatives.sources] == ["in_batch", source]
-    words = f"negatives.{source} gives candidates, and loss.kind = 'bce' takes pairs; leave it out, or set loss.kind to one of softmax, gbce, bpr"
+    words = (
+        f"negatives.{source} gives candidates, and loss.kind = 'bce' takes pairs; leave it out, or set loss.kind to one "
+        "of softmax, gbce, bpr"
+    )
     refused(path, [one], words)
     words = f"negatives.full makes every item a candidate, so negatives.{source} adds none; drop one of the two"
     refused(path, [contrastive, one, "negatives.full=true"], words)
@@ -436,7 +442,8 @@ def test_pairs_and_candidates_do_not_mix(tmp_path: Path, kind: str) -> None:
     refused(
         path,
         ["train.history_scope=causal"],
-        "train.history_scope = 'causal' needs candidates and times; set loss.kind to one of softmax, gbce, bpr and schema.time to a column",
+        "train.history_scope = 'causal' needs candidates and times; set loss.kind to one of softmax, gbce, bpr and "
+        "schema.time to a column",
     )
     refused(path, ["negatives.full=true"], "negatives.full gives candidates, and loss.kind = 'bce' takes pairs")
 
@@ -468,7 +475,8 @@ def test_pairs_and_candidates_do_not_mix(tmp_path: Path, kind: str) -> None:
         ),
         (
             "schema.features.2.pooling=max",
-            "schema.features.2.pooling.kind: no pooling of kind 'max' (allowed: mean, sqrt, sum, power, ridge, decay, attention, transformer)",
+            "schema.features.2.pooling.kind: no pooling of kind 'max' (allowed: mean, sqrt, sum, power, ridge, decay, "
+            "attention, transformer)",
         ),
         ("schema.features.2.pooling.rates=[]", "features.2.pooling.rates: Tuple should have at least 1 item"),
         (

@@ -182,9 +182,9 @@ INDEXES: dict[tuple[str, str], int] = {
     ("hnsw", "m"): 2,
     ("hnsw", "ef_construction"): 1,
 }
-# Tested elsewhere: the source of the data in test_api and test_cli, a prepared dataset in data/test_prepare, devices and
-# checkpoints in train/test_trainer, the timeout of ranks in test_distributed, the placement of tables in train/torchrec, the
-# index of a published model in test_publishing, and all of Milvus in index/test_milvus.
+# Tested elsewhere: the source of the data in test_api and test_cli, a prepared dataset in data/test_prepare, devices
+# and checkpoints in train/test_trainer, the timeout of ranks in test_distributed, the placement of tables in
+# train/torchrec, the index of a published model in test_publishing, and all of Milvus in index/test_milvus.
 ELSEWHERE = {
     "data.dataset.kind",
     "data.users",

@@ -284,7 +284,10 @@ def test_rows_that_no_history_of_a_bundle_holds_are_told(tmp_path: Path, caplog:
             run = api.fit((users, items, log), schema, settings(train={"epochs": 1}), folder=tmp_path / str(told))
             api.publish(run, tmp_path / "store")
         n = len(run.dataset.part_indices(VALIDATION)) + len(run.dataset.part_indices(TEST))
-        line = f"the {n:,} rows of the validation and test part are in no history of the bundle, and their items are left out of answers; to serve nearly all rows train with a smaller split.validation and split.test"
+        line = (
+            f"the {n:,} rows of the validation and test part are in no history of the bundle, and their items are left "
+            "out of answers; to serve nearly all rows train with a smaller split.validation and split.test"
+        )
         assert (line in caplog.messages) == told
     histories = run.dataset.side_before("user", TEST).columns["h"]
     assert isinstance(histories, Ragged)

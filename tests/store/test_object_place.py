@@ -663,7 +663,8 @@ def test_fault_A13_a_killed_download_is_continued(
     with pytest.raises(KeyboardInterrupt):
         elsewhere.open(name)
     monkeypatch.setattr(files, "hooks", files.Hooks())
-    whole = [p.name for p in (elsewhere.place.cache.folder).rglob("*.bin") if p.stat().st_size == 103]  # type: ignore[attr-defined]
+    assert isinstance(elsewhere.place, ObjectPlace)
+    whole = [p.name for p in elsewhere.place.cache.folder.rglob("*.bin") if p.stat().st_size == 103]
     assert whole
     s3.let_happen(*(Fault(f"GET .*/{name}$", 403, times=9) for name in whole))
     assert tag_of(elsewhere.open(name)) == "one", "what was fetched is not asked for again"

@@ -961,7 +961,7 @@ def test_fault_A13_an_open_mapping_outlives_gc_without_a_lease(store: Store) -> 
         assert mapped[:] == b"a" + bytes(range(100))
 
 
-# ---- A11: the recall check ------------------------------------------------------------------------------------------------
+# ---- A11: the recall check ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("recall", [0.93, -1, 0])

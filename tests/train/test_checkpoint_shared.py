@@ -48,7 +48,8 @@ with context.process_group(timeout=60):
         folders = [base / case / str(context.rank) / name for name in ("next", "run")]
         try:
             with shared_checkpoint(context, folders, chunk_bytes=1000) as one:
-                found[case] = one and [one.step, float(one.tensors["model/weight"][999]), one.fingerprint, str(one.path)]
+                weight = one and float(one.tensors["model/weight"][999])
+                found[case] = one and [one.step, weight, one.fingerprint, str(one.path)]
         except RunError as e:
             found[case] = str(e)
 (base / f"{context.rank}.json").write_text(json.dumps(found))
