@@ -210,14 +210,9 @@ def _suggested(
 
 
 def _train(
-    dataset: Dataset,
-    config: Config,
-    context: DistributedContext,
-    folder: Path | None,
-    callback: Callback,
-    resume: bool,
-    override: bool,
-) -> Run:
+    dataset: Dataset, config: Config, context: DistributedContext, folder: Path | None, callback: Callback,
+    resume: bool, override: bool,
+) -> Run:  # fmt: skip
     device = choose_device(config.train.device, context.local_rank)
     with (
         context.process_group(device.type, config.train.timeout, always=config.train.embedding_placement == "torchrec"),
@@ -323,9 +318,8 @@ class _HistoryWriter(Callback):
 def recent_titles(trained: Run, user_id: str | int, n: int = 5) -> list[str]:
     """Return the titles of the user's last `n` positives in the train part, latest first."""
     dataset = trained.dataset
-    keep = np.flatnonzero(
-        (dataset.parts == TRAIN) & dataset.pairs.target & (dataset.pairs.user == _user_row(dataset, user_id))
-    )
+    of_user = dataset.pairs.user == _user_row(dataset, user_id)
+    keep = np.flatnonzero((dataset.parts == TRAIN) & dataset.pairs.target & of_user)
     if dataset.times is not None:
         keep = keep[np.argsort(dataset.times[keep], kind="stable")]
     titles = dataset.titles()

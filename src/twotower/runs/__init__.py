@@ -222,19 +222,13 @@ def save_model(folder: Path, run: Run) -> str:
     data = _weights_file(run.model)
     digest = hashlib.sha256(data).hexdigest()
     files.write(folder / layout.WEIGHTS, data)
-    files.write_json(
-        folder / layout.MODEL,
-        {
-            "format": RUN_FORMAT,
-            "twotower": __version__,
-            "torch": torch.__version__,
-            "sha256": digest,
-            "metric": run.model.config.metric,
-            "model": run.config.model.model_dump(mode="json"),
-            "fields": {s: to_jsonable_python(run.dataset.encoders.fields(s)) for s in SIDES},
-            CODE: _code(run.dataset, run.config),
-        },
-    )
+    about = {
+        "format": RUN_FORMAT, "twotower": __version__, "torch": torch.__version__, "sha256": digest,
+        "metric": run.model.config.metric, "model": run.config.model.model_dump(mode="json"),
+        "fields": {s: to_jsonable_python(run.dataset.encoders.fields(s)) for s in SIDES},
+        CODE: _code(run.dataset, run.config),
+    }  # fmt: skip
+    files.write_json(folder / layout.MODEL, about)
     return digest
 
 

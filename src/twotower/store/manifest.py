@@ -206,13 +206,9 @@ def write_manifest(
 ) -> str:
     """Write the manifest of a folder and return the id of the bundle: `stamp`, and the digest."""
     body: JsonObject = {
-        "schema_version": SCHEMA_VERSION,
-        "bundle": "",
-        **facts.model_dump(mode="json", by_alias=True),
-        "created": created,
-        "forced": forced,
-        "files": [entry.model_dump() for entry in entries],
-    }
+        "schema_version": SCHEMA_VERSION, "bundle": "", **facts.model_dump(mode="json", by_alias=True),
+        "created": created, "forced": forced, "files": [entry.model_dump() for entry in entries],
+    }  # fmt: skip
     body["bundle"] = name = f"{stamp}-{manifest_digest(body)}"
     files.write_json(folder / layout.MANIFEST, body, 0o644)
     return name
