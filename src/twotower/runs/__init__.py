@@ -222,7 +222,7 @@ def save_model(folder: Path, run: Run) -> str:
     data = _weights_file(run.model)
     digest = hashlib.sha256(data).hexdigest()
     files.write(folder / layout.WEIGHTS, data)
-    about = {
+    about: files.JsonData = {
         "format": RUN_FORMAT, "twotower": __version__, "torch": torch.__version__, "sha256": digest,
         "metric": run.model.config.metric, "model": run.config.model.model_dump(mode="json"),
         "fields": {s: to_jsonable_python(run.dataset.encoders.fields(s)) for s in SIDES},
