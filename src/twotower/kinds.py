@@ -208,7 +208,7 @@ class ByName:
 
 
 class Added:
-    """Mark of a field of kinds in addition to the registered kinds that are always on, which the field does not name."""
+    """Mark of a field of kinds in addition to the registered kinds that are always on, which it does not name."""
 
 
 def trusts(info: ValidationInfo) -> bool:
